@@ -1,0 +1,71 @@
+"""What can go wrong, by what a caller does about it.
+
+TunewrightError
+├── ConfigError        the settings are wrong: exit code 2, never retried
+├── DataError          the data were refused: exit code 3, never retried
+├── TrackingError      MLflow does not answer: retried after a while
+└── TrainingError      training did not reach its planned end: exit code 4
+    └── TrainerDied    the trainer process was killed or crashed: retried, and the retry resumes
+"""
+
+import errno
+import sqlite3
+from typing import Any
+
+
+class TunewrightError(Exception):
+    """An error that a user can act on; its message is one line with the value, where it stands and what is accepted."""
+
+    exit_code = 1
+
+
+class ConfigError(TunewrightError):
+    """The settings contradict each other or name something that is not there."""
+
+    exit_code = 2
+
+
+class DataError(TunewrightError):
+    """The data cannot be used as they are."""
+
+    exit_code = 3
+
+
+class TrackingError(TunewrightError):
+    """MLflow does not answer, or its database is locked."""
+
+
+class TrainingError(TunewrightError):
+    """Training ended before its planned end."""
+
+    exit_code = 4
+
+
+class TrainerDied(TrainingError):
+    """The trainer process was killed or crashed; the next attempt goes on from its last valid checkpoint."""
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether trying again can help: lost connections, timeouts, locked databases and a trainer that was killed.
+
+    Bad data, bad settings, a full disk and programming errors are the same the second time.
+    """
+    if isinstance(error, TunewrightError):
+        return isinstance(error, TrainerDied | TrackingError)
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, sqlite3.OperationalError):
+        return "locked" in str(error)
+    if isinstance(error, OSError):
+        return error.errno in {errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT}
+    status = getattr(error, "get_http_status_code", None)  # mlflow.exceptions.MlflowException
+    return callable(status) and status() in {408, 429, 502, 503, 504}
+
+
+def retry_transient(task: Any, task_run: Any, state: Any) -> bool:
+    """The retry rule of every stage, as Prefect's retry_condition_fn."""
+    try:
+        state.result()
+    except BaseException as error:  # the verdict on any failure, whatever its type, is is_transient's
+        return is_transient(error)
+    return False

@@ -1,0 +1,183 @@
+"""What tests share: an own home and no network for each test, a tiny real model, and rows to feed the stages."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.artifacts import ROW_SCHEMA, SPLIT_SCHEMA, Base, Splits
+
+Message = dict[str, str]
+Conversation = Sequence[str] | Sequence[Message]  # plain texts are turns of user, assistant, user, ...
+WriteRows = Callable[..., pa.Table]
+MakeSplits = Callable[..., Splits]
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SENTENCES = (
+    "You are a helpful AI assistant.",
+    "The user asks a question and the assistant gives the answer that the user needs.",
+    "Where is my order? Please send the money back to my card, I was charged twice.",
+    '{"intent": "refund", "urgent": false, "language": "en"}',
+    "one two three four five six seven eight nine ten 0 1 2 3 4 5 6 7 8 9",
+)
+
+
+def pytest_configure() -> None:
+    """Libraries read these when they are first imported, which is after this and before any fixture."""
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this test's artifacts go."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(home))
+    return home
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """A llama of two layers with random weights and a ChatML tokenizer of about 500 tokens, on disk."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tasks.models import identity
+
+    folder = tmp_path_factory.mktemp("tiny_base")
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
+    digest = identity(str(folder))
+    return Base(
+        stage="base",
+        key="tiny",
+        folder=folder,
+        digest=digest,
+        reference=str(folder),
+        revision=None,
+        location=Path(),
+        weights_digest=digest,
+    )
+
+
+def tiny_tokenizer(
+    template: str = CHATML, bos: str = "<|im_start|>", eos: str = "<|im_end|>", extra: Sequence[str] = ()
+) -> Any:
+    """A byte-level tokenizer of about 500 tokens; `extra` are more special tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = list(dict.fromkeys(["<|endoftext|>", bos, eos, *extra]))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=eos,
+        unk_token="<|endoftext|>",
+        extra_special_tokens=list(extra),
+        chat_template=template,
+    )
+
+
+@pytest.fixture
+def write_rows() -> WriteRows:
+    """`write_rows(path, conversations, file="data.jsonl")` writes and returns a ROW_SCHEMA table, one line a row."""
+
+    def write(path: Path, conversations: Sequence[Conversation], *, file: str = "data.jsonl") -> pa.Table:
+        table = pa.Table.from_pylist(
+            [_row(messages(given), file, line) for line, given in enumerate(conversations, start=1)], ROW_SCHEMA
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path)
+        return table
+
+    return write
+
+
+@pytest.fixture
+def make_splits(tmp_path: Path) -> MakeSplits:
+    """`make_splits(train, validation, test)` is a Splits artifact of these conversations, each row its own cluster."""
+
+    def make(train: Sequence[Conversation], validation: Sequence[Conversation], test: Sequence[Conversation]) -> Splits:
+        line = 0
+        sides = {"train": train, "validation": validation, "test": test}
+        digest = hashlib.sha256(json.dumps(sides).encode()).hexdigest()
+        folder = tmp_path / "splits" / digest[:8]
+        folder.mkdir(parents=True, exist_ok=True)
+        for side, conversations in sides.items():
+            rows = []
+            for given in conversations:
+                line += 1
+                rows.append(_row(messages(given), "data.jsonl", line) | {"cluster": line})
+            pq.write_table(pa.Table.from_pylist(rows, SPLIT_SCHEMA), folder / f"{side}.parquet")
+        return Splits(
+            stage="split",
+            key=digest[:20],
+            folder=folder,
+            digest=digest,
+            num_train=len(train),
+            num_validation=len(validation),
+            num_test=len(test),
+            num_clusters=line,
+            largest_similarity=0.0,
+            random_leak_share=0.0,
+        )
+
+    return make
+
+
+def messages(conversation: Conversation) -> list[Message]:
+    """The conversation's messages; plain texts are given the roles user, assistant, user, ..."""
+    roles = ("user", "assistant")
+    return [
+        {"role": roles[position % 2], "content": turn} if isinstance(turn, str) else turn
+        for position, turn in enumerate(conversation)
+    ]
+
+
+def _row(conversation: list[Message], file: str, line: int) -> dict[str, object]:
+    canonical = json.dumps(conversation, sort_keys=True, ensure_ascii=False)
+    row_id = hashlib.sha256(canonical.encode()).hexdigest()
+    return {"row_id": row_id, "source": file, "file": file, "line": line, "group": None, "messages": conversation}

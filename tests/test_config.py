@@ -1,0 +1,160 @@
+"""Every knob is described, bounded in words, closed to what it does not know, and held against the others."""
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from tasks.config import (
+    STAGES,
+    Checks,
+    Data,
+    Evaluation,
+    Gate,
+    Method,
+    Model,
+    Registry,
+    Section,
+    Settings,
+    Source,
+    Split,
+    Training,
+    home,
+)
+
+SOURCES = (Source(path="a.jsonl"),)
+NEEDED = {"data": Data(sources=SOURCES), "model": Model(base="org/name")}
+SECTIONS: dict[str, Any] = {name: field.annotation for name, field in Settings.model_fields.items()}
+FIELDS = [
+    pytest.param(name, field, id=f"{model.__name__}.{name}")
+    for model in (*SECTIONS.values(), Source)
+    for name, field in model.model_fields.items()
+]
+
+
+def test_only_the_data_and_the_base_model_are_required() -> None:
+    models = (Settings, *SECTIONS.values())
+    required = {f"{m.__name__}.{n}" for m in models for n, f in m.model_fields.items() if f.is_required()}
+    assert required == {"Settings.data", "Settings.model", "Data.sources", "Model.base"}
+
+
+@pytest.mark.parametrize("model", [*SECTIONS.values(), Source])
+def test_each_section_says_what_it_is_for(model: type[BaseModel]) -> None:
+    assert model.__doc__
+    assert model.__doc__ != Section.__doc__
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS)
+def test_each_field_is_described_in_plain_text(name: str, field: FieldInfo) -> None:
+    assert field.description
+    assert field.description.isprintable()
+    assert not field.description.endswith(".")
+    assert not set(field.description) & set("<>`")
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS)
+def test_each_default_is_plain_so_that_the_form_shows_it(name: str, field: FieldInfo) -> None:
+    assert field.default_factory is None
+    plain = (str, int, float, bool, tuple, type(None))
+    assert field.is_required() or isinstance(field.default, plain)
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS)
+def test_each_bound_but_zero_and_one_from_below_is_said_in_words(name: str, field: FieldInfo) -> None:
+    said = (field.description or "").replace(",", "")
+    for bound in field.metadata:
+        lower = getattr(bound, "ge", getattr(bound, "gt", None))
+        upper = getattr(bound, "le", getattr(bound, "lt", None))
+        for value in ([lower] if lower not in {None, 0, 1} else []) + ([upper] if upper is not None else []):
+            assert f"{value:g}" in said
+
+
+@pytest.mark.parametrize("model", [Settings, *SECTIONS.values(), Source])
+def test_unknown_keys_are_refused(model: type[BaseModel]) -> None:
+    with pytest.raises(ValidationError) as error:
+        model.model_validate({"surprise": 1})
+    assert {"type": "extra_forbidden", "loc": ("surprise",)} in [
+        {"type": e["type"], "loc": e["loc"]} for e in error.value.errors()
+    ]
+
+
+@pytest.mark.parametrize("section", [Training(), Gate(), Settings(**NEEDED), SOURCES[0]])
+def test_settings_do_not_change_once_made(section: BaseModel) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(section, next(iter(type(section).model_fields)), 1)
+
+
+def test_defaults_hold_their_own_bounds_and_agree_with_each_other() -> None:
+    defaults = {
+        name: {n: f.default for n, f in model.model_fields.items() if f.default is not PydanticUndefined}
+        for name, model in SECTIONS.items()
+    }
+    for name, needed in NEEDED.items():
+        defaults[name] |= needed.model_dump()
+    assert Settings.model_validate(defaults) == Settings(**NEEDED)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        (Checks, {"min_answer_chars": 9, "max_answer_chars": 8}, "min_answer_chars=9 is more than max_answer_chars=8"),
+        (Split, {"validation": 0.5, "test": 0.5}, "validation=0.5 and test=0.5 leave nothing to train on; below 1"),
+        (Method, {"kind": "full", "rank": 8}, "kind=full has no adapter, so rank would do nothing: leave it out"),
+        (Method, {"kind": "full", "alpha": 8, "dropout": 0.1}, "kind=full has no adapter, so alpha, dropout would"),
+        (Training, {"batch": 16, "micro_batch": 5}, "micro_batch=5 does not divide batch=16"),
+        (Registry, {"alias": "latest"}, "alias=latest is reserved by MLflow; accepted is any other, such as champion"),
+        (Registry, {"alias": "v12"}, "alias=v12 is reserved by MLflow; accepted is any other, such as champion"),
+        (
+            Settings,
+            NEEDED | {"gate": Gate(metric="chrf"), "evaluation": Evaluation(metrics=("exact_match",))},
+            "gate.metric=chrf is not measured; evaluation.metrics has exact_match",
+        ),
+        (
+            Settings,
+            NEEDED | {"model": Model(base="org/name", max_length=128)},
+            "evaluation.max_new_tokens=256 is more than model.max_length=128, the longest row there can be",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_say_so(section: type[BaseModel], values: Any, message: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        section.model_validate(values)
+    assert str(error.value.errors()[0]["ctx"]["error"]).startswith(message)  # pyright: ignore[reportTypedDictNotRequiredAccess]
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        (Checks, {"min_answer_chars": 8, "max_answer_chars": 8}),
+        (Split, {"validation": 0.5, "test": 0.4}),
+        (Method, {"kind": "full", "rank": 16, "alpha": 32, "dropout": 0.0, "target": "all-linear"}),
+        (Training, {"batch": 16, "micro_batch": 16}),
+        (Registry, {"alias": "v1a"}),
+        (Settings, NEEDED | {"model": Model(base="org/name", max_length=256)}),
+    ],
+)
+def test_settings_that_just_agree_are_taken(section: type[BaseModel], values: Any) -> None:
+    assert section.model_validate(values)
+
+
+@pytest.mark.parametrize("alias", ["Champion", "", "-a", "a b", "a" * 51])
+def test_an_alias_that_mlflow_would_refuse_is_refused(alias: str) -> None:
+    with pytest.raises(ValidationError):
+        Registry(alias=alias)
+
+
+def test_the_stages_stand_in_the_order_in_which_they_run() -> None:
+    chain = [STAGES.index(s) for s in ("ingest", "check", "dedupe", "split", "render", "train", "evaluate", "decide")]
+    assert chain == sorted(chain)
+    assert STAGES.index("base") < STAGES.index("render")
+    assert STAGES[-1] == "register"
+
+
+def test_home_is_what_the_environment_says_or_a_folder_here(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path))
+    assert home() == tmp_path
+    monkeypatch.delenv("TUNEWRIGHT_HOME")
+    monkeypatch.chdir(tmp_path)
+    assert home() == tmp_path / ".tunewright"
