@@ -1,0 +1,138 @@
+"""What code a stage runs, as hashes: so that an edit re-runs the stages that reach it, and no others.
+
+A stage's own module counts whole. Of the first-party modules it imports only the definitions count that it reaches,
+however indirectly; a module that is used in a way that names cannot follow counts whole. Comments, docstrings and
+layout do not count: the hash is of the syntax tree.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+from pathlib import Path
+
+FIRST_PARTY = ("tasks", "data_checks")
+PLUMBING = ("tasks.caching", "tasks.fingerprint")  # how an artifact is kept, not what is in it
+
+
+class _Module:
+    """A module's top-level definitions by name, and what each refers to."""
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name = name
+        tree = ast.parse(source)
+        self.imports: dict[str, tuple[str, str | None]] = {}  # local name -> (module, definition or None for all of it)
+        self.definitions: dict[str, list[ast.stmt]] = {}
+        self.loose: list[ast.stmt] = []  # statements that define nothing but run on import
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                self._import(node)
+        for statement in tree.body:
+            names = _defined(statement)
+            for defined in names:
+                self.definitions.setdefault(defined, []).append(statement)
+            if not names and not isinstance(statement, ast.ImportFrom | ast.Import):
+                self.loose.append(statement)
+
+    def _import(self, node: ast.ImportFrom | ast.Import) -> None:
+        for alias in node.names:
+            if isinstance(node, ast.Import):
+                if alias.name.startswith(FIRST_PARTY):
+                    self.imports[alias.asname or alias.name] = (alias.name, None)
+            elif node.module and node.module.split(".")[0] in FIRST_PARTY:
+                inner = f"{node.module}.{alias.name}"
+                target = (inner, None) if _file(inner) else (node.module, alias.name)
+                self.imports[alias.asname or alias.name] = target
+
+    def references(self, statements: list[ast.stmt]) -> tuple[set[str], set[tuple[str, str | None]]]:
+        """The definitions of this module, and the (module, definition) of others, that the statements name."""
+        here: set[str] = set()
+        there: set[tuple[str, str | None]] = set()
+        qualified: set[int] = set()
+        for node in (inner for statement in statements for inner in ast.walk(statement)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+                module = self.imports.get(ast.unparse(node.value))
+                if module and module[1] is None:
+                    there.add((module[0], node.attr))
+                    qualified.add(id(node.value))
+            elif isinstance(node, ast.Name) and id(node) not in qualified:
+                if node.id in self.imports:
+                    there.add(self.imports[node.id])
+                elif node.id in self.definitions:
+                    here.add(node.id)
+        return here, there
+
+
+def _defined(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    targets = (
+        statement.targets
+        if isinstance(statement, ast.Assign)
+        else [statement.target]
+        if isinstance(statement, ast.AnnAssign)
+        else []
+    )
+    return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+
+
+@functools.cache
+def _file(name: str) -> Path | None:
+    """Where a module's source lies, found without importing it (torch alone takes seconds), or None."""
+    package, *inner = name.split(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not inner:
+        return Path(spec.origin) if spec and spec.origin else None
+    for folder in spec.submodule_search_locations or ():
+        for file in (Path(folder, *inner).with_suffix(".py"), Path(folder, *inner, "__init__.py")):
+            if file.is_file():
+                return file
+    return None
+
+
+def _source(name: str) -> str:
+    file = _file(name)
+    if file is None:
+        raise ModuleNotFoundError(f"no source for {name}")
+    return file.read_text(encoding="utf-8")
+
+
+def _digest(statements: list[ast.stmt]) -> str:
+    for node in (inner for statement in statements for inner in ast.walk(statement)):
+        body = getattr(node, "body", None)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node) and body:
+            node.body = node.body[1:]
+    return hashlib.sha256("\n".join(ast.dump(statement) for statement in statements).encode()).hexdigest()[:16]
+
+
+def fingerprints(module: str) -> dict[str, str]:
+    """`module:definition` -> hash, for all first-party code that `module` reaches, itself whole."""
+    modules: dict[str, _Module] = {}
+    reached: dict[tuple[str, str], list[ast.stmt]] = {}
+    waiting: list[tuple[str, str | None]] = [(module, None)]
+    seen: set[tuple[str, str | None]] = set()
+    while waiting:
+        name, definition = waiting.pop()
+        if (name, definition) in seen or name in PLUMBING:
+            continue
+        seen.add((name, definition))
+        if name not in modules:
+            modules[name] = _Module(name, _source(name))
+        found = modules[name]
+        if definition is None:
+            waiting += [(name, inner) for inner in found.definitions]
+            statements = found.loose
+            reached[name, "on import"] = statements
+        elif definition in found.definitions:
+            statements = reached[name, definition] = found.definitions[definition]
+        elif definition in found.imports:  # re-exported
+            waiting.append(found.imports[definition])
+            continue
+        else:  # made in a way that names cannot follow
+            waiting.append((name, None))
+            continue
+        here, there = found.references(statements)
+        waiting += [(name, inner) for inner in here]
+        waiting += there
+    # Hashing strips docstrings from the trees, so it comes after all references were followed.
+    return {f"{name}:{definition}": _digest(statements) for (name, definition), statements in sorted(reached.items())}
