@@ -1,0 +1,208 @@
+"""A row goes only if a row that stays says the same, and the removal proves it."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
+from tasks.config import Dedupe
+from tasks.dedupe import dedupe, find_repeats
+from tasks.errors import DataError
+from tasks.similarity import shingles
+
+LONG = "please tell me why the new card that I ordered two weeks ago has still not come to my house"
+VOCABULARY = [
+    "card",
+    "order",
+    "money",
+    "back",
+    "please",
+    "where",
+    "when",
+    "lost",
+    "help",
+    "late",
+    "twice",
+    "app",
+    "fee",
+]
+KEEP_ALL = Dedupe(max_removed_share=1)
+
+
+def chat(prompt: str, answer: str = "card_arrival") -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def removed_rows(conversations: list[list[dict[str, str]]], settings: Dedupe = KEEP_ALL) -> dict[int, tuple[int, str]]:
+    repeats, _ = find_repeats(conversations, settings)
+    return {row: (repeat.partner, repeat.reason) for row, repeat in repeats.items()}
+
+
+@pytest.fixture
+def checked(tmp_path: Path, write_rows: Any) -> Any:
+    def make(conversations: list[list[dict[str, str]]]) -> CheckedRows:
+        write_rows(tmp_path / "checked" / "rows.parquet", conversations)
+        digest = str(hash(json.dumps(conversations)))
+        return CheckedRows(
+            folder=tmp_path / "checked",
+            digest=digest,
+            num_rows=len(conversations),
+            num_quarantined=0,
+            reasons={},
+            findings={},
+        )
+
+    return make
+
+
+def messy(seed: int, num_rows: int = 200) -> list[list[dict[str, str]]]:
+    """Prompts of 1 to 30 words, half of them edited copies of an earlier row, some with another answer."""
+    rng = random.Random(seed)
+    rows: list[list[dict[str, str]]] = []
+    for _ in range(num_rows):
+        if rows and rng.random() < 0.5:
+            said = rng.choice(rows)[0]["content"].split()
+            if rng.random() < 0.7:
+                said[rng.randrange(len(said))] = rng.choice(VOCABULARY)
+        else:
+            said = [rng.choice(VOCABULARY) for _ in range(rng.randint(1, 30))]
+        rows.append(chat(" ".join(said), rng.choice(["a", "b"])))
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_removal_names_a_kept_earlier_row_and_its_true_similarity(seed: int) -> None:
+    rows = messy(seed)
+    repeats, left_out = find_repeats(rows, KEEP_ALL)
+    assert left_out == []
+    assert {repeat.reason for repeat in repeats.values()} == {"exact_duplicate", "near_duplicate"}
+    for row, repeat in repeats.items():
+        assert repeat.partner < row
+        assert repeat.partner not in repeats
+        one, other = (shingles(rows[i][0]["content"]) for i in (row, repeat.partner))
+        assert repeat.similarity == len(one & other) / len(one | other) >= KEEP_ALL.threshold
+        assert rows[row][-1] == rows[repeat.partner][-1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_long_kept_row_is_close_to_an_earlier_kept_row_with_its_answer(seed: int) -> None:
+    rows = messy(seed)
+    repeats, _ = find_repeats(rows, KEEP_ALL)
+    kept = [row for row in range(len(rows)) if row not in repeats and len(rows[row][0]["content"].split()) >= 10]
+    for position, row in enumerate(kept):
+        for earlier in kept[:position]:
+            one, other = shingles(rows[row][0]["content"]), shingles(rows[earlier][0]["content"])
+            assert len(one & other) / len(one | other) < KEEP_ALL.threshold or rows[row][-1] != rows[earlier][-1]
+
+
+@given(st.lists(st.tuples(st.lists(st.sampled_from(VOCABULARY[:3]), max_size=12), st.sampled_from("ab")), max_size=20))
+@settings(max_examples=50, deadline=None)
+def test_removing_twice_removes_nothing_more(given_rows: list[tuple[list[str], str]]) -> None:
+    rows = [chat(" ".join(said), answer) for said, answer in given_rows]
+    removed = removed_rows(rows)
+    kept = [conversation for row, conversation in enumerate(rows) if row not in removed]
+    assert removed_rows(kept) == {}
+
+
+def test_case_and_white_space_are_an_exact_duplicate_and_a_changed_word_a_near_one() -> None:
+    rows = [chat(LONG), chat(f" {LONG.upper()}\n", "CARD_arrival"), chat(LONG.replace("house", "flat"))]
+    assert removed_rows(rows) == {1: (0, "exact_duplicate"), 2: (0, "near_duplicate")}
+    assert removed_rows(rows, Dedupe(near=False)) == {1: (0, "exact_duplicate")}
+    assert removed_rows(rows, Dedupe(threshold=1)) == {1: (0, "exact_duplicate")}
+
+
+def test_a_duplicate_of_a_removed_row_repeats_the_row_that_stays() -> None:
+    changed = LONG.replace("house", "flat")
+    rows = [chat(LONG), chat(changed), chat(changed), chat(f"{changed}!")]
+    assert removed_rows(rows) == dict.fromkeys((1, 2, 3), (0, "near_duplicate"))
+
+
+def test_a_chain_of_small_changes_does_not_remove_what_is_far_from_all_kept_rows() -> None:
+    chain = [LONG.split()]
+    for position in range(1, 19, 3):
+        chain.append([*chain[-1][:position], f"new{'x' * position}", *chain[-1][position + 1 :]])
+    removed = removed_rows([chat(" ".join(said)) for said in chain])
+    assert removed
+    assert len(removed) < len(chain) - 1
+
+
+def test_rows_that_differ_in_a_number_stay() -> None:
+    tale = "Anna has {} apples and gives {} of them to her friend who lives {} streets away, how many are left"
+    rows = [chat(tale.format(5, 2, 9), "3"), chat(tale.format(6, 3, 9), "3"), chat(tale.format(9, 5, 2), "3")]
+    assert removed_rows(rows) == {}
+    sums = [f"Please work out for me on paper what the sum 2 {sign} 2 is now" for sign in "+*"]
+    assert removed_rows([chat(text, "4") for text in sums]) == {}
+
+
+def test_rows_that_differ_in_their_answer_stay() -> None:
+    assert removed_rows([chat(LONG, "card_arrival"), chat(LONG, "card_lost")]) == {}
+
+
+def test_only_the_last_answer_and_what_stands_before_it_are_compared() -> None:
+    earlier = chat("Hello, I have a question about something", "Of course, what would you like to know?")
+    rows = [[*earlier, *chat(LONG)], [*earlier, *chat(LONG.replace("house", "flat"))], chat(LONG)]
+    assert removed_rows(rows) == {1: (0, "near_duplicate")}
+
+
+def test_in_a_short_prompt_every_word_counts() -> None:
+    rows = [chat("how do I get a new card"), chat("why do I get a new card"), chat("How do I get a new card?")]
+    assert removed_rows(rows) == {2: (0, "near_duplicate")}
+
+
+def test_an_instruction_that_all_rows_share_removes_nothing(checked: Any) -> None:
+    instruction = (
+        "Classify the customer message below into exactly one of the intents that the bank has defined. "
+        "Answer with the label of the intent only."
+    )
+    own = [f"{one} {other}" for one in VOCABULARY for other in VOCABULARY if one != other]
+    rows = checked([chat(f"{instruction}\n\n{text}") for text in own])
+    unique = dedupe.fn(rows, Dedupe())
+    assert unique.num_removed == 0
+    assert unique.boilerplate == (
+        "answer with the label of the intent only.",
+        "classify the customer message below into exactly one of the intents that the bank has defined.",
+    )
+    with pytest.raises(DataError, match=r"dedupe\.max_removed_share=0\.5"):
+        dedupe.fn(rows, Dedupe(boilerplate_share=1))
+
+
+def test_reported_boilerplate_is_short_and_what_split_reads_is_whole(checked: Any) -> None:
+    lines = [f"{'long ' * 60}line {'x' * i}" for i in range(30)]
+    rows = [chat("\n".join([*lines, f"own{'y' * i} text"])) for i in range(12)]
+    unique = dedupe.fn(checked(rows), Dedupe())
+    assert len(unique.boilerplate) == 20
+    assert max(len(line) for line in unique.boilerplate) == 200
+    assert len(json.loads(unique.path("boilerplate.json").read_text())) == 30
+
+
+def test_rows_add_up_keep_their_order_and_have_their_schema(checked: Any) -> None:
+    unique: UniqueRows = dedupe.fn(checked(messy(7)), KEEP_ALL)
+    kept, removed = pq.read_table(unique.path("rows.parquet")), pq.read_table(unique.path("removed.parquet"))
+    assert kept.schema == ROW_SCHEMA
+    assert removed.schema == REMOVED_SCHEMA
+    assert kept.num_rows == unique.num_rows
+    assert removed.num_rows == unique.num_removed == sum(unique.reasons.values())
+    assert sorted(kept["line"].to_pylist() + removed["line"].to_pylist()) == list(range(1, 201))
+    assert kept["line"].to_pylist() == sorted(kept["line"].to_pylist())
+    line_of = dict(zip(kept["row_id"].to_pylist(), kept["line"].to_pylist(), strict=True))
+    for row in removed.to_pylist():
+        assert line_of[row["partner_row_id"]] == row["partner_line"] < row["line"]
+
+
+def test_too_many_removals_stop_with_the_count_the_first_and_the_setting(checked: Any) -> None:
+    with pytest.raises(DataError) as stopped:
+        dedupe.fn(checked([chat(LONG)] * 4), Dedupe(max_removed_share=0.5))
+    assert str(stopped.value) == (
+        "3 of 4 rows repeat an earlier one, more than dedupe.max_removed_share=0.5 accepts; "
+        "the first is data.jsonl:2, which repeats data.jsonl:1 (similarity 1.00)"
+    )
+
+
+def test_no_rows_are_no_error(checked: Any) -> None:
+    assert dedupe.fn(checked([]), Dedupe()).num_rows == 0
