@@ -1,0 +1,180 @@
+"""How long the rows are and what of them is trained: report.json, report.html, and the preview for the terminal."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset
+import pyarrow.parquet as pq
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.text import Text
+
+from tasks.artifacts import Tokens
+from tasks.render.tokens import IGNORED
+
+NUM_EXAMPLES = 6
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # they could steer a terminal
+
+Segment = tuple[str, bool, bool]  # text, whether it is trained, whether it is a special token
+
+
+@dataclass(frozen=True)
+class Side:
+    """The tokens of each row of a side: before its last answer, trained, in all; and in how many answers."""
+
+    prompt: np.ndarray
+    trained: np.ndarray
+    whole: np.ndarray
+    num_answers: np.ndarray
+    shared_prefix: int  # tokens that all rows begin with
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of this side."""
+        return len(self.whole)
+
+
+def measure(file: Path) -> Side:
+    """What a TOKEN_SCHEMA table holds, row by row."""
+    columns: list[list[np.ndarray]] = [[], [], [], []]
+    prefix: np.ndarray | None = None
+    for batch in pq.ParquetFile(file).iter_batches(columns=["input_ids", "labels", "prompt_length"]):
+        ids, labels = batch.column("input_ids"), batch.column("labels")
+        starts = ids.offsets.to_numpy()[:-1] - ids.offsets[0].as_py()
+        flat_ids, trained = ids.flatten().to_numpy(), labels.flatten().to_numpy() != IGNORED
+        begins = trained & ~np.concatenate([[False], trained[:-1]])
+        begins[starts] = trained[starts]
+        whole = np.diff(ids.offsets.to_numpy())
+        found = (batch.column("prompt_length").to_numpy(), _sums(trained, starts), whole, _sums(begins, starts))
+        for column, values in zip(columns, found, strict=True):
+            column.append(values)
+        for start, length in zip(starts, whole, strict=True):
+            row = flat_ids[start : start + length]
+            prefix = row if prefix is None else _common(prefix, row)
+    joined = [np.concatenate(column) if column else np.zeros(0, int) for column in columns]
+    return Side(*joined, shared_prefix=0 if prefix is None else len(prefix))
+
+
+def _sums(flags: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    return np.add.reduceat(flags.astype(np.int64), starts) if len(starts) else np.zeros(0, int)
+
+
+def _common(prefix: np.ndarray, row: np.ndarray) -> np.ndarray:
+    shortest = min(len(prefix), len(row))
+    differs = np.flatnonzero(prefix[:shortest] != row[:shortest])
+    return prefix[: differs[0] if len(differs) else shortest]
+
+
+def segments(tokenizer: Any, ids: list[int], labels: list[int]) -> list[Segment]:
+    """A row's text in pieces that are trained or not; a special token is a piece of its own."""
+    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    kinds = [(label != IGNORED, id_ in special) for id_, label in zip(ids, labels, strict=True)]
+    pieces, text = [], ""
+    for end, kind in enumerate(kinds, start=1):
+        if end == len(ids) or kinds[end] != kind or kind[1]:
+            # A piece is what it adds to the text before it: alone, a token may be half a character or lose its space.
+            longer = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            pieces.append((UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", longer[len(text) :]), *kind))
+            text = longer
+    return pieces
+
+
+def choose_examples(side: Side) -> dict[int, str]:
+    """Rows worth a look, by position: the first, the longest, one with several answers, then some from in between."""
+    chosen = {0: "the first row"}
+    chosen.setdefault(int(side.whole.argmax()), "the longest row")
+    if (side.num_answers > 1).any():
+        chosen.setdefault(int((side.num_answers > 1).argmax()), "the first row with several answers")
+    for position in np.linspace(0, side.num_rows - 1, NUM_EXAMPLES, dtype=int).tolist():
+        if len(chosen) < NUM_EXAMPLES:
+            chosen.setdefault(position, f"row {position + 1}")
+    return chosen
+
+
+def _examples(file: Path, tokenizer: Any, side: Side) -> list[dict[str, Any]]:
+    chosen = choose_examples(side)
+    rows = pyarrow.dataset.dataset(file).take(list(chosen), columns=["row_id", "input_ids", "labels"]).to_pylist()
+    return [
+        {
+            "title": title[0].upper() + title[1:],
+            "row_id": row["row_id"],
+            "num_tokens": len(row["input_ids"]),
+            "num_trained": int(side.trained[position]),
+            "segments": segments(tokenizer, row["input_ids"], row["labels"]),
+        }
+        for (position, title), row in zip(chosen.items(), rows, strict=True)
+    ]
+
+
+def _percentiles(values: np.ndarray) -> dict[str, int]:
+    p50, p95 = np.percentile(values, [50, 95], method="higher")
+    return {"p50": int(p50), "p95": int(p95), "max": int(values.max())}
+
+
+def _histogram(values: np.ndarray) -> list[tuple[int, int, int]]:
+    """At most 32 bins of one width as (lowest, highest, rows), both ends in the bin; the last takes the longest 1%."""
+    low, high = int(values.min()), int(np.percentile(values, 99, method="higher"))
+    width = (high - low) // 32 + 1
+    counts = np.bincount((np.minimum(values, high) - low) // width)
+    bins = [(low + at * width, low + (at + 1) * width - 1, int(count)) for at, count in enumerate(counts)]
+    return [*bins[:-1], (bins[-1][0], max(bins[-1][1], int(values.max())), bins[-1][2])]
+
+
+def write_report(
+    folder: Path,
+    tokenizer: Any,
+    sides: dict[str, Side],
+    contract: dict[str, Any],
+    reasons: dict[str, int],
+    limit: int,
+) -> None:
+    """Writes report.json and report.html on the tables in `folder`."""
+    train = sides["train"]
+    kinds = ("prompt", "trained", "whole")
+    report = {
+        "limit": limit,
+        "quarantined": reasons,
+        "shared_prefix": train.shared_prefix,
+        "sides": {
+            name: {
+                "rows": side.num_rows,
+                "tokens": int(side.whole.sum()),
+                "trained_tokens": int(side.trained.sum()),
+                "trained_share": round(float(side.trained.sum() / side.whole.sum()), 4),
+                "lengths": {kind: _percentiles(getattr(side, kind)) for kind in kinds},
+            }
+            for name, side in sides.items()
+        },
+        "histograms": {kind: _histogram(getattr(train, kind)) for kind in kinds},
+        "examples": _examples(folder / "train.parquet", tokenizer, train),
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("report.html").render(report=report, contract=contract)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def preview(tokens: Tokens, num_rows: int = 3) -> list[Text]:
+    """Up to six training rows for the terminal: what is trained in green, the rest dim, special tokens in colour."""
+    report = json.loads(tokens.path("report.json").read_text(encoding="utf-8"))
+    return [_coloured(example) for example in report["examples"][:num_rows]]
+
+
+def _coloured(example: dict[str, Any]) -> Text:
+    head = f"{example['title']}: {example['num_trained']} of {example['num_tokens']} tokens are trained"
+    text = Text(head + "\n", style="bold", end="\n")
+    for piece, trained, special in example["segments"]:
+        style = ("bold green reverse" if special else "green") if trained else ("cyan dim" if special else "dim")
+        text.append(piece if trained else _elided(piece), style=f"not bold {style}" if "bold" not in style else style)
+    return text
+
+
+def _elided(piece: str, most: int = 400) -> str:
+    if len(piece) <= most:
+        return piece
+    return f"{piece[: most // 2]}[... {len(piece) - most:,} characters ...]{piece[-most // 2 :]}"

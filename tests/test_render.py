@@ -1,0 +1,343 @@
+"""What is trained is the answers and the stop token that ends each, asked for exactly as a server asks."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import CHATML, MakeSplits, messages, tiny_tokenizer
+
+from tasks.artifacts import Base, Tokens
+from tasks.config import Model
+from tasks.errors import ConfigError, DataError
+from tasks.models import load_tokenizer
+from tasks.render import preview, render
+from tasks.render.report import UNPRINTABLE, measure, segments
+from tasks.render.tokens import Chat, tokenize
+
+LLAMA_2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'].strip() + ' [/INST]' }}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'].strip() + ' ' + eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+LLAMA_3 = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' "
+    "+ m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+THINKING = (  # as Qwen3's: only the last answer is written with its (empty) thoughts
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if loop.last and m['role'] == 'assistant' %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+HEADERS = ("<|start_header_id|>", "<|end_header_id|>")
+TWO_TURNS = ("one two", "three", "Where is my order?", "It left — 注文 👩‍🚀 héllo")
+SIDES = ("train", "validation", "test")
+MODEL = Model(base="tiny")
+
+MakeBase = Callable[..., Base]
+
+
+@pytest.fixture
+def make_base(tmp_path: Path) -> MakeBase:
+    """`make_base(tokenizer, **config)` is a base without weights: rendering needs none."""
+
+    def make(tokenizer: Any, **config: Any) -> Base:
+        folder = tmp_path / "base"
+        tokenizer.save_pretrained(folder)
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
+        return Base(
+            folder=folder, digest="tiny", reference="tiny", revision=None, location=Path(), weights_digest="tiny"
+        )
+
+    return make
+
+
+def llama_2() -> Any:
+    return tiny_tokenizer(LLAMA_2, "<s>", "</s>")
+
+
+def llama_3() -> Any:
+    return tiny_tokenizer(LLAMA_3, "<|begin_of_text|>", "<|eot_id|>", HEADERS)
+
+
+TOKENIZERS = pytest.mark.parametrize(
+    "tokenizer", [tiny_tokenizer, llama_2, llama_3], ids=["chatml", "llama2", "llama3"]
+)
+
+
+def rendered(make_splits: MakeSplits, base: Base, conversation: Any, model: Model = MODEL) -> Tokens:
+    """The conversation on all three sides."""
+    return render.fn(make_splits([conversation], [conversation], [conversation]), base, model)
+
+
+def rows(tokens: Tokens, side: str = "train") -> list[dict[str, Any]]:
+    return pq.read_table(tokens.path(f"{side}.parquet")).to_pylist()
+
+
+def trained(base: Base, row: dict[str, Any]) -> str:
+    return load_tokenizer(base).decode([label for label in row["labels"] if label != -100])
+
+
+@TOKENIZERS
+def test_every_answer_and_its_stop_token_is_trained_and_nothing_else(
+    tokenizer: Callable[[], Any], make_base: MakeBase, make_splits: MakeSplits
+) -> None:
+    base = make_base(tokenizer())
+    row = rows(rendered(make_splits, base, TWO_TURNS))[0]
+    stop = load_tokenizer(base).eos_token
+    assert trained(base, row).replace(" " + stop, stop).split(stop) == [
+        " three" if stop == "</s>" else "three",
+        " " + TWO_TURNS[-1] if stop == "</s>" else TWO_TURNS[-1],
+        "",
+    ]
+    assert all(label in (-100, id_) for id_, label in zip(row["input_ids"], row["labels"], strict=True))
+
+
+@TOKENIZERS
+def test_the_prompt_is_what_a_server_would_send(
+    tokenizer: Callable[[], Any], make_base: MakeBase, make_splits: MakeSplits
+) -> None:
+    base = make_base(tokenizer())
+    tokens = rendered(make_splits, base, TWO_TURNS)
+    sent = load_tokenizer(base).apply_chat_template(messages(TWO_TURNS)[:-1], add_generation_prompt=True)["input_ids"]
+    for side in SIDES:
+        row = rows(tokens, side)[0]
+        assert row["input_ids"][: row["prompt_length"]] == sent
+        assert row["reference"] == TWO_TURNS[-1]
+
+
+def test_of_a_test_row_the_last_answer_alone_is_trained(tiny_base: Base, make_splits: MakeSplits) -> None:
+    tokens = rendered(make_splits, tiny_base, TWO_TURNS)
+    assert trained(tiny_base, rows(tokens, "test")[0]) == TWO_TURNS[-1] + "<|im_end|>"
+    assert trained(tiny_base, rows(tokens, "validation")[0]) == f"three<|im_end|>{TWO_TURNS[-1]}<|im_end|>"
+
+
+def test_what_a_template_puts_before_an_answer_is_the_models_to_say(
+    make_base: MakeBase, make_splits: MakeSplits
+) -> None:
+    base = make_base(tiny_tokenizer(THINKING))
+    row = rows(rendered(make_splits, base, ("one", "two", "three", "four")))[0]
+    assert trained(base, row) == "two<|im_end|><think>\n\n</think>\n\nfour<|im_end|>"
+    assert row["reference"] == "four"
+
+
+def test_the_reference_is_what_the_template_leaves_of_the_answer(make_base: MakeBase, make_splits: MakeSplits) -> None:
+    row = rows(rendered(make_splits, make_base(llama_3()), ("one", "  two \n")))[0]
+    assert row["reference"] == "two"
+
+
+def test_padding_masked_by_length_keeps_the_stop_token_and_masked_by_id_does_not(
+    tiny_base: Base, make_splits: MakeSplits
+) -> None:
+    tokens = rendered(make_splits, tiny_base, ("one", "two"))
+    contract = json.loads(tokens.path("contract.json").read_text())
+    row, pad = rows(tokens)[0], contract["pad_token_id"]
+    ids, labels = row["input_ids"] + [pad] * 5, row["labels"] + [-100] * 5
+    by_length = [label if at < len(row["labels"]) else -100 for at, label in enumerate(labels)]
+    by_id = [-100 if id_ == pad else label for id_, label in zip(ids, labels, strict=True)]
+    assert contract["pad_is_stop_token"]
+    assert by_length == labels
+    assert by_id != labels
+
+
+def test_a_row_over_max_length_stops_the_run_and_says_where_it_is(tiny_base: Base, make_splits: MakeSplits) -> None:
+    splits = make_splits([("one", "two"), ("three " * 40, "four")], [("five", "six")], [("seven", "eight")])
+    with pytest.raises(DataError, match=r"^1 of 4 rows .* model.max_length=50 .* data.jsonl line 2, .*on_long=quaran"):
+        render.fn(splits, tiny_base, MODEL.model_copy(update={"max_length": 50}))
+
+
+def test_quarantine_keeps_the_account_and_truncates_nothing(tiny_base: Base, make_splits: MakeSplits) -> None:
+    long, unanswered = ("three " * 40, "four"), [{"role": "user", "content": "five"}]
+    splits = make_splits([("one", "two"), long, unanswered], [("five", "six")], [("seven", "eight"), long])
+    tokens = render.fn(splits, tiny_base, Model(base="tiny", max_length=50, on_long="quarantine"))
+    quarantine = pq.read_table(tokens.path("quarantine.parquet")).to_pylist()
+    assert [(row["line"], row["reason"]) for row in quarantine] == [
+        (2, "answer_truncated"),
+        (3, "nothing_trained"),
+        (6, "answer_truncated"),
+    ]
+    assert tokens.reasons == {"answer_truncated": 2, "nothing_trained": 1}
+    assert (tokens.num_train, tokens.num_validation, tokens.num_test, tokens.num_quarantined) == (1, 1, 1, 3)
+    assert tokens.longest == max(len(row["input_ids"]) for side in SIDES for row in rows(tokens, side))
+    assert tokens.num_trained_tokens == sum(label != -100 for label in rows(tokens)[0]["labels"])
+
+
+def test_a_row_longer_than_the_base_can_read_is_refused(make_base: MakeBase, make_splits: MakeSplits) -> None:
+    base = make_base(tiny_tokenizer(), max_position_embeddings=30)
+    with pytest.raises(DataError, match=r"the 30 that model[.]base reads at once"):
+        rendered(make_splits, base, ("three " * 40, "four"))
+
+
+def test_a_row_without_an_answer_stops_the_run(tiny_base: Base, make_splits: MakeSplits) -> None:
+    splits = make_splits([[{"role": "user", "content": "one"}], ("one", "two")], [("a", "b")], [("c", "d")])
+    with pytest.raises(DataError, match=r"1 of 4 rows have no answer to train on, the first is data.jsonl line 1"):
+        render.fn(splits, tiny_base, MODEL)
+
+
+def test_a_side_that_becomes_empty_is_an_error(tiny_base: Base, make_splits: MakeSplits) -> None:
+    splits = make_splits([("one", "two")], [("three " * 40, "four")], [("five", "six")])
+    with pytest.raises(DataError, match="no row in validation"):
+        render.fn(splits, tiny_base, Model(base="tiny", max_length=50, on_long="quarantine"))
+
+
+def test_a_control_token_in_the_text_is_refused(tiny_base: Base, make_splits: MakeSplits) -> None:
+    with pytest.raises(DataError, match=r"data.jsonl line 1: the text of user has '<\|im_end\|>'"):
+        rendered(make_splits, tiny_base, ("stop <|im_end|>", "two"))
+
+
+def test_a_template_that_trims_what_comes_last_is_refused(make_base: MakeBase, make_splits: MakeSplits) -> None:
+    trimming = CHATML.replace(
+        "message['content'] +", "(message['content'].strip() if loop.last else message['content']) +"
+    )
+    base = make_base(tiny_tokenizer(trimming))
+    rendered(make_splits, base, ("one", "two"))
+    with pytest.raises(DataError, match=r"data.jsonl line 1: a server would ask for message 2 by another prompt"):
+        rendered(make_splits, base, ("one  ", "two"))
+
+
+def test_a_prompt_whose_last_token_melts_into_the_answer_is_refused(
+    make_base: MakeBase, make_splits: MakeSplits
+) -> None:
+    melting = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
+        "{{ eos_token if m['role'] == 'assistant' else ' ' }}{% endfor %}"
+        "{{ 'assistant: ' if add_generation_prompt else '' }}"
+    )
+    base = make_base(tiny_tokenizer(melting))
+    with pytest.raises(DataError, match="by another prompt than the row is trained on"):
+        rendered(make_splits, base, ("one", "two three"))
+
+
+def test_a_template_that_never_says_stop_is_refused(make_base: MakeBase, make_splits: MakeSplits) -> None:
+    base = make_base(tiny_tokenizer(CHATML, eos="<|endoftext|>", extra=("<|im_end|>",)))
+    with pytest.raises(ConfigError, match="would never stop"):
+        rendered(make_splits, base, ("one", "two"))
+
+
+def test_a_stop_token_named_by_the_models_config_is_enough(make_base: MakeBase, make_splits: MakeSplits) -> None:
+    tokenizer = tiny_tokenizer(CHATML, eos="<|endoftext|>", extra=("<|im_end|>",))
+    stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tokens = rendered(make_splits, make_base(tokenizer, eos_token_id=[stop]), ("one", "two"))
+    contract = json.loads(tokens.path("contract.json").read_text())
+    assert contract["stop_token"] == "<|im_end|>"
+    assert contract["stop_token_ids"] == sorted([stop, tokenizer.eos_token_id])
+    assert not contract["pad_is_stop_token"] or contract["pad_token_id"] == tokenizer.eos_token_id
+
+
+def test_an_answer_that_the_template_changes_is_refused(make_base: MakeBase, make_splits: MakeSplits) -> None:
+    forgetful = CHATML.replace("message['content'] +", "message['content'].split('</think>')[-1] +")
+    base = make_base(tiny_tokenizer(forgetful))
+    with pytest.raises(DataError, match=r"changes it: the answer '<think>one</think>two' became 'two'"):
+        rendered(make_splits, base, ("one", "<think>one</think>two"))
+
+
+def test_an_answer_that_ends_only_with_the_next_question_is_refused(
+    make_base: MakeBase, make_splits: MakeSplits
+) -> None:
+    late = CHATML.replace(
+        "'<|im_end|>' + '\n'", "('<|im_end|>' if loop.last or message['role'] != 'assistant' else '') + '\n'"
+    )
+    base = make_base(tiny_tokenizer(late))
+    rendered(make_splits, base, ("one", "two"))
+    with pytest.raises(DataError, match="message 2 is not followed by a stop token"):
+        rendered(make_splits, base, TWO_TURNS)
+
+
+def test_a_tokenizer_that_adds_its_own_bos_is_refused(make_base: MakeBase) -> None:
+    class Doubling(Chat):
+        def ids(self, texts: list[str]) -> list[list[int]]:
+            return [[self.tokenizer.bos_token_id, *ids] for ids in super().ids(texts)]
+
+    base, row = make_base(llama_3()), [messages(("one", "two"))]
+    tokenize(Chat(load_tokenizer(base), base.weights), row, ["line 1"], last_only=False)
+    with pytest.raises(DataError, match=r"line 1: 2 tokens <\|begin_of_text\|> where the chat template writes 1"):
+        tokenize(Doubling(load_tokenizer(base), base.weights), row, ["line 1"], last_only=False)
+
+
+def test_a_base_without_a_template_is_refused(make_base: MakeBase, make_splits: MakeSplits) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="no chat template"):
+        rendered(make_splits, make_base(tokenizer), ("one", "two"))
+
+
+def test_a_conversation_that_the_template_refuses_is_named(make_base: MakeBase, make_splits: MakeSplits) -> None:
+    with_system = [{"role": "system", "content": "Be brief."}, *messages(("one", "two"))]
+    splits = make_splits([("one", "two"), with_system], [("a", "b")], [("c", "d")])
+    with pytest.raises(DataError, match=r"data.jsonl line 2: .* refuses the conversation: Only user and assistant"):
+        render.fn(splits, make_base(llama_2()), MODEL)
+
+
+def test_a_template_that_writes_todays_date_renders_the_same_tomorrow(
+    make_base: MakeBase, make_splits: MakeSplits
+) -> None:
+    base = make_base(tiny_tokenizer("{{ 'Today is ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML))
+    tokens = rendered(make_splits, base, ("one", "two"))
+    assert load_tokenizer(base).decode(rows(tokens)[0]["input_ids"]).startswith("Today is 26 Jul 2024\n<|im_start|>")
+    assert json.loads(tokens.path("contract.json").read_text())["date_in_template"] == "26 Jul 2024"
+
+
+def test_the_contract_says_how_a_server_asks(tiny_base: Base, make_splits: MakeSplits) -> None:
+    contract = json.loads(rendered(make_splits, tiny_base, ("one", "two")).path("contract.json").read_text())
+    assert contract["chat_template"] == CHATML
+    assert contract["generation_prompt"] == "<|im_start|>assistant\n"
+    assert (contract["stop_token"], contract["stop_token_ids"]) == ("<|im_end|>", [2])
+    assert contract["special_tokens"] == {"<|endoftext|>": 0, "<|im_end|>": 2, "<|im_start|>": 1}
+
+
+def test_the_report_counts_what_the_tables_hold(tiny_base: Base, make_splits: MakeSplits) -> None:
+    train = [("one two", "three"), ("one four", "five"), TWO_TURNS]
+    tokens = render.fn(make_splits(train, [("a", "b")], [("c", "d")]), tiny_base, MODEL)
+    side = measure(tokens.path("train.parquet"))
+    ids = [row["input_ids"] for row in rows(tokens)]
+    assert side.whole.tolist() == [len(row) for row in ids]
+    assert side.trained.tolist() == [sum(label != -100 for label in row["labels"]) for row in rows(tokens)]
+    assert side.num_answers.tolist() == [1, 1, 2]
+    shared = side.shared_prefix
+    assert len({tuple(row[:shared]) for row in ids}) == 1 < len({tuple(row[: shared + 1]) for row in ids})
+    report = json.loads(tokens.path("report.json").read_text())
+    assert report["sides"]["train"]["tokens"] == sum(map(len, ids))
+    assert sum(count for _, _, count in report["histograms"]["whole"]) == 3
+
+
+def test_the_preview_shows_the_whole_row_with_its_answers_in_green(tiny_base: Base, make_splits: MakeSplits) -> None:
+    tokens = rendered(make_splits, tiny_base, TWO_TURNS)
+    (text,) = preview(tokens)
+    green = "".join(text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style))
+    assert green == f"three<|im_end|>{TWO_TURNS[-1]}<|im_end|>"
+    assert text.plain.endswith(load_tokenizer(tiny_base).decode(rows(tokens)[0]["input_ids"]))
+
+
+def test_the_pieces_of_a_row_are_its_text_whatever_tokens_a_character_takes(tiny_base: Base) -> None:
+    tokenizer = load_tokenizer(tiny_base)
+    ids = tokenizer("<|im_start|>a👩‍🚀é\x1b[31m<|im_end|>", add_special_tokens=False)["input_ids"]
+    pieces = segments(tokenizer, ids, [-100] * 2 + ids[2:])
+    assert "".join(text for text, _, _ in pieces) == UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", tokenizer.decode(ids))
+    assert [(trained, special) for _, trained, special in pieces] == [
+        (False, True),
+        (False, False),
+        (True, False),
+        (True, True),
+    ]
+
+
+def test_the_report_takes_nothing_from_the_data_or_the_net(tiny_base: Base, make_splits: MakeSplits) -> None:
+    page = rendered(make_splits, tiny_base, ("<script>alert(1)</script>", "two")).path("report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "http" not in page
+    assert "<mark>two</mark><mark><i>&lt;|im_end|&gt;</i></mark>" in page
+
+
+def test_equal_inputs_make_equal_bytes(
+    tiny_base: Base, make_splits: MakeSplits, monkeypatch: Any, tmp_path: Path
+) -> None:
+    first = rendered(make_splits, tiny_base, TWO_TURNS)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "elsewhere"))
+    second = rendered(make_splits, tiny_base, TWO_TURNS)
+    assert first.folder != second.folder
+    assert first.digest == second.digest
+    assert first.path("report.html").read_bytes() == second.path("report.html").read_bytes()
