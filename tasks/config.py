@@ -169,9 +169,16 @@ class Method(Section):
         default="all-linear", description="Which modules get an adapter; not used by full"
     )
 
+    layers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Only so many of the last layers get an adapter, which is faster; at least 1, empty is all; "
+        "not used by full",
+    )
+
     @model_validator(mode="after")
     def _full_has_no_adapter(self) -> Self:
-        adapter = sorted(self.model_fields_set & {"rank", "alpha", "dropout", "target"})
+        adapter = sorted(self.model_fields_set & {"rank", "alpha", "dropout", "target", "layers"})
         given = [f for f in adapter if getattr(self, f) != type(self).model_fields[f].default]
         if self.kind == "full" and given:
             raise ValueError(f"kind=full has no adapter, so {', '.join(given)} would do nothing: leave it out")
