@@ -1,0 +1,75 @@
+"""MLflow: what was tried and what came of it, the model as a version, and the alias for the one that won."""
+
+import contextlib
+from pathlib import Path
+
+from prefect import task
+
+from tasks.artifacts import Adapter, Answers, Artifact, Base, Registered, Splits, Verdict
+from tasks.caching import cached
+from tasks.config import Settings
+from tasks.errors import retry_transient
+from tasks.register import runs, versions
+from tasks.register.candidate import Candidate
+from tasks.register.champion import champion
+from tasks.register.model import logged_model
+from tasks.register.tracking import connected, experiment, tracking_uri
+
+__all__ = ["champion", "register"]
+
+
+@task(
+    name="register",
+    task_run_name="register {settings.registry.name}",
+    retries=2,
+    retry_delay_seconds=[2, 8],
+    retry_condition_fn=retry_transient,
+)
+@cached(libraries=("mlflow",))
+def register(
+    folder: Path,
+    adapter: Adapter,
+    base: Base,
+    splits: Splits,
+    verdict: Verdict,
+    answers: tuple[Answers, ...],
+    reports: tuple[Artifact, ...],
+    lineage: dict[str, str],
+    challenged: str,
+    settings: Settings,
+) -> Registered:
+    """The candidate as an MLflow run and a model version, reloaded and compared; under the alias if it was promoted.
+
+    `reports` have a report.html, `lineage` is the sha256 of each source file, `challenged` the version of the champion
+    among the opponents. An earlier attempt, finished or not, is completed and never doubled.
+    """
+    from mlflow.exceptions import MlflowException
+
+    registry = settings.registry
+    candidate = Candidate(adapter, base, splits, verdict, answers, reports, lineage, challenged, settings)
+    with connected(registry) as client:
+        run = runs.get_or_create(client, candidate, experiment(client, registry, verdict.metric))
+        try:
+            runs.describe(client, candidate, run)
+            model = logged_model(client, candidate, run)
+            runs.log_tests(client, candidate, run, model)
+            version = versions.get_or_create(client, candidate, model, run)
+            versions.rehearse(candidate, version)
+            if verdict.decision == "promote":
+                versions.promote(client, candidate, version)
+        except Exception:
+            with contextlib.suppress(MlflowException):  # such as the one that ends this attempt
+                client.set_terminated(run.info.run_id, "FAILED")
+            raise
+        client.set_terminated(run.info.run_id, "FINISHED")
+    registered = Registered(
+        name=registry.name,
+        version=str(version.version),
+        alias=registry.alias if verdict.decision == "promote" else "",
+        uri=f"models:/{registry.name}/{version.version}",
+        run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
+        tracking_uri=tracking_uri(registry),
+    )
+    (folder / "model.json").write_text(registered.model_dump_json(indent=1, exclude={"folder"}), encoding="utf-8")
+    return registered

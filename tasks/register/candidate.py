@@ -1,0 +1,160 @@
+"""What is said about a tuned model when it is registered: its identity, parameters, scores and card. No MLflow here."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tasks.artifacts import Adapter, Answers, Artifact, Base, Splits, Verdict
+from tasks.config import Settings
+
+CURVES = {
+    "loss": "train/loss",
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
+    "eval_loss": "validation/loss",
+}
+
+
+class Point(NamedTuple):
+    """One value of one metric."""
+
+    key: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tuned model with all that led to it and all that was found out about it."""
+
+    adapter: Adapter
+    base: Base
+    splits: Splits
+    verdict: Verdict
+    answers: tuple[Answers, ...]
+    reports: tuple[Artifact, ...]  # those with a report.html
+    lineage: dict[str, str]  # name of a source file -> its sha256
+    challenged: str  # version of the champion that it was compared with; empty where there was none
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """Of the experiment and the registered model."""
+        return self.settings.registry.name
+
+    @property
+    def identity(self) -> str:
+        """Equal for equal weights measured on equal rows: of such there is one version."""
+        return _hash(self.name, self.adapter.digest, self.base.weights_digest, self.splits.digest)
+
+    @property
+    def occasion(self) -> str:
+        """Equal for an equal decision on it under equal settings: of such there is one run."""
+        return _hash(self.identity, self.verdict.digest, self.settings.model_dump(mode="json"), self.lineage)
+
+    @property
+    def own_answers(self) -> Answers:
+        """The answers of the candidate itself."""
+        return next(answers for answers in self.answers if answers.contender == "candidate")
+
+    @property
+    def gain(self) -> str:
+        """Such as "+0.82 [0.75, 0.88] exact_match vs base", one for each opponent."""
+        return "; ".join(
+            f"{mean:+.3g} [{low:.3g}, {high:.3g}] {self.verdict.metric} vs {opponent}"
+            for opponent, (low, mean, high) in sorted(self.verdict.differences.items())
+        )
+
+
+def parameters(settings: Settings) -> dict[str, str]:
+    """The settings under flat dotted names: training.learning_rate, data.sources.0.path."""
+    return dict(_flat("", settings.model_dump(mode="json")))
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list) and not any(isinstance(item, dict) for item in value):
+        yield name, _clipped(", ".join(map(str, value)))
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(f"{name}.{key}" if name else str(key), inner)
+    else:
+        yield name, "none" if value is None else _clipped(str(value))
+
+
+def _clipped(text: str, most: int = 500) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def curves(metrics: Path) -> list[Point]:
+    """The points of the trainer's metrics.jsonl; a value that is not finite is left out, as MLflow cannot draw it."""
+    points = []
+    with metrics.open(encoding="utf-8") as lines:
+        for line in map(json.loads, lines):
+            points += [Point(key, line[name], line["step"]) for name, key in CURVES.items() if name in line]
+    return _rounded(points)
+
+
+def tests(candidate: Candidate) -> list[Point]:
+    """The candidate's own scores on the test rows: test/exact_match."""
+    scores = candidate.own_answers.scores
+    return _rounded([Point(f"test/{metric}", value, 0) for metric, value in sorted(scores.items())])
+
+
+def comparisons(candidate: Candidate) -> list[Point]:
+    """Scores of the others and what decided: test/base/exact_match, gate/base/low, and how training ended."""
+    points = [
+        Point(f"test/{answers.contender}/{metric}", value, 0)
+        for answers in candidate.answers
+        if answers != candidate.own_answers
+        for metric, value in sorted(answers.scores.items())
+    ]
+    for opponent, interval in sorted(candidate.verdict.differences.items()):
+        bounds = zip(("low", "mean", "high"), interval, strict=True)
+        points += [Point(f"gate/{opponent}/{bound}", value, 0) for bound, value in bounds]
+    adapter = candidate.adapter
+    points.append(Point("validation/best_loss", adapter.best_validation_loss, adapter.best_step))
+    points.append(Point("train/seconds", adapter.train_seconds, 0))
+    return _rounded(points)
+
+
+def _rounded(points: list[Point]) -> list[Point]:
+    """To four digits after the point, which is what the UI has room for; a learning rate keeps four that matter."""
+    return [
+        Point(key, float(f"{value:.4g}") if key.endswith("learning_rate") else round(value, 4), step)
+        for key, value, step in points
+        if math.isfinite(value)
+    ]
+
+
+def card(candidate: Candidate) -> str:
+    """The model card, in Markdown; its first line is the verdict in plain words, since lists show no more of it."""
+    adapter, base, splits = candidate.adapter, candidate.base, candidate.splits
+    metrics = sorted(candidate.own_answers.scores)
+    scores = [
+        f"| {answers.contender} | {' | '.join(f'{answers.scores.get(metric, math.nan):.4g}' for metric in metrics)} |"
+        for answers in candidate.answers
+    ]
+    lines = [
+        candidate.verdict.sentence,
+        "",
+        f"- Decision: {candidate.verdict.decision}, {candidate.gain}",
+        f"- Base: `{base.reference}`, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
+        f"- Method: {adapter.method}, {adapter.steps} steps, best at {adapter.best_step} "
+        f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",
+        f"- Rows: {splits.num_train} train, {splits.num_validation} validation, {splits.num_test} sealed test; "
+        f"digest {splits.digest[:12]}, of {', '.join(f'`{name}`' for name in sorted(candidate.lineage))}",
+        f"- No test row is more similar to any other row than {splits.largest_similarity:.2f}",
+        "",
+        f"| {candidate.own_answers.num_rows} test rows | {' | '.join(metrics)} |",
+        f"|---|{'---|' * len(metrics)}",
+        *scores,
+    ]
+    return _clipped("\n".join(lines), 5_000)
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

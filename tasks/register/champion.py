@@ -1,0 +1,80 @@
+"""What a candidate has to beat: the version that carries the alias, looked up and never changed."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks import models
+from tasks.artifacts import Base, Contender
+from tasks.config import Registry, home
+from tasks.errors import TunewrightError
+from tasks.register.tracking import DATABASE, connected
+from tasks.register.versions import holder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+
+def champion(registry: Registry, candidate_digest: str, base: Base) -> Contender | None:
+    """What the candidate has to beat: the version under the alias, with its weights here; None where there is none.
+
+    If that version was made of this very candidate, it is the one that the candidate was compared with then: a run
+    of unchanged settings decides as it did. `base` is this run's, and taken where the champion stands on the same.
+    """
+    if registry.tracking_uri is None and not (home() / DATABASE).exists():
+        return None
+    with connected(registry) as client:
+        version = holder(client, registry)
+        if version and version.tags.get("model_digest") == candidate_digest:
+            before = version.tags.get("challenged")
+            version = client.get_model_version(registry.name, before) if before else None
+        return None if version is None else _contender(client, version, base)
+
+
+def _contender(client: "MlflowClient", version: "ModelVersion", base: Base) -> Contender:
+    folder = _downloaded(client, version) / "artifacts"
+    try:
+        named = json.loads((folder / "base.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TunewrightError(
+            f"models:/{version.name}/{version.version}: {error.filename} is gone, or it is no model of this pipeline; "
+            "bring it back, or take the alias off the version"
+        ) from error
+    if named["digest"] != base.weights_digest:
+        base = _own_base(version, named)
+    return Contender(
+        name="champion",
+        base=base,
+        model=folder / "model",
+        model_digest=version.tags["model_digest"],
+        version=str(version.version),
+    )
+
+
+def _own_base(version: "ModelVersion", named: dict[str, Any]) -> Base:
+    reference, revision = named["reference"], named["revision"]
+    base = models.base.fn(reference, revision, models.identity(reference))
+    if base.weights_digest != named["digest"]:
+        raise TunewrightError(
+            f"models:/{version.name}/{version.version} stands on another {reference} than the one there is now; "
+            "put that one back, or take the alias off the version"
+        )
+    return base
+
+
+def _downloaded(client: "MlflowClient", version: "ModelVersion") -> Path:
+    """The version's folder on this machine: where the store keeps it, or a copy fetched once."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    uri = client.get_model_version_download_uri(version.name, version.version)
+    if uri.startswith(("/", "file:")):
+        return Path(local_file_uri_to_path(uri))
+    kept = home() / "champions" / f"{version.name}-{version.version}-{version.tags['model_digest'][:12]}"
+    if not kept.is_dir():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as unfinished:  # renamed when whole
+            Path(download_artifacts(artifact_uri=uri, dst_path=unfinished)).rename(kept)
+    return kept

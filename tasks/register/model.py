@@ -1,0 +1,108 @@
+"""The model in MLflow's format: tuned weights, tokenizer, contract and code; no pickle, and the base by its hash."""
+
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks import serving
+from tasks.register.candidate import Candidate
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
+
+
+def logged_model(client: "MlflowClient", candidate: Candidate, run: "Run") -> "LoggedModel":
+    """The model itself, whole: a new one, or the one that an earlier attempt uploaded."""
+    from mlflow.entities import LoggedModelStatus
+
+    fingerprint = f"tags.fingerprint = '{candidate.identity}'"
+    found = client.search_logged_models([run.info.experiment_id], fingerprint, max_results=1)
+    model = (
+        found[0]
+        if found
+        else client.create_logged_model(
+            run.info.experiment_id,
+            candidate.name,
+            run.info.run_id,
+            {"fingerprint": candidate.identity},
+            {
+                key: value
+                for key, value in run.data.params.items()
+                if key.startswith(("model.", "method.", "training."))
+            },
+            candidate.adapter.method,
+        )
+    )
+    if model.status != LoggedModelStatus.READY:
+        with tempfile.TemporaryDirectory() as folder:
+            _save(Path(folder), candidate, model)
+            client.log_model_artifacts(model.model_id, str(Path(folder, "saved")))
+        model = client.finalize_logged_model(model.model_id, "READY")
+    tags = {"verdict": candidate.verdict.decision, "gain": candidate.gain}
+    client.set_logged_model_tags(model.model_id, tags)
+    return model
+
+
+def _save(folder: Path, candidate: Candidate, model: "LoggedModel") -> None:
+    """Writes the model in MLflow's format to folder/saved: weights, tokenizer and code, and the base by its hash."""
+    from mlflow.models import Model
+    from mlflow.pyfunc import save_model
+
+    base = candidate.base
+    local = Path(base.reference).expanduser()
+    reference = str(local.absolute()) if local.is_dir() else base.reference
+    named = {"reference": reference, "revision": base.revision, "digest": base.weights_digest}
+    (folder / "base.json").write_text(json.dumps(named), encoding="utf-8")
+    (folder / "tokenizer").mkdir()
+    for file in (file for pattern in TOKENIZER for file in base.weights.glob(pattern)):
+        shutil.copy(file, folder / "tokenizer")
+    save_model(
+        folder / "saved",
+        python_model=serving.__file__,
+        artifacts={
+            "model": str(candidate.adapter.path("model")),
+            "contract": str(candidate.adapter.path("contract.json")),
+            "base": str(folder / "base.json"),
+            "tokenizer": str(folder / "tokenizer"),
+        },
+        signature=_signature(candidate.settings.evaluation.max_new_tokens),
+        input_example=[{"messages": [{"role": "user", "content": "Hello"}]}],
+        pip_requirements=requirements(candidate),
+        mlflow_model=Model(run_id=model.source_run_id, model_uuid=model.model_id, model_id=model.model_id),
+    )
+
+
+def _signature(max_new_tokens: int) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    message = Object([Property("role", DataType.string), Property("content", DataType.string)])
+    return ModelSignature(
+        Schema(
+            [
+                ColSpec(Array(message), "messages", required=False),
+                ColSpec(DataType.string, "prompt", required=False),
+            ]
+        ),
+        Schema([ColSpec(DataType.string)]),
+        ParamSchema([ParamSpec("max_new_tokens", DataType.long, max_new_tokens)]),
+    )
+
+
+def requirements(candidate: Candidate) -> list[str]:
+    """What serving.py needs to load this model, pinned to what is installed here."""
+    names = ["mlflow", "torch", "transformers", "tokenizers", "safetensors"]
+    if candidate.adapter.path("model/adapter_config.json").is_file():
+        names.append("peft")
+        if candidate.base.reference.startswith("package:"):
+            package = candidate.base.reference.removeprefix("package:").partition("/")[0]
+            names += ["gguf", importlib.metadata.packages_distributions()[package][0]]
+    # A local part such as +cpu names a build that PyPI does not have.
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]

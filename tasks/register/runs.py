@@ -1,0 +1,111 @@
+"""The MLflow run: parameters, curves, scores, the data by our own digest, and the files to read."""
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+from prefect.runtime import flow_run
+
+from tasks.register.candidate import Candidate, Point, card, comparisons, curves, parameters, tests
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+
+CONTEXT = "mlflow.data.context"
+
+
+def get_or_create(client: "MlflowClient", candidate: Candidate, experiment_id: str) -> "Run":
+    """The run of this candidate's decision: a new one, or the one that an earlier attempt began or finished."""
+    found = client.search_runs([experiment_id], f"tags.fingerprint = '{candidate.occasion}'", max_results=1)
+    if found:
+        return found[0]
+    tags = {"fingerprint": candidate.occasion}
+    if flow_run.id:
+        tags |= {"prefect.flow_run": str(flow_run.name), "prefect.flow_run_id": str(flow_run.id)}
+    return client.create_run(experiment_id, tags=tags, run_name=flow_run.name or None)
+
+
+def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
+    """Logs all that does not belong to the model itself. What an earlier attempt logged is not logged again."""
+    from mlflow.entities import Param, RunTag
+
+    params = [Param(key, value) for key, value in parameters(candidate.settings).items() if key not in run.data.params]
+    for start in range(0, len(params), 100):
+        client.log_batch(run.info.run_id, params=params[start : start + 100])
+    stages = (candidate.base, candidate.splits, candidate.adapter, *candidate.answers, candidate.verdict)
+    tags = {
+        "verdict": candidate.verdict.decision,
+        "gain": candidate.gain,
+        "mlflow.note.content": card(candidate),
+        **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages if artifact.stage != "evaluate"},
+        **{f"tunewright.evaluate.{answers.contender}": answers.key for answers in candidate.answers},
+    }
+    client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    _log_data(client, candidate, run.info.run_id)
+    log_points(client, run, curves(candidate.adapter.path("metrics.jsonl")) + comparisons(candidate))
+    _log_files(client, candidate, run.info.run_id)
+
+
+def log_tests(client: "MlflowClient", candidate: Candidate, run: "Run", model: "LoggedModel") -> None:
+    """Logs the scores on the test rows, of the run and of the model, tied to the data they were measured on."""
+    from mlflow.entities import LoggedModelOutput
+
+    log_points(client, run, tests(candidate), model_id=model.model_id, data=_data(candidate, "test"))
+    if run.outputs is None or model.model_id not in {output.model_id for output in run.outputs.model_outputs}:
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+
+
+def log_points(
+    client: "MlflowClient",
+    run: "Run",
+    points: list[Point],
+    model_id: str | None = None,
+    data: tuple[str, str] | None = None,
+) -> None:
+    """Logs those points that the run does not have yet; `data` is the name and digest of what was measured."""
+    from mlflow.entities import Metric
+
+    begun = {point.key for point in points} & run.data.metrics.keys()
+    there = {(key, past.step) for key in begun for past in client.get_metric_history(run.info.run_id, key)}
+    now = int(time.time() * 1000)
+    name, digest = data or (None, None)
+    missing = [
+        Metric(key, value, now, step, model_id=model_id, dataset_name=name, dataset_digest=digest)
+        for key, value, step in points
+        if (key, step) not in there
+    ]
+    for start in range(0, len(missing), 1000):
+        client.log_batch(run.info.run_id, metrics=missing[start : start + 1000])
+
+
+def _data(candidate: Candidate, side: str) -> tuple[str, str]:
+    return f"{candidate.name} {side}", candidate.splits.digest[:36]  # the longest that MLflow stores
+
+
+def _log_data(client: "MlflowClient", candidate: Candidate, run_id: str) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    splits = candidate.splits
+    sizes = {"train": splits.num_train, "validation": splits.num_validation, "test": splits.num_test}
+    source = json.dumps({"files": candidate.lineage, "split": splits.digest})
+    if len(source) > 60_000:  # of 65,535; the split's digest stands for all files
+        source = json.dumps({"files": len(candidate.lineage), "split": splits.digest})
+    client.log_inputs(
+        run_id,
+        [
+            DatasetInput(
+                Dataset(*_data(candidate, side), "files", source, profile=json.dumps({"num_rows": size})),
+                [InputTag(CONTEXT, side)],
+            )
+            for side, size in sizes.items()
+        ],
+    )
+
+
+def _log_files(client: "MlflowClient", candidate: Candidate, run_id: str) -> None:
+    client.log_artifact(run_id, str(candidate.verdict.path("verdict.json")))
+    for answers in candidate.answers:
+        client.log_artifact(run_id, str(answers.path("answers.parquet")), f"answers/{answers.contender}")
+    for artifact in candidate.reports:
+        client.log_artifact(run_id, str(artifact.path("report.html")), f"reports/{artifact.stage}")

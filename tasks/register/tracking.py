@@ -1,0 +1,81 @@
+"""The way to MLflow: which server or database, what happens when it does not answer, and the experiment."""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tasks.config import Registry, home
+from tasks.errors import TrackingError, TunewrightError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DATABASE = "mlflow.db"
+DEFAULTS = {  # a dead server otherwise blocks for four minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+VIEW = "tunewright"  # opened by ...runs?workflowType=machine_learning&viewStateShareKey=tunewright
+
+
+def tracking_uri(registry: Registry) -> str:
+    """The server's address, or the database in the home folder."""
+    return registry.tracking_uri or f"sqlite:///{home() / DATABASE}"
+
+
+@contextlib.contextmanager
+def connected(registry: Registry) -> Iterator["MlflowClient"]:
+    """MLflow's client, quiet and impatient. What MLflow raises inside becomes an error of one line.
+
+    TrackingError where it did not answer, so that trying again can help, TunewrightError for the rest.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    from mlflow.exceptions import MlflowException, RestException
+
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    uri = tracking_uri(registry)
+    try:
+        mlflow.set_tracking_uri(uri)  # loading models:/name/version goes by it
+        mlflow.set_registry_uri(uri)
+        yield mlflow.MlflowClient(uri, uri)
+    except MlflowException as error:
+        line = str(error).splitlines()[0]
+        unanswered = uri.startswith("http") and not isinstance(error, RestException)
+        if unanswered or "database is locked" in line:
+            raise TrackingError(f"registry.tracking_uri={uri}: MLflow does not answer: {line[:200]}") from error
+        raise TunewrightError(f"registry.tracking_uri={uri}: MLflow refused: {line[:500]}") from error
+
+
+def experiment(client: "MlflowClient", registry: Registry, metric: str) -> str:
+    """The id of the experiment named registry.name, made with a view of its runs that shows the verdicts."""
+    found = client.get_experiment_by_name(registry.name)
+    if found is None:
+        location = None if registry.tracking_uri else str(home() / "mlartifacts")
+        return client.create_experiment(registry.name, location, {f"mlflow.sharedViewState.{VIEW}": _view(metric)})
+    if found.lifecycle_stage != "active":
+        raise TunewrightError(
+            f"registry.name={registry.name}: its experiment was deleted in MLflow; restore it with "
+            f"mlflow experiments restore --experiment-id {found.experiment_id}, or take another name"
+        )
+    return found.experiment_id
+
+
+def _view(metric: str) -> str:
+    """The state of MLflow's runs table: undocumented, read by its UI from an experiment tag."""
+    columns = [
+        *("attributes.`Created`", "tags.`verdict`", "tags.`gain`"),
+        *(f"metrics.`test/{metric}`", f"metrics.`test/base/{metric}`", "metrics.`validation/best_loss`"),
+        *("params.`method.kind`", "params.`training.learning_rate`", "attributes.`Models`"),
+    ]
+    order = {"orderByKey": "attributes.start_time", "orderByAsc": False}
+    return json.dumps({"selectedColumns": columns, "columnOrder": columns, **order})
