@@ -36,7 +36,7 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-logo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 format: $(READY)
 	$(BIN)/ruff format --quiet .

@@ -104,6 +104,8 @@ class Cached(Generic[P, A]):
 
     def _make(self, folder: Path, ingredients: dict[str, Any], *args: P.args, **kwargs: P.kwargs) -> A:
         started = time.monotonic()
+        for leftover in folder.parent.glob(f".{folder.name}.*/"):  # of a killed holder, since the lock is ours
+            shutil.rmtree(leftover)
         unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         unfinished.mkdir(parents=True)
         try:

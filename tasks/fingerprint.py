@@ -9,6 +9,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 FIRST_PARTY = ("tasks", "data_checks")
@@ -135,4 +136,13 @@ def fingerprints(module: str) -> dict[str, str]:
         waiting += [(name, inner) for inner in here]
         waiting += there
     # Hashing strips docstrings from the trees, so it comes after all references were followed.
-    return {f"{name}:{definition}": _digest(statements) for (name, definition), statements in sorted(reached.items())}
+    hashes = {f"{name}:{definition}": _digest(statements) for (name, definition), statements in sorted(reached.items())}
+    return hashes | {key: digest for name in sorted(modules) for key, digest in _templates(name)}
+
+
+def _templates(name: str) -> Iterator[tuple[str, str]]:
+    """The HTML template that lies beside a module under its name counts with it."""
+    file = _file(name)
+    template = file.with_suffix(".html") if file else None
+    if template and template.is_file():
+        yield f"{name}:{template.name}", hashlib.sha256(template.read_bytes()).hexdigest()[:16]

@@ -32,6 +32,7 @@ log = logging.getLogger("tunewright")
 
 POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 3.0  # between two updates of the artifact in the Prefect UI
+ROOM_BYTES = 50_000_000  # with less than this free, a checkpoint cannot have been written
 GRACE_SECONDS = 20.0  # for a checkpoint, when the run is cancelled
 
 
@@ -159,6 +160,8 @@ def _failure(code: int, work: Path) -> TrainingError:
         return TrainerDied(f"the trainer was killed by {name}; it resumes from its last valid checkpoint")
     if code == trainer.INTERRUPTED:
         return TrainerDied("the trainer was asked to stop and saved a checkpoint; the next run goes on from there")
+    if shutil.disk_usage(work).free < ROOM_BYTES:
+        return TrainingError(f"no space left on the disk of {work}: free some, or set TUNEWRIGHT_HOME to another disk")
     return TrainingError(f"training did not finish: {_error(work)}; its whole output is in {work / 'trainer.log'}")
 
 

@@ -107,5 +107,3 @@ def test_a_killed_holder_blocks_nobody(tmp_path: Path) -> None:
     time.sleep(0.5)
     holder.send_signal(signal.SIGKILL)
     assert "started" in waiting.communicate(timeout=60)[0]
-
-

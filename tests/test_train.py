@@ -143,7 +143,7 @@ def test_out_of_memory_halves_the_rows_on_the_device_and_keeps_the_batch(
 
 def test_a_failed_trainer_is_reported_with_its_error_and_not_retried(tokens: Tokens, tiny_base: Base) -> None:
     broken = tiny_base.model_copy(update={"location": Path("/nowhere")})
-    with pytest.raises(TrainingError, match="training did not finish: .*nowhere") as failed:
+    with pytest.raises(TrainingError, match=r"training did not finish: .*nowhere") as failed:
         train.fn(tokens, broken, SMALL, QUICK)
     assert not is_transient(failed.value)
 

@@ -1,0 +1,132 @@
+"""How the pipeline's stages are called: for real by Run, or looked up by Plan, in the order that flows/finetune.py has.
+
+A call is `call(task, argument=value, ...)`. Both keep a Step for each call, which is all that reports need.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prefect import Task
+
+from tasks.artifacts import Artifact
+from tasks.caching import Cached, artifacts_in
+from tasks.config import STAGES, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One call of a stage: what came of it, or would."""
+
+    stage: str
+    of: str = ""  # what tells calls of one stage apart: the contender that is evaluated
+    state: Literal["ran", "cached", "run"]
+    seconds: float = 0.0
+    because: Sequence[str] = ()
+    message: str = ""
+    record: Artifact | None = None
+
+
+class Reached(Exception):
+    """The stage that the run was to go to is done."""
+
+
+class Unknown(Exception):
+    """A plan cannot see further: what a later stage would read was never made."""
+
+
+class _Calls:
+    """The steps so far, in order."""
+
+    def __init__(self, until: Stage) -> None:
+        self.until = until
+        self.steps: list[Step] = []
+
+    def keep(self, step: Step, *, last_of_stage: bool) -> None:
+        self.steps.append(step)
+        if step.stage == self.until and last_of_stage:
+            raise Reached
+
+
+class Run(_Calls):
+    """Calls each stage as a Prefect task; a stage in `refresh` is made anew."""
+
+    def __init__(self, until: Stage, refresh: Sequence[Stage] = ()) -> None:
+        super().__init__(until)
+        self.refresh = refresh
+
+    def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:
+        """The stage's record. Raises what the stage raised, or Reached."""
+        started = time.monotonic()
+        chosen = task.with_options(refresh_cache=True) if task.name in self.refresh else task
+        state = chosen(**inputs, return_state=True)
+        record = state.result()
+        step = Step(
+            stage=task.name,
+            of=_of(inputs),
+            state="cached" if state.name == "Cached" else "ran",
+            seconds=time.monotonic() - started,
+            message=state.message or "",
+            record=record,
+        )
+        self.keep(step, last_of_stage=last_of_stage)
+        return record
+
+
+class Plan(_Calls):
+    """Looks each stage up instead of calling it, and says why it would run.
+
+    Where a stage would run, the plan goes on with what it made the last time: a later stage is then cached only if the
+    stage hands on the same again, which the plan says as a cause and counts as a run.
+    """
+
+    def __init__(self, until: Stage, refresh: Sequence[Stage] = ()) -> None:
+        super().__init__(until)
+        self.refresh = refresh
+        self.uncertain: dict[str, str] = {}  # digest of a record from the last time -> the stage that makes it anew
+
+    def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:
+        """The record that is there, or the one of the last time. Raises Unknown or Reached."""
+        stage: Cached[Any, Any] = task.fn  # pyright: ignore[reportAssignmentType] every stage's function is @cached
+        waits_for = {self.uncertain[a.digest] for a in artifacts_in(inputs) if a.digest in self.uncertain}
+        because = [f"{before} runs first" for before in sorted(waits_for)]
+        found = None if task.name in self.refresh else stage.find(**inputs)
+        if found is None:
+            because += ["asked for by refresh"] if task.name in self.refresh else stage.because(**inputs)
+        record = found or stage.nearest(**inputs)
+        state = "run" if because else "cached"
+        if record is not None and state == "run":
+            self.uncertain[record.digest] = task.name
+        step = Step(stage=task.name, of=_of(inputs), state=state, because=because, record=found)
+        self.keep(step, last_of_stage=last_of_stage)
+        if record is None:
+            raise Unknown
+        return record
+
+    def fill(self) -> None:
+        """Adds the stages that the plan could not look up, up to the last one asked for."""
+        known = {step.stage for step in self.steps}
+        wanted = STAGES[: STAGES.index(self.until) + 1]
+        missing = self.steps[-1].stage if self.steps else ""
+        for stage in wanted:
+            if stage not in known:
+                self.steps.append(Step(stage=stage, state="run", because=[f"{missing} was never made before"]))
+
+
+def _of(inputs: dict[str, Any]) -> str:
+    return getattr(inputs.get("contender"), "name", "")
+
+
+def as_json(step: Step) -> dict[str, Any]:
+    """A step as `--json` shows it."""
+    shown: dict[str, Any] = {"stage": step.stage} | ({"of": step.of} if step.of else {}) | {"state": step.state}
+    if step.state == "run" or step.because:
+        return shown | {"because": list(step.because)}
+    return shown | {"seconds": round(step.seconds, 3), "artifact": str(step.record.folder) if step.record else None}
+
+
+def line_of(value: Any) -> str:
+    """A value in one line, as a person writes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,183 @@
+"""The command line: run a deployment file here and now, or say what a run would do and why."""
+
+import errno
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from tasks import config
+from tasks.config import STAGES
+from tasks.errors import TunewrightError
+
+NOT_PROMOTED = 5
+
+app = typer.Typer(
+    name="tunewright",
+    help="Instruction data in, a registered and defensible fine-tuned LLM out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A deployment file, such as deployments/demo.yaml")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one setting")]
+Until = Annotated[str | None, typer.Option(metavar="STAGE", help=f"The last stage: {', '.join(STAGES)}")]
+Refresh = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a stage again although nothing changed")]
+Deployment = Annotated[str | None, typer.Option(metavar="NAME", help="Which one, if the file holds several")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the summary")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="All settings, and the logs of the libraries")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(show_version: Annotated[bool, typer.Option("--version", help="Print the version")] = False) -> None:
+    if show_version:
+        typer.echo(f"tunewright {version('tunewright')}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    file: File,
+    assignments: Set = None,
+    until: Until = None,
+    refresh: Refresh = None,
+    deployment: Deployment = None,
+    as_json: Json = False,
+    require_promotion: Annotated[
+        bool, typer.Option("--require-promotion", help="Exit with 5 unless the candidate is promoted")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run the pipeline here and now, up to a registered model; what was done before is not done again.
+
+    Exit codes: 0 finished, 2 configuration, 3 data refused, 4 training did not finish, 5 not promoted and
+    --require-promotion given, 1 anything else.
+    """
+    console = _console(as_json)
+    with _one_line_errors():
+        pipeline = _load(file, deployment, assignments, until, refresh)
+        _prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
+        from flows import report, terminal
+        from flows.finetune import finetune
+        from flows.outcome import Outcome
+
+        if not quiet:
+            terminal.show_settings(console, pipeline, everything=verbose)
+        report.ORIGINS.set(pipeline.origins)
+        sections = {name: getattr(pipeline.settings, name) for name in config.Settings.model_fields}
+        state: Any = finetune(**sections, until=pipeline.until, refresh=pipeline.refresh, return_state=True)
+        result = state.result(raise_on_failure=False)
+        if isinstance(result, BaseException):
+            raise result
+        outcome = Outcome.of(result)
+        if outcome.tokens and pipeline.until == "render" and not quiet:
+            _preview(console, outcome)
+        terminal.show_outcome(console, outcome, file)
+    if as_json:
+        print(json.dumps(outcome.as_json(), ensure_ascii=False))
+    if require_promotion and not (outcome.verdict and outcome.verdict.decision == "promote"):
+        raise typer.Exit(NOT_PROMOTED)
+
+
+@app.command()
+def plan(
+    file: File,
+    assignments: Set = None,
+    until: Until = None,
+    refresh: Refresh = None,
+    deployment: Deployment = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say which stages a run would execute, and why; nothing is run."""
+    console = _console(as_json)
+    with _one_line_errors():
+        pipeline = _load(file, deployment, assignments, until, refresh)
+        _prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
+        from flows import calls, terminal
+        from flows.finetune import plan as look_up
+
+        steps = look_up(pipeline.settings, pipeline.until, pipeline.refresh)
+        if not quiet:
+            terminal.show_settings(console, pipeline, everything=verbose)
+        terminal.show_plan(console, steps)
+    if as_json:
+        print(json.dumps({"stages": [calls.as_json(step) for step in steps]}, ensure_ascii=False))
+
+
+def main() -> None:
+    """The entry point of `tunewright`."""
+    app()
+
+
+def _console(as_json: bool) -> Console:
+    """For people: stdout, or stderr where stdout is for a program; wide enough for the tables where nobody looks."""
+    width = None if sys.stdout.isatty() else 120
+    return Console(stderr=as_json, highlight=False, width=width)
+
+
+def _load(
+    file: Path, deployment: str | None, assignments: list[str] | None, until: str | None, refresh: list[str] | None
+) -> Any:
+    from flows import deployment_file
+
+    given = list(assignments or [])
+    given += [f"until={until}"] if until else []
+    given += [f"refresh=[{', '.join(refresh)}]"] if refresh else []
+    return deployment_file.override(deployment_file.load(file, deployment), given)
+
+
+def _prepare(settings: config.Settings, console: Console, *, quiet: bool, verbose: bool) -> None:
+    """Environment and logs, before Prefect is imported and reads them."""
+    config.prepare_environment(settings)
+    # Prefect's own view keeps everything; the terminal has ours, and one line for an error instead of a traceback.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tunewright")
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
+    handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False, markup=False)
+    logger = logging.getLogger("tunewright")
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.addHandler(handler)
+
+
+def _preview(console: Console, outcome: Any) -> None:
+    from tasks.render import preview
+
+    for text in preview(outcome.tokens, 3):
+        console.print(text)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """An error that a user can act on is one line and its exit code; any other keeps its traceback."""
+    try:
+        yield
+    except TunewrightError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        from flows.terminal import disk_full
+
+        _fail(disk_full(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; the next run goes on from here", 130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise typer.Exit(code) from None

@@ -1,0 +1,220 @@
+"""A standard Prefect deployment file as one pipeline: read, checked, and changed from the command line.
+
+Each effective value remembers where it came from: a line of the file, the command line, or the default.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from flows import strict_yaml
+from flows.parameters import Parameters, checked, field, flat, shown, unknown
+from flows.strict_yaml import Document
+from tasks.config import Settings, Source, Stage
+from tasks.errors import ConfigError
+
+ENTRYPOINT = "flows.finetune.finetune"
+MAX_BYTES = 1_000_000
+
+FILE_KEYS = (
+    *("deployments", "definitions", "name", "description", "prefect-version", "required_inputs"),
+    *("build", "push", "pull"),
+)
+DEPLOYMENT_KEYS = (
+    *("name", "entrypoint", "parameters", "schedules", "schedule", "work_pool", "triggers", "paused"),
+    *("description", "tags", "version", "version_type", "concurrency_limit", "flow_name", "enforce_parameter_schema"),
+    *("build", "push", "pull", "sla"),
+)
+SCHEDULE_KEYS = (
+    *("cron", "interval", "rrule", "timezone", "anchor_date", "day_or", "active", "parameters", "slug", "replaces"),
+    *("schedule", "max_scheduled_runs"),
+)
+WORK_POOL_KEYS = ("name", "work_queue_name", "job_variables")
+CONCURRENCY_KEYS = ("limit", "collision_strategy", "grace_period_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """One deployment of a file: what was given, and the effective settings that it makes.
+
+    `parameters` are only the values that were set, plain, as Prefect is given them. `origins` has the dotted keys of
+    `flat`, until and refresh, each with "deployments/demo.yaml line 14", "command line" or "default".
+    """
+
+    path: Path
+    name: str
+    settings: Settings
+    until: Stage
+    refresh: tuple[Stage, ...]
+    parameters: dict[str, Any]
+    origins: dict[str, str]
+
+
+def load(path: Path, deployment: str | None = None) -> Pipeline:
+    """The pipeline in a deployment file; of several, the one named `deployment`. Raises ConfigError."""
+    document = strict_yaml.parse(_text(path), str(path))
+    _check_keys(document)
+    at, chosen = _choose(document, deployment)
+    entrypoint = chosen.get("entrypoint")
+    if entrypoint != ENTRYPOINT:
+        found = "missing" if entrypoint is None else f"{shown(entrypoint)} is refused"
+        raise ConfigError(f"{document.place(f'{at}.entrypoint')}: entrypoint: {found}; accepted: {ENTRYPOINT}")
+
+    parameters = _parameters(document, at, chosen)
+    run = checked(parameters, lambda key: document.place(f"{at}.parameters.{key}"))
+    for under, schedule in _mappings(document, f"{at}.schedules", chosen.get("schedules")):
+        scheduled = parameters | _parameters(document, under, schedule)
+        checked(scheduled, lambda key, under=under: document.place(f"{under}.parameters.{key}"))
+    origins = {key: document.place(f"{at}.parameters.{key}") for key in flat(parameters)}
+    return _pipeline(path, chosen["name"], parameters, run, origins)
+
+
+def override(pipeline: Pipeline, assignments: Iterable[str]) -> Pipeline:
+    """The pipeline with `section.field=value` assignments of the command line on top. Raises ConfigError."""
+    parameters = dict(pipeline.parameters)
+    places = {_assign(parameters, assignment): f"--set {shown(assignment)}" for assignment in assignments}
+
+    def place(key: str) -> str:
+        near = [text for name, text in places.items() if _inside(key, name) or _inside(name, key)]
+        return " ".join(near or places.values())
+
+    run = checked(parameters, place)
+    origins = {
+        key: "command line" if any(_inside(key, name) for name in places) else pipeline.origins[key]
+        for key in flat(parameters)
+    }
+    return _pipeline(pipeline.path, pipeline.name, parameters, run, origins)
+
+
+def effective(pipeline: Pipeline) -> list[tuple[str, Any, str]]:
+    """Rows of key, value and origin: every setting, and until and refresh where they were given."""
+    values = flat(pipeline.settings) | {"until": pipeline.until, "refresh": ", ".join(pipeline.refresh)}
+    rows = [(key, value, pipeline.origins[key]) for key, value in values.items()]
+    return [row for row in rows if row[0] not in {"until", "refresh"} or row[2] != "default"]
+
+
+def _pipeline(path: Path, name: str, parameters: dict[str, Any], run: Parameters, origins: dict[str, str]) -> Pipeline:
+    return Pipeline(
+        path=path,
+        name=name,
+        settings=run.settings(),
+        until=run.until,
+        refresh=run.refresh,
+        parameters=parameters,
+        origins={key: origins.get(key, "default") for key in flat(run)},
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.exists():
+            raise ConfigError(f"{path}: no such file")
+        if not path.is_file():
+            raise ConfigError(f"{path}: not a file; accepted is a deployment file such as deployments/demo.yaml")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes; a deployment file is a page of text")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path} line {line}: byte {content[error.start]:#04x} is not UTF-8") from None
+
+
+def _check_keys(document: Document) -> None:
+    """Prefect ignores keys that it does not know; here they are typing errors."""
+    file = document.value
+    if not isinstance(file, dict):
+        raise ConfigError(f"{document.name}: not a mapping; a deployment file has deployments: with a list of them")
+    if misplaced := [key for key in file if key in Parameters.model_fields]:
+        place = document.place(misplaced[0])
+        raise ConfigError(f"{place}: {misplaced[0]}: stands too far out; it belongs under deployments, then parameters")
+    _known(document, "", file, FILE_KEYS)
+    for at, deployment in _mappings(document, "deployments", file.get("deployments")):
+        _known(document, at, deployment, DEPLOYMENT_KEYS)
+        for name, accepted in (("work_pool", WORK_POOL_KEYS), ("concurrency_limit", CONCURRENCY_KEYS)):
+            if isinstance(deployment.get(name), dict):
+                _known(document, f"{at}.{name}", deployment[name], accepted)
+        for under, schedule in _mappings(document, f"{at}.schedules", deployment.get("schedules")):
+            _known(document, under, schedule, SCHEDULE_KEYS)
+
+
+def _known(document: Document, at: str, values: dict[str, Any], accepted: tuple[str, ...]) -> None:
+    for key in values:
+        if key not in accepted:
+            full = f"{at}.{key}" if at else key
+            raise ConfigError(f"{document.place(full)}: {unknown(full, key, accepted)}")
+
+
+def _mappings(document: Document, at: str, items: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The items of the list at `at`, each with its own path; all must be mappings."""
+    if items is None:
+        return []
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise ConfigError(f"{document.place(at)}: {at}: {shown(items)} is refused; accepted: a list of mappings")
+    return [(f"{at}[{i}]", item) for i, item in enumerate(items)]
+
+
+def _choose(document: Document, name: str | None) -> tuple[str, dict[str, Any]]:
+    deployments = _mappings(document, "deployments", document.value.get("deployments"))
+    if not deployments:
+        raise ConfigError(f"{document.place('deployments')}: deployments: missing; accepted: a list of one or more")
+    names: list[str] = []
+    for at, deployment in deployments:
+        found = deployment.get("name")
+        if not isinstance(found, str) or not found:
+            said = "missing" if found is None else f"{shown(found)} is refused"
+            raise ConfigError(f"{document.place(f'{at}.name')}: {at}.name: {said}; accepted: text, such as triage")
+        if found in names:
+            raise ConfigError(f"{document.place(f'{at}.name')}: {at}.name: {shown(found)} is the name of another one")
+        names.append(found)
+    if name is None and len(names) > 1:
+        raise ConfigError(f"{document.name}: holds several deployments; choose one of {', '.join(names)}")
+    if name is not None and name not in names:
+        raise ConfigError(f"{document.name}: no deployment is named {shown(name)}; accepted: {', '.join(names)}")
+    return deployments[0 if name is None else names.index(name)]
+
+
+def _parameters(document: Document, at: str, holder: dict[str, Any]) -> dict[str, Any]:
+    parameters = {} if holder.get("parameters") is None else holder["parameters"]
+    if not isinstance(parameters, dict):
+        place = document.place(f"{at}.parameters")
+        raise ConfigError(f"{place}: parameters: {shown(parameters)} is refused; accepted: a mapping of sections")
+    return parameters
+
+
+def _assign(parameters: dict[str, Any], assignment: str) -> str:
+    """Sets what an assignment says and returns its key; whether key and value are accepted is for `checked` to say."""
+    key, equals, text = assignment.partition("=")
+    around, _, name = key.rpartition(".")
+    names = [around, name] if "." in key else [name]
+    if not equals or not assignment.isprintable() or not all(name.isidentifier() for name in names):
+        raise ConfigError(f"--set {shown(assignment)}: accepted: section.field=value, such as training.epochs=2")
+    value = _value(key, text, f"--set {shown(assignment)}")
+    section = parameters.get(around)
+    parameters |= {around: (section if isinstance(section, dict) else {}) | {name: value}} if around else {name: value}
+    return key
+
+
+def _inside(key: str, name: str) -> bool:
+    return f"{key}.".startswith((f"{name}.", f"{name}["))
+
+
+def _value(key: str, text: str, place: str) -> Any:
+    """Text is taken as it stands, a list may be a,b or [a, b], and all else is YAML; empty is null."""
+    found = field(key)
+    annotation = found.annotation if found else None
+    kinds = (annotation, *get_args(annotation))
+    if get_origin(annotation) is tuple and not text.startswith("["):
+        items: Any = [part.strip() for part in text.split(",") if part.strip()]
+    elif str in kinds and text[:1] not in {"'", '"'}:
+        return None if type(None) in kinds and text in {"", "~", "null"} else text
+    else:
+        items = strict_yaml.parse(text, place).value
+    if isinstance(items, list) and Source in kinds:
+        return [{"path": item} if isinstance(item, str) else item for item in items]
+    return items

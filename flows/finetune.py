@@ -1,0 +1,130 @@
+"""The pipeline, from files to a registered model: the order of the stages and what each reads.
+
+The flow's signature is the form in the Prefect UI: one parameter a section, described in tasks/config.py.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from prefect import State, flow
+
+from flows import report
+from flows.calls import Plan, Reached, Run, Step, Unknown
+from tasks import config, models
+from tasks.artifacts import Contender
+from tasks.check import check
+from tasks.config import (
+    Checks,
+    Data,
+    Dedupe,
+    Evaluation,
+    Gate,
+    Method,
+    Model,
+    Registry,
+    Settings,
+    Split,
+    Stage,
+    Training,
+)
+from tasks.decide import decide
+from tasks.dedupe import dedupe
+from tasks.evaluation import evaluate
+from tasks.ingest import ingest, source_files
+from tasks.register import champion, register
+from tasks.render import render
+from tasks.split import split
+from tasks.train import train
+
+
+def pipeline(s: Settings, call: Callable[..., Any]) -> None:
+    """Every stage in order; `call` runs it or looks it up (flows/calls.py)."""
+    files = source_files(s.data)
+    rows = call(ingest, data=s.data, files=files)
+    base = call(models.base, reference=s.model.base, revision=s.model.revision, identity=models.identity(s.model.base))
+    checked = call(check, rows=rows, checks=s.checks, special_tokens=base.special_tokens)
+    unique = call(dedupe, rows=checked, settings=s.dedupe)
+    splits = call(split, rows=unique, settings=s.split)
+    tokens = call(render, splits=splits, base=base, model=s.model)
+    adapter = call(train, tokens=tokens, base=base, method=s.method, training=s.training)
+
+    candidate = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
+    opponent = champion(s.registry, adapter.digest, base)
+    contenders = [Contender(name="base", base=base), *([opponent] if opponent else []), candidate]
+    answers = {
+        c.name: call(evaluate, contender=c, tokens=tokens, evaluation=s.evaluation, last_of_stage=c is candidate)
+        for c in contenders
+    }
+    verdict = call(
+        decide, candidate=answers["candidate"], base=answers["base"], champion=answers.get("champion"), gate=s.gate
+    )
+    call(
+        register,
+        adapter=adapter,
+        base=base,
+        splits=splits,
+        verdict=verdict,
+        answers=tuple(answers.values()),
+        reports=(checked, tokens),
+        lineage={file.path: file.sha256 for file in files},
+        challenged=opponent.version if opponent else "",
+        settings=s,
+    )
+
+
+@flow(name="finetune")
+def finetune(
+    data: Data,
+    model: Model,
+    method: Method = Method(),
+    training: Training = Training(),
+    evaluation: Evaluation = Evaluation(),
+    gate: Gate = Gate(),
+    registry: Registry = Registry(),
+    checks: Checks = Checks(),
+    dedupe: Dedupe = Dedupe(),
+    split: Split = Split(),
+    until: Stage = "register",
+    refresh: tuple[Stage, ...] = (),
+) -> State[tuple[Step, ...]]:
+    """Turns instruction data into a registered, defensible fine-tuned model.
+
+    Returns the steps, as a state that is named after the verdict. Stages that have run on the same inputs are not run
+    again; `until` stops after a stage, `refresh` makes stages anew.
+    """
+    settings = Settings(
+        data=data,
+        model=model,
+        method=method,
+        training=training,
+        evaluation=evaluation,
+        gate=gate,
+        registry=registry,
+        checks=checks,
+        dedupe=dedupe,
+        split=split,
+    )
+    config.prepare_environment(settings)
+    report.show_settings(settings)
+    return report.publish(run(settings, until, refresh), settings)
+
+
+def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Step, ...]:
+    """Runs the pipeline up to `until`, and returns what was done."""
+    calls = Run(until, refresh)
+    with suppress(Reached):
+        pipeline(settings, calls)
+    return tuple(calls.steps)
+
+
+def plan(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Step, ...]:
+    """What a run up to `until` would do, and why; nothing is run."""
+    calls = Plan(until, refresh)
+    try:
+        pipeline(settings, calls)
+    except Reached:
+        pass
+    except Unknown:
+        calls.fill()
+    return tuple(calls.steps)

@@ -1,0 +1,153 @@
+"""What a run and a plan look like in a terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flows.calls import Step
+from flows.deployment_file import Pipeline, effective
+from flows.outcome import Outcome
+from flows.report import mlflow_link
+from tasks.config import home
+
+COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
+
+
+def show_settings(console: Console, pipeline: Pipeline, *, everything: bool) -> None:
+    """The effective settings with their origin; those left at their default only if everything is asked for."""
+    rows = effective(pipeline)
+    shown = [row for row in rows if everything or row[2] != "default"]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("setting", "value", "from"):
+        table.add_column(column, overflow="fold")
+    for key, value, origin in shown:
+        table.add_row(key, Text("" if value is None else str(value)), Text(origin, "dim"))
+    console.print(table)
+    if len(shown) < len(rows):
+        console.print(f"{len(rows) - len(shown)} more at their defaults; -v shows them", style="dim")
+    console.print()
+
+
+def show_plan(console: Console, steps: Sequence[Step]) -> None:
+    """What would run, and why."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("stage", "", "because"):
+        table.add_column(column, overflow="fold")
+    for step in steps:
+        table.add_row(_name(step), Text(step.state, COLOURS[step.state]), Text("\n".join(_shortened(step.because))))
+    console.print(table)
+    runs = sum(step.state == "run" for step in steps)
+    console.print(f"\n{runs} of {len(steps)} stages would run" if runs else "\nNothing would run: all is cached")
+
+
+def show_outcome(console: Console, outcome: Outcome, file: Path) -> None:
+    """The summary at the end of a run: stages, rows, scores, verdict, where to look, what to do next."""
+    console.print()
+    _show_steps(console, outcome.steps)
+    _show_account(console, outcome)
+    if outcome.answers:
+        _show_scores(console, outcome)
+    if outcome.verdict:
+        colour = "bold green" if outcome.verdict.decision == "promote" else "bold yellow"
+        name, colon, rest = outcome.verdict.sentence.partition(":")
+        console.print(Text.assemble("\n", (name + colon, colour), rest))
+    console.print()
+    _show_links(console, outcome, file)
+
+
+def _name(step: Step) -> str:
+    return f"{step.stage} {step.of}".strip()
+
+
+def _shortened(causes: Sequence[str], most: int = 6) -> list[str]:
+    rest = len(causes) - most
+    return [*causes[:most], *([f"and {rest} more"] if rest > 0 else [])]
+
+
+def _show_steps(console: Console, steps: Sequence[Step]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage")
+    table.add_column("")
+    table.add_column("seconds", justify="right")
+    for step in steps:
+        table.add_row(_name(step), Text(step.state, COLOURS[step.state]), f"{step.seconds:.1f}")
+    console.print(table)
+
+
+def _show_account(console: Console, outcome: Outcome) -> None:
+    account = outcome.account()
+    if account is None:
+        return
+    console.print(
+        f"\n{account.read:,} rows read = {account.kept:,} kept + {account.quarantined:,} quarantined "
+        f"+ {account.duplicates:,} duplicates"
+    )
+    if account.train:
+        sides = f"{account.train:,} train + {account.validation:,} validation + {account.test:,} test"
+        console.print(f"{account.kept:,} kept = {sides}")
+    if reasons := outcome.reasons():
+        console.print(", ".join(f"{reason} {count:,}" for reason, count in reasons.items()), style="dim")
+
+
+def _show_scores(console: Console, outcome: Outcome) -> None:
+    """One line a contender: the metric that decides with its interval, then the others."""
+    decisive = outcome.verdict.metric if outcome.verdict else ""
+    intervals = outcome.verdict.intervals if outcome.verdict else {}
+    measured = {metric for answers in outcome.answers.values() for metric in answers.scores}
+    metrics = sorted(measured, key=lambda metric: (metric != decisive, metric))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("scores")
+    for metric in metrics:
+        table.add_column(metric, justify="right", no_wrap=True)
+    for name, answers in outcome.answers.items():
+        scores = {metric: f"{answers.scores[metric]:.3f}" for metric in metrics if metric in answers.scores}
+        if name in intervals:
+            low, _, high = intervals[name]
+            scores[decisive] += f" [{low:.3f}, {high:.3f}]"
+        table.add_row(name, *(scores.get(metric, "") for metric in metrics))
+    console.print()
+    console.print(table)
+
+
+def _show_links(console: Console, outcome: Outcome, file: Path) -> None:
+    looks: list[tuple[str, Any]] = []
+    if outcome.checked:
+        looks.append(("data report", outcome.checked.path("report.html")))
+    if outcome.tokens:
+        looks.append(("tokens and masks", outcome.tokens.path("report.html")))
+    looks += [(f"answers, {name}", answers.path("answers.parquet")) for name, answers in outcome.answers.items()]
+    nexts = [f"tunewright plan {file}"]
+    if outcome.registered:
+        registered = outcome.registered
+        alias = f" @{registered.alias}" if registered.alias else ", the alias did not move"
+        looks.append(("model", f"{registered.uri}{alias}"))
+        looks.append(("MLflow", mlflow_link(outcome)))
+        if not registered.tracking_uri.startswith("http"):
+            nexts.append(
+                f"mlflow ui --backend-store-uri {registered.tracking_uri}        # then open the MLflow link above"
+            )
+        nexts.append(f"tunewright run {file} --set training.learning_rate=0.0005")
+    elif outcome.splits and not outcome.tokens:
+        nexts.append(f"tunewright run {file} --until render          # what is trained, token by token")
+    else:
+        nexts.append(f"tunewright run {file}")
+    for name, place in looks:
+        console.print(Text.assemble((f"{name:<20}", "bold"), _relative(place)), soft_wrap=True)
+    console.print(Text("next", "bold"))
+    for command in nexts:
+        console.print(Text(f"  {command}"), soft_wrap=True)
+
+
+def _relative(place: Any) -> str:
+    if isinstance(place, Path) and place.is_relative_to(Path.cwd()):
+        return str(place.relative_to(Path.cwd()))
+    return str(place)
+
+
+def disk_full(error: OSError) -> str:
+    """One line for a full disk."""
+    return f"no space left on the disk of {error.filename or home()}: free some, or set TUNEWRIGHT_HOME to another disk"

