@@ -4,6 +4,7 @@ A call is `call(task, argument=value, ...)`. Both keep a Step for each call, whi
 """
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from typing import Any, Literal
 from prefect import Task
 
 from tasks.artifacts import Artifact
-from tasks.caching import Cached, artifacts_in
+from tasks.caching import Cached
 from tasks.config import STAGES, Stage
+
+log = logging.getLogger("tunewright")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,10 @@ class _Calls:
         if step.stage == self.until and last_of_stage:
             raise Reached
 
+    def digest(self, record: Artifact) -> str:
+        """The record's digest, or "" if it is still to be made."""
+        return record.digest
+
 
 class Run(_Calls):
     """Calls each stage as a Prefect task; a stage in `refresh` is made anew."""
@@ -60,6 +67,7 @@ class Run(_Calls):
     def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:
         """The stage's record. Raises what the stage raised, or Reached."""
         started = time.monotonic()
+        log.info("%s %s", task.name, _of(inputs))
         chosen = task.with_options(refresh_cache=True) if task.name in self.refresh else task
         state = chosen(**inputs, return_state=True)
         record = state.result()
@@ -71,6 +79,8 @@ class Run(_Calls):
             message=state.message or "",
             record=record,
         )
+        if step.state == "cached":
+            log.info("  cached: %s", step.message)
         self.keep(step, last_of_stage=last_of_stage)
         return record
 
@@ -90,7 +100,8 @@ class Plan(_Calls):
     def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:
         """The record that is there, or the one of the last time. Raises Unknown or Reached."""
         stage: Cached[Any, Any] = task.fn  # pyright: ignore[reportAssignmentType] every stage's function is @cached
-        waits_for = {self.uncertain[a.digest] for a in artifacts_in(inputs) if a.digest in self.uncertain}
+        read = json.dumps(stage.ingredients(**inputs))
+        waits_for = {before for digest, before in self.uncertain.items() if digest in read}
         because = [f"{before} runs first" for before in sorted(waits_for)]
         found = None if task.name in self.refresh else stage.find(**inputs)
         if found is None:
@@ -104,6 +115,10 @@ class Plan(_Calls):
         if record is None:
             raise Unknown
         return record
+
+    def digest(self, record: Artifact) -> str:
+        """The record's digest, or "" if it is of the last time."""
+        return "" if record.digest in self.uncertain else record.digest
 
     def fill(self) -> None:
         """Adds the stages that the plan could not look up, up to the last one asked for."""
@@ -125,8 +140,3 @@ def as_json(step: Step) -> dict[str, Any]:
     if step.state == "run" or step.because:
         return shown | {"because": list(step.because)}
     return shown | {"seconds": round(step.seconds, 3), "artifact": str(step.record.folder) if step.record else None}
-
-
-def line_of(value: Any) -> str:
-    """A value in one line, as a person writes it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

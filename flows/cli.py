@@ -148,6 +148,7 @@ def _prepare(settings: config.Settings, console: Console, *, quiet: bool, verbos
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tunewright")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # 20 is too few on a busy machine
     handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False, markup=False)
     logger = logging.getLogger("tunewright")
     logger.setLevel(logging.WARNING if quiet else logging.INFO)

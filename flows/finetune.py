@@ -3,9 +3,8 @@
 The flow's signature is the form in the Prefect UI: one parameter a section, described in tasks/config.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 from prefect import State, flow
 
@@ -38,7 +37,7 @@ from tasks.split import split
 from tasks.train import train
 
 
-def pipeline(s: Settings, call: Callable[..., Any]) -> None:
+def pipeline(s: Settings, call: Run | Plan) -> None:
     """Every stage in order; `call` runs it or looks it up (flows/calls.py)."""
     files = source_files(s.data)
     rows = call(ingest, data=s.data, files=files)
@@ -50,7 +49,7 @@ def pipeline(s: Settings, call: Callable[..., Any]) -> None:
     adapter = call(train, tokens=tokens, base=base, method=s.method, training=s.training)
 
     candidate = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
-    opponent = champion(s.registry, adapter.digest, base)
+    opponent = champion(s.registry, call.digest(adapter), base)
     contenders = [Contender(name="base", base=base), *([opponent] if opponent else []), candidate]
     answers = {
         c.name: call(evaluate, contender=c, tokens=tokens, evaluation=s.evaluation, last_of_stage=c is candidate)

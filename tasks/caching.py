@@ -182,20 +182,6 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, _plain(value)
 
 
-def artifacts_in(value: Any) -> Iterator[Artifact]:
-    """The artifacts among a call's arguments, however deep they lie."""
-    if isinstance(value, Artifact):
-        yield value
-    elif isinstance(value, BaseModel):
-        for field in type(value).model_fields:
-            yield from artifacts_in(getattr(value, field))
-    elif isinstance(value, dict):
-        yield from artifacts_in(tuple(value.values()))
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from artifacts_in(item)
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")

@@ -3,8 +3,10 @@
 So it imports nothing of the project: whoever loads the model needs this file's libraries, not Tunewright.
 """
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import tempfile
@@ -43,8 +45,9 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar for GGUF cannot be switched off
+        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # save_pretrained refuses a model that says it is quantized, so the weights move to one that is not.
-    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     vars(read.config).pop("quantization_config", None)
     model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
     model.load_state_dict(read.state_dict())

@@ -22,6 +22,7 @@ from tasks.config import Method, Training
 
 FINISHED, FAILED, INTERRUPTED, OUT_OF_MEMORY = 0, 1, 75, 77
 PR_SET_PDEATHSIG = 1
+FIGURES = ("loss", "grad_norm", "learning_rate", "epoch", "eval_loss")
 
 
 class Job(BaseModel):
@@ -200,7 +201,7 @@ def _recorder(record: Record) -> Any:
 
     class Recorder(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-            kept = {k: v for k, v in (logs or {}).items() if not k.startswith(("train_", "total_flos"))}
+            kept = {name: value for name, value in (logs or {}).items() if name in FIGURES}
             if "loss" in kept or "eval_loss" in kept:
                 record.line(state.global_step, state.max_steps, kept)
 
