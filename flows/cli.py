@@ -17,7 +17,7 @@ from rich.logging import RichHandler
 
 from tasks import config
 from tasks.config import STAGES
-from tasks.errors import TunewrightError
+from tasks.errors import NO_SPACE, TunewrightError
 
 NOT_PROMOTED = 5
 
@@ -172,9 +172,7 @@ def _one_line_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        from flows.terminal import disk_full
-
-        _fail(disk_full(error), 1)
+        _fail(NO_SPACE.format(error.filename or config.home()), 1)
     except KeyboardInterrupt:
         _fail("interrupted; the next run goes on from here", 130)
 

@@ -12,7 +12,6 @@ from flows.calls import Step
 from flows.deployment_file import Pipeline, effective
 from flows.outcome import Outcome
 from flows.report import mlflow_link
-from tasks.config import home
 
 COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
 
@@ -146,8 +145,3 @@ def _relative(place: Any) -> str:
     if isinstance(place, Path) and place.is_relative_to(Path.cwd()):
         return str(place.relative_to(Path.cwd()))
     return str(place)
-
-
-def disk_full(error: OSError) -> str:
-    """One line for a full disk."""
-    return f"no space left on the disk of {error.filename or home()}: free some, or set TUNEWRIGHT_HOME to another disk"

@@ -32,6 +32,7 @@ from pydantic import BaseModel
 
 from tasks import config
 from tasks.artifacts import Artifact
+from tasks.errors import NO_SPACE, TunewrightError
 from tasks.fingerprint import fingerprints
 
 P = ParamSpec("P")
@@ -133,8 +134,10 @@ class Cached(Generic[P, A]):
             unfinished.rename(folder)
             shutil.rmtree(work_folder(folder), ignore_errors=True)
             shutil.rmtree(unfinished.with_suffix(".old"), ignore_errors=True)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(unfinished, ignore_errors=True)
+            if "No space left on device" in str(error):  # safetensors and others have types of their own for it
+                raise TunewrightError(NO_SPACE.format(folder.parent)) from error
             raise
         return record
 

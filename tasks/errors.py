@@ -19,6 +19,9 @@ class TunewrightError(Exception):
     exit_code = 1
 
 
+NO_SPACE = "no space left on the disk of {}: free some, or set TUNEWRIGHT_HOME to another disk"
+
+
 class ConfigError(TunewrightError):
     """The settings contradict each other or name something that is not there."""
 

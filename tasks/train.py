@@ -26,7 +26,7 @@ from tasks import trainer
 from tasks.artifacts import Adapter, Base, Tokens
 from tasks.caching import cached, work_folder
 from tasks.config import Method, Training
-from tasks.errors import TrainerDied, TrainingError, retry_transient
+from tasks.errors import NO_SPACE, TrainerDied, TrainingError, retry_transient
 
 log = logging.getLogger("tunewright")
 
@@ -161,7 +161,7 @@ def _failure(code: int, work: Path) -> TrainingError:
     if code == trainer.INTERRUPTED:
         return TrainerDied("the trainer was asked to stop and saved a checkpoint; the next run goes on from there")
     if shutil.disk_usage(work).free < ROOM_BYTES:
-        return TrainingError(f"no space left on the disk of {work}: free some, or set TUNEWRIGHT_HOME to another disk")
+        return TrainingError(f"training did not finish: {NO_SPACE.format(work)}")
     return TrainingError(f"training did not finish: {_error(work)}; its whole output is in {work / 'trainer.log'}")
 
 

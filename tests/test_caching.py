@@ -13,6 +13,7 @@ import pytest
 from tasks.artifacts import UniqueRows
 from tasks.caching import MANIFEST, cached
 from tasks.config import Dedupe
+from tasks.errors import TunewrightError
 
 
 @cached(libraries=("numpy",), volatile=("report",))
@@ -64,7 +65,7 @@ def test_a_failed_call_leaves_nothing_behind(tmp_path: Path) -> None:
         (folder / "half").write_text(text)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(TunewrightError, match=r"no space left on the disk of .*failing: free some"):
         failing("a")
     assert [p for p in (tmp_path / "home").rglob("*") if p.is_file() and p.suffix != ".lock"] == []
 
