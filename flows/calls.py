@@ -67,7 +67,7 @@ class Run(_Calls):
     def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:
         """The stage's record. Raises what the stage raised, or Reached."""
         started = time.monotonic()
-        log.info("%s %s", task.name, _of(inputs))
+        log.info("%s", f"{task.name} {_of(inputs)}".strip())
         chosen = task.with_options(refresh_cache=True) if task.name in self.refresh else task
         state = chosen(**inputs, return_state=True)
         record = state.result()

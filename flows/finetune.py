@@ -3,6 +3,7 @@
 The flow's signature is the form in the Prefect UI: one parameter a section, described in tasks/config.py.
 """
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -36,12 +37,14 @@ from tasks.render import render
 from tasks.split import split
 from tasks.train import train
 
+log = logging.getLogger("tunewright")
+
 
 def pipeline(s: Settings, call: Run | Plan) -> None:
     """Every stage in order; `call` runs it or looks it up (flows/calls.py)."""
-    files = source_files(s.data)
+    files, identity = source_files(s.data), models.identity(s.model.base)
     rows = call(ingest, data=s.data, files=files)
-    base = call(models.base, reference=s.model.base, revision=s.model.revision, identity=models.identity(s.model.base))
+    base = call(models.base, reference=s.model.base, revision=s.model.revision, identity=identity)
     checked = call(check, rows=rows, checks=s.checks, special_tokens=base.special_tokens)
     unique = call(dedupe, rows=checked, settings=s.dedupe)
     splits = call(split, rows=unique, settings=s.split)
@@ -90,7 +93,11 @@ def finetune(
     """Turns instruction data into a registered, defensible fine-tuned model.
 
     Returns the steps, as a state that is named after the verdict. Stages that have run on the same inputs are not run
-    again; `until` stops after a stage, `refresh` makes stages anew.
+    again.
+
+    Args:
+        until: The last stage to run
+        refresh: Stages to run again although nothing changed
     """
     settings = Settings(
         data=data,
@@ -105,6 +112,8 @@ def finetune(
         split=split,
     )
     config.prepare_environment(settings)
+    if log.level == logging.NOTSET:  # a worker's run: Prefect adds its handler, but leaves the level at root's WARNING
+        log.setLevel(logging.INFO)
     report.show_settings(settings)
     return report.publish(run(settings, until, refresh), settings)
 

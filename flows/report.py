@@ -1,20 +1,23 @@
 """What a person sees of a run in the Prefect UI, cached or not: settings, row account, scores, verdict and links."""
 
 import html
+import re
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
 from prefect import State
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
 from flows.calls import Step
 from flows.outcome import Outcome
-from flows.parameters import flat
+from flows.parameters import field, flat, shown
+from tasks.artifacts import Registered
 from tasks.config import Settings
+from tasks.register.tracking import VIEW
 
 STATE_NAMES = {"promote": "Promoted", "keep": "Kept", "inconclusive": "Inconclusive"}
 
@@ -22,17 +25,18 @@ ORIGINS: ContextVar[dict[str, str]] = ContextVar("origins")  # set by the comman
 
 
 def show_settings(settings: Settings) -> None:
-    """A table of every effective setting and where it came from."""
-    origins = ORIGINS.get({}) or _form_origins(settings)
+    """A table of every effective setting and where it came from: what this run changed first, the defaults last."""
+    origins = ORIGINS.get({}) or _run_origins(settings)
     rows = [
         {"setting": key, "value": "" if value is None else str(value), "from": origins.get(key, "default")}
         for key, value in flat(settings).items()
     ]
+    rows.sort(key=lambda row: (row["from"] == "default", row["from"] == "deployment"))
     create_table_artifact(rows, key="settings", description="Effective settings, and where each came from")
 
 
-def _form_origins(settings: Settings) -> dict[str, str]:
-    """For a run that a worker started: what the deployment says, and what the form or the trigger changed."""
+def _run_origins(settings: Settings) -> dict[str, str]:
+    """For a run that a worker started: what the deployment says, and what the form, a trigger or a call changed."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if run is None:
@@ -41,14 +45,21 @@ def _form_origins(settings: Settings) -> dict[str, str]:
         return dict.fromkeys(flat(run.parameters), "call")
     with get_client(sync_client=True) as client:
         deployed = flat(client.read_deployment(run.deployment_id).parameters)
-    defaults = flat({name: f.default.model_dump() for name, f in Settings.model_fields.items() if not f.is_required()})
-    return {key: _origin(key, value, deployed, defaults) for key, value in flat(settings).items()}
+    return {key: origin(key, value, deployed) for key, value in flat(settings).items()}
 
 
-def _origin(key: str, value: Any, deployed: dict[str, Any], defaults: dict[str, Any]) -> str:
-    if key in deployed and str(deployed[key]) == str(value):
+def origin(key: str, value: Any, deployed: dict[str, Any]) -> str:
+    """Where an effective setting of a deployed run came from; `deployed` are the deployment's, flat."""
+    if key in deployed and deployed[key] == value:
         return "deployment"
-    return "default" if key in defaults and str(defaults[key]) == str(value) else "form"
+    found = field(re.sub(r"\[\d+\]", "", key))
+    default = found is not None and not found.is_required() and value == flat(_plain(key, found.default))[key]
+    place = "default" if default else "this run"
+    return f"{place}; the deployment has {shown(deployed[key])}" if key in deployed else place
+
+
+def _plain(key: str, value: Any) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value}
 
 
 def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]]:
@@ -60,21 +71,30 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
     if outcome.verdict is None:
         return Completed(message=f"went as far as {steps[-1].stage}", data=tuple(steps))
     create_markdown_artifact(_verdict(outcome), key="verdict", description=outcome.verdict.sentence)
-    if outcome.registered and outcome.registered.tracking_uri.startswith("http"):
-        link = mlflow_link(outcome)
-        create_link_artifact(link, link_text="The run in MLflow", key="mlflow", description="Curves, metrics, model")
     name = STATE_NAMES[outcome.verdict.decision]
     return Completed(name=name, message=outcome.verdict.sentence, data=tuple(steps))
 
 
 def mlflow_link(outcome: Outcome) -> str:
     """Where the run stands in MLflow's UI, under the address of its server."""
-    registered = outcome.registered
-    if registered is None:
+    registered = _registered(outcome)
+    return _mlflow(registered, f"runs/{registered.run_id}?workflowType=machine_learning")
+
+
+def comparison_link(outcome: Outcome) -> str:
+    """Where all runs under the name stand side by side in MLflow's UI, in the view made for it."""
+    return _mlflow(_registered(outcome), f"runs?workflowType=machine_learning&viewStateShareKey={VIEW}")
+
+
+def _registered(outcome: Outcome) -> Registered:
+    if outcome.registered is None:
         raise ValueError("nothing was registered")
+    return outcome.registered
+
+
+def _mlflow(registered: Registered, path: str) -> str:
     address = registered.tracking_uri if registered.tracking_uri.startswith("http") else "http://127.0.0.1:5000"
-    path = f"#/experiments/{registered.experiment_id}/runs/{registered.run_id}?workflowType=machine_learning"
-    return f"{address.rstrip('/')}/{path}"
+    return f"{address.rstrip('/')}/#/experiments/{registered.experiment_id}/{path}"
 
 
 def _account(outcome: Outcome) -> str:
@@ -92,18 +112,28 @@ def _account(outcome: Outcome) -> str:
 
 
 def _scores(outcome: Outcome) -> list[dict[str, Any]]:
-    metrics = sorted({metric for answers in outcome.answers.values() for metric in answers.scores})
-    return [
-        {"contender": name} | {metric: round(answers.scores.get(metric, float("nan")), 4) for metric in metrics}
-        for name, answers in outcome.answers.items()
-    ]
+    """One line a contender: the metric that decides with its interval, then the others."""
+    decisive = outcome.verdict.metric if outcome.verdict else ""
+    intervals = outcome.verdict.intervals if outcome.verdict else {}
+    measured = {metric for answers in outcome.answers.values() for metric in answers.scores}
+    metrics = sorted(measured, key=lambda metric: (metric != decisive, metric))
+    rows: list[dict[str, Any]] = []
+    for name, answers in outcome.answers.items():
+        scores = {metric: f"{answers.scores[metric]:.3f}" if metric in answers.scores else "" for metric in metrics}
+        if name in intervals:
+            low, _, high = intervals[name]
+            scores[decisive] += f" [{low:.3f}, {high:.3f}]"
+        rows.append({"contender": name} | scores)
+    return rows
 
 
 def _verdict(outcome: Outcome) -> str:
     verdict = outcome.verdict
     if verdict is None:
         return ""
-    lines = [f"# {STATE_NAMES[verdict.decision]}", "", html.escape(verdict.sentence), ""]
+    name = STATE_NAMES[verdict.decision]
+    reason = verdict.sentence.removeprefix(f"{name}: ")
+    lines = [f"# {name}", "", html.escape(reason[:1].upper() + reason[1:], quote=False), ""]
     lines += [f"| {verdict.metric}: candidate minus | low | mean | high |", "|---|---:|---:|---:|"]
     lines += [
         f"| {name} | {low:+.3f} | {mean:+.3f} | {high:+.3f} |"
@@ -112,7 +142,15 @@ def _verdict(outcome: Outcome) -> str:
     if verdict.rows_needed:
         lines += ["", f"About {verdict.rows_needed:,} test rows would be needed to tell."]
     if outcome.registered:
-        registered = outcome.registered
-        alias = f", @{registered.alias}" if registered.alias else ", without the alias"
-        lines += ["", f"Registered as `{registered.uri}`{alias}."]
+        lines += ["", *_links(outcome, outcome.registered)]
     return "\n".join(lines)
+
+
+def _links(outcome: Outcome, registered: Registered) -> list[str]:
+    """The model, and the way to MLflow's UI, which has to be started where a database stands for a server."""
+    alias = f", @{registered.alias}" if registered.alias else ", without the alias"
+    lines = [f"Registered as `{registered.uri}`{alias}.", ""]
+    links = f"In MLflow: [this run]({mlflow_link(outcome)}), [all runs side by side]({comparison_link(outcome)})"
+    if registered.tracking_uri.startswith("http"):
+        return [*lines, links]
+    return [*lines, f"{links}, once its UI runs:", "", f"    mlflow ui --backend-store-uri {registered.tracking_uri}"]

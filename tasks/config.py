@@ -195,7 +195,7 @@ class Training(Section):
         default=0.0002, gt=0, le=1, description="Peak learning rate, at most 1; for example 0.0002"
     )
     epochs: float = Field(
-        default=3, gt=0, le=1_000, description="Passes over the training rows, at most 1000, if max_steps is empty"
+        default=3.0, gt=0, le=1_000, description="Passes over the training rows, at most 1000, if max_steps is empty"
     )
     max_steps: int | None = Field(default=None, ge=1, description="Optimizer steps; empty goes by epochs")
     batch: int = Field(default=16, ge=1, description="Rows of one optimizer step")

@@ -1,8 +1,8 @@
 """What code a stage runs, as hashes: so that an edit re-runs the stages that reach it, and no others.
 
 A stage's own module counts whole. Of the first-party modules it imports only the definitions count that it reaches,
-however indirectly; a module that is used in a way that names cannot follow counts whole. Comments, docstrings and
-layout do not count: the hash is of the syntax tree.
+however indirectly, and what runs when such a module is imported; a module that is used in a way that names cannot
+follow counts whole. Comments, docstrings and layout do not count: the hash is of the syntax tree.
 """
 
 import ast
@@ -14,6 +14,7 @@ from pathlib import Path
 
 FIRST_PARTY = ("tasks", "data_checks")
 PLUMBING = ("tasks.caching", "tasks.fingerprint")  # how an artifact is kept, not what is in it
+ON_IMPORT = "on import"  # stands for the statements of a module that define nothing
 
 
 class _Module:
@@ -24,7 +25,7 @@ class _Module:
         tree = ast.parse(source)
         self.imports: dict[str, tuple[str, str | None]] = {}  # local name -> (module, definition or None for all of it)
         self.definitions: dict[str, list[ast.stmt]] = {}
-        self.loose: list[ast.stmt] = []  # statements that define nothing but run on import
+        self.loose: list[ast.stmt] = []  # statements that define nothing but do something on import
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom | ast.Import):
                 self._import(node)
@@ -32,18 +33,16 @@ class _Module:
             names = _defined(statement)
             for defined in names:
                 self.definitions.setdefault(defined, []).append(statement)
-            if not names and not isinstance(statement, ast.ImportFrom | ast.Import):
+            if not names and not isinstance(statement, ast.ImportFrom | ast.Import) and not _is_text(statement):
                 self.loose.append(statement)
 
     def _import(self, node: ast.ImportFrom | ast.Import) -> None:
+        module = _absolute(node, self.name) if isinstance(node, ast.ImportFrom) else ""
         for alias in node.names:
-            if isinstance(node, ast.Import):
-                if alias.name.startswith(FIRST_PARTY):
-                    self.imports[alias.asname or alias.name] = (alias.name, None)
-            elif node.module and node.module.split(".")[0] in FIRST_PARTY:
-                inner = f"{node.module}.{alias.name}"
-                target = (inner, None) if _file(inner) else (node.module, alias.name)
-                self.imports[alias.asname or alias.name] = target
+            name = f"{module}.{alias.name}" if module else alias.name
+            if name.split(".")[0] in FIRST_PARTY:
+                whole = not module or _file(name)
+                self.imports[alias.asname or alias.name] = (name, None) if whole else (module, alias.name)
 
     def references(self, statements: list[ast.stmt]) -> tuple[set[str], set[tuple[str, str | None]]]:
         """The definitions of this module, and the (module, definition) of others, that the statements name."""
@@ -71,10 +70,21 @@ def _defined(statement: ast.stmt) -> list[str]:
         statement.targets
         if isinstance(statement, ast.Assign)
         else [statement.target]
-        if isinstance(statement, ast.AnnAssign)
+        if isinstance(statement, ast.AnnAssign | ast.AugAssign)
         else []
     )
     return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def _absolute(node: ast.ImportFrom, importer: str) -> str:
+    """The module that an import is from, by its full name also where it was named from the importer's place."""
+    file = _file(importer)
+    package = importer if file and file.name == "__init__.py" else importer.rpartition(".")[0]
+    return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
 
 
 @functools.cache
@@ -119,19 +129,21 @@ def fingerprints(module: str) -> dict[str, str]:
         seen.add((name, definition))
         if name not in modules:
             modules[name] = _Module(name, _source(name))
+            waiting += [(name, ON_IMPORT)] if modules[name].loose else []
         found = modules[name]
         if definition is None:
             waiting += [(name, inner) for inner in found.definitions]
-            statements = found.loose
-            reached[name, "on import"] = statements
-        elif definition in found.definitions:
-            statements = reached[name, definition] = found.definitions[definition]
-        elif definition in found.imports:  # re-exported
+            continue
+        if definition in found.imports:  # re-exported
             waiting.append(found.imports[definition])
             continue
-        else:  # made in a way that names cannot follow
+        if _file(f"{name}.{definition}"):  # a module of this package
+            waiting.append((f"{name}.{definition}", None))
+            continue
+        if definition != ON_IMPORT and definition not in found.definitions:  # made in a way that names cannot follow
             waiting.append((name, None))
             continue
+        statements = reached[name, definition] = found.definitions.get(definition, found.loose)
         here, there = found.references(statements)
         waiting += [(name, inner) for inner in here]
         waiting += there

@@ -41,6 +41,16 @@ def test_only_the_data_and_the_base_model_are_required() -> None:
 
 
 @pytest.mark.parametrize("model", [*SECTIONS.values(), Source])
+def test_a_default_is_what_the_form_sends_back_for_it(model: type[BaseModel]) -> None:
+    defaults = {n: f.default for n, f in model.model_fields.items() if not f.is_required()}
+    required = {
+        n: v for n, v in {"sources": SOURCES, "base": "org/name", "path": "a"}.items() if n in model.model_fields
+    }
+    sent_back = model.model_validate({**required, **defaults})
+    assert {n: repr(getattr(sent_back, n)) for n in defaults} == {n: repr(v) for n, v in defaults.items()}
+
+
+@pytest.mark.parametrize("model", [*SECTIONS.values(), Source])
 def test_each_section_says_what_it_is_for(model: type[BaseModel]) -> None:
     assert model.__doc__
     assert model.__doc__ != Section.__doc__

@@ -63,10 +63,10 @@ class Candidate:
 
     @property
     def gain(self) -> str:
-        """Such as "+0.82 [0.75, 0.88] exact_match vs base", one for each opponent."""
+        """Such as "+0.82 [0.75, 0.88] exact_match vs base", one for each opponent, the hardest to beat first."""
         return "; ".join(
             f"{mean:+.3g} [{low:.3g}, {high:.3g}] {self.verdict.metric} vs {opponent}"
-            for opponent, (low, mean, high) in sorted(self.verdict.differences.items())
+            for opponent, (low, mean, high) in sorted(self.verdict.differences.items(), key=lambda item: item[1])
         )
 
 

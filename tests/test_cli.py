@@ -1,0 +1,249 @@
+"""The command line: one JSON object for programs, one clear line for an error, an exit code for its kind."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from prefect.settings import PREFECT_API_URL
+from prefect.testing.utilities import prefect_test_harness
+from typer.testing import CliRunner, Result
+
+from flows import cli
+from tasks import caching
+from tasks.artifacts import Base
+
+SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
+PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake")
+ROWS = [
+    {"instruction": f"{subject} {place} {what}", "output": "refund"}
+    for subject in SUBJECTS
+    for place in PLACES
+    for what in ("is missing", "came late")
+]
+FILE = """\
+deployments:
+  - name: tiny
+    entrypoint: flows.finetune.finetune
+    parameters:
+      data: {sources: [{path: rows.jsonl}]}
+      model: {base: "BASE", max_length: 128}
+      method: {rank: 2, alpha: 4}
+      training: {learning_rate: 1e-2, max_steps: 2, batch: 4, threads: 1}
+      evaluation: {max_new_tokens: 4}
+"""
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _files(tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_files(tiny_base, tmp_path)
+
+
+def write_files(base: Base, folder: Path) -> None:
+    (folder / "tiny.yaml").write_text(FILE.replace("BASE", base.reference))
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+
+
+@pytest.fixture
+def tunewright(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """The command line in this process, which is quick; what it sets for its process is undone."""
+    monkeypatch.setattr(logging.getLogger("tunewright"), "handlers", [])
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(cli.app, list(arguments))
+
+    with patch.dict(os.environ):
+        yield run
+
+
+def process(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command as a person calls it, in a folder of its own, with the server that runs here."""
+    environment = os.environ | {
+        "TUNEWRIGHT_HOME": str(folder / "home"),
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_API_URL": PREFECT_API_URL.value() or "",
+    }
+    del environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"]  # the command itself has to be silent
+    command = [str(Path(sys.executable).with_name("tunewright")), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def first(
+    server: None, tiny_base: Base, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of a whole run, and what it wrote."""
+    folder = tmp_path_factory.mktemp("first")
+    write_files(tiny_base, folder)
+    return folder, process("run", "tiny.yaml", "--json", folder=folder)
+
+
+def refusal(result: Result) -> tuple[int, str]:
+    """The exit code, and the one line that says why."""
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in result.output
+    return result.exit_code, line.removeprefix("error: ")
+
+
+def test_help_and_version(tunewright: Run) -> None:
+    shown = tunewright("--help")
+    assert shown.exit_code == 0
+    assert "run" in shown.stdout
+    assert "plan" in shown.stdout
+    version = tunewright("--version")
+    assert version.exit_code == 0
+    assert version.stdout.startswith("tunewright 0.")
+
+
+def test_a_run_for_a_program_writes_one_json_object_and_nothing_else(
+    first: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    done = first[1]
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    said = json.loads(line)
+    assert {"stages", "rows", "scores", "verdict", "model"} <= said.keys()
+    for stage in said["stages"]:
+        assert {"stage", "state", "seconds", "artifact"} <= stage.keys()
+        assert stage["state"] == "ran"
+        assert Path(stage["artifact"], "manifest.json").is_file()
+    assert said["rows"].keys() == {"read", "kept", "quarantined", "duplicates", "train", "validation", "test"}
+    assert said["rows"]["read"] == len(ROWS)
+    assert said["scores"].keys() == {"base", "candidate"}
+    assert "exact_match" in said["scores"]["candidate"]
+    assert {"decision", "reason"} <= said["verdict"].keys()
+    assert said["model"].items() >= {"name": "tunewright", "version": "1", "alias": None}.items()
+    assert said["model"]["uri"] == "models:/tunewright/1"
+    assert said["verdict"]["reason"] in done.stderr  # the summary is for people
+    assert "Traceback" not in done.stderr
+
+
+def test_a_plan_for_a_program_writes_one_json_object_and_nothing_else(
+    first: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    done = process("plan", "tiny.yaml", "--json", "--set", "training.learning_rate=0.02", folder=first[0])
+    (line,) = done.stdout.splitlines()
+    stages = {(s["stage"], s.get("of")): s for s in json.loads(line)["stages"]}
+    assert done.returncode == 0
+    assert stages["split", None]["state"] == "cached"
+    assert stages["train", None] == {
+        "stage": "train",
+        "state": "run",
+        "because": ["training.learning_rate: 0.01 -> 0.02"],
+    }
+    assert stages["evaluate", "candidate"]["because"] == ["train runs first"]
+
+
+def test_a_candidate_that_is_not_promoted_can_be_asked_to_fail(
+    first: tuple[Path, subprocess.CompletedProcess[str]], tunewright: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(first[0])
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(first[0] / "home"))
+    result = tunewright("run", "tiny.yaml", "--require-promotion", "--json")
+    assert result.exit_code == cli.NOT_PROMOTED == 5
+    assert json.loads(result.stdout.splitlines()[-1])["verdict"]["decision"] == "keep"
+
+
+def test_a_short_run_ends_with_what_can_be_said_so_far(tunewright: Run) -> None:
+    result = tunewright("run", "tiny.yaml", "--until", "split", "--json")
+    assert result.exit_code == 0
+    said = json.loads(result.stdout.splitlines()[-1])
+    assert (said["verdict"], said["model"], said["scores"]) == (None, None, {})
+    assert said["rows"]["train"] + said["rows"]["validation"] + said["rows"]["test"] == said["rows"]["kept"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "training.learning_rat=1"], ["training.learning_rat", "did you mean learning_rate"]),
+        (["--set", "training.epochs=many"], ["training.epochs", '"many"', "a number"]),
+        (["--set", "split.test=0.9", "--set", "split.validation=0.2"], ["validation=0.2 and test=0.9"]),
+        (["--set", "gate.metric=chrf", "--set", "evaluation.metrics=exact_match"], ["gate.metric=chrf"]),
+        (["--set", "model.base=./nowhere"], ["model.base=./nowhere", "no such folder"]),
+        (["--set", "model.base=package:nothing/x.gguf"], ["model.base=package:nothing/x.gguf"]),
+        (["--set", "data.sources=nowhere.jsonl"], ["nowhere.jsonl"]),
+        (["--until", "trian"], ["trian", "did you mean train"]),
+        (["--refresh", "nothing"], ["nothing", "dedupe"]),
+        (["--deployment", "other"], ["other", "tiny"]),
+    ],
+)
+def test_wrong_settings_are_one_line_and_code_2(tunewright: Run, arguments: list[str], said: list[str]) -> None:
+    code, line = refusal(tunewright("run", "tiny.yaml", *arguments))
+    assert code == 2
+    for part in said:
+        assert part in line
+
+
+def test_a_deployment_file_that_is_not_there_is_code_2(tunewright: Run) -> None:
+    assert refusal(tunewright("run", "nowhere.yaml")) == (2, "nowhere.yaml: no such file")
+    assert refusal(tunewright("plan", "nowhere.yaml")) == (2, "nowhere.yaml: no such file")
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "said"),
+    [
+        ("", [], ["rows.jsonl"]),
+        ("not json\n" * 20, [], ["20 of 20 records refused", "bad_json", "rows.jsonl line 1"]),
+        (
+            "".join(f'{{"instruction": "question {i}", "output": "TODO"}}\n' for i in range(20)),
+            [],
+            ["20 of 20 rows quarantined", "20 placeholder_answer", "rows.jsonl line 1"],
+        ),
+        (
+            "".join(f"{json.dumps(row)}\n" for row in ROWS[:2]),
+            ["--set", "dedupe.near=false"],
+            ["side is empty", "split.test"],
+        ),
+    ],
+    ids=["empty", "malformed", "all quarantined", "empty side"],
+)
+def test_refused_data_are_one_line_and_code_3(
+    tunewright: Run, content: str, arguments: list[str], said: list[str]
+) -> None:
+    Path("rows.jsonl").write_text(content)
+    code, line = refusal(tunewright("run", "tiny.yaml", "-q", "--until", "split", *arguments))
+    assert code == 3
+    for part in said:
+        assert part in line
+
+
+def test_an_error_is_all_that_a_person_sees_of_it(tmp_path: Path) -> None:
+    Path("rows.jsonl").write_text("not json\n")
+    failed = process("run", "tiny.yaml", "-q", folder=tmp_path)
+    assert (failed.returncode, failed.stdout) == (3, "")
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith("error: 1 of 1 records refused")
+
+
+def test_training_that_does_not_finish_is_one_line_and_code_4(tunewright: Run, tiny_base: Base, tmp_path: Path) -> None:
+    broken = shutil.copytree(tiny_base.weights, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"these are no weights")
+    code, line = refusal(tunewright("run", "tiny.yaml", "-q", "--set", f"model.base={broken}"))
+    assert code == 4
+    assert line.startswith("training did not finish: ")
+
+
+def test_a_full_disk_is_one_line_and_code_1(tunewright: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(caching.os, "fsync", full)
+    code, line = refusal(tunewright("run", "tiny.yaml", "-q", "--until", "ingest"))
+    assert code == 1
+    assert line.startswith(f"no space left on the disk of {home}")
+    assert not list(home.glob("artifacts/*/*/manifest.json"))

@@ -1,0 +1,308 @@
+"""The pipeline ends with its verdict and does nothing twice, and a plan tells beforehand what a run does."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import State
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.testing.utilities import prefect_test_harness
+
+import tasks.dedupe
+from flows.calls import Step
+from flows.finetune import finetune, plan
+from flows.outcome import Outcome
+from tasks import fingerprint
+from tasks.artifacts import Base
+from tasks.caching import Cached
+from tasks.config import STAGES, Data, Evaluation, Gate, Method, Model, Registry, Settings, Source, Stage, Training
+from tasks.errors import DataError
+
+SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
+PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake")
+ROWS = [
+    {"instruction": f"{subject} {place} {what}", "output": ("refund", "delivery", "repair")[i % 3]}
+    for i, subject in enumerate(SUBJECTS)
+    for place in PLACES
+    for what in ("is missing", "came late")
+]
+DATA = "rows.jsonl"  # 72 rows that differ, 4 of them twice, and 2 records that cannot be read
+
+
+def write(rows: Sequence[dict[str, str]]) -> None:
+    lines = [json.dumps(row) for row in [*rows, *rows[:4]]] + ["{", "[]"]
+    Path(DATA).write_text("".join(f"{line}\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_base: Base) -> Settings:
+    return Settings(
+        data=Data(sources=(Source(path=DATA),)),
+        model=Model(base=tiny_base.reference, max_length=128),
+        method=Method(rank=2, alpha=4),
+        training=Training(learning_rate=0.01, max_steps=2, batch=4, evaluate_every=1, threads=1),
+        evaluation=Evaluation(max_new_tokens=4),
+        gate=Gate(metric="perplexity"),
+        registry=Registry(name="tiny"),
+    )
+
+
+@pytest.fixture(scope="module")
+def done(server: None, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State[Any]]:
+    """The folder of a first run and its final state: the one that all tests here start from."""
+    folder = tmp_path_factory.mktemp("done")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TUNEWRIGHT_HOME", str(folder / "home"))
+        write(ROWS)
+        return folder, run(settings)
+
+
+@pytest.fixture(autouse=True)
+def _copy(done: tuple[Path, State[Any]], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test goes on from the first run, in a copy of its own."""
+    shutil.copytree(done[0], home.parent, dirs_exist_ok=True)
+    monkeypatch.chdir(home.parent)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stages that were executed in this test, one entry an attempt."""
+    executed: list[str] = []
+    original = Cached._make
+
+    def make(self: Cached[Any, Any], *args: Any, **kwargs: Any) -> Any:
+        executed.append(self.stage)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Cached, "_make", make)
+    return executed
+
+
+def run(settings: Settings, until: Stage = "register", refresh: tuple[Stage, ...] = ()) -> State[Any]:
+    sections = {name: getattr(settings, name) for name in Settings.model_fields}
+    return finetune(**sections, until=until, refresh=refresh, return_state=True)
+
+
+def outcome(state: State[Any]) -> Outcome:
+    return Outcome.of(state.result())
+
+
+def changed(settings: Settings, section: str, **values: Any) -> Settings:
+    new = getattr(settings, section).model_copy(update=values)
+    return settings.model_copy(update={section: new})
+
+
+def names(steps: Sequence[Step], *states: str) -> list[str]:
+    return [f"{step.stage} {step.of}".strip() for step in steps if step.state in states]
+
+
+def causes(steps: Sequence[Step]) -> dict[str, list[str]]:
+    return {f"{step.stage} {step.of}".strip(): list(step.because) for step in steps if step.because}
+
+
+def artifacts(state: State[Any]) -> dict[str | None, Any]:
+    """What the flow run made for a person to read, by key; the newest of each."""
+    flow_run = state.state_details.flow_run_id
+    assert flow_run
+    with get_client(sync_client=True) as client:
+        ours = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]))
+        return {artifact.key: artifact.data for artifact in client.read_artifacts(artifact_filter=ours)}
+
+
+def tracked(home: Path) -> tuple[int, int]:
+    """How many runs and how many model versions MLflow has."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment
+    runs = client.search_runs([experiment.experiment_id])
+    return len(runs), len(client.search_model_versions("name = 'tiny'"))
+
+
+def test_a_run_ends_in_a_state_that_is_named_after_its_verdict(done: tuple[Path, State[Any]]) -> None:
+    state = done[1]
+    verdict = outcome(state).verdict
+    assert verdict
+    assert (state.name, verdict.decision) == ("Promoted", "promote")
+    assert state.message == verdict.sentence
+    assert state.is_completed()
+    assert names(state.result(), "ran") == [
+        *("ingest", "base", "check", "dedupe", "split", "render", "train"),
+        *("evaluate base", "evaluate candidate", "decide", "register"),
+    ]
+
+
+def test_each_verdict_has_its_state(settings: Settings, done: tuple[Path, State[Any]]) -> None:
+    verdict = outcome(done[1]).verdict
+    assert verdict
+    mean = verdict.differences["base"][1]
+    for margin, name in ((mean, "Inconclusive"), (mean + 10, "Kept")):
+        state = run(changed(settings, "gate", margin=margin), until="decide")
+        verdict = outcome(state).verdict
+        assert verdict
+        assert (state.name, state.message) == (name, verdict.sentence)
+
+
+def test_a_second_run_executes_nothing_and_shows_the_same(
+    settings: Settings, done: tuple[Path, State[Any]], home: Path, made: list[str]
+) -> None:
+    assert causes(plan(settings, "register", ())) == {}
+    again = run(settings)
+    assert made == []
+    assert {step.state for step in again.result()} == {"cached"}
+    assert (again.name, again.message) == (done[1].name, done[1].message)
+    shown, shown_before = artifacts(again), artifacts(done[1])
+    assert {"settings", "rows", "scores", "verdict"} <= shown.keys()
+    assert {"settings", "rows", "scores", "verdict"} <= shown_before.keys()
+    for key in ("settings", "scores", "verdict"):
+        assert shown[key] == shown_before[key]
+    assert "| read | 78 |" in shown["rows"]
+    assert "| duplicates | 4 |" in shown["rows"]
+    assert "# Promoted" in shown["verdict"]
+    assert tracked(home) == (1, 1)
+
+
+def test_another_learning_rate_trains_again_and_nothing_before(settings: Settings, home: Path, made: list[str]) -> None:
+    other = changed(settings, "training", learning_rate=0.02)
+    planned = plan(other, "register", ())
+    assert causes(planned)["train"] == ["training.learning_rate: 0.01 -> 0.02"]
+    state = run(other)
+    after = ["train", "evaluate champion", "evaluate candidate", "decide", "register"]
+    assert names(state.result(), "ran") == after
+    assert names(planned, "run") == after
+    assert made == [name.split()[0] for name in after]
+    verdict = outcome(state).verdict
+    assert verdict
+    assert verdict.differences.keys() == {"base", "champion"}
+    assert tracked(home) == (2, 2)
+
+
+def test_another_data_row_runs_again_what_reads_it(settings: Settings, made: list[str]) -> None:
+    write([{"instruction": "nobody answers the door", "output": "delivery"}, *ROWS[1:]])
+    planned = plan(settings, "render", ())
+    assert causes(planned)["ingest"] == ["files[0].sha256 changed"]
+    state = run(settings, until="render")
+    after = ["ingest", "check", "dedupe", "split", "render"]
+    assert names(state.result(), "ran") == names(planned, "run") == made == after
+    assert names(state.result(), "cached") == ["base"]
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+def test_a_lost_or_altered_file_is_made_again(settings: Settings, home: Path, made: list[str], deleted: bool) -> None:
+    (file,) = home.glob("artifacts/dedupe/*/rows.parquet")
+    before = file.read_bytes()
+    file.unlink() if deleted else file.write_bytes(before[:-1] + b"x")
+    planned = plan(settings, "register", ())
+    said = "rows.parquet is missing" if deleted else "rows.parquet was altered"
+    assert causes(planned)["dedupe"] == [f"artifact {file.parent.name}: {said}"]
+    assert causes(planned)["split"] == ["dedupe runs first"]
+    state = run(settings, until="render")
+    assert made == ["dedupe"]
+    assert names(state.result(), "ran") == ["dedupe"]
+    assert file.read_bytes() == before
+
+
+def test_an_edited_stage_runs_again_and_what_it_hands_on_unchanged_runs_nothing(
+    settings: Settings, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = fingerprint._source
+
+    def edited(name: str) -> str:
+        source = original(name)
+        return source.replace("repeats: dict[int, Repeat] = {}\n", "repeats: dict[int, Repeat] = dict()\n")
+
+    monkeypatch.setattr(fingerprint, "_source", edited)
+    planned = plan(settings, "register", ())
+    assert names(planned, "cached") == ["ingest", "base", "check"]
+    assert causes(planned)["dedupe"] == [
+        "code tasks.dedupe:_leaders changed",
+        "code tasks.dedupe:exact_repeats changed",
+    ]
+    assert causes(planned)["split"] == ["dedupe runs first"]
+    state = run(settings)
+    assert made == ["dedupe"]
+    assert names(state.result(), "ran") == ["dedupe"]
+    assert causes(plan(settings, "register", ())) == {}
+
+
+def test_a_stage_to_refresh_runs_and_no_other(settings: Settings, made: list[str]) -> None:
+    assert causes(plan(settings, "register", ("dedupe",)))["dedupe"] == ["asked for by refresh"]
+    state = run(settings, until="render", refresh=("dedupe",))
+    assert made == ["dedupe"]
+    assert names(state.result(), "ran") == ["dedupe"]
+
+
+@pytest.mark.parametrize("until", ["split", "evaluate"])
+def test_a_run_goes_as_far_as_it_is_asked_to(settings: Settings, until: Stage) -> None:
+    state = run(settings, until=until)
+    reached = {step.stage for step in state.result()}
+    assert reached == set(STAGES[: STAGES.index(until) + 1])
+    assert {step.stage for step in plan(settings, until, ())} == reached
+    assert (state.name, state.message) == ("Completed", f"went as far as {until}")
+
+
+def test_a_plan_before_the_first_run_has_every_stage(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "empty"))
+    steps = plan(settings, "decide", ())
+    assert names(steps, "run") == list(STAGES[: STAGES.index("decide") + 1])
+    assert causes(steps)["ingest"] == ["never made before"]
+    assert not (tmp_path / "empty").exists()
+
+
+def test_a_stage_that_fails_for_a_moment_is_tried_again_alone(
+    settings: Settings, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = tasks.dedupe.find_repeats
+    monkeypatch.setattr(tasks.dedupe.dedupe, "retry_delay_seconds", 0)
+    failures = iter([ConnectionError("the storage does not answer")])
+
+    def find_repeats(*args: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return original(*args)
+
+    monkeypatch.setattr(tasks.dedupe, "find_repeats", find_repeats)
+    state = run(changed(settings, "dedupe", threshold=0.8), until="split")
+    assert state.is_completed()
+    assert made[:2] == ["dedupe", "dedupe"]
+    assert "ingest" not in made
+    assert names(state.result(), "ran")[0] == "dedupe"
+
+
+def test_refused_data_are_not_tried_again(settings: Settings, made: list[str]) -> None:
+    state = run(changed(settings, "dedupe", max_removed_share=0.0), until="split")
+    assert state.is_failed()
+    assert isinstance(state.result(raise_on_failure=False), DataError)
+    assert made == ["dedupe"]
+
+
+def test_no_row_is_lost_whichever_stage_sets_it_aside(settings: Settings, done: tuple[Path, State[Any]]) -> None:
+    before = outcome(done[1])
+    assert before.tokens
+    long = changed(settings, "model", max_length=before.tokens.longest - 1, on_long="quarantine")
+    after = outcome(run(long, until="render"))
+    first, second = before.account(), after.account()
+    assert first
+    assert second
+    assert (first.read, first.quarantined, first.duplicates, first.kept) == (78, 2, 4, 72)
+    assert second.read == 78
+    assert second.quarantined > 2
+    for account in (first, second):
+        assert account.read == account.kept + account.quarantined + account.duplicates
+        assert account.kept == account.train + account.validation + account.test
+    assert sum(after.reasons().values()) == second.quarantined + second.duplicates
+    assert after.reasons()["answer_truncated"] == second.quarantined - 2
