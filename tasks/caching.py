@@ -174,10 +174,8 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, BaseModel):
         for field in type(value).model_fields:
             inner = getattr(value, field)
-            if isinstance(inner, Artifact):
+            if not isinstance(inner, Path):  # where it lies is not what it is
                 yield from _flat(f"{name}.{field}", inner)
-            elif not isinstance(inner, Path):  # where it lies is not what it is
-                yield f"{name}.{field}", _plain(inner)
     elif isinstance(value, tuple | list) and any(isinstance(item, BaseModel) for item in value):
         for position, item in enumerate(value):
             yield from _flat(f"{name}[{position}]", item)
@@ -186,8 +184,6 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     if isinstance(value, Path):
@@ -258,7 +254,12 @@ def _change(name: str, before: Any, now: Any) -> str:
         return f"{name} changed"
     if isinstance(before, str) and isinstance(now, str) and len(before) > 60 and len(now) > 60:
         return f"{name} changed"
-    return f"{name}: {json.dumps(before, ensure_ascii=False)} -> {json.dumps(now, ensure_ascii=False)}"
+    return f"{name}: {_shown(before)} -> {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:40]}…"
 
 
 @contextlib.contextmanager
