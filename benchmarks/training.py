@@ -46,6 +46,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     arguments = parser.parse_args()
 
+    from tasks import config
+
+    config.prepare_environment()
     import pyarrow.parquet as pq
 
     from tasks import batches, methods

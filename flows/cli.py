@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from rich.logging import RichHandler
 
 from tasks import config
 from tasks.config import STAGES
-from tasks.errors import NO_SPACE, TunewrightError
+from tasks.errors import NO_SPACE, ConfigError, TunewrightError
 
 NOT_PROMOTED = 5
 
@@ -67,9 +68,14 @@ def run(
     --require-promotion given, 1 anything else.
     """
     console = _console(as_json)
-    with _one_line_errors():
+    with _one_line_errors(as_json):
         pipeline = _load(file, deployment, assignments, until, refresh)
+        if require_promotion and STAGES.index(pipeline.until) < STAGES.index("decide"):
+            raise ConfigError(
+                f"--require-promotion: a run that ends with {pipeline.until} has no verdict; leave it out"
+            )
         _prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
+        config.make_home()
         from flows import report, terminal
         from flows.finetune import finetune
         from flows.outcome import Outcome
@@ -85,7 +91,8 @@ def run(
         outcome = Outcome.of(result)
         if outcome.tokens and pipeline.until == "render" and not quiet:
             _preview(console, outcome)
-        terminal.show_outcome(console, outcome, file)
+        changes = [text for change in assignments or [] for text in ("--set", change)]
+        terminal.show_outcome(console, outcome, shlex.join([str(file), *changes]))
     if as_json:
         print(json.dumps(outcome.as_json(), ensure_ascii=False))
     if require_promotion and not (outcome.verdict and outcome.verdict.decision == "promote"):
@@ -105,7 +112,7 @@ def plan(
 ) -> None:
     """Say which stages a run would execute, and why; nothing is run."""
     console = _console(as_json)
-    with _one_line_errors():
+    with _one_line_errors(as_json):
         pipeline = _load(file, deployment, assignments, until, refresh)
         _prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
         from flows import calls, terminal
@@ -163,20 +170,23 @@ def _preview(console: Console, outcome: Any) -> None:
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _one_line_errors(as_json: bool) -> Iterator[None]:
     """An error that a user can act on is one line and its exit code; any other keeps its traceback."""
     try:
         yield
     except TunewrightError as error:
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, as_json)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _fail(NO_SPACE.format(error.filename or config.home()), 1)
+        _fail(NO_SPACE.format(error.filename or config.home()), 1, as_json)
     except KeyboardInterrupt:
-        _fail("interrupted; the next run goes on from here", 130)
+        _fail("interrupted; the next run goes on from here", 130, as_json)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+def _fail(message: str, code: int, as_json: bool) -> NoReturn:
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": line, "exit_code": code}, ensure_ascii=False))
     raise typer.Exit(code) from None

@@ -43,8 +43,8 @@ def show_plan(console: Console, steps: Sequence[Step]) -> None:
     console.print(f"\n{runs} of {len(steps)} stages would run" if runs else "\nNothing would run: all is cached")
 
 
-def show_outcome(console: Console, outcome: Outcome, file: Path) -> None:
-    """The summary at the end of a run: stages, rows, scores, verdict, where to look, what to do next."""
+def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
+    """The summary at the end of a run of `what`, the file and its changes: what was done, where to look, what next."""
     console.print()
     _show_steps(console, outcome.steps)
     _show_account(console, outcome)
@@ -55,7 +55,7 @@ def show_outcome(console: Console, outcome: Outcome, file: Path) -> None:
         name, colon, rest = outcome.verdict.sentence.partition(":")
         console.print(Text.assemble("\n", (name + colon, colour), rest))
     console.print()
-    _show_links(console, outcome, file)
+    _show_links(console, outcome, what)
 
 
 def _name(step: Step) -> str:
@@ -112,14 +112,14 @@ def _show_scores(console: Console, outcome: Outcome) -> None:
     console.print(table)
 
 
-def _show_links(console: Console, outcome: Outcome, file: Path) -> None:
+def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     looks: list[tuple[str, Any]] = []
     if outcome.checked:
         looks.append(("data report", outcome.checked.path("report.html")))
     if outcome.tokens:
         looks.append(("tokens and masks", outcome.tokens.path("report.html")))
     looks += [(f"answers, {name}", answers.path("answers.parquet")) for name, answers in outcome.answers.items()]
-    nexts = [f"tunewright plan {file}"]
+    nexts = [f"tunewright plan {what}"]
     if outcome.registered:
         registered = outcome.registered
         alias = f" @{registered.alias}" if registered.alias else ", the alias did not move"
@@ -129,11 +129,11 @@ def _show_links(console: Console, outcome: Outcome, file: Path) -> None:
             nexts.append(
                 f"mlflow ui --backend-store-uri {registered.tracking_uri}        # then open the MLflow link above"
             )
-        nexts.append(f"tunewright run {file} --set training.learning_rate=0.0005")
+        nexts.append(f"tunewright run {what} --set training.learning_rate=0.0005")
     elif outcome.splits and not outcome.tokens:
-        nexts.append(f"tunewright run {file} --until render          # what is trained, token by token")
+        nexts.append(f"tunewright run {what} --until render          # what is trained, token by token")
     else:
-        nexts.append(f"tunewright run {file}")
+        nexts.append(f"tunewright run {what}")
     for name, place in looks:
         console.print(Text.assemble((f"{name:<20}", "bold"), _relative(place)), soft_wrap=True)
     console.print(Text("next", "bold"))

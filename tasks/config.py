@@ -10,6 +10,8 @@ from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tasks.errors import ConfigError
+
 Layout = Literal["auto", "alpaca", "prompt_completion", "sharegpt", "messages"]
 Format = Literal["auto", "jsonl", "json", "csv", "parquet"]
 Expectation = Literal[
@@ -305,6 +307,14 @@ class Settings(Section):
 def home() -> Path:
     """The folder of artifacts, work in progress and the embedded MLflow database: TUNEWRIGHT_HOME or .tunewright."""
     return Path(os.environ.get("TUNEWRIGHT_HOME", ".tunewright")).absolute()
+
+
+def make_home() -> None:
+    """Makes the home folder. Raises ConfigError where that cannot be."""
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"TUNEWRIGHT_HOME={home()}: {error.strerror}; accepted is a folder to write to") from error
 
 
 def prepare_environment(settings: Settings | None = None) -> None:

@@ -45,7 +45,7 @@ def identity(reference: str) -> str:
     folder = Path(reference).expanduser()
     if folder.is_dir():
         return _folder_digest(folder)
-    if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
+    if reference.startswith((".", "/", "~")) or reference.count("/") != 1 or folder.parent.is_dir():
         raise ConfigError(
             f"model.base={reference}: no such folder; accepted are a folder with safetensors, a hub id such as "
             "org/name, and package:NAME/FILE.gguf"
@@ -74,7 +74,15 @@ def _folder_digest(folder: Path) -> str:
 @cached(libraries=("transformers", "gguf"))
 def base(folder: Path, reference: str, revision: str | None, identity: str) -> Base:
     """The base as a folder of safetensors; converted once if it is a GGUF file."""
-    weights = resolve(reference, revision, folder / "weights")
+    try:
+        weights = resolve(reference, revision, folder / "weights")
+    except OSError as error:
+        if reference.startswith("package:") or error.errno:  # such as a full disk
+            raise
+        raise ConfigError(
+            f"model.base={reference}: no such folder here, and the hub has no such model, asks for a login, or could "
+            f"not be reached ({type(error).__name__})"
+        ) from error
     if not any(weights.glob("*.safetensors")):
         raise ConfigError(f"model.base={reference}: {weights} has no *.safetensors")
     digest = _folder_digest(weights)

@@ -176,6 +176,8 @@ def test_a_short_run_ends_with_what_can_be_said_so_far(tunewright: Run) -> None:
         (["--set", "gate.metric=chrf", "--set", "evaluation.metrics=exact_match"], ["gate.metric=chrf"]),
         (["--set", "model.base=./nowhere"], ["model.base=./nowhere", "no such folder"]),
         (["--set", "model.base=package:nothing/x.gguf"], ["model.base=package:nothing/x.gguf"]),
+        (["--set", "model.base=nobody/nothing"], ["model.base=nobody/nothing", "no such folder here", "the hub"]),
+        (["--until", "split", "--require-promotion"], ["--require-promotion", "ends with split"]),
         (["--set", "data.sources=nowhere.jsonl"], ["nowhere.jsonl"]),
         (["--until", "trian"], ["trian", "did you mean train"]),
         (["--refresh", "nothing"], ["nothing", "dedupe"]),
@@ -187,6 +189,26 @@ def test_wrong_settings_are_one_line_and_code_2(tunewright: Run, arguments: list
     assert code == 2
     for part in said:
         assert part in line
+
+
+def test_a_home_that_cannot_be_made_is_one_line_and_code_2(
+    tunewright: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "file" / "home"))
+    code, line = refusal(tunewright("run", "tiny.yaml", "--until", "ingest"))
+    assert code == 2
+    assert line.startswith(f"TUNEWRIGHT_HOME={tmp_path / 'file' / 'home'}: ")
+
+
+def test_an_error_is_an_object_for_a_program(tunewright: Run) -> None:
+    result = tunewright("run", "nowhere.yaml", "--json")
+    assert json.loads(result.stdout) == {"error": "nowhere.yaml: no such file", "exit_code": 2}
+
+
+def test_the_commands_to_run_next_keep_what_was_changed(tunewright: Run) -> None:
+    result = tunewright("run", "tiny.yaml", "--until", "split", "--set", "split.seed=1")
+    assert "tunewright plan tiny.yaml --set split.seed=1" in result.stdout
 
 
 def test_a_deployment_file_that_is_not_there_is_code_2(tunewright: Run) -> None:
