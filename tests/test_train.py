@@ -86,7 +86,7 @@ def test_a_run_ends_at_its_planned_step_with_the_best_weights_and_its_curves(tok
 def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
     tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = QUICK.model_copy(update={"max_steps": 12})
+    long = QUICK.model_copy(update={"max_steps": 24})
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(home / "undisturbed"))
     undisturbed = train.fn(tokens, tiny_base, SMALL, long)
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(home))
@@ -97,11 +97,11 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
     killer.join()
     resumed = train.fn(tokens, tiny_base, SMALL, long)
     status = json.loads((resumed.path("status.json")).read_text())
-    assert status["resumed_from"] in {6, 8}
+    assert 6 <= status["resumed_from"] < 24
     assert weights(resumed) == weights(undisturbed)
     assert resumed.digest == undisturbed.digest
     steps = [line["step"] for line in curve(resumed) if "loss" in line]
-    assert steps == sorted(set(steps)) == list(range(1, 13))
+    assert steps == sorted(set(steps)) == list(range(1, 25))
 
 
 def test_asked_to_stop_it_saves_a_checkpoint_and_says_that_it_is_not_done(
