@@ -43,8 +43,9 @@ class Unknown(Exception):
 class _Calls:
     """The steps so far, in order."""
 
-    def __init__(self, until: Stage) -> None:
+    def __init__(self, until: Stage, refresh: Sequence[Stage] = ()) -> None:
         self.until = until
+        self.refresh = refresh
         self.steps: list[Step] = []
 
     def keep(self, step: Step, *, last_of_stage: bool) -> None:
@@ -59,10 +60,6 @@ class _Calls:
 
 class Run(_Calls):
     """Calls each stage as a Prefect task; a stage in `refresh` is made anew."""
-
-    def __init__(self, until: Stage, refresh: Sequence[Stage] = ()) -> None:
-        super().__init__(until)
-        self.refresh = refresh
 
     def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:
         """The stage's record. Raises what the stage raised, or Reached."""
@@ -93,8 +90,7 @@ class Plan(_Calls):
     """
 
     def __init__(self, until: Stage, refresh: Sequence[Stage] = ()) -> None:
-        super().__init__(until)
-        self.refresh = refresh
+        super().__init__(until, refresh)
         self.uncertain: dict[str, str] = {}  # digest of a record from the last time -> the stage that makes it anew
 
     def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:

@@ -48,12 +48,14 @@ REMOVED_SCHEMA = pa.schema(
 
 SPLIT_SCHEMA = ROW_SCHEMA.append(pa.field("cluster", pa.int64()))  # near duplicates and groups share one
 
+IGNORED = -100  # the label of a token that is not trained, to every loss of PyTorch's
+
 TOKEN_SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
         ("cluster", pa.int64()),
         ("input_ids", pa.list_(pa.int32())),
-        ("labels", pa.list_(pa.int32())),  # input_ids where the token is trained, -100 elsewhere, not shifted
+        ("labels", pa.list_(pa.int32())),  # input_ids where the token is trained, IGNORED elsewhere, not shifted
         ("prompt_length", pa.int32()),  # tokens before the last answer: input_ids[:prompt_length] is what is asked
         ("reference", pa.string()),  # the text of the last answer
     ]

@@ -15,7 +15,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 
-IGNORED = -100
+from tasks.artifacts import IGNORED
+
 ATTENTION = "tunewright_shared_prefix"
 
 Row = Mapping[str, Sequence[int]]  # input_ids and labels of equal length, labels not shifted

@@ -66,16 +66,7 @@ class Checks(Section):
     """What a row must satisfy; one that does not is quarantined with its reason."""
 
     expectations: tuple[Expectation, ...] = Field(
-        default=(
-            "roles_out_of_order",
-            "last_not_assistant",
-            "empty_prompt",
-            "empty_answer",
-            "placeholder_answer",
-            "length_out_of_bounds",
-            "special_token",
-            "replacement_character",
-        ),
+        default=get_args(Expectation),
         description="The expectations to hold rows against, by the reason code that they quarantine with",
     )
     max_prompt_chars: int = Field(

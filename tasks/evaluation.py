@@ -17,15 +17,13 @@ import pyarrow.parquet as pq
 from prefect import task
 
 from tasks import metrics
-from tasks.artifacts import Answers, Contender, Tokens
+from tasks.artifacts import IGNORED, Answers, Contender, Tokens
 from tasks.caching import cached
 from tasks.config import Evaluation, Metric
 from tasks.errors import TunewrightError, retry_transient
 from tasks.models import load_model, load_tokenizer
 
 log = logging.getLogger("tunewright")
-
-IGNORED = -100  # the label of a token that is not trained
 
 ANSWER_SCHEMA = pa.schema(
     [

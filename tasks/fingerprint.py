@@ -22,7 +22,7 @@ class _Module:
 
     def __init__(self, name: str, source: str) -> None:
         self.name = name
-        tree = ast.parse(source)
+        tree = _tree(source)
         self.imports: dict[str, tuple[str, str | None]] = {}  # local name -> (module, definition or None for all of it)
         self.definitions: dict[str, list[ast.stmt]] = {}
         self.loose: list[ast.stmt] = []  # statements that define nothing but do something on import
@@ -108,11 +108,16 @@ def _source(name: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def _digest(statements: list[ast.stmt]) -> str:
-    for node in (inner for statement in statements for inner in ast.walk(statement)):
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node) and body:
+def _tree(source: str) -> ast.Module:
+    """The syntax tree without the docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node):
             node.body = node.body[1:]
+    return tree
+
+
+def _digest(statements: list[ast.stmt]) -> str:
     return hashlib.sha256("\n".join(ast.dump(statement) for statement in statements).encode()).hexdigest()[:16]
 
 
@@ -147,7 +152,6 @@ def fingerprints(module: str) -> dict[str, str]:
         here, there = found.references(statements)
         waiting += [(name, inner) for inner in here]
         waiting += there
-    # Hashing strips docstrings from the trees, so it comes after all references were followed.
     hashes = {f"{name}:{definition}": _digest(statements) for (name, definition), statements in sorted(reached.items())}
     return hashes | {key: digest for name in sorted(modules) for key, digest in _templates(name)}
 

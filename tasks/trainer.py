@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from tasks import checkpoints
+from tasks.artifacts import IGNORED
 from tasks.config import Method, Training
 
 FINISHED, FAILED, INTERRUPTED, OUT_OF_MEMORY = 0, 1, 75, 77
@@ -75,6 +76,7 @@ def train(job: Job, folder: Path) -> int:
     model = methods.load_trainable(job.weights, job.method)
     longest = max(len(ids) for side in (rows, validation) for ids in side["input_ids"])
     obstacle = "training.speed=plain" if training.speed == "plain" else batches.can_share(model, longest)
+    layout = obstacle or "shared prefix"
     if not obstacle:
         model.set_attn_implementation(batches.ATTENTION)
 
@@ -125,11 +127,11 @@ def train(job: Job, folder: Path) -> int:
         callbacks=[_recorder(record), *stopping],
     )
     learning, total = methods.trained_share(model)
-    record.start(layout=obstacle or "shared prefix", learning_parameters=learning, parameters=total)
+    record.start(layout=layout, learning_parameters=learning, parameters=total)
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     state = trainer.state
-    stopped_early = state.global_step < state.max_steps and not record.interrupted
-    if record.interrupted and state.global_step < state.max_steps:
+    before_the_end = state.global_step < state.max_steps
+    if record.interrupted and before_the_end:
         return INTERRUPTED
     save(trainer.model, folder / "model", job.reference)
     summary = {
@@ -137,8 +139,8 @@ def train(job: Job, folder: Path) -> int:
         "planned_steps": state.max_steps,
         "best_step": state.best_global_step,
         "best_validation_loss": state.best_metric,
-        "stopped_early": stopped_early,
-        "layout": obstacle or "shared prefix",
+        "stopped_early": before_the_end,
+        "layout": layout,
         "learning_parameters": learning,
         "parameters": total,
     }
@@ -221,7 +223,7 @@ def _trainer_class() -> Any:
     from transformers.trainer_utils import EvalLoopOutput
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from tasks.batches import IGNORED, answer_loss
+    from tasks.batches import answer_loss
 
     class AnswerTrainer(SFTTrainer):
         """SFTTrainer with our batches: labels are shifted by the collator, and only labelled positions are scored."""

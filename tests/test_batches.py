@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tasks import batches
-from tasks.artifacts import Base
-from tasks.batches import IGNORED, answer_loss, plain_batch, shared_batch, shared_prefix
+from tasks.artifacts import IGNORED, Base
+from tasks.batches import answer_loss, plain_batch, shared_batch, shared_prefix
 
 
 def make_rows(prefix: int, lengths: list[tuple[int, int]], seed: int = 0) -> list[dict[str, list[int]]]:

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 
-from tasks.artifacts import QUARANTINE_SCHEMA, TOKEN_SCHEMA, Base, Splits, Tokens
+from tasks.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, Base, Splits, Tokens
 from tasks.caching import cached, digest_of
 from tasks.config import Model
 from tasks.errors import DataError, retry_transient
 from tasks.models import load_tokenizer
 from tasks.render.report import measure, preview, write_report
-from tasks.render.tokens import DATE, IGNORED, Chat, Tokenized, tokenize
+from tasks.render.tokens import DATE, Chat, Tokenized, tokenize
 
 __all__ = ["preview", "render"]
 

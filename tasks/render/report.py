@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.text import Text
 
-from tasks.artifacts import Tokens
-from tasks.render.tokens import IGNORED
+from tasks.artifacts import IGNORED, Tokens
 
 NUM_EXAMPLES = 6
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # they could steer a terminal

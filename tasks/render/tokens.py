@@ -13,9 +13,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from tasks.artifacts import IGNORED
 from tasks.errors import ConfigError, DataError
 
-IGNORED = -100  # the label of a token that is not trained, to every loss of PyTorch's
 DATE = "26 Jul 2024"  # what a template that writes today's date gets, so that rows do not change overnight
 FIXED_DATE = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro +%}}"
 
