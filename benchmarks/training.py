@@ -48,7 +48,7 @@ def main() -> None:
 
     from tasks import config
 
-    config.prepare_environment()
+    config.quiet_libraries()
     import pyarrow.parquet as pq
 
     from tasks import batches, methods

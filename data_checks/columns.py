@@ -1,27 +1,22 @@
-"""The plain columns that expectations look at, derived from the conversations in one pass."""
+"""The plain columns that expectations look at, derived from the conversations of one batch of rows."""
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from data_checks.answers import cut_off, placeholder, stripped
+from data_checks.language import Language, language
+from data_checks.mojibake import mojibake
+from data_checks.personal import personal
+from data_checks.refusals import refusal
+from data_checks.secrets import secrets
+
 Turn = dict[str, str | None]
 
-# A placeholder is a whole answer, in any case and without the space around it, that somebody meant to replace.
-# A word can be an honest answer too: it counts only where no turn before it names it ("Answer with a city or none").
-PLACEHOLDER_WORDS = r"todo|tbd|tba|tbc|fixme|none|null|nil|nan|n/?a|not applicable"
-PLACEHOLDER_FORMS = (
-    r"placeholder|dummy|lorem ipsum\b.*",
-    r"(your |the )?(answer|response|output|text) (goes )?here",
-    r"<\s*((your|the|insert) )?(answer|response|output|completion|text|placeholder)( here)?\s*>",
-    r"\[\s*insert\b[^\]]*\]|\[\s*(your|enter|fill in)\s[^\]]*\]",
-    r"x{3,}|[-\u2013\u2014_]+|\.{2,}|\u2026+|\?{2,}",
-)
-
-_WORDS = re.compile(PLACEHOLDER_WORDS, re.IGNORECASE)
-_FORMS = re.compile("|".join(PLACEHOLDER_FORMS), re.IGNORECASE | re.DOTALL)
-_NOTHING = "\u200b\u200c\u200d\u2060\ufeff"  # zero-width characters, which str.strip() leaves alone
+LANGUAGES, CONFIDENCE = ("prompt_language", "answer_language"), "_confidence"
 
 
 class Columns(NamedTuple):
@@ -38,13 +33,43 @@ class Columns(NamedTuple):
     max_answer_chars: int | None
     special_token: str | None  # the first one that a text holds
     num_replacement_characters: int
+    mojibake: str | None  # the first words that were decoded wrongly, and what they were: "cafÃ© for café"
+    prompt_language: str | None  # ISO 639 code, of the last user turn; None for too little text, code, JSON, labels
+    prompt_language_confidence: float | None  # 0.5 to 1
+    answer_language: str | None  # likewise, of the last answer
+    answer_language_confidence: float | None
+    secret: str | None  # one of each kind, masked: "AWS Access Key AKIA…, JSON Web Token eyJh…"
+    personal: str | None  # one of each kind, masked: "e-mail address m…@g….com, phone number +4…18"
+    refusal: str | None  # how the first answer that refuses begins: "I'm sorry, but I can't help"
+    cut_off: str | None  # why an answer, the first such, stops before its end: "a code fence is left open"
 
 
-def derive(conversations: Sequence[list[Turn] | None], special_tokens: Sequence[str]) -> pd.DataFrame:
-    """A frame with the fields of Columns, one line a conversation, in order."""
-    longest_first = sorted((re.escape(token) for token in special_tokens if token), key=len, reverse=True)
-    special = re.compile("|".join(longest_first) or r"(?!)")
-    return pd.DataFrame([_columns(turns or [], special) for turns in conversations], columns=list(Columns._fields))
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The turns of one row, in the parts that columns look at."""
+
+    turns: Sequence[Turn]
+    texts: list[str]
+    asked: list[str]  # by the user
+    answers: list[str]
+    whole: str  # all texts, one below the other
+
+
+def derive(
+    conversations: Sequence[list[Turn] | None], special_tokens: Sequence[str], wanted: Collection[str] | None = None
+) -> pd.DataFrame:
+    """A frame with the fields of Columns, or those of them that are `wanted`, one line a conversation, in order."""
+    special = _any_of(special_tokens)
+    derived = _COLUMNS | {"special_token": lambda row: _first(_searched(special, text) for text in row.texts)}
+    names = [name for name in Columns._fields if wanted is None or name in wanted]
+    rows = [_conversation(turns or []) for turns in conversations]
+    # One column after the other is faster than one row after the other: a detector stays in the processor's caches.
+    columns = {name: list(map(derived[name], rows)) for name in {name.removesuffix(CONFIDENCE) for name in names}}
+    for name in {*LANGUAGES} & {*columns}:
+        languages = columns[name]
+        columns[name] = [language and language.code for language in languages]
+        columns[name + CONFIDENCE] = [language and language.confidence for language in languages]
+    return pd.DataFrame(columns, columns=names)
 
 
 def prompt_and_answer(turns: Sequence[Turn]) -> tuple[Sequence[Turn], Turn | None]:
@@ -55,41 +80,62 @@ def prompt_and_answer(turns: Sequence[Turn]) -> tuple[Sequence[Turn], Turn | Non
     return turns, None
 
 
-def _columns(turns: list[Turn], special: re.Pattern[str]) -> Columns:
+def _conversation(turns: Sequence[Turn]) -> Conversation:
     texts = [turn["content"] or "" for turn in turns]
-    asked = [len(_stripped(turn["content"] or "")) for turn in turns if turn["role"] == "user"]
-    answers = [turn["content"] or "" for turn in turns if turn["role"] == "assistant"]
-    prompt, _ = prompt_and_answer(turns)
-    found = next(filter(None, map(special.search, texts)), None)
-    return Columns(
-        num_turns=len(turns),
-        num_incomplete_turns=sum(turn["role"] is None or turn["content"] is None for turn in turns),
-        roles=" ".join(turn["role"] or "" for turn in turns),
-        shortest_user_turn=min(asked, default=None),
-        shortest_answer=min((len(_stripped(answer)) for answer in answers), default=None),
-        placeholder=_placeholder(turns),
-        prompt_chars=sum(len(turn["content"] or "") for turn in prompt),
-        min_answer_chars=min(map(len, answers), default=None),
-        max_answer_chars=max(map(len, answers), default=None),
-        special_token=found[0] if found else None,
-        num_replacement_characters=sum(text.count("\ufffd") for text in texts),
+    asked = [text for turn, text in zip(turns, texts, strict=True) if turn["role"] == "user"]
+    answers = [text for turn, text in zip(turns, texts, strict=True) if turn["role"] == "assistant"]
+    return Conversation(turns, texts, asked, answers, "\n".join(texts))
+
+
+def _prompt_language(row: Conversation) -> Language | None:
+    """Of the last paragraph of the last user turn, since the first is often the same in all rows; else of the first."""
+    text = row.asked[-1].rstrip() if row.asked else ""
+    last = text.rpartition("\n\n")[2]
+    return language(last) or (language(text.partition("\n\n")[0]) if len(last) < len(text) else None)
+
+
+def _answer_language(row: Conversation) -> Language | None:
+    return language(row.answers[-1]) if row.answers else None
+
+
+def _placeholder(row: Conversation) -> str | None:
+    return _first(
+        placeholder(text, row.texts[:position])
+        for position, (turn, text) in enumerate(zip(row.turns, row.texts, strict=True))
+        if turn["role"] == "assistant"
     )
 
 
-def _placeholder(turns: list[Turn]) -> str | None:
-    for position, turn in enumerate(turns):
-        if turn["role"] == "assistant":
-            answer = _stripped(turn["content"] or "")
-            is_word = _WORDS.fullmatch(answer) and not _named_before(answer, turns[:position])
-            if is_word or _FORMS.fullmatch(answer):
-                return answer
-    return None
+def _any_of(tokens: Sequence[str]) -> re.Pattern[str]:
+    longest_first = sorted((re.escape(token) for token in tokens if token), key=len, reverse=True)
+    return re.compile("|".join(longest_first) or r"(?!)")
 
 
-def _named_before(answer: str, turns: list[Turn]) -> bool:
-    word = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)", re.IGNORECASE)
-    return any(word.search(turn["content"] or "") for turn in turns)
+def _searched(pattern: re.Pattern[str], text: str) -> str | None:
+    found = pattern.search(text)
+    return found[0] if found else None
 
 
-def _stripped(text: str) -> str:
-    return text.strip().strip(_NOTHING).strip()
+def _first(found: Iterable[str | None]) -> str | None:
+    return next(filter(None, found), None)
+
+
+_COLUMNS: dict[str, Callable[[Conversation], Any]] = {
+    "num_turns": lambda row: len(row.turns),
+    "num_incomplete_turns": lambda row: sum(turn["role"] is None or turn["content"] is None for turn in row.turns),
+    "roles": lambda row: " ".join(turn["role"] or "" for turn in row.turns),
+    "shortest_user_turn": lambda row: min((len(stripped(text)) for text in row.asked), default=None),
+    "shortest_answer": lambda row: min((len(stripped(text)) for text in row.answers), default=None),
+    "placeholder": _placeholder,
+    "prompt_chars": lambda row: sum(len(turn["content"] or "") for turn in prompt_and_answer(row.turns)[0]),
+    "min_answer_chars": lambda row: min(map(len, row.answers), default=None),
+    "max_answer_chars": lambda row: max(map(len, row.answers), default=None),
+    "num_replacement_characters": lambda row: row.whole.count("\ufffd"),
+    "mojibake": lambda row: _first(str(found) if (found := mojibake(text)) else None for text in row.texts),
+    "prompt_language": _prompt_language,
+    "answer_language": _answer_language,
+    "secret": lambda row: ", ".join(map(str, secrets(row.whole))) or None,
+    "personal": lambda row: ", ".join(map(str, personal(row.whole))) or None,
+    "refusal": lambda row: _first(map(refusal, row.answers)),
+    "cut_off": lambda row: _first(map(cut_off, row.answers)),
+}

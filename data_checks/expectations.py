@@ -1,156 +1,224 @@
-"""What rows must satisfy, each point a Great Expectations expectation on a column of the table or of columns.py.
+"""What the names of the suite mean: each a few Great Expectations expectations on columns of a frame.
 
-To add one: derive what it looks at in columns.py, write it here, and name its code in checks.expectations
-(tasks/config.py). An expectation's meta holds the code and the fault in words, where {value} stands for what a failing
-row has in the column.
+Three frames are looked at. The rows' has the columns of the row table without `messages`, and those that columns.py
+derives from the messages. The set's has one line, a column for each measure of profile.py. A class of the team's may
+name any column of the rows' frame, and `prompt` and `answer` for the texts themselves: what stands before the last
+answer, its turns joined by line breaks, and that answer.
+
+To add a built-in: derive what it looks at in columns.py, name it in suite.py, say here what it means.
 """
 # pyright: reportPrivateImportUsage=false
 # Great Expectations does not mark its public names as exported.
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
+import pandas as pd
 from great_expectations import expectations as gxe
-from great_expectations.execution_engine import PandasExecutionEngine
-from great_expectations.expectations.expectation import ColumnAggregateExpectation
-from great_expectations.expectations.metadata_types import FailureSeverity
-from great_expectations.expectations.metrics import ColumnAggregateMetricProvider, column_aggregate_value
 
-NULLABLE = ("group",)
+from data_checks import personal, secrets
+from data_checks.answers import MIN_PROSE, length_cap
+from data_checks.own import TEXTS, looks_at_texts, own_expectation
+from data_checks.profile import Measure
+from data_checks.rules import Expected, Rule, between, expected, matches, nothing
+from data_checks.suite import BUILT_IN, Answers, Entry, SuiteError, did_you_mean
+
 ROLES_IN_ORDER = r"^(?:system )?user(?: assistant user)*(?: assistant)?$"
 ENDS_WITH_ANSWER = r"(?:^| )assistant$"
 
 
-def table_expectations(schema: pa.Schema) -> list[gxe.Expectation]:
-    """What the table itself must satisfy, else nothing can be said of its rows: severity critical."""
-    required = [name for name in schema.names if name not in NULLABLE]
-    types = {name: arrow_type_name(type_) for name, type_ in zip(schema.names, schema.types, strict=True)}
+def row_expectations(suite: Sequence[Entry], frame: pd.DataFrame) -> list[Expected]:
+    """What each row of `frame` must satisfy, in the suite's order; without what is looked at in texts or in the set."""
     return [
-        *[_critical(f"column {name} is missing", gxe.ExpectColumnToExist, column=name) for name in schema.names],
-        *[
-            _critical(f"column {name} is {{value}}, not {type_}", ExpectColumnArrowTypeToBe, column=name, type_=type_)
-            for name, type_ in types.items()
-        ],
-        _critical("there are no rows", gxe.ExpectTableRowCountToBeBetween, min_value=1),
-        *[_critical(f"{name} is null", gxe.ExpectColumnValuesToNotBeNull, column=name) for name in required],
-        _critical("messages is an empty list", gxe.ExpectColumnValuesToBeBetween, column="num_turns", min_value=1),
-        _critical(
-            "a message has no role or no content",
-            gxe.ExpectColumnValuesToBeBetween,
-            column="num_incomplete_turns",
-            max_value=0,
+        each
+        for entry in suite
+        if entry.own or entry.name in ROW_RULES
+        for each in ([own_expectation(entry)] if entry.own else expected(entry, ROW_RULES[entry.name](entry, frame)))
+        if not looks_at_texts(each)
+    ]
+
+
+def conflict_expectations(suite: Sequence[Entry]) -> list[Expected]:
+    """What the number of answers to a row's prompt must satisfy: it is known once all other rows are set aside."""
+    return [
+        each
+        for entry in suite
+        if isinstance(entry.arguments, Answers)
+        for each in expected(
+            entry,
+            [between("the prompt has {value} different answers", "num_answers", most=entry.arguments.max_answers)],
+        )
+    ]
+
+
+def set_expectations(suite: Sequence[Entry], measures: Mapping[str, Measure]) -> list[Expected]:
+    """What the measures of the set must satisfy, in the suite's order."""
+    return [
+        each
+        for entry in suite
+        if entry.name in SET_RULES
+        for each in expected(entry, SET_RULES[entry.name](entry.arguments, measures))
+    ]
+
+
+def _length_out_of_bounds(entry: Entry, _: pd.DataFrame) -> list[Rule]:
+    a: Any = entry.arguments
+    return [
+        between(
+            f"{{value}} characters before the last answer, over max_prompt_chars={a.max_prompt_chars}",
+            "prompt_chars",
+            most=a.max_prompt_chars,
+        ),
+        between(
+            f"an answer of {{value}} characters, under min_answer_chars={a.min_answer_chars}",
+            "min_answer_chars",
+            least=a.min_answer_chars,
+        ),
+        between(
+            f"an answer of {{value}} characters, over max_answer_chars={a.max_answer_chars}",
+            "max_answer_chars",
+            most=a.max_answer_chars,
         ),
     ]
 
 
-def row_expectations(
-    codes: Sequence[str], *, max_prompt_chars: int, min_answer_chars: int, max_answer_chars: int
-) -> list[gxe.Expectation]:
-    """What each row must satisfy, else it is quarantined, in the order of `codes`: severity warning."""
-    known = [
-        _warning(
-            "roles_out_of_order",
+def _language(entry: Entry, frame: pd.DataFrame) -> list[Rule]:
+    a: Any = entry.arguments
+    accepted = list(a.languages)
+    if not accepted:
+        counts = pd.concat([frame["prompt_language"], frame["answer_language"]]).value_counts()
+        accepted = sorted(counts.index[counts >= a.min_share * counts.sum()])
+    return [
+        Rule(
+            f"the {part} is not in {' or '.join(accepted)}: {{value}}",
+            gxe.ExpectColumnValuesToBeInSet(column=f"{part}_language", value_set=accepted),
+        )
+        for part in TEXTS
+    ]
+
+
+def _cut_off_answer(_: Entry, frame: pd.DataFrame) -> list[Rule]:
+    rules = [nothing("an answer looks cut off: {value}", "cut_off")]
+    lengths, numbers = np.unique(frame["max_answer_chars"].dropna().to_numpy(dtype=np.int64), return_counts=True)
+    cap = length_cap(dict(zip(lengths.tolist(), numbers.tolist(), strict=True)))
+    if cap is not None and cap >= MIN_PROSE:  # below, many answers may be the same label
+        rules.append(
+            between("an answer has {value} characters, where many are cut off", "max_answer_chars", most=cap - 1)
+        )
+    return rules
+
+
+def _secrets(entry: Entry, _: pd.DataFrame) -> list[Rule]:
+    return _of_kinds("a text holds a secret: {value}", "secret", entry, secrets.kinds())
+
+
+def _personal_data(entry: Entry, _: pd.DataFrame) -> list[Rule]:
+    return _of_kinds("a text holds personal data: {value}", "personal", entry, personal.KINDS)
+
+
+def _of_kinds(fault: str, column: str, entry: Entry, accepted: Sequence[str]) -> list[Rule]:
+    """A column tells one of each kind: "IBAN DE…00, phone number +4…18"."""
+    kinds: list[str] = entry.given["kinds"]
+    if not kinds:
+        return [nothing(fault, column)]
+    for position, kind in enumerate(kinds):
+        if kind not in accepted:
+            key = f"{entry.key}.arguments.kinds[{position}]"
+            raise SuiteError(f"{key}={kind} is no kind of {entry.name}; {did_you_mean(kind, accepted)}")
+    named = rf"(?:^|, )(?:{'|'.join(map(re.escape, kinds))}) "
+    return [Rule(fault, gxe.ExpectColumnValuesToNotMatchRegex(column=column, regex=named))]
+
+
+def _drift(**columns: str) -> Callable[[Any, Mapping[str, Measure]], list[Rule]]:
+    def rules(a: Any, measures: Mapping[str, Measure]) -> list[Rule]:
+        return [
+            between(
+                f"{words} are not those of the last accepted version: population stability index {{value:.2f}}, "
+                f"over {_bound(a, measures[column]):.2f}",
+                column,
+                most=_bound(a, measures[column]),
+            )
+            for column, words in columns.items()
+        ]
+
+    return rules
+
+
+def _bound(a: Any, measure: Measure) -> float:
+    """What is allowed; never less than what two samples of the same rows differ by."""
+    return max(a.max_psi, measure.noise)
+
+
+ROW_RULES: dict[str, Callable[[Entry, pd.DataFrame], list[Rule]]] = {
+    "roles_out_of_order": lambda *_: [
+        matches(
             "the roles do not alternate between user and assistant after one optional system: {value}",
-            gxe.ExpectColumnValuesToMatchRegex,
-            column="roles",
-            regex=ROLES_IN_ORDER,
-        ),
-        _warning(
-            "last_not_assistant",
-            "the last turn is no answer: {value}",
-            gxe.ExpectColumnValuesToMatchRegex,
-            column="roles",
-            regex=ENDS_WITH_ANSWER,
-        ),
-        _warning(
-            "empty_prompt",
-            "a user turn is empty or only white space",
-            gxe.ExpectColumnValuesToBeBetween,
-            column="shortest_user_turn",
-            min_value=1,
-        ),
-        _warning(
-            "empty_answer",
-            "an answer is empty or only white space",
-            gxe.ExpectColumnValuesToBeBetween,
-            column="shortest_answer",
-            min_value=1,
-        ),
-        _warning(
-            "placeholder_answer",
-            "an answer is nothing but a placeholder: {value}",
-            gxe.ExpectColumnValuesToBeNull,
-            column="placeholder",
-        ),
-        _warning(
-            "length_out_of_bounds",
-            f"{{value}} characters before the last answer, over checks.max_prompt_chars={max_prompt_chars}",
-            gxe.ExpectColumnValuesToBeBetween,
-            column="prompt_chars",
-            max_value=max_prompt_chars,
-        ),
-        _warning(
-            "length_out_of_bounds",
-            f"an answer of {{value}} characters, under checks.min_answer_chars={min_answer_chars}",
-            gxe.ExpectColumnValuesToBeBetween,
-            column="min_answer_chars",
-            min_value=min_answer_chars,
-        ),
-        _warning(
-            "length_out_of_bounds",
-            f"an answer of {{value}} characters, over checks.max_answer_chars={max_answer_chars}",
-            gxe.ExpectColumnValuesToBeBetween,
-            column="max_answer_chars",
-            max_value=max_answer_chars,
-        ),
-        _warning(
-            "special_token",
-            "a text holds a special token of the model: {value}",
-            gxe.ExpectColumnValuesToBeNull,
-            column="special_token",
-        ),
-        _warning(
-            "replacement_character",
+            "roles",
+            ROLES_IN_ORDER,
+        )
+    ],
+    "last_not_assistant": lambda *_: [matches("the last turn is no answer: {value}", "roles", ENDS_WITH_ANSWER)],
+    "empty_prompt": lambda *_: [between("a user turn is empty or only white space", "shortest_user_turn", least=1)],
+    "empty_answer": lambda *_: [between("an answer is empty or only white space", "shortest_answer", least=1)],
+    "placeholder_answer": lambda *_: [nothing("an answer is nothing but a placeholder: {value}", "placeholder")],
+    "length_out_of_bounds": _length_out_of_bounds,
+    "special_token": lambda *_: [nothing("a text holds a special token of the model: {value}", "special_token")],
+    "replacement_character": lambda *_: [
+        between(
             "replacement characters (U+FFFD) in a text, left by a wrong decoding: {value}",
-            gxe.ExpectColumnValuesToBeBetween,
-            column="num_replacement_characters",
-            max_value=0,
+            "num_replacement_characters",
+            most=0,
+        )
+    ],
+    "mojibake": lambda *_: [nothing("a text was decoded wrongly: {value}", "mojibake")],
+    "language": _language,
+    "secrets": _secrets,
+    "personal_data": _personal_data,
+    "refusal": lambda *_: [nothing("an answer refuses: {value}", "refusal")],
+    "cut_off_answer": _cut_off_answer,
+}
+
+SET_RULES: dict[str, Callable[[Any, Mapping[str, Measure]], list[Rule]]] = {
+    "source_balance": lambda a, _: [
+        between(
+            f"one of several sources has {{value:.1%}} of the rows, over max_share={a.max_share:g}",
+            "largest_source_share",
+            most=a.max_share,
+        )
+    ],
+    "label_balance": lambda a, _: [
+        between(
+            f"one of the answers has {{value:.1%}} of the rows, over max_share={a.max_share:g}",
+            "largest_label_share",
+            most=a.max_share,
         ),
-    ]
-    return [expectation for code in codes for expectation in known if (expectation.meta or {})["code"] == code]
+        between(
+            f"one of the answers has only {{value:.0f}} rows, under min_rows={a.min_rows}",
+            "smallest_label_rows",
+            least=a.min_rows,
+        ),
+    ],
+    "duplicate_rows": lambda a, _: [
+        between(
+            f"{{value:.1%}} of the rows equal an earlier one, over max_share={a.max_share:g}",
+            "duplicate_share",
+            most=a.max_share,
+        )
+    ],
+    "length_drift": _drift(prompt_length_psi="lengths of prompts", answer_length_psi="lengths of answers"),
+    "language_drift": _drift(prompt_language_psi="languages of prompts", answer_language_psi="languages of answers"),
+    "source_drift": _drift(source_psi="sources"),
+    "label_drift": _drift(label_psi="answers"),
+    "rows_changed": lambda a, _: [
+        between(
+            f"rows added to and removed from the last accepted version are {{value:.1%}} of it, "
+            f"over max_share={a.max_share:g}",
+            "changed_share",
+            most=a.max_share,
+        )
+    ],
+}
 
-
-def _critical(fault: str, kind: type[gxe.Expectation], **arguments: Any) -> gxe.Expectation:
-    return kind(severity=FailureSeverity.CRITICAL, meta={"code": "table", "fault": fault}, **arguments)
-
-
-def _warning(code: str, fault: str, kind: type[gxe.Expectation], **arguments: Any) -> gxe.Expectation:
-    return kind(severity=FailureSeverity.WARNING, meta={"code": code, "fault": fault}, **arguments)
-
-
-class ColumnArrowType(ColumnAggregateMetricProvider):
-    """The Arrow type of a column, as text."""
-
-    metric_name = "column.arrow_type"
-
-    @column_aggregate_value(engine=PandasExecutionEngine, filter_column_isnull=False)
-    def _pandas(cls, column: Any, **_: Any) -> str:  # noqa: N805 the decorator makes it a class method
-        return arrow_type_name(column.dtype.pyarrow_dtype)
-
-
-class ExpectColumnArrowTypeToBe(ColumnAggregateExpectation):
-    """Expect a column of an Arrow-backed frame to have exactly this type, nested types included."""
-
-    type_: str
-    metric_dependencies = (ColumnArrowType.metric_name,)
-    success_keys = ("type_",)
-
-    def _validate(self, metrics: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
-        observed = metrics[ColumnArrowType.metric_name]
-        return {"success": observed == self.type_, "result": {"observed_value": observed}}
-
-
-def arrow_type_name(type_: pa.DataType) -> str:
-    """The type as text; Parquet calls a list's items element, which makes it no other type."""
-    return str(type_).replace("<element: ", "<item: ")
+assert {*ROW_RULES, *SET_RULES, "conflicting_answers"} == set(BUILT_IN)

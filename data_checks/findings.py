@@ -1,16 +1,16 @@
-"""What is worth a look without being a reason to quarantine a row."""
+"""Prompts that are answered in more than one way, found by hashes."""
 
-from collections.abc import Sequence
-
-from data_checks.columns import Turn, prompt_and_answer
+import pandas as pd
 
 
-def conflicting_answers(conversations: Sequence[list[Turn]]) -> list[list[int]]:
-    """For each prompt that is answered in more than one way, the positions of its rows, one for each answer."""
-    by_prompt: dict[tuple[tuple[str | None, str | None], ...], dict[str | None, int]] = {}
-    for position, turns in enumerate(conversations):
-        prompt, answer = prompt_and_answer(turns)
-        if prompt and answer:
-            key = tuple((turn["role"], turn["content"]) for turn in prompt)
-            by_prompt.setdefault(key, {}).setdefault(answer["content"], position)
-    return [list(answers.values()) for answers in by_prompt.values() if len(answers) > 1]
+def num_answers(frame: pd.DataFrame) -> pd.Series:
+    """For each row how many different answers its prompt has among the rows of `frame`; null without a prompt."""
+    pairs = frame[["prompt_hash", "answer_hash"]].dropna().drop_duplicates()
+    return frame["prompt_hash"].map(pairs["prompt_hash"].value_counts()).astype("Int64")
+
+
+def answers_by_prompt(frame: pd.DataFrame, most: int) -> list[list[int]]:
+    """Of each of the first `most` prompts in `frame` the rows' index labels, one for each different answer."""
+    firsts = frame.drop_duplicates(["prompt_hash", "answer_hash"])
+    prompts = firsts["prompt_hash"].drop_duplicates().head(most)
+    return [firsts.index[firsts["prompt_hash"].eq(prompt)].tolist() for prompt in prompts]

@@ -1,20 +1,21 @@
 """The report of a check as one HTML page that loads nothing: what was read, kept and set aside, and why."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 
-from data_checks.suite import Outcome
+from data_checks.profile import UNKNOWN, Profile
 
 Record = dict[str, Any]  # a line of a quarantine table: file, line, reason, detail, text
+Examples = Mapping[str, Sequence[Record]]
 
-EXAMPLES = 5  # of each reason and of the findings
+EXAMPLES = 5  # of each reason and of each finding
 SOURCES = 15
+NAMES = 12  # of languages and labels
 TEXT_CHARS = 400
 
 
@@ -34,22 +35,60 @@ class Lengths:
         """The rows of the tallest bar."""
         return max(count for _, count in self.bars)
 
+    @staticmethod
+    def label(number: int) -> str:
+        """A number in a few characters, so that labels of neighbouring bars stay apart: nothing for 0, 12.3k, 1.2M."""
+        if number < 10_000:
+            return str(number or "")
+        return f"{number / 1_000:.3g}k" if number < 999_500 else f"{number / 1_000_000:.3g}M"
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the rows divide into names, beside how those of the last accepted version did."""
+
+    title: str
+    names: list[tuple[str, int, float, float | None]]  # (name, rows, share, share before)
+    more: int  # names that are not shown
+    wide: bool  # the names are long
+
 
 def render(
-    frame: pd.DataFrame,
-    kept: Sequence[bool],
-    outcomes: Sequence[Outcome],
+    results: Mapping[str, Any],
+    profile: Profile,
+    earlier: Profile | None,
     *,
-    refused: Sequence[Record],
-    quarantined: Sequence[Record],
-    conflicts: Sequence[tuple[str, Sequence[Record]]],
-    bounds: tuple[str, str],
+    set_aside: Examples,
+    found: Examples,
+    conflicts: Sequence[Any],
 ) -> str:
-    """The page. `refused` never became rows (ingest), `quarantined` are the rows of `frame` that were not kept.
+    """The page of results.json and profile.json. `earlier` is the last accepted version's profile.
 
-    `conflicts` are prompts with the kept rows that answer them differently; `bounds` says in words what prompts
-    and answers may measure.
+    `set_aside` are the first records of each reason, `found` those of each finding by its name and column, and
+    `conflicts` prompts with several answers. Their texts are masked already (excerpts.py); here they are escaped and
+    clipped.
     """
+    expectations = results["expectations"]
+    return _template().render(
+        results=results,
+        reasons=[(stage, *item) for stage, counts in results["reasons"].items() for item in counts.items()],
+        expectations=[each for each in expectations if each["name"] != "table"],
+        num_of_table=sum(each["name"] == "table" for each in expectations),
+        findings=[each for each in expectations if each["failed"] and (each["severity"] == "info" or each["of_set"])],
+        drifted={each["column"] for each in expectations if each["failed"] and each["of_set"]},
+        profile=profile,
+        earlier=earlier,
+        lengths=list(_lengths(profile, expectations)),
+        shares=list(_shares(profile, earlier)),
+        set_aside=set_aside,
+        found=found,
+        conflicts=conflicts,
+        num_examples=EXAMPLES,
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -57,71 +96,41 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    num_read = len(frame) + len(refused)
-    remaining = frame[list(kept)]
-    return environment.get_template("report.html").render(
-        num_read=num_read,
-        num_kept=len(remaining),
-        num_refused=len(refused),
-        num_quarantined=len(quarantined),
-        reasons=[*_reasons("ingest", refused), *_reasons("check", quarantined)],
-        outcomes=[outcome for outcome in outcomes if outcome.severity != "critical"],
-        critical=[outcome for outcome in outcomes if outcome.severity == "critical"],
-        lengths=[
-            _lengths(title, remaining[column].dropna(), bound)
-            for title, column, bound in (
-                ("Prompt", "prompt_chars", bounds[0]),
-                ("Longest answer of a row", "max_answer_chars", bounds[1]),
-            )
-            if remaining[column].notna().any()
-        ],
-        sources=_sources(frame, kept),
-        examples=_examples([*refused, *quarantined]),
-        num_conflicts=len(conflicts),
-        conflicts=conflicts[:EXAMPLES],
-        num_examples=EXAMPLES,
-        text_chars=TEXT_CHARS,
-    )
+    environment.filters["clip"] = _clip
+    return environment.get_template("report.html")
 
 
-def _reasons(stage: str, records: Sequence[Record]) -> list[tuple[str, str, int]]:
-    counts = Counter(record["reason"] for record in records)
-    return [(stage, reason, count) for reason, count in counts.most_common()]
+def _clip(text: str, length: int = TEXT_CHARS) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def _examples(records: Iterable[Record]) -> dict[str, list[Record]]:
-    examples: dict[str, list[Record]] = {}
-    for record in records:
-        found = examples.setdefault(record["reason"], [])
-        if len(found) < EXAMPLES:
-            found.append(record)
-    return examples
+def _lengths(profile: Profile, expectations: Sequence[Mapping[str, Any]]) -> Iterator[Lengths]:
+    named = [each["arguments"] for each in expectations if each["name"] == "length_out_of_bounds"]
+    bounds = ("", "")
+    if named:
+        least, most = named[0]["min_answer_chars"], named[0]["max_answer_chars"]
+        bounds = f"; allowed up to {named[0]['max_prompt_chars']:,}", f"; allowed {least:,} to {most:,}"
+    titles = ("Prompt", "Longest answer of a row")
+    for title, field, bound in zip(titles, ("prompt_chars", "answer_chars"), bounds, strict=True):
+        found = profile[field]
+        if found["bars"]:
+            bars = [(int(shortest), count) for shortest, count in found["bars"].items()]
+            yield Lengths(title, bars, found["median"], found["percentile_95"], found["longest"], bound)
 
 
-def _sources(frame: pd.DataFrame, kept: Sequence[bool]) -> list[tuple[str, int, int]]:
-    """(source, kept, quarantined), the largest first; what is beyond SOURCES in one line."""
-    passed = pd.Series(list(kept), index=frame.index)
-    grouped = passed.groupby(frame["source"].astype(object)).agg(["sum", "size"]).sort_values("size", ascending=False)
-    rows = [(str(name), int(line["sum"]), int(line["size"] - line["sum"])) for name, line in grouped.iterrows()]
-    rest = rows[SOURCES:]
-    if rest:
-        rows[SOURCES:] = [(f"{len(rest)} more", sum(row[1] for row in rest), sum(row[2] for row in rest))]
-    return rows
-
-
-def _lengths(title: str, characters: pd.Series, bounds: str) -> Lengths:
-    counts = Counter(int(length).bit_length() for length in characters)
-    scale = range(min(counts), max(counts) + 1)
-    return Lengths(
-        title=title,
-        bars=[(_shortest(bits), counts[bits]) for bits in scale],
-        median=int(characters.median()),
-        percentile_95=int(characters.quantile(0.95)),
-        longest=int(characters.max()),
-        bounds=bounds,
-    )
-
-
-def _shortest(bits: int) -> int:
-    """The shortest of the lengths that have so many binary digits."""
-    return 2 ** (bits - 1) if bits else 0
+def _shares(profile: Profile, earlier: Profile | None) -> Iterator[Shares]:
+    for title, field in (
+        ("Languages of prompts", "prompt_languages"),
+        ("Languages of answers", "answer_languages"),
+        *([("Sources", "sources")] if earlier else []),
+        ("Answers as labels", "labels"),
+    ):
+        now, then = profile[field] or {}, (earlier or {}).get(field) or {}
+        names = sorted({*now, *then}, key=lambda name: (-now.get(name, 0), -then.get(name, 0), name))
+        if now and names != [UNKNOWN]:
+            share_then = {name: then[name] / earlier["rows"] for name in then} if earlier else {}
+            shown = [
+                (name, now.get(name, 0), now.get(name, 0) / profile["rows"], share_then.get(name, 0) if then else None)
+                for name in names[:NAMES]
+            ]
+            yield Shares(title, shown, len(names) - len(shown), wide=field in ("sources", "labels"))

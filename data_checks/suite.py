@@ -1,92 +1,226 @@
-"""Runs the expectations as one suite of Great Expectations, in memory, and says which rows fail which of them."""
+"""The suite that rows and the whole set are held against: what is built in, and what a deployment file changes in it.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+A deployment file names an expectation to give it another severity or other arguments, or names a Great Expectations
+class of its own; everything it does not name stays as BUILT_IN has it:
 
-import great_expectations as gx
-import numpy as np
-import pandas as pd
-from great_expectations.data_context.types.base import (
-    DataContextConfig,
-    InMemoryStoreBackendDefaults,
-    ProgressBarsConfig,
-)
-from great_expectations.expectations.expectation import Expectation
+    checks:
+      expectations:
+        - {name: length_out_of_bounds, arguments: {max_answer_chars: 4000}}
+        - {name: secrets, severity: critical}
+        - {name: data_checks.tickets.ExpectTicketNumber, arguments: {column: prompt}}
+
+Severities: critical stops the run, warning quarantines the rows that fail (of the set as a whole it is a finding),
+info only reports, off leaves the expectation out. expectations.py says what each name means in terms of columns.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Severity = Literal["critical", "warning", "info", "off"]
+
+
+class SuiteError(ValueError):
+    """The suite cannot be made of these changes; the message names the key, the value and what is accepted."""
+
+
+class Change(Protocol):
+    """One item of checks.expectations."""
+
+    @property
+    def name(self) -> str:
+        """Of a built-in expectation, or module.Class."""
+        ...
+
+    @property
+    def severity(self) -> Severity | None:
+        """None for that of the built-in, or warning."""
+        ...
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """By name; what is not there has its default."""
+        ...
+
+
+class Arguments(BaseModel):
+    """The arguments of an expectation: none, unless a subclass says which."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Lengths(Arguments):
+    """Of length_out_of_bounds, in characters."""
+
+    max_prompt_chars: int = Field(default=20_000, ge=1, description="Of all turns before the last answer together")
+    min_answer_chars: int = Field(default=1, ge=0, description="Of each answer")
+    max_answer_chars: int = Field(default=20_000, ge=1, description="Of each answer")
+
+    @model_validator(mode="after")
+    def _bounds_leave_room(self) -> Self:
+        if self.min_answer_chars > self.max_answer_chars:
+            raise ValueError(
+                f"min_answer_chars={self.min_answer_chars} is more than max_answer_chars={self.max_answer_chars}"
+            )
+        return self
+
+
+class Languages(Arguments):
+    """Of language."""
+
+    # YAML has lists where we have tuples: not strict, though each item is still held to be text
+    languages: tuple[str, ...] = Field(default=(), strict=False, description="Accepted ISO 639-1 codes, such as en")
+    min_share: float = Field(
+        default=0.05, ge=0, le=1, description="Without languages: accept one that so large a share of the texts has"
+    )
+
+
+class Kinds(Arguments):
+    """Of secrets and personal_data."""
+
+    kinds: tuple[str, ...] = Field(default=(), strict=False, description="Which kinds count; empty is every kind")
+
+
+class Answers(Arguments):
+    """Of conflicting_answers."""
+
+    max_answers: int = Field(default=1, ge=1, description="Different answers that one prompt may have")
+
+
+class SourceBalance(Arguments):
+    """Of source_balance, where there are several sources."""
+
+    max_share: float = Field(default=0.9, ge=0, le=1, description="The largest share of the rows that one may have")
+
+
+class LabelBalance(Arguments):
+    """Of label_balance, where the answers are a closed set of labels."""
+
+    max_share: float = Field(default=0.8, ge=0, le=1, description="The largest share of the rows that one may have")
+    min_rows: int = Field(default=10, ge=1, description="The fewest rows that one may have")
+
+
+class Duplicates(Arguments):
+    """Of duplicate_rows."""
+
+    max_share: float = Field(default=0.2, ge=0, le=1, description="Of the rows, those that equal an earlier one")
+
+
+class Drift(Arguments):
+    """Of length_drift, language_drift, source_drift and label_drift."""
+
+    max_psi: float = Field(
+        default=0.25, gt=0, description="Population stability index: from 0.1 a shift is small, from 0.25 large"
+    )
+
+
+class Changed(Arguments):
+    """Of rows_changed, where there is an accepted version."""
+
+    max_share: float = Field(
+        default=0.5, ge=0, description="Rows added and removed since that version, as a share of its rows"
+    )
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of one expectation."""
+class BuiltIn:
+    """A built-in expectation as it is where nothing is changed."""
 
-    code: str
-    fault: str  # what is wrong where it fails
-    severity: str  # critical or warning
-    expectation: str
-    column: str
-    evaluated: int  # values looked at, nulls passed over; 1 for the table as a whole
-    failed: int
-    rows: np.ndarray[Any, Any] = field(repr=False)  # positions of the failing rows, rising
-    error: str = ""  # why it could not be evaluated
+    severity: Severity
+    arguments: type[Arguments] = Arguments
+    of_set: bool = False  # held against the set as a whole, which has no rows to quarantine
+
+
+BUILT_IN: dict[str, BuiltIn] = {
+    "roles_out_of_order": BuiltIn("warning"),
+    "last_not_assistant": BuiltIn("warning"),
+    "empty_prompt": BuiltIn("warning"),
+    "empty_answer": BuiltIn("warning"),
+    "placeholder_answer": BuiltIn("warning"),
+    "length_out_of_bounds": BuiltIn("warning", Lengths),
+    "special_token": BuiltIn("warning"),
+    "replacement_character": BuiltIn("warning"),
+    "mojibake": BuiltIn("info"),
+    "language": BuiltIn("info", Languages),
+    "secrets": BuiltIn("info", Kinds),
+    "personal_data": BuiltIn("info", Kinds),
+    "refusal": BuiltIn("info"),
+    "cut_off_answer": BuiltIn("info"),
+    "conflicting_answers": BuiltIn("info", Answers),
+    "source_balance": BuiltIn("info", SourceBalance, of_set=True),
+    "label_balance": BuiltIn("info", LabelBalance, of_set=True),
+    "duplicate_rows": BuiltIn("info", Duplicates, of_set=True),
+    "length_drift": BuiltIn("info", Drift, of_set=True),
+    "language_drift": BuiltIn("info", Drift, of_set=True),
+    "source_drift": BuiltIn("info", Drift, of_set=True),
+    "label_drift": BuiltIn("info", Drift, of_set=True),
+    "rows_changed": BuiltIn("info", Changed, of_set=True),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One expectation of the suite: a built-in with its arguments, or a class of the team's with what to give it."""
+
+    name: str
+    severity: Severity
+    arguments: Arguments | dict[str, Any]
+    key: str = ""  # where a deployment file names it: checks.expectations[2]
 
     @property
-    def share(self) -> float:
-        """Of what was looked at, how much failed; 0 to 1."""
-        return self.failed / self.evaluated if self.evaluated else 0.0
+    def own(self) -> bool:
+        """Whether it is a class of the team's."""
+        return isinstance(self.arguments, dict)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments by name, defaults included."""
+        return self.arguments if isinstance(self.arguments, dict) else self.arguments.model_dump(mode="json")
 
 
-def run(frame: pd.DataFrame, expectations: Sequence[Expectation]) -> list[Outcome]:
-    """Holds `frame`, whose index counts from 0, against all expectations at once; their outcomes in the given order."""
-    numbered = [
-        expectation.copy(update={"meta": {**(expectation.meta or {}), "number": number}})
-        for number, expectation in enumerate(expectations)
-    ]
-    results = _batch(frame).validate(
-        gx.ExpectationSuite(name="rows", expectations=numbered),
-        result_format={
-            "result_format": "COMPLETE",
-            "exclude_unexpected_values": True,
-            "return_unexpected_index_query": False,
-        },
-    )
-    by_number = {result.expectation_config.meta["number"]: result for result in results.results}
-    return [_outcome(by_number[number]) for number in range(len(numbered))]
+def suite(changes: Sequence[Change]) -> list[Entry]:
+    """The built-in expectations in their order, changed, then those of the team's own; without what is off.
+
+    Raises SuiteError for a name, a severity or an argument that is not accepted.
+    """
+    entries = {name: Entry(name, built_in.severity, built_in.arguments()) for name, built_in in BUILT_IN.items()}
+    own: list[Entry] = []
+    for position, change in enumerate(changes):
+        key = f"checks.expectations[{position}]"
+        if "." in change.name:  # module.Class
+            own.append(Entry(change.name, change.severity or "warning", dict(change.arguments), key))
+            continue
+        if change.name not in entries:
+            raise SuiteError(f"{key}.name={change.name} is no expectation; {did_you_mean(change.name, entries)}")
+        if entries[change.name].key:
+            raise SuiteError(f"{key}.name={change.name} is named in {entries[change.name].key} too; accepted is once")
+        severity = change.severity or BUILT_IN[change.name].severity
+        entries[change.name] = Entry(change.name, severity, _arguments(change, f"{key}.arguments"), key)
+    return [entry for entry in (*entries.values(), *own) if entry.severity != "off"]
 
 
-def _batch(frame: pd.DataFrame) -> Any:
-    context = gx.get_context(
-        mode="ephemeral",
-        project_config=DataContextConfig(
-            store_backend_defaults=InMemoryStoreBackendDefaults(),
-            progress_bars=ProgressBarsConfig(globally=False),
-            analytics_enabled=False,
-        ),
-    )
-    asset = context.data_sources.add_pandas("rows").add_dataframe_asset("rows")
-    return asset.add_batch_definition_whole_dataframe("rows").get_batch({"dataframe": frame})
+def _arguments(change: Change, key: str) -> Arguments:
+    accepted = BUILT_IN[change.name].arguments
+    if unknown := next((name for name in change.arguments if name not in accepted.model_fields), None):
+        if not accepted.model_fields:
+            raise SuiteError(f"{key}.{unknown} is not accepted: {change.name} has no arguments")
+        raise SuiteError(
+            f"{key}.{unknown} is no argument of {change.name}; {did_you_mean(unknown, accepted.model_fields)}"
+        )
+    try:
+        return accepted.model_validate(change.arguments)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        said = first["msg"].removeprefix("Value error, ")
+        where = ".".join([key, *map(str, first["loc"])]) + (f"={first['input']!r}" if first["loc"] else "")
+        raise SuiteError(f"{where}: {said[0].lower()}{said[1:]}") from error
 
 
-def _outcome(result: Any) -> Outcome:
-    config, found = result.expectation_config, result.result
-    rows = np.array(sorted(found.get("unexpected_index_list") or []), dtype=np.int64)
-    error = _error(result.exception_info)
-    # Some engines name only the first 20 failing rows; a quarantine made from those would let the others through.
-    assert error or len(rows) == found.get("unexpected_count", 0), f"{config.type} does not name all failing rows"
-    of_rows = "unexpected_count" in found
-    return Outcome(
-        code=config.meta["code"],
-        fault=config.meta["fault"].replace("{value}", str(found.get("observed_value", "{value}"))),
-        severity=config.severity.value,
-        expectation=config.type,
-        column=config.kwargs.get("column", ""),
-        evaluated=found["element_count"] - found.get("missing_count", 0) if of_rows else 1,
-        failed=found["unexpected_count"] if of_rows else int(not result.success),
-        rows=rows,
-        error=error,
-    )
-
-
-def _error(exception_info: dict[str, Any]) -> str:
-    """The message of an expectation that could not be evaluated: of itself, or of the first of its metrics."""
-    infos = [exception_info] if "raised_exception" in exception_info else list(exception_info.values())
-    return next((str(info["exception_message"]) for info in infos if info["raised_exception"]), "")
+def did_you_mean(name: str, accepted: Iterable[str]) -> str:
+    """What was meant, if that is near, and all that is accepted."""
+    names = list(accepted)
+    near = get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}? accepted are {', '.join(names)}" if near else f"accepted are {', '.join(names)}"

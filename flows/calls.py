@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 from prefect import Task
 
-from tasks.artifacts import Artifact
+from tasks import versions
+from tasks.artifacts import Artifact, CheckedRows, Rows, Splits, UniqueRows
 from tasks.caching import Cached
 from tasks.config import STAGES, Stage
+from tasks.versions import Before
 
 log = logging.getLogger("tunewright")
 
@@ -50,7 +52,12 @@ class _Calls:
 
     def keep(self, step: Step, *, last_of_stage: bool) -> None:
         self.steps.append(step)
-        if step.stage == self.until and last_of_stage:
+        if last_of_stage:
+            self.reached(step.stage)
+
+    def reached(self, stage: str) -> None:
+        """Ends the calls where the stage is the last one asked for."""
+        if stage == self.until:
             raise Reached
 
     def digest(self, record: Artifact) -> str:
@@ -80,6 +87,11 @@ class Run(_Calls):
             log.info("  cached: %s", step.message)
         self.keep(step, last_of_stage=last_of_stage)
         return record
+
+    def accept(self, before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits) -> None:
+        """Enters the data into the accepted versions; then split has reached its end."""
+        versions.accept(before, rows, checked, unique, splits)
+        self.reached("split")
 
 
 class Plan(_Calls):
@@ -115,6 +127,10 @@ class Plan(_Calls):
     def digest(self, record: Artifact) -> str:
         """The record's digest, or "" if it is of the last time."""
         return "" if record.digest in self.uncertain else record.digest
+
+    def accept(self, *parts: object) -> None:
+        """Accepts nothing; split has reached its end."""
+        self.reached("split")
 
     def fill(self) -> None:
         """Adds the stages that the plan could not look up, up to the last one asked for."""

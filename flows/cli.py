@@ -91,8 +91,7 @@ def run(
         outcome = Outcome.of(result)
         if outcome.tokens and pipeline.until == "render" and not quiet:
             _preview(console, outcome)
-        changes = [text for change in assignments or [] for text in ("--set", change)]
-        terminal.show_outcome(console, outcome, shlex.join([str(file), *changes]))
+        terminal.show_outcome(console, outcome, _repeated(file, assignments))
     if as_json:
         print(json.dumps(outcome.as_json(), ensure_ascii=False))
     if require_promotion and not (outcome.verdict and outcome.verdict.decision == "promote"):
@@ -126,6 +125,38 @@ def plan(
         print(json.dumps({"stages": [calls.as_json(step) for step in steps]}, ensure_ascii=False))
 
 
+@app.command()
+def data(
+    file: File,
+    row: Annotated[str | None, typer.Option(metavar="ID", help="A row, by the beginning of its row_id")] = None,
+    line: Annotated[str | None, typer.Option(metavar="FILE:LINE", help="A row, by where it stands")] = None,
+    text: Annotated[str | None, typer.Option(metavar="WORDS", help="A row, by words it contains")] = None,
+    version: Annotated[int | None, typer.Option(metavar="N", help="An accepted version; default: the data now")] = None,
+    assignments: Set = None,
+    deployment: Deployment = None,
+    as_json: Json = False,
+) -> None:
+    """Show the stages and versions behind the data, or a row's whole life; nothing is run."""
+    console = _console(as_json)
+    with _one_line_errors(as_json):
+        pipeline = _load(file, deployment, assignments, None, None)
+        if sum(given is not None for given in (row, line, text)) > 1:
+            raise ConfigError("--row, --line and --text each name a row: give one of them")
+        _prepare(pipeline.settings, console, quiet=True, verbose=False)
+        from flows import data_command, data_view
+
+        what = _repeated(file, assignments)
+        found = data_command.look_up(pipeline.settings, version)
+        if row is None and line is None and text is None:
+            shown = data_command.data_json(found)
+            data_view.show_data(console, found, what)
+        else:
+            shown = data_command.row_json(found, data_command.find(found, row, line, text))
+            data_view.show_row(console, found, shown, what)
+    if as_json:
+        print(json.dumps(shown, ensure_ascii=False))
+
+
 def main() -> None:
     """The entry point of `tunewright`."""
     app()
@@ -146,6 +177,11 @@ def _load(
     given += [f"until={until}"] if until else []
     given += [f"refresh=[{', '.join(refresh)}]"] if refresh else []
     return deployment_file.override(deployment_file.load(file, deployment), given)
+
+
+def _repeated(file: Path, assignments: list[str] | None) -> str:
+    """The file and its changes, for the commands to run next."""
+    return shlex.join([str(file), *(text for change in assignments or [] for text in ("--set", change))])
 
 
 def _prepare(settings: config.Settings, console: Console, *, quiet: bool, verbose: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from flows import strict_yaml
-from flows.parameters import Parameters, checked, field, flat, shown, unknown
+from flows.parameters import DEPLOYMENT_NAME, Parameters, checked, field, flat, named, shown, slug, unknown
 from flows.strict_yaml import Document
 from tasks.config import Settings, Source, Stage
 from tasks.errors import ConfigError
@@ -39,7 +39,8 @@ class Pipeline:
     """One deployment of a file: what was given, and the effective settings that it makes.
 
     `parameters` are only the values that were set, plain, as Prefect is given them. `origins` has the dotted keys of
-    `flat`, until and refresh, each with "deployments/demo.yaml line 14", "command line" or "default".
+    `flat`, until and refresh, each with "deployments/demo.yaml line 14", "command line", "default" or, of a
+    registry.name that nobody set, "the deployment's name".
     """
 
     path: Path
@@ -95,10 +96,14 @@ def effective(pipeline: Pipeline) -> list[tuple[str, Any, str]]:
 
 
 def _pipeline(path: Path, name: str, parameters: dict[str, Any], run: Parameters, origins: dict[str, str]) -> Pipeline:
+    settings = run.settings()
+    if not settings.registry.name:
+        settings = settings.model_copy(update={"registry": named(settings.registry, name)})
+        origins = origins | {"registry.name": DEPLOYMENT_NAME}
     return Pipeline(
         path=path,
         name=name,
-        settings=run.settings(),
+        settings=settings,
         until=run.until,
         refresh=run.refresh,
         parameters=parameters,
@@ -171,6 +176,11 @@ def _choose(document: Document, name: str | None) -> tuple[str, dict[str, Any]]:
             raise ConfigError(f"{document.place(f'{at}.name')}: {at}.name: {said}; accepted: text, such as triage")
         if found in names:
             raise ConfigError(f"{document.place(f'{at}.name')}: {at}.name: {shown(found)} is the name of another one")
+        if alike := [other for other in names if slug(found) and slug(other) == slug(found)]:
+            raise ConfigError(
+                f"{document.place(f'{at}.name')}: {at}.name: {shown(found)} and {shown(alike[0])} would share "
+                f"registry.name={slug(found)}, and so a champion; rename one"
+            )
         names.append(found)
     if name is None and len(names) > 1:
         raise ConfigError(f"{document.name}: holds several deployments; choose one of {', '.join(names)}")

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from prefect import State, flow
+from prefect.runtime import deployment
 
 from flows import report
 from flows.calls import Plan, Reached, Run, Step, Unknown
-from tasks import config, models
+from flows.parameters import named
+from tasks import config, models, versions
 from tasks.artifacts import Contender
-from tasks.check import check
+from tasks.check import check, own_expectations
 from tasks.config import (
     Checks,
     Data,
@@ -34,6 +36,7 @@ from tasks.evaluation import evaluate
 from tasks.ingest import ingest, source_files
 from tasks.register import champion, register
 from tasks.render import render
+from tasks.similarity import embedding
 from tasks.split import split
 from tasks.train import train
 
@@ -44,10 +47,27 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     """Every stage in order; `call` runs it or looks it up (flows/calls.py)."""
     files, identity = source_files(s.data), models.identity(s.model.base)
     rows = call(ingest, data=s.data, files=files)
+    before = versions.before(s.registry.name, rows, s.split)
     base = call(models.base, reference=s.model.base, revision=s.model.revision, identity=identity)
-    checked = call(check, rows=rows, checks=s.checks, special_tokens=base.special_tokens)
-    unique = call(dedupe, rows=checked, settings=s.dedupe)
-    splits = call(split, rows=unique, settings=s.split)
+    checked = call(
+        check,
+        rows=rows,
+        checks=s.checks,
+        special_tokens=base.special_tokens,
+        own=own_expectations(s.checks),
+        before=before.checked,
+    )
+    unique = call(dedupe, rows=checked, settings=s.dedupe, embedding=embedding.model_identity(s.dedupe))
+    splits = call(
+        split,
+        rows=unique,
+        held_out=rows,
+        settings=s.split,
+        earlier=before.splits,
+        engine=s.dedupe.engine,
+        last_of_stage=False,
+    )
+    call.accept(before, rows, checked, unique, splits)
     tokens = call(render, splits=splits, base=base, model=s.model)
     adapter = call(train, tokens=tokens, base=base, method=s.method, training=s.training)
 
@@ -65,11 +85,13 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         register,
         adapter=adapter,
         base=base,
+        rows=rows,
         splits=splits,
         verdict=verdict,
         answers=tuple(answers.values()),
         reports=(checked, tokens),
-        lineage={file.path: file.sha256 for file in files},
+        lineage={file.path: file.digest for file in files},
+        data_version=before.number,
         challenged=opponent.version if opponent else "",
         settings=s,
     )
@@ -106,7 +128,7 @@ def finetune(
         training=training,
         evaluation=evaluation,
         gate=gate,
-        registry=registry,
+        registry=named(registry, deployment.name),
         checks=checks,
         dedupe=dedupe,
         split=split,

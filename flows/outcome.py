@@ -1,6 +1,7 @@
 """What a run came to, from its steps: the row account, the scores, the verdict and the model, as plain data."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -87,7 +88,7 @@ class Outcome(BaseModel):
         """Where the rows went, as far as the run came."""
         if self.rows is None:
             return None
-        behind = [a for a in (self.rows, self.checked, self.tokens) if a]
+        behind = [a for a in (self.rows, self.checked, self.splits, self.tokens) if a]
         last = next(a for a in (self.tokens, self.splits, self.unique, self.checked, self.rows) if a)
         sides = (last.num_train, last.num_validation, last.num_test) if isinstance(last, Tokens | Splits) else (0, 0, 0)
         return Account(
@@ -103,10 +104,22 @@ class Outcome(BaseModel):
     def reasons(self) -> dict[str, int]:
         """Reason code -> rows that did not stay, over all stages, the most frequent first."""
         counts: dict[str, int] = {}
-        for record in (self.rows, self.checked, self.unique, self.tokens):
+        for record in (self.rows, self.checked, self.unique, self.splits, self.tokens):
             for reason, count in (record.reasons if record else {}).items():
                 counts[reason] = counts.get(reason, 0) + count
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def findings(self) -> dict[str, int]:
+        """What is worth a look without being a reason to set a row aside: code -> rows."""
+        return {
+            code: count for record in (self.checked, self.splits) if record for code, count in record.findings.items()
+        }
+
+    def quarantines(self) -> list[Path]:
+        """The files with the rows that were set aside, and with those that repeat another."""
+        quarantined = [r for r in (self.rows, self.checked, self.splits, self.tokens) if r and r.num_quarantined]
+        removed = [self.unique.path("removed.parquet")] if self.unique and self.unique.num_removed else []
+        return [record.path("quarantine.parquet") for record in quarantined] + removed
 
     def as_json(self) -> dict[str, Any]:
         """What `tunewright run --json` prints."""
@@ -115,6 +128,7 @@ class Outcome(BaseModel):
             "stages": [as_json(step) for step in self.steps],
             "rows": account.model_dump() if account else None,
             "reasons": self.reasons(),
+            "findings": self.findings(),
             "scores": {name: answer.scores for name, answer in self.answers.items()},
             "verdict": _verdict(self.verdict) if self.verdict else None,
             "model": _model(self.registered) if self.registered else None,

@@ -4,6 +4,7 @@ Types are held as strictly as Prefect's server holds them: a number in quotes, o
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -12,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from tasks.config import Settings, Stage
+from tasks.config import Registry, Settings, Stage
 from tasks.errors import ConfigError
 
 ACCEPTED = {
@@ -24,6 +25,9 @@ ACCEPTED = {
     "tuple_type": "a list",
     "too_short": "at least one item",
 }
+
+
+DEPLOYMENT_NAME = "the deployment's name"  # where a registry.name came from that nobody set
 
 
 class Parameters(Settings):
@@ -48,6 +52,22 @@ def checked(values: dict[str, Any], place: Callable[[str], str]) -> Parameters:
         return Parameters.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise ConfigError(_one_line(error.errors(include_url=False), place)) from None
+
+
+def named(registry: Registry, deployment: str | None) -> Registry:
+    """The registry section with its name, or else the deployment's. Raises ConfigError where there is neither."""
+    if registry.name:
+        return registry
+    if not deployment:
+        raise ConfigError("registry.name: missing; a run without a deployment needs one, such as triage")
+    if not slug(deployment):
+        raise ConfigError(f"registry.name: missing; {shown(deployment)} of the deployment has none of a-z and 0-9")
+    return registry.model_copy(update={"name": slug(deployment)})
+
+
+def slug(name: str) -> str:
+    """A deployment's name as registry.name accepts it; empty where nothing of it is accepted."""
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower())[:100].strip("._-")
 
 
 def field(key: str) -> FieldInfo | None:

@@ -1,6 +1,7 @@
 """What a person sees of a run in the Prefect UI, cached or not: settings, row account, scores, verdict and links."""
 
 import html
+import json
 import re
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -12,9 +13,10 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
+from data_checks.summary import summary
 from flows.calls import Step
 from flows.outcome import Outcome
-from flows.parameters import field, flat, shown
+from flows.parameters import DEPLOYMENT_NAME, field, flat, shown
 from tasks.artifacts import Registered
 from tasks.config import Settings
 from tasks.register.tracking import VIEW
@@ -45,7 +47,8 @@ def _run_origins(settings: Settings) -> dict[str, str]:
         return dict.fromkeys(flat(run.parameters), "call")
     with get_client(sync_client=True) as client:
         deployed = flat(client.read_deployment(run.deployment_id).parameters)
-    return {key: origin(key, value, deployed) for key, value in flat(settings).items()}
+    origins = {key: origin(key, value, deployed) for key, value in flat(settings).items()}
+    return origins if flat(run.parameters).get("registry.name") else origins | {"registry.name": DEPLOYMENT_NAME}
 
 
 def origin(key: str, value: Any, deployed: dict[str, Any]) -> str:
@@ -66,6 +69,12 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
     """Makes the artifacts of a run's outcome and returns its final state, named after the verdict."""
     outcome = Outcome.of(steps)
     create_markdown_artifact(_account(outcome), key="rows", description="Where every row went")
+    if outcome.checked:
+        results = json.loads(outcome.checked.path("results.json").read_text(encoding="utf-8"))
+        create_markdown_artifact(summary(results), key="data", description="What the rows were held against")
+    if outcome.splits:
+        proof = json.loads(outcome.splits.path("proof.json").read_text(encoding="utf-8"))
+        create_markdown_artifact(_proof(proof), key="split", description="The sides, and the proof that none leaks")
     if outcome.answers:
         create_table_artifact(_scores(outcome), key="scores", description="Scores on the sealed test rows")
     if outcome.verdict is None:
@@ -108,6 +117,32 @@ def _account(outcome: Outcome) -> str:
     for step in outcome.steps:
         place = step.record.folder if step.record else ""
         lines.append(f"| {step.stage} {step.of} | {step.state} | {step.seconds:.1f} | `{place}` |")
+    return "\n".join(lines)
+
+
+def leak_sentence(proof: dict[str, Any]) -> str:
+    """What split's proof.json says of leaks, in words."""
+    at_most = "at most " if not proof["largest_pair"] else ""
+    return (
+        f"No row of a side is alike to one of another: the largest similarity is {at_most}"
+        f"{proof['largest_similarity']:.2f}, {proof['threshold']:.2f} would be alike. "
+        f"A random split would have leaked {proof['random_leak_share']:.1%} of the test rows."
+    )
+
+
+def _proof(proof: dict[str, Any]) -> str:
+    """The sides, why rows are on them, how balanced they are, and what was set aside."""
+    lines = [leak_sentence(proof), "", "| side | rows | why |", "|---|---:|---|"]
+    for side, count in proof["rows"].items():
+        why = ", ".join(f"{number:,} {because}" for because, number in proof["because"][side].items())
+        lines.append(f"| {side} | {count:,} | {why} |")
+    lines += [f"| {html.escape(reason)} | {count:,} | set aside |" for reason, count in proof["set_aside"].items()]
+    balance = proof["balance"]
+    if balance["num_strata"] > 1:
+        lines += ["", f"By {balance['by']}, no side deviates by more than {balance['largest_deviation']:.1%}."]
+    test = proof["rows"]["test"]
+    visible = proof["smallest_visible_difference"]
+    lines += ["", f"On {test:,} test rows, differences of exact match under about {visible:.1%} cannot be seen."]
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """What a run and a plan look like in a terminal."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.text import Text
 from flows.calls import Step
 from flows.deployment_file import Pipeline, effective
 from flows.outcome import Outcome
-from flows.report import mlflow_link
+from flows.report import leak_sentence, mlflow_link
 
 COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
 
@@ -90,6 +91,12 @@ def _show_account(console: Console, outcome: Outcome) -> None:
         console.print(f"{account.kept:,} kept = {sides}")
     if reasons := outcome.reasons():
         console.print(", ".join(f"{reason} {count:,}" for reason, count in reasons.items()), style="dim")
+    if findings := outcome.findings():
+        console.print(
+            "worth a look: " + ", ".join(f"{code} {count:,}" for code, count in findings.items()), style="dim"
+        )
+    if outcome.splits:
+        console.print(leak_sentence(json.loads(outcome.splits.path("proof.json").read_text(encoding="utf-8"))))
 
 
 def _show_scores(console: Console, outcome: Outcome) -> None:
@@ -116,6 +123,7 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     looks: list[tuple[str, Any]] = []
     if outcome.checked:
         looks.append(("data report", outcome.checked.path("report.html")))
+    looks += [("set aside", place) for place in outcome.quarantines()]
     if outcome.tokens:
         looks.append(("tokens and masks", outcome.tokens.path("report.html")))
     looks += [(f"answers, {name}", answers.path("answers.parquet")) for name, answers in outcome.answers.items()]

@@ -17,7 +17,11 @@ ROW_SCHEMA = pa.schema(
         ("source", pa.string()),  # the row's own `source` field, or the file's name
         ("file", pa.string()),
         ("line", pa.int64()),  # counted from 1; for an array or Parquet the number of the record
+        ("byte", pa.int64()),  # where the record begins in the file, unpacked; null where a file has no such place
         ("group", pa.string()),  # rows of one group stay on one side of the split; null where there is none
+        ("time", pa.string()),  # ISO 8601 in UTC, so that text order is time order; null where there is none
+        ("side", pa.string()),  # the side that the source's settings say; null where split decides
+        ("repairs", pa.string()),  # what was repaired in its texts, such as "mojibake, nfc"; null for nothing
         ("messages", MESSAGES),
     ]
 )
@@ -26,27 +30,35 @@ QUARANTINE_SCHEMA = pa.schema(
     [
         ("file", pa.string()),
         ("line", pa.int64()),
+        ("byte", pa.int64()),
+        ("row_id", pa.string()),  # null where it never became a row
         ("reason", pa.string()),  # a code, such as bad_json
         ("detail", pa.string()),  # one sentence for a person
         ("text", pa.string()),  # the beginning of what stood there, at most 500 characters
     ]
 )
 
+# What a record of an evaluation file says, all its texts joined by line breaks.
+HELD_OUT_SCHEMA = pa.schema([("file", pa.string()), ("line", pa.int64()), ("text", pa.string())])
+
 REMOVED_SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
         ("file", pa.string()),
         ("line", pa.int64()),
-        ("reason", pa.string()),  # exact_duplicate or near_duplicate
+        ("reason", pa.string()),  # exact_duplicate, near_duplicate or semantic_duplicate
         ("partner_row_id", pa.string()),  # the kept row that it repeats
         ("partner_file", pa.string()),
         ("partner_line", pa.int64()),
-        ("similarity", pa.float64()),  # exact Jaccard of the compared keys, 1.0 for an exact duplicate
+        ("similarity", pa.float64()),  # exact Jaccard of the compared keys, 1.0 for an exact duplicate; or the cosine
         ("text", pa.string()),
     ]
 )
 
 SPLIT_SCHEMA = ROW_SCHEMA.append(pa.field("cluster", pa.int64()))  # near duplicates and groups share one
+
+# What the next version of the data must know of a row: its side, or the one that it would return to if it is set aside.
+SIDES_SCHEMA = pa.schema([("row_id", pa.string()), ("side", pa.string()), ("because", pa.string())])
 
 IGNORED = -100  # the label of a token that is not trained, to every loss of PyTorch's
 
@@ -93,17 +105,19 @@ class Base(Artifact):
 
 
 class Rows(Artifact):
-    """ingest: rows.parquet (ROW_SCHEMA) and quarantine.parquet (QUARANTINE_SCHEMA)."""
+    """ingest: rows.parquet (ROW_SCHEMA), quarantine.parquet (QUARANTINE_SCHEMA), held_out.parquet (HELD_OUT_SCHEMA)."""
 
     num_read: int
     num_rows: int
     num_quarantined: int
     reasons: dict[str, int]
     detected: dict[str, str]  # file -> "jsonl, alpaca"
+    repaired: dict[str, int] = {}  # repair -> rows in which it changed something
+    num_held_out: int = 0
 
 
 class CheckedRows(Artifact):
-    """check: rows.parquet, quarantine.parquet, results.json and report.html."""
+    """check: rows.parquet, quarantine.parquet, profile.json, results.json and report.html."""
 
     num_rows: int
     num_quarantined: int
@@ -121,13 +135,16 @@ class UniqueRows(Artifact):
 
 
 class Splits(Artifact):
-    """split: train.parquet, validation.parquet, test.parquet (SPLIT_SCHEMA) and proof.json."""
+    """split: train, validation, test.parquet (SPLIT_SCHEMA), quarantine, sides.parquet (SIDES_SCHEMA), proof.json."""
 
     num_train: int
     num_validation: int
     num_test: int
     num_clusters: int
-    largest_similarity: float  # of any pair with one row in test and the other outside it
+    num_quarantined: int = 0
+    reasons: dict[str, int] = {}
+    findings: dict[str, int] = {}
+    largest_similarity: float  # of any pair of rows on two sides, or the floor under which none was looked at
     random_leak_share: float  # of test rows that a random split of the same sizes would have leaked
 
 

@@ -90,18 +90,26 @@ class Cached(Generic[P, A]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> A:
         """The artifact. Inside a Prefect task a hit is the state Cached, with what it saved in its message."""
+        record, manifest = self._obtain(*args, **kwargs)
+        if manifest is None or TaskRunContext.get() is None:
+            return record
+        message = f"{record.key} of {manifest['made_by']}, {manifest['seconds']:.1f} s saved"
+        return Completed(name="Cached", message=message, data=record)  # pyright: ignore[reportReturnType] Prefect unwraps it
+
+    def record(self, *args: P.args, **kwargs: P.kwargs) -> A:
+        """The artifact itself, inside a task as well: for a stage that is put together from cached parts."""
+        return self._obtain(*args, **kwargs)[0]
+
+    def _obtain(self, *args: P.args, **kwargs: P.kwargs) -> tuple[A, dict[str, Any] | None]:
+        """The artifact, and its manifest where it was found and not made."""
         ingredients = self.ingredients(*args, **kwargs)
         folder = self._folder(_key(self.stage, ingredients))
         task = TaskRunContext.get()
-        with _lock(folder):
+        with lock(folder):
             manifest, _ = _read(folder) if not (task and task.task.refresh_cache) else (None, "")
             if manifest is None:
-                return self._make(folder, ingredients, *args, **kwargs)
-        record = self._record(manifest)
-        if task is None:
-            return record
-        message = f"{folder.name} of {manifest['made_by']}, {manifest['seconds']:.1f} s saved"
-        return Completed(name="Cached", message=message, data=record)  # pyright: ignore[reportReturnType] Prefect unwraps it
+                return self._make(folder, ingredients, *args, **kwargs), None
+        return self._record(manifest), manifest
 
     def _make(self, folder: Path, ingredients: dict[str, Any], *args: P.args, **kwargs: P.kwargs) -> A:
         started = time.monotonic()
@@ -159,6 +167,13 @@ def cached(
     (reports, timings) are kept and verified, but are not part of the content hash that later stages see.
     """
     return lambda build: Cached(build, libraries, volatile)
+
+
+def kept(kind: type[A], stage: str, key: str) -> A | None:
+    """The record of the whole and unaltered artifact that a stage keeps under a key, or None."""
+    folder = config.home() / "artifacts" / stage / key
+    manifest, _ = _read(folder)
+    return None if manifest is None else kind.model_validate(manifest["record"] | {"folder": folder})
 
 
 def work_folder(folder: Path) -> Path:
@@ -263,10 +278,10 @@ def _shown(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Holds the right to make `folder`. The kernel frees it when the holder dies, however it dies."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as file:
+def lock(path: Path) -> Iterator[None]:
+    """Holds the right to make `path`. The kernel frees it when the holder dies, however it dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -5,25 +5,19 @@ the form shows beside it, so bounds are said in words there as well.
 """
 
 import os
+import re
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tasks.errors import ConfigError
 
 Layout = Literal["auto", "alpaca", "prompt_completion", "sharegpt", "messages"]
 Format = Literal["auto", "jsonl", "json", "csv", "parquet"]
-Expectation = Literal[
-    "roles_out_of_order",
-    "last_not_assistant",
-    "empty_prompt",
-    "empty_answer",
-    "placeholder_answer",
-    "length_out_of_bounds",
-    "special_token",
-    "replacement_character",
-]
+Repair = Literal["mojibake", "nfc"]
+Severity = Literal["critical", "warning", "info", "off"]
+Side = Literal["train", "validation", "test"]
 Metric = Literal["exact_match", "token_f1", "chrf", "json_valid", "perplexity"]
 Stage = Literal["ingest", "base", "check", "dedupe", "split", "render", "train", "evaluate", "decide", "register"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -32,27 +26,57 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 class Section(BaseModel):
     """What all sections share: frozen, closed to unknown keys, strict about lossy types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # What is wrong may be a secret, so pydantic's own message does not repeat it.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class Source(Section):
-    """One file, or several by a glob."""
+    """One file, several by a glob or under a URL, or a data set of the hub."""
 
     path: str = Field(
-        min_length=1, description="A file or a glob, relative to where the flow runs: data/train.jsonl, data/*.csv"
+        min_length=1,
+        description="A file or a glob, relative to where the flow runs (data/*.csv.gz), a URL (s3://bucket/*.jsonl), "
+        "or hub:org/name, hub:org/name/config:split",
     )
     layout: Layout = Field(
         default="auto", description="How a record holds its conversation; auto looks at each record's keys"
     )
     format: Format = Field(default="auto", description="The file's format; auto goes by its ending")
+    columns: dict[str, str] = Field(
+        default={},
+        description="Which of a record's fields stands for one of ours, ours first: {instruction: question, output: "
+        "answer, group: customer}; also source, group and time",
+    )
+    side: Side | None = Field(
+        default=None, description="The side of the split that all rows of this source are on; empty lets split decide"
+    )
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit of a hub data set; empty takes its main branch"
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _holds_no_secret(cls, path: str) -> str:
+        """Settings are shown, logged and kept, so what opens a store must not be among them."""
+        if re.search(r"://[^/@]*:[^/@]*@|[?&][\w-]*(?:sig|signature|token|password|secret|credential)=", path, re.I):
+            kept_out = re.sub(r"(?<=//)[^/@]*@|\?.*", "", path)
+            raise ValueError(f"{kept_out}: a URL with credentials; leave them out and set them in the environment")
+        return path
 
 
 class Data(Section):
     """What is read: files of conversations, one record each."""
 
     sources: tuple[Source, ...] = Field(min_length=1, description="The files to read, in this order")
+    held_out: tuple[Source, ...] = Field(
+        default=(), description="Evaluation files that no training row may repeat; they are read, but never trained on"
+    )
     limit: int | None = Field(
         default=None, ge=1, description="Read at most so many records, a deterministic sample of all; empty reads all"
+    )
+    repair: tuple[Repair, ...] = Field(
+        default=(),
+        description="Repairs to make in texts, each counted: mojibake (wrongly decoded text), nfc (Unicode NFC)",
     )
     max_refused_share: float = Field(
         default=0.1, ge=0, le=1, description="Stop when more than this share of the records is refused, 0 to 1"
@@ -62,29 +86,32 @@ class Data(Section):
     )
 
 
+class Expectation(Section):
+    """A change to the built-in suite: another severity or other arguments, or an expectation of your own."""
+
+    name: str = Field(
+        min_length=1,
+        description="A built-in expectation such as empty_answer, or a class of your own as module.Class: "
+        "data_checks.tickets.ExpectTicketNumber",
+    )
+    severity: Severity | None = Field(
+        default=None,
+        description="What a failure does: critical stops the run, warning sets the row aside, info only reports, off "
+        "leaves it out; empty keeps the built-in's, or warning",
+    )
+    arguments: dict[str, Any] = Field(default={}, description="What it is held against: {max_answer_chars: 4000}")
+
+
 class Checks(Section):
-    """What a row must satisfy; one that does not is quarantined with its reason."""
+    """What rows and the whole set must satisfy; a row that does not is quarantined with its reason."""
 
     expectations: tuple[Expectation, ...] = Field(
-        default=get_args(Expectation),
-        description="The expectations to hold rows against, by the reason code that they quarantine with",
+        default=(),
+        description="Changes to the built-in suite, and expectations of your own; empty is the suite as it is",
     )
-    max_prompt_chars: int = Field(
-        default=20_000, ge=1, description="The most characters of all turns before the last answer"
-    )
-    max_answer_chars: int = Field(default=20_000, ge=1, description="The most characters of one answer")
-    min_answer_chars: int = Field(default=1, ge=0, description="The fewest characters of one answer")
     max_quarantined_share: float = Field(
-        default=0.2, ge=0, le=1, description="Stop when more than this share of the rows fails, 0 to 1"
+        default=0.2, ge=0, le=1, description="Stop when more than this share of the rows is set aside, 0 to 1"
     )
-
-    @model_validator(mode="after")
-    def _bounds_in_order(self) -> Self:
-        if self.min_answer_chars > self.max_answer_chars:
-            raise ValueError(
-                f"min_answer_chars={self.min_answer_chars} is more than max_answer_chars={self.max_answer_chars}"
-            )
-        return self
 
 
 class Dedupe(Section):
@@ -92,11 +119,11 @@ class Dedupe(Section):
 
     near: bool = Field(default=True, description="Remove near duplicates too, not only exact ones")
     threshold: float = Field(
-        default=0.7,
+        default=0.6,
         ge=0.3,
         le=1,
         description="Word 2-gram Jaccard similarity from which a prompt repeats another, 0.3 to 1; "
-        "under ten words, all must be equal",
+        "under twelve words, all must be equal",
     )
     boilerplate_share: float = Field(
         default=0.05,
@@ -107,6 +134,21 @@ class Dedupe(Section):
     )
     max_removed_share: float = Field(
         default=0.5, ge=0, le=1, description="Stop when more than this share of the rows would be removed, 0 to 1"
+    )
+    semantic: float | None = Field(
+        default=None,
+        ge=0.5,
+        le=1,
+        description="Cosine similarity from which a prompt that says the same in other words is removed too, 0.5 to 1; "
+        "of pairs at 0.95 one in a hundred means something else, at 0.9 three; empty looks at words alone",
+    )
+    semantic_model: str = Field(
+        default="package:wordllama",
+        description="The static embedding model that semantic compares with: package:wordllama (installed by the extra "
+        "semantic; European languages), or a model2vec folder",
+    )
+    engine: Literal["local", "ray"] = Field(
+        default="local", description="What compares the rows: this machine, or a Ray cluster; the result is the same"
     )
 
 
@@ -121,6 +163,21 @@ class Split(Section):
     )
     threshold: float = Field(
         default=0.6, ge=0.3, le=1, description="Similarity from which two rows must not stand on two sides, 0.3 to 1"
+    )
+    by: Literal["cluster", "time"] = Field(
+        default="cluster", description="What decides the side: a draw of clusters, or time: the newest rows test"
+    )
+    stratify: Literal["none", "source", "label"] = Field(
+        default="source", description="What each side has the same shares of, as far as clusters allow"
+    )
+    sticky: bool = Field(
+        default=True,
+        description="Rows of the last accepted version keep their side, and new rows join those they repeat",
+    )
+    decontaminate: Literal["remove", "report"] = Field(
+        default="remove",
+        description="What a training row does that has 13 words in a row, or a short prompt, in common with a row of "
+        "another side or of data.held_out: it is removed, or only reported",
     )
     seed: int = Field(default=0, ge=0, description="Another number gives another split")
 
@@ -243,9 +300,10 @@ class Registry(Section):
     """Where the run and the model are kept in MLflow."""
 
     name: str = Field(
-        default="tunewright",
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$",
-        description="Of the experiment and the registered model: lower-case letters, digits, dot, dash, underscore",
+        default="",
+        pattern=r"^([a-z0-9][a-z0-9._-]{0,99})?$",
+        description="Of the experiment, the registered model and the data's versions: lower-case letters, digits, dot, "
+        "dash, underscore; empty takes the deployment's name",
     )
     alias: str = Field(
         default="champion",
@@ -300,6 +358,11 @@ def home() -> Path:
     return Path(os.environ.get("TUNEWRIGHT_HOME", ".tunewright")).absolute()
 
 
+def ray_address() -> str:
+    """The Ray cluster of dedupe.engine=ray: RAY_ADDRESS, or one that is started on this machine."""
+    return os.environ.get("RAY_ADDRESS") or "local"
+
+
 def make_home() -> None:
     """Makes the home folder. Raises ConfigError where that cannot be."""
     try:
@@ -308,11 +371,8 @@ def make_home() -> None:
         raise ConfigError(f"TUNEWRIGHT_HOME={home()}: {error.strerror}; accepted is a folder to write to") from error
 
 
-def prepare_environment(settings: Settings | None = None) -> None:
-    """Tells the libraries, before they are imported, to send nothing home and to stay offline where the base is local.
-
-    A value that the environment already has stays.
-    """
+def quiet_libraries() -> None:
+    """Tells the libraries, before they are imported, to send nothing home; what the environment has already stays."""
     quiet = {
         "DO_NOT_TRACK": "1",
         "GX_ANALYTICS_ENABLED": "false",
@@ -320,9 +380,17 @@ def prepare_environment(settings: Settings | None = None) -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads beside another busy process can be ten times slower
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "RAY_USAGE_STATS_ENABLED": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if settings and (settings.model.base.startswith("package:") or Path(settings.model.base).expanduser().is_dir()):
-        quiet["HF_HUB_OFFLINE"] = "1"
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+
+
+def prepare_environment(settings: Settings) -> None:
+    """Makes the libraries quiet, and the hub unreachable where neither the base nor a source is on it."""
+    quiet_libraries()
+    is_local = settings.model.base.startswith("package:") or Path(settings.model.base).expanduser().is_dir()
+    sources = (*settings.data.sources, *settings.data.held_out)
+    if is_local and not any(source.path.startswith("hub:") for source in sources):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")

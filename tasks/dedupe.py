@@ -3,17 +3,18 @@
 Near duplicates have similar prompts, the same numbers in them and the same answer: rows that differ in a number or in
 their answer say different things, however alike they look. Answers are the same if they are equal but for case and
 white space; similar ones are not, since in slots and labels one word of the answer is all that differs. In a prompt of
-under ten words one word can be all that differs too, so all of them must be equal.
+under twelve words one word can be all that differs too, so all of them must be equal.
+
+Semantic duplicates, on request, say the same in other words (tasks/similarity/semantic.py).
 """
 
-import json
 from collections import Counter
-from collections.abc import Hashable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect import task
 
@@ -21,100 +22,163 @@ from tasks.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
 from tasks.caching import cached
 from tasks.config import Dedupe
 from tasks.errors import DataError, retry_transient
-from tasks.similarity import BOILERPLATE, Pairs, alike, boilerplate, normalize, numbers, prompt_text, without, words
+from tasks.similarity.embedding import load_model
+from tasks.similarity.engine import engine_of, read_pieces
+from tasks.similarity.folding import fold_messages
+from tasks.similarity.prompts import (
+    Shingles,
+    conversation_hashes,
+    distinct_segments,
+    find_boilerplate,
+    segment_texts,
+    segments,
+    shingles,
+    write_boilerplate,
+)
+from tasks.similarity.semantic import find_leaders
 
-FEWEST_WORDS = 10
+ROLES = pa.array(["system", "user", "assistant"])
+REASONS = ("", "exact_duplicate", "near_duplicate", "semantic_duplicate")
+STAYS, EXACT, NEAR, SEMANTIC = range(4)
 REPORTED_BOILERPLATE = 20
 REPORTED_CHARS = 200
 REMOVED_CHARS = 500
 
 
-@dataclass(frozen=True)
-class Repeat:
-    """What a removed row repeats: the number of a kept row that stands earlier, and how alike the two are."""
+class Repeats(NamedTuple):
+    """What each row repeats: the number of a kept row that stands earlier, and how alike the two are."""
 
-    reason: str  # exact_duplicate or near_duplicate
-    partner: int
-    similarity: float
+    reason: np.ndarray  # (rows,) a position in REASONS
+    partner: np.ndarray  # (rows,) -1 where the row stays
+    similarity: np.ndarray  # (rows,)
 
-
-def exact_repeats(conversations: list[list[dict[str, Any]]]) -> dict[int, Repeat]:
-    """The rows whose whole conversation an earlier row has, but for case and white space."""
-    seen: dict[tuple[tuple[str, str], ...], int] = {}
-    repeats: dict[int, Repeat] = {}
-    for row, messages in enumerate(conversations):
-        first = seen.setdefault(tuple((turn["role"], normalize(turn["content"])) for turn in messages), row)
-        if first != row:
-            repeats[row] = Repeat("exact_duplicate", first, 1.0)
-    return repeats
+    @property
+    def stays(self) -> np.ndarray:
+        """(rows,) bool."""
+        return self.reason == STAYS
 
 
-def near_repeats(keys: list[str], answers: list[str], threshold: float) -> dict[int, Repeat]:
-    """The texts that are close to an earlier one that stays, with the same numbers and the same answer."""
-    return _leaders(alike(keys, threshold, [_kind(key, answer) for key, answer in zip(keys, answers, strict=True)]))
+class Looks(NamedTuple):
+    """What one batch of rows looks like, for the first look at all of them."""
+
+    conversations: np.ndarray  # (rows, 2) hashes
+    segments: np.ndarray  # hashes of what the prompts are made of
+    rows: np.ndarray  # the row of each segment
 
 
-def _kind(key: str, answer: str) -> tuple[Hashable, ...]:
-    """What two rows must have in common, or they are different rows however similar."""
-    said = words(key)
-    return numbers(key), normalize(answer), tuple(said) if len(said) < FEWEST_WORDS else None
+def look(batch: pa.Table) -> Looks:
+    """Hashes of the whole conversations of a batch, and of the segments of their prompts."""
+    folded = fold_messages(batch["messages"])
+    roles = pc.index_in(batch["messages"].combine_chunks().flatten().field("role"), ROLES)  # pyright: ignore[reportAttributeAccessIssue]
+    found, rows = distinct_segments(segments(folded, folded.prompts))
+    return Looks(conversation_hashes(folded, np.asarray(roles)), found, rows)
 
 
-def _leaders(pairs: Pairs) -> dict[int, Repeat]:
-    """A row goes only if it is close to a row that stays; the partner is the closest of those, then the earliest."""
-    repeats: dict[int, Repeat] = {}
-    # Pairs come ordered by their later row, so whether the earlier one stays is settled.
-    for left, right, similarity in zip(
-        pairs.left.tolist(), pairs.right.tolist(), pairs.similarity.tolist(), strict=True
-    ):
-        if left not in repeats and (right not in repeats or similarity > repeats[right].similarity):
-            repeats[right] = Repeat("near_duplicate", left, similarity)
-    for row, first in enumerate(pairs.first.tolist()):
-        if row != first:
-            repeats[row] = repeats.get(first, Repeat("near_duplicate", first, 1.0))
-    return repeats
+def first_equal(hashes: np.ndarray) -> np.ndarray:
+    """(rows,) the first row with the same hashes (rows, 2)."""
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: of equal rows the first comes first
+    new = np.ones(len(hashes), np.bool_)
+    new[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
+    first = np.empty(len(hashes), np.int64)
+    first[order] = order[np.flatnonzero(new)][np.cumsum(new) - 1]
+    return first
 
 
-def find_repeats(conversations: list[list[dict[str, Any]]], settings: Dedupe) -> tuple[dict[int, Repeat], list[str]]:
-    """Every row to remove, and the boilerplate that was left out of the comparison (all of it, whole)."""
-    repeats = exact_repeats(conversations)
-    different = [row for row in range(len(conversations)) if row not in repeats]
-    prompts = [prompt_text(conversations[row]) for row in different]
-    left_out = boilerplate(prompts, settings.boilerplate_share)
-    if settings.near:
-        keys = [without(prompt, set(left_out)) for prompt in prompts]
-        answers = [conversations[row][-1]["content"] for row in different]
-        for position, repeat in near_repeats(keys, answers, settings.threshold).items():
-            repeats[different[position]] = Repeat(repeat.reason, different[repeat.partner], repeat.similarity)
+def find_repeats(file: Path, settings: Dedupe) -> tuple[Repeats, dict[int, int]]:
+    """What every row of rows.parquet repeats, and the boilerplate that was left out of the comparison: hash -> rows."""
+    with engine_of(settings.engine) as engine:
+        looks = engine.over_batches(file, ["messages"], look)
+        sizes = [len(each.conversations) for each in looks]
+        starts = np.cumsum([0, *sizes])
+        partner = first_equal(np.concatenate([each.conversations for each in looks]))
+        different = partner == np.arange(len(partner))
+        reason = np.where(different, STAYS, EXACT)
+        similarity = np.where(different, 0.0, 1.0)
+        partner[different] = -1
+
+        of_different = [
+            each.segments[different[start : start + size][each.rows]]
+            for each, start, size in zip(looks, starts, sizes, strict=False)
+        ]
+        boilerplate = find_boilerplate(np.concatenate(of_different), int(different.sum()), settings.boilerplate_share)
+        left_out = np.array(sorted(boilerplate), np.uint64)
+        if settings.near:
+            sets = engine.sets(file, ["messages"], _guarded_shingles, left_out=left_out)
+            rows = np.flatnonzero(different)
+            near, close = engine.leaders(sets[rows], settings.threshold)
+            gone = near >= 0
+            reason[rows[gone]], partner[rows[gone]], similarity[rows[gone]] = NEAR, rows[near[gone]], close[gone]
     # A row whose exact partner went as a near duplicate repeats what that one repeats.
-    return {row: repeats.get(repeat.partner, repeat) for row, repeat in sorted(repeats.items())}, left_out
+    chained = np.flatnonzero((reason == EXACT) & (partner >= 0) & (reason[partner] == NEAR))
+    through = partner[chained]
+    reason[chained], similarity[chained], partner[chained] = NEAR, similarity[through], partner[through]
+    if settings.semantic is not None:
+        rows = np.flatnonzero(reason == STAYS)
+        model = load_model(settings.semantic_model)
+        alike, cosine = find_leaders(file, rows, np.isin(rows, partner), left_out, model, settings.semantic)
+        gone = alike >= 0
+        reason[rows[gone]], partner[rows[gone]], similarity[rows[gone]] = SEMANTIC, alike[gone], cosine[gone]
+    return Repeats(reason, partner, similarity), boilerplate
 
 
-def _removed(rows: pa.Table, conversations: list[list[dict[str, Any]]], repeats: dict[int, Repeat]) -> pa.Table:
-    partners = [repeat.partner for repeat in repeats.values()]
-    gone, kept = rows.take(pa.array(list(repeats), pa.int64())), rows.take(pa.array(partners, pa.int64()))
+def _guarded_shingles(batch: pa.Table, left_out: np.ndarray) -> Shingles:
+    return shingles(fold_messages(batch["messages"]), left_out, guarded=True)
+
+
+def texts_of(file: Path, boilerplate: dict[int, int]) -> dict[int, str]:
+    """The texts of the segments (hashes)."""
+    texts: dict[int, str] = {}
+    for batch in read_pieces(file, ["messages"]):
+        if texts.keys() == boilerplate.keys():
+            break
+        folded = fold_messages(batch["messages"])
+        texts |= segment_texts(folded, segments(folded, folded.prompts), boilerplate.keys() - texts.keys())
+    return texts
+
+
+def _write(folder: Path, file: Path, repeats: Repeats) -> None:
+    """rows.parquet with the rows that stay, in their order, and removed.parquet with the others."""
+    places = pq.read_table(file, columns=["row_id", "file", "line"], schema=ROW_SCHEMA)
+    start = 0
+    with (
+        pq.ParquetWriter(folder / "rows.parquet", ROW_SCHEMA, compression="zstd") as kept,
+        pq.ParquetWriter(folder / "removed.parquet", REMOVED_SCHEMA, compression="zstd") as removed,
+    ):
+        for batch in read_pieces(file):
+            rows = np.arange(start, start + batch.num_rows)
+            stays = repeats.stays[rows]
+            start += batch.num_rows
+            kept.write_table(batch.filter(pa.array(stays)).cast(ROW_SCHEMA))
+            removed.write_table(_removed(batch.filter(pa.array(~stays)), rows[~stays], repeats, places))
+
+
+def _removed(gone: pa.Table, rows: np.ndarray, repeats: Repeats, places: pa.Table) -> pa.Table:
+    partner = places.take(pa.array(repeats.partner[rows]))
+    prompts = ("\n".join(turn["content"] for turn in turns[:-1]) for turns in gone["messages"].to_pylist())
     columns = {
         "row_id": gone["row_id"],
         "file": gone["file"],
         "line": gone["line"],
-        "reason": [repeat.reason for repeat in repeats.values()],
-        "partner_row_id": kept["row_id"],
-        "partner_file": kept["file"],
-        "partner_line": kept["line"],
-        "similarity": [repeat.similarity for repeat in repeats.values()],
-        "text": [prompt_text(conversations[row])[:REMOVED_CHARS] for row in repeats],
+        "reason": [REASONS[reason] for reason in repeats.reason[rows].tolist()],
+        "partner_row_id": partner["row_id"],
+        "partner_file": partner["file"],
+        "partner_line": partner["line"],
+        "similarity": repeats.similarity[rows],
+        "text": [prompt[:REMOVED_CHARS] for prompt in prompts],
     }
     return pa.table(columns, schema=REMOVED_SCHEMA)
 
 
-def _stop_if_too_many(removed: pa.Table, num_rows: int, settings: Dedupe) -> None:
-    if removed.num_rows <= settings.max_removed_share * num_rows:
+def _stop_if_too_many(repeats: Repeats, file: Path, settings: Dedupe) -> None:
+    rows = np.flatnonzero(~repeats.stays)
+    if len(rows) <= settings.max_removed_share * len(repeats.stays):
         return
-    first = removed.slice(0, 1).to_pylist()[0]
+    places = pq.read_table(file, columns=["file", "line"])
+    row, partner = places.take(pa.array([rows[0], repeats.partner[rows[0]]])).to_pylist()
     raise DataError(
-        f"{removed.num_rows} of {num_rows} rows repeat an earlier one, more than dedupe.max_removed_share="
-        f"{settings.max_removed_share:g} accepts; the first is {first['file']}:{first['line']}, which repeats "
-        f"{first['partner_file']}:{first['partner_line']} (similarity {first['similarity']:.2f})"
+        f"{len(rows)} of {len(repeats.stays)} rows repeat an earlier one, more than dedupe.max_removed_share="
+        f"{settings.max_removed_share:g} accepts; the first is {row['file']}:{row['line']}, which repeats "
+        f"{partner['file']}:{partner['line']} (similarity {repeats.similarity[rows[0]]:.2f})"
     )
 
 
@@ -125,21 +189,23 @@ def _stop_if_too_many(removed: pa.Table, num_rows: int, settings: Dedupe) -> Non
     retry_delay_seconds=[5, 30],
     retry_condition_fn=retry_transient,
 )
-@cached(libraries=("pyarrow",))
-def dedupe(folder: Path, rows: CheckedRows, settings: Dedupe) -> UniqueRows:
-    """The rows that repeat no earlier one, in their order, and the removed ones; DataError where too many go."""
-    table = pq.read_table(rows.path("rows.parquet"), schema=ROW_SCHEMA)
-    conversations = table["messages"].to_pylist()
-    repeats, left_out = find_repeats(conversations, settings)
-    removed = _removed(table, conversations, repeats)
-    _stop_if_too_many(removed, table.num_rows, settings)
-    kept = table.filter(pa.array([row not in repeats for row in range(table.num_rows)], pa.bool_()))
-    pq.write_table(kept, folder / "rows.parquet")
-    pq.write_table(removed, folder / "removed.parquet")
-    (folder / BOILERPLATE).write_text(json.dumps(left_out, ensure_ascii=False, indent=1), encoding="utf-8")
+@cached(libraries=("pyarrow", "numpy", "numba"))
+def dedupe(folder: Path, rows: CheckedRows, settings: Dedupe, embedding: str = "") -> UniqueRows:
+    """The rows that repeat no earlier one, in their order, and the removed ones; DataError where too many go.
+
+    `embedding` is model_identity(settings) of tasks/similarity/embedding.py, for the key.
+    """
+    file = rows.path("rows.parquet")
+    repeats, boilerplate = find_repeats(file, settings)
+    _stop_if_too_many(repeats, file, settings)
+    texts = texts_of(file, boilerplate)
+    write_boilerplate(folder, boilerplate, texts)
+    _write(folder, file, repeats)
+    reported = [texts[value][:REPORTED_CHARS] for value in boilerplate][:REPORTED_BOILERPLATE]
+    counts = Counter(REASONS[reason] for reason in repeats.reason[~repeats.stays].tolist())
     return UniqueRows(
-        num_rows=kept.num_rows,
-        num_removed=removed.num_rows,
-        reasons=dict(sorted(Counter(repeat.reason for repeat in repeats.values()).items())),
-        boilerplate=tuple(sorted(segment[:REPORTED_CHARS] for segment in left_out[:REPORTED_BOILERPLATE])),
+        num_rows=int(repeats.stays.sum()),
+        num_removed=int((~repeats.stays).sum()),
+        reasons=dict(sorted(counts.items())),
+        boilerplate=tuple(sorted(reported)),
     )

@@ -9,7 +9,6 @@ import ast
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 FIRST_PARTY = ("tasks", "data_checks")
@@ -121,8 +120,25 @@ def _digest(statements: list[ast.stmt]) -> str:
     return hashlib.sha256("\n".join(ast.dump(statement) for statement in statements).encode()).hexdigest()[:16]
 
 
+# A module's file -> when the files that it reaches were written, and the fingerprints.
+_known: dict[Path | None, tuple[dict[Path, int], dict[str, str]]] = {}
+
+
 def fingerprints(module: str) -> dict[str, str]:
-    """`module:definition` -> hash, for all first-party code that `module` reaches, itself whole."""
+    """`module:definition` -> hash, for all first-party code that `module` reaches, itself whole.
+
+    Worked out again only where one of the files changed: a stage of many cached parts asks for each of them.
+    """
+    written, known = _known.get(_file(module), ({}, {}))
+    if not written or any(not file.exists() or file.stat().st_mtime_ns != at for file, at in written.items()):
+        names, known = _fingerprints(module)
+        files = [file for name in names for file in (_file(name), _template(name)) if file]
+        _known[_file(module)] = {file: file.stat().st_mtime_ns for file in files}, known
+    return dict(known)
+
+
+def _fingerprints(module: str) -> tuple[list[str], dict[str, str]]:
+    """The modules that are reached, and the hash of each definition."""
     modules: dict[str, _Module] = {}
     reached: dict[tuple[str, str], list[ast.stmt]] = {}
     waiting: list[tuple[str, str | None]] = [(module, None)]
@@ -153,12 +169,15 @@ def fingerprints(module: str) -> dict[str, str]:
         waiting += [(name, inner) for inner in here]
         waiting += there
     hashes = {f"{name}:{definition}": _digest(statements) for (name, definition), statements in sorted(reached.items())}
-    return hashes | {key: digest for name in sorted(modules) for key, digest in _templates(name)}
+    templates = {name: template for name in sorted(modules) if (template := _template(name))}
+    return list(modules), hashes | {
+        f"{name}:{template.name}": hashlib.sha256(template.read_bytes()).hexdigest()[:16]
+        for name, template in templates.items()
+    }
 
 
-def _templates(name: str) -> Iterator[tuple[str, str]]:
+def _template(name: str) -> Path | None:
     """The HTML template that lies beside a module under its name counts with it."""
     file = _file(name)
     template = file.with_suffix(".html") if file else None
-    if template and template.is_file():
-        yield f"{name}:{template.name}", hashlib.sha256(template.read_bytes()).hexdigest()[:16]
+    return template if template and template.is_file() else None

@@ -39,7 +39,7 @@ def test_a_second_call_is_a_hit(tmp_path: Path) -> None:
 def test_a_changed_setting_is_a_miss_that_is_explained(tmp_path: Path) -> None:
     made("a", Dedupe())
     assert made.find("a", Dedupe(threshold=0.8)) is None
-    assert made.because("a", Dedupe(threshold=0.8)) == ["settings.threshold: 0.7 -> 0.8"]
+    assert made.because("a", Dedupe(threshold=0.8)) == ["settings.threshold: 0.6 -> 0.8"]
     assert made.because("b", Dedupe()) == ['text: "a" -> "b"']
 
 

@@ -127,8 +127,8 @@ def test_a_run_for_a_program_writes_one_json_object_and_nothing_else(
     assert said["scores"].keys() == {"base", "candidate"}
     assert "exact_match" in said["scores"]["candidate"]
     assert {"decision", "reason"} <= said["verdict"].keys()
-    assert said["model"].items() >= {"name": "tunewright", "version": "1", "alias": None}.items()
-    assert said["model"]["uri"] == "models:/tunewright/1"
+    assert said["model"].items() >= {"name": "tiny", "version": "1", "alias": None}.items()
+    assert said["model"]["uri"] == "models:/tiny/1"
     assert said["verdict"]["reason"] in done.stderr  # the summary is for people
     assert "Traceback" not in done.stderr
 
@@ -149,12 +149,59 @@ def test_a_plan_for_a_program_writes_one_json_object_and_nothing_else(
     assert stages["evaluate", "candidate"]["because"] == ["train runs first"]
 
 
-def test_a_candidate_that_is_not_promoted_can_be_asked_to_fail(
+@pytest.fixture
+def after_first(
     first: tuple[Path, subprocess.CompletedProcess[str]], tunewright: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Run:
+    """The command line where the first run was."""
     monkeypatch.chdir(first[0])
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(first[0] / "home"))
-    result = tunewright("run", "tiny.yaml", "--require-promotion", "--json")
+    return tunewright
+
+
+def test_the_data_of_a_run_are_told_stage_by_stage(after_first: Run) -> None:
+    result = after_first("data", "tiny.yaml", "--json")
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    assert (told["name"], told["version"], told["missing"]) == ("tiny", 1, "")
+    assert [stage["stage"] for stage in told["stages"]] == ["ingest", "check", "dedupe", "split", "render"]
+    assert [version["counts"]["read"] for version in told["versions"]] == [len(ROWS)]
+    assert "version 1 of 1 of the data of tiny" in after_first("data", "tiny.yaml").stdout
+
+
+def test_a_row_is_told_from_its_line_to_its_side(after_first: Run) -> None:
+    result = after_first("data", "tiny.yaml", "--line", "rows.jsonl:3", "--json")
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    outcomes = {event["stage"]: event["outcome"] for event in told["life"]}
+    assert (told["file"], told["line"]) == ("rows.jsonl", 3)
+    assert outcomes["ingest"] == "read"
+    assert outcomes.get("split", "train") in ("train", "validation", "test")
+    again = json.loads(after_first("data", "tiny.yaml", "--row", told["row_id"][:12], "--json").stdout)
+    assert again == told
+    few = json.loads(after_first("data", "tiny.yaml", "--text", "harbour came", "--json").stdout)
+    assert len(few["matches"]) == len(SUBJECTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--row", "f" * 64], "no such record among the 72 of version 1"),
+        (["--row", "f", "--text", "harbour"], "give one of them"),
+        (["--version", "7"], "--version 7: no such version of tiny; accepted: 1"),
+        (["--set", "registry.name=other", "--version", "1"], "no such version of other; accepted: none yet"),
+    ],
+)
+def test_a_row_or_version_that_is_not_there_is_one_line_and_code_2(
+    after_first: Run, arguments: list[str], said: str
+) -> None:
+    code, line = refusal(after_first("data", "tiny.yaml", *arguments))
+    assert code == 2
+    assert said in line
+
+
+def test_a_candidate_that_is_not_promoted_can_be_asked_to_fail(after_first: Run) -> None:
+    result = after_first("run", "tiny.yaml", "--require-promotion", "--json")
     assert result.exit_code == cli.NOT_PROMOTED == 5
     assert json.loads(result.stdout.splitlines()[-1])["verdict"]["decision"] == "keep"
 

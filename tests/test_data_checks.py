@@ -1,20 +1,25 @@
 """What an answer is worth, what a suite says of its rows, and a report that loads nothing."""
 
+import json
 import re
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
-from data_checks.columns import derive
-from data_checks.expectations import row_expectations, table_expectations
-from data_checks.findings import conflicting_answers
+from data_checks.batches import Ask, look_at
+from data_checks.columns import Columns, Turn, derive
+from data_checks.excerpts import TEXT_CHARS, excerpt, in_a_line
+from data_checks.expectations import row_expectations
+from data_checks.findings import answers_by_prompt, num_answers
+from data_checks.profile import profile
 from data_checks.report import render
-from data_checks.suite import Outcome, run
+from data_checks.suite import Arguments, Entry, Lengths
+from data_checks.summary import summary
+from data_checks.table import table_expectations
+from data_checks.validation import Outcome, run
 from tasks.artifacts import ROW_SCHEMA
-from tasks.config import Expectation
-
-BOUNDS = {"max_prompt_chars": 100, "min_answer_chars": 1, "max_answer_chars": 50}
 
 
 def said(prompt: str, answer: str) -> list[dict[str, str | None]]:
@@ -90,54 +95,123 @@ def test_special_tokens_are_found_as_they_are_written_and_none_where_there_are_n
     assert derive(texts, ())["special_token"].isna().all()
 
 
-def test_every_code_that_can_be_configured_has_an_expectation_in_the_given_order() -> None:
-    codes = get_args(Expectation)[::-1]
-    found = [str((expectation.meta or {})["code"]) for expectation in row_expectations(codes, **BOUNDS)]
-    assert list(dict.fromkeys(found)) == list(codes)
+EMPTY_ANSWER = Entry("empty_answer", "warning", Arguments())
 
 
-def outcomes_of(conversations: list[Any], codes: tuple[str, ...] = get_args(Expectation)) -> list[Outcome]:
-    return run(derive(conversations, ("<|im_end|>",)), row_expectations(codes, **BOUNDS))
+def outcomes_of(conversations: list[Any], *entries: Entry) -> list[Outcome]:
+    frame = derive(conversations, ("<|im_end|>",))
+    return run(frame, row_expectations(entries, frame))
 
 
 def test_all_failing_rows_are_named_past_the_twenty_at_which_lists_are_cut() -> None:
-    outcome = outcomes_of([said("a", "b"), *[said("a", " ")] * 300], ("empty_answer",))[0]
+    (outcome,) = outcomes_of([said("a", "b"), *[said("a", " ")] * 300], EMPTY_ANSWER)
     assert (outcome.evaluated, outcome.failed, outcome.share) == (301, 300, 300 / 301)
     assert outcome.rows.tolist() == list(range(1, 301))
 
 
 def test_lengths_at_the_bounds_pass_and_one_beyond_fails() -> None:
+    bounds = Lengths(max_prompt_chars=100, min_answer_chars=1, max_answer_chars=50)
     rows = [said("p" * 100, "a" * 50), said("p", "a"), said("p" * 101, "a"), said("p", ""), said("p", "a" * 51)]
-    assert [outcome.rows.tolist() for outcome in outcomes_of(rows, ("length_out_of_bounds",))] == [[2], [3], [4]]
+    outcomes = outcomes_of(rows, Entry("length_out_of_bounds", "warning", bounds))
+    assert [outcome.rows.tolist() for outcome in outcomes] == [[2], [3], [4]]
 
 
 def test_a_missing_column_is_an_error_of_its_own_and_no_ordinary_failure() -> None:
-    outcomes = run(pd.DataFrame({"row_id": ["a"]}), table_expectations(ROW_SCHEMA))
+    outcomes = run(pd.DataFrame({"row_id": ["a"], "num_turns": [2]}), table_expectations(ROW_SCHEMA))
     by_fault = {outcome.fault: outcome for outcome in outcomes}
-    assert by_fault["column row_id is missing"].failed == 0
-    assert by_fault["column messages is missing"].failed == 1
-    assert "does not exist" in by_fault["messages is null"].error
+    assert by_fault["row_id is null"].failed == 0
+    assert by_fault["row_id is null"].error == ""
+    assert "does not exist" in by_fault["line is null"].error
+
+
+def batch_of(conversations: list[Any]) -> pd.DataFrame:
+    rows = [{"row_id": str(n), "source": "s", "messages": given} for n, given in enumerate(conversations)]
+    (batch,) = pa.Table.from_pylist(rows, ROW_SCHEMA).to_batches()
+    return look_at(batch, Ask(frozenset(Columns._fields), ())).columns.to_pandas(types_mapper=pd.ArrowDtype)
 
 
 def test_prompts_with_several_answers_are_found_once_and_repeated_rows_are_not() -> None:
     rows = [said("a", "1"), said("b", "1"), said("a", "2"), said("a", "1"), said("b", "1"), said("a", "3")]
-    assert conflicting_answers(rows) == [[0, 2, 5]]
-    assert conflicting_answers([said("", "1")[1:], said("", "2")[1:]]) == []
+    frame = batch_of(rows)
+    assert num_answers(frame).tolist() == [3, 1, 3, 3, 1, 3]
+    assert answers_by_prompt(frame[num_answers(frame) > 1], 5) == [[0, 2, 5]]
 
 
-def page(conversations: list[Any], **records: Any) -> str:
-    frame = derive(conversations, ()).assign(source="s")
-    outcomes = outcomes_of(conversations)
-    given: dict[str, Any] = {"refused": [], "quarantined": [], "conflicts": [], "bounds": ("up to 9", "1 to 9")}
-    return render(frame, [True] * len(frame), outcomes, **given | records)
+def test_a_row_without_a_prompt_or_without_an_answer_conflicts_with_none() -> None:
+    frame = batch_of([said("", "1")[1:], said("", "2")[1:], said("a", "")[:1], [], None])
+    assert num_answers(frame).isna().all()
+
+
+def test_a_prompt_is_another_where_its_roles_are() -> None:
+    asked = [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]
+    other = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    answers = [[*asked, *said("", "1")[1:]], [*other, *said("", "2")[1:]]]
+    assert num_answers(batch_of(answers)).tolist() == [1, 1]
+
+
+def test_a_row_without_messages_has_no_number_of_turns_and_one_without_turns_has_none() -> None:
+    assert batch_of([None, []])["num_turns"].fillna(-1).tolist() == [-1, 0]
+
+
+def test_an_excerpt_of_many_turns_is_short_and_hides_what_a_turn_holds() -> None:
+    key = "AKIA" + "Q7RT2MWZ9XKB4VN6"
+    turn: Turn = {"role": "user", "content": f"{'x' * 999} {key}"}
+    text = excerpt([turn] * 40)
+    assert len(text) <= TEXT_CHARS
+    assert "xx" not in text
+    assert key not in in_a_line(f"a\nb {key}")
+    assert in_a_line("a\n b") == "a b"
+
+
+FACT = {
+    "name": "secrets",
+    "severity": "info",
+    "arguments": {"kinds": []},
+    "of_set": False,
+    "fault": "a text holds a secret",
+    "column": "secret",
+    "evaluated": 3,
+    "failed": 1,
+}
+RESULTS = {
+    "read": 3,
+    "refused": 1,
+    "rows": 2,
+    "kept": 1,
+    "quarantined": 1,
+    "reasons": {"ingest": {"bad_json": 1}, "check": {}},
+    "findings": {"secrets": 1},
+    "conflicting_prompts": 1,
+    "sources": [("s", 1, 1)],
+    "since": None,
+    "expectations": [FACT],
+}
+EXAMPLE = {"file": "a.jsonl", "line": 1, "reason": "bad_json", "detail": "no JSON", "text": "{"}
+
+
+def page(conversations: list[Any], labels: dict[str, int] | None = None, **given: Any) -> str:
+    results = RESULTS | {name: given.pop(name) for name in list(given) if name in RESULTS}
+    counted = profile(batch_of(conversations), labels)
+    return render(results, counted, None, **{"set_aside": {}, "found": {}, "conflicts": []} | given)
 
 
 def test_what_stands_in_the_data_is_escaped_in_the_report() -> None:
     attack = "<script>alert('x')</script>"
     record = {"file": f"{attack}.jsonl", "line": 1, "reason": attack, "detail": attack, "text": attack}
-    html = page([said("a", "b")], refused=[record], quarantined=[record], conflicts=[(attack, [record])])
+    conflict = {"prompt": attack, "num_answers": 2, "answers": [record]}
+    fact = FACT | {"name": "conflicting_answers"}
+    html = page(
+        [said("a", "b")],
+        {attack: 1, "b": 1},
+        reasons={"ingest": {attack: 1}, "check": {}},
+        sources=[(attack, 1, 1)],
+        expectations=[FACT, fact],
+        set_aside={attack: [record]},
+        found={"secrets secret": [record]},
+        conflicts=[conflict],
+    )
     assert "<script" not in html
-    assert html.count("&lt;script&gt;") >= 8
+    assert html.count("&lt;script&gt;") == 13
 
 
 def test_the_report_loads_nothing_and_forbids_it() -> None:
@@ -146,25 +220,27 @@ def test_the_report_loads_nothing_and_forbids_it() -> None:
     assert "default-src 'none'" in html
 
 
-def test_the_report_shows_at_most_five_examples_of_a_reason_and_clips_them() -> None:
-    records = [
-        {"file": "a.jsonl", "line": line, "reason": "bad_json", "detail": f"detail {line}", "text": "t" * 5_000}
-        for line in range(1, 8)
-    ]
-    html = page([said("a", "b")], refused=records)
-    assert "detail 5" in html
-    assert "detail 6" not in html
+def test_the_report_clips_what_it_shows() -> None:
+    html = page([said("a", "b")], set_aside={"bad_json": [EXAMPLE | {"text": "t" * 5_000}]})
+    assert "t" * 399 in html
     assert "t" * 401 not in html
 
 
 def test_the_report_of_rows_without_an_answer_has_no_answer_lengths() -> None:
-    html = page([said("a", "b")[:1]])
-    assert html.count("<svg") == 1
+    assert page([said("a", "b")[:1]]).count("<svg") == 1
 
 
-def test_the_report_adds_up_many_small_sources_in_one_line() -> None:
-    frame = derive([said("a", "b")] * 30, ()).assign(source=[f"source-{n:02}" for n in range(30)])
-    html = render(frame, [n > 2 for n in range(30)], [], refused=[], quarantined=[], conflicts=[], bounds=("", ""))
-    assert "15 more" in html
-    assert "source-14" in html
-    assert "source-15" not in html
+def test_the_report_says_that_nothing_was_found_and_nothing_set_aside() -> None:
+    html = page([said("a", "b")], expectations=[FACT | {"failed": 0}], reasons={"ingest": {}, "check": {}})
+    assert "Nothing was set aside." in html
+    assert "Nothing.</div>" in html
+
+
+def test_the_summary_accounts_for_all_records_and_escapes_what_it_names() -> None:
+    fact = FACT | {"fault": "<b>|*x*"}
+    since = {"version": "k", "before": 9, "added": 2, "removed": 1, "drift": {}}
+    text = summary(json.loads(json.dumps(RESULTS | {"expectations": [fact], "since": since})))
+    assert text.startswith("3 records read = 1 kept + 1 quarantined + 1 refused by ingest\n")
+    assert "| bad_json | ingest | 1 |" in text
+    assert "- **secrets**: &lt;b&gt;&#124;&#42;x&#42;, 1 row\n" in text
+    assert "2 rows added, 1 removed, of 9 then." in text

@@ -2,19 +2,22 @@
 
 import json
 import random
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from similarity_reference import shingles
 
 from tasks.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
 from tasks.config import Dedupe
-from tasks.dedupe import dedupe, find_repeats
+from tasks.dedupe import REASONS, dedupe, find_repeats
 from tasks.errors import DataError
-from tasks.similarity import shingles
+from tasks.similarity.prompts import FEWEST_WORDS
 
 LONG = "please tell me why the new card that I ordered two weeks ago has still not come to my house"
 VOCABULARY = [
@@ -35,13 +38,28 @@ VOCABULARY = [
 KEEP_ALL = Dedupe(max_removed_share=1)
 
 
+class Repeat(NamedTuple):
+    partner: int
+    reason: str
+    similarity: float
+
+
 def chat(prompt: str, answer: str = "card_arrival") -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
+def repeats_of(conversations: list[list[dict[str, str]]], settings: Dedupe = KEEP_ALL) -> dict[int, Repeat]:
+    rows = [{"messages": conversation} for conversation in conversations]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.parquet"
+        pq.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA), file)
+        found, _ = find_repeats(file, settings)
+    columns = (found.partner.tolist(), [REASONS[reason] for reason in found.reason], found.similarity.tolist())
+    return {row: Repeat(*repeat) for row, repeat in enumerate(zip(*columns, strict=True)) if repeat[1]}
+
+
 def removed_rows(conversations: list[list[dict[str, str]]], settings: Dedupe = KEEP_ALL) -> dict[int, tuple[int, str]]:
-    repeats, _ = find_repeats(conversations, settings)
-    return {row: (repeat.partner, repeat.reason) for row, repeat in repeats.items()}
+    return {row: repeat[:2] for row, repeat in repeats_of(conversations, settings).items()}
 
 
 @pytest.fixture
@@ -79,8 +97,7 @@ def messy(seed: int, num_rows: int = 200) -> list[list[dict[str, str]]]:
 @pytest.mark.parametrize("seed", range(5))
 def test_every_removal_names_a_kept_earlier_row_and_its_true_similarity(seed: int) -> None:
     rows = messy(seed)
-    repeats, left_out = find_repeats(rows, KEEP_ALL)
-    assert left_out == []
+    repeats = repeats_of(rows)
     assert {repeat.reason for repeat in repeats.values()} == {"exact_duplicate", "near_duplicate"}
     for row, repeat in repeats.items():
         assert repeat.partner < row
@@ -93,8 +110,10 @@ def test_every_removal_names_a_kept_earlier_row_and_its_true_similarity(seed: in
 @pytest.mark.parametrize("seed", range(5))
 def test_no_long_kept_row_is_close_to_an_earlier_kept_row_with_its_answer(seed: int) -> None:
     rows = messy(seed)
-    repeats, _ = find_repeats(rows, KEEP_ALL)
-    kept = [row for row in range(len(rows)) if row not in repeats and len(rows[row][0]["content"].split()) >= 10]
+    repeats = repeats_of(rows)
+    kept = [
+        row for row in range(len(rows)) if row not in repeats and len(rows[row][0]["content"].split()) >= FEWEST_WORDS
+    ]
     for position, row in enumerate(kept):
         for earlier in kept[:position]:
             one, other = shingles(rows[row][0]["content"]), shingles(rows[earlier][0]["content"])

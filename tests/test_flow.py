@@ -82,7 +82,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     original = Cached._make
 
     def make(self: Cached[Any, Any], *args: Any, **kwargs: Any) -> Any:
-        executed.append(self.stage)
+        if self.stage != "ingest_part":  # of which the stage ingest is put together
+            executed.append(self.stage)
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(Cached, "_make", make)
@@ -192,7 +193,7 @@ def test_another_learning_rate_trains_again_and_nothing_before(settings: Setting
 def test_another_data_row_runs_again_what_reads_it(settings: Settings, made: list[str]) -> None:
     write([{"instruction": "nobody answers the door", "output": "delivery"}, *ROWS[1:]])
     planned = plan(settings, "render", ())
-    assert causes(planned)["ingest"] == ["files[0].sha256 changed"]
+    assert causes(planned)["ingest"] == ["files[0].digest changed"]
     state = run(settings, until="render")
     after = ["ingest", "check", "dedupe", "split", "render"]
     assert names(state.result(), "ran") == names(planned, "run") == made == after
@@ -221,15 +222,13 @@ def test_an_edited_stage_runs_again_and_what_it_hands_on_unchanged_runs_nothing(
 
     def edited(name: str) -> str:
         source = original(name)
-        return source.replace("repeats: dict[int, Repeat] = {}\n", "repeats: dict[int, Repeat] = dict()\n")
+        return source.replace("counts = Counter(REASONS", "counts = Counter[str](REASONS")
 
     monkeypatch.setattr(fingerprint, "_source", edited)
+    monkeypatch.setattr(fingerprint, "_known", {})
     planned = plan(settings, "register", ())
     assert names(planned, "cached") == ["ingest", "base", "check"]
-    assert causes(planned)["dedupe"] == [
-        "code tasks.dedupe:_leaders changed",
-        "code tasks.dedupe:exact_repeats changed",
-    ]
+    assert causes(planned)["dedupe"] == ["code tasks.dedupe:dedupe changed"]
     assert causes(planned)["split"] == ["dedupe runs first"]
     state = run(settings)
     assert made == ["dedupe"]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.parameters import Parameters, checked, flat, shown
-from tasks.config import STAGES, Settings, Training
+from flows.parameters import Parameters, checked, flat, named, shown, slug
+from tasks.config import STAGES, Registry, Settings, Training
 from tasks.errors import ConfigError
 
 VALID: dict[str, Any] = {"data": {"sources": [{"path": "a.jsonl"}]}, "model": {"base": "org/name"}}
@@ -92,12 +92,12 @@ def test_all_sections_and_stages_are_taken() -> None:
         ),
         (
             {"data": {"sources": [{"pth": "a.jsonl"}]}},
-            "<data.sources[0].pth>: data.sources[0].pth: unknown key; did you mean path? accepted: path, layout, format"
-            " (1 more: data.sources[0].path)",
+            "<data.sources[0].pth>: data.sources[0].pth: unknown key; did you mean path? accepted: path, layout, "
+            "format, columns, side, revision (1 more: data.sources[0].path)",
         ),
         (
             {"registry": {"name": "My Model"}},
-            '<registry.name>: registry.name: "My Model" is refused; accepted: Of the experiment and the registered',
+            '<registry.name>: registry.name: "My Model" is refused; accepted: Of the experiment, the registered',
         ),
         ({"split": {"validation": 0.5, "test": 0.5}}, "<split>: split: validation=0.5 and test=0.5 leave nothing"),
         (
@@ -163,3 +163,22 @@ def test_any_values_are_taken_or_refused_in_one_line(values: dict[str, Any]) -> 
         checked(VALID | values, str)
     except ConfigError as error:
         assert len(str(error).splitlines()) == 1
+
+
+def test_a_registry_keeps_its_name_or_takes_the_deployments() -> None:
+    assert named(Registry(name="mine"), "triage").name == "mine"
+    assert named(Registry(name="mine"), None).name == "mine"
+    assert named(Registry(alias="best"), "Triage (EN)") == Registry(name="triage-en", alias="best")
+    for deployment in (None, "", "日本"):
+        with pytest.raises(ConfigError, match=r"registry.name: missing; "):
+            named(Registry(), deployment)
+
+
+@given(st.text(max_size=120))
+def test_a_slug_is_a_name_that_the_registry_accepts(deployment: str) -> None:
+    assert Registry(name=slug(deployment)).name == slug(slug(deployment)) == slug(deployment)
+
+
+@given(st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,98}[a-z0-9])?", fullmatch=True))
+def test_a_name_that_the_registry_accepts_is_its_own_slug(name: str) -> None:
+    assert slug(name) == name

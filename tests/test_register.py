@@ -1,5 +1,6 @@
 """A version is the model that was measured, stands on its own, and gets the alias only if it won."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts import Adapter, Answers, Base, Registered, Splits, Verdict
+from tasks.artifacts import Adapter, Answers, Base, Registered, Rows, Splits, Verdict
 from tasks.config import Data, Model, Registry, Settings, Source, Training
 from tasks.errors import TrackingError, TunewrightError
 from tasks.models import load_model, load_tokenizer
@@ -119,11 +120,13 @@ def make(tiny_base: Base, tuned: Path, said: list[str], make_splits: Any, tmp_pa
         return register.fn(
             adapter=_adapter(tuned, digest),
             base=base,
+            rows=_rows(),
             splits=splits,
             verdict=_verdict(tmp_path, decision, challenged),
             answers=(own, others),
             reports=(splits.model_copy(update={"stage": "render", "folder": report}),),
             lineage={"data.jsonl": "0" * 64},
+            data_version=3,
             challenged=challenged,
             settings=settings,
         )
@@ -139,6 +142,12 @@ def _answers(tmp_path: Path, splits: Splits, contender: str, texts: list[str], s
     digest = f"{contender} {texts}"
     return Answers(
         stage="evaluate", key="e", folder=folder, digest=digest, contender=contender, num_rows=3, scores=scores
+    )
+
+
+def _rows() -> Rows:
+    return Rows(
+        stage="ingest", key="i", digest="r" * 64, num_read=5, num_rows=5, num_quarantined=0, reasons={}, detected={}
     )
 
 
@@ -207,10 +216,31 @@ def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make
     assert run.data.metrics["gate/base/low"] == 0.75
     assert "test/base/perplexity" not in run.data.metrics, "infinity cannot be drawn"
     assert versions()[0].description.splitlines()[0] == "Promoted: better than the base by 0.82."
-    digests = {item.dataset.digest for item in run.inputs.dataset_inputs}
-    assert len(digests) == 1
-    assert json.loads(run.inputs.dataset_inputs[0].dataset.source)["files"] == {"data.jsonl": "0" * 64}
     assert not (home.parent / "mlruns").exists()
+
+
+def test_a_run_and_its_version_name_the_data_by_our_digests(make: Make, tmp_path: Path) -> None:
+    make()
+    (run,), (version,) = runs(), versions()
+    splits = run.data.tags["data.splits"]
+    assert len(splits) == 64
+    data = {"data.version": "3", "data.rows": "r" * 64, "data.splits": splits}
+    assert data.items() <= run.data.tags.items()
+    assert data.items() <= version.tags.items()
+    assert "version 3 of the data" in version.description
+    inputs = {item.tags[0].value: item.dataset for item in run.inputs.dataset_inputs}
+    assert {side: dataset.name for side, dataset in inputs.items()} == {
+        side: f"triage {side}" for side in ("train", "validation", "test")
+    }
+    for side, dataset in inputs.items():
+        assert splits.startswith(dataset.digest)
+        assert len(dataset.digest) == 36
+        source = json.loads(dataset.source)
+        assert source == {"files": {"data.jsonl": "0" * 64}, "rows": "r" * 64, "splits": splits}
+        (file,) = tmp_path.glob(f"splits/*/{side}.parquet")
+        rows = pq.read_table(file).num_rows
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert json.loads(dataset.profile) == {"num_rows": rows, "sha256": sha256}
 
 
 def test_the_models_own_scores_are_tied_to_the_test_rows(make: Make) -> None:

@@ -1,18 +1,52 @@
-"""What counts as alike, and that no pair of alike texts is missed."""
+"""What counts as alike, and that no pair of alike texts is missed: held against the definition, text by text."""
 
 import random
-from itertools import combinations
+from itertools import combinations, pairwise
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import similarity_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from similarity_reference import jaccard
 
-from tasks import similarity
-from tasks.similarity import alike, boilerplate, nearest_across, numbers, shingles, without, words
+from tasks.artifacts import MESSAGES
+from tasks.similarity.folding import fold_messages, fold_texts
+from tasks.similarity.hashing import hash_grams, hash_numbers
+from tasks.similarity.prompts import (
+    Segments,
+    distinct_segments,
+    find_boilerplate,
+    read_boilerplate,
+    segment_texts,
+    segments,
+    shingles,
+    words,
+    write_boilerplate,
+)
+from tasks.similarity.sets import Sets, alike, gather, leaders, nearest_across
 
+NOTHING = np.empty(0, np.uint64)
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
 short_texts = st.lists(st.sampled_from(list("abcde")), min_size=0, max_size=9).map(" ".join)
+odd_texts = st.text(
+    st.one_of(
+        st.sampled_from("ab1 2.:!?\n'-+×。：猫ไป²ß\u200b\u0301\u2028"),  # noqa: RUF001
+        st.characters(codec="utf-8"),
+    )
+)
+thresholds = st.sampled_from([0.3, 0.5, 0.6, 2 / 3, 0.7, 0.75, 1.0])
+
+
+def sets_of(texts: list[str], left_out: np.ndarray = NOTHING) -> Sets:
+    return gather([shingles(fold_texts(texts), left_out, guarded=False)])
+
+
+def prompt_segments(texts: list[str]) -> Segments:
+    folded = fold_texts(texts)
+    return segments(folded, folded.prompts)
 
 
 def sentence(rng: random.Random, length: int) -> str:
@@ -27,13 +61,15 @@ def edited(text: str, share: float, rng: random.Random) -> str:
     return " ".join(found)
 
 
-def jaccard(one: str, other: str) -> float:
-    return len(shingles(one) & shingles(other)) / len(shingles(one) | shingles(other))
+def crowd(seed: int, num_rows: int = 60) -> list[str]:
+    rng = random.Random(seed)
+    texts = [sentence(rng, rng.randint(1, 30)) for _ in range(num_rows)]
+    return texts + [edited(text, rng.choice([0.05, 0.1, 0.2]), rng) for text in texts]
 
 
-def found_pairs(texts: list[str], threshold: float) -> dict[tuple[int, int], float]:
+def found_pairs(texts: list[str], threshold: float, enough: int = 1000) -> dict[tuple[int, int], float]:
     """All pairs of rows that `alike` implies: those it lists, for every row that has the set of a listed one."""
-    pairs = alike(texts, threshold)
+    pairs = alike(sets_of(texts), threshold, enough)
     listed = dict(zip(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True), pairs.similarity, strict=True))
     first = pairs.first.tolist()
     similarity = {
@@ -48,28 +84,83 @@ def expected_pairs(texts: list[str], threshold: float) -> dict[tuple[int, int], 
     return {pair: value for pair, value in similarity.items() if value >= threshold}
 
 
-@given(st.lists(short_texts, min_size=0, max_size=25), st.sampled_from([0.3, 0.5, 0.6, 2 / 3, 0.7, 0.75, 1.0]))
+def components(pairs: dict[tuple[int, int], float], num_rows: int) -> set[frozenset[int]]:
+    of = {row: {row} for row in range(num_rows)}
+    for left, right in pairs:
+        of[left] |= of[right]
+        for row in of[left]:
+            of[row] = of[left]
+    return {frozenset(rows) for rows in of.values()}
+
+
+@given(st.lists(odd_texts, min_size=1, max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_shingles_segments_and_numbers_of_any_text_are_those_of_the_definition(texts: list[str]) -> None:
+    indptr, items, _ = shingles(fold_texts(texts), NOTHING, guarded=False)
+    found = [set(items[a:b].tolist()) for a, b in pairwise(indptr)]
+    expected = [reference.shingles(text) for text in texts]
+    assert [len(items) for items in found] == [len(items) for items in expected]
+    for (one, same), (other, same_too) in combinations(zip(found, expected, strict=True), 2):
+        assert len(one & other) == len(same & same_too)
+
+    folded, cut = fold_texts(texts), prompt_segments(texts)
+    seen = {segment for text in texts for segment in reference.segments(text)}
+    assert sorted(set(segment_texts(folded, cut, cut.hashes.tolist()).values())) == sorted(seen)
+    numbers = hash_numbers(folded.data, cut.indptr, cut.begins, cut.ends, np.ones(len(cut.begins), np.bool_))
+    for i, j in combinations(range(len(texts)), 2):
+        same = [reference.numbers("\n".join(reference.segments(texts[k]))) for k in (i, j)]
+        assert (numbers[i] == numbers[j]) == (same[0] == same[1])
+
+
+@given(st.lists(short_texts, min_size=0, max_size=25), thresholds)
 @settings(max_examples=150, deadline=None)
 def test_every_pair_is_found_with_its_exact_similarity_and_no_other(texts: list[str], threshold: float) -> None:
     assert found_pairs(texts, threshold) == expected_pairs(texts, threshold)
 
 
-def test_no_pair_is_missed_where_the_work_is_done_in_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity, "PRODUCTS_AT_ONCE", 50)
-    monkeypatch.setattr(similarity, "PAIRS_AT_ONCE", 7)
-    rng = random.Random(1)
-    texts = [sentence(rng, rng.randint(1, 30)) for _ in range(60)]
-    texts += [edited(text, rng.choice([0.05, 0.1, 0.2]), rng) for text in texts]
-    assert found_pairs(texts, 0.5) == expected_pairs(texts, 0.5)
-    inside = np.arange(120) < 60
-    assert nearest_across(texts, inside).similarity == max(jaccard(a, b) for a in texts[:60] for b in texts[60:])
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+def test_no_pair_of_longer_texts_is_missed(threshold: float) -> None:
+    texts = crowd(1)
+    assert found_pairs(texts, threshold) == expected_pairs(texts, threshold)
+
+
+@pytest.mark.parametrize("enough", [0, 1, 3])
+def test_fewer_partners_connect_the_same_rows(enough: int) -> None:
+    rng = random.Random(6)
+    texts = [edited(text, 0.1, rng) for text in [sentence(rng, 20) for _ in range(5)] for _ in range(12)]
+    all_pairs, some = found_pairs(texts, 0.4), found_pairs(texts, 0.4, enough)
+    assert len(some) < len(all_pairs)
+    assert components(some, len(texts)) == components(all_pairs, len(texts))
+
+
+@given(st.lists(short_texts, min_size=1, max_size=25), thresholds)
+@settings(max_examples=150, deadline=None)
+def test_a_row_has_a_leader_exactly_if_an_earlier_row_that_stays_is_alike(texts: list[str], threshold: float) -> None:
+    expected: dict[int, tuple[int, float]] = {}
+    for row, text in enumerate(texts):
+        close = [(jaccard(text, texts[i]), -i) for i in range(row) if i not in expected]
+        if close and max(close)[0] >= threshold:
+            expected[row] = (-max(close)[1], max(close)[0])
+    partner, similarity = leaders(sets_of(texts), threshold)
+    assert {row: (partner[row], similarity[row]) for row in np.flatnonzero(partner >= 0).tolist()} == expected
+
+
+@pytest.mark.parametrize("floor", [0.2, 0.5])
+def test_the_nearest_pair_of_two_sides_is_found_if_it_is_over_the_floor(floor: float) -> None:
+    texts = crowd(2)
+    sides = np.random.default_rng(5).integers(0, 3, len(texts))
+    across = {pair: value for pair, value in expected_pairs(texts, floor).items() if sides[pair[0]] != sides[pair[1]]}
+    nearest = nearest_across(sets_of(texts), sides, floor)
+    assert nearest.similarity == max(across.values()) == across[nearest.one, nearest.other]
+    apart = nearest_across(sets_of(texts[:60]), sides[:60], 0.9)
+    assert (apart.one, apart.other, apart.similarity) == (-1, -1, 0.0)
 
 
 @pytest.mark.parametrize(("share", "threshold"), [(0.05, 0.7), (0.1, 0.6)])
 def test_planted_edits_of_words_are_found(share: float, threshold: float) -> None:
     rng = random.Random(2)
     originals = [sentence(rng, rng.randint(20, 60)) for _ in range(300)]
-    pairs = alike([*originals, *(edited(text, share, rng) for text in originals)], threshold)
+    pairs = alike(sets_of([*originals, *(edited(text, share, rng) for text in originals)]), threshold)
     planted = {(i, i + 300) for i in range(300)}
     found = set(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True))
     assert len(found & planted) >= 0.95 * 300
@@ -86,16 +177,18 @@ def test_planted_edits_of_words_are_found(share: float, threshold: float) -> Non
     ],
 )
 def test_format_is_no_difference(text: str, same: str) -> None:
-    assert shingles(text) == shingles(same)
+    assert found_pairs([text, same], 1.0) == {(0, 1): 1.0}
 
 
 @pytest.mark.parametrize("text", ["", "?", "👍", "ok", "no!", "猫", "ไป"])
 def test_a_text_of_fewer_words_than_two_is_compared_as_a_whole(text: str) -> None:
-    assert len(shingles(text)) == 1
+    assert sets_of([text]).sizes.tolist() == [1]
+    assert found_pairs([text, text, f"{text} or something else"], 0.5) == {(0, 1): 1.0}
 
 
 def test_combining_marks_part_no_word() -> None:
-    assert words("हिन्दी में लिखो") == ["हिन्दी", "में", "लिखो"]
+    folded = fold_texts(["हिन्दी में लिखो"])
+    assert len(words(folded, segments(folded, folded.prompts), NOTHING).hashes) == 3
 
 
 @pytest.mark.parametrize(
@@ -107,13 +200,20 @@ def test_combining_marks_part_no_word() -> None:
     ],
 )
 def test_scripts_without_spaces_are_compared_by_characters(text: str, near: str, far: str) -> None:
-    assert jaccard(text, near) >= 0.6
-    assert jaccard(text, far) < 0.2
+    similarity = found_pairs([text, near, far], 0.2)
+    assert similarity.keys() == {(0, 1)}
+    assert similarity[0, 1] >= 0.6
 
 
-def test_rows_of_two_kinds_are_not_alike() -> None:
-    texts = ["where is my order now"] * 4
-    assert alike(texts, 0.5, ["a", "b", "a", "b"]).first.tolist() == [0, 1, 0, 1]
+def test_guarded_rows_are_alike_only_with_the_same_numbers_and_answer() -> None:
+    prompt = "where is the order with these {} green apples that my sister sent me last week"
+    rows = [(2, "a"), (2, "A "), (3, "a"), (2, "b")]
+    messages = [[("user", prompt.format(number)), ("assistant", answer)] for number, answer in rows]
+    column = pa.array([[{"role": r, "content": c} for r, c in turns] for turns in messages], MESSAGES)
+    pairs = alike(gather([shingles(fold_messages(column), NOTHING, guarded=True)]), 0.5)
+    assert pairs.first.tolist() == [0, 0, 2, 3]
+    assert len(pairs.left) == 0
+    assert len(alike(gather([shingles(fold_messages(column), NOTHING, guarded=False)]), 0.5).left) == 1
 
 
 def test_the_order_of_the_texts_changes_no_pair() -> None:
@@ -128,39 +228,50 @@ def test_the_order_of_the_texts_changes_no_pair() -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("It costs 12.50 for 3", ("12", "50", "3")),
-        ("2 + 2", ("2", "+2")),
-        ("2 * 2", ("2", "*2")),
-        ("minus -5", ("-5",)),
-        ("２ apples", ("2",)),  # noqa: RUF001
-        ("none", ()),
+        ("It costs 12.50 for 3", ["12", "50", "3"]),
+        ("2 + 2", ["2", "+2"]),
+        ("2 × 2", ["2", "*2"]),  # noqa: RUF001
+        ("minus -5", ["-5"]),
+        ("２ apples", ["2"]),  # noqa: RUF001
+        ("none", []),
     ],
 )
-def test_numbers_come_with_their_sign(text: str, found: tuple[str, ...]) -> None:
-    assert numbers(text) == found
+def test_numbers_come_with_their_sign(text: str, found: list[str]) -> None:
+    assert reference.numbers(text) == found
 
 
-def test_what_many_rows_share_is_left_out() -> None:
+def test_what_many_rows_share_is_left_out(tmp_path: Path) -> None:
     rng = random.Random(4)
     own = [sentence(rng, 6) for _ in range(40)]
     texts = [f"Classify this message: {text}\nAnswer with the LABEL  only.\n\nThank you!" for text in own]
-    left_out = boilerplate(texts, 0.05)
-    assert left_out == ["answer with the label only.", "classify this message:", "thank you!"]
-    assert [without(text, set(left_out)) for text in texts] == own
+    folded, cut = fold_texts(texts), prompt_segments(texts)
+    counts = find_boilerplate(distinct_segments(cut)[0], 40, 0.05)
+    found = segment_texts(folded, cut, counts)
+    assert {found[value]: rows for value, rows in counts.items()} == reference.boilerplate(texts, 0.05)
+    assert sorted(found.values()) == ["answer with the label only.", "classify this message:", "thank you!"]
+    write_boilerplate(tmp_path, counts, found)
+    left_out = read_boilerplate(tmp_path)
+    assert sets_of(texts, left_out).sizes.tolist() == sets_of(own).sizes.tolist()
+    assert len(alike(sets_of([*texts, *own], left_out), 1.0).left) == 0
+    assert alike(sets_of([*texts, *own], left_out), 1.0).first.tolist() == [*range(40), *range(40)]
 
 
-def test_what_few_rows_share_is_no_boilerplate() -> None:
-    texts = [sentence(random.Random(i), 8) for i in range(91)]
-    assert boilerplate(texts + ["Say it."] * 9, 0.05) == []
-    assert boilerplate(texts + ["Say it."] * 10, 0.05) == ["say it."]
-    assert boilerplate(texts + ["Say it."] * 10, 0.2) == []
+@pytest.mark.parametrize(("times", "share", "is_left_out"), [(9, 0.05, False), (10, 0.05, True), (10, 0.2, False)])
+def test_what_few_rows_share_is_no_boilerplate(times: int, share: float, is_left_out: bool) -> None:
+    texts = [sentence(random.Random(i), 8) for i in range(91)] + ["Say it. Say it."] * times
+    counts = find_boilerplate(distinct_segments(prompt_segments(texts))[0], len(texts), share)
+    assert list(counts.values()) == [times] * is_left_out
 
 
 def test_a_text_of_nothing_but_boilerplate_is_compared_whole() -> None:
-    assert without("Say it.\nNow.", {"say it.", "now."}) == "Say it.\nNow."
+    left_out = np.unique(prompt_segments(["Say it.\nNow."]).hashes)
+    assert found_pairs(["Say it.\nNow.", "say it now"], 1.0) == {(0, 1): 1.0}
+    assert alike(sets_of(["Say it.\nNow.", "say it now"], left_out), 1.0).first.tolist() == [0, 0]
 
 
-@given(st.text())
-def test_any_text_has_a_shingle_and_loses_nothing_that_is_not_left_out(text: str) -> None:
-    assert len(shingles(text)) >= 1
-    assert "".join(without(text, set()).split()) == "".join(text.split())
+def test_runs_of_words_are_found_wherever_they_stand() -> None:
+    folded = fold_texts(["a b c d e", "x b c d", "b c"])
+    said = words(folded, segments(folded, folded.prompts), NOTHING)
+    indptr, grams = hash_grams(said.indptr, said.hashes, 3)
+    assert indptr.tolist() == [0, 3, 5, 5]
+    assert len({*grams[:3].tolist()} & {*grams[3:].tolist()}) == 1

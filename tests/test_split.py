@@ -3,100 +3,61 @@
 import json
 import random
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from split_rows import jaccard, largest_across, on_sides, prompt, prompts, row_of, side_of, split_rows
 
-from tasks.artifacts import ROW_SCHEMA, SPLIT_SCHEMA, Splits, UniqueRows
+from tasks.artifacts import QUARANTINE_SCHEMA, SIDES_SCHEMA, SPLIT_SCHEMA, Splits
 from tasks.config import Split
 from tasks.errors import DataError
-from tasks.similarity import Pairs, alike, shingles
-from tasks.split import SIDES, assign, find_clusters, random_leak_share, split
-
-WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
-
-
-def prompts(num_rows: int, seed: int = 0, copies: float = 0.3) -> list[str]:
-    """Distinct texts of 8 to 25 words, a share of them an edited copy of an earlier one."""
-    rng = random.Random(seed)
-    texts: list[str] = []
-    while len(texts) < num_rows:
-        if texts and rng.random() < copies:
-            said = rng.choice(texts).split()
-            said[rng.randrange(len(said))] = rng.choice(WORDS)
-        else:
-            said = [rng.choice(WORDS) for _ in range(rng.randint(8, 25))]
-        if " ".join(said) not in texts:
-            texts.append(" ".join(said))
-    return texts
+from tasks.similarity.sets import Pairs
+from tasks.split.proof import random_leak_share, visible_difference
+from tasks.split.sides import SIDES
 
 
-@pytest.fixture
-def unique(tmp_path: Path, write_rows: Any) -> Any:
-    """`unique(texts, groups, order)` is what dedupe hands on, a row a text, with the rows in this order."""
-    calls = iter(range(1000))
-
-    def make(texts: list[str], groups: dict[int, str] | None = None, order: list[int] | None = None) -> UniqueRows:
-        folder = tmp_path / f"unique{next(calls)}"
-        table: pa.Table = write_rows(folder / "rows.parquet", [[text, "answer"] for text in texts])
-        column = pa.array([(groups or {}).get(row) for row in range(len(texts))], pa.string())
-        table = table.set_column(ROW_SCHEMA.get_field_index("group"), ROW_SCHEMA.field("group"), column)
-        pq.write_table(table.take(order) if order else table, folder / "rows.parquet")
-        (folder / "boilerplate.json").write_text('["answer this:"]')
-        return UniqueRows(
-            folder=folder, digest=folder.name, num_rows=len(texts), num_removed=0, reasons={}, boilerplate=()
-        )
-
-    return make
+def proof(splits: Splits) -> dict[str, Any]:
+    return json.loads(splits.path("proof.json").read_text())
 
 
-def sides(splits: Splits) -> dict[str, list[dict[str, Any]]]:
-    return {side: pq.read_table(splits.path(f"{side}.parquet")).to_pylist() for side in SIDES}
+def test_no_pair_of_two_sides_reaches_the_threshold_and_the_proof_names_the_closest() -> None:
+    splits = split_rows(prompts(300, edits=4), Split(test=0.2, validation=0.2))
+    largest = largest_across(splits)
+    assert 0.45 < largest < 0.6
+    said = proof(splits)
+    assert splits.largest_similarity == said["largest_similarity"] == largest
+    assert said["holds"]
+    text_of = {row["row_id"]: prompt(row) for rows in on_sides(splits).values() for row in rows}
+    one, other = said["largest_pair"]
+    assert jaccard(text_of[one["row_id"]], text_of[other["row_id"]]) == largest
+    assert {end["side"] for end in (one, other)} == {side_of(splits)[end["row_id"]] for end in (one, other)}
+    assert one["side"] != other["side"]
 
 
-def side_of(splits: Splits) -> dict[str, str]:
-    return {row["row_id"]: side for side, rows in sides(splits).items() for row in rows}
+def test_where_no_pair_comes_near_the_proof_says_what_none_is_over() -> None:
+    splits = split_rows(prompts(60, copies=0))
+    assert proof(splits)["largest_pair"] == []
+    assert largest_across(splits) <= splits.largest_similarity == proof(splits)["floor"] == pytest.approx(0.54)
 
 
-def jaccard(one: str, other: str) -> float:
-    return len(shingles(one) & shingles(other)) / len(shingles(one) | shingles(other))
+@pytest.mark.parametrize("settings", [Split(test=0.4, validation=0.01), Split(test=0.01, validation=0.4)])
+def test_the_proof_finds_a_leak_that_clustering_would_have_missed(
+    settings: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone(sets: Any, *_: Any, **__: Any) -> Pairs:
+        nothing = np.empty(0, dtype=np.int64)
+        return Pairs(np.arange(len(sets)), nothing, nothing, nothing.astype(float))
+
+    monkeypatch.setattr("tasks.similarity.engine.Local.alike", staticmethod(alone))
+    with pytest.raises(DataError, match="a row of one side repeats a row of another"):
+        split_rows(prompts(100), settings)
 
 
-def test_no_pair_of_two_sides_reaches_the_threshold_and_the_proof_names_the_closest(unique: Any) -> None:
-    splits = split.fn(unique(prompts(300)), Split(test=0.2, validation=0.2))
-    texts = {side: [row["messages"][0]["content"] for row in rows] for side, rows in sides(splits).items()}
-    across = {(a, b): max(jaccard(x, y) for x in texts[a] for y in texts[b]) for a in SIDES for b in SIDES if a < b}
-    assert max(across.values()) < 0.6
-    proof = json.loads(splits.path("proof.json").read_text())
-    largest = max(across["test", "train"], across["test", "validation"])
-    assert splits.largest_similarity == proof["largest_similarity"] == largest
-    assert proof["holds"]
-    closest = [row for rows in sides(splits).values() for row in rows]
-    one, other = (
-        next(row["messages"][0]["content"] for row in closest if row["row_id"] == proof["largest_pair"][end]["row_id"])
-        for end in ("test", "outside")
-    )
-    assert jaccard(one, other) == largest
-    assert proof["pairs_compared"] == sum(
-        not shingles(x).isdisjoint(shingles(y)) for x in texts["test"] for y in texts["train"] + texts["validation"]
-    )
-
-
-def test_the_proof_finds_a_leak_that_clustering_would_have_missed(unique: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = unique(prompts(100))
-    nothing = np.empty(0, dtype=np.int64)
-    monkeypatch.setattr("tasks.split.alike", lambda keys, _: Pairs(np.arange(len(keys)), nothing, nothing, nothing))
-    with pytest.raises(DataError, match="a test row repeats a row outside test"):
-        split.fn(rows, Split(test=0.3, validation=0.2))
-
-
-def test_sides_add_up_have_their_schema_and_keep_the_order(unique: Any) -> None:
-    splits = split.fn(unique(prompts(200)), Split())
-    assert splits.num_train + splits.num_validation + splits.num_test == 200
+def test_sides_add_up_have_their_schema_and_keep_the_order() -> None:
+    splits = split_rows(prompts(200))
+    assert splits.num_train + splits.num_validation + splits.num_test + splits.num_quarantined == 200
     lines: list[int] = []
     for side in SIDES:
         table = pq.read_table(splits.path(f"{side}.parquet"))
@@ -105,13 +66,17 @@ def test_sides_add_up_have_their_schema_and_keep_the_order(unique: Any) -> None:
         assert table["line"].to_pylist() == sorted(table["line"].to_pylist())
         lines += table["line"].to_pylist()
     assert sorted(lines) == list(range(1, 201))
-    clusters = {row["line"]: row["cluster"] for rows in sides(splits).values() for row in rows}
+    clusters = {row["line"]: row["cluster"] for rows in on_sides(splits).values() for row in rows}
     assert list(dict.fromkeys(clusters[line] for line in range(1, 201))) == list(range(splits.num_clusters))
+    assert pq.read_schema(splits.path("quarantine.parquet")) == QUARANTINE_SCHEMA
+    memory = pq.read_table(splits.path("sides.parquet"))
+    assert memory.schema == SIDES_SCHEMA
+    assert {row["row_id"]: row["side"] for row in memory.to_pylist()} == side_of(splits)
 
 
-def test_a_cluster_is_on_one_side_and_holds_exactly_what_is_connected(unique: Any) -> None:
+def test_a_cluster_is_on_one_side_and_holds_exactly_what_is_connected() -> None:
     texts = prompts(120)
-    by_side = sides(split.fn(unique(texts), Split()))
+    by_side = on_sides(split_rows(texts))
     cluster = {row["line"] - 1: row["cluster"] for rows in by_side.values() for row in rows}
     sizes = Counter(cluster.values())
     close = [(i, j) for i in range(120) for j in range(i) if jaccard(texts[i], texts[j]) >= Split().threshold]
@@ -121,57 +86,47 @@ def test_a_cluster_is_on_one_side_and_holds_exactly_what_is_connected(unique: An
     assert max(sizes.values()) > 2
 
 
-def test_a_group_stays_together_whatever_its_rows_say(unique: Any) -> None:
-    groups = {row: f"customer {row % 20}" for row in range(100)}
-    by_side = sides(split.fn(unique(prompts(150), groups), Split(test=0.2, validation=0.2)))
+def test_a_group_stays_together_whatever_its_rows_say() -> None:
+    rows = [row_of(text, group=f"customer {i % 20}" if i < 100 else None) for i, text in enumerate(prompts(150))]
+    by_side = on_sides(split_rows(rows, Split(test=0.2, validation=0.2)))
     found = {side: {row["group"] for row in rows if row["group"]} for side, rows in by_side.items()}
     assert sum(len(names) for names in found.values()) == 20
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_order_of_the_rows_moves_no_row(unique: Any, seed: int) -> None:
-    texts, groups = prompts(200), {3: "a", 77: "a", 150: "b", 20: "b"}
-    settings = Split(seed=seed)
-    order = random.Random(5).sample(range(200), 200)
-    assert side_of(split.fn(unique(texts, groups), settings)) == side_of(
-        split.fn(unique(texts, groups, order), settings)
-    )
+@pytest.mark.parametrize("settings", [Split(seed=0), Split(seed=1, stratify="none"), Split(by="time")])
+def test_the_order_of_the_rows_moves_no_row(settings: Split) -> None:
+    groups = {3: "a", 77: "a", 150: "b", 20: "b"}
+    rows = [
+        row_of(text, group=groups.get(i), source=f"file {i % 3}", time=f"2026-01-{i % 28 + 1:02}")
+        for i, text in enumerate(prompts(200))
+    ]
+    assert side_of(split_rows(rows, settings)) == side_of(split_rows(random.Random(5).sample(rows, 200), settings))
 
 
-def test_another_seed_is_another_split(unique: Any) -> None:
-    rows = unique(prompts(200))
-    assert side_of(split.fn(rows, Split(seed=0))) != side_of(split.fn(rows, Split(seed=1)))
+def test_another_seed_is_another_split() -> None:
+    assert side_of(split_rows(prompts(200), Split(seed=0))) != side_of(split_rows(prompts(200), Split(seed=1)))
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_sides_of_a_small_set_have_the_sizes_asked_for(seed: int) -> None:
-    texts = prompts(800, seed=0)
-    clusters = find_clusters(alike(texts, 0.6), [None] * 800)
-    given = assign(clusters, [f"{seed} {row}" for row in range(800)], Split(test=0.17, validation=0.1, seed=seed))
-    assert abs((given == SIDES.index("test")).sum() - 136) <= 2
-    assert abs((given == SIDES.index("validation")).sum() - 80) <= 2
-
-
-def test_a_quarter_more_rows_move_few_of_the_old_ones() -> None:
-    texts = prompts(1000, copies=0.1)
-    row_ids = [f"{hash_of:016x}" for hash_of in random.Random(1).sample(range(2**60), 1000)]
-    before, after = (
-        assign(find_clusters(alike(texts[:n], 0.6), [None] * n), row_ids[:n], Split()) for n in (800, 1000)
-    )
-    assert (before != after[:800]).mean() < 0.05
+@pytest.mark.parametrize("stratify", ["none", "source"])
+@pytest.mark.parametrize("seed", range(4))
+def test_sides_of_a_small_set_have_the_sizes_asked_for(seed: int, stratify: Any) -> None:
+    rows = [row_of(text, source=f"file {i % 7}") for i, text in enumerate(prompts(800))]
+    splits = split_rows(rows, Split(test=0.17, validation=0.1, seed=seed, stratify=stratify))
+    assert abs(splits.num_test - 136) <= 2
+    assert abs(splits.num_validation - 80) <= 2
 
 
 def test_a_large_cluster_trains() -> None:
-    clusters = np.array([0] * 60 + list(range(1, 141)))
-    for seed in range(10):
-        given = assign(clusters, [f"{row:04}" for row in range(200)], Split(test=0.2, validation=0.2, seed=seed))
-        assert set(given[:60].tolist()) == {SIDES.index("train")}
+    rows = [row_of(text, group="large" if i < 60 else None) for i, text in enumerate(prompts(200, copies=0))]
+    for seed in range(5):
+        splits = split_rows(rows, Split(test=0.2, validation=0.2, seed=seed))
+        assert sum(row["group"] == "large" for row in on_sides(splits)["train"]) == 60
 
 
 def test_clusters_that_are_all_large_still_fill_every_side() -> None:
-    clusters = np.repeat(np.arange(10), 20)
-    given = assign(clusters, [f"{row:04}" for row in range(200)], Split(test=0.2, validation=0.2))
-    assert Counter(given.tolist()) == {0: 120, 1: 40, 2: 40}
+    rows = [row_of(text, group=f"group {i // 20}") for i, text in enumerate(prompts(200, copies=0))]
+    splits = split_rows(rows, Split(test=0.2, validation=0.2))
+    assert (splits.num_train, splits.num_validation, splits.num_test) == (120, 40, 40)
 
 
 @pytest.mark.parametrize(
@@ -182,22 +137,21 @@ def test_clusters_that_are_all_large_still_fill_every_side() -> None:
         ([], "the train side is empty"),
     ],
 )
-def test_an_empty_side_stops_with_the_counts_and_the_settings(unique: Any, texts: list[str], message: str) -> None:
+def test_an_empty_side_stops_with_the_counts_and_the_settings(texts: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message) as stopped:
-        split.fn(unique(texts), Split())
+        split_rows(texts)
     assert "split.test=0.1, split.validation=0.1, split.threshold=0.6" in str(stopped.value)
     assert "\n" not in str(stopped.value)
 
 
-def test_boilerplate_makes_no_cluster_and_rows_without_anything_else_are_one(unique: Any) -> None:
-    texts = [f"Answer this: {text}" for text in prompts(60, copies=0)]
-    assert split.fn(unique(texts), Split()).num_clusters == 60
+def test_boilerplate_makes_no_cluster() -> None:
+    assert split_rows([f"Answer this: {text}" for text in prompts(60, copies=0)]).num_clusters == 60
 
 
-def test_equal_prompts_with_other_numbers_or_answers_are_one_cluster(unique: Any) -> None:
+def test_equal_prompts_with_other_numbers_or_answers_are_one_cluster() -> None:
     texts = [*prompts(60, copies=0), *(f"how much do I pay for a parcel of {n} kilos to any town" for n in (3, 5))]
-    splits = split.fn(unique(texts), Split())
-    assert splits.num_clusters == 61
+    rows = [row_of(text, answer=answer) for text, answer in zip([*texts, texts[-1]], [*"a" * 62, "b"], strict=True)]
+    assert split_rows(rows).num_clusters == 61
 
 
 def test_a_random_split_leaks_as_counted_by_hand() -> None:
@@ -208,5 +162,76 @@ def test_a_random_split_leaks_as_counted_by_hand() -> None:
         test, outside = order[:20], order[20:]
         leaks = [any(jaccard(texts[i], texts[j]) >= 0.6 for j in outside) for i in test]
         shares.append(sum(leaks) / 20)
-    assert random_leak_share(alike(texts, 0.6), 20) == pytest.approx(sum(shares) / 20, abs=1e-6)
-    assert random_leak_share(alike(["one two three"] * 10, 0.6), 2) == 1.0
+    splits = split_rows(texts, Split(test=0.2, stratify="none"))
+    assert splits.num_test == 20
+    assert splits.random_leak_share == pytest.approx(sum(shares) / 20, abs=1e-6)
+
+
+def test_where_all_rows_are_equal_every_random_split_leaks() -> None:
+    nothing = np.empty(0, dtype=np.int64)
+    assert random_leak_share(Pairs(np.zeros(10, np.int64), nothing, nothing, nothing.astype(float)), 2) == 1.0
+
+
+def test_each_source_has_about_its_share_of_each_side() -> None:
+    names = ["common"] * 400 + ["rare"] * 60 + [f"single {i}" for i in range(40)]
+    rows = [row_of(text, source=name) for text, name in zip(prompts(500, copies=0.1), names, strict=True)]
+    splits = split_rows(rows, Split(test=0.2, validation=0.2))
+    for side, share in (("test", 0.2), ("validation", 0.2)):
+        found = Counter(row["source"] for row in on_sides(splits)[side])
+        assert abs(found["common"] - share * 400) <= 3
+        assert abs(found["rare"] - share * 60) <= 3
+        assert sum(found.values()) - found["common"] - found["rare"] > 0
+    balance = proof(splits)["balance"]
+    assert [stratum["name"] for stratum in balance["strata"][:2]] == ["common", "rare"]
+    assert balance["strata"][0]["all"] == 0.8
+    assert balance["largest_deviation"] < 0.05
+
+
+def test_labels_are_balanced_where_answers_are_labels() -> None:
+    rows = [row_of(text, answer=("Refund", "refund ", "loan")[i % 3]) for i, text in enumerate(prompts(300, copies=0))]
+    splits = split_rows(rows, Split(stratify="label"))
+    found = Counter(row["messages"][1]["content"].strip().lower() for row in on_sides(splits)["test"])
+    assert found == {"refund": 20, "loan": 10}
+    assert [stratum["name"] for stratum in proof(splits)["balance"]["strata"]] == ["refund", "loan"]
+
+
+def test_free_answers_are_no_labels() -> None:
+    rows = [row_of(text, answer=f"it is {i}") for i, text in enumerate(prompts(100, copies=0))]
+    with pytest.raises(DataError, match=r"split.stratify=label: 100 rows have 100 different last answers.*at most 20"):
+        split_rows(rows, Split(stratify="label"))
+
+
+def timed(texts: list[str]) -> list[dict[str, Any]]:
+    days = random.Random(2).sample(range(len(texts)), len(texts))
+    return [row_of(t, time=f"2026-{d // 28 + 1:02}-{d % 28 + 1:02}") for t, d in zip(texts, days, strict=True)]
+
+
+def test_by_time_the_newest_rows_test_and_nothing_that_trains_began_later() -> None:
+    splits = split_rows(timed(prompts(200)), Split(by="time", test=0.2, validation=0.2))
+    by_side = on_sides(splits)
+    begins: dict[int, str] = {}
+    for row in (row for rows in by_side.values() for row in rows):
+        begins[row["cluster"]] = min(row["time"], begins.get(row["cluster"], "9"))
+    began = {side: [begins[row["cluster"]] for row in rows] for side, rows in by_side.items()}
+    assert max(began["train"]) <= min(began["validation"]) <= max(began["validation"]) <= min(began["test"])
+    assert min(row["time"] for row in by_side["test"]) == min(began["test"])
+    assert abs(splits.num_test - 40) <= 5
+    newer = sum(row["time"] > min(began["test"]) for row in by_side["train"])
+    assert splits.findings["train_newer_than_test"] == newer > 0
+    assert proof(splits)["time"]["spans"]["test"] == [min(began["test"]), max(row["time"] for row in by_side["test"])]
+
+
+def test_by_time_a_row_without_time_stops_with_its_place_and_how_to_name_the_field() -> None:
+    rows = [*timed(prompts(50)), row_of("when was this said by whom and where")]
+    with pytest.raises(DataError, match=r"1 of 51 rows have no time, the first is data.jsonl:51; .*time: created_at"):
+        split_rows(rows, Split(by="time"))
+
+
+def test_a_test_side_that_is_too_small_to_decide_is_a_finding() -> None:
+    assert split_rows(prompts(200, copies=0)).findings == {"too_small": 20}
+    assert proof(split_rows(prompts(200, copies=0)))["smallest_visible_difference"] == pytest.approx(0.249, abs=0.001)
+    assert "too_small" not in split_rows(prompts(400, copies=0), Split(test=0.4)).findings
+
+
+def test_five_points_show_from_about_five_hundred_rows_on() -> None:
+    assert visible_difference(480) > 0.05 > visible_difference(500)

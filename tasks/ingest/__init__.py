@@ -1,78 +1,38 @@
 """ingest: files of conversations become rows with an identity; each record refused is kept with its place and reason.
 
 The account adds up: records read = rows kept + records quarantined. A record is a line (JSONL), an element (JSON), a
-row (CSV, Parquet); a blank line is a refused record, the end of the last line is none. With data.limit the sample is
-drawn among all records, good and bad alike, so that the share refused is that of the files; the others are not read.
+row (CSV, Parquet, the hub); a blank line is a refused record, the end of the last line is none. With data.limit the
+sample is drawn among all records, good and bad alike, so that the share refused is that of the files; the others are
+not parsed.
 """
 
+import difflib
 import hashlib
 import heapq
-from collections import Counter
-from json.encoder import encode_basestring
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from prefect import task
 
-from tasks.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, Rows
-from tasks.caching import cached, digest_of
-from tasks.config import Data, Layout
-from tasks.errors import DataError, retry_transient
-from tasks.ingest.files import SourceFile, source_files
-from tasks.ingest.layouts import FIELDS, Message, layout_of, optional_text, to_messages
-from tasks.ingest.parsing import Record, Refused
+from tasks.artifacts import Rows
+from tasks.caching import cached
+from tasks.config import Data
+from tasks.errors import ConfigError, DataError, retry_transient
+from tasks.ingest.files import SourceFile, source_files, unchanged
+from tasks.ingest.held_out import write_held_out
+from tasks.ingest.parsing import Refused
+from tasks.ingest.parts import columns_of, parts_of
 from tasks.ingest.readers import read
+from tasks.ingest.rows import row_id_of
+from tasks.ingest.tables import Tables, Tally
 
 __all__ = ["SourceFile", "ingest", "row_id_of", "source_files"]
 
-BATCH_ROWS = 2_000
-BATCH_BYTES = 32_000_000
+Chosen = frozenset[tuple[str, int]]
 
 
-def row_id_of(messages: list[Message]) -> str:
-    """The identity of a row: sha256 of the canonical JSON of its messages."""
-    # Spelt out, since json.dumps with these options takes a third of the whole stage's time.
-    turns = (f'{{"content":{encode_basestring(turn["content"])},"role":"{turn["role"]}"}}' for turn in messages)
-    return hashlib.sha256(f"[{','.join(turns)}]".encode()).hexdigest()
-
-
-class Table:
-    """A Parquet file that grows row by row, at most one batch of it in memory."""
-
-    def __init__(self, file: Path, schema: pa.Schema) -> None:
-        self.schema = schema
-        self.writer = pq.ParquetWriter(file, schema, compression="zstd")
-        self.rows: list[dict[str, Any]] = []
-        self.num_bytes = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.flush()
-        self.writer.close()
-
-    def add(self, row: dict[str, Any], num_bytes: int) -> None:
-        """Adds a row of about `num_bytes`."""
-        self.rows.append(row)
-        self.num_bytes += num_bytes
-        if len(self.rows) >= BATCH_ROWS or self.num_bytes >= BATCH_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what was added since the last time."""
-        if self.rows:
-            self.writer.write_table(pa.Table.from_pylist(self.rows, self.schema))
-            self.rows, self.num_bytes = [], 0
-
-
-def sample(data: Data, files: tuple[SourceFile, ...]) -> frozenset[tuple[str, int]] | None:
+def sample(data: Data, files: Iterable[SourceFile]) -> Chosen | None:
     """The (file, line) of data.limit records, those with the smallest digests of what stands there; None for all.
 
     Neither the order of the files nor that of their lines matters.
@@ -82,41 +42,71 @@ def sample(data: Data, files: tuple[SourceFile, ...]) -> frozenset[tuple[str, in
     records = (
         (hashlib.sha256(raw).digest(), file.path, line)
         for file in files
-        for line, raw, _ in read(file, data.max_line_bytes, FIELDS)
+        for line, _, raw, _ in read(file, data.max_line_bytes, columns_of(file))
     )
     return frozenset((path, line) for _, path, line in heapq.nsmallest(data.limit, records))
 
 
-def to_row(file: SourceFile, line: int, record: Record, layout: Layout) -> dict[str, Any]:
-    """The row (ROW_SCHEMA) of a record. Raises Refused."""
-    messages = to_messages(record, layout)
-    return {
-        "row_id": row_id_of(messages),
-        "source": optional_text(record, "source") or Path(file.path).name,
-        "file": file.path,
-        "line": line,
-        "group": optional_text(record, "group") or None,  # rows without a group must not become one
-        "messages": messages,
-    }
+def add_rows(tables: Tables, file: SourceFile, data: Data, chosen: Chosen | None) -> Tally:
+    """Adds the rows of a file, all of them or the chosen ones, and returns their account."""
+    if chosen is not None:
+        records = read(file, data.max_line_bytes, columns_of(file))
+        with unchanged(file):
+            items = (item for item in records if (file.path, item[0]) in chosen)
+            return tables.fill(items, file, data.max_line_bytes, data.repair)
+    tally = Tally()
+    for part in parts_of(file, data.max_line_bytes, data.repair):
+        tables.append(part.folder)
+        tally.add(part.tally)
+    return tally
 
 
-def refusal(file: SourceFile, line: int, raw: bytes, refused: Refused) -> dict[str, Any]:
-    """The entry (QUARANTINE_SCHEMA) of a refused record."""
-    text = raw[:2_000].decode("utf-8", "replace")[:500]
-    return {"file": file.path, "line": line, "reason": refused.reason, "detail": refused.detail, "text": text}
+def find_columns(files: Sequence[SourceFile], tallies: dict[str, Tally], max_bytes: int) -> None:
+    """Raises ConfigError where no record of a source has a column that its settings name."""
+    for setting in dict.fromkeys(file.setting for file in files):
+        of_source = [file for file in files if file.setting == setting]
+        mapped = {ours for file in of_source for ours in tallies[file.path].mapped}
+        for ours, theirs in of_source[0].columns.items():
+            if ours not in mapped and any(tallies[file.path].num_read for file in of_source):
+                there = sorted({name for file in of_source for name in _fields(file, max_bytes)})
+                if theirs in there:  # only the sample of data.limit has none
+                    continue
+                close = difflib.get_close_matches(theirs, there, n=1)
+                meant = f"did you mean {close[0]}? " if close else ""
+                raise ConfigError(
+                    f"{setting}.columns.{ours}: no record has {theirs}; {meant}there are {', '.join(there[:12])}"
+                )
 
 
-def judge(data: Data, files: tuple[SourceFile, ...], num_rows: int, reasons: Counter[str], first: str) -> None:
-    """Raises DataError where nothing was kept or too large a share refused; `first` is the first refusal."""
-    num_refused = reasons.total()
-    num_read = num_rows + num_refused
-    if num_read == 0:
+def _fields(file: SourceFile, max_bytes: int) -> set[str]:
+    """The fields of a file's first records."""
+    names: set[str] = set()
+    for _, _, _, parse in islice(read(file, max_bytes, None), 100):
+        try:
+            record = parse()
+        except Refused:
+            continue
+        names.update(record if isinstance(record, dict) else ())
+    return names
+
+
+def judge(data: Data, files: Iterable[SourceFile], tally: Tally) -> None:
+    """Raises DataError where nothing was kept or too much refused: how many for which reason, and the first of each."""
+    num_refused = tally.reasons.total()
+    if tally.num_read == 0:
         raise DataError(f"no record in {', '.join(file.path for file in files)}")
-    over = num_refused / num_read > data.max_refused_share
-    if over or num_rows == 0:
+    over = num_refused / tally.num_read > data.max_refused_share
+    if over or tally.num_rows == 0:
         why = f"over data.max_refused_share={data.max_refused_share}" if over else "so no row is left"
-        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        raise DataError(f"{num_refused} of {num_read} records refused, {why}: {counts}; first: {first}")
+        reasons = "; ".join(f"{n} {reason}, first {tally.firsts[reason]}" for reason, n in tally.reasons.most_common())
+        raise DataError(f"{num_refused} of {tally.num_read} records refused, {why}: {reasons}")
+
+
+def detected(file: SourceFile, tally: Tally) -> str:
+    """How a file was read: "jsonl.gz, alpaca"."""
+    how = f"{file.format}.{file.packing}" if file.packing else file.format
+    layouts = "held out" if file.held_out else " and ".join(sorted(tally.layouts))
+    return ", ".join(filter(None, (how, layouts)))
 
 
 @task(
@@ -126,42 +116,25 @@ def judge(data: Data, files: tuple[SourceFile, ...], num_rows: int, reasons: Cou
     retry_delay_seconds=[5, 30],
     retry_condition_fn=retry_transient,
 )
-@cached(libraries=("pyarrow",))
+@cached(libraries=("pyarrow", "ftfy"))
 def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...]) -> Rows:
     """The rows of `files`, which is what source_files(data) returned."""
-    chosen = sample(data, files)
-    num_rows, reasons, detected, first = 0, Counter[str](), dict[str, str](), ""
-    with (
-        Table(folder / "rows.parquet", ROW_SCHEMA) as rows,
-        Table(folder / "quarantine.parquet", QUARANTINE_SCHEMA) as quarantine,
-    ):
-        for file in files:
-            layouts = set[str]()
-            for line, raw, parse in read(file, data.max_line_bytes, FIELDS):
-                if chosen is not None and (file.path, line) not in chosen:
-                    continue
-                try:
-                    if len(raw) > data.max_line_bytes:
-                        raise Refused("too_long", f"longer than data.max_line_bytes={data.max_line_bytes}")
-                    record = parse()
-                    layout = layout_of(record) if file.layout == "auto" else file.layout
-                    row = to_row(file, line, record, layout)
-                except Refused as refused:
-                    reasons[refused.reason] += 1
-                    first = first or f"{file.path} line {line}: {refused.reason}, {refused.detail}"
-                    quarantine.add(refusal(file, line, raw, refused), len(raw))
-                else:
-                    num_rows += 1
-                    layouts.add(layout)
-                    rows.add(row, len(raw))
-            if digest_of(Path(file.path)) != file.sha256:
-                raise DataError(f"{file.path}: the file changed while it was read; run again when it is complete")
-            detected[file.path] = ", ".join([file.format, " and ".join(sorted(layouts))])
-    judge(data, files, num_rows, reasons, first)
+    sources = [file for file in files if not file.held_out]
+    chosen = sample(data, sources)
+    with Tables(folder) as tables:
+        tallies = {file.path: add_rows(tables, file, data, chosen) for file in sources}
+    held_out = write_held_out(folder, [file for file in files if file.held_out], data)
+    find_columns(files, tallies | held_out, data.max_line_bytes)
+    tally = Tally()
+    for of_file in tallies.values():
+        tally.add(of_file)
+    judge(data, sources, tally)
     return Rows(
-        num_read=num_rows + reasons.total(),
-        num_rows=num_rows,
-        num_quarantined=reasons.total(),
-        reasons=dict(sorted(reasons.items())),
-        detected=detected,
+        num_read=tally.num_read,
+        num_rows=tally.num_rows,
+        num_quarantined=tally.reasons.total(),
+        reasons=dict(sorted(tally.reasons.items())),
+        detected={file.path: detected(file, (tallies | held_out)[file.path]) for file in files},
+        repaired=dict(sorted(tally.repaired.items())),
+        num_held_out=sum(of_file.num_rows for of_file in held_out.values()),
     )

@@ -1,106 +1,169 @@
-"""Which files the sources mean, and the digest of what is in them: what each run looks at before ingest's key is known.
+"""Which files the sources mean, and what identifies their content: what each run looks at before ingest's key is known.
 
 It runs outside the cached stage, so a file that changed is noticed, and its result is plain data that becomes part of
-the key.
+the key. Nothing is parsed and, where a store says enough about an object, nothing is downloaded.
 """
 
 import difflib
 import glob
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
 from tasks.caching import digest_of
-from tasks.config import Data, Layout, Source
+from tasks.config import Data, Layout, Side, Source
 from tasks.errors import ConfigError, DataError
+from tasks.ingest import hub, stores
+from tasks.ingest.layouts import MAPPABLE
+from tasks.ingest.opening import Packing, packing_of
 
-FORMATS: dict[str, Literal["jsonl", "json", "csv", "parquet"]] = {
+FileFormat = Literal["jsonl", "json", "csv", "parquet", "text", "hub"]
+
+FORMATS: dict[str, FileFormat] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
     ".csv": "csv",
     ".parquet": "parquet",
 }
-
-BOM = b"\xef\xbb\xbf"
-
-HTML = "an HTML page, not data: a download was answered with a web page"
-NOT_DATA = (
-    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the data: fetch them with git lfs pull"),
-    (b"<!doctype html", HTML),
-    (b"<html", HTML),
-    (b"\x1f\x8b", "compressed: unpack it with gunzip first"),
-    (b"\xff\xfe", "UTF-16: save it as UTF-8"),
-    (b"\xfe\xff", "UTF-16: save it as UTF-8"),
-)
+HELD_OUT_FORMATS: dict[str, FileFormat] = {**FORMATS, ".txt": "text"}
 
 
 class SourceFile(BaseModel):
-    """One file to read: where it is as the settings say it, how it is read, and what is in it."""
+    """One file or data set to read: where it is, how it is read, and what is in it."""
 
     model_config = ConfigDict(frozen=True)
 
     path: str
-    format: Literal["jsonl", "json", "csv", "parquet"]
-    layout: Layout
-    sha256: str
+    digest: str  # the sha256 of a file, what a store says of an object, the commit of a hub data set
+    format: FileFormat
+    packing: Packing = ""
+    layout: Layout = "auto"
+    columns: dict[str, str] = {}
+    side: Side | None = None
+    setting: str = ""  # the source that names it, such as data.sources[0]
+    held_out: bool = False
 
 
 def source_files(data: Data) -> tuple[SourceFile, ...]:
-    """The files of `data.sources` in their order, globs sorted, each with its digest.
+    """The files of `data.sources`, then those of `data.held_out`, in their order, globs sorted.
 
-    Raises ConfigError where a source names no readable file of a known format or a file that an earlier source named,
-    DataError where a file is empty or holds something else than data.
+    Raises ConfigError where a source names nothing readable of a known format, something that an earlier source named
+    or columns that there are not; DataError where a file is empty or holds something else than data.
     """
-    found: dict[Path, SourceFile] = {}
-    for position, source in enumerate(data.sources):
-        setting = f"data.sources[{position}].path={source.path}"
-        try:
-            for path in _matches(source.path, setting):
-                if path.resolve() in found:
-                    raise ConfigError(f"{setting}: {path} is read by an earlier source already; name each file once")
-                found[path.resolve()] = _identify(path, source, setting)
-        except OSError as error:
-            raise ConfigError(f"{setting}: cannot be read ({error.strerror}); accepted is a readable file") from error
+    found: dict[str, SourceFile] = {}
+    for held_out, sources in ((False, data.sources), (True, data.held_out)):
+        for position, source in enumerate(sources):
+            setting = f"data.{'held_out' if held_out else 'sources'}[{position}]"
+            _fits(source, setting, held_out)
+            for file in _files(source, setting, held_out):
+                place = file.path if is_remote(file.path) else str(Path(file.path).resolve())
+                if place in found:
+                    raise ConfigError(
+                        f"{setting}.path={source.path}: {file.path} is read by {found[place].setting} already; "
+                        "name each file once"
+                    )
+                found[place] = file
     return tuple(found.values())
 
 
-def _matches(pattern: str, setting: str) -> list[Path]:
+@contextmanager
+def unchanged(file: SourceFile) -> Iterator[None]:
+    """Raises DataError where a file changed while it was read: then its digest does not stand for what was read."""
+    yield
+    if file.format != "hub" and _digest(file.path) != file.digest:
+        raise DataError(f"{file.path}: the file changed while it was read; run again when it is complete")
+
+
+def is_remote(path: str) -> bool:
+    """Whether a file is an object in a store or a hub data set, not a local file."""
+    return stores.is_url(path) or hub.is_hub(path)
+
+
+def _digest(path: str) -> str:
+    return stores.identity(path) if stores.is_url(path) else digest_of(Path(path))
+
+
+def _fits(source: Source, setting: str, held_out: bool) -> None:
+    for ours in source.columns:
+        if ours not in MAPPABLE:
+            close = difflib.get_close_matches(ours, MAPPABLE, n=1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"{setting}.columns: {ours} is no field of ours; {meant}accepted: {', '.join(MAPPABLE)}")
+    if source.revision and not hub.is_hub(source.path):
+        raise ConfigError(f"{setting}.revision={source.revision}: only a hub data set (hub:org/name) has revisions")
+    if source.side and held_out:
+        raise ConfigError(f"{setting}.side={source.side}: a held-out file is on no side of the split; leave it out")
+
+
+def _files(source: Source, setting: str, held_out: bool) -> Iterator[SourceFile]:
+    where = f"{setting}.path={source.path}"
+    how = {"layout": source.layout, "columns": source.columns, "side": source.side}
+    how |= {"setting": setting, "held_out": held_out}
+    if hub.is_hub(source.path):
+        if source.format != "auto":
+            raise ConfigError(
+                f"{setting}.format={source.format}: a hub data set has no format of its own; leave it out"
+            )
+        commit = hub.commit(source.path, source.revision, where)
+        yield SourceFile(path=source.path, digest=commit, format="hub", **how)
+        return
+    remote = stores.is_url(source.path)
+    paths = stores.matches(source.path, where) if remote else _local(source.path, where)
+    for path in paths:
+        resolved = _format(path, source, HELD_OUT_FORMATS if held_out else FORMATS, where)
+        with stores.explained(where) if remote else _readable(where):
+            packing, digest = packing_of(path), _digest(path)
+        if packing and resolved == "parquet":
+            raise DataError(f"{path}: unknown_archive, Parquet packs its columns itself: unpack the file")
+        yield SourceFile(path=path, digest=digest, format=resolved, packing=packing, **how)
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read ({error.strerror}); accepted is a readable file") from error
+
+
+def _format(path: str, source: Source, formats: dict[str, FileFormat], where: str) -> FileFormat:
+    if source.format != "auto":
+        return source.format
+    name = PurePosixPath(urlsplit(path).path if stores.is_url(path) else path)
+    suffix = name.with_suffix("").suffix if name.suffix.lower() in (".gz", ".zst") else name.suffix
+    if suffix.lower() not in formats:
+        accepted = ", ".join(formats)
+        raise ConfigError(
+            f"{where}: {path} ends in {suffix!r}; accepted are {accepted}, also with .gz or .zst, or set format"
+        )
+    return formats[suffix.lower()]
+
+
+def _local(pattern: str, where: str) -> list[str]:
     path = Path(pattern).expanduser()
     here = "" if path.is_absolute() else f" below {Path.cwd()}"
     if path.is_file():
-        return [path]
+        return [str(path)]
     if path.is_dir():
-        raise ConfigError(f"{setting}: is a folder; accepted is a file or a glob such as {path / '*.jsonl'}")
+        raise ConfigError(f"{where}: is a folder; accepted is a file or a glob such as {path / '*.jsonl'}")
     if not glob.has_magic(pattern):
-        raise ConfigError(f"{setting}: no such file{here}; {_alternatives(path)}")
-    matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 Path.glob takes no absolute pattern
-    files = [match for match in map(Path, matches) if match.is_file()]
+        raise ConfigError(f"{where}: no such file{here}; {_alternatives(path)}")
+    with _readable(where):
+        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 Path.glob takes no absolute pattern
+    files = [match for match in matches if Path(match).is_file()]
     if not files:
-        raise ConfigError(f"{setting}: no file matches{here}; accepted is a glob that matches a file")
+        raise ConfigError(f"{where}: no file matches{here}; accepted is a glob that matches a file")
     return files
 
 
 def _alternatives(path: Path) -> str:
     if not path.parent.is_dir():
         return f"there is no folder {path.parent} either"
-    names = [other.name for other in path.parent.iterdir() if other.suffix in FORMATS]
+    names = [other.name for other in path.parent.iterdir() if other.is_file()]
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     return f"did you mean {path.with_name(close[0])}?" if close else "accepted is a file or a glob"
-
-
-def _identify(path: Path, source: Source, setting: str) -> SourceFile:
-    resolved = FORMATS.get(path.suffix.lower()) if source.format == "auto" else source.format
-    if resolved is None:
-        accepted = ", ".join(FORMATS)
-        raise ConfigError(f"{setting}: {path} ends in {path.suffix!r}; accepted are {accepted}, or set format")
-    with path.open("rb") as opened:
-        head = opened.read(512)
-    if not head:
-        raise DataError(f"{path}: the file is empty; accepted is a file with at least one record")
-    start = head.removeprefix(BOM).lstrip().lower()
-    for beginning, meaning in NOT_DATA:
-        if start.startswith(beginning):
-            raise DataError(f"{path}: the file is {meaning}")
-    return SourceFile(path=str(path), format=resolved, layout=source.layout, sha256=digest_of(path))

@@ -1,6 +1,7 @@
 """Records as messages: the layouts that instruction data come in, and what makes a record unfit.
 
-Text is taken as it stands, down to its spaces: whether it is any good is for the check stage to say.
+Text is taken as it stands, down to its spaces: whether it is any good is for the check stage to say. What says
+something that messages of role and content cannot hold, such as tool calls, makes a record unfit: it is not dropped.
 """
 
 from collections.abc import Callable
@@ -18,10 +19,22 @@ REQUIRED: dict[Layout, tuple[str, ...]] = {  # in the order in which auto tries 
     "alpaca": ("instruction", "output"),
     "prompt_completion": ("prompt", "completion"),
 }
-FIELDS = frozenset({"input", "system", "source", "group"}.union(*REQUIRED.values()))
+MAPPABLE = tuple(sorted({"input", "system", "source", "group", "time"}.union(*REQUIRED.values())))  # by source.columns
+UNSUPPORTED = ("tools", "functions")  # the template shows them to the model, so without them it learns something else
+FIELDS = frozenset(MAPPABLE + UNSUPPORTED)  # all that is read of a record
+
+UNSUPPORTED_OF_TURN = ("tool_calls", "function_call", "tool_call_id", "refusal", "audio", "reasoning_content")
+TRAINED = {"weight": 1, "train": True}  # says that an answer is trained, which all are here
 
 ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant"}
+
+
+def renamed(record: Record, columns: dict[str, str]) -> Record:
+    """The record with its fields under our names; `columns` are ours -> theirs, and of ours only they count then."""
+    taken = columns.keys() | set(columns.values())
+    mapped = {ours: record[theirs] for ours, theirs in columns.items() if theirs in record}
+    return {field: value for field, value in record.items() if field not in taken} | mapped
 
 
 def layout_of(record: Record) -> Layout:
@@ -35,11 +48,14 @@ def layout_of(record: Record) -> Layout:
             return layout
     known = "; ".join(" and ".join(fields) for fields in REQUIRED.values())
     found = ", ".join(map(ascii, list(record)[:8])) or "no field"
-    raise Refused("unknown_layout", f"it has {found}; accepted are {known}")
+    raise Refused("unknown_layout", f"it has {found}; accepted are {known}; columns of the source can map them")
 
 
 def to_messages(record: Record, layout: Layout) -> list[Message]:
     """The conversation of a record in a layout other than auto; its `system`, if it has one, comes first."""
+    for field in UNSUPPORTED:
+        if record.get(field) not in (None, "", "[]", []):
+            raise Refused("unsupported_field", f"{field}: rows are made of role and content alone")
     system = optional_text(record, "system")
     opening = [{"role": "system", "content": system}] if system else []
     return opening + _CONVERSATIONS[layout](record)
@@ -74,11 +90,38 @@ def _turns(record: Record, field: str, role_field: str, content_field: str, role
         where = f"{field}[{position}]."
         if not isinstance(turn, dict):
             raise Refused("wrong_type", f"{where[:-1]} is {kind(turn)}, not an object")
+        if len(turn) > 2:
+            _loses_nothing(turn, where)
         role = _text(turn, role_field, where)
         if role not in roles:
             raise Refused("unknown_role", f"{where}{role_field} is {role!a:.60}; accepted are {', '.join(roles)}")
-        messages.append({"role": roles[role], "content": _text(turn, content_field, where)})
+        messages.append({"role": roles[role], "content": _content(turn, content_field, where)})
     return messages
+
+
+def _loses_nothing(turn: Record, where: str) -> None:
+    for field in UNSUPPORTED_OF_TURN:
+        if turn.get(field) not in (None, "", [], {}):
+            raise Refused("unsupported_field", f"{where}{field}: rows are made of role and content alone")
+    for field, trained in TRAINED.items():
+        if turn.get(field) not in (None, trained):
+            raise Refused("unsupported_field", f"{where}{field} is {turn[field]!a:.60}, but every answer is trained")
+
+
+def _content(turn: Record, field: str, where: str) -> str:
+    """A text, or the texts of OpenAI's content parts joined as chat templates join them: with nothing between."""
+    parts = turn.get(field)
+    if not isinstance(parts, list):
+        return _text(turn, field, where)
+    texts = []
+    for position, part in enumerate(parts):
+        at = f"{where}{field}[{position}]"
+        if not isinstance(part, dict):
+            raise Refused("wrong_type", f"{at} is {kind(part)}, not an object")
+        if part.get("type") != "text":
+            raise Refused("unsupported_field", f"{at} is of type {part.get('type')!a:.60}; accepted is text")
+        texts.append(_text(part, "text", f"{at}."))
+    return "".join(texts)
 
 
 def _value(record: Record, field: str, where: str = "") -> Any:
@@ -93,13 +136,19 @@ def _text(record: Record, field: str, where: str = "") -> str:
     value = _value(record, field, where)
     if not isinstance(value, str):
         raise Refused("wrong_type", f"{where}{field} is {kind(value)}, not a string")
-    if "\0" in value:
-        raise Refused("nul_character", f"character {value.index(chr(0)) + 1} of {where}{field} is NUL")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise Refused("lone_surrogate", f"character {error.start + 1} of {where}{field} is half of a pair") from None
-    return value
+    return encodable(value, f"{where}{field}")
+
+
+def encodable(text: str, where: str) -> str:
+    """The text, if UTF-8 and Parquet can hold it. Raises Refused."""
+    if "\0" in text:
+        raise Refused("nul_character", f"character {text.index(chr(0)) + 1} of {where} is NUL")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Refused("lone_surrogate", f"character {error.start + 1} of {where} is half of a pair") from None
+    return text
 
 
 _CONVERSATIONS: dict[Layout, Callable[[Record], list[Message]]] = {

@@ -1,47 +1,56 @@
-"""The bytes of one record as a JSON object, by the letter of the standard, or the reason why not."""
+"""The bytes of one record as a JSON value, by the letter of the standard, or the reason why not."""
 
 import json
 import re
 from collections import Counter
 from typing import Any, NoReturn
 
+from tasks.ingest.opening import BOM
+
 Record = dict[str, Any]
 
 MAX_DEPTH = 64
 # A JSON string (to the end if it is not closed), or a mark that opens, closes or separates. Possessive: linear time.
-TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)
+TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{},]', re.DOTALL)
+TRAILING_COMMA = re.compile(r",\s*$")
+WESTERN = frozenset(  # what stands in text beside letters: quotes, dashes, currencies, a hard space
+    b"\x80\x85\x91\x92\x93\x94\x96\x97\x99\xa0\xa1\xa3\xa7\xa9\xab\xae\xb0\xb7\xbb\xbf".decode("cp1252")
+)
 
 
 class Refused(Exception):
     """A record cannot become a row: a reason code and one sentence for a person."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
+        super().__init__(f"{reason}, {detail}")
         self.reason = reason
         self.detail = detail
 
 
-def parse_line(raw: bytes) -> Record:
-    """The JSON object of one line."""
+def parse_line(raw: bytes, ended: bool) -> Any:
+    """The JSON value of one line; what stands in the last one without its end may be cut off."""
+    raw = raw.removeprefix(BOM)  # in the middle of a file where files were joined; RFC 8259, 8.1 allows to ignore it
     if not raw or raw.isspace():
         raise Refused("blank_line", "nothing stands here")
-    return parse_json(raw)
+    try:
+        return parse_json(raw)
+    except Refused as refused:
+        if not ended and refused.reason in ("bad_json", "bad_encoding") and _is_open(raw):
+            raise Refused("truncated", "the file ends in the middle of this record") from None
+        raise
 
 
-def parse_json(raw: bytes) -> Record:
-    """The JSON object in `raw`, by the letter of the standard: UTF-8, no key twice, no NaN, no depth over 64."""
+def parse_json(raw: bytes) -> Any:
+    """The JSON value in `raw`, by the letter of the standard: UTF-8, no key twice, no NaN, no depth over 64."""
     text = decoded(raw)
     if _is_too_deep(raw):
         raise Refused("too_deep", f"nested deeper than {MAX_DEPTH} levels")
     try:
-        record = _DECODER.decode(text)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise Refused("bad_json", f"{error.msg} at character {error.pos + 1}") from None
+        raise Refused("bad_json", f"{_fault(text, error)} at character {error.pos + 1}") from None
     except ValueError as error:  # an integer of more digits than Python converts
         raise Refused("bad_json", str(error)) from None
-    if not isinstance(record, dict):
-        raise Refused("not_an_object", f"a record is an object, this is {kind(record)}")
-    return record
 
 
 def kind(value: Any) -> str:
@@ -62,10 +71,38 @@ def decoded(raw: bytes) -> str:
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        raise Refused("bad_encoding", f"byte {error.start + 1} is {raw[error.start]:#04x}, not UTF-8") from None
+        where = f"byte {error.start + 1} is {raw[error.start]:#04x}, not UTF-8"
+        raise Refused("bad_encoding", f"{where}{_looks_like(raw, error.start)}") from None
     if "\0" in text:
         raise Refused("nul_character", f"character {text.index(chr(0)) + 1} is NUL")
     return text
+
+
+def _looks_like(raw: bytes, position: int) -> str:
+    """What else the bytes around a place may be: cp1252, which Latin-1 is part of, where that makes words."""
+    around = raw[max(0, position - 10) : position + 10].decode("cp1252", "replace")
+    foreign = {character for character in around if not character.isascii()}
+    words = all(character.isalpha() or character in WESTERN for character in foreign)
+    return f"; it looks like Latin-1 or Windows-1252 ({around!r})" if words else ""
+
+
+def _fault(text: str, error: json.JSONDecodeError) -> str:
+    closes = text[error.pos : error.pos + 1] in ("}", "]")
+    return (
+        "a comma before a closing bracket"
+        if closes and TRAILING_COMMA.search(text[: error.pos])
+        else error.msg.removesuffix(" at")
+    )
+
+
+def _is_open(raw: bytes) -> bool:
+    """Whether a bracket or a string does not close."""
+    depth = 0
+    for token in TOKEN.finditer(raw):
+        if token[1] == b"":
+            return True
+        depth += (token[0] in (b"{", b"[")) - (token[0] in (b"}", b"]"))
+    return depth > 0
 
 
 def _is_too_deep(raw: bytes) -> bool:

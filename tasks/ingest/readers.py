@@ -1,108 +1,102 @@
-"""Files as records, one reader a format: each yields (line, what stands there, how to parse it).
+"""Files as records, one reader a format: each yields (line, byte, what stands there, how to parse it).
 
-Nothing is parsed before it is asked for, so that a sample of a large file is cheap. `parse()` returns the record or
-raises Refused; one bad record never ends the file. A file that is not of its format at all raises DataError.
+Nothing is parsed before it is asked for, so that a sample of a large file is cheap, and no more than a block of a file
+is held. `parse()` returns the record's value or raises Refused; one bad record never ends the file. A file that is not
+of its format at all raises DataError.
 """
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import NoReturn
+from io import BufferedReader
+from typing import Any, NamedTuple, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import DataError
-from tasks.ingest.files import BOM, SourceFile
-from tasks.ingest.parsing import TOKEN, Record, Refused, decoded, parse_json, parse_line
+from tasks.ingest import hub
+from tasks.ingest.arrays import elements
+from tasks.ingest.files import SourceFile
+from tasks.ingest.opening import BOM, is_of_content, packed, unpacked
+from tasks.ingest.parsing import Record, Refused, decoded, parse_json, parse_line
+from tasks.ingest.stores import is_url
 
-Item = tuple[int, bytes, Callable[[], Record]]
+Columns = frozenset[str] | None
+Item = tuple[int, int | None, bytes, Callable[[], Any]]
 
 
-def read(file: SourceFile, max_bytes: int, columns: frozenset[str]) -> Iterator[Item]:
-    """The records of a file in their order; `columns` are those that Parquet is asked for."""
-    path = Path(file.path)
+class Line(NamedTuple):
+    """A physical line with its end; of one over the limit only its beginning."""
+
+    number: int  # from 1
+    byte: int
+    content: bytes
+    size: int
+
+
+def read(file: SourceFile, max_bytes: int, columns: Columns) -> Iterator[Item]:
+    """The records of a file in their order; `columns` are those that a table is asked for, None for all.
+
+    A record longer than `max_bytes` is cut, but stays longer.
+    """
     match file.format:
-        case "jsonl":
-            return _jsonl(path, max_bytes)
-        case "json":
-            return _array(path)
-        case "csv":
-            return _csv(path, max_bytes)
         case "parquet":
-            return _parquet(path, columns)
+            yield from _parquet(file.path, columns)
+        case "hub":
+            yield from _of_batches(hub.batches(file.path, file.digest, columns))
+        case _:
+            with unpacked(file.path, file.packing) as stream:
+                yield from _text_reader(file, stream, max_bytes)
+
+
+def lines(stream: BufferedReader, max_bytes: int) -> Iterator[Line]:
+    """The physical lines of a stream, none of them held whole that is over `max_bytes`."""
+    byte = len(stream.read(len(BOM))) if stream.peek(len(BOM)).startswith(BOM) else 0
+    number = 0
+    while content := stream.readline(max_bytes + 2):
+        number, size, rest = number + 1, len(content), content
+        while not rest.endswith(b"\n") and (rest := stream.readline(1 << 16)):
+            size += len(rest)
+        yield Line(number, byte, content, size)
+        byte += size
+
+
+def json_lines(physical: Iterable[Line]) -> Iterator[Item]:
+    """One JSON value a line."""
+    for number, byte, content, size in physical:
+        raw = content.rstrip(b"\r\n")
+        yield number, byte, raw, partial(parse_line, raw, content.endswith(b"\n") or size > len(content))
+
+
+def _text_reader(file: SourceFile, stream: BufferedReader, max_bytes: int) -> Iterator[Item]:
+    match file.format:
+        case "json":
+            for number, (byte, raw) in enumerate(elements(file.path, stream, max_bytes), start=1):
+                yield number, byte, raw, partial(parse_json, raw)
+        case "csv":
+            yield from _csv(file.path, lines(stream, max_bytes), max_bytes)
+        case "text":
+            for number, byte, content, _ in lines(stream, max_bytes):
+                raw = content.rstrip(b"\r\n")
+                yield number, byte, raw, partial(decoded, raw)
+        case _:
+            yield from json_lines(lines(stream, max_bytes))
 
 
 def _refuse(reason: str, detail: str) -> NoReturn:
     raise Refused(reason, detail)
 
 
-def _lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """The physical lines with their ends, from 1. A line over `max_bytes` is cut and never held whole."""
-    with path.open("rb", buffering=1 << 20) as file:
-        if file.read(len(BOM)) != BOM:
-            file.seek(0)
-        number = 0
-        while line := file.readline(max_bytes + 2):
-            number += 1
-            rest = line
-            while rest and not rest.endswith(b"\n"):
-                rest = file.readline(1 << 16)
-            yield number, line
-
-
-def _jsonl(path: Path, max_bytes: int) -> Iterator[Item]:
-    for number, line in _lines(path, max_bytes):
-        raw = line.rstrip(b"\r\n")
-        yield number, raw, partial(parse_line, raw)
-
-
-def _array(path: Path) -> Iterator[Item]:
-    for number, raw in enumerate(_elements(path, path.read_bytes().removeprefix(BOM)), start=1):
-        yield number, raw, partial(parse_json, raw)
-
-
-def _elements(path: Path, content: bytes) -> Iterator[bytes]:
-    """The text of each element of a JSON array: cut at its commas, so that one bad element spares the others."""
-    if not content.lstrip().startswith(b"["):
-        raise DataError(f"{path}: not a JSON array; for one object a line set format to jsonl")
-    depth = num_elements = begin = 0
-    for token in TOKEN.finditer(content):
-        mark = token[0]
-        if mark == b"," and depth == 1:
-            num_elements += 1
-            yield content[begin : token.start()].strip()
-            begin = token.end()
-        elif mark in (b"[", b"{"):
-            depth += 1
-            begin = token.end() if depth == 1 else begin
-        elif mark in (b"]", b"}"):
-            depth -= 1
-            if depth == 0:
-                last = content[begin : token.start()].strip()
-                if last or num_elements:
-                    yield last
-                begin = token.end()
-                break
-    line = content.count(b"\n", 0, begin) + 1
-    if depth:
-        raise DataError(
-            f"{path}: record {num_elements + 1}, which begins in line {line}, has no end: the file is cut off"
-        )
-    if content[begin:].strip():
-        raise DataError(f"{path}: the array ends in line {line}, but more follows; accepted is one array")
-
-
 class _Pulled:
     """Physical lines for the csv module, which decides how many make a record; `taken` are those of the current one."""
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
+    def __init__(self, path: str, physical: Iterator[Line], max_bytes: int) -> None:
         self.path = path
         self.max_bytes = max_bytes
-        self.lines = _lines(path, max_bytes)
-        self.taken: list[tuple[int, bytes]] = []
+        self.lines = physical
+        self.taken: list[Line] = []
         self.num_bytes = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -112,24 +106,24 @@ class _Pulled:
         line = next(self.lines)
         if self.taken and self.num_bytes > self.max_bytes:
             raise DataError(
-                f"{self.path}: the quoted field that opens in line {self.taken[0][0]} does not close within "
-                f"data.max_line_bytes={self.max_bytes}: a quote is missing, or the limit is too low"
+                f"{self.path}: bad_csv, the quoted field that opens in line {self.taken[0].number} does not close "
+                f"within data.max_line_bytes={self.max_bytes}: a quote is missing, or the limit is too low"
             )
         self.taken.append(line)
-        self.num_bytes += len(line[1])
-        if len(line[1].rstrip(b"\r\n")) > self.max_bytes:
+        self.num_bytes += len(line.content)
+        if len(line.content.rstrip(b"\r\n")) > self.max_bytes:
             raise csv.Error("the line was cut")
-        return line[1].decode("utf-8", "surrogateescape")  # judged record by record, when it is parsed
+        return line.content.decode("utf-8", "surrogateescape")  # judged record by record, when it is parsed
 
     def start(self) -> None:
         self.taken = []
         self.num_bytes = 0
 
 
-def _csv(path: Path, max_bytes: int) -> Iterator[Item]:
+def _csv(path: str, physical: Iterator[Line], max_bytes: int) -> Iterator[Item]:
     """A record's line is its first. What csv cannot read is refused line by line: it may hide rows of any number."""
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))  # of the process; its default is below ours
-    pulled = _Pulled(path, max_bytes)
+    pulled = _Pulled(path, physical, max_bytes)
     rows = csv.reader(pulled, strict=True)
     header = _header(path, rows, pulled)
     while True:
@@ -139,22 +133,25 @@ def _csv(path: Path, max_bytes: int) -> Iterator[Item]:
         except StopIteration:
             return
         except csv.Error as error:
-            for number, line in pulled.taken:
-                yield number, line.rstrip(b"\r\n"), partial(_refuse, "bad_csv", str(error))
+            for line in pulled.taken:
+                yield line.number, line.byte, line.content.rstrip(b"\r\n"), partial(_refuse, "bad_csv", str(error))
         else:
-            raw = b"".join(line for _, line in pulled.taken).rstrip(b"\r\n")
-            yield pulled.taken[0][0], raw, partial(_columns, header, fields, raw)
+            raw = b"".join(line.content for line in pulled.taken).rstrip(b"\r\n")
+            first = pulled.taken[0]
+            yield first.number, first.byte, raw, partial(_columns, header, fields, raw)
 
 
-def _header(path: Path, rows: Iterator[list[str]], pulled: _Pulled) -> list[str]:
+def _header(path: str, rows: Iterator[list[str]], pulled: _Pulled) -> list[str]:
     try:
         header = next(rows, [])
-        decoded(b"".join(line for _, line in pulled.taken))
+        decoded(b"".join(line.content for line in pulled.taken))
     except (csv.Error, Refused) as error:
-        raise DataError(f"{path}: line 1 is no header row ({error}); accepted is CSV with commas in UTF-8") from error
+        raise DataError(
+            f"{path}: bad_csv, line 1 is no header row ({error}); accepted is CSV with commas in UTF-8"
+        ) from error
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise DataError(f"{path}: the header row has {', '.join(map(ascii, twice))} more than once")
+        raise DataError(f"{path}: duplicate_key, the header row has {', '.join(map(ascii, twice))} more than once")
     return header
 
 
@@ -167,28 +164,35 @@ def _columns(header: list[str], fields: list[str], raw: bytes) -> Record:
     return dict(zip(header, fields, strict=True))
 
 
-def _parquet(path: Path, columns: frozenset[str]) -> Iterator[Item]:
+def _parquet(path: str, columns: Columns) -> Iterator[Item]:
     try:
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
-        if len(set(names)) != len(names):
-            raise DataError(f"{path}: a column name stands there twice")
-        known = [name for name in names if name in columns]
-        if not known:
-            raise DataError(f"{path}: no column is known of {names[:8]}; accepted are {', '.join(sorted(columns))}")
-        number = 0
-        for batch in file.iter_batches(batch_size=1_000, columns=known):
-            for parse in _structs(batch):
-                number += 1
-                yield number, _shown(parse), parse
+        with pq.ParquetFile(packed(path) if is_url(path) else path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) != len(names):
+                raise DataError(f"{path}: duplicate_key, a column name stands there twice")
+            known = [name for name in names if columns is None or name in columns]
+            if not known:
+                accepted = ", ".join(sorted(columns or ()))
+                raise DataError(f"{path}: unknown_layout, no column is known of {names[:8]}; accepted are {accepted}")
+            yield from _of_batches(file.iter_batches(batch_size=1_000, columns=known))
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
+        if isinstance(error, OSError) and not is_of_content(error):
+            raise
+        raise DataError(f"{path}: bad_parquet, not a whole Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def _of_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Item]:
+    number = 0
+    for batch in batches:
+        for parse in _structs(batch):
+            number += 1
+            yield number, None, _shown(parse), parse
 
 
 def _structs(batch: pa.RecordBatch) -> list[Callable[[], Record]]:
     try:
         return [partial(dict, record) for record in batch.to_pylist()]
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         return [partial(_struct, batch.slice(row, 1)) for row in range(batch.num_rows)]
 
 
@@ -197,6 +201,8 @@ def _struct(row: pa.RecordBatch) -> Record:
         return row.to_pylist()[0]
     except UnicodeDecodeError as error:
         raise Refused("bad_encoding", f"byte {error.start + 1} of a text is not UTF-8") from None
+    except (ValueError, OverflowError) as error:  # a struct with a field twice, a time before the year 1
+        raise Refused("wrong_type", f"a value that cannot be read ({error!s:.60})") from None
 
 
 def _shown(parse: Callable[[], Record]) -> bytes:

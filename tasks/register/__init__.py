@@ -5,7 +5,7 @@ from pathlib import Path
 
 from prefect import task
 
-from tasks.artifacts import Adapter, Answers, Artifact, Base, Registered, Splits, Verdict
+from tasks.artifacts import Adapter, Answers, Artifact, Base, Registered, Rows, Splits, Verdict
 from tasks.caching import cached
 from tasks.config import Settings
 from tasks.errors import retry_transient
@@ -30,23 +30,28 @@ def register(
     folder: Path,
     adapter: Adapter,
     base: Base,
+    rows: Rows,
     splits: Splits,
     verdict: Verdict,
     answers: tuple[Answers, ...],
     reports: tuple[Artifact, ...],
     lineage: dict[str, str],
+    data_version: int,
     challenged: str,
     settings: Settings,
 ) -> Registered:
     """The candidate as an MLflow run and a model version, reloaded and compared; under the alias if it was promoted.
 
-    `reports` have a report.html, `lineage` is the sha256 of each source file, `challenged` the version of the champion
-    among the opponents. An earlier attempt, finished or not, is completed and never doubled.
+    `reports` have a report.html, `lineage` is the sha256 of each source file, `data_version` the number of their
+    version, `challenged` the version of the champion among the opponents. An earlier attempt, finished or not, is
+    completed and never doubled.
     """
     from mlflow.exceptions import MlflowException
 
     registry = settings.registry
-    candidate = Candidate(adapter, base, splits, verdict, answers, reports, lineage, challenged, settings)
+    candidate = Candidate(
+        adapter, base, rows, splits, verdict, answers, reports, lineage, data_version, challenged, settings
+    )
     with connected(registry) as client:
         run = runs.get_or_create(client, candidate, experiment(client, registry, verdict.metric))
         try:

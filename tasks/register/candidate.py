@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.artifacts import Adapter, Answers, Artifact, Base, Splits, Verdict
+from tasks.artifacts import Adapter, Answers, Artifact, Base, Rows, Splits, Verdict
 from tasks.config import Settings
 
 CURVES = {
@@ -33,11 +33,13 @@ class Candidate:
 
     adapter: Adapter
     base: Base
+    rows: Rows
     splits: Splits
     verdict: Verdict
     answers: tuple[Answers, ...]
     reports: tuple[Artifact, ...]  # those with a report.html
     lineage: dict[str, str]  # name of a source file -> its sha256
+    data_version: int  # of its rows, among the accepted ones
     challenged: str  # version of the champion that it was compared with; empty where there was none
     settings: Settings
 
@@ -55,6 +57,15 @@ class Candidate:
     def occasion(self) -> str:
         """Equal for an equal decision on it under equal settings: of such there is one run."""
         return _hash(self.identity, self.verdict.digest, self.settings.model_dump(mode="json"), self.lineage)
+
+    @property
+    def data(self) -> dict[str, str]:
+        """Tags that say which data it was made of, by our own digests: of all rows read, and of the sides."""
+        return {
+            "data.version": str(self.data_version),
+            "data.rows": self.rows.digest,
+            "data.splits": self.splits.digest,
+        }
 
     @property
     def own_answers(self) -> Answers:
@@ -146,7 +157,8 @@ def card(candidate: Candidate) -> str:
         f"- Method: {adapter.method}, {adapter.steps} steps, best at {adapter.best_step} "
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",
         f"- Rows: {splits.num_train} train, {splits.num_validation} validation, {splits.num_test} sealed test; "
-        f"digest {splits.digest[:12]}, of {', '.join(f'`{name}`' for name in sorted(candidate.lineage))}",
+        f"version {candidate.data_version} of the data ({splits.digest[:12]}), from "
+        f"{', '.join(f'`{name}`' for name in sorted(candidate.lineage))}",
         f"- No test row is more similar to any other row than {splits.largest_similarity:.2f}",
         "",
         f"| {candidate.own_answers.num_rows} test rows | {' | '.join(metrics)} |",

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from prefect.runtime import flow_run
 
+from tasks.artifacts import Splits
+from tasks.caching import digest_of
 from tasks.register.candidate import Candidate, Point, card, comparisons, curves, parameters, tests
 
 if TYPE_CHECKING:
@@ -33,12 +35,13 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     params = [Param(key, value) for key, value in parameters(candidate.settings).items() if key not in run.data.params]
     for start in range(0, len(params), 100):
         client.log_batch(run.info.run_id, params=params[start : start + 100])
-    stages = (candidate.base, candidate.splits, candidate.adapter, *candidate.answers, candidate.verdict)
+    stages = (candidate.base, candidate.rows, candidate.splits, candidate.adapter, candidate.verdict)
     tags = {
         "verdict": candidate.verdict.decision,
         "gain": candidate.gain,
         "mlflow.note.content": card(candidate),
-        **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages if artifact.stage != "evaluate"},
+        **candidate.data,
+        **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages},
         **{f"tunewright.evaluate.{answers.contender}": answers.key for answers in candidate.answers},
     }
     client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -88,19 +91,25 @@ def _log_data(client: "MlflowClient", candidate: Candidate, run_id: str) -> None
 
     splits = candidate.splits
     sizes = {"train": splits.num_train, "validation": splits.num_validation, "test": splits.num_test}
-    source = json.dumps({"files": candidate.lineage, "split": splits.digest})
-    if len(source) > 60_000:  # of 65,535; the split's digest stands for all files
-        source = json.dumps({"files": len(candidate.lineage), "split": splits.digest})
+    digests = {"rows": candidate.rows.digest, "splits": splits.digest}
+    source = json.dumps({"files": candidate.lineage} | digests)
+    if len(source) > 60_000:  # of 65,535; the digest of the rows stands for all files
+        source = json.dumps({"files": len(candidate.lineage)} | digests)
     client.log_inputs(
         run_id,
         [
             DatasetInput(
-                Dataset(*_data(candidate, side), "files", source, profile=json.dumps({"num_rows": size})),
+                Dataset(*_data(candidate, side), "files", source, profile=_profile(splits, side, size)),
                 [InputTag(CONTEXT, side)],
             )
             for side, size in sizes.items()
         ],
     )
+
+
+def _profile(splits: Splits, side: str, num_rows: int) -> str:
+    """How many rows a side has, and the sha256 of its file: equal for candidates that were measured on equal rows."""
+    return json.dumps({"num_rows": num_rows, "sha256": digest_of(splits.path(f"{side}.parquet"))})
 
 
 def _log_files(client: "MlflowClient", candidate: Candidate, run_id: str) -> None:

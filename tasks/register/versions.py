@@ -27,6 +27,7 @@ def get_or_create(client: "MlflowClient", candidate: Candidate, model: "LoggedMo
         "gain": candidate.gain,
         "model_digest": candidate.adapter.digest,
         "challenged": candidate.challenged,
+        **candidate.data,
     }
     if found:
         version = found[0]

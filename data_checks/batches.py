@@ -1,0 +1,162 @@
+"""The rows' frame, made a batch of rows at a time in a few processes: what is held in memory are its small columns.
+
+The messages of a row are in memory while its batch is looked at, and only there.
+"""
+
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_checks.columns import Columns, Turn, derive, prompt_and_answer
+from data_checks.suite import Entry
+
+if TYPE_CHECKING:
+    from data_checks.validation import Outcome
+
+BATCH = 20_000  # rows
+MAX_PROCESSES = 8  # each holds about 400 MB
+AHEAD = 2  # batches that wait for each process, so that none idles
+
+_ARROW = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+
+
+class Looked(NamedTuple):
+    """What is kept of a batch: its small columns, and what came of the expectations that look at texts."""
+
+    columns: pa.Table
+    of_texts: "list[Outcome]"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is looked for in a batch."""
+
+    columns: frozenset[str]  # of columns.py's
+    special_tokens: tuple[str, ...]
+    of_texts: tuple[Entry, ...] = ()  # the team's expectations that look at prompts and answers
+
+
+def look(file: Path, ask: Ask, processes: int | None = None) -> Iterator[Looked]:
+    """Looks at the row table `file` batch by batch, in order, in as many processes as there are cores.
+
+    One batch is looked at here, without another process. The result does not depend on `processes`.
+    """
+    opened = pq.ParquetFile(file)
+    one = partial(look_at, ask=ask)
+    batches = opened.iter_batches(BATCH)
+    processes = processes or min(os.cpu_count() or 1, MAX_PROCESSES, -(-opened.metadata.num_rows // BATCH))
+    if processes <= 1:
+        yield from map(one, batches)
+        return
+    with _pool(processes) as pool:
+        waiting: deque[Future[Looked]] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(one, batch))
+            if len(waiting) >= processes * AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def look_at(batch: pa.RecordBatch, ask: Ask) -> Looked:
+    """One batch: the columns of its row table without messages, those of columns.py that are asked for and two hashes.
+
+    `prompt_hash` and `answer_hash` are of what stands before the last answer and of that answer, null where there is
+    none; equal texts have equal hashes. num_turns is null where there are no messages at all.
+    """
+    conversations = batch["messages"].to_pylist()
+    derived = derive(conversations, ask.special_tokens, ask.columns)
+    derived["num_turns"] = derived["num_turns"].where(np.array([turns is not None for turns in conversations], bool))
+    small = pa.Table.from_batches([batch]).drop_columns(["messages"])
+    for name, type_ in _types().items():
+        if name in ask.columns:
+            small = small.append_column(name, pa.array(derived[name], type_, from_pandas=True))
+    hashes = list(map(_hashes, conversations))
+    for position, name in enumerate(("prompt_hash", "answer_hash")):
+        small = small.append_column(name, pa.array([pair[position] for pair in hashes], pa.int64()))
+    return Looked(small, _outcomes(small, conversations, ask.of_texts) if ask.of_texts else [])
+
+
+def _outcomes(small: pa.Table, conversations: Sequence[list[Turn] | None], entries: Sequence[Entry]) -> "list[Outcome]":
+    import pandas as pd
+
+    from data_checks.own import own_expectation
+    from data_checks.validation import run
+
+    texts = [_texts(turns or []) for turns in conversations]
+    frame = small.to_pandas(types_mapper=pd.ArrowDtype)
+    for position, name in enumerate(("prompt", "answer")):
+        frame[name] = pd.Series([text[position] for text in texts], dtype=object)
+    return run(frame, [own_expectation(entry) for entry in entries])
+
+
+def _texts(turns: Sequence[Turn]) -> tuple[str, str | None]:
+    prompt, answer = prompt_and_answer(turns)
+    return "\n".join(turn["content"] or "" for turn in prompt), answer["content"] if answer else None
+
+
+def _types() -> dict[str, pa.DataType]:
+    """The Arrow type of each derived column, as Columns says: pandas has none for a column of nothing but None."""
+    hints = get_type_hints(Columns).items()
+    return {name: _ARROW[next(t for t in (*get_args(hint), hint) if t in _ARROW)] for name, hint in hints}
+
+
+def _hashes(turns: Sequence[Turn] | None) -> tuple[int | None, int | None]:
+    prompt, answer = prompt_and_answer(turns or [])
+    asked = repr([(turn["role"], turn["content"]) for turn in prompt])
+    return _hash(asked) if prompt and answer else None, _hash(answer["content"] or "") if answer else None
+
+
+def _hash(text: str) -> int:
+    """64 bits: two of a million different texts are equal once in forty million sets."""
+    return int.from_bytes(
+        hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little", signed=True
+    )
+
+
+@contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    # spawn: a fork would copy the threads' locks that Prefect holds.
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_end_with_parent)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this process with the one that started it, also where that was killed: it would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def rows_at(file: Path, positions: Iterable[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows at these positions of a row table, with their positions, in order; a batch at a time."""
+    wanted = deque(sorted(set(positions)))
+    start = 0
+    for batch in pq.ParquetFile(file).iter_batches(BATCH, columns=["file", "line", "byte", "row_id", "messages"]):
+        while wanted and wanted[0] < start + len(batch):
+            position = wanted.popleft()
+            yield position, batch.slice(position - start, 1).to_pylist()[0]
+        if not wanted:
+            return
+        start += len(batch)

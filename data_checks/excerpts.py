@@ -1,0 +1,40 @@
+"""What of a text is shown to a person: a part of it, and nothing secret or personal."""
+
+from collections.abc import Sequence
+
+from data_checks.columns import Turn
+from data_checks.personal import personal
+from data_checks.secrets import secrets
+
+TEXT_CHARS = 500  # of a row
+
+
+def excerpt(turns: Sequence[Turn]) -> str:
+    """Both ends of each turn, so that the answer is seen below a long prompt, and what is asked after a long preface.
+
+    At most TEXT_CHARS characters.
+    """
+    share = max(TEXT_CHARS // max(len(turns), 1) - 15, 20)
+    return "\n".join(f"{turn['role']}: {ends(masked(turn['content'] or ''), share)}" for turn in turns)[:TEXT_CHARS]
+
+
+def masked(text: str) -> str:
+    """The text; or, where it holds secrets or personal data, only which."""
+    found = (*secrets(text), *personal(text))
+    return f"(not shown, it holds: {', '.join(map(str, found))})" if found else text
+
+
+def clipped(text: str, length: int) -> str:
+    """The text, or its beginning with an ellipsis."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def ends(text: str, length: int) -> str:
+    """The text, or its beginning and its end with an ellipsis between."""
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[: length - 1 - half]}…{text[-half:]}"
+
+
+def in_a_line(value: object) -> str:
+    """A value of a column for a sentence: masked, on one line, at most 100 characters."""
+    return clipped(" ".join(masked(str(value)).split()), 100)

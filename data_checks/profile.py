@@ -1,0 +1,148 @@
+"""What a set of rows looks like in a few counts, and how far it is from another: what a version is remembered by."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+Profile = dict[str, Any]
+Counts = Mapping[str, int]
+
+NAMES = 100  # of sources or languages that are counted by name
+REST = "(others)"
+UNKNOWN = "(unknown)"
+MAX_LABELS, MAX_LABEL_SHARE = 100, 0.1  # so many different answers, of so large a share of the rows, are labels
+LABEL_CHARS = 80
+CONFIDENCE = 0.95
+
+
+class Measure(NamedTuple):
+    """One number about a set, None where there is nothing to measure."""
+
+    value: float | None
+    noise: float = 0.0  # what two samples of the same rows would exceed once in twenty times
+
+
+class Changed(NamedTuple):
+    """How the rows differ from those of an earlier version, by their row_id."""
+
+    before: int
+    added: int
+    removed: int
+
+
+def profile(frame: pd.DataFrame, labels: Counts | None) -> Profile:
+    """Counts of `frame`: rows, duplicates, lengths (by doubling lengths), languages, sources and labels."""
+    return {
+        "rows": len(frame),
+        "duplicate_rows": int(frame["row_id"].duplicated().sum()),
+        "prompt_chars": lengths(frame["prompt_chars"]),
+        "answer_chars": lengths(frame["max_answer_chars"]),
+        "prompt_languages": counts(frame["prompt_language"]),
+        "answer_languages": counts(frame["answer_language"]),
+        "sources": counts(frame["source"]),
+        "labels": None if labels is None else dict(labels),
+    }
+
+
+def lengths(characters: pd.Series) -> dict[str, Any]:
+    """Median, 95th percentile, longest, and the number of lengths from each of 0, 1, 2, 4, 8, ... up to the next."""
+    known = characters.dropna().to_numpy(dtype=np.int64)
+    if not len(known):
+        return {"median": 0, "percentile_95": 0, "longest": 0, "bars": {}}
+    bits = np.frexp(known)[1]  # binary digits
+    median, high = np.quantile(known, [0.5, 0.95])
+    return {
+        "median": int(median),
+        "percentile_95": int(high),
+        "longest": int(known.max()),
+        "bars": {
+            str(2 ** (bit - 1) if bit else 0): int((bits == bit).sum()) for bit in range(bits.min(), bits.max() + 1)
+        },
+    }
+
+
+def counts(names: pd.Series) -> dict[str, int]:
+    """The rows of each name, the most frequent first and then by name; what is beyond NAMES in one sum."""
+    found = names.astype(object).fillna(UNKNOWN).value_counts()
+    ordered = sorted(((str(name), int(number)) for name, number in found.items()), key=lambda item: (-item[1], item[0]))
+    rest = sum(number for _, number in ordered[NAMES:])
+    return dict(ordered[:NAMES]) | ({REST: rest} if rest else {})
+
+
+def labels_at(answers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """Where each different answer stands first, and how often it is given: None where the answers are no labels.
+
+    `answers` are hashes. Answers are labels where at least two are given, again and again: a closed set.
+    """
+    _, first, number = np.unique(answers, return_index=True, return_counts=True)
+    if not 2 <= len(number) <= min(MAX_LABELS, MAX_LABEL_SHARE * len(answers)):
+        return None
+    return first, number
+
+
+def label_name(answer: str) -> str:
+    """An answer as it is called in a profile: on one line, at most LABEL_CHARS long."""
+    name = re.sub(r"\s+", " ", answer).strip()
+    return name if len(name) <= LABEL_CHARS else f"{name[: LABEL_CHARS - 1]}…"
+
+
+def measures(now: Profile, before: Profile | None, changed: Changed | None) -> dict[str, Measure]:
+    """The measures that set-level expectations look at (expectations.py); those of drift need an earlier profile."""
+    rows, sources, labels = now["rows"], now["sources"], now["labels"]
+    return {
+        "largest_source_share": Measure(max(sources.values()) / rows if len(sources) > 1 else None),
+        "largest_label_share": Measure(max(labels.values()) / rows if labels else None),
+        "smallest_label_rows": Measure(min(labels.values()) if labels else None),
+        "duplicate_share": Measure(now["duplicate_rows"] / rows),
+        "changed_share": Measure((changed.added + changed.removed) / changed.before if changed else None),
+    } | dict(_drift(now, before))
+
+
+def _drift(now: Profile, before: Profile | None) -> Iterator[tuple[str, Measure]]:
+    for measure, field in {
+        "prompt_length_psi": "prompt_chars",
+        "answer_length_psi": "answer_chars",
+        "prompt_language_psi": "prompt_languages",
+        "answer_language_psi": "answer_languages",
+        "source_psi": "sources",
+        "label_psi": "labels",
+    }.items():
+        of_now, of_before = (_bars(each[field]) if each else None for each in (now, before))
+        yield measure, stability(of_before, of_now) if of_before and of_now else Measure(None)
+
+
+def _bars(found: dict[str, Any] | None) -> Counts | None:
+    return found["bars"] if found and "bars" in found else found
+
+
+def stability(before: Counts, now: Counts) -> Measure:
+    """The population stability index of two tables of counts, and what it reaches for two samples of the same rows.
+
+    PSI is the sum of (p - q) ln(p / q) over the categories (Siddiqi, Credit Risk Scorecards, 2006); half a row more in
+    each keeps it finite. For samples of N and M rows from one population it is about (1/N + 1/M) times a chi-square of
+    B - 1 degrees of freedom (Yurdakul, Statistical Properties of Population Stability Index, 2018): its 95% quantile.
+    """
+    from scipy.stats import chi2
+
+    categories = sorted({*before, *now})
+    tables = [np.array([table.get(category, 0) for category in categories]) for table in (before, now)]
+    p, q = ((table + 0.5) / (table.sum() + 0.5 * len(categories)) for table in tables)
+    psi = float(np.sum((q - p) * np.log(q / p)))
+    scale = sum(1 / table.sum() for table in tables)
+    noise = float(scale * chi2.ppf(CONFIDENCE, len(categories) - 1)) if len(categories) > 1 else 0.0
+    return Measure(psi, noise)
+
+
+def table_of(found: Mapping[str, Measure]) -> pd.DataFrame:
+    """The measures as a frame of one line."""
+    return pd.DataFrame({name: pd.array([measure.value], dtype="Float64") for name, measure in found.items()})
+
+
+def changed_rows(before: pd.Series, now: pd.Series) -> Changed:
+    """How many different row_ids of `now` are not in `before`, and how many are gone."""
+    old, new = before.drop_duplicates(), now.drop_duplicates()
+    return Changed(before=len(old), added=int((~new.isin(old)).sum()), removed=int((~old.isin(new)).sum()))

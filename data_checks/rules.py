@@ -1,0 +1,56 @@
+"""The forms that a built-in expectation has: a fault in words and the expectation of Great Expectations' behind it.
+
+A fault's {value} stands for what a failing row has in the column.
+"""
+# pyright: reportPrivateImportUsage=false
+# Great Expectations does not mark its public names as exported.
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from great_expectations import expectations as gxe
+from great_expectations.expectations.metadata_types import FailureSeverity
+
+from data_checks.suite import Entry
+
+
+class Rule(NamedTuple):
+    """One of the expectations that a name of the suite stands for."""
+
+    fault: str
+    expectation: gxe.Expectation
+
+
+class Expected(NamedTuple):
+    """A rule, and the entry of the suite that asks for it."""
+
+    entry: Entry
+    fault: str
+    expectation: gxe.Expectation
+
+
+def expected(entry: Entry, rules: Iterable[Rule]) -> list[Expected]:
+    """The rules with the severity of their entry."""
+    severity = {"severity": FailureSeverity(entry.severity)}
+    return [Expected(entry, rule.fault, rule.expectation.copy(update=severity)) for rule in rules]
+
+
+def columns_of(expectation: gxe.Expectation) -> list[str]:
+    """The columns it names: Great Expectations calls them column, column_A and column_B, or column_list."""
+    given = [value for name, value in vars(expectation).items() if name.startswith("column")]
+    return [column for value in given for column in (value if isinstance(value, list) else [value])]
+
+
+def between(fault: str, column: str, *, least: float | None = None, most: float | None = None) -> Rule:
+    """Values of `column` are at least and at most so much; nulls are passed over."""
+    return Rule(fault, gxe.ExpectColumnValuesToBeBetween(column=column, min_value=least, max_value=most))
+
+
+def matches(fault: str, column: str, regex: str) -> Rule:
+    """Values of `column` match."""
+    return Rule(fault, gxe.ExpectColumnValuesToMatchRegex(column=column, regex=regex))
+
+
+def nothing(fault: str, column: str) -> Rule:
+    """There is nothing in `column`."""
+    return Rule(fault, gxe.ExpectColumnValuesToBeNull(column=column))

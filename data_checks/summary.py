@@ -1,0 +1,40 @@
+"""A check in a few lines of Markdown, made from its results.json."""
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+REASONS = 10
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The account, the most frequent reasons, the findings and what changed, as Markdown without raw HTML."""
+    lines = [
+        f"{results['read']:,} records read = {results['kept']:,} kept + {results['quarantined']:,} quarantined "
+        f"+ {results['refused']:,} refused by ingest"
+    ]
+    counts = [(count, name, stage) for stage, found in results["reasons"].items() for name, count in found.items()]
+    counts.sort(key=lambda each: (-each[0], each[1]))
+    if counts:
+        lines += ["", "| Reason | Stage | Records |", "|---|---|--:|"]
+        lines += [f"| {_plain(name)} | {stage} | {count:,} |" for count, name, stage in counts[:REASONS]]
+    failed = [each for each in results["expectations"] if each["name"] in results["findings"] and each["failed"]]
+    if failed:
+        lines += ["", "Worth a look, though nothing was set aside for it:", ""]
+        lines += [
+            f"- **{_plain(each['name'])}**{'' if each['severity'] == 'info' else ' (' + each['severity'] + ')'}: "
+            f"{_plain(each['fault'])}"
+            + ("" if each["of_set"] else f", {each['failed']:,} row{'s'[: each['failed'] != 1]}")
+            for each in failed
+        ]
+    if since := results["since"]:
+        lines += [
+            "",
+            f"Since the last accepted version: {since['added']:,} rows added, {since['removed']:,} removed, "
+            f"of {since['before']:,} then.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    return html.escape(text).replace("|", "&#124;").replace("*", "&#42;").replace("`", "&#96;")

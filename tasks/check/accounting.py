@@ -1,0 +1,148 @@
+"""Writes the rows that pass and those that do not, each with the first thing that is wrong with it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_checks.batches import BATCH, rows_at
+from data_checks.columns import prompt_and_answer
+from data_checks.excerpts import excerpt, masked
+from data_checks.findings import answers_by_prompt
+from data_checks.report import EXAMPLES
+from data_checks.validation import Outcome
+from tasks.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA
+from tasks.check.holding import Held
+from tasks.errors import DataError
+
+Record = dict[str, Any]  # of QUARANTINE_SCHEMA
+Examples = dict[str, list[Record]]
+
+
+class Conflict(NamedTuple):
+    """A prompt that is answered in several ways."""
+
+    prompt: str
+    num_answers: int
+    answers: list[Record]
+
+
+def reasons(held: Held) -> dict[str, int]:
+    """Reason -> rows that are quarantined for it, the most frequent first."""
+    counts: Counter[str] = Counter()
+    blamed = np.zeros(len(held.frame), dtype=np.bool_)
+    for outcome, fails in zip(_warnings(held), held.failing(), strict=True):
+        counts[outcome.entry.name] += int((fails & ~blamed).sum())
+        blamed |= fails
+    return {reason: count for reason, count in counts.most_common() if count}
+
+
+def stop_on_share(held: Held, counts: dict[str, int], limit: float) -> None:
+    """Raises DataError where no row is left, or where more than `limit` of the rows is quarantined."""
+    num_rows, quarantined = len(held.frame), sum(counts.values())
+    share = quarantined / num_rows
+    if share <= limit and share < 1:
+        return
+    first = held.frame.iloc[int(np.flatnonzero(~held.kept())[0])]
+    over = f"over checks.max_quarantined_share={limit:g}" if share > limit else "none is left"
+    raise DataError(
+        f"{quarantined} of {num_rows} rows quarantined ({share:.1%}), {over}: "
+        f"{', '.join(f'{count} {reason}' for reason, count in counts.items())}; "
+        f"first: {first['file']} line {first['line']}"
+    )
+
+
+def write(file: Path, folder: Path, held: Held) -> Examples:
+    """Writes rows.parquet and quarantine.parquet into `folder`, in the order of the row table `file`.
+
+    Returns the first few records of each reason.
+    """
+    kept, examples, start = held.kept(), Examples(), 0
+    blamed = _blame(held)
+    with (
+        pq.ParquetWriter(folder / "rows.parquet", ROW_SCHEMA) as passed,
+        pq.ParquetWriter(folder / "quarantine.parquet", QUARANTINE_SCHEMA) as aside,
+    ):
+        for batch in pq.ParquetFile(file).iter_batches(BATCH, columns=ROW_SCHEMA.names):
+            here = kept[start : start + len(batch)]
+            table = pa.Table.from_batches([batch]).select(ROW_SCHEMA.names).cast(ROW_SCHEMA)
+            if here.any():
+                passed.write_table(table.filter(pa.array(here)))
+            if not here.all():
+                records = [record(row, *next(blamed)) for row in table.filter(pa.array(~here)).to_pylist()]
+                _keep_examples(examples, records)
+                aside.write_table(pa.Table.from_pylist(records, QUARANTINE_SCHEMA))
+            start += len(batch)
+    return examples
+
+
+def findings(file: Path, held: Held) -> Examples:
+    """The first few rows of each expectation that only reports, with what it says of them, by its name and column."""
+    wanted: dict[int, list[tuple[str, str]]] = {}
+    for outcome in held.outcomes:
+        if outcome.entry.severity == "info" and outcome.entry.name != "conflicting_answers":
+            for position in outcome.rows[:EXAMPLES].tolist():
+                said = outcome.says(held.value(outcome, position))
+                wanted.setdefault(position, []).append((f"{outcome.entry.name} {outcome.column}", said))
+    examples = Examples()
+    for position, row in rows_at(file, wanted):
+        _keep_examples(examples, [record(row, name, said) for name, said in wanted[position]])
+    return examples
+
+
+def conflicts(file: Path, held: Held) -> list[Conflict]:
+    """The first few prompts with several answers that were kept: each with their number, and the first few of them."""
+    asked = [o for o in held.outcomes if o.entry.name == "conflicting_answers" and o.entry.severity == "info"]
+    prompts = answers_by_prompt(held.frame.iloc[asked[0].rows], EXAMPLES) if asked else []
+    rows = dict(rows_at(file, (row for answers in prompts for row in answers[:EXAMPLES])))
+    found = []
+    for answers in prompts:
+        prompt, _ = prompt_and_answer(rows[answers[0]]["messages"])
+        records = []
+        for row in (rows[position] for position in answers[:EXAMPLES]):
+            _, answer = prompt_and_answer(row["messages"])
+            records.append(record(row, "", "") | {"text": masked((answer or {}).get("content") or "")})
+        found.append(Conflict(excerpt(prompt), len(answers), records))
+    return found
+
+
+def record(row: dict[str, Any], reason: str, detail: str) -> Record:
+    """Where a row came from, what is wrong with it and the beginning of what stands there."""
+    place = {name: row[name] for name in ("file", "line", "byte", "row_id")}
+    return place | {"reason": reason, "detail": detail, "text": excerpt(row["messages"])}
+
+
+def refused(file: Path) -> tuple[dict[str, int], Examples]:
+    """The reasons for which ingest refused records, with their numbers, and the first few of each."""
+    counts: Counter[str] = Counter()
+    examples = Examples()
+    for batch in pq.ParquetFile(file).iter_batches(BATCH):
+        records = [each | {"text": masked(each["text"] or "")} for each in batch.to_pylist()]
+        counts.update(each["reason"] for each in records)
+        _keep_examples(examples, records)
+    return dict(counts.most_common()), examples
+
+
+def _keep_examples(examples: Examples, records: list[Record]) -> None:
+    for each in records:
+        found = examples.setdefault(each["reason"], [])
+        if len(found) < EXAMPLES:
+            found.append(each)
+
+
+def _warnings(held: Held) -> list[Outcome]:
+    return [outcome for outcome in held.outcomes if outcome.entry.severity == "warning"]
+
+
+def _blame(held: Held) -> Iterator[tuple[str, str]]:
+    """For each row that is quarantined, in order, its reason and a sentence that names the others."""
+    failing, warnings = held.failing(), _warnings(held)
+    for position in np.flatnonzero(failing.any(axis=0)).tolist():
+        first, *others = (warnings[line] for line in np.flatnonzero(failing[:, position]).tolist())
+        also = dict.fromkeys(o.entry.name for o in others if o.entry.name != first.entry.name)
+        said = first.says(held.value(first, position))
+        yield first.entry.name, f"{said}; also {', '.join(also)}" if also else said

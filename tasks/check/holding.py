@@ -1,0 +1,183 @@
+"""Holds rows against the suite: row by row, then prompt by prompt, then as a set."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_checks.batches import Ask, look, rows_at
+from data_checks.columns import Columns, prompt_and_answer
+from data_checks.excerpts import in_a_line, masked
+from data_checks.expectations import conflict_expectations, row_expectations, set_expectations
+from data_checks.findings import num_answers
+from data_checks.own import looks_at_texts, own_expectation
+from data_checks.profile import (
+    Changed,
+    Measure,
+    Profile,
+    changed_rows,
+    label_name,
+    labels_at,
+    measures,
+    profile,
+    table_of,
+)
+from data_checks.rules import columns_of
+from data_checks.suite import Entry
+from data_checks.table import schema_expectations, table_expectations
+from data_checks.validation import Outcome, joined, run
+from tasks.artifacts import ROW_SCHEMA, CheckedRows
+from tasks.errors import ConfigError, DataError
+
+# What the table's own expectations and the profile look at, whatever the suite asks.
+COUNTED = {
+    "num_turns",
+    "num_incomplete_turns",
+    "prompt_chars",
+    "max_answer_chars",
+    "prompt_language",
+    "answer_language",
+}
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Held:
+    """The rows' frame, and what came of each expectation that looks at rows."""
+
+    frame: pd.DataFrame
+    outcomes: list[Outcome]
+
+    def failing(self) -> Mask:
+        """A line for each outcome of severity warning, in order, and a column for each row: whether it fails."""
+        warnings = [outcome for outcome in self.outcomes if outcome.entry.severity == "warning"]
+        lines = np.zeros((len(warnings), len(self.frame)), dtype=np.bool_)
+        for line, outcome in zip(lines, warnings, strict=True):
+            line[outcome.rows] = True
+        return lines
+
+    def kept(self) -> Mask:
+        """Whether each row passes all that quarantines."""
+        return np.logical_not(self.failing().any(axis=0))
+
+    def value(self, outcome: Outcome, position: int) -> str:
+        """What a row has where an expectation looked."""
+        return in_a_line(self.frame[outcome.column].iloc[position]) if outcome.column in self.frame else ""
+
+
+def hold_rows(file: Path, suite: Sequence[Entry], special_tokens: Sequence[str]) -> Held:
+    """Every row against what it must satisfy by itself, then the rows that pass against each other.
+
+    Raises DataError where a critical expectation fails, ConfigError where one of the team's could not be evaluated.
+    """
+    schema = pq.read_schema(file)
+    empty = schema.empty_table().to_pandas(types_mapper=pd.ArrowDtype)
+    stop_on_critical(Held(empty, run(empty, schema_expectations(ROW_SCHEMA))), file)
+    frame, of_texts = _look(file, suite, special_tokens)
+    of_table, of_rows = table_expectations(ROW_SCHEMA), row_expectations(suite, frame)
+    held = Held(frame, [*run(frame, of_table), *(run(frame, of_rows) if of_rows else []), *of_texts])
+    stop_on_critical(held, file)
+
+    passing = frame[held.kept()]
+    frame = frame.assign(num_answers=num_answers(passing).reindex(frame.index))
+    conflicts = conflict_expectations(suite)
+    held = Held(frame, [*held.outcomes, *(run(frame, conflicts) if conflicts else [])])
+    stop_on_critical(held, file)
+    return held
+
+
+def _look(file: Path, suite: Sequence[Entry], special_tokens: Sequence[str]) -> tuple[pd.DataFrame, list[Outcome]]:
+    of_texts = tuple(entry for entry in suite if entry.own and looks_at_texts(own_expectation(entry)))
+    looked = list(look(file, Ask(_columns(suite), tuple(special_tokens), of_texts)))
+    if not looked:
+        return pd.DataFrame({name: [] for name in Columns._fields}), []
+    starts = list(accumulate((batch.columns.num_rows for batch in looked[:-1]), initial=0))
+    outcomes = [joined(parts, starts) for parts in zip(*(batch.of_texts for batch in looked), strict=True)]
+    table = pa.concat_tables(batch.columns for batch in looked)
+    return table.to_pandas(types_mapper=pd.ArrowDtype, self_destruct=True), outcomes
+
+
+def _columns(suite: Sequence[Entry]) -> frozenset[str]:
+    """The derived columns that something looks at: what costs most to derive can be left out."""
+    own = [own_expectation(entry).expectation for entry in suite if entry.own]
+    asked = [each.expectation for each in row_expectations(suite, pd.DataFrame({name: [] for name in Columns._fields}))]
+    named = {column for expectation in (*asked, *own) for column in columns_of(expectation)}
+    return frozenset(named | COUNTED) & frozenset(Columns._fields)
+
+
+@dataclass(frozen=True)
+class Set:
+    """The rows that pass as a whole: what they look like, how far that is from before, and what came of that."""
+
+    profile: Profile
+    earlier: Profile | None  # that of the last accepted version
+    changed: Changed | None  # against its rows
+    measures: dict[str, Measure]
+    outcomes: list[Outcome]
+
+
+def hold_set(file: Path, held: Held, suite: Sequence[Entry], before: CheckedRows | None) -> Set:
+    """The rows of `held` that pass, against what a set must satisfy. Raises DataError where that is critical."""
+    frame = held.frame[held.kept()]
+    found = profile(frame, labels(file, frame))
+    earlier = json.loads(before.path("profile.json").read_text(encoding="utf-8")) if before else None
+    changed = changed_rows(_row_ids(before), frame["row_id"]) if before else None
+    measured = measures(found, earlier, changed)
+    asked = set_expectations(suite, measured)
+    outcomes = run(table_of(measured), asked) if asked else []
+    for outcome in outcomes:
+        if outcome.failed and outcome.entry.severity == "critical":
+            raise DataError(f"{outcome.entry.name}: {outcome.says(measured[outcome.column].value)}")
+    return Set(found, earlier, changed, measured, outcomes)
+
+
+def labels(file: Path, frame: pd.DataFrame) -> dict[str, int] | None:
+    """How often each answer of the rows of `frame` is given, where the answers are a closed set of labels."""
+    known = frame["answer_hash"].dropna()
+    found = labels_at(known.to_numpy(dtype=np.int64))
+    if found is None:
+        return None
+    number_at = dict(zip(known.index[found[0]].tolist(), found[1].tolist(), strict=True))
+    counts: dict[str, int] = {}
+    for position, row in rows_at(file, number_at):
+        _, answer = prompt_and_answer(row["messages"])
+        name = label_name(masked((answer or {}).get("content") or ""))
+        counts[name] = counts.get(name, 0) + number_at[position]
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def stop_on_critical(held: Held, file: Path) -> None:
+    """Raises DataError for the first critical failure, another error where an expectation could not be evaluated."""
+    for outcome in held.outcomes:
+        if outcome.error:
+            _stop_on_error(outcome, file)
+        if outcome.entry.severity != "critical" or not outcome.failed:
+            continue
+        subject = file if outcome.entry.name == "table" else outcome.entry.name
+        if not len(outcome.rows):
+            raise DataError(f"{subject}: {outcome.says()}")
+        first = held.frame.iloc[int(outcome.rows[0])]
+        raise DataError(
+            f"{subject}: {outcome.says(held.value(outcome, int(outcome.rows[0])))} in {outcome.failed} of "
+            f"{len(held.frame)} rows; first: {first['file']} line {first['line']}"
+        )
+
+
+def _stop_on_error(outcome: Outcome, file: Path) -> None:
+    said = in_a_line(outcome.error)
+    if outcome.entry.own:
+        raise ConfigError(f"{outcome.entry.key} ({outcome.entry.name}) did not run: {said}")
+    raise RuntimeError(f"{file}: {outcome.expectation} of {outcome.column} did not run: {said}")
+
+
+def _row_ids(rows: CheckedRows) -> pd.Series:
+    table = pq.read_table(rows.path("rows.parquet"), columns=["row_id"])
+    return table.to_pandas(types_mapper=pd.ArrowDtype)["row_id"]

@@ -1,0 +1,96 @@
+"""What came of a check as plain data: results.json, from which the report and the summary are made."""
+
+import re
+from typing import Any
+
+import pandas as pd
+
+from data_checks.report import SOURCES
+from data_checks.validation import Outcome
+from tasks.artifacts import CheckedRows
+from tasks.check.holding import Held, Set
+
+Results = dict[str, Any]
+
+
+def results(
+    held: Held, of_set: Set, refused: dict[str, int], quarantined: dict[str, int], before: CheckedRows | None
+) -> Results:
+    """The account, the reasons, every expectation with its outcome, the sources, and what changed since `before`."""
+    num_refused, num_quarantined, num_rows = sum(refused.values()), sum(quarantined.values()), len(held.frame)
+    values = {name: measure.value for name, measure in of_set.measures.items()}
+    return {
+        "read": num_rows + num_refused,
+        "refused": num_refused,
+        "rows": num_rows,
+        "kept": num_rows - num_quarantined,
+        "quarantined": num_quarantined,
+        "reasons": {"ingest": refused, "check": quarantined},
+        "findings": findings(held, of_set),
+        "conflicting_prompts": _conflicting_prompts(held),
+        "sources": _sources(held),
+        "since": _since(of_set, before),
+        "expectations": [
+            *(_described(outcome, None, of_set=not outcome.of_rows) for outcome in held.outcomes),
+            *(_described(outcome, values[outcome.column], of_set=True) for outcome in of_set.outcomes),
+        ],
+    }
+
+
+def findings(held: Held, of_set: Set) -> dict[str, int]:
+    """Expectation that failed and sets nothing aside -> rows that fail it, or 1 for one of the table as a whole."""
+    failed: dict[str, set[int]] = {}
+    for outcome in held.outcomes:
+        if outcome.failed and (outcome.entry.severity == "info" or not outcome.of_rows):
+            failed.setdefault(outcome.entry.name, set()).update(outcome.rows.tolist())
+    return {name: len(rows) or 1 for name, rows in failed.items()} | {
+        outcome.entry.name: 1 for outcome in of_set.outcomes if outcome.failed
+    }
+
+
+def _described(outcome: Outcome, value: float | None, *, of_set: bool) -> dict[str, Any]:
+    """Where rows fail, the fault stands for many values: n where one would be read, nothing where it comes last."""
+    many = re.sub(r"\{value[^}]*\}", "n", re.sub(r": \{value\}$", "", outcome.fault))
+    return {
+        "name": outcome.entry.name,
+        "severity": outcome.entry.severity,
+        "arguments": outcome.entry.given,
+        "of_set": of_set,
+        "fault": outcome.says(value) if of_set and outcome.failed else many,
+        "expectation": outcome.expectation,
+        "column": outcome.column,
+        "evaluated": outcome.evaluated,
+        "failed": outcome.failed,
+        "share": round(outcome.share, 6),
+        "value": None if value is None else round(value, 6),
+    }
+
+
+def _conflicting_prompts(held: Held) -> int:
+    rows = [o.rows for o in held.outcomes if o.entry.name == "conflicting_answers" and o.entry.severity == "info"]
+    return int(held.frame["prompt_hash"].iloc[rows[0]].nunique()) if rows else 0
+
+
+def _sources(held: Held) -> list[tuple[str, int, int]]:
+    """(source, kept, quarantined), the largest first; what is beyond SOURCES in one line."""
+    passed = pd.Series(held.kept())
+    grouped = passed.groupby(held.frame["source"].astype(object)).agg(["sum", "size"])
+    rows = [(str(name), int(line["sum"]), int(line["size"] - line["sum"])) for name, line in grouped.iterrows()]
+    rows.sort(key=lambda row: (-row[1] - row[2], row[0]))
+    rest = rows[SOURCES:]
+    more = [(f"{len(rest)} more", sum(row[1] for row in rest), sum(row[2] for row in rest))] if rest else []
+    return rows[:SOURCES] + more
+
+
+def _since(of_set: Set, before: CheckedRows | None) -> dict[str, Any] | None:
+    if before is None or of_set.changed is None:
+        return None
+    return {
+        "version": before.key,
+        **of_set.changed._asdict(),
+        "drift": {
+            name: {"psi": round(measure.value, 4), "noise": round(measure.noise, 4)}
+            for name, measure in of_set.measures.items()
+            if name.endswith("_psi") and measure.value is not None
+        },
+    }

@@ -1,0 +1,96 @@
+"""Data sets of the Hugging Face hub, through `datasets`: hub:org/name, hub:org/name/config:split.
+
+What identifies one is the commit that its branch or tag means when the run begins, and that commit is what is read.
+No code of a data set is run (`datasets` has no such thing any more). Where HF_HUB_OFFLINE is set nothing is reached:
+the copy that an earlier run left in the cache is read, if it is that of the revision asked for.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from tasks.errors import ConfigError
+
+FORM = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w.-]+))?")
+BATCH_ROWS = 1_000
+
+
+def is_hub(path: str) -> bool:
+    """Whether a source's path names a data set of the hub."""
+    return path.startswith("hub:")
+
+
+def commit(path: str, revision: str | None, setting: str) -> str:
+    """The commit that `revision` means, or the main branch. Raises ConfigError where the data set cannot be had."""
+    name, config, _ = _parts(path, setting)
+    builder = _builder(name, config, revision, setting)
+    if type(builder).__module__ == "datasets.packaged_modules.cache.cache":
+        _is_wanted(builder.hash, revision, setting)
+    return builder.hash
+
+
+def batches(path: str, commit: str, columns: frozenset[str] | None) -> Iterator[pa.RecordBatch]:
+    """The rows of a data set in batches, those of `columns` that it has; class labels by their names.
+
+    Raises ConfigError where there is no such split.
+    """
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+    name, config, split = _parts(path, path)
+    builder = _builder(name, config, commit, path)
+    if builder.hash != commit:
+        raise ConfigError(f"{path}: the hub does not give commit {commit} any more, and the cache has {builder.hash}")
+    builder.download_and_prepare()
+    splits: Any = builder.info.splits or {}
+    if split not in splits:
+        raise ConfigError(f"{path}: there is no split {split}; accepted: {', '.join(splits)}")
+    rows: Any = builder.as_dataset(split=split)
+    known = [column for column in rows.column_names if columns is None or column in columns]
+    names = {column: getattr(rows.features[column], "names", None) for column in known}  # of a ClassLabel
+    for table in rows.select_columns(known).with_format("arrow").iter(batch_size=BATCH_ROWS):
+        for column, labels in names.items():
+            if labels:
+                table = table.set_column(table.column_names.index(column), column, _named(table[column], labels))
+        yield from table.to_batches()
+
+
+def _parts(path: str, setting: str) -> tuple[str, str | None, str]:
+    form = FORM.fullmatch(path)
+    if not form:
+        raise ConfigError(f"{setting}: accepted is hub:org/name or hub:org/name/config:split")
+    return form["name"], form["config"], form["split"] or "train"
+
+
+def _builder(name: str, config: str | None, revision: str | None, setting: str) -> Any:
+    from datasets import load_dataset_builder
+    from datasets.exceptions import DatasetsError
+
+    try:
+        builder = load_dataset_builder(name, config, revision=revision)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        offline = " (offline: HF_HUB_OFFLINE is set, and it is not in the cache)" if _offline() else ""
+        raise ConfigError(f"{setting}: the hub does not give it{offline}: {reason}") from error
+    return builder
+
+
+def _offline() -> bool:
+    from datasets.config import HF_HUB_OFFLINE
+
+    return bool(HF_HUB_OFFLINE)
+
+
+def _is_wanted(found: str, revision: str | None, setting: str) -> None:
+    """`datasets` falls back to the newest copy in its cache, whatever the revision asked for."""
+    if not _offline():
+        raise ConfigError(f"{setting}: the hub does not answer; HF_HUB_OFFLINE=1 takes the copy in the cache, {found}")
+    if revision and not found.startswith(revision):
+        raise ConfigError(f"{setting}: offline, and the copy in the cache is {found}, not revision {revision}")
+
+
+def _named(column: pa.ChunkedArray, labels: list[str]) -> pa.Array:
+    """Class numbers as the names of their classes; -1 stands for none."""
+    return pa.array([None if n is None or n < 0 else labels[n] for n in column.to_pylist()], pa.string())

@@ -1,0 +1,100 @@
+"""The bytes of a file as they are unpacked, and what the first of them give away: an archive, or no data at all."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import pyarrow as pa
+
+from tasks.errors import DataError
+from tasks.ingest.stores import is_url, open_url
+
+Packing = Literal["", "gz", "zst"]
+
+BOM = b"\xef\xbb\xbf"
+BUFFER = 1 << 20
+HEAD = 512
+
+MAGIC: tuple[tuple[bytes, Packing], ...] = ((b"\x1f\x8b", "gz"), (b"\x28\xb5\x2f\xfd", "zst"))
+CODECS = {"gz": "gzip", "zst": "zstd"}
+
+HTML = ("html_page", "an HTML page, not data: a download was answered with a web page")
+UTF_16 = ("utf_16", "UTF-16: save it as UTF-8")
+ARCHIVE = ("unknown_archive", "an archive of another kind than gzip or Zstandard: unpack it first")
+NOT_DATA: tuple[tuple[bytes, tuple[str, str]], ...] = (
+    (b"version https://git-lfs", ("git_lfs_pointer", "a Git LFS pointer, not the data: fetch them with git lfs pull")),
+    (b"<!doctype html", HTML),
+    (b"<html", HTML),
+    (b"<?xml", ("xml_page", "an XML page, not data: a store answered with an error")),
+    (b"\xff\xfe\0\0", ("utf_32", "UTF-32: save it as UTF-8")),
+    (b"\0\0\xfe\xff", ("utf_32", "UTF-32: save it as UTF-8")),
+    (b"\xff\xfe", UTF_16),
+    (b"\xfe\xff", UTF_16),
+    (b"pk\x03\x04", ARCHIVE),
+    (b"bzh", ARCHIVE),
+    (b"\xfd7zxz", ARCHIVE),
+)
+
+
+def packing_of(path: str) -> Packing:
+    """How a file is packed, by its first bytes. Raises DataError where they show that it holds no data."""
+    with packed(path) as file:
+        head = file.read(HEAD)
+    if not head:
+        raise DataError(f"{path}: empty_file, accepted is a file with at least one record")
+    packing = _packing(head)
+    if packing:
+        with unpacked(path, packing) as stream:
+            head = stream.read(HEAD)
+        if not head:
+            raise DataError(f"{path}: empty_file, the archive holds nothing")
+    _hold_data(path, head)
+    if not packing and path.lower().endswith((".gz", ".zst")):
+        raise DataError(f"{path}: not_packed, it ends as an archive does but is none")
+    return packing
+
+
+@contextmanager
+def unpacked(path: str, packing: Packing) -> Iterator[io.BufferedReader]:
+    """A file's bytes from its beginning, unpacked as they are read. Raises DataError where an archive is not whole."""
+    with packed(path) as file:
+        if not packing:
+            yield io.BufferedReader(file, BUFFER)  # pyright: ignore[reportArgumentType] it has readinto
+            return
+        try:
+            # The zstandard package reads a file that was cut off as if it were whole; Arrow does not.
+            stream = pa.CompressedInputStream(pa.PythonFile(file, "rb"), CODECS[packing])
+            yield io.BufferedReader(stream, BUFFER)  # pyright: ignore[reportArgumentType] it has readinto
+        except OSError as error:
+            if not is_of_content(error):
+                raise
+            raise DataError(f"{path}: broken_archive, it is cut off or damaged ({error})") from error
+
+
+def is_of_content(error: OSError) -> bool:
+    """Whether Arrow found a file's content at fault: such an error is an OSError without a number."""
+    return type(error) is OSError and error.errno is None
+
+
+def packed(path: str) -> BinaryIO:
+    """A file's bytes as they lie there."""
+    return open_url(path) if is_url(path) else Path(path).open("rb", buffering=0)
+
+
+def _packing(head: bytes) -> Packing:
+    for magic, packing in MAGIC:
+        if head.startswith(magic):
+            return packing
+    return ""
+
+
+def _hold_data(path: str, head: bytes) -> None:
+    start = head.removeprefix(BOM).lstrip().lower()
+    for beginning, (reason, detail) in NOT_DATA:
+        if start.startswith(beginning):
+            raise DataError(f"{path}: {reason}, the file is {detail}")
+    odd, even = (half.count(0) > 0.4 * len(half) for half in (head[1::2], head[::2]))
+    if odd != even and len(head) >= 8 and not head.startswith(b"PAR1"):
+        raise DataError(f"{path}: {UTF_16[0]}, the file is {UTF_16[1]}")

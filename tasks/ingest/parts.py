@@ -1,0 +1,101 @@
+"""The parts that ingest is put together from, each an artifact of its own: what did not change is not parsed again.
+
+A local JSONL file, packed or not, is read in tiles: runs of whole lines, about 8 MB each, cut at places that depend on
+what stands before them alone. A file that grew has its old tiles still, and only the last of them and what follows is
+parsed, also where the last line had no end. What else there is, another format or an object in a store, is one part:
+stores do not append. Parts lie beside the other artifacts, in <home>/artifacts/ingest_part, and are kept like those;
+one that is deleted is made again when it is needed.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+from tasks.artifacts import Artifact
+from tasks.caching import cached
+from tasks.config import Repair
+from tasks.ingest.files import SourceFile, is_remote, unchanged
+from tasks.ingest.layouts import FIELDS
+from tasks.ingest.opening import unpacked
+from tasks.ingest.readers import Line, json_lines, lines, read
+from tasks.ingest.tables import Tables, Tally
+
+TILE_BYTES = 8_000_000
+TILE_LINES = 50_000
+
+
+class Tile(BaseModel):
+    """A run of whole lines of one file. The lines travel along but are no input of their own: the digest is of them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    first_line: int
+    byte: int
+    sha256: str
+    _lines: tuple[Line, ...] = PrivateAttr()
+
+    @classmethod
+    def of(cls, run: list[Line]) -> "Tile":
+        """The tile of some lines, at least one."""
+        digest = hashlib.sha256()
+        for line in run:
+            digest.update(line.content)
+            if line.size != len(line.content):
+                digest.update(b"%d" % line.size)  # what follows a long line stands behind all of it
+        tile = cls(first_line=run[0].number, byte=run[0].byte, sha256=digest.hexdigest())
+        tile._lines = tuple(run)
+        return tile
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """The lines, in their order."""
+        return self._lines
+
+
+class Part(Artifact):
+    """A part of what ingest read: rows.parquet and quarantine.parquet."""
+
+    tally: Tally
+
+
+@cached(libraries=("pyarrow", "ftfy"))
+def ingest_part(folder: Path, file: SourceFile, tile: Tile | None, max_bytes: int, repairs: tuple[Repair, ...]) -> Part:
+    """The rows of a tile, or of a whole file where there is none."""
+    with Tables(folder) as tables:
+        if tile:
+            return Part(tally=tables.fill(json_lines(tile.lines), file, max_bytes, repairs))
+        with unchanged(file):
+            return Part(tally=tables.fill(read(file, max_bytes, columns_of(file)), file, max_bytes, repairs))
+
+
+def parts_of(file: SourceFile, max_bytes: int, repairs: tuple[Repair, ...]) -> Iterator[Part]:
+    """The parts of a file in their order, found or made. Raises DataError where it changes while it is read."""
+    file = file.model_copy(update={"setting": ""})  # which source names it changes no row
+    if file.format != "jsonl" or is_remote(file.path):
+        yield ingest_part.record(file, None, max_bytes, repairs)
+        return
+    with unchanged(file):
+        for tile in tiles(file, max_bytes):
+            yield ingest_part.record(file.model_copy(update={"digest": ""}), tile, max_bytes, repairs)
+
+
+def tiles(file: SourceFile, max_bytes: int) -> Iterator[Tile]:
+    """The lines of a file in tiles."""
+    run: list[Line] = []
+    num_bytes = 0
+    with unpacked(file.path, file.packing) as stream:
+        for line in lines(stream, max_bytes):
+            run.append(line)
+            num_bytes += len(line.content)
+            if num_bytes >= TILE_BYTES or len(run) >= TILE_LINES:
+                yield Tile.of(run)
+                run, num_bytes = [], 0
+        if run:
+            yield Tile.of(run)
+
+
+def columns_of(file: SourceFile) -> frozenset[str]:
+    """The columns that a table is asked for."""
+    return FIELDS | set(file.columns.values())

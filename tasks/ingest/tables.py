@@ -1,0 +1,158 @@
+"""The two tables of a folder, rows.parquet and quarantine.parquet, and the account of what went into them."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from tasks.artifacts import MESSAGES, QUARANTINE_SCHEMA, ROW_SCHEMA
+from tasks.config import Repair
+from tasks.ingest.files import SourceFile
+from tasks.ingest.parsing import Refused
+from tasks.ingest.readers import Item
+from tasks.ingest.rows import columns_in, to_row
+
+BATCH_ROWS = 5_000
+BATCH_BYTES = 32_000_000
+REPEATING = ["source", "file", "group", "side", "repairs", "reason", "messages.list.element.role"]
+
+
+class Tally(BaseModel):
+    """What became of some records: read = kept + refused."""
+
+    num_rows: int = 0
+    reasons: Counter[str] = Counter()
+    firsts: dict[str, str] = {}  # reason -> place and detail of the first record refused for it
+    layouts: Counter[str] = Counter()
+    repaired: Counter[str] = Counter()  # repair -> rows
+    mapped: Counter[str] = Counter()  # our field -> records that had the column which stands for it
+
+    @property
+    def num_read(self) -> int:
+        """All records."""
+        return self.num_rows + self.reasons.total()
+
+    def add(self, other: "Tally") -> None:
+        """Adds the account of later records."""
+        self.num_rows += other.num_rows
+        self.firsts = other.firsts | self.firsts
+        for name in ("reasons", "layouts", "repaired", "mapped"):
+            getattr(self, name).update(getattr(other, name))
+
+
+class Table:
+    """A Parquet file that grows by one record (a tuple in the schema's order) at a time, a batch of it in memory."""
+
+    def __init__(self, file: Path, schema: pa.Schema) -> None:
+        self.schema = schema
+        repeating = [name for name in REPEATING if name.split(".")[0] in schema.names]
+        # A dictionary of texts that never repeat is built, found useless and thrown away: a third of the writing time.
+        self.writer = pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeating)  # pyright: ignore[reportArgumentType]
+        self.records: list[Sequence[Any]] = []
+        self.num_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.flush()
+        self.writer.close()
+
+    def add(self, record: Sequence[Any], num_bytes: int) -> None:
+        """Adds a record of about `num_bytes`."""
+        self.records.append(record)
+        self.num_bytes += num_bytes
+        if len(self.records) >= BATCH_ROWS or self.num_bytes >= BATCH_BYTES:
+            self.flush()
+
+    def append(self, file: Path) -> None:
+        """Adds what stands in another file of the same schema."""
+        with pq.ParquetFile(file) as other:
+            for group in range(other.num_row_groups):
+                self.writer.write_table(other.read_row_group(group))
+
+    def flush(self) -> None:
+        """Writes what was added since the last time."""
+        if self.records:
+            columns = zip(*self.records, strict=True)
+            self.writer.write_table(
+                pa.Table.from_arrays(
+                    [_array(values, field.type) for values, field in zip(columns, self.schema, strict=True)],
+                    schema=self.schema,
+                )
+            )
+            self.records, self.num_bytes = [], 0
+
+
+class Tables:
+    """Both tables of one folder, to be used in a with statement."""
+
+    def __init__(self, folder: Path) -> None:
+        self.rows = Table(folder / "rows.parquet", ROW_SCHEMA)
+        self.quarantine = Table(folder / "quarantine.parquet", QUARANTINE_SCHEMA)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.rows.__exit__(kind, error, trace)
+        self.quarantine.__exit__(kind, error, trace)
+
+    def append(self, folder: Path) -> None:
+        """Adds the tables of another folder."""
+        self.rows.append(folder / "rows.parquet")
+        self.quarantine.append(folder / "quarantine.parquet")
+
+    def fill(self, items: Iterable[Item], file: SourceFile, max_bytes: int, repairs: Sequence[Repair]) -> Tally:
+        """Adds each record of a file as a row or as a refusal, and returns their account."""
+        tally = Tally()
+        for line, byte, raw, parse in items:
+            try:
+                if len(raw) > max_bytes:
+                    raise Refused("too_long", f"longer than data.max_line_bytes={max_bytes}")
+                value = parse()
+                if file.columns:
+                    tally.mapped.update(columns_in(value, file.columns))
+                row, layout = to_row(file, line, byte, value, repairs)
+            except Refused as refused:
+                tally.reasons[refused.reason] += 1
+                tally.firsts.setdefault(refused.reason, f"{file.path} line {line}, {refused.detail}")
+                self.quarantine.add(refusal(file, line, byte, raw, refused), len(raw))
+            else:
+                tally.num_rows += 1
+                tally.layouts[layout] += 1
+                if row.repairs:
+                    tally.repaired.update(row.repairs.split(", "))
+                self.rows.add(row, len(raw))
+        return tally
+
+
+def refusal(file: SourceFile, line: int, byte: int | None, raw: bytes, refused: Refused) -> Sequence[Any]:
+    """The entry (QUARANTINE_SCHEMA) of a refused record."""
+    text = raw[:2_000].decode("utf-8", "replace")[:500]
+    return (file.path, line, byte, None, refused.reason, refused.detail, text)
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """The values of one column; conversations column by column, a third of the time that a list of dicts takes."""
+    if kind != MESSAGES:
+        return pa.array(values, kind)
+    ends = [0]
+    for messages in values:
+        ends.append(ends[-1] + len(messages))
+    columns = [
+        pa.array([turn[field] for messages in values for turn in messages], pa.string())
+        for field in ("role", "content")
+    ]
+    turns = pa.StructArray.from_arrays(columns, fields=list(MESSAGES.value_type))
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), turns, type=MESSAGES)

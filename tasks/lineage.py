@@ -1,0 +1,207 @@
+"""A row's whole life, from the artifacts that are there: where it came from, what was done to it, which side it is on.
+
+A record is known by its file and line, since equal records share a row_id. Files are read row group by row group, and
+wide columns only where a narrow one matches, so that a row among a million is found in a second.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from tasks.artifacts import Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
+from tasks.caching import MANIFEST
+from tasks.versions import Version
+
+SIDES_FILE = "sides.parquet"
+REASONS = ("drawn", "by_time", "kept", "inherited", "given")  # why a row is on its side
+SET_ASIDE = ("refused", "quarantined", "removed")
+MOST_MATCHES = 10
+MOST_RELATIVES = 5  # rows of the same cluster, or duplicates, that are named
+SHOWN_CHARS = 300
+PLACE = ["file", "line", "row_id"]
+
+Found = dict[str, Any]  # the columns of one row
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the data stages made of one version of the data, as far as they ran."""
+
+    rows: Rows
+    checked: CheckedRows | None = None
+    unique: UniqueRows | None = None
+    splits: Splits | None = None
+    tokens: Tokens | None = None
+
+    def __iter__(self) -> Iterator[Artifact]:
+        """The artifacts in the order of the stages."""
+        stages = (self.rows, self.checked, self.unique, self.splits, self.tokens)
+        return iter([artifact for artifact in stages if artifact])
+
+
+def manifest(artifact: Artifact) -> dict[str, Any]:
+    """What was written beside an artifact when it was made (tasks/caching.py)."""
+    return json.loads(artifact.path(MANIFEST).read_text(encoding="utf-8"))
+
+
+def by_id(rows: Rows, beginning: str) -> list[Found]:
+    """The records whose row_id begins so, at most one more than MOST_MATCHES."""
+    row_id = ds.field("row_id")
+    where = (row_id >= beginning) & (row_id < f"{beginning}g")  # after every hex digit
+    return _select(rows.path("rows.parquet"), where, [*PLACE, "messages"], MOST_MATCHES + 1)
+
+
+def by_line(rows: Rows, file: str, line: int) -> list[Found]:
+    """The records on a line of a file, refused ones too; the file's name may leave out the folders around it."""
+    named = [name for name in rows.detected if name == file or name.endswith(f"/{file}")] or [file]
+    where = (ds.field("line") == line) & ds.field("file").isin(named)
+    kept = _select(rows.path("rows.parquet"), where, [*PLACE, "messages"], MOST_MATCHES + 1)
+    return kept + _select(rows.path("quarantine.parquet"), where, [*PLACE, "text"], MOST_MATCHES + 1)
+
+
+def by_text(rows: Rows, words: Sequence[str]) -> list[Found]:
+    """The records that contain all words, in any case and order, refused ones too; at most one over MOST_MATCHES."""
+    found: list[Found] = []
+    for batch in _batches(rows.path("rows.parquet"), [*PLACE, "messages"]):
+        messages = batch["messages"]
+        turns, row_of = messages.flatten().field("content"), pc.call_function("list_parent_indices", [messages])
+        hits = np.ones(len(batch), dtype=bool)
+        for word in words:
+            hits &= np.bincount(np.asarray(row_of)[_contains(turns, word)], minlength=len(batch)) > 0
+        found += batch.filter(pa.array(hits)).slice(0, MOST_MATCHES + 1).to_pylist()
+        if len(found) > MOST_MATCHES:
+            return found
+    for batch in _batches(rows.path("quarantine.parquet"), [*PLACE, "text"]):
+        hits = np.logical_and.reduce([_contains(batch["text"], word) for word in words])
+        found += batch.filter(pa.array(hits)).to_pylist()
+    return found
+
+
+def life(made: Made, record: Found) -> list[dict[str, Any]]:
+    """What happened to a record, one entry a stage, until it was set aside or the stages that ran end."""
+    events: list[dict[str, Any]] = []
+    for event in _events(made, record):
+        events.append(event)
+        if event["outcome"] in SET_ASIDE:
+            break
+    return events
+
+
+def sides(row_id: str, past: Sequence[Version]) -> list[dict[str, Any]]:
+    """The side of a row in each version and why; without a side it is why not, or None where it was not there yet."""
+    told: list[dict[str, Any]] = []
+    for version in past:
+        file = version.splits.folder / SIDES_FILE
+        row = _side(file, row_id) if file.is_file() else None
+        placed = row is not None and row["because"] in REASONS
+        because = row["because"] if row else None
+        told.append({"version": version.number, "side": row["side"] if row and placed else None, "because": because})
+    return told
+
+
+def excerpt(record: Found) -> str:
+    """The beginning of what a record says."""
+    turns = record.get("messages")
+    text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) if turns else record.get("text") or ""
+    return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 1]}…"
+
+
+def _events(made: Made, record: Found) -> Iterator[dict[str, Any]]:
+    here = (ds.field("file") == record["file"]) & (ds.field("line") == record["line"])
+    yield {"stage": "ingest"} | _ingested(made.rows, here)
+    if made.checked:
+        yield {"stage": "check"} | (_quarantined(made.checked, here) or {"outcome": "passed"})
+    if made.unique:
+        yield {"stage": "dedupe"} | _deduped(made.unique, record, here)
+    if made.splits:
+        yield {"stage": "split"} | (_quarantined(made.splits, here) or _placed(made.splits, record, here))
+    if made.tokens:
+        yield {"stage": "render"} | (_quarantined(made.tokens, here) or {"outcome": "rendered"})
+
+
+def _ingested(rows: Rows, here: ds.Expression) -> dict[str, Any]:
+    if refused := _quarantined(rows, here):
+        return refused | {"outcome": "refused"}
+    columns = ["source", "byte", "group", "time", "side", "repairs"]
+    return {"outcome": "read"} | _select(rows.path("rows.parquet"), here, columns, 1)[0]
+
+
+def _deduped(unique: UniqueRows, record: Found, here: ds.Expression) -> dict[str, Any]:
+    removed = unique.path("removed.parquet")
+    partner = ["partner_file", "partner_line", "partner_row_id"]
+    if gone := _select(removed, here, ["reason", "similarity", *partner], 1):
+        row = gone[0]
+        named = {name.removeprefix("partner_"): row.pop(name) for name in partner}
+        return {"outcome": "removed"} | row | {"partner": named}
+    repeats = (ds.field("partner_file") == record["file"]) & (ds.field("partner_line") == record["line"])
+    return {
+        "outcome": "kept",
+        "num_duplicates": _count(removed, repeats),
+        "duplicates": _select(removed, repeats, [*PLACE, "reason", "similarity"], MOST_RELATIVES),
+    }
+
+
+def _placed(splits: Splits, record: Found, here: ds.Expression) -> dict[str, Any]:
+    row = _side(splits.path(SIDES_FILE), record["row_id"])
+    if row is None or row["because"] not in REASONS:
+        raise ValueError(f"{record['file']} line {record['line']} is lost: split has it neither on a side nor aside")
+    file = splits.path(f"{row['side']}.parquet")
+    number = _select(file, here, ["cluster"], 1)[0]["cluster"]
+    cluster = pq.read_table(file, columns=PLACE, filters=ds.field("cluster") == number)
+    return {
+        "outcome": row["side"],
+        "because": row["because"],
+        "inherited_from": _firm(splits, cluster) if row["because"] == "inherited" else None,
+        "cluster": number,
+        "num_in_cluster": cluster.num_rows,
+        "also_in_cluster": cluster.filter(~here).slice(0, MOST_RELATIVES).to_pylist(),
+    }
+
+
+def _firm(splits: Splits, cluster: pa.Table) -> Found | None:
+    """A row of a cluster that was on its side before this version, or is by its source: what an heir inherits from."""
+    firm = ds.field("because").isin(["kept", "given"]) & ds.field("row_id").isin(cluster["row_id"].unique())
+    ids = _select(splits.path(SIDES_FILE), firm, ["row_id"], 1)
+    return cluster.filter(ds.field("row_id") == ids[0]["row_id"]).slice(0, 1).to_pylist()[0] if ids else None
+
+
+def _quarantined(artifact: Artifact, here: ds.Expression) -> dict[str, Any] | None:
+    file = artifact.path("quarantine.parquet")
+    aside = _select(file, here, ["reason", "detail"], 1) if file.is_file() else []
+    return {"outcome": "quarantined"} | aside[0] if aside else None
+
+
+def _side(file: Path, row_id: str) -> Found | None:
+    found = _select(file, ds.field("row_id") == row_id, ["side", "because"], 1)
+    return found[0] if found else None
+
+
+def _count(file: Path, where: ds.Expression) -> int:
+    return ds.dataset(file).count_rows(filter=where)
+
+
+def _select(file: Path, where: ds.Expression, columns: list[str], most: int) -> list[Found]:
+    """The first rows of a Parquet file that satisfy a condition; other columns are read only where a row does."""
+    found: list[Found] = []
+    for fragment in ds.dataset(file).get_fragments():
+        for group in fragment.split_by_row_group(where):
+            if len(found) < most and group.count_rows(filter=where):
+                found += group.to_table(columns=columns, filter=where).slice(0, most - len(found)).to_pylist()
+    return found
+
+
+def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    return pq.ParquetFile(file).iter_batches(batch_size=20_000, columns=columns)
+
+
+def _contains(texts: pa.Array, text: str) -> np.ndarray:
+    options = pc.MatchSubstringOptions(text, ignore_case=True)
+    return np.asarray(pc.call_function("match_substring", [texts], options).fill_null(False), dtype=bool)

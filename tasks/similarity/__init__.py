@@ -1,0 +1,6 @@
+"""How alike prompts are, exactly: texts become hashed sets of shingles, and a join finds every pair above a threshold.
+
+folding.py reads Arrow messages, hashing.py cuts and hashes them, prompts.py says what of a row is compared, sets.py
+finds what is alike by the joins in join.py, engine.py says where: here, or on a Ray cluster (cluster.py, spread.py).
+semantic.py compares by an embedding model (embedding.py) instead.
+"""

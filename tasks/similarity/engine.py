@@ -1,0 +1,99 @@
+"""Where rows are compared: on the threads of this machine, or on a Ray cluster; what is found is the same."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.similarity.prompts import Shingles
+from tasks.similarity.sets import ENOUGH, Nearest, Pairs, Sets, alike, gather, leaders, nearest_across
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+ROWS_AT_ONCE = 20_000
+
+
+class Engine(Protocol[S]):
+    """Compares the rows of a Parquet file, wherever that is. S is what it has for sets: len(sets) and sets[rows]."""
+
+    def over_batches(self, file: Path, columns: list[str], function: Callable[..., T], **arguments: Any) -> list[T]:
+        """function(batch, **arguments) for every batch of the columns, in order; `function` belongs to a module."""
+        ...
+
+    def sets(self, file: Path, columns: list[str], function: Callable[..., Shingles], **arguments: Any) -> S:
+        """The sets of the rows, from the shingles that function(batch, **arguments) has for every batch."""
+        ...
+
+    def leaders(self, sets: S, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        """As leaders of tasks/similarity/sets.py."""
+        ...
+
+    def alike(self, sets: S, threshold: float, enough: int = ENOUGH) -> Pairs:
+        """As alike of tasks/similarity/sets.py; of the pairs beyond `enough`, others may be listed."""
+        ...
+
+    def nearest_across(self, sets: S, sides: np.ndarray, floor: float) -> Nearest:
+        """As nearest_across of tasks/similarity/sets.py; another number of pairs may be compared."""
+        ...
+
+
+class Local:
+    """The engine that is this machine."""
+
+    def over_batches(self, file: Path, columns: list[str], function: Callable[..., T], **arguments: Any) -> list[T]:
+        """A few batches are in memory at a time."""
+        return over_batches(file, columns, function, **arguments)
+
+    def sets(self, file: Path, columns: list[str], function: Callable[..., Shingles], **arguments: Any) -> Sets:
+        """The sets of all rows."""
+        return gather(over_batches(file, columns, function, **arguments))
+
+    leaders = staticmethod(leaders)
+    alike = staticmethod(alike)
+    nearest_across = staticmethod(nearest_across)
+
+
+def engine_of(name: Literal["local", "ray"]) -> AbstractContextManager[Engine[Any]]:
+    """The engine that dedupe.engine names, for as long as it is needed."""
+    if name == "local":
+        return nullcontext(Local())
+    from tasks.similarity.cluster import ray_engine
+
+    return ray_engine()
+
+
+def over_batches(file: Path, columns: list[str], function: Callable[..., T], **arguments: Any) -> list[T]:
+    """function(batch, **arguments) for every batch of the columns, in order; a few batches are in memory at a time."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda piece: function(read_piece(file, columns, piece), **arguments), pieces(file)))
+
+
+def pieces(file: Path, rows_at_once: int = ROWS_AT_ONCE) -> list[tuple[int, ...]]:
+    """The row groups of a Parquet file, put together to pieces of about so many rows."""
+    metadata = pq.ParquetFile(file).metadata
+    found: list[tuple[int, ...]] = []
+    rows = rows_at_once
+    for group in range(metadata.num_row_groups):
+        if rows >= rows_at_once:
+            found.append(())
+            rows = 0
+        found[-1] += (group,)
+        rows += metadata.row_group(group).num_rows
+    return found
+
+
+def read_pieces(file: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The pieces of a Parquet file, one at a time."""
+    for piece in pieces(file):
+        yield read_piece(file, columns, piece)
+
+
+def read_piece(file: Path, columns: list[str] | None, piece: tuple[int, ...]) -> pa.Table:
+    """The rows of a piece."""
+    return pq.ParquetFile(file).read_row_groups(list(piece), columns=columns)

@@ -1,0 +1,280 @@
+"""The exact set similarity join, compiled by numba: which sets are alike, without comparing all with all.
+
+Two sets with a Jaccard similarity of t share one of the rarest items of each (prefix filtering: Bayardo et al. 2007,
+"Scaling up all pairs similarity search"). What follows that item bounds how much more they can share (positional
+filtering: Xiao et al. 2008, "PPJoin"), and so does a signature of 64 bits (Sandes et al. 2017, "Bitmap filter"). Only
+what passes is compared item by item, so no pair is missed and every pair is verified.
+
+Sets come as CSR with the rarest item first; `sizes` counts items that only one set has too, which are left out of it.
+"""
+
+import numpy as np
+from numba import njit
+
+ROUNDING = 1e-9
+
+
+@njit(cache=True, nogil=True)
+def _bits(value):
+    """The number of ones in 64 bits."""
+    value -= (value >> np.uint64(1)) & np.uint64(0x5555555555555555)
+    value = (value & np.uint64(0x3333333333333333)) + ((value >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    value = (value + (value >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((value * np.uint64(0x0101010101010101)) >> np.uint64(56))
+
+
+@njit(cache=True, nogil=True)
+def signatures(indptr, items):
+    """(rows,) uint64: a bit for each item, so that what one has and the other has not differs by at least so many."""
+    found = np.zeros(len(indptr) - 1, np.uint64)
+    for row in range(len(found)):
+        for position in range(indptr[row], indptr[row + 1]):
+            found[row] |= np.uint64(1) << (items[position] & np.uint64(63))
+    return found
+
+
+@njit(cache=True, nogil=True)
+def prefix_lengths(indptr, sizes, threshold):
+    """(rows,) int64: how many of a row's first items a row alike to it must share one of, left-out items aside."""
+    lengths = np.empty(len(sizes), np.int64)
+    for row in range(len(sizes)):
+        left_out = sizes[row] - (indptr[row + 1] - indptr[row])
+        length = sizes[row] - np.int64(np.ceil(threshold * sizes[row] - ROUNDING)) + 1 - left_out
+        lengths[row] = min(max(length, 0), indptr[row + 1] - indptr[row])
+    return lengths
+
+
+@njit(cache=True, nogil=True)
+def _shared(items, one, one_end, other, other_end, needed):
+    """How many items two sorted runs share; -1 as soon as it is under `needed`."""
+    shared = 0
+    while one < one_end and other < other_end:
+        if shared + min(one_end - one, other_end - other) < needed:
+            return -1
+        if items[one] == items[other]:
+            shared, one, other = shared + 1, one + 1, other + 1
+        elif items[one] < items[other]:
+            one += 1
+        else:
+            other += 1
+    return shared if shared >= needed else -1
+
+
+@njit(cache=True, nogil=True)
+def _overlap(indptr, items, bits, one, other, i, j, needed):
+    """How many items two rows share, whose first common one is at i and j of the whole; -1 where under `needed`."""
+    if 1 + min(indptr[one + 1] - i - 1, indptr[other + 1] - j - 1) < needed:
+        return -1
+    if indptr[one + 1] - indptr[one] - _bits(bits[one] & ~bits[other]) < needed:
+        return -1
+    if indptr[other + 1] - indptr[other] - _bits(bits[other] & ~bits[one]) < needed:
+        return -1
+    return _shared(items, i, indptr[one + 1], j, indptr[other + 1], needed)
+
+
+@njit(cache=True, nogil=True)
+def leaders(indptr, items, sizes, bits, entries, groups, threshold):
+    """For each row the most alike earlier row that stays, as (row or -1, similarity): a row stays where there is none.
+
+    `groups` number the items of each row's prefix, which are entries[row]..entries[row + 1].
+    """
+    rows = len(sizes)
+    partner, similarity = np.full(rows, -1, np.int64), np.zeros(rows)
+    last = np.full(rows, -1, np.int32)  # the last row that a row was compared with
+    head = np.full(groups.max() + 1 if len(groups) else 1, -1, np.int64)  # of each item's list of rows that stay
+    behind, holder = np.full(len(groups), -1, np.int64), np.empty(len(groups), np.int64)
+    for row in range(rows):
+        for entry in range(entries[row], entries[row + 1]):
+            i = indptr[row] + entry - entries[row]
+            node = head[groups[entry]]
+            while node >= 0:
+                other = holder[node]
+                j = indptr[other] + node - entries[other]
+                node = behind[node]
+                if last[other] == row:
+                    continue
+                last[other] = row
+                total = sizes[row] + sizes[other]
+                floor = max(threshold, similarity[row])
+                needed = np.int64(np.ceil(floor / (1 + floor) * total - ROUNDING))
+                shared = _overlap(indptr, items, bits, row, other, i, j, needed)
+                if shared < 0:
+                    continue
+                found = shared / (total - shared)
+                if found > similarity[row] or (found == similarity[row] and other < partner[row]):
+                    partner[row], similarity[row] = other, found
+        if partner[row] < 0:
+            for entry in range(entries[row], entries[row + 1]):
+                group = groups[entry]
+                behind[entry], holder[entry], head[group] = head[group], row, entry
+    return partner, similarity
+
+
+@njit(cache=True, nogil=True)
+def _root(parents, row):
+    while parents[row] != row:
+        parents[row] = parents[parents[row]]
+        row = parents[row]
+    return row
+
+
+@njit(cache=True, nogil=True)
+def pairs(
+    indptr,
+    items,
+    sizes,
+    bits,
+    entries,
+    groups,
+    postings,
+    holders,
+    positions,
+    threshold,
+    begin,
+    end,
+    enough,
+):
+    """The pairs (later, earlier, similarity) of the rows begin..end with earlier rows; `sizes` must rise.
+
+    `groups` number the items of each row's prefix, entries[row]..entries[row + 1]; an item's number leads by `postings`
+    to the rows that hold it in their shorter prefix, and to where: a pair is found where the postings have the first
+    item that both share. A row that has `enough` partners is given others only where they connect it to rows that it
+    was not connected to.
+    """
+    last, parents = np.full(len(sizes), -1, np.int32), np.arange(len(sizes))
+    room, found = 1024, 0
+    later, earlier, similarity = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room)
+    for row in range(begin, end):
+        partners = 0
+        large_enough = np.searchsorted(sizes, threshold * sizes[row] - ROUNDING)
+        for entry in range(entries[row], entries[row + 1]):
+            i = indptr[row] + entry - entries[row]
+            first, stop = postings[groups[entry]], postings[groups[entry] + 1]
+            for node in range(first + np.searchsorted(holders[first:stop], large_enough), stop):
+                other = holders[node]
+                if other >= row:
+                    break
+                if last[other] == row:
+                    continue
+                last[other] = row
+                if partners >= enough and _root(parents, row) == _root(parents, other):
+                    continue
+                total = sizes[row] + sizes[other]
+                needed = np.int64(np.ceil(threshold / (1 + threshold) * total - ROUNDING))
+                shared = _overlap(indptr, items, bits, row, other, i, positions[node], needed)
+                if shared < 0:
+                    continue
+                if _shared(items, indptr[row], i, indptr[other], positions[node], 1) > 0:
+                    continue  # what they share first leads elsewhere, and there all that they share is counted
+                if found == room:
+                    room *= 2
+                    later, earlier, similarity = _grown(later, room), _grown(earlier, room), _grown(similarity, room)
+                later[found], earlier[found], similarity[found] = row, other, shared / (total - shared)
+                found, partners = found + 1, partners + 1
+                parents[_root(parents, row)] = _root(parents, other)
+    return later[:found], earlier[:found], similarity[:found]
+
+
+@njit(cache=True, nogil=True)
+def closest(
+    indptr,
+    items,
+    sizes,
+    bits,
+    entries,
+    groups,
+    postings,
+    holders,
+    positions,
+    sides,
+    floor,
+    begin,
+    end,
+):
+    """(row, other, similarity, compared) of the most alike pair on two sides, one of it in begin..end; `sizes` rise.
+
+    Only a pair over `floor` is found, and every such pair is compared unless a closer one was found before. Of equally
+    close pairs it is the first by (row, other).
+    """
+    last = np.full(len(sizes), -1, np.int32)
+    best, best_row, best_other, compared = floor, -1, -1, 0
+    for row in range(begin, end):
+        beyond = sizes[row] - np.int64(np.ceil(best * sizes[row] - ROUNDING)) + 1  # of its items share none
+        beyond -= sizes[row] - (indptr[row + 1] - indptr[row])
+        large_enough = np.searchsorted(sizes, best * sizes[row] - ROUNDING)
+        for entry in range(entries[row], min(entries[row + 1], entries[row] + beyond)):
+            i = indptr[row] + entry - entries[row]
+            first, stop = postings[groups[entry]], postings[groups[entry] + 1]
+            for node in range(first + np.searchsorted(holders[first:stop], large_enough), stop):
+                other = holders[node]
+                if other >= row:
+                    break
+                if sides[other] == sides[row] or last[other] == row:
+                    continue
+                last[other] = row
+                compared += 1
+                total = sizes[row] + sizes[other]
+                needed = np.int64(np.ceil(best / (1 + best) * total - ROUNDING))
+                shared = _overlap(indptr, items, bits, row, other, i, positions[node], needed)
+                similarity = shared / (total - shared) if shared > 0 else 0.0
+                if similarity > best or (similarity == best and row == best_row and other < best_other):
+                    best, best_row, best_other = similarity, row, other
+    return best_row, best_other, best, compared
+
+
+@njit(cache=True, nogil=True)
+def _grown(array, room):
+    larger = np.empty(room, array.dtype)
+    larger[: len(array)] = array
+    return larger
+
+
+@njit(cache=True, nogil=True)
+def count_items(items, buckets):
+    """(buckets,) uint32, a power of two: how often items of each bucket of hashes occur, at least as often as each."""
+    counts = np.zeros(buckets, np.uint32)
+    for item in items:
+        counts[item & np.uint64(buckets - 1)] += np.uint32(1)
+    return counts
+
+
+@njit(cache=True, nogil=True)
+def rarities(counts):
+    """(buckets,) uint8: twice the logarithm of each count, at most 63; 0 where items of the bucket occur once."""
+    classes = np.zeros(len(counts), np.uint8)
+    for bucket in range(len(counts)):
+        if counts[bucket] > 1:
+            classes[bucket] = min(63, np.int64(2 * np.log2(counts[bucket])))
+    return classes
+
+
+@njit(cache=True, nogil=True)
+def order_items(indptr, items, classes):
+    """Leaves out items that occur once and puts the others of each row in a common order, the rarest first.
+
+    An item's upper 6 bits become the rarity of its bucket (rarities), the others stay of its hash.
+    """
+    mask = np.uint64(len(classes) - 1)
+    rows, found = np.zeros(len(indptr), np.int64), 0
+    for row in range(len(indptr) - 1):
+        begin = found
+        for position in range(indptr[row], indptr[row + 1]):
+            rarity = np.uint64(classes[items[position] & mask])
+            if rarity > 0:
+                items[found] = (rarity << np.uint64(58)) | (items[position] >> np.uint64(6))
+                found += 1
+        items[begin:found] = np.sort(items[begin:found])
+        rows[row + 1] = found
+    return rows, items[:found]
+
+
+@njit(cache=True, nogil=True)
+def take_rows(indptr, items, rows):
+    """The items of the rows in their order, as (indptr, items)."""
+    starts = np.zeros(len(rows) + 1, np.int64)
+    for i in range(len(rows)):
+        starts[i + 1] = starts[i] + indptr[rows[i] + 1] - indptr[rows[i]]
+    taken = np.empty(starts[-1], items.dtype)
+    for i in range(len(rows)):
+        taken[starts[i] : starts[i + 1]] = items[indptr[rows[i]] : indptr[rows[i] + 1]]
+    return starts, taken

@@ -1,0 +1,140 @@
+"""What of a row is compared: its prompt without boilerplate, as words and shingles, and what must be equal besides."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tasks.similarity.folding import Folded, character_classes
+
+FEWEST_BOILERPLATE_ROWS = 10  # in fewer rows a shared line says that the rows are alike
+FEWEST_WORDS = 12
+BOILERPLATE = "boilerplate.json"  # in the folder of the unique rows: what was left out of the comparison
+
+
+class Segments(NamedTuple):
+    """The sentences of the lines of each row: row i has indptr[i]..indptr[i + 1] of the others."""
+
+    indptr: np.ndarray
+    begins: np.ndarray  # in the folded bytes
+    ends: np.ndarray
+    hashes: np.ndarray  # uint64, without case and runs of white space
+
+
+class Words(NamedTuple):
+    """The words of each row in their order, without case and punctuation; of scripts without spaces the characters."""
+
+    indptr: np.ndarray
+    hashes: np.ndarray  # uint64
+    spaceless: np.ndarray  # bool: a character of such a script
+
+
+class Shingles(NamedTuple):
+    """The set of shingles of each row: row i has items[indptr[i]:indptr[i + 1]]."""
+
+    indptr: np.ndarray
+    items: np.ndarray  # uint64, different within a row
+    kinds: np.ndarray  # (rows,) uint64: rows of two kinds have no item in common
+
+
+def segments(folded: Folded, messages: np.ndarray) -> Segments:
+    """The segments of the messages (rows, 2) of each row; a colon ends one too, as after "Classify this message:"."""
+    from tasks.similarity.hashing import segment
+
+    return Segments(*segment(folded.data, folded.starts, messages))
+
+
+def words(folded: Folded, found: Segments, left_out: np.ndarray) -> Words:
+    """The words of the segments but those `left_out` (hashes); of all segments where none would be left."""
+    from tasks.similarity.hashing import hash_words
+
+    kept = kept_segments(found, left_out)
+    return Words(*hash_words(folded.data, found.indptr, found.begins, found.ends, kept, character_classes()))
+
+
+def shingles(folded: Folded, left_out: np.ndarray, *, guarded: bool) -> Shingles:
+    """The shingles of each row's prompt: word 2-grams, 3-grams of characters without spaces.
+
+    Three characters of such a script react to an edited word as two words do. Guarded shingles are equal only in rows
+    with the same numbers in the prompt and the same answer, and under twelve words with the same words.
+    """
+    from tasks.similarity.hashing import hash_messages, hash_numbers, hash_sequences, hash_shingles
+
+    found = segments(folded, folded.prompts)
+    said = words(folded, found, left_out)
+    kinds = np.zeros(len(folded.rows) - 1, np.uint64)
+    if guarded:
+        numbers = hash_numbers(folded.data, found.indptr, found.begins, found.ends, kept_segments(found, left_out))
+        short = np.where(np.diff(said.indptr) < FEWEST_WORDS, hash_sequences(said.indptr, said.hashes), np.uint64(0))
+        answers = hash_messages(folded.data, folded.starts, np.uint64(1))[folded.rows[1:] - 1]
+        kinds = hash_sequences(np.arange(0, 3 * len(kinds) + 1, 3), np.stack([numbers, short, answers], axis=1).ravel())
+    whole = hash_sequences(found.indptr, found.hashes)
+    return Shingles(*hash_shingles(said.indptr, said.hashes, said.spaceless, whole, kinds), kinds)
+
+
+def conversation_hashes(folded: Folded, roles: np.ndarray) -> np.ndarray:
+    """(rows, 2) uint64: two hashes of each conversation, equal for those that differ in case and white space only.
+
+    `roles` (messages,) are small numbers, one for each role.
+    """
+    from tasks.similarity.hashing import hash_messages, hash_sequences
+
+    both = []
+    for seed in (1, 2):
+        hashes = hash_messages(folded.data, folded.starts, np.uint64(seed))
+        turns = np.stack([roles.astype(np.uint64), hashes], axis=1).ravel()
+        both.append(hash_sequences(2 * folded.rows, turns))
+    return np.stack(both, axis=1)
+
+
+def distinct_segments(found: Segments) -> tuple[np.ndarray, np.ndarray]:
+    """(hash, row) of each row's segments, a segment that a row has twice once."""
+    rows = np.repeat(np.arange(len(found.indptr) - 1), np.diff(found.indptr))
+    order = np.lexsort((found.hashes, rows))
+    hashes, rows = found.hashes[order], rows[order]
+    new = np.ones(len(hashes), np.bool_)
+    new[1:] = (hashes[1:] != hashes[:-1]) | (rows[1:] != rows[:-1])
+    return hashes[new], rows[new]
+
+
+def find_boilerplate(hashes: np.ndarray, num_rows: int, share: float) -> dict[int, int]:
+    """Hash -> rows of the segments that more than `share` of the rows and at least ten have, the most frequent first.
+
+    `hashes` has one for each row and segment.
+    """
+    unique, counts = np.unique(hashes, return_counts=True)
+    many = np.flatnonzero(counts > max(share * num_rows, FEWEST_BOILERPLATE_ROWS - 1))
+    order = many[np.lexsort((unique[many], -counts[many]))]
+    return dict(zip(unique[order].tolist(), counts[order].tolist(), strict=True))
+
+
+def segment_texts(folded: Folded, found: Segments, wanted: Iterable[int]) -> dict[int, str]:
+    """The texts of the wanted segments (hashes) that are there, normalized."""
+    unique, where = np.unique(found.hashes, return_index=True)
+    there = np.isin(unique, np.array(sorted(wanted), np.uint64))
+    return {
+        int(value): " ".join(folded.data[found.begins[at] : found.ends[at]].tobytes().decode().casefold().split())
+        for value, at in zip(unique[there], where[there], strict=True)
+    }
+
+
+def write_boilerplate(folder: Path, counts: dict[int, int], texts: dict[int, str]) -> None:
+    """Keeps what is left out of the comparison, for the stages that compare the same rows again."""
+    found = [{"hash": f"{value:016x}", "rows": rows, "text": texts[value]} for value, rows in counts.items()]
+    (folder / BOILERPLATE).write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def read_boilerplate(folder: Path) -> np.ndarray:
+    """The hashes of the segments that write_boilerplate kept in this folder, for words() and shingles()."""
+    found = json.loads((folder / BOILERPLATE).read_text(encoding="utf-8"))
+    return np.array(sorted(int(segment["hash"], 16) for segment in found), np.uint64)
+
+
+def kept_segments(found: Segments, left_out: np.ndarray) -> np.ndarray:
+    """(segments,) bool: those that are not left out, and all of a row that would have none."""
+    out = np.isin(found.hashes, left_out)
+    rows = np.repeat(np.arange(len(found.indptr) - 1), np.diff(found.indptr))
+    some = np.bincount(rows, weights=~out, minlength=len(found.indptr) - 1) > 0
+    return ~out | ~some[rows]

@@ -1,0 +1,164 @@
+"""The sets of a table that lie in pieces on several machines: what is done with a piece, and where pieces meet.
+
+Rows that can be alike have to meet. To find leaders, which needs all the rows before, rows of one kind meet: no row is
+alike to one of another kind. To find pairs, the rows that have an item in their prefix meet, since alike rows have one
+in common there (Vernica et al. 2010, "Efficient parallel set-similarity joins using MapReduce"). Where they meet they
+are compared as all rows are on one machine (sets.py), so that what is found is the same.
+"""
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from tasks.errors import ConfigError
+from tasks.fingerprint import fingerprints
+from tasks.similarity.engine import read_piece
+from tasks.similarity.prompts import Shingles
+from tasks.similarity.sets import Nearest, Part, Sets, closest_of, leaders, pairs_of, parts_of, prefixes
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Work(Generic[T]):
+    """What is done with every piece of a file, and the code that the driver would do it with."""
+
+    function: Callable[..., T]
+    file: Path
+    columns: list[str]
+    arguments: dict[str, Any]
+    code: dict[str, str]
+
+
+class Facts(NamedTuple):
+    """What the driver knows of each row of a piece."""
+
+    sizes: np.ndarray
+    hashes: np.ndarray  # uint64, equal for equal sets
+    kinds: np.ndarray  # uint64
+
+
+class Block(NamedTuple):
+    """Sets of some rows, and the numbers by which the driver knows them."""
+
+    numbers: np.ndarray
+    sets: Sets
+
+
+@dataclass(frozen=True)
+class SpreadSets:
+    """Sets whose items lie elsewhere, in pieces; rows of them can be chosen, as of Sets."""
+
+    pieces: list[Any]  # references to the Sets of all rows of a piece
+    starts: np.ndarray  # (pieces + 1,) the first row of each piece
+    facts: Facts  # of all rows
+    rows: np.ndarray  # which of all rows these sets are, rising
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: np.ndarray) -> "SpreadSets":
+        return replace(self, rows=self.rows[rows])
+
+    def by_piece(self, chosen: np.ndarray) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+        """Of each piece that has any of the `chosen` sets (rising): its reference, their rows in it, and themselves."""
+        rows = self.rows[chosen]
+        bounds = np.searchsorted(rows, self.starts)
+        for piece, start, begin, end in zip(self.pieces, self.starts, bounds, bounds[1:], strict=False):
+            if begin < end:
+                yield piece, rows[begin:end] - start, chosen[begin:end]
+
+
+def on_piece(work: Work[T], piece: tuple[int, ...]) -> T:
+    """What the function makes of a piece; ConfigError where this node has other code or does not see the file."""
+    if fingerprints(work.function.__module__) != work.code:
+        raise ConfigError(f"the Ray node {platform.node()} has another version of tunewright than the run: install one")
+    if not work.file.exists():
+        raise ConfigError(
+            f"{work.file}: the Ray node {platform.node()} does not see it; TUNEWRIGHT_HOME must be a folder that all "
+            "nodes share"
+        )
+    return work.function(read_piece(work.file, work.columns, piece), **work.arguments)
+
+
+def shingled(work: Work[Shingles], piece: tuple[int, ...]) -> tuple[Shingles, Facts]:
+    """The shingles of a piece, and what the driver is told of them."""
+    from tasks.similarity.hashing import hash_sequences
+
+    found = on_piece(work, piece)
+    return found, Facts(np.diff(found.indptr), hash_sequences(found.indptr, found.items), found.kinds)
+
+
+def buckets_by_part(found: Shingles, buckets: int, parts: int) -> list[np.ndarray]:
+    """The bucket (uint32) of each item, in `parts` equal ranges of the buckets; both are powers of two."""
+    of_items = np.sort((found.items & np.uint64(buckets - 1)).astype(np.uint32))
+    return np.split(of_items, np.searchsorted(of_items, np.arange(1, parts) * (buckets // parts)))
+
+
+def rarities_of_part(width: int, *of_items: np.ndarray) -> np.ndarray:
+    """(width,) uint8: how rare the items of each bucket of one range are, from the buckets of all items in it."""
+    from tasks.similarity.join import count_items, rarities
+
+    return rarities(count_items(np.concatenate(of_items), width))
+
+
+def ordered(found: Shingles, classes: np.ndarray) -> Sets:
+    """The sets of a piece, in the order that the rarities of all items give."""
+    from tasks.similarity.join import order_items
+
+    indptr, items = order_items(found.indptr, found.items.copy(), classes)
+    return Sets(indptr, items.copy(), np.diff(found.indptr))
+
+
+def spread_by_row(sets: Sets, rows: np.ndarray, numbers: np.ndarray, part_of: np.ndarray, parts: int) -> list[Block]:
+    """For each part the rows that belong to it."""
+    chosen = [np.flatnonzero(part_of == part) for part in range(parts)]
+    return [Block(numbers[of_part], sets[rows[of_part]]) for of_part in chosen]
+
+
+def spread_by_item(sets: Sets, rows: np.ndarray, numbers: np.ndarray, threshold: float, parts: int) -> list[Block]:
+    """For each part the rows that have an item of it in their prefix: as a rule a row goes to several."""
+    sets = sets[rows]
+    entries, items = prefixes(sets, threshold)
+    held = np.zeros((parts, len(rows)), np.bool_)
+    held[parts_of(items, parts), np.repeat(np.arange(len(rows)), np.diff(entries))] = True
+    return [Block(numbers[of_part], sets[np.flatnonzero(of_part)]) for of_part in held]
+
+
+def leaders_of_part(threshold: float, *blocks: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(row, leader, similarity) of the rows that have one, among the rows of a part."""
+    met = _together(blocks)
+    partner, similarity = leaders(met.sets, threshold)
+    gone = np.flatnonzero(partner >= 0)
+    return met.numbers[gone], met.numbers[partner[gone]], similarity[gone]
+
+
+def pairs_of_part(
+    part: Part, threshold: float, enough: int, *blocks: Block
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(left, right, similarity) of the pairs that meet first in this part."""
+    met = _by_size(_together(blocks))
+    return pairs_of(met.sets, met.numbers, threshold, enough, part)
+
+
+def closest_of_part(part: Part, floor: float, sides: np.ndarray, *blocks: Block) -> Nearest:
+    """The nearest pair of two of the `sides` (by number) in this part. Numbers must rise with the sizes."""
+    met = _by_size(_together(blocks))
+    return closest_of(met.sets, sides[met.numbers], floor, part).named(met.numbers)
+
+
+def _together(blocks: tuple[Block, ...]) -> Block:
+    sizes = np.concatenate([block.sets.sizes for block in blocks])
+    lengths = np.concatenate([np.diff(block.sets.indptr) for block in blocks])
+    items = np.concatenate([block.sets.items for block in blocks])
+    numbers = np.concatenate([block.numbers for block in blocks])
+    return Block(numbers, Sets(np.concatenate([[0], np.cumsum(lengths)]), items, sizes))
+
+
+def _by_size(block: Block) -> Block:
+    order = np.argsort(block.sets.sizes, kind="stable")
+    return Block(block.numbers[order], block.sets[order])

@@ -1,0 +1,192 @@
+"""Train, validation and test that share no near duplicate, do not move as data grow, and the proof of it.
+
+A cluster is what must stay together: rows whose prompts are alike, directly or through others, and rows of one group.
+Rows of the version before keep their side (split.sticky), rows of a source with a side have that one, and what repeats
+them joins them (sides.py); the other clusters are drawn (draw.py). Then training rows go that have a passage of an
+evaluation row (contamination.py). A row that can stand on no side is set aside, with its reason and the row that it is
+in conflict with. By time, sides that stay do not follow the newest rows: split.sticky=false lets them.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from prefect import task
+
+from tasks.artifacts import Rows, Splits, UniqueRows
+from tasks.caching import cached
+from tasks.config import Split
+from tasks.errors import DataError, retry_transient
+from tasks.similarity.engine import engine_of, read_pieces
+from tasks.similarity.folding import fold, fold_messages
+from tasks.similarity.prompts import Shingles, read_boilerplate, shingles
+from tasks.split.account import (
+    cluster_sizes,
+    decontamination,
+    in_time,
+    reasons_of_sides,
+    rows_of_sides,
+    set_aside,
+    versions,
+)
+from tasks.split.clusters import Links, numbered
+from tasks.split.columns import SIDES_FILE, Columns, earlier_sides, read_columns
+from tasks.split.contamination import Contamination, find_contamination
+from tasks.split.details import Details
+from tasks.split.draw import draw
+from tasks.split.proof import FINDINGS, FLOOR, findings, leak_proof, random_leak_share, visible_difference
+from tasks.split.sides import NONE, SIDES, TEST, Because, Sides, fix, settle
+from tasks.split.strata import Strata, balance, stop_if_open, strata_of
+from tasks.split.writing import write_memory, write_sides
+
+log = logging.getLogger("tunewright")
+
+MOST_SET_ASIDE = 0.5  # of the rows: if more cannot stand on any side, the sides are wrong, not the rows
+
+
+def _strata(file: Path, columns: Columns, settings: Split) -> Strata:
+    if settings.stratify == "label":
+        labels = strata_of(_answers(file))
+        stop_if_open(labels)
+        return labels
+    of_source = settings.stratify == "source"
+    return strata_of(columns.table["source"].to_pylist() if of_source else ["all rows"] * len(columns))
+
+
+def _answers(file: Path) -> Iterator[str]:
+    """The last answers, without case and white space that differs."""
+    for batch in read_pieces(file, ["messages"]):
+        turns = batch["messages"].combine_chunks()
+        last = pa.array(np.asarray(turns.offsets)[1:] - np.asarray(turns.offsets)[0] - 1)
+        yield from (
+            " ".join(fold(answer).split()) for answer in turns.flatten().field("content").take(last).to_pylist()
+        )
+
+
+def _shingles(batch: pa.Table, left_out: np.ndarray) -> Shingles:
+    return shingles(fold_messages(batch["messages"]), left_out, guarded=False)
+
+
+def _remove_contaminated(sides: Sides, found: Contamination) -> None:
+    rows = np.array(sorted(found.training_rows()), np.int64)
+    sides.side[rows], sides.because[rows], sides.cluster[rows] = NONE, Because.CONTAMINATED, NONE
+    standing = sides.cluster != NONE
+    sides.cluster[standing] = numbered(sides.cluster[standing])
+
+
+def _stop_if_unusable(sides: Sides, columns: Columns, settings: Split) -> None:
+    aside = np.flatnonzero(sides.side == NONE)
+    if len(aside) > MOST_SET_ASIDE * len(columns):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in set_aside(sides).items())
+        raise DataError(
+            f"{len(aside)} of {len(columns)} rows can stand on no side ({reasons}), more than half; the first is "
+            f"{columns.place(int(aside[0]))}; where groups, split.threshold or the sides of sources are others than "
+            "before, split.sticky=false splits anew"
+        )
+    counts = rows_of_sides(sides)
+    for side, count in counts.items():
+        if count == 0:
+            found = ", ".join(f"{name} {num_rows}" for name, num_rows in counts.items())
+            sizes = np.bincount(sides.cluster[sides.cluster != NONE], minlength=1)
+            raise DataError(
+                f"the {side} side is empty ({found}): {len(columns)} rows make {np.count_nonzero(sizes)} clusters, the "
+                f"largest of {sizes.max()} rows, with split.test={settings.test:g}, split.validation="
+                f"{settings.validation:g}, split.threshold={settings.threshold:g}; each side needs a cluster"
+            )
+
+
+def _say(proof: dict[str, Any]) -> None:
+    for side in proof["given_sides"]:
+        log.info("split: the %s side is the rows that are given to it; split.%s is not used", side, side)
+    for code, count in proof["findings"].items():
+        sentence = FINDINGS[code].format(difference=proof["smallest_visible_difference"])
+        log.warning("split: %s: %d %s; proof.json has more", code, count, sentence)
+
+
+@task(
+    name="split",
+    task_run_name="split test={settings.test} validation={settings.validation}",
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=retry_transient,
+)
+@cached(libraries=("pyarrow", "numpy", "scipy", "numba"), volatile=("proof",))
+def split(
+    folder: Path,
+    rows: UniqueRows,
+    held_out: Rows,
+    settings: Split,
+    earlier: Splits | None,
+    engine: Literal["local", "ray"] = "local",
+) -> Splits:
+    """The three sides, and what was set aside; rows of `earlier`, the version before, keep their side.
+
+    Raises DataError where a side is empty, most rows can stand on no side, or a row of one side is alike to a row of
+    another; ConfigError where the earlier version is not whole.
+    """
+    file, left_out = rows.path("rows.parquet"), read_boilerplate(rows.folder)
+    columns = read_columns(file)
+    strata = _strata(file, columns, settings)
+    times = columns.times() if settings.by == "time" else None
+    before, gone = earlier_sides(columns.row_ids, earlier if settings.sticky else None)
+    fixed, because, exact = fix(columns.given, before)
+
+    with engine_of(engine) as machine:
+        sets = machine.sets(file, ["messages"], _shingles, left_out=left_out)
+        links = Links(machine.alike(sets, settings.threshold), columns.group)
+
+        def all_links(some: np.ndarray) -> Links:
+            return Links(machine.alike(sets[some], settings.threshold, enough=len(some)), columns.group[some])
+
+        sides = settle(links, fixed, because, exact, all_links)
+        draw(sides, columns.row_ids, strata, times.ranks if times else None, columns.given == NONE, exact, settings)
+        returns_to = np.where(sides.side == NONE, fixed, sides.side)
+        found = find_contamination(file, sides.side, held_out, left_out)
+        contaminated = decontamination(sides.side, found, removed=settings.decontaminate == "remove")
+        if contaminated["removed"]:
+            _remove_contaminated(sides, found)
+        _stop_if_unusable(sides, columns, settings)
+        standing = np.flatnonzero(sides.side != NONE)
+        floor = FLOOR * settings.threshold
+        sets = sets[standing]
+        nearest = machine.nearest_across(sets, sides.side[standing], floor).named(standing)
+
+    proof = leak_proof(nearest, sides, columns, settings.threshold, floor)
+    if not proof["holds"]:
+        raise DataError(f"a row of one side repeats a row of another, over split.threshold: {proof['largest_pair']}")
+    counts, in_test = rows_of_sides(sides), np.unique(sides.cluster[sides.side == TEST])
+    proof |= {
+        "random_leak_share": random_leak_share(links.pairs, counts["test"]),
+        "rows": counts,
+        "because": reasons_of_sides(sides),
+        "set_aside": set_aside(sides),
+        "cluster_sizes": cluster_sizes(sides.cluster),
+        "smallest_visible_difference": visible_difference(len(in_test)),
+        "balance": {"by": settings.stratify, **balance(strata, sides.side)},
+        "given_sides": [SIDES[side] for side in sorted(exact)],  # exactly the rows given to them; no share is used
+        "versions": {"earlier": earlier.digest if earlier else None}
+        | versions(columns.given, before, exact, gone.num_rows),
+        "time": in_time(sides.side, times) if times else None,
+        "decontamination": contaminated,
+        "settings": settings.model_dump(),
+    }
+    proof["findings"] = findings(proof)
+    _say(proof)
+    (folder / "proof.json").write_text(json.dumps(proof, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_sides(folder, file, sides, Details(columns, sides, found))
+    write_memory(folder / SIDES_FILE, columns.row_ids, returns_to, sides.because, gone)
+    return Splits(
+        num_train=counts["train"],
+        num_validation=counts["validation"],
+        num_test=counts["test"],
+        num_clusters=int(sides.cluster.max()) + 1,
+        num_quarantined=sum(proof["set_aside"].values()),
+        reasons=proof["set_aside"],
+        findings=proof["findings"],
+        largest_similarity=proof["largest_similarity"],
+        random_leak_share=proof["random_leak_share"],
+    )

@@ -1,0 +1,73 @@
+"""Counts for the proof: where rows stand and why, what was set aside, what came from the version before."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from tasks.split.columns import Times
+from tasks.split.contamination import Contamination
+from tasks.split.sides import NONE, SIDES, TEST, TRAIN, Because, Sides
+
+
+def rows_of_sides(sides: Sides) -> dict[str, int]:
+    """Side -> rows."""
+    return {name: int((sides.side == side).sum()) for side, name in enumerate(SIDES)}
+
+
+def reasons_of_sides(sides: Sides) -> dict[str, dict[str, int]]:
+    """Side -> why rows are on it -> rows."""
+    counts = Counter(zip(sides.side.tolist(), sides.because.tolist(), strict=True))
+    return {
+        name: {reason.name.lower(): counts[side, reason] for reason in Because if (side, reason) in counts}
+        for side, name in enumerate(SIDES)
+    }
+
+
+def set_aside(sides: Sides) -> dict[str, int]:
+    """Reason -> rows that were set aside for it."""
+    counts = Counter(Because(reason).name.lower() for reason in sides.because[sides.side == NONE].tolist())
+    return dict(sorted(counts.items()))
+
+
+def cluster_sizes(cluster: np.ndarray) -> dict[str, int]:
+    """Size -> clusters of that size, of the rows that stand on a side."""
+    sizes = Counter(np.bincount(cluster[cluster != NONE]).tolist())
+    return {str(size): sizes[size] for size in sorted(sizes)}
+
+
+def versions(given: np.ndarray, before: np.ndarray, exact: frozenset[int], num_gone: int) -> dict[str, int]:
+    """What became of the rows that the version before had on a side (`before`, or NONE), other than staying there."""
+    known = before != NONE
+    return {
+        "known_rows": int(known.sum()),
+        "given_elsewhere": int((known & (given != NONE) & (given != before)).sum()),
+        "freed_by_a_given_side": int((known & (given == NONE) & np.isin(before, list(exact))).sum()),
+        "gone": num_gone,
+    }
+
+
+def in_time(side: np.ndarray, times: Times) -> dict[str, Any]:
+    """When each side begins and ends, and how many training rows are newer than the oldest test row."""
+    ranks, values = times
+    spans: dict[str, list[str]] = {}
+    for position, name in enumerate(SIDES):
+        known = ranks[(side == position) & (ranks >= 0)]
+        spans[name] = [values[int(end)].as_py() for end in (known.min(), known.max())] if len(known) else []
+    tested = ranks[(side == TEST) & (ranks >= 0)]
+    newer = int(((side == TRAIN) & (ranks > tested.min())).sum()) if len(tested) else 0
+    return {"spans": spans, "train_rows_newer_than_a_test_row": newer}
+
+
+def decontamination(side: np.ndarray, found: Contamination, *, removed: bool) -> dict[str, Any]:
+    """How many training rows have a passage of which evaluation texts, and which evaluation rows are in records."""
+    texts = [text for text, _ in found.training_rows().values()]
+    partners = Counter(SIDES[side[text]] if text < found.num_rows else "held_out" for text in texts)
+    in_records = Counter(SIDES[row] for row in side[found.evaluation.rows].tolist())
+    return {
+        "training_rows": len(texts),
+        "removed": removed,
+        "by_partner": dict(sorted(partners.items())),
+        "held_out_records": found.held_out.num_rows,
+        "in_held_out": dict(sorted(in_records.items())),
+    }

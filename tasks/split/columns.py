@@ -1,0 +1,106 @@
+"""The columns of rows.parquet that fit in memory, and the sides of the version before."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tasks.artifacts import ROW_SCHEMA, SIDES_SCHEMA, Splits
+from tasks.errors import ConfigError, DataError
+from tasks.split.sides import NONE, SIDES
+
+SIDES_FILE = "sides.parquet"
+READ = ["row_id", "file", "line", "source", "group", "time", "side"]
+
+
+class Times(NamedTuple):
+    """When rows were said."""
+
+    ranks: np.ndarray  # (rows,) the place of a row's time in `values`, -1 for none
+    values: pa.Array  # rising
+
+
+@dataclass(frozen=True)
+class Columns:
+    """All that is known of rows but what they say."""
+
+    table: pa.Table  # READ
+    row_ids: pa.Array
+    group: np.ndarray  # (rows,) the number of the row's group, -1 for none
+    given: np.ndarray  # (rows,) the side that its source is given to, or NONE
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def place(self, row: int) -> str:
+        """Where a row came from, as file:line."""
+        return f"{self.table['file'][row].as_py()}:{self.table['line'][row].as_py()}"
+
+    def identity(self, row: int) -> dict[str, Any]:
+        """What a row is known by."""
+        return {name: self.table[name][row].as_py() for name in ("row_id", "file", "line")}
+
+    def times(self) -> Times:
+        """The times of all rows.
+
+        Raises DataError where a row that is not given to a side has none.
+        """
+        column = _one(self.table["time"])
+        missing = np.flatnonzero(np.asarray(column.is_null()) & (self.given == NONE))
+        if len(missing):
+            raise DataError(
+                f"split.by=time: {len(missing)} of {len(self)} rows have no time, the first is "
+                f"{self.place(int(missing[0]))}; name the field that has it, as in data.sources[].columns: "
+                "{time: created_at}, or set split.by=cluster"
+            )
+        encoded = column.dictionary_encode()
+        order = pc.sort_indices(encoded.dictionary)  # pyright: ignore[reportAttributeAccessIssue]
+        rank = np.empty(len(order), np.int64)
+        rank[np.asarray(order)] = np.arange(len(order))
+        codes = np.asarray(encoded.indices.fill_null(-1))
+        return Times(np.append(rank, -1)[codes], encoded.dictionary.take(order))
+
+
+def read_columns(file: Path) -> Columns:
+    """The columns of rows.parquet."""
+    table = pq.read_table(file, columns=READ, schema=ROW_SCHEMA, read_dictionary=["file", "source"])
+    group = _one(table["group"]).dictionary_encode().indices.fill_null(-1)
+    return Columns(table, _one(table["row_id"]), np.asarray(group).astype(np.int64), _sides(table["side"]))
+
+
+def earlier_sides(row_ids: pa.Array, earlier: Splits | None) -> tuple[np.ndarray, pa.Table]:
+    """(rows,) the side that each row had before, or NONE; and what is remembered of rows that are no longer there.
+
+    Raises ConfigError where the earlier version is not whole.
+    """
+    if earlier is None:
+        return np.full(len(row_ids), NONE), SIDES_SCHEMA.empty_table()
+    file = earlier.path(SIDES_FILE)
+    if not file.is_file():
+        raise ConfigError(
+            f"split.sticky=true: {file} is missing, which has the sides of the version before; bring it back, or set "
+            "split.sticky=false to split anew"
+        )
+    table = pq.read_table(file, schema=SIDES_SCHEMA)
+    place, found = _index_in(row_ids, _one(table["row_id"])), np.full(len(row_ids), NONE)
+    found[place >= 0] = _sides(table["side"])[place[place >= 0]]
+    gone = _index_in(_one(table["row_id"]), row_ids) < 0
+    return found, table.filter(pa.array(gone & (_sides(table["side"]) != NONE)))
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks()
+
+
+def _sides(column: pa.ChunkedArray) -> np.ndarray:
+    return _index_in(_one(column), pa.array(SIDES))
+
+
+def _index_in(values: pa.Array, those: pa.Array) -> np.ndarray:
+    """Where each value is among `those`, or -1, which is NONE."""
+    place = pc.index_in(values, value_set=those)  # pyright: ignore[reportAttributeAccessIssue]
+    return np.asarray(place.fill_null(-1)).astype(np.int64)

@@ -1,0 +1,99 @@
+"""Training rows that have so much in common with a row of another side, or of an evaluation file, that it was seen.
+
+That is 13 words in a row (Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C), or the whole prompt
+where it has fewer. With rows of the other sides the latter cannot be: equal prompts are one cluster.
+
+Two things that look like it are not. A passage that more than ten training rows have is a template: the same paper's
+rule. And one that lies in the answers of both rows, or reaches into them, says that the answers have a form: by it one
+training row in six of a slot filling set would go, for names of slots in JSON. So the passage must lie within the
+question of one of the two, wherever it lies in the other.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.artifacts import Rows
+from tasks.similarity.engine import read_pieces
+from tasks.split.passages import (
+    Found,
+    Passages,
+    Search,
+    Shared,
+    conversations,
+    evaluations,
+    gather,
+    passages_of,
+    short_lines,
+)
+from tasks.split.sides import TEST, TRAIN, VALIDATION
+
+HELD_OUT = "held_out.parquet"
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """What rows have in common with evaluation texts. Texts from `num_rows` on are records of evaluation files."""
+
+    num_rows: int
+    held_out: pa.Table  # file and line of each record
+    of_sides: Shared  # training rows, with rows of the other sides
+    of_held_out: Shared  # training rows, with records of evaluation files
+    evaluation: Shared  # validation and test rows, with records of evaluation files
+
+    def training_rows(self) -> dict[int, tuple[int, int]]:
+        """Training row -> (text, passage) of what it has in common; with another side's row rather than a record's."""
+        return {
+            row: (text, passage)
+            for shared in (self.of_held_out, self.of_sides)
+            for row, text, passage in zip(
+                shared.rows.tolist(), shared.texts.tolist(), shared.hashes.tolist(), strict=True
+            )
+        }
+
+
+def find_contamination(file: Path, side: np.ndarray, held_out: Rows, left_out: np.ndarray) -> Contamination:
+    """Compares the rows of rows.parquet by their `side`; the segments `left_out` (hashes) count for nothing."""
+    is_tested = np.isin(side, [VALIDATION, TEST])
+    of_sides = Search(gather(_passages_of_rows(file, is_tested, left_out)), gather(()))
+    records = _passages_of_records(held_out, len(side), left_out)
+    with_records, evaluation = Search(*records), Search(*records)
+    for numbers, messages in _rows(file, side == TRAIN):
+        texts = conversations(messages, left_out)
+        of_sides.look(texts, numbers)
+        with_records.look(texts, numbers)
+    for numbers, messages in _rows(file, is_tested) if held_out.num_held_out else ():
+        evaluation.look(conversations(messages, left_out), numbers)
+    places = pq.read_table(held_out.path(HELD_OUT), columns=["file", "line"]) if held_out.num_held_out else pa.table({})
+    return Contamination(len(side), places, of_sides.shared(), with_records.shared(), evaluation.shared())
+
+
+def _rows(file: Path, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, pa.ChunkedArray]]:
+    """The numbers and messages of the wanted rows (a mask), batch by batch."""
+    start = 0
+    for batch in read_pieces(file, ["messages"]):
+        here = wanted[start : start + batch.num_rows]
+        yield start + np.flatnonzero(here), batch.filter(pa.array(here))["messages"]
+        start += batch.num_rows
+
+
+def _passages_of_rows(file: Path, wanted: np.ndarray, left_out: np.ndarray) -> Iterator[Found]:
+    for numbers, messages in _rows(file, wanted):
+        yield passages_of(conversations(messages, left_out), numbers)
+
+
+def _passages_of_records(held_out: Rows, first_number: int, left_out: np.ndarray) -> tuple[Passages, Passages]:
+    """The passages, and the shorter runs of lines, of the records of evaluation files."""
+    of_passages: list[Found] = []
+    of_lines: list[Found] = []
+    for batch in read_pieces(held_out.path(HELD_OUT), ["text"]) if held_out.num_held_out else ():
+        texts, starts = evaluations(batch["text"].to_pylist(), left_out)
+        numbers = np.arange(first_number, first_number + batch.num_rows)
+        of_passages.append(passages_of(texts, numbers))
+        of_lines += short_lines(texts, starts, numbers)
+        first_number += batch.num_rows
+    return gather(of_passages), gather(of_lines)

@@ -1,0 +1,46 @@
+"""A sentence for a person on each row that was set aside: the row that it is in conflict with, and what they share."""
+
+import math
+
+from tasks.split.columns import Columns
+from tasks.split.contamination import Contamination
+from tasks.split.passages import said
+from tasks.split.sides import SIDES, Because, Partner, Sides
+
+SAID_CHARS = 200
+
+
+class Details:
+    """Says why a row was set aside."""
+
+    def __init__(self, columns: Columns, sides: Sides, found: Contamination) -> None:
+        self.columns, self.sides, self.found = columns, sides, found
+        self.passages = found.training_rows()
+
+    def __call__(self, row: int, text: str) -> str:
+        """The sentence on a row with this text."""
+        if self.sides.because[row] == Because.CONTAMINATED:
+            return self._of_passage(*self.passages[row], text)
+        partners = " and ".join(self._of_partner(partner) for partner in self.sides.partners[row])
+        return f"It {partners}, so it can stand on no side"
+
+    def _of_partner(self, partner: Partner) -> str:
+        other = f"{SIDES[partner.side]} row {self.columns.place(partner.row)}"
+        if math.isnan(partner.similarity):
+            return f"is of the same group as {other}"
+        return f"is alike to {other} (similarity {partner.similarity:.2f})"
+
+    def _of_passage(self, text: int, passage: int, whole: str) -> str:
+        other = self.place(text)
+        if not passage:
+            return f"Its whole prompt stands in {other}"
+        words = said(whole, passage)[:SAID_CHARS]
+        return f"It has a passage in common with {other}" + (f': "{words}"' if words else "")
+
+    def place(self, text: int) -> str:
+        """Where an evaluation text stands."""
+        if text < self.found.num_rows:
+            return f"{SIDES[int(self.sides.side[text])]} row {self.columns.place(text)}"
+        record = text - self.found.num_rows
+        file, line = (self.found.held_out[name][record].as_py() for name in ("file", "line"))
+        return f"held-out {file}:{line}"

@@ -1,0 +1,134 @@
+"""Sides for the clusters that are on none yet: test is filled first, then validation; the rest trains.
+
+Clusters take their turn by a hash of their smallest row_id, whatever the order of the rows, and so that the first of
+them, taken together, have each stratum's share (systematic sampling with a random start; Cochran 1977, "Sampling
+Techniques", chapter 8). Clusters of more than a tenth of a side come last: a large one trains, and fills no test set
+with one question.
+
+By time the newest cluster comes first, and none is passed over. A cluster is as old as its oldest row. So no test row
+is older than the beginning of what trains: what is tested was new when all of that had been said. Had a cluster the age
+of its newest row, old questions that were asked again would be tested, and a customer of long standing never trains.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.config import Split
+from tasks.split.sides import NONE, SIDES, TEST, TRAIN, VALIDATION, Because, Sides
+from tasks.split.strata import Strata
+
+LARGE_SHARE = 0.1  # of a side: a cluster that is larger is taken only where the smaller ones do not fill the side
+
+
+@dataclass(frozen=True)
+class _Clusters:
+    """What a cluster's turn depends on, of all clusters by number."""
+
+    sizes: np.ndarray
+    lots: np.ndarray  # uint64, of those that are drawn
+    stratum: np.ndarray  # that most of its rows have
+    oldest: np.ndarray | None  # the time of its oldest row
+
+
+def draw(
+    sides: Sides,
+    row_ids: pa.Array,
+    strata: Strata,
+    times: np.ndarray | None,
+    shared: np.ndarray,
+    exact: Iterable[int],
+    settings: Split,
+) -> None:
+    """Draws a side for each cluster that has none, by `times` (rows,) if given; `exact` sides get no more rows.
+
+    The shares are of the rows that `shared` (a mask) says: rows that are given to a side do not count.
+    """
+    standing = np.flatnonzero(sides.cluster != NONE)
+    cluster = sides.cluster[standing]
+    side_of = np.full(cluster.max(initial=-1) + 1, NONE)
+    side_of[cluster] = sides.side[standing]
+    drawn = np.flatnonzero(sides.cluster != NONE)[side_of[cluster] == NONE]
+    clusters = _Clusters(
+        sizes=np.bincount(cluster),
+        lots=_lots(sides.cluster[drawn], len(side_of), row_ids.take(pa.array(drawn)), settings.seed),
+        stratum=_main_stratum(cluster, strata.of[standing]),
+        oldest=None if times is None else _oldest(cluster, times[standing]),
+    )
+    shared = shared & (sides.cluster != NONE)
+    for side in (TEST, VALIDATION):
+        if side in exact:
+            continue
+        here = shared & (sides.side == side)
+        wanted = getattr(settings, SIDES[side]) * shared.sum() - here.sum()
+        free = np.flatnonzero(side_of == NONE)
+        if clusters.oldest is None:
+            have, want = (np.bincount(strata.of[rows], minlength=len(strata.names)) for rows in (here, shared))
+            starts = np.array([_lot(f"{settings.seed} {SIDES[side]} {name}") for name in strata.names]) / 2.0**64
+            order = _in_turn(free, clusters, wanted, have, want, starts)
+        else:
+            order = free[np.lexsort((clusters.lots[free], -clusters.oldest[free]))]
+        side_of[_fill(order, clusters.sizes, wanted, passes_over=times is None)] = side
+    side_of[side_of == NONE] = TRAIN
+    sides.side[drawn] = side_of[sides.cluster[drawn]]
+    sides.because[drawn] = Because.DRAWN if times is None else Because.BY_TIME
+
+
+def _fill(order: np.ndarray, sizes: np.ndarray, wanted: float, *, passes_over: bool) -> list[int]:
+    """The first clusters in `order` that bring a side of `wanted` rows nearer to them."""
+    taken: list[int] = []
+    for cluster, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        if size <= 2 * wanted:
+            taken.append(cluster)
+            wanted -= size
+        elif wanted < 0.5 or not passes_over:  # not even a cluster of one row
+            break
+    return taken
+
+
+def _in_turn(
+    free: np.ndarray, clusters: _Clusters, wanted: float, have: np.ndarray, want: np.ndarray, starts: np.ndarray
+) -> np.ndarray:
+    """The free clusters by where they stand in their stratum, of which `have` rows are on the side already."""
+    sizes, stratum, lots = clusters.sizes[free], clusters.stratum[free], clusters.lots[free]
+    large = sizes > max(1, LARGE_SHARE * wanted)
+    order = np.lexsort((lots, large, stratum))
+    ahead = np.cumsum(sizes[order]) - sizes[order]
+    _, first, which = np.unique(stratum[order], return_index=True, return_inverse=True)
+    ahead -= ahead[first][which]
+    stratum = stratum[order]
+    place = (have[stratum] + ahead + starts[stratum] * sizes[order]) / want[stratum]
+    return free[order][np.lexsort((lots[order], place, large[order]))]
+
+
+def _main_stratum(cluster: np.ndarray, stratum: np.ndarray) -> np.ndarray:
+    """(clusters,) the stratum that most rows of each cluster are in."""
+    num_strata = int(stratum.max(initial=0)) + 1
+    found, counts = np.unique(cluster * num_strata + stratum, return_counts=True)
+    order = np.lexsort((found, -counts, found // num_strata))
+    _, first = np.unique(found[order] // num_strata, return_index=True)
+    return found[order][first] % num_strata
+
+
+def _oldest(cluster: np.ndarray, times: np.ndarray) -> np.ndarray:
+    oldest = np.full(cluster.max(initial=-1) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(oldest, cluster, times)
+    return oldest
+
+
+def _lots(cluster: np.ndarray, num_clusters: int, row_ids: pa.Array, seed: int) -> np.ndarray:
+    """(num_clusters,) uint64: the lot of each cluster's smallest row_id."""
+    order = np.asarray(pc.sort_indices(row_ids))  # pyright: ignore[reportAttributeAccessIssue]
+    _, first = np.unique(cluster[order], return_index=True)
+    smallest = order[first]
+    lots = np.zeros(num_clusters, np.uint64)
+    lots[cluster[smallest]] = [_lot(f"{seed} {row_ids[row].as_py()}") for row in smallest.tolist()]
+    return lots
+
+
+def _lot(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])

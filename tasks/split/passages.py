@@ -1,0 +1,198 @@
+"""Passages that texts have in common, looked up by their hashes: what contamination.py goes by.
+
+A passage is 13 words in a row. In scripts without spaces a character is a word to tasks/similarity, and half a word
+here, else six words of Japanese would be a passage.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.similarity.folding import character_classes, fold_messages, fold_texts
+from tasks.similarity.prompts import Words, segments, words
+
+PASSAGE = 26  # half words
+COMMON = 10  # rows: a passage that more of them have is a template
+FEWEST_BITS, MOST_BITS = 10, 27
+BASE = 0x9E3779B97F4A7C15  # of the polynomial that hashes a run of words, odd
+INVERSE = pow(BASE, -1, 1 << 64)
+
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # hash, whether it lies within the question, number of the text
+
+
+class Texts(NamedTuple):
+    """Texts as words: text i has those from bounds[i] to bounds[i + 1], the first asked[i] of them its question.
+
+    Hashes and sizes are of all words before one, so that those of a run are known from its two ends.
+    """
+
+    bounds: np.ndarray
+    asked: np.ndarray
+    hashes: np.ndarray  # (words + 1,) uint64
+    sizes: np.ndarray  # (words + 1,) half words
+
+    @classmethod
+    def of(cls, said: Words, bounds: np.ndarray, asked: np.ndarray) -> Self:
+        """The texts that begin and end at `bounds` in these words."""
+        hashes = np.zeros(len(said.hashes) + 1, np.uint64)
+        np.cumsum(said.hashes * _powers(BASE, len(said.hashes)), out=hashes[1:])
+        sizes = np.concatenate([[0], np.cumsum(2 - said.spaceless.astype(np.int64))])
+        return cls(bounds, asked, hashes, sizes)
+
+    def hash_runs(self, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """(runs,) uint64: the words from begins[i] to ends[i], the same wherever they stand."""
+        return (self.hashes[ends] - self.hashes[begins]) * _powers(INVERSE, len(self.hashes))[begins]
+
+    def passages(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(text, begin, end) of every passage."""
+        ends = np.searchsorted(self.sizes, self.sizes[:-1] + PASSAGE)
+        text = np.repeat(np.arange(len(self.asked)), np.diff(self.bounds))
+        within = np.flatnonzero(ends <= self.bounds[1:][text])
+        return text[within], within, ends[within]
+
+
+class Passages(NamedTuple):
+    """The different passages, or short runs of whole lines, of evaluation texts."""
+
+    hashes: np.ndarray  # uint64, rising
+    asked: np.ndarray  # bool: whether it lies within the question of an evaluation text
+    text: np.ndarray  # the number of the first text that has it
+    maybe: np.ndarray  # upper bits of a hash -> whether any has them, so that few must be looked up in `hashes`
+
+    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of `hashes` are among these, and which of these they are."""
+        found = np.flatnonzero(self.maybe[_upper_bits(hashes, len(self.maybe))])
+        place = np.searchsorted(self.hashes, hashes[found])
+        hit = self.hashes[np.minimum(place, len(self.hashes) - 1)] == hashes[found] if len(self.hashes) else place < 0
+        return found[hit], place[hit]
+
+
+class Shared(NamedTuple):
+    """The first passage that each of some rows has in common with an evaluation text."""
+
+    rows: np.ndarray  # rising
+    texts: np.ndarray
+    hashes: np.ndarray  # of the passage; 0 where it is a whole prompt
+
+
+def conversations(messages: pa.ChunkedArray, left_out: np.ndarray) -> Texts:
+    """Conversations, their last answer last, without the segments `left_out` (hashes)."""
+    folded = fold_messages(messages)
+    prompts, ends = folded.prompts, folded.rows[1:]
+    halves = np.stack([prompts[:, 0], prompts[:, 1], prompts[:, 1], ends], axis=1).reshape(-1, 2)
+    said = words(folded, segments(folded, halves), left_out)
+    return Texts.of(said, said.indptr[::2], np.diff(said.indptr)[::2])
+
+
+def evaluations(texts: list[str], left_out: np.ndarray) -> tuple[Texts, np.ndarray]:
+    """Records of evaluation files, and where in the words their lines begin, those without words aside.
+
+    What of a record is its question cannot be told for sure: all but its last line, or its only one.
+    """
+    from tasks.similarity.hashing import hash_words
+
+    split = [text.splitlines() for text in texts]
+    folded = fold_texts(line for lines in split for line in lines)
+    found = segments(folded, folded.prompts)
+    kept = ~np.isin(found.hashes, left_out)
+    said = Words(*hash_words(folded.data, found.indptr, found.begins, found.ends, kept, character_classes()))
+    bounds = said.indptr[np.cumsum([0, *map(len, split)])]
+    lines = said.indptr[:-1][np.diff(said.indptr) > 0]
+    last_lines = np.append(lines, 0)[np.searchsorted(lines, bounds[1:]) - 1]
+    asked = np.where(last_lines > bounds[:-1], last_lines, bounds[1:]) - bounds[:-1]
+    return Texts.of(said, bounds, asked), lines
+
+
+def passages_of(texts: Texts, numbers: np.ndarray) -> Found:
+    """Each passage of the texts with these numbers."""
+    text, begins, ends = texts.passages()
+    asked = ends <= texts.bounds[text] + texts.asked[text]
+    return texts.hash_runs(begins, ends), asked, numbers[text]
+
+
+def short_lines(texts: Texts, starts: np.ndarray, numbers: np.ndarray) -> Iterator[Found]:
+    """Each run of whole lines that is shorter than a passage: what a short prompt can be. Lines begin at `starts`."""
+    text = np.searchsorted(texts.bounds, starts, side="right") - 1
+    ends = np.concatenate([starts, np.full(PASSAGE, len(texts.sizes) - 1)])
+    for num_lines in range(1, PASSAGE):
+        end = ends[num_lines : num_lines + len(starts)]
+        short = (end <= texts.bounds[1:][text]) & (texts.sizes[end] - texts.sizes[starts] < PASSAGE) & (end > starts)
+        yield texts.hash_runs(starts[short], end[short]), np.ones(int(short.sum()), np.bool_), numbers[text[short]]
+
+
+def gather(parts: Iterable[Found]) -> Passages:
+    """The passages of all parts."""
+    empty = np.empty(0, np.uint64), np.empty(0, np.bool_), np.empty(0, np.int64)
+    hashes, asked, text = (np.concatenate(column) for column in zip(empty, *parts, strict=True))
+    order = np.argsort(hashes, kind="stable")
+    hashes, asked, text = hashes[order], asked[order], text[order]
+    first = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1])) if len(hashes) else np.empty(0, np.int64)
+    asked = np.logical_or.reduceat(asked, first) if len(first) else asked
+    bits = min(MOST_BITS, max(FEWEST_BITS, (8 * len(first)).bit_length()))
+    maybe = np.zeros(1 << bits, np.bool_)
+    maybe[_upper_bits(hashes[first], len(maybe))] = True
+    return Passages(hashes[first], asked, text[first], maybe)
+
+
+class Search:
+    """Looks through rows for passages of evaluation texts, batch by batch."""
+
+    def __init__(self, passages: Passages, prompts: Passages) -> None:
+        self.passages, self.prompts = passages, prompts
+        self.num_rows = np.zeros(len(passages.hashes), np.int32)  # that have each passage
+        self.found: list[np.ndarray] = []  # (row, passage) as far as it is no template yet
+        self.whole: list[np.ndarray] = []
+
+    def look(self, texts: Texts, numbers: np.ndarray) -> None:
+        """Looks through these rows; `numbers` (texts,) rise from call to call."""
+        text, begins, ends = texts.passages()
+        at, passage = self.passages.find(texts.hash_runs(begins, ends))
+        text, ends = text[at], ends[at]
+        once = np.sort(np.unique(text * len(self.num_rows) + passage, return_index=True)[1])
+        np.add.at(self.num_rows, passage[once], 1)
+        asked = (ends <= texts.bounds[text] + texts.asked[text]) | self.passages.asked[passage]
+        kept = once[asked[once] & (self.num_rows[passage[once]] <= COMMON)]
+        self.found.append(np.stack([numbers[text[kept]], passage[kept]]))
+
+        begins, ends = texts.bounds[:-1], texts.bounds[:-1] + texts.asked
+        short = np.flatnonzero((texts.sizes[ends] - texts.sizes[begins] < PASSAGE) & (ends > begins))
+        at, passage = self.prompts.find(texts.hash_runs(begins[short], ends[short]))
+        self.whole.append(np.stack([numbers[short[at]], passage]))
+
+    def shared(self) -> Shared:
+        """What the rows that were looked through have in common with the texts."""
+        row, passage = np.concatenate([np.empty((2, 0), np.int64), *self.found], axis=1)
+        rare = self.num_rows[passage] <= COMMON
+        of_passage = row[rare], self.passages.text[passage[rare]], self.passages.hashes[passage[rare]]
+        row, passage = np.concatenate([np.empty((2, 0), np.int64), *self.whole], axis=1)
+        of_prompt = row, self.prompts.text[passage], np.zeros(len(row), np.uint64)
+        rows, texts, hashes = (np.concatenate(both) for both in zip(of_passage, of_prompt, strict=True))
+        rows, first = np.unique(rows, return_index=True)
+        return Shared(rows, texts[first], hashes[first])
+
+
+def said(text: str, passage: int) -> str:
+    """The passage with this hash as it stands in a text; empty where it is not found."""
+    tokens = text.split()
+    folded = fold_texts(tokens)
+    found = words(folded, segments(folded, folded.prompts), np.empty(0, np.uint64))
+    whole = Texts.of(found, np.array([0, len(found.hashes)]), np.array([0]))
+    _, begins, ends = whole.passages()
+    at = np.flatnonzero(whole.hash_runs(begins, ends) == np.uint64(passage))
+    if not len(at):
+        return ""
+    first, last = np.searchsorted(found.indptr, [begins[at[0]], ends[at[0]] - 1], side="right") - 1
+    return " ".join(tokens[first : last + 1])
+
+
+def _powers(base: int, count: int) -> np.ndarray:
+    """(count,) uint64: 1, base, base squared and so on, modulo 2 to the 64th."""
+    powers = np.full(count, base, np.uint64)
+    powers[:1] = 1
+    return np.cumprod(powers)
+
+
+def _upper_bits(hashes: np.ndarray, size: int) -> np.ndarray:
+    return hashes >> np.uint64(64 - (size.bit_length() - 1))

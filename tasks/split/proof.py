@@ -1,0 +1,78 @@
+"""What proof.json says: that no rows of two sides are alike, what a random split would have leaked, what is small."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tasks.similarity.sets import Nearest, Pairs
+from tasks.split.columns import Columns
+from tasks.split.sides import SIDES, Sides
+
+FLOOR = 0.9  # of the threshold: under it no pair is looked at
+RANDOM_SPLITS = 20
+LEAST_VISIBLE = 0.1  # a test side that does not show a difference of so much decides nothing
+DISCORDANT = 0.2  # of the rows of a usual comparison, answered rightly by one model alone
+CONFIDENCE, POWER = 1.645, 0.842  # normal quantiles of one-sided 95% and of 80%
+FINDINGS = {  # what rows have that are counted under a code
+    "contaminated": "training rows have a passage in common with an evaluation row",
+    "validation_in_held_out": "validation rows have a passage in common with a record of data.held_out",
+    "test_in_held_out": "test rows have a passage in common with a record of data.held_out",
+    "train_newer_than_test": "training rows are newer than the oldest test row",
+    "too_small": "test rows do not show a difference in exact match under about {difference:.2f}",
+}
+
+
+def leak_proof(nearest: Nearest, sides: Sides, columns: Columns, threshold: float, floor: float) -> dict[str, Any]:
+    """The most alike pair of all rows of two different sides, whatever put them there, and whether the proof holds.
+
+    Where no pair is over the floor, the largest similarity is said to be the floor, which it is not over.
+    """
+    pair = [nearest.one, nearest.other] if nearest.one >= 0 else []
+    return {
+        "threshold": threshold,
+        "holds": nearest.similarity < threshold,
+        "pairs_compared": nearest.num_compared,
+        "largest_similarity": max(nearest.similarity, floor),
+        "largest_pair": [{"side": SIDES[int(sides.side[row])], **columns.identity(row)} for row in pair],
+        "floor": floor,
+    }
+
+
+def random_leak_share(pairs: Pairs, num_test: int) -> float:
+    """The share of test rows with a similar row outside test, had the rows been drawn at random; mean of 20 draws."""
+    num_rows = len(pairs.first)
+    shares = []
+    for seed in range(RANDOM_SPLITS):
+        outside = np.ones(num_rows, np.bool_)
+        outside[np.random.default_rng(seed).permutation(num_rows)[:num_test]] = False
+        leaks = np.zeros(num_rows, np.bool_)
+        leaks[pairs.first[outside]] = True
+        neighbours = leaks.copy()
+        neighbours[pairs.left[leaks[pairs.right]]] = True
+        neighbours[pairs.right[leaks[pairs.left]]] = True
+        shares.append(neighbours[pairs.first[~outside]].mean())
+    return round(float(np.mean(shares)), 6)
+
+
+def visible_difference(num_clusters: int) -> float:
+    """The smallest difference in exact match that so many independent test rows show with 80% power.
+
+    Of a paired comparison in which 20% of the rows are answered rightly by one model alone, at one-sided 95% (Connor
+    1987, "Sample size for testing differences in proportions for the paired-sample design", Biometrics 43).
+    """
+    return min(1.0, round((CONFIDENCE + POWER) * math.sqrt(DISCORDANT / num_clusters), 4))
+
+
+def findings(proof: dict[str, Any]) -> dict[str, int]:
+    """What a person should look at, by code: how many rows it concerns."""
+    contaminated, in_held_out = proof["decontamination"], proof["decontamination"]["in_held_out"]
+    too_small = proof["smallest_visible_difference"] > LEAST_VISIBLE
+    found = {
+        "contaminated": 0 if contaminated["removed"] else contaminated["training_rows"],
+        "validation_in_held_out": in_held_out.get("validation", 0),
+        "test_in_held_out": in_held_out.get("test", 0),
+        "train_newer_than_test": proof["time"]["train_rows_newer_than_a_test_row"] if proof["time"] else 0,
+        "too_small": proof["rows"]["test"] if too_small else 0,
+    }
+    return {code: count for code, count in found.items() if count}

@@ -1,0 +1,69 @@
+"""What each side should have the same shares of: sources, or labels; and how far the sides are from it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tasks.errors import DataError
+from tasks.split.sides import NONE, SIDES
+
+ROWS_OF_A_LABEL = 5  # on average, or the answers are no closed set
+REPORTED = 50
+REPORTED_CHARS = 100
+
+
+@dataclass(frozen=True)
+class Strata:
+    """The stratum of each row, by its place in `names`, which are sorted."""
+
+    of: np.ndarray  # (rows,)
+    names: list[str]
+
+
+def strata_of(names: Iterable[str]) -> Strata:
+    """The strata of rows, given the name of each row's."""
+    codes: dict[str, int] = {}
+    of = np.fromiter((codes.setdefault(name, len(codes)) for name in names), np.int64)
+    order = sorted(codes)
+    rank = np.empty(len(order), np.int64)
+    rank[[codes[name] for name in order]] = np.arange(len(order))
+    return Strata(rank[of], order)
+
+
+def stop_if_open(labels: Strata) -> None:
+    """Raises DataError where the answers of the rows are no closed set."""
+    num_rows = len(labels.of)
+    if ROWS_OF_A_LABEL * len(labels.names) > num_rows:
+        raise DataError(
+            f"split.stratify=label: {num_rows} rows have {len(labels.names)} different last answers, so these are no "
+            f"labels; accepted are at most {num_rows // ROWS_OF_A_LABEL}, or split.stratify=source or none"
+        )
+
+
+def balance(strata: Strata, side: np.ndarray) -> dict[str, Any]:
+    """The share of each stratum in all rows that are on a side and in each side, the largest first; and what differs.
+
+    The largest deviation is that of a stratum's share in one side from its share in all, 0 to 1.
+    """
+    on_side, num_strata = side != NONE, len(strata.names)
+    counts = np.bincount(side[on_side] * num_strata + strata.of[on_side], minlength=len(SIDES) * num_strata)
+    counts = counts.reshape(len(SIDES), num_strata)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    overall = counts.sum(axis=0) / max(int(counts.sum()), 1)
+    deviation = np.abs(shares - overall)
+    largest = np.unravel_index(int(deviation.argmax()), deviation.shape) if deviation.size else None
+    listed = np.lexsort((np.arange(num_strata), -overall))[:REPORTED].tolist()
+    return {
+        "num_strata": num_strata,
+        "largest_deviation": round(float(deviation.max(initial=0.0)), 6),
+        "deviates_most": {"side": SIDES[largest[0]], "stratum": strata.names[largest[1]][:REPORTED_CHARS]}
+        if largest
+        else None,
+        "strata": [
+            {"name": strata.names[s][:REPORTED_CHARS], "all": round(float(overall[s]), 6)}
+            | {name: round(float(shares[position, s]), 6) for position, name in enumerate(SIDES)}
+            for s in listed
+        ],
+    }

@@ -1,0 +1,68 @@
+"""The sides as files, row group by row group: each row goes to its side, or is set aside with its reason."""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.artifacts import QUARANTINE_SCHEMA, SIDES_SCHEMA, SPLIT_SCHEMA
+from tasks.similarity.engine import read_pieces
+from tasks.split.sides import NONE, SIDES, Because, Sides
+
+GONE = "gone"  # of rows that the version before has and this one does not
+TEXT_CHARS = 500
+
+
+def write_sides(folder: Path, file: Path, sides: Sides, detail: Callable[[int, str], str]) -> None:
+    """train, validation and test.parquet with their rows in order, and quarantine.parquet with the others.
+
+    `detail(row, text)` says why the row was set aside, whose whole text this is.
+    """
+    start = 0
+    with ExitStack() as open_files:
+        writers = [
+            open_files.enter_context(pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="zstd"))
+            for name, schema in (*((name, SPLIT_SCHEMA) for name in SIDES), ("quarantine", QUARANTINE_SCHEMA))
+        ]
+        for batch in read_pieces(file):
+            rows = slice(start, start + batch.num_rows)
+            cluster = pa.array(sides.cluster[rows], pa.int64())
+            batch = batch.append_column(SPLIT_SCHEMA.field("cluster"), cluster).cast(SPLIT_SCHEMA)
+            for side in range(len(SIDES)):
+                writers[side].write_table(batch.filter(pa.array(sides.side[rows] == side)))
+            aside = start + np.flatnonzero(sides.side[rows] == NONE)
+            writers[-1].write_table(_set_aside(batch.take(pa.array(aside - start)), aside, sides, detail))
+            start += batch.num_rows
+
+
+def write_memory(folder_file: Path, row_ids: pa.Array, side: np.ndarray, because: np.ndarray, gone: pa.Table) -> None:
+    """sides.parquet: what the next version must know, of every row of this one and of those that are `gone`.
+
+    A row that was set aside has the side that it would return to, if any.
+    """
+    names = pa.array([*SIDES, None], pa.string())
+    reasons = pa.array([reason.name.lower() for reason in Because])
+    here = [row_ids, names.take(pa.array(np.where(side == NONE, len(SIDES), side))), reasons.take(pa.array(because))]
+    there = [gone["row_id"], gone["side"], pa.array([GONE] * len(gone), pa.string())]
+    tables = [pa.table(columns, schema=SIDES_SCHEMA) for columns in (here, there)]
+    pq.write_table(pa.concat_tables(tables), folder_file, compression="zstd")
+
+
+def _set_aside(batch: pa.Table, rows: np.ndarray, sides: Sides, detail: Callable[[int, str], str]) -> pa.Table:
+    conversations: list[list[dict[str, Any]]] = batch["messages"].to_pylist()
+    texts = ["\n".join(turn["content"] for turn in turns) for turns in conversations]
+    columns = {
+        "file": batch["file"],
+        "line": batch["line"],
+        "byte": batch["byte"],
+        "row_id": batch["row_id"],
+        "reason": [Because(because).name.lower() for because in sides.because[rows].tolist()],
+        "detail": [detail(row, text) for row, text in zip(rows.tolist(), texts, strict=True)],
+        "text": [json.dumps(turns, ensure_ascii=False)[:TEXT_CHARS] for turns in conversations],
+    }
+    return pa.table(columns, schema=QUARANTINE_SCHEMA)

@@ -1,0 +1,434 @@
+"""A row's life is what the stages did to it, each named with its reason, and nothing is run to tell it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from flows import data_command, data_view
+from flows.calls import Step
+from flows.data_command import Data, data_json, find, look_up, row_json
+from tasks import lineage
+from tasks.artifacts import (
+    QUARANTINE_SCHEMA,
+    REMOVED_SCHEMA,
+    ROW_SCHEMA,
+    SIDES_SCHEMA,
+    SPLIT_SCHEMA,
+    Artifact,
+    CheckedRows,
+    Rows,
+    Splits,
+    Tokens,
+    UniqueRows,
+)
+from tasks.caching import cached
+from tasks.config import STAGES, Model, Registry, Settings, Source, Split
+from tasks.config import Data as DataSection
+from tasks.errors import ConfigError
+from tasks.versions import accept, before
+
+FILE = "data/a.jsonl"
+Record = dict[str, Any]
+
+
+@cached()
+def ingest(folder: Path, rows: list[Record], refused: list[Record]) -> Rows:
+    write(folder / "rows.parquet", rows, ROW_SCHEMA)
+    write(folder / "quarantine.parquet", refused, QUARANTINE_SCHEMA)
+    return Rows(
+        num_read=len(rows) + len(refused),
+        num_rows=len(rows),
+        num_quarantined=len(refused),
+        reasons={},
+        detected={FILE: "jsonl, alpaca"},
+    )
+
+
+@cached()
+def check(folder: Path, rows: Rows, quarantined: list[Record]) -> CheckedRows:
+    write(folder / "quarantine.parquet", quarantined, QUARANTINE_SCHEMA)
+    left = rows.num_rows - len(quarantined)
+    return CheckedRows(num_rows=left, num_quarantined=len(quarantined), reasons={}, findings={})
+
+
+@cached()
+def dedupe(folder: Path, rows: CheckedRows, removed: list[Record]) -> UniqueRows:
+    write(folder / "removed.parquet", removed, REMOVED_SCHEMA)
+    return UniqueRows(num_rows=rows.num_rows - len(removed), num_removed=len(removed), reasons={}, boilerplate=())
+
+
+@cached()
+def split(
+    folder: Path,
+    rows: UniqueRows,
+    sides: dict[str, list[Record]],
+    because: dict[str, str],
+    quarantined: list[Record],
+    earlier: Splits | None,
+) -> Splits:
+    for side in ("train", "validation", "test"):
+        write(folder / f"{side}.parquet", sides.get(side, []), SPLIT_SCHEMA)
+    write(folder / "quarantine.parquet", quarantined, QUARANTINE_SCHEMA)
+    side_of = {record["row_id"]: side for side, records in sides.items() for record in records}
+    known = [{"row_id": key, "side": side_of.get(key, "train"), "because": why} for key, why in because.items()]
+    write(folder / "sides.parquet", known, SIDES_SCHEMA)
+    return Splits(
+        num_train=len(sides.get("train", [])),
+        num_validation=len(sides.get("validation", [])),
+        num_test=len(sides.get("test", [])),
+        num_clusters=1,
+        largest_similarity=0.0,
+        random_leak_share=0.0,
+    )
+
+
+@cached()
+def render(folder: Path, splits: Splits, quarantined: list[Record]) -> Tokens:
+    write(folder / "quarantine.parquet", quarantined, QUARANTINE_SCHEMA)
+    left = splits.num_train - len(quarantined)
+    return Tokens(
+        num_train=left,
+        num_validation=splits.num_validation,
+        num_test=splits.num_test,
+        num_quarantined=len(quarantined),
+        reasons={},
+        num_trained_tokens=0,
+        longest=0,
+    )
+
+
+def write(file: Path, rows: list[Record], schema: pa.Schema) -> None:
+    pq.write_table(pa.Table.from_pylist(rows, schema), file, row_group_size=2)
+
+
+def row_id(line: int) -> str:
+    return f"{line:x}" * 64
+
+
+def row(line: int, text: str = "", **columns: Any) -> Record:
+    messages = [{"role": "user", "content": text or f"question {line}"}, {"role": "assistant", "content": "yes"}]
+    where = {"row_id": row_id(line), "source": "a.jsonl", "file": FILE, "line": line, "byte": line * 100}
+    return where | {"messages": messages} | columns
+
+
+def aside(line: int, reason: str, *, row_id: str | None = None, text: str = "") -> Record:
+    return {"file": FILE, "line": line, "row_id": row_id, "reason": reason, "detail": f"why {reason}", "text": text}
+
+
+def repeat(line: int, partner: int, similarity: float) -> Record:
+    return {
+        "row_id": row_id(line),
+        "file": FILE,
+        "line": line,
+        "reason": "near_duplicate",
+        "partner_row_id": row_id(partner),
+        "partner_file": FILE,
+        "partner_line": partner,
+        "similarity": similarity,
+        "text": "",
+    }
+
+
+SETTINGS = Settings(
+    data=DataSection(sources=(Source(path=FILE),)), model=Model(base="x/y"), registry=Registry(name="triage")
+)
+REFUSED = [aside(90, "bad_json", text='{"broken": tru')]
+FIRST = [row(1), row(2)]
+ROWS = [
+    *FIRST,
+    row(3, "A question about\nRED shoes", repairs="mojibake"),
+    *(row(4), row(5), row(6), row(7), row(8, side="test"), row(9), row(10), row(11)),
+]
+
+
+def first() -> Splits:
+    """Version 1: line 1 tests, line 2 trains."""
+    rows = ingest(FIRST, [])
+    checked = check(rows, [])
+    unique = dedupe(checked, [])
+    sides = {"train": [row(2, cluster=0)], "test": [row(1, cluster=1)]}
+    found = before("triage", rows, Split())
+    splits = split(unique, sides, {row_id(1): "drawn", row_id(2): "drawn"}, [], None)
+    accept(found, rows, checked, unique, splits)
+    return splits
+
+
+def second(earlier: Splits, *, accepted: bool = True) -> list[Artifact]:
+    """Version 2: all that can happen to a row."""
+    rows = ingest(ROWS, REFUSED)
+    checked = check(rows, [aside(4, "empty_answer", row_id=row_id(4))])
+    unique = dedupe(checked, [repeat(5, 2, 0.91), repeat(6, 2, 0.82)])
+    sides = {
+        "train": [row(2, cluster=0), row(9, cluster=0), row(10, cluster=3), row(11, cluster=4)],
+        "validation": [row(3, cluster=2)],
+        "test": [row(1, cluster=1), row(8, cluster=5, side="test")],
+    }
+    bridging = [aside(7, "bridges_sides", row_id=row_id(7))]
+    because = {
+        1: "kept",
+        2: "kept",
+        3: "by_time",
+        7: "bridges_sides",
+        8: "given",
+        9: "inherited",
+        10: "drawn",
+        11: "drawn",
+    }
+    because |= {12: "gone"}
+    splits = split(unique, sides, {row_id(line): why for line, why in because.items()}, bridging, earlier)
+    tokens = render(splits, [aside(11, "answer_truncated", row_id=row_id(11))])
+    if accepted:
+        accept(before("triage", rows, SETTINGS.split), rows, checked, unique, splits)
+    return [rows, checked, unique, splits, tokens]
+
+
+Plan = Callable[[list[Artifact]], None]
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """`planned(artifacts)`: a plan finds these, and would run the stages after them."""
+
+    def given(artifacts: list[Artifact]) -> None:
+        there = {artifact.stage: artifact for artifact in artifacts}
+        steps = tuple(
+            Step(stage=stage, state="cached", record=there[stage])
+            if stage in there
+            else Step(stage=stage, state="run", because=[f"{stage} changed"])
+            for stage in STAGES[: STAGES.index("render") + 1]
+        )
+        monkeypatch.setattr(data_command, "plan", lambda settings, until, refresh: steps)
+
+    return given
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Artifact]]:
+    """A home with both versions, all stages run: the one that most tests here start from."""
+    home = tmp_path_factory.mktemp("done")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNEWRIGHT_HOME", str(home))
+        return home, second(first())
+
+
+@pytest.fixture
+def data(done: tuple[Path, list[Artifact]], home: Path, planned: Plan) -> Data:
+    """Version 2 of the data, all stages run, in a copy of its own."""
+    shutil.copytree(done[0], home)
+    planned(
+        [artifact.model_copy(update={"folder": home / artifact.folder.relative_to(done[0])}) for artifact in done[1]]
+    )
+    return look_up(SETTINGS)
+
+
+def life(data: Data, line: int) -> dict[str, Any]:
+    return row_json(data, find(data, None, f"{FILE}:{line}", None))
+
+
+def outcomes(data: Data, line: int) -> dict[str, str]:
+    return {event["stage"]: event["outcome"] for event in life(data, line)["life"]}
+
+
+def event(data: Data, line: int, stage: str) -> dict[str, Any]:
+    return next(event for event in life(data, line)["life"] if event["stage"] == stage)
+
+
+def shown(view: Callable[..., None], *arguments: Any) -> str:
+    console = Console(file=StringIO(), width=200, highlight=False)
+    view(console, *arguments)
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def refusal(act: Callable[[], object]) -> str:
+    with pytest.raises(ConfigError) as error:
+        act()
+    return str(error.value)
+
+
+def test_a_life_ends_where_the_row_was_set_aside(data: Data) -> None:
+    read, passed, kept = {"ingest": "read"}, {"check": "passed"}, {"dedupe": "kept"}
+    assert outcomes(data, 90) == {"ingest": "refused"}
+    assert outcomes(data, 4) == read | {"check": "quarantined"}
+    assert outcomes(data, 5) == read | passed | {"dedupe": "removed"}
+    assert outcomes(data, 7) == read | passed | kept | {"split": "quarantined"}
+    assert outcomes(data, 11) == read | passed | kept | {"split": "train", "render": "quarantined"}
+    assert outcomes(data, 1) == read | passed | kept | {"split": "test", "render": "rendered"}
+
+
+def test_every_record_has_one_life(data: Data) -> None:
+    ends = [list(outcomes(data, record["line"]).values())[-1] for record in [*ROWS, *REFUSED]]
+    assert {end: ends.count(end) for end in ends} == {"rendered": 6, "quarantined": 3, "removed": 2, "refused": 1}
+
+
+def test_a_row_that_was_set_aside_has_its_reason(data: Data) -> None:
+    assert life(data, 90)["life"] == [
+        {"stage": "ingest", "outcome": "refused", "reason": "bad_json", "detail": "why bad_json"}
+    ]
+    assert event(data, 4, "check")["detail"] == "why empty_answer"
+    assert event(data, 7, "split")["reason"] == "bridges_sides"
+    removed = event(data, 5, "dedupe")
+    assert (removed["reason"], removed["similarity"]) == ("near_duplicate", 0.91)
+    assert removed["partner"] == {"file": FILE, "line": 2, "row_id": row_id(2)}
+
+
+def test_a_row_knows_where_it_came_from_and_what_repeats_it(data: Data) -> None:
+    read = event(data, 3, "ingest")
+    assert (read["source"], read["byte"], read["repairs"]) == ("a.jsonl", 300, "mojibake")
+    kept = event(data, 2, "dedupe")
+    assert kept["num_duplicates"] == 2
+    assert [(row["line"], row["similarity"]) for row in kept["duplicates"]] == [(5, 0.91), (6, 0.82)]
+
+
+def test_a_row_knows_why_it_is_on_its_side(data: Data) -> None:
+    because = {line: event(data, line, "split")["because"] for line in (1, 3, 8, 9, 10)}
+    assert because == {1: "kept", 3: "by_time", 8: "given", 9: "inherited", 10: "drawn"}
+    assert event(data, 9, "split")["inherited_from"] == {"file": FILE, "line": 2, "row_id": row_id(2)}
+    assert event(data, 10, "split")["inherited_from"] is None
+
+
+def test_a_row_that_is_nowhere_is_not_explained_away(data: Data) -> None:
+    record = {"file": FILE, "line": 1, "row_id": row_id(12)}
+    with pytest.raises(ValueError, match=r"data/a.jsonl line 1 is lost"):
+        row_json(data, [record])
+
+
+def test_a_row_knows_its_cluster_and_its_side_in_each_earlier_version(data: Data) -> None:
+    placed = event(data, 9, "split")
+    assert (placed["outcome"], placed["cluster"], placed["num_in_cluster"]) == ("train", 0, 2)
+    assert [other["line"] for other in placed["also_in_cluster"]] == [2]
+    assert life(data, 1)["versions"] == [{"version": 1, "side": "test", "because": "drawn"}]
+    assert life(data, 9)["versions"] == [{"version": 1, "side": None, "because": None}]
+    assert life(data, 90)["versions"] == []
+    told = {line: lineage.sides(row_id(line), data.past)[1] for line in (7, 12)}
+    assert told[7] == {"version": 2, "side": None, "because": "bridges_sides"}
+    assert told[12] == {"version": 2, "side": None, "because": "gone"}
+
+
+@pytest.mark.parametrize(
+    ("given", "lines"),
+    [
+        ({"row": "3"}, [3]),
+        ({"row": "3" * 64}, [3]),
+        ({"line": "data/a.jsonl:3"}, [3]),
+        ({"line": "a.jsonl:90"}, [90]),
+        ({"text": "red SHOES about"}, [3]),
+        ({"text": "yes 4"}, [4]),
+        ({"text": '"BROKEN": tru'}, [90]),
+        ({"text": "question 1"}, [1, 10, 11]),
+    ],
+)
+def test_a_row_is_found_by_its_id_its_place_or_its_words(data: Data, given: dict[str, str], lines: list[int]) -> None:
+    found = find(data, given.get("row"), given.get("line"), given.get("text"))
+    assert [record["line"] for record in found] == lines
+
+
+def test_of_several_rows_ten_are_listed_and_equal_ones_are_one_row(data: Data) -> None:
+    listed = row_json(data, find(data, None, None, "question"))
+    assert [match["line"] for match in listed["matches"]] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert listed["more"]
+    assert listed["matches"][0]["text"] == "user: question 1\nassistant: yes"
+    assert "the first 10" in shown(data_view.show_row, data, listed, "x.yaml")
+    twice = [row(1), row(1) | {"line": 2}]
+    assert row_json(data, twice)["line"] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"row": "f" * 64}, "no such record among the 12 of version 2 of 2 of the data of triage"),
+        ({"row": "%"}, "--row %"),
+        ({"line": "a.jsonl:99"}, "--line a.jsonl:99: no such record"),
+        ({"line": "b.jsonl:1"}, "--line b.jsonl:1: no such record"),
+        ({"line": "a.jsonl"}, "accepted: FILE:LINE"),
+        ({"line": "a.jsonl:x"}, "accepted: FILE:LINE"),
+        ({"text": " "}, "--text: accepted: one word or more"),
+        ({"text": "nobody wrote this"}, "--text nobody wrote this: no such record"),
+    ],
+)
+def test_a_row_that_is_not_there_is_one_line(data: Data, given: dict[str, str], said: str) -> None:
+    assert said in refusal(lambda: find(data, given.get("row"), given.get("line"), given.get("text")))
+
+
+def test_the_stages_name_what_they_were_made_from(data: Data) -> None:
+    told = json.loads(json.dumps(data_json(data)))
+    stages = {stage["stage"]: stage for stage in told["stages"]}
+    assert list(stages) == ["ingest", "check", "dedupe", "split", "render"]
+    assert stages["check"]["parents"] == {"ingest": stages["ingest"]["digest"]}
+    assert stages["split"]["parents"]["dedupe"] == stages["dedupe"]["digest"]
+    assert stages["split"]["parents"]["split"] == told["versions"][0]["splits"]["digest"], "the sides it went on from"
+    assert stages["ingest"]["rows"] == {"read": 12, "rows": 11, "quarantined": 1, "held_out": 0}
+    assert Path(stages["split"]["artifact"], "manifest.json").is_file()
+    assert (told["name"], told["version"], told["missing"]) == ("triage", 2, "")
+    assert [(v["number"], v["added"], v["removed"]) for v in told["versions"]] == [(1, 2, 0), (2, 9, 0)]
+
+
+def test_what_has_not_run_is_named_with_the_command_that_runs_it(planned: Plan) -> None:
+    made = second(first(), accepted=False)
+    planned(made[:2])
+    data = look_up(SETTINGS)
+    assert data.title == "the data of triage, not accepted as a version yet"
+    assert (data.missing, list(data.because)) == ("dedupe", ["dedupe changed"])
+    assert life(data, 1)["missing"] == "dedupe"
+    assert life(data, 4)["missing"] == "", "its life has ended"
+    page = shown(data_view.show_row, data, life(data, 1), "x.yaml --set split.seed=1")
+    assert "dedupe has not run on these data: dedupe changed" in page
+    assert "tunewright run x.yaml --set split.seed=1 --until split" in page
+    planned(made[:4])
+    assert "--until render" in shown(data_view.show_data, look_up(SETTINGS), "x.yaml")
+
+
+def test_where_the_sources_changed_the_version_accepted_last_is_shown(data: Data, planned: Plan) -> None:
+    planned([])
+    last = look_up(SETTINGS)
+    assert last.version == data.version
+    assert (last.missing, list(last.changed)) == ("", ["ingest changed"])
+    page = shown(data_view.show_data, last, "x.yaml")
+    assert "the sources have changed since: ingest changed" in page
+    assert "tunewright run x.yaml --until split" in page
+
+
+def test_an_earlier_version_can_be_looked_at(data: Data) -> None:
+    old = look_up(SETTINGS, 1)
+    assert old.title == "version 1 of 2 of the data of triage"
+    assert outcomes(old, 2) == {"ingest": "read", "check": "passed", "dedupe": "kept", "split": "train"}
+    assert life(old, 2)["versions"] == []
+    assert "accepted: 1, 2" in refusal(lambda: look_up(SETTINGS, 3))
+
+
+def test_a_version_whose_files_are_gone_is_one_line(data: Data) -> None:
+    assert data.version
+    (data.past[0].checked.folder / "quarantine.parquet").unlink()
+    assert "version 1 of triage" in refusal(lambda: look_up(SETTINGS, 1))
+
+
+def test_before_the_first_run_there_is_nothing_to_show(planned: Plan, home: Path) -> None:
+    planned([])
+    assert "no stage has run" in refusal(lambda: look_up(SETTINGS))
+    assert not home.exists()
+
+
+def test_a_person_reads_the_same(data: Data) -> None:
+    page = shown(data_view.show_data, data, "x.yaml")
+    assert "version 2 of 2 of the data of triage" in page
+    assert "jsonl, alpaca" in page
+    assert "11 rows, 1 quarantined" in page
+    one = shown(data_view.show_row, data, life(data, 9), "x.yaml")
+    assert "inherited from data/a.jsonl line 2, which it repeats or shares a group with; cluster 0 with" in one
+    assert "in version 1 these messages were on no side (not there)" in one
+    gone = shown(data_view.show_row, data, life(data, 5), "x.yaml")
+    assert "near_duplicate of data/a.jsonl line 2 (row 222222222222), similarity 0.91" in gone
+    assert "never became a row" in shown(data_view.show_row, data, life(data, 90), "x.yaml")
+
+
+def test_text_of_a_row_is_no_markup(data: Data) -> None:
+    record = row(1, "[bold]not bold[/nothing]")
+    found = {name: record[name] for name in ("file", "line", "row_id", "messages")}
+    assert "[bold]not bold[/nothing]" in shown(data_view.show_row, data, row_json(data, [found]), "x.yaml")

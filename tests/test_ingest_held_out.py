@@ -1,0 +1,113 @@
+"""Evaluation files become texts, whatever their records look like, and a hole in them is never passed over."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ingested import GOOD, cached, run
+
+from tasks.artifacts import HELD_OUT_SCHEMA
+from tasks.config import Data, Source
+from tasks.errors import ConfigError, DataError
+from tasks.ingest import source_files
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.jsonl").write_bytes(GOOD)
+
+
+def held_out(*sources: Source | str, **options: Any) -> list[str]:
+    """The texts of evaluation files."""
+    named = tuple(Source(path=source) if isinstance(source, str) else source for source in sources)
+    rows = run("train.jsonl", held_out=named, **options)
+    table = pq.read_table(rows.path("held_out.parquet"))
+    assert table.schema.equals(HELD_OUT_SCHEMA)
+    assert rows.num_held_out == table.num_rows
+    assert (rows.num_read, rows.num_rows) == (1, 1)  # they are no rows
+    return table["text"].to_pylist()
+
+
+def test_all_texts_of_a_record_of_any_shape_count() -> None:
+    records = [
+        {"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "id": 7, "answer": None},
+        "bare",
+        ["d", {"e": "f"}],
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "g"}]}]},
+    ]
+    Path("a.jsonl").write_text("\n\n".join(map(json.dumps, records)) + "\n")
+    Path("b.json").write_text(json.dumps(records))
+    Path("c.txt").write_text("one text a line\n\n  and {another} \n")
+    Path("d.csv").write_text("question,answer\na,b\n")
+    pq.write_table(pa.Table.from_pylist([{"question": "a", "score": 1.5, "options": ["b"]}]), "e.parquet")
+    texts = ["a\nb\nc\nA\nB", "bare", "d\nf", "g"]
+    assert held_out("a.jsonl") == texts
+    assert held_out("b.json") == texts
+    assert held_out("c.txt", "d.csv") == ["one text a line", "  and {another} ", "a\nb"]
+    assert held_out("e.parquet") == ["a\nb"]
+
+
+def test_the_place_of_a_text_is_kept_and_the_file_is_shown_as_held_out() -> None:
+    Path("c.txt").write_text("\na\nb\n")
+    rows = run("train.jsonl", held_out=(Source(path="c.txt"),))
+    entries = pq.read_table(rows.path("held_out.parquet")).to_pylist()
+    assert [(entry["file"], entry["line"]) for entry in entries] == [("c.txt", 2), ("c.txt", 3)]
+    assert rows.detected == {"train.jsonl": "jsonl, alpaca", "c.txt": "text, held out"}
+
+
+def test_a_layout_or_columns_narrow_what_counts() -> None:
+    Path("a.jsonl").write_text('{"q": "a", "a": "b", "note": "c", "instruction": "d", "output": "e"}\n')
+    assert held_out(Source(path="a.jsonl", columns={"prompt": "q"})) == ["a"]
+    assert held_out(Source(path="a.jsonl", layout="alpaca")) == ["d\ne"]
+    assert held_out(Source(path="a.jsonl", layout="alpaca", columns={"output": "note"})) == ["d\nc"]
+
+
+def test_texts_are_repaired_as_rows_are_and_a_limit_leaves_none_out() -> None:
+    Path("c.txt").write_text("cafÃ©\n" * 5)
+    assert held_out("c.txt", repair=("mojibake",), limit=1) == ["café"] * 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'"a"\n{"b": \n', "a.jsonl line 2: bad_json"),
+        ("a.jsonl", b'"a"\n"b', "a.jsonl line 2: truncated"),
+        ("a.txt", b"a\nGr\xfc\xdfe\n", "a.txt line 2: bad_encoding, .* looks like Latin-1"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', "a.jsonl line 2: lone_surrogate"),
+        ("a.jsonl", b'{"text": "a"}\n{"number": 1}\n', "a.jsonl line 2: no_text, .*; it has number"),
+        ("a.json", b'["a", NaN]', "a.json line 2: not_finite"),
+        ("a.csv", b"a,b\n1,2\n3\n", "a.csv line 3: bad_csv"),
+        ("a.txt", b"a\n" + b"b" * 2_000, "a.txt line 2: too_long"),
+    ],
+)
+def test_a_record_that_cannot_be_read_stops_the_run(name: str, content: bytes, message: str) -> None:
+    Path(name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        held_out(name, max_line_bytes=1_000)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_that_fit_no_evaluation_file_are_config_errors() -> None:
+    Path("a.jsonl").write_text('{"question": "a", "id": "b"}\n')
+    with pytest.raises(ConfigError, match=r"held_out\[0\].side=test: a held-out file is on no side"):
+        held_out(Source(path="a.jsonl", side="test"))
+    with pytest.raises(
+        ConfigError, match=r"held_out\[0\].columns.output: no record has qestion; did you mean question\?"
+    ):
+        held_out(Source(path="a.jsonl", columns={"prompt": "id", "output": "qestion"}))
+    with pytest.raises(ConfigError, match=r"held_out\[0\].path=\*.txt: no file matches"):
+        held_out("*.txt")
+
+
+def test_a_change_of_an_evaluation_file_is_a_miss() -> None:
+    data = Data(sources=(Source(path="train.jsonl"),), held_out=(Source(path="a.txt"),))
+    Path("a.txt").write_text("a")
+    before = source_files(data)
+    cached(data, before)
+    Path("a.txt").write_text("b")
+    assert cached.because(data, source_files(data)) == ["files[1].digest changed"]
+    assert cached.find(data, before) is not None

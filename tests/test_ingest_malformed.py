@@ -1,0 +1,323 @@
+"""Whatever is wrong with a record, it has a reason, a file, a line and a byte, and costs no other record."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ingested import GOOD, read, run, tables, texts
+
+from tasks.artifacts import Rows
+from tasks.errors import DataError, TunewrightError
+from tasks.ingest.layouts import FIELDS
+from tasks.ingest.opening import BOM
+
+CORPUS = Path(__file__).parent / "malformed"
+
+# file -> lines kept, and (line, byte, reason) of each record refused
+RECORDS: dict[str, tuple[list[int], list[tuple[int, int, str]]]] = {
+    "bad_encoding.jsonl": ([1, 4], [(2, 48, "bad_encoding"), (3, 88, "bad_encoding")]),
+    "bad_json.jsonl": (
+        [1, 8],
+        [(line, byte, "bad_json") for line, byte in ((2, 48), (3, 84), (4, 121), (5, 159), (6, 255), (7, 270))],
+    ),
+    "bad_time.jsonl": ([1, 5], [(2, 48, "bad_time"), (3, 117, "bad_time"), (4, 180, "bad_time")]),
+    "blank_lines.jsonl": ([1, 5], [(2, 48, "blank_line"), (3, 49, "blank_line"), (4, 53, "blank_line")]),
+    "byte_order_mark.jsonl": ([1, 3], [(2, 51, "bad_json")]),
+    "duplicate_key.jsonl": ([1, 4], [(2, 48, "duplicate_key"), (3, 99, "duplicate_key")]),
+    "elements.json": (
+        [1, 6, 8],
+        [
+            (2, 51, "bad_json"),
+            (3, 89, "bad_json"),
+            (4, 125, "not_an_object"),
+            (5, 128, "bad_json"),
+            (7, 174, "not_finite"),
+        ],
+    ),
+    "joined_byte_order_mark.jsonl": ([1, 2, 3], []),
+    "latin_1.jsonl": ([1, 3], [(2, 48, "bad_encoding")]),
+    "lone_surrogate.jsonl": ([1, 4], [(2, 48, "lone_surrogate"), (3, 93, "lone_surrogate")]),
+    "missing_field.jsonl": (
+        [1, 6],
+        [(2, 48, "missing_field"), (3, 69, "missing_field"), (4, 89, "missing_field"), (5, 106, "missing_field")],
+    ),
+    "not_finite.jsonl": ([1, 4], [(2, 48, "not_finite"), (3, 110, "not_finite")]),
+    "nul.jsonl": ([1, 5], [(2, 48, "nul_character"), (3, 53, "nul_character"), (4, 95, "nul_character")]),
+    "null_field.jsonl": ([1, 5], [(2, 48, "null_field"), (3, 85, "null_field"), (4, 104, "null_field")]),
+    "rows.csv": (
+        [2, 8, 11],
+        [
+            (4, 56, "bad_csv"),
+            (5, 64, "bad_csv"),
+            (6, 81, "bad_csv"),
+            (7, 103, "blank_line"),
+            (9, 122, "bad_encoding"),
+            (10, 131, "nul_character"),
+            (12, 147, "bad_csv"),
+            (13, 164, "bad_csv"),
+        ],
+    ),
+    "scalars.jsonl": (
+        [1, 7],
+        [(line, byte, "not_an_object") for line, byte in ((2, 48), (3, 53), (4, 58), (5, 60), (6, 67))],
+    ),
+    "trailing_comma.json": ([1, 2], [(3, 100, "bad_json")]),
+    "truncated.jsonl": ([1, 2], [(3, 96, "truncated")]),
+    "truncated_character.jsonl": ([1], [(2, 48, "truncated")]),
+    "unknown_layout.jsonl": ([1, 4], [(2, 48, "unknown_layout"), (3, 51, "unknown_layout")]),
+    "unknown_role.jsonl": ([1, 4], [(2, 48, "unknown_role"), (3, 131, "unknown_role")]),
+    "unsupported_field.jsonl": (
+        [1, 6],
+        [(line, byte, "unsupported_field") for line, byte in ((2, 48), (3, 165), (4, 266), (5, 401))],
+    ),
+    "windows_line_ends.jsonl": ([1, 3], [(2, 49, "bad_json")]),
+    "wrong_type.jsonl": (
+        [1, 8],
+        [(line, byte, "wrong_type") for line, byte in ((2, 48), (3, 82), (4, 123), (5, 145), (6, 169), (7, 230))],
+    ),
+}
+
+# file -> why none of it is read: what it would lose could not be counted
+FILES = {
+    "cut_off.json": "truncated, record 2, which begins at byte 51",
+    "cut_off.jsonl.gz": "broken_archive",
+    "cut_off.jsonl.zst": "broken_archive",
+    "damaged.jsonl.gz": "broken_archive",
+    "empty.jsonl": "empty_file",
+    "git_lfs_pointer.jsonl": "git_lfs_pointer, .* fetch them with git lfs pull",
+    "header_latin_1.csv": "bad_csv, line 1 is no header row .* looks like Latin-1",
+    "header_twice.csv": "duplicate_key, the header row has 'prompt' more than once",
+    "html_page.csv": "html_page",
+    "no_parquet.parquet": "bad_parquet",
+    "not_packed.jsonl.gz": "not_packed",
+    "object.json": "not_an_array, .* set format to jsonl",
+    "open_string.json": "truncated, record 2, .* a quote is missing",
+    "two_arrays.json": "bad_json, the array ends at byte 49, but more follows",
+    "utf_16.jsonl": "utf_16",
+    "utf_16_without_mark.jsonl": "utf_16",
+    "utf_32.jsonl": "utf_32",
+    "xml_page.jsonl": "xml_page",
+    "zip.jsonl": "unknown_archive",
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_malformed_file_is_expected() -> None:
+    assert {path.name for path in CORPUS.iterdir()} - {".gitattributes"} == RECORDS.keys() | FILES.keys()
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_each_bad_record_is_refused_in_its_place_and_the_good_ones_are_kept(name: str) -> None:
+    content = (CORPUS / name).read_bytes()
+    kept, refused = read(content, name)
+    lines, refusals = RECORDS[name]
+    assert [row["line"] for row in kept] == lines
+    assert [(entry["line"], entry["byte"], entry["reason"]) for entry in refused] == refusals
+    for entry in refused:
+        assert entry["file"] == name
+        assert entry["row_id"] is None
+        assert entry["detail"]
+        assert "\n" not in entry["detail"]
+        assert content[entry["byte"] :].decode("utf-8", "replace").startswith(entry["text"])
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDS if name.endswith(".jsonl")])
+def test_a_kept_record_stands_at_its_byte(name: str) -> None:
+    content = (CORPUS / name).read_bytes()
+    for row in read(content, name)[0]:
+        (alone,) = read(content[row["byte"] :].partition(b"\n")[0])[0]
+        assert alone["row_id"] == row["row_id"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_data_stops_with_one_clear_line(name: str) -> None:
+    with pytest.raises(DataError, match=f"{name}: {FILES[name]}") as caught:
+        read((CORPUS / name).read_bytes(), name, max_line_bytes=1_000)
+    assert "\n" not in str(caught.value)
+
+
+UNBALANCED = {"byte_order_mark.jsonl", "windows_line_ends.jsonl", "truncated.jsonl", "truncated_character.jsonl"}
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDS if name.endswith(".jsonl") and name not in UNBALANCED])
+def test_an_array_is_as_strict_as_lines(name: str) -> None:
+    lines = [line for line in (CORPUS / name).read_bytes().split(b"\n") if line.strip() and not line.startswith(BOM)]
+    as_lines, as_array = read(b"\n".join(lines)), read(b"[\n" + b",\r\n".join(lines) + b"\n]\n", "a.json")
+    for rows, key in ((0, "row_id"), (0, "line"), (1, "reason"), (1, "line")):
+        assert [row[key] for row in as_array[rows]] == [row[key] for row in as_lines[rows]]
+
+
+def test_another_encoding_is_named_by_what_it_would_say() -> None:
+    (entry,) = read((CORPUS / "latin_1.jsonl").read_bytes())[1]
+    assert "looks like Latin-1 or Windows-1252" in entry["detail"]
+    assert "Grüße" in entry["detail"]
+    (entry,) = read(GOOD + b"\n" + '{"instruction": "こんにちは世界"}'.encode("shift_jis"))[1]
+    assert entry["reason"] == "bad_encoding"
+    assert "looks like" not in entry["detail"]
+
+
+def nested(depth: int) -> bytes:
+    """A good record whose extra field nests so deep in all, brackets inside a string not counted."""
+    return GOOD[:-1] + b', "text": "[[{\\"[", "more": ' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+
+
+def test_nesting_is_refused_from_level_65_on_and_never_reaches_the_parser() -> None:
+    assert len(read(nested(64))[0]) == 1
+    assert read(GOOD + b"\n" + nested(65))[1][0]["reason"] == "too_deep"
+    endless = b'{"a":' * 200_000 + b"1" + b"}" * 200_000
+    kept, refused = read(GOOD + b"\n" + endless, max_line_bytes=10_000_000)
+    assert (len(kept), refused[0]["reason"]) == (1, "too_deep")
+    assert read(b"[" + GOOD + b"," + endless + b"]", "a.json", max_line_bytes=10_000_000)[1][0]["reason"] == "too_deep"
+    assert read(GOOD + b"\n" + b"[" * 200_000, max_line_bytes=10_000_000)[1][0]["reason"] == "too_deep"
+
+
+def test_a_number_of_thousands_of_digits_is_refused() -> None:
+    assert read(GOOD + b"\n" + GOOD[:-1] + b', "id": ' + b"9" * 5_000 + b"}")[1][0]["reason"] == "bad_json"
+
+
+def test_a_line_of_exactly_the_limit_is_kept_whatever_its_end() -> None:
+    line = b'{"instruction": "a", "output": "' + b"b" * 966 + b'"}'
+    assert len(line) == 1_000
+    for end in (b"", b"\n", b"\r\n"):
+        assert len(read(line + end, max_line_bytes=1_000)[0]) == 1
+        assert read(GOOD + b"\n " + line + end, max_line_bytes=1_000)[1][0]["reason"] == "too_long"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_what_follows_a_record_that_is_too_long_keeps_its_place(name: str) -> None:
+    records = [b'"' + b"x" * 3_000_000 + b'\\"["', GOOD, b"[" + b"1," * 5_000 + b"1]", GOOD]
+    content = b"\n".join(records) if name == "a.jsonl" else b"[" + b",\n".join(records) + b"]"
+    kept, refused = read(content, name, max_line_bytes=1_000)
+    assert [row["line"] for row in kept] == [2, 4]
+    assert [(entry["line"], entry["reason"]) for entry in refused] == [(1, "too_long"), (3, "too_long")]
+    for row in kept:
+        assert content[row["byte"] :].startswith(GOOD)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7])
+def test_an_array_is_the_same_wherever_its_blocks_end(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = (CORPUS / "elements.json").read_bytes()[:-2] + b', {"instruction": "\\\\", "output": "\\"],\\\\"}\n]\n'
+    whole = read(content, "a.json")
+    monkeypatch.setattr("tasks.ingest.arrays.BLOCK", block)
+    assert read(content, "a.json") == whole
+    assert texts(whole[0][-1]) == ["\\", '"],\\']
+
+
+def test_a_small_archive_of_a_huge_line_is_read_within_little_memory() -> None:
+    import tracemalloc
+
+    Path("a.jsonl.gz").write_bytes(gzip.compress(b"0" * 100_000_000 + b"\n" + GOOD + b"\n", 1))
+    tracemalloc.start()
+    kept, refused = tables(run("a.jsonl.gz"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [(row["line"], row["byte"]) for row in kept] == [(2, 100_000_001)]
+    assert refused[0]["reason"] == "too_long"
+    assert peak < 20_000_000
+
+
+def test_the_last_line_end_is_no_blank_line_and_a_further_one_is() -> None:
+    assert read(GOOD + b"\n")[1] == []
+    assert [entry["line"] for entry in read(GOOD + b"\n\n")[1]] == [2]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_byte_order_mark_and_windows_line_ends_change_no_row(name: str) -> None:
+    lines = {
+        "a.jsonl": [GOOD, GOOD],
+        "a.json": [b"[" + GOOD + b",", GOOD + b"]"],
+        "a.csv": [b"instruction,output", b"Say hello,Hello", b"Say hello,Hello"],
+    }[name]
+    plain = read(b"\n".join(lines) + b"\n", name)
+    marked = read(b"\xef\xbb\xbf" + b"\r\n".join(lines) + b"\r\n", name)
+    assert len(plain[0]) == 2
+    assert [row | {"byte": 0} for row in marked[0]] == [row | {"byte": 0} for row in plain[0]]
+
+
+def test_too_many_refused_records_stop_with_the_first_of_each_reason() -> None:
+    content = b"\n".join([GOOD] * 7 + [b"{]", b"[]", b"}"])
+    assert len(read(content, max_refused_share=0.3)[0]) == 7
+    message = (
+        r"3 of 10 records refused, over data.max_refused_share=0.29: "
+        r"2 bad_json, first a.jsonl line 8, Expecting property name .* at character 2; "
+        r"1 not_an_object, first a.jsonl line 9, a record is an object, this is an array$"
+    )
+    with pytest.raises(DataError, match=message):
+        read(content, max_refused_share=0.29)
+    with pytest.raises(DataError, match=r"1 of 1 records refused, so no row is left: 1 unknown_layout, first a.jsonl"):
+        read(b"{}")
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+fields = st.sampled_from(sorted(FIELDS))
+parts = st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "x"]), "text": st.text() | values}) | values)
+conversations = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "x"]), "content": st.text() | values | parts},
+        optional={"weight": values, "tool_calls": values},
+    )
+    | values
+)
+records = st.dictionaries(fields, values | conversations) | values
+pieces = st.sampled_from([b"\n", b"\r\n", b'"', b",", b"[", b"]", b"{", b"}", b"\\", b"\0", b"\xff", GOOD, b"a,b\n"])
+soup = st.lists(pieces | st.binary(max_size=6), max_size=30).map(b"".join)
+lines = st.lists(records.map(lambda record: json.dumps(record).encode()), max_size=6)
+quick = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def account(name: str, content: bytes, **options: Any) -> Rows | None:
+    """What became of a file, its account checked; None where all of it was refused with an error of ours."""
+    Path(name).write_bytes(content)
+    try:
+        rows = run(name, **options)
+    except TunewrightError as error:
+        assert "\n" not in str(error)
+        return None
+    tables(rows)
+    return rows
+
+
+@quick
+@given(lines=lines, end=st.sampled_from([b"\n", b"\r\n"]))
+def test_the_account_adds_up_for_any_json_and_what_is_good_is_kept(lines: list[bytes], end: bytes) -> None:
+    rows = account("a.jsonl", end.join([GOOD, *lines, GOOD]), repair=("mojibake", "nfc"))
+    assert rows
+    assert rows.num_read == len(lines) + 2
+    assert {1, len(lines) + 2} <= {row["line"] for row in tables(rows)[0]}
+    array = account("a.json", b"[" + b",".join([GOOD, *lines, GOOD]) + b"]")
+    assert array
+    assert (array.num_read, array.reasons) == (rows.num_read, rows.reasons)
+
+
+@quick
+@given(content=soup)
+def test_no_bytes_crash_a_reader_and_every_line_is_accounted_for(content: bytes) -> None:
+    account("a.json", content)
+    account("a.json", b"[" + content + b"]")
+    account("a.csv", b"prompt,completion\na,b\n" + content)
+    account("a.parquet", content)
+    rows = account("a.jsonl", GOOD + b"\n" + content)
+    assert rows
+    assert rows.num_read == 1 + content.count(b"\n") + (not content.endswith(b"\n") and content != b"")
+    assert tables(rows)[0][0]["line"] == 1
+
+
+@quick
+@given(position=st.integers(0, 10_000), value=st.integers(0, 255), end=st.sampled_from(["gz", "zst"]))
+def test_a_damaged_archive_never_crashes_and_its_account_adds_up(position: int, value: int, end: str) -> None:
+    name = {"gz": "cut_off.jsonl.gz", "zst": "cut_off.jsonl.zst"}[end]
+    content = bytearray((CORPUS / name).read_bytes())
+    content[position % len(content)] = value
+    account(name, bytes(content))

@@ -1,0 +1,321 @@
+"""What a source may name: files, globs, archives, objects in stores and data sets of the hub, each with an identity."""
+
+import gzip
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ingested import GOOD, cached, run, tables, texts
+
+from tasks.config import Data, Source
+from tasks.errors import ConfigError, DataError
+from tasks.ingest import files as files_module
+from tasks.ingest import source_files
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def found(*sources: Source | str) -> dict[str, str]:
+    """The digest of each file that the sources mean."""
+    named = tuple(Source(path=source) if isinstance(source, str) else source for source in sources)
+    return {file.path: file.digest for file in source_files(Data(sources=named))}
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("trian.jsonl", r"data.sources\[0\].path=trian.jsonl: no such file below .*; did you mean train.jsonl\?"),
+        ("nowhere/a.jsonl", "there is no folder nowhere either"),
+        ("*.csv", "no file matches"),
+        ("folder", r"is a folder; accepted is a file or a glob such as folder/\*.jsonl"),
+        ("notes.txt", r"ends in '.txt'; accepted are .jsonl, .ndjson, .json, .csv, .parquet, also with .gz or .zst"),
+        ("hub:name", r"path=hub:name: accepted is hub:org/name or hub:org/name/config:split"),
+        ("nosuch://a/b.jsonl", "the store does not give it .*Protocol not known: nosuch"),
+        ("memory://none.jsonl", "no such object"),
+        ("memory://none/*.jsonl", "no object"),
+    ],
+)
+def test_a_source_that_names_nothing_readable_is_a_config_error(path: str, message: str) -> None:
+    Path("train.jsonl").write_bytes(GOOD)
+    Path("notes.txt").write_bytes(GOOD)
+    Path("folder").mkdir()
+    with pytest.raises(ConfigError, match=message) as caught:
+        found(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            {"columns": {"instructoin": "a"}},
+            r"sources\[0\].columns: instructoin is no field of ours; did you mean instr",
+        ),
+        ({"columns": {"question": "a"}}, "question is no field of ours; accepted: completion, conversations, group, "),
+        ({"revision": "main"}, "revision=main: only a hub data set"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_config_errors(source: dict[str, Any], message: str) -> None:
+    Path("a.jsonl").write_bytes(GOOD)
+    with pytest.raises(ConfigError, match=message):
+        found(Source(path="a.jsonl", **source))
+
+
+def test_a_file_without_permission_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    Path("a.jsonl").write_bytes(GOOD)
+    monkeypatch.setattr(files_module, "digest_of", refuse)
+    with pytest.raises(ConfigError, match=r"a.jsonl: cannot be read \(Permission denied\)"):
+        found("a.jsonl")
+
+
+def test_sources_are_expanded_in_order_and_no_file_is_read_twice() -> None:
+    for name in ("b.jsonl", "a.jsonl", "z.jsonl"):
+        Path(name).write_bytes(GOOD)
+    Path("c.jsonl").mkdir()
+    assert list(found("z.jsonl", "[ab].*")) == ["z.jsonl", "a.jsonl", "b.jsonl"]
+    with pytest.raises(ConfigError, match=r"z.jsonl is read by data.sources\[0\] already; name each file once"):
+        found("z.jsonl", "*.jsonl")
+    with pytest.raises(ConfigError, match=r"held_out\[0\].path=a.jsonl: a.jsonl is read by data.sources\[0\] already"):
+        source_files(Data(sources=(Source(path="a.jsonl"),), held_out=(Source(path="a.jsonl"),)))
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+@pytest.mark.parametrize("format", ["jsonl", "json", "csv"])
+def test_a_packed_file_is_read_as_the_plain_one(format: str, packing: str) -> None:  # noqa: A002 the settings' word
+    plain = {"jsonl": GOOD + b"\n{\n", "json": b"[" + GOOD + b",{}]", "csv": b"prompt,completion\na,b\nc\n"}[format]
+    codec = {"gz": "gzip", "zst": "zstd"}[packing]
+    packed = b"".join(pa.compress(half, codec, asbytes=True) for half in (plain[:20], plain[20:]))  # two members
+    Path(f"a.{format}").write_bytes(plain)
+    Path(f"b.{format}.{packing}").write_bytes(packed)
+    Path(f"c.{format}").write_bytes(packed)  # its ending does not say that it is packed
+    rows = run(f"a.{format}", f"b.{format}.{packing}", f"c.{format}")
+    kept, refused = tables(rows)
+    assert len(kept) == len(refused) == 3
+    assert len({(row["row_id"], row["line"], row["byte"]) for row in kept}) == 1
+    assert [detected.split(",")[0] for detected in rows.detected.values()] == [
+        format,
+        f"{format}.{packing}",
+        f"{format}.{packing}",
+    ]
+
+
+def test_parquet_in_an_archive_is_refused() -> None:
+    Path("a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
+    with pytest.raises(DataError, match="Parquet packs its columns itself"):
+        found("a.parquet.gz")
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """An empty store inside this process."""
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    yield store
+    store.store.clear()
+
+
+def test_a_url_is_identified_by_content_where_its_store_says_too_little(memory: Any) -> None:
+    memory.pipe("/data/b.jsonl", GOOD)
+    memory.pipe("/data/a.jsonl.gz", gzip.compress(GOOD))
+    before = found("memory://data/*")
+    assert list(before) == ["memory:///data/a.jsonl.gz", "memory:///data/b.jsonl"]
+    memory.pipe("/data/b.jsonl", GOOD)  # again, at another time
+    assert found("memory://data/*") == before
+    memory.pipe("/data/b.jsonl", GOOD + b" ")
+    assert found("memory://data/*") != before
+    rows = run("memory://data/*")
+    assert rows.num_rows == 2
+    assert tables(rows)[0][0]["source"] == "a.jsonl.gz"
+
+
+def test_an_object_that_changes_while_it_is_read_is_refused(memory: Any) -> None:
+    memory.pipe("/a.jsonl", GOOD)
+    data = Data(sources=(Source(path="memory://a.jsonl"),))
+    files = source_files(data)
+    memory.pipe("/a.jsonl", GOOD + b"\n" + GOOD)
+    with pytest.raises(DataError, match="changed while it was read"):
+        cached(data, files)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An S3 server on this machine, with a bucket."""
+    import logging
+
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "who")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    store = s3fs.S3FileSystem()
+    store.mkdir("bucket")
+    yield store
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_objects_in_s3_are_read_and_not_read_again_until_they_change(
+    s3: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.pipe("bucket/day=1/a.jsonl", GOOD + b"\n{\n")
+    s3.pipe("bucket/day=2/b.jsonl.gz", gzip.compress(GOOD))
+    pq.write_table(pa.table({"prompt": ["a"], "completion": ["b"]}), "c.parquet")
+    s3.put("c.parquet", "bucket/day=2/c.parquet")
+    data = Data(sources=(Source(path="s3://bucket/*/*"),), max_refused_share=0.5)
+    rows = cached(data, source_files(data))
+    kept, refused = tables(rows)
+    assert [(row["file"], row["line"], row["byte"]) for row in kept] == [
+        ("s3://bucket/day=1/a.jsonl", 1, 0),
+        ("s3://bucket/day=2/b.jsonl.gz", 1, 0),
+        ("s3://bucket/day=2/c.parquet", 1, None),
+    ]
+    assert [(entry["line"], entry["byte"]) for entry in refused] == [(2, 48)]
+    s3.pipe("bucket/day=3/d.jsonl", GOOD)
+
+    opened: list[str] = []
+    monkeypatch.setattr(
+        "tasks.ingest.opening.open_url", lambda url, of=files_module.stores.open_url: opened.append(url) or of(url)
+    )
+    files = source_files(data)
+    opened.clear()  # looking at how each begins
+    assert cached(data, files).num_rows == 4
+    assert opened == ["s3://bucket/day=3/d.jsonl"]
+    manifests = "".join(path.read_text() for path in home.rglob("manifest.json"))
+    assert "ETag" in manifests
+    assert "hush-hush" not in manifests
+
+    before = found("s3://bucket/day=1/a.jsonl")
+    s3.pipe("bucket/day=1/a.jsonl", GOOD + b"\n")
+    assert found("s3://bucket/day=1/a.jsonl") != before
+    with pytest.raises(ConfigError, match=r"path=s3://bucket/none.jsonl: no such object"):
+        found("s3://bucket/none.jsonl")
+    s3.clear_instance_cache()
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(ConfigError, match=r"the store does not give it .*[Cc]redentials"):
+        found("s3://bucket/day=1/a.jsonl")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://ann:hush@host/a.jsonl", "https://host/a.jsonl?X-Amz-Signature=hush", "https://host/a?sig=hush"]
+)
+def test_a_url_with_credentials_is_refused_without_repeating_them(url: str) -> None:
+    with pytest.raises(ValueError, match=r"https://host/a.*: a URL with credentials; leave them out and set") as caught:
+        Source(path=url)
+    assert "hush" not in str(caught.value)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What `datasets` leaves in its cache of org/my_data at COMMIT, with nothing else to reach."""
+    import datasets
+    import datasets.config
+    from datasets.arrow_writer import ArrowWriter
+
+    features = datasets.Features(
+        {
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["no", "yes"]),
+            "more": datasets.Value("int8"),
+        }
+    )
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "hub" / "org___my_data" / "default" / "0.0.0" / COMMIT
+    folder.mkdir(parents=True)
+    info = datasets.DatasetInfo(features=features, config_name="default", dataset_name="my_data", version="0.0.0")
+    info.splits = datasets.SplitDict()
+    for split, labels in {"train": [0, 1, -1], "test": [1]}.items():
+        writer = ArrowWriter(path=str(folder / f"my_data-{split}.arrow"), features=features)
+        for number, label in enumerate(labels):
+            writer.write({"text": f"{split} {number}", "label": label, "more": 1})
+        num_examples, num_bytes = writer.finalize()
+        info.splits.add(
+            datasets.SplitInfo(split, num_bytes=num_bytes, num_examples=num_examples, dataset_name="my_data")
+        )
+    info.write_to_directory(str(folder))
+    return folder
+
+
+COLUMNS = {"prompt": "text", "completion": "label"}
+
+
+def test_a_hub_data_set_is_read_at_its_commit(hub_cache: Path) -> None:
+    source = Source(path="hub:org/my_data/default:test", columns=COLUMNS)
+    rows = run(Source(path="hub:org/my_data", columns=COLUMNS, revision=COMMIT[:8]), source)
+    assert found(source) == {"hub:org/my_data/default:test": COMMIT}
+    kept, refused = tables(rows)
+    assert [texts(row) for row in kept] == [["train 0", "no"], ["train 1", "yes"], ["test 0", "yes"]]
+    assert [(row["file"], row["line"], row["byte"]) for row in kept][2] == ("hub:org/my_data/default:test", 1, None)
+    assert [(entry["line"], entry["reason"]) for entry in refused] == [(3, "null_field")]  # -1 is no label
+    assert rows.detected["hub:org/my_data"] == "hub, prompt_completion"
+
+
+@pytest.mark.parametrize(
+    ("path", "revision", "message"),
+    [
+        ("hub:org/other", None, r"path=hub:org/other: the hub does not give it \(offline: .* not in the cache\)"),
+        ("hub:org/my_data/small", None, "Available configs in the cache: .'default'."),
+        ("hub:org/my_data", "main", f"offline, and the copy in the cache is {COMMIT}, not revision main"),
+        ("hub:org/my_data:tset", None, "there is no split tset; accepted: train, test"),
+    ],
+)
+def test_a_hub_data_set_that_is_not_there_is_one_clear_line(
+    hub_cache: Path, path: str, revision: str | None, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        run(Source(path=path, revision=revision))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_older_copy_of_a_hub_data_set_is_not_taken_silently(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.load._raise_if_offline_mode_is_enabled", _unreachable)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    with pytest.raises(
+        ConfigError, match="the hub does not answer; HF_HUB_OFFLINE=1 takes the copy in the cache, 0123"
+    ):
+        found("hub:org/my_data")
+
+
+def _unreachable() -> None:
+    raise ConnectionError("no route to host")
+
+
+def test_a_run_with_a_hub_data_set_may_reach_the_hub_though_its_base_is_local(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.config import Model, Settings, prepare_environment
+
+    for path, offline in (("a.jsonl", "1"), ("hub:org/name", None)):
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        prepare_environment(Settings(data=Data(sources=(Source(path=path),)), model=Model(base=str(tmp_path))))
+        assert os.environ.get("HF_HUB_OFFLINE") == offline
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_a_hub_data_set_has_no_format() -> None:
+    with pytest.raises(ConfigError, match="a hub data set has no format of its own"):
+        found(Source(path="hub:org/my_data", format="jsonl"))

@@ -1,0 +1,188 @@
+"""Training rows that have a passage of an evaluation row are found, and templates and forms of answers are not."""
+
+import json
+import random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import messages
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from split_rows import WORDS, on_sides, prompts, row_of, set_aside, side_of, split_rows
+
+from tasks.artifacts import MESSAGES, Splits
+from tasks.config import Split
+from tasks.split.passages import Search, Texts, conversations, gather, passages_of
+
+RNG = random.Random(7)
+PASSAGE = " ".join(RNG.sample(WORDS, 13))
+BASE = prompts(150, seed=4, copies=0)
+
+
+def around(passage: str, num_words: int = 20) -> str:
+    """A text that has the passage in its middle and nothing else in common with any other."""
+    return " ".join([*RNG.choices(WORDS, k=num_words), passage, *RNG.choices(WORDS, k=num_words)])
+
+
+def fixed_rows(*more: dict[str, Any]) -> list[dict[str, Any]]:
+    sides = ["train"] * 100 + ["validation"] * 20 + ["test"] * 30
+    return [*(row_of(text, side=side) for text, side in zip(BASE, sides, strict=True)), *more]
+
+
+def conversation(prompt: str) -> Texts:
+    return conversations(pa.chunked_array([pa.array([messages([prompt, "yes"])], MESSAGES)]), np.empty(0, np.uint64))
+
+
+def contaminated(splits: Splits) -> set[str]:
+    aside = set_aside(splits)
+    assert {row["reason"] for row in aside.values()} <= {"contaminated"}
+    return set(aside)
+
+
+@pytest.mark.parametrize("side", ["test", "validation"])
+def test_a_training_row_with_thirteen_words_of_an_evaluation_row_goes_and_says_which(side: str) -> None:
+    train, other = row_of(around(f"{PASSAGE.title()}!"), side="train"), row_of(around(PASSAGE), side=side)
+    splits = split_rows(fixed_rows(train, other))
+    assert splits.reasons == {"contaminated": 1}
+    aside = set_aside(splits)[train["row_id"]]
+    assert aside["detail"] == (f'It has a passage in common with {side} row data.jsonl:152: "{PASSAGE.title()}!"')
+    assert side_of(splits)[other["row_id"]] == side
+    assert json.loads(splits.path("proof.json").read_text())["decontamination"] == {
+        "training_rows": 1,
+        "removed": True,
+        "by_partner": {side: 1},
+        "held_out_records": 0,
+        "in_held_out": {},
+    }
+
+
+def test_twelve_words_in_a_row_are_not_enough() -> None:
+    twelve = " ".join(PASSAGE.split()[:12])
+    rows = fixed_rows(row_of(around(twelve), side="train"), row_of(around(twelve), side="test"))
+    assert not contaminated(split_rows(rows))
+
+
+def test_a_question_of_the_test_side_in_an_answer_that_trains_is_found() -> None:
+    train = row_of("please make up a question", side="train", answer=around(PASSAGE))
+    assert contaminated(split_rows(fixed_rows(train, row_of(around(PASSAGE), side="test")))) == {train["row_id"]}
+
+
+def test_what_only_the_answers_have_in_common_is_their_form() -> None:
+    form = {"answer": f"{PASSAGE} a"}
+    rows = fixed_rows(row_of(around("one"), side="train", **form), row_of(around("two"), side="test", **form))
+    assert not contaminated(split_rows(rows))
+
+
+@pytest.mark.parametrize(("num_rows", "found"), [(10, 10), (11, 0)])
+def test_a_passage_that_more_than_ten_training_rows_have_is_a_template(num_rows: int, found: int) -> None:
+    rows = [row_of(around(PASSAGE), side="train") for _ in range(num_rows)]
+    splits = split_rows(fixed_rows(*rows, row_of(around(PASSAGE), side="test")))
+    assert len(contaminated(splits)) == found
+
+
+@pytest.mark.parametrize(("num_rows", "found"), [(10, 10), (11, 0)])
+def test_a_template_is_one_too_where_its_rows_come_in_several_batches(num_rows: int, found: int) -> None:
+    search = Search(gather([passages_of(conversation(around(PASSAGE)), np.array([99]))]), gather(()))
+    for number in range(num_rows):
+        search.look(conversation(around(PASSAGE)), np.array([number]))
+    assert len(search.shared().rows) == found
+
+
+def test_boilerplate_is_no_passage() -> None:
+    rows = fixed_rows(
+        row_of(f"{around('one')}\nAnswer this:\n{around('two')}", side="train"),
+        row_of(f"Answer this: {around('three')}", side="test"),
+    )
+    assert not contaminated(split_rows(rows))
+
+
+def test_reported_contamination_stays_and_is_a_finding() -> None:
+    rows = fixed_rows(row_of(around(PASSAGE), side="train"), row_of(around(PASSAGE), side="test"))
+    splits = split_rows(rows, Split(decontaminate="report"))
+    assert splits.num_quarantined == 0
+    assert splits.findings["contaminated"] == 1
+    assert splits.num_train == 101
+
+
+def test_a_training_row_in_an_evaluation_file_goes_and_a_test_row_in_it_is_a_finding() -> None:
+    rows = fixed_rows()
+    train, validation, test = BASE[17], BASE[107], BASE[140]
+    held_out = [around("one"), f"{train}\nthe answer", f"{around('two')} {test}", validation]
+    splits = split_rows(rows, held_out=held_out)
+    assert contaminated(splits) == {rows[17]["row_id"]}
+    assert "held-out eval.jsonl:2" in set_aside(splits)[rows[17]["row_id"]]["detail"]
+    assert splits.findings == {"validation_in_held_out": 1, "test_in_held_out": 1, "too_small": 30}
+
+
+@pytest.mark.parametrize(
+    ("record", "is_found"),
+    [
+        ("is my card here yet", True),
+        ("banking\nIs my card  here, yet?\nno", True),
+        ("Answer this: is my card here yet", True),
+        ("is my card\nhere yet\nno", True),
+        ("is my card here yet or not", False),
+        ("no\nis my card here", False),
+        ("", False),
+    ],
+)
+def test_a_short_prompt_is_found_where_it_is_whole_lines_of_a_record(record: str, is_found: bool) -> None:
+    train = row_of("Is my card here yet?", side="train")
+    splits = split_rows(fixed_rows(train), held_out=["", record])
+    assert contaminated(splits) == ({train["row_id"]} if is_found else set())
+    if is_found:
+        assert set_aside(splits)[train["row_id"]]["detail"] == "Its whole prompt stands in held-out eval.jsonl:2"
+
+
+def test_a_short_prompt_that_many_rows_have_is_no_template() -> None:
+    rows = [row_of("is my card here yet", side="train", answer=f"answer {i}") for i in range(20)]
+    splits = split_rows(fixed_rows(*rows), held_out=["is my card here yet"])
+    assert contaminated(splits) == {row["row_id"] for row in rows}
+
+
+def test_answers_of_an_evaluation_file_are_a_form_too() -> None:
+    rows = fixed_rows(row_of(around("one"), side="train", answer=PASSAGE))
+    assert not contaminated(split_rows(rows, held_out=[f"{around('two')}\n{PASSAGE} and more"]))
+    assert contaminated(split_rows(rows, held_out=[f"{around(PASSAGE)}\nand more"])) == {rows[-1]["row_id"]}
+
+
+def test_the_whole_of_an_evaluation_set_is_found_whatever_the_length_of_its_prompts() -> None:
+    texts = [" ".join(RNG.sample(WORDS, num_words)) for num_words in range(1, 40)]
+    rows = fixed_rows(*(row_of(text, side="train") for text in texts))
+    splits = split_rows(rows, held_out=[f"{text.upper()}.\nsome answer" for text in texts])
+    assert contaminated(splits) == {row["row_id"] for row in rows[150:]}
+
+
+SPACELESS = "我的银行卡还没有收到请问什么时候可以寄到我家里来呢谢"
+
+
+@pytest.mark.parametrize(("num_characters", "is_found"), [(26, True), (25, False)])
+def test_a_character_of_a_script_without_spaces_is_half_a_word(num_characters: int, is_found: bool) -> None:
+    train = row_of(f"你好。{SPACELESS[:num_characters]}谢谢", side="train")
+    splits = split_rows(fixed_rows(train), held_out=[f"问题{SPACELESS[:num_characters]}吗"])
+    assert contaminated(splits) == ({train["row_id"]} if is_found else set())
+
+
+def brute(train: str, other: str) -> bool:
+    """Whether two prompts have 13 words in a row in common."""
+    one, two = ([tuple(text.split()[i : i + 13]) for i in range(len(text.split()) - 12)] for text in (train, other))
+    return not set(one).isdisjoint(two)
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=5, deadline=None)
+def test_what_is_found_is_what_comparing_all_prompts_finds(seed: int) -> None:
+    rng = random.Random(seed)
+    pool = [" ".join(rng.choices(WORDS, k=rng.randint(8, 18))) for _ in range(30)]
+    texts = [
+        " ".join([*rng.choices(WORDS, k=rng.randint(5, 40)), rng.choice(pool), *rng.choices(WORDS, k=30)])
+        for _ in range(90)
+    ]
+    splits = split_rows([row_of(text) for text in texts], Split(test=0.2, validation=0.2))
+    ids = {row_of(text)["row_id"]: text for text in texts}
+    tested = [ids[row["row_id"]] for side in ("test", "validation") for row in on_sides(splits)[side]]
+    expected = {i for i, text in ids.items() if text not in tested and any(brute(text, other) for other in tested)}
+    assert contaminated(splits) == expected
+    assert expected

@@ -1,0 +1,295 @@
+"""Rows of an earlier version and rows that are given to a side stay there; what cannot stand anywhere is set aside."""
+
+import json
+import random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from split_rows import jaccard, largest_across, on_sides, prompt, prompts, row_of, set_aside, side_of, split_rows
+
+from tasks.artifacts import Splits
+from tasks.config import Split
+from tasks.errors import ConfigError, DataError
+from tasks.similarity.sets import Pairs
+from tasks.split.clusters import Links
+from tasks.split.draw import draw
+from tasks.split.sides import NONE, SIDES, TEST, TRAIN, VALIDATION, Because, Sides, fix, settle
+from tasks.split.strata import strata_of
+
+EVEN = Split(test=0.25, validation=0.25)
+
+
+@st.composite
+def linked_rows(drawn: st.DrawFn) -> tuple[set[tuple[int, int]], list[int], list[int], list[int], list[int]]:
+    """(pairs, the first row of each row's set, groups, given sides, earlier sides) of up to 12 rows."""
+    num_rows = drawn(st.integers(4, 12))
+    numbers = st.integers(0, num_rows - 1)
+    first = [drawn(st.sampled_from([i, i, i, *range(i)])) for i in range(num_rows)]
+    first = [first[i] if first[first[i]] == first[i] else i for i in range(num_rows)]
+    ends = drawn(st.sets(st.tuples(numbers, numbers), max_size=16))
+    pairs = {(min(first[a], first[b]), max(first[a], first[b])) for a, b in ends if first[a] != first[b]}
+    side = st.sampled_from([NONE, NONE, NONE, TRAIN, VALIDATION, TEST])
+    few = st.sampled_from([NONE] * 5 + [TRAIN, VALIDATION, TEST])
+    group = [drawn(st.sampled_from([-1, -1, -1, 0, 1])) for _ in range(num_rows)]
+    earlier = [drawn(side) for _ in range(num_rows)]
+    are_given = drawn(st.booleans())
+    given = [drawn(few) if are_given else NONE for _ in range(num_rows)]
+    return pairs, first, group, given, earlier
+
+
+def links_of(pairs: set[tuple[int, int]], first: list[int], group: list[int]) -> Links:
+    ends = np.array(sorted(pairs), np.int64).reshape(-1, 2)
+    return Links(Pairs(np.array(first), ends[:, 0], ends[:, 1], np.linspace(0.6, 0.9, len(ends))), np.array(group))
+
+
+def stand(links: Links, given: list[int], earlier: list[int], row_ids: list[str]) -> tuple[Sides, np.ndarray]:
+    """Where all rows come to stand, and where they were fixed to."""
+    fixed, because, exact = fix(np.array(given), np.array(earlier))
+    sides = settle(links, fixed, because, exact, links.among)
+    strata = strata_of(["all"] * len(links))
+    draw(sides, pa.array(row_ids), strata, None, np.array(given) == NONE, exact, EVEN)
+    return sides, fixed
+
+
+def are_linked(pairs: set[tuple[int, int]], first: list[int], group: list[int], one: int, other: int) -> bool:
+    a, b = sorted((first[one], first[other]))
+    return a == b or (a, b) in pairs or (group[one] >= 0 and group[one] == group[other])
+
+
+@given(linked_rows())
+@settings(max_examples=200, deadline=None)
+def test_no_two_linked_rows_stand_on_two_sides_and_no_fixed_row_moves(made: Any) -> None:
+    pairs, first, group, given_sides, earlier = made
+    rows = range(len(first))
+    sides, fixed = stand(links_of(pairs, first, group), given_sides, earlier, [f"{i:02}" for i in rows])
+    side = sides.side.tolist()
+    for one in rows:
+        for other in range(one):
+            if side[one] != side[other] and NONE not in (side[one], side[other]):
+                assert not are_linked(pairs, first, group, one, other)
+        assert side[one] in (fixed[one], NONE) or fixed[one] == NONE
+        if fixed[one] == TEST:
+            assert side[one] == TEST
+        if side[one] == NONE:
+            partners = sides.partners[one]
+            assert partners
+            assert all(are_linked(pairs, first, group, one, partner.row) for partner in partners)
+            assert all(side[partner.row] == partner.side for partner in partners)
+            if sides.because[one] == Because.BRIDGES_SIDES:
+                assert len({partner.side for partner in partners}) > 1
+        else:
+            same = [other for other in rows if sides.cluster[other] == sides.cluster[one]]
+            assert {side[other] for other in same} == {side[one]}
+    for exact in (VALIDATION, TEST):
+        if exact in given_sides:
+            assert all(given_sides[row] == exact for row in rows if side[row] == exact)
+
+
+@given(linked_rows(), st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_where_rows_come_to_stand_does_not_depend_on_their_order(made: Any, shuffle: random.Random) -> None:
+    pairs, first, group, given_sides, earlier = made
+    order = list(range(len(first)))
+    shuffle.shuffle(order)
+    place = {row: position for position, row in enumerate(order)}
+    firsts: dict[int, int] = {}
+    for position, row in enumerate(order):
+        firsts.setdefault(first[row], position)
+    moved = {tuple(sorted((firsts[a], firsts[b]))) for a, b in pairs}
+    shuffled = links_of(moved, [firsts[first[row]] for row in order], [group[row] for row in order])  # pyright: ignore[reportArgumentType]
+    straight, _ = stand(links_of(pairs, first, group), given_sides, earlier, [f"{i:02}" for i in range(len(first))])
+    other, _ = stand(shuffled, [given_sides[r] for r in order], [earlier[r] for r in order], [f"{r:02}" for r in order])
+    assert straight.side.tolist() == [other.side[place[row]] for row in range(len(first))]
+    assert straight.because.tolist() == [other.because[place[row]] for row in range(len(first))]
+
+
+def grown(seed: int, num_rows: int) -> list[dict[str, Any]]:
+    """Rows, a third of them edited copies of earlier ones, some in groups."""
+    rng = random.Random(seed)
+    return [
+        row_of(text, group=f"group {rng.randrange(num_rows // 5)}" if rng.random() < 0.2 else None)
+        for text in prompts(num_rows, seed=seed, edits=3)
+    ]
+
+
+@given(st.integers(0, 2**32), st.lists(st.sampled_from([0.5, 0.6, 0.8]), min_size=4, max_size=4))
+@settings(max_examples=5, deadline=None)
+def test_as_rows_arrive_and_go_no_row_ever_changes_sides(seed: int, thresholds: list[float]) -> None:
+    rng, rows = random.Random(seed), grown(seed, 240)
+    seen: dict[str, str] = {}
+    splits: Splits | None = None
+    for version, threshold in enumerate(thresholds):
+        here = [row for row in rows[: 120 + 40 * version] if rng.random() < 0.9]  # another tenth is away each time
+        splits = split_rows(rng.sample(here, len(here)), Split(threshold=threshold, test=0.2, validation=0.2), splits)
+        now = side_of(splits)
+        assert all(seen.get(row_id, side) == side for row_id, side in now.items())
+        assert len(now) + splits.num_quarantined == len(here)
+        assert largest_across(splits) < threshold
+        seen |= now
+    assert set(seen.values()) == set(SIDES)
+
+
+def test_a_quarter_more_rows_move_no_row_and_set_few_aside() -> None:
+    rows = prompts(500, copies=0.1)
+    before = split_rows(rows[:400])
+    after = split_rows(rows, earlier=before)
+    assert side_of(before).items() <= side_of(after).items()
+    assert after.num_quarantined <= 3
+    assert abs(after.num_test - 50) <= 3
+    assert abs(after.num_validation - 50) <= 3
+    moved = side_of(split_rows(rows, Split(sticky=False), before))
+    assert any(moved[row_id] != side for row_id, side in side_of(before).items())
+
+
+BASE = prompts(60, seed=9, copies=0)
+MIDDLE = "where do I find the number of my card"
+TRAINED, TESTED = f"{MIDDLE} when it is lost", f"please tell me {MIDDLE}"
+
+
+def fixed_rows(**sides: list[str]) -> list[dict[str, Any]]:
+    """Forty training, ten validation and ten test rows, and more texts for each side."""
+    side_of_base = ["train"] * 40 + ["validation"] * 10 + ["test"] * 10
+    rows = [row_of(text, side=side) for text, side in zip(BASE, side_of_base, strict=True)]
+    return rows + [row_of(text, side=side) for side, texts in sides.items() for text in texts]
+
+
+def free(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"side": None} for row in rows]
+
+
+def test_the_texts_below_are_alike_as_they_say() -> None:
+    assert jaccard(TRAINED, TESTED) == pytest.approx(8 / 15)
+    assert jaccard(TRAINED, MIDDLE) == pytest.approx(8 / 12)
+    assert jaccard(TESTED, MIDDLE) == pytest.approx(8 / 11)
+
+
+def test_a_row_that_is_alike_to_rows_of_two_sides_is_set_aside_and_names_both() -> None:
+    rows = fixed_rows(train=[TRAINED], test=[TESTED])
+    splits = split_rows([*free(rows), row_of(MIDDLE)], earlier=split_rows(rows))
+    (aside,) = set_aside(splits).values()
+    assert (aside["row_id"], aside["line"]) == (row_of(MIDDLE)["row_id"], 63)
+    assert (aside["reason"], splits.reasons) == ("bridges_sides", {"bridges_sides": 1})
+    assert aside["detail"] == (
+        "It is alike to train row data.jsonl:61 (similarity 0.67) and is alike to test row data.jsonl:62 "
+        "(similarity 0.73), so it can stand on no side"
+    )
+    assert MIDDLE in aside["text"]
+    assert set(side_of(splits)) == {row["row_id"] for row in rows}
+
+
+def test_of_a_chain_between_two_sides_one_link_is_set_aside_and_the_other_joins_its_side() -> None:
+    links = links_of({(0, 1), (1, 2), (2, 3)}, [0, 1, 2, 3], [-1] * 4)
+    sides, _ = stand(links, [NONE] * 4, [TRAIN, NONE, NONE, TEST], list("abcd"))
+    assert sides.side.tolist() == [TRAIN, NONE, TEST, TEST]
+    assert [(p.row, p.side) for p in sides.partners[1]] == [(0, TRAIN), (2, TEST)]
+
+
+def test_a_new_row_joins_the_side_of_the_old_row_that_it_repeats_also_through_another_new_row() -> None:
+    rows = fixed_rows(train=[f"so {MIDDLE}"], validation=["which of my payments are on hold since the end of May"])
+    new = [
+        "which of my payments are on hold since the end of June",
+        "and all my payments are on hold since the end of June",
+    ]
+    splits = split_rows([*free(rows), row_of(MIDDLE), *(row_of(text) for text in new)], earlier=split_rows(rows))
+    assert jaccard(new[1], prompt(rows[-1])) < 0.6 <= jaccard(new[1], new[0])
+    assert [side_of(splits)[row_of(text)["row_id"]] for text in (MIDDLE, *new)] == ["train", "validation", "validation"]
+    because = json.loads(splits.path("proof.json").read_text())["because"]
+    assert because["train"] == {"kept": 41, "inherited": 1}
+    assert because["validation"] == {"kept": 11, "inherited": 2}
+
+
+def test_a_new_row_joins_the_side_of_its_group() -> None:
+    rows = [row | {"group": "me" if i == 45 else None} for i, row in enumerate(fixed_rows())]
+    new = row_of("nothing like what anybody else has ever asked here", group="me")
+    assert side_of(split_rows([*free(rows), new], earlier=split_rows(rows)))[new["row_id"]] == "validation"
+
+
+def test_old_rows_that_a_lower_threshold_finds_alike_keep_the_test_row_and_come_back_with_a_higher_one() -> None:
+    rows = fixed_rows(train=[TRAINED], test=[TESTED])
+    first = split_rows(rows)
+    lower = split_rows(free(rows), Split(threshold=0.5), first)
+    assert {i: row["reason"] for i, row in set_aside(lower).items()} == {rows[-2]["row_id"]: "repeats_test_row"}
+    assert side_of(lower) == {i: side for i, side in side_of(first).items() if i != rows[-2]["row_id"]}
+    assert side_of(split_rows(free(rows), earlier=lower)) == side_of(first)
+
+
+def test_a_row_that_was_away_comes_back_to_its_side() -> None:
+    rows = fixed_rows(test=[TESTED])
+    away = split_rows(free(rows[:-1]), earlier=split_rows(rows))
+    assert pq.read_table(away.path("sides.parquet")).to_pylist()[-1] == {
+        "row_id": rows[-1]["row_id"],
+        "side": "test",
+        "because": "gone",
+    }
+    assert side_of(split_rows(free(rows), earlier=away))[rows[-1]["row_id"]] == "test"
+
+
+def test_an_earlier_version_that_is_not_whole_is_an_error_that_names_the_setting() -> None:
+    earlier = split_rows(BASE)
+    earlier.path("sides.parquet").unlink()
+    with pytest.raises(ConfigError, match=r"split.sticky=true: .*sides.parquet is missing"):
+        split_rows(BASE, earlier=earlier)
+    assert split_rows(BASE, Split(sticky=False), earlier).num_quarantined == 0
+
+
+@pytest.mark.parametrize("side", ["test", "validation"])
+def test_a_given_side_has_exactly_its_rows_and_what_repeats_one_is_set_aside(side: str) -> None:
+    given_rows = [row_of(text, side=side) for text in [*BASE[:7], TESTED]]
+    others = [row_of(text) for text in [*BASE[7:], MIDDLE]]
+    splits = split_rows([*given_rows, *others], Split(test=0.2, validation=0.2))
+    assert {row["row_id"] for row in on_sides(splits)[side]} == {row["row_id"] for row in given_rows}
+    (aside,) = set_aside(splits).values()
+    assert (aside["row_id"], aside["reason"]) == (others[-1]["row_id"], f"repeats_{side}_row")
+    assert aside["detail"] == f"It is alike to {side} row data.jsonl:8 (similarity 0.73), so it can stand on no side"
+    proof = json.loads(splits.path("proof.json").read_text())
+    assert proof["given_sides"] == [side]
+    other = "validation" if side == "test" else "test"
+    assert proof["because"][other] == {"drawn": round(0.2 * 53)}
+
+
+def test_a_row_of_a_test_rows_group_is_set_aside_and_says_so() -> None:
+    given_rows = [row_of(text, side="test", group="me") for text in BASE[:7]]
+    others = [row_of(text, group="me" if i == 0 else None) for i, text in enumerate(BASE[7:])]
+    (aside,) = set_aside(split_rows([*given_rows, *others])).values()
+    assert aside["detail"] == "It is of the same group as test row data.jsonl:1, so it can stand on no side"
+
+
+def test_what_repeats_a_row_that_is_given_to_train_trains_and_others_are_drawn() -> None:
+    rows = [row_of(text, side="train") for text in [*BASE[:20], TRAINED]] + [row_of(t) for t in [*BASE[20:], MIDDLE]]
+    splits = split_rows(rows, EVEN)
+    assert {row["row_id"] for row in rows[:21]} < {row["row_id"] for row in on_sides(splits)["train"]}
+    assert side_of(splits)[rows[-1]["row_id"]] == "train"
+    assert splits.num_quarantined == 0
+    assert splits.num_test == splits.num_validation == 10  # a quarter of the 41 that are not given
+
+
+def test_a_given_side_takes_its_rows_from_where_they_were_and_frees_the_others() -> None:
+    before = split_rows(BASE, EVEN)
+    tested = {row["row_id"] for row in on_sides(before)["test"]}
+    trained = on_sides(before)["train"][:5]
+    given_ids = {row["row_id"] for row in trained}
+    rows = [row_of(t) | {"side": "test" if row_of(t)["row_id"] in given_ids else None} for t in BASE]
+    after = split_rows(rows, EVEN, before)
+    assert {row["row_id"] for row in on_sides(after)["test"]} == given_ids
+    versions = json.loads(after.path("proof.json").read_text())["versions"]
+    assert versions == {
+        "earlier": before.digest,
+        "known_rows": 60,
+        "given_elsewhere": 5,
+        "freed_by_a_given_side": len(tested),
+        "gone": 0,
+    }
+
+
+def test_sides_on_which_most_rows_cannot_stand_stop_the_run() -> None:
+    rows = fixed_rows()
+    regrouped = [row | {"side": None, "group": f"group {i % 5}"} for i, row in enumerate(rows)]
+    with pytest.raises(
+        DataError, match=r"50 of 60 rows can stand on no side \(repeats_test_row 50\).*split.sticky=false"
+    ):
+        split_rows(regrouped, earlier=split_rows(rows))

@@ -1,0 +1,169 @@
+"""A team changes the built-in suite by name, adds classes of its own, and is told in one line what is wrong."""
+# pyright: reportPrivateImportUsage=false, reportIncompatibleVariableOverride=false
+
+from typing import Any
+
+import pandas as pd
+import pytest
+from great_expectations import expectations as gxe
+
+from data_checks.expectations import row_expectations
+from data_checks.own import looks_at_texts, own_expectation
+from data_checks.suite import BUILT_IN, SuiteError, suite
+from data_checks.validation import run
+from tasks.config import Checks, Expectation
+
+
+class ExpectTicketNumber(gxe.ExpectColumnValuesToMatchRegex):
+    """The prompt names a ticket. More is said here."""
+
+    column: str = "prompt"
+    regex: str = "TCK-[0-9]{3}"
+
+
+class ExpectTidy(gxe.ExpectColumnValuesToBeBetween):
+    """No {braces} in a fault"""
+
+    column: str = "num_turns"
+    max_value: int = 2
+
+
+class NoExpectation:
+    """Of another kind."""
+
+
+OWN = f"{__name__}.ExpectTicketNumber"
+
+
+def changes(*given: dict[str, Any]) -> tuple[Expectation, ...]:
+    return Checks.model_validate({"expectations": given}).expectations
+
+
+def test_what_is_not_named_stays_as_it_is_built_in() -> None:
+    assert [(e.name, e.severity) for e in suite(())] == [(name, b.severity) for name, b in BUILT_IN.items()]
+
+
+def test_a_change_keeps_the_place_and_what_it_does_not_name() -> None:
+    entries = suite(changes({"name": "length_out_of_bounds", "arguments": {"max_answer_chars": 9}}))
+    assert [entry.name for entry in entries] == list(BUILT_IN)
+    changed = next(entry for entry in entries if entry.name == "length_out_of_bounds")
+    assert changed.severity == "warning"
+    assert changed.given == {"max_prompt_chars": 20_000, "min_answer_chars": 1, "max_answer_chars": 9}
+
+
+def test_what_is_off_is_left_out() -> None:
+    off = [{"name": name, "severity": "off"} for name in BUILT_IN]
+    assert suite(changes(*off, {"name": OWN, "severity": "off"})) == []
+
+
+def test_classes_of_the_teams_come_last_with_severity_warning_and_more_than_once() -> None:
+    given = [{"name": OWN}, {"name": "secrets", "severity": "critical"}, {"name": OWN, "arguments": {"regex": "x"}}]
+    found = suite(changes(*given))[-2:]
+    assert [(entry.name, entry.severity, entry.key) for entry in found] == [
+        (OWN, "warning", "checks.expectations[0]"),
+        (OWN, "warning", "checks.expectations[2]"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"name": "emty_answer"},
+            "checks.expectations[0].name=emty_answer is no expectation; did you mean empty_answer?",
+        ),
+        ({"name": "zzz"}, "checks.expectations[0].name=zzz is no expectation; accepted are roles_out_of_order, "),
+        (
+            {"name": "length_out_of_bounds", "arguments": {"max_answer_char": 9}},
+            "checks.expectations[0].arguments.max_answer_char is no argument of length_out_of_bounds; "
+            "did you mean max_answer_chars? accepted are max_prompt_chars, min_answer_chars, max_answer_chars",
+        ),
+        (
+            {"name": "empty_answer", "arguments": {"min": 9}},
+            "checks.expectations[0].arguments.min is not accepted: empty_answer has no arguments",
+        ),
+        (
+            {"name": "length_out_of_bounds", "arguments": {"max_answer_chars": "9"}},
+            "checks.expectations[0].arguments.max_answer_chars='9': input should be a valid integer",
+        ),
+        (
+            {"name": "length_out_of_bounds", "arguments": {"max_answer_chars": True}},
+            "checks.expectations[0].arguments.max_answer_chars=True: input should be a valid integer",
+        ),
+        (
+            {"name": "duplicate_rows", "arguments": {"max_share": 2}},
+            "checks.expectations[0].arguments.max_share=2: input should be less than or equal to 1",
+        ),
+        (
+            {"name": "language", "arguments": {"languages": ["en", 5]}},
+            "checks.expectations[0].arguments.languages.1=5: input should be a valid string",
+        ),
+        (
+            {"name": "length_out_of_bounds", "arguments": {"min_answer_chars": 9, "max_answer_chars": 8}},
+            "checks.expectations[0].arguments: min_answer_chars=9 is more than max_answer_chars=8",
+        ),
+    ],
+)
+def test_a_change_that_is_not_accepted_is_told_with_its_key_and_what_is(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(SuiteError) as caught:
+        suite(changes(given))
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_built_in_is_changed_once() -> None:
+    with pytest.raises(SuiteError, match=r"\[1\]\.name=refusal is named in checks\.expectations\[0\] too"):
+        suite(changes({"name": "refusal"}, {"name": "refusal", "severity": "off"}))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "no_such.Thing"}, "cannot be imported: ModuleNotFoundError: No module named 'no_such'"),
+        ({"name": f"{__name__}.ExpectTicketNumbers"}, "is no expectation; accepted is a subclass of "),
+        ({"name": f"{__name__}.NoExpectation"}, "is no expectation; accepted is a subclass of "),
+        ({"name": OWN, "arguments": {"regx": "a"}}, "arguments={'regx': 'a'} of ExpectTicketNumber: ValidationError"),
+        (
+            {"name": "great_expectations.expectations.ExpectColumnMeanToBeBetween", "arguments": {"column": "answer"}},
+            "sums up a column of texts; accepted on prompt and answer is what looks row by row",
+        ),
+    ],
+)
+def test_a_class_that_cannot_be_used_is_told_in_one_line(given: dict[str, Any], said: str) -> None:
+    (entry,) = [entry for entry in suite(changes(given)) if entry.own]
+    with pytest.raises(SuiteError) as caught:
+        own_expectation(entry)
+    assert str(caught.value).startswith("checks.expectations[0].")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_of_the_teams_looks_at_texts_only_where_it_names_them() -> None:
+    of_prompt, of_turns = (own_expectation(entry) for entry in own_suite({"name": OWN}, {"name": tidy()}))
+    assert looks_at_texts(of_prompt)
+    assert not looks_at_texts(of_turns)
+    assert (of_prompt.entry.name, of_prompt.fault) == (
+        "expect_ticket_number",
+        "fails: The prompt names a ticket. More is said here",
+    )
+
+
+def tidy() -> str:
+    return f"{__name__}.ExpectTidy"
+
+
+def own_suite(*given: dict[str, Any]) -> list[Any]:
+    return [entry for entry in suite(changes(*given)) if entry.own]
+
+
+def test_braces_in_what_a_class_says_are_braces() -> None:
+    frame = pd.DataFrame({"num_turns": [2, 4]})
+    (outcome,) = run(frame, row_expectations(own_suite({"name": tidy()}), frame))
+    assert (outcome.rows.tolist(), outcome.says(4)) == ([1], "fails: No {braces} in a fault: 4")
+
+
+def test_a_share_that_a_class_lets_fail_is_not_set_aside() -> None:
+    frame = pd.DataFrame({"num_turns": [2, 2, 2, 4]})
+    given = {"name": tidy(), "arguments": {"mostly": 0.7}}
+    (outcome,) = run(frame, row_expectations(own_suite(given), frame))
+    assert (outcome.failed, len(outcome.rows)) == (0, 0)

@@ -1,0 +1,223 @@
+"""Each data know the version before them, the same one whenever they come again, and no accepted version is lost."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks import versions
+from tasks.artifacts import CheckedRows, Rows, Splits, UniqueRows
+from tasks.caching import cached
+from tasks.config import Split
+from tasks.errors import ConfigError, TunewrightError
+from tasks.versions import Before, Version, accept, before, history, ledger
+
+SPLIT = Split()
+
+
+@cached()
+def ingest(folder: Path, ids: tuple[str, ...]) -> Rows:
+    pq.write_table(pa.table({"row_id": pa.array(ids, pa.string())}), folder / "rows.parquet")
+    return Rows(num_read=len(ids) + 1, num_rows=len(ids), num_quarantined=1, reasons={}, detected={})
+
+
+@cached()
+def check(folder: Path, rows: Rows) -> CheckedRows:
+    (folder / "rows.parquet").write_text(rows.digest)
+    return CheckedRows(num_rows=rows.num_rows, num_quarantined=0, reasons={}, findings={})
+
+
+@cached()
+def dedupe(folder: Path, rows: CheckedRows) -> UniqueRows:
+    (folder / "rows.parquet").write_text(rows.digest)
+    return UniqueRows(num_rows=rows.num_rows, num_removed=0, reasons={}, boilerplate=())
+
+
+@cached()
+def split(folder: Path, rows: UniqueRows, settings: Split) -> Splits:
+    (folder / "train.parquet").write_text(f"{rows.digest} {settings.threshold}")
+    return Splits(
+        num_train=rows.num_rows,
+        num_validation=0,
+        num_test=0,
+        num_clusters=1,
+        largest_similarity=0.0,
+        random_leak_share=0.0,
+    )
+
+
+def run(ids: str, settings: Split = SPLIT, name: str = "triage") -> tuple[Before, Version]:
+    """What a run on the rows with these ids, one letter each, finds before it, and its accepted version."""
+    rows = ingest(tuple(ids))
+    found = before(name, rows, settings)
+    checked = check(rows)
+    unique = dedupe(checked)
+    return found, accept(found, rows, checked, unique, split(unique, settings))
+
+
+def digests(found: Before) -> tuple[str, str]:
+    assert found.checked
+    assert found.splits
+    return found.checked.digest, found.splits.digest
+
+
+def test_the_first_data_have_nothing_before_them_and_the_next_have_the_first() -> None:
+    nothing, first = run("abc")
+    assert (nothing.number, nothing.parent, nothing.checked, nothing.splits) == (1, "", None, None)
+    found, second = run("abcd")
+    assert (found.number, found.parent) == (2, first.rows.digest)
+    assert digests(found) == (first.checked.digest, first.splits.digest)
+    assert [v.number for v in history("triage", 0, "cluster")] == [1, 2]
+    assert second.parent == first.rows.digest
+
+
+def test_data_that_come_again_have_the_same_version_before_them_as_the_first_time() -> None:
+    accepted = {ids: run(ids) for ids in ("ab", "abc", "abcd")}
+    for ids, (found, version) in accepted.items():
+        assert run(ids) == (found, version)
+    assert len(history("triage", 0, "cluster")) == 3
+
+
+def test_the_newest_version_is_what_its_data_came_to_last_and_an_older_one_stays() -> None:
+    _, old = run("ab")
+    _, new = run("abc")
+    _, again = run("abc", Split(threshold=0.9))
+    assert again.splits != new.splits
+    assert (again.number, again.parent, again.added) == (new.number, new.parent, new.added)
+    assert history("triage", 0, "cluster") == [old, again]
+    assert run("ab", Split(threshold=0.9))[1] == old, "the sides of the newest version stand on it"
+    assert history("triage", 0, "cluster") == [old, again]
+
+
+def test_another_seed_another_rule_and_another_pipeline_have_histories_of_their_own() -> None:
+    run("ab")
+    for settings, name in ((Split(seed=1), "triage"), (Split(by="time"), "triage"), (Split(), "other")):
+        found, version = run("abc", settings, name)
+        assert (found.number, found.splits, version.parent) == (1, None, "")
+    assert len(history("triage", 0, "cluster")) == 1
+    assert len(ledger("triage").read_text().splitlines()) == 3
+
+
+def test_a_version_counts_the_rows_that_came_and_went() -> None:
+    assert (run("abc")[1].added, history("triage", 0, "cluster")[0].removed) == (3, 0)
+    _, second = run("bcde")
+    assert (second.added, second.removed) == (2, 1)
+    assert (second.counts["read"], second.counts["rows"], second.counts["train"]) == (5, 4, 4)
+    shutil.rmtree(second.rows.folder)
+    _, third = run("a")
+    assert (third.added, third.removed) == (None, None), "nobody knows any more"
+
+
+def test_a_run_that_another_one_overtook_is_not_accepted() -> None:
+    run("ab")
+    rows = ingest(tuple("abc"))
+    found = before("triage", rows, SPLIT)
+    run("abd")
+    checked = check(rows)
+    unique = dedupe(checked)
+    with pytest.raises(TunewrightError, match=r"accepted version 2 .* went on from version 1; run again"):
+        accept(found, rows, checked, unique, split(unique, SPLIT))
+    assert len(history("triage", 0, "cluster")) == 2
+    assert run("abc")[0].number == 3
+
+
+@pytest.mark.parametrize("how", ["gone", "altered", "another"])
+def test_a_version_whose_sides_are_gone_stops_the_next_run_unless_it_splits_anew(how: str) -> None:
+    _, first = run("ab")
+    file = first.splits.folder / "train.parquet"
+    if how == "gone":
+        shutil.rmtree(first.splits.folder)
+    elif how == "altered":
+        file.write_text("others")
+    else:
+        line = ledger("triage").read_text()
+        ledger("triage").write_text(line.replace(first.splits.digest, "0" * 64))
+    rows = ingest(tuple("abc"))
+    with pytest.raises(ConfigError, match=r"^split.sticky=true: .*/artifacts/split/.*split.sticky=false") as error:
+        before("triage", rows, SPLIT)
+    assert str(ledger("triage")) in str(error.value)
+    anew = before("triage", rows, Split(sticky=False))
+    assert anew.splits is None
+    assert anew.checked, "what is there is still held against"
+    shutil.rmtree(first.checked.folder)
+    assert before("triage", rows, Split(sticky=False)).checked is None
+
+
+def test_nothing_is_made_in_looking(home: Path) -> None:
+    rows = ingest(("a",))
+    before("triage", rows, SPLIT)
+    assert not (home / "versions").exists()
+
+
+def test_a_line_that_is_no_version_is_named() -> None:
+    run("ab")
+    with ledger("triage").open("a") as file:
+        file.write('{"number": 2}\n')
+    with pytest.raises(ConfigError, match=r"triage.jsonl line 2: .*number.* is no version"):
+        run("abc")
+
+
+def test_runs_at_once_lose_no_version() -> None:
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda seed: run("abc", Split(seed=seed)), range(10)))
+    seeds = {version.seed for version in versions._read(ledger("triage"))}
+    assert seeds == set(range(10))
+
+
+def test_a_failed_write_leaves_the_ledger_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    run("ab")
+    as_it_was = ledger("triage").read_text()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        rows = ingest(tuple("abc"))
+        checked = check(rows)
+        unique = dedupe(checked)
+        splits = split(unique, SPLIT)
+        found = before("triage", rows, SPLIT)
+        patch.setattr(versions.os, "fsync", full)
+        accept(found, rows, checked, unique, splits)
+    assert ledger("triage").read_text() == as_it_was
+
+
+ACCEPTING = """
+import itertools
+from tasks.config import Split
+from test_versions import run
+for seed in itertools.count():
+    run("abc", Split(seed=seed))
+"""
+
+
+@pytest.fixture
+def accepting() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that accepts one version after the other until it is killed."""
+    paths = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
+    process = subprocess.Popen([sys.executable, "-c", ACCEPTING], env=os.environ | {"PYTHONPATH": paths})
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_killed_run_leaves_every_accepted_version_readable(accepting: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while not ledger("triage").exists() or len(ledger("triage").read_text().splitlines()) < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    accepting.send_signal(signal.SIGKILL)
+    accepting.wait()
+    there = versions._read(ledger("triage"))
+    assert [version.seed for version in there] == list(range(len(there)))
+    assert run("abc", Split(seed=10**6))[1].number == 1
+    assert len(versions._read(ledger("triage"))) == len(there) + 1
