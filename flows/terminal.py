@@ -127,7 +127,7 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     if outcome.tokens:
         looks.append(("tokens and masks", outcome.tokens.path("report.html")))
     looks += [(f"answers, {name}", answers.path("answers.parquet")) for name, answers in outcome.answers.items()]
-    nexts = [f"tunewright plan {what}"]
+    nexts = [f"tunewright plan {what}", *([f"tunewright data {what}"] if outcome.splits else [])]
     if outcome.registered:
         registered = outcome.registered
         alias = f" @{registered.alias}" if registered.alias else ", the alias did not move"

@@ -39,7 +39,7 @@ def test_no_pair_of_two_sides_reaches_the_threshold_and_the_proof_names_the_clos
 def test_where_no_pair_comes_near_the_proof_says_what_none_is_over() -> None:
     splits = split_rows(prompts(60, copies=0))
     assert proof(splits)["largest_pair"] == []
-    assert largest_across(splits) <= splits.largest_similarity == proof(splits)["floor"] == pytest.approx(0.54)
+    assert largest_across(splits) <= splits.largest_similarity == proof(splits)["floor"] == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("settings", [Split(test=0.4, validation=0.01), Split(test=0.01, validation=0.4)])

@@ -38,7 +38,7 @@ from tasks.split.columns import SIDES_FILE, Columns, earlier_sides, read_columns
 from tasks.split.contamination import Contamination, find_contamination
 from tasks.split.details import Details
 from tasks.split.draw import draw
-from tasks.split.proof import FINDINGS, FLOOR, findings, leak_proof, random_leak_share, visible_difference
+from tasks.split.proof import FINDINGS, findings, floor_of, leak_proof, random_leak_share, visible_difference
 from tasks.split.sides import NONE, SIDES, TEST, Because, Sides, fix, settle
 from tasks.split.strata import Strata, balance, stop_if_open, strata_of
 from tasks.split.writing import write_memory, write_sides
@@ -151,7 +151,7 @@ def split(
             _remove_contaminated(sides, found)
         _stop_if_unusable(sides, columns, settings)
         standing = np.flatnonzero(sides.side != NONE)
-        floor = FLOOR * settings.threshold
+        floor = floor_of(settings.threshold, len(columns))
         sets = sets[standing]
         nearest = machine.nearest_across(sets, sides.side[standing], floor).named(standing)
 

@@ -9,7 +9,7 @@ from tasks.similarity.sets import Nearest, Pairs
 from tasks.split.columns import Columns
 from tasks.split.sides import SIDES, Sides
 
-FLOOR = 0.9  # of the threshold: under it no pair is looked at
+MANY_ROWS = 200_000  # beyond which looking for pairs far under the threshold would take longer than the split
 RANDOM_SPLITS = 20
 LEAST_VISIBLE = 0.1  # a test side that does not show a difference of so much decides nothing
 DISCORDANT = 0.2  # of the rows of a usual comparison, answered rightly by one model alone
@@ -21,6 +21,11 @@ FINDINGS = {  # what rows have that are counted under a code
     "train_newer_than_test": "training rows are newer than the oldest test row",
     "too_small": "test rows do not show a difference in exact match under about {difference:.2f}",
 }
+
+
+def floor_of(threshold: float, num_rows: int) -> float:
+    """The similarity under which no pair is looked at, since it is far from a leak."""
+    return (0.9 if num_rows > MANY_ROWS else 0.5) * threshold
 
 
 def leak_proof(nearest: Nearest, sides: Sides, columns: Columns, threshold: float, floor: float) -> dict[str, Any]:
