@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from data_checks.validation import Outcome
 
 BATCH = 20_000  # rows
+BATCH_BYTES = 32_000_000  # of the columns that are read, in memory
 MAX_PROCESSES = 8  # each holds about 400 MB
-AHEAD = 2  # batches that wait for each process, so that none idles
 
 _ARROW = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
 
@@ -54,10 +54,9 @@ def look(file: Path, ask: Ask, processes: int | None = None) -> Iterator[Looked]
 
     One batch is looked at here, without another process. The result does not depend on `processes`.
     """
-    opened = pq.ParquetFile(file)
     one = partial(look_at, ask=ask)
-    batches = opened.iter_batches(BATCH)
-    processes = processes or min(os.cpu_count() or 1, MAX_PROCESSES, -(-opened.metadata.num_rows // BATCH))
+    batches = row_batches(file)
+    processes = processes or min(os.cpu_count() or 1, MAX_PROCESSES, _num_batches(pq.read_metadata(file)))
     if processes <= 1:
         yield from map(one, batches)
         return
@@ -65,10 +64,55 @@ def look(file: Path, ask: Ask, processes: int | None = None) -> Iterator[Looked]
         waiting: deque[Future[Looked]] = deque()
         for batch in batches:
             waiting.append(pool.submit(one, batch))
-            if len(waiting) >= processes * AHEAD:
+            if len(waiting) > processes:  # one more than they work on, so that none idles
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def row_batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a row table in order, as many at a time as BATCH and BATCH_BYTES allow: long texts come in few rows.
+
+    Row groups are put together or divided. One row that is larger than BATCH_BYTES comes alone.
+    """
+    waiting: list[pa.RecordBatch] = []
+    for piece in _pieces(pq.ParquetFile(file), columns):
+        together = [*waiting, piece]
+        fits = sum(map(len, together)) <= BATCH and sum(each.nbytes for each in together) <= BATCH_BYTES
+        if waiting and not fits:
+            yield from _one(waiting)
+        waiting = together if fits else [piece]
+    if waiting:
+        yield from _one(waiting)
+
+
+def _pieces(opened: pq.ParquetFile, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    """Each row group, divided where it is too large."""
+    for number in range(opened.num_row_groups):
+        group = opened.metadata.row_group(number)
+        fitting = BATCH_BYTES * group.num_rows // max(group.total_byte_size, 1)  # of rows of its mean size
+        for batch in opened.iter_batches(max(1, min(BATCH, fitting)), row_groups=[number], columns=columns):
+            yield from _halved(batch)
+
+
+def _halved(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """As often as it needs: the rows of a group may differ much, and equal texts are stored once."""
+    if batch.nbytes <= BATCH_BYTES or len(batch) == 1:
+        yield batch
+        return
+    half = len(batch) // 2
+    yield from _halved(batch.slice(0, half))
+    yield from _halved(batch.slice(half))
+
+
+def _one(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()
+
+
+def _num_batches(metadata: pq.FileMetaData) -> int:
+    """About how many there are."""
+    num_bytes = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    return max(-(-metadata.num_rows // BATCH), -(-num_bytes // BATCH_BYTES))
 
 
 def look_at(batch: pa.RecordBatch, ask: Ask) -> Looked:
@@ -153,7 +197,7 @@ def rows_at(file: Path, positions: Iterable[int]) -> Iterator[tuple[int, dict[st
     """The rows at these positions of a row table, with their positions, in order; a batch at a time."""
     wanted = deque(sorted(set(positions)))
     start = 0
-    for batch in pq.ParquetFile(file).iter_batches(BATCH, columns=["file", "line", "byte", "row_id", "messages"]):
+    for batch in row_batches(file, ["file", "line", "byte", "row_id", "messages"]):
         while wanted and wanted[0] < start + len(batch):
             position = wanted.popleft()
             yield position, batch.slice(position - start, 1).to_pylist()[0]

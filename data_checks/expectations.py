@@ -89,7 +89,8 @@ def _language(entry: Entry, frame: pd.DataFrame) -> list[Rule]:
     accepted = list(a.languages)
     if not accepted:
         counts = pd.concat([frame["prompt_language"], frame["answer_language"]]).value_counts()
-        accepted = sorted(counts.index[counts >= a.min_share * counts.sum()])
+        least = min(a.min_share * counts.sum(), counts.max() if len(counts) else 0)
+        accepted = sorted(counts.index[counts >= least])
     return [
         Rule(
             f"the {part} is not in {' or '.join(accepted)}: {{value}}",

@@ -7,7 +7,7 @@ It may name any column of the rows' frame (expectations.py), and `prompt` and `a
         regex: str = "TCK-[0-9]{6}"
 
 Its docstring, or its `description`, is what the report says of a row that fails. Texts are held against it a batch at
-a time, so that they never lie in memory together: there it must look row by row.
+a time, so that they never lie in memory together: there it must look row by row, and `mostly` is 1.
 """
 # pyright: reportPrivateImportUsage=false
 # Great Expectations does not mark its public names as exported.
@@ -47,6 +47,11 @@ def own_expectation(entry: Entry) -> Expected:
     made = Expected(replace(entry, name=expectation.expectation_type), _fault(expectation), expectation)
     if looks_at_texts(made) and not isinstance(expectation, BY_ROW):
         raise SuiteError(f"{where} sums up a column of texts; accepted on prompt and answer is what looks row by row")
+    mostly = getattr(expectation, "mostly", 1)
+    if looks_at_texts(made) and mostly != 1:  # a share of the rows, which no batch knows
+        raise SuiteError(
+            f"{where} has mostly={mostly}; accepted on prompt and answer is 1, each row being judged alone"
+        )
     return made
 
 

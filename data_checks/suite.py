@@ -74,7 +74,10 @@ class Languages(Arguments):
     # YAML has lists where we have tuples: not strict, though each item is still held to be text
     languages: tuple[str, ...] = Field(default=(), strict=False, description="Accepted ISO 639-1 codes, such as en")
     min_share: float = Field(
-        default=0.05, ge=0, le=1, description="Without languages: accept one that so large a share of the texts has"
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Without languages: accept one that so large a share of the texts has, and the most frequent",
     )
 
 

@@ -47,7 +47,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     """Every stage in order; `call` runs it or looks it up (flows/calls.py)."""
     files, identity = source_files(s.data), models.identity(s.model.base)
     rows = call(ingest, data=s.data, files=files)
-    before = versions.before(s.registry.name, rows, s.split)
+    before = versions.before(s.registry.name, rows, s.split, is_sample=s.data.limit is not None)
     base = call(models.base, reference=s.model.base, revision=s.model.revision, identity=identity)
     checked = call(
         check,

@@ -58,6 +58,7 @@ REMOVED_SCHEMA = pa.schema(
 SPLIT_SCHEMA = ROW_SCHEMA.append(pa.field("cluster", pa.int64()))  # near duplicates and groups share one
 
 # What the next version of the data must know of a row: its side, or the one that it would return to if it is set aside.
+SIDES_FILE = "sides.parquet"
 SIDES_SCHEMA = pa.schema([("row_id", pa.string()), ("side", pa.string()), ("because", pa.string())])
 
 IGNORED = -100  # the label of a token that is not trained, to every loss of PyTorch's

@@ -4,7 +4,7 @@
 
 - the stage's name and the values of its arguments: settings as they are, artifacts by their content hash;
 - the code it runs: its own module, and of every first-party module it imports the definitions that it reaches;
-- the versions of the libraries that shape its output.
+- the versions of Python and of the libraries that shape its output.
 
 The folder is written beside its place, synced and renamed, manifest.json last: it is whole or it is not there. A hit is
 checked against the manifest, file by file. A lock of the kernel's (freed when its holder dies) makes two identical runs
@@ -19,6 +19,7 @@ import inspect
 import json
 import os
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -62,6 +63,7 @@ class Cached(Generic[P, A]):
         named = {name: value for argument, given in bound.arguments.items() for name, value in _flat(argument, given)}
         named |= {f"code {name}": digest for name, digest in fingerprints(self.build.__module__).items()}
         named |= {f"library {name}": importlib.metadata.version(name) for name in self.libraries}
+        named["python"] = f"{sys.version_info.major}.{sys.version_info.minor}"  # its Unicode tables shape texts
         return named
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect import task
 
+from data_checks.excerpts import masked
 from tasks.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
 from tasks.caching import cached
 from tasks.config import Dedupe
@@ -164,7 +165,7 @@ def _removed(gone: pa.Table, rows: np.ndarray, repeats: Repeats, places: pa.Tabl
         "partner_file": partner["file"],
         "partner_line": partner["line"],
         "similarity": repeats.similarity[rows],
-        "text": [prompt[:REMOVED_CHARS] for prompt in prompts],
+        "text": [masked(prompt)[:REMOVED_CHARS] for prompt in prompts],
     }
     return pa.table(columns, schema=REMOVED_SCHEMA)
 
@@ -189,7 +190,7 @@ def _stop_if_too_many(repeats: Repeats, file: Path, settings: Dedupe) -> None:
     retry_delay_seconds=[5, 30],
     retry_condition_fn=retry_transient,
 )
-@cached(libraries=("pyarrow", "numpy", "numba"))
+@cached(libraries=("pyarrow", "numpy", "numba", "scipy"))
 def dedupe(folder: Path, rows: CheckedRows, settings: Dedupe, embedding: str = "") -> UniqueRows:
     """The rows that repeat no earlier one, in their order, and the removed ones; DataError where too many go.
 
@@ -198,7 +199,7 @@ def dedupe(folder: Path, rows: CheckedRows, settings: Dedupe, embedding: str = "
     file = rows.path("rows.parquet")
     repeats, boilerplate = find_repeats(file, settings)
     _stop_if_too_many(repeats, file, settings)
-    texts = texts_of(file, boilerplate)
+    texts = {value: masked(text).casefold() for value, text in texts_of(file, boilerplate).items()}
     write_boilerplate(folder, boilerplate, texts)
     _write(folder, file, repeats)
     reported = [texts[value][:REPORTED_CHARS] for value in boilerplate][:REPORTED_BOILERPLATE]

@@ -16,13 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from tasks.artifacts import Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
+from tasks.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
 from tasks.caching import MANIFEST
+from tasks.split.sides import SET_ASIDE as SET_ASIDE_BY_SPLIT
+from tasks.split.writing import GONE
 from tasks.versions import Version
 
-SIDES_FILE = "sides.parquet"
-REASONS = ("drawn", "by_time", "kept", "inherited", "given")  # why a row is on its side
 SET_ASIDE = ("refused", "quarantined", "removed")
+NO_SIDE = (*(because.name.lower() for because in SET_ASIDE_BY_SPLIT), GONE)  # in sides.parquet; others have one
 MOST_MATCHES = 10
 MOST_RELATIVES = 5  # rows of the same cluster, or duplicates, that are named
 SHOWN_CHARS = 300
@@ -101,9 +102,9 @@ def sides(row_id: str, past: Sequence[Version]) -> list[dict[str, Any]]:
     for version in past:
         file = version.splits.folder / SIDES_FILE
         row = _side(file, row_id) if file.is_file() else None
-        placed = row is not None and row["because"] in REASONS
         because = row["because"] if row else None
-        told.append({"version": version.number, "side": row["side"] if row and placed else None, "because": because})
+        side = row["side"] if row and because not in NO_SIDE else None
+        told.append({"version": version.number, "side": side, "because": because})
     return told
 
 
@@ -151,7 +152,7 @@ def _deduped(unique: UniqueRows, record: Found, here: ds.Expression) -> dict[str
 
 def _placed(splits: Splits, record: Found, here: ds.Expression) -> dict[str, Any]:
     row = _side(splits.path(SIDES_FILE), record["row_id"])
-    if row is None or row["because"] not in REASONS:
+    if row is None or row["because"] in NO_SIDE:
         raise ValueError(f"{record['file']} line {record['line']} is lost: split has it neither on a side nor aside")
     file = splits.path(f"{row['side']}.parquet")
     number = _select(file, here, ["cluster"], 1)[0]["cluster"]

@@ -78,10 +78,11 @@ class Before(BaseModel):
     parent: str  # digest of the rows of the version before; empty for the first
     checked: CheckedRows | None
     splits: Splits | None  # None also where split.sticky is false
+    is_sample: bool = False  # of the data: held against the version before them, but no version
 
 
-def before(name: str, rows: Rows, settings: Split) -> Before:
-    """The version before `rows` in the history that split.seed and split.by name.
+def before(name: str, rows: Rows, settings: Split, *, is_sample: bool = False) -> Before:
+    """The version before `rows` in the history that split.seed and split.by name; `is_sample` is so with data.limit.
 
     Raises ConfigError where its artifacts are gone or altered, unless split.sticky is false.
     """
@@ -97,15 +98,18 @@ def before(name: str, rows: Rows, settings: Split) -> Before:
         parent=parent,
         checked=_whole(CheckedRows, earlier.checked, name, settings) if earlier else None,
         splits=_whole(Splits, earlier.splits, name, settings) if earlier and settings.sticky else None,
+        is_sample=is_sample,
     )
 
 
-def accept(before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits) -> Version:
+def accept(before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits) -> Version | None:
     """Enters the version into the ledger, or what it has come to now if it is the newest; returns its line.
 
-    `before` is what the stages were given. Raises TunewrightError where another version was accepted in the meantime:
-    rows of that one could have changed sides.
+    `before` is what the stages were given; a sample is no version, and None. Raises TunewrightError where another
+    version was accepted in the meantime: rows of that one could have changed sides.
     """
+    if before.is_sample:
+        return None
     file = ledger(before.name)
     with lock(file):
         lines = _read(file)

@@ -4,11 +4,11 @@ import re
 import unicodedata
 from collections import Counter
 
-from tasks.similarity.folding import APOSTROPHES, FULL_STOP, OPERATORS, SPACELESS_RANGES
+from tasks.similarity.folding import APOSTROPHES, FULL_STOP, OPERATORS, SPACELESS_RANGES, VARIANTS
 from tasks.similarity.prompts import FEWEST_BOILERPLATE_ROWS
 
 SEGMENT = re.compile(r"[\r\n]+|(?<=[.!?:])[\t\n\v\f\r\x1c-\x1f ]+")
-NUMBER = re.compile(r"[-+*/^<>=]?[\t\n\v\f\r\x1c-\x1f ]?[0-9]+")
+NUMBER = re.compile(r"[-+*/^<>=]?[\t\n\v\f\r\x1c-\x1f ]?[0-9]+(?:[.,][0-9]+)*")
 
 
 def folded(text: str) -> str:
@@ -25,9 +25,11 @@ def words(text: str) -> list[str]:
     out: list[str] = []
     for character in folded(text):
         category = unicodedata.category(character)
-        if category == "Cf" or character in APOSTROPHES:
+        if category == "Cf" or character in APOSTROPHES + VARIANTS:
             continue
-        if category[0] in "PSZC":
+        if category[0] == "S":
+            out.append(f" {character} ")
+        elif category[0] in "PZC":
             out.append(" ")
         else:
             out.append(f" {character} " if is_spaceless(character) else character)

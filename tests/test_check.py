@@ -1,8 +1,10 @@
 """Every row is kept, or set aside once with the first thing that is wrong with it; a broken table stops."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_checks.batches import Ask, look
+from data_checks.batches import Ask, look, row_batches
 from data_checks.columns import Columns
 from data_checks.excerpts import TEXT_CHARS
 from data_checks.suite import BUILT_IN
@@ -341,6 +343,23 @@ def test_a_row_in_another_language_than_is_accepted_fails(
     assert [row["line"] for row in quarantined(checked)] == lines
 
 
+def test_the_most_frequent_language_is_accepted_whatever_share_of_the_texts_has_it(make_rows: MakeRows) -> None:
+    rows = make_rows([*[ENGLISH] * 3, GERMAN])
+    checked = check.fn(rows, only("language", severity="warning", arguments={"min_share": 0.9}), SPECIAL)
+    assert [row["line"] for row in quarantined(checked)] == [4]
+
+
+def test_what_ingest_quotes_of_a_refused_record_is_masked_in_the_report(make_rows: MakeRows) -> None:
+    rows = make_rows(GOOD, refused=1)
+    refused = rows.path("quarantine.parquet")
+    lines = [line | {"detail": f"no role: {MAIL}", "text": KEY} for line in pq.read_table(refused).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(lines, QUARANTINE_SCHEMA), refused)
+    html = check.fn(rows, Checks(), SPECIAL).path("report.html").read_text()
+    assert "e-mail address" in html
+    assert MAIL not in html
+    assert KEY not in html
+
+
 def test_no_secret_and_no_personal_data_stand_in_any_file_but_the_rows(make_rows: MakeRows) -> None:
     rows = [*GOOD, FOUND["secrets"], FOUND["personal_data"], (f"{KEY} {MAIL}", " "), (f"{KEY} {MAIL}", "[insert it]")]
     lorem = ("Say something.", f"lorem ipsum {KEY} {MAIL}")
@@ -531,6 +550,21 @@ def test_an_edited_class_is_another_input(tmp_path: Path, monkeypatch: pytest.Mo
     assert own_expectations(Checks()) == ()
 
 
+def test_an_edit_beside_the_class_in_its_package_is_another_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "team_of_two" / "lists").mkdir(parents=True)
+    (tmp_path / "team_of_two" / "own.py").write_text("from team_of_two.lists import words")
+    checks = changed({"name": "team_of_two.own.ExpectOne"})
+    digests = []
+    for source in ("a = 1", "a = 2", "a = 1"):
+        (tmp_path / "team_of_two" / "lists" / "words.py").write_text(source)
+        digests += own_expectations(checks)
+    assert digests[0] != digests[1]
+    assert digests[0] == digests[2]
+
+
 def test_a_class_in_no_module_is_told_before_anything_runs() -> None:
     with pytest.raises(
         ConfigError, match=r"^checks\.expectations\[0\]\.name=no\.such\.Thing: there is no module no\.such"
@@ -553,6 +587,43 @@ def test_the_number_of_processes_and_batches_changes_nothing(
     parts = list(look(rows.path("rows.parquet"), ask, processes=2))
     assert len(parts) == 6
     assert pa.concat_tables(part.columns for part in parts).combine_chunks().equals(whole.columns.combine_chunks())
+
+
+@pytest.mark.parametrize("rows_of_a_group", [1, 7, 64])
+def test_rows_of_long_texts_come_few_at_a_time_however_the_table_was_written(
+    make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch, rows_of_a_group: int
+) -> None:
+    monkeypatch.setattr("data_checks.batches.BATCH", 12)
+    monkeypatch.setattr("data_checks.batches.BATCH_BYTES", 50_000)
+    long = [(f"{n}" + "p" * 10_000, "a") for n in range(20)]
+    file = make_rows([*long, *[(f"question {n}", "a") for n in range(30)]]).path("rows.parquet")
+    table = pq.read_table(file)
+    pq.write_table(table, file, row_group_size=rows_of_a_group)
+    batches = list(row_batches(file))
+    assert pa.Table.from_batches(batches).combine_chunks().equals(table.combine_chunks())
+    assert max(map(len, batches)) <= 12
+    assert max(batch.nbytes for batch in batches) <= 50_000
+    assert rows_of_a_group > 1 or len(batches) == 7  # five of four long texts or more
+
+
+def test_no_more_batches_wait_than_there_are_processes_and_one(
+    make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+
+    class Pool(contextlib.AbstractContextManager["Pool"]):
+        def submit(self, of: Callable[..., Any], batch: pa.RecordBatch) -> Future[Any]:
+            given.append(len(batch))
+            future: Future[Any] = Future()
+            future.set_result(of(batch))
+            return future
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr("data_checks.batches._pool", lambda _: Pool())
+    monkeypatch.setattr("data_checks.batches.BATCH", 1)
+    looked = look(make_rows(GOOD * 3).path("rows.parquet"), Ask(frozenset({"num_turns"}), SPECIAL), processes=2)
+    assert [len(given) - taken for taken, _ in enumerate(looked)] == [3] * 10 + [2, 1]
 
 
 def test_texts_are_held_against_a_class_of_the_teams_batch_by_batch(

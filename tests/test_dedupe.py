@@ -225,3 +225,15 @@ def test_too_many_removals_stop_with_the_count_the_first_and_the_setting(checked
 
 def test_no_rows_are_no_error(checked: Any) -> None:
     assert dedupe.fn(checked([]), Dedupe()).num_rows == 0
+
+
+def test_what_is_written_about_rows_holds_no_secret(checked: Any) -> None:
+    secret = "AKIA" + "QYLPMN5HHHFPZAM2"
+    own = [f"{one} {other}" for one in VOCABULARY for other in VOCABULARY if one != other]
+    rows = [chat(f"The key of our store is {secret}.\n{text}", "a") for text in [*own, own[0]]]
+    unique = dedupe.fn(checked(rows), KEEP_ALL)
+    assert unique.num_removed
+    assert unique.boilerplate
+    written = [path for path in unique.folder.iterdir() if path.name != "rows.parquet"]
+    removed = pq.read_table(unique.path("removed.parquet")).to_pylist()
+    assert secret.lower() not in (str(removed) + "".join(p.read_text() for p in written if p.suffix == ".json")).lower()

@@ -135,6 +135,15 @@ def test_what_is_no_time_is_an_error(given: Any) -> None:
         utc_text(given)
 
 
+@pytest.mark.parametrize(
+    "digits", ["2024", "202405", "20240501103000", "1714557600000000", "-1714557600", "0", "4102444800"]
+)
+def test_a_number_is_a_time_only_where_it_can_be_one_of_this_age(digits: str) -> None:
+    for number in (digits, int(digits)):
+        with pytest.raises(ValueError, match="a number, but not of 1973 to 2100"):
+            utc_text(number)
+
+
 @given(st.lists(st.datetimes(timezones=st.just(UTC)), min_size=2, max_size=2))
 def test_the_order_of_time_texts_is_that_of_times(times: list[datetime]) -> None:
     assert sorted(map(utc_text, times)) == [utc_text(time) for time in sorted(times)]
@@ -149,15 +158,22 @@ def test_a_layout_can_be_forced_and_auto_takes_the_first_that_is_whole(layout: L
 
 
 def test_columns_of_any_name_stand_for_ours() -> None:
-    record = {"question": "a", "answer": "b", "customer": 7, "at": 0, "instruction": "not this", "source": "crm"}
+    record = {
+        "question": "a",
+        "answer": "b",
+        "customer": 7,
+        "at": 1714557600,
+        "instruction": "not this",
+        "source": "crm",
+    }
     columns = {"instruction": "question", "output": "answer", "group": "customer", "time": "at"}
     Path("a.jsonl").write_text(json.dumps(record) + "\n" + json.dumps({"question": "a", "output": "b"}))
     pq.write_table(pa.Table.from_pylist([record]), "a.parquet")
-    Path("a.csv").write_text("question,answer,customer,at\na,b,7,0\n")
+    Path("a.csv").write_text("question,answer,customer,at\na,b,7,1714557600\n")
     sources = [Source(path=f"a.{ending}", columns=columns) for ending in ("jsonl", "parquet", "csv")]
     kept, refused = tables(run(*sources))
     assert [texts(row) for row in kept] == [["a", "b"]] * 3
-    assert {(row["group"], row["time"]) for row in kept} == {("7", "1970-01-01T00:00:00.000000Z")}
+    assert {(row["group"], row["time"]) for row in kept} == {("7", "2024-05-01T10:00:00.000000Z")}
     assert [row["source"] for row in kept] == ["crm", "crm", "a.csv"]
     assert [entry["reason"] for entry in refused] == ["missing_field"]  # its output is no answer
 

@@ -66,6 +66,14 @@ def test_a_layout_or_columns_narrow_what_counts() -> None:
     assert held_out(Source(path="a.jsonl", layout="alpaca", columns={"output": "note"})) == ["d\nc"]
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_a_layout_finds_its_own_fields_beside_columns_that_are_mapped(name: str) -> None:
+    record = {"question": "a", "output": "b", "note": "c"}
+    Path("a.jsonl").write_text(json.dumps(record))
+    pq.write_table(pa.Table.from_pylist([record]), "a.parquet")
+    assert held_out(Source(path=name, layout="alpaca", columns={"instruction": "question"})) == ["a\nb"]
+
+
 def test_texts_are_repaired_as_rows_are_and_a_limit_leaves_none_out() -> None:
     Path("c.txt").write_text("cafÃ©\n" * 5)
     assert held_out("c.txt", repair=("mojibake",), limit=1) == ["café"] * 5

@@ -164,6 +164,50 @@ def test_another_encoding_is_named_by_what_it_would_say() -> None:
     assert "looks like" not in entry["detail"]
 
 
+TOKEN = "ghp_" + "q7Xv2Lk9Rt4Wm8Zp1Yc6" + "Nb3Hs5Jd0Gf7Ku9T"
+PHONE = "212-736-" + "5000"
+MAIL = "ann.lee" + "@" + "corp-mail.com"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        json.dumps({"conversations": [{"from": MAIL, "value": "a"}]}),
+        json.dumps({"conversations": [{"from": "x" * 40 + f" {TOKEN}", "value": "a"}]}),  # over where it is cut
+        json.dumps({"instruction": "a", "output": "b", "time": f"by {MAIL}"}),
+        json.dumps({"instruction": "a", "output": "b", "time": [MAIL]}),
+        json.dumps({"instruction": "a", "output": "b", "time": f"call\n{PHONE}"}),
+        json.dumps({"instruction": "a", "output": "b", "time": [f"call\n{PHONE}"]}),
+        json.dumps({"messages": [{"role": "user", "content": "a", "weight": MAIL}]}),
+        json.dumps({"messages": [{"role": "user", "content": [{"type": MAIL}]}]}),
+        json.dumps({MAIL: "a"}),
+        f'{{"{MAIL}": 1, "{MAIL}": 2}}',
+        "y" * 480 + f" {TOKEN}",  # over where the text is cut
+        json.dumps({"input": 'a password="' + "hx72kq9zw" + '"'}),
+        json.dumps({"input": f"call\n{PHONE}"}),
+        f"gr\u00fc\u00dfe {MAIL}",
+    ],
+)
+def test_what_is_secret_or_personal_is_not_in_a_refusal(line: str) -> None:
+    Path("a.jsonl").write_bytes(GOOD + b"\n" + line.encode("latin-1") + b"\n")
+    _, (entry,) = tables(run("a.jsonl"))
+    shown = entry["detail"] + entry["text"]
+    assert "not shown, it holds: " in entry["text"]
+    assert len(entry["text"]) <= 500
+    for part in ("ann.lee", "corp-mail", "ghp_q", "hx72kq9zw", "212-736"):
+        assert part not in shown
+    with pytest.raises(DataError) as caught:
+        run("a.jsonl", max_refused_share=0)
+    assert "ann.lee" not in str(caught.value)
+
+
+def test_a_value_that_utf_8_cannot_hold_is_masked_as_well() -> None:
+    time = "password: \ud800" + "hx72kq9zw"
+    _, (entry,) = read(GOOD + b"\n" + json.dumps({"instruction": "a", "output": "b", "time": time}).encode())
+    assert entry["reason"] == "bad_time"
+    assert "hx72kq9zw" not in entry["detail"] + entry["text"]
+
+
 def nested(depth: int) -> bytes:
     """A good record whose extra field nests so deep in all, brackets inside a string not counted."""
     return GOOD[:-1] + b', "text": "[[{\\"[", "more": ' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"

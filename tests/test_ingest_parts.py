@@ -12,7 +12,8 @@ from tasks.artifacts import Rows
 from tasks.config import Data, Source
 from tasks.ingest import parsing, source_files
 from tasks.ingest import readers as readers_module
-from tasks.ingest.parts import tiles
+from tasks.ingest.parts import Tile, ingest_part, tiles
+from tasks.ingest.readers import Line
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +146,19 @@ def test_a_line_over_the_limit_counts_with_its_whole_length() -> None:
         Path("a.jsonl").write_bytes(b"x" * length + b"\n" + GOOD + b"\n")
         kept, _ = tables(ingested("a.jsonl", max_line_bytes=1_000))
         assert kept[0]["byte"] == length + 1
+
+
+def test_the_length_of_a_long_line_is_no_part_of_the_next_one() -> None:
+    cut = b"x" * 102
+    tiles_of = [
+        [Line(1, 0, cut, 1_200), Line(2, 1_200, b"3\n", 2)],
+        [Line(1, 0, cut, 12_003), Line(2, 12_003, b"\n", 1)],
+    ]
+    assert len({Tile.of(run).sha256 for run in tiles_of}) == 2
+
+
+def test_masking_and_the_hub_count_in_the_key_of_what_they_shape() -> None:
+    assert set(ingest_part.libraries) == set(cached.libraries) >= {"datasets", "detect-secrets", "phonenumbers"}
 
 
 def test_tiles_end_by_bytes_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,12 +218,32 @@ def test_objects_in_s3_are_read_and_not_read_again_until_they_change(
 
 
 @pytest.mark.parametrize(
-    "url", ["https://ann:hush@host/a.jsonl", "https://host/a.jsonl?X-Amz-Signature=hush", "https://host/a?sig=hush"]
+    "url",
+    [
+        "https://ann:hush@host/a.jsonl",
+        "https://ghp_hush@host/a.jsonl",
+        "https://a@hush@host/a.jsonl",
+        "https://host/a.jsonl?X-Amz-Signature=hush",
+        "https://host/a?sig=hush",
+        "HTTPS://host/a?api_key=hush",
+        "https://host/a?key=hush",
+        "http://host/a?hush",
+        "simplecache::https://host/a?access_key=hush",
+        "https://host/a?\nhush",
+    ],
 )
 def test_a_url_with_credentials_is_refused_without_repeating_them(url: str) -> None:
-    with pytest.raises(ValueError, match=r"https://host/a.*: a URL with credentials; leave them out and set") as caught:
+    expected = r"(?i)https?://host/a.*: a URL with credentials or a query; leave them out and set"
+    with pytest.raises(ValueError, match=expected) as caught:
         Source(path=url)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path", ["https://host/a@b.jsonl", "s3://bucket/part-?.jsonl", "https://host/a?", "data/?@.csv"]
+)
+def test_a_path_without_credentials_is_accepted(path: str) -> None:
+    assert Source(path=path).path == path
 
 
 @pytest.fixture
@@ -287,6 +307,24 @@ def test_a_hub_data_set_that_is_not_there_is_one_clear_line(
     with pytest.raises(ConfigError, match=message) as caught:
         run(Source(path=path, revision=revision))
     assert "\n" not in str(caught.value)
+
+
+def test_a_hub_data_set_without_a_known_column_is_refused(hub_cache: Path) -> None:
+    with pytest.raises(DataError, match=r"hub:org/my_data: unknown_layout, no column is known of \['text', 'label', "):
+        run("hub:org/my_data")
+
+
+def test_a_folder_is_never_read_for_a_hub_data_set_of_its_name(hub_cache: Path) -> None:
+    Path("org/my_data").mkdir(parents=True)
+    Path("org/my_data/train.jsonl").write_bytes(GOOD)
+    with pytest.raises(ConfigError, match=r"path=hub:org/my_data: .*/org/my_data has that name too; run elsewhere"):
+        found("hub:org/my_data")
+
+
+def test_what_identifies_a_hub_data_set_is_a_commit(hub_cache: Path) -> None:
+    hub_cache.rename(hub_cache.with_name("local-copy"))
+    with pytest.raises(ConfigError, match="path=hub:org/my_data: local-copy is no commit of 40 hex digits"):
+        found("hub:org/my_data")
 
 
 def test_an_older_copy_of_a_hub_data_set_is_not_taken_silently(

@@ -14,7 +14,7 @@ from similarity_reference import jaccard
 
 from tasks.artifacts import MESSAGES
 from tasks.similarity.folding import fold_messages, fold_texts
-from tasks.similarity.hashing import hash_grams, hash_numbers
+from tasks.similarity.hashing import hash_numbers
 from tasks.similarity.prompts import (
     Segments,
     distinct_segments,
@@ -105,7 +105,8 @@ def test_shingles_segments_and_numbers_of_any_text_are_those_of_the_definition(t
 
     folded, cut = fold_texts(texts), prompt_segments(texts)
     seen = {segment for text in texts for segment in reference.segments(text)}
-    assert sorted(set(segment_texts(folded, cut, cut.hashes.tolist()).values())) == sorted(seen)
+    found_texts = segment_texts(folded, cut, cut.hashes.tolist()).values()
+    assert sorted({text.casefold() for text in found_texts}) == sorted(seen)
     numbers = hash_numbers(folded.data, cut.indptr, cut.begins, cut.ends, np.ones(len(cut.begins), np.bool_))
     for i, j in combinations(range(len(texts)), 2):
         same = [reference.numbers("\n".join(reference.segments(texts[k]))) for k in (i, j)]
@@ -186,6 +187,12 @@ def test_a_text_of_fewer_words_than_two_is_compared_as_a_whole(text: str) -> Non
     assert found_pairs([text, text, f"{text} or something else"], 0.5) == {(0, 1): 1.0}
 
 
+@pytest.mark.parametrize(("text", "other"), [("is x < y", "is x > y"), ("I am \U0001f600", "I am \U0001f621")])
+def test_symbols_are_words(text: str, other: str) -> None:
+    assert found_pairs([text, other], 0.9) == {}
+    assert found_pairs([text, text.replace(" ", "  ")], 1.0) == {(0, 1): 1.0}
+
+
 def test_combining_marks_part_no_word() -> None:
     folded = fold_texts(["हिन्दी में लिखो"])
     assert len(words(folded, segments(folded, folded.prompts), NOTHING).hashes) == 3
@@ -228,7 +235,7 @@ def test_the_order_of_the_texts_changes_no_pair() -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("It costs 12.50 for 3", ["12", "50", "3"]),
+        ("It costs 12.50 for 3, or 1,000.", ["12.50", "3", "1,000"]),
         ("2 + 2", ["2", "+2"]),
         ("2 × 2", ["2", "*2"]),  # noqa: RUF001
         ("minus -5", ["-5"]),
@@ -246,7 +253,7 @@ def test_what_many_rows_share_is_left_out(tmp_path: Path) -> None:
     texts = [f"Classify this message: {text}\nAnswer with the LABEL  only.\n\nThank you!" for text in own]
     folded, cut = fold_texts(texts), prompt_segments(texts)
     counts = find_boilerplate(distinct_segments(cut)[0], 40, 0.05)
-    found = segment_texts(folded, cut, counts)
+    found = {value: text.casefold() for value, text in segment_texts(folded, cut, counts).items()}
     assert {found[value]: rows for value, rows in counts.items()} == reference.boilerplate(texts, 0.05)
     assert sorted(found.values()) == ["answer with the label only.", "classify this message:", "thank you!"]
     write_boilerplate(tmp_path, counts, found)
@@ -267,11 +274,3 @@ def test_a_text_of_nothing_but_boilerplate_is_compared_whole() -> None:
     left_out = np.unique(prompt_segments(["Say it.\nNow."]).hashes)
     assert found_pairs(["Say it.\nNow.", "say it now"], 1.0) == {(0, 1): 1.0}
     assert alike(sets_of(["Say it.\nNow.", "say it now"], left_out), 1.0).first.tolist() == [0, 0]
-
-
-def test_runs_of_words_are_found_wherever_they_stand() -> None:
-    folded = fold_texts(["a b c d e", "x b c d", "b c"])
-    said = words(folded, segments(folded, folded.prompts), NOTHING)
-    indptr, grams = hash_grams(said.indptr, said.hashes, 3)
-    assert indptr.tolist() == [0, 3, 5, 5]
-    assert len({*grams[:3].tolist()} & {*grams[3:].tolist()}) == 1

@@ -1,6 +1,7 @@
 """No row of one side is alike to a row of another, and the proof says so independently of how they were split."""
 
 import json
+import logging
 import random
 from collections import Counter
 from typing import Any
@@ -219,6 +220,20 @@ def test_by_time_the_newest_rows_test_and_nothing_that_trains_began_later() -> N
     newer = sum(row["time"] > min(began["test"]) for row in by_side["train"])
     assert splits.findings["train_newer_than_test"] == newer > 0
     assert proof(splits)["time"]["spans"]["test"] == [min(began["test"]), max(row["time"] for row in by_side["test"])]
+
+
+def test_by_time_open_answers_are_no_error_and_the_log_says_that_strata_are_not_used(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("tunewright"), "propagate", True)
+    rows = [
+        row_of(row["messages"][0]["content"], time=row["time"], answer=f"it is {i}")
+        for i, row in enumerate(timed(prompts(100)))
+    ]
+    with caplog.at_level(logging.INFO, "tunewright"):
+        splits = split_rows(rows, Split(by="time", stratify="label"))
+    assert "by time split.stratify=label is not used" in caplog.text
+    assert proof(splits)["balance"]["by"] == "none"
 
 
 def test_by_time_a_row_without_time_stops_with_its_place_and_how_to_name_the_field() -> None:

@@ -142,6 +142,28 @@ def test_a_short_prompt_that_many_rows_have_is_no_template() -> None:
     assert contaminated(splits) == {row["row_id"] for row in rows}
 
 
+def test_a_long_prompt_of_an_evaluation_file_that_many_rows_have_is_no_template_but_their_template_is() -> None:
+    question, template = " ".join(RNG.sample(WORDS, 30)), " ".join(RNG.sample(WORDS, 20))
+    same = [row_of(question, side="train", answer=f"answer {i}") for i in range(12)]
+    lines = question.replace(" ", "\n", 2)
+    two_lines = [row_of(lines, side="train", answer=f"other {i}") for i in range(12)]
+    others = [row_of(f"{template} {around('of')}", side="train") for _ in range(12)]
+    splits = split_rows(
+        fixed_rows(*same, *two_lines, *others), held_out=[f"{question}\nyes", f"{template} me\n{lines}"]
+    )
+    assert contaminated(splits) == {row["row_id"] for row in [*same, *two_lines]}
+
+
+def test_what_is_set_aside_shows_nothing_personal() -> None:
+    address = "jane.miller@acme-bank.de"
+    passage = f"write to {address} {PASSAGE}"
+    train = row_of(around(passage), side="train", answer=f"\n{address}")
+    aside = set_aside(split_rows(fixed_rows(train, row_of(around(passage), side="test"))))[train["row_id"]]
+    assert "(not shown, it holds: " in aside["text"]
+    assert "(not shown, it holds: " in aside["detail"]
+    assert address not in aside["text"] + aside["detail"]
+
+
 def test_answers_of_an_evaluation_file_are_a_form_too() -> None:
     rows = fixed_rows(row_of(around("one"), side="train", answer=PASSAGE))
     assert not contaminated(split_rows(rows, held_out=[f"{around('two')}\n{PASSAGE} and more"]))

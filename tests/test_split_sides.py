@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from split_rows import jaccard, largest_across, on_sides, prompt, prompts, row_of, set_aside, side_of, split_rows
+from split_rows import WORDS, jaccard, largest_across, on_sides, prompt, prompts, row_of, set_aside, side_of, split_rows
 
+from tasks import lineage
 from tasks.artifacts import Splits
 from tasks.config import Split
 from tasks.errors import ConfigError, DataError
@@ -47,10 +49,23 @@ def links_of(pairs: set[tuple[int, int]], first: list[int], group: list[int]) ->
     return Links(Pairs(np.array(first), ends[:, 0], ends[:, 1], np.linspace(0.6, 0.9, len(ends))), np.array(group))
 
 
+class Known:
+    """Joins of rows of which all links are known."""
+
+    def __init__(self, links: Links) -> None:
+        self.all = self.connected = links.among
+        self.links = links
+
+    def nearest(self, rows: np.ndarray, some: np.ndarray) -> Links:
+        """All links, which are more than those asked for."""
+        assert some.any()
+        return self.links.among(rows)
+
+
 def stand(links: Links, given: list[int], earlier: list[int], row_ids: list[str]) -> tuple[Sides, np.ndarray]:
     """Where all rows come to stand, and where they were fixed to."""
     fixed, because, exact = fix(np.array(given), np.array(earlier))
-    sides = settle(links, fixed, because, exact, links.among)
+    sides = settle(links, fixed, because, exact, Known(links))
     strata = strata_of(["all"] * len(links))
     draw(sides, pa.array(row_ids), strata, None, np.array(given) == NONE, exact, EVEN)
     return sides, fixed
@@ -293,3 +308,51 @@ def test_sides_on_which_most_rows_cannot_stand_stop_the_run() -> None:
         DataError, match=r"50 of 60 rows can stand on no side \(repeats_test_row 50\).*split.sticky=false"
     ):
         split_rows(regrouped, earlier=split_rows(rows))
+
+
+def of_a_template(num_rows: int) -> list[str]:
+    """Texts with a template in common, the first half of them all alike, the others only to some."""
+    said = " ".join(WORDS[:14])
+    rng = random.Random(9)
+    return [f"{said} {' '.join(rng.choices(WORDS, k=2 if i < num_rows // 2 else 4))}" for i in range(num_rows)]
+
+
+def test_a_large_cluster_is_settled_block_by_block_as_with_all_its_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = of_a_template(60)
+    rows = [row_of(text, side="test" if i % 12 == 0 else None) for i, text in enumerate(texts)]
+    rows += [row_of(texts[12], answer="another"), row_of("in no other way alike", group="g")]
+    rows[24]["group"] = "g"
+    rows += [row_of(text, side="test" if i < 8 else None) for i, text in enumerate(prompts(150, seed=8, copies=0))]
+    whole = split_rows(rows)
+    monkeypatch.setattr("tasks.split.sides.LARGE", 10)
+    monkeypatch.setattr("tasks.split.joins.BLOCK", 4)
+    monkeypatch.setattr("tasks.split.joins.MOST_PAIRS", 100)  # of the rows that are asked for all
+    blocks = split_rows(rows)
+    assert whole.reasons["repeats_test_row"] > 20
+    assert whole.reasons == blocks.reasons
+    assert [whole.num_clusters, on_sides(whole)] == [blocks.num_clusters, on_sides(blocks)]
+    similar = [[row["detail"].split("(")[-1] for row in set_aside(splits).values()] for splits in (whole, blocks)]
+    assert similar[0] == similar[1]
+
+
+def test_a_cluster_of_too_many_pairs_to_tell_sides_apart_stops_and_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tasks.split.joins.MOST_PAIRS", 300)
+    monkeypatch.setattr("tasks.split.joins.SAMPLE", 20)
+    sides = {0: "test", 1: "train"}
+    rows = [row_of(text, side=sides.get(i)) for i, text in enumerate([*of_a_template(60)[:30], *BASE])]
+    with pytest.raises(DataError, match=r"30 rows, data.jsonl:1 among them, .*two sides lay claim.*split.threshold"):
+        split_rows(rows)
+
+
+def test_lineage_takes_a_reason_that_it_does_not_know() -> None:
+    splits = split_rows(BASE)
+    file = splits.path("sides.parquet")
+    table = pq.read_table(file)
+    reasons = pa.array(["by_a_new_rule", "contaminated", *table["because"].to_pylist()[2:]])
+    pq.write_table(table.set_column(2, "because", reasons), file)
+    past: Any = [SimpleNamespace(number=1, splits=splits)]
+    ids, sides = table["row_id"].to_pylist(), table["side"].to_pylist()
+    assert lineage.sides(ids[0], past) == [{"version": 1, "side": sides[0], "because": "by_a_new_rule"}]
+    assert lineage.sides(ids[1], past) == [{"version": 1, "side": None, "because": "contaminated"}]

@@ -127,6 +127,7 @@ def test_a_built_in_is_changed_once() -> None:
             {"name": "great_expectations.expectations.ExpectColumnMeanToBeBetween", "arguments": {"column": "answer"}},
             "sums up a column of texts; accepted on prompt and answer is what looks row by row",
         ),
+        ({"name": OWN, "arguments": {"mostly": 0.9}}, "has mostly=0.9; accepted on prompt and answer is 1"),
     ],
 )
 def test_a_class_that_cannot_be_used_is_told_in_one_line(given: dict[str, Any], said: str) -> None:

@@ -61,7 +61,20 @@ def run(ids: str, settings: Split = SPLIT, name: str = "triage") -> tuple[Before
     found = before(name, rows, settings)
     checked = check(rows)
     unique = dedupe(checked)
-    return found, accept(found, rows, checked, unique, split(unique, settings))
+    accepted = accept(found, rows, checked, unique, split(unique, settings))
+    assert accepted
+    return found, accepted
+
+
+def test_a_sample_is_held_against_the_version_before_it_and_becomes_none() -> None:
+    run("abc")
+    rows = ingest(("a",))
+    found = before("triage", rows, SPLIT, is_sample=True)
+    checked = check(rows)
+    unique = dedupe(checked)
+    assert accept(found, rows, checked, unique, split(unique, SPLIT)) is None
+    assert found.parent == history("triage", SPLIT.seed, SPLIT.by)[-1].rows.digest
+    assert len(history("triage", SPLIT.seed, SPLIT.by)) == 1
 
 
 def digests(found: Before) -> tuple[str, str]:

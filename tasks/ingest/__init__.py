@@ -22,7 +22,7 @@ from tasks.errors import ConfigError, DataError, retry_transient
 from tasks.ingest.files import SourceFile, source_files, unchanged
 from tasks.ingest.held_out import write_held_out
 from tasks.ingest.parsing import Refused
-from tasks.ingest.parts import columns_of, parts_of
+from tasks.ingest.parts import LIBRARIES, columns_of, parts_of
 from tasks.ingest.readers import read
 from tasks.ingest.rows import row_id_of
 from tasks.ingest.tables import Tables, Tally
@@ -116,7 +116,7 @@ def detected(file: SourceFile, tally: Tally) -> str:
     retry_delay_seconds=[5, 30],
     retry_condition_fn=retry_transient,
 )
-@cached(libraries=("pyarrow", "ftfy"))
+@cached(libraries=LIBRARIES)
 def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...]) -> Rows:
     """The rows of `files`, which is what source_files(data) returned."""
     sources = [file for file in files if not file.held_out]

@@ -14,6 +14,7 @@ from tasks.errors import DataError
 from tasks.ingest.files import SourceFile, unchanged
 from tasks.ingest.layouts import encodable, to_messages
 from tasks.ingest.parsing import Refused
+from tasks.ingest.parts import columns_of
 from tasks.ingest.readers import read
 from tasks.ingest.repairs import repaired
 from tasks.ingest.rows import as_record, columns_in
@@ -28,7 +29,7 @@ def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dic
     with Table(folder / "held_out.parquet", HELD_OUT_SCHEMA) as table:
         for file in files:
             tally = tallies[file.path] = Tally()
-            columns = frozenset(file.columns.values()) or None
+            columns = columns_of(file) if file.layout != "auto" else frozenset(file.columns.values()) or None
             with unchanged(file):
                 for line, _, raw, parse in read(file, data.max_line_bytes, columns):
                     if not raw.strip() and file.format in ("text", "jsonl"):

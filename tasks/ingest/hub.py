@@ -7,13 +7,16 @@ the copy that an earlier run left in the cache is read, if it is that of the rev
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from tasks.errors import ConfigError
+from tasks.ingest.layouts import known_columns
 
 FORM = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w.-]+))?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 BATCH_ROWS = 1_000
 
 
@@ -28,13 +31,15 @@ def commit(path: str, revision: str | None, setting: str) -> str:
     builder = _builder(name, config, revision, setting)
     if type(builder).__module__ == "datasets.packaged_modules.cache.cache":
         _is_wanted(builder.hash, revision, setting)
+    if not COMMIT.fullmatch(builder.hash or ""):
+        raise ConfigError(f"{setting}: {builder.hash} is no commit of 40 hex digits, so it does not say what is read")
     return builder.hash
 
 
 def batches(path: str, commit: str, columns: frozenset[str] | None) -> Iterator[pa.RecordBatch]:
     """The rows of a data set in batches, those of `columns` that it has; class labels by their names.
 
-    Raises ConfigError where there is no such split.
+    Raises ConfigError where there is no such split, DataError where it has none of the columns.
     """
     from datasets import disable_progress_bars
 
@@ -48,7 +53,7 @@ def batches(path: str, commit: str, columns: frozenset[str] | None) -> Iterator[
     if split not in splits:
         raise ConfigError(f"{path}: there is no split {split}; accepted: {', '.join(splits)}")
     rows: Any = builder.as_dataset(split=split)
-    known = [column for column in rows.column_names if columns is None or column in columns]
+    known = known_columns(path, rows.column_names, columns)
     names = {column: getattr(rows.features[column], "names", None) for column in known}  # of a ClassLabel
     for table in rows.select_columns(known).with_format("arrow").iter(batch_size=BATCH_ROWS):
         for column, labels in names.items():
@@ -68,6 +73,10 @@ def _builder(name: str, config: str | None, revision: str | None, setting: str) 
     from datasets import load_dataset_builder
     from datasets.exceptions import DatasetsError
 
+    if Path(name).exists():  # `datasets` would read that
+        raise ConfigError(
+            f"{setting}: {Path(name).resolve()} has that name too; run elsewhere, or name its files without hub:"
+        )
     try:
         builder = load_dataset_builder(name, config, revision=revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:

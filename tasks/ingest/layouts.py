@@ -4,12 +4,13 @@ Text is taken as it stands, down to its spaces: whether it is any good is for th
 something that messages of role and content cannot hold, such as tool calls, makes a record unfit: it is not dropped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from tasks.config import Layout
-from tasks.ingest.parsing import Record, Refused, kind
+from tasks.errors import DataError
+from tasks.ingest.parsing import Record, Refused, kind, quoted
 
 Message = dict[str, str]  # role, content
 
@@ -30,6 +31,15 @@ ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant"}
 
 
+def known_columns(path: str, there: Sequence[str], columns: frozenset[str] | None) -> list[str]:
+    """The columns of a table that are asked for, None for all. Raises DataError where it has none of them."""
+    known = [name for name in there if columns is None or name in columns]
+    if not known:
+        accepted = ", ".join(sorted(columns or ()))
+        raise DataError(f"{path}: unknown_layout, no column is known of {there[:8]}; accepted are {accepted}")
+    return known
+
+
 def renamed(record: Record, columns: dict[str, str]) -> Record:
     """The record with its fields under our names; `columns` are ours -> theirs, and of ours only they count then."""
     taken = columns.keys() | set(columns.values())
@@ -47,7 +57,7 @@ def layout_of(record: Record) -> Layout:
         if not record.keys().isdisjoint(fields):
             return layout
     known = "; ".join(" and ".join(fields) for fields in REQUIRED.values())
-    found = ", ".join(map(ascii, list(record)[:8])) or "no field"
+    found = ", ".join(map(quoted, list(record)[:8])) or "no field"
     raise Refused("unknown_layout", f"it has {found}; accepted are {known}; columns of the source can map them")
 
 
@@ -94,7 +104,7 @@ def _turns(record: Record, field: str, role_field: str, content_field: str, role
             _loses_nothing(turn, where)
         role = _text(turn, role_field, where)
         if role not in roles:
-            raise Refused("unknown_role", f"{where}{role_field} is {role!a:.60}; accepted are {', '.join(roles)}")
+            raise Refused("unknown_role", f"{where}{role_field} is {quoted(role)}; accepted are {', '.join(roles)}")
         messages.append({"role": roles[role], "content": _content(turn, content_field, where)})
     return messages
 
@@ -105,7 +115,7 @@ def _loses_nothing(turn: Record, where: str) -> None:
             raise Refused("unsupported_field", f"{where}{field}: rows are made of role and content alone")
     for field, trained in TRAINED.items():
         if turn.get(field) not in (None, trained):
-            raise Refused("unsupported_field", f"{where}{field} is {turn[field]!a:.60}, but every answer is trained")
+            raise Refused("unsupported_field", f"{where}{field} is {quoted(turn[field])}, but every answer is trained")
 
 
 def _content(turn: Record, field: str, where: str) -> str:
@@ -119,7 +129,7 @@ def _content(turn: Record, field: str, where: str) -> str:
         if not isinstance(part, dict):
             raise Refused("wrong_type", f"{at} is {kind(part)}, not an object")
         if part.get("type") != "text":
-            raise Refused("unsupported_field", f"{at} is of type {part.get('type')!a:.60}; accepted is text")
+            raise Refused("unsupported_field", f"{at} is of type {quoted(part.get('type'))}; accepted is text")
         texts.append(_text(part, "text", f"{at}."))
     return "".join(texts)
 

@@ -10,6 +10,7 @@ from tasks.ingest.opening import BOM
 Record = dict[str, Any]
 
 MAX_DEPTH = 64
+SHOWN_FROM = 2_000  # characters of what was refused that are looked at for what must not be shown
 # A JSON string (to the end if it is not closed), or a mark that opens, closes or separates. Possessive: linear time.
 TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{},]', re.DOTALL)
 TRAILING_COMMA = re.compile(r",\s*$")
@@ -66,6 +67,28 @@ def kind(value: Any) -> str:
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
+def quoted(value: Any) -> str:
+    """A value of a record for a sentence, masked and at most 60 characters."""
+    text = (value if isinstance(value, str) else unescaped(ascii(value)))[:SHOWN_FROM].encode(errors="replace").decode()
+    shown = masked(text)
+    return f"{value!a:.60}" if shown == text else shown
+
+
+def masked(text: str) -> str:
+    """The first SHOWN_FROM characters of a text; or, where they hold secrets or personal data, only which.
+
+    To be cut after this, not before: half a secret is not known as one.
+    """
+    from data_checks import excerpts  # with detect-secrets, which is slow to import
+
+    return excerpts.masked(text[:SHOWN_FROM])
+
+
+def unescaped(text: str) -> str:
+    """A text in quotes as one that can be masked: the marks of JSON and Python are no part of the words beside them."""
+    return text.replace("\\n", "\n").replace("\\t", "\t").replace('\\"', '"')
+
+
 def decoded(raw: bytes) -> str:
     """The text in `raw`: UTF-8 without NUL."""
     try:
@@ -83,7 +106,11 @@ def _looks_like(raw: bytes, position: int) -> str:
     around = raw[max(0, position - 10) : position + 10].decode("cp1252", "replace")
     foreign = {character for character in around if not character.isascii()}
     words = all(character.isalpha() or character in WESTERN for character in foreign)
-    return f"; it looks like Latin-1 or Windows-1252 ({around!r})" if words else ""
+    if not words:
+        return ""
+    wide = raw[max(0, position - 200) : position + 200].decode("cp1252", "replace")
+    shown = repr(around) if masked(wide) == wide else "not shown, it is near something secret or personal"
+    return f"; it looks like Latin-1 or Windows-1252 ({shown})"
 
 
 def _fault(text: str, error: json.JSONDecodeError) -> str:
@@ -121,7 +148,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Record:
     record = dict(pairs)
     if len(record) != len(pairs):
         key, count = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise Refused("duplicate_key", f"{key!a} stands {count} times in one object")
+        raise Refused("duplicate_key", f"{quoted(key)} stands {count} times in one object")
     return record
 
 

@@ -24,6 +24,7 @@ from tasks.ingest.tables import Tables, Tally
 
 TILE_BYTES = 8_000_000
 TILE_LINES = 50_000
+LIBRARIES = ("pyarrow", "ftfy", "datasets", "detect-secrets", "phonenumbers")  # the last two mask what is refused
 
 
 class Tile(BaseModel):
@@ -43,7 +44,7 @@ class Tile(BaseModel):
         for line in run:
             digest.update(line.content)
             if line.size != len(line.content):
-                digest.update(b"%d" % line.size)  # what follows a long line stands behind all of it
+                digest.update(b"%d\n" % line.size)  # what follows a long line stands behind all of it
         tile = cls(first_line=run[0].number, byte=run[0].byte, sha256=digest.hexdigest())
         tile._lines = tuple(run)
         return tile
@@ -60,7 +61,7 @@ class Part(Artifact):
     tally: Tally
 
 
-@cached(libraries=("pyarrow", "ftfy"))
+@cached(libraries=LIBRARIES)
 def ingest_part(folder: Path, file: SourceFile, tile: Tile | None, max_bytes: int, repairs: tuple[Repair, ...]) -> Part:
     """The rows of a tile, or of a whole file where there is none."""
     with Tables(folder) as tables:

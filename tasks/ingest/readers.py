@@ -19,6 +19,7 @@ from tasks.errors import DataError
 from tasks.ingest import hub
 from tasks.ingest.arrays import elements
 from tasks.ingest.files import SourceFile
+from tasks.ingest.layouts import known_columns
 from tasks.ingest.opening import BOM, is_of_content, packed, unpacked
 from tasks.ingest.parsing import Record, Refused, decoded, parse_json, parse_line
 from tasks.ingest.stores import is_url
@@ -170,10 +171,7 @@ def _parquet(path: str, columns: Columns) -> Iterator[Item]:
             names = file.schema_arrow.names
             if len(set(names)) != len(names):
                 raise DataError(f"{path}: duplicate_key, a column name stands there twice")
-            known = [name for name in names if columns is None or name in columns]
-            if not known:
-                accepted = ", ".join(sorted(columns or ()))
-                raise DataError(f"{path}: unknown_layout, no column is known of {names[:8]}; accepted are {accepted}")
+            known = known_columns(path, names, columns)
             yield from _of_batches(file.iter_batches(batch_size=1_000, columns=known))
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and not is_of_content(error):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tasks.config import Layout, Repair
 from tasks.ingest.files import SourceFile
 from tasks.ingest.layouts import Message, layout_of, optional_text, renamed, to_messages
-from tasks.ingest.parsing import Record, Refused, kind
+from tasks.ingest.parsing import Record, Refused, kind, quoted
 from tasks.ingest.repairs import repaired
 from tasks.ingest.times import utc_text
 
@@ -96,4 +96,6 @@ def _time(record: Record) -> str | None:
         return utc_text(value)
     except ValueError as error:
         accepted = "ISO 8601, or seconds or milliseconds since 1970"
-        raise Refused("bad_time", f"time is {value!a:.60} ({error!s:.60}); accepted are {accepted}") from None
+        reason = str(error).partition(":")[0]  # after which Python repeats the value
+        detail = f"time is {quoted(value)} ({reason:.60}); accepted are {accepted}"
+        raise Refused("bad_time", detail) from None

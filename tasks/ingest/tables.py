@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from tasks.artifacts import MESSAGES, QUARANTINE_SCHEMA, ROW_SCHEMA
 from tasks.config import Repair
 from tasks.ingest.files import SourceFile
-from tasks.ingest.parsing import Refused
+from tasks.ingest.parsing import SHOWN_FROM, Refused, masked, unescaped
 from tasks.ingest.readers import Item
 from tasks.ingest.rows import columns_in, to_row
 
@@ -138,9 +138,11 @@ class Tables:
 
 
 def refusal(file: SourceFile, line: int, byte: int | None, raw: bytes, refused: Refused) -> Sequence[Any]:
-    """The entry (QUARANTINE_SCHEMA) of a refused record."""
-    text = raw[:2_000].decode("utf-8", "replace")[:500]
-    return (file.path, line, byte, None, refused.reason, refused.detail, text)
+    """The entry (QUARANTINE_SCHEMA) of a refused record; what is secret or personal is not in its text."""
+    text = raw[: 4 * SHOWN_FROM].decode("utf-8", "replace")[:SHOWN_FROM]
+    plain = unescaped(text)
+    shown = masked(plain)
+    return (file.path, line, byte, None, refused.reason, refused.detail, (text if shown == plain else shown)[:500])
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

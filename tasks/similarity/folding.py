@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 APOSTROPHES = "'\u2019\u02bc`"
+VARIANTS = "\ufe0e\ufe0f"  # how an emoji is drawn
 # Scripts without spaces, a character a word: Thai and Lao, Myanmar, Khmer, kana, Han and its supplements.
 SPACELESS_RANGES = (
     (0x0E00, 0x0EFF),
@@ -42,11 +43,6 @@ class Folded:
     def prompts(self) -> np.ndarray:
         """(rows, 2): the messages of each row but its last, the answer."""
         return np.stack([self.rows[:-1], np.maximum(self.rows[1:] - 1, self.rows[:-1])], axis=1)
-
-    @property
-    def conversations(self) -> np.ndarray:
-        """(rows, 2): all messages of each row."""
-        return np.stack([self.rows[:-1], self.rows[1:]], axis=1)
 
 
 def fold(text: str) -> str:
@@ -87,13 +83,16 @@ def _translated() -> dict[int, str]:
 
 @cache
 def character_classes() -> np.ndarray:
-    """(characters,) uint8: what each is to words; letters and digits are parts of them, punctuation parts them."""
-    from tasks.similarity.hashing import DROPPED, SPACE, SPACELESS, WORD
+    """(characters,) uint8: what each is to words.
+
+    Letters and digits are parts of them, punctuation parts them, and a symbol is one: < is not >, nor a smile a frown.
+    """
+    from tasks.similarity.hashing import DROPPED, SPACE, SPACELESS, SYMBOL, WORD
 
     categories = [unicodedata.category(chr(code)) for code in range(sys.maxunicode + 1)]
-    kinds = {"Cf": DROPPED} | {category: SPACE for category in set(categories) - {"Cf"} if category[0] in "PSZC"}
-    classes = np.array([kinds.get(category, WORD) for category in categories], np.uint8)
-    classes[[ord(character) for character in APOSTROPHES]] = DROPPED
+    kinds = {"L": WORD, "M": WORD, "N": WORD, "P": SPACE, "S": SYMBOL, "Z": SPACE, "C": SPACE, "Cf": DROPPED}
+    classes = np.array([kinds.get(category, kinds[category[0]]) for category in categories], np.uint8)
+    classes[[ord(character) for character in APOSTROPHES + VARIANTS]] = DROPPED
     for first, last in SPACELESS_RANGES:
         letters = classes[first : last + 1]
         letters[letters == WORD] = SPACELESS

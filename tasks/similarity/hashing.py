@@ -7,7 +7,7 @@ MurmurHash3): among a hundred million different words two collide with a chance 
 import numpy as np
 from numba import njit
 
-SPACE, DROPPED, WORD, SPACELESS = 0, 1, 2, 3  # what a character is to words: a gap, nothing, a part, a word by itself
+SPACE, DROPPED, WORD, SPACELESS, SYMBOL = range(5)  # to words a character is a gap, nothing, a part, or one by itself
 
 _BASIS = np.uint64(0xCBF29CE484222325)
 _PRIME = np.uint64(0x100000001B3)
@@ -140,14 +140,21 @@ def hash_words(data, indptr, begins, ends, kept, classes):
                     if inside:
                         hashes[found], spaceless[found] = _finish(value), False
                         found, value, inside = found + 1, _BASIS, False
-                    if kind == SPACELESS:
+                    if kind != SPACE:
                         for offset in range(width):
                             value = (value ^ np.uint64(data[position + offset])) * _PRIME
-                        hashes[found], spaceless[found] = _finish(value), True
+                        hashes[found], spaceless[found] = _finish(value), kind == SPACELESS
                         found, value = found + 1, _BASIS
                 position += width
         rows[row + 1] = found
     return rows, hashes[:found], spaceless[:found]
+
+
+@njit(cache=True, nogil=True)
+def _goes_on(data, position, end):
+    """Whether a number that has begun goes on here: with a digit, or a point or comma before one."""
+    point = (data[position] == 44 or data[position] == 46) and position + 1 < end
+    return 48 <= data[position + point] <= 57
 
 
 @njit(cache=True, nogil=True)
@@ -168,7 +175,7 @@ def hash_numbers(data, indptr, begins, ends, kept):
                     before -= 1
                 if before >= begin and data[before] < 128 and _SIGNS[data[before]]:
                     value = (value ^ np.uint64(data[before])) * _PRIME
-                while position < ends[piece] and 48 <= data[position] <= 57:
+                while position < ends[piece] and _goes_on(data, position, ends[piece]):
                     value = (value ^ np.uint64(data[position])) * _PRIME
                     position += 1
                 numbers[row] = _join(numbers[row], value)
@@ -219,19 +226,3 @@ def hash_shingles(indptr, hashes, spaceless, whole, kinds):
             items[position] = _join(items[position], kinds[row])
         rows[row + 1] = found
     return rows, items[:found]
-
-
-@njit(cache=True, nogil=True)
-def hash_grams(indptr, hashes, length):
-    """Every run of `length` words of each row, as (indptr, hashes in their order)."""
-    rows, grams = np.zeros(len(indptr), np.int64), np.empty(len(hashes), np.uint64)
-    found = 0
-    for row in range(len(indptr) - 1):
-        for position in range(indptr[row], indptr[row + 1] - length + 1):
-            value = np.uint64(0)
-            for offset in range(length):
-                value = _join(value, hashes[position + offset])
-            grams[found] = value
-            found += 1
-        rows[row + 1] = found
-    return rows, grams[:found]

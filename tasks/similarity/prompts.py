@@ -111,11 +111,11 @@ def find_boilerplate(hashes: np.ndarray, num_rows: int, share: float) -> dict[in
 
 
 def segment_texts(folded: Folded, found: Segments, wanted: Iterable[int]) -> dict[int, str]:
-    """The texts of the wanted segments (hashes) that are there, normalized."""
+    """The wanted segments (hashes) that are there, as one of their texts has them but for white space."""
     unique, where = np.unique(found.hashes, return_index=True)
     there = np.isin(unique, np.array(sorted(wanted), np.uint64))
     return {
-        int(value): " ".join(folded.data[found.begins[at] : found.ends[at]].tobytes().decode().casefold().split())
+        int(value): " ".join(folded.data[found.begins[at] : found.ends[at]].tobytes().decode().split())
         for value, at in zip(unique[there], where[there], strict=True)
     }
 

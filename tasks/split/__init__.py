@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from prefect import task
 
-from tasks.artifacts import Rows, Splits, UniqueRows
+from tasks.artifacts import SIDES_FILE, Rows, Splits, UniqueRows
 from tasks.caching import cached
 from tasks.config import Split
 from tasks.errors import DataError, retry_transient
@@ -34,10 +34,11 @@ from tasks.split.account import (
     versions,
 )
 from tasks.split.clusters import Links, numbered
-from tasks.split.columns import SIDES_FILE, Columns, earlier_sides, read_columns
+from tasks.split.columns import Columns, earlier_sides, read_columns
 from tasks.split.contamination import Contamination, find_contamination
 from tasks.split.details import Details
 from tasks.split.draw import draw
+from tasks.split.joins import Joined
 from tasks.split.proof import FINDINGS, findings, floor_of, leak_proof, random_leak_share, visible_difference
 from tasks.split.sides import NONE, SIDES, TEST, Because, Sides, fix, settle
 from tasks.split.strata import Strata, balance, stop_if_open, strata_of
@@ -48,12 +49,21 @@ log = logging.getLogger("tunewright")
 MOST_SET_ASIDE = 0.5  # of the rows: if more cannot stand on any side, the sides are wrong, not the rows
 
 
-def _strata(file: Path, columns: Columns, settings: Split) -> Strata:
-    if settings.stratify == "label":
+def _stratify(settings: Split) -> Literal["none", "source", "label"]:
+    """What the sides should have the same shares of: by time nothing, since the newest rows are tested as they are."""
+    if settings.by != "time":
+        return settings.stratify
+    if settings.stratify != "none" and "stratify" in settings.model_fields_set:
+        log.info("split: by time split.stratify=%s is not used", settings.stratify)
+    return "none"
+
+
+def _strata(file: Path, columns: Columns, stratify: Literal["none", "source", "label"]) -> Strata:
+    if stratify == "label":
         labels = strata_of(_answers(file))
         stop_if_open(labels)
         return labels
-    of_source = settings.stratify == "source"
+    of_source = stratify == "source"
     return strata_of(columns.table["source"].to_pylist() if of_source else ["all rows"] * len(columns))
 
 
@@ -125,12 +135,14 @@ def split(
 ) -> Splits:
     """The three sides, and what was set aside; rows of `earlier`, the version before, keep their side.
 
-    Raises DataError where a side is empty, most rows can stand on no side, or a row of one side is alike to a row of
-    another; ConfigError where the earlier version is not whole.
+    Raises DataError where a side is empty, most rows can stand on no side, a row of one side is alike to a row of
+    another, or sides lay claim to a cluster of too many pairs (joins.py); ConfigError where the earlier version is not
+    whole.
     """
     file, left_out = rows.path("rows.parquet"), read_boilerplate(rows.folder)
     columns = read_columns(file)
-    strata = _strata(file, columns, settings)
+    stratify = _stratify(settings)
+    strata = _strata(file, columns, stratify)
     times = columns.times() if settings.by == "time" else None
     before, gone = earlier_sides(columns.row_ids, earlier if settings.sticky else None)
     fixed, because, exact = fix(columns.given, before)
@@ -139,10 +151,7 @@ def split(
         sets = machine.sets(file, ["messages"], _shingles, left_out=left_out)
         links = Links(machine.alike(sets, settings.threshold), columns.group)
 
-        def all_links(some: np.ndarray) -> Links:
-            return Links(machine.alike(sets[some], settings.threshold, enough=len(some)), columns.group[some])
-
-        sides = settle(links, fixed, because, exact, all_links)
+        sides = settle(links, fixed, because, exact, Joined(machine, sets, links, settings.threshold, columns.place))
         draw(sides, columns.row_ids, strata, times.ranks if times else None, columns.given == NONE, exact, settings)
         returns_to = np.where(sides.side == NONE, fixed, sides.side)
         found = find_contamination(file, sides.side, held_out, left_out)
@@ -166,7 +175,7 @@ def split(
         "set_aside": set_aside(sides),
         "cluster_sizes": cluster_sizes(sides.cluster),
         "smallest_visible_difference": visible_difference(len(in_test)),
-        "balance": {"by": settings.stratify, **balance(strata, sides.side)},
+        "balance": {"by": stratify, **balance(strata, sides.side)},
         "given_sides": [SIDES[side] for side in sorted(exact)],  # exactly the rows given to them; no share is used
         "versions": {"earlier": earlier.digest if earlier else None}
         | versions(columns.given, before, exact, gone.num_rows),

@@ -9,11 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.artifacts import ROW_SCHEMA, SIDES_SCHEMA, Splits
+from tasks.artifacts import ROW_SCHEMA, SIDES_FILE, SIDES_SCHEMA, Splits
 from tasks.errors import ConfigError, DataError
 from tasks.split.sides import NONE, SIDES
 
-SIDES_FILE = "sides.parquet"
 READ = ["row_id", "file", "line", "source", "group", "time", "side"]
 
 

@@ -1,12 +1,12 @@
 """Training rows that have so much in common with a row of another side, or of an evaluation file, that it was seen.
 
-That is 13 words in a row (Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C), or the whole prompt
-where it has fewer. With rows of the other sides the latter cannot be: equal prompts are one cluster.
+That is 13 words in a row (Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C), or the whole prompt,
+however short or long. With rows of the other sides the latter cannot be: equal prompts are one cluster.
 
 Two things that look like it are not. A passage that more than ten training rows have is a template: the same paper's
-rule. And one that lies in the answers of both rows, or reaches into them, says that the answers have a form: by it one
-training row in six of a slot filling set would go, for names of slots in JSON. So the passage must lie within the
-question of one of the two, wherever it lies in the other.
+rule. A whole prompt is none, however many rows have it. And a passage that lies in the answers of both rows, or reaches
+into them, says that the answers have a form: by it one training row in six of a slot filling set would go, for names of
+slots in JSON. So the passage must lie within the question of one of the two, wherever it lies in the other.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from tasks.split.passages import (
     evaluations,
     gather,
     passages_of,
-    short_lines,
+    whole_lines,
 )
 from tasks.split.sides import TEST, TRAIN, VALIDATION
 
@@ -87,13 +87,13 @@ def _passages_of_rows(file: Path, wanted: np.ndarray, left_out: np.ndarray) -> I
 
 
 def _passages_of_records(held_out: Rows, first_number: int, left_out: np.ndarray) -> tuple[Passages, Passages]:
-    """The passages, and the shorter runs of lines, of the records of evaluation files."""
+    """The passages, and the runs of whole lines, of the records of evaluation files."""
     of_passages: list[Found] = []
     of_lines: list[Found] = []
     for batch in read_pieces(held_out.path(HELD_OUT), ["text"]) if held_out.num_held_out else ():
         texts, starts = evaluations(batch["text"].to_pylist(), left_out)
         numbers = np.arange(first_number, first_number + batch.num_rows)
         of_passages.append(passages_of(texts, numbers))
-        of_lines += short_lines(texts, starts, numbers)
+        of_lines += whole_lines(texts, starts, numbers)
         first_number += batch.num_rows
     return gather(of_passages), gather(of_lines)

@@ -34,7 +34,9 @@ class Details:
         other = self.place(text)
         if not passage:
             return f"Its whole prompt stands in {other}"
-        words = said(whole, passage)[:SAID_CHARS]
+        from data_checks.excerpts import masked
+
+        words = masked(said(whole, passage))[:SAID_CHARS]
         return f"It has a passage in common with {other}" + (f': "{words}"' if words else "")
 
     def place(self, text: int) -> str:

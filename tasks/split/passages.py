@@ -14,6 +14,7 @@ from tasks.similarity.folding import character_classes, fold_messages, fold_text
 from tasks.similarity.prompts import Words, segments, words
 
 PASSAGE = 26  # half words
+MOST_LINES = 25  # of a prompt that is a part of an evaluation text
 COMMON = 10  # rows: a passage that more of them have is a template
 FEWEST_BITS, MOST_BITS = 10, 27
 BASE = 0x9E3779B97F4A7C15  # of the polynomial that hashes a run of words, odd
@@ -54,7 +55,7 @@ class Texts(NamedTuple):
 
 
 class Passages(NamedTuple):
-    """The different passages, or short runs of whole lines, of evaluation texts."""
+    """The different passages, or runs of whole lines, of evaluation texts."""
 
     hashes: np.ndarray  # uint64, rising
     asked: np.ndarray  # bool: whether it lies within the question of an evaluation text
@@ -112,14 +113,20 @@ def passages_of(texts: Texts, numbers: np.ndarray) -> Found:
     return texts.hash_runs(begins, ends), asked, numbers[text]
 
 
-def short_lines(texts: Texts, starts: np.ndarray, numbers: np.ndarray) -> Iterator[Found]:
-    """Each run of whole lines that is shorter than a passage: what a short prompt can be. Lines begin at `starts`."""
+def whole_lines(texts: Texts, starts: np.ndarray, numbers: np.ndarray) -> Iterator[Found]:
+    """What a whole prompt can be: each run of up to MOST_LINES whole lines, and the question of each text.
+
+    Lines begin at `starts`.
+    """
+    asked = np.flatnonzero(texts.asked)
+    begins = texts.bounds[asked]
+    yield texts.hash_runs(begins, begins + texts.asked[asked]), np.ones(len(asked), np.bool_), numbers[asked]
     text = np.searchsorted(texts.bounds, starts, side="right") - 1
-    ends = np.concatenate([starts, np.full(PASSAGE, len(texts.sizes) - 1)])
-    for num_lines in range(1, PASSAGE):
+    ends = np.concatenate([starts, np.full(MOST_LINES + 1, len(texts.sizes) - 1)])
+    for num_lines in range(1, MOST_LINES + 1):
         end = ends[num_lines : num_lines + len(starts)]
-        short = (end <= texts.bounds[1:][text]) & (texts.sizes[end] - texts.sizes[starts] < PASSAGE) & (end > starts)
-        yield texts.hash_runs(starts[short], end[short]), np.ones(int(short.sum()), np.bool_), numbers[text[short]]
+        whole = (end <= texts.bounds[1:][text]) & (end > starts)
+        yield texts.hash_runs(starts[whole], end[whole]), np.ones(int(whole.sum()), np.bool_), numbers[text[whole]]
 
 
 def gather(parts: Iterable[Found]) -> Passages:
@@ -157,9 +164,9 @@ class Search:
         self.found.append(np.stack([numbers[text[kept]], passage[kept]]))
 
         begins, ends = texts.bounds[:-1], texts.bounds[:-1] + texts.asked
-        short = np.flatnonzero((texts.sizes[ends] - texts.sizes[begins] < PASSAGE) & (ends > begins))
-        at, passage = self.prompts.find(texts.hash_runs(begins[short], ends[short]))
-        self.whole.append(np.stack([numbers[short[at]], passage]))
+        some = np.flatnonzero(ends > begins)
+        at, passage = self.prompts.find(texts.hash_runs(begins[some], ends[some]))
+        self.whole.append(np.stack([numbers[some[at]], passage]))
 
     def shared(self) -> Shared:
         """What the rows that were looked through have in common with the texts."""

@@ -5,10 +5,10 @@ is set aside, never moved: of two fixed rows the one that is further from the te
 of all models before and after; of the others each that would join two sides.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -34,7 +34,24 @@ class Because(IntEnum):
 
 
 REPEATS = {TEST: Because.REPEATS_TEST_ROW, VALIDATION: Because.REPEATS_VALIDATION_ROW}
-SET_ASIDE = range(Because.BRIDGES_SIDES, len(Because))
+SET_ASIDE = tuple(because for because in Because if because >= Because.BRIDGES_SIDES)
+LARGE = 1_000  # rows of a cluster of which not all links are asked for where it can be settled without
+
+
+class Joins(Protocol):
+    """What more is asked of the links of some rows; these are numbered by their place in `rows`."""
+
+    def all(self, rows: np.ndarray) -> Links:
+        """All their links."""
+        ...
+
+    def nearest(self, rows: np.ndarray, some: np.ndarray) -> Links:
+        """Of each row the link to the most alike of `some` of them (a mask)."""
+        ...
+
+    def connected(self, rows: np.ndarray) -> Links:
+        """As many of their links as connect what all of them connect."""
+        ...
 
 
 class Partner(NamedTuple):
@@ -73,11 +90,12 @@ def settle(
     side: np.ndarray,
     because: np.ndarray,
     exact: frozenset[int],
-    all_links: Callable[[np.ndarray], Links],
+    joins: Joins,
 ) -> Sides:
     """Rows join the side that their cluster is fixed to; of clusters that more sides lay claim to, rows are set aside.
 
-    `links` say what is connected; `all_links(rows)` are all the links of these rows, numbered by their place in them.
+    `links` say what is connected. Of a large cluster that only an exact side lays claim to, what is asked of `joins`
+    grows with its rows, not with its pairs: there all that counts is which rows repeat a row of that side.
     """
     settled = Sides(side.copy(), because.copy(), links.clusters())
     sizes, fixed = np.bincount(settled.cluster), np.flatnonzero(side != NONE)
@@ -89,14 +107,23 @@ def settle(
     heirs = (side == NONE) & ((claimed == 1) & ~contested)[settled.cluster]
     settled.side[heirs] = first_claim[settled.cluster[heirs]]
     settled.because[heirs] = Because.INHERITED
-    rows = np.flatnonzero(contested[settled.cluster])
+    large = contested & (claimed == 1) & (sizes > LARGE)
+    of_large = [np.flatnonzero(settled.cluster == cluster) for cluster in np.flatnonzero(large)]
+    rows = np.flatnonzero((contested & ~large)[settled.cluster])
     if len(rows):
-        _contest(settled, rows, all_links(rows), exact)
+        links = joins.all(rows)
+        stay = _contest(settled, rows, links, exact)
+        _tell_apart(settled, rows[stay], links.among(stay))
+    for rows in of_large:
+        stay = _contest(settled, rows, joins.nearest(rows, side[rows] != NONE), exact)
+        _tell_apart(settled, rows[stay], joins.connected(rows[stay]))
+    standing = settled.cluster != NONE
+    settled.cluster[standing] = numbered(settled.cluster[standing])
     return settled
 
 
-def _contest(settled: Sides, rows: np.ndarray, links: Links, exact: frozenset[int]) -> None:
-    """Settles the clusters of `rows`, and tells the clusters that are left of them apart."""
+def _contest(settled: Sides, rows: np.ndarray, links: Links, exact: frozenset[int]) -> np.ndarray:
+    """Settles the clusters of `rows`; the places in them of those that are not set aside."""
     contest = _Contest(links, settled.side[rows], settled.because[rows])
     contest.give_way()
     contest.keep_off(exact)
@@ -109,9 +136,12 @@ def _contest(settled: Sides, rows: np.ndarray, links: Links, exact: frozenset[in
     }
     stay = ~np.isin(contest.because, SET_ASIDE)
     settled.cluster[rows[~stay]] = NONE
-    settled.cluster[rows[stay]] = len(settled.cluster) + links.among(np.flatnonzero(stay)).clusters()
-    standing = settled.cluster != NONE
-    settled.cluster[standing] = numbered(settled.cluster[standing])
+    return np.flatnonzero(stay)
+
+
+def _tell_apart(settled: Sides, rows: np.ndarray, links: Links) -> None:
+    """Gives rows the clusters that their links make, which are no others'."""
+    settled.cluster[rows] = settled.cluster.max() + 1 + links.clusters()
 
 
 class _Contest:

@@ -16,6 +16,7 @@ from tasks.split.sides import NONE, SIDES, Because, Sides
 
 GONE = "gone"  # of rows that the version before has and this one does not
 TEXT_CHARS = 500
+MASKED_CHARS = 2_000  # of a row that are looked through for what must not be shown, before it is cut
 
 
 def write_sides(folder: Path, file: Path, sides: Sides, detail: Callable[[int, str], str]) -> None:
@@ -63,6 +64,15 @@ def _set_aside(batch: pa.Table, rows: np.ndarray, sides: Sides, detail: Callable
         "row_id": batch["row_id"],
         "reason": [Because(because).name.lower() for because in sides.because[rows].tolist()],
         "detail": [detail(row, text) for row, text in zip(rows.tolist(), texts, strict=True)],
-        "text": [json.dumps(turns, ensure_ascii=False)[:TEXT_CHARS] for turns in conversations],
+        "text": [_shown(turns, text)[:TEXT_CHARS] for turns, text in zip(conversations, texts, strict=True)],
     }
     return pa.table(columns, schema=QUARANTINE_SCHEMA)
+
+
+def _shown(turns: list[dict[str, Any]], text: str) -> str:
+    """The conversation as JSON; or, where the beginning of its text holds secrets or personal data, only which."""
+    from data_checks.excerpts import masked
+
+    beginning = text[:MASKED_CHARS]
+    shown = masked(beginning)
+    return json.dumps(turns, ensure_ascii=False) if shown == beginning else shown
