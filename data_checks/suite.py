@@ -10,7 +10,7 @@ class of its own; everything it does not name stays as BUILT_IN has it:
         - {name: data_checks.tickets.ExpectTicketNumber, arguments: {column: prompt}}
 
 Severities: critical stops the run, warning quarantines the rows that fail (of the set as a whole it is a finding),
-info only reports, off leaves the expectation out. expectations.py says what each name means in terms of columns.
+info only reports, skip leaves the expectation out. expectations.py says what each name means in terms of columns.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Severity = Literal["critical", "warning", "info", "off"]
+Severity = Literal["critical", "warning", "info", "skip"]
 
 
 class SuiteError(ValueError):
@@ -185,7 +185,7 @@ class Entry:
 
 
 def suite(changes: Sequence[Change]) -> list[Entry]:
-    """The built-in expectations in their order, changed, then those of the team's own; without what is off.
+    """The built-in expectations in their order, changed, then those of the team's own; without what is skipped.
 
     Raises SuiteError for a name, a severity or an argument that is not accepted.
     """
@@ -202,7 +202,7 @@ def suite(changes: Sequence[Change]) -> list[Entry]:
             raise SuiteError(f"{key}.name={change.name} is named in {entries[change.name].key} too; accepted is once")
         severity = change.severity or BUILT_IN[change.name].severity
         entries[change.name] = Entry(change.name, severity, _arguments(change, f"{key}.arguments"), key)
-    return [entry for entry in (*entries.values(), *own) if entry.severity != "off"]
+    return [entry for entry in (*entries.values(), *own) if entry.severity != "skip"]
 
 
 def _arguments(change: Change, key: str) -> Arguments:

@@ -16,7 +16,7 @@ from tasks.errors import ConfigError
 Layout = Literal["auto", "alpaca", "prompt_completion", "sharegpt", "messages"]
 Format = Literal["auto", "jsonl", "json", "csv", "parquet"]
 Repair = Literal["mojibake", "nfc"]
-Severity = Literal["critical", "warning", "info", "off"]
+Severity = Literal["critical", "warning", "info", "skip"]
 Side = Literal["train", "validation", "test"]
 Metric = Literal["exact_match", "token_f1", "chrf", "json_valid", "perplexity"]
 Stage = Literal["ingest", "base", "check", "dedupe", "split", "render", "train", "evaluate", "decide", "register"]
@@ -101,7 +101,7 @@ class Expectation(Section):
     )
     severity: Severity | None = Field(
         default=None,
-        description="What a failure does: critical stops the run, warning sets the row aside, info only reports, off "
+        description="What a failure does: critical stops the run, warning sets the row aside, info only reports, skip "
         "leaves it out; empty keeps the built-in's, or warning",
     )
     arguments: dict[str, Any] = Field(default={}, description="What it is held against: {max_answer_chars: 4000}")

@@ -3,7 +3,8 @@
 Near duplicates have similar prompts, the same numbers in them and the same answer: rows that differ in a number or in
 their answer say different things, however alike they look. Answers are the same if they are equal but for case and
 white space; similar ones are not, since in slots and labels one word of the answer is all that differs. In a prompt of
-under twelve words one word can be all that differs too, so all of them must be equal.
+under twelve words one word can be all that differs too, so all of them must be equal. A row that its source puts on the
+test or validation side always stays: split sets the training row aside that repeats it.
 
 Semantic duplicates, on request, say the same in other words (tasks/similarity/semantic.py).
 """
@@ -119,6 +120,8 @@ def find_repeats(file: Path, settings: Dedupe) -> tuple[Repeats, dict[int, int]]
         alike, cosine = find_leaders(file, rows, np.isin(rows, partner), left_out, model, settings.semantic)
         gone = alike >= 0
         reason[rows[gone]], partner[rows[gone]], similarity[rows[gone]] = SEMANTIC, alike[gone], cosine[gone]
+    measures = np.isin(pq.read_table(file, columns=["side"])["side"].to_numpy(), ("validation", "test"))
+    reason[measures], partner[measures], similarity[measures] = STAYS, -1, 0.0
     return Repeats(reason, partner, similarity), boilerplate
 
 

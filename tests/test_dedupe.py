@@ -237,3 +237,11 @@ def test_what_is_written_about_rows_holds_no_secret(checked: Any) -> None:
     written = [path for path in unique.folder.iterdir() if path.name != "rows.parquet"]
     removed = pq.read_table(unique.path("removed.parquet")).to_pylist()
     assert secret.lower() not in (str(removed) + "".join(p.read_text() for p in written if p.suffix == ".json")).lower()
+
+
+def test_a_row_that_is_given_to_an_evaluation_side_stays_wherever_its_source_stands(tmp_path: Path) -> None:
+    near = LONG.replace("house", "flat")
+    rows = [{"messages": chat(text), "side": side} for text, side in ((LONG, None), (LONG, "test"), (near, "test"))]
+    pq.write_table(pa.Table.from_pylist([*rows, {"messages": chat(near)}], ROW_SCHEMA), tmp_path / "rows.parquet")
+    found, _ = find_repeats(tmp_path / "rows.parquet", KEEP_ALL)
+    assert found.stays.tolist() == [True, True, True, False]

@@ -52,8 +52,8 @@ def test_a_change_keeps_the_place_and_what_it_does_not_name() -> None:
 
 
 def test_what_is_off_is_left_out() -> None:
-    off = [{"name": name, "severity": "off"} for name in BUILT_IN]
-    assert suite(changes(*off, {"name": OWN, "severity": "off"})) == []
+    off = [{"name": name, "severity": "skip"} for name in BUILT_IN]
+    assert suite(changes(*off, {"name": OWN, "severity": "skip"})) == []
 
 
 def test_classes_of_the_teams_come_last_with_severity_warning_and_more_than_once() -> None:
@@ -113,7 +113,7 @@ def test_a_change_that_is_not_accepted_is_told_with_its_key_and_what_is(given: d
 
 def test_a_built_in_is_changed_once() -> None:
     with pytest.raises(SuiteError, match=r"\[1\]\.name=refusal is named in checks\.expectations\[0\] too"):
-        suite(changes({"name": "refusal"}, {"name": "refusal", "severity": "off"}))
+        suite(changes({"name": "refusal"}, {"name": "refusal", "severity": "skip"}))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ def _digest(name: str, key: str) -> str:
     except Exception:  # a parent that is not there, is no package, or fails when it is imported
         spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise ConfigError(f"{key}.name={name}: there is no module {module}; accepted is an importable module.{kind}")
+        raise ConfigError(
+            f"{key}.name={name}: there is no module {module}; accepted is module.{kind} in a folder on PYTHONPATH"
+        )
     if package in FIRST_PARTY:
         return hashlib.sha256(json.dumps(fingerprints(module)).encode()).hexdigest()
     top = importlib.util.find_spec(package)

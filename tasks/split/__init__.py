@@ -94,8 +94,9 @@ def _stop_if_unusable(sides: Sides, columns: Columns, settings: Split) -> None:
         reasons = ", ".join(f"{reason} {count}" for reason, count in set_aside(sides).items())
         raise DataError(
             f"{len(aside)} of {len(columns)} rows can stand on no side ({reasons}), more than half; the first is "
-            f"{columns.place(int(aside[0]))}; where groups, split.threshold or the sides of sources are others than "
-            "before, split.sticky=false splits anew"
+            f"{columns.place(int(aside[0]))}; contaminated: a shared instruction is known as one from ten rows on, add "
+            "rows or set split.decontaminate=report; bridges_sides: where groups, split.threshold or the sides of "
+            "sources are others than before, split.sticky=false splits anew"
         )
     counts = rows_of_sides(sides)
     for side, count in counts.items():
