@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from data_checks.excerpts import clipped
 from data_checks.profile import UNKNOWN, Profile
 
 Record = dict[str, Any]  # a line of a quarantine table: file, line, reason, detail, text
@@ -96,12 +97,8 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["clip"] = _clip
+    environment.filters["clip"] = partial(clipped, length=TEXT_CHARS)
     return environment.get_template("report.html")
-
-
-def _clip(text: str, length: int = TEXT_CHARS) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _lengths(profile: Profile, expectations: Sequence[Mapping[str, Any]]) -> Iterator[Lengths]:

@@ -48,9 +48,13 @@ def segments(folded: Folded, messages: np.ndarray) -> Segments:
 
 def words(folded: Folded, found: Segments, left_out: np.ndarray) -> Words:
     """The words of the segments but those `left_out` (hashes); of all segments where none would be left."""
+    return words_of(folded, found, kept_segments(found, left_out))
+
+
+def words_of(folded: Folded, found: Segments, kept: np.ndarray) -> Words:
+    """The words of the `kept` segments (bool)."""
     from tasks.similarity.hashing import hash_words
 
-    kept = kept_segments(found, left_out)
     return Words(*hash_words(folded.data, found.indptr, found.begins, found.ends, kept, character_classes()))
 
 
@@ -60,18 +64,33 @@ def shingles(folded: Folded, left_out: np.ndarray, *, guarded: bool) -> Shingles
     Three characters of such a script react to an edited word as two words do. Guarded shingles are equal only in rows
     with the same numbers in the prompt and the same answer, and under twelve words with the same words.
     """
-    from tasks.similarity.hashing import hash_messages, hash_numbers, hash_sequences, hash_shingles
+    from tasks.similarity.hashing import hash_numbers, hash_sequences, hash_shingles
 
     found = segments(folded, folded.prompts)
-    said = words(folded, found, left_out)
+    kept = kept_segments(found, left_out)
+    said = words_of(folded, found, kept)
     kinds = np.zeros(len(folded.rows) - 1, np.uint64)
     if guarded:
-        numbers = hash_numbers(folded.data, found.indptr, found.begins, found.ends, kept_segments(found, left_out))
+        numbers = hash_numbers(folded.data, found.indptr, found.begins, found.ends, kept)
         short = np.where(np.diff(said.indptr) < FEWEST_WORDS, hash_sequences(said.indptr, said.hashes), np.uint64(0))
-        answers = hash_messages(folded.data, folded.starts, np.uint64(1))[folded.rows[1:] - 1]
-        kinds = hash_sequences(np.arange(0, 3 * len(kinds) + 1, 3), np.stack([numbers, short, answers], axis=1).ravel())
+        kinds = joined(numbers, short, answers(folded))
     whole = hash_sequences(found.indptr, found.hashes)
     return Shingles(*hash_shingles(said.indptr, said.hashes, said.spaceless, whole, kinds), kinds)
+
+
+def answers(folded: Folded) -> np.ndarray:
+    """(rows,) uint64: the normalized last message of each row."""
+    from tasks.similarity.hashing import hash_messages
+
+    return hash_messages(folded.data, folded.starts, np.uint64(1))[folded.rows[1:] - 1]
+
+
+def joined(*hashes: np.ndarray) -> np.ndarray:
+    """(rows,) uint64: one hash of several (rows,) in their order."""
+    from tasks.similarity.hashing import hash_sequences
+
+    together = np.stack(hashes, axis=1)
+    return hash_sequences(np.arange(0, together.size + 1, len(hashes)), together.ravel())
 
 
 def conversation_hashes(folded: Folded, roles: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from tasks.similarity.embedding import LENGTH, StaticModel
 from tasks.similarity.engine import over_batches, read_pieces
 from tasks.similarity.folding import fold_messages, fold_texts
-from tasks.similarity.prompts import kept_segments, segments, words
+from tasks.similarity.prompts import answers, joined, kept_segments, segments, words, words_of
 
 # English, German, French, Spanish, Italian, Portuguese, Dutch, Russian, Chinese. Of a pair such as on and off one is
 # enough: where the other stands instead, there is one less.
@@ -51,16 +51,15 @@ def find_leaders(
 
 def hash_kinds(batch: pa.Table, left_out: np.ndarray) -> np.ndarray:
     """(rows,) uint64, equal for rows that may be compared."""
-    from tasks.similarity.hashing import hash_messages, hash_numbers, hash_sequences
+    from tasks.similarity.hashing import hash_numbers
 
     folded = fold_messages(batch["messages"])
     found = segments(folded, folded.prompts)
-    said = words(folded, found, left_out)
-    numbers = hash_numbers(folded.data, found.indptr, found.begins, found.ends, kept_segments(found, left_out))
+    kept = kept_segments(found, left_out)
+    said = words_of(folded, found, kept)
+    numbers = hash_numbers(folded.data, found.indptr, found.begins, found.ends, kept)
     reversing = np.concatenate([[0], np.cumsum(_reverses(said.hashes))])[said.indptr]
-    answers = hash_messages(folded.data, folded.starts, np.uint64(1))[folded.rows[1:] - 1]
-    parts = np.stack([numbers, np.diff(reversing).astype(np.uint64), answers], axis=1)
-    return hash_sequences(np.arange(0, parts.size + 1, 3), parts.ravel())
+    return joined(numbers, np.diff(reversing).astype(np.uint64), answers(folded))
 
 
 def prompt_texts(batch: pa.Table, left_out: np.ndarray) -> list[str]:
