@@ -56,6 +56,13 @@ def is_prose(text: str) -> bool:
     return not text.isascii() and sum(c >= "\u0e00" and c.isalpha() for c in text) >= MIN_DENSE_LETTERS
 
 
+@cache
+def codes() -> frozenset[str]:
+    """The codes of all languages that the model tells apart."""
+    labels, _ = _model().predict("a", k=1_000, threshold=-1.0)  # it can list them in no other way
+    return frozenset(label.removeprefix("__label__") for label in labels)
+
+
 @lru_cache(maxsize=10_000)
 def _predict(line: str) -> Language:
     # The model knows capitals from names and from Japanese texts: a line of capitals alone it takes for Japanese.

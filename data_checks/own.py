@@ -7,51 +7,44 @@ It may name any column of the rows' frame (expectations.py), and `prompt` and `a
         regex: str = "TCK-[0-9]{6}"
 
 Its docstring, or its `description`, is what the report says of a row that fails. Texts are held against it a batch at
-a time, so that they never lie in memory together: there it must look row by row, and `mostly` is 1.
+a time, so that they never lie in memory together: there it must look row by row, and `mostly` is 1. Each is held
+against a few made-up rows before anything runs (trial.py).
 """
 # pyright: reportPrivateImportUsage=false
 # Great Expectations does not mark its public names as exported.
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeGuard
 
 from great_expectations import expectations as gxe
-from great_expectations.expectations.expectation import (
-    ColumnMapExpectation,
-    ColumnPairMapExpectation,
-    MulticolumnMapExpectation,
-)
+from great_expectations.compatibility import pydantic
 from great_expectations.expectations.metadata_types import FailureSeverity
 
-from data_checks.rules import Expected, columns_of
+from data_checks.accepted import did_you_mean, meant, shown
+from data_checks.rules import BY_ROW, Expected, columns_of, named_columns
 from data_checks.suite import Entry, SuiteError
 
 TEXTS = ("prompt", "answer")
-BY_ROW = (ColumnMapExpectation, ColumnPairMapExpectation, MulticolumnMapExpectation)
 
 
 def own_expectation(entry: Entry) -> Expected:
     """The team's expectation with its arguments. Raises SuiteError where it cannot be made."""
-    where = f"{entry.key}.name={entry.name}"
-    module, _, name = entry.name.rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # what a module of the team's does when it is imported is its own
-        raise SuiteError(f"{where} cannot be imported: {one_line(error)}") from error
-    if not (isinstance(kind, type) and issubclass(kind, gxe.Expectation)):
-        raise SuiteError(f"{where} is no expectation; accepted is a subclass of Great Expectations' Expectation")
-    try:
-        expectation = kind(severity=FailureSeverity(entry.severity), **entry.given)
-    except Exception as error:  # likewise its validators
-        raise SuiteError(f"{entry.key}.arguments={entry.given} of {name}: {one_line(error)}") from error
+    expectation = _made(_kind(entry), entry)
     made = Expected(replace(entry, name=expectation.expectation_type), _fault(expectation), expectation)
+    named = f"={entry.name} "
     if looks_at_texts(made) and not isinstance(expectation, BY_ROW):
-        raise SuiteError(f"{where} sums up a column of texts; accepted on prompt and answer is what looks row by row")
+        said = "sums up a column of texts; accepted on prompt and answer is what looks row by row"
+        raise SuiteError(f"{entry.key}.name", named + said)
     mostly = getattr(expectation, "mostly", 1)
     if looks_at_texts(made) and mostly != 1:  # a share of the rows, which no batch knows
-        raise SuiteError(
-            f"{where} has mostly={mostly}; accepted on prompt and answer is 1, each row being judged alone"
-        )
+        said = f"has mostly={mostly}; accepted on prompt and answer is 1, each row being judged alone"
+        raise SuiteError(f"{entry.key}.name", named + said)
     return made
 
 
@@ -60,10 +53,87 @@ def looks_at_texts(made: Expected) -> bool:
     return any(column in TEXTS for column in columns_of(made.expectation))
 
 
+def stop_on_column(entry: Entry, made: Expected, columns: Sequence[str]) -> None:
+    """Raises SuiteError where the expectation made of `entry` names a column that is none of these."""
+    for argument, column in named_columns(made.expectation):
+        if column not in columns:
+            given = f"{entry.key}.arguments.{argument}" if argument in entry.given else f"{entry.key}.name"
+            whose = "" if argument in entry.given else f"={entry.name}: {argument}"
+            raise SuiteError(given, f"{whose}={column} is no column of the rows; {did_you_mean(column, columns)}")
+
+
 def one_line(error: BaseException) -> str:
     """An error's type and message on one line of at most 200 characters."""
     said = " ".join(f"{type(error).__name__}: {error}".split())
     return said if len(said) <= 200 else f"{said[:199]}…"
+
+
+def _kind(entry: Entry) -> type[gxe.Expectation]:
+    """The class that an entry names."""
+    module, _, name = entry.name.rpartition(".")
+    key, said = f"{entry.key}.name", f"={entry.name}"
+    found = _imported(module, key, said)
+    kind = getattr(found, name, None)
+    if _is_expectation(kind):
+        return kind
+    if kind is None and hasattr(found, "__path__") and find_spec(entry.name):
+        kind = _imported(entry.name, key, said)
+    if isinstance(kind, ModuleType):
+        near = meant(f"{entry.name}.{each}" for each in _expectations(kind)[:3])
+        raise SuiteError(key, f"{said} is a module; {near}accepted: module.Class, a class in it")
+    if kind is not None:
+        raise SuiteError(key, f"{said} is no expectation; accepted: a subclass of Great Expectations' Expectation")
+    near = meant(f"{module}.{each}" for each in get_close_matches(name, _expectations(found), 1))
+    raise SuiteError(key, f"{said}: {module} has no {name}; {near}accepted: an expectation class in it")
+
+
+def _imported(module: str, key: str, said: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # what a module of the team's does when it is imported is its own
+        missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+        if not missing or not f"{module}.".startswith(f"{missing}."):
+            raise SuiteError(key, f"{said} cannot be imported: {one_line(error)}") from error
+        here = any(Path(*module.split(".")).with_suffix(suffix).exists() for suffix in (".py", ""))
+        accepted = "module.Class in a folder on PYTHONPATH" + (", and this folder is not: PYTHONPATH=." if here else "")
+        raise SuiteError(key, f"{said}: there is no module {missing}; accepted: {accepted}") from error
+
+
+def _expectations(module: ModuleType) -> list[str]:
+    return [name for name, value in vars(module).items() if _is_expectation(value)]
+
+
+def _is_expectation(value: object) -> TypeGuard[type[gxe.Expectation]]:
+    return isinstance(value, type) and issubclass(value, gxe.Expectation)
+
+
+def _made(kind: type[gxe.Expectation], entry: Entry) -> gxe.Expectation:
+    """An expectation of this class with the entry's arguments."""
+    key = f"{entry.key}.arguments"
+    accepted = _arguments(kind)
+    if unknown := next((name for name in entry.given if name not in accepted), None):
+        raise SuiteError(f"{key}.{unknown}", f" is no argument of {kind.__name__}; {did_you_mean(unknown, accepted)}")
+    try:
+        return kind(severity=FailureSeverity(entry.severity), **entry.given)
+    except pydantic.ValidationError as error:
+        raise SuiteError(key, _refused(error.errors(), entry.given)) from error
+    except Exception as error:  # its validators are its own
+        raise SuiteError(key, f" of {kind.__name__}: {one_line(error)}") from error
+
+
+def _arguments(kind: type[gxe.Expectation]) -> list[str]:
+    """What can be given to a class; the fields that all have are Great Expectations' own, but for the description."""
+    of_all, fields = (vars(each)["__fields__"] for each in (gxe.Expectation, kind))
+    return [name for name in fields if name == "description" or name not in (*of_all, "batch_id")]
+
+
+def _refused(errors: Sequence[Any], given: dict[str, Any]) -> str:
+    """What Great Expectations says of the first argument that it refuses: once for each type that it may have."""
+    name = errors[0]["loc"][0]
+    said = dict.fromkeys(error["msg"] for error in errors if error["loc"][0] == name)
+    plain = [each for each in said if each != "value is not a valid dict"] or [*said]  # a parameter's, never meant here
+    value = f"={shown(given[name])}" if name in given else ""
+    return f"{'' if name == '__root__' else f'.{name}'}{value}: {' or '.join(plain)}"
 
 
 def _fault(expectation: gxe.Expectation) -> str:

@@ -97,7 +97,7 @@ def measures(now: Profile, before: Profile | None, changed: Changed | None) -> d
         "largest_source_share": Measure(max(sources.values()) / rows if len(sources) > 1 else None),
         "largest_label_share": Measure(max(labels.values()) / rows if labels else None),
         "smallest_label_rows": Measure(min(labels.values()) if labels else None),
-        "duplicate_share": Measure(now["duplicate_rows"] / rows),
+        "duplicate_share": Measure(now["duplicate_rows"] / rows if rows else None),
         "changed_share": Measure((changed.added + changed.removed) / changed.before if changed else None),
     } | dict(_drift(now, before))
 

@@ -9,9 +9,16 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from great_expectations import expectations as gxe
+from great_expectations.expectations.expectation import (
+    ColumnMapExpectation,
+    ColumnPairMapExpectation,
+    MulticolumnMapExpectation,
+)
 from great_expectations.expectations.metadata_types import FailureSeverity
 
 from data_checks.suite import Entry
+
+BY_ROW = (ColumnMapExpectation, ColumnPairMapExpectation, MulticolumnMapExpectation)  # what looks at one row at a time
 
 
 class Rule(NamedTuple):
@@ -35,10 +42,16 @@ def expected(entry: Entry, rules: Iterable[Rule]) -> list[Expected]:
     return [Expected(entry, rule.fault, rule.expectation.copy(update=severity)) for rule in rules]
 
 
+def named_columns(expectation: gxe.Expectation) -> list[tuple[str, str]]:
+    """(argument, column) of each that it names: a column, a column_A and a column_B, those of a column_list or _set."""
+    given = [(name, value) for name, value in vars(expectation).items() if name.startswith("column")]
+    several = [(name, value if isinstance(value, list | set | tuple) else [value]) for name, value in given]
+    return [(name, column) for name, columns in several for column in columns if isinstance(column, str)]
+
+
 def columns_of(expectation: gxe.Expectation) -> list[str]:
-    """The columns it names: Great Expectations calls them column, column_A and column_B, or column_list."""
-    given = [value for name, value in vars(expectation).items() if name.startswith("column")]
-    return [column for value in given for column in (value if isinstance(value, list) else [value])]
+    """The columns it names."""
+    return [column for _, column in named_columns(expectation)]
 
 
 def between(fault: str, column: str, *, least: float | None = None, most: float | None = None) -> Rule:

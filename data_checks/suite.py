@@ -13,18 +13,24 @@ Severities: critical stops the run, warning quarantines the rows that fail (of t
 info only reports, skip leaves the expectation out. expectations.py says what each name means in terms of columns.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from data_checks.accepted import accepted, did_you_mean, meant, shown
 
 Severity = Literal["critical", "warning", "info", "skip"]
 
 
 class SuiteError(ValueError):
-    """The suite cannot be made of these changes; the message names the key, the value and what is accepted."""
+    """The suite cannot be made of these changes; the message is the key, the value and what is accepted."""
+
+    def __init__(self, key: str, said: str) -> None:
+        super().__init__(f"{key}{said}")
+        self.key = key  # such as checks.expectations[2].name
 
 
 class Change(Protocol):
@@ -68,11 +74,40 @@ class Lengths(Arguments):
         return self
 
 
+def _known_language(code: str) -> str:
+    from data_checks.language import codes
+
+    if code in codes():
+        return code
+    near = [plain] if (plain := code.lower().replace("_", "-").partition("-")[0]) in codes() else []
+    raise ValueError(f"is no language that can be told; {meant(near)}accepted: ISO 639 codes, such as en, de or zh")
+
+
+def _known_secret(kind: str) -> str:
+    from data_checks.secrets import kinds
+
+    return _known_kind(kind, "secrets", kinds())
+
+
+def _known_personal_data(kind: str) -> str:
+    from data_checks.personal import KINDS
+
+    return _known_kind(kind, "personal_data", KINDS)
+
+
+def _known_kind(kind: str, name: str, kinds: Sequence[str]) -> str:
+    if kind not in kinds:
+        raise ValueError(f"is no kind of {name}; {did_you_mean(kind, kinds)}")
+    return kind
+
+
 class Languages(Arguments):
     """Of language."""
 
     # YAML has lists where we have tuples: not strict, though each item is still held to be text
-    languages: tuple[str, ...] = Field(default=(), strict=False, description="Accepted ISO 639-1 codes, such as en")
+    languages: tuple[Annotated[str, AfterValidator(_known_language)], ...] = Field(
+        default=(), strict=False, description="Accepted ISO 639 codes, such as en"
+    )
     min_share: float = Field(
         default=0.05,
         ge=0,
@@ -81,10 +116,20 @@ class Languages(Arguments):
     )
 
 
-class Kinds(Arguments):
-    """Of secrets and personal_data."""
+class Secrets(Arguments):
+    """Of secrets."""
 
-    kinds: tuple[str, ...] = Field(default=(), strict=False, description="Which kinds count; empty is every kind")
+    kinds: tuple[Annotated[str, AfterValidator(_known_secret)], ...] = Field(
+        default=(), strict=False, description="Which kinds count; empty is every kind"
+    )
+
+
+class PersonalData(Arguments):
+    """Of personal_data."""
+
+    kinds: tuple[Annotated[str, AfterValidator(_known_personal_data)], ...] = Field(
+        default=(), strict=False, description="Which kinds count; empty is every kind"
+    )
 
 
 class Answers(Arguments):
@@ -148,8 +193,8 @@ BUILT_IN: dict[str, BuiltIn] = {
     "replacement_character": BuiltIn("warning"),
     "mojibake": BuiltIn("info"),
     "language": BuiltIn("info", Languages),
-    "secrets": BuiltIn("info", Kinds),
-    "personal_data": BuiltIn("info", Kinds),
+    "secrets": BuiltIn("info", Secrets),
+    "personal_data": BuiltIn("info", PersonalData),
     "refusal": BuiltIn("info"),
     "cut_off_answer": BuiltIn("info"),
     "conflicting_answers": BuiltIn("info", Answers),
@@ -197,33 +242,33 @@ def suite(changes: Sequence[Change]) -> list[Entry]:
             own.append(Entry(change.name, change.severity or "warning", dict(change.arguments), key))
             continue
         if change.name not in entries:
-            raise SuiteError(f"{key}.name={change.name} is no expectation; {did_you_mean(change.name, entries)}")
-        if entries[change.name].key:
-            raise SuiteError(f"{key}.name={change.name} is named in {entries[change.name].key} too; accepted is once")
+            known = did_you_mean(change.name, entries)
+            raise SuiteError(f"{key}.name", f"={change.name} is no expectation; {known}, or module.Class of your own")
+        if first := entries[change.name].key:
+            raise SuiteError(f"{key}.name", f"={change.name} is named in {first} too; accepted: once")
         severity = change.severity or BUILT_IN[change.name].severity
         entries[change.name] = Entry(change.name, severity, _arguments(change, f"{key}.arguments"), key)
     return [entry for entry in (*entries.values(), *own) if entry.severity != "skip"]
 
 
 def _arguments(change: Change, key: str) -> Arguments:
-    accepted = BUILT_IN[change.name].arguments
-    if unknown := next((name for name in change.arguments if name not in accepted.model_fields), None):
-        if not accepted.model_fields:
-            raise SuiteError(f"{key}.{unknown} is not accepted: {change.name} has no arguments")
-        raise SuiteError(
-            f"{key}.{unknown} is no argument of {change.name}; {did_you_mean(unknown, accepted.model_fields)}"
-        )
+    known = BUILT_IN[change.name].arguments
+    if unknown := next((name for name in change.arguments if name not in known.model_fields), None):
+        said = f" is no argument of {change.name}; {did_you_mean(unknown, known.model_fields)}"
+        none = f" is not accepted: {change.name} has no arguments"
+        raise SuiteError(f"{key}.{unknown}", said if known.model_fields else none)
     try:
-        return accepted.model_validate(change.arguments)
+        return known.model_validate(change.arguments)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        said = first["msg"].removeprefix("Value error, ")
-        where = ".".join([key, *map(str, first["loc"])]) + (f"={first['input']!r}" if first["loc"] else "")
-        raise SuiteError(f"{where}: {said[0].lower()}{said[1:]}") from error
+        raise _refusal(key, error.errors(include_url=False)[0], known) from error
 
 
-def did_you_mean(name: str, accepted: Iterable[str]) -> str:
-    """What was meant, if that is near, and all that is accepted."""
-    names = list(accepted)
-    near = get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]}? accepted are {', '.join(names)}" if near else f"accepted are {', '.join(names)}"
+def _refusal(key: str, error: ErrorDetails, known: type[Arguments]) -> SuiteError:
+    location, reason = error["loc"], error.get("ctx", {}).get("error")
+    if not location:  # its arguments contradict each other
+        return SuiteError(key, f": {reason}")
+    at = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    if reason:
+        return SuiteError(f"{key}{at}", f"={error['input']} {reason}")
+    described = known.model_fields[str(location[0])].description
+    return SuiteError(f"{key}{at}", f"={shown(error['input'])}; accepted: {accepted(error)} ({described})")

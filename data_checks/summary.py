@@ -27,6 +27,8 @@ def summary(results: Mapping[str, Any]) -> str:
             + ("" if each["of_set"] else f", {each['failed']:,} row{'s'[: each['failed'] != 1]}")
             for each in failed
         ]
+    for said in results["given_sides"]:
+        lines += ["", f"**{_plain(said)}**"]
     if since := results["since"]:
         lines += [
             "",

@@ -14,8 +14,11 @@ from great_expectations.data_context.types.base import (
     ProgressBarsConfig,
 )
 
-from data_checks.rules import Expected, columns_of
+from data_checks.excerpts import clipped, masked
+from data_checks.rules import BY_ROW, Expected, columns_of
 from data_checks.suite import Entry
+
+OBSERVED_CHARS = 300
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Outcome:
     of_rows: bool = True  # it looks at one row at a time; a table as a whole has no failing rows
     observed: Any = None  # what a table as a whole has
     error: str = ""  # why it could not be evaluated
+    trace: str = field(default="", repr=False)  # where, as Python tells it
 
     @property
     def share(self) -> float:
@@ -40,7 +44,7 @@ class Outcome:
 
     def says(self, value: Any = None) -> str:
         """The fault, with the value that a failing row has; without one, what a table as a whole has."""
-        return self.fault.format(value=self.observed if value is None else value)
+        return self.fault.format(value=_shown(self.observed) if value is None else value)
 
 
 def run(frame: pd.DataFrame, asked: Sequence[Expected]) -> list[Outcome]:
@@ -73,7 +77,8 @@ def _looked_at(frame: pd.DataFrame, asked: Sequence[Expected]) -> pd.DataFrame:
     """The columns that are named: Great Expectations copies its frame for a column that has nulls."""
     named = [columns_of(each.expectation) for each in asked]
     wanted = {column for columns in named for column in columns}
-    return frame[[name for name in frame.columns if name in wanted]] if all(named) else frame
+    all_said = all(named) and not any(getattr(each.expectation, "row_condition", None) for each in asked)
+    return frame[[name for name in frame.columns if name in wanted]] if all_said else frame
 
 
 def _batch(frame: pd.DataFrame) -> Any:
@@ -91,11 +96,11 @@ def _batch(frame: pd.DataFrame) -> Any:
 
 def _outcome(asked: Expected, result: Any) -> Outcome:
     config, found = result.expectation_config, result.result
-    rows = np.array(sorted(found.get("unexpected_index_list") or []), dtype=np.int64)
-    error = _error(result.exception_info)
+    of_rows = isinstance(asked.expectation, BY_ROW) and "unexpected_count" in found
+    rows = np.array(sorted(found.get("unexpected_index_list") or []) if of_rows else [], dtype=np.int64)
+    error, trace = _error(result.exception_info)
     # Some engines name only the first 20 failing rows; a quarantine made from those would let the others through.
-    assert error or len(rows) == found.get("unexpected_count", 0), f"{config.type} does not name all failing rows"
-    of_rows = "unexpected_count" in found
+    assert not of_rows or len(rows) == found["unexpected_count"], f"{config.type} does not name all failing rows"
     return Outcome(
         entry=asked.entry,
         fault=asked.fault,
@@ -107,10 +112,17 @@ def _outcome(asked: Expected, result: Any) -> Outcome:
         of_rows=of_rows,
         observed=found.get("observed_value"),
         error=error,
+        trace=trace,
     )
 
 
-def _error(exception_info: dict[str, Any]) -> str:
-    """The message of an expectation that could not be evaluated: of itself, or of the first of its metrics."""
+def _shown(observed: Any) -> str:
+    """What a table as a whole has: of a column of texts it may be the texts themselves."""
+    return clipped(" ".join(masked(str(observed)).split()), OBSERVED_CHARS)
+
+
+def _error(exception_info: dict[str, Any]) -> tuple[str, str]:
+    """The message and the trace of an expectation that could not be evaluated: its own, or its first metric's."""
     infos = [exception_info] if "raised_exception" in exception_info else list(exception_info.values())
-    return next((str(info["exception_message"]) for info in infos if info["raised_exception"]), "")
+    raised = (info for info in infos if info["raised_exception"])
+    return next(((str(info["exception_message"]), str(info["exception_traceback"])) for info in raised), ("", ""))

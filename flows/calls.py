@@ -15,7 +15,9 @@ from prefect import Task
 from tasks import versions
 from tasks.artifacts import Artifact, CheckedRows, Rows, Splits, UniqueRows
 from tasks.caching import Cached
-from tasks.config import STAGES, Stage
+from tasks.config import STAGES, Settings, Stage
+from tasks.errors import ConfigError
+from tasks.stopped import Stopped
 from tasks.versions import Before
 
 log = logging.getLogger("tunewright")
@@ -32,6 +34,8 @@ class Step:
     because: Sequence[str] = ()
     message: str = ""
     record: Artifact | None = None
+    stopped: Stopped | None = None  # what the stage left where it refused these data
+    last: Artifact | None = None  # what it made the last time, of a plan's stage that would run
 
 
 class Reached(Exception):
@@ -42,12 +46,21 @@ class Unknown(Exception):
     """A plan cannot see further: what a later stage would read was never made."""
 
 
+def stages(settings: Settings) -> tuple[Stage, ...]:
+    """The stages of a run with these settings, in their order: scan only where its choice is trained."""
+    return tuple(stage for stage in STAGES if stage != "scan" or settings.method.kind == "spectrum")
+
+
 class _Calls:
     """The steps so far, in order."""
 
-    def __init__(self, until: Stage, refresh: Sequence[Stage] = ()) -> None:
+    def __init__(self, until: Stage, refresh: Sequence[Stage] = (), stages: Sequence[Stage] = STAGES) -> None:
+        if absent := [stage for stage in (until, *refresh) if stage not in stages]:
+            accepted = ", ".join(stages)
+            raise ConfigError(f"{absent[0]} is a stage with method.kind=spectrum only; accepted are {accepted}")
         self.until = until
         self.refresh = refresh
+        self.stages = stages
         self.steps: list[Step] = []
 
     def keep(self, step: Step, *, last_of_stage: bool) -> None:
@@ -101,8 +114,8 @@ class Plan(_Calls):
     stage hands on the same again, which the plan says as a cause and counts as a run.
     """
 
-    def __init__(self, until: Stage, refresh: Sequence[Stage] = ()) -> None:
-        super().__init__(until, refresh)
+    def __init__(self, until: Stage, refresh: Sequence[Stage] = (), stages: Sequence[Stage] = STAGES) -> None:
+        super().__init__(until, refresh, stages)
         self.uncertain: dict[str, str] = {}  # digest of a record from the last time -> the stage that makes it anew
 
     def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:
@@ -118,7 +131,9 @@ class Plan(_Calls):
         state = "run" if because else "cached"
         if record is not None and state == "run":
             self.uncertain[record.digest] = task.name
-        step = Step(stage=task.name, of=_of(inputs), state=state, because=because, record=found)
+        stopped = None if waits_for or found else stage.stopped(**inputs)
+        kept: dict[str, Any] = {"record": found, "stopped": stopped, "last": record}
+        step = Step(stage=task.name, of=_of(inputs), state=state, because=because, **kept)
         self.keep(step, last_of_stage=last_of_stage)
         if record is None:
             raise Unknown
@@ -135,7 +150,7 @@ class Plan(_Calls):
     def fill(self) -> None:
         """Adds the stages that the plan could not look up, up to the last one asked for."""
         known = {step.stage for step in self.steps}
-        wanted = STAGES[: STAGES.index(self.until) + 1]
+        wanted = self.stages[: self.stages.index(self.until) + 1]
         missing = self.steps[-1].stage if self.steps else ""
         for stage in wanted:
             if stage not in known:

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from data_checks.accepted import did_you_mean, shown
 from tasks import config
 from tasks.config import STAGES
 from tasks.errors import NO_SPACE, ConfigError, TunewrightError
@@ -76,18 +77,20 @@ def run(
             )
         _prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
         config.make_home()
-        from flows import report, terminal
+        from flows import deployment_file, report, terminal
         from flows.finetune import finetune
+        from flows.inputs import looked_at
         from flows.outcome import Outcome
 
         if not quiet:
             terminal.show_settings(console, pipeline, everything=verbose)
         report.ORIGINS.set(pipeline.origins)
         sections = {name: getattr(pipeline.settings, name) for name in config.Settings.model_fields}
-        state: Any = finetune(**sections, until=pipeline.until, refresh=pipeline.refresh, return_state=True)
-        result = state.result(raise_on_failure=False)
-        if isinstance(result, BaseException):
-            raise result
+        with deployment_file.placed(pipeline), looked_at(pipeline.settings):
+            state: Any = finetune(**sections, until=pipeline.until, refresh=pipeline.refresh, return_state=True)
+            result = state.result(raise_on_failure=False)
+            if isinstance(result, BaseException):
+                raise result
         outcome = Outcome.of(result)
         if outcome.tokens and pipeline.until == "render" and not quiet:
             _preview(console, outcome)
@@ -105,24 +108,34 @@ def plan(
     until: Until = None,
     refresh: Refresh = None,
     deployment: Deployment = None,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="Judge another machine: cpu, or a card such as rtx-4090")
+    ] = "",
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Time a few steps of training here, at most 30 s, for this and later plans"),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say which stages a run would execute, and why; nothing is run."""
+    """Say which stages a run would execute and why, and what training would take; nothing is run."""
     console = _console(as_json)
     with _one_line_errors(as_json):
         pipeline = _load(file, deployment, assignments, until, refresh)
         _prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
-        from flows import calls, terminal
-        from flows.finetune import plan as look_up
+        from flows import calls, deployment_file, plan_command, plan_view, terminal
 
-        steps = look_up(pipeline.settings, pipeline.until, pipeline.refresh)
+        with deployment_file.placed(pipeline):
+            planned = plan_command.look_up(
+                pipeline.settings, pipeline.until, pipeline.refresh, device, calibrate=calibrate
+            )
         if not quiet:
             terminal.show_settings(console, pipeline, everything=verbose)
-        terminal.show_plan(console, steps)
+        plan_view.show_plan(console, planned)
     if as_json:
-        print(json.dumps({"stages": [calls.as_json(step) for step in steps]}, ensure_ascii=False))
+        stages = [calls.as_json(step) for step in planned.steps]
+        print(json.dumps({"stages": stages} | plan_command.as_json(planned), ensure_ascii=False))
 
 
 @app.command()
@@ -131,7 +144,7 @@ def data(
     row: Annotated[str | None, typer.Option(metavar="ID", help="A row, by the beginning of its row_id")] = None,
     line: Annotated[str | None, typer.Option(metavar="FILE:LINE", help="A row, by where it stands")] = None,
     text: Annotated[str | None, typer.Option(metavar="WORDS", help="A row, by words it contains")] = None,
-    version: Annotated[int | None, typer.Option(metavar="N", help="An accepted version; default: the data now")] = None,
+    version: Annotated[str | None, typer.Option(metavar="N", help="An accepted version; default: the data now")] = None,
     assignments: Set = None,
     deployment: Deployment = None,
     as_json: Json = False,
@@ -174,9 +187,15 @@ def _load(
     from flows import deployment_file
 
     given = list(assignments or [])
-    given += [f"until={until}"] if until else []
-    given += [f"refresh=[{', '.join(refresh)}]"] if refresh else []
+    given += [] if until is None else [f"until={_stage('--until', until)}"]
+    given += [f"refresh=[{', '.join(_stage('--refresh', stage) for stage in refresh)}]"] if refresh else []
     return deployment_file.override(deployment_file.load(file, deployment), given)
+
+
+def _stage(option: str, name: str) -> str:
+    if name not in STAGES:
+        raise ConfigError(f"{option} {shown(name)}: {did_you_mean(name, STAGES)}")
+    return name
 
 
 def _repeated(file: Path, assignments: list[str] | None) -> str:

@@ -1,7 +1,7 @@
 """What `tunewright data` shows: the stages and versions behind a pipeline's data, or the whole life of one row.
 
 Nothing is run: the stages are looked up as in a plan. Where the sources have changed since the last run, what is shown
-is the version that was accepted last.
+is the version that was accepted last; where a stage refused the data, also why and what it left to look at.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ from tasks.caching import kept
 from tasks.config import STAGES, Settings
 from tasks.errors import ConfigError
 from tasks.lineage import MOST_MATCHES, Found, Made, excerpt
-from tasks.versions import Version
+from tasks.stopped import Stopped
+from tasks.versions import Part, Version
 
 RECORDS = {"ingest": Rows, "check": CheckedRows, "dedupe": UniqueRows, "split": Splits, "render": Tokens}
 
@@ -25,23 +26,31 @@ class Data:
     """One version of a pipeline's data, as far as its stages ran, and the accepted versions of its history."""
 
     name: str
-    made: Made
+    made: Made | None  # None where ingest refused them
     past: Sequence[Version]
     missing: str = ""  # the first stage that has not run on it
     because: Sequence[str] = ()  # why not
     changed: Sequence[str] = ()  # since it was accepted, what differs in the sources
+    stopped: Stopped | None = None  # what the stage left that refused the data as they are now
 
     @property
     def version(self) -> Version | None:
         """The accepted version that this is."""
-        return next((v for v in self.past if v.rows.digest == self.made.rows.digest), None)
+        return next((v for v in self.past if self.made and v.rows.digest == self.made.rows.digest), None)
+
+    @property
+    def is_as_accepted(self) -> bool:
+        """Whether its stages made the same of it as when it was accepted: other settings can make something else."""
+        accepted = {part.stage: part.digest for part in _parts(self.version)} if self.version else {}
+        return all(accepted.get(artifact.stage, artifact.digest) == artifact.digest for artifact in self.made or ())
 
     @property
     def title(self) -> str:
         """What it is called: "version 2 of 3 of the data of triage"."""
         if self.version is None:
             return f"the data of {self.name}, not accepted as a version yet"
-        return f"version {self.version.number} of {len(self.past)} of the data of {self.name}"
+        title = f"version {self.version.number} of {len(self.past)} of the data of {self.name}"
+        return title if self.is_as_accepted else f"{title}, under other settings than it was accepted with"
 
     @property
     def earlier(self) -> list[Version]:
@@ -49,29 +58,33 @@ class Data:
         return [v for v in self.past if self.version is None or v.number < self.version.number]
 
 
-def look_up(settings: Settings, number: int | None = None) -> Data:
+def look_up(settings: Settings, version: str | None = None) -> Data:
     """The data as the sources and settings are now, or an accepted version. Raises ConfigError where there is none."""
     name = settings.registry.name
     past = versions.history(name, settings.split.seed, settings.split.by)
-    if number is not None:
-        chosen = next((version for version in past if version.number == number), None)
-        if chosen is None:
-            known = ", ".join(str(version.number) for version in past) or "none yet"
-            raise ConfigError(f"--version {number}: no such version of {name}; accepted: {known}")
-        return _accepted(name, chosen, past)
+    if version is not None:
+        return _accepted(name, _chosen(version, name, past), past)
     steps = [step for step in plan(settings, "render", ()) if step.stage in RECORDS]
     first = next((position for position, step in enumerate(steps) if step.state != "cached"), len(steps))
     made = {step.stage: step.record for step in steps[:first]}
+    missing = steps[first].stage if first < len(steps) else ""
+    stopped = steps[first].stopped if missing else None
     if made:
-        missing, because = (steps[first].stage, steps[first].because) if first < len(steps) else ("", ())
-        return Data(name=name, made=_made(made), past=past, missing=missing, because=because)
-    if not past:
-        raise ConfigError(f"registry.name={name}: no stage has run on its data; tunewright run FILE --until split does")
-    return _accepted(name, past[-1], past, changed=steps[0].because)
+        # Without a version, what it would be compared with is as likely to be another pipeline's.
+        because = steps[first].because if missing and past else ()
+        return Data(name=name, made=_made(made, stopped), past=past, missing=missing, because=because, stopped=stopped)
+    if past:
+        return _accepted(name, past[-1], past, changed=steps[0].because, stopped=stopped)
+    if stopped:
+        return Data(name=name, made=None, past=past, missing=missing, stopped=stopped)
+    raise ConfigError(f"registry.name={name}: no stage has run on its data; tunewright run FILE --until split does")
 
 
 def find(data: Data, row: str | None, line: str | None, text: str | None) -> list[Found]:
     """The records that one of three ways to name a row finds. Raises ConfigError where there is none."""
+    if data.made is None:
+        said = data.stopped.message if data.stopped else ""
+        raise ConfigError(f"no row of {data.name} was read: {data.missing} stopped: {said}")
     rows = data.made.rows
     if row is not None:
         said, found = f"--row {row}", lineage.by_id(rows, row)
@@ -97,25 +110,54 @@ def row_json(data: Data, found: Sequence[Found]) -> dict[str, Any]:
         return {"matches": matches, "more": len(found) > MOST_MATCHES}
     record = found[0]
     before = lineage.sides(record["row_id"], data.earlier) if record["row_id"] else []
+    assert data.made  # find() has no record otherwise
     events = lineage.life(data.made, record)
     ended = events[-1]["outcome"] in lineage.SET_ASIDE
-    place = _place(record) | {"text": excerpt(record)}
+    asked = {name: record[name] for name in ("asked_line",) if name in record}
+    place = _place(record) | asked | {"text": excerpt(record)}
     missing = "" if ended else data.missing
     return place | {"life": events, "missing": missing, "changed": list(data.changed), "versions": before}
 
 
 def data_json(data: Data) -> dict[str, Any]:
-    """What `--json` prints of the data: the stages, their parents, and the versions."""
+    """What `--json` prints of the data: the stages, their parents, the versions, and what a stage refused."""
     return {
         "name": data.name,
         "version": data.version.number if data.version else None,
-        "sources": data.made.rows.detected,
-        "stages": [stage(artifact) for artifact in data.made],
+        "as_accepted": data.is_as_accepted,
+        "sources": data.made.rows.detected if data.made else {},
+        "stages": [stage(artifact) for artifact in data.made or ()],
         "missing": data.missing,
         "because": list(data.because),
         "changed": list(data.changed),
-        "versions": [version.model_dump() for version in data.past],
+        "stopped": _stopped_json(data.stopped) if data.stopped else None,
+        "versions": [version.model_dump() | {"figures": figures(version)} for version in data.past],
     }
+
+
+def figures(version: Version) -> dict[str, int | None]:
+    """Where the records of a version went; None where it cannot be known any more.
+
+    read = refused + rows; rows = those of the version before + new - gone = quarantined + removed + the three sides.
+    """
+    count = version.counts
+    sides = {name: count[name] for name in ("train", "validation", "test")}
+    removed = count["checked"] - count["unique"]
+    return {
+        "read": count["read"],
+        "refused": count["read"] - count["rows"],
+        "rows": count["rows"],
+        "new": version.added,
+        "gone": version.removed,
+        "quarantined": count["rows"] - removed - sum(sides.values()),
+        "removed": removed,
+        **sides,
+    }
+
+
+def _stopped_json(stopped: Stopped) -> dict[str, Any]:
+    said = stopped.model_dump(include={"stage", "message", "when", "run"})
+    return said | {"files": [str(path) for path in stopped.paths], "first": lineage.first_refused(stopped)}
 
 
 def stage(artifact: Artifact) -> dict[str, Any]:
@@ -125,6 +167,7 @@ def stage(artifact: Artifact) -> dict[str, Any]:
     parents = {parts[0]: parts[1] for parts in read if len(parts) == 2 and parts[0] in STAGES}
     made = {name: manifest[name] for name in ("made", "made_by", "seconds")}
     named = {"stage": artifact.stage, "digest": artifact.digest, "artifact": str(artifact.folder)}
+    named |= {"files": sorted(manifest["files"])}
     return named | {"rows": counts(artifact), "parents": parents} | made
 
 
@@ -134,23 +177,44 @@ def counts(artifact: Artifact) -> dict[str, int]:
     return {name.removeprefix("num_"): fields[name] for name in fields if name.startswith("num_")}
 
 
-def _accepted(name: str, version: Version, past: Sequence[Version], changed: Sequence[str] = ()) -> Data:
-    parts = {part.stage: part for part in (version.rows, version.checked, version.unique, version.splits)}
+def _chosen(number: str, name: str, past: Sequence[Version]) -> Version:
+    if not number.isdecimal():
+        raise ConfigError(f"--version {number}: accepted: a number")
+    chosen = next((version for version in past if version.number == int(number)), None)
+    if chosen is None:
+        known = ", ".join(str(version.number) for version in past) or "none yet"
+        raise ConfigError(f"--version {number}: no such version of {name}; accepted: {known}")
+    return chosen
+
+
+def _accepted(
+    name: str,
+    version: Version,
+    past: Sequence[Version],
+    changed: Sequence[str] = (),
+    stopped: Stopped | None = None,
+) -> Data:
+    parts = {part.stage: part for part in _parts(version)}
     made = {stage: kept(RECORDS[stage], stage, part.key) for stage, part in parts.items()}
     gone = [stage for stage, artifact in made.items() if artifact is None]
     if gone:
         folder = parts[gone[0]].folder
         raise ConfigError(f"version {version.number} of {name}: {folder} is gone or was altered")
-    return Data(name=name, made=_made(made), past=past, changed=changed)
+    return Data(name=name, made=_made(made), past=past, changed=changed, stopped=stopped)
 
 
-def _made(records: dict[str, Any]) -> Made:
+def _parts(version: Version) -> tuple[Part, ...]:
+    return version.rows, version.checked, version.unique, version.splits
+
+
+def _made(records: dict[str, Any], stopped: Stopped | None = None) -> Made:
     return Made(
         rows=records["ingest"],
         checked=records.get("check"),
         unique=records.get("dedupe"),
         splits=records.get("split"),
         tokens=records.get("render"),
+        stopped=stopped,
     )
 
 

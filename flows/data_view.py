@@ -1,15 +1,19 @@
 """What `tunewright data` looks like in a terminal."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.data_command import Data, counts, stage
+from flows.data_command import Data, counts, figures, stage
+from flows.outcome import given_sides
 from tasks.artifacts import Artifact
-from tasks.lineage import MOST_MATCHES, SET_ASIDE, Found
+from tasks.lineage import MOST_MATCHES, SET_ASIDE, Found, first_refused
+from tasks.stopped import Stopped, from_here
+from tasks.versions import Replaced
 
 DIGITS = 12  # of a digest, where a person reads it
 RULES = {"given": "given by its source", "kept": "kept from earlier", "by_time": "by its time"}
@@ -18,21 +22,44 @@ RULES = {"given": "given by its source", "kept": "kept from earlier", "by_time":
 def show_data(console: Console, data: Data, what: str) -> None:
     """The stages and the versions; `what` is the file and its changes, for the command to run next."""
     console.print(Text(data.title, "bold"))
-    for file, detected in data.made.rows.detected.items():
+    for file, detected in data.made.rows.detected.items() if data.made else ():
         console.print(Text.assemble(f"  {file}  ", (detected, "dim")), soft_wrap=True)
-    table = _table("stage", "digest", "rows", "made from", "made", "by run")
-    for artifact in data.made:
-        made = stage(artifact)
-        parents = "\n".join(f"{name} {digest[:DIGITS]}" for name, digest in made["parents"].items())
-        when = _clock(made["made"])
-        table.add_row(artifact.stage, artifact.digest[:DIGITS], _rows(artifact), parents, when, made["made_by"])
-    console.print()
-    console.print(table)
+    if data.made:
+        console.print()
+        _show_stages(console, [stage(artifact) | {"said": _rows(artifact)} for artifact in data.made])
+        for said in given_sides(data.made.checked) if data.made.checked else ():
+            console.print(said, style="yellow")
     if data.past:
         console.print()
+        if not data.is_as_accepted:
+            console.print(
+                "accepted, under the settings of then; above is what the settings of now make", style="yellow"
+            )
         console.print(_versions(data))
+        for version in data.past:
+            for once in version.replaced:
+                console.print(_replaced(version.number, once), style="dim", soft_wrap=True)
     console.print()
+    if data.stopped and (records := first_refused(data.stopped)):
+        console.print(_refused(records))
+        console.print()
     _show_missing(console, data, what)
+
+
+def _show_stages(console: Console, stages: Sequence[dict[str, Any]]) -> None:
+    """What each stage made, and where its files lie."""
+    table = _table("stage", "digest", "rows", "made from", "made", "by run")
+    for made in stages:
+        parents = "\n".join(f"{name} {digest[:DIGITS]}" for name, digest in made["parents"].items())
+        table.add_row(
+            *(made["stage"], made["digest"][:DIGITS], made["said"], parents, _clock(made["made"]), made["made_by"])
+        )
+    console.print(table)
+    console.print()
+    for made in stages:
+        files = ", ".join(made["files"])
+        place = f"{from_here(Path(made['artifact']))}/"
+        console.print(Text.assemble((f"{made['stage']:<8}", "bold"), place, (f"  {files}", "dim")), soft_wrap=True)
 
 
 def show_row(console: Console, data: Data, row: dict[str, Any], what: str) -> None:
@@ -46,8 +73,10 @@ def show_row(console: Console, data: Data, row: dict[str, Any], what: str) -> No
         more = f"the first {MOST_MATCHES}; " if row["more"] else ""
         console.print(f"{more}for one of them: --row ROW, or --line FILE:LINE", style="dim")
         return
-    identity = f"row {row['row_id'][:DIGITS]}" if row["row_id"] else "never became a row"
-    console.print(Text.assemble((f"{row['file']} line {row['line']}", "bold"), f"  {identity}, in {data.title}"))
+    identity = f"row {row['row_id'][:DIGITS]}" if row["row_id"] else "no row"
+    asked = f", which line {row['asked_line']} is part of" if "asked_line" in row else ""
+    place = (f"{row['file']} line {row['line']}", "bold")
+    console.print(Text.assemble(place, f"{asked}  {identity}, in {data.title}"))
     console.print(Text(row["text"], "dim"))
     console.print()
     table = _table("stage", "", "")
@@ -55,13 +84,14 @@ def show_row(console: Console, data: Data, row: dict[str, Any], what: str) -> No
         colour = "yellow" if event["outcome"] in SET_ASIDE else "green"
         table.add_row(event["stage"], Text(event["outcome"], colour), Text(_said(event)))
     console.print(table)
+    console.print(Text.assemble(("it stands in  ", "dim"), str(from_here(Path(row["life"][-1]["in"])))), soft_wrap=True)
     if row["versions"]:
         console.print()
         for past in row["versions"]:
             because = f"({past['because']})" if past["because"] else "(not there)"
             said = f"in version {past['version']} these messages were on {past['side'] or 'no side'} {because}"
             console.print(said, style="dim")
-    if row["missing"] or data.changed:
+    if row["missing"] or data.changed or data.stopped:
         _show_missing(console, data, what)
 
 
@@ -72,18 +102,27 @@ def _rows(artifact: Artifact) -> str:
 
 
 def _versions(data: Data) -> Table:
-    table = _table(
-        "version", "digest", "read", "rows", "new", "gone", "train", "validation", "test", "accepted", "by run"
-    )
+    """read = refused + rows; rows = those before + new - gone = quarantined + removed + train + validation + test."""
+    table = _table("version", *figures(data.past[0]), "accepted")
     for version in data.past:
-        here = version == data.version
-        sides = [f"{version.counts[name]:,}" for name in ("train", "validation", "test")]
-        changes = ["" if change is None else f"{change:,}" for change in (version.added, version.removed)]
-        table.add_row(
-            *(f"{version.number}{' *' if here else ''}", version.rows.digest[:DIGITS]),
-            *(f"{version.counts['read']:,}", f"{version.counts['rows']:,}", *changes, *sides),
-            *(_clock(version.accepted), version.run),
-        )
+        here = " *" if version == data.version else ""
+        counts = ["" if count is None else f"{count:,}" for count in figures(version).values()]
+        table.add_row(f"{version.number}{here}", *counts, _clock(version.accepted))
+    return table
+
+
+def _replaced(number: int, once: Replaced) -> str:
+    moved = "nobody knows how many" if once.moved is None else f"{once.moved:,} of {once.known:,}"
+    accepted = f"as accepted on {_clock(once.accepted)}{f' by {once.run}' if once.run else ''}"
+    return f"version {number} {accepted} was replaced: {moved} rows went to another side"
+
+
+def _refused(records: Sequence[Found]) -> Table:
+    table = _table("the first that are refused", "reason", "")
+    for record in records:
+        partner = record.get("partner_file")
+        said = f"repeats {partner} line {record['partner_line']}" if partner else record["detail"]
+        table.add_row(Text(_line(record)), record["reason"], Text(said))
     return table
 
 
@@ -97,8 +136,11 @@ def _said(event: dict[str, Any]) -> str:
         row = partner["row_id"][:DIGITS]
         return f"{event['reason']} of {_line(partner)} (row {row}), similarity {event['similarity']:.2f}"
     if outcome == "read":
-        said = {name: event[name] for name in ("source", "byte", "group", "time", "side", "repairs")}
-        return ", ".join(f"{name} {value}" for name, value in said.items() if value is not None)
+        said = {name: event[name] for name in ("source", "byte", "group", "time", "repairs")}
+        side = [f"given to the {event['side']} side"] if event["side"] else []
+        return ", ".join([f"{name} {value}" for name, value in said.items() if value is not None] + side)
+    if outcome == "held out":
+        return "never trained on; a training row that has a passage of it is set aside by split"
     if outcome == "kept":
         return _named("repeated by", event["duplicates"], event["num_duplicates"])
     if "because" in event:
@@ -122,15 +164,35 @@ def _line(row: Found) -> str:
 
 def _show_missing(console: Console, data: Data, what: str) -> None:
     """Why what is shown is not all there is, and the command that mends it."""
-    if data.changed:
-        why, until = f"the sources have changed since: {'; '.join(data.changed[:3])}", "split"
+    until = "render" if data.missing == "render" else "split"
+    command = f"tunewright run {what} --until {until}"
+    if data.stopped:
+        _show_stop(console, data.stopped, changed=bool(data.changed))
+        command = f"mend the data, or the setting that is named there; then  {command}"
+    elif data.changed:
+        console.print(
+            Text(f"the sources, or how they are read, have changed since: {_some(data.changed)}", "yellow"),
+            soft_wrap=True,
+        )
     elif data.missing:
-        why = f"{data.missing} has not run on these data: {'; '.join(data.because[:3])}"
-        until = data.missing if data.missing == "render" else "split"
+        because = f": {_some(data.because)}" if data.because else ""
+        console.print(Text(f"{data.missing} has not run on these data{because}", "yellow"), soft_wrap=True)
     else:
         return
-    console.print(Text(why, "yellow"), soft_wrap=True)
-    console.print(Text(f"next  tunewright run {what} --until {until}"), soft_wrap=True)
+    console.print(Text(f"next  {command}"), soft_wrap=True)
+
+
+def _show_stop(console: Console, stopped: Stopped, *, changed: bool) -> None:
+    """Which stage stopped, when, why, and where to look."""
+    since = "the sources have changed since, and " if changed else ""
+    told = f"{since}{stopped.stage} stopped on {_clock(stopped.when)} in {stopped.run}: {stopped.message}"
+    console.print(Text(told, "yellow"), soft_wrap=True)
+    for path in stopped.paths:
+        console.print(Text(f"look  {from_here(path)}"), soft_wrap=True)
+
+
+def _some(causes: Sequence[str]) -> str:
+    return "; ".join(causes[:3])
 
 
 def _table(*columns: str) -> Table:

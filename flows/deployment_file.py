@@ -3,7 +3,9 @@
 Each effective value remembers where it came from: a line of the file, the command line, or the default.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -12,7 +14,7 @@ from flows import strict_yaml
 from flows.parameters import DEPLOYMENT_NAME, Parameters, checked, field, flat, named, shown, slug, unknown
 from flows.strict_yaml import Document
 from tasks.config import Settings, Source, Stage
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, TunewrightError
 
 ENTRYPOINT = "flows.finetune.finetune"
 MAX_BYTES = 1_000_000
@@ -88,6 +90,26 @@ def override(pipeline: Pipeline, assignments: Iterable[str]) -> Pipeline:
     return _pipeline(pipeline.path, pipeline.name, parameters, run, origins)
 
 
+@contextmanager
+def placed(pipeline: Pipeline) -> Iterator[None]:
+    """Where an error begins with the key of a setting, puts before it where that was given."""
+    try:
+        yield
+    except TunewrightError as error:
+        place = _given_at(pipeline, re.split(r"[^\w.\[\]]", str(error))[0])
+        error.args = (f"{place}{error}",)
+        raise
+
+
+def _given_at(pipeline: Pipeline, key: str) -> str:
+    """Where a setting, or the one around it that something is known of, was given; a section as a whole is none."""
+    while "." in key:
+        if origins := [origin for name, origin in pipeline.origins.items() if _inside(name, key)]:
+            return next((f"{origin}: " for origin in origins if origin != "default"), "")
+        key = key[: max(key.rfind("."), key.rfind("["))]
+    return ""
+
+
 def effective(pipeline: Pipeline) -> list[tuple[str, Any, str]]:
     """Rows of key, value and origin: every setting, and until and refresh where they were given."""
     values = flat(pipeline.settings) | {"until": pipeline.until, "refresh": ", ".join(pipeline.refresh)}
@@ -140,6 +162,9 @@ def _check_keys(document: Document) -> None:
         raise ConfigError(f"{place}: {misplaced[0]}: stands too far out; it belongs under deployments, then parameters")
     _known(document, "", file, FILE_KEYS)
     for at, deployment in _mappings(document, "deployments", file.get("deployments")):
+        if misplaced := [key for key in deployment if key in Parameters.model_fields]:
+            place = document.place(f"{at}.{misplaced[0]}")
+            raise ConfigError(f"{place}: {misplaced[0]}: stands too far out; it belongs under parameters")
         _known(document, at, deployment, DEPLOYMENT_KEYS)
         for name, accepted in (("work_pool", WORK_POOL_KEYS), ("concurrency_limit", CONCURRENCY_KEYS)):
             if isinstance(deployment.get(name), dict):

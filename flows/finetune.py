@@ -11,13 +11,15 @@ from prefect import State, flow
 from prefect.runtime import deployment
 
 from flows import report
-from flows.calls import Plan, Reached, Run, Step, Unknown
+from flows.calls import Plan, Reached, Run, Step, Unknown, stages
+from flows.inputs import inputs
 from flows.parameters import named
 from tasks import config, models, versions
 from tasks.artifacts import Contender
-from tasks.check import check, own_expectations
+from tasks.check import check
 from tasks.config import (
     Checks,
+    Compute,
     Data,
     Dedupe,
     Evaluation,
@@ -33,10 +35,10 @@ from tasks.config import (
 from tasks.decide import decide
 from tasks.dedupe import dedupe
 from tasks.evaluation import evaluate
-from tasks.ingest import ingest, source_files
+from tasks.ingest import ingest
 from tasks.register import champion, register
 from tasks.render import render
-from tasks.similarity import embedding
+from tasks.scan import scan
 from tasks.split import split
 from tasks.train import train
 
@@ -45,19 +47,19 @@ log = logging.getLogger("tunewright")
 
 def pipeline(s: Settings, call: Run | Plan) -> None:
     """Every stage in order; `call` runs it or looks it up (flows/calls.py)."""
-    files, identity = source_files(s.data), models.identity(s.model.base)
-    rows = call(ingest, data=s.data, files=files)
+    read = inputs(s)
+    rows = call(ingest, data=s.data, files=read.files)
     before = versions.before(s.registry.name, rows, s.split, is_sample=s.data.limit is not None)
-    base = call(models.base, reference=s.model.base, revision=s.model.revision, identity=identity)
+    base = call(models.base, reference=s.model.base, revision=s.model.revision, identity=read.base)
     checked = call(
         check,
         rows=rows,
         checks=s.checks,
         special_tokens=base.special_tokens,
-        own=own_expectations(s.checks),
+        own=read.own,
         before=before.checked,
     )
-    unique = call(dedupe, rows=checked, settings=s.dedupe, embedding=embedding.model_identity(s.dedupe))
+    unique = call(dedupe, rows=checked, settings=s.dedupe, embedding=read.embedding)
     splits = call(
         split,
         rows=unique,
@@ -69,7 +71,8 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     )
     call.accept(before, rows, checked, unique, splits)
     tokens = call(render, splits=splits, base=base, model=s.model)
-    adapter = call(train, tokens=tokens, base=base, method=s.method, training=s.training)
+    best = call(scan, base=base, share=s.method.share) if s.method.kind == "spectrum" else None
+    adapter = call(train, tokens=tokens, base=base, method=s.method, training=s.training, compute=s.compute, scan=best)
 
     candidate = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
     opponent = champion(s.registry, call.digest(adapter), base)
@@ -90,7 +93,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         verdict=verdict,
         answers=tuple(answers.values()),
         reports=(checked, tokens),
-        lineage={file.path: file.digest for file in files},
+        lineage={file.path: file.digest for file in read.files},
         data_version=before.number,
         challenged=opponent.version if opponent else "",
         settings=s,
@@ -103,6 +106,7 @@ def finetune(
     model: Model,
     method: Method = Method(),
     training: Training = Training(),
+    compute: Compute = Compute(),
     evaluation: Evaluation = Evaluation(),
     gate: Gate = Gate(),
     registry: Registry = Registry(),
@@ -126,6 +130,7 @@ def finetune(
         model=model,
         method=method,
         training=training,
+        compute=compute,
         evaluation=evaluation,
         gate=gate,
         registry=named(registry, deployment.name),
@@ -142,7 +147,7 @@ def finetune(
 
 def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Step, ...]:
     """Runs the pipeline up to `until`, and returns what was done."""
-    calls = Run(until, refresh)
+    calls = Run(until, refresh, stages(settings))
     with suppress(Reached):
         pipeline(settings, calls)
     return tuple(calls.steps)
@@ -150,7 +155,7 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Ste
 
 def plan(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Step, ...]:
     """What a run up to `until` would do, and why; nothing is run."""
-    calls = Plan(until, refresh)
+    calls = Plan(until, refresh, stages(settings))
     try:
         pipeline(settings, calls)
     except Reached:

@@ -1,5 +1,6 @@
 """What a run came to, from its steps: the row account, the scores, the verdict and the model, as plain data."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from tasks.artifacts import (
     CheckedRows,
     Registered,
     Rows,
+    Scan,
     Splits,
     Tokens,
     UniqueRows,
@@ -59,6 +61,7 @@ class Outcome(BaseModel):
     unique: UniqueRows | None
     splits: Splits | None
     tokens: Tokens | None
+    scan: Scan | None = None
     adapter: Adapter | None
     answers: dict[str, Answers]
     verdict: Verdict | None
@@ -75,6 +78,7 @@ class Outcome(BaseModel):
             unique=_one(steps, UniqueRows),
             splits=_one(steps, Splits),
             tokens=_one(steps, Tokens),
+            scan=_one(steps, Scan),
             adapter=_one(steps, Adapter),
             answers={answer.contender: answer for answer in answers},
             verdict=_one(steps, Verdict),
@@ -129,14 +133,31 @@ class Outcome(BaseModel):
             "rows": account.model_dump() if account else None,
             "reasons": self.reasons(),
             "findings": self.findings(),
+            "training": _training(self.adapter) if self.adapter else None,
             "scores": {name: answer.scores for name, answer in self.answers.items()},
             "verdict": _verdict(self.verdict) if self.verdict else None,
             "model": _model(self.registered) if self.registered else None,
         }
 
 
+def given_sides(checked: CheckedRows) -> list[str]:
+    """What check set aside of a validation or test side that its source gives, in words."""
+    if not any(code.startswith("given_") for code in checked.findings):
+        return []
+    return json.loads(checked.path("results.json").read_text(encoding="utf-8"))["given_sides"]
+
+
 def _one(steps: Sequence[Step], kind: type[A]) -> A | None:
     return next((step.record for step in steps if isinstance(step.record, kind)), None)
+
+
+def _training(adapter: Adapter) -> dict[str, Any]:
+    names = ("method", "steps", "best_step", "best_by", "best_value", "best_validation_loss", "stopped_early")
+    return {name: getattr(adapter, name) for name in names} | {
+        "seconds": adapter.train_seconds,
+        "warnings": list(adapter.warnings),
+        "curves": str(adapter.path("curves.html")),
+    }
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:

@@ -7,25 +7,17 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from data_checks.accepted import accepted, choices, meant, shown
+from data_checks.suite import SuiteError, suite
 from tasks.config import Registry, Settings, Stage
 from tasks.errors import ConfigError
-
-ACCEPTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text, in quotes where it looks like a number",
-    "tuple_type": "a list",
-    "too_short": "at least one item",
-}
-
 
 DEPLOYMENT_NAME = "the deployment's name"  # where a registry.name came from that nobody set
 
@@ -49,9 +41,13 @@ def checked(values: dict[str, Any], place: Callable[[str], str]) -> Parameters:
                 f"{place(key)}: {key}: {shown(value)} is filled in by prefect deploy alone; write the value"
             )
     try:
-        return Parameters.model_validate_json(json.dumps(values), strict=True)
+        parameters = Parameters.model_validate_json(json.dumps(values), strict=True)
+        suite(parameters.checks.expectations)
     except ValidationError as error:
-        raise ConfigError(_one_line(error.errors(include_url=False), place)) from None
+        raise ConfigError(_one_line(error.errors(include_url=False), values, place)) from None
+    except SuiteError as error:
+        raise ConfigError(f"{place(error.key)}: {error}") from None
+    return parameters
 
 
 def named(registry: Registry, deployment: str | None) -> Registry:
@@ -84,14 +80,8 @@ def flat(values: BaseModel | dict[str, Any]) -> dict[str, Any]:
 
 def unknown(key: str, name: str, accepted: Sequence[str], elsewhere: Sequence[str] = ()) -> str:
     """What to say of a key that is none of the accepted; `name` is its last part, `elsewhere` keys that end so."""
-    return f"{key}: unknown key; {_meant(name, accepted, elsewhere)}accepted: {', '.join(accepted)}"
-
-
-def shown(value: Any) -> str:
-    """A value for a message: one printable line of at most 60 characters."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    text = text if text.isprintable() else json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    near = get_close_matches(name, accepted, 1) or elsewhere
+    return f"{key}: unknown key; {meant(near)}accepted: {', '.join(accepted)}"
 
 
 def _flatten(key: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -122,58 +112,90 @@ def _model(location: Sequence[str | int]) -> type[BaseModel] | None:
     return model
 
 
-def _one_line(errors: list[ErrorDetails], place: Callable[[str], str]) -> str:
+def _one_line(errors: list[ErrorDetails], values: dict[str, Any], place: Callable[[str], str]) -> str:
     """The first error in full, a misspelt key before what it left missing; of the others their keys."""
     inner = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
     leaves = [error for error in errors if error["loc"] not in inner]  # a list is too short when its items are wrong
-    first, *others = sorted(leaves, key=lambda error: error["type"] != "extra_forbidden")
-    also = ", ".join(_key(error["loc"]) for error in others[:5])
-    rest = f" ({len(others)} more: {also})" if others else ""
-    return f"{place(_key(first['loc']))}: {_explain(first)}{rest}"
+    by_key: dict[str, list[ErrorDetails]] = {}  # one for each type that a value may have
+    for error in sorted(leaves, key=lambda error: error["type"] != "extra_forbidden"):
+        by_key.setdefault(_key(error["loc"]), []).append(error)
+    (key, first), *others = by_key.items()
+    rest = f" ({len(others)} more: {', '.join(other for other, _ in others[:5])})" if others else ""
+    return f"{_places(key, first[0], values, place)}: {_explain(key, first)}{rest}"
 
 
-def _explain(error: ErrorDetails) -> str:
-    location, kind, context = error["loc"], error["type"], error.get("ctx", {})
-    key = _key(location)
+def _places(key: str, error: ErrorDetails, values: dict[str, Any], place: Callable[[str], str]) -> str:
+    """Where the value stands; or, of several that contradict each other, those that are given."""
+    if error["type"] != "value_error":
+        return place(key)
+    named = [name if "." in name else f"{key}.{name}" for name in re.findall(r"\w+\.\w+|\w+(?==)", error["msg"])]
+    given = [name for name in named if name in flat(values)]
+    return ", ".join(dict.fromkeys(place(name) for name in given or [key]))
+
+
+def _explain(key: str, errors: list[ErrorDetails]) -> str:
+    """What is wrong with a key, which has an error for each type that its value may have."""
+    error = errors[0]
+    location, kind = error["loc"], error["type"]
     if kind == "extra_forbidden":
         return _unknown_field(location)
     if kind == "value_error":  # the message of a validator in tasks.config
-        return f"{key}: {context['error']}" if key else str(context["error"])
-    found = field(".".join(part for part in location if isinstance(part, str)))
+        said = error.get("ctx", {})["error"]
+        return f"{key}: {said}" if key else str(said)
+    found = field(re.sub(r"\[\d+\]", "", key))
     described = found.description if found else None
     if kind == "missing":
         return f"{key}: missing; {described or 'a pipeline needs data.sources and model.base'}"
+    refused = f"{key}: {shown(error['input'])} is refused"
+    if kind == "string_pattern_mismatch" and described:
+        return f"{refused}; accepted: {described}"
     if kind == "literal_error":
-        choices = _choices(context["expected"])
-        meant = _meant(str(error["input"]), choices)
-        return f"{key}: {shown(error['input'])} is refused; {meant}accepted: {', '.join(choices)}"
-    return f"{key}: {shown(error['input'])} is refused; accepted: {_accepted(error, described)}"
+        return f"{refused}; {meant(get_close_matches(str(error['input']), choices(error), 1))}{_words(errors)}"
+    section = _section(found.annotation) if found else None
+    short = _short(section, error["input"])
+    if section and kind == "model_type":
+        return f"{refused}; {meant(short)}accepted: a mapping with any of {', '.join(section.model_fields)}"
+    if short and kind == "tuple_type":
+        return f"{refused}; {meant(f'[{each}]' for each in short)}accepted: a list ({described})"
+    return f"{refused}; {_words(errors)} ({described})" if described else f"{refused}; {_words(errors)}"
 
 
-def _accepted(error: ErrorDetails, described: str | None) -> str:
-    if error["type"] == "string_pattern_mismatch" and described:
-        return described
-    if error["type"] == "model_type" and (model := _model(error["loc"])):
-        return f"a mapping with any of {', '.join(model.model_fields)}"
-    accepted = ACCEPTED.get(error["type"]) or error["msg"].removeprefix("Input should be ")
-    return f"{accepted} ({described})" if described else accepted
+def _words(errors: Sequence[ErrorDetails]) -> str:
+    return f"accepted: {' or '.join(dict.fromkeys(map(accepted, errors)))}"
+
+
+def _short(section: type[BaseModel] | None, given: Any) -> list[str]:
+    """What text most likely stands for where a section with one needed field should: that field."""
+    needed = [name for name, field in section.model_fields.items() if field.is_required()] if section else []
+    return [f"{{{needed[0]}: {given}}}"] if len(needed) == 1 and isinstance(given, str) else []
 
 
 def _unknown_field(location: Sequence[str | int]) -> str:
+    """Of a key that nothing has here: those that end so elsewhere, in an item of a list below or in another section."""
     name = str(location[-1])
     model = _model(location[:-1]) or Parameters
-    elsewhere = [f"{s}.{name}" for s in Parameters.model_fields if (m := _model([s])) and name in m.model_fields]
+    below = {f"{at}[0].{name}": _section(field.annotation) for at, field in model.model_fields.items()}
+    beside = {f"{section}.{name}": _model([section]) for section in Parameters.model_fields}
+    whole = {name: Parameters} if model is not Parameters else {}
+    found = below if model is not Parameters else {}
+    elsewhere = [key for key, m in (found | beside | whole).items() if m and name in m.model_fields]
     return unknown(_key(location), name, list(model.model_fields), elsewhere)
 
 
-def _meant(name: str, accepted: Sequence[str], elsewhere: Sequence[str] = ()) -> str:
-    near = get_close_matches(name, accepted, 1) or elsewhere
-    return f"did you mean {' or '.join(near)}? " if near else ""
-
-
-def _choices(expected: str) -> list[str]:
-    return [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")]
-
-
 def _key(location: Sequence[str | int]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+    """A location as a dotted key; without the type that pydantic adds for a value that may have one of several."""
+    key, model = "", Parameters
+    for part in location:
+        if isinstance(part, int):
+            key += f"[{part}]"
+            continue
+        key += f".{part}"
+        found = model.model_fields.get(part) if model else None
+        if found and get_origin(found.annotation) in (Union, UnionType) and len(_types(found.annotation)) > 1:
+            break
+        model = _section(found.annotation) if found else None
+    return key.removeprefix(".")
+
+
+def _types(annotation: Any) -> list[Any]:
+    return [kind for kind in get_args(annotation) if kind is not type(None)]

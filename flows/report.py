@@ -17,9 +17,12 @@ from data_checks.summary import summary
 from flows.calls import Step
 from flows.outcome import Outcome
 from flows.parameters import DEPLOYMENT_NAME, field, flat, shown
-from tasks.artifacts import Registered
+from tasks import curves
+from tasks.artifacts import Adapter, Registered
 from tasks.config import Settings
+from tasks.progress import duration
 from tasks.register.tracking import VIEW
+from tasks.scan.report import markdown as scan_table
 
 STATE_NAMES = {"promote": "Promoted", "keep": "Kept", "inconclusive": "Inconclusive"}
 
@@ -75,6 +78,12 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
     if outcome.splits:
         proof = json.loads(outcome.splits.path("proof.json").read_text(encoding="utf-8"))
         create_markdown_artifact(_proof(proof), key="split", description="The sides, and the proof that none leaks")
+    if outcome.scan:
+        create_markdown_artifact(scan_table(outcome.scan), key="scan", description="Which modules learn, and why")
+    if outcome.adapter:
+        create_markdown_artifact(
+            training(outcome.adapter), key="training", description=training_sentence(outcome.adapter)
+        )
     if outcome.answers:
         create_table_artifact(_scores(outcome), key="scores", description="Scores on the sealed test rows")
     if outcome.verdict is None:
@@ -144,6 +153,30 @@ def _proof(proof: dict[str, Any]) -> str:
     visible = proof["smallest_visible_difference"]
     lines += ["", f"On {test:,} test rows, differences of exact match under about {visible:.1%} cannot be seen."]
     return "\n".join(lines)
+
+
+def training_sentence(adapter: Adapter) -> str:
+    """Where training ended and which step is the best, in words."""
+    metric = "" if adapter.best_by == "loss" else f", {adapter.best_by} {adapter.best_value:.4g}"
+    end = "stopped early after" if adapter.stopped_early else "trained"
+    return (
+        f"{end[:1].upper()}{end[1:]} {adapter.steps:,} steps in {duration(adapter.train_seconds)}; the best is step "
+        f"{adapter.best_step:,} (validation loss {adapter.best_validation_loss:.4g}{metric})."
+    )
+
+
+def training(adapter: Adapter) -> str:
+    """How training went, as Markdown: warnings first, then the losses as a picture and where to see all curves."""
+    found = curves.read(adapter.folder)
+    lines = [training_sentence(adapter), ""]
+    lines += [f"- **Worth a change.** {html.escape(warning, quote=False)}" for warning in adapter.warnings]
+    lines += [
+        "" if adapter.warnings else "Nothing stands out in its curves.",
+        "",
+        f"![losses]({curves.picture(found)})",
+    ]
+    lines += ["", "Blue: training loss, orange: validation loss, green: the best step.", ""]
+    return "\n".join([*lines, f"All curves: `{adapter.path('curves.html')}`"])
 
 
 def _scores(outcome: Outcome) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """YAML in which nothing is misread, dropped or multiplied in silence: such text is refused, with its line.
 
-Values are what Prefect reads (YAML 1.1), but for two: `1e-4` is a number, as YAML 1.2 says, and a date is text.
+Values are what Prefect reads (YAML 1.1), but for two: `1e-4` is a number, as YAML 1.2 says, and a date is text. Numbers
+that it reads in base 8 or 60 (`010` is 8, `1:30` is 90) are refused: hardly anybody means them.
 """
 
 import re
@@ -15,6 +16,12 @@ MAX_NODES = 10_000
 MAX_DEPTH = 50
 MAX_SCALAR_CHARS = 100  # of a number; a longer one takes PyYAML minutes in base 60
 MAX_KEY_CHARS = 200
+HINTS = {  # part of what PyYAML says -> what to do
+    "found character '\\t'": "indent with spaces, not tabs",
+    "mapping values are not allowed here": "put text with a colon in quotes, or indent this line as its neighbours are",
+    "but got ':'": "put text with a colon in quotes",
+    "expected <block end>": "this line is indented as far as no line above that it could belong to",
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ def parse(text: str, name: str) -> Document:
         mark = error.problem_mark or error.context_mark
         place = f" line {mark.line + 1} column {mark.column + 1}" if mark else ""
         problem = " ".join(", ".join(filter(None, (error.context, error.problem))).split())
-        raise ConfigError(f"{name}{place}: {problem}") from None
+        hint = next((f"; {hint}" for said, hint in HINTS.items() if said in problem), "")
+        raise ConfigError(f"{name}{place}: {problem}{hint}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{name} line {line}: the character {text[error.position]!a} cannot stand in YAML") from None
@@ -78,7 +86,10 @@ class _Loader(yaml.SafeLoader):
             return self._mapping(node, at, depth)
         if isinstance(node, yaml.SequenceNode):
             return [self.plain(item, f"{at}[{i}]", depth + 1) for i, item in enumerate(node.value)]
-        return self._scalar(node)
+        value = self._scalar(node)
+        if isinstance(value, int | float) and _is_misread(node.value, value):
+            raise _refusal(f"{node.value} would be read as {value}; write that, or text in quotes", node)
+        return value
 
     def _mapping(self, node: yaml.MappingNode, at: str, depth: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -108,7 +119,8 @@ class _Loader(yaml.SafeLoader):
         if isinstance(key, str) and key and key.isprintable() and len(key) <= MAX_KEY_CHARS:
             return key
         shown = ascii(node.value[:20]) if isinstance(node, yaml.ScalarNode) else "that is a list or a mapping"
-        raise _refusal(f"the key {shown} does not read as text; accepted is a word, in quotes if need be", node)
+        hint = "; a number has a point, no comma: 0.001" if isinstance(key, int) and not isinstance(key, bool) else ""
+        raise _refusal(f"the key {shown} does not read as text; accepted is a word, in quotes if need be{hint}", node)
 
     def _scalar(self, node: yaml.Node) -> Any:
         try:
@@ -124,6 +136,12 @@ class _Loader(yaml.SafeLoader):
             raise _refusal(f"nested more than {MAX_DEPTH} levels deep, or an alias that contains itself", place)
         if count > MAX_NODES:
             raise _refusal(f"more than {MAX_NODES} values, each alias counted with all that it stands for", place)
+
+
+def _is_misread(text: str, number: float) -> bool:
+    """Whether a number was read in base 60, or in base 8 as another number than its digits say."""
+    digits = text.replace("_", "").lstrip("+-")
+    return ":" in text or (digits.isdecimal() and int(digits) != abs(number))
 
 
 def _refusal(problem: str, place: yaml.Node | yaml.Event) -> yaml.MarkedYAMLError:

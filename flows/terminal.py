@@ -11,8 +11,9 @@ from rich.text import Text
 
 from flows.calls import Step
 from flows.deployment_file import Pipeline, effective
-from flows.outcome import Outcome
-from flows.report import leak_sentence, mlflow_link
+from flows.outcome import Outcome, given_sides
+from flows.report import leak_sentence, mlflow_link, training_sentence
+from tasks.stopped import from_here
 
 COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
 
@@ -32,23 +33,15 @@ def show_settings(console: Console, pipeline: Pipeline, *, everything: bool) -> 
     console.print()
 
 
-def show_plan(console: Console, steps: Sequence[Step]) -> None:
-    """What would run, and why."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("stage", "", "because"):
-        table.add_column(column, overflow="fold")
-    for step in steps:
-        table.add_row(_name(step), Text(step.state, COLOURS[step.state]), Text("\n".join(_shortened(step.because))))
-    console.print(table)
-    runs = sum(step.state == "run" for step in steps)
-    console.print(f"\n{runs} of {len(steps)} stages would run" if runs else "\nNothing would run: all is cached")
-
-
 def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
     """The summary at the end of a run of `what`, the file and its changes: what was done, where to look, what next."""
     console.print()
     _show_steps(console, outcome.steps)
     _show_account(console, outcome)
+    if outcome.adapter:
+        console.print(f"\n{training_sentence(outcome.adapter)}")
+        for warning in outcome.adapter.warnings:
+            console.print(Text(warning, "yellow"))
     if outcome.answers:
         _show_scores(console, outcome)
     if outcome.verdict:
@@ -61,11 +54,6 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
 
 def _name(step: Step) -> str:
     return f"{step.stage} {step.of}".strip()
-
-
-def _shortened(causes: Sequence[str], most: int = 6) -> list[str]:
-    rest = len(causes) - most
-    return [*causes[:most], *([f"and {rest} more"] if rest > 0 else [])]
 
 
 def _show_steps(console: Console, steps: Sequence[Step]) -> None:
@@ -91,10 +79,14 @@ def _show_account(console: Console, outcome: Outcome) -> None:
         console.print(f"{account.kept:,} kept = {sides}")
     if reasons := outcome.reasons():
         console.print(", ".join(f"{reason} {count:,}" for reason, count in reasons.items()), style="dim")
+    if outcome.rows and (repaired := outcome.rows.repaired):
+        console.print("repaired: " + ", ".join(f"{name} {count:,}" for name, count in repaired.items()), style="dim")
     if findings := outcome.findings():
         console.print(
             "worth a look: " + ", ".join(f"{code} {count:,}" for code, count in findings.items()), style="dim"
         )
+    for said in given_sides(outcome.checked) if outcome.checked else ():
+        console.print(said, style="yellow")
     if outcome.splits:
         console.print(leak_sentence(json.loads(outcome.splits.path("proof.json").read_text(encoding="utf-8"))))
 
@@ -126,6 +118,8 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     looks += [("set aside", place) for place in outcome.quarantines()]
     if outcome.tokens:
         looks.append(("tokens and masks", outcome.tokens.path("report.html")))
+    if outcome.adapter:
+        looks.append(("curves", outcome.adapter.path("curves.html")))
     looks += [(f"answers, {name}", answers.path("answers.parquet")) for name, answers in outcome.answers.items()]
     nexts = [f"tunewright plan {what}", *([f"tunewright data {what}"] if outcome.splits else [])]
     if outcome.registered:
@@ -143,13 +137,11 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     else:
         nexts.append(f"tunewright run {what}")
     for name, place in looks:
-        console.print(Text.assemble((f"{name:<20}", "bold"), _relative(place)), soft_wrap=True)
+        console.print(Text.assemble((f"{name:<20}", "bold"), _short(place)), soft_wrap=True)
     console.print(Text("next", "bold"))
     for command in nexts:
         console.print(Text(f"  {command}"), soft_wrap=True)
 
 
-def _relative(place: Any) -> str:
-    if isinstance(place, Path) and place.is_relative_to(Path.cwd()):
-        return str(place.relative_to(Path.cwd()))
-    return str(place)
+def _short(place: Any) -> str:
+    return str(from_here(place) if isinstance(place, Path) else place)

@@ -161,14 +161,24 @@ class Tokens(Artifact):
     longest: int
 
 
+class Scan(Artifact):
+    """scan: scan.json (module -> SNR), chosen.json (the modules that learn) and report.html."""
+
+    num_modules: int
+    chosen: tuple[str, ...]
+
+
 class Adapter(Artifact):
-    """train: model/ (adapter or full weights), contract.json, metrics.jsonl and summary.json."""
+    """train: model/ (adapter or full weights), contract.json, metrics.jsonl, summary.json and curves.html."""
 
     method: str
     steps: int
     best_step: int
-    best_validation_loss: float
+    best_by: str
+    best_value: float  # of best_by, at the best step
+    best_validation_loss: float  # at the best step
     stopped_early: bool
+    warnings: tuple[str, ...] = ()  # in plain words
     train_seconds: float
 
 

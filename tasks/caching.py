@@ -8,7 +8,7 @@
 
 The folder is written beside its place, synced and renamed, manifest.json last: it is whole or it is not there. A hit is
 checked against the manifest, file by file. A lock of the kernel's (freed when its holder dies) makes two identical runs
-do the work once.
+do the work once. What a stage that refuses its data has to show is kept apart (tasks/stopped.py).
 """
 
 import contextlib
@@ -31,10 +31,11 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.states import Completed
 from pydantic import BaseModel
 
-from tasks import config
+from tasks import config, stopped
 from tasks.artifacts import Artifact
-from tasks.errors import NO_SPACE, TunewrightError
+from tasks.errors import NO_SPACE, DataError, TunewrightError
 from tasks.fingerprint import fingerprints
+from tasks.stopped import Stopped
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
@@ -82,8 +83,14 @@ class Cached(Generic[P, A]):
         _, fault = _read(folder)
         if folder.exists() and fault:
             return [fault]
+        if stop := stopped.find(self.stage, folder.name):
+            return [f"it stopped on the same data, {stop.when}: {stop.message}"]
         earlier = _earlier(ingredients, folder.parent)
         return earlier[1] if earlier else ["never made before"]
+
+    def stopped(self, *args: P.args, **kwargs: P.kwargs) -> Stopped | None:
+        """What the stage left where a call with these arguments refused its data, or None."""
+        return stopped.find(self.stage, self.key(*args, **kwargs))
 
     def nearest(self, *args: P.args, **kwargs: P.kwargs) -> A | None:
         """The artifact that a call with these arguments would most likely resemble: what a plan reckons with."""
@@ -143,8 +150,11 @@ class Cached(Generic[P, A]):
                 folder.rename(unfinished.with_suffix(".old"))
             unfinished.rename(folder)
             shutil.rmtree(work_folder(folder), ignore_errors=True)
+            stopped.discard(self.stage, folder.name)
             shutil.rmtree(unfinished.with_suffix(".old"), ignore_errors=True)
         except BaseException as error:
+            if isinstance(error, DataError):
+                stopped.keep(unfinished, self.stage, folder.name, error, _flow_run_name())
             shutil.rmtree(unfinished, ignore_errors=True)
             if "No space left on device" in str(error):  # safetensors and others have types of their own for it
                 raise TunewrightError(NO_SPACE.format(folder.parent)) from error

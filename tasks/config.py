@@ -19,7 +19,9 @@ Repair = Literal["mojibake", "nfc"]
 Severity = Literal["critical", "warning", "info", "skip"]
 Side = Literal["train", "validation", "test"]
 Metric = Literal["exact_match", "token_f1", "chrf", "json_valid", "perplexity"]
-Stage = Literal["ingest", "base", "check", "dedupe", "split", "render", "train", "evaluate", "decide", "register"]
+Stage = Literal[
+    "ingest", "base", "check", "dedupe", "split", "render", "scan", "train", "evaluate", "decide", "register"
+]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
@@ -145,7 +147,8 @@ class Dedupe(Section):
         ge=0.5,
         le=1,
         description="Cosine similarity from which a prompt that says the same in other words is removed too, 0.5 to 1; "
-        "of pairs at 0.95 one in a hundred means something else, at 0.9 three; empty looks at words alone",
+        "of pairs at 0.95 one in a hundred means something else, at 0.9 three; where over 8,192 rows have one answer, "
+        "a few in a thousand are missed; empty looks at words alone",
     )
     semantic_model: str = Field(
         default="package:wordllama",
@@ -184,7 +187,9 @@ class Split(Section):
         description="What a training row does that has 13 words in a row, or a short prompt, in common with a row of "
         "another side or of data.held_out: it is removed, or only reported",
     )
-    seed: int = Field(default=0, ge=0, description="Another number gives another split")
+    seed: int = Field(
+        default=0, ge=0, description="Another number gives another split, in a history of versions of its own"
+    )
 
     @model_validator(mode="after")
     def _train_is_left(self) -> Self:
@@ -215,36 +220,76 @@ class Model(Section):
 class Method(Section):
     """Which weights learn."""
 
-    kind: Literal["lora", "qlora", "full"] = Field(
-        default="lora", description="lora: an adapter; qlora: an adapter on a 4-bit (NF4) base; full: all weights"
+    kind: Literal["lora", "qlora", "full", "spectrum"] = Field(
+        default="lora",
+        description="lora: an adapter; qlora: an adapter on a quantized base; full: all weights; spectrum: the modules "
+        "with the best signal-to-noise ratio",
     )
-    rank: int = Field(default=16, ge=1, le=1024, description="Rank of the adapter, 1 to 1024; not used by full")
-    alpha: int = Field(default=32, ge=1, description="Scale of the adapter is alpha / rank; not used by full")
-    dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="Dropout before the adapter, 0 to below 1; not used by full"
+    rank: int = Field(default=16, ge=1, le=1024, description="Rank of the adapter, 1 to 1024; of lora and qlora")
+    alpha: int = Field(
+        default=32, ge=1, description="Scale of the adapter is alpha / rank, with rslora alpha / sqrt(rank)"
     )
-    target: Literal["all-linear", "attention"] = Field(
-        default="all-linear", description="Which modules get an adapter; not used by full"
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the adapter, 0 to below 1")
+    target: str = Field(
+        default="all-linear",
+        pattern=r"^[A-Za-z_][\w.-]*( *, *[A-Za-z_][\w.-]*)*$",
+        description="Which modules get an adapter: all-linear, attention, or names such as q_proj, v_proj",
     )
-
     layers: int | None = Field(
         default=None,
         ge=1,
-        description="Only so many of the last layers get an adapter, which is faster; at least 1, empty is all; "
-        "not used by full",
+        description="Only so many of the last layers get an adapter, which is faster; at least 1, empty is all",
+    )
+    init: Literal["default", "pissa", "olora", "eva"] = Field(
+        default="default",
+        description="What the adapter starts from: default: nothing; pissa, olora: the base's main directions; eva: "
+        "those of the activations on training rows",
+    )
+    rslora: bool = Field(default=False, description="Scale the adapter by the square root of its rank: for high ranks")
+    dora: bool = Field(default=False, description="Learn magnitude and direction apart (DoRA): slower, often better")
+    lora_plus: float | None = Field(
+        default=None,
+        gt=1,
+        le=100,
+        description="The B matrices learn so many times as fast as the A matrices (LoRA+), above 1 up to 100; 16 is "
+        "usual, empty is as fast",
+    )
+    bits: Literal[4, 8] = Field(default=4, description="Of qlora's base: 4 is NF4 with double quantization, 8 is int8")
+    share: float = Field(
+        default=0.25, gt=0, le=1, description="Of the modules of each type, the top share that spectrum trains, 0 to 1"
     )
 
     @model_validator(mode="after")
-    def _full_has_no_adapter(self) -> Self:
-        adapter = sorted(self.model_fields_set & {"rank", "alpha", "dropout", "target", "layers"})
-        given = [f for f in adapter if getattr(self, f) != type(self).model_fields[f].default]
-        if self.kind == "full" and given:
-            raise ValueError(f"kind=full has no adapter, so {', '.join(given)} would do nothing: leave it out")
+    def _each_setting_does_something(self) -> Self:
+        adapter = {"rank", "alpha", "dropout", "target", "layers", "init", "rslora", "dora", "lora_plus"}
+        used = {
+            "lora": adapter,
+            "qlora": adapter | {"bits"},
+            "full": set[str](),
+            "spectrum": {"share"},
+        }[self.kind]
+        fields = type(self).model_fields
+        idle = sorted(f for f in fields if f not in used | {"kind"} and getattr(self, f) != fields[f].default)
+        if idle:
+            has = f"it has {', '.join(sorted(used))}" if used else "it has no settings of its own"
+            raise ValueError(f"kind={self.kind}: {', '.join(idle)} would do nothing; {has}")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> Self:
+        """What PEFT refuses, breaks on, or cannot save as an adapter of the untouched base."""
+        takes_out = self.init in {"pissa", "olora"}
+        if takes_out and self.kind == "qlora":
+            raise ValueError(f"init={self.init} changes the base's weights, which qlora packs: default and eva do not")
+        if takes_out and self.dora:
+            raise ValueError(f"init={self.init} with dora is no adapter of the untouched base: default and eva are")
+        if self.dora and self.kind == "qlora" and self.bits == 8:
+            raise ValueError("dora with bits=8 loses the scales of int8 weights; accepted is dora with bits=4")
         return self
 
 
 class Training(Section):
-    """How long, how fast and how large the steps are."""
+    """How long, how fast and how large the steps are, and when to stop."""
 
     learning_rate: float = Field(
         default=0.0002, gt=0, le=1, description="Peak learning rate, at most 1; for example 0.0002"
@@ -254,29 +299,84 @@ class Training(Section):
     )
     max_steps: int | None = Field(default=None, ge=1, description="Optimizer steps; empty goes by epochs")
     batch: int = Field(default=16, ge=1, description="Rows of one optimizer step")
-    micro_batch: int | None = Field(
-        default=None, ge=1, description="Rows on the device at once, a divisor of batch; empty is the whole batch"
+    micro_batch: int | Literal["auto"] | None = Field(
+        default=None,
+        description="Rows on the device at once, 1 to batch; auto is as many as the plan says there is memory for, "
+        "empty is the whole batch; fewer where memory runs out",
     )
     evaluate_every: int | None = Field(
-        default=None, ge=1, description="Steps between two looks at the validation loss; empty is twice an epoch"
+        default=None, ge=1, description="Steps between two evaluations of the validation rows; empty is twice an epoch"
+    )
+    best_by: Literal["loss", "exact_match", "token_f1", "chrf"] = Field(
+        default="loss",
+        description="What the best step is the best by, on the validation rows: their loss, or a metric of their "
+        "answers, which costs more",
     )
     patience: int | None = Field(
-        default=3, ge=1, description="Stop after so many looks without a lower validation loss; empty never stops early"
+        default=3, ge=1, description="Stop after so many evaluations that are no better; empty never stops early"
+    )
+    min_delta: float = Field(
+        default=0.0, ge=0, description="An evaluation is better only by more than this, in the unit of best_by"
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="How the learning rate falls after the warm-up"
+    )
+    warmup: float = Field(
+        default=0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises, 0 to below 1"
     )
     seed: int = Field(default=0, ge=0, description="Of the adapter's first weights and the order of the rows")
     speed: Literal["auto", "plain"] = Field(
         default="auto",
-        description="auto computes what the rows of a batch begin with once (same loss); plain pads rows",
-    )
-    threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of the trainer; empty takes the physical cores"
+        description="auto uses what is safe here and says what and why; plain uses nothing that compute leaves to it",
     )
 
     @model_validator(mode="after")
-    def _micro_batch_divides(self) -> Self:
-        if self.micro_batch is not None and self.batch % self.micro_batch:
-            raise ValueError(f"micro_batch={self.micro_batch} does not divide batch={self.batch}")
+    def _micro_batch_is_of_the_batch(self) -> Self:
+        if isinstance(self.micro_batch, int) and not 1 <= self.micro_batch <= self.batch:
+            raise ValueError(f"micro_batch={self.micro_batch} is not between 1 and batch={self.batch}")
         return self
+
+
+class Compute(Section):
+    """How training is computed: to the same result within rounding, at another speed and memory."""
+
+    optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        default="auto", description="auto is paged_adamw_8bit for qlora on a GPU and adamw otherwise"
+    )
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto", description="What is multiplied; auto is bfloat16 where the hardware has it"
+    )
+    shared_prefix: bool | None = Field(
+        default=None,
+        description="Compute what all rows of a batch begin with once: exact; empty does so where it can be",
+    )
+    packing: bool | None = Field(
+        default=None,
+        description="Lay rows one after another without padding, each seeing itself alone: exact; empty does so "
+        "where it can be",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens on the device at once: a batch is cut into micro batches by length, at least one row each; "
+        "empty cuts it by micro_batch",
+    )
+    checkpointing: bool | None = Field(
+        default=None,
+        description="Compute activations again instead of keeping them: less memory, a third slower; empty does so "
+        "where memory is short",
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        default="auto", description="Which attention; flash_attention_2 needs a GPU and the package flash-attn"
+    )
+    liger: bool | None = Field(
+        default=None,
+        description="Fused kernels of the package liger-kernel, on a GPU; empty uses them where they are installed",
+    )
+    compile: bool = Field(default=False, description="torch.compile: a minute or two of warm-up, then faster steps")
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of the trainer; empty takes the physical cores"
+    )
 
 
 class Evaluation(Section):
@@ -337,6 +437,7 @@ class Settings(Section):
     split: Split = Split()
     method: Method = Method()
     training: Training = Training()
+    compute: Compute = Compute()
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
     registry: Registry = Registry()

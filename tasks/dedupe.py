@@ -182,7 +182,8 @@ def _stop_if_too_many(repeats: Repeats, file: Path, settings: Dedupe) -> None:
     raise DataError(
         f"{len(rows)} of {len(repeats.stays)} rows repeat an earlier one, more than dedupe.max_removed_share="
         f"{settings.max_removed_share:g} accepts; the first is {row['file']}:{row['line']}, which repeats "
-        f"{partner['file']}:{partner['line']} (similarity {repeats.similarity[rows[0]]:.2f})"
+        f"{partner['file']}:{partner['line']} (similarity {repeats.similarity[rows[0]]:.2f})",
+        see=("removed.parquet",),
     )
 
 
@@ -201,10 +202,10 @@ def dedupe(folder: Path, rows: CheckedRows, settings: Dedupe, embedding: str = "
     """
     file = rows.path("rows.parquet")
     repeats, boilerplate = find_repeats(file, settings)
-    _stop_if_too_many(repeats, file, settings)
     texts = {value: masked(text).casefold() for value, text in texts_of(file, boilerplate).items()}
     write_boilerplate(folder, boilerplate, texts)
     _write(folder, file, repeats)
+    _stop_if_too_many(repeats, file, settings)
     reported = [texts[value][:REPORTED_CHARS] for value in boilerplate][:REPORTED_BOILERPLATE]
     counts = Counter(REASONS[reason] for reason in repeats.reason[~repeats.stays].tolist())
     return UniqueRows(

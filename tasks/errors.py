@@ -10,6 +10,7 @@ TunewrightError
 
 import errno
 import sqlite3
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -29,9 +30,13 @@ class ConfigError(TunewrightError):
 
 
 class DataError(TunewrightError):
-    """The data cannot be used as they are."""
+    """The data cannot be used as they are. `see` names the stage's files that show why; they are kept (stopped.py)."""
 
     exit_code = 3
+
+    def __init__(self, message: str, *, see: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.see = tuple(see)
 
 
 class TrackingError(TunewrightError):

@@ -12,7 +12,8 @@ import importlib.util
 from pathlib import Path
 
 FIRST_PARTY = ("tasks", "data_checks")
-PLUMBING = ("tasks.caching", "tasks.fingerprint")  # how an artifact is kept, not what is in it
+# How an artifact is kept and what is shown or foretold of its making, not what is in it.
+PLUMBING = ("tasks.caching", "tasks.fingerprint", "tasks.progress", "tasks.curves", "tasks.budget")
 ON_IMPORT = "on import"  # stands for the statements of a module that define nothing
 
 

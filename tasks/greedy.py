@@ -74,14 +74,19 @@ class Greedy:
         self.cache_argument = "cache" if "cache" in signature(inner.forward).parameters else "past_key_values"
 
     @torch.inference_mode()
-    def answer(self, rows: Sequence[Answer]) -> None:
-        """Fills in tokens, stopped and nll; nll is not finite where the model's likelihoods are not."""
+    def answer(self, rows: Sequence[Answer], *, generate: bool = True) -> None:
+        """Fills in tokens, stopped and nll; nll is not finite where the model's likelihoods are not.
+
+        Without `generate`, an answer that differs from its reference ends there.
+        """
         longest_first = sorted(rows, key=lambda row: -len(row.prompt) - len(row.reference))
         with torch.device(self.model.device):
             shared = self._read_shared(rows)
             going: list[Answer] = []
             for start in range(0, len(rows), self.batch):
                 going += self._verify(longest_first[start : start + self.batch], shared)
+                if not generate:
+                    _cut(going)
                 if len(going) >= self.batch:  # full batches: a step costs about the same for one row as for many
                     self._generate(going[: self.batch])
                     del going[: self.batch]
@@ -158,6 +163,13 @@ class Greedy:
         positions = (mask.cumsum(1) - 1)[:, -ids.shape[1] :]
         options = {self.cache_argument: cache, "use_cache": True, "logits_to_keep": keep}
         return self.model(input_ids=ids, attention_mask=mask, position_ids=positions, **options).logits
+
+
+def _cut(rows: list[Answer]) -> None:
+    """Leaves the answers as they are."""
+    for row in rows:
+        row.states = []
+    rows.clear()
 
 
 def _states(cache: Any, row: int, num_tokens: int) -> States:

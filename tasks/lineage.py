@@ -20,14 +20,18 @@ from tasks.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, Tok
 from tasks.caching import MANIFEST
 from tasks.split.sides import SET_ASIDE as SET_ASIDE_BY_SPLIT
 from tasks.split.writing import GONE
+from tasks.stopped import Stopped
 from tasks.versions import Version
 
-SET_ASIDE = ("refused", "quarantined", "removed")
+SET_ASIDE = ("refused", "held out", "quarantined", "removed")
 NO_SIDE = (*(because.name.lower() for because in SET_ASIDE_BY_SPLIT), GONE)  # in sides.parquet; others have one
+HELD_OUT, REMOVED = "held_out.parquet", "removed.parquet"
 MOST_MATCHES = 10
 MOST_RELATIVES = 5  # rows of the same cluster, or duplicates, that are named
 SHOWN_CHARS = 300
 PLACE = ["file", "line", "row_id"]
+OF_TEXT = {"quarantine.parquet": [*PLACE, "text"], HELD_OUT: ["file", "line", "text"]}  # records that are no rows
+NO_ROW = {"row_id": None}
 
 Found = dict[str, Any]  # the columns of one row
 
@@ -41,6 +45,7 @@ class Made:
     unique: UniqueRows | None = None
     splits: Splits | None = None
     tokens: Tokens | None = None
+    stopped: Stopped | None = None  # by the stage after the last of these
 
     def __iter__(self) -> Iterator[Artifact]:
         """The artifacts in the order of the stages."""
@@ -61,15 +66,23 @@ def by_id(rows: Rows, beginning: str) -> list[Found]:
 
 
 def by_line(rows: Rows, file: str, line: int) -> list[Found]:
-    """The records on a line of a file, refused ones too; the file's name may leave out the folders around it."""
+    """The records on a line of a file, those too that were refused or held out.
+
+    The file's name may leave out the folders around it. Of a CSV file it is the record that the line is part of, with
+    that line as `asked_line` where it is not its first.
+    """
     named = [name for name in rows.detected if name == file or name.endswith(f"/{file}")] or [file]
-    where = (ds.field("line") == line) & ds.field("file").isin(named)
-    kept = _select(rows.path("rows.parquet"), where, [*PLACE, "messages"], MOST_MATCHES + 1)
-    return kept + _select(rows.path("quarantine.parquet"), where, [*PLACE, "text"], MOST_MATCHES + 1)
+    found: list[Found] = []
+    for name in named:
+        found += _at(rows, name, line) or (_around(rows, name, line) if _is_csv(rows, name) else [])
+    return found[: MOST_MATCHES + 1]
 
 
 def by_text(rows: Rows, words: Sequence[str]) -> list[Found]:
-    """The records that contain all words, in any case and order, refused ones too; at most one over MOST_MATCHES."""
+    """The records that contain all words, in any case and order, those too that were refused or held out.
+
+    There are more where it returns more than MOST_MATCHES.
+    """
     found: list[Found] = []
     for batch in _batches(rows.path("rows.parquet"), [*PLACE, "messages"]):
         messages = batch["messages"]
@@ -80,9 +93,10 @@ def by_text(rows: Rows, words: Sequence[str]) -> list[Found]:
         found += batch.filter(pa.array(hits)).slice(0, MOST_MATCHES + 1).to_pylist()
         if len(found) > MOST_MATCHES:
             return found
-    for batch in _batches(rows.path("quarantine.parquet"), [*PLACE, "text"]):
-        hits = np.logical_and.reduce([_contains(batch["text"], word) for word in words])
-        found += batch.filter(pa.array(hits)).to_pylist()
+    for name, columns in OF_TEXT.items():
+        for batch in _batches(rows.path(name), columns):
+            hits = np.logical_and.reduce([_contains(batch["text"], word) for word in words])
+            found += [NO_ROW | each for each in batch.filter(pa.array(hits)).slice(0, MOST_MATCHES + 1).to_pylist()]
     return found
 
 
@@ -108,6 +122,13 @@ def sides(row_id: str, past: Sequence[Version]) -> list[dict[str, Any]]:
     return told
 
 
+def first_refused(stopped: Stopped) -> list[Found]:
+    """The first records of the table that a stage left when it stopped: QUARANTINE_SCHEMA or REMOVED_SCHEMA."""
+    tables = [path for path in stopped.paths if path.suffix == ".parquet" and path.is_file()]
+    batch = next(pq.ParquetFile(tables[0]).iter_batches(batch_size=MOST_MATCHES), None) if tables else None
+    return batch.to_pylist() if batch else []
+
+
 def excerpt(record: Found) -> str:
     """The beginning of what a record says."""
     turns = record.get("messages")
@@ -119,35 +140,52 @@ def _events(made: Made, record: Found) -> Iterator[dict[str, Any]]:
     here = (ds.field("file") == record["file"]) & (ds.field("line") == record["line"])
     yield {"stage": "ingest"} | _ingested(made.rows, here)
     if made.checked:
-        yield {"stage": "check"} | (_quarantined(made.checked, here) or {"outcome": "passed"})
+        yield {"stage": "check"} | (_quarantined(made.checked, here) or _now(made.checked, "passed"))
     if made.unique:
         yield {"stage": "dedupe"} | _deduped(made.unique, record, here)
     if made.splits:
-        yield {"stage": "split"} | (_quarantined(made.splits, here) or _placed(made.splits, record, here))
-    if made.tokens:
-        yield {"stage": "render"} | (_quarantined(made.tokens, here) or {"outcome": "rendered"})
+        placed = _quarantined(made.splits, here) or _placed(made.splits, record, here)
+        yield {"stage": "split"} | placed
+        if made.tokens:
+            side = Path(placed["in"]).name
+            yield {"stage": "render"} | (_quarantined(made.tokens, here) or _now(made.tokens, "rendered", side))
+    if made.stopped and (gone := _quarantined(made.stopped, here) or _removed(made.stopped, here)):
+        yield {"stage": made.stopped.stage} | gone
+
+
+def _now(artifact: Artifact | Stopped, outcome: str, name: str = "rows.parquet") -> dict[str, Any]:
+    """What became of a record, and the file in which it stands since."""
+    return {"outcome": outcome, "in": str(artifact.path(name))}
 
 
 def _ingested(rows: Rows, here: ds.Expression) -> dict[str, Any]:
     if refused := _quarantined(rows, here):
         return refused | {"outcome": "refused"}
+    if _select(rows.path(HELD_OUT), here, ["line"], 1):
+        return _now(rows, "held out", HELD_OUT)
     columns = ["source", "byte", "group", "time", "side", "repairs"]
-    return {"outcome": "read"} | _select(rows.path("rows.parquet"), here, columns, 1)[0]
+    return _now(rows, "read") | _select(rows.path("rows.parquet"), here, columns, 1)[0]
 
 
 def _deduped(unique: UniqueRows, record: Found, here: ds.Expression) -> dict[str, Any]:
-    removed = unique.path("removed.parquet")
-    partner = ["partner_file", "partner_line", "partner_row_id"]
-    if gone := _select(removed, here, ["reason", "similarity", *partner], 1):
-        row = gone[0]
-        named = {name.removeprefix("partner_"): row.pop(name) for name in partner}
-        return {"outcome": "removed"} | row | {"partner": named}
+    if gone := _removed(unique, here):
+        return gone
+    removed = unique.path(REMOVED)
     repeats = (ds.field("partner_file") == record["file"]) & (ds.field("partner_line") == record["line"])
-    return {
-        "outcome": "kept",
+    return _now(unique, "kept") | {
         "num_duplicates": _count(removed, repeats),
         "duplicates": _select(removed, repeats, [*PLACE, "reason", "similarity"], MOST_RELATIVES),
     }
+
+
+def _removed(left: UniqueRows | Stopped, here: ds.Expression) -> dict[str, Any] | None:
+    file = left.path(REMOVED)
+    partner = ["partner_file", "partner_line", "partner_row_id"]
+    gone = _select(file, here, ["reason", "similarity", *partner], 1) if file.is_file() else []
+    if not gone:
+        return None
+    named = {name.removeprefix("partner_"): gone[0].pop(name) for name in partner}
+    return _now(left, "removed", REMOVED) | gone[0] | {"partner": named}
 
 
 def _placed(splits: Splits, record: Found, here: ds.Expression) -> dict[str, Any]:
@@ -157,8 +195,7 @@ def _placed(splits: Splits, record: Found, here: ds.Expression) -> dict[str, Any
     file = splits.path(f"{row['side']}.parquet")
     number = _select(file, here, ["cluster"], 1)[0]["cluster"]
     cluster = pq.read_table(file, columns=PLACE, filters=ds.field("cluster") == number)
-    return {
-        "outcome": row["side"],
+    return _now(splits, row["side"], file.name) | {
         "because": row["because"],
         "inherited_from": _firm(splits, cluster) if row["because"] == "inherited" else None,
         "cluster": number,
@@ -174,10 +211,46 @@ def _firm(splits: Splits, cluster: pa.Table) -> Found | None:
     return cluster.filter(ds.field("row_id") == ids[0]["row_id"]).slice(0, 1).to_pylist()[0] if ids else None
 
 
-def _quarantined(artifact: Artifact, here: ds.Expression) -> dict[str, Any] | None:
+def _quarantined(artifact: Artifact | Stopped, here: ds.Expression) -> dict[str, Any] | None:
     file = artifact.path("quarantine.parquet")
     aside = _select(file, here, ["reason", "detail"], 1) if file.is_file() else []
-    return {"outcome": "quarantined"} | aside[0] if aside else None
+    return _now(artifact, "quarantined", file.name) | aside[0] if aside else None
+
+
+def _at(rows: Rows, file: str, line: int) -> list[Found]:
+    """The record that begins in a line."""
+    here = (ds.field("file") == file) & (ds.field("line") == line)
+    kept = _select(rows.path("rows.parquet"), here, [*PLACE, "messages"], 1)
+    others = (found for name, columns in OF_TEXT.items() for found in _select(rows.path(name), here, columns, 1))
+    return kept or [NO_ROW | found for found in others]
+
+
+def _around(rows: Rows, file: str, line: int) -> list[Found]:
+    """The record of a CSV file that a line is part of: the last one that begins before it.
+
+    Where no record is known to begin behind it, only as many lines belong to it as its texts have.
+    """
+    begins = np.concatenate([_lines(rows.path(name), file) for name in ("rows.parquet", *OF_TEXT)])
+    before, is_last = begins[begins < line], not (begins > line).any()
+    found = _at(rows, file, int(before.max())) if len(before) else []
+    is_sample = manifest(rows)["ingredients"].get("data.limit") is not None  # then records between two are not known
+    if is_last or is_sample:
+        found = [each for each in found if line - each["line"] <= _num_breaks(each)]
+    return [each | {"asked_line": line} for each in found]
+
+
+def _num_breaks(record: Found) -> int:
+    texts = [turn["content"] for turn in record.get("messages") or ()] or [record.get("text") or ""]
+    return sum(text.count("\n") for text in texts)
+
+
+def _lines(file: Path, of: str) -> np.ndarray:
+    """The lines in which the records of a file begin."""
+    return ds.dataset(file).to_table(columns=["line"], filter=ds.field("file") == of)["line"].to_numpy()
+
+
+def _is_csv(rows: Rows, file: str) -> bool:
+    return rows.detected.get(file, "").startswith("csv")
 
 
 def _side(file: Path, row_id: str) -> Found | None:

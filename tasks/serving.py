@@ -19,6 +19,7 @@ ALONE = not __package__  # as MLflow runs this file; the project imports it as t
 if TYPE_CHECKING or ALONE:  # MLflow evaluates the annotations of predict
     from pandas import DataFrame
 
+TRAINED = "trained.safetensors"  # the tensors of a base that learned, by their names in it, where not all did
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
 
 
@@ -75,8 +76,13 @@ def resolve(reference: str, revision: str | None, folder: Path) -> Path:
     return local if local.is_dir() else download(reference, revision)
 
 
+def needs_base(model: Path) -> bool:
+    """Whether tuned weights are an adapter or single tensors, and not a whole model."""
+    return not (model / "config.json").is_file()
+
+
 def load_weights(weights: Path, model: Path | None, **options: Any) -> Any:
-    """The causal language model in `weights`, with the adapter or full weights of `model` on top, in eval mode.
+    """The causal language model in `weights`, with what `model` holds on top, in eval mode.
 
     Safetensors only and no remote code: a folder with anything else is refused by transformers.
     """
@@ -85,15 +91,25 @@ def load_weights(weights: Path, model: Path | None, **options: Any) -> Any:
 
     logging.disable_progress_bar()
     safe = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
-    if model is None or (model / "adapter_config.json").is_file():
-        loaded = AutoModelForCausalLM.from_pretrained(weights, **safe, **options)
-    else:
+    if model is not None and not needs_base(model):
         return AutoModelForCausalLM.from_pretrained(model, **safe, **options).eval()
-    if model is not None:
+    loaded = AutoModelForCausalLM.from_pretrained(weights, **safe, **options)
+    if model is not None and (model / TRAINED).is_file():
+        _lay_over(loaded, model / TRAINED)
+    elif model is not None:
         from peft import PeftModel
 
         loaded = PeftModel.from_pretrained(loaded, os.fspath(model))
     return loaded.eval()
+
+
+def _lay_over(model: Any, trained: Path) -> None:
+    """Puts trained tensors in the place of the base's. Raises ValueError where the base has no such place."""
+    from safetensors.torch import load_file
+
+    unexpected = model.load_state_dict(load_file(trained), strict=False).unexpected_keys
+    if unexpected:
+        raise ValueError(f"{trained}: the base has no tensor {unexpected[0]}; it was trained on another model")
 
 
 def weights_digest(folder: Path) -> str:
@@ -177,14 +193,14 @@ class Chat:
     """A tuned model as MLflow loads and asks it."""
 
     def load_context(self, context: Any) -> None:
-        """Loads the tuned weights, an adapter on the very base that base.json names; full weights need no base."""
+        """Loads the tuned weights, on the very base that base.json names; a whole model needs no base."""
         import torch
         from transformers import AutoTokenizer
 
         files = {name: Path(path) for name, path in context.artifacts.items()}
         self.contract: dict[str, Any] = json.loads(files["contract"].read_text(encoding="utf-8"))
         named, tuned = json.loads(files["base"].read_text(encoding="utf-8")), files["model"]
-        base = find_base(**named) if (tuned / "adapter_config.json").is_file() else tuned
+        base = find_base(**named) if needs_base(tuned) else tuned
         self.tokenizer = AutoTokenizer.from_pretrained(files["tokenizer"], local_files_only=True)
         on_gpu = torch.cuda.is_available()
         model = load_weights(base, tuned, dtype=torch.bfloat16 if on_gpu else torch.float32)

@@ -19,21 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.context import TaskRunContext
 
-from tasks import trainer
-from tasks.artifacts import Adapter, Base, Tokens
+from tasks import budget, curves, trainer
+from tasks.artifacts import Adapter, Base, Scan, Tokens
 from tasks.caching import cached, work_folder
-from tasks.config import Method, Training
+from tasks.config import Compute, Method, Training
 from tasks.errors import NO_SPACE, TrainerDied, TrainingError, retry_transient
+from tasks.progress import Progress
+from tasks.trainer import __main__ as process_of_trainer  # named, so that its code is part of train's key
 
 log = logging.getLogger("tunewright")
 
 POLL_SECONDS = 0.5
-PROGRESS_SECONDS = 3.0  # between two updates of the artifact in the Prefect UI
 ROOM_BYTES = 50_000_000  # with less than this free, a checkpoint cannot have been written
-GRACE_SECONDS = 20.0  # for a checkpoint, when the run is cancelled
+GRACE_SECONDS = 6.0  # for a checkpoint, when the run is cancelled
 
 
 def run_trainer(job: trainer.Job, work: Path) -> None:
@@ -53,7 +52,7 @@ def run_trainer(job: trainer.Job, work: Path) -> None:
                 f"out of memory with training.micro_batch=1 ({_error(work)}): use method.kind=qlora, a lower "
                 "method.rank, or a smaller model.base"
             )
-        micro_batch = next(size for size in range(micro_batch // 2, 0, -1) if job.training.batch % size == 0)
+        micro_batch //= 2
         log.warning(
             "out of memory: going on with training.micro_batch=%d and as many rows a step as before", micro_batch
         )
@@ -66,6 +65,8 @@ def _attempt(job: trainer.Job, work: Path) -> int:
     job_file = work / "job.json"
     job_file.write_text(job.model_dump_json(indent=1), encoding="utf-8")
     environment = os.environ | {
+        # One GPU: with more in sight, transformers would spread a batch over them in a way of its own.
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
         "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",
         "WANDB_DISABLED": "true",
@@ -74,7 +75,7 @@ def _attempt(job: trainer.Job, work: Path) -> int:
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     with (work / "trainer.log").open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.trainer", str(job_file)],
+            [sys.executable, "-m", process_of_trainer.__name__, str(job_file)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -84,7 +85,8 @@ def _attempt(job: trainer.Job, work: Path) -> int:
     with _ended_with_us(process):
         progress = Progress(work)
         while process.poll() is None:
-            time.sleep(POLL_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_SECONDS)
             progress.update()
         progress.update(last=True)
     return process.returncode
@@ -103,55 +105,6 @@ def _ended_with_us(process: subprocess.Popen[Any]) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-
-
-class Progress:
-    """The trainer's metrics file, read as it grows, as log lines and as a progress artifact in the Prefect UI."""
-
-    def __init__(self, work: Path) -> None:
-        self.metrics = work / "metrics.jsonl"
-        self.status = work / "status.json"
-        self.offset = 0
-        self.started: tuple[int, float] | None = None
-        self.loss = self.validation = float("nan")
-        self.artifact: Any = None
-        self.shown = 0.0
-
-    def update(self, *, last: bool = False) -> None:
-        """Reads what is new; a line counts once it is whole."""
-        if not self.status.exists() or not self.metrics.exists():
-            return
-        with self.metrics.open("rb") as file:
-            file.seek(self.offset)
-            new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        lines = [json.loads(line) for line in whole.splitlines()]
-        for line in lines:
-            self.loss = line.get("loss", self.loss)
-            if "eval_loss" in line:
-                self.validation = line["eval_loss"]
-                log.info("%s", self._sentence(line))
-        if lines and (last or time.monotonic() - self.shown > PROGRESS_SECONDS):
-            self.shown = time.monotonic()
-            self._show(lines[-1])
-
-    def _sentence(self, line: dict[str, Any]) -> str:
-        step, planned = line["step"], line["planned"]
-        self.started = self.started or (step, line["time"])
-        since, at = self.started
-        left = (line["time"] - at) / (step - since) * (planned - step) if step > since else float("nan")
-        remaining = f", about {left:.0f} s left" if left == left and step < planned else ""
-        return f"step {step} of {planned}: loss {self.loss:.4f}, validation loss {self.validation:.4f}{remaining}"
-
-    def _show(self, line: dict[str, Any]) -> None:
-        sentence, percent = self._sentence(line), 100 * line["step"] / line["planned"]
-        if TaskRunContext.get() is None:
-            return
-        if self.artifact is None:
-            self.artifact = create_progress_artifact(progress=percent, key="training", description=sentence)
-        else:
-            update_progress_artifact(artifact_id=self.artifact, progress=percent, description=sentence)
 
 
 def _failure(code: int, work: Path) -> TrainingError:
@@ -182,35 +135,59 @@ def _error(work: Path) -> str:
 )
 @cached(
     libraries=("torch", "transformers", "trl", "peft", "bitsandbytes"),
-    volatile=("metrics", "status", "summary", "trainer"),
+    volatile=("curves", "metrics", "status", "summary", "trainer"),
 )
-def train(folder: Path, tokens: Tokens, base: Base, method: Method, training: Training) -> Adapter:
-    """The tuned weights of the step with the lowest validation loss, with the curves and the contract."""
+def train(
+    folder: Path,
+    tokens: Tokens,
+    base: Base,
+    method: Method,
+    training: Training,
+    compute: Compute,
+    scan: Scan | None = None,
+) -> Adapter:
+    """The tuned weights of the best step by training.best_by, with the curves, warnings and the contract."""
     work = work_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
     contract = json.loads(tokens.path("contract.json").read_text(encoding="utf-8"))
+    micro_batch, shortage = budget.before_training(base, tokens, method, training, compute)
+    if shortage:
+        log.warning("  %s", shortage)
     job = trainer.Job(
         weights=base.weights,
         reference=base.reference,
         train=tokens.path("train.parquet"),
         validation=tokens.path("validation.parquet"),
         pad_token_id=contract["pad_token_id"],
+        stop_token_ids=contract["stop_token_ids"],
         method=method,
+        modules=scan.chosen if scan else (),
         training=training,
-        micro_batch=training.micro_batch or training.batch,
+        compute=compute,
+        micro_batch=micro_batch,
+    )
+    log.info(
+        "  loading %s; %d rows to train on, %d to look at", base.reference, tokens.num_train, tokens.num_validation
     )
     started = time.monotonic()
     run_trainer(job, work)
-    summary = json.loads((work / "summary.json").read_text(encoding="utf-8"))
-    shutil.copytree(work / "model", folder / "model")
+    seconds = time.monotonic() - started
+    shutil.move(work / "model", folder / "model")
     for name in ("metrics.jsonl", "status.json", "summary.json", "trainer.log"):
         shutil.copy(work / name, folder / name)
     shutil.copy(tokens.path("contract.json"), folder / "contract.json")
+    found = curves.read(folder)
+    warnings = curves.warnings(found)
+    curves.write_page(folder / "curves.html", found, warnings)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return Adapter(
         method=method.kind,
         steps=summary["steps"],
         best_step=summary["best_step"],
+        best_by=summary["best_by"],
+        best_value=summary["best_value"],
         best_validation_loss=summary["best_validation_loss"],
         stopped_early=summary["stopped_early"],
-        train_seconds=round(time.monotonic() - started, 1),
+        warnings=tuple(warning.sentence for warning in warnings),
+        train_seconds=round(seconds, 1),
     )

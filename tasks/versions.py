@@ -3,10 +3,16 @@
 A version is what ingest made of the sources, known by its content digest. Once its rows have passed every data stage it
 is accepted: it gets a line in `<home>/versions/<name>.jsonl`. The next data are held against it (check), and its rows
 keep their sides (split). A line names its parent, so that data that were accepted before find the same version before
-them as the first time, and nothing runs anew. Another split.seed or split.by is another history.
+them as the first time, and nothing runs anew.
 
-The newest version of a history is replaced when its data are accepted under other settings; an older one is not, since
-later ones stand on it.
+Another split.seed or split.by begins another history. To set one of them is to ask for other sides, which rows that
+stay could not get; in a history of its own it gives what it says, and going back finds the old history where it was.
+All other settings go on in the same history: rows keep their sides under another threshold or share, and what that
+changes is what becomes of new rows.
+
+The newest version of a history is replaced when its data are accepted under other settings, as by a trial with
+split.sticky=false; an older one is not, since later ones stand on it. What was replaced stays in the line, and how many
+rows are on another side by it is said. A run with the settings as they were puts the old sides back.
 """
 
 import json
@@ -16,15 +22,19 @@ import time
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks import config
-from tasks.artifacts import Artifact, CheckedRows, Rows, Splits, UniqueRows
+from tasks.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, UniqueRows
 from tasks.caching import kept, lock
 from tasks.config import Split
 from tasks.errors import ConfigError, TunewrightError
+from tasks.split.writing import GONE
 
 A = TypeVar("A", bound=Artifact)
 
@@ -46,6 +56,17 @@ class Part(BaseModel):
         return config.home() / "artifacts" / self.stage / self.key
 
 
+class Replaced(BaseModel):
+    """What a line said before the same data were accepted under other settings."""
+
+    model_config = ConfigDict(frozen=True)
+
+    accepted: str  # UTC
+    run: str
+    moved: int | None  # rows that were on another side than those that replaced it have; None where it was gone
+    known: int  # rows with a side in both, of which `moved` are some
+
+
 class Version(BaseModel):
     """One line of a ledger: one accepted version of the data."""
 
@@ -62,8 +83,9 @@ class Version(BaseModel):
     unique: Part
     splits: Part
     counts: dict[str, int]  # read, rows, checked, unique, train, validation, test
-    added: int | None  # rows whose row_id the version before does not have; None where that one's rows are gone
-    removed: int | None
+    added: int | None  # records that the version before does not have; None where that one's rows are gone
+    removed: int | None  # records of the version before that this one does not have
+    replaced: tuple[Replaced, ...] = ()  # the oldest first
 
 
 class Before(BaseModel):
@@ -125,11 +147,14 @@ def accept(before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows,
             _write(file, [*lines, entry])
             return entry
         entry = _entry(before, rows, checked, unique, splits, (known.added, known.removed))
-        same = entry.model_copy(update={"accepted": known.accepted, "run": known.run}) == known
-        if same or known is not past[-1]:
+        same = {"accepted": known.accepted, "run": known.run, "replaced": known.replaced}
+        if entry.model_copy(update=same) == known or known is not past[-1]:
             return known
+        replaced = _replaced(known, splits)
+        entry = entry.model_copy(update={"replaced": (*known.replaced, replaced)})
         _write(file, [entry if line is known else line for line in lines])
-        return entry
+    _say(before.name, known, replaced)
+    return entry
 
 
 def history(name: str, seed: int, by: str) -> list[Version]:
@@ -189,22 +214,59 @@ def _entry(
     )
 
 
+def _replaced(known: Version, splits: Splits) -> Replaced:
+    """What becomes of a line whose rows have other sides now, those that are set aside the side they return to."""
+    here = splits.path(SIDES_FILE)
+    there = here if known.splits.digest == splits.digest else known.splits.folder / SIDES_FILE
+    moved, num_known = None, 0
+    if there.is_file():
+        is_here = pc.field("because") != GONE
+        new, old = (pq.read_table(file, columns=["row_id", "side"], filters=is_here) for file in (here, there))
+        both = new.join(old, "row_id", join_type="inner", right_suffix="_before").drop_null()
+        moved, num_known = both.filter(pc.field("side") != pc.field("side_before")).num_rows, both.num_rows
+    return Replaced(accepted=known.accepted, run=known.run, moved=moved, known=num_known)
+
+
+def _say(name: str, known: Version, replaced: Replaced) -> None:
+    """Warns where the sides of a version are others than those that it was accepted with."""
+    if replaced.moved == 0:
+        return
+    when = f"{replaced.accepted[:16].replace('T', ' ')}{f' by run {replaced.run}' if replaced.run else ''}"
+    moved = (
+        f"and the sides that it was accepted with on {when} are gone, so how many rows are on another is not known"
+        if replaced.moved is None
+        else f"{replaced.moved:,} of {replaced.known:,} rows are on another side than when it was accepted on {when}"
+    )
+    log.warning(
+        "version %d of the data of %s was split anew: %s; the next data follow the new sides, unless a run with the "
+        "settings as they were puts the old ones back",
+        *(known.number, name, moved),
+    )
+
+
 def _part(artifact: Artifact) -> Part:
     return Part(stage=artifact.stage, key=artifact.key, digest=artifact.digest)
 
 
 def _changes(rows: Rows, parent: str, past: list[Version]) -> tuple[int | None, int | None]:
-    """How many rows came and went since the version before, by row_id; None where that one's rows are gone."""
+    """How many records came and went since the version before: what it had, and these, are the records of this one.
+
+    Records are told apart by their row_id; of equal ones it counts how many there are. None where the rows are gone.
+    """
     earlier = next((version.rows.folder / "rows.parquet" for version in past if version.rows.digest == parent), None)
     if earlier is None:
         return rows.num_rows, 0
     if not earlier.is_file():
         return None, None
-    old, new = (pq.read_table(file, columns=["row_id"]) for file in (earlier, rows.path("rows.parquet")))
-    return (
-        new.join(old, "row_id", join_type="left anti").num_rows,
-        old.join(new, "row_id", join_type="left anti").num_rows,
-    )
+    new, old = (_counted(file) for file in (rows.path("rows.parquet"), earlier))
+    both = new.join(old, "row_id", join_type="full outer", right_suffix="_before")
+    now, then = (np.asarray(both[name].fill_null(0)) for name in ("count_all", "count_all_before"))
+    return int((now - then).clip(min=0).sum()), int((then - now).clip(min=0).sum())
+
+
+def _counted(file: Path) -> pa.Table:
+    """How many records of a row table have each row_id."""
+    return pq.read_table(file, columns=["row_id"]).group_by("row_id").aggregate([([], "count_all")])
 
 
 def _read(file: Path) -> list[Version]:

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts import ROW_SCHEMA, SPLIT_SCHEMA, Base, Splits
+from tasks.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, SPLIT_SCHEMA, Base, Rows, Splits
 
 Message = dict[str, str]
 Conversation = Sequence[str] | Sequence[Message]  # plain texts are turns of user, assistant, user, ...
 WriteRows = Callable[..., pa.Table]
+MakeRows = Callable[..., Rows]
 MakeSplits = Callable[..., Splits]
 
 CHATML = (
@@ -135,6 +136,34 @@ def write_rows() -> WriteRows:
         return table
 
     return write
+
+
+@pytest.fixture
+def make_rows(tmp_path: Path, write_rows: Callable[..., pa.Table]) -> MakeRows:
+    """`make_rows(conversations, refused=2)` is what ingest hands on: these rows or a `table`, and refusals."""
+
+    def make(conversations: Sequence[Any] = (), *, table: pa.Table | None = None, refused: int = 0) -> Rows:
+        folder = tmp_path / "rows"
+        written = write_rows(folder / "rows.parquet", conversations) if table is None else table
+        folder.mkdir(exist_ok=True)
+        pq.write_table(written, folder / "rows.parquet")
+        lines = [
+            {"file": "data.jsonl", "line": 1000 + n, "reason": "bad_json", "detail": "no JSON", "text": "{"}
+            for n in range(refused)
+        ]
+        pq.write_table(pa.Table.from_pylist(lines, QUARANTINE_SCHEMA), folder / "quarantine.parquet")
+        return Rows(
+            stage="ingest",
+            folder=folder,
+            digest=hashlib.sha256((folder / "rows.parquet").read_bytes()).hexdigest(),
+            num_read=len(written) + refused,
+            num_rows=len(written),
+            num_quarantined=refused,
+            reasons={"bad_json": refused} if refused else {},
+            detected={"data.jsonl": "jsonl, messages"},
+        )
+
+    return make
 
 
 @pytest.fixture

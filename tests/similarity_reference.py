@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections import Counter
 
-from tasks.similarity.folding import APOSTROPHES, FULL_STOP, OPERATORS, SPACELESS_RANGES, VARIANTS
+from tasks.similarity.folding import APOSTROPHES, FULL_STOPS, OPERATORS, SPACELESS_RANGES, VARIANTS
 from tasks.similarity.prompts import FEWEST_BOILERPLATE_ROWS
 
 SEGMENT = re.compile(r"[\r\n]+|(?<=[.!?:])[\t\n\v\f\r\x1c-\x1f ]+")
@@ -12,7 +12,7 @@ NUMBER = re.compile(r"[-+*/^<>=]?[\t\n\v\f\r\x1c-\x1f ]?[0-9]+(?:[.,][0-9]+)*")
 
 
 def folded(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text if text.isascii() else FULL_STOP.sub("\n", text))
+    text = unicodedata.normalize("NFKC", text if text.isascii() else re.sub(f"(?<=[{FULL_STOPS}])", "\n", text))
     plain = (OPERATORS.get(c, str(unicodedata.decimal(c)) if c.isdecimal() else c) for c in text)
     return "".join(plain).casefold()
 

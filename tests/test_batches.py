@@ -1,19 +1,35 @@
-"""Both layouts of a batch give the same loss and the same gradients."""
+"""However a step's rows are laid out and cut, the loss and the gradients are the same."""
 
+import itertools
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from tasks import batches
+from tasks import batches, speed
 from tasks.artifacts import IGNORED, Base
-from tasks.batches import answer_loss, plain_batch, shared_batch, shared_prefix
+from tasks.batches import Batch, Collator, answer_loss, cut, flash, num_labels, packed, padded, shared_prefix
+
+Rows = list[dict[str, list[int]]]
+LAYOUTS: dict[str, Callable[[Rows], Batch]] = {
+    "shared": lambda rows: packed(rows, share=True),
+    "packed": lambda rows: packed(rows, share=False),
+    "padded": lambda rows: padded(rows, pad_token_id=2),
+}
+CASES = [
+    (20, [(5, 3), (1, 7), (9, 1), (4, 4)]),
+    (0, [(5, 3), (2, 7)]),
+    (12, [(6, 2)]),
+    (1, [(3, 3), (4, 2)]),
+    (8, [(0, 3), (0, 5)]),  # the whole prompt is shared
+]
 
 
-def make_rows(prefix: int, lengths: list[tuple[int, int]], seed: int = 0) -> list[dict[str, list[int]]]:
+def make_rows(prefix: int, lengths: list[tuple[int, int]], seed: int = 0) -> Rows:
     """Rows of a common prefix, then (own prompt, answer) tokens each."""
     rng = random.Random(seed)
     common = [rng.randrange(10, 200) for _ in range(prefix)]
@@ -25,58 +41,113 @@ def make_rows(prefix: int, lengths: list[tuple[int, int]], seed: int = 0) -> lis
     return rows
 
 
-def loss_and_gradients(base: Base, batch: dict[str, torch.Tensor], attention: str) -> tuple[float, torch.Tensor]:
+def adapted(model: Any, layout: str) -> Any:
+    """The model with an adapter that does something, and the attention of a layout."""
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_pretrained(base.weights, attn_implementation=attention)
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    loss = answer_loss(model.train(), batch)
+    model.set_attn_implementation("sdpa" if layout == "padded" else batches.ATTENTION)
+    return model.train()
+
+
+def gradients(model: Any) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def loss_and_gradients(base: Base, rows: Rows, layout: str) -> tuple[float, torch.Tensor]:
+    model = adapted(AutoModelForCausalLM.from_pretrained(base.weights), layout)
+    loss = answer_loss(model, LAYOUTS[layout](rows))
     loss.backward()
-    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+    return loss.item(), gradients(model)
 
 
-@pytest.mark.parametrize(
-    ("prefix", "lengths"),
-    [
-        (20, [(5, 3), (1, 7), (9, 1), (4, 4)]),
-        (0, [(5, 3), (2, 7)]),
-        (12, [(6, 2)]),
-        (1, [(3, 3), (4, 2)]),
-        (8, [(0, 3), (0, 5)]),  # the whole prompt is shared
-    ],
-)
-def test_a_shared_prefix_changes_neither_loss_nor_gradients(
-    tiny_base: Base, prefix: int, lengths: list[tuple[int, int]]
+def assert_equal(ours: tuple[float, torch.Tensor], plain: tuple[float, torch.Tensor]) -> None:
+    assert ours[0] == pytest.approx(plain[0], rel=1e-5)
+    assert (ours[1] - plain[1]).norm() <= 1e-4 * plain[1].norm()
+    assert plain[1].norm() > 0
+
+
+@pytest.mark.parametrize("layout", ["shared", "packed"])
+@pytest.mark.parametrize(("prefix", "lengths"), CASES)
+def test_a_layout_changes_neither_loss_nor_gradients(
+    tiny_base: Base, layout: str, prefix: int, lengths: list[tuple[int, int]]
 ) -> None:
     rows = make_rows(prefix, lengths)
-    shared, shared_gradients = loss_and_gradients(tiny_base, shared_batch(rows), batches.ATTENTION)
-    plain, plain_gradients = loss_and_gradients(tiny_base, plain_batch(rows, pad_token_id=2), "sdpa")
-    assert shared == pytest.approx(plain, rel=1e-5)
-    assert (shared_gradients - plain_gradients).norm() <= 1e-4 * plain_gradients.norm()
-    assert plain_gradients.norm() > 0
+    assert_equal(loss_and_gradients(tiny_base, rows, layout), loss_and_gradients(tiny_base, rows, "padded"))
+
+
+@pytest.mark.parametrize("kind", sorted(speed.SHARING))
+def test_models_that_may_share_have_equal_losses(kind: str) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "head_dim": 8}
+    sizes |= {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+    if "mixtral" in kind:
+        sizes |= {"num_local_experts": 4}
+    if "moe" in kind:
+        sizes |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+        sizes |= {"shared_expert_intermediate_size": 16}
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).eval()
+    rows = make_rows(9, [(5, 3), (2, 7), (9, 2)])
+    losses = []
+    for layout, lay in LAYOUTS.items():
+        model.set_attn_implementation("sdpa" if layout == "padded" else batches.ATTENTION)
+        losses.append(answer_loss(model, lay(rows)).item())
+    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
+    assert losses[1] == pytest.approx(losses[2], rel=1e-5)
 
 
 def test_several_answers_of_one_conversation_are_all_scored(tiny_base: Base) -> None:
     rows = make_rows(6, [(4, 8), (3, 9)])
     for row in rows:
         row["labels"][-3] = row["labels"][-4] = IGNORED
-    shared, _ = loss_and_gradients(tiny_base, shared_batch(rows), batches.ATTENTION)
-    plain, _ = loss_and_gradients(tiny_base, plain_batch(rows, pad_token_id=2), "sdpa")
-    assert shared == pytest.approx(plain, rel=1e-5)
+    shared, _ = loss_and_gradients(tiny_base, rows, "shared")
+    assert shared == pytest.approx(loss_and_gradients(tiny_base, rows, "padded")[0], rel=1e-5)
 
 
-def test_the_loss_is_that_of_the_library(tiny_base: Base) -> None:
+def test_the_loss_and_its_gradient_are_those_of_the_library(tiny_base: Base) -> None:
     rows = make_rows(10, [(5, 5)])
-    model = AutoModelForCausalLM.from_pretrained(tiny_base.weights)
     ids, labels = (torch.tensor([rows[0][name]]) for name in ("input_ids", "labels"))
-    expected = model(input_ids=ids, labels=labels).loss.item()
-    assert answer_loss(model, plain_batch(rows, pad_token_id=2)).item() == pytest.approx(expected, rel=1e-5)
+    found = []
+    for ours in (True, False):
+        model = adapted(AutoModelForCausalLM.from_pretrained(tiny_base.weights), "padded")
+        loss = answer_loss(model, padded(rows, 2)) if ours else model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        found.append((loss.item(), gradients(model)))
+    assert_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_loss_in_pieces_is_torchs_own(monkeypatch: pytest.MonkeyPatch, precision: torch.dtype) -> None:
+    monkeypatch.setattr("tasks.batches.loss.PIECE", 4)
+    torch.manual_seed(0)
+    labels = torch.tensor([[3, IGNORED, 7, 1, 1, IGNORED, 0, 9, 4]])
+    results = []
+    for ours in (True, False):
+        torch.manual_seed(1)
+        logits = torch.randn(1, 9, 20, requires_grad=True)
+
+        def model(logits: torch.Tensor = logits, **_: Any) -> Any:
+            return type("Output", (), {"logits": logits.to(precision)})
+
+        if ours:
+            loss = answer_loss(model, {"inputs": {}, "labels": labels})
+        else:
+            scores = logits.to(precision).float().flatten(0, 1)
+            loss = torch.nn.functional.cross_entropy(scores, labels.flatten(), ignore_index=IGNORED)
+        loss.backward()
+        assert logits.grad is not None
+        results.append((loss.item(), logits.grad))
+    tolerance = 1e-6 if precision == torch.float32 else 4e-3
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    assert (results[0][1] - results[1][1]).norm() <= tolerance * results[1][1].norm()
 
 
 def test_every_label_is_scored_once() -> None:
     rows = make_rows(7, [(3, 4), (2, 6), (1, 1)])
     wanted = sorted(label for row in rows for label in row["labels"] if label != IGNORED)
-    for batch in (shared_batch(rows), plain_batch(rows, pad_token_id=2)):
+    for batch in (*(lay(rows) for lay in LAYOUTS.values()), flash(rows)):
         assert sorted(batch["labels"][batch["labels"] != IGNORED].tolist()) == wanted
+        assert num_labels(batch) == len(wanted)
 
 
 def test_a_trained_stop_token_equal_to_the_pad_token_stays_trained() -> None:
@@ -84,8 +155,8 @@ def test_a_trained_stop_token_equal_to_the_pad_token_stays_trained() -> None:
         {"input_ids": [5, 6, 2], "labels": [IGNORED, IGNORED, 2]},
         {"input_ids": [5] * 6, "labels": [IGNORED] * 5 + [7]},
     ]
-    batch = plain_batch(rows, pad_token_id=2)
-    assert batch["attention_mask"].sum(dim=1).tolist() == [3, 6]
+    batch = padded(rows, pad_token_id=2)
+    assert batch["inputs"]["attention_mask"].sum(dim=1).tolist() == [2, 5]
     assert 2 in batch["labels"].tolist()[0]
 
 
@@ -94,8 +165,49 @@ def test_the_token_that_predicts_the_first_label_is_not_shared() -> None:
     assert shared_prefix(rows) == 2
 
 
-def test_a_model_with_a_sliding_window_says_why_it_cannot_share(tiny_base: Base) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_base.weights)
-    assert batches.can_share(model, longest=100) == ""
-    model.config.sliding_window = 64
-    assert "slides over 64 tokens and a row has 100" in batches.can_share(model, longest=100)
+def test_nothing_is_computed_behind_the_last_prediction() -> None:
+    rows = make_rows(4, [(3, 2), (3, 2)])
+    for row in rows:
+        row["input_ids"] += [7, 8]
+        row["labels"] += [IGNORED, IGNORED]
+    assert padded(rows, 2)["inputs"]["input_ids"].shape == (2, 8)
+    assert packed(rows, share=True)["inputs"]["input_ids"].shape == (1, 4 + 2 * 4)
+
+
+def test_flash_rows_end_where_the_next_begins() -> None:
+    rows = make_rows(2, [(1, 2), (3, 4)])
+    inputs = flash(rows)["inputs"]
+    assert inputs["cu_seq_lens_q"].tolist() == [0, 4, 12]
+    assert inputs["cu_seq_lens_q"].dtype == torch.int32
+    assert inputs["position_ids"].tolist() == [[*range(4), *range(8)]]
+    assert inputs["max_length_q"] == 8
+
+
+@pytest.mark.parametrize(("layout", "max_tokens"), [("shared", 30), ("packed", 40), ("padded", 40)])
+def test_a_micro_batch_computes_no_more_tokens_than_it_may(layout: Any, max_tokens: int) -> None:
+    rng = random.Random(3)
+    rows = make_rows(12, [(rng.randrange(1, 9), rng.randrange(1, 9)) for _ in range(40)])
+    groups = cut(rows, layout, 64, max_tokens)
+    assert sorted(map(repr, rows)) == sorted(repr(row) for group in groups for row in group)
+    lay = Collator(layout, 2, 64)
+    tokens = [lay.lay(group)["inputs"]["input_ids"].numel() for group in groups]
+    assert max(tokens) <= max_tokens
+    # cutting is close: no neighbours would have fitted together
+    assert all(lay.lay(a + b)["inputs"]["input_ids"].numel() > max_tokens for a, b in itertools.pairwise(groups))
+
+
+def test_a_row_of_more_tokens_than_allowed_stands_alone() -> None:
+    rows = make_rows(0, [(30, 3), (2, 2), (2, 2)])
+    assert sorted(len(group) for group in cut(rows, "packed", 8, 10)) == [1, 2]
+
+
+def test_rows_that_begin_alike_are_cut_together() -> None:
+    first, second = make_rows(10, [(3, 2)] * 3, seed=1), make_rows(10, [(3, 2)] * 3, seed=2)
+    mixed = [row for pair in zip(first, second, strict=True) for row in pair]
+    groups = cut(mixed, "shared", 3, None)
+    assert [shared_prefix(group) for group in groups] == [10, 10]
+
+
+def test_rows_stay_in_order_where_nothing_is_cut() -> None:
+    rows = make_rows(3, [(4, 2), (1, 1)])
+    assert cut(rows, "padded", 2, None) == [rows]

@@ -13,7 +13,7 @@ import pytest
 from tasks.artifacts import UniqueRows
 from tasks.caching import MANIFEST, cached
 from tasks.config import Dedupe
-from tasks.errors import TunewrightError
+from tasks.errors import DataError, TunewrightError
 
 
 @cached(libraries=("numpy",), volatile=("report",))
@@ -108,3 +108,69 @@ def test_a_killed_holder_blocks_nobody(tmp_path: Path) -> None:
     time.sleep(0.5)
     holder.send_signal(signal.SIGKILL)
     assert "started" in waiting.communicate(timeout=60)[0]
+
+
+@cached()
+def refusing(folder: Path, text: str, settings: Dedupe) -> UniqueRows:
+    (folder / "rows.txt").write_text(text)
+    (folder / "removed.txt").write_text(text)
+    if (folder.parents[3] / "refuse").exists():
+        raise DataError(f"{text} is refused", see=("removed.txt", "never_written.txt"))
+    return UniqueRows(num_rows=1, num_removed=0, reasons={}, boilerplate=())
+
+
+def test_a_stage_that_refuses_its_data_leaves_what_it_names_and_no_artifact(tmp_path: Path, home: Path) -> None:
+    (tmp_path / "refuse").touch()
+    with pytest.raises(DataError) as caught:
+        refusing("a", Dedupe())
+    left = refusing.stopped("a", Dedupe())
+    assert left
+    assert (left.message, left.files, left.run) == ("a is refused", ("removed.txt",), "a call outside a flow")
+    assert str(caught.value) == f"a is refused; see {left.folder / 'removed.txt'}"
+    assert left.folder == home / "stopped" / "refusing" / refusing.key("a", Dedupe())
+    assert sorted(path.name for path in left.folder.iterdir()) == ["removed.txt", "stopped.json"]
+    assert refusing.find("a", Dedupe()) is None
+    assert not [path for path in (home / "artifacts").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert refusing.because("a", Dedupe()) == [f"it stopped on the same data, {left.when}: a is refused"]
+    assert refusing.stopped("a", Dedupe(threshold=0.8)) is None
+
+
+def test_what_a_stage_left_is_replaced_when_it_stops_again_and_goes_when_it_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "refuse").touch()
+    with pytest.raises(DataError):
+        refusing("a", Dedupe())
+    left = refusing.stopped("a", Dedupe())
+    assert left
+    left.path("removed.txt").write_text("of the first time")
+    with pytest.raises(DataError, match=r"; see home/stopped/refusing/\w+/removed.txt$"):
+        refusing("a", Dedupe())
+    assert left.path("removed.txt").read_text() == "a"
+    (tmp_path / "refuse").unlink()
+    refusing("a", Dedupe())
+    assert not left.folder.exists()
+    assert refusing.stopped("a", Dedupe()) is None
+
+
+def test_a_disk_that_is_full_does_not_hide_why_a_stage_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, *_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "refuse").touch()
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(DataError, match=r"^a is refused$"):
+        refusing("a", Dedupe())
+    assert refusing.stopped("a", Dedupe()) is None
+
+
+def test_a_note_that_was_half_written_is_none(tmp_path: Path) -> None:
+    (tmp_path / "refuse").touch()
+    with pytest.raises(DataError):
+        refusing("a", Dedupe())
+    left = refusing.stopped("a", Dedupe())
+    assert left
+    for half in ('{"mess', "[]", "{}"):
+        left.path("stopped.json").write_text(half)
+        assert refusing.stopped("a", Dedupe()) is None

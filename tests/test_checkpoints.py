@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tasks import checkpoints
+from tasks.trainer import checkpoints
 
 
 def make(folder: Path, step: int, *, sealed: bool = True) -> Path:

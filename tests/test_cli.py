@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from flows import cli
 from tasks import caching
 from tasks.artifacts import Base
+from tasks.config import Checks
 
 SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
 PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake")
@@ -36,7 +37,8 @@ deployments:
       data: {sources: [{path: rows.jsonl}]}
       model: {base: "BASE", max_length: 128}
       method: {rank: 2, alpha: 4}
-      training: {learning_rate: 1e-2, max_steps: 2, batch: 4, threads: 1}
+      training: {learning_rate: 1e-2, max_steps: 2, batch: 4}
+      compute: {threads: 1}
       evaluation: {max_new_tokens: 4}
 """
 Run = Callable[..., Result]
@@ -149,6 +151,31 @@ def test_a_plan_for_a_program_writes_one_json_object_and_nothing_else(
     assert stages["evaluate", "candidate"]["because"] == ["train runs first"]
 
 
+def test_a_plan_says_what_training_would_take(after_first: Run) -> None:
+    result = after_first("plan", "tiny.yaml", "--json", "--device", "rtx-4090")
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)["training"]
+    assert [method["method"] for method in told["methods"]] == ["lora", "qlora", "full", "spectrum"]
+    chosen, full = told["methods"][0], told["methods"][2]
+    assert (told["rows"], told["device"]["name"], told["warning"]) == ("render", "GeForce RTX 4090", "")
+    assert chosen["steps"] == 2
+    assert 0 < chosen["trained_parameters"] < chosen["parameters"] == full["trained_parameters"]
+    assert chosen["memory_bytes"]["peak"] < sum(chosen["memory_bytes"].values())
+    assert 0 < chosen["seconds"][0] <= chosen["seconds"][1]
+    here = json.loads(after_first("plan", "tiny.yaml", "--json").stdout)["training"]
+    assert here["methods"][0]["seconds_from"].startswith("an earlier run of 2 steps")
+
+
+def test_a_plan_before_anything_ran_knows_the_base_and_not_the_rows(tunewright: Run) -> None:
+    result = tunewright("plan", "tiny.yaml")
+    assert result.exit_code == 0
+    assert "rows of model.max_length=128 tokens" in " ".join(result.stdout.split())
+    assert "what it would take" not in tunewright("plan", "tiny.yaml", "--until", "render").stdout
+    code, line = refusal(tunewright("plan", "tiny.yaml", "--device", "rtx-4900"))
+    assert (code, "did you mean rtx-4090?" in line) == (2, True)
+    assert refusal(tunewright("plan", "tiny.yaml", "--calibrate"))[1].endswith("--until render makes them")
+
+
 @pytest.fixture
 def after_first(
     first: tuple[Path, subprocess.CompletedProcess[str]], tunewright: Run, monkeypatch: pytest.MonkeyPatch
@@ -189,6 +216,7 @@ def test_a_row_is_told_from_its_line_to_its_side(after_first: Run) -> None:
         (["--row", "f" * 64], "no such record among the 72 of version 1"),
         (["--row", "f", "--text", "harbour"], "give one of them"),
         (["--version", "7"], "--version 7: no such version of tiny; accepted: 1"),
+        (["--version", "x"], "--version x: accepted: a number"),
         (["--set", "registry.name=other", "--version", "1"], "no such version of other; accepted: none yet"),
     ],
 )
@@ -226,8 +254,10 @@ def test_a_short_run_ends_with_what_can_be_said_so_far(tunewright: Run) -> None:
         (["--set", "model.base=nobody/nothing"], ["model.base=nobody/nothing", "no such folder here", "the hub"]),
         (["--until", "split", "--require-promotion"], ["--require-promotion", "ends with split"]),
         (["--set", "data.sources=nowhere.jsonl"], ["nowhere.jsonl"]),
-        (["--until", "trian"], ["trian", "did you mean train"]),
-        (["--refresh", "nothing"], ["nothing", "dedupe"]),
+        (["--until", "trian"], ['--until "trian": did you mean train? accepted: ingest, base']),
+        (["--until", ""], ['--until "": accepted: ingest, base']),
+        (["--refresh", "split", "--refresh", "x"], ['--refresh "x": accepted: ingest, base']),
+        (["--set", "checks.expectations=[{name: emty_answer}]"], ["expectations[0].name=emty_answer", "empty_answer"]),
         (["--deployment", "other"], ["other", "tiny"]),
     ],
 )
@@ -236,6 +266,45 @@ def test_wrong_settings_are_one_line_and_code_2(tunewright: Run, arguments: list
     assert code == 2
     for part in said:
         assert part in line
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("data.sources=row.jsonl", "command line: data.sources[0].path=row.jsonl: no such file in "),
+        ("data.sources=nowhere/*.jsonl", "command line: data.sources[0].path=nowhere/*.jsonl: no file matches: "),
+        ("model.base=./nowhere", "command line: model.base=./nowhere: no such folder"),
+        (
+            "dedupe={semantic: 0.9, semantic_model: nowhere}",
+            "command line: dedupe.semantic_model=nowhere: nowhere has ",
+        ),
+        (
+            "checks.expectations=[{name: test_suite.ExpectTicketNumber, arguments: {column: promt}}]",
+            "command line: checks.expectations[0].arguments.column=promt is no column of the rows; did you mean promp",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_what_a_run_cannot_use_is_said_before_it_begins(
+    tunewright: Run, monkeypatch: pytest.MonkeyPatch, command: str, assignment: str, said: str
+) -> None:
+    monkeypatch.setattr("flows.finetune.finetune", None)
+    code, line = refusal(tunewright(command, "tiny.yaml", "--set", assignment))
+    assert code == 2
+    assert line.startswith(said)
+
+
+def test_a_file_is_looked_at_once_before_a_run(tunewright: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Checks] = []
+
+    def look(checks: Checks) -> tuple[tuple[str, str], ...]:
+        looked.append(checks)
+        return ()
+
+    monkeypatch.setattr("flows.inputs.own_expectations", look)
+    assert tunewright("run", "tiny.yaml", "-q", "--until", "ingest").exit_code == 0
+    assert tunewright("plan", "tiny.yaml", "--until", "ingest").exit_code == 0
+    assert len(looked) == 2
 
 
 def test_a_home_that_cannot_be_made_is_one_line_and_code_2(

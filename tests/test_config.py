@@ -109,9 +109,12 @@ def test_defaults_hold_their_own_bounds_and_agree_with_each_other() -> None:
     ("section", "values", "message"),
     [
         (Split, {"validation": 0.5, "test": 0.5}, "validation=0.5 and test=0.5 leave nothing to train on; below 1"),
-        (Method, {"kind": "full", "rank": 8}, "kind=full has no adapter, so rank would do nothing: leave it out"),
-        (Method, {"kind": "full", "alpha": 8, "dropout": 0.1}, "kind=full has no adapter, so alpha, dropout would"),
-        (Training, {"batch": 16, "micro_batch": 5}, "micro_batch=5 does not divide batch=16"),
+        (Method, {"kind": "full", "rank": 8}, "kind=full: rank would do nothing; it has no settings of its own"),
+        (Method, {"kind": "full", "alpha": 8, "dropout": 0.1}, "kind=full: alpha, dropout would do nothing"),
+        (Method, {"kind": "lora", "bits": 8}, "kind=lora: bits would do nothing; it has alpha, "),
+        (Method, {"kind": "spectrum", "rank": 8}, "kind=spectrum: rank would do nothing; it has share"),
+        (Training, {"batch": 16, "micro_batch": 17}, "micro_batch=17 is not between 1 and batch=16"),
+        (Training, {"batch": 16, "micro_batch": 0}, "micro_batch=0 is not between 1 and batch=16"),
         (Registry, {"alias": "latest"}, "alias=latest is reserved by MLflow; accepted is any other, such as champion"),
         (Registry, {"alias": "v12"}, "alias=v12 is reserved by MLflow; accepted is any other, such as champion"),
         (
@@ -137,7 +140,9 @@ def test_settings_that_contradict_each_other_say_so(section: type[BaseModel], va
     [
         (Split, {"validation": 0.5, "test": 0.4}),
         (Method, {"kind": "full", "rank": 16, "alpha": 32, "dropout": 0.0, "target": "all-linear"}),
-        (Training, {"batch": 16, "micro_batch": 16}),
+        (Method, {"kind": "qlora", "rank": 8, "bits": 8}),
+        (Training, {"batch": 16, "micro_batch": 5}),
+        (Training, {"batch": 16, "micro_batch": "auto"}),
         (Registry, {"alias": "v1a"}),
         (Settings, NEEDED | {"model": Model(base="org/name", max_length=256)}),
     ],

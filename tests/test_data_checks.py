@@ -174,6 +174,7 @@ FACT = {
     "failed": 1,
 }
 RESULTS = {
+    "stopped": "",
     "read": 3,
     "refused": 1,
     "rows": 2,
@@ -181,6 +182,7 @@ RESULTS = {
     "quarantined": 1,
     "reasons": {"ingest": {"bad_json": 1}, "check": {}},
     "findings": {"secrets": 1},
+    "given_sides": [],
     "conflicting_prompts": 1,
     "sources": [("s", 1, 1)],
     "since": None,

@@ -17,6 +17,7 @@ from flows.calls import Step
 from flows.data_command import Data, data_json, find, look_up, row_json
 from tasks import lineage
 from tasks.artifacts import (
+    HELD_OUT_SCHEMA,
     QUARANTINE_SCHEMA,
     REMOVED_SCHEMA,
     ROW_SCHEMA,
@@ -43,6 +44,7 @@ Record = dict[str, Any]
 def ingest(folder: Path, rows: list[Record], refused: list[Record]) -> Rows:
     write(folder / "rows.parquet", rows, ROW_SCHEMA)
     write(folder / "quarantine.parquet", refused, QUARANTINE_SCHEMA)
+    write(folder / "held_out.parquet", [], HELD_OUT_SCHEMA)
     return Rows(
         num_read=len(rows) + len(refused),
         num_rows=len(rows),
@@ -269,9 +271,14 @@ def test_every_record_has_one_life(data: Data) -> None:
 
 
 def test_a_row_that_was_set_aside_has_its_reason(data: Data) -> None:
-    assert life(data, 90)["life"] == [
-        {"stage": "ingest", "outcome": "refused", "reason": "bad_json", "detail": "why bad_json"}
-    ]
+    (refused,) = life(data, 90)["life"]
+    assert refused["in"] == str(next(iter(data.made or ())).path("quarantine.parquet"))
+    assert {name: refused[name] for name in ("stage", "outcome", "reason", "detail")} == {
+        "stage": "ingest",
+        "outcome": "refused",
+        "reason": "bad_json",
+        "detail": "why bad_json",
+    }
     assert event(data, 4, "check")["detail"] == "why empty_answer"
     assert event(data, 7, "split")["reason"] == "bridges_sides"
     removed = event(data, 5, "dedupe")
@@ -391,22 +398,24 @@ def test_where_the_sources_changed_the_version_accepted_last_is_shown(data: Data
     assert last.version == data.version
     assert (last.missing, list(last.changed)) == ("", ["ingest changed"])
     page = shown(data_view.show_data, last, "x.yaml")
-    assert "the sources have changed since: ingest changed" in page
+    assert "have changed since: ingest changed" in page
     assert "tunewright run x.yaml --until split" in page
 
 
 def test_an_earlier_version_can_be_looked_at(data: Data) -> None:
-    old = look_up(SETTINGS, 1)
+    old = look_up(SETTINGS, "1")
     assert old.title == "version 1 of 2 of the data of triage"
     assert outcomes(old, 2) == {"ingest": "read", "check": "passed", "dedupe": "kept", "split": "train"}
     assert life(old, 2)["versions"] == []
-    assert "accepted: 1, 2" in refusal(lambda: look_up(SETTINGS, 3))
+    assert "accepted: 1, 2" in refusal(lambda: look_up(SETTINGS, "3"))
+    for number in ("x", "1.5", "-1", ""):
+        assert refusal(lambda number=number: look_up(SETTINGS, number)) == f"--version {number}: accepted: a number"
 
 
 def test_a_version_whose_files_are_gone_is_one_line(data: Data) -> None:
     assert data.version
     (data.past[0].checked.folder / "quarantine.parquet").unlink()
-    assert "version 1 of triage" in refusal(lambda: look_up(SETTINGS, 1))
+    assert "version 1 of triage" in refusal(lambda: look_up(SETTINGS, "1"))
 
 
 def test_before_the_first_run_there_is_nothing_to_show(planned: Plan, home: Path) -> None:
@@ -425,7 +434,7 @@ def test_a_person_reads_the_same(data: Data) -> None:
     assert "in version 1 these messages were on no side (not there)" in one
     gone = shown(data_view.show_row, data, life(data, 5), "x.yaml")
     assert "near_duplicate of data/a.jsonl line 2 (row 222222222222), similarity 0.91" in gone
-    assert "never became a row" in shown(data_view.show_row, data, life(data, 90), "x.yaml")
+    assert "no row, in version 2" in shown(data_view.show_row, data, life(data, 90), "x.yaml")
 
 
 def test_text_of_a_row_is_no_markup(data: Data) -> None:

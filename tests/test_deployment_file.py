@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.deployment_file import MAX_BYTES, Pipeline, effective, load, override
+from flows.deployment_file import MAX_BYTES, Pipeline, effective, load, override, placed
 from flows.parameters import flat
 from tasks.config import STAGES, Data, Model, Registry, Settings, Source, Training
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, DataError
 
 PIPELINE = """\
 deployments:
@@ -194,8 +194,8 @@ def test_of_several_deployments_one_is_named(write: Write) -> None:
         ),
         (
             "learning_rate: 1e-4",
-            "micro_batch: 5",
-            "x.yaml line 10: training: micro_batch=5 does not divide batch=16",
+            "micro_batch: 50",
+            "x.yaml line 10: training: micro_batch=50 is not between 1 and batch=16",
         ),
         (
             "{learning_rate: 1e-4}",
@@ -210,12 +210,27 @@ def test_of_several_deployments_one_is_named(write: Write) -> None:
         (
             "training: {learning_rate: 1e-4}",
             "gate: {metric: chrf}\n      evaluation: {metrics: [exact_match]}",
-            "x.yaml line 6: gate.metric=chrf is not measured; evaluation.metrics has exact_match",
+            "x.yaml line 10, x.yaml line 11: gate.metric=chrf is not measured; evaluation.metrics has exact_match",
         ),
         (
             "learning_rate: 1e-4",
             "seed: 1, seed: 2",
             "x.yaml line 10 column 27: the key seed stands twice, first on line 10",
+        ),
+        (
+            "    parameters:\n",
+            "    gate: {margin: 1}\n    parameters:\n",
+            "x.yaml line 6: gate: stands too far out; it belongs under parameters",
+        ),
+        (
+            "training: {learning_rate: 1e-4}",
+            "checks:\n        expectations:\n          - name: language\n            arguments: {languages: en}",
+            'x.yaml line 13: checks.expectations[0].arguments.languages="en"; accepted: a list: [en] (Accepted ISO 639',
+        ),
+        (
+            "limit: 500",
+            "limit: 0500",
+            "x.yaml line 7 column 56: 0500 would be read as 320; write that, or text in quotes",
         ),
     ],
 )
@@ -347,15 +362,35 @@ def test_assignments_add_up_before_they_are_checked(pipeline: Pipeline) -> None:
         (["data.sources="], '--set "data.sources=": data.sources: [] is refused; accepted: at least one item ('),
         (["training.epochs=[1"], '--set "training.epochs=[1" line 1 column 3: while parsing a flow sequence'),
         (["training.epochs=!!x 1"], '--set "training.epochs=!!x 1" line 1 column 1: the tag '),
-        (["training.micro_batch=5"], '--set "training.micro_batch=5": training: micro_batch=5 does not divide batch'),
+        (["training.micro_batch=50"], '--set "training.micro_batch=50": training: micro_batch=50 is not between 1 and'),
         (
             ["gate.metric=chrf", "evaluation.metrics=exact_match"],
-            '--set "gate.metric=chrf" --set "evaluation.metrics=exact_match": gate.metric=chrf is not measured',
+            '--set "gate.metric=chrf", --set "evaluation.metrics=exact_match": gate.metric=chrf is not measured',
         ),
     ],
 )
 def test_a_wrong_assignment_is_said_in_one_line(pipeline: Pipeline, assignments: list[str], message: str) -> None:
     assert refusal(lambda: override(pipeline, assignments)).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("said", "place"),
+    [
+        ("data.sources[0].path=messages.jsonl: no such file", "x.yaml line 7: "),
+        ("data.sources[0].columns.output: no record has x", "x.yaml line 7: "),
+        ("data.sources[0].path: none", "x.yaml line 7: "),
+        ("model.base=a: no such folder", "command line: "),
+        ("training.epochs=3: too many", ""),
+        ("training did not finish", ""),
+        ("data.jsonl line 3: no JSON", ""),
+        ("", ""),
+    ],
+)
+def test_an_error_that_names_a_setting_says_where_that_was_given(pipeline: Pipeline, said: str, place: str) -> None:
+    changed = override(pipeline, ["model.base=a"])
+    with pytest.raises(DataError) as caught, placed(changed):
+        raise DataError(said)
+    assert str(caught.value) == place + said
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -13,13 +13,25 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.testing.utilities import prefect_test_harness
 
 import tasks.dedupe
-from flows.calls import Step
+from flows.calls import Step, stages
 from flows.finetune import finetune, plan
 from flows.outcome import Outcome
 from tasks import fingerprint
 from tasks.artifacts import Base
 from tasks.caching import Cached
-from tasks.config import STAGES, Data, Evaluation, Gate, Method, Model, Registry, Settings, Source, Stage, Training
+from tasks.config import (
+    Compute,
+    Data,
+    Evaluation,
+    Gate,
+    Method,
+    Model,
+    Registry,
+    Settings,
+    Source,
+    Stage,
+    Training,
+)
 from tasks.errors import DataError
 
 SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
@@ -50,7 +62,8 @@ def settings(tiny_base: Base) -> Settings:
         data=Data(sources=(Source(path=DATA),)),
         model=Model(base=tiny_base.reference, max_length=128),
         method=Method(rank=2, alpha=4),
-        training=Training(learning_rate=0.01, max_steps=2, batch=4, evaluate_every=1, threads=1),
+        training=Training(learning_rate=0.01, max_steps=2, batch=4, evaluate_every=1),
+        compute=Compute(threads=1),
         evaluation=Evaluation(max_new_tokens=4),
         gate=Gate(metric="perplexity"),
         registry=Registry(name="tiny"),
@@ -247,7 +260,8 @@ def test_a_stage_to_refresh_runs_and_no_other(settings: Settings, made: list[str
 def test_a_run_goes_as_far_as_it_is_asked_to(settings: Settings, until: Stage) -> None:
     state = run(settings, until=until)
     reached = {step.stage for step in state.result()}
-    assert reached == set(STAGES[: STAGES.index(until) + 1])
+    used = stages(settings)
+    assert reached == set(used[: used.index(until) + 1])
     assert {step.stage for step in plan(settings, until, ())} == reached
     assert (state.name, state.message) == ("Completed", f"went as far as {until}")
 
@@ -257,7 +271,9 @@ def test_a_plan_before_the_first_run_has_every_stage(
 ) -> None:
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "empty"))
     steps = plan(settings, "decide", ())
-    assert names(steps, "run") == list(STAGES[: STAGES.index("decide") + 1])
+    used = stages(settings)
+    assert "scan" not in used
+    assert names(steps, "run") == list(used[: used.index("decide") + 1])
     assert causes(steps)["ingest"] == ["never made before"]
     assert not (tmp_path / "empty").exists()
 

@@ -109,6 +109,14 @@ def test_all_rows_of_a_source_are_on_its_side() -> None:
     assert [row["side"] for row in kept] == ["test", None]
 
 
+def test_a_given_test_side_of_which_no_row_is_left_stops_since_another_would_be_drawn() -> None:
+    Path("a.jsonl").write_bytes(b"not json\n")
+    Path("b.jsonl").write_bytes(GOOD)
+    with pytest.raises(DataError, match=r"^a\.jsonl: no row is left of the given test side$"):
+        run(Source(path="a.jsonl", side="test"), "b.jsonl")
+    assert run("a.jsonl", Source(path="b.jsonl", side="test")).num_rows == 1
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [

@@ -33,9 +33,12 @@ def found(*sources: Source | str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("trian.jsonl", r"data.sources\[0\].path=trian.jsonl: no such file below .*; did you mean train.jsonl\?"),
-        ("nowhere/a.jsonl", "there is no folder nowhere either"),
-        ("*.csv", "no file matches"),
+        ("trian.jsonl", r"data.sources\[0\].path=trian.jsonl: no such file in .*; did you mean train.jsonl\?"),
+        ("other.jsonl", r"no such file in .*; there is notes.txt, train.jsonl$"),
+        ("folder/train.jsonl", r"no such file in .*folder; there is no data file$"),
+        ("nowhere/a.jsonl", r"no such file: there is no folder .*nowhere$"),
+        ("*.csv", r"no file matches in .*; there is notes.txt, train.jsonl$"),
+        ("nowhere/*/a.jsonl", r"no file matches: there is no folder .*nowhere$"),
         ("folder", r"is a folder; accepted is a file or a glob such as folder/\*.jsonl"),
         ("notes.txt", r"ends in '.txt'; accepted are .jsonl, .ndjson, .json, .csv, .parquet, also with .gz or .zst"),
         ("hub:name", r"path=hub:name: accepted is hub:org/name or hub:org/name/config:split"),
@@ -59,6 +62,10 @@ def test_a_source_that_names_nothing_readable_is_a_config_error(path: str, messa
         (
             {"columns": {"instructoin": "a"}},
             r"sources\[0\].columns: instructoin is no field of ours; did you mean instr",
+        ),
+        (
+            {"columns": {"frage": "prompt"}},
+            r"frage is no field of ours; did you mean \{prompt: frage\}\? accepted: compl",
         ),
         ({"columns": {"question": "a"}}, "question is no field of ours; accepted: completion, conversations, group, "),
         ({"revision": "main"}, "revision=main: only a hub data set"),

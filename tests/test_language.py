@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from data_checks.language import _model, language
+from data_checks.language import _model, codes, language
 
 SENTENCES = {
     "en": ["Where is the parcel that I ordered last week?", "The meeting was moved to Monday morning."],
@@ -65,6 +65,11 @@ def test_a_short_sentence_is_told_by_its_language(code: str, text: str) -> None:
 )
 def test_labels_numbers_code_and_json_have_no_language(text: str) -> None:
     assert language(text) is None
+
+
+def test_the_codes_that_can_be_told_are_known() -> None:
+    assert {"en", "de", "fr", "ja", "zh"} <= codes()
+    assert {"english", "EN", "", "__label__en"} & codes() == set()
 
 
 def test_capitals_do_not_make_a_text_japanese() -> None:

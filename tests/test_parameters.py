@@ -59,7 +59,7 @@ def test_all_sections_and_stages_are_taken() -> None:
         ({"training": {"batch": None}}, "<training.batch>: training.batch: null is refused; accepted: a whole number"),
         (
             {"training": {"learning_rate": 2}},
-            "<training.learning_rate>: training.learning_rate: 2 is refused; accepted: less than or equal to 1 (",
+            "<training.learning_rate>: training.learning_rate: 2 is refused; accepted: 1 or less (",
         ),
         (
             {"training": {"learning_rate": float("nan")}},
@@ -80,15 +80,26 @@ def test_all_sections_and_stages_are_taken() -> None:
             " json_valid, perplexity",
         ),
         ({"until": "trian"}, '<until>: until: "trian" is refused; did you mean train? accepted: ' + STAGE_NAMES),
+        (
+            {"refresh": "split"},
+            '<refresh>: refresh: "split" is refused; accepted: a list: [split] (Stages to run again',
+        ),
         ({"refresh": ["x"]}, '<refresh[0]>: refresh[0]: "x" is refused; accepted: ' + STAGE_NAMES),
         ({"training": None}, f"<training>: training: null is refused; accepted: a mapping with any of {TRAINING}"),
         ({"training": [1]}, f"<training>: training: [1] is refused; accepted: a mapping with any of {TRAINING}"),
         ({"data": {}}, "<data.sources>: data.sources: missing; The files to read, in this order"),
-        ({"data": {"sources": "a"}}, '<data.sources>: data.sources: "a" is refused; accepted: a list ('),
+        (
+            {"data": {"sources": "a"}},
+            '<data.sources>: data.sources: "a" is refused; did you mean [{path: a}]? accepted: a list',
+        ),
+        (
+            {"data": {"sources": {"path": "a"}}},
+            '<data.sources>: data.sources: {"path": "a"} is refused; accepted: a list: [{"path": "a"}] (',
+        ),
         ({"data": {"sources": []}}, "<data.sources>: data.sources: [] is refused; accepted: at least one item ("),
         (
             {"data": {"sources": ["a.jsonl"]}},
-            '<data.sources[0]>: data.sources[0]: "a.jsonl" is refused; accepted: a mapping with any of path, layout, ',
+            '<data.sources[0]>: data.sources[0]: "a.jsonl" is refused; did you mean {path: a.jsonl}? accepted: a map',
         ),
         (
             {"data": {"sources": [{"pth": "a.jsonl"}]}},
@@ -99,10 +110,49 @@ def test_all_sections_and_stages_are_taken() -> None:
             {"registry": {"name": "My Model"}},
             '<registry.name>: registry.name: "My Model" is refused; accepted: Of the experiment, the registered',
         ),
-        ({"split": {"validation": 0.5, "test": 0.5}}, "<split>: split: validation=0.5 and test=0.5 leave nothing"),
+        (
+            {"split": {"validation": 0.5, "test": 0.5}},
+            "<split.validation>, <split.test>: split: validation=0.5 and test=0.5 leave nothing",
+        ),
         (
             {"gate": {"metric": "chrf"}, "evaluation": {"metrics": ["exact_match"]}},
-            "<>: gate.metric=chrf is not measured; evaluation.metrics has exact_match",
+            "<gate.metric>, <evaluation.metrics>: gate.metric=chrf is not measured; evaluation.metrics has exact_match",
+        ),
+        (
+            {"evaluation": {"metrics": ["chrf"]}},
+            "<evaluation.metrics>: gate.metric=exact_match is not measured; evaluation.metrics has chrf",
+        ),
+        (
+            {"data": {"path": "a"}},
+            "<data.path>: data.path: unknown key; did you mean sources[0].path or held_out[0].path? accepted: sources,",
+        ),
+        (
+            {"data": VALID["data"] | {"model": {"base": "b"}}},
+            "<data.model>: data.model: unknown key; did you mean model? accepted: sources, held_out,",
+        ),
+        (
+            {"model": {"base": False}},
+            "<model.base>: model.base: false is refused; accepted: text, in quotes since YAML reads on, yes, off and",
+        ),
+        (
+            {"training": {"micro_batch": "many"}},
+            '<training.micro_batch>: training.micro_batch: "many" is refused; accepted: a whole number or auto (',
+        ),
+        (
+            {"checks": {"expectations": [{"name": "empty_answer", "arguments": None}]}},
+            "<checks.expectations[0].arguments>: checks.expectations[0].arguments: null is refused; accepted: a mapp",
+        ),
+        (
+            {"checks": {"expectations": ["language"]}},
+            '<checks.expectations[0]>: checks.expectations[0]: "language" is refused; did you mean {name: language}? ',
+        ),
+        (
+            {"checks": {"expectations": [{"name": "refusal"}, {"name": "emty_answer"}]}},
+            "<checks.expectations[1].name>: checks.expectations[1].name=emty_answer is no expectation; did you mean em",
+        ),
+        (
+            {"checks": {"expectations": [{"name": "language", "arguments": {"languages": ["EN"]}}]}},
+            "<checks.expectations[0].arguments.languages[0]>: checks.expectations[0].arguments.languages[0]=EN is no l",
         ),
         (
             {"model": {"base": "{{ $BASE }}"}},

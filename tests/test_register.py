@@ -26,8 +26,8 @@ from tasks.register.tracking import connected
 QUESTIONS = ("Where is my order?", "I was charged twice.", "one two three")
 METRICS = [
     {"step": 1, "epoch": 0.5, "loss": 2.123456, "learning_rate": 0.000123456, "grad_norm": float("nan")},
-    {"step": 2, "epoch": 1.0, "loss": 1.0, "learning_rate": 0.0001, "grad_norm": 3.0},
-    {"step": 2, "epoch": 1.0, "eval_loss": 1.5},
+    {"step": 2, "epoch": 1.0, "loss": 1.0, "learning_rate": 0.0001, "grad_norm": 3.0, "memory_bytes": 2_000_000_000},
+    {"step": 2, "epoch": 1.0, "eval_loss": 1.5, "eval_token_f1": 0.25, "seconds": 1.0},
 ]
 Make = Callable[..., Registered]
 
@@ -66,6 +66,7 @@ def tuned(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "contract.json").write_text(json.dumps(contract))
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in METRICS))
+    (folder / "curves.html").write_text("<p>falling</p>")
     return folder
 
 
@@ -160,8 +161,11 @@ def _adapter(tuned: Path, digest: str) -> Adapter:
         method="lora",
         steps=2,
         best_step=2,
+        best_by="loss",
+        best_value=1.5,
         best_validation_loss=1.5,
         stopped_early=False,
+        warnings=("overfitting since step 1: seen; try less",),
         train_seconds=3.0,
     )
 
@@ -216,6 +220,12 @@ def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make
     assert run.data.metrics["gate/base/low"] == 0.75
     assert "test/base/perplexity" not in run.data.metrics, "infinity cannot be drawn"
     assert versions()[0].description.splitlines()[0] == "Promoted: better than the base by 0.82."
+    assert run.data.tags["training"] == "overfitting since step 1: seen; try less"
+    assert "- In training: overfitting since step 1" in versions()[0].description
+    with connected(Registry(name="triage")) as client:
+        assert [file.path for file in client.list_artifacts(run.info.run_id, "reports/train")] == [
+            "reports/train/curves.html"
+        ]
     assert not (home.parent / "mlruns").exists()
 
 
@@ -392,7 +402,9 @@ def test_curves_are_rounded_and_what_is_no_number_is_left_out(tuned: Path) -> No
         ("train/loss", 1.0, 2),
         ("train/learning_rate", 0.0001, 2),
         ("train/grad_norm", 3.0, 2),
+        ("train/memory_gigabytes", 2.0, 2),
         ("validation/loss", 1.5, 2),
+        ("validation/token_f1", 0.25, 2),
     ]
 
 

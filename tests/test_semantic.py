@@ -203,6 +203,19 @@ def test_in_a_large_kind_few_are_missed_and_none_is_wrong(monkeypatch: pytest.Mo
     assert np.allclose(cosines[gone], true / np.linalg.norm(exact[leader[gone]], axis=1))
 
 
+def test_which_cells_a_row_is_compared_with_depends_on_no_other_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semantic, "CELL_ROWS", 20)
+    vectors = crowd(2_000)
+    cells = semantic._centers(vectors)
+    home, asked = semantic._cells(vectors, *cells)
+    assert (asked.sum(axis=1) == semantic.PROBES).all()
+    assert asked[np.arange(2_000), home].all()
+    for row in range(0, 2_000, 100):
+        alone = semantic._cells(vectors[row : row + 1], *cells)
+        assert alone[0] == home[row]
+        assert (alone[1] == asked[row]).all()
+
+
 def test_equal_vectors_have_a_cosine_of_exactly_one() -> None:
     vectors = np.repeat(crowd(50), 2, axis=0)
     leader, cosines = leaders(vectors, np.repeat(np.arange(50), 2), np.zeros(100, np.bool_), 1.0)

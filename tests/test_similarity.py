@@ -10,9 +10,11 @@ import pytest
 import similarity_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.caching import UserProvidedCacheLocator
 from similarity_reference import jaccard
 
 from tasks.artifacts import MESSAGES
+from tasks.similarity.compiled import compiled
 from tasks.similarity.folding import fold_messages, fold_texts
 from tasks.similarity.hashing import hash_numbers
 from tasks.similarity.prompts import (
@@ -146,6 +148,24 @@ def test_a_row_has_a_leader_exactly_if_an_earlier_row_that_stays_is_alike(texts:
     assert {row: (partner[row], similarity[row]) for row in np.flatnonzero(partner >= 0).tolist()} == expected
 
 
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+def test_rows_of_a_template_have_the_leaders_of_the_definition(threshold: float) -> None:
+    rng = random.Random(7)
+    template = sentence(rng, 12).split()
+    fillings = [sentence(rng, rng.randint(1, 4)) for _ in range(6)]
+    texts = [
+        " ".join([*template[:4], rng.choice(fillings), *template[4:], *rng.sample(fillings, 2)]) for _ in range(80)
+    ]
+    texts = rng.sample(texts + crowd(3, 20), 120)
+    similarity = {(i, j): jaccard(texts[i], texts[j]) for j in range(120) for i in range(j)}
+    expected = [-1] * 120
+    for row in range(120):
+        close = [(similarity[i, row], -i) for i in range(row) if expected[i] < 0]
+        if close and max(close)[0] >= threshold:
+            expected[row] = -max(close)[1]
+    assert leaders(sets_of(texts), threshold)[0].tolist() == expected
+
+
 @pytest.mark.parametrize("floor", [0.2, 0.5])
 def test_the_nearest_pair_of_two_sides_is_found_if_it_is_over_the_floor(floor: float) -> None:
     texts = crowd(2)
@@ -245,6 +265,15 @@ def test_the_order_of_the_texts_changes_no_pair() -> None:
 )
 def test_numbers_come_with_their_sign(text: str, found: list[str]) -> None:
     assert reference.numbers(text) == found
+
+
+def test_what_is_compiled_is_kept_in_the_home_folder_where_no_other_can_be_written(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", "")
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [UserProvidedCacheLocator])
+    assert compiled(crowd).__name__ == "crowd"
+    assert list(home.glob("numba/tests_*"))
 
 
 def test_what_many_rows_share_is_left_out(tmp_path: Path) -> None:

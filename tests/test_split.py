@@ -193,7 +193,16 @@ def test_labels_are_balanced_where_answers_are_labels() -> None:
     splits = split_rows(rows, Split(stratify="label"))
     found = Counter(row["messages"][1]["content"].strip().lower() for row in on_sides(splits)["test"])
     assert found == {"refund": 20, "loan": 10}
-    assert [stratum["name"] for stratum in proof(splits)["balance"]["strata"]] == ["refund", "loan"]
+    assert [stratum["name"] for stratum in proof(splits)["balance"]["strata"]] == ["Refund", "loan"]
+
+
+@pytest.mark.parametrize(("stratify", "column"), [("label", "answer"), ("source", "source")])
+def test_a_label_or_a_source_that_is_secret_or_personal_is_not_shown(stratify: Any, column: str) -> None:
+    told = ["jane.miller@acme-bank.de", "AKIA" + "Q3EGRIKTZ7WUNXB5"]
+    rows = [row_of(text, **{column: told[i % 2]}) for i, text in enumerate(prompts(100, copies=0))]
+    shown = split_rows(rows, Split(stratify=stratify)).path("proof.json").read_text()
+    assert shown.count("(not shown, it holds: ") == 3
+    assert not any(secret.casefold() in shown.casefold() for secret in told)
 
 
 def test_free_answers_are_no_labels() -> None:

@@ -14,7 +14,7 @@ from split_rows import WORDS, on_sides, prompts, row_of, set_aside, side_of, spl
 
 from tasks.artifacts import MESSAGES, Splits
 from tasks.config import Split
-from tasks.split.passages import Search, Texts, conversations, gather, passages_of
+from tasks.split.passages import Questions, Search, Texts, conversations, gather, passages_of
 
 RNG = random.Random(7)
 PASSAGE = " ".join(RNG.sample(WORDS, 13))
@@ -43,11 +43,13 @@ def contaminated(splits: Splits) -> set[str]:
 
 @pytest.mark.parametrize("side", ["test", "validation"])
 def test_a_training_row_with_thirteen_words_of_an_evaluation_row_goes_and_says_which(side: str) -> None:
-    train, other = row_of(around(f"{PASSAGE.title()}!"), side="train"), row_of(around(PASSAGE), side=side)
+    text = around(f"{PASSAGE.title()}!")
+    train, other = row_of(text, side="train"), row_of(around(PASSAGE), side=side)
     splits = split_rows(fixed_rows(train, other))
     assert splits.reasons == {"contaminated": 1}
     aside = set_aside(splits)[train["row_id"]]
-    assert aside["detail"] == (f'It has a passage in common with {side} row data.jsonl:152: "{PASSAGE.title()}!"')
+    begins = text.split().index(PASSAGE.split()[0].title()) + 1
+    assert aside["detail"] == f"It has a passage in common with {side} row data.jsonl:152, from its word {begins} on"
     assert side_of(splits)[other["row_id"]] == side
     assert json.loads(splits.path("proof.json").read_text())["decontamination"] == {
         "training_rows": 1,
@@ -86,8 +88,40 @@ def test_a_passage_that_more_than_ten_training_rows_have_is_a_template(num_rows:
 def test_a_template_is_one_too_where_its_rows_come_in_several_batches(num_rows: int, found: int) -> None:
     search = Search(gather([passages_of(conversation(around(PASSAGE)), np.array([99]))]), gather(()))
     for number in range(num_rows):
-        search.look(conversation(around(PASSAGE)), np.array([number]))
+        search.look(conversation(around(PASSAGE)), np.array([number]), np.array([number]))
     assert len(search.shared().rows) == found
+
+
+@pytest.mark.parametrize("side", [None, "test"])
+def test_a_passage_of_one_prompt_is_no_template_however_many_answers_it_has(side: str | None) -> None:
+    said = around(PASSAGE)
+    rows = [row_of(said, side="train", answer=f"answer {i}") for i in range(30)]
+    other = [row_of(around(PASSAGE), side=side)] if side else []
+    splits = split_rows(fixed_rows(*rows, *other), held_out=[] if side else [f"{around(PASSAGE)}\nyes"])
+    assert contaminated(splits) == {row["row_id"] for row in rows}
+    assert len({row["detail"] for row in set_aside(splits).values()}) == 1
+
+
+def test_a_prompt_is_known_again_where_its_rows_come_in_several_batches() -> None:
+    questions, search = Questions(), Search(gather([passages_of(conversation(PASSAGE), np.array([99]))]), gather(()))
+    said = [around(PASSAGE), around(PASSAGE), around("nothing")]
+    for number in range(40):
+        texts, numbers = conversation(said[number % 3]), np.array([number])
+        search.look(texts, numbers, questions.first_of(texts, numbers))
+    assert search.shared().rows.tolist() == [number for number in range(40) if number % 3 < 2]
+
+
+@pytest.mark.parametrize(("num_rows", "found"), [(10, 10), (11, 0)])
+def test_what_more_than_ten_answers_to_one_prompt_have_is_a_form(num_rows: int, found: int) -> None:
+    rows = [row_of("please make up a question", side="train", answer=around(PASSAGE)) for _ in range(num_rows)]
+    splits = split_rows(fixed_rows(*rows, row_of(around(PASSAGE), side="test")))
+    assert len(contaminated(splits)) == found
+
+
+def test_a_test_row_is_counted_in_held_out_with_each_of_its_answers() -> None:
+    rows = [row_of(PASSAGE, side="test", answer=f"answer {i}") for i in range(12)]
+    splits = split_rows(fixed_rows(*rows), held_out=[around(PASSAGE)])
+    assert splits.findings["test_in_held_out"] == 12
 
 
 def test_boilerplate_is_no_passage() -> None:
@@ -160,7 +194,6 @@ def test_what_is_set_aside_shows_nothing_personal() -> None:
     train = row_of(around(passage), side="train", answer=f"\n{address}")
     aside = set_aside(split_rows(fixed_rows(train, row_of(around(passage), side="test"))))[train["row_id"]]
     assert "(not shown, it holds: " in aside["text"]
-    assert "(not shown, it holds: " in aside["detail"]
     assert address not in aside["text"] + aside["detail"]
 
 

@@ -1,7 +1,10 @@
 """Rows of an earlier version and rows that are given to a side stay there; what cannot stand anywhere is set aside."""
 
 import json
+import math
 import random
+import tracemalloc
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +20,14 @@ from tasks import lineage
 from tasks.artifacts import Splits
 from tasks.config import Split
 from tasks.errors import ConfigError, DataError
-from tasks.similarity.sets import Pairs
-from tasks.split.clusters import Links
+from tasks.similarity.engine import Local
+from tasks.similarity.folding import fold_texts
+from tasks.similarity.prompts import shingles
+from tasks.similarity.sets import Pairs, alike, gather
+from tasks.split.clusters import Links, numbered
 from tasks.split.draw import draw
-from tasks.split.sides import NONE, SIDES, TEST, TRAIN, VALIDATION, Because, Sides, fix, settle
+from tasks.split.joins import Joined
+from tasks.split.sides import NONE, SIDES, TEST, TRAIN, VALIDATION, Because, Linked, Sides, fix, settle
 from tasks.split.strata import strata_of
 
 EVEN = Split(test=0.25, validation=0.25)
@@ -50,23 +57,45 @@ def links_of(pairs: set[tuple[int, int]], first: list[int], group: list[int]) ->
 
 
 class Known:
-    """Joins of rows of which all links are known."""
+    """Joins of rows of which all links are known, by their definition."""
 
-    def __init__(self, links: Links) -> None:
-        self.all = self.connected = links.among
-        self.links = links
+    def __init__(self, links: Links, rows: np.ndarray) -> None:
+        place = {row: number for number, row in enumerate(rows.tolist())}
+        self.first, self.group = (column[rows].tolist() for column in (links.pairs.first, links.group))
+        ends = zip(links.pairs.left.tolist(), links.pairs.right.tolist(), strict=True)
+        self.alike = dict(zip(ends, links.pairs.similarity.tolist(), strict=True))
+        self.size = len(place)
 
-    def nearest(self, rows: np.ndarray, some: np.ndarray) -> Links:
-        """All links, which are more than those asked for."""
-        assert some.any()
-        return self.links.among(rows)
+    def similarity(self, one: int, other: int) -> float | None:
+        """Of two rows; nan where only their group links them, None where nothing does."""
+        first, second = sorted((self.first[one], self.first[other]))
+        if first == second or (first, second) in self.alike:
+            return 1.0 if first == second else self.alike[first, second]
+        return math.nan if self.group[one] == self.group[other] >= 0 else None
+
+    def linked(self, asked: np.ndarray, others: np.ndarray) -> Linked:
+        partner, similarity = [NONE] * self.size, [math.nan] * self.size
+        for row in np.flatnonzero(asked).tolist():
+            found = [(other, self.similarity(row, other)) for other in np.flatnonzero(others).tolist()]
+            found = [(other, value) for other, value in found if value is not None]
+            if found:
+                partner[row], similarity[row] = max(found, key=lambda f: (-1 if math.isnan(f[1]) else f[1], -f[0]))
+        return Linked(np.array(partner), np.array(similarity))
+
+    def clusters(self, rows: np.ndarray) -> np.ndarray:
+        cluster = rows.tolist()
+        for _ in cluster:
+            for i, one in enumerate(rows.tolist()):
+                linked = [j for j, other in enumerate(rows.tolist()) if self.similarity(one, other) is not None]
+                cluster[i] = min(cluster[j] for j in linked)
+        return numbered(np.array(cluster, np.int64))
 
 
 def stand(links: Links, given: list[int], earlier: list[int], row_ids: list[str]) -> tuple[Sides, np.ndarray]:
     """Where all rows come to stand, and where they were fixed to."""
     fixed, because, exact = fix(np.array(given), np.array(earlier))
-    sides = settle(links, fixed, because, exact, Known(links))
-    strata = strata_of(["all"] * len(links))
+    sides = settle(links.clusters(), fixed, because, exact, partial(Known, links))
+    strata = strata_of(["all"] * len(given))
     draw(sides, pa.array(row_ids), strata, None, np.array(given) == NONE, exact, EVEN)
     return sides, fixed
 
@@ -310,40 +339,55 @@ def test_sides_on_which_most_rows_cannot_stand_stop_the_run() -> None:
         split_rows(regrouped, earlier=split_rows(rows))
 
 
-def of_a_template(num_rows: int) -> list[str]:
-    """Texts with a template in common, the first half of them all alike, the others only to some."""
-    said = " ".join(WORDS[:14])
+@st.composite
+def templated(drawn: st.DrawFn) -> tuple[list[str], list[int], list[int], list[int]]:
+    """(texts, groups, given sides, earlier sides): texts of two templates that grow into one another."""
+    slots = st.lists(st.sampled_from(WORDS[30:33]), min_size=1, max_size=2).map(" ".join)
+    num_rows = drawn(st.integers(10, 40))
+    begins = [drawn(st.integers(0, 4)) for _ in range(num_rows)]
+    texts = [f"{' '.join(WORDS[3 * begin : 3 * begin + 10])} {drawn(slots)}" for begin in begins]
+    few = st.sampled_from([NONE, NONE, NONE, TRAIN, VALIDATION, TEST])
+    group = [drawn(st.sampled_from([-1] * 8 + [0, 1])) for _ in range(num_rows)]
+    are_given = drawn(st.booleans())
+    given = [drawn(few) if are_given else NONE for _ in range(num_rows)]
+    return texts, group, given, [drawn(few) for _ in range(num_rows)]
+
+
+@given(templated())
+@settings(max_examples=150, deadline=None)
+def test_rows_that_are_compared_when_asked_for_stand_where_they_do_with_all_links_known(made: Any) -> None:
+    texts, group, given_sides, earlier = made
+    folded = fold_texts(texts)
+    sets = gather([shingles(folded, np.empty(0, np.uint64), guarded=False)])
+    links = Links(alike(sets, 0.6, enough=len(texts)), np.array(group))
+    fixed, because, exact = fix(np.array(given_sides), np.array(earlier))
+    asked, known = (
+        settle(links.clusters(), fixed, because, exact, joins_of)
+        for joins_of in (partial(Joined, Local(), sets, links, 0.6), partial(Known, links))
+    )
+    assert asked.side.tolist() == known.side.tolist()
+    assert asked.because.tolist() == known.because.tolist()
+    assert asked.cluster.tolist() == known.cluster.tolist()
+    assert str(asked.partners) == str(known.partners), "nan is not nan"
+
+
+def test_what_a_cluster_of_millions_of_pairs_takes_is_memory_for_its_rows() -> None:
     rng = random.Random(9)
-    return [f"{said} {' '.join(rng.choices(WORDS, k=2 if i < num_rows // 2 else 4))}" for i in range(num_rows)]
-
-
-def test_a_large_cluster_is_settled_block_by_block_as_with_all_its_links(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = of_a_template(60)
-    rows = [row_of(text, side="test" if i % 12 == 0 else None) for i, text in enumerate(texts)]
-    rows += [row_of(texts[12], answer="another"), row_of("in no other way alike", group="g")]
-    rows[24]["group"] = "g"
-    rows += [row_of(text, side="test" if i < 8 else None) for i, text in enumerate(prompts(150, seed=8, copies=0))]
-    whole = split_rows(rows)
-    monkeypatch.setattr("tasks.split.sides.LARGE", 10)
-    monkeypatch.setattr("tasks.split.joins.BLOCK", 4)
-    monkeypatch.setattr("tasks.split.joins.MOST_PAIRS", 100)  # of the rows that are asked for all
-    blocks = split_rows(rows)
-    assert whole.reasons["repeats_test_row"] > 20
-    assert whole.reasons == blocks.reasons
-    assert [whole.num_clusters, on_sides(whole)] == [blocks.num_clusters, on_sides(blocks)]
-    similar = [[row["detail"].split("(")[-1] for row in set_aside(splits).values()] for splits in (whole, blocks)]
-    assert similar[0] == similar[1]
-
-
-def test_a_cluster_of_too_many_pairs_to_tell_sides_apart_stops_and_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("tasks.split.joins.MOST_PAIRS", 300)
-    monkeypatch.setattr("tasks.split.joins.SAMPLE", 20)
-    sides = {0: "test", 1: "train"}
-    rows = [row_of(text, side=sides.get(i)) for i, text in enumerate([*of_a_template(60)[:30], *BASE])]
-    with pytest.raises(DataError, match=r"30 rows, data.jsonl:1 among them, .*two sides lay claim.*split.threshold"):
-        split_rows(rows)
+    texts = [f"{' '.join(WORDS[:14])} {' '.join(rng.choices(WORDS, k=2))}" for _ in range(4_000)]
+    side = np.array([rng.choice([TRAIN, VALIDATION, TEST, NONE]) for _ in texts])
+    sets = gather([shingles(fold_texts(texts), np.empty(0, np.uint64), guarded=False)])
+    links = Links(alike(sets, 0.6), np.full(len(texts), -1))
+    tracemalloc.start()
+    settled = settle(
+        links.clusters(), *fix(np.full(len(texts), NONE), side), partial(Joined, Local(), sets, links, 0.6)
+    )
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000 * len(texts), "8 million pairs take 200 million bytes"
+    assert (settled.side == np.where((side == TEST) | (side == NONE), TEST, NONE)).all()
+    first_test = {row: partners[0].row for row, partners in settled.partners.items()}
+    assert {side[row] for row in first_test} == {TRAIN, VALIDATION}
+    assert {side[row] for row in first_test.values()} == {TEST}
 
 
 def test_lineage_takes_a_reason_that_it_does_not_know() -> None:

@@ -28,7 +28,24 @@ def test_what_is_no_number_is_text(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["yes", "off", "~", "", "1_000", "0x10", "1.5", "a b", "{b: [1, {c: null}]}", "|\n  x\n"]
+    "text",
+    [
+        "yes",
+        "off",
+        "~",
+        "",
+        "0",
+        "00",
+        "-07",
+        "08",
+        "1_000",
+        "0x10",
+        "12:00:x",
+        "1.5",
+        "a b",
+        "{b: [1, {c: null}]}",
+        "|\n  x\n",
+    ],
 )
 def test_all_else_is_what_prefect_reads(text: str) -> None:
     assert parse(f"a: {text}", "f.yaml").value == yaml.safe_load(f"a: {text}")
@@ -66,9 +83,25 @@ def test_anchors_and_merges_give_their_values_and_the_key_at_hand_wins() -> None
         ),
         ("a: !!str 1", "f.yaml line 1 column 4: the tag 'tag:yaml.org,2002:str' is not accepted; values need no tags"),
         ("a: *b", "f.yaml line 1 column 4: found undefined alias 'b'"),
-        ("a: b: c", "f.yaml line 1 column 5: mapping values are not allowed here"),
+        ("a: b: c", "f.yaml line 1 column 5: mapping values are not allowed here; put text with a colon in quotes, or"),
+        (
+            "a: {b: c: d}",
+            "f.yaml line 1 column 9: while parsing a flow mapping, expected ',' or '}', but got ':'; put te",
+        ),
+        (
+            "a:\n  b: 1\n c: 2",
+            "f.yaml line 3 column 2: while parsing a block mapping, expected <block end>, but found '<block mapping "
+            "start>'; this line is indented as far as no line above",
+        ),
+        (
+            "a: {b: 0,001}",
+            "f.yaml line 1 column 10: the key '001' does not read as text; accepted is a word, in quotes if",
+        ),
         ("a:\n  - [1, 2", "f.yaml line 2 column 10: while parsing a flow sequence, expected ',' or ']', but got"),
         ("a:\n\tb: 1", "f.yaml line 2 column 1: while scanning for the next token, found character '\\t' that cannot"),
+        ("a: 010", "f.yaml line 1 column 4: 010 would be read as 8; write that, or text in quotes"),
+        ("a: -1_0:30", "f.yaml line 1 column 4: -1_0:30 would be read as -630; write that, or text in quotes"),
+        ("a: 1:30.5", "f.yaml line 1 column 4: 1:30.5 would be read as 90.5; write that, or text in quotes"),
         ("a: 1\n---\nb: 1", "f.yaml line 2 column 1: expected a single document in the stream, but found another"),
         ("on: 1", "f.yaml line 1 column 1: the key 'on' does not read as text; accepted is a word, in quotes if need"),
         ("? [a]\n: 1", "f.yaml line 1 column 3: the key that is a list or a mapping does not read as text"),

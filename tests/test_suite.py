@@ -1,6 +1,8 @@
 """A team changes the built-in suite by name, adds classes of its own, and is told in one line what is wrong."""
 # pyright: reportPrivateImportUsage=false, reportIncompatibleVariableOverride=false
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,6 +28,10 @@ class ExpectTidy(gxe.ExpectColumnValuesToBeBetween):
 
     column: str = "num_turns"
     max_value: int = 2
+
+
+def tidy() -> str:
+    return f"{__name__}.ExpectTidy"
 
 
 class NoExpectation:
@@ -72,11 +78,11 @@ def test_classes_of_the_teams_come_last_with_severity_warning_and_more_than_once
             {"name": "emty_answer"},
             "checks.expectations[0].name=emty_answer is no expectation; did you mean empty_answer?",
         ),
-        ({"name": "zzz"}, "checks.expectations[0].name=zzz is no expectation; accepted are roles_out_of_order, "),
+        ({"name": "zzz"}, "checks.expectations[0].name=zzz is no expectation; accepted: roles_out_of_order, "),
         (
             {"name": "length_out_of_bounds", "arguments": {"max_answer_char": 9}},
             "checks.expectations[0].arguments.max_answer_char is no argument of length_out_of_bounds; "
-            "did you mean max_answer_chars? accepted are max_prompt_chars, min_answer_chars, max_answer_chars",
+            "did you mean max_answer_chars? accepted: max_prompt_chars, min_answer_chars, max_answer_chars",
         ),
         (
             {"name": "empty_answer", "arguments": {"min": 9}},
@@ -84,19 +90,43 @@ def test_classes_of_the_teams_come_last_with_severity_warning_and_more_than_once
         ),
         (
             {"name": "length_out_of_bounds", "arguments": {"max_answer_chars": "9"}},
-            "checks.expectations[0].arguments.max_answer_chars='9': input should be a valid integer",
+            'checks.expectations[0].arguments.max_answer_chars="9"; accepted: a whole number (Of each answer)',
         ),
         (
             {"name": "length_out_of_bounds", "arguments": {"max_answer_chars": True}},
-            "checks.expectations[0].arguments.max_answer_chars=True: input should be a valid integer",
+            "checks.expectations[0].arguments.max_answer_chars=true; accepted: a whole number (Of each answer)",
         ),
         (
             {"name": "duplicate_rows", "arguments": {"max_share": 2}},
-            "checks.expectations[0].arguments.max_share=2: input should be less than or equal to 1",
+            "checks.expectations[0].arguments.max_share=2; accepted: 1 or less (Of the rows, those that equal",
         ),
         (
             {"name": "language", "arguments": {"languages": ["en", 5]}},
-            "checks.expectations[0].arguments.languages.1=5: input should be a valid string",
+            "checks.expectations[0].arguments.languages[1]=5; accepted: text, in quotes where it looks like a number (",
+        ),
+        (
+            {"name": "language", "arguments": {"languages": ["en", False]}},
+            "checks.expectations[0].arguments.languages[1]=false; accepted: text, in quotes since YAML reads on, yes, ",
+        ),
+        (
+            {"name": "language", "arguments": {"languages": "en"}},
+            'checks.expectations[0].arguments.languages="en"; accepted: a list: [en] (Accepted ISO 639 codes',
+        ),
+        (
+            {"name": "language", "arguments": {"languages": ["de", "ger"]}},
+            "checks.expectations[0].arguments.languages[1]=ger is no language that can be told; accepted: ISO",
+        ),
+        (
+            {"name": "language", "arguments": {"languages": ["de_AT"]}},
+            "checks.expectations[0].arguments.languages[0]=de_AT is no language that can be told; did you mean de?",
+        ),
+        (
+            {"name": "personal_data", "arguments": {"kinds": ["IBANs"]}},
+            "checks.expectations[0].arguments.kinds[0]=IBANs is no kind of personal_data; did you mean IBAN?",
+        ),
+        (
+            {"name": "secrets", "arguments": {"kinds": ["AWS Acces Key"]}},
+            "checks.expectations[0].arguments.kinds[0]=AWS Acces Key is no kind of secrets; did you mean AWS Access K",
         ),
         (
             {"name": "length_out_of_bounds", "arguments": {"min_answer_chars": 9, "max_answer_chars": 8}},
@@ -119,10 +149,28 @@ def test_a_built_in_is_changed_once() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"name": "no_such.Thing"}, "cannot be imported: ModuleNotFoundError: No module named 'no_such'"),
-        ({"name": f"{__name__}.ExpectTicketNumbers"}, "is no expectation; accepted is a subclass of "),
-        ({"name": f"{__name__}.NoExpectation"}, "is no expectation; accepted is a subclass of "),
-        ({"name": OWN, "arguments": {"regx": "a"}}, "arguments={'regx': 'a'} of ExpectTicketNumber: ValidationError"),
+        ({"name": "no_such.Thing"}, ": there is no module no_such; accepted: module.Class in a folder on PYTHONPATH"),
+        ({"name": "os.path"}, "=os.path is a module; accepted: module.Class, a class in it"),
+        (
+            {"name": f"great_expectations.{__name__}"},
+            f": great_expectations has no {__name__}; accepted: an expectation",
+        ),
+        (
+            {"name": "xml.sax"},
+            "=xml.sax is a module; accepted: module.Class, a class in it",
+        ),  # not imported by its parent
+        ({"name": f"{__name__}.ExpectTicketNumbers"}, f"; did you mean {OWN}? accepted: an expectation class in it"),
+        ({"name": f"{__name__}.NoExpectation"}, "is no expectation; accepted: a subclass of "),
+        (
+            {"name": OWN, "arguments": {"regx": "a"}},
+            ".arguments.regx is no argument of ExpectTicketNumber; did you mean regex? accepted: description, column, ",
+        ),
+        ({"name": OWN, "arguments": {"column": None}}, ".arguments.column=null: none is not an allowed value"),
+        ({"name": tidy(), "arguments": {"max_value": "many"}}, '.arguments.max_value="many": value is not a valid '),
+        (
+            {"name": "great_expectations.expectations.ExpectColumnValuesToBeBetween", "arguments": {"min_value": 2}},
+            ".arguments.column: field required",
+        ),
         (
             {"name": "great_expectations.expectations.ExpectColumnMeanToBeBetween", "arguments": {"column": "answer"}},
             "sums up a column of texts; accepted on prompt and answer is what looks row by row",
@@ -139,6 +187,30 @@ def test_a_class_that_cannot_be_used_is_told_in_one_line(given: dict[str, Any], 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("import nothing_like_it", "cannot be imported: ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("def (", "cannot be imported: SyntaxError: "),
+        ("raise SystemExit('not a\\nlibrary')", "cannot be imported: SystemExit: not a library"),
+    ],
+)
+def test_a_module_that_does_not_load_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, said: str
+) -> None:
+    name = f"broken_{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    (tmp_path / f"{name}.py").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    (entry,) = own_suite({"name": f"{name}.ExpectOne"})
+    with pytest.raises(SuiteError, match=r"there is no module .* in a folder on PYTHONPATH, and this folder is not: "):
+        own_expectation(entry)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SuiteError) as caught:
+        own_expectation(entry)
+    assert str(caught.value).startswith(f"checks.expectations[0].name={name}.ExpectOne {said}")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_class_of_the_teams_looks_at_texts_only_where_it_names_them() -> None:
     of_prompt, of_turns = (own_expectation(entry) for entry in own_suite({"name": OWN}, {"name": tidy()}))
     assert looks_at_texts(of_prompt)
@@ -147,10 +219,6 @@ def test_a_class_of_the_teams_looks_at_texts_only_where_it_names_them() -> None:
         "expect_ticket_number",
         "fails: The prompt names a ticket. More is said here",
     )
-
-
-def tidy() -> str:
-    return f"{__name__}.ExpectTidy"
 
 
 def own_suite(*given: dict[str, Any]) -> list[Any]:
@@ -168,3 +236,20 @@ def test_a_share_that_a_class_lets_fail_is_not_set_aside() -> None:
     given = {"name": tidy(), "arguments": {"mostly": 0.7}}
     (outcome,) = run(frame, row_expectations(own_suite(given), frame))
     assert (outcome.failed, len(outcome.rows)) == (0, 0)
+
+
+def test_a_condition_may_name_any_column_and_leaves_the_other_rows_out() -> None:
+    frame = pd.DataFrame({"num_turns": [2, 4, 4], "source": ["a", "a", "b"]})
+    given = {"name": tidy(), "arguments": {"row_condition": 'source == "b"', "condition_parser": "pandas"}}
+    (outcome,) = run(frame, row_expectations(own_suite(given), frame))
+    assert (outcome.rows.tolist(), outcome.evaluated) == ([2], 1)
+
+
+def test_what_sums_up_a_column_has_no_failing_rows_and_shows_no_secret() -> None:
+    key = "AKIA" + "Q7RT2MWZ9XKB4VN6"
+    frame = pd.DataFrame({"source": ["a", key]})
+    name = "great_expectations.expectations.ExpectColumnDistinctValuesToBeInSet"
+    entries = own_suite({"name": name, "arguments": {"column": "source", "value_set": ["a"]}})
+    (outcome,) = run(frame, row_expectations(entries, frame))
+    assert (outcome.failed, len(outcome.rows), outcome.of_rows) == (1, 0, False)
+    assert key not in outcome.says()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,13 +17,14 @@ from safetensors.torch import load_file
 from tasks import trainer
 from tasks.artifacts import Adapter, Base, Tokens
 from tasks.caching import digest_of
-from tasks.config import Method, Model, Training
+from tasks.config import Compute, Method, Model, Training
 from tasks.errors import TrainerDied, TrainingError, is_transient
 from tasks.render import render
 from tasks.train import train
 
-QUICK = Training(learning_rate=0.01, max_steps=6, batch=4, evaluate_every=2, patience=None, threads=1)
+QUICK = Training(learning_rate=0.01, max_steps=6, batch=4, evaluate_every=2, patience=None)
 SMALL = Method(rank=2, alpha=4)
+ONE_THREAD = Compute(threads=1)
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def trainer_process() -> int:
 
 
 def test_a_run_ends_at_its_planned_step_with_the_best_weights_and_its_curves(tokens: Tokens, tiny_base: Base) -> None:
-    adapter = train.fn(tokens, tiny_base, SMALL, QUICK)
+    adapter = train.fn(tokens, tiny_base, SMALL, QUICK, ONE_THREAD)
     assert adapter.steps == 6
     looks = {line["step"]: line["eval_loss"] for line in curve(adapter) if "eval_loss" in line}
     assert list(looks) == [2, 4, 6]
@@ -80,6 +82,12 @@ def test_a_run_ends_at_its_planned_step_with_the_best_weights_and_its_curves(tok
     assert [line["step"] for line in curve(adapter) if "loss" in line] == [1, 2, 3, 4, 5, 6]
     config = json.loads((adapter.path("model") / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == tiny_base.reference
+    page = adapter.path("curves.html").read_text()
+    assert f"<b>{adapter.best_step}</b>" in page
+    assert page.count("<svg") >= 5
+    assert {"grad_norm", "learning_rate", "tokens_per_second", "rows_per_second", "memory_bytes"} <= curve(adapter)[
+        0
+    ].keys()
     assert adapter.path("contract.json").read_bytes() == tokens.path("contract.json").read_bytes()
 
 
@@ -88,14 +96,14 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
 ) -> None:
     long = QUICK.model_copy(update={"max_steps": 24})
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(home / "undisturbed"))
-    undisturbed = train.fn(tokens, tiny_base, SMALL, long)
+    undisturbed = train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(home))
     killer = kill_trainer_after(home, '"step": 7', signal.SIGKILL)
     with pytest.raises(TrainerDied, match="SIGKILL") as died:
-        train.fn(tokens, tiny_base, SMALL, long)
+        train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
     assert is_transient(died.value)
     killer.join()
-    resumed = train.fn(tokens, tiny_base, SMALL, long)
+    resumed = train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
     status = json.loads((resumed.path("status.json")).read_text())
     assert 6 <= status["resumed_from"] < 24
     assert weights(resumed) == weights(undisturbed)
@@ -110,15 +118,15 @@ def test_asked_to_stop_it_saves_a_checkpoint_and_says_that_it_is_not_done(
     long = QUICK.model_copy(update={"max_steps": 400, "evaluate_every": 400})
     killer = kill_trainer_after(home, '"step": 3', signal.SIGTERM)
     with pytest.raises(TrainerDied, match="asked to stop"):
-        train.fn(tokens, tiny_base, SMALL, long)
+        train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
     killer.join()
     assert len(list(home.glob("work/train/*/checkpoints/checkpoint-*/manifest.json"))) == 1
     assert not list(home.glob("artifacts/train/*/manifest.json"))
 
 
 def test_it_stops_early_and_keeps_the_best_step(tokens: Tokens, tiny_base: Base) -> None:
-    hot = Training(learning_rate=1.0, max_steps=40, batch=4, evaluate_every=1, patience=2, threads=1)
-    adapter = train.fn(tokens, tiny_base, SMALL, hot)
+    hot = Training(learning_rate=1.0, max_steps=40, batch=4, evaluate_every=1, patience=2)
+    adapter = train.fn(tokens, tiny_base, SMALL, hot, ONE_THREAD)
     assert adapter.stopped_early
     assert adapter.steps == adapter.best_step + 2 < 40
 
@@ -136,21 +144,27 @@ def test_out_of_memory_halves_the_rows_on_the_device_and_keeps_the_batch(
 
     original: Callable[[trainer.Job, Path], int] = stage._attempt
     monkeypatch.setattr(stage, "_attempt", attempt)
-    adapter = train.fn(tokens, tiny_base, SMALL, QUICK)
+    adapter = train.fn(tokens, tiny_base, SMALL, QUICK, ONE_THREAD)
     assert tried == [4, 2, 1]
     assert adapter.steps == 6
 
 
-def test_a_failed_trainer_is_reported_with_its_error_and_not_retried(tokens: Tokens, tiny_base: Base) -> None:
-    broken = tiny_base.model_copy(update={"location": Path("/nowhere")})
-    with pytest.raises(TrainingError, match=r"training did not finish: .*nowhere") as failed:
-        train.fn(tokens, broken, SMALL, QUICK)
+def test_a_failed_trainer_is_reported_with_its_error_and_not_retried(
+    tokens: Tokens, tiny_base: Base, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_base.weights, broken)
+    for file in broken.glob("*token*"):
+        file.unlink()
+    base = tiny_base.model_copy(update={"folder": broken})
+    with pytest.raises(TrainingError, match=r"training did not finish: ValueError: .*tokenizer") as failed:
+        train.fn(tokens, base, SMALL, QUICK, ONE_THREAD)
     assert not is_transient(failed.value)
 
 
 @pytest.mark.parametrize("method", [Method(kind="full"), Method(kind="qlora", rank=2, alpha=4, target="attention")])
 def test_full_and_qlora_train_too(tokens: Tokens, tiny_base: Base, method: Method) -> None:
-    adapter = train.fn(tokens, tiny_base, method, QUICK)
+    adapter = train.fn(tokens, tiny_base, method, QUICK, ONE_THREAD)
     saved = load_file(next(adapter.path("model").glob("*.safetensors")))
     adapted = any("lora" in name for name in saved)
     assert adapted == (method.kind == "qlora")
@@ -161,7 +175,7 @@ def test_full_and_qlora_train_too(tokens: Tokens, tiny_base: Base, method: Metho
 
 def test_shared_and_plain_batches_train_alike(tokens: Tokens, tiny_base: Base) -> None:
     shared, plain = (
-        curve(train.fn(tokens, tiny_base, Method(kind="full"), QUICK.model_copy(update={"speed": speed})))
+        curve(train.fn(tokens, tiny_base, Method(kind="full"), QUICK.model_copy(update={"speed": speed}), ONE_THREAD))
         for speed in ("auto", "plain")
     )
     for one, other in zip(shared, plain, strict=True):

@@ -1,5 +1,6 @@
 """Each data know the version before them, the same one whenever they come again, and no accepted version is lost."""
 
+import logging
 import os
 import shutil
 import signal
@@ -15,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks import versions
-from tasks.artifacts import CheckedRows, Rows, Splits, UniqueRows
-from tasks.caching import cached
+from tasks.artifacts import SIDES_FILE, SIDES_SCHEMA, CheckedRows, Rows, Splits, UniqueRows
+from tasks.caching import cached, kept
 from tasks.config import Split
 from tasks.errors import ConfigError, TunewrightError
-from tasks.versions import Before, Version, accept, before, history, ledger
+from tasks.versions import Before, Replaced, Version, accept, before, history, ledger
 
 SPLIT = Split()
 
@@ -43,8 +44,15 @@ def dedupe(folder: Path, rows: CheckedRows) -> UniqueRows:
 
 
 @cached()
-def split(folder: Path, rows: UniqueRows, settings: Split) -> Splits:
+def split(folder: Path, rows: UniqueRows, settings: Split, ids: str = "") -> Splits:
+    """With a higher threshold more of a, b, c test; x is gone, and y is set aside."""
     (folder / "train.parquet").write_text(f"{rows.digest} {settings.threshold}")
+    tested = "abc"[: round(10 * settings.threshold) - 6]
+    sides = {row_id: "test" if row_id in tested else "train" for row_id in ids}
+    memory = [{"row_id": row_id, "side": side, "because": "drawn"} for row_id, side in sides.items()]
+    gone = {"row_id": "x", "side": "train", "because": "gone"}
+    aside = {"row_id": "y", "side": None, "because": "bridges_sides"}
+    pq.write_table(pa.Table.from_pylist([*memory, gone, aside], SIDES_SCHEMA), folder / SIDES_FILE)
     return Splits(
         num_train=rows.num_rows,
         num_validation=0,
@@ -61,7 +69,7 @@ def run(ids: str, settings: Split = SPLIT, name: str = "triage") -> tuple[Before
     found = before(name, rows, settings)
     checked = check(rows)
     unique = dedupe(checked)
-    accepted = accept(found, rows, checked, unique, split(unique, settings))
+    accepted = accept(found, rows, checked, unique, split(unique, settings, ids))
     assert accepted
     return found, accepted
 
@@ -109,6 +117,47 @@ def test_the_newest_version_is_what_its_data_came_to_last_and_an_older_one_stays
     assert history("triage", 0, "cluster") == [old, again]
     assert run("ab", Split(threshold=0.9))[1] == old, "the sides of the newest version stand on it"
     assert history("triage", 0, "cluster") == [old, again]
+
+
+def test_sides_that_a_trial_gives_the_newest_version_are_counted_and_said_and_can_be_put_back(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("tunewright"), "propagate", True)
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__NAME", "brave-fox")
+    run("ab")
+    _, first = run("abcd")
+    assert first.replaced == () == run("abcd")[1].replaced
+    assert not caplog.messages
+    _, trial = run("abcd", Split(threshold=0.8))
+    when = f"{first.accepted[:10]} {first.accepted[11:16]}"
+    assert caplog.messages == [
+        "version 2 of the data of triage was split anew: 2 of 4 rows are on another side than when it was accepted on "
+        f"{when} by run brave-fox; the next data follow the new sides, unless a run with the settings as they were "
+        "puts the old ones back"
+    ]
+    assert trial.replaced == (Replaced(accepted=first.accepted, run="brave-fox", moved=2, known=4),)
+    rows = ingest(tuple("abcde"))
+    assert before("triage", rows, SPLIT).splits == kept(Splits, "split", trial.splits.key), "the next data follow it"
+
+    again = run("abcd")[1]
+    assert (again.splits, len(caplog.messages)) == (first.splits, 2)
+    assert [replaced.moved for replaced in history("triage", 0, "cluster")[-1].replaced] == [2, 2]
+
+
+def test_sides_that_stay_are_nothing_to_say_of_and_sides_that_are_gone_are(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("tunewright"), "propagate", True)
+    _, first = run("cd")
+    _, other = run("cd", Split(threshold=0.7))  # which tests a alone
+    assert other.splits != first.splits
+    assert [replaced.moved for replaced in other.replaced] == [0]
+    assert not caplog.messages
+    shutil.rmtree(other.splits.folder)
+    _, last = run("cd")
+    assert [replaced.moved for replaced in last.replaced] == [0, None]
+    assert "the sides that it was accepted with on" in caplog.messages[-1]
+    assert "are gone, so how many rows are on another is not known" in caplog.messages[-1]
 
 
 def test_another_seed_another_rule_and_another_pipeline_have_histories_of_their_own() -> None:

@@ -1,23 +1,28 @@
 """Holds rows against one Great Expectations suite: keeps each, or quarantines it with its reason, file and line.
 
-The suite (data_checks/suite.py) is the built-in one with what checks.expectations changes and adds. A critical failure
-stops. A warning sets the rows that fail aside, each once, with the first expectation that it fails in the suite's
-order; of the set as a whole, and for info, it is a finding. A set is also held against the last accepted version.
+The suite (data_checks/suite.py) is the built-in one with what checks.expectations changes and adds. A warning sets the
+rows that fail aside, each once, with the first expectation that it fails in the suite's order; of the set as a whole,
+and for info, it is a finding. A critical failure stops, once all is evaluated and written down: the report and the
+quarantine of a run that stopped have every failure. So does a validation or test side that is given by its source and
+of which no row is left: another one would be drawn. A set is also held against the last accepted version.
 """
 
 import hashlib
 import importlib.util
 import json
+import logging
 from pathlib import Path
 
 from prefect import task
 
 from data_checks.suite import Entry, SuiteError, suite
-from tasks.artifacts import CheckedRows, Rows
+from tasks.artifacts import ROW_SCHEMA, CheckedRows, Rows
 from tasks.caching import cached, digest_of
 from tasks.config import Checks
-from tasks.errors import ConfigError, retry_transient
+from tasks.errors import ConfigError, DataError, retry_transient
 from tasks.fingerprint import FIRST_PARTY, fingerprints
+
+log = logging.getLogger("tunewright")
 
 
 def entries(checks: Checks) -> list[Entry]:
@@ -29,33 +34,36 @@ def entries(checks: Checks) -> list[Entry]:
 
 
 def own_expectations(checks: Checks) -> tuple[tuple[str, str], ...]:
-    """The team's expectations that these settings name, each with a digest of its code. Raises ConfigError.
+    """The team's expectations that these settings name, each with a digest of its code.
 
     They are no part of the code that check reaches by its imports, so that they are handed to it: an edit re-runs it.
     The digest is of all Python files of the package that the class lies in, or of its module alone where that lies in
     none; of a module of this project it is of the code that it reaches. Other files that the class reads do not count.
+
+    Raises ConfigError where the suite cannot be made of these settings, or one of the classes cannot be used. Great
+    Expectations, which takes seconds to import, is imported only where they name a class.
     """
-    named = sorted({entry.name: entry.key for entry in entries(checks) if entry.own}.items())
-    return tuple((name, _digest(name, key)) for name, key in named)
+    own = [entry for entry in entries(checks) if entry.own]
+    if own:
+        from data_checks.trial import try_out
+
+        try:
+            try_out(own, ROW_SCHEMA)
+        except SuiteError as error:
+            raise ConfigError(str(error)) from error
+    return tuple((name, _digest(name)) for name in sorted({entry.name for entry in own}))
 
 
-def _digest(name: str, key: str) -> str:
-    module, _, kind = name.rpartition(".")
-    package = module.split(".")[0]
-    try:
-        spec = importlib.util.find_spec(module)
-    except Exception:  # a parent that is not there, is no package, or fails when it is imported
-        spec = None
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise ConfigError(
-            f"{key}.name={name}: there is no module {module}; accepted is module.{kind} in a folder on PYTHONPATH"
-        )
+def _digest(name: str) -> str:
+    module = name.rpartition(".")[0]
+    package = module.partition(".")[0]
     if package in FIRST_PARTY:
         return hashlib.sha256(json.dumps(fingerprints(module)).encode()).hexdigest()
     top = importlib.util.find_spec(package)
     folders = sorted(map(Path, (top and top.submodule_search_locations) or ()))
     files = [(str(file.relative_to(folder)), file) for folder in folders for file in sorted(folder.rglob("*.py"))]
-    code = {place: digest_of(file) for place, file in files or [(module, Path(spec.origin))]}
+    alone = [(module, Path(top.origin))] if top and top.origin else []
+    code = {place: digest_of(file) for place, file in files or alone}
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
 
@@ -89,11 +97,12 @@ def check(
     own: tuple[tuple[str, str], ...] = (),
     before: CheckedRows | None = None,
 ) -> CheckedRows:
-    """The rows that pass; the others in quarantine.parquet.
+    """The rows that pass; the others in quarantine.parquet. Raises DataError where the run stops.
 
     `special_tokens` are the base's, which no text may hold; `own` is own_expectations(checks), for the key alone;
     `before` is the last accepted version.
     """
+    from data_checks.given import given_sides
     from data_checks.report import render
     from tasks.check import accounting
     from tasks.check.holding import hold_rows, hold_set
@@ -106,12 +115,14 @@ def check(
     except SuiteError as error:  # one of the team's classes
         raise ConfigError(str(error)) from error
     quarantined = accounting.reasons(held)
-    accounting.stop_on_share(held, quarantined, checks.max_quarantined_share)
     of_set = hold_set(file, held, asked, before)
+    given = given_sides(held.frame, held.failing(), [outcome.entry.name for outcome in held.set_aside])
+    emptied = next((each.says() for each in given if each.set_aside == each.rows), "")
+    stops = accounting.stops(held, of_set, quarantined, checks.max_quarantined_share) or emptied
 
     examples = accounting.write(file, folder, held)
     refused, of_ingest = accounting.refused(rows.path("quarantine.parquet"))
-    came = results(held, of_set, refused, quarantined, before)
+    came = results(held, of_set, refused, quarantined, before, stops, given)
     page = render(
         came,
         of_set.profile,
@@ -123,6 +134,10 @@ def check(
     for name, content in (("profile.json", of_set.profile), ("results.json", came)):
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "report.html").write_text(page, encoding="utf-8")
+    if stops:
+        raise DataError(stops, see=("report.html", "quarantine.parquet", "results.json"))
+    for said in came["given_sides"]:
+        log.warning("check: %s", said)
     return CheckedRows(
         num_rows=came["kept"],
         num_quarantined=came["quarantined"],

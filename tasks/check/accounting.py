@@ -16,8 +16,7 @@ from data_checks.findings import answers_by_prompt
 from data_checks.report import EXAMPLES
 from data_checks.validation import Outcome
 from tasks.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA
-from tasks.check.holding import Held
-from tasks.errors import DataError
+from tasks.check.holding import Held, Set
 
 Record = dict[str, Any]  # of QUARANTINE_SCHEMA
 Examples = dict[str, list[Record]]
@@ -35,21 +34,40 @@ def reasons(held: Held) -> dict[str, int]:
     """Reason -> rows that are quarantined for it, the most frequent first."""
     counts: Counter[str] = Counter()
     blamed = np.zeros(len(held.frame), dtype=np.bool_)
-    for outcome, fails in zip(_warnings(held), held.failing(), strict=True):
+    for outcome, fails in zip(held.set_aside, held.failing(), strict=True):
         counts[outcome.entry.name] += int((fails & ~blamed).sum())
         blamed |= fails
     return {reason: count for reason, count in counts.most_common() if count}
 
 
-def stop_on_share(held: Held, counts: dict[str, int], limit: float) -> None:
-    """Raises DataError where no row is left, or where more than `limit` of the rows is quarantined."""
+def stops(held: Held, of_set: Set, counts: dict[str, int], limit: float) -> str:
+    """Why the run stops, in one line: what is critical, or that too few rows are left. Empty where it goes on."""
+    of_rows, of_all = ([o for o in outcomes if _is_critical(o)] for outcomes in (held.outcomes, of_set.outcomes))
+    names = list(dict.fromkeys(outcome.entry.name for outcome in (*of_rows, *of_all)))
+    too_many = "" if of_rows else _too_many(held, counts, limit)
+    if too_many:
+        said, also = too_many, names
+    elif names:
+        first, also = [*of_rows, *of_all][0], names[1:]
+        value = None if of_rows else of_set.measures[first.column].value
+        said = f"{names[0]}: {held.said(first) if of_rows else first.says(value)}"
+    else:
+        return ""
+    return f"{said}; also critical: {', '.join(also)}" if also else said
+
+
+def _is_critical(outcome: Outcome) -> bool:
+    return bool(outcome.failed) and outcome.entry.severity == "critical"
+
+
+def _too_many(held: Held, counts: dict[str, int], limit: float) -> str:
     num_rows, quarantined = len(held.frame), sum(counts.values())
     share = quarantined / num_rows
     if share <= limit and share < 1:
-        return
+        return ""
     first = held.frame.iloc[int(np.flatnonzero(~held.kept())[0])]
     over = f"over checks.max_quarantined_share={limit:g}" if share > limit else "none is left"
-    raise DataError(
+    return (
         f"{quarantined} of {num_rows} rows quarantined ({share:.1%}), {over}: "
         f"{', '.join(f'{count} {reason}' for reason, count in counts.items())}; "
         f"first: {first['file']} line {first['line']}"
@@ -139,15 +157,11 @@ def _keep_examples(examples: Examples, records: list[Record]) -> None:
             found.append(each)
 
 
-def _warnings(held: Held) -> list[Outcome]:
-    return [outcome for outcome in held.outcomes if outcome.entry.severity == "warning"]
-
-
 def _blame(held: Held) -> Iterator[tuple[str, str]]:
     """For each row that is quarantined, in order, its reason and a sentence that names the others."""
-    failing, warnings = held.failing(), _warnings(held)
+    failing, outcomes = held.failing(), held.set_aside
     for position in np.flatnonzero(failing.any(axis=0)).tolist():
-        first, *others = (warnings[line] for line in np.flatnonzero(failing[:, position]).tolist())
+        first, *others = (outcomes[line] for line in np.flatnonzero(failing[:, position]).tolist())
         also = dict.fromkeys(o.entry.name for o in others if o.entry.name != first.entry.name)
         said = first.says(held.value(first, position))
         yield first.entry.name, f"{said}; also {', '.join(also)}" if also else said

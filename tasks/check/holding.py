@@ -56,41 +56,58 @@ class Held:
     frame: pd.DataFrame
     outcomes: list[Outcome]
 
+    @property
+    def set_aside(self) -> list[Outcome]:
+        """The outcomes whose rows do not pass, critical ones first: a row is blamed for what stops the run."""
+        found = [o for o in self.outcomes if len(o.rows) and o.entry.severity in ("critical", "warning")]
+        return sorted(found, key=lambda outcome: outcome.entry.severity != "critical")
+
     def failing(self) -> Mask:
-        """A line for each outcome of severity warning, in order, and a column for each row: whether it fails."""
-        warnings = [outcome for outcome in self.outcomes if outcome.entry.severity == "warning"]
-        lines = np.zeros((len(warnings), len(self.frame)), dtype=np.bool_)
-        for line, outcome in zip(lines, warnings, strict=True):
+        """A line for each outcome of `set_aside`, in order, and a column for each row: whether it fails."""
+        outcomes = self.set_aside
+        lines = np.zeros((len(outcomes), len(self.frame)), dtype=np.bool_)
+        for line, outcome in zip(lines, outcomes, strict=True):
             line[outcome.rows] = True
         return lines
 
     def kept(self) -> Mask:
-        """Whether each row passes all that quarantines."""
+        """Whether each row passes all that sets rows aside or stops."""
         return np.logical_not(self.failing().any(axis=0))
 
     def value(self, outcome: Outcome, position: int) -> str:
         """What a row has where an expectation looked."""
         return in_a_line(self.frame[outcome.column].iloc[position]) if outcome.column in self.frame else ""
 
+    def said(self, outcome: Outcome) -> str:
+        """What is wrong in how many rows, and where first; of a table as a whole only what is wrong."""
+        if not len(outcome.rows):
+            return outcome.says()
+        position = int(outcome.rows[0])
+        first = self.frame.iloc[position]
+        return (
+            f"{outcome.says(self.value(outcome, position))} in {outcome.failed} of {len(self.frame)} rows; "
+            f"first: {first['file']} line {first['line']}"
+        )
+
 
 def hold_rows(file: Path, suite: Sequence[Entry], special_tokens: Sequence[str]) -> Held:
     """Every row against what it must satisfy by itself, then the rows that pass against each other.
 
-    Raises DataError where a critical expectation fails, ConfigError where one of the team's could not be evaluated.
+    Raises DataError where the table itself is broken, ConfigError where one of the team's could not be evaluated.
     """
     schema = pq.read_schema(file)
     empty = schema.empty_table().to_pandas(types_mapper=pd.ArrowDtype)
-    stop_on_critical(Held(empty, run(empty, schema_expectations(ROW_SCHEMA))), file)
+    stop_if_broken(Held(empty, run(empty, schema_expectations(ROW_SCHEMA))), file)
     frame, of_texts = _look(file, suite, special_tokens)
     of_table, of_rows = table_expectations(ROW_SCHEMA), row_expectations(suite, frame)
     held = Held(frame, [*run(frame, of_table), *(run(frame, of_rows) if of_rows else []), *of_texts])
-    stop_on_critical(held, file)
+    stop_if_broken(held, file)
 
     passing = frame[held.kept()]
     frame = frame.assign(num_answers=num_answers(passing).reindex(frame.index))
     conflicts = conflict_expectations(suite)
     held = Held(frame, [*held.outcomes, *(run(frame, conflicts) if conflicts else [])])
-    stop_on_critical(held, file)
+    stop_if_broken(held, file)
     return held
 
 
@@ -125,7 +142,7 @@ class Set:
 
 
 def hold_set(file: Path, held: Held, suite: Sequence[Entry], before: CheckedRows | None) -> Set:
-    """The rows of `held` that pass, against what a set must satisfy. Raises DataError where that is critical."""
+    """The rows of `held` that pass, against what a set must satisfy."""
     frame = held.frame[held.kept()]
     found = profile(frame, labels(file, frame))
     earlier = json.loads(before.path("profile.json").read_text(encoding="utf-8")) if before else None
@@ -133,9 +150,6 @@ def hold_set(file: Path, held: Held, suite: Sequence[Entry], before: CheckedRows
     measured = measures(found, earlier, changed)
     asked = set_expectations(suite, measured)
     outcomes = run(table_of(measured), asked) if asked else []
-    for outcome in outcomes:
-        if outcome.failed and outcome.entry.severity == "critical":
-            raise DataError(f"{outcome.entry.name}: {outcome.says(measured[outcome.column].value)}")
     return Set(found, earlier, changed, measured, outcomes)
 
 
@@ -154,21 +168,13 @@ def labels(file: Path, frame: pd.DataFrame) -> dict[str, int] | None:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def stop_on_critical(held: Held, file: Path) -> None:
-    """Raises DataError for the first critical failure, another error where an expectation could not be evaluated."""
+def stop_if_broken(held: Held, file: Path) -> None:
+    """Raises DataError where the table is not what it must be, another error where something was not evaluated."""
     for outcome in held.outcomes:
         if outcome.error:
             _stop_on_error(outcome, file)
-        if outcome.entry.severity != "critical" or not outcome.failed:
-            continue
-        subject = file if outcome.entry.name == "table" else outcome.entry.name
-        if not len(outcome.rows):
-            raise DataError(f"{subject}: {outcome.says()}")
-        first = held.frame.iloc[int(outcome.rows[0])]
-        raise DataError(
-            f"{subject}: {outcome.says(held.value(outcome, int(outcome.rows[0])))} in {outcome.failed} of "
-            f"{len(held.frame)} rows; first: {first['file']} line {first['line']}"
-        )
+        if outcome.entry.name == "table" and outcome.failed:
+            raise DataError(f"{file}: {held.said(outcome)}")
 
 
 def _stop_on_error(outcome: Outcome, file: Path) -> None:

@@ -1,10 +1,12 @@
 """What came of a check as plain data: results.json, from which the report and the summary are made."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from data_checks.given import Given
 from data_checks.report import SOURCES
 from data_checks.validation import Outcome
 from tasks.artifacts import CheckedRows
@@ -14,19 +16,27 @@ Results = dict[str, Any]
 
 
 def results(
-    held: Held, of_set: Set, refused: dict[str, int], quarantined: dict[str, int], before: CheckedRows | None
+    held: Held,
+    of_set: Set,
+    refused: dict[str, int],
+    quarantined: dict[str, int],
+    before: CheckedRows | None,
+    stopped: str,
+    given: Sequence[Given],
 ) -> Results:
     """The account, the reasons, every expectation with its outcome, the sources, and what changed since `before`."""
     num_refused, num_quarantined, num_rows = sum(refused.values()), sum(quarantined.values()), len(held.frame)
     values = {name: measure.value for name, measure in of_set.measures.items()}
     return {
+        "stopped": stopped,  # why the run does; empty where it goes on
         "read": num_rows + num_refused,
         "refused": num_refused,
         "rows": num_rows,
         "kept": num_rows - num_quarantined,
         "quarantined": num_quarantined,
         "reasons": {"ingest": refused, "check": quarantined},
-        "findings": findings(held, of_set),
+        "findings": findings(held, of_set) | {each.name: each.set_aside for each in given},
+        "given_sides": [each.says() for each in given],
         "conflicting_prompts": _conflicting_prompts(held),
         "sources": _sources(held),
         "since": _since(of_set, before),

@@ -99,7 +99,17 @@ def judge(data: Data, files: Iterable[SourceFile], tally: Tally) -> None:
     if over or tally.num_rows == 0:
         why = f"over data.max_refused_share={data.max_refused_share}" if over else "so no row is left"
         reasons = "; ".join(f"{n} {reason}, first {tally.firsts[reason]}" for reason, n in tally.reasons.most_common())
-        raise DataError(f"{num_refused} of {tally.num_read} records refused, {why}: {reasons}")
+        message = f"{num_refused} of {tally.num_read} records refused, {why}: {reasons}"
+        raise DataError(message, see=("quarantine.parquet",))
+
+
+def stop_on_empty_side(files: Sequence[SourceFile], tallies: dict[str, Tally]) -> None:
+    """Raises DataError where a validation or test side is given, but no row of it is left: another would be drawn."""
+    for side in ("validation", "test"):
+        given = [file for file in files if file.side == side]
+        if given and not any(tallies[file.path].num_rows for file in given):
+            paths = ", ".join(file.path for file in given)
+            raise DataError(f"{paths}: no row is left of the given {side} side", see=("quarantine.parquet",))
 
 
 def detected(file: SourceFile, tally: Tally) -> str:
@@ -129,6 +139,8 @@ def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...]) -> Rows:
     for of_file in tallies.values():
         tally.add(of_file)
     judge(data, sources, tally)
+    if chosen is None:
+        stop_on_empty_side(sources, tallies)
     return Rows(
         num_read=tally.num_read,
         num_rows=tally.num_rows,

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
+from data_checks.accepted import did_you_mean
 from tasks.caching import digest_of
 from tasks.config import Data, Layout, Side, Source
 from tasks.errors import ConfigError, DataError
@@ -31,6 +32,7 @@ FORMATS: dict[str, FileFormat] = {
     ".parquet": "parquet",
 }
 HELD_OUT_FORMATS: dict[str, FileFormat] = {**FORMATS, ".txt": "text"}
+ALIKE = 0.75  # of two names without their endings, from where one may be a misspelling of the other
 
 
 class SourceFile(BaseModel):
@@ -91,9 +93,11 @@ def _digest(path: str) -> str:
 def _fits(source: Source, setting: str, held_out: bool) -> None:
     for ours in source.columns:
         if ours not in MAPPABLE:
-            close = difflib.get_close_matches(ours, MAPPABLE, n=1)
-            meant = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(f"{setting}.columns: {ours} is no field of ours; {meant}accepted: {', '.join(MAPPABLE)}")
+            theirs = source.columns[ours]
+            meant = did_you_mean(ours, MAPPABLE)
+            if theirs in MAPPABLE:  # the wrong way round
+                meant = f"did you mean {{{theirs}: {ours}}}? {meant}"
+            raise ConfigError(f"{setting}.columns: {ours} is no field of ours; {meant}")
     if source.revision and not hub.is_hub(source.path):
         raise ConfigError(f"{setting}.revision={source.revision}: only a hub data set (hub:org/name) has revisions")
     if source.side and held_out:
@@ -146,24 +150,38 @@ def _format(path: str, source: Source, formats: dict[str, FileFormat], where: st
 
 def _local(pattern: str, where: str) -> list[str]:
     path = Path(pattern).expanduser()
-    here = "" if path.is_absolute() else f" below {Path.cwd()}"
     if path.is_file():
         return [str(path)]
     if path.is_dir():
         raise ConfigError(f"{where}: is a folder; accepted is a file or a glob such as {path / '*.jsonl'}")
     if not glob.has_magic(pattern):
-        raise ConfigError(f"{where}: no such file{here}; {_alternatives(path)}")
+        raise ConfigError(f"{where}: no such file{_looked(path)}")
     with _readable(where):
         matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 Path.glob takes no absolute pattern
     files = [match for match in matches if Path(match).is_file()]
     if not files:
-        raise ConfigError(f"{where}: no file matches{here}; accepted is a glob that matches a file")
+        raise ConfigError(f"{where}: no file matches{_looked(path)}")
     return files
 
 
-def _alternatives(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent} either"
-    names = [other.name for other in path.parent.iterdir() if other.is_file()]
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return f"did you mean {path.with_name(close[0])}?" if close else "accepted is a file or a glob"
+def _looked(path: Path) -> str:
+    """Where was looked, and what was most likely meant: a file whose name is alike, or one of those that are there."""
+    folder = next(parent for parent in path.parents if not glob.has_magic(str(parent))).absolute()
+    if not folder.is_dir():
+        return f": there is no folder {folder}"
+    with _readable(str(folder)):
+        names = sorted(other.name for other in folder.iterdir() if other.is_file() and _is_data(other))
+    alike = [name for name in names if difflib.SequenceMatcher(None, _stem(name), _stem(path.name)).ratio() >= ALIKE]
+    if alike and not glob.has_magic(str(path)):
+        close = difflib.get_close_matches(path.name, alike, n=1, cutoff=0)
+        return f" in {folder}; did you mean {path.with_name(close[0])}?"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f" in {folder}; there is {', '.join(names[:3]) or 'no data file'}{more}"
+
+
+def _is_data(file: Path) -> bool:
+    return any(suffix.lower() in HELD_OUT_FORMATS for suffix in file.suffixes[-2:])
+
+
+def _stem(name: str) -> str:
+    return name.partition(".")[0].lower()

@@ -15,8 +15,15 @@ CURVES = {
     "loss": "train/loss",
     "learning_rate": "train/learning_rate",
     "grad_norm": "train/grad_norm",
+    "tokens_per_second": "train/tokens_per_second",
+    "rows_per_second": "train/rows_per_second",
+    "memory_bytes": "train/memory_gigabytes",
     "eval_loss": "validation/loss",
+    "eval_exact_match": "validation/exact_match",
+    "eval_token_f1": "validation/token_f1",
+    "eval_chrf": "validation/chrf",
 }
+GIGABYTE = 1e9
 
 
 class Point(NamedTuple):
@@ -105,7 +112,10 @@ def curves(metrics: Path) -> list[Point]:
     points = []
     with metrics.open(encoding="utf-8") as lines:
         for line in map(json.loads, lines):
-            points += [Point(key, line[name], line["step"]) for name, key in CURVES.items() if name in line]
+            for name, key in CURVES.items():
+                if name in line:
+                    value = line[name] / GIGABYTE if name == "memory_bytes" else line[name]
+                    points.append(Point(key, value, line["step"]))
     return _rounded(points)
 
 
@@ -128,6 +138,8 @@ def comparisons(candidate: Candidate) -> list[Point]:
         points += [Point(f"gate/{opponent}/{bound}", value, 0) for bound, value in bounds]
     adapter = candidate.adapter
     points.append(Point("validation/best_loss", adapter.best_validation_loss, adapter.best_step))
+    if adapter.best_by != "loss":
+        points.append(Point(f"validation/best_{adapter.best_by}", adapter.best_value, adapter.best_step))
     points.append(Point("train/seconds", adapter.train_seconds, 0))
     return _rounded(points)
 
@@ -156,6 +168,7 @@ def card(candidate: Candidate) -> str:
         f"- Base: `{base.reference}`, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
         f"- Method: {adapter.method}, {adapter.steps} steps, best at {adapter.best_step} "
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",
+        *(f"- In training: {warning}" for warning in adapter.warnings),
         f"- Rows: {splits.num_train} train, {splits.num_validation} validation, {splits.num_test} sealed test; "
         f"version {candidate.data_version} of the data ({splits.digest[:12]}), from "
         f"{', '.join(f'`{name}`' for name in sorted(candidate.lineage))}",

@@ -99,10 +99,11 @@ def _signature(max_new_tokens: int) -> Any:
 def requirements(candidate: Candidate) -> list[str]:
     """What serving.py needs to load this model, pinned to what is installed here."""
     names = ["mlflow", "torch", "transformers", "tokenizers", "safetensors"]
-    if candidate.adapter.path("model/adapter_config.json").is_file():
+    tuned = candidate.adapter.path("model")
+    if (tuned / "adapter_config.json").is_file():
         names.append("peft")
-        if candidate.base.reference.startswith("package:"):
-            package = candidate.base.reference.removeprefix("package:").partition("/")[0]
-            names += ["gguf", importlib.metadata.packages_distributions()[package][0]]
+    if serving.needs_base(tuned) and candidate.base.reference.startswith("package:"):
+        package = candidate.base.reference.removeprefix("package:").partition("/")[0]
+        names += ["gguf", importlib.metadata.packages_distributions()[package][0]]
     # A local part such as +cpu names a build that PyPI does not have.
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]

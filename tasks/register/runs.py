@@ -39,6 +39,7 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     tags = {
         "verdict": candidate.verdict.decision,
         "gain": candidate.gain,
+        "training": "; ".join(candidate.adapter.warnings)[:500] or "nothing stands out",
         "mlflow.note.content": card(candidate),
         **candidate.data,
         **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages},
@@ -114,6 +115,7 @@ def _profile(splits: Splits, side: str, num_rows: int) -> str:
 
 def _log_files(client: "MlflowClient", candidate: Candidate, run_id: str) -> None:
     client.log_artifact(run_id, str(candidate.verdict.path("verdict.json")))
+    client.log_artifact(run_id, str(candidate.adapter.path("curves.html")), "reports/train")
     for answers in candidate.answers:
         client.log_artifact(run_id, str(answers.path("answers.parquet")), f"answers/{answers.contender}")
     for artifact in candidate.reports:

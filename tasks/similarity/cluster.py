@@ -24,7 +24,18 @@ from tasks.fingerprint import fingerprints
 from tasks.similarity import spread
 from tasks.similarity.engine import pieces
 from tasks.similarity.prompts import Shingles
-from tasks.similarity.sets import ENOUGH, Nearest, Pairs, Part, buckets_of, first_of, in_order, nearest_of, parts_of
+from tasks.similarity.sets import (
+    ENOUGH,
+    Nearest,
+    Pairs,
+    Part,
+    Sets,
+    buckets_of,
+    first_of,
+    in_order,
+    nearest_of,
+    parts_of,
+)
 from tasks.similarity.spread import Facts, SpreadSets, Work
 
 T = TypeVar("T")
@@ -64,6 +75,11 @@ class Ray:
         classes = self._rarities(found, int(all_facts.sizes.sum()))
         ordered = [_run(spread.ordered, shingled, classes) for shingled in found]
         return SpreadSets(ordered, starts, all_facts, np.arange(starts[-1]))
+
+    def here(self, sets: SpreadSets) -> Sets:
+        """Their items come here."""
+        blocks = [_run(spread.taken, *of_piece) for of_piece in sets.by_piece(np.arange(len(sets)))]
+        return spread.together(_get(blocks)).sets
 
     def leaders(self, sets: SpreadSets, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Rows of one kind meet, in their order; a kind that most rows are of leaves most of the work to one worker."""

@@ -30,6 +30,10 @@ class Engine(Protocol[S]):
         """The sets of the rows, from the shingles that function(batch, **arguments) has for every batch."""
         ...
 
+    def here(self, sets: S) -> Sets:
+        """The same sets on this machine."""
+        ...
+
     def leaders(self, sets: S, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """As leaders of tasks/similarity/sets.py."""
         ...
@@ -53,6 +57,10 @@ class Local:
     def sets(self, file: Path, columns: list[str], function: Callable[..., Shingles], **arguments: Any) -> Sets:
         """The sets of all rows."""
         return gather(over_batches(file, columns, function, **arguments))
+
+    def here(self, sets: Sets) -> Sets:
+        """They are here."""
+        return sets
 
     leaders = staticmethod(leaders)
     alike = staticmethod(alike)

@@ -27,7 +27,7 @@ SPACELESS_RANGES = (
     (0xF900, 0xFAFF),
     (0x20000, 0x3FFFF),
 )
-FULL_STOP = re.compile(r"(?<=[。！？：])")  # noqa: RUF001 full-width stops end a sentence without white space
+FULL_STOPS = "。！？："  # noqa: RUF001 full-width, which end a sentence without white space
 OPERATORS = {"×": "*", "÷": "/", "\u0085": "\n", "\u2028": "\n", "\u2029": "\n", "\u1680": " "}  # noqa: RUF001
 
 
@@ -47,7 +47,12 @@ class Folded:
 
 def fold(text: str) -> str:
     """NFKC, case folded, with ASCII digits; the full stops of scripts without spaces end a line."""
-    return unicodedata.normalize("NFKC", FULL_STOP.sub("\n", text)).translate(_translated()).casefold()
+    for stop in FULL_STOPS:
+        text = text.replace(stop, f"{stop}\n")
+    text = unicodedata.normalize("NFKC", text)
+    if _may_be_translated().search(text):  # few texts are, and to look is faster
+        text = text.translate(_translated())
+    return text.casefold()
 
 
 def fold_messages(messages: pa.ChunkedArray | pa.Array) -> Folded:
@@ -79,6 +84,13 @@ def _folded(contents: pa.Array, rows: np.ndarray) -> Folded:
 def _translated() -> dict[int, str]:
     digits = {code: str(unicodedata.decimal(chr(code))) for code in range(0x80, 0x20000) if chr(code).isdecimal()}
     return digits | {ord(character): plain for character, plain in OPERATORS.items()}
+
+
+@cache
+def _may_be_translated() -> re.Pattern[str]:
+    """A character of _translated, or any of the planes above, by which re would look much slower."""
+    basic = "".join(chr(code) for code in _translated() if code < 0x10000)
+    return re.compile(f"[{re.escape(basic)}\U00010000-\U0010ffff]")
 
 
 @cache

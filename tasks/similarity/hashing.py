@@ -5,11 +5,13 @@ MurmurHash3): among a hundred million different words two collide with a chance 
 """
 
 import numpy as np
-from numba import njit
+
+from tasks.similarity.compiled import compiled
 
 SPACE, DROPPED, WORD, SPACELESS, SYMBOL = range(5)  # to words a character is a gap, nothing, a part, or one by itself
 
 _BASIS = np.uint64(0xCBF29CE484222325)
+_OTHER_BASIS = np.uint64(0x9E3779B97F4A7C15)
 _PRIME = np.uint64(0x100000001B3)
 _FIRST = np.uint64(0xFF51AFD7ED558CCD)
 _SECOND = np.uint64(0xC4CEB9FE1A85EC53)
@@ -22,7 +24,7 @@ _BLANK = np.zeros(256, np.bool_)
 _BLANK[[9, 10, 11, 12, 13, 28, 29, 30, 31, 32]] = True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _finish(value):
     value ^= value >> _HALF
     value *= _FIRST
@@ -31,76 +33,82 @@ def _finish(value):
     return value ^ (value >> _HALF)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _join(one, other):
-    """A hash of two in their order."""
-    return _finish(one * _PRIME + other)
+    """A hash of two in their order, and not 0 for zeros, which stand for nothing."""
+    return _finish(one * _PRIME + other + _BASIS)
 
 
-@njit(cache=True, nogil=True)
-def _lower(byte):
-    return byte + np.uint8(32) if 65 <= byte <= 90 else byte
+@compiled
+def _lower(code):
+    return code + 32 if 65 <= code <= 90 else code
 
 
-@njit(cache=True, nogil=True)
-def hash_normalized(data, begin, end, seed):
-    """The hash of data[begin:end] without case and with runs of white space as one space; seed itself if empty."""
-    value, gap, empty = _BASIS ^ seed, False, True
+@compiled
+def _hash_normalized(data, begin, end, cut):
+    """Two hashes of data[begin:end] without case and with runs of white space as one space, 0 if it is empty.
+
+    Where a sentence or a line is `cut` off, it is that of the first one that is not empty. Comes with where it ends.
+    """
+    one, other, gap, empty = _BASIS, _OTHER_BASIS, False, True
     for position in range(begin, end):
         byte = data[position]
-        if _BLANK[byte]:
+        if byte > 32 or not _BLANK[byte]:
+            if gap:
+                one, other, gap = (one ^ np.uint64(32)) * _PRIME, (other ^ np.uint64(32)) * _PRIME, False
+            lower = np.uint64(_lower(byte))
+            one, other, empty = (one ^ lower) * _PRIME, (other ^ lower) * _PRIME, False
+        elif not empty:
+            if cut and (byte == 10 or byte == 13 or _ENDS[data[position - 1]]):
+                end = position
+                break
             gap = True
-            continue
-        if gap and not empty:
-            value = (value ^ np.uint64(32)) * _PRIME
-        gap, empty = False, False
-        value = (value ^ np.uint64(_lower(byte))) * _PRIME
-    return seed if empty else _finish(value)
+    return (np.uint64(0), np.uint64(0), end) if empty else (_finish(one), _finish(other), end)
 
 
-@njit(cache=True, nogil=True)
-def hash_messages(data, starts, seed):
+@compiled
+def hash_messages(data, begins, ends):
     """(messages,) uint64: the normalized text of each message."""
-    hashes = np.empty(len(starts) - 1, np.uint64)
-    for message in range(len(hashes)):
-        hashes[message] = hash_normalized(data, starts[message], starts[message + 1], seed)
+    hashes = np.empty(len(begins), np.uint64)
+    for message in range(len(begins)):
+        hashes[message] = _hash_normalized(data, begins[message], ends[message], False)[0]
     return hashes
 
 
-@njit(cache=True, nogil=True)
+@compiled
+def hash_conversations(data, starts, rows, roles):
+    """(rows, 2) uint64: two hashes of the roles and the normalized texts of each row's messages."""
+    hashes = np.zeros((len(rows) - 1, 2), np.uint64)
+    for row in range(len(hashes)):
+        for message in range(rows[row], rows[row + 1]):
+            one, other, _ = _hash_normalized(data, starts[message], starts[message + 1], False)
+            hashes[row, 0] = _join(_join(hashes[row, 0], roles[message]), one)
+            hashes[row, 1] = _join(_join(hashes[row, 1], roles[message]), other)
+    return hashes
+
+
+@compiled
 def segment(data, starts, messages):
     """The sentences of the lines of messages[0]..messages[1] of each row, as (indptr, begin, end, hash)."""
-    rows = len(messages)
-    total = 0
-    for row in range(rows):
-        for message in range(messages[row, 0], messages[row, 1]):
-            total += 1
-            for position in range(starts[message], starts[message + 1]):
-                byte = data[position]
-                total += byte == 10 or byte == 13 or (_BLANK[byte] and position and _ENDS[data[position - 1]])
-    indptr = np.zeros(rows + 1, np.int64)
-    begins, ends, hashes = np.empty(total, np.int64), np.empty(total, np.int64), np.empty(total, np.uint64)
+    indptr, room = np.zeros(len(messages) + 1, np.int64), 0
+    for first, last in messages:
+        room += (starts[last] - starts[first] + last - first + 1) // 2  # a segment is a character and what ends it
+    begins, ends, hashes = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.uint64)
     found = 0
-    for row in range(rows):
+    for row in range(len(messages)):
         for message in range(messages[row, 0], messages[row, 1]):
             begin, stop = starts[message], starts[message + 1]
-            for position in range(begin, stop + 1):
-                cut = position == stop
-                if not cut:
-                    byte = data[position]
-                    cut = byte == 10 or byte == 13
-                    cut = cut or (_BLANK[byte] and position > begin and _ENDS[data[position - 1]])
-                if cut:
-                    value = hash_normalized(data, begin, position, np.uint64(0))
-                    if value != 0:  # else it is white space
-                        begins[found], ends[found], hashes[found] = begin, position, value
-                        found += 1
-                    begin = position
+            while begin < stop:
+                value, _, end = _hash_normalized(data, begin, stop, True)
+                if value != 0:  # else it is white space
+                    begins[found], ends[found], hashes[found] = begin, end, value
+                    found += 1
+                begin = end
         indptr[row + 1] = found
     return indptr, begins[:found], ends[:found], hashes[:found]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _character(data, position):
     """(code point, bytes) of the UTF-8 character at a position."""
     byte = np.int64(data[position])
@@ -114,50 +122,45 @@ def _character(data, position):
     return high | ((data[position + 2] & 0x3F) << 6) | (data[position + 3] & 0x3F), 4
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def hash_words(data, indptr, begins, ends, kept, classes):
     """The words of the kept segments of each row, as (indptr, hashes, whether a word is a spaceless character)."""
     size = 0
     for piece in range(len(begins)):
-        size += (ends[piece] - begins[piece] + 1) // 2 + 1 if kept[piece] else 0
+        size += (ends[piece] - begins[piece] + 1) // 2 if kept[piece] else 0
     hashes, spaceless = np.empty(size, np.uint64), np.empty(size, np.bool_)
     found, rows = 0, np.zeros(len(indptr), np.int64)
     for row in range(len(indptr) - 1):
         for piece in range(indptr[row], indptr[row + 1]):
-            if not kept[piece]:
-                continue
-            position, value, inside = begins[piece], _BASIS, False
-            while position <= ends[piece]:
-                kind, width = SPACE, 1
+            position, value = begins[piece], _BASIS
+            while kept[piece] and position <= ends[piece]:
+                code, kind, width = 0, SPACE, 1
                 if position < ends[piece]:
                     code, width = _character(data, position)
                     kind = classes[code]
-                if kind == WORD:
-                    for offset in range(width):
-                        value = (value ^ np.uint64(_lower(data[position + offset]))) * _PRIME
-                    inside = True
-                elif kind != DROPPED:
-                    if inside:
-                        hashes[found], spaceless[found] = _finish(value), False
-                        found, value, inside = found + 1, _BASIS, False
-                    if kind != SPACE:
-                        for offset in range(width):
-                            value = (value ^ np.uint64(data[position + offset])) * _PRIME
-                        hashes[found], spaceless[found] = _finish(value), kind == SPACELESS
-                        found, value = found + 1, _BASIS
                 position += width
+                if kind == DROPPED:
+                    continue
+                if kind != WORD and value != _BASIS:
+                    hashes[found], spaceless[found] = _finish(value), False
+                    found, value = found + 1, _BASIS
+                if kind != SPACE:
+                    value = (value ^ np.uint64(_lower(code))) * _PRIME
+                if kind >= SPACELESS:  # or SYMBOL
+                    hashes[found], spaceless[found] = _finish(value), kind == SPACELESS
+                    found, value = found + 1, _BASIS
         rows[row + 1] = found
     return rows, hashes[:found], spaceless[:found]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _goes_on(data, position, end):
     """Whether a number that has begun goes on here: with a digit, or a point or comma before one."""
     point = (data[position] == 44 or data[position] == 46) and position + 1 < end
     return 48 <= data[position + point] <= 57
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def hash_numbers(data, indptr, begins, ends, kept):
     """(rows,) uint64: the numbers of the kept segments in their order, each with the sign before it."""
     numbers = np.zeros(len(indptr) - 1, np.uint64)
@@ -182,7 +185,7 @@ def hash_numbers(data, indptr, begins, ends, kept):
     return numbers
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def hash_sequences(indptr, hashes):
     """(rows,) uint64: all hashes of a row in their order."""
     joined = np.zeros(len(indptr) - 1, np.uint64)
@@ -192,9 +195,48 @@ def hash_sequences(indptr, hashes):
     return joined
 
 
-@njit(cache=True, nogil=True)
+@compiled
+def hash_sets(indptr, hashes):
+    """(rows,) uint64: all hashes of a row in whatever order."""
+    joined = np.zeros(len(indptr) - 1, np.uint64)
+    for row in range(len(joined)):
+        for position in range(indptr[row], indptr[row + 1]):
+            joined[row] += hashes[position]
+    return joined
+
+
+@compiled
+def distinct(indptr, hashes):
+    """The different ones of each row's hashes but 0, as (indptr, hashes)."""
+    longest = np.diff(indptr).max() if len(indptr) > 1 else 0
+    seen = np.zeros(_room(longest), np.uint64)  # a table that is open to hashes next to their place
+    rows, kept, found = np.zeros(len(indptr), np.int64), np.empty(len(hashes), np.uint64), 0
+    for row in range(len(indptr) - 1):
+        room = _room(indptr[row + 1] - indptr[row])
+        seen[:room] = 0
+        for value in hashes[indptr[row] : indptr[row + 1]]:
+            place = value & np.uint64(room - 1)
+            while seen[place] != 0 and seen[place] != value:
+                place = (place + np.uint64(1)) & np.uint64(room - 1)
+            if seen[place] != value:
+                seen[place] = kept[found] = value
+                found += 1
+        rows[row + 1] = found
+    return rows, kept[:found]
+
+
+@compiled
+def _room(count):
+    """A power of two, of which `count` is half at most."""
+    room = 2
+    while room < 2 * count:
+        room *= 2
+    return room
+
+
+@compiled
 def hash_shingles(indptr, hashes, spaceless, whole, kinds):
-    """The set of 2-grams of each row's words, as (indptr, sorted items); `whole` stands for a row without words.
+    """The set of 2-grams of each row's words, as (indptr, items); `whole` stands for a row without words.
 
     3-grams where they begin with a spaceless character. An item is another one in another kind.
     """
@@ -208,21 +250,13 @@ def hash_shingles(indptr, hashes, spaceless, whole, kinds):
             item = _join(hashes[position], hashes[position + 1])
             if spaceless[position]:
                 item = _join(item, hashes[position + 2])
-            items[found] = item
+            items[found] = _join(item, kinds[row])
             found += 1
         if found == begin:  # shorter than its shingles would be: the text as a whole
-            items[found] = whole[row] if first == last else np.uint64(0)
+            item = whole[row] if first == last else np.uint64(0)
             for position in range(first, last):
-                items[found] = _join(items[found], hashes[position])
+                item = _join(item, hashes[position])
+            items[found] = _join(item, kinds[row])
             found += 1
-        items[begin:found] = np.sort(items[begin:found])
-        unique = begin
-        for position in range(begin, found):
-            if position == begin or items[position] != items[position - 1]:
-                items[unique] = items[position]
-                unique += 1
-        found = unique
-        for position in range(begin, found):
-            items[position] = _join(items[position], kinds[row])
         rows[row + 1] = found
-    return rows, items[:found]
+    return distinct(rows, items[:found])

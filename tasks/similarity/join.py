@@ -9,12 +9,13 @@ Sets come as CSR with the rarest item first; `sizes` counts items that only one 
 """
 
 import numpy as np
-from numba import njit
+
+from tasks.similarity.compiled import compiled
 
 ROUNDING = 1e-9
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _bits(value):
     """The number of ones in 64 bits."""
     value -= (value >> np.uint64(1)) & np.uint64(0x5555555555555555)
@@ -23,7 +24,7 @@ def _bits(value):
     return np.int64((value * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def signatures(indptr, items):
     """(rows,) uint64: a bit for each item, so that what one has and the other has not differs by at least so many."""
     found = np.zeros(len(indptr) - 1, np.uint64)
@@ -33,7 +34,7 @@ def signatures(indptr, items):
     return found
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def prefix_lengths(indptr, sizes, threshold):
     """(rows,) int64: how many of a row's first items a row alike to it must share one of, left-out items aside."""
     lengths = np.empty(len(sizes), np.int64)
@@ -44,8 +45,14 @@ def prefix_lengths(indptr, sizes, threshold):
     return lengths
 
 
-@njit(cache=True, nogil=True)
-def _shared(items, one, one_end, other, other_end, needed):
+@compiled
+def _needed(total, threshold):
+    """How many items two sets share at least that have so many in total and are as similar as the threshold."""
+    return np.int64(np.ceil(threshold / (1 + threshold) * total - ROUNDING))
+
+
+@compiled
+def shared_items(items, one, one_end, other, other_end, needed):
     """How many items two sorted runs share; -1 as soon as it is under `needed`."""
     shared = 0
     while one < one_end and other < other_end:
@@ -60,7 +67,7 @@ def _shared(items, one, one_end, other, other_end, needed):
     return shared if shared >= needed else -1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _overlap(indptr, items, bits, one, other, i, j, needed):
     """How many items two rows share, whose first common one is at i and j of the whole; -1 where under `needed`."""
     if 1 + min(indptr[one + 1] - i - 1, indptr[other + 1] - j - 1) < needed:
@@ -69,10 +76,10 @@ def _overlap(indptr, items, bits, one, other, i, j, needed):
         return -1
     if indptr[other + 1] - indptr[other] - _bits(bits[other] & ~bits[one]) < needed:
         return -1
-    return _shared(items, i, indptr[one + 1], j, indptr[other + 1], needed)
+    return shared_items(items, i, indptr[one + 1], j, indptr[other + 1], needed)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def leaders(indptr, items, sizes, bits, entries, groups, threshold):
     """For each row the most alike earlier row that stays, as (row or -1, similarity): a row stays where there is none.
 
@@ -81,36 +88,54 @@ def leaders(indptr, items, sizes, bits, entries, groups, threshold):
     rows = len(sizes)
     partner, similarity = np.full(rows, -1, np.int64), np.zeros(rows)
     last = np.full(rows, -1, np.int32)  # the last row that a row was compared with
-    head = np.full(groups.max() + 1 if len(groups) else 1, -1, np.int64)  # of each item's list of rows that stay
-    behind, holder = np.full(len(groups), -1, np.int64), np.empty(len(groups), np.int64)
+    holder, left = _holders(indptr, entries)
+    # An item leads to lists of the rows that stay and hold it: of one size, and with as many items left from it on, so
+    # that a list as a whole can be too far away. `beside` leads from list to list, `behind` down a list.
+    head = np.full(groups.max() + 1 if len(groups) else 1, -1, np.int64)
+    beside, behind = np.full(len(groups), -1, np.int64), np.full(len(groups), -1, np.int64)
     for row in range(rows):
         for entry in range(entries[row], entries[row + 1]):
-            i = indptr[row] + entry - entries[row]
-            node = head[groups[entry]]
-            while node >= 0:
-                other = holder[node]
-                j = indptr[other] + node - entries[other]
-                node = behind[node]
-                if last[other] == row:
-                    continue
-                last[other] = row
-                total = sizes[row] + sizes[other]
-                floor = max(threshold, similarity[row])
-                needed = np.int64(np.ceil(floor / (1 + floor) * total - ROUNDING))
-                shared = _overlap(indptr, items, bits, row, other, i, j, needed)
-                if shared < 0:
-                    continue
-                found = shared / (total - shared)
-                if found > similarity[row] or (found == similarity[row] and other < partner[row]):
-                    partner[row], similarity[row] = other, found
+            first = head[groups[entry]]
+            while first >= 0:
+                node, first = first, beside[first]
+                total = sizes[row] + sizes[holder[node]]
+                within = min(left[entry], left[node])
+                while node >= 0:
+                    needed = _needed(total, max(threshold, similarity[row]))
+                    if within < needed:
+                        break
+                    other, j = holder[node], indptr[holder[node] + 1] - left[node]
+                    node = behind[node]
+                    if last[other] == row:
+                        continue
+                    last[other] = row
+                    shared = _overlap(indptr, items, bits, row, other, indptr[row + 1] - left[entry], j, needed)
+                    found = shared / (total - shared)
+                    if found > similarity[row] or (found == similarity[row] and other < partner[row]):
+                        partner[row], similarity[row] = other, found
         if partner[row] < 0:
             for entry in range(entries[row], entries[row + 1]):
-                group = groups[entry]
-                behind[entry], holder[entry], head[group] = head[group], row, entry
+                node = head[groups[entry]]
+                while node >= 0 and (left[node] != left[entry] or sizes[holder[node]] != sizes[row]):
+                    node = beside[node]
+                if node < 0:
+                    beside[entry], head[groups[entry]] = head[groups[entry]], entry
+                else:
+                    behind[entry], behind[node] = behind[node], entry
     return partner, similarity
 
 
-@njit(cache=True, nogil=True)
+@compiled
+def _holders(indptr, entries):
+    """The row of each entry of the prefixes, and how many items the row has left from that one on."""
+    holder, left = np.empty(entries[-1], np.int64), np.empty(entries[-1], np.int64)
+    for row in range(len(indptr) - 1):
+        for entry in range(entries[row], entries[row + 1]):
+            holder[entry], left[entry] = row, indptr[row + 1] - indptr[row] - (entry - entries[row])
+    return holder, left
+
+
+@compiled
 def _root(parents, row):
     while parents[row] != row:
         parents[row] = parents[parents[row]]
@@ -118,7 +143,7 @@ def _root(parents, row):
     return row
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def pairs(
     indptr,
     items,
@@ -160,11 +185,11 @@ def pairs(
                 if partners >= enough and _root(parents, row) == _root(parents, other):
                     continue
                 total = sizes[row] + sizes[other]
-                needed = np.int64(np.ceil(threshold / (1 + threshold) * total - ROUNDING))
+                needed = _needed(total, threshold)
                 shared = _overlap(indptr, items, bits, row, other, i, positions[node], needed)
                 if shared < 0:
                     continue
-                if _shared(items, indptr[row], i, indptr[other], positions[node], 1) > 0:
+                if shared_items(items, indptr[row], i, indptr[other], positions[node], 1) > 0:
                     continue  # what they share first leads elsewhere, and there all that they share is counted
                 if found == room:
                     room *= 2
@@ -175,7 +200,7 @@ def pairs(
     return later[:found], earlier[:found], similarity[:found]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def closest(
     indptr,
     items,
@@ -214,7 +239,7 @@ def closest(
                 last[other] = row
                 compared += 1
                 total = sizes[row] + sizes[other]
-                needed = np.int64(np.ceil(best / (1 + best) * total - ROUNDING))
+                needed = _needed(total, best)
                 shared = _overlap(indptr, items, bits, row, other, i, positions[node], needed)
                 similarity = shared / (total - shared) if shared > 0 else 0.0
                 if similarity > best or (similarity == best and row == best_row and other < best_other):
@@ -222,33 +247,34 @@ def closest(
     return best_row, best_other, best, compared
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _grown(array, room):
     larger = np.empty(room, array.dtype)
     larger[: len(array)] = array
     return larger
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def count_items(items, buckets):
-    """(buckets,) uint32, a power of two: how often items of each bucket of hashes occur, at least as often as each."""
-    counts = np.zeros(buckets, np.uint32)
+    """(buckets,) uint16, a power of two: how often items of each bucket of hashes occur, 65,535 times at most."""
+    counts = np.zeros(buckets, np.uint16)
     for item in items:
-        counts[item & np.uint64(buckets - 1)] += np.uint32(1)
+        bucket = item & np.uint64(buckets - 1)
+        counts[bucket] += np.uint16(counts[bucket] < 65_535)
     return counts
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def rarities(counts):
-    """(buckets,) uint8: twice the logarithm of each count, at most 63; 0 where items of the bucket occur once."""
+    """(buckets,) uint8: twice the binary logarithm of each count; 0 where items of the bucket occur once."""
     classes = np.zeros(len(counts), np.uint8)
     for bucket in range(len(counts)):
         if counts[bucket] > 1:
-            classes[bucket] = min(63, np.int64(2 * np.log2(counts[bucket])))
+            classes[bucket] = np.int64(2 * np.log2(counts[bucket]))
     return classes
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def order_items(indptr, items, classes):
     """Leaves out items that occur once and puts the others of each row in a common order, the rarest first.
 
@@ -268,7 +294,7 @@ def order_items(indptr, items, classes):
     return rows, items[:found]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def take_rows(indptr, items, rows):
     """The items of the rows in their order, as (indptr, items)."""
     starts = np.zeros(len(rows) + 1, np.int64)

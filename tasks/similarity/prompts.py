@@ -75,14 +75,16 @@ def shingles(folded: Folded, left_out: np.ndarray, *, guarded: bool) -> Shingles
         short = np.where(np.diff(said.indptr) < FEWEST_WORDS, hash_sequences(said.indptr, said.hashes), np.uint64(0))
         kinds = joined(numbers, short, answers(folded))
     whole = hash_sequences(found.indptr, found.hashes)
-    return Shingles(*hash_shingles(said.indptr, said.hashes, said.spaceless, whole, kinds), kinds)
+    indptr, items = hash_shingles(said.indptr, said.hashes, said.spaceless, whole, kinds)
+    return Shingles(indptr, items, kinds)
 
 
 def answers(folded: Folded) -> np.ndarray:
     """(rows,) uint64: the normalized last message of each row."""
     from tasks.similarity.hashing import hash_messages
 
-    return hash_messages(folded.data, folded.starts, np.uint64(1))[folded.rows[1:] - 1]
+    last = folded.rows[1:] - 1
+    return hash_messages(folded.data, folded.starts[last], folded.starts[last + 1])
 
 
 def joined(*hashes: np.ndarray) -> np.ndarray:
@@ -98,24 +100,17 @@ def conversation_hashes(folded: Folded, roles: np.ndarray) -> np.ndarray:
 
     `roles` (messages,) are small numbers, one for each role.
     """
-    from tasks.similarity.hashing import hash_messages, hash_sequences
+    from tasks.similarity.hashing import hash_conversations
 
-    both = []
-    for seed in (1, 2):
-        hashes = hash_messages(folded.data, folded.starts, np.uint64(seed))
-        turns = np.stack([roles.astype(np.uint64), hashes], axis=1).ravel()
-        both.append(hash_sequences(2 * folded.rows, turns))
-    return np.stack(both, axis=1)
+    return hash_conversations(folded.data, folded.starts, folded.rows, roles.astype(np.uint64))
 
 
 def distinct_segments(found: Segments) -> tuple[np.ndarray, np.ndarray]:
     """(hash, row) of each row's segments, a segment that a row has twice once."""
-    rows = np.repeat(np.arange(len(found.indptr) - 1), np.diff(found.indptr))
-    order = np.lexsort((found.hashes, rows))
-    hashes, rows = found.hashes[order], rows[order]
-    new = np.ones(len(hashes), np.bool_)
-    new[1:] = (hashes[1:] != hashes[:-1]) | (rows[1:] != rows[:-1])
-    return hashes[new], rows[new]
+    from tasks.similarity.hashing import distinct
+
+    indptr, hashes = distinct(found.indptr, found.hashes)
+    return hashes, np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
 
 
 def find_boilerplate(hashes: np.ndarray, num_rows: int, share: float) -> dict[int, int]:

@@ -28,7 +28,10 @@ REVERSING = (
 )
 BLOCK = 2_048  # rows that are compared with each other at once
 CELL_ROWS = 512  # rows of one kind for each cell that they are sorted into
+CELL_SAMPLE = 32  # rows for each cell that the cells are found by
+ROUNDS = 2  # in which they are
 PROBES = 16  # cells that a row is compared with
+COARSER, CENTER_LENGTH = 8, 4_000  # so that products of rows and cells are small
 ROUNDING = 2e-3  # more than what float32 makes of vectors of about LENGTH is away from the cosine
 
 
@@ -116,20 +119,37 @@ def _packs(kinds: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _centers(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(cells, dimensions) float64 and (cells,): some of the rows, as they lie from the mean of all.
+    """(cells, dimensions) float32 and (cells,): the means of rows that lie together (k-means), from the mean of all.
 
     Seen from there no row is near to all others, as a short and general one is from where it is.
     """
     num_cells = max(1, len(vectors) // CELL_ROWS)
     mean = vectors.mean(axis=0, dtype=np.float64) if num_cells > 1 else np.zeros(vectors.shape[1])
-    away = np.unique(vectors[:: -(-max(1, len(vectors)) // num_cells)], axis=0) - mean
-    centers = np.rint(LENGTH * away / np.linalg.norm(away, axis=1, keepdims=True))
-    return centers, centers @ mean
+    centers, shift = _seen_from(mean, np.unique(vectors[:: -(-max(1, len(vectors)) // num_cells)], axis=0))
+    some = vectors[:: max(1, len(vectors) // (num_cells * CELL_SAMPLE))]
+    for _ in range(ROUNDS if num_cells > 1 else 0):
+        home, _ = _cells(some, centers, shift)
+        order = np.argsort(home, kind="stable")
+        begins = np.flatnonzero(np.diff(home[order], prepend=-1))
+        sums = np.add.reduceat(some[order].astype(np.float64), begins)
+        centers, shift = _seen_from(mean, sums / np.diff(begins, append=len(some))[:, None])
+    return centers, shift
+
+
+def _seen_from(mean: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the points are from the mean, as directions of length CENTER_LENGTH; the product of each with the mean."""
+    away = points - mean
+    lengths = np.linalg.norm(away, axis=1, keepdims=True)
+    centers = np.rint(CENTER_LENGTH * away[lengths[:, 0] > 0] / lengths[lengths[:, 0] > 0])
+    return centers.astype(np.float32), centers @ mean / COARSER
 
 
 def _cells(vectors: np.ndarray, centers: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rows,) the nearest cell, and (rows, cells) bool, the few nearest. Products are exact as in _cosines."""
-    products = vectors.astype(np.float64) @ centers.T - shift
+    """(rows,) the nearest cell, and (rows, cells) bool, the few nearest.
+
+    A float32 holds the sums of products of integers exactly, in any order, as long as they are under 2 ** 24.
+    """
+    products = (vectors // COARSER).astype(np.float32) @ centers.T - shift
     asked = np.ones(products.shape, np.bool_)
     if len(centers) > PROBES:
         np.put_along_axis(asked, np.argpartition(-products, PROBES, axis=1)[:, PROBES:], False, axis=1)
@@ -142,13 +162,13 @@ def _candidates(
     """Each row of the block that asks any cell, with the earlier rows of its kind that are alike by about the floor."""
     near = vectors[block].astype(np.float32) / LENGTH
     same = np.equal.outer(kinds[block], kinds[block])
-    one, other = np.nonzero(np.tril(near @ near.T >= floor, -1) & same & asked.any(axis=1, keepdims=True))
+    one, other = _where(np.tril(near @ near.T >= floor, -1) & same & asked.any(axis=1, keepdims=True))
     ones, others = [one], [block[other]]
     for rows, asks in zip(held, np.ascontiguousarray(asked.T), strict=True):
         asking = np.flatnonzero(asks) if len(rows) else rows
         for start in range(0, len(rows) if len(asking) else 0, BLOCK):
             part = rows[start : start + BLOCK]
-            one, other = np.nonzero(near[asking] @ vectors[part].astype(np.float32).T >= floor * LENGTH)
+            one, other = _where(near[asking] @ vectors[part].astype(np.float32).T >= floor * LENGTH)
             ones.append(asking[one])
             others.append(part[other])
     one, other = np.concatenate(ones), np.concatenate(others)
@@ -156,6 +176,12 @@ def _candidates(
     one, other = one[order], other[order]
     for begin, end in pairwise([*np.flatnonzero(np.diff(one, prepend=-1)).tolist(), len(one)]):
         yield int(block[one[begin]]), other[begin:end]
+
+
+def _where(alike: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As np.nonzero (rows, columns) of mostly False, and faster."""
+    row, column = np.divmod(np.flatnonzero(alike), alike.shape[1])
+    return row, column
 
 
 def _cosines(vectors: np.ndarray, row: int, others: np.ndarray) -> np.ndarray:

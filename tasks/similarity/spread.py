@@ -7,7 +7,7 @@ are compared as all rows are on one machine (sets.py), so that what is found is 
 """
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -87,10 +87,10 @@ def on_piece(work: Work[T], piece: tuple[int, ...]) -> T:
 
 def shingled(work: Work[Shingles], piece: tuple[int, ...]) -> tuple[Shingles, Facts]:
     """The shingles of a piece, and what the driver is told of them."""
-    from tasks.similarity.hashing import hash_sequences
+    from tasks.similarity.hashing import hash_sets
 
     found = on_piece(work, piece)
-    return found, Facts(np.diff(found.indptr), hash_sequences(found.indptr, found.items), found.kinds)
+    return found, Facts(np.diff(found.indptr), hash_sets(found.indptr, found.items), found.kinds)
 
 
 def buckets_by_part(found: Shingles, buckets: int, parts: int) -> list[np.ndarray]:
@@ -114,6 +114,11 @@ def ordered(found: Shingles, classes: np.ndarray) -> Sets:
     return Sets(indptr, items.copy(), np.diff(found.indptr))
 
 
+def taken(sets: Sets, rows: np.ndarray, numbers: np.ndarray) -> Block:
+    """The rows of a piece."""
+    return Block(numbers, sets[rows])
+
+
 def spread_by_row(sets: Sets, rows: np.ndarray, numbers: np.ndarray, part_of: np.ndarray, parts: int) -> list[Block]:
     """For each part the rows that belong to it."""
     chosen = [np.flatnonzero(part_of == part) for part in range(parts)]
@@ -131,7 +136,7 @@ def spread_by_item(sets: Sets, rows: np.ndarray, numbers: np.ndarray, threshold:
 
 def leaders_of_part(threshold: float, *blocks: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(row, leader, similarity) of the rows that have one, among the rows of a part."""
-    met = _together(blocks)
+    met = together(blocks)
     partner, similarity = leaders(met.sets, threshold)
     gone = np.flatnonzero(partner >= 0)
     return met.numbers[gone], met.numbers[partner[gone]], similarity[gone]
@@ -141,17 +146,18 @@ def pairs_of_part(
     part: Part, threshold: float, enough: int, *blocks: Block
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(left, right, similarity) of the pairs that meet first in this part."""
-    met = _by_size(_together(blocks))
+    met = _by_size(together(blocks))
     return pairs_of(met.sets, met.numbers, threshold, enough, part)
 
 
 def closest_of_part(part: Part, floor: float, sides: np.ndarray, *blocks: Block) -> Nearest:
     """The nearest pair of two of the `sides` (by number) in this part. Numbers must rise with the sizes."""
-    met = _by_size(_together(blocks))
+    met = _by_size(together(blocks))
     return closest_of(met.sets, sides[met.numbers], floor, part).named(met.numbers)
 
 
-def _together(blocks: tuple[Block, ...]) -> Block:
+def together(blocks: Sequence[Block]) -> Block:
+    """The blocks as one."""
     sizes = np.concatenate([block.sets.sizes for block in blocks])
     lengths = np.concatenate([np.diff(block.sets.indptr) for block in blocks])
     items = np.concatenate([block.sets.items for block in blocks])

@@ -5,11 +5,15 @@ Rows of the version before keep their side (split.sticky), rows of a source with
 them joins them (sides.py); the other clusters are drawn (draw.py). Then training rows go that have a passage of an
 evaluation row (contamination.py). A row that can stand on no side is set aside, with its reason and the row that it is
 in conflict with. By time, sides that stay do not follow the newest rows: split.sticky=false lets them.
+
+Of a row that is no longer there its row_id and side are remembered, not what it said, since it may be gone for privacy:
+it comes back to its side, but a near copy of it that comes later can be drawn onto another.
 """
 
 import json
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +64,7 @@ def _stratify(settings: Split) -> Literal["none", "source", "label"]:
 
 def _strata(file: Path, columns: Columns, stratify: Literal["none", "source", "label"]) -> Strata:
     if stratify == "label":
-        labels = strata_of(_answers(file))
+        labels = strata_of(_answers(file), lambda answer: " ".join(fold(answer).split()))
         stop_if_open(labels)
         return labels
     of_source = stratify == "source"
@@ -68,13 +72,11 @@ def _strata(file: Path, columns: Columns, stratify: Literal["none", "source", "l
 
 
 def _answers(file: Path) -> Iterator[str]:
-    """The last answers, without case and white space that differs."""
+    """The last answers."""
     for batch in read_pieces(file, ["messages"]):
         turns = batch["messages"].combine_chunks()
         last = pa.array(np.asarray(turns.offsets)[1:] - np.asarray(turns.offsets)[0] - 1)
-        yield from (
-            " ".join(fold(answer).split()) for answer in turns.flatten().field("content").take(last).to_pylist()
-        )
+        yield from turns.flatten().field("content").take(last).to_pylist()
 
 
 def _shingles(batch: pa.Table, left_out: np.ndarray) -> Shingles:
@@ -136,9 +138,8 @@ def split(
 ) -> Splits:
     """The three sides, and what was set aside; rows of `earlier`, the version before, keep their side.
 
-    Raises DataError where a side is empty, most rows can stand on no side, a row of one side is alike to a row of
-    another, or sides lay claim to a cluster of too many pairs (joins.py); ConfigError where the earlier version is not
-    whole.
+    Raises DataError where a side is empty, most rows can stand on no side, or a row of one side is alike to a row of
+    another; ConfigError where the earlier version is not whole.
     """
     file, left_out = rows.path("rows.parquet"), read_boilerplate(rows.folder)
     columns = read_columns(file)
@@ -152,7 +153,9 @@ def split(
         sets = machine.sets(file, ["messages"], _shingles, left_out=left_out)
         links = Links(machine.alike(sets, settings.threshold), columns.group)
 
-        sides = settle(links, fixed, because, exact, Joined(machine, sets, links, settings.threshold, columns.place))
+        sides = settle(
+            links.clusters(), fixed, because, exact, partial(Joined, machine, sets, links, settings.threshold)
+        )
         draw(sides, columns.row_ids, strata, times.ranks if times else None, columns.given == NONE, exact, settings)
         returns_to = np.where(sides.side == NONE, fixed, sides.side)
         found = find_contamination(file, sides.side, held_out, left_out)

@@ -3,10 +3,13 @@
 That is 13 words in a row (Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C), or the whole prompt,
 however short or long. With rows of the other sides the latter cannot be: equal prompts are one cluster.
 
-Two things that look like it are not. A passage that more than ten training rows have is a template: the same paper's
-rule. A whole prompt is none, however many rows have it. And a passage that lies in the answers of both rows, or reaches
-into them, says that the answers have a form: by it one training row in six of a slot filling set would go, for names of
-slots in JSON. So the passage must lie within the question of one of the two, wherever it lies in the other.
+Two things that look like it are not. A passage that more than ten training prompts have is a template: the same
+paper's rule, of prompts, since one that many answers are trained for is no template, nor is a whole one that stands in
+an evaluation text. An evaluation question that stands within more than ten different prompts is taken for one: so would
+look an instruction that stands alone in one evaluation text, and with inputs in rows. And a passage that lies in the
+answers of both rows, or reaches into them, says that the answers have a form: by it one training row in six of a slot
+filling set would go, for names of slots in JSON. So the passage must lie within the question of one of the two,
+wherever it lies in the other; what more than ten answers have is a form too.
 """
 
 from collections.abc import Iterator
@@ -22,6 +25,7 @@ from tasks.similarity.engine import read_pieces
 from tasks.split.passages import (
     Found,
     Passages,
+    Questions,
     Search,
     Shared,
     conversations,
@@ -62,12 +66,15 @@ def find_contamination(file: Path, side: np.ndarray, held_out: Rows, left_out: n
     of_sides = Search(gather(_passages_of_rows(file, is_tested, left_out)), gather(()))
     records = _passages_of_records(held_out, len(side), left_out)
     with_records, evaluation = Search(*records), Search(*records)
+    trained, tested = Questions(), Questions()
     for numbers, messages in _rows(file, side == TRAIN):
         texts = conversations(messages, left_out)
-        of_sides.look(texts, numbers)
-        with_records.look(texts, numbers)
+        first = trained.first_of(texts, numbers)
+        of_sides.look(texts, numbers, first)
+        with_records.look(texts, numbers, first)
     for numbers, messages in _rows(file, is_tested) if held_out.num_held_out else ():
-        evaluation.look(conversations(messages, left_out), numbers)
+        texts = conversations(messages, left_out)
+        evaluation.look(texts, numbers, tested.first_of(texts, numbers))
     places = pq.read_table(held_out.path(HELD_OUT), columns=["file", "line"]) if held_out.num_held_out else pa.table({})
     return Contamination(len(side), places, of_sides.shared(), with_records.shared(), evaluation.shared())
 

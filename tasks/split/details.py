@@ -1,13 +1,14 @@
-"""A sentence for a person on each row that was set aside: the row that it is in conflict with, and what they share."""
+"""A sentence for a person on each row that was set aside: the row that it is in conflict with, and where.
+
+What it has in common with an evaluation row is not quoted: the sentence is read while the test set is sealed.
+"""
 
 import math
 
 from tasks.split.columns import Columns
 from tasks.split.contamination import Contamination
-from tasks.split.passages import said
+from tasks.split.passages import first_word
 from tasks.split.sides import SIDES, Because, Partner, Sides
-
-SAID_CHARS = 200
 
 
 class Details:
@@ -34,10 +35,8 @@ class Details:
         other = self.place(text)
         if not passage:
             return f"Its whole prompt stands in {other}"
-        from data_checks.excerpts import masked
-
-        words = masked(said(whole, passage))[:SAID_CHARS]
-        return f"It has a passage in common with {other}" + (f': "{words}"' if words else "")
+        word = first_word(whole, passage)
+        return f"It has a passage in common with {other}" + (f", from its word {word} on" if word else "")
 
     def place(self, text: int) -> str:
         """Where an evaluation text stands."""

@@ -15,7 +15,7 @@ from tasks.similarity.prompts import Words, segments, words
 
 PASSAGE = 26  # half words
 MOST_LINES = 25  # of a prompt that is a part of an evaluation text
-COMMON = 10  # rows: a passage that more of them have is a template
+COMMON = 10  # prompts, or answers: a passage that more of them have is a template
 FEWEST_BITS, MOST_BITS = 10, 27
 BASE = 0x9E3779B97F4A7C15  # of the polynomial that hashes a run of words, odd
 INVERSE = pow(BASE, -1, 1 << 64)
@@ -76,6 +76,10 @@ class Shared(NamedTuple):
     rows: np.ndarray  # rising
     texts: np.ndarray
     hashes: np.ndarray  # of the passage; 0 where it is a whole prompt
+
+    def of(self, which: np.ndarray) -> Self:
+        """These of them."""
+        return type(self)(*(column[which] for column in self))
 
 
 def conversations(messages: pa.ChunkedArray, left_out: np.ndarray) -> Texts:
@@ -143,55 +147,82 @@ def gather(parts: Iterable[Found]) -> Passages:
     return Passages(hashes[first], asked, text[first], maybe)
 
 
+class Questions:
+    """Which rows ask the same as an earlier one, word for word."""
+
+    def __init__(self) -> None:
+        self.first: dict[int, int] = {}  # hash of a question -> the first row that has it
+
+    def first_of(self, texts: Texts, numbers: np.ndarray) -> np.ndarray:
+        """(texts,) the number of the first text that has the question of each."""
+        hashes = texts.hash_runs(texts.bounds[:-1], texts.bounds[:-1] + texts.asked)
+        pairs = zip(hashes.tolist(), numbers.tolist(), strict=True)
+        return np.array([self.first.setdefault(question, number) for question, number in pairs], np.int64)
+
+
 class Search:
-    """Looks through rows for passages of evaluation texts, batch by batch."""
+    """Looks through rows for passages of evaluation texts, batch by batch; rows that ask the same are one prompt."""
 
     def __init__(self, passages: Passages, prompts: Passages) -> None:
         self.passages, self.prompts = passages, prompts
-        self.num_rows = np.zeros(len(passages.hashes), np.int32)  # that have each passage
-        self.found: list[np.ndarray] = []  # (row, passage) as far as it is no template yet
-        self.whole: list[np.ndarray] = []
+        self.num_seen = np.zeros(len(passages.hashes), np.int32)  # prompts, or answers, that have each passage
+        self.found: list[np.ndarray] = []  # (row, passage, is_asked) as far as it is no template yet
+        self.whole: list[np.ndarray] = []  # (row, prompt)
+        self.again: list[np.ndarray] = []  # (row, first row that asks the same)
 
-    def look(self, texts: Texts, numbers: np.ndarray) -> None:
-        """Looks through these rows; `numbers` (texts,) rise from call to call."""
+    def look(self, texts: Texts, numbers: np.ndarray, first: np.ndarray) -> None:
+        """Looks through these rows, whose questions an earlier row may have: `first` (texts,) is the first that has it.
+
+        `numbers` (texts,) rise from call to call.
+        """
+        is_first = first == numbers
+        self.again.append(np.stack([numbers, first])[:, ~is_first])
+
         text, begins, ends = texts.passages()
-        at, passage = self.passages.find(texts.hash_runs(begins, ends))
-        text, ends = text[at], ends[at]
-        once = np.sort(np.unique(text * len(self.num_rows) + passage, return_index=True)[1])
-        np.add.at(self.num_rows, passage[once], 1)
-        asked = (ends <= texts.bounds[text] + texts.asked[text]) | self.passages.asked[passage]
-        kept = once[asked[once] & (self.num_rows[passage[once]] <= COMMON)]
-        self.found.append(np.stack([numbers[text[kept]], passage[kept]]))
+        asked = ends <= texts.bounds[text] + texts.asked[text]
+        new = np.flatnonzero(is_first[text] | ~asked)
+        at, passage = self.passages.find(texts.hash_runs(begins[new], ends[new]))
+        text, asked = text[new[at]], asked[new[at]]
+        once = np.sort(np.unique(text * len(self.num_seen) + passage, return_index=True)[1])
+        text, passage, asked = text[once], passage[once], asked[once]
+        np.add.at(self.num_seen, passage, 1)
+        kept = (asked | self.passages.asked[passage]) & (self.num_seen[passage] <= COMMON)
+        self.found.append(np.stack([numbers[text], passage, asked])[:, kept])
 
         begins, ends = texts.bounds[:-1], texts.bounds[:-1] + texts.asked
-        some = np.flatnonzero(ends > begins)
-        at, passage = self.prompts.find(texts.hash_runs(begins[some], ends[some]))
-        self.whole.append(np.stack([numbers[some[at]], passage]))
+        some = np.flatnonzero((ends > begins) & is_first)
+        at, prompt = self.prompts.find(texts.hash_runs(begins[some], ends[some]))
+        self.whole.append(np.stack([numbers[some[at]], prompt]))
 
     def shared(self) -> Shared:
         """What the rows that were looked through have in common with the texts."""
-        row, passage = np.concatenate([np.empty((2, 0), np.int64), *self.found], axis=1)
-        rare = self.num_rows[passage] <= COMMON
-        of_passage = row[rare], self.passages.text[passage[rare]], self.passages.hashes[passage[rare]]
-        row, passage = np.concatenate([np.empty((2, 0), np.int64), *self.whole], axis=1)
-        of_prompt = row, self.prompts.text[passage], np.zeros(len(row), np.uint64)
-        rows, texts, hashes = (np.concatenate(both) for both in zip(of_passage, of_prompt, strict=True))
-        rows, first = np.unique(rows, return_index=True)
-        return Shared(rows, texts[first], hashes[first])
+        row, passage, asked = np.concatenate([np.empty((3, 0), np.int64), *self.found], axis=1)
+        rare = self.num_seen[passage] <= COMMON
+        of_passages = Shared(row, self.passages.text[passage], self.passages.hashes[passage])
+        row, prompt = np.concatenate([np.empty((2, 0), np.int64), *self.whole], axis=1)
+        of_prompts = Shared(row, self.prompts.text[prompt], np.zeros(len(row), np.uint64))
+        of_questions = _by_row(of_passages.of(rare & (asked == 1)), of_prompts)
+        row, first = np.concatenate([np.empty((2, 0), np.int64), *self.again], axis=1)
+        is_first, place = np.isin(first, of_questions.rows), np.searchsorted(of_questions.rows, first)
+        of_same_questions = of_questions.of(place[is_first])._replace(rows=row[is_first])
+        return _by_row(of_questions, of_same_questions, of_passages.of(rare & (asked == 0)))
 
 
-def said(text: str, passage: int) -> str:
-    """The passage with this hash as it stands in a text; empty where it is not found."""
-    tokens = text.split()
-    folded = fold_texts(tokens)
+def _by_row(*found: Shared) -> Shared:
+    """The first of each row, in the order of the rows."""
+    rows, texts, hashes = (np.concatenate(column) for column in zip(*found, strict=True))
+    rows, first = np.unique(rows, return_index=True)
+    return Shared(rows, texts[first], hashes[first])
+
+
+def first_word(text: str, passage: int) -> int:
+    """The word of a text with which the passage with this hash begins, counted from 1; 0 where it is not found."""
+    folded = fold_texts(text.split())
     found = words(folded, segments(folded, folded.prompts), np.empty(0, np.uint64))
     whole = Texts.of(found, np.array([0, len(found.hashes)]), np.array([0]))
     _, begins, ends = whole.passages()
     at = np.flatnonzero(whole.hash_runs(begins, ends) == np.uint64(passage))
-    if not len(at):
-        return ""
-    first, last = np.searchsorted(found.indptr, [begins[at[0]], ends[at[0]] - 1], side="right") - 1
-    return " ".join(tokens[first : last + 1])
+    return int(np.searchsorted(found.indptr, begins[at[0]], side="right")) if len(at) else 0
 
 
 def _powers(base: int, count: int) -> np.ndarray:

@@ -5,14 +5,14 @@ is set aside, never moved: of two fixed rows the one that is further from the te
 of all models before and after; of the others each that would join two sides.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from tasks.split.clusters import Links, numbered
+from tasks.split.clusters import numbered
 
 SIDES = ("train", "validation", "test")  # a row of an earlier one gives way to a row of a later one
 TRAIN, VALIDATION, TEST = range(3)
@@ -35,22 +35,24 @@ class Because(IntEnum):
 
 REPEATS = {TEST: Because.REPEATS_TEST_ROW, VALIDATION: Because.REPEATS_VALIDATION_ROW}
 SET_ASIDE = tuple(because for because in Because if because >= Because.BRIDGES_SIDES)
-LARGE = 1_000  # rows of a cluster of which not all links are asked for where it can be settled without
+
+
+class Linked(NamedTuple):
+    """Which row each row is linked to."""
+
+    partner: np.ndarray  # (rows,) NONE where it is linked to none
+    similarity: np.ndarray  # (rows,) nan where they have nothing but a group in common
 
 
 class Joins(Protocol):
-    """What more is asked of the links of some rows; these are numbered by their place in `rows`."""
+    """What is asked of the links of the rows of some clusters; they are numbered by their place among these."""
 
-    def all(self, rows: np.ndarray) -> Links:
-        """All their links."""
+    def linked(self, asked: np.ndarray, others: np.ndarray) -> Linked:
+        """For each row of `asked` the most alike of the others that it is linked to, of equals the first; all masks."""
         ...
 
-    def nearest(self, rows: np.ndarray, some: np.ndarray) -> Links:
-        """Of each row the link to the most alike of `some` of them (a mask)."""
-        ...
-
-    def connected(self, rows: np.ndarray) -> Links:
-        """As many of their links as connect what all of them connect."""
+    def clusters(self, rows: np.ndarray) -> np.ndarray:
+        """(rows,) the clusters that these of the rows make with each other."""
         ...
 
 
@@ -86,111 +88,106 @@ def fix(given: np.ndarray, earlier: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
 
 def settle(
-    links: Links,
+    cluster: np.ndarray,
     side: np.ndarray,
     because: np.ndarray,
     exact: frozenset[int],
-    joins: Joins,
+    joins_of: Callable[[np.ndarray], Joins],
 ) -> Sides:
     """Rows join the side that their cluster is fixed to; of clusters that more sides lay claim to, rows are set aside.
 
-    `links` say what is connected. Of a large cluster that only an exact side lays claim to, what is asked of `joins`
-    grows with its rows, not with its pairs: there all that counts is which rows repeat a row of that side.
+    To its rows that are not fixed lay claim: an exact side, so that they keep off it, and each other side. What links
+    the rows of such clusters, all of them, is asked of `joins_of(rows)`.
     """
-    settled = Sides(side.copy(), because.copy(), links.clusters())
-    sizes, fixed = np.bincount(settled.cluster), np.flatnonzero(side != NONE)
+    settled = Sides(side.copy(), because.copy(), cluster.copy())
+    sizes, fixed = np.bincount(cluster), np.flatnonzero(side != NONE)
     claims = np.zeros((len(SIDES), len(sizes)), np.bool_)
-    claims[side[fixed], settled.cluster[fixed]] = True
+    claims[side[fixed], cluster[fixed]] = True
     claimed, first_claim = claims.sum(axis=0), claims.argmax(axis=0)
-    has_free = np.bincount(settled.cluster[fixed], minlength=len(sizes)) < sizes
+    has_free = np.bincount(cluster[fixed], minlength=len(sizes)) < sizes
     contested = (claimed > 1) | ((claimed == 1) & np.isin(first_claim, list(exact)) & has_free)
-    heirs = (side == NONE) & ((claimed == 1) & ~contested)[settled.cluster]
-    settled.side[heirs] = first_claim[settled.cluster[heirs]]
+    heirs = (side == NONE) & ((claimed == 1) & ~contested)[cluster]
+    settled.side[heirs] = first_claim[cluster[heirs]]
     settled.because[heirs] = Because.INHERITED
-    large = contested & (claimed == 1) & (sizes > LARGE)
-    of_large = [np.flatnonzero(settled.cluster == cluster) for cluster in np.flatnonzero(large)]
-    rows = np.flatnonzero((contested & ~large)[settled.cluster])
+    rows = np.flatnonzero(contested[cluster])
     if len(rows):
-        links = joins.all(rows)
-        stay = _contest(settled, rows, links, exact)
-        _tell_apart(settled, rows[stay], links.among(stay))
-    for rows in of_large:
-        stay = _contest(settled, rows, joins.nearest(rows, side[rows] != NONE), exact)
-        _tell_apart(settled, rows[stay], joins.connected(rows[stay]))
-    standing = settled.cluster != NONE
-    settled.cluster[standing] = numbered(settled.cluster[standing])
+        _settle_contested(settled, rows, exact, joins_of(rows))
     return settled
 
 
-def _contest(settled: Sides, rows: np.ndarray, links: Links, exact: frozenset[int]) -> np.ndarray:
-    """Settles the clusters of `rows`; the places in them of those that are not set aside."""
-    contest = _Contest(links, settled.side[rows], settled.because[rows])
+def _settle_contested(settled: Sides, rows: np.ndarray, exact: frozenset[int], joins: Joins) -> None:
+    contest = _Contest(joins, settled.side[rows], settled.because[rows], exact)
     contest.give_way()
-    contest.keep_off(exact)
-    while contest.inherit():
-        pass
+    contest.keep_off()
+    contest.inherit()
     settled.side[rows], settled.because[rows] = contest.side, contest.because
     settled.partners |= {
         int(rows[row]): [partner._replace(row=int(rows[partner.row])) for partner in partners]
         for row, partners in contest.partners.items()
     }
-    stay = ~np.isin(contest.because, SET_ASIDE)
-    settled.cluster[rows[~stay]] = NONE
-    return np.flatnonzero(stay)
-
-
-def _tell_apart(settled: Sides, rows: np.ndarray, links: Links) -> None:
-    """Gives rows the clusters that their links make, which are no others'."""
-    settled.cluster[rows] = settled.cluster.max() + 1 + links.clusters()
+    stay = np.flatnonzero(~np.isin(contest.because, SET_ASIDE))
+    num_clusters = settled.cluster.max() + 1
+    settled.cluster[rows] = NONE
+    settled.cluster[rows[stay]] = num_clusters + joins.clusters(stay)
+    standing = settled.cluster != NONE
+    settled.cluster[standing] = numbered(settled.cluster[standing])
 
 
 class _Contest:
-    """Rows of clusters that more than one side lays claim to, with all their links."""
+    """Rows of clusters that more than one side lays claim to."""
 
-    def __init__(self, links: Links, side: np.ndarray, because: np.ndarray) -> None:
-        self.links, self.side, self.because = links, side, because
+    def __init__(self, joins: Joins, side: np.ndarray, because: np.ndarray, exact: frozenset[int]) -> None:
+        self.joins, self.side, self.because, self.exact = joins, side, because, exact
         self.partners: dict[int, list[Partner]] = {}
 
     def give_way(self) -> None:
         """Of two linked rows that are fixed to two sides the one further from test is set aside."""
         for other in (TEST, VALIDATION):
-            self._set_aside(self._linked(other) & self._under(other), REPEATS[other], (other,))
+            self._repeat(other, self._under(other))
 
-    def keep_off(self, exact: Iterable[int]) -> None:
+    def keep_off(self) -> None:
         """A free row that is linked to a row of an exact side cannot join it, and cannot stand elsewhere."""
-        for other in sorted(exact, reverse=True):
-            self._set_aside(self._linked(other) & self._free(), REPEATS[other], (other,))
+        for other in sorted(self.exact, reverse=True):
+            self._repeat(other, self._free())
 
-    def inherit(self) -> bool:
-        """Free rows join the side of the rows that they are linked to, one link further; whether any were reached.
+    def inherit(self) -> None:
+        """Free rows join the side of the rows that they are linked to, one link further each time."""
+        joined = self.side != NONE
+        while joined.any():  # no free row is linked to one that joined earlier
+            joined = self._heirs_of(joined)
+
+    def _heirs_of(self, rows: np.ndarray) -> np.ndarray:
+        """The free rows that join the side of these rows; both are masks.
 
         A row that is linked to rows of two sides bridges them; so does one that joins a side together with a row that
         it is linked to and that joins another.
         """
-        linked = np.stack([self._linked(side) for side in range(len(SIDES))]) & self._free()
-        seen = linked.sum(axis=0)
-        self._set_aside(seen > 1, Because.BRIDGES_SIDES, range(len(SIDES)))
-        new = seen == 1
-        self.side[new], self.because[new] = linked.argmax(axis=0)[new], Because.INHERITED
+        free, sides = self._free(), [side for side in range(len(SIDES)) if side not in self.exact]
+        linked = {side: self.joins.linked(free, rows & (self.side == side)) for side in sides}
+        reached = np.sum([found.partner != NONE for found in linked.values()], axis=0)
+        self._set_aside(reached > 1, Because.BRIDGES_SIDES, linked)
+        heirs = reached == 1
+        for side, found in linked.items():
+            here = heirs & (found.partner != NONE)
+            self.side[here], self.because[here] = side, Because.INHERITED
         for other in (TEST, VALIDATION):
-            bridging = new & self._linked(other) & self._under(other)
-            self._set_aside(bridging, Because.BRIDGES_SIDES, range(len(SIDES)))
-        return bool(seen.any())
+            found = self.joins.linked(heirs & self._under(other), heirs & (self.side == other))
+            self._set_aside(found.partner != NONE, Because.BRIDGES_SIDES, linked | {other: found})
+        return heirs & (self.side != NONE)
 
     def _free(self) -> np.ndarray:
         return self.because == Because.DRAWN
 
-    def _linked(self, side: int) -> np.ndarray:
-        return self.links.linked_to(self.side == side)
-
     def _under(self, side: int) -> np.ndarray:
         return (self.side != NONE) & (self.side < side)
 
-    def _set_aside(self, rows: np.ndarray, because: Because, sides: Iterable[int]) -> None:
-        if not rows.any():
-            return
-        for side in sides:
-            partner, similarity = self.links.partners((self.side == side) & ~rows)
+    def _repeat(self, other: int, asked: np.ndarray) -> None:
+        """Sets aside those of `asked` that are linked to a row of the other side."""
+        found = self.joins.linked(asked, self.side == other)
+        self._set_aside(found.partner != NONE, REPEATS[other], {other: found})
+
+    def _set_aside(self, rows: np.ndarray, because: Because, linked: Mapping[int, Linked]) -> None:
+        for side, (partner, similarity) in linked.items():
             for row in np.flatnonzero(rows & (partner != NONE)).tolist():
                 self.partners.setdefault(row, []).append(Partner(int(partner[row]), side, float(similarity[row])))
         self.side[rows], self.because[rows] = NONE, because

@@ -1,6 +1,6 @@
 """What each side should have the same shares of: sources, or labels; and how far the sides are from it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from tasks.split.sides import NONE, SIDES
 
 ROWS_OF_A_LABEL = 5  # on average, or the answers are no closed set
 REPORTED = 50
-REPORTED_CHARS = 100
 
 
 @dataclass(frozen=True)
@@ -20,16 +19,17 @@ class Strata:
 
     of: np.ndarray  # (rows,)
     names: list[str]
+    said: list[str]  # each name as it was first said
 
 
-def strata_of(names: Iterable[str]) -> Strata:
-    """The strata of rows, given the name of each row's."""
-    codes: dict[str, int] = {}
-    of = np.fromiter((codes.setdefault(name, len(codes)) for name in names), np.int64)
-    order = sorted(codes)
+def strata_of(said: Iterable[str], named: Callable[[str], str] = str) -> Strata:
+    """The strata of rows, given what is said of each, and how that is `named`."""
+    first: dict[str, tuple[int, str]] = {}
+    of = np.fromiter((first.setdefault(named(each), (len(first), each))[0] for each in said), np.int64)
+    order = sorted(first)
     rank = np.empty(len(order), np.int64)
-    rank[[codes[name] for name in order]] = np.arange(len(order))
-    return Strata(rank[of], order)
+    rank[[first[name][0] for name in order]] = np.arange(len(order))
+    return Strata(rank[of], order, [first[name][1] for name in order])
 
 
 def stop_if_open(labels: Strata) -> None:
@@ -45,8 +45,11 @@ def stop_if_open(labels: Strata) -> None:
 def balance(strata: Strata, side: np.ndarray) -> dict[str, Any]:
     """The share of each stratum in all rows that are on a side and in each side, the largest first; and what differs.
 
-    The largest deviation is that of a stratum's share in one side from its share in all, 0 to 1.
+    The largest deviation is that of a stratum's share in one side from its share in all, 0 to 1. A name is masked where
+    it holds something secret or personal.
     """
+    from data_checks.excerpts import in_a_line
+
     on_side, num_strata = side != NONE, len(strata.names)
     counts = np.bincount(side[on_side] * num_strata + strata.of[on_side], minlength=len(SIDES) * num_strata)
     counts = counts.reshape(len(SIDES), num_strata)
@@ -58,11 +61,11 @@ def balance(strata: Strata, side: np.ndarray) -> dict[str, Any]:
     return {
         "num_strata": num_strata,
         "largest_deviation": round(float(deviation.max(initial=0.0)), 6),
-        "deviates_most": {"side": SIDES[largest[0]], "stratum": strata.names[largest[1]][:REPORTED_CHARS]}
+        "deviates_most": {"side": SIDES[largest[0]], "stratum": in_a_line(strata.said[largest[1]])}
         if largest
         else None,
         "strata": [
-            {"name": strata.names[s][:REPORTED_CHARS], "all": round(float(overall[s]), 6)}
+            {"name": in_a_line(strata.said[s]), "all": round(float(overall[s]), 6)}
             | {name: round(float(shares[position, s]), 6) for position, name in enumerate(SIDES)}
             for s in listed
         ],

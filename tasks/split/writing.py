@@ -42,7 +42,7 @@ def write_sides(folder: Path, file: Path, sides: Sides, detail: Callable[[int, s
 
 
 def write_memory(folder_file: Path, row_ids: pa.Array, side: np.ndarray, because: np.ndarray, gone: pa.Table) -> None:
-    """sides.parquet: what the next version must know, of every row of this one and of those that are `gone`.
+    """sides.parquet: what the next version must know, of every row of this one and of those that are `gone`, no texts.
 
     A row that was set aside has the side that it would return to, if any.
     """

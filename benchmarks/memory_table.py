@@ -1,0 +1,115 @@
+"""The well-known table of what fits which card, computed again; docs/memory.md has what this prints.
+
+.venv/bin/python benchmarks/memory_table.py
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from tasks import speed
+from tasks.budget import devices, shapes
+from tasks.budget.memory import Load, Memory, memory
+from tasks.config import Compute, Method, Training
+
+COLUMNS = (
+    *("model", "method", "card", "rows x tokens", "checkpointing"),
+    *("weights", "learning", "activations", "logits", "peak"),
+)
+STATES = ("weights", "adapter", "gradients", "optimizer")
+LABELLED = 4  # one token in so many is an answer's
+LLAMA: dict[str, dict[str, Any]] = {  # from the published config.json
+    "Llama-2-7B": {
+        "hidden_size": 4_096,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32_000,
+    },
+    "Llama-3-8B": {
+        "hidden_size": 4_096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+    },
+    "Llama-2-70B": {
+        "hidden_size": 8_192,
+        "intermediate_size": 28_672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 32_000,
+    },
+}
+
+
+class Claim(NamedTuple):
+    """What is said to fit a number of cards."""
+
+    model: str
+    kind: str
+    card: str
+    num_cards: int = 1
+
+
+CLAIMS = (
+    Claim("Llama-2-7B", "qlora", "rtx-5080"),
+    Claim("Llama-3-8B", "qlora", "rtx-5080"),
+    Claim("Llama-2-7B", "lora", "rtx-4090"),
+    Claim("Llama-3-8B", "lora", "rtx-4090"),
+    Claim("Llama-2-70B", "qlora", "rtx-4090"),
+    Claim("Llama-2-70B", "qlora", "l40s"),
+    Claim("Llama-2-7B", "full", "a100-80gb"),
+    Claim("Llama-2-7B", "full", "a100-80gb", 2),
+    Claim("Llama-2-7B", "full", "a100-80gb", 4),
+)
+SETTINGS = ((1, 512, False), (1, 2_048, False), (1, 2_048, True), (4, 2_048, True))  # rows, tokens, checkpointing
+
+
+def shape_of(model: str) -> shapes.Shape:
+    """The shape of one of LLAMA, whose heads are matrices of their own."""
+    config = LLAMA[model] | {"model_type": "llama", "tie_word_embeddings": False}
+    return shapes.llama_like(config)
+
+
+def need(claim: Claim, rows: int, length: int, checkpointing: bool) -> tuple[Memory, float]:
+    """The memory, and the peak of one card in GB: the states are cut among the cards, as FSDP and ZeRO-3 cut them."""
+    shape = shape_of(claim.model)
+    method, device = Method.model_validate({"kind": claim.kind}), devices.machine(claim.card).device
+    compute = Compute(checkpointing=checkpointing)
+    chosen = speed.choose(shape.config, method, Training(), compute, length, device)
+    load = Load(rows=rows, tokens=rows * length, longest=length, scored=rows * length // LABELLED)
+    found = memory(shape, method, chosen, load, "cuda")
+    states = {name: getattr(found, name) // claim.num_cards for name in STATES}
+    return found, found.model_copy(update=states).peak / 1e9
+
+
+def lines() -> Iterator[str]:
+    """The table in markdown."""
+    yield f"| {' | '.join(COLUMNS)} | |"
+    yield "|---" * (len(COLUMNS) + 1) + "|"
+    for claim in CLAIMS:
+        for rows, length, checkpointing in SETTINGS:
+            yield _line(claim, rows, length, checkpointing)
+
+
+def _line(claim: Claim, rows: int, length: int, checkpointing: bool) -> str:
+    found, peak = need(claim, rows, length, checkpointing)
+    free = devices.machine(claim.card).free_bytes / 1e9
+    verdict = "fits" if peak <= 0.85 * free else "tight" if peak <= free else "**no**"
+    learning = found.adapter + found.gradients + found.optimizer
+    parts = (found.weights, learning, found.activations, found.logits)
+    cards = f"{claim.num_cards} x " if claim.num_cards > 1 else ""
+    card = f"{cards}{devices.CARDS[claim.card].name}"
+    sizes = " | ".join(f"{size / 1e9:.1f}" for size in parts)
+    again = "on" if checkpointing else "off"
+    return (
+        f"| {claim.model} | {claim.kind} | {card}, {free:.1f} | {rows} x {length:,} | {again} | {sizes} | "
+        f"{peak:.1f} | {verdict} |"
+    )
+
+
+if __name__ == "__main__":
+    print("\n".join(lines()))

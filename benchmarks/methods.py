@@ -1,0 +1,207 @@
+"""Every method on the same rows, from the same seed and for the same steps: what it trains, costs and comes to.
+
+Each is trained by the trainer's own process, one after another; then what it saved is loaded anew and asked: the loss
+on the validation rows, and the share of sealed test rows that it answers exactly. `before` is the base itself.
+
+    .venv/bin/python benchmarks/methods.py --tokens .tunewright/artifacts/render/KEY --base FOLDER --steps 90
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tasks.config import Compute, Method, Training, home, quiet_libraries
+
+METHODS = {
+    "full": Method(kind="full"),
+    "lora": Method(),
+    "lora, rslora": Method(rslora=True),
+    "lora, dora": Method(dora=True),
+    "lora, pissa": Method(init="pissa"),
+    "lora, olora": Method(init="olora"),
+    "lora, eva": Method(init="eva"),
+    "lora, lora+": Method(lora_plus=16),
+    "qlora 4": Method(kind="qlora"),
+    "qlora 8": Method(kind="qlora", bits=8),
+    "spectrum": Method(kind="spectrum"),
+}
+# What learns in the base itself, or begins as its main directions, takes smaller steps.
+RATES = {"full": 1e-4, "spectrum": 1e-4, "lora, pissa": 3e-4, "lora, olora": 3e-4, "lora, lora+": 2e-4}
+RATE = 1e-3
+
+
+class Line(NamedTuple):
+    """What one method came to."""
+
+    method: str
+    learning_rate: float
+    trained: int
+    share: float
+    loss_before: float
+    loss_after: float
+    exact_match: float
+    seconds: float
+    peak_bytes: int  # of the trainer's process, or on a GPU of what its tensors took there
+
+
+class Judge:
+    """Asks a model: the loss on the validation rows and the exact match on the test rows."""
+
+    def __init__(self, base: Path, tokens: Path, contract: dict[str, Any], rows: int | None) -> None:
+        import pyarrow.parquet as pq
+        from transformers import AutoTokenizer
+
+        from tasks.trainer.scores import Scores
+
+        self.base, self.pad = base, contract["pad_token_id"]
+        self.validation = pq.read_table(tokens / "validation.parquet").slice(0, rows).to_pylist()
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+        self.exact = Scores(tokens / "test.parquet", tokenizer, contract["stop_token_ids"], "exact_match", 16)
+        self.exact.rows = self.exact.rows[:rows]
+
+    def __call__(self, model: Path | None) -> tuple[float, float]:
+        """Loss in nats a token, and share of exact answers."""
+        import torch
+
+        from tasks.batches import answer_loss, num_labels, padded
+        from tasks.serving import load_weights
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded = load_weights(self.base, model, dtype=torch.float32).to(device)
+        total, labels = 0.0, 0
+        with torch.inference_mode():
+            for start in range(0, len(self.validation), 16):
+                batch = padded(self.validation[start : start + 16], self.pad)
+                batch["inputs"] = {name: tensor.to(device) for name, tensor in batch["inputs"].items()}
+                total += answer_loss(loaded, batch, 1).item()
+                labels += num_labels(batch)
+            return total / labels, self.exact(loaded, lambda: False)
+
+
+def train(job: Any, folder: Path) -> tuple[float, int]:
+    """Seconds and peak memory of the trainer's process. Ends the benchmark where it fails."""
+    import torch
+
+    folder.mkdir()
+    (folder / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    started = time.perf_counter()
+    with (folder / "trainer.log").open("w") as log:
+        command = [sys.executable, "-m", "tasks.trainer", str(folder / "job.json")]
+        process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    if status:
+        raise SystemExit((folder / "trainer.log").read_text(encoding="utf-8")[-2_000:])
+    if not torch.cuda.is_available():
+        return seconds, usage.ru_maxrss * 1024
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return seconds, max(json.loads(line).get("memory_bytes", 0) for line in lines)
+
+
+def modules_of(method: Method, base: Path) -> tuple[str, ...]:
+    """The modules that learn with spectrum; the scan of a base is kept in the home folder."""
+    if method.kind != "spectrum":
+        return ()
+    from tasks.scan.choice import choose
+    from tasks.scan.spectrum import Weights, spectra
+    from tasks.serving import weights_digest
+
+    found = spectra.record(Weights(digest=weights_digest(base), folder=base)).read()
+    return choose({one.module: one.snr for one in found}, method.share)
+
+
+def run(arguments: argparse.Namespace) -> list[Line]:
+    """One line a method, in their order; each is shown as it is done."""
+    import pyarrow.parquet as pq
+
+    from tasks.trainer import Job
+
+    base, tokens = arguments.base.absolute(), arguments.tokens.absolute()
+    contract = json.loads((tokens / "contract.json").read_text(encoding="utf-8"))
+    judge = Judge(base, tokens, contract, arguments.rows)
+    before, exact = judge(None)
+    print(
+        f"before: validation loss {before:.4f}, exact match {exact:.3f}, {arguments.steps} steps of {arguments.batch}"
+    )
+    lines = []
+    for name in arguments.methods or METHODS:
+        method, rate = METHODS[name], RATES.get(name, RATE)
+        training = Training(
+            learning_rate=rate,
+            max_steps=arguments.steps,
+            batch=arguments.batch,
+            evaluate_every=arguments.steps,
+            patience=None,
+        )
+        job = Job(
+            weights=base,
+            reference=str(base),
+            train=tokens / "train.parquet",
+            validation=tokens / "validation.parquet",
+            pad_token_id=contract["pad_token_id"],
+            stop_token_ids=contract["stop_token_ids"],
+            method=method,
+            modules=modules_of(method, base),
+            training=training,
+            compute=Compute(threads=arguments.threads),
+            micro_batch=arguments.batch,
+        )
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place, "work")
+            validation = Path(place, "validation.parquet")
+            pq.write_table(pq.read_table(job.validation).slice(0, arguments.rows), validation)
+            seconds, peak = train(job.model_copy(update={"validation": validation}), folder)
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            after, exact = judge(folder / "model")
+        learning = summary["learning_parameters"]
+        share = learning / summary["parameters"]
+        lines.append(Line(name, rate, learning, share, before, after, exact, seconds, peak))
+        show(lines[-1:], is_first=len(lines) == 1)
+    return lines
+
+
+def show(lines: Sequence[Line], *, is_first: bool) -> None:
+    """Prints lines of the table, under its head where they are the first."""
+    if is_first:
+        print(
+            f"{'method':<14}{'rate':>8}{'trained':>13}{'share':>8}{'loss before':>13}{'after':>9}{'exact':>8}"
+            f"{'seconds':>9}{'peak GB':>9}"
+        )
+    for line in lines:
+        print(
+            f"{line.method:<14}{line.learning_rate:>8.0e}{line.trained:>13,}{line.share:>8.2%}{line.loss_before:>13.4f}"
+            f"{line.loss_after:>9.4f}{line.exact_match:>8.3f}{line.seconds:>9.1f}{line.peak_bytes / 1e9:>9.2f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Prints the table, and with --json one object a method as well."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=Path, required=True, help="a folder that render made")
+    parser.add_argument("--base", type=Path, required=True, help="a folder with the base's safetensors")
+    parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rows", type=int, help="validation and test rows to ask, all where it is left out")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--methods", nargs="*", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
+    parser.add_argument("--json", type=Path, help="a file to write")
+    arguments = parser.parse_args()
+    quiet_libraries()
+    home().mkdir(parents=True, exist_ok=True)
+    lines = run(arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([line._asdict() for line in lines], indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

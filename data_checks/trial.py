@@ -1,0 +1,71 @@
+"""Tries the team's expectations on a few made-up rows, so that what can never run is told before anything does."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from data_checks.accepted import shown
+from data_checks.batches import Ask, look_at
+from data_checks.columns import Columns
+from data_checks.excerpts import in_a_line
+from data_checks.own import TEXTS, looks_at_texts, own_expectation, stop_on_column
+from data_checks.rules import columns_of
+from data_checks.suite import Entry, SuiteError
+from data_checks.validation import Outcome, run
+
+HASHES = ("prompt_hash", "answer_hash")
+SAID = (  # in JSON: on other texts some of Great Expectations' own classes raise, which need not meet any
+    ('"Where is my order with the number 1042?"', '"It left on Monday and arrives tomorrow."'),
+    ('"How do I reset the password of my account?"', '"Open the settings and choose a new one."'),
+    ('"Can I have an invoice for my last purchase?"', '"Of course, it is on its way to you."'),
+)
+
+
+def try_out(entries: Sequence[Entry], schema: pa.Schema) -> None:
+    """Holds made-up rows of a row table's schema against each expectation of the team's.
+
+    Raises SuiteError for the first that cannot be made, that names a column which rows do not have, or that Great
+    Expectations cannot evaluate. What the team's own code raises is left to the run: it may be the made-up rows.
+    """
+    made = [own_expectation(entry) for entry in entries]
+    columns = [*TEXTS, *(name for name in schema.names if name != "messages"), *Columns._fields, *HASHES]
+    for entry, each in zip(entries, made, strict=True):
+        stop_on_column(entry, each, columns)
+    asked = {entry.key: entry for entry in entries}
+    for outcome in _outcomes(entries, schema):
+        entry = asked[outcome.entry.key]
+        if outcome.error and not _raised_by(entry, outcome.trace):
+            said = f"={shown(entry.given)} of {entry.name} cannot be evaluated: {in_a_line(outcome.error)}"
+            raise SuiteError(f"{entry.key}.arguments", said)
+
+
+def _outcomes(entries: Sequence[Entry], schema: pa.Schema) -> list[Outcome]:
+    made = [own_expectation(entry) for entry in entries]
+    of_rows = [each for each in made if not looks_at_texts(each)]
+    of_texts = [entry for entry, each in zip(entries, made, strict=True) if looks_at_texts(each)]
+    named = {"num_turns", *(column for each in made for column in columns_of(each.expectation))}
+    looked = look_at(_rows(schema), Ask(frozenset(named) & frozenset(Columns._fields), (), tuple(of_texts)))
+    frame = looked.columns.to_pandas(types_mapper=pd.ArrowDtype)
+    return [*(run(frame, of_rows) if of_rows else []), *looked.of_texts]
+
+
+def _rows(schema: pa.Schema) -> pa.RecordBatch:
+    """Rows with a value in every column."""
+    texts = {"source": "orders", "file": "orders.jsonl", "side": "train", "repairs": "nfc"}
+    rows = [
+        {"row_id": f"{number:064x}", "group": f"customer {number}", "time": f"2026-01-0{number}T00:00:00Z"}
+        | {"line": number, "byte": 100 * number, **texts}
+        | {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+        for number, (prompt, answer) in enumerate(SAID, start=1)
+    ]
+    return pa.Table.from_pylist(rows, schema).to_batches()[0]
+
+
+def _raised_by(entry: Entry, trace: str) -> bool:
+    """Whether an error came out of the package, or the module, that a class of the team's lies in."""
+    package = entry.name.partition(".")[0]
+    files = [Path(file).with_suffix("") for file in re.findall(r'File "([^"]+)"', trace)]
+    return package != "great_expectations" and any(package in file.parts for file in files)

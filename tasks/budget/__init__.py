@@ -1,0 +1,9 @@
+"""What training would take, before it is paid for: parameters, memory, tokens, time and disk of each method.
+
+All of it is arithmetic on the base's headers, the settings and the rows (shapes, learning, memory, work, timing), so it
+takes milliseconds; only calibration.py runs something.
+"""
+
+from tasks.budget.estimate import Estimate, Ground, before_training, estimate, remedies, shortage
+
+__all__ = ["Estimate", "Ground", "before_training", "estimate", "remedies", "shortage"]

@@ -1,0 +1,204 @@
+"""The rate at which training computes here, measured: by a few steps of the real thing, or by an earlier run."""
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks import config, trainer
+from tasks.artifacts import Base, Tokens
+from tasks.budget import work
+from tasks.budget.devices import Machine
+from tasks.budget.estimate import Ground, flops_a_row
+from tasks.budget.learning import learning
+from tasks.budget.timing import Rate
+from tasks.caching import MANIFEST
+from tasks.config import Compute, Method, Training
+from tasks.errors import TrainingError
+
+STEPS = 5  # of which the first warms up
+MOST_SECONDS = 30.0  # after the model is loaded
+LOADING_SECONDS = 300.0
+POLL_SECONDS = 0.2
+
+
+def calibrate(
+    base: Base, tokens: Tokens, ground: Ground, method: Method, training: Training, compute: Compute, machine: Machine
+) -> Rate:
+    """Trains a few steps of the run that is planned, in a process of its own, and keeps the rate.
+
+    Raises TrainingError where not one step is done in time, or the trainer fails.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        job = _job(folder, base, tokens, ground, method, training, compute)
+        lines = _run(job, folder)
+    seconds = [line["seconds"] for line in lines]
+    rate = (
+        flops_a_row(ground, method, training, compute, machine)
+        * training.batch
+        / statistics.median(seconds[1:] or seconds)
+    )
+    kept = {"flops_per_second": rate, "steps": len(seconds), "made": time.strftime("%Y-%m-%d", time.gmtime())}
+    file = _file(base, method, machine)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(kept), encoding="utf-8")
+    return _rate(kept)
+
+
+def measured(base: Base, tokens: Tokens | None, ground: Ground, method: Method, machine: Machine) -> Rate | None:
+    """The rate that was measured here for this base, or None: a run's on the same rows, or else a calibration's.
+
+    That of another method stands in where there is none of this one, since the arithmetic is known of both.
+    """
+    others = [Method(kind=kind) for kind in ("lora", "qlora", "full", "spectrum") if kind != method.kind]
+    for tried in (method, *others):
+        run = _rate_of_runs(base, tokens, ground, tried, machine) if tokens else None
+        file = _file(base, tried, machine)
+        found = run or (_rate(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None)
+        if found:
+            return found if tried is method else found._replace(source=f"{found.source} of {tried.kind}")
+    return None
+
+
+def _rate(kept: dict[str, Any]) -> Rate:
+    speed = kept["flops_per_second"]
+    return Rate(speed, speed, f"a calibration here of {kept['steps']} steps on {kept['made']}")
+
+
+def _file(base: Base, method: Method, machine: Machine) -> Path:
+    identity = [
+        base.weights_digest,
+        method.kind,
+        method.bits,
+        machine.device.kind,
+        machine.device.name,
+        platform.node(),
+    ]
+    return config.home() / "calibration" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]}.json"
+
+
+def _job(
+    folder: Path, base: Base, tokens: Tokens, ground: Ground, method: Method, training: Training, compute: Compute
+) -> trainer.Job:
+    """A few steps of the planned run, on rows that are drawn as the estimate draws them."""
+    schema = pq.read_schema(tokens.path("train.parquet"))
+    drawn = [row for step in work.steps(ground.rows, training.batch)[:STEPS] for row in step]
+    rest = {"cluster": 0, "prompt_length": 1, "reference": ""}
+    rows = [{**rest, "row_id": str(number), **row} for number, row in enumerate(drawn)]
+    pq.write_table(pa.Table.from_pylist(rows, schema), folder / "train.parquet")
+    pq.write_table(pa.Table.from_pylist(rows[:1], schema), folder / "validation.parquet")
+    contract = json.loads(tokens.path("contract.json").read_text(encoding="utf-8"))
+    size = training.micro_batch if isinstance(training.micro_batch, int) else training.batch
+    return trainer.Job(
+        weights=base.weights,
+        reference=base.reference,
+        train=folder / "train.parquet",
+        validation=folder / "validation.parquet",
+        pad_token_id=contract["pad_token_id"],
+        stop_token_ids=contract["stop_token_ids"],
+        method=method,
+        modules=_modules(ground, method),
+        training=training.model_copy(update={"max_steps": STEPS, "evaluate_every": None, "best_by": "loss"}),
+        compute=compute,
+        micro_batch=size,
+    )
+
+
+def _modules(ground: Ground, method: Method) -> tuple[str, ...]:
+    """As many modules as spectrum trains: any will do to time them."""
+    if method.kind != "spectrum":
+        return ()
+    return tuple(sorted(matrix.path for matrix in learning(ground.shape, method).matrices))
+
+
+def _run(job: trainer.Job, folder: Path) -> Sequence[dict[str, Any]]:
+    """The lines of the steps that were done in time."""
+    (folder / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+    with (folder / "trainer.log").open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tasks.trainer", str(folder / "job.json")],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    try:
+        _wait(process, folder)
+    finally:
+        process.kill()
+        process.wait()
+    steps = [line for line in _lines(folder / "metrics.jsonl") if "loss" in line]
+    if not steps:
+        raise TrainingError(f"--calibrate: {_why(folder)}")
+    return steps
+
+
+def _wait(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Returns when the process has ended, has done its steps, or has had its time."""
+    began, loaded = time.monotonic(), 0.0
+    while process.poll() is None:
+        now = time.monotonic()
+        if not loaded and (folder / "status.json").exists():
+            loaded = now
+        if now > (loaded + MOST_SECONDS if loaded else began + LOADING_SECONDS):
+            return
+        if sum("loss" in line for line in _lines(folder / "metrics.jsonl")) >= STEPS:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _why(folder: Path) -> str:
+    error = folder / "error.json"
+    if error.exists():
+        said = json.loads(error.read_text(encoding="utf-8"))
+        return f"{said['type']}: {said['message']}"
+    return f"no step was done in {MOST_SECONDS:.0f} s; a smaller training.batch takes less"
+
+
+def _rate_of_runs(base: Base, tokens: Tokens, ground: Ground, method: Method, machine: Machine) -> Rate | None:
+    """The rate of the newest run of this method on these rows on this device."""
+    for file in sorted((config.home() / "artifacts" / "train").glob(f"*/{MANIFEST}"), key=_made, reverse=True):
+        try:
+            read = json.loads(file.read_text(encoding="utf-8"))["ingredients"]
+            status = json.loads((file.parent / "status.json").read_text(encoding="utf-8"))
+            steps = [line for line in _lines(file.parent / "metrics.jsonl") if "loss" in line][1:]
+        except (OSError, ValueError, KeyError):  # removed or altered: then it says nothing
+            continue
+        same = read.get("base") == f"base {base.digest}" and read.get("tokens") == f"render {tokens.digest}"
+        if not (same and steps and read["method.kind"] == method.kind and status.get("device") == machine.device.name):
+            continue
+        rows = statistics.median(line["rows_per_second"] for line in steps)
+        its = _section(Method, read), _section(Training, read), _section(Compute, read)
+        speed = rows * flops_a_row(ground, *its, machine)
+        return Rate(speed, speed, f"an earlier run of {len(steps) + 1} steps here")
+    return None
+
+
+def _made(file: Path) -> float:
+    return file.stat().st_mtime
+
+
+def _section(section: type[Any], read: dict[str, Any]) -> Any:
+    """A section of the settings as a run's key has it."""
+    name = section.__name__.lower()
+    return section(**{field: read[f"{name}.{field}"] for field in section.model_fields if f"{name}.{field}" in read})

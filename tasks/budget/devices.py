@@ -1,0 +1,123 @@
+"""What training may run on: the device at hand, found without importing torch, or a card by its name."""
+
+import difflib
+import shutil
+import subprocess
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import psutil
+
+from tasks.errors import ConfigError
+from tasks.speed import Device, cpu_has_bfloat16
+
+GB = 1_000_000_000
+GIB = 1024**3
+
+
+class Card(NamedTuple):
+    """A card as its vendor's data sheet has it."""
+
+    name: str
+    memory_gib: int
+    has_bfloat16: bool
+    teraflops: float  # peak of dense bfloat16 with float32 accumulation; of float32 where there is no bfloat16
+
+
+# NVIDIA's data sheets and architecture white papers; GeForce cards accumulate in float32 at half their float16 rate.
+CARDS = {
+    "v100": Card("Tesla V100 16 GB", 16, False, 15.7),
+    "v100-32gb": Card("Tesla V100 32 GB", 32, False, 15.7),
+    "t4": Card("Tesla T4", 16, False, 8.1),
+    "rtx-3060": Card("GeForce RTX 3060", 12, True, 25),
+    "rtx-3090": Card("GeForce RTX 3090", 24, True, 71),
+    "a10g": Card("A10G", 24, True, 70),
+    "a100-40gb": Card("A100 40 GB", 40, True, 312),
+    "a100-80gb": Card("A100 80 GB", 80, True, 312),
+    "l4": Card("L4", 24, True, 121),
+    "l40s": Card("L40S", 48, True, 362),
+    "rtx-4060": Card("GeForce RTX 4060", 8, True, 30),
+    "rtx-4060-ti-16gb": Card("GeForce RTX 4060 Ti 16 GB", 16, True, 44),
+    "rtx-4070": Card("GeForce RTX 4070", 12, True, 58),
+    "rtx-4080": Card("GeForce RTX 4080", 16, True, 97),
+    "rtx-4090": Card("GeForce RTX 4090", 24, True, 165),
+    "rtx-5060-ti-16gb": Card("GeForce RTX 5060 Ti 16 GB", 16, True, 47),
+    "rtx-5070": Card("GeForce RTX 5070", 12, True, 62),
+    "rtx-5070-ti": Card("GeForce RTX 5070 Ti", 16, True, 88),
+    "rtx-5080": Card("GeForce RTX 5080", 16, True, 113),
+    "rtx-5090": Card("GeForce RTX 5090", 32, True, 210),
+    "h100": Card("H100 80 GB", 80, True, 989),
+    "h200": Card("H200 141 GB", 141, True, 989),
+    "b200": Card("B200 180 GB", 180, True, 2250),
+}
+HERE = ("", "here")
+
+
+class Machine(NamedTuple):
+    """A device with the memory that is free on it; `teraflops` is 0 where its peak is not known."""
+
+    device: Device
+    free_bytes: int
+    teraflops: float
+    is_here: bool
+
+
+def machine(name: str = "") -> Machine:
+    """The device at hand, `cpu` for this machine's processors, or a card by its name.
+
+    Raises ConfigError for a name that is not known, with the nearest that is.
+    """
+    if name in HERE:
+        return _gpu_here() or _cpu_here()
+    if name == "cpu":
+        return _cpu_here()
+    wanted = name.lower().replace("_", "-").replace(" ", "-")
+    if wanted not in CARDS:
+        near = [card for card in CARDS if card.startswith(wanted)] or difflib.get_close_matches(wanted, CARDS, 1, 0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"--device {name}: no such device{hint}; accepted are cpu, {', '.join(CARDS)}")
+    card = CARDS[wanted]
+    memory = card.memory_gib * GIB
+    # Not all memory of a card is a program's: with its driver's part and the desktop's, say 97% of it.
+    device = _gpu(card.name, memory, has_bfloat16=card.has_bfloat16)
+    return Machine(device, int(0.97 * memory), card.teraflops, is_here=False)
+
+
+def _cpu_here() -> Machine:
+    memory = psutil.virtual_memory()
+    device = Device(has_bfloat16=cpu_has_bfloat16(), memory_bytes=memory.total)
+    return Machine(device, memory.available, 0.0, is_here=True)
+
+
+def _gpu_here() -> Machine | None:
+    """The first GPU as its driver tells it, or None; torch would take seconds to be asked."""
+    query = "--query-gpu=name,memory.total,memory.free,compute_cap"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    if not shutil.which(command[0]):
+        return None
+    told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    if told.returncode or not told.stdout.strip():
+        return None
+    name, total, free, capability = (part.strip() for part in told.stdout.splitlines()[0].split(","))
+    mib = 1024**2
+    device = _gpu(name, int(float(total) * mib), has_bfloat16=float(capability) >= 8)
+    return Machine(device, int(float(free) * mib), _peak_of(name), is_here=True)
+
+
+def _gpu(name: str, memory: int, *, has_bfloat16: bool) -> Device:
+    """A GPU with the packages that are installed here; FlashAttention runs on those that have bfloat16."""
+    return Device(
+        kind="cuda",
+        name=name,
+        has_bfloat16=has_bfloat16,
+        memory_bytes=memory,
+        has_flash_attention=has_bfloat16 and find_spec("flash_attn") is not None,
+        has_liger=find_spec("liger_kernel") is not None,
+    )
+
+
+def _peak_of(name: str) -> float:
+    """The peak of the card that the driver calls `name`: the longest of our names that is in it."""
+    flat = name.lower().replace(" ", "-")
+    known = [key for key in CARDS if key.removesuffix("-80gb").removesuffix("-40gb") in flat]
+    return CARDS[max(known, key=len)].teraflops if known else 0.0

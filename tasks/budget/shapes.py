@@ -1,0 +1,222 @@
+"""The shape of a model, from its files' headers alone: how many parameters, in which matrices; no weight is read."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.budget import gguf
+from tasks.serving import package_file
+
+EMBEDDING = ("embed_tokens", "wte", "embed_in", "word_embeddings")
+HEAD = ("lm_head", "embed_out")
+# What one layer computes from the same input: a projection's name says which.
+INPUTS = {
+    "attention": ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "in_proj_qkv"),
+    "attended": ("o_proj", "out_proj", "dense", "c_proj"),
+    "mlp": ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc", "dense_h_to_4h"),
+    "inner": ("down_proj", "fc2", "dense_4h_to_h"),
+}
+
+
+class NoShape(ValueError):
+    """The files do not tell a shape that the arithmetic here knows."""
+
+
+class Matrix(NamedTuple):
+    """A linear module of a layer."""
+
+    layer: int
+    name: str  # without the layers': q_proj
+    outputs: int
+    inputs: int
+    path: str = ""  # of the module in the file: model.layers.0.self_attn.q_proj
+
+    @property
+    def size(self) -> int:
+        """Its number of weights."""
+        return self.outputs * self.inputs
+
+    @property
+    def reads(self) -> str:
+        """Which of a layer's tensors it multiplies, a key of INPUTS; its own name where it is not known."""
+        return next((source for source, names in INPUTS.items() if self.name in names), self.name)
+
+
+class Shape(BaseModel):
+    """What of an architecture decides its memory and its arithmetic."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str  # model_type: llama, qwen2
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    tied: bool  # the head is the embedding's matrix
+    matrices: tuple[Matrix, ...]  # the linear modules of the layers, layer by layer
+    num_others: int  # parameters of norms and biases
+
+    @cached_property
+    def num_layers(self) -> int:
+        """The number of layers."""
+        return 1 + max(matrix.layer for matrix in self.matrices)
+
+    @cached_property
+    def num_linear(self) -> int:
+        """Weights of the layers' linear modules."""
+        return sum(matrix.size for matrix in self.matrices)
+
+    @property
+    def num_embedding(self) -> int:
+        """Weights of the embedding; the head has as many."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters; a tied head is not counted twice."""
+        return self.num_linear + self.num_embedding * (1 if self.tied else 2) + self.num_others
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the layers' MLP multiplies an activated projection by another, as SwiGLU does."""
+        return any(matrix.name in ("gate_proj", "gate_up_proj") for matrix in self.matrices)
+
+    @property
+    def config(self) -> "Config":
+        """What the choice of how to compute reads, as transformers' configurations have it."""
+        return Config(
+            {
+                "model_type": self.kind,
+                "hidden_size": self.hidden,
+                "intermediate_size": self.intermediate,
+                "num_hidden_layers": self.num_layers,
+                "vocab_size": self.vocabulary,
+            }
+        )
+
+
+class Config:
+    """A config.json by attributes, without the seconds that transformers' import takes."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self.fields = fields
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.fields[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def get_text_config(self) -> "Config":
+        """The language model's part of it."""
+        return Config(self.fields["text_config"]) if "text_config" in self.fields else self
+
+
+def config_in(weights: Path) -> Config:
+    """The config.json of a folder of weights."""
+    return Config(json.loads((weights / "config.json").read_text(encoding="utf-8")))
+
+
+def shape_in(weights: Path) -> Shape:
+    """The shape of the model in a folder of safetensors with its config.json.
+
+    Raises NoShape where there are no layers of linear modules to be found.
+    """
+    tensors = [item for file in sorted(weights.glob("*.safetensors")) for item in _header(file)]
+    return _shape(config_in(weights).get_text_config().fields, tensors, str(weights))
+
+
+def shape_of_gguf(file: Path) -> Shape:
+    """The shape of the model in a GGUF file."""
+    header = gguf.read_header(file)
+    return _shape(header.config, header.tensors, str(file))
+
+
+def shape_at(reference: str, revision: str | None) -> Shape | None:
+    """The shape of the base that the settings name, as far as it is on this machine; None where it is not."""
+    if reference.startswith("package:"):
+        return shape_of_gguf(package_file(reference))
+    folder = Path(reference).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(reference, "config.json", revision=revision)
+        folder = Path(found).parent if isinstance(found, str) else folder
+    return shape_in(folder) if any(folder.glob("*.safetensors")) else None
+
+
+def llama_like(config: Mapping[str, Any]) -> Shape:
+    """The shape that a config.json stands for: what Llama, Mistral, Qwen and their like have in common."""
+    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    size = config.get("head_dim") or hidden // heads
+    wide, narrow = heads * size, config.get("num_key_value_heads", heads) * size
+    layer = {
+        "q_proj": (wide, hidden),
+        "k_proj": (narrow, hidden),
+        "v_proj": (narrow, hidden),
+        "o_proj": (hidden, wide),
+        "gate_proj": (inner, hidden),
+        "up_proj": (inner, hidden),
+        "down_proj": (hidden, inner),
+    }
+    norms = {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
+    tensors: list[tuple[str, Sequence[int]]] = [
+        (f"layers.{number}.{name}.weight", shape)
+        for number in range(config["num_hidden_layers"])
+        for name, shape in (layer | norms).items()
+    ]
+    tensors += [("embed_tokens.weight", (config["vocab_size"], hidden)), ("norm.weight", (hidden,))]
+    return _shape(config, tensors, "config.json")
+
+
+def _header(file: Path) -> Iterable[tuple[str, Sequence[int]]]:
+    """Names and shapes of a safetensors file's tensors: its first 8 bytes are the length of the JSON that follows."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > file.stat().st_size:
+            raise NoShape(f"{file} is no safetensors file")
+        header = json.loads(opened.read(length))
+    return [(name, tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"]
+
+
+def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]]], where: str) -> Shape:
+    matrices, num_others, has_head = [], 0, False
+    for name, shape in tensors:
+        layer = re.search(r"(?:layers|h|blocks|blk)\.(\d+)\.", name)
+        path = name.removesuffix(".weight")
+        module = path.rpartition(".")[2]
+        if layer and len(shape) == 2:
+            matrices.append(Matrix(int(layer[1]), module, shape[0], shape[1], path))
+        elif module in HEAD:
+            has_head = True
+        elif module not in EMBEDDING or len(shape) != 2:
+            num_others += _product(shape)
+    if not matrices:
+        raise NoShape(f"{where} has no layers of linear modules")
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    return Shape(
+        kind=config.get("model_type", ""),
+        hidden=hidden,
+        intermediate=config.get("intermediate_size") or 4 * hidden,
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_size=config.get("head_dim") or hidden // heads,
+        vocabulary=config["vocab_size"],
+        tied=not has_head and config.get("tie_word_embeddings", True),
+        matrices=tuple(sorted(matrices)),
+        num_others=num_others,
+    )
+
+
+def _product(shape: Sequence[int]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size

@@ -1,0 +1,64 @@
+"""The curves as one HTML page that loads nothing, and the losses as a picture for Markdown."""
+
+import base64
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from tasks.curves.advice import TrainingWarning
+from tasks.curves.charts import charts
+from tasks.curves.reading import Curves, number
+
+WORST = 10  # rows behind spikes that are listed
+
+
+def write_page(file: Path, curves: Curves, warnings: Sequence[TrainingWarning]) -> None:
+    """Writes the page: warnings first, then the charts, the evaluations, rows behind spikes, and what was chosen."""
+    page = _template("page.html").render(
+        curves=curves,
+        warnings=warnings,
+        charts=charts(curves),
+        looks=_looks(curves),
+        worst=curves.worst()[:WORST],
+        status=curves.status,
+    )
+    file.write_text(page, encoding="utf-8")
+
+
+def picture(curves: Curves) -> str:
+    """The chart of the losses as a data URI."""
+    svg = _template("picture.svg").render(chart=charts(curves)[0])
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _looks(curves: Curves) -> list[dict[str, Any]]:
+    """The evaluations as a table's rows, with the mean training loss since the one before."""
+    found, since = [], 0
+    for look in curves.looks:
+        losses = [line["loss"] for line in curves.steps if since < line["step"] <= look["step"]]
+        since = look["step"]
+        metric = look.get(f"eval_{curves.best_by}") if curves.best_by != "loss" else None
+        found.append(
+            {
+                "step": look["step"],
+                "train": number(sum(losses) / len(losses)) if losses else "",
+                "validation": number(look["eval_loss"]),
+                "metric": "" if metric is None else number(metric),
+                "best": look["step"] == curves.best_step,
+            }
+        )
+    return found
+
+
+@cache
+def _template(name: str) -> Template:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template(name)

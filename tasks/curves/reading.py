@@ -1,0 +1,55 @@
+"""The trainer's files as curves."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]  # of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The lines of metrics.jsonl, of steps and of evaluations in their order, and how training ended."""
+
+    steps: list[Line]
+    looks: list[Line]
+    best_step: int
+    best_by: str = "loss"
+    stopped_early: bool = False
+    status: Line = field(default_factory=dict)
+
+    @property
+    def planned(self) -> int:
+        """The steps that were planned."""
+        return self.steps[-1]["planned"] if self.steps else 0
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of a figure, where it is a number: of the steps, or of the evaluations for eval_..."""
+        lines = self.looks if name.startswith("eval_") else self.steps
+        return [(line["step"], line[name]) for line in lines if name in line and math.isfinite(line[name])]
+
+    def worst(self) -> list[tuple[int, float, str]]:
+        """(step, loss, row_id) of rows behind a spike of the loss, the largest loss first."""
+        found = [(line["step"], loss, row) for line in self.steps for row, loss in line.get("worst", [])]
+        return sorted(found, key=lambda item: (-item[1], item[0]))
+
+
+def read(folder: Path) -> Curves:
+    """The curves of a train artifact."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    summary, status = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("summary", "status"))
+    return Curves(
+        steps=[line for line in lines if "loss" in line],
+        looks=[line for line in lines if "eval_loss" in line],
+        best_step=summary["best_step"],
+        best_by=summary["best_by"],
+        stopped_early=summary["stopped_early"],
+        status=status,
+    )
+
+
+def number(value: float) -> str:
+    """A number in a few characters."""
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"

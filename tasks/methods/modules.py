@@ -1,0 +1,71 @@
+"""The modules of a decoder's layers by name, and which of them a method touches."""
+
+import re
+from typing import Any
+
+from tasks.config import Method
+
+ATTENTION = {
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "qkv_proj",
+    "out_proj",
+    "query_key_value",
+    "c_attn",
+    "dense",
+    "q_a_proj",
+    "q_b_proj",
+    "kv_b_proj",
+}
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)$")
+
+
+def layer_of(name: str) -> int:
+    """The number of the layer that a module lies in, counted from 0."""
+    found = LAYER.search(name)
+    assert found
+    return int(found[1])
+
+
+def type_of(name: str) -> str:
+    """What kind of module it is, the same in every layer: self_attn.q_proj."""
+    found = LAYER.search(name)
+    assert found
+    return found[2]
+
+
+def linear_modules(model: Any) -> dict[str, Any]:
+    """The linear modules inside the model's layers by their full names, in its order; never the head."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    # bitsandbytes' packed ones are subclasses of Linear
+    found = ((name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D))
+    return {name: module for name, module in found if LAYER.search(name)}
+
+
+def targets(model: Any, method: Method) -> list[str]:
+    """The full names of the modules that get an adapter. Raises ValueError where the model has none such."""
+    num_layers = model.config.get_text_config().num_hidden_layers
+    if method.layers and method.layers > num_layers:
+        raise ValueError(f"method.layers={method.layers}: the base has {num_layers} layers")
+    first = num_layers - (method.layers or num_layers)
+    linear = [name for name in linear_modules(model) if layer_of(name) >= first]
+    if method.target == "all-linear":
+        return _found(linear, method)
+    if method.target == "attention":
+        return _found([name for name in linear if name.rpartition(".")[2] in ATTENTION], method)
+    wanted = [name.strip() for name in method.target.split(",")]
+    ends = {end: [name for name in linear if f".{name}".endswith(f".{end}")] for end in wanted}
+    if missing := [end for end, names in ends.items() if not names]:
+        there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise ValueError(f"method.target={method.target}: the base has no {missing[0]} in its layers; it has {there}")
+    return [name for name in linear if any(name in names for names in ends.values())]
+
+
+def _found(names: list[str], method: Method) -> list[str]:
+    if not names:
+        raise ValueError(f"method.target={method.target}: the base has no such modules; accepted are their names")
+    return names

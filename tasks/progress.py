@@ -1,0 +1,124 @@
+"""The trainer's files, read as they grow, as log lines and as a progress artifact in the Prefect UI."""
+
+import json
+import logging
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import TaskRunContext
+
+log = logging.getLogger("tunewright")
+
+ARTIFACT_SECONDS = 3.0  # between two updates of the artifact
+LOG_SECONDS = 30.0  # between two lines in the log, besides one after the first step and after each evaluation
+RECENT = 20  # steps that the time left is reckoned from
+
+Line = dict[str, Any]  # of metrics.jsonl
+
+
+class Progress:
+    """What a trainer that works in a folder has done so far."""
+
+    def __init__(self, work: Path) -> None:
+        self.metrics, self.status = work / "metrics.jsonl", work / "status.json"
+        self.facts: dict[str, Any] | None = None
+        self.offset = 0
+        self.steps: list[Line] = []
+        self.looks: list[Line] = []
+        self.artifact: Any = None
+        self.shown = self.logged = 0.0
+
+    def update(self, *, last: bool = False) -> None:
+        """Reads and shows what is new; a line counts once it is whole."""
+        if self.facts is None:
+            if not self.status.exists():
+                return
+            self.facts = json.loads(self.status.read_text(encoding="utf-8"))
+            for sentence in layout(self.facts or {}):
+                log.info("%s", sentence)
+        new = self._read()
+        if not new:
+            return
+        now = time.monotonic()
+        evaluated = any("eval_loss" in line for line in new)
+        if evaluated or not self.logged or now - self.logged > LOG_SECONDS:
+            self.logged = now
+            log.info("  %s", self.sentence())
+        if evaluated or last or now - self.shown > ARTIFACT_SECONDS:
+            self.shown = now
+            self._show()
+
+    def _read(self) -> list[Line]:
+        if not self.metrics.exists():
+            return []
+        with self.metrics.open("rb") as file:
+            file.seek(self.offset)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        lines = [json.loads(line) for line in whole.splitlines()]
+        self.steps += [line for line in lines if "loss" in line]
+        self.looks += [line for line in lines if "eval_loss" in line]
+        return lines
+
+    def sentence(self) -> str:
+        """Such as "step 40 of 60: loss 0.1234, validation loss 0.2345, 512 tokens/s, about 2 min left"."""
+        step, planned = self._place()
+        parts = [f"loss {self.steps[-1]['loss']:.4f}"] if self.steps else []
+        for name, value in (self.looks[-1] if self.looks else {}).items():
+            if name.startswith("eval_"):
+                parts.append(f"validation {name.removeprefix('eval_').replace('_', ' ')} {value:.4f}")
+        rates = [line["tokens_per_second"] for line in self.steps[-RECENT:]]
+        parts += [f"{statistics.median(rates):,.0f} tokens/s"] if rates else []
+        left = seconds_left(self.steps, self.looks, (self.facts or {}).get("evaluate_every"))
+        parts += [f"about {duration(left)} left"] if left else []
+        return f"step {step} of {planned}: {', '.join(parts)}"
+
+    def _place(self) -> tuple[int, int]:
+        newest = max((lines[-1] for lines in (self.steps, self.looks) if lines), key=lambda line: line["step"])
+        return newest["step"], newest["planned"]
+
+    def _show(self) -> None:
+        if TaskRunContext.get() is None:
+            return
+        step, planned = self._place()
+        percent, sentence = 100 * step / planned, self.sentence()
+        if self.artifact is None:
+            self.artifact = create_progress_artifact(progress=percent, key="training-progress", description=sentence)
+        else:
+            update_progress_artifact(artifact_id=self.artifact, progress=percent, description=sentence)
+
+
+def layout(facts: dict[str, Any]) -> list[str]:
+    """What status.json says before the first step: what learns, what was chosen for speed and why."""
+    learning, total = facts["learning_parameters"], facts["parameters"]
+    lines = [f"  {learning:,} of {total:,} parameters learn ({learning / total:.2%})"]
+    if facts["resumed_from"]:
+        lines.append(f"  going on from step {facts['resumed_from']}")
+    for field, reason in facts["chosen"]["because"].items():
+        value = facts["chosen"][field]
+        value = {True: "on", False: "off"}.get(value, value)
+        lines.append(f"  {field} {value}: {reason}")
+    return lines
+
+
+def seconds_left(steps: Sequence[Line], looks: Sequence[Line], every: int | None) -> float | None:
+    """About how long the planned steps and evaluations that are left take; None where nothing is left or known."""
+    if not steps or steps[-1]["step"] >= steps[-1]["planned"]:
+        return None
+    step, planned = steps[-1]["step"], steps[-1]["planned"]
+    a_step = statistics.fmean(line["seconds"] for line in steps[-RECENT:])
+    a_look = looks[-1].get("seconds") if looks else None
+    num_looks = planned // every - step // every + (planned % every > 0) if every else 0
+    return a_step * (planned - step) + (a_look or 0.0) * num_looks
+
+
+def duration(seconds: float) -> str:
+    """Such as 40 s, 12 min or 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

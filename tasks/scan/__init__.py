@@ -1,0 +1,36 @@
+"""Which modules have the most signal in their weights, and so learn with method.kind=spectrum.
+
+The singular values of every linear module are computed once for a base (spectrum.py); another share only chooses anew
+(choice.py). report.html shows the ratios as a table and as a map of layers and types.
+"""
+
+import json
+from pathlib import Path
+
+from prefect import task
+
+from tasks.artifacts import Base, Scan
+from tasks.caching import cached
+from tasks.errors import retry_transient
+from tasks.scan.choice import choose
+from tasks.scan.report import write_report
+from tasks.scan.spectrum import Weights, spectra
+
+
+@task(
+    name="scan",
+    task_run_name="scan share={share}",
+    retries=1,
+    retry_delay_seconds=5,
+    retry_condition_fn=retry_transient,
+)
+@cached(volatile=("report",))
+def scan(folder: Path, base: Base, share: float) -> Scan:
+    """The modules that learn with spectrum, and the ratio of each that was looked at."""
+    found = spectra.record(Weights(digest=base.weights_digest, folder=base.weights)).read()
+    snr = {one.module: one.snr for one in found}
+    chosen = choose(snr, share)
+    (folder / "scan.json").write_text(json.dumps(snr, indent=1), encoding="utf-8")
+    (folder / "chosen.json").write_text(json.dumps(chosen, indent=1), encoding="utf-8")
+    write_report(folder / "report.html", found, chosen, share)
+    return Scan(num_modules=len(snr), chosen=chosen)

@@ -1,0 +1,174 @@
+"""The signal-to-noise ratio of a weight matrix, from its singular values (Spectrum, arXiv 2406.06623).
+
+As the authors' own script computes it: the scale of the noise is the singular values' interquartile range / 1.349, the
+edge of what noise alone would give is scale * (1 + sqrt(beta)), by Marchenko and Pastur without the factor 1/sqrt(n),
+with beta the smaller side over the larger; the ratio is the sum of the values above the edge over the sum of the
+others, over the largest value. All in float64 and kept to six digits, so that neither the machine nor a last digit
+decides what is chosen.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from tasks.artifacts import Artifact
+from tasks.caching import cached, work_folder
+from tasks.errors import ConfigError
+
+log = logging.getLogger("tunewright")
+
+DIGITS = 6
+NO_NOISE = 1e300  # where no value is noise: JSON has no infinity
+LOG_SECONDS = 10.0
+
+
+class Weights(BaseModel):
+    """A base's weights: the digest is the key, and where they lie is not."""
+
+    model_config = ConfigDict(frozen=True)
+
+    digest: str
+    folder: Path
+
+
+class Spectrum(BaseModel):
+    """What the singular values of one matrix say."""
+
+    model_config = ConfigDict(frozen=True)
+
+    module: str
+    rows: int
+    columns: int
+    largest: float
+    edge: float
+    num_above: int  # singular values above the edge
+    snr: float
+
+
+class Spectra(Artifact):
+    """spectra.jsonl: the Spectrum of each linear module in a base's layers, in the model's order."""
+
+    num_modules: int
+
+    def read(self) -> list[Spectrum]:
+        """All of them."""
+        lines = self.path("spectra.jsonl").read_text(encoding="utf-8").splitlines()
+        return [Spectrum.model_validate_json(line) for line in lines]
+
+
+def measure(module: str, rows: int, columns: int, values: np.ndarray) -> Spectrum:
+    """The spectrum of a matrix of that shape, from its singular values (float64, largest first)."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    beta = min(rows, columns) / max(rows, columns)
+    edge = (high - low) / 1.349 * (1 + math.sqrt(beta))
+    signal, noise, largest = values[values > edge].sum(), values[values <= edge].sum(), values[0]
+    snr = signal / noise / largest if noise > 0 else NO_NOISE if largest > 0 else 0.0
+    return Spectrum(
+        module=module,
+        rows=rows,
+        columns=columns,
+        largest=_rounded(largest),
+        edge=_rounded(edge),
+        num_above=int((values > edge).sum()),
+        snr=_rounded(snr),
+    )
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def singular_values(matrix: Any) -> np.ndarray:
+    """The singular values of a torch matrix, in float64 and from the largest; on the GPU where there is one."""
+    import torch
+
+    matrix = matrix.to("cuda" if torch.cuda.is_available() else "cpu", torch.float64)
+    return torch.linalg.svdvals(matrix).cpu().numpy()
+
+
+def linear_shapes(weights: Path) -> dict[str, tuple[int, int]]:
+    """The linear modules in the layers of a folder's model, with the shape of their weight; no weights are read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tasks.methods.modules import linear_modules
+
+    config = AutoConfig.from_pretrained(weights, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shapes = ((name, tuple(module.weight.shape)) for name, module in linear_modules(model).items())
+    return {name: (rows, columns) for name, (rows, columns) in shapes}
+
+
+def _files_of(weights: Path, modules: Sequence[str]) -> dict[str, Path]:
+    """The file that each module's weight lies in. Raises ConfigError where one lies in none."""
+    from safetensors import safe_open
+
+    places: dict[str, Path] = {}
+    for file in sorted(weights.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            places |= dict.fromkeys(opened.keys(), file)
+    missing = [module for module in modules if f"{module}.weight" not in places]
+    if missing or not modules:
+        what = f"no tensor {missing[0]}.weight in its files" if missing else "no linear modules in its layers"
+        raise ConfigError(f"method.kind=spectrum: the base has {what}; accepted for it are lora and full")
+    return {module: places[f"{module}.weight"] for module in modules}
+
+
+def _measured(weights: Path, modules: dict[str, tuple[int, int]]) -> Iterator[Spectrum]:
+    """Each module's spectrum, one matrix in memory at a time."""
+    from safetensors import safe_open
+
+    for module, file in _files_of(weights, list(modules)).items():
+        with safe_open(file, "pt") as opened:
+            matrix = opened.get_tensor(f"{module}.weight")
+        rows, columns = matrix.shape
+        yield measure(module, rows, columns, singular_values(matrix))
+
+
+@cached(libraries=("torch", "transformers", "safetensors"))
+def spectra(folder: Path, weights: Weights) -> Spectra:
+    """The spectrum of each linear module of a base's layers; killed, it goes on where it was."""
+    work = work_folder(folder)
+    work.mkdir(parents=True, exist_ok=True)
+    kept = work / "spectra.jsonl"
+    lines = kept.read_text(encoding="utf-8").splitlines(keepends=True) if kept.exists() else []
+    done = [line for line in lines if line.endswith("\n")]  # the last may be cut off
+    shapes = linear_shapes(weights.folder)
+    left = dict(list(shapes.items())[len(done) :])
+    tell = _progress(shapes, left)
+    with kept.open("w", encoding="utf-8") as file:
+        file.writelines(done)
+        file.flush()
+        for spectrum in _measured(weights.folder, left):
+            file.write(spectrum.model_dump_json() + "\n")
+            file.flush()
+            tell(spectrum.module)
+    kept.rename(folder / "spectra.jsonl")
+    return Spectra(num_modules=len(shapes))
+
+
+def _progress(shapes: dict[str, tuple[int, int]], left: dict[str, tuple[int, int]]) -> Callable[[str], None]:
+    """A function that is told each module that is done, and logs now and then how long the rest will take."""
+    work = {module: rows * columns * min(rows, columns) for module, (rows, columns) in left.items()}
+    started = shown = time.monotonic()
+    done: list[str] = []
+
+    def tell(module: str) -> None:
+        nonlocal shown
+        done.append(module)
+        now = time.monotonic()
+        if now - shown < LOG_SECONDS:
+            return
+        shown = now
+        rest = sum(work.values()) / sum(work[one] for one in done) - 1
+        at = len(shapes) - len(left) + len(done)
+        log.info("scan: %d of %d modules, about %.0f s left", at, len(shapes), (now - started) * rest)
+
+    return tell

@@ -1,0 +1,84 @@
+"""What a stage leaves to look at when it refuses its data, in `<home>/stopped/<stage>/<key>/`; it is no artifact.
+
+There lie the files that the error names (DataError.see) and stopped.json. They are replaced where the stage stops on
+the same inputs again, and go when it does not stop any more.
+"""
+
+import contextlib
+import json
+import shutil
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks import config
+from tasks.errors import DataError
+
+STOPPED = "stopped.json"
+
+
+class Stopped(BaseModel):
+    """A stage that refused its data."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    key: str
+    message: str  # why
+    when: str  # UTC
+    run: str  # the name of the flow run
+    files: tuple[str, ...]  # the most telling one first
+
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return _place(self.stage, self.key)
+
+    def path(self, name: str) -> Path:
+        """The file `name` of it."""
+        return self.folder / name
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files."""
+        return [self.path(name) for name in self.files]
+
+
+def keep(unfinished: Path, stage: str, key: str, error: DataError, run: str) -> None:
+    """Keeps of a stage's unfinished folder what the error names, and adds to the error's line where that lies now."""
+    files = tuple(name for name in error.see if (unfinished / name).is_file())
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    stopped = Stopped(stage=stage, key=key, message=str(error), when=when, run=run, files=files)
+    with contextlib.suppress(OSError):  # a full disk must not hide why the stage stopped
+        discard(stage, key)
+        stopped.folder.mkdir(parents=True)
+        for name in files:
+            (unfinished / name).rename(stopped.folder / name)
+        said = stopped.model_dump(exclude={"stage", "key"})
+        (stopped.folder / STOPPED).write_text(json.dumps(said, indent=1, ensure_ascii=False), encoding="utf-8")
+        if files:
+            error.args = (f"{error}; see {from_here(stopped.paths[0])}",)
+
+
+def find(stage: str, key: str) -> Stopped | None:
+    """What a stage left when it stopped on the inputs of this key, or None."""
+    try:
+        said = json.loads((_place(stage, key) / STOPPED).read_text(encoding="utf-8"))
+        return Stopped.model_validate(said | {"stage": stage, "key": key})
+    except (FileNotFoundError, ValueError, TypeError):  # killed while it was written: as if it were not there
+        return None
+
+
+def discard(stage: str, key: str) -> None:
+    """Deletes it."""
+    shutil.rmtree(_place(stage, key), ignore_errors=True)
+
+
+def from_here(path: Path) -> Path:
+    """A path as a person calls it: relative to the current folder where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _place(stage: str, key: str) -> Path:
+    return config.home() / "stopped" / stage / key

@@ -1,0 +1,82 @@
+"""Checkpoints that can be trusted: each gets a manifest, written last, and a run resumes from the newest valid one.
+
+transformers would resume from a truncated, altered or incomplete checkpoint without a word, to other weights; and where
+the checkpoint of the best step is gone, it would take the last step's weights for the best.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+PREFIX = "checkpoint-"
+
+
+def at(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies in the folder of all."""
+    return folder / f"{PREFIX}{step}"
+
+
+def steps(checkpoint: Path) -> int:
+    """The optimizer steps that a checkpoint's name gives, -1 for a name that is not a checkpoint's."""
+    number = checkpoint.name.removeprefix(PREFIX)
+    return int(number) if number.isdigit() else -1
+
+
+def seal(checkpoint: Path, best_step: int | None = None) -> None:
+    """Writes the manifest of a checkpoint that is now complete on disk; `best_step` is the best up to it."""
+    unfinished = checkpoint / f".{MANIFEST}"
+    manifest = {"best_step": best_step, "files": _digests(checkpoint)}
+    unfinished.write_text(json.dumps(manifest), encoding="utf-8")
+    unfinished.rename(checkpoint / MANIFEST)
+
+
+def is_valid(checkpoint: Path) -> bool:
+    """Whether every file of the checkpoint is there as it was when it was sealed."""
+    manifest = _manifest(checkpoint)
+    return manifest is not None and manifest["files"] == _digests(checkpoint)
+
+
+def newest_valid(folder: Path) -> Path | None:
+    """The checkpoint with the most steps that is valid as well as that of its best step, or None.
+
+    Others are removed, so that nothing picks them up.
+    """
+    found = sorted(folder.glob(f"{PREFIX}*"), key=steps, reverse=True)
+    for checkpoint in found:
+        if is_valid(checkpoint) and (not (best := _best(checkpoint)) or is_valid(best)):
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def prune(checkpoint: Path) -> None:
+    """Removes all older checkpoints than this sealed one, but for that of its best step."""
+    for other in checkpoint.parent.glob(f"{PREFIX}*"):
+        if other not in (checkpoint, _best(checkpoint)):
+            shutil.rmtree(other)
+
+
+def _best(checkpoint: Path) -> Path | None:
+    step = (_manifest(checkpoint) or {}).get("best_step")
+    return None if step is None else at(checkpoint.parent, step)
+
+
+def _manifest(checkpoint: Path) -> dict | None:
+    try:
+        return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _digests(checkpoint: Path) -> dict[str, str]:
+    """The sha256 of each file, which is on the disk then."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name.strip(".") != MANIFEST)
+    digests = {}
+    for path in files:
+        with path.open("rb") as opened:
+            digests[str(path.relative_to(checkpoint))] = hashlib.file_digest(opened, "sha256").hexdigest()
+            os.fsync(opened.fileno())
+    return digests

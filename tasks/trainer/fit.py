@@ -1,0 +1,125 @@
+"""Training itself: what is given to SFTTrainer, and what is kept of it."""
+
+import json
+import math
+from pathlib import Path
+
+import datasets
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoConfig, AutoTokenizer, set_seed
+from trl.trainer.sft_config import SFTConfig
+
+from tasks import methods, speed
+from tasks.batches import Collator
+from tasks.config import Training
+from tasks.trainer import FINISHED, INTERRUPTED, Job, checkpoints
+from tasks.trainer.observed import ObservedTrainer
+from tasks.trainer.preparing import prepare
+from tasks.trainer.record import Record, Recorder
+from tasks.trainer.saving import save
+from tasks.trainer.scores import Scores
+from tasks.trainer.stopping import Stopping
+from tasks.trainer.watch import Watch, with_rows
+
+SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
+
+
+def fit(job: Job, folder: Path) -> int:
+    """Trains to the planned end, or to an early stop, and writes model/ and summary.json into `folder`."""
+    training = job.training
+    sides = [pq.read_table(file, columns=["row_id", "input_ids", "labels"]) for file in (job.train, job.validation)]
+    longest = max(pc.max(pc.list_value_length(side["input_ids"])).as_py() for side in sides)  # pyright: ignore
+    rows, validation = map(datasets.Dataset, sides)
+    set_seed(training.seed)
+    config = AutoConfig.from_pretrained(job.weights, local_files_only=True)
+    device = speed.device_here()
+    chosen = speed.choose(config, job.method, training, job.compute, longest, device)
+    examples = rows["input_ids"][:] if job.method.init == "eva" else None
+    model = methods.load_trainable(job.weights, job.method, chosen, job.modules, examples)
+    prepare(model, chosen)
+
+    steps_an_epoch = math.ceil(len(rows) / training.batch)
+    every = min(training.evaluate_every or math.ceil(steps_an_epoch / 2), _planned(training, steps_an_epoch))
+    resumed = checkpoints.newest_valid(folder / "checkpoints")
+    record = Record(folder, checkpoints.steps(resumed) if resumed else 0)
+    watch = Watch(record.losses)
+    tokenizer = AutoTokenizer.from_pretrained(job.weights, local_files_only=True)
+    scores = None
+    if training.best_by != "loss":
+        scores = Scores(job.validation, tokenizer, job.stop_token_ids, training.best_by, job.micro_batch)
+    trainer = ObservedTrainer(
+        training=training,
+        lora_plus=job.method.lora_plus,
+        watch=watch,
+        is_interrupted=record.is_interrupted,
+        scores=scores,
+        model=model,
+        args=SFTConfig(
+            output_dir=str(folder / "checkpoints"),
+            per_device_train_batch_size=training.batch,
+            per_device_eval_batch_size=training.batch,
+            learning_rate=training.learning_rate,
+            num_train_epochs=training.epochs,
+            max_steps=training.max_steps or -1,
+            lr_scheduler_type=SCHEDULERS[training.schedule],
+            warmup_steps=training.warmup,
+            optim=OPTIMIZERS[chosen.optimizer],
+            seed=training.seed,
+            bf16=chosen.precision == "bfloat16",
+            gradient_checkpointing=chosen.checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            eval_strategy="steps",
+            eval_steps=every,
+            save_strategy="steps",
+            save_steps=every,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            max_length=None,
+            use_cpu=not torch.cuda.is_available(),
+        ),
+        train_dataset=rows,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        data_collator=with_rows(Collator(chosen.layout, job.pad_token_id, job.micro_batch, job.compute.max_tokens)),
+        callbacks=[Recorder(record, watch, training), Stopping(training)],
+    )
+    learning, total = methods.trained_share(model)
+    record.start(
+        evaluate_every=every,
+        device=device.name,
+        chosen=chosen.model_dump(),
+        learning_parameters=learning,
+        parameters=total,
+    )
+    best = trainer.go_on(resumed)
+    if best is None:
+        return INTERRUPTED
+    save(trainer.model, folder / "model", job.reference, chosen.precision)
+    state = trainer.state
+    summary = {
+        "steps": state.global_step,
+        "planned_steps": state.max_steps,
+        "best_step": best.step,
+        "best_by": training.best_by,
+        "best_value": best.value,
+        "best_validation_loss": next(
+            entry["eval_loss"] for entry in state.log_history if entry["step"] == best.step and "eval_loss" in entry
+        ),
+        "stopped_early": state.global_step < state.max_steps,
+        "chosen": chosen.model_dump(),
+        "learning_parameters": learning,
+        "parameters": total,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    return FINISHED
+
+
+def _planned(training: Training, steps_an_epoch: int) -> int:
+    return training.max_steps or math.ceil(training.epochs * steps_an_epoch)

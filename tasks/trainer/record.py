@@ -1,0 +1,121 @@
+"""What the parent reads while training runs, and the callback that writes it."""
+
+import json
+import math
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from tasks.config import Training
+from tasks.trainer import checkpoints, stopping
+from tasks.trainer.watch import Watch
+
+FIGURES = ("loss", "grad_norm", "learning_rate", "epoch")
+
+
+class Record:
+    """status.json, which is written once, and metrics.jsonl, one line a step and one an evaluation."""
+
+    def __init__(self, folder: Path, resumed_from: int) -> None:
+        self.folder = folder
+        self.resumed_from = resumed_from
+        self.interrupted = False
+        signal.signal(signal.SIGTERM, self._interrupt)
+        metrics = folder / "metrics.jsonl"
+        # What was logged after the checkpoint happens again.
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
+        whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= resumed_from]
+        metrics.write_text("".join(whole), "utf-8")
+        self.losses = [line["loss"] for line in map(json.loads, whole) if "loss" in line]
+
+    def _interrupt(self, *_: Any) -> None:
+        self.interrupted = True
+
+    def is_interrupted(self) -> bool:
+        """Whether the parent has asked to stop."""
+        return self.interrupted
+
+    def start(self, **facts: Any) -> None:
+        """Says how the run is laid out, before the first step."""
+        unfinished = self.folder / ".status.json"
+        unfinished.write_text(json.dumps({"resumed_from": self.resumed_from, **facts}), encoding="utf-8")
+        unfinished.rename(self.folder / "status.json")
+
+    def line(self, step: int, planned: int, **figures: Any) -> None:
+        """Appends one line."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "planned": planned, "time": time.time(), **figures}) + "\n")
+
+
+class Recorder(TrainerCallback):
+    """Keeps each step's figures, seals each checkpoint, and stops where the parent asks for it."""
+
+    def __init__(self, record: Record, watch: Watch, training: Training) -> None:
+        self.record, self.watch, self.training = record, watch, training
+        self.began = time.perf_counter()
+        self.seconds = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Starts the clock."""
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stops the clock; and training, with a checkpoint, where the parent asks for it."""
+        self.seconds = time.perf_counter() - self.began
+        if self.record.interrupted:
+            # The evaluation that may be due here is made up for when the run goes on from this checkpoint.
+            control.should_evaluate, control.should_save, control.should_training_stop = False, True, True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Writes a line; raises FloatingPointError where the gradient or the validation loss is not a number."""
+        logs = logs or {}
+        if "loss" in logs:
+            figures: dict[str, Any] = {name: logs[name] for name in FIGURES if name in logs}
+            if not math.isfinite(figures.get("grad_norm", 0.0)):
+                self.watch.fail(f"the gradient's norm is {figures['grad_norm']}", state.global_step)
+            figures |= self._speed() | self.watch.spike()
+            self.record.line(state.global_step, state.max_steps, **figures)
+        elif "eval_loss" in logs:
+            if not math.isfinite(logs["eval_loss"]):
+                self.watch.fail(f"the validation loss is {logs['eval_loss']}", state.global_step)
+            names = ("epoch", "eval_loss", f"eval_{self.training.best_by}")
+            figures = {name: logs[name] for name in names if name in logs} | {"seconds": logs.get("eval_runtime")}
+            self.record.line(state.global_step, state.max_steps, **figures)
+
+    def _speed(self) -> dict[str, float]:
+        """Of the last step: seconds, rows and their tokens a second, and the bytes of memory that it took."""
+        num_tokens = sum(len(row["input_ids"]) for row in self.watch.rows)
+        return {
+            "seconds": round(self.seconds, 4),
+            "rows_per_second": round(len(self.watch.rows) / self.seconds, 3),
+            "tokens_per_second": round(num_tokens / self.seconds, 1),
+            "memory_bytes": _memory(),
+        }
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ends training with a checkpoint where the parent asked for it during the evaluation."""
+        if self.record.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Seals the checkpoint."""
+        keep(Path(args.output_dir), state, self.training)
+
+
+def keep(folder: Path, state: Any, training: Training) -> None:
+    """Seals the checkpoint of the trainer's state, and removes those that are not needed any more."""
+    best = stopping.best(stopping.looks(state.log_history, training), training)
+    checkpoint = checkpoints.at(folder, state.global_step)
+    checkpoints.seal(checkpoint, best.step if best else None)
+    checkpoints.prune(checkpoint)
+
+
+def _memory() -> int:
+    """The most that tensors took on the GPU so far, or what this process holds of the main memory."""
+    import psutil
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss

@@ -1,0 +1,57 @@
+"""Which step is the best and when training stops early: functions of the evaluations so far, and of nothing else.
+
+transformers' own callback moves its mark with every evaluation, so that slow but steady progress below the threshold
+stops it; it counts in a state that has to be restored; and resumed where it had stopped, it trains another step. Here
+all is derived from the log that each checkpoint carries.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from transformers import TrainerCallback
+
+from tasks.config import Training
+
+
+class Look(NamedTuple):
+    """An evaluation of the validation rows: after which step, and its value in the unit of training.best_by."""
+
+    step: int
+    value: float
+
+
+def looks(history: Sequence[Mapping[str, Any]], training: Training) -> list[Look]:
+    """The evaluations in a trainer's log, the oldest first."""
+    name = f"eval_{training.best_by}"
+    return [Look(entry["step"], entry[name]) for entry in history if name in entry]
+
+
+def best(seen: Sequence[Look], training: Training) -> Look | None:
+    """The evaluation that was better than the best before it by more than min_delta, the last of them; None of none.
+
+    Of equal ones the first is the best.
+    """
+    sign = -1 if training.best_by == "loss" else 1
+    found: Look | None = None
+    for look in seen:
+        if found is None or sign * (look.value - found.value) > training.min_delta:
+            found = look
+    return found
+
+
+def is_exhausted(seen: Sequence[Look], training: Training) -> bool:
+    """Whether `patience` evaluations came after the best one."""
+    found = best(seen, training)
+    return bool(training.patience and found and len(seen) - 1 - seen.index(found) >= training.patience)
+
+
+class Stopping(TrainerCallback):
+    """Stops training where patience is exhausted."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Asks the trainer to stop."""
+        if is_exhausted(looks(state.log_history, self.training), self.training):
+            control.should_training_stop = True

@@ -1,0 +1,384 @@
+"""What training would take: counts are those of the real model, memory that of the tensors that are really kept."""
+
+import importlib
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks import batches, budget, methods, speed
+from tasks.artifacts import IGNORED, TOKEN_SCHEMA, Base, Tokens
+from tasks.budget import calibration, devices, shapes, work
+from tasks.budget.learning import learning
+from tasks.budget.memory import NF4, Load, activations, memory
+from tasks.config import Compute, Method, Training
+from tasks.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+GB = 1_000_000_000
+WIDE = {
+    "vocab_size": 1_000,
+    "hidden_size": 256,
+    "intermediate_size": 640,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+}
+ROWS, LENGTH, LABELLED = 4, 64, 8
+METHODS = [
+    Method(),
+    Method(target="attention"),
+    Method(target="q_proj, down_proj", rank=4),
+    Method(layers=1),
+    Method(dora=True),
+    Method(dropout=0.1),
+    Method(kind="qlora"),
+    Method(kind="qlora", bits=8),
+    Method(kind="full"),
+    Method(kind="spectrum", share=0.34),
+]
+
+
+def name_of(method: Method) -> str:
+    """What of it is not the default."""
+    return method.model_dump_json(exclude_defaults=True)
+
+
+@pytest.fixture(scope="module")
+def wide_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a llama wide enough for activations to outweigh everything small."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("wide")
+    LlamaForCausalLM(LlamaConfig(**WIDE)).to(torch.bfloat16).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
+    return folder
+
+
+def chosen(weights: Path, method: Method, compute: Compute | None = None, **device: Any) -> speed.Chosen:
+    """How it is computed here, or on another device."""
+    here = speed.Device(**({"has_bfloat16": True, "memory_bytes": 32 * GB} | device))
+    return speed.choose(shapes.config_in(weights), method, Training(), compute or Compute(), LENGTH, here)
+
+
+def token_rows(number: int, length: int = LENGTH, prefix: int = 0) -> list[dict[str, Any]]:
+    """Rows that begin with so many tokens alike."""
+    return [
+        {
+            "input_ids": [7] * prefix + [10 + row] + [5] * (length - prefix - 1),
+            "labels": [IGNORED] * (length - LABELLED) + [5] * LABELLED,
+        }
+        for row in range(number)
+    ]
+
+
+def modules(weights: Path, method: Method) -> tuple[str, ...]:
+    """Those that spectrum trains."""
+    return tuple(sorted(matrix.path for matrix in learning(shapes.shape_in(weights), method).matrices))
+
+
+def ground(base: Base, rows: list[dict[str, Any]], number: int = 100) -> budget.Ground:
+    """The base and rows to reckon with."""
+    return budget.Ground(
+        shape=shapes.shape_in(base.weights),
+        config=shapes.config_in(base.weights),
+        source="render",
+        num_rows=number,
+        num_validation=10,
+        rows=rows,
+        longest=max(len(row["input_ids"]) for row in rows),
+    )
+
+
+def with_free(free: float, **device: Any) -> devices.Machine:
+    """A machine with so many bytes free."""
+    return devices.Machine(speed.Device(has_bfloat16=True, memory_bytes=int(free), **device), int(free), 100.0, True)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=name_of)
+def test_the_parameters_that_learn_are_those_of_the_real_model(wide_base: Path, method: Method) -> None:
+    shape = shapes.shape_in(wide_base)
+    of_spectrum = modules(wide_base, method) if method.kind == "spectrum" else ()
+    model = methods.load_trainable(wide_base, method, chosen(wide_base, method), of_spectrum)
+    learns, total = methods.trained_share(model)
+    assert learning(shape, method).num_learning == learns
+    adapter = learns if learning(shape, method).is_adapter else 0
+    assert shape.num_parameters == total - adapter
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
+@pytest.mark.parametrize("method", METHODS, ids=name_of)
+def test_activations_are_the_tensors_that_autograd_keeps(wide_base: Path, method: Method, layout: Any) -> None:
+    import torch
+
+    from tasks.trainer.preparing import prepare
+
+    switches = {
+        "padded": {"shared_prefix": False, "packing": False},
+        "packed": {"shared_prefix": False, "packing": True},
+        "shared": {"shared_prefix": True},
+    }[layout]
+    how = chosen(wide_base, method, Compute.model_validate(switches))
+    rows = token_rows(ROWS, prefix=16 if layout == "shared" else 0)
+    of_spectrum = modules(wide_base, method) if method.kind == "spectrum" else ()
+    model = methods.load_trainable(wide_base, method, how, of_spectrum).train()
+    prepare(model, how)
+    batch = batches.Collator(layout, 0, ROWS).lay(rows)
+    kept: dict[int, torch.Tensor] = {}
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        batches.answer_loss(model, batch)
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    shape, what = shapes.shape_in(wide_base), learning(shapes.shape_in(wide_base), method)
+    load = work.load(rows, layout, is_whole_step=True)
+    copies = 2 * (shape.num_linear + shape.num_embedding if method.kind == "full" else what.num_learning)
+    predicted = copies + activations(shape, method, how, load, what)
+    assert predicted / measured == pytest.approx(1, abs=0.08)
+
+
+def test_a_gguf_file_tells_the_shape_of_its_model(wide_base: Path, tmp_path: Path) -> None:
+    import gguf
+    import numpy as np
+
+    names = {theirs: ours for ours, theirs in (("attn_q", "q_proj"), ("attn_k", "k_proj"), ("attn_v", "v_proj"))}
+    names |= {"o_proj": "attn_output", "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
+    shape = shapes.shape_in(wide_base)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_embedding_length(256)
+    writer.add_feed_forward_length(640)
+    writer.add_head_count(8)
+    writer.add_head_count_kv(2)
+    writer.add_token_list(["a", "bc"] * 500)
+    writer.add_tensor("token_embd.weight", np.zeros((1_000, 256), np.float16))
+    writer.add_tensor("output_norm.weight", np.zeros(shape.num_others, np.float32))
+    for matrix in shape.matrices:
+        tensor = np.zeros((matrix.outputs, matrix.inputs), np.float16)
+        writer.add_tensor(f"blk.{matrix.layer}.{names[matrix.name]}.weight", tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    read = shapes.shape_of_gguf(tmp_path / "model.gguf")
+    placeless = [matrix._replace(path="") for matrix in shape.matrices]
+    assert [matrix._replace(path="") for matrix in read.matrices] == placeless
+    assert read.model_copy(update={"matrices": shape.matrices}) == shape
+
+
+def test_a_config_tells_the_shape_of_a_llama(wide_base: Path) -> None:
+    config = json.loads((wide_base / "config.json").read_text())
+    assert shapes.llama_like(config).num_parameters == shapes.shape_in(wide_base).num_parameters
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared", "flash"])
+@pytest.mark.parametrize("max_tokens", [None, 150])
+def test_rows_are_cut_and_counted_as_they_are_trained(layout: Any, max_tokens: int | None) -> None:
+    drawn = random.Random(1)
+    rows = [
+        {"input_ids": ids, "labels": [IGNORED] * (len(ids) - 4) + ids[-4:]}
+        for length in range(10, 60, 2)
+        for ids in [[1] * drawn.choice([0, 4, 8]) + [drawn.randrange(3) for _ in range(length)]]
+    ]
+    cut = work.cut(rows, layout, 4, max_tokens)
+    assert cut == batches.cut(rows, layout, 4, max_tokens)
+    collator = batches.Collator(layout, 0, 4, max_tokens)
+    for group in cut:
+        batch, load = collator.lay(group), work.load(group, layout, is_whole_step=False)
+        assert load.tokens == batch["inputs"]["input_ids"].numel()
+        assert load.scored == batch["labels"].numel()
+
+
+def test_weights_of_nf4_take_4_127_bits(wide_base: Path) -> None:
+    assert pytest.approx(4.127, abs=0.0005) == NF4 * 8
+    shape, load = shapes.shape_in(wide_base), Load(rows=1, tokens=8, longest=8, scored=4)
+    packed, byte = (
+        memory(shape, method, chosen(wide_base, method), load).weights
+        for method in (Method(kind="qlora"), Method(kind="qlora", bits=8))
+    )
+    rest = 2 * (shape.num_parameters - shape.num_linear)
+    assert packed == pytest.approx(shape.num_linear * 4.127 / 8 + rest, rel=1e-4)
+    assert byte == shape.num_linear + rest
+
+
+def test_what_learns_takes_sixteen_bytes_and_less_with_8_bit_moments(wide_base: Path) -> None:
+    shape, load = shapes.shape_in(wide_base), Load(rows=1, tokens=8, longest=8, scored=4)
+    method = Method(kind="full")
+    whole = memory(shape, method, chosen(wide_base, method), load, "cuda")
+    assert whole.weights + whole.gradients + whole.optimizer == 16 * shape.num_parameters
+    small = memory(shape, method, chosen(wide_base, method, Compute(optimizer="adamw_8bit")), load, "cuda")
+    assert small.optimizer < whole.optimizer / 3.9
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_checkpointing_takes_less_and_longer_rows_more(wide_base: Path, kind: Any) -> None:
+    shape, method = shapes.shape_in(wide_base), Method(kind=kind)
+    short, long = (Load(rows=4, tokens=4 * n, longest=n, scored=32) for n in (128, 256))
+    off = chosen(wide_base, method, Compute(checkpointing=False))
+    on = chosen(wide_base, method, Compute(checkpointing=True))
+    assert memory(shape, method, on, long).activations < 0.6 * memory(shape, method, off, long).activations
+    assert memory(shape, method, off, short).peak < memory(shape, method, off, long).peak
+
+
+def test_automatic_micro_batches_are_as_large_as_memory_allows(tiny_base: Base) -> None:
+    stands, compute = ground(tiny_base, token_rows(40, 400)), Compute(shared_prefix=False)
+    of_eight = Training(batch=32, micro_batch=8)
+    free = budget.estimate(stands, Method(), of_eight, compute, with_free(GB)).peak / 0.849
+    training = Training(batch=32, micro_batch="auto")
+    auto = budget.estimate(stands, Method(), training, compute, with_free(free))
+    assert (auto.micro_batch, auto.fits) == (8, True)
+    more = Training(batch=32, micro_batch=9)
+    assert not budget.estimate(stands, Method(), more, compute, with_free(free)).fits
+    assert budget.estimate(stands, Method(), training, compute, with_free(100 * GB)).micro_batch == 32
+    assert budget.estimate(stands, Method(), training, compute, with_free(GB / 10)).micro_batch == 1
+
+
+def test_what_does_not_fit_is_said_with_settings_that_do(tiny_base: Base) -> None:
+    stands, training = ground(tiny_base, token_rows(40, 400)), Training(batch=64)
+    compute = Compute(checkpointing=False, shared_prefix=False)
+    peak = budget.estimate(stands, Method(), training, compute, with_free(GB)).peak
+    machine = with_free(0.99 * peak)
+    would = budget.estimate(stands, Method(), training, compute, machine)
+    changes = budget.remedies(stands, Method(), training, compute, machine)
+    said = budget.shortage(would, changes)
+    assert said.startswith("training will not fit: about ")
+    assert "training.micro_batch=" in said
+    assert "compute.checkpointing=true" in said
+    size = int(changes[0].removeprefix("training.micro_batch="))
+    assert 1 <= size < 64
+    fewer = training.model_copy(update={"micro_batch": size})
+    assert budget.estimate(stands, Method(), fewer, compute, machine).fits
+    tight = budget.estimate(stands, Method(), training, compute, with_free(1.05 * peak))
+    assert budget.shortage(tight, []).startswith("training may not fit")
+    assert budget.shortage(budget.estimate(stands, Method(), training, compute, with_free(100 * GB)), []) == ""
+
+
+def test_time_follows_the_work_and_the_rate(tiny_base: Base) -> None:
+    stands, machine = ground(tiny_base, token_rows(40)), with_free(10 * GB)
+    rate = calibration.Rate(1e9, 2e9, "a test")
+    training = Training(batch=10, max_steps=10, evaluate_every=10)
+    once = budget.estimate(stands, Method(rank=1), training, Compute(), machine, rate)
+    assert once.seconds == (once.flops / 2e9, once.flops / 1e9)
+    twice = training.model_copy(update={"max_steps": 20})
+    assert budget.estimate(stands, Method(rank=1), twice, Compute(), machine, rate).flops == pytest.approx(
+        2 * once.flops
+    )
+    full = budget.estimate(stands, Method(kind="full"), training, Compute(), machine, rate)
+    assert 1.1 < full.flops / once.flops < 2
+
+
+def test_shared_prefixes_take_fewer_tokens(tiny_base: Base) -> None:
+    rows, machine = token_rows(40, prefix=48), with_free(10 * GB)
+    shared = budget.estimate(ground(tiny_base, rows), Method(), Training(), Compute(), machine)
+    apart = budget.estimate(ground(tiny_base, rows), Method(), Training(), Compute(shared_prefix=False), machine)
+    assert apart.work.computed_tokens == LENGTH - 1  # nothing comes after the last token
+    assert shared.work.computed_tokens == LENGTH - 1 - 48 * 15 / 16
+    assert shared.peak < apart.peak
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"), [("rtx-4900", "rtx-4090"), ("4090", "rtx-4090"), ("a100", "a100-40gb"), ("RTX 509", "rtx-5090")]
+)
+def test_a_device_that_is_not_known_is_one_line_with_the_nearest(asked: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--device {asked}: no such device; did you mean {near}\?"):
+        devices.machine(asked)
+
+
+def test_a_named_card_is_judged_with_its_own_hardware() -> None:
+    card = devices.machine("T4")
+    assert (card.device.kind, card.device.has_bfloat16, card.is_here) == ("cuda", False, False)
+    assert devices.machine("RTX 4090") == devices.machine("rtx-4090")
+    assert devices.machine("cpu").device.kind == "cpu"
+
+
+def test_adapters_of_modules_that_are_not_there_are_refused(wide_base: Path) -> None:
+    with pytest.raises(ConfigError, match="no c_attn in its layers; it has down_proj"):
+        learning(shapes.shape_in(wide_base), Method(target="c_attn"))
+    with pytest.raises(ConfigError, match="the base has 3 layers"):
+        learning(shapes.shape_in(wide_base), Method(layers=4))
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Tokens:
+    """Render's artifact of 24 short rows."""
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    rest = {"cluster": 0, "prompt_length": LENGTH - LABELLED, "reference": ""}
+    rows = [rest | row | {"row_id": str(at)} for at, row in enumerate(token_rows(24))]
+    for side in ("train", "validation"):
+        pq.write_table(pa.Table.from_pylist(rows, TOKEN_SCHEMA), folder / f"{side}.parquet")
+    (folder / "contract.json").write_text('{"pad_token_id": 0, "stop_token_ids": [0]}')
+    counts = {"num_train": 24, "num_validation": 24, "num_test": 0, "num_quarantined": 0, "num_trained_tokens": 192}
+    made = {"stage": "render", "digest": "abc", "folder": folder, "reasons": {}, "longest": LENGTH}
+    return Tokens.model_validate(made | counts)
+
+
+def test_a_calibration_times_real_steps_and_is_kept(tiny_base: Base, tokens: Tokens) -> None:
+    from tasks.budget.estimate import ground_of
+
+    stands, machine = ground_of(tiny_base, tokens), devices.machine("cpu")
+    assert calibration.measured(tiny_base, tokens, stands, Method(), machine) is None
+    training, compute = Training(batch=4), Compute(threads=1)
+    rate = calibration.calibrate(tiny_base, tokens, stands, Method(), training, compute, machine)
+    assert rate.low == rate.high > 1e6
+    assert calibration.measured(tiny_base, tokens, stands, Method(), machine) == rate
+    other = calibration.measured(tiny_base, tokens, stands, Method(kind="full"), machine)
+    assert other
+    assert other.low == rate.low
+    assert other.source.endswith("of lora")
+
+
+def test_an_earlier_run_on_the_same_rows_is_a_rate(tiny_base: Base, tokens: Tokens, home: Path) -> None:
+    from tasks.budget.estimate import flops_a_row, ground_of
+
+    folder = home / "artifacts" / "train" / "one"
+    folder.mkdir(parents=True)
+    read = {"base": f"base {tiny_base.digest}", "tokens": "render abc", "method.kind": "lora", "method.rank": 4}
+    (folder / "manifest.json").write_text(json.dumps({"ingredients": read | {"training.batch": 4}}))
+    (folder / "status.json").write_text('{"device": "cpu"}')
+    lines = [{"step": step, "loss": 1.0, "rows_per_second": speed} for step, speed in enumerate((1.0, 8.0, 8.0))]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    stands, machine = ground_of(tiny_base, tokens), devices.machine("cpu")
+    rate = calibration.measured(tiny_base, tokens, stands, Method(), machine)
+    expected = 8 * flops_a_row(stands, Method(rank=4), Training(batch=4), Compute(), machine)
+    assert rate == calibration.Rate(expected, expected, "an earlier run of 3 steps here")
+    other_rows = tokens.model_copy(update={"digest": "def"})
+    assert calibration.measured(tiny_base, other_rows, stands, Method(), machine) is None
+
+
+def test_training_begins_with_a_micro_batch_that_fits_and_no_warning(tiny_base: Base, tokens: Tokens) -> None:
+    size, warning = budget.before_training(tiny_base, tokens, Method(), Training(micro_batch="auto"), Compute())
+    assert (size, warning) == (16, "")
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield importlib.import_module("memory_table")
+
+
+def test_the_page_about_memory_has_the_figures_of_the_code(table: ModuleType) -> None:
+    page = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    assert "\n".join(table.lines()) in page
+
+
+def test_the_weights_of_a_70b_model_are_more_than_24_gb(table: ModuleType) -> None:
+    shape = table.shape_of("Llama-2-70B")
+    assert shape.num_parameters == 68_976_648_192
+    assert shape.num_linear * NF4 > 35 * GB
+    assert table.shape_of("Llama-2-7B").num_parameters == 6_738_415_616
+    assert table.shape_of("Llama-3-8B").num_parameters == 8_030_261_248

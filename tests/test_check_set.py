@@ -1,0 +1,117 @@
+"""A set is held against its own balance, and against the version before."""
+
+import pyarrow as pa
+import pytest
+from checked import GERMAN, SPECIAL, only, results, turns
+from conftest import MakeRows
+
+from tasks.artifacts import ROW_SCHEMA
+from tasks.check import check
+from tasks.config import Checks
+from tasks.errors import DataError
+
+
+def labelled(shares: dict[str, int], source: str = "a") -> pa.Table:
+    rows = [
+        {
+            "row_id": f"{label} {n}",
+            "source": source,
+            "file": "d.jsonl",
+            "line": n,
+            "messages": turns("user", f"Is {label} number {n} what you look for?", "assistant", label),
+        }
+        for label, number in shares.items()
+        for n in range(number)
+    ]
+    return pa.Table.from_pylist(rows, ROW_SCHEMA)
+
+
+def both(*tables: pa.Table) -> pa.Table:
+    return pa.concat_tables(tables)
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "said"),
+    [
+        (
+            labelled({"yes": 90, "no": 10}),
+            "label_balance",
+            "one of the answers has 90.0% of the rows, over max_share=0.8",
+        ),
+        (
+            labelled({"yes": 60, "no": 60, "so": 3}),
+            "label_balance",
+            "one of the answers has only 3 rows, under min_rows=10",
+        ),
+        (
+            both(labelled({"yes": 95}), labelled({"no": 5}, "b")),
+            "source_balance",
+            "one of several sources has 95.0% of the rows, over max_share=0.9",
+        ),
+        (
+            both(labelled({"yes": 30}), labelled({"yes": 10})),
+            "duplicate_rows",
+            "25.0% of the rows equal an earlier one, over max_share=0.2",
+        ),
+    ],
+)
+def test_a_set_out_of_balance_is_a_finding_and_stops_where_that_is_critical(
+    make_rows: MakeRows, table: pa.Table, name: str, said: str
+) -> None:
+    rows = make_rows(table=table)
+    checked = check.fn(rows, only(name), SPECIAL)
+    assert checked.findings[name] == 1
+    assert checked.num_quarantined == 0
+    assert said in checked.path("report.html").read_text()
+    with pytest.raises(DataError) as caught:
+        check.fn(rows, only(name, severity="critical"), SPECIAL)
+    assert str(caught.value).startswith(f"{name}: {said}; see ")
+
+
+def test_a_balanced_set_passes(make_rows: MakeRows) -> None:
+    table = both(labelled({"yes": 30, "no": 30}), labelled({"so": 30}, "b"))
+    assert check.fn(make_rows(table=table), Checks(), SPECIAL).findings == {}
+
+
+DRIFT = {"length_drift", "language_drift", "source_drift", "label_drift", "rows_changed"}
+
+
+def test_the_same_rows_have_not_drifted_from_the_version_before(make_rows: MakeRows) -> None:
+    rows = make_rows(table=labelled({"yes": 60, "no": 60}))
+    first = check.fn(rows, only(*DRIFT), SPECIAL)
+    again = check.fn(rows, only(*DRIFT), SPECIAL, (), first)
+    assert not DRIFT & again.findings.keys()
+    since = results(again)["since"]
+    assert (since["before"], since["added"], since["removed"]) == (120, 0, 0)
+    assert {measure["psi"] for measure in since["drift"].values()} == {0.0}
+    assert results(first)["since"] is None
+
+
+def test_what_drifted_from_the_version_before_is_found(make_rows: MakeRows) -> None:
+    first = check.fn(make_rows(table=labelled({"yes": 100, "no": 100})), only(*DRIFT), SPECIAL)
+    german = [
+        {
+            "row_id": f"{n}",
+            "source": "b",
+            "file": "d.jsonl",
+            "line": n,
+            "messages": turns("user", f"{GERMAN[0]} {n} " * 9, "assistant", f"{GERMAN[1]} " * (1 + n % 2)),
+        }
+        for n in range(200)
+    ]
+    second = check.fn(make_rows(table=pa.Table.from_pylist(german, ROW_SCHEMA)), only(*DRIFT), SPECIAL, (), first)
+    assert second.findings.keys() >= DRIFT
+    since = results(second)["since"]
+    assert (since["before"], since["added"], since["removed"]) == (200, 200, 200)
+    assert since["version"] == first.key
+    assert first.key in second.path("report.html").read_text()
+
+
+def test_drift_stops_where_it_is_critical(make_rows: MakeRows) -> None:
+    first = check.fn(make_rows(table=labelled({"yes": 100, "no": 100})), only(), SPECIAL)
+    rows = make_rows(table=labelled({"yes": 180, "no": 20}))
+    with pytest.raises(
+        DataError, match=r"^label_drift: answers are not those of the last accepted version: .* over 0\.25"
+    ):
+        check.fn(rows, only("label_drift", severity="critical"), SPECIAL, (), first)
+    check.fn(rows, only("label_drift", severity="critical", arguments={"max_psi": 9}), SPECIAL, (), first)

@@ -1,0 +1,120 @@
+"""Warnings say what synthetic curves were made to show, and nothing of healthy ones, however noisy."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from tasks.curves import Curves, warnings
+from tasks.curves.advice import windows
+
+Shape = Callable[[float], float]  # of the share of training that is done
+
+
+def make(
+    train: Shape,
+    validation: Shape,
+    *,
+    noise: float = 0.1,
+    steps: int = 300,
+    looks: int = 6,
+    seed: int = 0,
+    norms: Sequence[float] = (),
+    **ending: Any,
+) -> Curves:
+    """Curves of these shapes; the training loss has gamma noise of this relative deviation, as single rows' losses."""
+    draw = random.Random(seed)
+    shape = 1 / noise**2
+    every = steps // looks
+    lines = [
+        {
+            "step": step,
+            "planned": steps,
+            "loss": train(step / steps) * draw.gammavariate(shape, 1 / shape),
+            "grad_norm": norms[step - 1] if norms else draw.lognormvariate(0, 0.8),
+        }
+        for step in range(1, steps + 1)
+    ]
+    seen = [
+        {"step": step, "eval_loss": validation(step / steps) * (1 + 0.001 * draw.gauss(0, 1))}
+        for step in range(every, steps + 1, every)
+    ]
+    best = min(seen, key=lambda line: line["eval_loss"])["step"]
+    return Curves(steps=lines, looks=seen, best_step=best, **ending)
+
+
+def kinds(curves: Curves) -> list[str]:
+    return [warning.kind for warning in warnings(curves)]
+
+
+def falling(done: float) -> float:
+    return 0.4 + 1.6 * math.exp(-5 * done)
+
+
+def settling(done: float) -> float:
+    return 0.6 + 1.4 * math.exp(-4 * done)
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize(("noise", "steps"), [(0.1, 60), (0.3, 300), (1.0, 300), (1.0, 3_000)])
+def test_a_healthy_run_has_no_warning_however_noisy_its_steps(seed: int, noise: float, steps: int) -> None:
+    assert kinds(make(falling, settling, noise=noise, steps=steps, seed=seed)) == []
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.3, 1.0])
+def test_validation_that_rises_while_training_falls_is_overfitting_since_the_lowest(noise: float) -> None:
+    curves = make(falling, lambda done: settling(done) + 2 * max(0, done - 0.5) ** 2, noise=noise, steps=600, looks=12)
+    (warning,) = warnings(curves)
+    assert warning.short == "overfitting since step 350" or warning.short == "overfitting since step 300"
+    assert "epochs" in warning.advice
+    assert f"{min(line['eval_loss'] for line in curves.looks):.4g}" in warning.seen
+
+
+def test_a_metric_that_is_still_rising_is_no_overfitting() -> None:
+    curves = make(falling, lambda done: settling(done) + 2 * max(0, done - 0.5) ** 2, looks=12)
+    best = curves.looks[-1]["step"]
+    assert kinds(Curves(curves.steps, curves.looks, best_step=best, best_by="exact_match")) == []
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.3])
+def test_a_loss_that_does_not_fall_is_no_learning(noise: float) -> None:
+    assert kinds(make(lambda _: 1.5, lambda _: 1.5, noise=noise)) == ["no learning"]
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.3, 0.6])
+def test_a_training_loss_that_climbs_again_is_divergence(noise: float) -> None:
+    curves = make(lambda done: falling(done) + 4 * max(0, done - 0.4), lambda done: 1 + done, noise=noise)
+    assert kinds(curves) == ["divergence"]
+
+
+def test_a_validation_loss_that_stays_is_a_plateau() -> None:
+    (warning,) = warnings(make(falling, lambda done: 0.6 + 1.4 * math.exp(-20 * done), looks=10))
+    assert warning.kind == "plateau"
+    assert warning.step == 180
+
+
+def test_a_validation_loss_that_is_still_falling_at_the_planned_end_asks_for_more() -> None:
+    curves = make(lambda done: 2 - done, lambda done: 2 - done)
+    assert kinds(curves) == ["still falling at the end"]
+    assert kinds(Curves(curves.steps, curves.looks, curves.best_step, stopped_early=True)) == []
+
+
+def test_gradient_spikes_are_counted_with_the_largest() -> None:
+    norms = [random.Random(step).lognormvariate(0, 0.3) for step in range(300)]
+    norms[120], norms[200] = 80.0, 300.0
+    (warning,) = warnings(make(falling, settling, norms=norms))
+    assert warning.short == "gradient spikes since step 121"
+    assert warning.seen.startswith("2 times, the largest 300 at step 201; 0.98")
+
+
+def test_of_a_few_steps_or_none_nothing_is_said_that_noise_could_have_done() -> None:
+    assert kinds(make(lambda _: 1.5, lambda _: 1.5, steps=8, looks=4, noise=0.05)) == []
+    assert kinds(Curves(steps=[], looks=[], best_step=0)) == []
+
+
+def test_windows_cover_the_series_in_order() -> None:
+    found = windows([(step, float(step)) for step in range(1, 121)], most=12)
+    assert [(window.first, window.last) for window in found] == [(10 * at + 1, 10 * at + 10) for at in range(12)]
+    assert found[0].mean == 5.5

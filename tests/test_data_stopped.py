@@ -1,0 +1,265 @@
+"""`tunewright data` after a stop, and of records that are no rows: what a user asks of files as they are."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from flows import data_command, data_view
+from flows.calls import Step
+from flows.data_command import Data, data_json, figures, find, look_up, row_json
+from tasks.artifacts import Artifact, CheckedRows, Rows, Splits, UniqueRows
+from tasks.check import check
+from tasks.config import Checks, Expectation, Model, Registry, Settings, Source, Split
+from tasks.config import Data as DataSection
+from tasks.errors import ConfigError, DataError
+from tasks.ingest import ingest, source_files
+from tasks.versions import Replaced, Version, accept, before
+
+CSV = """\
+question,reply,notes
+"How do I
+return
+the shoes",Send them,fine
+Short one?,Yes,"a
+b
+c"
+"Is it open","no
+it is not",x
+"""
+Plan = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("faq.csv").write_text(CSV)
+    Path("held.txt").write_text("nobody has seen this question before\n")
+    Path("golden.jsonl").write_text(f"{json.dumps({'instruction': 'Are you there?', 'output': 'yes'})}\n")
+
+
+def settings(*sources: Source, **options: Any) -> Settings:
+    data = DataSection(sources=sources, held_out=(Source(path="held.txt"),), **options)
+    return Settings(data=data, model=Model(base="x/y"), registry=Registry(name="triage"))
+
+
+FAQ = Source(path="faq.csv", columns={"instruction": "question", "output": "reply"})
+GOLDEN = Source(path="golden.jsonl", side="test")
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """`planned(artifacts, stopped)`: a plan finds these, and that the stage after them stopped."""
+
+    def given(artifacts: Sequence[Artifact], stopped: Any = None) -> None:
+        stages = list(data_command.RECORDS)
+        done = [Step(stage=artifact.stage, state="cached", record=artifact) for artifact in artifacts]
+        todo = [Step(stage=stage, state="run", because=["x: 1 -> 2"]) for stage in stages[len(done) :]]
+        if stopped:
+            todo[0] = Step(stage=stopped.stage, state="run", because=["it stopped"], stopped=stopped)
+        monkeypatch.setattr(data_command, "plan", lambda *_: (*done, *todo))
+
+    return given
+
+
+@pytest.fixture
+def look(planned: Plan) -> Callable[..., Data]:
+    """`look(settings)`: the data after ingest has read them."""
+
+    def given(asked: Settings) -> Data:
+        planned([ingest.fn(asked.data, source_files(asked.data))])
+        return look_up(asked)
+
+    return given
+
+
+def ask(data: Data, **given: str) -> dict[str, Any]:
+    return row_json(data, find(data, given.get("row"), given.get("line"), given.get("text")))
+
+
+def shown(view: Callable[..., None], *arguments: Any) -> str:
+    console = Console(file=StringIO(), width=200, highlight=False)
+    view(console, *arguments)
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("line", "record"), [(2, 2), (3, 2), (4, 2), (5, 5), (6, 5), (7, 5), (8, 8), (9, 8), (1, None), (10, None)]
+)
+def test_every_line_of_a_csv_record_finds_it(look: Callable[..., Data], line: int, record: int | None) -> None:
+    data = look(settings(FAQ))
+    if record is None:
+        with pytest.raises(ConfigError, match=f"--line faq.csv:{line}: no such record"):
+            ask(data, line=f"faq.csv:{line}")
+        return
+    found = ask(data, line=f"faq.csv:{line}")
+    assert (found["line"], found.get("asked_line", line)) == (record, line)
+    says = f"faq.csv line {record}{f', which line {line} is part of' if line != record else ''}  row "
+    assert says in shown(data_view.show_row, data, found, "x.yaml")
+
+
+def test_of_a_sample_only_the_lines_that_its_texts_have_are_sure_to_be_of_a_record(look: Callable[..., Data]) -> None:
+    data = look(settings(FAQ, limit=3))
+    assert ask(data, line="faq.csv:4")["line"] == 2
+    with pytest.raises(ConfigError, match="no such record"):
+        ask(data, line="faq.csv:6")  # in a column that is not read
+
+
+def test_a_line_of_another_file_is_no_part_of_a_record(look: Callable[..., Data]) -> None:
+    with pytest.raises(ConfigError, match="no such record"):
+        ask(look(settings(FAQ, GOLDEN)), line="golden.jsonl:2")
+
+
+@pytest.mark.parametrize("given", [{"line": "held.txt:1"}, {"text": "nobody question"}])
+def test_a_held_out_record_is_found_and_is_no_row(look: Callable[..., Data], given: dict[str, str]) -> None:
+    data = look(settings(FAQ))
+    found = ask(data, **given)
+    assert (found["file"], found["line"], found["row_id"], found["missing"]) == ("held.txt", 1, None, "")
+    (event,) = found["life"]
+    assert (event["stage"], event["outcome"]) == ("ingest", "held out")
+    page = shown(data_view.show_row, data, found, "x.yaml")
+    assert "never trained on" in page
+    assert "held_out.parquet" in page
+
+
+def test_a_row_says_the_side_that_its_source_gives_and_where_it_stands(look: Callable[..., Data]) -> None:
+    data = look(settings(GOLDEN))
+    page = shown(data_view.show_row, data, ask(data, line="golden.jsonl:1"), "x.yaml")
+    assert "given to the test side" in page
+    assert data.made
+    assert f"it stands in  home/artifacts/ingest/{data.made.rows.key}/rows.parquet" in page
+
+
+def test_where_the_files_of_each_stage_lie_is_shown(look: Callable[..., Data]) -> None:
+    data = look(settings(FAQ))
+    (told,) = data_json(data)["stages"]
+    assert told["files"] == ["held_out.parquet", "quarantine.parquet", "rows.parquet"]
+    assert Path(told["artifact"], "rows.parquet").is_file()
+    page = shown(data_view.show_data, data, "x.yaml")
+    assert f"home/artifacts/ingest/{Path(told['artifact']).name}/  held_out.parquet, quarantine.parquet" in page
+
+
+def test_without_a_version_nothing_is_compared_with_what_another_pipeline_made(look: Callable[..., Data]) -> None:
+    page = shown(data_view.show_data, look(settings(FAQ)), "x.yaml")
+    assert "check has not run on these data\n" in page
+    assert "1 -> 2" not in page
+
+
+@pytest.fixture
+def refused(planned: Plan) -> Settings:
+    """Settings of data that ingest stopped on."""
+    Path("bad.jsonl").write_text('{"broken": tru\n')
+    asked = settings(Source(path="bad.jsonl"))
+    files = source_files(asked.data)
+    with pytest.raises(DataError):
+        ingest.fn(asked.data, files)
+    planned([], ingest.fn.stopped(asked.data, files))  # pyright: ignore[reportFunctionMemberAccess]
+    return asked
+
+
+def test_a_stop_of_ingest_is_told_with_its_reason_its_time_and_what_to_look_at(refused: Settings) -> None:
+    data = look_up(refused)
+    told = json.loads(json.dumps(data_json(data)))
+    assert (told["stages"], told["missing"], told["stopped"]["stage"]) == ([], "ingest", "ingest")
+    assert told["stopped"]["message"].startswith("1 of 1 records refused, over data.max_refused_share=0.1")
+    assert [Path(file).name for file in told["stopped"]["files"]] == ["quarantine.parquet"]
+    assert told["stopped"]["first"][0]["reason"] == "bad_json"
+    page = shown(data_view.show_data, data, "x.yaml")
+    assert f"ingest stopped on {told['stopped']['when'][:10]} " in page
+    assert "in a call outside a flow: 1 of 1 records refused, over data.max_refused_share=0.1" in page
+    assert re.search(r"bad\.jsonl line 1 +bad_json", page)
+    assert "look  home/stopped/ingest/" in page
+    assert "next  mend the data, or the setting that is named there; then  tunewright run x.yaml --until split" in page
+    assert "has not run" not in page
+    with pytest.raises(ConfigError, match="no row of triage was read: ingest stopped: 1 of 1 records refused"):
+        ask(data, line="bad.jsonl:1")
+
+
+def test_a_stop_of_check_is_the_end_of_the_life_of_the_rows_that_it_refused(planned: Plan) -> None:
+    asked = settings(FAQ)
+    rows: Rows = ingest.fn(asked.data, source_files(asked.data))
+    checks = Checks(expectations=(Expectation(name="length_out_of_bounds", arguments={"max_prompt_chars": 10}),))
+    with pytest.raises(DataError):
+        check.fn(rows, checks, ())
+    planned([rows], check.fn.stopped(rows, checks, ()))  # pyright: ignore[reportFunctionMemberAccess]
+    data = look_up(asked)
+    told = ask(data, line="faq.csv:2")
+    assert [(event["stage"], event["outcome"]) for event in told["life"]] == [
+        ("ingest", "read"),
+        ("check", "quarantined"),
+    ]
+    assert "check stopped on " in shown(data_view.show_row, data, told, "x.yaml")
+    page = shown(data_view.show_data, data, "x.yaml")
+    assert "look  home/stopped/check/" in page
+    assert "report.html" in page
+    assert re.search(r"faq\.csv line 2 +length_out_of_bounds", page)
+    assert [event["stage"] for event in ask(data, line="faq.csv:8")["life"]] == ["ingest"]
+
+
+def accepted(rows: Rows) -> Version:
+    """A version of these rows of which one went in each stage after ingest, as far as the ledger says."""
+    one_less = rows.num_rows - 1
+    checked = CheckedRows(
+        stage="check", digest="a", num_rows=one_less, num_quarantined=1, reasons={}, findings={}, folder=rows.folder
+    )
+    unique = UniqueRows(
+        stage="dedupe", digest="a", num_rows=one_less - 1, num_removed=1, reasons={}, boilerplate=(), folder=rows.folder
+    )
+    splits = Splits(
+        stage="split",
+        digest="a",
+        num_train=one_less - 2,
+        num_validation=0,
+        num_test=0,
+        num_clusters=1,
+        num_quarantined=1,
+        largest_similarity=0,
+        random_leak_share=0,
+        folder=rows.folder,
+    )
+    found = before("triage", rows, Split(sticky=False))
+    version = accept(found, rows, checked, unique, splits)
+    assert version
+    return version
+
+
+def test_every_figure_of_the_versions_adds_up_also_where_rows_are_equal() -> None:
+    past = []
+    for names in ("aabcdd", "aaabce!", "abbxy!!", "abbxyz"):
+        records = ["{" if name == "!" else json.dumps({"instruction": name, "output": "yes"}) for name in names]
+        Path("rows.jsonl").write_text("".join(f"{record}\n" for record in records))
+        data = settings(Source(path="rows.jsonl"), max_refused_share=1).data
+        past.append(figures(accepted(ingest.fn(data, source_files(data)))))
+    assert [(each["new"], each["gone"]) for each in past] == [(6, 0), (2, 2), (3, 4), (1, 0)]
+    for number, each in enumerate(past):
+        count = {name: value or 0 for name, value in each.items()}
+        rows = past[number - 1]["rows"] if number else 0
+        assert count["read"] == count["refused"] + count["rows"]
+        assert count["rows"] == (rows or 0) + count["new"] - count["gone"]
+        sides = count["train"] + count["validation"] + count["test"]
+        assert count["rows"] == count["quarantined"] + count["removed"] + sides
+        assert (count["quarantined"], count["removed"]) == (2, 1)
+
+
+def test_figures_under_other_settings_than_the_accepted_ones_are_told_apart(planned: Plan) -> None:
+    asked = settings(FAQ)
+    rows: Rows = ingest.fn(asked.data, source_files(asked.data))
+    first = accepted(rows)
+    planned([rows])
+    assert look_up(asked).is_as_accepted
+    checked: CheckedRows = check.fn(rows, Checks(), ())
+    planned([rows, checked])
+    data = look_up(asked)
+    assert not data_json(data)["as_accepted"]
+    assert data.title == "version 1 of 1 of the data of triage, under other settings than it was accepted with"
+    page = shown(data_view.show_data, data, "x.yaml")
+    assert page.index("accepted, under the settings of then") > page.index(checked.digest[:12])
+    replaced = Replaced(accepted="2026-01-02T03:04:05Z", run="old-fox", moved=3, known=8)
+    again = Data(name="triage", made=data.made, past=[first.model_copy(update={"replaced": (replaced,)})])
+    said = "version 1 as accepted on 2026-01-02 03:04 by old-fox was replaced: 3 of 8 rows went to another side"
+    assert said in shown(data_view.show_data, again, "x.yaml")

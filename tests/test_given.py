@@ -1,0 +1,67 @@
+"""What is set aside of a test or validation set that a team made itself is said in words, and it is never all of it."""
+
+import json
+import logging
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from checked import SPECIAL, changed
+from conftest import MakeRows
+
+from data_checks.summary import summary
+from tasks.artifacts import ROW_SCHEMA, CheckedRows
+from tasks.check import check
+from tasks.errors import DataError
+
+
+def rows_on(make_rows: MakeRows, *sides_and_answers: tuple[str | None, str]) -> Any:
+    """One row for each side and answer."""
+    rows = make_rows([(f"question {n}", answer) for n, (_, answer) in enumerate(sides_and_answers)])
+    table = pq.read_table(rows.path("rows.parquet"))
+    sides = pa.array([side for side, _ in sides_and_answers], pa.string())
+    place = ROW_SCHEMA.get_field_index("side")
+    return make_rows(table=table.set_column(place, ROW_SCHEMA.field("side"), sides))
+
+
+def checked(make_rows: MakeRows, *sides_and_answers: tuple[str | None, str]) -> CheckedRows:
+    return check.fn(rows_on(make_rows, *sides_and_answers), changed(), SPECIAL)
+
+
+GOLDEN = [("test", "fine"), ("test", " "), ("test", "TODO"), ("test", "TODO"), ("train", ""), (None, "")]
+SAID = (
+    "3 of the 4 rows of the given test side were set aside by check, 1 left: placeholder_answer 2, empty_answer 1; "
+    "first: data.jsonl line 2"
+)
+
+
+def test_what_a_given_test_side_loses_is_a_finding_in_its_own_words(
+    make_rows: MakeRows, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "tunewright"):
+        made = checked(make_rows, *GOLDEN)
+    assert made.findings["given_test_rows_set_aside"] == 3
+    assert made.num_quarantined == 5
+    assert f"check: {SAID}" in caplog.messages
+    results = json.loads(made.path("results.json").read_text())
+    assert results["given_sides"] == [SAID]
+    assert f"**{SAID}**" in summary(results)
+    assert SAID in made.path("report.html").read_text()
+
+
+def test_a_given_side_that_loses_nothing_and_sides_that_nobody_gives_are_no_finding(make_rows: MakeRows) -> None:
+    made = checked(make_rows, ("test", "fine"), ("validation", "fine"), ("train", " "), (None, "TODO"), (None, "fine"))
+    assert made.num_quarantined == 2
+    assert not {name for name in made.findings if name.startswith("given")}
+
+
+def test_a_given_side_of_which_nothing_is_left_stops_since_another_would_be_drawn(make_rows: MakeRows) -> None:
+    rest = [(None, "fine")] * 20
+    with pytest.raises(DataError) as caught:
+        checked(make_rows, ("validation", "TODO"), ("validation", ""), ("test", "fine"), *rest)
+    assert str(caught.value).startswith(
+        "2 of the 2 rows of the given validation side were set aside by check, none is left: placeholder_answer 1, "
+        "empty_answer 1; first: data.jsonl line 1"
+    )
+    assert checked(make_rows, ("train", ""), *rest).num_rows == 20

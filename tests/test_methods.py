@@ -1,0 +1,325 @@
+"""Each method trains what it says and nothing else, learns, and is saved as what answers like the trained model."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import MakeSplits
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from tasks import methods
+from tasks.artifacts import Base
+from tasks.config import Compute, Method, Model, Training
+from tasks.methods import eva, modules
+from tasks.methods.optimizer import lora_plus_optimizer
+from tasks.render import render
+from tasks.serving import load_weights
+from tasks.speed import Chosen
+from tasks.trainer import FINISHED, Job, checkpoints
+from tasks.trainer.fit import fit
+from tasks.trainer.saving import save
+
+SMALL: dict[str, Any] = {"rank": 4, "alpha": 8}
+ADAPTERS = {
+    "lora": Method(**SMALL),
+    "dropout": Method(**SMALL, dropout=0.3),
+    "rslora": Method(**SMALL, rslora=True),
+    "dora": Method(**SMALL, dora=True),
+    "pissa": Method(**SMALL, init="pissa"),
+    "pissa, rslora": Method(**SMALL, init="pissa", rslora=True),
+    "olora": Method(**SMALL, init="olora"),
+    "eva": Method(**SMALL, init="eva", dora=True, rslora=True, layers=1, target="q_proj, down_proj"),
+    "lora+": Method(**SMALL, lora_plus=16),
+    "attention": Method(**SMALL, target="attention"),
+    "last layer": Method(**SMALL, layers=1, target="down_proj, self_attn.q_proj"),
+}
+PACKED = {
+    "qlora 4": Method(kind="qlora", **SMALL),
+    "qlora 8": Method(kind="qlora", **SMALL, bits=8),
+    "qlora 4, dora": Method(kind="qlora", **SMALL, dora=True),
+    "qlora 4, eva": Method(kind="qlora", **SMALL, init="eva", layers=1, target="down_proj"),
+}
+WHOLE = {"full": Method(kind="full"), "spectrum": Method(kind="spectrum")}
+METHODS = ADAPTERS | PACKED | WHOLE
+PICKED = ("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj")
+
+
+def chosen(precision: Any = "float32") -> Chosen:
+    return Chosen(
+        precision=precision,
+        shared_prefix=False,
+        packing=False,
+        checkpointing=False,
+        attention="sdpa",
+        liger=False,
+        compile=False,
+        fused=False,
+        optimizer="adamw",
+        because={},
+    )
+
+
+def rows() -> torch.Tensor:
+    return torch.randint(5, 400, (8, 40), generator=torch.Generator().manual_seed(0))
+
+
+def load(base: Base, method: Method, precision: str = "float32") -> Any:
+    torch.manual_seed(0)
+    picked = PICKED if method.kind == "spectrum" else ()
+    return methods.load_trainable(base.weights, method, chosen(precision), picked, rows().tolist()).train()
+
+
+def learn(model: Any, method: Method, steps: int = 8, precision: str = "float32") -> list[float]:
+    """The losses of some steps on the same rows."""
+    options: dict[str, Any] = {"lr": 0.001 if method.kind == "full" or method.lora_plus else 0.01}
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer: Any = torch.optim.AdamW(learning, **options)
+    if method.lora_plus:
+        optimizer = lora_plus_optimizer(model, method.lora_plus, torch.optim.AdamW, options)
+    losses = []
+    for _ in range(steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = model(input_ids=rows(), labels=rows()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.eval()(input_ids=rows()).logits.float()
+
+
+def weights_of(model: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_every_method_learns_and_changes_only_what_it_says(tiny_base: Base, method: Method, precision: str) -> None:
+    model = load(tiny_base, method, precision)
+    before = weights_of(model)
+    losses = learn(model, method, precision=precision)
+    assert losses[-1] < losses[0] - 0.02
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    changed = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
+    assert changed == learns
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("method", [*ADAPTERS.values(), *WHOLE.values()], ids=[*ADAPTERS, *WHOLE])
+def test_what_is_saved_answers_on_the_untouched_base_as_the_trained_model_does(
+    tiny_base: Base, method: Method, tmp_path: Path
+) -> None:
+    untouched = load_weights(tiny_base.weights, None, dtype=torch.float32)
+    model = load(tiny_base, method)
+    torch.testing.assert_close(logits(model), logits(untouched), atol=1e-5, rtol=1e-4)
+    learn(model.train(), method)
+    trained = logits(model)
+    assert (trained - logits(untouched)).abs().max() > 0.01
+    save(model, tmp_path / "model", "org/base", "float32")
+    torch.testing.assert_close(
+        logits(load_weights(tiny_base.weights, tmp_path / "model", dtype=torch.float32)), trained, atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora", "eva"])
+def test_every_adapter_is_saved_as_a_plain_one(tiny_base: Base, tmp_path: Path, name: str) -> None:
+    method = ADAPTERS[name]
+    save(load(tiny_base, method), tmp_path / "model", "org/base", "float32")
+    config = json.loads((tmp_path / "model" / "adapter_config.json").read_text())
+    assert config["init_lora_weights"] is True
+    assert config["eva_config"] is None
+    assert config["base_model_name_or_path"] == "org/base"
+    assert config["r"] == method.rank * (2 if method.init in {"pissa", "olora"} else 1)
+    assert str(tmp_path) not in (tmp_path / "model" / "adapter_config.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["lora", "pissa", "olora", "eva"])
+def test_equal_seeds_give_equal_bytes(tiny_base: Base, tmp_path: Path, name: str) -> None:
+    for copy in ("one", "other"):
+        model = load(tiny_base, ADAPTERS[name])
+        learn(model, ADAPTERS[name], steps=2)
+        save(model, tmp_path / copy, "org/base", "float32")
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "other" / file.name).read_bytes()
+
+
+def test_in_bfloat16_an_adapter_that_was_taken_out_loses_no_more_than_rounding(tiny_base: Base) -> None:
+    untouched = load_weights(tiny_base.weights, None, dtype=torch.bfloat16)
+    for name in ("pissa", "olora"):
+        with torch.autocast("cpu", torch.bfloat16):
+            difference = logits(load(tiny_base, ADAPTERS[name], "bfloat16")) - logits(untouched)
+        assert difference.abs().max() < 0.02 * logits(untouched).abs().max() + 0.01
+
+
+def test_spectrum_saves_the_modules_that_learned_and_no_others(tiny_base: Base, tmp_path: Path) -> None:
+    model = load(tiny_base, WHOLE["spectrum"], "bfloat16")
+    save(model, tmp_path / "model", "org/base", "bfloat16")
+    (file,) = (tmp_path / "model").iterdir()
+    saved = load_file(file)
+    assert saved.keys() == {f"{name}.weight" for name in PICKED}
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+
+
+def test_tensors_of_another_model_are_not_laid_over_a_base(tiny_base: Base, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"model.layers.7.mlp.up_proj.weight": torch.zeros(2, 2)}, tmp_path / "trained.safetensors")
+    with pytest.raises(ValueError, match=r"the base has no tensor model.layers.7.mlp.up_proj.weight"):
+        load_weights(tiny_base.weights, tmp_path)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_the_trained_share_is_that_of_the_modules(tiny_base: Base, method: Method) -> None:
+    model, plain = load(tiny_base, method), load_weights(tiny_base.weights, None)
+    learning, total = methods.trained_share(model)
+    layers = modules.linear_modules(plain)
+    whole = plain.num_parameters()
+    if method.kind == "full":
+        expected = whole
+    elif method.kind == "spectrum":
+        expected = sum(layers[name].weight.numel() for name in PICKED)
+    else:
+        names = modules.targets(plain, method)
+        expected = sum(method.rank * sum(layers[name].weight.shape) for name in names)
+        expected += sum(layers[name].out_features for name in names) if method.dora else 0
+    assert learning == expected
+    assert total == whole + (learning if method.kind in {"lora", "qlora"} else 0)
+
+
+def test_a_packed_base_stays_packed_and_nothing_of_it_grows(tiny_base: Base) -> None:
+    model = load(tiny_base, PACKED["qlora 4"], "bfloat16")
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    assert {p.dtype for name, p in frozen.items() if "base_layer" in name} == {torch.uint8}
+    assert {p.dtype for name, p in frozen.items() if "base_layer" not in name} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_an_evaluation_changes_no_gradient_of_a_packed_base(tiny_base: Base, name: str) -> None:
+    model = load(tiny_base, PACKED[name], "bfloat16")
+
+    def gradients() -> list[torch.Tensor]:
+        model.train().zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=rows(), labels=rows()).loss.backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    before = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits(model)
+    assert all(torch.equal(one, other) for one, other in zip(before, gradients(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "adamw_8bit", "paged_adamw_8bit"])
+def test_with_lora_plus_the_b_matrices_learn_faster_under_every_optimizer(tiny_base: Base, name: str) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    model = load(tiny_base, ADAPTERS["lora+"])
+    arguments = TrainingArguments(optim=name, learning_rate=0.001, use_cpu=True, report_to="none")
+    optimizer = lora_plus_optimizer(model, 16, *Trainer.get_optimizer_cls_and_kwargs(arguments, model))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(rate == (0.016 if "lora_B" in name else 0.001) for name, rate in rates.items())
+    model(input_ids=rows(), labels=rows()).loss.backward()
+    before = weights_of(model)
+    optimizer.step()
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if "lora_B" in name)
+
+
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        ("all-linear", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        ("attention", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("q_proj, mlp.up_proj", {"q_proj", "up_proj"}),
+    ],
+)
+def test_a_target_is_all_linear_modules_attention_or_names(tiny_base: Base, target: str, names: set[str]) -> None:
+    plain = load_weights(tiny_base.weights, None)
+    found = modules.targets(plain, Method(target=target, layers=1))
+    assert {name.rpartition(".")[2] for name in found} == names
+    assert {modules.layer_of(name) for name in found} == {1}
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"target": "q_proj, c_attn"}, "the base has no c_attn in its layers; it has down_proj, gate_proj"),
+        ({"layers": 3}, "method.layers=3: the base has 2 layers"),
+        ({"init": "pissa", "rank": 33}, "method.rank=33: init=pissa takes at most 32 of"),
+        ({"init": "eva", "rank": 64}, "the training rows have fewer than the 1024 tokens"),
+    ],
+)
+def test_what_the_base_does_not_have_is_refused(tiny_base: Base, method: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(tiny_base, Method(**method))
+
+
+def test_directions_that_do_not_settle_are_given_up(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eva, "PATIENCE", 1)
+    with pytest.raises(ValueError, match="4 directions do not settle on the training rows in 1 batches"):
+        load(tiny_base, ADAPTERS["eva"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "qlora", "init": "pissa"}, "init=pissa changes the base's weights, which qlora packs"),
+        ({"kind": "qlora", "init": "olora"}, "init=olora changes the base's weights"),
+        ({"init": "olora", "dora": True}, "init=olora with dora is no adapter of the untouched base"),
+        ({"kind": "qlora", "bits": 8, "dora": True}, "accepted is dora with bits=4"),
+        ({"kind": "spectrum", "rank": 8}, "kind=spectrum: rank would do nothing; it has share"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Method(**settings)
+
+
+RESUMED = ("dropout", "dora", "pissa", "olora", "eva", "lora+", "qlora 4", "qlora 8", "spectrum", "full")
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_from_its_checkpoint_each_comes_to_the_same_bytes(
+    tiny_base: Base, make_splits: MakeSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    questions = [[f"the question number {i}", f"the answer {i % 3}"] for i in range(12)]
+    splits = make_splits(train=questions[:8], validation=questions[8:10], test=questions[10:])
+    tokens = render.fn(splits, tiny_base, Model(base="tiny", max_length=256))
+    job = Job(
+        weights=tiny_base.weights,
+        reference="org/base",
+        train=tokens.path("train.parquet"),
+        validation=tokens.path("validation.parquet"),
+        pad_token_id=2,
+        stop_token_ids=(2,),
+        method=METHODS[name],
+        modules=PICKED if name == "spectrum" else (),
+        training=Training(learning_rate=0.005, max_steps=4, batch=4, evaluate_every=2, patience=None),
+        compute=Compute(threads=1),
+        micro_batch=4,
+    )
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    whole.mkdir()
+    seal = checkpoints.seal
+
+    def keep(checkpoint: Path, *rest: Any) -> None:
+        seal(checkpoint, *rest)
+        if checkpoint.name == "checkpoint-2":
+            shutil.copytree(checkpoint, resumed / "checkpoints" / checkpoint.name)
+
+    monkeypatch.setattr(checkpoints, "seal", keep)
+    assert fit(job, whole) == FINISHED
+    monkeypatch.undo()
+    assert fit(job, resumed) == FINISHED
+    assert json.loads((resumed / "status.json").read_text())["resumed_from"] == 2
+    for file in (whole / "model").iterdir():
+        assert file.read_bytes() == (resumed / "model" / file.name).read_bytes()

@@ -1,0 +1,78 @@
+"""What a person sees while training runs."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.progress import Progress, duration, seconds_left
+
+STATUS = {
+    "resumed_from": 20,
+    "evaluate_every": 10,
+    "learning_parameters": 1_000,
+    "parameters": 100_000,
+    "chosen": {"precision": "bfloat16", "packing": True, "because": {"precision": "cpu has it", "packing": "shared"}},
+}
+
+
+def step(number: int, seconds: float = 2.0) -> dict[str, Any]:
+    return {"step": number, "planned": 45, "loss": 0.5, "seconds": seconds, "tokens_per_second": 1_234.0}
+
+
+def look(number: int) -> dict[str, Any]:
+    return {"step": number, "planned": 45, "eval_loss": 0.75, "eval_exact_match": 0.25, "seconds": 10.0}
+
+
+def write(work: Path, *lines: dict[str, Any], tail: str = "") -> None:
+    (work / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + tail)
+
+
+def test_what_was_chosen_is_said_with_its_reason_before_the_first_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tunewright")
+    progress = Progress(tmp_path)
+    progress.update()
+    assert caplog.messages == []
+    (tmp_path / "status.json").write_text(json.dumps(STATUS))
+    progress.update()
+    progress.update()
+    assert [message.strip() for message in caplog.messages] == [
+        "1,000 of 100,000 parameters learn (1.00%)",
+        "going on from step 20",
+        "precision bfloat16: cpu has it",
+        "packing on: shared",
+    ]
+
+
+def test_a_line_is_logged_after_the_first_step_and_after_each_evaluation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tunewright")
+    (tmp_path / "status.json").write_text(json.dumps(STATUS))
+    progress = Progress(tmp_path)
+    progress.update()
+    caplog.clear()
+    for lines in ([step(21)], [step(21), step(22)], [step(21), step(22), look(22)]):
+        write(tmp_path, *lines, tail='{"step": 23, "pl')
+        progress.update()
+    assert [message.strip() for message in caplog.messages] == [
+        "step 21 of 45: loss 0.5000, 1,234 tokens/s, about 48 s left",
+        "step 22 of 45: loss 0.5000, validation loss 0.7500, validation exact match 0.2500, 1,234 tokens/s, "
+        "about 76 s left",  # 23 steps, and evaluations after steps 30, 40 and 45
+    ]
+
+
+def test_the_time_left_counts_steps_and_evaluations() -> None:
+    assert seconds_left([step(30)], [look(30)], 10) == 15 * 2.0 + 2 * 10.0
+    assert seconds_left([step(30)], [], 10) == 30.0
+    assert seconds_left([step(45)], [look(40)], 10) is None
+    assert seconds_left([], [], 10) is None
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (600, "10 min"), (3 * 3600, "3.0 h")])
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,203 @@
+"""What is chosen where, with its reason; and every choice trains to the same weights as the plain one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from tasks import batches
+from tasks.artifacts import IGNORED, Base
+from tasks.batches import Collator, answer_loss, num_labels
+from tasks.batches.attention import attention
+from tasks.config import Compute, Method, Training
+from tasks.errors import ConfigError
+from tasks.speed import Chosen, Device, choose
+from tasks.trainer.fused import fuse
+from tasks.trainer.preparing import decoder_layers, prepare
+
+CPU = Device(has_bfloat16=True, memory_bytes=16 * 10**9)
+GPU = Device(
+    kind="cuda",
+    name="NVIDIA A100",
+    has_bfloat16=True,
+    memory_bytes=80 * 10**9,
+    has_flash_attention=True,
+    has_liger=True,
+)
+
+
+def chosen(
+    device: Device = CPU,
+    *,
+    longest: int = 100,
+    method: Method | None = None,
+    config: Any = None,
+    speed: Any = "auto",
+    **compute: Any,
+) -> Chosen:
+    training = Training(speed=speed)
+    return choose(config or LlamaConfig(), method or Method(), training, Compute(**compute), longest, device)
+
+
+def test_auto_says_why_for_all_that_it_decided() -> None:
+    parts = set(Chosen.model_fields) - {"because", "compile"}  # which is off unless it is asked for
+    assert set(chosen().because) == parts
+    assert set(chosen(precision="float32", liger=False).because) == parts - {"precision", "liger"}
+
+
+def test_on_a_cpu_rows_share_their_prefix_in_bfloat16_where_it_is_fast() -> None:
+    assert (chosen().layout, chosen().precision, chosen().optimizer) == ("shared", "bfloat16", "adamw")
+    assert chosen(Device()).precision == "float32"
+
+
+def test_on_a_gpu_kernels_and_the_paged_optimizer_are_used() -> None:
+    found = chosen(GPU, method=Method(kind="qlora"))
+    assert (found.liger, found.optimizer, found.layout) == (True, "paged_adamw_8bit", "shared")
+    assert chosen(GPU).optimizer == "adamw"
+
+
+def test_plain_uses_nothing_of_what_was_left_open() -> None:
+    found = chosen(GPU, speed="plain", method=Method(kind="qlora"))
+    assert (found.layout, found.precision, found.optimizer) == ("padded", "float32", "adamw")
+    assert not (found.liger or found.compile or found.checkpointing or found.fused)
+    assert chosen(speed="plain", packing=True).layout == "packed"
+
+
+def test_flash_attention_packs_long_rows_that_share_nothing() -> None:
+    assert chosen(GPU, longest=8_000, shared_prefix=False).layout == "flash"
+    assert chosen(GPU, longest=800, shared_prefix=False).layout == "packed"
+    assert chosen(GPU, attention="flash_attention_2").layout == "flash"
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "words"),
+    [
+        (CPU, {"attention": "flash_attention_2"}, "compute.attention=flash_attention_2 needs a GPU"),
+        (GPU, {"attention": "flash_attention_2", "precision": "float32"}, "computes in bfloat16"),
+        (CPU, {"liger": True}, "compute.liger=true cannot be: its kernels run on a GPU"),
+        (CPU, {"shared_prefix": True, "packing": False}, "compute.packing is false"),
+        (CPU, {"shared_prefix": True, "attention": "eager"}, "compute.attention is eager"),
+        (GPU, {"compile": True, "method": Method(kind="qlora")}, "quantized layers"),
+        (CPU, {"packing": True, "config": LlamaConfig()}, "models of type"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_reason(device: Device, settings: Any, words: str) -> None:
+    if "config" in settings:
+        settings["config"].model_type = "new"
+    with pytest.raises(ConfigError, match=words):
+        chosen(device, **settings)
+
+
+def test_a_sliding_window_is_no_obstacle_until_a_row_is_longer() -> None:
+    config = LlamaConfig()
+    config.sliding_window = 64
+    assert chosen(config=config, longest=64).layout == "shared"
+    assert "slides over 64 tokens and a row has 65" in chosen(config=config, longest=65).because["shared_prefix"]
+
+
+def test_activations_are_computed_again_where_the_longest_row_would_not_fit() -> None:
+    assert not chosen(GPU, longest=2_000).checkpointing
+    assert chosen(GPU.model_copy(update={"memory_bytes": 16 * 10**9}), longest=2_000).checkpointing
+
+
+def make_rows() -> list[dict[str, list[int]]]:
+    rows = []
+    for i in range(7):
+        ids = [5, 6, 7, *(10 + (i * k) % 90 for k in range(1, 4 + 2 * i))]
+        rows.append({"input_ids": ids, "labels": [IGNORED] * 4 + ids[4:]})
+    return rows
+
+
+def step(base: Base, *, micro_batch: int, max_tokens: int | None = None, **compute: Any) -> tuple[float, torch.Tensor]:
+    """The loss and the gradients of a step in float32, its rows cut as told."""
+    choice = chosen(precision="float32", **compute)
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_pretrained(base.weights)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).train()
+    prepare(model, choice)
+    if choice.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    cut = Collator(choice.layout, 2, micro_batch, max_tokens)(make_rows())["micro_batches"]
+    num_items, total = sum(map(num_labels, cut)), 0.0
+    for batch in cut:
+        loss = answer_loss(model, batch, num_items)
+        loss.backward()
+        total += loss.item()
+    return total, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_base: Base) -> tuple[float, torch.Tensor]:
+    return step(tiny_base, micro_batch=7, speed="plain")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"micro_batch": 7},
+        {"micro_batch": 3},  # does not divide
+        {"micro_batch": 1},
+        {"micro_batch": 7, "max_tokens": 20},
+        {"micro_batch": 3, "shared_prefix": False},
+        {"micro_batch": 3, "packing": False},
+        {"micro_batch": 7, "checkpointing": True},
+        {"micro_batch": 3, "packing": False, "attention": "eager"},
+    ],
+    ids=str,
+)
+def test_a_step_is_the_same_however_it_is_computed(
+    tiny_base: Base, plain: tuple[float, torch.Tensor], options: dict[str, Any]
+) -> None:
+    loss, gradients = step(tiny_base, **options)
+    assert loss == pytest.approx(plain[0], rel=1e-5)
+    assert (gradients - plain[1]).norm() <= 1e-4 * plain[1].norm()
+
+
+def test_fused_adapters_and_norms_compute_what_the_librarys_do(tiny_base: Base) -> None:
+    results = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model: Any = AutoModelForCausalLM.from_pretrained(tiny_base.weights, attn_implementation=batches.ATTENTION)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).train()
+        if fused:
+            assert fuse(model) == 2 * 7 + 2 * 2 + 1
+        batch = Collator("shared", 2, 7)(make_rows())["micro_batches"][0]
+        loss = answer_loss(model, batch)
+        loss.backward()
+        results.append((loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    assert (results[1][1] - results[0][1]).norm() <= 1e-4 * results[0][1].norm()
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.1}])
+def test_other_adapters_stay_the_librarys(tiny_base: Base, options: dict[str, Any]) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_base.weights)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", **options))
+    assert fuse(model) == 2 * 2 + 1  # the norms
+
+
+def test_products_of_small_blocks_attend_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for most in (0, 2**23):
+        monkeypatch.setattr("tasks.batches.attention.SCORES", most)
+        torch.manual_seed(0)
+        inputs = batches.packed(make_rows(), share=True)["inputs"]
+        tokens = inputs["input_ids"].shape[1]
+        states = [torch.randn(1, heads, tokens, 16).bfloat16().requires_grad_() for heads in (4, 2, 2)]
+        tables = {name: inputs[name] for name in ("row_tokens", "token_rows", "visible")}
+        query, key, value = states
+        output, _ = attention(torch.nn.Module(), query, key, value, None, **tables)
+        output.float().square().sum().backward()
+        results.append(torch.cat([output.flatten(), *(s.grad.flatten() for s in states if s.grad is not None)]).float())
+    assert (results[0] - results[1]).norm() <= 1e-2 * results[0].norm()
+
+
+def test_compiling_keeps_the_names_of_the_weights(tiny_base: Base, tmp_path: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_base.weights)
+    names = set(model.state_dict())
+    prepare(model, chosen(compile=True, precision="float32"))
+    assert set(model.state_dict()) == names
+    assert all(layer._compiled_call_impl is not None for layer in decoder_layers(model))

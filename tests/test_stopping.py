@@ -1,0 +1,284 @@
+"""The weights that are kept are those of the best step, bit for bit, however training went and was disturbed."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import MakeSplits
+from safetensors.torch import load_file, save_file
+
+from tasks import trainer
+from tasks.artifacts import Base, Tokens
+from tasks.caching import digest_of
+from tasks.config import Compute, Evaluation, Method, Metric, Model, Training
+from tasks.evaluation import answered, scored
+from tasks.models import load_model, load_tokenizer
+from tasks.render import render
+from tasks.trainer import FINISHED, INTERRUPTED, checkpoints, stopping
+from tasks.trainer.stopping import Look
+from tasks.trainer.watch import Watch, is_spike
+
+STEADY = Training(
+    learning_rate=0.05, max_steps=8, batch=4, evaluate_every=2, patience=None, schedule="constant", warmup=0.0
+)
+SMALL = Method(rank=2, alpha=4, dropout=0.1)  # dropout draws random numbers, which a resumed run has to draw again
+Fit = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def tokens(tiny_base: Base, make_splits: MakeSplits) -> Tokens:
+    questions = [[f"the question number {i}", f"the answer {i % 3}"] for i in range(18)]
+    splits = make_splits(train=questions[:12], validation=questions[12:15], test=questions[15:])
+    return render.fn(splits, tiny_base, Model(base="tiny", max_length=256))
+
+
+@pytest.fixture
+def fit(tokens: Tokens, tiny_base: Base, tmp_path: Path) -> Fit:
+    """`fit("folder", training)` trains in this process; the summary with the digest of the weights that were kept."""
+    from tasks.trainer.fit import fit as run
+
+    contract = json.loads(tokens.path("contract.json").read_text())
+
+    def fit(
+        name: str, training: Training = STEADY, *, ends: int = FINISHED, weights: Path = tiny_base.weights
+    ) -> dict[str, Any]:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        job = trainer.Job(
+            weights=weights,
+            reference="tiny",
+            train=tokens.path("train.parquet"),
+            validation=tokens.path("validation.parquet"),
+            pad_token_id=contract["pad_token_id"],
+            stop_token_ids=contract["stop_token_ids"],
+            method=SMALL,
+            modules=(),
+            training=training,
+            compute=Compute(precision="float32", threads=1),
+            micro_batch=4,
+        )
+        assert run(job, folder) == ends
+        if ends != FINISHED:
+            return {}
+        digest = digest_of(folder / "model" / "adapter_model.safetensors")
+        return json.loads((folder / "summary.json").read_text()) | {"weights": digest}
+
+    return fit
+
+
+def changed(**fields: Any) -> Training:
+    return Training.model_validate(STEADY.model_dump() | fields)
+
+
+def looks(folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+
+
+@pytest.fixture
+def worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation losses that have their lowest at step 4, whatever the weights."""
+    from tasks.trainer.answers import AnswerTrainer
+
+    original = AnswerTrainer.evaluation_loop
+
+    def evaluation_loop(self: Any, dataloader: Any, *args: Any, **options: Any) -> Any:
+        output = original(self, dataloader, *args, **options)
+        return output._replace(metrics={"eval_loss": 1 + abs(self.state.global_step - 4) / 10})
+
+    monkeypatch.setattr(AnswerTrainer, "evaluation_loop", evaluation_loop)
+
+
+@pytest.mark.usefixtures("worse")
+def test_where_the_metric_gets_worse_the_best_steps_weights_are_kept(fit: Fit) -> None:
+    whole = fit("whole")
+    assert (whole["best_step"], whole["steps"], whole["stopped_early"]) == (4, 8, False)
+    assert whole["weights"] == fit("until 4", changed(max_steps=4))["weights"]
+    assert whole["weights"] != fit("until 6", changed(max_steps=6, min_delta=5))["weights"]
+
+
+@pytest.mark.usefixtures("worse")
+def test_patience_counts_evaluations_that_are_no_better(fit: Fit) -> None:
+    patient = fit("patient", changed(max_steps=20, patience=2))
+    assert (patient["best_step"], patient["steps"], patient["stopped_early"]) == (4, 8, True)
+    assert patient["planned_steps"] == 20
+    assert patient["best_validation_loss"] == patient["best_value"] == 1.0
+    assert patient["weights"] == fit("until 4", changed(max_steps=4))["weights"]
+
+
+def test_where_the_metric_ties_the_first_is_the_best(fit: Fit) -> None:
+    # No answer of these few steps is right.
+    tied = fit("tied", changed(best_by="exact_match", max_steps=6))
+    assert (tied["best_by"], tied["best_value"], tied["best_step"]) == ("exact_match", 0.0, 2)
+    assert tied["weights"] == fit("until 2", changed(max_steps=2))["weights"]
+
+
+def test_the_last_step_is_evaluated_where_it_is_no_multiple(fit: Fit, tmp_path: Path) -> None:
+    summary = fit("odd", changed(max_steps=7, evaluate_every=3))
+    seen = looks(tmp_path / "odd")
+    assert list(seen) == [3, 6, 7]
+    assert summary["best_step"] == min(seen, key=lambda step: seen[step])
+
+
+@pytest.mark.usefixtures("worse")
+def test_killed_after_its_last_checkpoint_it_ends_where_it_had_ended(fit: Fit, tmp_path: Path) -> None:
+    for name, training in (("planned", changed(max_steps=7)), ("early", changed(max_steps=20, patience=1))):
+        before = fit(name, training)
+        shutil.rmtree(tmp_path / name / "model")
+        assert fit(name, training) == before
+
+
+@pytest.mark.parametrize("interrupted_at", [4, 7])
+def test_interrupted_in_an_evaluation_it_makes_up_for_it_and_ends_at_the_same_bytes(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_at: int
+) -> None:
+    from tasks.trainer.observed import ObservedTrainer
+    from tasks.trainer.record import Record
+
+    training = changed(max_steps=7, patience=3)
+    undisturbed = fit("undisturbed", training)
+    original = ObservedTrainer._until_interrupted
+
+    def interrupt(self: Any, batches: Any) -> Any:
+        if self.state.global_step == interrupted_at:
+            monkeypatch.setattr(Record, "interrupted", property(lambda _: True, lambda *_: None), raising=False)
+            monkeypatch.setattr(self, "is_interrupted", lambda: True)
+        return original(self, batches)
+
+    with monkeypatch.context():
+        monkeypatch.setattr(ObservedTrainer, "_until_interrupted", interrupt)
+        fit("disturbed", training, ends=INTERRUPTED)
+    monkeypatch.undo()
+    newest = checkpoints.newest_valid(tmp_path / "disturbed" / "checkpoints")
+    assert newest
+    assert checkpoints.steps(newest) == interrupted_at
+    assert interrupted_at not in looks(tmp_path / "disturbed")
+    assert fit("disturbed", training) == undisturbed
+    assert looks(tmp_path / "disturbed") == looks(tmp_path / "undisturbed")
+
+
+def test_without_the_best_steps_checkpoint_nothing_is_resumed(tmp_path: Path) -> None:
+    for step in (2, 6):
+        folder = checkpoints.at(tmp_path, step)
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(bytes(step))
+        checkpoints.seal(folder, best_step=2)
+    assert checkpoints.newest_valid(tmp_path) == checkpoints.at(tmp_path, 6)
+    (checkpoints.at(tmp_path, 2) / "adapter_model.safetensors").write_bytes(b"altered")
+    assert checkpoints.newest_valid(tmp_path) is None
+
+
+def test_the_best_and_the_newest_checkpoint_are_kept(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        folder = checkpoints.at(tmp_path, step)
+        folder.mkdir()
+        checkpoints.seal(folder, best_step=4)
+        checkpoints.prune(folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-8"}
+
+
+def seen(*values: float) -> list[Look]:
+    return [Look(step, value) for step, value in enumerate(values, start=1)]
+
+
+@pytest.mark.parametrize(
+    ("values", "fields", "step", "exhausted"),
+    [
+        ((3, 2, 1), {}, 3, False),
+        ((3, 2, 2, 2), {"patience": 2}, 2, True),
+        ((1, 2), {"patience": 2}, 1, False),
+        ((1, 2, 3), {"patience": None}, 1, False),
+        ((1.0, 0.9, 0.8), {"min_delta": 0.15, "patience": 1}, 3, False),  # slow, but by more than 0.15 from the best
+        ((1.0, 0.9), {"min_delta": 0.15, "patience": 1}, 1, True),
+        ((0.1, 0.3, 0.2), {"best_by": "chrf", "patience": 1}, 2, True),
+        ((0.5, 0.5), {"best_by": "exact_match", "patience": 2}, 1, False),
+    ],
+)
+def test_the_best_evaluation_is_the_last_that_was_better_by_more_than_min_delta(
+    values: tuple[float, ...], fields: dict[str, Any], step: int, exhausted: bool
+) -> None:
+    training = changed(**fields)
+    best = stopping.best(seen(*values), training)
+    assert best
+    assert best.step == step
+    assert stopping.is_exhausted(seen(*values), training) == exhausted
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "token_f1", "chrf"])
+def test_a_metric_in_training_is_what_evaluate_measures(tokens: Tokens, tiny_base: Base, metric: Metric) -> None:
+    from tasks.trainer.scores import Scores
+
+    model = load_model(tiny_base).to(torch.float32).eval()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = load_tokenizer(tiny_base)
+    rows = pq.read_table(tokens.path("train.parquet")).to_pylist()
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for row in rows * 8:  # until it knows some answers, and not others
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    stops = json.loads(tokens.path("contract.json").read_text())["stop_token_ids"]
+    scores = Scores(tokens.path("train.parquet"), tokenizer, stops, metric, batch=5)
+    answers = answered(
+        model,
+        tokenizer,
+        pq.read_table(tokens.path("train.parquet")),
+        stops,
+        Evaluation(max_new_tokens=2 * scores.longest),
+    )
+    expected = scored(answers, [metric])[1][metric]
+    assert 0 < expected < 1
+    assert scores(model, lambda: False) == pytest.approx(expected)
+
+
+def row(row_id: str) -> dict[str, Any]:
+    return {"row_id": row_id, "input_ids": [1, 2], "labels": [-100, 2]}
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_the_rows_that_made_it() -> None:
+    watch = Watch()
+    watch.alone = lambda row: math.nan if row["row_id"].startswith("b") else 1.0
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 7 \(it is row bbbbbbbbbbbb\)") as failed:
+        watch.step([row("a" * 64), row("b" * 64)], math.nan, 7)
+    assert "tunewright data FILE --row bbbbbbbbbbbb" in str(failed.value)
+
+
+def test_training_on_a_broken_base_ends_at_its_first_step_with_rows_of_the_data(
+    fit: Fit, tokens: Tokens, tiny_base: Base, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_base.weights, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][:] = math.nan
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 1 .* --row (\w{12})") as failed:
+        fit("nan", weights=broken)
+    named = str(failed.value).partition("--row ")[2][:12]
+    assert named in {row_id[:12] for row_id in pq.read_table(tokens.path("train.parquet"))["row_id"].to_pylist()}
+
+
+def test_where_no_row_alone_has_such_a_loss_the_steps_rows_are_named() -> None:
+    watch = Watch()
+    watch.alone = lambda _: 1.0
+    with pytest.raises(FloatingPointError, match=r"its rows a{12}, b{12}, c{12} and 2 more"):
+        watch.step([row(letter * 64) for letter in "abcde"], math.inf, 1)
+
+
+def test_a_spike_names_the_worst_rows_and_noise_does_not() -> None:
+    watch = Watch()
+    watch.alone = lambda row: {"a": 1.0, "b": 9.0}[row["row_id"]]
+    for step in range(30):
+        watch.step([row("a"), row("b")], 1.0 + 0.1 * (step % 3), step)
+        assert watch.spike() == {}
+    watch.step([row("a"), row("b")], 5.0, 31)
+    assert watch.spike() == {"worst": [("b", 9.0), ("a", 1.0)]}
+    watch.step([row("a")], 1.1, 32)
+    assert watch.spike() == {}
+    assert not is_spike(9.0, [1.0] * 10), "too few to tell"
