@@ -34,7 +34,7 @@ class Step:
     because: Sequence[str] = ()
     message: str = ""
     record: Artifact | None = None
-    stopped: Stopped | None = None  # what the stage left where it refused these data
+    stopped: Stopped | None = None  # what it left where it refused its inputs; behind a run, those of last time
     last: Artifact | None = None  # what it made the last time, of a plan's stage that would run
 
 
@@ -131,7 +131,7 @@ class Plan(_Calls):
         state = "run" if because else "cached"
         if record is not None and state == "run":
             self.uncertain[record.digest] = task.name
-        stopped = None if waits_for or found else stage.stopped(**inputs)
+        stopped = None if found else stage.stopped(**inputs)
         kept: dict[str, Any] = {"record": found, "stopped": stopped, "last": record}
         step = Step(stage=task.name, of=_of(inputs), state=state, because=because, **kept)
         self.keep(step, last_of_stage=last_of_stage)

@@ -1,21 +1,24 @@
 """What `tunewright data` shows: the stages and versions behind a pipeline's data, or the whole life of one row.
 
 Nothing is run: the stages are looked up as in a plan. Where the sources have changed since the last run, what is shown
-is the version that was accepted last; where a stage refused the data, also why and what it left to look at.
+is the version that was accepted last; where a stage refused the data, as they are or as they were before the sources
+changed, also why and what it left to look at.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from flows.calls import Step
 from flows.finetune import plan
-from tasks import lineage, versions
+from tasks import lineage, stopped, versions
 from tasks.artifacts import Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
-from tasks.caching import kept
+from tasks.caching import differences, flat, kept
 from tasks.config import STAGES, Settings
 from tasks.errors import ConfigError
-from tasks.lineage import MOST_MATCHES, Found, Made, excerpt
-from tasks.stopped import Stopped
+from tasks.lineage import Made
+from tasks.row_search import MOST_MATCHES, PLACE, Asked, Found, excerpt, manifest
+from tasks.stopped import Stopped, from_here
 from tasks.versions import Part, Version
 
 RECORDS = {"ingest": Rows, "check": CheckedRows, "dedupe": UniqueRows, "split": Splits, "render": Tokens}
@@ -26,12 +29,13 @@ class Data:
     """One version of a pipeline's data, as far as its stages ran, and the accepted versions of its history."""
 
     name: str
-    made: Made | None  # None where ingest refused them
+    made: Made | None  # None where ingest refused them, or has not run on them
     past: Sequence[Version]
     missing: str = ""  # the first stage that has not run on it
     because: Sequence[str] = ()  # why not
     changed: Sequence[str] = ()  # since it was accepted, what differs in the sources
     stopped: Stopped | None = None  # what the stage left that refused the data as they are now
+    outdated: Stopped | None = None  # or as they were before the sources changed
 
     @property
     def version(self) -> Version | None:
@@ -51,6 +55,11 @@ class Data:
             return f"the data of {self.name}, not accepted as a version yet"
         title = f"version {self.version.number} of {len(self.past)} of the data of {self.name}"
         return title if self.is_as_accepted else f"{title}, under other settings than it was accepted with"
+
+    @property
+    def stop_of_ingest(self) -> Stopped | None:
+        """What ingest left if it was ingest that refused the data as they are now."""
+        return self.stopped if self.stopped and self.stopped.stage == "ingest" else None
 
     @property
     def earlier(self) -> list[Version]:
@@ -73,34 +82,42 @@ def look_up(settings: Settings, version: str | None = None) -> Data:
         # Without a version, what it would be compared with is as likely to be another pipeline's.
         because = steps[first].because if missing and past else ()
         return Data(name=name, made=_made(made, stopped), past=past, missing=missing, because=because, stopped=stopped)
+    outdated = None if stopped else _outdated(steps, settings, past)
     if past:
-        return _accepted(name, past[-1], past, changed=steps[0].because, stopped=stopped)
-    if stopped:
-        return Data(name=name, made=None, past=past, missing=missing, stopped=stopped)
+        accepted = _accepted(name, past[-1], past, stopped, outdated)
+        return replace(accepted, changed=_changed(accepted, stopped) if stopped else steps[0].because)
+    if stopped or outdated:
+        return Data(name=name, made=None, past=past, missing=missing, stopped=stopped, outdated=outdated)
     raise ConfigError(f"registry.name={name}: no stage has run on its data; tunewright run FILE --until split does")
 
 
 def find(data: Data, row: str | None, line: str | None, text: str | None) -> list[Found]:
     """The records that one of three ways to name a row finds. Raises ConfigError where there is none."""
-    if data.made is None:
-        said = data.stopped.message if data.stopped else ""
-        raise ConfigError(f"no row of {data.name} was read: {data.missing} stopped: {said}")
-    rows = data.made.rows
-    if row is not None:
-        said, found = f"--row {row}", lineage.by_id(rows, row)
-    elif line is not None:
-        file, _, number = line.rpartition(":")
-        if not file or not number.isdecimal():
-            raise ConfigError(f"--line {line}: accepted: FILE:LINE, such as data/mine.jsonl:12")
-        said, found = f"--line {line}", lineage.by_line(rows, file, int(number))
-    else:
-        said, words = f"--text {text}", (text or "").split()
-        if not words:
-            raise ConfigError("--text: accepted: one word or more")
-        found = lineage.by_text(rows, words)
+    asked, stop = Asked.of(row, line, text), data.stop_of_ingest
+    found = asked.refused(stop) if stop else []
+    if data.made and not (found and asked.place):  # a line is what it is now
+        found += [each for each in asked.among(data.made.rows) if _place(each) not in map(_place, found)]
     if not found:
-        raise ConfigError(f"{said}: no such record among the {rows.num_read:,} of {data.title}")
+        raise ConfigError(f"{asked.said}: {_not_found(data, asked)}")
     return found
+
+
+def _not_found(data: Data, asked: Asked) -> str:
+    """Where a record was looked for, and where it is instead or what else is to be looked at."""
+    stop = data.stop_of_ingest
+    look = f"; look {from_here(stop.paths[0])}" if stop and stop.files else ""
+    if data.made is None:
+        why = f"stopped: {stop.message}" if stop else "has not run since the sources changed"
+        return f"no row of {data.name} was read: {data.missing} {why}{look}"
+    there = f"no such record among the {data.made.rows.num_read:,} of {data.title}"
+    if elsewhere := next((v.number for v in reversed(data.past) if v != data.version and _is_in(v, asked)), None):
+        there += f"; it is in version {elsewhere}"
+    return f"{there}, and none that ingest refused when it stopped on {stop.when[:10]}{look}" if stop else there
+
+
+def _is_in(version: Version, asked: Asked) -> bool:
+    rows = kept(Rows, "ingest", version.rows.key)
+    return rows is not None and bool(asked.among(rows))
 
 
 def row_json(data: Data, found: Sequence[Found]) -> dict[str, Any]:
@@ -110,8 +127,10 @@ def row_json(data: Data, found: Sequence[Found]) -> dict[str, Any]:
         return {"matches": matches, "more": len(found) > MOST_MATCHES}
     record = found[0]
     before = lineage.sides(record["row_id"], data.earlier) if record["row_id"] else []
-    assert data.made  # find() has no record otherwise
-    events = lineage.life(data.made, record)
+    events = lineage.refused(data.stop_of_ingest, record) if data.stop_of_ingest else []
+    if not events:
+        assert data.made  # find() has no record otherwise
+        events = lineage.life(data.made, record)
     ended = events[-1]["outcome"] in lineage.SET_ASIDE
     asked = {name: record[name] for name in ("asked_line",) if name in record}
     place = _place(record) | asked | {"text": excerpt(record)}
@@ -131,6 +150,7 @@ def data_json(data: Data) -> dict[str, Any]:
         "because": list(data.because),
         "changed": list(data.changed),
         "stopped": _stopped_json(data.stopped) if data.stopped else None,
+        "outdated": _stopped_json(data.outdated) if data.outdated else None,
         "versions": [version.model_dump() | {"figures": figures(version)} for version in data.past],
     }
 
@@ -157,17 +177,18 @@ def figures(version: Version) -> dict[str, int | None]:
 
 def _stopped_json(stopped: Stopped) -> dict[str, Any]:
     said = stopped.model_dump(include={"stage", "message", "when", "run"})
-    return said | {"files": [str(path) for path in stopped.paths], "first": lineage.first_refused(stopped)}
+    refused = {"num_refused": lineage.num_refused(stopped), "first": lineage.first_refused(stopped)}
+    return said | {"files": [str(path) for path in stopped.paths]} | refused
 
 
 def stage(artifact: Artifact) -> dict[str, Any]:
     """An artifact with what it was made from: the stages that it read, by their digests."""
-    manifest = lineage.manifest(artifact)
-    read = [str(value).split(" ") for value in manifest["ingredients"].values()]
+    about = manifest(artifact)
+    read = [str(value).split(" ") for value in about["ingredients"].values()]
     parents = {parts[0]: parts[1] for parts in read if len(parts) == 2 and parts[0] in STAGES}
-    made = {name: manifest[name] for name in ("made", "made_by", "seconds")}
+    made = {name: about[name] for name in ("made", "made_by", "seconds")}
     named = {"stage": artifact.stage, "digest": artifact.digest, "artifact": str(artifact.folder)}
-    named |= {"files": sorted(manifest["files"])}
+    named |= {"files": sorted(about["files"])}
     return named | {"rows": counts(artifact), "parents": parents} | made
 
 
@@ -191,8 +212,8 @@ def _accepted(
     name: str,
     version: Version,
     past: Sequence[Version],
-    changed: Sequence[str] = (),
     stopped: Stopped | None = None,
+    outdated: Stopped | None = None,
 ) -> Data:
     parts = {part.stage: part for part in _parts(version)}
     made = {stage: kept(RECORDS[stage], stage, part.key) for stage, part in parts.items()}
@@ -200,7 +221,28 @@ def _accepted(
     if gone:
         folder = parts[gone[0]].folder
         raise ConfigError(f"version {version.number} of {name}: {folder} is gone or was altered")
-    return Data(name=name, made=_made(made), past=past, changed=changed, stopped=stopped)
+    return Data(name=name, made=_made(made), past=past, stopped=stopped, outdated=outdated)
+
+
+def _changed(accepted: Data, stopped: Stopped) -> list[str]:
+    """What sets the data that ingest stopped on apart from an accepted version of them."""
+    assert accepted.made
+    return differences(manifest(accepted.made.rows)["ingredients"], stopped.ingredients)
+
+
+def _outdated(steps: Sequence[Step], settings: Settings, past: Sequence[Version]) -> Stopped | None:
+    """The last stop on these sources, read with the same settings, since a version was accepted."""
+    stops = [stop for stop in stopped.of_stage("ingest") if _is_read_so(stop.ingredients, settings)]
+    rows = steps[0].last
+    if rows and _is_read_so(manifest(rows)["ingredients"], settings):  # what stages made of the sources as they were
+        behind = next((step for step in steps[1:] if step.record is None), None)
+        stops += [behind.stopped] if behind and behind.stopped else []
+    since = past[-1].accepted if past else ""
+    return max((stop for stop in stops if stop.when > since), key=lambda stop: stop.when, default=None)
+
+
+def _is_read_so(ingredients: dict[str, Any], settings: Settings) -> bool:
+    return all(ingredients.get(name) == value for name, value in flat("data", settings.data))
 
 
 def _parts(version: Version) -> tuple[Part, ...]:
@@ -223,4 +265,4 @@ def _several(found: Sequence[Found]) -> bool:
 
 
 def _place(record: Found) -> dict[str, Any]:
-    return {name: record[name] for name in lineage.PLACE}
+    return {name: record[name] for name in PLACE}

@@ -11,11 +11,13 @@ from rich.text import Text
 from flows.data_command import Data, counts, figures, stage
 from flows.outcome import given_sides
 from tasks.artifacts import Artifact
-from tasks.lineage import MOST_MATCHES, SET_ASIDE, Found, first_refused
+from tasks.lineage import SET_ASIDE, first_refused, num_refused
+from tasks.row_search import MOST_MATCHES, Found
 from tasks.stopped import Stopped, from_here
 from tasks.versions import Replaced
 
 DIGITS = 12  # of a digest, where a person reads it
+REFUSES = {"ingest": "refused", "dedupe": "removed"}  # what a stage does to a record; others set it aside
 RULES = {"given": "given by its source", "kept": "kept from earlier", "by_time": "by its time"}
 
 
@@ -41,7 +43,7 @@ def show_data(console: Console, data: Data, what: str) -> None:
                 console.print(_replaced(version.number, once), style="dim", soft_wrap=True)
     console.print()
     if data.stopped and (records := first_refused(data.stopped)):
-        console.print(_refused(records))
+        console.print(_refused(records, data.stopped))
         console.print()
     _show_missing(console, data, what)
 
@@ -76,7 +78,10 @@ def show_row(console: Console, data: Data, row: dict[str, Any], what: str) -> No
     identity = f"row {row['row_id'][:DIGITS]}" if row["row_id"] else "no row"
     asked = f", which line {row['asked_line']} is part of" if "asked_line" in row else ""
     place = (f"{row['file']} line {row['line']}", "bold")
-    console.print(Text.assemble(place, f"{asked}  {identity}, in {data.title}"))
+    stop = data.stop_of_ingest
+    is_of_stop = stop and Path(row["life"][0]["in"]).parent == stop.folder
+    among = f"what ingest refused of {data.name} when it stopped" if is_of_stop else data.title
+    console.print(Text.assemble(place, f"{asked}  {identity}, in {among}"))
     console.print(Text(row["text"], "dim"))
     console.print()
     table = _table("stage", "", "")
@@ -88,9 +93,9 @@ def show_row(console: Console, data: Data, row: dict[str, Any], what: str) -> No
     if row["versions"]:
         console.print()
         for past in row["versions"]:
-            because = f"({past['because']})" if past["because"] else "(not there)"
-            said = f"in version {past['version']} these messages were on {past['side'] or 'no side'} {because}"
-            console.print(said, style="dim")
+            number, because, side = past["version"], past["because"], past["side"] or "no side"
+            there = f"in version {number} these messages were on {side} ({because})"
+            console.print(there if because else f"not in version {number}", style="dim")
     if row["missing"] or data.changed or data.stopped:
         _show_missing(console, data, what)
 
@@ -117,8 +122,10 @@ def _replaced(number: int, once: Replaced) -> str:
     return f"version {number} {accepted} was replaced: {moved} rows went to another side"
 
 
-def _refused(records: Sequence[Found]) -> Table:
-    table = _table("the first that are refused", "reason", "")
+def _refused(records: Sequence[Found], stopped: Stopped) -> Table:
+    number, did = num_refused(stopped), REFUSES.get(stopped.stage, "set aside")
+    first = "the first " if number > len(records) else ""
+    table = _table(f"{first}{len(records)} of {number:,} that {stopped.stage} {did}", "reason", "")
     for record in records:
         partner = record.get("partner_file")
         said = f"repeats {partner} line {record['partner_line']}" if partner else record["detail"]
@@ -167,8 +174,10 @@ def _show_missing(console: Console, data: Data, what: str) -> None:
     until = "render" if data.missing == "render" else "split"
     command = f"tunewright run {what} --until {until}"
     if data.stopped:
-        _show_stop(console, data.stopped, changed=bool(data.changed))
+        _show_stop(console, data.stopped, f"{_changes(data.changed)} since, and " if data.changed else "")
         command = f"mend the data, or the setting that is named there; then  {command}"
+    elif data.outdated:
+        _show_stop(console, data.outdated, "the sources have changed since ")
     elif data.changed:
         console.print(
             Text(f"the sources, or how they are read, have changed since: {_some(data.changed)}", "yellow"),
@@ -182,13 +191,18 @@ def _show_missing(console: Console, data: Data, what: str) -> None:
     console.print(Text(f"next  {command}"), soft_wrap=True)
 
 
-def _show_stop(console: Console, stopped: Stopped, *, changed: bool) -> None:
+def _show_stop(console: Console, stopped: Stopped, since: str) -> None:
     """Which stage stopped, when, why, and where to look."""
-    since = "the sources have changed since, and " if changed else ""
     told = f"{since}{stopped.stage} stopped on {_clock(stopped.when)} in {stopped.run}: {stopped.message}"
     console.print(Text(told, "yellow"), soft_wrap=True)
     for path in stopped.paths:
         console.print(Text(f"look  {from_here(path)}"), soft_wrap=True)
+
+
+def _changes(changed: Sequence[str]) -> str:
+    """What is other than it was: the sources in a word, settings and code by their names."""
+    named = [change for change in changed if not change.startswith("files[")]
+    return _some([*(["the sources have changed"] if len(named) < len(changed) else []), *named])
 
 
 def _some(causes: Sequence[str]) -> str:

@@ -61,7 +61,7 @@ class Cached(Generic[P, A]):
         """What the key is made of, by names that a person understands: "training.learning_rate", "code tasks.split"."""
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
-        named = {name: value for argument, given in bound.arguments.items() for name, value in _flat(argument, given)}
+        named = {name: value for argument, given in bound.arguments.items() for name, value in flat(argument, given)}
         named |= {f"code {name}": digest for name, digest in fingerprints(self.build.__module__).items()}
         named |= {f"library {name}": importlib.metadata.version(name) for name in self.libraries}
         named["python"] = f"{sys.version_info.major}.{sys.version_info.minor}"  # its Unicode tables shape texts
@@ -154,7 +154,7 @@ class Cached(Generic[P, A]):
             shutil.rmtree(unfinished.with_suffix(".old"), ignore_errors=True)
         except BaseException as error:
             if isinstance(error, DataError):
-                stopped.keep(unfinished, self.stage, folder.name, error, _flow_run_name())
+                stopped.keep(unfinished, self.stage, folder.name, error, _flow_run_name(), ingredients)
             shutil.rmtree(unfinished, ignore_errors=True)
             if "No space left on device" in str(error):  # safetensors and others have types of their own for it
                 raise TunewrightError(NO_SPACE.format(folder.parent)) from error
@@ -194,7 +194,7 @@ def work_folder(folder: Path) -> Path:
     return config.home() / "work" / folder.parent.name / key
 
 
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """An argument as named values: a section field by field, an artifact by its digest, a contender by its parts."""
     if isinstance(value, Artifact):
         yield name, f"{value.stage} {value.digest}"
@@ -202,10 +202,10 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         for field in type(value).model_fields:
             inner = getattr(value, field)
             if not isinstance(inner, Path):  # where it lies is not what it is
-                yield from _flat(f"{name}.{field}", inner)
+                yield from flat(f"{name}.{field}", inner)
     elif isinstance(value, tuple | list) and any(isinstance(item, BaseModel) for item in value):
         for position, item in enumerate(value):
-            yield from _flat(f"{name}[{position}]", item)
+            yield from flat(f"{name}[{position}]", item)
     else:
         yield name, _plain(value)
 
@@ -263,17 +263,19 @@ def _earlier(ingredients: dict[str, Any], stage_folder: Path) -> tuple[dict[str,
             before, made = manifest["ingredients"], manifest["made"]
         except (ValueError, KeyError, TypeError, FileNotFoundError):
             continue
-        changes = [
-            _change(name, before.get(name), ingredients.get(name))
-            for name in sorted(before.keys() | ingredients.keys())
-            if before.get(name) != ingredients.get(name)
-        ]
+        changes = differences(before, ingredients)
         found.append((len(changes), made, manifest, changes))
     if not found:
         return None
     fewest = min(number for number, *_ in found)
     _, _, manifest, changes = max((f for f in found if f[0] == fewest), key=lambda f: f[1])
     return manifest, changes
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What sets the ingredients of one call apart from those of another, each as a person reads it."""
+    names = sorted(before.keys() | now.keys())
+    return [_change(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
 
 
 def _change(name: str, before: Any, now: Any) -> str:

@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,6 +30,7 @@ class Stopped(BaseModel):
     when: str  # UTC
     run: str  # the name of the flow run
     files: tuple[str, ...]  # the most telling one first
+    ingredients: dict[str, Any]  # of its key, as in a manifest
 
     @property
     def folder(self) -> Path:
@@ -45,11 +47,13 @@ class Stopped(BaseModel):
         return [self.path(name) for name in self.files]
 
 
-def keep(unfinished: Path, stage: str, key: str, error: DataError, run: str) -> None:
+def keep(unfinished: Path, stage: str, key: str, error: DataError, run: str, ingredients: dict[str, Any]) -> None:
     """Keeps of a stage's unfinished folder what the error names, and adds to the error's line where that lies now."""
     files = tuple(name for name in error.see if (unfinished / name).is_file())
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    stopped = Stopped(stage=stage, key=key, message=str(error), when=when, run=run, files=files)
+    stopped = Stopped(
+        stage=stage, key=key, message=str(error), when=when, run=run, files=files, ingredients=ingredients
+    )
     with contextlib.suppress(OSError):  # a full disk must not hide why the stage stopped
         discard(stage, key)
         stopped.folder.mkdir(parents=True)
@@ -68,6 +72,12 @@ def find(stage: str, key: str) -> Stopped | None:
         return Stopped.model_validate(said | {"stage": stage, "key": key})
     except (FileNotFoundError, ValueError, TypeError):  # killed while it was written: as if it were not there
         return None
+
+
+def of_stage(stage: str) -> list[Stopped]:
+    """What a stage left wherever it stopped."""
+    left = (find(stage, folder.name) for folder in (config.home() / "stopped" / stage).glob("*/"))
+    return [stopped for stopped in left if stopped]
 
 
 def discard(stage: str, key: str) -> None:

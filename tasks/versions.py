@@ -34,6 +34,7 @@ from tasks.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, Uni
 from tasks.caching import kept, lock
 from tasks.config import Split
 from tasks.errors import ConfigError, TunewrightError
+from tasks.split.columns import furthest
 from tasks.split.writing import GONE
 
 A = TypeVar("A", bound=Artifact)
@@ -221,7 +222,9 @@ def _replaced(known: Version, splits: Splits) -> Replaced:
     moved, num_known = None, 0
     if there.is_file():
         is_here = pc.field("because") != GONE
-        new, old = (pq.read_table(file, columns=["row_id", "side"], filters=is_here) for file in (here, there))
+        new, old = (
+            furthest(pq.read_table(file, columns=["row_id", "side"], filters=is_here)) for file in (here, there)
+        )
         both = new.join(old, "row_id", join_type="inner", right_suffix="_before").drop_null()
         moved, num_known = both.filter(pc.field("side") != pc.field("side_before")).num_rows, both.num_rows
     return Replaced(accepted=known.accepted, run=known.run, moved=moved, known=num_known)

@@ -75,13 +75,14 @@ def split(
     because: dict[str, str],
     quarantined: list[Record],
     earlier: Splits | None,
+    twice: tuple[Record, ...] = (),
 ) -> Splits:
     for side in ("train", "validation", "test"):
         write(folder / f"{side}.parquet", sides.get(side, []), SPLIT_SCHEMA)
     write(folder / "quarantine.parquet", quarantined, QUARANTINE_SCHEMA)
     side_of = {record["row_id"]: side for side, records in sides.items() for record in records}
     known = [{"row_id": key, "side": side_of.get(key, "train"), "because": why} for key, why in because.items()]
-    write(folder / "sides.parquet", known, SIDES_SCHEMA)
+    write(folder / "sides.parquet", [*twice, *known], SIDES_SCHEMA)
     return Splits(
         num_train=len(sides.get("train", [])),
         num_validation=len(sides.get("validation", [])),
@@ -141,6 +142,10 @@ def repeat(line: int, partner: int, similarity: float) -> Record:
 
 SETTINGS = Settings(
     data=DataSection(sources=(Source(path=FILE),)), model=Model(base="x/y"), registry=Registry(name="triage")
+)
+AS_GIVEN = (
+    {"row_id": row_id(1), "side": None, "because": "repeats_test_row"},
+    {"row_id": row_id(1), "side": "test", "because": "given"},
 )
 REFUSED = [aside(90, "bad_json", text='{"broken": tru')]
 FIRST = [row(1), row(2)]
@@ -402,6 +407,32 @@ def test_where_the_sources_changed_the_version_accepted_last_is_shown(data: Data
     assert "tunewright run x.yaml --until split" in page
 
 
+def test_a_given_test_row_stands_on_its_side_although_a_row_that_says_the_same_was_set_aside(
+    home: Path, planned: Plan
+) -> None:
+    del home
+    same = row(12, side="test") | {"row_id": row_id(1)}
+    rows = ingest([row(1), row(2), same], [])
+    checked = check(rows, [])
+    unique = dedupe(checked, [])
+    sides = {"train": [row(2, cluster=0)], "test": [same | {"cluster": 1}]}
+    splits = split(
+        unique, sides, {row_id(2): "drawn"}, [aside(1, "repeats_test_row", row_id=row_id(1))], None, AS_GIVEN
+    )
+    accept(before("triage", rows, SETTINGS.split), rows, checked, unique, splits)
+    planned([rows, checked, unique, splits])
+    data = look_up(SETTINGS)
+    assert (event(data, 12, "split")["outcome"], event(data, 12, "split")["because"]) == ("test", "given")
+    assert event(data, 1, "split")["reason"] == "repeats_test_row"
+    assert lineage.sides(row_id(1), data.past) == [{"version": 1, "side": "test", "because": "given"}]
+
+
+def test_a_row_that_another_version_has_is_said_to_be_there(data: Data) -> None:
+    said = refusal(lambda: find(look_up(SETTINGS, "1"), None, f"{FILE}:9", None))
+    assert said.endswith("no such record among the 2 of version 1 of 2 of the data of triage; it is in version 2")
+    assert "it is in" not in refusal(lambda: find(data, None, f"{FILE}:99", None))
+
+
 def test_an_earlier_version_can_be_looked_at(data: Data) -> None:
     old = look_up(SETTINGS, "1")
     assert old.title == "version 1 of 2 of the data of triage"
@@ -431,7 +462,7 @@ def test_a_person_reads_the_same(data: Data) -> None:
     assert "11 rows, 1 quarantined" in page
     one = shown(data_view.show_row, data, life(data, 9), "x.yaml")
     assert "inherited from data/a.jsonl line 2, which it repeats or shares a group with; cluster 0 with" in one
-    assert "in version 1 these messages were on no side (not there)" in one
+    assert "not in version 1\n" in one
     gone = shown(data_view.show_row, data, life(data, 5), "x.yaml")
     assert "near_duplicate of data/a.jsonl line 2 (row 222222222222), similarity 0.91" in gone
     assert "no row, in version 2" in shown(data_view.show_row, data, life(data, 90), "x.yaml")

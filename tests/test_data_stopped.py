@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from flows import data_command, data_view
-from flows.calls import Step
+from flows.calls import Plan, Reached, Step, Unknown
 from flows.data_command import Data, data_json, figures, find, look_up, row_json
 from tasks.artifacts import Artifact, CheckedRows, Rows, Splits, UniqueRows
 from tasks.check import check
@@ -32,7 +33,7 @@ c"
 "Is it open","no
 it is not",x
 """
-Plan = Callable[..., None]
+Planned = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,7 @@ GOLDEN = Source(path="golden.jsonl", side="test")
 
 
 @pytest.fixture
-def planned(monkeypatch: pytest.MonkeyPatch) -> Plan:
+def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
     """`planned(artifacts, stopped)`: a plan finds these, and that the stage after them stopped."""
 
     def given(artifacts: Sequence[Artifact], stopped: Any = None) -> None:
@@ -68,7 +69,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Plan:
 
 
 @pytest.fixture
-def look(planned: Plan) -> Callable[..., Data]:
+def look(planned: Planned) -> Callable[..., Data]:
     """`look(settings)`: the data after ingest has read them."""
 
     def given(asked: Settings) -> Data:
@@ -151,7 +152,7 @@ def test_without_a_version_nothing_is_compared_with_what_another_pipeline_made(l
 
 
 @pytest.fixture
-def refused(planned: Plan) -> Settings:
+def refused(planned: Planned) -> Settings:
     """Settings of data that ingest stopped on."""
     Path("bad.jsonl").write_text('{"broken": tru\n')
     asked = settings(Source(path="bad.jsonl"))
@@ -176,11 +177,135 @@ def test_a_stop_of_ingest_is_told_with_its_reason_its_time_and_what_to_look_at(r
     assert "look  home/stopped/ingest/" in page
     assert "next  mend the data, or the setting that is named there; then  tunewright run x.yaml --until split" in page
     assert "has not run" not in page
-    with pytest.raises(ConfigError, match="no row of triage was read: ingest stopped: 1 of 1 records refused"):
-        ask(data, line="bad.jsonl:1")
+    assert "1 of 1 that ingest refused" in page
 
 
-def test_a_stop_of_check_is_the_end_of_the_life_of_the_rows_that_it_refused(planned: Plan) -> None:
+@pytest.mark.parametrize("given", [{"line": "bad.jsonl:1"}, {"text": "BROKEN tru"}])
+def test_a_record_that_ingest_refused_when_it_stopped_is_found_with_its_reason(
+    refused: Settings, given: dict[str, str]
+) -> None:
+    data = look_up(refused)
+    found = ask(data, **given)
+    (event,) = found["life"]
+    assert (event["stage"], event["outcome"], event["reason"]) == ("ingest", "refused", "bad_json")
+    assert data.stopped
+    assert event["in"] == str(data.stopped.paths[0])
+    page = shown(data_view.show_row, data, found, "x.yaml")
+    assert "bad.jsonl line 1  no row, in what ingest refused of triage when it stopped" in page
+
+
+@pytest.mark.parametrize("given", [{"line": "bad.jsonl:2"}, {"text": "nobody"}, {"row": "ab"}])
+def test_where_ingest_stopped_what_is_not_found_names_the_stop_and_where_to_look(
+    refused: Settings, given: dict[str, str]
+) -> None:
+    said = r"no row of triage was read: ingest stopped: 1 of 1 records refused.*; look home/stopped/ingest/\w+/quarant"
+    with pytest.raises(ConfigError, match=said):
+        ask(look_up(refused), **given)
+
+
+def grow(planned: Planned, appended: str, share: float) -> Data:
+    """A version of one row is accepted; then a line is added, or a setting is other, and ingest stops."""
+    line = json.dumps({"instruction": "Say hello", "output": "Hello"})
+    Path("grow.jsonl").write_text(f"{line}\n{{\n")
+    before, after = (settings(Source(path="grow.jsonl"), max_refused_share=most) for most in (0.5, share))
+    rows: Rows = ingest.fn(before.data, source_files(before.data))
+    accepted(rows)
+    Path("grow.jsonl").write_text(f"{line}\n{{\n{appended}")
+    files = source_files(after.data)
+    with pytest.raises(DataError):
+        ingest.fn(after.data, files)
+    planned([], ingest.fn.stopped(after.data, files))  # pyright: ignore[reportFunctionMemberAccess]
+    return look_up(after)
+
+
+@pytest.fixture
+def _of_ingest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an accepted version only what ingest made is looked at: accepted() enters no more."""
+    monkeypatch.setattr(data_command, "_parts", lambda version: (version.rows,))
+
+
+@pytest.mark.usefixtures("_of_ingest")
+def test_a_line_that_ingest_stopped_on_is_found_although_an_accepted_version_is_shown(planned: Planned) -> None:
+    data = grow(planned, "[]\n", 0.5)
+    assert data.version
+    assert ask(data, line="grow.jsonl:3")["life"][0]["reason"] == "not_an_object"
+    assert ask(data, line="grow.jsonl:1")["life"][0]["outcome"] == "read"
+    with pytest.raises(ConfigError, match=r"among the 2 of version 1 .*none that ingest refused.*; look home/stopped/"):
+        ask(data, line="grow.jsonl:4")
+    matches = ask(data, text="{")
+    assert matches["line"] == 2, "refused then and now, it is one record"
+    assert "the sources have changed since, and ingest stopped on" in shown(data_view.show_data, data, "x.yaml")
+
+
+@pytest.mark.usefixtures("_of_ingest")
+def test_where_ingest_stops_because_of_a_setting_that_setting_is_named(planned: Planned) -> None:
+    page = shown(data_view.show_data, grow(planned, "", 0.25), "x.yaml")
+    assert "data.max_refused_share: 0.5 -> 0.25 since, and ingest stopped on" in page
+    assert "sources have changed" not in page
+    page = shown(data_view.show_data, grow(planned, "[]\n", 0.25), "x.yaml")
+    assert "the sources have changed; data.max_refused_share: 0.5 -> 0.25 since, and ingest stopped on" in page
+
+
+def test_of_many_refused_records_the_first_ten_are_listed_and_all_are_counted(planned: Planned) -> None:
+    Path("many.jsonl").write_text("{\n" * 12)
+    asked = settings(Source(path="many.jsonl"))
+    files = source_files(asked.data)
+    with pytest.raises(DataError):
+        ingest.fn(asked.data, files)
+    planned([], ingest.fn.stopped(asked.data, files))  # pyright: ignore[reportFunctionMemberAccess]
+    data = look_up(asked)
+    told = data_json(data)["stopped"]
+    assert (told["num_refused"], len(told["first"])) == (12, 10)
+    assert "the first 10 of 12 that ingest refused" in shown(data_view.show_data, data, "x.yaml")
+
+
+STRICT = Checks(expectations=(Expectation(name="length_out_of_bounds", arguments={"max_prompt_chars": 1}),))
+
+
+@pytest.fixture
+def look_again(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], Data]:
+    """`look_again(settings)`: the data as a plan of ingest and check sees them."""
+
+    def given(asked: Settings) -> Data:
+        plan = Plan("check")
+        with suppress(Reached, Unknown):
+            rows = plan(ingest, data=asked.data, files=source_files(asked.data))
+            plan(check, rows=rows, checks=asked.checks, special_tokens=())
+        monkeypatch.setattr(data_command, "plan", lambda *_: tuple(plan.steps))
+        return look_up(asked)
+
+    return given
+
+
+@pytest.mark.usefixtures("_of_ingest")
+@pytest.mark.parametrize("stage", ["ingest", "check"])
+def test_a_stop_is_told_until_the_mended_sources_are_run(stage: str, look_again: Callable[[Settings], Data]) -> None:
+    asked = settings(Source(path="golden.jsonl")).model_copy(update={"checks": STRICT})
+    good = Path("golden.jsonl").read_text()
+    if stage == "ingest":
+        Path("golden.jsonl").write_text("{\n")
+    with pytest.raises(DataError):
+        check.fn(ingest.fn(asked.data, source_files(asked.data)), STRICT, ())
+    assert stage == look_again(asked).stopped.stage  # pyright: ignore[reportOptionalMemberAccess]
+    Path("golden.jsonl").write_text(good + good)
+    data = look_again(asked)
+    told = json.loads(json.dumps(data_json(data)))
+    assert (told["missing"], told["stopped"], told["outdated"]["stage"]) == ("ingest", None, stage)
+    page = shown(data_view.show_data, data, "x.yaml")
+    assert f"the sources have changed since {stage} stopped on {told['outdated']['when'][:10]} " in page
+    assert f"look  home/stopped/{stage}/" in page
+    assert "next  tunewright run x.yaml --until split" in page
+    with pytest.raises(ConfigError, match="no row of triage was read: ingest has not run since the sources changed"):
+        ask(data, line="golden.jsonl:1")
+    with pytest.raises(ConfigError, match="no stage has run"):
+        look_again(settings(Source(path="golden.jsonl", layout="alpaca")).model_copy(update={"checks": STRICT}))
+    accepted(ingest.fn(asked.data, source_files(asked.data)))
+    Path("golden.jsonl").write_text(good + good + good)
+    last = look_again(asked)
+    assert (last.outdated, bool(last.changed)) == (None, True), "what was accepted since is shown"
+
+
+def test_a_stop_of_check_is_the_end_of_the_life_of_the_rows_that_it_refused(planned: Planned) -> None:
     asked = settings(FAQ)
     rows: Rows = ingest.fn(asked.data, source_files(asked.data))
     checks = Checks(expectations=(Expectation(name="length_out_of_bounds", arguments={"max_prompt_chars": 10}),))
@@ -246,7 +371,7 @@ def test_every_figure_of_the_versions_adds_up_also_where_rows_are_equal() -> Non
         assert (count["quarantined"], count["removed"]) == (2, 1)
 
 
-def test_figures_under_other_settings_than_the_accepted_ones_are_told_apart(planned: Plan) -> None:
+def test_figures_under_other_settings_than_the_accepted_ones_are_told_apart(planned: Planned) -> None:
     asked = settings(FAQ)
     rows: Rows = ingest.fn(asked.data, source_files(asked.data))
     first = accepted(rows)

@@ -273,6 +273,22 @@ def test_a_row_that_was_away_comes_back_to_its_side() -> None:
     assert side_of(split_rows(free(rows), earlier=away))[rows[-1]["row_id"]] == "test"
 
 
+def test_a_row_that_a_given_test_row_repeated_tests_when_that_side_is_not_given_any_more() -> None:
+    rows = [row_of(text, side="test") for text in [TESTED, *BASE[:5]]] + [row_of(text) for text in BASE[5:]]
+    trained = split_rows([row_of(TESTED), *BASE], Split(test=0.05, validation=0.05))
+    assert side_of(trained)[rows[0]["row_id"]] == "train"
+    for earlier in (None, trained):
+        copied = split_rows([row_of(TESTED), *rows], EVEN, earlier)
+        remembered = pq.read_table(copied.path("sides.parquet")).to_pylist()
+        assert [row["row_id"] for row in remembered].count(rows[0]["row_id"]) == 2
+        assert side_of(split_rows(free([row_of(TESTED), *rows[1:]]), EVEN, copied))[rows[0]["row_id"]] == "test"
+        away = split_rows(free(rows[1:]), EVEN, copied)
+        gone = [
+            row["side"] for row in pq.read_table(away.path("sides.parquet")).to_pylist() if row["because"] == "gone"
+        ]
+        assert gone == ["test"]
+
+
 def test_an_earlier_version_that_is_not_whole_is_an_error_that_names_the_setting() -> None:
     earlier = split_rows(BASE)
     earlier.path("sides.parquet").unlink()

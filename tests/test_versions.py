@@ -45,11 +45,12 @@ def dedupe(folder: Path, rows: CheckedRows) -> UniqueRows:
 
 @cached()
 def split(folder: Path, rows: UniqueRows, settings: Split, ids: str = "") -> Splits:
-    """With a higher threshold more of a, b, c test; x is gone, and y is set aside."""
+    """With a higher threshold more of a, b, c test, each repeated by a row set aside; x is gone, and y is set aside."""
     (folder / "train.parquet").write_text(f"{rows.digest} {settings.threshold}")
     tested = "abc"[: round(10 * settings.threshold) - 6]
     sides = {row_id: "test" if row_id in tested else "train" for row_id in ids}
     memory = [{"row_id": row_id, "side": side, "because": "drawn"} for row_id, side in sides.items()]
+    memory += [{"row_id": row_id, "side": "train", "because": "repeats_test_row"} for row_id in ids if row_id in tested]
     gone = {"row_id": "x", "side": "train", "because": "gone"}
     aside = {"row_id": "y", "side": None, "because": "bridges_sides"}
     pq.write_table(pa.Table.from_pylist([*memory, gone, aside], SIDES_SCHEMA), folder / SIDES_FILE)

@@ -84,11 +84,22 @@ def earlier_sides(row_ids: pa.Array, earlier: Splits | None) -> tuple[np.ndarray
             f"split.sticky=true: {file} is missing, which has the sides of the version before; bring it back, or set "
             "split.sticky=false to split anew"
         )
-    table = pq.read_table(file, schema=SIDES_SCHEMA)
+    table = furthest(pq.read_table(file, schema=SIDES_SCHEMA))
     place, found = _index_in(row_ids, _one(table["row_id"])), np.full(len(row_ids), NONE)
     found[place >= 0] = _sides(table["side"])[place[place >= 0]]
     gone = _index_in(_one(table["row_id"]), row_ids) < 0
     return found, table.filter(pa.array(gone & (_sides(table["side"]) != NONE)))
+
+
+def furthest(memory: pa.Table) -> pa.Table:
+    """Each row_id of a sides.parquet once, on the side of those it has that is the nearest to test.
+
+    It is there more than once where a row was set aside for a given one that says the same.
+    """
+    order = np.argsort(-_sides(memory["side"]), kind="stable")
+    ids = np.asarray(memory["row_id"].combine_chunks().dictionary_encode().indices)
+    _, first = np.unique(ids[order], return_index=True)
+    return memory.take(pa.array(np.sort(order[first])))
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
