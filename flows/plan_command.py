@@ -110,7 +110,15 @@ class _Rates:
             return None
         found = None
         if self.machine.is_here and self.base:
-            found = calibration.measured(self.base, self.tokens, self.ground, method, self.machine)
+            found = calibration.measured(
+                self.base,
+                self.tokens,
+                self.ground,
+                method,
+                self.settings.training,
+                self.settings.compute,
+                self.machine,
+            )
         return found or rate_of(self.machine.teraflops)
 
 
@@ -152,7 +160,7 @@ def one_as_json(one: Estimate) -> dict[str, Any]:
         "trained_parameters": one.num_learning,
         "parameters": one.num_parameters,
         "micro_batch": one.micro_batch,
-        "memory_bytes": one.memory.parts | {"peak": one.peak},
+        "memory_bytes": one.memory.parts | {"peak": one.peak, "evaluation": one.evaluation},
         "fits": one.fits,
         "disk_bytes": one.disk,
         "longest_row": one.work.longest,
@@ -163,4 +171,5 @@ def one_as_json(one: Estimate) -> dict[str, Any]:
         "seconds": [round(second, 4) for second in one.seconds] if one.seconds else None,
         "seconds_from": one.rate_source,
         "computed_with": one.chosen.model_dump(),
+        "notes": one.notes,
     }

@@ -63,6 +63,7 @@ def _facts(costs: Costs) -> list[tuple[str, str]]:
         *_rows(costs),
         ("computed", _computed(one)),
         ("disk", f"{_bytes(one.disk)} while it trains"),
+        *(("note", note) for note in one.notes),
     ]
 
 

@@ -316,7 +316,9 @@ class Training(Section):
         default=3, ge=1, description="Stop after so many evaluations that are no better; empty never stops early"
     )
     min_delta: float = Field(
-        default=0.0, ge=0, description="An evaluation is better only by more than this, in the unit of best_by"
+        default=0.0,
+        ge=0,
+        description="For patience an evaluation is better only by more than this, in the unit of best_by",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="How the learning rate falls after the warm-up"
@@ -324,7 +326,12 @@ class Training(Section):
     warmup: float = Field(
         default=0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises, 0 to below 1"
     )
-    seed: int = Field(default=0, ge=0, description="Of the adapter's first weights and the order of the rows")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=4_294_967_295,
+        description="Of the adapter's first weights and the order of the rows, 0 to 4294967295, as NumPy takes it",
+    )
     speed: Literal["auto", "plain"] = Field(
         default="auto",
         description="auto uses what is safe here and says what and why; plain uses nothing that compute leaves to it",
@@ -478,12 +485,17 @@ def make_home() -> None:
 
 
 def quiet_libraries() -> None:
-    """Tells the libraries, before they are imported, to send nothing home; what the environment has already stays."""
+    """Tells the libraries, before they are imported, to send nothing home and to take no more than they need.
+
+    What the environment has already stays.
+    """
     quiet = {
         "DO_NOT_TRACK": "1",
         "GX_ANALYTICS_ENABLED": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "LRU_CACHE_CAPACITY": "128",  # oneDNN keeps a kernel for each length of a batch: of 1024, a gigabyte in time
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads beside another busy process can be ten times slower
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "RAY_USAGE_STATS_ENABLED": "0",

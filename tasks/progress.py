@@ -31,6 +31,7 @@ class Progress:
         self.looks: list[Line] = []
         self.artifact: Any = None
         self.shown = self.logged = 0.0
+        self.cannot_show = False
 
     def update(self, *, last: bool = False) -> None:
         """Reads and shows what is new; a line counts once it is whole."""
@@ -87,10 +88,16 @@ class Progress:
             return
         step, planned = self._place()
         percent, sentence = 100 * step / planned, self.sentence()
-        if self.artifact is None:
-            self.artifact = create_progress_artifact(progress=percent, key="training-progress", description=sentence)
-        else:
-            update_progress_artifact(artifact_id=self.artifact, progress=percent, description=sentence)
+        try:
+            if self.artifact is None:
+                made = create_progress_artifact(progress=percent, key="training-progress", description=sentence)
+                self.artifact = made
+            else:
+                update_progress_artifact(artifact_id=self.artifact, progress=percent, description=sentence)
+        except Exception as error:  # the network's or the server's, of many types: training does not end with a picture
+            if not self.cannot_show:
+                log.warning("  the Prefect UI cannot show the progress, training goes on: %s", error)
+            self.cannot_show = True
 
 
 def layout(facts: dict[str, Any]) -> list[str]:

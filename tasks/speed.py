@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from tasks.config import Compute, Method, Training
 from tasks.errors import ConfigError
+from tasks.machine import memory_bytes
 
 # Decoders whose only exchange between tokens is attention by position, each held to equal losses by a test.
 SHARING = frozenset(
@@ -23,6 +24,10 @@ SHARING = frozenset(
 )
 # liger-kernel 0.8 has kernels for their norms, rotary embeddings and SwiGLU.
 LIGER = frozenset(("granite", "llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"))
+# What configurations call their sizes: most, then GPT-2 and those after it, then MPT.
+HIDDEN = ("hidden_size", "n_embd", "d_model")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
+INNER = ("intermediate_size", "n_inner")
 RESIDENT_SHARE = 0.6  # of a device's memory, for the weights and one row's activations
 
 T = TypeVar("T")
@@ -65,12 +70,10 @@ class Chosen(BaseModel, frozen=True):
 
 def device_here() -> Device:
     """The first GPU, or else this machine's processors."""
-    import psutil
     import torch
 
     if not torch.cuda.is_available():
-        memory = psutil.virtual_memory().total
-        return Device(has_bfloat16=cpu_has_bfloat16(), memory_bytes=memory)
+        return Device(has_bfloat16=cpu_has_bfloat16(), memory_bytes=memory_bytes())
     properties = torch.cuda.get_device_properties(0)
     return Device(
         kind="cuda",
@@ -151,7 +154,8 @@ class _Choice:
 
     def _flash_pays(self, precision: str) -> bool:
         wanted = self.compute.shared_prefix is False and self.compute.packing is not False and self.longest > 2_048
-        return wanted and not self.plain and self.device.has_flash_attention and precision == "bfloat16"
+        able = self.device.has_flash_attention and precision == "bfloat16" and not self._not_held()
+        return wanted and able and not self.plain
 
     def shared_prefix(self, attention: str) -> bool:
         obstacle = self._obstacle(attention)
@@ -164,18 +168,25 @@ class _Choice:
             if self.compute.packing is None:
                 self.because["packing"] = "rows with a shared prefix lie packed"
             return True
-        obstacle = "" if attention == "flash_attention_2" else self._obstacle(attention)
+        obstacle = self._not_held() if attention == "flash_attention_2" else self._obstacle(attention)
         return self._switch("packing", obstacle, "no padding is computed")
 
+    def _not_held(self) -> str:
+        """Why rows cannot lie in one sequence whatever the attention: something else may carry over; or empty."""
+        kind = self.config.model_type
+        return "" if kind in SHARING else f"it was not held to equal losses for models of type {kind}"
+
     def _obstacle(self, attention: str) -> str:
-        """Why rows cannot lie in one sequence, each seeing itself alone, with our attention; empty if they can."""
-        config, kind = self.config, self.config.model_type
+        """Why rows cannot lie in one sequence, each seeing itself alone, with our attention; empty if they can.
+
+        FlashAttention has a sliding window of its own.
+        """
         if attention != "sdpa":
             return f"compute.attention is {attention}"
-        if kind not in SHARING:
-            return f"it was not held to equal losses for models of type {kind}"
-        window = getattr(config, "sliding_window", None)
-        if window and getattr(config, "use_sliding_window", True) and self.longest > window:
+        if not_held := self._not_held():
+            return not_held
+        window = getattr(self.config, "sliding_window", None)
+        if window and getattr(self.config, "use_sliding_window", True) and self.longest > window:
             return f"attention slides over {window} tokens and a row has {self.longest}"
         return ""
 
@@ -238,9 +249,14 @@ class _Choice:
 
 def _resident_bytes(config: Any, method: Method, precision: str, tokens: int) -> float:
     """Roughly what the weights and one row's activations take: an order of magnitude, for a switch."""
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    parameters = layers * (4 * hidden * hidden + 3 * hidden * inner) + config.vocab_size * hidden
+    hidden, layers = _size(config, *HIDDEN), _size(config, *LAYERS)
+    inner = _size(config, *INNER) or 4 * hidden
+    parameters = layers * (4 * hidden * hidden + 3 * hidden * inner) + _size(config, "vocab_size") * hidden
     size = 2 if precision == "bfloat16" else 4
     weights = {"qlora": method.bits / 8, "lora": size, "spectrum": size + 16 * method.share, "full": 16}[method.kind]
     return parameters * weights + tokens * layers * size * (10 * hidden + 5 * inner)
+
+
+def _size(config: Any, *names: str) -> int:
+    """The first of these fields that the configuration has; 0 if none."""
+    return next((size for name in names if (size := getattr(config, name, None))), 0)

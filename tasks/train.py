@@ -20,7 +20,7 @@ from typing import Any
 
 from prefect import task
 
-from tasks import budget, curves, trainer
+from tasks import budget, curves, machine, trainer
 from tasks.artifacts import Adapter, Base, Scan, Tokens
 from tasks.caching import cached, work_folder
 from tasks.config import Compute, Method, Training
@@ -33,6 +33,7 @@ log = logging.getLogger("tunewright")
 POLL_SECONDS = 0.5
 ROOM_BYTES = 50_000_000  # with less than this free, a checkpoint cannot have been written
 GRACE_SECONDS = 6.0  # for a checkpoint, when the run is cancelled
+ATTEMPT = "--- attempt"  # begins the line before each attempt's output in trainer.log
 
 
 def run_trainer(job: trainer.Job, work: Path) -> None:
@@ -49,8 +50,8 @@ def run_trainer(job: trainer.Job, work: Path) -> None:
             raise _failure(code, work)
         if micro_batch == 1:
             raise TrainingError(
-                f"out of memory with training.micro_batch=1 ({_error(work)}): use method.kind=qlora, a lower "
-                "method.rank, or a smaller model.base"
+                f"out of memory with training.micro_batch=1 ({_error(work)}): use compute.checkpointing=true, "
+                "method.kind=qlora, a lower method.rank, or a smaller model.base"
             )
         micro_batch //= 2
         log.warning(
@@ -59,49 +60,59 @@ def run_trainer(job: trainer.Job, work: Path) -> None:
 
 
 def _attempt(job: trainer.Job, work: Path) -> int:
-    """One trainer process from start to end, and its exit code."""
-    for leftover in ("error.json", "status.json", "summary.json"):
-        (work / leftover).unlink(missing_ok=True)
-    job_file = work / "job.json"
-    job_file.write_text(job.model_dump_json(indent=1), encoding="utf-8")
-    environment = os.environ | {
-        # One GPU: with more in sight, transformers would spread a batch over them in a way of its own.
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
-        "OMP_WAIT_POLICY": "passive",
-        "TOKENIZERS_PARALLELISM": "false",
-        "WANDB_DISABLED": "true",
-    }
-    root = str(Path(__file__).parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
-    with (work / "trainer.log").open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", process_of_trainer.__name__, str(job_file)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
-    with _ended_with_us(process):
+    """One trainer process from start to end, and its exit code; the kernel's end of it for want of memory is one."""
+    killed = machine.oom_kills()
+    with started(job, work) as process:
         progress = Progress(work)
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(POLL_SECONDS)
             progress.update()
         progress.update(last=True)
+    if process.returncode == -signal.SIGKILL and machine.oom_kills() > killed:
+        error = {"type": "OutOfMemory", "message": "the kernel ended the trainer for want of memory"}
+        (work / "error.json").write_text(json.dumps(error), encoding="utf-8")
+        return trainer.OUT_OF_MEMORY
     return process.returncode
 
 
 @contextlib.contextmanager
-def _ended_with_us(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """Whatever ends this block ends the trainer and its children: politely first, so that it can save a checkpoint."""
+def started(job: trainer.Job, work: Path, *, grace: float = GRACE_SECONDS) -> Iterator[subprocess.Popen[Any]]:
+    """The trainer at work on the job in the folder `work`.
+
+    Whatever ends this block ends the trainer and its children: politely first, with so many seconds for a checkpoint.
+    """
+    for leftover in ("error.json", "status.json", "summary.json"):
+        (work / leftover).unlink(missing_ok=True)
+    job_file = work / "job.json"
+    job_file.write_text(job.model_dump_json(indent=1), encoding="utf-8")
+    environment = os.environ | {
+        # One GPU: with more in sight, transformers would spread a batch over them in a way of its own.
+        "CUDA_VISIBLE_DEVICES": machine.first_gpu() or "",
+        "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),  # as nvidia-smi, and so plan, counts
+        "WANDB_DISABLED": "true",
+    }
+    root = str(Path(__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    with (work / "trainer.log").open("a", encoding="utf-8") as output:
+        output.write(f"{ATTEMPT} of {time.strftime('%Y-%m-%d %H:%M:%S')}, training.micro_batch={job.micro_batch}\n")
+        output.flush()
+        process = subprocess.Popen(
+            # -P: a file of the user's where they run, such as datasets.py, is no library of ours.
+            [sys.executable, "-P", "-m", process_of_trainer.__name__, str(job_file), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
     try:
-        yield
+        yield process
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             try:
-                process.wait(GRACE_SECONDS)
+                process.wait(grace)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -123,7 +134,7 @@ def _error(work: Path) -> str:
         error = json.loads((work / "error.json").read_text(encoding="utf-8"))
         return f"{error['type']}: {error['message']}"
     lines = (work / "trainer.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no output"
+    return "no output" if lines[-1].startswith(ATTEMPT) else lines[-1]
 
 
 @task(
@@ -134,7 +145,7 @@ def _error(work: Path) -> str:
     retry_condition_fn=retry_transient,
 )
 @cached(
-    libraries=("torch", "transformers", "trl", "peft", "bitsandbytes"),
+    libraries=("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "safetensors"),
     volatile=("curves", "metrics", "status", "summary", "trainer"),
 )
 def train(

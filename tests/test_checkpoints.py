@@ -1,6 +1,9 @@
 """A run resumes from the newest checkpoint that is whole, and from no other."""
 
+import hashlib
 from pathlib import Path
+
+import pytest
 
 from tasks.trainer import checkpoints
 
@@ -36,6 +39,32 @@ def test_a_flipped_bit_a_missing_and_an_added_file_each_make_it_invalid(tmp_path
     (added / "scheduler.pt").write_bytes(b"from elsewhere")
     assert [checkpoints.is_valid(one) for one in (flipped, missing, added)] == [False] * 3
     assert checkpoints.newest_valid(tmp_path) is None
+
+
+def test_a_replaced_file_leaves_it_valid_and_no_other_content_does(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, 2)
+    new = tmp_path / "new"
+    new.write_bytes(b"new")
+    checkpoints.replace(checkpoint, "optimizer.pt", new, best_step=2)
+    assert (checkpoint / "optimizer.pt").read_bytes() == b"new"
+    assert checkpoints.newest_valid(tmp_path) == checkpoint
+    (checkpoint / "optimizer.pt").write_bytes(b"other")
+    assert not checkpoints.is_valid(checkpoint)
+
+
+def test_a_checkpoint_that_is_its_own_best_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = make(tmp_path, 2, sealed=False)
+    checkpoints.seal(checkpoint, best_step=2)
+    read: list[str] = []
+    original = hashlib.file_digest
+
+    def file_digest(file: object, name: str) -> object:
+        read.append(name)
+        return original(file, name)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    assert checkpoints.newest_valid(tmp_path) == checkpoint
+    assert len(read) == len(["optimizer.pt", "adapter_model.safetensors"])
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_each_bound_but_zero_and_one_from_below_is_said_in_words(name: str, fiel
         lower = getattr(bound, "ge", getattr(bound, "gt", None))
         upper = getattr(bound, "le", getattr(bound, "lt", None))
         for value in ([lower] if lower not in {None, 0, 1} else []) + ([upper] if upper is not None else []):
-            assert f"{value:g}" in said
+            assert f"{value:.10g}" in said
 
 
 @pytest.mark.parametrize("model", [Settings, *SECTIONS.values(), Source])

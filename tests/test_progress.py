@@ -5,8 +5,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+import tasks.progress
 from tasks.progress import Progress, duration, seconds_left
 
 STATUS = {
@@ -64,6 +66,29 @@ def test_a_line_is_logged_after_the_first_step_and_after_each_evaluation(
         "step 22 of 45: loss 0.5000, validation loss 0.7500, validation exact match 0.2500, 1,234 tokens/s, "
         "about 76 s left",  # 23 steps, and evaluations after steps 30, 40 and 45
     ]
+
+
+def test_a_server_that_does_not_answer_is_said_once_and_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> None:
+        raise httpx.ConnectError("connection refused")
+
+    monkeypatch.setattr(tasks.progress.TaskRunContext, "get", lambda: "a task run")
+    monkeypatch.setattr(tasks.progress, "create_progress_artifact", fail)
+    (tmp_path / "status.json").write_text(json.dumps(STATUS))
+    progress = Progress(tmp_path)
+    progress.update()
+    for lines in ([look(22)], [look(22), look(24)], [look(22), look(24), look(26)]):
+        write(tmp_path, *lines)
+        progress.update()
+    said = [record.getMessage().strip() for record in caplog.records if record.levelno == logging.WARNING]
+    assert said == ["the Prefect UI cannot show the progress, training goes on: connection refused"]
+    shown: list[float] = []
+    monkeypatch.setattr(tasks.progress, "create_progress_artifact", lambda progress, **_: shown.append(progress))
+    write(tmp_path, look(22), look(24), look(26), look(45))
+    progress.update()
+    assert shown == [100.0]
 
 
 def test_the_time_left_counts_steps_and_evaluations() -> None:

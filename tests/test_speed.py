@@ -1,20 +1,26 @@
 """What is chosen where, with its reason; and every choice trains to the same weights as the plain one."""
 
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from trl.trainer.sft_config import SFTConfig
 
 from tasks import batches
 from tasks.artifacts import IGNORED, Base
 from tasks.batches import Collator, answer_loss, num_labels
-from tasks.batches.attention import attention
+from tasks.batches.attention import _masked, attention
+from tasks.budget.shapes import Config
 from tasks.config import Compute, Method, Training
 from tasks.errors import ConfigError
 from tasks.speed import Chosen, Device, choose
+from tasks.trainer.answers import AnswerTrainer
 from tasks.trainer.fused import fuse
 from tasks.trainer.preparing import decoder_layers, prepare
 
@@ -96,6 +102,35 @@ def test_a_sliding_window_is_no_obstacle_until_a_row_is_longer() -> None:
     config.sliding_window = 64
     assert chosen(config=config, longest=64).layout == "shared"
     assert "slides over 64 tokens and a row has 65" in chosen(config=config, longest=65).because["shared_prefix"]
+
+
+def test_flash_attention_packs_no_model_whose_tokens_exchange_beside_attention() -> None:
+    config: Any = LlamaConfig()
+    config.model_type = "lfm2"  # short convolutions run over the ends of packed rows
+    asked = chosen(GPU, attention="flash_attention_2", config=config)
+    assert asked.layout == "padded"
+    assert "models of type lfm2" in asked.because["packing"]
+    left = chosen(GPU, longest=8_000, shared_prefix=False, config=config)
+    assert (left.layout, left.attention) == ("padded", "sdpa")
+    with pytest.raises(ConfigError, match="models of type lfm2"):
+        chosen(GPU, attention="flash_attention_2", packing=True, config=config)
+
+
+def test_flash_attention_packs_rows_that_are_longer_than_a_sliding_window() -> None:
+    config = LlamaConfig()
+    config.sliding_window = 64
+    assert chosen(GPU, attention="flash_attention_2", config=config, longest=65).layout == "flash"
+
+
+@pytest.mark.parametrize("names", [("n_embd", "n_layer", "n_inner"), ("d_model", "n_layers", "intermediate_size")])
+def test_a_configuration_with_names_of_its_own_is_sized_alike(names: tuple[str, ...]) -> None:
+    common = {"model_type": "gpt2", "vocab_size": 32_000}
+    usual = Config(common | {"hidden_size": 4_096, "num_hidden_layers": 32, "intermediate_size": 11_008})
+    own = Config(common | dict(zip(names, (4_096, 32, 11_008), strict=True)))
+    small = GPU.model_copy(update={"memory_bytes": 16 * 10**9})
+    reason = chosen(small, config=own, longest=2_000).because["checkpointing"]
+    assert reason == chosen(small, config=usual, longest=2_000).because["checkpointing"]
+    assert "GB of 16.0 GB" in reason
 
 
 def test_activations_are_computed_again_where_the_longest_row_would_not_fit() -> None:
@@ -193,6 +228,86 @@ def test_products_of_small_blocks_attend_as_torch_does(monkeypatch: pytest.Monke
         output.float().square().sum().backward()
         results.append(torch.cat([output.flatten(), *(s.grad.flatten() for s in states if s.grad is not None)]).float())
     assert (results[0] - results[1]).norm() <= 1e-2 * results[0].norm()
+
+
+def test_a_gpus_masked_attention_is_given_as_many_key_heads_as_query_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[bool, list[int]]] = []
+    torchs = functional.scaled_dot_product_attention
+
+    def note(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+        called.append(("attn_mask" in options, [states.shape[1] for states in (query, key, value)]))
+        return torchs(query, key, value, **options)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", note)
+    inputs = batches.packed(make_rows(), share=True)["inputs"]
+    tokens = inputs["input_ids"].shape[1]
+    query, key, value = (torch.empty(1, heads, tokens, 16, device="meta") for heads in (4, 2, 2))
+    tables = {name: inputs[name].to("meta") for name in ("row_tokens", "token_rows", "visible")}
+    output, _ = attention(torch.nn.Module(), query, key, value, None, **tables)
+    assert output.shape == (1, tokens, 4, 16)
+    assert called == [(True, [4, 4, 4]), (False, [4, 2, 2])]  # a fused kernel takes fewer without a mask
+
+
+def test_repeated_key_heads_attend_as_grouped_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, heads, 5, 16) for heads in (6, 2, 2))
+    options: dict[str, Any] = {"attn_mask": torch.ones(5, 5, dtype=torch.bool).tril(), "scale": 0.3, "dropout_p": 0.0}
+    grouped = _masked(query, key, value, **options)
+    monkeypatch.setattr("tasks.batches.attention.GROUPING", ())
+    torch.testing.assert_close(_masked(query, key, value, **options), grouped)
+
+
+def test_in_bfloat16_the_logits_stay_so_and_the_gradients_are_those_of_float32_ones(
+    tiny_base: Base, tmp_path: Path
+) -> None:
+    found = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        model: Any = AutoModelForCausalLM.from_pretrained(tiny_base.weights, dtype=torch.bfloat16)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+        trainer: Any = AnswerTrainer(
+            model=model,
+            args=SFTConfig(str(tmp_path), bf16=True, use_cpu=True, gradient_checkpointing=False, report_to="none"),
+            train_dataset=Dataset.from_list(make_rows()),
+            processing_class=AutoTokenizer.from_pretrained(tiny_base.weights),
+        )
+        batch = Collator("padded", 2, 7)(make_rows())["micro_batches"][0]
+        before = trainer._loss(trainer.model, batch, 10)  # as an evaluation before training is
+        model = trainer.accelerator.prepare(trainer.model)
+        loss: Any = trainer._loss(model, batch, 10) if ours else answer_loss(model, batch, 10)
+        assert loss.grad_fn.gradient.dtype == (torch.bfloat16 if ours else torch.float32)
+        assert before.item() == loss.item()
+        loss.backward()
+        found.append((loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_compiled_layers_train_as_the_others_do(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What dynamo and autograd make of the layers, without the compiler, which takes most of a minute for its code.
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    torch.compiler.reset()
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model: Any = AutoModelForCausalLM.from_pretrained(tiny_base.weights)
+        adapter = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        model = get_peft_model(model, adapter).train()
+        prepare(model, chosen(compile=compiled, precision="float32"))
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+        losses = []
+        for rows in (make_rows(), make_rows()[2:6], make_rows()):  # of several lengths
+            loss = answer_loss(model, Collator("shared", 2, 7)(rows)["micro_batches"][0])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        found.append((losses, torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])))
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    (plain, weights), (losses, learned) = found
+    assert losses == pytest.approx(plain, rel=1e-5)
+    assert plain[2] < plain[0] - 0.01
+    assert (learned - weights).norm() <= 1e-5 * weights.norm()
 
 
 def test_compiling_keeps_the_names_of_the_weights(tiny_base: Base, tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ STEADY = Training(
     learning_rate=0.05, max_steps=8, batch=4, evaluate_every=2, patience=None, schedule="constant", warmup=0.0
 )
 SMALL = Method(rank=2, alpha=4, dropout=0.1)  # dropout draws random numbers, which a resumed run has to draw again
+WITHOUT_DROPOUT = Method(rank=2, alpha=4)
+EXACT = Compute(precision="float32", threads=1)
+BFLOAT16 = Compute(precision="bfloat16", threads=1)
 Fit = Callable[..., dict[str, Any]]
 
 
@@ -46,7 +49,13 @@ def fit(tokens: Tokens, tiny_base: Base, tmp_path: Path) -> Fit:
     contract = json.loads(tokens.path("contract.json").read_text())
 
     def fit(
-        name: str, training: Training = STEADY, *, ends: int = FINISHED, weights: Path = tiny_base.weights
+        name: str,
+        training: Training = STEADY,
+        *,
+        method: Method = SMALL,
+        compute: Compute = EXACT,
+        ends: int = FINISHED,
+        weights: Path = tiny_base.weights,
     ) -> dict[str, Any]:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
@@ -57,16 +66,16 @@ def fit(tokens: Tokens, tiny_base: Base, tmp_path: Path) -> Fit:
             validation=tokens.path("validation.parquet"),
             pad_token_id=contract["pad_token_id"],
             stop_token_ids=contract["stop_token_ids"],
-            method=SMALL,
+            method=method,
             modules=(),
             training=training,
-            compute=Compute(precision="float32", threads=1),
+            compute=compute,
             micro_batch=4,
         )
         assert run(job, folder) == ends
         if ends != FINISHED:
             return {}
-        digest = digest_of(folder / "model" / "adapter_model.safetensors")
+        digest = digest_of(next((folder / "model").glob("*.safetensors")))
         return json.loads((folder / "summary.json").read_text()) | {"weights": digest}
 
     return fit
@@ -79,6 +88,11 @@ def changed(**fields: Any) -> Training:
 def looks(folder: Path) -> dict[int, float]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line.get("loss", line.get("eval_loss")) for line in lines]
 
 
 @pytest.fixture
@@ -100,7 +114,8 @@ def test_where_the_metric_gets_worse_the_best_steps_weights_are_kept(fit: Fit) -
     whole = fit("whole")
     assert (whole["best_step"], whole["steps"], whole["stopped_early"]) == (4, 8, False)
     assert whole["weights"] == fit("until 4", changed(max_steps=4))["weights"]
-    assert whole["weights"] != fit("until 6", changed(max_steps=6, min_delta=5))["weights"]
+    assert whole["weights"] != fit("until 2", changed(max_steps=2))["weights"]
+    assert whole["weights"] == fit("whatever min_delta is", changed(max_steps=6, min_delta=5))["weights"]
 
 
 @pytest.mark.usefixtures("worse")
@@ -134,33 +149,141 @@ def test_killed_after_its_last_checkpoint_it_ends_where_it_had_ended(fit: Fit, t
         assert fit(name, training) == before
 
 
-@pytest.mark.parametrize("interrupted_at", [4, 7])
-def test_interrupted_in_an_evaluation_it_makes_up_for_it_and_ends_at_the_same_bytes(
-    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_at: int
-) -> None:
+@pytest.fixture
+def interrupted(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`interrupted(step, ...)` is `fit(...)` that is asked to stop in the evaluation after a step."""
     from tasks.trainer.observed import ObservedTrainer
     from tasks.trainer.record import Record
 
-    training = changed(max_steps=7, patience=3)
-    undisturbed = fit("undisturbed", training)
     original = ObservedTrainer._until_interrupted
 
-    def interrupt(self: Any, batches: Any) -> Any:
-        if self.state.global_step == interrupted_at:
-            monkeypatch.setattr(Record, "interrupted", property(lambda _: True, lambda *_: None), raising=False)
-            monkeypatch.setattr(self, "is_interrupted", lambda: True)
-        return original(self, batches)
+    def interrupted(step: int, *args: Any, **options: Any) -> None:
+        with monkeypatch.context() as patched:
 
-    with monkeypatch.context():
-        monkeypatch.setattr(ObservedTrainer, "_until_interrupted", interrupt)
-        fit("disturbed", training, ends=INTERRUPTED)
-    monkeypatch.undo()
+            def interrupt(self: Any, batches: Any) -> Any:
+                if self.state.global_step == step:
+                    patched.setattr(Record, "interrupted", property(lambda _: True, lambda *_: None), raising=False)
+                    patched.setattr(self, "is_interrupted", lambda: True)
+                return original(self, batches)
+
+            patched.setattr(ObservedTrainer, "_until_interrupted", interrupt)
+            fit(*args, **options, ends=INTERRUPTED)
+
+    return interrupted
+
+
+@pytest.mark.parametrize(
+    ("interrupted_at", "compute", "method", "best_by"),
+    [
+        (4, EXACT, SMALL, "loss"),
+        (5, EXACT, SMALL, "loss"),
+        (2, BFLOAT16, SMALL, "exact_match"),
+        (2, BFLOAT16, Method(rank=2, alpha=4, dora=True), "loss"),
+        (2, BFLOAT16, Method(kind="qlora", rank=2, alpha=4), "loss"),
+        (2, BFLOAT16, Method(kind="full"), "loss"),
+    ],
+)
+def test_interrupted_in_an_evaluation_it_makes_up_for_it_and_ends_at_the_same_bytes(
+    fit: Fit,
+    interrupted: Callable[..., None],
+    tmp_path: Path,
+    interrupted_at: int,
+    compute: Compute,
+    method: Method,
+    best_by: str,
+) -> None:
+    training = changed(max_steps=5 if interrupted_at > 2 else 3, patience=3, best_by=best_by)
+    undisturbed = fit("undisturbed", training, compute=compute, method=method)
+    interrupted(interrupted_at, "disturbed", training, compute=compute, method=method)
     newest = checkpoints.newest_valid(tmp_path / "disturbed" / "checkpoints")
     assert newest
     assert checkpoints.steps(newest) == interrupted_at
     assert interrupted_at not in looks(tmp_path / "disturbed")
-    assert fit("disturbed", training) == undisturbed
+    assert fit("disturbed", training, compute=compute, method=method) == undisturbed
     assert looks(tmp_path / "disturbed") == looks(tmp_path / "undisturbed")
+
+
+def test_killed_while_it_keeps_such_an_evaluation_it_ends_at_the_same_bytes(
+    fit: Fit, interrupted: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def prune(_: Path) -> None:
+        raise KilledError
+
+    original = Path.rename
+    training = changed(max_steps=3)
+    undisturbed = fit("undisturbed", training)
+    interrupted(2, "disturbed", training)
+    # One after the other: each run goes on from what the one before left.
+    for last in ("manifest.json", "trainer_state.json", "nothing but that"):
+
+        def rename(self: Path, to: Path, last: str = last) -> Path:
+            if to.name == last:
+                raise KilledError
+            return original(self, to)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", rename)
+            patched.setattr(checkpoints, "prune", prune)
+            with pytest.raises(KilledError):
+                fit("disturbed", training)
+        newest = checkpoints.newest_valid(tmp_path / "disturbed" / "checkpoints")
+        assert newest, f"killed before {last}"
+        assert checkpoints.steps(newest) == 2
+    assert fit("disturbed", training) == undisturbed
+    lines = (tmp_path / "disturbed" / "metrics.jsonl").read_text().splitlines()
+    assert sum("eval_loss" in line for line in lines) == 2
+
+
+def test_a_line_that_a_power_cut_left_broken_does_not_keep_a_run_from_going_on(
+    fit: Fit, interrupted: Callable[..., None], tmp_path: Path
+) -> None:
+    training = changed(max_steps=3)
+    undisturbed = fit("undisturbed", training)
+    interrupted(2, "disturbed", training)
+    metrics = tmp_path / "disturbed" / "metrics.jsonl"
+    first, second = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text(first + "\0" * len(second) + "\n")
+    assert fit("disturbed", training) == undisturbed
+
+
+def test_a_full_models_config_keeps_the_cache_of_its_base(fit: Fit, tiny_base: Base, tmp_path: Path) -> None:
+    fit("full", changed(max_steps=2), method=Method(kind="full"))
+    base, tuned = (
+        json.loads((folder / "config.json").read_text())["use_cache"]
+        for folder in (tiny_base.weights, tmp_path / "full" / "model")
+    )
+    assert base is tuned is True
+
+
+def test_compiled_it_trains_alike(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    graphs = CompileCounterWithBackend("eager")  # the graphs, without minutes of a C++ compiler
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: original(self, backend=graphs, **options))
+    for name, compiled in (("compiled", True), ("not compiled", False)):
+        fit(name, changed(max_steps=2), compute=EXACT.model_copy(update={"compile": compiled}), method=WITHOUT_DROPOUT)
+    assert graphs.frame_count > 0
+    one, other = (losses(tmp_path / name) for name in ("compiled", "not compiled"))
+    assert len(one) == 3
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_eva_lists_no_more_rows_than_it_looks_at(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks import methods
+
+    def load_trainable(*args: Any) -> None:
+        *_, examples = args
+        assert not isinstance(examples, list)
+        assert all(isinstance(token, int) for row in examples[::5] for token in row)
+        raise LookupError(len(examples))
+
+    monkeypatch.setattr(methods, "load_trainable", load_trainable)
+    with pytest.raises(LookupError, match="12"):
+        fit("eva", method=Method(init="eva"))
 
 
 def test_without_the_best_steps_checkpoint_nothing_is_resumed(tmp_path: Path) -> None:
@@ -194,13 +317,14 @@ def seen(*values: float) -> list[Look]:
         ((3, 2, 2, 2), {"patience": 2}, 2, True),
         ((1, 2), {"patience": 2}, 1, False),
         ((1, 2, 3), {"patience": None}, 1, False),
-        ((1.0, 0.9, 0.8), {"min_delta": 0.15, "patience": 1}, 3, False),  # slow, but by more than 0.15 from the best
-        ((1.0, 0.9), {"min_delta": 0.15, "patience": 1}, 1, True),
+        ((1.0, 0.9, 0.8), {"min_delta": 0.15, "patience": 1}, 3, False),  # slow, but by more than 0.15 from the first
+        ((1.0, 0.9), {"min_delta": 0.15, "patience": 1}, 2, True),
+        ((1.0, 0.9, 0.95), {"min_delta": 0.15, "patience": 2}, 2, True),
         ((0.1, 0.3, 0.2), {"best_by": "chrf", "patience": 1}, 2, True),
         ((0.5, 0.5), {"best_by": "exact_match", "patience": 2}, 1, False),
     ],
 )
-def test_the_best_evaluation_is_the_last_that_was_better_by_more_than_min_delta(
+def test_the_best_evaluation_has_the_best_value_and_patience_alone_asks_for_min_delta(
     values: tuple[float, ...], fields: dict[str, Any], step: int, exhausted: bool
 ) -> None:
     training = changed(**fields)

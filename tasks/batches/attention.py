@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 ATTENTION = "tunewright_packed"
+GROUPING = ("cpu",)  # devices whose fused attention takes a mask and fewer key heads than query heads at once
 SCORES = 2**23  # of a layer, that may be kept for backward: 16 MiB
 
 
@@ -38,7 +39,6 @@ def attention(
     options: dict[str, Any] = {
         "scale": scaling or query.shape[-1] ** -0.5,
         "dropout_p": dropout if module.training else 0.0,
-        "enable_gqa": query.shape[1] > key.shape[1],
     }
 
     def side_by_side(states: torch.Tensor) -> torch.Tensor:  # -> [rows, heads, longest, size]
@@ -48,13 +48,15 @@ def attention(
         shared = states[:, :, :prefix].expand(len(row_tokens), -1, -1, -1)
         return torch.cat([shared, side_by_side(states)], dim=2)
 
-    attend = _attend if _is_small(query, visible, len(row_tokens)) else functional.scaled_dot_product_attention
+    attend = _attend if _is_small(query, visible, len(row_tokens)) else _masked
     rows = attend(side_by_side(query), behind_prefix(key), behind_prefix(value), attn_mask=visible, **options)
     packed = _OneAfterAnother.apply(rows.transpose(0, 1), own, token_rows).transpose(0, 1)[None]
     if not prefix:
         return packed, None
     first, first_key, first_value = (states[:, :, :prefix] for states in (query, key, value))
-    shared = functional.scaled_dot_product_attention(first, first_key, first_value, is_causal=True, **options)
+    shared = functional.scaled_dot_product_attention(
+        first, first_key, first_value, is_causal=True, enable_gqa=query.shape[1] > key.shape[1], **options
+    )
     return torch.cat([shared.transpose(1, 2), packed], dim=1), None
 
 
@@ -67,6 +69,20 @@ def _is_small(query: torch.Tensor, visible: torch.Tensor, num_rows: int) -> bool
     return on_cpu and num_rows * query.shape[1] * visible.numel() <= SCORES
 
 
+def _masked(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, attn_mask: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    """scaled_dot_product_attention with a mask; the query heads of a key head are together."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and query.device.type not in GROUPING:
+        # A GPU's fused kernels take a mask or fewer key heads, not both; the one that takes both keeps all scores.
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+        groups = 1
+    return functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attn_mask, enable_gqa=groups > 1, **options
+    )
+
+
 def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -75,7 +91,6 @@ def _attend(
     attn_mask: torch.Tensor,
     scale: float,
     dropout_p: float,
-    **_: Any,
 ) -> torch.Tensor:
     """scaled_dot_product_attention as two batched products; the query heads of a key head are one matrix."""
     rows, heads, longest, size = query.shape

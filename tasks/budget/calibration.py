@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import os
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,12 +18,13 @@ from tasks import config, trainer
 from tasks.artifacts import Base, Tokens
 from tasks.budget import work
 from tasks.budget.devices import Machine
-from tasks.budget.estimate import Ground, flops_a_row
+from tasks.budget.estimate import Ground, estimate, flops_a_row
 from tasks.budget.learning import learning
 from tasks.budget.timing import Rate
 from tasks.caching import MANIFEST
 from tasks.config import Compute, Method, Training
 from tasks.errors import TrainingError
+from tasks.train import started
 
 STEPS = 5  # of which the first warms up
 MOST_SECONDS = 30.0  # after the model is loaded
@@ -42,7 +41,7 @@ def calibrate(
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        job = _job(folder, base, tokens, ground, method, training, compute)
+        job = _job(folder, base, tokens, ground, method, training, compute, machine)
         lines = _run(job, folder)
     seconds = [line["seconds"] for line in lines]
     rate = (
@@ -51,21 +50,29 @@ def calibrate(
         / statistics.median(seconds[1:] or seconds)
     )
     kept = {"flops_per_second": rate, "steps": len(seconds), "made": time.strftime("%Y-%m-%d", time.gmtime())}
-    file = _file(base, method, machine)
+    file = _file(base, method, training, compute, machine)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(kept), encoding="utf-8")
     return _rate(kept)
 
 
-def measured(base: Base, tokens: Tokens | None, ground: Ground, method: Method, machine: Machine) -> Rate | None:
+def measured(
+    base: Base,
+    tokens: Tokens | None,
+    ground: Ground,
+    method: Method,
+    training: Training,
+    compute: Compute,
+    machine: Machine,
+) -> Rate | None:
     """The rate that was measured here for this base, or None: a run's on the same rows, or else a calibration's.
 
     That of another method stands in where there is none of this one, since the arithmetic is known of both.
     """
     others = [Method(kind=kind) for kind in ("lora", "qlora", "full", "spectrum") if kind != method.kind]
     for tried in (method, *others):
-        run = _rate_of_runs(base, tokens, ground, tried, machine) if tokens else None
-        file = _file(base, tried, machine)
+        run = _rate_of_runs(base, tokens, ground, tried, training, compute, machine) if tokens else None
+        file = _file(base, tried, training, compute, machine)
         found = run or (_rate(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None)
         if found:
             return found if tried is method else found._replace(source=f"{found.source} of {tried.kind}")
@@ -77,7 +84,12 @@ def _rate(kept: dict[str, Any]) -> Rate:
     return Rate(speed, speed, f"a calibration here of {kept['steps']} steps on {kept['made']}")
 
 
-def _file(base: Base, method: Method, machine: Machine) -> Path:
+def _way(training: Training, compute: Compute) -> list[Any]:
+    """What of the settings makes the same arithmetic take another time."""
+    return [training.speed, compute.precision, compute.threads, compute.compile, compute.attention]
+
+
+def _file(base: Base, method: Method, training: Training, compute: Compute, machine: Machine) -> Path:
     identity = [
         base.weights_digest,
         method.kind,
@@ -85,12 +97,20 @@ def _file(base: Base, method: Method, machine: Machine) -> Path:
         machine.device.kind,
         machine.device.name,
         platform.node(),
+        *_way(training, compute),
     ]
     return config.home() / "calibration" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]}.json"
 
 
 def _job(
-    folder: Path, base: Base, tokens: Tokens, ground: Ground, method: Method, training: Training, compute: Compute
+    folder: Path,
+    base: Base,
+    tokens: Tokens,
+    ground: Ground,
+    method: Method,
+    training: Training,
+    compute: Compute,
+    machine: Machine,
 ) -> trainer.Job:
     """A few steps of the planned run, on rows that are drawn as the estimate draws them."""
     schema = pq.read_schema(tokens.path("train.parquet"))
@@ -100,7 +120,6 @@ def _job(
     pq.write_table(pa.Table.from_pylist(rows, schema), folder / "train.parquet")
     pq.write_table(pa.Table.from_pylist(rows[:1], schema), folder / "validation.parquet")
     contract = json.loads(tokens.path("contract.json").read_text(encoding="utf-8"))
-    size = training.micro_batch if isinstance(training.micro_batch, int) else training.batch
     return trainer.Job(
         weights=base.weights,
         reference=base.reference,
@@ -112,7 +131,7 @@ def _job(
         modules=_modules(ground, method),
         training=training.model_copy(update={"max_steps": STEPS, "evaluate_every": None, "best_by": "loss"}),
         compute=compute,
-        micro_batch=size,
+        micro_batch=estimate(ground, method, training, compute, machine).micro_batch,
     )
 
 
@@ -125,23 +144,8 @@ def _modules(ground: Ground, method: Method) -> tuple[str, ...]:
 
 def _run(job: trainer.Job, folder: Path) -> Sequence[dict[str, Any]]:
     """The lines of the steps that were done in time."""
-    (folder / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": path, "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
-    with (folder / "trainer.log").open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.trainer", str(folder / "job.json")],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-    try:
+    with started(job, folder, grace=0) as process:
         _wait(process, folder)
-    finally:
-        process.kill()
-        process.wait()
     steps = [line for line in _lines(folder / "metrics.jsonl") if "loss" in line]
     if not steps:
         raise TrainingError(f"--calibrate: {_why(folder)}")
@@ -175,7 +179,15 @@ def _why(folder: Path) -> str:
     return f"no step was done in {MOST_SECONDS:.0f} s; a smaller training.batch takes less"
 
 
-def _rate_of_runs(base: Base, tokens: Tokens, ground: Ground, method: Method, machine: Machine) -> Rate | None:
+def _rate_of_runs(
+    base: Base,
+    tokens: Tokens,
+    ground: Ground,
+    method: Method,
+    training: Training,
+    compute: Compute,
+    machine: Machine,
+) -> Rate | None:
     """The rate of the newest run of this method on these rows on this device."""
     for file in sorted((config.home() / "artifacts" / "train").glob(f"*/{MANIFEST}"), key=_made, reverse=True):
         try:
@@ -187,8 +199,10 @@ def _rate_of_runs(base: Base, tokens: Tokens, ground: Ground, method: Method, ma
         same = read.get("base") == f"base {base.digest}" and read.get("tokens") == f"render {tokens.digest}"
         if not (same and steps and read["method.kind"] == method.kind and status.get("device") == machine.device.name):
             continue
-        rows = statistics.median(line["rows_per_second"] for line in steps)
         its = _section(Method, read), _section(Training, read), _section(Compute, read)
+        if _way(*its[1:]) != _way(training, compute):
+            continue
+        rows = statistics.median(line["rows_per_second"] for line in steps)
         speed = rows * flops_a_row(ground, *its, machine)
         return Rate(speed, speed, f"an earlier run of {len(steps) + 1} steps here")
     return None

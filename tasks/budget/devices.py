@@ -3,12 +3,13 @@
 import difflib
 import shutil
 import subprocess
+import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
-import psutil
-
 from tasks.errors import ConfigError
+from tasks.machine import available_bytes, first_gpu, memory_bytes
 from tasks.speed import Device, cpu_has_bfloat16
 
 GB = 1_000_000_000
@@ -51,6 +52,10 @@ CARDS = {
     "b200": Card("B200 180 GB", 180, True, 2250),
 }
 HERE = ("", "here")
+ASK = (
+    "import torch; gpu = torch.cuda.get_device_properties(0); free, total = torch.cuda.mem_get_info(0); "
+    "print(gpu.name, total >> 20, free >> 20, f'{gpu.major}.{gpu.minor}', sep=',')"
+)
 
 
 class Machine(NamedTuple):
@@ -84,24 +89,54 @@ def machine(name: str = "") -> Machine:
 
 
 def _cpu_here() -> Machine:
-    memory = psutil.virtual_memory()
-    device = Device(has_bfloat16=cpu_has_bfloat16(), memory_bytes=memory.total)
-    return Machine(device, memory.available, 0.0, is_here=True)
+    device = Device(has_bfloat16=cpu_has_bfloat16(), memory_bytes=memory_bytes())
+    return Machine(device, available_bytes(), 0.0, is_here=True)
 
 
 def _gpu_here() -> Machine | None:
-    """The first GPU as its driver tells it, or None; torch would take seconds to be asked."""
-    query = "--query-gpu=name,memory.total,memory.free,compute_cap"
+    """The GPU that training takes, as its driver tells it, or None; torch would take seconds to be asked."""
+    wanted, gpus = first_gpu(), _told_by_driver()
+    if wanted is None or not gpus:
+        return None
+    found = [told for told in gpus if told[0] == wanted or told[1].startswith(wanted)]
+    told = found[0][2:] if found else _told_by_torch()
+    if not told:
+        return None
+    name, total, free, capability = told
+    memory = _bytes(total) or memory_bytes()  # "[N/A]" where the GPU has no memory but the host's
+    available = _bytes(free) or available_bytes()
+    device = _gpu(name, memory, has_bfloat16=float(capability) >= 8)
+    return Machine(device, available, _peak_of(name) if found else 0.0, is_here=True)
+
+
+def _told_by_driver() -> list[list[str]]:
+    """Of each GPU its index, UUID, name, total and free MiB, and compute capability; nothing where none answers."""
+    query = "--query-gpu=index,uuid,name,memory.total,memory.free,compute_cap"
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-    if not shutil.which(command[0]):
-        return None
-    told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    if told.returncode or not told.stdout.strip():
-        return None
-    name, total, free, capability = (part.strip() for part in told.stdout.splitlines()[0].split(","))
-    mib = 1024**2
-    device = _gpu(name, int(float(total) * mib), has_bfloat16=float(capability) >= 8)
-    return Machine(device, int(float(free) * mib), _peak_of(name), is_here=True)
+    return _lines_of(command, 6, seconds=10) if shutil.which(command[0]) else []
+
+
+def _told_by_torch() -> list[str]:
+    """The same but index and UUID of a GPU that the driver does not list, such as an instance of a divided one."""
+    return next(iter(_lines_of([sys.executable, "-c", ASK], 4, seconds=120)), [])
+
+
+def _lines_of(command: Sequence[str], num_parts: int, *, seconds: float) -> list[list[str]]:
+    """What a program tells: lines of so many parts, of which the last is a number."""
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = [[part.strip() for part in line.split(",")] for line in told.stdout.splitlines()]
+    return [] if told.returncode else [line for line in lines if len(line) == num_parts and _is_number(line[-1])]
+
+
+def _bytes(mib: str) -> int:
+    return int(float(mib) * 1024**2) if _is_number(mib) else 0
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdecimal()
 
 
 def _gpu(name: str, memory: int, *, has_bfloat16: bool) -> Device:

@@ -1,7 +1,7 @@
 """One method's budget on one machine, and the settings that would make it fit."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict
@@ -11,7 +11,7 @@ from tasks.artifacts import Base, Tokens
 from tasks.budget import work
 from tasks.budget.devices import Machine, machine
 from tasks.budget.learning import learning
-from tasks.budget.memory import Load, Memory, disk_bytes, memory
+from tasks.budget.memory import Load, Memory, disk_bytes, evaluation_bytes, memory
 from tasks.budget.shapes import Config, Shape, config_in, shape_in
 from tasks.budget.timing import FORWARD_SHARE, Rate, flops, seconds
 from tasks.budget.work import Row, Work
@@ -47,6 +47,7 @@ class Estimate(BaseModel):
     micro_batch: int
     memory: Memory
     peak: int
+    evaluation: int  # bytes that evaluation and serving load afterwards, before the first row
     free: int
     disk: int
     work: Work
@@ -54,6 +55,7 @@ class Estimate(BaseModel):
     flops: float
     seconds: tuple[float, float] | None  # the fewest and the most; equal where the rate was measured
     rate_source: str = ""
+    notes: tuple[str, ...] = ()  # what of it would surprise, in words
 
     @property
     def fits(self) -> bool:
@@ -75,6 +77,7 @@ def estimate(
     a_step = sum(flops(shape, method, chosen, loads) for loads in cut) / len(cut)
     validated = FORWARD_SHARE[method.kind] * ground.num_validation / min(training.batch, ground.num_rows)
     total = a_step * (num_steps + validated * _num_evaluations(ground, training, num_steps))
+    evaluation = evaluation_bytes(shape, method, machine.device.kind)
     return Estimate(
         method=method,
         chosen=chosen,
@@ -83,6 +86,7 @@ def estimate(
         micro_batch=size,
         memory=most,
         peak=most.peak,
+        evaluation=evaluation,
         free=machine.free_bytes,
         disk=disk_bytes(shape, method, chosen),
         work=work.summed(ground.source, ground.num_rows, drawn, cut),
@@ -90,7 +94,24 @@ def estimate(
         flops=total,
         seconds=seconds(total, num_steps * shape.num_layers * sum(map(len, cut)) / len(cut), rate) if rate else None,
         rate_source=rate.source if rate else "",
+        notes=tuple(_notes(shape, method, most.peak, evaluation, machine)),
     )
+
+
+def _notes(shape: Shape, method: Method, peak: int, evaluation: int, machine: Machine) -> Iterator[str]:
+    if shape.num_expert and method.kind != "full":
+        packed = ", nor are they packed" if method.kind == "qlora" else ""
+        yield (
+            f"the base is a mixture of experts: their {shape.num_expert:,} weights do not learn by "
+            f"{method.kind}{packed}; the linear modules beside them do"
+        )
+    if evaluation > peak:
+        precision = "bfloat16" if machine.device.kind == "cuda" else "float32"
+        free = "" if evaluation <= machine.free_bytes else f", and {machine.free_bytes / 1e9:.1f} GB are free"
+        yield (
+            f"evaluation and serving load the whole base in {precision}, which takes more than training does: at least "
+            f"{evaluation / 1e9:.1f} GB{free}"
+        )
 
 
 def flops_a_row(ground: Ground, method: Method, training: Training, compute: Compute, machine: Machine) -> float:

@@ -7,7 +7,7 @@ tensors that autograd really saves. N is a number of parameters, and a size is 2
   or a byte. What learns is float32, beside a bfloat16 copy that autocast keeps for the backward pass.
 - gradients: 4 bytes, of what learns. They come as the activations go, so that on a GPU the peak has the larger of the
   two, unless a step has several micro batches.
-- optimizer: AdamW's two moments, 4 bytes each, or a byte each and a constant for every 256.
+- optimizer: AdamW's two moments, 4 bytes each, or a byte each and a constant for every 256; an embedding's always 4.
 - activations: what the backward pass reads, per token and layer; the gradients that it passes down through one layer's
   MLP; with qlora, a matrix that is unpacked to multiply.
 - logits: of labelled positions only: they and their gradient, and two pieces of PIECE positions in float32. Where the
@@ -32,6 +32,7 @@ from tasks.speed import Chosen
 FLOAT = 4
 NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # bytes a weight
 ADAMW = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256, "paged_adamw_8bit": 2 + 2 * 4 / 256}  # bytes a parameter
+EMBEDDING_ADAMW = 8.0  # of an embedding, whatever the others take: transformers leaves its moments in float32
 PIECE = 256  # tasks/batches/loss.py
 # A trainer process without its model: on a CPU what torch, transformers, TRL, PEFT and bitsandbytes have resident, and
 # on a GPU its context and the kernels that are loaded.
@@ -96,12 +97,24 @@ def memory(shape: Shape, method: Method, chosen: Chosen, load: Load, kind: Liter
         weights=weights,
         adapter=adapter,
         gradients=what.num_learning * FLOAT,
-        optimizer=int(what.num_learning * ADAMW[chosen.optimizer]),
+        optimizer=_moments(shape, method, chosen, what),
         activations=copies + unpacked + passed + activations(shape, method, chosen, load, what),
         logits=_logits(shape, method, size, load.scored),
         runtime=RUNTIME[kind],
         is_whole_step=load.is_whole_step,
     )
+
+
+def _moments(shape: Shape, method: Method, chosen: Chosen, what: Learning) -> int:
+    embedding = shape.num_embedding if method.kind == "full" else 0
+    return int((what.num_learning - embedding) * ADAMW[chosen.optimizer] + embedding * EMBEDDING_ADAMW)
+
+
+def evaluation_bytes(shape: Shape, method: Method, kind: Literal["cpu", "cuda"]) -> int:
+    """What evaluation and serving load: the base unpacked, as tasks/models.py has it, and the adapter; no row yet."""
+    what = learning(shape, method)
+    size = 2 if kind == "cuda" else FLOAT
+    return shape.num_parameters * size + (what.num_learning * FLOAT if what.is_adapter else 0) + RUNTIME[kind]
 
 
 def _logits(shape: Shape, method: Method, size: int, scored: int) -> int:
@@ -202,4 +215,4 @@ def disk_bytes(shape: Shape, method: Method, chosen: Chosen) -> int:
     model = what.num_learning * FLOAT if what.is_adapter else shape.num_parameters * 2
     if method.init in ("pissa", "olora"):
         model *= 2  # saved as the difference of two
-    return int(3 * (weights + what.num_learning * ADAMW[chosen.optimizer]) + 2 * model)
+    return int(3 * (weights + _moments(shape, method, chosen, what)) + 2 * model)

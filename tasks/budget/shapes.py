@@ -22,6 +22,13 @@ INPUTS = {
     "inner": ("down_proj", "fc2", "dense_4h_to_h"),
 }
 
+# Of a mixture: the experts, one by one or in one tensor, and the router, which transformers loads as no linear modules.
+EXPERTS = re.compile(
+    r"\.experts(?:\.|$)|\.(?:mlp|block_sparse_moe)\.(?:gate|router)$|\.block_sparse_moe\.\w+_linear$"
+    r"|\.ffn_(?:\w+_exps|gate_inp)$"
+)
+NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
 
 class NoShape(ValueError):
     """The files do not tell a shape that the arithmetic here knows."""
@@ -62,6 +69,8 @@ class Shape(BaseModel):
     tied: bool  # the head is the embedding's matrix
     matrices: tuple[Matrix, ...]  # the linear modules of the layers, layer by layer
     num_others: int  # parameters of norms and biases
+    num_expert: int = 0  # weights of a mixture's experts and its routers, which are no linear modules when loaded
+    expert_share: float = 0.0  # of them, that one token goes through
 
     @cached_property
     def num_layers(self) -> int:
@@ -81,12 +90,13 @@ class Shape(BaseModel):
     @property
     def num_parameters(self) -> int:
         """All parameters; a tied head is not counted twice."""
-        return self.num_linear + self.num_embedding * (1 if self.tied else 2) + self.num_others
+        embedding = self.num_embedding * (1 if self.tied else 2)
+        return self.num_linear + self.num_expert + embedding + self.num_others
 
     @property
     def is_gated(self) -> bool:
         """Whether the layers' MLP multiplies an activated projection by another, as SwiGLU does."""
-        return any(matrix.name in ("gate_proj", "gate_up_proj") for matrix in self.matrices)
+        return self.num_expert > 0 or any(matrix.name in ("gate_proj", "gate_up_proj") for matrix in self.matrices)
 
     @property
     def config(self) -> "Config":
@@ -187,12 +197,14 @@ def _header(file: Path) -> Iterable[tuple[str, Sequence[int]]]:
 
 
 def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]]], where: str) -> Shape:
-    matrices, num_others, has_head = [], 0, False
+    matrices, num_others, num_expert, has_head = [], 0, 0, False
     for name, shape in tensors:
         layer = re.search(r"(?:layers|h|blocks|blk)\.(\d+)\.", name)
         path = name.removesuffix(".weight")
         module = path.rpartition(".")[2]
-        if layer and len(shape) == 2:
+        if layer and EXPERTS.search(path):
+            num_expert += _product(shape)
+        elif layer and len(shape) == 2:
             matrices.append(Matrix(int(layer[1]), module, shape[0], shape[1], path))
         elif module in HEAD:
             has_head = True
@@ -200,11 +212,13 @@ def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]
             num_others += _product(shape)
     if not matrices:
         raise NoShape(f"{where} has no layers of linear modules")
+    if missing := [name for name in ("hidden_size", "num_attention_heads", "vocab_size") if not config.get(name)]:
+        raise NoShape(f"{where} names no {missing[0]} in its config, as the kinds of models known here do")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     return Shape(
         kind=config.get("model_type", ""),
         hidden=hidden,
-        intermediate=config.get("intermediate_size") or 4 * hidden,
+        intermediate=_intermediate(config, hidden, is_mixture=num_expert > 0),
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
         head_size=config.get("head_dim") or hidden // heads,
@@ -212,7 +226,27 @@ def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]
         tied=not has_head and config.get("tie_word_embeddings", True),
         matrices=tuple(sorted(matrices)),
         num_others=num_others,
+        num_expert=num_expert,
+        expert_share=_experts_of_a_token(config) / (_num_experts(config) or 1) if num_expert else 0.0,
     )
+
+
+def _intermediate(config: Mapping[str, Any], hidden: int, *, is_mixture: bool) -> int:
+    """The width of the MLP for one token: of a mixture the experts that it goes through, and what all go through."""
+    width = config.get("intermediate_size") or 4 * hidden
+    if not is_mixture:
+        return width
+    if config.get("model_type") not in ("mixtral", "olmoe"):  # which have their experts' in intermediate_size
+        width = config.get("moe_intermediate_size") or width
+    return width * _experts_of_a_token(config) + (config.get("shared_expert_intermediate_size") or 0)
+
+
+def _experts_of_a_token(config: Mapping[str, Any]) -> int:
+    return config.get("num_experts_per_tok") or 1
+
+
+def _num_experts(config: Mapping[str, Any]) -> int:
+    return next((config[name] for name in NUM_EXPERTS if config.get(name)), 0)
 
 
 def _product(shape: Sequence[int]) -> int:

@@ -19,7 +19,8 @@ Layout = Literal["shared", "packed", "flash", "padded"]
 Source = Literal["render", "ingest", "settings"]  # counted, estimated from the texts, or assumed
 Row = Mapping[str, Any]  # input_ids and labels
 
-MOST_ROWS = 20_000  # that are looked at
+MOST_ROWS = 20_000  # that are read
+SAMPLE = 2_000  # of them, that steps are drawn from
 DRAWN = 1_000  # rows of the steps that are drawn, and at least four steps
 BYTES_A_TOKEN = 4  # of text: what a vocabulary of about 50,000 takes of English
 
@@ -38,13 +39,15 @@ class Work(BaseModel):
 
 
 def rows_of_render(file: Path) -> tuple[int, list[Row]]:
-    """How many rows render made, and some of them from all over the file: input_ids and labels."""
+    """How many rows render made, and some of them, drawn from all over the file: input_ids and labels."""
     parquet = pq.ParquetFile(file)
     num_groups = parquet.num_row_groups
     few = min(num_groups, max(1, MOST_ROWS * num_groups // max(1, parquet.metadata.num_rows)))
     groups = [at * num_groups // few for at in range(few)]
     table = parquet.read_row_groups(groups, columns=["input_ids", "labels"])
-    return parquet.metadata.num_rows, table.slice(0, MOST_ROWS).to_pylist()
+    num_read = min(len(table), MOST_ROWS)
+    drawn = np.random.default_rng(0).choice(num_read, min(num_read, SAMPLE), replace=False)
+    return parquet.metadata.num_rows, table.take(np.sort(drawn)).to_pylist()
 
 
 def rows_of_ingest(file: Path, share: float) -> tuple[int, list[Row]]:

@@ -4,14 +4,18 @@ What learns is float32, whatever it is multiplied in; the frozen rest is as smal
 weights are random, so seed before.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import Method
+from tasks.methods.modules import num_in_experts
 
 if TYPE_CHECKING:
     from tasks.speed import Chosen
+
+log = logging.getLogger("tunewright")
 
 
 def load_trainable(
@@ -36,14 +40,26 @@ def load_trainable(
     options["dtype"] = torch.float32 if method.kind == "full" else precision
     if method.kind == "qlora":
         options["quantization_config"] = _quantization(method, precision)
-    model = AutoModelForCausalLM.from_pretrained(weights, **options)
+    model: Any = AutoModelForCausalLM.from_pretrained(weights, **options)
+    if method.kind != "full" and (beside := num_in_experts(model)):
+        log.warning("%s", _left_out(method, beside))
     if method.kind == "qlora":
         _keep_as_packed(model)
     if method.kind == "spectrum":
         thaw(model, modules)
     if method.kind in {"full", "spectrum"}:
         return model
+    if method.kind == "lora" and torch.cuda.is_available():
+        model.to("cuda")  # what an adapter starts from is decomposed there in a fraction of the time
     return add_adapter(model, method, precision, examples)
+
+
+def _left_out(method: Method, num_weights: int) -> str:
+    packed = " and stay unpacked" if method.kind == "qlora" else ""
+    return (
+        f"the base is a mixture of experts: their {num_weights:,} weights do not learn by method.kind={method.kind}"
+        f"{packed}, only the linear modules beside them do; with full they learn"
+    )
 
 
 def thaw(model: Any, modules: Sequence[str]) -> None:

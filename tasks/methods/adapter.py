@@ -62,7 +62,7 @@ def _take_out(model: Any, method: Method) -> None:
             layer.pissa_init("default", PISSA)
         else:
             layer.olora_init("default")
-    began_as = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
+    began_as = {name: tensor.to("cpu", copy=True) for name, tensor in get_peft_model_state_dict(model).items()}
     setattr(model, BEGAN_AS, began_as)
 
 

@@ -46,6 +46,17 @@ def linear_modules(model: Any) -> dict[str, Any]:
     return {name: module for name, module in found if LAYER.search(name)}
 
 
+def num_in_experts(model: Any) -> int:
+    """How many weights are stacked experts, [experts, out, in], in the model's layers: no linear modules, so that
+    neither an adapter nor packing nor Spectrum's ranking reaches them.
+    """
+    from torch.nn.modules.conv import _ConvNd
+
+    inside = (module for name, module in model.named_modules() if LAYER.search(name))
+    owners = (module for module in inside if not isinstance(module, _ConvNd))
+    return sum(tensor.numel() for owner in owners for tensor in owner.parameters(recurse=False) if tensor.dim() == 3)
+
+
 def targets(model: Any, method: Method) -> list[str]:
     """The full names of the modules that get an adapter. Raises ValueError where the model has none such."""
     num_layers = model.config.get_text_config().num_hidden_layers

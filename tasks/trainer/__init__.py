@@ -1,8 +1,8 @@
 """The trainer process: SFTTrainer on rows that are tokenized already, with early stopping and sealed checkpoints.
 
-It is started by tasks/train.py as `python -m tasks.trainer JOB`, writes what happens to files beside the job, and ends
-with one of the exit codes below; only FINISHED means that training reached its planned end. What is here is all that
-its parent knows of it, and imports no library of training.
+It is started by tasks/train.py as `python -m tasks.trainer JOB PARENT_PID`, writes what happens to files beside the
+job, and ends with one of the exit codes below; only FINISHED means that training reached its planned end. What is here
+is all that its parent knows of it, and imports no library of training.
 """
 
 from pathlib import Path

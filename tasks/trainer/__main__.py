@@ -1,47 +1,80 @@
-"""`python -m tasks.trainer JOB`: what the process is, and how it ends."""
+"""`python -m tasks.trainer JOB PARENT_PID`: what the process is, and how it ends."""
 
+import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import signal
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.trainer import FAILED, OUT_OF_MEMORY, Job
+from tasks import config
+from tasks.machine import num_cores
+from tasks.trainer import FAILED, INTERRUPTED, OUT_OF_MEMORY, Job
 
 PR_SET_PDEATHSIG = 1
+WAIT_SECONDS = 10.0  # for a trainer before this one, whose end is near
+# Of errors without a type of their own: the CPU allocator's, the system's, CUDA's outside of torch's allocator, and
+# those of its libraries cuBLAS, cuDNN and cuSOLVER.
+OUT_OF_MEMORY_WORDS = ("t allocate memory", "cannot allocate memory", "out of memory", "_status_alloc_failed")
 
 
-def main(job_file: Path) -> int:
-    """Runs the job and returns the exit code."""
+def main(job_file: Path, parent: int | None = None) -> int:
+    """Runs the job of the process `parent` and returns the exit code."""
     _end_with_parent()
+    if parent not in (None, os.getppid()):
+        return INTERRUPTED  # it died before the kernel was asked
     folder = job_file.parent
     job = Job.model_validate_json(job_file.read_text(encoding="utf-8"))
+    try:
+        with _alone_in(folder):
+            return _fit(job, folder)
+    except (RuntimeError, MemoryError, OSError, ValueError, FloatingPointError) as error:
+        return _failed(folder, error, OUT_OF_MEMORY if is_out_of_memory(error) else FAILED)
+
+
+def _fit(job: Job, folder: Path) -> int:
+    config.quiet_libraries()
     import torch
 
     from tasks.trainer.fit import fit
 
-    torch.set_num_threads(job.compute.threads or _physical_cores())
-    try:
-        return fit(job, folder)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return _failed(folder, error, OUT_OF_MEMORY)
-    except RuntimeError as error:  # the CPU allocator has no type of its own
-        return _failed(folder, error, OUT_OF_MEMORY if "can't allocate memory" in str(error) else FAILED)
-    except (OSError, ValueError, FloatingPointError) as error:
-        return _failed(folder, error, FAILED)
+    torch.set_num_threads(job.compute.threads or num_cores())
+    return fit(job, folder)
 
 
-def _physical_cores() -> int:
-    import psutil
-
-    return min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the host, has no memory left."""
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in message for words in OUT_OF_MEMORY_WORDS)
 
 
 def _end_with_parent() -> None:
     """Asks the kernel to end this process when its parent dies, however it dies: no orphan keeps the device."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Holds the folder, so that no two trainers write to its checkpoints.
+
+    Raises BlockingIOError where another one goes on working there.
+    """
+    until = time.monotonic() + WAIT_SECONDS
+    with (folder / "trainer.lock").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise BlockingIOError(f"another trainer is at work in {folder}") from None
+                time.sleep(0.1)
+        yield
 
 
 def _failed(folder: Path, error: BaseException, code: int) -> int:
@@ -51,4 +84,4 @@ def _failed(folder: Path, error: BaseException, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:3])))

@@ -53,8 +53,10 @@ class AnswerTrainer(SFTTrainer):
 
     def _loss(self, model: Any, batch: Any, num_items: int) -> torch.Tensor:
         batch = self._prepare_inputs(batch)
-        with self.compute_loss_context_manager():
-            return answer_loss(model, batch, num_items)
+        # accelerate's forward makes the logits float32 after its autocast: the largest tensor, and twice as large.
+        forward = getattr(model, "_original_forward", model)
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
+            return answer_loss(forward, batch, num_items)
 
     @torch.no_grad()
     def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:

@@ -27,16 +27,26 @@ def steps(checkpoint: Path) -> int:
 
 def seal(checkpoint: Path, best_step: int | None = None) -> None:
     """Writes the manifest of a checkpoint that is now complete on disk; `best_step` is the best up to it."""
-    unfinished = checkpoint / f".{MANIFEST}"
-    manifest = {"best_step": best_step, "files": _digests(checkpoint)}
-    unfinished.write_text(json.dumps(manifest), encoding="utf-8")
-    unfinished.rename(checkpoint / MANIFEST)
+    _write_manifest(checkpoint, best_step, {name: [digest] for name, digest in _digests(checkpoint).items()})
+
+
+def replace(checkpoint: Path, name: str, new: Path, best_step: int | None = None) -> None:
+    """Moves `new` to the file `name` of a sealed checkpoint; a kill at any moment leaves the checkpoint valid.
+
+    The manifest has both digests from before the move on.
+    """
+    files = (_manifest(checkpoint) or {})["files"]
+    _write_manifest(checkpoint, best_step, files | {name: [*files[name], _digest(new)]})
+    new.rename(checkpoint / name)
 
 
 def is_valid(checkpoint: Path) -> bool:
-    """Whether every file of the checkpoint is there as it was when it was sealed."""
+    """Whether every file of the checkpoint is there as it was when it was sealed, or as what replaced it since."""
     manifest = _manifest(checkpoint)
-    return manifest is not None and manifest["files"] == _digests(checkpoint)
+    if manifest is None:
+        return False
+    files, found = manifest["files"], _digests(checkpoint)
+    return files.keys() == found.keys() and all(digest in files[name] for name, digest in found.items())
 
 
 def newest_valid(folder: Path) -> Path | None:
@@ -46,7 +56,7 @@ def newest_valid(folder: Path) -> Path | None:
     """
     found = sorted(folder.glob(f"{PREFIX}*"), key=steps, reverse=True)
     for checkpoint in found:
-        if is_valid(checkpoint) and (not (best := _best(checkpoint)) or is_valid(best)):
+        if is_valid(checkpoint) and ((best := _best(checkpoint)) in (None, checkpoint) or is_valid(best)):
             return checkpoint
         shutil.rmtree(checkpoint)
     return None
@@ -64,6 +74,15 @@ def _best(checkpoint: Path) -> Path | None:
     return None if step is None else at(checkpoint.parent, step)
 
 
+def _write_manifest(checkpoint: Path, best_step: int | None, files: dict[str, list[str]]) -> None:
+    unfinished = checkpoint / f".{MANIFEST}"
+    with unfinished.open("w", encoding="utf-8") as opened:
+        json.dump({"best_step": best_step, "files": files}, opened)
+        opened.flush()
+        os.fsync(opened.fileno())
+    unfinished.rename(checkpoint / MANIFEST)
+
+
 def _manifest(checkpoint: Path) -> dict | None:
     try:
         return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
@@ -72,11 +91,13 @@ def _manifest(checkpoint: Path) -> dict | None:
 
 
 def _digests(checkpoint: Path) -> dict[str, str]:
-    """The sha256 of each file, which is on the disk then."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name.strip(".") != MANIFEST)
-    digests = {}
-    for path in files:
-        with path.open("rb") as opened:
-            digests[str(path.relative_to(checkpoint))] = hashlib.file_digest(opened, "sha256").hexdigest()
-            os.fsync(opened.fileno())
-    return digests
+    return {str(path.relative_to(checkpoint)): _digest(path) for path in files}
+
+
+def _digest(file: Path) -> str:
+    """The sha256 of a file, which is on the disk then."""
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        os.fsync(opened.fileno())
+    return digest

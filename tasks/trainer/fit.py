@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow.compute as pc
@@ -37,7 +38,7 @@ def fit(job: Job, folder: Path) -> int:
     config = AutoConfig.from_pretrained(job.weights, local_files_only=True)
     device = speed.device_here()
     chosen = speed.choose(config, job.method, training, job.compute, longest, device)
-    examples = rows["input_ids"][:] if job.method.init == "eva" else None
+    examples = rows["input_ids"] if job.method.init == "eva" else None  # lists only of the rows that are taken
     model = methods.load_trainable(job.weights, job.method, chosen, job.modules, examples)
     prepare(model, chosen)
 
@@ -101,7 +102,10 @@ def fit(job: Job, folder: Path) -> int:
     best = trainer.go_on(resumed)
     if best is None:
         return INTERRUPTED
-    save(trainer.model, folder / "model", job.reference, chosen.precision)
+    tuned: Any = trainer.model
+    if hasattr(config, "use_cache"):
+        tuned.config.use_cache = config.use_cache  # which the trainer turned off
+    save(tuned, folder / "model", job.reference, chosen.precision)
     state = trainer.state
     summary = {
         "steps": state.global_step,

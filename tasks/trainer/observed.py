@@ -11,11 +11,9 @@ from transformers.trainer_utils import EvalLoopOutput
 from tasks.config import Training
 from tasks.trainer import checkpoints, stopping
 from tasks.trainer.answers import AnswerTrainer
-from tasks.trainer.record import keep
+from tasks.trainer.record import STATE, keep_evaluation
 from tasks.trainer.scores import Scores
 from tasks.trainer.watch import Row, Watch
-
-STATE = "trainer_state.json"
 
 
 class ObservedTrainer(AnswerTrainer):
@@ -69,12 +67,13 @@ class ObservedTrainer(AnswerTrainer):
         """Takes up the checkpoint's state, with the evaluation that an interruption left out; whether interrupted."""
         self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         if self._is_due():
+            # Prepared it multiplies in the precision of training; train() does not wrap it a second time.
+            self.model_wrapped = self.accelerator.prepare(self.model)
             self._load_from_checkpoint(str(checkpoint))
             self.evaluate()
             if self.is_interrupted():
                 return True
-            self.state.save_to_json(str(checkpoint / STATE))
-            keep(checkpoint.parent, self.state, self.training)
+            keep_evaluation(checkpoint.parent, self.state, self.training)
         return False
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:

@@ -4,6 +4,7 @@ import json
 import math
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tasks.config import Training
 from tasks.trainer import checkpoints, stopping
 from tasks.trainer.watch import Watch
 
+STATE = "trainer_state.json"  # in a checkpoint, by transformers
 FIGURES = ("loss", "grad_norm", "learning_rate", "epoch")
 
 
@@ -26,10 +28,10 @@ class Record:
         signal.signal(signal.SIGTERM, self._interrupt)
         metrics = folder / "metrics.jsonl"
         # What was logged after the checkpoint happens again.
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
-        whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= resumed_from]
-        metrics.write_text("".join(whole), "utf-8")
-        self.losses = [line["loss"] for line in map(json.loads, whole) if "loss" in line]
+        lines = [line for line in _lines(metrics) if line["step"] <= resumed_from]
+        metrics.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        self.losses = [line["loss"] for line in lines if "loss" in line]
+        self.evaluated = {line["step"] for line in lines if "eval_loss" in line}
 
     def _interrupt(self, *_: Any) -> None:
         self.interrupted = True
@@ -81,6 +83,8 @@ class Recorder(TrainerCallback):
         elif "eval_loss" in logs:
             if not math.isfinite(logs["eval_loss"]):
                 self.watch.fail(f"the validation loss is {logs['eval_loss']}", state.global_step)
+            if state.global_step in self.record.evaluated:
+                return  # made up for after all, in a run that was killed before it could keep that
             names = ("epoch", "eval_loss", f"eval_{self.training.best_by}")
             figures = {name: logs[name] for name in names if name in logs} | {"seconds": logs.get("eval_runtime")}
             self.record.line(state.global_step, state.max_steps, **figures)
@@ -107,10 +111,37 @@ class Recorder(TrainerCallback):
 
 def keep(folder: Path, state: Any, training: Training) -> None:
     """Seals the checkpoint of the trainer's state, and removes those that are not needed any more."""
-    best = stopping.best(stopping.looks(state.log_history, training), training)
     checkpoint = checkpoints.at(folder, state.global_step)
-    checkpoints.seal(checkpoint, best.step if best else None)
+    checkpoints.seal(checkpoint, _best_step(state, training))
     checkpoints.prune(checkpoint)
+
+
+def keep_evaluation(folder: Path, state: Any, training: Training) -> None:
+    """Adds an evaluation to the checkpoint of the trainer's state, which is sealed; else as `keep`."""
+    checkpoint = checkpoints.at(folder, state.global_step)
+    new = folder / f".{STATE}"
+    state.save_to_json(str(new))
+    checkpoints.replace(checkpoint, STATE, new, _best_step(state, training))
+    checkpoints.prune(checkpoint)
+
+
+def _best_step(state: Any, training: Training) -> int | None:
+    best = stopping.best(stopping.looks(state.log_history, training), training)
+    return best.step if best else None
+
+
+def _lines(metrics: Path) -> Iterator[dict[str, Any]]:
+    """The lines up to the first that was not written whole: a power cut may leave zeros."""
+    if not metrics.exists():
+        return
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            return
+        if not line.endswith("\n") or not isinstance(values, dict) or "step" not in values:
+            return
+        yield values
 
 
 def _memory() -> int:

@@ -27,22 +27,26 @@ def looks(history: Sequence[Mapping[str, Any]], training: Training) -> list[Look
 
 
 def best(seen: Sequence[Look], training: Training) -> Look | None:
-    """The evaluation that was better than the best before it by more than min_delta, the last of them; None of none.
-
-    Of equal ones the first is the best.
-    """
-    sign = -1 if training.best_by == "loss" else 1
-    found: Look | None = None
-    for look in seen:
-        if found is None or sign * (look.value - found.value) > training.min_delta:
-            found = look
-    return found
+    """The evaluation with the best value, of equal ones the first; None of none."""
+    return _last_better(seen, training, by_more_than=0.0)
 
 
 def is_exhausted(seen: Sequence[Look], training: Training) -> bool:
-    """Whether `patience` evaluations came after the best one."""
-    found = best(seen, training)
+    """Whether `patience` evaluations came after the last that was better by more than min_delta.
+
+    Better than the last such one before it: progress that is slow but steady adds up.
+    """
+    found = _last_better(seen, training, by_more_than=training.min_delta)
     return bool(training.patience and found and len(seen) - 1 - seen.index(found) >= training.patience)
+
+
+def _last_better(seen: Sequence[Look], training: Training, *, by_more_than: float) -> Look | None:
+    sign = -1 if training.best_by == "loss" else 1
+    found: Look | None = None
+    for look in seen:
+        if found is None or sign * (look.value - found.value) > by_more_than:
+            found = look
+    return found
 
 
 class Stopping(TrainerCallback):

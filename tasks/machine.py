@@ -1,0 +1,104 @@
+"""What of this machine is ours: its processors, its memory and its GPU, as a container's control group bounds them.
+
+Processors and memory that are counted past that bound are the host's: too many threads are throttled to less speed than
+few have, and what takes more memory is killed. Both versions of control groups are read (kernel documentation,
+admin-guide/cgroup-v2 and cgroup-v1/memory); the bounds of the groups above ours hold as well.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+MOUNT = Path("/sys/fs/cgroup")
+OWN = Path("/proc/self/cgroup")
+VMSTAT = Path("/proc/vmstat")
+HIDDEN = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that show no GPU
+
+
+def num_cores() -> int:
+    """The number of threads to compute in: physical cores, of those that we may run on, for the time we are given."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
+    cores = min(psutil.cpu_count(logical=False) or affinity, affinity)
+    return max(1, min([cores, *(int(share) for share in _shares())]))
+
+
+def memory_bytes() -> int:
+    """The main memory that all our processes may take together."""
+    return min([psutil.virtual_memory().total, *(limit for _, limit in _limits())])
+
+
+def available_bytes() -> int:
+    """What of it is free, or holds no more than pages of files that can be read again."""
+    free = (max(0, limit - _taken(folder)) for folder, limit in _limits())
+    return min([psutil.virtual_memory().available, *free])
+
+
+def oom_kills() -> int:
+    """How many processes of ours the kernel has ended for want of memory; of the whole machine where no group counts.
+
+    A larger number than before says why a process died by SIGKILL.
+    """
+    for folder in _groups("memory"):
+        for name in ("memory.events", "memory.oom_control"):
+            if (counted := _fields(folder / name).get("oom_kill")) is not None:
+                return counted
+    return _fields(VMSTAT).get("oom_kill", 0)
+
+
+def first_gpu() -> str | None:
+    """What CUDA_VISIBLE_DEVICES shows first, an index or the beginning of a UUID; None where it hides all GPUs."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    return None if first in HIDDEN else first
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """The folders of our control group and of those above it, the innermost first."""
+    if not OWN.exists():
+        return
+    for line in OWN.read_text(encoding="utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = MOUNT / controller if controllers else MOUNT
+        own = top / path.strip("/")
+        yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(top))
+
+
+def _shares() -> Iterator[float]:
+    """The processors whose time a group may take."""
+    for folder in _groups("cpu"):
+        quota, period = (_text(folder / "cpu.max").split() or ["", ""])[:2]
+        if not quota:
+            quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+        if quota.isdecimal() and period.isdecimal():  # neither "max" nor -1
+            yield int(quota) / int(period)
+
+
+def _limits() -> Iterator[tuple[Path, int]]:
+    """Each group that bounds our memory, and its bound in bytes; version 1 has a huge number for none."""
+    for folder in _groups("memory"):
+        limit = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")
+        if limit.isdecimal():
+            yield folder, int(limit)
+
+
+def _taken(folder: Path) -> int:
+    used = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes") or "0"
+    counted = _fields(folder / "memory.stat")
+    return int(used) - counted.get("total_inactive_file", counted.get("inactive_file", 0))
+
+
+def _fields(file: Path) -> dict[str, int]:
+    """Lines of a name and a number."""
+    pairs = (line.split() for line in _text(file).splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+
+
+def _text(file: Path) -> str:
+    """What a file of the kernel's says; empty where there is none, or it is not for us to read."""
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
