@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from training import newest as newest_folder
+
 REFERENCE_SECONDS = 300.0
 
 
@@ -26,10 +28,8 @@ def newest(home: Path, stage: str) -> Any:
     """The record of a stage's newest artifact."""
     from tasks.artifacts import Base, Tokens
 
-    found = sorted((home / "artifacts" / stage).glob("*/manifest.json"), key=lambda file: file.stat().st_mtime)
-    if not found:
-        raise SystemExit(f"no artifact of {stage} in {home}: run `make demo` first")
-    record = json.loads(found[-1].read_text(encoding="utf-8"))["record"] | {"folder": found[-1].parent}
+    folder = newest_folder(home, stage)
+    record = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["record"] | {"folder": folder}
     return {"base": Base, "render": Tokens}[stage].model_validate(record)
 
 

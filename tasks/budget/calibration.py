@@ -192,18 +192,20 @@ def _rate_of_runs(
     for file in sorted((config.home() / "artifacts" / "train").glob(f"*/{MANIFEST}"), key=_made, reverse=True):
         try:
             read = json.loads(file.read_text(encoding="utf-8"))["ingredients"]
+            its = read.get("base"), read.get("tokens"), read.get("method.kind")
+            if its != (f"base {base.digest}", f"render {tokens.digest}", method.kind):
+                continue
             status = json.loads((file.parent / "status.json").read_text(encoding="utf-8"))
             steps = [line for line in _lines(file.parent / "metrics.jsonl") if "loss" in line][1:]
         except (OSError, ValueError, KeyError):  # removed or altered: then it says nothing
             continue
-        same = read.get("base") == f"base {base.digest}" and read.get("tokens") == f"render {tokens.digest}"
-        if not (same and steps and read["method.kind"] == method.kind and status.get("device") == machine.device.name):
+        if not steps or status.get("device") != machine.device.name:
             continue
-        its = _section(Method, read), _section(Training, read), _section(Compute, read)
-        if _way(*its[1:]) != _way(training, compute):
+        settings = _section(Method, read), _section(Training, read), _section(Compute, read)
+        if _way(*settings[1:]) != _way(training, compute):
             continue
         rows = statistics.median(line["rows_per_second"] for line in steps)
-        speed = rows * flops_a_row(ground, *its, machine)
+        speed = rows * flops_a_row(ground, *settings, machine)
         return Rate(speed, speed, f"an earlier run of {len(steps) + 1} steps here")
     return None
 
