@@ -90,12 +90,13 @@ def write_rows(case: Case, folder: Path) -> list[dict[str, Any]]:
     ]
     pq.write_table(pa.Table.from_pylist(rows, TOKEN_SCHEMA), folder / "train.parquet")
     pq.write_table(pa.Table.from_pylist(rows[:1], TOKEN_SCHEMA), folder / "validation.parquet")
+    (folder / "contract.json").write_text('{"pad_token_id": 0, "stop_token_ids": [0]}', encoding="utf-8")
     return rows
 
 
 def compare(case: Case, weights: Path) -> dict[str, Any]:
     """Predicted and measured bytes of one case."""
-    from tasks import speed
+    from tasks import cutting, speed
     from tasks.budget import memory, shapes, work
     from tasks.config import Compute, Method, Training
     from tasks.trainer import Job
@@ -105,13 +106,10 @@ def compare(case: Case, weights: Path) -> dict[str, Any]:
         rows = write_rows(case, folder)
         method, compute = Method(**case.method), Compute(threads=1, **dict(case.compute))
         training = Training(batch=case.rows, max_steps=STEPS)
-        job = Job(
-            weights=weights,
+        job = Job.of(
+            weights,
+            folder,
             reference="base",
-            train=folder / "train.parquet",
-            validation=folder / "validation.parquet",
-            pad_token_id=0,
-            stop_token_ids=(0,),
             method=method,
             modules=_modules(weights, method),
             training=training,
@@ -123,7 +121,8 @@ def compare(case: Case, weights: Path) -> dict[str, Any]:
     device = speed.device_here()
     chosen = speed.choose(shapes.config_in(weights), method, training, compute, case.length, device)
     shape = shapes.shape_in(weights)
-    micro_batches = work.loads(rows[: case.rows], chosen.layout, job.micro_batch, compute.max_tokens)
+    a_group = cutting.group_cost(device.kind, compiled=chosen.compile)
+    micro_batches = work.loads(rows[: case.rows], chosen.layout, job.micro_batch, compute.max_tokens, a_group)
     predicted = max(
         (memory.memory(shape, method, chosen, load, device.kind) for load in micro_batches), key=lambda m: m.peak
     )

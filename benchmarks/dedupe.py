@@ -1,11 +1,13 @@
 """Deduplication beside datasketch, rensa and exact matching alone, on the same rows with planted duplicates.
 
-Every side runs in a process of its own, from a Parquet file to the numbers of the rows that it removes. CPU seconds of
-all threads count, so a busy machine changes little, and the memory that is added; both begin after a run over a few
-rows that imports and compiles. datasketch and rensa are used as their documentation says, with 128 permutations, on
-the word 2-grams of the prompts without the instruction that all rows of a source have; datasketch both with an update
-for each shingle, as on its first page, and with MinHash.generator. Ours gets whole conversations: it finds that
-instruction itself, and looks at numbers and answers too. benchmarks/plants.py says what was planted.
+Every side runs in a process of its own, from a Parquet file to the numbers of the rows that it removes. Seconds, CPU
+seconds of all threads and the memory that is added begin after a run over a few rows that imports and compiles; `times`
+is how many times as much as ours each takes, and the smallest counts. CPU seconds change little on a busy machine.
+
+datasketch and rensa are used as their documentation says, with 128 permutations, on the word 2-grams of the prompts
+without the instruction that all rows of a source have; datasketch both with an update for each shingle, as on its first
+page, and with MinHash.generator. Ours gets whole conversations: it finds that instruction itself, and looks at numbers
+and answers too. benchmarks/plants.py says what was planted.
 
 A removal is unverified if no row that stays has an exact Jaccard similarity (benchmarks/jaccard.py) of at least the
 threshold to it. `in reach` are the planted pairs that have one: what a search that misses none finds.
@@ -35,10 +37,11 @@ from tasks.artifacts import ROW_SCHEMA
 
 NUM_PERMUTATIONS = 128
 WARM_UP_ROWS = 300
-LEAST_RATIO = 8  # ours must be so many times as fast as datasketch, either way
+LEAST_RATIO = 8  # ours must be so many times as fast as datasketch, either way, by the clock and by CPU time
 ROW_GROUP = 2_000
 READ = ("messages", "side")  # what the stages read of a row to find duplicates
 ROUNDING = 1e-9
+CLOCKS = ("seconds", "cpu")
 Result = dict[str, Any]
 
 
@@ -135,7 +138,8 @@ def measure(side: str, folder: Path, threshold: float) -> Result:
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--threshold", str(threshold)]
     seen = watch(command)
     found = seen.objects[0]
-    return found | {"mb": seen.peak(found["begin"], found["end"]) - seen.at(found["begin"])}
+    memory = seen.peak(found["begin"], found["end"]) - seen.at(found["begin"])
+    return found | {"seconds": found["end"] - found["begin"], "mb": memory}
 
 
 def shares(removed: Sequence[int], truth: Sequence[Plant]) -> dict[str, float]:
@@ -163,16 +167,14 @@ def judge(
 
 def table(results: dict[str, Result], in_reach: dict[str, float]) -> str:
     """One line a side."""
-    heads = ("", "seconds", "CPU s", "times", "MB", *DUPLICATES, *LOOKALIKES, "removed", "unverified")
+    heads = ("", "seconds", "times", "CPU s", "times", "MB", *DUPLICATES, *LOOKALIKES, "removed", "unverified")
     lines: list[tuple[str, ...]] = [heads]
     for side, result in results.items():
-        seconds, ratio = result["end"] - result["begin"], result["cpu"] / results["ours"]["cpu"]
+        taken = [f"{result[clock] / part:.1f}" for clock in CLOCKS for part in (1, results["ours"][clock])]
         found = [f"{share:.3f}" for share in result["shares"].values()]
         counts = [f"{len(result['removed']):,}", f"{result['unverified']:,}"]
-        lines.append(
-            (side, f"{seconds:.1f}", f"{result['cpu']:.1f}", f"{ratio:.1f}", f"{result['mb']:.0f}", *found, *counts)
-        )
-    lines.append(("in reach", "", "", "", "", *(f"{in_reach[kind]:.3f}" for kind in DUPLICATES), *[""] * 5))
+        lines.append((side, *taken, f"{result['mb']:.0f}", *found, *counts))
+    lines.append(("in reach", "", "", "", "", "", *(f"{in_reach[kind]:.3f}" for kind in DUPLICATES), *[""] * 5))
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
@@ -183,8 +185,9 @@ def failures(results: dict[str, Result]) -> list[str]:
     missed = [kind for kind in DUPLICATES if ours["shares"][kind] < other["shares"][kind]]
     wrong = [kind for kind in LOOKALIKES if ours["shares"][kind]]
     found = [f"recall under datasketch's: {kind}" for kind in missed] + [f"wrongly removed: {kind}" for kind in wrong]
-    if min(other["cpu"], results["datasketch_bulk"]["cpu"]) < LEAST_RATIO * ours["cpu"]:
-        found.append(f"under {LEAST_RATIO} times datasketch's speed")
+    ratio = min(results[side][clock] / ours[clock] for side in ("datasketch", "datasketch_bulk") for clock in CLOCKS)
+    if ratio < LEAST_RATIO:
+        found.append(f"{ratio:.2f} times datasketch's speed, under {LEAST_RATIO}")
     if ours["unverified"]:
         found.append(f"{ours['unverified']} unverified removals")
     return found

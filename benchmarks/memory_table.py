@@ -80,7 +80,7 @@ def need(claim: Claim, rows: int, length: int, checkpointing: bool) -> tuple[Mem
     method, device = Method.model_validate({"kind": claim.kind}), devices.machine(claim.card).device
     compute = Compute(checkpointing=checkpointing)
     chosen = speed.choose(shape.config, method, Training(), compute, length, device)
-    load = Load(rows=rows, tokens=rows * length, longest=length, scored=rows * length // LABELLED)
+    load = Load(tokens=rows * length, scored=rows * length // LABELLED, groups=((rows, length),))
     found = memory(shape, method, chosen, load, "cuda")
     states = {name: getattr(found, name) // claim.num_cards for name in STATES}
     return found, found.model_copy(update=states).peak / 1e9

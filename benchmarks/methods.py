@@ -4,6 +4,9 @@ Each is trained by the trainer's own process, one after another; then what it sa
 on the validation rows, and the share of sealed test rows that it answers exactly. `before` is the base itself.
 
     .venv/bin/python benchmarks/methods.py --tokens .tunewright/artifacts/render/KEY --base FOLDER --steps 90
+
+Learning rates are not tuned, so that the table shows that each method learns and what it costs, not which is best;
+`--rates 1e-4 3e-4 1e-3` tries others.
 """
 
 import argparse
@@ -32,9 +35,16 @@ METHODS = {
     "qlora 8": Method(kind="qlora", bits=8),
     "spectrum": Method(kind="spectrum"),
 }
-# What learns in the base itself, or begins as its main directions, takes smaller steps.
-RATES = {"full": 1e-4, "spectrum": 1e-4, "lora, pissa": 3e-4, "lora, olora": 3e-4, "lora, lora+": 2e-4}
-RATE = 1e-3
+# By rule of thumb: what learns in the base itself or begins as its main directions takes smaller
+# steps, and so does what the scale or the rate of the B matrices makes larger.
+RATES = dict.fromkeys(METHODS, 1e-3) | {
+    "full": 1e-4,
+    "spectrum": 2e-4,
+    "lora, rslora": 3e-4,
+    "lora, pissa": 3e-4,
+    "lora, olora": 3e-4,
+    "lora, lora+": 3e-4,
+}
 
 
 class Line(NamedTuple):
@@ -48,6 +58,7 @@ class Line(NamedTuple):
     loss_after: float
     exact_match: float
     seconds: float
+    cpu_seconds: float
     peak_bytes: int  # of the trainer's process, or on a GPU of what its tensors took there
 
 
@@ -85,8 +96,8 @@ class Judge:
             return total / labels, self.exact(loaded, lambda: False)
 
 
-def train(job: Any, folder: Path) -> tuple[float, int]:
-    """Seconds and peak memory of the trainer's process. Ends the benchmark where it fails."""
+def train(job: Any, folder: Path) -> tuple[float, float, int]:
+    """Seconds, seconds of CPU and peak memory of the trainer's process. Ends the benchmark where it fails."""
     import torch
 
     folder.mkdir()
@@ -98,13 +109,13 @@ def train(job: Any, folder: Path) -> tuple[float, int]:
         command = [sys.executable, "-m", "tasks.trainer", str(folder / "job.json")]
         process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, usage.ru_utime + usage.ru_stime
     if status:
         raise SystemExit((folder / "trainer.log").read_text(encoding="utf-8")[-2_000:])
     if not torch.cuda.is_available():
-        return seconds, usage.ru_maxrss * 1024
+        return seconds, cpu_seconds, usage.ru_maxrss * 1024
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return seconds, max(json.loads(line).get("memory_bytes", 0) for line in lines)
+    return seconds, cpu_seconds, max(json.loads(line).get("memory_bytes", 0) for line in lines)
 
 
 def modules_of(method: Method, base: Path) -> tuple[str, ...]:
@@ -133,8 +144,9 @@ def run(arguments: argparse.Namespace) -> list[Line]:
         f"before: validation loss {before:.4f}, exact match {exact:.3f}, {arguments.steps} steps of {arguments.batch}"
     )
     lines = []
-    for name in arguments.methods or METHODS:
-        method, rate = METHODS[name], RATES.get(name, RATE)
+    wanted = [(name, rate) for name in arguments.methods or METHODS for rate in arguments.rates or [RATES[name]]]
+    for name, rate in wanted:
+        method = METHODS[name]
         training = Training(
             learning_rate=rate,
             max_steps=arguments.steps,
@@ -142,13 +154,10 @@ def run(arguments: argparse.Namespace) -> list[Line]:
             evaluate_every=arguments.steps,
             patience=None,
         )
-        job = Job(
-            weights=base,
+        job = Job.of(
+            base,
+            tokens,
             reference=str(base),
-            train=tokens / "train.parquet",
-            validation=tokens / "validation.parquet",
-            pad_token_id=contract["pad_token_id"],
-            stop_token_ids=contract["stop_token_ids"],
             method=method,
             modules=modules_of(method, base),
             training=training,
@@ -159,12 +168,12 @@ def run(arguments: argparse.Namespace) -> list[Line]:
             folder = Path(place, "work")
             validation = Path(place, "validation.parquet")
             pq.write_table(pq.read_table(job.validation).slice(0, arguments.rows), validation)
-            seconds, peak = train(job.model_copy(update={"validation": validation}), folder)
+            seconds, cpu_seconds, peak = train(job.model_copy(update={"validation": validation}), folder)
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             after, exact = judge(folder / "model")
         learning = summary["learning_parameters"]
         share = learning / summary["parameters"]
-        lines.append(Line(name, rate, learning, share, before, after, exact, seconds, peak))
+        lines.append(Line(name, rate, learning, share, before, after, exact, seconds, cpu_seconds, peak))
         show(lines[-1:], is_first=len(lines) == 1)
     return lines
 
@@ -174,12 +183,13 @@ def show(lines: Sequence[Line], *, is_first: bool) -> None:
     if is_first:
         print(
             f"{'method':<14}{'rate':>8}{'trained':>13}{'share':>8}{'loss before':>13}{'after':>9}{'exact':>8}"
-            f"{'seconds':>9}{'peak GB':>9}"
+            f"{'seconds':>9}{'of CPU':>9}{'peak GB':>9}"
         )
     for line in lines:
         print(
             f"{line.method:<14}{line.learning_rate:>8.0e}{line.trained:>13,}{line.share:>8.2%}{line.loss_before:>13.4f}"
-            f"{line.loss_after:>9.4f}{line.exact_match:>8.3f}{line.seconds:>9.1f}{line.peak_bytes / 1e9:>9.2f}",
+            f"{line.loss_after:>9.4f}{line.exact_match:>8.3f}{line.seconds:>9.1f}"
+            f"{line.cpu_seconds:>9.1f}{line.peak_bytes / 1e9:>9.2f}",
             flush=True,
         )
 
@@ -194,6 +204,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="validation and test rows to ask, all where it is left out")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--methods", nargs="*", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
+    parser.add_argument("--rates", nargs="*", type=float, help="learning rates to try in place of each method's own")
     parser.add_argument("--json", type=Path, help="a file to write")
     arguments = parser.parse_args()
     quiet_libraries()

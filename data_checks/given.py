@@ -1,55 +1,95 @@
 """Rows of a validation or a test side that their source gives: what is set aside of them makes that side smaller."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+REPEATED = 5  # rows whose places are told
+
+
+class Refused(NamedTuple):
+    """What ingest refused of the files of a side."""
+
+    reasons: Counter[str]
+    first: str  # of the records: "golden.jsonl line 3"
+
 
 class Given(NamedTuple):
-    """What became of the rows that are given to a side."""
+    """What became of the records that are given to a side."""
 
     side: str
-    rows: int
-    reasons: dict[str, int]  # why rows are set aside -> how many, the most frequent first
-    first: str  # of them: "golden.jsonl line 3"
+    records: int
+    reasons: dict[str, int]  # why records are refused or set aside -> how many, the most frequent first
+    first: str  # of them
+    again: list[str]  # the rows that say the same as an earlier one: "golden.jsonl line 7 (as line 3)"
 
     @property
     def set_aside(self) -> int:
-        """How many of the rows are."""
+        """How many of the records are."""
         return sum(self.reasons.values())
 
     @property
-    def name(self) -> str:
-        """What the finding is called."""
-        return f"given_{self.side}_rows_set_aside"
+    def findings(self) -> dict[str, int]:
+        """Rows by what the finding is called."""
+        found = {"set_aside": self.set_aside, "repeated": len(self.again)}
+        return {f"given_{self.side}_rows_{what}": count for what, count in found.items() if count}
 
-    def says(self) -> str:
-        """The finding in words."""
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.items())
-        left = "none is left" if self.set_aside == self.rows else f"{self.rows - self.set_aside:,} left"
-        which = f"{self.set_aside:,} of the {self.rows:,} rows of the given {self.side} side"
-        return f"{which} were set aside by check, {left}: {reasons}; first: {self.first}"
+    def says(self) -> Iterator[str]:
+        """The findings in words."""
+        whole = f"of the {self.records:,} records of the given {self.side} side"
+        if self.set_aside:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.items())
+            left = self.records - self.set_aside
+            said = f"{left:,} left" if left else "none is left"
+            yield f"{self.set_aside:,} {whole} were set aside, {said}: {reasons}; first: {self.first}"
+        if self.again:
+            once = ", and the decision counts each once" if self.side == "test" else ""
+            more = f" and {len(self.again) - REPEATED:,} more" if len(self.again) > REPEATED else ""
+            yield f"{len(self.again):,} {whole} repeat an earlier one{once}: {', '.join(self.again[:REPEATED])}{more}"
 
 
-def given_sides(frame: pd.DataFrame, failing: npt.NDArray[np.bool_], names: Sequence[str]) -> list[Given]:
-    """Of each given side that loses rows of `frame`: how many, and by which of the expectations `names` they fail.
+def given_sides(
+    frame: pd.DataFrame, failing: npt.NDArray[np.bool_], names: Sequence[str], refused: Mapping[str, Refused]
+) -> list[Given]:
+    """Of each given side that loses records or has rows twice: how many, and by which of the expectations `names`.
 
-    `failing` has a line for each expectation and a column for each row, which counts for the first that it fails.
+    `failing` has a line for each expectation and a column for each row of `frame`, which counts for the first that it
+    fails. `refused` is by side.
     """
     aside = np.flatnonzero(failing.any(axis=0))
-    by = failing[:, aside].argmax(axis=0) if len(aside) else aside
-    sides = frame["side"].iloc[aside].fillna("").to_numpy()
     found = []
     for side in ("validation", "test"):
-        lost = np.flatnonzero(sides == side)
-        if len(lost):
-            reasons: Counter[str] = Counter(names[int(number)] for number in by[lost])
-            first = frame.iloc[int(aside[lost[0]])]
-            place = f"{first['file']} line {first['line']}"
-            rows = int(frame["side"].eq(side).sum())
-            found.append(Given(side, rows, dict(reasons.most_common()), place))
+        rows = np.flatnonzero(frame["side"].eq(side).fillna(False).to_numpy(dtype=np.bool_))
+        if not len(rows):  # of a limited run: another side is drawn
+            continue
+        of_ingest = refused.get(side, Refused(Counter(), ""))
+        lost = np.intersect1d(rows, aside)
+        by = failing[:, lost].argmax(axis=0) if len(lost) else lost
+        reasons = of_ingest.reasons + Counter(names[int(number)] for number in by)
+        first = of_ingest.first or (_place(frame, int(lost[0])) if len(lost) else "")
+        num_records = len(rows) + of_ingest.reasons.total()
+        given = Given(
+            side, num_records, dict(reasons.most_common()), first, list(_again(frame, np.setdiff1d(rows, aside)))
+        )
+        found += [given] if given.findings else []
     return found
+
+
+def _again(frame: pd.DataFrame, rows: npt.NDArray[np.int64]) -> Iterator[str]:
+    """The place of each of the rows that equals an earlier one of them, and of that one."""
+    ids = frame["row_id"].iloc[rows].to_numpy()
+    firsts: dict[str, int] = {}
+    for row, row_id in zip(rows.tolist(), ids, strict=True):
+        first = firsts.setdefault(row_id, row)
+        if first != row:
+            same_file = frame["file"].iloc[first] == frame["file"].iloc[row]
+            as_first = f"line {frame['line'].iloc[first]}" if same_file else _place(frame, first)
+            yield f"{_place(frame, row)} (as {as_first})"
+
+
+def _place(frame: pd.DataFrame, row: int) -> str:
+    return f"{frame['file'].iloc[row]} line {frame['line'].iloc[row]}"

@@ -13,12 +13,10 @@ against a few made-up rows before anything runs (trial.py).
 # pyright: reportPrivateImportUsage=false
 # Great Expectations does not mark its public names as exported.
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeGuard
 
@@ -27,6 +25,7 @@ from great_expectations.compatibility import pydantic
 from great_expectations.expectations.metadata_types import FailureSeverity
 
 from data_checks.accepted import did_you_mean, meant, shown
+from data_checks.importing import imported, one_line
 from data_checks.rules import BY_ROW, Expected, columns_of, named_columns
 from data_checks.suite import Entry, SuiteError
 
@@ -62,12 +61,6 @@ def stop_on_column(entry: Entry, made: Expected, columns: Sequence[str]) -> None
             raise SuiteError(given, f"{whose}={column} is no column of the rows; {did_you_mean(column, columns)}")
 
 
-def one_line(error: BaseException) -> str:
-    """An error's type and message on one line of at most 200 characters."""
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    return said if len(said) <= 200 else f"{said[:199]}…"
-
-
 def _kind(entry: Entry) -> type[gxe.Expectation]:
     """The class that an entry names."""
     module, _, name = entry.name.rpartition(".")
@@ -89,14 +82,9 @@ def _kind(entry: Entry) -> type[gxe.Expectation]:
 
 def _imported(module: str, key: str, said: str) -> ModuleType:
     try:
-        return importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # what a module of the team's does when it is imported is its own
-        missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
-        if not missing or not f"{module}.".startswith(f"{missing}."):
-            raise SuiteError(key, f"{said} cannot be imported: {one_line(error)}") from error
-        here = any(Path(*module.split(".")).with_suffix(suffix).exists() for suffix in (".py", ""))
-        accepted = "module.Class in a folder on PYTHONPATH" + (", and this folder is not: PYTHONPATH=." if here else "")
-        raise SuiteError(key, f"{said}: there is no module {missing}; accepted: {accepted}") from error
+        return imported(module, "module.Class")
+    except ValueError as error:
+        raise SuiteError(key, f"{said}{error}") from error
 
 
 def _expectations(module: ModuleType) -> list[str]:

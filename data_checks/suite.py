@@ -260,7 +260,18 @@ def _arguments(change: Change, key: str) -> Arguments:
     try:
         return known.model_validate(change.arguments)
     except ValidationError as error:
-        raise _refusal(key, error.errors(include_url=False)[0], known) from error
+        raise _refusals([_refusal(key, each, known) for each in error.errors(include_url=False)], key) from error
+
+
+def _refusals(refused: Sequence[SuiteError], key: str) -> SuiteError:
+    """The first of them, in one line with the others that accept the same: each language that is none, say."""
+    first = refused[0]
+    said, accepts, what = str(first).partition("accepted: ")
+    alike = [str(each).removeprefix(key).partition("accepted: ")[0] for each in refused[1:] if str(each).endswith(what)]
+    if not accepts or not alike:
+        return first
+    whole = "also ".join([said, *alike]) + accepts + what
+    return SuiteError(first.key, whole.removeprefix(first.key))
 
 
 def _refusal(key: str, error: ErrorDetails, known: type[Arguments]) -> SuiteError:

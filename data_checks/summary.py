@@ -27,6 +27,12 @@ def summary(results: Mapping[str, Any]) -> str:
             + ("" if each["of_set"] else f", {each['failed']:,} row{'s'[: each['failed'] != 1]}")
             for each in failed
         ]
+    if held_out := results["held_out"]:
+        number = sum(records for _, _, records in held_out)
+        lines += [
+            "",
+            f"Besides, {number:,} records of {len(held_out)} held-out files, which no training row may repeat.",
+        ]
     for said in results["given_sides"]:
         lines += ["", f"**{_plain(said)}**"]
     if since := results["since"]:

@@ -6,16 +6,17 @@ A call is `call(task, argument=value, ...)`. Both keep a Step for each call, whi
 import json
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prefect import Task
 
-from tasks import versions
-from tasks.artifacts import Artifact, CheckedRows, Rows, Splits, UniqueRows
-from tasks.caching import Cached
-from tasks.config import STAGES, Settings, Stage
+from tasks import ledger, pipelines, versions
+from tasks.artifacts import Adapter, Answers, Artifact, CheckedRows, Rows, Splits, UniqueRows, Verdict
+from tasks.caching import Cached, Earlier, Found
+from tasks.causes import causes
+from tasks.config import STAGES, Gate, Settings, Stage
 from tasks.errors import ConfigError
 from tasks.stopped import Stopped
 from tasks.versions import Before
@@ -35,7 +36,20 @@ class Step:
     message: str = ""
     record: Artifact | None = None
     stopped: Stopped | None = None  # what it left where it refused its inputs; behind a run, those of last time
-    last: Artifact | None = None  # what it made the last time, of a plan's stage that would run
+    last: Artifact | None = None  # what it made for this pipeline the last time, of a plan's stage that would run
+
+    @property
+    def name(self) -> str:
+        """The stage, and of what."""
+        return f"{self.stage} {self.of}".strip()
+
+
+ONLY_WITH = {
+    "scan": "method.kind=spectrum",
+    "prompt": "evaluation.contenders",
+    "forgetting": "evaluation.forgetting",
+    "judge": "judge.url",
+}
 
 
 class Reached(Exception):
@@ -46,21 +60,37 @@ class Unknown(Exception):
     """A plan cannot see further: what a later stage would read was never made."""
 
 
-def stages(settings: Settings) -> tuple[Stage, ...]:
-    """The stages of a run with these settings, in their order: scan only where its choice is trained."""
-    return tuple(stage for stage in STAGES if stage != "scan" or settings.method.kind == "spectrum")
+def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stage] = ()) -> tuple[Stage, ...]:
+    """The stages of a run up to `until`, in their order: of those in ONLY_WITH the ones that are set.
+
+    Raises ConfigError where a stage that is asked for is none of them, or comes after the last.
+    """
+    left_out = {
+        "scan": settings.method.kind != "spectrum",
+        "prompt": not settings.evaluation.contenders,
+        "forgetting": not settings.evaluation.forgetting,
+        "judge": settings.judge.url is None,
+    }
+    used: tuple[Stage, ...] = tuple(stage for stage in STAGES if not left_out.get(stage))
+    if absent := [stage for stage in (until, *refresh) if stage not in used]:
+        accepted = ", ".join(used)
+        raise ConfigError(f"{absent[0]} is a stage with {ONLY_WITH[absent[0]]} only; accepted are {accepted}")
+    wanted = used[: used.index(until) + 1]
+    if beyond := [stage for stage in refresh if stage not in wanted]:
+        raise ConfigError(
+            f"refresh={beyond[0]}: it comes after until={until}, so it would not run; accepted are {', '.join(wanted)}"
+        )
+    return wanted
 
 
 class _Calls:
     """The steps so far, in order."""
 
-    def __init__(self, until: Stage, refresh: Sequence[Stage] = (), stages: Sequence[Stage] = STAGES) -> None:
-        if absent := [stage for stage in (until, *refresh) if stage not in stages]:
-            accepted = ", ".join(stages)
-            raise ConfigError(f"{absent[0]} is a stage with method.kind=spectrum only; accepted are {accepted}")
+    def __init__(self, settings: Settings, until: Stage, refresh: Sequence[Stage] = ()) -> None:
+        self.stages = stages(settings, until, refresh)
+        self.pipeline = settings.registry.name
         self.until = until
         self.refresh = refresh
-        self.stages = stages
         self.steps: list[Step] = []
 
     def keep(self, step: Step, *, last_of_stage: bool) -> None:
@@ -84,7 +114,9 @@ class Run(_Calls):
     def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:
         """The stage's record. Raises what the stage raised, or Reached."""
         started = time.monotonic()
-        log.info("%s", f"{task.name} {_of(inputs)}".strip())
+        name, stage = _name(task, inputs), _stage(task)
+        log.info("%s", name)
+        pipelines.note(self.pipeline, name, stage.key(**inputs))
         chosen = task.with_options(refresh_cache=True) if task.name in self.refresh else task
         state = chosen(**inputs, return_state=True)
         record = state.result()
@@ -106,38 +138,73 @@ class Run(_Calls):
         versions.accept(before, rows, checked, unique, splits)
         self.reached("split")
 
+    def look(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate) -> Verdict:
+        """Counts the look at the test rows, which the verdict then says; then decide has reached its end."""
+        verdict = ledger.enter(self.pipeline, verdict, candidate, answers, gate.looks)
+        for warning in verdict.warnings:
+            log.warning("decide: %s", warning)
+        self.steps[-1] = replace(self.steps[-1], record=verdict)
+        self.reached("decide")
+        return verdict
+
 
 class Plan(_Calls):
     """Looks each stage up instead of calling it, and says why it would run.
 
-    Where a stage would run, the plan goes on with what it made the last time: a later stage is then cached only if the
-    stage hands on the same again, which the plan says as a cause and counts as a run.
+    Where a stage would run, the plan goes on with what it made for this pipeline the last time: a later stage is then
+    cached only if the stage hands on the same again, which the plan says as a cause and counts as a run.
     """
 
-    def __init__(self, until: Stage, refresh: Sequence[Stage] = (), stages: Sequence[Stage] = STAGES) -> None:
-        super().__init__(until, refresh, stages)
-        self.uncertain: dict[str, str] = {}  # digest of a record from the last time -> the stage that makes it anew
+    def __init__(self, settings: Settings, until: Stage, refresh: Sequence[Stage] = ()) -> None:
+        super().__init__(settings, until, refresh)
+        self.uncertain: dict[str, str] = {}  # digest of what is still to be made -> the stage that makes it
+        self.said: set[str] = set()  # causes that an earlier stage has
 
     def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:
-        """The record that is there, or the one of the last time. Raises Unknown or Reached."""
-        stage: Cached[Any, Any] = task.fn  # pyright: ignore[reportAssignmentType] every stage's function is @cached
-        read = json.dumps(stage.ingredients(**inputs))
-        waits_for = {before for digest, before in self.uncertain.items() if digest in read}
-        because = [f"{before} runs first" for before in sorted(waits_for)]
-        found = None if task.name in self.refresh else stage.find(**inputs)
-        if found is None:
-            because += ["asked for by refresh"] if task.name in self.refresh else stage.because(**inputs)
-        record = found or stage.nearest(**inputs)
-        state = "run" if because else "cached"
-        if record is not None and state == "run":
-            self.uncertain[record.digest] = task.name
-        stopped = None if found else stage.stopped(**inputs)
-        kept: dict[str, Any] = {"record": found, "stopped": stopped, "last": record}
-        step = Step(stage=task.name, of=_of(inputs), state=state, because=because, **kept)
+        """The record that is there, that of the last time, or one that stands for it. Raises Unknown or Reached."""
+        stage, name = _stage(task), _name(task, inputs)
+        found = stage.look_up(**inputs)
+        keys = pipelines.keys(self.pipeline, name)
+        earlier = None if found.record else stage.nearest(found.ingredients, keys)
+        because = list(self._because(task.name, found, earlier, is_known=found.key in keys))
+        last = found.record or (earlier.record if earlier else None)
+        step = Step(
+            stage=task.name,
+            of=_of(inputs),
+            state="run" if because else "cached",
+            because=because,
+            record=None if task.name in self.refresh else found.record,
+            stopped=found.stopped,
+            last=last,
+        )
+        if because:
+            last = last or stage.record_type.model_construct(stage=task.name, digest=f"unmade_{name.replace(' ', '_')}")
+            self.uncertain[last.digest] = task.name
         self.keep(step, last_of_stage=last_of_stage)
-        if record is None:
+        if task.name == "base" and step.last is None:
             raise Unknown
-        return record
+        return last
+
+    def _because(self, stage: str, found: Found[Any], earlier: Earlier[Any] | None, *, is_known: bool) -> Iterator[str]:
+        """Why it would run, if it would; of what an earlier stage has said nothing again."""
+        read = json.dumps(found.ingredients)
+        waits = {before for digest, before in self.uncertain.items() if digest in read}
+        if waits:
+            yield _first(sorted(waits, key=STAGES.index))
+        if stage in self.refresh:
+            yield "asked for by refresh"
+        elif found.record:
+            return
+        elif found.fault:
+            yield found.fault
+        elif found.stopped and not waits:
+            yield f"it stopped on the same data, {found.stopped.when}: {found.stopped.message}"
+        elif earlier:
+            new = causes(stage, earlier.ingredients, found.ingredients, earlier.record, waits)
+            yield from (cause for cause in new if not waits or cause not in self.said)
+            self.said.update(new)
+        elif not waits:
+            yield f"artifact {found.key} is gone" if is_known else "never run"
 
     def digest(self, record: Artifact) -> str:
         """The record's digest, or "" if it is of the last time."""
@@ -147,14 +214,32 @@ class Plan(_Calls):
         """Accepts nothing; split has reached its end."""
         self.reached("split")
 
+    def look(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate) -> Verdict:
+        """Counts no look; decide has reached its end."""
+        self.reached("decide")
+        if verdict.digest in self.uncertain:
+            return verdict
+        return ledger.look_up(self.pipeline, verdict, candidate, answers, gate.looks)
+
     def fill(self) -> None:
         """Adds the stages that the plan could not look up, up to the last one asked for."""
         known = {step.stage for step in self.steps}
-        wanted = self.stages[: self.stages.index(self.until) + 1]
-        missing = self.steps[-1].stage if self.steps else ""
-        for stage in wanted:
-            if stage not in known:
-                self.steps.append(Step(stage=stage, state="run", because=[f"{missing} was never made before"]))
+        missing = self.steps[-1].stage
+        self.steps += [Step(stage=s, state="run", because=[_first([missing])]) for s in self.stages if s not in known]
+
+
+def _stage(task: Task[Any, Any]) -> Cached[Any, Any]:
+    return task.fn  # pyright: ignore[reportReturnType] every stage's function is @cached
+
+
+def _first(stages: Sequence[str]) -> str:
+    """What has to run before: "ingest and check run first"."""
+    *others, last = stages
+    return f"{', '.join(others)} and {last} run first" if others else f"{last} runs first"
+
+
+def _name(task: Task[Any, Any], inputs: dict[str, Any]) -> str:
+    return f"{task.name} {_of(inputs)}".strip()
 
 
 def _of(inputs: dict[str, Any]) -> str:

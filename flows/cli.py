@@ -77,7 +77,7 @@ def run(
             )
         _prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
         config.make_home()
-        from flows import deployment_file, report, terminal
+        from flows import calls, deployment_file, report, terminal
         from flows.finetune import finetune
         from flows.inputs import looked_at
         from flows.outcome import Outcome
@@ -87,6 +87,7 @@ def run(
         report.ORIGINS.set(pipeline.origins)
         sections = {name: getattr(pipeline.settings, name) for name in config.Settings.model_fields}
         with deployment_file.placed(pipeline), looked_at(pipeline.settings):
+            calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)  # before a server starts for the run
             state: Any = finetune(**sections, until=pipeline.until, refresh=pipeline.refresh, return_state=True)
             result = state.result(raise_on_failure=False)
             if isinstance(result, BaseException):
@@ -127,9 +128,7 @@ def plan(
         from flows import calls, deployment_file, plan_command, plan_view, terminal
 
         with deployment_file.placed(pipeline):
-            planned = plan_command.look_up(
-                pipeline.settings, pipeline.until, pipeline.refresh, device, calibrate=calibrate
-            )
+            planned = plan_command.look_up(pipeline, _repeated(file, assignments), device, calibrate=calibrate)
         if not quiet:
             terminal.show_settings(console, pipeline, everything=verbose)
         plan_view.show_plan(console, planned)
@@ -156,15 +155,16 @@ def data(
         if sum(given is not None for given in (row, line, text)) > 1:
             raise ConfigError("--row, --line and --text each name a row: give one of them")
         _prepare(pipeline.settings, console, quiet=True, verbose=False)
-        from flows import data_command, data_view
+        from flows import data_command, data_json, data_view, deployment_file
 
         what = _repeated(file, assignments)
-        found = data_command.look_up(pipeline.settings, version)
+        with deployment_file.placed(pipeline):
+            found = data_command.look_up(pipeline.settings, version)
         if row is None and line is None and text is None:
-            shown = data_command.data_json(found)
+            shown = data_json.data_json(found)
             data_view.show_data(console, found, what)
         else:
-            shown = data_command.row_json(found, data_command.find(found, row, line, text))
+            shown = data_json.row_json(found, data_command.find(found, row, line, text))
             data_view.show_row(console, found, shown, what)
     if as_json:
         print(json.dumps(shown, ensure_ascii=False))

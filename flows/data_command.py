@@ -11,15 +11,17 @@ from typing import Any
 
 from flows.calls import Step
 from flows.finetune import plan
-from tasks import lineage, stopped, versions
-from tasks.artifacts import Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
-from tasks.caching import differences, flat, kept
-from tasks.config import STAGES, Settings
+from tasks import stopped
+from tasks.artifacts import CheckedRows, Rows, Splits, Tokens, UniqueRows
+from tasks.caching import kept
+from tasks.causes import causes
+from tasks.config import Settings
 from tasks.errors import ConfigError
+from tasks.history import Part, Version, history
+from tasks.ingredients import Ingredients, flat
 from tasks.lineage import Made
-from tasks.row_search import MOST_MATCHES, PLACE, Asked, Found, excerpt, manifest
+from tasks.row_search import Asked, Found, manifest, place
 from tasks.stopped import Stopped, from_here
-from tasks.versions import Part, Version
 
 RECORDS = {"ingest": Rows, "check": CheckedRows, "dedupe": UniqueRows, "split": Splits, "render": Tokens}
 
@@ -70,7 +72,7 @@ class Data:
 def look_up(settings: Settings, version: str | None = None) -> Data:
     """The data as the sources and settings are now, or an accepted version. Raises ConfigError where there is none."""
     name = settings.registry.name
-    past = versions.history(name, settings.split.seed, settings.split.by)
+    past = history(name, settings.split.seed, settings.split.by)
     if version is not None:
         return _accepted(name, _chosen(version, name, past), past)
     steps = [step for step in plan(settings, "render", ()) if step.stage in RECORDS]
@@ -79,8 +81,7 @@ def look_up(settings: Settings, version: str | None = None) -> Data:
     missing = steps[first].stage if first < len(steps) else ""
     stopped = steps[first].stopped if missing else None
     if made:
-        # Without a version, what it would be compared with is as likely to be another pipeline's.
-        because = steps[first].because if missing and past else ()
+        because = steps[first].because if missing else ()
         return Data(name=name, made=_made(made, stopped), past=past, missing=missing, because=because, stopped=stopped)
     outdated = None if stopped else _outdated(steps, settings, past)
     if past:
@@ -96,7 +97,7 @@ def find(data: Data, row: str | None, line: str | None, text: str | None) -> lis
     asked, stop = Asked.of(row, line, text), data.stop_of_ingest
     found = asked.refused(stop) if stop else []
     if data.made and not (found and asked.place):  # a line is what it is now
-        found += [each for each in asked.among(data.made.rows) if _place(each) not in map(_place, found)]
+        found += [each for each in asked.among(data.made.rows) if place(each) not in map(place, found)]
     if not found:
         raise ConfigError(f"{asked.said}: {_not_found(data, asked)}")
     return found
@@ -118,84 +119,6 @@ def _not_found(data: Data, asked: Asked) -> str:
 def _is_in(version: Version, asked: Asked) -> bool:
     rows = kept(Rows, "ingest", version.rows.key)
     return rows is not None and bool(asked.among(rows))
-
-
-def row_json(data: Data, found: Sequence[Found]) -> dict[str, Any]:
-    """What `--json` prints of a row: its life, or the matches where several rows are meant."""
-    if _several(found):
-        matches = [_place(record) | {"text": excerpt(record)} for record in found[:MOST_MATCHES]]
-        return {"matches": matches, "more": len(found) > MOST_MATCHES}
-    record = found[0]
-    before = lineage.sides(record["row_id"], data.earlier) if record["row_id"] else []
-    events = lineage.refused(data.stop_of_ingest, record) if data.stop_of_ingest else []
-    if not events:
-        assert data.made  # find() has no record otherwise
-        events = lineage.life(data.made, record)
-    ended = events[-1]["outcome"] in lineage.SET_ASIDE
-    asked = {name: record[name] for name in ("asked_line",) if name in record}
-    place = _place(record) | asked | {"text": excerpt(record)}
-    missing = "" if ended else data.missing
-    return place | {"life": events, "missing": missing, "changed": list(data.changed), "versions": before}
-
-
-def data_json(data: Data) -> dict[str, Any]:
-    """What `--json` prints of the data: the stages, their parents, the versions, and what a stage refused."""
-    return {
-        "name": data.name,
-        "version": data.version.number if data.version else None,
-        "as_accepted": data.is_as_accepted,
-        "sources": data.made.rows.detected if data.made else {},
-        "stages": [stage(artifact) for artifact in data.made or ()],
-        "missing": data.missing,
-        "because": list(data.because),
-        "changed": list(data.changed),
-        "stopped": _stopped_json(data.stopped) if data.stopped else None,
-        "outdated": _stopped_json(data.outdated) if data.outdated else None,
-        "versions": [version.model_dump() | {"figures": figures(version)} for version in data.past],
-    }
-
-
-def figures(version: Version) -> dict[str, int | None]:
-    """Where the records of a version went; None where it cannot be known any more.
-
-    read = refused + rows; rows = those of the version before + new - gone = quarantined + removed + the three sides.
-    """
-    count = version.counts
-    sides = {name: count[name] for name in ("train", "validation", "test")}
-    removed = count["checked"] - count["unique"]
-    return {
-        "read": count["read"],
-        "refused": count["read"] - count["rows"],
-        "rows": count["rows"],
-        "new": version.added,
-        "gone": version.removed,
-        "quarantined": count["rows"] - removed - sum(sides.values()),
-        "removed": removed,
-        **sides,
-    }
-
-
-def _stopped_json(stopped: Stopped) -> dict[str, Any]:
-    said = stopped.model_dump(include={"stage", "message", "when", "run"})
-    refused = {"num_refused": lineage.num_refused(stopped), "first": lineage.first_refused(stopped)}
-    return said | {"files": [str(path) for path in stopped.paths]} | refused
-
-
-def stage(artifact: Artifact) -> dict[str, Any]:
-    """An artifact with what it was made from: the stages that it read, by their digests."""
-    about = manifest(artifact)
-    read = [str(value).split(" ") for value in about["ingredients"].values()]
-    parents = {parts[0]: parts[1] for parts in read if len(parts) == 2 and parts[0] in STAGES}
-    made = {name: about[name] for name in ("made", "made_by", "seconds")}
-    named = {"stage": artifact.stage, "digest": artifact.digest, "artifact": str(artifact.folder)}
-    named |= {"files": sorted(about["files"])}
-    return named | {"rows": counts(artifact), "parents": parents} | made
-
-
-def counts(artifact: Artifact) -> dict[str, int]:
-    """How many rows its stage counted, by what became of them."""
-    fields = artifact.model_dump()
-    return {name.removeprefix("num_"): fields[name] for name in fields if name.startswith("num_")}
 
 
 def _chosen(number: str, name: str, past: Sequence[Version]) -> Version:
@@ -227,7 +150,8 @@ def _accepted(
 def _changed(accepted: Data, stopped: Stopped) -> list[str]:
     """What sets the data that ingest stopped on apart from an accepted version of them."""
     assert accepted.made
-    return differences(manifest(accepted.made.rows)["ingredients"], stopped.ingredients)
+    rows = accepted.made.rows
+    return causes("ingest", manifest(rows)["ingredients"], stopped.ingredients, rows)
 
 
 def _outdated(steps: Sequence[Step], settings: Settings, past: Sequence[Version]) -> Stopped | None:
@@ -241,7 +165,7 @@ def _outdated(steps: Sequence[Step], settings: Settings, past: Sequence[Version]
     return max((stop for stop in stops if stop.when > since), key=lambda stop: stop.when, default=None)
 
 
-def _is_read_so(ingredients: dict[str, Any], settings: Settings) -> bool:
+def _is_read_so(ingredients: Ingredients, settings: Settings) -> bool:
     return all(ingredients.get(name) == value for name, value in flat("data", settings.data))
 
 
@@ -258,11 +182,3 @@ def _made(records: dict[str, Any], stopped: Stopped | None = None) -> Made:
         tokens=records.get("render"),
         stopped=stopped,
     )
-
-
-def _several(found: Sequence[Found]) -> bool:
-    return len({record["row_id"] or (record["file"], record["line"]) for record in found}) > 1
-
-
-def _place(record: Found) -> dict[str, Any]:
-    return {name: record[name] for name in PLACE}

@@ -1,6 +1,6 @@
 """What `tunewright data` looks like in a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.data_command import Data, counts, figures, stage
+from flows.data_command import Data
+from flows.data_json import counts, figures, stage
 from flows.outcome import given_sides
 from tasks.artifacts import Artifact
+from tasks.history import Version
 from tasks.lineage import SET_ASIDE, first_refused, num_refused
 from tasks.row_search import MOST_MATCHES, Found
 from tasks.stopped import Stopped, from_here
-from tasks.versions import Replaced
 
 DIGITS = 12  # of a digest, where a person reads it
 REFUSES = {"ingest": "refused", "dedupe": "removed"}  # what a stage does to a record; others set it aside
@@ -39,8 +40,8 @@ def show_data(console: Console, data: Data, what: str) -> None:
             )
         console.print(_versions(data))
         for version in data.past:
-            for once in version.replaced:
-                console.print(_replaced(version.number, once), style="dim", soft_wrap=True)
+            for said in _replaced(version):
+                console.print(said, style="dim", soft_wrap=True)
     console.print()
     if data.stopped and (records := first_refused(data.stopped)):
         console.print(_refused(records, data.stopped))
@@ -116,10 +117,13 @@ def _versions(data: Data) -> Table:
     return table
 
 
-def _replaced(number: int, once: Replaced) -> str:
-    moved = "nobody knows how many" if once.moved is None else f"{once.moved:,} of {once.known:,}"
-    accepted = f"as accepted on {_clock(once.accepted)}{f' by {once.run}' if once.run else ''}"
-    return f"version {number} {accepted} was replaced: {moved} rows went to another side"
+def _replaced(version: Version) -> Iterator[str]:
+    """What became of the sides of a version, one line a time that they were replaced."""
+    for position, once in enumerate(version.replaced):
+        moved = "nobody knows how many" if once.moved is None else f"{once.moved:,} of {once.known:,}"
+        accepted = f"as accepted on {_clock(once.accepted)}{f' by {once.run}' if once.run else ''}"
+        went = "went back: it is as first accepted" if version.is_back(position) else "went to another side"
+        yield f"version {version.number} {accepted} was replaced: {moved} rows {went}"
 
 
 def _refused(records: Sequence[Found], stopped: Stopped) -> Table:
@@ -174,7 +178,7 @@ def _show_missing(console: Console, data: Data, what: str) -> None:
     until = "render" if data.missing == "render" else "split"
     command = f"tunewright run {what} --until {until}"
     if data.stopped:
-        _show_stop(console, data.stopped, f"{_changes(data.changed)} since, and " if data.changed else "")
+        _show_stop(console, data.stopped, f"{_some(data.changed)} since, and " if data.changed else "")
         command = f"mend the data, or the setting that is named there; then  {command}"
     elif data.outdated:
         _show_stop(console, data.outdated, "the sources have changed since ")
@@ -197,12 +201,8 @@ def _show_stop(console: Console, stopped: Stopped, since: str) -> None:
     console.print(Text(told, "yellow"), soft_wrap=True)
     for path in stopped.paths:
         console.print(Text(f"look  {from_here(path)}"), soft_wrap=True)
-
-
-def _changes(changed: Sequence[str]) -> str:
-    """What is other than it was: the sources in a word, settings and code by their names."""
-    named = [change for change in changed if not change.startswith("files[")]
-    return _some([*(["the sources have changed"] if len(named) < len(changed) else []), *named])
+    if not stopped.files:
+        console.print(Text(f"{stopped.stage} left no file to look at; that line is all there is", "dim"))
 
 
 def _some(causes: Sequence[str]) -> str:

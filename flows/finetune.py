@@ -11,7 +11,7 @@ from prefect import State, flow
 from prefect.runtime import deployment
 
 from flows import report
-from flows.calls import Plan, Reached, Run, Step, Unknown, stages
+from flows.calls import Plan, Reached, Run, Step, Unknown
 from flows.inputs import inputs
 from flows.parameters import named
 from tasks import config, models, versions
@@ -24,6 +24,7 @@ from tasks.config import (
     Dedupe,
     Evaluation,
     Gate,
+    Judge,
     Method,
     Model,
     Registry,
@@ -35,12 +36,16 @@ from tasks.config import (
 from tasks.decide import decide
 from tasks.dedupe import dedupe
 from tasks.evaluation import evaluate
+from tasks.forgetting import forgetting
 from tasks.ingest import ingest
+from tasks.judge import judge as ask_judge
+from tasks.prompting import prompt
 from tasks.register import champion, register
 from tasks.render import render
 from tasks.scan import scan
 from tasks.split import split
 from tasks.train import train
+from tasks.verdict_page import verdict_page
 
 log = logging.getLogger("tunewright")
 
@@ -48,7 +53,7 @@ log = logging.getLogger("tunewright")
 def pipeline(s: Settings, call: Run | Plan) -> None:
     """Every stage in order; `call` runs it or looks it up (flows/calls.py)."""
     read = inputs(s)
-    rows = call(ingest, data=s.data, files=read.files)
+    rows = call(ingest, data=s.data, files=read.files, needs=read.needs)
     before = versions.before(s.registry.name, rows, s.split, is_sample=s.data.limit is not None)
     base = call(models.base, reference=s.model.base, revision=s.model.revision, identity=read.base)
     checked = call(
@@ -76,13 +81,66 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
 
     candidate = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
     opponent = champion(s.registry, call.digest(adapter), base)
-    contenders = [Contender(name="base", base=base), *([opponent] if opponent else []), candidate]
+    contenders, prompts = [Contender(name="base", base=base)], None
+    if prompted := tuple(dict.fromkeys(s.evaluation.contenders)):
+        prompts = call(
+            prompt,
+            splits=splits,
+            tokens=tokens,
+            base=base,
+            contenders=prompted,
+            shots=s.evaluation.shots,
+            max_new_tokens=s.evaluation.max_new_tokens,
+            embedding_model=s.dedupe.semantic_model,
+            embedding=read.retrieval,
+        )
+        contenders += [
+            Contender(name=name, base=base, prompts=prompts.path(f"{name}.parquet"), prompts_digest=prompts.digest)
+            for name in prompted
+        ]
+    contenders += [*([opponent] if opponent else []), candidate]
     answers = {
-        c.name: call(evaluate, contender=c, tokens=tokens, evaluation=s.evaluation, last_of_stage=c is candidate)
+        c.name: call(
+            evaluate,
+            contender=c,
+            tokens=tokens,
+            evaluation=s.measured(),
+            own=read.metrics,
+            schema=read.schema,
+            last_of_stage=c is candidate,
+        )
         for c in contenders
     }
+    general = tuple(
+        call(forgetting, contender=c, last_of_stage=c is candidate)
+        for c in (contenders[0], candidate)
+        if s.evaluation.forgetting
+    )
     verdict = call(
-        decide, candidate=answers["candidate"], base=answers["base"], champion=answers.get("champion"), gate=s.gate
+        decide, answers=tuple(answers.values()), splits=splits, gate=s.gate, general=general, last_of_stage=False
+    )
+    verdict = call.look(verdict, adapter, answers["candidate"], s.gate)
+    judged = None
+    if s.judge.url:
+        asked = tuple(answers[name] for name in ("candidate", "base", "champion") if name in answers)
+        judged = call(ask_judge, answers=asked, splits=splits, url=s.judge.url, model=s.judge.model, rows=s.judge.rows)
+    page = call(
+        verdict_page,
+        name=s.registry.name,
+        rows=rows,
+        checked=checked,
+        unique=unique,
+        splits=splits,
+        tokens=tokens,
+        base=base,
+        adapter=adapter,
+        answers=tuple(answers.values()),
+        verdict=verdict,
+        looks=verdict.looks,
+        warnings=verdict.warnings,
+        general=general,
+        prompts=prompts,
+        judged=judged,
     )
     call(
         register,
@@ -91,7 +149,9 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         rows=rows,
         splits=splits,
         verdict=verdict,
+        looks=verdict.looks,
         answers=tuple(answers.values()),
+        page=page,
         reports=(checked, tokens),
         lineage={file.path: file.digest for file in read.files},
         data_version=before.number,
@@ -108,6 +168,7 @@ def finetune(
     training: Training = Training(),
     compute: Compute = Compute(),
     evaluation: Evaluation = Evaluation(),
+    judge: Judge = Judge(),
     gate: Gate = Gate(),
     registry: Registry = Registry(),
     checks: Checks = Checks(),
@@ -132,6 +193,7 @@ def finetune(
         training=training,
         compute=compute,
         evaluation=evaluation,
+        judge=judge,
         gate=gate,
         registry=named(registry, deployment.name),
         checks=checks,
@@ -147,7 +209,7 @@ def finetune(
 
 def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Step, ...]:
     """Runs the pipeline up to `until`, and returns what was done."""
-    calls = Run(until, refresh, stages(settings))
+    calls = Run(settings, until, refresh)
     with suppress(Reached):
         pipeline(settings, calls)
     return tuple(calls.steps)
@@ -155,7 +217,7 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Ste
 
 def plan(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Step, ...]:
     """What a run up to `until` would do, and why; nothing is run."""
-    calls = Plan(until, refresh, stages(settings))
+    calls = Plan(settings, until, refresh)
     try:
         pipeline(settings, calls)
     except Reached:

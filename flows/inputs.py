@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from tasks import models
 from tasks.check import own_expectations
-from tasks.config import Settings
-from tasks.ingest import source_files
+from tasks.config import Settings, Split
+from tasks.ingest import Need, source_files
 from tasks.ingest.files import SourceFile
+from tasks.metrics import json_schema, own_metrics
 from tasks.similarity import embedding
 
 
@@ -23,6 +24,10 @@ class Inputs(NamedTuple):
     base: str
     own: tuple[tuple[str, str], ...]  # the team's expectations, of check
     embedding: str  # the model of dedupe.semantic
+    retrieval: str  # the same model, of prompt
+    metrics: tuple[tuple[str, str], ...]  # the team's metrics, of evaluate
+    schema: str  # what evaluation.json_schema holds
+    needs: tuple[Need, ...] = ()  # what split reads of rows besides their messages, of ingest
 
 
 _LOOKED_AT: ContextVar[Inputs | None] = ContextVar("looked_at", default=None)
@@ -32,10 +37,27 @@ def inputs(settings: Settings) -> Inputs:
     """What these settings name, or what was seen of it before. Raises ConfigError and DataError."""
     return _LOOKED_AT.get() or Inputs(
         own=own_expectations(settings.checks),
+        metrics=own_metrics(settings.measured().metrics),
+        schema=json_schema(settings.evaluation.json_schema),
         embedding=embedding.model_identity(settings.dedupe),
+        retrieval=_retrieval(settings),
         files=source_files(settings.data),
         base=models.identity(settings.model.base),
+        needs=needs(settings.split),
     )
+
+
+def _retrieval(settings: Settings) -> str:
+    """The embedding model where rows are retrieved, if it is there: words are compared without it."""
+    wanted = "retrieval" in settings.evaluation.contenders
+    return embedding.identity_if_installed(settings.dedupe.semantic_model) if wanted else ""
+
+
+def needs(split: Split) -> tuple[Need, ...]:
+    """What all rows must have for these settings, so that ingest can tell at once where they have it not."""
+    if split.by == "time":
+        return ("time",)
+    return ("label",) if split.stratify == "label" else ()
 
 
 @contextmanager

@@ -8,11 +8,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from flows.calls import Step, as_json
+from tasks import account
+from tasks.account import Account
 from tasks.artifacts import (
     Adapter,
     Answers,
     Artifact,
     CheckedRows,
+    Judged,
     Registered,
     Rows,
     Scan,
@@ -20,34 +23,13 @@ from tasks.artifacts import (
     Tokens,
     UniqueRows,
     Verdict,
+    VerdictPage,
 )
+from tasks.split.proof import FINDINGS
 
 A = TypeVar("A", bound=Artifact)
 
-
-class Account(BaseModel):
-    """Where every record went: read = kept + quarantined + duplicates, and kept = train + validation + test.
-
-    A run that ended before the split has no sides yet, and they are 0.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    read: int
-    kept: int
-    quarantined: int
-    duplicates: int
-    train: int
-    validation: int
-    test: int
-
-    def add_up(self) -> None:
-        """Raises AssertionError where a row is lost: that would be a bug, and must never be shown as a result."""
-        if self.read != self.kept + self.quarantined + self.duplicates:
-            raise AssertionError(f"rows do not add up: {self}")
-        sides = self.train + self.validation + self.test
-        if sides and self.kept != sides:
-            raise AssertionError(f"sides do not add up: {self}")
+GIVEN = "given_"  # begins the codes of findings on sides that their sources give (data_checks/given.py)
 
 
 class Outcome(BaseModel):
@@ -65,6 +47,8 @@ class Outcome(BaseModel):
     adapter: Adapter | None
     answers: dict[str, Answers]
     verdict: Verdict | None
+    judged: Judged | None = None
+    page: VerdictPage | None = None
     registered: Registered | None
 
     @classmethod
@@ -82,6 +66,8 @@ class Outcome(BaseModel):
             adapter=_one(steps, Adapter),
             answers={answer.contender: answer for answer in answers},
             verdict=_one(steps, Verdict),
+            judged=_one(steps, Judged),
+            page=_one(steps, VerdictPage),
             registered=_one(steps, Registered),
         )
         if account := outcome.account():
@@ -92,26 +78,11 @@ class Outcome(BaseModel):
         """Where the rows went, as far as the run came."""
         if self.rows is None:
             return None
-        behind = [a for a in (self.rows, self.checked, self.splits, self.tokens) if a]
-        last = next(a for a in (self.tokens, self.splits, self.unique, self.checked, self.rows) if a)
-        sides = (last.num_train, last.num_validation, last.num_test) if isinstance(last, Tokens | Splits) else (0, 0, 0)
-        return Account(
-            read=self.rows.num_read,
-            kept=sum(sides) if isinstance(last, Tokens | Splits) else last.num_rows,
-            quarantined=sum(a.num_quarantined for a in behind),
-            duplicates=self.unique.num_removed if self.unique else 0,
-            train=sides[0],
-            validation=sides[1],
-            test=sides[2],
-        )
+        return Account.of(self.rows, self.checked, self.unique, self.splits, self.tokens)
 
     def reasons(self) -> dict[str, int]:
         """Reason code -> rows that did not stay, over all stages, the most frequent first."""
-        counts: dict[str, int] = {}
-        for record in (self.rows, self.checked, self.unique, self.splits, self.tokens):
-            for reason, count in (record.reasons if record else {}).items():
-                counts[reason] = counts.get(reason, 0) + count
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        return account.reasons(self.rows, self.checked, self.unique, self.splits, self.tokens)
 
     def findings(self) -> dict[str, int]:
         """What is worth a look without being a reason to set a row aside: code -> rows."""
@@ -136,15 +107,40 @@ class Outcome(BaseModel):
             "training": _training(self.adapter) if self.adapter else None,
             "scores": {name: answer.scores for name, answer in self.answers.items()},
             "verdict": _verdict(self.verdict) if self.verdict else None,
+            "judged": self.judged.model_dump(include={"model", "num_rows", "preferred", "agreement", "unreadable"})
+            if self.judged
+            else None,
+            "page": _page(self.page) if self.page else None,
             "model": _model(self.registered) if self.registered else None,
         }
 
 
+def worth_a_look(outcome: Outcome) -> list[str]:
+    """The findings, each with how many rows it is of: "refusal (3 rows)", "source_drift (the rows as a whole)".
+
+    Those that have a sentence of their own (given_sides) are not among them.
+    """
+    checked, splits = outcome.checked, outcome.splits
+    of_check, of_split = (record.findings if record else {} for record in (checked, splits))
+    expectations = _results(checked)["expectations"] if checked and of_check else []
+    of_whole = {each["name"] for each in expectations if each["of_set"]}
+    said = {code: "the rows as a whole" if code in of_whole else _counted(count) for code, count in of_check.items()}
+    said |= {code: f"{count:,} {FINDINGS[code][0]}" for code, count in of_split.items()}
+    return [f"{code} ({of_what})" for code, of_what in said.items() if not code.startswith(GIVEN)]
+
+
+def _counted(num_rows: int) -> str:
+    return f"{num_rows:,} row{'s'[: num_rows != 1]}"
+
+
+def _results(checked: CheckedRows) -> dict[str, Any]:
+    return json.loads(checked.path("results.json").read_text(encoding="utf-8"))
+
+
 def given_sides(checked: CheckedRows) -> list[str]:
-    """What check set aside of a validation or test side that its source gives, in words."""
-    if not any(code.startswith("given_") for code in checked.findings):
-        return []
-    return json.loads(checked.path("results.json").read_text(encoding="utf-8"))["given_sides"]
+    """What was set aside of a validation or test side that its source gives, or stands there twice, in words."""
+    is_found = any(code.startswith(GIVEN) for code in checked.findings)
+    return _results(checked)["given_sides"] if is_found else []
 
 
 def _one(steps: Sequence[Step], kind: type[A]) -> A | None:
@@ -163,12 +159,22 @@ def _training(adapter: Adapter) -> dict[str, Any]:
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {
         "decision": verdict.decision,
+        "because": verdict.because or None,
         "reason": verdict.sentence,
         "metric": verdict.metric,
         "differences": verdict.differences,
         "intervals": verdict.intervals,
+        "guardrails": verdict.guardrails,
+        "general": verdict.general,
         "rows_needed": verdict.rows_needed,
+        "smallest_visible": verdict.smallest_visible,
+        "looks": verdict.looks,
+        "warnings": list(verdict.warnings),
     }
+
+
+def _page(page: VerdictPage) -> dict[str, Any]:
+    return {"report": str(page.path("report.html")), "suggestions": list(page.suggestions)}
 
 
 def _model(registered: Registered) -> dict[str, Any]:

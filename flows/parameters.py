@@ -148,9 +148,11 @@ def _explain(key: str, errors: list[ErrorDetails]) -> str:
         return f"{key}: missing; {described or 'a pipeline needs data.sources and model.base'}"
     refused = f"{key}: {shown(error['input'])} is refused"
     if kind == "string_pattern_mismatch" and described:
-        return f"{refused}; accepted: {described}"
+        return f"{refused}; {meant(_near(key, error['input']))}accepted: {described.partition(': ')[2] or described}"
     if kind == "literal_error":
-        return f"{refused}; {meant(get_close_matches(str(error['input']), choices(error), 1))}{_words(errors)}"
+        of_numbers = f" ({described})" if choices(error)[0].isdecimal() else ""  # which say nothing by themselves
+        near = meant(get_close_matches(str(error["input"]), choices(error), 1))
+        return f"{refused}; {near}{_words(errors)}{of_numbers}"
     section = _section(found.annotation) if found else None
     short = _short(section, error["input"])
     if section and kind == "model_type":
@@ -160,6 +162,11 @@ def _explain(key: str, errors: list[ErrorDetails]) -> str:
     return f"{refused}; {_words(errors)} ({described})" if described else f"{refused}; {_words(errors)}"
 
 
+def _near(key: str, given: str) -> list[str]:
+    """What a name that is not accepted can be spelled like."""
+    return [slug(given)] if key == "registry.name" and slug(given) else []
+
+
 def _words(errors: Sequence[ErrorDetails]) -> str:
     return f"accepted: {' or '.join(dict.fromkeys(map(accepted, errors)))}"
 
@@ -167,7 +174,8 @@ def _words(errors: Sequence[ErrorDetails]) -> str:
 def _short(section: type[BaseModel] | None, given: Any) -> list[str]:
     """What text most likely stands for where a section with one needed field should: that field."""
     needed = [name for name, field in section.model_fields.items() if field.is_required()] if section else []
-    return [f"{{{needed[0]}: {given}}}"] if len(needed) == 1 and isinstance(given, str) else []
+    one_line = isinstance(given, str) and given.isprintable()
+    return [f"{{{needed[0]}: {given}}}"] if len(needed) == 1 and one_line else []
 
 
 def _unknown_field(location: Sequence[str | int]) -> str:
@@ -184,16 +192,18 @@ def _unknown_field(location: Sequence[str | int]) -> str:
 
 def _key(location: Sequence[str | int]) -> str:
     """A location as a dotted key; without the type that pydantic adds for a value that may have one of several."""
-    key, model = "", Parameters
+    key, model, annotation = "", Parameters, None
     for part in location:
         if isinstance(part, int):
             key += f"[{part}]"
-            continue
-        key += f".{part}"
-        found = model.model_fields.get(part) if model else None
-        if found and get_origin(found.annotation) in (Union, UnionType) and len(_types(found.annotation)) > 1:
+            annotation = next(iter(get_args(annotation)), None)
+        else:
+            key += f".{part}"
+            found = model.model_fields.get(part) if model else None
+            annotation = found.annotation if found else None
+        if get_origin(annotation) in (Union, UnionType) and len(_types(annotation)) > 1:
             break
-        model = _section(found.annotation) if found else None
+        model = _section(annotation)
     return key.removeprefix(".")
 
 

@@ -1,16 +1,18 @@
 """What `tunewright plan` tells: which stages would run, and what training would take on this machine or a named one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flows.calls import Step
+from flows.deployment_file import Pipeline
 from flows.finetune import plan
-from tasks.artifacts import Artifact, Base, Rows, Tokens
-from tasks.budget import Estimate, Ground, calibration, devices, estimate, remedies, shapes, shortage, work
+from tasks.artifacts import Artifact, Base, Rows, Splits, Tokens
+from tasks.budget import Case, Estimate, Ground, calibration, devices, estimate, remedies, shapes, shortage, work
 from tasks.budget.timing import Rate, rate_of
-from tasks.config import STAGES, Method, Settings, Stage
+from tasks.config import STAGES, Compute, Method, Settings
 from tasks.errors import ConfigError
+from tasks.row_search import manifest
 
 KINDS = ("lora", "qlora", "full", "spectrum")
 
@@ -24,6 +26,12 @@ class Costs:
     chosen: Estimate
     others: Sequence[Estimate]
     warning: str
+    notes: Sequence[str]
+
+    @property
+    def is_most(self) -> bool:
+        """Whether it is what the settings allow, since nothing is known of the rows yet."""
+        return self.source == "settings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +43,16 @@ class Planned:
     unknown: str = ""
 
 
-def look_up(
-    settings: Settings, until: Stage, refresh: Sequence[Stage], device: str = "", *, calibrate: bool = False
-) -> Planned:
+def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool = False) -> Planned:
     """What a run would do and take. Nothing is run but, if asked for, a few steps of training to time them.
 
-    Raises ConfigError for a device that is not known, and for settings that cannot be on it.
+    `what` is the file and its changes, for a command to run first. Raises ConfigError for a device that is not known,
+    and for settings that cannot be on it.
     """
-    machine = devices.machine(device)
-    steps = plan(settings, until, refresh)
-    if STAGES.index(until) < STAGES.index("train"):
+    settings = pipeline.settings
+    machine, notes = _with_packages(devices.machine(device), settings.compute)
+    steps = plan(settings, pipeline.until, pipeline.refresh)
+    if STAGES.index(pipeline.until) < STAGES.index("train"):
         return Planned(steps=steps, costs=None)
     made = {step.stage: step.record or step.last for step in steps}
     try:
@@ -52,17 +60,34 @@ def look_up(
     except ValueError as error:  # files that the arithmetic does not know
         return Planned(steps=steps, costs=None, unknown=f"what training takes cannot be said: {error}")
     if ground is None:
-        unknown = "what training takes is known once the base is here: tunewright run FILE --until base"
+        unknown = f"what training takes is known once the base is here: tunewright run {what} --until base"
         return Planned(steps=steps, costs=None, unknown=unknown)
-    rates = _Rates(settings, made, ground, machine)
+    case = Case(ground, settings.method, settings.training, settings.compute, machine)
+    rates = _Rates(case, made)
     if calibrate:
-        rates.calibrate()
-    return Planned(steps=steps, costs=_costs(settings, ground, machine, rates))
+        rates.calibrate(what)
+    return Planned(steps=steps, costs=_costs(case, rates, notes))
+
+
+def _with_packages(machine: devices.Machine, compute: Compute) -> tuple[devices.Machine, list[str]]:
+    """A machine that is not here has the packages that compute asks for, and a note says so."""
+    if machine.is_here:
+        return machine, []
+    there = {"liger-kernel": bool(compute.liger), "flash-attn": compute.attention == "flash_attention_2"}
+    device = machine.device.model_copy(
+        update={
+            "has_liger": machine.device.has_liger or there["liger-kernel"],
+            "has_flash_attention": machine.device.has_flash_attention
+            or (there["flash-attn"] and machine.device.has_bfloat16),
+        }
+    )
+    notes = [f"{package} is taken to be installed there" for package, is_asked in there.items() if is_asked]
+    return machine._replace(device=device), notes
 
 
 def _ground(settings: Settings, made: dict[str, Artifact | None]) -> Ground | None:
-    """The base and the rows: as render made them, or as ingest read them, or as long as they may be."""
-    base, tokens, rows = made.get("base"), made.get("render"), made.get("ingest")
+    """The base and the rows: as render made them, or as texts of split or ingest, or as long as they may be."""
+    base, tokens, splits, rows = (made.get(stage) for stage in ("base", "render", "split", "ingest"))
     if isinstance(base, Base):
         shape, config = shapes.shape_in(base.weights), shapes.config_in(base.weights)
     else:
@@ -70,77 +95,76 @@ def _ground(settings: Settings, made: dict[str, Artifact | None]) -> Ground | No
         if shape is None:
             return None
         config = shape.config
-    if isinstance(tokens, Tokens):
+    if isinstance(tokens, Tokens) and _is_of(tokens, splits):
         number, sample = work.rows_of_render(tokens.path("train.parquet"))
         return Ground(shape, config, "render", number, tokens.num_validation, sample, tokens.longest)
-    longest, split = settings.model.max_length, settings.split
+    if isinstance(splits, Splits):
+        number, sample = work.rows_of_texts(splits.path("train.parquet"))
+        return Ground(shape, config, "split", number, splits.num_validation, sample, _longest(sample))
     if isinstance(rows, Rows) and rows.num_rows:
-        share = 1 - split.validation - split.test
-        number, sample = work.rows_of_ingest(rows.path("rows.parquet"), share)
-        num_validation = int(rows.num_rows * split.validation)
-        longest = max(len(row["input_ids"]) for row in sample)
-        return Ground(shape, config, "ingest", max(1, number), num_validation, sample, longest)
-    batch = settings.training.batch
+        validation, test = settings.split.validation, settings.split.test
+        number, sample = work.rows_of_texts(rows.path("rows.parquet"), 1 - validation - test)
+        num_validation = int(rows.num_rows * validation)
+        return Ground(shape, config, "ingest", max(1, number), num_validation, sample, _longest(sample))
+    batch, longest = settings.training.batch, settings.model.max_length
     return Ground(shape, config, "settings", batch, 0, work.rows_assumed(longest, batch), longest)
+
+
+def _is_of(tokens: Tokens, splits: Artifact | None) -> bool:
+    """Whether render made them of these sides: rows that it made of others say nothing of these."""
+    return splits is not None and manifest(tokens)["ingredients"].get("splits") == f"split {splits.digest}"
+
+
+def _longest(rows: Sequence[work.Row]) -> int:
+    return max(len(row["input_ids"]) for row in rows)
 
 
 class _Rates:
     """How fast each method is on the machine, by what is best known."""
 
-    def __init__(
-        self, settings: Settings, made: dict[str, Artifact | None], ground: Ground, machine: devices.Machine
-    ) -> None:
-        self.settings, self.ground, self.machine = settings, ground, machine
+    def __init__(self, case: Case, made: dict[str, Artifact | None]) -> None:
+        self.case = case
         base, tokens = made.get("base"), made.get("render")
         self.base = base if isinstance(base, Base) else None
         self.tokens = tokens if isinstance(tokens, Tokens) else None
 
-    def calibrate(self) -> None:
+    def calibrate(self, what: str) -> None:
         """Times a few steps of what is planned."""
-        if not self.machine.is_here:
-            raise ConfigError(f"--calibrate: {self.machine.device.name} is not here; leave --device out")
+        machine = self.case.machine
+        if not machine.is_here:
+            raise ConfigError(f"--calibrate: {machine.device.name} is not here; leave --device out")
         if self.base is None or self.tokens is None:
-            raise ConfigError("--calibrate needs rows and weights: tunewright run FILE --until render makes them")
-        s = self.settings
-        calibration.calibrate(self.base, self.tokens, self.ground, s.method, s.training, s.compute, self.machine)
+            first = f"tunewright run {what} --until render && tunewright plan {what} --calibrate"
+            raise ConfigError(
+                f"--calibrate times the base on the rows that render makes, which are not here yet: {first}"
+            )
+        calibration.calibrate(self.base, self.tokens, self.case)
 
     def of(self, method: Method) -> Rate | None:
         """A measured rate, or an estimate from the card's peak; None without either, or without rows to time."""
-        if self.ground.source == "settings":
+        if self.case.ground.source == "settings":
             return None
-        found = None
-        if self.machine.is_here and self.base:
-            found = calibration.measured(
-                self.base,
-                self.tokens,
-                self.ground,
-                method,
-                self.settings.training,
-                self.settings.compute,
-                self.machine,
-            )
-        return found or rate_of(self.machine.teraflops)
+        machine, found = self.case.machine, None
+        if machine.is_here and self.base:
+            found = calibration.measured(self.base, self.tokens, replace(self.case, method=method))
+        return found or rate_of(machine.teraflops)
 
 
-def _costs(settings: Settings, ground: Ground, machine: devices.Machine, rates: _Rates) -> Costs:
-    training, compute = settings.training, settings.compute
-    chosen = estimate(ground, settings.method, training, compute, machine, rates.of(settings.method))
+def _costs(case: Case, rates: _Rates, notes: Sequence[str]) -> Costs:
+    chosen = estimate(case, rates.of(case.method))
     others = []
     for kind in KINDS:
-        if kind == settings.method.kind:
+        if kind == case.method.kind:
             continue
+        other = Method(kind=kind)
         try:
-            others.append(estimate(ground, Method(kind=kind), training, compute, machine, rates.of(Method(kind=kind))))
+            others.append(estimate(replace(case, method=other), rates.of(other)))
         except ConfigError:  # what compute asks for cannot be with this method
             continue
-    changes = [] if chosen.fits else remedies(ground, settings.method, training, compute, machine)
-    return Costs(
-        machine=machine,
-        source=ground.source,
-        chosen=chosen,
-        others=others,
-        warning=shortage(chosen, changes),
-    )
+    source, warning = case.ground.source, shortage(chosen, [] if chosen.fits else remedies(case))
+    if warning and source == "settings":
+        warning = f"if rows were as long as model.max_length={case.ground.longest} allows: {warning}"
+    return Costs(machine=case.machine, source=source, chosen=chosen, others=others, warning=warning, notes=notes)
 
 
 def as_json(planned: Planned) -> dict[str, Any]:
@@ -150,7 +174,8 @@ def as_json(planned: Planned) -> dict[str, Any]:
     costs = planned.costs
     device = costs.machine.device.model_dump() | {"free_bytes": costs.machine.free_bytes}
     methods = [one_as_json(one) for one in (costs.chosen, *costs.others)]
-    return {"training": {"device": device, "rows": costs.source, "methods": methods, "warning": costs.warning}}
+    told = {"device": device, "rows": costs.source, "at_most": costs.is_most, "methods": methods}
+    return {"training": told | {"warning": costs.warning, "notes": list(costs.notes)}}
 
 
 def one_as_json(one: Estimate) -> dict[str, Any]:

@@ -20,8 +20,7 @@ def show_plan(console: Console, planned: Planned) -> None:
     for column in ("stage", "", "because"):
         table.add_column(column, overflow="fold")
     for step in planned.steps:
-        name = f"{step.stage} {step.of}".strip()
-        table.add_row(name, Text(step.state, COLOURS[step.state]), Text("\n".join(_shortened(step))))
+        table.add_row(step.name, Text(step.state, COLOURS[step.state]), Text("\n".join(_shortened(step))))
     console.print(table)
     runs = sum(step.state == "run" for step in planned.steps)
     console.print(
@@ -59,24 +58,28 @@ def _facts(costs: Costs) -> list[tuple[str, str]]:
     memory = " + ".join(f"{name} {_bytes(size)}" for name, size in one.memory.parts.items() if size)
     return [
         ("trained", f"{one.num_learning:,} of {one.num_parameters:,} parameters"),
-        ("memory", f"{_bytes(one.peak)} at its peak, {_bytes(one.free)} are free: {memory}"),
+        ("memory", f"{_most(costs)}{_bytes(one.peak)} at its peak, {_bytes(one.free)} are free: {memory}"),
         *_rows(costs),
         ("computed", _computed(one)),
         ("disk", f"{_bytes(one.disk)} while it trains"),
-        *(("note", note) for note in one.notes),
+        *(("note", note) for note in (*costs.notes, *one.notes)),
     ]
+
+
+def _most(costs: Costs) -> str:
+    return "at most " if costs.is_most else ""
 
 
 def _rows(costs: Costs) -> list[tuple[str, str]]:
     one, work = costs.chosen, costs.chosen.work
     at_once = f"{one.micro_batch} rows on the device at once"
-    if costs.source == "settings":
-        longest = f"not read yet; memory is that of rows of model.max_length={work.longest} tokens, {at_once}"
-        return [("rows", longest)]
+    if costs.is_most:
+        said = f"not read yet: at most model.max_length={work.longest} tokens each, most likely far fewer; {at_once}"
+        return [("rows", said)]
     tokens, computed = work.row_tokens * work.num_rows, work.computed_tokens * work.num_rows
     said = f"{work.num_rows:,} with about {tokens:,.0f} tokens"
     said += f", of which {computed:,.0f} are computed" if computed < 0.99 * tokens else ""
-    said += ", estimated from the texts" if costs.source == "ingest" else ""
+    said += f", estimated from the texts of {costs.source}" if costs.source != "render" else ""
     return [("rows", said), ("steps", f"{one.num_steps:,}, {at_once}"), ("time", _time(one))]
 
 
@@ -94,14 +97,13 @@ def _methods(costs: Costs) -> Table:
         table.add_column(column, justify="right")
     table.add_column("")
     for one in (costs.chosen, *costs.others):
-        fits = (
-            Text("fits", "green") if one.fits else Text("tight" if one.peak <= one.free else "does not fit", "yellow")
-        )
+        short = "tight" if one.peak <= one.free else "may not fit" if costs.is_most else "does not fit"
+        fits = Text("fits", "green") if one.fits else Text(short, "yellow")
         table.add_row(
             one.method.kind,
             f"{one.num_learning:,}",
             f"{one.num_learning / one.num_parameters:.1%}",
-            _bytes(one.peak),
+            f"{_most(costs)}{_bytes(one.peak)}",
             _duration(one.seconds) if one.seconds else "?",
             _bytes(one.disk),
             fits,

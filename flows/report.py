@@ -18,13 +18,16 @@ from flows.calls import Step
 from flows.outcome import Outcome
 from flows.parameters import DEPLOYMENT_NAME, field, flat, shown
 from tasks import curves
+from tasks.account import leak_sentence
 from tasks.artifacts import Adapter, Registered
 from tasks.config import Settings
 from tasks.progress import duration
+from tasks.register.candidate import PAGE
 from tasks.register.tracking import VIEW
 from tasks.scan.report import markdown as scan_table
 
-STATE_NAMES = {"promote": "Promoted", "keep": "Kept", "inconclusive": "Inconclusive"}
+STATE_NAMES = {"promote": "Promoted", "keep": "Kept", "inconclusive": "Inconclusive", "invalid": "Invalid"}
+SLICES = 12  # shown of the parts of the test rows
 
 ORIGINS: ContextVar[dict[str, str]] = ContextVar("origins")  # set by the command line, which read the file
 
@@ -88,7 +91,7 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
         create_table_artifact(_scores(outcome), key="scores", description="Scores on the sealed test rows")
     if outcome.verdict is None:
         return Completed(message=f"went as far as {steps[-1].stage}", data=tuple(steps))
-    create_markdown_artifact(_verdict(outcome), key="verdict", description=outcome.verdict.sentence)
+    create_markdown_artifact(decided(outcome), key="verdict", description=outcome.verdict.sentence)
     name = STATE_NAMES[outcome.verdict.decision]
     return Completed(name=name, message=outcome.verdict.sentence, data=tuple(steps))
 
@@ -97,6 +100,11 @@ def mlflow_link(outcome: Outcome) -> str:
     """Where the run stands in MLflow's UI, under the address of its server."""
     registered = _registered(outcome)
     return _mlflow(registered, f"runs/{registered.run_id}?workflowType=machine_learning")
+
+
+def page_link(outcome: Outcome) -> str:
+    """Where the verdict page stands in MLflow's UI."""
+    return _mlflow(_registered(outcome), f"runs/{_registered(outcome).run_id}/artifacts/{PAGE}")
 
 
 def comparison_link(outcome: Outcome) -> str:
@@ -127,16 +135,6 @@ def _account(outcome: Outcome) -> str:
         place = step.record.folder if step.record else ""
         lines.append(f"| {step.stage} {step.of} | {step.state} | {step.seconds:.1f} | `{place}` |")
     return "\n".join(lines)
-
-
-def leak_sentence(proof: dict[str, Any]) -> str:
-    """What split's proof.json says of leaks, in words."""
-    at_most = "at most " if not proof["largest_pair"] else ""
-    return (
-        f"No row of a side is alike to one of another: the largest similarity is {at_most}"
-        f"{proof['largest_similarity']:.2f}, {proof['threshold']:.2f} would be alike. "
-        f"A random split would have leaked {proof['random_leak_share']:.1%} of the test rows."
-    )
 
 
 def _proof(proof: dict[str, Any]) -> str:
@@ -195,30 +193,60 @@ def _scores(outcome: Outcome) -> list[dict[str, Any]]:
     return rows
 
 
-def _verdict(outcome: Outcome) -> str:
+def decided(outcome: Outcome) -> str:
+    """The verdict as Markdown: its sentence, the intervals, what the test rows can show, and parts of them."""
     verdict = outcome.verdict
     if verdict is None:
         return ""
     name = STATE_NAMES[verdict.decision]
     reason = verdict.sentence.removeprefix(f"{name}: ")
     lines = [f"# {name}", "", html.escape(reason[:1].upper() + reason[1:], quote=False), ""]
-    lines += [f"| {verdict.metric}: candidate minus | low | mean | high |", "|---|---:|---:|---:|"]
-    lines += [
-        f"| {name} | {low:+.3f} | {mean:+.3f} | {high:+.3f} |"
-        for name, (low, mean, high) in verdict.differences.items()
-    ]
+    lines += [f"**{html.escape(warning[:1].upper() + warning[1:], quote=False)}.**\n" for warning in verdict.warnings]
+    lines += _intervals(f"{verdict.metric}: candidate minus", verdict.differences)
+    lines += _intervals("guardrail / candidate minus", verdict.guardrails)
+    if verdict.smallest_visible is not None:
+        lines += [f"A true gain of {verdict.smallest_visible:.3f} is seen on such rows four times in five."]
     if verdict.rows_needed:
-        lines += ["", f"About {verdict.rows_needed:,} test rows would be needed to tell."]
+        lines += [f"About {verdict.rows_needed:,} test rows would be needed to tell."]
+    lines += [f"Look {verdict.looks} at these test rows."] if verdict.looks else []
+    lines += [f"\nForgotten? {html.escape(said, quote=False)}.\n" for said in verdict.says_forgotten()]
+    lines += [f"{html.escape(said, quote=False)}.\n" for said in (outcome.judged.says() if outcome.judged else ())]
+    lines += _slices(json.loads(verdict.path("verdict.json").read_text(encoding="utf-8"))["slices"])
+    if outcome.page:
+        lines += ["", f"The verdict page, with the answers row by row: `{outcome.page.path('report.html')}`"]
     if outcome.registered:
         lines += ["", *_links(outcome, outcome.registered)]
     return "\n".join(lines)
+
+
+def _intervals(title: str, differences: dict[str, tuple[float, float, float]]) -> list[str]:
+    lines = [f"| {title} | low | mean | high |", "|---|---:|---:|---:|"]
+    lines += [f"| {name} | {low:+.3f} | {mean:+.3f} | {high:+.3f} |" for name, (low, mean, high) in differences.items()]
+    return [*lines, ""] if differences else []
+
+
+def _slices(slices: Sequence[dict[str, Any]]) -> list[str]:
+    """Parts of the test rows, the worst first, within what the page has room for; they decide nothing."""
+    if not slices:
+        return []
+    lines = ["", "Parts of the test rows, which decide nothing:", ""]
+    lines += ["| part | rows | candidate | base | low | mean | high |", "|---|---:|---:|---:|---:|---:|---:|"]
+    for part in sorted(slices, key=lambda part: part["difference"][1])[:SLICES]:
+        name = re.sub(r"([|\\`*_\[\]])", r"\\\1", html.escape(part["name"], quote=False))
+        numbers = [f"{part['candidate']:.3f}", f"{part['base']:.3f}", *(f"{each:+.3f}" for each in part["difference"])]
+        few = " (few)" if part["is_small"] else ""
+        lines.append(f"| {part['by']}: {name} | {part['num_rows']:,}{few} | {' | '.join(numbers)} |")
+    return lines
 
 
 def _links(outcome: Outcome, registered: Registered) -> list[str]:
     """The model, and the way to MLflow's UI, which has to be started where a database stands for a server."""
     alias = f", @{registered.alias}" if registered.alias else ", without the alias"
     lines = [f"Registered as `{registered.uri}`{alias}.", ""]
-    links = f"In MLflow: [this run]({mlflow_link(outcome)}), [all runs side by side]({comparison_link(outcome)})"
+    links = (
+        f"In MLflow: [the verdict page]({page_link(outcome)}), [this run]({mlflow_link(outcome)}), "
+        f"[all runs side by side]({comparison_link(outcome)})"
+    )
     if registered.tracking_uri.startswith("http"):
         return [*lines, links]
     return [*lines, f"{links}, once its UI runs:", "", f"    mlflow ui --backend-store-uri {registered.tracking_uri}"]

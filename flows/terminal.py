@@ -11,8 +11,9 @@ from rich.text import Text
 
 from flows.calls import Step
 from flows.deployment_file import Pipeline, effective
-from flows.outcome import Outcome, given_sides
-from flows.report import leak_sentence, mlflow_link, training_sentence
+from flows.outcome import Outcome, given_sides, worth_a_look
+from flows.report import mlflow_link, training_sentence
+from tasks.account import leak_sentence
 from tasks.stopped import from_here
 
 COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
@@ -48,12 +49,14 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
         colour = "bold green" if outcome.verdict.decision == "promote" else "bold yellow"
         name, colon, rest = outcome.verdict.sentence.partition(":")
         console.print(Text.assemble("\n", (name + colon, colour), rest))
+        for warning in outcome.verdict.warnings:
+            console.print(Text(warning, "yellow"))
+    for said in outcome.verdict.says_forgotten() if outcome.verdict else ():
+        console.print(Text(f"Forgotten? {said}."))
+    for said in outcome.judged.says() if outcome.judged else ():
+        console.print(Text(f"{said}."))
     console.print()
     _show_links(console, outcome, what)
-
-
-def _name(step: Step) -> str:
-    return f"{step.stage} {step.of}".strip()
 
 
 def _show_steps(console: Console, steps: Sequence[Step]) -> None:
@@ -62,7 +65,7 @@ def _show_steps(console: Console, steps: Sequence[Step]) -> None:
     table.add_column("")
     table.add_column("seconds", justify="right")
     for step in steps:
-        table.add_row(_name(step), Text(step.state, COLOURS[step.state]), f"{step.seconds:.1f}")
+        table.add_row(step.name, Text(step.state, COLOURS[step.state]), f"{step.seconds:.1f}")
     console.print(table)
 
 
@@ -81,10 +84,8 @@ def _show_account(console: Console, outcome: Outcome) -> None:
         console.print(", ".join(f"{reason} {count:,}" for reason, count in reasons.items()), style="dim")
     if outcome.rows and (repaired := outcome.rows.repaired):
         console.print("repaired: " + ", ".join(f"{name} {count:,}" for name, count in repaired.items()), style="dim")
-    if findings := outcome.findings():
-        console.print(
-            "worth a look: " + ", ".join(f"{code} {count:,}" for code, count in findings.items()), style="dim"
-        )
+    if findings := worth_a_look(outcome):
+        console.print(f"worth a look: {', '.join(findings)}", style="dim")
     for said in given_sides(outcome.checked) if outcome.checked else ():
         console.print(said, style="yellow")
     if outcome.splits:
@@ -92,27 +93,28 @@ def _show_account(console: Console, outcome: Outcome) -> None:
 
 
 def _show_scores(console: Console, outcome: Outcome) -> None:
-    """One line a contender: the metric that decides with its interval, then the others."""
+    """One line a metric and one column a contender: the metric that decides first, with its interval."""
     decisive = outcome.verdict.metric if outcome.verdict else ""
     intervals = outcome.verdict.intervals if outcome.verdict else {}
-    measured = {metric for answers in outcome.answers.values() for metric in answers.scores}
-    metrics = sorted(measured, key=lambda metric: (metric != decisive, metric))
+    measured = dict.fromkeys(metric for answers in outcome.answers.values() for metric in answers.scores)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("scores")
-    for metric in metrics:
-        table.add_column(metric, justify="right", no_wrap=True)
-    for name, answers in outcome.answers.items():
-        scores = {metric: f"{answers.scores[metric]:.3f}" for metric in metrics if metric in answers.scores}
-        if name in intervals:
-            low, _, high = intervals[name]
-            scores[decisive] += f" [{low:.3f}, {high:.3f}]"
-        table.add_row(name, *(scores.get(metric, "") for metric in metrics))
+    for name in outcome.answers:
+        table.add_column(name, justify="right", no_wrap=True)
+    for metric in sorted(measured, key=lambda metric: metric != decisive):
+        scores = (answers.scores.get(metric) for answers in outcome.answers.values())
+        table.add_row(metric, *("" if score is None else f"{score:.3f}" for score in scores))
+        if metric == decisive:
+            bounds = (intervals.get(name) for name in outcome.answers)
+            table.add_row("", *(f"[{each[0]:.3f}, {each[2]:.3f}]" if each else "" for each in bounds), style="dim")
     console.print()
     console.print(table)
 
 
 def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     looks: list[tuple[str, Any]] = []
+    if outcome.page:
+        looks.append(("verdict page", outcome.page.path("report.html")))
     if outcome.checked:
         looks.append(("data report", outcome.checked.path("report.html")))
     looks += [("set aside", place) for place in outcome.quarantines()]

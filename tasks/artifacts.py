@@ -38,8 +38,15 @@ QUARANTINE_SCHEMA = pa.schema(
     ]
 )
 
-# What a record of an evaluation file says, all its texts joined by line breaks.
-HELD_OUT_SCHEMA = pa.schema([("file", pa.string()), ("line", pa.int64()), ("text", pa.string())])
+HELD_OUT_SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("text", pa.string()),  # what a record of an evaluation file says, all its texts joined by line breaks
+        ("asked", pa.int32()),  # of its lines the first that are its question; null where that cannot be told
+        ("answered", pa.int32()),  # of its lines the last that are its answer, as far as that is known
+    ]
+)
 
 REMOVED_SCHEMA = pa.schema(
     [
@@ -71,6 +78,17 @@ TOKEN_SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int32())),  # input_ids where the token is trained, IGNORED elsewhere, not shifted
         ("prompt_length", pa.int32()),  # tokens before the last answer: input_ids[:prompt_length] is what is asked
         ("reference", pa.string()),  # the text of the last answer
+    ]
+)
+
+GENERAL_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("metric", pa.string()),  # general_tasks or general_loss
+        ("part", pa.string()),  # the kind of task, or a text's language
+        ("prompt", pa.string()),  # or the text
+        ("answer", pa.string()),  # empty of a text
+        ("score", pa.float64()),  # 1 where a task is done right; of a text its loss in nats a token
     ]
 )
 
@@ -115,6 +133,7 @@ class Rows(Artifact):
     detected: dict[str, str]  # file -> "jsonl, alpaca"
     repaired: dict[str, int] = {}  # repair -> rows in which it changed something
     num_held_out: int = 0
+    given: dict[str, str] = {}  # file -> the side that its source puts all of it on
 
 
 class CheckedRows(Artifact):
@@ -182,13 +201,25 @@ class Adapter(Artifact):
     train_seconds: float
 
 
+class Prompts(Artifact):
+    """prompt: few_shot.parquet and retrieval.parquet (the test rows as asked, TOKEN_SCHEMA), as far as asked for.
+
+    prompts.json has the shots of each row by their ids, what was tried on validation rows, and what was chosen.
+    """
+
+    chosen: dict[str, str]  # contender -> what was chosen, and why, in words
+    num_shortened: dict[str, int]  # contender -> test rows whose prompt had to leave out shots
+
+
 class Contender(BaseModel):
-    """Something that answers the test rows: a base, and the tuned weights on top of it where there are any."""
+    """Something that answers the test rows: a base, and the tuned weights or the prompts that make the best of it."""
 
     model_config = ConfigDict(frozen=True)
 
-    name: str  # base, candidate or champion
+    name: str  # base, few_shot, retrieval, champion or candidate
     base: Base
+    prompts: Path | None = None  # the test rows as they are asked, where they are asked otherwise (TOKEN_SCHEMA)
+    prompts_digest: str = ""
     model: Path | None = None  # train's model/ folder, or that of a registered version
     model_digest: str = ""
     version: str = ""  # of the registered model, for the champion
@@ -200,17 +231,76 @@ class Answers(Artifact):
     contender: str
     num_rows: int
     scores: dict[str, float]
+    metric: str = ""  # the one that decides where gate.metric is auto: the first that fits; empty where none can
+    measured: str = ""  # in words: what the references are, what is measured, and what is left out and why
+    is_prose: bool = False  # whether the references are long texts, and no labels, JSON, numbers or phrases
+
+
+class General(Artifact):
+    """forgetting: general.parquet (GENERAL_SCHEMA) and general.json, of one contender."""
+
+    contender: str
+    scores: dict[str, float]  # general_tasks: share done right, general_loss: nats a token; and of each of their parts
+
+
+class Judged(Artifact):
+    """judge: judged.parquet (one line a test row and opponent) and judged.json."""
+
+    model: str
+    num_rows: int
+    preferred: dict[str, tuple[float, float, float]]  # opponent -> (low, mean, high) of the candidate's share of rows
+    agreement: dict[str, float]  # opponent -> share of rows in which both orders of the answers had the same reply
+    unreadable: dict[str, float]  # opponent -> share of rows with a reply that says nothing
+
+    def says(self) -> list[str]:
+        """What it prefers, one sentence an opponent."""
+        return [
+            f"{self.model} prefers the candidate to the {name} in {mean:.0%} [{low:.0%}, {high:.0%}] of {self.num_rows}"
+            f" test rows, ties as half; asked in both orders it agrees with itself in {self.agreement[name]:.0%}"
+            + (f", and {self.unreadable[name]:.0%} of its replies say nothing" if self.unreadable[name] else "")
+            for name, (low, mean, high) in self.preferred.items()
+        ]
 
 
 class Verdict(Artifact):
     """decide: verdict.json. Intervals are of the paired difference candidate - opponent, in the metric's unit."""
 
-    decision: str  # promote, keep or inconclusive
+    decision: str  # promote, keep, inconclusive or invalid
+    because: str = ""  # of keep: worse, regression or prompting is enough
     sentence: str
     metric: str
     differences: dict[str, tuple[float, float, float]]  # opponent -> (low, mean, high)
     intervals: dict[str, tuple[float, float, float]]  # contender -> (low, mean, high) of its own score
+    guardrails: dict[str, tuple[float, float, float]] = {}  # "stopped/base" -> (low, mean, high)
+    general: dict[str, dict[str, float]] = {}  # base and candidate -> what they made of the built-in suite
     rows_needed: int | None
+    smallest_visible: float | None = None  # the gain that these rows show with a power of 0.8
+    looks: int = 0  # which candidate on these test rows it is; counted after the stage, as looks are no part of its key
+    warnings: tuple[str, ...] = ()  # of many looks
+
+    @property
+    def in_words(self) -> str:
+        """Such as "promote" or "keep: regression"."""
+        return f"{self.decision}: {self.because}" if self.because else self.decision
+
+    def says_forgotten(self) -> list[str]:
+        """What the base and then the candidate made of the built-in suite, in a sentence; none where neither did it."""
+        if not self.general:
+            return []
+        base, candidate = self.general["base"], self.general["candidate"]
+        both = {name: f"{before:.2f} -> {candidate[name]:.2f}" for name, before in base.items()}
+        tasks, loss = both.pop("general_tasks"), both.pop("general_loss")
+        parts = ", ".join(f"{name} {change}" for name, change in both.items())
+        shown = {"general_tasks/base", "general_loss/base"} - self.guardrails.keys()
+        only = f"; {' and '.join(sorted(f'gate.{name[:-5]}' for name in shown))} decides nothing" if shown else ""
+        return [f"general tasks done right {tasks}, loss on general texts {loss} nats a token ({parts}){only}"]
+
+
+class VerdictPage(Artifact):
+    """verdict_page: report.html and suggestions.json."""
+
+    num_rows: int  # test rows that it shows with their answers
+    suggestions: tuple[str, ...]  # what to try next, each with the figures that it stands on
 
 
 class Registered(Artifact):

@@ -1,40 +1,37 @@
 """Nothing is done twice and nothing stale is reused.
 
-`@cached` turns a function that writes files into a folder into one that is looked up first. Its key is the hash of
-
-- the stage's name and the values of its arguments: settings as they are, artifacts by their content hash;
-- the code it runs: its own module, and of every first-party module it imports the definitions that it reaches;
-- the versions of Python and of the libraries that shape its output.
+`@cached` turns a function that writes files into a folder into one that is looked up first. Its key is the hash of the
+stage's name and of all that shapes its output (tasks/ingredients.py): the values of its arguments, the code that it
+reaches, the versions of Python and of its libraries.
 
 The folder is written beside its place, synced and renamed, manifest.json last: it is whole or it is not there. A hit is
 checked against the manifest, file by file. A lock of the kernel's (freed when its holder dies) makes two identical runs
-do the work once. What a stage that refuses its data has to show is kept apart (tasks/stopped.py).
+do the work once. What a stage that refuses its data has to show is kept apart (tasks/stopped.py). Why a stage would run
+is said in tasks/causes.py.
 """
 
 import contextlib
 import fcntl
 import hashlib
-import importlib.metadata
 import inspect
 import json
 import os
 import shutil
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import update_wrapper
 from pathlib import Path
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.states import Completed
-from pydantic import BaseModel
 
 from tasks import config, stopped
 from tasks.artifacts import Artifact
 from tasks.errors import NO_SPACE, DataError, TunewrightError
-from tasks.fingerprint import fingerprints
+from tasks.ingredients import Ingredients, differing, hash_of, key_of, of_call
 from tasks.stopped import Stopped
 
 P = ParamSpec("P")
@@ -43,59 +40,82 @@ A = TypeVar("A", bound=Artifact)
 MANIFEST = "manifest.json"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Found(Generic[A]):
+    """What there is of a call of a stage."""
+
+    key: str
+    ingredients: Ingredients
+    record: A | None  # the artifact, where it is whole
+    fault: str  # what is wrong with the one that is there
+    stopped: Stopped | None  # what the stage left where it refused its data
+
+
+class Earlier(NamedTuple, Generic[A]):
+    """An earlier call of a stage."""
+
+    record: A
+    ingredients: Ingredients
+
+
 class Cached(Generic[P, A]):
     """A stage's function with its key; calling it returns the artifact, made now or found whole."""
 
     def __init__(
-        self, build: Callable[Concatenate[Path, P], A], libraries: tuple[str, ...], volatile: tuple[str, ...]
+        self,
+        build: Callable[Concatenate[Path, P], A],
+        libraries: tuple[str, ...],
+        volatile: tuple[str, ...],
+        lost: Callable[[A], str] | None,
     ) -> None:
         self.build = build
         self.libraries = libraries
         self.volatile = volatile
+        self.lost = lost
         self.stage: str = getattr(build, "__name__")  # noqa: B009 a Callable need not have a name
         update_wrapper(self, build)
         signature = inspect.signature(build)
         self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
 
-    def ingredients(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
-        """What the key is made of, by names that a person understands: "training.learning_rate", "code tasks.split"."""
+    def ingredients(self, *args: P.args, **kwargs: P.kwargs) -> Ingredients:
+        """What the key is made of, by names: "training.learning_rate", "code tasks.split:draw"."""
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
-        named = {name: value for argument, given in bound.arguments.items() for name, value in flat(argument, given)}
-        named |= {f"code {name}": digest for name, digest in fingerprints(self.build.__module__).items()}
-        named |= {f"library {name}": importlib.metadata.version(name) for name in self.libraries}
-        named["python"] = f"{sys.version_info.major}.{sys.version_info.minor}"  # its Unicode tables shape texts
-        return named
+        return of_call(bound.arguments, self.build.__module__, self.libraries)
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key of a call with these arguments: 20 hex digits."""
-        return _key(self.stage, self.ingredients(*args, **kwargs))
+        return key_of(self.stage, self.ingredients(*args, **kwargs))
 
-    def find(self, *args: P.args, **kwargs: P.kwargs) -> A | None:
-        """The whole and unaltered artifact of a call with these arguments, or None."""
-        manifest, _ = _read(self._folder(self.key(*args, **kwargs)))
-        return None if manifest is None else self._record(manifest)
-
-    def because(self, *args: P.args, **kwargs: P.kwargs) -> list[str]:
-        """Why a call with these arguments would run: what differs from the nearest artifact that there is."""
+    def look_up(self, *args: P.args, **kwargs: P.kwargs) -> Found[A]:
+        """What there is of a call with these arguments; nothing is made."""
         ingredients = self.ingredients(*args, **kwargs)
-        folder = self._folder(_key(self.stage, ingredients))
-        _, fault = _read(folder)
-        if folder.exists() and fault:
-            return [fault]
-        if stop := stopped.find(self.stage, folder.name):
-            return [f"it stopped on the same data, {stop.when}: {stop.message}"]
-        earlier = _earlier(ingredients, folder.parent)
-        return earlier[1] if earlier else ["never made before"]
+        folder = self._folder(key_of(self.stage, ingredients))
+        manifest, fault = self._whole(folder)
+        return Found(
+            key=folder.name,
+            ingredients=ingredients,
+            record=self._record(manifest) if manifest else None,
+            fault=fault if folder.exists() else "",
+            stopped=None if manifest else stopped.find(self.stage, folder.name),
+        )
 
-    def stopped(self, *args: P.args, **kwargs: P.kwargs) -> Stopped | None:
-        """What the stage left where a call with these arguments refused its data, or None."""
-        return stopped.find(self.stage, self.key(*args, **kwargs))
+    def nearest(self, ingredients: Ingredients, keys: Iterable[str]) -> Earlier[A] | None:
+        """Of the artifacts with these keys, the newest first, the one with the fewest ingredients that differ."""
+        found: list[tuple[int, dict[str, Any]]] = []
+        for key in keys:
+            with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError):  # altered, or gone
+                manifest = json.loads((self._folder(key) / MANIFEST).read_text(encoding="utf-8"))
+                found.append((len(differing(manifest["ingredients"], ingredients)), manifest))
+        if not found:
+            return None
+        _, manifest = min(found, key=lambda each: each[0])
+        return Earlier(self._record(manifest), manifest["ingredients"])
 
-    def nearest(self, *args: P.args, **kwargs: P.kwargs) -> A | None:
-        """The artifact that a call with these arguments would most likely resemble: what a plan reckons with."""
-        earlier = _earlier(self.ingredients(*args, **kwargs), config.home() / "artifacts" / self.stage)
-        return self._record(earlier[0]) if earlier else None
+    @property
+    def record_type(self) -> type[A]:
+        """What the stage returns."""
+        return inspect.get_annotations(self.build, eval_str=True)["return"]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> A:
         """The artifact. Inside a Prefect task a hit is the state Cached, with what it saved in its message."""
@@ -112,15 +132,15 @@ class Cached(Generic[P, A]):
     def _obtain(self, *args: P.args, **kwargs: P.kwargs) -> tuple[A, dict[str, Any] | None]:
         """The artifact, and its manifest where it was found and not made."""
         ingredients = self.ingredients(*args, **kwargs)
-        folder = self._folder(_key(self.stage, ingredients))
+        folder = self._folder(key_of(self.stage, ingredients))
         task = TaskRunContext.get()
         with lock(folder):
-            manifest, _ = _read(folder) if not (task and task.task.refresh_cache) else (None, "")
+            manifest, _ = self._whole(folder) if not (task and task.task.refresh_cache) else (None, "")
             if manifest is None:
                 return self._make(folder, ingredients, *args, **kwargs), None
         return self._record(manifest), manifest
 
-    def _make(self, folder: Path, ingredients: dict[str, Any], *args: P.args, **kwargs: P.kwargs) -> A:
+    def _make(self, folder: Path, ingredients: Ingredients, *args: P.args, **kwargs: P.kwargs) -> A:
         started = time.monotonic()
         for leftover in folder.parent.glob(f".{folder.name}.*/"):  # of a killed holder, since the lock is ours
             shutil.rmtree(leftover)
@@ -131,7 +151,7 @@ class Cached(Generic[P, A]):
             files = {name: digest_of(unfinished / name) for name in _names(unfinished)}
             lasting = {n: d for n, d in files.items() if not n.startswith(self.volatile)} if self.volatile else files
             record = draft.model_copy(
-                update={"stage": self.stage, "key": folder.name, "folder": folder, "digest": _hash(lasting)}
+                update={"stage": self.stage, "key": folder.name, "folder": folder, "digest": hash_of(lasting)}
             )
             manifest = {
                 "stage": self.stage,
@@ -164,21 +184,31 @@ class Cached(Generic[P, A]):
     def _folder(self, key: str) -> Path:
         return config.home() / "artifacts" / self.stage / key
 
+    def _whole(self, folder: Path) -> tuple[dict[str, Any] | None, str]:
+        """The manifest of a whole artifact that still stands for what was made, or None and what is wrong with it."""
+        manifest, fault = _read(folder)
+        if manifest and self.lost:
+            fault = self.lost(self._record(manifest))
+        return (None, fault) if fault else (manifest, "")
+
     def _record(self, manifest: dict[str, Any]) -> A:
-        record_type: type[A] = inspect.get_annotations(self.build, eval_str=True)["return"]
         folder = self._folder(manifest["key"])
-        return record_type.model_validate(manifest["record"] | {"folder": folder})
+        return self.record_type.model_validate(manifest["record"] | {"folder": folder})
 
 
 def cached(
-    *, libraries: tuple[str, ...] = (), volatile: tuple[str, ...] = ()
+    *,
+    libraries: tuple[str, ...] = (),
+    volatile: tuple[str, ...] = (),
+    lost: Callable[[A], str] | None = None,
 ) -> Callable[[Callable[Concatenate[Path, P], A]], Cached[P, A]]:
     """Caches a stage's function `f(folder, ...) -> record`, which writes its files into `folder`.
 
     `libraries` are the distributions whose version shapes the output. Files whose names begin with one of `volatile`
-    (reports, timings) are kept and verified, but are not part of the content hash that later stages see.
+    (reports, timings) are kept and verified, but are not part of the content hash that later stages see. What a stage
+    makes elsewhere than in its folder can be lost there: `lost` says so of a record, and then it is made again.
     """
-    return lambda build: Cached(build, libraries, volatile)
+    return lambda build: Cached(build, libraries, volatile, lost)
 
 
 def kept(kind: type[A], stage: str, key: str) -> A | None:
@@ -192,38 +222,6 @@ def work_folder(folder: Path) -> Path:
     """A place for work in progress that outlives a failed attempt at `folder`, and goes when the artifact is whole."""
     key = folder.name.strip(".").split(".")[0]
     return config.home() / "work" / folder.parent.name / key
-
-
-def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """An argument as named values: a section field by field, an artifact by its digest, a contender by its parts."""
-    if isinstance(value, Artifact):
-        yield name, f"{value.stage} {value.digest}"
-    elif isinstance(value, BaseModel):
-        for field in type(value).model_fields:
-            inner = getattr(value, field)
-            if not isinstance(inner, Path):  # where it lies is not what it is
-                yield from flat(f"{name}.{field}", inner)
-    elif isinstance(value, tuple | list) and any(isinstance(item, BaseModel) for item in value):
-        for position, item in enumerate(value):
-            yield from flat(f"{name}[{position}]", item)
-    else:
-        yield name, _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        raise TypeError(f"{value}: a path is not an input; pass the digest of what it holds")
-    return value
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _key(stage: str, ingredients: dict[str, Any]) -> str:
-    return _hash([stage, ingredients])[:20]
 
 
 def digest_of(file: Path) -> str:
@@ -254,49 +252,15 @@ def _read(folder: Path) -> tuple[dict[str, Any] | None, str]:
     return manifest, ""
 
 
-def _earlier(ingredients: dict[str, Any], stage_folder: Path) -> tuple[dict[str, Any], list[str]] | None:
-    """The nearest earlier manifest and what sets a call apart from it: fewest differences, the newest of those."""
-    found: list[tuple[int, str, dict[str, Any], list[str]]] = []
-    for file in stage_folder.glob(f"*/{MANIFEST}"):
-        try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-            before, made = manifest["ingredients"], manifest["made"]
-        except (ValueError, KeyError, TypeError, FileNotFoundError):
-            continue
-        changes = differences(before, ingredients)
-        found.append((len(changes), made, manifest, changes))
-    if not found:
-        return None
-    fewest = min(number for number, *_ in found)
-    _, _, manifest, changes = max((f for f in found if f[0] == fewest), key=lambda f: f[1])
-    return manifest, changes
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What sets the ingredients of one call apart from those of another, each as a person reads it."""
-    names = sorted(before.keys() | now.keys())
-    return [_change(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
-
-
-def _change(name: str, before: Any, now: Any) -> str:
-    if name.startswith("code "):
-        return f"{name} changed"
-    if isinstance(before, str) and isinstance(now, str) and len(before) > 60 and len(now) > 60:
-        return f"{name} changed"
-    return f"{name}: {_shown(before)} -> {_shown(now)}"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:40]}…"
-
-
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Holds the right to make `path`. The kernel frees it when the holder dies, however it dies."""
+def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds the right to make `path`. The kernel frees it when the holder dies, however it dies.
+
+    Raises BlockingIOError where another holds it and it is not waited for.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 

@@ -7,9 +7,10 @@ the form shows beside it, so bounds are said in words there as well.
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from tasks.errors import ConfigError
 
@@ -18,11 +19,71 @@ Format = Literal["auto", "jsonl", "json", "csv", "parquet"]
 Repair = Literal["mojibake", "nfc"]
 Severity = Literal["critical", "warning", "info", "skip"]
 Side = Literal["train", "validation", "test"]
-Metric = Literal["exact_match", "token_f1", "chrf", "json_valid", "perplexity"]
+Metric = Literal[
+    "exact_match",
+    "normalized_match",
+    "token_f1",
+    "chrf",
+    "rouge_l",
+    "bleu",
+    "accuracy",
+    "macro_f1",
+    "unparseable",
+    "json_field_f1",
+    "json_valid",
+    "schema_valid",
+    "numeric",
+    "perplexity",
+    "stopped",
+    "length_ratio",
+]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+OWN_METRIC = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+
+
+def _module_and_class(name: str) -> str:
+    if not re.fullmatch(OWN_METRIC, name):
+        raise PydanticCustomError("own_metric", "module:Class")
+    return name
+
+
+OwnMetric = Annotated[str, AfterValidator(_module_and_class), Field(json_schema_extra={"pattern": OWN_METRIC})]
+CANNOT_DECIDE: dict[str, str] = {
+    "macro_f1": "is of all rows together, and the paired decision needs a score of each row; accuracy has one",
+    "length_ratio": "is best at 1, so that neither more nor less is better",
+}
+PromptContender = Literal["few_shot", "retrieval"]
+WITH_EACH_ANSWER = ("stopped", "perplexity")  # can be told of all answers, whatever else is measured
+GENERAL_TASKS = 0.1  # of gate.general_tasks, where auto has one
 Stage = Literal[
-    "ingest", "base", "check", "dedupe", "split", "render", "scan", "train", "evaluate", "decide", "register"
+    "ingest",
+    "base",
+    "check",
+    "dedupe",
+    "split",
+    "render",
+    "scan",
+    "train",
+    "prompt",
+    "evaluate",
+    "forgetting",
+    "decide",
+    "judge",
+    "verdict_page",
+    "register",
 ]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+def cannot_decide(metric: str) -> str:
+    """Why a metric cannot decide, as a sentence; empty where it can."""
+    return f"{metric} {CANNOT_DECIDE[metric]}" if metric in CANNOT_DECIDE else ""
+
+
+def _deciding(metric: str) -> str:
+    if why := cannot_decide(metric):
+        raise ValueError(why)
+    return metric
 
 
 class Section(BaseModel):
@@ -152,8 +213,8 @@ class Dedupe(Section):
     )
     semantic_model: str = Field(
         default="package:wordllama",
-        description="The static embedding model that semantic compares with: package:wordllama (installed by the extra "
-        "semantic; European languages), or a model2vec folder",
+        description="The static embedding model that semantic and retrieval compare with: package:wordllama (installed "
+        "by the extra semantic; European languages), or a model2vec folder",
     )
     engine: Literal["local", "ray"] = Field(
         default="local", description="What compares the rows: this machine, or a Ray cluster; the result is the same"
@@ -262,17 +323,15 @@ class Method(Section):
     @model_validator(mode="after")
     def _each_setting_does_something(self) -> Self:
         adapter = {"rank", "alpha", "dropout", "target", "layers", "init", "rslora", "dora", "lora_plus"}
-        used = {
-            "lora": adapter,
-            "qlora": adapter | {"bits"},
-            "full": set[str](),
-            "spectrum": {"share"},
-        }[self.kind]
+        used_by = {"lora": adapter, "qlora": adapter | {"bits"}, "full": set[str](), "spectrum": {"share"}}
+        used = used_by[self.kind]
         fields = type(self).model_fields
         idle = sorted(f for f in fields if f not in used | {"kind"} and getattr(self, f) != fields[f].default)
         if idle:
             has = f"it has {', '.join(sorted(used))}" if used else "it has no settings of its own"
-            raise ValueError(f"kind={self.kind}: {', '.join(idle)} would do nothing; {has}")
+            of = [f"kind={kind}" for kind, names in used_by.items() if names.issuperset(idle)]
+            where = f"; accepted with {' or '.join(of)}" if of else ""
+            raise ValueError(f"kind={self.kind}: {', '.join(idle)} would do nothing; {has}{where}")
         return self
 
     @model_validator(mode="after")
@@ -389,23 +448,141 @@ class Compute(Section):
 class Evaluation(Section):
     """How the test rows are answered and scored; every contender answers the same rows greedily."""
 
-    metrics: tuple[Metric, ...] = Field(
-        default=("exact_match", "token_f1", "chrf", "json_valid", "perplexity"),
+    metrics: tuple[Literal["auto", Metric] | OwnMetric, ...] = Field(
+        default=("auto",),
         min_length=1,
-        description="What is measured; json_valid only where every reference is JSON",
+        description="What is measured, by name; auto is what fits the answers of the data: labels, JSON, numbers, "
+        "short or long texts; module:Class is an evaluate.Metric of your own, on PYTHONPATH",
+    )
+    json_schema: str | None = Field(
+        default=None, min_length=1, description="A file with the JSON Schema that each answer must satisfy; or empty"
     )
     max_new_tokens: int = Field(default=256, ge=1, description="The most tokens of one answer")
     batch: int = Field(default=16, ge=1, description="Rows answered at once")
+    contenders: tuple[PromptContender, ...] = Field(
+        default=("few_shot", "retrieval"),
+        description="What the candidate is compared with besides base and champion: the base with the same training "
+        "rows before each question (few_shot), or with those that are most like it (retrieval); may be empty",
+    )
+    shots: int = Field(default=8, ge=1, le=64, description="Training rows before a question at most, 1 to 64")
+    forgetting: bool = Field(
+        default=True,
+        description="Base and candidate also do general tasks and read general texts, a built-in suite, so that what "
+        "was forgotten shows",
+    )
+
+    @model_validator(mode="after")
+    def _shots_are_asked_with(self) -> Self:
+        if not self.contenders and self.shots != type(self).model_fields["shots"].default:
+            raise ValueError(f"shots={self.shots} would do nothing; accepted with contenders=few_shot, retrieval")
+        return self
+
+    @model_validator(mode="after")
+    def _schema_is_looked_at(self) -> Self:
+        if self.json_schema and not {"auto", "schema_valid"} & {*self.metrics}:
+            raise ValueError(
+                f"json_schema={self.json_schema} would do nothing; accepted with metrics=schema_valid, auto"
+            )
+        return self
+
+
+class Judge(Section):
+    """A second opinion by another model, asked about each pair of answers in both orders; it decides nothing."""
+
+    url: str | None = Field(
+        default=None,
+        pattern="^https?://[^ ]+$",
+        description="Base address of an OpenAI-compatible API, such as http://localhost:8000/v1, which prompts and "
+        "answers of test rows are sent to; empty asks nobody. Its key is in TUNEWRIGHT_JUDGE_KEY",
+    )
+    model: str | None = Field(default=None, min_length=1, description="The name of the model there")
+    rows: int = Field(default=100, ge=1, description="Test rows to ask about, each twice for base and champion")
+
+    @model_validator(mode="after")
+    def _model_has_a_place(self) -> Self:
+        if (self.url is None) != (self.model is None):
+            there, missing = ("url", "model") if self.url else ("model", "url")
+            raise ValueError(f"{there}={getattr(self, there)} needs {missing} as well")
+        return self
+
+
+class Guardrail(Section):
+    """A metric that must not get worse."""
+
+    metric: Metric | OwnMetric = Field(
+        default="stopped", description="A metric with a score for each row, such as stopped, json_valid or token_f1"
+    )
+    margin: float = Field(
+        default=0.05,
+        gt=0,
+        description="It may be worse than the base's and the champion's by at most this, in its own unit",
+    )
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_can_decide(cls, metric: str) -> str:
+        return _deciding(metric)
 
 
 class Gate(Section):
     """When a candidate replaces the champion."""
 
-    metric: Metric = Field(default="exact_match", description="The metric that decides; one of evaluation.metrics")
-    margin: float = Field(
-        default=0.0, ge=0, description="The candidate must be better by more than this, in the metric's own unit"
+    metric: Literal["auto", Metric] | OwnMetric = Field(
+        default="auto",
+        description="The metric that decides, one of evaluation.metrics; auto is the first that fits the answers: "
+        "exact_match of labels, json_field_f1, numeric, token_f1 of short texts, chrf of long ones",
     )
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of each bound, one-sided; above 0.5 and below 1")
+    margin: float = Field(
+        default=0.0,
+        ge=0,
+        description="The candidate must be better than the base and the champion by more than this, in the metric's "
+        "own unit",
+    )
+    tolerance: float = Field(
+        default=0.02,
+        gt=0,
+        description="It may be worse by less than this than the base with a prompt, and still counts as good as that; "
+        "above 0",
+    )
+    guardrails: tuple[Guardrail, ...] = Field(
+        default=(Guardrail(),), description="What must not get worse on the same rows, and by how much; may be empty"
+    )
+    general_tasks: float | Literal["auto"] | None = Field(
+        default="auto",
+        description="With evaluation.forgetting: the share of general tasks done right may be lower than the base's by "
+        "less than this, above 0; auto is 0.1 where the answers of the data are long texts and otherwise empty, which "
+        "shows it and decides nothing",
+    )
+    general_loss: float | None = Field(
+        default=0.5,
+        gt=0,
+        description="With evaluation.forgetting: the loss on general texts may be higher than the base's by less than "
+        "this, in nats a token; empty shows it and decides nothing",
+    )
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of each test, one-sided; above 0.5 and below 1")
+    looks: int = Field(
+        default=20,
+        ge=1,
+        description="Warn when more candidates than this were decided on the same test rows, since the last then win "
+        "by luck; at least 1",
+    )
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_can_decide(cls, metric: str) -> str:
+        return _deciding(metric)
+
+    @field_validator("general_tasks")
+    @classmethod
+    def _is_a_share(cls, margin: float | str | None) -> float | str | None:
+        if isinstance(margin, float) and not 0 < margin <= 1:
+            raise ValueError(f"{margin} is no share; accepted are auto and above 0 to 1")
+        return margin
+
+    def general_margins(self, *, is_prose: bool) -> dict[str, float | None]:
+        """What each general metric may be worse by; None where it decides nothing."""
+        of_tasks = (GENERAL_TASKS if is_prose else None) if self.general_tasks == "auto" else self.general_tasks
+        return {"general_tasks": of_tasks, "general_loss": self.general_loss}
 
 
 class Registry(Section):
@@ -420,7 +597,8 @@ class Registry(Section):
     alias: str = Field(
         default="champion",
         pattern=r"^[a-z][a-z0-9_-]{0,49}$",
-        description="The alias that the best version carries; not latest, and not v with a number",
+        description="The alias that the best version carries: lower-case letters, digits, dash, underscore; not "
+        "latest, and not v with a number",
     )
     tracking_uri: str | None = Field(
         default=None,
@@ -446,15 +624,42 @@ class Settings(Section):
     training: Training = Training()
     compute: Compute = Compute()
     evaluation: Evaluation = Evaluation()
+    judge: Judge = Judge()
     gate: Gate = Gate()
     registry: Registry = Registry()
 
     @model_validator(mode="after")
     def _gate_is_measured(self) -> Self:
-        if self.gate.metric not in self.evaluation.metrics:
-            measured = ", ".join(self.evaluation.metrics)
-            raise ValueError(f"gate.metric={self.gate.metric} is not measured; evaluation.metrics has {measured}")
+        measured, metric = self.evaluation.metrics, self.gate.metric
+        if "auto" not in measured and metric not in (*measured, "auto"):
+            has = ", ".join(measured)
+            raise ValueError(f"gate.metric={metric} is not measured; evaluation.metrics has {has}")
+        if metric == "auto" and all(map(cannot_decide, measured)):
+            raise ValueError(f"evaluation.metrics has none that can decide: {cannot_decide(measured[0])}")
+        if "schema_valid" in self.measured().metrics and not self.evaluation.json_schema:
+            key = "evaluation.metrics" if "schema_valid" in measured else "gate.metric"
+            raise ValueError(f"{key}: schema_valid needs evaluation.json_schema, the file with the schema")
         return self
+
+    @model_validator(mode="after")
+    def _guardrails_are_measured(self) -> Self:
+        measured = {*self.evaluation.metrics, *WITH_EACH_ANSWER}
+        if lacking := [each.metric for each in self.gate.guardrails if not {"auto", each.metric} & measured]:
+            has = ", ".join(self.evaluation.metrics)
+            raise ValueError(f"gate.guardrails: {lacking[0]} is not measured; evaluation.metrics has {has}")
+        return self
+
+    def measured(self) -> Evaluation:
+        """What each contender is asked and measured by: with the metrics of the gate where these are automatic.
+
+        Which other contenders there are, and what else base and candidate do, is left at its default: no answer hangs
+        on it.
+        """
+        metrics, gate = self.evaluation.metrics, self.gate
+        there = {"auto", *WITH_EACH_ANSWER, *metrics}
+        lacking = dict.fromkeys(m for m in (gate.metric, *(each.metric for each in gate.guardrails)) if m not in there)
+        alone = {name: Evaluation.model_fields[name].default for name in ("contenders", "shots", "forgetting")}
+        return self.evaluation.model_copy(update={"metrics": (*metrics, *lacking)} | alone)
 
     @model_validator(mode="after")
     def _answers_fit(self) -> Self:
@@ -474,6 +679,11 @@ def home() -> Path:
 def ray_address() -> str:
     """The Ray cluster of dedupe.engine=ray: RAY_ADDRESS, or one that is started on this machine."""
     return os.environ.get("RAY_ADDRESS") or "local"
+
+
+def judge_key() -> str:
+    """The key of judge.url: TUNEWRIGHT_JUDGE_KEY, or none."""
+    return os.environ.get("TUNEWRIGHT_JUDGE_KEY", "")
 
 
 def make_home() -> None:

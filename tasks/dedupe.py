@@ -28,10 +28,13 @@ from tasks.similarity.embedding import load_model
 from tasks.similarity.engine import engine_of, read_pieces
 from tasks.similarity.folding import fold_messages
 from tasks.similarity.prompts import (
+    Prompts,
     Shingles,
     conversation_hashes,
+    cut,
     distinct_segments,
     find_boilerplate,
+    message_hashes,
     segment_texts,
     segments,
     shingles,
@@ -59,21 +62,46 @@ class Repeats(NamedTuple):
         """(rows,) bool."""
         return self.reason == STAYS
 
+    def add(self, reason: int, rows: np.ndarray, leader: np.ndarray, similarity: np.ndarray) -> None:
+        """For each of `rows` which of them it repeats, by its place among them, or -1."""
+        gone = np.flatnonzero(leader >= 0)
+        self.reason[rows[gone]], self.partner[rows[gone]] = reason, rows[leader[gone]]
+        self.similarity[rows[gone]] = similarity[gone]
+
+
+class Read(NamedTuple):
+    """What is compared of a batch of rows, as hashes."""
+
+    conversations: np.ndarray  # (rows, 2)
+    prompts: Prompts
+    answers: np.ndarray  # (rows,)
+
 
 class Looks(NamedTuple):
-    """What one batch of rows looks like, for the first look at all of them."""
+    """What a batch of rows looks like, for a first look at all of them."""
 
     conversations: np.ndarray  # (rows, 2) hashes
     segments: np.ndarray  # hashes of what the prompts are made of
     rows: np.ndarray  # the row of each segment
 
 
-def look(batch: pa.Table) -> Looks:
-    """Hashes of the whole conversations of a batch, and of the segments of their prompts."""
+def read(batch: pa.Table) -> Read:
+    """The rows of a batch."""
     folded = fold_messages(batch["messages"])
     roles = pc.index_in(batch["messages"].combine_chunks().flatten().field("role"), ROLES)  # pyright: ignore[reportAttributeAccessIssue]
-    found, rows = distinct_segments(segments(folded, folded.prompts))
-    return Looks(conversation_hashes(folded, np.asarray(roles)), found, rows)
+    messages = message_hashes(folded)
+    conversations = conversation_hashes(folded.rows, np.asarray(roles).astype(np.uint64), messages)
+    return Read(conversations, cut(folded), messages[0, folded.answers])
+
+
+def look(rows: Read) -> Looks:
+    """The first look at them."""
+    return Looks(rows.conversations, *distinct_segments(rows.prompts.segments))
+
+
+def guarded_shingles(rows: Read, left_out: np.ndarray) -> Shingles:
+    """What they are compared by."""
+    return shingles(rows.prompts, left_out, rows.answers)
 
 
 def first_equal(hashes: np.ndarray) -> np.ndarray:
@@ -86,47 +114,47 @@ def first_equal(hashes: np.ndarray) -> np.ndarray:
     return first
 
 
+def exact_repeats(conversations: np.ndarray) -> Repeats:
+    """What each of the conversations, as hashes (rows, 2), repeats exactly."""
+    first = first_equal(conversations)
+    again = first != np.arange(len(first))
+    return Repeats(np.where(again, EXACT, STAYS), np.where(again, first, -1), again.astype(np.float64))
+
+
+def boilerplate_of(looks: list[Looks], rows: np.ndarray, share: float) -> dict[int, int]:
+    """Hash -> rows of the segments that more than `share` of the chosen `rows` (bool) have."""
+    of_batches = np.split(rows, np.cumsum([len(each.conversations) for each in looks])[:-1])
+    chosen = [each.segments[rows[each.rows]] for each, rows in zip(looks, of_batches, strict=True)]
+    return find_boilerplate(np.concatenate(chosen), int(rows.sum()), share)
+
+
 def find_repeats(file: Path, settings: Dedupe) -> tuple[Repeats, dict[int, int]]:
     """What every row of rows.parquet repeats, and the boilerplate that was left out of the comparison: hash -> rows."""
     with engine_of(settings.engine) as engine:
-        looks = engine.over_batches(file, ["messages"], look)
-        sizes = [len(each.conversations) for each in looks]
-        starts = np.cumsum([0, *sizes])
-        partner = first_equal(np.concatenate([each.conversations for each in looks]))
-        different = partner == np.arange(len(partner))
-        reason = np.where(different, STAYS, EXACT)
-        similarity = np.where(different, 0.0, 1.0)
-        partner[different] = -1
-
-        of_different = [
-            each.segments[different[start : start + size][each.rows]]
-            for each, start, size in zip(looks, starts, sizes, strict=False)
-        ]
-        boilerplate = find_boilerplate(np.concatenate(of_different), int(different.sum()), settings.boilerplate_share)
+        rows_read = engine.over_batches(file, ["messages"], read)
+        looks: list[Looks] = engine.collect(engine.over(rows_read, look))
+        repeats = exact_repeats(np.concatenate([each.conversations for each in looks]))
+        boilerplate = boilerplate_of(looks, repeats.stays, settings.boilerplate_share)
         left_out = np.array(sorted(boilerplate), np.uint64)
         if settings.near:
-            sets = engine.sets(file, ["messages"], _guarded_shingles, left_out=left_out)
-            rows = np.flatnonzero(different)
-            near, close = engine.leaders(sets[rows], settings.threshold)
-            gone = near >= 0
-            reason[rows[gone]], partner[rows[gone]], similarity[rows[gone]] = NEAR, rows[near[gone]], close[gone]
+            shingled = engine.over(rows_read, guarded_shingles, left_out=left_out)
+            del rows_read, looks  # as large as what was made of them
+            rows = np.flatnonzero(repeats.stays)
+            sets = engine.sets(shingled)[rows]
+            repeats.add(NEAR, rows, *engine.leaders(sets, settings.threshold))
     # A row whose exact partner went as a near duplicate repeats what that one repeats.
-    chained = np.flatnonzero((reason == EXACT) & (partner >= 0) & (reason[partner] == NEAR))
-    through = partner[chained]
-    reason[chained], similarity[chained], partner[chained] = NEAR, similarity[through], partner[through]
+    chained = np.flatnonzero((repeats.reason == EXACT) & (repeats.reason[repeats.partner] == NEAR))
+    through = repeats.partner[chained]
+    for column in repeats:
+        column[chained] = column[through]
     if settings.semantic is not None:
-        rows = np.flatnonzero(reason == STAYS)
+        rows = np.flatnonzero(repeats.stays)
         model = load_model(settings.semantic_model)
-        alike, cosine = find_leaders(file, rows, np.isin(rows, partner), left_out, model, settings.semantic)
-        gone = alike >= 0
-        reason[rows[gone]], partner[rows[gone]], similarity[rows[gone]] = SEMANTIC, alike[gone], cosine[gone]
-    measures = np.isin(pq.read_table(file, columns=["side"])["side"].to_numpy(), ("validation", "test"))
-    reason[measures], partner[measures], similarity[measures] = STAYS, -1, 0.0
-    return Repeats(reason, partner, similarity), boilerplate
-
-
-def _guarded_shingles(batch: pa.Table, left_out: np.ndarray) -> Shingles:
-    return shingles(fold_messages(batch["messages"]), left_out, guarded=True)
+        settled = np.isin(rows, repeats.partner)
+        repeats.add(SEMANTIC, rows, *find_leaders(file, rows, settled, left_out, model, settings.semantic))
+    given = np.isin(pq.read_table(file, columns=["side"])["side"].to_numpy(), ("validation", "test"))
+    repeats.reason[given], repeats.partner[given], repeats.similarity[given] = STAYS, -1, 0.0
+    return repeats, boilerplate
 
 
 def texts_of(file: Path, boilerplate: dict[int, int]) -> dict[int, str]:

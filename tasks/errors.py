@@ -3,6 +3,7 @@
 TunewrightError
 ├── ConfigError        the settings are wrong: exit code 2, never retried
 ├── DataError          the data were refused: exit code 3, never retried
+├── JudgeError         the judge does not answer: retried after a while
 ├── TrackingError      MLflow does not answer: retried after a while
 └── TrainingError      training did not reach its planned end: exit code 4
     └── TrainerDied    the trainer process was killed or crashed: retried, and the retry resumes
@@ -43,6 +44,10 @@ class TrackingError(TunewrightError):
     """MLflow does not answer, or its database is locked."""
 
 
+class JudgeError(TunewrightError):
+    """The model that judges answers cannot be reached, or is too busy."""
+
+
 class TrainingError(TunewrightError):
     """Training ended before its planned end."""
 
@@ -59,7 +64,7 @@ def is_transient(error: BaseException | None) -> bool:
     Bad data, bad settings, a full disk and programming errors are the same the second time.
     """
     if isinstance(error, TunewrightError):
-        return isinstance(error, TrainerDied | TrackingError)
+        return isinstance(error, TrainerDied | TrackingError | JudgeError)
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     if isinstance(error, sqlite3.OperationalError):

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from prefect import task
 from tasks import metrics
 from tasks.artifacts import IGNORED, Answers, Contender, Tokens
 from tasks.caching import cached
-from tasks.config import Evaluation, Metric
+from tasks.config import Evaluation
 from tasks.errors import TunewrightError, retry_transient
 from tasks.models import load_model, load_tokenizer
 
 log = logging.getLogger("tunewright")
+
+ROWS = 1_000  # whose tokens are in memory at once
 
 ANSWER_SCHEMA = pa.schema(
     [
@@ -41,19 +43,21 @@ ANSWER_SCHEMA = pa.schema(
 
 def answered(model: Any, tokenizer: Any, test: pa.Table, stops: Sequence[int], settings: Evaluation) -> pa.Table:
     """What the model answers to each row of `test` (TOKEN_SCHEMA): a table of ANSWER_SCHEMA in the same order."""
-    from tasks.greedy import Answer
+    from tasks.greedy import Answer, Greedy
 
-    rows = test.to_pylist()
-    answers = [
-        Answer(
-            prompt=row["input_ids"][: row["prompt_length"]],
-            reference=[label for label in row["labels"][row["prompt_length"] :] if label != IGNORED],
-        )
-        for row in rows
-    ]
-    _answer(model, answers, stops, settings)
-    return pa.Table.from_pylist(
-        [
+    greedy = Greedy(model, stops=stops, max_new_tokens=settings.max_new_tokens, batch=settings.batch)
+    written: list[dict[str, Any]] = []
+    for start in range(0, len(test), ROWS):
+        rows = test.slice(start, ROWS).to_pylist()
+        answers = [
+            Answer(
+                prompt=row["input_ids"][: row["prompt_length"]],
+                reference=[label for label in row["labels"][row["prompt_length"] :] if label != IGNORED],
+            )
+            for row in rows
+        ]
+        greedy.answer(answers)
+        written += [
             {
                 **{name: row[name] for name in ("row_id", "cluster", "reference")},
                 "answer": _text(tokenizer, answer, row["reference"], stops),
@@ -63,52 +67,32 @@ def answered(model: Any, tokenizer: Any, test: pa.Table, stops: Sequence[int], s
                 "num_reference_tokens": len(answer.reference),
             }
             for row, answer in zip(rows, answers, strict=True)
-        ],
-        ANSWER_SCHEMA,
-    )
-
-
-def _answer(model: Any, answers: Sequence[Any], stops: Sequence[int], settings: Evaluation) -> None:
-    """Answers all, with half as many at once whenever the device's memory does not suffice."""
-    import torch
-
-    from tasks.greedy import Greedy
-
-    batch = settings.batch
-    while True:
-        try:
-            return Greedy(model, stops=stops, max_new_tokens=settings.max_new_tokens, batch=batch).answer(answers)
-        except torch.OutOfMemoryError:
-            if batch == 1:
-                raise
-            batch //= 2
-            log.warning(
-                "out of memory: going on with %d rows at once instead of evaluation.batch=%d", batch, settings.batch
-            )
+        ]
+    return pa.Table.from_pylist(written, ANSWER_SCHEMA)
 
 
 def _text(tokenizer: Any, answer: Any, reference: str, stops: Sequence[int]) -> str:
     """The answer as a server would send it; the reference's own text where it is that, token for token."""
-    if answer.stopped and answer.tokens == [token for token in answer.reference if token not in stops]:
-        return reference
-    return tokenizer.decode(answer.tokens, skip_special_tokens=True)
+    return reference if answer.is_reference(stops) else tokenizer.decode(answer.tokens, skip_special_tokens=True)
 
 
-def scored(answers: pa.Table, names: Sequence[Metric]) -> tuple[pa.Table, dict[str, float]]:
-    """`answers` with a column for each metric that has a score a row, and {metric: score, "stopped": share}.
+def scored(answers: pa.Table, choice: metrics.Choice) -> tuple[pa.Table, dict[str, float]]:
+    """`answers` with a column for each chosen metric that has a score a row, and {metric: score}.
 
-    json_valid is left out of both where not every reference is JSON itself.
+    Perplexity and stopped have no column of their own, since ANSWER_SCHEMA has what they are made of.
     """
-    said, wanted = (answers.column(name).to_pylist() for name in ("answer", "reference"))
-    nlls, num_tokens = (answers.column(name).to_pylist() for name in ("nll", "num_reference_tokens"))
     scores: dict[str, float] = {}
-    for name in metrics.applicable(names, wanted):
-        given = (nlls, num_tokens) if name == "perplexity" else (said, wanted)
-        result = metrics.load(name).compute(predictions=given[0], references=given[1])
-        scores[name] = result[name]
-        if name != "perplexity":
-            answers = answers.append_column(name, pa.array(result["rows"], pa.float64()))
-    return answers, scores | {"stopped": sum(answers.column("stopped").to_pylist()) / len(answers)}
+    for name in choice.names:
+        scores[name], rows = metrics.measure(name, answers, choice.shape)
+        if rows is not None and name not in ("perplexity", "stopped"):
+            answers = answers.append_column(name, pa.array(rows, pa.float64()))
+    return answers, scores
+
+
+def training_answers(tokens: Tokens) -> Iterator[str]:
+    """The last answer of each training row."""
+    for batch in pq.ParquetFile(tokens.path("train.parquet")).iter_batches(columns=["reference"]):
+        yield from batch.column(0).to_pylist()
 
 
 def _check(answers: pa.Table, contender: str) -> None:
@@ -137,23 +121,42 @@ def _load(contender: Contender) -> Any:
     retry_delay_seconds=[5, 30],
     retry_condition_fn=retry_transient,
 )
-@cached(libraries=("torch", "transformers", "peft", "evaluate", "sacrebleu", "pyarrow"), volatile=("seconds",))
-def evaluate(folder: Path, contender: Contender, tokens: Tokens, evaluation: Evaluation) -> Answers:
+@cached(
+    libraries=("torch", "transformers", "peft", "evaluate", "jsonschema", "sacrebleu", "pyarrow"), volatile=("seconds",)
+)
+def evaluate(
+    folder: Path,
+    contender: Contender,
+    tokens: Tokens,
+    evaluation: Evaluation,
+    own: tuple[tuple[str, str], ...] = (),
+    schema: str = "",
+) -> Answers:
     """The contender's answer and scores on each test row, in the rows' order.
 
-    A contender is another one in the key by its name, its weights or its registered version.
-    Raises TunewrightError if it could not answer all rows.
+    A contender is another one in the key by its name, its weights or its registered version. `own` are the team's
+    metrics, for the key alone, and `schema` is what evaluation.json_schema holds.
+    Raises TunewrightError if it could not answer all rows, ConfigError if a metric cannot score them.
     """
     started = time.monotonic()
     contract = json.loads(tokens.path("contract.json").read_text(encoding="utf-8"))
-    test = pq.read_table(tokens.path("test.parquet"))
+    test = pq.read_table(contender.prompts or tokens.path("test.parquet"))
     stops = contract["stop_token_ids"]
     answers = answered(_load(contender), load_tokenizer(contender.base), test, stops, evaluation)
     _check(answers, contender.name)
-    answers, scores = scored(answers, evaluation.metrics)
+    choice = metrics.choose(evaluation.metrics, test.column("reference").to_pylist(), training_answers(tokens), schema)
+    log.info("%s: %s", contender.name, choice.says())
+    answers, scores = scored(answers, choice)
     pq.write_table(answers, folder / "answers.parquet")
-    shown = scores | {"num_rows": len(answers)}
+    shown = scores | {"num_rows": len(answers), "measured": choice.says()}
     (folder / "scores.json").write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
     seconds = {"seconds": round(time.monotonic() - started, 3), "tokens": sum(answers.column("num_tokens").to_pylist())}
     (folder / "seconds.json").write_text(json.dumps(seconds) + "\n", encoding="utf-8")
-    return Answers(contender=contender.name, num_rows=len(answers), scores=scores)
+    return Answers(
+        contender=contender.name,
+        num_rows=len(answers),
+        scores=scores,
+        metric=choice.decides,
+        measured=choice.says(),
+        is_prose="long texts" in choice.shape.kinds,
+    )

@@ -9,6 +9,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import json
 from pathlib import Path
 
 FIRST_PARTY = ("tasks", "data_checks")
@@ -138,6 +139,23 @@ def fingerprints(module: str) -> dict[str, str]:
     return dict(known)
 
 
+def team_code(module: str) -> str:
+    """A digest of the code of a module of the team's, which a setting names.
+
+    It is of all Python files of the package that it lies in, or of itself alone where it lies in none; of a module of
+    this project it is of the code that it reaches. Other files that it reads do not count.
+    """
+    package = module.partition(".")[0]
+    if package in FIRST_PARTY:
+        return hashlib.sha256(json.dumps(fingerprints(module)).encode()).hexdigest()
+    top = importlib.util.find_spec(package)
+    folders = sorted(map(Path, (top and top.submodule_search_locations) or ()))
+    files = [(str(file.relative_to(folder)), file) for folder in folders for file in sorted(folder.rglob("*.py"))]
+    alone = [(module, Path(top.origin))] if top and top.origin else []
+    code = {place: hashlib.sha256(file.read_bytes()).hexdigest() for place, file in files or alone}
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+
+
 def _fingerprints(module: str) -> tuple[list[str], dict[str, str]]:
     """The modules that are reached, and the hash of each definition."""
     modules: dict[str, _Module] = {}
@@ -178,7 +196,7 @@ def _fingerprints(module: str) -> tuple[list[str], dict[str, str]]:
 
 
 def _template(name: str) -> Path | None:
-    """The HTML template that lies beside a module under its name counts with it."""
+    """The HTML template or the data that lie beside a module under its name count with it."""
     file = _file(name)
-    template = file.with_suffix(".html") if file else None
-    return template if template and template.is_file() else None
+    beside = [file.with_suffix(ending) for ending in (".html", ".jsonl")] if file else []
+    return next((template for template in beside if template.is_file()), None)

@@ -1,4 +1,10 @@
-"""How sure a mean over test rows is, where near duplicates share a cluster and count as one piece of evidence."""
+"""How sure a mean over test rows is, where near duplicates share a cluster and count as one piece of evidence.
+
+A bound is the mean, less Student's t times its standard error over clusters, with two imagined clusters added
+(`with_pair`). For 0/1 scores of single rows this is the interval of Bonett & Price (2012, J. Educ. Behav. Stat. 37:479)
+with t for z. benchmarks/decision.py holds it against a bootstrap over clusters, which promotes too many equal models
+where clusters are few, and against the exact McNemar test, which sees fewer of the better ones.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,8 +14,6 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES = 10_000
-DRAWS = 2**22  # drawn at once: 32 MiB
 POWER = 0.8
 
 Floats = NDArray[np.float64]
@@ -25,9 +29,7 @@ class Sums:
     def with_pair(self, worst: float, best: float) -> "Sums":
         """Two imagined clusters more, of average size: in one all rows score `worst`, in the other `best`.
 
-        So three wins and no loss are no proof yet, and no success in 144 rows is not a share of exactly 0. For 0/1
-        scores this is the adjustment of Bonett & Price (2012, J. Educ. Behav. Stat. 37:479) to paired shares; without
-        it a bootstrap of few differences is too sure.
+        So three wins and no loss are no proof yet, and no success in 144 rows is not a share of exactly 0.
         """
         size = self.sizes.mean()
         return Sums(np.append(self.sums, [size * worst, size * best]), np.append(self.sizes, [size, size]))
@@ -41,6 +43,27 @@ class Sums:
         residuals = self.sums - self.sizes * self.mean()
         return float((residuals**2).sum() / self.sizes.sum())
 
+    def error(self) -> float:
+        """The standard error of the mean, as of a ratio of sums over clusters (Cochran 1977, 6.4)."""
+        num_clusters = len(self.sums)
+        return math.sqrt(self.row_variance() / self.sizes.sum() * num_clusters / (num_clusters - 1))
+
+    def bounds(self, confidence: float) -> tuple[float, float]:
+        """The lower and the upper bound of the mean, each one-sided at `confidence`."""
+        half = _t(confidence, len(self.sums)) * self.error()
+        # Rounded, since a bound of 0 that sums to 1e-17 would be above a margin of 0.
+        return round(self.mean() - half, 9), round(self.mean() + half, 9)
+
+    def tails(self, value: float) -> tuple[float, float]:
+        """The one-sided p of the mean being no more than `value`, and of it being no less."""
+        from scipy.special import stdtr
+
+        error, beyond = self.error(), self.mean() - value
+        if error == 0:
+            return float(beyond <= 0), float(beyond >= 0)
+        below = float(stdtr(len(self.sums) - 1, beyond / error))
+        return 1 - below, below
+
 
 def by_cluster(scores: Floats, clusters: np.ndarray, sizes: Floats | None = None) -> Sums:
     """The mean of scores [rows] by cluster; `sizes` [rows] are the weights where the rows are not worth the same."""
@@ -48,26 +71,42 @@ def by_cluster(scores: Floats, clusters: np.ndarray, sizes: Floats | None = None
     return Sums(np.bincount(of, scores).astype(float), np.bincount(of, sizes).astype(float))
 
 
-def bounds(means: Sequence[Sums], confidence: float) -> list[tuple[float, float]]:
-    """The lower and the upper bound of each mean, each one-sided at `confidence`; all have the same clusters.
+def _t(confidence: float, num_clusters: int) -> float:
+    from scipy.special import stdtrit
 
-    A percentile bootstrap over clusters (Davison & Hinkley 1997, 3.8), always with the same resamples.
+    return float(stdtrit(num_clusters - 1, confidence))
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a comparison can see: whether the lower bound of `widened`, which is `evidence` with a pair, is over `bar`.
+
+    A normal approximation with the evidence's own variance; benchmarks/decision.py holds it against simulated trials.
     """
-    table = np.column_stack([column for mean in means for column in (mean.sums, mean.sizes)])
-    num_clusters = len(table)
-    generator = np.random.default_rng(0)
-    at_once = max(1, DRAWS // num_clusters)
-    totals = []
-    for start in range(0, RESAMPLES, at_once):
-        num = min(at_once, RESAMPLES - start)
-        drawn = generator.integers(num_clusters, size=(num, num_clusters)) + num_clusters * np.arange(num)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        totals.append(times.astype(float) @ table)
-    resampled = np.concatenate(totals)
-    ratios = resampled[:, ::2] / resampled[:, 1::2]
-    # Rounded, since a bound of 0 that sums to 1e-17 would be above a margin of 0.
-    low, high = np.quantile(ratios, [1 - confidence, confidence], axis=0).round(9)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
+
+    evidence: Sums
+    widened: Sums
+    bar: float
+    confidence: float
+
+    def power(self, effect: float) -> float:
+        """How likely a true mean of `effect` is seen to be over the bar, 0 to 1."""
+        shrunk, spread, least = self._parts()
+        if spread == 0:
+            return float(effect * shrunk > least)
+        return NormalDist().cdf((effect * shrunk - least) / spread)
+
+    def smallest(self) -> float:
+        """The smallest true mean that is seen to be over the bar with a power of 0.8."""
+        shrunk, spread, least = self._parts()
+        return (least + NormalDist().inv_cdf(POWER) * spread) / shrunk
+
+    def _parts(self) -> tuple[float, float, float]:
+        """What the pair leaves of a mean, the standard deviation of that, and what it has to be over."""
+        num_rows, widened = self.evidence.sizes.sum(), self.widened.sizes.sum()
+        spread = math.sqrt(self.evidence.row_variance() * num_rows) / widened
+        least = self.bar + _t(self.confidence, len(self.widened.sums)) * self.widened.error()
+        return num_rows / widened, spread, least
 
 
 def mcnemar(wins: int, losses: int) -> float:
@@ -75,6 +114,15 @@ def mcnemar(wins: int, losses: int) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(wins, wins + losses, alternative="greater").pvalue) if wins + losses else 1.0
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Adjusted p values, in the order given: with them as many tests as there are err as seldom as one (Holm 1979)."""
+    order = np.argsort(ps, kind="stable")
+    steps = np.asarray(ps, float)[order] * np.arange(len(ps), 0, -1)
+    adjusted = np.empty(len(ps))
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted.tolist()
 
 
 def rows_needed(effect: float, row_variance: float, confidence: float) -> int:

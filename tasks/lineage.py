@@ -13,11 +13,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from tasks.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
+from tasks.history import Version
 from tasks.row_search import HELD_OUT, MOST_MATCHES, PLACE, QUARANTINE, Found, select
 from tasks.split.sides import SET_ASIDE as SET_ASIDE_BY_SPLIT
 from tasks.split.writing import GONE
 from tasks.stopped import Stopped
-from tasks.versions import Version
 
 SET_ASIDE = ("refused", "held out", "quarantined", "removed")
 NO_SIDE = (*(because.name.lower() for because in SET_ASIDE_BY_SPLIT), GONE)  # in sides.parquet; others have one

@@ -74,6 +74,11 @@ class Asked:
         return select(table, named & (ds.field("line") == line), OF_TEXT[QUARANTINE], MOST_MATCHES + 1)
 
 
+def place(record: Found) -> dict[str, Any]:
+    """Where a record stands, and its row_id."""
+    return {name: record[name] for name in PLACE}
+
+
 def manifest(artifact: Artifact) -> dict[str, Any]:
     """What was written beside an artifact when it was made (tasks/caching.py)."""
     return json.loads(artifact.path(MANIFEST).read_text(encoding="utf-8"))

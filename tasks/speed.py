@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel
 
 from tasks.config import Compute, Method, Training
+from tasks.cutting import Layout
 from tasks.errors import ConfigError
 from tasks.machine import memory_bytes
 
@@ -59,7 +60,7 @@ class Chosen(BaseModel, frozen=True):
     because: dict[str, str]
 
     @property
-    def layout(self) -> Literal["shared", "packed", "flash", "padded"]:
+    def layout(self) -> Layout:
         """How the rows of a micro batch lie: see tasks/batches."""
         if self.packing and self.attention == "flash_attention_2":
             return "flash"

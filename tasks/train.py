@@ -20,11 +20,11 @@ from typing import Any
 
 from prefect import task
 
-from tasks import budget, curves, machine, trainer
+from tasks import abandoned, budget, curves, machine, trainer
 from tasks.artifacts import Adapter, Base, Scan, Tokens
 from tasks.caching import cached, work_folder
 from tasks.config import Compute, Method, Training
-from tasks.errors import NO_SPACE, TrainerDied, TrainingError, retry_transient
+from tasks.errors import NO_SPACE, ConfigError, TrainerDied, TrainingError, TunewrightError, retry_transient
 from tasks.progress import Progress
 from tasks.trainer import __main__ as process_of_trainer  # named, so that its code is part of train's key
 
@@ -39,7 +39,8 @@ ATTEMPT = "--- attempt"  # begins the line before each attempt's output in train
 def run_trainer(job: trainer.Job, work: Path) -> None:
     """Runs the trainer to its planned end in `work`, halving the micro batch while memory runs out.
 
-    Raises TrainerDied if it was killed, and TrainingError if it ended otherwise before its planned end.
+    Raises TrainerDied if it was killed, ConfigError where the settings cannot be, and TrainingError if it ended
+    otherwise before its planned end.
     """
     micro_batch = job.micro_batch
     while True:
@@ -118,7 +119,7 @@ def started(job: trainer.Job, work: Path, *, grace: float = GRACE_SECONDS) -> It
                 process.wait()
 
 
-def _failure(code: int, work: Path) -> TrainingError:
+def _failure(code: int, work: Path) -> TunewrightError:
     if code < 0:
         name = signal.Signals(-code).name
         return TrainerDied(f"the trainer was killed by {name}; it resumes from its last valid checkpoint")
@@ -126,13 +127,24 @@ def _failure(code: int, work: Path) -> TrainingError:
         return TrainerDied("the trainer was asked to stop and saved a checkpoint; the next run goes on from there")
     if shutil.disk_usage(work).free < ROOM_BYTES:
         return TrainingError(f"training did not finish: {NO_SPACE.format(work)}")
+    kind, message = _told(work)
+    if kind == ConfigError.__name__:
+        return ConfigError(message)
     return TrainingError(f"training did not finish: {_error(work)}; its whole output is in {work / 'trainer.log'}")
 
 
-def _error(work: Path) -> str:
+def _told(work: Path) -> tuple[str, str]:
+    """The type and the message of the error that the trainer told of; both empty where it could not."""
     with contextlib.suppress(OSError, ValueError):
         error = json.loads((work / "error.json").read_text(encoding="utf-8"))
-        return f"{error['type']}: {error['message']}"
+        return error["type"], error["message"]
+    return "", ""
+
+
+def _error(work: Path) -> str:
+    kind, message = _told(work)
+    if kind:
+        return f"{kind}: {message}"
     lines = (work / "trainer.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return "no output" if lines[-1].startswith(ATTEMPT) else lines[-1]
 
@@ -160,17 +172,13 @@ def train(
     """The tuned weights of the best step by training.best_by, with the curves, warnings and the contract."""
     work = work_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
-    contract = json.loads(tokens.path("contract.json").read_text(encoding="utf-8"))
     micro_batch, shortage = budget.before_training(base, tokens, method, training, compute)
     if shortage:
         log.warning("  %s", shortage)
-    job = trainer.Job(
-        weights=base.weights,
+    job = trainer.Job.of(
+        base.weights,
+        tokens.folder,
         reference=base.reference,
-        train=tokens.path("train.parquet"),
-        validation=tokens.path("validation.parquet"),
-        pad_token_id=contract["pad_token_id"],
-        stop_token_ids=contract["stop_token_ids"],
         method=method,
         modules=scan.chosen if scan else (),
         training=training,
@@ -183,6 +191,7 @@ def train(
     started = time.monotonic()
     run_trainer(job, work)
     seconds = time.monotonic() - started
+    abandoned.remove(folder.parent)
     shutil.move(work / "model", folder / "model")
     for name in ("metrics.jsonl", "status.json", "summary.json", "trainer.log"):
         shutil.copy(work / name, folder / name)

@@ -15,9 +15,7 @@ split.sticky=false; an older one is not, since later ones stand on it. What was 
 rows are on another side by it is said. A run with the settings as they were puts the old sides back.
 """
 
-import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -27,66 +25,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect.runtime import flow_run
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from tasks import config
 from tasks.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, UniqueRows
 from tasks.caching import kept, lock
 from tasks.config import Split
 from tasks.errors import ConfigError, TunewrightError
+from tasks.history import Part, Replaced, Version, file_of, history, read, write
 from tasks.split.columns import furthest
 from tasks.split.writing import GONE
 
 A = TypeVar("A", bound=Artifact)
 
 log = logging.getLogger("tunewright")
-
-
-class Part(BaseModel):
-    """What one stage made of a version: where its artifact lies, and what is in it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    stage: str
-    key: str
-    digest: str
-
-    @property
-    def folder(self) -> Path:
-        """The artifact's folder in this home."""
-        return config.home() / "artifacts" / self.stage / self.key
-
-
-class Replaced(BaseModel):
-    """What a line said before the same data were accepted under other settings."""
-
-    model_config = ConfigDict(frozen=True)
-
-    accepted: str  # UTC
-    run: str
-    moved: int | None  # rows that were on another side than those that replaced it have; None where it was gone
-    known: int  # rows with a side in both, of which `moved` are some
-
-
-class Version(BaseModel):
-    """One line of a ledger: one accepted version of the data."""
-
-    model_config = ConfigDict(frozen=True)
-
-    number: int  # within its history, from 1
-    seed: int
-    by: Literal["cluster", "time"]
-    accepted: str  # UTC
-    run: str  # the name of the flow run; empty for a call outside a flow
-    parent: str  # digest of the rows of the version before; empty for the first
-    rows: Part
-    checked: Part
-    unique: Part
-    splits: Part
-    counts: dict[str, int]  # read, rows, checked, unique, train, validation, test
-    added: int | None  # records that the version before does not have; None where that one's rows are gone
-    removed: int | None  # records of the version before that this one does not have
-    replaced: tuple[Replaced, ...] = ()  # the oldest first
 
 
 class Before(BaseModel):
@@ -133,9 +84,9 @@ def accept(before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows,
     """
     if before.is_sample:
         return None
-    file = ledger(before.name)
+    file = file_of(before.name)
     with lock(file):
-        lines = _read(file)
+        lines = read(file)
         past = [line for line in lines if (line.seed, line.by) == (before.seed, before.by)]
         known = next((line for line in past if line.rows.digest == rows.digest), None)
         if known is None and past and past[-1].rows.digest != before.parent:
@@ -145,7 +96,7 @@ def accept(before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows,
             )
         if known is None:
             entry = _entry(before, rows, checked, unique, splits, _changes(rows, before.parent, past))
-            _write(file, [*lines, entry])
+            write(file, [*lines, entry])
             return entry
         entry = _entry(before, rows, checked, unique, splits, (known.added, known.removed))
         same = {"accepted": known.accepted, "run": known.run, "replaced": known.replaced}
@@ -153,19 +104,9 @@ def accept(before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows,
             return known
         replaced = _replaced(known, splits)
         entry = entry.model_copy(update={"replaced": (*known.replaced, replaced)})
-        _write(file, [entry if line is known else line for line in lines])
-    _say(before.name, known, replaced)
+        write(file, [entry if line is known else line for line in lines])
+    _say(before.name, entry)
     return entry
-
-
-def history(name: str, seed: int, by: str) -> list[Version]:
-    """The versions of one history, the oldest first."""
-    return [version for version in _read(ledger(name)) if (version.seed, version.by) == (seed, by)]
-
-
-def ledger(name: str) -> Path:
-    """The file with all versions of a pipeline's data."""
-    return config.home() / "versions" / f"{name}.jsonl"
 
 
 def _whole(kind: type[A], part: Part, name: str, settings: Split) -> A | None:
@@ -176,7 +117,7 @@ def _whole(kind: type[A], part: Part, name: str, settings: Split) -> A | None:
     fault = f"{part.folder}, of the version of {name} that was accepted last, is gone or was altered"
     if settings.sticky:
         raise ConfigError(
-            f"split.sticky=true: {fault}: bring it back, or split anew: split.sticky=false, or without {ledger(name)}"
+            f"split.sticky=true: {fault}: bring it back, or split anew: split.sticky=false, or without {file_of(name)}"
         )
     log.warning("%s: the data are not compared with it", fault)
     return None
@@ -227,24 +168,35 @@ def _replaced(known: Version, splits: Splits) -> Replaced:
         )
         both = new.join(old, "row_id", join_type="inner", right_suffix="_before").drop_null()
         moved, num_known = both.filter(pc.field("side") != pc.field("side_before")).num_rows, both.num_rows
-    return Replaced(accepted=known.accepted, run=known.run, moved=moved, known=num_known)
+    return Replaced(accepted=known.accepted, run=known.run, moved=moved, known=num_known, splits=known.splits.digest)
 
 
-def _say(name: str, known: Version, replaced: Replaced) -> None:
-    """Warns where the sides of a version are others than those that it was accepted with."""
-    if replaced.moved == 0:
+def _say(name: str, version: Version) -> None:
+    """Warns where the sides of a version are others now than those that it was accepted with before."""
+    last = len(version.replaced) - 1
+    once = version.replaced[last]
+    if once.moved == 0:
         return
-    when = f"{replaced.accepted[:16].replace('T', ' ')}{f' by run {replaced.run}' if replaced.run else ''}"
+    if version.is_back(last):
+        log.info(
+            "version %d of the data of %s has the sides back that it was first accepted with, %s",
+            *(version.number, name, _when(version.replaced[0])),
+        )
+        return
     moved = (
-        f"and the sides that it was accepted with on {when} are gone, so how many rows are on another is not known"
-        if replaced.moved is None
-        else f"{replaced.moved:,} of {replaced.known:,} rows are on another side than when it was accepted on {when}"
+        f"and the sides that it was accepted with {_when(once)} are gone, so how many rows are on another is not known"
+        if once.moved is None
+        else f"{once.moved:,} of {once.known:,} rows are on another side than when it was accepted {_when(once)}"
     )
     log.warning(
         "version %d of the data of %s was split anew: %s; the next data follow the new sides, unless a run with the "
         "settings as they were puts the old ones back",
-        *(known.number, name, moved),
+        *(version.number, name, moved),
     )
+
+
+def _when(once: Replaced) -> str:
+    return f"on {once.accepted[:16].replace('T', ' ')}{f' by run {once.run}' if once.run else ''}"
 
 
 def _part(artifact: Artifact) -> Part:
@@ -270,31 +222,3 @@ def _changes(rows: Rows, parent: str, past: list[Version]) -> tuple[int | None, 
 def _counted(file: Path) -> pa.Table:
     """How many records of a row table have each row_id."""
     return pq.read_table(file, columns=["row_id"]).group_by("row_id").aggregate([([], "count_all")])
-
-
-def _read(file: Path) -> list[Version]:
-    """All versions in a ledger. Raises ConfigError where a line is none."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    versions: list[Version] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            versions.append(Version.model_validate_json(line))
-        except ValidationError:
-            raise ConfigError(
-                f"{file} line {number}: {json.dumps(line[:60])} is no version of data; mend the line, or delete the "
-                "file, and the next run begins a new history"
-            ) from None
-    return versions
-
-
-def _write(file: Path, versions: list[Version]) -> None:
-    """Replaces the ledger in one step: after a kill it has all the old lines or all the new ones."""
-    unfinished = file.with_suffix(".unfinished")
-    with unfinished.open("w", encoding="utf-8") as opened:
-        opened.writelines(f"{version.model_dump_json()}\n" for version in versions)
-        opened.flush()
-        os.fsync(opened.fileno())
-    unfinished.replace(file)

@@ -68,11 +68,17 @@ def unique_rows(rows: Iterable[str | dict[str, Any]]) -> UniqueRows:
     return UniqueRows(folder=folder, digest=folder.name, num_rows=len(made), num_removed=0, reasons={}, boilerplate=())
 
 
-def held_out_rows(texts: Sequence[str]) -> Rows:
-    """What ingest hands on of an evaluation file with these records."""
+def held_out_rows(records: Sequence[str | tuple[str, str]]) -> Rows:
+    """What ingest hands on of an evaluation file with these records, of which question and answer are known or not."""
     folder = _folder()
-    records = [{"file": "eval.jsonl", "line": line, "text": text} for line, text in enumerate(texts, start=1)]
-    pq.write_table(pa.Table.from_pylist(records, HELD_OUT_SCHEMA), folder / "held_out.parquet")
+    said = [
+        {"text": each, "answered": 0}
+        if isinstance(each, str)
+        else {"text": "\n".join(each), "asked": len(each[0].splitlines()), "answered": len(each[1].splitlines())}
+        for each in records
+    ]
+    records_at = [{"file": "eval.jsonl", "line": line} | each for line, each in enumerate(said, start=1)]
+    pq.write_table(pa.Table.from_pylist(records_at, HELD_OUT_SCHEMA), folder / "held_out.parquet")
     return Rows(
         folder=folder,
         digest=folder.name,
@@ -81,7 +87,7 @@ def held_out_rows(texts: Sequence[str]) -> Rows:
         num_quarantined=0,
         reasons={},
         detected={},
-        num_held_out=len(texts),
+        num_held_out=len(records),
     )
 
 
@@ -89,7 +95,7 @@ def split_rows(
     rows: Iterable[str | dict[str, Any]],
     settings: Split = Split(),  # noqa: B008 it is frozen
     earlier: Splits | None = None,
-    held_out: Sequence[str] = (),
+    held_out: Sequence[str | tuple[str, str]] = (),
 ) -> Splits:
     """The stage's own result on these rows."""
     return split.fn(unique_rows(rows), held_out_rows(held_out), settings, earlier)

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,11 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks import batches, speed
 from tasks.artifacts import IGNORED, Base
-from tasks.batches import Batch, Collator, answer_loss, cut, flash, num_labels, packed, padded, shared_prefix
+from tasks.batches import Batch, Collator, answer_loss, flash, num_labels, packed, padded
+from tasks.cutting import cut, group_cost, num_tokens, shared_prefix, side_by_side
 
 Rows = list[dict[str, list[int]]]
 LAYOUTS: dict[str, Callable[[Rows], Batch]] = {
     "shared": lambda rows: packed(rows, share=True),
+    "grouped": lambda rows: packed(rows, share=True, a_group=0),  # a group for each length
     "packed": lambda rows: packed(rows, share=False),
     "padded": lambda rows: padded(rows, pad_token_id=2),
 }
@@ -66,7 +68,7 @@ def assert_equal(ours: tuple[float, torch.Tensor], plain: tuple[float, torch.Ten
     assert plain[1].norm() > 0
 
 
-@pytest.mark.parametrize("layout", ["shared", "packed"])
+@pytest.mark.parametrize("layout", ["shared", "grouped", "packed"])
 @pytest.mark.parametrize(("prefix", "lengths"), CASES)
 def test_a_layout_changes_neither_loss_nor_gradients(
     tiny_base: Base, layout: str, prefix: int, lengths: list[tuple[int, int]]
@@ -88,12 +90,11 @@ def test_models_that_may_share_have_equal_losses(kind: str) -> None:
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).eval()
     rows = make_rows(9, [(5, 3), (2, 7), (9, 2)])
-    losses = []
+    losses = {}
     for layout, lay in LAYOUTS.items():
         model.set_attn_implementation("sdpa" if layout == "padded" else batches.ATTENTION)
-        losses.append(answer_loss(model, lay(rows)).item())
-    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
-    assert losses[1] == pytest.approx(losses[2], rel=1e-5)
+        losses[layout] = answer_loss(model, lay(rows)).item()
+    assert losses == pytest.approx(dict.fromkeys(LAYOUTS, losses["padded"]), rel=1e-5)
 
 
 def test_several_answers_of_one_conversation_are_all_scored(tiny_base: Base) -> None:
@@ -211,3 +212,32 @@ def test_rows_that_begin_alike_are_cut_together() -> None:
 def test_rows_stay_in_order_where_nothing_is_cut() -> None:
     rows = make_rows(3, [(4, 2), (1, 1)])
     assert cut(rows, "padded", 2, None) == [rows]
+
+
+@pytest.mark.parametrize("prefix", [0, 12])
+def test_groups_have_the_fewest_numbers_of_all_that_there_could_be(prefix: int) -> None:
+    rng = random.Random(5)
+    rows = make_rows(prefix, [(rng.randrange(1, 30), rng.randrange(1, 30)) for _ in range(9)])
+    ordered = sorted(rows, key=num_tokens)
+
+    def numbers(groups: Sequence[Sequence[Any]]) -> int:
+        return sum(200 + len(group) * (num_tokens(group[-1]) - prefix) * num_tokens(group[-1]) for group in groups)
+
+    def every(begin: int = 0) -> Iterator[list[Rows]]:
+        if begin == len(ordered):
+            yield []
+        for end in range(begin + 1, len(ordered) + 1):
+            yield from ([ordered[begin:end], *rest] for rest in every(end))
+
+    groups = side_by_side(rows, prefix, 200)
+    assert [row for group in groups for row in group] == ordered
+    assert numbers(groups) == min(map(numbers, every()))
+    assert 1 < len(groups) < len(rows)
+
+
+def test_rows_are_grouped_where_calls_are_cheap_and_not_where_each_number_of_groups_is_compiled() -> None:
+    rows = make_rows(0, [(250, 50), *[(20, 5)] * 15])
+    groups = [len(side_by_side(rows, 0, group_cost("cpu", compiled=compiled))) for compiled in (False, True)]
+    assert groups == [2, 1]
+    assert len(side_by_side(rows, 0, group_cost("cuda", compiled=False))) == 2
+    assert len(side_by_side(rows[1:] + make_rows(0, [(80, 5)]), 0, group_cost("cuda", compiled=False))) == 1

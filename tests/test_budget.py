@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import batches, budget, methods, speed
+from tasks import batches, budget, cutting, methods, speed
 from tasks.artifacts import IGNORED, TOKEN_SCHEMA, Base, Tokens
 from tasks.budget import calibration, devices, shapes, work
 from tasks.budget.learning import learning
@@ -102,6 +102,18 @@ def ground(base: Base, rows: list[dict[str, Any]], number: int = 100) -> budget.
     )
 
 
+def estimated(
+    ground: budget.Ground,
+    method: Method,
+    training: Training,
+    compute: Compute,
+    machine: devices.Machine,
+    rate: calibration.Rate | None = None,
+) -> budget.Estimate:
+    """What training on a ground takes."""
+    return budget.estimate(budget.Case(ground, method, training, compute, machine), rate)
+
+
 def with_free(free: float, **device: Any) -> devices.Machine:
     """A machine with so many bytes free."""
     return devices.Machine(speed.Device(has_bfloat16=True, memory_bytes=int(free), **device), int(free), 100.0, True)
@@ -118,24 +130,25 @@ def test_the_parameters_that_learn_are_those_of_the_real_model(wide_base: Path, 
     assert shape.num_parameters == total - adapter
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
-@pytest.mark.parametrize("method", METHODS, ids=name_of)
-def test_activations_are_the_tensors_that_autograd_keeps(wide_base: Path, method: Method, layout: Any) -> None:
+SWITCHES = {
+    "padded": {"shared_prefix": False, "packing": False},
+    "packed": {"shared_prefix": False, "packing": True},
+    "shared": {"shared_prefix": True},
+}
+
+
+def kept_and_predicted(
+    weights: Path, method: Method, how: speed.Chosen, rows: list[dict[str, Any]], a_group: int | None = None
+) -> tuple[int, int]:
+    """The bytes that autograd keeps of a forward pass on the rows, and what they are predicted to be."""
     import torch
 
     from tasks.trainer.preparing import prepare
 
-    switches = {
-        "padded": {"shared_prefix": False, "packing": False},
-        "packed": {"shared_prefix": False, "packing": True},
-        "shared": {"shared_prefix": True},
-    }[layout]
-    how = chosen(wide_base, method, Compute.model_validate(switches))
-    rows = token_rows(ROWS, prefix=16 if layout == "shared" else 0)
-    of_spectrum = modules(wide_base, method) if method.kind == "spectrum" else ()
-    model = methods.load_trainable(wide_base, method, how, of_spectrum).train()
+    of_spectrum = modules(weights, method) if method.kind == "spectrum" else ()
+    model = methods.load_trainable(weights, method, how, of_spectrum).train()
     prepare(model, how)
-    batch = batches.Collator(layout, 0, ROWS).lay(rows)
+    batch = batches.Collator(how.layout, 0, ROWS, a_group=a_group).lay(rows)
     kept: dict[int, torch.Tensor] = {}
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
 
@@ -144,14 +157,52 @@ def test_activations_are_the_tensors_that_autograd_keeps(wide_base: Path, method
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=how.precision == "bfloat16")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
         batches.answer_loss(model, batch)
-    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    shape, what = shapes.shape_in(wide_base), learning(shapes.shape_in(wide_base), method)
-    load = work.load(rows, layout, is_whole_step=True)
+    shape, what = shapes.shape_in(weights), learning(shapes.shape_in(weights), method)
+    load = work.load(rows, how.layout, a_group, is_whole_step=True)
     copies = 2 * (shape.num_linear + shape.num_embedding if method.kind == "full" else what.num_learning)
-    predicted = copies + activations(shape, method, how, load, what)
+    predicted = activations(shape, method, how, load, what) + (copies if how.precision == "bfloat16" else 0)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), predicted
+
+
+@pytest.mark.parametrize("layout", SWITCHES)
+@pytest.mark.parametrize("method", METHODS, ids=name_of)
+def test_activations_are_the_tensors_that_autograd_keeps(wide_base: Path, method: Method, layout: str) -> None:
+    how = chosen(wide_base, method, Compute.model_validate(SWITCHES[layout]))
+    rows = token_rows(ROWS, prefix=16 if layout == "shared" else 0)
+    measured, predicted = kept_and_predicted(wide_base, method, how, rows)
     assert predicted / measured == pytest.approx(1, abs=0.08)
+
+
+@pytest.mark.parametrize("compute", [*SWITCHES.values(), {"attention": "eager"}], ids=str)
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("scores", [0, 2**23])
+def test_attention_of_unlike_rows_keeps_what_is_counted(
+    wide_base: Path, compute: dict[str, Any], precision: str, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.batches.attention.SCORES", scores)
+    monkeypatch.setattr("tasks.budget.memory.SCORES", scores)
+    how = chosen(wide_base, Method(target="attention"), Compute.model_validate(compute | {"precision": precision}))
+    rows = [row for length in (40, 44, 120, 128) for row in token_rows(1, length, prefix=16)]
+    measured, predicted = kept_and_predicted(wide_base, Method(target="attention"), how, rows, a_group=2_000)
+    assert predicted / measured == pytest.approx(1, abs=0.04)
+
+
+def test_a_gpu_repeats_key_heads_behind_a_prefix_and_keeps_no_second_adapter(
+    wide_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.budget.memory.SCORES", 0)
+    shape, how = shapes.shape_in(wide_base), chosen(wide_base, Method())
+    more = []
+    for prefix in (16, 0):
+        load = Load(tokens=64, scored=8, groups=((2, 40),), prefix=prefix)
+        here, there = (memory(shape, Method(init="pissa"), how, load, kind) for kind in ("cpu", "cuda"))
+        more.append(there.activations - here.activations)
+        assert here.adapter == 2 * there.adapter == 8 * learning(shape, Method()).num_learning
+    wide, narrow = 256, 64
+    assert more == [3 * 2 * 2 * 80 * (wide - narrow), 0]
 
 
 def test_a_gguf_file_tells_the_shape_of_its_model(wide_base: Path, tmp_path: Path) -> None:
@@ -189,25 +240,26 @@ def test_a_config_tells_the_shape_of_a_llama(wide_base: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["padded", "packed", "shared", "flash"])
 @pytest.mark.parametrize("max_tokens", [None, 150])
-def test_rows_are_cut_and_counted_as_they_are_trained(layout: Any, max_tokens: int | None) -> None:
+def test_rows_are_counted_as_they_lie(layout: Any, max_tokens: int | None) -> None:
     drawn = random.Random(1)
     rows = [
         {"input_ids": ids, "labels": [IGNORED] * (len(ids) - 4) + ids[-4:]}
         for length in range(10, 60, 2)
         for ids in [[1] * drawn.choice([0, 4, 8]) + [drawn.randrange(3) for _ in range(length)]]
     ]
-    cut = work.cut(rows, layout, 4, max_tokens)
-    assert cut == batches.cut(rows, layout, 4, max_tokens)
-    collator = batches.Collator(layout, 0, 4, max_tokens)
-    for group in cut:
-        batch, load = collator.lay(group), work.load(group, layout, is_whole_step=False)
+    collator = batches.Collator(layout, 0, 4, max_tokens, a_group=500)
+    for micro_batch in cutting.cut(rows, layout, 4, max_tokens):
+        batch, load = collator.lay(micro_batch), work.load(micro_batch, layout, 500, is_whole_step=False)
         assert load.tokens == batch["inputs"]["input_ids"].numel()
         assert load.scored == batch["labels"].numel()
+        if groups := batch["inputs"].get("groups"):
+            assert load.apart == sum(group["row_tokens"].numel() for group in groups)
+            assert load.seen == sum(len(group["row_tokens"]) * group["visible"].numel() for group in groups)
 
 
 def test_weights_of_nf4_take_4_127_bits(wide_base: Path) -> None:
     assert pytest.approx(4.127, abs=0.0005) == NF4 * 8
-    shape, load = shapes.shape_in(wide_base), Load(rows=1, tokens=8, longest=8, scored=4)
+    shape, load = shapes.shape_in(wide_base), Load(tokens=8, scored=4, groups=((1, 8),))
     packed, byte = (
         memory(shape, method, chosen(wide_base, method), load).weights
         for method in (Method(kind="qlora"), Method(kind="qlora", bits=8))
@@ -218,7 +270,7 @@ def test_weights_of_nf4_take_4_127_bits(wide_base: Path) -> None:
 
 
 def test_what_learns_takes_sixteen_bytes_and_less_with_8_bit_moments(wide_base: Path) -> None:
-    shape, load = shapes.shape_in(wide_base), Load(rows=1, tokens=8, longest=8, scored=4)
+    shape, load = shapes.shape_in(wide_base), Load(tokens=8, scored=4, groups=((1, 8),))
     method = Method(kind="full")
     whole = memory(shape, method, chosen(wide_base, method), load, "cuda")
     assert whole.weights + whole.gradients + whole.optimizer == 16 * shape.num_parameters
@@ -234,7 +286,7 @@ def test_what_learns_takes_sixteen_bytes_and_less_with_8_bit_moments(wide_base: 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_checkpointing_takes_less_and_longer_rows_more(wide_base: Path, kind: Any) -> None:
     shape, method = shapes.shape_in(wide_base), Method(kind=kind)
-    short, long = (Load(rows=4, tokens=4 * n, longest=n, scored=32) for n in (128, 256))
+    short, long = (Load(tokens=4 * n, scored=32, groups=((4, n),)) for n in (128, 256))
     off = chosen(wide_base, method, Compute(checkpointing=False))
     on = chosen(wide_base, method, Compute(checkpointing=True))
     assert memory(shape, method, on, long).activations < 0.6 * memory(shape, method, off, long).activations
@@ -242,25 +294,25 @@ def test_checkpointing_takes_less_and_longer_rows_more(wide_base: Path, kind: An
 
 
 def test_automatic_micro_batches_are_as_large_as_memory_allows(tiny_base: Base) -> None:
-    stands, compute = ground(tiny_base, token_rows(40, 400)), Compute(shared_prefix=False)
+    stands, compute = ground(tiny_base, token_rows(40, 400)), Compute(shared_prefix=False, precision="float32")
     of_eight = Training(batch=32, micro_batch=8)
-    free = budget.estimate(stands, Method(), of_eight, compute, with_free(GB)).peak / 0.849
+    free = estimated(stands, Method(), of_eight, compute, with_free(GB)).peak / 0.849
     training = Training(batch=32, micro_batch="auto")
-    auto = budget.estimate(stands, Method(), training, compute, with_free(free))
+    auto = estimated(stands, Method(), training, compute, with_free(free))
     assert (auto.micro_batch, auto.fits) == (8, True)
     more = Training(batch=32, micro_batch=9)
-    assert not budget.estimate(stands, Method(), more, compute, with_free(free)).fits
-    assert budget.estimate(stands, Method(), training, compute, with_free(100 * GB)).micro_batch == 32
-    assert budget.estimate(stands, Method(), training, compute, with_free(GB / 10)).micro_batch == 1
+    assert not estimated(stands, Method(), more, compute, with_free(free)).fits
+    assert estimated(stands, Method(), training, compute, with_free(100 * GB)).micro_batch == 32
+    assert estimated(stands, Method(), training, compute, with_free(GB / 10)).micro_batch == 1
 
 
 def test_what_does_not_fit_is_said_with_settings_that_do(tiny_base: Base) -> None:
     stands, training = ground(tiny_base, token_rows(40, 400)), Training(batch=64)
     compute = Compute(checkpointing=False, shared_prefix=False)
-    peak = budget.estimate(stands, Method(), training, compute, with_free(GB)).peak
+    peak = estimated(stands, Method(), training, compute, with_free(GB)).peak
     machine = with_free(0.99 * peak)
-    would = budget.estimate(stands, Method(), training, compute, machine)
-    changes = budget.remedies(stands, Method(), training, compute, machine)
+    would = estimated(stands, Method(), training, compute, machine)
+    changes = budget.remedies(budget.Case(stands, Method(), training, compute, machine))
     said = budget.shortage(would, changes)
     assert said.startswith("training will not fit: about ")
     assert "training.micro_batch=" in said
@@ -268,30 +320,30 @@ def test_what_does_not_fit_is_said_with_settings_that_do(tiny_base: Base) -> Non
     size = int(changes[0].removeprefix("training.micro_batch="))
     assert 1 <= size < 64
     fewer = training.model_copy(update={"micro_batch": size})
-    assert budget.estimate(stands, Method(), fewer, compute, machine).fits
-    tight = budget.estimate(stands, Method(), training, compute, with_free(1.05 * peak))
+    assert estimated(stands, Method(), fewer, compute, machine).fits
+    tight = estimated(stands, Method(), training, compute, with_free(1.05 * peak))
     assert budget.shortage(tight, []).startswith("training may not fit")
-    assert budget.shortage(budget.estimate(stands, Method(), training, compute, with_free(100 * GB)), []) == ""
+    assert budget.shortage(estimated(stands, Method(), training, compute, with_free(100 * GB)), []) == ""
 
 
 def test_time_follows_the_work_and_the_rate(tiny_base: Base) -> None:
     stands, machine = ground(tiny_base, token_rows(40)), with_free(10 * GB)
     rate = calibration.Rate(1e9, 2e9, "a test")
     training = Training(batch=10, max_steps=10, evaluate_every=10)
-    once = budget.estimate(stands, Method(rank=1), training, Compute(), machine, rate)
+    once = estimated(stands, Method(rank=1), training, Compute(), machine, rate=rate)
     assert once.seconds == (once.flops / 2e9, once.flops / 1e9)
     twice = training.model_copy(update={"max_steps": 20})
-    assert budget.estimate(stands, Method(rank=1), twice, Compute(), machine, rate).flops == pytest.approx(
+    assert estimated(stands, Method(rank=1), twice, Compute(), machine, rate=rate).flops == pytest.approx(
         2 * once.flops
     )
-    full = budget.estimate(stands, Method(kind="full"), training, Compute(), machine, rate)
+    full = estimated(stands, Method(kind="full"), training, Compute(), machine, rate=rate)
     assert 1.1 < full.flops / once.flops < 2
 
 
 def test_shared_prefixes_take_fewer_tokens(tiny_base: Base) -> None:
     rows, machine = token_rows(40, prefix=48), with_free(10 * GB)
-    shared = budget.estimate(ground(tiny_base, rows), Method(), Training(), Compute(), machine)
-    apart = budget.estimate(ground(tiny_base, rows), Method(), Training(), Compute(shared_prefix=False), machine)
+    shared = estimated(ground(tiny_base, rows), Method(), Training(), Compute(), machine)
+    apart = estimated(ground(tiny_base, rows), Method(), Training(), Compute(shared_prefix=False), machine)
     assert apart.work.computed_tokens == LENGTH - 1  # nothing comes after the last token
     assert shared.work.computed_tokens == LENGTH - 1 - 48 * 15 / 16
     assert shared.peak < apart.peak
@@ -337,34 +389,38 @@ def tokens(tmp_path: Path) -> Tokens:
 def test_a_calibration_times_real_steps_and_is_kept(
     tiny_base: Base, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.budget.estimate import ground_of
+    from tasks.budget.case import ground_of
 
     (tmp_path / "datasets.py").write_text("raise ImportError('a file of the user, of a library's name')")
     monkeypatch.chdir(tmp_path)
     stands, machine = ground_of(tiny_base, tokens), devices.machine("cpu")
     training, compute = Training(batch=4), Compute(threads=1)
-    assert calibration.measured(tiny_base, tokens, stands, Method(), training, compute, machine) is None
-    rate = calibration.calibrate(tiny_base, tokens, stands, Method(), training, compute, machine)
+    assert calibration.measured(tiny_base, tokens, budget.Case(stands, Method(), training, compute, machine)) is None
+    rate = calibration.calibrate(tiny_base, tokens, budget.Case(stands, Method(), training, compute, machine))
     assert rate.low == rate.high > 1e6
-    assert calibration.measured(tiny_base, tokens, stands, Method(), training, compute, machine) == rate
-    other = calibration.measured(tiny_base, tokens, stands, Method(kind="full"), training, compute, machine)
+    assert calibration.measured(tiny_base, tokens, budget.Case(stands, Method(), training, compute, machine)) == rate
+    other = calibration.measured(
+        tiny_base, tokens, budget.Case(stands, Method(kind="full"), training, compute, machine)
+    )
     assert other
     assert other.low == rate.low
     assert other.source.endswith("of lora")
     for change in ({"threads": 2}, {"precision": "float32"}, {"compile": True}):
         another = compute.model_copy(update=change)
-        assert calibration.measured(tiny_base, tokens, stands, Method(), training, another, machine) is None
+        assert (
+            calibration.measured(tiny_base, tokens, budget.Case(stands, Method(), training, another, machine)) is None
+        )
 
 
 def test_a_calibration_has_no_more_rows_on_the_device_than_memory_allows(
     tiny_base: Base, tokens: Tokens, tmp_path: Path
 ) -> None:
-    from tasks.budget.estimate import ground_of
+    from tasks.budget.case import ground_of
 
     stands, training = ground_of(tiny_base, tokens), Training(batch=8, micro_batch="auto")
     sizes = [
         calibration._job(
-            tmp_path, tiny_base, tokens, stands, Method(), training, Compute(), with_free(free)
+            tmp_path, tiny_base, tokens, budget.Case(stands, Method(), training, Compute(), with_free(free))
         ).micro_batch
         for free in (GB / 10, 100 * GB)
     ]
@@ -372,7 +428,7 @@ def test_a_calibration_has_no_more_rows_on_the_device_than_memory_allows(
 
 
 def test_an_earlier_run_on_the_same_rows_is_a_rate(tiny_base: Base, tokens: Tokens, home: Path) -> None:
-    from tasks.budget.estimate import flops_a_row, ground_of
+    from tasks.budget.case import ground_of
 
     folder = home / "artifacts" / "train" / "one"
     folder.mkdir(parents=True)
@@ -382,13 +438,16 @@ def test_an_earlier_run_on_the_same_rows_is_a_rate(tiny_base: Base, tokens: Toke
     lines = [{"step": step, "loss": 1.0, "rows_per_second": speed} for step, speed in enumerate((1.0, 8.0, 8.0))]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     stands, machine = ground_of(tiny_base, tokens), devices.machine("cpu")
-    rate = calibration.measured(tiny_base, tokens, stands, Method(), Training(), Compute(), machine)
-    expected = 8 * flops_a_row(stands, Method(rank=4), Training(batch=4), Compute(), machine)
+    rate = calibration.measured(tiny_base, tokens, budget.Case(stands, Method(), Training(), Compute(), machine))
+    expected = 8 * budget.Case(stands, Method(rank=4), Training(batch=4), Compute(), machine).flops_a_row
     assert rate == calibration.Rate(expected, expected, "an earlier run of 3 steps here")
     other_rows = tokens.model_copy(update={"digest": "def"})
-    assert calibration.measured(tiny_base, other_rows, stands, Method(), Training(), Compute(), machine) is None
+    assert (
+        calibration.measured(tiny_base, other_rows, budget.Case(stands, Method(), Training(), Compute(), machine))
+        is None
+    )
     another = Compute(precision="float32")
-    assert calibration.measured(tiny_base, tokens, stands, Method(), Training(), another, machine) is None
+    assert calibration.measured(tiny_base, tokens, budget.Case(stands, Method(), Training(), another, machine)) is None
 
 
 def test_training_begins_with_a_micro_batch_that_fits_and_no_warning(tiny_base: Base, tokens: Tokens) -> None:
@@ -428,7 +487,7 @@ def test_experts_are_counted_and_said_not_to_learn(tiny_base: Base, tmp_path: Pa
     assert (shape.num_expert, shape.expert_share) == (experts + routers, 0.5)
     stands = ground(tiny_base.model_copy(update={"folder": tmp_path}), token_rows(4))
     said = [
-        " ".join(budget.estimate(stands, Method(kind=kind), Training(), Compute(), with_free(GB)).notes)
+        " ".join(estimated(stands, Method(kind=kind), Training(), Compute(), with_free(GB)).notes)
         for kind in ("lora", "qlora", "full")
     ]
     assert f"mixture of experts: their {shape.num_expert:,} weights do not learn by lora;" in said[0]
@@ -531,10 +590,10 @@ def test_the_weights_of_a_70b_model_are_more_than_24_gb(table: ModuleType) -> No
 def test_evaluation_is_named_where_it_takes_more_than_training(tiny_base: Base, table: ModuleType) -> None:
     stands = replace(ground(tiny_base, token_rows(4)), shape=table.shape_of("Llama-2-7B"))
     training, compute, card = Training(batch=1), Compute(checkpointing=True), devices.machine("rtx-4060")
-    packed = budget.estimate(stands, Method(kind="qlora"), training, compute, card)
+    packed = estimated(stands, Method(kind="qlora"), training, compute, card)
     assert packed.peak < card.free_bytes < 13.5 * GB < packed.evaluation
     assert packed.notes == (
         f"evaluation and serving load the whole base in bfloat16, which takes more than training does: at least "
         f"{packed.evaluation / GB:.1f} GB, and {card.free_bytes / GB:.1f} GB are free",
     )
-    assert budget.estimate(stands, Method(kind="full"), training, compute, card).notes == ()
+    assert estimated(stands, Method(kind="full"), training, compute, card).notes == ()

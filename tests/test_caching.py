@@ -14,6 +14,7 @@ from tasks.artifacts import UniqueRows
 from tasks.caching import MANIFEST, cached
 from tasks.config import Dedupe
 from tasks.errors import DataError, TunewrightError
+from tasks.ingredients import differing
 
 
 @cached(libraries=("numpy",), volatile=("report",))
@@ -36,23 +37,47 @@ def test_a_second_call_is_a_hit(tmp_path: Path) -> None:
     assert json.loads(first.path(MANIFEST).read_text())["record"]["num_rows"] == 1
 
 
-def test_a_changed_setting_is_a_miss_that_is_explained(tmp_path: Path) -> None:
-    made("a", Dedupe())
-    assert made.find("a", Dedupe(threshold=0.8)) is None
-    assert made.because("a", Dedupe(threshold=0.8)) == ["settings.threshold: 0.6 -> 0.8"]
-    assert made.because("b", Dedupe()) == ['text: "a" -> "b"']
+def test_a_changed_setting_is_a_miss_and_the_nearest_of_the_given_keys_is_found() -> None:
+    first, other = made("a", Dedupe()), made("b", Dedupe(semantic=0.9))
+    found = made.look_up("a", Dedupe(threshold=0.8))
+    assert (found.record, found.fault) == (None, "")
+    nearest = made.nearest(found.ingredients, [other.key, "gone", first.key])
+    assert nearest
+    assert nearest.record == first
+    assert differing(nearest.ingredients, found.ingredients) == ["settings.threshold"]
+    assert made.nearest(found.ingredients, []) is None
 
 
 def test_an_altered_or_deleted_file_is_a_miss_and_is_made_again(tmp_path: Path) -> None:
     first = made("a", Dedupe())
     first.path("rows.txt").write_text("b")
-    assert made.because("a", Dedupe()) == [f"artifact {first.key}: rows.txt was altered"]
+    assert made.look_up("a", Dedupe()).fault == f"artifact {first.key}: rows.txt was altered"
     again = made("a", Dedupe())
     assert again.path("rows.txt").read_text() == "a"
     again.path("rows.txt").unlink()
-    assert made.because("a", Dedupe()) == [f"artifact {first.key}: rows.txt is missing"]
+    assert made.look_up("a", Dedupe()).fault == f"artifact {first.key}: rows.txt is missing"
     assert made("a", Dedupe()).path("rows.txt").read_text() == "a"
     assert calls(tmp_path) == 3
+
+
+def test_what_was_made_elsewhere_and_is_lost_there_is_made_again(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+
+    def lost(record: UniqueRows) -> str:
+        return "" if elsewhere.exists() else f"{record.num_rows} is gone"
+
+    @cached(lost=lost)
+    def registering(folder: Path, text: str) -> UniqueRows:
+        elsewhere.write_text(text)
+        return UniqueRows(num_rows=7, num_removed=0, reasons={}, boilerplate=())
+
+    registering("a")
+    assert registering.look_up("a").record
+    elsewhere.unlink()
+    found = registering.look_up("a")
+    assert (found.record, found.fault) == (None, "7 is gone")
+    registering("a")
+    assert elsewhere.read_text() == "a"
 
 
 def test_equal_content_has_an_equal_digest_whatever_the_volatile_files_say(tmp_path: Path) -> None:
@@ -123,16 +148,15 @@ def test_a_stage_that_refuses_its_data_leaves_what_it_names_and_no_artifact(tmp_
     (tmp_path / "refuse").touch()
     with pytest.raises(DataError) as caught:
         refusing("a", Dedupe())
-    left = refusing.stopped("a", Dedupe())
+    left = refusing.look_up("a", Dedupe()).stopped
     assert left
     assert (left.message, left.files, left.run) == ("a is refused", ("removed.txt",), "a call outside a flow")
     assert str(caught.value) == f"a is refused; see {left.folder / 'removed.txt'}"
     assert left.folder == home / "stopped" / "refusing" / refusing.key("a", Dedupe())
     assert sorted(path.name for path in left.folder.iterdir()) == ["removed.txt", "stopped.json"]
-    assert refusing.find("a", Dedupe()) is None
+    assert refusing.look_up("a", Dedupe()).record is None
     assert not [path for path in (home / "artifacts").rglob("*") if path.is_file() and path.suffix != ".lock"]
-    assert refusing.because("a", Dedupe()) == [f"it stopped on the same data, {left.when}: a is refused"]
-    assert refusing.stopped("a", Dedupe(threshold=0.8)) is None
+    assert refusing.look_up("a", Dedupe(threshold=0.8)).stopped is None
 
 
 def test_what_a_stage_left_is_replaced_when_it_stops_again_and_goes_when_it_does_not(
@@ -142,7 +166,7 @@ def test_what_a_stage_left_is_replaced_when_it_stops_again_and_goes_when_it_does
     (tmp_path / "refuse").touch()
     with pytest.raises(DataError):
         refusing("a", Dedupe())
-    left = refusing.stopped("a", Dedupe())
+    left = refusing.look_up("a", Dedupe()).stopped
     assert left
     left.path("removed.txt").write_text("of the first time")
     with pytest.raises(DataError, match=r"; see home/stopped/refusing/\w+/removed.txt$"):
@@ -151,7 +175,7 @@ def test_what_a_stage_left_is_replaced_when_it_stops_again_and_goes_when_it_does
     (tmp_path / "refuse").unlink()
     refusing("a", Dedupe())
     assert not left.folder.exists()
-    assert refusing.stopped("a", Dedupe()) is None
+    assert refusing.look_up("a", Dedupe()).stopped is None
 
 
 def test_a_disk_that_is_full_does_not_hide_why_a_stage_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,15 +186,15 @@ def test_a_disk_that_is_full_does_not_hide_why_a_stage_stopped(tmp_path: Path, m
     monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(DataError, match=r"^a is refused$"):
         refusing("a", Dedupe())
-    assert refusing.stopped("a", Dedupe()) is None
+    assert refusing.look_up("a", Dedupe()).stopped is None
 
 
 def test_a_note_that_was_half_written_is_none(tmp_path: Path) -> None:
     (tmp_path / "refuse").touch()
     with pytest.raises(DataError):
         refusing("a", Dedupe())
-    left = refusing.stopped("a", Dedupe())
+    left = refusing.look_up("a", Dedupe()).stopped
     assert left
     for half in ('{"mess', "[]", "{}"):
         left.path("stopped.json").write_text(half)
-        assert refusing.stopped("a", Dedupe()) is None
+        assert refusing.look_up("a", Dedupe()).stopped is None

@@ -41,6 +41,13 @@ def test_a_flipped_bit_a_missing_and_an_added_file_each_make_it_invalid(tmp_path
     assert checkpoints.newest_valid(tmp_path) is None
 
 
+@pytest.mark.parametrize("manifest", ["[]", "{}", '{"best_step": null, "files": 3}', "\x00" * 40])
+def test_a_manifest_that_is_not_as_it_was_written_is_none(tmp_path: Path, manifest: str) -> None:
+    before, broken = make(tmp_path, 5), make(tmp_path, 10)
+    (broken / checkpoints.MANIFEST).write_text(manifest)
+    assert checkpoints.newest_valid(tmp_path) == before
+
+
 def test_a_replaced_file_leaves_it_valid_and_no_other_content_does(tmp_path: Path) -> None:
     checkpoint = make(tmp_path, 2)
     new = tmp_path / "new"

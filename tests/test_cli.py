@@ -126,7 +126,7 @@ def test_a_run_for_a_program_writes_one_json_object_and_nothing_else(
         assert Path(stage["artifact"], "manifest.json").is_file()
     assert said["rows"].keys() == {"read", "kept", "quarantined", "duplicates", "train", "validation", "test"}
     assert said["rows"]["read"] == len(ROWS)
-    assert said["scores"].keys() == {"base", "candidate"}
+    assert said["scores"].keys() == {"base", "few_shot", "retrieval", "candidate"}
     assert "exact_match" in said["scores"]["candidate"]
     assert {"decision", "reason"} <= said["verdict"].keys()
     assert said["model"].items() >= {"name": "tiny", "version": "1", "alias": None}.items()
@@ -169,11 +169,34 @@ def test_a_plan_says_what_training_would_take(after_first: Run) -> None:
 def test_a_plan_before_anything_ran_knows_the_base_and_not_the_rows(tunewright: Run) -> None:
     result = tunewright("plan", "tiny.yaml")
     assert result.exit_code == 0
-    assert "rows of model.max_length=128 tokens" in " ".join(result.stdout.split())
+    page = " ".join(result.stdout.split())
+    assert "not read yet: at most model.max_length=128 tokens each" in page
+    assert "memory at most " in page
+    told = json.loads(tunewright("plan", "tiny.yaml", "--json").stdout)["training"]
+    assert (told["rows"], told["at_most"]) == ("settings", True)
     assert "what it would take" not in tunewright("plan", "tiny.yaml", "--until", "render").stdout
     code, line = refusal(tunewright("plan", "tiny.yaml", "--device", "rtx-4900"))
     assert (code, "did you mean rtx-4090?" in line) == (2, True)
-    assert refusal(tunewright("plan", "tiny.yaml", "--calibrate"))[1].endswith("--until render makes them")
+    first = "tunewright run tiny.yaml --until render && tunewright plan tiny.yaml --calibrate"
+    assert refusal(tunewright("plan", "tiny.yaml", "--calibrate"))[1].endswith(first)
+
+
+def test_a_machine_that_is_not_here_has_the_packages_that_are_asked_for(after_first: Run) -> None:
+    asked = ("--set", "compute.liger=true", "--json")
+    told = json.loads(after_first("plan", "tiny.yaml", "--device", "h100", *asked).stdout)["training"]
+    assert told["methods"][0]["computed_with"]["liger"]
+    assert told["notes"] == ["liger-kernel is taken to be installed there"]
+    assert refusal(after_first("plan", "tiny.yaml", *asked))[0] == 2
+
+
+def test_sides_that_are_known_are_reckoned_with_before_render_has_read_them(
+    first: tuple[Path, subprocess.CompletedProcess[str]], tunewright: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(first[0] / "home", home, ignore=shutil.ignore_patterns("render"))
+    monkeypatch.chdir(first[0])
+    told = json.loads(tunewright("plan", "tiny.yaml", "--json").stdout)["training"]
+    assert (told["rows"], told["at_most"]) == ("split", False)
+    assert told["methods"][0]["rows"] == json.loads(first[1].stdout)["rows"]["train"]
 
 
 @pytest.fixture
@@ -257,6 +280,10 @@ def test_a_short_run_ends_with_what_can_be_said_so_far(tunewright: Run) -> None:
         (["--until", "trian"], ['--until "trian": did you mean train? accepted: ingest, base']),
         (["--until", ""], ['--until "": accepted: ingest, base']),
         (["--refresh", "split", "--refresh", "x"], ['--refresh "x": accepted: ingest, base']),
+        (
+            ["--refresh", "train", "--until", "split"],
+            ["refresh=train", "after until=split", "accepted are ingest, base"],
+        ),
         (["--set", "checks.expectations=[{name: emty_answer}]"], ["expectations[0].name=emty_answer", "empty_answer"]),
         (["--deployment", "other"], ["other", "tiny"]),
     ],

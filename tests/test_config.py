@@ -12,6 +12,7 @@ from tasks.config import (
     Data,
     Evaluation,
     Gate,
+    Guardrail,
     Method,
     Model,
     Registry,
@@ -170,3 +171,11 @@ def test_home_is_what_the_environment_says_or_a_folder_here(tmp_path: Any, monke
     monkeypatch.delenv("TUNEWRIGHT_HOME")
     monkeypatch.chdir(tmp_path)
     assert home() == tmp_path / ".tunewright"
+
+
+def test_what_the_gate_looks_at_is_measured() -> None:
+    gate = Gate(metric="bleu", guardrails=(Guardrail(metric="stopped"), Guardrail(metric="chrf"), Guardrail()))
+    assert Settings(**NEEDED, gate=gate).measured().metrics == ("auto", "bleu", "chrf")
+    named = Evaluation(metrics=("bleu", "chrf"))
+    assert Settings(**NEEDED, gate=gate, evaluation=named).measured() == named
+    assert Settings(**NEEDED).measured() == Evaluation()

@@ -183,6 +183,7 @@ RESULTS = {
     "reasons": {"ingest": {"bad_json": 1}, "check": {}},
     "findings": {"secrets": 1},
     "given_sides": [],
+    "held_out": [],
     "conflicting_prompts": 1,
     "sources": [("s", 1, 1)],
     "since": None,

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from flows import data_command, data_view
 from flows.calls import Step
-from flows.data_command import Data, data_json, find, look_up, row_json
+from flows.data_command import Data, find, look_up
+from flows.data_json import data_json, row_json
 from tasks import lineage
 from tasks.artifacts import (
     HELD_OUT_SCHEMA,

@@ -13,14 +13,17 @@ from rich.console import Console
 
 from flows import data_command, data_view
 from flows.calls import Plan, Reached, Step, Unknown
-from flows.data_command import Data, data_json, figures, find, look_up, row_json
+from flows.data_command import Data, find, look_up
+from flows.data_json import data_json, figures, row_json
+from tasks import pipelines
 from tasks.artifacts import Artifact, CheckedRows, Rows, Splits, UniqueRows
 from tasks.check import check
 from tasks.config import Checks, Expectation, Model, Registry, Settings, Source, Split
 from tasks.config import Data as DataSection
 from tasks.errors import ConfigError, DataError
+from tasks.history import Replaced, Version
 from tasks.ingest import ingest, source_files
-from tasks.versions import Replaced, Version, accept, before
+from tasks.versions import accept, before
 
 CSV = """\
 question,reply,notes
@@ -145,12 +148,6 @@ def test_where_the_files_of_each_stage_lie_is_shown(look: Callable[..., Data]) -
     assert f"home/artifacts/ingest/{Path(told['artifact']).name}/  held_out.parquet, quarantine.parquet" in page
 
 
-def test_without_a_version_nothing_is_compared_with_what_another_pipeline_made(look: Callable[..., Data]) -> None:
-    page = shown(data_view.show_data, look(settings(FAQ)), "x.yaml")
-    assert "check has not run on these data\n" in page
-    assert "1 -> 2" not in page
-
-
 @pytest.fixture
 def refused(planned: Planned) -> Settings:
     """Settings of data that ingest stopped on."""
@@ -159,7 +156,7 @@ def refused(planned: Planned) -> Settings:
     files = source_files(asked.data)
     with pytest.raises(DataError):
         ingest.fn(asked.data, files)
-    planned([], ingest.fn.stopped(asked.data, files))  # pyright: ignore[reportFunctionMemberAccess]
+    planned([], ingest.fn.look_up(asked.data, files).stopped)  # pyright: ignore[reportFunctionMemberAccess]
     return asked
 
 
@@ -214,7 +211,7 @@ def grow(planned: Planned, appended: str, share: float) -> Data:
     files = source_files(after.data)
     with pytest.raises(DataError):
         ingest.fn(after.data, files)
-    planned([], ingest.fn.stopped(after.data, files))  # pyright: ignore[reportFunctionMemberAccess]
+    planned([], ingest.fn.look_up(after.data, files).stopped)  # pyright: ignore[reportFunctionMemberAccess]
     return look_up(after)
 
 
@@ -234,16 +231,17 @@ def test_a_line_that_ingest_stopped_on_is_found_although_an_accepted_version_is_
         ask(data, line="grow.jsonl:4")
     matches = ask(data, text="{")
     assert matches["line"] == 2, "refused then and now, it is one record"
-    assert "the sources have changed since, and ingest stopped on" in shown(data_view.show_data, data, "x.yaml")
+    since = "data.sources[0]: grow.jsonl changed (1 line appended) since, and ingest stopped on"
+    assert since in shown(data_view.show_data, data, "x.yaml")
 
 
 @pytest.mark.usefixtures("_of_ingest")
 def test_where_ingest_stops_because_of_a_setting_that_setting_is_named(planned: Planned) -> None:
     page = shown(data_view.show_data, grow(planned, "", 0.25), "x.yaml")
     assert "data.max_refused_share: 0.5 -> 0.25 since, and ingest stopped on" in page
-    assert "sources have changed" not in page
+    assert "data.sources" not in page
     page = shown(data_view.show_data, grow(planned, "[]\n", 0.25), "x.yaml")
-    assert "the sources have changed; data.max_refused_share: 0.5 -> 0.25 since, and ingest stopped on" in page
+    assert "(1 line appended); data.max_refused_share: 0.5 -> 0.25 since, and ingest stopped on" in page
 
 
 def test_of_many_refused_records_the_first_ten_are_listed_and_all_are_counted(planned: Planned) -> None:
@@ -252,7 +250,7 @@ def test_of_many_refused_records_the_first_ten_are_listed_and_all_are_counted(pl
     files = source_files(asked.data)
     with pytest.raises(DataError):
         ingest.fn(asked.data, files)
-    planned([], ingest.fn.stopped(asked.data, files))  # pyright: ignore[reportFunctionMemberAccess]
+    planned([], ingest.fn.look_up(asked.data, files).stopped)  # pyright: ignore[reportFunctionMemberAccess]
     data = look_up(asked)
     told = data_json(data)["stopped"]
     assert (told["num_refused"], len(told["first"])) == (12, 10)
@@ -267,7 +265,7 @@ def look_again(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], Data]:
     """`look_again(settings)`: the data as a plan of ingest and check sees them."""
 
     def given(asked: Settings) -> Data:
-        plan = Plan("check")
+        plan = Plan(asked, "check")
         with suppress(Reached, Unknown):
             rows = plan(ingest, data=asked.data, files=source_files(asked.data))
             plan(check, rows=rows, checks=asked.checks, special_tokens=())
@@ -284,8 +282,10 @@ def test_a_stop_is_told_until_the_mended_sources_are_run(stage: str, look_again:
     good = Path("golden.jsonl").read_text()
     if stage == "ingest":
         Path("golden.jsonl").write_text("{\n")
+    files = source_files(asked.data)
+    pipelines.note("triage", "ingest", ingest.fn.key(asked.data, files))  # pyright: ignore[reportFunctionMemberAccess]
     with pytest.raises(DataError):
-        check.fn(ingest.fn(asked.data, source_files(asked.data)), STRICT, ())
+        check.fn(ingest.fn(asked.data, files), STRICT, ())
     assert stage == look_again(asked).stopped.stage  # pyright: ignore[reportOptionalMemberAccess]
     Path("golden.jsonl").write_text(good + good)
     data = look_again(asked)
@@ -311,7 +311,7 @@ def test_a_stop_of_check_is_the_end_of_the_life_of_the_rows_that_it_refused(plan
     checks = Checks(expectations=(Expectation(name="length_out_of_bounds", arguments={"max_prompt_chars": 10}),))
     with pytest.raises(DataError):
         check.fn(rows, checks, ())
-    planned([rows], check.fn.stopped(rows, checks, ()))  # pyright: ignore[reportFunctionMemberAccess]
+    planned([rows], check.fn.look_up(rows, checks, ()).stopped)  # pyright: ignore[reportFunctionMemberAccess]
     data = look_up(asked)
     told = ask(data, line="faq.csv:2")
     assert [(event["stage"], event["outcome"]) for event in told["life"]] == [

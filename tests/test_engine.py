@@ -23,13 +23,13 @@ from split_rows import held_out_rows
 
 from tasks.artifacts import ROW_SCHEMA, CheckedRows
 from tasks.config import Dedupe, Split
-from tasks.dedupe import dedupe, look
+from tasks.dedupe import dedupe, read
 from tasks.errors import ConfigError
 from tasks.similarity import cluster, spread
 from tasks.similarity.cluster import Ray
 from tasks.similarity.engine import Engine, Local, engine_of
 from tasks.similarity.folding import fold_messages
-from tasks.similarity.prompts import Shingles, shingles
+from tasks.similarity.prompts import Shingles, answers, cut, shingles
 from tasks.similarity.sets import Pairs
 from tasks.split import split
 
@@ -85,7 +85,8 @@ def write(file: Path, rows: list[dict[str, Any]], rows_of_a_group: int) -> Path:
 
 
 def shingled(batch: pa.Table, guarded: bool) -> Shingles:
-    return shingles(fold_messages(batch["messages"]), np.empty(0, np.uint64), guarded=guarded)
+    folded = fold_messages(batch["messages"])
+    return shingles(cut(folded), np.empty(0, np.uint64), answers(folded) if guarded else None)
 
 
 def labels(pairs: Pairs) -> list[int]:
@@ -157,8 +158,8 @@ def compare(rows: list[dict[str, Any]], threshold: float, parts: int, enough: in
     chosen = np.flatnonzero(np.arange(len(rows)) % 5 != 3)
 
     def found_by(engine: Engine[Any]) -> list[Any]:
-        guarded = engine.sets(file, ["messages"], shingled, guarded=True)[chosen]
-        sets = engine.sets(file, ["messages"], shingled, guarded=False)[chosen]
+        guarded = engine.sets(engine.over_batches(file, ["messages"], shingled, guarded=True))[chosen]
+        sets = engine.sets(engine.over_batches(file, ["messages"], shingled, guarded=False))[chosen]
         nearest = engine.nearest_across(sets, np.arange(len(chosen)) % 3, threshold / 2)
         return [
             *(column.tolist() for column in engine.leaders(guarded, threshold)),
@@ -207,7 +208,7 @@ def test_of_equally_near_pairs_the_one_with_the_smallest_sets_is_named_then_the_
     with tempfile.TemporaryDirectory() as folder, in_this_process(parts) as pieces:
         file = write(Path(folder) / "rows.parquet", rows, 7)
         for engine in (pieces, Local()):
-            sets = engine.sets(file, ["messages"], shingled, guarded=False)
+            sets = engine.sets(engine.over_batches(file, ["messages"], shingled, guarded=False))
             nearest = engine.nearest_across(sets, sides, 0.2)
             assert (nearest.one, nearest.other) == (min(later, earlier), max(later, earlier))
 
@@ -237,15 +238,15 @@ def test_a_cluster_puts_the_same_rows_on_the_same_sides(two_nodes: None, checked
 def test_a_node_with_other_code_is_refused_in_one_line(
     two_nodes: None, checked: CheckedRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "fingerprints", lambda module: {"tasks.dedupe:look": "another"})
+    monkeypatch.setattr(cluster, "fingerprints", lambda module: {"tasks.dedupe:read": "another"})
     with pytest.raises(ConfigError, match=r"^the Ray node .* has another version of tunewright.*$"):
         dedupe.fn(checked, Dedupe(engine="ray"))
 
 
 def test_a_node_that_does_not_see_the_file_is_named_with_it(tmp_path: Path) -> None:
-    work = cluster._work(tmp_path / "rows.parquet", [], look, {})
+    work = spread.Work(read, {}, {})
     with pytest.raises(ConfigError, match=r"rows\.parquet: the Ray node .* does not see it; TUNEWRIGHT_HOME"):
-        spread.on_piece(work, (0,))
+        spread.on_piece(work, tmp_path / "rows.parquet", [], (0,))
 
 
 def test_a_cluster_of_this_machine_ends_with_a_stage_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,7 +189,7 @@ def test_a_stage_reaches_its_own_section_of_the_settings_and_no_other() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_how_artifacts_are_kept_is_no_part_of_a_stage(stage: str) -> None:
-    module = {"base": "models", "evaluate": "evaluation"}.get(stage, stage)
+    module = {"base": "models", "prompt": "prompting", "evaluate": "evaluation"}.get(stage, stage)
     reached = {name.partition(":")[0] for name in fingerprints(f"tasks.{module}")}
     assert f"tasks.{module}" in reached
     assert not {"tasks.caching", "tasks.fingerprint"} & reached

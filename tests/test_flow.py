@@ -65,7 +65,7 @@ def settings(tiny_base: Base) -> Settings:
         training=Training(learning_rate=0.01, max_steps=2, batch=4, evaluate_every=1),
         compute=Compute(threads=1),
         evaluation=Evaluation(max_new_tokens=4),
-        gate=Gate(metric="perplexity"),
+        gate=Gate(metric="perplexity", confidence=0.8),  # of seven test rows
         registry=Registry(name="tiny"),
     )
 
@@ -154,7 +154,8 @@ def test_a_run_ends_in_a_state_that_is_named_after_its_verdict(done: tuple[Path,
     assert state.is_completed()
     assert names(state.result(), "ran") == [
         *("ingest", "base", "check", "dedupe", "split", "render", "train"),
-        *("evaluate base", "evaluate candidate", "decide", "register"),
+        *("prompt", "evaluate base", "evaluate few_shot", "evaluate retrieval", "evaluate candidate"),
+        *("forgetting base", "forgetting candidate", "decide", "verdict_page", "register"),
     ]
 
 
@@ -180,11 +181,14 @@ def test_a_second_run_executes_nothing_and_shows_the_same(
     shown, shown_before = artifacts(again), artifacts(done[1])
     assert {"settings", "rows", "scores", "verdict"} <= shown.keys()
     assert {"settings", "rows", "scores", "verdict"} <= shown_before.keys()
-    for key in ("settings", "scores", "verdict"):
+    for key in ("settings", "scores"):
         assert shown[key] == shown_before[key]
+    assert shown["verdict"].replace(str(home), str(done[0] / "home")) == shown_before["verdict"]
     assert "| read | 78 |" in shown["rows"]
     assert "| duplicates | 4 |" in shown["rows"]
     assert "# Promoted" in shown["verdict"]
+    assert "Look 1 at these test rows." in shown["verdict"]
+    assert "\nForgotten? general tasks done right " in shown["verdict"]
     assert tracked(home) == (1, 1)
 
 
@@ -193,20 +197,22 @@ def test_another_learning_rate_trains_again_and_nothing_before(settings: Setting
     planned = plan(other, "register", ())
     assert causes(planned)["train"] == ["training.learning_rate: 0.01 -> 0.02"]
     state = run(other)
-    after = ["train", "evaluate champion", "evaluate candidate", "decide", "register"]
+    after = ["train", "evaluate champion", "evaluate candidate", "forgetting candidate", "decide"]
+    after += ["verdict_page", "register"]
     assert names(state.result(), "ran") == after
     assert names(planned, "run") == after
     assert made == [name.split()[0] for name in after]
     verdict = outcome(state).verdict
     assert verdict
-    assert verdict.differences.keys() == {"base", "champion"}
+    assert verdict.differences.keys() == {"base", "champion", "few_shot", "retrieval"}
+    assert verdict.looks == 2
     assert tracked(home) == (2, 2)
 
 
 def test_another_data_row_runs_again_what_reads_it(settings: Settings, made: list[str]) -> None:
     write([{"instruction": "nobody answers the door", "output": "delivery"}, *ROWS[1:]])
     planned = plan(settings, "render", ())
-    assert causes(planned)["ingest"] == ["files[0].digest changed"]
+    assert causes(planned)["ingest"] == ["data.sources[0]: rows.jsonl changed"]
     state = run(settings, until="render")
     after = ["ingest", "check", "dedupe", "split", "render"]
     assert names(state.result(), "ran") == names(planned, "run") == made == after
@@ -240,7 +246,7 @@ def test_an_edited_stage_runs_again_and_what_it_hands_on_unchanged_runs_nothing(
     monkeypatch.setattr(fingerprint, "_source", edited)
     monkeypatch.setattr(fingerprint, "_known", {})
     planned = plan(settings, "register", ())
-    assert names(planned, "cached") == ["ingest", "base", "check"]
+    assert names(planned, "cached") == ["ingest", "base", "check", "forgetting base"]
     assert causes(planned)["dedupe"] == ["code tasks.dedupe:dedupe changed"]
     assert causes(planned)["split"] == ["dedupe runs first"]
     state = run(settings)
@@ -274,7 +280,7 @@ def test_a_plan_before_the_first_run_has_every_stage(
     used = stages(settings)
     assert "scan" not in used
     assert names(steps, "run") == list(used[: used.index("decide") + 1])
-    assert causes(steps)["ingest"] == ["never made before"]
+    assert causes(steps)["ingest"] == ["never run"]
     assert not (tmp_path / "empty").exists()
 
 

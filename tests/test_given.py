@@ -31,7 +31,7 @@ def checked(make_rows: MakeRows, *sides_and_answers: tuple[str | None, str]) -> 
 
 GOLDEN = [("test", "fine"), ("test", " "), ("test", "TODO"), ("test", "TODO"), ("train", ""), (None, "")]
 SAID = (
-    "3 of the 4 rows of the given test side were set aside by check, 1 left: placeholder_answer 2, empty_answer 1; "
+    "3 of the 4 records of the given test side were set aside, 1 left: placeholder_answer 2, empty_answer 1; "
     "first: data.jsonl line 2"
 )
 
@@ -50,6 +50,27 @@ def test_what_a_given_test_side_loses_is_a_finding_in_its_own_words(
     assert SAID in made.path("report.html").read_text()
 
 
+def test_what_ingest_refused_of_a_given_test_set_counts_among_its_records(make_rows: MakeRows) -> None:
+    rows = make_rows(table=pq.read_table(rows_on(make_rows, *GOLDEN).path("rows.parquet")), refused=36)
+    made = check.fn(rows.model_copy(update={"given": {"data.jsonl": "test"}}), changed(), SPECIAL)
+    assert made.findings["given_test_rows_set_aside"] == 39
+    assert json.loads(made.path("results.json").read_text())["given_sides"] == [
+        "39 of the 40 records of the given test side were set aside, 1 left: bad_json 36, placeholder_answer 2, "
+        "empty_answer 1; first: data.jsonl line 1000"
+    ]
+
+
+def test_rows_that_stand_twice_in_a_given_test_set_are_told_with_their_places(make_rows: MakeRows) -> None:
+    table = pq.read_table(rows_on(make_rows, *[("test", "fine")] * 3, (None, "fine")).path("rows.parquet"))
+    made = check.fn(make_rows(table=table.take([0, 1, 0, 2, 1, 3, 3])), changed(), SPECIAL)
+    assert made.findings["given_test_rows_repeated"] == 2
+    assert json.loads(made.path("results.json").read_text())["given_sides"] == [
+        "2 of the 5 records of the given test side repeat an earlier one, and the decision counts each once: "
+        "data.jsonl line 1 (as line 1), data.jsonl line 2 (as line 2)"
+    ]
+    assert made.num_quarantined == 0
+
+
 def test_a_given_side_that_loses_nothing_and_sides_that_nobody_gives_are_no_finding(make_rows: MakeRows) -> None:
     made = checked(make_rows, ("test", "fine"), ("validation", "fine"), ("train", " "), (None, "TODO"), (None, "fine"))
     assert made.num_quarantined == 2
@@ -61,7 +82,7 @@ def test_a_given_side_of_which_nothing_is_left_stops_since_another_would_be_draw
     with pytest.raises(DataError) as caught:
         checked(make_rows, ("validation", "TODO"), ("validation", ""), ("test", "fine"), *rest)
     assert str(caught.value).startswith(
-        "2 of the 2 rows of the given validation side were set aside by check, none is left: placeholder_answer 1, "
+        "2 of the 2 records of the given validation side were set aside, none is left: placeholder_answer 1, "
         "empty_answer 1; first: data.jsonl line 1"
     )
     assert checked(make_rows, ("train", ""), *rest).num_rows == 20

@@ -59,6 +59,57 @@ def test_the_place_of_a_text_is_kept_and_the_file_is_shown_as_held_out() -> None
     assert rows.detected == {"train.jsonl": "jsonl, alpaca", "c.txt": "text, held out"}
 
 
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a\nb"}]
+
+
+@pytest.mark.parametrize(
+    ("record", "question", "other", "answer"),
+    [
+        ({"instruction": "q\nr", "input": "s", "output": "a\nb", "source": "x"}, "q\nr\n\ns", "x", "a\nb"),
+        ({"id": "x", "prompt": "q", "completion": "a\n\nb\n"}, "q", "x", "a\n\nb\n"),
+        ({"prompt": "q\nr", "canonical_solution": "x\ny"}, "q\nr", "x\ny", ""),  # none of ours, so neither
+        ({"messages": [{"role": "system", "content": "s"}, *TURNS], "system": None}, "s\nq", "", "a\nb"),
+        ({"messages": [*TURNS, {"role": "user", "content": "r"}]}, "q\na\nb\nr", "", ""),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "q", "", "a"),
+        ({"question": "q\nr", "choices": ["s", "t"], "answer": "a\nb", "split": "x"}, "q\nr\ns\nt\nx", "", "a\nb"),
+        ({"context": "q\nr", "answers": {"text": ["a", "b"]}}, "q\nr", "", "a\nb"),
+        ({"text": "q\nr", "label": 3}, "q\nr", "", ""),
+    ],
+)
+def test_question_and_answer_of_a_record_are_known_where_its_fields_tell(
+    record: dict[str, Any], question: str, other: str, answer: str
+) -> None:
+    Path("a.jsonl").write_text(json.dumps(record))
+    assert held_out("a.jsonl") == ["\n".join(filter(None, (question, other, answer)))]
+    assert lines("a.jsonl") == [(len(question.splitlines()), len(answer.splitlines()))]
+
+
+def test_of_other_records_the_question_is_not_known() -> None:
+    tool = {"messages": [{"role": "tool", "content": "q"}]}
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, ["q\na", ["q", "a"], {"first": "q", "second": "a"}, tool])))
+    assert lines("a.jsonl") == [(None, 0)] * 4
+
+
+def test_named_columns_say_what_is_asked() -> None:
+    Path("a.jsonl").write_text(json.dumps({"q": "a\nb", "gold": "c\nd", "output": "e"}))
+    assert lines(Source(path="a.jsonl", columns={"prompt": "q"})) == [(2, 0)]
+    assert lines(Source(path="a.jsonl", columns={"prompt": "q", "completion": "gold"})) == [(2, 2)]
+    assert lines(Source(path="a.jsonl", layout="alpaca", columns={"instruction": "q"})) == [(2, 1)]
+
+
+def lines(source: Source | str) -> list[tuple[int | None, int]]:
+    """Of each record the lines of its question, and those of its answer."""
+    rows = run("train.jsonl", held_out=(Source(path=source) if isinstance(source, str) else source,))
+    records = pq.read_table(rows.path("held_out.parquet")).to_pylist()
+    return [(record["asked"], record["answered"]) for record in records]
+
+
+def test_the_layouts_of_an_evaluation_file_are_told() -> None:
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, [{"messages": TURNS}, {"prompt": "q", "completion": "a"}])))
+    detected = run("train.jsonl", held_out=(Source(path="a.jsonl"),)).detected
+    assert detected["a.jsonl"] == "jsonl, held out, messages and prompt_completion"
+
+
 def test_a_layout_or_columns_narrow_what_counts() -> None:
     Path("a.jsonl").write_text('{"q": "a", "a": "b", "note": "c", "instruction": "d", "output": "e"}\n')
     assert held_out(Source(path="a.jsonl", columns={"prompt": "q"})) == ["a"]
@@ -115,7 +166,6 @@ def test_a_change_of_an_evaluation_file_is_a_miss() -> None:
     data = Data(sources=(Source(path="train.jsonl"),), held_out=(Source(path="a.txt"),))
     Path("a.txt").write_text("a")
     before = source_files(data)
-    cached(data, before)
+    made = cached(data, before)
     Path("a.txt").write_text("b")
-    assert cached.because(data, source_files(data)) == ["files[1].digest changed"]
-    assert cached.find(data, before) is not None
+    assert cached.key(data, source_files(data)) != cached.key(data, before) == made.key

@@ -1,62 +1,191 @@
 """A metric says what a person would say who holds the answer beside its reference."""
 
 import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tasks import metrics
-from tasks.config import Metric
+from tasks.config import CANNOT_DECIDE, METRICS
+from tasks.errors import ConfigError
+from tasks.metrics.catalogue import CATALOGUE, PER_ROW
+from tasks.metrics.labels import Labels, closed_set
+from tasks.metrics.numbers import is_number, last_number
+from tasks.metrics.structured import Schema, json_schema
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
+FENCED = '```json\n{"a": 1}\n```'
 
 
 @pytest.mark.parametrize(
-    ("answer", "reference", "score"),
+    ("name", "answer", "reference", "score"),
     [
-        ("yes", "yes", 1.0),
-        (" yes\n", "yes", 1.0),
-        (NFD, NFC, 1.0),
-        ("Yes", "yes", 0.0),
-        ("yes.", "yes", 0.0),
-        ("", "yes", 0.0),
-        ("", "", 1.0),
-        ("返品したい", "返品したい", 1.0),
+        ("exact_match", " yes\n", "yes", 1.0),
+        ("exact_match", NFD, NFC, 1.0),
+        ("exact_match", "Yes", "yes", 0.0),
+        ("exact_match", "yes.", "yes", 0.0),
+        ("exact_match", "", "yes", 0.0),
+        ("exact_match", "返品したい", "返品したい", 1.0),
+        ("normalized_match", '"Yes  please."', "yes please", 1.0),
+        ("normalized_match", "「はい。」", "はい", 1.0),
+        ("normalized_match", "STRASSE", "straße", 1.0),
+        ("normalized_match", "-5", "5", 0.0),
+        ("normalized_match", "12.5", "125", 0.0),
+        ("normalized_match", "...", "", 1.0),
+        ("token_f1", "the red car", "the blue car", 2 / 3),
+        ("token_f1", "car red the", "the red car", 1.0),
+        ("token_f1", "a a a", "a", 0.5),
+        ("token_f1", "12.50 euros", "12,50 euros", 0.75),
+        ("token_f1", "犬が走る", "犬が走った", 6 / 9),
+        ("token_f1", "", "car", 0.0),
+        ("token_f1", NFD, NFC, 1.0),
+        ("rouge_l", "police killed the gunman", "police kill the gunman", 0.75),  # Lin 2004, 3.1
+        ("rouge_l", "the gunman kill police", "police kill the gunman", 0.5),
+        ("rouge_l", "犬が走る", "犬が走った", 6 / 9),
+        ("rouge_l", "る走が犬", "犬が走る", 1 / 4),
+        ("rouge_l", "", "car", 0.0),
+        ("bleu", "a b c d", "a b c e", (3 / 4 * 2 / 3 * 1 / 2 * 1 / 2) ** (1 / 4)),  # no 4-gram: half of one counts
+        ("bleu", "the red", "the red car", math.exp(1 - 3 / 2)),  # brevity alone
+        ("bleu", "犬", "犬", 1.0),
+        ("bleu", "", "car", 0.0),
+        ("chrf", "", "犬", 0.0),
+        ("chrf", "xyz", "abc", 0.0),
+        ("length_ratio", "abcdef", "abc", 2.0),
+        ("length_ratio", "", "abc", 0.0),
+        ("length_ratio", "abc", "", 3.0),
+        ("json_field_f1", '{"b": [3.0, 2], "a": "x "}', '{"a": "x", "b": [2, 3]}', 1.0),
+        ("json_field_f1", '{"a": 1, "b": 2}', '{"a": 1, "b": 3}', 0.5),
+        ("json_field_f1", '{"a": 1}', '{"a": 1, "b": {"c": 2, "d": 3}}', 0.5),
+        ("json_field_f1", '{"a": 1, "a": 1}', '{"a": 1}', 0.0),
+        ("json_field_f1", '{"s": [{"k": 1, "v": 2}]}', '{"s": [{"k": 1, "v": 3}]}', 0.0),
+        ("json_field_f1", '{"s": [1, 1]}', '{"s": [1]}', 2 / 3),
+        ("json_field_f1", '{"a": true}', '{"a": 1}', 0.0),
+        ("json_field_f1", '{"a": "1"}', '{"a": 1}', 0.0),
+        ("json_field_f1", '{"a/b": 1}', '{"a": {"b": 1}}', 0.0),
+        ("json_field_f1", "{}", "{}", 1.0),
+        ("json_field_f1", "{}", "[]", 0.0),
+        ("json_field_f1", "{}", '{"a": 1}', 0.0),
+        ("json_field_f1", '{"a": {}}', '{"a": []}', 0.0),
+        ("json_field_f1", FENCED, '{"a": 1}', 0.0),
+        ("json_field_f1", "[" * 900 + "]" * 900, "[" * 900 + "]" * 900, 1.0),
     ],
-)
-def test_only_spelling_and_the_space_around_it_are_forgiven(answer: str, reference: str, score: float) -> None:
-    assert metrics.exact_match(answer, reference) == score
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference", "score"),
-    [
-        ("the red car", "the blue car", 2 / 3),
-        ("car red the", "the red car", 1.0),
-        ("a a a", "a", 0.5),
-        ("The car", "the car", 0.5),
-        ("12.50 euros", "12,50 euros", 0.75),
-        ("犬が走る", "犬が走った", 6 / 9),
-        ("", "car", 0.0),
-        ("car", "", 0.0),
-        ("", " ", 1.0),
-        (NFD, NFC, 1.0),
-    ],
-)
-def test_token_f1_counts_words_signs_and_characters_where_no_spaces_are(
-    answer: str, reference: str, score: float
-) -> None:
-    assert metrics.token_f1(answer, reference) == pytest.approx(score)
+)  # fmt: skip
+def test_an_answer_is_worth_so_much(name: str, answer: str, reference: str, score: float) -> None:
+    assert metrics.row_score(name)(answer, reference) == pytest.approx(score)
 
 
 def test_chrf_orders_answers_in_any_script() -> None:
-    assert metrics.chrf("犬が走る", "犬が走る") == metrics.chrf("a", "a") == metrics.chrf("", "") == pytest.approx(1.0)
-    assert 0 < metrics.chrf("猫が歩く", "犬が走る") < metrics.chrf("犬が走った", "犬が走る") < 1
-    assert metrics.chrf("", "犬") == metrics.chrf("犬", "") == metrics.chrf("xyz", "abc") == 0.0
+    chrf = metrics.row_score("chrf")
+    assert 0 < chrf("猫が歩く", "犬が走る") < chrf("犬が走った", "犬が走る") < 1
+
+
+TEXTS = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
+    ["", " ", NFD, "a b", "犬が走る", "#### 1,234", "50%", '{"a": [1, {}]}', "[]", FENCED, "\u0e01\u0e32", "🙂🙂"]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXTS, TEXTS)
+def test_a_score_is_in_its_range_and_an_answer_equal_to_the_reference_has_the_best(answer: str, reference: str) -> None:
+    for name, score in PER_ROW.items():
+        described = metrics.describe(name)
+        assert described.low <= score(answer, reference) <= described.high
+        means_something = not metrics.Shape([reference]).misfit(name)
+        best = 1.0 if name == "length_ratio" else described.high
+        assert score(reference, reference) == (pytest.approx(best) if means_something else 0.0)
+
+
+def subsequence(one: Sequence[str], other: Sequence[str]) -> int:
+    """The longest common one, by the textbook's table."""
+    row = [0] * (len(other) + 1)
+    for mine in one:
+        before, row = row, [0]
+        for place, theirs in enumerate(other):
+            row.append(before[place] + 1 if mine == theirs else max(before[place + 1], row[-1]))
+    return row[-1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rouge_l_is_of_the_longest_common_subsequence(seed: int) -> None:
+    draw = random.Random(seed)
+    for _ in range(40):
+        one, other = (draw.choices("abcde", k=draw.randrange(1, 100)) for _ in range(2))
+        expected = 2 * subsequence(one, other) / (len(one) + len(other))
+        assert metrics.row_score("rouge_l")(" ".join(one), " ".join(other)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 72", 72),
+        ("#### 42\nI checked it 3 times.", 42),
+        ("So it is $1,234.50.", 1234.5),
+        ("1.234,50 €", 1234.5),
+        ("1'234'567 Franken", 1234567),
+        ("1\u202f234\u202f567", 1234567),
+        ("12,5", 12.5),
+        ("1.234", 1.234),
+        ("0,125", 0.125),
+        ("1,234", 1234),
+        ("items 1,2,3", 3),
+        ("half of it, \u00bd", 0.5),
+        ("1\u00bd", 1.5),
+        ("1 1/2 cups", 1.5),
+        (r"\boxed{\frac{3}{4}}", 0.75),
+        ("from 10-5", 5),
+        ("it is (-5)", -5),
+        ("it is \u22125", -5),
+        ("-$3.50", -3.5),
+        ("- 3 apples", 3),
+        ("about 3e8 m/s", 3e8),
+        (".5", 0.5),
+        ("٤٢", 42),
+        ("in version 5.", 5),
+        ("5/0", None),
+        ("none", None),
+        ("", None),
+        ("9" * 5000, None),
+    ],
+)
+def test_the_last_number_is_read_as_a_person_reads_it(text: str, value: float | None) -> None:
+    found = last_number(text)
+    assert (found and float(found.value)) == value
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ("I think it is 42.", "#### 42", 1.0),
+        ("42.0", "42", 1.0),
+        ("2/4", "0.5", 1.0),
+        ("0.333", "1/3", 0.0),
+        ("50%", "50", 1.0),
+        ("50 %", "0.5", 1.0),
+        ("50%", "0.5%", 0.0),
+        ("#### 41 and not 42", "42", 0.0),
+        ("no idea", "no idea", 0.0),
+    ],
+)
+def test_a_numeric_answer_is_right_by_its_value(answer: str, reference: str, score: float) -> None:
+    assert metrics.row_score("numeric")(answer, reference) == score
+
+
+def test_every_number_is_read_as_it_was_written() -> None:
+    for number in (7, 1234567, 0.25, -1234.5, 12.75):
+        written = (f"{number}", f"{number:,}", f"x = {number}.", f"{number:,}".translate(str.maketrans(",.", ".,")))
+        assert [float(found.value) for found in map(last_number, written) if found] == [number] * 4
+    assert is_number("a\n#### $1,234 ") and is_number("-12 %") and not is_number("a 5") and not is_number("5 km")
 
 
 @pytest.mark.parametrize("answer", ['{"a": [1, null]}', " [] \n", '{"a": {"b": 1}, "c": {"b": 1}}'])
 def test_json_is_valid(answer: str) -> None:
-    assert metrics.json_valid(answer) == 1.0
+    assert metrics.row_score("json_valid")(answer, "") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -70,33 +199,229 @@ def test_json_is_valid(answer: str) -> None:
         "3",
         '"text"',
         '{"a": 1} and more',
-        '```json\n{"a": 1}\n```',
+        FENCED,
         "{'a': 1}",
         "[" * 100_000,
         "[" + "1" * 10_000 + "]",
     ],
 )
 def test_json_is_not_valid(answer: str) -> None:
-    assert metrics.json_valid(answer) == 0.0
+    assert metrics.row_score("json_valid")(answer, "") == 0.0
 
 
-def test_json_validity_is_asked_only_where_every_reference_is_json() -> None:
-    names: list[Metric] = ["json_valid", "exact_match"]
-    assert metrics.applicable(names, ['{"a": 1}', "[1]"]) == names
-    assert metrics.applicable(names, ['{"a": 1}', "no"]) == ["exact_match"]
+NESTED = '{"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}'
 
 
-def test_a_metric_gives_the_mean_and_every_row() -> None:
-    result = metrics.load("exact_match").compute(predictions=["a", "b", ""], references=["a", "c", ""])
-    assert result == {"exact_match": 2 / 3, "rows": [1.0, 0.0, 1.0]}
+def test_a_schema_is_satisfied_or_not() -> None:
+    schema = Schema('{"type": "object", "required": ["a"], "properties": {"a": {"enum": ["x", "y"]}}}')
+    assert [schema.valid(text) for text in ('{"a": "x"}', '{"a": "z"}', "{}", '{"a": "x"} ok')] == [1, 0, 0, 0]
+    assert [Schema(NESTED).valid(text) for text in ("[[], []]", "[[1]]", "[" * 900 + "]" * 900)] == [1, 0, 0]
 
 
-def test_perplexity_is_over_all_tokens_and_not_over_rows() -> None:
-    result = metrics.load("perplexity").compute(predictions=[1.0, 8.0], references=[1, 2])
-    assert result == {"perplexity": pytest.approx(math.exp(3)), "rows": [1.0, 4.0]}
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", " is no JSON: "),
+        ("[1]", " is no JSON Schema: no object"),
+        ('{"type": "objekt"}', r" is no JSON Schema: \$.type: 'objekt' is not valid"),
+        ('{"properties": {"a": {"$ref": "https://example.com/a.json"}}}', " refers to https://example.com/a.json,"),
+        ('{"$ref": "#/$defs/b", "$defs": {"a": {}}}', r" refers to /\$defs/b, which is not in the file"),
+        ("\xff", " 'utf-8' codec can't decode"),
+    ],
+)  # fmt: skip
+def test_what_is_no_schema_is_said_with_its_file_and_nothing_is_fetched(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=f"^evaluation.json_schema={file}{said}"):
+        json_schema(str(file))
+    assert json_schema(None) == ""
 
 
-@pytest.mark.parametrize("name", ["exact_match", "token_f1", "chrf", "json_valid", "perplexity"])
-def test_no_rows_have_no_score(name: Metric) -> None:
-    with pytest.raises(ValueError, match=r"no tokens|at least one"):
-        metrics.load(name).compute(predictions=[], references=[])
+LABELS = Labels(["card_arrival", "Refund", "refund (late)", "yes", "YES", '{"a": 1, "b": "C"}', '{"a": 1, "b": "c"}'])
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [
+        ("card_arrival", "card_arrival"),
+        ('"Card_Arrival".', "card_arrival"),
+        ("refund", "Refund"),
+        ("refund (late)", "refund (late)"),
+        ("yes", "yes"),
+        ("YES", "YES"),
+        ("Yes", None),  # either
+        ('{"b":"C","a":1}', '{"a": 1, "b": "C"}'),
+        ("I would say card_arrival", None),
+        ("", None),
+    ],
+)
+def test_an_answer_is_a_label_but_for_case_and_signs_around_it(answer: str, label: str | None) -> None:
+    assert LABELS.read(answer) == label
+    assert LABELS.unparseable(answer) == (label is None)
+    assert LABELS.accuracy(answer, "card_arrival") == (label == "card_arrival")
+
+
+def test_macro_f1_is_scikit_learns_over_the_references_labels() -> None:
+    f1_score: Any = pytest.importorskip("sklearn.metrics").f1_score
+    draw = random.Random(0)
+    for _ in range(3):
+        wanted, said = (draw.choices(pool, k=60) for pool in ("aaab", "abc?"))
+        expected = f1_score(wanted, said, labels=["a", "b"], average="macro", zero_division=0)
+        assert Labels("abc").macro_f1(said, wanted) == pytest.approx(expected)
+        assert Labels("abc").macro_f1(wanted, wanted) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answers", "references", "labels"),
+    [
+        (["a"] * 5 + ["b"] * 5, ["a"], ("a", "b")),
+        (["a"] * 5 + [" b\n"] * 5, ["b", "c"] * 1 + ["a"] * 18, ("a", "b", "c")),  # one label that was never trained
+        (["a"] * 10, ["a"], ()),  # nothing to choose from
+        (["a"] * 5 + ["b"] * 4, ["a"], ()),  # not several times each
+        (["I do not know"] * 80 + [f"text {i}" for i in range(10)], ["I do not know"], ()),
+        ([f"text {i % 1001}" for i in range(9000)], ["text 1"], ()),
+        (["a"] * 5 + ["b"] * 5, ["a", "c"], ()),
+    ],
+)
+def test_a_closed_set_has_few_answers_each_given_several_times(
+    answers: list[str], references: list[str], labels: tuple[str, ...]
+) -> None:
+    assert closed_set(answers, references) == labels
+
+
+OPEN = [f"answer {i}" for i in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("references", "answers", "says", "decides"),
+    [
+        (["a", "b"], ["a", "b"] * 9, "2 labels", "exact_match"),
+        (["1", "2"], ["1", "2"] * 9, "2 labels", "exact_match"),
+        (['{"a": 1}', "{}"], ['{"a": 1}', "{}"] * 9, "2 labels, all JSON", "exact_match"),
+        (['{"a": 1}', "[2]"], OPEN, "JSON", "json_field_f1"),
+        (["5 + 5\n#### 10", "#### -1.5"], OPEN, "numbers", "numeric"),
+        (["Paris", "on Monday morning"], OPEN, "short texts (3 tokens in the middle)", "token_f1"),
+        (["犬が走る" * 9, "a b"] * 3 + ["c " * 30] * 9, OPEN, "long texts (30 tokens in the middle)", "chrf"),
+    ],
+)
+def test_the_metrics_that_fit_go_by_what_the_references_are(
+    references: list[str], answers: list[str], says: str, decides: str
+) -> None:
+    choice = metrics.choose(["auto"], references, answers)
+    assert (choice.shape.says(), choice.decides) == (says, decides)
+    assert choice.names[-3:] == ("perplexity", "stopped", "length_ratio")
+    assert choice.left_out == {}
+    assert f"the references are {says}: measured are {', '.join(choice.names)}" == choice.says()
+
+
+def test_named_metrics_are_taken_as_they_are_but_for_those_that_mean_nothing() -> None:
+    choice = metrics.choose(["bleu", "json_valid", "auto"], ["no JSON"] * 2 + ['{"a": 1}'])
+    assert choice.names[0] == "bleu"
+    assert choice.decides == "token_f1", "auto fits better than what happens to stand first"
+    assert choice.left_out == {"json_valid": "2 of 3 references are no JSON, such as 'no JSON'"}
+    assert metrics.choose(["macro_f1", "bleu"], ["a"], ["a", "b"] * 9).decides == "bleu"
+    assert metrics.choose(["auto"], ["{}"], OPEN, '{"required": ["a"]}').left_out["schema_valid"].startswith("1 of 1 ")
+    with pytest.raises(ConfigError, match=r"evaluation.metrics=accuracy means nothing: .* no closed set of labels"):
+        metrics.choose(["accuracy"], ["a"])
+
+
+def test_personal_data_of_a_reference_are_not_repeated() -> None:
+    choice = metrics.choose(["auto", "json_valid"], ["write to jane.doe@gmail.com", "yes"])
+    assert "jane.doe" not in choice.says()
+
+
+def table(answers: Sequence[str], references: Sequence[str], nlls: Sequence[float], lengths: Sequence[int]) -> pa.Table:
+    columns = {"answer": answers, "reference": references, "nll": nlls, "num_reference_tokens": lengths}
+    return pa.table({**columns, "stopped": [answer != "" for answer in answers]})
+
+
+@pytest.mark.parametrize(
+    ("name", "score", "rows"),
+    [
+        ("exact_match", 2 / 3, [1.0, 0.0, 1.0]),
+        ("accuracy", 2 / 3, [1.0, 0.0, 1.0]),
+        ("unparseable", 1 / 3, [0.0, 1.0, 0.0]),
+        ("macro_f1", 2 / 3, None),
+        ("perplexity", math.exp(2), [1.0, 3.0, 1.0]),
+        ("stopped", 2 / 3, [1.0, 0.0, 1.0]),
+        ("length_ratio", 4 / 8, [1.0, 0.0, 1.0]),
+    ],
+)
+def test_a_metric_gives_the_score_of_all_rows_and_of_each(name: str, score: float, rows: list[float] | None) -> None:
+    answers = table(["a", "", "abc"], ["a", "bbbb", "abc"], [1.0, 6.0, 1.0], [1, 2, 1])
+    shape = metrics.Shape(answers.column("reference").to_pylist(), ("a", "abc", "bbbb"))
+    assert metrics.measure(name, answers, shape) == (pytest.approx(score), rows)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_each_metric_is_described_and_has_no_score_of_no_rows(name: str) -> None:
+    assert list(CATALOGUE) == [*METRICS]
+    assert metrics.describe(name).can_decide == (name not in CANNOT_DECIDE)
+    with pytest.raises(ValueError, match="no answers to score"):
+        metrics.measure(name, table([], [], [], []), metrics.Shape([], ("a", "b"), "{}"))
+
+
+HEAD = """
+import datasets
+import evaluate
+
+FEATURES = datasets.Features({name: datasets.Value("string") for name in ("predictions", "references")})
+
+class Own(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(description="", citation="", features=FEATURES)
+"""
+POLITE = """
+    in_words, higher_is_better, high = "impoliteness", False, 2.0
+    def _compute(self, predictions, references):
+        return {"rows": [2.0 * ("please" not in text) for text in predictions]}
+"""
+
+
+def computed(returned: str) -> str:
+    return f"\n    def _compute(self, predictions, references):\n        return {returned}\n"
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`write(name, source)` is a module of the team's."""
+    monkeypatch.syspath_prepend(tmp_path)
+    return lambda name, source: (tmp_path / f"{name}.py").write_text(source)
+
+
+def test_a_class_of_the_teams_scores_each_row_and_says_what_it_is(write: Any) -> None:
+    write("team_polite", HEAD + POLITE)
+    (name, before), *others = metrics.own_metrics(["chrf", "team_polite:Own", "auto"])
+    assert others == []
+    described = metrics.describe(name)
+    assert (described.in_words, described.higher_is_better, described.high) == ("impoliteness", False, 2.0)
+    answers = table(["please", "now"], ["", ""], [1.0, 1.0], [1, 1])
+    assert metrics.measure(name, answers) == (1.0, [0.0, 2.0])
+    assert metrics.choose([name, "macro_f1"], ["a"], ["a", "b"] * 9).decides == name
+    write("team_polite", HEAD + POLITE + "# more\n")
+    assert metrics.own_metrics([name])[0] != (name, before), "an edit is another input"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "said"),
+    [
+        ("no_team:Own", "", ": there is no module no_team; accepted: module:Class in a folder on PYTHONPATH"),
+        ("team_a:Own", "1 / 0", " cannot be imported: ZeroDivisionError: division by zero"),
+        ("team_b:Owm", HEAD, ": team_b has no Owm; did you mean team_b:Own? accepted: an evaluate.Metric whose"),
+        ("team_c:FEATURES", HEAD, " is no evaluate.Metric; accepted: an evaluate.Metric whose compute("),
+        ("team_d:Own", HEAD, " does not score made-up texts: NotImplementedError:"),
+        ("team_e:Own", HEAD + "\n    def __init__(self):\n        pass\n", " cannot be made: TypeError: "),
+        ("team_f:Own", HEAD + computed('{"f": 0.5}'), " gives no rows, and the paired decision needs a score of each;"),
+        ("team_g:Own", HEAD + computed('{"rows": [1.0]}'), " gives 1 rows for 4 answers; accepted: "),
+        ("team_h:Own", HEAD + computed('{"rows": ["a"] * 4}'), " gives rows that are no numbers; accepted: "),
+        ("team_i:Own", HEAD + computed('{"rows": [float("nan")] * 4}'), " gives a row nan; accepted: finite numbers"),
+        ("team_j:Own", HEAD + computed('{"rows": [1.0, 0, 7, 0]}'), " gives a row 7; accepted: finite numbers from 0"),
+    ],
+)  # fmt: skip
+def test_a_class_that_cannot_be_used_is_told_in_one_line(write: Any, name: str, source: str, said: str) -> None:
+    if source:
+        write(name.partition(":")[0], source)
+    with pytest.raises(ConfigError) as error:
+        metrics.own_metrics([name])
+    assert str(error.value).startswith(f"evaluation.metrics={name}{said}")
+    assert "\n" not in str(error.value)

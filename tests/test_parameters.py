@@ -75,9 +75,13 @@ def test_all_sections_and_stages_are_taken() -> None:
             '<method.kind>: method.kind: "lorra" is refused; did you mean lora? accepted: lora, qlora, full',
         ),
         (
-            {"evaluation": {"metrics": ["exact_match", "bleu"]}},
-            '<evaluation.metrics[1]>: evaluation.metrics[1]: "bleu" is refused; accepted: exact_match, token_f1, chrf,'
-            " json_valid, perplexity",
+            {"evaluation": {"metrics": ["exact_match", "blue"]}},
+            '<evaluation.metrics[1]>: evaluation.metrics[1]: "blue" is refused; did you mean bleu? accepted: auto, '
+            "exact_match, ",
+        ),
+        (
+            {"gate": {"metric": "macro_f1"}},
+            "<gate.metric>: gate.metric: macro_f1 is of all rows together, and the paired decision needs",
         ),
         ({"until": "trian"}, '<until>: until: "trian" is refused; did you mean train? accepted: ' + STAGE_NAMES),
         (
@@ -108,7 +112,7 @@ def test_all_sections_and_stages_are_taken() -> None:
         ),
         (
             {"registry": {"name": "My Model"}},
-            '<registry.name>: registry.name: "My Model" is refused; accepted: Of the experiment, the registered',
+            '<registry.name>: registry.name: "My Model" is refused; did you mean my-model? accepted: lower-case ',
         ),
         (
             {"split": {"validation": 0.5, "test": 0.5}},
@@ -119,8 +123,12 @@ def test_all_sections_and_stages_are_taken() -> None:
             "<gate.metric>, <evaluation.metrics>: gate.metric=chrf is not measured; evaluation.metrics has exact_match",
         ),
         (
-            {"evaluation": {"metrics": ["chrf"]}},
-            "<evaluation.metrics>: gate.metric=exact_match is not measured; evaluation.metrics has chrf",
+            {"evaluation": {"metrics": ["macro_f1"]}},
+            "<evaluation.metrics>: evaluation.metrics has none that can decide: macro_f1 is of all rows together",
+        ),
+        (
+            {"gate": {"metric": "schema_valid"}},
+            "<gate.metric>: gate.metric: schema_valid needs evaluation.json_schema, the file with the schema",
         ),
         (
             {"data": {"path": "a"}},
@@ -128,7 +136,7 @@ def test_all_sections_and_stages_are_taken() -> None:
         ),
         (
             {"data": VALID["data"] | {"model": {"base": "b"}}},
-            "<data.model>: data.model: unknown key; did you mean model? accepted: sources, held_out,",
+            "<data.model>: data.model: unknown key; did you mean judge.model or model? accepted: sources, held_out,",
         ),
         (
             {"model": {"base": False}},

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts import Adapter, Answers, Base, Registered, Rows, Splits, Verdict
+from tasks.artifacts import Adapter, Answers, Base, Registered, Rows, Splits, Verdict, VerdictPage
 from tasks.config import Data, Model, Registry, Settings, Source, Training
 from tasks.errors import TrackingError, TunewrightError
 from tasks.models import load_model, load_tokenizer
 from tasks.register import champion, register
 from tasks.register.candidate import curves, parameters
 from tasks.register.tracking import connected
+from tasks.register.versions import lost
 
 QUESTIONS = ("Where is my order?", "I was charged twice.", "one two three")
 METRICS = [
@@ -124,7 +125,9 @@ def make(tiny_base: Base, tuned: Path, said: list[str], make_splits: Any, tmp_pa
             rows=_rows(),
             splits=splits,
             verdict=_verdict(tmp_path, decision, challenged),
+            looks=1,
             answers=(own, others),
+            page=VerdictPage(stage="verdict_page", folder=report, num_rows=3, suggestions=()),
             reports=(splits.model_copy(update={"stage": "render", "folder": report}),),
             lineage={"data.jsonl": "0" * 64},
             data_version=3,
@@ -183,6 +186,7 @@ def _verdict(tmp_path: Path, decision: str, challenged: str) -> Verdict:
         metric="exact_match",
         differences=differences,
         intervals={},
+        general={"base": {"general_loss": 3.57301}, "candidate": {"general_loss": 3.92}},
         rows_needed=None,
     )
 
@@ -213,11 +217,13 @@ def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make
     assert run.info.status == "FINISHED"
     assert run.info.run_id == registered.run_id
     assert run.data.tags["verdict"] == versions()[0].tags["verdict"] == "promote"
+    assert run.data.tags["looks"] == "1"
     assert run.data.tags["gain"] == versions()[0].tags["gain"] == "+0.82 [0.75, 0.88] exact_match vs base"
     assert run.data.params["training.learning_rate"] == "0.0002"
     assert run.data.params["data.sources.0.path"] == "data.jsonl"
     assert run.data.metrics["test/exact_match"] == 0.8765
     assert run.data.metrics["gate/base/low"] == 0.75
+    assert run.data.metrics["forgetting/base/general_loss"] == 3.573
     assert "test/base/perplexity" not in run.data.metrics, "infinity cannot be drawn"
     assert versions()[0].description.splitlines()[0] == "Promoted: better than the base by 0.82."
     assert run.data.tags["training"] == "overfitting since step 1: seen; try less"
@@ -226,6 +232,14 @@ def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make
         assert [file.path for file in client.list_artifacts(run.info.run_id, "reports/train")] == [
             "reports/train/curves.html"
         ]
+        page = "reports/verdict_page/report.html"
+        assert [file.path for file in client.list_artifacts(run.info.run_id, "reports/verdict_page")] == [page]
+        model_id = versions()[0].source.removeprefix("models:/")
+        assert [file.path for file in client.list_logged_model_artifacts(model_id, "reports")] == [
+            "reports/report.html"
+        ]
+    link = f"#/experiments/{registered.experiment_id}/runs/{registered.run_id}/artifacts/{page}"
+    assert f"[The verdict page]({link})" in versions()[0].description
     assert not (home.parent / "mlruns").exists()
 
 
@@ -300,6 +314,18 @@ def test_registered_twice_there_is_one_version_one_run_and_no_point_twice(make: 
     with connected(Registry(name="triage")) as client:
         assert len(client.get_metric_history(first.run_id, "train/loss")) == 2
         assert len(client.get_metric_history(first.run_id, "test/exact_match")) == 1
+
+
+def test_a_version_that_somebody_deleted_is_made_again(make: Make, home: Path) -> None:
+    first = make()
+    with connected(Registry(name="triage")) as client:
+        client.delete_model_version("triage", first.version)
+    assert lost(first) == "models:/triage/1 is not in MLflow any more"
+    again = make()
+    assert (again.version, again.run_id, lost(again), aliases()) == ("2", first.run_id, "", {"champion": "2"})
+    assert lost(again.model_copy(update={"run_id": "of another model"}))
+    (home / "mlflow.db").unlink()
+    assert lost(again) == f"{home / 'mlflow.db'} is gone"
 
 
 def test_an_attempt_that_died_between_run_and_version_is_completed(make: Make, monkeypatch: Any) -> None:
@@ -413,6 +439,6 @@ def test_parameters_are_flat_and_dotted() -> None:
     settings = Settings(data=Data(sources=sources), model=Model(base="x/y"), training=Training(learning_rate=1e-5))
     named = parameters(settings)
     assert named["training.learning_rate"] == "1e-05"
-    assert named["evaluation.metrics"].startswith("exact_match, ")
+    assert named["evaluation.metrics"] == "auto"
     assert named["model.revision"] == "none"
     assert len(named["data.sources.1.path"]) == 500

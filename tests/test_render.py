@@ -10,12 +10,12 @@ import pytest
 from conftest import CHATML, MakeSplits, messages, tiny_tokenizer
 
 from tasks.artifacts import Base, Tokens
+from tasks.chat import Chat, tokenize
 from tasks.config import Model
 from tasks.errors import ConfigError, DataError
 from tasks.models import load_tokenizer
 from tasks.render import preview, render
 from tasks.render.report import UNPRINTABLE, measure, segments
-from tasks.render.tokens import Chat, tokenize
 
 LLAMA_2 = (
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'].strip() + ' [/INST]' }}"
@@ -145,8 +145,11 @@ def test_padding_masked_by_length_keeps_the_stop_token_and_masked_by_id_does_not
 
 def test_a_row_over_max_length_stops_the_run_and_says_where_it_is(tiny_base: Base, make_splits: MakeSplits) -> None:
     splits = make_splits([("one", "two"), ("three " * 40, "four")], [("five", "six")], [("seven", "eight")])
-    with pytest.raises(DataError, match=r"^1 of 4 rows .* model.max_length=50 .* data.jsonl line 2, .*on_long=quaran"):
+    said = r"^1 of 4 rows .* model.max_length=50 .* data.jsonl line 2, .*on_long=quarantine; see "
+    with pytest.raises(DataError, match=said) as caught:
         render.fn(splits, tiny_base, MODEL.model_copy(update={"max_length": 50}))
+    (refused,) = pq.read_table(str(caught.value).rpartition("; see ")[2]).to_pylist()
+    assert (refused["line"], refused["reason"]) == (2, "answer_truncated")
 
 
 def test_quarantine_keeps_the_account_and_truncates_nothing(tiny_base: Base, make_splits: MakeSplits) -> None:

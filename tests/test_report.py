@@ -3,14 +3,17 @@
 import base64
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
 
-from flows.report import origin, training
+from flows.calls import Step
+from flows.outcome import Outcome
+from flows.report import STATE_NAMES, decided, origin, training
 from tasks import curves
-from tasks.artifacts import Adapter
+from tasks.artifacts import Adapter, Verdict, VerdictPage
+from tasks.decide.decision import Decision
 
 DEPLOYED = {"training.max_steps": 80, "data.sources[0].path": "a.jsonl", "data.max_line_bytes": 20_000}
 
@@ -25,7 +28,7 @@ DEPLOYED = {"training.max_steps": 80, "data.sources[0].path": "a.jsonl", "data.m
         ("data.sources[0].path", "a.jsonl", "deployment"),
         ("data.sources[0].layout", "auto", "default"),
         ("data.sources[1].path", "b.jsonl", "this run"),
-        ("evaluation.metrics", "exact_match, token_f1, chrf, json_valid, perplexity", "default"),
+        ("evaluation.metrics", "auto", "default"),
         ("evaluation.metrics", "exact_match", "this run"),
         ("gate.margin", 0.01, "this run"),
     ],
@@ -67,3 +70,39 @@ def test_the_page_and_the_artifact_of_training_say_what_is_worth_a_change_and_es
     assert "overfitting since step 10: &lt;b&gt;" in shown
     picture = base64.b64decode(shown.partition("base64,")[2].partition(")")[0]).decode()
     assert ElementTree.fromstring(picture.strip()).tag.endswith("svg")
+
+
+def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped(tmp_path: Path) -> None:
+    part = {"by": "label", "num_rows": 9, "candidate": 0.5, "base": 0.75, "is_small": True}
+    parts = [{**part, "name": "<b>|a|", "difference": [-0.5, -0.25, 0.1]}]
+    (tmp_path / "verdict.json").write_text(json.dumps({"slices": parts}))
+    verdict = Verdict(
+        folder=tmp_path,
+        decision="keep",
+        because="regression",
+        sentence="Kept: a regression: it stops less.",
+        metric="exact_match",
+        differences={"base": (0.1, 0.2, 0.3)},
+        intervals={},
+        guardrails={"stopped/base": (-0.3, -0.2, -0.1)},
+        rows_needed=None,
+        smallest_visible=0.08,
+        looks=21,
+        warnings=("this is look 21 at <these> rows",),
+    )
+    page = VerdictPage(folder=tmp_path / "page", num_rows=9, suggestions=("Try it: .5",))
+    steps = [
+        Step(stage=stage, state="ran", record=made) for stage, made in (("decide", verdict), ("verdict_page", page))
+    ]
+    shown = decided(Outcome.of(steps))
+    assert f"`{tmp_path / 'page' / 'report.html'}`" in shown
+    assert Outcome.of(steps).as_json()["page"]["suggestions"] == ["Try it: .5"]
+    assert shown.startswith("# Kept\n\nA regression: it stops less.\n\n**This is look 21 at &lt;these&gt; rows.**\n")
+    assert "| base | +0.100 | +0.200 | +0.300 |" in shown
+    assert "| stopped/base | -0.300 | -0.200 | -0.100 |" in shown
+    assert "A true gain of 0.080 is seen on such rows four times in five." in shown
+    assert r"| label: &lt;b&gt;\|a\| | 9 (few) | 0.500 | 0.750 | -0.500 | -0.250 | +0.100 |" in shown
+
+
+def test_every_decision_has_a_state() -> None:
+    assert {*STATE_NAMES} == {*get_args(Decision.model_fields["decision"].annotation)}

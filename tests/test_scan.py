@@ -184,7 +184,5 @@ def test_only_a_run_with_spectrum_has_the_stage() -> None:
     assert stages(spectrum)[6:8] == ("scan", "train")
     for call in (Run, Plan):
         with pytest.raises(ConfigError, match=r"scan is a stage with method.kind=spectrum only; accepted are ingest, "):
-            call("scan", (), stages(settings))
-    plan = Plan("train", (), stages(settings))
-    plan.fill()
-    assert "scan" not in [step.stage for step in plan.steps]
+            call(settings, "scan")
+    assert "scan" not in Plan(settings, "train").stages

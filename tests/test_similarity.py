@@ -16,9 +16,10 @@ from similarity_reference import jaccard
 from tasks.artifacts import MESSAGES
 from tasks.similarity.compiled import compiled
 from tasks.similarity.folding import fold_messages, fold_texts
-from tasks.similarity.hashing import hash_numbers
 from tasks.similarity.prompts import (
     Segments,
+    answers,
+    cut,
     distinct_segments,
     find_boilerplate,
     read_boilerplate,
@@ -43,7 +44,7 @@ thresholds = st.sampled_from([0.3, 0.5, 0.6, 2 / 3, 0.7, 0.75, 1.0])
 
 
 def sets_of(texts: list[str], left_out: np.ndarray = NOTHING) -> Sets:
-    return gather([shingles(fold_texts(texts), left_out, guarded=False)])
+    return gather([shingles(cut(fold_texts(texts)), left_out)])
 
 
 def prompt_segments(texts: list[str]) -> Segments:
@@ -98,21 +99,23 @@ def components(pairs: dict[tuple[int, int], float], num_rows: int) -> set[frozen
 @given(st.lists(odd_texts, min_size=1, max_size=6))
 @settings(max_examples=200, deadline=None)
 def test_shingles_segments_and_numbers_of_any_text_are_those_of_the_definition(texts: list[str]) -> None:
-    indptr, items, _ = shingles(fold_texts(texts), NOTHING, guarded=False)
-    found = [set(items[a:b].tolist()) for a, b in pairwise(indptr)]
+    made = cut(fold_texts(texts))
+    indptr, items, _ = shingles(made, NOTHING)
+    sets = [set(items[a:b].tolist()) for a, b in pairwise(indptr)]
     expected = [reference.shingles(text) for text in texts]
-    assert [len(items) for items in found] == [len(items) for items in expected]
-    for (one, same), (other, same_too) in combinations(zip(found, expected, strict=True), 2):
+    assert [len(items) for items in sets] == [len(items) for items in expected]
+    for (one, same), (other, same_too) in combinations(zip(sets, expected, strict=True), 2):
         assert len(one & other) == len(same & same_too)
 
-    folded, cut = fold_texts(texts), prompt_segments(texts)
+    folded, found = fold_texts(texts), prompt_segments(texts)
     seen = {segment for text in texts for segment in reference.segments(text)}
-    found_texts = segment_texts(folded, cut, cut.hashes.tolist()).values()
+    found_texts = segment_texts(folded, found, found.hashes.tolist()).values()
     assert sorted({text.casefold() for text in found_texts}) == sorted(seen)
-    numbers = hash_numbers(folded.data, cut.indptr, cut.begins, cut.ends, np.ones(len(cut.begins), np.bool_))
+    numbers = made.numbers.of_rows(found.indptr, np.ones(len(found.begins), np.bool_))
+    by_row = [numbers.hashes[a:b].tolist() for a, b in pairwise(numbers.indptr)]
     for i, j in combinations(range(len(texts)), 2):
         same = [reference.numbers("\n".join(reference.segments(texts[k]))) for k in (i, j)]
-        assert (numbers[i] == numbers[j]) == (same[0] == same[1])
+        assert (by_row[i] == by_row[j]) == (same[0] == same[1])
 
 
 @given(st.lists(short_texts, min_size=0, max_size=25), thresholds)
@@ -213,6 +216,11 @@ def test_symbols_are_words(text: str, other: str) -> None:
     assert found_pairs([text, text.replace(" ", "  ")], 1.0) == {(0, 1): 1.0}
 
 
+def test_each_of_many_symbols_is_a_word() -> None:
+    folded = fold_texts(["<=" * 1000])
+    assert len(words(folded, segments(folded, folded.prompts), NOTHING).hashes) == 2000
+
+
 def test_combining_marks_part_no_word() -> None:
     folded = fold_texts(["हिन्दी में लिखो"])
     assert len(words(folded, segments(folded, folded.prompts), NOTHING).hashes) == 3
@@ -237,10 +245,11 @@ def test_guarded_rows_are_alike_only_with_the_same_numbers_and_answer() -> None:
     rows = [(2, "a"), (2, "A "), (3, "a"), (2, "b")]
     messages = [[("user", prompt.format(number)), ("assistant", answer)] for number, answer in rows]
     column = pa.array([[{"role": r, "content": c} for r, c in turns] for turns in messages], MESSAGES)
-    pairs = alike(gather([shingles(fold_messages(column), NOTHING, guarded=True)]), 0.5)
+    folded = fold_messages(column)
+    pairs = alike(gather([shingles(cut(folded), NOTHING, answers(folded))]), 0.5)
     assert pairs.first.tolist() == [0, 0, 2, 3]
     assert len(pairs.left) == 0
-    assert len(alike(gather([shingles(fold_messages(column), NOTHING, guarded=False)]), 0.5).left) == 1
+    assert len(alike(gather([shingles(cut(folded), NOTHING)]), 0.5).left) == 1
 
 
 def test_the_order_of_the_texts_changes_no_pair() -> None:
@@ -280,9 +289,9 @@ def test_what_many_rows_share_is_left_out(tmp_path: Path) -> None:
     rng = random.Random(4)
     own = [sentence(rng, 6) for _ in range(40)]
     texts = [f"Classify this message: {text}\nAnswer with the LABEL  only.\n\nThank you!" for text in own]
-    folded, cut = fold_texts(texts), prompt_segments(texts)
-    counts = find_boilerplate(distinct_segments(cut)[0], 40, 0.05)
-    found = {value: text.casefold() for value, text in segment_texts(folded, cut, counts).items()}
+    folded, cut_up = fold_texts(texts), prompt_segments(texts)
+    counts = find_boilerplate(distinct_segments(cut_up)[0], 40, 0.05)
+    found = {value: text.casefold() for value, text in segment_texts(folded, cut_up, counts).items()}
     assert {found[value]: rows for value, rows in counts.items()} == reference.boilerplate(texts, 0.05)
     assert sorted(found.values()) == ["answer with the label only.", "classify this message:", "thank you!"]
     write_boilerplate(tmp_path, counts, found)

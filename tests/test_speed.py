@@ -15,7 +15,7 @@ from trl.trainer.sft_config import SFTConfig
 from tasks import batches
 from tasks.artifacts import IGNORED, Base
 from tasks.batches import Collator, answer_loss, num_labels
-from tasks.batches.attention import _masked, attention
+from tasks.batches.attention import _fused, attention
 from tasks.budget.shapes import Config
 from tasks.config import Compute, Method, Training
 from tasks.errors import ConfigError
@@ -222,9 +222,8 @@ def test_products_of_small_blocks_attend_as_torch_does(monkeypatch: pytest.Monke
         inputs = batches.packed(make_rows(), share=True)["inputs"]
         tokens = inputs["input_ids"].shape[1]
         states = [torch.randn(1, heads, tokens, 16).bfloat16().requires_grad_() for heads in (4, 2, 2)]
-        tables = {name: inputs[name] for name in ("row_tokens", "token_rows", "visible")}
         query, key, value = states
-        output, _ = attention(torch.nn.Module(), query, key, value, None, **tables)
+        output, _ = attention(torch.nn.Module(), query, key, value, None, groups=inputs["groups"])
         output.float().square().sum().backward()
         results.append(torch.cat([output.flatten(), *(s.grad.flatten() for s in states if s.grad is not None)]).float())
     assert (results[0] - results[1]).norm() <= 1e-2 * results[0].norm()
@@ -242,19 +241,19 @@ def test_a_gpus_masked_attention_is_given_as_many_key_heads_as_query_heads(monke
     inputs = batches.packed(make_rows(), share=True)["inputs"]
     tokens = inputs["input_ids"].shape[1]
     query, key, value = (torch.empty(1, heads, tokens, 16, device="meta") for heads in (4, 2, 2))
-    tables = {name: inputs[name].to("meta") for name in ("row_tokens", "token_rows", "visible")}
-    output, _ = attention(torch.nn.Module(), query, key, value, None, **tables)
+    groups: Any = [{name: table.to("meta") for name, table in group.items()} for group in inputs["groups"]]
+    output, _ = attention(torch.nn.Module(), query, key, value, None, groups=groups)
     assert output.shape == (1, tokens, 4, 16)
-    assert called == [(True, [4, 4, 4]), (False, [4, 2, 2])]  # a fused kernel takes fewer without a mask
+    assert called == [(False, [4, 2, 2]), (True, [4, 4, 4])]  # a fused kernel takes fewer without a mask
 
 
 def test_repeated_key_heads_attend_as_grouped_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    query, key, value = (torch.randn(3, heads, 5, 16) for heads in (6, 2, 2))
-    options: dict[str, Any] = {"attn_mask": torch.ones(5, 5, dtype=torch.bool).tril(), "scale": 0.3, "dropout_p": 0.0}
-    grouped = _masked(query, key, value, **options)
+    query, key, value = (torch.randn(3, heads, length, 16) for heads, length in ((6, 5), (2, 7), (2, 7)))
+    options: dict[str, Any] = {"attn_mask": torch.ones(5, 7, dtype=torch.bool).tril(2), "scale": 0.3, "dropout_p": 0.0}
+    grouped = _fused(query, key, value, **options)
     monkeypatch.setattr("tasks.batches.attention.GROUPING", ())
-    torch.testing.assert_close(_masked(query, key, value, **options), grouped)
+    torch.testing.assert_close(_fused(query, key, value, **options), grouped)
 
 
 def test_in_bfloat16_the_logits_stay_so_and_the_gradients_are_those_of_float32_ones(

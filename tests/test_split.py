@@ -245,12 +245,6 @@ def test_by_time_open_answers_are_no_error_and_the_log_says_that_strata_are_not_
     assert proof(splits)["balance"]["by"] == "none"
 
 
-def test_by_time_a_row_without_time_stops_with_its_place_and_how_to_name_the_field() -> None:
-    rows = [*timed(prompts(50)), row_of("when was this said by whom and where")]
-    with pytest.raises(DataError, match=r"1 of 51 rows have no time, the first is data.jsonl:51; .*time: created_at"):
-        split_rows(rows, Split(by="time"))
-
-
 def test_a_test_side_that_is_too_small_to_decide_is_a_finding() -> None:
     assert split_rows(prompts(200, copies=0)).findings == {"too_small": 20}
     assert proof(split_rows(prompts(200, copies=0)))["smallest_visible_difference"] == pytest.approx(0.249, abs=0.001)

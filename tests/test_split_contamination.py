@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from conftest import messages
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from split_rows import WORDS, on_sides, prompts, row_of, set_aside, side_of, split_rows
+from ingested import run
+from split_rows import BOILERPLATE, WORDS, on_sides, prompts, row_of, set_aside, side_of, split_rows, unique_rows
 
 from tasks.artifacts import MESSAGES, Splits
-from tasks.config import Split
+from tasks.config import Source, Split
+from tasks.split import split
 from tasks.split.passages import Questions, Search, Texts, conversations, gather, passages_of
 
 RNG = random.Random(7)
@@ -201,6 +204,46 @@ def test_answers_of_an_evaluation_file_are_a_form_too() -> None:
     rows = fixed_rows(row_of(around("one"), side="train", answer=PASSAGE))
     assert not contaminated(split_rows(rows, held_out=[f"{around('two')}\n{PASSAGE} and more"]))
     assert contaminated(split_rows(rows, held_out=[f"{around(PASSAGE)}\nand more"])) == {rows[-1]["row_id"]}
+
+
+FORM = "\n".join(f'"{word}": {{"slot": "{word}", "value": ""}},' for word in PASSAGE.split())
+
+
+def test_a_known_answer_of_many_lines_is_a_form_and_a_known_question_is_found_in_prompts_and_answers() -> None:
+    question = f"what is\n{PASSAGE.replace(' ', chr(10))}\nto you"
+    form = row_of(around("one"), side="train", answer=FORM)
+    asked = row_of(around(PASSAGE), side="train", answer=FORM)
+    answered = row_of(around("two"), side="train", answer=around(PASSAGE))
+    splits = split_rows(fixed_rows(form, asked, answered), held_out=[(around("three"), FORM), (question, "no")])
+    assert contaminated(splits) == {asked["row_id"], answered["row_id"]}
+    assert all("held-out eval.jsonl:2, from its word" in row["detail"] for row in set_aside(splits).values())
+    assert contaminated(split_rows(fixed_rows(form), held_out=[f"{around('three')}\n{FORM}"]))  # were it not known
+
+
+def test_a_training_prompt_in_a_known_answer_is_found_if_it_is_long_and_no_leak_if_it_is_short() -> None:
+    short, long = row_of("card arrival", side="train"), row_of(around(PASSAGE), side="train")
+    records = [(around("one"), f"it is\ncard arrival\n{PASSAGE}")]
+    assert contaminated(split_rows(fixed_rows(short, long), held_out=records)) == {long["row_id"]}
+    asked = [("is it\ncard arrival", "card arrival")]
+    assert contaminated(split_rows(fixed_rows(short), held_out=asked)) == {short["row_id"]}
+
+
+def test_of_an_evaluation_file_like_the_training_file_only_what_both_ask_leaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said, again, long = around("one"), "book a table for two", around(PASSAGE)
+    records = [
+        {"instruction": BOILERPLATE, "input": text, "output": json.dumps({"slots": WORDS[:20]}), "source": "slots"}
+        for text in (around("two"), again, long)
+    ]
+    Path("eval.jsonl").write_text("\n".join(map(json.dumps, records)))
+    Path("train.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}))
+    ingested = run("train.jsonl", held_out=(Source(path="eval.jsonl"),))
+    answer = records[0]["output"]
+    trained = [row_of(f"{BOILERPLATE}\n\n{text}", side="train", answer=answer) for text in (said, again, long)]
+    rows = fixed_rows(*trained)
+    assert contaminated(split.fn(unique_rows(rows), ingested, Split(), None)) == {row["row_id"] for row in trained[1:]}
 
 
 def test_the_whole_of_an_evaluation_set_is_found_whatever_the_length_of_its_prompts() -> None:

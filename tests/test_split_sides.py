@@ -22,7 +22,7 @@ from tasks.config import Split
 from tasks.errors import ConfigError, DataError
 from tasks.similarity.engine import Local
 from tasks.similarity.folding import fold_texts
-from tasks.similarity.prompts import shingles
+from tasks.similarity.prompts import cut, shingles
 from tasks.similarity.sets import Pairs, alike, gather
 from tasks.split.clusters import Links, numbered
 from tasks.split.draw import draw
@@ -374,7 +374,7 @@ def templated(drawn: st.DrawFn) -> tuple[list[str], list[int], list[int], list[i
 def test_rows_that_are_compared_when_asked_for_stand_where_they_do_with_all_links_known(made: Any) -> None:
     texts, group, given_sides, earlier = made
     folded = fold_texts(texts)
-    sets = gather([shingles(folded, np.empty(0, np.uint64), guarded=False)])
+    sets = gather([shingles(cut(folded), np.empty(0, np.uint64))])
     links = Links(alike(sets, 0.6, enough=len(texts)), np.array(group))
     fixed, because, exact = fix(np.array(given_sides), np.array(earlier))
     asked, known = (
@@ -391,7 +391,7 @@ def test_what_a_cluster_of_millions_of_pairs_takes_is_memory_for_its_rows() -> N
     rng = random.Random(9)
     texts = [f"{' '.join(WORDS[:14])} {' '.join(rng.choices(WORDS, k=2))}" for _ in range(4_000)]
     side = np.array([rng.choice([TRAIN, VALIDATION, TEST, NONE]) for _ in texts])
-    sets = gather([shingles(fold_texts(texts), np.empty(0, np.uint64), guarded=False)])
+    sets = gather([shingles(cut(fold_texts(texts)), np.empty(0, np.uint64))])
     links = Links(alike(sets, 0.6), np.full(len(texts), -1))
     tracemalloc.start()
     settled = settle(

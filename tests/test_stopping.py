@@ -18,6 +18,7 @@ from tasks.artifacts import Base, Tokens
 from tasks.caching import digest_of
 from tasks.config import Compute, Evaluation, Method, Metric, Model, Training
 from tasks.evaluation import answered, scored
+from tasks.metrics import choose
 from tasks.models import load_model, load_tokenizer
 from tasks.render import render
 from tasks.trainer import FINISHED, INTERRUPTED, checkpoints, stopping
@@ -46,8 +47,6 @@ def fit(tokens: Tokens, tiny_base: Base, tmp_path: Path) -> Fit:
     """`fit("folder", training)` trains in this process; the summary with the digest of the weights that were kept."""
     from tasks.trainer.fit import fit as run
 
-    contract = json.loads(tokens.path("contract.json").read_text())
-
     def fit(
         name: str,
         training: Training = STEADY,
@@ -59,13 +58,10 @@ def fit(tokens: Tokens, tiny_base: Base, tmp_path: Path) -> Fit:
     ) -> dict[str, Any]:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        job = trainer.Job(
-            weights=weights,
+        job = trainer.Job.of(
+            weights,
+            tokens.folder,
             reference="tiny",
-            train=tokens.path("train.parquet"),
-            validation=tokens.path("validation.parquet"),
-            pad_token_id=contract["pad_token_id"],
-            stop_token_ids=contract["stop_token_ids"],
             method=method,
             modules=(),
             training=training,
@@ -249,6 +245,27 @@ def test_a_line_that_a_power_cut_left_broken_does_not_keep_a_run_from_going_on(
     assert fit("disturbed", training) == undisturbed
 
 
+def test_a_kill_while_the_metrics_are_cut_back_loses_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.trainer.record import Record
+
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 6)))
+    before = metrics.read_text()
+    written = Path.write_text
+
+    def cut_off(file: Path, text: str, *args: Any, **rest: Any) -> int:
+        written(file, text[:10], *args, **rest)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_text", cut_off)
+        Record(tmp_path, 3)
+    assert metrics.read_text() == before
+    assert len(Record(tmp_path, 3).losses) == 3
+
+
 def test_a_full_models_config_keeps_the_cache_of_its_base(fit: Fit, tiny_base: Base, tmp_path: Path) -> None:
     fit("full", changed(max_steps=2), method=Method(kind="full"))
     base, tuned = (
@@ -357,7 +374,7 @@ def test_a_metric_in_training_is_what_evaluate_measures(tokens: Tokens, tiny_bas
         stops,
         Evaluation(max_new_tokens=2 * scores.longest),
     )
-    expected = scored(answers, [metric])[1][metric]
+    expected = scored(answers, choose([metric], answers.column("reference").to_pylist()))[1][metric]
     assert 0 < expected < 1
     assert scores(model, lambda: False) == pytest.approx(expected)
 

@@ -117,6 +117,12 @@ def test_classes_of_the_teams_come_last_with_severity_warning_and_more_than_once
             "checks.expectations[0].arguments.languages[1]=ger is no language that can be told; accepted: ISO",
         ),
         (
+            {"name": "language", "arguments": {"languages": ["german", "en", "ger", "en-US"]}},
+            "checks.expectations[0].arguments.languages[0]=german is no language that can be told; also .languages[2]="
+            "ger is no language that can be told; also .languages[3]=en-US is no language that can be told; did you "
+            "mean en? accepted: ISO 639 codes, such as en, de or zh",
+        ),
+        (
             {"name": "language", "arguments": {"languages": ["de_AT"]}},
             "checks.expectations[0].arguments.languages[0]=de_AT is no language that can be told; did you mean de?",
         ),

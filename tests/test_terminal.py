@@ -1,14 +1,17 @@
 """The summary of a run says all that was done to the rows."""
 
+import json
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from flows import terminal
 from flows.calls import Step
-from flows.outcome import Outcome
-from tasks.artifacts import Rows
+from flows.outcome import Outcome, worth_a_look
+from tasks.account import leak_sentence
+from tasks.artifacts import CheckedRows, Rows, Splits, VerdictPage
 
 
 def summary(**rows: Any) -> str:
@@ -22,3 +25,45 @@ def summary(**rows: Any) -> str:
 def test_repairs_are_counted_where_some_were_made() -> None:
     assert "repaired: mojibake 12, nfc 3" in summary(repaired={"mojibake": 12, "nfc": 3})
     assert "repaired" not in summary()
+
+
+def test_the_verdict_page_is_the_first_link(tmp_path: Path) -> None:
+    console = Console(file=StringIO(), width=120, highlight=False)
+    page = VerdictPage(folder=tmp_path, num_rows=9, suggestions=())
+    terminal.show_outcome(console, Outcome.of([Step(stage="verdict_page", state="ran", record=page)]), "x.yaml")
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert f"\n\nverdict page        {tmp_path / 'report.html'}\nnext\n" in shown
+
+
+def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
+    expectations = [{"name": "refusal", "of_set": False}, {"name": "source_drift", "of_set": True}]
+    said = {"expectations": expectations, "given_sides": ["3 of the 40 records of the given test side"]}
+    (tmp_path / "results.json").write_text(json.dumps(said))
+    found = {"refusal": 1_200, "secrets": 1, "source_drift": 1, "given_test_rows_set_aside": 3}
+    checked = CheckedRows(folder=tmp_path, num_rows=9, num_quarantined=0, reasons={}, findings=found)
+    splits = Splits(
+        num_train=7,
+        num_validation=1,
+        num_test=1,
+        num_clusters=9,
+        findings={"too_small": 1},
+        largest_similarity=0,
+        random_leak_share=0,
+    )
+    steps = [Step(stage=stage, state="ran", record=made) for stage, made in (("check", checked), ("split", splits))]
+    assert worth_a_look(Outcome.of(steps)) == [
+        "refusal (1,200 rows)",
+        "secrets (1 row)",
+        "source_drift (the rows as a whole)",
+        "too_small (1 test rows)",
+    ]
+
+
+def test_the_leak_sentence_counts_held_out_records_where_there_are_some() -> None:
+    proof = {"largest_pair": [], "largest_similarity": 0.3, "threshold": 0.6, "random_leak_share": 0.1}
+    none = {"held_out_records": 0, "by_partner": {}, "removed": False}
+    some = {"held_out_records": 1_200, "by_partner": {"test": 2, "held_out": 5}, "removed": True}
+    assert "held-out" not in leak_sentence(proof | {"decontamination": none})
+    assert leak_sentence(proof | {"decontamination": some}).endswith(
+        "Training rows that had a passage or a prompt of one of the 1,200 held-out records: 5, removed."
+    )

@@ -21,7 +21,7 @@ from tasks import trainer
 from tasks.artifacts import Adapter, Base, Tokens
 from tasks.caching import digest_of
 from tasks.config import Compute, Method, Model, Training
-from tasks.errors import TrainerDied, TrainingError, is_transient
+from tasks.errors import ConfigError, TrainerDied, TrainingError, is_transient
 from tasks.render import render
 from tasks.train import train
 
@@ -266,6 +266,17 @@ def test_whatever_library_runs_out_of_memory_it_is_told_from_other_errors(
 
     assert (trainer.OUT_OF_MEMORY, trainer.FAILED) == (77, 1)
     assert process(fit) == code
+
+
+def test_settings_that_the_trainer_refuses_are_the_settings_fault(process: Callable[..., int], tmp_path: Path) -> None:
+    from tasks import train as stage
+
+    def fit() -> int:
+        raise ConfigError("compute.liger=true cannot be: why")
+
+    failure = stage._failure(process(fit), tmp_path)
+    assert isinstance(failure, ConfigError)
+    assert str(failure) == "compute.liger=true cannot be: why"
 
 
 def test_a_seed_that_numpy_does_not_take_is_refused_with_what_it_takes() -> None:

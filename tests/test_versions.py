@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import versions
 from tasks.artifacts import SIDES_FILE, SIDES_SCHEMA, CheckedRows, Rows, Splits, UniqueRows
 from tasks.caching import cached, kept
 from tasks.config import Split
 from tasks.errors import ConfigError, TunewrightError
-from tasks.versions import Before, Replaced, Version, accept, before, history, ledger
+from tasks.history import Replaced, Version, file_of, history, read
+from tasks.versions import Before, accept, before
 
 SPLIT = Split()
 
@@ -136,13 +136,18 @@ def test_sides_that_a_trial_gives_the_newest_version_are_counted_and_said_and_ca
         f"{when} by run brave-fox; the next data follow the new sides, unless a run with the settings as they were "
         "puts the old ones back"
     ]
-    assert trial.replaced == (Replaced(accepted=first.accepted, run="brave-fox", moved=2, known=4),)
+    replaced = Replaced(accepted=first.accepted, run="brave-fox", moved=2, known=4, splits=first.splits.digest)
+    assert trial.replaced == (replaced,)
+    assert not trial.is_back(0)
     rows = ingest(tuple("abcde"))
     assert before("triage", rows, SPLIT).splits == kept(Splits, "split", trial.splits.key), "the next data follow it"
 
+    caplog.set_level(logging.INFO, "tunewright")
     again = run("abcd")[1]
-    assert (again.splits, len(caplog.messages)) == (first.splits, 2)
-    assert [replaced.moved for replaced in history("triage", 0, "cluster")[-1].replaced] == [2, 2]
+    back = f"version 2 of the data of triage has the sides back that it was first accepted with, on {when} by run brave"
+    assert again.splits == first.splits
+    assert caplog.messages[1].startswith(back)
+    assert [(once.moved, again.is_back(at)) for at, once in enumerate(again.replaced)] == [(2, False), (2, True)]
 
 
 def test_sides_that_stay_are_nothing_to_say_of_and_sides_that_are_gone_are(
@@ -155,7 +160,7 @@ def test_sides_that_stay_are_nothing_to_say_of_and_sides_that_are_gone_are(
     assert [replaced.moved for replaced in other.replaced] == [0]
     assert not caplog.messages
     shutil.rmtree(other.splits.folder)
-    _, last = run("cd")
+    _, last = run("cd", Split(threshold=0.8))
     assert [replaced.moved for replaced in last.replaced] == [0, None]
     assert "the sides that it was accepted with on" in caplog.messages[-1]
     assert "are gone, so how many rows are on another is not known" in caplog.messages[-1]
@@ -167,7 +172,7 @@ def test_another_seed_another_rule_and_another_pipeline_have_histories_of_their_
         found, version = run("abc", settings, name)
         assert (found.number, found.splits, version.parent) == (1, None, "")
     assert len(history("triage", 0, "cluster")) == 1
-    assert len(ledger("triage").read_text().splitlines()) == 3
+    assert len(file_of("triage").read_text().splitlines()) == 3
 
 
 def test_a_version_counts_the_rows_that_came_and_went() -> None:
@@ -202,12 +207,12 @@ def test_a_version_whose_sides_are_gone_stops_the_next_run_unless_it_splits_anew
     elif how == "altered":
         file.write_text("others")
     else:
-        line = ledger("triage").read_text()
-        ledger("triage").write_text(line.replace(first.splits.digest, "0" * 64))
+        line = file_of("triage").read_text()
+        file_of("triage").write_text(line.replace(first.splits.digest, "0" * 64))
     rows = ingest(tuple("abc"))
     with pytest.raises(ConfigError, match=r"^split.sticky=true: .*/artifacts/split/.*split.sticky=false") as error:
         before("triage", rows, SPLIT)
-    assert str(ledger("triage")) in str(error.value)
+    assert str(file_of("triage")) in str(error.value)
     anew = before("triage", rows, Split(sticky=False))
     assert anew.splits is None
     assert anew.checked, "what is there is still held against"
@@ -223,7 +228,7 @@ def test_nothing_is_made_in_looking(home: Path) -> None:
 
 def test_a_line_that_is_no_version_is_named() -> None:
     run("ab")
-    with ledger("triage").open("a") as file:
+    with file_of("triage").open("a") as file:
         file.write('{"number": 2}\n')
     with pytest.raises(ConfigError, match=r"triage.jsonl line 2: .*number.* is no version"):
         run("abc")
@@ -232,13 +237,13 @@ def test_a_line_that_is_no_version_is_named() -> None:
 def test_runs_at_once_lose_no_version() -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda seed: run("abc", Split(seed=seed)), range(10)))
-    seeds = {version.seed for version in versions._read(ledger("triage"))}
+    seeds = {version.seed for version in read(file_of("triage"))}
     assert seeds == set(range(10))
 
 
 def test_a_failed_write_leaves_the_ledger_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     run("ab")
-    as_it_was = ledger("triage").read_text()
+    as_it_was = file_of("triage").read_text()
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -249,9 +254,9 @@ def test_a_failed_write_leaves_the_ledger_as_it_was(monkeypatch: pytest.MonkeyPa
         unique = dedupe(checked)
         splits = split(unique, SPLIT)
         found = before("triage", rows, SPLIT)
-        patch.setattr(versions.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         accept(found, rows, checked, unique, splits)
-    assert ledger("triage").read_text() == as_it_was
+    assert file_of("triage").read_text() == as_it_was
 
 
 ACCEPTING = """
@@ -275,12 +280,12 @@ def accepting() -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_killed_run_leaves_every_accepted_version_readable(accepting: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
-    while not ledger("triage").exists() or len(ledger("triage").read_text().splitlines()) < 5:
+    while not file_of("triage").exists() or len(file_of("triage").read_text().splitlines()) < 5:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     accepting.send_signal(signal.SIGKILL)
     accepting.wait()
-    there = versions._read(ledger("triage"))
+    there = read(file_of("triage"))
     assert [version.seed for version in there] == list(range(len(there)))
     assert run("abc", Split(seed=10**6))[1].number == 1
-    assert len(versions._read(ledger("triage"))) == len(there) + 1
+    assert len(read(file_of("triage"))) == len(there) + 1

@@ -1,27 +1,15 @@
 """Batches of tokenized rows in several layouts, and the loss on their answers: the same loss and gradients in each.
 
 padded: rows padded on the right to the longest. packed: rows one after another in one sequence, where each sees itself
-alone. shared: packed, and what all of them begin with is there once. flash: packed, for FlashAttention.
+alone; those of like length attend side by side. shared: packed, and what all of them begin with is there once. flash:
+packed, for FlashAttention.
 
 The rows of an optimizer step are cut into micro batches; however they are cut and laid out, the update is the same.
 """
 
 from tasks.batches.attention import ATTENTION
-from tasks.batches.collating import Collator, Layout, cut
-from tasks.batches.layouts import Batch, Row, flash, packed, padded, shared_prefix
+from tasks.batches.collating import Collator
+from tasks.batches.layouts import Batch, Group, flash, packed, padded
 from tasks.batches.loss import answer_loss, num_labels
 
-__all__ = [
-    "ATTENTION",
-    "Batch",
-    "Collator",
-    "Layout",
-    "Row",
-    "answer_loss",
-    "cut",
-    "flash",
-    "num_labels",
-    "packed",
-    "padded",
-    "shared_prefix",
-]
+__all__ = ["ATTENTION", "Batch", "Collator", "Group", "answer_loss", "flash", "num_labels", "packed", "padded"]

@@ -1,14 +1,17 @@
 """Attention of packed rows, with or without a shared prefix: a row sees the prefix and itself.
 
-The rows are laid out side by side, so that no row is compared with another: the work is that of padded rows less the
-prefix, and only here is there any padding.
+Rows of like length are laid out side by side, so that no row is compared with another: the work is that of padded rows
+less the prefix, and only here is there any padding.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface
+
+from tasks.batches.layouts import Group
 
 ATTENTION = "tunewright_packed"
 GROUPING = ("cpu",)  # devices whose fused attention takes a mask and fewer key heads than query heads at once
@@ -22,9 +25,7 @@ def attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    row_tokens: torch.Tensor,
-    token_rows: torch.Tensor,
-    visible: torch.Tensor,
+    groups: Sequence[Group],
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
@@ -33,54 +34,70 @@ def attention(
 
     Returns [1, tokens, heads, size], as transformers' attention functions do.
     """
-    longest = row_tokens.shape[1]
-    prefix = visible.shape[1] - longest
-    own = row_tokens - prefix
+    longest, total = groups[0]["visible"].shape
+    lengths = [total - longest, *(len(group["token_rows"]) for group in groups)]
     options: dict[str, Any] = {
         "scale": scaling or query.shape[-1] ** -0.5,
         "dropout_p": dropout if module.training else 0.0,
     }
-
-    def side_by_side(states: torch.Tensor) -> torch.Tensor:  # -> [rows, heads, longest, size]
-        return _SideBySide.apply(states[0, :, prefix:], own, token_rows).transpose(0, 1)
-
-    def behind_prefix(states: torch.Tensor) -> torch.Tensor:
-        shared = states[:, :, :prefix].expand(len(row_tokens), -1, -1, -1)
-        return torch.cat([shared, side_by_side(states)], dim=2)
-
-    attend = _attend if _is_small(query, visible, len(row_tokens)) else _masked
-    rows = attend(side_by_side(query), behind_prefix(key), behind_prefix(value), attn_mask=visible, **options)
-    packed = _OneAfterAnother.apply(rows.transpose(0, 1), own, token_rows).transpose(0, 1)[None]
-    if not prefix:
-        return packed, None
-    first, first_key, first_value = (states[:, :, :prefix] for states in (query, key, value))
-    shared = functional.scaled_dot_product_attention(
-        first, first_key, first_value, is_causal=True, enable_gqa=query.shape[1] > key.shape[1], **options
+    (first, *queries), (first_key, *keys), (first_value, *values) = (
+        states[0].split(lengths, dim=1) for states in (query, key, value)
     )
-    return torch.cat([shared.transpose(1, 2), packed], dim=1), None
+    attend = _attend if _are_small(query, groups) else _fused
+    attended = []
+    if lengths[0]:
+        enable_gqa = len(first) > len(first_key)
+        attended.append(
+            functional.scaled_dot_product_attention(
+                first[None], first_key[None], first_value[None], is_causal=True, enable_gqa=enable_gqa, **options
+            )[0]
+        )
+    for group, own, own_keys, own_values in zip(groups, queries, keys, values, strict=True):
+        rows = attend(
+            _side_by_side(own, group),
+            _behind(first_key, own_keys, group),
+            _behind(first_value, own_values, group),
+            attn_mask=group["visible"],
+            **options,
+        )
+        attended.append(_OneAfterAnother.apply(rows.transpose(0, 1), group["row_tokens"], group["token_rows"]))
+    return torch.cat(attended, dim=1).transpose(0, 1)[None], None
 
 
 AttentionInterface.register(ATTENTION, attention)
 
 
-def _is_small(query: torch.Tensor, visible: torch.Tensor, num_rows: int) -> bool:
+def _side_by_side(states: torch.Tensor, group: Group) -> torch.Tensor:
+    """[heads, tokens of the group, size] -> [rows, heads, longest, size]."""
+    return _SideBySide.apply(states, group["row_tokens"], group["token_rows"]).transpose(0, 1)
+
+
+def _behind(prefix: torch.Tensor, states: torch.Tensor, group: Group) -> torch.Tensor:
+    """The same of keys or values, behind those of the prefix: [rows, kv heads, prefix + longest, size]."""
+    rows = _side_by_side(states, group)
+    return torch.cat([prefix.expand(len(rows), -1, -1, -1), rows], dim=2)
+
+
+def _are_small(query: torch.Tensor, groups: Sequence[Group]) -> bool:
     """Whether torch's fused attention loses: on a CPU it calls a bfloat16 product for each small block."""
-    on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    return on_cpu and num_rows * query.shape[1] * visible.numel() <= SCORES
+    scores = query.shape[1] * sum(len(group["row_tokens"]) * group["visible"].numel() for group in groups)
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and scores <= SCORES
 
 
-def _masked(
+def _fused(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, attn_mask: torch.Tensor, **options: Any
 ) -> torch.Tensor:
-    """scaled_dot_product_attention with a mask; the query heads of a key head are together."""
+    """scaled_dot_product_attention; the query heads of a key head are together."""
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and query.device.type not in GROUPING:
-        # A GPU's fused kernels take a mask or fewer key heads, not both; the one that takes both keeps all scores.
-        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-        groups = 1
-    return functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attn_mask, enable_gqa=groups > 1, **options
-    )
+    if query.shape[2] == key.shape[2]:  # no prefix: what a mask would say, kernels know, and need half the time
+        options["is_causal"] = True
+    else:
+        options["attn_mask"] = attn_mask
+        if groups > 1 and query.device.type not in GROUPING:
+            # A GPU's fused kernels take a mask or fewer key heads; the one that takes both keeps all scores.
+            key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+            groups = 1
+    return functional.scaled_dot_product_attention(query, key, value, enable_gqa=groups > 1, **options)
 
 
 def _attend(

@@ -4,15 +4,14 @@ Only labelled positions are scored: the head over the vocabulary is a large part
 those of the next token, so that a batch needs no shift. What stands behind a row's last prediction is left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from tasks.artifacts import IGNORED
-
-Row = Mapping[str, Any]  # input_ids and labels of equal length, labels not shifted
+from tasks.cutting import Row, num_tokens, shared_prefix, side_by_side
 
 
 class Batch(TypedDict):
@@ -39,33 +38,53 @@ def padded(rows: Sequence[Row], pad_token_id: int) -> Batch:
     }
 
 
-def packed(rows: Sequence[Row], *, share: bool) -> Batch:
+class Group(TypedDict):
+    """Rows of a packed batch that attend side by side, and lie one after another in it.
+
+    `row_tokens` [rows, longest] says where each row's tokens stand among those of the group, padded with its last;
+    `token_rows` [tokens] where each token stands in that table, flattened; `visible` [longest, prefix + longest] what a
+    row's tokens see.
+    """
+
+    row_tokens: torch.Tensor
+    token_rows: torch.Tensor
+    visible: torch.Tensor
+
+
+def packed(rows: Sequence[Row], *, share: bool, a_group: int | None = None) -> Batch:
     """One sequence [prefix][row 1][row 2]...: input_ids and position_ids [1, tokens], labels [1, scored positions].
 
     With `share` the prefix is what all rows begin with, and otherwise empty. Positions go on from it in each row, so
-    that it is exact for a causal model. Our attention function reads the rest: `row_tokens` [rows, longest] says where
-    each row's tokens stand in the sequence (padded with its last), `token_rows` [tokens - prefix] where each token
-    stands in that table, flattened, and `visible` [longest, prefix + longest] what a row's tokens see.
+    that it is exact for a causal model. The rows lie in `groups`, which our attention function reads, as
+    tasks/cutting.py makes them.
     """
     prefix = shared_prefix(rows) if share else 0
-    ids = [_sequence(row) for row in rows]
-    lengths = torch.tensor([len(row) - prefix for row in ids])
-    starts = prefix + lengths.cumsum(0) - lengths
-    longest = int(lengths.max())
-    within = torch.arange(longest)
+    groups = side_by_side(rows, prefix, a_group)
+    ordered = [row for group in groups for row in group]
+    ids = [_sequence(row) for row in ordered]
     positions = [torch.arange(prefix), *(torch.arange(prefix, len(row)) for row in ids)]
-    labels = torch.cat([torch.full((prefix,), IGNORED), *(_targets(row)[prefix:] for row in rows)])
+    labels = torch.cat([torch.full((prefix,), IGNORED), *(_targets(row)[prefix:] for row in ordered)])
     scored = (labels != IGNORED).nonzero().squeeze(1)
     return {
         "inputs": {
             "input_ids": torch.cat([ids[0][:prefix], *(row[prefix:] for row in ids)])[None],
             "position_ids": torch.cat(positions)[None],
-            "row_tokens": starts[:, None] + torch.minimum(within, lengths[:, None] - 1),
-            "token_rows": (within < lengths[:, None]).flatten().nonzero().squeeze(1),
-            "visible": torch.ones(longest, prefix + longest, dtype=torch.bool).tril(prefix),
+            "groups": [_group(group, prefix) for group in groups],
             "logits_to_keep": scored,
         },
         "labels": labels[None, scored],
+    }
+
+
+def _group(rows: Sequence[Row], prefix: int) -> Group:
+    lengths = torch.tensor([num_tokens(row) - prefix for row in rows])
+    starts = lengths.cumsum(0) - lengths
+    longest = int(lengths.max())
+    within = torch.arange(longest)
+    return {
+        "row_tokens": starts[:, None] + torch.minimum(within, lengths[:, None] - 1),
+        "token_rows": (within < lengths[:, None]).flatten().nonzero().squeeze(1),
+        "visible": torch.ones(longest, prefix + longest, dtype=torch.bool).tril(prefix),
     }
 
 
@@ -92,30 +111,6 @@ def flash(rows: Sequence[Row]) -> Batch:
         },
         "labels": labels[None, scored],
     }
-
-
-def shared_prefix(rows: Sequence[Row]) -> int:
-    """How many tokens all rows begin with, such that none of them has to predict a label of its own there."""
-    first, last = min(row["input_ids"] for row in rows), max(row["input_ids"] for row in rows)
-    return min(common(first, last), *(own_from(row) for row in rows))
-
-
-def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    unlike = (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-    return next(unlike, min(len(first), len(second)))
-
-
-def own_from(row: Row) -> int:
-    """The first position of a row that it cannot share: the token before its first label predicts it."""
-    labelled = next((at for at, label in enumerate(row["labels"]) if label != IGNORED), len(row["labels"]))
-    return max(0, labelled - 1)
-
-
-def num_tokens(row: Row) -> int:
-    """How many tokens of a row are computed: those up to the one that predicts its last label."""
-    labels = row["labels"]
-    return max(1, next((at for at in range(len(labels) - 1, 0, -1) if labels[at] != IGNORED), 1))
 
 
 def _sequence(row: Row) -> torch.Tensor:

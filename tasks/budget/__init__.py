@@ -4,6 +4,7 @@ All of it is arithmetic on the base's headers, the settings and the rows (shapes
 takes milliseconds; only calibration.py runs something.
 """
 
-from tasks.budget.estimate import Estimate, Ground, before_training, estimate, remedies, shortage
+from tasks.budget.case import Case, Ground
+from tasks.budget.estimate import Estimate, before_training, estimate, remedies, shortage
 
-__all__ = ["Estimate", "Ground", "before_training", "estimate", "remedies", "shortage"]
+__all__ = ["Case", "Estimate", "Ground", "before_training", "estimate", "remedies", "shortage"]

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,7 @@ import pyarrow.parquet as pq
 
 from tasks import config, trainer
 from tasks.artifacts import Base, Tokens
-from tasks.budget import work
-from tasks.budget.devices import Machine
-from tasks.budget.estimate import Ground, estimate, flops_a_row
+from tasks.budget.case import Case, Ground
 from tasks.budget.learning import learning
 from tasks.budget.timing import Rate
 from tasks.caching import MANIFEST
@@ -32,50 +32,36 @@ LOADING_SECONDS = 300.0
 POLL_SECONDS = 0.2
 
 
-def calibrate(
-    base: Base, tokens: Tokens, ground: Ground, method: Method, training: Training, compute: Compute, machine: Machine
-) -> Rate:
+def calibrate(base: Base, tokens: Tokens, case: Case) -> Rate:
     """Trains a few steps of the run that is planned, in a process of its own, and keeps the rate.
 
     Raises TrainingError where not one step is done in time, or the trainer fails.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        job = _job(folder, base, tokens, ground, method, training, compute, machine)
-        lines = _run(job, folder)
+        lines = _run(_job(folder, base, tokens, case), folder)
     seconds = [line["seconds"] for line in lines]
-    rate = (
-        flops_a_row(ground, method, training, compute, machine)
-        * training.batch
-        / statistics.median(seconds[1:] or seconds)
-    )
+    rate = case.flops_a_row * case.training.batch / statistics.median(seconds[1:] or seconds)
     kept = {"flops_per_second": rate, "steps": len(seconds), "made": time.strftime("%Y-%m-%d", time.gmtime())}
-    file = _file(base, method, training, compute, machine)
+    file = _file(base, case)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(kept), encoding="utf-8")
     return _rate(kept)
 
 
-def measured(
-    base: Base,
-    tokens: Tokens | None,
-    ground: Ground,
-    method: Method,
-    training: Training,
-    compute: Compute,
-    machine: Machine,
-) -> Rate | None:
+def measured(base: Base, tokens: Tokens | None, case: Case) -> Rate | None:
     """The rate that was measured here for this base, or None: a run's on the same rows, or else a calibration's.
 
     That of another method stands in where there is none of this one, since the arithmetic is known of both.
     """
-    others = [Method(kind=kind) for kind in ("lora", "qlora", "full", "spectrum") if kind != method.kind]
-    for tried in (method, *others):
-        run = _rate_of_runs(base, tokens, ground, tried, training, compute, machine) if tokens else None
-        file = _file(base, tried, training, compute, machine)
+    others = [Method(kind=kind) for kind in ("lora", "qlora", "full", "spectrum") if kind != case.method.kind]
+    for tried in (case.method, *others):
+        other = replace(case, method=tried)
+        run = _rate_of_runs(base, tokens, other) if tokens else None
+        file = _file(base, other)
         found = run or (_rate(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None)
         if found:
-            return found if tried is method else found._replace(source=f"{found.source} of {tried.kind}")
+            return found if tried is case.method else found._replace(source=f"{found.source} of {tried.kind}")
     return None
 
 
@@ -89,49 +75,37 @@ def _way(training: Training, compute: Compute) -> list[Any]:
     return [training.speed, compute.precision, compute.threads, compute.compile, compute.attention]
 
 
-def _file(base: Base, method: Method, training: Training, compute: Compute, machine: Machine) -> Path:
+def _file(base: Base, case: Case) -> Path:
     identity = [
         base.weights_digest,
-        method.kind,
-        method.bits,
-        machine.device.kind,
-        machine.device.name,
+        case.method.kind,
+        case.method.bits,
+        case.machine.device.kind,
+        case.machine.device.name,
         platform.node(),
-        *_way(training, compute),
+        *_way(case.training, case.compute),
     ]
     return config.home() / "calibration" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]}.json"
 
 
-def _job(
-    folder: Path,
-    base: Base,
-    tokens: Tokens,
-    ground: Ground,
-    method: Method,
-    training: Training,
-    compute: Compute,
-    machine: Machine,
-) -> trainer.Job:
+def _job(folder: Path, base: Base, tokens: Tokens, case: Case) -> trainer.Job:
     """A few steps of the planned run, on rows that are drawn as the estimate draws them."""
     schema = pq.read_schema(tokens.path("train.parquet"))
-    drawn = [row for step in work.steps(ground.rows, training.batch)[:STEPS] for row in step]
     rest = {"cluster": 0, "prompt_length": 1, "reference": ""}
+    drawn = [row for step in case.drawn[:STEPS] for row in step]
     rows = [{**rest, "row_id": str(number), **row} for number, row in enumerate(drawn)]
     pq.write_table(pa.Table.from_pylist(rows, schema), folder / "train.parquet")
     pq.write_table(pa.Table.from_pylist(rows[:1], schema), folder / "validation.parquet")
-    contract = json.loads(tokens.path("contract.json").read_text(encoding="utf-8"))
-    return trainer.Job(
-        weights=base.weights,
+    shutil.copy(tokens.path("contract.json"), folder)
+    return trainer.Job.of(
+        base.weights,
+        folder,
         reference=base.reference,
-        train=folder / "train.parquet",
-        validation=folder / "validation.parquet",
-        pad_token_id=contract["pad_token_id"],
-        stop_token_ids=contract["stop_token_ids"],
-        method=method,
-        modules=_modules(ground, method),
-        training=training.model_copy(update={"max_steps": STEPS, "evaluate_every": None, "best_by": "loss"}),
-        compute=compute,
-        micro_batch=estimate(ground, method, training, compute, machine).micro_batch,
+        method=case.method,
+        modules=_modules(case.ground, case.method),
+        training=case.training.model_copy(update={"max_steps": STEPS, "evaluate_every": None, "best_by": "loss"}),
+        compute=case.compute,
+        micro_batch=case.micro_batch,
     )
 
 
@@ -179,33 +153,26 @@ def _why(folder: Path) -> str:
     return f"no step was done in {MOST_SECONDS:.0f} s; a smaller training.batch takes less"
 
 
-def _rate_of_runs(
-    base: Base,
-    tokens: Tokens,
-    ground: Ground,
-    method: Method,
-    training: Training,
-    compute: Compute,
-    machine: Machine,
-) -> Rate | None:
+def _rate_of_runs(base: Base, tokens: Tokens, case: Case) -> Rate | None:
     """The rate of the newest run of this method on these rows on this device."""
     for file in sorted((config.home() / "artifacts" / "train").glob(f"*/{MANIFEST}"), key=_made, reverse=True):
         try:
             read = json.loads(file.read_text(encoding="utf-8"))["ingredients"]
             its = read.get("base"), read.get("tokens"), read.get("method.kind")
-            if its != (f"base {base.digest}", f"render {tokens.digest}", method.kind):
+            if its != (f"base {base.digest}", f"render {tokens.digest}", case.method.kind):
                 continue
             status = json.loads((file.parent / "status.json").read_text(encoding="utf-8"))
             steps = [line for line in _lines(file.parent / "metrics.jsonl") if "loss" in line][1:]
         except (OSError, ValueError, KeyError):  # removed or altered: then it says nothing
             continue
-        if not steps or status.get("device") != machine.device.name:
+        if not steps or status.get("device") != case.machine.device.name:
             continue
-        settings = _section(Method, read), _section(Training, read), _section(Compute, read)
-        if _way(*settings[1:]) != _way(training, compute):
+        training, compute = _section(Training, read), _section(Compute, read)
+        if _way(training, compute) != _way(case.training, case.compute):
             continue
         rows = statistics.median(line["rows_per_second"] for line in steps)
-        speed = rows * flops_a_row(ground, *settings, machine)
+        ran = replace(case, method=_section(Method, read), training=training, compute=compute)
+        speed = rows * ran.flops_a_row
         return Rate(speed, speed, f"an earlier run of {len(steps) + 1} steps here")
     return None
 

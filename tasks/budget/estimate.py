@@ -2,37 +2,21 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks import speed
 from tasks.artifacts import Base, Tokens
 from tasks.budget import work
-from tasks.budget.devices import Machine, machine
+from tasks.budget.case import FREE_SHARE, Case, ground_of
+from tasks.budget.devices import machine
 from tasks.budget.learning import learning
-from tasks.budget.memory import Load, Memory, disk_bytes, evaluation_bytes, memory
-from tasks.budget.shapes import Config, Shape, config_in, shape_in
-from tasks.budget.timing import FORWARD_SHARE, Rate, flops, seconds
-from tasks.budget.work import Row, Work
+from tasks.budget.memory import Memory, disk_bytes, evaluation_bytes
+from tasks.budget.timing import FORWARD_SHARE, Rate, seconds
+from tasks.budget.work import Work
 from tasks.config import Compute, Method, Training
 from tasks.errors import ConfigError
 from tasks.speed import Chosen
-
-FREE_SHARE = 0.85  # of the free memory that a prediction may fill, since it is right within 15%
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What a budget stands on: the base, and rows as they will train."""
-
-    shape: Shape
-    config: Config
-    source: work.Source
-    num_rows: int  # that train
-    num_validation: int
-    rows: Sequence[Row]  # some of those that train
-    longest: int  # tokens of the longest row of all
 
 
 class Estimate(BaseModel):
@@ -63,21 +47,16 @@ class Estimate(BaseModel):
         return self.peak <= FREE_SHARE * self.free
 
 
-def estimate(
-    ground: Ground, method: Method, training: Training, compute: Compute, machine: Machine, rate: Rate | None = None
-) -> Estimate:
-    """What training by a method takes on a machine. Raises ConfigError where the settings cannot be."""
-    shape = ground.shape
-    chosen = speed.choose(ground.config, method, training, compute, ground.longest, machine.device)
-    drawn = work.steps(ground.rows, min(training.batch, ground.num_rows))
-    size = _micro_batch(shape, method, chosen, training, compute, drawn, machine)
-    cut = [work.loads(step, chosen.layout, size, compute.max_tokens) for step in drawn]
-    most = _most(shape, method, chosen, cut, machine)
-    num_steps = training.max_steps or math.ceil(training.epochs * math.ceil(ground.num_rows / training.batch))
-    a_step = sum(flops(shape, method, chosen, loads) for loads in cut) / len(cut)
-    validated = FORWARD_SHARE[method.kind] * ground.num_validation / min(training.batch, ground.num_rows)
-    total = a_step * (num_steps + validated * _num_evaluations(ground, training, num_steps))
-    evaluation = evaluation_bytes(shape, method, machine.device.kind)
+def estimate(case: Case, rate: Rate | None = None) -> Estimate:
+    """What the training takes. Raises ConfigError where the settings cannot be."""
+    ground, method, shape, chosen = case.ground, case.method, case.ground.shape, case.chosen
+    size = case.micro_batch
+    cut = case.cut(size)
+    most = case.most(cut)
+    num_steps = case.training.max_steps or math.ceil(case.training.epochs * _steps_an_epoch(case))
+    validated = FORWARD_SHARE[method.kind] * ground.num_validation / case.batch
+    total = case.flops_a_step(cut) * (num_steps + validated * _num_evaluations(case, num_steps))
+    evaluation = evaluation_bytes(shape, method, case.machine.device.kind)
     return Estimate(
         method=method,
         chosen=chosen,
@@ -87,18 +66,19 @@ def estimate(
         memory=most,
         peak=most.peak,
         evaluation=evaluation,
-        free=machine.free_bytes,
+        free=case.machine.free_bytes,
         disk=disk_bytes(shape, method, chosen),
-        work=work.summed(ground.source, ground.num_rows, drawn, cut),
+        work=work.summed(ground.source, ground.num_rows, case.drawn, cut),
         num_steps=num_steps,
         flops=total,
         seconds=seconds(total, num_steps * shape.num_layers * sum(map(len, cut)) / len(cut), rate) if rate else None,
         rate_source=rate.source if rate else "",
-        notes=tuple(_notes(shape, method, most.peak, evaluation, machine)),
+        notes=tuple(_notes(case, most.peak, evaluation)),
     )
 
 
-def _notes(shape: Shape, method: Method, peak: int, evaluation: int, machine: Machine) -> Iterator[str]:
+def _notes(case: Case, peak: int, evaluation: int) -> Iterator[str]:
+    shape, method, machine = case.ground.shape, case.method, case.machine
     if shape.num_expert and method.kind != "full":
         packed = ", nor are they packed" if method.kind == "qlora" else ""
         yield (
@@ -114,68 +94,19 @@ def _notes(shape: Shape, method: Method, peak: int, evaluation: int, machine: Ma
         )
 
 
-def flops_a_row(ground: Ground, method: Method, training: Training, compute: Compute, machine: Machine) -> float:
-    """Operations of a training step for one row, in the mean."""
-    once = training.model_copy(update={"max_steps": 1, "evaluate_every": None})
-    return estimate(replace(ground, num_validation=0), method, once, compute, machine).flops / min(
-        training.batch, ground.num_rows
-    )
+def _steps_an_epoch(case: Case) -> int:
+    return math.ceil(case.ground.num_rows / case.training.batch)
 
 
-def _num_evaluations(ground: Ground, training: Training, num_steps: int) -> int:
+def _num_evaluations(case: Case, num_steps: int) -> int:
     """How often the validation rows are looked at, as tasks/trainer/fit.py has it."""
-    an_epoch = math.ceil(ground.num_rows / training.batch)
-    return math.ceil(num_steps / min(training.evaluate_every or math.ceil(an_epoch / 2), num_steps))
+    every = case.training.evaluate_every or math.ceil(_steps_an_epoch(case) / 2)
+    return math.ceil(num_steps / min(every, num_steps))
 
 
-def _micro_batch(
-    shape: Shape,
-    method: Method,
-    chosen: Chosen,
-    training: Training,
-    compute: Compute,
-    drawn: Sequence[Sequence[Row]],
-    machine: Machine,
-) -> int:
-    if training.micro_batch == "auto":
-        return largest_micro_batch(shape, method, chosen, compute, drawn, machine) or 1
-    return training.micro_batch or training.batch
-
-
-def largest_micro_batch(
-    shape: Shape,
-    method: Method,
-    chosen: Chosen,
-    compute: Compute,
-    drawn: Sequence[Sequence[Row]],
-    machine: Machine,
-) -> int:
-    """The most rows on the device at once whose peak the free memory holds; 0 where it does not even hold one."""
-
-    def fits(size: int) -> bool:
-        cut = [work.loads(step, chosen.layout, size, compute.max_tokens) for step in drawn]
-        return _most(shape, method, chosen, cut, machine).peak <= FREE_SHARE * machine.free_bytes
-
-    low, high = 0, max(map(len, drawn))  # low fits, and what is over high does not
-    if fits(high):
-        return high
-    while low < high - 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def _most(shape: Shape, method: Method, chosen: Chosen, cut: Sequence[Sequence[Load]], machine: Machine) -> Memory:
-    """The memory of the micro batch that takes most: one with the most tokens, labels or attention."""
-    loads = [load for step in cut for load in step]
-    sizes = (lambda load: load.tokens, lambda load: load.scored, lambda load: load.rows * load.longest)
-    largest = {max(loads, key=size) for size in sizes}
-    return max((memory(shape, method, chosen, load, machine.device.kind) for load in largest), key=lambda m: m.peak)
-
-
-def remedies(ground: Ground, method: Method, training: Training, compute: Compute, machine: Machine) -> list[str]:
+def remedies(case: Case) -> list[str]:
     """The changes of a setting or two that would make it fit, the least first; each as --set takes it."""
-    one = {"micro_batch": "auto"}
+    method, one = case.method, {"micro_batch": "auto"}
     quantized = Method(kind="qlora") if method.kind != "lora" else method.model_copy(update={"kind": "qlora"})
     tried: list[tuple[Method, dict[str, str], dict[str, bool]]] = [
         (method, one, {}),
@@ -187,14 +118,10 @@ def remedies(ground: Ground, method: Method, training: Training, compute: Comput
     ]
     found = []
     for other, training_change, compute_change in tried:
+        training = case.training.model_copy(update=training_change)
+        compute = case.compute.model_copy(update=compute_change)
         try:
-            would = estimate(
-                ground,
-                other,
-                training.model_copy(update=training_change),
-                compute.model_copy(update=compute_change),
-                machine,
-            )
+            would = estimate(replace(case, method=other, training=training, compute=compute))
         except ConfigError:
             continue
         if would.fits:
@@ -214,20 +141,6 @@ def shortage(would: Estimate, others: Sequence[str]) -> str:
     return f"{need}; what would fit: {', or '.join(others)}" if others else f"{need}; no setting known here would fit"
 
 
-def ground_of(base: Base, tokens: Tokens) -> Ground:
-    """A base and render's rows, to reckon with."""
-    number, rows = work.rows_of_render(tokens.path("train.parquet"))
-    return Ground(
-        shape=shape_in(base.weights),
-        config=config_in(base.weights),
-        source="render",
-        num_rows=number,
-        num_validation=tokens.num_validation,
-        rows=rows,
-        longest=tokens.longest,
-    )
-
-
 def before_training(
     base: Base, tokens: Tokens, method: Method, training: Training, compute: Compute
 ) -> tuple[int, str]:
@@ -236,9 +149,9 @@ def before_training(
     A base that cannot be reckoned with trains as it is set.
     """
     try:
-        ground, here = ground_of(base, tokens), machine()
+        case = Case(ground_of(base, tokens), method, training, compute, machine())
     except ValueError:  # what its files say is not known here
         return training.micro_batch if isinstance(training.micro_batch, int) else training.batch, ""
-    would = estimate(ground, method, training, compute, here)
-    changes = [] if would.fits else remedies(ground, method, training, compute, here)
+    would = estimate(case)
+    changes = [] if would.fits else remedies(case)
     return would.micro_batch, shortage(would, changes)

@@ -34,6 +34,7 @@ NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # bytes a weight
 ADAMW = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256, "paged_adamw_8bit": 2 + 2 * 4 / 256}  # bytes a parameter
 EMBEDDING_ADAMW = 8.0  # of an embedding, whatever the others take: transformers leaves its moments in float32
 PIECE = 256  # tasks/batches/loss.py
+SCORES = 2**23  # tasks/batches/attention.py
 # A trainer process without its model: on a CPU what torch, transformers, TRL, PEFT and bitsandbytes have resident, and
 # on a GPU its context and the kernels that are loaded.
 RUNTIME = {"cpu": 660_000_000, "cuda": 600_000_000}
@@ -43,12 +44,27 @@ HOLES = {"cpu": (1 / 8, 1 / 2), "cuda": (0, 0)}  # shares of the activations, an
 class Load(NamedTuple):
     """What lies on the device at once: one micro batch."""
 
-    rows: int
     tokens: int  # that are computed: padding counts, and what rows share counts once where it is computed once
-    longest: int  # tokens of the longest row
     scored: int  # labelled positions
+    groups: tuple[tuple[int, int], ...]  # of rows that attend side by side: how many, and the tokens of the longest
     prefix: int = 0  # tokens that all rows begin with and that are computed once
+    is_masked: bool = False  # rows that are padded in the batch itself
     is_whole_step: bool = True  # otherwise gradients of the step's other micro batches are there as well
+
+    @property
+    def apart(self) -> int:
+        """Tokens of the rows as they attend, padded and without the prefix."""
+        return sum(rows * (longest - self.prefix) for rows, longest in self.groups)
+
+    @property
+    def behind(self) -> int:
+        """The same with the prefix before each row."""
+        return sum(rows * longest for rows, longest in self.groups)
+
+    @property
+    def seen(self) -> int:
+        """Numbers of the attention matrices of one head."""
+        return sum(rows * (longest - self.prefix) * longest for rows, longest in self.groups)
 
 
 class Memory(BaseModel):
@@ -88,8 +104,8 @@ def memory(shape: Shape, method: Method, chosen: Chosen, load: Load, kind: Liter
     weights = _weights(shape, method, what, size)
     copies = what.num_learning * size if size < FLOAT else 0
     adapter = what.num_learning * FLOAT if what.is_adapter else 0
-    if method.init in ("pissa", "olora"):
-        adapter *= 2  # as it began, to be taken out again when it is saved
+    if method.init in ("pissa", "olora") and kind == "cpu":
+        adapter *= 2  # as it began, to be taken out again when it is saved: in the main memory
     passed = load.tokens * size * (3 * shape.intermediate + 2 * shape.hidden)
     unpacked = max(matrix.size for matrix in shape.matrices) * size if method.kind == "qlora" else 0
     return Memory(
@@ -98,7 +114,7 @@ def memory(shape: Shape, method: Method, chosen: Chosen, load: Load, kind: Liter
         adapter=adapter,
         gradients=what.num_learning * FLOAT,
         optimizer=_moments(shape, method, chosen, what),
-        activations=copies + unpacked + passed + activations(shape, method, chosen, load, what),
+        activations=copies + unpacked + passed + activations(shape, method, chosen, load, what, kind),
         logits=_logits(shape, method, size, load.scored),
         runtime=RUNTIME[kind],
         is_whole_step=load.is_whole_step,
@@ -136,20 +152,25 @@ def _weights(shape: Shape, method: Method, what: Learning, size: int) -> int:
     return frozen * size + (shape.num_parameters - frozen) * FLOAT
 
 
-def activations(shape: Shape, method: Method, chosen: Chosen, load: Load, what: Learning) -> int:
+def activations(
+    shape: Shape, method: Method, chosen: Chosen, load: Load, what: Learning, kind: Literal["cpu", "cuda"] = "cpu"
+) -> int:
     """What the layers keep for the backward pass, in bytes.
 
     With checkpointing that is each layer's input, and all of one layer while it is computed again. The norm after the
     last layer keeps as much as the first norm would, which keeps nothing where its input has no gradient.
     """
     stream = FLOAT if method.kind == "full" else _size(chosen)  # of the residual stream
-    layers = [_layer(shape, method, chosen, load, what, number) for number in range(what.first_layer, shape.num_layers)]
+    attended = _attention(shape, chosen, load, kind)
+    reached = range(what.first_layer, shape.num_layers)
+    layers = [attended + _layer(shape, method, chosen, load, what, number) for number in reached]
     if chosen.checkpointing:
         return max(layers) + shape.num_layers * load.tokens * shape.hidden * stream
     return sum(layers) + (load.tokens * _norm(shape, method, chosen) if method.kind == "full" else 0)
 
 
 def _layer(shape: Shape, method: Method, chosen: Chosen, load: Load, what: Learning, number: int) -> int:
+    """A layer without its attention."""
     size = _size(chosen)
     learns = [matrix for matrix in what.matrices if matrix.layer == number]
     mlp = shape.intermediate * size * (3 if shape.is_gated else 1)  # gate, activated gate and up, which are multiplied
@@ -157,7 +178,7 @@ def _layer(shape: Shape, method: Method, chosen: Chosen, load: Load, what: Learn
     if what.is_adapter:
         a_token += size * method.rank * len(learns)
     a_token += size * _inputs(method, chosen, learns)
-    kept = load.tokens * a_token + _attention(shape, chosen, load)
+    kept = load.tokens * a_token
     if method.dora:  # both products of each module, and the identity that shows PEFT its adapter as a matrix
         kept += size * sum(load.tokens * 2 * matrix.outputs + matrix.inputs**2 for matrix in learns)
     return kept
@@ -186,23 +207,29 @@ def _inputs(method: Method, chosen: Chosen, learns: Sequence[Matrix]) -> int:
     return sum(inputs for source, inputs in kept.items() if source not in ("attended", "o_proj"))
 
 
-def _attention(shape: Shape, chosen: Chosen, load: Load) -> int:
-    """Queries, keys, values, what is attended to, and the softmax's denominators; of eager the weights as well."""
+def _attention(shape: Shape, chosen: Chosen, load: Load, kind: Literal["cpu", "cuda"]) -> int:
+    """Queries, keys, values, what is attended to, and the softmax's denominators; of eager the weights as well.
+
+    With a mask transformers, and on a GPU ours too, repeats keys and values for each head of the queries, and torch
+    makes of it one of numbers.
+    """
     size = _size(chosen)
     wide, narrow = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    a_token = size * 2 * (wide + narrow) + shape.heads * FLOAT
-    if chosen.layout == "flash":
-        return load.tokens * a_token
     if chosen.attention == "eager":
-        weights = load.rows * shape.heads * load.longest**2 * (size + FLOAT)
-        return weights + load.tokens * size * (wide + 2 * wide)
-    if chosen.layout == "padded":
-        return load.tokens * a_token
+        a_weight = FLOAT + (size if size < FLOAT else 0)  # the softmax is float32
+        return load.behind * size * 4 * wide + load.seen * shape.heads * a_weight
+    if chosen.layout in ("padded", "flash"):
+        repeated = wide if load.is_masked else narrow
+        mask = load.seen * size if load.is_masked else 0
+        return load.tokens * (size * 2 * (wide + repeated) + shape.heads * FLOAT) + mask
     # Rows are laid side by side, behind what they share.
-    apart = load.rows * (load.longest - load.prefix)
-    behind = load.rows * load.longest
-    beside = size * (2 * apart * wide + 2 * behind * narrow) + apart * shape.heads * FLOAT
-    return beside + load.tokens * size * (wide if not load.prefix else 2 * (wide + narrow))
+    whole = load.tokens * size * (2 * (wide + narrow) if load.prefix else wide)
+    if kind == "cpu" and size < FLOAT and load.seen * shape.heads <= SCORES:
+        return whole + size * (load.apart * wide + 2 * load.behind * narrow + load.seen * shape.heads)
+    repeated = wide if load.prefix and kind == "cuda" else narrow
+    mask = size * sum((longest - load.prefix) * longest for _, longest in load.groups) if load.prefix else 0
+    beside = size * 2 * (load.apart * wide + load.behind * repeated) + load.apart * shape.heads * FLOAT
+    return whole + beside + mask
 
 
 def disk_bytes(shape: Shape, method: Method, chosen: Chosen) -> int:

@@ -43,7 +43,7 @@ def flops(shape: Shape, method: Method, chosen: Chosen, loads: Sequence[Load]) -
     total = 0.0
     for load in loads:
         linear = 2 * load.tokens * (shape.num_linear + shape.expert_share * shape.num_expert)
-        seen = 4 * load.tokens * wide * load.longest / 2 * layers
+        seen = 4 * (load.seen + load.prefix**2) * wide / 2 * layers
         adapter = 6 * load.tokens * what.num_learning if what.is_adapter else 0
         head = 2 * load.scored * shape.num_embedding * (3 if method.kind == "full" else 2)
         total += (linear + seen) * passes + adapter + head

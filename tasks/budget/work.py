@@ -1,7 +1,7 @@
 """How many tokens are computed: the rows of optimizer steps as they will lie in micro batches, drawn at random.
 
 Render's rows are counted exactly, a sample of steps for the whole; before render has run, rows of a guessed length
-stand for them. What is here of tasks/batches is its arithmetic without its tensors; a test holds both to the same.
+stand for them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,9 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.artifacts import IGNORED
 from tasks.budget.memory import Load
+from tasks.cutting import Layout, Row, cut, num_tokens, shared_prefix, side_by_side
 
-Layout = Literal["shared", "packed", "flash", "padded"]
-Source = Literal["render", "ingest", "settings"]  # counted, estimated from the texts, or assumed
-Row = Mapping[str, Any]  # input_ids and labels
+Source = Literal["render", "split", "ingest", "settings"]  # counted, estimated from texts, or the longest there can be
 
 MOST_ROWS = 20_000  # that are read
 SAMPLE = 2_000  # of them, that steps are drawn from
@@ -50,8 +49,8 @@ def rows_of_render(file: Path) -> tuple[int, list[Row]]:
     return parquet.metadata.num_rows, table.take(np.sort(drawn)).to_pylist()
 
 
-def rows_of_ingest(file: Path, share: float) -> tuple[int, list[Row]]:
-    """How many rows will train of those that ingest read, about, and what some may be as tokens.
+def rows_of_texts(file: Path, share: float = 1.0) -> tuple[int, list[Row]]:
+    """How many rows will train of those of ingest or split, about, and what some may be as tokens.
 
     What rows begin with together is not known yet.
     """
@@ -97,64 +96,26 @@ def summed(source: Source, num_rows: int, drawn: Sequence[Sequence[Row]], cut: S
     )
 
 
-def loads(step: Sequence[Row], layout: Layout, micro_batch: int, max_tokens: int | None) -> list[Load]:
+def loads(
+    step: Sequence[Row], layout: Layout, micro_batch: int, max_tokens: int | None, a_group: int | None
+) -> list[Load]:
     """The micro batches of a step's rows."""
     groups = cut(step, layout, micro_batch, max_tokens)
-    return [load(group, layout, is_whole_step=len(groups) == 1) for group in groups]
+    return [load(group, layout, a_group, is_whole_step=len(groups) == 1) for group in groups]
 
 
-def cut(rows: Sequence[Row], layout: Layout, micro_batch: int, max_tokens: int | None) -> list[list[Row]]:
-    """The rows in groups, as tasks/batches cuts them."""
-    if len(rows) <= micro_batch and max_tokens is None:
-        return [list(rows)]
-    key = (lambda row: row["input_ids"]) if layout == "shared" else num_tokens
-    groups: list[list[Row]] = [[]]
-    for row in sorted(rows, key=key):
-        more = [*groups[-1], row]
-        too_many = max_tokens and len(more) > 1 and _computed(more, layout, _prefix(more, layout)) > max_tokens
-        if len(more) > micro_batch or too_many:
-            groups.append([])
-        groups[-1].append(row)
-    return groups
-
-
-def load(rows: Sequence[Row], layout: Layout, *, is_whole_step: bool) -> Load:
+def load(rows: Sequence[Row], layout: Layout, a_group: int | None, *, is_whole_step: bool) -> Load:
     """What one micro batch puts on the device."""
-    prefix = _prefix(rows, layout)
+    lengths = [num_tokens(row) for row in rows]
     labelled = [{at for at, label in enumerate(row["labels"]) if label != IGNORED and at > 0} for row in rows]
-    scored = len(rows) * len(set().union(*labelled)) if layout == "padded" else sum(map(len, labelled))
+    is_padded = layout == "padded"
+    prefix = shared_prefix(rows) if layout == "shared" else 0
+    groups = side_by_side(rows, prefix, a_group) if layout in ("shared", "packed") else []
     return Load(
-        rows=len(rows),
-        tokens=_computed(rows, layout, prefix),
-        longest=max(map(num_tokens, rows)),
-        scored=scored,
+        tokens=len(rows) * max(lengths) if is_padded else sum(lengths) - (len(rows) - 1) * prefix,
+        scored=len(rows) * len(set().union(*labelled)) if is_padded else sum(map(len, labelled)),
+        groups=tuple((len(group), max(map(num_tokens, group))) for group in groups) or ((len(rows), max(lengths)),),
         prefix=prefix,
+        is_masked=is_padded and min(lengths) < max(lengths),
         is_whole_step=is_whole_step,
     )
-
-
-def _computed(rows: Sequence[Row], layout: Layout, prefix: int) -> int:
-    lengths = [num_tokens(row) for row in rows]
-    if layout == "padded":
-        return len(rows) * max(lengths)
-    return sum(lengths) - (len(rows) - 1) * prefix
-
-
-def _prefix(rows: Sequence[Row], layout: Layout) -> int:
-    """How many tokens all rows begin with, before any has to predict its own."""
-    if layout != "shared":
-        return 0
-    first, last = min(row["input_ids"] for row in rows), max(row["input_ids"] for row in rows)
-    unlike = (at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-    return min(next(unlike, min(len(first), len(last))), *(_own_from(row) for row in rows))
-
-
-def num_tokens(row: Row) -> int:
-    """How many tokens of a row are computed: those up to the one that predicts its last label."""
-    labels = row["labels"]
-    return max(1, next((at for at in range(len(labels) - 1, 0, -1) if labels[at] != IGNORED), 1))
-
-
-def _own_from(row: Row) -> int:
-    labelled = next((at for at, label in enumerate(row["labels"]) if label != IGNORED), len(row["labels"]))
-    return max(0, labelled - 1)

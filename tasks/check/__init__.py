@@ -7,8 +7,6 @@ quarantine of a run that stopped have every failure. So does a validation or tes
 of which no row is left: another one would be drawn. A set is also held against the last accepted version.
 """
 
-import hashlib
-import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -17,10 +15,10 @@ from prefect import task
 
 from data_checks.suite import Entry, SuiteError, suite
 from tasks.artifacts import ROW_SCHEMA, CheckedRows, Rows
-from tasks.caching import cached, digest_of
+from tasks.caching import cached
 from tasks.config import Checks
 from tasks.errors import ConfigError, DataError, retry_transient
-from tasks.fingerprint import FIRST_PARTY, fingerprints
+from tasks.fingerprint import team_code
 
 log = logging.getLogger("tunewright")
 
@@ -37,8 +35,6 @@ def own_expectations(checks: Checks) -> tuple[tuple[str, str], ...]:
     """The team's expectations that these settings name, each with a digest of its code.
 
     They are no part of the code that check reaches by its imports, so that they are handed to it: an edit re-runs it.
-    The digest is of all Python files of the package that the class lies in, or of its module alone where that lies in
-    none; of a module of this project it is of the code that it reaches. Other files that the class reads do not count.
 
     Raises ConfigError where the suite cannot be made of these settings, or one of the classes cannot be used. Great
     Expectations, which takes seconds to import, is imported only where they name a class.
@@ -51,20 +47,7 @@ def own_expectations(checks: Checks) -> tuple[tuple[str, str], ...]:
             try_out(own, ROW_SCHEMA)
         except SuiteError as error:
             raise ConfigError(str(error)) from error
-    return tuple((name, _digest(name)) for name in sorted({entry.name for entry in own}))
-
-
-def _digest(name: str) -> str:
-    module = name.rpartition(".")[0]
-    package = module.partition(".")[0]
-    if package in FIRST_PARTY:
-        return hashlib.sha256(json.dumps(fingerprints(module)).encode()).hexdigest()
-    top = importlib.util.find_spec(package)
-    folders = sorted(map(Path, (top and top.submodule_search_locations) or ()))
-    files = [(str(file.relative_to(folder)), file) for folder in folders for file in sorted(folder.rglob("*.py"))]
-    alone = [(module, Path(top.origin))] if top and top.origin else []
-    code = {place: digest_of(file) for place, file in files or alone}
-    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+    return tuple((name, team_code(name.rpartition(".")[0])) for name in sorted({entry.name for entry in own}))
 
 
 @task(
@@ -116,13 +99,13 @@ def check(
         raise ConfigError(str(error)) from error
     quarantined = accounting.reasons(held)
     of_set = hold_set(file, held, asked, before)
-    given = given_sides(held.frame, held.failing(), [outcome.entry.name for outcome in held.set_aside])
-    emptied = next((each.says() for each in given if each.set_aside == each.rows), "")
+    refused, of_ingest, of_sides = accounting.refused(rows.path("quarantine.parquet"), rows.given)
+    given = given_sides(held.frame, held.failing(), [outcome.entry.name for outcome in held.set_aside], of_sides)
+    emptied = next((said for each in given if each.set_aside == each.records for said in each.says()), "")
     stops = accounting.stops(held, of_set, quarantined, checks.max_quarantined_share) or emptied
 
     examples = accounting.write(file, folder, held)
-    refused, of_ingest = accounting.refused(rows.path("quarantine.parquet"))
-    came = results(held, of_set, refused, quarantined, before, stops, given)
+    came = results(held, of_set, refused, quarantined, before, stops, given, accounting.held_out(rows))
     page = render(
         came,
         of_set.profile,

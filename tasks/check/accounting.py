@@ -1,7 +1,7 @@
 """Writes the rows that pass and those that do not, each with the first thing that is wrong with it."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +13,10 @@ from data_checks.batches import row_batches, rows_at
 from data_checks.columns import prompt_and_answer
 from data_checks.excerpts import excerpt, masked
 from data_checks.findings import answers_by_prompt
+from data_checks.given import Refused
 from data_checks.report import EXAMPLES
 from data_checks.validation import Outcome
-from tasks.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA
+from tasks.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, Rows
 from tasks.check.holding import Held, Set
 
 Record = dict[str, Any]  # of QUARANTINE_SCHEMA
@@ -134,15 +135,32 @@ def record(row: dict[str, Any], reason: str, detail: str) -> Record:
     return place | {"reason": reason, "detail": detail, "text": excerpt(row["messages"])}
 
 
-def refused(file: Path) -> tuple[dict[str, int], Examples]:
-    """The reasons for which ingest refused records, with their numbers, and the first few of each."""
+def refused(file: Path, sides: Mapping[str, str]) -> tuple[dict[str, int], Examples, dict[str, Refused]]:
+    """The reasons for which ingest refused records, with their numbers; the first few of each; and those of each side.
+
+    `sides` has that of each file which is given to one.
+    """
     counts: Counter[str] = Counter()
-    examples = Examples()
+    examples, of_sides = Examples(), dict[str, Refused]()
     for batch in row_batches(file):
         records = batch.to_pylist()
         counts.update(each["reason"] for each in records)
         _keep_examples(examples, records)
-    return dict(counts.most_common()), {reason: list(map(_masked, found)) for reason, found in examples.items()}
+        for each in records if sides else ():
+            if side := sides.get(each["file"]):
+                first = f"{each['file']} line {each['line']}"
+                of_sides.setdefault(side, Refused(Counter(), first)).reasons[each["reason"]] += 1
+    shown = {reason: list(map(_masked, found)) for reason, found in examples.items()}
+    return dict(counts.most_common()), shown, of_sides
+
+
+def held_out(rows: Rows) -> list[tuple[str, str, int]]:
+    """(file, how it was read, records) of each evaluation file, which are no rows."""
+    if not rows.num_held_out:
+        return []
+    files = pq.read_table(rows.path("held_out.parquet"), columns=["file"], read_dictionary=["file"])["file"]
+    counts = {str(each["values"]): int(each["counts"]) for each in files.value_counts().to_pylist()}
+    return [(file, rows.detected[file], count) for file, count in counts.items()]
 
 
 def _masked(each: Record) -> Record:

@@ -23,8 +23,12 @@ def results(
     before: CheckedRows | None,
     stopped: str,
     given: Sequence[Given],
+    held_out: Sequence[tuple[str, str, int]],
 ) -> Results:
-    """The account, the reasons, every expectation with its outcome, the sources, and what changed since `before`."""
+    """The account, the reasons, every expectation with its outcome, the sources, and what changed since `before`.
+
+    `held_out` has the evaluation files: how each was read, and its records.
+    """
     num_refused, num_quarantined, num_rows = sum(refused.values()), sum(quarantined.values()), len(held.frame)
     values = {name: measure.value for name, measure in of_set.measures.items()}
     return {
@@ -35,8 +39,9 @@ def results(
         "kept": num_rows - num_quarantined,
         "quarantined": num_quarantined,
         "reasons": {"ingest": refused, "check": quarantined},
-        "findings": findings(held, of_set) | {each.name: each.set_aside for each in given},
-        "given_sides": [each.says() for each in given],
+        "findings": findings(held, of_set) | {name: n for each in given for name, n in each.findings.items()},
+        "given_sides": [said for each in given for said in each.says()],
+        "held_out": held_out,
         "conflicting_prompts": _conflicting_prompts(held),
         "sources": _sources(held),
         "since": _since(of_set, before),

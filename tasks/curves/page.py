@@ -2,22 +2,21 @@
 
 import base64
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from tasks.curves.advice import TrainingWarning
 from tasks.curves.charts import charts
 from tasks.curves.reading import Curves, number
+from tasks.pages import template
 
+FOLDER = Path(__file__).parent
 WORST = 10  # rows behind spikes that are listed
 
 
 def write_page(file: Path, curves: Curves, warnings: Sequence[TrainingWarning]) -> None:
     """Writes the page: warnings first, then the charts, the evaluations, rows behind spikes, and what was chosen."""
-    page = _template("page.html").render(
+    page = template(FOLDER / "page.html").render(
         curves=curves,
         warnings=warnings,
         charts=charts(curves),
@@ -30,7 +29,7 @@ def write_page(file: Path, curves: Curves, warnings: Sequence[TrainingWarning]) 
 
 def picture(curves: Curves) -> str:
     """The chart of the losses as a data URI."""
-    svg = _template("picture.svg").render(chart=charts(curves)[0])
+    svg = template(FOLDER / "picture.svg").render(chart=charts(curves)[0])
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
@@ -51,14 +50,3 @@ def _looks(curves: Curves) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-@cache
-def _template(name: str) -> Template:
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template(name)

@@ -21,13 +21,14 @@ from tasks.config import Data
 from tasks.errors import ConfigError, DataError, retry_transient
 from tasks.ingest.files import SourceFile, source_files, unchanged
 from tasks.ingest.held_out import write_held_out
+from tasks.ingest.needs import Need, stop_on_needs
 from tasks.ingest.parsing import Refused
 from tasks.ingest.parts import LIBRARIES, columns_of, parts_of
 from tasks.ingest.readers import read
 from tasks.ingest.rows import row_id_of
 from tasks.ingest.tables import Tables, Tally
 
-__all__ = ["SourceFile", "ingest", "row_id_of", "source_files"]
+__all__ = ["Need", "SourceFile", "ingest", "row_id_of", "source_files"]
 
 Chosen = frozenset[tuple[str, int]]
 
@@ -98,8 +99,7 @@ def judge(data: Data, files: Iterable[SourceFile], tally: Tally) -> None:
     over = num_refused / tally.num_read > data.max_refused_share
     if over or tally.num_rows == 0:
         why = f"over data.max_refused_share={data.max_refused_share}" if over else "so no row is left"
-        reasons = "; ".join(f"{n} {reason}, first {tally.firsts[reason]}" for reason, n in tally.reasons.most_common())
-        message = f"{num_refused} of {tally.num_read} records refused, {why}: {reasons}"
+        message = f"{num_refused} of {tally.num_read} records refused, {why}: {_reasons(tally)}"
         raise DataError(message, see=("quarantine.parquet",))
 
 
@@ -108,15 +108,31 @@ def stop_on_empty_side(files: Sequence[SourceFile], tallies: dict[str, Tally]) -
     for side in ("validation", "test"):
         given = [file for file in files if file.side == side]
         if given and not any(tallies[file.path].num_rows for file in given):
-            paths = ", ".join(file.path for file in given)
-            raise DataError(f"{paths}: no row is left of the given {side} side", see=("quarantine.parquet",))
+            paths, tally = ", ".join(file.path for file in given), _all(tallies[file.path] for file in given)
+            why = (
+                f"{tally.num_read} of {tally.num_read} records refused: {_reasons(tally)}"
+                if tally.num_read
+                else "no record"
+            )
+            raise DataError(f"{paths}: no row is left of the given {side} side; {why}", see=("quarantine.parquet",))
+
+
+def _reasons(tally: Tally) -> str:
+    return "; ".join(f"{n} {reason}, first {tally.firsts[reason]}" for reason, n in tally.reasons.most_common())
+
+
+def _all(tallies: Iterable[Tally]) -> Tally:
+    tally = Tally()
+    for each in tallies:
+        tally.add(each)
+    return tally
 
 
 def detected(file: SourceFile, tally: Tally) -> str:
-    """How a file was read: "jsonl.gz, alpaca"."""
+    """How a file was read: "jsonl.gz, alpaca", or "json, held out, messages"."""
     how = f"{file.format}.{file.packing}" if file.packing else file.format
-    layouts = "held out" if file.held_out else " and ".join(sorted(tally.layouts))
-    return ", ".join(filter(None, (how, layouts)))
+    layouts = " and ".join(sorted(tally.layouts))
+    return ", ".join(filter(None, (how, "held out" if file.held_out else "", layouts)))
 
 
 @task(
@@ -127,20 +143,19 @@ def detected(file: SourceFile, tally: Tally) -> str:
     retry_condition_fn=retry_transient,
 )
 @cached(libraries=LIBRARIES)
-def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...]) -> Rows:
-    """The rows of `files`, which is what source_files(data) returned."""
+def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...], needs: tuple[Need, ...] = ()) -> Rows:
+    """The rows of `files`, which is what source_files(data) returned; they must have what later stages need of them."""
     sources = [file for file in files if not file.held_out]
     chosen = sample(data, sources)
     with Tables(folder) as tables:
         tallies = {file.path: add_rows(tables, file, data, chosen) for file in sources}
     held_out = write_held_out(folder, [file for file in files if file.held_out], data)
     find_columns(files, tallies | held_out, data.max_line_bytes)
-    tally = Tally()
-    for of_file in tallies.values():
-        tally.add(of_file)
+    tally = _all(tallies.values())
     judge(data, sources, tally)
     if chosen is None:
         stop_on_empty_side(sources, tallies)
+    stop_on_needs(folder / "rows.parquet", needs)
     return Rows(
         num_read=tally.num_read,
         num_rows=tally.num_rows,
@@ -149,4 +164,5 @@ def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...]) -> Rows:
         detected={file.path: detected(file, (tallies | held_out)[file.path]) for file in files},
         repaired=dict(sorted(tally.repaired.items())),
         num_held_out=sum(of_file.num_rows for of_file in held_out.values()),
+        given={file.path: file.side for file in sources if file.side},
     )

@@ -1,19 +1,22 @@
-"""Evaluation files as texts: what no training row may repeat.
+"""Evaluation files as texts: what no training row may repeat, and how much of it is the question.
 
 Their records need no layout, since they are never trained on: all that they say counts. Where a source names a layout
-or columns, only those count. A record that cannot be read stops the run: a hole in what is held out is not seen later.
+or columns, only those count. Of a record in a layout that ingest knows, named or seen, question and answer are known;
+of another the fields that are called an answer are taken for it. A record that cannot be read stops the run: a hole in
+what is held out is not seen later.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import HELD_OUT_SCHEMA
-from tasks.config import Data
+from tasks.config import Data, Layout, Repair
 from tasks.errors import DataError
 from tasks.ingest.files import SourceFile, unchanged
-from tasks.ingest.layouts import encodable, to_messages
-from tasks.ingest.parsing import Refused
+from tasks.ingest.layouts import REQUIRED, Message, encodable, layout_of, to_messages
+from tasks.ingest.parsing import Record, Refused
 from tasks.ingest.parts import columns_of
 from tasks.ingest.readers import read
 from tasks.ingest.repairs import repaired
@@ -21,6 +24,31 @@ from tasks.ingest.rows import as_record, columns_in
 from tasks.ingest.tables import Table, Tally
 
 TURN_LABELS = frozenset({"role", "from", "type"})  # who says it, not what is said
+# What data sets of no layout of ours call their answers.
+ANSWERS = frozenset({"answer", "completion", "label", "output", "response", "solution", "target", "canonical_solution"})
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a record says: its question, what is neither, its answer; all in one where these cannot be told apart."""
+
+    question: list[str] | None
+    other: list[str]
+    answer: list[str]
+    layout: Layout | None = None  # that it is in
+
+    def mended(self, repairs: Sequence[Repair]) -> "HeldOut":
+        """With repaired texts."""
+        question, other, answer = (
+            [repaired(encodable(text, "its text"), repairs)[0] for text in part or ()]
+            for part in (self.question, self.other, self.answer)
+        )
+        return HeldOut(question if self.question is not None else None, other, answer, self.layout)
+
+    def columns(self) -> tuple[str, int | None, int]:
+        """`text`, `asked` and `answered` of HELD_OUT_SCHEMA."""
+        text = "\n".join([*(self.question or ()), *self.other, *self.answer])
+        return text, None if self.question is None else _lines(self.question), _lines(self.answer)
 
 
 def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dict[str, Tally]:
@@ -39,28 +67,57 @@ def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dic
                             raise Refused("too_long", f"longer than data.max_line_bytes={data.max_line_bytes}")
                         value = parse()
                         tally.mapped.update(columns_in(value, file.columns))
-                        text = encodable("\n".join(texts(value, file)), "its text")
+                        said = held_out(value, file).mended(data.repair)
                     except Refused as refused:
                         raise DataError(f"{file.path} line {line}: {refused.reason}, {refused.detail}") from None
+                    text, asked, answered = said.columns()
                     if not text.strip():
                         there = f"; it has {', '.join(list(value)[:12])}" if isinstance(value, dict) else ""
                         raise DataError(f"{file.path} line {line}: no_text, a held-out record that says nothing{there}")
                     tally.num_rows += 1
-                    table.add((file.path, line, repaired(text, data.repair)[0]), len(raw))
+                    tally.layouts.update([said.layout] if said.layout else [])
+                    table.add((file.path, line, text, asked, answered), len(raw))
     return tallies
 
 
-def texts(value: Any, file: SourceFile) -> Iterator[str]:
-    """What a record says: its conversation where the source names a layout, else all texts in it. Raises Refused."""
+def held_out(value: Any, file: SourceFile) -> HeldOut:
+    """What a record of an evaluation file says. Raises Refused where it is not in the layout that the source names."""
     if file.layout != "auto":
-        for message in to_messages(as_record(value, file.columns), file.layout):
-            yield message["content"]
-    elif file.columns:
+        return _conversation(to_messages(as_record(value, file.columns), file.layout), [], file.layout)
+    if file.columns:
         record = as_record(value, file.columns)
-        for ours in file.columns:
-            yield from _texts(record.get(ours))
-    else:
-        yield from _texts(value)
+        value = {ours: record[ours] for ours in file.columns if ours in record}
+    if not isinstance(value, dict):
+        return HeldOut(None, list(_texts(value)), [])
+    return _in_layout(value) or _by_names(value)
+
+
+def _in_layout(record: Record) -> HeldOut | None:
+    """As the conversation that it is in a layout of ours, whose answer may be missing; None where it is in none."""
+    there = {field: value for field, value in record.items() if value is not None}
+    try:
+        layout = layout_of(there)
+        required = REQUIRED[layout]
+        messages = to_messages({required[-1]: ""} | there if len(required) > 1 else there, layout)
+    except Refused:
+        return None
+    told = {*required, "system", *(["input"] if layout == "alpaca" else [])}
+    other = {field: value for field, value in there.items() if field not in told}
+    return _conversation(messages, list(_texts(other)), layout)
+
+
+def _conversation(messages: list[Message], other: list[str], layout: Layout) -> HeldOut:
+    """A conversation whose last message is the answer where the assistant says it."""
+    said = [message["content"] for message in messages]
+    end = len(said) - (messages[-1]["role"] == "assistant")
+    return HeldOut(said[:end], other, [text for text in said[end:] if text], layout)
+
+
+def _by_names(record: Record) -> HeldOut:
+    """What is called an answer is one, and all else the question; without such a field the two are not told apart."""
+    answer = {field: value for field, value in record.items() if field.lower().removesuffix("s") in ANSWERS}
+    rest = list(_texts({field: value for field, value in record.items() if field not in answer}))
+    return HeldOut(rest, [], list(_texts(answer))) if answer and rest else HeldOut(None, list(_texts(record)), [])
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -73,3 +130,7 @@ def _texts(value: Any) -> Iterator[str]:
         for field, inner in value.items():
             if field not in TURN_LABELS:
                 yield from _texts(inner)
+
+
+def _lines(texts: list[str]) -> int:
+    return len("\n".join(texts).splitlines())

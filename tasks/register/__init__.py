@@ -5,7 +5,7 @@ from pathlib import Path
 
 from prefect import task
 
-from tasks.artifacts import Adapter, Answers, Artifact, Base, Registered, Rows, Splits, Verdict
+from tasks.artifacts import Adapter, Answers, Artifact, Base, Registered, Rows, Splits, Verdict, VerdictPage
 from tasks.caching import cached
 from tasks.config import Settings
 from tasks.errors import retry_transient
@@ -25,7 +25,7 @@ __all__ = ["champion", "register"]
     retry_delay_seconds=[2, 8],
     retry_condition_fn=retry_transient,
 )
-@cached(libraries=("mlflow",))
+@cached(libraries=("mlflow",), lost=versions.lost)
 def register(
     folder: Path,
     adapter: Adapter,
@@ -33,7 +33,9 @@ def register(
     rows: Rows,
     splits: Splits,
     verdict: Verdict,
+    looks: int,
     answers: tuple[Answers, ...],
+    page: VerdictPage,
     reports: tuple[Artifact, ...],
     lineage: dict[str, str],
     data_version: int,
@@ -43,14 +45,14 @@ def register(
     """The candidate as an MLflow run and a model version, reloaded and compared; under the alias if it was promoted.
 
     `reports` have a report.html, `lineage` is the sha256 of each source file, `data_version` the number of their
-    version, `challenged` the version of the champion among the opponents. An earlier attempt, finished or not, is
-    completed and never doubled.
+    version, `challenged` the version of the champion among the opponents, `looks` which candidate on these test rows it
+    is. An earlier attempt, finished or not, is completed and never doubled.
     """
     from mlflow.exceptions import MlflowException
 
     registry = settings.registry
     candidate = Candidate(
-        adapter, base, rows, splits, verdict, answers, reports, lineage, data_version, challenged, settings
+        adapter, base, rows, splits, verdict, looks, answers, page, reports, lineage, data_version, challenged, settings
     )
     with connected(registry) as client:
         run = runs.get_or_create(client, candidate, experiment(client, registry, verdict.metric))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.artifacts import Adapter, Answers, Artifact, Base, Rows, Splits, Verdict
+from tasks.artifacts import Adapter, Answers, Artifact, Base, Rows, Splits, Verdict, VerdictPage
 from tasks.config import Settings
 
 CURVES = {
@@ -24,6 +24,7 @@ CURVES = {
     "eval_chrf": "validation/chrf",
 }
 GIGABYTE = 1e9
+PAGE = "reports/verdict_page/report.html"  # among the artifacts of the run
 
 
 class Point(NamedTuple):
@@ -43,7 +44,9 @@ class Candidate:
     rows: Rows
     splits: Splits
     verdict: Verdict
+    looks: int  # which candidate on these test rows it is
     answers: tuple[Answers, ...]
+    page: VerdictPage
     reports: tuple[Artifact, ...]  # those with a report.html
     lineage: dict[str, str]  # name of a source file -> its sha256
     data_version: int  # of its rows, among the accepted ones
@@ -133,9 +136,15 @@ def comparisons(candidate: Candidate) -> list[Point]:
         if answers != candidate.own_answers
         for metric, value in sorted(answers.scores.items())
     ]
-    for opponent, interval in sorted(candidate.verdict.differences.items()):
+    verdict = candidate.verdict
+    for opponent, interval in sorted((verdict.differences | verdict.guardrails).items()):
         bounds = zip(("low", "mean", "high"), interval, strict=True)
         points += [Point(f"gate/{opponent}/{bound}", value, 0) for bound, value in bounds]
+    points += [
+        Point(f"forgetting/{name}/{what}", value, 0)
+        for name, scores in sorted(verdict.general.items())
+        for what, value in scores.items()
+    ]
     adapter = candidate.adapter
     points.append(Point("validation/best_loss", adapter.best_validation_loss, adapter.best_step))
     if adapter.best_by != "loss":
@@ -153,7 +162,7 @@ def _rounded(points: list[Point]) -> list[Point]:
     ]
 
 
-def card(candidate: Candidate) -> str:
+def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
     """The model card, in Markdown; its first line is the verdict in plain words, since lists show no more of it."""
     adapter, base, splits = candidate.adapter, candidate.base, candidate.splits
     metrics = sorted(candidate.own_answers.scores)
@@ -164,7 +173,11 @@ def card(candidate: Candidate) -> str:
     lines = [
         candidate.verdict.sentence,
         "",
-        f"- Decision: {candidate.verdict.decision}, {candidate.gain}",
+        f"[The verdict page](#/experiments/{experiment_id}/runs/{run_id}/artifacts/{PAGE}) has the answers row by row "
+        "and what to try next.",
+        "",
+        f"- Decision: {', '.join(filter(None, (candidate.verdict.in_words, candidate.gain)))}; look {candidate.looks} "
+        f"at these test rows, where gate.looks={candidate.settings.gate.looks} are few enough",
         f"- Base: `{base.reference}`, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
         f"- Method: {adapter.method}, {adapter.steps} steps, best at {adapter.best_step} "
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",

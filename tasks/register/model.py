@@ -44,8 +44,9 @@ def logged_model(client: "MlflowClient", candidate: Candidate, run: "Run") -> "L
             _save(Path(folder), candidate, model)
             client.log_model_artifacts(model.model_id, str(Path(folder, "saved")))
         model = client.finalize_logged_model(model.model_id, "READY")
-    tags = {"verdict": candidate.verdict.decision, "gain": candidate.gain}
+    tags = {"verdict": candidate.verdict.in_words, "gain": candidate.gain}
     client.set_logged_model_tags(model.model_id, tags)
+    client.log_model_artifact(model.model_id, str(candidate.page.path("report.html")), "reports")
     return model
 
 

@@ -37,10 +37,11 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
         client.log_batch(run.info.run_id, params=params[start : start + 100])
     stages = (candidate.base, candidate.rows, candidate.splits, candidate.adapter, candidate.verdict)
     tags = {
-        "verdict": candidate.verdict.decision,
+        "verdict": candidate.verdict.in_words,
+        "looks": str(candidate.looks),
         "gain": candidate.gain,
         "training": "; ".join(candidate.adapter.warnings)[:500] or "nothing stands out",
-        "mlflow.note.content": card(candidate),
+        "mlflow.note.content": card(candidate, run.info.experiment_id, run.info.run_id),
         **candidate.data,
         **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages},
         **{f"tunewright.evaluate.{answers.contender}": answers.key for answers in candidate.answers},
@@ -118,5 +119,5 @@ def _log_files(client: "MlflowClient", candidate: Candidate, run_id: str) -> Non
     client.log_artifact(run_id, str(candidate.adapter.path("curves.html")), "reports/train")
     for answers in candidate.answers:
         client.log_artifact(run_id, str(answers.path("answers.parquet")), f"answers/{answers.contender}")
-    for artifact in candidate.reports:
+    for artifact in (*candidate.reports, candidate.page):
         client.log_artifact(run_id, str(artifact.path("report.html")), f"reports/{artifact.stage}")

@@ -1,14 +1,17 @@
 """The registered model: one version a candidate, the proof that it answers as it was measured, and the alias."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
+from tasks.artifacts import Registered
 from tasks.config import Registry
 from tasks.errors import TunewrightError
 from tasks.models import load_tokenizer
 from tasks.register.candidate import Candidate, card
+from tasks.register.tracking import connected
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,7 +26,7 @@ def get_or_create(client: "MlflowClient", candidate: Candidate, model: "LoggedMo
     name = candidate.name
     found = client.search_model_versions(f"name = '{name}' and tags.fingerprint = '{candidate.identity}'")
     tags = {
-        "verdict": candidate.verdict.decision,
+        "verdict": candidate.verdict.in_words,
         "gain": candidate.gain,
         "model_digest": candidate.adapter.digest,
         "challenged": candidate.challenged,
@@ -44,7 +47,7 @@ def get_or_create(client: "MlflowClient", candidate: Candidate, model: "LoggedMo
             await_creation_for=0,
             model_id=model.model_id,
         )
-    client.update_model_version(name, version.version, card(candidate))
+    client.update_model_version(name, version.version, card(candidate, run.info.experiment_id, run.info.run_id))
     shown = json.dumps([{"name": name, "version": str(version.version)}])
     client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": shown})  # in the UI's list of models
     return version
@@ -97,6 +100,24 @@ def promote(client: "MlflowClient", candidate: Candidate, version: "ModelVersion
     if held is None or str(held.version) != str(version.version):
         client.set_registered_model_alias(registry.name, registry.alias, version.version)
         client.update_registered_model(registry.name, candidate.verdict.sentence)
+
+
+def lost(registered: Registered) -> str:
+    """What is gone of a version that was registered, where somebody deleted it; empty where it is there."""
+    from mlflow.exceptions import MlflowException
+
+    uri, name, number = registered.tracking_uri, registered.name, registered.version
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not database.is_file():
+        return f"{database} is gone"
+    with connected(Registry(name=name, tracking_uri=uri)) as client:
+        try:
+            is_there = client.get_model_version(name, number).run_id == registered.run_id
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            is_there = False
+    return "" if is_there else f"{registered.uri} is not in MLflow any more"
 
 
 def holder(client: "MlflowClient", registry: Registry) -> "ModelVersion | None":

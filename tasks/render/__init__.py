@@ -17,11 +17,11 @@ from prefect import task
 
 from tasks.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, Base, Splits, Tokens
 from tasks.caching import cached, digest_of
+from tasks.chat import DATE, Chat, Tokenized, tokenize
 from tasks.config import Model
 from tasks.errors import DataError, retry_transient
 from tasks.models import load_tokenizer
 from tasks.render.report import measure, preview, write_report
-from tasks.render.tokens import DATE, Chat, Tokenized, tokenize
 
 __all__ = ["preview", "render"]
 
@@ -96,12 +96,14 @@ def _stop_for(refused: list[dict[str, Any]], num_rows: int, bound: str) -> None:
         longest = max(long, key=lambda row: row["length"])
         raise DataError(
             f"{len(long)} of {num_rows} rows are longer than {bound} tokens and would lose answer tokens; the longest, "
-            f"{_where(longest)}, has {longest['length']}: raise model.max_length, or set model.on_long=quarantine"
+            f"{_where(longest)}, has {longest['length']}: raise model.max_length, or set model.on_long=quarantine",
+            see=("quarantine.parquet",),
         )
     if refused:
         raise DataError(
             f"{len(refused)} of {num_rows} rows have no answer to train on, the first is {_where(refused[0])}: "
-            "give them an assistant message, or set model.on_long=quarantine"
+            "give them an assistant message, or set model.on_long=quarantine",
+            see=("quarantine.parquet",),
         )
 
 
@@ -140,16 +142,17 @@ def render(folder: Path, splits: Splits, base: Base, model: Model) -> Tokens:
         for side in SIDES
     }
     quarantine = [row for side in SIDES for row in refused[side]]
+    pq.write_table(pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA), folder / "quarantine.parquet")
     if model.on_long == "error":
         _stop_for(quarantine, splits.num_train + splits.num_validation + splits.num_test, bound)
     sides = {side: measure(folder / f"{side}.parquet") for side in SIDES}
     for side, measured in sides.items():
         if not measured.num_rows:
             raise DataError(
-                f"render leaves no row in {side}: of its {len(refused[side])} none has an answer within {bound} tokens"
+                f"render leaves no row in {side}: of its {len(refused[side])} none has an answer within {bound} tokens",
+                see=("quarantine.parquet",),
             )
     reasons = dict(sorted(Counter(row["reason"] for row in quarantine).items()))
-    pq.write_table(pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA), folder / "quarantine.parquet")
     terms = contract(chat, base)
     (folder / "contract.json").write_text(json.dumps(terms, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(folder, chat.tokenizer, sides, terms, reasons, limit)

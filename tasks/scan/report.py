@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from tasks.artifacts import Scan
 from tasks.methods.modules import layer_of, type_of
+from tasks.pages import template
 from tasks.scan.choice import ranking
 from tasks.scan.spectrum import Spectrum
 
@@ -53,10 +52,7 @@ def write_report(file: Path, spectra: Sequence[Spectrum], chosen: Sequence[str],
         )
         for one in spectra
     ]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("report.html").render(
+    page = template(Path(__file__).with_suffix(".html")).render(
         cells=cells,
         kinds=[_kind(name, cells) for name in kinds],
         layers=[(number, LABEL_WIDTH + at * (CELL + GAP) + CELL // 2) for at, number in enumerate(layers)],

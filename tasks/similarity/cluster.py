@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,7 +23,6 @@ from tasks.errors import ConfigError
 from tasks.fingerprint import fingerprints
 from tasks.similarity import spread
 from tasks.similarity.engine import pieces
-from tasks.similarity.prompts import Shingles
 from tasks.similarity.sets import (
     ENOUGH,
     Nearest,
@@ -34,11 +33,11 @@ from tasks.similarity.sets import (
     first_of,
     in_order,
     nearest_of,
+    ordered,
     parts_of,
+    together,
 )
 from tasks.similarity.spread import Facts, SpreadSets, Work
-
-T = TypeVar("T")
 
 log = logging.getLogger("tunewright")
 
@@ -56,30 +55,33 @@ class Ray:
         cores = int(ray.cluster_resources().get("CPU", 1))
         self.parts = max(2, 1 << (cores - 1).bit_length())  # a power of two, one of them or two for each core
 
-    def over_batches(self, file: Path, columns: list[str], function: Callable[..., T], **arguments: Any) -> list[T]:
-        """The results of all batches come here."""
-        work = _put(_work(file, columns, function, arguments))
-        return _get([_run(spread.on_piece, work, piece) for piece in self._pieces(file)])
+    def over_batches(self, file: Path, columns: list[str], function: Callable[..., Any], **arguments: Any) -> list[Any]:
+        """References to what the function made, by the workers."""
+        work = _work(function, arguments)
+        return [_run(spread.on_piece, work, file, columns, piece) for piece in self._pieces(file)]
 
-    def sets(self, file: Path, columns: list[str], function: Callable[..., Shingles], **arguments: Any) -> SpreadSets:
+    def over(self, made: list[Any], function: Callable[..., Any], **arguments: Any) -> list[Any]:
+        """References, from references."""
+        work = _work(function, arguments)
+        return [_run(spread.on_made, work, each) for each in made]
+
+    def collect(self, made: list[Any]) -> list[Any]:
+        """What the references stand for comes here."""
+        return _get(made)
+
+    def sets(self, shingled: list[Any]) -> SpreadSets:
         """The sets of all rows; their items stay where they were made."""
-        work = _put(_work(file, columns, function, arguments))
-        found, told = [], []
-        for piece in self._pieces(file):
-            shingled, facts = _run(spread.shingled, work, piece, returns=2)
-            found.append(shingled)
-            told.append(facts)
-        facts = [Facts(*(np.empty(0, kind) for kind in (np.int64, np.uint64, np.uint64))), *_get(told)]
+        facts = [Facts(*(np.empty(0, kind) for kind in (np.int64, np.uint64, np.uint64)))]
+        facts += _get([_run(spread.facts_of, each) for each in shingled])
         starts = np.cumsum([len(each.sizes) for each in facts])
         all_facts = Facts(*(np.concatenate(column) for column in zip(*facts, strict=True)))
-        classes = self._rarities(found, int(all_facts.sizes.sum()))
-        ordered = [_run(spread.ordered, shingled, classes) for shingled in found]
-        return SpreadSets(ordered, starts, all_facts, np.arange(starts[-1]))
+        classes = self._rarities(shingled, int(all_facts.sizes.sum()))
+        return SpreadSets([_run(ordered, each, classes) for each in shingled], starts, all_facts, np.arange(starts[-1]))
 
     def here(self, sets: SpreadSets) -> Sets:
         """Their items come here."""
         blocks = [_run(spread.taken, *of_piece) for of_piece in sets.by_piece(np.arange(len(sets)))]
-        return spread.together(_get(blocks)).sets
+        return together([block.sets for block in _get(blocks)])
 
     def leaders(self, sets: SpreadSets, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Rows of one kind meet, in their order; a kind that most rows are of leaves most of the work to one worker."""
@@ -202,8 +204,9 @@ def _once(address: str) -> Iterator[None]:
             del os.environ[ATTEMPTS]
 
 
-def _work(file: Path, columns: list[str], function: Callable[..., T], arguments: dict[str, Any]) -> Work[T]:
-    return Work(function, file, columns, arguments, fingerprints(function.__module__))
+def _work(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """A reference to what a worker needs to do it."""
+    return _put(Work(function, arguments, fingerprints(function.__module__)))
 
 
 @cache

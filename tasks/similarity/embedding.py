@@ -65,10 +65,19 @@ def model_identity(settings: Dedupe) -> str:
 
     Raises ConfigError where the model is not there.
     """
-    if settings.semantic is None:
-        return ""
-    weights, tokenizer = _files(settings.semantic_model)
+    return "" if settings.semantic is None else identity(settings.semantic_model)
+
+
+def identity(reference: str) -> str:
+    """The same of a model. Raises ConfigError where it is not there."""
+    weights, tokenizer = _files(reference)
     return f"{digest_of(weights)} {digest_of(tokenizer)} tokenizers {importlib.metadata.version('tokenizers')}"
+
+
+def identity_if_installed(reference: str) -> str:
+    """The same, and "" where it is the package's and that is not installed."""
+    absent = reference == WORDLLAMA and importlib.util.find_spec("wordllama") is None
+    return "" if absent else identity(reference)
 
 
 def load_model(reference: str) -> StaticModel:

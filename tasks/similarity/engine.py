@@ -1,7 +1,6 @@
 """Where rows are compared: on the threads of this machine, or on a Ray cluster; what is found is the same."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -10,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.similarity.prompts import Shingles
 from tasks.similarity.sets import ENOUGH, Nearest, Pairs, Sets, alike, gather, leaders, nearest_across
+from tasks.similarity.threads import on_all_cores
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -20,14 +19,26 @@ ROWS_AT_ONCE = 20_000
 
 
 class Engine(Protocol[S]):
-    """Compares the rows of a Parquet file, wherever that is. S is what it has for sets: len(sets) and sets[rows]."""
+    """Compares the rows of a Parquet file, wherever that is.
 
-    def over_batches(self, file: Path, columns: list[str], function: Callable[..., T], **arguments: Any) -> list[T]:
+    What is made of a batch of rows stays where it was made, so that it is read once. S is what the engine has for sets:
+    len(sets) and sets[rows].
+    """
+
+    def over_batches(self, file: Path, columns: list[str], function: Callable[..., Any], **arguments: Any) -> list[Any]:
         """function(batch, **arguments) for every batch of the columns, in order; `function` belongs to a module."""
         ...
 
-    def sets(self, file: Path, columns: list[str], function: Callable[..., Shingles], **arguments: Any) -> S:
-        """The sets of the rows, from the shingles that function(batch, **arguments) has for every batch."""
+    def over(self, made: list[Any], function: Callable[..., Any], **arguments: Any) -> list[Any]:
+        """function(each, **arguments) for each of what was made."""
+        ...
+
+    def collect(self, made: list[Any]) -> list[Any]:
+        """What was made, on this machine."""
+        ...
+
+    def sets(self, shingled: list[Any]) -> S:
+        """The sets of the rows, from the Shingles that were made of every batch."""
         ...
 
     def here(self, sets: S) -> Sets:
@@ -47,21 +58,28 @@ class Engine(Protocol[S]):
         ...
 
 
+def over_batches(file: Path, columns: list[str], function: Callable[..., T], **arguments: Any) -> list[T]:
+    """function(batch, **arguments) for every batch of the columns, in order; a few batches are in memory at a time."""
+    return on_all_cores(lambda piece: function(read_piece(file, columns, piece), **arguments), pieces(file))
+
+
 class Local:
     """The engine that is this machine."""
 
-    def over_batches(self, file: Path, columns: list[str], function: Callable[..., T], **arguments: Any) -> list[T]:
-        """A few batches are in memory at a time."""
-        return over_batches(file, columns, function, **arguments)
+    def over(self, made: list[Any], function: Callable[..., T], **arguments: Any) -> list[T]:
+        """What it was made of stays in memory for as long as `made` does."""
+        return on_all_cores(lambda each: function(each, **arguments), made)
 
-    def sets(self, file: Path, columns: list[str], function: Callable[..., Shingles], **arguments: Any) -> Sets:
-        """The sets of all rows."""
-        return gather(over_batches(file, columns, function, **arguments))
+    def collect(self, made: list[T]) -> list[T]:
+        """It is here."""
+        return made
 
     def here(self, sets: Sets) -> Sets:
         """They are here."""
         return sets
 
+    over_batches = staticmethod(over_batches)
+    sets = staticmethod(gather)
     leaders = staticmethod(leaders)
     alike = staticmethod(alike)
     nearest_across = staticmethod(nearest_across)
@@ -74,12 +92,6 @@ def engine_of(name: Literal["local", "ray"]) -> AbstractContextManager[Engine[An
     from tasks.similarity.cluster import ray_engine
 
     return ray_engine()
-
-
-def over_batches(file: Path, columns: list[str], function: Callable[..., T], **arguments: Any) -> list[T]:
-    """function(batch, **arguments) for every batch of the columns, in order; a few batches are in memory at a time."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda piece: function(read_piece(file, columns, piece), **arguments), pieces(file)))
 
 
 def pieces(file: Path, rows_at_once: int = ROWS_AT_ONCE) -> list[tuple[int, ...]]:

@@ -42,7 +42,12 @@ class Folded:
     @property
     def prompts(self) -> np.ndarray:
         """(rows, 2): the messages of each row but its last, the answer."""
-        return np.stack([self.rows[:-1], np.maximum(self.rows[1:] - 1, self.rows[:-1])], axis=1)
+        return np.stack([self.rows[:-1], np.maximum(self.answers, self.rows[:-1])], axis=1)
+
+    @property
+    def answers(self) -> np.ndarray:
+        """(rows,): the last message of each row."""
+        return self.rows[1:] - 1
 
 
 def fold(text: str) -> str:

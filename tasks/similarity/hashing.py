@@ -68,22 +68,11 @@ def _hash_normalized(data, begin, end, cut):
 
 @compiled
 def hash_messages(data, begins, ends):
-    """(messages,) uint64: the normalized text of each message."""
-    hashes = np.empty(len(begins), np.uint64)
+    """(2, messages) uint64: two hashes of the normalized text of each message."""
+    hashes = np.empty((2, len(begins)), np.uint64)
     for message in range(len(begins)):
-        hashes[message] = _hash_normalized(data, begins[message], ends[message], False)[0]
-    return hashes
-
-
-@compiled
-def hash_conversations(data, starts, rows, roles):
-    """(rows, 2) uint64: two hashes of the roles and the normalized texts of each row's messages."""
-    hashes = np.zeros((len(rows) - 1, 2), np.uint64)
-    for row in range(len(hashes)):
-        for message in range(rows[row], rows[row + 1]):
-            one, other, _ = _hash_normalized(data, starts[message], starts[message + 1], False)
-            hashes[row, 0] = _join(_join(hashes[row, 0], roles[message]), one)
-            hashes[row, 1] = _join(_join(hashes[row, 1], roles[message]), other)
+        one, other, _ = _hash_normalized(data, begins[message], ends[message], False)
+        hashes[0, message], hashes[1, message] = one, other
     return hashes
 
 
@@ -105,7 +94,7 @@ def segment(data, starts, messages):
                     found += 1
                 begin = end
         indptr[row + 1] = found
-    return indptr, begins[:found], ends[:found], hashes[:found]
+    return indptr, begins[:found].copy(), ends[:found].copy(), hashes[:found].copy()
 
 
 @compiled
@@ -123,34 +112,41 @@ def _character(data, position):
 
 
 @compiled
-def hash_words(data, indptr, begins, ends, kept, classes):
-    """The words of the kept segments of each row, as (indptr, hashes, whether a word is a spaceless character)."""
-    size = 0
+def _word(value, is_spaceless):
+    """The hash of a word; its lowest bit says whether that is a spaceless character (are_spaceless)."""
+    return (_finish(value) | np.uint64(1)) ^ np.uint64(not is_spaceless)
+
+
+def are_spaceless(words):
+    """(words,) bool: the hashes of words that are a character of a script without spaces."""
+    return (words & np.uint64(1)).astype(np.bool_)
+
+
+@compiled
+def hash_words(data, begins, ends, classes):
+    """The words of each segment, as (indptr, hashes)."""
+    indptr, hashes = np.zeros(len(begins) + 1, np.int64), np.empty((ends - begins).sum(), np.uint64)
+    found = 0
     for piece in range(len(begins)):
-        size += (ends[piece] - begins[piece] + 1) // 2 if kept[piece] else 0
-    hashes, spaceless = np.empty(size, np.uint64), np.empty(size, np.bool_)
-    found, rows = 0, np.zeros(len(indptr), np.int64)
-    for row in range(len(indptr) - 1):
-        for piece in range(indptr[row], indptr[row + 1]):
-            position, value = begins[piece], _BASIS
-            while kept[piece] and position <= ends[piece]:
-                code, kind, width = 0, SPACE, 1
-                if position < ends[piece]:
-                    code, width = _character(data, position)
-                    kind = classes[code]
-                position += width
-                if kind == DROPPED:
-                    continue
-                if kind != WORD and value != _BASIS:
-                    hashes[found], spaceless[found] = _finish(value), False
-                    found, value = found + 1, _BASIS
-                if kind != SPACE:
-                    value = (value ^ np.uint64(_lower(code))) * _PRIME
-                if kind >= SPACELESS:  # or SYMBOL
-                    hashes[found], spaceless[found] = _finish(value), kind == SPACELESS
-                    found, value = found + 1, _BASIS
-        rows[row + 1] = found
-    return rows, hashes[:found], spaceless[:found]
+        position, value = begins[piece], _BASIS
+        while position <= ends[piece]:
+            code, kind, width = 0, SPACE, 1
+            if position < ends[piece]:
+                code, width = _character(data, position)
+                kind = classes[code]
+            position += width
+            if kind == DROPPED:
+                continue
+            if kind != WORD and value != _BASIS:
+                hashes[found] = _word(value, False)
+                found, value = found + 1, _BASIS
+            if kind != SPACE:
+                value = (value ^ np.uint64(_lower(code))) * _PRIME
+            if kind >= SPACELESS:  # or SYMBOL
+                hashes[found] = _word(value, kind == SPACELESS)
+                found, value = found + 1, _BASIS
+        indptr[piece + 1] = found
+    return indptr, hashes[:found].copy()
 
 
 @compiled
@@ -161,28 +157,28 @@ def _goes_on(data, position, end):
 
 
 @compiled
-def hash_numbers(data, indptr, begins, ends, kept):
-    """(rows,) uint64: the numbers of the kept segments in their order, each with the sign before it."""
-    numbers = np.zeros(len(indptr) - 1, np.uint64)
-    for row in range(len(numbers)):
-        for piece in range(indptr[row], indptr[row + 1]):
-            if not kept[piece]:
+def hash_numbers(data, begins, ends):
+    """The numbers of each segment, each with the sign before it, as (indptr, hashes)."""
+    indptr, hashes = np.zeros(len(begins) + 1, np.int64), np.empty(((ends - begins + 1) // 2).sum(), np.uint64)
+    found = 0
+    for piece in range(len(begins)):
+        position, begin = begins[piece], begins[piece]
+        while position < ends[piece]:
+            if not 48 <= data[position] <= 57:
+                position += 1
                 continue
-            position, begin = begins[piece], begins[piece]
-            while position < ends[piece]:
-                if not 48 <= data[position] <= 57:
-                    position += 1
-                    continue
-                before, value = position - 1, _BASIS
-                if before >= begin and _BLANK[data[before]]:
-                    before -= 1
-                if before >= begin and data[before] < 128 and _SIGNS[data[before]]:
-                    value = (value ^ np.uint64(data[before])) * _PRIME
-                while position < ends[piece] and _goes_on(data, position, ends[piece]):
-                    value = (value ^ np.uint64(data[position])) * _PRIME
-                    position += 1
-                numbers[row] = _join(numbers[row], value)
-    return numbers
+            before, value = position - 1, _BASIS
+            if before >= begin and _BLANK[data[before]]:
+                before -= 1
+            if before >= begin and data[before] < 128 and _SIGNS[data[before]]:
+                value = (value ^ np.uint64(data[before])) * _PRIME
+            while position < ends[piece] and _goes_on(data, position, ends[piece]):
+                value = (value ^ np.uint64(data[position])) * _PRIME
+                position += 1
+            hashes[found] = value
+            found += 1
+        indptr[piece + 1] = found
+    return indptr, hashes[:found].copy()
 
 
 @compiled
@@ -222,7 +218,7 @@ def distinct(indptr, hashes):
                 seen[place] = kept[found] = value
                 found += 1
         rows[row + 1] = found
-    return rows, kept[:found]
+    return rows, kept[:found].copy()
 
 
 @compiled
@@ -235,27 +231,28 @@ def _room(count):
 
 
 @compiled
-def hash_shingles(indptr, hashes, spaceless, whole, kinds):
+def hash_shingles(indptr, words, whole, kinds):
     """The set of 2-grams of each row's words, as (indptr, items); `whole` stands for a row without words.
 
     3-grams where they begin with a spaceless character. An item is another one in another kind.
     """
-    rows, items = np.zeros(len(indptr), np.int64), np.empty(len(hashes) + len(indptr), np.uint64)
+    rows, items = np.zeros(len(indptr), np.int64), np.empty(len(words) + len(indptr), np.uint64)
     found = 0
     for row in range(len(indptr) - 1):
         first, last, begin = indptr[row], indptr[row + 1], found
         for position in range(first, last):
-            if position + 2 + spaceless[position] > last:
+            is_spaceless = words[position] & np.uint64(1) != 0
+            if position + 2 + is_spaceless > last:
                 continue
-            item = _join(hashes[position], hashes[position + 1])
-            if spaceless[position]:
-                item = _join(item, hashes[position + 2])
+            item = _join(words[position], words[position + 1])
+            if is_spaceless:
+                item = _join(item, words[position + 2])
             items[found] = _join(item, kinds[row])
             found += 1
         if found == begin:  # shorter than its shingles would be: the text as a whole
             item = whole[row] if first == last else np.uint64(0)
             for position in range(first, last):
-                item = _join(item, hashes[position])
+                item = _join(item, words[position])
             items[found] = _join(item, kinds[row])
             found += 1
         rows[row + 1] = found

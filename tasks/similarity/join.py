@@ -255,46 +255,6 @@ def _grown(array, room):
 
 
 @compiled
-def count_items(items, buckets):
-    """(buckets,) uint16, a power of two: how often items of each bucket of hashes occur, 65,535 times at most."""
-    counts = np.zeros(buckets, np.uint16)
-    for item in items:
-        bucket = item & np.uint64(buckets - 1)
-        counts[bucket] += np.uint16(counts[bucket] < 65_535)
-    return counts
-
-
-@compiled
-def rarities(counts):
-    """(buckets,) uint8: twice the binary logarithm of each count; 0 where items of the bucket occur once."""
-    classes = np.zeros(len(counts), np.uint8)
-    for bucket in range(len(counts)):
-        if counts[bucket] > 1:
-            classes[bucket] = np.int64(2 * np.log2(counts[bucket]))
-    return classes
-
-
-@compiled
-def order_items(indptr, items, classes):
-    """Leaves out items that occur once and puts the others of each row in a common order, the rarest first.
-
-    An item's upper 6 bits become the rarity of its bucket (rarities), the others stay of its hash.
-    """
-    mask = np.uint64(len(classes) - 1)
-    rows, found = np.zeros(len(indptr), np.int64), 0
-    for row in range(len(indptr) - 1):
-        begin = found
-        for position in range(indptr[row], indptr[row + 1]):
-            rarity = np.uint64(classes[items[position] & mask])
-            if rarity > 0:
-                items[found] = (rarity << np.uint64(58)) | (items[position] >> np.uint64(6))
-                found += 1
-        items[begin:found] = np.sort(items[begin:found])
-        rows[row + 1] = found
-    return rows, items[:found]
-
-
-@compiled
 def take_rows(indptr, items, rows):
     """The items of the rows in their order, as (indptr, items)."""
     starts = np.zeros(len(rows) + 1, np.int64)

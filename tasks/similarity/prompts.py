@@ -23,12 +23,25 @@ class Segments(NamedTuple):
     hashes: np.ndarray  # uint64, without case and runs of white space
 
 
-class Words(NamedTuple):
-    """The words of each row in their order, without case and punctuation; of scripts without spaces the characters."""
+class Runs(NamedTuple):
+    """Hashes in their order, of each row or of each segment: of the i-th hashes[indptr[i]:indptr[i + 1]]."""
 
     indptr: np.ndarray
     hashes: np.ndarray  # uint64
-    spaceless: np.ndarray  # bool: a character of such a script
+
+    def of_rows(self, rows: np.ndarray, kept: np.ndarray) -> "Runs":
+        """Those of each row, from those of its segments rows[i]..rows[i + 1] that are `kept` (bool)."""
+        lengths = np.diff(self.indptr)
+        ends = np.concatenate([[0], np.cumsum(lengths * kept)])
+        return Runs(ends[rows], self.hashes[np.repeat(kept, lengths)])
+
+
+class Prompts(NamedTuple):
+    """The prompts of some rows, as far as they are compared: the texts are not needed any more."""
+
+    segments: Runs  # of each row
+    words: Runs  # of each segment, without case and punctuation; of scripts without spaces the characters
+    numbers: Runs  # of each segment, with their signs
 
 
 class Shingles(NamedTuple):
@@ -46,45 +59,44 @@ def segments(folded: Folded, messages: np.ndarray) -> Segments:
     return Segments(*segment(folded.data, folded.starts, messages))
 
 
-def words(folded: Folded, found: Segments, left_out: np.ndarray) -> Words:
-    """The words of the segments but those `left_out` (hashes); of all segments where none would be left."""
-    return words_of(folded, found, kept_segments(found, left_out))
+def words(folded: Folded, found: Segments, left_out: np.ndarray) -> Runs:
+    """The words of each row but in segments `left_out` (hashes); of all its segments where none would be left."""
+    return segment_words(folded, found).of_rows(found.indptr, kept_segments(found, left_out))
 
 
-def words_of(folded: Folded, found: Segments, kept: np.ndarray) -> Words:
-    """The words of the `kept` segments (bool)."""
+def segment_words(folded: Folded, found: Segments) -> Runs:
+    """The words of each segment."""
     from tasks.similarity.hashing import hash_words
 
-    return Words(*hash_words(folded.data, found.indptr, found.begins, found.ends, kept, character_classes()))
+    return Runs(*hash_words(folded.data, found.begins, found.ends, character_classes()))
 
 
-def shingles(folded: Folded, left_out: np.ndarray, *, guarded: bool) -> Shingles:
-    """The shingles of each row's prompt: word 2-grams, 3-grams of characters without spaces.
-
-    Three characters of such a script react to an edited word as two words do. Guarded shingles are equal only in rows
-    with the same numbers in the prompt and the same answer, and under twelve words with the same words.
-    """
-    from tasks.similarity.hashing import hash_numbers, hash_sequences, hash_shingles
+def cut(folded: Folded) -> Prompts:
+    """The prompts of the rows, cut into segments, words and numbers."""
+    from tasks.similarity.hashing import hash_numbers
 
     found = segments(folded, folded.prompts)
-    kept = kept_segments(found, left_out)
-    said = words_of(folded, found, kept)
-    kinds = np.zeros(len(folded.rows) - 1, np.uint64)
-    if guarded:
-        numbers = hash_numbers(folded.data, found.indptr, found.begins, found.ends, kept)
-        short = np.where(np.diff(said.indptr) < FEWEST_WORDS, hash_sequences(said.indptr, said.hashes), np.uint64(0))
-        kinds = joined(numbers, short, answers(folded))
-    whole = hash_sequences(found.indptr, found.hashes)
-    indptr, items = hash_shingles(said.indptr, said.hashes, said.spaceless, whole, kinds)
+    numbers = Runs(*hash_numbers(folded.data, found.begins, found.ends))
+    return Prompts(Runs(found.indptr, found.hashes), segment_words(folded, found), numbers)
+
+
+def shingles(prompts: Prompts, left_out: np.ndarray, answers: np.ndarray | None = None) -> Shingles:
+    """The shingles of each prompt without the segments `left_out`: word 2-grams, 3-grams of characters without spaces.
+
+    Three characters of such a script react to an edited word as two words do. With `answers` (rows,) shingles are equal
+    only in rows with the same of them and the same numbers in the prompt, and under twelve words with the same words.
+    """
+    from tasks.similarity.hashing import hash_sequences, hash_shingles
+
+    rows, kept = prompts.segments.indptr, kept_segments(prompts.segments, left_out)
+    said = prompts.words.of_rows(rows, kept)
+    kinds = np.zeros(len(rows) - 1, np.uint64)
+    if answers is not None:
+        numbers = hash_sequences(*prompts.numbers.of_rows(rows, kept))
+        short = np.where(np.diff(said.indptr) < FEWEST_WORDS, hash_sequences(*said), np.uint64(0))
+        kinds = joined(numbers, short, answers)
+    indptr, items = hash_shingles(*said, hash_sequences(*prompts.segments), kinds)
     return Shingles(indptr, items, kinds)
-
-
-def answers(folded: Folded) -> np.ndarray:
-    """(rows,) uint64: the normalized last message of each row."""
-    from tasks.similarity.hashing import hash_messages
-
-    last = folded.rows[1:] - 1
-    return hash_messages(folded.data, folded.starts[last], folded.starts[last + 1])
 
 
 def joined(*hashes: np.ndarray) -> np.ndarray:
@@ -95,17 +107,31 @@ def joined(*hashes: np.ndarray) -> np.ndarray:
     return hash_sequences(np.arange(0, together.size + 1, len(hashes)), together.ravel())
 
 
-def conversation_hashes(folded: Folded, roles: np.ndarray) -> np.ndarray:
-    """(rows, 2) uint64: two hashes of each conversation, equal for those that differ in case and white space only.
+def message_hashes(folded: Folded) -> np.ndarray:
+    """(2, messages) uint64: two hashes of each message, equal for those that differ in case and white space only."""
+    from tasks.similarity.hashing import hash_messages
 
-    `roles` (messages,) are small numbers, one for each role.
+    return hash_messages(folded.data, folded.starts[:-1], folded.starts[1:])
+
+
+def answers(folded: Folded) -> np.ndarray:
+    """(rows,) uint64: the normalized last message of each row."""
+    from tasks.similarity.hashing import hash_messages
+
+    return hash_messages(folded.data, folded.starts[folded.answers], folded.starts[folded.answers + 1])[0]
+
+
+def conversation_hashes(rows: np.ndarray, roles: np.ndarray, messages: np.ndarray) -> np.ndarray:
+    """(rows, 2) uint64: two hashes of each row's messages rows[i]..rows[i + 1], from two of each (message_hashes).
+
+    `roles` (messages,) uint64 are small numbers, one for each role.
     """
-    from tasks.similarity.hashing import hash_conversations
+    from tasks.similarity.hashing import hash_sequences
 
-    return hash_conversations(folded.data, folded.starts, folded.rows, roles.astype(np.uint64))
+    return np.stack([hash_sequences(2 * rows, np.stack([roles, of], axis=1).ravel()) for of in messages], axis=1)
 
 
-def distinct_segments(found: Segments) -> tuple[np.ndarray, np.ndarray]:
+def distinct_segments(found: Runs | Segments) -> tuple[np.ndarray, np.ndarray]:
     """(hash, row) of each row's segments, a segment that a row has twice once."""
     from tasks.similarity.hashing import distinct
 
@@ -146,7 +172,7 @@ def read_boilerplate(folder: Path) -> np.ndarray:
     return np.array(sorted(int(segment["hash"], 16) for segment in found), np.uint64)
 
 
-def kept_segments(found: Segments, left_out: np.ndarray) -> np.ndarray:
+def kept_segments(found: Runs | Segments, left_out: np.ndarray) -> np.ndarray:
     """(segments,) bool: those that are not left out, and all of a row that would have none."""
     out = np.isin(found.hashes, left_out)
     rows = np.repeat(np.arange(len(found.indptr) - 1), np.diff(found.indptr))

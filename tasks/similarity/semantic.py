@@ -15,7 +15,7 @@ import pyarrow as pa
 from tasks.similarity.embedding import LENGTH, StaticModel
 from tasks.similarity.engine import over_batches, read_pieces
 from tasks.similarity.folding import fold_messages, fold_texts
-from tasks.similarity.prompts import answers, joined, kept_segments, segments, words, words_of
+from tasks.similarity.prompts import answers, cut, joined, kept_segments, segments, words
 
 # English, German, French, Spanish, Italian, Portuguese, Dutch, Russian, Chinese. Of a pair such as on and off one is
 # enough: where the other stands instead, there is one less.
@@ -38,7 +38,7 @@ ROUNDING = 2e-3  # more than what float32 makes of vectors of about LENGTH is aw
 def find_leaders(
     file: Path, rows: np.ndarray, settled: np.ndarray, left_out: np.ndarray, model: StaticModel, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each of `rows` the most alike earlier one that stays and has its kind, or -1, and their cosine.
+    """Of each of `rows` the most alike earlier one that stays and has its kind, by its place, or -1, and their cosine.
 
     A row stays where there is none, and where it is `settled` (rows,). `left_out` is the boilerplate.
     """
@@ -48,21 +48,20 @@ def find_leaders(
     vectors = _embed_rows(file, rows[shared], left_out, model)
     leader, cosine = np.full(len(rows), -1), np.zeros(len(rows))
     found, cosine[shared] = leaders(vectors, of[shared], settled[shared], threshold)
-    leader[shared] = np.where(found >= 0, rows[shared[found]], -1)
+    leader[shared] = np.where(found >= 0, shared[found], -1)
     return leader, cosine
 
 
 def hash_kinds(batch: pa.Table, left_out: np.ndarray) -> np.ndarray:
     """(rows,) uint64, equal for rows that may be compared."""
-    from tasks.similarity.hashing import hash_numbers
+    from tasks.similarity.hashing import hash_sequences
 
     folded = fold_messages(batch["messages"])
-    found = segments(folded, folded.prompts)
-    kept = kept_segments(found, left_out)
-    said = words_of(folded, found, kept)
-    numbers = hash_numbers(folded.data, found.indptr, found.begins, found.ends, kept)
+    prompts = cut(folded)
+    rows, kept = prompts.segments.indptr, kept_segments(prompts.segments, left_out)
+    said, numbers = prompts.words.of_rows(rows, kept), prompts.numbers.of_rows(rows, kept)
     reversing = np.concatenate([[0], np.cumsum(_reverses(said.hashes))])[said.indptr]
-    return joined(numbers, np.diff(reversing).astype(np.uint64), answers(folded))
+    return joined(hash_sequences(*numbers), np.diff(reversing).astype(np.uint64), answers(folded))
 
 
 def prompt_texts(batch: pa.Table, left_out: np.ndarray) -> list[str]:

@@ -1,13 +1,13 @@
 """Sets of shingles, and which of them are alike by their exact Jaccard similarity: leaders, pairs, and the nearest."""
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from tasks.similarity.prompts import Shingles
+from tasks.similarity.threads import on_all_cores
 
 T = TypeVar("T")
 
@@ -33,19 +33,30 @@ class Sets:
         return Sets(indptr, items, self.sizes[rows])
 
 
-def gather(parts: Iterable[Shingles]) -> Sets:
+def gather(shingled: Sequence[Shingles]) -> Sets:
     """The sets of the rows of all parts."""
-    from tasks.similarity.join import count_items, order_items, rarities
+    from tasks.similarity.rarity import count_items, rarities
 
-    sizes, items = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
-    for part in parts:
-        sizes.append(np.diff(part.indptr))
-        items.append(part.items.copy())
-    all_sizes, all_items = np.concatenate(sizes), np.concatenate(items)
-    del items
-    classes = rarities(count_items(all_items, buckets_of(len(all_items))))
-    indptr, ordered = order_items(np.concatenate([[0], np.cumsum(all_sizes)]), all_items, classes)
-    return Sets(indptr, ordered.copy(), all_sizes)
+    counts = np.zeros(buckets_of(sum(len(part.items) for part in shingled)), np.uint16)
+    for part in shingled:
+        count_items(part.items, counts)
+    classes = rarities(counts)
+    return together(on_all_cores(lambda part: ordered(part, classes), shingled))
+
+
+def ordered(part: Shingles, classes: np.ndarray) -> Sets:
+    """The sets of a part, in the order that the rarities of all items give."""
+    from tasks.similarity.rarity import order_items
+
+    indptr, items = order_items(part.indptr, part.items, classes)
+    return Sets(indptr, items, np.diff(part.indptr))
+
+
+def together(parts: Sequence[Sets]) -> Sets:
+    """The sets of all parts."""
+    lengths = np.concatenate([[0], *(np.diff(part.indptr) for part in parts)])
+    items = np.concatenate([np.empty(0, np.uint64), *(part.items for part in parts)])
+    return Sets(np.cumsum(lengths), items, np.concatenate([np.empty(0, np.int64), *(part.sizes for part in parts)]))
 
 
 def buckets_of(num_items: int) -> int:
@@ -245,8 +256,7 @@ def _index(sets: Sets, threshold: float, part: Part) -> _Index:
 def _in_blocks(index: _Index, compare: Callable[[int, int], T]) -> list[T]:
     """The results of compare(begin, end) for blocks of rows with about the same work, at once."""
     bounds = _blocks(index.work, index.blocks)
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(compare, bounds[:-1], bounds[1:]))
+    return on_all_cores(compare, bounds[:-1], bounds[1:])
 
 
 def _blocks(work: np.ndarray, blocks: int) -> list[int]:

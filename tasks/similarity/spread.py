@@ -18,18 +18,16 @@ from tasks.errors import ConfigError
 from tasks.fingerprint import fingerprints
 from tasks.similarity.engine import read_piece
 from tasks.similarity.prompts import Shingles
-from tasks.similarity.sets import Nearest, Part, Sets, closest_of, leaders, pairs_of, parts_of, prefixes
+from tasks.similarity.sets import Nearest, Part, Sets, closest_of, leaders, pairs_of, parts_of, prefixes, together
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Work(Generic[T]):
-    """What is done with every piece of a file, and the code that the driver would do it with."""
+    """What is done with every batch, and the code that the driver would do it with."""
 
     function: Callable[..., T]
-    file: Path
-    columns: list[str]
     arguments: dict[str, Any]
     code: dict[str, str]
 
@@ -73,24 +71,28 @@ class SpreadSets:
                 yield piece, rows[begin:end] - start, chosen[begin:end]
 
 
-def on_piece(work: Work[T], piece: tuple[int, ...]) -> T:
-    """What the function makes of a piece; ConfigError where this node has other code or does not see the file."""
+def on_piece(work: Work[T], file: Path, columns: list[str], piece: tuple[int, ...]) -> T:
+    """What the function makes of a piece of a file; ConfigError where this node does not see it, or has other code."""
+    if not file.exists():
+        raise ConfigError(
+            f"{file}: the Ray node {platform.node()} does not see it; TUNEWRIGHT_HOME must be a folder that all nodes "
+            "share"
+        )
+    return on_made(work, read_piece(file, columns, piece))
+
+
+def on_made(work: Work[T], made: Any) -> T:
+    """What the function makes of what another one made; ConfigError where this node has other code."""
     if fingerprints(work.function.__module__) != work.code:
         raise ConfigError(f"the Ray node {platform.node()} has another version of tunewright than the run: install one")
-    if not work.file.exists():
-        raise ConfigError(
-            f"{work.file}: the Ray node {platform.node()} does not see it; TUNEWRIGHT_HOME must be a folder that all "
-            "nodes share"
-        )
-    return work.function(read_piece(work.file, work.columns, piece), **work.arguments)
+    return work.function(made, **work.arguments)
 
 
-def shingled(work: Work[Shingles], piece: tuple[int, ...]) -> tuple[Shingles, Facts]:
-    """The shingles of a piece, and what the driver is told of them."""
+def facts_of(found: Shingles) -> Facts:
+    """What the driver is told of the shingles of a piece."""
     from tasks.similarity.hashing import hash_sets
 
-    found = on_piece(work, piece)
-    return found, Facts(np.diff(found.indptr), hash_sets(found.indptr, found.items), found.kinds)
+    return Facts(np.diff(found.indptr), hash_sets(found.indptr, found.items), found.kinds)
 
 
 def buckets_by_part(found: Shingles, buckets: int, parts: int) -> list[np.ndarray]:
@@ -101,17 +103,12 @@ def buckets_by_part(found: Shingles, buckets: int, parts: int) -> list[np.ndarra
 
 def rarities_of_part(width: int, *of_items: np.ndarray) -> np.ndarray:
     """(width,) uint8: how rare the items of each bucket of one range are, from the buckets of all items in it."""
-    from tasks.similarity.join import count_items, rarities
+    from tasks.similarity.rarity import count_items, rarities
 
-    return rarities(count_items(np.concatenate(of_items), width))
-
-
-def ordered(found: Shingles, classes: np.ndarray) -> Sets:
-    """The sets of a piece, in the order that the rarities of all items give."""
-    from tasks.similarity.join import order_items
-
-    indptr, items = order_items(found.indptr, found.items.copy(), classes)
-    return Sets(indptr, items.copy(), np.diff(found.indptr))
+    counts = np.zeros(width, np.uint16)
+    for items in of_items:
+        count_items(items, counts)
+    return rarities(counts)
 
 
 def taken(sets: Sets, rows: np.ndarray, numbers: np.ndarray) -> Block:
@@ -136,7 +133,7 @@ def spread_by_item(sets: Sets, rows: np.ndarray, numbers: np.ndarray, threshold:
 
 def leaders_of_part(threshold: float, *blocks: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(row, leader, similarity) of the rows that have one, among the rows of a part."""
-    met = together(blocks)
+    met = _met(blocks)
     partner, similarity = leaders(met.sets, threshold)
     gone = np.flatnonzero(partner >= 0)
     return met.numbers[gone], met.numbers[partner[gone]], similarity[gone]
@@ -146,23 +143,19 @@ def pairs_of_part(
     part: Part, threshold: float, enough: int, *blocks: Block
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(left, right, similarity) of the pairs that meet first in this part."""
-    met = _by_size(together(blocks))
+    met = _by_size(_met(blocks))
     return pairs_of(met.sets, met.numbers, threshold, enough, part)
 
 
 def closest_of_part(part: Part, floor: float, sides: np.ndarray, *blocks: Block) -> Nearest:
     """The nearest pair of two of the `sides` (by number) in this part. Numbers must rise with the sizes."""
-    met = _by_size(together(blocks))
+    met = _by_size(_met(blocks))
     return closest_of(met.sets, sides[met.numbers], floor, part).named(met.numbers)
 
 
-def together(blocks: Sequence[Block]) -> Block:
+def _met(blocks: Sequence[Block]) -> Block:
     """The blocks as one."""
-    sizes = np.concatenate([block.sets.sizes for block in blocks])
-    lengths = np.concatenate([np.diff(block.sets.indptr) for block in blocks])
-    items = np.concatenate([block.sets.items for block in blocks])
-    numbers = np.concatenate([block.numbers for block in blocks])
-    return Block(numbers, Sets(np.concatenate([[0], np.cumsum(lengths)]), items, sizes))
+    return Block(np.concatenate([block.numbers for block in blocks]), together([block.sets for block in blocks]))
 
 
 def _by_size(block: Block) -> Block:

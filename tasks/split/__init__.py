@@ -25,9 +25,10 @@ from tasks.artifacts import SIDES_FILE, Rows, Splits, UniqueRows
 from tasks.caching import cached
 from tasks.config import Split
 from tasks.errors import DataError, retry_transient
+from tasks.labels import stop_if_open
 from tasks.similarity.engine import engine_of, read_pieces
 from tasks.similarity.folding import fold, fold_messages
-from tasks.similarity.prompts import Shingles, read_boilerplate, shingles
+from tasks.similarity.prompts import Shingles, cut, read_boilerplate, shingles
 from tasks.split.account import (
     cluster_sizes,
     decontamination,
@@ -45,7 +46,7 @@ from tasks.split.draw import draw
 from tasks.split.joins import Joined
 from tasks.split.proof import FINDINGS, findings, floor_of, leak_proof, random_leak_share, visible_difference
 from tasks.split.sides import NONE, SIDES, TEST, Because, Sides, fix, settle
-from tasks.split.strata import Strata, balance, stop_if_open, strata_of
+from tasks.split.strata import Strata, balance, strata_of
 from tasks.split.writing import write_memory, write_sides
 
 log = logging.getLogger("tunewright")
@@ -64,9 +65,9 @@ def _stratify(settings: Split) -> Literal["none", "source", "label"]:
 
 def _strata(file: Path, columns: Columns, stratify: Literal["none", "source", "label"]) -> Strata:
     if stratify == "label":
-        labels = strata_of(_answers(file), lambda answer: " ".join(fold(answer).split()))
-        stop_if_open(labels)
-        return labels
+        strata = strata_of(_answers(file), lambda answer: " ".join(fold(answer).split()))
+        stop_if_open(len(strata.names), len(columns))  # ingest has looked, but check and dedupe may have changed it
+        return strata
     of_source = stratify == "source"
     return strata_of(columns.table["source"].to_pylist() if of_source else ["all rows"] * len(columns))
 
@@ -80,7 +81,7 @@ def _answers(file: Path) -> Iterator[str]:
 
 
 def _shingles(batch: pa.Table, left_out: np.ndarray) -> Shingles:
-    return shingles(fold_messages(batch["messages"]), left_out, guarded=False)
+    return shingles(cut(fold_messages(batch["messages"])), left_out)
 
 
 def _remove_contaminated(sides: Sides, found: Contamination) -> None:
@@ -116,8 +117,9 @@ def _say(proof: dict[str, Any]) -> None:
     for side in proof["given_sides"]:
         log.info("split: the %s side is the rows that are given to it; split.%s is not used", side, side)
     for code, count in proof["findings"].items():
-        sentence = FINDINGS[code].format(difference=proof["smallest_visible_difference"])
-        log.warning("split: %s: %d %s; proof.json has more", code, count, sentence)
+        rows, what = FINDINGS[code]
+        said = f"{count} {rows} {what.format(difference=proof['smallest_visible_difference'])}"
+        log.warning("split: %s: %s; proof.json has more", code, said)
 
 
 @task(
@@ -150,7 +152,7 @@ def split(
     fixed, because, exact = fix(columns.given, before)
 
     with engine_of(engine) as machine:
-        sets = machine.sets(file, ["messages"], _shingles, left_out=left_out)
+        sets = machine.sets(machine.over_batches(file, ["messages"], _shingles, left_out=left_out))
         links = Links(machine.alike(sets, settings.threshold), columns.group)
 
         sides = settle(

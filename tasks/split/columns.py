@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.artifacts import ROW_SCHEMA, SIDES_FILE, SIDES_SCHEMA, Splits
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError
 from tasks.split.sides import NONE, SIDES
 
 READ = ["row_id", "file", "line", "source", "group", "time", "side"]
@@ -44,19 +44,8 @@ class Columns:
         return {name: self.table[name][row].as_py() for name in ("row_id", "file", "line")}
 
     def times(self) -> Times:
-        """The times of all rows.
-
-        Raises DataError where a row that is not given to a side has none.
-        """
-        column = _one(self.table["time"])
-        missing = np.flatnonzero(np.asarray(column.is_null()) & (self.given == NONE))
-        if len(missing):
-            raise DataError(
-                f"split.by=time: {len(missing)} of {len(self)} rows have no time, the first is "
-                f"{self.place(int(missing[0]))}; name the field that has it, as in data.sources[].columns: "
-                "{time: created_at}, or set split.by=cluster"
-            )
-        encoded = column.dictionary_encode()
+        """The times of all rows; only those that are given to a side may have none (tasks/ingest/needs.py)."""
+        encoded = _one(self.table["time"]).dictionary_encode()
         order = pc.sort_indices(encoded.dictionary)  # pyright: ignore[reportAttributeAccessIssue]
         rank = np.empty(len(order), np.int64)
         rank[np.asarray(order)] = np.arange(len(order))

@@ -9,7 +9,8 @@ an evaluation text. An evaluation question that stands within more than ten diff
 look an instruction that stands alone in one evaluation text, and with inputs in rows. And a passage that lies in the
 answers of both rows, or reaches into them, says that the answers have a form: by it one training row in six of a slot
 filling set would go, for names of slots in JSON. So the passage must lie within the question of one of the two,
-wherever it lies in the other; what more than ten answers have is a form too.
+wherever it lies in the other; what more than ten answers have is a form too. Of most evaluation files ingest knows
+which is which (tasks/ingest/held_out.py), of the others the last line is taken for the answer.
 """
 
 from collections.abc import Iterator
@@ -97,10 +98,10 @@ def _passages_of_records(held_out: Rows, first_number: int, left_out: np.ndarray
     """The passages, and the runs of whole lines, of the records of evaluation files."""
     of_passages: list[Found] = []
     of_lines: list[Found] = []
-    for batch in read_pieces(held_out.path(HELD_OUT), ["text"]) if held_out.num_held_out else ():
-        texts, starts = evaluations(batch["text"].to_pylist(), left_out)
+    for batch in read_pieces(held_out.path(HELD_OUT), ["text", "asked", "answered"]) if held_out.num_held_out else ():
+        texts, lines = evaluations(batch, left_out)
         numbers = np.arange(first_number, first_number + batch.num_rows)
         of_passages.append(passages_of(texts, numbers))
-        of_lines += whole_lines(texts, starts, numbers)
+        of_lines += whole_lines(texts, lines, numbers)
         first_number += batch.num_rows
     return gather(of_passages), gather(of_lines)

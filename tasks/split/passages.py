@@ -10,8 +10,8 @@ from typing import NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 
-from tasks.similarity.folding import character_classes, fold_messages, fold_texts
-from tasks.similarity.prompts import Words, segments, words
+from tasks.similarity.folding import fold_messages, fold_texts
+from tasks.similarity.prompts import Runs, segment_words, segments, words
 
 PASSAGE = 26  # half words
 MOST_LINES = 25  # of a prompt that is a part of an evaluation text
@@ -35,11 +35,13 @@ class Texts(NamedTuple):
     sizes: np.ndarray  # (words + 1,) half words
 
     @classmethod
-    def of(cls, said: Words, bounds: np.ndarray, asked: np.ndarray) -> Self:
+    def of(cls, said: Runs, bounds: np.ndarray, asked: np.ndarray) -> Self:
         """The texts that begin and end at `bounds` in these words."""
+        from tasks.similarity.hashing import are_spaceless
+
         hashes = np.zeros(len(said.hashes) + 1, np.uint64)
         np.cumsum(said.hashes * _powers(BASE, len(said.hashes)), out=hashes[1:])
-        sizes = np.concatenate([[0], np.cumsum(2 - said.spaceless.astype(np.int64))])
+        sizes = np.concatenate([[0], np.cumsum(2 - are_spaceless(said.hashes).astype(np.int64))])
         return cls(bounds, asked, hashes, sizes)
 
     def hash_runs(self, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -52,6 +54,13 @@ class Texts(NamedTuple):
         text = np.repeat(np.arange(len(self.asked)), np.diff(self.bounds))
         within = np.flatnonzero(ends <= self.bounds[1:][text])
         return text[within], within, ends[within]
+
+
+class Lines(NamedTuple):
+    """Where in the words of evaluation texts lines begin, those without words aside, and where each text's answer."""
+
+    starts: np.ndarray
+    answers: np.ndarray  # (texts,) the end of the text where no answer is known
 
 
 class Passages(NamedTuple):
@@ -91,23 +100,23 @@ def conversations(messages: pa.ChunkedArray, left_out: np.ndarray) -> Texts:
     return Texts.of(said, said.indptr[::2], np.diff(said.indptr)[::2])
 
 
-def evaluations(texts: list[str], left_out: np.ndarray) -> tuple[Texts, np.ndarray]:
-    """Records of evaluation files, and where in the words their lines begin, those without words aside.
+def evaluations(records: pa.Table, left_out: np.ndarray) -> tuple[Texts, Lines]:
+    """Records of evaluation files (HELD_OUT_SCHEMA), and their lines.
 
-    What of a record is its question cannot be told for sure: all but its last line, or its only one.
+    Where it is not known what of a record is its question, that is all but the last line, or the only one.
     """
-    from tasks.similarity.hashing import hash_words
-
-    split = [text.splitlines() for text in texts]
+    split = [text.splitlines() for text in records["text"].to_pylist()]
     folded = fold_texts(line for lines in split for line in lines)
     found = segments(folded, folded.prompts)
-    kept = ~np.isin(found.hashes, left_out)
-    said = Words(*hash_words(folded.data, found.indptr, found.begins, found.ends, kept, character_classes()))
-    bounds = said.indptr[np.cumsum([0, *map(len, split)])]
-    lines = said.indptr[:-1][np.diff(said.indptr) > 0]
+    said = segment_words(folded, found).of_rows(found.indptr, ~np.isin(found.hashes, left_out))
+    first = np.cumsum([0, *map(len, split)])
+    bounds, lines = said.indptr[first], said.indptr[:-1][np.diff(said.indptr) > 0]
     last_lines = np.append(lines, 0)[np.searchsorted(lines, bounds[1:]) - 1]
-    asked = np.where(last_lines > bounds[:-1], last_lines, bounds[1:]) - bounds[:-1]
-    return Texts.of(said, bounds, asked), lines
+    guessed = np.where(last_lines > bounds[:-1], last_lines, bounds[1:])
+    asked = np.asarray(records["asked"].fill_null(-1))
+    ends = np.where(asked >= 0, said.indptr[first[:-1] + np.maximum(asked, 0)], guessed)
+    answers = said.indptr[first[1:] - np.asarray(records["answered"])]
+    return Texts.of(said, bounds, ends - bounds[:-1]), Lines(lines, answers)
 
 
 def passages_of(texts: Texts, numbers: np.ndarray) -> Found:
@@ -117,19 +126,20 @@ def passages_of(texts: Texts, numbers: np.ndarray) -> Found:
     return texts.hash_runs(begins, ends), asked, numbers[text]
 
 
-def whole_lines(texts: Texts, starts: np.ndarray, numbers: np.ndarray) -> Iterator[Found]:
-    """What a whole prompt can be: each run of up to MOST_LINES whole lines, and the question of each text.
+def whole_lines(texts: Texts, lines: Lines, numbers: np.ndarray) -> Iterator[Found]:
+    """What a whole prompt can be: the question of each text, and each run of up to MOST_LINES lines before its answer.
 
-    Lines begin at `starts`.
+    A short prompt that somebody answers with is none that was asked.
     """
     asked = np.flatnonzero(texts.asked)
     begins = texts.bounds[asked]
     yield texts.hash_runs(begins, begins + texts.asked[asked]), np.ones(len(asked), np.bool_), numbers[asked]
+    starts = lines.starts
     text = np.searchsorted(texts.bounds, starts, side="right") - 1
     ends = np.concatenate([starts, np.full(MOST_LINES + 1, len(texts.sizes) - 1)])
     for num_lines in range(1, MOST_LINES + 1):
         end = ends[num_lines : num_lines + len(starts)]
-        whole = (end <= texts.bounds[1:][text]) & (end > starts)
+        whole = (end <= lines.answers[text]) & (end > starts)
         yield texts.hash_runs(starts[whole], end[whole]), np.ones(int(whole.sum()), np.bool_), numbers[text[whole]]
 
 

@@ -14,12 +14,12 @@ RANDOM_SPLITS = 20
 LEAST_VISIBLE = 0.1  # a test side that does not show a difference of so much decides nothing
 DISCORDANT = 0.2  # of the rows of a usual comparison, answered rightly by one model alone
 CONFIDENCE, POWER = 1.645, 0.842  # normal quantiles of one-sided 95% and of 80%
-FINDINGS = {  # what rows have that are counted under a code
-    "contaminated": "training rows have a passage in common with an evaluation row",
-    "validation_in_held_out": "validation rows have a passage in common with a record of data.held_out",
-    "test_in_held_out": "test rows have a passage in common with a record of data.held_out",
-    "train_newer_than_test": "training rows are newer than the oldest test row",
-    "too_small": "test rows do not show a difference in exact match under about {difference:.2f}",
+FINDINGS = {  # which rows are counted under a code, and what is with them
+    "contaminated": ("training rows", "have a passage in common with an evaluation row"),
+    "validation_in_held_out": ("validation rows", "have a passage in common with a record of data.held_out"),
+    "test_in_held_out": ("test rows", "have a passage in common with a record of data.held_out"),
+    "train_newer_than_test": ("training rows", "are newer than the oldest test row"),
+    "too_small": ("test rows", "do not show a difference in exact match under about {difference:.2f}"),
 }
 
 

@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.errors import DataError
 from tasks.split.sides import NONE, SIDES
 
-ROWS_OF_A_LABEL = 5  # on average, or the answers are no closed set
 REPORTED = 50
 
 
@@ -30,16 +28,6 @@ def strata_of(said: Iterable[str], named: Callable[[str], str] = str) -> Strata:
     rank = np.empty(len(order), np.int64)
     rank[[first[name][0] for name in order]] = np.arange(len(order))
     return Strata(rank[of], order, [first[name][1] for name in order])
-
-
-def stop_if_open(labels: Strata) -> None:
-    """Raises DataError where the answers of the rows are no closed set."""
-    num_rows = len(labels.of)
-    if ROWS_OF_A_LABEL * len(labels.names) > num_rows:
-        raise DataError(
-            f"split.stratify=label: {num_rows} rows have {len(labels.names)} different last answers, so these are no "
-            f"labels; accepted are at most {num_rows // ROWS_OF_A_LABEL}, or split.stratify=source or none"
-        )
 
 
 def balance(strata: Strata, side: np.ndarray) -> dict[str, Any]:

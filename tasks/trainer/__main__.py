@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks import config
+from tasks.errors import ConfigError
 from tasks.machine import num_cores
 from tasks.trainer import FAILED, INTERRUPTED, OUT_OF_MEMORY, Job
 
@@ -32,7 +33,7 @@ def main(job_file: Path, parent: int | None = None) -> int:
     try:
         with _alone_in(folder):
             return _fit(job, folder)
-    except (RuntimeError, MemoryError, OSError, ValueError, FloatingPointError) as error:
+    except (RuntimeError, MemoryError, OSError, ValueError, FloatingPointError, ConfigError) as error:
         return _failed(folder, error, OUT_OF_MEMORY if is_out_of_memory(error) else FAILED)
 
 

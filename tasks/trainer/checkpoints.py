@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "manifest.json"
 PREFIX = "checkpoint-"
@@ -81,12 +82,24 @@ def _write_manifest(checkpoint: Path, best_step: int | None, files: dict[str, li
         opened.flush()
         os.fsync(opened.fileno())
     unfinished.rename(checkpoint / MANIFEST)
+    for folder in (checkpoint, checkpoint.parent):  # before older ones are removed
+        _sync(folder)
 
 
-def _manifest(checkpoint: Path) -> dict | None:
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any] | None:
+    """What the manifest says, or None where there is none, or it is not as it was written."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        return {"best_step": manifest["best_step"], "files": dict(manifest["files"])}
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

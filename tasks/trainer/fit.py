@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, set_seed
 from trl.trainer.sft_config import SFTConfig
 
-from tasks import methods, speed
+from tasks import cutting, methods, speed
 from tasks.batches import Collator
 from tasks.config import Training
 from tasks.trainer import FINISHED, INTERRUPTED, Job, checkpoints
@@ -88,7 +88,15 @@ def fit(job: Job, folder: Path) -> int:
         train_dataset=rows,
         eval_dataset=validation,
         processing_class=tokenizer,
-        data_collator=with_rows(Collator(chosen.layout, job.pad_token_id, job.micro_batch, job.compute.max_tokens)),
+        data_collator=with_rows(
+            Collator(
+                chosen.layout,
+                job.pad_token_id,
+                job.micro_batch,
+                job.compute.max_tokens,
+                cutting.group_cost(device.kind, compiled=chosen.compile),
+            )
+        ),
         callbacks=[Recorder(record, watch, training), Stopping(training)],
     )
     learning, total = methods.trained_share(model)

@@ -29,7 +29,9 @@ class Record:
         metrics = folder / "metrics.jsonl"
         # What was logged after the checkpoint happens again.
         lines = [line for line in _lines(metrics) if line["step"] <= resumed_from]
-        metrics.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        unfinished = folder / ".metrics.jsonl"
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        unfinished.rename(metrics)
         self.losses = [line["loss"] for line in lines if "loss" in line]
         self.evaluated = {line["step"] for line in lines if "eval_loss" in line}
 

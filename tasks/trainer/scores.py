@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from tasks import metrics
 from tasks.artifacts import IGNORED
 from tasks.config import Metric
 from tasks.greedy import Answer, Greedy
+from tasks.metrics.catalogue import PER_ROW
 
 COLUMNS = ["input_ids", "labels", "prompt_length", "reference"]
 LIBRARY_ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -57,20 +57,17 @@ class Scores:
         with torch.random.fork_rng():
             greedy.answer(answers, generate=not exact)
         if exact:
-            return [float(self._is_reference(answer)) for answer in answers]
-        measure = metrics.PER_ROW[self.metric]
+            return [float(answer.is_reference(self.stops)) for answer in answers]
+        measure = PER_ROW[self.metric]
         return [
             measure(self._text(answer, row["reference"]), row["reference"])
             for answer, row in zip(answers, rows, strict=True)
         ]
 
-    def _is_reference(self, answer: Answer) -> bool:
-        return answer.stopped and answer.tokens == [token for token in answer.reference if token not in self.stops]
-
     def _text(self, answer: Answer, reference: str) -> str:
-        return (
-            reference if self._is_reference(answer) else self.tokenizer.decode(answer.tokens, skip_special_tokens=True)
-        )
+        if answer.is_reference(self.stops):
+            return reference
+        return self.tokenizer.decode(answer.tokens, skip_special_tokens=True)
 
 
 def _reference(row: Any) -> list[int]:

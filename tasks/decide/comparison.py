@@ -1,0 +1,106 @@
+"""The candidate beside one opponent: the paired difference on the same rows, and whether it is above a bar."""
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from tasks.intervals import Floats, Sight, by_cluster, mcnemar, rows_needed
+from tasks.metrics import describe
+
+EFFECT = 0.05  # the gain that the power is said of
+SMALLEST_EFFECT = 0.01  # nobody collects the rows that a smaller one needs
+
+Interval = tuple[float, float, float]  # low, mean, high
+
+
+class Comparison(BaseModel):
+    """A positive difference is in the candidate's favour, whichever direction of the metric is better."""
+
+    model_config = ConfigDict(frozen=True)
+
+    metric: str
+    opponent: str
+    bar: float  # what the difference should be above: a margin, or less a tolerance
+    finding: Literal["above", "below", "unclear"]
+    difference: Interval
+    candidate_mean: float
+    opponent_mean: float
+    num_rows: int
+    wins: int
+    losses: int
+    ties: int
+    p_below: float  # one-sided, of a difference as low if the true one were at the bar; of guardrails adjusted
+    mcnemar_p: float | None  # exact and one-sided, of the wins and losses; None unless all scores are 0 or 1
+    rows_needed: int | None  # None unless the finding is unclear and there can be more
+    smallest_visible: float  # the true difference that such rows show to be above the bar with a power of 0.8
+    power: float  # of such rows to show a true difference of 0.05
+
+
+class Paired(NamedTuple):
+    """Scores of the same rows; all are [rows]."""
+
+    candidate: Floats
+    opponent: Floats
+    clusters: np.ndarray
+
+    def differences(self, metric: str) -> Floats:
+        """Positive where the candidate is better."""
+        gains = self.candidate - self.opponent
+        return gains if describe(metric).higher_is_better else -gains
+
+    def interval(self, metric: str, confidence: float) -> Interval:
+        """The mean difference between its bounds, each one-sided."""
+        differences = self.differences(metric)
+        return _interval(differences, _sight(differences, self.clusters, 0.0, confidence), metric)
+
+
+def compare(scores: Paired, *, metric: str, opponent: str, bar: float, confidence: float) -> Comparison:
+    """Whether the difference is above the bar: its lower bound is; below: its upper bound is not; or unclear."""
+    differences = scores.differences(metric)
+    sight = _sight(differences, scores.clusters, bar, confidence)
+    low, mean, high = interval = _interval(differences, sight, metric)
+    finding = "above" if low > bar else "below" if high <= bar else "unclear"
+    effect = max(abs(mean - bar), SMALLEST_EFFECT)
+    needed = max(rows_needed(effect, sight.widened.row_variance(), confidence), len(differences) + 1)
+    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    return Comparison(
+        metric=metric,
+        opponent=opponent,
+        bar=bar,
+        finding=finding,
+        difference=interval,
+        candidate_mean=float(scores.candidate.mean()),
+        opponent_mean=float(scores.opponent.mean()),
+        num_rows=len(differences),
+        wins=wins,
+        losses=losses,
+        ties=len(differences) - wins - losses,
+        p_below=sight.widened.tails(bar)[1],
+        mcnemar_p=mcnemar(wins, losses) if np.isin([scores.candidate, scores.opponent], (0, 1)).all() else None,
+        rows_needed=needed if finding == "unclear" and describe(metric).more_help else None,
+        smallest_visible=sight.smallest(),
+        power=sight.power(EFFECT),
+    )
+
+
+def _sight(differences: Floats, clusters: np.ndarray, bar: float, confidence: float) -> Sight:
+    evidence, large = by_cluster(differences, clusters), _large(differences)
+    return Sight(evidence, evidence.with_pair(-large, large), bar, confidence)
+
+
+def _large(differences: Floats) -> float:
+    """What the imagined pair differs by: the largest difference, 1 of 0/1 scores, if that is no outlier.
+
+    An outlier is more than twice the root mean square of those that are not 0; it would hide what graded scores show.
+    """
+    sizes = np.abs(differences[differences != 0])
+    return min(float(sizes.max()), 2 * math.sqrt(float((sizes**2).mean()))) if len(sizes) else 0.0
+
+
+def _interval(differences: Floats, sight: Sight, metric: str) -> Interval:
+    """The imagined pair draws the interval towards 0, and the mean stays what it is; no end is out of the range."""
+    mean, (low, high) = float(differences.mean()), sight.widened.bounds(sight.confidence)
+    most = describe(metric).high - describe(metric).low
+    return max(-most, min(low, mean)), mean, min(most, max(high, mean))

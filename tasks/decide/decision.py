@@ -1,0 +1,173 @@
+"""The rules of the decision, as a pure function of the scores of each row: plain data in and out.
+
+The candidate has to be better than the base, and than the champion where there is one, by more than gate.margin; no
+guardrail may be worse than there by more than its own margin; and it has to be at least as good as each contender that
+is only prompted, but for gate.tolerance. Each of these is a test of its own at gate.confidence, and all have to hold
+(an intersection-union test; Berger 1982, Technometrics 24:295), so that a model that misses any of them is promoted at
+most one time in twenty, however many there are, and the best prompt need not be chosen on the test rows.
+
+To say that a guardrail is broken accuses the candidate, and of many guardrails one would look broken by luck: their p
+values are adjusted by Holm's method. One that is neither shown to hold nor broken leaves the decision open.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from tasks.config import Gate
+from tasks.decide import sentences
+from tasks.decide.comparison import Comparison, Paired, compare
+from tasks.intervals import holm
+
+CANDIDATE = "candidate"
+TO_BEAT = ("base", "champion")  # all others are only prompted
+
+Because = Literal["", "worse", "regression", "prompting is enough"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What each contender scored on each row, by its row_id, and which rows stand together."""
+
+    metric: str
+    scores: Mapping[str, Mapping[str, float]]  # contender -> row_id -> score
+    clusters: Mapping[str, int]  # row_id -> cluster
+
+    def fault(self) -> str:
+        """Why nothing can be decided from it, or ""."""
+        for name in (CANDIDATE, TO_BEAT[0]):
+            if not self.scores.get(name):
+                return f"there are no scores of the {name}"
+        rows = self.scores[CANDIDATE]
+        for name, scores in {**self.scores, "clusters": self.clusters}.items():
+            if differing := scores.keys() ^ rows.keys():
+                return f"{name} and candidate differ in {len(differing)} rows, {min(differing)[:12]} for one"
+        for name, scores in self.scores.items():
+            if bad := [row for row in sorted(rows) if not math.isfinite(scores[row])]:
+                return f"{self.metric} of {name} is {scores[bad[0]]} on {len(bad)} rows, {bad[0][:12]} for one"
+        return ""
+
+    def paired(self, opponent: str) -> Paired:
+        """The candidate's scores and those of an opponent, row by row."""
+        rows = sorted(self.clusters)
+        own, theirs = (np.array([self.scores[name][row] for row in rows], float) for name in (CANDIDATE, opponent))
+        return Paired(own, theirs, np.array([self.clusters[row] for row in rows]))
+
+
+class Guardrail(NamedTuple):
+    """What must not get worse by more than `margin`; its rows need not be those of the decision."""
+
+    evidence: Evidence
+    margin: float
+
+
+class Decision(BaseModel):
+    """The outcome of all comparisons, and the sentence that says it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    decision: Literal["promote", "keep", "inconclusive", "invalid"]
+    because: Because  # of keep
+    sentence: str
+    metric: str
+    margin: float
+    tolerance: float
+    confidence: float  # of each test
+    num_rows: int
+    num_clusters: int
+    comparisons: tuple[Comparison, ...] = ()
+    guardrails: tuple[Comparison, ...] = ()
+    rows_needed: int | None = None  # where more rows could decide otherwise
+    smallest_visible: float | None = None  # the gain over those to beat that these rows show with a power of 0.8
+
+
+class _Outcome(NamedTuple):
+    decision: Literal["promote", "keep", "inconclusive"]
+    because: Because
+    decisive: Comparison | None  # what the candidate fails, of several the hardest
+
+
+def decide_scores(evidence: Evidence, gate: Gate, guardrails: Sequence[Guardrail] = ()) -> Decision:
+    """The decision on the candidate. Scores that cannot be compared are the decision invalid, with the reason."""
+    faults = [each.fault() for each in (evidence, *(guardrail.evidence for guardrail in guardrails))]
+    if fault := next(filter(None, faults), ""):
+        return _decision(evidence, gate, decision="invalid", because="", sentence=sentences.invalid(fault))
+    to_beat = _compared(evidence, [name for name in TO_BEAT if name in evidence.scores], gate.margin, gate)
+    prompted = [name for name in evidence.scores if name not in (CANDIDATE, *TO_BEAT)]
+    to_match = _compared(evidence, prompted, -gate.tolerance, gate)
+    held = _adjusted([each for guardrail in guardrails for each in _guarded(guardrail, gate)], gate)
+    outcome = _judged(to_beat, to_match, held)
+    return _decision(
+        evidence,
+        gate,
+        decision=outcome.decision,
+        because=outcome.because,
+        sentence=sentences.of(outcome.decision, outcome.because, outcome.decisive, to_beat, to_match),
+        comparisons=(*to_beat, *to_match),
+        guardrails=tuple(held),
+        rows_needed=outcome.decisive.rows_needed if outcome.decisive else None,
+        smallest_visible=max(each.smallest_visible for each in to_beat),
+    )
+
+
+def _decision(evidence: Evidence, gate: Gate, **found: object) -> Decision:
+    return Decision.model_validate(
+        {
+            "metric": evidence.metric,
+            "margin": gate.margin,
+            "tolerance": gate.tolerance,
+            "confidence": gate.confidence,
+            "num_rows": len(evidence.clusters),
+            "num_clusters": len({*evidence.clusters.values()}),
+            **found,
+        }
+    )
+
+
+def _compared(evidence: Evidence, opponents: Sequence[str], bar: float, gate: Gate) -> list[Comparison]:
+    return [
+        compare(evidence.paired(name), metric=evidence.metric, opponent=name, bar=bar, confidence=gate.confidence)
+        for name in opponents
+    ]
+
+
+def _guarded(guardrail: Guardrail, gate: Gate) -> Iterator[Comparison]:
+    evidence = guardrail.evidence
+    yield from _compared(evidence, [name for name in TO_BEAT if name in evidence.scores], -guardrail.margin, gate)
+
+
+def _adjusted(guardrails: Sequence[Comparison], gate: Gate) -> list[Comparison]:
+    """A guardrail is below its bar, and so broken, only by its p value among all of them."""
+    found = []
+    for each, p in zip(guardrails, holm([each.p_below for each in guardrails]), strict=True):
+        finding = each.finding if each.finding == "above" else "below" if p <= 1 - gate.confidence else "unclear"
+        found.append(each.model_copy(update={"p_below": p, "finding": finding}))
+    return found
+
+
+def _judged(to_beat: Sequence[Comparison], to_match: Sequence[Comparison], held: Sequence[Comparison]) -> _Outcome:
+    """The first rule that any comparison fails; what is known to be wrong comes before what is not known."""
+    rules: tuple[tuple[Literal["keep", "inconclusive"], Because, list[Comparison]], ...] = (
+        ("keep", "worse", [each for each in to_beat if each.finding == "below"]),
+        ("keep", "regression", [each for each in held if each.finding == "below"]),
+        ("keep", "prompting is enough", [each for each in to_match if each.difference[2] < 0]),
+        ("inconclusive", "", [each for each in to_beat if each.finding == "unclear"]),
+        ("keep", "prompting is enough", [each for each in to_match if each.finding != "above"]),
+        ("inconclusive", "", [each for each in held if each.finding == "unclear"]),
+    )
+    for decision, because, failed in rules:
+        if failed:
+            return _Outcome(decision, because, min(failed, key=_hardest if because else _longest))
+    return _Outcome("promote", "", None)
+
+
+def _hardest(comparison: Comparison) -> float:
+    return comparison.difference[1] - comparison.bar
+
+
+def _longest(comparison: Comparison) -> int:
+    return -(comparison.rows_needed or 0)

@@ -1,0 +1,79 @@
+"""The scores in an answers.parquet: of each row, and of all of them between their bounds."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.decide.comparison import Interval
+from tasks.errors import ConfigError
+from tasks.intervals import Floats, by_cluster
+from tasks.metrics import describe
+
+
+def measured(answers: pa.Table) -> list[str]:
+    """The metrics that the answers have a score a row of."""
+    named = [field.name for field in answers.schema if pa.types.is_float64(field.type) and field.name != "nll"]
+    return sorted({*named, "perplexity", "stopped"})
+
+
+def by_row(answers: pa.Table, metric: str) -> dict[str, float]:
+    """The score of each row; of perplexity its mean negative log-likelihood in nats a token.
+
+    Raises ConfigError where the answers have no such score.
+    """
+    return dict(zip(answers.column("row_id").to_pylist(), scores(answers, metric).tolist(), strict=True))
+
+
+def general_rows(general: pa.Table, metric: str) -> dict[str, float]:
+    """The score of each general task or text."""
+    rows = general.select(["row_id", "metric", "score"]).to_pylist()
+    return {row["row_id"]: row["score"] for row in rows if row["metric"] == metric}
+
+
+def clusters(answers: pa.Table) -> dict[str, int]:
+    """The cluster of each row."""
+    return dict(zip(answers.column("row_id").to_pylist(), answers.column("cluster").to_pylist(), strict=True))
+
+
+def scores(answers: pa.Table, metric: str) -> Floats:
+    """The score of each row [rows], in the rows' order."""
+    if metric == "perplexity":
+        return _numbers(answers, "nll") / _numbers(answers, "num_reference_tokens")
+    if metric not in answers.column_names:
+        there = ", ".join(measured(answers))
+        raise ConfigError(f"gate: {metric or 'auto'} was not measured on these rows, only {there}")
+    return _numbers(answers, metric)
+
+
+def _numbers(answers: pa.Table, column: str) -> Floats:
+    return answers.column(column).to_numpy().astype(float)
+
+
+def own_intervals(answers: pa.Table, metrics: Sequence[str], confidence: float) -> dict[str, Interval]:
+    """Each metric of one contender between its bounds; of perplexity over all tokens, as it is scored.
+
+    A metric with scores that are no finite numbers has none.
+    """
+    found = {metric: scores(answers, metric) for metric in metrics}
+    intervals = {
+        metric: _interval(answers, metric, of_rows, confidence)
+        for metric, of_rows in found.items()
+        if len(of_rows) and np.isfinite(of_rows).all()
+    }
+    if perplexity := intervals.get("perplexity"):
+        low, mean, high = map(math.exp, perplexity)
+        intervals["perplexity"] = low, mean, high
+    return intervals
+
+
+def _interval(answers: pa.Table, metric: str, of_rows: Floats, confidence: float) -> Interval:
+    clusters, described = answers.column("cluster").to_numpy(), describe(metric)
+    weights = _numbers(answers, "num_reference_tokens") if metric == "perplexity" else np.ones(len(of_rows))
+    evidence = by_cluster(of_rows * weights, clusters, weights)
+    worst, best = described.low, described.high
+    if math.isinf(best):
+        worst, best = float(of_rows.min()), float(of_rows.max())
+    mean, (low, high) = evidence.mean(), evidence.with_pair(worst, best).bounds(confidence)
+    return max(worst, min(low, mean)), mean, min(best, max(high, mean))

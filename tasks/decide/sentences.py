@@ -1,0 +1,107 @@
+"""What is decided in one sentence, with the figures that it stands on: what a careful engineer would sign.
+
+A mean stands before its interval, .84 is +.82 [.75, .86] above the base; each bound of an interval is one-sided at
+gate.confidence.
+"""
+
+from collections.abc import Sequence
+
+from tasks.decide.comparison import Comparison
+from tasks.metrics import describe
+
+WHO = {"few_shot": "the few-shot prompt", "retrieval": "the retrieval prompt"}
+
+
+def invalid(fault: str) -> str:
+    """Of scores that cannot be compared."""
+    return f"Invalid: {fault}; nothing was decided."
+
+
+def of(
+    decision: str,
+    because: str,
+    decisive: Comparison | None,
+    to_beat: Sequence[Comparison],
+    to_match: Sequence[Comparison],
+) -> str:
+    """The sentence of a decision; `decisive` is the comparison that it fails on, None if on none."""
+    if decisive is None:
+        return _promoted(to_beat, to_match)
+    theirs = f"{_theirs(decisive)}{_by(decisive)}"
+    if because == "worse":
+        return f"Kept: {_what(decisive)} is not {_than(decisive)} {theirs}: {_on(decisive)}."
+    if because == "regression":
+        return f"Kept: a regression: {_what(decisive)} is worse than {theirs}: {_on(decisive)}."
+    if because == "prompting is enough":
+        return _prompting(decisive)
+    needed = f"; about {_rounded_up(decisive.rows_needed):,} would be needed" if decisive.rows_needed else ""
+    if decisive.bar < 0:  # a guardrail
+        return (
+            f"Inconclusive: better, but not surely without a regression: {_what(decisive)} may be worse than {theirs}: "
+            f"{_on(decisive)}{needed}."
+        )
+    shown = f"which show a gain of {_number(decisive.smallest_visible)} four times in five"
+    return (
+        f"Inconclusive: {_what(decisive)} is not surely {_than(decisive)} {theirs}: {_on(decisive)}, {shown}{needed}."
+    )
+
+
+def _promoted(to_beat: Sequence[Comparison], to_match: Sequence[Comparison]) -> str:
+    than = _than(to_beat[0])
+    beaten = " and ".join(f"{_gain(each)} {than} {who(each.opponent)}" for each in to_beat)
+    matched = " and ".join(f"{who(each.opponent)} ({_gain(each)})" for each in to_match)
+    as_good = f", and at least as good as {matched}," if matched else ""
+    return f"Promoted: {_what(to_beat[0])} is {beaten}{as_good} on {to_beat[0].num_rows:,} test rows."
+
+
+def _prompting(decisive: Comparison) -> str:
+    if decisive.difference[2] < 0:
+        return f"Kept: prompting is enough: {_what(decisive)} is worse than {_theirs(decisive)}: {_on(decisive)}."
+    needed = f"; about {_rounded_up(decisive.rows_needed):,} would be needed" if decisive.rows_needed else ""
+    return (
+        f"Kept: prompting is enough: {_what(decisive)} is not surely as good as {_theirs(decisive)} "
+        f"({_number(-decisive.bar)} worse would do): {_on(decisive)}{needed}."
+    )
+
+
+def who(opponent: str) -> str:
+    """An opponent in words."""
+    return WHO.get(opponent, f"the {opponent}")
+
+
+def _what(comparison: Comparison) -> str:
+    return f"{describe(comparison.metric).in_words} {_number(comparison.candidate_mean)}"
+
+
+def _than(comparison: Comparison) -> str:
+    return "above" if describe(comparison.metric).higher_is_better else "better than"
+
+
+def _theirs(comparison: Comparison) -> str:
+    return f"{who(comparison.opponent)}'s {_number(comparison.opponent_mean)}"
+
+
+def _by(comparison: Comparison) -> str:
+    return f" by more than {_number(abs(comparison.bar))}" if comparison.bar else ""
+
+
+def _on(comparison: Comparison) -> str:
+    return f"{_gain(comparison)} on {comparison.num_rows:,} {describe(comparison.metric).rows}"
+
+
+def _gain(comparison: Comparison) -> str:
+    low, mean, high = comparison.difference
+    digits = 3 if any(0 < abs(number) < 0.005 for number in comparison.difference) else 2
+    return f"{'+' if mean >= 0 else ''}{_number(mean, digits)} [{_number(low, digits)}, {_number(high, digits)}]"
+
+
+def _number(number: float, digits: int = 2) -> str:
+    """.84, -.05, 1.00"""
+    rounded = f"{round(number, digits) + 0.0:.{digits}f}"
+    return rounded.replace("0.", ".", 1) if abs(float(rounded)) < 1 else rounded
+
+
+def _rounded_up(rows: int) -> int:
+    """To two digits, since it is no more than an estimate."""
+    unit = 10 ** max(0, len(str(rows)) - 2)
+    return -(-rows // unit) * unit

@@ -1,0 +1,94 @@
+"""What fine-tuning cost: base and candidate do the same general tasks and read the same general texts (suite.py).
+
+A model that learns one thing well can lose the rest (McCloskey & Cohen 1989, "Catastrophic interference"), which the
+test rows do not show, since they are all of that one thing. So decide holds both results against the base's as
+guardrails: the share of tasks that are done right, and the loss on texts, which sees damage long before a weak base
+has a right answer to lose.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from prefect import task
+
+from tasks.artifacts import GENERAL_SCHEMA, Contender, General
+from tasks.caching import cached
+from tasks.chat import Chat
+from tasks.errors import TunewrightError, retry_transient
+from tasks.forgetting.suite import tasks, texts
+from tasks.models import load_model, load_tokenizer
+from tasks.speed import cpu_has_bfloat16
+
+MAX_NEW_TOKENS = 20  # what is asked for can be said in them, and a base that rambles costs no more
+BATCH = 32
+
+
+def done(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
+    """Each task with what the model answers to it, greedily, and whether that is right: rows of GENERAL_SCHEMA."""
+    from tasks.greedy import Answer, Greedy
+
+    every, stops = tasks(), sorted(chat.stops.values())
+    prompts = chat.ids(chat.texts([[{"role": "user", "content": each.prompt}] for each in every], ask=True))
+    answers = [Answer(prompt=prompt, reference=stops[:1]) for prompt in prompts]
+    Greedy(model, stops=stops, max_new_tokens=MAX_NEW_TOKENS, batch=BATCH).answer(answers)
+    for number, (each, answer) in enumerate(zip(every, answers, strict=True)):
+        said = chat.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        yield _row("general_tasks", number, each.part, each.prompt, said, float(each.is_right(said)))
+
+
+def read(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
+    """Each text with its loss in nats a token: rows of GENERAL_SCHEMA."""
+    from tasks.greedy import Answer, Greedy
+
+    stops, bos = sorted(chat.stops.values()), chat.tokenizer.bos_token_id
+    begin = stops[0] if bos is None else bos
+    answers = [Answer(prompt=[begin], reference=ids) for ids in chat.ids([text for _, text in texts()])]
+    Greedy(model, stops=stops, max_new_tokens=1, batch=BATCH).answer(answers, generate=False)
+    for number, ((language, text), answer) in enumerate(zip(texts(), answers, strict=True)):
+        yield _row("general_loss", number, language, text, "", answer.nll / len(answer.reference))
+
+
+def _row(metric: str, number: int, part: str, prompt: str, answer: str, score: float) -> dict[str, Any]:
+    row_id = f"{metric} {number:03}"
+    return dict(zip(GENERAL_SCHEMA.names, (row_id, metric, part, prompt, answer, score), strict=True))
+
+
+def means(rows: list[dict[str, Any]], by: str) -> dict[str, float]:
+    """The mean score of the rows for each value of a column."""
+    return {
+        value: fmean(row["score"] for row in rows if row[by] == value) for value in dict.fromkeys(r[by] for r in rows)
+    }
+
+
+@task(
+    name="forgetting",
+    task_run_name="forgetting {contender.name}",
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=retry_transient,
+)
+@cached(libraries=("torch", "transformers", "peft", "tokenizers", "jinja2", "jsonschema", "pyarrow"))
+def forgetting(folder: Path, contender: Contender) -> General:
+    """What the contender makes of the built-in suite; of a base once, whatever is trained on it.
+
+    Raises TunewrightError where a loss is no number.
+    """
+    import torch
+
+    # In bfloat16 it takes two thirds of the time, and the loss moves by a thousandth.
+    is_fast = torch.cuda.is_available() or cpu_has_bfloat16()
+    model = load_model(contender.base, contender.model, dtype=torch.bfloat16 if is_fast else torch.float32)
+    chat = Chat(load_tokenizer(contender.base), contender.base.weights)
+    rows = [*done(model, chat), *read(model, chat)]
+    pq.write_table(pa.Table.from_pylist(rows, GENERAL_SCHEMA), folder / "general.parquet")
+    scores = means(rows, "metric") | means(rows, "part")
+    if not math.isfinite(scores["general_loss"]):
+        raise TunewrightError(f"{contender.name}: its loss on general texts is not finite, so its weights are broken")
+    (folder / "general.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    return General(contender=contender.name, scores=scores)

@@ -1,0 +1,67 @@
+"""Attention of rows to a beginning that all of them share, whose keys and values are there once, and to themselves."""
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+from tasks.greedy.rows import States
+
+ATTENTION = "tunewright_shared"
+SCORES = 2**25  # of a layer, that are held at once: 128 MiB in float32
+
+
+def attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    shared: States,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of query [rows, heads, columns, size] to its row's key and value [rows, kv heads, all columns, size].
+
+    `attention_mask` [rows, 1, columns, all columns] is True for what a column sees of its row, itself at least. It sees
+    all of `shared`. Returns [rows, columns, heads, size], as transformers' attention functions do.
+    """
+    prefix = shared[module.layer_idx] if shared else ()
+    query = query * (scaling or query.shape[-1] ** -0.5)
+    seen = key.shape[2] + sum(keys.shape[1] for keys in prefix[:1])
+    width = max(1, SCORES // (query.shape[0] * query.shape[1] * seen))
+    parts = zip(query.split(width, dim=2), attention_mask.split(width, dim=2), strict=True)
+    return torch.cat([_attend(part, key, value, visible, prefix) for part, visible in parts], dim=1), None
+
+
+AttentionInterface.register(ATTENTION, attention)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visible: torch.Tensor,
+    prefix: tuple[torch.Tensor, ...],
+) -> torch.Tensor:
+    """The same of some columns: softmax over each part, then the parts by their shares of the whole."""
+    (rows, heads, columns, size), kv_heads = query.shape, key.shape[1]
+    query = query.view(rows, kv_heads, heads // kv_heads, columns, size)
+    bias = torch.zeros_like(visible, dtype=query.dtype).masked_fill_(~visible, float("-inf"))
+    scores = query.flatten(2, 3) @ key.transpose(2, 3)  # [rows, kv heads, query heads of it x columns, all columns]
+    own, own_sum = _softmax(scores.unflatten(2, (-1, columns)) + bias[:, :, None], value[:, :, None])
+    if prefix:
+        stacked = query.transpose(0, 1).flatten(1, 3)  # [kv heads, rows x query heads of it x columns, size]
+        before, before_sum = _softmax(stacked @ prefix[0].transpose(1, 2), prefix[1])
+        before, before_sum = (one.view(kv_heads, rows, -1, columns, one.shape[-1]) for one in (before, before_sum))
+        share = (before_sum.transpose(0, 1) - own_sum).sigmoid().to(own.dtype)
+        own = own + (before.transpose(0, 1) - own) * share
+    return own.flatten(1, 2).transpose(1, 2)
+
+
+def _softmax(scores: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted values, and the logarithm of the sum of the exponentials of the scores [..., 1]."""
+    weights = scores.softmax(-1, dtype=torch.float32)
+    total = scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()  # as the largest weight says
+    return weights.to(value.dtype) @ value, total

@@ -1,0 +1,199 @@
+"""A second opinion: another model says, row by row, whether the candidate's answer or another's is better.
+
+Each pair is asked about twice, with the answers in either order, and counts only where both replies agree: judges
+prefer what stands first, and what is longer (Zheng et al. 2023, "Judging LLM-as-a-Judge"). They can be talked into an
+opinion by the texts that they judge, which is one reason more why the gate does not look at it: it is shown beside the
+verdict.
+"""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from prefect import task
+
+from tasks import config
+from tasks.artifacts import Answers, Judged, Splits
+from tasks.caching import cached, work_folder
+from tasks.errors import retry_transient
+from tasks.intervals import by_cluster
+from tasks.judge.asking import Judge, Reply
+
+AT_ONCE = 4  # pairs that are asked about
+CONFIDENCE = 0.95  # of each bound of an interval
+
+JUDGED_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("cluster", pa.int64()),
+        ("opponent", pa.string()),
+        ("first", pa.string()),  # what was said with the candidate's answer as A: A, B, tie or unreadable; null: equal
+        ("second", pa.string()),  # and with it as B
+        ("score", pa.float64()),  # 1 for the candidate, 0 for the opponent, 0.5 where they tie or the replies disagree
+    ]
+)
+
+
+Said = tuple[Reply, Reply]  # with the candidate as A, and as B
+
+
+class Pair(NamedTuple):
+    """Two answers to one test row."""
+
+    row_id: str
+    cluster: int
+    opponent: str
+    conversation: str
+    reference: str
+    candidates: str
+    opponents: str
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether there is nothing to ask."""
+        return self.candidates.strip() == self.opponents.strip()
+
+
+class Opinion(NamedTuple):
+    """Of the candidate beside one opponent."""
+
+    preferred: tuple[float, float, float]  # low, mean, high: the share of rows in which it is, ties for half
+    agreement: float  # share of the pairs that were asked about in which both replies say the same
+    unreadable: float  # share of them with a reply that says nothing
+    num_asked: int
+
+
+def score(said: Said) -> float:
+    """What two replies come to."""
+    return {("A", "B"): 1.0, ("B", "A"): 0.0}.get(said, 0.5)
+
+
+def agree(said: Said) -> bool:
+    """Whether two replies say the same of the answers, whatever their order."""
+    return said in {("A", "B"), ("B", "A"), ("tie", "tie")}
+
+
+def pairs(answers: Sequence[Answers], test: pa.Table, num_rows: int) -> list[Pair]:
+    """The pairs of the candidate with each other contender, on the `num_rows` rows whose ids come first.
+
+    Ids are hashes, so that these are rows at random, and stay the same ones.
+    """
+    said = {each.contender: _column(each, "answer") for each in answers}
+    references = _column(answers[0], "reference")
+    rows = {row["row_id"]: row for row in test.select(["row_id", "cluster", "messages"]).to_pylist()}
+    return [
+        Pair(
+            row_id,
+            rows[row_id]["cluster"],
+            opponent,
+            conversation(rows[row_id]["messages"]),
+            references[row_id],
+            said["candidate"][row_id],
+            theirs[row_id],
+        )
+        for opponent, theirs in said.items()
+        if opponent != "candidate"
+        for row_id in sorted(references)[:num_rows]
+    ]
+
+
+def conversation(messages: Sequence[Any]) -> str:
+    """What was said before the last answer."""
+    from data_checks.columns import prompt_and_answer
+
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt_and_answer(messages)[0])
+
+
+def replies(judge: Judge, asked: Sequence[Pair], progress: Path) -> dict[Pair, Said]:
+    """What the judge says of each pair, in either order; `progress` has a line for each that was said before."""
+    progress.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.loads(line) for line in _whole_lines(progress)]
+    before = {(row_id, opponent): (first, second) for row_id, opponent, first, second in lines}
+    said = {pair: before[pair.row_id, pair.opponent] for pair in asked if (pair.row_id, pair.opponent) in before}
+
+    def ask(pair: Pair) -> Said:
+        texts = pair.conversation, pair.reference
+        return (
+            judge.better(*texts, pair.candidates, pair.opponents),
+            judge.better(*texts, pair.opponents, pair.candidates),
+        )
+
+    with progress.open("a", buffering=1, encoding="utf-8") as file, ThreadPoolExecutor(AT_ONCE) as threads:
+        waiting = {threads.submit(ask, pair): pair for pair in asked if pair not in said}
+        try:
+            for future in as_completed(waiting):
+                pair, said[waiting[future]] = waiting[future], future.result()
+                file.write(json.dumps([pair.row_id, pair.opponent, *said[pair]]) + "\n")
+        finally:
+            threads.shutdown(cancel_futures=True)
+    return said
+
+
+def _whole_lines(file: Path) -> list[str]:
+    """Of a process that was killed in the middle of a line, those before it; the file keeps no others."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    file.write_text(whole, encoding="utf-8")
+    return whole.splitlines()
+
+
+def _column(answers: Answers, name: str) -> dict[str, str]:
+    table = pq.read_table(answers.path("answers.parquet"), columns=["row_id", name])
+    return dict(zip(table.column("row_id").to_pylist(), table.column(name).to_pylist(), strict=True))
+
+
+def opinion(judged: pa.Table, opponent: str) -> Opinion:
+    """What the replies about one opponent come to."""
+    rows = [row for row in judged.to_pylist() if row["opponent"] == opponent]
+    scores, clusters = (np.array([row[name] for row in rows]) for name in ("score", "cluster"))
+    mean = by_cluster(scores, clusters)
+    low, high = mean.with_pair(0.0, 1.0).bounds(CONFIDENCE)
+    said = [(row["first"], row["second"]) for row in rows if row["first"]]
+    return Opinion(
+        preferred=(max(0.0, low), mean.mean(), min(1.0, high)),
+        agreement=sum(agree(each) for each in said) / len(said) if said else 1.0,
+        unreadable=sum("unreadable" in each for each in said) / max(1, len(said)),
+        num_asked=len(said),
+    )
+
+
+@task(
+    name="judge",
+    task_run_name="judge by {model}",
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=retry_transient,
+)
+@cached(libraries=("pyarrow",))
+def judge(folder: Path, answers: tuple[Answers, ...], splits: Splits, url: str, model: str, rows: int) -> Judged:
+    """What the model `model` at `url` says of the candidate's answers beside those of each other contender.
+
+    Raises JudgeError where it does not answer, and the next attempt goes on from what it said; ConfigError where it
+    refuses to.
+    """
+    every = pairs(answers, pq.read_table(splits.path("test.parquet")), rows)
+    progress = work_folder(folder) / "said.jsonl"
+    asked = [pair for pair in every if not pair.is_equal]
+    said = replies(Judge(url, model, config.judge_key()), asked, progress)
+    lines = []
+    for pair in every:
+        first, second = said.get(pair, (None, None))
+        worth = score(said[pair]) if pair in said else 0.5
+        lines.append([pair.row_id, pair.cluster, pair.opponent, first, second, worth])
+    judged = pa.Table.from_pylist([dict(zip(JUDGED_SCHEMA.names, line, strict=True)) for line in lines], JUDGED_SCHEMA)
+    pq.write_table(judged, folder / "judged.parquet")
+    opinions = {each.contender: opinion(judged, each.contender) for each in answers if each.contender != "candidate"}
+    shown = {"model": model, "url": url, "opponents": {name: each._asdict() for name, each in opinions.items()}}
+    (folder / "judged.json").write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
+    return Judged(
+        model=model,
+        num_rows=len(every) // len(opinions),
+        preferred={name: each.preferred for name, each in opinions.items()},
+        agreement={name: each.agreement for name, each in opinions.items()},
+        unreadable={name: each.unreadable for name, each in opinions.items()},
+    )

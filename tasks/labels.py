@@ -1,0 +1,29 @@
+"""Whether the last answers of rows are labels: a closed set, each of which is given again and again."""
+
+from pathlib import Path
+
+import numpy as np
+
+from tasks.errors import DataError
+from tasks.similarity.engine import read_pieces
+from tasks.similarity.folding import fold_messages
+from tasks.similarity.prompts import answers
+
+ROWS_OF_A_LABEL = 5  # on average, or the answers are no closed set
+
+
+def num_answers(file: Path) -> int:
+    """How many different last answers the rows of rows.parquet have, but for case and white space."""
+    found = np.empty(0, np.uint64)
+    for batch in read_pieces(file, ["messages"]):
+        found = np.union1d(found, answers(fold_messages(batch["messages"])))
+    return len(found)
+
+
+def stop_if_open(num_different: int, num_rows: int) -> None:
+    """Raises DataError where the answers of so many rows are no closed set."""
+    if ROWS_OF_A_LABEL * num_different > num_rows:
+        raise DataError(
+            f"split.stratify=label: {num_rows} rows have {num_different} different last answers, so these are no "
+            f"labels; accepted are at most {num_rows // ROWS_OF_A_LABEL}, or split.stratify=source or none"
+        )

@@ -1,0 +1,154 @@
+"""How often the test rows were looked at: whoever tries enough candidates on the same rows finds one that wins by luck.
+
+Each candidate that is decided on is a look, and a line in `<home>/looks/<name>.jsonl`; the same candidate on the same
+rows again is none. A look at a test set counts for another as far as they have rows in common, so that a test set that
+grows from version to version is not taken for a new one. The rows of a test set are kept once, as the smallest of their
+row_ids: these are hashes, so that the smallest are a fair sample, and the share in common is known from them (bottom-k
+sketches, Cohen & Kaplan 2007), exactly up to 1,000 rows.
+
+The number of a look never changes afterwards, so that a run of unchanged settings says the same again. It is counted
+after decide and is no part of the stage, whose verdict depends on the scores alone.
+"""
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from prefect.runtime import flow_run
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tasks import config
+from tasks.artifacts import Adapter, Answers, Verdict
+from tasks.caching import lock
+from tasks.errors import ConfigError
+
+SAMPLE = 1_000  # row_ids of a test set
+DIGITS = 12  # of a row_id: of a million rows, no two begin alike in all likelihood
+
+
+class Look(BaseModel):
+    """One line: one candidate was decided on some test rows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    candidate: str  # digest of its weights
+    test: str  # digest of all its rows
+    decided: str  # UTC
+    run: str  # the name of the flow run; empty for a call outside a flow
+    verdict: str
+    sample: tuple[str, ...] | None = None  # of the test rows; None where an earlier line of the same rows has it
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The test rows of a candidate."""
+
+    test: str
+    sample: tuple[str, ...]
+    number: int
+
+    @classmethod
+    def of(cls, answers: Answers) -> "Rows":
+        """Those that were answered."""
+        row_ids = pq.read_table(answers.path("answers.parquet"), columns=["row_id"])["row_id"].to_pylist()
+        rows = sorted({*row_ids})
+        digest = hashlib.sha256(" ".join(rows).encode()).hexdigest()[:20]
+        return cls(digest, tuple(row[:DIGITS] for row in rows[:SAMPLE]), len(rows))
+
+    def share(self, others: tuple[str, ...]) -> float:
+        """The share of them that is among those that `others` is a sample of, as far as both samples go."""
+        ends = [sample[-1] for sample in (self.sample, others) if len(sample) == SAMPLE]
+        within = [row for row in self.sample if not ends or row <= min(ends)]
+        return len({*within} & {*others}) / len(within) if within else 0.0
+
+
+def enter(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, most: int) -> Verdict:
+    """The verdict with the number of its look, which is entered unless it was before; and a warning over `most`."""
+    rows, file = Rows.of(answers), file_of(name)
+    with lock(file):
+        looks = _read(file)
+        if not any(_is(look, candidate, rows) for look in looks):
+            is_known = any(look.test == rows.test for look in looks)
+            look = Look(
+                candidate=candidate.digest,
+                test=rows.test,
+                decided=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                run=flow_run.name or "",
+                verdict=verdict.in_words,
+                sample=None if is_known else rows.sample,
+            )
+            _append(file, look)
+    return _said(verdict, _number(looks, candidate, rows), most, rows)
+
+
+def look_up(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, most: int) -> Verdict:
+    """What `enter` returns, without entering anything."""
+    rows = Rows.of(answers)
+    return _said(verdict, _number(_read(file_of(name)), candidate, rows), most, rows)
+
+
+def file_of(name: str) -> Path:
+    """The ledger of a pipeline."""
+    return config.home() / "looks" / f"{name}.jsonl"
+
+
+def _is(look: Look, candidate: Adapter, rows: Rows) -> bool:
+    return (look.candidate, look.test) == (candidate.digest, rows.test)
+
+
+def _number(looks: list[Look], candidate: Adapter, rows: Rows) -> int:
+    """One more than other candidates were looked at before, each counted as far as it was on these rows."""
+    samples = {look.test: look.sample for look in looks if look.sample is not None}
+    seen: dict[str, float] = {}
+    for look in looks:
+        if _is(look, candidate, rows):
+            break
+        if look.candidate != candidate.digest:
+            share = rows.share(samples.get(look.test, ()))
+            seen[look.candidate] = max(share, seen.get(look.candidate, 0.0))
+    return 1 + round(sum(seen.values()))
+
+
+def _said(verdict: Verdict, number: int, most: int, rows: Rows) -> Verdict:
+    warnings = (_warning(number, most, rows.number),) if number > most else ()
+    return verdict.model_copy(update={"looks": number, "warnings": warnings})
+
+
+def _warning(number: int, most: int, num_rows: int) -> str:
+    return (
+        f"this is look {number} at these {num_rows:,} test rows, and gate.looks={most}: of so many one can win by "
+        "luck; take another test set: new rows in a source of their own with side: test, or another split.seed, whose "
+        "test rows an earlier champion may have been trained on"
+    )
+
+
+def _read(file: Path) -> list[Look]:
+    """All looks of a ledger, the oldest first. Raises ConfigError where a line is none."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    looks: list[Look] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            looks.append(Look.model_validate_json(line))
+        except ValidationError:
+            raise ConfigError(
+                f"{file} line {number}: {json.dumps(line[:60])} is no look at test rows; mend the line, or delete it"
+            ) from None
+    return looks
+
+
+def _append(file: Path, look: Look) -> None:
+    """Adds a line in one write, so that a kill leaves a whole one or none."""
+    line = f"{look.model_dump_json(exclude_none=True)}\n".encode()
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

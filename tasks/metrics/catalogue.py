@@ -1,0 +1,84 @@
+"""What each metric is called, what is better, and in which unit and range: data that decisions and pages are made from.
+
+A metric has one score a row, of which the paired decision is made; its score over all rows is their mean, but for
+perplexity (over all tokens) and length_ratio (over all characters). macro_f1 has none a row.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tasks.config import CANNOT_DECIDE
+from tasks.metrics.numbers import numeric
+from tasks.metrics.structured import json_field_f1, json_valid
+from tasks.metrics.texts import bleu, chrf, exact_match, length_ratio, normalized_match, rouge_l, token_f1
+
+RowScore = Callable[[str, str], float]  # of answer and reference
+
+
+@dataclass(frozen=True)
+class Description:
+    """A metric as a reader needs it; `low` and `high` bound the score of a row."""
+
+    name: str
+    in_words: str
+    higher_is_better: bool = True
+    unit: str = "of 1"
+    low: float = 0.0
+    high: float = 1.0
+    rows: str = "test rows"  # what it has the scores of
+    more_help: bool = True  # whether there can be more of them
+
+    @property
+    def can_decide(self) -> bool:
+        """Whether it has a score a row of which one direction is better."""
+        return self.name not in CANNOT_DECIDE
+
+
+CATALOGUE: dict[str, Description] = {
+    described.name: described
+    for described in (
+        Description("exact_match", "exact match"),
+        Description("normalized_match", "match but for case and signs"),
+        Description("token_f1", "token F1"),
+        Description("chrf", "chrF"),
+        Description("rouge_l", "ROUGE-L"),
+        Description("bleu", "BLEU"),
+        Description("accuracy", "accuracy"),
+        Description("macro_f1", "macro F1"),
+        Description("unparseable", "share that is no label", higher_is_better=False),
+        Description("json_field_f1", "F1 of the JSON fields"),
+        Description("json_valid", "JSON validity"),
+        Description("schema_valid", "schema validity"),
+        Description("numeric", "right final number"),
+        # A row's score is its mean negative log-likelihood; the score over all rows is the exponential of that.
+        Description("perplexity", "loss in nats a token", False, "nats a token", 0.0, math.inf),
+        Description("stopped", "share that stops by itself"),
+        Description("length_ratio", "length beside the reference", unit="of the reference's", high=math.inf),
+    )
+}
+
+# What the stage forgetting measures on a suite of its own.
+GENERAL: dict[str, Description] = {
+    described.name: described
+    for described in (
+        Description("general_tasks", "share of general tasks done right", rows="general tasks", more_help=False),
+        Description(
+            "general_loss", "loss on general texts", False, "nats a token", 0.0, math.inf, "general texts", False
+        ),
+    )
+}
+
+# Those that answer and reference suffice for.
+PER_ROW: dict[str, RowScore] = {
+    "exact_match": exact_match,
+    "normalized_match": normalized_match,
+    "token_f1": token_f1,
+    "chrf": chrf,
+    "rouge_l": rouge_l,
+    "bleu": bleu,
+    "json_field_f1": json_field_f1,
+    "json_valid": json_valid,
+    "numeric": numeric,
+    "length_ratio": length_ratio,
+}

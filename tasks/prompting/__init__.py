@@ -1,0 +1,187 @@
+"""The base with the best prompt that the training rows make, without training: what fine-tuning has to be worth.
+
+few_shot: the same shots before each question; which of a few draws, and how many of them, validation rows tell.
+retrieval: before each question the training rows most like it; whether by words or by embeddings, validation rows tell.
+Test rows are only written as they will be asked: nothing is chosen on them.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from prefect import task
+
+from tasks.artifacts import TOKEN_SCHEMA, Base, Prompts, Splits, Tokens
+from tasks.caching import cached
+from tasks.chat import Chat
+from tasks.config import PromptContender
+from tasks.errors import ConfigError, DataError, retry_transient
+from tasks.models import load_model, load_tokenizer
+from tasks.prompting.choosing import Found, try_out
+from tasks.prompting.retrieval import BM25, Embeddings, Retriever, boilerplate, nearest
+from tasks.prompting.shots import Asked, ask, draw, pool_of
+from tasks.similarity import embedding as embeddings
+from tasks.similarity.embedding import StaticModel
+from tasks.speed import cpu_has_bfloat16
+
+__all__ = ["prompt"]
+
+log = logging.getLogger("tunewright")
+
+POOL = 50_000  # training rows that shots are taken from, the first by their id where there are more
+TRIED = {"few_shot": 32, "retrieval": 16}  # validation rows that each prompt is tried on
+DRAWS = 3  # of the shots of few_shot
+WORDS = {"bm25": "their words (BM25)", "embedding": "their embeddings"}
+BATCH = 16
+COLUMNS = ["row_id", "file", "line", "cluster", "messages"]
+ROWS = 1_000  # in memory at once
+
+
+class Asking:
+    """The base, its template, what shots are taken from, and the room that there is for them."""
+
+    def __init__(self, base: Base, splits: Splits, tokens: Tokens, max_new_tokens: int) -> None:
+        self.base = base
+        self.chat = Chat(load_tokenizer(base), base.weights)
+        self.stops = sorted(self.chat.stops.values())
+        self.pool = pool_of(_first_by_id(splits.path("train.parquet"), POOL))
+        self.validation = _asked(splits, tokens, "validation").sort_by("row_id")  # a sample, whatever its beginning
+        self.test = _asked(splits, tokens, "test")
+        config = json.loads((base.weights / "config.json").read_text(encoding="utf-8"))
+        self.context = config.get("max_position_embeddings") or 2**31
+        self.max_new_tokens = max_new_tokens
+        self.model: Any = None
+
+    def ask(self, rows: pa.Table, shots: Sequence[list[int]]) -> list[Asked]:
+        """The rows with these shots before them."""
+        room = {"context": self.context, "max_new_tokens": self.max_new_tokens}
+        return ask(self.chat, self.pool, rows.to_pylist(), shots, **room)
+
+    def found(self, rows: pa.Table, shots: Sequence[list[int]]) -> Found:
+        """What the base makes of validation rows with these shots."""
+        if self.model is None:  # half the time in bfloat16, and nothing but a choice hangs on it
+            import torch
+
+            is_fast = torch.cuda.is_available() or cpu_has_bfloat16()
+            self.model = load_model(self.base, dtype=torch.bfloat16 if is_fast else torch.float32)
+        return try_out(self.model, [row.tokens for row in self.ask(rows, shots)], self.stops, BATCH)
+
+
+def few_shot(asking: Asking, number: int) -> tuple[list[list[int]], dict[str, Any]]:
+    """The shots of each test row: the best draw for all, or half of it if that is better; and what was tried."""
+    rows = asking.validation.slice(0, TRIED["few_shot"])
+    draws = {tuple(draw(asking.pool, seed, number)) for seed in range(DRAWS)}
+    tried = {shots: asking.found(rows, [[*shots]] * len(rows)) for shots in sorted(draws)}
+    best = max(tried, key=lambda each: tried[each])
+    if half := best[: len(best) // 2]:
+        tried[half] = asking.found(rows, [[*half]] * len(rows))
+        best = max(tried, key=lambda each: tried[each])
+    shown = [{"shots": asking.pool.ids(shots)} | _rounded(found) for shots, found in tried.items()]
+    says = f"{len(best)} shots, the best of {len(tried)} sets on {len(rows)} validation rows"
+    return [[*best]] * len(asking.test), {"chosen": says, "tried": shown}
+
+
+def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[list[list[int]], dict[str, Any]]:
+    """The shots of each test row: the rows most like it, by what does better on validation rows; and what was tried."""
+    left_out = boilerplate(asking.pool.rows)
+    retrievers: dict[str, Retriever] = {"bm25": BM25(asking.pool.rows, left_out)}
+    if model:
+        retrievers["embedding"] = Embeddings(asking.pool.rows, left_out, model)
+    rows = asking.validation.slice(0, TRIED["retrieval"])
+    tried = {name: asking.found(rows, nearest(each, rows, number)) for name, each in retrievers.items()}
+    best = max(tried, key=lambda name: tried[name])
+    than = f"better than by {' and '.join(WORDS[name] for name in tried if name != best)}" if model else "of one way"
+    says = f"{number} nearest rows of {len(asking.pool.rows)} by {WORDS[best]}, {than} on {len(rows)} validation rows"
+    shown = [{"by": name} | _rounded(found) for name, found in tried.items()]
+    return nearest(retrievers[best], asking.test, number), {"chosen": says, "tried": shown}
+
+
+def write(file: Path, asking: Asking, shots: Sequence[list[int]]) -> dict[str, Any]:
+    """Writes the test rows as they are asked; the ids of each row's shots, and how many rows had to leave some out."""
+    ids: dict[str, list[str]] = {}
+    num_shortened = 0
+    with pq.ParquetWriter(file, TOKEN_SCHEMA) as writer:
+        for start in range(0, len(shots), ROWS):
+            rows, wanted = asking.test.slice(start, ROWS), shots[start : start + ROWS]
+            written = asking.ask(rows, wanted)
+            names = {name: rows[name].to_pylist() for name in ("row_id", "cluster")}
+            columns = {name: [vars(row.tokens)[name] for row in written] for name in TOKEN_SCHEMA.names[2:]}
+            writer.write_table(pa.table(names | columns, TOKEN_SCHEMA))
+            ids |= {row_id: asking.pool.ids(row.shots) for row_id, row in zip(names["row_id"], written, strict=True)}
+            num_shortened += sum(len(row.shots) < len(some) for row, some in zip(written, wanted, strict=True))
+    return {"num_shortened": num_shortened, "shots": ids}
+
+
+def _asked(splits: Splits, tokens: Tokens, side: str) -> pa.Table:
+    """The rows of a side that render kept, in their order."""
+    kept = pq.read_table(tokens.path(f"{side}.parquet"), columns=["row_id"])["row_id"]
+    rows = pq.read_table(splits.path(f"{side}.parquet"), columns=COLUMNS)
+    is_kept = pc.is_in(rows["row_id"], value_set=kept.combine_chunks())  # pyright: ignore[reportAttributeAccessIssue]
+    return rows.filter(is_kept)
+
+
+def _first_by_id(file: Path, number: int) -> pa.Table:
+    """All rows of a file, or a sample: those whose hash comes first."""
+    ids = pq.read_table(file, columns=["row_id"])["row_id"].to_numpy()
+    last = np.sort(ids)[min(number, len(ids)) - 1]
+    batches = pq.ParquetFile(file).iter_batches(ROWS, columns=COLUMNS)
+    at_most = pc.less_equal  # pyright: ignore[reportAttributeAccessIssue]
+    return pa.Table.from_batches([batch.filter(at_most(batch["row_id"], last)) for batch in batches])
+
+
+def _rounded(found: Found) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in found._asdict().items()}
+
+
+@task(
+    name="prompt",
+    task_run_name="prompt shots={shots}",
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=retry_transient,
+)
+@cached(libraries=("torch", "transformers", "tokenizers", "jinja2", "numpy", "scipy", "pyarrow"))
+def prompt(
+    folder: Path,
+    splits: Splits,
+    tokens: Tokens,
+    base: Base,
+    contenders: tuple[PromptContender, ...],
+    shots: int,
+    max_new_tokens: int,
+    embedding_model: str,
+    embedding: str,
+) -> Prompts:
+    """The test rows as each of the contenders is asked them.
+
+    `embedding` tells the content of `embedding_model`, and is empty where rows are compared by their words alone.
+    Raises ConfigError where the base cannot be asked so.
+    """
+    asking = Asking(base, splits, tokens, max_new_tokens)
+    made: dict[str, dict[str, Any]] = {}
+    try:
+        for name in contenders:
+            if name == "few_shot":
+                chosen, told = few_shot(asking, shots)
+            else:
+                model = embeddings.load_model(embedding_model) if embedding else None
+                chosen, told = retrieval(asking, shots, model)
+            made[name] = told | write(folder / f"{name}.parquet", asking, chosen)
+            log.info("%s: %s", name, told["chosen"])
+    except DataError as error:
+        raise ConfigError(
+            f"evaluation.contenders: the base cannot be asked with shots: {error}; accepted is contenders=[]"
+        ) from error
+    shown = {"opening": asking.pool.opening, "num_in_pool": len(asking.pool.rows), "num_train": splits.num_train}
+    text = json.dumps(shown | made, ensure_ascii=False, indent=1)
+    (folder / "prompts.json").write_text(text + "\n", encoding="utf-8")
+    return Prompts(
+        chosen={name: told["chosen"] for name, told in made.items()},
+        num_shortened={name: told["num_shortened"] for name, told in made.items()},
+    )

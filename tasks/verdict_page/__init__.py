@@ -1,0 +1,76 @@
+"""Why the candidate was promoted or not, as a page for a person: figures, answers row by row, and what to try next.
+
+case.py reads what the stages handed on, drawing.py draws the intervals, wins.py picks rows, mistakes.py and
+suggestions.py say what to try next, costs.py what it took; page.py and page.html put it together. It decides nothing.
+"""
+
+import json
+from pathlib import Path
+
+from prefect import task
+
+from tasks.artifacts import (
+    Adapter,
+    Answers,
+    Base,
+    CheckedRows,
+    General,
+    Judged,
+    Prompts,
+    Rows,
+    Splits,
+    Tokens,
+    UniqueRows,
+    Verdict,
+    VerdictPage,
+)
+from tasks.caching import cached
+from tasks.errors import retry_transient
+from tasks.verdict_page.case import Case
+from tasks.verdict_page.mistakes import Mistakes
+from tasks.verdict_page.page import render
+from tasks.verdict_page.suggestions import suggestions
+from tasks.verdict_page.wins import shown
+
+__all__ = ["verdict_page"]
+
+
+@task(
+    name="verdict_page",
+    task_run_name="verdict_page {name}",
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=retry_transient,
+)
+@cached(libraries=("jinja2", "numpy", "pyarrow"), volatile=("report",))
+def verdict_page(
+    folder: Path,
+    name: str,
+    rows: Rows,
+    checked: CheckedRows,
+    unique: UniqueRows,
+    splits: Splits,
+    tokens: Tokens,
+    base: Base,
+    adapter: Adapter,
+    answers: tuple[Answers, ...],
+    verdict: Verdict,
+    looks: int,
+    warnings: tuple[str, ...],
+    general: tuple[General, ...] = (),
+    prompts: Prompts | None = None,
+    judged: Judged | None = None,
+) -> VerdictPage:
+    """report.html, the page of the pipeline `name`, and suggestions.json, what it says to try next.
+
+    `looks` and `warnings` are the verdict's, for the key: they are counted after decide. The page says how many seconds
+    the stages took when they ran, which is why it is no part of the content hash.
+    """
+    seen = verdict.model_copy(update={"looks": looks, "warnings": warnings})
+    case = Case(name, rows, checked, unique, splits, tokens, base, adapter, answers, seen, general, prompts, judged)
+    made, picked = Mistakes(case), shown(case)
+    tried = suggestions(case, made)
+    (folder / "report.html").write_text(render(case, made, picked, tried), encoding="utf-8")
+    said = [each._asdict() for each in tried]
+    (folder / "suggestions.json").write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return VerdictPage(num_rows=len(picked.rows), suggestions=tuple(f"{each.advice}: {each.because}" for each in tried))

@@ -1,0 +1,171 @@
+"""All that the page speaks of, read from what the stages handed on."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks import curves
+from tasks.account import Account, reasons
+from tasks.artifacts import (
+    Adapter,
+    Answers,
+    Artifact,
+    Base,
+    CheckedRows,
+    General,
+    Judged,
+    Prompts,
+    Rows,
+    Splits,
+    Tokens,
+    UniqueRows,
+    Verdict,
+)
+from tasks.intervals import Floats
+from tasks.metrics import describe
+from tasks.metrics.labels import MAX_LABELS, closed_set
+
+Comparison = dict[str, Any]  # of verdict.json (tasks/decide/comparison.py)
+
+CANDIDATE, BASE = "candidate", "base"
+TITLES = {"few_shot": "few-shot prompt", "retrieval": "retrieval prompt"}
+
+
+def title(contender: str) -> str:
+    """What a contender is called."""
+    return TITLES.get(contender, contender)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A candidate that was decided on, with the artifacts of its run."""
+
+    name: str  # of the pipeline
+    rows: Rows
+    checked: CheckedRows
+    unique: UniqueRows
+    splits: Splits
+    tokens: Tokens
+    base: Base
+    adapter: Adapter
+    answers: Sequence[Answers]
+    verdict: Verdict
+    general: Sequence[General] = ()
+    prompts: Prompts | None = None
+    judged: Judged | None = None
+
+    @cached_property
+    def decided(self) -> dict[str, Any]:
+        """verdict.json."""
+        return _json(self.verdict, "verdict.json")
+
+    @cached_property
+    def checks(self) -> dict[str, Any]:
+        """results.json of check."""
+        return _json(self.checked, "results.json")
+
+    @cached_property
+    def proof(self) -> dict[str, Any]:
+        """proof.json of split."""
+        return _json(self.splits, "proof.json")
+
+    @cached_property
+    def curves(self) -> curves.Curves:
+        """How training went."""
+        return curves.read(self.adapter.folder)
+
+    @cached_property
+    def account(self) -> Account:
+        """Where the rows went."""
+        return Account.of(self.rows, self.checked, self.unique, self.splits, self.tokens)
+
+    @cached_property
+    def reasons(self) -> dict[str, int]:
+        """Why rows did not stay."""
+        return reasons(self.rows, self.checked, self.unique, self.splits, self.tokens)
+
+    @cached_property
+    def tables(self) -> dict[str, pa.Table]:
+        """The answers of each contender, each row once, in the order of their ids."""
+        return {each.contender: _by_id(pq.read_table(each.path("answers.parquet"))) for each in self.answers}
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """The candidate beside each opponent, the one that is hardest to beat first."""
+        return sorted(self.decided["comparisons"], key=lambda each: each["difference"][1] - each["bar"])
+
+    @cached_property
+    def differences(self) -> dict[str, Floats]:
+        """By opponent, the difference of each row [rows] in the metric that decides, positive for the candidate.
+
+        Empty where nothing could be compared.
+        """
+        sign = 1 if describe(self.verdict.metric).higher_is_better else -1
+        scores = self.scores
+        return {each["opponent"]: sign * (scores[CANDIDATE] - scores[each["opponent"]]) for each in self.comparisons}
+
+    @cached_property
+    def scores(self) -> dict[str, Floats]:
+        """By contender, the score of each row [rows] in the metric that decides, of perplexity in nats a token."""
+        return {name: _scores(table, self.verdict.metric) for name, table in self.tables.items()}
+
+    def column(self, contender: str, name: str) -> np.ndarray:
+        """A column of a contender's answers [rows]."""
+        return self.tables[contender][name].to_numpy()
+
+    @cached_property
+    def said(self) -> list[tuple[str, str]]:
+        """The reference and the candidate's answer of each test row."""
+        table = self.tables[CANDIDATE]
+        return list(zip(table["reference"].to_pylist(), table["answer"].to_pylist(), strict=True))
+
+    @cached_property
+    def trained(self) -> Counter[str]:
+        """How often each answer stands in the training rows; empty where there are too many different ones."""
+        counts: Counter[str] = Counter()
+        for batch in pq.ParquetFile(self.tokens.path("train.parquet")).iter_batches(columns=["reference"]):
+            counts.update(batch.column(0).to_pylist())
+            if len(counts) > MAX_LABELS:
+                return Counter()
+        return counts
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The closed set that the answers are of; empty where they are of none."""
+        return closed_set(self.trained.elements(), [reference for reference, _ in self.said]) if self.trained else ()
+
+    def steps(self) -> Iterator[tuple[str, Artifact]]:
+        """The stages and what they handed on, in their order."""
+        for record in (self.rows, self.base, self.checked, self.unique, self.splits, self.tokens, self.adapter):
+            yield record.stage, record
+        if self.prompts:
+            yield self.prompts.stage, self.prompts
+        for record in self.answers:
+            yield f"{record.stage} {title(record.contender)}", record
+        for record in self.general:
+            yield f"{record.stage} {title(record.contender)}", record
+        yield self.verdict.stage, self.verdict
+        if self.judged:
+            yield self.judged.stage, self.judged
+
+
+def _by_id(answers: pa.Table) -> pa.Table:
+    places = {row_id: at for at, row_id in enumerate(answers["row_id"].to_pylist())}
+    return answers.take([places[row_id] for row_id in sorted(places)])
+
+
+def _scores(answers: pa.Table, metric: str) -> Floats:
+    if metric == "perplexity":
+        return answers["nll"].to_numpy() / answers["num_reference_tokens"].to_numpy()
+    return answers[metric].to_numpy().astype(float)
+
+
+def _json(record: Artifact, name: str) -> dict[str, Any]:
+    return json.loads(record.path(name).read_text(encoding="utf-8"))

@@ -1,0 +1,127 @@
+"""Intervals as lines on a common scale: points are scaled here, to percents of the width, and page.html draws them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from tasks.curves.charts import ticks
+from tasks.metrics import describe
+from tasks.verdict_page.case import Comparison, title
+
+MARGIN = 0.05  # of the scale, at both ends
+TICKS = 5
+
+
+class Drawn(NamedTuple):
+    """One interval: low, mean, high and the bar in percents of the width, and how it is said."""
+
+    name: str
+    low: float
+    mean: float
+    high: float
+    bar: float | None  # what the whole interval should be right of
+    style: str  # above, below or unclear
+    said: str  # ".84 [.78, .88]"
+    finding: str  # "above the .01 that it needs"
+
+
+class Scale(NamedTuple):
+    """From values to percents of the width."""
+
+    low: float
+    high: float
+
+    def at(self, value: float) -> float:
+        """Where a value lies; beyond the ends it lies on them."""
+        return round(100 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low), 2)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Round values and where they lie."""
+        return [(self.at(value), number(value)) for value in ticks(self.low, self.high, TICKS)]
+
+
+class Panel(NamedTuple):
+    """Intervals of one metric under each other."""
+
+    title: str
+    zero: float | None
+    ticks: list[tuple[float, str]]
+    intervals: list[Drawn]
+
+
+def scale_of(values: Iterable[float]) -> Scale:
+    """A scale with all of the values on it, and 0."""
+    placed = sorted({0.0, *values})
+    margin = MARGIN * (placed[-1] - placed[0]) or 1.0
+    return Scale(placed[0] - margin, placed[-1] + margin)
+
+
+def panel(name: str, comparisons: Sequence[Comparison]) -> Panel:
+    """Differences to opponents, with the bar of each."""
+    scale = scale_of(value for each in comparisons for value in (*each["difference"], each["bar"]))
+    return Panel(name, scale.at(0), scale.ticks(), [_drawn(each, scale) for each in comparisons])
+
+
+def _drawn(comparison: Comparison, scale: Scale) -> Drawn:
+    low, mean, high = comparison["difference"]
+    return Drawn(
+        name=title(comparison["opponent"]),
+        low=scale.at(low),
+        mean=scale.at(mean),
+        high=scale.at(high),
+        bar=scale.at(comparison["bar"]),
+        style=comparison["finding"],
+        said=interval(comparison["difference"], signed=True),
+        finding=_finding(comparison),
+    )
+
+
+def _finding(comparison: Comparison) -> str:
+    bar, found = comparison["bar"], comparison["finding"]
+    if bar < 0:
+        said = {"above": "at least as good", "below": "not as good", "unclear": "not surely as good"}
+        return f"{said[found]}, within {number(-bar)}"
+    than = f" by more than {number(bar)}" if bar else ""
+    return {"above": "better", "below": "not better", "unclear": "not surely better"}[found] + than
+
+
+def panels(comparisons: Sequence[Comparison], of: str) -> list[Panel]:
+    """A panel for each metric that is compared."""
+    names = dict.fromkeys(each["metric"] for each in comparisons)
+    return [panel(of.format(words(name)), [each for each in comparisons if each["metric"] == name]) for name in names]
+
+
+def own_panel(metric: str, own: dict[str, Any]) -> Panel | None:
+    """Each contender's own score in the metric that decides."""
+    found = {name: intervals[metric] for name, intervals in own.items() if metric in intervals}
+    if not found:
+        return None
+    scale = scale_of(value for each in found.values() for value in each)
+    intervals = [plain(title(name), each, scale) for name, each in found.items()]
+    return Panel(words(metric), None, scale.ticks(), intervals)
+
+
+def plain(name: str, found: Sequence[float], scale: Scale, style: str = "unclear") -> Drawn:
+    """An interval that is held against nothing."""
+    low, mean, high = found
+    said = interval(found, signed=False)
+    return Drawn(name, scale.at(low), scale.at(mean), scale.at(high), None, style, said, "")
+
+
+def words(metric: str) -> str:
+    """A metric in words."""
+    return describe(metric).in_words
+
+
+def interval(found: Sequence[float], *, signed: bool) -> str:
+    """Such as +.02 [-.04, .08]: a mean between its bounds."""
+    digits = 3 if any(0 < abs(value) < 0.005 for value in found) else 2
+    low, mean, high = (number(value, digits) for value in found)
+    return f"{'+' if signed and found[1] > 0 else ''}{mean} [{low}, {high}]"
+
+
+def number(value: float, digits: int = 2) -> str:
+    """.84, -.05, 1.00, 12.5"""
+    if abs(value) >= 10:
+        return f"{value:,.3g}" if abs(value) < 1_000 else f"{value:,.0f}"
+    rounded = f"{round(value, digits) + 0.0:.{digits}f}"
+    return rounded.replace("0.", ".", 1) if abs(float(rounded)) < 1 else rounded

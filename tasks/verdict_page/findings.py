@@ -1,0 +1,148 @@
+"""What the candidate's answers say of what to try: a rule for each kind of fault.
+
+A rule asks for a count that is no accident: of several rows, and of a share of what it is a part of.
+"""
+
+import math
+import statistics
+from collections.abc import Iterator
+from statistics import NormalDist
+from typing import NamedTuple
+
+from tasks.metrics import describe
+from tasks.verdict_page.case import CANDIDATE, Case
+from tasks.verdict_page.drawing import number
+from tasks.verdict_page.mistakes import MISSING, NONE, Mistakes
+
+FEW = 3  # rows, under which a mistake is none of a kind
+SHARE = 0.1  # of the wrong answers, from which on they are of a kind
+FEWEST = 10  # test rows of a part that anything is said of
+RARE = 10  # training rows of an answer, under which it is rare
+UNSTOPPED = 0.02
+LENGTHS = (0.7, 1.4)  # of answers beside their references, beyond which they are too short or too long
+UNTOLD = "not told"  # the language of what is too short to tell
+RARE_ANSWERS = "Bring training rows of the rare answers"
+
+
+class Suggestion(NamedTuple):
+    """What to try, the figures that it stands on, and the part of the page that has more."""
+
+    advice: str
+    because: str
+    see: str
+
+
+Found = Iterator[Suggestion]
+
+
+def mistakes(case: Case, found: Mistakes) -> Found:
+    """What many wrong answers have in common."""
+    num_wrong = len(found.wrong)
+    if num_wrong < FEW:
+        return
+    yield from _unreadable(case)
+    if _is_much(found.near, num_wrong):
+        yield Suggestion(
+            "Write the references alike, or decide by gate.metric=normalized_match",
+            f"{found.near:,} of {num_wrong:,} answers that are not the reference differ from it in case, spaces and "
+            "signs alone",
+            "mistakes",
+        )
+    if len(found.fields) > 1 and found.fields[0][1] >= max(FEW, 2 * found.fields[1][1]):
+        (worst, wrong), (second, less) = found.fields[:2]
+        yield Suggestion(
+            f"Bring more training rows that show how {worst} is told",
+            f"of {num_wrong:,} wrong answers {worst} is wrong in {wrong:,}, {second} in {less:,}",
+            "mistakes",
+        )
+    top = next((each for each in found.confusions if each.said not in (NONE, MISSING)), None)
+    if top and _is_much(top.times, num_wrong):
+        where = f" in {top.field}" if top.field else ""
+        counts = f", which have {top.trained[1]:,} and {top.trained[0]:,} training rows" if top.trained else ""
+        yield Suggestion(
+            "Look at the training rows of both: whether they are told apart, and whether there are enough",
+            f"{top.times:,} of {num_wrong:,} wrong answers say “{top.said}” for “{top.right}”{where}{counts}",
+            "mistakes",
+        )
+    yield from _rare(case, num_wrong)
+
+
+def _unreadable(case: Case) -> Found:
+    """Answers that are not even of the form."""
+    scores = next(each.scores for each in case.answers if each.contender == CANDIDATE)
+    for metric, share in (("unparseable", scores.get("unparseable", 0.0)), ("json", 1 - scores.get("json_valid", 1.0))):
+        if share * len(case.said) >= FEW and share >= UNSTOPPED:
+            what = "are none of the labels" if metric == "unparseable" else "cannot be read as JSON"
+            yield Suggestion(
+                "Train longer, or say the form of the answer in the question",
+                f"{share:.1%} of the candidate's answers {what}",
+                "mistakes",
+            )
+
+
+def _rare(case: Case, num_wrong: int) -> Found:
+    """Answers that training hardly saw."""
+    if not case.labels:
+        return
+    rare = [case.trained[reference] < RARE for reference, _ in case.said]
+    wrong = sum(few and answer != reference for few, (reference, answer) in zip(rare, case.said, strict=True))
+    if _is_much(wrong, num_wrong) and wrong / num_wrong > 2 * statistics.fmean(rare):
+        yield Suggestion(
+            RARE_ANSWERS,
+            f"{wrong:,} of {num_wrong:,} wrong answers are of those with fewer than {RARE} training rows, which are "
+            f"{statistics.fmean(rare):.0%} of the test rows",
+            "mistakes",
+        )
+
+
+def unstopped(case: Case) -> Found:
+    """Answers that went on until they were cut off."""
+    stopped = case.column(CANDIDATE, "stopped")
+    cut, wanted = int((~stopped).sum()), case.column(CANDIDATE, "num_reference_tokens")
+    if cut < FEW or cut < UNSTOPPED * len(stopped):
+        return
+    longest = int(case.column(CANDIDATE, "num_tokens").max())
+    too_long = int((wanted > longest).sum())
+    advice = "Raise evaluation.max_new_tokens" if too_long else "Train longer, so that it learns to stop"
+    because = f"{cut:,} of {len(stopped):,} answers were cut off at {longest:,} tokens"
+    yield Suggestion(advice, f"{because}, and {too_long:,} references are longer than that", "contenders")
+
+
+def lengths(case: Case) -> Found:
+    """Answers that are much shorter or longer than they should be."""
+    scores = next(each.scores for each in case.answers if each.contender == CANDIDATE)
+    ratio = scores.get("length_ratio", 1.0)
+    if not LENGTHS[0] <= ratio <= LENGTHS[1]:
+        yield Suggestion(
+            "Look whether the answers leave something out" if ratio < 1 else "Look what the answers say too much",
+            f"the candidate's answers have {number(ratio)} times as many characters as the references",
+            "contenders",
+        )
+
+
+def parts(case: Case) -> Found:
+    """The part of the test rows that is worst, where luck among so many parts does not explain it."""
+    found = case.decided["slices"]
+    if not found:
+        return
+    z = NormalDist().inv_cdf(1 - (1 - case.decided["confidence"]) / len(found))
+    metric, scores = describe(case.verdict.metric), case.scores[CANDIDATE]
+    deviation, mean = float(scores.std()), float(scores.mean())
+    sign = 1 if metric.higher_is_better else -1
+    behind = [
+        (sign * (mean - each["candidate"]) * math.sqrt(each["num_rows"]) / deviation, each)
+        for each in found
+        if deviation and each["num_rows"] >= FEWEST and each["name"] != UNTOLD
+    ]
+    worst, each = max(behind, key=lambda pair: pair[0], default=(0.0, None))
+    if each and worst > z:
+        yield Suggestion(
+            f"Bring more training rows like those of {each['by']} {each['name']}",
+            f"on its {each['num_rows']:,} test rows {metric.in_words} is {number(each['candidate'])}, on all "
+            f"{number(mean)}",
+            "parts",
+        )
+
+
+def _is_much(count: int, of: int) -> bool:
+    return count >= FEW and count >= SHARE * of

@@ -1,0 +1,58 @@
+"""What fine-tuning cost elsewhere: the built-in suite part by part, and the tasks that only the base does right."""
+
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+
+from data_checks.excerpts import ends
+from tasks.verdict_page.case import BASE, CANDIDATE, Case
+from tasks.verdict_page.drawing import number, words
+
+LISTED = 10
+TEXT_CHARS = 300
+
+
+class Part(NamedTuple):
+    """One kind of task or the texts of one language: how many, and what each contender made of them."""
+
+    metric: str  # in words
+    name: str
+    num_items: int
+    scores: list[str]
+
+
+class Task(NamedTuple):
+    """A task that the base does right and the candidate does not."""
+
+    prompt: str
+    base: str
+    candidate: str
+
+
+class Forgotten(NamedTuple):
+    """The suite of all contenders that did it."""
+
+    contenders: list[str]
+    parts: list[Part]
+    lost: list[Task]  # the first of them
+    num_lost: int
+    num_gained: int
+
+
+def forgotten(case: Case) -> Forgotten | None:
+    """None where no contender did the suite."""
+    tables = {each.contender: pq.read_table(each.path("general.parquet")).to_pylist() for each in case.general}
+    if not {BASE, CANDIDATE} <= tables.keys():
+        return None
+    kinds = dict.fromkeys((row["metric"], row["part"]) for row in tables[CANDIDATE])
+    parts = []
+    for kind in kinds:
+        scores = [[row["score"] for row in rows if (row["metric"], row["part"]) == kind] for rows in tables.values()]
+        means = [number(sum(each) / len(each)) for each in scores]
+        parts.append(Part(words(kind[0]), kind[1], len(scores[0]), means))
+    pairs = [both for both in zip(tables[BASE], tables[CANDIDATE], strict=True) if both[0]["metric"] == "general_tasks"]
+    lost = [both for both in pairs if both[0]["score"] > both[1]["score"]]
+    gained = sum(before["score"] < now["score"] for before, now in pairs)
+    texts = [[before["prompt"], before["answer"], now["answer"]] for before, now in lost[:LISTED]]
+    listed = [Task(*(ends(text, TEXT_CHARS) for text in each)) for each in texts]
+    return Forgotten([*tables], parts, listed, len(lost), gained)

@@ -1,0 +1,103 @@
+"""The verdict page: what was decided and all that it stands on, as one HTML file that loads nothing."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks import curves
+from tasks.account import leak_sentence
+from tasks.curves.charts import charts
+from tasks.pages import template
+from tasks.progress import duration
+from tasks.verdict_page.case import Case, title
+from tasks.verdict_page.costs import costs
+from tasks.verdict_page.drawing import interval, number, own_panel, panels, plain, scale_of, words
+from tasks.verdict_page.forgotten import forgotten
+from tasks.verdict_page.mistakes import Mistakes
+from tasks.verdict_page.suggestions import Suggestion
+from tasks.verdict_page.wins import Shown
+
+NAMES = {"promote": "Promoted", "keep": "Kept", "inconclusive": "Inconclusive", "invalid": "Invalid"}
+STYLES = {"promote": "good", "keep": "bad", "inconclusive": "warn", "invalid": "bad"}
+REASONS = 8  # for which most rows were set aside
+
+
+def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]) -> str:
+    """The page; every text in it is escaped."""
+    decided, verdict = case.decided, case.verdict
+    name = NAMES[verdict.decision]
+    said = verdict.sentence.removeprefix(f"{name}: ")
+    drawn, took = charts(case.curves), costs(case)
+    return template(Path(__file__).with_suffix(".html")).render(
+        case=case,
+        verdict=verdict,
+        decided=decided,
+        name=name,
+        style=STYLES[verdict.decision],
+        sentence=_unbroken(said[:1].upper() + said[1:]),
+        metric=words(verdict.metric) if verdict.metric else "",
+        comparisons=case.comparisons,
+        panels=panels(case.comparisons, "{}: candidate minus")
+        + panels(decided["guardrails"], "guardrail, {}: candidate minus"),
+        suggestions=tried,
+        own=own_panel(verdict.metric, decided["own"]),
+        contenders=[title(each.contender) for each in case.answers],
+        scores=_scores(case),
+        shown=shown,
+        mistakes=made,
+        forgotten=forgotten(case),
+        slices=_slices(decided["slices"]),
+        chart=drawn[0] if drawn else None,
+        curves=case.curves,
+        warnings=curves.warnings(case.curves),
+        account=case.account,
+        reasons=list(case.reasons.items())[:REASONS],
+        leaks=leak_sentence(case.proof),
+        costs=took,
+        total=duration(sum(each.seconds for each in took)),
+        title=title,
+        number=number,
+    )
+
+
+def _unbroken(sentence: str) -> str:
+    """With intervals that stay on one line."""
+    return re.sub(r" ?\[(\S+), (\S+)\]", "\N{NO-BREAK SPACE}[\\1,\N{NO-BREAK SPACE}\\2]", sentence)
+
+
+def _scores(case: Case) -> list[dict[str, Any]]:
+    """One line a metric, the one that decides first; each with the score and the interval of each contender."""
+    measured = dict.fromkeys(metric for each in case.answers for metric in each.scores)
+    found = []
+    for metric in sorted(measured, key=lambda metric: metric != case.verdict.metric):
+        cells = []
+        for each in case.answers:
+            bounds = case.decided["own"].get(each.contender, {}).get(metric)
+            score = number(each.scores[metric], 3) if metric in each.scores else ""
+            cells.append((score, f"[{number(bounds[0])}, {number(bounds[2])}]" if bounds else ""))
+        found.append({"name": metric, "cells": cells, "decides": metric == case.verdict.metric})
+    return found
+
+
+def _slices(slices: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The parts with their differences on one scale, the worst of each kind first."""
+    if not slices:
+        return []
+    scale = scale_of(value for each in slices for value in each["difference"])
+    kinds = list(dict.fromkeys(each["by"] for each in slices))
+    ranked = sorted(slices, key=lambda each: (kinds.index(each["by"]), each["difference"][1]))
+    return [
+        each
+        | {
+            "drawn": plain(each["name"], each["difference"], scale, _style(each)),
+            "zero": scale.at(0),
+            "said": interval(each["difference"], signed=True),
+        }
+        for each in ranked
+    ]
+
+
+def _style(part: dict[str, Any]) -> str:
+    low, _, high = part["difference"]
+    return "above" if low > 0 else "below" if high < 0 else "unclear"

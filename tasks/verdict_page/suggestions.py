@@ -1,0 +1,154 @@
+"""What to try next: each suggestion names the figures that it stands on, and where nothing stands out there is none."""
+
+import math
+import statistics
+from collections.abc import Callable
+
+from tasks import curves
+from tasks.account import reasons
+from tasks.verdict_page.case import BASE, CANDIDATE, Case, title
+from tasks.verdict_page.drawing import interval, number, words
+from tasks.verdict_page.findings import RARE_ANSWERS, Found, Suggestion, lengths, mistakes, parts, unstopped
+from tasks.verdict_page.mistakes import Mistakes
+
+MOST = 8
+SAME = 0.8  # share of answers that equal the base's, from which on training changed little
+SET_ASIDE = 0.05  # of the records read, from which on it is much
+
+
+def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
+    """What to try next, what decided first; `made` are the candidate's mistakes."""
+    rules: tuple[Callable[[Case], Found], ...] = (
+        undecided,
+        broken_guardrails,
+        prompting_is_enough,
+        nothing_learned,
+        training,
+        lambda case: mistakes(case, made),
+        unstopped,
+        lengths,
+        parts,
+        data,
+        looks,
+    )
+    found: dict[str, Suggestion] = {}
+    for rule in rules:
+        for each in rule(case):
+            found.setdefault(each.advice, each)
+    return [*found.values()][:MOST]
+
+
+def undecided(case: Case) -> Found:
+    """More rows, or a larger gain, where the test rows do not tell."""
+    needed, num_rows = case.verdict.rows_needed, case.decided["num_rows"]
+    open_ones = [each for each in case.comparisons if each["rows_needed"]]
+    if case.verdict.decision != "inconclusive" or not needed or not open_ones:
+        return
+    hardest = max(open_ones, key=lambda each: each["rows_needed"])
+    gain = interval(hardest["difference"], signed=True)
+    because = (
+        f"beside the {title(hardest['opponent'])} it is {gain}, and {num_rows:,} test rows show a gain of "
+        f"{number(hardest['smallest_visible'])} four times in five; about {_rounded_up(needed):,} would tell"
+    )
+    if needed > 5 * num_rows:
+        yield Suggestion("Look for a larger gain rather than for more test rows", because, "intervals")
+    else:
+        yield Suggestion("Bring more test rows: split.test, or a source with side: test", because, "intervals")
+
+
+def broken_guardrails(case: Case) -> Found:
+    """A gentler training, where a guardrail is broken."""
+    for each in case.decided["guardrails"]:
+        if each["finding"] == "below":
+            seen = interval(each["difference"], signed=True)
+            than = f"{seen} beside the {title(each['opponent'])}, where {number(-each['bar'])} worse would do"
+            yield Suggestion(
+                "Train more gently: a lower training.learning_rate, fewer training.epochs or a lower method.rank",
+                f"{words(each['metric'])} is {than}",
+                "intervals",
+            )
+
+
+def prompting_is_enough(case: Case) -> Found:
+    """The prompt itself, where the candidate is not shown to be as good."""
+    if case.verdict.because == "prompting is enough":
+        failed = [each for each in case.comparisons if each["bar"] < 0 and each["finding"] != "above"]
+        best = min(failed, key=lambda each: each["difference"][1])
+        yield Suggestion(
+            f"Serve the base with the {title(best['opponent'])}: it needs no training",
+            f"it has {number(best['opponent_mean'])} {words(best['metric'])} where the candidate has "
+            f"{number(best['candidate_mean'])} ({interval(best['difference'], signed=True)})",
+            "contenders",
+        )
+
+
+def nothing_learned(case: Case) -> Found:
+    """Labels that no model can learn, or a training that changed nothing; only where the candidate did not win."""
+    if case.verdict.decision == "promote" or not case.differences:
+        return
+    right = [answer == reference for reference, answer in case.said]
+    if case.labels:
+        most, _ = case.trained.most_common(1)[0]
+        constant = sum(reference == most for reference, _ in case.said) / len(right)
+        if statistics.fmean(right) <= constant + 2 * math.sqrt(constant * (1 - constant) / len(right)):
+            yield Suggestion(
+                "Look whether the answers belong to their questions, before anything else",
+                f"{statistics.fmean(right):.1%} of the answers are right, and giving the most frequent answer of the "
+                f"training rows each time would make it {constant:.1%}",
+                "rows",
+            )
+    pairs = zip(*(case.tables[name]["answer"].to_pylist() for name in (CANDIDATE, BASE)), strict=True)
+    same = statistics.fmean(mine == theirs for mine, theirs in pairs)
+    if same >= SAME:
+        yield Suggestion(
+            "Train more: a higher training.learning_rate, more training.epochs",
+            f"{same:.0%} of the candidate's answers are those of the base, word for word",
+            "training",
+        )
+
+
+def training(case: Case) -> Found:
+    """What the curves warn of."""
+    for each in curves.warnings(case.curves):
+        yield Suggestion(_upper(each.advice), f"{each.short}: {each.seen}", "training")
+
+
+def data(case: Case) -> Found:
+    """What the checks of the data found."""
+    checks, account = case.checks, case.account
+    if prompts := checks["conflicting_prompts"]:
+        rows = case.checked.findings.get("conflicting_answers", 0)
+        yield Suggestion(
+            "Settle which of the answers is right: checks.expectations, conflicting_answers",
+            f"{prompts:,} prompts have more than one answer, in {rows:,} of {account.read:,} rows",
+            "data",
+        )
+    if account.quarantined > SET_ASIDE * account.read:
+        reason, count = next(iter(reasons(case.rows, case.checked, case.splits, case.tokens).items()))
+        yield Suggestion(
+            "Mend the records that were set aside",
+            f"{account.quarantined:,} of {account.read:,} records were, {count:,} of them for {reason}",
+            "data",
+        )
+    for each in checks["expectations"]:
+        if each["of_set"] and each["failed"]:
+            balance = each["name"] == "label_balance"
+            advice = RARE_ANSWERS if balance else "Look whether the data changed as they should"
+            yield Suggestion(advice, f"{each['name']}: {each['fault']}", "data")
+
+
+def looks(case: Case) -> Found:
+    """Another test set, where this one was looked at too often."""
+    for warning in case.verdict.warnings:
+        seen, _, advice = warning.partition("; ")
+        yield Suggestion(_upper(advice), seen, "contenders")
+
+
+def _rounded_up(rows: int) -> int:
+    """To two digits, since it is no more than an estimate."""
+    unit = 10 ** max(0, len(str(rows)) - 2)
+    return -(-rows // unit) * unit
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,123 @@
+"""A plan compares a pipeline with its own last runs, and says of a stage what it knows."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flows.calls import Plan, Reached, Step, Unknown, stages
+from tasks import pipelines
+from tasks.artifacts import CheckedRows, Rows, UniqueRows
+from tasks.caching import cached
+from tasks.config import Checks, Data, Expectation, Model, Registry, Settings, Source, Stage
+from tasks.errors import ConfigError, DataError
+from tasks.ingest import ingest, source_files
+
+LENIENT, STRICT = Checks(), Checks(max_quarantined_share=0)
+
+
+@cached()
+def check(folder: Path, rows: Rows, checks: Checks) -> CheckedRows:
+    if checks == STRICT:
+        raise DataError("refused")
+    (folder / "rows.txt").write_text(rows.digest)
+    return CheckedRows(num_rows=rows.num_rows, num_quarantined=0, reasons={}, findings={})
+
+
+@cached()
+def dedupe(folder: Path, rows: CheckedRows) -> UniqueRows:
+    (folder / "rows.txt").write_text(rows.digest)
+    return UniqueRows(num_rows=rows.num_rows, num_removed=0, reasons={}, boilerplate=())
+
+
+@pytest.fixture(autouse=True)
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(f"{name}.jsonl").write_text(json.dumps({"instruction": f"Say {name}", "output": name}) + "\n")
+
+
+def settings(name: str, checks: Checks = LENIENT) -> Settings:
+    data = Data(sources=(Source(path=f"{name}.jsonl"),))
+    return Settings(data=data, model=Model(base="x/y"), registry=Registry(name=name), checks=checks)
+
+
+def run(asked: Settings) -> None:
+    """What a run up to dedupe does, without Prefect."""
+
+    def call(task: Any, **inputs: Any) -> Any:
+        pipelines.note(asked.registry.name, task.name, task.fn.key(**inputs))
+        return task.fn(**inputs)
+
+    _pipeline(asked, call)
+
+
+def plan(asked: Settings, until: Stage = "dedupe", refresh: tuple[Stage, ...] = ()) -> dict[str, Step]:
+    calls = Plan(asked, until, refresh)
+    with suppress(Reached, Unknown):
+        _pipeline(asked, calls)
+    return {step.stage: step for step in calls.steps}
+
+
+def _pipeline(asked: Settings, call: Callable[..., Any]) -> None:
+    rows = call(ingest, data=asked.data, files=source_files(asked.data))
+    checked = call(SimpleNamespace(name="check", fn=check), rows=rows, checks=asked.checks)
+    call(SimpleNamespace(name="dedupe", fn=dedupe), rows=checked)
+
+
+def causes(steps: dict[str, Step]) -> dict[str, list[str]]:
+    return {stage: list(step.because) for stage, step in steps.items() if step.because}
+
+
+def test_a_pipeline_that_never_ran_is_compared_with_no_other() -> None:
+    run(settings("a"))
+    assert causes(plan(settings("a"))) == {}
+    steps = plan(settings("b"))
+    assert causes(steps) == {"ingest": ["never run"], "check": ["ingest runs first"], "dedupe": ["check runs first"]}
+    assert all(step.last is None for step in steps.values())
+
+
+def test_what_another_pipeline_made_is_found_and_becomes_ones_own() -> None:
+    run(settings("a"))
+    same = settings("a").model_copy(update={"registry": Registry(name="c")})
+    assert causes(plan(same)) == {}
+    run(same)
+    Path("a.jsonl").write_text("{}\n" + Path("a.jsonl").read_text())
+    assert causes(plan(same))["ingest"] == ["data.sources[0]: a.jsonl changed"]
+
+
+def test_a_stage_is_held_against_the_most_alike_of_its_own_and_not_the_last() -> None:
+    run(settings("a"))
+    run(settings("a", Checks(max_quarantined_share=0.5, expectations=(Expectation(name="refusal", severity="skip"),))))
+    planned = plan(settings("a", Checks(max_quarantined_share=0.4)))
+    assert causes(planned) == {"check": ["checks.max_quarantined_share: 0.2 -> 0.4"], "dedupe": ["check runs first"]}
+
+
+def test_an_artifact_that_was_deleted_is_said_to_be_gone(home: Path) -> None:
+    run(settings("a"))
+    (folder,) = (home / "artifacts" / "dedupe").glob("*/")
+    folder.rename(home / "elsewhere")
+    assert causes(plan(settings("a"))) == {"dedupe": [f"artifact {folder.name} is gone"]}
+
+
+def test_a_stop_is_told_only_where_what_the_stage_reads_is_the_same() -> None:
+    asked = settings("a", STRICT)
+    with pytest.raises(DataError):
+        run(asked)
+    (said,) = causes(plan(asked))["check"]
+    assert said.startswith("it stopped on the same data, ")
+    Path("a.jsonl").write_text(Path("b.jsonl").read_text())
+    planned = plan(asked)
+    assert causes(planned)["check"] == ["ingest runs first"]
+    assert planned["check"].stopped, "what it left is still to be looked at"
+    assert causes(plan(asked, refresh=("ingest",)))["check"] == ["ingest runs first"]
+
+
+def test_a_stage_to_refresh_after_the_last_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"refresh=train: it comes after until=split, .* accepted are ingest, base, "):
+        stages(settings("a"), "split", ("ingest", "train"))
+    assert stages(settings("a"), "check", ("check",)) == ("ingest", "base", "check")

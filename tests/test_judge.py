@@ -1,0 +1,194 @@
+"""A second opinion counts only where it is the same in either order, and is never asked twice."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import MakeSplits
+
+from tasks.artifacts import Answers, Judged, Splits
+from tasks.config import Judge as Settings
+from tasks.errors import ConfigError, JudgeError, is_transient
+from tasks.judge import agree, judge, score
+from tasks.judge.asking import Judge, read
+
+TURNS = [(f"What is {n} + 1?", str(n + 1)) for n in range(6)]
+
+
+class Endpoint:
+    """A stand-in for an API: `better(A, B)` is its opinion, and `status` what it answers with."""
+
+    def __init__(self) -> None:
+        self.better: Callable[[str, str], str] = lambda first, second: "tie"
+        self.statuses: list[int] = []
+        self.requests: list[Any] = []
+        self.keys: set[str | None] = set()
+        self.url = ""
+
+    def reply(self, request: Any) -> tuple[int, Any]:
+        self.requests.append(request)
+        asked = request["messages"][1]["content"]
+        first, second = (asked.split(f"<answer_{n}>\n")[1].split(f"\n</answer_{n}>")[0] for n in "AB")
+        content = json.dumps({"better": self.better(first, second)})
+        status = self.statuses.pop(0) if self.statuses else 200
+        return status, {"choices": [{"message": {"content": content}}]} if status == 200 else {"error": "no"}
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    made = Endpoint()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            made.keys.add(self.headers["Authorization"])
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, reply = made.reply(request) if self.path == "/v1/chat/completions" else (404, "none")
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(reply).encode())
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 http.server's name
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    made.url = f"http://127.0.0.1:{server.server_port}/v1"
+    yield made
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def splits(make_splits: MakeSplits) -> Splits:
+    return make_splits([], [], TURNS)
+
+
+@pytest.fixture
+def answers(splits: Splits, tmp_path: Path) -> tuple[Answers, ...]:
+    """The candidate is right, the base says nothing but once; the champion says the same as the candidate."""
+    rows = pq.read_table(splits.path("test.parquet")).to_pylist()
+    right = [row["messages"][-1]["content"] for row in rows]
+    said = {"candidate": right, "base": ["?"] * 5 + [right[5]], "champion": right}
+    made = []
+    for name, texts in said.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        table = pa.table({"row_id": [row["row_id"] for row in rows], "answer": texts, "reference": right})
+        pq.write_table(table, folder / "answers.parquet")
+        made.append(Answers(stage="evaluate", contender=name, folder=folder, digest=name, num_rows=6, scores={}))
+    return tuple(made)
+
+
+Ask = Callable[..., Judged]
+
+
+@pytest.fixture
+def ask(endpoint: Endpoint, answers: tuple[Answers, ...], splits: Splits, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return lambda rows=100: judge.fn(answers=answers, splits=splits, url=endpoint.url, model="wise", rows=rows)
+
+
+def test_a_judge_that_sees_the_better_answer_prefers_it_in_either_order(
+    ask: Ask, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_JUDGE_KEY", "secret")
+    endpoint.better = lambda first, second: "A" if second == "?" else "B"
+    found = ask()
+    low, mean, high = found.preferred["base"]
+    assert mean == pytest.approx((5 + 0.5) / 6), "where both say the same it is a tie"
+    assert 0 < low < mean < high <= 1
+    assert (found.agreement, found.num_rows) == ({"base": 1.0, "champion": 1.0}, 6)
+    assert found.preferred["champion"][1] == 0.5
+    assert len(endpoint.requests) == 2 * 5, "nobody is asked about equal answers"
+    assert endpoint.keys == {"Bearer secret"}
+    assert "user: What is 0 + 1?" in "".join(request["messages"][1]["content"] for request in endpoint.requests)
+    assert endpoint.requests[0]["model"] == "wise"
+    written = found.path("judged.parquet").read_bytes() + found.path("judged.json").read_bytes()
+    assert b"secret" not in written
+    assert found.says()[0].startswith("wise prefers the candidate to the base in 92% [")
+    assert ask() == found
+    assert len(endpoint.requests) == 2 * 5
+
+
+def test_a_judge_that_prefers_what_stands_first_comes_to_nothing(ask: Ask, endpoint: Endpoint) -> None:
+    endpoint.better = lambda first, second: "A"
+    found = ask()
+    assert found.preferred["base"][1] == 0.5
+    assert found.agreement["base"] == 0.0
+    rows = pq.read_table(found.path("judged.parquet")).to_pylist()
+    assert [row["first"] for row in rows if row["opponent"] == "base"].count("A") == 5
+    assert [row["first"] for row in rows if row["opponent"] == "champion"] == [None] * 6
+
+
+def test_an_endpoint_that_is_busy_is_asked_again_and_what_it_said_is_kept(ask: Ask, endpoint: Endpoint) -> None:
+    endpoint.better = lambda first, second: "A" if second == "?" else "B"
+    endpoint.statuses = [429, 503] + [200] * 9 + [500] * 100  # of ten replies
+    with pytest.raises(JudgeError, match=r"no answer after 5 attempts: 500 .*no") as error:
+        ask()
+    assert is_transient(error.value)
+    before = len(endpoint.requests)
+    endpoint.statuses = []
+    assert ask().agreement["base"] == 1.0
+    assert len(endpoint.requests) - before == 2
+
+
+def test_an_endpoint_that_refuses_is_an_error_of_the_settings(ask: Ask, endpoint: Endpoint) -> None:
+    endpoint.statuses = [401] * 100
+    with pytest.raises(ConfigError, match=r"^judge.url=http://127.* answers 401 .*; accepted: the base address of an"):
+        ask()
+    with pytest.raises(ConfigError, match="answers 404"):
+        Judge(f"{endpoint.url}/elsewhere", "wise").better("", "", "", "")
+    with pytest.raises(JudgeError, match="no answer after 5 attempts: ConnectError"):
+        Judge("http://127.0.0.1:1", "wise", wait=0).better("", "", "", "")
+
+
+def test_fewer_rows_are_the_same_ones_each_time(ask: Ask, splits: Splits) -> None:
+    found = ask(rows=3)
+    rows = pq.read_table(found.path("judged.parquet")).to_pylist()
+    assert [row["row_id"] for row in rows[:3]] == sorted(
+        pq.read_table(splits.path("test.parquet")).column("row_id").to_pylist()
+    )[:3]
+    assert found.num_rows == 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ('{"better": "A"}', "A"),
+        ('```json\n{"better":"tie"}\n```', "tie"),
+        ('A is short. {"better": "A"}? No:\n{"better": "B"}', "B"),
+        ("B.", "B"),
+        ("A and B are alike", "unreadable"),
+        ("", "unreadable"),
+    ],
+)
+def test_a_reply_is_read_or_says_nothing(reply: str, said: str) -> None:
+    assert read(reply) == said
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "worth", "agreed"),
+    [
+        ("A", "B", 1.0, True),
+        ("B", "A", 0.0, True),
+        ("tie", "tie", 0.5, True),
+        ("A", "A", 0.5, False),
+        ("A", "tie", 0.5, False),
+        ("unreadable", "unreadable", 0.5, False),
+    ],
+)
+def test_two_replies_count_where_they_agree(first: Any, second: Any, worth: float, agreed: bool) -> None:
+    assert (score((first, second)), agree((first, second))) == (worth, agreed)
+
+
+def test_a_judge_needs_a_place_and_a_name() -> None:
+    with pytest.raises(ValueError, match="url=http://a needs model as well"):
+        Settings(url="http://a")
+    with pytest.raises(ValueError, match="model=wise needs url as well"):
+        Settings(model="wise")

@@ -1,0 +1,532 @@
+"""The verdict page shows what was decided and on what, gives nothing away, and suggests nothing without a figure."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.artifacts import (
+    GENERAL_SCHEMA,
+    TOKEN_SCHEMA,
+    Adapter,
+    Answers,
+    Base,
+    CheckedRows,
+    General,
+    Judged,
+    Prompts,
+    Rows,
+    Splits,
+    Tokens,
+    UniqueRows,
+    VerdictPage,
+)
+from tasks.config import Gate, Guardrail
+from tasks.decide import decide
+from tasks.evaluation import ANSWER_SCHEMA, scored
+from tasks.metrics import choose
+from tasks.verdict_page import verdict_page
+from tasks.verdict_page.drawing import number, panel, scale_of
+from tasks.verdict_page.wins import picked, shared_opening
+
+Make = Callable[..., VerdictPage]
+Said = Sequence[str]
+
+LABELS = ("refund", "delivery", "invoice", "login")
+RIGHT = [LABELS[at % 4] for at in range(80)]
+LOSSES = [1.0, 0.8, 0.7, 0.62, 0.6, 0.6]
+HOSTILE = "</pre><img src=x onerror=alert(1)><script>alert('x')</script>"
+
+
+def wrong(references: Said, places: Sequence[int], said: str = "nonsense") -> list[str]:
+    """The references, with something else at these places."""
+    return [said if at in places else reference for at, reference in enumerate(references)]
+
+
+@pytest.fixture
+def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) -> Make:
+    """`make(candidate=answers, base=answers, references=...)` is the page on contenders that gave these answers."""
+
+    def manifest(folder: Path, **files: Any) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in {"manifest": {"seconds": 2.0}, **files}.items():
+            (folder / f"{name}.json").write_text(json.dumps(content))
+        return folder
+
+    def suite(name: str, scores: Sequence[float]) -> Path:
+        folder = manifest(tmp_path / "forgetting" / name)
+        of_task = {"metric": "general_tasks", "part": "arithmetic", "prompt": "2 + 2?", "answer": f"{name} says"}
+        rows = [of_task | {"row_id": str(at), "score": score} for at, score in enumerate(scores)]
+        text = {"row_id": "t", "metric": "general_loss", "part": "German", "prompt": "Text", "answer": "", "score": 2.5}
+        pq.write_table(pa.Table.from_pylist([*rows, text], GENERAL_SCHEMA), folder / "general.parquet")
+        return folder
+
+    def make(
+        candidate: Said,
+        base: Said,
+        *,
+        references: Said = RIGHT,
+        questions: Said | None = None,
+        trained: Said | None = None,
+        losses: Sequence[float] = LOSSES,
+        gate: Gate = Gate(guardrails=()),  # noqa: B008 it is frozen
+        metrics: tuple[str, ...] = ("auto",),
+        cut: Sequence[int] = (),
+        checks: dict[str, Any] | None = None,
+        quarantined: int = 0,
+        chosen: dict[str, str] | None = None,
+        judge: str = "",
+        looks: tuple[str, ...] = (),
+        others: dict[str, Said] | None = None,
+        general: dict[str, Sequence[float]] | None = None,
+    ) -> VerdictPage:
+        asked = questions or [f"question number {at}" for at in range(len(references))]
+        splits = make_splits([("q", "a")], [("v", "b")], list(zip(asked, references, strict=True)))
+        held = {"held_out_records": 0, "by_partner": {}, "removed": True}
+        proof = {"largest_pair": [], "largest_similarity": 0.3, "threshold": 0.6, "random_leak_share": 0.1}
+        manifest(splits.folder, proof=proof | {"decontamination": held})
+        ids = pq.read_table(splits.path("test.parquet"))["row_id"].to_pylist()
+        tokens = manifest(tmp_path / "tokens")
+        seen = trained if trained is not None else [each for each in dict.fromkeys(references) for _ in range(20)]
+        blank = {"row_id": "", "cluster": 0, "input_ids": [], "labels": [], "prompt_length": 0}
+        table = pa.Table.from_pylist([blank | {"reference": each} for each in seen], TOKEN_SCHEMA)
+        pq.write_table(table, tokens / "train.parquet")
+        choice = choose(metrics, references, seen)
+
+        def answers(name: str, said: Said) -> Answers:
+            folder = manifest(tmp_path / name, seconds={"tokens": 30, "seconds": 1})
+            rows = [
+                {
+                    "row_id": row,
+                    "cluster": at,
+                    "reference": reference,
+                    "answer": answer,
+                    "stopped": at not in cut,
+                    "num_tokens": 3,
+                    "nll": 1.0 if answer == reference else 6.0,
+                    "num_reference_tokens": 3,
+                }
+                for at, (row, reference, answer) in enumerate(zip(ids, references, said, strict=False))
+            ]
+            written, scores = scored(pa.Table.from_pylist(rows, ANSWER_SCHEMA), choice)
+            pq.write_table(written, folder / "answers.parquet")
+            digest = hashlib.sha256((folder / "answers.parquet").read_bytes()).hexdigest()
+            return Answers(
+                stage="evaluate",
+                folder=folder,
+                digest=digest,
+                contender=name,
+                num_rows=len(rows),
+                scores=scores,
+                metric=choice.decides,
+            )
+
+        given = tuple(
+            answers(name, said) for name, said in {"base": base, **(others or {}), "candidate": candidate}.items()
+        )
+        verdict = decide.fn(answers=given, splits=splits, gate=gate)
+        train = manifest(
+            tmp_path / "train",
+            summary={"best_step": len(losses), "best_by": "loss", "stopped_early": False},
+            status={},
+        )
+        lines = [
+            {"step": 10 * at, "planned": 10 * len(losses), "eval_loss": loss} for at, loss in enumerate(losses, start=1)
+        ]
+        steps = [
+            {"step": at, "planned": 10 * len(losses), "loss": 1.0 / at, "tokens_per_second": 50.0, "seconds": 2.0}
+            | {"memory_bytes": 3_000_000_000}
+            for at in range(1, 10 * len(losses) + 1)
+        ]
+        (train / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in steps + lines))
+        found = {"conflicting_prompts": 0, "expectations": []} | (checks or {})
+        num_rows = len(references) + 2
+        return verdict_page.fn(
+            name="triage",
+            rows=Rows(
+                stage="ingest",
+                folder=manifest(tmp_path / "rows"),
+                num_read=num_rows + quarantined,
+                num_rows=num_rows + quarantined,
+                num_quarantined=0,
+                reasons={},
+                detected={},
+            ),
+            checked=CheckedRows(
+                stage="check",
+                folder=manifest(tmp_path / "check", results=found),
+                num_rows=num_rows,
+                num_quarantined=quarantined,
+                reasons={"empty_answer": quarantined} if quarantined else {},
+                findings={"conflicting_answers": 2 * found["conflicting_prompts"]},
+            ),
+            unique=UniqueRows(
+                stage="dedupe",
+                folder=manifest(tmp_path / "unique"),
+                num_rows=num_rows,
+                num_removed=0,
+                reasons={},
+                boilerplate=(),
+            ),
+            splits=splits,
+            tokens=Tokens(
+                stage="render",
+                folder=tokens,
+                num_train=1,
+                num_validation=1,
+                num_test=len(references),
+                num_quarantined=0,
+                reasons={},
+                num_trained_tokens=9,
+                longest=9,
+            ),
+            base=tiny_base.model_copy(update={"folder": manifest(tmp_path / "base_artifact")}),
+            adapter=Adapter(
+                stage="train",
+                folder=train,
+                method="lora",
+                steps=60,
+                best_step=60,
+                best_by="loss",
+                best_value=0.6,
+                best_validation_loss=0.6,
+                stopped_early=False,
+                train_seconds=9,
+            ),
+            answers=given,
+            verdict=verdict,
+            looks=3,
+            warnings=looks,
+            general=tuple(
+                General(stage="forgetting", folder=suite(name, scores), contender=name, scores={})
+                for name, scores in (general or {}).items()
+            ),
+            prompts=Prompts(
+                stage="prompt",
+                folder=manifest(tmp_path / "prompts"),
+                chosen=chosen,
+                num_shortened=dict.fromkeys(chosen, 1),
+            )
+            if chosen
+            else None,
+            judged=Judged(
+                stage="judge",
+                folder=manifest(tmp_path / "judge"),
+                model=judge,
+                num_rows=9,
+                preferred={"base": (0.4, 0.5, 0.6)},
+                agreement={"base": 1.0},
+                unreadable={"base": 0.0},
+            )
+            if judge
+            else None,
+        )
+
+    return make
+
+
+def page_of(made: VerdictPage) -> str:
+    return made.path("report.html").read_text(encoding="utf-8")
+
+
+class Read(HTMLParser):
+    """What a page is made of; it raises where a tag is closed that is not the last that was opened."""
+
+    VOID = ("meta", "input", "br", "line", "circle", "polyline", "rect")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def values(self, attribute: str) -> list[str]:
+        return [value for _, given in self.tags if (value := given.get(attribute))]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def test_the_page_says_the_verdict_and_loads_nothing(make: Make) -> None:
+    page = page_of(make(wrong(RIGHT, range(8)), wrong(RIGHT, range(60)), gate=Gate()))
+    read = Read(page)
+    assert "exact match .90 is +.65" in read.text.lower()
+    assert "default-src 'none'" in page
+    assert not {"script", "img", "link", "iframe"} & {tag for tag, _ in read.tags}
+    assert not re.search(r"https?:|url\(|@import|\bon\w+=", page)
+    assert "82 rows read = 82 kept + 0 quarantined + 0 duplicates." in read.text
+    assert "60 steps, 6,000 tokens, at most 3 GB" in read.text
+    assert "3 candidates on these rows" in read.text
+
+
+def test_every_link_of_the_page_leads_somewhere_on_it(make: Make) -> None:
+    cases = [
+        make(wrong(RIGHT, range(10)), wrong(RIGHT, range(12)), others={"retrieval": RIGHT}, looks=("seen; do",)),
+        make(RIGHT, [*RIGHT[:-1], "x"], metrics=("exact_match", "perplexity"), gate=Gate(metric="perplexity")),
+    ]
+    for made in cases:
+        read = Read(page_of(made))
+        ids = read.values("id")
+        assert len(ids) == len({*ids})
+        targets = [*(href.removeprefix("#") for href in read.values("href")), *read.values("for")]
+        assert {*targets} <= {*ids}
+
+
+def test_no_text_of_rows_answers_or_settings_becomes_markup(make: Make) -> None:
+    references = wrong(RIGHT, range(20), HOSTILE)
+    made = make(
+        wrong(references, range(30), f"{HOSTILE} too"),
+        wrong(references, range(50), f"{HOSTILE} as well"),
+        references=references,
+        questions=[f"{HOSTILE} {at}" for at in range(80)],
+        chosen={"few_shot": HOSTILE},
+        looks=(f"{HOSTILE}; {HOSTILE}",),
+        judge=HOSTILE,
+        checks={"expectations": [{"name": HOSTILE, "fault": HOSTILE, "of_set": True, "failed": 1}]},
+    )
+    read = Read(page_of(made))
+    assert not {"script", "img"} & {tag for tag, _ in read.tags}
+    assert read.text.count("<script>alert('x')</script>") > 100
+
+
+def test_equal_inputs_make_equal_bytes(make: Make, home: Path) -> None:
+    made = make(wrong(RIGHT, range(10)), wrong(RIGHT, range(40)))
+    first = page_of(made)
+    shutil.rmtree(home / "artifacts" / "verdict_page")
+    again = make(wrong(RIGHT, range(10)), wrong(RIGHT, range(40)))
+    assert (page_of(again), again.digest) == (first, made.digest)
+
+
+def test_a_page_on_many_long_rows_stays_small(make: Make) -> None:
+    references = [f"{at} {'<&> ' * 5_000}" for at in range(300)]
+    other = [f"{'&<' * 5_000} {at}" for at in range(300)]
+    made = make(
+        [*references[:150], *other[150:]],
+        [*other[:250], *references[250:]],
+        references=references,
+        trained=["x"],
+        questions=[f"{at} {'é<' * 9_000}" for at in range(300)],
+        metrics=("exact_match",),
+    )
+    assert made.path("report.html").stat().st_size < 1_000_000
+    assert 20 <= made.num_rows <= 100
+
+
+def test_secrets_and_personal_data_of_rows_are_not_shown(make: Make) -> None:
+    asked = [f"write to jane.doe{at}@gmail.com, please" for at in range(80)]
+    read = Read(page_of(make(wrong(RIGHT, range(10), "ask jane@gmail.com"), wrong(RIGHT, range(40)), questions=asked)))
+    assert "gmail.com" not in read.text.replace("g….com", "")
+    assert "not shown, it holds: e-mail address" in read.text
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "perplexity"])
+def test_wins_and_losses_are_those_of_the_decision_whichever_direction_is_better(make: Make, metric: str) -> None:
+    gate = Gate(metric=metric, guardrails=())  # pyright: ignore[reportArgumentType]
+    made = make(wrong(RIGHT, range(12)), wrong(RIGHT, range(6, 40)), gate=gate)
+    read = Read(page_of(made))
+    rows = [given["class"] or "" for tag, given in read.tags if tag == "details"]
+    assert [sum(f"{kind}0" in row.split() for row in rows) for kind in ("lost", "tied", "won")] == [6, 46, 28]
+    assert "Candidate beside Lost Tied Won base 6 46 28 " in read.text
+    assert "lost0" in rows[0]
+
+
+def test_rows_of_every_outcome_beside_every_opponent_are_picked_losses_first() -> None:
+    hard, easy = np.zeros(1_000), np.ones(1_000)
+    hard[[3, 5]], hard[7] = (-1.0, -0.5), 1.0
+    easy[900], easy[901] = -1.0, 0.0
+    chosen = picked({"champion": hard, "base": easy}, np.linspace(1, 0, 1_000), 20)
+    assert len(chosen) == 20
+    assert chosen[:3] == [3, 5, 7]
+    assert {900, 901} <= {*chosen}
+    assert picked({"base": np.zeros(5)}, np.array([1.0, 0, 1, 0, 1]), 3) == [1, 3, 0], "of ties the wrong ones first"
+
+
+def test_what_all_questions_begin_with_is_told_once_and_ends_with_a_word() -> None:
+    assert shared_opening([f"Triage the customer's message: {at}" for at in ("where", "when")]) == (
+        "Triage the customer's message: "
+    )
+    assert shared_opening(["where is it", "where was it"]) == ""
+    assert shared_opening(["one alone, however long that may be"]) == ""
+
+
+def test_intervals_lie_where_their_values_are() -> None:
+    common = {"opponent": "base", "metric": "exact_match"}
+    drawn = panel(
+        "",
+        [
+            {**common, "difference": [-0.1, 0.2, 0.5], "bar": 0.05, "finding": "unclear"},
+            {**common, "difference": [0.6, 0.7, 0.9], "bar": 0.05, "finding": "above"},
+        ],
+    )
+    (first, second), scale = drawn.intervals, scale_of([-0.1, 0.9])
+    assert (
+        0 < first.low < (drawn.zero or 0) < (first.bar or 0) < first.mean < first.high < second.low < second.high < 100
+    )
+    assert first.mean - first.low == pytest.approx(first.high - first.mean, abs=0.02)
+    assert second.high == pytest.approx(scale.at(0.9))
+    assert (first.said, first.finding) == ("+.20 [-.10, .50]", "not surely better by more than .05")
+    assert [at for at, _ in drawn.ticks] == sorted(at for at, _ in drawn.ticks)
+    assert scale_of([0.0, 0.0]).at(0.0) == 50
+    assert [number(value) for value in (0.84, -0.051, 1, 12.34, 4_321)] == [".84", "-.05", "1.00", "12.3", "4,321"]
+
+
+def test_contenders_are_described_and_what_cannot_be_compared_is_left_out(make: Make) -> None:
+    chosen = {"few_shot": "8 shots, the best of 4 draws"}
+    prompted = make(RIGHT, wrong(RIGHT, range(40)), chosen=chosen, others={"few_shot": wrong(RIGHT, range(9))})
+    shown = Read(page_of(prompted))
+    assert "Few-shot prompt: 8 shots, the best of 4 draws; 1 prompt had no room for all of them." in shown.text
+    assert {"intervals", "rows"} <= {*shown.values("id")}
+    invalid = make(RIGHT, RIGHT[:-1])
+    shown = Read(page_of(invalid))
+    assert "Base and candidate differ in 1 rows" in shown.text
+    assert not {"intervals", "rows"} & {*shown.values("id")}
+    assert invalid.num_rows == 0
+
+
+def test_what_only_the_base_can_still_do_is_counted_and_shown(make: Make) -> None:
+    suites = {"base": [1.0, 1.0, 1.0, 0.0], "candidate": [1.0, 0.0, 0.0, 1.0]}
+    read = Read(page_of(make(RIGHT, wrong(RIGHT, range(60)), general=suites)))
+    assert "does 2 tasks no more that the base does right, and 1 that it does not" in read.text
+    assert "arithmetic 4 .75 .50" in read.text
+    assert "German 1 2.50 2.50" in read.text
+    assert "2 of 2 tasks that only the base does right task 2 + 2? base base says candidate candidate says" in read.text
+    assert "forgetting" not in Read(page_of(make(RIGHT, wrong(RIGHT, range(60))))).values("id")
+
+
+def test_where_nothing_stands_out_nothing_is_suggested(make: Make) -> None:
+    made = make(wrong(RIGHT, [3]), wrong(RIGHT, range(60)))
+    assert made.suggestions == ()
+    assert "Nothing stands out in the curves" in page_of(made)
+
+
+FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"candidate": wrong(RIGHT, range(10)), "base": wrong(RIGHT, range(5, 17))},
+            r"test rows.*: beside the base it is \+\.03 \[-.*, and 80 test rows show a gain of \.\d\d four times",
+        ),
+        (
+            {"candidate": wrong(RIGHT, range(0, 24, 4), "delivery"), "base": wrong(RIGHT, range(60))},
+            "6 of 6 wrong answers say “delivery” for “refund”, which have 20 and 20 training rows",
+        ),
+        (
+            {
+                "references": FIELDS,
+                "candidate": wrong(FIELDS, range(8), json.dumps({"intent": "other", "language": "en"})),
+                "base": wrong(FIELDS, range(70)),
+            },
+            "how intent is told: of 8 wrong answers intent is wrong in 8, language in 0",
+        ),
+        (
+            {"candidate": [*(each.upper() for each in RIGHT[:9]), *RIGHT[9:]], "base": wrong(RIGHT, range(70))},
+            "9 of 9 answers that are not the reference differ from it in case, spaces and signs alone",
+        ),
+        (
+            {"candidate": wrong(RIGHT, range(9)), "base": wrong(RIGHT, range(70))},
+            "11.2% of the candidate's answers are none",
+        ),
+        (
+            {"candidate": wrong(RIGHT, range(9)), "base": wrong(RIGHT, range(70)), "cut": range(5)},
+            "learns to stop: 5 of 80 answers were cut off at 3 tokens, and 0 references are longer than that",
+        ),
+        (
+            {
+                "references": [*RIGHT[:76], "rare", "rare", "rare", "rare"],
+                "candidate": wrong([*RIGHT[:76], *["rare"] * 4], range(76, 80), "refund"),
+                "base": wrong(RIGHT, range(70)),
+                "trained": [*(each for each in LABELS for _ in range(40)), *["rare"] * 4],
+            },
+            "4 of 4 wrong answers are of those with fewer than 10 training rows, which are 5% of the test rows",
+        ),
+        (
+            {
+                "candidate": ["refund"] * 80,
+                "base": ["login"] * 80,
+            },
+            r"whether the answers belong to their questions.*: 25\.0% of the answers are right, and giving .* 25\.0%",
+        ),
+        (
+            {"candidate": wrong(RIGHT, range(60)), "base": wrong(RIGHT, range(1, 61))},
+            "98% of the candidate's answers are those of the base, word for word",
+        ),
+        (
+            {
+                "candidate": wrong(RIGHT, range(30)),
+                "base": wrong(RIGHT, range(60)),
+                "others": {"retrieval": wrong(RIGHT, range(4))},
+            },
+            r"Serve the base with the retrieval prompt.*: it has \.95 exact match where the candidate has \.62",
+        ),
+        (
+            {
+                "candidate": wrong(RIGHT, range(8)),
+                "base": wrong(RIGHT, range(60)),
+                "gate": Gate(guardrails=(Guardrail(metric="unparseable", margin=0.01),)),
+                "others": {"champion": wrong(RIGHT, range(40), "delivery")},
+            },
+            r"Train more gently.*share that is no label is -\.10 .* beside the champion, where \.01 worse would do",
+        ),
+        (
+            {"candidate": RIGHT, "base": wrong(RIGHT, range(40)), "losses": [1.0, 0.8, 0.5, 0.4, 0.3, 0.2]},
+            "still falling at the end: the validation loss was 0.3 one evaluation before the end and 0.2 at the end",
+        ),
+        (
+            {
+                "candidate": wrong(RIGHT, range(0, 80, 4)),
+                "base": wrong(RIGHT, range(80)),
+                "questions": [
+                    f"{'short' if at % 4 == 0 else f'a question that is rather long, {at}'} {at}" for at in range(80)
+                ],
+            },
+            r"like those of (length|label) .*exact match is \.0\d, on all \.75",
+        ),
+        (
+            {"candidate": RIGHT, "base": wrong(RIGHT, range(40)), "checks": {"conflicting_prompts": 7}},
+            "7 prompts have more than one answer, in 14 of 82 rows",
+        ),
+        (
+            {"candidate": RIGHT, "base": wrong(RIGHT, range(40)), "quarantined": 30},
+            "30 of 112 records were, 30 of them for empty_answer",
+        ),
+        (
+            {"candidate": RIGHT, "base": wrong(RIGHT, range(40)), "looks": ("this is look 21; take another test set",)},
+            "Take another test set: this is look 21",
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value[:40],
+)
+def test_a_suggestion_names_the_figure_that_it_stands_on(make: Make, given: dict[str, Any], said: str) -> None:
+    made = make(**given)
+    assert any(re.search(said, each) for each in made.suggestions), made.suggestions
+    shown = json.loads(made.path("suggestions.json").read_text(encoding="utf-8"))
+    text = Read(page_of(made)).text
+    assert all(f"{each['advice']}." in text for each in shown)
