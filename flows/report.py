@@ -209,7 +209,8 @@ def decided(outcome: Outcome) -> str:
     if verdict.rows_needed:
         lines += [f"About {verdict.rows_needed:,} test rows would be needed to tell."]
     lines += [f"Look {verdict.looks} at these test rows."] if verdict.looks else []
-    lines += [f"\nForgotten? {html.escape(said, quote=False)}.\n" for said in verdict.says_forgotten()]
+    lines += [f"\nForgotten? {said}.\n" for said in verdict.says_forgotten()]
+    lines += _general(verdict.general)
     lines += [f"{html.escape(said, quote=False)}.\n" for said in (outcome.judged.says() if outcome.judged else ())]
     lines += _slices(json.loads(verdict.path("verdict.json").read_text(encoding="utf-8"))["slices"])
     if outcome.page:
@@ -223,6 +224,14 @@ def _intervals(title: str, differences: dict[str, tuple[float, float, float]]) -
     lines = [f"| {title} | low | mean | high |", "|---|---:|---:|---:|"]
     lines += [f"| {name} | {low:+.3f} | {mean:+.3f} | {high:+.3f} |" for name, (low, mean, high) in differences.items()]
     return [*lines, ""] if differences else []
+
+
+def _general(general: dict[str, dict[str, float]]) -> list[str]:
+    """The built-in suite, part by part: shares done right, and losses in nats a token."""
+    parts = general.get("base", {})
+    lines = ["| built-in suite | base | candidate |", "|---|---:|---:|"]
+    lines += [f"| {part} | {before:.3f} | {general['candidate'][part]:.3f} |" for part, before in parts.items()]
+    return [*lines, ""] if parts else []
 
 
 def _slices(slices: Sequence[dict[str, Any]]) -> list[str]:

@@ -288,12 +288,12 @@ class Verdict(Artifact):
         if not self.general:
             return []
         base, candidate = self.general["base"], self.general["candidate"]
-        both = {name: f"{before:.2f} -> {candidate[name]:.2f}" for name, before in base.items()}
-        tasks, loss = both.pop("general_tasks"), both.pop("general_loss")
-        parts = ", ".join(f"{name} {change}" for name, change in both.items())
-        shown = {"general_tasks/base", "general_loss/base"} - self.guardrails.keys()
-        only = f"; {' and '.join(sorted(f'gate.{name[:-5]}' for name in shown))} decides nothing" if shown else ""
-        return [f"general tasks done right {tasks}, loss on general texts {loss} nats a token ({parts}){only}"]
+        changes = {name: f"{base[name]:.2f} -> {candidate[name]:.2f}" for name in ("general_tasks", "general_loss")}
+        only = {name: "" if f"{name}/base" in self.guardrails else " (decides nothing)" for name in changes}
+        return [
+            f"general tasks done right {changes['general_tasks']}{only['general_tasks']}, "
+            f"loss on general texts {changes['general_loss']}{only['general_loss']}"
+        ]
 
 
 class VerdictPage(Artifact):

@@ -189,6 +189,7 @@ def test_a_second_run_executes_nothing_and_shows_the_same(
     assert "# Promoted" in shown["verdict"]
     assert "Look 1 at these test rows." in shown["verdict"]
     assert "\nForgotten? general tasks done right " in shown["verdict"]
+    assert "\n| arithmetic | 0.000 | 0.000 |\n" in shown["verdict"]
     assert tracked(home) == (1, 1)
 
 
