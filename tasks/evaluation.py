@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from prefect import task
 
 from tasks import metrics
-from tasks.artifacts import IGNORED, Answers, Contender, Tokens
+from tasks.artifacts import Answers, Contender, Tokens
 from tasks.caching import cached
 from tasks.config import Evaluation
 from tasks.errors import TunewrightError, retry_transient
@@ -49,18 +49,12 @@ def answered(model: Any, tokenizer: Any, test: pa.Table, stops: Sequence[int], s
     written: list[dict[str, Any]] = []
     for start in range(0, len(test), ROWS):
         rows = test.slice(start, ROWS).to_pylist()
-        answers = [
-            Answer(
-                prompt=row["input_ids"][: row["prompt_length"]],
-                reference=[label for label in row["labels"][row["prompt_length"] :] if label != IGNORED],
-            )
-            for row in rows
-        ]
+        answers = [Answer.of(row["input_ids"], row["labels"], row["prompt_length"]) for row in rows]
         greedy.answer(answers)
         written += [
             {
                 **{name: row[name] for name in ("row_id", "cluster", "reference")},
-                "answer": _text(tokenizer, answer, row["reference"], stops),
+                "answer": answer.text(tokenizer, row["reference"], stops),
                 "stopped": answer.stopped,
                 "num_tokens": len(answer.tokens),
                 "nll": answer.nll,
@@ -69,11 +63,6 @@ def answered(model: Any, tokenizer: Any, test: pa.Table, stops: Sequence[int], s
             for row, answer in zip(rows, answers, strict=True)
         ]
     return pa.Table.from_pylist(written, ANSWER_SCHEMA)
-
-
-def _text(tokenizer: Any, answer: Any, reference: str, stops: Sequence[int]) -> str:
-    """The answer as a server would send it; the reference's own text where it is that, token for token."""
-    return reference if answer.is_reference(stops) else tokenizer.decode(answer.tokens, skip_special_tokens=True)
 
 
 def scored(answers: pa.Table, choice: metrics.Choice) -> tuple[pa.Table, dict[str, float]]:

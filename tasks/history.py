@@ -3,16 +3,14 @@
 What makes a version, and what follows from it, is said in tasks/versions.py.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from tasks import config
-from tasks.errors import ConfigError
+from tasks import config, lines
 
 
 class Part(BaseModel):
@@ -80,20 +78,9 @@ def file_of(name: str) -> Path:
 
 def read(file: Path) -> list[Version]:
     """All versions in a file. Raises ConfigError where a line is none."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    versions: list[Version] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            versions.append(Version.model_validate_json(line))
-        except ValidationError:
-            raise ConfigError(
-                f"{file} line {number}: {json.dumps(line[:60])} is no version of data; mend the line, or delete the "
-                "file, and the next run begins a new history"
-            ) from None
-    return versions
+    return lines.read(
+        file, Version, "is no version of data; mend the line, or delete the file, and the next run begins a new history"
+    )
 
 
 def write(file: Path, versions: Sequence[Version]) -> None:

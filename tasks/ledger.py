@@ -11,7 +11,6 @@ after decide and is no part of the stage, whose verdict depends on the scores al
 """
 
 import hashlib
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from prefect.runtime import flow_run
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from tasks import config
+from tasks import config, lines
 from tasks.artifacts import Adapter, Answers, Verdict
 from tasks.caching import lock
-from tasks.errors import ConfigError
 
 SAMPLE = 1_000  # row_ids of a test set
 DIGITS = 12  # of a row_id: of a million rows, no two begin alike in all likelihood
@@ -128,19 +126,7 @@ def _warning(number: int, most: int, num_rows: int) -> str:
 
 def _read(file: Path) -> list[Look]:
     """All looks of a ledger, the oldest first. Raises ConfigError where a line is none."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    looks: list[Look] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            looks.append(Look.model_validate_json(line))
-        except ValidationError:
-            raise ConfigError(
-                f"{file} line {number}: {json.dumps(line[:60])} is no look at test rows; mend the line, or delete it"
-            ) from None
-    return looks
+    return lines.read(file, Look, "is no look at test rows; mend the line, or delete it")
 
 
 def _append(file: Path, look: Look) -> None:

@@ -22,9 +22,10 @@ from tasks.artifacts import Answers, General, Splits, Verdict
 from tasks.caching import cached
 from tasks.config import Gate
 from tasks.decide.decision import CANDIDATE, Decision, Evidence, Guardrail, decide_scores
-from tasks.decide.reading import by_row, clusters, general_rows, measured, own_intervals
+from tasks.decide.reading import by_row, clusters, general_rows, own_intervals
 from tasks.decide.slices import Slice, kinds, slices
 from tasks.errors import retry_transient
+from tasks.metrics.rows import measured
 
 __all__ = ["decide"]
 

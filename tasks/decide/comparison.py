@@ -47,8 +47,7 @@ class Paired(NamedTuple):
 
     def differences(self, metric: str) -> Floats:
         """Positive where the candidate is better."""
-        gains = self.candidate - self.opponent
-        return gains if describe(metric).higher_is_better else -gains
+        return describe(metric).gain(self.candidate, self.opponent)
 
     def interval(self, metric: str, confidence: float) -> Interval:
         """The mean difference between its bounds, each one-sided."""

@@ -7,15 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.decide.comparison import Interval
-from tasks.errors import ConfigError
 from tasks.intervals import Floats, by_cluster
 from tasks.metrics import describe
-
-
-def measured(answers: pa.Table) -> list[str]:
-    """The metrics that the answers have a score a row of."""
-    named = [field.name for field in answers.schema if pa.types.is_float64(field.type) and field.name != "nll"]
-    return sorted({*named, "perplexity", "stopped"})
+from tasks.metrics.rows import scores
 
 
 def by_row(answers: pa.Table, metric: str) -> dict[str, float]:
@@ -37,20 +31,6 @@ def clusters(answers: pa.Table) -> dict[str, int]:
     return dict(zip(answers.column("row_id").to_pylist(), answers.column("cluster").to_pylist(), strict=True))
 
 
-def scores(answers: pa.Table, metric: str) -> Floats:
-    """The score of each row [rows], in the rows' order."""
-    if metric == "perplexity":
-        return _numbers(answers, "nll") / _numbers(answers, "num_reference_tokens")
-    if metric not in answers.column_names:
-        there = ", ".join(measured(answers))
-        raise ConfigError(f"gate: {metric or 'auto'} was not measured on these rows, only {there}")
-    return _numbers(answers, metric)
-
-
-def _numbers(answers: pa.Table, column: str) -> Floats:
-    return answers.column(column).to_numpy().astype(float)
-
-
 def own_intervals(answers: pa.Table, metrics: Sequence[str], confidence: float) -> dict[str, Interval]:
     """Each metric of one contender between its bounds; of perplexity over all tokens, as it is scored.
 
@@ -70,7 +50,11 @@ def own_intervals(answers: pa.Table, metrics: Sequence[str], confidence: float) 
 
 def _interval(answers: pa.Table, metric: str, of_rows: Floats, confidence: float) -> Interval:
     clusters, described = answers.column("cluster").to_numpy(), describe(metric)
-    weights = _numbers(answers, "num_reference_tokens") if metric == "perplexity" else np.ones(len(of_rows))
+    weights = (
+        answers.column("num_reference_tokens").to_numpy().astype(float)
+        if metric == "perplexity"
+        else np.ones(len(of_rows))
+    )
     evidence = by_cluster(of_rows * weights, clusters, weights)
     worst, best = described.low, described.high
     if math.isinf(best):

@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.decide.comparison import Interval
 from tasks.decide.decision import TO_BEAT, Evidence
+from tasks.metrics.labels import ROWS_OF_A_LABEL
 
 SMALL = 30  # rows; an interval of fewer says little
 LEAST = 5  # rows of a slice; fewer are not listed
 LISTED = 20  # of each kind, those with the most rows
-ROWS_OF_A_LABEL = 5  # on average, or the references are no closed set
 
 
 class Slice(BaseModel):

@@ -22,8 +22,7 @@ from tasks.caching import cached
 from tasks.chat import Chat
 from tasks.errors import TunewrightError, retry_transient
 from tasks.forgetting.suite import tasks, texts
-from tasks.models import load_model, load_tokenizer
-from tasks.speed import cpu_has_bfloat16
+from tasks.models import fastest_dtype, load_model, load_tokenizer
 
 MAX_NEW_TOKENS = 20  # what is asked for can be said in them, and a base that rambles costs no more
 BATCH = 32
@@ -79,11 +78,8 @@ def forgetting(folder: Path, contender: Contender) -> General:
 
     Raises TunewrightError where a loss is no number.
     """
-    import torch
-
     # In bfloat16 it takes two thirds of the time, and the loss moves by a thousandth.
-    is_fast = torch.cuda.is_available() or cpu_has_bfloat16()
-    model = load_model(contender.base, contender.model, dtype=torch.bfloat16 if is_fast else torch.float32)
+    model = load_model(contender.base, contender.model, dtype=fastest_dtype())
     chat = Chat(load_tokenizer(contender.base), contender.base.weights)
     rows = [*done(model, chat), *read(model, chat)]
     pq.write_table(pa.Table.from_pylist(rows, GENERAL_SCHEMA), folder / "general.parquet")

@@ -2,8 +2,11 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
+
+from tasks.artifacts import IGNORED
 
 States = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer for one row, [heads, tokens, size]
 
@@ -19,6 +22,12 @@ class Answer:
     nll: float = 0.0  # negative log-likelihood of the reference, summed over its tokens, in nats
     states: States = field(default_factory=list)  # of all tokens but the last, while the answer waits to go on
 
+    @classmethod
+    def of(cls, input_ids: Sequence[int], labels: Sequence[int], prompt_length: int) -> Self:
+        """The question and the reference of a row of TOKEN_SCHEMA."""
+        reference = [label for label in labels[prompt_length:] if label != IGNORED]
+        return cls(prompt=list(input_ids[:prompt_length]), reference=reference)
+
     @property
     def num_read(self) -> int:
         """The tokens that are read to verify it: the last of the reference is only predicted."""
@@ -32,6 +41,10 @@ class Answer:
     def is_reference(self, stops: Collection[int]) -> bool:
         """Whether it is its reference, token for token, and stopped there."""
         return self.stopped and self.tokens == [token for token in self.reference if token not in stops]
+
+    def text(self, tokenizer: Any, reference: str, stops: Collection[int]) -> str:
+        """As a server would send it; the reference's own text where it is that, token for token."""
+        return reference if self.is_reference(stops) else tokenizer.decode(self.tokens, skip_special_tokens=True)
 
     def add(self, said: Sequence[int], stops: Collection[int], max_new_tokens: int) -> bool:
         """Adds what was said, up to where the answer has to end; whether it goes on."""

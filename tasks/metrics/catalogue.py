@@ -7,13 +7,16 @@ perplexity (over all tokens) and length_ratio (over all characters). macro_f1 ha
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tasks.config import CANNOT_DECIDE
+from tasks.intervals import Floats
 from tasks.metrics.numbers import numeric
 from tasks.metrics.structured import json_field_f1, json_valid
 from tasks.metrics.texts import bleu, chrf, exact_match, length_ratio, normalized_match, rouge_l, token_f1
 
 RowScore = Callable[[str, str], float]  # of answer and reference
+Score = TypeVar("Score", float, Floats)  # one, or those of rows [rows]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Description:
     def can_decide(self) -> bool:
         """Whether it has a score a row of which one direction is better."""
         return self.name not in CANNOT_DECIDE
+
+    def gain(self, ours: Score, theirs: Score) -> Score:
+        """How much better ours are: positive where they are, whichever direction is better."""
+        return ours - theirs if self.higher_is_better else theirs - ours
 
 
 CATALOGUE: dict[str, Description] = {

@@ -22,13 +22,12 @@ from tasks.caching import cached
 from tasks.chat import Chat
 from tasks.config import PromptContender
 from tasks.errors import ConfigError, DataError, retry_transient
-from tasks.models import load_model, load_tokenizer
+from tasks.models import fastest_dtype, load_model, load_tokenizer
 from tasks.prompting.choosing import Found, try_out
 from tasks.prompting.retrieval import BM25, Embeddings, Retriever, boilerplate, nearest
 from tasks.prompting.shots import Asked, ask, draw, pool_of
 from tasks.similarity import embedding as embeddings
 from tasks.similarity.embedding import StaticModel
-from tasks.speed import cpu_has_bfloat16
 
 __all__ = ["prompt"]
 
@@ -66,10 +65,7 @@ class Asking:
     def found(self, rows: pa.Table, shots: Sequence[list[int]]) -> Found:
         """What the base makes of validation rows with these shots."""
         if self.model is None:  # half the time in bfloat16, and nothing but a choice hangs on it
-            import torch
-
-            is_fast = torch.cuda.is_available() or cpu_has_bfloat16()
-            self.model = load_model(self.base, dtype=torch.bfloat16 if is_fast else torch.float32)
+            self.model = load_model(self.base, dtype=fastest_dtype())
         return try_out(self.model, [row.tokens for row in self.ask(rows, shots)], self.stops, BATCH)
 
 

@@ -6,7 +6,6 @@ Both take one pass over prompt and reference, and nothing is generated.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tasks.artifacts import IGNORED
 from tasks.chat import Tokenized
 
 
@@ -21,13 +20,7 @@ def try_out(model: Any, rows: Sequence[Tokenized], stops: Sequence[int], batch: 
     """How good the answers are to rows as they are asked."""
     from tasks.greedy import Answer, Greedy
 
-    answers = [
-        Answer(
-            prompt=row.input_ids[: row.prompt_length],
-            reference=[label for label in row.labels[row.prompt_length :] if label != IGNORED],
-        )
-        for row in rows
-    ]
+    answers = [Answer.of(row.input_ids, row.labels, row.prompt_length) for row in rows]
     longest = max(len(answer.reference) for answer in answers)
     Greedy(model, stops=stops, max_new_tokens=longest, batch=batch).answer(answers, generate=False)
     num_tokens = sum(len(answer.reference) for answer in answers)

@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from tasks.artifacts import IGNORED
 from tasks.config import Metric
 from tasks.greedy import Answer, Greedy
 from tasks.metrics.catalogue import PER_ROW
@@ -28,7 +27,7 @@ class Scores:
         self.rows = pq.read_table(file, columns=COLUMNS).to_pylist()
         self.metric: Metric = metric
         self.tokenizer, self.stops, self.batch = tokenizer, stops, batch
-        self.longest = max(len(_reference(row)) for row in self.rows)
+        self.longest = max(len(_answer(row).reference) for row in self.rows)
 
     def __call__(self, model: Any, is_interrupted: Callable[[], bool]) -> float:
         """The mean, or what there is of it where it is interrupted. The model has to be in evaluation mode."""
@@ -51,7 +50,7 @@ class Scores:
 
     def _scored(self, model: Any, rows: Sequence[Any]) -> list[float]:
         exact = self.metric == "exact_match"
-        answers = [Answer(prompt=row["input_ids"][: row["prompt_length"]], reference=_reference(row)) for row in rows]
+        answers = [_answer(row) for row in rows]
         longest = self.longest if exact else 2 * self.longest
         greedy = Greedy(model, stops=self.stops, max_new_tokens=longest, batch=len(rows))
         with torch.random.fork_rng():
@@ -60,16 +59,10 @@ class Scores:
             return [float(answer.is_reference(self.stops)) for answer in answers]
         measure = PER_ROW[self.metric]
         return [
-            measure(self._text(answer, row["reference"]), row["reference"])
+            measure(answer.text(self.tokenizer, row["reference"], self.stops), row["reference"])
             for answer, row in zip(answers, rows, strict=True)
         ]
 
-    def _text(self, answer: Answer, reference: str) -> str:
-        if answer.is_reference(self.stops):
-            return reference
-        return self.tokenizer.decode(answer.tokens, skip_special_tokens=True)
 
-
-def _reference(row: Any) -> list[int]:
-    """The tokens of the last answer, with the stop token."""
-    return [label for label in row["labels"][row["prompt_length"] :] if label != IGNORED]
+def _answer(row: Any) -> Answer:
+    return Answer.of(row["input_ids"], row["labels"], row["prompt_length"])

@@ -31,6 +31,7 @@ from tasks.artifacts import (
 from tasks.intervals import Floats
 from tasks.metrics import describe
 from tasks.metrics.labels import MAX_LABELS, closed_set
+from tasks.metrics.rows import scores
 
 Comparison = dict[str, Any]  # of verdict.json (tasks/decide/comparison.py)
 
@@ -107,14 +108,13 @@ class Case:
 
         Empty where nothing could be compared.
         """
-        sign = 1 if describe(self.verdict.metric).higher_is_better else -1
-        scores = self.scores
-        return {each["opponent"]: sign * (scores[CANDIDATE] - scores[each["opponent"]]) for each in self.comparisons}
+        gain, found = describe(self.verdict.metric).gain, self.scores
+        return {each["opponent"]: gain(found[CANDIDATE], found[each["opponent"]]) for each in self.comparisons}
 
     @cached_property
     def scores(self) -> dict[str, Floats]:
         """By contender, the score of each row [rows] in the metric that decides, of perplexity in nats a token."""
-        return {name: _scores(table, self.verdict.metric) for name, table in self.tables.items()}
+        return {name: scores(table, self.verdict.metric) for name, table in self.tables.items()}
 
     def column(self, contender: str, name: str) -> np.ndarray:
         """A column of a contender's answers [rows]."""
@@ -159,12 +159,6 @@ class Case:
 def _by_id(answers: pa.Table) -> pa.Table:
     places = {row_id: at for at, row_id in enumerate(answers["row_id"].to_pylist())}
     return answers.take([places[row_id] for row_id in sorted(places)])
-
-
-def _scores(answers: pa.Table, metric: str) -> Floats:
-    if metric == "perplexity":
-        return answers["nll"].to_numpy() / answers["num_reference_tokens"].to_numpy()
-    return answers[metric].to_numpy().astype(float)
 
 
 def _json(record: Artifact, name: str) -> dict[str, Any]:

@@ -128,9 +128,8 @@ def parts(case: Case) -> Found:
     z = NormalDist().inv_cdf(1 - (1 - case.decided["confidence"]) / len(found))
     metric, scores = describe(case.verdict.metric), case.scores[CANDIDATE]
     deviation, mean = float(scores.std()), float(scores.mean())
-    sign = 1 if metric.higher_is_better else -1
     behind = [
-        (sign * (mean - each["candidate"]) * math.sqrt(each["num_rows"]) / deviation, each)
+        (metric.gain(mean, each["candidate"]) * math.sqrt(each["num_rows"]) / deviation, each)
         for each in found
         if deviation and each["num_rows"] >= FEWEST and each["name"] != UNTOLD
     ]

@@ -1,0 +1,29 @@
+"""Files of the home folder that keep a record a line."""
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from tasks.errors import ConfigError
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def read(file: Path, kind: type[R], otherwise: str) -> list[R]:
+    """All records of a file, the oldest first; none where there is no file.
+
+    Raises ConfigError where a line is none; `otherwise` says what it is not, and what to do.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    records: list[R] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(kind.model_validate_json(line))
+        except ValidationError:
+            raise ConfigError(f"{file} line {number}: {json.dumps(line[:60])} {otherwise}") from None
+    return records

@@ -1,0 +1,26 @@
+"""The scores of each row in an answers.parquet, as evaluate has written them."""
+
+import pyarrow as pa
+
+from tasks.errors import ConfigError
+from tasks.intervals import Floats
+
+
+def measured(answers: pa.Table) -> list[str]:
+    """The metrics that the answers have a score a row of."""
+    named = [field.name for field in answers.schema if pa.types.is_float64(field.type) and field.name != "nll"]
+    return sorted({*named, "perplexity", "stopped"})
+
+
+def scores(answers: pa.Table, metric: str) -> Floats:
+    """The score of each row [rows], in the rows' order."""
+    if metric == "perplexity":
+        return _numbers(answers, "nll") / _numbers(answers, "num_reference_tokens")
+    if metric not in answers.column_names:
+        there = ", ".join(measured(answers))
+        raise ConfigError(f"gate: {metric or 'auto'} was not measured on these rows, only {there}")
+    return _numbers(answers, metric)
+
+
+def _numbers(answers: pa.Table, column: str) -> Floats:
+    return answers.column(column).to_numpy().astype(float)
