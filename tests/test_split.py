@@ -143,6 +143,7 @@ def test_an_empty_side_stops_with_the_counts_and_the_settings(texts: list[str], 
         split_rows(texts)
     assert "split.test=0.1, split.validation=0.1, split.threshold=0.6" in str(stopped.value)
     assert "\n" not in str(stopped.value)
+    assert not stopped.value.see  # nothing was set aside
 
 
 def test_boilerplate_makes_no_cluster() -> None:

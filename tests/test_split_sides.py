@@ -29,6 +29,7 @@ from tasks.split.draw import draw
 from tasks.split.joins import Joined
 from tasks.split.sides import NONE, SIDES, TEST, TRAIN, VALIDATION, Because, Linked, Sides, fix, settle
 from tasks.split.strata import strata_of
+from tasks.stopped import from_here, of_stage
 
 EVEN = Split(test=0.25, validation=0.25)
 
@@ -351,8 +352,12 @@ def test_sides_on_which_most_rows_cannot_stand_stop_the_run() -> None:
     regrouped = [row | {"side": None, "group": f"group {i % 5}"} for i, row in enumerate(rows)]
     with pytest.raises(
         DataError, match=r"50 of 60 rows can stand on no side \(repeats_test_row 50\).*split.sticky=false"
-    ):
+    ) as stopped:
         split_rows(regrouped, earlier=split_rows(rows))
+    (left,) = of_stage("split")
+    assert str(stopped.value).endswith(f"; see {from_here(left.path('quarantine.parquet'))}")
+    aside = pq.read_table(left.path("quarantine.parquet"))
+    assert aside["reason"].to_pylist() == ["repeats_test_row"] * 50
 
 
 @st.composite

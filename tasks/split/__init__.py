@@ -93,13 +93,15 @@ def _remove_contaminated(sides: Sides, found: Contamination) -> None:
 
 def _stop_if_unusable(sides: Sides, columns: Columns, settings: Split) -> None:
     aside = np.flatnonzero(sides.side == NONE)
+    see = ("quarantine.parquet",) if len(aside) else ()
     if len(aside) > MOST_SET_ASIDE * len(columns):
         reasons = ", ".join(f"{reason} {count}" for reason, count in set_aside(sides).items())
         raise DataError(
             f"{len(aside)} of {len(columns)} rows can stand on no side ({reasons}), more than half; the first is "
             f"{columns.place(int(aside[0]))}; contaminated: a shared instruction is known as one from ten rows on, add "
             "rows or set split.decontaminate=report; bridges_sides: where groups, split.threshold or the sides of "
-            "sources are others than before, split.sticky=false splits anew"
+            "sources are others than before, split.sticky=false splits anew",
+            see=see,
         )
     counts = rows_of_sides(sides)
     for side, count in counts.items():
@@ -109,7 +111,8 @@ def _stop_if_unusable(sides: Sides, columns: Columns, settings: Split) -> None:
             raise DataError(
                 f"the {side} side is empty ({found}): {len(columns)} rows make {np.count_nonzero(sizes)} clusters, the "
                 f"largest of {sizes.max()} rows, with split.test={settings.test:g}, split.validation="
-                f"{settings.validation:g}, split.threshold={settings.threshold:g}; each side needs a cluster"
+                f"{settings.validation:g}, split.threshold={settings.threshold:g}; each side needs a cluster",
+                see=see,
             )
 
 
@@ -164,6 +167,7 @@ def split(
         contaminated = decontamination(sides.side, found, removed=settings.decontaminate == "remove")
         if contaminated["removed"]:
             _remove_contaminated(sides, found)
+        write_sides(folder, file, sides, Details(columns, sides, found))
         _stop_if_unusable(sides, columns, settings)
         standing = np.flatnonzero(sides.side != NONE)
         floor = floor_of(settings.threshold, len(columns))
@@ -192,7 +196,6 @@ def split(
     proof["findings"] = findings(proof)
     _say(proof)
     (folder / "proof.json").write_text(json.dumps(proof, ensure_ascii=False, indent=1), encoding="utf-8")
-    write_sides(folder, file, sides, Details(columns, sides, found))
     write_memory(folder / SIDES_FILE, columns.row_ids, returns_to, sides.because, gone)
     return Splits(
         num_train=counts["train"],
