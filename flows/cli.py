@@ -138,6 +138,44 @@ def plan(
 
 
 @app.command()
+def compare(
+    file: File,
+    vary: Annotated[
+        list[str] | None, typer.Option(metavar="SECTION.FIELD=VALUE,VALUE", help="Values of one setting to compare")
+    ] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, max=20, help="Train each variant from so many seeds")] = 1,
+    prune: Annotated[bool, typer.Option(help="End a variant that is behind before its planned end")] = True,
+    assignments: Set = None,
+    deployment: Deployment = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train variants and rank them on the validation rows; the test rows are not looked at.
+
+    Every combination of the values is a variant. What was trained before is not trained again.
+    """
+    console = _console(as_json)
+    with _one_line_errors(as_json):
+        pipeline = _load(file, deployment, assignments, None, None)
+        _prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
+        from flows import compare_command, deployment_file
+
+        variants = compare_command.variants(pipeline, vary or [], seeds)
+        config.make_home()
+        from flows.compare import compare as compare_flow
+
+        with deployment_file.placed(pipeline):
+            state: Any = compare_flow(pipeline.settings, variants, seeds, prune, return_state=True)
+            found = state.result(raise_on_failure=False)
+            if isinstance(found, BaseException):
+                raise found
+        compare_command.show(console, found, _repeated(file, assignments))
+    if as_json:
+        print(json.dumps(compare_command.as_json(found), ensure_ascii=False))
+
+
+@app.command()
 def data(
     file: File,
     row: Annotated[str | None, typer.Option(metavar="ID", help="A row, by the beginning of its row_id")] = None,

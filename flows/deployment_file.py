@@ -73,10 +73,10 @@ def load(path: Path, deployment: str | None = None) -> Pipeline:
     return _pipeline(path, chosen["name"], parameters, run, origins)
 
 
-def override(pipeline: Pipeline, assignments: Iterable[str]) -> Pipeline:
+def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--set") -> Pipeline:
     """The pipeline with `section.field=value` assignments of the command line on top. Raises ConfigError."""
     parameters = dict(pipeline.parameters)
-    places = {_assign(parameters, assignment): f"--set {shown(assignment)}" for assignment in assignments}
+    places = {_assign(parameters, each, option): f"{option} {shown(each)}" for each in assignments}
 
     def place(key: str) -> str:
         near = [text for name, text in places.items() if _inside(key, name) or _inside(name, key)]
@@ -222,14 +222,14 @@ def _parameters(document: Document, at: str, holder: dict[str, Any]) -> dict[str
     return parameters
 
 
-def _assign(parameters: dict[str, Any], assignment: str) -> str:
+def _assign(parameters: dict[str, Any], assignment: str, option: str) -> str:
     """Sets what an assignment says and returns its key; whether key and value are accepted is for `checked` to say."""
     key, equals, text = assignment.partition("=")
     around, _, name = key.rpartition(".")
     names = [around, name] if "." in key else [name]
     if not equals or not assignment.isprintable() or not all(name.isidentifier() for name in names):
-        raise ConfigError(f"--set {shown(assignment)}: accepted: section.field=value, such as training.epochs=2")
-    value = _value(key, text, f"--set {shown(assignment)}")
+        raise ConfigError(f"{option} {shown(assignment)}: accepted: section.field=value, such as training.epochs=2")
+    value = _value(key, text, f"{option} {shown(assignment)}")
     section = parameters.get(around)
     parameters |= {around: (section if isinstance(section, dict) else {}) | {name: value}} if around else {name: value}
     return key

@@ -23,7 +23,7 @@ from tasks.artifacts import Adapter, Registered
 from tasks.config import Settings
 from tasks.progress import duration
 from tasks.register.candidate import PAGE
-from tasks.register.tracking import VIEW
+from tasks.register.tracking import IN_VIEW, ui
 from tasks.scan.report import markdown as scan_table
 
 STATE_NAMES = {"promote": "Promoted", "keep": "Kept", "inconclusive": "Inconclusive", "invalid": "Invalid"}
@@ -109,7 +109,7 @@ def page_link(outcome: Outcome) -> str:
 
 def comparison_link(outcome: Outcome) -> str:
     """Where all runs under the name stand side by side in MLflow's UI, in the view made for it."""
-    return _mlflow(_registered(outcome), f"runs?workflowType=machine_learning&viewStateShareKey={VIEW}")
+    return _mlflow(_registered(outcome), f"runs?{IN_VIEW}")
 
 
 def _registered(outcome: Outcome) -> Registered:
@@ -119,8 +119,7 @@ def _registered(outcome: Outcome) -> Registered:
 
 
 def _mlflow(registered: Registered, path: str) -> str:
-    address = registered.tracking_uri if registered.tracking_uri.startswith("http") else "http://127.0.0.1:5000"
-    return f"{address.rstrip('/')}/#/experiments/{registered.experiment_id}/{path}"
+    return f"{ui(registered.tracking_uri, registered.experiment_id)}/{path}"
 
 
 def _account(outcome: Outcome) -> str:

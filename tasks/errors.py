@@ -4,6 +4,7 @@ TunewrightError
 ├── ConfigError        the settings are wrong: exit code 2, never retried
 ├── DataError          the data were refused: exit code 3, never retried
 ├── JudgeError         the judge does not answer: retried after a while
+├── Pruned             a comparison ended the training of a variant that is behind: an outcome, never retried
 ├── TrackingError      MLflow does not answer: retried after a while
 └── TrainingError      training did not reach its planned end: exit code 4
     └── TrainerDied    the trainer process was killed or crashed: retried, and the retry resumes
@@ -46,6 +47,10 @@ class TrackingError(TunewrightError):
 
 class JudgeError(TunewrightError):
     """The model that judges answers cannot be reached, or is too busy."""
+
+
+class Pruned(TunewrightError):
+    """A comparison has seen enough of a variant (tasks/comparison): other ones were better at the same point."""
 
 
 class TrainingError(TunewrightError):

@@ -4,7 +4,9 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,39 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
 log = logging.getLogger("tunewright")
+steps_log = logging.getLogger("tunewright.steps")  # of its own, so that it can be heard alone
 
 ARTIFACT_SECONDS = 3.0  # between two updates of the artifact
 LOG_SECONDS = 30.0  # between two lines in the log, besides one after the first step and after each evaluation
 RECENT = 20  # steps that the time left is reckoned from
 
 Line = dict[str, Any]  # of metrics.jsonl
+
+_WATCHER: ContextVar[Callable[[Line], None] | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def only_steps() -> Iterator[None]:
+    """Of the trainings within, logs their steps and warnings alone."""
+    level = log.level
+    if log.isEnabledFor(logging.INFO):
+        steps_log.setLevel(logging.INFO)
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        steps_log.setLevel(logging.NOTSET)
+
+
+@contextmanager
+def watched(by: Callable[[Line], None]) -> Iterator[None]:
+    """Calls `by` with each evaluation of the trainings within, again where one goes on; what it raises ends them."""
+    token = _WATCHER.set(by)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(token)
 
 
 class Progress:
@@ -48,10 +77,14 @@ class Progress:
         evaluated = any("eval_loss" in line for line in new)
         if evaluated or not self.logged or now - self.logged > LOG_SECONDS:
             self.logged = now
-            log.info("  %s", self.sentence())
+            steps_log.info("  %s", self.sentence())
         if evaluated or last or now - self.shown > ARTIFACT_SECONDS:
             self.shown = now
             self._show()
+        if watcher := _WATCHER.get():
+            for line in new:
+                if "eval_loss" in line:
+                    watcher(line)
 
     def _read(self) -> list[Line]:
         if not self.metrics.exists():
@@ -70,7 +103,8 @@ class Progress:
         """Such as "step 40 of 60: loss 0.1234, validation loss 0.2345, 512 tokens/s, about 2 min left"."""
         step, planned = self._place()
         parts = [f"loss {self.steps[-1]['loss']:.4f}"] if self.steps else []
-        for name, value in (self.looks[-1] if self.looks else {}).items():
+        look = self.looks[-1] if self.looks and self.looks[-1]["step"] == step else {}
+        for name, value in look.items():
             if name.startswith("eval_"):
                 parts.append(f"validation {name.removeprefix('eval_').replace('_', ' ')} {value:.4f}")
         rates = [line["tokens_per_second"] for line in self.steps[-RECENT:]]

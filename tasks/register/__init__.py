@@ -55,7 +55,7 @@ def register(
         adapter, base, rows, splits, verdict, looks, answers, page, reports, lineage, data_version, challenged, settings
     )
     with connected(registry) as client:
-        run = runs.get_or_create(client, candidate, experiment(client, registry, verdict.metric))
+        run = runs.get_or_create(client, candidate, experiment(client, registry, registry.name, candidate.columns))
         try:
             runs.describe(client, candidate, run)
             model = logged_model(client, candidate, run)

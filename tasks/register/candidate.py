@@ -83,6 +83,16 @@ class Candidate:
         return next(answers for answers in self.answers if answers.contender == "candidate")
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Of MLflow's runs table: the verdicts first."""
+        metric = self.verdict.metric
+        return (
+            *("attributes.`Created`", "tags.`verdict`", "tags.`gain`"),
+            *(f"metrics.`test/{metric}`", f"metrics.`test/base/{metric}`", "metrics.`validation/best_loss`"),
+            *("params.`method.kind`", "params.`training.learning_rate`", "attributes.`Models`"),
+        )
+
+    @property
     def gain(self) -> str:
         """Such as "+0.82 [0.75, 0.88] exact_match vs base", one for each opponent, the hardest to beat first."""
         return "; ".join(

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tasks.config import Registry, home
@@ -22,12 +22,19 @@ DEFAULTS = {  # a dead server otherwise blocks for four minutes
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
-VIEW = "tunewright"  # opened by ...runs?workflowType=machine_learning&viewStateShareKey=tunewright
+VIEW = "tunewright"
+IN_VIEW = f"workflowType=machine_learning&viewStateShareKey={VIEW}"  # opens it in a page of runs
 
 
 def tracking_uri(registry: Registry) -> str:
     """The server's address, or the database in the home folder."""
     return registry.tracking_uri or f"sqlite:///{home() / DATABASE}"
+
+
+def ui(uri: str, experiment_id: str) -> str:
+    """Where an experiment stands in MLflow's UI; of a database, in the one that its `mlflow ui` serves here."""
+    address = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{address}/#/experiments/{experiment_id}"
 
 
 @contextlib.contextmanager
@@ -56,26 +63,21 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
         raise TunewrightError(f"registry.tracking_uri={uri}: MLflow refused: {line[:500]}") from error
 
 
-def experiment(client: "MlflowClient", registry: Registry, metric: str) -> str:
-    """The id of the experiment named registry.name, made with a view of its runs that shows the verdicts."""
-    found = client.get_experiment_by_name(registry.name)
+def experiment(client: "MlflowClient", registry: Registry, name: str, columns: Sequence[str]) -> str:
+    """The id of the experiment of this name, made with a view of its runs that has these columns."""
+    found = client.get_experiment_by_name(name)
     if found is None:
         location = None if registry.tracking_uri else str(home() / "mlartifacts")
-        return client.create_experiment(registry.name, location, {f"mlflow.sharedViewState.{VIEW}": _view(metric)})
+        return client.create_experiment(name, location, {f"mlflow.sharedViewState.{VIEW}": _view(columns)})
     if found.lifecycle_stage != "active":
         raise TunewrightError(
-            f"registry.name={registry.name}: its experiment was deleted in MLflow; restore it with "
+            f"registry.name={registry.name}: the experiment {name} was deleted in MLflow; restore it with "
             f"mlflow experiments restore --experiment-id {found.experiment_id}, or take another name"
         )
     return found.experiment_id
 
 
-def _view(metric: str) -> str:
+def _view(columns: Sequence[str]) -> str:
     """The state of MLflow's runs table: undocumented, read by its UI from an experiment tag."""
-    columns = [
-        *("attributes.`Created`", "tags.`verdict`", "tags.`gain`"),
-        *(f"metrics.`test/{metric}`", f"metrics.`test/base/{metric}`", "metrics.`validation/best_loss`"),
-        *("params.`method.kind`", "params.`training.learning_rate`", "attributes.`Models`"),
-    ]
     order = {"orderByKey": "attributes.start_time", "orderByAsc": False}
-    return json.dumps({"selectedColumns": columns, "columnOrder": columns, **order})
+    return json.dumps({"selectedColumns": [*columns], "columnOrder": [*columns], **order})

@@ -1,0 +1,78 @@
+"""Variants of one pipeline's training, each a flow run of its own, ranked on the validation rows.
+
+They share every stage that they do not change. The test rows are not looked at: the winner is then run as any other
+candidate, and its training is found in the cache.
+"""
+
+import logging
+from contextlib import nullcontext
+from typing import Any
+
+from prefect import State, flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.states import Completed
+
+from flows.finetune import run
+from flows.outcome import Outcome
+from tasks import comparison, config
+from tasks.comparison import Comparison, Course, Study, Trial
+from tasks.config import Settings
+from tasks.errors import Pruned, TrainingError
+from tasks.progress import only_steps, watched
+from tasks.register.comparison import log_comparison
+
+log = logging.getLogger("tunewright")
+
+
+@flow(name="variant", flow_run_name="{name}")
+def variant(name: str, settings: Settings) -> State[Any]:
+    """Trains one variant. Its final state is named after what came of it."""
+    try:
+        steps = run(settings, "train", ())
+    except Pruned as error:
+        return Completed(name="Pruned", message=str(error))
+    except TrainingError as error:
+        return Completed(name="Failed", message=str(error))
+    return Completed(name="Trained", data=Outcome.of(steps).adapter)
+
+
+@flow(name="compare")
+def compare(settings: Settings, variants: dict[str, Settings], seeds: int = 1, prune: bool = True) -> State[Comparison]:
+    """Trains each variant, from more seeds those that finish, and ranks them on the validation rows.
+
+    Args:
+        settings: The pipeline that they are variants of
+        variants: The settings of each, by what tells it from the others
+        seeds: Trainings of each variant, from training.seed on
+        prune: Whether a variant that is behind is ended before its planned end
+    """
+    config.prepare_environment(settings)
+    first = settings.training.seed
+    trials: list[Trial] = []
+    left = list(variants)
+    for seed in range(first, first + seeds):
+        # Of one seed: a mean of the seeds that look good would be no mean.
+        study = Study(settings.training.best_by, prunes=prune and seed == first)
+        for number, name in enumerate(left, 1):
+            log.info("variant %d of %d, seed %d: %s", number, len(left), seed, name)
+            with only_steps() if trials else nullcontext():  # the first says what all share
+                trials.append(_train(study.begin(), name, seed, variants[name]))
+            log.info("  %s", trials[-1].said)
+        left = [trial.variant for trial in trials if trial.state == "finished" and trial.seed == seed]
+    found = comparison.of(trials, settings.registry.name)
+    create_markdown_artifact(comparison.markdown(found.ranked), key="comparison", description=found.sentence)
+    found = found.model_copy(update={"link": log_comparison(settings, variants, found)})
+    return Completed(message=found.sentence, data=found)
+
+
+def _train(course: Course, name: str, seed: int, settings: Settings) -> Trial:
+    """One training to its end, or to where it is pruned or fails."""
+    seeded = settings.model_copy(update={"training": settings.training.model_copy(update={"seed": seed})})
+    with watched(course):
+        state = variant(name, seeded, return_state=True)
+    adapter: Any = state.result(raise_on_failure=False)
+    if isinstance(adapter, BaseException):
+        raise adapter
+    if state.name == "Trained":
+        return course.finished(name, seed, adapter)
+    return course.ended(name, seed, "pruned" if state.name == "Pruned" else "failed", state.message or "")

@@ -1,0 +1,82 @@
+"""A comparison as one HTML page that loads nothing, and as Markdown."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.comparison.ranking import Ranked
+from tasks.comparison.trials import in_words
+from tasks.curves.charts import WIDE, Chart, Polyline, Scale, number, ticks
+from tasks.pages import template
+from tasks.progress import duration
+
+COLUMNS = ("seeds", "best step", "parameters that learn", "time", "memory")
+
+
+def write_page(file: Path, ranked: Sequence[Ranked], sentence: str) -> None:
+    """Writes the page: the sentence, the variants in their order, and their courses on the validation rows."""
+    page = template(Path(__file__).with_suffix(".html")).render(
+        sentence=sentence,
+        measure=in_words(ranked[0].trials[0].measure),
+        rows=[{"variant": each.variant, "state": each.state, **row(each)} for each in ranked],
+        chart=_chart(ranked),
+        trials=[trial for each in ranked for trial in each.trials],
+    )
+    file.write_text(page, encoding="utf-8")
+
+
+def markdown(ranked: Sequence[Ranked]) -> str:
+    """The variants in their order as a table."""
+    names = list(row(ranked[0]))
+    lines = [f"| variant | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    lines += [f"| {html.escape(each.variant)} | {' | '.join(row(each).values())} |" for each in ranked]
+    return "\n".join(lines)
+
+
+def row(ranked: Ranked) -> dict[str, str]:
+    """What a table says of a variant: figures by the head of their column."""
+    first, measure = ranked.trials[0], in_words(ranked.trials[0].measure)
+    if ranked.state != "finished":
+        last = first.looks[-1] if first.looks else None
+        seen = f"{number(last.value)} at step {last.step} of {last.planned}" if last else ""
+        return {f"validation {measure}": seen, "behind": ranked.state, **dict.fromkeys(COLUMNS, "")}
+    spread = "" if ranked.deviation is None else f" ± {ranked.deviation:.2g}"
+    told = {True: "", False: ", not told apart", None: ""}[ranked.beaten]
+    seconds = sum(trial.seconds or 0.0 for trial in ranked.trials) / len(ranked.trials)
+    return {
+        f"validation {measure}": f"{number(ranked.mean)}{spread}",
+        "behind": f"{number(ranked.behind)}{told}" if ranked.behind else "best",
+        "seeds": str(len(ranked.values)),
+        "best step": ", ".join(str(trial.best_step) for trial in ranked.trials),
+        "parameters that learn": f"{first.learning:,}" if first.learning else "",
+        "time": duration(seconds),
+        "memory": f"{first.peak_bytes / 1e9:.2f} GB" if first.peak_bytes else "",
+    }
+
+
+def _chart(ranked: Sequence[Ranked]) -> Chart | None:
+    """The courses on the validation rows, by percent of the planned steps: the best variant's above all others."""
+    courses = [(each, trial) for each in reversed(ranked) for trial in each.trials if trial.looks]
+    values = [look.value for _, trial in courses for look in trial.looks]
+    if not values:
+        return None
+    scale = Scale(WIDE, (0, 100), (min(values), max(values)))
+    lines = []
+    for each, trial in courses:
+        style = "best" if each is ranked[0] and each.state == "finished" else each.state
+        series = [(100 * look.share, look.value) for look in trial.looks]
+        dots = [
+            (scale.x(x), scale.y(value), f"{trial.variant}, seed {trial.seed}, step {look.step:,}: {number(value)}")
+            for (x, value), look in zip(series, trial.looks, strict=True)
+        ]
+        lines.append(Polyline(style, scale.points(series), dots))
+    return Chart(
+        title=f"Validation {in_words(courses[0][1].measure)}",
+        unit="",
+        width=WIDE,
+        lines=lines,
+        x_ticks=[(scale.x(tick), f"{tick}%") for tick in range(0, 101, 20)],
+        y_ticks=[(scale.y(tick), number(tick)) for tick in ticks(scale.low, scale.high, 6)],
+        hovers=[],
+        marks=[],
+    )

@@ -1,0 +1,94 @@
+"""Which variant is the best, and which are not told apart from it: a difference within the noise of seeds is none."""
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from tasks.comparison.trials import SMALLER_IS_BETTER, State, Trial, in_words
+from tasks.intervals import Sums
+
+CONFIDENCE = 0.95
+STATES: tuple[State, ...] = ("finished", "pruned", "failed")
+
+
+class Ranked(BaseModel):
+    """A variant with its trainings, one a seed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    variant: str
+    trials: tuple[Trial, ...]
+    behind: float | None = None  # of the best, the mean over common seeds; None where it did not finish
+    beaten: bool | None = None  # whether that is more than noise; None where the best has one seed, or it is the best
+
+    @property
+    def state(self) -> State:
+        """Of the worst of its trainings."""
+        return STATES[max(STATES.index(trial.state) for trial in self.trials)]
+
+    @property
+    def values(self) -> dict[int, float]:
+        """Seed -> value of the measure."""
+        return {trial.seed: trial.value for trial in self.trials if trial.value is not None}
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return fmean(self.values.values())
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation over the seeds; None of one seed."""
+        return stdev(self.values.values()) if len(self.values) > 1 else None
+
+
+def rank(trials: Sequence[Trial]) -> tuple[Ranked, ...]:
+    """The variants, the best mean first; those that were pruned or failed last, in the order in which they came."""
+    by_variant: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_variant.setdefault(trial.variant, []).append(trial)
+    found = [Ranked(variant=variant, trials=tuple(of)) for variant, of in by_variant.items()]
+    sign = 1 if trials[0].measure == SMALLER_IS_BETTER else -1
+    finished = sorted((each for each in found if each.state == "finished"), key=lambda each: sign * each.mean)
+    rest = sorted((each for each in found if each.state != "finished"), key=lambda each: each.state == "failed")
+    return (*(_beside(finished[0], each, sign) for each in finished), *rest)
+
+
+def _beside(best: Ranked, other: Ranked, sign: int) -> Ranked:
+    if other is best:
+        return best.model_copy(update={"behind": 0.0})
+    seeds = sorted(best.values.keys() & other.values.keys())
+    differences = np.array([sign * (other.values[seed] - best.values[seed]) for seed in seeds])
+    beaten = None
+    if len(seeds) > 1:
+        lower, _ = Sums(differences, np.ones(len(seeds))).bounds(CONFIDENCE)
+        beaten = lower > 0
+    return other.model_copy(update={"behind": float(differences.mean()), "beaten": beaten})
+
+
+def sentence(ranked: Sequence[Ranked]) -> str:
+    """What came of it, for a person who has to choose."""
+    finished = [each for each in ranked if each.state == "finished"]
+    if not finished:
+        return "No variant finished."
+    best, *others = finished
+    said = f"Best by validation {in_words(best.trials[0].measure)}: {best.variant} ({best.mean:.4g})"
+    if not others:
+        return f"{said}; no other one finished."
+    if best.deviation is None:
+        return (
+            f"{said}, {others[0].behind:.2g} ahead of the next. From one seed each: such a difference can be luck, "
+            "--seeds 3 shows how much of it."
+        )
+    even = [each.variant for each in others if not each.beaten]
+    seeds = len(best.values)
+    if not even:
+        return f"{said}, better than each other one by more than {seeds} seeds differ."
+    return f"{said}; {seeds} seeds do not tell it apart from {_listed(even)}."
+
+
+def _listed(variants: Sequence[str]) -> str:
+    shown = ", or ".join(variants[:3])
+    return shown if len(variants) <= 3 else f"{shown}, and {len(variants) - 3} more"

@@ -1,0 +1,48 @@
+"""One training of one variant: how it went on the validation rows."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+State = Literal["finished", "pruned", "failed"]
+SMALLER_IS_BETTER = "loss"  # the one measure of training.best_by of which less is better
+
+
+class Look(BaseModel):
+    """An evaluation of the validation rows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    planned: int
+    value: float  # of the measure
+
+    @property
+    def share(self) -> float:
+        """How much of the planned steps was done, 0 to 1."""
+        return self.step / self.planned
+
+
+class Trial(BaseModel):
+    """A variant that was trained from one seed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    variant: str  # its changes as the command line has them, "method.rank=8 training.learning_rate=1e-4"
+    seed: int
+    measure: str  # training.best_by
+    state: State
+    looks: tuple[Look, ...]
+    said: str  # what came of it: where it is the best, or why it was pruned or failed
+    value: float | None = None  # of the measure at the best step; None where it did not finish
+    best_step: int | None = None
+    seconds: float | None = None
+    learning: int | None = None  # parameters
+    peak_bytes: int | None = None
+    folder: Path | None = None  # train's artifact
+
+
+def in_words(measure: str) -> str:
+    """A measure as a sentence has it."""
+    return measure.replace("_", " ")

@@ -1,0 +1,91 @@
+"""A comparison in MLflow: a run, with one below it for each training; the same comparison again is completed."""
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from prefect import task
+
+from tasks.comparison import Comparison, Trial
+from tasks.config import Settings
+from tasks.errors import retry_transient
+from tasks.register.candidate import CURVES, Point, curves, parameters
+from tasks.register.runs import log_points
+from tasks.register.tracking import IN_VIEW, connected, experiment, tracking_uri, ui
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PARENT = "mlflow.parentRunId"
+
+
+@task(
+    name="log_comparison",
+    task_run_name="log_comparison {settings.registry.name}",
+    retries=2,
+    retry_delay_seconds=[2, 8],
+    retry_condition_fn=retry_transient,
+)
+def log_comparison(settings: Settings, variants: dict[str, Settings], found: Comparison) -> str:
+    """Logs the trainings with their curves, and what came of all; returns where that stands in MLflow's UI.
+
+    Of the parameters, a training has those in which the variants differ. Raises TrackingError where MLflow does not
+    answer.
+    """
+    measure = found.ranked[0].trials[0].measure
+    given = {name: parameters(variant) for name, variant in variants.items()}
+    varied = {key for one in given.values() for key in one if len({other.get(key) for other in given.values()}) > 1}
+    columns = (
+        *("attributes.`Created`", "tags.`state`", f"metrics.`validation/best_{measure}`"),
+        *(f"params.`{key}`" for key in sorted({*varied, "training.seed"})),
+    )
+    with connected(settings.registry) as client:
+        name = f"{settings.registry.name}.compare"
+        experiment_id = experiment(client, settings.registry, name, columns)
+        parent = _run(client, experiment_id, found.key, f"compare {len(found.ranked)} variants", {})
+        for ranked in found.ranked:
+            for trial in ranked.trials:
+                params = {key: value for key, value in given[trial.variant].items() if key in varied}
+                _log_trial(client, experiment_id, parent, found.key, trial, params | {"training.seed": str(trial.seed)})
+        client.set_tag(parent.info.run_id, "mlflow.note.content", found.sentence)
+        client.log_artifact(parent.info.run_id, str(found.folder / "report.html"))
+        client.log_artifact(parent.info.run_id, str(found.folder / "comparison.json"))
+        client.set_terminated(parent.info.run_id, "FINISHED")
+    return f"{ui(tracking_uri(settings.registry), experiment_id)}/runs?{IN_VIEW}"
+
+
+def _log_trial(
+    client: "MlflowClient", experiment_id: str, parent: "Run", key: str, trial: Trial, params: dict[str, str]
+) -> None:
+    from mlflow.entities import Param, RunTag
+
+    fingerprint = f"{key} {trial.variant} {trial.seed}"
+    run = _run(client, experiment_id, fingerprint, f"{trial.variant} seed {trial.seed}", {PARENT: parent.info.run_id})
+    tags = {"state": trial.state, "mlflow.note.content": trial.said}
+    client.log_batch(
+        run.info.run_id,
+        params=[Param(name, value) for name, value in params.items() if name not in run.data.params],
+        tags=[RunTag(name, value) for name, value in tags.items()],
+    )
+    log_points(client, run, _points(trial))
+    client.set_terminated(run.info.run_id, "FAILED" if trial.state == "failed" else "FINISHED")
+
+
+def _points(trial: Trial) -> list[Point]:
+    """All curves of a training that finished, and of the others what was seen of the validation rows."""
+    if trial.folder is None or trial.value is None:
+        return [Point(CURVES[f"eval_{trial.measure}"], look.value, look.step) for look in trial.looks]
+    figures = {
+        f"validation/best_{trial.measure}": trial.value,
+        "train/seconds": trial.seconds,
+        "train/learning_parameters": trial.learning,
+    }
+    last = [Point(name, float(value), 0) for name, value in figures.items() if value is not None]
+    return curves(trial.folder / "metrics.jsonl") + last
+
+
+def _run(client: "MlflowClient", experiment_id: str, fingerprint: str, name: str, tags: dict[str, str]) -> "Run":
+    """The run with this fingerprint: a new one, or the one that an earlier attempt began or finished."""
+    digest = hashlib.sha256(fingerprint.encode()).hexdigest()
+    found = client.search_runs([experiment_id], f"tags.fingerprint = '{digest}'", max_results=1)
+    return found[0] if found else client.create_run(experiment_id, tags=tags | {"fingerprint": digest}, run_name=name)

@@ -1,0 +1,271 @@
+"""Variants are ranked on the validation rows alone, those that are behind end early, and nothing is trained twice."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.compare import compare
+from flows.compare_command import variants
+from flows.deployment_file import load
+from tasks.artifacts import Base
+from tasks.caching import Cached
+from tasks.comparison import Comparison, Course, Study, Trial, markdown, of
+from tasks.comparison.ranking import Ranked, rank, sentence
+from tasks.comparison.trials import State
+from tasks.config import Compute, Data, Evaluation, Method, Model, Registry, Settings, Source, Training
+from tasks.errors import ConfigError, Pruned, TrainingError
+from tasks.register.tracking import tracking_uri
+
+FILE = """\
+deployments:
+  - name: mine
+    entrypoint: flows.finetune.finetune
+    parameters:
+      data: {sources: [{path: rows.jsonl}]}
+      model: {base: some/model}
+      method: {kind: lora, rank: 4}
+"""
+
+
+def asked(tmp_path: Path, *varied: str, seeds: int = 1, more: str = "") -> dict[str, Settings]:
+    file = tmp_path / "mine.yaml"
+    file.write_text(FILE + more)
+    return variants(load(file), varied, seeds)
+
+
+def test_every_combination_of_the_values_is_a_variant(tmp_path: Path) -> None:
+    found = asked(tmp_path, "method.rank=8, 16", "training.learning_rate=1e-4,3e-4")
+    assert {name: (s.method.rank, s.training.learning_rate) for name, s in found.items()} == {
+        "method.rank=8 training.learning_rate=1e-4": (8, 1e-4),
+        "method.rank=8 training.learning_rate=3e-4": (8, 3e-4),
+        "method.rank=16 training.learning_rate=1e-4": (16, 1e-4),
+        "method.rank=16 training.learning_rate=3e-4": (16, 3e-4),
+    }
+
+
+def test_a_whole_section_can_be_varied(tmp_path: Path) -> None:
+    found = asked(tmp_path, "method={kind: full},{kind: lora, rank: 8, target: 'q_proj, v_proj'}")
+    assert [(s.method.kind, s.method.target) for s in found.values()] == [
+        ("full", "all-linear"),
+        ("lora", "q_proj, v_proj"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("varied", "says"),
+    [
+        ([], "--vary: missing; accepted: section.field=value,value"),
+        (["method.rank"], "--vary method.rank: accepted: section.field=value,value with two values or more"),
+        (["method.rank=8"], "with two values or more"),
+        (["method.rank=8,,16"], "with two values or more"),
+        (["method.rank=8,08"], "08"),
+        (["method.rank=8,16", "method.rank=2,4"], "a setting stands twice in method.rank, method.rank"),
+        (["method.rank=8,0"], r"--vary .method.rank=0.: method.rank: 0 is refused"),
+        (["method.rnk=8,16"], "did you mean rank"),
+        (["training.learning_rate=1e-4,0.0001"], "are the same settings; leave one out"),
+        (["split.seed=1,2"], "--vary split.seed: variants are compared on the same validation rows; accepted:"),
+        (["training.best_by=loss,chrf"], "it is what the variants are ranked by"),
+        (["model.base=a/b,c/d"], "their losses do not compare"),
+        (["training.seed=1,2"], "--seeds trains each variant from more than one"),
+        (["method.rank=1,2,3,4,5,6,7,8,9", "method.alpha=1,2,3,4,5,6,7,8"], "72 variants; accepted: at most 64"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line(tmp_path: Path, varied: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as refused:
+        asked(tmp_path, *varied, seeds=2)
+    assert "\n" not in str(refused.value)
+
+
+def test_bases_are_compared_by_their_answers(tmp_path: Path) -> None:
+    found = asked(tmp_path, "model.base=a/b,c/d", more="      training: {best_by: exact_match}\n")
+    assert [settings.model.base for settings in found.values()] == ["a/b", "c/d"]
+
+
+def follow(course: Course, values: Sequence[float]) -> None:
+    for step, value in enumerate(values, 1):
+        course({"step": step, "planned": len(values), f"eval_{course.measure}": value})
+
+
+def finished(study: Study, *courses: Sequence[float]) -> None:
+    for values in courses:
+        course = study.begin()
+        follow(course, values)
+        course.study.tell(course.trial, min(values))
+
+
+def test_a_variant_behind_the_median_ends_after_a_third_of_its_steps() -> None:
+    study = Study("loss", prunes=True)
+    finished(study, [3, 2, 1.5, 1.2, 1, 1], [3, 2.2, 1.7, 1.4, 1.2, 1.2])
+    course = study.begin()
+    with pytest.raises(Pruned, match=r"pruned at step 3 of 6: validation loss 2\.8 is behind the median"):
+        follow(course, [9, 2.9, 2.8, 2.7, 2.6, 2.5])
+    assert [look.step for look in course.looks] == [1, 2, 3]
+    follow(study.begin(), [9, 2, 1.4, 1.1, 0.9, 0.9])
+
+
+def test_more_of_a_metric_is_better() -> None:
+    study = Study("exact_match", prunes=True)
+    finished(study, [0.1, 0.4, 0.5], [0.1, 0.4, 0.6])
+    follow(study.begin(), [0.0, 0.7, 0.8])
+    with pytest.raises(Pruned):
+        follow(study.begin(), [0.0, 0.3, 0.8])
+
+
+@pytest.mark.parametrize("prunes", [True, False])
+def test_nothing_is_pruned_before_two_have_finished_or_where_it_is_not_wanted(prunes: bool) -> None:
+    study = Study("loss", prunes=prunes)
+    finished(study, [1, 1, 1, 1], *[[2, 2, 2, 2]] * (0 if prunes else 3))
+    follow(study.begin(), [9, 9, 9, 9])
+
+
+def test_a_training_that_goes_on_is_not_counted_twice() -> None:
+    course = Study("loss", prunes=True).begin()
+    for step in (1, 2, 1, 2, 3):
+        course({"step": step, "planned": 4, "eval_loss": 1.0})
+    assert [look.step for look in course.looks] == [1, 2, 3]
+
+
+def trial(variant: str, seed: int, value: float | None, measure: str = "loss") -> Trial:
+    state: State = "pruned" if value is None else "finished"
+    return Trial(variant=variant, seed=seed, measure=measure, state=state, looks=(), said="so", value=value)
+
+
+def ranked(measure: str = "loss", **values: Sequence[float | None]) -> tuple[Ranked, ...]:
+    return rank([trial(name, seed, value, measure) for name, of in values.items() for seed, value in enumerate(of)])
+
+
+def test_the_best_mean_is_first_and_what_did_not_finish_last() -> None:
+    found = ranked(a=[0.5, 0.7], b=[None], c=[0.4, 0.6])
+    assert [(each.variant, each.state) for each in found] == [("c", "finished"), ("a", "finished"), ("b", "pruned")]
+    assert found[1].behind == pytest.approx(0.1)
+    assert [each.variant for each in ranked("chrf", a=[0.5, 0.7], c=[0.4, 0.6])] == ["a", "c"]
+
+
+def test_a_variant_is_beaten_by_more_than_seeds_differ_or_not_told_apart() -> None:
+    found = ranked(best=[0.50, 0.52, 0.48], near=[0.51, 0.50, 0.50], far=[0.70, 0.73, 0.69])
+    assert {each.variant: each.beaten for each in found} == {"best": None, "near": False, "far": True}
+    assert sentence(found) == "Best by validation loss: best (0.5); 3 seeds do not tell it apart from near."
+    alone = ranked(best=[0.50, 0.52, 0.48], far=[0.70, 0.73, 0.69])
+    assert sentence(alone).endswith("better than each other one by more than 3 seeds differ.")
+
+
+def test_one_seed_proves_nothing_and_says_so() -> None:
+    found = ranked(a=[0.5], b=[0.4])
+    assert found[1].beaten is None
+    assert "0.1 ahead of the next. From one seed each: such a difference can be luck" in sentence(found)
+    assert sentence(ranked(a=[None])) == "No variant finished."
+
+
+def test_the_page_loads_nothing_and_shows_text_as_text() -> None:
+    found = of([trial("training.x=<b>", 0, 0.5), trial("y", 0, None)], "mine")
+    page = (found.folder / "report.html").read_text()
+    assert "training.x=&lt;b&gt;" in page
+    assert not re.search(r"<b>|<script|https?://", page)
+    assert "training.x=&lt;b&gt;" in markdown(found.ranked)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def settings(tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.chdir(home.parent)
+    rows = [
+        {"instruction": f"{what} {i} {'abcdefgh'[i % 8]} {'stuvwxyz'[i // 8]}", "output": ("refund", "repair")[i % 2]}
+        for i in range(64)
+        for what in ("parcel",)
+    ]
+    Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return Settings(
+        data=Data(sources=(Source(path="rows.jsonl"),)),
+        model=Model(base=tiny_base.reference, max_length=128),
+        method=Method(rank=2, alpha=4),
+        training=Training(learning_rate=0.01, max_steps=6, batch=4, evaluate_every=1, patience=None),
+        compute=Compute(threads=1),
+        evaluation=Evaluation(max_new_tokens=4),
+        registry=Registry(name="tiny"),
+    )
+
+
+def with_rates(settings: Settings, *rates: float) -> dict[str, Settings]:
+    return {
+        f"training.learning_rate={rate}": settings.model_copy(
+            update={"training": settings.training.model_copy(update={"learning_rate": rate})}
+        )
+        for rate in rates
+    }
+
+
+def compared(settings: Settings, tried: dict[str, Settings], seeds: int) -> Comparison:
+    state: Any = compare(settings, tried, seeds, return_state=True)
+    return state.result()
+
+
+def test_variants_are_trained_pruned_ranked_logged_and_found_again(
+    server: None, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = with_rates(settings, 0.02, 0.01, 0.000001)
+    first = compared(settings, tried, 2)
+    *better, last = first.ranked
+    assert (last.variant, last.state, len(last.trials)) == ("training.learning_rate=1e-06", "pruned", 1)
+    assert {len(each.trials) for each in better} == {2}
+    assert all(look.planned == 6 for each in first.ranked for trial in each.trials for look in trial.looks)
+    assert not list((first.folder.parents[1] / "looks").glob("*"))  # no test row was looked at
+
+    made: list[str] = []
+    monkeypatch.setattr(Cached, "_make", lambda self, *_, **__: made.append(self.stage) or pytest.fail(self.stage))
+    monkeypatch.setattr("tasks.train.run_trainer", lambda job, _: made.append(str(job.training.learning_rate)))
+    found = with_rates(settings, 0.02, 0.01)
+    again = compared(settings, found, 2)
+    assert made == []
+    assert [each.mean for each in again.ranked] == [each.mean for each in better]
+
+    client = mlflow.MlflowClient(tracking_uri(settings.registry))
+    (experiment,) = (each for each in client.search_experiments() if each.name == "tiny.compare")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 2
+    assert len(runs) == 2 + 5 + 4
+    pruned = next(run for run in runs if run.data.tags.get("state") == "pruned")
+    assert pruned.data.params == {"training.learning_rate": "1e-06", "training.seed": "0"}
+    values = {run.data.metrics["validation/best_loss"] for run in runs if run.data.tags.get("state") == "finished"}
+    assert min(values) == min(trial.value for trial in better[0].trials if trial.value is not None)
+
+
+def test_a_variant_that_cannot_be_trained_does_not_end_the_others(
+    server: None, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = with_rates(settings, 0.01, 0.02)
+    original = Cached._make
+
+    def make(self: Any, folder: Path, ingredients: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.stage == "train" and ingredients["training.learning_rate"] == 0.02:
+            raise TrainingError("the loss is no number at step 3")
+        return original(self, folder, ingredients, *args, **kwargs)
+
+    monkeypatch.setattr(Cached, "_make", make)
+    found = compared(settings, tried, 1)
+    assert [(each.variant, each.state) for each in found.ranked] == [
+        ("training.learning_rate=0.01", "finished"),
+        ("training.learning_rate=0.02", "failed"),
+    ]
+    assert found.ranked[1].trials[0].said == "the loss is no number at step 3"
+
+
+def test_the_command_line_refuses_before_anything_is_trained(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(FILE)
+    refused = CliRunner().invoke(app, ["compare", str(file), "--vary", "gate.margin=0,0.1", "--json"])
+    assert refused.exit_code == 2
+    assert json.loads(refused.stdout.splitlines()[-1])["error"].startswith("--vary gate.margin: variants are compared")
