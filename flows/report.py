@@ -226,9 +226,9 @@ def _intervals(title: str, differences: dict[str, tuple[float, float, float]]) -
 
 
 def _general(general: dict[str, dict[str, float]]) -> list[str]:
-    """The built-in suite, part by part: shares done right, and losses in nats a token."""
+    """General tasks and texts, part by part: shares done right or scores, and losses in nats a token."""
     parts = general.get("base", {})
-    lines = ["| built-in suite | base | candidate |", "|---|---:|---:|"]
+    lines = ["| general tasks and texts | base | candidate |", "|---|---:|---:|"]
     lines += [f"| {part} | {before:.3f} | {general['candidate'][part]:.3f} |" for part, before in parts.items()]
     return [*lines, ""] if parts else []
 

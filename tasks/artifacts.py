@@ -84,13 +84,20 @@ TOKEN_SCHEMA = pa.schema(
 GENERAL_SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
-        ("metric", pa.string()),  # general_tasks or general_loss
-        ("part", pa.string()),  # the kind of task, or a text's language
+        ("metric", pa.string()),  # general_tasks, general_loss or lm_eval
+        ("part", pa.string()),  # the kind of task, a text's language, or lm_eval/ and the task of lm-eval
         ("prompt", pa.string()),  # or the text
         ("answer", pa.string()),  # empty of a text
         ("score", pa.float64()),  # 1 where a task is done right; of a text its loss in nats a token
     ]
 )
+
+
+GENERAL_SAID = {
+    "general_tasks": "general tasks done right",
+    "general_loss": "loss on general texts",
+    "lm_eval": "score on lm-eval's tasks",
+}
 
 
 class Artifact(BaseModel):
@@ -237,10 +244,10 @@ class Answers(Artifact):
 
 
 class General(Artifact):
-    """forgetting: general.parquet (GENERAL_SCHEMA) and general.json, of one contender."""
+    """forgetting and lm_eval: general.parquet (GENERAL_SCHEMA) and general.json, of one contender."""
 
     contender: str
-    scores: dict[str, float]  # general_tasks: share done right, general_loss: nats a token; and of each of their parts
+    scores: dict[str, float]  # of each metric and part; general_tasks: share done right, general_loss: nats a token
 
 
 class Judged(Artifact):
@@ -272,7 +279,7 @@ class Verdict(Artifact):
     differences: dict[str, tuple[float, float, float]]  # opponent -> (low, mean, high)
     intervals: dict[str, tuple[float, float, float]]  # contender -> (low, mean, high) of its own score
     guardrails: dict[str, tuple[float, float, float]] = {}  # "stopped/base" -> (low, mean, high)
-    general: dict[str, dict[str, float]] = {}  # base and candidate -> what they made of the built-in suite
+    general: dict[str, dict[str, float]] = {}  # base and candidate -> what they made of general tasks and texts
     rows_needed: int | None
     smallest_visible: float | None = None  # the gain that these rows show with a power of 0.8
     looks: int = 0  # which candidate on these test rows it is; counted after the stage, as looks are no part of its key
@@ -284,16 +291,17 @@ class Verdict(Artifact):
         return f"{self.decision}: {self.because}" if self.because else self.decision
 
     def says_forgotten(self) -> list[str]:
-        """What the base and then the candidate made of the built-in suite, in a sentence; none where neither did it."""
+        """What the base and then the candidate made of general tasks and texts, in a sentence, if of any."""
         if not self.general:
             return []
         base, candidate = self.general["base"], self.general["candidate"]
-        changes = {name: f"{base[name]:.2f} -> {candidate[name]:.2f}" for name in ("general_tasks", "general_loss")}
-        only = {name: "" if f"{name}/base" in self.guardrails else " (decides nothing)" for name in changes}
-        return [
-            f"general tasks done right {changes['general_tasks']}{only['general_tasks']}, "
-            f"loss on general texts {changes['general_loss']}{only['general_loss']}"
+        said = [
+            f"{what} {base[name]:.2f} -> {candidate[name]:.2f}"
+            + ("" if f"{name}/base" in self.guardrails else " (decides nothing)")
+            for name, what in GENERAL_SAID.items()
+            if name in base
         ]
+        return [", ".join(said)]
 
 
 class VerdictPage(Artifact):

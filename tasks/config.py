@@ -67,6 +67,7 @@ Stage = Literal[
     "prompt",
     "evaluate",
     "forgetting",
+    "lm_eval",
     "decide",
     "judge",
     "verdict_page",
@@ -486,6 +487,33 @@ class Evaluation(Section):
         return self
 
 
+class LmEval(Section):
+    """Tasks of EleutherAI's lm-evaluation-harness that base and candidate do, beside the built-in suite."""
+
+    tasks: tuple[str, ...] = Field(
+        default=(), description="Their names or those of groups, of the extra lm-eval; empty does none"
+    )
+    include_path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A folder with tasks of your own, as lm-eval's YAML files, which can run code; or empty",
+    )
+    limit: int | None = Field(
+        default=100, ge=1, description="Of each task the first so many documents; at least 1, empty takes all"
+    )
+    chat_template: bool = Field(
+        default=False, description="Ask in the model's chat template; without it as lm-eval does by default"
+    )
+
+    @model_validator(mode="after")
+    def _there_are_tasks(self) -> Self:
+        fields = type(self).model_fields
+        idle = [name for name in fields if getattr(self, name) != fields[name].default]
+        if idle and not self.tasks:
+            raise ValueError(f"{', '.join(idle)} would do nothing; accepted with lm_eval.tasks, such as [hellaswag]")
+        return self
+
+
 class Judge(Section):
     """A second opinion by another model, asked about each pair of answers in both orders; it decides nothing."""
 
@@ -559,6 +587,13 @@ class Gate(Section):
         description="With evaluation.forgetting: the loss on general texts may be higher than the base's by less than "
         "this, in nats a token; empty shows it and decides nothing",
     )
+    lm_eval: float | None = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="With lm_eval.tasks: the mean score on all their documents may be lower than the base's by less "
+        "than this, above 0 to 1; empty shows it and decides nothing",
+    )
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of each test, one-sided; above 0.5 and below 1")
     looks: int = Field(
         default=20,
@@ -582,7 +617,7 @@ class Gate(Section):
     def general_margins(self, *, is_prose: bool) -> dict[str, float | None]:
         """What each general metric may be worse by; None where it decides nothing."""
         of_tasks = (GENERAL_TASKS if is_prose else None) if self.general_tasks == "auto" else self.general_tasks
-        return {"general_tasks": of_tasks, "general_loss": self.general_loss}
+        return {"general_tasks": of_tasks, "general_loss": self.general_loss, "lm_eval": self.lm_eval}
 
 
 class Registry(Section):
@@ -624,6 +659,7 @@ class Settings(Section):
     training: Training = Training()
     compute: Compute = Compute()
     evaluation: Evaluation = Evaluation()
+    lm_eval: LmEval = LmEval()
     judge: Judge = Judge()
     gate: Gate = Gate()
     registry: Registry = Registry()

@@ -411,10 +411,10 @@ def test_contenders_are_described_and_what_cannot_be_compared_is_left_out(make: 
 def test_what_only_the_base_can_still_do_is_counted_and_shown(make: Make) -> None:
     suites = {"base": [1.0, 1.0, 1.0, 0.0], "candidate": [1.0, 0.0, 0.0, 1.0]}
     read = Read(page_of(make(RIGHT, wrong(RIGHT, range(60)), general=suites)))
-    assert "does 2 tasks no more that the base does right, and 1 that it does not" in read.text
+    assert "The candidate does worse than the base on 2 tasks, and better on 1." in read.text
     assert "arithmetic 4 .75 .50" in read.text
     assert "German 1 2.50 2.50" in read.text
-    assert "2 of 2 tasks that only the base does right task 2 + 2? base base says candidate candidate says" in read.text
+    assert "2 of 2 tasks that the base does better task 2 + 2? base base says candidate candidate says" in read.text
     assert "forgetting" not in Read(page_of(make(RIGHT, wrong(RIGHT, range(60))))).values("id")
 
 

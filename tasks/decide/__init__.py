@@ -25,6 +25,8 @@ from tasks.decide.decision import CANDIDATE, Decision, Evidence, Guardrail, deci
 from tasks.decide.reading import by_row, clusters, general_rows, own_intervals
 from tasks.decide.slices import Slice, kinds, slices
 from tasks.errors import retry_transient
+from tasks.general import scores as means_of
+from tasks.general import tables as of_each
 from tasks.metrics.rows import measured
 
 __all__ = ["decide"]
@@ -36,11 +38,11 @@ def _evidence(tables: Mapping[str, pa.Table], metric: str) -> Evidence:
 
 
 def _general(general: tuple[General, ...], gate: Gate, *, is_prose: bool) -> Iterator[Guardrail]:
-    """What base and candidate make of the built-in suite, where that decides; each row stands alone."""
-    tables = {each.contender: pq.read_table(each.path("general.parquet")) for each in general}
+    """What base and candidate make of general tasks and texts, where that decides; each row stands alone."""
+    tables = of_each(general)
     for metric, margin in gate.general_margins(is_prose=is_prose).items():
-        if tables and margin is not None:
-            scores = {name: general_rows(table, metric) for name, table in tables.items()}
+        scores = {name: general_rows(table, metric) for name, table in tables.items()}
+        if margin is not None and any(scores.values()):
             alone = {row: number for number, row in enumerate(scores[CANDIDATE])}
             yield Guardrail(Evidence(metric, scores, alone), margin)
 
@@ -64,7 +66,7 @@ def decide(
 ) -> Verdict:
     """The verdict on the candidate among the contenders that gave `answers`; verdict.json has all that led to it.
 
-    `general` is what base and candidate made of the built-in suite, if anything.
+    `general` is what base and candidate made of the built-in suite and of lm-eval's tasks, as far as they did them.
 
     Raises ConfigError if gate.metric or the metric of a guardrail was not measured on these rows.
     """
@@ -76,7 +78,7 @@ def decide(
     decision = decide_scores(evidence, gate, guardrails)
     own = {name: own_intervals(table, measured(table), gate.confidence) for name, table in tables.items()}
     parts = _slices(evidence, tables[CANDIDATE], splits, gate) if decision.decision != "invalid" else []
-    suite = {each.contender: each.scores for each in general}
+    suite = means_of(general)
     more = {"own": own, "slices": [each.model_dump() for each in parts], "general": suite}
     _write(folder / "verdict.json", decision, more)
     return Verdict(

@@ -6,22 +6,19 @@ guardrails: the share of tasks that are done right, and the loss on texts, which
 has a right answer to lose.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from prefect import task
 
-from tasks.artifacts import GENERAL_SCHEMA, Contender, General
+from tasks.artifacts import Contender, General
 from tasks.caching import cached
 from tasks.chat import Chat
 from tasks.errors import TunewrightError, retry_transient
 from tasks.forgetting.suite import tasks, texts
+from tasks.general import item, keep
 from tasks.models import fastest_dtype, load_model, load_tokenizer
 
 MAX_NEW_TOKENS = 20  # what is asked for can be said in them, and a base that rambles costs no more
@@ -38,7 +35,8 @@ def done(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
     Greedy(model, stops=stops, max_new_tokens=MAX_NEW_TOKENS, batch=BATCH).answer(answers)
     for number, (each, answer) in enumerate(zip(every, answers, strict=True)):
         said = chat.tokenizer.decode(answer.tokens, skip_special_tokens=True)
-        yield _row("general_tasks", number, each.part, each.prompt, said, float(each.is_right(said)))
+        right = float(each.is_right(said))
+        yield item(f"general_tasks {number:03}", "general_tasks", each.part, each.prompt, said, right)
 
 
 def read(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
@@ -50,19 +48,8 @@ def read(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
     answers = [Answer(prompt=[begin], reference=ids) for ids in chat.ids([text for _, text in texts()])]
     Greedy(model, stops=stops, max_new_tokens=1, batch=BATCH).answer(answers, generate=False)
     for number, ((language, text), answer) in enumerate(zip(texts(), answers, strict=True)):
-        yield _row("general_loss", number, language, text, "", answer.nll / len(answer.reference))
-
-
-def _row(metric: str, number: int, part: str, prompt: str, answer: str, score: float) -> dict[str, Any]:
-    row_id = f"{metric} {number:03}"
-    return dict(zip(GENERAL_SCHEMA.names, (row_id, metric, part, prompt, answer, score), strict=True))
-
-
-def means(rows: list[dict[str, Any]], by: str) -> dict[str, float]:
-    """The mean score of the rows for each value of a column."""
-    return {
-        value: fmean(row["score"] for row in rows if row[by] == value) for value in dict.fromkeys(r[by] for r in rows)
-    }
+        loss = answer.nll / len(answer.reference)
+        yield item(f"general_loss {number:03}", "general_loss", language, text, "", loss)
 
 
 @task(
@@ -81,10 +68,7 @@ def forgetting(folder: Path, contender: Contender) -> General:
     # In bfloat16 it takes two thirds of the time, and the loss moves by a thousandth.
     model = load_model(contender.base, contender.model, dtype=fastest_dtype())
     chat = Chat(load_tokenizer(contender.base), contender.base.weights)
-    rows = [*done(model, chat), *read(model, chat)]
-    pq.write_table(pa.Table.from_pylist(rows, GENERAL_SCHEMA), folder / "general.parquet")
-    scores = means(rows, "metric") | means(rows, "part")
-    if not math.isfinite(scores["general_loss"]):
+    made = keep(folder, contender.name, [*done(model, chat), *read(model, chat)])
+    if not math.isfinite(made.scores["general_loss"]):
         raise TunewrightError(f"{contender.name}: its loss on general texts is not finite, so its weights are broken")
-    (folder / "general.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    return General(contender=contender.name, scores=scores)
+    return made

@@ -65,7 +65,7 @@ CATALOGUE: dict[str, Description] = {
     )
 }
 
-# What the stage forgetting measures on a suite of its own.
+# What the stages forgetting and lm_eval measure on tasks and texts that are no test rows.
 GENERAL: dict[str, Description] = {
     described.name: described
     for described in (
@@ -73,6 +73,7 @@ GENERAL: dict[str, Description] = {
         Description(
             "general_loss", "loss on general texts", False, "nats a token", 0.0, math.inf, "general texts", False
         ),
+        Description("lm_eval", "score on lm-eval's tasks", rows="documents of lm-eval's tasks", more_help=False),
     )
 }
 

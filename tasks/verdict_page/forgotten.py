@@ -1,10 +1,9 @@
-"""What fine-tuning cost elsewhere: the built-in suite part by part, and the tasks that only the base does right."""
+"""What fine-tuning cost elsewhere: general tasks and texts part by part, and the tasks that the base does better."""
 
 from typing import NamedTuple
 
-import pyarrow.parquet as pq
-
 from data_checks.excerpts import ends
+from tasks.general import tables as of_each
 from tasks.verdict_page.case import BASE, CANDIDATE, Case
 from tasks.verdict_page.drawing import number, words
 
@@ -22,7 +21,7 @@ class Part(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A task that the base does right and the candidate does not."""
+    """A task that the base does better than the candidate."""
 
     prompt: str
     base: str
@@ -30,7 +29,7 @@ class Task(NamedTuple):
 
 
 class Forgotten(NamedTuple):
-    """The suite of all contenders that did it."""
+    """What the contenders made of them."""
 
     contenders: list[str]
     parts: list[Part]
@@ -40,8 +39,8 @@ class Forgotten(NamedTuple):
 
 
 def forgotten(case: Case) -> Forgotten | None:
-    """None where no contender did the suite."""
-    tables = {each.contender: pq.read_table(each.path("general.parquet")).to_pylist() for each in case.general}
+    """None where no contender did any."""
+    tables = {name: table.to_pylist() for name, table in of_each(case.general).items()}
     if not {BASE, CANDIDATE} <= tables.keys():
         return None
     kinds = dict.fromkeys((row["metric"], row["part"]) for row in tables[CANDIDATE])
@@ -50,7 +49,7 @@ def forgotten(case: Case) -> Forgotten | None:
         scores = [[row["score"] for row in rows if (row["metric"], row["part"]) == kind] for rows in tables.values()]
         means = [number(sum(each) / len(each)) for each in scores]
         parts.append(Part(words(kind[0]), kind[1], len(scores[0]), means))
-    pairs = [both for both in zip(tables[BASE], tables[CANDIDATE], strict=True) if both[0]["metric"] == "general_tasks"]
+    pairs = [both for both in zip(tables[BASE], tables[CANDIDATE], strict=True) if both[0]["metric"] != "general_loss"]
     lost = [both for both in pairs if both[0]["score"] > both[1]["score"]]
     gained = sum(before["score"] < now["score"] for before, now in pairs)
     texts = [[before["prompt"], before["answer"], now["answer"]] for before, now in lost[:LISTED]]

@@ -1,0 +1,192 @@
+"""Public benchmarks, or tasks of the team's own, by EleutherAI's lm-evaluation-harness (the extra lm-eval).
+
+Base and candidate do the same documents, which decide then pairs. The score of a document is the first metric of its
+task, behind the first of its filters, that is better higher and from 0 to 1.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import math
+import random
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from data_checks.importing import one_line
+from tasks.artifacts import Contender, General
+from tasks.caching import cached
+from tasks.config import LmEval
+from tasks.errors import ConfigError, retry_transient
+from tasks.general import item, keep
+from tasks.models import fastest_dtype, load_model, load_tokenizer
+
+BATCH = 16
+SEED = 1234  # lm-eval's own, of the examples before a question
+NAME = r"[\w.-]+"  # what stands in reports and in names of MLflow's metrics
+
+
+def identity(settings: LmEval) -> str:
+    """A digest of what the tasks ask and of the code in their folder; empty where there are none.
+
+    Raises ConfigError where lm-eval, a task or its data are not there, or a task has no score to compare.
+    """
+    if not settings.tasks:
+        return ""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError(
+            f"lm_eval.tasks={', '.join(settings.tasks)}: lm-eval is not installed: pip install 'tunewright[lm-eval]'; "
+            "accepted without it is lm_eval.tasks=[]"
+        )
+    told: list[Any] = []
+    for name, each in sorted(_loaded(settings).items()):
+        config = {
+            what: value for what, value in each.dump_config().items() if what not in ("metadata", "dataset_kwargs")
+        }
+        shots = list(each.fewshot_docs()) if each.get_config("num_fewshot") else []
+        told.append([name, config, [*islice(each.eval_docs, settings.limit)], shots])
+    code = sorted(Path(settings.include_path).rglob("*.py")) if settings.include_path else []
+    told.append([file.read_text(encoding="utf-8") for file in code])
+    said = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(told, sort_keys=True, default=repr))
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _loaded(settings: LmEval) -> dict[str, Any]:
+    """lm-eval's tasks by their names, those of groups one by one. Raises ConfigError."""
+    where = f"lm_eval.tasks={', '.join(settings.tasks)}"
+    if settings.include_path and not Path(settings.include_path).is_dir():
+        raise ConfigError(f"lm_eval.include_path={settings.include_path}: no such folder; accepted is one with *.yaml")
+    try:
+        with _quiet():
+            found = _find(settings)
+    except ConfigError:
+        raise
+    except Exception as error:  # the files are the team's, the data wherever these say
+        raise ConfigError(
+            f"{where}: cannot be loaded: {one_line(error)}; accepted are tasks with data in local files or "
+            "in the hub's cache, which HF_HUB_OFFLINE=0 fills"
+        ) from error
+    for name, each in found.items():
+        if not re.fullmatch(NAME, name):
+            raise ConfigError(f"lm_eval.tasks: {name!r} is no name; accepted are letters, digits, _, - and dot")
+        if not any(each.higher_is_better().values()):
+            measured = ", ".join(each.higher_is_better())
+            raise ConfigError(
+                f"lm_eval.tasks: {name} has no metric that is better higher, only {measured}; accepted are tasks with "
+                "one from 0 to 1, such as acc or exact_match"
+            )
+    return found
+
+
+def _find(settings: LmEval) -> dict[str, Any]:
+    from datasets import disable_progress_bars
+    from lm_eval.tasks import TaskManager
+
+    disable_progress_bars()
+    manager = TaskManager(include_path=settings.include_path, include_defaults=False)
+    if not {*settings.tasks} <= {*manager.all_tasks}:  # to look through those of lm-eval takes seconds
+        manager = TaskManager(include_path=settings.include_path)
+    if unknown := [name for name in settings.tasks if name not in manager.all_tasks]:
+        close = get_close_matches(unknown[0], manager.all_tasks, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(
+            f"lm_eval.tasks: there is no task {unknown[0]}{meant} accepted are names that lm-eval ls tasks lists, and "
+            "those in lm_eval.include_path"
+        )
+    found = manager.load([*settings.tasks])["tasks"]
+    for each in found.values():
+        if each.get_config("num_fewshot") is None:
+            each.set_config(key="num_fewshot", value=0)
+        each.set_fewshot_seed(seed=SEED)
+    return found
+
+
+def items(model: Any, tokenizer: Any, settings: LmEval) -> Iterator[dict[str, Any]]:
+    """Each document with its score: rows of GENERAL_SCHEMA. Raises ConfigError where a task cannot score them."""
+    import torch
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    harness: Any = HFLM  # its class makes others than itself, which a type checker cannot follow
+    found = _loaded(settings)
+    random.seed(SEED)
+    torch.manual_seed(SEED)
+    try:
+        with _quiet():
+            results: Any = evaluate(
+                lm=harness(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, backend="causal"),
+                task_dict={"tasks": found, "groups": {}, "group_map": {}},
+                limit=settings.limit,
+                bootstrap_iters=0,
+                apply_chat_template=settings.chat_template,
+                fewshot_as_multiturn=settings.chat_template,
+            )
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of a task's own code
+        raise ConfigError(f"lm_eval.tasks={', '.join(settings.tasks)}: cannot be done: {one_line(error)}") from error
+    for name, samples in sorted(results["samples"].items()):
+        of_filter = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+        metric = _metric(name, found[name].higher_is_better(), of_filter)
+        for sample in of_filter:
+            row_id = f"lm_eval {name} {sample['doc_id']:06}"
+            asked, score = sample["arguments"][0][0], float(sample[metric])
+            yield item(row_id, "lm_eval", f"lm_eval/{name}", asked, _said(sample), score)
+
+
+def _metric(name: str, higher_is_better: dict[str, bool], samples: list[dict[str, Any]]) -> str:
+    measured = samples[0]["metrics"]
+    for metric in measured:
+        if higher_is_better.get(metric) and all(_is_share(sample[metric]) for sample in samples):
+            return metric
+    raise ConfigError(
+        f"lm_eval.tasks: {name} has no score from 0 to 1 a document, only {', '.join(measured)}; accepted are tasks "
+        "with one, such as acc or exact_match"
+    )
+
+
+def _is_share(score: Any) -> bool:
+    with contextlib.suppress(TypeError, ValueError):
+        return math.isfinite(float(score)) and 0 <= float(score) <= 1
+    return False
+
+
+def _said(sample: dict[str, Any]) -> str:
+    """What was generated, or the likeliest of the continuations that were compared."""
+    if isinstance(said := sample["filtered_resps"][0], str):
+        return said
+    if not isinstance(said, tuple | list) or not isinstance(said[0], float):
+        return str(said)
+    best = max(range(len(sample["filtered_resps"])), key=lambda at: sample["filtered_resps"][at][0])
+    return str(sample["arguments"][best][1])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm-eval's log and bars."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+@task(
+    name="lm_eval",
+    task_run_name="lm_eval {contender.name}",
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=retry_transient,
+)
+@cached(libraries=("lm_eval", "torch", "transformers", "peft", "tokenizers", "datasets", "pyarrow"))
+def lm_eval(folder: Path, contender: Contender, lm_eval: LmEval, identity: str) -> General:
+    """What the contender makes of lm-eval's tasks; of a base once. `identity` is what they ask, for the key alone.
+
+    Raises ConfigError where a task cannot be loaded or cannot score its documents.
+    """
+    model = load_model(contender.base, contender.model, dtype=fastest_dtype())
+    return keep(folder, contender.name, [*items(model, load_tokenizer(contender.base), lm_eval)])
