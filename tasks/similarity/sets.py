@@ -35,13 +35,17 @@ class Sets:
 
 def gather(shingled: Sequence[Shingles]) -> Sets:
     """The sets of the rows of all parts."""
+    classes = _rarities(shingled)
+    return together(on_all_cores(lambda part: ordered(part, classes), shingled))
+
+
+def _rarities(shingled: Sequence[Shingles]) -> np.ndarray:
     from tasks.similarity.rarity import count_items, rarities
 
     counts = np.zeros(buckets_of(sum(len(part.items) for part in shingled)), np.uint16)
     for part in shingled:
         count_items(part.items, counts)
-    classes = rarities(counts)
-    return together(on_all_cores(lambda part: ordered(part, classes), shingled))
+    return rarities(counts)
 
 
 def ordered(part: Shingles, classes: np.ndarray) -> Sets:
@@ -99,10 +103,6 @@ class Part(NamedTuple):
 
     number: int = 0
     of: int = 1
-
-    def holds(self, items: np.ndarray) -> np.ndarray:
-        """(items,) bool."""
-        return parts_of(items, self.of) == self.number
 
 
 WHOLE = Part()
@@ -203,22 +203,18 @@ class _Index(NamedTuple):
 
 def prefixes(sets: Sets, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """The items of each row's prefix: (entries, items), of row i entries[i]..entries[i + 1]."""
-    from tasks.similarity import join
+    from tasks.similarity import join, postings
 
     lengths = join.prefix_lengths(sets.indptr, sets.sizes, threshold)
     entries = np.concatenate([[0], np.cumsum(lengths)])
-    return entries, sets.items[_places(sets.indptr, entries)]
+    return entries, postings.take_first(sets.indptr, sets.items, entries)
 
 
 def _numbered_prefixes(sets: Sets, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    from tasks.similarity.postings import numbered
+
     entries, items = prefixes(sets, threshold)
-    return entries, np.unique(items, return_inverse=True)[1]
-
-
-def _places(indptr: np.ndarray, entries: np.ndarray) -> np.ndarray:
-    """Where in the items each entry of the prefixes is."""
-    lengths = np.diff(entries)
-    return np.arange(entries[-1]) + np.repeat(indptr[:-1] - entries[:-1], lengths)
+    return entries, numbered(items)
 
 
 def _index(sets: Sets, threshold: float, part: Part) -> _Index:
@@ -227,29 +223,13 @@ def _index(sets: Sets, threshold: float, part: Part) -> _Index:
     Sizes rise, so that the prefix by which a row is found can be shorter (PPJoin).
     """
     from tasks.similarity import join
+    from tasks.similarity.postings import invert
 
     entries, numbers = _numbered_prefixes(sets, threshold)
     lengths = join.prefix_lengths(sets.indptr, sets.sizes, 2 * threshold / (1 + threshold))
-    within = np.arange(entries[-1]) - np.repeat(entries[:-1], np.diff(entries))
-    held = np.flatnonzero(within < np.repeat(lengths, np.diff(entries)))
-    if part != WHOLE:
-        held = held[part.holds(sets.items[_places(sets.indptr, entries)[held]])]
-    held = held[np.argsort(numbers[held], kind="stable")]
-    rows = np.repeat(np.arange(len(sets), dtype=np.int32), np.diff(entries))
-    counts = np.bincount(numbers[held], minlength=int(numbers.max(initial=0)) + 1)
-    postings = np.concatenate([[0], np.cumsum(counts)])
-    work = np.bincount(rows, weights=counts[numbers], minlength=len(sets))
-    arrays = (
-        sets.indptr,
-        sets.items,
-        sets.sizes,
-        join.signatures(sets.indptr, sets.items),
-        entries,
-        numbers,
-        postings,
-        rows[held],
-        _places(sets.indptr, entries)[held],
-    )
+    *postings, work = invert(sets.indptr, sets.items, entries, numbers, lengths, *part)
+    bits = join.signatures(sets.indptr, sets.items)
+    arrays = (sets.indptr, sets.items, sets.sizes, bits, entries, numbers, *postings)
     return _Index(arrays, work, BLOCKS if part == WHOLE else 1)
 
 
