@@ -161,7 +161,8 @@ def compare(
         _prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
         from flows import compare_command, deployment_file
 
-        variants = compare_command.variants(pipeline, vary or [], seeds)
+        asked = compare_command.variants(pipeline, vary or [], seeds)
+        variants = {name: variant.settings for name, variant in asked.items()}
         config.make_home()
         from flows.compare import compare as compare_flow
 
@@ -170,7 +171,7 @@ def compare(
             found = state.result(raise_on_failure=False)
             if isinstance(found, BaseException):
                 raise found
-        compare_command.show(console, found, _repeated(file, assignments))
+        compare_command.show(console, found, asked, _repeated(file, assignments))
     if as_json:
         print(json.dumps(compare_command.as_json(found), ensure_ascii=False))
 

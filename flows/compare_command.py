@@ -3,7 +3,8 @@
 import shlex
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -19,33 +20,39 @@ SECTIONS = ("method", "training", "compute")
 MOST_VARIANTS = 64
 
 
-def variants(pipeline: Pipeline, varied: Sequence[str], seeds: int) -> dict[str, Settings]:
-    """The settings of every combination of the values, by its assignments: "method.rank=8 training.epochs=2".
+class Variant(NamedTuple):
+    """A combination of values, as `run` would be given it."""
+
+    assignments: tuple[str, ...]
+    settings: Settings
+
+
+def variants(pipeline: Pipeline, varied: Sequence[str], seeds: int) -> dict[str, Variant]:
+    """Every combination of the values, by what tells it from the others: "rank=8 learning_rate=1e-4".
 
     Raises ConfigError where they could not be compared on the same validation rows, or one of them is refused.
     """
     if not varied:
         raise ConfigError("--vary: missing; accepted: section.field=value,value, such as method.rank=8,16")
-    choices = [_choices(pipeline, each) for each in varied]
-    if len({_key(each) for each in varied}) < len(varied):
-        raise ConfigError(f"--vary: a setting stands twice in {', '.join(map(_key, varied))}; list its values in one")
-    combinations = [*product(*choices)]
-    if len(combinations) > MOST_VARIANTS:
-        raise ConfigError(f"--vary: {len(combinations)} variants; accepted: at most {MOST_VARIANTS}")
-    if seeds > 1 and any(_key(each) == "training.seed" for each in varied):
+    keys = [each.partition("=")[0] for each in varied]
+    if len({*keys}) < len(keys):
+        raise ConfigError(f"--vary: a setting stands twice in {', '.join(keys)}; list its values in one")
+    if seeds > 1 and "training.seed" in keys:
         raise ConfigError("--vary training.seed: --seeds trains each variant from more than one; give one of them")
-    found: dict[str, Settings] = {}
-    for assignments in combinations:
+    values = [_values(pipeline, key, each) for key, each in zip(keys, varied, strict=True)]
+    if (number := prod(map(len, values))) > MOST_VARIANTS:
+        raise ConfigError(f"--vary: {number} variants; accepted: at most {MOST_VARIANTS}")
+    short = [key.rpartition(".")[2] for key in keys]
+    names = short if len({*short}) == len(short) else keys
+    found: dict[str, Variant] = {}
+    for combination in product(*values):
+        name = " ".join(f"{key}={value}" for key, value in zip(names, combination, strict=True))
+        assignments = tuple(f"{key}={value}" for key, value in zip(keys, combination, strict=True))
         settings = override(pipeline, assignments, "--vary").settings
-        name = " ".join(assignments)
-        if twin := next((other for other, known in found.items() if known == settings), None):
+        if twin := next((other for other, known in found.items() if known.settings == settings), None):
             raise ConfigError(f"--vary: {twin} and {name} are the same settings; leave one out")
-        found[name] = settings
+        found[name] = Variant(assignments, settings)
     return found
-
-
-def _key(varied: str) -> str:
-    return varied.partition("=")[0]
 
 
 def _split(text: str) -> list[str]:
@@ -60,11 +67,10 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _choices(pipeline: Pipeline, varied: str) -> list[str]:
-    """The assignments of one setting, one a value."""
-    key, equals, text = varied.partition("=")
-    values = _split(text)
-    if not equals or len(values) < 2 or not all(values):
+def _values(pipeline: Pipeline, key: str, varied: str) -> list[str]:
+    """The values of one setting. Raises ConfigError where it cannot be varied."""
+    values = _split(varied.partition("=")[2])
+    if len(values) < 2 or not all(values):
         raise ConfigError(f"--vary {varied}: accepted: section.field=value,value with two values or more")
     measure = pipeline.settings.training.best_by
     if key == "training.best_by":
@@ -79,10 +85,10 @@ def _choices(pipeline: Pipeline, varied: str) -> list[str]:
             f"--vary {key}: variants are compared on the same validation rows; accepted: model.base, and settings of "
             f"{', '.join(SECTIONS)}"
         )
-    return [f"{key}={value}" for value in values]
+    return values
 
 
-def show(console: Console, found: Comparison, what: str) -> None:
+def show(console: Console, found: Comparison, asked: dict[str, Variant], what: str) -> None:
     """The variants in their order, which is the best, where to look and what to run next; `what` is the file."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("variant", overflow="fold")
@@ -100,13 +106,9 @@ def show(console: Console, found: Comparison, what: str) -> None:
         console.print(Text.assemble((f"{name:<20}", "bold"), str(place)), soft_wrap=True)
     best = found.ranked[0]
     if best.state == "finished":
+        changes = shlex.join(text for each in asked[best.variant].assignments for text in ("--set", each))
         console.print(Text("next", "bold"))
-        console.print(Text(f"  tunewright run {what} {_set(best.variant)}"), soft_wrap=True)
-
-
-def _set(variant: str) -> str:
-    """The variant for the command line of a run, whose training is then found in the cache."""
-    return shlex.join(text for assignment in variant.split(" ") for text in ("--set", assignment))
+        console.print(Text(f"  tunewright run {what} {changes}"), soft_wrap=True)
 
 
 def as_json(found: Comparison) -> dict[str, Any]:

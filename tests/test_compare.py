@@ -3,17 +3,19 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 from prefect.testing.utilities import prefect_test_harness
+from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.compare import compare
-from flows.compare_command import variants
+from flows.compare_command import Variant, show, variants
 from flows.deployment_file import load
 from tasks.artifacts import Base
 from tasks.caching import Cached
@@ -35,7 +37,7 @@ deployments:
 """
 
 
-def asked(tmp_path: Path, *varied: str, seeds: int = 1, more: str = "") -> dict[str, Settings]:
+def asked(tmp_path: Path, *varied: str, seeds: int = 1, more: str = "") -> dict[str, Variant]:
     file = tmp_path / "mine.yaml"
     file.write_text(FILE + more)
     return variants(load(file), varied, seeds)
@@ -43,17 +45,19 @@ def asked(tmp_path: Path, *varied: str, seeds: int = 1, more: str = "") -> dict[
 
 def test_every_combination_of_the_values_is_a_variant(tmp_path: Path) -> None:
     found = asked(tmp_path, "method.rank=8, 16", "training.learning_rate=1e-4,3e-4")
-    assert {name: (s.method.rank, s.training.learning_rate) for name, s in found.items()} == {
-        "method.rank=8 training.learning_rate=1e-4": (8, 1e-4),
-        "method.rank=8 training.learning_rate=3e-4": (8, 3e-4),
-        "method.rank=16 training.learning_rate=1e-4": (16, 1e-4),
-        "method.rank=16 training.learning_rate=3e-4": (16, 3e-4),
+    assert {
+        name: (each.settings.method.rank, each.settings.training.learning_rate) for name, each in found.items()
+    } == {
+        "rank=8 learning_rate=1e-4": (8, 1e-4),
+        "rank=8 learning_rate=3e-4": (8, 3e-4),
+        "rank=16 learning_rate=1e-4": (16, 1e-4),
+        "rank=16 learning_rate=3e-4": (16, 3e-4),
     }
 
 
 def test_a_whole_section_can_be_varied(tmp_path: Path) -> None:
     found = asked(tmp_path, "method={kind: full},{kind: lora, rank: 8, target: 'q_proj, v_proj'}")
-    assert [(s.method.kind, s.method.target) for s in found.values()] == [
+    assert [(each.settings.method.kind, each.settings.method.target) for each in found.values()] == [
         ("full", "all-linear"),
         ("lora", "q_proj, v_proj"),
     ]
@@ -86,7 +90,7 @@ def test_what_cannot_be_compared_is_said_in_one_line(tmp_path: Path, varied: lis
 
 def test_bases_are_compared_by_their_answers(tmp_path: Path) -> None:
     found = asked(tmp_path, "model.base=a/b,c/d", more="      training: {best_by: exact_match}\n")
-    assert [settings.model.base for settings in found.values()] == ["a/b", "c/d"]
+    assert [each.settings.model.base for each in found.values()] == ["a/b", "c/d"]
 
 
 def follow(course: Course, values: Sequence[float]) -> None:
@@ -261,6 +265,15 @@ def test_a_variant_that_cannot_be_trained_does_not_end_the_others(
         ("training.learning_rate=0.02", "failed"),
     ]
     assert found.ranked[1].trials[0].said == "the loss is no number at step 3"
+
+
+def test_the_winner_is_run_by_its_whole_assignments(tmp_path: Path) -> None:
+    tried = asked(tmp_path, "method={kind: full},{kind: lora, rank: 8}", "training.epochs=1,2")
+    found = of([trial(name, 0, float(number)) for number, name in enumerate(tried)], "mine")
+    console = Console(file=StringIO(), width=200)
+    show(console, found, tried, "mine.yaml")
+    said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "tunewright run mine.yaml --set 'method={kind: full}' --set training.epochs=1" in said
 
 
 def test_the_command_line_refuses_before_anything_is_trained(tmp_path: Path) -> None:
