@@ -12,12 +12,15 @@ from typing import Any, Literal
 
 from prefect import Task
 
+from flows.inputs import Inputs, draw
 from tasks import ledger, pipelines, versions
-from tasks.artifacts import Adapter, Answers, Artifact, CheckedRows, Rows, Splits, UniqueRows, Verdict
+from tasks.artifacts import Adapter, Answers, Artifact, CheckedRows, Contender, Rows, Splits, UniqueRows, Verdict
 from tasks.caching import Cached, Earlier, Found
 from tasks.causes import causes
-from tasks.config import STAGES, Gate, Settings, Stage
+from tasks.config import STAGES, Settings, Stage
 from tasks.errors import ConfigError
+from tasks.register import trained_on_test
+from tasks.rotation import Draw
 from tasks.stopped import Stopped
 from tasks.versions import Before
 
@@ -34,6 +37,7 @@ class Step:
     seconds: float = 0.0
     because: Sequence[str] = ()
     message: str = ""
+    note: str = ""  # on what it was given, where that is not what the settings say
     record: Artifact | None = None
     stopped: Stopped | None = None  # what it left where it refused its inputs; behind a run, those of last time
     last: Artifact | None = None  # what it made for this pipeline the last time, of a plan's stage that would run
@@ -94,9 +98,18 @@ class _Calls:
         self.until = until
         self.refresh = refresh
         self.steps: list[Step] = []
+        self.drawn: Draw | None = None
+
+    def draw(self, settings: Settings, read: Inputs) -> Settings:
+        """The settings with the split.seed that this run's test rows are drawn with (tasks/rotation.py)."""
+        self.drawn = draw(settings, read)
+        if self.drawn.said:
+            log.info("%s", self.drawn.said)
+        return self.drawn.settings(settings)
 
     def keep(self, step: Step, *, last_of_stage: bool) -> None:
-        self.steps.append(step)
+        note = self.drawn.said if self.drawn and step.stage == "split" else ""
+        self.steps.append(replace(step, note=note))
         if last_of_stage:
             self.reached(step.stage)
 
@@ -140,9 +153,27 @@ class Run(_Calls):
         versions.accept(before, rows, checked, unique, splits)
         self.reached("split")
 
-    def look(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate) -> Verdict:
+    def look(
+        self,
+        verdict: Verdict,
+        candidate: Adapter,
+        answers: Answers,
+        splits: Splits,
+        opponent: Contender | None,
+        settings: Settings,
+    ) -> Verdict:
         """Counts the look at the test rows, which the verdict then says; then decide has reached its end."""
-        verdict = ledger.enter(self.pipeline, verdict, candidate, answers, gate.looks)
+        assert self.drawn
+        verdict = ledger.enter(
+            self.pipeline,
+            verdict,
+            candidate,
+            answers,
+            settings.gate,
+            seed=self.drawn.seed,
+            recipe=self.drawn.recipe,
+        )
+        verdict = _favoured(verdict, splits, opponent, settings)
         for warning in verdict.warnings:
             log.warning("decide: %s", warning)
         self.steps[-1] = replace(self.steps[-1], record=verdict)
@@ -216,18 +247,33 @@ class Plan(_Calls):
         """Accepts nothing; split has reached its end."""
         self.reached("split")
 
-    def look(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate) -> Verdict:
+    def look(
+        self,
+        verdict: Verdict,
+        candidate: Adapter,
+        answers: Answers,
+        splits: Splits,
+        opponent: Contender | None,
+        settings: Settings,
+    ) -> Verdict:
         """Counts no look; decide has reached its end."""
         self.reached("decide")
         if verdict.digest in self.uncertain:
             return verdict
-        return ledger.look_up(self.pipeline, verdict, candidate, answers, gate.looks)
+        verdict = ledger.look_up(self.pipeline, verdict, candidate, answers, settings.gate)
+        return _favoured(verdict, splits, opponent, settings)
 
     def fill(self) -> None:
         """Adds the stages that the plan could not look up, up to the last one asked for."""
         known = {step.stage for step in self.steps}
         missing = self.steps[-1].stage
         self.steps += [Step(stage=s, state="run", because=[_first([missing])]) for s in self.stages if s not in known]
+
+
+def _favoured(verdict: Verdict, splits: Splits, opponent: Contender | None, settings: Settings) -> Verdict:
+    """The verdict, with a warning where the champion was trained on rows that are test rows now."""
+    warning = trained_on_test(settings.registry, opponent, splits, settings.split) if opponent else ""
+    return verdict.model_copy(update={"warnings": (*verdict.warnings, *([warning] if warning else []))})
 
 
 def _stage(task: Task[Any, Any]) -> Cached[Any, Any]:
@@ -250,7 +296,8 @@ def _of(inputs: dict[str, Any]) -> str:
 
 def as_json(step: Step) -> dict[str, Any]:
     """A step as `--json` shows it."""
-    shown: dict[str, Any] = {"stage": step.stage} | ({"of": step.of} if step.of else {}) | {"state": step.state}
+    told = {name: said for name, said in (("of", step.of), ("note", step.note)) if said}
+    shown: dict[str, Any] = {"stage": step.stage} | told | {"state": step.state}
     if step.state == "run" or step.because:
         return shown | {"because": list(step.because)}
     return shown | {"seconds": round(step.seconds, 3), "artifact": str(step.record.folder) if step.record else None}

@@ -11,6 +11,7 @@ from typing import Any
 
 from flows.calls import Step
 from flows.finetune import plan
+from flows.inputs import draw, inputs
 from tasks import stopped
 from tasks.artifacts import CheckedRows, Rows, Splits, Tokens, UniqueRows
 from tasks.caching import kept
@@ -37,6 +38,7 @@ class Data:
     because: Sequence[str] = ()  # why not
     changed: Sequence[str] = ()  # since it was accepted, what differs in the sources
     stopped: Stopped | None = None  # what the stage left that refused the data as they are now
+    rotation: str = ""  # which test rows were drawn anew, and why
     outdated: Stopped | None = None  # or as they were before the sources changed
 
     @property
@@ -71,8 +73,16 @@ class Data:
 
 def look_up(settings: Settings, version: str | None = None) -> Data:
     """The data as the sources and settings are now, or an accepted version. Raises ConfigError where there is none."""
+    split, rotation = settings.split, ""
+    if settings.gate.rotate:
+        drawn = draw(settings, inputs(settings))
+        split, rotation = drawn.settings(settings).split, drawn.said
+    past = history(settings.registry.name, split.seed, split.by)
+    return replace(_look_up(settings, past, version), rotation=rotation)
+
+
+def _look_up(settings: Settings, past: Sequence[Version], version: str | None) -> Data:
     name = settings.registry.name
-    past = history(name, settings.split.seed, settings.split.by)
     if version is not None:
         return _accepted(name, _chosen(version, name, past), past)
     steps = [step for step in plan(settings, "render", ()) if step.stage in RECORDS]

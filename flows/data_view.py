@@ -25,6 +25,8 @@ RULES = {"given": "given by its source", "kept": "kept from earlier", "by_time":
 def show_data(console: Console, data: Data, what: str) -> None:
     """The stages and the versions; `what` is the file and its changes, for the command to run next."""
     console.print(Text(data.title, "bold"))
+    if data.rotation:
+        console.print(Text(data.rotation, "yellow"), soft_wrap=True)
     for file, detected in data.made.rows.detected.items() if data.made else ():
         console.print(Text.assemble(f"  {file}  ", (detected, "dim")), soft_wrap=True)
     if data.made:

@@ -55,6 +55,7 @@ log = logging.getLogger("tunewright")
 def pipeline(s: Settings, call: Run | Plan) -> None:
     """Every stage in order; `call` runs it or looks it up (flows/calls.py)."""
     read = inputs(s)
+    s = call.draw(s, read)
     rows = call(ingest, data=s.data, files=read.files, needs=read.needs)
     before = versions.before(s.registry.name, rows, s.split, is_sample=s.data.limit is not None)
     base = call(models.base, reference=s.model.base, revision=s.model.revision, identity=read.base)
@@ -126,7 +127,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     verdict = call(
         decide, answers=tuple(answers.values()), splits=splits, gate=s.gate, general=general, last_of_stage=False
     )
-    verdict = call.look(verdict, adapter, answers["candidate"], s.gate)
+    verdict = call.look(verdict, adapter, answers["candidate"], splits, opponent, s)
     judged = None
     if s.judge.url:
         asked = tuple(answers[name] for name in ("candidate", "base", "champion") if name in answers)
@@ -163,6 +164,8 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         lineage={file.path: file.digest for file in read.files},
         data_version=before.number,
         challenged=opponent.version if opponent else "",
+        prompts=prompts,
+        judged=judged,
         settings=s,
     )
 

@@ -8,13 +8,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
-from tasks import lm_eval, models
+from tasks import lm_eval, models, rotation
 from tasks.check import own_expectations
 from tasks.config import Settings, Split
 from tasks.ingest import Need, source_files
 from tasks.ingest.files import SourceFile
+from tasks.ingredients import hash_of
 from tasks.metrics import json_schema, own_metrics
+from tasks.rotation import Draw
 from tasks.similarity import embedding
+
+OF_CANDIDATE = ("data", "checks", "dedupe", "split", "model", "method", "training", "compute")  # sections it is made of
 
 
 class Inputs(NamedTuple):
@@ -60,6 +64,13 @@ def needs(split: Split) -> tuple[Need, ...]:
     if split.by == "time":
         return ("time",)
     return ("label",) if split.stratify == "label" else ()
+
+
+def draw(settings: Settings, read: Inputs) -> Draw:
+    """What the test rows are drawn with, as the ledger says of a candidate of these settings and inputs."""
+    sections = {name: getattr(settings, name).model_dump(mode="json") for name in OF_CANDIDATE}
+    files = [(file.path, file.digest) for file in read.files]
+    return rotation.draw(settings, hash_of([sections, files, read.base, read.own, read.embedding]))
 
 
 @contextmanager

@@ -90,6 +90,11 @@ class Outcome(BaseModel):
             code: count for record in (self.checked, self.splits) if record for code, count in record.findings.items()
         }
 
+    @property
+    def rotation(self) -> str:
+        """Which test rows were drawn anew, and why; empty where none were."""
+        return next((step.note for step in self.steps if step.stage == "split"), "")
+
     def quarantines(self) -> list[Path]:
         """The files with the rows that were set aside, and with those that repeat another."""
         quarantined = [r for r in (self.rows, self.checked, self.splits, self.tokens) if r and r.num_quarantined]
@@ -104,6 +109,7 @@ class Outcome(BaseModel):
             "rows": account.model_dump() if account else None,
             "reasons": self.reasons(),
             "findings": self.findings(),
+            "rotation": self.rotation or None,
             "training": _training(self.adapter) if self.adapter else None,
             "scores": {name: answer.scores for name, answer in self.answers.items()},
             "verdict": _verdict(self.verdict) if self.verdict else None,

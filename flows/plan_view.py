@@ -34,7 +34,8 @@ def show_plan(console: Console, planned: Planned) -> None:
 
 def _shortened(step: Step) -> Sequence[str]:
     rest = len(step.because) - MOST_CAUSES
-    return [*step.because[:MOST_CAUSES], *([f"and {rest} more"] if rest > 0 else [])]
+    more = [f"and {rest} more"] if rest > 0 else []
+    return [*([step.note] if step.note else []), *step.because[:MOST_CAUSES], *more]
 
 
 def _show_costs(console: Console, costs: Costs) -> None:

@@ -80,7 +80,8 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
         create_markdown_artifact(summary(results), key="data", description="What the rows were held against")
     if outcome.splits:
         proof = json.loads(outcome.splits.path("proof.json").read_text(encoding="utf-8"))
-        create_markdown_artifact(_proof(proof), key="split", description="The sides, and the proof that none leaks")
+        shown = _proof(proof, outcome.rotation)
+        create_markdown_artifact(shown, key="split", description="The sides, and the proof that none leaks")
     if outcome.scan:
         create_markdown_artifact(scan_table(outcome.scan), key="scan", description="Which modules learn, and why")
     if outcome.adapter:
@@ -136,7 +137,7 @@ def _account(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _proof(proof: dict[str, Any]) -> str:
+def _proof(proof: dict[str, Any], rotation: str) -> str:
     """The sides, why rows are on them, how balanced they are, and what was set aside."""
     lines = [leak_sentence(proof), "", "| side | rows | why |", "|---|---:|---|"]
     for side, count in proof["rows"].items():
@@ -149,7 +150,7 @@ def _proof(proof: dict[str, Any]) -> str:
     test = proof["rows"]["test"]
     visible = proof["smallest_visible_difference"]
     lines += ["", f"On {test:,} test rows, differences of exact match under about {visible:.1%} cannot be seen."]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", f"{rotation}."] if rotation else [])])
 
 
 def training_sentence(adapter: Adapter) -> str:

@@ -88,6 +88,8 @@ def _show_account(console: Console, outcome: Outcome) -> None:
         console.print(f"worth a look: {', '.join(findings)}", style="dim")
     for said in given_sides(outcome.checked) if outcome.checked else ():
         console.print(said, style="yellow")
+    if outcome.rotation:
+        console.print(Text(outcome.rotation, "yellow"))
     if outcome.splits:
         console.print(leak_sentence(json.loads(outcome.splits.path("proof.json").read_text(encoding="utf-8"))))
 

@@ -601,6 +601,11 @@ class Gate(Section):
         description="Warn when more candidates than this were decided on the same test rows, since the last then win "
         "by luck; at least 1",
     )
+    rotate: bool = Field(
+        default=False,
+        description="Draw other test rows, as the next split.seed does, for a new candidate once these were looked at "
+        "so often; not with test rows that a source gives (side: test), nor with split.by=time",
+    )
 
     @field_validator("metric")
     @classmethod
@@ -675,6 +680,22 @@ class Settings(Section):
         if "schema_valid" in self.measured().metrics and not self.evaluation.json_schema:
             key = "evaluation.metrics" if "schema_valid" in measured else "gate.metric"
             raise ValueError(f"{key}: schema_valid needs evaluation.json_schema, the file with the schema")
+        return self
+
+    @model_validator(mode="after")
+    def _rotation_can_draw(self) -> Self:
+        if not self.gate.rotate:
+            return self
+        if given := [source.path for source in self.data.sources if source.side == "test"]:
+            raise ValueError(
+                f"gate.rotate=true would draw no other test rows: data.sources gives them, {given[0]} with side: test; "
+                "accepted with test rows that split draws"
+            )
+        if self.split.by == "time":
+            raise ValueError(
+                "gate.rotate=true would draw no other test rows: with split.by=time the newest rows test, whatever the "
+                "seed; accepted with split.by=cluster"
+            )
         return self
 
     @model_validator(mode="after")

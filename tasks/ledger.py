@@ -13,6 +13,7 @@ after decide and is no part of the stage, whose verdict depends on the scores al
 import hashlib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks import config, lines
 from tasks.artifacts import Adapter, Answers, Verdict
 from tasks.caching import lock
+from tasks.config import Gate
 
 SAMPLE = 1_000  # row_ids of a test set
 DIGITS = 12  # of a row_id: of a million rows, no two begin alike in all likelihood
@@ -38,6 +40,8 @@ class Look(BaseModel):
     decided: str  # UTC
     run: str  # the name of the flow run; empty for a call outside a flow
     verdict: str
+    seed: int | None = None  # split.seed that drew the rows; None in a line that was written before it was kept
+    recipe: str = ""  # the hash of what the candidate was made of (tasks/rotation.py)
     sample: tuple[str, ...] | None = None  # of the test rows; None where an earlier line of the same rows has it
 
 
@@ -64,12 +68,17 @@ class Rows:
         return len({*within} & {*others}) / len(within) if within else 0.0
 
 
-def enter(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, most: int) -> Verdict:
-    """The verdict with the number of its look, which is entered unless it was before; and a warning over `most`."""
+def enter(
+    name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, *, seed: int, recipe: str
+) -> Verdict:
+    """The verdict with the number of its look, which is entered unless it was before; over gate.looks with a warning.
+
+    `seed` drew the rows, and `recipe` is what the candidate was made of.
+    """
     rows, file = Rows.of(answers), file_of(name)
     with lock(file):
-        looks = _read(file)
-        if not any(_is(look, candidate, rows) for look in looks):
+        looks = read(file)
+        if not any(_is(look, candidate.digest, rows) for look in looks):
             is_known = any(look.test == rows.test for look in looks)
             look = Look(
                 candidate=candidate.digest,
@@ -77,16 +86,27 @@ def enter(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, mos
                 decided=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 run=flow_run.name or "",
                 verdict=verdict.in_words,
+                seed=seed,
+                recipe=recipe,
                 sample=None if is_known else rows.sample,
             )
             _append(file, look)
-    return _said(verdict, _number(looks, candidate, rows), most, rows)
+    return _said(verdict, _number(looks, candidate.digest, rows), gate, rows)
 
 
-def look_up(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, most: int) -> Verdict:
+def look_up(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate) -> Verdict:
     """What `enter` returns, without entering anything."""
     rows = Rows.of(answers)
-    return _said(verdict, _number(_read(file_of(name)), candidate, rows), most, rows)
+    return _said(verdict, _number(read(file_of(name)), candidate.digest, rows), gate, rows)
+
+
+def next_number(looks: Sequence[Look], seed: int) -> int:
+    """Which look a new candidate's would be at the rows that `seed` drew last; 1 where none is known to have."""
+    last = next((look for look in reversed(looks) if look.seed == seed), None)
+    if last is None:
+        return 1
+    sample = _samples(looks).get(last.test, ())
+    return _number(looks, "", Rows(last.test, sample, len(sample)))
 
 
 def file_of(name: str) -> Path:
@@ -94,37 +114,47 @@ def file_of(name: str) -> Path:
     return config.home() / "looks" / f"{name}.jsonl"
 
 
-def _is(look: Look, candidate: Adapter, rows: Rows) -> bool:
-    return (look.candidate, look.test) == (candidate.digest, rows.test)
+def _is(look: Look, candidate: str, rows: Rows) -> bool:
+    return (look.candidate, look.test) == (candidate, rows.test)
 
 
-def _number(looks: list[Look], candidate: Adapter, rows: Rows) -> int:
+def _samples(looks: Sequence[Look]) -> dict[str, tuple[str, ...]]:
+    return {look.test: look.sample for look in looks if look.sample is not None}
+
+
+def _number(looks: Sequence[Look], candidate: str, rows: Rows) -> int:
     """One more than other candidates were looked at before, each counted as far as it was on these rows."""
-    samples = {look.test: look.sample for look in looks if look.sample is not None}
+    samples = _samples(looks)
     seen: dict[str, float] = {}
     for look in looks:
         if _is(look, candidate, rows):
             break
-        if look.candidate != candidate.digest:
+        if look.candidate != candidate:
             share = rows.share(samples.get(look.test, ()))
             seen[look.candidate] = max(share, seen.get(look.candidate, 0.0))
     return 1 + round(sum(seen.values()))
 
 
-def _said(verdict: Verdict, number: int, most: int, rows: Rows) -> Verdict:
-    warnings = (_warning(number, most, rows.number),) if number > most else ()
+def _said(verdict: Verdict, number: int, gate: Gate, rows: Rows) -> Verdict:
+    warnings = (_warning(number, gate, rows.number),) if number > gate.looks else ()
     return verdict.model_copy(update={"looks": number, "warnings": warnings})
 
 
-def _warning(number: int, most: int, num_rows: int) -> str:
+def _warning(number: int, gate: Gate, num_rows: int) -> str:
+    advice = (
+        "gate.rotate draws others for the next candidate; where those come with this warning too, nearly all rows were "
+        "looked at, and new ones are needed"
+        if gate.rotate
+        else "take another test set: new rows in a source of their own with side: test, gate.rotate=true, or another "
+        "split.seed, whose test rows an earlier champion may have been trained on"
+    )
     return (
-        f"this is look {number} at these {num_rows:,} test rows, and gate.looks={most}: of so many one can win by "
-        "luck; take another test set: new rows in a source of their own with side: test, or another split.seed, whose "
-        "test rows an earlier champion may have been trained on"
+        f"this is look {number} at these {num_rows:,} test rows, and gate.looks={gate.looks}: of so many one can win "
+        f"by luck; {advice}"
     )
 
 
-def _read(file: Path) -> list[Look]:
+def read(file: Path) -> list[Look]:
     """All looks of a ledger, the oldest first. Raises ConfigError where a line is none."""
     return lines.read(file, Look, "is no look at test rows; mend the line, or delete it")
 

@@ -10,6 +10,7 @@ import pytest
 from tasks import ledger
 from tasks.artifacts import Adapter, Answers, Verdict
 from tasks.caching import digest_of
+from tasks.config import Gate
 from tasks.errors import ConfigError
 
 ROWS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(4_000)]
@@ -38,13 +39,16 @@ def adapter(digest: str) -> Adapter:
     )
 
 
-def look(candidate: str, rows: list[str], tmp_path: Path, name: str = "triage", most: int = 20) -> Verdict:
+def look(
+    candidate: str, rows: list[str], tmp_path: Path, name: str = "triage", most: int = 20, *, rotate: bool = False
+) -> Verdict:
     folder = tmp_path / f"{candidate}-{len(rows)}-{rows[0]}"
     folder.mkdir(exist_ok=True)
     pq.write_table(pa.table({"row_id": rows}), folder / "answers.parquet")
     answers = Answers(folder=folder, contender="candidate", num_rows=len(rows), scores={})
-    foreseen = ledger.look_up(name, VERDICT, adapter(candidate), answers, most)
-    entered = ledger.enter(name, VERDICT, adapter(candidate), answers, most)
+    gate = Gate(looks=most, rotate=rotate)
+    foreseen = ledger.look_up(name, VERDICT, adapter(candidate), answers, gate)
+    entered = ledger.enter(name, VERDICT, adapter(candidate), answers, gate, seed=0, recipe=candidate)
     assert entered == foreseen
     return entered
 
@@ -82,6 +86,10 @@ def test_over_gate_looks_there_is_a_warning_that_says_how_to_take_other_rows(tmp
     assert warning.startswith("this is look 2 at these 50 test rows, and gate.looks=1: ")
     assert "side: test" in warning
     assert "split.seed" in warning
+    (warning,) = look("b", ROWS[:50], tmp_path, most=1, rotate=True).warnings
+    assert warning.startswith("this is look 2 at these 50 test rows, and gate.looks=1: ")
+    assert "gate.rotate draws others for the next candidate" in warning
+    assert "side: test" not in warning, "which gate.rotate refuses"
 
 
 def test_a_look_leaves_the_verdict_and_what_has_read_it_unchanged(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts import Adapter, Answers, Base, Registered, Rows, Splits, Verdict, VerdictPage
-from tasks.config import Data, Model, Registry, Settings, Source, Training
+from tasks.artifacts import Adapter, Answers, Base, Judged, Prompts, Registered, Rows, Splits, Verdict, VerdictPage
+from tasks.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
 from tasks.errors import TrackingError, TunewrightError
 from tasks.models import load_model, load_tokenizer
-from tasks.register import champion, register
+from tasks.register import champion, register, trained_on_test
 from tasks.register.candidate import curves, parameters
 from tasks.register.tracking import connected
 from tasks.register.versions import lost
@@ -105,11 +105,19 @@ def make(tiny_base: Base, tuned: Path, said: list[str], make_splits: Any, tmp_pa
         answers: list[str] | None = None,
         challenged: str = "",
         base: Base = tiny_base,
+        judged: Judged | None = None,
+        prompted: str = "p",
         **sections: Any,
     ) -> Registered:
         splits: Splits = make_splits([("q", "a")], [("r", "b")], [(question, "yes") for question in QUESTIONS])
         own = _answers(tmp_path, splits, "candidate", answers or said, {"exact_match": 0.87654321, "perplexity": 1.5})
-        others = _answers(tmp_path, splits, "base", ["", "", ""], {"exact_match": 0.05, "perplexity": float("inf")})
+        others = [
+            _answers(tmp_path, splits, "base", ["", "", ""], {"exact_match": 0.05, "perplexity": float("inf")}),
+            _answers(tmp_path, splits, "few_shot", ["no", "no", "no"], {"exact_match": 0.05}),
+        ]
+        if challenged:
+            others.append(_answers(tmp_path, splits, "champion", ["yes", "no", "no"], {"exact_match": 0.5}))
+        prompts = Prompts(stage="prompt", digest=prompted, chosen={"few_shot": "draw 2 of 3"}, num_shortened={})
         report = tmp_path / "render"
         report.mkdir(exist_ok=True)
         (report / "report.html").write_text("<p>all is well</p>")
@@ -126,12 +134,14 @@ def make(tiny_base: Base, tuned: Path, said: list[str], make_splits: Any, tmp_pa
             splits=splits,
             verdict=_verdict(tmp_path, decision, challenged),
             looks=1,
-            answers=(own, others),
+            answers=(*others, own),
             page=VerdictPage(stage="verdict_page", folder=report, num_rows=3, suggestions=()),
             reports=(splits.model_copy(update={"stage": "render", "folder": report}),),
             lineage={"data.jsonl": "0" * 64},
             data_version=3,
             challenged=challenged,
+            prompts=prompts,
+            judged=judged,
             settings=settings,
         )
 
@@ -203,10 +213,11 @@ def versions() -> list[Any]:
 
 
 def runs() -> list[Any]:
+    """The newest first, each with the models that it was given."""
     with connected(Registry(name="triage")) as client:
         experiment = client.get_experiment_by_name("triage")
         assert experiment
-        return client.search_runs([experiment.experiment_id])
+        return [client.get_run(run.info.run_id) for run in client.search_runs([experiment.experiment_id])]
 
 
 def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make: Make, home: Path) -> None:
@@ -267,12 +278,86 @@ def test_a_run_and_its_version_name_the_data_by_our_digests(make: Make, tmp_path
         assert json.loads(dataset.profile) == {"num_rows": rows, "sha256": sha256}
 
 
-def test_the_models_own_scores_are_tied_to_the_test_rows(make: Make) -> None:
+def compared(experiment_id: str) -> dict[str, dict[tuple[str, str], list[float]]]:
+    """Contender -> (metric, dataset) -> all that was logged of its model."""
+    found: dict[str, dict[tuple[str, str], list[float]]] = {}
+    with connected(Registry(name="triage")) as client:
+        for model in client.search_logged_models([experiment_id]):
+            assert str(model.name) not in found, "one model of each"
+            scores = found.setdefault(str(model.name), {})
+            for metric in model.metrics or []:
+                scores.setdefault((metric.key, str(metric.dataset_digest)), []).append(metric.value)
+    return found
+
+
+def test_every_contender_is_a_model_with_its_scores_on_the_same_test_rows(make: Make) -> None:
+    registered = make()
+    digest = runs()[0].data.tags["data.splits"][:36]
+    exact, perplexity = ("test/exact_match", digest), ("test/perplexity", digest)
+    assert compared(registered.experiment_id) == {
+        "triage": {exact: [0.8765], perplexity: [1.5]},
+        "base": {exact: [0.05]},
+        "few_shot": {exact: [0.05]},
+    }
+    (run,) = runs()
+    assert run.data.metrics["test/exact_match"] == 0.8765, "the run's own is the candidate's"
+    assert (len(run.inputs.model_inputs), len(run.outputs.model_outputs)) == (2, 1)
+
+
+def test_a_contender_that_is_the_same_again_is_no_second_model(make: Make) -> None:
+    registered = make()
+    before = compared(registered.experiment_id)
+    shutil.rmtree(registered.folder)
+    make()
+    assert compared(registered.experiment_id) == before
+    make(digest="b", challenged="1", prompted="q")
+    with connected(Registry(name="triage")) as client:
+        models = client.search_logged_models([registered.experiment_id])
+        champion_id = str(client.get_model_version("triage", "1").source).removeprefix("models:/")
+    assert sorted(model.name for model in models) == ["base", "few_shot", "few_shot", "triage", "triage"]
+    (run, _) = runs()
+    assert champion_id in {each.model_id for each in run.inputs.model_inputs}
+    assert run.data.metrics["test/exact_match"] == 0.8765
+    assert [len(model.metrics or []) for model in models if model.name == "base"] == [1]
+    (held,) = (model for model in models if model.model_id == champion_id)
+    assert {metric.value for metric in held.metrics or [] if metric.run_id == run.info.run_id} == {0.5}
+
+
+def test_a_model_that_somebody_deleted_is_made_again_and_the_runs_score_stays_the_candidates(make: Make) -> None:
     registered = make()
     with connected(Registry(name="triage")) as client:
-        (model,) = client.search_logged_models([registered.experiment_id])
-    scores = {metric.key: (metric.value, metric.dataset_name) for metric in model.metrics or []}
-    assert scores == {"test/exact_match": (0.8765, "triage test"), "test/perplexity": (1.5, "triage test")}
+        (model,) = (m for m in client.search_logged_models([registered.experiment_id]) if m.name == "base")
+        client.delete_logged_model(model.model_id)
+        shutil.rmtree(registered.folder)
+        make()
+        names = sorted(str(model.name) for model in client.search_logged_models([registered.experiment_id]))
+    assert names == ["base", "few_shot", "triage"]
+    (run,) = runs()
+    assert run.data.metrics["test/exact_match"] == 0.8765
+
+
+JUDGED = Judged(
+    model="judge-1",
+    num_rows=3,
+    preferred={"base": (0.51234567, 0.75, 1.0)},
+    agreement={"base": 0.9},
+    unreadable={"base": 0.0},
+)
+
+
+def test_what_a_judge_said_stands_in_the_run_where_there_is_one(make: Make) -> None:
+    make()
+    assert not [key for key in runs()[0].data.metrics if key.startswith("judge/")]
+    make(judged=JUDGED, judge=Judge(url="http://localhost:9/v1", model="judge-1"))
+    run = runs()[0]
+    assert run.data.tags["judge"] == "judge-1"
+    assert {key: value for key, value in run.data.metrics.items() if key.startswith("judge/")} == {
+        "judge/base/preferred_low": 0.5123,
+        "judge/base/preferred": 0.75,
+        "judge/base/preferred_high": 1.0,
+        "judge/base/agreement": 0.9,
+        "judge/base/unreadable": 0.0,
+    }
 
 
 def test_a_version_has_no_pickle(make: Make, home: Path) -> None:
@@ -313,7 +398,8 @@ def test_registered_twice_there_is_one_version_one_run_and_no_point_twice(make: 
     assert len(runs()) == 1
     with connected(Registry(name="triage")) as client:
         assert len(client.get_metric_history(first.run_id, "train/loss")) == 2
-        assert len(client.get_metric_history(first.run_id, "test/exact_match")) == 1
+        logged = client.get_metric_history(first.run_id, "test/exact_match")
+        assert [metric.value for metric in logged] == [0.05, 0.8765], "those of the others, then the candidate's"
 
 
 def test_a_version_that_somebody_deleted_is_made_again(make: Make, home: Path) -> None:
@@ -341,7 +427,7 @@ def test_an_attempt_that_died_between_run_and_version_is_completed(make: Make, m
     assert registered.version == "1"
     assert [run.info.status for run in runs()] == ["FINISHED"]
     with connected(Registry(name="triage")) as client:
-        assert len(client.search_logged_models([registered.experiment_id])) == 1
+        assert len(client.search_logged_models([registered.experiment_id])) == 3
         assert len(client.get_metric_history(registered.run_id, "train/loss")) == 2
 
 
@@ -412,6 +498,27 @@ def test_a_champion_on_another_base_brings_its_own(make: Make, tiny_base: Base, 
     assert found
     assert found.base.weights_digest == tiny_base.weights_digest
     assert found.base.weights == tiny_base.weights
+
+
+def test_test_rows_that_trained_the_champion_are_counted(make: Make, make_splits: Any, tiny_base: Base) -> None:
+    make(digest="a")
+    (version,) = versions()
+    registry = Registry(name="triage")
+    held = champion(registry, "b", tiny_base)
+    assert held
+    other = make_splits([("r", "b")], [("s", "c")], [("q", "a"), ("t", "d")]).model_copy(update={"digest": "other"})
+    assert trained_on_test(registry, held, other, Split()) == "", "of one history, where rows keep their sides"
+    unknown = trained_on_test(registry, held, other, Split(seed=1))
+    assert unknown.startswith("the champion, version 1, may have been trained on some of these test rows")
+    theirs = make_splits([("q", "a")], [("r", "b")], [(question, "yes") for question in QUESTIONS])
+    theirs = theirs.model_copy(update={"digest": version.tags["data.splits"]})
+    assert trained_on_test(registry, held, theirs, Split(seed=1)) == "", "the same sides"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.register.champion.kept", lambda *_: theirs)
+        known = trained_on_test(registry, held, other, Split(seed=1))
+        assert known.startswith("1 of 2 test rows are training rows of the champion, version 1; ")
+        apart = make_splits([("r", "b")], [("s", "c")], [("t", "d")]).model_copy(update={"digest": "other"})
+        assert trained_on_test(registry, held, apart, Split(seed=1)) == ""
 
 
 def test_a_dead_server_is_an_error_within_seconds(make: Make) -> None:

@@ -5,17 +5,30 @@ from pathlib import Path
 
 from prefect import task
 
-from tasks.artifacts import Adapter, Answers, Artifact, Base, Registered, Rows, Splits, Verdict, VerdictPage
+from tasks.artifacts import (
+    Adapter,
+    Answers,
+    Artifact,
+    Base,
+    Judged,
+    Prompts,
+    Registered,
+    Rows,
+    Splits,
+    Verdict,
+    VerdictPage,
+)
 from tasks.caching import cached
 from tasks.config import Settings
 from tasks.errors import retry_transient
 from tasks.register import runs, versions
 from tasks.register.candidate import Candidate
-from tasks.register.champion import champion
+from tasks.register.champion import champion, trained_on_test
+from tasks.register.contenders import compare
 from tasks.register.model import logged_model
 from tasks.register.tracking import connected, experiment, tracking_uri
 
-__all__ = ["champion", "register"]
+__all__ = ["champion", "register", "trained_on_test"]
 
 
 @task(
@@ -40,26 +53,42 @@ def register(
     lineage: dict[str, str],
     data_version: int,
     challenged: str,
+    prompts: Prompts | None,
+    judged: Judged | None,
     settings: Settings,
 ) -> Registered:
     """The candidate as an MLflow run and a model version, reloaded and compared; under the alias if it was promoted.
 
     `reports` have a report.html, `lineage` is the sha256 of each source file, `data_version` the number of their
-    version, `challenged` the version of the champion among the opponents, `looks` which candidate on these test rows it
-    is. An earlier attempt, finished or not, is completed and never doubled.
+    version, `challenged` the version of the champion among the contenders, `looks` which candidate on these test rows
+    it is. An earlier attempt, finished or not, is completed and never doubled.
     """
     from mlflow.exceptions import MlflowException
 
     registry = settings.registry
     candidate = Candidate(
-        adapter, base, rows, splits, verdict, looks, answers, page, reports, lineage, data_version, challenged, settings
+        adapter=adapter,
+        base=base,
+        rows=rows,
+        splits=splits,
+        verdict=verdict,
+        looks=looks,
+        answers=answers,
+        page=page,
+        reports=reports,
+        lineage=lineage,
+        data_version=data_version,
+        challenged=challenged,
+        prompts=prompts,
+        judged=judged,
+        settings=settings,
     )
     with connected(registry) as client:
         run = runs.get_or_create(client, candidate, experiment(client, registry, registry.name, candidate.columns))
         try:
             runs.describe(client, candidate, run)
             model = logged_model(client, candidate, run)
-            runs.log_tests(client, candidate, run, model)
+            compare(client, candidate, run, model)
             version = versions.get_or_create(client, candidate, model, run)
             versions.rehearse(candidate, version)
             if verdict.decision == "promote":

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.artifacts import Adapter, Answers, Artifact, Base, Rows, Splits, Verdict, VerdictPage
-from tasks.config import Settings
+from tasks.artifacts import Adapter, Answers, Artifact, Base, Judged, Prompts, Rows, Splits, Verdict, VerdictPage
+from tasks.config import Settings, Split
 
 CURVES = {
     "loss": "train/loss",
@@ -24,6 +24,7 @@ CURVES = {
     "eval_chrf": "validation/chrf",
 }
 GIGABYTE = 1e9
+SPLIT = "tunewright.split"  # tag: the key of the artifact with the sides
 PAGE = "reports/verdict_page/report.html"  # among the artifacts of the run
 
 
@@ -51,6 +52,8 @@ class Candidate:
     lineage: dict[str, str]  # name of a source file -> its sha256
     data_version: int  # of its rows, among the accepted ones
     challenged: str  # version of the champion that it was compared with; empty where there was none
+    prompts: Prompts | None  # of the contenders that are the base with a prompt
+    judged: Judged | None
     settings: Settings
 
     @property
@@ -75,6 +78,8 @@ class Candidate:
             "data.version": str(self.data_version),
             "data.rows": self.rows.digest,
             "data.splits": self.splits.digest,
+            "data.drawn": drawn(self.settings.split),
+            SPLIT: self.splits.key,
         }
 
     @property
@@ -99,6 +104,11 @@ class Candidate:
             f"{mean:+.3g} [{low:.3g}, {high:.3g}] {self.verdict.metric} vs {opponent}"
             for opponent, (low, mean, high) in sorted(self.verdict.differences.items(), key=lambda item: item[1])
         )
+
+
+def drawn(split: Split) -> str:
+    """What the sides were drawn with, as far as it begins a history of its own."""
+    return f"seed {split.seed}, by {split.by}"
 
 
 def parameters(settings: Settings) -> dict[str, str]:
@@ -132,10 +142,22 @@ def curves(metrics: Path) -> list[Point]:
     return _rounded(points)
 
 
-def tests(candidate: Candidate) -> list[Point]:
-    """The candidate's own scores on the test rows: test/exact_match."""
-    scores = candidate.own_answers.scores
-    return _rounded([Point(f"test/{metric}", value, 0) for metric, value in sorted(scores.items())])
+def scores(answers: Answers) -> list[Point]:
+    """A contender's own scores on the test rows, under the same names for each: test/exact_match."""
+    return _rounded([Point(f"test/{metric}", value, 0) for metric, value in sorted(answers.scores.items())])
+
+
+def opinions(judged: Judged) -> list[Point]:
+    """What the judge said beside each opponent: judge/base/preferred, the candidate's share of the rows, with bounds.
+
+    agreement and unreadable are shares of the pairs that it was asked about.
+    """
+    points = []
+    for opponent, (low, mean, high) in sorted(judged.preferred.items()):
+        said = {"preferred_low": low, "preferred": mean, "preferred_high": high}
+        said |= {"agreement": judged.agreement[opponent], "unreadable": judged.unreadable[opponent]}
+        points += [Point(f"judge/{opponent}/{what}", value, 0) for what, value in said.items()]
+    return _rounded(points)
 
 
 def comparisons(candidate: Candidate) -> list[Point]:

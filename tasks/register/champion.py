@@ -5,16 +5,25 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
+
 from tasks import models
-from tasks.artifacts import Base, Contender
-from tasks.config import Registry, home
+from tasks.artifacts import Base, Contender, Splits
+from tasks.caching import kept
+from tasks.config import Registry, Split, home
 from tasks.errors import TunewrightError
+from tasks.register.candidate import SPLIT, drawn
 from tasks.register.tracking import DATABASE, connected
 from tasks.register.versions import holder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+
+ADVICE = (
+    "that favours it, so that a better candidate may be kept: to compare them fairly, take rows that are new to both, "
+    "in a source of their own with side: test"
+)
 
 
 def champion(registry: Registry, candidate_digest: str, base: Base) -> Contender | None:
@@ -31,6 +40,33 @@ def champion(registry: Registry, candidate_digest: str, base: Base) -> Contender
             before = version.tags.get("challenged")
             version = client.get_model_version(registry.name, before) if before else None
         return None if version is None else _contender(client, version, base)
+
+
+def trained_on_test(registry: Registry, champion: Contender, splits: Splits, settings: Split) -> str:
+    """Warns where rows that are test rows in `splits` were training rows of the champion; empty where none was.
+
+    `settings` drew the sides. Where its own sides are gone, it may have been trained on them if those were drawn
+    otherwise.
+    """
+    with connected(registry) as client:
+        tags = client.get_model_version(registry.name, champion.version).tags
+    digest, before = tags.get("data.splits"), tags.get("data.drawn")
+    if digest == splits.digest:
+        return ""
+    which = f"the champion, version {champion.version}"
+    theirs = kept(Splits, "split", tags[SPLIT]) if SPLIT in tags else None
+    if theirs is None or theirs.digest != digest:
+        if before == drawn(settings):  # in one history rows keep their sides
+            return ""
+        return f"{which}, may have been trained on some of these test rows, as its own are gone; {ADVICE}"
+    trained, tested = (
+        pq.read_table(each.path(f"{side}.parquet"), columns=["row_id"])["row_id"]
+        for each, side in ((theirs, "train"), (splits, "test"))
+    )
+    number = len({*trained.to_pylist()} & {*tested.to_pylist()})
+    if not number:
+        return ""
+    return f"{number:,} of {splits.num_test:,} test rows are training rows of {which}; {ADVICE}"
 
 
 def _contender(client: "MlflowClient", version: "ModelVersion", base: Base) -> Contender:

@@ -8,11 +8,11 @@ from prefect.runtime import flow_run
 
 from tasks.artifacts import Splits
 from tasks.caching import digest_of
-from tasks.register.candidate import Candidate, Point, card, comparisons, curves, parameters, tests
+from tasks.register.candidate import Candidate, Point, card, comparisons, curves, opinions, parameters
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Run
+    from mlflow.entities import Run
 
 CONTEXT = "mlflow.data.context"
 
@@ -35,7 +35,7 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     params = [Param(key, value) for key, value in parameters(candidate.settings).items() if key not in run.data.params]
     for start in range(0, len(params), 100):
         client.log_batch(run.info.run_id, params=params[start : start + 100])
-    stages = (candidate.base, candidate.rows, candidate.splits, candidate.adapter, candidate.verdict)
+    stages = (candidate.base, candidate.rows, candidate.adapter, candidate.verdict)
     tags = {
         "verdict": candidate.verdict.in_words,
         "looks": str(candidate.looks),
@@ -44,47 +44,30 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
         "mlflow.note.content": card(candidate, run.info.experiment_id, run.info.run_id),
         **candidate.data,
         **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages},
+        **({"judge": candidate.judged.model} if candidate.judged else {}),
         **{f"tunewright.evaluate.{answers.contender}": answers.key for answers in candidate.answers},
     }
     client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     _log_data(client, candidate, run.info.run_id)
-    log_points(client, run, curves(candidate.adapter.path("metrics.jsonl")) + comparisons(candidate))
+    points = curves(candidate.adapter.path("metrics.jsonl")) + comparisons(candidate)
+    log_points(client, run, points + (opinions(candidate.judged) if candidate.judged else []))
     _log_files(client, candidate, run.info.run_id)
 
 
-def log_tests(client: "MlflowClient", candidate: Candidate, run: "Run", model: "LoggedModel") -> None:
-    """Logs the scores on the test rows, of the run and of the model, tied to the data they were measured on."""
-    from mlflow.entities import LoggedModelOutput
-
-    log_points(client, run, tests(candidate), model_id=model.model_id, data=_data(candidate, "test"))
-    if run.outputs is None or model.model_id not in {output.model_id for output in run.outputs.model_outputs}:
-        client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
-
-
-def log_points(
-    client: "MlflowClient",
-    run: "Run",
-    points: list[Point],
-    model_id: str | None = None,
-    data: tuple[str, str] | None = None,
-) -> None:
-    """Logs those points that the run does not have yet; `data` is the name and digest of what was measured."""
+def log_points(client: "MlflowClient", run: "Run", points: list[Point]) -> None:
+    """Logs those points that the run does not have yet."""
     from mlflow.entities import Metric
 
     begun = {point.key for point in points} & run.data.metrics.keys()
     there = {(key, past.step) for key in begun for past in client.get_metric_history(run.info.run_id, key)}
     now = int(time.time() * 1000)
-    name, digest = data or (None, None)
-    missing = [
-        Metric(key, value, now, step, model_id=model_id, dataset_name=name, dataset_digest=digest)
-        for key, value, step in points
-        if (key, step) not in there
-    ]
+    missing = [Metric(key, value, now, step) for key, value, step in points if (key, step) not in there]
     for start in range(0, len(missing), 1000):
         client.log_batch(run.info.run_id, metrics=missing[start : start + 1000])
 
 
-def _data(candidate: Candidate, side: str) -> tuple[str, str]:
+def data(candidate: Candidate, side: str) -> tuple[str, str]:
+    """The name and the digest of a side, as MLflow has them."""
     return f"{candidate.name} {side}", candidate.splits.digest[:36]  # the longest that MLflow stores
 
 
@@ -101,7 +84,7 @@ def _log_data(client: "MlflowClient", candidate: Candidate, run_id: str) -> None
         run_id,
         [
             DatasetInput(
-                Dataset(*_data(candidate, side), "files", source, profile=_profile(splits, side, size)),
+                Dataset(*data(candidate, side), "files", source, profile=_profile(splits, side, size)),
                 [InputTag(CONTEXT, side)],
             )
             for side, size in sizes.items()
