@@ -8,8 +8,10 @@ steps, so that a busy machine slows all; a ratio is the median over turns. Then 
 """
 
 import argparse
+import contextlib
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -70,12 +72,13 @@ def compare(tokens: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def _ask(process: "subprocess.Popen[str]") -> dict[str, Any]:
     assert process.stdin and process.stdout
-    process.stdin.write("go\n")
-    process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # it has ended, which is said below
+        process.stdin.write("go\n")
+        process.stdin.flush()
     for line in process.stdout:
         if line.startswith('{"'):  # the trainers print too
             return json.loads(line)
-    raise SystemExit(f"a side ended with {process.wait()}")
+    raise SystemExit(f"{shlex.join(process.args)} ended with {process.wait()}; -9 is want of memory: --batch 8")
 
 
 def take_turns(options: argparse.Namespace) -> Any:

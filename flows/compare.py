@@ -14,7 +14,7 @@ from prefect.states import Completed
 
 from flows.finetune import run
 from flows.outcome import Outcome
-from tasks import comparison, config
+from tasks import comparison, config, rotation
 from tasks.comparison import Comparison, Course, Study, Trial
 from tasks.config import Settings
 from tasks.errors import Pruned, TrainingError
@@ -47,6 +47,7 @@ def compare(settings: Settings, variants: dict[str, Settings], seeds: int = 1, p
         prune: Whether a variant that is behind is ended before its planned end
     """
     config.prepare_environment(settings)
+    variants = {name: _drawn(each, settings) for name, each in variants.items()}
     first = settings.training.seed
     trials: list[Trial] = []
     left = list(variants)
@@ -63,6 +64,12 @@ def compare(settings: Settings, variants: dict[str, Settings], seeds: int = 1, p
     create_markdown_artifact(comparison.markdown(found.ranked), key="comparison", description=found.sentence)
     found = found.model_copy(update={"link": log_comparison(settings, variants, found)})
     return Completed(message=found.sentence, data=found)
+
+
+def _drawn(each: Settings, settings: Settings) -> Settings:
+    """A variant on the rows that a new candidate would get, whichever of them were looked at before."""
+    split = rotation.draw(settings, recipe="").settings(each).split
+    return each.model_copy(update={"split": split, "gate": each.gate.model_copy(update={"rotate": False})})
 
 
 def _train(course: Course, name: str, seed: int, settings: Settings) -> Trial:

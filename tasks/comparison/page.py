@@ -45,7 +45,7 @@ def row(ranked: Ranked) -> dict[str, str]:
     seconds = sum(trial.seconds or 0.0 for trial in ranked.trials) / len(ranked.trials)
     return {
         f"validation {measure}": f"{number(ranked.mean)}{spread}",
-        "behind": f"{number(ranked.behind)}{told}" if ranked.behind else "best",
+        "behind": f"{ranked.behind:.2g}{told}" if ranked.behind else "best",
         "seeds": str(len(ranked.values)),
         "best step": ", ".join(str(trial.best_step) for trial in ranked.trials),
         "parameters that learn": f"{first.learning:,}" if first.learning else "",
