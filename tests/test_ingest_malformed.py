@@ -94,7 +94,7 @@ FILES = {
     "html_page.csv": "html_page",
     "no_parquet.parquet": "bad_parquet",
     "not_packed.jsonl.gz": "not_packed",
-    "object.json": "not_an_array, .* set format to jsonl",
+    "object.json": "not_an_array, .* nothing around it, .* format set to jsonl",
     "open_string.json": "truncated, record 2, .* a quote is missing",
     "two_arrays.json": "bad_json, the array ends at byte 49, but more follows",
     "utf_16.jsonl": "utf_16",
@@ -135,6 +135,17 @@ def test_a_kept_record_stands_at_its_byte(name: str) -> None:
     for row in read(content, name)[0]:
         (alone,) = read(content[row["byte"] :].partition(b"\n")[0])[0]
         assert alone["row_id"] == row["row_id"]
+
+
+def test_an_array_in_a_file_of_lines_is_said_to_need_another_format() -> None:
+    (refused,) = read(b"[" + GOOD + b",\n" + GOOD)[1]
+    assert refused["detail"].endswith("if the file is one JSON array, set format to json")
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_a_table_of_other_separators_is_refused_as_a_whole(mark: str) -> None:
+    with pytest.raises(DataError, match=r"bad_csv, the header row is one column, .* accepted is CSV with commas"):
+        read(f"instruction{mark}output\na{mark}b, c\n".encode(), "rows.csv")
 
 
 @pytest.mark.parametrize("name", FILES)

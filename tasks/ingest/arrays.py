@@ -81,7 +81,10 @@ def _begin(path: str, stream: BufferedReader) -> int:
     while (first := stream.read(1)).isspace():
         byte += 1
     if first != b"[":
-        raise DataError(f"{path}: not_an_array, it is no JSON array; for one object a line set format to jsonl")
+        raise DataError(
+            f"{path}: not_an_array, it does not begin with '['; accepted is an array of records, nothing around it, "
+            "or, with format set to jsonl, one object a line"
+        )
     return byte + 1
 
 

@@ -38,6 +38,9 @@ def parse_line(raw: bytes, ended: bool) -> Any:
     except Refused as refused:
         if not ended and refused.reason in ("bad_json", "bad_encoding") and _is_open(raw):
             raise Refused("truncated", "the file ends in the middle of this record") from None
+        if refused.reason == "bad_json" and raw.lstrip().startswith(b"["):
+            said = f"{refused.detail}; if the file is one JSON array, set format to json"
+            raise Refused("bad_json", said) from None
         raise
 
 

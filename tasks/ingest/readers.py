@@ -21,8 +21,10 @@ from tasks.ingest.arrays import elements
 from tasks.ingest.files import SourceFile
 from tasks.ingest.layouts import known_columns
 from tasks.ingest.opening import BOM, is_of_content, packed, unpacked
-from tasks.ingest.parsing import Record, Refused, decoded, parse_json, parse_line
+from tasks.ingest.parsing import Record, Refused, decoded, parse_json, parse_line, quoted
 from tasks.ingest.stores import is_url
+
+OTHER_SEPARATORS = ";\t|"  # of what is called CSV too
 
 Columns = frozenset[str] | None
 Item = tuple[int, int | None, bytes, Callable[[], Any]]
@@ -153,6 +155,10 @@ def _header(path: str, rows: Iterator[list[str]], pulled: _Pulled) -> list[str]:
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(f"{path}: duplicate_key, the header row has {', '.join(map(ascii, twice))} more than once")
+    if len(header) == 1 and any(mark in header[0] for mark in OTHER_SEPARATORS):
+        raise DataError(
+            f"{path}: bad_csv, the header row is one column, {quoted(header[0])}; accepted is CSV with commas"
+        )
     return header
 
 
