@@ -18,7 +18,7 @@ from flows.calls import Step
 from flows.outcome import Outcome
 from flows.parameters import DEPLOYMENT_NAME, field, flat, shown
 from tasks import curves
-from tasks.account import leak_sentence
+from tasks.account import growth_sentence, leak_sentence
 from tasks.artifacts import Adapter, Registered
 from tasks.config import Settings
 from tasks.progress import duration
@@ -139,7 +139,7 @@ def _account(outcome: Outcome) -> str:
 
 def _proof(proof: dict[str, Any], rotation: str) -> str:
     """The sides, why rows are on them, how balanced they are, and what was set aside."""
-    lines = [leak_sentence(proof), "", "| side | rows | why |", "|---|---:|---|"]
+    lines = [leak_sentence(proof), growth_sentence(proof), "", "| side | rows | why |", "|---|---:|---|"]
     for side, count in proof["rows"].items():
         why = ", ".join(f"{number:,} {because}" for because, number in proof["because"][side].items())
         lines.append(f"| {side} | {count:,} | {why} |")

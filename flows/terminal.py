@@ -13,7 +13,7 @@ from flows.calls import Step
 from flows.deployment_file import Pipeline, effective
 from flows.outcome import Outcome, given_sides, worth_a_look
 from flows.report import mlflow_link, training_sentence
-from tasks.account import leak_sentence
+from tasks.account import growth_sentence, leak_sentence
 from tasks.stopped import from_here
 
 COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
@@ -91,7 +91,10 @@ def _show_account(console: Console, outcome: Outcome) -> None:
     if outcome.rotation:
         console.print(Text(outcome.rotation, "yellow"))
     if outcome.splits:
-        console.print(leak_sentence(json.loads(outcome.splits.path("proof.json").read_text(encoding="utf-8"))))
+        proof = json.loads(outcome.splits.path("proof.json").read_text(encoding="utf-8"))
+        console.print(leak_sentence(proof))
+        if grown := growth_sentence(proof):
+            console.print(grown)
 
 
 def _show_scores(console: Console, outcome: Outcome) -> None:

@@ -76,6 +76,20 @@ def leak_sentence(proof: dict[str, Any]) -> str:
     )
 
 
+def growth_sentence(proof: dict[str, Any]) -> str:
+    """What split's proof.json says of the rows of the version before, in words; empty where there was none."""
+    versions = proof["versions"]
+    if versions["earlier"] is None:
+        return ""
+    known, gone = versions["known_rows"], versions["gone"]
+    rows = sum(proof["rows"].values()) + sum(proof["set_aside"].values())
+    stayed = f"all {known:,}" if versions["stayed"] == known else f"{versions['stayed']:,} of {known:,}"
+    return (
+        f"Of the version before, {stayed} rows that are still here kept their side; {gone:,} are gone, and "
+        f"{rows - known:,} are new or had no side."
+    )
+
+
 def _of_held_out(shared: dict[str, Any]) -> str:
     """What training rows have in common with the records of evaluation files, if there are any."""
     if not shared["held_out_records"]:

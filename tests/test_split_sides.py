@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from split_rows import WORDS, jaccard, largest_across, on_sides, prompt, prompts, row_of, set_aside, side_of, split_rows
 
 from tasks import lineage
+from tasks.account import growth_sentence
 from tasks.artifacts import Splits
 from tasks.config import Split
 from tasks.errors import ConfigError, DataError
@@ -337,10 +338,13 @@ def test_a_given_side_takes_its_rows_from_where_they_were_and_frees_the_others()
     rows = [row_of(t) | {"side": "test" if row_of(t)["row_id"] in given_ids else None} for t in BASE]
     after = split_rows(rows, EVEN, before)
     assert {row["row_id"] for row in on_sides(after)["test"]} == given_ids
+    sides = side_of(after)
+    stayed = sum(sides.get(row_id) == side for row_id, side in side_of(before).items())
     versions = json.loads(after.path("proof.json").read_text())["versions"]
     assert versions == {
         "earlier": before.digest,
         "known_rows": 60,
+        "stayed": stayed,
         "given_elsewhere": 5,
         "freed_by_a_given_side": len(tested),
         "gone": 0,
@@ -358,6 +362,23 @@ def test_sides_on_which_most_rows_cannot_stand_stop_the_run() -> None:
     assert str(stopped.value).endswith(f"; see {from_here(left.path('quarantine.parquet'))}")
     aside = pq.read_table(left.path("quarantine.parquet"))
     assert aside["reason"].to_pylist() == ["repeats_test_row"] * 50
+    assert "contaminated" not in str(stopped.value)  # advice on what did not occur
+
+
+def test_what_became_of_the_version_before_is_said_in_words() -> None:
+    proof = {
+        "versions": {"earlier": None, "known_rows": 0, "stayed": 0, "gone": 0},
+        "rows": {"train": 60, "validation": 10, "test": 20},
+        "set_aside": {"bridges_sides": 2},
+    }
+    assert growth_sentence(proof) == ""
+    proof["versions"] = {"earlier": "digest", "known_rows": 80, "stayed": 80, "gone": 3}
+    assert growth_sentence(proof) == (
+        "Of the version before, all 80 rows that are still here kept their side; 3 are gone, and 12 are new or had no "
+        "side."
+    )
+    proof["versions"]["stayed"] = 79
+    assert "79 of 80 rows that are still here" in growth_sentence(proof)
 
 
 @st.composite

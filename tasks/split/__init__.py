@@ -52,6 +52,12 @@ from tasks.split.writing import write_memory, write_sides
 log = logging.getLogger("tunewright")
 
 MOST_SET_ASIDE = 0.5  # of the rows: if more cannot stand on any side, the sides are wrong, not the rows
+OF_CONTAMINATED = (
+    "contaminated: a shared instruction is known as one from ten rows on, add rows or set split.decontaminate=report"
+)
+OF_OTHERS = (
+    "where groups, split.threshold or the sides of sources are others than before, split.sticky=false splits anew"
+)
 
 
 def _stratify(settings: Split) -> Literal["none", "source", "label"]:
@@ -95,12 +101,13 @@ def _stop_if_unusable(sides: Sides, columns: Columns, settings: Split) -> None:
     aside = np.flatnonzero(sides.side == NONE)
     see = ("quarantine.parquet",) if len(aside) else ()
     if len(aside) > MOST_SET_ASIDE * len(columns):
-        reasons = ", ".join(f"{reason} {count}" for reason, count in set_aside(sides).items())
+        found = set_aside(sides)
+        advice = [OF_CONTAMINATED] if "contaminated" in found else []
+        advice += [OF_OTHERS] if found.keys() - {"contaminated"} else []
         raise DataError(
-            f"{len(aside)} of {len(columns)} rows can stand on no side ({reasons}), more than half; the first is "
-            f"{columns.place(int(aside[0]))}; contaminated: a shared instruction is known as one from ten rows on, add "
-            "rows or set split.decontaminate=report; bridges_sides: where groups, split.threshold or the sides of "
-            "sources are others than before, split.sticky=false splits anew",
+            f"{len(aside)} of {len(columns)} rows can stand on no side "
+            f"({', '.join(f'{reason} {count}' for reason, count in found.items())}), more than half; the first is "
+            f"{columns.place(int(aside[0]))}; {'; '.join(advice)}",
             see=see,
         )
     counts = rows_of_sides(sides)
@@ -188,7 +195,7 @@ def split(
         "balance": {"by": stratify, **balance(strata, sides.side)},
         "given_sides": [SIDES[side] for side in sorted(exact)],  # exactly the rows given to them; no share is used
         "versions": {"earlier": earlier.digest if earlier else None}
-        | versions(columns.given, before, exact, gone.num_rows),
+        | versions(sides.side, columns.given, before, exact, gone.num_rows),
         "time": in_time(sides.side, times) if times else None,
         "decontamination": contaminated,
         "settings": settings.model_dump(),

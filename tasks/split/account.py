@@ -36,11 +36,14 @@ def cluster_sizes(cluster: np.ndarray) -> dict[str, int]:
     return {str(size): sizes[size] for size in sorted(sizes)}
 
 
-def versions(given: np.ndarray, before: np.ndarray, exact: frozenset[int], num_gone: int) -> dict[str, int]:
-    """What became of the rows that the version before had on a side (`before`, or NONE), other than staying there."""
+def versions(
+    side: np.ndarray, given: np.ndarray, before: np.ndarray, exact: frozenset[int], num_gone: int
+) -> dict[str, int]:
+    """What became of the rows that the version before had on a side (`before`, or NONE)."""
     known = before != NONE
     return {
         "known_rows": int(known.sum()),
+        "stayed": int((known & (side == before)).sum()),
         "given_elsewhere": int((known & (given != NONE) & (given != before)).sum()),
         "freed_by_a_given_side": int((known & (given == NONE) & np.isin(before, list(exact))).sum()),
         "gone": num_gone,
