@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -49,10 +48,10 @@ def compare(tokens: Path, options: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     for turn in range(options.turns + 1):
         for side, process in processes.items():
-            elapsed = _ask(process)["seconds"]
+            elapsed = _ask(side, process)["seconds"]
             if turn:  # the first warms up
                 seconds[side].append(elapsed)
-    results = {side: _ask(process) for side, process in processes.items()}
+    results = {side: _ask(side, process) for side, process in processes.items()}
     for process in processes.values():
         process.wait()
     rate = {side: options.batch * options.steps / statistics.median(taken) for side, taken in seconds.items()}
@@ -70,7 +69,7 @@ def compare(tokens: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _ask(process: "subprocess.Popen[str]") -> dict[str, Any]:
+def _ask(side: str, process: "subprocess.Popen[str]") -> dict[str, Any]:
     assert process.stdin and process.stdout
     with contextlib.suppress(BrokenPipeError):  # it has ended, which is said below
         process.stdin.write("go\n")
@@ -78,7 +77,7 @@ def _ask(process: "subprocess.Popen[str]") -> dict[str, Any]:
     for line in process.stdout:
         if line.startswith('{"'):  # the trainers print too
             return json.loads(line)
-    raise SystemExit(f"{shlex.join(process.args)} ended with {process.wait()}; -9 is want of memory: --batch 8")
+    raise SystemExit(f"{side} ended with {process.wait()}; -9 is want of memory, of which a lower --batch takes less")
 
 
 def take_turns(options: argparse.Namespace) -> Any:
