@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -514,7 +515,7 @@ def test_test_rows_that_trained_the_champion_are_counted(make: Make, make_splits
     theirs = theirs.model_copy(update={"digest": version.tags["data.splits"]})
     assert trained_on_test(registry, held, theirs, Split(seed=1)) == "", "the same sides"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.register.champion.kept", lambda *_: theirs)
+        patch.setattr(import_module("tasks.register.champion"), "kept", lambda *_: theirs)
         known = trained_on_test(registry, held, other, Split(seed=1))
         assert known.startswith("1 of 2 test rows are training rows of the champion, version 1; ")
         apart = make_splits([("r", "b")], [("s", "c")], [("t", "d")]).model_copy(update={"digest": "other"})
