@@ -19,7 +19,12 @@ from tasks.stopped import Stopped, from_here
 
 DIGITS = 12  # of a digest, where a person reads it
 REFUSES = {"ingest": "refused", "dedupe": "removed"}  # what a stage does to a record; others set it aside
-RULES = {"given": "given by its source", "kept": "kept from earlier", "by_time": "by its time"}
+RULES = {
+    "given": "given by its source",
+    "kept": "kept from earlier",
+    "by_time": "by its time",
+    "replay": "drawn of the replay rows",
+}
 
 
 def show_data(console: Console, data: Data, what: str) -> None:
@@ -150,7 +155,8 @@ def _said(event: dict[str, Any]) -> str:
         return f"{event['reason']} of {_line(partner)} (row {row}), similarity {event['similarity']:.2f}"
     if outcome == "read":
         said = {name: event[name] for name in ("source", "byte", "group", "time", "repairs")}
-        side = [f"given to the {event['side']} side"] if event["side"] else []
+        is_replay = event["side"] == "replay"
+        side = ["a replay row" if is_replay else f"given to the {event['side']} side"] if event["side"] else []
         return ", ".join([f"{name} {value}" for name, value in said.items() if value is not None] + side)
     if outcome == "held out":
         return "never trained on; a training row that has a passage of it is set aside by split"

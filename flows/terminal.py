@@ -80,6 +80,8 @@ def _show_account(console: Console, outcome: Outcome) -> None:
     if account.train:
         sides = f"{account.train:,} train + {account.validation:,} validation + {account.test:,} test"
         console.print(f"{account.kept:,} kept = {sides}")
+    if account.train and outcome.rows and "replay" in outcome.rows.given.values():
+        console.print(f"{account.replay:,} replay rows among the train rows")
     if reasons := outcome.reasons():
         console.print(", ".join(f"{reason} {count:,}" for reason, count in reasons.items()), style="dim")
     if outcome.rows and (repaired := outcome.rows.repaired):

@@ -13,7 +13,7 @@ Counted = Rows | CheckedRows | UniqueRows | Splits | Tokens
 class Account(BaseModel):
     """Where every record went: read = kept + quarantined + duplicates, and kept = train + validation + test.
 
-    A run that ended before the split has no sides yet, and they are 0.
+    Of train `replay` are replay rows. A run that ended before the split has no sides yet, and they are 0.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -25,6 +25,7 @@ class Account(BaseModel):
     train: int
     validation: int
     test: int
+    replay: int = 0
 
     @classmethod
     def of(
@@ -46,6 +47,7 @@ class Account(BaseModel):
             train=sides[0],
             validation=sides[1],
             test=sides[2],
+            replay=last.num_replay if isinstance(last, Tokens | Splits) else 0,
         )
 
     def add_up(self) -> None:

@@ -7,6 +7,7 @@ A row table has the columns row_id, source, file, line, group and messages; ROW_
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -20,11 +21,13 @@ ROW_SCHEMA = pa.schema(
         ("byte", pa.int64()),  # where the record begins in the file, unpacked; null where a file has no such place
         ("group", pa.string()),  # rows of one group stay on one side of the split; null where there is none
         ("time", pa.string()),  # ISO 8601 in UTC, so that text order is time order; null where there is none
-        ("side", pa.string()),  # the side that the source's settings say; null where split decides
+        ("side", pa.string()),  # what the source's settings say, also replay; null where split decides
         ("repairs", pa.string()),  # what was repaired in its texts, such as "mojibake, nfc"; null for nothing
         ("messages", MESSAGES),
     ]
 )
+
+NO_REPLAY = ~pc.field("side").isin(["replay"])  # the rows of a row table that are not general ones mixed in
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -78,6 +81,7 @@ TOKEN_SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int32())),  # input_ids where the token is trained, IGNORED elsewhere, not shifted
         ("prompt_length", pa.int32()),  # tokens before the last answer: input_ids[:prompt_length] is what is asked
         ("reference", pa.string()),  # the text of the last answer
+        ("replay", pa.bool_()),  # whether it is a general row that was mixed in, whose answer says nothing of the task
     ]
 )
 
@@ -140,7 +144,7 @@ class Rows(Artifact):
     detected: dict[str, str]  # file -> "jsonl, alpaca"
     repaired: dict[str, int] = {}  # repair -> rows in which it changed something
     num_held_out: int = 0
-    given: dict[str, str] = {}  # file -> the side that its source puts all of it on
+    given: dict[str, str] = {}  # file -> the side that its source puts all of it on, or replay
 
 
 class CheckedRows(Artifact):
@@ -173,6 +177,7 @@ class Splits(Artifact):
     findings: dict[str, int] = {}
     largest_similarity: float  # of any pair of rows on two sides, or the floor under which none was looked at
     random_leak_share: float  # of test rows that a random split of the same sizes would have leaked
+    num_replay: int = 0  # of the training rows
 
 
 class Tokens(Artifact):
@@ -185,6 +190,7 @@ class Tokens(Artifact):
     reasons: dict[str, int]
     num_trained_tokens: int
     longest: int
+    num_replay: int = 0  # of the training rows
 
 
 class Scan(Artifact):

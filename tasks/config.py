@@ -18,7 +18,7 @@ Layout = Literal["auto", "alpaca", "prompt_completion", "sharegpt", "messages"]
 Format = Literal["auto", "jsonl", "json", "csv", "parquet"]
 Repair = Literal["mojibake", "nfc"]
 Severity = Literal["critical", "warning", "info", "skip"]
-Side = Literal["train", "validation", "test"]
+Side = Literal["train", "validation", "test", "replay"]
 Metric = Literal[
     "exact_match",
     "normalized_match",
@@ -112,7 +112,9 @@ class Source(Section):
         "answer, group: customer}; also source, group and time",
     )
     side: Side | None = Field(
-        default=None, description="The side of the split that all rows of this source are on; empty lets split decide"
+        default=None,
+        description="The side of the split that all rows of this source are on; replay: general rows that train beside "
+        "the others, so that the model forgets less, as many as split.replay says; empty lets split decide",
     )
     revision: str | None = Field(
         default=None, description="Branch, tag or commit of a hub data set; empty takes its main branch"
@@ -153,6 +155,17 @@ class Data(Section):
     max_line_bytes: int = Field(
         default=1_000_000, ge=1_000, description="Refuse a record longer than this many bytes; at least 1000"
     )
+
+    @property
+    def has_replay(self) -> bool:
+        """Whether a source is of replay rows."""
+        return any(source.side == "replay" for source in self.sources)
+
+    @model_validator(mode="after")
+    def _not_all_is_replay(self) -> Self:
+        if all(source.side == "replay" for source in self.sources):
+            raise ValueError("sources: all have side: replay, which is mixed into other rows; at least one has another")
+        return self
 
 
 class Expectation(Section):
@@ -243,6 +256,13 @@ class Split(Section):
     sticky: bool = Field(
         default=True,
         description="Rows of the last accepted version keep their side, and new rows join those they repeat",
+    )
+    replay: float = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="Of a source with side: replay, at most so many rows that they are this share of all training "
+        "rows, 0 to 1; 1 takes all",
     )
     decontaminate: Literal["remove", "report"] = Field(
         default="remove",
@@ -668,6 +688,13 @@ class Settings(Section):
     judge: Judge = Judge()
     gate: Gate = Gate()
     registry: Registry = Registry()
+
+    @model_validator(mode="after")
+    def _replay_is_there(self) -> Self:
+        share = self.split.replay
+        if share != Split().replay and not self.data.has_replay:
+            raise ValueError(f"split.replay={share:g} does nothing: no source of data.sources has side: replay")
+        return self
 
     @model_validator(mode="after")
     def _gate_is_measured(self) -> Self:

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tasks.artifacts import Answers, Contender, Tokens
 from tasks.caching import cached
 from tasks.config import Evaluation
 from tasks.errors import TunewrightError, retry_transient
+from tasks.metrics.labels import training_answers
 from tasks.models import load_model, load_tokenizer
 
 log = logging.getLogger("tunewright")
@@ -76,12 +77,6 @@ def scored(answers: pa.Table, choice: metrics.Choice) -> tuple[pa.Table, dict[st
         if rows is not None and name not in ("perplexity", "stopped"):
             answers = answers.append_column(name, pa.array(rows, pa.float64()))
     return answers, scores
-
-
-def training_answers(tokens: Tokens) -> Iterator[str]:
-    """The last answer of each training row."""
-    for batch in pq.ParquetFile(tokens.path("train.parquet")).iter_batches(columns=["reference"]):
-        yield from batch.column(0).to_pylist()
 
 
 def _check(answers: pa.Table, contender: str) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.artifacts import NO_REPLAY
 from tasks.errors import DataError
 from tasks.similarity.engine import read_pieces
 from tasks.similarity.folding import fold_messages
@@ -12,12 +13,17 @@ from tasks.similarity.prompts import answers
 ROWS_OF_A_LABEL = 5  # on average, or the answers are no closed set
 
 
-def num_answers(file: Path) -> int:
-    """How many different last answers the rows of rows.parquet have, but for case and white space."""
-    found = np.empty(0, np.uint64)
-    for batch in read_pieces(file, ["messages"]):
-        found = np.union1d(found, answers(fold_messages(batch["messages"])))
-    return len(found)
+def count_answers(file: Path) -> tuple[int, int]:
+    """How many different last answers the rows of rows.parquet have, but for case and white space; and how many rows.
+
+    Replay rows do not count.
+    """
+    found, num_rows = np.empty(0, np.uint64), 0
+    for batch in read_pieces(file, ["messages", "side"]):
+        rows = batch.filter(NO_REPLAY)
+        found = np.union1d(found, answers(fold_messages(rows["messages"])))
+        num_rows += len(rows)
+    return len(found), num_rows
 
 
 def stop_if_open(num_different: int, num_rows: int) -> None:

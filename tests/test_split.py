@@ -171,7 +171,10 @@ def test_a_random_split_leaks_as_counted_by_hand() -> None:
 
 def test_where_all_rows_are_equal_every_random_split_leaks() -> None:
     nothing = np.empty(0, dtype=np.int64)
-    assert random_leak_share(Pairs(np.zeros(10, np.int64), nothing, nothing, nothing.astype(float)), 2) == 1.0
+    assert (
+        random_leak_share(Pairs(np.zeros(10, np.int64), nothing, nothing, nothing.astype(float)), np.arange(10), 2)
+        == 1.0
+    )
 
 
 def test_each_source_has_about_its_share_of_each_side() -> None:

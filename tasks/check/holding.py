@@ -142,9 +142,10 @@ class Set:
 
 
 def hold_set(file: Path, held: Held, suite: Sequence[Entry], before: CheckedRows | None) -> Set:
-    """The rows of `held` that pass, against what a set must satisfy."""
+    """The rows of `held` that pass, against what a set must satisfy; the profile leaves replay rows out."""
     frame = held.frame[held.kept()]
-    found = profile(frame, labels(file, frame))
+    described = frame[frame["side"].ne("replay").fillna(value=True)]
+    found = profile(described, labels(file, described))
     earlier = json.loads(before.path("profile.json").read_text(encoding="utf-8")) if before else None
     changed = changed_rows(_row_ids(before), frame["row_id"]) if before else None
     measured = measures(found, earlier, changed)

@@ -54,12 +54,14 @@ class SourceFile(BaseModel):
 def source_files(data: Data) -> tuple[SourceFile, ...]:
     """The files of `data.sources`, then those of `data.held_out`, in their order, globs sorted.
 
+    Replay files are the last sources: where a row of one repeats another row, it is the later one, and goes.
+
     Raises ConfigError where a source names nothing readable of a known format, something that an earlier source named
     or columns that there are not; DataError where a file is empty or holds something else than data.
     """
     found: dict[str, SourceFile] = {}
     for held_out, sources in ((False, data.sources), (True, data.held_out)):
-        for position, source in enumerate(sources):
+        for position, source in sorted(enumerate(sources), key=lambda each: each[1].side == "replay"):
             setting = f"data.{'held_out' if held_out else 'sources'}[{position}]"
             _fits(source, setting, held_out)
             for file in _files(source, setting, held_out):

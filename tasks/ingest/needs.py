@@ -19,7 +19,7 @@ def stop_on_needs(file: Path, needs: Container[Need]) -> None:
     if "time" in needs:
         _stop_if_undated(file)
     if "label" in needs:
-        labels.stop_if_open(labels.num_answers(file), pq.read_metadata(file).num_rows)
+        labels.stop_if_open(*labels.count_answers(file))
 
 
 def _stop_if_undated(file: Path) -> None:

@@ -1,8 +1,11 @@
 """Answers that are one of a closed set of labels, known from the answers of the training rows."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import pyarrow.parquet as pq
+
+from tasks.artifacts import Tokens
 from tasks.metrics.structured import canonical, parsed
 from tasks.metrics.texts import normalized, plain
 
@@ -48,6 +51,12 @@ class Labels:
 def _loosely(text: str) -> str:
     value = parsed(text)
     return normalized(text) if value is None else canonical(value)
+
+
+def training_answers(tokens: Tokens) -> Iterator[str]:
+    """The last answer of each training row, but of no replay row: a free text among labels would end their set."""
+    for batch in pq.ParquetFile(tokens.path("train.parquet")).iter_batches(columns=["reference", "replay"]):
+        yield from (row["reference"] for row in batch.to_pylist() if not row["replay"])
 
 
 def closed_set(answers: Iterable[str], references: Sequence[str]) -> tuple[str, ...]:

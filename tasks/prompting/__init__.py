@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect import task
 
-from tasks.artifacts import TOKEN_SCHEMA, Base, Prompts, Splits, Tokens
+from tasks.artifacts import NO_REPLAY, TOKEN_SCHEMA, Base, Prompts, Splits, Tokens
 from tasks.caching import cached
 from tasks.chat import Chat
 from tasks.config import PromptContender
@@ -106,8 +106,10 @@ def write(file: Path, asking: Asking, shots: Sequence[list[int]]) -> dict[str, A
         for start in range(0, len(shots), ROWS):
             rows, wanted = asking.test.slice(start, ROWS), shots[start : start + ROWS]
             written = asking.ask(rows, wanted)
-            names = {name: rows[name].to_pylist() for name in ("row_id", "cluster")}
-            columns = {name: [vars(row.tokens)[name] for row in written] for name in TOKEN_SCHEMA.names[2:]}
+            names: dict[str, list[Any]] = {name: rows[name].to_pylist() for name in ("row_id", "cluster")}
+            names["replay"] = [False] * len(rows)
+            rest = [name for name in TOKEN_SCHEMA.names if name not in names]
+            columns = {name: [vars(row.tokens)[name] for row in written] for name in rest}
             writer.write_table(pa.table(names | columns, TOKEN_SCHEMA))
             ids |= {row_id: asking.pool.ids(row.shots) for row_id, row in zip(names["row_id"], written, strict=True)}
             num_shortened += sum(len(row.shots) < len(some) for row, some in zip(written, wanted, strict=True))
@@ -123,12 +125,11 @@ def _asked(splits: Splits, tokens: Tokens, side: str) -> pa.Table:
 
 
 def _first_by_id(file: Path, number: int) -> pa.Table:
-    """All rows of a file, or a sample: those whose hash comes first."""
-    ids = pq.read_table(file, columns=["row_id"])["row_id"].to_numpy()
-    last = np.sort(ids)[min(number, len(ids)) - 1]
-    batches = pq.ParquetFile(file).iter_batches(ROWS, columns=COLUMNS)
-    at_most = pc.less_equal  # pyright: ignore[reportAttributeAccessIssue]
-    return pa.Table.from_batches([batch.filter(at_most(batch["row_id"], last)) for batch in batches])
+    """All rows of a file but replay rows, or a sample: those whose hash comes first."""
+    ids = pq.read_table(file, columns=["row_id"], filters=NO_REPLAY)["row_id"].to_numpy()
+    wanted = NO_REPLAY & (pc.field("row_id") <= np.sort(ids)[min(number, len(ids)) - 1])
+    batches = pq.ParquetFile(file).iter_batches(ROWS, columns=[*COLUMNS, "side"])
+    return pa.concat_tables(pa.Table.from_batches([batch]).filter(wanted).select(COLUMNS) for batch in batches)
 
 
 def _rounded(found: Found) -> dict[str, float]:

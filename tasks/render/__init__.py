@@ -61,7 +61,8 @@ def render_side(chat: Chat, rows: Path, target: Path, *, limit: int, last_only: 
                 if reason := _reason(tokens, limit):
                     refused.append(_refused(row, tokens, reason, limit))
                 else:
-                    kept.append({"row_id": row["row_id"], "cluster": row["cluster"], **vars(tokens)})
+                    named = {"row_id": row["row_id"], "cluster": row["cluster"], "replay": row["side"] == "replay"}
+                    kept.append(named | vars(tokens))
             writer.write_table(pa.Table.from_pylist(kept, TOKEN_SCHEMA))
     return refused
 
@@ -164,4 +165,5 @@ def render(folder: Path, splits: Splits, base: Base, model: Model) -> Tokens:
         reasons=reasons,
         num_trained_tokens=int(sides["train"].trained.sum()),
         longest=int(max(measured.whole.max() for measured in sides.values())),
+        num_replay=pq.read_table(folder / "train.parquet", columns=["replay"])["replay"].to_pylist().count(True),
     )

@@ -3,8 +3,9 @@
 A cluster is what must stay together: rows whose prompts are alike, directly or through others, and rows of one group.
 Rows of the version before keep their side (split.sticky), rows of a source with a side have that one, and what repeats
 them joins them (sides.py); the other clusters are drawn (draw.py). Then training rows go that have a passage of an
-evaluation row (contamination.py). A row that can stand on no side is set aside, with its reason and the row that it is
-in conflict with. By time, sides that stay do not follow the newest rows: split.sticky=false lets them.
+evaluation row (contamination.py), and replay rows beyond their share (replay.py). A row that can stand on no side is
+set aside, with its reason and the row that it is in conflict with. By time, sides that stay do not follow the newest
+rows: split.sticky=false lets them.
 
 Of a row that is no longer there its row_id and side are remembered, not what it said, since it may be gone for privacy:
 it comes back to its side, but a near copy of it that comes later can be drawn onto another.
@@ -13,7 +14,9 @@ it comes back to its side, but a near copy of it that comes later can be drawn o
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,13 +41,14 @@ from tasks.split.account import (
     set_aside,
     versions,
 )
-from tasks.split.clusters import Links, numbered
+from tasks.split.clusters import Links
 from tasks.split.columns import Columns, earlier_sides, read_columns
-from tasks.split.contamination import Contamination, find_contamination
+from tasks.split.contamination import find_contamination
 from tasks.split.details import Details
 from tasks.split.draw import draw
 from tasks.split.joins import Joined
 from tasks.split.proof import FINDINGS, findings, floor_of, leak_proof, random_leak_share, visible_difference
+from tasks.split.replay import apart, draw_replay
 from tasks.split.sides import NONE, SIDES, TEST, Because, Sides, fix, settle
 from tasks.split.strata import Strata, balance, strata_of
 from tasks.split.writing import write_memory, write_sides
@@ -70,12 +74,18 @@ def _stratify(settings: Split) -> Literal["none", "source", "label"]:
 
 
 def _strata(file: Path, columns: Columns, stratify: Literal["none", "source", "label"]) -> Strata:
+    """The strata of all rows but replay rows, which are given and in none."""
+    rows = np.flatnonzero(~columns.replay)
     if stratify == "label":
-        strata = strata_of(_answers(file), lambda answer: " ".join(fold(answer).split()))
-        stop_if_open(len(strata.names), len(columns))  # ingest has looked, but check and dedupe may have changed it
-        return strata
-    of_source = stratify == "source"
-    return strata_of(columns.table["source"].to_pylist() if of_source else ["all rows"] * len(columns))
+        answers = compress(_answers(file), ~columns.replay)
+        strata = strata_of(answers, lambda answer: " ".join(fold(answer).split()))
+        stop_if_open(len(strata.names), len(rows))  # ingest has looked, but check and dedupe may have changed it
+    else:
+        sources = columns.table["source"].take(rows).to_pylist()
+        strata = strata_of(sources if stratify == "source" else ["all rows"] * len(rows))
+    of = np.zeros(len(columns), np.int64)
+    of[rows] = strata.of
+    return replace(strata, of=of)
 
 
 def _answers(file: Path) -> Iterator[str]:
@@ -90,33 +100,27 @@ def _shingles(batch: pa.Table, left_out: np.ndarray) -> Shingles:
     return shingles(cut(fold_messages(batch["messages"])), left_out)
 
 
-def _remove_contaminated(sides: Sides, found: Contamination) -> None:
-    rows = np.array(sorted(found.training_rows()), np.int64)
-    sides.side[rows], sides.because[rows], sides.cluster[rows] = NONE, Because.CONTAMINATED, NONE
-    standing = sides.cluster != NONE
-    sides.cluster[standing] = numbered(sides.cluster[standing])
-
-
 def _stop_if_unusable(sides: Sides, columns: Columns, settings: Split) -> None:
-    aside = np.flatnonzero(sides.side == NONE)
+    own = ~columns.replay
+    aside, num_rows = np.flatnonzero((sides.side == NONE) & own), int(own.sum())
     see = ("quarantine.parquet",) if len(aside) else ()
-    if len(aside) > MOST_SET_ASIDE * len(columns):
-        found = set_aside(sides)
+    if len(aside) > MOST_SET_ASIDE * num_rows:
+        found = set_aside(sides.because[aside])
         advice = [OF_CONTAMINATED] if "contaminated" in found else []
         advice += [OF_OTHERS] if found.keys() - {"contaminated"} else []
         raise DataError(
-            f"{len(aside)} of {len(columns)} rows can stand on no side "
+            f"{len(aside)} of {num_rows} rows can stand on no side "
             f"({', '.join(f'{reason} {count}' for reason, count in found.items())}), more than half; the first is "
             f"{columns.place(int(aside[0]))}; {'; '.join(advice)}",
             see=see,
         )
-    counts = rows_of_sides(sides)
+    counts = rows_of_sides(sides.side[own])
     for side, count in counts.items():
         if count == 0:
             found = ", ".join(f"{name} {num_rows}" for name, num_rows in counts.items())
             sizes = np.bincount(sides.cluster[sides.cluster != NONE], minlength=1)
             raise DataError(
-                f"the {side} side is empty ({found}): {len(columns)} rows make {np.count_nonzero(sizes)} clusters, the "
+                f"the {side} side is empty ({found}): {num_rows} rows make {np.count_nonzero(sizes)} clusters, the "
                 f"largest of {sizes.max()} rows, with split.test={settings.test:g}, split.validation="
                 f"{settings.validation:g}, split.threshold={settings.threshold:g}; each side needs a cluster",
                 see=see,
@@ -165,15 +169,18 @@ def split(
         sets = machine.sets(machine.over_batches(file, ["messages"], _shingles, left_out=left_out))
         links = Links(machine.alike(sets, settings.threshold), columns.group)
 
-        sides = settle(
-            links.clusters(), fixed, because, exact, partial(Joined, machine, sets, links, settings.threshold)
-        )
+        joins_of = partial(Joined, machine, sets, links, settings.threshold)
+        clusters, repeats = apart(links.clusters(), columns.replay, joins_of)
+        sides = settle(clusters, fixed, because, exact, joins_of)
+        sides.partners |= repeats
+        sides.set_aside(np.array(sorted(repeats), np.int64), Because.REPEATS_OWN_ROW)
         draw(sides, columns.row_ids, strata, times.ranks if times else None, columns.given == NONE, exact, settings)
         returns_to = np.where(sides.side == NONE, fixed, sides.side)
         found = find_contamination(file, sides.side, held_out, left_out)
         contaminated = decontamination(sides.side, found, removed=settings.decontaminate == "remove")
         if contaminated["removed"]:
-            _remove_contaminated(sides, found)
+            sides.set_aside(np.array(sorted(found.training_rows()), np.int64), Because.CONTAMINATED)
+        draw_replay(sides, columns.row_ids, columns.replay, settings.replay)
         write_sides(folder, file, sides, Details(columns, sides, found))
         _stop_if_unusable(sides, columns, settings)
         standing = np.flatnonzero(sides.side != NONE)
@@ -184,19 +191,20 @@ def split(
     proof = leak_proof(nearest, sides, columns, settings.threshold, floor)
     if not proof["holds"]:
         raise DataError(f"a row of one side repeats a row of another, over split.threshold: {proof['largest_pair']}")
-    counts, in_test = rows_of_sides(sides), np.unique(sides.cluster[sides.side == TEST])
+    counts, in_test = rows_of_sides(sides.side), np.unique(sides.cluster[sides.side == TEST])
+    own_side = np.where(columns.replay, NONE, sides.side)
     proof |= {
-        "random_leak_share": random_leak_share(links.pairs, counts["test"]),
+        "random_leak_share": random_leak_share(links.pairs, np.flatnonzero(~columns.replay), counts["test"]),
         "rows": counts,
         "because": reasons_of_sides(sides),
-        "set_aside": set_aside(sides),
+        "set_aside": set_aside(sides.because[sides.side == NONE]),
         "cluster_sizes": cluster_sizes(sides.cluster),
         "smallest_visible_difference": visible_difference(len(in_test)),
-        "balance": {"by": stratify, **balance(strata, sides.side)},
+        "balance": {"by": stratify, **balance(strata, own_side)},
         "given_sides": [SIDES[side] for side in sorted(exact)],  # exactly the rows given to them; no share is used
         "versions": {"earlier": earlier.digest if earlier else None}
         | versions(sides.side, columns.given, before, exact, gone.num_rows),
-        "time": in_time(sides.side, times) if times else None,
+        "time": in_time(own_side, times) if times else None,
         "decontamination": contaminated,
         "settings": settings.model_dump(),
     }
@@ -214,4 +222,5 @@ def split(
         findings=proof["findings"],
         largest_similarity=proof["largest_similarity"],
         random_leak_share=proof["random_leak_share"],
+        num_replay=int((sides.because == Because.REPLAY).sum()),
     )

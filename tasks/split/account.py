@@ -10,9 +10,9 @@ from tasks.split.contamination import Contamination
 from tasks.split.sides import NONE, SIDES, TEST, TRAIN, Because, Sides
 
 
-def rows_of_sides(sides: Sides) -> dict[str, int]:
+def rows_of_sides(sides: np.ndarray) -> dict[str, int]:
     """Side -> rows."""
-    return {name: int((sides.side == side).sum()) for side, name in enumerate(SIDES)}
+    return {name: int((sides == side).sum()) for side, name in enumerate(SIDES)}
 
 
 def reasons_of_sides(sides: Sides) -> dict[str, dict[str, int]]:
@@ -24,9 +24,9 @@ def reasons_of_sides(sides: Sides) -> dict[str, dict[str, int]]:
     }
 
 
-def set_aside(sides: Sides) -> dict[str, int]:
+def set_aside(because: np.ndarray) -> dict[str, int]:
     """Reason -> rows that were set aside for it."""
-    counts = Counter(Because(reason).name.lower() for reason in sides.because[sides.side == NONE].tolist())
+    counts = Counter(Because(reason).name.lower() for reason in because.tolist())
     return dict(sorted(counts.items()))
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tasks.artifacts import ROW_SCHEMA, SIDES_FILE, SIDES_SCHEMA, Splits
 from tasks.errors import ConfigError
-from tasks.split.sides import NONE, SIDES
+from tasks.split.sides import NONE, SIDES, TRAIN
 
 READ = ["row_id", "file", "line", "source", "group", "time", "side"]
 
@@ -31,6 +31,7 @@ class Columns:
     row_ids: pa.Array
     group: np.ndarray  # (rows,) the number of the row's group, -1 for none
     given: np.ndarray  # (rows,) the side that its source is given to, or NONE
+    replay: np.ndarray  # (rows,) whether it is a replay row, which is given to train
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -57,7 +58,9 @@ def read_columns(file: Path) -> Columns:
     """The columns of rows.parquet."""
     table = pq.read_table(file, columns=READ, schema=ROW_SCHEMA, read_dictionary=["file", "source"])
     group = _one(table["group"]).dictionary_encode().indices.fill_null(-1)
-    return Columns(table, _one(table["row_id"]), np.asarray(group).astype(np.int64), _sides(table["side"]))
+    replay = _index_in(_one(table["side"]), pa.array(["replay"])) == 0
+    given = np.where(replay, TRAIN, _sides(table["side"]))
+    return Columns(table, _one(table["row_id"]), np.asarray(group).astype(np.int64), given, replay)
 
 
 def earlier_sides(row_ids: pa.Array, earlier: Splits | None) -> tuple[np.ndarray, pa.Table]:

@@ -8,7 +8,7 @@ import math
 from tasks.split.columns import Columns
 from tasks.split.contamination import Contamination
 from tasks.split.passages import first_word
-from tasks.split.sides import SIDES, Because, Partner, Sides
+from tasks.split.sides import NONE, SIDES, Because, Partner, Sides
 
 
 class Details:
@@ -22,11 +22,15 @@ class Details:
         """The sentence on a row with this text."""
         if self.sides.because[row] == Because.CONTAMINATED:
             return self._of_passage(*self.passages[row], text)
+        if self.sides.because[row] == Because.NOT_DRAWN:
+            return "As many replay rows as split.replay accepts come before it by their row_id"
         partners = " and ".join(self._of_partner(partner) for partner in self.sides.partners[row])
-        return f"It {partners}, so it can stand on no side"
+        is_replay = self.sides.because[row] == Because.REPEATS_OWN_ROW
+        return f"It {partners}, {'to which a replay row gives way' if is_replay else 'so it can stand on no side'}"
 
     def _of_partner(self, partner: Partner) -> str:
-        other = f"{SIDES[partner.side]} row {self.columns.place(partner.row)}"
+        kind = "row" if partner.side == NONE else f"{SIDES[partner.side]} row"
+        other = f"{kind} {self.columns.place(partner.row)}"
         if math.isnan(partner.similarity):
             return f"is of the same group as {other}"
         return f"is alike to {other} (similarity {partner.similarity:.2f})"

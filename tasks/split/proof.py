@@ -44,19 +44,20 @@ def leak_proof(nearest: Nearest, sides: Sides, columns: Columns, threshold: floa
     }
 
 
-def random_leak_share(pairs: Pairs, num_test: int) -> float:
-    """The share of test rows with a similar row outside test, had the rows been drawn at random; mean of 20 draws."""
+def random_leak_share(pairs: Pairs, rows: np.ndarray, num_test: int) -> float:
+    """The share of test rows with a similar row outside test, had the `rows` been drawn at random; mean of 20 draws."""
     num_rows = len(pairs.first)
     shares = []
     for seed in range(RANDOM_SPLITS):
-        outside = np.ones(num_rows, np.bool_)
-        outside[np.random.default_rng(seed).permutation(num_rows)[:num_test]] = False
+        tested = rows[np.random.default_rng(seed).permutation(len(rows))[:num_test]]
+        outside = np.zeros(num_rows, np.bool_)
+        outside[np.setdiff1d(rows, tested)] = True
         leaks = np.zeros(num_rows, np.bool_)
         leaks[pairs.first[outside]] = True
         neighbours = leaks.copy()
         neighbours[pairs.left[leaks[pairs.right]]] = True
         neighbours[pairs.right[leaks[pairs.left]]] = True
-        shares.append(neighbours[pairs.first[~outside]].mean())
+        shares.append(neighbours[pairs.first[tested]].mean())
     return round(float(np.mean(shares)), 6)
 
 

@@ -27,10 +27,13 @@ class Because(IntEnum):
     KEPT = 2  # it was on this side in the earlier version
     INHERITED = 3  # it repeats a row that is fixed to this side
     GIVEN = 4  # its source is this side's
-    BRIDGES_SIDES = 5
-    REPEATS_TEST_ROW = 6
-    REPEATS_VALIDATION_ROW = 7
-    CONTAMINATED = 8
+    REPLAY = 5  # it is a replay row, of those that were drawn
+    BRIDGES_SIDES = 6
+    REPEATS_TEST_ROW = 7
+    REPEATS_VALIDATION_ROW = 8
+    CONTAMINATED = 9
+    REPEATS_OWN_ROW = 10  # a replay row that repeats a row of another source
+    NOT_DRAWN = 11  # a replay row for which split.replay has no room
 
 
 REPEATS = {TEST: Because.REPEATS_TEST_ROW, VALIDATION: Because.REPEATS_VALIDATION_ROW}
@@ -60,7 +63,7 @@ class Partner(NamedTuple):
     """The row of another side for which a row was set aside."""
 
     row: int
-    side: int
+    side: int  # NONE where it is on any
     similarity: float  # nan: of the same group
 
 
@@ -72,6 +75,12 @@ class Sides:
     because: np.ndarray  # (rows,) a Because; DRAWN where it is yet to be drawn
     cluster: np.ndarray  # (rows,) numbered by first appearance, NONE where it is set aside
     partners: dict[int, list[Partner]] = field(default_factory=dict)  # of the rows that are set aside
+
+    def set_aside(self, rows: np.ndarray, because: Because) -> None:
+        """Takes the rows from their sides and clusters."""
+        self.side[rows], self.because[rows], self.cluster[rows] = NONE, because, NONE
+        standing = self.cluster != NONE
+        self.cluster[standing] = numbered(self.cluster[standing])
 
 
 def fix(given: np.ndarray, earlier: np.ndarray) -> tuple[np.ndarray, np.ndarray, frozenset[int]]:

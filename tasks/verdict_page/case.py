@@ -30,7 +30,7 @@ from tasks.artifacts import (
 )
 from tasks.intervals import Floats
 from tasks.metrics import describe
-from tasks.metrics.labels import MAX_LABELS, closed_set
+from tasks.metrics.labels import MAX_LABELS, closed_set, training_answers
 from tasks.metrics.rows import scores
 
 Comparison = dict[str, Any]  # of verdict.json (tasks/decide/comparison.py)
@@ -130,8 +130,8 @@ class Case:
     def trained(self) -> Counter[str]:
         """How often each answer stands in the training rows; empty where there are too many different ones."""
         counts: Counter[str] = Counter()
-        for batch in pq.ParquetFile(self.tokens.path("train.parquet")).iter_batches(columns=["reference"]):
-            counts.update(batch.column(0).to_pylist())
+        for answer in training_answers(self.tokens):
+            counts[answer] += 1
             if len(counts) > MAX_LABELS:
                 return Counter()
         return counts
