@@ -129,7 +129,8 @@ def evaluate(
     answers = answered(_load(contender), load_tokenizer(contender.base), test, stops, evaluation)
     _check(answers, contender.name)
     choice = metrics.choose(evaluation.metrics, test.column("reference").to_pylist(), training_answers(tokens), schema)
-    log.info("%s: %s", contender.name, choice.says())
+    if contender.name == "base":  # of all the same
+        log.info("  %s", choice.says())
     answers, scores = scored(answers, choice)
     pq.write_table(answers, folder / "answers.parquet")
     shown = scores | {"num_rows": len(answers), "measured": choice.says()}
