@@ -161,7 +161,7 @@ def compare(
         _prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
         from flows import compare_command, deployment_file
 
-        asked = compare_command.variants(pipeline, vary or [], seeds)
+        asked = compare_command.variants(pipeline, vary or [])
         variants = {name: variant.settings for name, variant in asked.items()}
         config.make_home()
         from flows.compare import compare as compare_flow

@@ -27,7 +27,7 @@ class Variant(NamedTuple):
     settings: Settings
 
 
-def variants(pipeline: Pipeline, varied: Sequence[str], seeds: int) -> dict[str, Variant]:
+def variants(pipeline: Pipeline, varied: Sequence[str]) -> dict[str, Variant]:
     """Every combination of the values, by what tells it from the others: "rank=8 learning_rate=1e-4".
 
     Raises ConfigError where they could not be compared on the same validation rows, or one of them is refused.
@@ -37,8 +37,8 @@ def variants(pipeline: Pipeline, varied: Sequence[str], seeds: int) -> dict[str,
     keys = [each.partition("=")[0] for each in varied]
     if len({*keys}) < len(keys):
         raise ConfigError(f"--vary: a setting stands twice in {', '.join(keys)}; list its values in one")
-    if seeds > 1 and "training.seed" in keys:
-        raise ConfigError("--vary training.seed: --seeds trains each variant from more than one; give one of them")
+    if "training.seed" in keys:
+        raise ConfigError("--vary training.seed: --seeds 3 trains each variant from three, from training.seed on")
     values = [_values(pipeline, key, each) for key, each in zip(keys, varied, strict=True)]
     if (number := prod(map(len, values))) > MOST_VARIANTS:
         raise ConfigError(f"--vary: {number} variants; accepted: at most {MOST_VARIANTS}")

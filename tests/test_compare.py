@@ -37,10 +37,10 @@ deployments:
 """
 
 
-def asked(tmp_path: Path, *varied: str, seeds: int = 1, more: str = "") -> dict[str, Variant]:
+def asked(tmp_path: Path, *varied: str, more: str = "") -> dict[str, Variant]:
     file = tmp_path / "mine.yaml"
     file.write_text(FILE + more)
-    return variants(load(file), varied, seeds)
+    return variants(load(file), varied)
 
 
 def test_every_combination_of_the_values_is_a_variant(tmp_path: Path) -> None:
@@ -78,13 +78,13 @@ def test_a_whole_section_can_be_varied(tmp_path: Path) -> None:
         (["split.seed=1,2"], "--vary split.seed: variants are compared on the same validation rows; accepted:"),
         (["training.best_by=loss,chrf"], "it is what the variants are ranked by"),
         (["model.base=a/b,c/d"], "their losses do not compare"),
-        (["training.seed=1,2"], "--seeds trains each variant from more than one"),
+        (["training.seed=1,2"], "--seeds 3 trains each variant from three"),
         (["method.rank=1,2,3,4,5,6,7,8,9", "method.alpha=1,2,3,4,5,6,7,8"], "72 variants; accepted: at most 64"),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_line(tmp_path: Path, varied: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says) as refused:
-        asked(tmp_path, *varied, seeds=2)
+        asked(tmp_path, *varied)
     assert "\n" not in str(refused.value)
 
 
