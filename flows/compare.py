@@ -20,6 +20,7 @@ from tasks.config import Settings
 from tasks.errors import Pruned, TrainingError
 from tasks.progress import only_steps, watched
 from tasks.register.comparison import log_comparison
+from tasks.rotation import Draw
 
 log = logging.getLogger("tunewright")
 
@@ -47,7 +48,8 @@ def compare(settings: Settings, variants: dict[str, Settings], seeds: int = 1, p
         prune: Whether a variant that is behind is ended before its planned end
     """
     config.prepare_environment(settings)
-    variants = {name: _drawn(each, settings) for name, each in variants.items()}
+    drawn = rotation.draw(settings, recipe="")  # rows that a new candidate gets, whichever were looked at before
+    variants = {name: _on(drawn, each) for name, each in variants.items()}
     first = settings.training.seed
     trials: list[Trial] = []
     left = list(variants)
@@ -66,10 +68,9 @@ def compare(settings: Settings, variants: dict[str, Settings], seeds: int = 1, p
     return Completed(message=found.sentence, data=found)
 
 
-def _drawn(each: Settings, settings: Settings) -> Settings:
-    """A variant on the rows that a new candidate would get, whichever of them were looked at before."""
-    split = rotation.draw(settings, recipe="").settings(each).split
-    return each.model_copy(update={"split": split, "gate": each.gate.model_copy(update={"rotate": False})})
+def _on(drawn: Draw, each: Settings) -> Settings:
+    """A variant on the rows that were drawn, and no others."""
+    return drawn.settings(each).model_copy(update={"gate": each.gate.model_copy(update={"rotate": False})})
 
 
 def _train(course: Course, name: str, seed: int, settings: Settings) -> Trial:

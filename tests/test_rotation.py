@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from test_ledger import adapter
 
 from tasks import ledger
-from tasks.artifacts import Adapter, Answers, Verdict
+from tasks.artifacts import Answers, Verdict
 from tasks.config import Data, Gate, Model, Registry, Settings, Source, Split
 from tasks.ledger import Look
 from tasks.rotation import draw, seed_of
@@ -99,23 +100,12 @@ def asked(gate: Gate, sources: tuple[Source, ...] = (Source(path="a.jsonl"),), s
 
 
 def enter(candidate: str, seed: int, tmp_path: Path) -> None:
-    adapter = Adapter(
-        digest=candidate,
-        method="lora",
-        steps=1,
-        best_step=1,
-        best_by="loss",
-        best_value=1.0,
-        best_validation_loss=1.0,
-        stopped_early=False,
-        train_seconds=1.0,
-    )
     verdict = Verdict(
         decision="keep", sentence="Kept.", metric="exact_match", differences={}, intervals={}, rows_needed=None
     )
     pq.write_table(pa.table({"row_id": [f"{seed} {row}" for row in range(50)]}), tmp_path / "answers.parquet")
     answers = Answers(folder=tmp_path, contender="candidate", num_rows=50, scores={})
-    ledger.enter("triage", verdict, adapter, answers, Gate(), seed=seed, recipe=candidate)
+    ledger.enter("triage", verdict, adapter(candidate), answers, Gate(), seed=seed, recipe=candidate)
 
 
 def test_with_gate_rotate_a_new_candidate_gets_other_rows_and_it_is_said(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ course.py ends those that are behind, ranking.py says which is the best and whic
 shows it.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tasks.comparison.page import markdown, row, write_page
 from tasks.comparison.ranking import Ranked, rank, sentence
 from tasks.comparison.trials import Trial
 from tasks.config import home
+from tasks.ingredients import hash_of
 
 __all__ = ["Comparison", "Course", "Ranked", "Study", "Trial", "markdown", "of", "row"]
 
@@ -33,8 +33,7 @@ class Comparison(BaseModel):
 
 def of(trials: Sequence[Trial], name: str) -> Comparison:
     """The comparison of these trials of a pipeline, with its files."""
-    told = "\n".join(f"{trial.variant} {trial.seed} {trial.folder and trial.folder.name}" for trial in trials)
-    key = hashlib.sha256(told.encode()).hexdigest()[:12]
+    key = hash_of([(trial.variant, trial.seed, trial.folder and trial.folder.name) for trial in trials])[:12]
     ranked = rank(trials)
     found = Comparison(key=key, ranked=ranked, sentence=sentence(ranked), folder=home() / "comparisons" / name / key)
     found.folder.mkdir(parents=True, exist_ok=True)

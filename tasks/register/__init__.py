@@ -84,7 +84,7 @@ def register(
         settings=settings,
     )
     with connected(registry) as client:
-        run = runs.get_or_create(client, candidate, experiment(client, registry, registry.name, candidate.columns))
+        run = runs.of_candidate(client, candidate, experiment(client, registry, registry.name, candidate.columns))
         try:
             runs.describe(client, candidate, run)
             model = logged_model(client, candidate, run)

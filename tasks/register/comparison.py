@@ -1,6 +1,5 @@
 """A comparison in MLflow: a run, with one below it for each training; the same comparison again is completed."""
 
-import hashlib
 from typing import TYPE_CHECKING
 
 from prefect import task
@@ -8,8 +7,9 @@ from prefect import task
 from tasks.comparison import Comparison, Trial
 from tasks.config import Settings
 from tasks.errors import retry_transient
+from tasks.ingredients import hash_of
 from tasks.register.candidate import CURVES, Point, curves, parameters
-from tasks.register.runs import log_points
+from tasks.register.runs import get_or_create, log_points
 from tasks.register.tracking import IN_VIEW, connected, experiment, tracking_uri, ui
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def log_comparison(settings: Settings, variants: dict[str, Settings], found: Com
     with connected(settings.registry) as client:
         name = f"{settings.registry.name}.compare"
         experiment_id = experiment(client, settings.registry, name, columns)
-        parent = _run(client, experiment_id, found.key, f"compare {len(found.ranked)} variants", {})
+        parent = get_or_create(client, experiment_id, found.key, f"compare {len(found.ranked)} variants", {})
         for ranked in found.ranked:
             for trial in ranked.trials:
                 params = {key: value for key, value in given[trial.variant].items() if key in varied}
@@ -59,8 +59,8 @@ def _log_trial(
 ) -> None:
     from mlflow.entities import Param, RunTag
 
-    fingerprint = f"{key} {trial.variant} {trial.seed}"
-    run = _run(client, experiment_id, fingerprint, f"{trial.variant} seed {trial.seed}", {PARENT: parent.info.run_id})
+    name = f"{trial.variant} seed {trial.seed}"
+    run = get_or_create(client, experiment_id, hash_of([key, name]), name, {PARENT: parent.info.run_id})
     tags = {"state": trial.state, "mlflow.note.content": trial.said}
     client.log_batch(
         run.info.run_id,
@@ -82,10 +82,3 @@ def _points(trial: Trial) -> list[Point]:
     }
     last = [Point(name, float(value), 0) for name, value in figures.items() if value is not None]
     return curves(trial.folder / "metrics.jsonl") + last
-
-
-def _run(client: "MlflowClient", experiment_id: str, fingerprint: str, name: str, tags: dict[str, str]) -> "Run":
-    """The run with this fingerprint: a new one, or the one that an earlier attempt began or finished."""
-    digest = hashlib.sha256(fingerprint.encode()).hexdigest()
-    found = client.search_runs([experiment_id], f"tags.fingerprint = '{digest}'", max_results=1)
-    return found[0] if found else client.create_run(experiment_id, tags=tags | {"fingerprint": digest}, run_name=name)

@@ -17,15 +17,20 @@ if TYPE_CHECKING:
 CONTEXT = "mlflow.data.context"
 
 
-def get_or_create(client: "MlflowClient", candidate: Candidate, experiment_id: str) -> "Run":
-    """The run of this candidate's decision: a new one, or the one that an earlier attempt began or finished."""
-    found = client.search_runs([experiment_id], f"tags.fingerprint = '{candidate.occasion}'", max_results=1)
+def get_or_create(
+    client: "MlflowClient", experiment_id: str, fingerprint: str, name: str | None, tags: dict[str, str]
+) -> "Run":
+    """The run with this fingerprint: a new one with a name and tags, or that which an attempt began or finished."""
+    found = client.search_runs([experiment_id], f"tags.fingerprint = '{fingerprint}'", max_results=1)
     if found:
         return found[0]
-    tags = {"fingerprint": candidate.occasion}
-    if flow_run.id:
-        tags |= {"prefect.flow_run": str(flow_run.name), "prefect.flow_run_id": str(flow_run.id)}
-    return client.create_run(experiment_id, tags=tags, run_name=flow_run.name or None)
+    return client.create_run(experiment_id, tags={"fingerprint": fingerprint, **tags}, run_name=name)
+
+
+def of_candidate(client: "MlflowClient", candidate: Candidate, experiment_id: str) -> "Run":
+    """The run of this candidate's decision."""
+    tags = {"prefect.flow_run": str(flow_run.name), "prefect.flow_run_id": str(flow_run.id)} if flow_run.id else {}
+    return get_or_create(client, experiment_id, candidate.occasion, flow_run.name or None, tags)
 
 
 def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:

@@ -51,7 +51,8 @@ def random_leak_share(pairs: Pairs, rows: np.ndarray, num_test: int) -> float:
     for seed in range(RANDOM_SPLITS):
         tested = rows[np.random.default_rng(seed).permutation(len(rows))[:num_test]]
         outside = np.zeros(num_rows, np.bool_)
-        outside[np.setdiff1d(rows, tested)] = True
+        outside[rows] = True
+        outside[tested] = False
         leaks = np.zeros(num_rows, np.bool_)
         leaks[pairs.first[outside]] = True
         neighbours = leaks.copy()

@@ -38,6 +38,8 @@ def apart(
 
 def draw_replay(sides: Sides, row_ids: pa.Array, replay: np.ndarray, share: float) -> None:
     """Sets those `replay` rows (a mask) aside that would be more than this share of all training rows."""
+    if not replay.any():
+        return
     trains = sides.side == TRAIN
     num_others = int((trains & ~replay).sum())
     rows = np.flatnonzero(trains & replay)
