@@ -1,6 +1,6 @@
 """The pipeline, from files to a registered model: the order of the stages and what each reads.
 
-The flow's signature is the form in the Prefect UI: one parameter a section, described in tasks/config.py.
+The flow's signature is the form in the Prefect UI: one parameter a section, described in tasks/config/.
 """
 
 import logging

@@ -183,8 +183,8 @@ def test_an_import_that_only_begins_like_ours_is_not_ours(edit: Edit, house: Pat
 
 def test_a_stage_reaches_its_own_section_of_the_settings_and_no_other() -> None:
     reached = fingerprints("tasks.dedupe").keys()
-    assert {"tasks.dedupe:dedupe", "tasks.config:Dedupe", "tasks.artifacts:UniqueRows"} <= reached
-    assert not {"tasks.config:Training", "tasks.config:Gate", "tasks.artifacts:Adapter"} & reached
+    assert {"tasks.dedupe:dedupe", "tasks.config.data:Dedupe", "tasks.artifacts:UniqueRows"} <= reached
+    assert not {"tasks.config.training:Training", "tasks.config.gate:Gate", "tasks.artifacts:Adapter"} & reached
 
 
 @pytest.mark.parametrize("stage", STAGES)

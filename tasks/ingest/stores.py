@@ -1,7 +1,7 @@
 """Files under a URL, through fsspec: s3://, gs://, abfs://, https://, memory:// and whatever else is installed.
 
 Credentials come from where each store's own library looks for them, the environment first; none are taken from
-settings (tasks/config.py refuses a URL that holds some), so none can reach a key, a manifest or a message.
+settings (tasks/config/ refuses a URL that holds some), so none can reach a key, a manifest or a message.
 """
 
 import glob

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from tasks import models
+from tasks import config, models
 from tasks.artifacts import Base, Contender, Splits
 from tasks.caching import kept
 from tasks.config import Registry, Split, home
 from tasks.errors import TunewrightError
 from tasks.register.candidate import SPLIT, drawn
-from tasks.register.tracking import DATABASE, connected
+from tasks.register.tracking import connected
 from tasks.register.versions import holder
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def champion(registry: Registry, candidate_digest: str, base: Base) -> Contender
     If that version was made of this very candidate, it is the one that the candidate was compared with then: a run
     of unchanged settings decides as it did. `base` is this run's, and taken where the champion stands on the same.
     """
-    if registry.tracking_uri is None and not (home() / DATABASE).exists():
+    if registry.tracking_uri is None and not config.mlflow_database().exists():
         return None
     with connected(registry) as client:
         version = holder(client, registry)

@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tasks.config import Registry, home
+from tasks import config
+from tasks.config import Registry
 from tasks.errors import TrackingError, TunewrightError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-DATABASE = "mlflow.db"
 DEFAULTS = {  # a dead server otherwise blocks for four minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -28,7 +28,7 @@ IN_VIEW = f"workflowType=machine_learning&viewStateShareKey={VIEW}"  # opens it 
 
 def tracking_uri(registry: Registry) -> str:
     """The server's address, or the database in the home folder."""
-    return registry.tracking_uri or f"sqlite:///{home() / DATABASE}"
+    return registry.tracking_uri or f"sqlite:///{config.mlflow_database()}"
 
 
 def ui(uri: str, experiment_id: str) -> str:
@@ -67,7 +67,7 @@ def experiment(client: "MlflowClient", registry: Registry, name: str, columns: S
     """The id of the experiment of this name, made with a view of its runs that has these columns."""
     found = client.get_experiment_by_name(name)
     if found is None:
-        location = None if registry.tracking_uri else str(home() / "mlartifacts")
+        location = None if registry.tracking_uri else str(config.mlflow_artifacts())
         return client.create_experiment(name, location, {f"mlflow.sharedViewState.{VIEW}": _view(columns)})
     if found.lifecycle_stage != "active":
         raise TunewrightError(

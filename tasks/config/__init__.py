@@ -1,0 +1,65 @@
+"""Every knob of the pipeline: one frozen section a stage, each a parameter of the flow.
+
+Sections are flat with plain literal defaults, since that is what Prefect's form can show. A field's description is what
+the form shows beside it, so bounds are said in words there as well. A file has the sections of a part of the pipeline.
+"""
+
+from tasks.config.data import Checks, Data, Dedupe, Expectation, Layout, Repair, Side, Source, Split
+from tasks.config.environment import (
+    NO_TELEMETRY,
+    home,
+    judge_key,
+    make_home,
+    mlflow_artifacts,
+    mlflow_database,
+    prefect_database,
+    prepare_environment,
+    quiet_libraries,
+    ray_address,
+)
+from tasks.config.evaluation import Evaluation, Judge, LmEval, PromptContender
+from tasks.config.gate import Gate, Guardrail, Registry
+from tasks.config.metrics import CANNOT_DECIDE, METRICS, Metric
+from tasks.config.section import Section
+from tasks.config.settings import STAGES, Settings, Stage
+from tasks.config.training import Compute, Method, Model, Training
+
+__all__ = [
+    "CANNOT_DECIDE",
+    "METRICS",
+    "NO_TELEMETRY",
+    "STAGES",
+    "Checks",
+    "Compute",
+    "Data",
+    "Dedupe",
+    "Evaluation",
+    "Expectation",
+    "Gate",
+    "Guardrail",
+    "Judge",
+    "Layout",
+    "LmEval",
+    "Method",
+    "Metric",
+    "Model",
+    "PromptContender",
+    "Registry",
+    "Repair",
+    "Section",
+    "Settings",
+    "Side",
+    "Source",
+    "Split",
+    "Stage",
+    "Training",
+    "home",
+    "judge_key",
+    "make_home",
+    "mlflow_artifacts",
+    "mlflow_database",
+    "prefect_database",
+    "prepare_environment",
+    "quiet_libraries",
+    "ray_address",
+]

@@ -1,0 +1,78 @@
+"""What the environment decides and no deployment file does: places, keys, and what the libraries are told."""
+
+import os
+from pathlib import Path
+
+from tasks.config.settings import Settings
+from tasks.errors import ConfigError
+
+NO_TELEMETRY = {
+    "DO_NOT_TRACK": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+MODEST = {
+    "LRU_CACHE_CAPACITY": "128",  # oneDNN keeps a kernel for each length of a batch: of 1024, a gigabyte in time
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads beside another busy process can be ten times slower
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def home() -> Path:
+    """The folder of artifacts, work in progress and the embedded MLflow database: TUNEWRIGHT_HOME or .tunewright."""
+    return Path(os.environ.get("TUNEWRIGHT_HOME", ".tunewright")).absolute()
+
+
+def mlflow_database() -> Path:
+    """Where MLflow keeps runs and models, unless registry.tracking_uri names a server."""
+    return home() / "mlflow.db"
+
+
+def prefect_database() -> Path:
+    """Where Prefect keeps the runs, unless PREFECT_API_URL names a server."""
+    return home() / "prefect.db"
+
+
+def mlflow_artifacts() -> Path:
+    """The folder of what MLflow keeps as files, beside its database."""
+    return home() / "mlartifacts"
+
+
+def ray_address() -> str:
+    """The Ray cluster of dedupe.engine=ray: RAY_ADDRESS, or one that is started on this machine."""
+    return os.environ.get("RAY_ADDRESS") or "local"
+
+
+def judge_key() -> str:
+    """The key of judge.url: TUNEWRIGHT_JUDGE_KEY, or none."""
+    return os.environ.get("TUNEWRIGHT_JUDGE_KEY", "")
+
+
+def make_home() -> None:
+    """Makes the home folder. Raises ConfigError where that cannot be."""
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"TUNEWRIGHT_HOME={home()}: {error.strerror}; accepted is a folder to write to") from error
+
+
+def quiet_libraries() -> None:
+    """Tells the libraries, before they are imported, to send nothing home and to take no more than they need.
+
+    What the environment has already stays.
+    """
+    for name, value in (NO_TELEMETRY | MODEST).items():
+        os.environ.setdefault(name, value)
+
+
+def prepare_environment(settings: Settings) -> None:
+    """Makes the libraries quiet, and the hub unreachable where neither the base nor a source is on it."""
+    quiet_libraries()
+    is_local = settings.model.base.startswith("package:") or Path(settings.model.base).expanduser().is_dir()
+    sources = (*settings.data.sources, *settings.data.held_out)
+    if is_local and not any(source.path.startswith("hub:") for source in sources):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")

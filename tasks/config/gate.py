@@ -1,0 +1,128 @@
+"""When a candidate replaces the champion, and where both are kept."""
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from tasks.config.metrics import Metric, OwnMetric, deciding
+from tasks.config.section import Section
+
+GENERAL_TASKS = 0.1  # of gate.general_tasks, where auto has one
+
+
+class Guardrail(Section):
+    """A metric that must not get worse."""
+
+    metric: Metric | OwnMetric = Field(
+        default="stopped", description="A metric with a score for each row, such as stopped, json_valid or token_f1"
+    )
+    margin: float = Field(
+        default=0.05,
+        gt=0,
+        description="It may be worse than the base's and the champion's by at most this, in its own unit",
+    )
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_can_decide(cls, metric: str) -> str:
+        return deciding(metric)
+
+
+class Gate(Section):
+    """When a candidate replaces the champion."""
+
+    metric: Literal["auto", Metric] | OwnMetric = Field(
+        default="auto",
+        description="The metric that decides, one of evaluation.metrics; auto is the first that fits the answers: "
+        "exact_match of labels, json_field_f1, numeric, token_f1 of short texts, chrf of long ones",
+    )
+    margin: float = Field(
+        default=0.0,
+        ge=0,
+        description="The candidate must be better than the base and the champion by more than this, in the metric's "
+        "own unit",
+    )
+    tolerance: float = Field(
+        default=0.02,
+        gt=0,
+        description="It may be worse by less than this than the base with a prompt, and still counts as good as that; "
+        "above 0",
+    )
+    guardrails: tuple[Guardrail, ...] = Field(
+        default=(Guardrail(),), description="What must not get worse on the same rows, and by how much; may be empty"
+    )
+    general_tasks: float | Literal["auto"] | None = Field(
+        default="auto",
+        description="With evaluation.forgetting: the share of general tasks done right may be lower than the base's by "
+        "less than this, above 0; auto is 0.1 where the answers of the data are long texts and otherwise empty, which "
+        "shows it and decides nothing",
+    )
+    general_loss: float | None = Field(
+        default=0.5,
+        gt=0,
+        description="With evaluation.forgetting: the loss on general texts may be higher than the base's by less than "
+        "this, in nats a token; empty shows it and decides nothing",
+    )
+    lm_eval: float | None = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="With lm_eval.tasks: the mean score on all their documents may be lower than the base's by less "
+        "than this, above 0 to 1; empty shows it and decides nothing",
+    )
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of each test, one-sided; above 0.5 and below 1")
+    looks: int = Field(
+        default=20,
+        ge=1,
+        description="Warn when more candidates than this were decided on the same test rows, since the last then win "
+        "by luck; at least 1",
+    )
+    rotate: bool = Field(
+        default=False,
+        description="Draw other test rows, as the next split.seed does, for a new candidate once these were looked at "
+        "so often; not with test rows that a source gives (side: test), nor with split.by=time",
+    )
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_can_decide(cls, metric: str) -> str:
+        return deciding(metric)
+
+    @field_validator("general_tasks")
+    @classmethod
+    def _is_a_share(cls, margin: float | str | None) -> float | str | None:
+        if isinstance(margin, float) and not 0 < margin <= 1:
+            raise ValueError(f"{margin} is no share; accepted are auto and above 0 to 1")
+        return margin
+
+    def general_margins(self, *, is_prose: bool) -> dict[str, float | None]:
+        """What each general metric may be worse by; None where it decides nothing."""
+        of_tasks = (GENERAL_TASKS if is_prose else None) if self.general_tasks == "auto" else self.general_tasks
+        return {"general_tasks": of_tasks, "general_loss": self.general_loss, "lm_eval": self.lm_eval}
+
+
+class Registry(Section):
+    """Where the run and the model are kept in MLflow."""
+
+    name: str = Field(
+        default="",
+        pattern=r"^([a-z0-9][a-z0-9._-]{0,99})?$",
+        description="Of the experiment, the registered model and the data's versions: lower-case letters, digits, dot, "
+        "dash, underscore; empty takes the deployment's name",
+    )
+    alias: str = Field(
+        default="champion",
+        pattern=r"^[a-z][a-z0-9_-]{0,49}$",
+        description="The alias that the best version carries: lower-case letters, digits, dash, underscore; not "
+        "latest, and not v with a number",
+    )
+    tracking_uri: str | None = Field(
+        default=None,
+        description="MLflow's address, such as http://localhost:5000; empty is a database in the home folder",
+    )
+
+    @model_validator(mode="after")
+    def _alias_is_free(self) -> Self:
+        if self.alias == "latest" or (self.alias[0] == "v" and self.alias[1:].isdigit()):
+            raise ValueError(f"alias={self.alias} is reserved by MLflow; accepted is any other, such as champion")
+        return self

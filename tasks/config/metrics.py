@@ -1,0 +1,54 @@
+"""The names of the metrics, and which of them can decide."""
+
+import re
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+Metric = Literal[
+    "exact_match",
+    "normalized_match",
+    "token_f1",
+    "chrf",
+    "rouge_l",
+    "bleu",
+    "accuracy",
+    "macro_f1",
+    "unparseable",
+    "json_field_f1",
+    "json_valid",
+    "schema_valid",
+    "numeric",
+    "perplexity",
+    "stopped",
+    "length_ratio",
+]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+OWN_METRIC = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+
+
+def _module_and_class(name: str) -> str:
+    if not re.fullmatch(OWN_METRIC, name):
+        raise PydanticCustomError("own_metric", "module:Class")
+    return name
+
+
+OwnMetric = Annotated[str, AfterValidator(_module_and_class), Field(json_schema_extra={"pattern": OWN_METRIC})]
+WITH_EACH_ANSWER = ("stopped", "perplexity")  # can be told of all answers, whatever else is measured
+CANNOT_DECIDE: dict[str, str] = {
+    "macro_f1": "is of all rows together, and the paired decision needs a score of each row; accuracy has one",
+    "length_ratio": "is best at 1, so that neither more nor less is better",
+}
+
+
+def cannot_decide(metric: str) -> str:
+    """Why a metric cannot decide, as a sentence; empty where it can."""
+    return f"{metric} {CANNOT_DECIDE[metric]}" if metric in CANNOT_DECIDE else ""
+
+
+def deciding(metric: str) -> str:
+    """The metric. Raises ValueError where it cannot decide."""
+    if why := cannot_decide(metric):
+        raise ValueError(why)
+    return metric
