@@ -1,25 +1,31 @@
 """The command line: run a deployment file here and now, or say what a run would do and why."""
 
-import errno
 import json
-import logging
-import os
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 
-from data_checks.accepted import did_you_mean, shown
+from flows import operate
+from flows.command_line import (
+    Deployment,
+    File,
+    Json,
+    Quiet,
+    Refresh,
+    Set,
+    Until,
+    Verbose,
+    console_of,
+    load,
+    one_line_errors,
+    prepare,
+    repeated,
+)
 from tasks import config
 from tasks.config import STAGES
-from tasks.errors import NO_SPACE, ConfigError, TunewrightError
+from tasks.errors import ConfigError
 
 NOT_PROMOTED = 5
 
@@ -31,15 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A deployment file, such as deployments/demo.yaml")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one setting")]
-Until = Annotated[str | None, typer.Option(metavar="STAGE", help=f"The last stage: {', '.join(STAGES)}")]
-Refresh = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a stage again although nothing changed")]
-Deployment = Annotated[str | None, typer.Option(metavar="NAME", help="Which one, if the file holds several")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the summary")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="All settings, and the logs of the libraries")]
 
 
 @app.callback(invoke_without_command=True)
@@ -68,14 +65,14 @@ def run(
     Exit codes: 0 finished, 2 configuration, 3 data refused, 4 training did not finish, 5 not promoted and
     --require-promotion given, 1 anything else.
     """
-    console = _console(as_json)
-    with _one_line_errors(as_json):
-        pipeline = _load(file, deployment, assignments, until, refresh)
+    console = console_of(as_json)
+    with one_line_errors(as_json):
+        pipeline = load(file, deployment, assignments, until, refresh)
         if require_promotion and STAGES.index(pipeline.until) < STAGES.index("decide"):
             raise ConfigError(
                 f"--require-promotion: a run that ends with {pipeline.until} has no verdict; leave it out"
             )
-        _prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
+        prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
         config.make_home()
         from flows import calls, deployment_file, report, terminal
         from flows.finetune import finetune
@@ -95,7 +92,7 @@ def run(
         outcome = Outcome.of(result)
         if outcome.tokens and pipeline.until == "render" and not quiet:
             _preview(console, outcome)
-        terminal.show_outcome(console, outcome, _repeated(file, assignments))
+        terminal.show_outcome(console, outcome, repeated(file, assignments))
     if as_json:
         print(json.dumps(outcome.as_json(), ensure_ascii=False))
     if require_promotion and not (outcome.verdict and outcome.verdict.decision == "promote"):
@@ -121,14 +118,14 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Say which stages a run would execute and why, and what training would take; nothing is run."""
-    console = _console(as_json)
-    with _one_line_errors(as_json):
-        pipeline = _load(file, deployment, assignments, until, refresh)
-        _prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
+    console = console_of(as_json)
+    with one_line_errors(as_json):
+        pipeline = load(file, deployment, assignments, until, refresh)
+        prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
         from flows import calls, deployment_file, plan_command, plan_view, terminal
 
         with deployment_file.placed(pipeline):
-            planned = plan_command.look_up(pipeline, _repeated(file, assignments), device, calibrate=calibrate)
+            planned = plan_command.look_up(pipeline, repeated(file, assignments), device, calibrate=calibrate)
         if not quiet:
             terminal.show_settings(console, pipeline, everything=verbose)
         plan_view.show_plan(console, planned)
@@ -155,10 +152,10 @@ def compare(
 
     Every combination of the values is a variant. What was trained before is not trained again.
     """
-    console = _console(as_json)
-    with _one_line_errors(as_json):
-        pipeline = _load(file, deployment, assignments, None, None)
-        _prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
+    console = console_of(as_json)
+    with one_line_errors(as_json):
+        pipeline = load(file, deployment, assignments)
+        prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
         from flows import compare_command, deployment_file
 
         asked = compare_command.variants(pipeline, vary or [])
@@ -171,7 +168,7 @@ def compare(
             found = state.result(raise_on_failure=False)
             if isinstance(found, BaseException):
                 raise found
-        compare_command.show(console, found, asked, _repeated(file, assignments))
+        compare_command.show(console, found, asked, repeated(file, assignments))
     if as_json:
         print(json.dumps(compare_command.as_json(found), ensure_ascii=False))
 
@@ -188,15 +185,15 @@ def data(
     as_json: Json = False,
 ) -> None:
     """Show the stages and versions behind the data, or a row's whole life; nothing is run."""
-    console = _console(as_json)
-    with _one_line_errors(as_json):
-        pipeline = _load(file, deployment, assignments, None, None)
+    console = console_of(as_json)
+    with one_line_errors(as_json):
+        pipeline = load(file, deployment, assignments)
         if sum(given is not None for given in (row, line, text)) > 1:
             raise ConfigError("--row, --line and --text each name a row: give one of them")
-        _prepare(pipeline.settings, console, quiet=True, verbose=False)
+        prepare(pipeline.settings, console, quiet=True, verbose=False)
         from flows import data_command, data_json, data_view, deployment_file
 
-        what = _repeated(file, assignments)
+        what = repeated(file, assignments)
         with deployment_file.placed(pipeline):
             found = data_command.look_up(pipeline.settings, version)
         if row is None and line is None and text is None:
@@ -209,51 +206,13 @@ def data(
         print(json.dumps(shown, ensure_ascii=False))
 
 
+for command in (operate.up, operate.doctor):
+    app.command()(command)
+
+
 def main() -> None:
     """The entry point of `tunewright`."""
     app()
-
-
-def _console(as_json: bool) -> Console:
-    """For people: stdout, or stderr where stdout is for a program; wide enough for the tables where nobody looks."""
-    width = None if sys.stdout.isatty() else 120
-    return Console(stderr=as_json, highlight=False, width=width)
-
-
-def _load(
-    file: Path, deployment: str | None, assignments: list[str] | None, until: str | None, refresh: list[str] | None
-) -> Any:
-    from flows import deployment_file
-
-    given = list(assignments or [])
-    given += [] if until is None else [f"until={_stage('--until', until)}"]
-    given += [f"refresh=[{', '.join(_stage('--refresh', stage) for stage in refresh)}]"] if refresh else []
-    return deployment_file.override(deployment_file.load(file, deployment), given)
-
-
-def _stage(option: str, name: str) -> str:
-    if name not in STAGES:
-        raise ConfigError(f"{option} {shown(name)}: {did_you_mean(name, STAGES)}")
-    return name
-
-
-def _repeated(file: Path, assignments: list[str] | None) -> str:
-    """The file and its changes, for the commands to run next."""
-    return shlex.join([str(file), *(text for change in assignments or [] for text in ("--set", change))])
-
-
-def _prepare(settings: config.Settings, console: Console, *, quiet: bool, verbose: bool) -> None:
-    """Environment and logs, before Prefect is imported and reads them."""
-    config.prepare_environment(settings)
-    # Prefect's own view keeps everything; the terminal has ours, and one line for an error instead of a traceback.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "CRITICAL")
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tunewright")
-    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # 20 is too few on a busy machine
-    handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False, markup=False)
-    logger = logging.getLogger("tunewright")
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    logger.addHandler(handler)
 
 
 def _preview(console: Console, outcome: Any) -> None:
@@ -261,26 +220,3 @@ def _preview(console: Console, outcome: Any) -> None:
 
     for text in preview(outcome.tokens, 3):
         console.print(text)
-
-
-@contextmanager
-def _one_line_errors(as_json: bool) -> Iterator[None]:
-    """An error that a user can act on is one line and its exit code; any other keeps its traceback."""
-    try:
-        yield
-    except TunewrightError as error:
-        _fail(str(error), error.exit_code, as_json)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _fail(NO_SPACE.format(error.filename or config.home()), 1, as_json)
-    except KeyboardInterrupt:
-        _fail("interrupted; the next run goes on from here", 130, as_json)
-
-
-def _fail(message: str, code: int, as_json: bool) -> NoReturn:
-    line = " ".join(message.split())
-    print(f"error: {line}", file=sys.stderr)
-    if as_json:
-        print(json.dumps({"error": line, "exit_code": code}, ensure_ascii=False))
-    raise typer.Exit(code) from None

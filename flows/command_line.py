@@ -1,0 +1,108 @@
+"""What all commands of the command line share: their options, where they print, and how an error is said."""
+
+import errno
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from data_checks.accepted import did_you_mean, shown
+from tasks import addresses, config
+from tasks.config import STAGES
+from tasks.errors import NO_SPACE, ConfigError, TunewrightError
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A deployment file, such as deployments/demo.yaml")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one setting")]
+Until = Annotated[str | None, typer.Option(metavar="STAGE", help=f"The last stage: {', '.join(STAGES)}")]
+Refresh = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a stage again although nothing changed")]
+Deployment = Annotated[str | None, typer.Option(metavar="NAME", help="Which one, if the file holds several")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the summary")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="All settings, and the logs of the libraries")]
+
+
+def console_of(as_json: bool) -> Console:
+    """For people: stdout, or stderr where stdout is for a program; wide enough for the tables where nobody looks."""
+    width = None if sys.stdout.isatty() else 120
+    return Console(stderr=as_json, highlight=False, width=width)
+
+
+def load(
+    file: Path,
+    deployment: str | None,
+    assignments: list[str] | None,
+    until: str | None = None,
+    refresh: list[str] | None = None,
+) -> Any:
+    """The pipeline of a file, with what the command line changes. Raises ConfigError."""
+    from flows import deployment_file
+
+    given = list(assignments or [])
+    given += [] if until is None else [f"until={_stage('--until', until)}"]
+    given += [f"refresh=[{', '.join(_stage('--refresh', stage) for stage in refresh)}]"] if refresh else []
+    return deployment_file.override(deployment_file.load(file, deployment), given)
+
+
+def _stage(option: str, name: str) -> str:
+    if name not in STAGES:
+        raise ConfigError(f"{option} {shown(name)}: {did_you_mean(name, STAGES)}")
+    return name
+
+
+def repeated(file: Path, assignments: list[str] | None) -> str:
+    """The file and its changes, for the commands to run next."""
+    return shlex.join([str(file), *(text for change in assignments or [] for text in ("--set", change))])
+
+
+def prepare(settings: config.Settings, console: Console, *, quiet: bool, verbose: bool) -> None:
+    """Environment and logs, before Prefect is imported and reads them."""
+    config.prepare_environment(settings)
+    # Prefect's own view keeps everything; the terminal has ours, and one line for an error instead of a traceback.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tunewright")
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
+    if found := addresses.running():
+        os.environ.setdefault("PREFECT_API_URL", found.api)
+    os.environ.setdefault("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{config.prefect_database()}")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # 20 is too few on a busy machine
+    print_log(console, logging.WARNING if quiet else logging.INFO)
+
+
+def print_log(console: Console, level: int) -> None:
+    """Shows what the pipeline logs, from this level on."""
+    handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False, markup=False)
+    logger = logging.getLogger("tunewright")
+    logger.setLevel(level)
+    logger.addHandler(handler)
+
+
+@contextmanager
+def one_line_errors(as_json: bool) -> Iterator[None]:
+    """An error that a user can act on is one line and its exit code; any other keeps its traceback."""
+    try:
+        yield
+    except TunewrightError as error:
+        _fail(str(error), error.exit_code, as_json)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(NO_SPACE.format(error.filename or config.home()), 1, as_json)
+    except KeyboardInterrupt:
+        _fail("interrupted; the next run goes on from here", 130, as_json)
+
+
+def _fail(message: str, code: int, as_json: bool) -> NoReturn:
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": line, "exit_code": code}, ensure_ascii=False))
+    raise typer.Exit(code) from None

@@ -1,0 +1,51 @@
+"""Memory, processors and the device that trains."""
+
+import os
+from collections.abc import Iterator
+
+from flows.doctor.finding import Finding
+from tasks import machine
+from tasks.budget import devices
+
+GB = 1_000_000_000
+ENOUGH_GB = 6  # `make demo` peaks at 3.5
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def findings() -> Iterator[Finding]:
+    """What a run can take of this machine, within the bounds of its container."""
+    total, free = machine.memory_bytes() / GB, machine.available_bytes() / GB
+    memory = f"{total:.1f} GB, {free:.1f} free"
+    if total < ENOUGH_GB:
+        yield Finding("warning", "memory", memory, f"the demo takes 4 GB; {ENOUGH_GB} GB and more are comfortable")
+    elif free < total / 4:
+        yield Finding(
+            "warning", "memory", memory, "end what else takes memory; tunewright plan says what training takes"
+        )
+    else:
+        yield Finding("ok", "memory", memory)
+    yield _device()
+    cores = machine.num_cores()
+    set_to = {name: int(text) for name in THREADS if (text := os.environ.get(name, "")).isdecimal()}
+    if too_many := {name: number for name, number in set_to.items() if number > cores}:
+        name, number = next(iter(too_many.items()))
+        yield Finding(
+            "warning", "threads", f"{name}={number} on {cores} cores", f"unset {name}; more threads are slower"
+        )
+    elif os.environ.get("OMP_WAIT_POLICY", "").upper() == "ACTIVE":
+        yield Finding(
+            "warning", "threads", "OMP_WAIT_POLICY=ACTIVE", "unset OMP_WAIT_POLICY; spinning threads block others"
+        )
+    else:
+        yield Finding("ok", "threads", f"{cores} cores to compute on")
+
+
+def _device() -> Finding:
+    """The device at hand, as plan and training see it."""
+    here = devices.machine()
+    kind = "bfloat16" if here.device.has_bfloat16 else "float32, since it is no faster in bfloat16"
+    if here.device.kind == "cuda":
+        return Finding("ok", "device", f"{here.device.name}, {here.free_bytes / GB:.1f} GB free, {kind}")
+    if os.environ.get("CUDA_VISIBLE_DEVICES") is not None and machine.first_gpu() is None:
+        return Finding("warning", "device", "no GPU: CUDA_VISIBLE_DEVICES hides all", "unset CUDA_VISIBLE_DEVICES")
+    return Finding("ok", "device", f"no GPU, the processors train, {kind}")

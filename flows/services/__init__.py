@@ -1,0 +1,55 @@
+"""`tunewright up`: Prefect's server, MLflow's server and a process worker, as one command on loopback.
+
+service.py says how each is started, supervisor.py keeps them alive, processes.py finds and ends all that comes from
+them, and sentinel.py does so where `up` itself is killed.
+"""
+
+import logging
+import os
+import signal
+import time
+
+from rich.console import Console
+
+from flows.command_line import print_log
+from flows.services.ports import LOOPBACK, require_free
+from flows.services.service import Service, logs, services
+from flows.services.supervisor import Supervisor
+from tasks import addresses, config
+from tasks.addresses import Addresses
+from tasks.errors import ConfigError
+
+
+def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
+    """Starts the services, and comes back when Ctrl-C or SIGTERM has ended them.
+
+    Raises ConfigError where a port is taken, TunewrightError where it is up already or a service does not start.
+    """
+    if port == mlflow_port:
+        raise ConfigError(f"--port {port} and --mlflow-port {mlflow_port} are the same; accepted are two ports")
+    config.quiet_libraries()
+    print_log(console, logging.INFO)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of a container or a service manager: as Ctrl-C
+    with addresses.held() as file:
+        require_free(port, "--port")
+        require_free(mlflow_port, "--mlflow-port")
+        found = Addresses(
+            pid=os.getpid(),
+            prefect=f"http://{LOOPBACK}:{port}",
+            mlflow=f"http://{LOOPBACK}:{mlflow_port}",
+            pool=pool,
+        )
+        console.print(f"tunewright up, in {config.home()}: Ctrl-C ends it", markup=False)
+
+        def ready(service: Service, seconds: float) -> None:
+            console.print(f"  {service.name:<10}{service.shows:<32}ready after {seconds:.0f} s", markup=False)
+
+        try:
+            with Supervisor(services(found), mark=f"{os.getpid()}-{time.time_ns()}") as supervisor:
+                supervisor.begin(ready)
+                file.write_text(found.model_dump_json(), encoding="utf-8")
+                console.print(f"Their logs are in {logs()}. What to do next, in another terminal:\n")
+                console.print("    tunewright deploy deployments/demo.yaml", markup=False)
+                supervisor.watch()
+        except KeyboardInterrupt:
+            console.print("all ended; runs that were cut short go on from their last checkpoint when they run again")

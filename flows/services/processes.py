@@ -1,0 +1,70 @@
+"""The processes beneath `tunewright up`, known by a mark in their environment.
+
+A process that a worker starts is in a session of its own, and no child of ours any more once the worker is killed. What
+it was started with stays, so all that comes from a service is found by it, and nothing else.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterable, Mapping
+
+import psutil
+
+from flows.services.service import Service, log_file
+
+MARK = "TUNEWRIGHT_UP"  # "<pid of up>-<when it began>:<service>"
+
+
+def start(service: Service, mark: str) -> subprocess.Popen[bytes]:
+    """Starts a service, with what it prints at the end of its log.
+
+    Its output is a file, and no pipe: who reads a pipe that a grandchild holds never sees its end.
+    """
+    file = log_file(service.name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab") as output:
+        return subprocess.Popen(
+            service.command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=marked(service.environment, mark, service.name),
+            start_new_session=True,  # Ctrl-C is for `up`, which ends them in their order
+        )
+
+
+def marked(environment: Mapping[str, str], mark: str, service: str) -> dict[str, str]:
+    """Our environment and that of a service, with the mark."""
+    return {**os.environ, **environment, MARK: f"{mark}:{service}"}
+
+
+def alive(mark: str, services: Iterable[str]) -> list[psutil.Process]:
+    """All processes that come from these services, and live."""
+    wanted = {f"{mark}:{service}" for service in services}
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) in wanted and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def end(mark: str, services: Iterable[str], grace: float) -> int:
+    """Ends all processes that come from these services, and returns how many had to be killed.
+
+    Each is asked first, and has `grace` seconds: a flow run ends its trainer, which saves a checkpoint.
+    """
+    services = tuple(services)
+    asked = alive(mark, services)
+    for process in asked:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGTERM)
+    psutil.wait_procs(asked, timeout=grace)
+    left = alive(mark, services)  # those as well that were started while we waited
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=grace)
+    return len(left)

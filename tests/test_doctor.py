@@ -1,0 +1,163 @@
+"""What doctor says of a machine that is in order, and of each thing that is not."""
+
+import json
+import os
+import socket
+import sqlite3
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from flows import doctor
+from flows.cli import app
+from flows.doctor import hardware, safety, servers, software, stores
+from flows.doctor.finding import Finding
+from tasks import addresses, machine
+from tasks.addresses import Addresses
+
+
+def of(what: str, found: list[Finding]) -> Finding:
+    (each,) = [each for each in found if each.what == what]
+    return each
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_here_nothing_stops_a_run_and_no_trace_is_left(home: Path) -> None:
+    found = list(doctor.findings())
+    assert [each for each in found if each.state == "failure"] == []
+    assert of("python", found).found.endswith(sys.executable)
+    assert "prefect " in of("packages", found).found
+    assert {"memory", "device", "threads", "disk", "home", "Prefect", "telemetry"} <= {each.what for each in found}
+    assert not home.exists()
+
+
+def test_the_command_prints_what_mends(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    home.parent.mkdir(exist_ok=True)
+    home.write_text("in the way")
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    assert result.exit_code == 1
+    shown = json.loads(result.stdout.strip().splitlines()[-1])["findings"]
+    (failure,) = [each for each in shown if each["state"] == "failure"]
+    assert failure["what"] == "home" and str(home) in failure["found"]
+    assert failure["mend"] == "set TUNEWRIGHT_HOME to a folder that can be written"
+    assert "1 failure," in result.stderr and "mend: set TUNEWRIGHT_HOME" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        (["absent-package>=1"], "absent-package is missing"),
+        (["pytest>=9999"], r"is not >=9999"),
+        (['absent-package>=1; extra == "more"'], None),
+    ],
+)
+def test_a_package_that_is_missing_or_old_stops(
+    declared: list[str], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.doctor.software.metadata.requires", lambda name: declared)
+    packages = of("packages", list(software.findings()))
+    assert packages.state == ("failure" if said else "ok")
+    assert (said or "torch ") in packages.found
+
+
+def test_an_extra_that_is_not_there_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.doctor.software.metadata.requires", lambda name: ['absent>=1; extra == "s3"'])
+    extra = of("extra s3", list(software.findings()))
+    assert extra == Finding("ok", "extra s3", "not installed: absent is missing")
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "state"), [(4e9, 3e9, "warning"), (32e9, 1e9, "warning"), (32e9, 20e9, "ok")]
+)
+def test_little_memory_is_said(total: float, free: float, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory_bytes", lambda: total)
+    monkeypatch.setattr(machine, "available_bytes", lambda: free)
+    assert of("memory", list(hardware.findings())).state == state
+
+
+def test_more_threads_than_cores_and_hidden_gpus_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "512")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = list(hardware.findings())
+    assert "OMP_NUM_THREADS=512" in of("threads", found).found
+    assert of("device", found).mend == "unset CUDA_VISIBLE_DEVICES"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert of("threads", list(hardware.findings())).mend.startswith("unset OMP_WAIT_POLICY")
+
+
+def test_a_broken_database_a_full_disk_and_a_networked_home(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    home.mkdir()
+    (home / "mlflow.db").write_bytes(b"no database at all" * 100)
+    sqlite3.connect(home / "prefect.db").execute("CREATE TABLE runs (id)").connection.close()
+    mount = SimpleNamespace(mountpoint=str(home.parent), fstype="nfs4")
+    monkeypatch.setattr("flows.doctor.stores.psutil.disk_partitions", lambda **_: [mount])
+    monkeypatch.setattr("flows.doctor.stores.shutil.disk_usage", lambda path: SimpleNamespace(free=1e9, total=50e9))
+    found = list(stores.findings())
+    assert (
+        of("MLflow's database", found).state == "failure" and "not a database" in of("MLflow's database", found).found
+    )
+    assert of("Prefect's database", found).state == "ok"
+    assert of("disk", found) == Finding(
+        "warning", "disk", "1.0 GB free of 50", f"free some of {home}, or set TUNEWRIGHT_HOME to another disk"
+    )
+    assert "nfs4" in of("home", found).found
+
+
+def test_servers_that_do_not_answer_and_ports_that_are_taken(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port}/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("flows.doctor.servers.PORTS", {"Prefect": port})
+        found = list(servers.findings())
+    assert of("Prefect", found).state == "failure" and "does not answer" in of("Prefect", found).found
+    assert "registry.tracking_uri" in of("MLflow", found).mend
+    assert f"(process {os.getpid()})" in of(f"port {port}", found).found
+
+
+def test_the_servers_of_up_are_asked(free_port: int) -> None:
+    address = f"http://127.0.0.1:{free_port}"
+    with addresses.held() as file:
+        file.write_text(Addresses(pid=1, prefect=address, mlflow=address, pool="local").model_dump_json())
+        found = list(servers.findings())
+    assert [each.state for each in found] == ["failure", "failure"]
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+UNSAFE: list[tuple[dict[str, str], str]] = [
+    ({"PREFECT_SERVER_ANALYTICS_ENABLED": "true"}, "PREFECT_SERVER_ANALYTICS_ENABLED=true"),
+    ({"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "true"}, "run code of whoever wrote them"),
+    ({"PREFECT_SERVER_API_HOST": "0.0.0.0"}, "nobody has to sign in"),
+]
+
+
+@pytest.mark.parametrize(("environment", "said"), UNSAFE)
+def test_what_is_unsafe_is_said(environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    doctor.config.quiet_libraries()
+    (warning,) = [each for each in safety.findings() if each.state == "warning"]
+    assert said in warning.found and "unset" in warning.mend
+
+
+def test_the_package_that_fetches_code_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.doctor.safety.find_spec", lambda name: name == "kernels")
+    doctor.config.quiet_libraries()
+    assert [each.mend for each in safety.findings() if each.state == "warning"] == ["pip uninstall kernels"]

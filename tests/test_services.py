@@ -1,0 +1,212 @@
+"""Services that stand in for the servers: started, kept alive and ended without a rest, however `up` ends."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.services import processes
+from flows.services.ports import require_free
+from flows.services.service import Service, log_file, services
+from flows.services.supervisor import RESTARTS, Supervisor
+from tasks import addresses, config
+from tasks.addresses import Addresses
+from tasks.errors import ConfigError, TunewrightError
+
+SECONDS = 20.0
+# A service that writes a file when it works, and starts a process in a session of its own, as a worker starts a run.
+PROGRAM = """
+import pathlib, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+pathlib.Path(sys.argv[1]).write_text(str(child.pid))
+time.sleep(600)
+"""
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def stand_in(folder: Path, name: str, program: str = PROGRAM) -> Service:
+    file = folder / name
+    command = (sys.executable, "-c", textwrap.dedent(program), str(file))
+    return Service(name=name, command=command, shows=name, is_ready=lambda: file.exists() and file.read_text() != "")
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    mark = f"test-{os.getpid()}-{time.time_ns()}"
+    yield mark
+    assert processes.alive(mark, ["prefect", "mlflow", "worker", "sentinel"]) == []
+
+
+def all_of(folder: Path) -> tuple[Service, ...]:
+    return tuple(stand_in(folder, name) for name in ("prefect", "mlflow", "worker"))
+
+
+def test_all_that_a_service_started_ends_with_it(tmp_path: Path, mark: str) -> None:
+    ready: list[str] = []
+    with Supervisor(all_of(tmp_path), mark) as supervisor:
+        supervisor.begin(lambda service, seconds: ready.append(service.name))
+        assert ready == ["prefect", "mlflow", "worker"]
+        assert len(processes.alive(mark, ["worker"])) == 2
+        child = int((tmp_path / "worker").read_text())
+        assert child in {process.pid for process in processes.alive(mark, ["worker"])}
+    assert not psutil.pid_exists(child)
+
+
+def test_the_worker_ends_before_the_servers(tmp_path: Path, mark: str) -> None:
+    notes = """
+        import pathlib, signal, sys, time
+        def ended(*_):
+            with pathlib.Path(sys.argv[1]).with_name("ended").open("a") as file:
+                file.write(pathlib.Path(sys.argv[1]).name + " ")
+            sys.exit()
+        signal.signal(signal.SIGTERM, ended)
+        pathlib.Path(sys.argv[1]).write_text("ready")
+        time.sleep(600)
+    """
+    order = [stand_in(tmp_path, name, notes) for name in ("prefect", "mlflow", "worker")]
+    with Supervisor(order, mark) as supervisor:
+        supervisor.begin(lambda service, seconds: None)
+    assert (tmp_path / "ended").read_text().split()[0] == "worker"
+    assert set((tmp_path / "ended").read_text().split()) == {"prefect", "mlflow", "worker"}
+
+
+def test_who_does_not_end_when_asked_is_killed(tmp_path: Path, mark: str) -> None:
+    deaf = """
+        import pathlib, signal, sys, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        pathlib.Path(sys.argv[1]).write_text("ready")
+        time.sleep(600)
+    """
+    service = stand_in(tmp_path, "worker", deaf)
+    process = processes.start(service, mark)
+    until(service.is_ready)
+    assert processes.end(mark, ["worker"], grace=0.2) == 1
+    assert not psutil.pid_exists(process.pid)
+
+
+@pytest.mark.parametrize("name", ["prefect", "worker"])
+def test_a_service_that_is_killed_is_started_again_without_its_orphans(
+    name: str, tmp_path: Path, mark: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tunewright")
+    with Supervisor(all_of(tmp_path), mark) as supervisor:
+        supervisor.begin(lambda service, seconds: None)
+        orphan = int((tmp_path / name).read_text())
+        before = supervisor.processes[name].pid
+        (tmp_path / name).unlink()
+        os.kill(before, signal.SIGKILL)
+        supervisor.processes[name].wait(SECONDS)
+        supervisor.look()
+        assert supervisor.processes[name].pid != before
+        assert not psutil.pid_exists(orphan)
+        assert f"{name} ended with -9 and is started again; what it had started is asked to end" in caplog.text
+        assert "answers again" in caplog.text
+
+
+def test_a_service_that_dies_again_and_again_ends_all_and_says_why(tmp_path: Path, mark: str) -> None:
+    short = """
+        import pathlib, sys
+        pathlib.Path(sys.argv[1]).write_text("ready")
+        print("no more room")
+    """
+    order = [stand_in(tmp_path, "prefect"), stand_in(tmp_path, "mlflow", short), stand_in(tmp_path, "worker")]
+    with Supervisor(order, mark) as supervisor:
+        supervisor.begin(lambda service, seconds: None)
+        with pytest.raises(TunewrightError, match=f"mlflow ended {RESTARTS + 1} times.*no more room"):
+            supervisor.watch()
+
+
+def test_a_service_that_does_not_start_says_what_it_printed(tmp_path: Path, mark: str) -> None:
+    broken = "import sys; print('address in use'); sys.exit(3)"
+    with (
+        Supervisor([stand_in(tmp_path, "prefect", broken), stand_in(tmp_path, "worker")], mark) as supervisor,
+        pytest.raises(TunewrightError, match=r"prefect ended with 3 before it was ready; its log .*address in use"),
+    ):
+        supervisor.begin(lambda service, seconds: None)
+
+
+def test_nothing_is_left_where_up_itself_is_killed(tmp_path: Path, mark: str) -> None:
+    up = f"""
+        import sys, pathlib
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_services import all_of
+        from flows.services.supervisor import Supervisor
+        with Supervisor(all_of(pathlib.Path({str(tmp_path)!r})), {mark!r}) as supervisor:
+            supervisor.begin(lambda service, seconds: None)
+            pathlib.Path({str(tmp_path)!r}, "up").write_text("ready")
+            supervisor.watch()
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(up)])
+    until((tmp_path / "up").exists)
+    assert len(processes.alive(mark, ["prefect", "mlflow", "worker"])) == 6
+    process.kill()
+    process.wait()
+    until(lambda: processes.alive(mark, ["prefect", "mlflow", "worker", "sentinel"]) == [])
+
+
+def test_a_sentinel_that_is_killed_is_replaced(tmp_path: Path, mark: str) -> None:
+    with Supervisor(all_of(tmp_path), mark) as supervisor:
+        supervisor.begin(lambda service, seconds: None)
+        first = supervisor.sentinel
+        first.kill()
+        first.wait(SECONDS)
+        supervisor.look()
+        assert supervisor.sentinel is not first
+        assert len(processes.alive(mark, ["prefect", "mlflow", "worker"])) == 6
+
+
+def test_a_taken_port_names_what_holds_it() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=rf"--port {port}: held by .*\(process {os.getpid()}\); .*--port {port + 1}"
+        ):
+            require_free(port, "--port")
+    require_free(port, "--port")
+
+
+def test_addresses_are_believed_only_while_up_lives(home: Path) -> None:
+    assert addresses.running() is None
+    found = Addresses(pid=os.getpid(), prefect="http://127.0.0.1:4200", mlflow="http://127.0.0.1:5000", pool="local")
+    with addresses.held() as file:
+        assert addresses.running() is None  # not ready
+        file.write_text(found.model_dump_json())
+        assert addresses.running() == found
+        assert found.api == "http://127.0.0.1:4200/api"
+        with (
+            pytest.raises(TunewrightError, match=f"up in {home} already: Prefect http://127.0.0.1:4200, MLflow"),
+            addresses.held(),
+        ):
+            pass
+    assert addresses.running() is None
+    file.write_text(found.model_dump_json())  # as a process that was killed leaves it
+    assert addresses.running() is None
+
+
+def test_the_services_are_told_where_all_lies(home: Path) -> None:
+    found = Addresses(pid=1, prefect="http://127.0.0.1:4300", mlflow="http://127.0.0.1:5300", pool="gpu")
+    prefect, mlflow, worker = services(found)
+    assert prefect.port == 4300 and "4300" in prefect.command and str(home) in str(prefect.environment)
+    assert mlflow.port == 5300 and "5300" in mlflow.command and str(home) in str(mlflow.command)
+    assert "gpu" in worker.command
+    assert worker.environment["PREFECT_API_URL"] == found.api
+    assert worker.environment["TUNEWRIGHT_HOME"] == str(config.home())
+    assert log_file("worker") == home / "logs" / "worker.log"
+    assert not any(service.is_ready() for service in (prefect, mlflow, worker))  # nothing is there
