@@ -8,12 +8,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format docs clean
 
 help:
 	@echo "make demo    set up, then run the whole pipeline on the embedded example"
 	@echo "make test    set up, then lint, types, import contracts and every test"
 	@echo "make lint    set up, then lint, types and import contracts"
+	@echo "make docs    set up, then the pages of docs/ as HTML in site/"
 	@echo "make setup   only the virtual environment .venv"
 
 setup: $(READY)
@@ -42,5 +43,8 @@ format: $(READY)
 	$(BIN)/ruff format --quiet .
 	$(BIN)/ruff check --quiet --fix .
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 clean:
-	rm -rf .venv .tunewright
+	rm -rf .venv .tunewright site

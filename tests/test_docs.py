@@ -1,0 +1,101 @@
+"""Every command of the docs runs as it stands there, page by page, on a tiny model, and every link leads somewhere."""
+
+import json
+import logging
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import yaml
+from prefect.testing.utilities import prefect_test_harness
+from test_cli import ROWS
+from typer.testing import CliRunner
+
+from flows.cli import app
+from tasks.artifacts import Base
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.M | re.S)
+SMALL: dict[str, Any] = {
+    "training": {"learning_rate": 0.01, "max_steps": 2, "batch": 4},
+    "compute": {"threads": 1},
+}
+
+
+class Page:
+    """The files that a page shows, and its commands in their order."""
+
+    def __init__(self, file: Path) -> None:
+        blocks = BLOCK.findall(file.read_text(encoding="utf-8"))
+        self.files = {name: text for _, name, text in blocks if name}
+        shell = "".join(text for kind, _, text in blocks if kind == "sh").replace("\\\n", " ")
+        self.commands = [parts for line in shell.splitlines() if (parts := shlex.split(line, comments=True))]
+
+
+FIRST = Page(DOCS / "first-fine-tune.md")  # its data and settings are those of the pages that show none
+
+
+def small(text: str, base: Base) -> str:
+    """Settings of a page with the tiny model in place of the real one, trained for two steps."""
+    settings = yaml.safe_load(text)
+    for deployment in settings["deployments"]:
+        parameters = deployment["parameters"]
+        parameters["model"] = {"base": base.reference, "max_length": 128}
+        for section, values in SMALL.items():
+            parameters[section] = values | {k: v for k, v in parameters.get(section, {}).items() if k not in values}
+        parameters["evaluation"] = {"max_new_tokens": 4} | parameters.get("evaluation", {})
+    return yaml.safe_dump(settings)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.mark.parametrize("page", [each for each in PAGES if Page(each).commands], ids=lambda file: file.stem)
+def test_the_commands_of_a_page_run(
+    page: Path, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("tunewright"), "handlers", [])
+    (tmp_path / "data").mkdir()
+    shown = Page(page)
+    for name, text in (FIRST.files | shown.files).items():
+        (tmp_path / name).write_text(small(text, tiny_base) if name.endswith(".yaml") else text)
+    rows = [json.loads(line) for line in FIRST.files["data/mine.jsonl"].splitlines()]
+    rows = [row | {"input": ROWS[i]["instruction"]} for i in range(len(ROWS)) for row in [rows[i % len(rows)]]]
+    (tmp_path / "data" / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for program, *arguments in shown.commands:
+        if program == "export":
+            name, _, value = arguments[0].partition("=")
+            monkeypatch.setenv(name, value)
+            monkeypatch.syspath_prepend(value)
+            continue
+        assert program == "tunewright"
+        with patch.dict(os.environ):  # what a command sets for its process is undone
+            result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, (arguments, result.output)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda file: file.stem)
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert link.startswith("https://") or (DOCS / link).is_file(), link
+
+
+def test_the_pages_are_built_and_fetch_nothing(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("mkdocs")), "build", "--quiet", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=DOCS.parent, env=environment, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr  # strict: a page that no menu has, a link that leads nowhere
+    fetched = re.compile(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(?:https?:)?//')
+    assert [page.name for page in tmp_path.glob("*.html") if fetched.search(page.read_text(encoding="utf-8"))] == []
