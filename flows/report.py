@@ -23,7 +23,7 @@ from tasks.artifacts import Adapter, Registered
 from tasks.config import Settings
 from tasks.progress import duration
 from tasks.register.candidate import PAGE
-from tasks.register.tracking import IN_VIEW, ui
+from tasks.register.tracking import IN_VIEW, starts_with, ui
 from tasks.scan.report import markdown as scan_table
 
 STATE_NAMES = {"promote": "Promoted", "keep": "Kept", "inconclusive": "Inconclusive", "invalid": "Invalid"}
@@ -256,6 +256,5 @@ def _links(outcome: Outcome, registered: Registered) -> list[str]:
         f"In MLflow: [the verdict page]({page_link(outcome)}), [this run]({mlflow_link(outcome)}), "
         f"[all runs side by side]({comparison_link(outcome)})"
     )
-    if registered.tracking_uri.startswith("http"):
-        return [*lines, links]
-    return [*lines, f"{links}, once its UI runs:", "", f"    mlflow ui --backend-store-uri {registered.tracking_uri}"]
+    command = starts_with(registered.tracking_uri)
+    return [*lines, f"{links}, once its UI runs:", "", f"    {command}"] if command else [*lines, links]

@@ -14,6 +14,7 @@ from flows.deployment_file import Pipeline, effective
 from flows.outcome import Outcome, given_sides, worth_a_look
 from flows.report import mlflow_link, training_sentence
 from tasks.account import growth_sentence, leak_sentence
+from tasks.register.tracking import starts_with
 from tasks.stopped import from_here
 
 COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
@@ -136,10 +137,8 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
         alias = f" @{registered.alias}" if registered.alias else ", the alias did not move"
         looks.append(("model", f"{registered.uri}{alias}"))
         looks.append(("MLflow", mlflow_link(outcome)))
-        if not registered.tracking_uri.startswith("http"):
-            nexts.append(
-                f"mlflow ui --backend-store-uri {registered.tracking_uri}        # then open the MLflow link above"
-            )
+        if command := starts_with(registered.tracking_uri):
+            nexts.append(f"{command}        # then open the MLflow link above")
         nexts.append(f"tunewright run {what} --set training.learning_rate=0.0005")
     elif outcome.splits and not outcome.tokens:
         nexts.append(f"tunewright run {what} --until render          # what is trained, token by token")

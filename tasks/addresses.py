@@ -6,6 +6,7 @@ never believed.
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def running() -> Addresses | None:
     except OSError:  # no home, or none that can be
         pass
     return None
+
+
+def prefect_run(run_id: str) -> str:
+    """Where a flow run stands in Prefect's pages; empty where its server is one that ends with it."""
+    up = running()
+    server = up.prefect if up else os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
+    return f"{server}/v2/runs/flow-run/{run_id}" if server else ""
 
 
 @contextlib.contextmanager

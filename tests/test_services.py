@@ -21,6 +21,7 @@ from flows.services.supervisor import RESTARTS, Supervisor
 from tasks import addresses, config
 from tasks.addresses import Addresses
 from tasks.errors import ConfigError, TunewrightError
+from tasks.register.tracking import starts_with, ui
 
 SECONDS = 20.0
 # A service that writes a file when it works, and starts a process in a session of its own, as a worker starts a run.
@@ -206,6 +207,26 @@ def test_addresses_are_believed_only_while_up_lives(home: Path) -> None:
     assert addresses.running() is None
     file.write_text(found.model_dump_json())  # as a process that was killed leaves it
     assert addresses.running() is None
+
+
+def test_pages_are_where_up_has_them_and_else_where_they_can_be_started(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    database, server = f"sqlite:///{home / 'mlflow.db'}", "http://mlflow.example:80"
+    assert ui(database, "7") == "http://127.0.0.1:5000/#/experiments/7"
+    assert starts_with(database) == f"mlflow ui --backend-store-uri {database}"
+    assert addresses.prefect_run("run") == ""  # of a server that ends with it
+    found = Addresses(pid=1, prefect="http://127.0.0.1:4300", mlflow="http://127.0.0.1:5300", pool="local")
+    with addresses.held() as file:
+        file.write_text(found.model_dump_json())
+        assert ui(database, "7") == "http://127.0.0.1:5300/#/experiments/7"
+        assert addresses.prefect_run("run") == "http://127.0.0.1:4300/v2/runs/flow-run/run"
+        assert starts_with(database) == ""
+    assert ui(server, "7") == f"{server}/#/experiments/7"
+    assert starts_with(server) == ""
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
+    assert addresses.prefect_run("run") == "http://prefect.example/v2/runs/flow-run/run"
 
 
 def test_the_services_are_told_where_all_lies(home: Path) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from prefect.runtime import flow_run
 
+from tasks import addresses
 from tasks.artifacts import Splits
 from tasks.caching import digest_of
 from tasks.register.candidate import Candidate, Point, card, comparisons, curves, opinions, parameters
@@ -46,7 +47,7 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
         "looks": str(candidate.looks),
         "gain": candidate.gain,
         "training": "; ".join(candidate.adapter.warnings)[:500] or "nothing stands out",
-        "mlflow.note.content": card(candidate, run.info.experiment_id, run.info.run_id),
+        "mlflow.note.content": card(candidate, run.info.experiment_id, run.info.run_id) + _origin(),
         **candidate.data,
         **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages},
         **({"judge": candidate.judged.model} if candidate.judged else {}),
@@ -57,6 +58,12 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     points = curves(candidate.adapter.path("metrics.jsonl")) + comparisons(candidate)
     log_points(client, run, points + (opinions(candidate.judged) if candidate.judged else []))
     _log_files(client, candidate, run.info.run_id)
+
+
+def _origin() -> str:
+    """The way back to the flow run, where its server outlives it."""
+    link = addresses.prefect_run(str(flow_run.id)) if flow_run.id else ""
+    return f"\n\n[The run in Prefect: {flow_run.name}]({link})" if link else ""
 
 
 def log_points(client: "MlflowClient", run: "Run", points: list[Point]) -> None:

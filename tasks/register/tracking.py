@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tasks import config
+from tasks import addresses, config
 from tasks.config import Registry
 from tasks.errors import TrackingError, TunewrightError
 
@@ -32,9 +32,15 @@ def tracking_uri(registry: Registry) -> str:
 
 
 def ui(uri: str, experiment_id: str) -> str:
-    """Where an experiment stands in MLflow's UI; of a database, in the one that its `mlflow ui` serves here."""
-    address = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    """Where an experiment stands in MLflow's pages: its server's, those of `tunewright up`, or of `mlflow ui` here."""
+    up = addresses.running()
+    address = uri.rstrip("/") if uri.startswith("http") else up.mlflow if up else "http://127.0.0.1:5000"
     return f"{address}/#/experiments/{experiment_id}"
+
+
+def starts_with(uri: str) -> str:
+    """The command that starts the pages of a database; empty where a server has them already."""
+    return "" if uri.startswith("http") or addresses.running() else f"mlflow ui --backend-store-uri {uri}"
 
 
 @contextlib.contextmanager
