@@ -1,0 +1,81 @@
+"""A person at Prefect's pages, in a real browser: one changed setting runs what reads it, to a second version."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+from servers import ENDED, Up, started, until
+
+from tasks.artifacts import Base
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SECONDS = 60.0
+DATA_STAGES = {"ingest", "base", "check", "dedupe", "split", "render"}
+
+
+@pytest.fixture(scope="module")
+def up(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with started(tmp_path_factory.mktemp("ui"), tiny_base) as up:
+        yield up
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    assert BROWSER, "no Chromium: apt-get install chromium"
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(SECONDS * 1000)
+        yield page
+        browser.close()
+
+
+def stages(up: Up, run: str) -> dict[str, str]:
+    """Stage -> the name of its state."""
+    body = {"flow_runs": {"id": {"any_": [run]}}, "limit": 200}
+    return {each["name"].split()[0]: each["state"]["name"] for each in up.ask("POST", "/task_runs/filter", json=body)}
+
+
+def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_path: Path) -> None:
+    first = up.run()
+    assert up.ended(first)["type"] == "COMPLETED", up.state(first)["message"]
+
+    page.goto(f"{up.addresses.prefect}/v2/deployments")
+    page.get_by_role("link", name="tiny").first.click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Custom run").click()
+    rate = page.get_by_label("Learning Rate")
+    expect(rate).to_have_value("0.001")  # filled in from the file
+    rate.fill("0.003")
+    page.get_by_role("button", name="Submit").click()
+
+    def newest() -> Any:
+        runs = up.ask("POST", "/flow_runs/filter", json={"sort": "EXPECTED_START_TIME_DESC", "limit": 5})
+        return next((run for run in runs if run["id"] != first and run["state"]["type"] in ENDED), None)
+
+    second = until(newest)
+    assert second["parameters"]["training"]["learning_rate"] == 0.003
+    assert second["parameters"]["training"]["max_steps"] == 20  # the others of the section stay
+    states = stages(up, second["id"])
+    assert {stage for stage, state in states.items() if state == "Cached"} >= DATA_STAGES
+    assert states["train"] == "Completed" and states["register"] == "Completed"
+    assert up.versions() == 2
+
+    page.goto(f"{up.addresses.prefect}/v2/runs/flow-run/{second['id']}")
+    expect(page.get_by_text(second["state"]["name"]).first).to_be_visible()
+    page.get_by_role("tab", name="Artifacts").click()
+    for artifact in ("settings", "rows", "scores", "verdict"):
+        expect(page.get_by_text(artifact, exact=True).first).to_be_visible()
+    page.screenshot(path=tmp_path / "prefect.png")
+
+    page.goto(f"{up.addresses.mlflow}/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=tunewright")
+    expect(page.get_by_text("2 matching runs")).to_be_visible()
+    for name in (second["name"], "verdict", "gain", "promote"):
+        expect(page.get_by_text(name).first).to_be_attached()
+    page.goto(f"{up.addresses.mlflow}/#/models/tiny")
+    for version in ("Version 1", "Version 2"):
+        expect(page.get_by_text(version).first).to_be_visible()
+    page.screenshot(path=tmp_path / "mlflow.png")
