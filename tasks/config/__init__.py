@@ -7,6 +7,7 @@ the form shows beside it, so bounds are said in words there as well. A file has 
 from tasks.config.data import Checks, Data, Dedupe, Expectation, Layout, Repair, Side, Source, Split
 from tasks.config.environment import (
     NO_TELEMETRY,
+    device_locks,
     home,
     judge_key,
     make_home,
@@ -53,6 +54,7 @@ __all__ = [
     "Split",
     "Stage",
     "Training",
+    "device_locks",
     "home",
     "judge_key",
     "make_home",
