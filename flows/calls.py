@@ -19,6 +19,7 @@ from tasks.caching import Cached, Earlier, Found, seconds_of
 from tasks.causes import causes
 from tasks.config import STAGES, Settings, Stage
 from tasks.errors import ConfigError
+from tasks.ingest import SourceFile
 from tasks.register import trained_on_test
 from tasks.rotation import Draw
 from tasks.stopped import Stopped
@@ -100,9 +101,11 @@ class _Calls:
         self.refresh = refresh
         self.steps: list[Step] = []
         self.drawn: Draw | None = None
+        self.files: tuple[SourceFile, ...] = ()
 
     def draw(self, settings: Settings, read: Inputs) -> Settings:
         """The settings with the split.seed that this run's test rows are drawn with (tasks/rotation.py)."""
+        self.files = read.files
         self.drawn = draw(settings, read)
         if self.drawn.said:
             log.info("%s", self.drawn.said)

@@ -21,6 +21,7 @@ from tasks.config.environment import (
 from tasks.config.evaluation import Evaluation, Judge, LmEval, PromptContender
 from tasks.config.gate import Gate, Guardrail, Registry
 from tasks.config.metrics import CANNOT_DECIDE, METRICS, Metric
+from tasks.config.operation import Operation
 from tasks.config.section import Section
 from tasks.config.settings import STAGES, Settings, Stage
 from tasks.config.training import Compute, Method, Model, Training
@@ -44,6 +45,7 @@ __all__ = [
     "Method",
     "Metric",
     "Model",
+    "Operation",
     "PromptContender",
     "Registry",
     "Repair",
