@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import StateType
 from prefect.events import EventTrigger
 from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
 from prefect.events.schemas.automations import AutomationCore, Posture
-from prefect.states import StateType
 
 from flows.announcing import CHANGED, DRIFTED, resource
 from flows.parameters import slug
@@ -79,6 +79,7 @@ def of_server() -> AutomationCore:
             ChangeFlowRunState(
                 state=StateType.CRASHED,
                 name="Crashed",
+                force=False,
                 message="No heartbeat: its process was killed. The next run goes on from its last checkpoint",
             )
         ],
