@@ -1,7 +1,7 @@
 """`tunewright up`: Prefect's server, MLflow's server and a process worker, as one command on loopback.
 
 service.py says how each is started, supervisor.py keeps them alive, processes.py finds and ends all that comes from
-them, and sentinel.py does so where `up` itself is killed.
+them, sentinel.py does so where `up` itself is killed, and leftover.py mends the states of runs that nobody could end.
 """
 
 import logging
@@ -12,6 +12,7 @@ import time
 from rich.console import Console
 
 from flows.command_line import print_log
+from flows.services import leftover
 from flows.services.ports import LOOPBACK, require_free
 from flows.services.service import Service, logs, services
 from flows.services.supervisor import Supervisor
@@ -29,7 +30,8 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
         raise ConfigError(f"--port {port} and --mlflow-port {mlflow_port} are the same; accepted are two ports")
     config.quiet_libraries()
     print_log(console, logging.INFO)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of a container or a service manager: as Ctrl-C
+    for asked in (signal.SIGINT, signal.SIGTERM):  # also where a shell or a service manager has it ignored
+        signal.signal(asked, signal.default_int_handler)
     with addresses.held() as file:
         require_free(port, "--port")
         require_free(mlflow_port, "--mlflow-port")
@@ -43,6 +45,8 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
 
         def ready(service: Service, seconds: float) -> None:
             console.print(f"  {service.name:<10}{service.shows:<32}ready after {seconds:.0f} s", markup=False)
+            if service.name == "prefect" and (cut := leftover.crash(found)):
+                console.print(f"    crashed, since they were killed while they ran: {', '.join(cut)}", markup=False)
 
         try:
             with Supervisor(services(found), mark=f"{os.getpid()}-{time.time_ns()}") as supervisor:

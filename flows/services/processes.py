@@ -8,12 +8,16 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import psutil
 
 from flows.services.service import Service, log_file
 
+LOOK_SECONDS = 0.1
+RUN = "PREFECT__FLOW_RUN_ID"  # in the environment of a run that a worker started
 MARK = "TUNEWRIGHT_UP"  # "<pid of up>-<when it began>:<service>"
 
 
@@ -22,9 +26,7 @@ def start(service: Service, mark: str) -> subprocess.Popen[bytes]:
 
     Its output is a file, and no pipe: who reads a pipe that a grandchild holds never sees its end.
     """
-    file = log_file(service.name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("ab") as output:
+    with log_file(service.name).open("ab") as output:
         return subprocess.Popen(
             service.command,
             stdin=subprocess.DEVNULL,
@@ -54,17 +56,35 @@ def alive(mark: str, services: Iterable[str]) -> list[psutil.Process]:
 def end(mark: str, services: Iterable[str], grace: float) -> int:
     """Ends all processes that come from these services, and returns how many had to be killed.
 
-    Each is asked first, and has `grace` seconds: a flow run ends its trainer, which saves a checkpoint.
+    Each is asked first, and has `grace` seconds. Runs are asked before the worker, which would kill them: a run ends
+    its trainer, which saves a checkpoint, and tells the server what became of it.
     """
     services = tuple(services)
-    asked = alive(mark, services)
-    for process in asked:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGTERM)
-    psutil.wait_procs(asked, timeout=grace)
+    for some in (partial(runs, mark, services), partial(alive, mark, services)):
+        for process in some():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+        _wait(some, grace)
     left = alive(mark, services)  # those as well that were started while we waited
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(left, timeout=grace)
+    _wait(partial(alive, mark, services), grace)
     return len(left)
+
+
+def runs(mark: str, services: Iterable[str]) -> list[psutil.Process]:
+    """Those of them that are flow runs, or were started by one."""
+    found: list[psutil.Process] = []
+    for process in alive(mark, services):
+        with contextlib.suppress(psutil.Error, OSError):
+            if RUN in process.environ():
+                found.append(process)
+    return found
+
+
+def _wait(living: Callable[[], list[psutil.Process]], seconds: float) -> None:
+    """Until none lives. One that nobody has waited for yet has ended, though its number is still taken."""
+    until = time.monotonic() + seconds
+    while living() and time.monotonic() < until:
+        time.sleep(LOOK_SECONDS)

@@ -3,23 +3,12 @@
 It reads from a pipe whose other end `up` alone holds, and which the kernel closes however `up` dies.
 """
 
-import subprocess
 import sys
 from contextlib import suppress
 
-from flows.services.processes import end, marked
+from flows.services.processes import end
 
 GRACE_SECONDS = 10.0
-
-
-def start(mark: str) -> subprocess.Popen[bytes]:
-    """Starts it, at the end of a pipe; closing its stdin ends it and all that it looks after."""
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__, mark],
-        stdin=subprocess.PIPE,
-        env=marked({}, mark, "sentinel"),
-        start_new_session=True,
-    )
 
 
 def main(mark: str) -> None:

@@ -2,13 +2,13 @@
 
 import logging
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flows.services import sentinel
-from flows.services.processes import alive, end, start
-from flows.services.service import Service, log_file
+from flows.services.processes import end, marked, runs, start
+from flows.services.service import Service, log_file, logs
 from tasks.errors import TunewrightError
 
 log = logging.getLogger("tunewright")
@@ -31,7 +31,8 @@ class Supervisor:
         self.died: dict[str, list[float]] = {service.name: [] for service in services}
 
     def __enter__(self) -> "Supervisor":
-        self.sentinel = sentinel.start(self.mark)
+        logs().mkdir(parents=True, exist_ok=True)
+        self.sentinel = _sentinel(self.mark)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,7 +67,7 @@ class Supervisor:
     def look(self) -> None:
         """Starts again what has died since the last look."""
         if self.sentinel.poll() is not None:
-            self.sentinel = sentinel.start(self.mark)
+            self.sentinel = _sentinel(self.mark)
         for service in self.services:
             if self.processes[service.name].poll() is not None:
                 self._restart(service)
@@ -77,13 +78,8 @@ class Supervisor:
         self.died[service.name] = [at for at in self.died[service.name] if at > now - RESTARTS_WITHIN] + [now]
         if len(self.died[service.name]) > RESTARTS:
             raise TunewrightError(f"{service.name} ended {RESTARTS + 1} times in five minutes; {_said(service.name)}")
-        orphans = len(alive(self.mark, [service.name]))
-        log.warning(
-            "%s ended with %d and is started again%s",
-            service.name,
-            code,
-            "; what it had started is asked to end, and goes on in its next run" if orphans else "",
-        )
+        cut = "; its runs are cut short, and go on when they run again" if runs(self.mark, [service.name]) else ""
+        log.warning("%s ended with %d and is started again%s", service.name, code, cut)
         end(self.mark, [service.name], GRACE_SECONDS)
         self.processes[service.name] = start(service, self.mark)
         self._wait(service)
@@ -98,6 +94,19 @@ class Supervisor:
             if time.monotonic() > until:
                 raise TunewrightError(f"{service.name} did not answer in {READY_SECONDS:.0f} s; {_said(service.name)}")
             time.sleep(LOOK_SECONDS)
+
+
+def _sentinel(mark: str) -> "subprocess.Popen[bytes]":
+    """The process that ends all where this one is killed: closing its stdin is what it waits for."""
+    with log_file("sentinel").open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "flows.services.sentinel", mark],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=marked({}, mark, "sentinel"),
+            start_new_session=True,
+        )
 
 
 def _said(name: str) -> str:

@@ -1,0 +1,219 @@
+"""The real servers and a real worker: a training that is cut short in every way goes on, and is registered once."""
+
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import psutil
+import pytest
+import yaml
+from mlflow import MlflowClient
+from test_flow import DATA, ROWS
+
+from flows.services import processes
+from tasks.addresses import Addresses
+from tasks.artifacts import Base
+
+SECONDS = 240.0
+TRAINING_SECONDS = 25.0  # of the training that is cut short, whatever this machine's speed
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+PARTS = {"trainer": "tasks.trainer", "flow": "prefect.engine", "worker": "worker start", "prefect": "server start"}
+
+
+def until(is_so: Callable[[], Any], seconds: float = SECONDS) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := is_so()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return found
+
+
+class Up(NamedTuple):
+    """A `tunewright up` at work in a folder, and what a person would do with it."""
+
+    folder: Path
+    ports: tuple[int, int]
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        paths = os.pathsep.join(filter(None, sys.path))
+        return {**os.environ, "TUNEWRIGHT_HOME": str(self.home), "PYTHONPATH": paths}
+
+    def start(self) -> None:
+        command = [sys.executable, "-c", "from flows.cli import main; main()", "up"]
+        command += ["--port", str(self.ports[0]), "--mlflow-port", str(self.ports[1])]
+        with (self.folder / "up.log").open("ab") as output:
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=output, stderr=output, start_new_session=True
+            )
+        file = self.home / "services.json"
+        until(lambda: process.poll() is not None or (file.exists() and self.pid == process.pid))
+        assert process.poll() is None, (self.folder / "up.log").read_text()
+
+    @property
+    def addresses(self) -> Addresses:
+        return Addresses.model_validate_json((self.home / "services.json").read_bytes())
+
+    @property
+    def pid(self) -> int:
+        return self.addresses.pid
+
+    def living(self) -> dict[str, psutil.Process]:
+        """What came from it, by what it is."""
+        found: dict[str, psutil.Process] = {}
+        for process in psutil.process_iter():
+            try:
+                is_ours = process.environ().get("TUNEWRIGHT_HOME") == str(self.home)
+                command = " ".join(process.cmdline())
+                if is_ours and process.status() != psutil.STATUS_ZOMBIE and processes.MARK in process.environ():
+                    found |= {part: process for part, words in PARTS.items() if words in command}
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def ask(self, method: str, path: str, **body: Any) -> Any:
+        """What Prefect's server answers, which may be on its way back."""
+
+        def answer() -> Any:
+            try:
+                return httpx.request(method, f"http://127.0.0.1:{self.ports[0]}/api{path}", **body).raise_for_status()
+            except httpx.TransportError:
+                return None
+
+        return until(answer).json()
+
+    def run(self, **training: Any) -> str:
+        """Starts a run of the deployment with other settings of training, and returns its id."""
+        deployed = self.ask("GET", "/deployments/name/finetune/tiny")
+        parameters = deployed["parameters"] | {"training": deployed["parameters"]["training"] | training}
+        made = self.ask("POST", f"/deployments/{deployed['id']}/create_flow_run", json={"parameters": parameters})
+        return made["id"]
+
+    def state(self, run: str) -> dict[str, Any]:
+        return self.ask("GET", f"/flow_runs/{run}")["state"]
+
+    def ended(self, run: str) -> dict[str, Any]:
+        return until(lambda: state if (state := self.state(run))["type"] in ENDED else None)
+
+    def progress(self) -> list[int]:
+        """The steps that the newest training has written, in the order in which they were made."""
+        files = self.home.glob("work/train/*/metrics.jsonl")
+        lines = [line for file in files for line in file.read_text().splitlines()]
+        return [json.loads(line).get("step", 0) for line in lines if line.endswith("}")]
+
+    def further(self) -> psutil.Process:
+        """The trainer, once it has come some steps further."""
+        before = len(self.progress())
+        return until(lambda: len(self.progress()) > before + 5 and self.living().get("trainer"))
+
+
+@pytest.fixture(scope="module")
+def up(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    folder = tmp_path_factory.mktemp("up")
+    with socket.socket() as one, socket.socket() as other:
+        for each in (one, other):
+            each.bind(("127.0.0.1", 0))
+        up = Up(folder, (one.getsockname()[1], other.getsockname()[1]))
+    (folder / DATA).write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    parameters = {
+        "data": {"sources": [{"path": DATA}]},
+        "model": {"base": tiny_base.reference, "max_length": 128},
+        "method": {"rank": 2, "alpha": 4},
+        "training": {"learning_rate": 0.001, "max_steps": 20, "batch": 4, "evaluate_every": 20, "patience": None},
+        "compute": {"threads": 1},
+        "evaluation": {"max_new_tokens": 4, "contenders": [], "forgetting": False},
+        "gate": {"metric": "perplexity", "confidence": 0.8},
+    }
+    deployment = {"name": "tiny", "entrypoint": "flows.finetune.finetune", "work_pool": {"name": "local"}}
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump({"deployments": [deployment | {"parameters": parameters}]}))
+    up.start()
+    try:
+        deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", file.name, "--all"]
+        api = {"PREFECT_API_URL": up.addresses.api}
+        subprocess.run(deploy, cwd=folder, env=up.environment | api, check=True, capture_output=True)
+        yield up
+    finally:
+        os.kill(up.pid, signal.SIGTERM)
+        until(lambda: not (up.home / "services.json").exists())
+        assert up.living() == {}
+
+
+def versions(up: Up) -> int:
+    return len(MlflowClient(f"sqlite:///{up.home / 'mlflow.db'}").search_model_versions("name='tiny'"))
+
+
+def test_a_run_in_a_terminal_uses_the_servers(up: Up) -> None:
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "run", "tiny.yaml", "--until", "split", "-q"]
+    subprocess.run(command, cwd=up.folder, env=up.environment, check=True, capture_output=True)
+    runs = up.ask("POST", "/flow_runs/filter", json={})
+    assert [run["state"]["message"] for run in runs if run["deployment_id"] is None] == ["went as far as split"]
+
+
+def test_a_training_that_is_cut_short_in_every_way_goes_on_and_is_registered_once(up: Up) -> None:
+    assert up.ended(first := up.run())["type"] == "COMPLETED", up.state(first)["message"]
+    (file,) = up.home.glob("artifacts/train/*/metrics.jsonl")
+    seconds = [json.loads(line)["seconds"] for line in file.read_text().splitlines() if '"seconds"' in line]
+    steps = round(TRAINING_SECONDS / statistics.median(seconds))
+    assert versions(up) == 1
+
+    def again() -> str:
+        return up.run(max_steps=steps, learning_rate=0.0005)
+
+    def kill(part: str, *, number: int = signal.SIGKILL) -> None:
+        up.further()
+        victim = up.living()[part]
+        victim.send_signal(number)
+        until(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE)
+
+    run = again()
+    for survived in ("trainer", "prefect"):  # the same run goes on
+        kill(survived)
+    up.further()
+    assert up.state(run)["type"] == "RUNNING"
+    kill("flow")
+    assert up.ended(run)["name"] == "Crashed"
+
+    run = again()
+    kill("worker")
+    assert up.ended(run)["name"] == "Crashed"
+
+    run = again()
+    trainer = up.further()
+    asked = time.monotonic()
+    up.ask("POST", f"/flow_runs/{run}/set_state", json={"state": {"type": "CANCELLING"}})
+    until(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE)
+    assert time.monotonic() - asked < 10
+    assert up.ended(run)["name"] == "Cancelled"
+
+    run = again()
+    up.further()
+    os.kill(up.pid, signal.SIGKILL)
+    until(lambda: up.living() == {})
+    up.start()
+    assert up.state(run)["name"] == "Crashed"
+
+    done = up.progress()
+    assert len(set(done)) < steps  # else it was over before it was cut short
+    run = again()
+    assert up.ended(run)["type"] == "COMPLETED"
+    assert versions(up) == 2
+    made = sorted(up.home.glob("artifacts/train/*/summary.json"), key=lambda each: each.stat().st_mtime)
+    assert [json.loads(each.read_text())["steps"] for each in made] == [20, steps]
+    log = (made[-1].parent / "trainer.log").read_text()
+    assert log.count("attempt") >= 5, log
+    sides = [json.loads(each.read_text())["rows"] for each in up.home.glob("artifacts/split/*/proof.json")]
+    assert [sum(side.values()) for side in sides] == [len(ROWS)]
