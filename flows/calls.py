@@ -15,10 +15,11 @@ from prefect import Task
 from flows.inputs import Inputs, draw
 from tasks import ledger, pipelines, versions
 from tasks.artifacts import Adapter, Answers, Artifact, CheckedRows, Contender, Rows, Splits, UniqueRows, Verdict
-from tasks.caching import Cached, Earlier, Found
+from tasks.caching import Cached, Earlier, Found, seconds_of
 from tasks.causes import causes
 from tasks.config import STAGES, Settings, Stage
 from tasks.errors import ConfigError
+from tasks.ingest import SourceFile
 from tasks.register import trained_on_test
 from tasks.rotation import Draw
 from tasks.stopped import Stopped
@@ -35,6 +36,7 @@ class Step:
     of: str = ""  # what tells calls of one stage apart: the contender that is evaluated
     state: Literal["ran", "cached", "run"]
     seconds: float = 0.0
+    saved: float = 0.0  # seconds that it took when it was made
     because: Sequence[str] = ()
     message: str = ""
     note: str = ""  # on what it was given, where that is not what the settings say
@@ -99,9 +101,11 @@ class _Calls:
         self.refresh = refresh
         self.steps: list[Step] = []
         self.drawn: Draw | None = None
+        self.files: tuple[SourceFile, ...] = ()
 
     def draw(self, settings: Settings, read: Inputs) -> Settings:
         """The settings with the split.seed that this run's test rows are drawn with (tasks/rotation.py)."""
+        self.files = read.files
         self.drawn = draw(settings, read)
         if self.drawn.said:
             log.info("%s", self.drawn.said)
@@ -135,11 +139,13 @@ class Run(_Calls):
         chosen = task.with_options(refresh_cache=True) if task.name in self.refresh else task
         state = chosen(**inputs, return_state=True)
         record = state.result()
+        is_cached = state.name == "Cached"
         step = Step(
             stage=task.name,
             of=_of(inputs),
-            state="cached" if state.name == "Cached" else "ran",
+            state="cached" if is_cached else "ran",
             seconds=time.monotonic() - started,
+            saved=seconds_of(record) if is_cached else 0.0,
             message=state.message or "",
             record=record,
         )

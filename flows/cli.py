@@ -206,7 +206,7 @@ def data(
         print(json.dumps(shown, ensure_ascii=False))
 
 
-for command in (operate.up, operate.doctor):
+for command in (operate.deploy, operate.up, operate.doctor):
     app.command()(command)
 
 

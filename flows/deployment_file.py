@@ -6,7 +6,7 @@ Each effective value remembers where it came from: a line of the file, the comma
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -52,6 +52,15 @@ class Pipeline:
     refresh: tuple[Stage, ...]
     parameters: dict[str, Any]
     origins: dict[str, str]
+    work_pool: str = ""  # empty where the file names none
+    has_schedules: bool = False  # whether the file says when it is due, be it never
+
+
+def names(path: Path) -> list[str]:
+    """The deployments in a file. Raises ConfigError."""
+    document = strict_yaml.parse(_text(path), str(path))
+    _check_keys(document)
+    return [deployment["name"] for _, deployment in _named(document)]
 
 
 def load(path: Path, deployment: str | None = None) -> Pipeline:
@@ -70,7 +79,12 @@ def load(path: Path, deployment: str | None = None) -> Pipeline:
         scheduled = parameters | _parameters(document, under, schedule)
         checked(scheduled, lambda key, under=under: document.place(f"{under}.parameters.{key}"))
     origins = {key: document.place(f"{at}.parameters.{key}") for key in flat(parameters)}
-    return _pipeline(path, chosen["name"], parameters, run, origins)
+    pool = chosen.get("work_pool")
+    return replace(
+        _pipeline(path, chosen["name"], parameters, run, origins),
+        work_pool=(pool.get("name") if isinstance(pool, dict) else None) or "",
+        has_schedules=any(chosen.get(key) is not None for key in ("schedules", "schedule")),
+    )
 
 
 def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--set") -> Pipeline:
@@ -87,7 +101,8 @@ def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--se
         key: "command line" if any(_inside(key, name) for name in places) else pipeline.origins[key]
         for key in flat(parameters)
     }
-    return _pipeline(pipeline.path, pipeline.name, parameters, run, origins)
+    changed = _pipeline(pipeline.path, pipeline.name, parameters, run, origins)
+    return replace(changed, work_pool=pipeline.work_pool, has_schedules=pipeline.has_schedules)
 
 
 @contextmanager
@@ -189,7 +204,8 @@ def _mappings(document: Document, at: str, items: Any) -> list[tuple[str, dict[s
     return [(f"{at}[{i}]", item) for i, item in enumerate(items)]
 
 
-def _choose(document: Document, name: str | None) -> tuple[str, dict[str, Any]]:
+def _named(document: Document) -> list[tuple[str, dict[str, Any]]]:
+    """The deployments, each with a name that tells it and its champion from the others."""
     deployments = _mappings(document, "deployments", document.value.get("deployments"))
     if not deployments:
         raise ConfigError(f"{document.place('deployments')}: deployments: missing; accepted: a list of one or more")
@@ -207,6 +223,12 @@ def _choose(document: Document, name: str | None) -> tuple[str, dict[str, Any]]:
                 f"registry.name={slug(found)}, and so a champion; rename one"
             )
         names.append(found)
+    return deployments
+
+
+def _choose(document: Document, name: str | None) -> tuple[str, dict[str, Any]]:
+    deployments = _named(document)
+    names = [deployment["name"] for _, deployment in deployments]
     if name is None and len(names) > 1:
         raise ConfigError(f"{document.name}: holds several deployments; choose one of {', '.join(names)}")
     if name is not None and name not in names:

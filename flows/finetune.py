@@ -11,10 +11,11 @@ from prefect import State, flow
 from prefect.runtime import deployment
 
 from flows import report
+from flows.announcing import announce_drift
 from flows.calls import Plan, Reached, Run, Step, Unknown
 from flows.inputs import inputs
-from flows.parameters import named
-from tasks import config, models, versions
+from flows.parameters import named, slug
+from tasks import config, models, versions, watching
 from tasks.artifacts import Contender
 from tasks.check import check
 from tasks.config import (
@@ -28,6 +29,7 @@ from tasks.config import (
     LmEval,
     Method,
     Model,
+    Operation,
     Registry,
     Settings,
     Split,
@@ -166,7 +168,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         challenged=opponent.version if opponent else "",
         prompts=prompts,
         judged=judged,
-        settings=s,
+        settings=s.of_result(),
     )
 
 
@@ -187,6 +189,7 @@ def finetune(
     split: Split = Split(),
     until: Stage = "register",
     refresh: tuple[Stage, ...] = (),
+    operation: Operation = Operation(),
 ) -> State[tuple[Step, ...]]:
     """Turns instruction data into a registered, defensible fine-tuned model.
 
@@ -211,12 +214,15 @@ def finetune(
         checks=checks,
         dedupe=dedupe,
         split=split,
+        operation=operation,
     )
     config.prepare_environment(settings)
     if log.level == logging.NOTSET:  # a worker's run: Prefect adds its handler, but leaves the level at root's WARNING
         log.setLevel(logging.INFO)
     report.show_settings(settings)
-    return report.publish(run(settings, until, refresh), settings)
+    steps = run(settings, until, refresh)
+    announce_drift(steps, settings, until)
+    return report.publish(steps, settings)
 
 
 def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Step, ...]:
@@ -224,6 +230,8 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Ste
     calls = Run(settings, until, refresh)
     with suppress(Reached):
         pipeline(settings, calls)
+    if deployment.name:
+        watching.keep_read(slug(deployment.name), calls.files)
     return tuple(calls.steps)
 
 

@@ -1,11 +1,15 @@
 """The commands that keep the pipeline running as a service."""
 
 import json
+import logging
+import os
 from typing import Annotated
 
 import typer
 
-from flows.command_line import Json, console_of, one_line_errors
+from flows.command_line import Deployment, File, Json, console_of, one_line_errors, print_log
+from tasks import addresses, config
+from tasks.errors import ConfigError
 
 
 def up(
@@ -38,3 +42,27 @@ def doctor(as_json: Json = False) -> None:
         print(json.dumps(doctor.as_json(found), ensure_ascii=False))
     if any(each.state == "failure" for each in found):
         raise typer.Exit(1)
+
+
+def deploy(file: File, deployment: Deployment = None, as_json: Json = False) -> None:
+    """Put a file's deployments on Prefect's server: schedules, what else starts a run, and who is told.
+
+    A second call changes nothing; a file that was changed updates what it says. It needs a server: tunewright up.
+    """
+    console = console_of(as_json)
+    with one_line_errors(as_json):
+        up = addresses.running()
+        api = os.environ.get("PREFECT_API_URL") or (up.api if up else "")
+        if not api:
+            raise ConfigError("no Prefect server: start one with tunewright up, or set PREFECT_API_URL to its address")
+        os.environ["PREFECT_API_URL"] = api
+        config.quiet_libraries()
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        print_log(console, logging.WARNING)
+        from flows import deploy as deploying
+        from flows.deploy import view
+
+        result = deploying.deploy(file, deployment, up.pool if up and up.api == api else "local")
+        view.show(console, result)
+    if as_json:
+        print(json.dumps(view.as_json(result), ensure_ascii=False))

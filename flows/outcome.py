@@ -25,6 +25,7 @@ from tasks.artifacts import (
     Verdict,
     VerdictPage,
 )
+from tasks.progress import duration
 from tasks.split.proof import FINDINGS
 
 A = TypeVar("A", bound=Artifact)
@@ -95,6 +96,16 @@ class Outcome(BaseModel):
         """Which test rows were drawn anew, and why; empty where none were."""
         return next((step.note for step in self.steps if step.stage == "split"), "")
 
+    @property
+    def saved(self) -> str:
+        """How many stages were not run again, and what that saved; empty where all were."""
+        ran = {step.stage for step in self.steps if step.state == "ran"}
+        unchanged = {step.stage for step in self.steps} - ran
+        if not unchanged:
+            return ""
+        seconds = sum(step.saved for step in self.steps if step.state == "cached")
+        return f"{len(unchanged)} stage{'s'[: len(unchanged) != 1]} unchanged, about {duration(seconds)} saved"
+
     def quarantines(self) -> list[Path]:
         """The files with the rows that were set aside, and with those that repeat another."""
         quarantined = [r for r in (self.rows, self.checked, self.splits, self.tokens) if r and r.num_quarantined]
@@ -106,6 +117,7 @@ class Outcome(BaseModel):
         account = self.account()
         return {
             "stages": [as_json(step) for step in self.steps],
+            "saved_seconds": round(sum(step.saved for step in self.steps), 3),
             "rows": account.model_dump() if account else None,
             "reasons": self.reasons(),
             "findings": self.findings(),

@@ -91,10 +91,15 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
     if outcome.answers:
         create_table_artifact(_scores(outcome), key="scores", description="Scores on the sealed test rows")
     if outcome.verdict is None:
-        return Completed(message=f"went as far as {steps[-1].stage}", data=tuple(steps))
+        return Completed(message=_with_saved(f"went as far as {steps[-1].stage}", outcome), data=tuple(steps))
     create_markdown_artifact(decided(outcome), key="verdict", description=outcome.verdict.sentence)
     name = STATE_NAMES[outcome.verdict.decision]
-    return Completed(name=name, message=outcome.verdict.sentence, data=tuple(steps))
+    return Completed(name=name, message=_with_saved(outcome.verdict.sentence, outcome), data=tuple(steps))
+
+
+def _with_saved(sentence: str, outcome: Outcome) -> str:
+    """What a run came to, and what it did not have to do again."""
+    return f"{sentence.removesuffix('.')}. {outcome.saved}." if outcome.saved else sentence
 
 
 def mlflow_link(outcome: Outcome) -> str:

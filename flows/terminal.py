@@ -39,6 +39,8 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
     """The summary at the end of a run of `what`, the file and its changes: what was done, where to look, what next."""
     console.print()
     _show_steps(console, outcome.steps)
+    if outcome.saved:
+        console.print(outcome.saved, style="dim")
     _show_account(console, outcome)
     if outcome.adapter:
         console.print(f"\n{training_sentence(outcome.adapter)}")

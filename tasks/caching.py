@@ -218,6 +218,11 @@ def kept(kind: type[A], stage: str, key: str) -> A | None:
     return None if manifest is None else kind.model_validate(manifest["record"] | {"folder": folder})
 
 
+def seconds_of(record: Artifact) -> float:
+    """How long it took to make a whole artifact."""
+    return json.loads((record.folder / MANIFEST).read_text(encoding="utf-8"))["seconds"]
+
+
 def work_folder(folder: Path) -> Path:
     """A place for work in progress that outlives a failed attempt at `folder`, and goes when the artifact is whole."""
     key = folder.name.strip(".").split(".")[0]

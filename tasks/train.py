@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
+from prefect.runtime import flow_run
 
-from tasks import abandoned, budget, curves, machine, trainer
+from tasks import abandoned, budget, curves, machine, one_at_a_time, trainer
 from tasks.artifacts import Adapter, Base, Scan, Tokens
 from tasks.caching import cached, work_folder
 from tasks.config import Compute, Method, Training
@@ -172,25 +173,26 @@ def train(
     """The tuned weights of the best step by training.best_by, with the curves, warnings and the contract."""
     work = work_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
-    micro_batch, shortage = budget.before_training(base, tokens, method, training, compute)
-    if shortage:
-        log.warning("  %s", shortage)
-    job = trainer.Job.of(
-        base.weights,
-        tokens.folder,
-        reference=base.reference,
-        method=method,
-        modules=scan.chosen if scan else (),
-        training=training,
-        compute=compute,
-        micro_batch=micro_batch,
-    )
-    log.info(
-        "  loading %s; %d rows to train on, %d to look at", base.reference, tokens.num_train, tokens.num_validation
-    )
-    started = time.monotonic()
-    run_trainer(job, work)
-    seconds = time.monotonic() - started
+    with one_at_a_time.held(budget.identity_here(), f"run {flow_run.name}" if flow_run.name else "a call"):
+        micro_batch, shortage = budget.before_training(base, tokens, method, training, compute)
+        if shortage:
+            log.warning("  %s", shortage)
+        job = trainer.Job.of(
+            base.weights,
+            tokens.folder,
+            reference=base.reference,
+            method=method,
+            modules=scan.chosen if scan else (),
+            training=training,
+            compute=compute,
+            micro_batch=micro_batch,
+        )
+        log.info(
+            "  loading %s; %d rows to train on, %d to look at", base.reference, tokens.num_train, tokens.num_validation
+        )
+        started = time.monotonic()
+        run_trainer(job, work)
+        seconds = time.monotonic() - started
     abandoned.remove(folder.parent)
     shutil.move(work / "model", folder / "model")
     for name in ("metrics.jsonl", "status.json", "summary.json", "trainer.log"):

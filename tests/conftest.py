@@ -49,9 +49,10 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this test's artifacts go."""
+    """Where this test's artifacts go; its trainings wait for no others on this machine."""
     home = tmp_path / "home"
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(home))
+    monkeypatch.setattr("tasks.config.device_locks", lambda: tmp_path / "devices")
     return home
 
 

@@ -15,6 +15,7 @@ from tasks.config import (
     Guardrail,
     Method,
     Model,
+    Operation,
     Registry,
     Section,
     Settings,
@@ -118,6 +119,14 @@ def test_defaults_hold_their_own_bounds_and_agree_with_each_other() -> None:
         (Training, {"batch": 16, "micro_batch": 0}, "micro_batch=0 is not between 1 and batch=16"),
         (Registry, {"alias": "latest"}, "alias=latest is reserved by MLflow; accepted is any other, such as champion"),
         (Registry, {"alias": "v12"}, "alias=v12 is reserved by MLflow; accepted is any other, such as champion"),
+        (Operation, {"start_on": "drift"}, "start_on=drift does nothing without watch, the seconds between two looks"),
+        (Operation, {"notify_on": ["failure"]}, "notify_on does nothing without notify, the blocks that are told"),
+        (Operation, {"notify": ["slack-webhook/ops"], "notify_on": []}, "notify does nothing with an empty notify_on"),
+        (
+            Operation,
+            {"notify": ["slack"]},
+            "'slack' is no block of a Prefect server; accepted is its type and its name",
+        ),
         (
             Settings,
             NEEDED | {"gate": Gate(metric="chrf"), "evaluation": Evaluation(metrics=("exact_match",))},

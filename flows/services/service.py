@@ -68,6 +68,7 @@ def services(addresses: Addresses) -> tuple[Service, Service, Service]:
             environment={
                 "PREFECT_API_URL": addresses.api,
                 "TUNEWRIGHT_HOME": str(config.home()),  # runs start in the folder that they were deployed from
+                "PREFECT_LOGGING_EXTRA_LOGGERS": "tunewright",  # what the pipeline says is in the run's log
                 "PREFECT_WORKER_QUERY_SECONDS": str(POLL_SECONDS),
                 "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
             },

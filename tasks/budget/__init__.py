@@ -5,6 +5,7 @@ takes milliseconds; only calibration.py runs something.
 """
 
 from tasks.budget.case import Case, Ground
+from tasks.budget.devices import identity_here
 from tasks.budget.estimate import Estimate, before_training, estimate, remedies, shortage
 
-__all__ = ["Case", "Estimate", "Ground", "before_training", "estimate", "remedies", "shortage"]
+__all__ = ["Case", "Estimate", "Ground", "before_training", "estimate", "identity_here", "remedies", "shortage"]

@@ -88,6 +88,14 @@ def machine(name: str = "") -> Machine:
     return Machine(device, int(0.97 * memory), card.teraflops, is_here=False)
 
 
+def identity_here() -> str:
+    """What tells the device that training takes from all others: a GPU's UUID, or "cpu"."""
+    wanted, gpus = first_gpu(), _told_by_driver()
+    if wanted is None or not gpus:
+        return "cpu"
+    return next((uuid for index, uuid, *_ in gpus if index == wanted or uuid.startswith(wanted)), wanted)
+
+
 def _cpu_here() -> Machine:
     device = Device(has_bfloat16=cpu_has_bfloat16(), memory_bytes=memory_bytes())
     return Machine(device, available_bytes(), 0.0, is_here=True)

@@ -7,6 +7,7 @@ the form shows beside it, so bounds are said in words there as well. A file has 
 from tasks.config.data import Checks, Data, Dedupe, Expectation, Layout, Repair, Side, Source, Split
 from tasks.config.environment import (
     NO_TELEMETRY,
+    device_locks,
     home,
     judge_key,
     make_home,
@@ -20,6 +21,7 @@ from tasks.config.environment import (
 from tasks.config.evaluation import Evaluation, Judge, LmEval, PromptContender
 from tasks.config.gate import Gate, Guardrail, Registry
 from tasks.config.metrics import CANNOT_DECIDE, METRICS, Metric
+from tasks.config.operation import Operation
 from tasks.config.section import Section
 from tasks.config.settings import STAGES, Settings, Stage
 from tasks.config.training import Compute, Method, Model, Training
@@ -43,6 +45,7 @@ __all__ = [
     "Method",
     "Metric",
     "Model",
+    "Operation",
     "PromptContender",
     "Registry",
     "Repair",
@@ -53,6 +56,7 @@ __all__ = [
     "Split",
     "Stage",
     "Training",
+    "device_locks",
     "home",
     "judge_key",
     "make_home",

@@ -1,6 +1,7 @@
 """What the environment decides and no deployment file does: places, keys, and what the libraries are told."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from tasks.config.settings import Settings
@@ -40,6 +41,11 @@ def prefect_database() -> Path:
 def mlflow_artifacts() -> Path:
     """The folder of what MLflow keeps as files, beside its database."""
     return home() / "mlartifacts"
+
+
+def device_locks() -> Path:
+    """The folder of the locks on devices: one for all homes of a user."""
+    return Path(tempfile.gettempdir()) / f"tunewright-{os.getuid()}"
 
 
 def ray_address() -> str:

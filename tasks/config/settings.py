@@ -8,6 +8,7 @@ from tasks.config.data import Checks, Data, Dedupe, Split
 from tasks.config.evaluation import Evaluation, Judge, LmEval
 from tasks.config.gate import Gate, Registry
 from tasks.config.metrics import WITH_EACH_ANSWER, cannot_decide
+from tasks.config.operation import Operation
 from tasks.config.section import Section
 from tasks.config.training import Compute, Method, Model, Training
 
@@ -48,6 +49,11 @@ class Settings(Section):
     judge: Judge = Judge()
     gate: Gate = Gate()
     registry: Registry = Registry()
+    operation: Operation = Operation()
+
+    def of_result(self) -> Self:
+        """The settings with those at their defaults that shape no result: no artifact hangs on them."""
+        return self.model_copy(update={"operation": Operation()})
 
     @model_validator(mode="after")
     def _replay_is_there(self) -> Self:

@@ -6,7 +6,7 @@ the key. Nothing is parsed and, where a store says enough about an object, nothi
 
 import difflib
 import glob
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -35,6 +35,14 @@ HELD_OUT_FORMATS: dict[str, FileFormat] = {**FORMATS, ".txt": "text"}
 ALIKE = 0.75  # of two names without their endings, from where one may be a misspelling of the other
 
 
+Identify = Callable[[str], tuple[Packing, str]]
+
+
+def identify(path: str) -> tuple[Packing, str]:
+    """How a file is packed, and what changes when its content does; a local file is read for it."""
+    return packing_of(path), _digest(path)
+
+
 class SourceFile(BaseModel):
     """One file or data set to read: where it is, how it is read, and what is in it."""
 
@@ -51,10 +59,11 @@ class SourceFile(BaseModel):
     held_out: bool = False
 
 
-def source_files(data: Data) -> tuple[SourceFile, ...]:
+def source_files(data: Data, identify: Identify = identify) -> tuple[SourceFile, ...]:
     """The files of `data.sources`, then those of `data.held_out`, in their order, globs sorted.
 
-    Replay files are the last sources: where a row of one repeats another row, it is the later one, and goes.
+    Replay files are the last sources: where a row of one repeats another row, it is the later one, and goes. Who knows
+    files already gives an `identify` that does not read them again.
 
     Raises ConfigError where a source names nothing readable of a known format, something that an earlier source named
     or columns that there are not; DataError where a file is empty or holds something else than data.
@@ -64,7 +73,7 @@ def source_files(data: Data) -> tuple[SourceFile, ...]:
         for position, source in sorted(enumerate(sources), key=lambda each: each[1].side == "replay"):
             setting = f"data.{'held_out' if held_out else 'sources'}[{position}]"
             _fits(source, setting, held_out)
-            for file in _files(source, setting, held_out):
+            for file in _files(source, setting, held_out, identify):
                 place = file.path if is_remote(file.path) else str(Path(file.path).resolve())
                 if place in found:
                     raise ConfigError(
@@ -81,6 +90,14 @@ def unchanged(file: SourceFile) -> Iterator[None]:
     yield
     if file.format != "hub" and _digest(file.path) != file.digest:
         raise DataError(f"{file.path}: the file changed while it was read; run again when it is complete")
+
+
+def stamp(path: str) -> str | None:
+    """What is certain to tell a change of a file without reading it; None where only its content does."""
+    if stores.is_url(path):
+        return stores.stamp(path)
+    found = Path(path).stat()
+    return f"{found.st_size} bytes, {found.st_mtime_ns}, inode {found.st_ino}"
 
 
 def is_remote(path: str) -> bool:
@@ -106,7 +123,7 @@ def _fits(source: Source, setting: str, held_out: bool) -> None:
         raise ConfigError(f"{setting}.side={source.side}: a held-out file is on no side of the split; leave it out")
 
 
-def _files(source: Source, setting: str, held_out: bool) -> Iterator[SourceFile]:
+def _files(source: Source, setting: str, held_out: bool, identify: Identify) -> Iterator[SourceFile]:
     where = f"{setting}.path={source.path}"
     how = {"layout": source.layout, "columns": source.columns, "side": source.side}
     how |= {"setting": setting, "held_out": held_out}
@@ -123,7 +140,7 @@ def _files(source: Source, setting: str, held_out: bool) -> Iterator[SourceFile]
     for path in paths:
         resolved = _format(path, source, HELD_OUT_FORMATS if held_out else FORMATS, where)
         with stores.explained(where) if remote else _readable(where):
-            packing, digest = packing_of(path), _digest(path)
+            packing, digest = identify(path)
         if packing and resolved == "parquet":
             raise DataError(f"{path}: unknown_archive, Parquet packs its columns itself: unpack the file")
         yield SourceFile(path=path, digest=digest, format=resolved, packing=packing, **how)

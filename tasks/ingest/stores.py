@@ -14,6 +14,7 @@ from tasks.errors import ConfigError, TunewrightError
 
 # What a store says of an object that is certain to change with its content. Other stores are asked for the content.
 TELLING = ("ETag", "etag", "md5Hash", "content_md5", "generation", "VersionId", "version_id", "version")
+TIMES = ("mtime", "Last-Modified", "LastModified", "created")  # of others, which with the size tell well enough
 TELLING_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
 
 
@@ -51,6 +52,16 @@ def identity(url: str) -> str:
         return ", ".join([protocol, *(f"{key} {value}" for key, value in told.items()), f"{said['size']} bytes"])
     with store.open(name, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()  # pyright: ignore[reportArgumentType] it has readinto
+
+
+def stamp(url: str) -> str | None:
+    """What tells a change of the object without reading it, as far as its store says that; None where it does not."""
+    if url.partition("://")[0] in TELLING_STORES:
+        return identity(url)
+    store, name = _store(url)
+    said = store.info(name)
+    told = {key: said[key] for key in (*TELLING, *TIMES) if said.get(key)}
+    return f"{said.get('size')} bytes, {told}" if told else None
 
 
 def open_url(url: str) -> BinaryIO:

@@ -113,7 +113,7 @@ def drawn(split: Split) -> str:
 
 def parameters(settings: Settings) -> dict[str, str]:
     """The settings under flat dotted names: training.learning_rate, data.sources.0.path."""
-    return dict(_flat("", settings.model_dump(mode="json")))
+    return dict(_flat("", settings.model_dump(mode="json", exclude={"operation"})))
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:

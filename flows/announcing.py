@@ -1,0 +1,48 @@
+"""The events that tell of a deployment's data: that they have changed, that they have drifted.
+
+Automations that `tunewright deploy` makes wait for them (flows/deploy/automations.py); yours can as well.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from prefect.events import emit_event
+from prefect.runtime import deployment
+
+from flows.calls import Step
+from flows.outcome import Outcome
+from flows.parameters import slug
+from tasks.artifacts import CheckedRows
+from tasks.config import Settings, Stage
+
+CHANGED = "tunewright.data.changed"
+DRIFTED = "tunewright.data.drifted"
+DRIFTS = ("length_drift", "language_drift", "source_drift", "label_drift")  # of data_checks/suite.py
+
+
+def announce(event: str, name: str, payload: dict[str, Any]) -> None:
+    """Emits an event about the data of the deployment `name`."""
+    emit_event(event, {"prefect.resource.id": resource(name), "prefect.resource.name": name}, payload=payload)
+
+
+def resource(name: str) -> str:
+    """What the events about a deployment's data are about."""
+    return f"tunewright.data.{slug(name)}"
+
+
+def announce_drift(steps: Sequence[Step], settings: Settings, until: Stage) -> None:
+    """With operation.start_on=drift: where a run of a deployment ends with check, tells whether to go on from there."""
+    if settings.operation.start_on != "drift" or until != "check" or not deployment.name:
+        return
+    checked = Outcome.of(steps).checked
+    if checked and (found := drifts(checked)):
+        announce(DRIFTED, deployment.name, {"found": found})
+
+
+def drifts(checked: CheckedRows) -> list[str]:
+    """The expectations of drift that failed, or that there is no version yet to drift from."""
+    results = json.loads(checked.path("results.json").read_text(encoding="utf-8"))
+    if results["since"] is None:
+        return ["no version before"]
+    return [name for name in DRIFTS if name in checked.findings]

@@ -1,0 +1,160 @@
+"""What is asked of Prefect's server and its own `prefect deploy`: pools, deployments, notification blocks."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, WorkerFilter
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
+
+from flows.deployment_file import Pipeline
+from flows.services.service import log_file
+from tasks.errors import ConfigError, TunewrightError
+
+FLOW = "finetune"
+COMPARED = {  # what makes a deployment what it is -> in words
+    "parameters": "parameters",
+    "schedules": "schedule",
+    "work_pool_name": "work pool",
+    "work_queue_name": "work queue",
+    "job_variables": "job variables",
+    "global_concurrency_limit": "concurrency limit",
+    "concurrency_options": "concurrency limit",
+    "description": "description",
+    "tags": "tags",
+    "paused": "paused",
+    "entrypoint": "entrypoint",
+    "pull_steps": "folder",
+    "parameter_openapi_schema": "form",
+    "enforce_parameter_schema": "form",
+}
+OF_SCHEDULE = {"schedule", "active", "parameters", "slug"}
+ANSWER_SECONDS = 10.0
+
+
+@contextmanager
+def connected() -> Iterator[SyncPrefectClient]:
+    """The server of PREFECT_API_URL. Raises TunewrightError in one line where it does not answer, or refuses."""
+    api = PREFECT_API_URL.value()
+    try:
+        httpx.get(f"{api}/health", timeout=ANSWER_SECONDS).raise_for_status()
+        with get_client(sync_client=True) as client:
+            yield client
+    except httpx.HTTPStatusError as error:
+        raise TunewrightError(f"{api}: {error.response.status_code} {error.response.text[:300]}") from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ConfigError(
+            f"PREFECT_API_URL={api}: no server answers ({error or type(error).__name__}); start one with tunewright "
+            "up, or set PREFECT_API_URL to that of another"
+        ) from error
+
+
+def make_pool(client: SyncPrefectClient, name: str) -> bool:
+    """Makes a work pool whose runs are processes, unless there is one of that name; returns whether it did."""
+    try:
+        client.read_work_pool(name)
+    except ObjectNotFound:
+        template = asyncio.run(get_default_base_job_template_for_infrastructure_type("process"))
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template or {}))
+        return True
+    return False
+
+
+def num_workers(client: SyncPrefectClient, pool: str) -> int:
+    """How many workers wait for runs of a pool."""
+    online = WorkerFilter.model_validate({"status": {"any_": ["ONLINE"]}})
+    return len(client.read_workers_for_work_pool(pool, worker_filter=online))
+
+
+def block_ids(client: SyncPrefectClient, names: tuple[str, ...]) -> dict[str, UUID]:
+    """The ids of notification blocks. Raises ConfigError where one is not there."""
+    found: dict[str, UUID] = {}
+    for name in names:
+        kind, _, document = name.partition("/")
+        try:
+            found[name] = client.read_block_document_by_name(document, kind, include_secrets=False).id
+        except ObjectNotFound:
+            raise ConfigError(
+                f"operation.notify: the server has no block {name}; make one in its UI under Blocks, or in Python: "
+                f'SlackWebhook(url="https://hooks.slack.com/...").save("{document}") of prefect.blocks.notifications'
+            ) from None
+    return found
+
+
+def read(client: SyncPrefectClient, flow: str, name: str) -> DeploymentResponse | None:
+    """A deployment, or None where there is none."""
+    try:
+        return client.read_deployment_by_name(f"{flow}/{name}")
+    except ObjectNotFound:
+        return None
+
+
+def deploy(pipeline: Pipeline, pool: str) -> None:
+    """Calls `prefect deploy` on one deployment of a file. Raises TunewrightError with what it said, in one line."""
+    file = ("--prefect-file", str(pipeline.path), "--name", pipeline.name)
+    given = () if pipeline.work_pool else ("--pool", pool)
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *file, *given],
+        env=os.environ
+        | {
+            "PREFECT_API_URL": str(PREFECT_API_URL.value()),
+            "PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY": "true",  # schedules: [] means none
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+            "NO_COLOR": "1",
+            "COLUMNS": "1000",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        log = log_file("deploy")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(done.stdout, encoding="utf-8")
+        raise TunewrightError(f"{pipeline.path}: prefect deploy of {pipeline.name}: {_said(done.stdout)}; see {log}")
+
+
+def _said(output: str) -> str:
+    """The last line of words in what Prefect printed, without its frames and what pydantic adds."""
+    added = r"\[type=.*|^For further information .*"
+    lines = (re.sub(added, "", line.strip(" │╭╮╰╯─\t")).strip() for line in output.splitlines())
+    told = [line for line in lines if re.search(r"\w", line)]
+    return told[-1][:500] if told else "no output"
+
+
+def changed(before: DeploymentResponse, after: DeploymentResponse) -> list[str]:
+    """What differs between two readings of a deployment, in words."""
+    was, now = _compared(before), _compared(after)
+    return list(dict.fromkeys(words for name, words in COMPARED.items() if was[name] != now[name]))
+
+
+def _compared(deployment: DeploymentResponse) -> dict[str, Any]:
+    """What makes it what it is; when an interval once began is not of it, as Prefect sets it anew each time."""
+    values = deployment.model_dump(mode="json", include=set(COMPARED))
+    limit = values["global_concurrency_limit"]
+    for each in values["schedules"]:
+        each["schedule"].pop("anchor_date", None)
+    schedules = [{name: each[name] for name in OF_SCHEDULE if name in each} for each in values["schedules"]]
+    return values | {"schedules": schedules, "global_concurrency_limit": limit["limit"] if limit else None}
+
+
+def others(client: SyncPrefectClient, names: list[str]) -> list[str]:
+    """Deployments of the pipeline that start in this folder and are none of `names`."""
+    here = str(Path.cwd())
+    found = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])))
+    return [each.name for each in found if each.name not in names and here in str(each.pull_steps)]

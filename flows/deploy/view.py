@@ -1,0 +1,113 @@
+"""What `tunewright deploy` shows: each deployment in words, or as one object for a program."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from flows.deploy import Deployed, Result
+from flows.deploy.automations import NOTIFIED
+from flows.deploy.server import FLOW
+from flows.deploy.timing import in_words, next_times
+
+
+def show(console: Console, result: Result) -> None:
+    """What was deployed, in words."""
+    for each in result.deployed:
+        said = f": {', '.join(_news(each))}" if each.state == "updated" else ""
+        console.print(Text.assemble((f"{FLOW}/{each.now.name}", "bold"), f"  {each.state}{said}"), soft_wrap=True)
+        for name, text in _lines(each):
+            console.print(Text(f"  {name:<10} {text}"), soft_wrap=True)
+    for name in result.others:
+        console.print(
+            Text(
+                f"{FLOW}/{name} starts in this folder too and is not in {_file(result)}; it stays as it is: prefect "
+                f"deployment delete '{FLOW}/{name}' removes it",
+                "yellow",
+            ),
+            soft_wrap=True,
+        )
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """What `tunewright deploy --json` prints."""
+    return {"deployments": [_as_json(each) for each in result.deployed], "others": list(result.others)}
+
+
+def _as_json(deployed: Deployed) -> dict[str, Any]:
+    now = deployed.now
+    return {
+        "name": f"{FLOW}/{now.name}",
+        "id": str(now.id),
+        "state": deployed.state,
+        "changed": list(deployed.changed),
+        "automations": deployed.automations._asdict(),
+        "schedules": [
+            {
+                "when": in_words(each.schedule),
+                "active": each.active,
+                "next": [at.isoformat() for at in next_times(each.schedule)],
+            }
+            for each in now.schedules
+        ],
+        "paused": now.paused,
+        "concurrency": now.global_concurrency_limit.limit if now.global_concurrency_limit else None,
+        "work_pool": now.work_pool_name,
+        "workers": deployed.num_workers,
+        "operation": deployed.pipeline.settings.operation.model_dump(mode="json"),
+        "link": deployed.link,
+    }
+
+
+def _news(deployed: Deployed) -> list[str]:
+    """What is other than before."""
+    counted = [(len(names), what) for what, names in deployed.automations._asdict().items() if names]
+    watch = ["watch"] if deployed.has_watch_changed else []
+    return [*deployed.changed, *watch, *(f"{n} automation{'s'[: n != 1]} {what}" for n, what in counted)]
+
+
+def _lines(deployed: Deployed) -> list[tuple[str, str]]:
+    now, operation = deployed.now, deployed.pipeline.settings.operation
+    lines = [("schedule", _due(each)) for each in now.schedules] or [("schedule", "none")]
+    if now.schedules and not deployed.pipeline.has_schedules:
+        lines.append(("", "that stands on the server and not in the file; schedules: [] in the file removes it"))
+    if now.paused:
+        lines.append(("", "paused: no schedule and no trigger starts a run"))
+    if operation.watch:
+        then = "a run starts" if operation.start_on == "changed" else "they are checked, and the rest runs on drift"
+        lines.append(("data", f"looked at every {operation.watch} s by watch/{now.name}; where they change, {then}"))
+    if operation.notify:
+        told = ", ".join(NOTIFIED[each] for each in operation.notify_on)
+        lines.append(("told", f"{', '.join(operation.notify)} of {told}"))
+    lines += [("work pool", _pool(deployed)), ("at once", _limit(now)), ("link", deployed.link)]
+    return lines
+
+
+def _due(scheduled: Any) -> str:
+    when = in_words(scheduled.schedule)
+    if not scheduled.active:
+        return f"{when}, inactive"
+    return f"{when}; next {', '.join(f'{at:%a %d %b %H:%M}' for at in next_times(scheduled.schedule))}"
+
+
+def _pool(deployed: Deployed) -> str:
+    pool, count = deployed.now.work_pool_name, deployed.num_workers
+    waiting = f"{count} worker{'s'[: count != 1]} waiting for runs"
+    if not count:
+        waiting = f"no worker waits for its runs: tunewright up, or prefect worker start --pool {pool}"
+    return f"{pool}{', made now' if deployed.is_pool_new else ''}; {waiting}"
+
+
+def _limit(deployment: Any) -> str:
+    limit, options = deployment.global_concurrency_limit, deployment.concurrency_options
+    if limit is None:
+        return "any number of runs, which train one after the other on a device"
+    is_cancelled = options is not None and options.collision_strategy.value == "CANCEL_NEW"
+    return f"{limit.limit} run{'s'[: limit.limit != 1]}; others {'are cancelled' if is_cancelled else 'wait'}"
+
+
+def _file(result: Result) -> Path:
+    paths: Sequence[Path] = [each.pipeline.path for each in result.deployed]
+    return paths[0]

@@ -1,0 +1,86 @@
+"""A look at the files of a deployment, every operation.watch seconds; it tells the server where they have changed.
+
+Its runs are a process of a second or two each, and those that saw nothing new are deleted but for the last ones.
+"""
+
+import logging
+from uuid import UUID
+
+from prefect import State, flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+)
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import deployment as own
+from prefect.states import Completed
+
+from flows import announcing
+from flows.parameters import checked, slug
+from tasks import watching
+from tasks.errors import ConfigError, DataError
+
+log = logging.getLogger("tunewright")
+
+KEPT_RUNS = 10  # of those that saw nothing new
+
+
+@flow(name="watch")
+def watch(deployment: str) -> State[None]:
+    """Looks at the files of a deployment, and emits the event tunewright.data.changed where they have.
+
+    Args:
+        deployment: Whose files, such as finetune/demo
+    """
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO)
+    with get_client(sync_client=True) as client:
+        try:
+            watched = client.read_deployment_by_name(deployment)
+        except ObjectNotFound:
+            if own.id:
+                client.pause_deployment(UUID(own.id))
+            raise ConfigError(
+                f"deployment={deployment}: there is none of that name any more, so it is not looked for again"
+            ) from None
+        _forget(client)
+    data = checked(watched.parameters, lambda _: deployment).data
+    try:
+        found = watching.look(slug(watched.name), data)
+    except (ConfigError, DataError) as error:  # files on their way, or none yet: a run would say the same and fail
+        log.warning("%s", error)
+        return Completed(name="Unreadable", message=str(error))
+    said = watching.shown(found.changes)
+    if found.is_new:
+        announcing.announce(announcing.CHANGED, watched.name, {"changes": list(found.changes)})
+        log.info("%s", said)
+        return Completed(name="Changed", message=said)
+    if found.is_unsettled:
+        return Completed(name="Unsettled", message=f"{said}; still being written")
+    same = f"{found.num_files} files"
+    return Completed(
+        name="Unchanged",
+        message=f"{same}, announced before: {said}" if said else f"{same}, as the last run that finished read them",
+    )
+
+
+def _forget(client: SyncPrefectClient) -> None:
+    """Deletes old runs of this deployment that saw nothing new: there are thousands of them a day."""
+    if own.id is None:
+        return
+    old = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[UUID(own.id)])),
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Unchanged", "Unreadable", "Unsettled"]))
+        ),
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        offset=KEPT_RUNS,
+        limit=KEPT_RUNS,
+    )
+    for run in old:
+        client.delete_flow_run(run.id)

@@ -1,0 +1,339 @@
+"""A file's deployments on a server: what its settings ask for, twice the same, and data that start a run."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
+from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
+from prefect.events.schemas.automations import AutomationCore, EventTrigger
+from prefect.events.schemas.events import RelatedResource, Resource
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Completed, Failed
+from prefect.testing.utilities import prefect_test_harness
+from typer.testing import CliRunner
+
+from flows import announcing
+from flows.cli import app
+from flows.deploy import deploy
+from flows.deploy.automations import Target, of_deployment, of_server
+from flows.deploy.timing import in_words, next_times
+from flows.deploy.view import as_json
+from flows.report import STATE_NAMES
+from flows.watch import watch
+from tasks.artifacts import Base, CheckedRows
+from tasks.config import Operation
+from tasks.errors import ConfigError, TunewrightError
+
+TARGET = Target(uuid4(), "Demo", "triage", "http://127.0.0.1:4200")
+BLOCK = uuid4()
+BLOCKS = {"slack-webhook/ops": BLOCK}
+TOLD = Operation(notify=("slack-webhook/ops",), notify_on=("failure", "rejection", "approval", "promotion"))
+
+
+def event(automation: AutomationCore) -> EventTrigger:
+    assert isinstance(automation.trigger, EventTrigger)
+    return automation.trigger
+
+
+def started(automation: AutomationCore) -> tuple[Any, Any]:
+    """The deployment that an automation runs, and with which parameters."""
+    (action,) = automation.actions
+    assert isinstance(action, RunDeployment)
+    return action.deployment_id, action.parameters
+
+
+def test_nothing_is_made_of_settings_that_ask_for_nothing() -> None:
+    assert of_deployment(TARGET, Operation(), {}) == []
+
+
+def test_a_change_of_watched_data_starts_a_run() -> None:
+    (made,) = of_deployment(TARGET, Operation(watch=30), {})
+    assert made.name == "tunewright: Demo runs when its data change"
+    assert event(made).expect == {"tunewright.data.changed"}
+    assert covers(made, {"prefect.resource.id": "tunewright.data.demo"})
+    assert not covers(made, {"prefect.resource.id": "tunewright.data.other"})
+    assert started(made) == (TARGET.id, None)
+
+
+def test_with_drift_a_change_starts_the_data_stages_and_drift_the_rest() -> None:
+    checks, runs = of_deployment(TARGET, Operation(watch=30, start_on="drift"), {})
+    assert event(checks).expect == {"tunewright.data.changed"}
+    assert started(checks) == (TARGET.id, {"until": "check", "refresh": []})
+    assert event(runs).expect == {"tunewright.data.drifted"}
+    assert started(runs) == (TARGET.id, None)
+
+
+def test_each_kind_of_news_is_an_automation_that_links_to_the_run() -> None:
+    made = of_deployment(TARGET, TOLD, BLOCKS)
+    assert [each.name for each in made] == [
+        "tunewright: slack-webhook/ops told of failures of Demo",
+        "tunewright: slack-webhook/ops told of rejections of Demo",
+        "tunewright: slack-webhook/ops told of approvals to give of Demo",
+        "tunewright: slack-webhook/ops told of promotions of Demo",
+    ]
+    for each in made:
+        (message,) = each.actions
+        assert isinstance(message, SendNotification)
+        assert message.block_document_id == BLOCK
+        assert "http://127.0.0.1:4200/v2/runs/flow-run/{{ flow_run.id }}" in message.body
+
+
+def test_the_states_that_are_told_of_are_those_that_a_run_ends_in() -> None:
+    _, rejection, _, promotion = (event(each).expect for each in of_deployment(TARGET, TOLD, BLOCKS))
+    assert {name.rpartition(".")[2] for name in rejection | promotion} == set(STATE_NAMES.values())
+    assert promotion == {"prefect.flow-run.Promoted"}
+
+
+def test_no_end_of_a_run_is_taken_for_a_crash() -> None:
+    made = of_server()
+    (action,) = made.actions
+    assert isinstance(action, ChangeFlowRunState)
+    expected = event(made).expect
+    assert event(made).after <= expected
+    for name in (*STATE_NAMES.values(), "Completed", "Failed", "Crashed", "Cancelled", "Suspended", "Unchanged"):
+        assert f"prefect.flow-run.{name}" in expected
+    assert "prefect.flow-run.Running" not in expected
+    assert event(made).within == timedelta(seconds=120)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (CronSchedule(cron="0 3 * * *", timezone="UTC"), "every day at 03:00 UTC"),
+        (CronSchedule(cron="30 22 * * 1", timezone="Europe/Berlin"), "every Monday at 22:30 Europe/Berlin"),
+        (CronSchedule(cron="*/5 * * * *"), "cron */5 * * * * UTC"),
+        (IntervalSchedule(interval=timedelta(seconds=30)), "every 30 s"),
+        (IntervalSchedule(interval=timedelta(days=1)), "every day"),
+        (IntervalSchedule(interval=timedelta(hours=6)), "every 6 h"),
+        (IntervalSchedule(interval=timedelta(seconds=90)), "every 90 s"),
+        (RRuleSchedule(rrule="FREQ=DAILY"), "rrule FREQ=DAILY UTC"),
+    ],
+)
+def test_a_schedule_is_said_in_words(schedule: Any, words: str) -> None:
+    assert in_words(schedule) == words
+    first, second = next_times(schedule)
+    assert first < second
+
+
+def test_drift_is_what_the_expectations_found_or_that_there_is_no_version_before(tmp_path: Path) -> None:
+    def checked(since: Any, **findings: int) -> CheckedRows:
+        (tmp_path / "results.json").write_text(json.dumps({"since": since}))
+        return CheckedRows(folder=tmp_path, num_rows=1, num_quarantined=0, reasons={}, findings=findings)
+
+    assert announcing.drifts(checked(None)) == ["no version before"]
+    assert announcing.drifts(checked({}, refusal=3)) == []
+    assert announcing.drifts(checked({}, label_drift=1, refusal=3)) == ["label_drift"]
+
+
+def test_without_a_server_it_says_what_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    done = CliRunner().invoke(app, ["deploy", "deployments/demo.yaml"])
+    assert done.exit_code == 2
+    assert "no Prefect server: start one with tunewright up, or set PREFECT_API_URL" in done.stderr
+
+
+# From here on there is a server.
+
+FILE = """
+deployments:
+  - name: drops
+    entrypoint: flows.finetune.finetune
+    schedules: [{{cron: "0 3 * * *", timezone: UTC}}]
+    concurrency_limit: {{limit: 1, collision_strategy: ENQUEUE}}
+    parameters:
+      data: {{sources: [{{path: "in/*.jsonl"}}]}}
+      model: {{base: {base}}}
+      training: {{learning_rate: {rate}}}
+      operation: {operation}
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def client(server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncPrefectClient]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))
+    Path("in").mkdir()
+    Path("in/a.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture
+def write(tiny_base: Base) -> Callable[..., Path]:
+    def write(operation: str = "{}", rate: str = "0.001") -> Path:
+        Path("drops.yaml").write_text(FILE.format(base=tiny_base.reference, rate=rate, operation=operation))
+        return Path("drops.yaml")
+
+    return write
+
+
+def until(found: Callable[[], Any], seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    return value
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[str]]]:
+    """An address that takes messages, and what came."""
+    came: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            came.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 the base class's name
+            pass
+
+    listening = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{listening.server_port}/", came
+    listening.shutdown()
+    listening.server_close()
+
+
+def test_a_file_is_deployed_and_a_second_time_nothing_changes(
+    client: SyncPrefectClient, write: Callable[..., Path], webhook: tuple[str, list[str]]
+) -> None:
+    with pytest.raises(ConfigError, match=r"operation.notify: the server has no block custom-webhook/pager"):
+        deploy(write("{notify: [custom-webhook/pager]}"), None, "local")
+    CustomWebhookNotificationBlock(
+        name="pager",
+        url=webhook[0],
+        json_data={"subject": "{{subject}}", "body": "{{body}}"},
+        headers=None,
+        cookies=None,
+    ).save("pager")
+    operation = "{watch: 30, notify: [custom-webhook/pager], notify_on: [failure, rejection]}"
+
+    first = as_json(deploy(write(operation), None, "local"))["deployments"][0]
+    assert (first["name"], first["state"], first["work_pool"]) == ("finetune/drops", "made", "local")
+    assert first["schedules"][0]["when"] == "every day at 03:00 UTC"
+    assert len(first["automations"]["made"]) == 3
+    (looks,) = client.read_deployment_by_name("watch/drops").schedules
+    assert in_words(looks.schedule) == "every 30 s"
+    again = as_json(deploy(write(operation), None, "local"))["deployments"][0]
+    assert (again["state"], again["changed"], again["id"]) == ("unchanged", [], first["id"])
+    assert again["automations"] == {"made": [], "updated": [], "removed": []}
+
+    data_start_a_run(client)
+    a_run_that_is_rejected_is_told_of(client, webhook[1], first["link"])
+
+    less = as_json(deploy(write("{}", rate="0.002"), None, "local"))["deployments"][0]
+    assert (less["state"], less["changed"]) == ("updated", ["parameters"])
+    assert len(less["automations"]["removed"]) == 3
+    assert [each.name for each in client.read_automations()] == [of_server().name]
+    with pytest.raises(ObjectNotFound):
+        client.read_deployment_by_name("watch/drops")
+
+
+def data_start_a_run(client: SyncPrefectClient) -> None:
+    """A look that finds a new file makes the server schedule a run of the deployment; a second look none."""
+    deployment = client.read_deployment_by_name("finetune/drops")
+
+    def runs() -> list[Any]:
+        all_runs = client.read_flow_runs()
+        return [r for r in all_runs if r.deployment_id == deployment.id and not r.auto_scheduled]
+
+    for name, said in (("b", "no run has finished yet"), ("c", "no run has finished yet")):
+        before = len(runs())
+        Path(f"in/{name}.jsonl").write_text(f'{{"instruction": "{name}", "output": "b"}}\n')
+        state: Any = watch("finetune/drops", return_state=True)
+        assert (state.name, state.message) == ("Changed", said)
+        until(lambda before=before: len(runs()) == before + 1)
+    state = watch("finetune/drops", return_state=True)
+    assert state.name == "Unchanged"
+    time.sleep(2)
+    assert len(runs()) == 2
+
+
+def a_run_that_is_rejected_is_told_of(client: SyncPrefectClient, came: list[str], link: str) -> None:
+    deployment = client.read_deployment_by_name("finetune/drops")
+    run = client.create_flow_run_from_deployment(deployment.id)
+    client.set_flow_run_state(run.id, Completed(name="Kept", message="Kept: it is no better"), force=True)
+    until(lambda: came)
+    message = json.loads(came.pop())
+    assert message["subject"] == "drops: Kept"
+    assert message["body"].startswith("Kept: it is no better\n")
+    assert message["body"].endswith(f"{link.partition('/v2/')[0]}/v2/runs/flow-run/{run.id}")
+    failed = client.create_flow_run_from_deployment(deployment.id)
+    client.set_flow_run_state(failed.id, Failed(message="no rows"), force=True)
+    until(lambda: came)
+    assert json.loads(came.pop())["subject"] == "drops: Failed"
+
+
+def test_what_cannot_run_is_said_before_anything_is_deployed(
+    client: SyncPrefectClient, write: Callable[..., Path]
+) -> None:
+    file = write()
+    Path("in/a.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"drops.yaml line 8: data.sources\[0\].path=in/\*.jsonl: no file matches"):
+        deploy(file, None, "local")
+
+
+def test_a_failure_of_prefects_own_deploy_is_one_line(
+    client: SyncPrefectClient, write: Callable[..., Path], home: Path
+) -> None:
+    file = write()
+    file.write_text(file.read_text().replace("0 3 * * *", "99 3 * * *"))
+    with pytest.raises(TunewrightError, match=r"^drops.yaml: prefect deploy of drops: .*99 3 .*; see ") as error:
+        deploy(file, None, "local")
+    assert "\n" not in str(error.value)
+    assert (home / "logs" / "deploy.log").exists()
+
+
+def test_a_deployment_that_is_gone_is_not_looked_for_again(client: SyncPrefectClient) -> None:
+    with pytest.raises(ConfigError, match="deployment=finetune/gone: there is none of that name any more"):
+        watch("finetune/gone")
+
+
+def covers(automation: AutomationCore, resource: dict[str, str], *related: dict[str, str]) -> bool:
+    """Whether the server would take an event about this for one that the automation waits for."""
+    from prefect.server.events.schemas.automations import EventTrigger as Trigger
+
+    trigger = Trigger.model_validate(automation.trigger.model_dump())
+    return trigger.covers_resources(
+        Resource.model_validate(resource),  # pyright: ignore[reportArgumentType] the server's has the same fields
+        [RelatedResource.model_validate(each) for each in related],  # pyright: ignore[reportArgumentType]
+    )
+
+
+def test_only_runs_of_the_deployment_itself_are_told_of() -> None:
+    failure, _, approval, _ = of_deployment(TARGET, TOLD, BLOCKS)
+    run = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.state-type": "FAILED"}
+
+    def deployed(id: Any, name: str) -> dict[str, str]:  # noqa: A002
+        return {
+            "prefect.resource.id": f"prefect.deployment.{id}",
+            "prefect.resource.role": "deployment",
+            "prefect.resource.name": name,
+        }
+
+    flow = {"prefect.resource.id": "prefect.flow.1", "prefect.resource.role": "flow"}
+    assert covers(failure, run, deployed(TARGET.id, "Demo"))
+    assert not covers(failure, run, deployed(uuid4(), "Demo"))
+    assert not covers(failure, run | {"prefect.state-type": "COMPLETED"}, deployed(TARGET.id, "Demo"))
+    assert covers(approval, run, flow | {"prefect.resource.name": "approval"}, deployed(uuid4(), "triage"))
+    assert not covers(approval, run, flow | {"prefect.resource.name": "approval"}, deployed(uuid4(), "other"))
+    assert not covers(approval, run, flow | {"prefect.resource.name": "finetune"}, deployed(uuid4(), "triage"))

@@ -1,0 +1,92 @@
+"""A device trains one at a time, the second waits and says for whom, and a killed holder blocks nobody."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks import config, one_at_a_time
+from tasks.budget import devices, identity_here
+from tasks.one_at_a_time import held
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tasks import config, one_at_a_time
+config.device_locks = lambda: Path(sys.argv[1])
+with one_at_a_time.held("cpu", "run brave-otter"):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def holder(seconds: float) -> "subprocess.Popen[str]":
+    """Another process that has the device."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", HOLDER, str(config.device_locks()), str(seconds)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_second_waits_and_says_for_whom(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tunewright")
+    process = holder(1.5)
+    with held("cpu", "run quiet-owl"):
+        assert process.wait(10) == 0
+    first, last = caplog.messages
+    assert first.startswith("  waiting for the device (cpu): held by run brave-otter since 20")
+    assert f"process {process.pid}" in first
+    assert last == "  the device is free"
+
+
+def test_a_killed_holder_blocks_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tunewright")
+    process = holder(600)
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    with held("cpu", "run quiet-owl"):
+        assert caplog.messages == []
+
+
+def test_threads_of_one_process_wait_for_each_other_and_devices_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_at_a_time, "LOOK_SECONDS", 0.01)
+    entered = threading.Event()
+
+    def enter() -> None:
+        with held("cpu", "run second"):
+            entered.set()
+
+    with held("cpu", "run first"):
+        thread = threading.Thread(target=enter)
+        thread.start()
+        with held("GPU-1", "run third"):
+            time.sleep(0.1)
+        assert not entered.is_set()
+    thread.join(10)
+    assert entered.is_set()
+
+
+@pytest.mark.parametrize(
+    ("visible", "identity"),
+    [(None, "GPU-aa"), ("1", "GPU-bb"), ("GPU-b", "GPU-bb"), ("MIG-c", "MIG-c"), ("", "cpu"), ("-1", "cpu")],
+)
+def test_a_device_is_known_by_its_uuid_however_it_is_named(
+    visible: str | None, identity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_told_by_driver", lambda: [["0", "GPU-aa", *"abcd"], ["1", "GPU-bb", *"abcd"]])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert identity_here() == identity
+
+
+def test_without_a_driver_the_processors_are_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_told_by_driver", list)
+    assert identity_here() == "cpu"

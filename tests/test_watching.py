@@ -1,0 +1,133 @@
+"""A look tells what differs from what the last finished run read, reads no file twice, and announces a change once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tasks import watching
+from tasks.config import Data, Source
+from tasks.errors import ConfigError
+from tasks.ingest import files, source_files
+from tasks.watching import changes, keep_read, look
+
+LINE = '{"instruction": "a", "output": "b"}\n'
+DATA = Data(sources=(Source(path="in/*.jsonl"),))
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(watching, "SETTLED_SECONDS", 0.0)
+    Path("in").mkdir()
+    Path("in/a.jsonl").write_text(LINE)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files whose content is read."""
+    content: list[str] = []
+    original = files._digest
+    monkeypatch.setattr(files, "_digest", lambda path: content.append(path) or original(path))
+    return content
+
+
+def finished() -> None:
+    keep_read("demo", source_files(DATA))
+
+
+def test_the_first_look_says_that_no_run_has_finished() -> None:
+    found = look("demo", DATA)
+    assert (found.is_new, found.changes, found.num_files) == (True, ("no run has finished yet",), 1)
+    assert not look("demo", DATA).is_new
+
+
+def test_what_a_finished_run_read_is_no_change_whatever_its_time() -> None:
+    finished()
+    assert look("demo", DATA).changes == ()
+    os.utime("in/a.jsonl", (1, 1))
+    assert look("demo", DATA).changes == ()
+
+
+def test_each_change_is_named_and_announced_once() -> None:
+    finished()
+    Path("in/b.jsonl").write_text(LINE)
+    found = look("demo", DATA)
+    assert (found.is_new, found.changes) == (True, ("new: in/b.jsonl",))
+    again = look("demo", DATA)
+    assert (again.is_new, again.changes) == (False, ("new: in/b.jsonl",))
+    Path("in/a.jsonl").write_text(LINE * 2)
+    assert look("demo", DATA).changes == ("new: in/b.jsonl", "changed: in/a.jsonl")
+    finished()
+    assert look("demo", DATA).changes == ()
+    Path("in/b.jsonl").unlink()
+    found = look("demo", DATA)
+    assert (found.is_new, found.changes) == (True, ("gone: in/b.jsonl",))
+
+
+def test_a_change_that_comes_back_is_announced_again() -> None:
+    finished()
+    Path("in/b.jsonl").write_text(LINE)
+    assert look("demo", DATA).is_new
+    Path("in/b.jsonl").unlink()
+    assert look("demo", DATA).changes == ()
+    Path("in/b.jsonl").write_text(LINE)
+    assert look("demo", DATA).is_new
+
+
+def test_a_file_that_is_the_same_is_not_read_again(read: list[str]) -> None:
+    look("demo", DATA)
+    assert read == ["in/a.jsonl"]
+    Path("in/b.jsonl").write_text(LINE)
+    look("demo", DATA)
+    look("demo", DATA)
+    assert read == ["in/a.jsonl", "in/b.jsonl"]
+
+
+def test_an_object_in_a_store_that_says_enough_is_not_read_again(read: list[str]) -> None:
+    import fsspec
+
+    with fsspec.open("memory://watched/a.jsonl", "w") as file:
+        file.write(LINE)  # pyright: ignore[reportAttributeAccessIssue]
+    data = Data(sources=(Source(path="memory://watched/*.jsonl"),))
+    assert look("demo", data).num_files == 1
+    look("demo", data)
+    assert read == ["memory:///watched/a.jsonl"]
+    with fsspec.open("memory://watched/a.jsonl", "w") as file:
+        file.write(LINE * 2)  # pyright: ignore[reportAttributeAccessIssue]
+    look("demo", data)
+    assert len(read) == 2
+
+
+def test_a_file_that_is_still_being_written_is_announced_when_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    finished()
+    Path("in/b.jsonl").write_text(LINE)
+    with monkeypatch.context() as patch:
+        patch.setattr(watching.time, "sleep", lambda _: Path("in/b.jsonl").write_text(LINE * 3))
+        found = look("demo", DATA)
+    assert (found.is_new, found.is_unsettled, found.changes) == (False, True, ("new: in/b.jsonl",))
+    found = look("demo", DATA)
+    assert (found.is_new, found.is_unsettled) == (True, False)
+
+
+def test_deployments_do_not_share_what_they_have_seen() -> None:
+    finished()
+    assert look("demo", DATA).changes == ()
+    assert look("other", DATA).is_new
+
+
+def test_files_that_are_not_there_yet_say_so_and_are_not_announced() -> None:
+    with pytest.raises(ConfigError, match=r"data.sources\[0\].path=in/\*.csv: no file matches"):
+        look("demo", Data(sources=(Source(path="in/*.csv"),)))
+
+
+def test_a_memory_that_was_cut_off_is_none(home: Path) -> None:
+    look("demo", DATA)
+    seen = home / "watch" / "demo" / "seen.json"
+    seen.write_text(seen.read_text()[:20])
+    assert look("demo", DATA).num_files == 1
+
+
+def test_many_changes_are_counted() -> None:
+    found = changes({}, {f"{n}.jsonl": "" for n in range(5)})
+    assert watching.shown(found) == "new: 0.jsonl, new: 1.jsonl, new: 2.jsonl and 2 more"
