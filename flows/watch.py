@@ -62,11 +62,9 @@ def watch(deployment: str) -> State[None]:
         return Completed(name="Changed", message=said)
     if found.is_unsettled:
         return Completed(name="Unsettled", message=f"{said}; still being written")
-    same = f"{found.num_files} files"
-    return Completed(
-        name="Unchanged",
-        message=f"{same}, announced before: {said}" if said else f"{same}, as the last run that finished read them",
-    )
+    files = f"{found.num_files} file{'s'[: found.num_files != 1]}"
+    as_before = f"announced before: {said}" if said else "as the last run that finished read them"
+    return Completed(name="Unchanged", message=f"{files}, {as_before}")
 
 
 def _forget(client: SyncPrefectClient) -> None:
