@@ -150,7 +150,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         prompts=prompts,
         judged=judged,
     )
-    call(
+    registered = call(
         register,
         adapter=adapter,
         base=base,
@@ -167,7 +167,9 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         prompts=prompts,
         judged=judged,
         settings=s,
+        last_of_stage=False,
     )
+    call.ask(registered, s.registry)
 
 
 @flow(name="finetune")
