@@ -136,6 +136,8 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
         looks.append(("model", f"{registered.uri}{' ' if registered.alias else ', '}{outcome.alias}"))
         looks += [("asked in Prefect", registered.asked)] if registered.asked else []
         looks.append(("MLflow", mlflow_link(outcome)))
+        if outcome.name == "Waiting":
+            nexts.insert(0, f'tunewright release approve {registered.name} {registered.version} --reason "..."')
         if not registered.tracking_uri.startswith("http"):
             nexts.append(
                 f"mlflow ui --backend-store-uri {registered.tracking_uri}        # then open the MLflow link above"

@@ -1,5 +1,6 @@
 """A person decides which version carries the alias, and every move of it is kept with who, when and why."""
 
+import asyncio
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectAlreadyExists, Pause
 from prefect.flow_engine import run_flow
+from prefect.flows import load_flow_from_flow_run
 from prefect.states import Cancelled, Completed
 from prefect.testing.utilities import prefect_test_harness
 from registered import aliases, versions
@@ -339,7 +341,8 @@ def state_of(run: FlowRun) -> State[Any]:
 def as_a_worker(run: FlowRun) -> State[Any]:
     """Runs what is due, as the process that a worker starts does; the state that it leaves on the server."""
     with get_client(sync_client=True) as client, suppress(Pause):
-        run_flow(asking.approval, flow_run=client.read_flow_run(run.id), return_type="state")
+        now = client.read_flow_run(run.id)
+        run_flow(asyncio.run(load_flow_from_flow_run(now)), flow_run=now, return_type="state")
     return state_of(run)
 
 
