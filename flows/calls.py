@@ -12,15 +12,28 @@ from typing import Any, Literal
 
 from prefect import Task
 
+from flows import release
 from flows.inputs import Inputs, draw
 from tasks import ledger, pipelines, versions
-from tasks.artifacts import Adapter, Answers, Artifact, CheckedRows, Contender, Rows, Splits, UniqueRows, Verdict
+from tasks.artifacts import (
+    Adapter,
+    Answers,
+    Artifact,
+    CheckedRows,
+    Contender,
+    Registered,
+    Rows,
+    Splits,
+    UniqueRows,
+    Verdict,
+)
 from tasks.caching import Cached, Earlier, Found, seconds_of
 from tasks.causes import causes
-from tasks.config import STAGES, Settings, Stage
+from tasks.config import STAGES, Registry, Settings, Stage
 from tasks.errors import ConfigError
 from tasks.ingest import SourceFile
 from tasks.register import trained_on_test
+from tasks.register.release import as_now
 from tasks.rotation import Draw
 from tasks.stopped import Stopped
 from tasks.versions import Before
@@ -186,6 +199,16 @@ class Run(_Calls):
         self.reached("decide")
         return verdict
 
+    def ask(self, registered: Registered, registry: Registry) -> None:
+        """Asks a person where the version waits for one, and says how it stands; register has reached its end."""
+        registered, is_new = as_now(registry, registered), self.steps[-1].state == "ran"
+        if is_new and registered.superseded:
+            message = f"version {registered.version} was promoted before a person decided"
+            log.info("no longer waiting, since %s: version %s", message, ", ".join(registered.superseded))
+            release.end(registry, registered.superseded, "Superseded", message)
+        self.steps[-1] = replace(self.steps[-1], record=release.ask(registry, registered))
+        self.reached("register")
+
 
 class Plan(_Calls):
     """Looks each stage up instead of calling it, and says why it would run.
@@ -268,6 +291,10 @@ class Plan(_Calls):
             return verdict
         verdict = ledger.look_up(self.pipeline, verdict, candidate, answers, settings.gate)
         return _favoured(verdict, splits, opponent, settings)
+
+    def ask(self, registered: Registered, registry: Registry) -> None:
+        """Asks nobody; register has reached its end."""
+        self.reached("register")
 
     def fill(self) -> None:
         """Adds the stages that the plan could not look up, up to the last one asked for."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flows import operate
+from flows import operate, release_command
 from flows.command_line import (
     Deployment,
     File,
@@ -95,7 +95,7 @@ def run(
         terminal.show_outcome(console, outcome, repeated(file, assignments))
     if as_json:
         print(json.dumps(outcome.as_json(), ensure_ascii=False))
-    if require_promotion and not (outcome.verdict and outcome.verdict.decision == "promote"):
+    if require_promotion and outcome.name != "Promoted":
         raise typer.Exit(NOT_PROMOTED)
 
 
@@ -208,6 +208,7 @@ def data(
 
 for command in (operate.deploy, operate.up, operate.doctor):
     app.command()(command)
+app.add_typer(release_command.app)
 
 
 def main() -> None:

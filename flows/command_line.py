@@ -66,6 +66,12 @@ def repeated(file: Path, assignments: list[str] | None) -> str:
 def prepare(settings: config.Settings, console: Console, *, quiet: bool, verbose: bool) -> None:
     """Environment and logs, before Prefect is imported and reads them."""
     config.prepare_environment(settings)
+    prefect_environment(verbose=verbose)
+    print_log(console, logging.WARNING if quiet else logging.INFO)
+
+
+def prefect_environment(*, verbose: bool) -> None:
+    """What Prefect reads when it is imported: its server, its database, and how much it says."""
     # Prefect's own view keeps everything; the terminal has ours, and one line for an error instead of a traceback.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tunewright")
@@ -74,7 +80,6 @@ def prepare(settings: config.Settings, console: Console, *, quiet: bool, verbose
         os.environ.setdefault("PREFECT_API_URL", found.api)
     os.environ.setdefault("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{config.prefect_database()}")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # 20 is too few on a busy machine
-    print_log(console, logging.WARNING if quiet else logging.INFO)
 
 
 def print_log(console: Console, level: int) -> None:

@@ -152,7 +152,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         prompts=prompts,
         judged=judged,
     )
-    call(
+    registered = call(
         register,
         adapter=adapter,
         base=base,
@@ -169,7 +169,9 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         prompts=prompts,
         judged=judged,
         settings=s.of_result(),
+        last_of_stage=False,
     )
+    call.ask(registered, s.registry)
 
 
 @flow(name="finetune")

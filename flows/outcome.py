@@ -30,6 +30,15 @@ from tasks.split.proof import FINDINGS
 
 A = TypeVar("A", bound=Artifact)
 
+VERDICTS = {"promote": "Promoted", "keep": "Kept", "inconclusive": "Inconclusive", "invalid": "Invalid"}
+STANDS = {  # of a candidate that was promoted, where a person decides or decided
+    "waiting": "Waiting",
+    "approved": "Promoted",
+    "rejected": "Rejected",
+    "superseded": "Superseded",
+    "withdrawn": "Rolled back",
+}
+
 GIVEN = "given_"  # begins the codes of findings on sides that their sources give (data_checks/given.py)
 
 
@@ -106,6 +115,33 @@ class Outcome(BaseModel):
         seconds = sum(step.saved for step in self.steps if step.state == "cached")
         return f"{len(unchanged)} stage{'s'[: len(unchanged) != 1]} unchanged, about {duration(seconds)} saved"
 
+    @property
+    def name(self) -> str:
+        """Of the run's final state: the verdict, or what a person made of it; empty where there is no verdict."""
+        if self.verdict is None:
+            return ""
+        return STANDS[self._stands.approval] if self._stands else VERDICTS[self.verdict.decision]
+
+    @property
+    def said(self) -> str:
+        """The verdict in a sentence, with what a person made of it; empty where there is none."""
+        return self._stands.stands if self._stands else self.verdict.sentence if self.verdict else ""
+
+    @property
+    def _stands(self) -> Registered | None:
+        """The version, if it was promoted and a person decides or decided on it."""
+        is_promoted = self.verdict is not None and self.verdict.decision == "promote"
+        return self.registered if is_promoted and self.registered and self.registered.approval else None
+
+    @property
+    def alias(self) -> str:
+        """Where the alias is now: "@champion" on this version, or on which other; empty where there is no version."""
+        if self.registered is None:
+            return ""
+        if self.registered.alias:
+            return f"@{self.registered.alias}"
+        return f"the alias is on version {self.registered.holder}" if self.registered.holder else "without the alias"
+
     def quarantines(self) -> list[Path]:
         """The files with the rows that were set aside, and with those that repeat another."""
         quarantined = [r for r in (self.rows, self.checked, self.splits, self.tokens) if r and r.num_quarantined]
@@ -130,6 +166,7 @@ class Outcome(BaseModel):
             else None,
             "page": _page(self.page) if self.page else None,
             "model": _model(self.registered) if self.registered else None,
+            "approval": _approval(self._stands) if self._stands else None,
         }
 
 
@@ -200,7 +237,12 @@ def _model(registered: Registered) -> dict[str, Any]:
         "name": registered.name,
         "version": registered.version,
         "alias": registered.alias or None,
+        "holder": registered.holder or None,
         "uri": registered.uri,
         "run_id": registered.run_id,
         "tracking_uri": registered.tracking_uri,
     }
+
+
+def _approval(registered: Registered) -> dict[str, Any]:
+    return {"state": registered.approval, "said": registered.stands, "asked": registered.asked or None}

@@ -26,7 +26,6 @@ from tasks.register.candidate import PAGE
 from tasks.register.tracking import IN_VIEW, starts_with, ui
 from tasks.scan.report import markdown as scan_table
 
-STATE_NAMES = {"promote": "Promoted", "keep": "Kept", "inconclusive": "Inconclusive", "invalid": "Invalid"}
 SLICES = 12  # shown of the parts of the test rows
 
 ORIGINS: ContextVar[dict[str, str]] = ContextVar("origins")  # set by the command line, which read the file
@@ -92,9 +91,8 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
         create_table_artifact(_scores(outcome), key="scores", description="Scores on the sealed test rows")
     if outcome.verdict is None:
         return Completed(message=_with_saved(f"went as far as {steps[-1].stage}", outcome), data=tuple(steps))
-    create_markdown_artifact(decided(outcome), key="verdict", description=outcome.verdict.sentence)
-    name = STATE_NAMES[outcome.verdict.decision]
-    return Completed(name=name, message=_with_saved(outcome.verdict.sentence, outcome), data=tuple(steps))
+    create_markdown_artifact(decided(outcome), key="verdict", description=outcome.said)
+    return Completed(name=outcome.name, message=_with_saved(outcome.said, outcome), data=tuple(steps))
 
 
 def _with_saved(sentence: str, outcome: Outcome) -> str:
@@ -203,9 +201,8 @@ def decided(outcome: Outcome) -> str:
     verdict = outcome.verdict
     if verdict is None:
         return ""
-    name = STATE_NAMES[verdict.decision]
-    reason = verdict.sentence.removeprefix(f"{name}: ")
-    lines = [f"# {name}", "", html.escape(reason[:1].upper() + reason[1:], quote=False), ""]
+    reason = outcome.said.removeprefix(f"{outcome.name}: ")
+    lines = [f"# {outcome.name}", "", html.escape(reason[:1].upper() + reason[1:], quote=False), ""]
     lines += [f"**{html.escape(warning[:1].upper() + warning[1:], quote=False)}.**\n" for warning in verdict.warnings]
     lines += _intervals(f"{verdict.metric}: candidate minus", verdict.differences)
     lines += _intervals("guardrail / candidate minus", verdict.guardrails)
@@ -255,8 +252,9 @@ def _slices(slices: Sequence[dict[str, Any]]) -> list[str]:
 
 def _links(outcome: Outcome, registered: Registered) -> list[str]:
     """The model, and the way to MLflow's UI, which has to be started where a database stands for a server."""
-    alias = f", @{registered.alias}" if registered.alias else ", without the alias"
-    lines = [f"Registered as `{registered.uri}`{alias}.", ""]
+    lines = [f"Registered as `{registered.uri}`, {outcome.alias}.", ""]
+    if registered.asked:
+        lines += [f"[The run that asks a person]({registered.asked}): *Resume*, in the menu at the top right.", ""]
     links = (
         f"In MLflow: [the verdict page]({page_link(outcome)}), [this run]({mlflow_link(outcome)}), "
         f"[all runs side by side]({comparison_link(outcome)})"

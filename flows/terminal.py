@@ -49,8 +49,8 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
     if outcome.answers:
         _show_scores(console, outcome)
     if outcome.verdict:
-        colour = "bold green" if outcome.verdict.decision == "promote" else "bold yellow"
-        name, colon, rest = outcome.verdict.sentence.partition(":")
+        colour = "bold green" if outcome.name == "Promoted" else "bold yellow"
+        name, colon, rest = outcome.said.partition(":")
         console.print(Text.assemble("\n", (name + colon, colour), rest))
         for warning in outcome.verdict.warnings:
             console.print(Text(warning, "yellow"))
@@ -136,9 +136,11 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     nexts = [f"tunewright plan {what}", *([f"tunewright data {what}"] if outcome.splits else [])]
     if outcome.registered:
         registered = outcome.registered
-        alias = f" @{registered.alias}" if registered.alias else ", the alias did not move"
-        looks.append(("model", f"{registered.uri}{alias}"))
+        looks.append(("model", f"{registered.uri}{' ' if registered.alias else ', '}{outcome.alias}"))
+        looks += [("asked in Prefect", registered.asked)] if registered.asked else []
         looks.append(("MLflow", mlflow_link(outcome)))
+        if outcome.name == "Waiting":
+            nexts.insert(0, f'tunewright release approve {registered.name} {registered.version} --reason "..."')
         if command := starts_with(registered.tracking_uri):
             nexts.append(f"{command}        # then open the MLflow link above")
         nexts.append(f"tunewright run {what} --set training.learning_rate=0.0005")

@@ -318,12 +318,17 @@ class VerdictPage(Artifact):
 
 
 class Registered(Artifact):
-    """register: model.json. `alias` is empty where the alias did not move."""
+    """register: model.json. What is said of alias and approval is as it stood when it was looked at last."""
 
     name: str
     version: str
-    alias: str
+    alias: str  # empty where another version carries it, or none
     uri: str
     run_id: str
     experiment_id: str
     tracking_uri: str
+    holder: str = ""  # the version that carries the alias, empty for none
+    approval: str = ""  # waiting, approved, rejected, superseded or withdrawn, where a person decides or decided
+    stands: str = ""  # the verdict with that, in a sentence
+    asked: str = ""  # where a person is asked in Prefect's UI
+    superseded: tuple[str, ...] = ()  # versions that had waited for a person until this one was promoted

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, SPLIT_SCHEMA, Base, Rows, Splits
+from tasks.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, SPLIT_SCHEMA, Base, Registered, Rows, Splits
 
 Message = dict[str, str]
 Conversation = Sequence[str] | Sequence[Message]  # plain texts are turns of user, assistant, user, ...
@@ -197,6 +199,45 @@ def make_splits(tmp_path: Path) -> MakeSplits:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: to make one takes MLflow six seconds."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(scope="session")
+def tuned(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What train hands on: an adapter that changes the tiny base's answers, contract and curves."""
+    from registered import tune
+
+    return tune(tiny_base, tmp_path_factory.mktemp("tuned"))
+
+
+@pytest.fixture(scope="session")
+def said(tiny_base: Base, tuned: Path) -> list[str]:
+    """What the tuned model answers to the test rows of `register_candidate`."""
+    from registered import ask
+
+    return ask(tiny_base, tuned)
+
+
+@pytest.fixture
+def register_candidate(
+    home: Path, mlflow_database: Path, tiny_base: Base, tuned: Path, said: list[str], make_splits: Any, tmp_path: Path
+) -> Callable[..., Registered]:
+    """`register_candidate(decision="promote", digest="a", answers=[...])`, in an MLflow database of this test's own."""
+    from registered import QUESTIONS, register_candidate
+
+    home.mkdir(exist_ok=True)
+    shutil.copy(mlflow_database, home)
+    splits = make_splits([("q", "a")], [("r", "b")], [(question, "yes") for question in QUESTIONS])
+    return partial(register_candidate, tmp_path, tuned, said, splits, base=tiny_base)
 
 
 def messages(conversation: Conversation) -> list[Message]:

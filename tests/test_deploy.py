@@ -29,7 +29,7 @@ from flows.deploy import deploy
 from flows.deploy.automations import Target, of_deployment, of_server
 from flows.deploy.timing import in_words, next_times
 from flows.deploy.view import as_json
-from flows.report import STATE_NAMES
+from flows.outcome import STANDS, VERDICTS
 from flows.watch import watch
 from tasks.artifacts import Base, CheckedRows
 from tasks.config import Operation
@@ -91,7 +91,7 @@ def test_each_kind_of_news_is_an_automation_that_links_to_the_run() -> None:
 
 def test_the_states_that_are_told_of_are_those_that_a_run_ends_in() -> None:
     _, rejection, _, promotion = (event(each).expect for each in of_deployment(TARGET, TOLD, BLOCKS))
-    assert {name.rpartition(".")[2] for name in rejection | promotion} == set(STATE_NAMES.values())
+    assert {name.rpartition(".")[2] for name in rejection | promotion} == set(VERDICTS.values())
     assert promotion == {"prefect.flow-run.Promoted"}
 
 
@@ -101,7 +101,16 @@ def test_no_end_of_a_run_is_taken_for_a_crash() -> None:
     assert isinstance(action, ChangeFlowRunState)
     expected = event(made).expect
     assert event(made).after <= expected
-    for name in (*STATE_NAMES.values(), "Completed", "Failed", "Crashed", "Cancelled", "Suspended", "Unchanged"):
+    for name in (
+        *VERDICTS.values(),
+        *STANDS.values(),
+        "Completed",
+        "Failed",
+        "Crashed",
+        "Cancelled",
+        "Suspended",
+        "Unchanged",
+    ):
         assert f"prefect.flow-run.{name}" in expected
     assert "prefect.flow-run.Running" not in expected
     assert event(made).within == timedelta(seconds=120)

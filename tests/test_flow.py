@@ -33,6 +33,7 @@ from tasks.config import (
     Training,
 )
 from tasks.errors import DataError
+from tasks.register import release
 
 SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
 PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake")
@@ -169,6 +170,26 @@ def test_each_verdict_has_its_state(settings: Settings, done: tuple[Path, State[
         assert verdict
         assert state.name == name
         assert (state.message or "").startswith(f"{verdict.sentence.removesuffix('.')}. 10 stages unchanged, about ")
+
+
+def test_a_version_that_waits_for_a_person_is_said_everywhere_until_one_decides(settings: Settings) -> None:
+    asks = changed(settings, "gate", approval=True)
+    asks = changed(asks, "registry", name="asked")
+    state = run(asks)
+    command = 'a person has to say yes: tunewright release approve asked 1 --reason "..."'
+    assert (state.name, state.is_completed()) == ("Waiting", True)
+    assert str(state.message).endswith(command)
+    shown = artifacts(state)["verdict"]
+    assert shown.startswith("# Waiting")
+    assert "Registered as `models:/asked/1`, without the alias." in shown
+    said = outcome(state).as_json()
+    assert (said["model"]["alias"], said["approval"]["state"]) == (None, "waiting")
+    registry = Registry(name="asked")
+    release.decide(registry, "1", "reject", by="ann", why="rude")
+    again = run(asks)
+    assert {step.state for step in again.result()} == {"cached"}
+    assert again.name == "Rejected"
+    assert str(again.message).startswith("Rejected by ann on 20")
 
 
 def test_a_second_run_executes_nothing_and_shows_the_same(

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from flows.calls import Step
-from flows.outcome import Outcome
-from flows.report import STATE_NAMES, decided, origin, training
+from flows.outcome import VERDICTS, Outcome
+from flows.report import decided, origin, training
 from tasks import curves
 from tasks.artifacts import Adapter, Verdict, VerdictPage
 from tasks.decide.decision import Decision
@@ -105,4 +105,4 @@ def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped
 
 
 def test_every_decision_has_a_state() -> None:
-    assert {*STATE_NAMES} == {*get_args(Decision.model_fields["decision"].annotation)}
+    assert {*VERDICTS} == {*get_args(Decision.model_fields["decision"].annotation)}

@@ -12,7 +12,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import get_current_settings
 
-from flows import calls, deployment_file
+from flows import calls, deployment_file, release
 from flows.deploy import server, watching
 from flows.deploy.automations import SERVER, Synced, Target, of_deployment, of_server, sync
 from flows.deployment_file import Pipeline
@@ -75,9 +75,11 @@ def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deploye
     server.deploy(pipeline, pool)
     now = server.read(client, server.FLOW, pipeline.name)
     assert now
-    operation = pipeline.settings.operation
+    operation, registry = pipeline.settings.operation, pipeline.settings.registry
+    if pipeline.settings.gate.approval:
+        release.deploy(registry.name, now.work_pool_name or pool, now.job_variables)
     ui = (get_current_settings().ui_url or "").rstrip("/")
-    target = Target(now.id, now.name, pipeline.settings.registry.name, ui)
+    target = Target(now.id, now.name, registry.name, ui)
     wanted = of_deployment(target, operation, server.block_ids(client, operation.notify))
     return Deployed(
         pipeline=pipeline,

@@ -18,14 +18,14 @@ from prefect.events.schemas.automations import AutomationCore, Posture
 
 from flows.announcing import CHANGED, DRIFTED, resource
 from flows.parameters import slug
-from flows.report import STATE_NAMES
+from flows.outcome import STANDS, VERDICTS
 from flows.services.service import HEARTBEAT_SECONDS
 from tasks.config import Operation
 
 SERVER = "tunewright"  # owns what is of no deployment
 MISSED_HEARTBEATS = 4
 CRASHES = "tunewright: a run without a heartbeat is marked crashed"
-ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "TimedOut", "Suspended", "Paused", "Waiting")
+ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "TimedOut", "Suspended", "Paused")
 WATCH_ENDS = ("Changed", "Unchanged", "Unsettled", "Unreadable")
 NOTIFIED = {  # of operation.notify_on: what stands in the automation's name
     "failure": "failures",
@@ -62,7 +62,7 @@ def of_server() -> AutomationCore:
 
     States that a run ends in have names of their own, so each is named: of one that is not, the end would be missed.
     """
-    ends = {*ENDS, *WATCH_ENDS, *STATE_NAMES.values()}
+    ends = {*ENDS, *WATCH_ENDS, *VERDICTS.values(), *STANDS.values()}
     return AutomationCore(
         name=CRASHES,
         description="A run that was killed cannot say so; without this it would be Running for ever",
@@ -121,7 +121,7 @@ def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -
     deployment = _role("deployment", id=f"prefect.deployment.{target.id}")
     named = {"rejection": ("keep", "inconclusive", "invalid"), "promotion": ("promote",)}
     for told in operation.notify_on if operation.notify else ():
-        expect = {f"prefect.flow-run.{STATE_NAMES[decision]}" for decision in named.get(told, ())}
+        expect = {f"prefect.flow-run.{VERDICTS[decision]}" for decision in named.get(told, ())}
         match: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
         related = [_labels(deployment)]
         if told == "failure":

@@ -81,6 +81,8 @@ def _lines(deployed: Deployed) -> list[tuple[str, str]]:
     if operation.notify:
         told = ", ".join(NOTIFIED[each] for each in operation.notify_on)
         lines.append(("told", f"{', '.join(operation.notify)} of {told}"))
+    if deployed.pipeline.settings.gate.approval:
+        lines.append(("approval", f"a person is asked by approval/{deployed.pipeline.settings.registry.name}"))
     lines += [("work pool", _pool(deployed)), ("at once", _limit(now)), ("link", deployed.link)]
     return lines
 

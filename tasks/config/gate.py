@@ -83,6 +83,11 @@ class Gate(Section):
         "so often; not with test rows that a source gives (side: test), nor with split.by=time",
     )
 
+    approval: bool = Field(
+        default=False,
+        description="A person has to say yes before the alias moves: in Prefect's UI or by tunewright release approve",
+    )
+
     @field_validator("metric")
     @classmethod
     def _metric_can_decide(cls, metric: str) -> str:

@@ -21,7 +21,7 @@ from tasks.artifacts import (
 from tasks.caching import cached
 from tasks.config import Settings
 from tasks.errors import retry_transient
-from tasks.register import runs, versions
+from tasks.register import alias, rehearsal, runs, versions
 from tasks.register.candidate import Candidate
 from tasks.register.champion import champion, trained_on_test
 from tasks.register.contenders import compare
@@ -59,9 +59,10 @@ def register(
 ) -> Registered:
     """The candidate as an MLflow run and a model version, reloaded and compared; under the alias if it was promoted.
 
-    `reports` have a report.html, `lineage` is the sha256 of each source file, `data_version` the number of their
-    version, `challenged` the version of the champion among the contenders, `looks` which candidate on these test rows
-    it is. An earlier attempt, finished or not, is completed and never doubled.
+    With gate.approval it waits for a person instead. `reports` have a report.html, `lineage` is the sha256 of each
+    source file, `data_version` the number of their version, `challenged` the version of the champion among the
+    contenders, `looks` which candidate on these test rows it is. An earlier attempt, finished or not, is completed and
+    never doubled.
     """
     from mlflow.exceptions import MlflowException
 
@@ -90,22 +91,23 @@ def register(
             model = logged_model(client, candidate, run)
             compare(client, candidate, run, model)
             version = versions.get_or_create(client, candidate, model, run)
-            versions.rehearse(candidate, version)
-            if verdict.decision == "promote":
-                versions.promote(client, candidate, version)
+            rehearsal.rehearse(client, candidate, version)
+            superseded = alias.conclude(client, candidate, str(version.version))
         except Exception:
             with contextlib.suppress(MlflowException):  # such as the one that ends this attempt
                 client.set_terminated(run.info.run_id, "FAILED")
             raise
         client.set_terminated(run.info.run_id, "FINISHED")
-    registered = Registered(
-        name=registry.name,
-        version=str(version.version),
-        alias=registry.alias if verdict.decision == "promote" else "",
-        uri=f"models:/{registry.name}/{version.version}",
-        run_id=run.info.run_id,
-        experiment_id=run.info.experiment_id,
-        tracking_uri=tracking_uri(registry),
-    )
+        registered = Registered(
+            name=registry.name,
+            version=str(version.version),
+            alias="",
+            uri=f"models:/{registry.name}/{version.version}",
+            run_id=run.info.run_id,
+            experiment_id=run.info.experiment_id,
+            tracking_uri=tracking_uri(registry),
+            superseded=tuple(superseded),
+        )
+        registered = alias.as_it_stands(client, registry, registered)
     (folder / "model.json").write_text(registered.model_dump_json(indent=1, exclude={"folder"}), encoding="utf-8")
     return registered

@@ -1,0 +1,162 @@
+"""A person's say before the alias moves: a flow that asks in Prefect's UI, and holds no process while it waits.
+
+The work is in tasks/register/release.py, which `tunewright release` calls as well, without any server.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import httpx
+from prefect import State, flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Completed
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.urls import url_for
+from pydantic import Field
+
+from tasks.artifacts import Registered
+from tasks.config import Registry
+from tasks.register import release
+from tasks.register.history import Event
+from tasks.register.release import LONGEST_REASON, Waiting
+from tasks.register.tracking import tracking_uri
+
+log = logging.getLogger("tunewright")
+
+THIRTY_DAYS = 30 * 24 * 60 * 60  # seconds; after them the flow run fails, and the version waits on for the command
+DECIDED = {"approve": "Approved", "reject": "Rejected"}  # what the flow's final state is named
+
+
+class Answer(RunInput):
+    """What a person says; the form in Prefect's UI."""
+
+    decision: Literal["approve", "reject"] = Field(
+        description="approve moves the alias to this version; reject leaves it where it is"
+    )
+    reason: str = Field(pattern=r"\S", max_length=LONGEST_REASON, description="Why; it is kept in the history")
+    by: str = Field(pattern=r"\S", max_length=100, description="Your name")
+
+
+@flow(name="approval", flow_run_name="approve {name} {version}")
+def approval(name: str, version: str, alias: str = "champion", tracking_uri: str | None = None) -> State[None]:
+    """Asks a person whether the alias may move to a version that waits for it, and does what the person says.
+
+    Args:
+        name: Of the registered model
+        version: That waits
+        alias: That it would carry
+        tracking_uri: MLflow's address; empty is the database in the home folder
+    """
+    registry = Registry(name=name, alias=alias, tracking_uri=tracking_uri)
+    waiting = release.waits(registry, version)
+    # Suspended, the run ends; resumed, it begins anew, and this call returns what was answered.
+    form = Answer.with_initial_data(description=question(registry, waiting))
+    answer = suspend_flow_run(wait_for_input=form, timeout=THIRTY_DAYS)
+    decision = release.decide(registry, version, answer.decision, by=answer.by, why=answer.reason)
+    message = f"version {version} of {name}, by {decision.event.by}: {decision.event.why}"
+    return Completed(name=DECIDED[answer.decision], message=message)
+
+
+def question(registry: Registry, waiting: Waiting) -> str:
+    """What a person is asked, as Markdown."""
+    now = f"version {waiting.challenged}" if waiting.challenged else "no version"
+    return (
+        f"May version {waiting.version} of {registry.name} become {registry.alias}, which {now} is?\n\n"
+        f"{waiting.sentence}\n\n[The verdict page]({waiting.page}) has its answers row by row."
+    )
+
+
+def deploy(name: str, work_pool: str, job_variables: dict[str, Any] | None = None) -> UUID:
+    """Makes the deployment approval/NAME of a registered model, or brings it up to date; its runs start in this folder.
+
+    `job_variables` are those of the pipeline's own deployment, such as its environment.
+    """
+    with get_client(sync_client=True) as client:
+        return client.create_deployment(
+            client.create_flow(approval),
+            name,
+            description=f"Asks a person before a version of {name} gets its alias; the pipeline starts it",
+            work_pool_name=work_pool,
+            entrypoint="flows.release.approval",
+            pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}],
+            parameter_openapi_schema=parameter_schema(approval).model_dump_for_openapi(),
+            enforce_parameter_schema=True,
+            job_variables=job_variables,
+        )
+
+
+def ask(registry: Registry, registered: Registered) -> Registered:
+    """Asks a person in Prefect's UI, where this run is one of a deployment; the record then has the link to it.
+
+    A version is asked for once, and again where the run that asked has ended without an answer.
+    """
+    run = FlowRunContext.get()
+    if registered.approval != "waiting" or run is None or run.flow_run is None or run.flow_run.deployment_id is None:
+        return registered
+    waiting = release.waits(registry, registered.version)
+    deployment = f"approval/{registry.name}"
+    given = _parameters(registry, registered.version)
+    key = f"{registry.name} {waiting.version} {waiting.since}"
+    with get_client(sync_client=True) as client:
+        try:
+            deployed = client.read_deployment_by_name(deployment).id
+        except ObjectNotFound:
+            log.warning("no deployment %s, so nobody is asked in Prefect; tunewright deploy makes it", deployment)
+            return registered
+        # No subflow of this run: Prefect suspends none.
+        asked = client.create_flow_run_from_deployment(deployed, parameters=given, idempotency_key=key)
+        while asked.state and asked.state.is_final():
+            key = f"{key} after {asked.id}"
+            asked = client.create_flow_run_from_deployment(deployed, parameters=given, idempotency_key=key)
+    link = (url_for("flow-run", obj_id=asked.id) or "").replace("/runs/", "/v2/runs/")
+    return registered.model_copy(update={"asked": link})
+
+
+def end_for(registry: Registry, event: Event) -> None:
+    """Ends the flow run that asks for a version on which somebody decided at the command line."""
+    name = "Rejected" if event.what == "rejected" else "Approved"
+    end(registry, (event.version,), name, f"by {event.by}, at the command line: {event.why}")
+
+
+def end(registry: Registry, versions: tuple[str, ...], name: str, message: str) -> None:
+    """Ends the flow runs that ask for versions on which was decided elsewhere, where Prefect's server is known."""
+    if not versions or not PREFECT_API_URL.value():
+        return
+    paused = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED]))
+    given = [_parameters(registry, version) for version in versions]
+    try:
+        with get_client(sync_client=True) as client:
+            for run in client.read_flow_runs(
+                flow_filter=FlowFilter(name=FlowFilterName(any_=["approval"])),
+                flow_run_filter=FlowRunFilter(state=paused),
+            ):
+                if run.parameters in given:
+                    client.set_flow_run_state(run.id, Completed(name=name, message=message), force=True)
+    except httpx.HTTPError as error:
+        log.warning(
+            "%s: Prefect does not answer, so the run that asks there goes on: %s", PREFECT_API_URL.value(), error
+        )
+
+
+def _parameters(registry: Registry, version: str) -> dict[str, Any]:
+    return {
+        "name": registry.name,
+        "version": version,
+        "alias": registry.alias,
+        "tracking_uri": tracking_uri(registry),
+    }

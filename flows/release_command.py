@@ -1,0 +1,159 @@
+"""`tunewright release`: the history of an alias, and a person's say on which version carries it.
+
+All of it is done in MLflow, so that a rollback needs no other server.
+"""
+
+import getpass
+import json
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+
+from flows.command_line import Json, console_of, one_line_errors, prefect_environment
+from tasks import config
+from tasks.config import Registry
+from tasks.errors import ConfigError
+
+app = typer.Typer(
+    name="release",
+    help="Say which version carries the alias: its history, approval, promotion by hand, rollback.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The registered model: registry.name, or the deployment's")]
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="Its number")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; it is kept in the history")]
+By = Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; default: the user of this system")]
+Alias = Annotated[str, typer.Option(metavar="NAME", help="The alias, as in registry.alias")]
+Uri = Annotated[
+    str | None, typer.Option(metavar="URI", help="MLflow's address; default: the database in the home folder")
+]
+
+
+@app.command("history")
+def show_history(name: Name, alias: Alias = "champion", tracking_uri: Uri = None, as_json: Json = False) -> None:
+    """Show every move of the alias: when, by whom and why; and the versions that wait for a person."""
+    with one_line_errors(as_json):
+        registry = _registry(name, alias, tracking_uri)
+        from flows import release_view
+        from tasks.register import release
+
+        found = release.look_up(registry)
+        release_view.show_history(console_of(as_json), registry, found)
+    if as_json:
+        print(json.dumps(release_view.history_json(found), ensure_ascii=False))
+
+
+@app.command()
+def approve(
+    name: Name,
+    reason: Reason,
+    version: Annotated[
+        str | None, typer.Argument(metavar="[VERSION]", help="That waits; default: the newest", show_default=False)
+    ] = None,
+    reject: Annotated[bool, typer.Option("--reject", help="Say no: the alias stays where it is")] = False,
+    by: By = None,
+    alias: Alias = "champion",
+    tracking_uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Say yes or no to a version that waits (gate.approval); yes moves the alias, after it was rehearsed again."""
+    decision: Literal["approve", "reject"] = "reject" if reject else "approve"
+
+    def decide(registry: Registry) -> Any:
+        from flows import release as asking
+        from tasks.register import release
+
+        decided = release.decide(registry, version, decision, by=_who(by), why=reason)
+        asking.end_for(registry, decided.event)
+        return decided
+
+    _do(decide, name, alias, tracking_uri, as_json)
+
+
+@app.command()
+def promote(
+    name: Name,
+    version: Version,
+    reason: Reason,
+    by: By = None,
+    alias: Alias = "champion",
+    tracking_uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Move the alias to a version by hand, whatever its verdict was, after it was rehearsed again."""
+
+    def decide(registry: Registry) -> Any:
+        from flows import release as asking
+        from tasks.register import release
+
+        decided = release.promote(registry, version, by=_who(by), why=reason)
+        asking.end_for(registry, decided.event)
+        return decided
+
+    _do(decide, name, alias, tracking_uri, as_json)
+
+
+@app.command()
+def rollback(
+    name: Name,
+    reason: Reason,
+    to: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="That carried the alias; default: the one before")
+    ] = None,
+    by: By = None,
+    alias: Alias = "champion",
+    tracking_uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Move the alias back to the version that carried it before, after that was rehearsed again.
+
+    No pipeline moves it to the version that is rolled back, until a person promotes that by hand.
+    """
+
+    def decide(registry: Registry) -> Any:
+        from tasks.register import release
+
+        return release.rollback(registry, to, by=_who(by), why=reason)
+
+    _do(decide, name, alias, tracking_uri, as_json)
+
+
+def _do(decide: Callable[[Registry], Any], name: str, alias: str, tracking_uri: str | None, as_json: bool) -> None:
+    """Decides, and says what came of it."""
+    with one_line_errors(as_json):
+        registry = _registry(name, alias, tracking_uri)
+        from flows import release_view
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of libraries to each other, as the version is loaded
+            decided = decide(registry)
+        release_view.show_decision(console_of(as_json), registry, decided)
+    if as_json:
+        print(json.dumps(release_view.decision_json(registry, decided), ensure_ascii=False))
+
+
+def _registry(name: str, alias: str, tracking_uri: str | None) -> Registry:
+    """Where to look; the libraries are told to be quiet before they are imported. Raises ConfigError."""
+    config.quiet_libraries()
+    prefect_environment(verbose=False)
+    try:
+        registry = Registry(alias=alias, tracking_uri=tracking_uri)
+    except ValidationError:
+        field = Registry.model_fields["alias"]
+        raise ConfigError(f"--alias {alias}: refused; {field.description}") from None
+    return registry.model_copy(update={"name": name})  # one that no pipeline can have is no model that there is
+
+
+def _who(by: str | None) -> str:
+    """The name that is given, or the user of this system. Raises ConfigError where there is neither."""
+    if by is not None:
+        return by
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise ConfigError("--by: missing, and this system has no name for its user; accepted: your name") from None

@@ -1,0 +1,100 @@
+"""What `tunewright release` shows, in a terminal and to a program."""
+
+import shlex
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tasks.config import Registry
+from tasks.register.history import Event
+from tasks.register.release import Decision, History
+
+
+def show_history(console: Console, registry: Registry, history: History) -> None:
+    """Who carries the alias, who waits for it, and each move and decision, the newest first."""
+    where = f"on version {history.holder}" if history.holder else "on no version"
+    console.print(Text(f"{history.name} @{history.alias} is {where}", "bold"))
+    if history.events and history.is_elsewhere:
+        console.print(Text("It was moved there by other means; that move is not in this history.", "yellow"))
+    for waiting in history.waiting:
+        said = waiting.sentence.removeprefix("Promoted: ")
+        console.print(
+            Text(f"\nversion {waiting.version} waits for a person since {_minute(waiting.since)}: {said}", "yellow")
+        )
+        console.print(Text(f"  {waiting.page}"), soft_wrap=True)
+        for answer in ("", " --reject"):
+            command = f'tunewright release approve {_of(registry)} {waiting.version} --reason "..."{answer}'
+            console.print(Text(f"  {command}"), soft_wrap=True)
+    if not history.events:
+        console.print("no move of it is known")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("when (UTC)", "what", "version", "from", "to", "by", "why", "verdict", "gain"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("when (UTC)", "version", "from", "to"))
+    current = next((event for event in history.events if event.is_move and event.after == history.holder), None)
+    for event in history.events:
+        cells = (_minute(event.when), event.what, event.version, *_moved(event), event.by, event.why)
+        style = "bold green" if event is current else "" if event.is_move else "dim"
+        table.add_row(*map(Text, (*cells, event.verdict, event.gain.partition(";")[0])), style=style)
+    console.print()
+    console.print(table)
+
+
+def history_json(history: History) -> dict[str, Any]:
+    """What `--json` prints of it."""
+    return {
+        "name": history.name,
+        "alias": history.alias,
+        "holder": history.holder or None,
+        "moved_elsewhere": bool(history.events) and history.is_elsewhere,
+        "waiting": [asdict(waiting) for waiting in history.waiting],
+        "events": [event.model_dump() for event in history.events],
+    }
+
+
+def show_decision(console: Console, registry: Registry, decision: Decision) -> None:
+    """What was decided, where the alias is now, what the verdict was, and what to run next."""
+    event = decision.event
+    colour = "bold green" if event.is_move else "bold yellow"
+    console.print(
+        Text.assemble(
+            (f"{event.what[:1].upper()}{event.what[1:]}", colour), f": version {event.version} of {registry.name}"
+        )
+    )
+    if decision.rehearsed:
+        console.print(f"loaded again, it answers {decision.rehearsed} test rows as when it was measured")
+    before = f"version {event.before}" if event.before else "no version"
+    if event.is_move:
+        console.print(f"@{event.alias}: {before} -> version {event.after}")
+    else:
+        console.print(f"@{event.alias} stays on {before}")
+    console.print(Text(f"its verdict was: {decision.sentence}"), soft_wrap=True)
+    console.print(Text(f"by {event.by}: {event.why}"), soft_wrap=True)
+    console.print(Text("next", "bold"))
+    console.print(Text(f"  tunewright release history {_of(registry)}"))
+    if event.is_move and event.before:
+        console.print(Text(f'  tunewright release rollback {_of(registry)} --reason "..."'))
+
+
+def decision_json(registry: Registry, decision: Decision) -> dict[str, Any]:
+    """What `--json` prints of it."""
+    return {"name": registry.name, **decision.event.model_dump(), "rehearsed": decision.rehearsed}
+
+
+def _of(registry: Registry) -> str:
+    """The name, with what else has to be said of where it is."""
+    alias = ["--alias", registry.alias] if registry.alias != Registry().alias else []
+    where = ["--tracking-uri", registry.tracking_uri] if registry.tracking_uri else []
+    return shlex.join([registry.name, *alias, *where])
+
+
+def _moved(event: Event) -> tuple[str, str]:
+    """From where to where; empty where the alias stayed."""
+    return (event.before or "none", event.after) if event.is_move else ("", "")
+
+
+def _minute(when: str) -> str:
+    return when[:16].replace("T", " ")

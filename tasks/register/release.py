@@ -1,0 +1,232 @@
+"""What a person does with a registered model: look at its history, approve, reject, promote by hand, roll back.
+
+The alias moves to a version only after that was loaded and rehearsed once more (rehearsal.py), and each decision is
+entered into the history with who, when and why.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from data_checks.accepted import did_you_mean, shown
+from tasks import config
+from tasks.artifacts import Registered
+from tasks.config import Registry
+from tasks.errors import ConfigError, TunewrightError
+from tasks.register import history, rehearsal
+from tasks.register.alias import as_it_stands, enter, held_by, move, waiting
+from tasks.register.candidate import PAGE
+from tasks.register.history import Event, What, carriers
+from tasks.register.standing import FINAL, TAG, said, set_standing, standing, verdict_of
+from tasks.register.tracking import connected, tracking_uri, ui
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+LONGEST_REASON = 1_000  # characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """A version that waits for a person."""
+
+    version: str
+    since: str
+    sentence: str  # the verdict's
+    gain: str
+    challenged: str  # the champion that it was compared with; empty where there was none
+    page: str  # link to its verdict page in MLflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """All that happened to an alias, the newest first, and where it is."""
+
+    name: str
+    alias: str
+    holder: str  # the version that carries it; empty for none
+    waiting: list[Waiting]
+    events: list[Event]
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether somebody moved the alias by other means since the last move here."""
+        return self.holder != next((event.after for event in self.events if event.is_move), "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What was decided on a version, and what the pipeline's verdict on it was."""
+
+    event: Event
+    sentence: str
+    rehearsed: int  # rows that it was asked once more
+
+
+def look_up(registry: Registry) -> History:
+    """The history of an alias. Raises ConfigError where there is no such model."""
+    with _opened(registry) as client:
+        _numbers(client, registry)
+        return History(
+            name=registry.name,
+            alias=registry.alias,
+            holder=held_by(client, registry),
+            waiting=[_waiting(client, registry, version) for version in waiting(client, registry)],
+            events=history.read(client, registry)[::-1],
+        )
+
+
+def as_now(registry: Registry, registered: Registered) -> Registered:
+    """The record of a version with what became of it since it was registered."""
+    with connected(registry) as client:
+        return as_it_stands(client, registry, registered)
+
+
+def waits(registry: Registry, number: str | None = None) -> Waiting:
+    """The version with this number, or the newest, that waits for a person. Raises TunewrightError if it does not."""
+    with _opened(registry) as client:
+        return _waiting(client, registry, _that_waits(client, registry, number))
+
+
+def decide(
+    registry: Registry, number: str | None, decision: Literal["approve", "reject"], *, by: str, why: str
+) -> Decision:
+    """Moves the alias to the version that waits, or ends its wait; without a number, of the newest.
+
+    Raises ConfigError for what is not there, TunewrightError where it does not wait, or has to be compared anew.
+    """
+    by, why = _who_and_why(by, why)
+    with _opened(registry) as client:
+        version, held = _that_waits(client, registry, number), held_by(client, registry)
+        if decision == "reject":
+            set_standing(client, registry, version, "rejected", by, why)
+            event = enter(client, registry, version, "rejected", held, held, by, why)
+            return Decision(event=event, sentence=verdict_of(version), rehearsed=0)
+        challenged = version.tags.get("challenged", "")
+        if held not in ("", challenged, str(version.version)):
+            raise TunewrightError(
+                f"version {version.version} of {registry.name} was compared with "
+                f"{f'version {challenged}' if challenged else 'no champion'}, and since then version {held} became "
+                f"{registry.alias}: run its pipeline again to compare them, or tunewright release promote "
+                f"{registry.name} {version.version} moves the alias whatever came of that"
+            )
+        return _moved(client, registry, version, "approved", held, by, why)
+
+
+def promote(registry: Registry, number: str, *, by: str, why: str) -> Decision:
+    """Moves the alias to a version, whatever its verdict was. Raises ConfigError, or TunewrightError if it is there."""
+    by, why = _who_and_why(by, why)
+    with _opened(registry) as client:
+        version, held = _version(client, registry, number), held_by(client, registry)
+        if held == str(version.version):
+            raise TunewrightError(f"version {held} of {registry.name} is {registry.alias} already")
+        return _moved(client, registry, version, "promoted by hand", held, by, why)
+
+
+def rollback(registry: Registry, number: str | None = None, *, by: str, why: str) -> Decision:
+    """Moves the alias back to a version that carried it: `number`, or the one before. No pipeline undoes that.
+
+    Raises ConfigError where that is none of those that carried it, TunewrightError where there is none.
+    """
+    by, why = _who_and_why(by, why)
+    with _opened(registry) as client:
+        there, held = _numbers(client, registry), held_by(client, registry)
+        known = dict.fromkeys(reversed(carriers(history.read(client, registry), held)))
+        before = [each for each in known if each != held and each in there]
+        if not before:
+            now = f"version {held} is the first that carries it" if held else "no version carried it"
+            raise TunewrightError(f"{registry.name} has nothing to roll {registry.alias} back to: {now}")
+        if number is not None and number not in before:
+            raise ConfigError(
+                f"--to {shown(number)}: accepted are versions that were {registry.alias} before: {', '.join(before)}; "
+                f"tunewright release promote {registry.name} VERSION moves it to any other"
+            )
+        version = client.get_model_version(registry.name, number or before[0])
+        decision = _moved(client, registry, version, "rolled back", held, by, why)
+        if held:
+            set_standing(client, registry, client.get_model_version(registry.name, held), "withdrawn", by, why)
+        return decision
+
+
+def _moved(
+    client: "MlflowClient", registry: Registry, version: "ModelVersion", what: What, held: str, by: str, why: str
+) -> Decision:
+    """Moves the alias from the version that carries it, once this one was rehearsed again."""
+    asked = rehearsal.again(client, version)
+    event = move(client, registry, version, what, held, by, why)
+    if what != "rolled back" or standing(version, registry) in FINAL:
+        set_standing(client, registry, version, "approved", by, why)
+    return Decision(event=event, sentence=verdict_of(version), rehearsed=asked)
+
+
+def _waiting(client: "MlflowClient", registry: Registry, version: "ModelVersion") -> Waiting:
+    run_id = str(version.run_id)
+    experiment_id = client.get_run(run_id).info.experiment_id
+    return Waiting(
+        version=str(version.version),
+        since=version.tags[f"{TAG}.when"],
+        sentence=verdict_of(version),
+        gain=version.tags.get("gain", ""),
+        challenged=version.tags.get("challenged", ""),
+        page=f"{ui(tracking_uri(registry), experiment_id)}/runs/{run_id}/artifacts/{PAGE}",
+    )
+
+
+def _that_waits(client: "MlflowClient", registry: Registry, number: str | None) -> "ModelVersion":
+    if number is not None:
+        version = _version(client, registry, number)
+        if standing(version, registry) != "waiting":
+            raise TunewrightError(
+                f"version {number} of {registry.name} does not wait for a person: {said(version, registry)}"
+            )
+        return version
+    _numbers(client, registry)
+    if newest := waiting(client, registry):
+        return newest[0]
+    raise TunewrightError(
+        f"no version of {registry.name} waits for a person; gate.approval=true lets those that are promoted wait, and "
+        f"tunewright release promote {registry.name} VERSION moves {registry.alias} to any"
+    )
+
+
+def _version(client: "MlflowClient", registry: Registry, number: str) -> "ModelVersion":
+    there = _numbers(client, registry)
+    if number not in there:
+        raise ConfigError(f"version {shown(number)} of {registry.name}: not there; {did_you_mean(number, there)}")
+    return client.get_model_version(registry.name, number)
+
+
+def _numbers(client: "MlflowClient", registry: Registry) -> list[str]:
+    """The versions that there are. Raises ConfigError where there is no such model."""
+    names = [model.name for model in client.search_registered_models(max_results=1000)]
+    if registry.name not in names:
+        known = did_you_mean(registry.name, names) if names else "no model was registered yet"
+        raise ConfigError(f"{shown(registry.name)}: no such model in {tracking_uri(registry)}; {known}")
+    found = client.search_model_versions(f"name = '{registry.name}'")
+    return sorted((str(version.version) for version in found), key=int)
+
+
+@contextlib.contextmanager
+def _opened(registry: Registry) -> Iterator["MlflowClient"]:
+    """MLflow's client. Raises ConfigError where there is no database, which MLflow would make."""
+    database = config.mlflow_database()
+    if registry.tracking_uri is None and not database.is_file():
+        raise ConfigError(
+            f"{database}: no such database, so that no model was registered here; accepted: TUNEWRIGHT_HOME or "
+            "--tracking-uri of where one was"
+        )
+    with connected(registry) as client:
+        yield client
+
+
+def _who_and_why(by: str, why: str) -> tuple[str, str]:
+    """Both, each on one line. Raises ConfigError where one is missing."""
+    by, why = " ".join(by.split()), " ".join(why.split())
+    if not by:
+        raise ConfigError("--by: missing; accepted: your name")
+    if not why or len(why) > LONGEST_REASON:
+        wrong = f"of {len(why):,} characters" if why else "missing"
+        raise ConfigError(f"--reason: {wrong}; accepted: why, in up to {LONGEST_REASON:,} characters")
+    return by, why

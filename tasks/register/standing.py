@@ -1,0 +1,78 @@
+"""What became of a version beside its verdict: whether it waits for a person, and what a person decided.
+
+Kept in tags of the version, `approval` and those that begin with it, and said in the first line of its description,
+which is what MLflow's lists show.
+"""
+
+from typing import TYPE_CHECKING
+
+from tasks.config import Registry
+from tasks.register.history import now
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+TAG = "approval"
+SENTENCE = "sentence"  # tag: of the verdict
+FINAL = ("rejected", "withdrawn")  # what a person decided against: no pipeline moves the alias to it
+
+
+def standing(version: "ModelVersion", registry: Registry) -> str:
+    """waiting, approved, rejected, superseded or withdrawn; empty where nobody was asked and nobody decided."""
+    is_of_alias = version.tags.get(f"{TAG}.alias") == registry.alias
+    return version.tags.get(TAG, "") if is_of_alias else ""
+
+
+def set_standing(
+    client: "MlflowClient", registry: Registry, version: "ModelVersion", state: str, by: str = "", why: str = ""
+) -> None:
+    """Notes how a version stands; `by` superseded is the version that took its place."""
+    values = {"alias": registry.alias, "by": by, "when": now(), "reason": why}
+    for key, value in values.items():
+        client.set_model_version_tag(registry.name, version.version, f"{TAG}.{key}", value)
+    client.set_model_version_tag(registry.name, version.version, TAG, state)  # last: it stands when all of it does
+    head(client, registry, str(version.version))
+
+
+def clear(client: "MlflowClient", version: "ModelVersion") -> None:
+    """Ends the wait of a version on which there is another verdict by now."""
+    client.delete_model_version_tag(version.name, version.version, TAG)
+
+
+def head(client: "MlflowClient", registry: Registry, number: str) -> None:
+    """Makes the first line of a version's description what became of it."""
+    version = client.get_model_version(registry.name, number)
+    _, _, rest = str(version.description or "").partition("\n")
+    client.update_model_version(registry.name, number, f"{said(version, registry)}\n{rest}")
+
+
+def said(version: "ModelVersion", registry: Registry) -> str:
+    """What became of it, in a sentence or two; where nobody was asked and nobody decided, the verdict's."""
+    tags, sentence = version.tags, verdict_of(version)
+    by, why = tags.get(f"{TAG}.by", ""), tags.get(f"{TAG}.reason", "")
+    on = f"on {tags.get(f'{TAG}.when', '')[:10]}"
+    match standing(version, registry):
+        case "waiting":
+            waits = sentence.removeprefix("Promoted: ").removesuffix(".")
+            return f"Waiting: {waits}; a person has to say yes: {command(version)}"
+        case "approved":
+            return f"{sentence} Approved by {by} {on}: {why}"
+        case "rejected":
+            return f"Rejected by {by} {on}: {why}. Its verdict was: {sentence}"
+        case "withdrawn":
+            return f"Rolled back by {by} {on}: {why}. Its verdict was: {sentence}"
+        case "superseded":
+            return f"Superseded by version {by} {on}, before a person decided. Its verdict was: {sentence}"
+        case _:
+            return sentence
+
+
+def verdict_of(version: "ModelVersion") -> str:
+    """The sentence of its verdict."""
+    return version.tags.get(SENTENCE) or str(version.description or "").partition("\n")[0]
+
+
+def command(version: "ModelVersion") -> str:
+    """What a person types to say yes."""
+    return f'tunewright release approve {version.name} {version.version} --reason "..."'

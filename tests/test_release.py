@@ -1,0 +1,410 @@
+"""A person decides which version carries the alias, and every move of it is kept with who, when and why."""
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from uuid import UUID
+
+import pytest
+from prefect import State, flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import ObjectAlreadyExists, Pause
+from prefect.flow_engine import run_flow
+from prefect.flows import load_flow_from_flow_run
+from prefect.states import Cancelled, Completed
+from prefect.testing.utilities import prefect_test_harness
+from registered import aliases, versions
+from typer.testing import CliRunner
+
+from flows import cli
+from flows import release as asking
+from tasks.artifacts import Registered
+from tasks.config import Gate, Registry
+from tasks.errors import ConfigError, TunewrightError
+from tasks.register import release
+from tasks.register.history import Event, carriers
+from tasks.register.release import as_now
+
+REGISTRY = Registry(name="triage")
+ASKS = {"gate": Gate(approval=True)}
+Make = Callable[..., Registered]
+
+
+@pytest.fixture
+def make(register_candidate: Make) -> Make:
+    return register_candidate
+
+
+@pytest.fixture
+def rehearsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The versions that were loaded again before the alias moved to them; what that does is tested once."""
+    asked: list[str] = []
+
+    def again(_: Any, version: Any) -> int:
+        asked.append(str(version.version))
+        return 3
+
+    monkeypatch.setattr("tasks.register.rehearsal.again", again)
+    return asked
+
+
+def happened() -> list[tuple[str, str, str, str]]:
+    """What, which version, from and to; the oldest first."""
+    events = release.look_up(REGISTRY).events[::-1]
+    return [(event.what, event.version, event.before, event.after) for event in events]
+
+
+def tags(number: int) -> dict[str, str]:
+    return versions()[number - 1].tags
+
+
+def headline(number: int) -> str:
+    return versions()[number - 1].description.splitlines()[0]
+
+
+def test_a_version_that_waits_gets_the_alias_once_a_person_says_yes(make: Make) -> None:
+    registered = make(**ASKS)
+    assert (registered.alias, registered.holder, registered.approval) == ("", "", "waiting")
+    assert aliases() == {}
+    assert tags(1)["approval"] == "waiting"
+    waits = "Waiting: better than the base by 0.82; a person has to say yes: tunewright release approve triage 1"
+    assert headline(1).startswith(waits)
+    assert registered.stands.startswith(waits)
+    (waiting,) = release.look_up(REGISTRY).waiting
+    assert (waiting.version, waiting.sentence) == ("1", "Promoted: better than the base by 0.82.")
+    assert waiting.page.endswith(f"/runs/{registered.run_id}/artifacts/reports/verdict_page/report.html")
+
+    done = release.decide(REGISTRY, None, "approve", by="ann", why="looked at\n 20 answers")
+    assert (done.event.by, done.event.why, done.rehearsed) == ("ann", "looked at 20 answers", 3)
+    assert aliases() == {"champion": "1"}
+    assert happened() == [("approved", "1", "", "1")]
+    assert headline(1).startswith("Promoted: better than the base by 0.82. Approved by ann on 20")
+    with pytest.raises(TunewrightError, match=r"version 1 of triage does not wait for a person: Promoted: better"):
+        release.decide(REGISTRY, "1", "approve", by="bob", why="again")
+    now = as_now(REGISTRY, registered)
+    assert (now.alias, now.holder, now.approval) == ("champion", "1", "approved")
+
+
+def test_a_rejected_version_gets_no_alias_from_a_pipeline_again(make: Make, rehearsed: list[str]) -> None:
+    make(**ASKS)
+    release.decide(REGISTRY, "1", "reject", by="ann", why="rude")
+    assert aliases() == {}
+    assert headline(1).startswith("Rejected by ann on 20")
+    again = make(gate=Gate(approval=False, looks=21))
+    assert (again.version, again.alias, again.approval) == ("1", "", "rejected")
+    assert again.stands.endswith(": rude. Its verdict was: Promoted: better than the base by 0.82.")
+    assert happened() == [("rejected", "1", "", "")]
+    release.promote(REGISTRY, "1", by="bob", why="not so rude")
+    assert aliases() == {"champion": "1"}
+    assert rehearsed == ["1"]
+    assert happened()[1:] == [("promoted by hand", "1", "", "1")]
+
+
+def test_a_later_candidate_supersedes_one_that_waits_and_says_so(make: Make) -> None:
+    first = make(**ASKS)
+    second = make(digest="b", **ASKS)
+    assert second.superseded == ("1",)
+    assert [waiting.version for waiting in release.look_up(REGISTRY).waiting] == ["2"]
+    assert happened() == [("superseded", "1", "", "")]
+    assert as_now(REGISTRY, first).stands.startswith("Superseded by version 2 on 20")
+    assert make(digest="c").superseded == ("2",)
+    assert aliases() == {"champion": "3"}
+    with pytest.raises(TunewrightError, match="no version of triage waits for a person"):
+        release.decide(REGISTRY, None, "approve", by="ann", why="good")
+
+
+def test_a_candidate_that_is_kept_supersedes_nobody_and_no_longer_waits_itself(make: Make) -> None:
+    make(**ASKS)
+    make(digest="b", decision="keep", **ASKS)
+    assert [waiting.version for waiting in release.look_up(REGISTRY).waiting] == ["1"]
+    make(decision="keep", gate=Gate(approval=True, margin=0.9))
+    assert release.look_up(REGISTRY).waiting == []
+    assert release.look_up(REGISTRY).events[0].why == "Kept: not better."
+
+
+def test_a_version_that_was_not_compared_with_the_champion_is_not_approved(make: Make, rehearsed: list[str]) -> None:
+    make()
+    make(digest="b", decision="keep")
+    make(digest="c", challenged="1", **ASKS)
+    release.promote(REGISTRY, "2", by="ann", why="the first answers too slowly")
+    with pytest.raises(TunewrightError, match=r"version 3 .* was compared with version 1, and since then version 2"):
+        release.decide(REGISTRY, None, "approve", by="ann", why="good")
+    assert aliases() == {"champion": "2"}
+
+
+def test_every_move_is_kept_also_of_a_version_that_comes_back(make: Make, rehearsed: list[str]) -> None:
+    make()
+    make(digest="b", challenged="1")
+    release.rollback(REGISTRY, by="ann", why="complaints")
+    release.promote(REGISTRY, "2", by="bob", why="they were about something else")
+    assert happened() == [
+        ("promoted", "1", "", "1"),
+        ("promoted", "2", "1", "2"),
+        ("rolled back", "1", "2", "1"),
+        ("promoted by hand", "2", "1", "2"),
+    ]
+    event = release.look_up(REGISTRY).events[2]
+    assert (event.by, event.why, event.verdict) == ("pipeline", "Promoted: better than the base by 0.82.", "promote")
+    assert event.gain.endswith("+0.82 [0.75, 0.88] exact_match vs base")
+    assert rehearsed == ["1", "2"]
+
+
+def test_what_a_person_rolled_back_no_pipeline_promotes_again(make: Make, rehearsed: list[str]) -> None:
+    make()
+    make(digest="b", challenged="1")
+    release.rollback(REGISTRY, by="ann", why="complaints")
+    again = make(digest="b", challenged="1", gate=Gate(looks=21))
+    assert (again.version, again.alias, again.holder, again.approval) == ("2", "", "1", "withdrawn")
+    assert aliases() == {"champion": "1"}
+    assert headline(2).startswith("Rolled back by ann on 20")
+
+
+def test_one_rollback_after_another_goes_further_back(make: Make, rehearsed: list[str]) -> None:
+    make()
+    with pytest.raises(TunewrightError, match="nothing to roll champion back to: version 1 is the first"):
+        release.rollback(REGISTRY, by="ann", why="complaints")
+    make(digest="b", challenged="1")
+    make(digest="c", challenged="2")
+    release.rollback(REGISTRY, by="ann", why="complaints")
+    assert aliases() == {"champion": "2"}
+    with pytest.raises(ConfigError, match=r'--to "3": accepted are versions that were champion before: 1; '):
+        release.rollback(REGISTRY, "3", by="ann", why="complaints")
+    release.rollback(REGISTRY, by="ann", why="complaints")
+    assert aliases() == {"champion": "1"}
+    with pytest.raises(TunewrightError, match="nothing to roll"):
+        release.rollback(REGISTRY, by="ann", why="complaints")
+
+
+def moves(*each: tuple[str, str, str]) -> list[Event]:
+    common = {"when": "", "alias": "champion", "by": "", "why": "", "verdict": "", "gain": ""}
+    made = ({"what": what, "version": after, "before": before, "after": after} for what, before, after in each)
+    return [Event.model_validate(common | move) for move in made]
+
+
+@pytest.mark.parametrize(
+    ("events", "held", "expected"),
+    [
+        ([], "", []),
+        ([], "4", ["4"]),
+        ([("promoted", "", "1"), ("promoted", "1", "2")], "2", ["1", "2"]),
+        ([("promoted", "", "1"), ("promoted", "1", "2"), ("rolled back", "2", "1")], "1", ["1"]),
+        ([("promoted", "", "1"), ("promoted", "5", "2")], "2", ["1", "5", "2"]),  # somebody put it on 5
+        ([("promoted", "", "1"), ("promoted", "1", "2")], "7", ["1", "2", "7"]),
+        ([("promoted", "", "1"), ("promoted", "1", "2"), ("promoted by hand", "2", "1")], "1", ["1", "2", "1"]),
+    ],
+)
+def test_what_a_rollback_goes_back_through(events: list[tuple[str, str, str]], held: str, expected: list[str]) -> None:
+    assert carriers(moves(*events), held) == expected
+
+
+def test_the_alias_moves_to_no_version_that_answers_otherwise_than_it_was_measured(make: Make, home: Path) -> None:
+    make()
+    make(digest="b", challenged="1")
+    for weights in home.glob("mlartifacts/**/adapter_model.safetensors"):
+        if versions()[0].source.removeprefix("models:/") in str(weights):
+            _zero(weights)
+    with pytest.raises(TunewrightError, match=r"models:/triage/1 is not the model that was measured"):
+        release.rollback(REGISTRY, by="ann", why="complaints")
+    assert aliases() == {"champion": "2"}
+    assert happened()[-1][0] == "promoted"
+    (file,) = (home / "mlartifacts").glob(f"{versions()[0].run_id}/artifacts/answers/rehearsal.json")
+    file.unlink()
+    with pytest.raises(TunewrightError, match="run its pipeline again, which keeps it"):
+        release.rollback(REGISTRY, by="ann", why="complaints")
+
+
+def _zero(weights: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(weights).items()}, weights)
+
+
+def test_a_version_whose_base_is_not_here_cannot_be_approved_here(make: Make, home: Path) -> None:
+    make(**ASKS)
+    (named,) = home.glob("mlartifacts/**/base.json")
+    named.write_text(json.dumps(json.loads(named.read_text()) | {"reference": "/nowhere"}))
+    with pytest.raises(TunewrightError, match=r"models:/triage/1 cannot be loaded here, .*/nowhere"):
+        release.decide(REGISTRY, None, "approve", by="ann", why="good")
+    assert aliases() == {}
+    assert tags(1)["approval"] == "waiting"
+
+
+def tunewright(*arguments: str) -> tuple[int, str, dict[str, Any]]:
+    """Exit code, what is shown and what a program reads."""
+    with patch.dict(os.environ):
+        done = CliRunner().invoke(cli.app, ["release", *arguments, "--json"])
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    return done.exit_code, done.stderr, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_what_is_decided_at_the_command_line(make: Make, rehearsed: list[str]) -> None:
+    make()
+    make(digest="b", challenged="1", **ASKS)
+    code, shown, said = tunewright("history", "triage")
+    assert code == 0
+    assert "triage @champion is on version 1" in shown
+    assert "version 2 waits for a person since" in shown
+    assert said["holder"] == "1"
+    assert [waiting["version"] for waiting in said["waiting"]] == ["2"]
+
+    code, shown, said = tunewright("approve", "triage", "--reason", "good", "--by", "ann")
+    assert (code, said["what"], said["version"], said["before"], said["by"]) == (0, "approved", "2", "1", "ann")
+    assert "@champion: version 1 -> version 2" in shown
+    with patch("getpass.getuser", lambda: "carol"):
+        code, shown, said = tunewright("rollback", "triage", "--reason", "complaints")
+    assert (code, said["after"], said["by"]) == (0, "1", "carol")
+    assert aliases() == {"champion": "1"}
+    code, shown, said = tunewright("history", "triage")
+    assert [event["what"] for event in said["events"]] == ["rolled back", "approved", "promoted"]
+    assert not said["moved_elsewhere"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("history", "triaje"), 2, '"triaje": no such model in sqlite:///.*; did you mean triage'),
+        (("promote", "triage", "9", "--reason", "x"), 2, 'version "9" of triage: not there; accepted: 1'),
+        (("promote", "triage", "1", "--reason", "x"), 1, "version 1 of triage is champion already"),
+        (("promote", "triage", "1", "--reason", " "), 2, "--reason: missing; accepted: why"),
+        (("promote", "triage", "1", "--reason", "x" * 1001), 2, "--reason: of 1,001 characters"),
+        (("approve", "triage", "--reason", "x", "--by", " "), 2, "--by: missing"),
+        (("approve", "triage", "--reason", "x"), 1, "no version of triage waits for a person"),
+        (("rollback", "triage", "--reason", "x"), 1, "triage has nothing to roll champion back to"),
+        (("history", "triage", "--alias", "v1"), 2, "--alias v1: refused; The alias"),
+        (("history", "triage", "--tracking-uri", "http://127.0.0.1:9"), 1, "MLflow does not answer"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(make: Make, arguments: tuple[str, ...], code: int, message: str) -> None:
+    make()
+    found, shown, said = tunewright(*arguments)
+    assert found == code == said["exit_code"]
+    assert len(shown.splitlines()) == 1
+    assert re.search(message, shown), shown
+
+
+def test_a_home_without_models_is_said_and_left_as_it_is(home: Path) -> None:
+    code, shown, _ = tunewright("history", "triage")
+    assert code == 2
+    assert "no such database" in shown
+    assert not home.exists()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@flow(name="finetune_of_release")
+def deployed_pipeline(registered: Registered) -> State[Registered]:
+    return Completed(data=asking.ask(REGISTRY, registered))
+
+
+@pytest.fixture
+def asked(server: None, make: Make) -> Callable[[], FlowRun]:
+    """What a deployed pipeline does when its version waits: the run of approval that it starts, not begun yet."""
+    with get_client(sync_client=True) as client:
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name="pool", type="process"))
+        pipeline = client.create_deployment(client.create_flow(deployed_pipeline), "triage")
+    deployment = asking.deploy("triage", "pool")
+    assert asking.deploy("triage", "pool") == deployment
+    registered = make(**ASKS)
+
+    def ask() -> FlowRun:
+        with get_client(sync_client=True) as client:
+            run = client.create_flow_run_from_deployment(pipeline, parameters={"registered": registered.model_dump()})
+            state: Any = run_flow(deployed_pipeline, flow_run=run, return_type="state")
+            link = state.result().asked
+            assert "/v2/runs/flow-run/" in link
+            return client.read_flow_run(UUID(link.rpartition("/")[2]))
+
+    return ask
+
+
+def state_of(run: FlowRun) -> State[Any]:
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run.id).state
+        assert state
+        return state
+
+
+def as_a_worker(run: FlowRun) -> State[Any]:
+    """Runs what is due, as the process that a worker starts does; the state that it leaves on the server."""
+    with get_client(sync_client=True) as client, suppress(Pause):
+        now = client.read_flow_run(run.id)
+        run_flow(asyncio.run(load_flow_from_flow_run(now)), flow_run=now, return_type="state")
+    return state_of(run)
+
+
+def answer(run: FlowRun, **said: str) -> str:
+    """Resumes a run as the form in the UI does; what the server makes of that."""
+    with get_client(sync_client=True) as client:
+        return client.resume_flow_run(run.id, run_input=said).status.value
+
+
+def test_a_person_is_asked_in_prefect_and_no_process_waits(asked: Callable[[], FlowRun], rehearsed: list[str]) -> None:
+    run = asked()
+    assert run.parameters["version"] == "1"
+    assert as_a_worker(run).name == "Suspended"
+    again = asked()
+    assert again.id == run.id, "asked once"
+    with get_client(sync_client=True) as client:
+        description = client.read_flow_run_input(run.id, "suspended-1-description")
+        schema = json.loads(client.read_flow_run_input(run.id, "suspended-1-schema"))
+    assert "May version 1 of triage become champion, which no version is?" in description
+    assert "Promoted: better than the base by 0.82." in description
+    assert "/artifacts/reports/verdict_page/report.html)" in description
+    assert schema["properties"]["decision"]["enum"] == ["approve", "reject"]
+    assert all(field["description"] for field in schema["properties"].values())
+    assert aliases() == {}
+
+    assert answer(run, decision="maybe", reason="x", by="ann") == "REJECT"
+    assert answer(run, decision="approve", reason=" ", by="ann") == "REJECT"
+    assert answer(run, decision="approve", reason="looked at 20 answers", by="ann") == "ACCEPT"
+    state = as_a_worker(run)
+    assert (state.name, state.message) == ("Approved", "version 1 of triage, by ann: looked at 20 answers")
+    assert aliases() == {"champion": "1"}
+    assert happened() == [("approved", "1", "", "1")]
+    assert rehearsed == ["1"]
+
+
+def test_a_no_in_prefect_leaves_the_alias(asked: Callable[[], FlowRun]) -> None:
+    run = asked()
+    as_a_worker(run)
+    answer(run, decision="reject", reason="rude", by="ann")
+    assert as_a_worker(run).name == "Rejected"
+    assert aliases() == {}
+    assert tags(1)["approval.reason"] == "rude"
+
+
+def test_what_is_decided_at_the_command_line_ends_the_run_that_asks(
+    asked: Callable[[], FlowRun], rehearsed: list[str]
+) -> None:
+    run = asked()
+    as_a_worker(run)
+    other = REGISTRY.model_copy(update={"alias": "staging"})
+    asking.end(other, ("1",), "Approved", "of another alias")
+    assert state_of(run).is_paused()
+    code, *_ = tunewright("approve", "triage", "--reason", "good", "--by", "ann")
+    assert code == 0
+    state = state_of(run)
+    assert (state.name, state.message) == ("Approved", "by ann, at the command line: good")
+
+
+def test_a_run_that_ended_without_an_answer_is_followed_by_another(asked: Callable[[], FlowRun]) -> None:
+    first = asked()
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(first.id, Cancelled(), force=True)
+    second = asked()
+    assert second.id != first.id
+    assert asked().id == second.id
