@@ -23,6 +23,7 @@ from tasks.addresses import Addresses
 from tasks.artifacts import Base
 
 SECONDS = 240.0
+TUNEWRIGHT = (sys.executable, "-c", "from flows.cli import main; main()")
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 PARTS = {"trainer": "tasks.trainer", "flow": "prefect.engine", "worker": "worker start", "prefect": "server start"}
 
@@ -51,8 +52,7 @@ class Up(NamedTuple):
         return {**os.environ, "TUNEWRIGHT_HOME": str(self.home), "PYTHONPATH": paths}
 
     def start(self) -> None:
-        command = [sys.executable, "-c", "from flows.cli import main; main()", "up"]
-        command += ["--port", str(self.ports[0]), "--mlflow-port", str(self.ports[1])]
+        command = [*TUNEWRIGHT, "up", "--port", str(self.ports[0]), "--mlflow-port", str(self.ports[1])]
         with (self.folder / "up.log").open("ab") as output:
             process = subprocess.Popen(
                 command, cwd=self.folder, env=self.environment, stdout=output, stderr=output, start_new_session=True
@@ -114,7 +114,8 @@ class Up(NamedTuple):
 
     def versions(self) -> int:
         """How many models are registered."""
-        return len(MlflowClient(f"sqlite:///{self.home / 'mlflow.db'}").search_model_versions("name='tiny'"))
+        database = f"sqlite:///{self.home / 'mlflow.db'}"
+        return len(MlflowClient(database, database).search_model_versions("name='tiny'"))
 
     def further(self) -> psutil.Process:
         """The trainer, once it has come some steps further."""
@@ -144,9 +145,7 @@ def started(folder: Path, tiny_base: Base) -> Iterator[Up]:
     file.write_text(yaml.safe_dump({"deployments": [deployment | {"parameters": parameters}]}))
     up.start()
     try:
-        deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", file.name, "--all"]
-        api = {"PREFECT_API_URL": up.addresses.api}
-        subprocess.run(deploy, cwd=folder, env=up.environment | api, check=True, capture_output=True)
+        subprocess.run([*TUNEWRIGHT, "deploy", file.name], cwd=folder, env=up.environment, check=True)
         yield up
     finally:
         os.kill(up.pid, signal.SIGTERM)

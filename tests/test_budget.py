@@ -261,12 +261,15 @@ def test_weights_of_nf4_take_4_127_bits(wide_base: Path) -> None:
     assert pytest.approx(4.127, abs=0.0005) == NF4 * 8
     shape, load = shapes.shape_in(wide_base), Load(tokens=8, scored=4, groups=((1, 8),))
     packed, byte = (
-        memory(shape, method, chosen(wide_base, method), load).weights
+        memory(shape, method, chosen(wide_base, method), load, "cuda").weights
         for method in (Method(kind="qlora"), Method(kind="qlora", bits=8))
     )
     rest = 2 * (shape.num_parameters - shape.num_linear)
     assert packed == pytest.approx(shape.num_linear * 4.127 / 8 + rest, rel=1e-4)
     assert byte == shape.num_linear + rest
+    method = Method(kind="qlora", bits=8)
+    from_file = memory(shape, method, chosen(wide_base, method), load, "cpu").weights
+    assert from_file == byte + 2 * shape.num_linear  # the file that was packed stays mapped
 
 
 def test_what_learns_takes_sixteen_bytes_and_less_with_8_bit_moments(wide_base: Path) -> None:

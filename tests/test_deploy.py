@@ -346,3 +346,10 @@ def test_only_runs_of_the_deployment_itself_are_told_of() -> None:
     assert covers(approval, run, flow | {"prefect.resource.name": "approval"}, deployed(uuid4(), "triage"))
     assert not covers(approval, run, flow | {"prefect.resource.name": "approval"}, deployed(uuid4(), "other"))
     assert not covers(approval, run, flow | {"prefect.resource.name": "finetune"}, deployed(uuid4(), "triage"))
+
+
+def test_a_person_is_asked_by_a_deployment_of_its_own(client: SyncPrefectClient, write: Callable[..., Path]) -> None:
+    deploy(write("{}\n      gate: {approval: true}"), None, "local")
+    asking = client.read_deployment_by_name("approval/drops")
+    assert asking.work_pool_name == "local"
+    assert asking.entrypoint == "flows.release.approval"

@@ -5,13 +5,12 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
 import psutil
 import pytest
-from servers import Up, started, until
+from servers import TUNEWRIGHT, Up, started, until
 from test_flow import ROWS
 
 from tasks.artifacts import Base
@@ -26,7 +25,7 @@ def up(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up
 
 
 def test_a_run_in_a_terminal_uses_the_servers(up: Up) -> None:
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "run", "tiny.yaml", "--until", "split", "-q"]
+    command = [*TUNEWRIGHT, "run", "tiny.yaml", "--until", "split", "-q"]
     subprocess.run(command, cwd=up.folder, env=up.environment, check=True, capture_output=True)
     runs = up.ask("POST", "/flow_runs/filter", json={})
     assert [run["state"]["message"] for run in runs if run["deployment_id"] is None] == ["went as far as split"]

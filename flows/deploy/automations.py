@@ -17,8 +17,8 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotifi
 from prefect.events.schemas.automations import AutomationCore, Posture
 
 from flows.announcing import CHANGED, DRIFTED, resource
-from flows.parameters import slug
 from flows.outcome import STANDS, VERDICTS
+from flows.parameters import slug
 from flows.services.service import HEARTBEAT_SECONDS
 from tasks.config import Operation
 

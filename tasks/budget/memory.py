@@ -4,7 +4,8 @@ Every figure is counted from what the trainer's code keeps, tensor by tensor; a 
 tensors that autograd really saves. N is a number of parameters, and a size is 2 bytes in bfloat16 and 4 in float32.
 
 - weights: N x size; of qlora's layers 4.127 bits (NF4, and its constants quantized again: arXiv 2305.14314, section 3)
-  or a byte, and in the main memory the pages of the file that they were packed from, which stays mapped. What learns is float32, beside a bfloat16 copy that autocast keeps for the backward pass.
+  or a byte, and in the main memory the file as well that they were packed from, which stays mapped. What learns is
+  float32, beside a bfloat16 copy that autocast keeps for the backward pass.
 - gradients: 4 bytes, of what learns. They come as the activations go, so that on a GPU the peak has the larger of the
   two, unless a step has several micro batches.
 - optimizer: AdamW's two moments, 4 bytes each, or a byte each and a constant for every 256; an embedding's always 4.
