@@ -49,7 +49,8 @@ class Up(NamedTuple):
     @property
     def environment(self) -> dict[str, str]:
         paths = os.pathsep.join(filter(None, sys.path))
-        return {**os.environ, "TUNEWRIGHT_HOME": str(self.home), "PYTHONPATH": paths}
+        own = {"TUNEWRIGHT_HOME": str(self.home), "TMPDIR": str(self.folder)}  # with locks on devices of its own
+        return {**os.environ, **own, "PYTHONPATH": paths}
 
     def start(self) -> None:
         command = [*TUNEWRIGHT, "up", "--port", str(self.ports[0]), "--mlflow-port", str(self.ports[1])]
