@@ -19,11 +19,12 @@ from prefect.events.schemas.automations import AutomationCore, Posture
 from flows.announcing import CHANGED, DRIFTED, resource
 from flows.outcome import STANDS, VERDICTS
 from flows.parameters import slug
-from flows.services.service import HEARTBEAT_SECONDS
 from tasks.config import Operation
 
 SERVER = "tunewright"  # owns what is of no deployment
-MISSED_HEARTBEATS = 4
+SILENT_SECONDS = (
+    600.0  # three heartbeats of Prefect's default, 180 s, which runs of a terminal and of other workers have
+)
 CRASHES = "tunewright: a run without a heartbeat is marked crashed"
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "TimedOut", "Suspended", "Paused")
 WATCH_ENDS = ("Changed", "Unchanged", "Unsettled", "Unreadable")
@@ -73,7 +74,7 @@ def of_server() -> AutomationCore:
             match=_labels({"prefect.resource.id": "prefect.flow-run.*"}),
             match_related=_labels(_role("flow", name=["finetune", "watch"])),
             for_each={"prefect.resource.id"},
-            within=timedelta(seconds=MISSED_HEARTBEATS * HEARTBEAT_SECONDS),
+            within=timedelta(seconds=SILENT_SECONDS),
         ),
         actions=[
             ChangeFlowRunState(
