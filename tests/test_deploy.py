@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from flows import announcing
 from flows.cli import app
 from flows.deploy import deploy
-from flows.deploy.automations import Target, of_deployment, of_server
+from flows.deploy.automations import CRASHES, Target, of_deployment, of_server
 from flows.deploy.timing import in_words, next_times
 from flows.deploy.view import as_json
 from flows.outcome import STANDS, VERDICTS
@@ -355,3 +355,18 @@ def test_a_person_is_asked_by_a_deployment_of_its_own(client: SyncPrefectClient,
     asking = client.read_deployment_by_name("approval/drops")
     assert asking.work_pool_name == "local"
     assert asking.entrypoint == "flows.release.approval"
+
+
+def test_an_automation_whose_content_is_another_now_is_updated_and_stays_as_paused_as_it_was(
+    client: SyncPrefectClient, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(write(), None, "local")
+    (before,) = client.read_automations_by_name(CRASHES)
+    client.pause_automation(before.id)
+    monkeypatch.setattr("flows.deploy.automations.SILENT_SECONDS", 700)
+    deploy(write(), None, "local")
+    (after,) = client.read_automations_by_name(CRASHES)
+    assert (after.id, event(after).within) == (before.id, timedelta(seconds=700))
+    assert not after.enabled
+    deploy(write(), None, "local")
+    assert [each.id for each in client.read_automations_by_name(CRASHES)] == [before.id]

@@ -59,7 +59,7 @@ class Synced(NamedTuple):
 
 
 def of_server() -> AutomationCore:
-    """Marks runs whose heartbeat stops as crashed; only runs that have one, as a worker of `tunewright up` gives it.
+    """Marks runs whose heartbeat stops as crashed.
 
     States that a run ends in have names of their own, so each is named: of one that is not, the end would be missed.
     """
@@ -159,9 +159,8 @@ def sync(client: SyncPrefectClient, owner: str, wanted: Sequence[AutomationCore]
             client.create_automation(automation)
             synced.made.append(automation.name)
         elif _content(known) != _content(automation):
-            client.update_automation(
-                known.id, automation.model_copy(update={"enabled": known.enabled, "owner_resource": None})
-            )
+            given = {name: getattr(automation, name) for name in automation.model_fields_set - {"owner_resource"}}
+            client.update_automation(known.id, AutomationCore(**given | {"enabled": known.enabled}))
             synced.updated.append(automation.name)
     for name, known in there.items():
         client.delete_automation(known.id)
