@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,10 +87,10 @@ class Up(NamedTuple):
         """What Prefect's server answers, which may be on its way back."""
 
         def answer() -> Any:
-            try:
-                return httpx.request(method, f"http://127.0.0.1:{self.ports[0]}/api{path}", **body).raise_for_status()
-            except httpx.TransportError:
-                return None
+            with suppress(httpx.TransportError):
+                said = httpx.request(method, f"http://127.0.0.1:{self.ports[0]}/api{path}", **body)
+                return None if said.status_code == httpx.codes.SERVICE_UNAVAILABLE else said.raise_for_status()
+            return None
 
         return until(answer).json()
 

@@ -159,8 +159,10 @@ def sync(client: SyncPrefectClient, owner: str, wanted: Sequence[AutomationCore]
             client.create_automation(automation)
             synced.made.append(automation.name)
         elif _content(known) != _content(automation):
-            given = {name: getattr(automation, name) for name in automation.model_fields_set - {"owner_resource"}}
-            client.update_automation(known.id, AutomationCore(**given | {"enabled": known.enabled}))
+            given: dict[str, Any] = {name: getattr(automation, name) for name in automation.model_fields_set}
+            del given["owner_resource"]  # Prefect refuses one here, even None
+            given["enabled"] = known.enabled
+            client.update_automation(known.id, AutomationCore(**given))
             synced.updated.append(automation.name)
     for name, known in there.items():
         client.delete_automation(known.id)
