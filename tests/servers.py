@@ -6,14 +6,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import psutil
+import waiting
 import yaml
 from mlflow import MlflowClient
 from test_flow import DATA, ROWS
@@ -23,17 +24,10 @@ from tasks.addresses import Addresses
 from tasks.artifacts import Base
 
 SECONDS = 240.0
+until = partial(waiting.until, seconds=SECONDS)
 TUNEWRIGHT = (sys.executable, "-c", "from flows.cli import main; main()")
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 PARTS = {"trainer": "tasks.trainer", "flow": "prefect.engine", "worker": "worker start", "prefect": "server start"}
-
-
-def until(is_so: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := is_so()):
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    return found
 
 
 class Up(NamedTuple):

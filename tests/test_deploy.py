@@ -23,6 +23,7 @@ from prefect.settings.models.flows import FlowsSettings
 from prefect.states import Completed, Failed
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
+from waiting import until
 
 from flows import announcing
 from flows.cli import app
@@ -193,14 +194,6 @@ def write(tiny_base: Base) -> Callable[..., Path]:
         return Path("drops.yaml")
 
     return write
-
-
-def until(found: Callable[[], Any], seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end
-        time.sleep(0.2)
-    return value
 
 
 @pytest.fixture

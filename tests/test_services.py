@@ -8,11 +8,13 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
+import waiting
 
 from flows.services import processes
 from flows.services.ports import require_free
@@ -24,6 +26,7 @@ from tasks.errors import ConfigError, TunewrightError
 from tasks.register.tracking import starts_with, ui
 
 SECONDS = 20.0
+until = partial(waiting.until, seconds=SECONDS)
 # A service that writes a file when it works, and starts a process in a session of its own, as a worker starts a run.
 PROGRAM = """
 import os, pathlib, subprocess, sys, time
@@ -33,13 +36,6 @@ child = subprocess.Popen(program, start_new_session=True, env=environment)
 pathlib.Path(sys.argv[1]).write_text(str(child.pid))
 time.sleep(600)
 """
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + SECONDS
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def lives(pid: int) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from flows.doctor.finding import Finding
 from tasks import machine
 from tasks.budget import devices
+from tasks.budget.devices import GB
 
-GB = 1_000_000_000
 ENOUGH_GB = 6  # `make demo` peaks at 3.5
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 

@@ -42,13 +42,17 @@ def marked(environment: Mapping[str, str], mark: str, service: str) -> dict[str,
     return {**os.environ, **environment, MARK: f"{mark}:{service}"}
 
 
-def alive(mark: str, services: Iterable[str]) -> list[psutil.Process]:
-    """All processes that come from these services, and live."""
+def alive(mark: str, services: Iterable[str], *, has: str = MARK) -> list[psutil.Process]:
+    """All processes that come from these services and live; with `has`, those with this in their environment as well.
+
+    With RUN these are the flow runs and what they started.
+    """
     wanted = {f"{mark}:{service}" for service in services}
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) in wanted and process.status() != psutil.STATUS_ZOMBIE:
+            environment = process.environ()
+            if environment.get(MARK) in wanted and has in environment and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
@@ -60,7 +64,7 @@ def end(mark: str, services: Iterable[str], grace: float) -> int:
     its trainer, which saves a checkpoint, and tells the server what became of it.
     """
     services = tuple(services)
-    for some in (partial(runs, mark, services), partial(alive, mark, services)):
+    for some in (partial(alive, mark, services, has=RUN), partial(alive, mark, services)):
         for process in some():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGTERM)
@@ -71,16 +75,6 @@ def end(mark: str, services: Iterable[str], grace: float) -> int:
             process.kill()
     _wait(partial(alive, mark, services), grace)
     return len(left)
-
-
-def runs(mark: str, services: Iterable[str]) -> list[psutil.Process]:
-    """Those of them that are flow runs, or were started by one."""
-    found: list[psutil.Process] = []
-    for process in alive(mark, services):
-        with contextlib.suppress(psutil.Error, OSError):
-            if RUN in process.environ():
-                found.append(process)
-    return found
 
 
 def _wait(living: Callable[[], list[psutil.Process]], seconds: float) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flows.services.processes import end, marked, runs, start
+from flows.services.processes import RUN, alive, end, marked, start
 from flows.services.service import Service, log_file, logs
 from tasks.errors import TunewrightError
 
@@ -78,7 +78,11 @@ class Supervisor:
         self.died[service.name] = [at for at in self.died[service.name] if at > now - RESTARTS_WITHIN] + [now]
         if len(self.died[service.name]) > RESTARTS:
             raise TunewrightError(f"{service.name} ended {RESTARTS + 1} times in five minutes; {_said(service.name)}")
-        cut = "; its runs are cut short, and go on when they run again" if runs(self.mark, [service.name]) else ""
+        cut = (
+            "; its runs are cut short, and go on when they run again"
+            if alive(self.mark, [service.name], has=RUN)
+            else ""
+        )
         log.warning("%s ended with %d and is started again%s", service.name, code, cut)
         end(self.mark, [service.name], GRACE_SECONDS)
         self.processes[service.name] = start(service, self.mark)
