@@ -47,21 +47,32 @@ def _attend(
 ) -> torch.Tensor:
     """The same of some columns: softmax over each part, then the parts by their shares of the whole."""
     (rows, heads, columns, size), kv_heads = query.shape, key.shape[1]
-    query = query.view(rows, kv_heads, heads // kv_heads, columns, size)
-    bias = torch.zeros_like(visible, dtype=query.dtype).masked_fill_(~visible, float("-inf"))
-    scores = query.flatten(2, 3) @ key.transpose(2, 3)  # [rows, kv heads, query heads of it x columns, all columns]
-    own, own_sum = _softmax(scores.unflatten(2, (-1, columns)) + bias[:, :, None], value[:, :, None])
+    group = heads // kv_heads
+    query = query.reshape(rows, kv_heads, group * columns, size)  # the query heads of a kv head, one after the other
+    bias = torch.zeros_like(visible, dtype=query.dtype).masked_fill_(~visible, float("-inf")).repeat(1, 1, group, 1)
+    own, own_sum = _softmax(query, key, value, bias)
     if prefix:
-        stacked = query.transpose(0, 1).flatten(1, 3)  # [kv heads, rows x query heads of it x columns, size]
-        before, before_sum = _softmax(stacked @ prefix[0].transpose(1, 2), prefix[1])
-        before, before_sum = (one.view(kv_heads, rows, -1, columns, one.shape[-1]) for one in (before, before_sum))
-        share = (before_sum.transpose(0, 1) - own_sum).sigmoid().to(own.dtype)
-        own = own + (before.transpose(0, 1) - own) * share
-    return own.flatten(1, 2).transpose(1, 2)
+        stacked = query.transpose(0, 1).flatten(1, 2)[None]  # [1, kv heads, rows x query heads of it x columns, size]
+        before, before_sum = _softmax(stacked, prefix[0][None], prefix[1][None], None)
+        before, before_sum = (one[0].unflatten(1, (rows, -1)).transpose(0, 1) for one in (before, before_sum))
+        share = (before_sum - own_sum).sigmoid().to(own.dtype)
+        own = own + (before - own) * share
+    return own.reshape(rows, heads, columns, size).transpose(1, 2)
 
 
-def _softmax(scores: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted values, and the logarithm of the sum of the exponentials of the scores [..., 1]."""
+def _softmax(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The values [a, heads, queries, size] weighted by the softmax of the scores, and the logarithm of the sum of the
+    exponentials of the scores [a, heads, queries, 1].
+    """
+    if query.device.type == "cpu":  # what scaled_dot_product_attention is there, which keeps the sums to itself
+        weighted, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, attn_mask=bias, scale=1.0
+        )
+        return weighted, total[..., None]
+    scores = query @ key.transpose(2, 3)
+    scores = scores if bias is None else scores + bias
     weights = scores.softmax(-1, dtype=torch.float32)
     total = scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()  # as the largest weight says
     return weights.to(value.dtype) @ value, total

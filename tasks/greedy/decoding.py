@@ -37,7 +37,7 @@ class Greedy:
         # transformers 5.24 renamed it; an earlier one ignores the new name, a later one warns of the old.
         self.cache_argument = "cache" if "cache" in plain.parameters(model) else "past_key_values"
         # What a pass costs besides its tokens, in tokens.
-        self.overhead = 16 if model.device.type == "cpu" else 256
+        self.overhead = 64 if model.device.type == "cpu" else 256
         self.shares = model.config.model_type in SHARING and model.config._attn_implementation == "sdpa"
 
     @torch.inference_mode()
