@@ -13,20 +13,19 @@ trials (and two standard errors), or where the power is not within three points.
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from tasks.config import Gate
-from tasks.decide.comparison import EFFECT, Paired, compare
-from tasks.decide.decision import Evidence, decide_scores
-from tasks.intervals import Floats, mcnemar
+from tasks.decide.comparison import EFFECT
+from tasks.decide.decision import Decision, Evidence, decide_scores
+from tasks.intervals import Floats
 
 GATE = Gate(metric="token_f1")
 LEVEL = 1 - GATE.confidence
 POWER_TRIALS = 4  # times as many as of equal models, since three points are to be told
-RESAMPLES = 2_000
 
 Draw = Callable[[np.random.Generator, np.ndarray, float], tuple[Floats, Floats]]
 
@@ -90,28 +89,25 @@ def clusters_of(generator: np.random.Generator, num_rows: int, size: float) -> n
     return np.repeat(np.arange(num_rows), sizes)[:num_rows]
 
 
-def is_promoted(clusters: np.ndarray, **contenders: Floats) -> bool:
-    """Whether the candidate among these scores is promoted, by the same function as in a run."""
+def decision(clusters: np.ndarray, candidate: Floats, base: Floats, **others: Floats) -> Decision:
+    """The decision on the candidate among these scores, by the same function as in a run."""
+    contenders = {"candidate": candidate, "base": base, **others}
     rows = [f"{row:04}" for row in range(len(clusters))]
     scores = {name: dict(zip(rows, of_rows.tolist(), strict=True)) for name, of_rows in contenders.items()}
     evidence = Evidence(GATE.metric, scores, dict(zip(rows, clusters.tolist(), strict=True)))
-    return decide_scores(evidence, GATE).decision == "promote"
+    return decide_scores(evidence, GATE)
 
 
-def by_bootstrap(differences: Floats, clusters: np.ndarray, generator: np.random.Generator) -> float:
-    """The share of trials [trials, rows] whose percentile bootstrap over clusters has a lower bound above 0."""
-    sizes = np.bincount(clusters)
-    sums = np.stack([np.bincount(clusters, trial) for trial in differences], axis=1)
-    drawn = generator.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), RESAMPLES).astype(float)
-    return float((np.quantile(drawn @ sums / (drawn @ sizes)[:, None], LEVEL, axis=0) > 0).mean())
+def share(found: Iterable[float]) -> float:
+    """The mean of what was found in each trial."""
+    return float(np.mean(list(found)))
 
 
-def by_mcnemar(differences: Floats, clusters: np.ndarray) -> float:
+def by_mcnemar(decisions: Sequence[Decision], clusters: np.ndarray) -> float:
     """The share of trials that the exact test calls better; of 0/1 scores in no clusters."""
-    if not np.isin(differences, (-1, 0, 1)).all() or len(np.unique(clusters)) < len(clusters):
-        return math.nan
-    counts = ((trial > 0).sum() for trial in differences), ((trial < 0).sum() for trial in differences)
-    return float(np.mean([mcnemar(int(wins), int(losses)) <= LEVEL for wins, losses in zip(*counts, strict=True)]))
+    ps = [each.comparisons[0].mcnemar_p for each in decisions]
+    is_exact = len(np.unique(clusters)) == len(clusters)
+    return share(p <= LEVEL for p in ps if p is not None) if is_exact and None not in ps else math.nan
 
 
 def simulate(kind: str, num_rows: int, trials: int, seed: int) -> Line:
@@ -119,24 +115,19 @@ def simulate(kind: str, num_rows: int, trials: int, seed: int) -> Line:
     generator = np.random.default_rng([seed, num_rows, *kind.encode()])
     draw, size = KINDS[kind]
     clusters = clusters_of(generator, num_rows, size)
-    equal = [draw(generator, clusters, 0.0) for _ in range(trials)]
-    better = [draw(generator, clusters, EFFECT) for _ in range(POWER_TRIALS * trials)]
-    found = [
-        compare(Paired(*pair, clusters), metric=GATE.metric, opponent="base", bar=0.0, confidence=GATE.confidence)
-        for pair in better
-    ]
-    of_equal, of_better = (np.array([candidate - base for candidate, base in pairs]) for pairs in (equal, better))
+    equal = [decision(clusters, *draw(generator, clusters, 0.0)) for _ in range(trials)]
+    better = [decision(clusters, *draw(generator, clusters, EFFECT)) for _ in range(POWER_TRIALS * trials)]
     return Line(
         kind,
         num_rows,
-        promoted=float(np.mean([is_promoted(clusters, candidate=pair[0], base=pair[1]) for pair in equal])),
-        higher_mean=float((of_equal.mean(axis=1) > 0).mean()),
-        bootstrap=by_bootstrap(of_equal, clusters, generator),
-        mcnemar=by_mcnemar(of_equal, clusters),
-        seen=float(np.mean([each.finding == "above" for each in found])),
-        power=float(np.mean([each.power for each in found])),
-        seen_by_bootstrap=by_bootstrap(of_better, clusters, generator),
-        seen_by_mcnemar=by_mcnemar(of_better, clusters),
+        promoted=share(each.decision == "promote" for each in equal),
+        higher_mean=share(each.comparisons[0].difference[1] > 0 for each in equal),
+        bootstrap=share(each.comparisons[0].bootstrap[0] > 0 for each in equal),
+        mcnemar=by_mcnemar(equal, clusters),
+        seen=share(each.decision == "promote" for each in better),
+        power=share(each.comparisons[0].power for each in better),
+        seen_by_bootstrap=share(each.comparisons[0].bootstrap[0] > 0 for each in better),
+        seen_by_mcnemar=by_mcnemar(better, clusters),
     )
 
 
@@ -148,8 +139,8 @@ def beside_others(trials: int, seed: int) -> dict[str, float]:
     shares = {}
     for missed, gain in (("champion", 0.0), ("few_shot", -GATE.tolerance)):
         pairs = [draw(generator, clusters, gain) for _ in range(trials)]
-        promoted = [is_promoted(clusters, candidate=own, base=wrong, **{missed: theirs}) for own, theirs in pairs]
-        shares[missed] = float(np.mean(promoted))
+        decided = (decision(clusters, own, wrong, **{missed: theirs}) for own, theirs in pairs)
+        shares[missed] = share(each.decision == "promote" for each in decided)
     return shares
 
 
@@ -172,9 +163,9 @@ def main() -> int:
             print(f"{line.kind:18}{line.num_rows:>6}" + "".join(_share(value) for value in line[2:]), flush=True)
             if line.promoted > most or abs(line.seen - line.power) > 0.03:
                 failures.append(f"{kind}, {num_rows} rows")
-    for missed, share in beside_others(given.trials, given.seed).items():
-        print(f"far above the base, but not surely above the bar beside the {missed}: {share:.3f} promoted")
-        if share > most:
+    for missed, promoted in beside_others(given.trials, given.seed).items():
+        print(f"far above the base, but not surely above the bar beside the {missed}: {promoted:.3f} promoted")
+        if promoted > most:
             failures.append(missed)
     if failures:
         print(f"it does not hold for {'; '.join(failures)}: at most {most:.4f}, and the power said within 0.03")

@@ -148,6 +148,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         verdict=verdict,
         looks=verdict.looks,
         warnings=verdict.warnings,
+        approval=s.gate.approval,
         general=general,
         prompts=prompts,
         judged=judged,

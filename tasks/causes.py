@@ -33,6 +33,7 @@ SETTINGS = {  # stage and argument -> the setting that it is; any other has the 
     "judge.model": "judge.model",
     "judge.rows": "judge.rows",
     "verdict_page.name": "registry.name",
+    "verdict_page.approval": "gate.approval",
     "register.settings": "",
 }
 SENTENCES = {  # stage and argument, or a part of it -> what its change says

@@ -108,3 +108,13 @@ def test_holm_steps_down_and_never_turns_the_order_around() -> None:
     assert holm([0.03]) == [0.03]
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([0.9, 0.5]) == [1.0, 1.0]
+
+
+def test_a_bootstrap_draws_clusters_and_comes_to_the_same_interval_where_there_are_many() -> None:
+    differences = np.random.default_rng(3).choice([1.0, 0.0, -1.0], 2_000, p=[0.3, 0.5, 0.2])
+    alone = by_cluster(differences, np.arange(2_000))
+    assert alone.bootstrap(0.95) == pytest.approx(alone.bounds(0.95), abs=0.003)
+    assert alone.bootstrap(0.95) == alone.bootstrap(0.95)
+    thrice = by_cluster(np.repeat(differences, 3), np.repeat(np.arange(2_000), 3))
+    assert thrice.bootstrap(0.95) == pytest.approx(alone.bootstrap(0.95))
+    assert by_cluster(np.ones(3), np.zeros(3)).bootstrap(0.95) == (1.0, 1.0)

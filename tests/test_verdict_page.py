@@ -349,8 +349,9 @@ def test_wins_and_losses_are_those_of_the_decision_whichever_direction_is_better
     gate = Gate(metric=metric, guardrails=())  # pyright: ignore[reportArgumentType]
     made = make(wrong(RIGHT, range(12)), wrong(RIGHT, range(6, 40)), gate=gate)
     read = Read(page_of(made))
-    rows = [given["class"] or "" for tag, given in read.tags if tag == "details"]
-    assert [sum(f"{kind}0" in row.split() for row in rows) for kind in ("lost", "tied", "won")] == [6, 46, 28]
+    details = [(given["class"] or "").split() for tag, given in read.tags if tag == "details"]
+    rows = [classes for classes in details if "row" in classes]
+    assert [sum(f"{kind}0" in row for row in rows) for kind in ("lost", "tied", "won")] == [6, 46, 28]
     assert "Candidate beside Lost Tied Won base 6 46 28 " in read.text
     assert "lost0" in rows[0]
 
@@ -393,6 +394,15 @@ def test_intervals_lie_where_their_values_are() -> None:
     assert [at for at, _ in drawn.ticks] == sorted(at for at, _ in drawn.ticks)
     assert scale_of([0.0, 0.0]).at(0.0) == 50
     assert [number(value) for value in (0.84, -0.051, 1, 12.34, 4_321)] == [".84", "-.05", "1.00", "12.3", "4,321"]
+
+
+def test_other_methods_stand_beside_what_decided(make: Make) -> None:
+    made = make(wrong(RIGHT, range(10)), wrong(RIGHT, range(40)), others={"retrieval": wrong(RIGHT, range(5, 20))})
+    cells = Read(page_of(made)).text.partition("by other methods")[2].partition("The bootstrap is")[0].split()
+    assert "30 : 0" in " ".join(cells)
+    assert "9.3e-10" in cells  # 1 / 2^30
+    assert "5 : 10" not in " ".join(cells)
+    assert "10 : 5" in " ".join(cells)
 
 
 def test_contenders_are_described_and_what_cannot_be_compared_is_left_out(make: Make) -> None:

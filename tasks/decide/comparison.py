@@ -25,6 +25,7 @@ class Comparison(BaseModel):
     bar: float  # what the difference should be above: a margin, or less a tolerance
     finding: Literal["above", "below", "unclear"]
     difference: Interval
+    bootstrap: tuple[float, float]  # the bounds of the difference as resampled clusters have them; it decides nothing
     candidate_mean: float
     opponent_mean: float
     num_rows: int
@@ -70,6 +71,7 @@ def compare(scores: Paired, *, metric: str, opponent: str, bar: float, confidenc
         bar=bar,
         finding=finding,
         difference=interval,
+        bootstrap=sight.evidence.bootstrap(confidence),
         candidate_mean=float(scores.candidate.mean()),
         opponent_mean=float(scores.opponent.mean()),
         num_rows=len(differences),

@@ -202,9 +202,11 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"| {answers.contender} | {' | '.join(f'{answers.scores.get(metric, math.nan):.4g}' for metric in metrics)} |"
         for answers in candidate.answers
     ]
+    asks = candidate.settings.gate.approval and candidate.verdict.decision == "promote"
     lines = [
         candidate.verdict.sentence,
         "",
+        *(("With gate.approval a person decides on the alias: see the model version.", "") if asks else ()),
         f"[The verdict page](#/experiments/{experiment_id}/runs/{run_id}/artifacts/{PAGE}) has the answers row by row "
         "and what to try next.",
         "",

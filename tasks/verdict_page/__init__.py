@@ -57,17 +57,34 @@ def verdict_page(
     verdict: Verdict,
     looks: int,
     warnings: tuple[str, ...],
+    approval: bool = False,
     general: tuple[General, ...] = (),
     prompts: Prompts | None = None,
     judged: Judged | None = None,
 ) -> VerdictPage:
     """report.html, the page of the pipeline `name`, and suggestions.json, what it says to try next.
 
-    `looks` and `warnings` are the verdict's, for the key: they are counted after decide. The page says how many seconds
-    the stages took when they ran, which is why it is no part of the content hash.
+    `looks` and `warnings` are the verdict's, for the key: they are counted after decide. `approval` is the gate's:
+    whether a person decides on the alias of what is promoted. The page says how many seconds the stages took when they
+    ran, which is why it is no part of the content hash.
     """
     seen = verdict.model_copy(update={"looks": looks, "warnings": warnings})
-    case = Case(name, rows, checked, unique, splits, tokens, base, adapter, answers, seen, general, prompts, judged)
+    case = Case(
+        name=name,
+        rows=rows,
+        checked=checked,
+        unique=unique,
+        splits=splits,
+        tokens=tokens,
+        base=base,
+        adapter=adapter,
+        answers=answers,
+        verdict=seen,
+        asks_person=approval and seen.decision == "promote",
+        general=general,
+        prompts=prompts,
+        judged=judged,
+    )
     made, picked = Mistakes(case), shown(case)
     tried = suggestions(case, made)
     (folder / "report.html").write_text(render(case, made, picked, tried), encoding="utf-8")

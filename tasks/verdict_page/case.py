@@ -44,7 +44,7 @@ def title(contender: str) -> str:
     return TITLES.get(contender, contender)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """A candidate that was decided on, with the artifacts of its run."""
 
@@ -58,6 +58,7 @@ class Case:
     adapter: Adapter
     answers: Sequence[Answers]
     verdict: Verdict
+    asks_person: bool = False  # whether a person decides on the alias
     general: Sequence[General] = ()
     prompts: Prompts | None = None
     judged: Judged | None = None

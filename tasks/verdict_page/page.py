@@ -58,6 +58,7 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         total=duration(sum(each.seconds for each in took)),
         title=title,
         number=number,
+        interval=interval,
     )
 
 
