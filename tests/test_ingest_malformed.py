@@ -68,6 +68,7 @@ RECORDS: dict[str, tuple[list[int], list[tuple[int, int, str]]]] = {
     "trailing_comma.json": ([1, 2], [(3, 100, "bad_json")]),
     "truncated.jsonl": ([1, 2], [(3, 96, "truncated")]),
     "truncated_character.jsonl": ([1], [(2, 48, "truncated")]),
+    "two_layouts.jsonl": ([1, 3, 4], [(2, 48, "two_layouts")]),
     "unknown_layout.jsonl": ([1, 4], [(2, 48, "unknown_layout"), (3, 51, "unknown_layout")]),
     "unknown_role.jsonl": ([1, 4], [(2, 48, "unknown_role"), (3, 131, "unknown_role")]),
     "unsupported_field.jsonl": (

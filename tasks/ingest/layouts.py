@@ -61,6 +61,18 @@ def layout_of(record: Record) -> Layout:
     raise Refused("unknown_layout", f"it has {found}; accepted are {known}; columns of the source can map them")
 
 
+def refuse_another(record: Record, layout: Layout, messages: list[Message]) -> None:
+    """Raises Refused where the record is whole in another layout as well, and is another conversation there."""
+    for other, fields in REQUIRED.items():
+        if other == layout or not record.keys() >= {*fields} or any(record[field] is None for field in fields):
+            continue
+        if to_messages(record, other) != messages:
+            both = " and ".join((*REQUIRED[layout], *fields))
+            raise Refused(
+                "two_layouts", f"it has {both}, which say different things; data.sources[].layout says which counts"
+            )
+
+
 def to_messages(record: Record, layout: Layout) -> list[Message]:
     """The conversation of a record in a layout other than auto; its `system`, if it has one, comes first."""
     for field in UNSUPPORTED:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tasks.config import Layout, Repair
 from tasks.ingest.files import SourceFile
-from tasks.ingest.layouts import Message, layout_of, optional_text, renamed, to_messages
+from tasks.ingest.layouts import Message, layout_of, optional_text, refuse_another, renamed, to_messages
 from tasks.ingest.parsing import Record, Refused, kind, quoted
 from tasks.ingest.repairs import repaired
 from tasks.ingest.times import utc_text
@@ -43,6 +43,8 @@ def to_row(file: SourceFile, line: int, byte: int | None, value: Any, repairs: S
     record = as_record(value, file.columns)
     layout = layout_of(record) if file.layout == "auto" else file.layout
     messages = to_messages(record, layout)
+    if file.layout == "auto":
+        refuse_another(record, layout, messages)
     made = _repair(messages, repairs) if repairs else None
     row = Row(
         row_id=row_id_of(messages),
