@@ -1,0 +1,11 @@
+"""How the pipeline's stages are called: for real by Run, or looked up by Plan, in the order that flows/finetune.py has.
+
+A call is `call(task, argument=value, ...)`. Both keep a Step for each call, which is all that reports need.
+"""
+
+from flows.calls.calls import Reached, stages
+from flows.calls.plan import Plan, Unknown
+from flows.calls.run import Run
+from flows.calls.step import Step, as_json
+
+__all__ = ["Plan", "Reached", "Run", "Step", "Unknown", "as_json", "stages"]

@@ -1,0 +1,114 @@
+"""What a run and a plan have in common: which stages there are, the steps so far, and where they end."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from prefect import Task
+
+from flows.calls.step import Step
+from flows.inputs import Inputs, draw
+from tasks.artifacts import Artifact, Contender, Splits, Verdict
+from tasks.caching import Cached
+from tasks.config import STAGES, Settings, Stage
+from tasks.errors import ConfigError
+from tasks.ingest import SourceFile
+from tasks.register import trained_on_test
+from tasks.rotation import Draw
+
+log = logging.getLogger("tunewright")
+
+ONLY_WITH = {
+    "scan": "method.kind=spectrum",
+    "prompt": "evaluation.contenders",
+    "forgetting": "evaluation.forgetting",
+    "lm_eval": "lm_eval.tasks",
+    "judge": "judge.url",
+}
+
+
+class Reached(Exception):
+    """The stage that the run was to go to is done."""
+
+
+def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stage] = ()) -> tuple[Stage, ...]:
+    """The stages of a run up to `until`, in their order: of those in ONLY_WITH the ones that are set.
+
+    Raises ConfigError where a stage that is asked for is none of them, or comes after the last.
+    """
+    left_out = {
+        "scan": settings.method.kind != "spectrum",
+        "prompt": not settings.evaluation.contenders,
+        "forgetting": not settings.evaluation.forgetting,
+        "lm_eval": not settings.lm_eval.tasks,
+        "judge": settings.judge.url is None,
+    }
+    used: tuple[Stage, ...] = tuple(stage for stage in STAGES if not left_out.get(stage))
+    if absent := [stage for stage in (until, *refresh) if stage not in used]:
+        accepted = ", ".join(used)
+        raise ConfigError(f"{absent[0]} is a stage with {ONLY_WITH[absent[0]]} only; accepted are {accepted}")
+    wanted = used[: used.index(until) + 1]
+    if beyond := [stage for stage in refresh if stage not in wanted]:
+        raise ConfigError(
+            f"refresh={beyond[0]}: it comes after until={until}, so it would not run; accepted are {', '.join(wanted)}"
+        )
+    return wanted
+
+
+class Calls:
+    """The steps so far, in order."""
+
+    def __init__(self, settings: Settings, until: Stage, refresh: Sequence[Stage] = ()) -> None:
+        self.stages = stages(settings, until, refresh)
+        self.pipeline = settings.registry.name
+        self.until = until
+        self.refresh = refresh
+        self.steps: list[Step] = []
+        self.drawn: Draw | None = None
+        self.files: tuple[SourceFile, ...] = ()
+
+    def draw(self, settings: Settings, read: Inputs) -> Settings:
+        """The settings with the split.seed that this run's test rows are drawn with (tasks/rotation.py)."""
+        self.files = read.files
+        self.drawn = draw(settings, read)
+        if self.drawn.said:
+            log.info("%s", self.drawn.said)
+        return self.drawn.settings(settings)
+
+    def keep(self, step: Step, *, last_of_stage: bool) -> None:
+        """Adds a step; after the last call of the last stage the calls end."""
+        note = self.drawn.said if self.drawn and step.stage == "split" else ""
+        self.steps.append(replace(step, note=note))
+        if last_of_stage:
+            self.reached(step.stage)
+
+    def reached(self, stage: str) -> None:
+        """Ends the calls where the stage is the last one asked for."""
+        if stage == self.until:
+            raise Reached
+
+    def digest(self, record: Artifact) -> str:
+        """The record's digest, or "" if it is still to be made."""
+        return record.digest
+
+
+def favoured(verdict: Verdict, splits: Splits, opponent: Contender | None, settings: Settings) -> Verdict:
+    """The verdict, with a warning where the champion was trained on rows that are test rows now."""
+    warning = trained_on_test(settings.registry, opponent, splits, settings.split) if opponent else ""
+    return verdict.model_copy(update={"warnings": (*verdict.warnings, *([warning] if warning else []))})
+
+
+def stage_of(task: Task[Any, Any]) -> Cached[Any, Any]:
+    """The cached function of a task."""
+    return task.fn  # pyright: ignore[reportReturnType] every stage's function is @cached
+
+
+def name_of(task: Task[Any, Any], inputs: dict[str, Any]) -> str:
+    """The stage, and of what."""
+    return f"{task.name} {what(inputs)}".strip()
+
+
+def what(inputs: dict[str, Any]) -> str:
+    """What tells calls of one stage apart: the contender that is evaluated."""
+    return getattr(inputs.get("contender"), "name", "")

@@ -1,0 +1,118 @@
+"""A plan: each stage is looked up, and why it would run is said; nothing is run."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from prefect import Task
+
+from flows.calls.calls import Calls, favoured, name_of, stage_of, what
+from flows.calls.step import Step
+from tasks import ledger, pipelines
+from tasks.artifacts import Adapter, Answers, Artifact, Contender, Registered, Splits, Verdict
+from tasks.caching import Earlier, Found
+from tasks.causes import causes
+from tasks.config import STAGES, Registry, Settings, Stage
+
+
+class Unknown(Exception):
+    """A plan cannot see further: what a later stage would read was never made."""
+
+
+class Plan(Calls):
+    """Looks each stage up instead of calling it, and says why it would run.
+
+    Where a stage would run, the plan goes on with what it made for this pipeline the last time: a later stage is then
+    cached only if the stage hands on the same again, which the plan says as a cause and counts as a run.
+    """
+
+    def __init__(self, settings: Settings, until: Stage, refresh: Sequence[Stage] = ()) -> None:
+        super().__init__(settings, until, refresh)
+        self.uncertain: dict[str, str] = {}  # digest of what is still to be made -> the stage that makes it
+        self.said: set[str] = set()  # causes that an earlier stage has
+
+    def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:
+        """The record that is there, that of the last time, or one that stands for it. Raises Unknown or Reached."""
+        stage, name = stage_of(task), name_of(task, inputs)
+        found = stage.look_up(**inputs)
+        keys = pipelines.keys(self.pipeline, name)
+        earlier = None if found.record else stage.nearest(found.ingredients, keys)
+        because = list(self._because(task.name, found, earlier, is_known=found.key in keys))
+        last = found.record or (earlier.record if earlier else None)
+        step = Step(
+            stage=task.name,
+            of=what(inputs),
+            state="run" if because else "cached",
+            because=because,
+            record=None if task.name in self.refresh else found.record,
+            stopped=found.stopped,
+            last=last,
+        )
+        if because:
+            last = last or stage.record_type.model_construct(stage=task.name, digest=f"unmade_{name.replace(' ', '_')}")
+            self.uncertain[last.digest] = task.name
+        self.keep(step, last_of_stage=last_of_stage)
+        if task.name == "base" and step.last is None:
+            raise Unknown
+        return last
+
+    def _because(self, stage: str, found: Found[Any], earlier: Earlier[Any] | None, *, is_known: bool) -> Iterator[str]:
+        """Why it would run, if it would; of what an earlier stage has said nothing again."""
+        read = json.dumps(found.ingredients)
+        waits = {before for digest, before in self.uncertain.items() if digest in read}
+        if waits:
+            yield _first(sorted(waits, key=STAGES.index))
+        if stage in self.refresh:
+            yield "asked for by refresh"
+        elif found.record:
+            return
+        elif found.fault:
+            yield found.fault
+        elif found.stopped and not waits:
+            yield f"it stopped on the same data, {found.stopped.when}: {found.stopped.message}"
+        elif earlier:
+            new = causes(stage, earlier.ingredients, found.ingredients, earlier.record, waits)
+            yield from (cause for cause in new if not waits or cause not in self.said)
+            self.said.update(new)
+        elif not waits:
+            yield f"artifact {found.key} is gone" if is_known else "never run"
+
+    def digest(self, record: Artifact) -> str:
+        """The record's digest, or "" if it is of the last time."""
+        return "" if record.digest in self.uncertain else record.digest
+
+    def accept(self, *parts: object) -> None:
+        """Accepts nothing; split has reached its end."""
+        self.reached("split")
+
+    def look(
+        self,
+        verdict: Verdict,
+        candidate: Adapter,
+        answers: Answers,
+        splits: Splits,
+        opponent: Contender | None,
+        settings: Settings,
+    ) -> Verdict:
+        """Counts no look; decide has reached its end."""
+        self.reached("decide")
+        if verdict.digest in self.uncertain:
+            return verdict
+        verdict = ledger.look_up(self.pipeline, verdict, candidate, answers, settings.gate)
+        return favoured(verdict, splits, opponent, settings)
+
+    def ask(self, registered: Registered, registry: Registry) -> None:
+        """Asks nobody; register has reached its end."""
+        self.reached("register")
+
+    def fill(self) -> None:
+        """Adds the stages that the plan could not look up, up to the last one asked for."""
+        known = {step.stage for step in self.steps}
+        missing = self.steps[-1].stage
+        self.steps += [Step(stage=s, state="run", because=[_first([missing])]) for s in self.stages if s not in known]
+
+
+def _first(stages: Sequence[str]) -> str:
+    """What has to run before: "ingest and check run first"."""
+    *others, last = stages
+    return f"{', '.join(others)} and {last} run first" if others else f"{last} runs first"
