@@ -113,6 +113,7 @@ class Artifact(BaseModel):
     key: str = ""
     folder: Path = Path()
     digest: str = ""
+    waited_seconds: float = 0.0  # for a device that another had, while it was made
 
     def path(self, name: str) -> Path:
         """The file or folder `name` of this artifact."""

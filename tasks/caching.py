@@ -162,7 +162,7 @@ class Cached(Generic[P, A]):
                 "ingredients": ingredients,
                 "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "made_by": _flow_run_name(),
-                "seconds": round(time.monotonic() - started, 3),
+                "seconds": round(time.monotonic() - started - draft.waited_seconds, 3),
             }
             (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
             _sync(unfinished)

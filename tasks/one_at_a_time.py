@@ -21,8 +21,8 @@ LOOK_SECONDS = 0.5
 
 
 @contextmanager
-def held(device: str, holder: str) -> Iterator[None]:
-    """Holds a device, known by a GPU's UUID or "cpu", for the block; waits for it, and says for whom.
+def held(device: str, holder: str) -> Iterator[float]:
+    """Holds a device, known by a GPU's UUID or "cpu", for the block; waits for it, says for whom, and yields how long.
 
     `holder` is what others are told: the name of the run.
     """
@@ -30,12 +30,14 @@ def held(device: str, holder: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{device}.lock"
     with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+", encoding="utf-8") as lock:
+        started = time.monotonic()
         _wait(lock.fileno(), file)
+        waited = time.monotonic() - started
         lock.truncate(0)
         lock.write(f"{holder} since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}, process {os.getpid()}")
         lock.flush()
         try:
-            yield
+            yield waited
         finally:
             lock.truncate(0)  # before it is free: what stands there is of who holds it
 

@@ -173,7 +173,7 @@ def train(
     """The tuned weights of the best step by training.best_by, with the curves, warnings and the contract."""
     work = work_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time.held(budget.identity_here(), f"run {flow_run.name}" if flow_run.name else "a call"):
+    with one_at_a_time.held(budget.identity_here(), f"run {flow_run.name}" if flow_run.name else "a call") as waited:
         micro_batch, shortage = budget.before_training(base, tokens, method, training, compute)
         if shortage:
             log.warning("  %s", shortage)
@@ -212,4 +212,5 @@ def train(
         stopped_early=summary["stopped_early"],
         warnings=tuple(warning.sentence for warning in warnings),
         train_seconds=round(seconds, 1),
+        waited_seconds=round(waited, 1),
     )

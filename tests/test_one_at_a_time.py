@@ -38,7 +38,8 @@ def holder(seconds: float) -> "subprocess.Popen[str]":
 def test_the_second_waits_and_says_for_whom(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tunewright")
     process = holder(1.5)
-    with held("cpu", "run quiet-owl"):
+    with held("cpu", "run quiet-owl") as waited:
+        assert 0.5 < waited < 10
         assert process.wait(10) == 0
     first, last = caplog.messages
     assert first.startswith("  waiting for the device (cpu): held by run brave-otter since 20")
