@@ -5,7 +5,6 @@ All of it is done in MLflow, so that a rollback needs no other server.
 
 import getpass
 import json
-import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -129,9 +128,7 @@ def _do(decide: Callable[[Registry], Any], name: str, alias: str, tracking_uri: 
         registry = _registry(name, alias, tracking_uri)
         from flows import release_view
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of libraries to each other, as the version is loaded
-            decided = decide(registry)
+        decided = decide(registry)
         release_view.show_decision(console_of(as_json), registry, decided)
     if as_json:
         print(json.dumps(release_view.decision_json(registry, decided), ensure_ascii=False))

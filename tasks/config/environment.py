@@ -1,7 +1,9 @@
 """What the environment decides and no deployment file does: places, keys, and what the libraries are told."""
 
+import logging
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 from tasks.config.settings import Settings
@@ -21,6 +23,7 @@ MODEST = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads beside another busy process can be ten times slower
     "TOKENIZERS_PARALLELISM": "false",
 }
+AMONG_LIBRARIES = r"(transformers|peft|trl|mlflow)\b"  # what they tell each other is of no use to who runs them
 
 
 def home() -> Path:
@@ -67,12 +70,15 @@ def make_home() -> None:
 
 
 def quiet_libraries() -> None:
-    """Tells the libraries, before they are imported, to send nothing home and to take no more than they need.
+    """Tells the libraries, before they are imported, to send nothing home, to take no more than they need, and to say
+    no more than who runs them can use.
 
     What the environment has already stays.
     """
     for name, value in (NO_TELEMETRY | MODEST).items():
         os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=AMONG_LIBRARIES)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # advises a download that is not needed
 
 
 def prepare_environment(settings: Settings) -> None:
