@@ -39,6 +39,7 @@ STANDS = {  # of a candidate that was promoted, where a person decides or decide
     "withdrawn": "Rolled back",
 }
 
+AS_BEFORE = "As before: "  # begins what a run says that decided nothing anew; nobody is told of it again
 GIVEN = "given_"  # begins the codes of findings on sides that their sources give (data_checks/given.py)
 
 
@@ -114,6 +115,11 @@ class Outcome(BaseModel):
             return ""
         seconds = sum(step.saved for step in self.steps if step.state == "cached")
         return f"{len(unchanged)} stage{'s'[: len(unchanged) != 1]} unchanged, about {duration(seconds)} saved"
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this run decided or registered anything: an earlier one came to the same if not."""
+        return any(step.state == "ran" for step in self.steps if step.stage in ("decide", "register"))
 
     @property
     def name(self) -> str:

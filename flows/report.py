@@ -15,7 +15,7 @@ from prefect.states import Completed
 
 from data_checks.summary import summary
 from flows.calls import Step
-from flows.outcome import Outcome
+from flows.outcome import AS_BEFORE, Outcome
 from flows.parameters import DEPLOYMENT_NAME, field, flat, shown
 from tasks import curves
 from tasks.account import growth_sentence, leak_sentence
@@ -92,7 +92,8 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
     if outcome.verdict is None:
         return Completed(message=_with_saved(f"went as far as {steps[-1].stage}", outcome), data=tuple(steps))
     create_markdown_artifact(decided(outcome), key="verdict", description=outcome.said)
-    return Completed(name=outcome.name, message=_with_saved(outcome.said, outcome), data=tuple(steps))
+    told = outcome.said if outcome.is_new else f"{AS_BEFORE}{outcome.said}"
+    return Completed(name=outcome.name, message=_with_saved(told, outcome), data=tuple(steps))
 
 
 def _with_saved(sentence: str, outcome: Outcome) -> str:

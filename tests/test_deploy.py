@@ -31,7 +31,7 @@ from flows.deploy import deploy
 from flows.deploy.automations import CRASHES, Target, of_deployment, of_server
 from flows.deploy.timing import in_words, next_times
 from flows.deploy.view import as_json
-from flows.outcome import STANDS, VERDICTS
+from flows.outcome import AS_BEFORE, STANDS, VERDICTS
 from flows.watch import watch
 from tasks.artifacts import Base, CheckedRows
 from tasks.config import Operation
@@ -95,6 +95,15 @@ def test_the_states_that_are_told_of_are_those_that_a_run_ends_in() -> None:
     _, rejection, _, promotion = (event(each).expect for each in of_deployment(TARGET, TOLD, BLOCKS))
     assert {name.rpartition(".")[2] for name in rejection | promotion} == set(VERDICTS.values())
     assert promotion == {"prefect.flow-run.Promoted"}
+
+
+def test_a_verdict_is_told_once_and_not_each_night_on_unchanged_data() -> None:
+    _, rejection, _, promotion = of_deployment(TARGET, TOLD, BLOCKS)
+    run = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.state-type": "COMPLETED"}
+    deployed = {"prefect.resource.role": "deployment", "prefect.resource.id": f"prefect.deployment.{TARGET.id}"}
+    for each in (rejection, promotion):
+        assert covers(each, run | {"prefect.state-message": "Kept: exact match .10 is not better"}, deployed)
+        assert not covers(each, run | {"prefect.state-message": f"{AS_BEFORE}Kept: exact match"}, deployed)
 
 
 def test_no_end_of_a_run_is_taken_for_a_crash() -> None:

@@ -182,6 +182,9 @@ def test_a_version_that_waits_for_a_person_is_said_everywhere_until_one_decides(
     shown = artifacts(state)["verdict"]
     assert shown.startswith("# Waiting")
     assert "Registered as `models:/asked/1`, without the alias." in shown
+    page = outcome(state).page
+    assert page
+    assert "a person decides on the alias" in page.path("report.html").read_text()
     said = outcome(state).as_json()
     assert (said["model"]["alias"], said["approval"]["state"]) == (None, "waiting")
     registry = Registry(name="asked")
@@ -189,7 +192,7 @@ def test_a_version_that_waits_for_a_person_is_said_everywhere_until_one_decides(
     again = run(asks)
     assert {step.state for step in again.result()} == {"cached"}
     assert again.name == "Rejected"
-    assert str(again.message).startswith("Rejected by ann on 20")
+    assert str(again.message).startswith("As before: Rejected by ann on 20")
 
 
 def test_a_second_run_executes_nothing_and_shows_the_same(
@@ -202,7 +205,8 @@ def test_a_second_run_executes_nothing_and_shows_the_same(
     assert again.name == done[1].name
     taken = sum(step.seconds for step in done[1].result() if step.stage != "register")
     assert 0.5 * taken < sum(step.saved for step in again.result()) < 2 * sum(s.seconds for s in done[1].result())
-    assert (again.message or "").startswith(f"{(done[1].message or '').removesuffix('.')}. 13 stages unchanged, about ")
+    said = f"As before: {(done[1].message or '').removesuffix('.')}. 13 stages unchanged, about "
+    assert (again.message or "").startswith(said)
     assert (again.message or "").endswith(" saved.")
     shown, shown_before = artifacts(again), artifacts(done[1])
     assert {"settings", "rows", "scores", "verdict"} <= shown.keys()

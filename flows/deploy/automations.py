@@ -17,7 +17,7 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotifi
 from prefect.events.schemas.automations import AutomationCore, Posture
 
 from flows.announcing import CHANGED, DRIFTED, resource
-from flows.outcome import STANDS, VERDICTS
+from flows.outcome import AS_BEFORE, STANDS, VERDICTS
 from flows.parameters import slug
 from tasks.config import Operation
 
@@ -125,6 +125,8 @@ def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -
         expect = {f"prefect.flow-run.{VERDICTS[decision]}" for decision in named.get(told, ())}
         match: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
         related = [_labels(deployment)]
+        if told in named:
+            match["prefect.state-message"] = f"!{AS_BEFORE}*"
         if told == "failure":
             expect, match["prefect.state-type"] = {"prefect.flow-run.*"}, ["FAILED", "CRASHED"]
         if told == "approval":  # a run of its own asks for it (flows/release.py)
