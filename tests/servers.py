@@ -27,7 +27,13 @@ SECONDS = 240.0
 until = partial(waiting.until, seconds=SECONDS)
 TUNEWRIGHT = (sys.executable, "-c", "from flows.cli import main; main()")
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-PARTS = {"trainer": "tasks.trainer", "flow": "prefect.engine", "worker": "worker start", "prefect": "server start"}
+PARTS = {
+    "trainer": "tasks.trainer",
+    "flow": "prefect.engine",
+    "worker": "worker start",
+    "prefect": "server start",
+    "mlflow": "mlflow server",
+}
 
 
 class Up(NamedTuple):
@@ -88,6 +94,19 @@ class Up(NamedTuple):
 
         return until(answer).json()
 
+    def opens_mlflow(self) -> bool:
+        """Whether MLflow's pages are there."""
+        with suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{self.ports[1]}/health").is_success
+        return False
+
+    def deploy(self, name: str, parameters: dict[str, Any]) -> None:
+        """Writes a deployment file with one deployment and deploys it."""
+        deployment = {"name": name, "entrypoint": "flows.finetune.finetune", "work_pool": {"name": "local"}}
+        file = self.folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({"deployments": [deployment | {"parameters": parameters}]}))
+        subprocess.run([*TUNEWRIGHT, "deploy", file.name], cwd=self.folder, env=self.environment, check=True)
+
     def run(self, **training: Any) -> str:
         """Starts a run of the deployment with other settings of training, and returns its id."""
         deployed = self.ask("GET", "/deployments/name/finetune/tiny")
@@ -135,12 +154,9 @@ def started(folder: Path, tiny_base: Base) -> Iterator[Up]:
         "evaluation": {"max_new_tokens": 4, "contenders": [], "forgetting": False},
         "gate": {"metric": "perplexity", "confidence": 0.8},
     }
-    deployment = {"name": "tiny", "entrypoint": "flows.finetune.finetune", "work_pool": {"name": "local"}}
-    file = folder / "tiny.yaml"
-    file.write_text(yaml.safe_dump({"deployments": [deployment | {"parameters": parameters}]}))
     up.start()
     try:
-        subprocess.run([*TUNEWRIGHT, "deploy", file.name], cwd=folder, env=up.environment, check=True)
+        up.deploy("tiny", parameters)
         yield up
     finally:
         os.kill(up.pid, signal.SIGTERM)

@@ -51,7 +51,9 @@ def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_pa
     rate = page.get_by_label("Learning Rate")
     expect(rate).to_have_value("0.001")  # filled in from the file
     rate.fill("0.003")
+    rate.blur()  # the form takes a value when it is left
     page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_text("scheduled to start")).to_be_visible()
 
     def newest() -> Any:
         runs = up.ask("POST", "/flow_runs/filter", json={"sort": "EXPECTED_START_TIME_DESC", "limit": 5})

@@ -48,8 +48,9 @@ def test_a_training_that_is_cut_short_in_every_way_goes_on_and_is_registered_onc
         until(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE)
 
     run = again()
-    for survived in ("trainer", "prefect"):  # the same run goes on
+    for survived in ("trainer", "prefect", "mlflow"):  # the same run goes on
         kill(survived)
+    until(up.opens_mlflow)
     up.further()
     assert up.state(run)["type"] == "RUNNING"
     kill("flow")

@@ -1,0 +1,84 @@
+"""The real servers and a real worker: what starts runs by itself, and two runs of the same training at once."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from servers import Up, started, until
+from test_flow import PLACES, SUBJECTS
+
+from tasks.artifacts import Base
+
+WATCH_SECONDS = 10
+
+
+@pytest.fixture(scope="module")
+def up(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with started(tmp_path_factory.mktemp("up"), tiny_base) as up:
+        yield up
+
+
+def states(up: Up, run: str) -> dict[str, str]:
+    """Stage -> the name of its state."""
+    body = {"flow_runs": {"id": {"any_": [run]}}, "limit": 200}
+    return {each["name"].split()[0]: each["state"]["name"] for each in up.ask("POST", "/task_runs/filter", json=body)}
+
+
+def test_of_two_runs_at_once_one_trains_and_the_other_finds_what_it_made(up: Up) -> None:
+    runs = [up.run(learning_rate=0.002) for _ in range(2)]
+    for run in runs:
+        assert up.ended(run)["type"] == "COMPLETED", up.state(run)["message"]
+    assert sorted(states(up, run)["train"] for run in runs) == ["Cached", "Completed"]
+    assert up.versions() == 1
+
+
+def test_of_two_trainings_at_once_one_waits_for_the_device(up: Up) -> None:
+    runs = [up.run(learning_rate=rate) for rate in (0.003, 0.004)]
+    for run in runs:
+        assert up.ended(run)["type"] == "COMPLETED", up.state(run)["message"]
+    manifests = [json.loads(each.read_text()) for each in up.home.glob("artifacts/train/*/manifest.json")]
+    assert len(manifests) == 3
+    assert sum(each["record"]["waited_seconds"] > 0.1 for each in manifests) == 1
+    assert up.versions() == 3
+
+
+def test_data_that_arrive_are_checked_and_what_has_drifted_starts_the_rest(up: Up) -> None:
+    (up.folder / "inbox").mkdir()
+
+    def arrive(name: str, output: str) -> float:
+        rows = [{"instruction": f"{s} {p} {name}?", "output": f"{output} {s}"} for s in SUBJECTS for p in PLACES]
+        (up.folder / "inbox" / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return time.time()
+
+    def runs() -> list[tuple[str, str]]:
+        """How far each run of the deployment went that has ended, the oldest first."""
+        body = {"deployments": {"name": {"any_": ["stream"]}}, "flows": {"name": {"any_": ["finetune"]}}}
+        found = up.ask("POST", "/flow_runs/filter", json=body | {"sort": "EXPECTED_START_TIME_ASC"})
+        ended = [each for each in found if each["state"]["type"] == "COMPLETED"]
+        return [(each["parameters"]["until"], each["state"]["message"].partition(".")[0]) for each in ended]
+
+    checked, whole = ("check", "went as far as check"), ("split", "went as far as split")
+    arrive("lamps", "We send you a new")
+    up.deploy("stream", settings(up))
+    until(lambda: runs() == [checked, whole])  # there is no version to drift from
+
+    arrived = arrive("chairs", "We send you a new")
+    until(lambda: len(runs()) == 3)
+    assert time.time() - arrived < 60
+    arrive("novels", " ".join(["We are sorry to hear that, and will look into it as soon as we can."] * 8))
+    until(lambda: len(runs()) == 5)
+    assert runs() == [checked, whole, checked, checked, whole]  # the chairs are like the lamps
+
+
+def settings(up: Up) -> dict[str, Any]:
+    """Those of the deployment tiny, on the files of a folder that is watched, and only as far as split."""
+    tiny = up.ask("GET", "/deployments/name/finetune/tiny")["parameters"]
+    return {
+        "data": {"sources": [{"path": "inbox/*.jsonl"}]},
+        "model": tiny["model"],
+        "evaluation": tiny["evaluation"],
+        "operation": {"watch": WATCH_SECONDS, "start_on": "drift"},
+        "until": "split",
+    }
