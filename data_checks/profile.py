@@ -34,8 +34,11 @@ class Changed(NamedTuple):
     removed: int
 
 
-def profile(frame: pd.DataFrame, labels: Counts | None) -> Profile:
-    """Counts of `frame`: rows, duplicates, lengths (by doubling lengths), languages, sources and labels."""
+def profile(frame: pd.DataFrame, labels: Counts | None, listed: pd.Series) -> Profile:
+    """Counts of `frame`: rows, duplicates, lengths (by doubling lengths), languages, sources and labels.
+
+    `listed` are the sources as the settings list them, of which a new file of a glob is none.
+    """
     return {
         "rows": len(frame),
         "duplicate_rows": int(frame["row_id"].duplicated().sum()),
@@ -44,6 +47,7 @@ def profile(frame: pd.DataFrame, labels: Counts | None) -> Profile:
         "prompt_languages": counts(frame["prompt_language"]),
         "answer_languages": counts(frame["answer_language"]),
         "sources": counts(frame["source"]),
+        "listed_sources": counts(listed),
         "labels": None if labels is None else dict(labels),
     }
 
@@ -108,10 +112,10 @@ def _drift(now: Profile, before: Profile | None) -> Iterator[tuple[str, Measure]
         "answer_length_psi": "answer_chars",
         "prompt_language_psi": "prompt_languages",
         "answer_language_psi": "answer_languages",
-        "source_psi": "sources",
+        "source_psi": "listed_sources",
         "label_psi": "labels",
     }.items():
-        of_now, of_before = (_bars(each[field]) if each else None for each in (now, before))
+        of_now, of_before = (_bars(each.get(field)) if each else None for each in (now, before))
         yield measure, stability(of_before, of_now) if of_before and of_now else Measure(None)
 
 

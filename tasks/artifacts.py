@@ -146,6 +146,7 @@ class Rows(Artifact):
     repaired: dict[str, int] = {}  # repair -> rows in which it changed something
     num_held_out: int = 0
     given: dict[str, str] = {}  # file -> the side that its source puts all of it on, or replay
+    globs: dict[str, str] = {}  # file -> the glob that names it, of those that one does
 
 
 class CheckedRows(Artifact):

@@ -107,6 +107,27 @@ def test_what_drifted_from_the_version_before_is_found(make_rows: MakeRows) -> N
     assert first.key in second.path("report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("source", "globs", "drifted"),
+    [
+        ("may.jsonl", {"in/april.jsonl": "in/*.jsonl", "in/may.jsonl": "in/*.jsonl"}, False),
+        ("may.jsonl", {}, True),  # the settings list it by itself
+        ("chat", {"in/april.jsonl": "in/*.jsonl", "in/may.jsonl": "in/*.jsonl"}, True),  # as its rows say
+    ],
+)
+def test_a_new_file_of_a_glob_is_no_drift(
+    make_rows: MakeRows, source: str, globs: dict[str, str], drifted: bool
+) -> None:
+    def of(month: str, source: str) -> pa.Table:
+        table = labelled({"yes": 60, "no": 60}, source)
+        return table.set_column(table.schema.get_field_index("file"), "file", [[f"in/{month}.jsonl"] * 120])
+
+    april = of("april", "april.jsonl")
+    first = check.fn(make_rows(table=april).model_copy(update={"globs": globs}), only("source_drift"), SPECIAL)
+    rows = make_rows(table=both(april, of("may", source))).model_copy(update={"globs": globs})
+    assert ("source_drift" in check.fn(rows, only("source_drift"), SPECIAL, (), first).findings) == drifted
+
+
 def test_drift_stops_where_it_is_critical(make_rows: MakeRows) -> None:
     first = check.fn(make_rows(table=labelled({"yes": 100, "no": 100})), only(), SPECIAL)
     rows = make_rows(table=labelled({"yes": 180, "no": 20}))

@@ -194,7 +194,8 @@ EXAMPLE = {"file": "a.jsonl", "line": 1, "reason": "bad_json", "detail": "no JSO
 
 def page(conversations: list[Any], labels: dict[str, int] | None = None, **given: Any) -> str:
     results = RESULTS | {name: given.pop(name) for name in list(given) if name in RESULTS}
-    counted = profile(batch_of(conversations), labels)
+    described = batch_of(conversations)
+    counted = profile(described, labels, described["source"])
     return render(results, counted, None, **{"set_aside": {}, "found": {}, "conflicts": []} | given)
 
 

@@ -98,7 +98,7 @@ def check(
     except SuiteError as error:  # one of the team's classes
         raise ConfigError(str(error)) from error
     quarantined = accounting.reasons(held)
-    of_set = hold_set(file, held, asked, before)
+    of_set = hold_set(file, held, asked, before, rows.globs)
     refused, of_ingest, of_sides = accounting.refused(rows.path("quarantine.parquet"), rows.given)
     given = given_sides(held.frame, held.failing(), [outcome.entry.name for outcome in held.set_aside], of_sides)
     emptied = next((said for each in given if each.set_aside == each.records for said in each.says()), "")

@@ -1,7 +1,7 @@
 """Holds rows against the suite: row by row, then prompt by prompt, then as a set."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -141,17 +141,29 @@ class Set:
     outcomes: list[Outcome]
 
 
-def hold_set(file: Path, held: Held, suite: Sequence[Entry], before: CheckedRows | None) -> Set:
-    """The rows of `held` that pass, against what a set must satisfy; the profile leaves replay rows out."""
+def hold_set(
+    file: Path, held: Held, suite: Sequence[Entry], before: CheckedRows | None, globs: Mapping[str, str]
+) -> Set:
+    """The rows of `held` that pass, against what a set must satisfy; the profile leaves replay rows out.
+
+    `globs` are those that name files; for drift all files of one are a source.
+    """
     frame = held.frame[held.kept()]
     described = frame[frame["side"].ne("replay").fillna(value=True)]
-    found = profile(described, labels(file, described))
+    found = profile(described, labels(file, described), _listed(described, globs))
     earlier = json.loads(before.path("profile.json").read_text(encoding="utf-8")) if before else None
     changed = changed_rows(_row_ids(before), frame["row_id"]) if before else None
     measured = measures(found, earlier, changed)
     asked = set_expectations(suite, measured)
     outcomes = run(table_of(measured), asked) if asked else []
     return Set(found, earlier, changed, measured, outcomes)
+
+
+def _listed(frame: pd.DataFrame, globs: Mapping[str, str]) -> pd.Series:
+    """The source of each row; where that is a file that a glob names, the glob."""
+    names = {path: path.rpartition("/")[2] for path in globs}
+    is_named_after_file = frame["source"].astype(object) == frame["file"].astype(object).map(names)
+    return frame["source"].astype(object).mask(is_named_after_file, frame["file"].astype(object).map(globs))
 
 
 def labels(file: Path, frame: pd.DataFrame) -> dict[str, int] | None:

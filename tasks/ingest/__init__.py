@@ -165,4 +165,5 @@ def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...], needs: tuple
         repaired=dict(sorted(tally.repaired.items())),
         num_held_out=sum(of_file.num_rows for of_file in held_out.values()),
         given={file.path: file.side for file in sources if file.side},
+        globs={file.path: file.glob for file in sources if file.glob},
     )

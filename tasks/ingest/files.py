@@ -56,6 +56,7 @@ class SourceFile(BaseModel):
     columns: dict[str, str] = {}
     side: Side | None = None
     setting: str = ""  # the source that names it, such as data.sources[0]
+    glob: str = ""  # of that source, where it names several
     held_out: bool = False
 
 
@@ -126,7 +127,7 @@ def _fits(source: Source, setting: str, held_out: bool) -> None:
 def _files(source: Source, setting: str, held_out: bool, identify: Identify) -> Iterator[SourceFile]:
     where = f"{setting}.path={source.path}"
     how = {"layout": source.layout, "columns": source.columns, "side": source.side}
-    how |= {"setting": setting, "held_out": held_out}
+    how |= {"setting": setting, "held_out": held_out, "glob": source.path if glob.has_magic(source.path) else ""}
     if hub.is_hub(source.path):
         if source.format != "auto":
             raise ConfigError(

@@ -73,7 +73,7 @@ def ingest_part(folder: Path, file: SourceFile, tile: Tile | None, max_bytes: in
 
 def parts_of(file: SourceFile, max_bytes: int, repairs: tuple[Repair, ...]) -> Iterator[Part]:
     """The parts of a file in their order, found or made. Raises DataError where it changes while it is read."""
-    file = file.model_copy(update={"setting": ""})  # which source names it changes no row
+    file = file.model_copy(update={"setting": "", "glob": ""})  # which source names it changes no row
     if file.format != "jsonl" or is_remote(file.path):
         yield ingest_part.record(file, None, max_bytes, repairs)
         return
