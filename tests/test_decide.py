@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks import config
-from tasks.artifacts import Answers, Splits, Verdict
+from tasks.artifacts import MESSAGES, Answers, Splits, Verdict
 from tasks.config import Gate
 from tasks.decide import decide
 from tasks.decide.comparison import Comparison
@@ -217,6 +217,16 @@ def test_a_guardrail_that_is_broken_keeps_a_better_model_back() -> None:
     )
 
 
+def test_a_guardrail_that_fails_besides_is_named_as_well() -> None:
+    candidate, base = shares(won=5, lost=30, right=65)
+    cut = Guardrail(evidence("stopped", candidate=[0.0] * 30 + [1.0] * 70, base=[1.0] * 100), 0.05)
+    decision = decide_scores(evidence(candidate=candidate, base=base), Gate(metric="exact_match"), [cut])
+    assert decision.because == "worse"
+    assert (
+        "Besides, " in decision.sentence and "is worse than the base's 1.00 by more than the .05" in decision.sentence
+    )
+
+
 def test_a_guardrail_has_to_be_shown_to_hold() -> None:
     assert guarded(Guardrail(evidence("stopped", candidate=right(100), base=right(100)), 0.05)).decision == "promote"
     unsure = guarded(Guardrail(evidence("stopped", candidate=right(97), base=right(100)), 0.05))
@@ -293,6 +303,7 @@ def splits(tmp_path: Path) -> Splits:
     ]
     columns = {"row_id": [f"row{row}" for row in range(40)], "source": ["faq"] * 40, "messages": messages}
     pq.write_table(pa.table(columns), tmp_path / "splits" / "test.parquet")
+    write_train(tmp_path / "splits", ["an answer of its own"])
     return Splits(
         stage="split",
         folder=tmp_path / "splits",
@@ -324,8 +335,27 @@ def answers(tmp_path: Path, name: str, scores: list[float], nll: float = 1.0, **
     )
 
 
+def write_train(folder: Path, said: list[str]) -> None:
+    messages = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}] for answer in said]
+    schema = pa.schema([("messages", MESSAGES), ("side", pa.string())])
+    pq.write_table(pa.table([messages, [None] * len(said)], schema=schema), folder / "train.parquet")
+
+
 def verdict_of(splits: Splits, *given: Answers, **gate: Any) -> Verdict:
     return decide.fn(answers=given, splits=splits, gate=Gate(**gate))
+
+
+@pytest.mark.parametrize(("num_right", "expected"), [(12, "keep"), (22, "inconclusive"), (36, "promote")])
+def test_labels_learnt_by_name_alone_are_not_enough(
+    num_right: int, expected: str, splits: Splits, tmp_path: Path
+) -> None:
+    write_train(splits.folder, [LABELS[0]] * 60 + [LABELS[1]] * 40)
+    given = answers(tmp_path, "candidate", right(num_right, 40)), answers(tmp_path, "base", right(0, 40))
+    verdict = verdict_of(splits, *given)
+    assert verdict.decision == expected
+    assert verdict.differences["most_frequent"][1] == pytest.approx((num_right - 20) / 40)
+    if expected == "keep":
+        assert "is not above the most frequent answer's .50" in verdict.sentence
 
 
 def test_the_verdict_has_all_that_led_to_it(splits: Splits, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Whether the candidate replaces the champion: a paired decision on the sealed test rows that holds up.
 
-decision.py has the rules, a pure function of the scores of each row. promote: better than the base and the champion,
-no guardrail broken, at least as good as a prompt. keep: worse (it is not better); a regression; or prompting is enough.
+decision.py has the rules, a pure function of the scores of each row. promote: better than the base, the champion and,
+where answers are labels, the most frequent of them; no guardrail broken; at least as good as a prompt. keep: worse (it
+is not better); a regression; or prompting is enough.
 inconclusive: these rows do not tell, and the verdict says how many would, and which gain these would have shown.
 invalid: the scores cannot be compared.
 
@@ -11,6 +12,7 @@ negative log-likelihood in nats a token. A row that stands twice among the test 
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from prefect import task
 from tasks.artifacts import Answers, General, Splits, Verdict
 from tasks.caching import cached
 from tasks.config import Gate
-from tasks.decide.decision import CANDIDATE, Decision, Evidence, Guardrail, decide_scores
+from tasks.decide.constant import most_frequent
+from tasks.decide.decision import CANDIDATE, MOST_FREQUENT, Decision, Evidence, Guardrail, decide_scores
 from tasks.decide.reading import by_row, clusters, general_rows, own_intervals
 from tasks.decide.slices import Slice, kinds, slices
 from tasks.errors import retry_transient
@@ -73,6 +76,8 @@ def decide(
     tables = {each.contender: pq.read_table(each.path("answers.parquet")) for each in answers}
     metric = answers[0].metric if gate.metric == "auto" else gate.metric
     evidence = _evidence(tables, metric)
+    if CANDIDATE in tables and (constant := most_frequent(tables[CANDIDATE], splits, metric)):
+        evidence = replace(evidence, scores={**evidence.scores, MOST_FREQUENT: constant})
     guardrails = [Guardrail(_evidence(tables, each.metric), each.margin) for each in gate.guardrails]
     guardrails += _general(general, gate, is_prose=answers[0].is_prose)
     decision = decide_scores(evidence, gate, guardrails)

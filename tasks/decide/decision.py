@@ -1,10 +1,11 @@
 """The rules of the decision, as a pure function of the scores of each row: plain data in and out.
 
-The candidate has to be better than the base, and than the champion where there is one, by more than gate.margin; no
-guardrail may be worse than there by more than its own margin; and it has to be at least as good as each contender that
-is only prompted, but for gate.tolerance. Each of these is a test of its own at gate.confidence, and all have to hold
-(an intersection-union test; Berger 1982, Technometrics 24:295), so that a model that misses any of them is promoted at
-most one time in twenty, however many there are, and the best prompt need not be chosen on the test rows.
+The candidate has to be better than the base, than the champion where there is one, and where answers are labels than
+always the most frequent of them, by more than gate.margin; no guardrail may be worse than there by more than its own
+margin; and it has to be at least as good as each contender that is only prompted, but for gate.tolerance. Each of these
+is a test of its own at gate.confidence, and all have to hold (an intersection-union test; Berger 1982, Technometrics
+24:295), so that a model that misses any of them is promoted at most one time in twenty, however many there are, and the
+best prompt need not be chosen on the test rows.
 
 To say that a guardrail is broken accuses the candidate, and of many guardrails one would look broken by luck: their p
 values are adjusted by Holm's method. One that is neither shown to hold nor broken leaves the decision open.
@@ -24,7 +25,8 @@ from tasks.decide.comparison import Comparison, Paired, compare
 from tasks.intervals import holm
 
 CANDIDATE = "candidate"
-TO_BEAT = ("base", "champion")  # all others are only prompted
+MOST_FREQUENT = "most_frequent"  # always the most frequent training answer, where answers are labels (constant.py)
+TO_BEAT = ("base", "champion", MOST_FREQUENT)  # all others are only prompted
 
 Because = Literal["", "worse", "regression", "prompting is enough"]
 
@@ -106,7 +108,7 @@ def decide_scores(evidence: Evidence, gate: Gate, guardrails: Sequence[Guardrail
         gate,
         decision=outcome.decision,
         because=outcome.because,
-        sentence=sentences.of(outcome.decision, outcome.because, outcome.decisive, to_beat, to_match),
+        sentence=sentences.of(outcome.decision, outcome.because, outcome.decisive, to_beat, to_match, held),
         comparisons=(*to_beat, *to_match),
         guardrails=tuple(held),
         rows_needed=outcome.decisive.rows_needed if outcome.decisive else None,

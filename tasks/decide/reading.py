@@ -11,6 +11,8 @@ from tasks.intervals import Floats, by_cluster
 from tasks.metrics import describe
 from tasks.metrics.rows import scores
 
+OF_ALL = {"length_ratio"}  # is that of all characters
+
 
 def by_row(answers: pa.Table, metric: str) -> dict[str, float]:
     """The score of each row; of perplexity its mean negative log-likelihood in nats a token.
@@ -34,13 +36,13 @@ def clusters(answers: pa.Table) -> dict[str, int]:
 def own_intervals(answers: pa.Table, metrics: Sequence[str], confidence: float) -> dict[str, Interval]:
     """Each metric of one contender between its bounds; of perplexity over all tokens, as it is scored.
 
-    A metric with scores that are no finite numbers has none.
+    A metric with scores that are no finite numbers has none, and one that is not the mean of its rows' scores.
     """
     found = {metric: scores(answers, metric) for metric in metrics}
     intervals = {
         metric: _interval(answers, metric, of_rows, confidence)
         for metric, of_rows in found.items()
-        if len(of_rows) and np.isfinite(of_rows).all()
+        if len(of_rows) and np.isfinite(of_rows).all() and metric not in OF_ALL
     }
     if perplexity := intervals.get("perplexity"):
         low, mean, high = map(math.exp, perplexity)

@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from tasks.decide.comparison import Comparison
 from tasks.metrics import describe
 
-WHO = {"few_shot": "the few-shot prompt", "retrieval": "the retrieval prompt"}
+WHO = {
+    "few_shot": "the few-shot prompt",
+    "retrieval": "the retrieval prompt",
+    "most_frequent": "the most frequent answer",
+}
+UNSAID = "most_frequent"  # where it is beaten
 
 
 def invalid(fault: str) -> str:
@@ -23,10 +28,22 @@ def of(
     decisive: Comparison | None,
     to_beat: Sequence[Comparison],
     to_match: Sequence[Comparison],
+    held: Sequence[Comparison] = (),
 ) -> str:
-    """The sentence of a decision; `decisive` is the comparison that it fails on, None if on none."""
+    """The sentence of a decision; `decisive` is the comparison that it fails on, None if on none.
+
+    Guardrails in `held` that fail besides are named too: whoever mends the first thing should know of the second.
+    """
     if decisive is None:
         return _promoted(to_beat, to_match)
+    others = [each for each in held if each.difference[1] < each.bar and each is not decisive]
+    return _failed(decision, because, decisive) + "".join(
+        f" Besides, {_what(each)} is worse than {_theirs(each)} by more than the {_number(-each.bar)} allowed."
+        for each in others
+    )
+
+
+def _failed(decision: str, because: str, decisive: Comparison) -> str:
     theirs = f"{_theirs(decisive)}{_by(decisive)}"
     if because == "worse":
         return f"Kept: {_what(decisive)} is not {_than(decisive)} {theirs}: {_on(decisive)}."
@@ -48,7 +65,7 @@ def of(
 
 def _promoted(to_beat: Sequence[Comparison], to_match: Sequence[Comparison]) -> str:
     than = _than(to_beat[0])
-    beaten = " and ".join(f"{_gain(each)} {than} {who(each.opponent)}" for each in to_beat)
+    beaten = " and ".join(f"{_gain(each)} {than} {who(each.opponent)}" for each in to_beat if each.opponent != UNSAID)
     matched = " and ".join(f"{who(each.opponent)} ({_gain(each)})" for each in to_match)
     as_good = f", and at least as good as {matched}," if matched else ""
     return f"Promoted: {_what(to_beat[0])} is {beaten}{as_good} on {to_beat[0].num_rows:,} test rows."

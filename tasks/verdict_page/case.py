@@ -36,7 +36,7 @@ from tasks.metrics.rows import scores
 Comparison = dict[str, Any]  # of verdict.json (tasks/decide/comparison.py)
 
 CANDIDATE, BASE = "candidate", "base"
-TITLES = {"few_shot": "few-shot prompt", "retrieval": "retrieval prompt"}
+TITLES = {"few_shot": "few-shot prompt", "retrieval": "retrieval prompt", "most_frequent": "most frequent answer"}
 
 
 def title(contender: str) -> str:
@@ -107,10 +107,11 @@ class Case:
     def differences(self) -> dict[str, Floats]:
         """By opponent, the difference of each row [rows] in the metric that decides, positive for the candidate.
 
-        Empty where nothing could be compared.
+        Empty where nothing could be compared; the most frequent answer, which nobody gave, is not among them.
         """
         gain, found = describe(self.verdict.metric).gain, self.scores
-        return {each["opponent"]: gain(found[CANDIDATE], found[each["opponent"]]) for each in self.comparisons}
+        beside = [each["opponent"] for each in self.comparisons if each["opponent"] in found]
+        return {opponent: gain(found[CANDIDATE], found[opponent]) for opponent in beside}
 
     @cached_property
     def scores(self) -> dict[str, Floats]:

@@ -38,8 +38,8 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         sentence=_unbroken(said[:1].upper() + said[1:]),
         metric=words(verdict.metric) if verdict.metric else "",
         comparisons=case.comparisons,
-        panels=panels(case.comparisons, "{}: candidate minus")
-        + panels(decided["guardrails"], "guardrail, {}: candidate minus"),
+        panels=panels(case.comparisons, "{}: the candidate's gain over")
+        + panels(decided["guardrails"], "guardrail, {}: the candidate's gain over"),
         suggestions=tried,
         own=own_panel(verdict.metric, decided["own"]),
         contenders=[title(each.contender) for each in case.answers],
