@@ -195,6 +195,17 @@ def test_a_version_that_waits_for_a_person_is_said_everywhere_until_one_decides(
     assert str(again.message).startswith("As before: Rejected by ann on 20")
 
 
+def test_a_plan_with_another_base_does_not_reckon_with_the_one_before(
+    settings: Settings, done: tuple[Path, State[Any]]
+) -> None:
+    steps = plan(changed(settings, "model", base="org/seventy-billion"), "register", ())
+    (base,) = (step for step in steps if step.stage == "base")
+    assert (base.state, base.last) == ("run", None)
+    assert any("org/seventy-billion" in cause for cause in base.because)
+    later = [step for step in steps if step.stage in ("render", "train")]
+    assert {(step.state, step.last, *step.because) for step in later} == {("run", None, "base runs first")}
+
+
 def test_a_second_run_executes_nothing_and_shows_the_same(
     settings: Settings, done: tuple[Path, State[Any]], home: Path, made: list[str]
 ) -> None:

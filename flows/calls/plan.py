@@ -9,7 +9,7 @@ from prefect import Task
 from flows.calls.calls import Calls, favoured, name_of, stage_of, what
 from flows.calls.step import Step
 from tasks import ledger, pipelines
-from tasks.artifacts import Adapter, Answers, Artifact, Contender, Registered, Splits, Verdict
+from tasks.artifacts import Adapter, Answers, Artifact, Base, Contender, Registered, Splits, Verdict
 from tasks.caching import Earlier, Found
 from tasks.causes import causes
 from tasks.config import STAGES, Registry, Settings, Stage
@@ -38,7 +38,7 @@ class Plan(Calls):
         keys = pipelines.keys(self.pipeline, name)
         earlier = None if found.record else stage.nearest(found.ingredients, keys)
         because = list(self._because(task.name, found, earlier, is_known=found.key in keys))
-        last = found.record or (earlier.record if earlier else None)
+        last = found.record or (earlier.record if earlier and _stands_for(earlier.record, inputs) else None)
         step = Step(
             stage=task.name,
             of=what(inputs),
@@ -52,7 +52,7 @@ class Plan(Calls):
             last = last or stage.record_type.model_construct(stage=task.name, digest=f"unmade_{name.replace(' ', '_')}")
             self.uncertain[last.digest] = task.name
         self.keep(step, last_of_stage=last_of_stage)
-        if task.name == "base" and step.last is None:
+        if task.name == "base" and step.last is None:  # that of the last time is another model
             raise Unknown
         return last
 
@@ -110,6 +110,11 @@ class Plan(Calls):
         known = {step.stage for step in self.steps}
         missing = self.steps[-1].stage
         self.steps += [Step(stage=s, state="run", because=[_first([missing])]) for s in self.stages if s not in known]
+
+
+def _stands_for(record: Artifact, inputs: dict[str, Any]) -> bool:
+    """Whether what was made the last time tells what would be made: of another base nothing does."""
+    return not isinstance(record, Base) or record.reference == inputs["reference"]
 
 
 def _first(stages: Sequence[str]) -> str:

@@ -83,7 +83,7 @@ class Run(Calls):
         """Asks a person where the version waits for one, and says how it stands; register has reached its end."""
         registered, is_new = as_now(registry, registered), self.steps[-1].state == "ran"
         if is_new and registered.superseded:
-            message = f"version {registered.version} was promoted before a person decided"
+            message = f"version {registered.version} took its place before a person decided"
             log.info("no longer waiting, since %s: version %s", message, ", ".join(registered.superseded))
             release.end(registry, registered.superseded, "Superseded", message)
         self.steps[-1] = replace(self.steps[-1], record=release.ask(registry, registered))
