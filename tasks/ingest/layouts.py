@@ -48,8 +48,8 @@ def renamed(record: Record, columns: dict[str, str]) -> Record:
 
 
 def layout_of(record: Record) -> Layout:
-    """The first layout whose fields are all there, otherwise the first of which one is."""
-    present = {field for field, value in record.items() if value is not None}
+    """The first layout whose fields all say something, otherwise the first of which one is there."""
+    present = {field for field, value in record.items() if value}
     for layout, fields in REQUIRED.items():
         if present.issuperset(fields):
             return layout
@@ -64,7 +64,7 @@ def layout_of(record: Record) -> Layout:
 def refuse_another(record: Record, layout: Layout, messages: list[Message]) -> None:
     """Raises Refused where the record is whole in another layout as well, and is another conversation there."""
     for other, fields in REQUIRED.items():
-        if other == layout or not record.keys() >= {*fields} or any(record[field] is None for field in fields):
+        if other == layout or not all(record.get(field) for field in fields):  # an empty one says nothing
             continue
         if to_messages(record, other) != messages:
             both = " and ".join((*REQUIRED[layout], *fields))
