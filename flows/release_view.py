@@ -75,7 +75,7 @@ def show_decision(console: Console, registry: Registry, decision: Decision) -> N
     console.print(Text(f"by {event.by}: {event.why}"), soft_wrap=True)
     console.print(Text("next", "bold"))
     console.print(Text(f"  tunewright release history {_of(registry)}"))
-    if event.is_move and event.before:
+    if event.is_move and event.before and event.what != "rolled back":
         console.print(Text(f'  tunewright release rollback {_of(registry)} --reason "..."'))
 
 

@@ -23,7 +23,7 @@ from tasks.artifacts import Adapter, Registered
 from tasks.config import Settings
 from tasks.progress import duration
 from tasks.register.candidate import PAGE
-from tasks.register.tracking import IN_VIEW, starts_with, ui
+from tasks.register.tracking import AS_TRAINING, IN_VIEW, starts_with, ui
 from tasks.scan.report import markdown as scan_table
 
 SLICES = 12  # shown of the parts of the test rows
@@ -104,12 +104,12 @@ def _with_saved(sentence: str, outcome: Outcome) -> str:
 def mlflow_link(outcome: Outcome) -> str:
     """Where the run stands in MLflow's UI, under the address of its server."""
     registered = _registered(outcome)
-    return _mlflow(registered, f"runs/{registered.run_id}?workflowType=machine_learning")
+    return _mlflow(registered, f"runs/{registered.run_id}?{AS_TRAINING}")
 
 
 def page_link(outcome: Outcome) -> str:
     """Where the verdict page stands in MLflow's UI."""
-    return _mlflow(_registered(outcome), f"runs/{_registered(outcome).run_id}/artifacts/{PAGE}")
+    return _mlflow(_registered(outcome), f"runs/{_registered(outcome).run_id}/artifacts/{PAGE}?{AS_TRAINING}")
 
 
 def comparison_link(outcome: Outcome) -> str:

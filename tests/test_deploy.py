@@ -97,6 +97,21 @@ def test_the_states_that_are_told_of_are_those_that_a_run_ends_in() -> None:
     assert promotion == {"prefect.flow-run.Promoted"}
 
 
+def test_with_approval_a_promotion_is_told_of_when_a_person_has_said_yes() -> None:
+    told = Operation(notify=TOLD.notify, notify_on=("promotion",))
+    (promotion,) = of_deployment(TARGET._replace(approval=True), told, BLOCKS)
+    assert event(promotion).expect == {"prefect.flow-run.Approved"}
+    run = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}"}
+    flow = {
+        "prefect.resource.id": "prefect.flow.1",
+        "prefect.resource.role": "flow",
+        "prefect.resource.name": "approval",
+    }
+    asking = {"prefect.resource.id": f"prefect.deployment.{uuid4()}", "prefect.resource.role": "deployment"}
+    assert covers(promotion, run, flow, asking | {"prefect.resource.name": "triage"})
+    assert not covers(promotion, run, flow, asking | {"prefect.resource.name": "other"})
+
+
 def test_a_verdict_is_told_once_and_not_each_night_on_unchanged_data() -> None:
     _, rejection, _, promotion = of_deployment(TARGET, TOLD, BLOCKS)
     run = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.state-type": "COMPLETED"}

@@ -11,7 +11,7 @@ from test_flow import PLACES, SUBJECTS
 
 from tasks.artifacts import Base
 
-WATCH_SECONDS = 10
+WATCH_SECONDS = 20
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deploye
     if pipeline.settings.gate.approval:
         release.deploy(registry.name, now.work_pool_name or pool, now.job_variables)
     ui = (get_current_settings().ui_url or "").rstrip("/")
-    target = Target(now.id, now.name, registry.name, ui)
+    target = Target(now.id, now.name, registry.name, ui, approval=pipeline.settings.gate.approval)
     wanted = of_deployment(target, operation, server.block_ids(client, operation.notify))
     return Deployed(
         pipeline=pipeline,

@@ -43,6 +43,7 @@ class Target(NamedTuple):
     name: str
     model: str  # registry.name
     ui: str  # the address of the server's pages
+    approval: bool = False  # whether a person decides
 
     @property
     def owner(self) -> str:
@@ -121,6 +122,7 @@ def _run(target: Target, parameters: dict[str, Any] | None) -> RunDeployment:
 def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -> Iterator[AutomationCore]:
     deployment = _role("deployment", id=f"prefect.deployment.{target.id}")
     named = {"rejection": ("keep", "inconclusive", "invalid"), "promotion": ("promote",)}
+    asking = [_labels(_role("flow", name="approval")), _labels(_role("deployment", name=target.model))]
     for told in operation.notify_on if operation.notify else ():
         expect = {f"prefect.flow-run.{VERDICTS[decision]}" for decision in named.get(told, ())}
         match: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
@@ -130,23 +132,31 @@ def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -
         if told == "failure":
             expect, match["prefect.state-type"] = {"prefect.flow-run.*"}, ["FAILED", "CRASHED"]
         if told == "approval":  # a run of its own asks for it (flows/release.py)
-            expect = {"prefect.flow-run.Suspended"}
-            related = [_labels(_role("flow", name="approval")), _labels(_role("deployment", name=target.model))]
+            expect, related = {"prefect.flow-run.Suspended"}, asking
+        if told == "promotion" and target.approval:
+            expect, related = {"prefect.flow-run.Approved"}, asking
         yield AutomationCore(
             name=f"tunewright: {', '.join(operation.notify)} told of {NOTIFIED[told]} of {target.name}",
             description="What operation.notify and notify_on of the deployment file ask for",
             trigger=EventTrigger(expect=expect, match=_labels(match), match_related=related),
-            actions=[_message(target, blocks[block]) for block in operation.notify],
+            actions=[_message(target, blocks[block], told) for block in operation.notify],
             owner_resource=target.owner,
         )
 
 
-def _message(target: Target, block: UUID) -> SendNotification:
+def _message(target: Target, block: UUID, told: str) -> SendNotification:
     """State and sentence of a run, with the link to it; the server fills them in."""
+    said, name = "{{ flow_run.state.message }}", "{{ flow_run.state.name }}"
+    if told == "approval":
+        name = "a person has to decide"
+        said = (
+            f"A version of {target.model} is better and waits: Resume, in the menu at the top right of the run's page, "
+            f"has the question with the verdict, or tunewright release approve {target.model}"
+        )
     return SendNotification(
         block_document_id=block,
-        subject=f"{target.name}: {{{{ flow_run.state.name }}}}",
-        body="{{ flow_run.state.message }}\n"
+        subject=f"{target.name}: {name}",
+        body=f"{said}\n"
         f"Run {{{{ flow_run.name }}}} of {target.name}: {target.ui}/v2/runs/flow-run/{{{{ flow_run.id }}}}",
     )
 

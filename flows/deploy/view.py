@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prefect.settings import PREFECT_API_URL
 from rich.console import Console
 from rich.text import Text
 
@@ -23,8 +24,8 @@ def show(console: Console, result: Result) -> None:
     for name in result.others:
         console.print(
             Text(
-                f"{FLOW}/{name} starts in this folder too and is not in {_file(result)}; it stays as it is: prefect "
-                f"deployment delete '{FLOW}/{name}' removes it",
+                f"{FLOW}/{name} starts in this folder too and is not in {_file(result)}; it stays as it is: "
+                f"PREFECT_API_URL={PREFECT_API_URL.value()} prefect deployment delete '{FLOW}/{name}' removes it",
                 "yellow",
             ),
             soft_wrap=True,
@@ -98,7 +99,10 @@ def _pool(deployed: Deployed) -> str:
     pool, count = deployed.now.work_pool_name, deployed.num_workers
     waiting = f"{count} worker{'s'[: count != 1]} waiting for runs"
     if not count:
-        waiting = f"no worker waits for its runs: tunewright up, or prefect worker start --pool {pool}"
+        waiting = (
+            f"no worker waits for its runs: tunewright up --pool {pool} serves it, or "
+            f"PREFECT_API_URL={PREFECT_API_URL.value()} prefect worker start --pool {pool}"
+        )
     return f"{pool}{', made now' if deployed.is_pool_new else ''}; {waiting}"
 
 

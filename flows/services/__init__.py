@@ -8,17 +8,21 @@ import logging
 import os
 import signal
 import time
+from pathlib import Path
 
 from rich.console import Console
 
 from flows.command_line import print_log
 from flows.services import leftover
 from flows.services.ports import LOOPBACK, require_free
+from flows.services.processes import orphaned, wait_for_orphans
 from flows.services.service import Service, logs, services
 from flows.services.supervisor import Supervisor
 from tasks import addresses, config
 from tasks.addresses import Addresses
 from tasks.errors import ConfigError
+
+DEMO = Path("deployments/demo.yaml")
 
 
 def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
@@ -33,6 +37,9 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
     for asked in (signal.SIGINT, signal.SIGTERM):  # also where a shell or a service manager has it ignored
         signal.signal(asked, signal.default_int_handler)
     with addresses.held() as file:
+        if orphaned():  # what an `up` left that was killed; its sentinel is ending it
+            console.print("waiting for what an earlier one left to end", markup=False)
+            wait_for_orphans()
         require_free(port, "--port")
         require_free(mlflow_port, "--mlflow-port")
         found = Addresses(
@@ -43,17 +50,26 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
         )
         console.print(f"tunewright up, in {config.home()}: Ctrl-C ends it", markup=False)
 
+        cut: dict[str, str] = {}
+
         def ready(service: Service, seconds: float) -> None:
             console.print(f"  {service.name:<10}{service.shows:<32}ready after {seconds:.0f} s", markup=False)
-            if service.name == "prefect" and (cut := leftover.crash(found)):
-                console.print(f"    crashed, since they were killed while they ran: {', '.join(cut)}", markup=False)
+            if service.name == "prefect":
+                cut.update(leftover.unfinished(found))
 
         try:
             with Supervisor(services(found), mark=f"{os.getpid()}-{time.time_ns()}") as supervisor:
                 supervisor.begin(ready)
+                if cut:
+                    leftover.crash(found, cut)
+                    console.print(f"  crashed, since they were killed while they ran: {', '.join(cut.values())}")
                 file.write_text(found.model_dump_json(), encoding="utf-8")
                 console.print(f"Their logs are in {logs()}. What to do next, in another terminal:\n")
-                console.print("    tunewright deploy deployments/demo.yaml", markup=False)
+                file_here = DEMO if DEMO.exists() else "FILE.yaml"
+                console.print(f"    tunewright deploy {file_here}", markup=False)
+                console.print(
+                    f"    export PREFECT_API_URL={found.api}    # for commands of Prefect's own", markup=False
+                )
                 supervisor.watch()
         except KeyboardInterrupt:
             console.print("all ended; runs that were cut short go on from their last checkpoint when they run again")

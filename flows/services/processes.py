@@ -17,6 +17,7 @@ import psutil
 from flows.services.service import Service, log_file
 
 LOOK_SECONDS = 0.1
+ORPHAN_SECONDS = 60.0
 RUN = "PREFECT__FLOW_RUN_ID"  # in the environment of a run that a worker started
 MARK = "TUNEWRIGHT_UP"  # "<pid of up>-<when it began>:<service>"
 
@@ -55,6 +56,23 @@ def alive(mark: str, services: Iterable[str], *, has: str = MARK) -> list[psutil
             if environment.get(MARK) in wanted and has in environment and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
+
+
+def orphaned() -> bool:
+    """Whether a process lives that came from an `up` of ours which does not."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError, ValueError):
+            mark = process.environ().get(MARK, "")
+            if mark and process.status() != psutil.STATUS_ZOMBIE and not psutil.pid_exists(int(mark.partition("-")[0])):
+                return True
+    return False
+
+
+def wait_for_orphans() -> None:
+    """Waits for them to end, as long as a sentinel may take."""
+    until = time.monotonic() + ORPHAN_SECONDS
+    while orphaned() and time.monotonic() < until:
+        time.sleep(LOOK_SECONDS)
 
 
 def end(mark: str, services: Iterable[str], grace: float) -> int:

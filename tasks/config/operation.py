@@ -15,9 +15,9 @@ class Operation(Section):
 
     watch: int | None = Field(
         default=None,
-        ge=10,
+        ge=20,
         le=86_400,
-        description="Look at the files of data.sources and data.held_out each so many seconds, 10 to 86400, and start "
+        description="Look at the files of data.sources and data.held_out each so many seconds, 20 to 86400, and start "
         "a run when they have changed; empty leaves that to schedules",
     )
     start_on: Literal["changed", "drift"] = Field(

@@ -92,7 +92,7 @@ def supersede(client: "MlflowClient", registry: Registry, number: str) -> list[s
     held = held_by(client, registry)
     for version in others:
         set_standing(client, registry, version, "superseded", by=number)
-        why = f"version {number} was promoted before a person decided"
+        why = f"version {number} took its place before a person decided"
         enter(client, registry, version, "superseded", held, held, PIPELINE, why)
     return [str(version.version) for version in others]
 

@@ -23,7 +23,8 @@ DEFAULTS = {  # a dead server otherwise blocks for four minutes
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
 VIEW = "tunewright"
-IN_VIEW = f"workflowType=machine_learning&viewStateShareKey={VIEW}"  # opens it in a page of runs
+AS_TRAINING = "workflowType=machine_learning"  # and not as traces of an agent
+IN_VIEW = f"{AS_TRAINING}&viewStateShareKey={VIEW}"  # opens it in a page of runs
 
 
 def tracking_uri(registry: Registry) -> str:
