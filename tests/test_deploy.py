@@ -101,7 +101,7 @@ def test_with_approval_a_promotion_is_told_of_when_a_person_has_said_yes() -> No
     told = Operation(notify=TOLD.notify, notify_on=("promotion",))
     (promotion,) = of_deployment(TARGET._replace(approval=True), told, BLOCKS)
     assert event(promotion).expect == {"prefect.flow-run.Approved"}
-    run = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}"}
+    run = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.state-message": "version 2, by Ada"}
     flow = {
         "prefect.resource.id": "prefect.flow.1",
         "prefect.resource.role": "flow",
