@@ -50,19 +50,14 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
         )
         console.print(f"tunewright up, in {config.home()}: Ctrl-C ends it", markup=False)
 
-        cut: dict[str, str] = {}
-
         def ready(service: Service, seconds: float) -> None:
             console.print(f"  {service.name:<10}{service.shows:<32}ready after {seconds:.0f} s", markup=False)
-            if service.name == "prefect":
-                cut.update(leftover.unfinished(found))
+            if service.name == "prefect" and (cut := leftover.crash(found)):
+                console.print(f"    crashed, since they were killed while they ran: {', '.join(cut)}", markup=False)
 
         try:
             with Supervisor(services(found), mark=f"{os.getpid()}-{time.time_ns()}") as supervisor:
                 supervisor.begin(ready)
-                if cut:
-                    leftover.crash(found, cut)
-                    console.print(f"  crashed, since they were killed while they ran: {', '.join(cut.values())}")
                 file.write_text(found.model_dump_json(), encoding="utf-8")
                 console.print(f"Their logs are in {logs()}. What to do next, in another terminal:\n")
                 file_here = DEMO if DEMO.exists() else "FILE.yaml"

@@ -4,8 +4,6 @@ When the machine went down, or all was killed at once, the database has them as 
 machine is about to start, so none of them lives.
 """
 
-from collections.abc import Iterable
-
 import httpx
 
 from tasks.addresses import Addresses
@@ -15,20 +13,15 @@ UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
 CRASHED = {"type": "CRASHED", "message": "tunewright was killed while it ran; it goes on from there when it runs again"}
 
 
-def unfinished(addresses: Addresses) -> dict[str, str]:
-    """The runs of the pool that stand as unfinished, by their id; to be called before a worker starts any."""
-    wanted = {
-        "flow_runs": {"state": {"type": {"any_": UNFINISHED}}},
-        "work_pools": {"name": {"any_": [addresses.pool]}},
-    }
+def crash(addresses: Addresses) -> list[str]:
+    """Marks the unfinished runs of the pool as crashed, and returns their names."""
     with httpx.Client(base_url=addresses.api, timeout=SECONDS) as server:
+        wanted = {
+            "flow_runs": {"state": {"type": {"any_": UNFINISHED}}},
+            "work_pools": {"name": {"any_": [addresses.pool]}},
+        }
         found = server.post("/flow_runs/filter", json=wanted).raise_for_status().json()
-    return {run["id"]: run["name"] for run in found}
-
-
-def crash(addresses: Addresses, runs: Iterable[str]) -> None:
-    """Marks runs as crashed; to be called when the server is up for a while, since its automations begin after it."""
-    with httpx.Client(base_url=addresses.api, timeout=SECONDS) as server:
-        for run in runs:
+        for run in found:
             body = {"state": CRASHED, "force": True}
-            server.post(f"/flow_runs/{run}/set_state", json=body).raise_for_status()
+            server.post(f"/flow_runs/{run['id']}/set_state", json=body).raise_for_status()
+    return [run["name"] for run in found]
