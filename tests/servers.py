@@ -117,6 +117,11 @@ class Up(NamedTuple):
     def state(self, run: str) -> dict[str, Any]:
         return self.ask("GET", f"/flow_runs/{run}")["state"]
 
+    def stages(self, run: str) -> dict[str, str]:
+        """Stage -> the name of its state."""
+        tasks = self.ask("POST", "/task_runs/filter", json={"flow_runs": {"id": {"any_": [run]}}, "limit": 200})
+        return {each["name"].split()[0]: each["state"]["name"] for each in tasks}
+
     def ended(self, run: str) -> dict[str, Any]:
         return until(lambda: state if (state := self.state(run))["type"] in ENDED else None)
 

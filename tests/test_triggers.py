@@ -20,17 +20,11 @@ def up(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up
         yield up
 
 
-def states(up: Up, run: str) -> dict[str, str]:
-    """Stage -> the name of its state."""
-    body = {"flow_runs": {"id": {"any_": [run]}}, "limit": 200}
-    return {each["name"].split()[0]: each["state"]["name"] for each in up.ask("POST", "/task_runs/filter", json=body)}
-
-
 def test_of_two_runs_at_once_one_trains_and_the_other_finds_what_it_made(up: Up) -> None:
     runs = [up.run(learning_rate=0.002) for _ in range(2)]
     for run in runs:
         assert up.ended(run)["type"] == "COMPLETED", up.state(run)["message"]
-    assert sorted(states(up, run)["train"] for run in runs) == ["Cached", "Completed"]
+    assert sorted(up.stages(run)["train"] for run in runs) == ["Cached", "Completed"]
     assert up.versions() == 1
 
 

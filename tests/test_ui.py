@@ -34,12 +34,6 @@ def page() -> Iterator[Page]:
         browser.close()
 
 
-def stages(up: Up, run: str) -> dict[str, str]:
-    """Stage -> the name of its state."""
-    body = {"flow_runs": {"id": {"any_": [run]}}, "limit": 200}
-    return {each["name"].split()[0]: each["state"]["name"] for each in up.ask("POST", "/task_runs/filter", json=body)}
-
-
 def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_path: Path) -> None:
     first = up.run()
     assert up.ended(first)["type"] == "COMPLETED", up.state(first)["message"]
@@ -62,7 +56,7 @@ def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_pa
     second = until(newest)
     assert second["parameters"]["training"]["learning_rate"] == 0.003
     assert second["parameters"]["training"]["max_steps"] == 20  # the others of the section stay
-    states = stages(up, second["id"])
+    states = up.stages(second["id"])
     assert {stage for stage, state in states.items() if state == "Cached"} >= DATA_STAGES
     assert states["train"] == "Completed" and states["register"] == "Completed"
     assert up.versions() == 2

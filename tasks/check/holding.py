@@ -161,9 +161,11 @@ def hold_set(
 
 def _listed(frame: pd.DataFrame, globs: Mapping[str, str]) -> pd.Series:
     """The source of each row; where that is a file that a glob names, the glob."""
-    names = {path: path.rpartition("/")[2] for path in globs}
-    is_named_after_file = frame["source"].astype(object) == frame["file"].astype(object).map(names)
-    return frame["source"].astype(object).mask(is_named_after_file, frame["file"].astype(object).map(globs))
+    if not globs:
+        return frame["source"]
+    source, file = (frame[name].astype(object) for name in ("source", "file"))
+    is_named_after_file = source == file.map({path: path.rpartition("/")[2] for path in globs})
+    return source.mask(is_named_after_file, file.map(globs))
 
 
 def labels(file: Path, frame: pd.DataFrame) -> dict[str, int] | None:
