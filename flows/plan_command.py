@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from flows.calls import Step
 from flows.deployment_file import Pipeline
 from flows.finetune import plan
@@ -19,7 +21,7 @@ KINDS = ("lora", "qlora", "full", "spectrum")
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """The budget of the method that is set, and of the others with their defaults, on one machine."""
+    """The budget of the method that is set, and of the others beside it, on one machine."""
 
     machine: devices.Machine
     source: work.Source
@@ -156,15 +158,21 @@ def _costs(case: Case, rates: _Rates, notes: Sequence[str]) -> Costs:
     for kind in KINDS:
         if kind == case.method.kind:
             continue
-        other = Method(kind=kind)
         try:
+            other = _as_set(case.method, kind)
             others.append(estimate(replace(case, method=other), rates.of(other)))
-        except ConfigError:  # what compute asks for cannot be with this method
+        except (ConfigError, ValidationError):  # what compute or the method asks for cannot be with this kind
             continue
     source, warning = case.ground.source, shortage(chosen, [] if chosen.fits else remedies(case))
     if warning and source == "settings":
         warning = f"if rows were as long as model.max_length={case.ground.longest} allows: {warning}"
     return Costs(machine=case.machine, source=source, chosen=chosen, others=others, warning=warning, notes=notes)
+
+
+def _as_set(method: Method, kind: str) -> Method:
+    """Another kind of method: with the adapter that is set where both have one, and otherwise with its defaults."""
+    shared = method.model_dump(exclude={"bits"}) if {kind, method.kind} <= {"lora", "qlora"} else {}
+    return Method.model_validate(shared | {"kind": kind})
 
 
 def as_json(planned: Planned) -> dict[str, Any]:

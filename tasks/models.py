@@ -12,6 +12,7 @@ from tasks.serving import load_weights, package_file, resolve, weights_digest
 from tasks.speed import cpu_has_bfloat16
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+HUB_SECONDS = 10.0
 
 
 def load_tokenizer(base: Base) -> Any:
@@ -61,6 +62,30 @@ def identity(reference: str) -> str:
     return reference
 
 
+def look_up(reference: str, revision: str | None) -> None:
+    """Asks the hub whether it has a base, unless one is here: for whoever makes runs that start later.
+
+    Raises ConfigError where it has not.
+    """
+    if reference.startswith("package:") or Path(reference).expanduser().is_dir():
+        return
+    from huggingface_hub import model_info, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(reference, "config.json", revision=revision), str):
+        return
+    try:
+        model_info(reference, revision=revision, timeout=HUB_SECONDS)
+    except Exception as error:  # of its HTTP library, which is another one with each of its versions
+        raise _is_nowhere(reference, error) from error
+
+
+def _is_nowhere(reference: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"model.base={reference}: no such folder here, and the hub has no such model, asks for a login, or could "
+        f"not be reached ({type(error).__name__})"
+    )
+
+
 def _folder_digest(folder: Path) -> str:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model.base={folder}: no config.json in it; a folder saved by transformers has one")
@@ -87,10 +112,7 @@ def base(folder: Path, reference: str, revision: str | None, identity: str) -> B
     except OSError as error:
         if reference.startswith("package:") or error.errno:  # such as a full disk
             raise
-        raise ConfigError(
-            f"model.base={reference}: no such folder here, and the hub has no such model, asks for a login, or could "
-            f"not be reached ({type(error).__name__})"
-        ) from error
+        raise _is_nowhere(reference, error) from error
     if not any(weights.glob("*.safetensors")):
         raise ConfigError(f"model.base={reference}: {weights} has no *.safetensors")
     digest = _folder_digest(weights)

@@ -166,6 +166,16 @@ def test_a_plan_says_what_training_would_take(after_first: Run) -> None:
     assert here["methods"][0]["seconds_from"].startswith("an earlier run of 2 steps")
 
 
+def test_a_plan_compares_adapters_of_the_same_size_where_it_can(after_first: Run) -> None:
+    def learning(*options: str) -> dict[str, int]:
+        plan = after_first("plan", "tiny.yaml", "--json", *(part for each in options for part in ("--set", each)))
+        return {each["method"]: each["trained_parameters"] for each in json.loads(plan.stdout)["training"]["methods"]}
+
+    few, more = learning("method.layers=1", "method.rank=4"), learning("method.rank=4")
+    assert few["lora"] == few["qlora"] < more["lora"] == more["qlora"]
+    assert "qlora" not in learning("method.init=pissa")  # which it refuses
+
+
 def test_a_plan_before_anything_ran_knows_the_base_and_not_the_rows(tunewright: Run) -> None:
     result = tunewright("plan", "tiny.yaml")
     assert result.exit_code == 0

@@ -183,7 +183,7 @@ def test_home_is_what_the_environment_says_or_a_folder_here(tmp_path: Any, monke
 
 
 def test_what_the_gate_looks_at_is_measured() -> None:
-    gate = Gate(metric="bleu", guardrails=(Guardrail(metric="stopped"), Guardrail(metric="chrf"), Guardrail()))
+    gate = Gate(metric="bleu", guardrails=(Guardrail(metric="stopped"), Guardrail(metric="chrf")))
     assert Settings(**NEEDED, gate=gate).measured().metrics == ("auto", "bleu", "chrf")
     named = Evaluation(metrics=("bleu", "chrf"))
     assert Settings(**NEEDED, gate=gate, evaluation=named).measured() == named

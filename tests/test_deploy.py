@@ -320,12 +320,24 @@ def test_what_cannot_run_is_said_before_anything_is_deployed(
         deploy(file, None, "local")
 
 
+def test_a_base_that_the_hub_has_not_is_refused_and_what_was_deployed_stays(
+    client: SyncPrefectClient, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write()
+    deploy(file, None, "local")
+    before = client.read_deployment_by_name("finetune/drops").parameters
+    file.write_text(file.read_text().replace(before["model"]["base"], "models/nope"))
+    with pytest.raises(ConfigError, match=r"drops.yaml line 9: model.base=models/nope: no such folder here, and the"):
+        deploy(file, None, "local")
+    assert client.read_deployment_by_name("finetune/drops").parameters == before
+
+
 def test_a_failure_of_prefects_own_deploy_is_one_line(
     client: SyncPrefectClient, write: Callable[..., Path], home: Path
 ) -> None:
     file = write()
-    file.write_text(file.read_text().replace("0 3 * * *", "99 3 * * *"))
-    with pytest.raises(TunewrightError, match=r"^drops.yaml: prefect deploy of drops: .*99 3 .*; see ") as error:
+    file.write_text(file.read_text().replace("concurrency_limit: {", "tags: 7\n    concurrency_limit: {"))
+    with pytest.raises(TunewrightError, match=r"^drops.yaml: prefect deploy of drops: .*; see ") as error:
         deploy(file, None, "local")
     assert "\n" not in str(error.value)
     assert (home / "logs" / "deploy.log").exists()

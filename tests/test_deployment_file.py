@@ -166,6 +166,31 @@ def test_of_several_deployments_one_is_named(write: Write) -> None:
             'x.yaml line 4: deployments[0].schedules: "0 2 * * *" is refused; accepted: a list of mappings',
         ),
         (
+            "0 2 * * *",
+            "0 25 * * *",
+            'x.yaml line 4: deployments[0].schedules[0].cron: Invalid cron string: "0 25 * * *"',
+        ),
+        (
+            "Europe/Berlin",
+            "Berlin",
+            'x.yaml line 4: deployments[0].schedules[0].timezone: Invalid timezone: "Berlin" (specify in IANA tzdata',
+        ),
+        (
+            'cron: "0 2 * * *"',
+            "interval: often",
+            "x.yaml line 4: deployments[0].schedules[0].interval: Input should be a valid timedelta",
+        ),
+        (
+            'cron: "0 2 * * *"',
+            'cron: "0 2 * * *", interval: 60',
+            "x.yaml line 4: deployments[0].schedules[0]: Only one of interval, cron, or rrule can be provided.",
+        ),
+        (
+            'cron: "0 2 * * *", timezone: Europe/Berlin',
+            "active: true",
+            "x.yaml line 4: deployments[0].schedules[0]: Either interval, cron, or rrule must be provided",
+        ),
+        (
             "timezone: Europe/Berlin",
             "parameters: {training: {epoch: 1}}",
             "x.yaml line 4: training.epoch: unknown key; did you mean epochs? accepted: learning_rate,",

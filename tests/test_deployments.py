@@ -19,8 +19,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 from pydantic import TypeAdapter
 
-from flows import deployment_file
-from flows.deployment_file import load
+from flows.deployment_file import keys, load
 from flows.parameters import Parameters
 
 ROOT = Path(__file__).parents[1]
@@ -73,14 +72,14 @@ def test_prefect_accepts_a_shipped_file_and_reads_the_same_parameters(file: Path
 
 def test_the_keys_that_we_accept_are_those_that_prefect_reads() -> None:
     file_keys = {field.alias or name for name, field in PrefectYamlModel.model_fields.items()}
-    assert set(deployment_file.FILE_KEYS) == file_keys | {"definitions", "description", "required_inputs"}
-    assert set(deployment_file.DEPLOYMENT_KEYS) == set(DeploymentConfig.model_fields)
-    assert set(deployment_file.SCHEDULE_KEYS) == {
+    assert set(keys.FILE_KEYS) == file_keys | {"definitions", "description", "required_inputs"}
+    assert set(keys.DEPLOYMENT_KEYS) == set(DeploymentConfig.model_fields)
+    assert set(keys.SCHEDULE_KEYS) == {
         *RawScheduleConfig.model_fields,
         *DeploymentScheduleCreate.model_fields,
     }
-    assert set(deployment_file.WORK_POOL_KEYS) == set(WorkPoolConfig.model_fields)
-    assert set(deployment_file.CONCURRENCY_KEYS) == set(ConcurrencyLimitSpec.model_fields)
+    assert set(keys.WORK_POOL_KEYS) == set(WorkPoolConfig.model_fields)
+    assert set(keys.CONCURRENCY_KEYS) == set(ConcurrencyLimitSpec.model_fields)
 
 
 def test_the_flow_takes_what_a_file_can_give(schema: dict[str, Any]) -> None:

@@ -80,6 +80,22 @@ def test_all_sections_and_stages_are_taken() -> None:
             "exact_match, ",
         ),
         (
+            {"gate": {"margin": 7}},
+            "<gate.margin>: gate: margin=7 decides nothing: scores of auto are from 0 to 1; accepted is below 1",
+        ),
+        (
+            {"gate": {"metric": "chrf", "tolerance": 1}},
+            "<gate.tolerance>: gate: tolerance=1 decides nothing: scores of chrf are from 0 to 1; accepted is below 1",
+        ),
+        (
+            {"gate": {"guardrails": [{"metric": "stopped", "margin": 5}]}},
+            "<gate.guardrails[0].margin>: gate.guardrails[0]: margin=5 decides nothing: scores of stopped are from 0",
+        ),
+        (
+            {"gate": {"guardrails": [{"metric": "stopped"}, {"metric": "stopped", "margin": 0.1}]}},
+            "<gate>: gate: guardrails: stopped stands twice; accepted is each metric once",
+        ),
+        (
             {"gate": {"metric": "macro_f1"}},
             "<gate.metric>: gate.metric: macro_f1 is of all rows together, and the paired decision needs",
         ),

@@ -17,6 +17,7 @@ from flows.deploy import server, watching
 from flows.deploy.automations import SERVER, Synced, Target, of_deployment, of_server, sync
 from flows.deployment_file import Pipeline
 from flows.inputs import inputs
+from tasks import models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ def deploy(file: Path, deployment: str | None, pool: str) -> Result:
         with deployment_file.placed(pipeline):
             calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)
             inputs(pipeline.settings)
+            models.look_up(pipeline.settings.model.base, pipeline.settings.model.revision)
     with server.connected() as client:
         for pipeline in pipelines:
             with deployment_file.placed(pipeline):

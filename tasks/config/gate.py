@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.config.metrics import Metric, OwnMetric, deciding
+from tasks.config.metrics import Metric, OwnMetric, deciding, in_range
 from tasks.config.section import Section
 
 GENERAL_TASKS = 0.1  # of gate.general_tasks, where auto has one
@@ -26,6 +26,11 @@ class Guardrail(Section):
     @classmethod
     def _metric_can_decide(cls, metric: str) -> str:
         return deciding(metric)
+
+    @model_validator(mode="after")
+    def _margin_is_in_range(self) -> Self:
+        in_range(self.metric, "margin", self.margin)
+        return self
 
 
 class Gate(Section):
@@ -99,6 +104,15 @@ class Gate(Section):
         if isinstance(margin, float) and not 0 < margin <= 1:
             raise ValueError(f"{margin} is no share; accepted are auto and above 0 to 1")
         return margin
+
+    @model_validator(mode="after")
+    def _each_can_be_decided(self) -> Self:
+        in_range(self.metric, "margin", self.margin)
+        in_range(self.metric, "tolerance", self.tolerance)
+        guarded = [each.metric for each in self.guardrails]
+        if twice := [metric for metric in guarded if guarded.count(metric) > 1]:
+            raise ValueError(f"guardrails: {twice[0]} stands twice; accepted is each metric once")
+        return self
 
     def general_margins(self, *, is_prose: bool) -> dict[str, float | None]:
         """What each general metric may be worse by; None where it decides nothing."""

@@ -52,3 +52,13 @@ def deciding(metric: str) -> str:
     if why := cannot_decide(metric):
         raise ValueError(why)
     return metric
+
+
+def in_range(metric: str, key: str, by: float) -> float:
+    """A difference in a metric's own unit. Raises ValueError where no two scores differ by more.
+
+    A score is from 0 to 1 but for perplexity, whose rows are in nats a token, and what a team's own metric says.
+    """
+    if by >= 1 and metric in {"auto", *METRICS} - {"perplexity"}:
+        raise ValueError(f"{key}={by:g} decides nothing: scores of {metric} are from 0 to 1; accepted is below 1")
+    return by

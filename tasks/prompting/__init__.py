@@ -92,8 +92,9 @@ def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[l
     rows = asking.validation.slice(0, TRIED["retrieval"])
     tried = {name: asking.found(rows, nearest(each, rows, number)) for name, each in retrievers.items()}
     best = max(tried, key=lambda name: tried[name])
-    than = f"better than by {' and '.join(WORDS[name] for name in tried if name != best)}" if model else "of one way"
-    says = f"{number} nearest rows of {len(asking.pool.rows)} by {WORDS[best]}, {than} on {len(rows)} validation rows"
+    says = f"{number} nearest rows of {len(asking.pool.rows)} by {WORDS[best]}"
+    if others := [WORDS[name] for name in tried if name != best]:
+        says += f", chosen before {' and '.join(others)} on {len(rows)} validation rows"
     shown = [{"by": name} | _rounded(found) for name, found in tried.items()]
     return nearest(retrievers[best], asking.test, number), {"chosen": says, "tried": shown}
 

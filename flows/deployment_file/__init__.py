@@ -11,29 +11,14 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from flows import strict_yaml
-from flows.parameters import DEPLOYMENT_NAME, Parameters, checked, field, flat, named, shown, slug, unknown
+from flows.deployment_file.keys import check, mappings
+from flows.parameters import DEPLOYMENT_NAME, Parameters, checked, field, flat, named, shown, slug
 from flows.strict_yaml import Document
 from tasks.config import Settings, Source, Stage
 from tasks.errors import ConfigError, TunewrightError
 
 ENTRYPOINT = "flows.finetune.finetune"
 MAX_BYTES = 1_000_000
-
-FILE_KEYS = (
-    *("deployments", "definitions", "name", "description", "prefect-version", "required_inputs"),
-    *("build", "push", "pull"),
-)
-DEPLOYMENT_KEYS = (
-    *("name", "entrypoint", "parameters", "schedules", "schedule", "work_pool", "triggers", "paused"),
-    *("description", "tags", "version", "version_type", "concurrency_limit", "flow_name", "enforce_parameter_schema"),
-    *("build", "push", "pull", "sla"),
-)
-SCHEDULE_KEYS = (
-    *("cron", "interval", "rrule", "timezone", "anchor_date", "day_or", "active", "parameters", "slug", "replaces"),
-    *("schedule", "max_scheduled_runs"),
-)
-WORK_POOL_KEYS = ("name", "work_queue_name", "job_variables")
-CONCURRENCY_KEYS = ("limit", "collision_strategy", "grace_period_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +44,14 @@ class Pipeline:
 def names(path: Path) -> list[str]:
     """The deployments in a file. Raises ConfigError."""
     document = strict_yaml.parse(_text(path), str(path))
-    _check_keys(document)
+    check(document)
     return [deployment["name"] for _, deployment in _named(document)]
 
 
 def load(path: Path, deployment: str | None = None) -> Pipeline:
     """The pipeline in a deployment file; of several, the one named `deployment`. Raises ConfigError."""
     document = strict_yaml.parse(_text(path), str(path))
-    _check_keys(document)
+    check(document)
     at, chosen = _choose(document, deployment)
     entrypoint = chosen.get("entrypoint")
     if entrypoint != ENTRYPOINT:
@@ -75,7 +60,7 @@ def load(path: Path, deployment: str | None = None) -> Pipeline:
 
     parameters = _parameters(document, at, chosen)
     run = checked(parameters, lambda key: document.place(f"{at}.parameters.{key}"))
-    for under, schedule in _mappings(document, f"{at}.schedules", chosen.get("schedules")):
+    for under, schedule in mappings(document, f"{at}.schedules", chosen.get("schedules")):
         scheduled = parameters | _parameters(document, under, schedule)
         checked(scheduled, lambda key, under=under: document.place(f"{under}.parameters.{key}"))
     origins = {key: document.place(f"{at}.parameters.{key}") for key in flat(parameters)}
@@ -167,46 +152,9 @@ def _text(path: Path) -> str:
         raise ConfigError(f"{path} line {line}: byte {content[error.start]:#04x} is not UTF-8") from None
 
 
-def _check_keys(document: Document) -> None:
-    """Prefect ignores keys that it does not know; here they are typing errors."""
-    file = document.value
-    if not isinstance(file, dict):
-        raise ConfigError(f"{document.name}: not a mapping; a deployment file has deployments: with a list of them")
-    if misplaced := [key for key in file if key in Parameters.model_fields]:
-        place = document.place(misplaced[0])
-        raise ConfigError(f"{place}: {misplaced[0]}: stands too far out; it belongs under deployments, then parameters")
-    _known(document, "", file, FILE_KEYS)
-    for at, deployment in _mappings(document, "deployments", file.get("deployments")):
-        if misplaced := [key for key in deployment if key in Parameters.model_fields]:
-            place = document.place(f"{at}.{misplaced[0]}")
-            raise ConfigError(f"{place}: {misplaced[0]}: stands too far out; it belongs under parameters")
-        _known(document, at, deployment, DEPLOYMENT_KEYS)
-        for name, accepted in (("work_pool", WORK_POOL_KEYS), ("concurrency_limit", CONCURRENCY_KEYS)):
-            if isinstance(deployment.get(name), dict):
-                _known(document, f"{at}.{name}", deployment[name], accepted)
-        for under, schedule in _mappings(document, f"{at}.schedules", deployment.get("schedules")):
-            _known(document, under, schedule, SCHEDULE_KEYS)
-
-
-def _known(document: Document, at: str, values: dict[str, Any], accepted: tuple[str, ...]) -> None:
-    for key in values:
-        if key not in accepted:
-            full = f"{at}.{key}" if at else key
-            raise ConfigError(f"{document.place(full)}: {unknown(full, key, accepted)}")
-
-
-def _mappings(document: Document, at: str, items: Any) -> list[tuple[str, dict[str, Any]]]:
-    """The items of the list at `at`, each with its own path; all must be mappings."""
-    if items is None:
-        return []
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise ConfigError(f"{document.place(at)}: {at}: {shown(items)} is refused; accepted: a list of mappings")
-    return [(f"{at}[{i}]", item) for i, item in enumerate(items)]
-
-
 def _named(document: Document) -> list[tuple[str, dict[str, Any]]]:
     """The deployments, each with a name that tells it and its champion from the others."""
-    deployments = _mappings(document, "deployments", document.value.get("deployments"))
+    deployments = mappings(document, "deployments", document.value.get("deployments"))
     if not deployments:
         raise ConfigError(f"{document.place('deployments')}: deployments: missing; accepted: a list of one or more")
     names: list[str] = []
