@@ -3,9 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_checks.answers import cut_off, placeholder, stripped
 from data_checks.language import Language, language
@@ -13,6 +11,9 @@ from data_checks.mojibake import mojibake
 from data_checks.personal import personal
 from data_checks.refusals import refusal
 from data_checks.secrets import secrets
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Turn = dict[str, str | None]
 
@@ -57,8 +58,10 @@ class Conversation:
 
 def derive(
     conversations: Sequence[list[Turn] | None], special_tokens: Sequence[str], wanted: Collection[str] | None = None
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """A frame with the fields of Columns, or those of them that are `wanted`, one line a conversation, in order."""
+    import pandas as pd  # a third of a second, and a run that checks nothing needs none
+
     special = _any_of(special_tokens)
     derived = _COLUMNS | {"special_token": lambda row: _first(_searched(special, text) for text in row.texts)}
     names = [name for name in Columns._fields if wanted is None or name in wanted]

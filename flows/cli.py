@@ -74,7 +74,7 @@ def run(
             )
         prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
         config.make_home()
-        from flows import calls, deployment_file, report, terminal
+        from flows import calls, deployment_file, report, temporary_server, terminal
         from flows.finetune import finetune
         from flows.inputs import looked_at
         from flows.outcome import Outcome
@@ -85,6 +85,7 @@ def run(
         sections = {name: getattr(pipeline.settings, name) for name in config.Settings.model_fields}
         with deployment_file.placed(pipeline), looked_at(pipeline.settings):
             calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)  # before a server starts for the run
+            temporary_server.outlive_signals()
             state: Any = finetune(**sections, until=pipeline.until, refresh=pipeline.refresh, return_state=True)
             result = state.result(raise_on_failure=False)
             if isinstance(result, BaseException):
@@ -156,7 +157,7 @@ def compare(
     with one_line_errors(as_json):
         pipeline = load(file, deployment, assignments)
         prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
-        from flows import compare_command, deployment_file
+        from flows import compare_command, deployment_file, temporary_server
 
         asked = compare_command.variants(pipeline, vary or [])
         variants = {name: variant.settings for name, variant in asked.items()}
@@ -164,6 +165,7 @@ def compare(
         from flows.compare import compare as compare_flow
 
         with deployment_file.placed(pipeline):
+            temporary_server.outlive_signals()
             state: Any = compare_flow(pipeline.settings, variants, seeds, prune, return_state=True)
             found = state.result(raise_on_failure=False)
             if isinstance(found, BaseException):

@@ -27,7 +27,14 @@ ROW_SCHEMA = pa.schema(
     ]
 )
 
-NO_REPLAY = ~pc.field("side").isin(["replay"])  # the rows of a row table that are not general ones mixed in
+
+def no_replay() -> pc.Expression:
+    """Filters a row table to the rows that are not general ones mixed in.
+
+    Made where it is needed: its list makes Arrow import pandas, which the start of a run need not wait for.
+    """
+    return ~pc.field("side").isin(["replay"])
+
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -291,7 +298,7 @@ class Verdict(Artifact):
     rows_needed: int | None
     smallest_visible: float | None = None  # the gain that these rows show with a power of 0.8
     looks: int = 0  # which candidate on these test rows it is; counted after the stage, as looks are no part of its key
-    warnings: tuple[str, ...] = ()  # of many looks
+    warnings: tuple[str, ...] = ()  # of answers that were cut off and, from the flow, of many looks
 
     @property
     def in_words(self) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from tasks.artifacts import Artifact, Rows
 from tasks.config import STAGES
@@ -170,7 +170,7 @@ def _num_appended(path: str, earlier: File, made: Rows) -> int | None:
         return None
     begins = []
     for table in ("rows.parquet", "quarantine.parquet"):
-        column = ds.dataset(made.path(table)).to_table(columns=["byte"], filter=ds.field("file") == path)["byte"]
+        column = pq.read_table(made.path(table), columns=["byte"], filters=pc.field("file") == path)["byte"]
         begins.append(pc.max(column).as_py() or 0)  # pyright: ignore[reportAttributeAccessIssue]
     return num_lines_after(Path(path), max(begins), earlier.digest)
 

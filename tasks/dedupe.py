@@ -42,7 +42,7 @@ from tasks.similarity.prompts import (
 )
 from tasks.similarity.semantic import find_leaders
 
-ROLES = pa.array(["system", "user", "assistant"])
+ROLES = ("system", "user", "assistant")
 REASONS = ("", "exact_duplicate", "near_duplicate", "semantic_duplicate")
 STAYS, EXACT, NEAR, SEMANTIC = range(4)
 REPORTED_BOILERPLATE = 20
@@ -88,7 +88,7 @@ class Looks(NamedTuple):
 def read(batch: pa.Table) -> Read:
     """The rows of a batch."""
     folded = fold_messages(batch["messages"])
-    roles = pc.index_in(batch["messages"].combine_chunks().flatten().field("role"), ROLES)  # pyright: ignore[reportAttributeAccessIssue]
+    roles = pc.index_in(batch["messages"].combine_chunks().flatten().field("role"), pa.array(ROLES))  # pyright: ignore[reportAttributeAccessIssue]
     messages = message_hashes(folded)
     conversations = conversation_hashes(folded.rows, np.asarray(roles).astype(np.uint64), messages)
     return Read(conversations, cut(folded), messages[0, folded.answers])

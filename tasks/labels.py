@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.artifacts import NO_REPLAY
+from tasks.artifacts import no_replay
 from tasks.errors import DataError
 from tasks.similarity.engine import read_pieces
 from tasks.similarity.folding import fold_messages
@@ -20,7 +20,7 @@ def count_answers(file: Path) -> tuple[int, int]:
     """
     found, num_rows = np.empty(0, np.uint64), 0
     for batch in read_pieces(file, ["messages", "side"]):
-        rows = batch.filter(NO_REPLAY)
+        rows = batch.filter(no_replay())
         found = np.union1d(found, answers(fold_messages(rows["messages"])))
         num_rows += len(rows)
     return len(found), num_rows

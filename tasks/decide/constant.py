@@ -8,7 +8,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.artifacts import NO_REPLAY, Splits
+from tasks.artifacts import Splits, no_replay
 from tasks.metrics import Shape, row_score
 from tasks.metrics.catalogue import PER_ROW
 from tasks.metrics.labels import closed_set
@@ -24,7 +24,7 @@ def most_frequent(answers: pa.Table, splits: Splits, metric: str) -> dict[str, f
     """
     if metric not in {*PER_ROW, "accuracy"} - MEANINGLESS:
         return {}
-    train = pq.read_table(splits.path("train.parquet"), columns=["messages"], filters=NO_REPLAY)
+    train = pq.read_table(splits.path("train.parquet"), columns=["messages"], filters=no_replay())
     given = Counter(plain(messages[-1]["content"]) for messages in train.column("messages").to_pylist())
     rows, references = (answers.column(name).to_pylist() for name in ("row_id", "reference"))
     labels = closed_set(given.elements(), references)

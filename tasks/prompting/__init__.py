@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect import task
 
-from tasks.artifacts import NO_REPLAY, TOKEN_SCHEMA, Base, Prompts, Splits, Tokens
+from tasks.artifacts import TOKEN_SCHEMA, Base, Prompts, Splits, Tokens, no_replay
 from tasks.caching import cached
 from tasks.chat import Chat
 from tasks.config import PromptContender
@@ -79,7 +79,7 @@ def few_shot(asking: Asking, number: int) -> tuple[list[list[int]], dict[str, An
         tried[half] = asking.found(rows, [[*half]] * len(rows))
         best = max(tried, key=lambda each: tried[each])
     shown = [{"shots": asking.pool.ids(shots)} | _rounded(found) for shots, found in tried.items()]
-    says = f"{len(best)} shots, the best of {len(tried)} sets on {len(rows)} validation rows"
+    says = f"{len(best)} shot{'s'[: len(best) != 1]}, the best of {len(tried)} sets on {len(rows)} validation rows"
     return [[*best]] * len(asking.test), {"chosen": says, "tried": shown}
 
 
@@ -92,7 +92,8 @@ def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[l
     rows = asking.validation.slice(0, TRIED["retrieval"])
     tried = {name: asking.found(rows, nearest(each, rows, number)) for name, each in retrievers.items()}
     best = max(tried, key=lambda name: tried[name])
-    says = f"{number} nearest rows of {len(asking.pool.rows)} by {WORDS[best]}"
+    nearest_rows = f"{number} nearest rows" if number > 1 else "the nearest row"
+    says = f"{nearest_rows} of {len(asking.pool.rows)} by {WORDS[best]}"
     if others := [WORDS[name] for name in tried if name != best]:
         says += f", chosen before {' and '.join(others)} on {len(rows)} validation rows"
     shown = [{"by": name} | _rounded(found) for name, found in tried.items()]
@@ -127,8 +128,8 @@ def _asked(splits: Splits, tokens: Tokens, side: str) -> pa.Table:
 
 def _first_by_id(file: Path, number: int) -> pa.Table:
     """All rows of a file but replay rows, or a sample: those whose hash comes first."""
-    ids = pq.read_table(file, columns=["row_id"], filters=NO_REPLAY)["row_id"].to_numpy()
-    wanted = NO_REPLAY & (pc.field("row_id") <= np.sort(ids)[min(number, len(ids)) - 1])
+    ids = pq.read_table(file, columns=["row_id"], filters=no_replay())["row_id"].to_numpy()
+    wanted = no_replay() & (pc.field("row_id") <= np.sort(ids)[min(number, len(ids)) - 1])
     batches = pq.ParquetFile(file).iter_batches(ROWS, columns=[*COLUMNS, "side"])
     return pa.concat_tables(pa.Table.from_batches([batch]).filter(wanted).select(COLUMNS) for batch in batches)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.dataset
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.text import Text
@@ -94,8 +93,10 @@ def choose_examples(side: Side) -> dict[int, str]:
 
 
 def _examples(file: Path, tokenizer: Any, side: Side) -> list[dict[str, Any]]:
+    from pyarrow.dataset import dataset  # with pandas
+
     chosen = choose_examples(side)
-    rows = pyarrow.dataset.dataset(file).take(list(chosen), columns=["row_id", "input_ids", "labels"]).to_pylist()
+    rows = dataset(file).take(list(chosen), columns=["row_id", "input_ids", "labels"]).to_pylist()
     return [
         {
             "title": title[0].upper() + title[1:],
