@@ -5,6 +5,7 @@ Types are held as strictly as Prefect's server holds them: a number in quotes, o
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from types import UnionType
@@ -62,8 +63,9 @@ def named(registry: Registry, deployment: str | None) -> Registry:
 
 
 def slug(name: str) -> str:
-    """A deployment's name as registry.name accepts it; empty where nothing of it is accepted."""
-    return re.sub(r"[^a-z0-9._-]+", "-", name.lower())[:100].strip("._-")
+    """A deployment's name as registry.name accepts it, without accents; empty where nothing of it is accepted."""
+    plain = "".join(each for each in unicodedata.normalize("NFKD", name) if not unicodedata.combining(each))
+    return re.sub(r"[^a-z0-9._-]+", "-", plain.lower())[:100].strip("._-")
 
 
 def field(key: str) -> FieldInfo | None:

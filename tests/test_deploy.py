@@ -332,6 +332,24 @@ def test_a_base_that_the_hub_has_not_is_refused_and_what_was_deployed_stays(
     assert client.read_deployment_by_name("finetune/drops").parameters == before
 
 
+def test_a_time_that_never_comes_and_a_pool_that_is_not_there_are_refused(
+    client: SyncPrefectClient, write: Callable[..., Path]
+) -> None:
+    file = write()
+    deploy(file, None, "local")
+    before = client.read_deployment_by_name("finetune/drops")
+    text = file.read_text()
+    file.write_text(text.replace("0 3 * * *", "0 0 31 2 *"))
+    with pytest.raises(
+        ConfigError, match=r"drops.yaml: schedules: cron 0 0 31 2 \* UTC: there is no such time to come"
+    ):
+        deploy(file, None, "local")
+    file.write_text(text.replace("    parameters:", "    work_pool: {name: locl}\n    parameters:"))
+    with pytest.raises(ConfigError, match=r"work_pool.name=locl: the server has no such pool; did you mean local\?"):
+        deploy(file, None, "local")
+    assert client.read_deployment_by_name("finetune/drops").schedules == before.schedules
+
+
 def test_a_failure_of_prefects_own_deploy_is_one_line(
     client: SyncPrefectClient, write: Callable[..., Path], home: Path
 ) -> None:

@@ -195,6 +195,16 @@ def test_of_several_deployments_one_is_named(write: Write) -> None:
             "parameters: {training: {epoch: 1}}",
             "x.yaml line 4: training.epoch: unknown key; did you mean epochs? accepted: learning_rate,",
         ),
+        (
+            "name: triage",
+            "name: a/b",
+            'x.yaml line 2: deployments[0].name: "a/b" is refused for its "/"; accepted: text,',
+        ),
+        (
+            "work_pool: {name: local}",
+            "concurrency_limit: {limit: 1, collision_strategy: WAIT}",
+            'x.yaml line 5: deployments[0].concurrency_limit.collision_strategy: "WAIT" is refused; accepted: ENQUEUE,',
+        ),
         ("name: triage", "version: a", "x.yaml line 2: deployments[0].name: missing; accepted: text, such as triage"),
         ("name: triage", "name: 7", "x.yaml line 2: deployments[0].name: 7 is refused; accepted: text, such as triage"),
         (

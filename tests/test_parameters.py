@@ -248,6 +248,10 @@ def test_a_registry_keeps_its_name_or_takes_the_deployments() -> None:
             named(Registry(), deployment)
 
 
+def test_a_slug_leaves_accents_out_and_not_their_letters() -> None:
+    assert (slug("Über mich"), slug("café")) == ("uber-mich", "cafe")
+
+
 @given(st.text(max_size=120))
 def test_a_slug_is_a_name_that_the_registry_accepts(deployment: str) -> None:
     assert Registry(name=slug(deployment)).name == slug(slug(deployment)) == slug(deployment)

@@ -228,8 +228,8 @@ def test_pages_are_where_up_has_them_and_else_where_they_can_be_started(
 def test_the_services_are_told_where_all_lies(home: Path) -> None:
     found = Addresses(pid=1, prefect="http://127.0.0.1:4300", mlflow="http://127.0.0.1:5300", pool="gpu")
     prefect, mlflow, worker = services(found)
-    assert prefect.port == 4300 and "4300" in prefect.command and str(home) in str(prefect.environment)
-    assert mlflow.port == 5300 and "5300" in mlflow.command and str(home) in str(mlflow.command)
+    assert "4300" in prefect.command and str(home) in str(prefect.environment)
+    assert "5300" in mlflow.command and str(home) in str(mlflow.command)
     assert "gpu" in worker.command
     assert worker.environment["PREFECT_API_URL"] == found.api
     assert worker.environment["TUNEWRIGHT_HOME"] == str(config.home())

@@ -4,7 +4,7 @@ Prefect's own `prefect deploy` does the deploying (server.py). Before it all inp
 it come the watch on the data and the automations (automations.py). view.py says in words what is now due when.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from prefect.settings import get_current_settings
 from flows import calls, deployment_file, release
 from flows.deploy import server, watching
 from flows.deploy.automations import SERVER, Synced, Target, of_deployment, of_server, sync
+from flows.deploy.timing import require_due
 from flows.deployment_file import Pipeline
 from flows.inputs import inputs
 from tasks import models
@@ -47,7 +48,7 @@ class Result:
     """The deployments of a file, and others that start in this folder and are none of it."""
 
     deployed: Sequence[Deployed]
-    others: Sequence[str]
+    others: Mapping[str, Sequence[str]]  # the name of each -> it, its watch and what asks a person for it
 
 
 def deploy(file: Path, deployment: str | None, pool: str) -> Result:
@@ -62,17 +63,19 @@ def deploy(file: Path, deployment: str | None, pool: str) -> Result:
             calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)
             inputs(pipeline.settings)
             models.look_up(pipeline.settings.model.base, pipeline.settings.model.revision)
+        require_due(pipeline.path, pipeline.schedules or ())
     with server.connected() as client:
         for pipeline in pipelines:
             with deployment_file.placed(pipeline):
                 server.block_ids(client, pipeline.settings.operation.notify)
+            server.require_pool(client, pipeline)
         deployed = [_deploy(client, pipeline, pipeline.work_pool or pool) for pipeline in pipelines]
         sync(client, SERVER, [of_server()])
-        return Result(deployed=deployed, others=server.others(client, names))
+        return Result(deployed=deployed, others=server.others(client, pipelines, names))
 
 
 def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deployed:
-    is_pool_new = server.make_pool(client, pool)
+    is_pool_new = not pipeline.work_pool and server.make_pool(client, pool)
     before = server.read(client, server.FLOW, pipeline.name)
     server.deploy(pipeline, pool)
     now = server.read(client, server.FLOW, pipeline.name)

@@ -22,9 +22,7 @@ from flows.parameters import slug
 from tasks.config import Operation
 
 SERVER = "tunewright"  # owns what is of no deployment
-SILENT_SECONDS = (
-    600.0  # three heartbeats of Prefect's default, 180 s, which runs of a terminal and of other workers have
-)
+SILENT_SECONDS = 600.0  # three heartbeats of 180 s, Prefect's default, which runs of a terminal have
 CRASHES = "tunewright: a run without a heartbeat is marked crashed"
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "TimedOut", "Suspended", "Paused")
 WATCH_ENDS = ("Changed", "Unchanged", "Unsettled", "Unreadable")

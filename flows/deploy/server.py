@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
+from data_checks.accepted import did_you_mean
 from flows.deployment_file import Pipeline
+from flows.parameters import slug
 from flows.services.service import log_file
 from tasks.errors import ConfigError, TunewrightError
 
@@ -71,6 +73,18 @@ def make_pool(client: SyncPrefectClient, name: str) -> bool:
         client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template or {}))
         return True
     return False
+
+
+def require_pool(client: SyncPrefectClient, pipeline: Pipeline) -> None:
+    """Raises ConfigError where the server has not the pool that the file names: nothing would ever run there."""
+    there = [pool.name for pool in client.read_work_pools()]
+    if pipeline.work_pool and pipeline.work_pool not in there:
+        raise ConfigError(
+            f"{pipeline.path}: work_pool.name={pipeline.work_pool}: the server has no such pool; "
+            f"{did_you_mean(pipeline.work_pool, there) if there else 'it has none'}; tunewright up --pool "
+            f"{pipeline.work_pool} makes it, or PREFECT_API_URL={PREFECT_API_URL.value()} prefect work-pool create "
+            f"{pipeline.work_pool} --type process"
+        )
 
 
 def num_workers(client: SyncPrefectClient, pool: str) -> int:
@@ -153,8 +167,14 @@ def _compared(deployment: DeploymentResponse) -> dict[str, Any]:
     return values | {"schedules": schedules, "global_concurrency_limit": limit["limit"] if limit else None}
 
 
-def others(client: SyncPrefectClient, names: list[str]) -> list[str]:
-    """Deployments of the pipeline that start in this folder and are none of `names`."""
+def others(client: SyncPrefectClient, pipelines: Sequence[Pipeline], names: Sequence[str]) -> dict[str, list[str]]:
+    """Deployments of the pipeline that start in this folder and are none of `names`, each with those that serve it."""
     here = str(Path.cwd())
-    found = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])))
-    return [each.name for each in found if each.name not in names and here in str(each.pull_steps)]
+    kept = {pipeline.settings.registry.name for pipeline in pipelines}
+    found: dict[str, list[str]] = {}
+    for each in client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW]))):
+        if each.name not in names and here in str(each.pull_steps):
+            model = each.parameters.get("registry", {}).get("name") or slug(each.name)
+            serving = [("watch", each.name), *([("approval", model)] if model not in kept else [])]
+            found[each.name] = [f"{FLOW}/{each.name}"] + ["/".join(of) for of in serving if read(client, *of)]
+    return found

@@ -4,11 +4,13 @@ import asyncio
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, NoSchedule, RRuleSchedule
 from pydantic import TypeAdapter
 
+from tasks.errors import ConfigError
 from tasks.progress import duration
 
 DAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
@@ -39,6 +41,17 @@ def next_times(schedule: Schedule, count: int = 2) -> Sequence[datetime]:
 
     there: Any = TypeAdapter[Any](SCHEDULE_TYPES).validate_python(schedule.model_dump())
     return asyncio.run(there.get_dates(count))
+
+
+def require_due(file: Path, schedules: Sequence[Schedule | None]) -> None:
+    """Raises ConfigError on one that is never due, such as a 31st of February."""
+    for schedule in schedules:
+        try:
+            times = next_times(schedule, 1) if schedule else [None]
+        except ValueError:  # of croniter, which Prefect has a copy of
+            times = []
+        if schedule and not times:
+            raise ConfigError(f"{file}: schedules: {in_words(schedule)}: there is no such time to come")
 
 
 def _exact(interval: timedelta) -> str:

@@ -1,5 +1,6 @@
 """What `tunewright deploy` shows: each deployment in words, or as one object for a program."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ def show(console: Console, result: Result) -> None:
         console.print(Text.assemble((f"{FLOW}/{each.now.name}", "bold"), f"  {each.state}{said}"), soft_wrap=True)
         for name, text in _lines(each):
             console.print(Text(f"  {name:<10} {text}"), soft_wrap=True)
-    for name in result.others:
+    for name, all_of_it in result.others.items():
+        removes = " && ".join(f"prefect deployment delete {shlex.quote(each)}" for each in all_of_it)
         console.print(
             Text(
-                f"{FLOW}/{name} starts in this folder too and is not in {_file(result)}; it stays as it is: "
-                f"PREFECT_API_URL={PREFECT_API_URL.value()} prefect deployment delete '{FLOW}/{name}' removes it",
+                f"{FLOW}/{name} starts in this folder too and is not in {_file(result)}; it stays as it is. With "
+                f"PREFECT_API_URL={PREFECT_API_URL.value()} set, this removes it: {removes}",
                 "yellow",
             ),
             soft_wrap=True,
@@ -72,7 +74,7 @@ def _news(deployed: Deployed) -> list[str]:
 def _lines(deployed: Deployed) -> list[tuple[str, str]]:
     now, operation = deployed.now, deployed.pipeline.settings.operation
     lines = [("schedule", _due(each)) for each in now.schedules] or [("schedule", "none")]
-    if now.schedules and not deployed.pipeline.has_schedules:
+    if now.schedules and deployed.pipeline.schedules is None:
         lines.append(("", "that stands on the server and not in the file; schedules: [] in the file removes it"))
     if now.paused:
         lines.append(("", "paused: no schedule and no trigger starts a run"))

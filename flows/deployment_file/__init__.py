@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from prefect.types import BANNED_CHARACTERS
+
 from flows import strict_yaml
-from flows.deployment_file.keys import check, mappings
+from flows.deployment_file.keys import Schedule, check, mappings, schedule_of
 from flows.parameters import DEPLOYMENT_NAME, Parameters, checked, field, flat, named, shown, slug
 from flows.strict_yaml import Document
 from tasks.config import Settings, Source, Stage
@@ -38,7 +40,7 @@ class Pipeline:
     parameters: dict[str, Any]
     origins: dict[str, str]
     work_pool: str = ""  # empty where the file names none
-    has_schedules: bool = False  # whether the file says when it is due, be it never
+    schedules: tuple[Schedule | None, ...] | None = None  # None where the file does not say when it is due
 
 
 def names(path: Path) -> list[str]:
@@ -64,11 +66,13 @@ def load(path: Path, deployment: str | None = None) -> Pipeline:
         scheduled = parameters | _parameters(document, under, schedule)
         checked(scheduled, lambda key, under=under: document.place(f"{under}.parameters.{key}"))
     origins = {key: document.place(f"{at}.parameters.{key}") for key in flat(parameters)}
-    pool = chosen.get("work_pool")
+    pool, due = chosen.get("work_pool"), chosen.get("schedules")
     return replace(
         _pipeline(path, chosen["name"], parameters, run, origins),
         work_pool=(pool.get("name") if isinstance(pool, dict) else None) or "",
-        has_schedules=any(chosen.get(key) is not None for key in ("schedules", "schedule")),
+        schedules=tuple(schedule_of(document, *each) for each in mappings(document, f"{at}.schedules", due))
+        if due is not None
+        else None,
     )
 
 
@@ -87,7 +91,7 @@ def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--se
         for key in flat(parameters)
     }
     changed = _pipeline(pipeline.path, pipeline.name, parameters, run, origins)
-    return replace(changed, work_pool=pipeline.work_pool, has_schedules=pipeline.has_schedules)
+    return replace(changed, work_pool=pipeline.work_pool, schedules=pipeline.schedules)
 
 
 @contextmanager
@@ -163,6 +167,11 @@ def _named(document: Document) -> list[tuple[str, dict[str, Any]]]:
         if not isinstance(found, str) or not found:
             said = "missing" if found is None else f"{shown(found)} is refused"
             raise ConfigError(f"{document.place(f'{at}.name')}: {at}.name: {said}; accepted: text, such as triage")
+        if bad := [character for character in found if character in BANNED_CHARACTERS or not character.isprintable()]:
+            raise ConfigError(
+                f"{document.place(f'{at}.name')}: {at}.name: {shown(found)} is refused for its {shown(bad[0])}; "
+                "accepted: text, such as triage"
+            )
         if found in names:
             raise ConfigError(f"{document.place(f'{at}.name')}: {at}.name: {shown(found)} is the name of another one")
         if alike := [other for other in names if slug(found) and slug(other) == slug(found)]:

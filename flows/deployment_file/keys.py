@@ -2,12 +2,15 @@
 
 from typing import Any
 
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import construct_schedule
 from pydantic import ValidationError
 
 from flows.parameters import Parameters, shown, unknown
 from flows.strict_yaml import Document
 from tasks.errors import ConfigError
+
+Schedule = Any  # one of prefect.client.schemas.schedules
 
 FILE_KEYS = (
     *("deployments", "definitions", "name", "description", "prefect-version", "required_inputs"),
@@ -25,6 +28,7 @@ SCHEDULE_KEYS = (
 TIME_KEYS = ("cron", "interval", "rrule", "timezone", "anchor_date")  # what a schedule is made of
 WORK_POOL_KEYS = ("name", "work_queue_name", "job_variables")
 CONCURRENCY_KEYS = ("limit", "collision_strategy", "grace_period_seconds")
+STRATEGIES = [each.value for each in ConcurrencyLimitStrategy]
 
 
 def check(document: Document) -> None:
@@ -44,9 +48,16 @@ def check(document: Document) -> None:
         for name, accepted in (("work_pool", WORK_POOL_KEYS), ("concurrency_limit", CONCURRENCY_KEYS)):
             if isinstance(deployment.get(name), dict):
                 _known(document, f"{at}.{name}", deployment[name], accepted)
+        limit = deployment.get("concurrency_limit")
+        strategy = limit.get("collision_strategy") if isinstance(limit, dict) else None
+        if strategy is not None and strategy not in STRATEGIES:
+            key = f"{at}.concurrency_limit.collision_strategy"
+            raise ConfigError(
+                f"{document.place(key)}: {key}: {shown(strategy)} is refused; accepted: {', '.join(STRATEGIES)}"
+            )
         for under, schedule in mappings(document, f"{at}.schedules", deployment.get("schedules")):
             _known(document, under, schedule, SCHEDULE_KEYS)
-            _can_be_due(document, under, schedule)
+            schedule_of(document, under, schedule)
 
 
 def _known(document: Document, at: str, values: dict[str, Any], accepted: tuple[str, ...]) -> None:
@@ -56,13 +67,13 @@ def _known(document: Document, at: str, values: dict[str, Any], accepted: tuple[
             raise ConfigError(f"{document.place(full)}: {unknown(full, key, accepted)}")
 
 
-def _can_be_due(document: Document, at: str, schedule: dict[str, Any]) -> None:
-    """Makes the schedule as Prefect does, whose own error has no line of the file. What it fills in itself is left."""
+def schedule_of(document: Document, at: str, schedule: dict[str, Any]) -> Schedule | None:
+    """The schedule as Prefect makes it, whose own error has no line of the file; None where Prefect fills it in."""
     times = {key: schedule[key] for key in TIME_KEYS if schedule.get(key) is not None}
     if any("{{" in str(value) for value in times.values()):
-        return
+        return None
     try:
-        construct_schedule(**times)
+        return construct_schedule(**times)
     except ValidationError as error:
         found = error.errors()[0]
         key = next((key for key in times if key in found["loc"]), "")

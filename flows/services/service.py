@@ -25,7 +25,6 @@ class Service:
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     shows: str  # where a person finds it
-    port: int | None = None  # what it listens on
     is_ready: Callable[[], bool]
 
 
@@ -44,7 +43,6 @@ def services(addresses: Addresses) -> tuple[Service, Service, Service]:
                 "PREFECT_API_URL": addresses.api,  # its pages call it there
             },
             shows=f"{addresses.prefect}/v2",
-            port=prefect,
             is_ready=partial(_answers, f"{addresses.api}/health"),
         ),
         Service(
@@ -56,7 +54,6 @@ def services(addresses: Addresses) -> tuple[Service, Service, Service]:
             ),
             environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             shows=addresses.mlflow,
-            port=mlflow,
             is_ready=partial(_answers, f"{addresses.mlflow}/health"),
         ),
         Service(

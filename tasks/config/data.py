@@ -19,8 +19,8 @@ class Source(Section):
 
     path: str = Field(
         min_length=1,
-        description="A file or a glob, relative to where the flow runs (data/*.csv.gz), a URL (s3://bucket/*.jsonl), "
-        "or hub:org/name, hub:org/name/config:split",
+        description="A file or a glob (data/*.csv.gz), relative to where the flow runs, or either as a URL "
+        "(s3://bucket/train.jsonl), or hub:org/name, hub:org/name/config:split",
     )
     layout: Layout = Field(
         default="auto", description="How a record holds its conversation; auto looks at each record's keys"
