@@ -20,7 +20,7 @@ def show_history(console: Console, registry: Registry, history: History) -> None
     if history.events and history.is_elsewhere:
         console.print(Text("It was moved there by other means; that move is not in this history.", "yellow"))
     for waiting in history.waiting:
-        said = waiting.sentence.removeprefix("Promoted: ")
+        said = waiting.sentence.partition(": ")[2]
         console.print(
             Text(f"\nversion {waiting.version} waits for a person since {_minute(waiting.since)}: {said}", "yellow")
         )
@@ -36,7 +36,7 @@ def show_history(console: Console, registry: Registry, history: History) -> None
         table.add_column(column, overflow="fold", no_wrap=column in ("when (UTC)", "version", "from", "to"))
     current = next((event for event in history.events if event.is_move and event.after == history.holder), None)
     for event in history.events:
-        cells = (_minute(event.when), event.what, event.version, *_moved(event), event.by, event.why)
+        cells = (_minute(event.when), _what(event), event.version, *_moved(event), event.by, event.why)
         style = "bold green" if event is current else "" if event.is_move else "dim"
         table.add_row(*map(Text, (*cells, event.verdict, event.gain.partition(";")[0])), style=style)
     console.print()
@@ -59,11 +59,9 @@ def show_decision(console: Console, registry: Registry, decision: Decision) -> N
     """What was decided, where the alias is now, what the verdict was, and what to run next."""
     event = decision.event
     colour = "bold green" if event.is_move else "bold yellow"
-    console.print(
-        Text.assemble(
-            (f"{event.what[:1].upper()}{event.what[1:]}", colour), f": version {event.version} of {registry.name}"
-        )
-    )
+    what = _what(event)
+    of = f"{'' if what.endswith(' to') else ':'} version {event.version} of {registry.name}"
+    console.print(Text.assemble((f"{what[:1].upper()}{what[1:]}", colour), of))
     if decision.rehearsed:
         console.print(f"loaded again, it answers {decision.rehearsed} test rows as when it was measured")
     before = f"version {event.before}" if event.before else "no version"
@@ -89,6 +87,11 @@ def _of(registry: Registry) -> str:
     alias = ["--alias", registry.alias] if registry.alias != Registry().alias else []
     where = ["--tracking-uri", registry.tracking_uri] if registry.tracking_uri else []
     return shlex.join([registry.name, *alias, *where])
+
+
+def _what(event: Event) -> str:
+    """What was done to the version: "rolled back" alone would be said of the other one."""
+    return "rolled back to" if event.what == "rolled back" else event.what
 
 
 def _moved(event: Event) -> tuple[str, str]:

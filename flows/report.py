@@ -173,7 +173,7 @@ def training(adapter: Adapter) -> str:
     lines = [training_sentence(adapter), ""]
     lines += [f"- **Worth a change.** {html.escape(warning, quote=False)}" for warning in adapter.warnings]
     lines += [
-        "" if adapter.warnings else "Nothing stands out in its curves.",
+        "" if adapter.warnings else found.nothing,
         "",
         f"![losses]({curves.picture(found)})",
     ]

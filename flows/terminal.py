@@ -143,13 +143,14 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
             nexts.insert(0, f'tunewright release approve {registered.name} {registered.version} --reason "..."')
         if command := starts_with(registered.tracking_uri):
             nexts.append(f"{command}        # then open the MLflow link above")
-        nexts.append(f"tunewright run {what} --set training.learning_rate=0.0005")
     elif outcome.splits and not outcome.tokens:
         nexts.append(f"tunewright run {what} --until render          # what is trained, token by token")
     else:
         nexts.append(f"tunewright run {what}")
     for name, place in looks:
         console.print(Text.assemble((f"{name:<20}", "bold"), _short(place)), soft_wrap=True)
+    if outcome.page and outcome.page.suggestions:
+        console.print(Text.assemble((f"{'to try':<20}", "bold"), f"{outcome.page.suggestions[0]}"), soft_wrap=True)
     console.print(Text("next", "bold"))
     for command in nexts:
         console.print(Text(f"  {command}"), soft_wrap=True)

@@ -90,6 +90,15 @@ def _check(answers: pa.Table, contender: str) -> None:
         )
 
 
+def _warn_of_longer(test: pa.Table, evaluation: Evaluation) -> None:
+    """Says before the first answer that references have no room; the verdict says what came of it (decide/reading)."""
+    labels, prompts = (test.column(name).combine_chunks() for name in ("labels", "prompt_length"))
+    behind = labels.value_lengths().to_numpy() - prompts.to_numpy()  # with what a template has after the stop token
+    if longer := int((behind > evaluation.max_new_tokens + 1).sum()):
+        text = "%d of %d references are longer than evaluation.max_new_tokens=%d: answers to these will be cut off"
+        log.warning(text, longer, len(test), evaluation.max_new_tokens)
+
+
 def _load(contender: Contender) -> Any:
     """The contender's model; in float32 with its adapter merged, which gives the same answers a third faster."""
     import torch
@@ -126,6 +135,8 @@ def evaluate(
     contract = json.loads(tokens.path("contract.json").read_text(encoding="utf-8"))
     test = pq.read_table(contender.prompts or tokens.path("test.parquet"))
     stops = contract["stop_token_ids"]
+    if contender.name == "base":  # of all the same
+        _warn_of_longer(test, evaluation)
     answers = answered(_load(contender), load_tokenizer(contender.base), test, stops, evaluation)
     _check(answers, contender.name)
     choice = metrics.choose(evaluation.metrics, test.column("reference").to_pylist(), training_answers(tokens), schema)

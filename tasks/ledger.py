@@ -136,8 +136,8 @@ def _number(looks: Sequence[Look], candidate: str, rows: Rows) -> int:
 
 
 def _said(verdict: Verdict, number: int, gate: Gate, rows: Rows) -> Verdict:
-    warnings = (_warning(number, gate, rows.number),) if number > gate.looks else ()
-    return verdict.model_copy(update={"looks": number, "warnings": warnings})
+    many = (_warning(number, gate, rows.number),) if number > gate.looks else ()
+    return verdict.model_copy(update={"looks": number, "warnings": (*verdict.warnings, *many)})
 
 
 def _warning(number: int, gate: Gate, num_rows: int) -> str:

@@ -75,7 +75,7 @@ def test_too_few_rows_are_inconclusive_and_say_what_they_show_and_how_many_would
     assert 2_400 < (decision.rows_needed or 0) <= 2_500
     assert decision.sentence == (
         "Inconclusive: exact match .78 is not surely above the base's .76: +.02 [-.04, .08] on 144 test rows, which "
-        "show a gain of .09 four times in five; about 2,500 would be needed."
+        "show a gain of .09 four times in five; about 2,500 would be needed for +.02."
     )
     assert decision.smallest_visible == pytest.approx(0.0856, abs=0.0001)
     assert only(decision).power == pytest.approx(0.40, abs=0.01)
@@ -180,7 +180,7 @@ def test_the_prompt_that_is_enough_is_named_and_by_how_much() -> None:
     )
     assert sentence(right(78)[::-1]) == (
         "Kept: prompting is enough: exact match .80 is not surely as good as the few-shot prompt's .78 (.02 worse "
-        "would do): +.02 [-.09, .13] on 100 test rows; about 1,700 would be needed."
+        "would do): +.02 [-.09, .13] on 100 test rows; about 1,700 would be needed for +.02."
     )
     assert sentence(right(20)).endswith(
         ", and at least as good as the few-shot prompt (+.60 [.50, .67]) and the retrieval prompt (+.50 [.40, .58]), "
@@ -201,6 +201,25 @@ def test_where_neither_the_base_nor_a_prompt_is_surely_beaten_the_rows_are_too_f
     assert decide_scores(unsure, Gate()).decision == "inconclusive"
     beaten = evidence(candidate=candidate, base=base, few_shot=right(144, 144))
     assert decide_scores(beaten, Gate()).because == "prompting is enough"
+
+
+def test_the_rows_needed_are_those_of_the_comparison_that_takes_most_and_it_is_named() -> None:
+    candidate, base = shares(won=14, lost=8, right=100, wrong=21)
+    few_shot = right(113, 143)  # nearly as many, of other rows
+    decision = decide_scores(evidence(candidate=candidate, base=base, few_shot=few_shot), Gate())
+    beside_base, beside_prompt = decision.comparisons
+    assert (decision.decision, beside_base.finding, beside_prompt.finding) == ("inconclusive", "unclear", "unclear")
+    assert decision.rows_needed == beside_prompt.rows_needed
+    assert (beside_prompt.rows_needed or 0) > (beside_base.rows_needed or 0)
+    assert "is not surely above the base's" in decision.sentence
+    assert decision.sentence.endswith(" would be needed for +.01 beside the few-shot prompt.")
+
+
+def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:
+    decision = against(*shares(won=10, lost=13, right=100, wrong=21))
+    assert (decision.decision, decision.rows_needed) == ("inconclusive", None)
+    assert decision.sentence.endswith(" four times in five; more rows would rather speak against it.")
+    assert against(*shares(won=10, lost=10, right=103, wrong=21)).rows_needed is None
 
 
 def guarded(*guardrails: Guardrail, **gate: Any) -> Decision:
@@ -325,6 +344,7 @@ def answers(tmp_path: Path, name: str, scores: list[float], nll: float = 1.0, **
         "cluster": [*range(40)],
         "reference": [LABELS[row >= 20] for row in range(40)],
         "stopped": [True] * 40,
+        "num_tokens": [3] * 40,
         "exact_match": scores,
         "nll": [nll * 4] * 40,
         "num_reference_tokens": [4] * 40,
@@ -355,7 +375,7 @@ def test_labels_learnt_by_name_alone_are_not_enough(
     assert verdict.decision == expected
     assert verdict.differences["most_frequent"][1] == pytest.approx((num_right - 20) / 40)
     if expected == "keep":
-        assert "is not above the most frequent answer's .50" in verdict.sentence
+        assert "is not above the most frequent training answer's .50" in verdict.sentence
 
 
 def test_the_verdict_has_all_that_led_to_it(splits: Splits, tmp_path: Path) -> None:
@@ -373,6 +393,38 @@ def test_the_verdict_has_all_that_led_to_it(splits: Splits, tmp_path: Path) -> N
     assert written["own"]["candidate"]["perplexity"] == pytest.approx([np.exp(0.5)] * 3)
     assert verdict_of(splits, *reversed(given)).sentence == verdict.sentence
     assert verdict_of(splits, *given, metric="auto").decision == "promote"
+
+
+def test_what_a_person_has_to_approve_has_passed_and_is_not_promoted(splits: Splits, tmp_path: Path) -> None:
+    given = answers(tmp_path, "candidate", right(38, 40)), answers(tmp_path, "base", right(0, 40))
+    verdict = verdict_of(splits, *given, approval=True)
+    assert verdict.decision == "promote"
+    assert verdict.sentence.startswith("Passed: exact match .95 is +.95 [")
+
+
+def test_answers_cut_off_where_their_references_go_on_are_a_warning(splits: Splits, tmp_path: Path) -> None:
+    base = answers(tmp_path, "base", [0.0] * 40)
+
+    def warned(name: str, num_cut: int, num_tokens: int) -> tuple[str, ...]:
+        stopped, lengths = [row >= num_cut for row in range(40)], [num_tokens] * 40
+        candidate = answers(tmp_path, name, right(20, 40), stopped=stopped, num_tokens=lengths)
+        return verdict_of(splits, base, candidate.model_copy(update={"contender": "candidate"})).warnings
+
+    (warning,) = warned("short", 30, 2)
+    assert warning.startswith("30 of 40 answers were cut off at 2 tokens where their references go on: only beginnings")
+    assert warned("few", 2, 2) == ()
+    assert warned("long", 30, 4) == ()  # as long as the references: it does not learn to stop, which stopped tells
+
+
+def test_an_interval_of_graded_scores_is_not_drawn_to_an_end_that_no_score_comes_near(
+    splits: Splits, tmp_path: Path
+) -> None:
+    graded = [0.2 + row % 5 / 50 for row in range(40)]
+    low, mean, high = verdict_of(
+        splits, answers(tmp_path, "candidate", graded), answers(tmp_path, "base", right(0, 40))
+    ).intervals["candidate"]
+    assert 0.22 < low < mean < high < 0.26
+    assert high - mean == pytest.approx(mean - low)
 
 
 def test_parts_of_the_rows_are_shown_and_decide_nothing(splits: Splits, tmp_path: Path) -> None:

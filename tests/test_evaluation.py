@@ -126,6 +126,20 @@ def test_many_rows_are_answered_in_parts(tokens: Tokens, candidate: Contender, m
     assert one.column("row_id").to_pylist() == other.column("row_id").to_pylist()
 
 
+def test_references_that_have_no_room_are_told_of_before_anything_is_answered(
+    tokens: Tokens, tiny_base: Base, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = Contender(name="base", base=tiny_base)
+    test = pq.read_table(tokens.path("test.parquet"))
+    lengths = [len(row["labels"]) - row["prompt_length"] for row in test.to_pylist()]
+    evaluate.fn(contender=base, tokens=tokens, evaluation=Evaluation(max_new_tokens=1))
+    longer = sum(length > 2 for length in lengths)
+    assert f"{longer} of {len(test)} references are longer than evaluation.max_new_tokens=1" in caplog.text
+    caplog.clear()
+    evaluate.fn(contender=base, tokens=tokens, evaluation=Evaluation(max_new_tokens=max(lengths)))
+    assert "references are longer" not in caplog.text
+
+
 def test_an_answer_that_does_not_stop_is_cut_and_says_so(tokens: Tokens, candidate: Contender) -> None:
     answers = evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=3))
     table = pq.read_table(answers.path("answers.parquet"))

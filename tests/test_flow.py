@@ -184,7 +184,7 @@ def test_a_version_that_waits_for_a_person_is_said_everywhere_until_one_decides(
     assert "Registered as `models:/asked/1`, without the alias." in shown
     page = outcome(state).page
     assert page
-    assert "a person decides on the alias" in page.path("report.html").read_text()
+    assert "a person decides whether it is promoted" in page.path("report.html").read_text()
     said = outcome(state).as_json()
     assert (said["model"]["alias"], said["approval"]["state"]) == (None, "waiting")
     registry = Registry(name="asked")

@@ -32,6 +32,7 @@ from tasks.errors import ConfigError, TunewrightError
 from tasks.register import release
 from tasks.register.history import Event, carriers
 from tasks.register.release import as_now
+from tasks.register.tracking import connected
 
 REGISTRY = Registry(name="triage")
 ASKS = {"gate": Gate(approval=True)}
@@ -70,6 +71,12 @@ def headline(number: int) -> str:
     return versions()[number - 1].description.splitlines()[0]
 
 
+def told(number: int) -> str:
+    """The verdict in MLflow's list of runs."""
+    with connected(REGISTRY) as client:
+        return client.get_run(str(versions()[number - 1].run_id)).data.tags["verdict"]
+
+
 def test_a_version_that_waits_gets_the_alias_once_a_person_says_yes(make: Make) -> None:
     registered = make(**ASKS)
     assert (registered.alias, registered.holder, registered.approval) == ("", "", "waiting")
@@ -78,6 +85,7 @@ def test_a_version_that_waits_gets_the_alias_once_a_person_says_yes(make: Make) 
     waits = "Waiting: better than the base by 0.82; a person has to say yes: tunewright release approve triage 1"
     assert headline(1).startswith(waits)
     assert registered.stands.startswith(waits)
+    assert told(1) == "promote; waiting"
     (waiting,) = release.look_up(REGISTRY).waiting
     assert (waiting.version, waiting.sentence) == ("1", "Promoted: better than the base by 0.82.")
     assert waiting.page.endswith(f"/runs/{registered.run_id}/artifacts/reports/verdict_page/report.html")
@@ -87,6 +95,7 @@ def test_a_version_that_waits_gets_the_alias_once_a_person_says_yes(make: Make) 
     assert aliases() == {"champion": "1"}
     assert happened() == [("approved", "1", "", "1")]
     assert headline(1).startswith("Promoted: better than the base by 0.82. Approved by ann on 20")
+    assert told(1) == "promote; approved"
     with pytest.raises(TunewrightError, match=r"version 1 of triage does not wait for a person: Promoted: better"):
         release.decide(REGISTRY, "1", "approve", by="bob", why="again")
     now = as_now(REGISTRY, registered)
@@ -95,9 +104,10 @@ def test_a_version_that_waits_gets_the_alias_once_a_person_says_yes(make: Make) 
 
 def test_a_rejected_version_gets_no_alias_from_a_pipeline_again(make: Make, rehearsed: list[str]) -> None:
     make(**ASKS)
-    release.decide(REGISTRY, "1", "reject", by="ann", why="rude")
+    release.decide(REGISTRY, "1", "reject", by="Ann <a@b>", why="rude")
     assert aliases() == {}
-    assert headline(1).startswith("Rejected by ann on 20")
+    assert headline(1).startswith("Rejected by Ann &lt;a@b&gt; on 20")  # it is Markdown
+    assert told(1) == "promote; rejected"
     again = make(gate=Gate(approval=False, looks=21))
     assert (again.version, again.alias, again.approval) == ("1", "", "rejected")
     assert again.stands.endswith(": rude. Its verdict was: Promoted: better than the base by 0.82.")
@@ -106,6 +116,7 @@ def test_a_rejected_version_gets_no_alias_from_a_pipeline_again(make: Make, rehe
     assert aliases() == {"champion": "1"}
     assert rehearsed == ["1"]
     assert happened()[1:] == [("promoted by hand", "1", "", "1")]
+    assert headline(1).startswith("Promoted: better than the base by 0.82. Promoted by hand by bob on 20")
 
 
 def test_a_later_candidate_supersedes_one_that_waits_and_says_so(make: Make) -> None:
@@ -165,6 +176,7 @@ def test_what_a_person_rolled_back_no_pipeline_promotes_again(make: Make, rehear
     assert (again.version, again.alias, again.holder, again.approval) == ("2", "", "1", "withdrawn")
     assert aliases() == {"champion": "1"}
     assert headline(2).startswith("Rolled back by ann on 20")
+    assert (told(1), told(2)) == ("promote", "promote; rolled back")
 
 
 def test_one_rollback_after_another_goes_further_back(make: Make, rehearsed: list[str]) -> None:
@@ -261,6 +273,7 @@ def test_what_is_decided_at_the_command_line(make: Make, rehearsed: list[str]) -
     assert "@champion: version 1 -> version 2" in shown
     with patch("getpass.getuser", lambda: "carol"):
         code, shown, said = tunewright("rollback", "triage", "--reason", "complaints")
+    assert shown.startswith("Rolled back to version 1 of triage")
     assert (code, said["after"], said["by"]) == (0, "1", "carol")
     assert aliases() == {"champion": "1"}
     code, shown, said = tunewright("history", "triage")

@@ -81,6 +81,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
         gate: Gate = Gate(guardrails=()),  # noqa: B008 it is frozen
         metrics: tuple[str, ...] = ("auto",),
         cut: Sequence[int] = (),
+        num_tokens: int = 3,
         checks: dict[str, Any] | None = None,
         quarantined: int = 0,
         chosen: dict[str, str] | None = None,
@@ -111,7 +112,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
                     "reference": reference,
                     "answer": answer,
                     "stopped": at not in cut,
-                    "num_tokens": 3,
+                    "num_tokens": num_tokens,
                     "nll": 1.0 if answer == reference else 6.0,
                     "num_reference_tokens": 3,
                 }
@@ -466,7 +467,16 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
         ),
         (
             {"candidate": wrong(RIGHT, range(9)), "base": wrong(RIGHT, range(70)), "cut": range(5)},
-            "learns to stop: 5 of 80 answers were cut off at 3 tokens, and 0 references are longer than that",
+            "learns to stop: 5 of 80 answers went on beyond their references until they were cut off",
+        ),
+        (
+            {
+                "candidate": wrong(RIGHT, range(9)),
+                "base": wrong(RIGHT, range(70)),
+                "cut": range(5),
+                "num_tokens": 2,
+            },
+            "^Raise evaluation.max_new_tokens first, .*: 5 of 80 answers were cut off at 2 tokens where ",
         ),
         (
             {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]  # of metrics.jsonl
+ENOUGH_LOOKS = 3  # evaluations, from which on it can be told how the loss went
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,16 @@ class Curves:
     def planned(self) -> int:
         """The steps that were planned."""
         return self.steps[-1]["planned"] if self.steps else 0
+
+    @property
+    def nothing(self) -> str:
+        """What is said where no rule finds anything wrong: with few evaluations that is not that the loss settled."""
+        if len(self.looks) >= ENOUGH_LOOKS:
+            return "Nothing stands out: the losses fell and settled."
+        looks = f"{len(self.looks)} evaluation{'s'[: len(self.looks) != 1]}"
+        return (
+            f"Nothing stands out, but {looks} cannot tell whether the loss has settled: lower training.evaluate_every."
+        )
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a figure, where it is a number: of the steps, or of the evaluations for eval_..."""

@@ -24,8 +24,9 @@ from tasks.artifacts import Answers, General, Splits, Verdict
 from tasks.caching import cached
 from tasks.config import Gate
 from tasks.decide.constant import most_frequent
-from tasks.decide.decision import CANDIDATE, MOST_FREQUENT, Decision, Evidence, Guardrail, decide_scores
-from tasks.decide.reading import by_row, clusters, general_rows, own_intervals
+from tasks.decide.decision import CANDIDATE, Decision, Evidence, Guardrail, decide_scores
+from tasks.decide.reading import by_row, clusters, cut_off, general_rows, own_intervals
+from tasks.decide.sentences import MOST_FREQUENT
 from tasks.decide.slices import Slice, kinds, slices
 from tasks.errors import retry_transient
 from tasks.general import scores as means_of
@@ -97,6 +98,7 @@ def decide(
         general=suite,
         rows_needed=decision.rows_needed,
         smallest_visible=decision.smallest_visible,
+        warnings=cut_off(tables[CANDIDATE]) if CANDIDATE in tables else (),
     )
 
 

@@ -10,7 +10,7 @@ from tasks.intervals import Floats, Sight, by_cluster, mcnemar, rows_needed
 from tasks.metrics import describe
 
 EFFECT = 0.05  # the gain that the power is said of
-SMALLEST_EFFECT = 0.01  # nobody collects the rows that a smaller one needs
+SMALLEST_EFFECT = 0.01  # over the bar; nobody collects the rows that a smaller one needs
 
 Interval = tuple[float, float, float]  # low, mean, high
 
@@ -34,9 +34,14 @@ class Comparison(BaseModel):
     ties: int
     p_below: float  # one-sided, of a difference as low if the true one were at the bar; of guardrails adjusted
     mcnemar_p: float | None  # exact and one-sided, of the wins and losses; None unless all scores are 0 or 1
-    rows_needed: int | None  # None unless the finding is unclear and there can be more
+    rows_needed: int | None  # for this gain, or .01 over the bar; None unless unclear, ahead, and there can be more
     smallest_visible: float  # the true difference that such rows show to be above the bar with a power of 0.8
     power: float  # of such rows to show a true difference of 0.05
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it is unclear and more rows would rather speak against the candidate."""
+        return self.finding == "unclear" and self.difference[1] <= self.bar
 
 
 class Paired(NamedTuple):
@@ -62,7 +67,7 @@ def compare(scores: Paired, *, metric: str, opponent: str, bar: float, confidenc
     sight = _sight(differences, scores.clusters, bar, confidence)
     low, mean, high = interval = _interval(differences, sight, metric)
     finding = "above" if low > bar else "below" if high <= bar else "unclear"
-    effect = max(abs(mean - bar), SMALLEST_EFFECT)
+    effect = max(mean - bar, SMALLEST_EFFECT)
     needed = max(rows_needed(effect, sight.widened.row_variance(), confidence), len(differences) + 1)
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     return Comparison(
@@ -80,7 +85,7 @@ def compare(scores: Paired, *, metric: str, opponent: str, bar: float, confidenc
         ties=len(differences) - wins - losses,
         p_below=sight.widened.tails(bar)[1],
         mcnemar_p=mcnemar(wins, losses) if np.isin([scores.candidate, scores.opponent], (0, 1)).all() else None,
-        rows_needed=needed if finding == "unclear" and describe(metric).more_help else None,
+        rows_needed=needed if finding == "unclear" and mean > bar and describe(metric).more_help else None,
         smallest_visible=sight.smallest(),
         power=sight.power(EFFECT),
     )

@@ -22,10 +22,10 @@ from pydantic import BaseModel, ConfigDict
 from tasks.config import Gate
 from tasks.decide import sentences
 from tasks.decide.comparison import Comparison, Paired, compare
+from tasks.decide.sentences import MOST_FREQUENT
 from tasks.intervals import holm
 
 CANDIDATE = "candidate"
-MOST_FREQUENT = "most_frequent"  # always the most frequent training answer, where answers are labels (constant.py)
 TO_BEAT = ("base", "champion", MOST_FREQUENT)  # all others are only prompted
 
 Because = Literal["", "worse", "regression", "prompting is enough"]
@@ -108,12 +108,22 @@ def decide_scores(evidence: Evidence, gate: Gate, guardrails: Sequence[Guardrail
         gate,
         decision=outcome.decision,
         because=outcome.because,
-        sentence=sentences.of(outcome.decision, outcome.because, outcome.decisive, to_beat, to_match, held),
+        sentence=sentences.of(
+            outcome.decision, outcome.because, outcome.decisive, to_beat, to_match, held, asks_person=gate.approval
+        ),
         comparisons=(*to_beat, *to_match),
         guardrails=tuple(held),
-        rows_needed=outcome.decisive.rows_needed if outcome.decisive else None,
+        rows_needed=_rows_needed(outcome, (*to_beat, *to_match, *held)),
         smallest_visible=max(each.smallest_visible for each in to_beat),
     )
+
+
+def _rows_needed(outcome: _Outcome, comparisons: Sequence[Comparison]) -> int | None:
+    """All comparisons have to hold, so the rows that the longest takes; of a prompt that is enough, its own."""
+    if outcome.decision != "inconclusive":
+        return outcome.decisive.rows_needed if outcome.decisive else None
+    longest = sentences.needs_most(comparisons)
+    return longest.rows_needed if longest else None
 
 
 def _decision(evidence: Evidence, gate: Gate, **found: object) -> Decision:
@@ -171,5 +181,5 @@ def _hardest(comparison: Comparison) -> float:
     return comparison.difference[1] - comparison.bar
 
 
-def _longest(comparison: Comparison) -> int:
-    return -(comparison.rows_needed or 0)
+def _longest(comparison: Comparison) -> float:
+    return -sentences.rows_to_tell(comparison)

@@ -12,6 +12,7 @@ from tasks.metrics import describe
 from tasks.metrics.rows import scores
 
 OF_ALL = {"length_ratio"}  # is that of all characters
+FEW, SHARE = 3, 0.02  # rows, and share of them, under which cut off answers change no figure that is shown
 
 
 def by_row(answers: pa.Table, metric: str) -> dict[str, float]:
@@ -31,6 +32,20 @@ def general_rows(general: pa.Table, metric: str) -> dict[str, float]:
 def clusters(answers: pa.Table) -> dict[str, int]:
     """The cluster of each row."""
     return dict(zip(answers.column("row_id").to_pylist(), answers.column("cluster").to_pylist(), strict=True))
+
+
+def cut_off(answers: pa.Table) -> tuple[str, ...]:
+    """A warning where answers ended at the longest that was asked for while their references go on."""
+    stopped, lengths, wanted = (
+        answers.column(name).to_numpy() for name in ("stopped", "num_tokens", "num_reference_tokens")
+    )
+    number = int((~stopped & (lengths < wanted)).sum())
+    if number < max(FEW, SHARE * len(answers)):
+        return ()
+    return (
+        f"{number:,} of {len(answers):,} answers were cut off at {lengths.max():,} tokens where their references go "
+        "on: only beginnings are compared; raise evaluation.max_new_tokens",
+    )
 
 
 def own_intervals(answers: pa.Table, metrics: Sequence[str], confidence: float) -> dict[str, Interval]:
@@ -58,8 +73,8 @@ def _interval(answers: pa.Table, metric: str, of_rows: Floats, confidence: float
         else np.ones(len(of_rows))
     )
     evidence = by_cluster(of_rows * weights, clusters, weights)
-    worst, best = described.low, described.high
-    if math.isinf(best):
-        worst, best = float(of_rows.min()), float(of_rows.max())
-    mean, (low, high) = evidence.mean(), evidence.with_pair(worst, best).bounds(confidence)
-    return max(worst, min(low, mean)), mean, min(best, max(high, mean))
+    pair = described.low, described.high
+    if not np.isin(of_rows, pair).all():  # graded scores seldom come near both ends
+        pair = float(of_rows.min()), float(of_rows.max())
+    mean, (low, high) = evidence.mean(), evidence.with_pair(*pair).bounds(confidence)
+    return max(described.low, min(low, mean)), mean, min(described.high, max(high, mean))

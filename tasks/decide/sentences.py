@@ -4,17 +4,19 @@ A mean stands before its interval, .84 is +.82 [.75, .86] above the base; each b
 gate.confidence.
 """
 
+import math
 from collections.abc import Sequence
 
-from tasks.decide.comparison import Comparison
+from tasks.decide.comparison import SMALLEST_EFFECT, Comparison
 from tasks.metrics import describe
 
+PASSED = "Passed"  # begins the sentence of what a person has to approve
+MOST_FREQUENT = "most_frequent"  # always the most frequent training answer, where answers are labels (constant.py)
 WHO = {
     "few_shot": "the few-shot prompt",
     "retrieval": "the retrieval prompt",
-    "most_frequent": "the most frequent answer",
+    MOST_FREQUENT: "the most frequent training answer",
 }
-UNSAID = "most_frequent"  # where it is beaten
 
 
 def invalid(fault: str) -> str:
@@ -29,21 +31,36 @@ def of(
     to_beat: Sequence[Comparison],
     to_match: Sequence[Comparison],
     held: Sequence[Comparison] = (),
+    *,
+    asks_person: bool = False,
 ) -> str:
     """The sentence of a decision; `decisive` is the comparison that it fails on, None if on none.
+
+    What a person still has to approve (`asks_person`) has passed the gate, and is not promoted.
 
     Guardrails in `held` that fail besides are named too: whoever mends the first thing should know of the second.
     """
     if decisive is None:
-        return _promoted(to_beat, to_match)
+        return f"{PASSED if asks_person else 'Promoted'}: {_better(to_beat, to_match)}"
     others = [each for each in held if each.difference[1] < each.bar and each is not decisive]
-    return _failed(decision, because, decisive) + "".join(
+    longest = needs_most((*to_beat, *to_match, *held)) or decisive
+    return _failed(decision, because, decisive, longest) + "".join(
         f" Besides, {_what(each)} is worse than {_theirs(each)} by more than the {_number(-each.bar)} allowed."
         for each in others
     )
 
 
-def _failed(decision: str, because: str, decisive: Comparison) -> str:
+def needs_most(comparisons: Sequence[Comparison]) -> Comparison | None:
+    """Of those that are open the one that more rows would tell last, since all have to hold; None where none would."""
+    return max((each for each in comparisons if rows_to_tell(each)), key=rows_to_tell, default=None)
+
+
+def rows_to_tell(comparison: Comparison) -> float:
+    """The rows that would show the candidate above the bar: inf where it is behind, 0 where it is not open."""
+    return math.inf if comparison.is_behind else comparison.rows_needed or 0
+
+
+def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison) -> str:
     theirs = f"{_theirs(decisive)}{_by(decisive)}"
     if because == "worse":
         return f"Kept: {_what(decisive)} is not {_than(decisive)} {theirs}: {_on(decisive)}."
@@ -51,7 +68,7 @@ def _failed(decision: str, because: str, decisive: Comparison) -> str:
         return f"Kept: a regression: {_what(decisive)} is worse than {theirs}: {_on(decisive)}."
     if because == "prompting is enough":
         return _prompting(decisive)
-    needed = f"; about {_rounded_up(decisive.rows_needed):,} would be needed" if decisive.rows_needed else ""
+    needed = _needed(decisive, longest)
     if decisive.bar < 0:  # a guardrail
         return (
             f"Inconclusive: better, but not surely without a regression: {_what(decisive)} may be worse than {theirs}: "
@@ -63,22 +80,38 @@ def _failed(decision: str, because: str, decisive: Comparison) -> str:
     )
 
 
-def _promoted(to_beat: Sequence[Comparison], to_match: Sequence[Comparison]) -> str:
+def _better(to_beat: Sequence[Comparison], to_match: Sequence[Comparison]) -> str:
     than = _than(to_beat[0])
-    beaten = " and ".join(f"{_gain(each)} {than} {who(each.opponent)}" for each in to_beat if each.opponent != UNSAID)
+    said = [each for each in to_beat if each.opponent != MOST_FREQUENT]  # which any good model beats
+    beaten = " and ".join(f"{_gain(each)} {than} {who(each.opponent)}" for each in said)
     matched = " and ".join(f"{who(each.opponent)} ({_gain(each)})" for each in to_match)
     as_good = f", and at least as good as {matched}," if matched else ""
-    return f"Promoted: {_what(to_beat[0])} is {beaten}{as_good} on {to_beat[0].num_rows:,} test rows."
+    return f"{_what(to_beat[0])} is {beaten}{as_good} on {to_beat[0].num_rows:,} test rows."
 
 
 def _prompting(decisive: Comparison) -> str:
     if decisive.difference[2] < 0:
         return f"Kept: prompting is enough: {_what(decisive)} is worse than {_theirs(decisive)}: {_on(decisive)}."
-    needed = f"; about {_rounded_up(decisive.rows_needed):,} would be needed" if decisive.rows_needed else ""
+    needed = _needed(decisive, decisive)
     return (
         f"Kept: prompting is enough: {_what(decisive)} is not surely as good as {_theirs(decisive)} "
         f"({_number(-decisive.bar)} worse would do): {_on(decisive)}{needed}."
     )
+
+
+def _needed(decisive: Comparison, longest: Comparison) -> str:
+    """How many rows would do for which gain; none would where the candidate is behind."""
+    beside = "" if longest is decisive else f" beside {who(longest.opponent)}"
+    if longest.is_behind:
+        return f"; more rows would rather speak against it{beside}"
+    if not longest.rows_needed:
+        return ""
+    gain = max(longest.difference[1], longest.bar + SMALLEST_EFFECT)
+    return f"; about {_rounded_up(longest.rows_needed):,} would be needed for {_signed(gain)}{beside}"
+
+
+def _signed(gain: float) -> str:
+    return f"{'+' if gain >= 0 else ''}{_number(gain)}"
 
 
 def who(opponent: str) -> str:

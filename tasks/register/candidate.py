@@ -206,7 +206,11 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
     lines = [
         candidate.verdict.sentence,
         "",
-        *(("With gate.approval a person decides on the alias: see the model version.", "") if asks else ()),
+        *(
+            (f"A person decides whether it is promoted: tunewright release history {candidate.name}", "")
+            if asks
+            else ()
+        ),
         f"[The verdict page](#/experiments/{experiment_id}/runs/{run_id}/artifacts/{PAGE}) has the answers row by row "
         "and what to try next.",
         "",

@@ -157,7 +157,7 @@ def _moved(
     asked = rehearsal.again(client, version)
     event = move(client, registry, version, what, held, by, why)
     if what != "rolled back" or standing(version, registry) in FINAL:
-        set_standing(client, registry, version, "approved", by, why)
+        set_standing(client, registry, version, "approved", by, why, what)
     return Decision(event=event, sentence=verdict_of(version), rehearsed=asked)
 
 

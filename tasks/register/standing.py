@@ -4,6 +4,7 @@ Kept in tags of the version, `approval` and those that begin with it, and said i
 which is what MLflow's lists show.
 """
 
+import html
 from typing import TYPE_CHECKING
 
 from tasks.config import Registry
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
 
 TAG = "approval"
 SENTENCE = "sentence"  # tag: of the verdict
+SAID = {  # of a state, or of how it came to be approved
+    "waiting": "waiting",
+    "approved": "approved",
+    "promoted by hand": "promoted by hand",
+    "rolled back": "rolled back to",
+    "rejected": "rejected",
+    "superseded": "superseded",
+    "withdrawn": "rolled back",
+}
 FINAL = ("rejected", "withdrawn")  # what a person decided against: no pipeline moves the alias to it
 
 
@@ -25,26 +35,38 @@ def standing(version: "ModelVersion", registry: Registry) -> str:
 
 
 def set_standing(
-    client: "MlflowClient", registry: Registry, version: "ModelVersion", state: str, by: str = "", why: str = ""
+    client: "MlflowClient",
+    registry: Registry,
+    version: "ModelVersion",
+    state: str,
+    by: str = "",
+    why: str = "",
+    what: str = "",
 ) -> None:
-    """Notes how a version stands; `by` superseded is the version that took its place."""
-    values = {"alias": registry.alias, "by": by, "when": now(), "reason": why}
+    """Notes how a version stands; `by` superseded is the version that took its place.
+
+    `what` is how it was approved, if not by an approval. MLflow's run says it in its verdict, for lists of runs.
+    """
+    values = {"alias": registry.alias, "by": by, "when": now(), "reason": why, "what": what}
     for key, value in values.items():
         client.set_model_version_tag(registry.name, version.version, f"{TAG}.{key}", value)
     client.set_model_version_tag(registry.name, version.version, TAG, state)  # last: it stands when all of it does
     head(client, registry, str(version.version))
+    client.set_tag(str(version.run_id), "verdict", f"{version.tags.get('verdict', '')}; {SAID[what or state]}")
 
 
 def clear(client: "MlflowClient", version: "ModelVersion") -> None:
     """Ends the wait of a version on which there is another verdict by now."""
     client.delete_model_version_tag(version.name, version.version, TAG)
+    client.set_tag(str(version.run_id), "verdict", version.tags.get("verdict", ""))
 
 
 def head(client: "MlflowClient", registry: Registry, number: str) -> None:
     """Makes the first line of a version's description what became of it."""
     version = client.get_model_version(registry.name, number)
     _, _, rest = str(version.description or "").partition("\n")
-    client.update_model_version(registry.name, number, f"{said(version, registry)}\n{rest}")
+    first = html.escape(said(version, registry), quote=False)  # it is Markdown, and has what people wrote
+    client.update_model_version(registry.name, number, f"{first}\n{rest}")
 
 
 def said(version: "ModelVersion", registry: Registry) -> str:
@@ -54,10 +76,11 @@ def said(version: "ModelVersion", registry: Registry) -> str:
     on = f"on {tags.get(f'{TAG}.when', '')[:10]}"
     match standing(version, registry):
         case "waiting":
-            waits = sentence.removeprefix("Promoted: ").removesuffix(".")
+            waits = sentence.partition(": ")[2].removesuffix(".")
             return f"Waiting: {waits}; a person has to say yes: {command(version)}"
         case "approved":
-            return f"{sentence} Approved by {by} {on}: {why}"
+            how = SAID.get(tags.get(f"{TAG}.what", ""), "approved")
+            return f"{sentence} {how[0].upper()}{how[1:]} by {by} {on}: {why}"
         case "rejected":
             return f"Rejected by {by} {on}: {why}. Its verdict was: {sentence}"
         case "withdrawn":

@@ -36,7 +36,11 @@ from tasks.metrics.rows import scores
 Comparison = dict[str, Any]  # of verdict.json (tasks/decide/comparison.py)
 
 CANDIDATE, BASE = "candidate", "base"
-TITLES = {"few_shot": "few-shot prompt", "retrieval": "retrieval prompt", "most_frequent": "most frequent answer"}
+TITLES = {
+    "few_shot": "few-shot prompt",
+    "retrieval": "retrieval prompt",
+    "most_frequent": "most frequent training answer",
+}
 
 
 def title(contender: str) -> str:

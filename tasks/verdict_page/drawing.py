@@ -78,6 +78,8 @@ def _drawn(comparison: Comparison, scale: Scale) -> Drawn:
 def _finding(comparison: Comparison) -> str:
     bar, found = comparison["bar"], comparison["finding"]
     if bar < 0:
+        if found == "above" and comparison["difference"][2] < 0:
+            return f"worse, by less than {number(-bar)}"
         said = {"above": "at least as good", "below": "not as good", "unclear": "not surely as good"}
         return f"{said[found]}, within {number(-bar)}"
     than = f" by more than {number(bar)}" if bar else ""

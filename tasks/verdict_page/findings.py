@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Iterator
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tasks.metrics import describe
 from tasks.verdict_page.case import CANDIDATE, Case
@@ -95,23 +95,45 @@ def _rare(case: Case, num_wrong: int) -> Found:
         )
 
 
+def cut_off(case: Case) -> Found:
+    """Answers that were cut off before their references end."""
+    cut, num_rows = int(_is_cut(case).sum()), len(case.said)
+    if _are_many(cut, num_rows):
+        longest = int(case.column(CANDIDATE, "num_tokens").max())
+        yield Suggestion(
+            "Raise evaluation.max_new_tokens first, since the rest of this page may follow from it",
+            f"{cut:,} of {num_rows:,} answers were cut off at {longest:,} tokens where their references go on",
+            "contenders",
+        )
+
+
 def unstopped(case: Case) -> Found:
-    """Answers that went on until they were cut off."""
-    stopped = case.column(CANDIDATE, "stopped")
-    cut, wanted = int((~stopped).sum()), case.column(CANDIDATE, "num_reference_tokens")
-    if cut < FEW or cut < UNSTOPPED * len(stopped):
-        return
-    longest = int(case.column(CANDIDATE, "num_tokens").max())
-    too_long = int((wanted > longest).sum())
-    advice = "Raise evaluation.max_new_tokens" if too_long else "Train longer, so that it learns to stop"
-    because = f"{cut:,} of {len(stopped):,} answers were cut off at {longest:,} tokens"
-    yield Suggestion(advice, f"{because}, and {too_long:,} references are longer than that", "contenders")
+    """Answers that went on beyond their references until they were cut off."""
+    cut, num_rows = int((~case.column(CANDIDATE, "stopped") & ~_is_cut(case)).sum()), len(case.said)
+    if _are_many(cut, num_rows):
+        yield Suggestion(
+            "Train longer, so that it learns to stop",
+            f"{cut:,} of {num_rows:,} answers went on beyond their references until they were cut off",
+            "contenders",
+        )
+
+
+def _is_cut(case: Case) -> Any:
+    """Of each row, whether the answer was cut off before its reference ends."""
+    lengths, wanted = (case.column(CANDIDATE, name) for name in ("num_tokens", "num_reference_tokens"))
+    return ~case.column(CANDIDATE, "stopped") & (lengths < wanted)
+
+
+def _are_many(cut: int, num_rows: int) -> bool:
+    return cut >= FEW and cut >= UNSTOPPED * num_rows
 
 
 def lengths(case: Case) -> Found:
     """Answers that are much shorter or longer than they should be."""
     scores = next(each.scores for each in case.answers if each.contender == CANDIDATE)
     ratio = scores.get("length_ratio", 1.0)
+    if ratio < 1 and _are_many(int(_is_cut(case).sum()), len(case.said)):
+        return  # that is why
     if not LENGTHS[0] <= ratio <= LENGTHS[1]:
         yield Suggestion(
             "Look whether the answers leave something out" if ratio < 1 else "Look what the answers say too much",

@@ -18,7 +18,6 @@ from tasks.verdict_page.mistakes import Mistakes
 from tasks.verdict_page.suggestions import Suggestion
 from tasks.verdict_page.wins import Shown
 
-NAMES = {"promote": "Promoted", "keep": "Kept", "inconclusive": "Inconclusive", "invalid": "Invalid"}
 STYLES = {"promote": "good", "keep": "bad", "inconclusive": "warn", "invalid": "bad"}
 REASONS = 8  # for which most rows were set aside
 
@@ -26,8 +25,7 @@ REASONS = 8  # for which most rows were set aside
 def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]) -> str:
     """The page; every text in it is escaped."""
     decided, verdict = case.decided, case.verdict
-    name = NAMES[verdict.decision]
-    said = verdict.sentence.removeprefix(f"{name}: ")
+    name, _, said = verdict.sentence.partition(": ")
     drawn, took = charts(case.curves), costs(case)
     return template(Path(__file__).with_suffix(".html")).render(
         case=case,

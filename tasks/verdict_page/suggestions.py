@@ -8,7 +8,7 @@ from tasks import curves
 from tasks.account import reasons
 from tasks.verdict_page.case import BASE, CANDIDATE, Case, title
 from tasks.verdict_page.drawing import interval, number, words
-from tasks.verdict_page.findings import RARE_ANSWERS, Found, Suggestion, lengths, mistakes, parts, unstopped
+from tasks.verdict_page.findings import RARE_ANSWERS, Found, Suggestion, cut_off, lengths, mistakes, parts, unstopped
 from tasks.verdict_page.mistakes import Mistakes
 
 MOST = 8
@@ -19,6 +19,7 @@ SET_ASIDE = 0.05  # of the records read, from which on it is much
 def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
     """What to try next, what decided first; `made` are the candidate's mistakes."""
     rules: tuple[Callable[[Case], Found], ...] = (
+        cut_off,
         undecided,
         broken_guardrails,
         prompting_is_enough,
@@ -45,6 +46,7 @@ def undecided(case: Case) -> Found:
     if case.verdict.decision != "inconclusive" or not needed or not open_ones:
         return
     hardest = max(open_ones, key=lambda each: each["rows_needed"])
+    needed = hardest["rows_needed"]
     gain = interval(hardest["difference"], signed=True)
     because = (
         f"beside the {title(hardest['opponent'])} it is {gain}, and {num_rows:,} test rows show a gain of "
@@ -126,7 +128,7 @@ def data(case: Case) -> Found:
     if account.quarantined > SET_ASIDE * account.read:
         reason, count = next(iter(reasons(case.rows, case.checked, case.splits, case.tokens).items()))
         yield Suggestion(
-            "Mend the records that were set aside",
+            "Look at the records that were set aside",
             f"{account.quarantined:,} of {account.read:,} records were, {count:,} of them for {reason}",
             "data",
         )
