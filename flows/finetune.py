@@ -133,7 +133,9 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     judged = None
     if s.judge.url:
         asked = tuple(answers[name] for name in ("candidate", "base", "champion") if name in answers)
-        judged = call(ask_judge, answers=asked, splits=splits, url=s.judge.url, model=s.judge.model, rows=s.judge.rows)
+        judged = call.opinion(
+            ask_judge, answers=asked, splits=splits, url=s.judge.url, model=s.judge.model, rows=s.judge.rows
+        )
     page = call(
         verdict_page,
         name=s.registry.name,

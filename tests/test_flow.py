@@ -32,7 +32,8 @@ from tasks.config import (
     Stage,
     Training,
 )
-from tasks.errors import DataError
+from tasks.errors import DataError, JudgeError
+from tasks.judge import judge
 from tasks.register import release
 
 SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
@@ -170,6 +171,21 @@ def test_each_verdict_has_its_state(settings: Settings, done: tuple[Path, State[
         assert verdict
         assert state.name == name
         assert (state.message or "").startswith(f"{verdict.sentence.removesuffix('.')}. 10 stages unchanged, about ")
+
+
+def test_a_judge_that_does_not_answer_costs_no_verdict(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: Any) -> None:
+        raise JudgeError("no answer after 5 attempts")
+
+    monkeypatch.setattr("flows.finetune.ask_judge", judge.with_options(retries=0))
+    monkeypatch.setattr("tasks.judge.replies", silent)
+    asked = changed(settings, "judge", url="http://127.0.0.1:9/v1", model="wise")
+    state = run(asked, until="verdict_page")
+    assert outcome(state).verdict
+    assert outcome(state).page
+    assert outcome(state).judged is None
+    with pytest.raises(JudgeError, match="no answer after 5 attempts"):
+        run(asked, until="judge").result()
 
 
 def test_a_version_that_waits_for_a_person_is_said_everywhere_until_one_decides(settings: Settings) -> None:

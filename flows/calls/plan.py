@@ -56,6 +56,10 @@ class Plan(Calls):
             raise Unknown
         return last
 
+    def opinion(self, task: Task[Any, Any], **inputs: Any) -> Any:
+        """As any other stage."""
+        return self(task, **inputs)
+
     def _because(self, stage: str, found: Found[Any], earlier: Earlier[Any] | None, *, is_known: bool) -> Iterator[str]:
         """Why it would run, if it would; of what an earlier stage has said nothing again."""
         read = json.dumps(found.ingredients)

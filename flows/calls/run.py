@@ -14,6 +14,7 @@ from tasks import ledger, pipelines, versions
 from tasks.artifacts import Adapter, Answers, CheckedRows, Contender, Registered, Rows, Splits, UniqueRows, Verdict
 from tasks.caching import seconds_of
 from tasks.config import Registry, Settings
+from tasks.errors import JudgeError
 from tasks.register.release import as_now
 from tasks.versions import Before
 
@@ -46,6 +47,16 @@ class Run(Calls):
             log.info("  cached: %s", step.message)
         self.keep(step, last_of_stage=last_of_stage)
         return record
+
+    def opinion(self, task: Task[Any, Any], **inputs: Any) -> Any:
+        """The record of a stage that decides nothing, or None where it fails for now: the verdict stands without it."""
+        try:
+            return self(task, **inputs)
+        except JudgeError as error:
+            if self.until == task.name:
+                raise
+            log.warning("%s; the verdict stands without it, and the next run asks again", error)
+            return None
 
     def accept(self, before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits) -> None:
         """Enters the data into the accepted versions; then split has reached its end."""
