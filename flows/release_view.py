@@ -11,6 +11,7 @@ from rich.text import Text
 from tasks.config import Registry
 from tasks.register.history import Event
 from tasks.register.release import Decision, History
+from tasks.register.standing import SAID
 
 
 def show_history(console: Console, registry: Registry, history: History) -> None:
@@ -91,7 +92,7 @@ def _of(registry: Registry) -> str:
 
 def _what(event: Event) -> str:
     """What was done to the version: "rolled back" alone would be said of the other one."""
-    return "rolled back to" if event.what == "rolled back" else event.what
+    return SAID.get(event.what, event.what)
 
 
 def _moved(event: Event) -> tuple[str, str]:

@@ -4,17 +4,15 @@ Prefect starts it in the run's own process group. There Ctrl-C and a closed term
 minutes for it before it can say how it ended; and where the run is killed, the server stays.
 """
 
-import ctypes
 import signal
 import subprocess
-import sys
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 from prefect.settings import PREFECT_API_URL
 
-PR_SET_PDEATHSIG = 1
+from tasks.parent import end_with_parent
 
 
 def outlive_signals() -> None:
@@ -23,11 +21,7 @@ def outlive_signals() -> None:
         return
     from prefect.server.api import server
 
-    start = partial(subprocess.Popen, start_new_session=True, preexec_fn=_end_with_parent)
+    end_with_run = partial(end_with_parent, signal.SIGTERM)
+    start = partial(subprocess.Popen, start_new_session=True, preexec_fn=end_with_run)
     module: Any = server
     module.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": start})
-
-
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

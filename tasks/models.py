@@ -70,12 +70,15 @@ def look_up(reference: str, revision: str | None) -> None:
     if reference.startswith("package:") or Path(reference).expanduser().is_dir():
         return
     from huggingface_hub import model_info, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage] of the library it uses, another with each version
+    )
 
-    if isinstance(try_to_load_from_cache(reference, "config.json", revision=revision), str):
-        return
     try:
-        model_info(reference, revision=revision, timeout=HUB_SECONDS)
-    except Exception as error:  # of its HTTP library, which is another one with each of its versions
+        if not isinstance(try_to_load_from_cache(reference, "config.json", revision=revision), str):
+            model_info(reference, revision=revision, timeout=HUB_SECONDS)
+    except (OSError, HTTPError, HFValidationError) as error:
         raise _is_nowhere(reference, error) from error
 
 

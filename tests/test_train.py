@@ -222,7 +222,7 @@ def process(job: trainer.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """`process(fit)` is the trainer's main program in this process, with `fit()` for what it does; its exit code."""
     from tasks.trainer import __main__ as program
 
-    monkeypatch.setattr(program, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(program, "end_with_parent", lambda by: None)
     monkeypatch.setattr(program, "WAIT_SECONDS", 0.0)
     (tmp_path / "job.json").write_text(job.model_dump_json())
 

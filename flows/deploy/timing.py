@@ -7,17 +7,16 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, NoSchedule, RRuleSchedule
+from prefect.client.schemas.schedules import SCHEDULE_TYPES, IntervalSchedule, NoSchedule, RRuleSchedule
 from pydantic import TypeAdapter
 
 from tasks.errors import ConfigError
 from tasks.progress import duration
 
 DAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
-Schedule = CronSchedule | IntervalSchedule | RRuleSchedule | NoSchedule
 
 
-def in_words(schedule: Schedule) -> str:
+def in_words(schedule: SCHEDULE_TYPES) -> str:
     """Such as "every day at 03:00 UTC", "every 30 s"; what is none of the simple ones as it stands."""
     if isinstance(schedule, NoSchedule):
         return "never"
@@ -33,7 +32,7 @@ def in_words(schedule: Schedule) -> str:
     return f"every {'day' if day == '*' else DAYS[int(day)]} at {int(hour):02}:{int(minute):02} {zone}"
 
 
-def next_times(schedule: Schedule, count: int = 2) -> Sequence[datetime]:
+def next_times(schedule: SCHEDULE_TYPES, count: int = 2) -> Sequence[datetime]:
     """When it is due next, as Prefect's own scheduler reckons."""
     if isinstance(schedule, NoSchedule):
         return []
@@ -43,14 +42,14 @@ def next_times(schedule: Schedule, count: int = 2) -> Sequence[datetime]:
     return asyncio.run(there.get_dates(count))
 
 
-def require_due(file: Path, schedules: Sequence[Schedule | None]) -> None:
+def require_due(file: Path, schedules: Sequence[SCHEDULE_TYPES | None]) -> None:
     """Raises ConfigError on one that is never due, such as a 31st of February."""
-    for schedule in schedules:
+    for schedule in filter(None, schedules):
         try:
-            times = next_times(schedule, 1) if schedule else [None]
+            times = next_times(schedule, 1)
         except ValueError:  # of croniter, which Prefect has a copy of
             times = []
-        if schedule and not times:
+        if not times:
             raise ConfigError(f"{file}: schedules: {in_words(schedule)}: there is no such time to come")
 
 

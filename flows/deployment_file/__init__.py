@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from prefect.client.schemas.schedules import SCHEDULE_TYPES
 from prefect.types import BANNED_CHARACTERS
 
 from flows import strict_yaml
-from flows.deployment_file.keys import Schedule, check, mappings, schedule_of
+from flows.deployment_file.keys import check, mappings, schedule_of
 from flows.parameters import DEPLOYMENT_NAME, Parameters, checked, field, flat, named, shown, slug
 from flows.strict_yaml import Document
 from tasks.config import Settings, Source, Stage
@@ -40,7 +41,7 @@ class Pipeline:
     parameters: dict[str, Any]
     origins: dict[str, str]
     work_pool: str = ""  # empty where the file names none
-    schedules: tuple[Schedule | None, ...] | None = None  # None where the file does not say when it is due
+    schedules: tuple[SCHEDULE_TYPES | None, ...] | None = None  # None where the file does not say when it is due
 
 
 def names(path: Path) -> list[str]:

@@ -3,14 +3,12 @@
 from typing import Any
 
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
-from prefect.client.schemas.schedules import construct_schedule
+from prefect.client.schemas.schedules import SCHEDULE_TYPES, construct_schedule
 from pydantic import ValidationError
 
 from flows.parameters import Parameters, shown, unknown
 from flows.strict_yaml import Document
 from tasks.errors import ConfigError
-
-Schedule = Any  # one of prefect.client.schemas.schedules
 
 FILE_KEYS = (
     *("deployments", "definitions", "name", "description", "prefect-version", "required_inputs"),
@@ -67,7 +65,7 @@ def _known(document: Document, at: str, values: dict[str, Any], accepted: tuple[
             raise ConfigError(f"{document.place(full)}: {unknown(full, key, accepted)}")
 
 
-def schedule_of(document: Document, at: str, schedule: dict[str, Any]) -> Schedule | None:
+def schedule_of(document: Document, at: str, schedule: dict[str, Any]) -> SCHEDULE_TYPES | None:
     """The schedule as Prefect makes it, whose own error has no line of the file; None where Prefect fills it in."""
     times = {key: schedule[key] for key in TIME_KEYS if schedule.get(key) is not None}
     if any("{{" in str(value) for value in times.values()):

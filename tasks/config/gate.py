@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.config.metrics import Metric, OwnMetric, deciding, in_range
+from tasks.config.metrics import Metric, OwnMetric, deciding, require_in_range
 from tasks.config.section import Section
 
 GENERAL_TASKS = 0.1  # of gate.general_tasks, where auto has one
@@ -28,8 +28,8 @@ class Guardrail(Section):
         return deciding(metric)
 
     @model_validator(mode="after")
-    def _margin_is_in_range(self) -> Self:
-        in_range(self.metric, "margin", self.margin)
+    def _margin_is_require_in_range(self) -> Self:
+        require_in_range(self.metric, "margin", self.margin)
         return self
 
 
@@ -107,8 +107,8 @@ class Gate(Section):
 
     @model_validator(mode="after")
     def _each_can_be_decided(self) -> Self:
-        in_range(self.metric, "margin", self.margin)
-        in_range(self.metric, "tolerance", self.tolerance)
+        require_in_range(self.metric, "margin", self.margin)
+        require_in_range(self.metric, "tolerance", self.tolerance)
         guarded = [each.metric for each in self.guardrails]
         if twice := [metric for metric in guarded if guarded.count(metric) > 1]:
             raise ValueError(f"guardrails: {twice[0]} stands twice; accepted is each metric once")

@@ -25,7 +25,7 @@ from tasks.caching import cached
 from tasks.config import Gate
 from tasks.decide.constant import most_frequent
 from tasks.decide.decision import CANDIDATE, Decision, Evidence, Guardrail, decide_scores
-from tasks.decide.reading import by_row, clusters, cut_off, general_rows, own_intervals
+from tasks.decide.reading import by_row, clusters, general_rows, own_intervals, warnings
 from tasks.decide.sentences import MOST_FREQUENT
 from tasks.decide.slices import Slice, kinds, slices
 from tasks.errors import retry_transient
@@ -98,7 +98,7 @@ def decide(
         general=suite,
         rows_needed=decision.rows_needed,
         smallest_visible=decision.smallest_visible,
-        warnings=cut_off(tables[CANDIDATE]) if CANDIDATE in tables else (),
+        warnings=warnings(tables[CANDIDATE]) if CANDIDATE in tables else (),
     )
 
 

@@ -1,6 +1,7 @@
 """The candidate beside one opponent: the paired difference on the same rows, and whether it is above a bar."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -42,6 +43,11 @@ class Comparison(BaseModel):
     def is_behind(self) -> bool:
         """Whether it is unclear and more rows would rather speak against the candidate."""
         return self.finding == "unclear" and self.difference[1] <= self.bar
+
+    @property
+    def rows_to_tell(self) -> float:
+        """The rows that would show the candidate above the bar: inf where it is behind, 0 where it is not open."""
+        return math.inf if self.is_behind else self.rows_needed or 0
 
 
 class Paired(NamedTuple):
@@ -89,6 +95,12 @@ def compare(scores: Paired, *, metric: str, opponent: str, bar: float, confidenc
         smallest_visible=sight.smallest(),
         power=sight.power(EFFECT),
     )
+
+
+def needs_most(comparisons: Sequence[Comparison]) -> Comparison | None:
+    """Of those that are open the one that more rows would tell last, since all have to hold; None where none is."""
+    found = (each for each in comparisons if each.rows_to_tell)
+    return max(found, key=lambda each: each.rows_to_tell, default=None)
 
 
 def _sight(differences: Floats, clusters: np.ndarray, bar: float, confidence: float) -> Sight:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.config import Gate
 from tasks.decide import sentences
-from tasks.decide.comparison import Comparison, Paired, compare
+from tasks.decide.comparison import Comparison, Paired, compare, needs_most
 from tasks.decide.sentences import MOST_FREQUENT
 from tasks.intervals import holm
 
@@ -122,7 +122,7 @@ def _rows_needed(outcome: _Outcome, comparisons: Sequence[Comparison]) -> int | 
     """All comparisons have to hold, so the rows that the longest takes; of a prompt that is enough, its own."""
     if outcome.decision != "inconclusive":
         return outcome.decisive.rows_needed if outcome.decisive else None
-    longest = sentences.needs_most(comparisons)
+    longest = needs_most(comparisons)
     return longest.rows_needed if longest else None
 
 
@@ -182,4 +182,4 @@ def _hardest(comparison: Comparison) -> float:
 
 
 def _longest(comparison: Comparison) -> float:
-    return -sentences.rows_to_tell(comparison)
+    return -comparison.rows_to_tell

@@ -9,7 +9,7 @@ import pyarrow as pa
 from tasks.decide.comparison import Interval
 from tasks.intervals import Floats, by_cluster
 from tasks.metrics import describe
-from tasks.metrics.rows import scores
+from tasks.metrics.rows import cut_off, scores
 
 OF_ALL = {"length_ratio"}  # is that of all characters
 FEW, SHARE = 3, 0.02  # rows, and share of them, under which cut off answers change no figure that is shown
@@ -34,16 +34,14 @@ def clusters(answers: pa.Table) -> dict[str, int]:
     return dict(zip(answers.column("row_id").to_pylist(), answers.column("cluster").to_pylist(), strict=True))
 
 
-def cut_off(answers: pa.Table) -> tuple[str, ...]:
+def warnings(answers: pa.Table) -> tuple[str, ...]:
     """A warning where answers ended at the longest that was asked for while their references go on."""
-    stopped, lengths, wanted = (
-        answers.column(name).to_numpy() for name in ("stopped", "num_tokens", "num_reference_tokens")
-    )
-    number = int((~stopped & (lengths < wanted)).sum())
+    number = int(cut_off(answers).sum())
     if number < max(FEW, SHARE * len(answers)):
         return ()
+    longest = max(answers.column("num_tokens").to_pylist())
     return (
-        f"{number:,} of {len(answers):,} answers were cut off at {lengths.max():,} tokens where their references go "
+        f"{number:,} of {len(answers):,} answers were cut off at {longest:,} tokens where their references go "
         "on: only beginnings are compared; raise evaluation.max_new_tokens",
     )
 

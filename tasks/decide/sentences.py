@@ -4,10 +4,9 @@ A mean stands before its interval, .84 is +.82 [.75, .86] above the base; each b
 gate.confidence.
 """
 
-import math
 from collections.abc import Sequence
 
-from tasks.decide.comparison import SMALLEST_EFFECT, Comparison
+from tasks.decide.comparison import SMALLEST_EFFECT, Comparison, needs_most
 from tasks.metrics import describe
 
 PASSED = "Passed"  # begins the sentence of what a person has to approve
@@ -48,16 +47,6 @@ def of(
         f" Besides, {_what(each)} is worse than {_theirs(each)} by more than the {_number(-each.bar)} allowed."
         for each in others
     )
-
-
-def needs_most(comparisons: Sequence[Comparison]) -> Comparison | None:
-    """Of those that are open the one that more rows would tell last, since all have to hold; None where none would."""
-    return max((each for each in comparisons if rows_to_tell(each)), key=rows_to_tell, default=None)
-
-
-def rows_to_tell(comparison: Comparison) -> float:
-    """The rows that would show the candidate above the bar: inf where it is behind, 0 where it is not open."""
-    return math.inf if comparison.is_behind else comparison.rows_needed or 0
 
 
 def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison) -> str:

@@ -1,5 +1,6 @@
 """The scores of each row in an answers.parquet, as evaluate has written them."""
 
+import numpy as np
 import pyarrow as pa
 
 from tasks.errors import ConfigError
@@ -20,6 +21,14 @@ def scores(answers: pa.Table, metric: str) -> Floats:
         there = ", ".join(measured(answers))
         raise ConfigError(f"gate: {metric or 'auto'} was not measured on these rows, only {there}")
     return _numbers(answers, metric)
+
+
+def cut_off(answers: pa.Table) -> np.ndarray:
+    """Whether each row's answer [rows] was cut off while its reference goes on: only beginnings are compared there."""
+    stopped, lengths, wanted = (
+        answers.column(name).to_numpy() for name in ("stopped", "num_tokens", "num_reference_tokens")
+    )
+    return ~stopped & (lengths < wanted)
 
 
 def _numbers(answers: pa.Table, column: str) -> Floats:

@@ -16,15 +16,10 @@ if TYPE_CHECKING:
 
 TAG = "approval"
 SENTENCE = "sentence"  # tag: of the verdict
-SAID = {  # of a state, or of how it came to be approved
-    "waiting": "waiting",
-    "approved": "approved",
-    "promoted by hand": "promoted by hand",
+SAID = {
     "rolled back": "rolled back to",
-    "rejected": "rejected",
-    "superseded": "superseded",
     "withdrawn": "rolled back",
-}
+}  # of what was done to a version; others as they are
 FINAL = ("rejected", "withdrawn")  # what a person decided against: no pipeline moves the alias to it
 
 
@@ -52,7 +47,9 @@ def set_standing(
         client.set_model_version_tag(registry.name, version.version, f"{TAG}.{key}", value)
     client.set_model_version_tag(registry.name, version.version, TAG, state)  # last: it stands when all of it does
     head(client, registry, str(version.version))
-    client.set_tag(str(version.run_id), "verdict", f"{version.tags.get('verdict', '')}; {SAID[what or state]}")
+    client.set_tag(
+        str(version.run_id), "verdict", f"{version.tags.get('verdict', '')}; {SAID.get(what or state, what or state)}"
+    )
 
 
 def clear(client: "MlflowClient", version: "ModelVersion") -> None:
@@ -79,7 +76,8 @@ def said(version: "ModelVersion", registry: Registry) -> str:
             waits = sentence.partition(": ")[2].removesuffix(".")
             return f"Waiting: {waits}; a person has to say yes: {command(version)}"
         case "approved":
-            how = SAID.get(tags.get(f"{TAG}.what", ""), "approved")
+            what = tags.get(f"{TAG}.what") or "approved"
+            how = SAID.get(what, what)
             return f"{sentence} {how[0].upper()}{how[1:]} by {by} {on}: {why}"
         case "rejected":
             return f"Rejected by {by} {on}: {why}. Its verdict was: {sentence}"

@@ -1,7 +1,6 @@
 """`python -m tasks.trainer JOB PARENT_PID`: what the process is, and how it ends."""
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -14,9 +13,9 @@ from pathlib import Path
 from tasks import config
 from tasks.errors import ConfigError
 from tasks.machine import num_cores
+from tasks.parent import end_with_parent
 from tasks.trainer import FAILED, INTERRUPTED, OUT_OF_MEMORY, Job
 
-PR_SET_PDEATHSIG = 1
 WAIT_SECONDS = 10.0  # for a trainer before this one, whose end is near
 # Of errors without a type of their own: the CPU allocator's, the system's, CUDA's outside of torch's allocator, and
 # those of its libraries cuBLAS, cuDNN and cuSOLVER.
@@ -25,7 +24,7 @@ OUT_OF_MEMORY_WORDS = ("t allocate memory", "cannot allocate memory", "out of me
 
 def main(job_file: Path, parent: int | None = None) -> int:
     """Runs the job of the process `parent` and returns the exit code."""
-    _end_with_parent()
+    end_with_parent(signal.SIGKILL)  # no orphan keeps the device
     if parent not in (None, os.getppid()):
         return INTERRUPTED  # it died before the kernel was asked
     folder = job_file.parent
@@ -51,12 +50,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or the host, has no memory left."""
     message = str(error).lower()
     return isinstance(error, MemoryError) or any(words in message for words in OUT_OF_MEMORY_WORDS)
-
-
-def _end_with_parent() -> None:
-    """Asks the kernel to end this process when its parent dies, however it dies: no orphan keeps the device."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager

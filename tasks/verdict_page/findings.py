@@ -7,9 +7,10 @@ import math
 import statistics
 from collections.abc import Iterator
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tasks.metrics import describe
+from tasks.metrics.rows import cut_off
 from tasks.verdict_page.case import CANDIDATE, Case
 from tasks.verdict_page.drawing import number
 from tasks.verdict_page.mistakes import MISSING, NONE, Mistakes
@@ -95,10 +96,10 @@ def _rare(case: Case, num_wrong: int) -> Found:
         )
 
 
-def cut_off(case: Case) -> Found:
+def too_short_a_limit(case: Case) -> Found:
     """Answers that were cut off before their references end."""
-    cut, num_rows = int(_is_cut(case).sum()), len(case.said)
-    if _are_many(cut, num_rows):
+    cut, num_rows = _num_cut(case), len(case.said)
+    if _is_much(cut, num_rows, UNSTOPPED):
         longest = int(case.column(CANDIDATE, "num_tokens").max())
         yield Suggestion(
             "Raise evaluation.max_new_tokens first, since the rest of this page may follow from it",
@@ -109,8 +110,8 @@ def cut_off(case: Case) -> Found:
 
 def unstopped(case: Case) -> Found:
     """Answers that went on beyond their references until they were cut off."""
-    cut, num_rows = int((~case.column(CANDIDATE, "stopped") & ~_is_cut(case)).sum()), len(case.said)
-    if _are_many(cut, num_rows):
+    cut, num_rows = int((~case.column(CANDIDATE, "stopped")).sum()) - _num_cut(case), len(case.said)
+    if _is_much(cut, num_rows, UNSTOPPED):
         yield Suggestion(
             "Train longer, so that it learns to stop",
             f"{cut:,} of {num_rows:,} answers went on beyond their references until they were cut off",
@@ -118,21 +119,15 @@ def unstopped(case: Case) -> Found:
         )
 
 
-def _is_cut(case: Case) -> Any:
-    """Of each row, whether the answer was cut off before its reference ends."""
-    lengths, wanted = (case.column(CANDIDATE, name) for name in ("num_tokens", "num_reference_tokens"))
-    return ~case.column(CANDIDATE, "stopped") & (lengths < wanted)
-
-
-def _are_many(cut: int, num_rows: int) -> bool:
-    return cut >= FEW and cut >= UNSTOPPED * num_rows
+def _num_cut(case: Case) -> int:
+    return int(cut_off(case.tables[CANDIDATE]).sum())
 
 
 def lengths(case: Case) -> Found:
     """Answers that are much shorter or longer than they should be."""
     scores = next(each.scores for each in case.answers if each.contender == CANDIDATE)
     ratio = scores.get("length_ratio", 1.0)
-    if ratio < 1 and _are_many(int(_is_cut(case).sum()), len(case.said)):
+    if ratio < 1 and _is_much(_num_cut(case), len(case.said), UNSTOPPED):
         return  # that is why
     if not LENGTHS[0] <= ratio <= LENGTHS[1]:
         yield Suggestion(
@@ -165,5 +160,5 @@ def parts(case: Case) -> Found:
         )
 
 
-def _is_much(count: int, of: int) -> bool:
-    return count >= FEW and count >= SHARE * of
+def _is_much(count: int, of: int, share: float = SHARE) -> bool:
+    return count >= FEW and count >= share * of

@@ -8,7 +8,16 @@ from tasks import curves
 from tasks.account import reasons
 from tasks.verdict_page.case import BASE, CANDIDATE, Case, title
 from tasks.verdict_page.drawing import interval, number, words
-from tasks.verdict_page.findings import RARE_ANSWERS, Found, Suggestion, cut_off, lengths, mistakes, parts, unstopped
+from tasks.verdict_page.findings import (
+    RARE_ANSWERS,
+    Found,
+    Suggestion,
+    lengths,
+    mistakes,
+    parts,
+    too_short_a_limit,
+    unstopped,
+)
 from tasks.verdict_page.mistakes import Mistakes
 
 MOST = 8
@@ -19,7 +28,7 @@ SET_ASIDE = 0.05  # of the records read, from which on it is much
 def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
     """What to try next, what decided first; `made` are the candidate's mistakes."""
     rules: tuple[Callable[[Case], Found], ...] = (
-        cut_off,
+        too_short_a_limit,
         undecided,
         broken_guardrails,
         prompting_is_enough,
