@@ -67,12 +67,12 @@ def run(
     """
     console = console_of(as_json)
     with one_line_errors(as_json):
+        prepare(console, quiet=quiet, verbose=verbose)
         pipeline = load(file, deployment, assignments, until, refresh)
         if require_promotion and STAGES.index(pipeline.until) < STAGES.index("decide"):
             raise ConfigError(
                 f"--require-promotion: a run that ends with {pipeline.until} has no verdict; leave it out"
             )
-        prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
         config.make_home()
         from flows import calls, deployment_file, report, temporary_server, terminal
         from flows.finetune import finetune
@@ -85,7 +85,7 @@ def run(
         sections = {name: getattr(pipeline.settings, name) for name in config.Settings.model_fields}
         with deployment_file.placed(pipeline), looked_at(pipeline.settings):
             calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)  # before a server starts for the run
-            temporary_server.outlive_signals()
+            temporary_server.start()
             state: Any = finetune(**sections, until=pipeline.until, refresh=pipeline.refresh, return_state=True)
             result = state.result(raise_on_failure=False)
             if isinstance(result, BaseException):
@@ -121,8 +121,8 @@ def plan(
     """Say which stages a run would execute and why, and what training would take; nothing is run."""
     console = console_of(as_json)
     with one_line_errors(as_json):
+        prepare(console, quiet=quiet, verbose=verbose)
         pipeline = load(file, deployment, assignments, until, refresh)
-        prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
         from flows import calls, deployment_file, plan_command, plan_view, terminal
 
         with deployment_file.placed(pipeline):
@@ -155,8 +155,8 @@ def compare(
     """
     console = console_of(as_json)
     with one_line_errors(as_json):
+        prepare(console, quiet=quiet, verbose=verbose)
         pipeline = load(file, deployment, assignments)
-        prepare(pipeline.settings, console, quiet=quiet, verbose=verbose)
         from flows import compare_command, deployment_file, temporary_server
 
         asked = compare_command.variants(pipeline, vary or [])
@@ -165,7 +165,7 @@ def compare(
         from flows.compare import compare as compare_flow
 
         with deployment_file.placed(pipeline):
-            temporary_server.outlive_signals()
+            temporary_server.start()
             state: Any = compare_flow(pipeline.settings, variants, seeds, prune, return_state=True)
             found = state.result(raise_on_failure=False)
             if isinstance(found, BaseException):
@@ -189,10 +189,10 @@ def data(
     """Show the stages and versions behind the data, or a row's whole life; nothing is run."""
     console = console_of(as_json)
     with one_line_errors(as_json):
+        prepare(console)
         pipeline = load(file, deployment, assignments)
         if sum(given is not None for given in (row, line, text)) > 1:
             raise ConfigError("--row, --line and --text each name a row: give one of them")
-        prepare(pipeline.settings, console, quiet=True, verbose=False)
         from flows import data_command, data_json, data_view, deployment_file
 
         what = repeated(file, assignments)

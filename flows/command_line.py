@@ -43,13 +43,18 @@ def load(
     until: str | None = None,
     refresh: list[str] | None = None,
 ) -> Any:
-    """The pipeline of a file, with what the command line changes. Raises ConfigError."""
+    """The pipeline of a file, with what the command line changes, in the environment that it asks for.
+
+    Raises ConfigError.
+    """
     from flows import deployment_file
 
     given = list(assignments or [])
     given += [] if until is None else [f"until={_stage('--until', until)}"]
     given += [f"refresh=[{', '.join(_stage('--refresh', stage) for stage in refresh)}]"] if refresh else []
-    return deployment_file.override(deployment_file.load(file, deployment), given)
+    pipeline = deployment_file.override(deployment_file.load(file, deployment), given)
+    config.prepare_environment(pipeline.settings)
+    return pipeline
 
 
 def _stage(option: str, name: str) -> str:
@@ -63,15 +68,10 @@ def repeated(file: Path, assignments: list[str] | None) -> str:
     return shlex.join([str(file), *(text for change in assignments or [] for text in ("--set", change))])
 
 
-def prepare(settings: config.Settings, console: Console, *, quiet: bool, verbose: bool) -> None:
-    """Environment and logs, before Prefect is imported and reads them."""
-    config.prepare_environment(settings)
-    prefect_environment(verbose=verbose)
+def prepare(console: Console, *, quiet: bool = True, verbose: bool = False) -> None:
+    """Environment and logs, before Prefect is imported and reads its server, its database and how much it says."""
+    config.quiet_libraries()
     print_log(console, logging.WARNING if quiet else logging.INFO)
-
-
-def prefect_environment(*, verbose: bool) -> None:
-    """What Prefect reads when it is imported: its server, its database, and how much it says."""
     # Prefect's own view keeps everything; the terminal has ours, and one line for an error instead of a traceback.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tunewright")

@@ -1,14 +1,13 @@
 """The commands that keep the pipeline running as a service."""
 
 import json
-import logging
 import os
 from typing import Annotated
 
 import typer
 
-from flows.command_line import Deployment, File, Json, console_of, one_line_errors, print_log
-from tasks import addresses, config
+from flows.command_line import Deployment, File, Json, console_of, one_line_errors, prepare
+from tasks import addresses
 from tasks.errors import ConfigError
 
 
@@ -51,14 +50,10 @@ def deploy(file: File, deployment: Deployment = None, as_json: Json = False) -> 
     """
     console = console_of(as_json)
     with one_line_errors(as_json):
-        up = addresses.running()
-        api = os.environ.get("PREFECT_API_URL") or (up.api if up else "")
+        prepare(console)
+        up, api = addresses.running(), os.environ.get("PREFECT_API_URL")
         if not api:
             raise ConfigError("no Prefect server: start one with tunewright up, or set PREFECT_API_URL to its address")
-        os.environ["PREFECT_API_URL"] = api
-        config.quiet_libraries()
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-        print_log(console, logging.WARNING)
         from flows import deploy as deploying
         from flows.deploy import view
 

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import ValidationError
 
-from flows.command_line import Json, console_of, one_line_errors, prefect_environment
-from tasks import config
+from flows.command_line import Json, console_of, one_line_errors, prepare
 from tasks.config import Registry
 from tasks.errors import ConfigError
 
@@ -37,7 +36,7 @@ Uri = Annotated[
 def show_history(name: Name, alias: Alias = "champion", tracking_uri: Uri = None, as_json: Json = False) -> None:
     """Show every move of the alias: when, by whom and why; and the versions that wait for a person."""
     with one_line_errors(as_json):
-        registry = _registry(name, alias, tracking_uri)
+        registry = _registry(name, alias, tracking_uri, as_json)
         from flows import release_view
         from tasks.register import release
 
@@ -125,7 +124,7 @@ def rollback(
 def _do(decide: Callable[[Registry], Any], name: str, alias: str, tracking_uri: str | None, as_json: bool) -> None:
     """Decides, and says what came of it."""
     with one_line_errors(as_json):
-        registry = _registry(name, alias, tracking_uri)
+        registry = _registry(name, alias, tracking_uri, as_json)
         from flows import release_view
 
         decided = decide(registry)
@@ -134,10 +133,9 @@ def _do(decide: Callable[[Registry], Any], name: str, alias: str, tracking_uri: 
         print(json.dumps(release_view.decision_json(registry, decided), ensure_ascii=False))
 
 
-def _registry(name: str, alias: str, tracking_uri: str | None) -> Registry:
-    """Where to look; the libraries are told to be quiet before they are imported. Raises ConfigError."""
-    config.quiet_libraries()
-    prefect_environment(verbose=False)
+def _registry(name: str, alias: str, tracking_uri: str | None, as_json: bool) -> Registry:
+    """Where to look. Raises ConfigError."""
+    prepare(console_of(as_json))
     try:
         registry = Registry(alias=alias, tracking_uri=tracking_uri)
     except ValidationError:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 from prefect.settings import PREFECT_API_URL
@@ -62,15 +61,14 @@ def write_files(base: Base, folder: Path) -> None:
 
 
 @pytest.fixture
-def tunewright(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """The command line in this process, which is quick; what it sets for its process is undone."""
+def tunewright(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line in this process, which is quick."""
     monkeypatch.setattr(logging.getLogger("tunewright"), "handlers", [])
 
     def run(*arguments: str) -> Result:
         return CliRunner().invoke(cli.app, list(arguments))
 
-    with patch.dict(os.environ):
-        yield run
+    return run
 
 
 def process(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -110,6 +108,30 @@ def test_help_and_version(tunewright: Run) -> None:
     version = tunewright("--version")
     assert version.exit_code == 0
     assert version.stdout.startswith("tunewright 0.")
+
+
+IMPORTED = """
+import sys
+from flows import cli, operate, release_command
+
+def prepare(*_, **__):
+    print("prefect" in sys.modules)
+    raise SystemExit
+
+for module in (cli, operate, release_command):
+    module.prepare = prepare
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", "a"), ("plan", "a"), ("compare", "a"), ("data", "a"), ("deploy", "a"), ("release", "history", "a")],
+)
+def test_prefect_is_imported_when_its_environment_is_there(arguments: tuple[str, ...]) -> None:
+    """It reads its server and its database once."""
+    done = subprocess.run([sys.executable, "-c", IMPORTED, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_run_for_a_program_writes_one_json_object_and_nothing_else(

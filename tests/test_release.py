@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -252,8 +251,7 @@ def test_a_version_whose_base_is_not_here_cannot_be_approved_here(make: Make, ho
 
 def tunewright(*arguments: str) -> tuple[int, str, dict[str, Any]]:
     """Exit code, what is shown and what a program reads."""
-    with patch.dict(os.environ):
-        done = CliRunner().invoke(cli.app, ["release", *arguments, "--json"])
+    done = CliRunner().invoke(cli.app, ["release", *arguments, "--json"])
     assert done.exception is None or isinstance(done.exception, SystemExit)
     return done.exit_code, done.stderr, json.loads(done.stdout.splitlines()[-1])
 
