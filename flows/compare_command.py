@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.deployment_file import Pipeline, override
-from tasks.comparison import Comparison, row
+from tasks.comparison import Comparison, notes, row
 from tasks.config import Settings
 from tasks.errors import ConfigError
+from tasks.register.tracking import starts_with, tracking_uri
 from tasks.stopped import from_here
 
 SECTIONS = ("method", "training", "compute")
@@ -99,16 +100,23 @@ def show(console: Console, found: Comparison, asked: dict[str, Variant], what: s
         table.add_row(Text(each.variant), *map(Text, row(each).values()), style=style)
     console.print()
     console.print(table)
+    if said := notes(found.ranked):
+        console.print(Text(said, "dim"), soft_wrap=True)
     console.print(Text(f"\n{found.sentence}\n"), soft_wrap=True)
     for trial in (trial for each in found.ranked for trial in each.trials if trial.state == "failed"):
         console.print(Text(f"{trial.variant}, seed {trial.seed}: {trial.said}", "yellow"), soft_wrap=True)
     for name, place in (("comparison", from_here(found.folder / "report.html")), ("MLflow", found.link)):
         console.print(Text.assemble((f"{name:<20}", "bold"), str(place)), soft_wrap=True)
     best = found.ranked[0]
-    if best.state == "finished":
-        changes = shlex.join(text for each in asked[best.variant].assignments for text in ("--set", each))
+    variant = asked[best.variant]
+    changes = shlex.join(text for each in variant.assignments for text in ("--set", each))
+    following = [f"tunewright run {what} {changes}"] if best.state == "finished" else []
+    if opens := starts_with(tracking_uri(variant.settings.registry)):
+        following.append(f"{opens}        # then open the MLflow link above")
+    if following:
         console.print(Text("next", "bold"))
-        console.print(Text(f"  tunewright run {what} {changes}"), soft_wrap=True)
+    for command in following:
+        console.print(Text(f"  {command}"), soft_wrap=True)
 
 
 def as_json(found: Comparison) -> dict[str, Any]:

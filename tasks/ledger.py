@@ -13,8 +13,9 @@ after decide and is no part of the stage, whose verdict depends on the scores al
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -71,9 +72,10 @@ class Rows:
 def enter(
     name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, *, seed: int, recipe: str
 ) -> Verdict:
-    """The verdict with the number of its look, which is entered unless it was before; over gate.looks with a warning.
+    """The verdict with the number of its look, which is entered unless it was before.
 
-    `seed` drew the rows, and `recipe` is what the candidate was made of.
+    With a warning where that is over gate.looks, and where rows that another seed drew are among these. `seed` drew
+    these, and `recipe` is what the candidate was made of.
     """
     rows, file = Rows.of(answers), file_of(name)
     with lock(file):
@@ -91,13 +93,12 @@ def enter(
                 sample=None if is_known else rows.sample,
             )
             _append(file, look)
-    return _said(verdict, _number(looks, candidate.digest, rows), gate, rows)
+    return _said(verdict, looks, candidate.digest, rows, gate, seed)
 
 
-def look_up(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate) -> Verdict:
+def look_up(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, *, seed: int) -> Verdict:
     """What `enter` returns, without entering anything."""
-    rows = Rows.of(answers)
-    return _said(verdict, _number(read(file_of(name)), candidate.digest, rows), gate, rows)
+    return _said(verdict, read(file_of(name)), candidate.digest, Rows.of(answers), gate, seed)
 
 
 def next_number(looks: Sequence[Look], seed: int) -> int:
@@ -126,27 +127,43 @@ def _number(looks: Sequence[Look], candidate: str, rows: Rows) -> int:
     """One more than other candidates were looked at before, each counted as far as it was on these rows."""
     samples = _samples(looks)
     seen: dict[str, float] = {}
-    for look in looks:
-        if _is(look, candidate, rows):
-            break
+    for look in _before(looks, candidate, rows):
         if look.candidate != candidate:
             share = rows.share(samples.get(look.test, ()))
             seen[look.candidate] = max(share, seen.get(look.candidate, 0.0))
     return 1 + round(sum(seen.values()))
 
 
-def _said(verdict: Verdict, number: int, gate: Gate, rows: Rows) -> Verdict:
-    many = (_warning(number, gate, rows.number),) if number > gate.looks else ()
-    return verdict.model_copy(update={"looks": number, "warnings": (*verdict.warnings, *many)})
+def _before(looks: Sequence[Look], candidate: str, rows: Rows) -> Iterable[Look]:
+    """The looks before this candidate's at these rows."""
+    return takewhile(lambda look: not _is(look, candidate, rows), looks)
 
 
-def _warning(number: int, gate: Gate, num_rows: int) -> str:
+def _said(verdict: Verdict, looks: Sequence[Look], candidate: str, rows: Rows, gate: Gate, seed: int) -> Verdict:
+    number, samples = _number(looks, candidate, rows), _samples(looks)
+    tests = {look.test for look in _before(looks, candidate, rows) if look.seed not in (None, seed)}
+    # Of two samples of one set the share in common is known, so of all together that of their union's smallest.
+    before = rows.share(tuple(sorted({row for test in tests for row in samples.get(test, ())})[:SAMPLE]))
+    said = [_seen_before(round(before * rows.number), rows.number)] if before else []
+    said += [_too_many(number, gate, rows.number)] if number > gate.looks else []
+    return verdict.model_copy(update={"looks": number, "warnings": (*verdict.warnings, *said)})
+
+
+def _seen_before(seen: int, number: int) -> str:
+    about = "about " if number > SAMPLE else ""
+    return (
+        f"of these {number:,} test rows {about}{seen:,} were looked at before, as test rows of another split.seed; "
+        "scores of before are of other rows, and do not compare"
+    )
+
+
+def _too_many(number: int, gate: Gate, num_rows: int) -> str:
     advice = (
         "gate.rotate draws others for the next candidate; where those come with this warning too, nearly all rows were "
         "looked at, and new ones are needed"
         if gate.rotate
-        else "take another test set: new rows in a source of their own with side: test, gate.rotate=true, or another "
-        "split.seed, whose test rows an earlier champion may have been trained on"
+        else "best are new rows, in a source of their own with side: test; gate.rotate=true draws others from the rows "
+        "that there are, of which the champion may know some"
     )
     return (
         f"this is look {number} at these {num_rows:,} test rows, and gate.looks={gate.looks}: of so many one can win "

@@ -29,8 +29,8 @@ class Draw(NamedTuple):
             return ""
         last = f" to {self.seed - 1}" if self.seed - 1 > self.asked else ""
         return (
-            f"gate.rotate: the test rows of split.seed={self.asked}{last} were looked at as often as "
-            f"gate.looks={self.most} allows, so split.seed={self.seed} draws others"
+            f"gate.rotate: the test rows of split.seed={self.asked}{last} were looked at gate.looks={self.most} times "
+            f"or more, so split.seed={self.seed} draws others; scores on them do not compare with those of before"
         )
 
     def settings(self, settings: Settings) -> Settings:

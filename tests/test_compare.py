@@ -19,9 +19,9 @@ from flows.compare_command import Variant, show, variants
 from flows.deployment_file import load
 from tasks.artifacts import Base
 from tasks.caching import Cached
-from tasks.comparison import Comparison, Course, Study, Trial, markdown, of
+from tasks.comparison import Comparison, Course, Study, Trial, markdown, notes, of
 from tasks.comparison.ranking import Ranked, rank, sentence
-from tasks.comparison.trials import State
+from tasks.comparison.trials import Look, State
 from tasks.config import Compute, Data, Evaluation, Method, Model, Registry, Settings, Source, Training
 from tasks.errors import ConfigError, Pruned, TrainingError
 from tasks.register.tracking import tracking_uri
@@ -137,9 +137,9 @@ def test_a_training_that_goes_on_is_not_counted_twice() -> None:
     assert [look.step for look in course.looks] == [1, 2, 3]
 
 
-def trial(variant: str, seed: int, value: float | None, measure: str = "loss") -> Trial:
+def trial(variant: str, seed: int, value: float | None, measure: str = "loss", **more: Any) -> Trial:
     state: State = "pruned" if value is None else "finished"
-    return Trial(variant=variant, seed=seed, measure=measure, state=state, looks=(), said="so", value=value)
+    return Trial(variant=variant, seed=seed, measure=measure, state=state, said="so", value=value, looks=(), **more)
 
 
 def ranked(measure: str = "loss", **values: Sequence[float | None]) -> tuple[Ranked, ...]:
@@ -159,6 +159,53 @@ def test_a_variant_is_beaten_by_more_than_seeds_differ_or_not_told_apart() -> No
     assert sentence(found) == "Best by validation loss: best (0.5); 3 seeds do not tell it apart from near."
     alone = ranked(best=[0.50, 0.52, 0.48], far=[0.70, 0.73, 0.69])
     assert sentence(alone).endswith("better than each other one by more than 3 seeds differ.")
+
+
+def even(*variants: dict[str, Any]) -> str:
+    """What is said of variants that seeds do not tell apart, the best first."""
+    values = ([0.50, 0.52, 0.48], [0.51, 0.50, 0.50], [0.50, 0.51, 0.51])
+    trials = [
+        trial(f"v{number}", seed, value, **more)
+        for number, (more, of) in enumerate(zip(variants, values, strict=False))
+        for seed, value in enumerate(of)
+    ]
+    return sentence(rank(trials)).partition("not tell it apart from ")[2]
+
+
+def test_of_variants_as_good_as_the_best_it_is_said_which_takes_less() -> None:
+    small, large = {"learning": 1000, "seconds": 50.0}, {"learning": 4000, "seconds": 50.0}
+    assert even(large, small) == "v1, which trains 1,000 parameters instead of 4,000."
+    assert even(large, large, small) == "v1, or v2, of which v2 trains 1,000 parameters instead of 4,000."
+    assert even(small, large) == even(small, {"learning": 1000, "seconds": 41.0}) == "v1."
+    assert even({"seconds": 200.0}, {"seconds": 100.0}) == "v1, which takes 2 min instead of 3 min."
+
+
+def test_a_best_step_that_is_the_last_is_said() -> None:
+    def ends(**steps: int) -> str:
+        looks = tuple(Look(step=step, planned=20, value=1.0) for step in (10, 20))
+        found = [
+            trial(name, 0, value, best_step=step).model_copy(update={"looks": looks})
+            for value, (name, step) in enumerate(steps.items())
+        ]
+        return sentence(rank(found))
+
+    assert ends(a=20, b=10).endswith(" It was still at its best at its last step: more steps may take it further.")
+    assert "last step" not in ends(a=10, b=20)
+
+
+def test_the_table_says_what_it_means_and_lines_have_numbers_where_these_can_be_read() -> None:
+    looks = tuple(Look(step=step, planned=2, value=1 / step) for step in (1, 2))
+    found = [trial(name, seed, 0.5 + seed) for name in ("a", "b") for seed in range(2)] + [trial("c", 0, None)]
+    assert "± is the standard deviation over the seeds" in notes(rank(found))
+    assert "pruned is not ranked" in markdown(rank(found))
+    assert notes(rank([trial("a", 0, 0.5)])) == ""
+    level = [each.model_copy(update={"looks": looks}) for each in found[:4]]
+    behind = found[4].model_copy(update={"looks": looks[:1]})
+    page = (of([*level, behind], "mine").folder / "report.html").read_text()
+    assert re.findall(r'<text class="(best|finished|pruned)"[^>]*>(\d)</text>', page) == [
+        ("pruned", "3"),
+        ("best", "1"),
+    ]
 
 
 def test_one_seed_proves_nothing_and_says_so() -> None:
@@ -274,6 +321,7 @@ def test_the_winner_is_run_by_its_whole_assignments(tmp_path: Path) -> None:
     show(console, found, tried, "mine.yaml")
     said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "tunewright run mine.yaml --set 'method={kind: full}' --set training.epochs=1" in said
+    assert f"mlflow ui --backend-store-uri {tracking_uri(Registry())}" in said
 
 
 def test_the_command_line_refuses_before_anything_is_trained(tmp_path: Path) -> None:

@@ -254,6 +254,12 @@ def test_a_guardrail_has_to_be_shown_to_hold() -> None:
     assert unsure.rows_needed == unsure.guardrails[0].rows_needed
 
 
+def test_of_tasks_that_cannot_be_added_nobody_asks_for_more() -> None:
+    unsure = guarded(Guardrail(evidence("general_tasks", candidate=right(90), base=right(95)), 0.02))
+    assert unsure.decision == "inconclusive"
+    assert unsure.sentence.endswith(" on 100 general tasks.")
+
+
 def test_guardrails_can_be_of_other_rows_and_a_lower_loss_holds() -> None:
     loss = np.random.default_rng(3).random(30) + 1
     other = evidence("perplexity", candidate=scores(loss), base=scores(loss + 0.3))

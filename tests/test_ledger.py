@@ -1,6 +1,7 @@
 """Looks at the test rows are counted by candidate, go on as the rows grow, and keep the number that they were given."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,15 +41,22 @@ def adapter(digest: str) -> Adapter:
 
 
 def look(
-    candidate: str, rows: list[str], tmp_path: Path, name: str = "triage", most: int = 20, *, rotate: bool = False
+    candidate: str,
+    rows: list[str],
+    tmp_path: Path,
+    name: str = "triage",
+    most: int = 20,
+    *,
+    rotate: bool = False,
+    seed: int = 0,
 ) -> Verdict:
     folder = tmp_path / f"{candidate}-{len(rows)}-{rows[0]}"
     folder.mkdir(exist_ok=True)
     pq.write_table(pa.table({"row_id": rows}), folder / "answers.parquet")
     answers = Answers(folder=folder, contender="candidate", num_rows=len(rows), scores={})
     gate = Gate(looks=most, rotate=rotate)
-    foreseen = ledger.look_up(name, VERDICT, adapter(candidate), answers, gate)
-    entered = ledger.enter(name, VERDICT, adapter(candidate), answers, gate, seed=0, recipe=candidate)
+    foreseen = ledger.look_up(name, VERDICT, adapter(candidate), answers, gate, seed=seed)
+    entered = ledger.enter(name, VERDICT, adapter(candidate), answers, gate, seed=seed, recipe=candidate)
     assert entered == foreseen
     return entered
 
@@ -84,12 +92,30 @@ def test_over_gate_looks_there_is_a_warning_that_says_how_to_take_other_rows(tmp
     assert look("a", ROWS[:50], tmp_path, most=1).warnings == ()
     (warning,) = look("b", ROWS[:50], tmp_path, most=1).warnings
     assert warning.startswith("this is look 2 at these 50 test rows, and gate.looks=1: ")
-    assert "side: test" in warning
-    assert "split.seed" in warning
+    assert "best are new rows, in a source of their own with side: test; gate.rotate=true draws others" in warning
     (warning,) = look("b", ROWS[:50], tmp_path, most=1, rotate=True).warnings
     assert warning.startswith("this is look 2 at these 50 test rows, and gate.looks=1: ")
     assert "gate.rotate draws others for the next candidate" in warning
     assert "side: test" not in warning, "which gate.rotate refuses"
+
+
+def test_rows_that_another_seed_drew_are_counted(tmp_path: Path) -> None:
+    look("a", ROWS[:40], tmp_path)
+    look("b", ROWS[30:60], tmp_path)
+    (warning,) = look("c", ROWS[20:70], tmp_path, seed=1).warnings
+    assert warning.startswith("of these 50 test rows 40 were looked at before, as test rows of another split.seed; ")
+    assert look("d", ROWS[20:70], tmp_path, seed=1).warnings == (warning,)
+    assert look("e", ROWS[100:150], tmp_path, seed=2).warnings == ()
+    look("f", ROWS[100:130], tmp_path, seed=3)
+    assert look("e", ROWS[100:150], tmp_path, seed=2).warnings == (), "what came later changes nothing"
+
+
+def test_of_many_rows_that_another_seed_drew_a_sample_tells(tmp_path: Path) -> None:
+    look("a", ROWS[:1_500], tmp_path)
+    look("b", ROWS[1_000:2_500], tmp_path)
+    (warning,) = look("c", ROWS[2_000:], tmp_path, seed=1).warnings
+    seen = re.match(r"of these 2,000 test rows about (\d+) were", warning)
+    assert seen and int(seen[1]) == pytest.approx(500, abs=100)
 
 
 def test_a_look_leaves_the_verdict_and_what_has_read_it_unchanged(tmp_path: Path) -> None:

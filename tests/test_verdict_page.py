@@ -429,6 +429,12 @@ def test_what_only_the_base_can_still_do_is_counted_and_shown(make: Make) -> Non
     assert "forgetting" not in Read(page_of(make(RIGHT, wrong(RIGHT, range(60))))).values("id")
 
 
+def test_a_part_in_which_no_row_differs_has_no_interval_of_no_width(make: Make) -> None:
+    parts = page_of(make(wrong(RIGHT, [3]), wrong(RIGHT, [3, 5]))).partition('id="parts"')[2]
+    assert "no row differs" in parts
+    assert ".00 [.00, .00]" not in parts
+
+
 def test_where_nothing_stands_out_nothing_is_suggested(make: Make) -> None:
     made = make(wrong(RIGHT, [3]), wrong(RIGHT, range(60)))
     assert made.suggestions == ()

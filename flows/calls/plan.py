@@ -102,7 +102,8 @@ class Plan(Calls):
         self.reached("decide")
         if verdict.digest in self.uncertain:
             return verdict
-        verdict = ledger.look_up(self.pipeline, verdict, candidate, answers, settings.gate)
+        assert self.drawn
+        verdict = ledger.look_up(self.pipeline, verdict, candidate, answers, settings.gate, seed=self.drawn.seed)
         return favoured(verdict, splits, opponent, settings)
 
     def ask(self, registered: Registered, registry: Registry) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from tasks.comparison.course import Course, Study
-from tasks.comparison.page import markdown, row, write_page
+from tasks.comparison.page import markdown, notes, row, write_page
 from tasks.comparison.ranking import Ranked, rank, sentence
 from tasks.comparison.trials import Trial
 from tasks.config import home
 from tasks.ingredients import hash_of
 
-__all__ = ["Comparison", "Course", "Ranked", "Study", "Trial", "markdown", "of", "row"]
+__all__ = ["Comparison", "Course", "Ranked", "Study", "Trial", "markdown", "notes", "of", "row"]
 
 
 class Comparison(BaseModel):

@@ -8,8 +8,10 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.comparison.trials import SMALLER_IS_BETTER, State, Trial, in_words
 from tasks.intervals import Sums
+from tasks.progress import duration
 
 CONFIDENCE = 0.95
+QUICKER = 0.8  # of the time of another, to be worth a word on a machine that is not always as fast
 STATES: tuple[State, ...] = ("finished", "pruned", "failed")
 
 
@@ -37,6 +39,21 @@ class Ranked(BaseModel):
     def mean(self) -> float:
         """Over the seeds."""
         return fmean(self.values.values())
+
+    @property
+    def learning(self) -> int:
+        """How many parameters learn; 0 where that is not known."""
+        return self.trials[0].learning or 0
+
+    @property
+    def seconds(self) -> float:
+        """Of a training, the mean over the seeds."""
+        return fmean(trial.seconds or 0.0 for trial in self.trials)
+
+    @property
+    def is_best_at_its_end(self) -> bool:
+        """Whether each training was at its best at the last of its planned steps."""
+        return all(trial.looks and trial.best_step == trial.looks[-1].planned for trial in self.trials)
 
     @property
     def deviation(self) -> float | None:
@@ -74,6 +91,10 @@ def sentence(ranked: Sequence[Ranked]) -> str:
     if not finished:
         return "No variant finished."
     best, *others = finished
+    return f"{_of_the_best(best, others)}{_at_its_end(best)}"
+
+
+def _of_the_best(best: Ranked, others: Sequence[Ranked]) -> str:
     said = f"Best by validation {in_words(best.trials[0].measure)}: {best.variant} ({best.mean:.4g})"
     if not others:
         return f"{said}; no other one finished."
@@ -82,11 +103,30 @@ def sentence(ranked: Sequence[Ranked]) -> str:
             f"{said}, {others[0].behind:.2g} ahead of the next. From one seed each: such a difference can be luck, "
             "--seeds 3 shows how much of it."
         )
-    even = [each.variant for each in others if not each.beaten]
+    even = [each for each in others if not each.beaten]
     seeds = len(best.values)
     if not even:
         return f"{said}, better than each other one by more than {seeds} seeds differ."
-    return f"{said}; {seeds} seeds do not tell it apart from {_listed(even)}."
+    names = [each.variant for each in even]
+    return f"{said}; {seeds} seeds do not tell it apart from {_listed(names)}{_cheaper(best, even)}."
+
+
+def _cheaper(best: Ranked, even: Sequence[Ranked]) -> str:
+    """Which of those that are as good takes less; empty where none does."""
+    smallest, quickest = min(even, key=lambda each: each.learning), min(even, key=lambda each: each.seconds)
+    if 0 < smallest.learning < best.learning:
+        found, takes = smallest, f"trains {smallest.learning:,} parameters instead of {best.learning:,}"
+    elif quickest.seconds < QUICKER * best.seconds:
+        found, takes = quickest, f"takes {duration(quickest.seconds)} instead of {duration(best.seconds)}"
+    else:
+        return ""
+    return f", which {takes}" if len(even) == 1 else f", of which {found.variant} {takes}"
+
+
+def _at_its_end(best: Ranked) -> str:
+    return (
+        " It was still at its best at its last step: more steps may take it further." if best.is_best_at_its_end else ""
+    )
 
 
 def _listed(variants: Sequence[str]) -> str:

@@ -29,11 +29,12 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Polyline:
-    """A line of a chart: its CSS class, its points as SVG wants them, and dots with what they say."""
+    """A line of a chart: its CSS class, points as SVG wants them, dots with what they say, and a name at its end."""
 
     style: str
     points: str
     dots: list[tuple[float, float, str]]
+    name: str = ""
 
 
 @dataclass(frozen=True)

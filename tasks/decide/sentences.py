@@ -91,7 +91,7 @@ def _prompting(decisive: Comparison) -> str:
 def _needed(decisive: Comparison, longest: Comparison) -> str:
     """How many rows would do for which gain; none would where the candidate is behind."""
     beside = "" if longest is decisive else f" beside {who(longest.opponent)}"
-    if longest.is_behind:
+    if longest.is_behind and describe(longest.metric).more_help:
         return f"; more rows would rather speak against it{beside}"
     if not longest.rows_needed:
         return ""

@@ -12,7 +12,7 @@ from tasks.pages import template
 from tasks.progress import duration
 from tasks.verdict_page.case import Case, title
 from tasks.verdict_page.costs import costs
-from tasks.verdict_page.drawing import interval, number, own_panel, panels, plain, scale_of, words
+from tasks.verdict_page.drawing import Drawn, Scale, interval, number, own_panel, panels, plain, scale_of, words
 from tasks.verdict_page.forgotten import forgotten
 from tasks.verdict_page.mistakes import Mistakes
 from tasks.verdict_page.suggestions import Suggestion
@@ -86,15 +86,13 @@ def _slices(slices: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     scale = scale_of(value for each in slices for value in each["difference"])
     kinds = list(dict.fromkeys(each["by"] for each in slices))
     ranked = sorted(slices, key=lambda each: (kinds.index(each["by"]), each["difference"][1]))
-    return [
-        each
-        | {
-            "drawn": plain(each["name"], each["difference"], scale, _style(each)),
-            "zero": scale.at(0),
-            "said": interval(each["difference"], signed=True),
-        }
-        for each in ranked
-    ]
+    return [each | {"drawn": _drawn(each, scale), "zero": scale.at(0)} for each in ranked]
+
+
+def _drawn(part: dict[str, Any], scale: Scale) -> Drawn:
+    difference = part["difference"]
+    said = interval(difference, signed=True) if any(difference) else "no row differs"
+    return plain(part["name"], difference, scale, _style(part))._replace(said=said)
 
 
 def _style(part: dict[str, Any]) -> str:
