@@ -49,6 +49,7 @@ class Found(Generic[A]):
     record: A | None  # the artifact, where it is whole
     fault: str  # what is wrong with the one that is there
     stopped: Stopped | None  # what the stage left where it refused its data
+    work: Path  # where an attempt at it left its work in progress
 
 
 class Earlier(NamedTuple, Generic[A]):
@@ -98,6 +99,7 @@ class Cached(Generic[P, A]):
             record=self._record(manifest) if manifest else None,
             fault=fault if folder.exists() else "",
             stopped=None if manifest else stopped.find(self.stage, folder.name),
+            work=work_folder(folder),
         )
 
     def nearest(self, ingredients: Ingredients, keys: Iterable[str]) -> Earlier[A] | None:

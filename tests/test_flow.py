@@ -250,6 +250,14 @@ def test_a_second_run_executes_nothing_and_shows_the_same(
     assert tracked(home) == (1, 1)
 
 
+def test_a_plan_says_where_a_training_goes_on(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.calls.plan.newest_sealed", lambda folder: 12 if folder.parts[-3] == "train" else 0)
+    assert causes(plan(settings, "register", ())) == {}
+    found = causes(plan(changed(settings, "training", learning_rate=0.02), "register", ()))
+    assert found["train"] == ["training.learning_rate: 0.01 -> 0.02", "it goes on from its checkpoint at step 12"]
+    assert [stage for stage, because in found.items() if any("checkpoint" in each for each in because)] == ["train"]
+
+
 def test_another_learning_rate_trains_again_and_nothing_before(settings: Settings, home: Path, made: list[str]) -> None:
     other = changed(settings, "training", learning_rate=0.02)
     planned = plan(other, "register", ())

@@ -24,6 +24,7 @@ from tasks.config import Compute, Method, Model, Training
 from tasks.errors import ConfigError, TrainerDied, TrainingError, is_transient
 from tasks.render import render
 from tasks.train import train
+from tasks.trainer import checkpoints
 
 QUICK = Training(learning_rate=0.01, max_steps=6, batch=4, evaluate_every=2, patience=None)
 SMALL = Method(rank=2, alpha=4)
@@ -123,7 +124,10 @@ def test_asked_to_stop_it_saves_a_checkpoint_and_says_that_it_is_not_done(
     with pytest.raises(TrainerDied, match="asked to stop"):
         train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
     killer.join()
-    assert len(list(home.glob("work/train/*/checkpoints/checkpoint-*/manifest.json"))) == 1
+    (checkpoint,) = home.glob("work/train/*/checkpoints/checkpoint-*/manifest.json")
+    stage: Any = train.fn
+    found = stage.look_up(tokens, tiny_base, SMALL, long, ONE_THREAD)
+    assert checkpoints.newest_sealed(found.work / "checkpoints") == checkpoints.steps(checkpoint.parent) >= 3
     assert not list(home.glob("artifacts/train/*/manifest.json"))
 
 

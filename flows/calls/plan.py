@@ -13,6 +13,7 @@ from tasks.artifacts import Adapter, Answers, Artifact, Base, Contender, Registe
 from tasks.caching import Earlier, Found
 from tasks.causes import causes
 from tasks.config import STAGES, Registry, Settings, Stage
+from tasks.trainer.checkpoints import newest_sealed
 
 
 class Unknown(Exception):
@@ -38,6 +39,8 @@ class Plan(Calls):
         keys = pipelines.keys(self.pipeline, name)
         earlier = None if found.record else stage.nearest(found.ingredients, keys)
         because = list(self._because(task.name, found, earlier, is_known=found.key in keys))
+        if because and (steps := newest_sealed(found.work / "checkpoints")):
+            because.append(f"it goes on from its checkpoint at step {steps:,}")
         last = found.record or (earlier.record if earlier and _stands_for(earlier.record, inputs) else None)
         step = Step(
             stage=task.name,

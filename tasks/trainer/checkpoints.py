@@ -63,6 +63,11 @@ def newest_valid(folder: Path) -> Path | None:
     return None
 
 
+def newest_sealed(folder: Path) -> int:
+    """The steps of the newest checkpoint with a manifest, valid or not; 0 where there is none."""
+    return max((steps(manifest.parent) for manifest in folder.glob(f"{PREFIX}*/{MANIFEST}")), default=0)
+
+
 def prune(checkpoint: Path) -> None:
     """Removes all older checkpoints than this sealed one, but for that of its best step."""
     for other in checkpoint.parent.glob(f"{PREFIX}*"):
