@@ -208,6 +208,21 @@ def data(
         print(json.dumps(shown, ensure_ascii=False))
 
 
+@app.command()
+def settings(
+    section: Annotated[str | None, typer.Argument(metavar="SECTION", help="Such as training; default: all")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a deployment file can set: each setting with its default and what it is."""
+    with one_line_errors(as_json):
+        from flows import settings_command
+
+        found = settings_command.listed(section)
+        settings_command.show(console_of(as_json), found)
+    if as_json:
+        print(json.dumps({"settings": [each._asdict() for each in found]}, ensure_ascii=False))
+
+
 for command in (operate.deploy, operate.up, operate.doctor):
     app.command()(command)
 app.add_typer(release_command.app)

@@ -97,7 +97,7 @@ def _flatten(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section that a field holds, alone or in a list."""
     for inner in (annotation, *get_args(annotation)):
         if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -110,7 +110,7 @@ def _model(location: Sequence[str | int]) -> type[BaseModel] | None:
     for name in location:
         if isinstance(name, str):
             found = model.model_fields.get(name) if model else None
-            model = _section(found.annotation) if found else None
+            model = section_of(found.annotation) if found else None
     return model
 
 
@@ -155,7 +155,7 @@ def _explain(key: str, errors: list[ErrorDetails]) -> str:
         of_numbers = f" ({described})" if choices(error)[0].isdecimal() else ""  # which say nothing by themselves
         near = meant(get_close_matches(str(error["input"]), choices(error), 1))
         return f"{refused}; {near}{_words(errors)}{of_numbers}"
-    section = _section(found.annotation) if found else None
+    section = section_of(found.annotation) if found else None
     short = _short(section, error["input"])
     if section and kind == "model_type":
         return f"{refused}; {meant(short)}accepted: a mapping with any of {', '.join(section.model_fields)}"
@@ -184,7 +184,7 @@ def _unknown_field(location: Sequence[str | int]) -> str:
     """Of a key that nothing has here: those that end so elsewhere, in an item of a list below or in another section."""
     name = str(location[-1])
     model = _model(location[:-1]) or Parameters
-    below = {f"{at}[0].{name}": _section(field.annotation) for at, field in model.model_fields.items()}
+    below = {f"{at}[0].{name}": section_of(field.annotation) for at, field in model.model_fields.items()}
     beside = {f"{section}.{name}": _model([section]) for section in Parameters.model_fields}
     whole = {name: Parameters} if model is not Parameters else {}
     found = below if model is not Parameters else {}
@@ -205,7 +205,7 @@ def _key(location: Sequence[str | int]) -> str:
             annotation = found.annotation if found else None
         if get_origin(annotation) in (Union, UnionType) and len(_types(annotation)) > 1:
             break
-        model = _section(annotation)
+        model = section_of(annotation)
     return key.removeprefix(".")
 
 

@@ -1,0 +1,80 @@
+"""`tunewright settings`: what a deployment file can set, as the sections of tasks/config/ describe it."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data_checks.accepted import did_you_mean, shown
+from flows.parameters import Parameters, section_of
+from tasks.errors import ConfigError
+
+
+class Setting(NamedTuple):
+    """One setting, or one key of the items of a list."""
+
+    key: str  # "training.epochs", "data.sources[].path"
+    default: Any  # None where it is empty, or where the setting is needed
+    is_needed: bool
+    choices: tuple[str, ...]  # empty where its description says what is accepted
+    description: str
+
+
+def listed(section: str | None = None) -> list[Setting]:
+    """Those of a section, or all, in the order of their sections. Raises ConfigError where there is no such section."""
+    if section is not None and section not in Parameters.model_fields:
+        raise ConfigError(f"{shown(section)}: no section; {did_you_mean(section, Parameters.model_fields)}")
+    return [each for each in _within("", Parameters) if section in (None, each.key.partition(".")[0])]
+
+
+def _within(place: str, model: type[BaseModel]) -> Iterator[Setting]:
+    for name, field in model.model_fields.items():
+        key, inner = f"{place}{name}", section_of(field.annotation)
+        is_section = inner is field.annotation
+        if not is_section:
+            yield Setting(
+                key, _default(field), field.is_required(), _choices(field.annotation), field.description or ""
+            )
+        if inner:
+            yield from _within(f"{key}." if is_section else f"{key}[].", inner)
+
+
+def _default(field: FieldInfo) -> Any:
+    value = None if field.is_required() else field.get_default(call_default_factory=True)
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, BaseModel) else value
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    """The names that are accepted, where nothing else is."""
+    if get_origin(annotation) is Literal:
+        return tuple(map(str, get_args(annotation)))
+    found = [_choices(inner) for inner in get_args(annotation) if inner not in (type(None), ...)]
+    return tuple(choice for each in found for choice in each) if found and all(found) else ()
+
+
+def show(console: Console, settings: list[Setting]) -> None:
+    """A table of them."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("setting", "default", "what it is"):
+        table.add_column(column, overflow="fold")
+    for each in settings:
+        default = "needed" if each.is_needed else _as_yaml(each.default)
+        one_of = f" One of {', '.join(each.choices)}." if each.choices else ""
+        table.add_row(Text(each.key), Text(default), Text(f"{each.description}.{one_of}"))
+    console.print(table)
+
+
+def _as_yaml(value: Any) -> str:
+    """As a deployment file has it; "" of what is empty."""
+    if value in (None, "", (), [], {}):
+        return ""
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()

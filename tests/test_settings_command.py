@@ -1,0 +1,44 @@
+"""Every setting is listed, with its default, what is accepted and what it is."""
+
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.parameters import Parameters, flat
+from flows.settings_command import Setting, listed
+
+ALL = {each.key: each for each in listed()}
+
+
+def test_each_value_of_a_pipeline_is_listed_with_its_default() -> None:
+    values = flat(Parameters.model_validate({"data": {"sources": [{"path": "a.jsonl"}]}, "model": {"base": "a/b"}}))
+    assert {re.sub(r"\[\d+\]", "[]", key) for key in values} <= ALL.keys()
+    for key in ("training.learning_rate", "method.kind", "gate.approval", "until"):
+        assert ALL[key].default == values[key]
+    assert all(each.description for each in ALL.values())
+    assert [key for key, each in ALL.items() if each.is_needed and "[]" not in key] == ["data.sources", "model.base"]
+
+
+def test_names_are_listed_where_nothing_else_is_accepted() -> None:
+    assert ALL["data.repair"].choices == ("mojibake", "nfc")
+    assert ALL["data.sources[].side"].choices == ("train", "validation", "test", "replay")
+    assert ALL["gate.general_tasks"].choices == ALL["gate.metric"].choices == ()  # numbers, metrics of one's own
+
+
+def test_a_section_is_shown_to_a_person_and_to_a_program() -> None:
+    shown = CliRunner().invoke(app, ["settings", "gate"])
+    assert shown.exit_code == 0
+    assert re.search(r"gate\.guardrails +\[\{margin: 0\.05, metric: stopped\}\]", shown.stdout)
+    assert "training." not in shown.stdout
+    said = json.loads(CliRunner().invoke(app, ["settings", "gate", "--json"]).stdout)["settings"]
+    assert [Setting(**each).key for each in said] == [key for key in ALL if key.startswith("gate.")]
+
+
+@pytest.mark.parametrize(("section", "said"), [("gates", "did you mean gate?"), ("x", "accepted: data, model")])
+def test_a_section_that_is_none_is_one_line(section: str, said: str) -> None:
+    refused = CliRunner().invoke(app, ["settings", section])
+    assert refused.exit_code == 2
+    assert said in refused.stderr
