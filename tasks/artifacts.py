@@ -104,6 +104,7 @@ GENERAL_SCHEMA = pa.schema(
 )
 
 
+SELDOM = 0.5  # agreement of a judge with itself, under which the order of the answers says more than they do
 GENERAL_SAID = {
     "general_tasks": "general tasks done right",
     "general_loss": "loss on general texts",
@@ -277,8 +278,10 @@ class Judged(Artifact):
     def says(self) -> list[str]:
         """What it prefers, one sentence an opponent."""
         return [
-            f"{self.model} prefers the candidate to the {name} in {mean:.0%} [{low:.0%}, {high:.0%}] of {self.num_rows}"
-            f" test rows, ties as half; asked in both orders it agrees with itself in {self.agreement[name]:.0%}"
+            f"The judge {self.model} prefers the candidate to the {name} in {mean:.0%} [{low:.0%}, {high:.0%}] of "
+            f"{self.num_rows} test rows, ties as half; asked in both orders it agrees with itself in "
+            f"{self.agreement[name]:.0%}"
+            + (", too seldom to go by" if self.agreement[name] < SELDOM else "")
             + (f", and {self.unreadable[name]:.0%} of its replies say nothing" if self.unreadable[name] else "")
             for name, (low, mean, high) in self.preferred.items()
         ]

@@ -332,6 +332,24 @@ def test_a_base_that_the_hub_has_not_is_refused_and_what_was_deployed_stays(
     assert client.read_deployment_by_name("finetune/drops").parameters == before
 
 
+def test_no_two_deployments_get_one_model_from_their_names(
+    client: SyncPrefectClient, write: Callable[..., Path]
+) -> None:
+    deploy(write(), None, "local")
+    text = write().read_text()
+    other = Path("other.yaml")
+    other.write_text(text.replace("name: drops", "name: Drops!"))
+    with pytest.raises(
+        ConfigError, match=r'"Drops!" and "drops", which is on the server, would share registry.name=drops'
+    ):
+        deploy(other, None, "local")
+    other.write_text(
+        text.replace("name: drops", "name: Drops!").replace("parameters:", "parameters:\n      registry: {name: drops}")
+    )
+    assert as_json(deploy(other, None, "local"))["deployments"][0]["state"] == "made"
+    client.delete_deployment(client.read_deployment_by_name("finetune/Drops!").id)
+
+
 def test_a_time_that_never_comes_and_a_pool_that_is_not_there_are_refused(
     client: SyncPrefectClient, write: Callable[..., Path]
 ) -> None:

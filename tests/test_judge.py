@@ -111,7 +111,7 @@ def test_a_judge_that_sees_the_better_answer_prefers_it_in_either_order(
     assert endpoint.requests[0]["model"] == "wise"
     written = found.path("judged.parquet").read_bytes() + found.path("judged.json").read_bytes()
     assert b"secret" not in written
-    assert found.says()[0].startswith("wise prefers the candidate to the base in 92% [")
+    assert found.says()[0].startswith("The judge wise prefers the candidate to the base in 92% [")
     assert ask() == found
     assert len(endpoint.requests) == 2 * 5
 
@@ -121,17 +121,23 @@ def test_a_judge_that_prefers_what_stands_first_comes_to_nothing(ask: Ask, endpo
     found = ask()
     assert found.preferred["base"][1] == 0.5
     assert found.agreement["base"] == 0.0
+    assert "agrees with itself in 0%, too seldom to go by" in found.says()[0]
     rows = pq.read_table(found.path("judged.parquet")).to_pylist()
     assert [row["first"] for row in rows if row["opponent"] == "base"].count("A") == 5
     assert [row["first"] for row in rows if row["opponent"] == "champion"] == [None] * 6
 
 
-def test_an_endpoint_that_is_busy_is_asked_again_and_what_it_said_is_kept(ask: Ask, endpoint: Endpoint) -> None:
+def test_an_endpoint_that_is_busy_is_asked_again_and_what_it_said_is_kept(
+    ask: Ask, endpoint: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tunewright")
     endpoint.better = lambda first, second: "A" if second == "?" else "B"
     endpoint.statuses = [429, 503] + [200] * 9 + [500] * 100  # of ten replies
     with pytest.raises(JudgeError, match=r"no answer after 5 attempts: 500 .*no") as error:
         ask()
     assert is_transient(error.value)
+    told = [said for said in caplog.messages if "the judge does not answer for now, and is asked again: " in said]
+    assert [said.partition("again: ")[2].split()[0] for said in told] == ["429", "503", "500"]
     before = len(endpoint.requests)
     endpoint.statuses = []
     assert ask().agreement["base"] == 1.0

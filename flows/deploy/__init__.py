@@ -69,6 +69,7 @@ def deploy(file: Path, deployment: str | None, pool: str) -> Result:
             with deployment_file.placed(pipeline):
                 server.block_ids(client, pipeline.settings.operation.notify)
             server.require_pool(client, pipeline)
+            server.require_own_model(client, pipeline)
         deployed = [_deploy(client, pipeline, pipeline.work_pool or pool) for pipeline in pipelines]
         sync(client, SERVER, [of_server()])
         return Result(deployed=deployed, others=server.others(client, pipelines, names))

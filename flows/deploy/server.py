@@ -20,9 +20,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
-from data_checks.accepted import did_you_mean
+from data_checks.accepted import did_you_mean, shown
 from flows.deployment_file import Pipeline
-from flows.parameters import slug
+from flows.parameters import DEPLOYMENT_NAME, slug
 from flows.services.service import log_file
 from tasks.errors import ConfigError, TunewrightError
 
@@ -85,6 +85,23 @@ def require_pool(client: SyncPrefectClient, pipeline: Pipeline) -> None:
             f"{pipeline.work_pool} makes it, or PREFECT_API_URL={PREFECT_API_URL.value()} prefect work-pool create "
             f"{pipeline.work_pool} --type process"
         )
+
+
+def require_own_model(client: SyncPrefectClient, pipeline: Pipeline) -> None:
+    """Raises ConfigError where a model that takes its name from the deployment is that of another one as well."""
+    model = pipeline.settings.registry.name
+    if pipeline.origins["registry.name"] != DEPLOYMENT_NAME:
+        return
+    for each in _deployments(client):
+        if (
+            each.name != pipeline.name
+            and slug(each.name) == model
+            and not each.parameters.get("registry", {}).get("name")
+        ):
+            raise ConfigError(
+                f"{pipeline.path}: {shown(pipeline.name)} and {shown(each.name)}, which is on the server, would share "
+                f"registry.name={model}, and so a champion; rename one, or set its registry.name"
+            )
 
 
 def num_workers(client: SyncPrefectClient, pool: str) -> int:
@@ -172,9 +189,14 @@ def others(client: SyncPrefectClient, pipelines: Sequence[Pipeline], names: Sequ
     here = str(Path.cwd())
     kept = {pipeline.settings.registry.name for pipeline in pipelines}
     found: dict[str, list[str]] = {}
-    for each in client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW]))):
+    for each in _deployments(client):
         if each.name not in names and here in str(each.pull_steps):
             model = each.parameters.get("registry", {}).get("name") or slug(each.name)
             serving = [("watch", each.name), *([("approval", model)] if model not in kept else [])]
             found[each.name] = [f"{FLOW}/{each.name}"] + ["/".join(of) for of in serving if read(client, *of)]
     return found
+
+
+def _deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    """All of the pipeline."""
+    return client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])))

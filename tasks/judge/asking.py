@@ -1,10 +1,13 @@
 """Asks a model behind an OpenAI-compatible endpoint which of two answers is better."""
 
+import logging
 import re
 import time
 from typing import Any, Literal
 
 from tasks.errors import ConfigError, JudgeError
+
+log = logging.getLogger("tunewright")
 
 Reply = Literal["A", "B", "tie", "unreadable"]
 
@@ -30,6 +33,7 @@ class Judge:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client = httpx.Client(headers=headers, timeout=SECONDS)
         self.url, self.model, self.wait = f"{url.rstrip('/')}/chat/completions", model, wait
+        self.faults: set[str] = set()  # that were told of
 
     def better(self, conversation: str, reference: str, first: str, second: str) -> Reply:
         """Which answer it says is better, the one that it saw as A or as B.
@@ -45,11 +49,17 @@ class Judge:
         fault = ""
         for attempt in range(ATTEMPTS):
             if attempt:
+                self._tell(fault)
                 time.sleep(self.wait * 2 ** (attempt - 1))
             fault, reply = self._post(request)
             if reply is not None:
                 return reply
         raise JudgeError(f"judge.url={self.url}: no answer after {ATTEMPTS} attempts: {fault}")
+
+    def _tell(self, fault: str) -> None:
+        if fault not in self.faults:
+            self.faults.add(fault)
+            log.info("  the judge does not answer for now, and is asked again: %s", fault)
 
     def _post(self, request: dict[str, Any]) -> tuple[str, str | None]:
         """What is wrong for now, or the reply."""
