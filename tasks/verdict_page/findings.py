@@ -61,7 +61,7 @@ def mistakes(case: Case, found: Mistakes) -> Found:
         where = f" in {top.field}" if top.field else ""
         counts = f", which have {top.trained[1]:,} and {top.trained[0]:,} training rows" if top.trained else ""
         yield Suggestion(
-            "Look at the training rows of both: whether they are told apart, and whether there are enough",
+            "Look at the training rows of answers that are confused: whether they tell the two apart, and are enough",
             f"{top.times:,} of {num_wrong:,} wrong answers say “{top.said}” for “{top.right}”{where}{counts}",
             "mistakes",
         )
