@@ -379,16 +379,47 @@ def test_labels_learnt_by_name_alone_are_not_enough(
     given = answers(tmp_path, "candidate", right(num_right, 40)), answers(tmp_path, "base", right(0, 40))
     verdict = verdict_of(splits, *given)
     assert verdict.decision == expected
-    assert verdict.differences["most_frequent"][1] == pytest.approx((num_right - 20) / 40)
+    assert verdict.differences["constant"][1] == pytest.approx((num_right - 20) / 40)
     if expected == "keep":
-        assert "is not above the most frequent training answer's .50" in verdict.sentence
+        assert "is not above the best constant answer's .50" in verdict.sentence
+
+
+def test_answers_learnt_by_their_form_alone_are_not_enough_where_they_are_no_labels(
+    splits: Splits, tmp_path: Path
+) -> None:
+    """Of five answers one is near to all others, and as good as the candidate."""
+    said = ["card lost", "card stolen", "card broken", "card", "card expired"]
+    write_train(splits.folder, said)
+    references, graded = [said[row % 5] for row in range(40)], [0.6 + row % 3 / 10 for row in range(40)]
+    columns: dict[str, Any] = {"reference": references, "token_f1": graded}
+    candidate = answers(tmp_path, "candidate", right(0, 40), **columns)
+    nothing: dict[str, Any] = columns | {"token_f1": [0.0] * 40}
+    base = answers(tmp_path, "base", right(0, 40), **nothing)
+    verdict = verdict_of(splits, candidate, base, metric="token_f1", guardrails=())
+    assert verdict.decision == "inconclusive"
+    assert "is not surely above the best constant answer's .73: -.04 [" in verdict.sentence
+
+
+def test_of_long_texts_always_the_same_answer_decides_nothing_and_is_warned_of(splits: Splits, tmp_path: Path) -> None:
+    write_train(splits.folder, [LABELS[0]] * 60 + [LABELS[1]] * 40)
+    base = answers(tmp_path, "base", right(0, 40)).model_copy(update={"is_prose": True})
+
+    def verdict(name: str, num_right: int) -> Verdict:
+        found = answers(tmp_path, name, right(num_right, 40))
+        return verdict_of(splits, base, found.model_copy(update={"contender": "candidate", "is_prose": True}))
+
+    poor = verdict("poor", 15)
+    assert (poor.decision, [*poor.differences]) == ("promote", ["base"])
+    (warning,) = poor.warnings
+    assert warning.startswith("always the same training answer would have exact match 0.50, the candidate has 0.38: ")
+    assert verdict("good", 25).warnings == ()
 
 
 def test_the_verdict_has_all_that_led_to_it(splits: Splits, tmp_path: Path) -> None:
     given = answers(tmp_path, "candidate", right(38, 40), nll=0.5), answers(tmp_path, "base", right(0, 40), nll=2.0)
     verdict = verdict_of(splits, *given)
     assert verdict.in_words == "promote"
-    assert [*verdict.differences] == ["base"]
+    assert [*verdict.differences] == ["base", "constant"]
     assert verdict.guardrails == {"stopped/base": (0, 0, 0)}
     low, mean, high = verdict.intervals["base"]
     assert (low, mean) == (0, 0)

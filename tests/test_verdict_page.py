@@ -77,6 +77,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
         references: Said = RIGHT,
         questions: Said | None = None,
         trained: Said | None = None,
+        taught: Said = ("a",),
         losses: Sequence[float] = LOSSES,
         gate: Gate = Gate(guardrails=()),  # noqa: B008 it is frozen
         metrics: tuple[str, ...] = ("auto",),
@@ -91,7 +92,8 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
         general: dict[str, Sequence[float]] | None = None,
     ) -> VerdictPage:
         asked = questions or [f"question number {at}" for at in range(len(references))]
-        splits = make_splits([("q", "a")], [("v", "b")], list(zip(asked, references, strict=True)))
+        rows = [(f"q{at}", each) for at, each in enumerate(taught)]
+        splits = make_splits(rows, [("v", "b")], list(zip(asked, references, strict=True)))
         held = {"held_out_records": 0, "by_partner": {}, "removed": True}
         proof = {"largest_pair": [], "largest_similarity": 0.3, "threshold": 0.6, "random_leak_share": 0.1}
         manifest(splits.folder, proof=proof | {"decontamination": held})
@@ -497,8 +499,13 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
             {
                 "candidate": ["refund"] * 80,
                 "base": ["login"] * 80,
+                "taught": ["refund", "login"],
             },
-            r"whether the answers belong to their questions.*: 25\.0% of the answers are right, and giving .* 25\.0%",
+            r"whether the answers belong to their questions.*: exact match is \.25, and always the same .* have \.25",
+        ),
+        (
+            {"candidate": wrong(RIGHT, range(50)), "base": wrong(RIGHT, range(80))},
+            r"Train longer, or bring more training rows, .*: exact match is \.38: .*, and more wrong than right",
         ),
         (
             {"candidate": wrong(RIGHT, range(60)), "base": wrong(RIGHT, range(1, 61))},

@@ -1,7 +1,7 @@
 """Whether the candidate replaces the champion: a paired decision on the sealed test rows that holds up.
 
 decision.py has the rules, a pure function of the scores of each row. promote: better than the base, the champion and,
-where answers are labels, the most frequent of them; no guardrail broken; at least as good as a prompt. keep: worse (it
+always the same answer; no guardrail broken; at least as good as a prompt. keep: worse (it
 is not better); a regression; or prompting is enough.
 inconclusive: these rows do not tell, and the verdict says how many would, and which gain these would have shown.
 invalid: the scores cannot be compared.
@@ -23,10 +23,10 @@ from prefect import task
 from tasks.artifacts import Answers, General, Splits, Verdict
 from tasks.caching import cached
 from tasks.config import Gate
-from tasks.decide.constant import most_frequent
+from tasks.decide.constant import best_constant
 from tasks.decide.decision import CANDIDATE, Decision, Evidence, Guardrail, decide_scores
 from tasks.decide.reading import by_row, clusters, general_rows, own_intervals, warnings
-from tasks.decide.sentences import MOST_FREQUENT
+from tasks.decide.sentences import CONSTANT
 from tasks.decide.slices import Slice, kinds, slices
 from tasks.errors import retry_transient
 from tasks.general import scores as means_of
@@ -77,10 +77,12 @@ def decide(
     tables = {each.contender: pq.read_table(each.path("answers.parquet")) for each in answers}
     metric = answers[0].metric if gate.metric == "auto" else gate.metric
     evidence = _evidence(tables, metric)
-    if CANDIDATE in tables and (constant := most_frequent(tables[CANDIDATE], splits, metric)):
-        evidence = replace(evidence, scores={**evidence.scores, MOST_FREQUENT: constant})
+    constant = best_constant(tables[CANDIDATE], splits, metric) if CANDIDATE in tables else {}
+    is_prose = answers[0].is_prose
+    if constant and not is_prose:
+        evidence = replace(evidence, scores={**evidence.scores, CONSTANT: constant})
     guardrails = [Guardrail(_evidence(tables, each.metric), each.margin) for each in gate.guardrails]
-    guardrails += _general(general, gate, is_prose=answers[0].is_prose)
+    guardrails += _general(general, gate, is_prose=is_prose)
     decision = decide_scores(evidence, gate, guardrails)
     own = {name: own_intervals(table, measured(table), gate.confidence) for name, table in tables.items()}
     parts = _slices(evidence, tables[CANDIDATE], splits, gate) if decision.decision != "invalid" else []
@@ -98,7 +100,7 @@ def decide(
         general=suite,
         rows_needed=decision.rows_needed,
         smallest_visible=decision.smallest_visible,
-        warnings=warnings(tables[CANDIDATE]) if CANDIDATE in tables else (),
+        warnings=warnings(tables[CANDIDATE], metric, constant if is_prose else {}) if CANDIDATE in tables else (),
     )
 
 

@@ -1,8 +1,10 @@
-"""What always the same answer would score: where answers are labels, a model that beats the base may not beat it.
+"""What always the same answer would score: a model that beats the base may not beat that.
 
-A base that does not know the labels scores nothing, so that one that learnt their names, and nothing else, is above it.
+A base that does not know what answers look like scores next to nothing, and a model that learnt that, and nothing of
+the questions, is above it.
 """
 
+import hashlib
 from collections import Counter
 
 import pyarrow as pa
@@ -10,25 +12,30 @@ import pyarrow.parquet as pq
 
 from tasks.artifacts import Splits, no_replay
 from tasks.metrics import Shape, row_score
-from tasks.metrics.catalogue import PER_ROW
+from tasks.metrics.catalogue import PER_ROW, RowScore
 from tasks.metrics.labels import closed_set
-from tasks.metrics.texts import plain
 
 MEANINGLESS = {"json_valid", "length_ratio"}  # of an answer that is always the same
+COMPARED = 40  # training answers, the most frequent, or a sample where none is
 
 
-def most_frequent(answers: pa.Table, splits: Splits, metric: str) -> dict[str, float]:
-    """By row_id of the answers, the score of the most frequent training answer.
+def best_constant(answers: pa.Table, splits: Splits, metric: str) -> dict[str, float]:
+    """By row_id of the answers, the score of the training answer that scores best for other training answers.
 
-    Empty where the answers are no closed set of labels, or the metric is not of an answer's text alone.
+    Where answers are labels it is the most frequent. Empty where there is none, or the metric is not of a text alone.
     """
     if metric not in {*PER_ROW, "accuracy"} - MEANINGLESS:
         return {}
     train = pq.read_table(splits.path("train.parquet"), columns=["messages"], filters=no_replay())
-    given = Counter(plain(messages[-1]["content"]) for messages in train.column("messages").to_pylist())
-    rows, references = (answers.column(name).to_pylist() for name in ("row_id", "reference"))
-    labels = closed_set(given.elements(), references)
-    if not labels:
+    given = Counter(messages[-1]["content"] for messages in train.column("messages").to_pylist())
+    if not given:
         return {}
-    score, constant = row_score(metric, Shape(references, labels)), given.most_common(1)[0][0]
+    rows, references = (answers.column(name).to_pylist() for name in ("row_id", "reference"))
+    score = row_score(metric, Shape(references, closed_set(given.elements(), references)))
+    constant = _best(given, score)
     return {row: float(score(constant, reference)) for row, reference in zip(rows, references, strict=True)}
+
+
+def _best(given: Counter[str], score: RowScore) -> str:
+    compared = sorted(given, key=lambda answer: (-given[answer], hashlib.sha256(answer.encode()).digest()))[:COMPARED]
+    return max(compared, key=lambda answer: sum(given[other] * score(answer, other) for other in compared))

@@ -1,7 +1,7 @@
 """The rules of the decision, as a pure function of the scores of each row: plain data in and out.
 
-The candidate has to be better than the base, than the champion where there is one, and where answers are labels than
-always the most frequent of them, by more than gate.margin; no guardrail may be worse than there by more than its own
+The candidate has to be better than the base, than the champion where there is one, and than the best answer that is
+always the same, by more than gate.margin; no guardrail may be worse than there by more than its own
 margin; and it has to be at least as good as each contender that is only prompted, but for gate.tolerance. Each of these
 is a test of its own at gate.confidence, and all have to hold (an intersection-union test; Berger 1982, Technometrics
 24:295), so that a model that misses any of them is promoted at most one time in twenty, however many there are, and the
@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict
 from tasks.config import Gate
 from tasks.decide import sentences
 from tasks.decide.comparison import Comparison, Paired, compare, needs_most
-from tasks.decide.sentences import MOST_FREQUENT
+from tasks.decide.sentences import CONSTANT
 from tasks.intervals import holm
 
 CANDIDATE = "candidate"
-TO_BEAT = ("base", "champion", MOST_FREQUENT)  # all others are only prompted
+TO_BEAT = ("base", "champion", CONSTANT)  # all others are only prompted
 
 Because = Literal["", "worse", "regression", "prompting is enough"]
 

@@ -1,7 +1,8 @@
 """The scores in an answers.parquet: of each row, and of all of them between their bounds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 import pyarrow as pa
@@ -34,16 +35,34 @@ def clusters(answers: pa.Table) -> dict[str, int]:
     return dict(zip(answers.column("row_id").to_pylist(), answers.column("cluster").to_pylist(), strict=True))
 
 
-def warnings(answers: pa.Table) -> tuple[str, ...]:
-    """A warning where answers ended at the longest that was asked for while their references go on."""
+def warnings(answers: pa.Table, metric: str, constant: Mapping[str, float]) -> tuple[str, ...]:
+    """What the candidate's answers say against what is compared.
+
+    Many ended at the longest that was asked for while their references go on; or `constant`, by row_id what always the
+    same answer would score, is no worse.
+    """
+    return (*_cut(answers), *_no_better(answers, metric, constant))
+
+
+def _cut(answers: pa.Table) -> Iterator[str]:
     number = int(cut_off(answers).sum())
-    if number < max(FEW, SHARE * len(answers)):
-        return ()
-    longest = max(answers.column("num_tokens").to_pylist())
-    return (
-        f"{number:,} of {len(answers):,} answers were cut off at {longest:,} tokens where their references go "
-        "on: only beginnings are compared; raise evaluation.max_new_tokens",
-    )
+    if number >= max(FEW, SHARE * len(answers)):
+        longest = max(answers.column("num_tokens").to_pylist())
+        yield (
+            f"{number:,} of {len(answers):,} answers were cut off at {longest:,} tokens where their references go "
+            "on: only beginnings are compared; raise evaluation.max_new_tokens"
+        )
+
+
+def _no_better(answers: pa.Table, metric: str, constant: Mapping[str, float]) -> Iterator[str]:
+    if not constant:
+        return
+    theirs, own = fmean(constant.values()), fmean(by_row(answers, metric).values())
+    if describe(metric).gain(own, theirs) <= 0:
+        yield (
+            f"always the same training answer would have {describe(metric).in_words} {theirs:.2f}, the candidate has "
+            f"{own:.2f}: this metric sees nothing of the questions in it; read its answers, or take another gate.metric"
+        )
 
 
 def own_intervals(answers: pa.Table, metrics: Sequence[str], confidence: float) -> dict[str, Interval]:

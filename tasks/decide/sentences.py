@@ -10,11 +10,11 @@ from tasks.decide.comparison import SMALLEST_EFFECT, Comparison, needs_most
 from tasks.metrics import describe
 
 PASSED = "Passed"  # begins the sentence of what a person has to approve
-MOST_FREQUENT = "most_frequent"  # always the most frequent training answer, where answers are labels (constant.py)
+CONSTANT = "constant"  # always the training answer that scores best so (constant.py)
 WHO = {
     "few_shot": "the few-shot prompt",
     "retrieval": "the retrieval prompt",
-    MOST_FREQUENT: "the most frequent training answer",
+    CONSTANT: "the best constant answer",
 }
 
 
@@ -71,7 +71,7 @@ def _failed(decision: str, because: str, decisive: Comparison, longest: Comparis
 
 def _better(to_beat: Sequence[Comparison], to_match: Sequence[Comparison]) -> str:
     than = _than(to_beat[0])
-    said = [each for each in to_beat if each.opponent != MOST_FREQUENT]  # which any good model beats
+    said = [each for each in to_beat if each.opponent != CONSTANT]  # which any good model beats
     beaten = " and ".join(f"{_gain(each)} {than} {who(each.opponent)}" for each in said)
     matched = " and ".join(f"{who(each.opponent)} ({_gain(each)})" for each in to_match)
     as_good = f", and at least as good as {matched}," if matched else ""

@@ -35,11 +35,11 @@ from tasks.metrics.rows import scores
 
 Comparison = dict[str, Any]  # of verdict.json (tasks/decide/comparison.py)
 
-CANDIDATE, BASE = "candidate", "base"
+CANDIDATE, BASE, CONSTANT = "candidate", "base", "constant"
 TITLES = {
     "few_shot": "few-shot prompt",
     "retrieval": "retrieval prompt",
-    "most_frequent": "most frequent training answer",
+    CONSTANT: "best constant answer",
 }
 
 
@@ -111,7 +111,7 @@ class Case:
     def differences(self) -> dict[str, Floats]:
         """By opponent, the difference of each row [rows] in the metric that decides, positive for the candidate.
 
-        Empty where nothing could be compared; the most frequent answer, which nobody gave, is not among them.
+        Empty where nothing could be compared; the best constant answer, which nobody gave, is not among them.
         """
         gain, found = describe(self.verdict.metric).gain, self.scores
         beside = [each["opponent"] for each in self.comparisons if each["opponent"] in found]

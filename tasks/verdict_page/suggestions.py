@@ -1,12 +1,12 @@
 """What to try next: each suggestion names the figures that it stands on, and where nothing stands out there is none."""
 
-import math
 import statistics
 from collections.abc import Callable
 
 from tasks import curves
 from tasks.account import reasons
-from tasks.verdict_page.case import BASE, CANDIDATE, Case, title
+from tasks.metrics import describe
+from tasks.verdict_page.case import BASE, CANDIDATE, CONSTANT, Case, title
 from tasks.verdict_page.drawing import interval, number, words
 from tasks.verdict_page.findings import (
     RARE_ANSWERS,
@@ -21,6 +21,7 @@ from tasks.verdict_page.findings import (
 from tasks.verdict_page.mistakes import Mistakes
 
 MOST = 8
+POOR = 0.5  # score under which more is wrong than right
 SAME = 0.8  # share of answers that equal the base's, from which on training changed little
 SET_ASIDE = 0.05  # of the records read, from which on it is much
 
@@ -33,6 +34,7 @@ def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
         broken_guardrails,
         prompting_is_enough,
         nothing_learned,
+        poor,
         training,
         lambda case: mistakes(case, made),
         unstopped,
@@ -94,18 +96,15 @@ def prompting_is_enough(case: Case) -> Found:
 
 
 def nothing_learned(case: Case) -> Found:
-    """Labels that no model can learn, or a training that changed nothing; only where the candidate did not win."""
+    """Answers that no model can learn, or a training that changed nothing; only where the candidate did not win."""
     if case.verdict.decision == "promote" or not case.differences:
         return
-    right = [answer == reference for reference, answer in case.said]
-    if case.labels:
-        most, _ = case.trained.most_common(1)[0]
-        constant = sum(reference == most for reference, _ in case.said) / len(right)
-        if statistics.fmean(right) <= constant + 2 * math.sqrt(constant * (1 - constant) / len(right)):
+    for each in case.comparisons:
+        if each["opponent"] == CONSTANT and each["finding"] != "above":
             yield Suggestion(
                 "Look whether the answers belong to their questions, before anything else",
-                f"{statistics.fmean(right):.1%} of the answers are right, and giving the most frequent answer of the "
-                f"training rows each time would make it {constant:.1%}",
+                f"{words(each['metric'])} is {number(each['candidate_mean'])}, and always the same training answer "
+                f"would have {number(each['opponent_mean'])}",
                 "rows",
             )
     pairs = zip(*(case.tables[name]["answer"].to_pylist() for name in (CANDIDATE, BASE)), strict=True)
@@ -115,6 +114,18 @@ def nothing_learned(case: Case) -> Found:
             "Train more: a higher training.learning_rate, more training.epochs",
             f"{same:.0%} of the candidate's answers are those of the base, word for word",
             "training",
+        )
+
+
+def poor(case: Case) -> Found:
+    """A candidate that won, and still is more often wrong than right; of long texts no figure tells that."""
+    own, metric = case.verdict.intervals.get(CANDIDATE), describe(case.verdict.metric)
+    is_share = metric.higher_is_better and (metric.low, metric.high) == (0, 1)
+    if case.verdict.decision == "promote" and own and is_share and not case.answers[0].is_prose and own[1] < POOR:
+        yield Suggestion(
+            "Train longer, or bring more training rows, before it is served",
+            f"{metric.in_words} is {number(own[1])}: better than what it was compared with, and more wrong than right",
+            "contenders",
         )
 
 
