@@ -91,7 +91,8 @@ def sentence(ranked: Sequence[Ranked]) -> str:
     if not finished:
         return "No variant finished."
     best, *others = finished
-    return f"{_of_the_best(best, others)}{_at_its_end(best)}"
+    at_its_end = " It was still at its best at its last step: more steps may take it further."
+    return f"{_of_the_best(best, others)}{at_its_end if best.is_best_at_its_end else ''}"
 
 
 def _of_the_best(best: Ranked, others: Sequence[Ranked]) -> str:
@@ -121,12 +122,6 @@ def _cheaper(best: Ranked, even: Sequence[Ranked]) -> str:
     else:
         return ""
     return f", which {takes}" if len(even) == 1 else f", of which {found.variant} {takes}"
-
-
-def _at_its_end(best: Ranked) -> str:
-    return (
-        " It was still at its best at its last step: more steps may take it further." if best.is_best_at_its_end else ""
-    )
 
 
 def _listed(variants: Sequence[str]) -> str:

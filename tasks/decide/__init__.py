@@ -1,10 +1,9 @@
 """Whether the candidate replaces the champion: a paired decision on the sealed test rows that holds up.
 
-decision.py has the rules, a pure function of the scores of each row. promote: better than the base, the champion and,
-always the same answer; no guardrail broken; at least as good as a prompt. keep: worse (it
-is not better); a regression; or prompting is enough.
-inconclusive: these rows do not tell, and the verdict says how many would, and which gain these would have shown.
-invalid: the scores cannot be compared.
+decision.py has the rules, a pure function of the scores of each row. promote: better than the base, the champion and
+always the same answer; no guardrail broken; at least as good as a prompt. keep: worse (it is not better); a regression;
+or prompting is enough. inconclusive: these rows do not tell, and the verdict says how many would, and which gain these
+would have shown. invalid: the scores cannot be compared.
 
 A positive difference is in the candidate's favour, also where lower is better. Of perplexity a row's score is its mean
 negative log-likelihood in nats a token. A row that stands twice among the test rows counts once.
