@@ -30,10 +30,10 @@ def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
     """What to try next, what decided first; `made` are the candidate's mistakes."""
     rules: tuple[Callable[[Case], Found], ...] = (
         too_short_a_limit,
+        nothing_learned,
         undecided,
         broken_guardrails,
         prompting_is_enough,
-        nothing_learned,
         poor,
         training,
         lambda case: mistakes(case, made),
