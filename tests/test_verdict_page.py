@@ -504,6 +504,14 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
             r"whether the answers belong to their questions.*: exact match is \.25, and always the same .* have \.25",
         ),
         (
+            {
+                "candidate": wrong(RIGHT, range(58)),
+                "base": ["login"] * 80,
+                "taught": ["refund", "login"],
+            },
+            r"Train longer, and look whether .*: exact match is \.28, and always the same .* have \.25",
+        ),
+        (
             {"candidate": wrong(RIGHT, range(50)), "base": wrong(RIGHT, range(80))},
             r"Train longer, or bring more training rows, .*: exact match is \.38: .*, and more wrong than right",
         ),

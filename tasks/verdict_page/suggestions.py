@@ -101,8 +101,11 @@ def nothing_learned(case: Case) -> Found:
         return
     for each in case.comparisons:
         if each["opponent"] == CONSTANT and each["finding"] != "above":
+            is_ahead = each["difference"][1] > 0
             yield Suggestion(
-                "Look whether the answers belong to their questions, before anything else",
+                "Train longer, and look whether the answers belong to their questions"
+                if is_ahead
+                else "Look whether the answers belong to their questions, before anything else",
                 f"{words(each['metric'])} is {number(each['candidate_mean'])}, and always the same training answer "
                 f"would have {number(each['opponent_mean'])}",
                 "rows",
