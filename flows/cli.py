@@ -18,6 +18,7 @@ from flows.command_line import (
     Until,
     Verbose,
     console_of,
+    importing,
     load,
     one_line_errors,
     prepare,
@@ -74,11 +75,11 @@ def run(
                 f"--require-promotion: a run that ends with {pipeline.until} has no verdict; leave it out"
             )
         config.make_home()
-        from flows import calls, deployment_file, report, temporary_server, terminal
-        from flows.finetune import finetune
-        from flows.inputs import looked_at
-        from flows.outcome import Outcome
-
+        with importing():
+            from flows import calls, deployment_file, report, temporary_server, terminal
+            from flows.finetune import finetune
+            from flows.inputs import looked_at
+            from flows.outcome import Outcome
         if not quiet:
             terminal.show_settings(console, pipeline, everything=verbose)
         report.ORIGINS.set(pipeline.origins)

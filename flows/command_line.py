@@ -1,6 +1,7 @@
 """What all commands of the command line share: their options, where they print, and how an error is said."""
 
 import errno
+import gc
 import json
 import logging
 import os
@@ -47,7 +48,8 @@ def load(
 
     Raises ConfigError.
     """
-    from flows import deployment_file
+    with importing():
+        from flows import deployment_file
 
     given = list(assignments or [])
     given += [] if until is None else [f"until={_stage('--until', until)}"]
@@ -66,6 +68,17 @@ def _stage(option: str, name: str) -> str:
 def repeated(file: Path, assignments: list[str] | None) -> str:
     """The file and its changes, for the commands to run next."""
     return shlex.join([str(file), *(text for change in assignments or [] for text in ("--set", change))])
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """For a block of imports: what they make stays, and looking through it for garbage is a sixth of their time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def prepare(console: Console, *, quiet: bool = True, verbose: bool = False) -> None:
