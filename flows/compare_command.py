@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.deployment_file import Pipeline, override
+from flows.terminal import opening, show_next
 from tasks.comparison import Comparison, notes, row
 from tasks.config import Settings
 from tasks.errors import ConfigError
-from tasks.register.tracking import starts_with, tracking_uri
+from tasks.register.tracking import tracking_uri
 from tasks.stopped import from_here
 
 SECTIONS = ("method", "training", "compute")
@@ -111,12 +112,7 @@ def show(console: Console, found: Comparison, asked: dict[str, Variant], what: s
     variant = asked[best.variant]
     changes = shlex.join(text for each in variant.assignments for text in ("--set", each))
     following = [f"tunewright run {what} {changes}"] if best.state == "finished" else []
-    if opens := starts_with(tracking_uri(variant.settings.registry)):
-        following.append(f"{opens}        # then open the MLflow link above")
-    if following:
-        console.print(Text("next", "bold"))
-    for command in following:
-        console.print(Text(f"  {command}"), soft_wrap=True)
+    show_next(console, [*following, *opening(tracking_uri(variant.settings.registry))])
 
 
 def as_json(found: Comparison) -> dict[str, Any]:

@@ -141,8 +141,7 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
         looks.append(("MLflow", mlflow_link(outcome)))
         if outcome.name == "Waiting":
             nexts.insert(0, f'tunewright release approve {registered.name} {registered.version} --reason "..."')
-        if command := starts_with(registered.tracking_uri):
-            nexts.append(f"{command}        # then open the MLflow link above")
+        nexts += opening(registered.tracking_uri)
     elif outcome.splits and not outcome.tokens:
         nexts.append(f"tunewright run {what} --until render          # what is trained, token by token")
     else:
@@ -151,8 +150,20 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
         console.print(Text.assemble((f"{name:<20}", "bold"), _short(place)), soft_wrap=True)
     if outcome.page and outcome.page.suggestions:
         console.print(Text.assemble((f"{'to try':<20}", "bold"), f"{outcome.page.suggestions[0]}"), soft_wrap=True)
-    console.print(Text("next", "bold"))
-    for command in nexts:
+    show_next(console, nexts)
+
+
+def opening(uri: str) -> list[str]:
+    """The command to run next for MLflow's pages, unless a server has them already."""
+    command = starts_with(uri)
+    return [f"{command}        # then open the MLflow link above"] if command else []
+
+
+def show_next(console: Console, commands: Sequence[str]) -> None:
+    """Commands worth running next, if there are any."""
+    if commands:
+        console.print(Text("next", "bold"))
+    for command in commands:
         console.print(Text(f"  {command}"), soft_wrap=True)
 
 

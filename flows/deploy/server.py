@@ -93,11 +93,7 @@ def require_own_model(client: SyncPrefectClient, pipeline: Pipeline) -> None:
     if pipeline.origins["registry.name"] != DEPLOYMENT_NAME:
         return
     for each in _deployments(client):
-        if (
-            each.name != pipeline.name
-            and slug(each.name) == model
-            and not each.parameters.get("registry", {}).get("name")
-        ):
+        if each.name != pipeline.name and slug(each.name) == model and not _named(each):
             raise ConfigError(
                 f"{pipeline.path}: {shown(pipeline.name)} and {shown(each.name)}, which is on the server, would share "
                 f"registry.name={model}, and so a champion; rename one, or set its registry.name"
@@ -191,7 +187,7 @@ def others(client: SyncPrefectClient, pipelines: Sequence[Pipeline], names: Sequ
     found: dict[str, list[str]] = {}
     for each in _deployments(client):
         if each.name not in names and here in str(each.pull_steps):
-            model = each.parameters.get("registry", {}).get("name") or slug(each.name)
+            model = _named(each) or slug(each.name)
             serving = [("watch", each.name), *([("approval", model)] if model not in kept else [])]
             found[each.name] = [f"{FLOW}/{each.name}"] + ["/".join(of) for of in serving if read(client, *of)]
     return found
@@ -200,3 +196,8 @@ def others(client: SyncPrefectClient, pipelines: Sequence[Pipeline], names: Sequ
 def _deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
     """All of the pipeline."""
     return client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])))
+
+
+def _named(deployment: DeploymentResponse) -> str:
+    """The registry.name that it sets; empty where it takes its own."""
+    return deployment.parameters.get("registry", {}).get("name") or ""

@@ -28,7 +28,7 @@ class Guardrail(Section):
         return deciding(metric)
 
     @model_validator(mode="after")
-    def _margin_is_require_in_range(self) -> Self:
+    def _margin_is_in_range(self) -> Self:
         require_in_range(self.metric, "margin", self.margin)
         return self
 
