@@ -16,8 +16,6 @@ import pytest
 
 from tasks.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, SPLIT_SCHEMA, Base, Registered, Rows, Splits
 
-WAIT = ("test_up.py", "test_triggers.py", "test_ui.py")
-
 Message = dict[str, str]
 Conversation = Sequence[str] | Sequence[Message]  # plain texts are turns of user, assistant, user, ...
 WriteRows = Callable[..., pa.Table]
@@ -50,11 +48,6 @@ def pytest_configure() -> None:
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that wait for servers come first; as the last they would keep one worker waiting alone."""
-    items.sort(key=lambda item: item.path.name not in WAIT)
 
 
 @pytest.fixture(autouse=True)

@@ -29,8 +29,8 @@ def test_of_two_runs_at_once_one_trains_and_the_other_finds_what_it_made(up: Up)
 
 
 def test_of_two_trainings_at_once_one_waits_for_the_device(up: Up) -> None:
-    steps = up.steps(20.0)  # so that the second comes while the first trains
-    runs = [up.run(learning_rate=rate, max_steps=steps) for rate in (0.003, 0.004)]
+    # So many steps that the second comes while the first trains.
+    runs = [up.run(learning_rate=rate, max_steps=600) for rate in (0.003, 0.004)]
     for run in runs:
         assert up.ended(run)["type"] == "COMPLETED", up.state(run)["message"]
     manifests = [json.loads(each.read_text()) for each in up.home.glob("artifacts/train/*/manifest.json")]
