@@ -13,7 +13,7 @@ from prefect.runtime import deployment
 from flows import report
 from flows.announcing import announce_drift
 from flows.calls import Plan, Reached, Run, Step, Unknown
-from flows.inputs import inputs
+from flows.inputs import inputs, looked_at
 from flows.parameters import named, slug
 from tasks import config, models, versions, watching
 from tasks.artifacts import Contender
@@ -38,6 +38,7 @@ from tasks.config import (
 )
 from tasks.decide import decide
 from tasks.dedupe import dedupe
+from tasks.errors import AnotherChampion
 from tasks.evaluation import evaluate
 from tasks.forgetting import forgetting
 from tasks.ingest import ingest
@@ -231,10 +232,18 @@ def finetune(
 
 
 def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Step, ...]:
-    """Runs the pipeline up to `until`, and returns what was done."""
+    """Runs the pipeline up to `until`, and returns what was done.
+
+    Where the alias moves while the candidate is measured, it is compared with the new champion as well, once.
+    """
     calls = Run(settings, until, refresh)
-    with suppress(Reached):
-        pipeline(settings, calls)
+    with looked_at(settings), suppress(Reached):
+        try:
+            pipeline(settings, calls)
+        except AnotherChampion as error:
+            log.warning("%s", error)
+            calls.begin_again()
+            pipeline(settings, calls)
     if deployment.name:
         watching.keep_read(slug(deployment.name), calls.files)
     return tuple(calls.steps)

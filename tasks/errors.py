@@ -1,6 +1,7 @@
 """What can go wrong, by what a caller does about it.
 
 TunewrightError
+├── AnotherChampion    the alias moved while a candidate was measured: it is compared with that one, once
 ├── ConfigError        the settings are wrong: exit code 2, never retried
 ├── DataError          the data were refused: exit code 3, never retried
 ├── JudgeError         the judge does not answer: retried after a while
@@ -29,6 +30,10 @@ class ConfigError(TunewrightError):
     """The settings contradict each other or name something that is not there."""
 
     exit_code = 2
+
+
+class AnotherChampion(TunewrightError):
+    """Another version got the alias than the one that a candidate was compared with."""
 
 
 class DataError(TunewrightError):

@@ -35,6 +35,7 @@ from tasks.config import (
 from tasks.errors import DataError, JudgeError
 from tasks.judge import judge
 from tasks.register import release
+from tasks.register.tracking import connected
 
 SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
 PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake")
@@ -209,6 +210,36 @@ def test_a_version_that_waits_for_a_person_is_said_everywhere_until_one_decides(
     assert {step.state for step in again.result()} == {"cached"}
     assert again.name == "Rejected"
     assert str(again.message).startswith("As before: Rejected by ann on 20")
+
+
+def test_a_candidate_is_compared_with_a_champion_that_came_up_meanwhile(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = Cached._make
+
+    def make(self: Cached[Any, Any], *args: Any, **kwargs: Any) -> Any:
+        if self.stage == "register" and "raced" not in models():
+            by_hand()
+        return original(self, *args, **kwargs)
+
+    def models() -> set[str]:
+        with connected(Registry()) as client:
+            return {model.name for model in client.search_registered_models()}
+
+    def by_hand() -> None:
+        with connected(Registry()) as client:
+            tiny = client.get_model_version("tiny", "1")
+            client.create_registered_model("raced")
+            tags = tiny.tags | {"model_digest": "of another candidate"}
+            client.create_model_version("raced", str(tiny.source), tiny.run_id, tags, model_id=tiny.model_id)
+            client.set_registered_model_alias("raced", "champion", "1")
+
+    monkeypatch.setattr(Cached, "_make", make)
+    state = run(changed(settings, "registry", name="raced"), refresh=("render",))
+    assert "version 1 of raced became champion while this run compared itself with none" in caplog.text
+    assert names(state.result(), "ran") == ["render", "evaluate champion", "decide", "verdict_page", "register"]
+    assert (state.name, state.is_completed()) == ("Kept", True)  # it is no better than a copy of itself
+    assert outcome(state).alias == "the alias is on version 1"
 
 
 def test_a_plan_with_another_base_does_not_reckon_with_the_one_before(

@@ -18,7 +18,7 @@ from registered import QUESTIONS, aliases, runs, versions
 
 from tasks.artifacts import Base, Judged, Registered
 from tasks.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
-from tasks.errors import TrackingError, TunewrightError
+from tasks.errors import AnotherChampion, TrackingError, TunewrightError
 from tasks.register import champion, trained_on_test
 from tasks.register.candidate import curves, parameters
 from tasks.register.tracking import connected
@@ -271,7 +271,7 @@ def test_a_base_that_was_altered_is_refused(make: Make, tiny_base: Base, tmp_pat
 
 def test_the_alias_does_not_move_past_a_champion_that_was_not_challenged(make: Make) -> None:
     make(digest="a")
-    with pytest.raises(TunewrightError, match="version 1 of triage became champion while"):
+    with pytest.raises(AnotherChampion, match="version 1 of triage became champion while"):
         make(digest="b")
     assert make(digest="b", challenged="1").version == "2"
     assert aliases() == {"champion": "2"}

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from flows.calls.step import Step
 from tasks import ledger, pipelines, versions
 from tasks.artifacts import Adapter, Answers, CheckedRows, Contender, Registered, Rows, Splits, UniqueRows, Verdict
 from tasks.caching import seconds_of
-from tasks.config import Registry, Settings
+from tasks.config import Registry, Settings, Stage
 from tasks.errors import JudgeError
 from tasks.register.release import as_now
 from tasks.versions import Before
@@ -23,6 +24,15 @@ log = logging.getLogger("tunewright")
 
 class Run(Calls):
     """Calls each stage as a Prefect task; a stage in `refresh` is made anew."""
+
+    def __init__(self, settings: Settings, until: Stage, refresh: Sequence[Stage] = ()) -> None:
+        super().__init__(settings, until, refresh)
+        self.made: dict[str, Step] = {}  # key of a record -> the step that made it, before it all began again
+
+    def begin_again(self) -> None:
+        """Forgets the steps, so that the pipeline can go through its stages again; each still took what it took."""
+        self.made = {step.record.key: step for step in self.steps if step.record and step.state == "ran"}
+        self.steps, self.refresh = [], ()
 
     def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:
         """The stage's record. Raises what the stage raised, or Reached."""
@@ -43,6 +53,7 @@ class Run(Calls):
             message=state.message or "",
             record=record,
         )
+        step = self.made.get(record.key, step)
         if step.state == "cached":
             log.info("  cached: %s", step.message)
         self.keep(step, last_of_stage=last_of_stage)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from tasks.artifacts import Registered
 from tasks.config import Registry
-from tasks.errors import TunewrightError
+from tasks.errors import AnotherChampion
 from tasks.register import history
 from tasks.register.candidate import Candidate
 from tasks.register.history import PIPELINE, Event, What
@@ -20,7 +20,7 @@ def conclude(client: "MlflowClient", candidate: Candidate, number: str) -> list[
     """Moves the alias to the version of a promoted candidate, or with gate.approval lets the version wait for a person.
 
     Returns the versions that had waited until now and that it supersedes. What a person has rejected or rolled back
-    gets no alias. Raises TunewrightError where another champion came up that it was not compared with.
+    gets no alias. Raises AnotherChampion where one came up that it was not compared with.
     """
     registry = candidate.settings.registry
     version = client.get_model_version(registry.name, number)
@@ -34,9 +34,9 @@ def conclude(client: "MlflowClient", candidate: Candidate, number: str) -> list[
         head(client, registry, number)
         return []
     if held not in ("", number, candidate.challenged):
-        raise TunewrightError(
+        raise AnotherChampion(
             f"version {held} of {registry.name} became {registry.alias} while this run compared itself with "
-            f"{f'version {candidate.challenged}' if candidate.challenged else 'none'}; run again to be compared with it"
+            f"{f'version {candidate.challenged}' if candidate.challenged else 'none'}, so it has to be compared again"
         )
     if held != number and candidate.settings.gate.approval:
         set_standing(client, registry, version, "waiting")
