@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from data_checks.excerpts import clipped
+from data_checks.pages import template
 from data_checks.profile import UNKNOWN, Profile
 
 Record = dict[str, Any]  # a line of a quarantine table: file, line, reason, detail, text
@@ -70,7 +69,8 @@ def render(
     clipped.
     """
     expectations = results["expectations"]
-    return _template().render(
+    return template(Path(__file__).with_name("report.html")).render(
+        clip=partial(clipped, length=TEXT_CHARS),
         results=results,
         reasons=[(stage, *item) for stage, counts in results["reasons"].items() for item in counts.items()],
         expectations=[each for each in expectations if each["name"] != "table"],
@@ -86,19 +86,6 @@ def render(
         conflicts=conflicts,
         num_examples=EXAMPLES,
     )
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["clip"] = partial(clipped, length=TEXT_CHARS)
-    return environment.get_template("report.html")
 
 
 def _lengths(profile: Profile, expectations: Sequence[Mapping[str, Any]]) -> Iterator[Lengths]:

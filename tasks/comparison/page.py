@@ -4,10 +4,10 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_checks.pages import template
 from tasks.comparison.ranking import Ranked
 from tasks.comparison.trials import in_words
 from tasks.curves.charts import WIDE, Chart, Polyline, Scale, number, ticks
-from tasks.pages import template
 from tasks.progress import duration
 
 LEGEND = "± is the standard deviation over the seeds; behind is the mean difference from the best over common seeds"

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_checks.pages import template
 from tasks.curves.advice import TrainingWarning
 from tasks.curves.charts import charts
 from tasks.curves.reading import Curves, number
-from tasks.pages import template
 
 FOLDER = Path(__file__).parent
 WORST = 10  # rows behind spikes that are listed

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.text import Text
 
+from data_checks.pages import template
 from tasks.artifacts import IGNORED, Tokens
 
 NUM_EXAMPLES = 6
@@ -152,10 +152,7 @@ def write_report(
         "examples": _examples(folder / "train.parquet", tokenizer, train),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("report.html").render(report=report, contract=contract)
+    page = template(Path(__file__).with_name("report.html")).render(report=report, contract=contract)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 

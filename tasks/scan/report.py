@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from data_checks.pages import template
 from tasks.artifacts import Scan
 from tasks.methods.modules import layer_of, type_of
-from tasks.pages import template
 from tasks.scan.choice import ranking
 from tasks.scan.spectrum import Spectrum
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_checks.pages import template
 from tasks import curves
 from tasks.account import leak_sentence
 from tasks.curves.charts import charts
-from tasks.pages import template
 from tasks.progress import duration
 from tasks.verdict_page.case import Case, title
 from tasks.verdict_page.costs import costs

@@ -8,9 +8,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 @cache
 def template(file: Path) -> Template:
-    """A template, which may extend frame.html, or import what lies beside it."""
+    """A template, which may extend frame.html, or import what lies beside it, or in a folder beside its own."""
     return Environment(
-        loader=FileSystemLoader([file.parent, Path(__file__).parent]),
+        loader=FileSystemLoader([file.parent, file.parent.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
