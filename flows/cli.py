@@ -76,7 +76,7 @@ def run(
             )
         config.make_home()
         with importing():
-            from flows import calls, deployment_file, report, temporary_server, terminal
+            from flows import calls, deployment_file, prefect_server, report, terminal
             from flows.finetune import finetune
             from flows.inputs import looked_at
             from flows.outcome import Outcome
@@ -86,7 +86,7 @@ def run(
         sections = {name: getattr(pipeline.settings, name) for name in config.Settings.model_fields}
         with deployment_file.placed(pipeline), looked_at(pipeline.settings):
             calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)  # before a server starts for the run
-            temporary_server.start()
+            prefect_server.ensure()
             state: Any = finetune(**sections, until=pipeline.until, refresh=pipeline.refresh, return_state=True)
             result = state.result(raise_on_failure=False)
             if isinstance(result, BaseException):
@@ -158,7 +158,7 @@ def compare(
     with one_line_errors(as_json):
         prepare(console, quiet=quiet, verbose=verbose)
         pipeline = load(file, deployment, assignments)
-        from flows import compare_command, deployment_file, temporary_server
+        from flows import compare_command, deployment_file, prefect_server
 
         asked = compare_command.variants(pipeline, vary or [])
         variants = {name: variant.settings for name, variant in asked.items()}
@@ -166,7 +166,7 @@ def compare(
         from flows.compare import compare as compare_flow
 
         with deployment_file.placed(pipeline):
-            temporary_server.start()
+            prefect_server.ensure()
             state: Any = compare_flow(pipeline.settings, variants, seeds, prune, return_state=True)
             found = state.result(raise_on_failure=False)
             if isinstance(found, BaseException):

@@ -1,32 +1,73 @@
-"""Prefect's temporary server, which a run without `tunewright up` starts for itself, kept alive as long as the run.
+"""Prefect's server: the one that PREFECT_API_URL names, or a temporary one that lives as long as a run.
 
-Prefect starts it in the run's own process group. There Ctrl-C and a closed terminal end it first, and the run waits
-minutes for it before it can say how it ended; and where the run is killed, the server stays.
+Prefect starts the temporary one in the run's own process group. There Ctrl-C and a closed terminal end it first, and
+the run waits minutes for it before it can say how it ended; and where the run is killed, the server stays.
 """
 
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_SERVER_EPHEMERAL_ENABLED,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
 )
 
-from tasks.errors import TunewrightError
+from tasks.errors import ConfigError, TunewrightError
 from tasks.parent import end_with_parent
 
 
-def start() -> None:
-    """Starts it in a session of its own, to end with this process; not where another is to be used, or none.
+def ensure() -> None:
+    """Makes sure of a server for a run: the one that is named answers, or a temporary one starts and ends with the run.
 
-    Raises TunewrightError where it does not answer in time.
+    Raises ConfigError where the named one cannot be used, TunewrightError where the temporary one is not there in time.
     """
-    if PREFECT_API_URL.value() or not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
-        return
+    if PREFECT_API_URL.value():
+        with connected():
+            return
+    if PREFECT_SERVER_EPHEMERAL_ENABLED.value():
+        _start()
+
+
+@contextmanager
+def connected() -> Iterator[SyncPrefectClient]:
+    """The server of PREFECT_API_URL. Raises ConfigError where none answers, TunewrightError where it refuses."""
+    api = PREFECT_API_URL.value()
+    try:
+        with get_client(sync_client=True) as client:
+            _require(client)
+            yield client
+    except httpx.HTTPStatusError as error:
+        raise TunewrightError(f"{api}: {error.response.status_code} {error.response.text[:300]}") from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise _unusable(error) from error
+
+
+def _require(client: SyncPrefectClient) -> None:
+    """Asks the server for its version, as each run does once, and Prefect then remembers."""
+    try:
+        client.raise_for_api_version_mismatch_once()
+    except RuntimeError as error:
+        raise _unusable(error.__cause__ or error) from error
+
+
+def _unusable(error: BaseException) -> ConfigError:
+    return ConfigError(
+        f"PREFECT_API_URL={PREFECT_API_URL.value()}: no server that can be used answers there "
+        f"({error or type(error).__name__}); start one with tunewright up, set PREFECT_API_URL to that of another, or "
+        "unset it"
+    )
+
+
+def _start() -> None:
+    """Starts the temporary server in a session of its own, to end with this process."""
     from prefect.server.api import server
 
     end_with_run = partial(end_with_parent, signal.SIGTERM)

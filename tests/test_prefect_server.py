@@ -1,4 +1,4 @@
-"""The server that Prefect starts for one run takes no signals of the terminal, and does not outlive the run."""
+"""A run has the server that is named, or one of its own, which ends with it and not with a signal of the terminal."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
@@ -17,15 +18,15 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows import temporary_server
-from tasks.errors import TunewrightError
+from flows import prefect_server
+from tasks.errors import ConfigError, TunewrightError
 
 RUN = """
 import time
 from prefect import flow
-from flows import temporary_server
+from flows import prefect_server
 
-temporary_server.start()
+prefect_server.ensure()
 
 @flow
 def run() -> None:
@@ -54,11 +55,17 @@ def test_the_server_of_a_run_is_out_of_reach_of_the_terminal_and_ends_with_the_r
     assert gone
 
 
-def test_a_run_that_uses_another_server_starts_none(tmp_path: Path) -> None:
-    said = "from flows import temporary_server; temporary_server.start(); import sys; print(*sys.modules)"
-    environment = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
-    done = subprocess.run([sys.executable, "-c", said], env=environment, capture_output=True, text=True, check=True)
-    assert "prefect.server.api.server" not in done.stdout.split()
+DEAD = "http://127.0.0.1:9/api"  # no server listens there
+
+
+def test_a_named_server_that_does_not_answer_is_one_line_and_no_other_starts() -> None:
+    with (
+        temporary_settings({PREFECT_API_URL: DEAD}),
+        patch.object(prefect_server, "_start") as start,
+        pytest.raises(ConfigError, match=f"PREFECT_API_URL={DEAD}: no server .*refused.* start one .*, or unset it"),
+    ):
+        prefect_server.ensure()
+    start.assert_not_called()
 
 
 def test_one_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
@@ -71,4 +78,4 @@ def test_one_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
         temporary_settings(updates, restore_defaults=(PREFECT_API_URL,)),
         pytest.raises(TunewrightError, match=r"did not answer within 1 s: see what .*DATABASE_CONNECTION_URL can be"),
     ):
-        temporary_server.start()
+        prefect_server.ensure()

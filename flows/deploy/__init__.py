@@ -18,6 +18,7 @@ from flows.deploy.automations import SERVER, Synced, Target, of_deployment, of_s
 from flows.deploy.timing import require_due
 from flows.deployment_file import Pipeline
 from flows.inputs import inputs
+from flows.prefect_server import connected
 from tasks import models
 
 
@@ -64,7 +65,7 @@ def deploy(file: Path, deployment: str | None, pool: str) -> Result:
             inputs(pipeline.settings)
             models.look_up(pipeline.settings.model.base, pipeline.settings.model.revision)
         require_due(pipeline.path, pipeline.schedules or ())
-    with server.connected() as client:
+    with connected() as client:
         for pipeline in pipelines:
             with deployment_file.placed(pipeline):
                 server.block_ids(client, pipeline.settings.operation.notify)

@@ -5,14 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, WorkerFilter
 from prefect.client.schemas.responses import DeploymentResponse
@@ -44,24 +42,6 @@ COMPARED = {  # what makes a deployment what it is -> in words
     "enforce_parameter_schema": "form",
 }
 OF_SCHEDULE = {"schedule", "active", "parameters", "slug"}
-ANSWER_SECONDS = 10.0
-
-
-@contextmanager
-def connected() -> Iterator[SyncPrefectClient]:
-    """The server of PREFECT_API_URL. Raises TunewrightError in one line where it does not answer, or refuses."""
-    api = PREFECT_API_URL.value()
-    try:
-        httpx.get(f"{api}/health", timeout=ANSWER_SECONDS).raise_for_status()
-        with get_client(sync_client=True) as client:
-            yield client
-    except httpx.HTTPStatusError as error:
-        raise TunewrightError(f"{api}: {error.response.status_code} {error.response.text[:300]}") from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ConfigError(
-            f"PREFECT_API_URL={api}: no server answers ({error or type(error).__name__}); start one with tunewright "
-            "up, or set PREFECT_API_URL to that of another"
-        ) from error
 
 
 def make_pool(client: SyncPrefectClient, name: str) -> bool:
