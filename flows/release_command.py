@@ -6,7 +6,7 @@ All of it is done in MLflow, so that a rollback needs no other server.
 import getpass
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -60,15 +60,10 @@ def approve(
     as_json: Json = False,
 ) -> None:
     """Say yes or no to a version that waits (gate.approval); yes moves the alias, after it was rehearsed again."""
-    decision: Literal["approve", "reject"] = "reject" if reject else "approve"
+    decision = "reject" if reject else "approve"
 
-    def decide(registry: Registry) -> Any:
-        from flows import release as asking
-        from tasks.register import release
-
-        decided = release.decide(registry, version, decision, by=_who(by), why=reason)
-        asking.end_for(registry, decided.event)
-        return decided
+    def decide(release: Any, registry: Registry) -> Any:
+        return release.decide(registry, version, decision, by=_who(by), why=reason)
 
     _do(decide, name, alias, tracking_uri, as_json)
 
@@ -85,13 +80,8 @@ def promote(
 ) -> None:
     """Move the alias to a version by hand, whatever its verdict was, after it was rehearsed again."""
 
-    def decide(registry: Registry) -> Any:
-        from flows import release as asking
-        from tasks.register import release
-
-        decided = release.promote(registry, version, by=_who(by), why=reason)
-        asking.end_for(registry, decided.event)
-        return decided
+    def decide(release: Any, registry: Registry) -> Any:
+        return release.promote(registry, version, by=_who(by), why=reason)
 
     _do(decide, name, alias, tracking_uri, as_json)
 
@@ -113,21 +103,22 @@ def rollback(
     No pipeline moves it to the version that is rolled back, until a person promotes that by hand.
     """
 
-    def decide(registry: Registry) -> Any:
-        from tasks.register import release
-
+    def decide(release: Any, registry: Registry) -> Any:
         return release.rollback(registry, to, by=_who(by), why=reason)
 
     _do(decide, name, alias, tracking_uri, as_json)
 
 
-def _do(decide: Callable[[Registry], Any], name: str, alias: str, tracking_uri: str | None, as_json: bool) -> None:
-    """Decides, and says what came of it."""
+def _do(decide: Callable[[Any, Registry], Any], name: str, alias: str, tracking_uri: str | None, as_json: bool) -> None:
+    """Decides by tasks/register/release.py, ends what asks for the version in Prefect, and says what came of it."""
     with one_line_errors(as_json):
         registry = _registry(name, alias, tracking_uri, as_json)
+        from flows import release as asking
         from flows import release_view
+        from tasks.register import release
 
-        decided = decide(registry)
+        decided = decide(release, registry)
+        asking.end_for(registry, decided.event)
         release_view.show_decision(console_of(as_json), registry, decided)
     if as_json:
         print(json.dumps(release_view.decision_json(registry, decided), ensure_ascii=False))
