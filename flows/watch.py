@@ -1,9 +1,11 @@
 """A look at the files of a deployment, every operation.watch seconds; it tells the server where they have changed.
 
-Its runs are a process of a second or two each, and those that saw nothing new are deleted but for the last ones.
+It also starts a run again that crashed: its process or its machine died, and nothing was wrong with it. A look is a
+process of a second or two, and those that saw nothing new are deleted but for the last ones.
 """
 
 import logging
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect import State, flow
@@ -12,9 +14,13 @@ from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
     FlowRunFilter,
+    FlowRunFilterIdempotencyKey,
     FlowRunFilterState,
     FlowRunFilterStateName,
+    FlowRunFilterStateType,
 )
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment as own
@@ -28,11 +34,15 @@ from tasks.errors import ConfigError, DataError
 log = logging.getLogger("tunewright")
 
 KEPT_RUNS = 10  # of those that saw nothing new
+RESTARTS = 2  # in a row: what crashes again and again may do so by itself, as where memory is short
+RESTARTED_WITHIN = timedelta(days=1)  # of the crash
 
 
 @flow(name="watch")
 def watch(deployment: str) -> State[None]:
     """Looks at the files of a deployment, and emits the event tunewright.data.changed where they have.
+
+    Where its last run crashed, that is started again instead, and the files are left to the next look.
 
     Args:
         deployment: Whose files, such as finetune/demo
@@ -49,6 +59,9 @@ def watch(deployment: str) -> State[None]:
                 f"deployment={deployment}: there is none of that name any more, so it is not looked for again"
             ) from None
         _forget(client)
+        if restarted := _start_again(client, watched):
+            log.warning("%s", restarted)
+            return Completed(name="Restarted", message=restarted)
     data = checked(watched.parameters, lambda _: deployment).data
     try:
         found = watching.look(slug(watched.name), data)
@@ -65,6 +78,27 @@ def watch(deployment: str) -> State[None]:
     files = f"{found.num_files} file{'s'[: found.num_files != 1]}"
     as_before = f"announced before: {said}" if said else "as the last run that finished read them"
     return Completed(name="Unchanged", message=f"{files}, {as_before}")
+
+
+def _start_again(client: SyncPrefectClient, watched: DeploymentResponse) -> str:
+    """Starts the last run of the deployment again, as it was, if it crashed; says so, or nothing where it did not."""
+    begun = [kind for kind in StateType if kind != StateType.SCHEDULED]
+    newest = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[watched.id])),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun))),
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        limit=RESTARTS + 1,
+    )
+    since = datetime.now(UTC) - RESTARTED_WITHIN
+    crashes = [run for run in newest if run.state and run.state.is_crashed() and run.state.timestamp > since]
+    if not crashes or crashes[0] != newest[0] or len(crashes) > RESTARTS:
+        return ""
+    crashed, key = crashes[0], f"again after {crashes[0].id}"
+    known = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
+    if client.read_flow_runs(flow_run_filter=known, limit=1):  # it waits for its turn
+        return ""
+    again = client.create_flow_run_from_deployment(watched.id, parameters=crashed.parameters, idempotency_key=key)
+    return f"{crashed.name} crashed, and starts again as {again.name}"
 
 
 def _forget(client: SyncPrefectClient) -> None:

@@ -11,16 +11,18 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from prefect import State
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.events.schemas.events import RelatedResource, Resource
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.settings.models.flows import FlowsSettings
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Crashed, Failed
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 from waiting import until
@@ -377,6 +379,41 @@ def test_a_failure_of_prefects_own_deploy_is_one_line(
         deploy(file, None, "local")
     assert "\n" not in str(error.value)
     assert (home / "logs" / "deploy.log").exists()
+
+
+def test_a_run_that_crashed_is_started_again_as_it_was_and_not_for_ever(
+    client: SyncPrefectClient, write: Callable[..., Path]
+) -> None:
+    deploy(write("{watch: 30}"), None, "local")
+    deployment = client.read_deployment_by_name("finetune/drops").id
+
+    def looked() -> str:
+        state: Any = watch("finetune/drops", return_state=True)
+        return state.name
+
+    def end(run: Any, state: State[Any]) -> None:
+        client.set_flow_run_state(run.id, state, force=True)
+
+    def started() -> list[Any]:
+        key = "again after "
+        runs = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+        return [run for run in runs if (run.idempotency_key or "").startswith(key)]
+
+    first = client.create_flow_run_from_deployment(deployment, parameters={"until": "split"})
+    end(first, Cancelled())
+    assert looked() != "Restarted"
+    end(first, Crashed())
+    assert looked() == "Restarted"
+    assert looked() != "Restarted"  # it waits for its turn
+    (second,) = started()
+    assert second.parameters["until"] == "split"
+    end(second, Crashed())
+    assert looked() == "Restarted"
+    end(started()[1], Crashed())
+    assert looked() != "Restarted"  # a third time in a row
+    end(started()[1], Completed())
+    assert looked() != "Restarted"
+    assert len(started()) == 2
 
 
 def test_a_deployment_that_is_gone_is_not_looked_for_again(client: SyncPrefectClient) -> None:

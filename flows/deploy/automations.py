@@ -25,7 +25,7 @@ SERVER = "tunewright"  # owns what is of no deployment
 SILENT_SECONDS = 600.0  # three heartbeats of 180 s, Prefect's default, which runs of a terminal have
 CRASHES = "tunewright: a run without a heartbeat is marked crashed"
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "TimedOut", "Suspended", "Paused")
-WATCH_ENDS = ("Changed", "Unchanged", "Unsettled", "Unreadable")
+WATCH_ENDS = ("Changed", "Unchanged", "Unsettled", "Unreadable", "Restarted")
 NOTIFIED = {  # of operation.notify_on: what stands in the automation's name
     "failure": "failures",
     "rejection": "rejections",

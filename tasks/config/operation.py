@@ -18,7 +18,7 @@ class Operation(Section):
         ge=20,
         le=86_400,
         description="Look at the files of data.sources and data.held_out each so many seconds, 20 to 86400, and start "
-        "a run when they have changed; empty leaves that to schedules",
+        "a run when they have changed, or when the last one crashed; empty leaves that to schedules",
     )
     start_on: Literal["changed", "drift"] = Field(
         default="changed",
