@@ -22,7 +22,7 @@ from prefect.events.schemas.events import RelatedResource, Resource
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.settings.models.flows import FlowsSettings
-from prefect.states import Cancelled, Completed, Crashed, Failed
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 from waiting import until
@@ -34,7 +34,9 @@ from flows.deploy.automations import CRASHES, Target, of_deployment, of_server
 from flows.deploy.timing import in_words, next_times
 from flows.deploy.view import as_json
 from flows.outcome import AS_BEFORE, STANDS, VERDICTS
+from flows.services import leftover
 from flows.watch import watch
+from tasks.addresses import Addresses
 from tasks.artifacts import Base, CheckedRows
 from tasks.config import Operation
 from tasks.errors import ConfigError, TunewrightError
@@ -414,6 +416,22 @@ def test_a_run_that_crashed_is_started_again_as_it_was_and_not_for_ever(
     end(started()[1], Completed())
     assert looked() != "Restarted"
     assert len(started()) == 2
+
+
+def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
+    client: SyncPrefectClient, write: Callable[..., Path]
+) -> None:
+    deploy(write(), None, "local")
+    deployment = client.read_deployment_by_name("finetune/drops").id
+    runs = [client.create_flow_run_from_deployment(deployment) for _ in range(2)]
+    for run in runs:
+        client.set_flow_run_state(run.id, Running(), force=True)
+    client.set_flow_run_state(runs[1].id, Cancelling(), force=True)
+    server = str(client.api_url).rstrip("/").removesuffix("/api")
+    ended = leftover.end(Addresses(pid=1, prefect=server, mlflow="http://127.0.0.1:9", pool="local"))
+    assert {*ended} == {run.name for run in runs}
+    states = [client.read_flow_run(run.id).state for run in runs]
+    assert [state.name for state in states if state] == ["Crashed", "Cancelled"]
 
 
 def test_a_deployment_that_is_gone_is_not_looked_for_again(client: SyncPrefectClient) -> None:
