@@ -28,7 +28,7 @@ def show_settings(console: Console, pipeline: Pipeline, *, everything: bool) -> 
     for column in ("setting", "value", "from"):
         table.add_column(column, overflow="fold")
     for key, value, origin in shown:
-        table.add_row(key, Text("" if value is None else str(value)), Text(origin, "dim"))
+        table.add_row(key, Text("" if value is None else "[]" if value == "" else str(value)), Text(origin, "dim"))
     console.print(table)
     if len(shown) < len(rows):
         console.print(f"{len(rows) - len(shown)} more at their defaults; -v shows them", style="dim")

@@ -5,6 +5,7 @@ process of a second or two, and those that saw nothing new are deleted but for t
 """
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateName,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
@@ -36,6 +37,7 @@ log = logging.getLogger("tunewright")
 KEPT_RUNS = 10  # of those that saw nothing new
 RESTARTS = 2  # in a row: what crashes again and again may do so by itself, as where memory is short
 RESTARTED_WITHIN = timedelta(days=1)  # of the crash
+BROKEN = (StateType.FAILED, StateType.CRASHED)
 
 
 @flow(name="watch")
@@ -59,7 +61,8 @@ def watch(deployment: str) -> State[None]:
                 f"deployment={deployment}: there is none of that name any more, so it is not looked for again"
             ) from None
         _forget(client)
-        if restarted := _start_again(client, watched):
+        begun = _begun(client, watched)
+        if restarted := _start_again(client, watched, begun):
             log.warning("%s", restarted)
             return Completed(name="Restarted", message=restarted)
     data = checked(watched.parameters, lambda _: deployment).data
@@ -77,18 +80,23 @@ def watch(deployment: str) -> State[None]:
         return Completed(name="Unsettled", message=f"{said}; still being written")
     files = f"{found.num_files} file{'s'[: found.num_files != 1]}"
     as_before = f"announced before: {said}" if said else "as the last run that finished read them"
-    return Completed(name="Unchanged", message=f"{files}, {as_before}")
+    failed = [f"; {run.name} {run.state.name}" for run in begun[:1] if run.state and run.state.type in BROKEN]
+    return Completed(name="Unchanged", message="".join((f"{files}, {as_before}", *failed)))
 
 
-def _start_again(client: SyncPrefectClient, watched: DeploymentResponse) -> str:
-    """Starts the last run of the deployment again, as it was, if it crashed; says so, or nothing where it did not."""
+def _begun(client: SyncPrefectClient, watched: DeploymentResponse) -> list[FlowRun]:
+    """The last runs of the deployment, the newest first, without those that still wait for their time."""
     begun = [kind for kind in StateType if kind != StateType.SCHEDULED]
-    newest = client.read_flow_runs(
+    return client.read_flow_runs(
         deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[watched.id])),
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun))),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         limit=RESTARTS + 1,
     )
+
+
+def _start_again(client: SyncPrefectClient, watched: DeploymentResponse, newest: Sequence[FlowRun]) -> str:
+    """Starts the newest run again, as it was, if it crashed; says so, or nothing where it did not."""
     since = datetime.now(UTC) - RESTARTED_WITHIN
     crashes = [run for run in newest if run.state and run.state.is_crashed() and run.state.timestamp > since]
     if not crashes or crashes[0] != newest[0] or len(crashes) > RESTARTS:

