@@ -73,7 +73,7 @@ def test_prefect_accepts_a_shipped_file_and_reads_the_same_parameters(file: Path
 def test_the_keys_that_we_accept_are_those_that_prefect_reads() -> None:
     file_keys = {field.alias or name for name, field in PrefectYamlModel.model_fields.items()}
     assert set(keys.FILE_KEYS) == file_keys | {"definitions", "description", "required_inputs"}
-    assert set(keys.DEPLOYMENT_KEYS) == set(DeploymentConfig.model_fields)
+    assert {*keys.DEPLOYMENT_KEYS, "schedule"} == set(DeploymentConfig.model_fields)  # its old name for schedules
     assert set(keys.SCHEDULE_KEYS) == {
         *RawScheduleConfig.model_fields,
         *DeploymentScheduleCreate.model_fields,
