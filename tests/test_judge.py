@@ -137,7 +137,8 @@ def test_an_endpoint_that_is_busy_is_asked_again_and_what_it_said_is_kept(
         ask()
     assert is_transient(error.value)
     told = [said for said in caplog.messages if "the judge does not answer for now, and is asked again: " in said]
-    assert [said.partition("again: ")[2].split()[0] for said in told] == ["429", "503", "500"]
+    # Several are asked at once, so the order is anyone's.
+    assert sorted(said.partition("again: ")[2].split()[0] for said in told) == ["429", "500", "503"]
     before = len(endpoint.requests)
     endpoint.statuses = []
     assert ask().agreement["base"] == 1.0
