@@ -8,7 +8,6 @@ from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from prefect import State
@@ -16,135 +15,25 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
-from prefect.events.schemas.automations import AutomationCore, EventTrigger
-from prefect.events.schemas.events import RelatedResource, Resource
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
-from prefect.settings.models.flows import FlowsSettings
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
 from prefect.testing.utilities import prefect_test_harness
+from test_automations import event
 from typer.testing import CliRunner
 from waiting import until
 
 from flows import announcing
 from flows.cli import app
 from flows.deploy import deploy
-from flows.deploy.automations import CRASHES, Target, of_deployment, of_server
+from flows.deploy.automations import CRASHES, of_server
 from flows.deploy.timing import in_words, next_times
 from flows.deploy.view import as_json
-from flows.outcome import AS_BEFORE, STANDS, VERDICTS
 from flows.services import leftover
 from flows.watch import watch
 from tasks.addresses import Addresses
 from tasks.artifacts import Base, CheckedRows
-from tasks.config import Operation
 from tasks.errors import ConfigError, TunewrightError
-
-TARGET = Target(uuid4(), "Demo", "triage", "http://127.0.0.1:4200")
-BLOCK = uuid4()
-BLOCKS = {"slack-webhook/ops": BLOCK}
-TOLD = Operation(notify=("slack-webhook/ops",), notify_on=("failure", "rejection", "approval", "promotion"))
-
-
-def event(automation: AutomationCore) -> EventTrigger:
-    assert isinstance(automation.trigger, EventTrigger)
-    return automation.trigger
-
-
-def started(automation: AutomationCore) -> tuple[Any, Any]:
-    """The deployment that an automation runs, and with which parameters."""
-    (action,) = automation.actions
-    assert isinstance(action, RunDeployment)
-    return action.deployment_id, action.parameters
-
-
-def test_nothing_is_made_of_settings_that_ask_for_nothing() -> None:
-    assert of_deployment(TARGET, Operation(), {}) == []
-
-
-def test_a_change_of_watched_data_starts_a_run() -> None:
-    (made,) = of_deployment(TARGET, Operation(watch=30), {})
-    assert made.name == "tunewright: Demo runs when its data change"
-    assert event(made).expect == {"tunewright.data.changed"}
-    assert covers(made, {"prefect.resource.id": "tunewright.data.demo"})
-    assert not covers(made, {"prefect.resource.id": "tunewright.data.other"})
-    assert started(made) == (TARGET.id, None)
-
-
-def test_with_drift_a_change_starts_the_data_stages_and_drift_the_rest() -> None:
-    checks, runs = of_deployment(TARGET, Operation(watch=30, start_on="drift"), {})
-    assert event(checks).expect == {"tunewright.data.changed"}
-    assert started(checks) == (TARGET.id, {"until": "check", "refresh": []})
-    assert event(runs).expect == {"tunewright.data.drifted"}
-    assert started(runs) == (TARGET.id, None)
-
-
-def test_each_kind_of_news_is_an_automation_that_links_to_the_run() -> None:
-    made = of_deployment(TARGET, TOLD, BLOCKS)
-    assert [each.name for each in made] == [
-        "tunewright: slack-webhook/ops told of failures of Demo",
-        "tunewright: slack-webhook/ops told of rejections of Demo",
-        "tunewright: slack-webhook/ops told of approvals to give of Demo",
-        "tunewright: slack-webhook/ops told of promotions of Demo",
-    ]
-    for each in made:
-        (message,) = each.actions
-        assert isinstance(message, SendNotification)
-        assert message.block_document_id == BLOCK
-        assert "http://127.0.0.1:4200/v2/runs/flow-run/{{ flow_run.id }}" in message.body
-
-
-def test_the_states_that_are_told_of_are_those_that_a_run_ends_in() -> None:
-    _, rejection, _, promotion = (event(each).expect for each in of_deployment(TARGET, TOLD, BLOCKS))
-    assert {name.rpartition(".")[2] for name in rejection | promotion} == set(VERDICTS.values())
-    assert promotion == {"prefect.flow-run.Promoted"}
-
-
-def test_with_approval_a_promotion_is_told_of_when_a_person_has_said_yes() -> None:
-    told = Operation(notify=TOLD.notify, notify_on=("promotion",))
-    (promotion,) = of_deployment(TARGET._replace(approval=True), told, BLOCKS)
-    assert event(promotion).expect == {"prefect.flow-run.Approved"}
-    run = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.state-message": "version 2, by Ada"}
-    flow = {
-        "prefect.resource.id": "prefect.flow.1",
-        "prefect.resource.role": "flow",
-        "prefect.resource.name": "approval",
-    }
-    asking = {"prefect.resource.id": f"prefect.deployment.{uuid4()}", "prefect.resource.role": "deployment"}
-    assert covers(promotion, run, flow, asking | {"prefect.resource.name": "triage"})
-    assert not covers(promotion, run, flow, asking | {"prefect.resource.name": "other"})
-
-
-def test_a_verdict_is_told_once_and_not_each_night_on_unchanged_data() -> None:
-    _, rejection, _, promotion = of_deployment(TARGET, TOLD, BLOCKS)
-    run = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.state-type": "COMPLETED"}
-    deployed = {"prefect.resource.role": "deployment", "prefect.resource.id": f"prefect.deployment.{TARGET.id}"}
-    for each in (rejection, promotion):
-        assert covers(each, run | {"prefect.state-message": "Kept: exact match .10 is not better"}, deployed)
-        assert not covers(each, run | {"prefect.state-message": f"{AS_BEFORE}Kept: exact match"}, deployed)
-
-
-def test_no_end_of_a_run_is_taken_for_a_crash() -> None:
-    made = of_server()
-    (action,) = made.actions
-    assert isinstance(action, ChangeFlowRunState)
-    expected = event(made).expect
-    assert event(made).after <= expected
-    for name in (
-        *VERDICTS.values(),
-        *STANDS.values(),
-        "Completed",
-        "Failed",
-        "Crashed",
-        "Cancelled",
-        "Suspended",
-        "Unchanged",
-    ):
-        assert f"prefect.flow-run.{name}" in expected
-    assert "prefect.flow-run.Running" not in expected
-    default = FlowsSettings.model_fields["heartbeat_frequency"].default  # of a run in a terminal, or another worker's
-    assert event(made).within >= timedelta(seconds=3 * default)
 
 
 @pytest.mark.parametrize(
@@ -441,37 +330,6 @@ def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
 def test_a_deployment_that_is_gone_is_not_looked_for_again(client: SyncPrefectClient) -> None:
     with pytest.raises(ConfigError, match="deployment=finetune/gone: there is none of that name any more"):
         watch("finetune/gone")
-
-
-def covers(automation: AutomationCore, resource: dict[str, str], *related: dict[str, str]) -> bool:
-    """Whether the server would take an event about this for one that the automation waits for."""
-    from prefect.server.events.schemas.automations import EventTrigger as Trigger
-
-    trigger = Trigger.model_validate(automation.trigger.model_dump())
-    return trigger.covers_resources(
-        Resource.model_validate(resource),  # pyright: ignore[reportArgumentType] the server's has the same fields
-        [RelatedResource.model_validate(each) for each in related],  # pyright: ignore[reportArgumentType]
-    )
-
-
-def test_only_runs_of_the_deployment_itself_are_told_of() -> None:
-    failure, _, approval, _ = of_deployment(TARGET, TOLD, BLOCKS)
-    run = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.state-type": "FAILED"}
-
-    def deployed(id: Any, name: str) -> dict[str, str]:  # noqa: A002
-        return {
-            "prefect.resource.id": f"prefect.deployment.{id}",
-            "prefect.resource.role": "deployment",
-            "prefect.resource.name": name,
-        }
-
-    flow = {"prefect.resource.id": "prefect.flow.1", "prefect.resource.role": "flow"}
-    assert covers(failure, run, deployed(TARGET.id, "Demo"))
-    assert not covers(failure, run, deployed(uuid4(), "Demo"))
-    assert not covers(failure, run | {"prefect.state-type": "COMPLETED"}, deployed(TARGET.id, "Demo"))
-    assert covers(approval, run, flow | {"prefect.resource.name": "approval"}, deployed(uuid4(), "triage"))
-    assert not covers(approval, run, flow | {"prefect.resource.name": "approval"}, deployed(uuid4(), "other"))
-    assert not covers(approval, run, flow | {"prefect.resource.name": "finetune"}, deployed(uuid4(), "triage"))
 
 
 def test_a_person_is_asked_by_a_deployment_of_its_own(client: SyncPrefectClient, write: Callable[..., Path]) -> None:
