@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -131,12 +130,6 @@ class Up(NamedTuple):
         files = self.home.glob("work/train/*/metrics.jsonl")
         lines = [line for file in files for line in file.read_text().splitlines()]
         return [json.loads(line).get("step", 0) for line in lines if line.endswith("}")]
-
-    def steps(self, seconds: float) -> int:
-        """How many steps a training takes that long with, by those that were made, whatever this machine's speed."""
-        files = self.home.glob("artifacts/train/*/metrics.jsonl")
-        lines = [line for file in files for line in file.read_text().splitlines()]
-        return round(seconds / statistics.median(json.loads(line)["seconds"] for line in lines if '"seconds"' in line))
 
     def versions(self) -> int:
         """How many models are registered."""
