@@ -80,8 +80,9 @@ def watch(deployment: str) -> State[None]:
         return Completed(name="Unsettled", message=f"{said}; still being written")
     files = f"{found.num_files} file{'s'[: found.num_files != 1]}"
     as_before = f"announced before: {said}" if said else "as the last run that finished read them"
-    failed = [f"; {run.name} {run.state.name}" for run in begun[:1] if run.state and run.state.type in BROKEN]
-    return Completed(name="Unchanged", message="".join((f"{files}, {as_before}", *failed)))
+    last = begun[0] if begun else None
+    failed = f"; {last.name} {last.state.name}" if last and last.state and last.state.type in BROKEN else ""
+    return Completed(name="Unchanged", message=f"{files}, {as_before}{failed}")
 
 
 def _begun(client: SyncPrefectClient, watched: DeploymentResponse) -> list[FlowRun]:

@@ -56,7 +56,7 @@ def _limited(document: Document, at: str, given: Any) -> None:
     """Raises ConfigError where the limit of runs at once is none."""
     limit = given if isinstance(given, dict) else {"limit": given}
     number, strategy = limit.get("limit"), limit.get("collision_strategy")
-    is_count = isinstance(number, int) and not isinstance(number, bool) and number > 0
+    is_count = type(number) is int and number > 0
     if given is not None and not is_count and "{{" not in str(number):
         said = "missing" if number is None else f"{shown(number)} is refused"
         key = f"{at}.limit" if isinstance(given, dict) else at

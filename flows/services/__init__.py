@@ -53,7 +53,7 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
         def ready(service: Service, seconds: float) -> None:
             console.print(f"  {service.name:<10}{service.shows:<32}ready after {seconds:.0f} s", markup=False)
             if service.name == "prefect" and (cut := leftover.end(found)):
-                console.print(f"    crashed, since they were killed while they ran: {', '.join(cut)}", markup=False)
+                console.print(f"    cut short, since they were killed while they ran: {', '.join(cut)}", markup=False)
 
         try:
             with Supervisor(services(found), mark=f"{os.getpid()}-{time.time_ns()}") as supervisor:
