@@ -12,9 +12,7 @@ is said in tasks/causes.py.
 
 import contextlib
 import fcntl
-import hashlib
 import inspect
-import json
 import os
 import shutil
 import time
@@ -23,21 +21,22 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import update_wrapper
 from pathlib import Path
-from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.states import Completed
 
-from tasks import config, stopped
+from tasks import config, manifest, stopped
 from tasks.artifacts import Artifact
 from tasks.errors import NO_SPACE, DataError, TunewrightError
 from tasks.ingredients import Ingredients, differing, hash_of, key_of, of_call
+from tasks.manifest import MANIFEST, Damaged, Manifest, Whole, digest_of, folder_of
 from tasks.stopped import Stopped
+
+__all__ = ["MANIFEST", "Cached", "Earlier", "Found", "cached", "digest_of", "kept", "lock", "seconds_of", "work_folder"]
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,28 +90,29 @@ class Cached(Generic[P, A]):
     def look_up(self, *args: P.args, **kwargs: P.kwargs) -> Found[A]:
         """What there is of a call with these arguments; nothing is made."""
         ingredients = self.ingredients(*args, **kwargs)
-        folder = self._folder(key_of(self.stage, ingredients))
-        manifest, fault = self._whole(folder)
+        folder = folder_of(self.stage, key_of(self.stage, ingredients))
+        record, fault = None, ""
+        try:
+            record = self._whole(folder.name).record
+        except Damaged as error:
+            fault = str(error)
         return Found(
             key=folder.name,
             ingredients=ingredients,
-            record=self._record(manifest) if manifest else None,
+            record=record,
             fault=fault if folder.exists() else "",
-            stopped=None if manifest else stopped.find(self.stage, folder.name),
+            stopped=None if record else stopped.find(self.stage, folder.name),
             work=work_folder(folder),
         )
 
     def nearest(self, ingredients: Ingredients, keys: Iterable[str]) -> Earlier[A] | None:
         """Of the artifacts with these keys, the newest first, the one with the fewest ingredients that differ."""
-        found: list[tuple[int, dict[str, Any]]] = []
+        found: list[Earlier[A]] = []
         for key in keys:
-            with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError):  # altered, or gone
-                manifest = json.loads((self._folder(key) / MANIFEST).read_text(encoding="utf-8"))
-                found.append((len(differing(manifest["ingredients"], ingredients)), manifest))
-        if not found:
-            return None
-        _, manifest = min(found, key=lambda each: each[0])
-        return Earlier(self._record(manifest), manifest["ingredients"])
+            with contextlib.suppress(Damaged):  # altered, or gone
+                record, written = manifest.read(self.record_type, self.stage, key, with_files=False)
+                found.append(Earlier(record, written.ingredients))
+        return min(found, key=lambda each: len(differing(each.ingredients, ingredients)), default=None)
 
     @property
     def record_type(self) -> type[A]:
@@ -121,26 +121,26 @@ class Cached(Generic[P, A]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> A:
         """The artifact. Inside a Prefect task a hit is the state Cached, with what it saved in its message."""
-        record, manifest = self._obtain(*args, **kwargs)
-        if manifest is None or TaskRunContext.get() is None:
+        record, found = self._obtain(*args, **kwargs)
+        if found is None or TaskRunContext.get() is None:
             return record
-        message = f"{record.key} of {manifest['made_by']}, {manifest['seconds']:.1f} s saved"
+        message = f"{record.key} of {found.made_by}, {found.seconds:.1f} s saved"
         return Completed(name="Cached", message=message, data=record)  # pyright: ignore[reportReturnType] Prefect unwraps it
 
     def record(self, *args: P.args, **kwargs: P.kwargs) -> A:
         """The artifact itself, inside a task as well: for a stage that is put together from cached parts."""
         return self._obtain(*args, **kwargs)[0]
 
-    def _obtain(self, *args: P.args, **kwargs: P.kwargs) -> tuple[A, dict[str, Any] | None]:
+    def _obtain(self, *args: P.args, **kwargs: P.kwargs) -> tuple[A, Manifest | None]:
         """The artifact, and its manifest where it was found and not made."""
         ingredients = self.ingredients(*args, **kwargs)
-        folder = self._folder(key_of(self.stage, ingredients))
+        folder = folder_of(self.stage, key_of(self.stage, ingredients))
         task = TaskRunContext.get()
         with lock(folder):
-            manifest, _ = self._whole(folder) if not (task and task.task.refresh_cache) else (None, "")
-            if manifest is None:
-                return self._make(folder, ingredients, *args, **kwargs), None
-        return self._record(manifest), manifest
+            if not (task and task.task.refresh_cache):
+                with contextlib.suppress(Damaged):
+                    return self._whole(folder.name)
+            return self._make(folder, ingredients, *args, **kwargs), None
 
     def _make(self, folder: Path, ingredients: Ingredients, *args: P.args, **kwargs: P.kwargs) -> A:
         started = time.monotonic()
@@ -150,24 +150,27 @@ class Cached(Generic[P, A]):
         unfinished.mkdir(parents=True)
         try:
             draft = self.build(unfinished, *args, **kwargs)
-            files = {name: digest_of(unfinished / name) for name in _names(unfinished)}
-            lasting = {n: d for n, d in files.items() if not n.startswith(self.volatile)} if self.volatile else files
+            files = manifest.files_in(unfinished)
+            lasting = {
+                n: file.sha256 for n, file in files.items() if not (self.volatile and n.startswith(self.volatile))
+            }
             record = draft.model_copy(
                 update={"stage": self.stage, "key": folder.name, "folder": folder, "digest": hash_of(lasting)}
             )
-            manifest = {
-                "stage": self.stage,
-                "key": folder.name,
-                "files": {n: {"sha256": d, "size": (unfinished / n).stat().st_size} for n, d in files.items()},
-                "record": record.model_dump(mode="json"),
-                "record_type": type(record).__name__,
-                "ingredients": ingredients,
-                "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "made_by": _flow_run_name(),
-                "seconds": round(time.monotonic() - started - draft.waited_seconds, 3),
-            }
-            (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+            written = Manifest(
+                stage=self.stage,
+                key=folder.name,
+                files=files,
+                record=record.model_dump(mode="json"),
+                record_type=type(record).__name__,
+                ingredients=ingredients,
+                made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                made_by=_flow_run_name(),
+                seconds=round(time.monotonic() - started - draft.waited_seconds, 3),
+            )
+            manifest.write(unfinished, written)
             _sync(unfinished)
+            manifest.remember(unfinished, self.stage, folder.name)
             if folder.exists():
                 folder.rename(unfinished.with_suffix(".old"))
             unfinished.rename(folder)
@@ -183,19 +186,12 @@ class Cached(Generic[P, A]):
             raise
         return record
 
-    def _folder(self, key: str) -> Path:
-        return config.home() / "artifacts" / self.stage / key
-
-    def _whole(self, folder: Path) -> tuple[dict[str, Any] | None, str]:
-        """The manifest of a whole artifact that still stands for what was made, or None and what is wrong with it."""
-        manifest, fault = _read(folder)
-        if manifest and self.lost:
-            fault = self.lost(self._record(manifest))
-        return (None, fault) if fault else (manifest, "")
-
-    def _record(self, manifest: dict[str, Any]) -> A:
-        folder = self._folder(manifest["key"])
-        return self.record_type.model_validate(manifest["record"] | {"folder": folder})
+    def _whole(self, key: str) -> Whole[A]:
+        """The artifact that is whole and still stands for what was made. Raises Damaged."""
+        found = manifest.read(self.record_type, self.stage, key)
+        if self.lost and (fault := self.lost(found.record)):
+            raise Damaged(fault)
+        return found
 
 
 def cached(
@@ -215,48 +211,20 @@ def cached(
 
 def kept(kind: type[A], stage: str, key: str) -> A | None:
     """The record of the whole and unaltered artifact that a stage keeps under a key, or None."""
-    folder = config.home() / "artifacts" / stage / key
-    manifest, _ = _read(folder)
-    return None if manifest is None else kind.model_validate(manifest["record"] | {"folder": folder})
+    with contextlib.suppress(Damaged):
+        return manifest.read(kind, stage, key).record
+    return None
 
 
 def seconds_of(record: Artifact) -> float:
     """How long it took to make a whole artifact."""
-    return json.loads((record.folder / MANIFEST).read_text(encoding="utf-8"))["seconds"]
+    return manifest.read(type(record), record.stage, record.key, with_files=False).manifest.seconds
 
 
 def work_folder(folder: Path) -> Path:
     """A place for work in progress that outlives a failed attempt at `folder`, and goes when the artifact is whole."""
     key = folder.name.strip(".").split(".")[0]
     return config.home() / "work" / folder.parent.name / key
-
-
-def digest_of(file: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def _read(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The manifest of a whole artifact, or None and what is wrong with it."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-    except FileNotFoundError:
-        return None, f"artifact {folder.name} has no {MANIFEST}"
-    except (ValueError, KeyError, TypeError):
-        return None, f"artifact {folder.name}: {MANIFEST} altered"
-    for name, expected in files.items():
-        file = folder / name
-        if not file.is_file():
-            return None, f"artifact {folder.name}: {name} is missing"
-        if file.stat().st_size != expected["size"] or digest_of(file) != expected["sha256"]:
-            return None, f"artifact {folder.name}: {name} was altered"
-    return manifest, ""
 
 
 @contextlib.contextmanager

@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasks.artifacts import UniqueRows
-from tasks.caching import MANIFEST, cached
+from tasks.caching import MANIFEST, cached, kept
 from tasks.config import Dedupe
 from tasks.errors import DataError, TunewrightError
 from tasks.ingredients import differing
@@ -58,6 +61,89 @@ def test_an_altered_or_deleted_file_is_a_miss_and_is_made_again(tmp_path: Path) 
     assert made.look_up("a", Dedupe()).fault == f"artifact {first.key}: rows.txt is missing"
     assert made("a", Dedupe()).path("rows.txt").read_text() == "a"
     assert calls(tmp_path) == 3
+
+
+def test_a_file_or_a_link_that_was_added_is_a_miss(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "model/config.json", "model/link"):
+        added = made("a", Dedupe()).path(name)
+        added.parent.mkdir(exist_ok=True)
+        added.symlink_to(tmp_path) if name.endswith("link") else added.write_text("{}")
+        assert made.look_up("a", Dedupe()).fault.endswith(f": {name} was added")
+        assert not made("a", Dedupe()).path(name).is_symlink()
+        assert not made("a", Dedupe()).path(name).exists()
+    assert calls(tmp_path) == 4
+
+
+def test_one_byte_changed_in_any_file_of_an_artifact_is_a_miss(home: Path) -> None:
+    first = made("a", Dedupe())
+    files = [*first.folder.iterdir(), home / "made" / "made" / first.key]
+    assert {file.name for file in files} == {"rows.txt", "report.txt", MANIFEST, first.key}
+    for file in files:
+        whole = file.read_bytes()
+        for at in {0, len(whole) // 2, len(whole) - 1}:
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            assert made.look_up("a", Dedupe()).record is None, f"{file.name} byte {at}"
+            assert kept(UniqueRows, "made", first.key) is None
+        file.write_bytes(whole)
+        assert made.look_up("a", Dedupe()).record == first
+
+
+def edited(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A manifest without one of its fields, with a wrong type in one, and the same of its record and its files."""
+    for field in manifest:
+        yield {name: value for name, value in manifest.items() if name != field}
+        yield manifest | {field: 7}
+    for field in manifest["record"]:
+        yield manifest | {"record": {name: value for name, value in manifest["record"].items() if name != field}}
+    yield manifest | {"record": manifest["record"] | {"num_rows": "many"}}
+    yield manifest | {"record": manifest["record"] | {"num_rows": 2}}
+    yield manifest | {"files": {"rows.txt": {"size": 1}}}
+    yield manifest | {"files": {}}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "\x00" * 40, '{"record": {}}', "[" * 100_000])
+def test_a_manifest_that_is_none_is_a_miss(text: str) -> None:
+    first = made("a", Dedupe())
+    first.path(MANIFEST).write_text(text)
+    assert made.look_up("a", Dedupe()).fault == f"artifact {first.key}: {MANIFEST} was altered"
+    assert made.nearest(made.ingredients("a", Dedupe()), [first.key]) is None
+    assert made("a", Dedupe()) == first
+
+
+def test_an_edited_manifest_is_a_miss() -> None:
+    first = made("a", Dedupe())
+    file = first.path(MANIFEST)
+    whole = file.read_text()
+    cases = list(edited(json.loads(whole)))
+    assert len(cases) > 30
+    for case in cases:
+        file.write_text(json.dumps(case))
+        assert made.look_up("a", Dedupe()).record is None, case
+        assert made.nearest(made.ingredients("a", Dedupe()), [first.key]) is None, case
+    file.write_text(whole)
+    assert made.look_up("a", Dedupe()).record == first
+
+
+def test_another_artifact_in_the_place_of_the_one_that_was_made_is_a_miss(home: Path) -> None:
+    first, other = made("a", Dedupe()), made("b", Dedupe())
+    shutil.rmtree(first.folder)
+    shutil.copytree(other.folder, first.folder)
+    assert made.look_up("a", Dedupe()).fault == f"artifact {first.key}: {MANIFEST} was altered"
+    text = first.path(MANIFEST).read_text().replace(other.key, first.key)
+    forged = json.loads(text) | {"ingredients": made.ingredients("a", Dedupe())}
+    first.path(MANIFEST).write_text(json.dumps(forged))
+    assert made.look_up("a", Dedupe()).fault == f"artifact {first.key}: {MANIFEST} was altered"
+    (home / "made" / "made" / first.key).unlink()
+    assert made.look_up("a", Dedupe()).record, "whoever can write all of the home is the user"
+
+
+def test_an_artifact_of_an_earlier_version_or_another_home_is_a_hit_if_it_is_consistent(home: Path) -> None:
+    first = made("a", Dedupe())
+    shutil.rmtree(home / "made")
+    assert made("a", Dedupe()) == first
+    forged = json.loads(first.path(MANIFEST).read_text())
+    first.path(MANIFEST).write_text(json.dumps(forged | {"ingredients": forged["ingredients"] | {"text": "b"}}))
+    assert made.look_up("a", Dedupe()).record is None
 
 
 def test_what_was_made_elsewhere_and_is_lost_there_is_made_again(tmp_path: Path) -> None:
