@@ -1,8 +1,8 @@
 """The manifest of an artifact, and how a whole and unaltered artifact is told from any other.
 
 manifest.json has the sha256 of every file, the record and the ingredients of the key. The sha256 of the manifest itself
-is kept apart from the artifacts, in `<home>/made/<stage>/<key>`, which finds an edited record, and another artifact with
-a consistent manifest in the place of the one that was made. An artifact without such an entry, made by an earlier
+is kept apart from the artifacts, in `<home>/made/<stage>/<key>`, which finds an edited record, and another artifact
+with a consistent manifest in the place of the one that was made. An artifact without such an entry, made by an earlier
 version of Tunewright or copied from another home, is accepted if its manifest agrees with its files and its key.
 """
 
