@@ -81,7 +81,13 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         last_of_stage=False,
     )
     call.accept(before, rows, checked, unique, splits)
-    tokens = call(render, splits=splits, base=base, model=s.model)
+    tokens = call(
+        render,
+        splits=splits,
+        base=base,
+        model=s.model,
+        max_quarantined_share=s.checks.max_quarantined_share,
+    )
     best = call(scan, base=base, share=s.method.share) if s.method.kind == "spectrum" else None
     adapter = call(train, tokens=tokens, base=base, method=s.method, training=s.training, compute=s.compute, scan=best)
 

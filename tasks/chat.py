@@ -6,20 +6,24 @@ prompt's end and the stop token, which is trained too. So a label never depends 
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from jinja2 import TemplateError
 
 from tasks.artifacts import IGNORED
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError
 
 DATE = "26 Jul 2024"  # what a template that writes today's date gets, so that rows do not change overnight
 FIXED_DATE = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro +%}}"
 
+# What a template raises on a conversation: its own refusals, and Python's where it takes a text for something else.
+TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
 Message = dict[str, str]
+At = TypeVar("At")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,22 @@ class Tokenized:
     labels: list[int]
     prompt_length: int
     reference: str
+
+
+@dataclass(frozen=True)
+class Untrainable:
+    """Why a conversation cannot be trained: a reason code for the account, and a sentence for a person."""
+
+    reason: str
+    detail: str
+
+
+class Turn(NamedTuple):
+    """An answer's position in its conversation, and the prompt that asks for it, as text and ids."""
+
+    number: int
+    prompt: str
+    prompt_ids: list[int]
 
 
 class Chat:
@@ -104,115 +124,136 @@ def _any_of(texts: set[str]) -> re.Pattern[str]:
 
 
 def tokenize(
-    chat: Chat, conversations: Sequence[Sequence[Message]], wheres: Sequence[str], *, last_only: bool
-) -> list[Tokenized]:
-    """One Tokenized a conversation; `last_only` trains the last answer alone, else every answer is trained.
+    chat: Chat, conversations: Sequence[Sequence[Message]], *, last_only: bool
+) -> list[Tokenized | Untrainable]:
+    """Return each conversation as tokens, or why it cannot be trained; the others do not suffer from one that cannot.
 
-    `wheres` say where each conversation stands, for the message of the DataError that a broken promise raises.
+    `last_only` trains the last answer alone, else every answer is trained.
     """
-    answers = [_answers(messages)[-1 if last_only else 0 :] for messages in conversations]
-    for messages, where in zip(conversations, wheres, strict=True):
-        _refuse_special_tokens(chat, messages, where)
-    wholes = _texts(chat, conversations, wheres)
-    asked = [(row, turn) for row, turns in enumerate(answers) for turn in turns]
-    prompts = _texts(chat, [conversations[row][:turn] for row, turn in asked], [wheres[r] for r, _ in asked], ask=True)
-    asked_ids = iter(zip(prompts, chat.ids(prompts), strict=True))
-    return [
-        _label(chat, messages, turns, where, whole, ids, [next(asked_ids) for _ in turns])
-        for messages, turns, where, whole, ids in zip(
-            conversations, answers, wheres, wholes, chat.ids(wholes), strict=True
-        )
-    ]
+    made: dict[int, Tokenized | Untrainable] = {
+        row: found for row, messages in enumerate(conversations) if (found := _control_token(chat, messages))
+    }
+    wholes = _texts(chat, {row: messages for row, messages in enumerate(conversations) if row not in made})
+    made |= {row: text for row, text in wholes.items() if isinstance(text, Untrainable)}
+    asked = {
+        (row, turn): conversations[row][:turn]
+        for row in wholes
+        if row not in made
+        for turn in _answers(conversations[row])[-1 if last_only else 0 :]
+    }
+    prompts = _texts(chat, asked, ask=True)
+    made |= {row: text for (row, _), text in prompts.items() if isinstance(text, Untrainable)}
+
+    whole = {row: text for row, text in wholes.items() if row not in made and isinstance(text, str)}
+    prompt = {at: text for at, text in prompts.items() if at[0] not in made and isinstance(text, str)}
+    ids = dict(zip(whole, chat.ids([*whole.values()]), strict=True))
+    turns: dict[int, list[Turn]] = {row: [] for row in whole}
+    for ((row, turn), text), prompt_ids in zip(prompt.items(), chat.ids([*prompt.values()]), strict=True):
+        turns[row].append(Turn(turn, text, prompt_ids))
+    made |= {row: _label(chat, conversations[row], turns[row], whole[row], ids[row]) for row in whole}
+    return [made[row] for row in range(len(conversations))]
 
 
 def _answers(messages: Sequence[Message]) -> list[int]:
     return [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def _refuse_special_tokens(chat: Chat, messages: Sequence[Message], where: str) -> None:
+def _control_token(chat: Chat, messages: Sequence[Message]) -> Untrainable | None:
     for message in messages:
         if found := chat.control.search(message["content"]):
-            raise DataError(
-                f"{where}: the text of {message['role']} has {found.group()!r}, which this model reads as a control "
-                "token; take it out of the text, or quarantine the row by special_token in checks.expectations"
+            return Untrainable(
+                "control_token",
+                f"the text of {message['role']} has {found.group()!r}, which this model reads as a control token; take "
+                "it out of the text",
             )
+    return None
 
 
 def _texts(
-    chat: Chat, conversations: Sequence[Sequence[Message]], wheres: Sequence[str], *, ask: bool = False
-) -> list[str]:
+    chat: Chat, conversations: Mapping[At, Sequence[Message]], *, ask: bool = False
+) -> dict[At, str | Untrainable]:
+    """Each conversation as the template writes it, or why the template refuses it."""
     try:
-        return chat.texts(conversations, ask=ask)
-    except TemplateError as error:
+        return dict(zip(conversations, chat.texts([*conversations.values()], ask=ask), strict=True))
+    except TEMPLATE_FAULTS as error:
         if len(conversations) == 1:
-            raise DataError(
-                f"{wheres[0]}: the chat template of model.base refuses the conversation: {error}"
-            ) from error
-    # One of many was refused: one at a time it is found, and named.
-    return [
-        _texts(chat, [messages], [where], ask=ask)[0] for messages, where in zip(conversations, wheres, strict=True)
-    ]
+            (at,) = conversations
+            said = f"the chat template of model.base refuses the conversation: {error}"
+            return {at: Untrainable("refused_by_template", said)}
+    # One of many was refused: one at a time it is found.
+    return {at: text for at, each in conversations.items() for text in _texts(chat, {at: each}, ask=ask).values()}
 
 
 def _label(
-    chat: Chat,
-    messages: Sequence[Message],
-    turns: Sequence[int],
-    where: str,
-    whole: str,
-    ids: list[int],
-    prompts: Sequence[tuple[str, list[int]]],
-) -> Tokenized:
-    """The labels of one conversation, whose answers are `turns` and were asked for by `prompts` (text, ids)."""
-    _check_bos(chat, where, whole, ids)
+    chat: Chat, messages: Sequence[Message], turns: Sequence[Turn], whole: str, ids: list[int]
+) -> Tokenized | Untrainable:
+    """The labels of one conversation, whose answers are asked for by `turns`."""
+    if wrong := _wrong_bos(chat, whole, ids):
+        return wrong
     stops = set(chat.stops.values())
     labels = [IGNORED] * len(ids)
     start, reference = len(ids), ""
-    for turn, (prompt, prompt_ids) in zip(turns, prompts, strict=True):
-        if not whole.startswith(prompt) or ids[: len(prompt_ids)] != prompt_ids:
-            raise DataError(f"{where}: {_divergence(chat, turn, prompt, prompt_ids, whole, ids)}")
-        reference = _answer(chat, where, turn, whole[len(prompt) :], messages[turn]["content"])
-        start = len(prompt_ids)
+    for turn in turns:
+        if not whole.startswith(turn.prompt):
+            return Untrainable("other_prompt", _other_prompt(turn, whole))
+        if ids[: len(turn.prompt_ids)] != turn.prompt_ids:
+            return Untrainable("joined_tokens", _joined(turn, messages[turn.number]["content"]))
+        answer = _answer(chat, turn.number, whole[len(turn.prompt) :], messages[turn.number]["content"])
+        if isinstance(answer, Untrainable):
+            return answer
+        reference, start = answer, len(turn.prompt_ids)
         end = next((at for at in range(start, len(ids)) if ids[at] in stops), None)
         if end is None:
-            raise DataError(f"{where}: the stop token after message {turn + 1} is text to the tokenizer, not a token")
+            said = f"the stop token after message {turn.number + 1} is text to the tokenizer, not a token"
+            return Untrainable("no_stop_token", said)
         labels[start : end + 1] = ids[start : end + 1]
     return Tokenized(ids, labels, start, reference)
 
 
-def _answer(chat: Chat, where: str, turn: int, rest: str, content: str) -> str:
+def _answer(chat: Chat, turn: int, rest: str, content: str) -> str | Untrainable:
     """What the template made of an answer; `rest` is the conversation after its prompt, the answer first."""
     stop = chat.stop.search(rest)
     said = rest[: stop.start()] if stop else rest
     for answer in (content, content.strip()):
         if stop and said.rstrip().endswith(answer.rstrip()) and answer in said:
             return answer
-    raise DataError(
-        f"{where}: message {turn + 1} is not followed by a stop token, or the chat template changes it: the answer "
-        f"{_short(content)} became {_short(said)}"
+    return Untrainable(
+        "changed_answer",
+        f"message {turn + 1} is not followed by a stop token, or the chat template changes it: the answer "
+        f"{_short(content)} became {_short(said)}",
     )
 
 
-def _check_bos(chat: Chat, where: str, whole: str, ids: list[int]) -> None:
+def _wrong_bos(chat: Chat, whole: str, ids: list[int]) -> Untrainable | None:
     bos, bos_id = chat.tokenizer.bos_token, chat.tokenizer.bos_token_id
-    if bos_id is not None and ids.count(bos_id) != whole.count(bos):
-        raise DataError(
-            f"{where}: {ids.count(bos_id)} tokens {bos} where the chat template writes {whole.count(bos)}: "
-            "the tokenizer of model.base adds or loses some"
-        )
+    if bos_id is None or ids.count(bos_id) == whole.count(bos):
+        return None
+    return Untrainable(
+        "wrong_bos",
+        f"{ids.count(bos_id)} tokens {bos} where the chat template writes {whole.count(bos)}: the tokenizer of "
+        "model.base adds or loses some",
+    )
 
 
-def _divergence(chat: Chat, turn: int, prompt: str, prompt_ids: list[int], whole: str, ids: list[int]) -> str:
-    if not whole.startswith(prompt):
-        same = next(at for at, (a, b) in enumerate(zip(prompt + "\0", whole + "\1", strict=False)) if a != b)
-        asked, has = prompt[same : same + 40], whole[same : same + 40]
-    else:
-        same = next(at for at, (a, b) in enumerate(zip([*prompt_ids, -1], [*ids, -2], strict=False)) if a != b)
-        asked, has = (chat.tokenizer.decode(some[same : same + 8]) for some in (prompt_ids, ids))
+def _other_prompt(turn: Turn, whole: str) -> str:
+    """Where the template writes what stands before an answer in another way once the answer is there."""
+    pairs = enumerate(zip(turn.prompt + "\0", whole + "\1", strict=False))
+    same = next(at for at, (a, b) in pairs if a != b)
     return (
-        f"a server would ask for message {turn + 1} by another prompt than the row is trained on: "
-        f"{_short(asked)} where the row has {_short(has)}; the chat template of model.base treats a message "
-        "differently when another follows it"
+        f"a server would ask for message {turn.number + 1} by another prompt than the row is trained on: "
+        f"{_short(turn.prompt[same : same + 40])} where the row has {_short(whole[same : same + 40])}; the chat "
+        "template of model.base treats a message differently when another follows it"
+    )
+
+
+def _joined(turn: Turn, answer: str) -> str:
+    """That no prompt of a server ends where this answer begins: one token would be of both."""
+    blank = answer[: len(answer) - len(answer.lstrip())]
+    begins = f"begins with the blanks {_short(blank)}" if blank else f"begins with {_short(answer[:20])}"
+    return (
+        f"message {turn.number + 1} {begins}, which the tokenizer joins with the end of the prompt, "
+        f"{_short(turn.prompt[-20:])}, to other tokens than a server sends"
+        + ("; take them out of the answer" if blank else "")
     )
 
 

@@ -223,15 +223,24 @@ def test_a_template_that_takes_no_shots_is_said(
 
 
 def test_of_many_training_rows_a_sample_that_does_not_hang_on_their_order_is_the_pool(
-    splits: Splits, tmp_path: Path
+    splits: Splits, tiny_base: Base, tmp_path: Path
 ) -> None:
     train = table(splits, "train")
+    kept = render.fn(splits, tiny_base, Model(base="tiny")).path("train.parquet")
     pq.write_table(train.take(np.random.default_rng(0).permutation(len(train))), tmp_path / "mixed.parquet")
-    sample = prompting._first_by_id(splits.path("train.parquet"), 10)
-    mixed = prompting._first_by_id(tmp_path / "mixed.parquet", 10)
+    sample = prompting._pool(splits.path("train.parquet"), kept, 10)
+    mixed = prompting._pool(tmp_path / "mixed.parquet", kept, 10)
     assert len(sample) == 10
     assert {*sample["row_id"].to_pylist()} == {*mixed["row_id"].to_pylist()}
-    assert len(prompting._first_by_id(splits.path("train.parquet"), 10_000)) == len(train)
+    assert len(prompting._pool(splits.path("train.parquet"), kept, 10_000)) == len(train)
+
+
+def test_a_training_row_that_render_leaves_out_is_no_shot(make_splits: MakeSplits, tiny_base: Base) -> None:
+    splits = make_splits([*ROWS[:9], ("stop <|im_end|>", "two")], ROWS[9:11], ROWS[11:13])
+    tokens = render.fn(splits, tiny_base, Model(base="tiny"))
+    assert tokens.reasons == {"control_token": 1}
+    pool = prompting._pool(splits.path("train.parquet"), tokens.path("train.parquet"), 10)
+    assert len(pool) == 9
 
 
 def test_rows_are_compared_by_words_alone_where_no_embedding_is_installed(

@@ -1,6 +1,7 @@
 """What is trained is the answers and the stop token that ends each, asked for exactly as a server asks."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from conftest import CHATML, MakeSplits, messages, tiny_tokenizer
 
 from tasks.artifacts import Base, Tokens
-from tasks.chat import Chat, tokenize
+from tasks.chat import Chat, Tokenized, Untrainable, tokenize
 from tasks.config import Model
 from tasks.errors import ConfigError, DataError
 from tasks.models import load_tokenizer
@@ -66,6 +67,15 @@ def llama_3() -> Any:
 TOKENIZERS = pytest.mark.parametrize(
     "tokenizer", [tiny_tokenizer, llama_2, llama_3], ids=["chatml", "llama2", "llama3"]
 )
+
+
+def joining(text: str) -> Any:
+    """A ChatML tokenizer to which these characters are one token, as real ones have one for many line breaks."""
+    from tokenizers import AddedToken
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False)])
+    return tokenizer
 
 
 def rendered(make_splits: MakeSplits, base: Base, conversation: Any, model: Model = MODEL) -> Tokens:
@@ -145,7 +155,7 @@ def test_padding_masked_by_length_keeps_the_stop_token_and_masked_by_id_does_not
 
 def test_a_row_over_max_length_stops_the_run_and_says_where_it_is(tiny_base: Base, make_splits: MakeSplits) -> None:
     splits = make_splits([("one", "two"), ("three " * 40, "four")], [("five", "six")], [("seven", "eight")])
-    said = r"^1 of 4 rows .* model.max_length=50 .* data.jsonl line 2, .*on_long=quarantine; see "
+    said = r"^1 of 4 rows .* model.max_length=50 .* data.jsonl line 2: raise .*on_long=quarantine.*; see "
     with pytest.raises(DataError, match=said) as caught:
         render.fn(splits, tiny_base, MODEL.model_copy(update={"max_length": 50}))
     (refused,) = pq.read_table(str(caught.value).rpartition("; see ")[2]).to_pylist()
@@ -170,14 +180,73 @@ def test_quarantine_keeps_the_account_and_truncates_nothing(tiny_base: Base, mak
 
 def test_a_row_longer_than_the_base_can_read_is_refused(make_base: MakeBase, make_splits: MakeSplits) -> None:
     base = make_base(tiny_tokenizer(), max_position_embeddings=30)
-    with pytest.raises(DataError, match=r"the 30 that model[.]base reads at once"):
+    with pytest.raises(DataError, match=r"the 30 tokens that model[.]base reads at once .* shorten them"):
         rendered(make_splits, base, ("three " * 40, "four"))
 
 
-def test_a_row_without_an_answer_stops_the_run(tiny_base: Base, make_splits: MakeSplits) -> None:
-    splits = make_splits([[{"role": "user", "content": "one"}], ("one", "two")], [("a", "b")], [("c", "d")])
-    with pytest.raises(DataError, match=r"1 of 4 rows have no answer to train on, the first is data.jsonl line 1"):
-        render.fn(splits, tiny_base, MODEL)
+def test_the_lengths_of_rows_over_max_length_are_told_with_the_setting(
+    tiny_base: Base, make_splits: MakeSplits
+) -> None:
+    splits = make_splits([("two " * n, "three") for n in (40, 50, 60)], [("five " * 70, "six")], [("five " * 9, "ten")])
+    said = (
+        r"^4 of 5 rows .* model.max_length=50 tokens .* they have (\d+) to (\d+), median (\d+);.*max_length to (\d+),"
+    )
+    with pytest.raises(DataError, match=said) as caught:
+        render.fn(splits, tiny_base, MODEL.model_copy(update={"max_length": 50}))
+    found = re.match(said, str(caught.value))
+    assert found
+    shortest, longest, median, cure = map(int, found.groups())
+    assert 50 < shortest < median < longest == cure
+    rendered(make_splits, tiny_base, ("five " * 70, "six"), MODEL.model_copy(update={"max_length": cure}))
+
+
+def test_a_row_without_an_answer_is_quarantined(tiny_base: Base, make_splits: MakeSplits) -> None:
+    splits = make_splits([[{"role": "user", "content": "one"}], *[("one", "two")] * 4], [("a", "b")], [("c", "d")])
+    assert render.fn(splits, tiny_base, MODEL).reasons == {"nothing_trained": 1}
+
+
+def test_an_answer_that_begins_with_blanks_is_quarantined_with_the_true_reason(
+    make_base: MakeBase, make_splits: MakeSplits
+) -> None:
+    base = make_base(joining("\n\n"))
+    splits = make_splits([*[("one", "two")] * 4, ("one", "\n two")], [("a", "b")], [("c", "d")])
+    tokens = render.fn(splits, base, MODEL)
+    (refused,) = pq.read_table(tokens.path("quarantine.parquet")).to_pylist()
+    assert (refused["line"], refused["reason"]) == (5, "joined_tokens")
+    assert re.match(
+        r"message 2 begins with the blanks '\\n ', which the tokenizer joins with .*assistant\\n.* take them out",
+        refused["detail"],
+    )
+    assert (tokens.num_train, tokens.num_quarantined) == (4, 1)
+
+
+def test_more_rows_that_cannot_be_trained_than_may_be_quarantined_stop_the_run(
+    make_base: MakeBase, make_splits: MakeSplits
+) -> None:
+    base = make_base(joining("\n\n"))
+    splits = make_splits([*[("one", "two")] * 6, *[("one", "\n two")] * 2], [("a", "b")], [("c", "d")])
+    said = (
+        r"^2 of 10 rows cannot be trained .* checks.max_quarantined_share=0.1: 2 joined_tokens, first data.jsonl line 7"
+    )
+    with pytest.raises(DataError, match=said):
+        render.fn(splits, base, MODEL, max_quarantined_share=0.1)
+    assert render.fn(splits, base, MODEL, max_quarantined_share=0.2).num_quarantined == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["message['content'].nothing.at_all", "message['content'] + 1", "1 // (message['content'] | length - 4)"],
+)
+def test_what_a_template_raises_on_one_row_quarantines_that_row(
+    fault: str, make_base: MakeBase, make_splits: MakeSplits
+) -> None:
+    broken = (
+        "{% for message in messages %}{% if 'bad!' in message['content'] %}{{ " + fault + " }}{% endif %}{% endfor %}"
+    )
+    base = make_base(tiny_tokenizer(broken + CHATML))
+    splits = make_splits([*[("one", "two")] * 4, ("bad!", "two")], [("a", "b")], [("c", "d")])
+    tokens = render.fn(splits, base, MODEL)
+    assert (tokens.num_train, tokens.reasons) == (4, {"refused_by_template": 1})
 
 
 def test_a_side_that_becomes_empty_is_an_error(tiny_base: Base, make_splits: MakeSplits) -> None:
@@ -210,7 +279,9 @@ def test_a_prompt_whose_last_token_melts_into_the_answer_is_refused(
         "{{ 'assistant: ' if add_generation_prompt else '' }}"
     )
     base = make_base(tiny_tokenizer(melting))
-    with pytest.raises(DataError, match="by another prompt than the row is trained on"):
+    with pytest.raises(
+        DataError, match=r"joined_tokens, first data.jsonl line 1: message 2 begins with 'two three', .* joins"
+    ):
         rendered(make_splits, base, ("one", "two three"))
 
 
@@ -255,9 +326,10 @@ def test_a_tokenizer_that_adds_its_own_bos_is_refused(make_base: MakeBase) -> No
             return [[self.tokenizer.bos_token_id, *ids] for ids in super().ids(texts)]
 
     base, row = make_base(llama_3()), [messages(("one", "two"))]
-    tokenize(Chat(load_tokenizer(base), base.weights), row, ["line 1"], last_only=False)
-    with pytest.raises(DataError, match=r"line 1: 2 tokens <\|begin_of_text\|> where the chat template writes 1"):
-        tokenize(Doubling(load_tokenizer(base), base.weights), row, ["line 1"], last_only=False)
+    assert isinstance(tokenize(Chat(load_tokenizer(base), base.weights), row, last_only=False)[0], Tokenized)
+    (refused,) = tokenize(Doubling(load_tokenizer(base), base.weights), row, last_only=False)
+    assert isinstance(refused, Untrainable)
+    assert refused.detail.startswith("2 tokens <|begin_of_text|> where the chat template writes 1")
 
 
 def test_a_base_without_a_template_is_refused(make_base: MakeBase, make_splits: MakeSplits) -> None:
@@ -270,7 +342,8 @@ def test_a_base_without_a_template_is_refused(make_base: MakeBase, make_splits: 
 def test_a_conversation_that_the_template_refuses_is_named(make_base: MakeBase, make_splits: MakeSplits) -> None:
     with_system = [{"role": "system", "content": "Be brief."}, *messages(("one", "two"))]
     splits = make_splits([("one", "two"), with_system], [("a", "b")], [("c", "d")])
-    with pytest.raises(DataError, match=r"data.jsonl line 2: .* refuses the conversation: Only user and assistant"):
+    said = r"first data.jsonl line 2: .* refuses the conversation: Only user and assistant"
+    with pytest.raises(DataError, match=said):
         render.fn(splits, make_base(llama_2()), MODEL)
 
 

@@ -112,7 +112,10 @@ class Checks(Section):
         description="Changes to the built-in suite, and expectations of your own; empty is the suite as it is",
     )
     max_quarantined_share: float = Field(
-        default=0.2, ge=0, le=1, description="Stop when more than this share of the rows is set aside, 0 to 1"
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Stop when more than this share of the rows is set aside, by checks or the chat template, 0 to 1",
     )
 
 

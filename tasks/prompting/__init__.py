@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect import task
 
-from tasks.artifacts import TOKEN_SCHEMA, Base, Prompts, Splits, Tokens, no_replay
+from tasks.artifacts import TOKEN_SCHEMA, Base, Prompts, Splits, Tokens
 from tasks.caching import cached
 from tasks.chat import Chat
 from tasks.config import PromptContender
@@ -49,7 +49,7 @@ class Asking:
         self.base = base
         self.chat = Chat(load_tokenizer(base), base.weights)
         self.stops = sorted(self.chat.stops.values())
-        self.pool = pool_of(_first_by_id(splits.path("train.parquet"), POOL))
+        self.pool = pool_of(_pool(splits.path("train.parquet"), tokens.path("train.parquet"), POOL))
         self.validation = _asked(splits, tokens, "validation").sort_by("row_id")  # a sample, whatever its beginning
         self.test = _asked(splits, tokens, "test")
         config = json.loads((base.weights / "config.json").read_text(encoding="utf-8"))
@@ -126,12 +126,12 @@ def _asked(splits: Splits, tokens: Tokens, side: str) -> pa.Table:
     return rows.filter(is_kept)
 
 
-def _first_by_id(file: Path, number: int) -> pa.Table:
-    """All rows of a file but replay rows, or a sample: those whose hash comes first."""
-    ids = pq.read_table(file, columns=["row_id"], filters=no_replay())["row_id"].to_numpy()
-    wanted = no_replay() & (pc.field("row_id") <= np.sort(ids)[min(number, len(ids)) - 1])
-    batches = pq.ParquetFile(file).iter_batches(ROWS, columns=[*COLUMNS, "side"])
-    return pa.concat_tables(pa.Table.from_batches([batch]).filter(wanted).select(COLUMNS) for batch in batches)
+def _pool(rows: Path, tokens: Path, number: int) -> pa.Table:
+    """The training rows that render kept, without replay rows; or a sample: those whose hash comes first."""
+    kept = pq.read_table(tokens, columns=["row_id"], filters=~pc.field("replay"))["row_id"]
+    wanted = pc.field("row_id").isin(np.sort(kept.to_numpy())[:number])
+    batches = pq.ParquetFile(rows).iter_batches(ROWS, columns=COLUMNS)
+    return pa.concat_tables(pa.Table.from_batches([batch]).filter(wanted) for batch in batches)
 
 
 def _rounded(found: Found) -> dict[str, float]:

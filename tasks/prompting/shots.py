@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from tasks.chat import Chat, Message, Tokenized, tokenize
-from tasks.errors import ConfigError
+from tasks.chat import Chat, Message, Tokenized, Untrainable, tokenize
+from tasks.errors import ConfigError, DataError
 
 SHORTEST_OPENING = 40  # characters, under which it is not worth to be told once
 
@@ -110,9 +110,11 @@ def ask(
     waiting = dict(enumerate(shots))
     while waiting:
         conversations = [conversation(pool, some, rows[at]["messages"]) for at, some in waiting.items()]
-        wheres = [f"{rows[at]['file']} line {rows[at]['line']} behind {len(s)} shots" for at, s in waiting.items()]
-        written = tokenize(chat, conversations, wheres, last_only=True)
-        asked |= {at: Asked(tokens, some) for (at, some), tokens in zip(waiting.items(), written, strict=True)}
+        for (at, some), tokens in zip(waiting.items(), tokenize(chat, conversations, last_only=True), strict=True):
+            if isinstance(tokens, Untrainable):
+                where = f"{rows[at]['file']} line {rows[at]['line']} behind {len(some)} shots"
+                raise DataError(f"{where}: {tokens.detail}")
+            asked[at] = Asked(tokens, some)
         waiting = {at: some[1:] for at, some in waiting.items() if some and asked[at].length(max_new_tokens) > context}
     return [asked[at] for at in range(len(rows))]
 

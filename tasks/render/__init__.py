@@ -1,7 +1,8 @@
 """Rows to token ids and labels, made here once and for all: the trainer and the evaluation only read them.
 
-No row is truncated. One that is too long, or in which nothing is trained, stops the run or is quarantined, as
-model.on_long says; contract.json says what a server must agree with to ask as the model was trained.
+No row is truncated. One that is too long stops the run or is quarantined, as model.on_long says; one that the chat
+template or the tokenizer would train otherwise than a server asks is quarantined, up to checks.max_quarantined_share.
+contract.json says what a server must agree with to ask as the model was trained.
 """
 
 import importlib.metadata
@@ -9,7 +10,8 @@ import json
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from statistics import median_low
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,8 +19,8 @@ from prefect import task
 
 from tasks.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, Base, Splits, Tokens
 from tasks.caching import cached, digest_of
-from tasks.chat import DATE, Chat, Tokenized, tokenize
-from tasks.config import Model
+from tasks.chat import DATE, Chat, Tokenized, Untrainable, tokenize
+from tasks.config import Checks, Model
 from tasks.errors import DataError, retry_transient
 from tasks.models import load_tokenizer
 from tasks.render.report import measure, preview, write_report
@@ -27,6 +29,31 @@ __all__ = ["preview", "render"]
 
 SIDES = ("train", "validation", "test")
 BATCH = 1_000  # rows in memory at once
+TOO_LONG = "answer_truncated"
+
+
+class Bound(NamedTuple):
+    """The most tokens of a row: the setting, or what the base reads at once where that is less."""
+
+    max_length: int
+    context: int
+
+    @property
+    def limit(self) -> int:
+        """The smaller of both."""
+        return min(self)
+
+    def __str__(self) -> str:
+        if self.context < self.max_length:
+            return f"the {self.context} tokens that model.base reads at once (model.max_length={self.max_length})"
+        return f"model.max_length={self.max_length} tokens"
+
+    def cure(self, longest: int) -> str:
+        """What to do about rows of up to `longest` tokens."""
+        shorten = "set model.on_long=quarantine to leave such rows out"
+        if longest > self.context:
+            return f"{shorten}, shorten them, or take a base that reads more"
+        return f"raise model.max_length to {longest}, or {shorten}"
 
 
 def contract(chat: Chat, base: Base) -> dict[str, Any]:
@@ -56,13 +83,14 @@ def render_side(chat: Chat, rows: Path, target: Path, *, limit: int, last_only: 
     with pq.ParquetWriter(target, TOKEN_SCHEMA) as writer:
         for batch in pq.ParquetFile(rows).iter_batches(BATCH):
             read, kept = batch.to_pylist(), []
-            conversations, wheres = [row["messages"] for row in read], [_where(row) for row in read]
-            for row, tokens in zip(read, tokenize(chat, conversations, wheres, last_only=last_only), strict=True):
-                if reason := _reason(tokens, limit):
-                    refused.append(_refused(row, tokens, reason, limit))
+            written = tokenize(chat, [row["messages"] for row in read], last_only=last_only)
+            for row, tokens in zip(read, written, strict=True):
+                fit = _fits(tokens, limit)
+                if isinstance(fit, Untrainable):
+                    refused.append(_refused(row, fit, tokens))
                 else:
                     named = {"row_id": row["row_id"], "cluster": row["cluster"], "replay": row["side"] == "replay"}
-                    kept.append(named | vars(tokens))
+                    kept.append(named | vars(fit))
             writer.write_table(pa.Table.from_pylist(kept, TOKEN_SCHEMA))
     return refused
 
@@ -71,50 +99,80 @@ def _where(row: dict[str, Any]) -> str:
     return f"{row['file']} line {row['line']}"
 
 
-def _reason(tokens: Tokenized, limit: int) -> str:
+def _fits(tokens: Tokenized | Untrainable, limit: int) -> Tokenized | Untrainable:
+    if isinstance(tokens, Untrainable):
+        return tokens
     if all(label == IGNORED for label in tokens.labels):
-        return "nothing_trained"
-    return "answer_truncated" if len(tokens.input_ids) > limit else ""
+        return Untrainable("nothing_trained", "no message is an answer to train on")
+    if (length := len(tokens.input_ids)) > limit:
+        return Untrainable(TOO_LONG, f"{length} tokens are more than {limit}, so the row would lose answer tokens")
+    return tokens
 
 
-def _refused(row: dict[str, Any], tokens: Tokenized, reason: str, limit: int) -> dict[str, Any]:
-    length = len(tokens.input_ids)
-    too_long = f"{length} tokens are more than {limit}, so the row would lose answer tokens"
-    return {
-        "file": row["file"],
-        "line": row["line"],
-        "reason": reason,
-        "detail": too_long if reason == "answer_truncated" else "No message is an answer to train on",
+def _refused(row: dict[str, Any], why: Untrainable, tokens: Tokenized | Untrainable) -> dict[str, Any]:
+    place = {name: row[name] for name in ("file", "line", "byte", "row_id") if name in row}
+    length = len(tokens.input_ids) if isinstance(tokens, Tokenized) else None
+    return place | {
+        "reason": why.reason,
+        "detail": why.detail,
         "text": json.dumps(row["messages"], ensure_ascii=False)[:500],
         "length": length,
     }
 
 
-def _stop_for(refused: list[dict[str, Any]], num_rows: int, bound: str) -> None:
-    """Raises for the rows that would lose answers, when they are not to be quarantined."""
-    long = [row for row in refused if row["reason"] == "answer_truncated"]
+def _stop_for_long(quarantine: list[dict[str, Any]], num_rows: int, bound: Bound) -> None:
+    """Raises DataError for the rows that would lose answers, when they are not to be quarantined."""
+    long = [row for row in quarantine if row["reason"] == TOO_LONG]
     if long:
         longest = max(long, key=lambda row: row["length"])
         raise DataError(
-            f"{len(long)} of {num_rows} rows are longer than {bound} tokens and would lose answer tokens; the longest, "
-            f"{_where(longest)}, has {longest['length']}: raise model.max_length, or set model.on_long=quarantine",
+            f"{len(long)} of {num_rows} rows are longer than {bound} and would lose answer tokens: they have "
+            f"{_lengths(long)}; the longest is {_where(longest)}: {bound.cure(longest['length'])}",
             see=("quarantine.parquet",),
         )
-    if refused:
+
+
+def _stop_for_untrainable(quarantine: list[dict[str, Any]], num_rows: int, max_share: float) -> None:
+    """Raises DataError where more than this share of the rows is quarantined for another reason than its length."""
+    others = [row for row in quarantine if row["reason"] != TOO_LONG]
+    if len(others) > max_share * num_rows:
         raise DataError(
-            f"{len(refused)} of {num_rows} rows have no answer to train on, the first is {_where(refused[0])}: "
-            "give them an assistant message, or set model.on_long=quarantine",
+            f"{len(others)} of {num_rows} rows cannot be trained with the tokenizer and chat template of model.base, "
+            f"over checks.max_quarantined_share={max_share:g}: {_reasons(others)}",
             see=("quarantine.parquet",),
         )
 
 
-def _limit(base: Base, model: Model) -> tuple[int, str]:
-    """The most tokens of a row, and what sets it: the setting, or what the base can read at once."""
+def _reasons(rows: list[dict[str, Any]]) -> str:
+    """Each reason with its number of rows and the first of them, the most frequent first."""
+    firsts = {row["reason"]: row for row in reversed(rows)}
+    counts = Counter(row["reason"] for row in rows).most_common()
+    return "; ".join(
+        f"{n} {reason}, first {_where(firsts[reason])}: {firsts[reason]['detail']}" for reason, n in counts
+    )
+
+
+def _emptied(side: str, refused: list[dict[str, Any]], bound: Bound) -> str:
+    long = [row for row in refused if row["reason"] == TOO_LONG]
+    if not long:
+        return f"render leaves no row in {side}: {_reasons(refused)}"
+    longest = max(row["length"] for row in long)
+    return (
+        f"render leaves no row in {side}: {len(long)} of its {len(refused)} rows are longer than {bound}, they have "
+        f"{_lengths(long)}: {bound.cure(longest)}"
+    )
+
+
+def _lengths(long: list[dict[str, Any]]) -> str:
+    lengths = sorted(row["length"] for row in long)
+    if len(lengths) == 1:
+        return f"{lengths[0]:,}"
+    return f"{lengths[0]:,} to {lengths[-1]:,}, median {median_low(lengths):,}"
+
+
+def _bound(base: Base, model: Model) -> Bound:
     config = json.loads((base.weights / "config.json").read_text(encoding="utf-8"))
-    context = config.get("max_position_embeddings") or model.max_length
-    if context < model.max_length:
-        return context, f"the {context} that model.base reads at once, less than model.max_length={model.max_length}"
-    return model.max_length, f"model.max_length={model.max_length}"
+    return Bound(model.max_length, config.get("max_position_embeddings") or model.max_length)
 
 
 @task(
@@ -125,38 +183,44 @@ def _limit(base: Base, model: Model) -> tuple[int, str]:
     retry_condition_fn=retry_transient,
 )
 @cached(libraries=("transformers", "tokenizers", "jinja2", "pyarrow"), volatile=("report",))
-def render(folder: Path, splits: Splits, base: Base, model: Model) -> Tokens:
+def render(
+    folder: Path,
+    splits: Splits,
+    base: Base,
+    model: Model,
+    max_quarantined_share: float = Checks().max_quarantined_share,
+) -> Tokens:
     """Token ids and labels of all sides; of a test row the last answer alone is trained, as evaluation asks for that.
 
-    Raises DataError for a row that breaks a promise, ConfigError for a base that cannot be trained to stop.
+    Raises DataError where rows are too long, too many cannot be trained or a side is left empty, ConfigError for a base
+    that cannot be trained to stop.
     """
     chat = Chat(load_tokenizer(base), base.weights)
-    limit, bound = _limit(base, model)
+    bound = _bound(base, model)
     refused = {
         side: render_side(
             chat,
             splits.path(f"{side}.parquet"),
             folder / f"{side}.parquet",
-            limit=limit,
+            limit=bound.limit,
             last_only=side == "test",
         )
         for side in SIDES
     }
     quarantine = [row for side in SIDES for row in refused[side]]
     pq.write_table(pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA), folder / "quarantine.parquet")
+    num_rows = splits.num_train + splits.num_validation + splits.num_test
     if model.on_long == "error":
-        _stop_for(quarantine, splits.num_train + splits.num_validation + splits.num_test, bound)
+        _stop_for_long(quarantine, num_rows, bound)
+    _stop_for_untrainable(quarantine, num_rows, max_quarantined_share)
     sides = {side: measure(folder / f"{side}.parquet") for side in SIDES}
     for side, measured in sides.items():
         if not measured.num_rows:
-            raise DataError(
-                f"render leaves no row in {side}: of its {len(refused[side])} none has an answer within {bound} tokens",
-                see=("quarantine.parquet",),
-            )
+            raise DataError(_emptied(side, refused[side], bound), see=("quarantine.parquet",))
     reasons = dict(sorted(Counter(row["reason"] for row in quarantine).items()))
     terms = contract(chat, base)
     (folder / "contract.json").write_text(json.dumps(terms, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_report(folder, chat.tokenizer, sides, terms, reasons, limit)
+    write_report(folder, chat.tokenizer, sides, terms, reasons, bound.limit)
     return Tokens(
         num_train=sides["train"].num_rows,
         num_validation=sides["validation"].num_rows,
