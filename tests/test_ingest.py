@@ -86,6 +86,25 @@ def test_an_empty_or_null_alpaca_input_adds_nothing_and_text_is_taken_verbatim(g
     ]
 
 
+def test_a_developer_message_is_the_system_message_and_is_joined_to_one_beside_it() -> None:
+    asked = [("user", "Say hello"), ("assistant", "Hello")]
+    for opening, expected in (
+        ([("developer", "Be brief.")], "Be brief."),
+        ([("system", "You help."), ("developer", "Be brief.")], "You help.\n\nBe brief."),
+        ([("developer", "Be brief."), ("system", "You help.")], "Be brief.\n\nYou help."),
+    ):
+        assert one(turns(*opening, *asked))["messages"] == [{"role": "system", "content": expected}, *MESSAGES]
+    (first, *_) = one(turns(("developer", "Be brief."), *asked, system="You help."))["messages"]
+    assert first == {"role": "system", "content": "You help.\n\nBe brief."}
+    later = one(turns(*asked, ("developer", "Be brief."), *asked))["messages"]
+    assert [message["role"] for message in later] == ["user", "assistant", "system", "user", "assistant"]
+
+
+def test_two_system_messages_are_left_for_check_to_refuse() -> None:
+    twice = one(turns(("system", "One."), ("system", "Two."), ("user", "Say hello"), ("assistant", "Hello")))
+    assert [message["content"] for message in twice["messages"]][:2] == ["One.", "Two."]
+
+
 def test_a_record_may_name_its_source_group_and_time() -> None:
     Path("data").mkdir()
     records = [

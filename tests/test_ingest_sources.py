@@ -40,7 +40,10 @@ def found(*sources: Source | str) -> dict[str, str]:
         ("*.csv", r"no file matches in .*; there is notes.txt, train.jsonl$"),
         ("nowhere/*/a.jsonl", r"no file matches: there is no folder .*nowhere$"),
         ("folder", r"is a folder; accepted is a file or a glob such as folder/\*.jsonl"),
-        ("notes.txt", r"ends in '.txt'; accepted are .jsonl, .ndjson, .json, .csv, .parquet, also with .gz or .zst"),
+        (
+            "notes.txt",
+            r"ends in '.txt'; accepted are .jsonl, .ndjson, .json, .csv, .parquet, .arrow, also with .gz or .zst",
+        ),
         ("hub:name", r"path=hub:name: accepted is hub:org/name or hub:org/name/config:split"),
         ("nosuch://a/b.jsonl", "the store does not give it .*Protocol not known: nosuch"),
         ("memory://none.jsonl", "no such object"),

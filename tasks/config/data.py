@@ -8,14 +8,14 @@ from pydantic import Field, field_validator, model_validator
 from tasks.config.section import Section
 
 Layout = Literal["auto", "alpaca", "prompt_completion", "sharegpt", "messages"]
-Format = Literal["auto", "jsonl", "json", "csv", "parquet"]
+Format = Literal["auto", "jsonl", "json", "csv", "parquet", "arrow"]
 Repair = Literal["mojibake", "nfc"]
 Severity = Literal["critical", "warning", "info", "skip"]
 Side = Literal["train", "validation", "test", "replay"]
 
 
 class Source(Section):
-    """One file, several by a glob or under a URL, or a data set of the hub."""
+    """One file, several by a glob or under a URL, a folder that datasets saved, or a data set of the hub."""
 
     path: str = Field(
         min_length=1,
@@ -35,6 +35,10 @@ class Source(Section):
         default=None,
         description="The side of the split that all rows of this source are on; replay: general rows that train beside "
         "the others, so that the model forgets less, as many as split.replay says; empty lets split decide",
+    )
+    split: str | None = Field(
+        default=None,
+        description="Which split of a folder that save_to_disk of datasets wrote; empty takes the only one",
     )
     revision: str | None = Field(
         default=None, description="Branch, tag or commit of a hub data set; empty takes its main branch"

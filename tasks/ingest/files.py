@@ -21,8 +21,9 @@ from tasks.errors import ConfigError, DataError
 from tasks.ingest import hub, stores
 from tasks.ingest.layouts import MAPPABLE
 from tasks.ingest.opening import Packing, packing_of
+from tasks.ingest.saved import is_saved, saved_files
 
-FileFormat = Literal["jsonl", "json", "csv", "parquet", "text", "hub"]
+FileFormat = Literal["jsonl", "json", "csv", "parquet", "arrow", "text", "hub"]
 
 FORMATS: dict[str, FileFormat] = {
     ".jsonl": "jsonl",
@@ -30,6 +31,7 @@ FORMATS: dict[str, FileFormat] = {
     ".json": "json",
     ".csv": "csv",
     ".parquet": "parquet",
+    ".arrow": "arrow",
 }
 HELD_OUT_FORMATS: dict[str, FileFormat] = {**FORMATS, ".txt": "text"}
 ALIKE = 0.75  # of two names without their endings, from where one may be a misspelling of the other
@@ -120,6 +122,14 @@ def _fits(source: Source, setting: str, held_out: bool) -> None:
             raise ConfigError(f"{setting}.columns: {ours} is no field of ours; {meant}")
     if source.revision and not hub.is_hub(source.path):
         raise ConfigError(f"{setting}.revision={source.revision}: only a hub data set (hub:org/name) has revisions")
+    saved = is_saved(Path(source.path).expanduser())
+    if saved and source.format not in ("auto", "arrow"):
+        raise ConfigError(f"{setting}.format={source.format}: what datasets saved is read as arrow; leave it out")
+    if source.split and not saved:
+        meant = "; write hub:org/name:split" if hub.is_hub(source.path) else ""
+        raise ConfigError(
+            f"{setting}.split={source.split}: only a folder that save_to_disk of datasets wrote has splits{meant}"
+        )
     if source.side and held_out:
         raise ConfigError(f"{setting}.side={source.side}: a held-out file is on no side of the split; leave it out")
 
@@ -127,7 +137,7 @@ def _fits(source: Source, setting: str, held_out: bool) -> None:
 def _files(source: Source, setting: str, held_out: bool, identify: Identify) -> Iterator[SourceFile]:
     where = f"{setting}.path={source.path}"
     how = {"layout": source.layout, "columns": source.columns, "side": source.side}
-    how |= {"setting": setting, "held_out": held_out, "glob": source.path if glob.has_magic(source.path) else ""}
+    how |= {"setting": setting, "held_out": held_out, "glob": _pattern(source.path)}
     if hub.is_hub(source.path):
         if source.format != "auto":
             raise ConfigError(
@@ -137,14 +147,19 @@ def _files(source: Source, setting: str, held_out: bool, identify: Identify) -> 
         yield SourceFile(path=source.path, digest=commit, format="hub", **how)
         return
     remote = stores.is_url(source.path)
-    paths = stores.matches(source.path, where) if remote else _local(source.path, where)
+    paths = stores.matches(source.path, where) if remote else _local(source, setting, where)
     for path in paths:
         resolved = _format(path, source, HELD_OUT_FORMATS if held_out else FORMATS, where)
         with stores.explained(where) if remote else _readable(where):
             packing, digest = identify(path)
-        if packing and resolved == "parquet":
-            raise DataError(f"{path}: unknown_archive, Parquet packs its columns itself: unpack the file")
+        if packing and resolved in ("parquet", "arrow"):
+            raise DataError(f"{path}: unknown_archive, {resolved.title()} packs its columns itself: unpack the file")
         yield SourceFile(path=path, digest=digest, format=resolved, packing=packing, **how)
+
+
+def _pattern(path: str) -> str:
+    """The path where it names several files: a glob, or a saved data set."""
+    return path if glob.has_magic(path) or is_saved(Path(path).expanduser()) else ""
 
 
 @contextmanager
@@ -168,17 +183,25 @@ def _format(path: str, source: Source, formats: dict[str, FileFormat], where: st
     return formats[suffix.lower()]
 
 
-def _local(pattern: str, where: str) -> list[str]:
-    path = Path(pattern).expanduser()
+def _local(source: Source, setting: str, where: str) -> list[str]:
+    """The files that a path means; of a folder that `datasets` saved those in it."""
+    path = Path(source.path).expanduser()
+    if is_saved(path):
+        return saved_files(path, source.split, setting)
     if path.is_file():
         return [str(path)]
     if path.is_dir():
-        raise ConfigError(f"{where}: is a folder; accepted is a file or a glob such as {path / '*.jsonl'}")
-    if not glob.has_magic(pattern):
+        raise ConfigError(
+            f"{where}: is a folder; accepted is a file or a glob such as {path / '*.jsonl'}, or a folder that "
+            "save_to_disk of datasets wrote"
+        )
+    if not glob.has_magic(source.path):
         raise ConfigError(f"{where}: no such file{_looked(path)}")
     with _readable(where):
         matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 Path.glob takes no absolute pattern
-    files = [match for match in matches if Path(match).is_file()]
+    saved = [match for match in matches if is_saved(Path(match))]
+    files = [file for match in saved for file in saved_files(Path(match), None, setting)]
+    files += [match for match in matches if Path(match).is_file() and match not in files]
     if not files:
         raise ConfigError(f"{where}: no file matches{_looked(path)}")
     return files

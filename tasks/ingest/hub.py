@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.errors import ConfigError
+from tasks.ingest.arrow import labelled
 from tasks.ingest.layouts import known_columns
 
 FORM = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w.-]+))?")
@@ -54,12 +55,9 @@ def batches(path: str, commit: str, columns: frozenset[str] | None) -> Iterator[
         raise ConfigError(f"{path}: there is no split {split}; accepted: {', '.join(splits)}")
     rows: Any = builder.as_dataset(split=split)
     known = known_columns(path, rows.column_names, columns)
-    names = {column: getattr(rows.features[column], "names", None) for column in known}  # of a ClassLabel
+    labels = {name: rows.features[name].names for name in known if getattr(rows.features[name], "names", None)}
     for table in rows.select_columns(known).with_format("arrow").iter(batch_size=BATCH_ROWS):
-        for column, labels in names.items():
-            if labels:
-                table = table.set_column(table.column_names.index(column), column, _named(table[column], labels))
-        yield from table.to_batches()
+        yield from (labelled(batch, labels) for batch in table.to_batches())
 
 
 def _parts(path: str, setting: str) -> tuple[str, str | None, str]:
@@ -98,8 +96,3 @@ def _is_wanted(found: str, revision: str | None, setting: str) -> None:
         raise ConfigError(f"{setting}: the hub does not answer; HF_HUB_OFFLINE=1 takes the copy in the cache, {found}")
     if revision and not found.startswith(revision):
         raise ConfigError(f"{setting}: offline, and the copy in the cache is {found}, not revision {revision}")
-
-
-def _named(column: pa.ChunkedArray, labels: list[str]) -> pa.Array:
-    """Class numbers as the names of their classes; -1 stands for none."""
-    return pa.array([None if n is None or n < 0 else labels[n] for n in column.to_pylist()], pa.string())

@@ -6,6 +6,7 @@ something that messages of role and content cannot hold, such as tool calls, mak
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 from tasks.config import Layout
@@ -27,7 +28,8 @@ FIELDS = frozenset(MAPPABLE + UNSUPPORTED)  # all that is read of a record
 UNSUPPORTED_OF_TURN = ("tool_calls", "function_call", "tool_call_id", "refusal", "audio", "reasoning_content")
 TRAINED = {"weight": 1, "train": True}  # says that an answer is trained, which all are here
 
-ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
+OPENING = ("system", "developer")  # developer is what OpenAI's newer layout calls it
+ROLES = {"system": "system", "developer": "developer", "user": "user", "assistant": "assistant"}
 SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant"}
 
 
@@ -80,7 +82,21 @@ def to_messages(record: Record, layout: Layout) -> list[Message]:
             raise Refused("unsupported_field", f"{field}: rows are made of role and content alone")
     system = optional_text(record, "system")
     opening = [{"role": "system", "content": system}] if system else []
-    return opening + _CONVERSATIONS[layout](record)
+    return _with_one_system(opening + _CONVERSATIONS[layout](record))
+
+
+def _with_one_system(messages: list[Message]) -> list[Message]:
+    """The messages with `developer` as system; what opens a conversation beside it is joined to one, in its order.
+
+    Chat templates know no developer, and take one system message; elsewhere it is for check to refuse.
+    """
+    if all(message["role"] != "developer" for message in messages):
+        return messages
+    opening = list(takewhile(lambda message: message["role"] in OPENING, messages))
+    rest = [m | {"role": "system"} if m["role"] == "developer" else m for m in messages[len(opening) :]]
+    if not any(message["role"] == "developer" for message in opening):
+        return opening + rest
+    return [{"role": "system", "content": "\n\n".join(message["content"] for message in opening)}, *rest]
 
 
 def optional_text(record: Record, field: str) -> str:

@@ -20,6 +20,8 @@ HEAD = 512
 MAGIC: tuple[tuple[bytes, Packing], ...] = ((b"\x1f\x8b", "gz"), (b"\x28\xb5\x2f\xfd", "zst"))
 CODECS = {"gz": "gzip", "zst": "zstd"}
 
+BINARY = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")  # Parquet, Arrow's files and streams: no text in UTF-16
+
 HTML = ("html_page", "an HTML page, not data: a download was answered with a web page")
 UTF_16 = ("utf_16", "UTF-16: save it as UTF-8")
 ARCHIVE = ("unknown_archive", "an archive of another kind than gzip or Zstandard: unpack it first")
@@ -96,5 +98,5 @@ def _hold_data(path: str, head: bytes) -> None:
         if start.startswith(beginning):
             raise DataError(f"{path}: {reason}, the file is {detail}")
     odd, even = (half.count(0) > 0.4 * len(half) for half in (head[1::2], head[::2]))
-    if odd != even and len(head) >= 8 and not head.startswith(b"PAR1"):
+    if odd != even and len(head) >= 8 and not head.startswith(BINARY):
         raise DataError(f"{path}: {UTF_16[0]}, the file is {UTF_16[1]}")

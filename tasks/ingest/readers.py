@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import DataError
-from tasks.ingest import hub
+from tasks.ingest import arrow, hub
 from tasks.ingest.arrays import elements
 from tasks.ingest.files import SourceFile
 from tasks.ingest.layouts import known_columns
@@ -47,6 +47,8 @@ def read(file: SourceFile, max_bytes: int, columns: Columns) -> Iterator[Item]:
     match file.format:
         case "parquet":
             yield from _parquet(file.path, columns)
+        case "arrow":
+            yield from _of_batches(arrow.batches(file.path, columns))
         case "hub":
             yield from _of_batches(hub.batches(file.path, file.digest, columns))
         case _:
