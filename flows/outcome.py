@@ -39,7 +39,7 @@ STANDS = {  # of a candidate that was promoted, where a person decides or decide
     "withdrawn": "Rolled back",
 }
 
-AS_BEFORE = "As before: "  # begins what a run says that decided nothing anew; nobody is told of it again
+UNCHANGED = "Unchanged"  # the state of a run that decided nothing new, so that automations on a verdict fire once
 GIVEN = "given_"  # begins the codes of findings on sides that their sources give (data_checks/given.py)
 
 
@@ -122,8 +122,13 @@ class Outcome(BaseModel):
         return any(step.state == "ran" for step in self.steps if step.stage in ("decide", "register"))
 
     @property
+    def state(self) -> str:
+        """The name of the run's final state: that of the verdict, or Unchanged; empty without a verdict."""
+        return self.name if self.is_new or self.verdict is None else UNCHANGED
+
+    @property
     def name(self) -> str:
-        """Of the run's final state: the verdict, or what a person made of it; empty where there is no verdict."""
+        """The name of the verdict, or of what a person made of it; empty without a verdict."""
         if self.verdict is None:
             return ""
         return STANDS[self._stands.approval] if self._stands else VERDICTS[self.verdict.decision]
@@ -158,6 +163,7 @@ class Outcome(BaseModel):
         """What `tunewright run --json` prints."""
         account = self.account()
         return {
+            "state": self.state or None,
             "stages": [as_json(step) for step in self.steps],
             "saved_seconds": round(sum(step.saved for step in self.steps), 3),
             "rows": account.model_dump() if account else None,

@@ -15,7 +15,7 @@ from prefect.states import Completed
 
 from data_checks.summary import summary
 from flows.calls import Step
-from flows.outcome import AS_BEFORE, Outcome
+from flows.outcome import Outcome
 from flows.parameters import DEPLOYMENT_NAME, field, flat, shown
 from tasks import curves
 from tasks.account import growth_sentence, leak_sentence
@@ -71,7 +71,7 @@ def _plain(key: str, value: Any) -> dict[str, Any]:
 
 
 def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]]:
-    """Makes the artifacts of a run's outcome and returns its final state, named after the verdict."""
+    """Make the artifacts of a run's outcome and return its final state: the verdict's name, or Unchanged."""
     outcome = Outcome.of(steps)
     create_markdown_artifact(_account(outcome), key="rows", description="Where every row went")
     if outcome.checked:
@@ -92,8 +92,8 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
     if outcome.verdict is None:
         return Completed(message=_with_saved(f"went as far as {steps[-1].stage}", outcome), data=tuple(steps))
     create_markdown_artifact(decided(outcome), key="verdict", description=outcome.said)
-    told = outcome.said if outcome.is_new else f"{AS_BEFORE}{outcome.said}"
-    return Completed(name=outcome.name, message=_with_saved(told, outcome), data=tuple(steps))
+    told = outcome.said if outcome.is_new else f"As before: {outcome.said}"
+    return Completed(name=outcome.state, message=_with_saved(told, outcome), data=tuple(steps))
 
 
 def _with_saved(sentence: str, outcome: Outcome) -> str:

@@ -17,7 +17,7 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotifi
 from prefect.events.schemas.automations import AutomationCore, Posture
 
 from flows.announcing import CHANGED, DRIFTED, resource
-from flows.outcome import AS_BEFORE, STANDS, VERDICTS
+from flows.outcome import STANDS, UNCHANGED, VERDICTS
 from flows.parameters import slug
 from tasks.config import Operation
 
@@ -25,7 +25,7 @@ SERVER = "tunewright"  # owns what is of no deployment
 SILENT_SECONDS = 600.0  # three heartbeats of 180 s, Prefect's default, which runs of a terminal have
 CRASHES = "tunewright: a run without a heartbeat is marked crashed"
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "TimedOut", "Suspended", "Paused")
-WATCH_ENDS = ("Changed", "Unchanged", "Unsettled", "Unreadable", "Restarted")
+WATCH_ENDS = ("Changed", "Unsettled", "Unreadable", "Restarted")
 NOTIFIED = {  # of operation.notify_on: what stands in the automation's name
     "failure": "failures",
     "rejection": "rejections",
@@ -62,7 +62,7 @@ def of_server() -> AutomationCore:
 
     States that a run ends in have names of their own, so each is named: of one that is not, the end would be missed.
     """
-    ends = {*ENDS, *WATCH_ENDS, *VERDICTS.values(), *STANDS.values()}
+    ends = {*ENDS, *WATCH_ENDS, UNCHANGED, *VERDICTS.values(), *STANDS.values()}
     return AutomationCore(
         name=CRASHES,
         description="A run that was killed cannot say so; without this it would be Running for ever",
@@ -125,8 +125,6 @@ def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -
         expect = {f"prefect.flow-run.{VERDICTS[decision]}" for decision in named.get(told, ())}
         match: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
         related = [_labels(deployment)]
-        if told in named:
-            match["prefect.state-message"] = f"!{AS_BEFORE}*"
         if told == "failure":
             expect, match["prefect.state-type"] = {"prefect.flow-run.*"}, ["FAILED", "CRASHED"]
         if told == "approval":  # a run of its own asks for it (flows/release.py)
