@@ -78,7 +78,7 @@ class Judge:
         self.exact.rows = self.exact.rows[:rows]
 
     def __call__(self, model: Path | None) -> tuple[float, float]:
-        """Loss in nats a token, and share of exact answers."""
+        """Loss in nats per token, and share of exact answers."""
         import torch
 
         from tasks.batches import answer_loss, num_labels, padded

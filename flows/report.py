@@ -21,6 +21,7 @@ from tasks import curves
 from tasks.account import growth_sentence, leak_sentence
 from tasks.artifacts import Adapter, Registered
 from tasks.config import Settings
+from tasks.metrics import describe
 from tasks.progress import duration
 from tasks.register.candidate import PAGE
 from tasks.register.tracking import AS_TRAINING, IN_VIEW, starts_with, ui
@@ -205,8 +206,9 @@ def decided(outcome: Outcome) -> str:
     reason = outcome.said.removeprefix(f"{outcome.name}: ")
     lines = [f"# {outcome.name}", "", html.escape(reason[:1].upper() + reason[1:], quote=False), ""]
     lines += [f"**{html.escape(warning[:1].upper() + warning[1:], quote=False)}.**\n" for warning in verdict.warnings]
-    lines += _intervals(f"{verdict.metric}: candidate minus", verdict.differences)
-    lines += _intervals("guardrail / candidate minus", verdict.guardrails)
+    if verdict.metric:
+        lines += _intervals(f"{describe(verdict.metric).in_words}: improvement over", verdict.differences)
+    lines += _intervals("guardrail: improvement over", verdict.guardrails)
     if verdict.smallest_visible is not None:
         lines += [f"A true gain of {verdict.smallest_visible:.3f} is seen on such rows four times in five."]
     if verdict.rows_needed:
@@ -230,7 +232,7 @@ def _intervals(title: str, differences: dict[str, tuple[float, float, float]]) -
 
 
 def _general(general: dict[str, dict[str, float]]) -> list[str]:
-    """General tasks and texts, part by part: shares done right or scores, and losses in nats a token."""
+    """General tasks and texts, part by part: shares done right or scores, and losses in nats per token."""
     parts = general.get("base", {})
     lines = ["| general tasks and texts | base | candidate |", "|---|---:|---:|"]
     lines += [f"| {part} | {before:.3f} | {general['candidate'][part]:.3f} |" for part, before in parts.items()]
@@ -242,7 +244,10 @@ def _slices(slices: Sequence[dict[str, Any]]) -> list[str]:
     if not slices:
         return []
     lines = ["", "Parts of the test rows, which decide nothing:", ""]
-    lines += ["| part | rows | candidate | base | low | mean | high |", "|---|---:|---:|---:|---:|---:|---:|"]
+    lines += [
+        "| part | rows | candidate | base | improvement: low | mean | high |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for part in sorted(slices, key=lambda part: part["difference"][1])[:SLICES]:
         name = re.sub(r"([|\\`*_\[\]])", r"\\\1", html.escape(part["name"], quote=False))
         numbers = [f"{part['candidate']:.3f}", f"{part['base']:.3f}", *(f"{each:+.3f}" for each in part["difference"])]

@@ -99,7 +99,7 @@ GENERAL_SCHEMA = pa.schema(
         ("part", pa.string()),  # the kind of task, a text's language, or lm_eval/ and the task of lm-eval
         ("prompt", pa.string()),  # or the text
         ("answer", pa.string()),  # empty of a text
-        ("score", pa.float64()),  # 1 where a task is done right; of a text its loss in nats a token
+        ("score", pa.float64()),  # 1 where a task is done right; of a text its loss in nats per token
     ]
 )
 
@@ -263,7 +263,7 @@ class General(Artifact):
     """forgetting and lm_eval: general.parquet (GENERAL_SCHEMA) and general.json, of one contender."""
 
     contender: str
-    scores: dict[str, float]  # of each metric and part; general_tasks: share done right, general_loss: nats a token
+    scores: dict[str, float]  # of each metric and part; general_tasks: share done right, general_loss: nats per token
 
 
 class Judged(Artifact):
@@ -291,7 +291,7 @@ class Verdict(Artifact):
     """decide: verdict.json. Intervals are of the paired difference candidate - opponent, in the metric's unit."""
 
     decision: str  # promote, keep, inconclusive or invalid
-    because: str = ""  # of keep: worse, regression or prompting is enough
+    because: str = ""  # of keep: worse, too low, regression or prompting is enough
     sentence: str
     metric: str
     differences: dict[str, tuple[float, float, float]]  # opponent -> (low, mean, high)

@@ -68,6 +68,27 @@ def test_a_model_that_is_not_better_is_kept_back() -> None:
     assert only(same).mcnemar_p == 1.0
 
 
+def test_a_better_model_that_does_not_reach_the_score_asked_for_is_kept_back() -> None:
+    wins = shares(won=30, right=5, wrong=109)
+    low = against(*wins, at_least=0.5)
+    assert (low.decision, low.because) == ("keep", "too low")
+    assert low.sentence == "Kept: exact match .24 is not above gate.at_least=.50: -.26 [-.31, -.19] on 144 test rows."
+    near = against(*wins, at_least=0.23)
+    assert near.decision == "inconclusive"
+    assert near.sentence.startswith("Inconclusive: exact match .24 is not surely above gate.at_least=.23: +.01 [-.0")
+    assert near.rows_needed
+    reached = against(*wins, at_least=0.1)
+    assert reached.sentence == against(*wins).sentence
+    assert reached.sentence.startswith("Promoted: exact match .24 is ")
+    assert [each.opponent for each in reached.comparisons] == ["base", "gate.at_least"]
+
+
+def test_of_a_loss_at_least_is_at_most() -> None:
+    losses = [0.4 + 0.01 * (row % 7) for row in range(100)], [2.0 + 0.01 * (row % 5) for row in range(100)]
+    assert against(*losses, metric="perplexity", at_least=0.5).decision == "promote"
+    assert against(*losses, metric="perplexity", at_least=0.3).because == "too low"
+
+
 def test_too_few_rows_are_inconclusive_and_say_what_they_show_and_how_many_would_do() -> None:
     decision = against(*shares(won=13, lost=10, right=100, wrong=21))
     assert decision.decision == "inconclusive"
@@ -413,6 +434,18 @@ def test_of_long_texts_always_the_same_answer_decides_nothing_and_is_warned_of(s
     (warning,) = poor.warnings
     assert warning.startswith("always the same training answer would have exact match 0.50, the candidate has 0.38: ")
     assert verdict("good", 25).warnings == ()
+
+
+def test_a_winner_that_is_more_wrong_than_right_is_warned_of_unless_a_score_was_asked_for(
+    splits: Splits, tmp_path: Path
+) -> None:
+    given = answers(tmp_path, "candidate", right(18, 40)), answers(tmp_path, "base", right(0, 40))
+    (warning,) = verdict_of(splits, *given).warnings
+    assert warning.startswith("exact match is 0.45: better than what it was compared with, and more wrong than right; ")
+    assert verdict_of(splits, *given, at_least=0.2).warnings == ()
+    assert verdict_of(splits, *given, at_least=0.8).sentence.startswith("Kept: exact match .45 is not above gate.at_")
+    better = answers(tmp_path, "better", right(25, 40)).model_copy(update={"contender": "candidate"})
+    assert verdict_of(splits, better, given[1]).warnings == ()
 
 
 def test_the_verdict_has_all_that_led_to_it(splits: Splits, tmp_path: Path) -> None:

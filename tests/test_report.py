@@ -104,5 +104,22 @@ def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped
     assert r"| label: &lt;b&gt;\|a\| | 9 (few) | 0.500 | 0.750 | -0.500 | -0.250 | +0.100 |" in shown
 
 
+def test_of_a_loss_the_verdict_says_that_a_positive_difference_is_an_improvement(tmp_path: Path) -> None:
+    (tmp_path / "verdict.json").write_text(json.dumps({"slices": []}))
+    verdict = Verdict(
+        folder=tmp_path,
+        decision="promote",
+        sentence="Promoted: loss is lower.",
+        metric="perplexity",
+        differences={"base": (0.1, 0.27, 0.3)},
+        intervals={},
+        guardrails={},
+        rows_needed=None,
+    )
+    shown = decided(Outcome.of([Step(stage="decide", state="ran", record=verdict)]))
+    assert "| loss in nats per token: improvement over | low | mean | high |" in shown
+    assert "| base | +0.100 | +0.270 | +0.300 |" in shown
+
+
 def test_every_decision_has_a_state() -> None:
     assert {*VERDICTS} == {*get_args(Decision.model_fields["decision"].annotation)}

@@ -47,6 +47,12 @@ class Gate(Section):
         description="The candidate must be better than the base and the champion by more than this, in the metric's "
         "own unit",
     )
+    at_least: float | None = Field(
+        default=None,
+        ge=0,
+        description="The score that the candidate itself must surely reach, in the metric's own unit, such as 0.8; "
+        "where lower is better, the highest that is accepted; empty asks for none",
+    )
     tolerance: float = Field(
         default=0.02,
         gt=0,
@@ -66,7 +72,7 @@ class Gate(Section):
         default=0.5,
         gt=0,
         description="With evaluation.forgetting: the loss on general texts may be higher than the base's by less than "
-        "this, in nats a token; empty shows it and decides nothing",
+        "this, in nats per token; empty shows it and decides nothing",
     )
     lm_eval: float | None = Field(
         default=0.1,
@@ -107,8 +113,8 @@ class Gate(Section):
 
     @model_validator(mode="after")
     def _each_can_be_decided(self) -> Self:
-        require_in_range(self.metric, "margin", self.margin)
-        require_in_range(self.metric, "tolerance", self.tolerance)
+        for key in ("margin", "tolerance", "at_least"):
+            require_in_range(self.metric, key, getattr(self, key) or 0.0)
         guarded = [each.metric for each in self.guardrails]
         if twice := [metric for metric in guarded if guarded.count(metric) > 1]:
             raise ValueError(f"guardrails: {twice[0]} stands twice; accepted is each metric once")

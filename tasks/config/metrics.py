@@ -57,7 +57,7 @@ def deciding(metric: str) -> str:
 def require_in_range(metric: str, key: str, by: float) -> None:
     """Raises ValueError where no two scores of a metric differ by more than this.
 
-    A score is from 0 to 1 but for perplexity, whose rows are in nats a token, and what a team's own metric says.
+    A score is from 0 to 1 but for perplexity, whose rows are in nats per token, and what a team's own metric says.
     """
     if by >= 1 and metric in {"auto", *METRICS} - {"perplexity"}:
         raise ValueError(f"{key}={by:g} decides nothing: scores of {metric} are from 0 to 1; accepted is below 1")

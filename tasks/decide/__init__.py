@@ -1,12 +1,12 @@
 """Whether the candidate replaces the champion: a paired decision on the sealed test rows that holds up.
 
 decision.py has the rules, a pure function of the scores of each row. promote: better than the base, the champion and
-always the same answer; no guardrail broken; at least as good as a prompt. keep: worse (it is not better); a regression;
-or prompting is enough. inconclusive: these rows do not tell, and the verdict says how many would, and which gain these
-would have shown. invalid: the scores cannot be compared.
+always the same answer; no guardrail broken; at least as good as a prompt; above gate.at_least. keep: worse (it is not
+better); too low; a regression; or prompting is enough. inconclusive: these rows do not tell, and the verdict says how
+many would, and which gain these would have shown. invalid: the scores cannot be compared.
 
 A positive difference is in the candidate's favour, also where lower is better. Of perplexity a row's score is its mean
-negative log-likelihood in nats a token. A row that stands twice among the test rows counts once.
+negative log-likelihood in nats per token. A row that stands twice among the test rows counts once.
 """
 
 import json
@@ -24,7 +24,7 @@ from tasks.caching import cached
 from tasks.config import Gate
 from tasks.decide.constant import best_constant
 from tasks.decide.decision import CANDIDATE, Decision, Evidence, Guardrail, decide_scores
-from tasks.decide.reading import by_row, clusters, general_rows, own_intervals, warnings
+from tasks.decide.reading import by_row, clusters, general_rows, own_intervals, poor, warnings
 from tasks.decide.sentences import CONSTANT
 from tasks.decide.slices import Slice, kinds, slices
 from tasks.errors import retry_transient
@@ -86,6 +86,9 @@ def decide(
     own = {name: own_intervals(table, measured(table), gate.confidence) for name, table in tables.items()}
     parts = _slices(evidence, tables[CANDIDATE], splits, gate) if decision.decision != "invalid" else []
     suite = means_of(general)
+    warned = warnings(tables[CANDIDATE], metric, constant if is_prose else {}) if CANDIDATE in tables else ()
+    if decision.decision == "promote" and gate.at_least is None and not is_prose:
+        warned += tuple(poor(tables[CANDIDATE], metric))
     more = {"own": own, "slices": [each.model_dump() for each in parts], "general": suite}
     _write(folder / "verdict.json", decision, more)
     return Verdict(
@@ -99,7 +102,7 @@ def decide(
         general=suite,
         rows_needed=decision.rows_needed,
         smallest_visible=decision.smallest_visible,
-        warnings=warnings(tables[CANDIDATE], metric, constant if is_prose else {}) if CANDIDATE in tables else (),
+        warnings=warned,
     )
 
 

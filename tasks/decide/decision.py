@@ -1,11 +1,11 @@
 """The rules of the decision, as a pure function of the scores of each row: plain data in and out.
 
 The candidate has to be better than the base, than the champion where there is one, and than the best answer that is
-always the same, by more than gate.margin; no guardrail may be worse than there by more than its own
-margin; and it has to be at least as good as each contender that is only prompted, but for gate.tolerance. Each of these
-is a test of its own at gate.confidence, and all have to hold (an intersection-union test; Berger 1982, Technometrics
-24:295), so that a model that misses any of them is promoted at most one time in twenty, however many there are, and the
-best prompt need not be chosen on the test rows.
+always the same, by more than gate.margin; no guardrail may be worse than there by more than its own margin; the
+candidate has to be at least as good as each contender that is only prompted, but for gate.tolerance; and its own score
+has to be above gate.at_least, if that is set. Each of these is a test of its own at gate.confidence, and all have to
+hold (an intersection-union test; Berger 1982, Technometrics 24:295), so that a model that misses any of them is
+promoted at most one time in twenty, however many there are, and the best prompt need not be chosen on the test rows.
 
 To say that a guardrail is broken accuses the candidate, and of many guardrails one would look broken by luck: their p
 values are adjusted by Holm's method. One that is neither shown to hold nor broken leaves the decision open.
@@ -13,7 +13,7 @@ values are adjusted by Holm's method. One that is neither shown to hold nor brok
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,13 +22,13 @@ from pydantic import BaseModel, ConfigDict
 from tasks.config import Gate
 from tasks.decide import sentences
 from tasks.decide.comparison import Comparison, Paired, compare, needs_most
-from tasks.decide.sentences import CONSTANT
+from tasks.decide.sentences import AT_LEAST, CONSTANT
 from tasks.intervals import holm
 
 CANDIDATE = "candidate"
 TO_BEAT = ("base", "champion", CONSTANT)  # all others are only prompted
 
-Because = Literal["", "worse", "regression", "prompting is enough"]
+Because = Literal["", "worse", "too low", "regression", "prompting is enough"]
 
 
 @dataclass(frozen=True)
@@ -99,21 +99,28 @@ def decide_scores(evidence: Evidence, gate: Gate, guardrails: Sequence[Guardrail
     if fault := next(filter(None, faults), ""):
         return _decision(evidence, gate, decision="invalid", because="", sentence=sentences.invalid(fault))
     to_beat = _compared(evidence, [name for name in TO_BEAT if name in evidence.scores], gate.margin, gate)
+    to_reach = _required(evidence, gate)
     prompted = [name for name in evidence.scores if name not in (CANDIDATE, *TO_BEAT)]
     to_match = _compared(evidence, prompted, -gate.tolerance, gate)
     held = _adjusted([each for guardrail in guardrails for each in _guarded(guardrail, gate)], gate)
-    outcome = _judged(to_beat, to_match, held)
+    outcome = _judged(to_beat, to_reach, to_match, held)
     return _decision(
         evidence,
         gate,
         decision=outcome.decision,
         because=outcome.because,
         sentence=sentences.of(
-            outcome.decision, outcome.because, outcome.decisive, to_beat, to_match, held, asks_person=gate.approval
+            outcome.decision,
+            outcome.because,
+            outcome.decisive,
+            (*to_beat, *to_reach),
+            to_match,
+            held,
+            asks_person=gate.approval,
         ),
-        comparisons=(*to_beat, *to_match),
+        comparisons=(*to_beat, *to_reach, *to_match),
         guardrails=tuple(held),
-        rows_needed=_rows_needed(outcome, (*to_beat, *to_match, *held)),
+        rows_needed=_rows_needed(outcome, (*to_beat, *to_reach, *to_match, *held)),
         smallest_visible=max(each.smallest_visible for each in to_beat),
     )
 
@@ -147,6 +154,14 @@ def _compared(evidence: Evidence, opponents: Sequence[str], bar: float, gate: Ga
     ]
 
 
+def _required(evidence: Evidence, gate: Gate) -> list[Comparison]:
+    """The candidate's own score beside gate.at_least, as if an opponent scored just that on each row."""
+    if gate.at_least is None:
+        return []
+    scores = {**evidence.scores, AT_LEAST: dict.fromkeys(evidence.clusters, gate.at_least)}
+    return _compared(replace(evidence, scores=scores), [AT_LEAST], 0.0, gate)
+
+
 def _guarded(guardrail: Guardrail, gate: Gate) -> Iterator[Comparison]:
     evidence = guardrail.evidence
     yield from _compared(evidence, [name for name in TO_BEAT if name in evidence.scores], -guardrail.margin, gate)
@@ -161,13 +176,19 @@ def _adjusted(guardrails: Sequence[Comparison], gate: Gate) -> list[Comparison]:
     return found
 
 
-def _judged(to_beat: Sequence[Comparison], to_match: Sequence[Comparison], held: Sequence[Comparison]) -> _Outcome:
+def _judged(
+    to_beat: Sequence[Comparison],
+    to_reach: Sequence[Comparison],
+    to_match: Sequence[Comparison],
+    held: Sequence[Comparison],
+) -> _Outcome:
     """The first rule that any comparison fails; what is known to be wrong comes before what is not known."""
     rules: tuple[tuple[Literal["keep", "inconclusive"], Because, list[Comparison]], ...] = (
         ("keep", "worse", [each for each in to_beat if each.finding == "below"]),
+        ("keep", "too low", [each for each in to_reach if each.finding == "below"]),
         ("keep", "regression", [each for each in held if each.finding == "below"]),
         ("keep", "prompting is enough", [each for each in to_match if each.difference[2] < 0]),
-        ("inconclusive", "", [each for each in to_beat if each.finding == "unclear"]),
+        ("inconclusive", "", [each for each in (*to_beat, *to_reach) if each.finding == "unclear"]),
         ("keep", "prompting is enough", [each for each in to_match if each.finding != "above"]),
         ("inconclusive", "", [each for each in held if each.finding == "unclear"]),
     )

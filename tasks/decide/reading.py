@@ -13,11 +13,12 @@ from tasks.metrics import describe
 from tasks.metrics.rows import cut_off, scores
 
 OF_ALL = {"length_ratio"}  # is that of all characters
+POOR = 0.5  # score under which more is wrong than right
 FEW, SHARE = 3, 0.02  # rows, and share of them, under which cut off answers change no figure that is shown
 
 
 def by_row(answers: pa.Table, metric: str) -> dict[str, float]:
-    """The score of each row; of perplexity its mean negative log-likelihood in nats a token.
+    """The score of each row; of perplexity its mean negative log-likelihood in nats per token.
 
     Raises ConfigError where the answers have no such score.
     """
@@ -36,12 +37,22 @@ def clusters(answers: pa.Table) -> dict[str, int]:
 
 
 def warnings(answers: pa.Table, metric: str, constant: Mapping[str, float]) -> tuple[str, ...]:
-    """What the candidate's answers say against what is compared.
+    """Warn of candidate's answers that make the comparison doubtful.
 
-    Many ended at the longest that was asked for while their references go on; or `constant`, by row_id what always the
-    same answer would score, is no worse.
+    Many were cut off before their references end; or `constant`, by row_id the score of always the same answer, is no
+    worse.
     """
     return (*_cut(answers), *_no_better(answers, metric, constant))
+
+
+def poor(answers: pa.Table, metric: str) -> Iterator[str]:
+    """Warn of a candidate that won and is still more often wrong than right; `metric` is from 0 to 1."""
+    described, score = describe(metric), fmean(by_row(answers, metric).values())
+    if described.higher_is_better and (described.low, described.high) == (0, 1) and score < POOR:
+        yield (
+            f"{described.in_words} is {score:.2f}: better than what it was compared with, and more wrong than right; "
+            "train longer, bring more training rows, or set gate.at_least to the score that a promotion needs"
+        )
 
 
 def _cut(answers: pa.Table) -> Iterator[str]:

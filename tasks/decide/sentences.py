@@ -11,6 +11,7 @@ from tasks.metrics import describe
 
 PASSED = "Passed"  # begins the sentence of what a person has to approve
 CONSTANT = "constant"  # always the training answer that scores best so (constant.py)
+AT_LEAST = "gate.at_least"  # the score that is asked for
 WHO = {
     "few_shot": "the few-shot prompt",
     "retrieval": "the retrieval prompt",
@@ -51,7 +52,7 @@ def of(
 
 def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison) -> str:
     theirs = f"{_theirs(decisive)}{_by(decisive)}"
-    if because == "worse":
+    if because in ("worse", "too low"):
         return f"Kept: {_what(decisive)} is not {_than(decisive)} {theirs}: {_on(decisive)}."
     if because == "regression":
         return f"Kept: a regression: {_what(decisive)} is worse than {theirs}: {_on(decisive)}."
@@ -71,7 +72,7 @@ def _failed(decision: str, because: str, decisive: Comparison, longest: Comparis
 
 def _better(to_beat: Sequence[Comparison], to_match: Sequence[Comparison]) -> str:
     than = _than(to_beat[0])
-    said = [each for each in to_beat if each.opponent != CONSTANT]  # which any good model beats
+    said = [each for each in to_beat if each.opponent not in (CONSTANT, AT_LEAST)]
     beaten = " and ".join(f"{_gain(each)} {than} {who(each.opponent)}" for each in said)
     matched = " and ".join(f"{who(each.opponent)} ({_gain(each)})" for each in to_match)
     as_good = f", and at least as good as {matched}," if matched else ""
@@ -105,7 +106,7 @@ def _signed(gain: float) -> str:
 
 def who(opponent: str) -> str:
     """An opponent in words."""
-    return WHO.get(opponent, f"the {opponent}")
+    return WHO.get(opponent, opponent if opponent == AT_LEAST else f"the {opponent}")
 
 
 def _what(comparison: Comparison) -> str:
@@ -117,7 +118,8 @@ def _than(comparison: Comparison) -> str:
 
 
 def _theirs(comparison: Comparison) -> str:
-    return f"{who(comparison.opponent)}'s {_number(comparison.opponent_mean)}"
+    score = _number(comparison.opponent_mean)
+    return f"{AT_LEAST}={score}" if comparison.opponent == AT_LEAST else f"{who(comparison.opponent)}'s {score}"
 
 
 def _by(comparison: Comparison) -> str:

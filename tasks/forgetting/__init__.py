@@ -40,7 +40,7 @@ def done(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
 
 
 def read(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
-    """Each text with its loss in nats a token: rows of GENERAL_SCHEMA."""
+    """Each text with its loss in nats per token: rows of GENERAL_SCHEMA."""
     from tasks.greedy import Answer, Greedy
 
     stops, bos = sorted(chat.stops.values()), chat.tokenizer.bos_token_id

@@ -59,7 +59,7 @@ CATALOGUE: dict[str, Description] = {
         Description("schema_valid", "schema validity"),
         Description("numeric", "right final number"),
         # A row's score is its mean negative log-likelihood; the score over all rows is the exponential of that.
-        Description("perplexity", "loss in nats a token", False, "nats a token", 0.0, math.inf),
+        Description("perplexity", "loss in nats per token", False, "nats per token", 0.0, math.inf),
         Description("stopped", "share that stops by itself"),
         Description("length_ratio", "length beside the reference", unit="of the reference's", high=math.inf),
     )
@@ -71,7 +71,7 @@ GENERAL: dict[str, Description] = {
     for described in (
         Description("general_tasks", "share of general tasks done right", rows="general tasks", more_help=False),
         Description(
-            "general_loss", "loss on general texts", False, "nats a token", 0.0, math.inf, "general texts", False
+            "general_loss", "loss on general texts", False, "nats per token", 0.0, math.inf, "general texts", False
         ),
         Description("lm_eval", "score on lm-eval's tasks", rows="documents of lm-eval's tasks", more_help=False),
     )

@@ -13,7 +13,7 @@ class Found(NamedTuple):
     """Of a prompt, the better the larger: the share of exact answers decides, then the likelihood."""
 
     exact_match: float
-    log_likelihood: float  # of the references, in nats a token
+    log_likelihood: float  # of the references, in nats per token
 
 
 def try_out(model: Any, rows: Sequence[Tokenized], stops: Sequence[int], batch: int) -> Found:

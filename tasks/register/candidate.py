@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tasks.artifacts import Adapter, Answers, Artifact, Base, Judged, Prompts, Rows, Splits, Verdict, VerdictPage
 from tasks.config import Settings, Split
+from tasks.metrics import describe
 
 CURVES = {
     "loss": "train/loss",
@@ -99,9 +100,14 @@ class Candidate:
 
     @property
     def gain(self) -> str:
-        """Such as "+0.82 [0.75, 0.88] exact_match vs base", one for each opponent, the hardest to beat first."""
+        """Such as "+0.82 [0.75, 0.88] exact_match vs base", one for each opponent, the hardest to beat first.
+
+        It is an improvement, also where lower is better: "+0.27 [0.2, 0.3] less loss in nats per token vs base".
+        """
+        metric = describe(self.verdict.metric)
+        improved = metric.name if metric.higher_is_better else f"less {metric.in_words}"
         return "; ".join(
-            f"{mean:+.3g} [{low:.3g}, {high:.3g}] {self.verdict.metric} vs {opponent}"
+            f"{mean:+.3g} [{low:.3g}, {high:.3g}] {improved} vs {opponent}"
             for opponent, (low, mean, high) in sorted(self.verdict.differences.items(), key=lambda item: item[1])
         )
 

@@ -119,7 +119,7 @@ class Case:
 
     @cached_property
     def scores(self) -> dict[str, Floats]:
-        """By contender, the score of each row [rows] in the metric that decides, of perplexity in nats a token."""
+        """By contender, the score of each row [rows] in the metric that decides, of perplexity in nats per token."""
         return {name: scores(table, self.verdict.metric) for name, table in self.tables.items()}
 
     def column(self, contender: str, name: str) -> np.ndarray:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 from tasks import curves
 from tasks.account import reasons
-from tasks.metrics import describe
 from tasks.verdict_page.case import BASE, CANDIDATE, CONSTANT, Case, title
 from tasks.verdict_page.drawing import interval, number, words
 from tasks.verdict_page.findings import (
@@ -21,7 +20,6 @@ from tasks.verdict_page.findings import (
 from tasks.verdict_page.mistakes import Mistakes
 
 MOST = 8
-POOR = 0.5  # score under which more is wrong than right
 SAME = 0.8  # share of answers that equal the base's, from which on training changed little
 SET_ASIDE = 0.05  # of the records read, from which on it is much
 
@@ -34,7 +32,6 @@ def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
         undecided,
         broken_guardrails,
         prompting_is_enough,
-        poor,
         training,
         lambda case: mistakes(case, made),
         unstopped,
@@ -117,18 +114,6 @@ def nothing_learned(case: Case) -> Found:
             "Train more: a higher training.learning_rate, more training.epochs",
             f"{same:.0%} of the candidate's answers are those of the base, word for word",
             "training",
-        )
-
-
-def poor(case: Case) -> Found:
-    """A candidate that won, and still is more often wrong than right; of long texts no figure tells that."""
-    own, metric = case.verdict.intervals.get(CANDIDATE), describe(case.verdict.metric)
-    is_share = metric.higher_is_better and (metric.low, metric.high) == (0, 1)
-    if case.verdict.decision == "promote" and own and is_share and not case.answers[0].is_prose and own[1] < POOR:
-        yield Suggestion(
-            "Train longer, or bring more training rows, before it is served",
-            f"{metric.in_words} is {number(own[1])}: better than what it was compared with, and more wrong than right",
-            "contenders",
         )
 
 
