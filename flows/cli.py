@@ -76,13 +76,13 @@ def run(
             )
         config.make_home()
         with importing():
-            from flows import calls, deployment_file, prefect_server, report, terminal
+            from flows import calls, deployment_file, origins, prefect_server, terminal
             from flows.finetune import finetune
             from flows.inputs import looked_at
             from flows.outcome import Outcome
         if not quiet:
             terminal.show_settings(console, pipeline, everything=verbose)
-        report.ORIGINS.set(pipeline.origins)
+        origins.ORIGINS.set(pipeline.origins)
         sections = {name: getattr(pipeline.settings, name) for name in config.Settings.model_fields}
         with deployment_file.placed(pipeline), looked_at(pipeline.settings):
             calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)  # before a server starts for the run

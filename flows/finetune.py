@@ -15,6 +15,7 @@ from flows.announcing import announce_drift
 from flows.calls import Plan, Reached, Run, Step, Unknown
 from flows.inputs import inputs, looked_at
 from flows.parameters import named, slug
+from flows.run_name import run_name
 from tasks import config, models, versions, watching
 from tasks.artifacts import Contender
 from tasks.check import check
@@ -184,7 +185,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     call.ask(registered, s.registry)
 
 
-@flow(name="finetune")
+@flow(name="finetune", flow_run_name=run_name)
 def finetune(
     data: Data,
     model: Model,

@@ -4,19 +4,17 @@ import html
 import json
 import re
 from collections.abc import Sequence
-from contextvars import ContextVar
 from typing import Any
 
 from prefect import State
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.client.orchestration import get_client
-from prefect.context import FlowRunContext
 from prefect.states import Completed
 
 from data_checks.summary import summary
 from flows.calls import Step
+from flows.origins import origins_of
 from flows.outcome import Outcome
-from flows.parameters import DEPLOYMENT_NAME, field, flat, shown
+from flows.parameters import flat
 from tasks import curves
 from tasks.account import growth_sentence, leak_sentence
 from tasks.artifacts import Adapter, Registered
@@ -29,46 +27,16 @@ from tasks.scan.report import markdown as scan_table
 
 SLICES = 12  # shown of the parts of the test rows
 
-ORIGINS: ContextVar[dict[str, str]] = ContextVar("origins")  # set by the command line, which read the file
-
 
 def show_settings(settings: Settings) -> None:
     """A table of every effective setting and where it came from: what this run changed first, the defaults last."""
-    origins = ORIGINS.get({}) or _run_origins(settings)
+    origins = origins_of(flat(settings))
     rows = [
         {"setting": key, "value": "" if value is None else str(value), "from": origins.get(key, "default")}
         for key, value in flat(settings).items()
     ]
     rows.sort(key=lambda row: (row["from"] == "default", row["from"] == "deployment"))
     create_table_artifact(rows, key="settings", description="Effective settings, and where each came from")
-
-
-def _run_origins(settings: Settings) -> dict[str, str]:
-    """For a run that a worker started: what the deployment says, and what the form, a trigger or a call changed."""
-    context = FlowRunContext.get()
-    run = context.flow_run if context else None
-    if run is None:
-        return {}
-    if run.deployment_id is None:
-        return dict.fromkeys(flat(run.parameters), "call")
-    with get_client(sync_client=True) as client:
-        deployed = flat(client.read_deployment(run.deployment_id).parameters)
-    origins = {key: origin(key, value, deployed) for key, value in flat(settings).items()}
-    return origins if flat(run.parameters).get("registry.name") else origins | {"registry.name": DEPLOYMENT_NAME}
-
-
-def origin(key: str, value: Any, deployed: dict[str, Any]) -> str:
-    """Where an effective setting of a deployed run came from; `deployed` are the deployment's, flat."""
-    if key in deployed and deployed[key] == value:
-        return "deployment"
-    found = field(re.sub(r"\[\d+\]", "", key))
-    default = found is not None and not found.is_required() and value == flat(_plain(key, found.default))[key]
-    place = "default" if default else "this run"
-    return f"{place}; the deployment has {shown(deployed[key])}" if key in deployed else place
-
-
-def _plain(key: str, value: Any) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value}
 
 
 def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]]:

@@ -1,21 +1,24 @@
 """The pipeline ends with its verdict and does nothing twice, and a plan tells beforehand what a run does."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import State
+from prefect import State, flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.testing.utilities import prefect_test_harness
 
 import tasks.dedupe
+from flows import origins
 from flows.calls import Step, stages
 from flows.finetune import finetune, plan
 from flows.outcome import Outcome
+from flows.run_name import run_name
 from tasks import fingerprint
 from tasks.artifacts import Base
 from tasks.caching import Cached
@@ -427,3 +430,27 @@ def test_no_row_is_lost_whichever_stage_sets_it_aside(settings: Settings, done: 
         assert account.kept == account.train + account.validation + account.test
     assert sum(after.reasons().values()) == second.quarantined + second.duplicates
     assert after.reasons()["answer_truncated"] == second.quarantined - 2
+
+
+def test_a_run_is_named_after_its_pipeline_what_it_changes_and_when_it_starts(server: None) -> None:
+    seen: list[str] = []
+
+    @flow(flow_run_name=run_name)
+    def pipeline(training: Training, registry: Registry = Registry(name="triage")) -> None:  # noqa: B008
+        from prefect.runtime import flow_run
+
+        seen.append(flow_run.name or "")
+
+    def run(**of: str) -> None:
+        token = origins.ORIGINS.set({"training.learning_rate": "demo.yaml line 9", **of})
+        state: State[None] = pipeline(Training(learning_rate=0.0001, epochs=2), return_state=True)
+        origins.ORIGINS.reset(token)
+        assert state.is_completed()
+
+    run()
+    run(**{"training.learning_rate": "command line"})
+    run(**dict.fromkeys([f"training.{key}" for key in Training.model_fields], "command line"))
+    day = r" \d{4}-\d\d-\d\d \d\d:\d\d"
+    assert re.fullmatch(f"triage{day}", seen[0])
+    assert re.fullmatch(f"triage learning_rate=0.0001{day}", seen[1])
+    assert re.fullmatch(rf"triage learning_rate=0.0001 epochs=2\S* \S+ and \d+ more{day}", seen[2])

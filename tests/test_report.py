@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 import pytest
 
 from flows.calls import Step
+from flows.origins import origin
 from flows.outcome import VERDICTS, Outcome
-from flows.report import decided, origin, training
+from flows.report import decided, training
 from tasks import curves
 from tasks.artifacts import Adapter, Verdict, VerdictPage
 from tasks.decide.decision import Decision

@@ -1,0 +1,52 @@
+"""Names of flow runs that say what runs: the pipeline, what this run changes, and when it started."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from prefect.context import FlowRunContext
+from prefect.runtime import deployment
+from pydantic import BaseModel
+
+from flows.origins import THIS_RUN, origins_of
+from flows.parameters import flat
+
+CHANGES, LONGEST = 3, 30  # changed settings in a name, and characters of a value
+OF_THIS_RUN = ("command line", THIS_RUN)
+
+
+def run_name() -> str:
+    """Return a name such as "demo learning_rate=0.0001 2026-11-27 14:05"; a name that a person typed is kept."""
+    context = FlowRunContext.get()
+    assert context and context.flow_run
+    if not is_random(context.flow_run.name):
+        return context.flow_run.name
+    parameters = context.parameters or {}
+    name = deployment.name or parameters["registry"].name or context.flow_run.flow_id
+    return " ".join([str(name), *_changes(parameters), f"{datetime.now():%Y-%m-%d %H:%M}"])
+
+
+def _changes(parameters: Mapping[str, Any]) -> list[str]:
+    plain = {
+        key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        for key, value in parameters.items()
+    }
+    settings = flat(plain)
+    origins = origins_of(settings)
+    changed = [key for key in settings if origins.get(key, "").startswith(OF_THIS_RUN)]
+    shown = [f"{key.rpartition('.')[2]}={str(settings[key])[:LONGEST]}" for key in changed[:CHANGES]]
+    return [*shown, *([f"and {len(changed) - CHANGES} more"] if len(changed) > CHANGES else [])]
+
+
+def is_random(name: str) -> bool:
+    """Whether Prefect made the name up, such as "lurking-puffin"."""
+    first, dash, second = name.partition("-")
+    return bool(dash) and {first, second} <= _words()
+
+
+@cache
+def _words() -> frozenset[str]:
+    from coolname.data import config  # the lists that prefect.utilities.names.generate_slug draws from
+
+    return frozenset(word for part in config.values() for word in part.get("words", ()))
