@@ -14,6 +14,7 @@ from prefect.states import Completed
 
 from flows.finetune import run
 from flows.outcome import Outcome
+from flows.run_name import comparison_name
 from tasks import comparison, config, rotation
 from tasks.comparison import Comparison, Course, Study, Trial
 from tasks.config import Settings
@@ -37,7 +38,7 @@ def variant(name: str, settings: Settings) -> State[Any]:
     return Completed(name="Trained", data=Outcome.of(steps).adapter)
 
 
-@flow(name="compare")
+@flow(name="compare", flow_run_name=comparison_name)
 def compare(settings: Settings, variants: dict[str, Settings], seeds: int = 1, prune: bool = True) -> State[Comparison]:
     """Trains each variant, from more seeds those that finish, and ranks them on the validation rows.
 

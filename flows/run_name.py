@@ -18,13 +18,32 @@ OF_THIS_RUN = ("command line", THIS_RUN)
 
 def run_name() -> str:
     """Return a name such as "demo learning_rate=0.0001 2026-11-27 14:05"; a name that a person typed is kept."""
+    parameters = _context().parameters or {}
+    return _typed() or _dated(deployment.name or parameters["registry"].name or "finetune", *_changes(parameters))
+
+
+def comparison_name() -> str:
+    """Return a name such as "compare demo 4 variants 2026-11-27 14:05"; a name that a person typed is kept."""
+    parameters = _context().parameters or {}
+    return _typed() or _dated(
+        "compare", parameters["settings"].registry.name, f"{len(parameters['variants'])} variants"
+    )
+
+
+def _context() -> FlowRunContext:
     context = FlowRunContext.get()
-    assert context and context.flow_run
-    if not is_random(context.flow_run.name):
-        return context.flow_run.name
-    parameters = context.parameters or {}
-    name = deployment.name or parameters["registry"].name or context.flow_run.flow_id
-    return " ".join([str(name), *_changes(parameters), f"{datetime.now():%Y-%m-%d %H:%M}"])
+    assert context
+    return context
+
+
+def _typed() -> str:
+    """Return the run's name if a person chose it, else ""."""
+    run = _context().flow_run
+    return run.name if run and not is_random(run.name) else ""
+
+
+def _dated(*words: str) -> str:
+    return " ".join([*words, f"{datetime.now():%Y-%m-%d %H:%M}"])
 
 
 def _changes(parameters: Mapping[str, Any]) -> list[str]:
