@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from rich.logging import RichHandler
 from data_checks.accepted import did_you_mean, shown
 from tasks import addresses, config
 from tasks.config import STAGES
-from tasks.errors import NO_SPACE, ConfigError, TunewrightError
+from tasks.errors import NO_LOCKS, NO_SPACE, READ_ONLY, ConfigError, TunewrightError
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A deployment file, such as deployments/demo.yaml")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one setting")]
@@ -29,6 +30,13 @@ Deployment = Annotated[str | None, typer.Option(metavar="NAME", help="Which one,
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the summary")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="All settings, and the logs of the libraries")]
+
+OF_THE_DISK = {
+    errno.ENOSPC: NO_SPACE,
+    errno.EDQUOT: NO_SPACE,
+    errno.EROFS: READ_ONLY,
+    errno.ENOLCK: NO_LOCKS,
+}
 
 
 def console_of(as_json: bool) -> Console:
@@ -105,17 +113,41 @@ def print_log(console: Console, level: int) -> None:
 
 @contextmanager
 def one_line_errors(as_json: bool) -> Iterator[None]:
-    """An error that a user can act on is one line and its exit code; any other keeps its traceback."""
+    """An error that a user can act on is one line and its exit code, as an end by a signal is; others keep a traceback.
+
+    The exit code after a signal is a shell's: 128 and the signal's number.
+    """
     try:
-        yield
+        with _sigterm_raised():
+            yield
     except TunewrightError as error:
         _fail(str(error), error.exit_code, as_json)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in OF_THE_DISK:
             raise
-        _fail(NO_SPACE.format(error.filename or config.home()), 1, as_json)
+        _fail(OF_THE_DISK[error.errno].format(error.filename or config.home()), 1, as_json)
     except KeyboardInterrupt:
-        _fail("interrupted; the next run goes on from here", 130, as_json)
+        _fail("interrupted; the next run goes on from here", 128 + signal.SIGINT, as_json)
+    except _Terminated:
+        _fail("ended by SIGTERM, not finished; the next run goes on from here", 128 + signal.SIGTERM, as_json)
+
+
+class _Terminated(BaseException):
+    """The process was asked to end."""
+
+
+@contextmanager
+def _sigterm_raised() -> Iterator[None]:
+    """Raises _Terminated in the block where SIGTERM comes, so that what the block started is ended with it."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, code: int, as_json: bool) -> NoReturn:

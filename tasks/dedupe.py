@@ -23,7 +23,7 @@ from data_checks.excerpts import masked
 from tasks.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
 from tasks.caching import cached
 from tasks.config import Dedupe
-from tasks.errors import DataError, retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, DataError, is_retried
 from tasks.similarity.embedding import load_model
 from tasks.similarity.engine import engine_of, read_pieces
 from tasks.similarity.folding import fold_messages
@@ -218,9 +218,9 @@ def _stop_if_too_many(repeats: Repeats, file: Path, settings: Dedupe) -> None:
 @task(
     name="dedupe",
     task_run_name="dedupe threshold={settings.threshold}",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(libraries=("pyarrow", "numpy", "numba", "scipy"))
 def dedupe(folder: Path, rows: CheckedRows, settings: Dedupe, embedding: str = "") -> UniqueRows:

@@ -8,13 +8,23 @@ TunewrightError
 ├── Pruned             a comparison ended the training of a variant that is behind: an outcome, never retried
 ├── TrackingError      MLflow does not answer: retried after a while
 └── TrainingError      training did not reach its planned end: exit code 4
-    └── TrainerDied    the trainer process was killed or crashed: retried, and the retry resumes
+    ├── TrainerDied    the trainer process was killed, crashed or hung: retried, and the retry resumes
+    └── TrainerFailed  the trainer raised an error that nobody knows: retried once, and the retry resumes
+
+An error that is none of these is retried once, unless it says that room, rights or memory are wanting.
 """
 
 import errno
+import logging
 import sqlite3
 from collections.abc import Sequence
 from typing import Any
+
+log = logging.getLogger("tunewright")
+
+RETRIES = 3  # of a stage
+RETRY_SECONDS = [2, 8, 30]  # before each
+LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.ENOLCK}
 
 
 class TunewrightError(Exception):
@@ -24,6 +34,8 @@ class TunewrightError(Exception):
 
 
 NO_SPACE = "no space left on the disk of {}: free some, or set TUNEWRIGHT_HOME to another disk"
+READ_ONLY = "{} cannot be written, its disk is read-only: set TUNEWRIGHT_HOME to another disk"
+NO_LOCKS = "{} is on a disk without file locks, which keep two runs apart: set TUNEWRIGHT_HOME to a local disk"
 
 
 class ConfigError(TunewrightError):
@@ -65,7 +77,11 @@ class TrainingError(TunewrightError):
 
 
 class TrainerDied(TrainingError):
-    """The trainer process was killed or crashed; the next attempt goes on from its last valid checkpoint."""
+    """The trainer process was killed, crashed or hung; the next attempt goes on from its last valid checkpoint."""
+
+
+class TrainerFailed(TrainingError):
+    """The trainer raised an error that is neither the settings' nor the data's, such as one of a device."""
 
 
 def is_transient(error: BaseException | None) -> bool:
@@ -85,10 +101,32 @@ def is_transient(error: BaseException | None) -> bool:
     return callable(status) and status() in {408, 429, 502, 503, 504}
 
 
-def retry_transient(task: Any, task_run: Any, state: Any) -> bool:
-    """The retry rule of every stage, as Prefect's retry_condition_fn."""
+def is_unknown(error: BaseException | None) -> bool:
+    """Whether nobody knows if the error comes again: no error of ours, and no want of room, rights or memory."""
+    if isinstance(error, TrainerFailed):
+        return True
+    if isinstance(error, OSError) and error.errno in LASTING:
+        return False
+    return isinstance(error, Exception) and not isinstance(error, TunewrightError | MemoryError)
+
+
+def is_retried(task: Any, task_run: Any, state: Any) -> bool:
+    """The retry rule of every stage, as Prefect's retry_condition_fn; it logs what failed.
+
+    A transient error is tried again RETRIES times, one that nobody knows once.
+    """
     try:
         state.result()
-    except BaseException as error:  # the verdict on any failure, whatever its type, is is_transient's
-        return is_transient(error)
+    except BaseException as error:  # the verdict on any failure, whatever its type
+        is_first = task_run.run_count <= 1
+        if not (is_transient(error) or (is_first and is_unknown(error))):
+            return False
+        said = " ".join(str(error).split()) or "no message"
+        kind = "" if isinstance(error, TunewrightError) else f"{type(error).__name__}: "
+        log.warning("  %s failed: %s%s; it is tried %s", task.name, kind, said[:500], _again(error))
+        return True
     return False
+
+
+def _again(error: BaseException) -> str:
+    return "again" if is_transient(error) else "once more"

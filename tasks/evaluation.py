@@ -20,7 +20,7 @@ from tasks import metrics
 from tasks.artifacts import Answers, Contender, Tokens
 from tasks.caching import cached
 from tasks.config import Evaluation
-from tasks.errors import TunewrightError, retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, TunewrightError, is_retried
 from tasks.metrics.labels import training_answers
 from tasks.models import load_model, load_tokenizer
 
@@ -110,9 +110,9 @@ def _load(contender: Contender) -> Any:
 @task(
     name="evaluate",
     task_run_name="evaluate {contender.name}",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(
     libraries=("torch", "transformers", "peft", "evaluate", "jsonschema", "sacrebleu", "pyarrow"), volatile=("seconds",)

@@ -25,7 +25,7 @@ from data_checks.importing import one_line
 from tasks.artifacts import Contender, General
 from tasks.caching import cached
 from tasks.config import LmEval
-from tasks.errors import ConfigError, retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, is_retried
 from tasks.general import item, keep
 from tasks.models import fastest_dtype, load_model, load_tokenizer
 
@@ -178,9 +178,9 @@ def _quiet() -> Iterator[None]:
 @task(
     name="lm_eval",
     task_run_name="lm_eval {contender.name}",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(libraries=("lm_eval", "torch", "transformers", "peft", "tokenizers", "datasets", "pyarrow"))
 def lm_eval(folder: Path, contender: Contender, lm_eval: LmEval, identity: str) -> General:

@@ -7,7 +7,7 @@ from prefect import task
 
 from tasks.artifacts import Base
 from tasks.caching import cached, digest_of
-from tasks.errors import ConfigError, retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, is_retried
 from tasks.serving import load_weights, package_file, resolve, weights_digest
 from tasks.speed import cpu_has_bfloat16
 
@@ -103,9 +103,9 @@ def _folder_digest(folder: Path) -> str:
 @task(
     name="base",
     task_run_name="base {reference}",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(libraries=("transformers", "gguf"))
 def base(folder: Path, reference: str, revision: str | None, identity: str) -> Base:

@@ -67,8 +67,10 @@ class Progress:
         if self.facts is None:
             if not self.status.exists():
                 return
-            self.facts = json.loads(self.status.read_text(encoding="utf-8"))
-            for sentence in layout(self.facts or {}):
+            self.facts = dict(json.loads(self.status.read_text(encoding="utf-8")))
+            for skipped in self.facts["skipped_checkpoints"]:
+                log.warning("  %s", skipped)
+            for sentence in layout(self.facts):
                 log.info("%s", sentence)
         new = self._read()
         if not new:
@@ -85,6 +87,11 @@ class Progress:
             for line in new:
                 if "eval_loss" in line:
                     watcher(line)
+
+    @property
+    def step_seconds(self) -> float:
+        """What a step took of late; 0 before the first."""
+        return statistics.median([line["seconds"] for line in self.steps[-RECENT:]] or [0.0])
 
     def _read(self) -> list[Line]:
         if not self.metrics.exists():

@@ -25,8 +25,19 @@ from tasks import abandoned, budget, curves, machine, one_at_a_time, trainer
 from tasks.artifacts import Adapter, Base, Scan, Tokens
 from tasks.caching import cached, work_folder
 from tasks.config import Compute, Method, Training
-from tasks.errors import NO_SPACE, ConfigError, TrainerDied, TrainingError, TunewrightError, retry_transient
-from tasks.progress import Progress
+from tasks.errors import (
+    NO_SPACE,
+    RETRIES,
+    RETRY_SECONDS,
+    ConfigError,
+    TrainerDied,
+    TrainerFailed,
+    TrainingError,
+    TunewrightError,
+    is_retried,
+)
+from tasks.heartbeat import Heartbeat
+from tasks.progress import Progress, duration
 from tasks.trainer import __main__ as process_of_trainer  # named, so that its code is part of train's key
 
 log = logging.getLogger("tunewright")
@@ -34,6 +45,7 @@ log = logging.getLogger("tunewright")
 POLL_SECONDS = 0.5
 ROOM_BYTES = 50_000_000  # with less than this free, a checkpoint cannot have been written
 GRACE_SECONDS = 6.0  # for a checkpoint, when the run is cancelled
+OF_SETTINGS_OR_DATA = ("FloatingPointError", "ValueError")  # errors that the next attempt would end with as well
 ATTEMPT = "--- attempt"  # begins the line before each attempt's output in trainer.log
 
 
@@ -62,14 +74,23 @@ def run_trainer(job: trainer.Job, work: Path) -> None:
 
 
 def _attempt(job: trainer.Job, work: Path) -> int:
-    """One trainer process from start to end, and its exit code; the kernel's end of it for want of memory is one."""
+    """One trainer process from start to end, and its exit code; the kernel's end of it for want of memory is one.
+
+    Raises TrainerDied where it hung and was ended.
+    """
     killed = machine.oom_kills()
     with started(job, work) as process:
-        progress = Progress(work)
+        progress, heartbeat = Progress(work), Heartbeat(work, process.pid)
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(POLL_SECONDS)
             progress.update()
+            if heartbeat.hangs(progress.step_seconds):
+                _end(process)
+                raise TrainerDied(
+                    f"the trainer hung: no file written for {duration(heartbeat.silent)}; it was killed, and resumes "
+                    "from its last valid checkpoint"
+                )
         progress.update(last=True)
     if process.returncode == -signal.SIGKILL and machine.oom_kills() > killed:
         error = {"type": "OutOfMemory", "message": "the kernel ended the trainer for want of memory"}
@@ -116,8 +137,13 @@ def started(job: trainer.Job, work: Path, *, grace: float = GRACE_SECONDS) -> It
             try:
                 process.wait(grace)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                _end(process)
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """Kills a trainer and its children."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _failure(code: int, work: Path) -> TunewrightError:
@@ -131,7 +157,8 @@ def _failure(code: int, work: Path) -> TunewrightError:
     kind, message = _told(work)
     if kind == ConfigError.__name__:
         return ConfigError(message)
-    return TrainingError(f"training did not finish: {_error(work)}; its whole output is in {work / 'trainer.log'}")
+    failed = TrainingError if kind in OF_SETTINGS_OR_DATA else TrainerFailed
+    return failed(f"training did not finish: {_error(work)}; its whole output is in {work / 'trainer.log'}")
 
 
 def _told(work: Path) -> tuple[str, str]:
@@ -153,9 +180,9 @@ def _error(work: Path) -> str:
 @task(
     name="train",
     task_run_name="train {method.kind} lr={training.learning_rate}",
-    retries=2,
-    retry_delay_seconds=[2, 30],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(
     libraries=("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "safetensors"),

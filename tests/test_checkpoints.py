@@ -20,15 +20,15 @@ def make(folder: Path, step: int, *, sealed: bool = True) -> Path:
 
 def test_the_newest_valid_checkpoint_is_taken_by_number(tmp_path: Path) -> None:
     make(tmp_path, 9)
-    assert checkpoints.newest_valid(tmp_path) == tmp_path / "checkpoint-9"
+    assert checkpoints.newest_valid(tmp_path)[0] == tmp_path / "checkpoint-9"
     make(tmp_path, 10)
-    assert checkpoints.newest_valid(tmp_path) == tmp_path / "checkpoint-10"
+    assert checkpoints.newest_valid(tmp_path)[0] == tmp_path / "checkpoint-10"
 
 
 def test_an_unsealed_checkpoint_is_removed_and_the_one_before_taken(tmp_path: Path) -> None:
     make(tmp_path, 5)
     partial = make(tmp_path, 10, sealed=False)
-    assert checkpoints.newest_valid(tmp_path) == tmp_path / "checkpoint-5"
+    assert checkpoints.newest_valid(tmp_path)[0] == tmp_path / "checkpoint-5"
     assert not partial.exists()
 
 
@@ -37,15 +37,19 @@ def test_a_flipped_bit_a_missing_and_an_added_file_each_make_it_invalid(tmp_path
     (flipped / "optimizer.pt").write_bytes(b"\x01" * 99 + b"\x00")
     (missing / "optimizer.pt").unlink()
     (added / "scheduler.pt").write_bytes(b"from elsewhere")
-    assert [checkpoints.is_valid(one) for one in (flipped, missing, added)] == [False] * 3
-    assert checkpoints.newest_valid(tmp_path) is None
+    assert [checkpoints.fault(one) for one in (flipped, missing, added)] == [
+        "optimizer.pt was altered",
+        "optimizer.pt is missing",
+        "scheduler.pt was added",
+    ]
+    assert checkpoints.newest_valid(tmp_path)[0] is None
 
 
 @pytest.mark.parametrize("manifest", ["[]", "{}", '{"best_step": null, "files": 3}', "\x00" * 40])
 def test_a_manifest_that_is_not_as_it_was_written_is_none(tmp_path: Path, manifest: str) -> None:
     before, broken = make(tmp_path, 5), make(tmp_path, 10)
     (broken / checkpoints.MANIFEST).write_text(manifest)
-    assert checkpoints.newest_valid(tmp_path) == before
+    assert checkpoints.newest_valid(tmp_path)[0] == before
 
 
 def test_a_replaced_file_leaves_it_valid_and_no_other_content_does(tmp_path: Path) -> None:
@@ -54,9 +58,9 @@ def test_a_replaced_file_leaves_it_valid_and_no_other_content_does(tmp_path: Pat
     new.write_bytes(b"new")
     checkpoints.replace(checkpoint, "optimizer.pt", new, best_step=2)
     assert (checkpoint / "optimizer.pt").read_bytes() == b"new"
-    assert checkpoints.newest_valid(tmp_path) == checkpoint
+    assert checkpoints.newest_valid(tmp_path)[0] == checkpoint
     (checkpoint / "optimizer.pt").write_bytes(b"other")
-    assert not checkpoints.is_valid(checkpoint)
+    assert checkpoints.fault(checkpoint) == "optimizer.pt was altered"
 
 
 def test_a_checkpoint_that_is_its_own_best_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,9 +74,9 @@ def test_a_checkpoint_that_is_its_own_best_is_read_once(tmp_path: Path, monkeypa
         return original(file, name)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(hashlib, "file_digest", file_digest)
-    assert checkpoints.newest_valid(tmp_path) == checkpoint
+    assert checkpoints.newest_valid(tmp_path)[0] == checkpoint
     assert len(read) == len(["optimizer.pt", "adapter_model.safetensors"])
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
-    assert checkpoints.newest_valid(tmp_path / "nothing") is None
+    assert checkpoints.newest_valid(tmp_path / "nothing") == (None, [])

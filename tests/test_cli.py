@@ -5,12 +5,15 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+import waiting
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner, Result
@@ -73,6 +76,13 @@ def tunewright(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def process(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """The command as a person calls it, in a folder of its own, with the server that runs here."""
+    with running(*arguments, folder=folder) as started:
+        stdout, stderr = started.communicate(timeout=300)
+    return subprocess.CompletedProcess(started.args, started.returncode, stdout, stderr)
+
+
+def running(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+    """The same, at work."""
     environment = os.environ | {
         "TUNEWRIGHT_HOME": str(folder / "home"),
         "PREFECT_HOME": str(folder / "prefect"),
@@ -80,7 +90,9 @@ def process(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     }
     del environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"]  # the command itself has to be silent
     command = [str(Path(sys.executable).with_name("tunewright")), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -444,3 +456,22 @@ def test_a_full_disk_is_one_line_and_code_1(tunewright: Run, home: Path, monkeyp
     assert code == 1
     assert line.startswith(f"no space left on the disk of {home}")
     assert not list(home.glob("artifacts/*/*/manifest.json"))
+
+
+def test_sigterm_ends_a_run_and_its_trainer_with_one_line_and_the_next_run_goes_on(
+    first: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(first[0] / "home", home)
+    longer = ("--set", "training.max_steps=4000", "--until", "train", "--quiet", "--json")
+    with running("run", "tiny.yaml", *longer, folder=tmp_path) as started:
+        waiting.until(lambda: next(home.glob("work/train/*/metrics.jsonl"), None), seconds=120)
+        (trainer,) = [each for each in psutil.Process(started.pid).children() if "tasks.trainer" in str(each.cmdline())]
+        started.terminate()
+        stdout, stderr = started.communicate(timeout=60)
+    line = "ended by SIGTERM, not finished; the next run goes on from here"
+    assert started.returncode == 128 + signal.SIGTERM
+    assert [each for each in stderr.splitlines() if each.strip()][-1] == f"error: {line}"
+    assert json.loads(stdout.splitlines()[-1]) == {"error": line, "exit_code": 143}
+    assert not trainer.is_running()
+    assert list(home.glob("work/train/*/checkpoints/checkpoint-*/manifest.json"))

@@ -1,5 +1,6 @@
 """What doctor says of a machine that is in order, and of each thing that is not."""
 
+import errno
 import json
 import os
 import socket
@@ -15,8 +16,9 @@ from flows import doctor
 from flows.cli import app
 from flows.doctor import hardware, safety, servers, software, stores
 from flows.doctor.finding import Finding
-from tasks import addresses, machine
+from tasks import addresses, config, machine
 from tasks.addresses import Addresses
+from tasks.errors import ConfigError
 
 
 def of(what: str, found: list[Finding]) -> Finding:
@@ -110,6 +112,24 @@ def test_a_broken_database_a_full_disk_and_a_networked_home(monkeypatch: pytest.
         "warning", "disk", "1.0 GB free of 50", f"free some of {home}, or set TUNEWRIGHT_HOME to another disk"
     )
     assert "nfs4" in of("home", found).found
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOLCK, None])
+def test_a_home_that_cannot_be_written_or_locked_stops_doctor_and_run_alike(
+    number: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number or 0))
+
+    if number == errno.EROFS:
+        monkeypatch.setattr("tasks.config.environment.tempfile.TemporaryFile", refuse)
+    elif number == errno.ENOLCK:
+        monkeypatch.setattr("tasks.config.environment.fcntl.flock", refuse)
+    else:
+        monkeypatch.setenv("TUNEWRIGHT_HOME", "/sys/kernel")  # where not even root makes files
+    assert of("home", list(stores.findings())).state == "failure"
+    with pytest.raises(ConfigError, match=r"^TUNEWRIGHT_HOME=.*; accepted is a folder (to write to|on a local disk)$"):
+        config.make_home()
 
 
 def test_servers_that_do_not_answer_and_ports_that_are_taken(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:

@@ -14,6 +14,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.testing.utilities import prefect_test_harness
 
 import tasks.dedupe
+import tasks.evaluation
 from flows import origins
 from flows.calls import Step, stages
 from flows.finetune import finetune, plan
@@ -405,6 +406,32 @@ def test_a_stage_that_fails_for_a_moment_is_tried_again_alone(
     assert made[:2] == ["dedupe", "dedupe"]
     assert "ingest" not in made
     assert names(state.result(), "ran")[0] == "dedupe"
+
+
+@pytest.mark.parametrize(("failures", "is_completed"), [(1, True), (2, False)])
+def test_a_stage_that_fails_for_no_known_reason_is_tried_once_more(
+    settings: Settings,
+    made: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    failures: int,
+    is_completed: bool,
+) -> None:
+    original = tasks.evaluation.scored
+    monkeypatch.setattr(tasks.evaluation.evaluate, "retry_delay_seconds", 0)
+    raised = iter([ZeroDivisionError("division\nby zero")] * failures)
+
+    def scored(*args: Any) -> Any:
+        for error in raised:
+            raise error
+        return original(*args)
+
+    monkeypatch.setattr(tasks.evaluation, "scored", scored)
+    state = run(changed(settings, "evaluation", max_new_tokens=5), until="evaluate")
+    assert state.is_completed() == is_completed
+    assert made.count("evaluate") == (5 if is_completed else 2)  # of four contenders
+    line = "  evaluate failed: ZeroDivisionError: division by zero; it is tried once more"
+    assert caplog.messages.count(line) == 1
 
 
 def test_refused_data_are_not_tried_again(settings: Settings, made: list[str]) -> None:

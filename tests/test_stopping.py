@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -191,7 +192,7 @@ def test_interrupted_in_an_evaluation_it_makes_up_for_it_and_ends_at_the_same_by
     training = changed(max_steps=5 if interrupted_at > 2 else 3, patience=3, best_by=best_by)
     undisturbed = fit("undisturbed", training, compute=compute, method=method)
     interrupted(interrupted_at, "disturbed", training, compute=compute, method=method)
-    newest = checkpoints.newest_valid(tmp_path / "disturbed" / "checkpoints")
+    newest, _ = checkpoints.newest_valid(tmp_path / "disturbed" / "checkpoints")
     assert newest
     assert checkpoints.steps(newest) == interrupted_at
     assert interrupted_at not in looks(tmp_path / "disturbed")
@@ -225,12 +226,47 @@ def test_killed_while_it_keeps_such_an_evaluation_it_ends_at_the_same_bytes(
             patched.setattr(checkpoints, "prune", prune)
             with pytest.raises(KilledError):
                 fit("disturbed", training)
-        newest = checkpoints.newest_valid(tmp_path / "disturbed" / "checkpoints")
+        newest, _ = checkpoints.newest_valid(tmp_path / "disturbed" / "checkpoints")
         assert newest, f"killed before {last}"
         assert checkpoints.steps(newest) == 2
     assert fit("disturbed", training) == undisturbed
     lines = (tmp_path / "disturbed" / "metrics.jsonl").read_text().splitlines()
     assert sum("eval_loss" in line for line in lines) == 2
+
+
+def flip(checkpoint: Path) -> None:
+    file = checkpoint / "optimizer.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a flipped bit": (flip, "optimizer.pt was altered"),
+    "a file cut in half": (lambda at: os.truncate(at / "optimizer.pt", 100), "optimizer.pt was altered"),
+    "a file gone": (lambda at: (at / "rng_state.pth").unlink(), "rng_state.pth is missing"),
+    "a manifest cut in half": (lambda at: os.truncate(at / "manifest.json", 50), "manifest.json is missing or was"),
+    "an empty file": (lambda at: (at / "trainer_state.json").write_bytes(b""), "trainer_state.json was altered"),
+    "a file added": (lambda at: (at / "more.bin").write_bytes(b"x"), "more.bin was added"),
+    "nothing left": (lambda at: [file.unlink() for file in at.iterdir()], "manifest.json is missing or was"),
+}
+
+
+def test_a_damaged_checkpoint_is_skipped_by_name_and_the_one_before_leads_to_the_same_bytes(
+    fit: Fit, interrupted: Callable[..., None], tmp_path: Path
+) -> None:
+    training = changed(max_steps=6)
+    undisturbed = fit("undisturbed", training)
+    interrupted(4, "left", training)
+    for name, (damage, said) in DAMAGE.items():
+        shutil.copytree(tmp_path / "left", tmp_path / name)
+        damage(checkpoints.at(tmp_path / name / "checkpoints", 4))
+        resumed = fit(name, training)
+        status = json.loads((tmp_path / name / "status.json").read_text())
+        assert status["resumed_from"] == 2, name
+        (skipped,) = resumed.pop("skipped_checkpoints")
+        assert skipped.startswith(f"checkpoint-4 is skipped: {said}"), name
+        assert resumed == {key: value for key, value in undisturbed.items() if key != "skipped_checkpoints"}, name
 
 
 def test_a_line_that_a_power_cut_left_broken_does_not_keep_a_run_from_going_on(
@@ -309,18 +345,29 @@ def test_without_the_best_steps_checkpoint_nothing_is_resumed(tmp_path: Path) ->
         folder.mkdir()
         (folder / "adapter_model.safetensors").write_bytes(bytes(step))
         checkpoints.seal(folder, best_step=2)
-    assert checkpoints.newest_valid(tmp_path) == checkpoints.at(tmp_path, 6)
+    assert checkpoints.newest_valid(tmp_path)[0] == checkpoints.at(tmp_path, 6)
     (checkpoints.at(tmp_path, 2) / "adapter_model.safetensors").write_bytes(b"altered")
-    assert checkpoints.newest_valid(tmp_path) is None
+    assert checkpoints.newest_valid(tmp_path)[0] is None
 
 
-def test_the_best_and_the_newest_checkpoint_are_kept(tmp_path: Path) -> None:
-    for step in (2, 4, 6, 8):
+@pytest.mark.parametrize(
+    ("best", "kept"),
+    [
+        ({2: 2, 4: 4, 6: 4, 8: 4, 10: 4}, {4, 8, 10}),
+        ({2: 2, 4: 4, 6: 6, 8: 8, 10: 10}, {8, 10}),
+        ({2: 2, 4: 2, 6: 2, 8: 2, 10: 10}, {2, 8, 10}),  # from 8 on its best step has to be there
+        ({2: None, 4: None}, {2, 4}),
+    ],
+)
+def test_the_two_newest_checkpoints_and_those_of_their_best_steps_are_kept(
+    tmp_path: Path, best: dict[int, int | None], kept: set[int]
+) -> None:
+    for step, best_step in best.items():
         folder = checkpoints.at(tmp_path, step)
         folder.mkdir()
-        checkpoints.seal(folder, best_step=4)
+        checkpoints.seal(folder, best_step)
         checkpoints.prune(folder)
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-8"}
+    assert {checkpoints.steps(path) for path in tmp_path.iterdir()} == kept
 
 
 def seen(*values: float) -> list[Look]:

@@ -17,11 +17,12 @@ import pytest
 from conftest import MakeSplits
 from safetensors.torch import load_file
 
-from tasks import trainer
+from tasks import heartbeat, trainer
 from tasks.artifacts import Adapter, Base, Tokens
 from tasks.caching import digest_of
 from tasks.config import Compute, Method, Model, Training
 from tasks.errors import ConfigError, TrainerDied, TrainingError, is_transient
+from tasks.heartbeat import Heartbeat
 from tasks.render import render
 from tasks.train import train
 from tasks.trainer import checkpoints
@@ -114,6 +115,54 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
     assert resumed.digest == undisturbed.digest
     steps = [line["step"] for line in curve(resumed) if "loss" in line]
     assert steps == sorted(set(steps)) == list(range(1, 25))
+
+
+def test_a_trainer_that_hangs_is_ended_and_resumes_to_the_same_bytes(
+    tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = QUICK.model_copy(update={"max_steps": 24})
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(home / "undisturbed"))
+    undisturbed = train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(home))
+    monkeypatch.setattr(heartbeat, "IDLE_SECONDS", 3.0)
+    stopper = kill_trainer_after(home, '"step": 7', signal.SIGSTOP)
+    with pytest.raises(TrainerDied, match=r"the trainer hung: no file written for \d s; it was killed") as hung:
+        train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
+    stopper.join()
+    assert is_transient(hung.value)
+    resumed = train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
+    assert json.loads((resumed.path("status.json")).read_text())["resumed_from"] >= 6
+    assert resumed.digest == undisturbed.digest
+
+
+def test_one_that_works_without_writing_is_waited_for_longer_and_one_that_was_not_looked_at_does_not_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    computed = [0.0]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(heartbeat, "_computed", lambda pid: computed[0])
+
+    def silence(seconds: int, share: float, step_seconds: float = 0.0) -> int | None:
+        """After how many silent seconds it is said to hang."""
+        beat = Heartbeat(tmp_path, os.getpid())
+        (tmp_path / "alive").touch()
+        os.utime(tmp_path / "alive", (clock[0], clock[0]))
+        for second in range(seconds):
+            clock[0] += 1
+            computed[0] += share
+            if beat.hangs(step_seconds):
+                return second
+        return None
+
+    assert silence(400, share=0.0) == pytest.approx(300, abs=3)
+    assert silence(1700, share=0.9) is None
+    assert silence(1900, share=0.9) == pytest.approx(1800, abs=3)
+    assert silence(2500, share=0.9, step_seconds=100.0) is None
+    beat = Heartbeat(tmp_path, os.getpid())
+    for _ in range(20):  # a laptop that sleeps for an hour at a time
+        clock[0] += 3600
+        assert not beat.hangs(0.0)
 
 
 def test_asked_to_stop_it_saves_a_checkpoint_and_says_that_it_is_not_done(

@@ -1,15 +1,13 @@
 """The home folder: whether it can be written, whether it has room, and whether its databases are whole."""
 
 import shutil
-import sqlite3
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 from flows.doctor.finding import Finding
-from tasks import config
+from tasks import config, databases
 from tasks.errors import ConfigError
 
 GB = 1_000_000_000
@@ -23,11 +21,8 @@ def findings() -> Iterator[Finding]:
     existed = home.exists()
     try:
         config.make_home()
-        with tempfile.NamedTemporaryFile(dir=home):
-            pass
-    except (ConfigError, OSError) as error:
-        why = str(error) if isinstance(error, ConfigError) else f"{home}: {error.strerror}"
-        yield Finding("failure", "home", why, "set TUNEWRIGHT_HOME to a folder that can be written")
+    except ConfigError as error:
+        yield Finding("failure", "home", str(error), "set TUNEWRIGHT_HOME to a folder that can be written")
         return
     room = shutil.disk_usage(home)
     yield from _place(home)
@@ -62,14 +57,16 @@ def _place(home: Path) -> Iterator[Finding]:
 
 
 def _database(name: str, file: Path) -> Finding:
-    """Whether sqlite finds it whole, read without a lock on it."""
-    try:
-        with sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=5) as connection:
-            (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.Error as error:
-        said = str(error)
-    if said == "ok":
-        return Finding("ok", name, f"{file}, {file.stat().st_size / 1e6:.1f} MB")
-    return Finding(
-        "failure", name, f"{file}: {said}", f"move {file} away, or put a copy of it back; runs make a new one"
-    )
+    """Whether sqlite finds it whole, and MLflow made its own to the end."""
+    if said := databases.fault(file):
+        return Finding(
+            "failure", name, f"{file}: {said}", f"move {file} away, or put a copy of it back; runs make a new one"
+        )
+    if file == config.mlflow_database() and not databases.is_finished(file):
+        return Finding(
+            "warning",
+            name,
+            f"{file} was never finished, since MLflow was ended while it made it; it holds no experiment and no model",
+            "nothing: the next run makes a new one, and keeps this file beside it",
+        )
+    return Finding("ok", name, f"{file}, {file.stat().st_size / 1e6:.1f} MB")

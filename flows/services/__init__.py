@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.command_line import print_log
-from flows.services import leftover
+from flows.services import database, leftover
 from flows.services.ports import LOOPBACK, require_free
 from flows.services.processes import orphaned, wait_for_orphans
 from flows.services.service import Service, logs, services
@@ -49,6 +49,8 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
             pool=pool,
         )
         console.print(f"tunewright up, in {config.home()}: Ctrl-C ends it", markup=False)
+
+        database.make()
 
         def ready(service: Service, seconds: float) -> None:
             console.print(f"  {service.name:<10}{service.shows:<32}ready after {seconds:.0f} s", markup=False)

@@ -236,7 +236,7 @@ def _attention(shape: Shape, chosen: Chosen, load: Load, kind: Literal["cpu", "c
 
 
 def disk_bytes(shape: Shape, method: Method, chosen: Chosen) -> int:
-    """What training leaves on the disk at its fullest: three checkpoints while one is written, and the model twice.
+    """What training leaves on the disk at its fullest: four checkpoints while one is written, and the model twice.
 
     A checkpoint has what learns, or all weights where that is no adapter, and the optimizer's moments.
     """
@@ -245,4 +245,4 @@ def disk_bytes(shape: Shape, method: Method, chosen: Chosen) -> int:
     model = what.num_learning * FLOAT if what.is_adapter else shape.num_parameters * 2
     if method.init in ("pissa", "olora"):
         model *= 2  # saved as the difference of two
-    return int(3 * (weights + _moments(shape, method, chosen, what)) + 2 * model)
+    return int(4 * (weights + _moments(shape, method, chosen, what)) + 2 * model)

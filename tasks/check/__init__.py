@@ -17,7 +17,7 @@ from data_checks.suite import Entry, SuiteError, suite
 from tasks.artifacts import ROW_SCHEMA, CheckedRows, Rows
 from tasks.caching import cached
 from tasks.config import Checks
-from tasks.errors import ConfigError, DataError, retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, DataError, is_retried
 from tasks.fingerprint import team_code
 
 log = logging.getLogger("tunewright")
@@ -53,9 +53,9 @@ def own_expectations(checks: Checks) -> tuple[tuple[str, str], ...]:
 @task(
     name="check",
     task_run_name="check {rows.num_rows} rows",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(
     libraries=(

@@ -1,5 +1,7 @@
 """What the environment decides and no deployment file does: places, keys, and what the libraries are told."""
 
+import errno
+import fcntl
 import logging
 import os
 import tempfile
@@ -62,11 +64,14 @@ def judge_key() -> str:
 
 
 def make_home() -> None:
-    """Makes the home folder. Raises ConfigError where that cannot be."""
+    """Makes the home folder. Raises ConfigError where that cannot be, or nothing can be written or locked in it."""
     try:
         home().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home()) as probe:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise ConfigError(f"TUNEWRIGHT_HOME={home()}: {error.strerror}; accepted is a folder to write to") from error
+        accepted = "a folder on a local disk" if error.errno == errno.ENOLCK else "a folder to write to"
+        raise ConfigError(f"TUNEWRIGHT_HOME={home()}: {error.strerror}; accepted is {accepted}") from error
 
 
 def quiet_libraries() -> None:

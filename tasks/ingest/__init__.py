@@ -18,7 +18,7 @@ from prefect import task
 from tasks.artifacts import Rows
 from tasks.caching import cached
 from tasks.config import Data
-from tasks.errors import ConfigError, DataError, retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, DataError, is_retried
 from tasks.ingest.files import SourceFile, source_files, unchanged
 from tasks.ingest.held_out import write_held_out
 from tasks.ingest.needs import Need, stop_on_needs
@@ -138,9 +138,9 @@ def detected(file: SourceFile, tally: Tally) -> str:
 @task(
     name="ingest",
     task_run_name="ingest {data.sources[0].path}",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(libraries=LIBRARIES)
 def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...], needs: tuple[Need, ...] = ()) -> Rows:

@@ -20,7 +20,7 @@ from prefect import task
 from tasks import config
 from tasks.artifacts import Answers, Judged, Splits
 from tasks.caching import cached, work_folder
-from tasks.errors import retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, is_retried
 from tasks.intervals import by_cluster
 from tasks.judge.asking import Judge, Reply
 
@@ -165,9 +165,9 @@ def opinion(judged: pa.Table, opponent: str) -> Opinion:
 @task(
     name="judge",
     task_run_name="judge by {model}",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(libraries=("pyarrow",))
 def judge(folder: Path, answers: tuple[Answers, ...], splits: Splits, url: str, model: str, rows: int) -> Judged:

@@ -21,7 +21,7 @@ from tasks.artifacts import TOKEN_SCHEMA, Base, Prompts, Splits, Tokens
 from tasks.caching import cached
 from tasks.chat import Chat
 from tasks.config import PromptContender
-from tasks.errors import ConfigError, DataError, retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, DataError, is_retried
 from tasks.models import fastest_dtype, load_model, load_tokenizer
 from tasks.prompting.choosing import Found, try_out
 from tasks.prompting.retrieval import BM25, Embeddings, Retriever, boilerplate, nearest
@@ -141,9 +141,9 @@ def _rounded(found: Found) -> dict[str, float]:
 @task(
     name="prompt",
     task_run_name="prompt shots={shots}",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(libraries=("torch", "transformers", "tokenizers", "jinja2", "numpy", "scipy", "pyarrow"))
 def prompt(

@@ -20,7 +20,7 @@ from tasks.artifacts import (
 )
 from tasks.caching import cached
 from tasks.config import Settings
-from tasks.errors import retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, is_retried
 from tasks.register import alias, rehearsal, runs, versions
 from tasks.register.candidate import Candidate
 from tasks.register.champion import champion, trained_on_test
@@ -34,9 +34,9 @@ __all__ = ["champion", "register", "trained_on_test"]
 @task(
     name="register",
     task_run_name="register {settings.registry.name}",
-    retries=2,
-    retry_delay_seconds=[2, 8],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(libraries=("mlflow",), lost=versions.lost)
 def register(

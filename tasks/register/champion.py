@@ -13,7 +13,7 @@ from tasks.caching import kept
 from tasks.config import Registry, Split, home
 from tasks.errors import TunewrightError
 from tasks.register.candidate import SPLIT, drawn
-from tasks.register.tracking import connected
+from tasks.register.tracking import connected, patient
 from tasks.register.versions import holder
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ ADVICE = (
 )
 
 
+@patient
 def champion(registry: Registry, candidate_digest: str, base: Base) -> Contender | None:
     """What the candidate has to beat: the version under the alias, with its weights here; None where there is none.
 
@@ -42,6 +43,7 @@ def champion(registry: Registry, candidate_digest: str, base: Base) -> Contender
         return None if version is None else _contender(client, version, base)
 
 
+@patient
 def trained_on_test(registry: Registry, champion: Contender, splits: Splits, settings: Split) -> str:
     """Warns where rows that are test rows in `splits` were training rows of the champion; empty where none was.
 

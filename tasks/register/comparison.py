@@ -6,7 +6,7 @@ from prefect import task
 
 from tasks.comparison import Comparison, Trial
 from tasks.config import Settings
-from tasks.errors import retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, is_retried
 from tasks.ingredients import hash_of
 from tasks.register.candidate import CURVES, Point, curves, parameters
 from tasks.register.runs import get_or_create, log_points
@@ -22,9 +22,9 @@ PARENT = "mlflow.parentRunId"
 @task(
     name="log_comparison",
     task_run_name="log_comparison {settings.registry.name}",
-    retries=2,
-    retry_delay_seconds=[2, 8],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 def log_comparison(settings: Settings, variants: dict[str, Settings], found: Comparison) -> str:
     """Logs the trainings with their curves, and what came of all; returns where that stands in MLflow's UI.

@@ -19,7 +19,7 @@ from tasks.register.alias import as_it_stands, enter, held_by, move, waiting
 from tasks.register.candidate import PAGE
 from tasks.register.history import Event, What, carriers
 from tasks.register.standing import FINAL, TAG, said, set_standing, standing, verdict_of
-from tasks.register.tracking import connected, tracking_uri, ui
+from tasks.register.tracking import connected, patient, tracking_uri, ui
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,12 +78,14 @@ def look_up(registry: Registry) -> History:
         )
 
 
+@patient
 def as_now(registry: Registry, registered: Registered) -> Registered:
     """The record of a version with what became of it since it was registered."""
     with connected(registry) as client:
         return as_it_stands(client, registry, registered)
 
 
+@patient
 def waits(registry: Registry, number: str | None = None) -> Waiting:
     """The version with this number, or the newest, that waits for a person. Raises TunewrightError if it does not."""
     with _opened(registry) as client:

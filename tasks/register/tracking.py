@@ -1,19 +1,31 @@
 """The way to MLflow: which server or database, what happens when it does not answer, and the experiment."""
 
 import contextlib
+import functools
+import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from tasks import addresses, config
 from tasks.config import Registry
-from tasks.errors import TrackingError, TunewrightError
+from tasks.errors import NO_SPACE, TrackingError, TunewrightError
+from tasks.register import database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = logging.getLogger("tunewright")
+
+PATIENCE_SECONDS = 60.0  # for MLflow's answer to a read outside of a stage; `up` starts a dead server again in less
+WAITS = (2, 4, 8, 16)  # seconds between the attempts
 DEFAULTS = {  # a dead server otherwise blocks for four minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -22,6 +34,7 @@ DEFAULTS = {  # a dead server otherwise blocks for four minutes
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
+SQLITE = "sqlite:///"
 VIEW = "tunewright"
 AS_TRAINING = "workflowType=machine_learning"  # and not as traces of an agent
 IN_VIEW = f"{AS_TRAINING}&viewStateShareKey={VIEW}"  # opens it in a page of runs
@@ -29,7 +42,7 @@ IN_VIEW = f"{AS_TRAINING}&viewStateShareKey={VIEW}"  # opens it in a page of run
 
 def tracking_uri(registry: Registry) -> str:
     """The server's address, or the database in the home folder."""
-    return registry.tracking_uri or f"sqlite:///{config.mlflow_database()}"
+    return registry.tracking_uri or f"{SQLITE}{config.mlflow_database()}"
 
 
 def ui(uri: str, experiment_id: str) -> str:
@@ -54,20 +67,46 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
         os.environ.setdefault(name, value)
     import mlflow
     from mlflow.exceptions import MlflowException, RestException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    for chatty in ("mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    database.quiet()
     uri = tracking_uri(registry)
+    if uri.startswith(SQLITE):
+        database.ensure(Path(uri.removeprefix(SQLITE)))
     try:
         mlflow.set_tracking_uri(uri)  # loading models:/name/version goes by it
         mlflow.set_registry_uri(uri)
         yield mlflow.MlflowClient(uri, uri)
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError) as error:
         line = str(error).splitlines()[0]
+        if database.FULL in line:
+            raise TunewrightError(NO_SPACE.format(uri.removeprefix(SQLITE))) from error
         unanswered = uri.startswith("http") and not isinstance(error, RestException)
         if unanswered or "database is locked" in line:
             raise TrackingError(f"registry.tracking_uri={uri}: MLflow does not answer: {line[:200]}") from error
         raise TunewrightError(f"registry.tracking_uri={uri}: MLflow refused: {line[:500]}") from error
+
+
+def patient(read: Callable[P, T]) -> Callable[P, T]:
+    """Lets a function that reads MLflow try again while MLflow does not answer, as a stage is tried again.
+
+    For reads outside of stages. After PATIENCE_SECONDS without an answer it raises the last TrackingError.
+    """
+
+    @functools.wraps(read)
+    def until_answered(*args: P.args, **kwargs: P.kwargs) -> T:
+        began = time.monotonic()
+        for seconds in itertools.chain(WAITS, itertools.repeat(WAITS[-1])):
+            try:
+                return read(*args, **kwargs)
+            except TrackingError as error:
+                if time.monotonic() - began > PATIENCE_SECONDS:
+                    raise
+                log.warning("  %s; it is asked again in %d s", error, seconds)
+                time.sleep(seconds)
+        raise AssertionError
+
+    return until_answered
 
 
 def experiment(client: "MlflowClient", registry: Registry, name: str, columns: Sequence[str]) -> str:

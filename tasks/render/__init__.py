@@ -21,7 +21,7 @@ from tasks.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, Base, Spli
 from tasks.caching import cached, digest_of
 from tasks.chat import DATE, Chat, Tokenized, Untrainable, tokenize
 from tasks.config import Checks, Model
-from tasks.errors import DataError, retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, DataError, is_retried
 from tasks.models import load_tokenizer
 from tasks.render.report import measure, preview, write_report
 
@@ -178,9 +178,9 @@ def _bound(base: Base, model: Model) -> Bound:
 @task(
     name="render",
     task_run_name="render max_length={model.max_length}",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(libraries=("transformers", "tokenizers", "jinja2", "pyarrow"), volatile=("report",))
 def render(

@@ -11,7 +11,7 @@ from prefect import task
 
 from tasks.artifacts import Base, Scan
 from tasks.caching import cached
-from tasks.errors import retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, is_retried
 from tasks.scan.choice import choose
 from tasks.scan.report import write_report
 from tasks.scan.spectrum import Weights, spectra
@@ -20,9 +20,9 @@ from tasks.scan.spectrum import Weights, spectra
 @task(
     name="scan",
     task_run_name="scan share={share}",
-    retries=1,
-    retry_delay_seconds=5,
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(volatile=("report",))
 def scan(folder: Path, base: Base, share: float) -> Scan:

@@ -27,7 +27,7 @@ from prefect import task
 from tasks.artifacts import SIDES_FILE, Rows, Splits, UniqueRows
 from tasks.caching import cached
 from tasks.config import Split
-from tasks.errors import DataError, retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, DataError, is_retried
 from tasks.labels import stop_if_open
 from tasks.similarity.engine import engine_of, read_pieces
 from tasks.similarity.folding import fold, fold_messages
@@ -139,9 +139,9 @@ def _say(proof: dict[str, Any]) -> None:
 @task(
     name="split",
     task_run_name="split test={settings.test} validation={settings.validation}",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(libraries=("pyarrow", "numpy", "scipy", "numba"), volatile=("proof",))
 def split(

@@ -41,26 +41,44 @@ def replace(checkpoint: Path, name: str, new: Path, best_step: int | None = None
     new.rename(checkpoint / name)
 
 
-def is_valid(checkpoint: Path) -> bool:
-    """Whether every file of the checkpoint is there as it was when it was sealed, or as what replaced it since."""
+def fault(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint or with that of its best step; "" where every file is as it was sealed."""
+    if own := _fault(checkpoint):
+        return own
+    best = _best(checkpoint)
+    if best in (None, checkpoint) or not (theirs := _fault(best)):
+        return ""
+    return f"{best.name}, which has its best step: {theirs}"
+
+
+def _fault(checkpoint: Path) -> str:
     manifest = _manifest(checkpoint)
     if manifest is None:
-        return False
+        return f"{MANIFEST} is missing or was altered"
     files, found = manifest["files"], _digests(checkpoint)
-    return files.keys() == found.keys() and all(digest in files[name] for name, digest in found.items())
+    for name in sorted(files.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in files:
+            return f"{name} was added"
+        if found[name] not in files[name]:  # nor is it what replaced it since
+            return f"{name} was altered"
+    return ""
 
 
-def newest_valid(folder: Path) -> Path | None:
-    """The checkpoint with the most steps that is valid as well as that of its best step, or None.
+def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint with the most steps that is valid as well as that of its best step, or None; and the faults.
 
-    Others are removed, so that nothing picks them up.
+    The faults are of those with more steps: a line each, and these are removed, so that nothing picks them up.
     """
-    found = sorted(folder.glob(f"{PREFIX}*"), key=steps, reverse=True)
-    for checkpoint in found:
-        if is_valid(checkpoint) and ((best := _best(checkpoint)) in (None, checkpoint) or is_valid(best)):
-            return checkpoint
+    skipped: list[str] = []
+    for checkpoint in _all(folder):
+        found = fault(checkpoint)
+        if not found:
+            return checkpoint, skipped
+        skipped.append(f"{checkpoint.name} is skipped: {found}")
         shutil.rmtree(checkpoint)
-    return None
+    return None, skipped
 
 
 def newest_sealed(folder: Path) -> int:
@@ -69,10 +87,21 @@ def newest_sealed(folder: Path) -> int:
 
 
 def prune(checkpoint: Path) -> None:
-    """Removes all older checkpoints than this sealed one, but for that of its best step."""
-    for other in checkpoint.parent.glob(f"{PREFIX}*"):
-        if other not in (checkpoint, _best(checkpoint)):
+    """Removes the checkpoints that this sealed one makes needless.
+
+    Besides it stay the sealed one before, to go on from where this one is damaged, and those of both best steps.
+    """
+    before = [other for other in _all(checkpoint.parent) if steps(other) < steps(checkpoint) and _manifest(other)]
+    kept = [checkpoint, *before[:1]]
+    kept += [best for each in kept if (best := _best(each))]
+    for other in _all(checkpoint.parent):
+        if other not in kept:
             shutil.rmtree(other)
+
+
+def _all(folder: Path) -> list[Path]:
+    """The newest first."""
+    return sorted(folder.glob(f"{PREFIX}*"), key=steps, reverse=True)
 
 
 def _best(checkpoint: Path) -> Path | None:

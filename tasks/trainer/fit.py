@@ -44,8 +44,8 @@ def fit(job: Job, folder: Path) -> int:
 
     steps_an_epoch = math.ceil(len(rows) / training.batch)
     every = min(training.evaluate_every or math.ceil(steps_an_epoch / 2), _planned(training, steps_an_epoch))
-    resumed = checkpoints.newest_valid(folder / "checkpoints")
-    record = Record(folder, checkpoints.steps(resumed) if resumed else 0)
+    resumed, skipped = checkpoints.newest_valid(folder / "checkpoints")
+    record = Record(folder, checkpoints.steps(resumed) if resumed else 0, skipped)
     watch = Watch(record.losses)
     tokenizer = AutoTokenizer.from_pretrained(job.weights, local_files_only=True)
     scores = None
@@ -128,6 +128,7 @@ def fit(job: Job, folder: Path) -> int:
         "chosen": chosen.model_dump(),
         "learning_parameters": learning,
         "parameters": total,
+        "skipped_checkpoints": record.skipped,
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     return FINISHED

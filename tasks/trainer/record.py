@@ -4,26 +4,29 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from tasks.config import Training
-from tasks.trainer import checkpoints, stopping
+from tasks.trainer import ALIVE, checkpoints, stopping
 from tasks.trainer.watch import Watch
 
 STATE = "trainer_state.json"  # in a checkpoint, by transformers
+BEAT_SECONDS = 1.0  # between two signs of life
 FIGURES = ("loss", "grad_norm", "learning_rate", "epoch")
 
 
 class Record:
     """status.json, which is written once, and metrics.jsonl, one line a step and one an evaluation."""
 
-    def __init__(self, folder: Path, resumed_from: int) -> None:
+    def __init__(self, folder: Path, resumed_from: int, skipped: Sequence[str] = ()) -> None:
         self.folder = folder
         self.resumed_from = resumed_from
+        self.skipped = list(skipped)  # a line for each checkpoint that could not be resumed from
+        self.beaten = 0.0
         self.interrupted = False
         signal.signal(signal.SIGTERM, self._interrupt)
         metrics = folder / "metrics.jsonl"
@@ -39,14 +42,25 @@ class Record:
         self.interrupted = True
 
     def is_interrupted(self) -> bool:
-        """Whether the parent has asked to stop."""
+        """Whether the parent has asked to stop. Whoever works for long asks often, which is a sign of life as well."""
+        self.beat()
         return self.interrupted
+
+    def beat(self) -> None:
+        """Shows the parent that the trainer is at work, where it writes nothing else for a while."""
+        now = time.monotonic()
+        if now - self.beaten > BEAT_SECONDS:
+            self.beaten = now
+            (self.folder / ALIVE).touch()
 
     def start(self, **facts: Any) -> None:
         """Says how the run is laid out, before the first step."""
         unfinished = self.folder / ".status.json"
-        unfinished.write_text(json.dumps({"resumed_from": self.resumed_from, **facts}), encoding="utf-8")
+        unfinished.write_text(json.dumps(self._resumed() | facts), encoding="utf-8")
         unfinished.rename(self.folder / "status.json")
+
+    def _resumed(self) -> dict[str, Any]:
+        return {"resumed_from": self.resumed_from, "skipped_checkpoints": self.skipped}
 
     def line(self, step: int, planned: int, **figures: Any) -> None:
         """Appends one line."""
@@ -64,6 +78,7 @@ class Recorder(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Starts the clock."""
+        self.record.beat()
         self.began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

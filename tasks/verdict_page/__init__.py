@@ -25,7 +25,7 @@ from tasks.artifacts import (
     VerdictPage,
 )
 from tasks.caching import cached
-from tasks.errors import retry_transient
+from tasks.errors import RETRIES, RETRY_SECONDS, is_retried
 from tasks.verdict_page.case import Case
 from tasks.verdict_page.mistakes import Mistakes
 from tasks.verdict_page.page import render
@@ -38,9 +38,9 @@ __all__ = ["verdict_page"]
 @task(
     name="verdict_page",
     task_run_name="verdict_page {name}",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=retry_transient,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
 )
 @cached(libraries=("jinja2", "numpy", "pyarrow"), volatile=("report",))
 def verdict_page(

@@ -1,0 +1,60 @@
+"""Whether a trainer that lives is at work: it writes or touches a file in its folder all along, or at least computes.
+
+A process that was stopped, or that waits for a lock or a disk for ever, does neither.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+
+IDLE_SECONDS = 300.0  # without a file written and without computing: it hangs
+BUSY_SECONDS = 1800.0  # without a file written, but computing: as loading, compiling and long answers are at most
+BUSY_STEPS = 30  # or so many steps, where these take long
+IDLE_SHARE = 0.02  # of a processor: what threads that only wait take
+LOOK_SECONDS = 1.0
+
+
+class Heartbeat:
+    """The signs of life of the process `pid`, which works in the folder `work`."""
+
+    def __init__(self, work: Path, pid: int) -> None:
+        self.work, self.pid = work, pid
+        self.newest = self.computed = self.silent = 0.0
+        self.looked = time.monotonic()
+
+    def hangs(self, step_seconds: float) -> bool:
+        """Whether it has shown no sign of life for too long; `step_seconds` is what a step takes, 0 where unknown."""
+        now = time.monotonic()
+        if now - self.looked < LOOK_SECONDS:
+            return False
+        newest, computed = _newest(self.work), _computed(self.pid)
+        if newest != self.newest:
+            self.newest, self.computed, self.silent = newest, computed, 0.0
+        else:  # a machine that slept, and a parent that was stopped, are no silence of the trainer's
+            self.silent += min(now - self.looked, 2 * LOOK_SECONDS)
+        self.looked = now
+        is_idle = computed - self.computed < IDLE_SHARE * self.silent
+        return self.silent > (IDLE_SECONDS if is_idle else max(BUSY_SECONDS, BUSY_STEPS * step_seconds))
+
+
+def _newest(folder: Path) -> float:
+    """When a file beneath the folder was last written; files that go meanwhile count for nothing."""
+    return max((_written(Path(at, name)) for at, _, names in os.walk(folder) for name in names), default=0.0)
+
+
+def _written(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _computed(pid: int) -> float:
+    """The processor seconds that a process took; 0 where it has ended."""
+    try:
+        taken = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return taken.user + taken.system

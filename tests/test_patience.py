@@ -1,0 +1,69 @@
+"""Reads of MLflow outside of stages wait for a server that is on its way back, and not for ever."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from tasks.artifacts import Base
+from tasks.config import Registry
+from tasks.errors import TrackingError
+from tasks.register import champion, tracking
+
+Serve = Callable[[int, str], Registry]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """`serve(3, "dead")` is an MLflow without models whose first three answers are 503s, or a closed connection."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "WAITS", (0.01, 0.02))
+    servers: list[HTTPServer] = []
+
+    def serve(failures: int, how: str) -> Registry:
+        left = iter(range(failures))
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if next(left, None) is None:
+                    answer = {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such model"}
+                    self.send_response(404)
+                    self.end_headers()
+                    self.wfile.write(json.dumps(answer).encode())
+                elif how == "503":
+                    self.send_response(503)
+                    self.end_headers()
+                else:
+                    self.connection.close()
+
+            def log_request(self, *_: object) -> None:
+                """Says nothing."""
+
+        servers.append(HTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return Registry(name="tiny", tracking_uri=f"http://127.0.0.1:{servers[-1].server_port}")
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("how", ["503", "dead"])
+def test_a_champion_is_looked_up_again_until_mlflow_answers(
+    serve: Serve, how: str, tiny_base: Base, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert champion(serve(3, how), "of a candidate", tiny_base) is None
+    said = [message for message in caplog.messages if "MLflow does not answer" in message]
+    assert len(said) == 3
+    assert all("it is asked again in" in message for message in said)
+
+
+def test_one_that_stays_away_is_given_up_with_one_line(
+    serve: Serve, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.1)
+    with pytest.raises(TrackingError, match=r"^registry\.tracking_uri=http://127.*: MLflow does not answer: "):
+        champion(serve(10_000, "503"), "of a candidate", tiny_base)
