@@ -23,7 +23,7 @@ from typing import Any
 log = logging.getLogger("tunewright")
 
 RETRIES = 3  # of a stage
-RETRY_SECONDS = [2, 8, 30]  # before each
+RETRY_SECONDS: list[float] = [2, 8, 30]  # before each
 LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.ENOLCK}
 
 

@@ -38,7 +38,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
                 else:
                     self.connection.close()
 
-            def log_request(self, *_: object) -> None:
+            def log_request(self, code: object = "-", size: object = "-") -> None:
                 """Says nothing."""
 
         servers.append(HTTPServer(("127.0.0.1", 0), Handler))
