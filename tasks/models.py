@@ -1,5 +1,9 @@
 """The base model and its tokenizer, for every stage that touches them."""
 
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +12,64 @@ from prefect import task
 from tasks.artifacts import Base
 from tasks.caching import cached, digest_of
 from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, is_retried
-from tasks.serving import load_weights, package_file, resolve, weights_digest
+from tasks.serving import load_weights, loaded_files, package_file, resolve, weights_digest
 from tasks.speed import cpu_has_bfloat16
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+WEIGHTS = (".safetensors", ".safetensors.index.json", "adapter_config.json")
+SPELLINGS = ("\n\n", " a  b\t", "\r\n", "7 + 12345 = 12352", "don't", "naïve Ærø", "東京 😀", "def f(x):\n    return x")
 HUB_SECONDS = 10.0
 
 
 def load_tokenizer(base: Base) -> Any:
-    """The base's own tokenizer, fast and offline."""
+    """The base's own tokenizer, fast and offline. Raises ConfigError where it cannot be loaded."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(base.weights, local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(base.weights, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # what tokenizers raises has no type of its own
+        if getattr(error, "errno", None):  # such as a disk that does not answer
+            raise
+        raise ConfigError(
+            f"model.base={base.reference}: its tokenizer cannot be loaded from {base.weights}: {_line(error)}"
+        ) from error
+
+
+def copy_tokenizer(weights: Path, folder: Path) -> None:
+    """Copies all that decides how a base's tokenizer is loaded: its files and config.json, which names its class."""
+    for file in loaded_files(weights):
+        if not file.name.endswith(WEIGHTS):
+            target = folder / file.relative_to(weights)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+
+
+def check_served(base: Base, measured: Any, texts: Sequence[str]) -> None:
+    """Raises ConfigError where the tokenizer that a registered version carries is not the one that is measured.
+
+    Compares their classes, and the tokens of `texts`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tokenizer(base.weights, Path(folder))
+        served = load_tokenizer(base.model_copy(update={"folder": Path(folder), "location": Path()}))
+    named = [type(tokenizer).__name__ for tokenizer in (measured, served)]
+    differing = [text for text in (*SPELLINGS, *texts) if _ids(measured, text) != _ids(served, text)]
+    if named[0] != named[1] or differing:
+        example = f", with other tokens for {differing[0][:80]!r}" if differing else ""
+        raise ConfigError(
+            f"model.base={base.reference}: its tokenizer is a {named[0]}, and away from its weights a {named[1]}"
+            f"{example}, so that a registered version would read another text than it was measured on; set "
+            f"tokenizer_class in its tokenizer_config.json to {named[0]}"
+        )
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 def load_model(base: Base, model: Path | None = None, **options: Any) -> Any:
@@ -97,7 +147,28 @@ def _folder_digest(folder: Path) -> str:
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
         found = f"only {', '.join(pickled)}, which can run code when read" if pickled else "none"
         raise ConfigError(f"model.base={folder}: weights must be *.safetensors; there is {found}")
-    return weights_digest(folder)
+    try:
+        _check_settings(folder)
+        return weights_digest(folder)
+    except ValueError as error:
+        raise ConfigError(f"model.base={folder}: {error}") from error
+
+
+def _check_settings(folder: Path) -> None:
+    """Raises ValueError where a settings file of transformers is no JSON object, such as one that was cut."""
+    for file in loaded_files(folder):
+        if file.name in SETTINGS:
+            try:
+                settings = json.loads(file.read_bytes())
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{file.name} is no whole JSON: {_line(error)}; copy it anew") from error
+            if not isinstance(settings, dict):
+                raise ValueError(f"{file.name} is no JSON object; copy it anew")
+
+
+def _gone(base: Base) -> str:
+    """What is gone of a base whose weights lie elsewhere, such as in the hub's cache; empty where it is there."""
+    return "" if base.weights.is_dir() else f"{base.weights} is gone"
 
 
 @task(
@@ -107,7 +178,7 @@ def _folder_digest(folder: Path) -> str:
     retry_delay_seconds=RETRY_SECONDS,
     retry_condition_fn=is_retried,
 )
-@cached(libraries=("transformers", "gguf"))
+@cached(libraries=("transformers", "gguf"), lost=_gone)
 def base(folder: Path, reference: str, revision: str | None, identity: str) -> Base:
     """The base as a folder of safetensors; converted once if it is a GGUF file."""
     try:

@@ -22,7 +22,14 @@ if TYPE_CHECKING or ALONE:  # MLflow evaluates the annotations of predict
     from pandas import DataFrame
 
 TRAINED = "trained.safetensors"  # the tensors of a base that learned, by their names in it, where not all did
-WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
+LOADED = (  # the files of a folder that transformers and tokenizers read, pickles and code left out
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json"),
+    *("tokenizer*", "*.tokenizer", "special_tokens_map.json", "added_tokens.json", "tekken.json", "*.model"),
+    *("*vocab*.json", "vocab-*.json", "vocab.txt", "merges.txt", "bpe.codes", "dict.txt", "byte_maps.json"),
+    *("emoji.json", "normalizer.json", "word_*.json", "*.jinja", "additional_chat_templates/*.jinja"),
+)
+LARGEST = 256 * 1024**2  # bytes of a file beside the weights: the largest tokenizer.json known has 34 MB
+OVERWRITTEN = ("is_local", "local_files_only", "name_or_path")  # of tokenizer_config.json, by whoever loads it
 
 
 def package_file(reference: str) -> Path:
@@ -67,7 +74,7 @@ def download(reference: str, revision: str | None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(reference, revision=revision, allow_patterns=list(WEIGHT_FILES)))
+    return Path(snapshot_download(reference, revision=revision, allow_patterns=list(LOADED)))
 
 
 def resolve(reference: str, revision: str | None, folder: Path) -> Path:
@@ -116,14 +123,42 @@ def _lay_over(model: Any, trained: Path) -> None:
         raise ValueError(f"{trained}: the base has no tensor {unexpected[0]}; it was trained on another model")
 
 
+def loaded_files(folder: Path) -> list[Path]:
+    """The files in a base's folder that loading it reads, sorted.
+
+    Raises ValueError where the folder has something that is no file, such as a pipe, or a file that is too large.
+    """
+    for entry in folder.iterdir():
+        if entry.exists() and not (entry.is_file() or entry.is_dir()):
+            raise ValueError(f"{entry} is no regular file; accepted are files and links to files")
+    files = sorted({file for pattern in LOADED for file in folder.glob(pattern) if not file.is_dir()})
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file} is no regular file, or a link to nothing; accepted are files and links to files")
+        size = file.stat().st_size
+        if file.suffix != ".safetensors" and size > LARGEST:
+            raise ValueError(
+                f"{file} has {size:,} bytes; accepted are at most {LARGEST:,} in a file beside the weights"
+            )
+    return files
+
+
 def weights_digest(folder: Path) -> str:
-    """The sha256 over the weights, settings and template in a base's folder, each by name and content."""
-    names = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.json")), *sorted(folder.glob("*.jinja"))]
-    lines = [f"{path.name} {_sha256(path)}\n" for path in names]
+    """The sha256 over all that loading a base's folder reads, each file by its name and content.
+
+    Raises ValueError as `loaded_files` does.
+    """
+    lines = [f"{file.relative_to(folder).as_posix()} {_content(file)}\n" for file in loaded_files(folder)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _sha256(file: Path) -> str:
+def _content(file: Path) -> str:
+    """The sha256 of a file; of tokenizer_config.json without what transformers writes there from its environment."""
+    if file.name == "tokenizer_config.json":
+        with contextlib.suppress(ValueError, RecursionError, AttributeError):  # no JSON, or no object: as it is
+            settings = json.loads(file.read_bytes()).items()
+            kept = {name: value for name, value in settings if name not in OVERWRITTEN}
+            return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

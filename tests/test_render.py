@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tasks.artifacts import Base, Tokens
 from tasks.chat import Chat, Tokenized, Untrainable, tokenize
 from tasks.config import Model
 from tasks.errors import ConfigError, DataError
-from tasks.models import load_tokenizer
+from tasks.models import check_served, copy_tokenizer, load_tokenizer
 from tasks.render import preview, render
 from tasks.render.report import UNPRINTABLE, measure, segments
 
@@ -417,3 +418,38 @@ def test_equal_inputs_make_equal_bytes(
     assert first.folder != second.folder
     assert first.digest == second.digest
     assert first.path("report.html").read_bytes() == second.path("report.html").read_bytes()
+
+
+def of_another_class(make_base: MakeBase) -> Base:
+    """A base whose config.json alone says of which class its tokenizer is."""
+    base = make_base(tiny_tokenizer(), model_type="gemma2")
+    file = base.weights / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    del settings["tokenizer_class"]
+    file.write_text(json.dumps(settings))
+    return base
+
+
+def test_the_tokenizer_of_a_version_is_the_measured_one_where_config_json_names_its_class(
+    make_base: MakeBase, make_splits: MakeSplits, tmp_path: Path
+) -> None:
+    base = of_another_class(make_base)
+    check_served(base, load_tokenizer(base), ["Where is my\n\norder?"])
+    copy_tokenizer(base.weights, tmp_path / "copy")
+    copied = base.model_copy(update={"folder": tmp_path / "copy"})
+    assert type(load_tokenizer(copied)) is type(load_tokenizer(base))
+    (tmp_path / "copy" / "config.json").unlink()
+    assert type(load_tokenizer(copied)) is not type(load_tokenizer(base)), "else this test tells nothing"
+
+
+def test_a_tokenizer_that_would_be_another_one_in_a_version_is_refused_before_training(
+    make_base: MakeBase, make_splits: MakeSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_config(weights: Path, folder: Path) -> None:
+        shutil.copytree(weights, folder, dirs_exist_ok=True)
+        (folder / "config.json").unlink()
+
+    monkeypatch.setattr("tasks.models.copy_tokenizer", without_config)
+    said = r"tokenizer is a GemmaTokenizer, and away from its weights a TokenizersBackend, with other tokens for '"
+    with pytest.raises(ConfigError, match=said):
+        rendered(make_splits, of_another_class(make_base), TWO_TURNS)

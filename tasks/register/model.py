@@ -2,19 +2,17 @@
 
 import importlib.metadata
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import serving
+from tasks.models import copy_tokenizer
 from tasks.register.candidate import Candidate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
-
-TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
 
 
 def logged_model(client: "MlflowClient", candidate: Candidate, run: "Run") -> "LoggedModel":
@@ -60,9 +58,7 @@ def _save(folder: Path, candidate: Candidate, model: "LoggedModel") -> None:
     reference = str(local.absolute()) if local.is_dir() else base.reference
     named = {"reference": reference, "revision": base.revision, "digest": base.weights_digest}
     (folder / "base.json").write_text(json.dumps(named), encoding="utf-8")
-    (folder / "tokenizer").mkdir()
-    for file in (file for pattern in TOKENIZER for file in base.weights.glob(pattern)):
-        shutil.copy(file, folder / "tokenizer")
+    copy_tokenizer(base.weights, folder / "tokenizer")
     save_model(
         folder / "saved",
         python_model=serving.__file__,

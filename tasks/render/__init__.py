@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 from collections import Counter
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from statistics import median_low
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from tasks.caching import cached, digest_of
 from tasks.chat import DATE, Chat, Tokenized, Untrainable, tokenize
 from tasks.config import Checks, Model
 from tasks.errors import RETRIES, RETRY_SECONDS, DataError, is_retried
-from tasks.models import load_tokenizer
+from tasks.models import check_served, load_tokenizer
 from tasks.render.report import measure, preview, write_report
 
 __all__ = ["preview", "render"]
@@ -175,6 +176,13 @@ def _bound(base: Base, model: Model) -> Bound:
     return Bound(model.max_length, config.get("max_position_embeddings") or model.max_length)
 
 
+def _texts(splits: Splits) -> list[str]:
+    """What the first test rows say."""
+    batches = pq.ParquetFile(splits.path("test.parquet")).iter_batches(100, columns=["messages"])
+    rows = [row for batch in islice(batches, 1) for row in batch.to_pylist()]
+    return [message["content"] for row in rows for message in row["messages"]]
+
+
 @task(
     name="render",
     task_run_name="render max_length={model.max_length}",
@@ -193,9 +201,10 @@ def render(
     """Token ids and labels of all sides; of a test row the last answer alone is trained, as evaluation asks for that.
 
     Raises DataError where rows are too long, too many cannot be trained or a side is left empty, ConfigError for a base
-    that cannot be trained to stop.
+    that cannot be trained to stop, or whose tokenizer would be another one in a registered version.
     """
     chat = Chat(load_tokenizer(base), base.weights)
+    check_served(base, chat.tokenizer, _texts(splits))
     bound = _bound(base, model)
     refused = {
         side: render_side(

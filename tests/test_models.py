@@ -1,0 +1,135 @@
+"""The digest of a base is of all that loading it reads, and of nothing else; what cannot be read is one line."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from tasks.artifacts import Base
+from tasks.errors import ConfigError
+from tasks.models import identity, load_tokenizer
+from tasks.serving import LOADED
+
+
+@pytest.fixture
+def folder(tiny_base: Base, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_base.weights, tmp_path / "base"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tokenizer.model", "merges.txt", "vocab.txt", "vocab.json", "added_tokens.json", "special_tokens_map.json"),
+        *("chat_template.jinja", "additional_chat_templates/tools.jinja", "generation_config.json", "config.json"),
+        *("model.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"),
+    ],
+)
+def test_a_change_in_what_loading_reads_is_another_base(folder: Path, name: str) -> None:
+    before = identity(str(folder))
+    file = folder / name
+    file.parent.mkdir(exist_ok=True)
+    if file.suffix == ".json":
+        settings = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(settings | {"changed": True}))
+    else:
+        file.write_bytes((file.read_bytes() if file.exists() else b"") + b"\n")
+    assert identity(str(folder)) != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*("README.md", "LICENSE.txt", "optimizer.pt", "pytorch_model.bin", "pytorch_model.bin.index.json"), ".git/HEAD"],
+)
+def test_what_loading_does_not_read_is_no_part_of_a_base(folder: Path, name: str) -> None:
+    before = identity(str(folder))
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("{}")
+    assert identity(str(folder)) == before
+
+
+def test_every_file_that_a_tokenizer_of_transformers_names_is_read_for_the_digest() -> None:
+    import transformers
+
+    package = Path(transformers.__file__).parent
+    sources = [*package.glob("models/*/tokenization_*.py"), *package.glob("tokenization_*.py")]
+    named = {name for file in sources for name in re.findall(r'"\w*_file": "([^"]+)"', file.read_text())}
+    assert {"merges.txt", "tokenizer.model", "vocab.txt"} < named
+    assert not [name for name in named if not any(fnmatch(name, pattern) for pattern in LOADED)]
+
+
+@pytest.mark.parametrize("name", ["is_local", "local_files_only", "name_or_path"])
+def test_what_transformers_writes_from_its_environment_is_no_part_of_a_base(folder: Path, name: str) -> None:
+    before = identity(str(folder))
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {name: not settings.get(name)}, indent=3))
+    assert identity(str(folder)) == before
+
+
+def zeros(file: Path) -> None:
+    file.symlink_to("/dev/zero")
+
+
+def gigabytes(file: Path) -> None:
+    with file.open("wb") as opened:
+        opened.truncate(10**12)  # sparse
+
+
+@pytest.mark.parametrize("name", ["z.json", "merges.txt", "model-2.safetensors", "additional_chat_templates/a.jinja"])
+@pytest.mark.parametrize("make", [zeros, os.mkfifo])
+def test_what_is_no_file_in_a_base_is_one_line_at_once(folder: Path, make: Callable[[Path], None], name: str) -> None:
+    file = folder / name
+    file.parent.mkdir(exist_ok=True)
+    make(file)
+    with pytest.raises(ConfigError, match=rf"^model\.base={folder}: .*{name} is no regular file.*; accepted are files"):
+        identity(str(folder))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "config.json"])
+def test_a_file_too_large_to_be_what_its_name_says_is_one_line_at_once(folder: Path, name: str) -> None:
+    gigabytes(folder / name)
+    with pytest.raises(ConfigError, match=rf"{name} has 1,000,000,000,000 bytes; accepted are at most 268,435,456"):
+        identity(str(folder))
+
+
+def test_a_link_to_a_file_is_that_file(folder: Path, tmp_path: Path) -> None:
+    before = identity(str(folder))
+    (folder / "tokenizer.json").rename(tmp_path / "blob")
+    (folder / "tokenizer.json").symlink_to(tmp_path / "blob")  # as the hub's cache has them
+    assert identity(str(folder)) == before
+    (tmp_path / "blob").unlink()
+    with pytest.raises(ConfigError, match="tokenizer.json is no regular file, or a link to nothing"):
+        identity(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("text", ['{"model_type": "lla', "[" * 100_000, "[]", "\xff"])
+def test_settings_that_were_cut_are_one_line(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=rf"^model\.base={folder}: {name} is no .*JSON.*; copy it anew$"):
+        identity(str(folder))
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_one_line(tiny_base: Base, folder: Path) -> None:
+    base = tiny_base.model_copy(update={"folder": folder})
+    whole = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=r"^model\.base=.*: its tokenizer cannot be loaded from .*: [^\n]+$"):
+        load_tokenizer(base)
+
+
+def test_a_tokenizer_whose_code_lies_in_the_base_is_one_line_and_not_run(tiny_base: Base, folder: Path) -> None:
+    base = tiny_base.model_copy(update={"folder": folder})
+    file = folder / "tokenizer_config.json"
+    own = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    (folder / "config.json").write_text(json.dumps({"model_type": "own"}))
+    (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    with pytest.raises(ConfigError, match=r"^model\.base=.*: its tokenizer cannot be loaded from .*: [^\n]+$"):
+        load_tokenizer(base)
+    assert not (folder / "ran").exists()
