@@ -256,6 +256,7 @@ class Answers(Artifact):
     scores: dict[str, float]
     metric: str = ""  # the one that decides where gate.metric is auto: the first that fits; empty where none can
     measured: str = ""  # in words: what the references are, what is measured, and what is left out and why
+    precision: str = ""  # of the weights that answered, such as float32
     is_prose: bool = False  # whether the references are long texts, and no labels, JSON, numbers or phrases
 
 

@@ -137,7 +137,8 @@ def evaluate(
     stops = contract["stop_token_ids"]
     if contender.name == "base":  # of all the same
         _warn_of_longer(test, evaluation)
-    answers = answered(_load(contender), load_tokenizer(contender.base), test, stops, evaluation)
+    model = _load(contender)
+    answers = answered(model, load_tokenizer(contender.base), test, stops, evaluation)
     _check(answers, contender.name)
     choice = metrics.choose(evaluation.metrics, test.column("reference").to_pylist(), training_answers(tokens), schema)
     if contender.name == "base":  # of all the same
@@ -154,5 +155,6 @@ def evaluate(
         scores=scores,
         metric=choice.decides,
         measured=choice.says(),
+        precision=str(model.dtype).removeprefix("torch."),
         is_prose="long texts" in choice.shape.kinds,
     )

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import logging
 import os
 import pkgutil
 import tempfile
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ALONE = not __package__  # as MLflow runs this file; the project imports it as tasks.serving
+
+log = logging.getLogger("tunewright")
 
 if TYPE_CHECKING or ALONE:  # MLflow evaluates the annotations of predict
     from pandas import DataFrame
@@ -28,6 +31,7 @@ LOADED = (  # the files of a folder that transformers and tokenizers read, pickl
     *("*vocab*.json", "vocab-*.json", "vocab.txt", "merges.txt", "bpe.codes", "dict.txt", "byte_maps.json"),
     *("emoji.json", "normalizer.json", "word_*.json", "*.jinja", "additional_chat_templates/*.jinja"),
 )
+BASE = "TUNEWRIGHT_BASE"  # environment: folders with bases, separated as in PATH
 LARGEST = 256 * 1024**2  # bytes of a file beside the weights: the largest tokenizer.json known has 34 MB
 OVERWRITTEN = ("is_local", "local_files_only", "name_or_path")  # of tokenizer_config.json, by whoever loads it
 
@@ -164,39 +168,62 @@ def _content(file: Path) -> str:
 
 
 def find_base(reference: str, revision: str | None, digest: str) -> Path:
-    """The folder with the very base that a model was tuned on: one with this digest.
+    """The folder with the very base that a model was tuned on: one with this digest, wherever this machine has it.
 
-    A GGUF file is converted once a machine, unless the pipeline that tuned the model left its conversion here.
-    Raises ValueError if what the reference leads to is another base, FileNotFoundError if it leads nowhere.
+    Looks in the folder where it was tuned, among the bases of the pipeline here, in the folders that TUNEWRIGHT_BASE
+    names, and last in the package or on the hub. A GGUF file is converted once a machine.
+    Raises ValueError if none of these is that base, FileNotFoundError if there is none.
     """
+    needed = f"base {reference}: the model that was tuned has sha256 {digest[:12]}"
+    how = f"set {BASE} to the folder that has it"
+    others: list[str] = []
+    for weights in _places(reference, revision, digest):
+        if (found := weights_digest(weights)) == digest:
+            return weights
+        others.append(f"{weights} holds another model (sha256 {found[:12]})")
+    if not others:
+        raise FileNotFoundError(f"{needed}, and is not on this machine; {how}")
+    raise ValueError(f"{needed}, and {', '.join(others)}; {how}, and use the library versions of requirements.txt")
+
+
+def _places(reference: str, revision: str | None, digest: str) -> Iterator[Path]:
+    """The folders that may hold a base, each once; what takes long to get comes last."""
+    named = os.environ.get(BASE, "").split(os.pathsep)
+    folders = [Path(reference), *_of_pipeline(digest), *(Path(name).expanduser() for name in named if name)]
+    yield from dict.fromkeys(folder for folder in folders if folder.is_absolute() and folder.is_dir())
     if reference.startswith("package:"):
-        weights = next(_conversions(digest), None) or _convert_once(reference, digest)
-    else:
-        weights = resolve(reference, revision, Path())
-    found = weights_digest(weights)
-    if found != digest:
-        raise ValueError(
-            f"base {reference}: {weights} holds another model (sha256 {found[:12]}) than the one that was tuned "
-            f"(sha256 {digest[:12]}); put that one there, with the library versions of requirements.txt"
-        )
-    return weights
+        yield _converted(reference, digest)
+    elif not Path(reference).is_absolute():
+        try:
+            yield download(reference, revision)
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"base {reference}, sha256 {digest[:12]}: not on this machine, and the hub did not give it "
+                f"({type(error).__name__}); set {BASE} to the folder that has it"
+            ) from error
 
 
-def _conversions(digest: str) -> Iterator[Path]:
-    home = Path(os.environ.get("TUNEWRIGHT_HOME", ".tunewright"))
+def _of_pipeline(digest: str) -> Iterator[Path]:
+    """Where the pipeline that has its home here keeps or found this base."""
+    home = Path(os.environ.get("TUNEWRIGHT_HOME", ".tunewright")).absolute()
     for manifest in home.glob("artifacts/base/*/manifest.json"):
-        record = json.loads(manifest.read_text(encoding="utf-8"))["record"]
-        if record["weights_digest"] == digest:
-            yield manifest.parent / record["location"]
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # altered: none of the pipeline's
+            record = json.loads(manifest.read_text(encoding="utf-8"))["record"]
+            if record["weights_digest"] == digest:
+                yield manifest.parent / record["location"]
 
 
-def _convert_once(reference: str, digest: str) -> Path:
+def _converted(reference: str, digest: str) -> Path:
+    """The conversion of a package's GGUF file that this user has, made now if there is none or it was altered."""
     cache = Path.home() / ".cache" / "tunewright"
     weights = cache / digest
-    if not weights.is_dir():
+    if not weights.is_dir() or weights_digest(weights) != digest:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as unfinished:  # renamed when whole, so never found half
-            resolve(reference, None, Path(unfinished, "weights")).rename(weights)
+            made = resolve(reference, None, Path(unfinished, "weights"))
+            if weights.exists():
+                weights.rename(Path(unfinished, "altered"))
+            made.rename(weights)
     return weights
 
 
@@ -228,22 +255,38 @@ def answer(
     return answers
 
 
+def _dtype(precision: str | None) -> Any:
+    """The precision in which a model was measured, or what suits the device where that is not known."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if precision == "bfloat16" and on_gpu and not torch.cuda.is_bf16_supported():
+        log.warning(
+            "measured in bfloat16, which this GPU does not compute in; served in float32, so answers may differ"
+        )
+        return torch.float32
+    return getattr(torch, precision or ("bfloat16" if on_gpu else "float32"))
+
+
 class Chat:
     """A tuned model as MLflow loads and asks it."""
 
     def load_context(self, context: Any) -> None:
-        """Loads the tuned weights, on the very base that base.json names; a whole model needs no base."""
+        """Loads the tuned weights in the precision they were measured in, on the very base that base.json names.
+
+        A whole model needs no base.
+        """
         import torch
         from transformers import AutoTokenizer
 
         files = {name: Path(path) for name, path in context.artifacts.items()}
         self.contract: dict[str, Any] = json.loads(files["contract"].read_text(encoding="utf-8"))
         named, tuned = json.loads(files["base"].read_text(encoding="utf-8")), files["model"]
-        base = find_base(**named) if needs_base(tuned) else tuned
+        asked = (named["reference"], named["revision"], named["digest"])
+        base = find_base(*asked) if needs_base(tuned) else tuned
         self.tokenizer = AutoTokenizer.from_pretrained(files["tokenizer"], local_files_only=True)
-        on_gpu = torch.cuda.is_available()
-        model = load_weights(base, tuned, dtype=torch.bfloat16 if on_gpu else torch.float32)
-        self.model = model.to("cuda" if on_gpu else "cpu")
+        model = load_weights(base, tuned, dtype=_dtype(named.get("precision")))
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def predict(self, context: Any, model_input: "DataFrame", params: dict[str, Any] | None = None) -> list[str]:
         """The answer to each row of a DataFrame with a column `messages` (role and content), or `prompt`.

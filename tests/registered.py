@@ -122,7 +122,14 @@ def _answers(tmp_path: Path, splits: Splits, contender: str, texts: list[str], s
     pq.write_table(pa.table({"row_id": ids, "answer": texts}), folder / "answers.parquet")
     digest = f"{contender} {texts}"
     return Answers(
-        stage="evaluate", key="e", folder=folder, digest=digest, contender=contender, num_rows=3, scores=scores
+        stage="evaluate",
+        key="e",
+        folder=folder,
+        digest=digest,
+        contender=contender,
+        num_rows=3,
+        scores=scores,
+        precision="float32",
     )
 
 

