@@ -22,6 +22,8 @@ import psutil
 import pyarrow.parquet as pq
 import yaml
 
+from tasks.config import NO_TELEMETRY
+
 HANG_SECONDS = 20  # without a sign of life; five minutes are too long for fifty runs
 COMMAND = (
     sys.executable,
@@ -110,7 +112,7 @@ class Bench:
     def serve(self, name: str, command: tuple[str, ...], address: str, **environment: str) -> None:
         """Starts a server that all runs use, and waits until it answers."""
         log = (self.folder / f"{name}.log").open("ab")
-        environment = {**os.environ, "PREFECT_HOME": str(self.folder / "prefect"), **environment}
+        environment = {**os.environ, **NO_TELEMETRY, "PREFECT_HOME": str(self.folder / "prefect"), **environment}
         process = subprocess.Popen(
             [sys.executable, "-m", *command], cwd=self.folder, env=environment, stdout=log, stderr=log
         )
@@ -192,7 +194,8 @@ def result(home: Path, database: Path, name: str) -> Result | None:
     with contextlib.closing(sqlite3.connect(database)) as connection:
         (versions,) = connection.execute("SELECT count(*) FROM model_versions WHERE name = ?", (name,)).fetchone()
         (unfinished,) = connection.execute(
-            "SELECT count(*) FROM runs JOIN experiments USING (experiment_id) WHERE name = ? AND status != 'FINISHED'",
+            "SELECT count(*) FROM runs JOIN experiments USING (experiment_id) "
+            "WHERE experiments.name = ? AND runs.status != 'FINISHED'",
             (name,),
         ).fetchone()
     digest = hashlib.sha256(adapters[0].read_bytes()).hexdigest()

@@ -146,7 +146,7 @@ class Service:
 
 
 def undisturbed(bench: Bench) -> Undisturbed:
-    """The run that all others are held against, made once in the folder of the bench."""
+    """The run that all others are held against."""
     home = bench.folder / "undisturbed"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
@@ -253,7 +253,8 @@ def main() -> int:
     try:
         proxy = serve(bench, with_mlflow=any(fault.needs == "proxy" for fault in faults))
         before = undisturbed(bench)
-        print(f"undisturbed: {before.seconds:.0f} s, {before.training:.0f} s of them training, in {bench.folder}")
+        took = f"{before.seconds:.0f} s, {before.training:.0f} s of them training"
+        print(f"undisturbed: {took}, in {bench.folder}", flush=True)
         rows: list[Row] = []
         for number, fault in enumerate(faults, start=1):
             own = random.Random(f"{options.seed} {number}")

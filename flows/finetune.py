@@ -229,6 +229,7 @@ def finetune(
         split=split,
         operation=operation,
     )
+    config.make_home()
     config.prepare_environment(settings)
     if log.level == logging.NOTSET:  # a worker's run: Prefect adds its handler, but leaves the level at root's WARNING
         log.setLevel(logging.INFO)

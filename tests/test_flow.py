@@ -36,7 +36,7 @@ from tasks.config import (
     Stage,
     Training,
 )
-from tasks.errors import DataError, JudgeError
+from tasks.errors import ConfigError, DataError, JudgeError
 from tasks.judge import judge
 from tasks.register import release
 from tasks.register.tracking import connected
@@ -432,6 +432,16 @@ def test_a_stage_that_fails_for_no_known_reason_is_tried_once_more(
     assert made.count("evaluate") == (5 if is_completed else 2)  # of four contenders
     line = "  evaluate failed: ZeroDivisionError: division by zero; it is tried once more"
     assert caplog.messages.count(line) == 1
+
+
+def test_a_home_that_cannot_be_written_ends_a_run_before_its_first_stage(
+    settings: Settings, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_HOME", "/sys/kernel")  # where not even root makes files
+    error = run(settings).result(raise_on_failure=False)
+    assert isinstance(error, ConfigError)
+    assert str(error).startswith("TUNEWRIGHT_HOME=/sys/kernel: ")
+    assert made == []
 
 
 def test_refused_data_are_not_tried_again(settings: Settings, made: list[str]) -> None:
