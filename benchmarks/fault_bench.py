@@ -158,7 +158,8 @@ class Proxy:
                 while proxy.mode == "hangs":
                     time.sleep(0.2)
                 if proxy.mode == "503":
-                    self.send_error(503)
+                    self.send_response(503)
+                    self.end_headers()
                     return
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}

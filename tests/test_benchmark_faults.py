@@ -1,0 +1,71 @@
+"""benchmarks/faults.py calls a run right only if nothing of it is other than undisturbed, and tries each kind alike."""
+
+import importlib
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+        yield importlib.import_module("faults")
+
+
+@pytest.fixture
+def right(benchmark: ModuleType) -> Any:
+    return benchmark.Row(
+        fault="kill -9 the run",
+        moment="12 s, train",
+        code=-9,
+        restarts=1,
+        resumed_from=90,
+        same_bytes=True,
+        rows_lost=0,
+        versions_doubled=0,
+        processes_left=0,
+        seconds=80.0,
+        finished=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"code": None},
+        {"finished": False},
+        {"same_bytes": False},
+        {"rows_lost": 1},
+        {"versions_doubled": 1},
+        {"processes_left": 1},
+    ],
+)
+def test_one_wrong_cell_makes_a_run_wrong(benchmark: ModuleType, right: Any, wrong: dict[str, Any]) -> None:
+    assert right.is_right
+    assert not replace(right, **wrong).is_right
+    assert len(replace(right, **wrong).cells()) == len(benchmark.COLUMNS)
+    assert "| 90 | equal |" in benchmark.shown([right])
+
+
+def test_each_kind_of_fault_comes_as_often_as_the_others(benchmark: ModuleType) -> None:
+    kinds = benchmark.FAULTS
+    drawn = Counter(fault.name for fault in benchmark.chosen(kinds, 2 * len(kinds) + 3, random.Random(1)))
+    assert drawn.keys() == {fault.name for fault in kinds}
+    assert {*drawn.values()} == {2, 3}
+
+
+def test_a_file_that_is_harmed_is_not_as_it_was(benchmark: ModuleType, tmp_path: Path) -> None:
+    harm = importlib.import_module("fault_kinds").harm
+    file, done = tmp_path / "file", set[str]()
+    for seed in range(20):
+        file.write_bytes(b"content")
+        done.add(harm(file, random.Random(seed)))
+        assert not file.exists() or file.read_bytes() != b"content"
+    assert done == {"truncated", "flipped", "emptied", "removed"}
