@@ -1,7 +1,6 @@
 """Modules of the team's: what a setting names is imported, or said in one line why it cannot be."""
 
 import importlib
-from pathlib import Path
 from types import ModuleType
 
 
@@ -13,8 +12,7 @@ def imported(module: str, accepted: str) -> ModuleType:
         missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
         if not missing or not f"{module}.".startswith(f"{missing}."):
             raise ValueError(f" cannot be imported: {one_line(error)}") from error
-        here = any(Path(*module.split(".")).with_suffix(suffix).exists() for suffix in (".py", ""))
-        place = "in a folder on PYTHONPATH" + (", and this folder is not: PYTHONPATH=." if here else "")
+        place = "beside the deployment file or in a folder on PYTHONPATH"
         raise ValueError(f": there is no module {missing}; accepted: {accepted} {place}") from error
 
 

@@ -12,6 +12,7 @@ from flows.command_line import (
     Deployment,
     File,
     Json,
+    OneLine,
     Quiet,
     Refresh,
     Set,
@@ -32,6 +33,7 @@ NOT_PROMOTED = 5
 
 app = typer.Typer(
     name="tunewright",
+    cls=OneLine,
     help="Instruction data in, a registered and defensible fine-tuned LLM out.",
     no_args_is_help=True,
     add_completion=False,
@@ -67,9 +69,9 @@ def run(
     --require-promotion given, 1 anything else.
     """
     console = console_of(as_json)
-    with one_line_errors(as_json):
+    with one_line_errors(as_json) as until_end:
         prepare(console, quiet=quiet, verbose=verbose)
-        pipeline = load(file, deployment, assignments, until, refresh)
+        pipeline = load(until_end, file, deployment, assignments, until, refresh)
         if require_promotion and STAGES.index(pipeline.until) < STAGES.index("decide"):
             raise ConfigError(
                 f"--require-promotion: a run that ends with {pipeline.until} has no verdict; leave it out"
@@ -121,9 +123,9 @@ def plan(
 ) -> None:
     """Say which stages a run would execute and why, and what training would take; nothing is run."""
     console = console_of(as_json)
-    with one_line_errors(as_json):
+    with one_line_errors(as_json) as until_end:
         prepare(console, quiet=quiet, verbose=verbose)
-        pipeline = load(file, deployment, assignments, until, refresh)
+        pipeline = load(until_end, file, deployment, assignments, until, refresh)
         from flows import calls, deployment_file, plan_command, plan_view, terminal
 
         with deployment_file.placed(pipeline):
@@ -155,9 +157,9 @@ def compare(
     Every combination of the values is a variant. What was trained before is not trained again.
     """
     console = console_of(as_json)
-    with one_line_errors(as_json):
+    with one_line_errors(as_json) as until_end:
         prepare(console, quiet=quiet, verbose=verbose)
-        pipeline = load(file, deployment, assignments)
+        pipeline = load(until_end, file, deployment, assignments)
         from flows import compare_command, deployment_file, prefect_server
 
         asked = compare_command.variants(pipeline, vary or [])
@@ -189,9 +191,9 @@ def data(
 ) -> None:
     """Show the stages and versions behind the data, or a row's whole life; nothing is run."""
     console = console_of(as_json)
-    with one_line_errors(as_json):
+    with one_line_errors(as_json) as until_end:
         prepare(console)
-        pipeline = load(file, deployment, assignments)
+        pipeline = load(until_end, file, deployment, assignments)
         if sum(given is not None for given in (row, line, text)) > 1:
             raise ConfigError("--row, --line and --text each name a row: give one of them")
         from flows import data_command, data_json, data_view, deployment_file

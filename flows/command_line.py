@@ -9,13 +9,14 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from typer.core import TyperGroup
 
 from data_checks.accepted import did_you_mean, shown
 from tasks import addresses, config
@@ -39,6 +40,29 @@ OF_THE_DISK = {
 }
 
 
+UsageError: Any = typer.BadParameter.__mro__[1]  # which typer has no public name for
+
+
+class OneLine(TyperGroup):
+    """Commands whose errors of usage, such as a missing option, are one line as all others are."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        """Runs a command as typer does."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **options)
+        try:
+            code = super().main(*args, standalone_mode=False, **options)
+        except UsageError as error:
+            command = error.ctx.command_path if error.ctx else "tunewright"
+            said = error.format_message().strip().rstrip(".")
+            if "\n" in said:  # the help, where nothing was asked for
+                print(said, file=sys.stderr)
+            else:
+                print(f"error: {command}: {said}; {command} --help lists what it takes", file=sys.stderr)
+            code = error.exit_code
+        sys.exit(code if isinstance(code, int) else 0)
+
+
 def console_of(as_json: bool) -> Console:
     """For people: stdout, or stderr where stdout is for a program; wide enough for the tables where nobody looks."""
     width = None if sys.stdout.isatty() else 120
@@ -46,13 +70,14 @@ def console_of(as_json: bool) -> Console:
 
 
 def load(
+    until_end: ExitStack,
     file: Path,
     deployment: str | None,
     assignments: list[str] | None,
     until: str | None = None,
     refresh: list[str] | None = None,
 ) -> Any:
-    """The pipeline of a file, with what the command line changes, in the environment that it asks for.
+    """The pipeline of a file, with what the command line changes, in its folder and the environment that it asks for.
 
     Raises ConfigError.
     """
@@ -63,6 +88,7 @@ def load(
     given += [] if until is None else [f"until={_stage('--until', until)}"]
     given += [f"refresh=[{', '.join(_stage('--refresh', stage) for stage in refresh)}]"] if refresh else []
     pipeline = deployment_file.override(deployment_file.load(file, deployment), given)
+    until_end.enter_context(config.working_in(file.parent))
     config.prepare_environment(pipeline.settings)
     return pipeline
 
@@ -112,14 +138,15 @@ def print_log(console: Console, level: int) -> None:
 
 
 @contextmanager
-def one_line_errors(as_json: bool) -> Iterator[None]:
+def one_line_errors(as_json: bool) -> Iterator[ExitStack]:
     """An error that a user can act on is one line and its exit code, as an end by a signal is; others keep a traceback.
 
-    The exit code after a signal is a shell's: 128 and the signal's number.
+    The exit code after a signal is a shell's: 128 and the signal's number. What is entered into the stack is left when
+    the command ends.
     """
     try:
-        with _sigterm_raised():
-            yield
+        with _sigterm_raised(), ExitStack() as until_end:
+            yield until_end
     except TunewrightError as error:
         _fail(str(error), error.exit_code, as_json)
     except OSError as error:

@@ -13,10 +13,9 @@ from rich.text import Text
 from flows.deployment_file import Pipeline, override
 from flows.terminal import opening, show_next
 from tasks.comparison import Comparison, notes, row
-from tasks.config import Settings
+from tasks.config import Settings, from_here
 from tasks.errors import ConfigError
 from tasks.register.tracking import tracking_uri
-from tasks.stopped import from_here
 
 SECTIONS = ("method", "training", "compute")
 MOST_VARIANTS = 64

@@ -16,13 +16,13 @@ from tasks import stopped
 from tasks.artifacts import CheckedRows, Rows, Splits, Tokens, UniqueRows
 from tasks.caching import kept
 from tasks.causes import causes
-from tasks.config import Settings
+from tasks.config import Settings, from_here
 from tasks.errors import ConfigError
 from tasks.history import Part, Version, history
 from tasks.ingredients import Ingredients, flat
 from tasks.lineage import Made
 from tasks.row_search import Asked, Found, manifest, place
-from tasks.stopped import Stopped, from_here
+from tasks.stopped import Stopped
 
 RECORDS = {"ingest": Rows, "check": CheckedRows, "dedupe": UniqueRows, "split": Splits, "render": Tokens}
 

@@ -12,10 +12,11 @@ from flows.data_command import Data
 from flows.data_json import counts, figures, stage
 from flows.outcome import given_sides
 from tasks.artifacts import Artifact
+from tasks.config import from_here
 from tasks.history import Version
 from tasks.lineage import SET_ASIDE, first_refused, num_refused
 from tasks.row_search import MOST_MATCHES, Found
-from tasks.stopped import Stopped, from_here
+from tasks.stopped import Stopped
 
 DIGITS = 12  # of a digest, where a person reads it
 REFUSES = {"ingest": "refused", "dedupe": "removed"}  # what a stage does to a record; others set it aside

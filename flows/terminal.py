@@ -14,8 +14,8 @@ from flows.deployment_file import Pipeline, effective
 from flows.outcome import Outcome, given_sides, worth_a_look
 from flows.report import mlflow_link, training_sentence
 from tasks.account import growth_sentence, leak_sentence
+from tasks.config import from_here
 from tasks.register.tracking import starts_with
-from tasks.stopped import from_here
 
 COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
 

@@ -24,7 +24,7 @@ from prefect import task
 from data_checks.importing import one_line
 from tasks.artifacts import Contender, General
 from tasks.caching import cached
-from tasks.config import LmEval
+from tasks.config import LmEval, or_meant
 from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, is_retried
 from tasks.general import item, keep
 from tasks.models import fastest_dtype, load_model, load_tokenizer
@@ -53,7 +53,7 @@ def identity(settings: LmEval) -> str:
         }
         shots = list(each.fewshot_docs()) if each.get_config("num_fewshot") else []
         told.append([name, config, [*islice(each.eval_docs, settings.limit)], shots])
-    code = sorted(Path(settings.include_path).rglob("*.py")) if settings.include_path else []
+    code = sorted(Path(settings.include_path).expanduser().rglob("*.py")) if settings.include_path else []
     told.append([file.read_text(encoding="utf-8") for file in code])
     said = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(told, sort_keys=True, default=repr))
     return hashlib.sha256(said.encode()).hexdigest()
@@ -62,8 +62,8 @@ def identity(settings: LmEval) -> str:
 def _loaded(settings: LmEval) -> dict[str, Any]:
     """lm-eval's tasks by their names, those of groups one by one. Raises ConfigError."""
     where = f"lm_eval.tasks={', '.join(settings.tasks)}"
-    if settings.include_path and not Path(settings.include_path).is_dir():
-        raise ConfigError(f"lm_eval.include_path={settings.include_path}: no such folder; accepted is one with *.yaml")
+    if (tasks := settings.include_path) and not Path(tasks).expanduser().is_dir():
+        raise ConfigError(f"lm_eval.include_path={tasks}: no such folder; accepted is one with *.yaml{or_meant(tasks)}")
     try:
         with _quiet():
             found = _find(settings)
@@ -91,9 +91,10 @@ def _find(settings: LmEval) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     disable_progress_bars()
-    manager = TaskManager(include_path=settings.include_path, include_defaults=False)
+    own = settings.include_path and str(Path(settings.include_path).expanduser())
+    manager = TaskManager(include_path=own, include_defaults=False)
     if not {*settings.tasks} <= {*manager.all_tasks}:  # to look through those of lm-eval takes seconds
-        manager = TaskManager(include_path=settings.include_path)
+        manager = TaskManager(include_path=own)
     if unknown := [name for name in settings.tasks if name not in manager.all_tasks]:
         close = get_close_matches(unknown[0], manager.all_tasks, n=1)
         meant = f"; did you mean {close[0]}?" if close else ""

@@ -11,6 +11,7 @@ from prefect import task
 
 from tasks.artifacts import Base
 from tasks.caching import cached, digest_of
+from tasks.config import or_meant
 from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, is_retried
 from tasks.serving import load_weights, loaded_files, package_file, resolve, weights_digest
 from tasks.speed import cpu_has_bfloat16
@@ -104,10 +105,11 @@ def identity(reference: str) -> str:
     folder = Path(reference).expanduser()
     if folder.is_dir():
         return _folder_digest(folder)
-    if reference.startswith((".", "/", "~")) or reference.count("/") != 1 or folder.parent.is_dir():
+    meant = or_meant(reference)
+    if meant or reference.startswith((".", "/", "~")) or reference.count("/") != 1 or folder.parent.is_dir():
         raise ConfigError(
             f"model.base={reference}: no such folder; accepted are a folder with safetensors, a hub id such as "
-            "org/name, and package:NAME/FILE.gguf"
+            f"org/name, and package:NAME/FILE.gguf{meant}"
         )
     return reference
 
@@ -134,8 +136,8 @@ def look_up(reference: str, revision: str | None) -> None:
 
 def _is_nowhere(reference: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"model.base={reference}: no such folder here, and the hub has no such model, asks for a login, or could "
-        f"not be reached ({type(error).__name__})"
+        f"model.base={reference}: taken for a hub id, as there is no folder {Path(reference).parent.absolute()}; the "
+        f"hub has no such model, asks for a login, or could not be reached ({type(error).__name__})"
     )
 
 

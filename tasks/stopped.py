@@ -62,7 +62,7 @@ def keep(unfinished: Path, stage: str, key: str, error: DataError, run: str, ing
         said = stopped.model_dump(exclude={"stage", "key"})
         (stopped.folder / STOPPED).write_text(json.dumps(said, indent=1, ensure_ascii=False), encoding="utf-8")
         if files:
-            error.args = (f"{error}; see {from_here(stopped.paths[0])}",)
+            error.args = (f"{error}; see {config.from_here(stopped.paths[0])}",)
 
 
 def find(stage: str, key: str) -> Stopped | None:
@@ -83,11 +83,6 @@ def of_stage(stage: str) -> list[Stopped]:
 def discard(stage: str, key: str) -> None:
     """Deletes it."""
     shutil.rmtree(_place(stage, key), ignore_errors=True)
-
-
-def from_here(path: Path) -> Path:
-    """A path as a person calls it: relative to the current folder where it lies below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _place(stage: str, key: str) -> Path:

@@ -475,3 +475,18 @@ def test_sigterm_ends_a_run_and_its_trainer_with_one_line_and_the_next_run_goes_
     assert json.loads(stdout.splitlines()[-1]) == {"error": line, "exit_code": 143}
     assert not trainer.is_running()
     assert list(home.glob("work/train/*/checkpoints/checkpoint-*/manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["release", "rollback", "demo"], "error: tunewright release rollback: Missing option '--reason'; "),
+        (["plan"], "error: tunewright plan: Missing argument 'FILE'; "),
+        (["plna"], "error: tunewright: No such command 'plna'. Did you mean 'plan'?; "),
+    ],
+)
+def test_an_error_of_usage_is_one_line(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(cli.app, words, prog_name="tunewright")
+    assert done.exit_code == 2
+    assert done.output.startswith(said)
+    assert done.output.count("\n") == 1

@@ -53,7 +53,7 @@ def test_a_shipped_file_is_a_pipeline(file: Path) -> None:
 def test_a_shipped_file_reads_local_data_that_is_shipped_too(file: Path) -> None:
     for deployment in deployments(file):
         for source in load(file, deployment["name"]).settings.data.sources:
-            assert list(ROOT.glob(source.path)), source.path
+            assert list(file.parent.glob(source.path)), source.path
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

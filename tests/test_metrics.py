@@ -405,7 +405,7 @@ def test_a_class_of_the_teams_scores_each_row_and_says_what_it_is(write: Any) ->
 @pytest.mark.parametrize(
     ("name", "source", "said"),
     [
-        ("no_team:Own", "", ": there is no module no_team; accepted: module:Class in a folder on PYTHONPATH"),
+        ("no_team:Own", "", ": there is no module no_team; accepted: module:Class beside the deployment file"),
         ("team_a:Own", "1 / 0", " cannot be imported: ZeroDivisionError: division by zero"),
         ("team_b:Owm", HEAD, ": team_b has no Owm; did you mean team_b:Own? accepted: an evaluate.Metric whose"),
         ("team_c:FEATURES", HEAD, " is no evaluate.Metric; accepted: an evaluate.Metric whose compute("),

@@ -19,7 +19,7 @@ from split_rows import WORDS, jaccard, largest_across, on_sides, prompt, prompts
 from tasks import lineage
 from tasks.account import growth_sentence
 from tasks.artifacts import Splits
-from tasks.config import Split
+from tasks.config import Split, from_here
 from tasks.errors import ConfigError, DataError
 from tasks.similarity.engine import Local
 from tasks.similarity.folding import fold_texts
@@ -30,7 +30,7 @@ from tasks.split.draw import draw
 from tasks.split.joins import Joined
 from tasks.split.sides import NONE, SIDES, TEST, TRAIN, VALIDATION, Because, Linked, Sides, fix, settle
 from tasks.split.strata import strata_of
-from tasks.stopped import from_here, of_stage
+from tasks.stopped import of_stage
 
 EVEN = Split(test=0.25, validation=0.25)
 

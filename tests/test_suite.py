@@ -155,7 +155,7 @@ def test_a_built_in_is_changed_once() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"name": "no_such.Thing"}, ": there is no module no_such; accepted: module.Class in a folder on PYTHONPATH"),
+        ({"name": "no_such.Thing"}, ": there is no module no_such; accepted: module.Class beside the deployment file"),
         ({"name": "os.path"}, "=os.path is a module; accepted: module.Class, a class in it"),
         (
             {"name": f"great_expectations.{__name__}"},
@@ -208,7 +208,7 @@ def test_a_module_that_does_not_load_is_told_in_one_line(
     (tmp_path / f"{name}.py").write_text(content)
     monkeypatch.chdir(tmp_path)
     (entry,) = own_suite({"name": f"{name}.ExpectOne"})
-    with pytest.raises(SuiteError, match=r"there is no module .* in a folder on PYTHONPATH, and this folder is not: "):
+    with pytest.raises(SuiteError, match=r"there is no module .* in a folder on PYTHONPATH"):
         own_expectation(entry)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SuiteError) as caught:

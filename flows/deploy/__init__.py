@@ -20,6 +20,7 @@ from flows.deployment_file import Pipeline
 from flows.inputs import inputs
 from flows.prefect_server import connected
 from tasks import models
+from tasks.config import working_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +60,17 @@ def deploy(file: Path, deployment: str | None, pool: str) -> Result:
     """
     names = deployment_file.names(file)
     pipelines = [deployment_file.load(file, name) for name in ([deployment] if deployment else names)]
+    with working_in(file.parent):  # and so do its runs
+        return _deploy_all(pipelines, names, pool)
+
+
+def _deploy_all(pipelines: Sequence[Pipeline], names: Sequence[str], pool: str) -> Result:
     for pipeline in pipelines:
         with deployment_file.placed(pipeline):
             calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)
             inputs(pipeline.settings)
             models.look_up(pipeline.settings.model.base, pipeline.settings.model.revision)
-        require_due(pipeline.path, pipeline.schedules or ())
+        require_due(pipeline.schedules or (), pipeline.places)
     with connected() as client:
         for pipeline in pipelines:
             with deployment_file.placed(pipeline):

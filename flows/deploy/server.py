@@ -22,6 +22,7 @@ from data_checks.accepted import did_you_mean, shown
 from flows.deployment_file import Pipeline
 from flows.parameters import DEPLOYMENT_NAME, slug
 from flows.services.service import log_file
+from tasks.config import called_in
 from tasks.errors import ConfigError, TunewrightError
 
 FLOW = "finetune"
@@ -60,7 +61,7 @@ def require_pool(client: SyncPrefectClient, pipeline: Pipeline) -> None:
     there = [pool.name for pool in client.read_work_pools()]
     if pipeline.work_pool and pipeline.work_pool not in there:
         raise ConfigError(
-            f"{pipeline.path}: work_pool.name={pipeline.work_pool}: the server has no such pool; "
+            f"{pipeline.place_of_pool}: work_pool.name={pipeline.work_pool}: the server has no such pool; "
             f"{did_you_mean(pipeline.work_pool, there) if there else 'it has none'}; tunewright up --pool "
             f"{pipeline.work_pool} makes it, or PREFECT_API_URL={PREFECT_API_URL.value()} prefect work-pool create "
             f"{pipeline.work_pool} --type process"
@@ -110,8 +111,11 @@ def read(client: SyncPrefectClient, flow: str, name: str) -> DeploymentResponse 
 
 
 def deploy(pipeline: Pipeline, pool: str) -> None:
-    """Calls `prefect deploy` on one deployment of a file. Raises TunewrightError with what it said, in one line."""
-    file = ("--prefect-file", str(pipeline.path), "--name", pipeline.name)
+    """Calls `prefect deploy` on one deployment of a file, whose runs begin in the folder that this is called in.
+
+    Raises TunewrightError with what it said, in one line.
+    """
+    file = ("--prefect-file", str(called_in() / pipeline.path), "--name", pipeline.name)
     given = () if pipeline.work_pool else ("--pool", pool)
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *file, *given],

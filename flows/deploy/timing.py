@@ -4,7 +4,6 @@ import asyncio
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from prefect.client.schemas.schedules import SCHEDULE_TYPES, IntervalSchedule, NoSchedule, RRuleSchedule
@@ -42,15 +41,17 @@ def next_times(schedule: SCHEDULE_TYPES, count: int = 2) -> Sequence[datetime]:
     return asyncio.run(there.get_dates(count))
 
 
-def require_due(file: Path, schedules: Sequence[SCHEDULE_TYPES | None]) -> None:
-    """Raises ConfigError on one that is never due, such as a 31st of February."""
-    for schedule in filter(None, schedules):
+def require_due(schedules: Sequence[SCHEDULE_TYPES | None], places: Sequence[str]) -> None:
+    """Raises ConfigError on one that is never due, such as a 31st of February; `places` say where each stands."""
+    for schedule, place in zip(schedules, places, strict=True):
+        if schedule is None:
+            continue
         try:
             times = next_times(schedule, 1)
         except ValueError:  # of croniter, which Prefect has a copy of
             times = []
         if not times:
-            raise ConfigError(f"{file}: schedules: {in_words(schedule)}: there is no such time to come")
+            raise ConfigError(f"{place}: schedules: {in_words(schedule)}: there is no such time to come")
 
 
 def _exact(interval: timedelta) -> str:

@@ -17,7 +17,7 @@ from flows import strict_yaml
 from flows.deployment_file.keys import check, mappings, schedule_of
 from flows.parameters import DEPLOYMENT_NAME, Parameters, checked, field, flat, named, shown, slug
 from flows.strict_yaml import Document
-from tasks.config import Settings, Source, Stage
+from tasks.config import Local, Settings, Source, Stage, called_in, from_folder
 from tasks.errors import ConfigError, TunewrightError
 
 ENTRYPOINT = "flows.finetune.finetune"
@@ -42,6 +42,8 @@ class Pipeline:
     origins: dict[str, str]
     work_pool: str = ""  # empty where the file names none
     schedules: tuple[SCHEDULE_TYPES | None, ...] | None = None  # None where the file does not say when it is due
+    places: tuple[str, ...] = ()  # where each schedule stands
+    place_of_pool: str = ""
 
 
 def names(path: Path) -> list[str]:
@@ -67,20 +69,20 @@ def load(path: Path, deployment: str | None = None) -> Pipeline:
         scheduled = parameters | _parameters(document, under, schedule)
         checked(scheduled, lambda key, under=under: document.place(f"{under}.parameters.{key}"))
     origins = {key: document.place(f"{at}.parameters.{key}") for key in flat(parameters)}
-    pool, due = chosen.get("work_pool"), chosen.get("schedules")
+    pool, due = chosen.get("work_pool"), mappings(document, f"{at}.schedules", chosen.get("schedules"))
     return replace(
         _pipeline(path, chosen["name"], parameters, run, origins),
         work_pool=(pool.get("name") if isinstance(pool, dict) else None) or "",
-        schedules=tuple(schedule_of(document, *each) for each in mappings(document, f"{at}.schedules", due))
-        if due is not None
-        else None,
+        place_of_pool=document.place(f"{at}.work_pool.name"),
+        schedules=None if chosen.get("schedules") is None else tuple(schedule_of(document, *each) for each in due),
+        places=tuple(document.place(under) for under, _ in due),
     )
 
 
 def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--set") -> Pipeline:
     """The pipeline with `section.field=value` assignments of the command line on top. Raises ConfigError."""
-    parameters = dict(pipeline.parameters)
-    places = {_assign(parameters, each, option): f"{option} {shown(each)}" for each in assignments}
+    parameters, folder = dict(pipeline.parameters), called_in() / pipeline.path.parent
+    places = {_assign(parameters, each, option, folder): f"{option} {shown(each)}" for each in assignments}
 
     def place(key: str) -> str:
         near = [text for name, text in places.items() if _inside(key, name) or _inside(name, key)]
@@ -92,7 +94,8 @@ def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--se
         for key in flat(parameters)
     }
     changed = _pipeline(pipeline.path, pipeline.name, parameters, run, origins)
-    return replace(changed, work_pool=pipeline.work_pool, schedules=pipeline.schedules)
+    kept = ("work_pool", "place_of_pool", "schedules", "places")  # which no --set changes
+    return replace(changed, **{name: getattr(pipeline, name) for name in kept})
 
 
 @contextmanager
@@ -202,17 +205,31 @@ def _parameters(document: Document, at: str, holder: dict[str, Any]) -> dict[str
     return parameters
 
 
-def _assign(parameters: dict[str, Any], assignment: str, option: str) -> str:
-    """Sets what an assignment says and returns its key; whether key and value are accepted is for `checked` to say."""
+def _assign(parameters: dict[str, Any], assignment: str, option: str, folder: Path) -> str:
+    """Sets what an assignment says and returns its key; whether key and value are accepted is for `checked` to say.
+
+    A path in it is relative to where the command was called, and becomes one relative to the file's `folder`.
+    """
     key, equals, text = assignment.partition("=")
     around, _, name = key.rpartition(".")
     names = [around, name] if "." in key else [name]
     if not equals or not assignment.isprintable() or not all(name.isidentifier() for name in names):
         raise ConfigError(f"{option} {shown(assignment)}: accepted: section.field=value, such as training.epochs=2")
-    value = _value(key, text, f"{option} {shown(assignment)}")
+    value = _from_folder(key, _value(key, text, f"{option} {shown(assignment)}"), folder)
     section = parameters.get(around)
     parameters |= {around: (section if isinstance(section, dict) else {}) | {name: value}} if around else {name: value}
     return key
+
+
+def _from_folder(key: str, value: Any, folder: Path) -> Any:
+    """A value with the paths in it as the file would name them."""
+    if isinstance(value, list):
+        return [_from_folder(key, item, folder) for item in value]
+    if isinstance(value, dict):
+        return {name: _from_folder(f"{key}.{name}", inner, folder) for name, inner in value.items()}
+    found = field(key)
+    local = next((mark for mark in found.metadata if isinstance(mark, Local)), None) if found else None
+    return from_folder(value, folder, or_name=local.or_name) if local and isinstance(value, str) else value
 
 
 def _inside(key: str, name: str) -> bool:

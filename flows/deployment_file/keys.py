@@ -24,6 +24,12 @@ SCHEDULE_KEYS = (
     *("schedule", "max_scheduled_runs"),
 )
 TIME_KEYS = ("cron", "interval", "rrule", "timezone", "anchor_date")  # what a schedule is made of
+ACCEPTED_TIMES = {
+    "cron": 'minute, hour, day of month, month and day of week, such as "0 3 * * 1-5" or "@daily"',
+    "interval": "seconds above 0, such as 3600",
+    "rrule": "an iCalendar rule, such as FREQ=DAILY;BYHOUR=3",
+    "timezone": "a name of the IANA database, such as Europe/Berlin",
+}
 WORK_POOL_KEYS = ("name", "work_queue_name", "job_variables")
 CONCURRENCY_KEYS = ("limit", "collision_strategy", "grace_period_seconds")
 STRATEGIES = [each.value for each in ConcurrencyLimitStrategy]
@@ -86,7 +92,9 @@ def schedule_of(document: Document, at: str, schedule: dict[str, Any]) -> SCHEDU
         found = error.errors()[0]
         key = next((key for key in times if key in found["loc"]), "")
         place = f"{at}.{key}" if key else at
-        raise ConfigError(f"{document.place(place)}: {place}: {found['msg'].removeprefix('Value error, ')}") from None
+        said = f"{shown(times[key])} is refused; accepted: {ACCEPTED_TIMES[key]}" if key in ACCEPTED_TIMES else None
+        said = said or found["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{document.place(place)}: {place}: {said}") from None
     except ValueError as error:
         raise ConfigError(f"{document.place(at)}: {at}: {error}") from None
 

@@ -22,7 +22,8 @@ from tasks.config.evaluation import Evaluation, Judge, LmEval, PromptContender
 from tasks.config.gate import Gate, Guardrail, Registry
 from tasks.config.metrics import CANNOT_DECIDE, METRICS, Metric
 from tasks.config.operation import Operation
-from tasks.config.section import Section
+from tasks.config.places import called_in, from_folder, from_here, or_meant, working_in
+from tasks.config.section import Local, Section
 from tasks.config.settings import STAGES, Settings, Stage
 from tasks.config.training import Compute, Method, Model, Training
 
@@ -42,6 +43,7 @@ __all__ = [
     "Judge",
     "Layout",
     "LmEval",
+    "Local",
     "Method",
     "Metric",
     "Model",
@@ -56,14 +58,19 @@ __all__ = [
     "Split",
     "Stage",
     "Training",
+    "called_in",
     "device_locks",
+    "from_folder",
+    "from_here",
     "home",
     "judge_key",
     "make_home",
     "mlflow_artifacts",
     "mlflow_database",
+    "or_meant",
     "prefect_database",
     "prepare_environment",
     "quiet_libraries",
     "ray_address",
+    "working_in",
 ]

@@ -1,11 +1,11 @@
 """What is read, and what becomes of it before a model sees it."""
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.config.section import Section
+from tasks.config.section import Local, Section
 
 Layout = Literal["auto", "alpaca", "prompt_completion", "sharegpt", "messages"]
 Format = Literal["auto", "jsonl", "json", "csv", "parquet", "arrow"]
@@ -17,10 +17,10 @@ Side = Literal["train", "validation", "test", "replay"]
 class Source(Section):
     """One file, several by a glob or under a URL, a folder that datasets saved, or a data set of the hub."""
 
-    path: str = Field(
+    path: Annotated[str, Local()] = Field(
         min_length=1,
-        description="A file or a glob (data/*.csv.gz), relative to where the flow runs, or either as a URL "
-        "(s3://bucket/train.jsonl), or hub:org/name, hub:org/name/config:split",
+        description="A file, a glob (data/*.csv.gz) or a folder that datasets saved, relative to the deployment file; "
+        "or a URL (s3://bucket/train.jsonl), or hub:org/name, hub:org/name/config:split",
     )
     layout: Layout = Field(
         default="auto", description="How a record holds its conversation; auto looks at each record's keys"
@@ -152,7 +152,7 @@ class Dedupe(Section):
         "of pairs at 0.95 one in a hundred means something else, at 0.9 three; where over 8,192 rows have one answer, "
         "a few in a thousand are missed; empty looks at words alone",
     )
-    semantic_model: str = Field(
+    semantic_model: Annotated[str, Local(or_name=True)] = Field(
         default="package:wordllama",
         description="The static embedding model that semantic and retrieval compare with: package:wordllama (installed "
         "by the extra semantic; European languages), or a model2vec folder",

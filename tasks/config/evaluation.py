@@ -1,11 +1,11 @@
 """What the contenders are asked, and who else is asked about their answers."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tasks.config.metrics import Metric, OwnMetric
-from tasks.config.section import Section
+from tasks.config.section import Local, Section
 
 PromptContender = Literal["few_shot", "retrieval"]
 
@@ -17,9 +17,9 @@ class Evaluation(Section):
         default=("auto",),
         min_length=1,
         description="What is measured, by name; auto is what fits the answers of the data: labels, JSON, numbers, "
-        "short or long texts; module:Class is an evaluate.Metric of your own, on PYTHONPATH",
+        "short or long texts; module:Class is an evaluate.Metric of your own, beside the file or on PYTHONPATH",
     )
-    json_schema: str | None = Field(
+    json_schema: Annotated[str | None, Local()] = Field(
         default=None, min_length=1, description="A file with the JSON Schema that each answer must satisfy; or empty"
     )
     max_new_tokens: int = Field(default=256, ge=1, description="The most tokens of one answer")
@@ -57,7 +57,7 @@ class LmEval(Section):
     tasks: tuple[str, ...] = Field(
         default=(), description="Their names or those of groups, of the extra lm-eval; empty does none"
     )
-    include_path: str | None = Field(
+    include_path: Annotated[str | None, Local()] = Field(
         default=None,
         min_length=1,
         description="A folder with tasks of your own, as lm-eval's YAML files, which can run code; or empty",

@@ -1,6 +1,15 @@
 """What all sections share."""
 
+from dataclasses import dataclass
+
 from pydantic import BaseModel, ConfigDict
+
+
+@dataclass(frozen=True)
+class Local:
+    """Marks a setting that may be a path, relative to the deployment file; `or_name` where it may be a name as well."""
+
+    or_name: bool = False
 
 
 class Section(BaseModel):

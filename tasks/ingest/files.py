@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from data_checks.accepted import did_you_mean
 from tasks.caching import digest_of
-from tasks.config import Data, Layout, Side, Source
+from tasks.config import Data, Layout, Side, Source, or_meant
 from tasks.errors import ConfigError, DataError
 from tasks.ingest import hub, stores
 from tasks.ingest.layouts import MAPPABLE
@@ -196,14 +196,14 @@ def _local(source: Source, setting: str, where: str) -> list[str]:
             "save_to_disk of datasets wrote"
         )
     if not glob.has_magic(source.path):
-        raise ConfigError(f"{where}: no such file{_looked(path)}")
+        raise ConfigError(f"{where}: no such file{or_meant(source.path) or _looked(path)}")
     with _readable(where):
         matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 Path.glob takes no absolute pattern
     saved = [match for match in matches if is_saved(Path(match))]
     files = [file for match in saved for file in saved_files(Path(match), None, setting)]
     files += [match for match in matches if Path(match).is_file() and match not in files]
     if not files:
-        raise ConfigError(f"{where}: no file matches{_looked(path)}")
+        raise ConfigError(f"{where}: no file matches{or_meant(source.path) or _looked(path)}")
     return files
 
 

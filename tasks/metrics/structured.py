@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tasks.config import or_meant
 from tasks.errors import ConfigError
 from tasks.metrics.texts import exact_match, plain
 
@@ -78,10 +79,12 @@ def json_schema(file: str | None) -> str:
     if file is None:
         return ""
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = Path(file).expanduser().read_text(encoding="utf-8")
         Schema(text)
     except OSError as error:
-        raise ConfigError(f"evaluation.json_schema={file}: {error.strerror}; accepted: a file") from error
+        raise ConfigError(
+            f"evaluation.json_schema={file}: {error.strerror}; accepted: a file{or_meant(file)}"
+        ) from error
     except ValueError as error:  # of Schema, and bytes that are no UTF-8
         raise ConfigError(f"evaluation.json_schema={file} {error}") from error
     return text

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tasks.caching import digest_of
-from tasks.config import Dedupe
+from tasks.config import Dedupe, or_meant
 from tasks.errors import ConfigError
 
 WORDLLAMA = "package:wordllama"
@@ -139,5 +139,6 @@ def _files(reference: str) -> tuple[Path, Path]:
         files = (folder / "model.safetensors", folder / "tokenizer.json")
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise ConfigError(f"dedupe.semantic_model={reference}: {folder} has no {' and no '.join(missing)}; {ACCEPTED}")
+        lacking, meant = " and no ".join(missing), or_meant(reference)
+        raise ConfigError(f"dedupe.semantic_model={reference}: {folder} has no {lacking}; {ACCEPTED}{meant}")
     return files
