@@ -9,11 +9,14 @@ from pydantic import ValidationError
 from flows.calls import Step
 from flows.deployment_file import Pipeline
 from flows.finetune import plan
-from tasks.artifacts import Artifact, Base, Rows, Splits, Tokens
+from flows.inputs import inputs, looked_at
+from flows.plan_sample import Sampled, base_here, sampled
+from tasks.artifacts import Artifact, Base, Tokens
 from tasks.budget import Case, Estimate, Ground, calibration, devices, estimate, remedies, shapes, shortage, work
 from tasks.budget.timing import Rate, rate_of
 from tasks.config import STAGES, Compute, Method, Settings
 from tasks.errors import ConfigError
+from tasks.ingest import SourceFile
 from tasks.row_search import manifest
 
 KINDS = ("lora", "qlora", "full", "spectrum")
@@ -29,6 +32,7 @@ class Costs:
     others: Sequence[Estimate]
     warning: str
     notes: Sequence[str]
+    rows_from: str = ""  # where rows are estimated, from what
 
     @property
     def is_most(self) -> bool:
@@ -53,22 +57,27 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     """
     settings = pipeline.settings
     machine, notes = _with_packages(devices.machine(device), settings.compute)
-    steps = plan(settings, pipeline.until, pipeline.refresh)
+    with looked_at(settings):
+        steps = plan(settings, pipeline.until, pipeline.refresh)
+        read = inputs(settings)
     if STAGES.index(pipeline.until) < STAGES.index("train"):
         return Planned(steps=steps, costs=None)
     made = {step.stage: step.record or step.last for step in steps}
     try:
-        ground = _ground(settings, made)
+        ground, sample = _ground(settings, made, read.files, _is_read(steps))
     except ValueError as error:  # files that the arithmetic does not know
         return Planned(steps=steps, costs=None, unknown=f"what training takes cannot be said: {error}")
     if ground is None:
         unknown = f"what training takes is known once the base is here: tunewright run {what} --until base"
         return Planned(steps=steps, costs=None, unknown=unknown)
+    if sample and sample.is_too_long:
+        return Planned(steps=steps, costs=None, unknown=f"what training takes cannot be said: {sample.too_long}")
     case = Case(ground, settings.method, settings.training, settings.compute, machine)
     rates = _Rates(case, made)
     if calibrate:
         rates.calibrate(what)
-    return Planned(steps=steps, costs=_costs(case, rates, notes))
+    notes += [sample.too_long] if sample and sample.too_long else []
+    return Planned(steps=steps, costs=_costs(case, rates, notes, sample.said if sample else ""))
 
 
 def _with_packages(machine: devices.Machine, compute: Compute) -> tuple[devices.Machine, list[str]]:
@@ -87,38 +96,38 @@ def _with_packages(machine: devices.Machine, compute: Compute) -> tuple[devices.
     return machine._replace(device=device), notes
 
 
-def _ground(settings: Settings, made: dict[str, Artifact | None]) -> Ground | None:
-    """The base and the rows: as render made them, or as texts of split or ingest, or as long as they may be."""
+def _is_read(steps: Sequence[Step]) -> bool:
+    """Whether ingest has read the sources as they are: else what was made the last time is of other data."""
+    return any(step.stage == "ingest" and step.record for step in steps)
+
+
+def _ground(
+    settings: Settings, made: dict[str, Artifact | None], files: Sequence[SourceFile], is_read: bool
+) -> tuple[Ground | None, Sampled | None]:
+    """The base, and the rows: as render made them, some of earlier ones, or as long as they may be."""
     base, tokens, splits, rows = (made.get(stage) for stage in ("base", "render", "split", "ingest"))
     if isinstance(base, Base):
         shape, config = shapes.shape_in(base.weights), shapes.config_in(base.weights)
     else:
         shape = shapes.shape_at(settings.model.base, settings.model.revision)
         if shape is None:
-            return None
+            return None, None
         config = shape.config
-    if isinstance(tokens, Tokens) and _is_of(tokens, splits):
-        number, sample = work.rows_of_render(tokens.path("train.parquet"))
-        return Ground(shape, config, "render", number, tokens.num_validation, sample, tokens.longest)
-    if isinstance(splits, Splits):
-        number, sample = work.rows_of_texts(splits.path("train.parquet"))
-        return Ground(shape, config, "split", number, splits.num_validation, sample, _longest(sample))
-    if isinstance(rows, Rows) and rows.num_rows:
-        validation, test = settings.split.validation, settings.split.test
-        number, sample = work.rows_of_texts(rows.path("rows.parquet"), 1 - validation - test)
-        num_validation = int(rows.num_rows * validation)
-        return Ground(shape, config, "ingest", max(1, number), num_validation, sample, _longest(sample))
+    if is_read and isinstance(tokens, Tokens) and _is_of(tokens, splits):
+        number, some = work.rows_of_render(tokens.path("train.parquet"))
+        return Ground(shape, config, "render", number, tokens.num_validation, some, tokens.longest), None
+    of = (splits or rows) if is_read else None
+    if found := sampled(settings, base_here(settings, base), of, files):
+        longest = max(len(row["input_ids"]) for row in found.rows)
+        ground = Ground(shape, config, found.source, found.num_rows, found.num_validation, found.rows, longest)
+        return ground, found
     batch, longest = settings.training.batch, settings.model.max_length
-    return Ground(shape, config, "settings", batch, 0, work.rows_assumed(longest, batch), longest)
+    return Ground(shape, config, "settings", batch, 0, work.rows_assumed(longest, batch), longest), None
 
 
 def _is_of(tokens: Tokens, splits: Artifact | None) -> bool:
     """Whether render made them of these sides: rows that it made of others say nothing of these."""
     return splits is not None and manifest(tokens)["ingredients"].get("splits") == f"split {splits.digest}"
-
-
-def _longest(rows: Sequence[work.Row]) -> int:
-    return max(len(row["input_ids"]) for row in rows)
 
 
 class _Rates:
@@ -152,7 +161,7 @@ class _Rates:
         return found or rate_of(machine.teraflops)
 
 
-def _costs(case: Case, rates: _Rates, notes: Sequence[str]) -> Costs:
+def _costs(case: Case, rates: _Rates, notes: Sequence[str], rows_from: str) -> Costs:
     chosen = estimate(case, rates.of(case.method))
     others = []
     for kind in KINDS:
@@ -166,7 +175,15 @@ def _costs(case: Case, rates: _Rates, notes: Sequence[str]) -> Costs:
     source, warning = case.ground.source, shortage(chosen, [] if chosen.fits else remedies(case))
     if warning and source == "settings":
         warning = f"if rows were as long as model.max_length={case.ground.longest} allows: {warning}"
-    return Costs(machine=case.machine, source=source, chosen=chosen, others=others, warning=warning, notes=notes)
+    return Costs(
+        machine=case.machine,
+        source=source,
+        chosen=chosen,
+        others=others,
+        warning=warning,
+        notes=notes,
+        rows_from=rows_from,
+    )
 
 
 def _as_set(method: Method, kind: str) -> Method:
@@ -182,7 +199,13 @@ def as_json(planned: Planned) -> dict[str, Any]:
     costs = planned.costs
     device = costs.machine.device.model_dump() | {"free_bytes": costs.machine.free_bytes}
     methods = [one_as_json(one) for one in (costs.chosen, *costs.others)]
-    told = {"device": device, "rows": costs.source, "at_most": costs.is_most, "methods": methods}
+    told = {
+        "device": device,
+        "rows": costs.source,
+        "rows_from": costs.rows_from,
+        "at_most": costs.is_most,
+        "methods": methods,
+    }
     return {"training": told | {"warning": costs.warning, "notes": list(costs.notes)}}
 
 

@@ -80,7 +80,7 @@ def _rows(costs: Costs) -> list[tuple[str, str]]:
     tokens, computed = work.row_tokens * work.num_rows, work.computed_tokens * work.num_rows
     said = f"{work.num_rows:,} with about {tokens:,.0f} tokens"
     said += f", of which {computed:,.0f} are computed" if computed < 0.99 * tokens else ""
-    said += f", estimated from the texts of {costs.source}" if costs.source != "render" else ""
+    said += f", estimated {costs.rows_from}" if costs.rows_from else ""
     return [("rows", said), ("steps", f"{one.num_steps:,}, {at_once}"), ("time", _time(one))]
 
 

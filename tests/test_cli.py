@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -210,14 +211,13 @@ def test_a_plan_compares_adapters_of_the_same_size_where_it_can(after_first: Run
     assert "qlora" not in learning("method.init=pissa")  # which it refuses
 
 
-def test_a_plan_before_anything_ran_knows_the_base_and_not_the_rows(tunewright: Run) -> None:
+def test_a_plan_before_anything_ran_looks_at_the_first_rows(tunewright: Run) -> None:
     result = tunewright("plan", "tiny.yaml")
     assert result.exit_code == 0
     page = " ".join(result.stdout.split())
-    assert "not read yet: at most model.max_length=128 tokens each" in page
-    assert "memory at most " in page
+    assert re.search(r"estimated from the \d+ rows of the sources, rendered", page)
     told = json.loads(tunewright("plan", "tiny.yaml", "--json").stdout)["training"]
-    assert (told["rows"], told["at_most"]) == ("settings", True)
+    assert (told["rows"], told["at_most"]) == ("sample", False)
     assert "what it would take" not in tunewright("plan", "tiny.yaml", "--until", "render").stdout
     code, line = refusal(tunewright("plan", "tiny.yaml", "--device", "rtx-4900"))
     assert (code, "did you mean rtx-4090?" in line) == (2, True)

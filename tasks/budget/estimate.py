@@ -85,6 +85,12 @@ def _notes(case: Case, peak: int, evaluation: int) -> Iterator[str]:
             f"the base is a mixture of experts: their {shape.num_expert:,} weights do not learn by "
             f"{method.kind}{packed}; the linear modules beside them do"
         )
+    every, steps = case.training.evaluate_every, case.training.max_steps
+    if every and steps and every > steps:
+        yield (
+            f"training.evaluate_every={every} is more than training.max_steps={steps}: the validation rows are "
+            "evaluated once, at the end, so nothing can stop early"
+        )
     if evaluation > peak:
         precision = "bfloat16" if machine.device.kind == "cuda" else "float32"
         free = "" if evaluation <= machine.free_bytes else f", and {machine.free_bytes / 1e9:.1f} GB are free"

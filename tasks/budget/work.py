@@ -6,7 +6,7 @@ stand for them.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +16,8 @@ from tasks.artifacts import IGNORED
 from tasks.budget.memory import Load
 from tasks.cutting import Layout, Row, cut, num_tokens, shared_prefix, side_by_side
 
-Source = Literal["render", "split", "ingest", "settings"]  # counted, estimated from texts, or the longest there can be
+# Counted; estimated from some of the rows that a stage made, or that the files have; or the longest there can be.
+Source = Literal["render", "split", "ingest", "sample", "settings"]
 
 MOST_ROWS = 20_000  # that are read
 SAMPLE = 2_000  # of them, that steps are drawn from
@@ -49,28 +50,25 @@ def rows_of_render(file: Path) -> tuple[int, list[Row]]:
     return parquet.metadata.num_rows, table.take(np.sort(drawn)).to_pylist()
 
 
-def rows_of_texts(file: Path, share: float = 1.0) -> tuple[int, list[Row]]:
-    """How many rows will train of those of ingest or split, about, and what some may be as tokens.
-
-    What rows begin with together is not known yet.
-    """
+def conversations_in(file: Path) -> tuple[int, list[list[dict[str, str]]]]:
+    """How many rows a row table has, and the messages of the first of them."""
     parquet = pq.ParquetFile(file)
-    lengths = [_guessed(row) for row in next(parquet.iter_batches(1_000, columns=["messages"])).to_pylist()]
-    rows = [_stand_in(length, number) for number, length in enumerate(lengths)]
-    return int(share * parquet.metadata.num_rows), rows
+    first = next(parquet.iter_batches(1_000, columns=["messages"]))
+    return parquet.metadata.num_rows, first["messages"].to_pylist()
 
 
 def rows_assumed(longest: int, num: int) -> list[Row]:
     """Rows as long as the settings allow: what nothing is known of could be."""
-    return [_stand_in(longest, number) for number in range(num)]
+    return [stand_in(longest, number) for number in range(num)]
 
 
-def _guessed(row: Mapping[str, Any]) -> int:
-    texts = [message["content"] or "" for message in row["messages"]]
+def guessed(messages: Sequence[Mapping[str, str]]) -> int:
+    """About how many tokens a conversation has."""
+    texts = [message["content"] or "" for message in messages]
     return 8 + sum(8 + len(text.encode()) // BYTES_A_TOKEN for text in texts)  # and the template's own
 
 
-def _stand_in(length: int, number: int) -> Row:
+def stand_in(length: int, number: int) -> Row:
     """A row that begins unlike any of another number, and whose last quarter is its answer."""
     prompt = length - max(1, length // 4)
     return {"input_ids": [number] * length, "labels": [IGNORED] * prompt + [0] * (length - prompt)}

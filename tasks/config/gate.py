@@ -45,7 +45,7 @@ class Gate(Section):
         default=0.0,
         ge=0,
         description="The candidate must be better than the base and the champion by more than this, in the metric's "
-        "own unit",
+        "own unit: below 1 where its scores are from 0 to 1",
     )
     at_least: float | None = Field(
         default=None,

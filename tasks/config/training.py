@@ -112,7 +112,10 @@ class Training(Section):
         "empty is the whole batch; fewer where memory runs out",
     )
     evaluate_every: int | None = Field(
-        default=None, ge=1, description="Steps between two evaluations of the validation rows; empty is twice an epoch"
+        default=None,
+        ge=1,
+        description="Steps between two evaluations of the validation rows; empty is twice an epoch; more than "
+        "there are steps is once, at the end",
     )
     best_by: Literal["loss", "exact_match", "token_f1", "chrf"] = Field(
         default="loss",

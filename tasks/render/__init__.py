@@ -8,6 +8,7 @@ contract.json says what a server must agree with to ask as the model was trained
 import importlib.metadata
 import json
 from collections import Counter
+from collections.abc import Sequence
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,7 @@ from tasks.errors import RETRIES, RETRY_SECONDS, DataError, is_retried
 from tasks.models import check_served, load_tokenizer
 from tasks.render.report import measure, preview, write_report
 
-__all__ = ["preview", "render"]
+__all__ = ["Bound", "bound_of", "lengths_in_words", "preview", "render"]
 
 SIDES = ("train", "validation", "test")
 BATCH = 1_000  # rows in memory at once
@@ -126,9 +127,10 @@ def _stop_for_long(quarantine: list[dict[str, Any]], num_rows: int, bound: Bound
     long = [row for row in quarantine if row["reason"] == TOO_LONG]
     if long:
         longest = max(long, key=lambda row: row["length"])
+        found = lengths_in_words([row["length"] for row in long])
         raise DataError(
-            f"{len(long)} of {num_rows} rows are longer than {bound} and would lose answer tokens: they have "
-            f"{_lengths(long)}; the longest is {_where(longest)}: {bound.cure(longest['length'])}",
+            f"{len(long)} of {num_rows} rows are longer than {bound} and would lose answer tokens: they have {found}; "
+            f"the longest is {_where(longest)}: {bound.cure(longest['length'])}",
             see=("quarantine.parquet",),
         )
 
@@ -160,18 +162,18 @@ def _emptied(side: str, refused: list[dict[str, Any]], bound: Bound) -> str:
     longest = max(row["length"] for row in long)
     return (
         f"render leaves no row in {side}: {len(long)} of its {len(refused)} rows are longer than {bound}, they have "
-        f"{_lengths(long)}: {bound.cure(longest)}"
+        f"{lengths_in_words([row['length'] for row in long])}: {bound.cure(longest)}"
     )
 
 
-def _lengths(long: list[dict[str, Any]]) -> str:
-    lengths = sorted(row["length"] for row in long)
-    if len(lengths) == 1:
-        return f"{lengths[0]:,}"
-    return f"{lengths[0]:,} to {lengths[-1]:,}, median {median_low(lengths):,}"
+def lengths_in_words(lengths: Sequence[int]) -> str:
+    """The shortest, the longest and the median of some lengths."""
+    shortest, longest = min(lengths), max(lengths)
+    return f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}, median {median_low(lengths):,}"
 
 
-def _bound(base: Base, model: Model) -> Bound:
+def bound_of(base: Base, model: Model) -> Bound:
+    """The most tokens that a row of this base and these settings may have."""
     config = json.loads((base.weights / "config.json").read_text(encoding="utf-8"))
     return Bound(model.max_length, config.get("max_position_embeddings") or model.max_length)
 
@@ -205,7 +207,7 @@ def render(
     """
     chat = Chat(load_tokenizer(base), base.weights)
     check_served(base, chat.tokenizer, _texts(splits))
-    bound = _bound(base, model)
+    bound = bound_of(base, model)
     refused = {
         side: render_side(
             chat,

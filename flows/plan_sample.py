@@ -1,0 +1,92 @@
+"""Rows as a plan takes them before render has made any: some conversations, rendered where the base is here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tasks.artifacts import Artifact, Base, Rows, Splits
+from tasks.budget import work
+from tasks.chat import Chat, Message, Tokenized, tokenize
+from tasks.config import Model, Settings
+from tasks.ingest import SourceFile
+from tasks.ingest.sampling import first_rows
+from tasks.models import load_tokenizer
+from tasks.render import bound_of, lengths_in_words
+
+
+class Sampled(NamedTuple):
+    """Rows that train, as far as some of them tell; and in words what they are of, and which are too long."""
+
+    source: work.Source
+    num_rows: int
+    num_validation: int
+    rows: Sequence[work.Row]
+    said: str
+    too_long: str = ""
+    is_too_long: bool = False  # all of them
+
+
+def sampled(
+    settings: Settings, base: Base | None, made: Artifact | None, files: Sequence[SourceFile]
+) -> Sampled | None:
+    """Some of the rows that split or ingest made, or of the sources where they made none; None without any."""
+    share, validation = 1 - settings.split.validation - settings.split.test, settings.split.validation
+    if isinstance(made, Splits):
+        number, conversations = work.conversations_in(made.path("train.parquet"))
+        train, num_validation, source = number, made.num_validation, "split"
+    elif isinstance(made, Rows) and made.num_rows:
+        number, conversations = work.conversations_in(made.path("rows.parquet"))
+        train, num_validation, source = int(share * number), int(number * validation), "ingest"
+    else:
+        found = first_rows(files, settings.data)
+        if found is None:
+            return None
+        number, conversations = found.drawn + found.train, found.conversations
+        train, num_validation = int(share * found.drawn + found.train), int(validation * found.drawn)
+        source = "sample"
+    looked = len(conversations)
+    of = "the sources" if source == "sample" else source
+    which = f"{'the' if looked >= number else 'the first'} {looked:,} rows of {of}"
+    rows = _rendered(conversations, base, settings.model)
+    if rows is None:
+        guessed = [work.stand_in(work.guessed(messages), at) for at, messages in enumerate(conversations)]
+        return Sampled(source, max(1, train), num_validation, guessed, f"from the texts of {which}")
+    assert base
+    bound = bound_of(base, settings.model)
+    long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > bound.limit]
+    kept = [row for row in rows if len(row["input_ids"]) <= bound.limit]
+    too_long = ""
+    if long:
+        ends = "render will stop" if settings.model.on_long == "error" else "render will leave them out"
+        too_long = (
+            f"{len(long):,} of {which} are longer than {bound}, so {ends}: they have {lengths_in_words(long)}; "
+            f"{bound.cure(max(long))}"
+        )
+    said = f"from {which}, rendered"
+    return Sampled(source, max(1, train), num_validation, kept or rows, said, too_long, is_too_long=not kept)
+
+
+def base_here(settings: Settings, made: Artifact | None) -> Base | None:
+    """The base as a folder: as the stage made it, or where the settings name one."""
+    if isinstance(made, Base):
+        return made
+    folder = Path(settings.model.base).expanduser()
+    if not folder.is_dir():
+        return None
+    reference = settings.model.base
+    return Base(
+        folder=folder.absolute(), reference=reference, revision=None, location=Path(), digest="", weights_digest=""
+    )
+
+
+def _rendered(conversations: Sequence[Sequence[Message]], base: Base | None, model: Model) -> list[work.Row] | None:
+    """The conversations that can be trained as tokens; None where that cannot be said without the base."""
+    if base is None:
+        return None
+    try:
+        chat = Chat(load_tokenizer(base), base.weights)
+    except (OSError, ValueError):  # of the tokenizer's files; the run says what is wrong with them
+        return None
+    made = tokenize(chat, conversations, last_only=False)
+    rows = [{"input_ids": each.input_ids, "labels": each.labels} for each in made if isinstance(each, Tokenized)]
+    return rows or None
