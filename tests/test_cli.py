@@ -318,7 +318,10 @@ def test_a_short_run_ends_with_what_can_be_said_so_far(tunewright: Run) -> None:
         (["--set", "gate.metric=chrf", "--set", "evaluation.metrics=exact_match"], ["gate.metric=chrf"]),
         (["--set", "model.base=./nowhere"], ["model.base=./nowhere", "no such folder"]),
         (["--set", "model.base=package:nothing/x.gguf"], ["model.base=package:nothing/x.gguf"]),
-        (["--set", "model.base=nobody/nothing"], ["model.base=nobody/nothing", "no such folder here", "the hub"]),
+        (
+            ["--set", "model.base=nobody/nothing"],
+            ["model.base=nobody/nothing", "taken for a hub id, as there is no folder", "the hub"],
+        ),
         (["--until", "split", "--require-promotion"], ["--require-promotion", "ends with split"]),
         (["--set", "data.sources=nowhere.jsonl"], ["nowhere.jsonl"]),
         (["--until", "trian"], ['--until "trian": did you mean train? accepted: ingest, base']),

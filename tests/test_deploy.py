@@ -220,7 +220,7 @@ def test_a_base_that_the_hub_has_not_is_refused_and_what_was_deployed_stays(
     deploy(file, None, "local")
     before = client.read_deployment_by_name("finetune/drops").parameters
     file.write_text(file.read_text().replace(before["model"]["base"], "models/nope"))
-    with pytest.raises(ConfigError, match=r"drops.yaml line 9: model.base=models/nope: no such folder here, and the"):
+    with pytest.raises(ConfigError, match=r"drops.yaml line 9: model.base=models/nope: taken for a hub id, as there"):
         deploy(file, None, "local")
     assert client.read_deployment_by_name("finetune/drops").parameters == before
 
