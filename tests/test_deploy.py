@@ -243,6 +243,23 @@ def test_no_two_deployments_get_one_model_from_their_names(
     client.delete_deployment(client.read_deployment_by_name("finetune/Drops!").id)
 
 
+def test_a_deployed_run_begins_in_the_folder_of_its_file_wherever_deploy_was_called(
+    client: SyncPrefectClient, write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write().rename("elsewhere.yaml")
+    file.write_text(file.read_text().replace("name: drops", "name: elsewhere"))
+    Path("called/in").mkdir(parents=True)
+    monkeypatch.chdir("called")
+    result = deploy(Path("../elsewhere.yaml"), None, "local")
+    assert Path.cwd() == tmp_path / "called"
+    made = client.read_deployment_by_name("finetune/elsewhere")
+    assert made.pull_steps == [{"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path)}}]
+    assert made.parameters["data"] == {"sources": [{"path": "in/*.jsonl"}]}
+    monkeypatch.chdir(tmp_path)
+    again = deploy(Path("elsewhere.yaml"), None, "local")
+    assert [each.state for each in (*result.deployed, *again.deployed)] == ["made", "unchanged"]
+
+
 def test_a_time_that_never_comes_and_a_pool_that_is_not_there_are_refused(
     client: SyncPrefectClient, write: Callable[..., Path]
 ) -> None:
