@@ -88,5 +88,7 @@ def _rendered(conversations: Sequence[Sequence[Message]], base: Base | None, mod
     except (OSError, ValueError):  # of the tokenizer's files; the run says what is wrong with them
         return None
     made = tokenize(chat, conversations, last_only=False)
-    rows = [{"input_ids": each.input_ids, "labels": each.labels} for each in made if isinstance(each, Tokenized)]
+    rows: list[work.Row] = [
+        {"input_ids": each.input_ids, "labels": each.labels} for each in made if isinstance(each, Tokenized)
+    ]
     return rows or None
