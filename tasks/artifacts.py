@@ -135,6 +135,7 @@ class Base(Artifact):
     revision: str | None
     location: Path  # of the weights; a relative one lies inside the artifact
     weights_digest: str
+    quick_digest: str = ""  # the same, with the size of the weights in place of their content
     special_tokens: tuple[str, ...] = ()  # that text must not contain: they would become control tokens
 
     @property

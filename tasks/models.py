@@ -104,7 +104,10 @@ def identity(reference: str) -> str:
             raise ConfigError(f"model.base={error}") from error
     folder = Path(reference).expanduser()
     if folder.is_dir():
-        return _folder_digest(folder)
+        try:
+            return _folder_digest(folder)
+        except OSError as error:
+            raise ConfigError(f"model.base={folder}: {error.filename} cannot be read: {error.strerror}") from error
     meant = or_meant(reference)
     if meant or reference.startswith((".", "/", "~")) or reference.count("/") != 1 or folder.parent.is_dir():
         raise ConfigError(
@@ -168,9 +171,18 @@ def _check_settings(folder: Path) -> None:
                 raise ValueError(f"{file.name} is no JSON object; copy it anew")
 
 
-def _gone(base: Base) -> str:
-    """What is gone of a base whose weights lie elsewhere, such as in the hub's cache; empty where it is there."""
-    return "" if base.weights.is_dir() else f"{base.weights} is gone"
+def _lost(base: Base) -> str:
+    """What is gone or changed of a base whose weights lie elsewhere, such as in the hub's cache; empty if nothing is.
+
+    It looks at all but the content of the weights, so that a run that changes nothing stays quick.
+    """
+    if not base.weights.is_dir():
+        return f"{base.weights} is gone"
+    try:
+        is_same = not base.location.is_absolute() or weights_digest(base.weights, quick=True) == base.quick_digest
+    except ValueError as error:
+        return str(error)
+    return "" if is_same else f"{base.weights} was changed"
 
 
 @task(
@@ -180,7 +192,7 @@ def _gone(base: Base) -> str:
     retry_delay_seconds=RETRY_SECONDS,
     retry_condition_fn=is_retried,
 )
-@cached(libraries=("transformers", "gguf"), lost=_gone)
+@cached(libraries=("transformers", "gguf"), lost=_lost)
 def base(folder: Path, reference: str, revision: str | None, identity: str) -> Base:
     """The base as a folder of safetensors; converted once if it is a GGUF file."""
     try:
@@ -194,6 +206,12 @@ def base(folder: Path, reference: str, revision: str | None, identity: str) -> B
     digest = _folder_digest(weights)
     (folder / "base.txt").write_text(f"{reference}\n{digest}\n", encoding="utf-8")
     location = weights.relative_to(folder) if weights.is_relative_to(folder) else weights.absolute()
-    made = Base(reference=reference, revision=revision, location=location, weights_digest=digest)
+    made = Base(
+        reference=reference,
+        revision=revision,
+        location=location,
+        weights_digest=digest,
+        quick_digest=weights_digest(weights, quick=True),
+    )
     tokenizer = load_tokenizer(made.model_copy(update={"folder": folder}))
     return made.model_copy(update={"special_tokens": special_tokens(tokenizer)})

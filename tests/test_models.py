@@ -1,5 +1,6 @@
 """The digest of a base is of all that loading it reads, and of nothing else; what cannot be read is one line."""
 
+import errno
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import pytest
 
 from tasks.artifacts import Base
 from tasks.errors import ConfigError
-from tasks.models import identity, load_tokenizer
+from tasks.models import base, identity, load_tokenizer
 from tasks.serving import LOADED
 
 
@@ -116,20 +117,74 @@ def test_settings_that_were_cut_are_one_line(folder: Path, name: str, text: str)
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_one_line(tiny_base: Base, folder: Path) -> None:
-    base = tiny_base.model_copy(update={"folder": folder})
+    copied = tiny_base.model_copy(update={"folder": folder})
     whole = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(whole[: len(whole) // 2])
     with pytest.raises(ConfigError, match=r"^model\.base=.*: its tokenizer cannot be loaded from .*: [^\n]+$"):
-        load_tokenizer(base)
+        load_tokenizer(copied)
 
 
 def test_a_tokenizer_whose_code_lies_in_the_base_is_one_line_and_not_run(tiny_base: Base, folder: Path) -> None:
-    base = tiny_base.model_copy(update={"folder": folder})
+    copied = tiny_base.model_copy(update={"folder": folder})
     file = folder / "tokenizer_config.json"
     own = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
     file.write_text(json.dumps(json.loads(file.read_text()) | own))
     (folder / "config.json").write_text(json.dumps({"model_type": "own"}))
     (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
     with pytest.raises(ConfigError, match=r"^model\.base=.*: its tokenizer cannot be loaded from .*: [^\n]+$"):
-        load_tokenizer(base)
+        load_tokenizer(copied)
     assert not (folder / "ran").exists()
+
+
+def test_stages_that_read_a_base_see_that_its_merges_changed(folder: Path) -> None:
+    before = base.fn(str(folder), None, identity(str(folder)))
+    (folder / "merges.txt").write_text("a b\n")
+    after = base.fn(str(folder), None, identity(str(folder)))
+    assert (before.key != after.key, before.digest != after.digest) == (True, True)
+
+
+def test_a_base_that_left_the_hubs_cache_or_changed_there_is_fetched_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+
+    def fetch(reference: str, *_: object) -> Path:
+        fetched.append(reference)
+        shutil.copytree(tiny, folder, dirs_exist_ok=True)
+        return folder
+
+    tiny = folder.rename(folder.with_name("on_the_hub"))
+    monkeypatch.setattr("tasks.models.resolve", fetch)
+    for _ in range(2):
+        assert base.fn("org/name", None, "org/name").weights == folder
+    assert fetched == ["org/name"]
+    shutil.rmtree(folder)
+    before = base.fn("org/name", None, "org/name")
+    assert fetched == ["org/name", "org/name"]
+    (tiny / "merges.txt").write_text("a b\n")
+    (folder / "merges.txt").write_text("a b\n")
+    assert base.fn("org/name", None, "org/name").digest != before.digest
+    assert fetched == ["org/name"] * 3
+
+
+def test_a_base_that_cannot_be_read_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder / "model.safetensors"))
+
+    monkeypatch.setattr("tasks.serving._content", forbidden)
+    with pytest.raises(ConfigError, match=rf"^model\.base={folder}: .*model.safetensors cannot be read: Permission"):
+        identity(str(folder))
+
+
+def test_a_tokenizer_saved_offline_and_one_saved_online_are_one(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    digests, texts = set(), set()
+    for offline in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not offline:
+                patch.setattr("transformers.tokenization_utils_base.is_offline_mode", lambda: False)
+            AutoTokenizer.from_pretrained(folder, local_files_only=offline).save_pretrained(folder)
+        digests.add(identity(str(folder)))
+        texts.add((folder / "tokenizer_config.json").read_text())
+    assert (len(digests), len(texts)) == (1, 2)
