@@ -6,23 +6,26 @@ prompt's end and the stop token, which is trained too. So a label never depends 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from jinja2 import TemplateError
-
+from tasks import bounded
 from tasks.artifacts import IGNORED
-from tasks.errors import ConfigError
+from tasks.bounded import Unreadable
+from tasks.errors import ConfigError, DataError
 
 DATE = "26 Jul 2024"  # what a template that writes today's date gets, so that rows do not change overnight
 FIXED_DATE = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro +%}}"
 
-# What a template raises on a conversation: its own refusals, and Python's where it takes a text for something else.
-TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+BATCH = 1_000  # conversations
+BATCH_CHARACTERS = 4_000_000
+SECONDS_EACH = 0.02  # of a conversation, a hundred times what the template of a usual model takes
+MOST_WRITTEN = 64_000_000  # characters for one batch
 
 Message = dict[str, str]
+Written = tuple[str, str | None]  # a conversation as text, and what the template refuses in it
 At = TypeVar("At")
 
 
@@ -52,6 +55,43 @@ class Turn(NamedTuple):
     prompt_ids: list[int]
 
 
+def write_conversations(
+    template: str, conversations: list[list[Message]], special: dict[str, Any], ask: bool
+) -> list[Written]:
+    """Each conversation as a chat template writes it, as `apply_chat_template` does: for a bounded process."""
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    written: list[Written] = []
+    left = MOST_WRITTEN
+    for messages in conversations:
+        try:
+            (text,), _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=ask, **special)
+            written.append((text, None))
+            left -= len(text)
+        except TemplateError as error:  # its words are the template's own
+            written.append(("", str(error)))
+        except MemoryError:
+            raise
+        except Exception as error:  # of Python, where it takes a text for something else
+            written.append(("", f"{type(error).__name__}: {error}"))
+        if left < 0:
+            raise ValueError(f"writes more than {MOST_WRITTEN:,} characters for {len(conversations)} conversations")
+    return written
+
+
+def _batches(conversations: Sequence[Sequence[Message]]) -> Iterator[Sequence[Sequence[Message]]]:
+    """Conversations that are rendered at once: so many, with about so many characters."""
+    start = size = 0
+    for end, messages in enumerate(conversations):
+        size += sum(len(message["content"]) for message in messages)
+        if end - start == BATCH or (size > BATCH_CHARACTERS and end > start):
+            yield conversations[start:end]
+            start, size = end, 0
+    if start < len(conversations):
+        yield conversations[start:]
+
+
 class Chat:
     """A base's tokenizer and chat template, found fit for training: after an answer the template says stop.
 
@@ -75,13 +115,24 @@ class Chat:
         self.stop_token, self.generation_prompt = self._probe(weights)
 
     def texts(self, conversations: Sequence[Sequence[Message]], *, ask: bool = False) -> list[str]:
-        """The conversations as the template writes them; `ask` adds what makes the model answer."""
-        if not conversations:
-            return []
+        """The conversations as the template writes them; `ask` adds what makes the model answer.
+
+        Raises Unreadable where the template refuses one, or takes too much time or memory.
+        """
+        written = self.written(conversations, ask=ask)
+        if refused := next((error for _, error in written if error is not None), None):
+            raise Unreadable(refused)
+        return [text for text, _ in written]
+
+    def written(self, conversations: Sequence[Sequence[Message]], *, ask: bool = False) -> list[Written]:
+        """The text of each conversation, or why the template refuses it. Raises Unreadable where it met a limit."""
         dated = FIXED_DATE + self.template if "strftime_now" in self.template else self.template
-        return self.tokenizer.apply_chat_template(
-            conversations, chat_template=dated, tokenize=False, add_generation_prompt=ask
-        )
+        special = self.tokenizer.special_tokens_map
+        written: list[Written] = []
+        for batch in _batches(conversations):
+            seconds = bounded.SECONDS + len(batch) * SECONDS_EACH
+            written += bounded.call(write_conversations, dated, batch, special, ask, seconds=seconds)
+        return written
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """The tokens of texts, to which the tokenizer must not add any: the template wrote the special ones."""
@@ -93,7 +144,7 @@ class Chat:
         try:
             whole, bare = self.texts([[question, answer], [question]])
             (prompt,) = self.texts([[question]], ask=True)
-        except TemplateError as error:
+        except Unreadable as error:
             raise ConfigError(
                 f"model.base={weights}: its chat template cannot write a plain answer: {error}"
             ) from error
@@ -174,14 +225,14 @@ def _texts(
 ) -> dict[At, str | Untrainable]:
     """Each conversation as the template writes it, or why the template refuses it."""
     try:
-        return dict(zip(conversations, chat.texts([*conversations.values()], ask=ask), strict=True))
-    except TEMPLATE_FAULTS as error:
-        if len(conversations) == 1:
-            (at,) = conversations
-            said = f"the chat template of model.base refuses the conversation: {error}"
-            return {at: Untrainable("refused_by_template", said)}
-    # One of many was refused: one at a time it is found.
-    return {at: text for at, each in conversations.items() for text in _texts(chat, {at: each}, ask=ask).values()}
+        written = chat.written([*conversations.values()], ask=ask)
+    except Unreadable as error:  # a limit of all of them, which each of them could meet alone
+        raise DataError(f"the chat template of model.base for {len(conversations):,} conversations {error}") from error
+    refused = "the chat template of model.base refuses the conversation: "
+    return {
+        at: text if error is None else Untrainable("refused_by_template", f"{refused}{error}")
+        for at, (text, error) in zip(conversations, written, strict=True)
+    }
 
 
 def _label(

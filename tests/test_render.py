@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CHATML, MakeSplits, messages, tiny_tokenizer
 
+from tasks import bounded
 from tasks.artifacts import Base, Tokens
 from tasks.chat import Chat, Tokenized, Untrainable, tokenize
 from tasks.config import Model
@@ -34,6 +35,7 @@ THINKING = (  # as Qwen3's: only the last answer is written with its (empty) tho
     "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+LOOPS = "".join(f"{{% for {i} in range(99999) %}}" for i in "abc") + "{% endfor %}" * 3  # 10^15 turns
 HEADERS = ("<|start_header_id|>", "<|end_header_id|>")
 TWO_TURNS = ("one two", "three", "Where is my order?", "It left — 注文 👩‍🚀 héllo")
 SIDES = ("train", "validation", "test")
@@ -453,3 +455,43 @@ def test_a_tokenizer_that_would_be_another_one_in_a_version_is_refused_before_tr
     said = r"tokenizer is a GemmaTokenizer, and away from its weights a TokenizersBackend, with other tokens for '"
     with pytest.raises(ConfigError, match=said):
         rendered(make_splits, of_another_class(make_base), TWO_TURNS)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (LOOPS, "takes more than 1 s of processor time"),
+        ("{{ 'a' * 3000000000 }}", "takes more than 500 MB of memory"),
+        ("{{ '%2000000000d' % 1 }}", "takes more than 500 MB of memory"),
+        ("{{ 'a' | center(3000000000) }}", "takes more than 500 MB of memory"),
+        (
+            "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+            "takes more than 500 MB of memory",
+        ),
+        ("{{ 'a' * 60000000 }}{{ 'a' * 6000000 }}", "writes more than 64,000,000 characters for 2 conversations"),
+        (
+            "{% macro deep() %}{{ deep() }}{% endmacro %}{{ deep() }}",
+            "RecursionError: maximum recursion depth exceeded",
+        ),
+        ("{% include 'other' %}", "TypeError: no loader for this environment specified"),
+        ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe."),
+    ],
+)
+def test_a_template_that_takes_too_much_is_refused_in_one_line(
+    template: str, said: str, make_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "SECONDS", 1)
+    base = make_base(tiny_tokenizer(template))
+    with pytest.raises(ConfigError) as raised:
+        Chat(load_tokenizer(base), base.weights)
+    assert str(raised.value) == f"model.base={base.weights}: its chat template cannot write a plain answer: {said}"
+
+
+def test_a_template_that_loops_for_one_row_alone_is_refused(
+    make_base: MakeBase, make_splits: MakeSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "SECONDS", 1)
+    base = make_base(tiny_tokenizer(f"{{% if messages[0].content == 'loop' %}}{LOOPS}{{% endif %}}{CHATML}"))
+    splits = make_splits([("one", "two"), ("loop", "three")], [("a", "b")], [("c", "d")])
+    with pytest.raises(DataError, match=r"the chat template of model.base for 2 conversations takes more than 1 s of"):
+        render.fn(splits, base, MODEL)

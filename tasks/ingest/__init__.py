@@ -9,7 +9,8 @@ not parsed.
 import difflib
 import hashlib
 import heapq
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, DataError, is_retr
 from tasks.ingest.files import SourceFile, source_files, unchanged
 from tasks.ingest.held_out import write_held_out
 from tasks.ingest.needs import Need, stop_on_needs
+from tasks.ingest.opening import num_bytes
 from tasks.ingest.parsing import Refused
 from tasks.ingest.parts import LIBRARIES, columns_of, parts_of
 from tasks.ingest.readers import read
@@ -30,6 +32,7 @@ from tasks.ingest.tables import Tables, Tally
 
 __all__ = ["Need", "SourceFile", "ingest", "row_id_of", "source_files"]
 
+MANY = 10_000  # refused records, from which on it may be seen early that they are too many
 Chosen = frozenset[tuple[str, int]]
 
 
@@ -48,8 +51,10 @@ def sample(data: Data, files: Iterable[SourceFile]) -> Chosen | None:
     return frozenset((path, line) for _, path, line in heapq.nsmallest(data.limit, records))
 
 
-def add_rows(tables: Tables, file: SourceFile, data: Data, chosen: Chosen | None) -> Tally:
-    """Adds the rows of a file, all of them or the chosen ones, and returns their account."""
+def add_rows(
+    tables: Tables, file: SourceFile, data: Data, chosen: Chosen | None, stop: Callable[[Tally], None]
+) -> Tally:
+    """Adds the rows of a file, all of them or the chosen ones, and returns their account; `stop` sees it grow."""
     if chosen is not None:
         records = read(file, data.max_line_bytes, columns_of(file))
         with unchanged(file):
@@ -59,7 +64,22 @@ def add_rows(tables: Tables, file: SourceFile, data: Data, chosen: Chosen | None
     for part in parts_of(file, data.max_line_bytes, data.repair):
         tables.append(part.folder)
         tally.add(part.tally)
+        stop(tally)
     return tally
+
+
+def stop_early(data: Data, num_bytes: int, tally: Tally) -> None:
+    """Raises DataError once data.max_refused_share cannot be kept, as files of `num_bytes` have at most as many records.
+
+    A small file that unpacks to nothing but bad records is not read to its end so.
+    """
+    num_refused = tally.reasons.total()
+    if num_refused >= MANY and num_refused > data.max_refused_share * (tally.num_read + num_bytes):
+        raise DataError(
+            f"{num_refused} of the first {tally.num_read} records refused, so that data.max_refused_share="
+            f"{data.max_refused_share} cannot be kept, whatever follows: {_reasons(tally)}",
+            see=("quarantine.parquet",),
+        )
 
 
 def find_columns(files: Sequence[SourceFile], tallies: dict[str, Tally], max_bytes: int) -> None:
@@ -147,8 +167,14 @@ def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...], needs: tuple
     """The rows of `files`, which is what source_files(data) returned; they must have what later stages need of them."""
     sources = [file for file in files if not file.held_out]
     chosen = sample(data, sources)
+    size = sum(sys.maxsize if file.format == "hub" else num_bytes(file.path) for file in sources)
+    tallies: dict[str, Tally] = {}
     with Tables(folder) as tables:
-        tallies = {file.path: add_rows(tables, file, data, chosen) for file in sources}
+        for file in sources:
+            before = [*tallies.values()]
+            tallies[file.path] = add_rows(
+                tables, file, data, chosen, lambda tally, before=before: stop_early(data, size, _all([*before, tally]))
+            )
     held_out = write_held_out(folder, [file for file in files if file.held_out], data)
     find_columns(files, tallies | held_out, data.max_line_bytes)
     tally = _all(tallies.values())

@@ -9,6 +9,7 @@ from tasks.ingest.opening import BOM
 from tasks.ingest.parsing import TOKEN
 
 BLOCK = 1 << 20
+MOST_LENGTHS = 50  # of max_bytes, in one element: it is refused, but only its end says where the next one begins
 REST_OF_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+("?)', re.DOTALL)
 
 
@@ -71,6 +72,11 @@ def elements(path: str, stream: BufferedReader, max_bytes: int) -> Iterator[tupl
         block = block.removesuffix(held_back)
         element.add(block[begin:], byte + begin)
         byte += len(block)
+        if byte - element.begin > MOST_LENGTHS * max(max_bytes, BLOCK):
+            raise DataError(
+                f"{path}: too_long, record {number}, which begins at byte {element.begin}, has no end in {MOST_LENGTHS} "
+                f"times data.max_line_bytes={max_bytes}"
+            )
     where = f"record {number}, which begins at byte {element.begin}"
     raise DataError(f"{path}: truncated, {where}, has no end: the file is cut off, or a quote is missing")
 

@@ -9,7 +9,7 @@ from typing import BinaryIO, Literal
 import pyarrow as pa
 
 from tasks.errors import DataError
-from tasks.ingest.stores import is_url, open_url
+from tasks.ingest.stores import is_url, open_url, size_of
 
 Packing = Literal["", "gz", "zst"]
 
@@ -73,6 +73,11 @@ def unpacked(path: str, packing: Packing) -> Iterator[io.BufferedReader]:
             if not is_of_content(error):
                 raise
             raise DataError(f"{path}: broken_archive, it is cut off or damaged ({error})") from error
+
+
+def num_bytes(path: str) -> int:
+    """The size of a local file, or that of an object in a store, so far as the store says; else no limit."""
+    return size_of(path) if is_url(path) else Path(path).stat().st_size
 
 
 def is_of_content(error: OSError) -> bool:

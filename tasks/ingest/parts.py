@@ -19,7 +19,7 @@ from tasks.config import Repair
 from tasks.ingest.files import SourceFile, is_remote, unchanged
 from tasks.ingest.layouts import FIELDS
 from tasks.ingest.opening import unpacked
-from tasks.ingest.readers import Line, json_lines, lines, read
+from tasks.ingest.readers import Line, json_lines, lines, plausible, read
 from tasks.ingest.tables import Tables, Tally
 
 TILE_BYTES = 8_000_000
@@ -87,7 +87,7 @@ def tiles(file: SourceFile, max_bytes: int) -> Iterator[Tile]:
     run: list[Line] = []
     num_bytes = 0
     with unpacked(file.path, file.packing) as stream:
-        for line in lines(stream, max_bytes):
+        for line in plausible(file.path, lines(stream, max_bytes)):
             run.append(line)
             num_bytes += len(line.content)
             if num_bytes >= TILE_BYTES or len(run) >= TILE_LINES:

@@ -7,25 +7,31 @@ of its format at all raises DataError.
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from io import BufferedReader
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks import parquet
+from tasks.bounded import Unreadable
 from tasks.errors import DataError
 from tasks.ingest import arrow, hub
 from tasks.ingest.arrays import elements
 from tasks.ingest.files import SourceFile
 from tasks.ingest.layouts import known_columns
-from tasks.ingest.opening import BOM, is_of_content, packed, unpacked
+from tasks.ingest.opening import BOM, is_of_content, num_bytes, packed, unpacked
 from tasks.ingest.parsing import Record, Refused, decoded, parse_json, parse_line, quoted
 from tasks.ingest.stores import is_url
 
 OTHER_SEPARATORS = ";\t|"  # of what is called CSV too
 
+ALWAYS_PLAUSIBLE = 100_000  # records of a file, and one for each of its bytes as it lies on the disk
+
+R = TypeVar("R")
 Columns = frozenset[str] | None
 Item = tuple[int, int | None, bytes, Callable[[], Any]]
 
@@ -46,14 +52,26 @@ def read(file: SourceFile, max_bytes: int, columns: Columns) -> Iterator[Item]:
     """
     match file.format:
         case "parquet":
-            yield from _parquet(file.path, columns)
+            yield from plausible(file.path, _parquet(file.path, columns))
         case "arrow":
-            yield from _of_batches(arrow.batches(file.path, columns))
+            yield from plausible(file.path, _of_batches(arrow.batches(file.path, columns)))
         case "hub":
             yield from _of_batches(hub.batches(file.path, file.digest, columns))
         case _:
             with unpacked(file.path, file.packing) as stream:
-                yield from _text_reader(file, stream, max_bytes)
+                yield from plausible(file.path, _text_reader(file, stream, max_bytes))
+
+
+def plausible(path: str, records: Iterable[R]) -> Iterator[R]:
+    """The records or lines of a file. Raises DataError where they are more than a file of its size can mean."""
+    most = ALWAYS_PLAUSIBLE + num_bytes(path)
+    for number, record in enumerate(records):
+        if number >= most:
+            raise DataError(
+                f"{path}: unpacks_to_too_much, over {most:,} records in {num_bytes(path):,} bytes: most repeat one "
+                "another or are empty; leave them out"
+            )
+        yield record
 
 
 def lines(stream: BufferedReader, max_bytes: int) -> Iterator[Line]:
@@ -154,14 +172,18 @@ def _header(path: str, rows: Iterator[list[str]], pulled: _Pulled) -> list[str]:
         raise DataError(
             f"{path}: bad_csv, line 1 is no header row ({error}); accepted is CSV with commas in UTF-8"
         ) from error
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}: duplicate_key, the header row has {', '.join(map(ascii, twice))} more than once")
+    if twice := sorted(name for name, count in Counter(header).items() if count > 1):
+        raise DataError(f"{path}: duplicate_key, the header row has {_named(twice)} more than once")
     if len(header) == 1 and any(mark in header[0] for mark in OTHER_SEPARATORS):
         raise DataError(
             f"{path}: bad_csv, the header row is one column, {quoted(header[0])}; accepted is CSV with commas"
         )
     return header
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"{', '.join(map(quoted, names[:8]))}{more}"
 
 
 def _columns(header: list[str], fields: list[str], raw: bytes) -> Record:
@@ -175,16 +197,26 @@ def _columns(header: list[str], fields: list[str], raw: bytes) -> Record:
 
 def _parquet(path: str, columns: Columns) -> Iterator[Item]:
     try:
-        with pq.ParquetFile(packed(path) if is_url(path) else path) as file:
-            names = file.schema_arrow.names
-            if len(set(names)) != len(names):
-                raise DataError(f"{path}: duplicate_key, a column name stands there twice")
-            known = known_columns(path, names, columns)
-            yield from _of_batches(file.iter_batches(batch_size=1_000, columns=known))
+        if is_url(path):
+            with pq.ParquetFile(packed(path)) as file:
+                known = _known(path, file.schema_arrow.names, columns)
+                yield from _of_batches(file.iter_batches(batch_size=1_000, columns=known))
+        else:
+            known = _known(path, parquet.column_names(path), columns)
+            yield from _of_batches(parquet.batches(path, known))
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and not is_of_content(error):
             raise
         raise DataError(f"{path}: bad_parquet, not a whole Parquet file ({str(error).splitlines()[0]})") from error
+    except Unreadable as error:
+        why = f"reading it {error}" if error.is_limit else f"not a whole Parquet file ({error})"
+        raise DataError(f"{path}: bad_parquet, {why}") from error
+
+
+def _known(path: str, names: list[str], columns: Columns) -> list[str]:
+    if len(set(names)) != len(names):
+        raise DataError(f"{path}: duplicate_key, a column name stands there twice")
+    return known_columns(path, names, columns)
 
 
 def _of_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Item]:

@@ -6,6 +6,7 @@ settings (tasks/config/ refuses a URL that holds some), so none can reach a key,
 
 import glob
 import hashlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -62,6 +63,12 @@ def stamp(url: str) -> str | None:
     said = store.info(name)
     told = {key: said[key] for key in (*TELLING, *TIMES) if said.get(key)}
     return f"{said.get('size')} bytes, {told}" if told else None
+
+
+def size_of(url: str) -> int:
+    """The size of the object in bytes; of one whose store does not say it, as of a stream, sys.maxsize."""
+    store, name = _store(url)
+    return store.info(name).get("size") or sys.maxsize
 
 
 def open_url(url: str) -> BinaryIO:
