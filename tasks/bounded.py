@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from inspect import isgenerator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from tasks.errors import TunewrightError
 
@@ -104,7 +104,8 @@ class _Child:
                 if kind == b"end":
                     return
                 if kind == b"err":
-                    raise _refusal(*json.loads(part), megabytes)
+                    reason, said = json.loads(part)
+                    raise _refusal(reason, said, megabytes)
                 yield part
         except (EOFError, BrokenPipeError) as error:
             raise _death(-self.process.wait(), seconds) from error
@@ -157,13 +158,13 @@ def _end_idle() -> None:
         _idle.pop().end()
 
 
-def _send(pipe: BinaryIO, kind: bytes, part: bytes) -> None:
+def _send(pipe: IO[bytes], kind: bytes, part: bytes) -> None:
     pipe.write(kind + LENGTH.pack(len(part)))
     pipe.write(part)
     pipe.flush()
 
 
-def _received(pipe: BinaryIO, size_of_kind: int = 3) -> tuple[bytes, bytes]:
+def _received(pipe: IO[bytes], size_of_kind: int = 3) -> tuple[bytes, bytes]:
     head = pipe.read(size_of_kind + LENGTH.size)
     if len(head) < size_of_kind + LENGTH.size:
         raise EOFError
@@ -171,7 +172,7 @@ def _received(pipe: BinaryIO, size_of_kind: int = 3) -> tuple[bytes, bytes]:
     return head[:size_of_kind], part
 
 
-def serve(requests: BinaryIO, replies: BinaryIO) -> None:
+def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     """What the child does until its parent ends: one function after the other, each within its limits."""
     while True:
         try:
@@ -182,8 +183,9 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
         try:
             function = getattr(importlib.import_module(module), name)
             _limit(seconds, megabytes)
-            result = function(*arguments)
-            for part in result if isgenerator(result) else [json.dumps(result).encode()]:
+            result: Any = function(*arguments)
+            parts: Any = result if isgenerator(result) else [json.dumps(result).encode()]
+            for part in parts:
                 _send(replies, b"val", part)
                 _limit(seconds, megabytes)
         except Exception as error:  # of whatever kind, as what is read is not trusted

@@ -100,8 +100,7 @@ def test_the_child_has_no_secrets_and_answers_again(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_parts_of_a_stream_arrive_before_the_one_that_meets_a_limit() -> None:
-    arrived = []
+    arriving = bounded.stream(parts, 3, megabytes=200)
+    assert [next(arriving) for _ in range(3)] == [b"0", b"1", b"2"]
     with pytest.raises(Unreadable, match="200 MB of memory"):
-        for part in bounded.stream(parts, 3, megabytes=200):
-            arrived.append(part)
-    assert arrived == [b"0", b"1", b"2"]
+        next(arriving)

@@ -59,7 +59,7 @@ def test_equal_rows_of_a_parquet_file_are_not_read_without_end(monkeypatch: pyte
     monkeypatch.setattr(readers, "ALWAYS_PLAUSIBLE", 1_000)
     rows = {"prompt": ["same"] * 50_000, "completion": ["b"] * 50_000}
     pq.write_table(pa.table(rows), "a.parquet", compression="zstd")
-    with pytest.raises(DataError, match="^a.parquet: unpacks_to_too_much, over"):
+    with pytest.raises(DataError, match=r"^a\.parquet: unpacks_to_too_much, over"):
         run("a.parquet")
 
 
@@ -89,7 +89,7 @@ def test_nested_dictionaries_are_read_as_what_they_stand_for(monkeypatch: pytest
 def test_a_row_that_takes_more_than_the_limit_is_named_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "MEGABYTES", 100)
     pq.write_table(pa.table({"prompt": ["a" * 150_000_000], "completion": ["b"]}), "a.parquet", compression="zstd")
-    with pytest.raises(DataError, match="^a.parquet: bad_parquet, reading it takes more than 100 MB of memory$"):
+    with pytest.raises(DataError, match=r"^a\.parquet: bad_parquet, reading it takes more than 100 MB of memory$"):
         run("a.parquet")
 
 
@@ -97,7 +97,7 @@ def test_one_element_without_an_end_is_not_searched_for_it(monkeypatch: pytest.M
     monkeypatch.setattr(arrays, "BLOCK", 10_000)
     Path("a.json.gz").write_bytes(gzip.compress(b"[" * 1_000_000))
     with pytest.raises(
-        DataError, match="^a.json.gz: too_long, record 1, which begins at byte 1, has no end in 50 times"
+        DataError, match=r"^a\.json\.gz: too_long, record 1, which begins at byte 1, has no end in 50 times"
     ):
         run("a.json.gz", max_line_bytes=1_000)
 
@@ -105,7 +105,7 @@ def test_one_element_without_an_end_is_not_searched_for_it(monkeypatch: pytest.M
 def test_a_header_of_many_columns_is_looked_at_once() -> None:
     names = ",".join(f"c{number}" for number in range(400_000))
     Path("a.csv").write_text(f"prompt,completion,{names}\n")
-    with pytest.raises(DataError, match="no record in a.csv"):
+    with pytest.raises(DataError, match=r"no record in a\.csv"):
         run("a.csv", max_line_bytes=10_000_000)
     Path("b.csv").write_text(",".join(["same"] * 400_000) + "\n")
     with pytest.raises(DataError, match="duplicate_key, the header row has 'same' more than once"):

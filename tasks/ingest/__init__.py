@@ -69,7 +69,7 @@ def add_rows(
 
 
 def stop_early(data: Data, num_bytes: int, tally: Tally) -> None:
-    """Raises DataError once data.max_refused_share cannot be kept, as files of `num_bytes` have at most as many records.
+    """Raises DataError once data.max_refused_share cannot be kept: files have no more records than bytes.
 
     A small file that unpacks to nothing but bad records is not read to its end so.
     """

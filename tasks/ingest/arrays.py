@@ -74,8 +74,8 @@ def elements(path: str, stream: BufferedReader, max_bytes: int) -> Iterator[tupl
         byte += len(block)
         if byte - element.begin > MOST_LENGTHS * max(max_bytes, BLOCK):
             raise DataError(
-                f"{path}: too_long, record {number}, which begins at byte {element.begin}, has no end in {MOST_LENGTHS} "
-                f"times data.max_line_bytes={max_bytes}"
+                f"{path}: too_long, record {number}, which begins at byte {element.begin}, has no end in "
+                f"{MOST_LENGTHS} times data.max_line_bytes={max_bytes}"
             )
     where = f"record {number}, which begins at byte {element.begin}"
     raise DataError(f"{path}: truncated, {where}, has no end: the file is cut off, or a quote is missing")
