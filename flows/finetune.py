@@ -231,6 +231,7 @@ def finetune(
     )
     config.make_home()
     config.prepare_environment(settings)
+    config.make_home()
     if log.level == logging.NOTSET:  # a worker's run: Prefect adds its handler, but leaves the level at root's WARNING
         log.setLevel(logging.INFO)
     report.show_settings(settings)

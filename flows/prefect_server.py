@@ -1,9 +1,12 @@
 """Prefect's server: the one that PREFECT_API_URL names, or a temporary one that lives as long as a run.
 
 Prefect starts the temporary one in the run's own process group. There Ctrl-C and a closed terminal end it first, and
-the run waits minutes for it before it can say how it ended; and where the run is killed, the server stays.
+the run waits minutes for it before it can say how it ended; and where the run is killed, the server stays. It also lets
+in whoever reaches its port, web pages included: here it has a password that the run and its processes alone know.
 """
 
+import os
+import secrets
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,8 +17,10 @@ from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.context import refresh_global_settings_context
 from prefect.settings import (
     PREFECT_API_URL,
+    PREFECT_SERVER_API_AUTH_STRING,
     PREFECT_SERVER_EPHEMERAL_ENABLED,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
 )
@@ -70,6 +75,7 @@ def _start() -> None:
     """Starts the temporary server in a session of its own, to end with this process."""
     from prefect.server.api import server
 
+    _require_password()
     end_with_run = partial(end_with_parent, signal.SIGTERM)
     popen = partial(subprocess.Popen, start_new_session=True, preexec_fn=end_with_run)
     module: Any = server
@@ -83,3 +89,11 @@ def _start() -> None:
             f"that PREFECT_SERVER_DATABASE_CONNECTION_URL can be opened; {limit.name} says how long to wait, and "
             "tunewright up starts a server that stays"
         ) from error
+
+
+def _require_password() -> None:
+    """Has the server ask for a password, one that is set or a random one, and this process and its children know it."""
+    password = PREFECT_SERVER_API_AUTH_STRING.value() or secrets.token_urlsafe(32)
+    os.environ["PREFECT_SERVER_API_AUTH_STRING"] = os.environ["PREFECT_API_AUTH_STRING"] = password
+    os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = "http://127.0.0.1"  # no page is served there
+    refresh_global_settings_context()

@@ -35,6 +35,7 @@ from tasks.errors import ConfigError, DataError
 log = logging.getLogger("tunewright")
 
 KEPT_RUNS = 10  # of those that saw nothing new
+NO_NEWS = ("Unchanged", "Unreadable", "Unsettled", "Cancelled", "Crashed")  # Prefect cancels one that comes too soon
 RESTARTS = 2  # in a row: what crashes again and again may do so by itself, as where memory is short
 RESTARTED_WITHIN = timedelta(days=1)  # of the crash
 BROKEN = (StateType.FAILED, StateType.CRASHED)
@@ -116,9 +117,7 @@ def _forget(client: SyncPrefectClient) -> None:
         return
     old = client.read_flow_runs(
         deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[UUID(own.id)])),
-        flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Unchanged", "Unreadable", "Unsettled"]))
-        ),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=[*NO_NEWS]))),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         offset=KEPT_RUNS,
         limit=KEPT_RUNS,

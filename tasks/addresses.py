@@ -1,12 +1,14 @@
-"""Where the servers of `tunewright up` answer, as long as it runs in this home.
+"""Where the servers of `tunewright up` answer, as long as it runs in this home, and the password that they ask for.
 
 It holds a lock for as long as it lives, which the kernel frees however it dies, so that a file that it left behind is
-never believed.
+never believed. The password stays from one `up` to the next, so that a browser logs in once.
 """
 
 import contextlib
 import fcntl
 import os
+import secrets
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from tasks.errors import TunewrightError
 
 FILE = "services.json"
 LOCK = "services.lock"
+HOSTS = ("127.0.0.1", "localhost")  # names under which the servers answer
+PASSWORD = "password"  # noqa: S105 the name of its file
+PASSWORD_BYTES = 24
 
 
 class Addresses(BaseModel):
@@ -34,6 +39,10 @@ class Addresses(BaseModel):
         """PREFECT_API_URL."""
         return f"{self.prefect}/api"
 
+    def is_prefect(self, url: str) -> bool:
+        """Whether a PREFECT_API_URL names this Prefect server, by its address or as localhost."""
+        return url.rstrip("/").replace("//localhost:", "//127.0.0.1:") == self.api
+
 
 def running() -> Addresses | None:
     """The addresses, or None where it is not up in this home, or not ready yet."""
@@ -46,6 +55,36 @@ def running() -> Addresses | None:
     except OSError:  # no home, or none that can be
         pass
     return None
+
+
+def password_file() -> Path:
+    """The file of the password, which its owner alone can read."""
+    return config.home() / PASSWORD
+
+
+def password() -> str:
+    """The password of the servers, or "" where no `up` has run in this home."""
+    with contextlib.suppress(OSError):
+        return password_file().read_text(encoding="utf-8")
+    return ""
+
+
+def keep_password(given: str = "") -> str:
+    """Keeps the password that is given, or the one that is there, or a new random one, and returns it."""
+    kept = given or password() or secrets.token_urlsafe(PASSWORD_BYTES)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    with os.fdopen(os.open(password_file(), flags, 0o600), "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(kept)
+    return kept
+
+
+def for_prefect(url: str | None) -> str:
+    """The variables that a command of Prefect's own needs to reach a server, as a shell takes them."""
+    up, named = running(), f"PREFECT_API_URL={shlex.quote(url or '')}"
+    if up is None or not up.is_prefect(url or ""):
+        return named
+    return f'{named} PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(password_file()))})"'
 
 
 def prefect_run(run_id: str) -> str:

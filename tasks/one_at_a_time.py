@@ -2,22 +2,26 @@
 
 Two that share a GPU run out of memory, and two that share processors are slower than one after the other. The lock is
 one of the kernel's on a file of the user's, so it is free when its holder dies, however it dies; what the file says is
-for who waits.
+for who waits. The folder is under /tmp, where another user may have made it first and would hold every lock in it: only
+one that is this user's and closed to others is taken.
 """
 
 import fcntl
 import logging
 import os
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tasks import config
+from tasks.errors import ConfigError
 
 log = logging.getLogger("tunewright")
 
 LOOK_SECONDS = 0.5
+MAX_SHOWN = 200  # characters of who holds it
 
 
 @contextmanager
@@ -26,9 +30,7 @@ def held(device: str, holder: str) -> Iterator[float]:
 
     `holder` is what others are told: the name of the run.
     """
-    folder = config.device_locks()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{device}.lock"
+    file = _own_folder() / f"{device}.lock"
     with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+", encoding="utf-8") as lock:
         started = time.monotonic()
         _wait(lock.fileno(), file)
@@ -42,6 +44,21 @@ def held(device: str, holder: str) -> Iterator[float]:
             lock.truncate(0)  # before it is free: what stands there is of who holds it
 
 
+def _own_folder() -> Path:
+    """The folder of the locks, closed to others. Raises ConfigError where it is another user's, or no folder."""
+    folder = config.device_locks()
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700, parents=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ConfigError(
+            f"{folder}: belongs to user {found.st_uid} or is no folder, so its locks could make every training wait; "
+            "remove it, or set TMPDIR to a folder of your own"
+        )
+    folder.chmod(0o700)
+    return folder
+
+
 def _wait(descriptor: int, file: Path) -> None:
     said = ""
     while True:
@@ -49,7 +66,7 @@ def _wait(descriptor: int, file: Path) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            held_by = file.read_text(encoding="utf-8")
+            held_by = "".join(filter(str.isprintable, file.read_text(encoding="utf-8", errors="replace")))[:MAX_SHOWN]
             if held_by and held_by != said:
                 said = held_by
                 log.info("  waiting for the device (%s): held by %s", file.stem, held_by)

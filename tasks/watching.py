@@ -131,6 +131,7 @@ def _memory(file: Path) -> Memory:
 
 def _write(file: Path, text: str) -> None:
     """Whole or not at all: a look reads while a run writes."""
+    config.make_home()
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")

@@ -1,22 +1,25 @@
 """A `tunewright up` of a test: the real servers, a real worker, and a deployment of a tiny pipeline."""
 
+import base64
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import httpx
 import psutil
 import waiting
 import yaml
 from mlflow import MlflowClient
+from prefect.client.base import PrefectHttpxSyncClient
 from test_flow import DATA, ROWS
 
 from flows.services import processes
@@ -31,7 +34,7 @@ PARTS = {
     "trainer": "tasks.trainer",
     "flow": "prefect.engine",
     "worker": "worker start",
-    "prefect": "server start",
+    "prefect": "prefect_app",
     "mlflow": "mlflow server",
 }
 
@@ -41,6 +44,7 @@ class Up(NamedTuple):
 
     folder: Path
     ports: tuple[int, int]
+    settings: Mapping[str, str] = {}  # of the environment, beside those that each test has
 
     @property
     def home(self) -> Path:
@@ -50,7 +54,7 @@ class Up(NamedTuple):
     def environment(self) -> dict[str, str]:
         paths = os.pathsep.join(filter(None, sys.path))
         own = {"TUNEWRIGHT_HOME": str(self.home), "TMPDIR": str(self.folder)}  # with locks on devices of its own
-        return {**os.environ, **own, "PYTHONPATH": paths}
+        return {**os.environ, **own, **self.settings, "PYTHONPATH": paths}
 
     def start(self) -> None:
         command = [*TUNEWRIGHT, "up", "--port", str(self.ports[0]), "--mlflow-port", str(self.ports[1])]
@@ -65,6 +69,20 @@ class Up(NamedTuple):
     @property
     def addresses(self) -> Addresses:
         return Addresses.model_validate_json((self.home / "services.json").read_bytes())
+
+    @property
+    def password(self) -> str:
+        return (self.home / "password").read_text()
+
+    @property
+    def login(self) -> str:
+        """The link that `up` prints, which logs a browser in."""
+        return f"{self.addresses.prefect}/tunewright#{quote(self.password)}"
+
+    @property
+    def authorized(self) -> dict[str, str]:
+        """The headers of whoever has the password."""
+        return {"Authorization": f"Basic {base64.b64encode(self.password.encode()).decode()}"}
 
     @property
     def pid(self) -> int:
@@ -88,8 +106,11 @@ class Up(NamedTuple):
 
         def answer() -> Any:
             with suppress(httpx.TransportError):
-                said = httpx.request(method, f"http://127.0.0.1:{self.ports[0]}/api{path}", **body)
-                return None if said.status_code == httpx.codes.SERVICE_UNAVAILABLE else said.raise_for_status()
+                address = f"http://127.0.0.1:{self.ports[0]}/api"
+                with PrefectHttpxSyncClient(
+                    base_url=address, headers=self.authorized, enable_csrf_support=True
+                ) as client:
+                    return client.request(method, path, **body)
             return None
 
         return until(answer).json()
@@ -136,6 +157,11 @@ class Up(NamedTuple):
         database = f"sqlite:///{self.home / 'mlflow.db'}"
         return len(MlflowClient(database, database).search_model_versions("name='tiny'"))
 
+    def experiments(self) -> set[str]:
+        """The names of MLflow's experiments."""
+        database = f"sqlite:///{self.home / 'mlflow.db'}"
+        return {each.name for each in MlflowClient(database, database).search_experiments()}
+
     def further(self) -> psutil.Process:
         """The trainer, once it has come some steps further."""
         before = len(self.progress())
@@ -143,12 +169,12 @@ class Up(NamedTuple):
 
 
 @contextmanager
-def started(folder: Path, tiny_base: Base) -> Iterator[Up]:
+def started(folder: Path, tiny_base: Base, settings: Mapping[str, str] = {}) -> Iterator[Up]:
     """One at work in this folder, with the deployment finetune/tiny; nothing of it is left afterwards."""
     with socket.socket() as one, socket.socket() as other:
         for each in (one, other):
             each.bind(("127.0.0.1", 0))
-        up = Up(folder, (one.getsockname()[1], other.getsockname()[1]))
+        up = Up(folder, (one.getsockname()[1], other.getsockname()[1]), settings)
     (folder / DATA).write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
     parameters = {
         "data": {"sources": [{"path": DATA}]},

@@ -144,3 +144,12 @@ def test_only_runs_of_the_deployment_itself_are_told_of() -> None:
     assert covers(approval, run, flow | {"prefect.resource.name": "approval"}, deployed(uuid4(), "triage"))
     assert not covers(approval, run, flow | {"prefect.resource.name": "approval"}, deployed(uuid4(), "other"))
     assert not covers(approval, run, flow | {"prefect.resource.name": "finetune"}, deployed(uuid4(), "triage"))
+
+
+def test_a_crash_is_told_with_what_happens_next() -> None:
+    for watch, says in ((None, "Nothing starts it again but the schedule"), (30, "starts it again at its next look")):
+        operation = Operation(watch=watch, notify=TOLD.notify, notify_on=("failure",))
+        *_, failure = of_deployment(TARGET, operation, BLOCKS)
+        (message,) = failure.actions
+        assert isinstance(message, SendNotification)
+        assert "{% if flow_run.state.type == 'CRASHED' %}" in message.body and says in message.body

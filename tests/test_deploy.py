@@ -201,7 +201,32 @@ def a_run_that_is_rejected_is_told_of(client: SyncPrefectClient, came: list[str]
     failed = client.create_flow_run_from_deployment(deployment.id)
     client.set_flow_run_state(failed.id, Failed(message="no rows"), force=True)
     until(lambda: came)
-    assert json.loads(came.pop())["subject"] == "drops: Failed"
+    failure = json.loads(came.pop())
+    assert failure["subject"] == "drops: Failed" and "again" not in failure["body"]
+    crashed = client.create_flow_run_from_deployment(deployment.id)
+    client.set_flow_run_state(crashed.id, Crashed(message="killed"), force=True)
+    until(lambda: came)
+    crash = json.loads(came.pop())
+    assert crash["subject"] == "drops: Crashed"
+    assert crash["body"].startswith("killed\nThe watch on its data starts it again at its next look, with the same")
+    client.delete_flow_run(crashed.id)  # the watch of another test would start it again
+
+
+def test_runs_of_any_worker_send_the_pipelines_lines_to_prefect(
+    client: SyncPrefectClient, write: Callable[..., Path]
+) -> None:
+    file = write("{watch: 30}")
+    deploy(file, None, "local")
+    for name in ("finetune/drops", "watch/drops"):
+        variables = client.read_deployment_by_name(name).job_variables
+        assert variables == {"env": {"PREFECT_LOGGING_EXTRA_LOGGERS": "tunewright"}}
+    own = "{name: local, job_variables: {env: {PREFECT_LOGGING_EXTRA_LOGGERS: sqlalchemy, OMP_NUM_THREADS: '1'}}}"
+    file.write_text(file.read_text().replace("    parameters:", f"    work_pool: {own}\n    parameters:"))
+    assert as_json(deploy(file, None, "local"))["deployments"][0]["changed"] == ["job variables"]
+    variables = client.read_deployment_by_name("finetune/drops").job_variables
+    loggers = {"PREFECT_LOGGING_EXTRA_LOGGERS": "sqlalchemy,tunewright", "OMP_NUM_THREADS": "1"}
+    assert variables == {"env": loggers}
+    assert as_json(deploy(file, None, "local"))["deployments"][0]["state"] == "unchanged"
 
 
 def test_what_cannot_run_is_said_before_anything_is_deployed(

@@ -5,9 +5,13 @@ import json
 import os
 import socket
 import sqlite3
+import stat
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -144,6 +148,40 @@ def test_servers_that_do_not_answer_and_ports_that_are_taken(monkeypatch: pytest
     assert of("Prefect", found).state == "failure" and "does not answer" in of("Prefect", found).found
     assert "registry.tracking_uri" in of("MLflow", found).mend
     assert f"(process {os.getpid()})" in of(f"port {port}", found).found
+
+
+class AsksForPassword(BaseHTTPRequestHandler):
+    """A Prefect server with another password than anybody here has."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 the base class's name
+        """Says nothing."""
+
+
+def test_a_server_that_asks_for_another_password_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with HTTPServer(("127.0.0.1", 0), AsksForPassword) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
+        found = of("Prefect", list(servers.findings()))
+        server.shutdown()
+    assert found.state == "failure" and "asks for a password" in found.found
+    assert found.mend.startswith("set PREFECT_API_AUTH_STRING")
+
+
+def test_the_home_is_its_owners_alone_and_one_that_others_can_open_is_said(home: Path) -> None:
+    before = os.umask(0o022)
+    config.make_home()
+    os.umask(before)
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert of("home", list(stores.findings())).state == "ok"
+    home.chmod(0o755)
+    found = of("home", list(stores.findings()))
+    assert found.state == "warning" and found.mend == f"chmod 700 {home}"
 
 
 def test_the_servers_of_up_are_asked(free_port: int) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from tasks import config, one_at_a_time
 from tasks.budget import devices, identity_here
+from tasks.errors import ConfigError
 from tasks.one_at_a_time import held
 
 HOLDER = """
@@ -54,6 +56,37 @@ def test_a_killed_holder_blocks_nobody(caplog: pytest.LogCaptureFixture) -> None
     process.wait(10)
     with held("cpu", "run quiet-owl"):
         assert caplog.messages == []
+
+
+@pytest.mark.parametrize("made", ["by another user", "as a link", "as a file"])
+def test_a_folder_that_another_user_may_have_made_is_refused(
+    made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = config.device_locks()
+    if made == "by another user":
+        folder.mkdir()
+        monkeypatch.setattr("tasks.one_at_a_time.os.getuid", lambda: folder.stat().st_uid + 1)
+    elif made == "as a link":
+        folder.symlink_to(tmp_path)
+    else:
+        folder.touch()
+    with pytest.raises(ConfigError, match=rf"{folder}: .*set TMPDIR to a folder of your own"), held("cpu", "run a"):
+        pass
+
+
+def test_the_folder_is_closed_to_others() -> None:
+    config.device_locks().mkdir(mode=0o777)
+    with held("cpu", "run a"):
+        assert stat.S_IMODE(config.device_locks().stat().st_mode) == 0o700
+
+
+def test_what_a_holder_wrote_reaches_no_terminal_as_a_command(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tunewright")
+    process = holder(1.0)
+    (config.device_locks() / "cpu.lock").write_text("\x1b]52;c;aGk=\x07run x" + "y" * 1000)
+    with held("cpu", "run quiet-owl"):
+        process.wait(10)
+    assert caplog.messages[0].isprintable() and "run x" in caplog.messages[0] and len(caplog.messages[0]) < 300
 
 
 def test_threads_of_one_process_wait_for_each_other_and_devices_do_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import httpx
 import psutil
 import pytest
+from prefect.context import refresh_global_settings_context
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_HOME,
@@ -20,6 +23,15 @@ from prefect.settings import (
 
 from flows import prefect_server
 from tasks.errors import ConfigError, TunewrightError
+
+
+@pytest.fixture(autouse=True)
+def settings_as_before() -> Iterator[None]:
+    """The password of a temporary server stays in Prefect's settings for as long as the process lives."""
+    with patch.dict(os.environ):
+        yield
+    refresh_global_settings_context()
+
 
 RUN = """
 import time
@@ -32,14 +44,17 @@ prefect_server.ensure()
 def run() -> None:
     from prefect.server.api.server import SubprocessASGIServer
 
-    print(SubprocessASGIServer().server_process.pid, flush=True)
+    server = SubprocessASGIServer()
+    print(server.server_process.pid, server.api_url, flush=True)
     time.sleep(60)
 
 run()
 """
 
 
-def test_the_server_of_a_run_is_out_of_reach_of_the_terminal_and_ends_with_the_run(tmp_path: Path) -> None:
+def test_the_server_of_a_run_is_closed_to_others_out_of_the_terminals_reach_and_ends_with_the_run(
+    tmp_path: Path,
+) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | {
         "PREFECT_HOME": str(tmp_path),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -48,7 +63,13 @@ def test_the_server_of_a_run_is_out_of_reach_of_the_terminal_and_ends_with_the_r
         [sys.executable, "-c", RUN], env=environment, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True
     ) as run:
         assert run.stdout
-        server = psutil.Process(int(run.stdout.readline()))
+        pid, api = run.stdout.readline().split()
+        server = psutil.Process(int(pid))
+        page = {"Origin": "http://evil.test"}
+        for password in ("", "guessed"):
+            answer = httpx.post(f"{api}/flows/", json={"name": "stranger"}, auth=("", password), headers=page)
+            assert answer.status_code == 401
+            assert "access-control-allow-origin" not in answer.headers
         assert os.getsid(server.pid) == server.pid != os.getsid(run.pid)
         os.kill(run.pid, signal.SIGKILL)
     gone, _ = psutil.wait_procs([server], timeout=20)

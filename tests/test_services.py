@@ -1,28 +1,42 @@
 """Services that stand in for the servers: started, kept alive and ended without a rest, however `up` ends."""
 
+import io
+import json
 import logging
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import psutil
 import pytest
 import waiting
+from prefect.settings import PREFECT_CLIENT_RETRY_JITTER_FACTOR, Settings, temporary_settings
+from rich.console import Console
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
-from flows.services import processes
+from flows.command_line import prepare
+from flows.services import cut_short, leftover, processes, show_next, up
 from flows.services.ports import require_free
-from flows.services.service import Service, log_file, logs, services
+from flows.services.service import PASSING, Service, log_file, logs, services
 from flows.services.supervisor import RESTARTS, Supervisor
 from tasks import addresses, config
 from tasks.addresses import Addresses
 from tasks.errors import ConfigError, TunewrightError
+from tasks.mlflow_server import Guard
 from tasks.register.tracking import starts_with, ui
 
 SECONDS = 20.0
@@ -187,6 +201,148 @@ def test_a_taken_port_names_what_holds_it() -> None:
     require_free(port, "--port")
 
 
+def test_a_process_that_cannot_be_read_hinders_nothing(
+    tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of the same user that forbids it (prctl PR_SET_DUMPABLE), or all of others in a closed /proc."""
+    read = psutil.Process.environ
+
+    def environ(process: psutil.Process) -> dict[str, str]:
+        if process.pid == os.getpid():
+            raise psutil.AccessDenied(process.pid)
+        return read(process)
+
+    monkeypatch.setattr(psutil.Process, "environ", environ)
+    logs().mkdir(parents=True)
+    service = stand_in(tmp_path, "worker")
+    processes.start(service, mark)
+    until(service.is_ready)
+    assert len(processes.alive(mark, ["worker"])) == 2
+    assert not processes.orphaned()
+    assert processes.end(mark, ["worker"], grace=5) == 0
+
+
+def test_the_password_is_its_owners_alone_and_stays(home: Path) -> None:
+    assert addresses.password() == ""
+    config.make_home()
+    before = os.umask(0)
+    first = addresses.keep_password()
+    os.umask(before)
+    assert stat.S_IMODE(addresses.password_file().stat().st_mode) == 0o600
+    assert len(first) > 30 and addresses.keep_password() == addresses.password() == first
+    addresses.password_file().chmod(0o644)
+    assert addresses.keep_password("user:own") == addresses.password() == "user:own"
+    assert stat.S_IMODE(addresses.password_file().stat().st_mode) == 0o600
+
+
+def test_commands_have_the_password_of_up_and_tell_it_to_no_other_server(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Addresses(pid=1, prefect="http://127.0.0.1:4300", mlflow="http://127.0.0.1:5300", pool="local")
+    with addresses.held() as file:
+        addresses.keep_password("secret")
+        file.write_text(found.model_dump_json())
+        for url, told in ((None, "secret"), ("http://localhost:4300/api/", "secret"), ("http://team.example/api", "")):
+            for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
+                monkeypatch.delenv(name, raising=False)
+            if url:
+                monkeypatch.setenv("PREFECT_API_URL", url)
+            prepare(Console(quiet=True))
+            assert os.environ["PREFECT_API_URL"] == (url or found.api)
+            assert os.environ.get("PREFECT_API_AUTH_STRING", "") == told
+
+
+def test_up_does_not_serve_beside_another_server_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://team.example/api")
+    with pytest.raises(ConfigError, match=r"PREFECT_API_URL=\"http://team.example/api\" names another .*:4300/api"):
+        up(Console(quiet=True), 4300, 5300, "local")
+
+
+def test_a_log_does_not_have_the_password_that_a_terminal_shows(home: Path) -> None:
+    config.make_home()
+    password = addresses.keep_password()
+    found = Addresses(pid=1, prefect="http://127.0.0.1:4300", mlflow="http://127.0.0.1:5300", pool="local")
+    with addresses.held() as file:
+        file.write_text(found.model_dump_json())
+        for is_terminal in (True, False):
+            said = io.StringIO()
+            show_next(Console(file=said, force_terminal=is_terminal, highlight=False), found)
+            assert (f"http://127.0.0.1:4300/tunewright#{password}" in said.getvalue()) == is_terminal
+            assert (password in said.getvalue()) == is_terminal
+            assert f'PREFECT_API_AUTH_STRING="$(cat {addresses.password_file()})"' in said.getvalue()
+
+
+class Busy(BaseHTTPRequestHandler):
+    """A Prefect server whose database is locked at each first request, and whose API asks for the password."""
+
+    seen: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        is_first, is_known = self.path not in self.seen, self.headers["Authorization"] == "Basic c2VjcmV0"
+        self.seen.append(self.path)
+        state = {"type": "RUNNING", "name": "Running", "id": RUN, "timestamp": "2026-01-01T00:00:00Z"}
+        run = {"id": RUN, "flow_id": RUN, "name": "brave-otter", "state": state}
+        answer = [run] if self.path.endswith("filter") else {"status": "ACCEPT", "details": {}, "state": state}
+        assert "CRASHED" in body.decode() or self.path.endswith("filter")
+        content = json.dumps(answer).encode()
+        self.send_response(503 if is_first else 200 if is_known else 401)
+        self.send_header("Retry-After", "0")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_GET(self) -> None:
+        """The token against CSRF, which it does not ask for."""
+        content = b'{"detail": "CSRF protection is disabled."}'
+        self.send_response(422)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 the base class's name
+        """Says nothing."""
+
+
+RUN = "7ba2ff6f-1a0b-4f6a-9d4f-3a4bbdbd3f3a"
+
+
+def test_what_was_cut_short_is_marked_though_the_database_is_busy(home: Path) -> None:
+    config.make_home()
+    addresses.keep_password("secret")
+    with HTTPServer(("127.0.0.1", 0), Busy) as server, temporary_settings({PREFECT_CLIENT_RETRY_JITTER_FACTOR: 0}):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert leftover.end(Addresses(pid=1, prefect=address, mlflow=address, pool="local")) == ["brave-otter"]
+        server.shutdown()
+    assert Busy.seen == ["/api/flow_runs/filter"] * 2 + [f"/api/flow_runs/{RUN}/set_state"] * 2
+
+
+def test_a_database_that_stays_busy_does_not_end_up(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config.make_home()
+    dead = "http://127.0.0.1:9"
+    assert cut_short(Addresses(pid=1, prefect=dead, mlflow=dead, pool="local")) == []
+    assert "were not marked as crashed" in caplog.text
+
+
+def test_mlflow_is_for_whoever_has_the_password_and_for_no_page_of_another_origin(home: Path) -> None:
+    async def mlflow(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("artifact")(scope, receive, send)
+
+    own = {"Origin": "http://127.0.0.1:5000"}
+    client = TestClient(Guard(mlflow, "secret"), base_url="http://127.0.0.1:5000")
+
+    def answer(path: str = "/api/2.0/mlflow-artifacts/artifacts/x", password: str = "secret", **headers: str) -> int:
+        return client.put(path, auth=("anyone", password), headers=headers).status_code
+
+    assert answer() == answer(**own) == 200
+    assert answer(password="") == answer(password="guessed") == client.put("/x").status_code == 401
+    assert client.get("/health").status_code == 200
+    for page in ("http://127.0.0.1:5001", "http://localhost:5000", "http://evil.test", "null"):
+        assert answer(Origin=page) == 403
+    assert answer("/ajax-api/3.0/mlflow/assistant/config") == answer("/x/mlflow/assistant/message") == 404
+
+
 def test_addresses_are_believed_only_while_up_lives(home: Path) -> None:
     assert addresses.running() is None
     found = Addresses(pid=os.getpid(), prefect="http://127.0.0.1:4200", mlflow="http://127.0.0.1:5000", pool="local")
@@ -223,6 +379,27 @@ def test_pages_are_where_up_has_them_and_else_where_they_can_be_started(
     assert starts_with(server) == ""
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
     assert addresses.prefect_run("run") == "http://prefect.example/v2/runs/flow-run/run"
+
+
+def test_what_the_server_is_told_is_what_prefect_reads_and_a_users_own_stays(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Addresses(pid=1, prefect="http://127.0.0.1:4300", mlflow="http://127.0.0.1:5300", pool="gpu")
+    own = {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://board.example"}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    config.make_home()
+    password = addresses.keep_password()
+    prefect, mlflow, worker = services(found)
+    assert own.keys().isdisjoint(prefect.environment)
+    with patch.dict(os.environ, prefect.environment):
+        server = Settings().server
+    assert server.api.auth_string and server.api.auth_string.get_secret_value() == password
+    assert server.api.cors_allowed_origins == "http://board.example"
+    assert set(server.services.db_vacuum.event_retention_overrides) == set(PASSING)
+    assert server.services.db_vacuum.loop_seconds == 600
+    assert worker.environment["PREFECT_API_AUTH_STRING"] == password
+    assert mlflow.environment == {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def test_the_services_are_told_where_all_lies(home: Path) -> None:

@@ -3,12 +3,14 @@
 import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from servers import Up, started, until
 from test_flow import PLACES, SUBJECTS
 
+from flows.services.service import PASSING
 from tasks.artifacts import Base
 
 WATCH_SECONDS = 20
@@ -65,6 +67,19 @@ def test_data_that_arrive_are_checked_and_what_has_drifted_starts_the_rest(up: U
     arrive("novels", " ".join(["We are sorry to hear that, and will look into it as soon as we can."] * 8))
     until(lambda: len(runs()) == 5)
     assert runs() == [checked, whole, checked, checked, whole]  # the chairs are like the lamps
+    assert events_of_looks(up) <= {*PASSING, "prefect.flow-run.Changed"}  # others would fill the database
+
+
+def events_of_looks(up: Up) -> set[str]:
+    """The kinds of events that the server has of runs of the watch."""
+    flows = up.ask("POST", "/flows/filter", json={"flows": {"name": {"any_": ["watch"]}}})
+    filters = {
+        "occurred": {"since": (datetime.now(UTC) - timedelta(hours=1)).isoformat()},
+        "related": {"resources_in_roles": [[f"prefect.flow.{flow['id']}", "flow"] for flow in flows]},
+    }
+    found = up.ask("POST", "/events/filter", json={"filter": filters, "limit": 50})
+    assert found["total"] > 0
+    return {event["event"] for event in found["events"]}
 
 
 def settings(up: Up) -> dict[str, Any]:

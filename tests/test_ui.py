@@ -1,43 +1,50 @@
-"""A person at Prefect's pages, in a real browser: one changed setting runs what reads it, to a second version."""
+"""A person at Prefect's pages, in a real browser: one changed setting runs what reads it, to a second version.
 
-import shutil
+The server has a password of the person's own and CSRF protection, which the pages and all commands then use.
+"""
+
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
-from servers import ENDED, Up, started, until
+from browsing import browser
+from playwright.sync_api import HttpCredentials, Page, expect
+from servers import ENDED, TUNEWRIGHT, Up, started, until
 
 from tasks.artifacts import Base
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SECONDS = 60.0
 DATA_STAGES = {"ingest", "base", "check", "dedupe", "split", "render"}
 
 
+# What a user may have set: then all that reaches the server has it.
+SETTINGS = {"PREFECT_SERVER_API_AUTH_STRING": "user:of my own & %", "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true"}
+
+
 @pytest.fixture(scope="module")
 def up(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    with started(tmp_path_factory.mktemp("ui"), tiny_base) as up:
+    with started(tmp_path_factory.mktemp("ui"), tiny_base, SETTINGS) as up:
         yield up
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
-    if BROWSER is None:
-        pytest.skip("no Chromium here; apt-get install chromium, as .ci/run does")
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+def page(up: Up) -> Iterator[Page]:
+    with browser() as chromium:
+        login = HttpCredentials(username="anyone", password=up.password, origin=up.addresses.mlflow)
+        page = chromium.new_page(viewport={"width": 1400, "height": 1000}, http_credentials=login)
         page.set_default_timeout(SECONDS * 1000)
         yield page
-        browser.close()
 
 
 def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_path: Path) -> None:
     first = up.run()
     assert up.ended(first)["type"] == "COMPLETED", up.state(first)["message"]
 
+    assert up.password == SETTINGS["PREFECT_SERVER_API_AUTH_STRING"]
+    page.goto(up.login)
+    page.wait_for_url("**/v2/**")
     page.goto(f"{up.addresses.prefect}/v2/deployments")
     page.get_by_role("link", name="tiny").first.click()
     page.get_by_role("button", name="Run", exact=True).click()
@@ -76,3 +83,13 @@ def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_pa
     for version in ("Version 1", "Version 2"):
         expect(page.get_by_text(version).first).to_be_visible()
     page.screenshot(path=tmp_path / "mlflow.png")
+
+
+@pytest.mark.parametrize(
+    "command", [["doctor"], ["run", "tiny.yaml", "--until", "split"], ["release", "history", "tiny"]]
+)
+def test_commands_have_the_password_that_the_server_was_started_with(command: list[str], up: Up) -> None:
+    without = {name: value for name, value in up.environment.items() if name not in SETTINGS}
+    done = subprocess.run([*TUNEWRIGHT, *command], cwd=up.folder, env=without, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr

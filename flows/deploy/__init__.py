@@ -88,6 +88,7 @@ def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deploye
     server.deploy(pipeline, pool)
     now = server.read(client, server.FLOW, pipeline.name)
     assert now
+    now = server.with_log(client, now)
     operation, registry = pipeline.settings.operation, pipeline.settings.registry
     if pipeline.settings.gate.approval:
         release.deploy(registry.name, now.work_pool_name or pool, now.job_variables)

@@ -19,6 +19,7 @@ from prefect.events.schemas.automations import AutomationCore, Posture
 from flows.announcing import CHANGED, DRIFTED, resource
 from flows.outcome import STANDS, UNCHANGED, VERDICTS
 from flows.parameters import slug
+from flows.watch import RESTARTS
 from tasks.config import Operation
 
 SERVER = "tunewright"  # owns what is of no deployment
@@ -80,7 +81,7 @@ def of_server() -> AutomationCore:
                 state=StateType.CRASHED,
                 name="Crashed",
                 force=False,
-                message="No heartbeat: its process was killed. The next run goes on from its last checkpoint",
+                message="No heartbeat: its process was killed. It goes on from its last checkpoint when it runs again",
             )
         ],
         owner_resource=SERVER,
@@ -90,6 +91,16 @@ def of_server() -> AutomationCore:
 def of_deployment(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -> list[AutomationCore]:
     """What the settings ask for; `blocks` are the ids of operation.notify."""
     return [*_starting(target, operation), *_telling(target, operation, blocks)]
+
+
+def after_crash(operation: Operation) -> str:
+    """What happens to a run that crashed; a run that failed finds its fault again, and nothing starts it."""
+    if operation.watch is None:
+        return "Nothing starts it again but the schedule or a person; the next run goes on from its last checkpoint."
+    return (
+        "The watch on its data starts it again at its next look, with the same settings, and it goes on from its last "
+        f"checkpoint; not after {RESTARTS + 1} crashes in a row, nor where a newer run has begun."
+    )
 
 
 def _starting(target: Target, operation: Operation) -> Iterator[AutomationCore]:
@@ -135,13 +146,13 @@ def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -
             name=f"tunewright: {', '.join(operation.notify)} told of {NOTIFIED[told]} of {target.name}",
             description="What operation.notify and notify_on of the deployment file ask for",
             trigger=EventTrigger(expect=expect, match=_labels(match), match_related=related),
-            actions=[_message(target, blocks[block], told) for block in operation.notify],
+            actions=[_message(target, blocks[block], told, operation) for block in operation.notify],
             owner_resource=target.owner,
         )
 
 
-def _message(target: Target, block: UUID, told: str) -> SendNotification:
-    """State and sentence of a run, with the link to it; the server fills them in."""
+def _message(target: Target, block: UUID, told: str, operation: Operation) -> SendNotification:
+    """State and sentence of a run, of a crash what happens next, with the link to it; the server fills them in."""
     said, name = "{{ flow_run.state.message }}", "{{ flow_run.state.name }}"
     if told == "approval":
         name = "a person has to decide"
@@ -149,6 +160,8 @@ def _message(target: Target, block: UUID, told: str) -> SendNotification:
             f"A version of {target.model} is better and waits: Resume, in the menu at the top right of the run's page, "
             f"has the question with the verdict, or tunewright release approve {target.model}"
         )
+    if told == "failure":
+        said += f"{{% if flow_run.state.type == 'CRASHED' %}}\n{after_crash(operation)}{{% endif %}}"
     return SendNotification(
         block_document_id=block,
         subject=f"{target.name}: {name}",

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, WorkerFilter
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
@@ -22,10 +22,13 @@ from data_checks.accepted import did_you_mean, shown
 from flows.deployment_file import Pipeline
 from flows.parameters import DEPLOYMENT_NAME, slug
 from flows.services.service import log_file
+from tasks import addresses, config
 from tasks.config import called_in
 from tasks.errors import ConfigError, TunewrightError
 
 FLOW = "finetune"
+LOGGER = "tunewright"
+LOGGERS = "PREFECT_LOGGING_EXTRA_LOGGERS"
 COMPARED = {  # what makes a deployment what it is -> in words
     "parameters": "parameters",
     "schedules": "schedule",
@@ -63,8 +66,8 @@ def require_pool(client: SyncPrefectClient, pipeline: Pipeline) -> None:
         raise ConfigError(
             f"{pipeline.place_of_pool}: work_pool.name={pipeline.work_pool}: the server has no such pool; "
             f"{did_you_mean(pipeline.work_pool, there) if there else 'it has none'}; tunewright up --pool "
-            f"{pipeline.work_pool} makes it, or PREFECT_API_URL={PREFECT_API_URL.value()} prefect work-pool create "
-            f"{pipeline.work_pool} --type process"
+            f"{pipeline.work_pool} makes it, or {addresses.for_prefect(PREFECT_API_URL.value())} prefect work-pool "
+            f"create {pipeline.work_pool} --type process"
         )
 
 
@@ -134,10 +137,27 @@ def deploy(pipeline: Pipeline, pool: str) -> None:
         check=False,
     )
     if done.returncode:
+        config.make_home()
         log = log_file("deploy")
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(done.stdout, encoding="utf-8")
         raise TunewrightError(f"{pipeline.path}: prefect deploy of {pipeline.name}: {_said(done.stdout)}; see {log}")
+
+
+def with_log(client: SyncPrefectClient, deployment: DeploymentResponse) -> DeploymentResponse:
+    """The deployment, whose runs send the pipeline's lines to Prefect whichever worker starts them.
+
+    Prefect takes lines of the loggers that this variable names; those that a file names stay.
+    """
+    environment = deployment.job_variables.get("env") or {}
+    if not isinstance(environment, dict):  # a list, as a work pool of Kubernetes may have it
+        return deployment
+    named = [name for name in str(environment.get(LOGGERS, "")).split(",") if name.strip()]
+    if LOGGER in named:
+        return deployment
+    variables = deployment.job_variables | {"env": environment | {LOGGERS: ",".join([*named, LOGGER])}}
+    client.update_deployment(deployment.id, DeploymentUpdate(job_variables=variables))
+    return client.read_deployment(deployment.id)
 
 
 def _said(output: str) -> str:

@@ -13,6 +13,7 @@ from flows.deploy import Deployed, Result
 from flows.deploy.automations import NOTIFIED
 from flows.deploy.server import FLOW
 from flows.deploy.timing import in_words, next_times
+from tasks import addresses
 
 
 def show(console: Console, result: Result) -> None:
@@ -27,7 +28,7 @@ def show(console: Console, result: Result) -> None:
         console.print(
             Text(
                 f"{FLOW}/{name} starts in this folder too and is not in {_file(result)}; it stays as it is. With "
-                f"PREFECT_API_URL={PREFECT_API_URL.value()} set, this removes it: {removes}",
+                f"{addresses.for_prefect(PREFECT_API_URL.value())} set, this removes it: {removes}",
                 "yellow",
             ),
             soft_wrap=True,
@@ -103,7 +104,7 @@ def _pool(deployed: Deployed) -> str:
     if not count:
         waiting = (
             f"no worker waits for its runs: tunewright up --pool {pool} serves it, or "
-            f"PREFECT_API_URL={PREFECT_API_URL.value()} prefect worker start --pool {pool}"
+            f"{addresses.for_prefect(PREFECT_API_URL.value())} prefect worker start --pool {pool}"
         )
     return f"{pool}{', made now' if deployed.is_pool_new else ''}; {waiting}"
 

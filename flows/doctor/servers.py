@@ -4,12 +4,15 @@ import os
 from collections.abc import Iterator
 
 import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 
 from flows.doctor.finding import Finding
 from flows.services.ports import holder
 from tasks import addresses
 
 SECONDS = 5.0
+START = "start it, or unset what names it; tunewright up starts both servers"
 PORTS = {"Prefect": 4200, "MLflow": 5000}
 
 
@@ -18,12 +21,12 @@ def findings() -> Iterator[Finding]:
     up = addresses.running()
     if up:
         yield from (
-            _answer("Prefect", f"{up.api}/health", up.prefect),
-            _answer("MLflow", f"{up.mlflow}/health", up.mlflow),
+            _prefect(up.api, up.prefect, addresses.password()),
+            _mlflow(up.mlflow),
         )
         return
     if api := os.environ.get("PREFECT_API_URL"):
-        yield _answer("Prefect", f"{api.rstrip('/')}/health", api)
+        yield _prefect(api, api, PREFECT_API_AUTH_STRING.value())
     else:
         yield Finding(
             "ok", "Prefect", "no server: each run starts one for itself, which takes 10 s; tunewright up starts one"
@@ -45,13 +48,27 @@ def findings() -> Iterator[Finding]:
             )
 
 
-def _answer(name: str, address: str, shown: str) -> Finding:
+def _prefect(api: str, shown: str, password: str | None) -> Finding:
+    """Whether Prefect's API answers, to whoever has this password."""
     try:
-        answer = httpx.get(address, timeout=SECONDS)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        said = f"{shown} does not answer: {error}"
-    else:
-        if answer.is_success:
-            return Finding("ok", name, f"{shown} answers")
-        said = f"{shown} answers with {answer.status_code}"
-    return Finding("failure", name, said, "start it, or unset what names it; tunewright up starts both servers")
+        with SyncPrefectClient(api, auth_string=password, api_key=PREFECT_API_KEY.value()) as server:
+            server.api_version()
+    except httpx.HTTPStatusError as error:
+        code = error.response.status_code
+        if code == httpx.codes.UNAUTHORIZED:
+            mend = "set PREFECT_API_AUTH_STRING to what the server has as PREFECT_SERVER_API_AUTH_STRING"
+            return Finding("failure", "Prefect", f"{shown} asks for a password, and has another one", mend)
+        return Finding("failure", "Prefect", f"{shown} answers with {code}", START)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        return Finding("failure", "Prefect", f"{shown} does not answer: {error}", START)
+    return Finding("ok", "Prefect", f"{shown} answers")
+
+
+def _mlflow(address: str) -> Finding:
+    try:
+        answer = httpx.get(f"{address}/health", timeout=SECONDS)
+    except httpx.HTTPError as error:
+        return Finding("failure", "MLflow", f"{address} does not answer: {error}", START)
+    if answer.is_success:
+        return Finding("ok", "MLflow", f"{address} answers")
+    return Finding("failure", "MLflow", f"{address} answers with {answer.status_code}", START)

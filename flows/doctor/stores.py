@@ -1,6 +1,8 @@
 """The home folder: whether it can be written, whether it has room, and whether its databases are whole."""
 
+import shlex
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +53,14 @@ def _place(home: Path) -> Iterator[Finding]:
             "home",
             f"{home} is on {kind}, where file locks may not hold and sqlite can break",
             "set TUNEWRIGHT_HOME to a local disk, and registry.tracking_uri to an MLflow server",
+        )
+    elif others := stat.S_IMODE(home.stat().st_mode) & 0o077:
+        yield Finding(
+            "warning",
+            "home",
+            f"{home} can be opened by other users of this machine (its mode ends with {others:02o}): rows, answers, "
+            "models and the password of tunewright up lie in it",
+            f"chmod 700 {shlex.quote(str(home))}",
         )
     else:
         yield Finding("ok", "home", str(home))

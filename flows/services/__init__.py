@@ -2,6 +2,7 @@
 
 service.py says how each is started, supervisor.py keeps them alive, processes.py finds and ends all that comes from
 them, sentinel.py does so where `up` itself is killed, and leftover.py mends the states of runs that nobody could end.
+prefect_app.py and tasks/mlflow_server.py close the servers to web pages and host names of others.
 """
 
 import logging
@@ -9,18 +10,23 @@ import os
 import signal
 import time
 from pathlib import Path
+from urllib.parse import quote
 
+import httpx
 from rich.console import Console
 
+from data_checks.accepted import shown
 from flows.command_line import print_log
 from flows.services import database, leftover
-from flows.services.ports import LOOPBACK, require_free
+from flows.services.ports import LOGIN, LOOPBACK, require_free
 from flows.services.processes import orphaned, wait_for_orphans
 from flows.services.service import Service, logs, services
 from flows.services.supervisor import Supervisor
 from tasks import addresses, config
 from tasks.addresses import Addresses
 from tasks.errors import ConfigError
+
+log = logging.getLogger("tunewright")
 
 DEMO = Path("deployments/demo.yaml")
 
@@ -32,6 +38,13 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
     """
     if port == mlflow_port:
         raise ConfigError(f"--port {port} and --mlflow-port {mlflow_port} are the same; accepted are two ports")
+    found = Addresses(
+        pid=os.getpid(),
+        prefect=f"http://{LOOPBACK}:{port}",
+        mlflow=f"http://{LOOPBACK}:{mlflow_port}",
+        pool=pool,
+    )
+    _require_same_server(found)
     config.quiet_libraries()
     print_log(console, logging.INFO)
     for asked in (signal.SIGINT, signal.SIGTERM):  # also where a shell or a service manager has it ignored
@@ -42,31 +55,68 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
             wait_for_orphans()
         require_free(port, "--port")
         require_free(mlflow_port, "--mlflow-port")
-        found = Addresses(
-            pid=os.getpid(),
-            prefect=f"http://{LOOPBACK}:{port}",
-            mlflow=f"http://{LOOPBACK}:{mlflow_port}",
-            pool=pool,
-        )
+        addresses.keep_password(_password_of_environment())
         console.print(f"tunewright up, in {config.home()}: Ctrl-C ends it", markup=False)
 
         database.make()
 
         def ready(service: Service, seconds: float) -> None:
             console.print(f"  {service.name:<10}{service.shows:<32}ready after {seconds:.0f} s", markup=False)
-            if service.name == "prefect" and (cut := leftover.end(found)):
+            if service.name == "prefect" and (cut := cut_short(found)):
                 console.print(f"    cut short, since they were killed while they ran: {', '.join(cut)}", markup=False)
 
         try:
             with Supervisor(services(found), mark=f"{os.getpid()}-{time.time_ns()}") as supervisor:
                 supervisor.begin(ready)
                 file.write_text(found.model_dump_json(), encoding="utf-8")
-                console.print(f"Their logs are in {logs()}. What to do next, in another terminal:\n")
-                file_here = DEMO if DEMO.exists() else "FILE.yaml"
-                console.print(f"    tunewright deploy {file_here}", markup=False)
-                console.print(
-                    f"    export PREFECT_API_URL={found.api}    # for commands of Prefect's own", markup=False
-                )
+                console.print(f"Their logs are in {logs()}.\n")
+                show_next(console, found)
                 supervisor.watch()
         except KeyboardInterrupt:
             console.print("all ended; runs that were cut short go on from their last checkpoint when they run again")
+
+
+def _require_same_server(up: Addresses) -> None:
+    """Raises ConfigError where the environment names another Prefect server: other commands would use that one."""
+    named = os.environ.get("PREFECT_API_URL")
+    if named and not up.is_prefect(named):
+        raise ConfigError(
+            f"PREFECT_API_URL={shown(named)} names another Prefect server than {up.api}, which this command starts; "
+            f"unset it, or start only a worker for the named server: prefect worker start --pool {up.pool}"
+        )
+
+
+def _password_of_environment() -> str:
+    """PREFECT_SERVER_API_AUTH_STRING, of the environment or of Prefect's profile; "" where it is not set."""
+    from prefect.settings import get_current_settings
+
+    given = get_current_settings().server.api.auth_string
+    return given.get_secret_value() if given else ""
+
+
+def cut_short(up: Addresses) -> list[str]:
+    """Marks the runs that an earlier `up` left, and returns their names; a server that cannot is no end of this one."""
+    try:
+        return leftover.end(up)
+    except httpx.HTTPError as error:
+        log.warning("runs that an earlier `up` left were not marked as crashed: %s", error)
+    return []
+
+
+def show_next(console: Console, up: Addresses) -> None:
+    """What a person does next: the link that logs a browser in, a deployment, and Prefect's own commands.
+
+    A terminal shows the password, as it is the user's; a log does not.
+    """
+    if console.is_terminal:
+        password = quote(addresses.password(), safe="")
+        console.print("These links log a browser in, to Prefect's pages once and to MLflow's until it is closed:\n")
+        console.print(f"    {up.prefect}{LOGIN}#{password}", markup=False, soft_wrap=True)
+        console.print(f"    {up.mlflow.replace('://', f'://tunewright:{password}@')}\n", markup=False, soft_wrap=True)
+    else:
+        said = "Their pages ask for the password in"
+        console.print(f"{said} {addresses.password_file()}, MLflow's with any user name.\n", markup=False)
+    console.print("What to do next, in another terminal:\n")
+    console.print(f"    tunewright deploy {DEMO if DEMO.exists() else 'FILE.yaml'}", markup=False)
+    console.print("\nFor commands of Prefect's own:\n")
+    console.print(f"    export {addresses.for_prefect(up.api)}", markup=False, soft_wrap=True)

@@ -4,25 +4,32 @@ When the machine went down, or all was killed at once, the database has them as 
 machine is about to start, so none of them lives.
 """
 
-import httpx
-
+from flows.services.service import client
 from tasks.addresses import Addresses
 
-SECONDS = 30.0
-UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
-CRASHED = {"type": "CRASHED", "message": "tunewright was killed while it ran; it goes on from there when it runs again"}
-CANCELLED = {"type": "CANCELLED", "message": "tunewright was killed before it could cancel it"}
+CRASHED = "tunewright was killed while it ran; it goes on from there when it runs again"
+CANCELLED = "tunewright was killed before it could cancel it"
 
 
-def end(addresses: Addresses) -> list[str]:
-    """Marks the unfinished runs of the pool as crashed, or cancelled if that was asked, and returns their names."""
-    with httpx.Client(base_url=addresses.api, timeout=SECONDS) as server:
-        wanted = {
-            "flow_runs": {"state": {"type": {"any_": UNFINISHED}}},
-            "work_pools": {"name": {"any_": [addresses.pool]}},
-        }
-        found = server.post("/flow_runs/filter", json=wanted).raise_for_status().json()
+def end(up: Addresses) -> list[str]:
+    """Marks the unfinished runs of the pool as crashed, or cancelled if that was asked, and returns their names.
+
+    Raises httpx.HTTPError where the server refuses, or stays busy for longer than Prefect's client repeats a request.
+    """
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Cancelled, Crashed
+
+    unfinished = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+    with client(up) as server:
+        found = server.read_flow_runs(
+            flow_run_filter=filters.FlowRunFilter(
+                state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=unfinished))
+            ),
+            work_pool_filter=filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[up.pool])),
+        )
         for run in found:
-            body = {"state": CANCELLED if run["state"]["type"] == "CANCELLING" else CRASHED, "force": True}
-            server.post(f"/flow_runs/{run['id']}/set_state", json=body).raise_for_status()
-    return [run["name"] for run in found]
+            is_cancelled = run.state is not None and run.state.is_cancelling()
+            state = Cancelled(message=CANCELLED) if is_cancelled else Crashed(message=CRASHED)
+            server.set_flow_run_state(run.id, state, force=True)
+    return [run.name for run in found]

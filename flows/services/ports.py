@@ -7,6 +7,7 @@ import psutil
 from tasks.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
+LOGIN = "/tunewright"  # the page of Prefect's server that logs a browser in
 
 
 def require_free(port: int, option: str) -> None:
@@ -37,12 +38,12 @@ def holder(port: int) -> str:
 def _listener(port: int) -> str:
     try:
         connections = psutil.net_connections("tcp")
-    except psutil.AccessDenied:  # macOS shows them to root alone
+    except (psutil.Error, OSError):  # macOS shows them to root alone, a closed /proc to nobody
         return "another process"
     for connection in connections:
         if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
             try:
                 return f"{' '.join(psutil.Process(connection.pid).cmdline())[:120]} (process {connection.pid})"
-            except (psutil.Error, TypeError):  # another user's
+            except (psutil.Error, OSError, TypeError):  # another user's
                 break
     return "a process of another user"

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 import psutil
@@ -49,23 +49,23 @@ def alive(mark: str, services: Iterable[str], *, has: str = MARK) -> list[psutil
     With RUN these are the flow runs and what they started.
     """
     wanted = {f"{mark}:{service}" for service in services}
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            environment = process.environ()
-            if environment.get(MARK) in wanted and has in environment and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+    return [process for process, environment in _marked() if environment[MARK] in wanted and has in environment]
 
 
 def orphaned() -> bool:
     """Whether a process lives that came from an `up` of ours which does not."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError, ValueError):
-            mark = process.environ().get(MARK, "")
-            if mark and process.status() != psutil.STATUS_ZOMBIE and not psutil.pid_exists(int(mark.partition("-")[0])):
-                return True
-    return False
+    starters = (environment[MARK].partition("-")[0] for _, environment in _marked())
+    return any(pid.isdecimal() and not psutil.pid_exists(int(pid)) for pid in starters)
+
+
+def _marked() -> Iterator[tuple[psutil.Process, Mapping[str, str]]]:
+    """All living processes with the mark, and their environments; one that cannot be read is none of ours."""
+    for pid in psutil.pids():
+        with contextlib.suppress(psutil.Error, OSError):
+            process = psutil.Process(pid)
+            environment = process.environ()
+            if MARK in environment and process.status() != psutil.STATUS_ZOMBIE:
+                yield process, environment
 
 
 def wait_for_orphans() -> None:
@@ -84,12 +84,12 @@ def end(mark: str, services: Iterable[str], grace: float) -> int:
     services = tuple(services)
     for some in (partial(alive, mark, services, has=RUN), partial(alive, mark, services)):
         for process in some():
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGTERM)
         _wait(some, grace)
     left = alive(mark, services)  # those as well that were started while we waited
     for process in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):
             process.kill()
     _wait(partial(alive, mark, services), grace)
     return len(left)

@@ -44,6 +44,7 @@ def calibrate(base: Base, tokens: Tokens, case: Case) -> Rate:
     rate = case.flops_a_row * case.training.batch / statistics.median(seconds[1:] or seconds)
     kept = {"flops_per_second": rate, "steps": len(seconds), "made": time.strftime("%Y-%m-%d", time.gmtime())}
     file = _file(base, case)
+    config.make_home()
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(kept), encoding="utf-8")
     return _rate(kept)

@@ -64,9 +64,12 @@ def judge_key() -> str:
 
 
 def make_home() -> None:
-    """Makes the home folder. Raises ConfigError where that cannot be, or nothing can be written or locked in it."""
+    """Makes the home folder, for its owner alone.
+
+    Raises ConfigError where that cannot be, or nothing can be written or locked in it.
+    """
     try:
-        home().mkdir(parents=True, exist_ok=True)
+        home().mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home()) as probe:
             fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
