@@ -62,7 +62,13 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     s = call.draw(s, read)
     rows = call(ingest, data=s.data, files=read.files, needs=read.needs)
     before = versions.before(s.registry.name, rows, s.split, is_sample=s.data.limit is not None)
-    base = call(models.base, reference=s.model.base, revision=s.model.revision, identity=read.base)
+    base = call(
+        models.base,
+        reference=s.model.base,
+        revision=s.model.revision,
+        identity=read.base,
+        chat_template=read.chat_template,
+    )
     checked = call(
         check,
         rows=rows,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
-from tasks import lm_eval, models, rotation
+from tasks import chat_templates, lm_eval, models, rotation
 from tasks.check import own_expectations
 from tasks.config import Settings, Split
 from tasks.ingest import Need, source_files
@@ -26,6 +26,7 @@ class Inputs(NamedTuple):
 
     files: tuple[SourceFile, ...]  # of ingest
     base: str
+    chat_template: str  # the text of model.chat_template, of base
     own: tuple[tuple[str, str], ...]  # the team's expectations, of check
     embedding: str  # the model of dedupe.semantic
     retrieval: str  # the same model, of prompt
@@ -49,6 +50,7 @@ def inputs(settings: Settings) -> Inputs:
         retrieval=_retrieval(settings),
         files=source_files(settings.data),
         base=models.identity(settings.model.base),
+        chat_template=chat_templates.text(settings.model.chat_template),
         needs=needs(settings.split),
     )
 

@@ -11,10 +11,11 @@ from flows.deployment_file import Pipeline
 from flows.finetune import plan
 from flows.inputs import inputs, looked_at
 from flows.plan_sample import Sampled, base_here, sampled
+from tasks import architecture
 from tasks.artifacts import Artifact, Base, Tokens
 from tasks.budget import Case, Estimate, Ground, calibration, devices, estimate, remedies, shapes, shortage, work
 from tasks.budget.timing import Rate, rate_of
-from tasks.config import STAGES, Compute, Method, Settings
+from tasks.config import STAGES, Compute, Method, Model, Settings
 from tasks.errors import ConfigError
 from tasks.ingest import SourceFile
 from tasks.row_search import manifest
@@ -73,6 +74,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     if sample and sample.is_too_long:
         return Planned(steps=steps, costs=None, unknown=f"what training takes cannot be said: {sample.too_long}")
     case = Case(ground, settings.method, settings.training, settings.compute, machine)
+    notes += _reads_less(case, settings.model)
     rates = _Rates(case, made)
     if calibrate:
         rates.calibrate(what)
@@ -94,6 +96,16 @@ def _with_packages(machine: devices.Machine, compute: Compute) -> tuple[devices.
     )
     notes = [f"{package} is taken to be installed there" for package, is_asked in there.items() if is_asked]
     return machine._replace(device=device), notes
+
+
+def _reads_less(case: Case, model: Model) -> list[str]:
+    """What to know of a base that reads fewer tokens at once than a row may have."""
+    reads = architecture.context(case.ground.config.fields)
+    if reads is None or reads >= model.max_length:
+        return []
+    return [
+        f"the base reads {reads} tokens at once, less than model.max_length={model.max_length}; so much may a row have"
+    ]
 
 
 def _is_read(steps: Sequence[Step]) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tasks import chat_templates
 from tasks.artifacts import Artifact, Base, Rows, Splits
 from tasks.budget import work
 from tasks.chat import Chat, Message, Tokenized, tokenize
@@ -73,9 +74,13 @@ def base_here(settings: Settings, made: Artifact | None) -> Base | None:
     folder = Path(settings.model.base).expanduser()
     if not folder.is_dir():
         return None
-    reference = settings.model.base
     return Base(
-        folder=folder.absolute(), reference=reference, revision=None, location=Path(), digest="", weights_digest=""
+        folder=folder.absolute(),
+        reference=settings.model.base,
+        revision=None,
+        location=Path(),
+        weights_digest="",
+        chat_template=chat_templates.text(settings.model.chat_template),
     )
 
 

@@ -137,6 +137,7 @@ class Base(Artifact):
     weights_digest: str
     quick_digest: str = ""  # the same, with the size of the weights in place of their content
     special_tokens: tuple[str, ...] = ()  # that text must not contain: they would become control tokens
+    chat_template: str = ""  # the text of model.chat_template; empty where the base's own counts
 
     @property
     def weights(self) -> Path:

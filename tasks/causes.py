@@ -24,6 +24,7 @@ SETTINGS = {  # stage and argument -> the setting that it is; any other has the 
     "dedupe.settings": "dedupe",
     "split.settings": "split",
     "split.engine": "dedupe.engine",
+    "render.max_quarantined_share": "checks.max_quarantined_share",
     "scan.share": "method.share",
     "prompt.contenders": "evaluation.contenders",
     "prompt.shots": "evaluation.shots",
@@ -39,6 +40,7 @@ SETTINGS = {  # stage and argument -> the setting that it is; any other has the 
 SENTENCES = {  # stage and argument, or a part of it -> what its change says
     "ingest.needs": "split.by, split.stratify: rows need other fields",
     "base.identity": "model.base: its files changed",
+    "base.chat_template": "model.chat_template: the template changed",
     "check.own": "checks.expectations: the code of a class of yours changed",
     "check.special_tokens": "model.base: its special tokens changed",
     "check.before": "the accepted version that the data are held against is another",

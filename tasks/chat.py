@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tasks import bounded
+from tasks import bounded, chat_templates
 from tasks.artifacts import IGNORED
 from tasks.bounded import Unreadable
 from tasks.errors import ConfigError, DataError
@@ -103,8 +103,8 @@ class Chat:
             self.template: str = tokenizer.get_chat_template()
         except ValueError as error:
             raise ConfigError(
-                f"model.base={weights}: it has no chat template, so nothing says how a conversation is written; "
-                "use an instruct model, or put a chat_template.jinja beside its tokenizer"
+                f"model.base={weights}: it has no chat template, so nothing says how a conversation is written; set "
+                f"model.chat_template to a Jinja file, or to one whose tokens it has: {_fitting(tokenizer)}"
             ) from error
         self.tokenizer = tokenizer
         self.stops = _stops(tokenizer, weights)
@@ -156,6 +156,10 @@ class Chat:
                 "(eos_token of the tokenizer, eos_token_id of generation_config.json and config.json)"
             )
         return stop.group(), prompt.removeprefix(bare)
+
+
+def _fitting(tokenizer: Any) -> str:
+    return ", ".join(chat_templates.fitting(tokenizer)) or "none of those by name"
 
 
 def _stops(tokenizer: Any, weights: Path) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """The base model and its tokenizer, for every stage that touches them."""
 
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from prefect import task
 
+from tasks import architecture, chat_templates
 from tasks.artifacts import Base
 from tasks.caching import cached, digest_of
 from tasks.config import or_meant
@@ -24,17 +26,25 @@ HUB_SECONDS = 10.0
 
 
 def load_tokenizer(base: Base) -> Any:
-    """The base's own tokenizer, fast and offline. Raises ConfigError where it cannot be loaded."""
+    """The base's own tokenizer, fast and offline, with the template that was set in place of its own.
+
+    Raises ConfigError where it cannot be loaded, or has not the template's tokens.
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(base.weights, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(base.weights, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # what tokenizers raises has no type of its own
         if getattr(error, "errno", None):  # such as a disk that does not answer
             raise
         raise ConfigError(
             f"model.base={base.reference}: its tokenizer cannot be loaded from {base.weights}: {_line(error)}"
         ) from error
+    if base.chat_template:
+        _check_template(base.chat_template, tokenizer)
+        tokenizer.chat_template = base.chat_template
+        tokenizer.eos_token = chat_templates.stop_and_needs(base.chat_template)[0] or tokenizer.eos_token
+    return tokenizer
 
 
 def copy_tokenizer(weights: Path, folder: Path) -> None:
@@ -150,13 +160,25 @@ def _folder_digest(folder: Path) -> str:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
-        found = f"only {', '.join(pickled)}, which can run code when read" if pickled else "none"
+        found = f"only {', '.join(pickled)}, which can run code when read{_conversion(folder)}" if pickled else "none"
         raise ConfigError(f"model.base={folder}: weights must be *.safetensors; there is {found}")
     try:
         _check_settings(folder)
+        architecture.require(json.loads((folder / "config.json").read_bytes()), str(folder))
         return weights_digest(folder)
     except ValueError as error:
         raise ConfigError(f"model.base={folder}: {error}") from error
+
+
+def _conversion(folder: Path) -> str:
+    """The command that writes a base of pickles anew as safetensors: it reads them as data (torch's weights_only)."""
+    new = f"{folder}-safetensors"
+    script = (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"M.from_pretrained({str(folder)!r}).save_pretrained({new!r}); "
+        f"T.from_pretrained({str(folder)!r}).save_pretrained({new!r})"
+    )
+    return f"; to convert it without running any: python -c {shlex.quote(script)}, then model.base={new}"
 
 
 def _check_settings(folder: Path) -> None:
@@ -185,6 +207,16 @@ def _lost(base: Base) -> str:
     return "" if is_same else f"{base.weights} was changed"
 
 
+def _check_template(template: str, tokenizer: Any) -> None:
+    """Raises ConfigError where the tokenizer lacks a token that the template writes: a new one would know nothing."""
+    if missing := chat_templates.missing(template, tokenizer):
+        fit = ", ".join(chat_templates.fitting(tokenizer)) or "none"
+        raise ConfigError(
+            f"model.chat_template: the tokenizer of model.base has no {', '.join(missing)}, which the template writes; "
+            f"those whose tokens it has: {fit}"
+        )
+
+
 @task(
     name="base",
     task_run_name="base {reference}",
@@ -193,8 +225,8 @@ def _lost(base: Base) -> str:
     retry_condition_fn=is_retried,
 )
 @cached(libraries=("transformers", "gguf"), lost=_lost)
-def base(folder: Path, reference: str, revision: str | None, identity: str) -> Base:
-    """The base as a folder of safetensors; converted once if it is a GGUF file."""
+def base(folder: Path, reference: str, revision: str | None, identity: str, chat_template: str = "") -> Base:
+    """The base as a folder of safetensors; converted once if it is a GGUF file. `chat_template` is the text of one."""
     try:
         weights = resolve(reference, revision, folder / "weights")
     except OSError as error:
@@ -212,6 +244,9 @@ def base(folder: Path, reference: str, revision: str | None, identity: str) -> B
         location=location,
         weights_digest=digest,
         quick_digest=weights_digest(weights, quick=True),
+        chat_template=chat_template,
     )
+    if chat_template:
+        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
     tokenizer = load_tokenizer(made.model_copy(update={"folder": folder}))
     return made.model_copy(update={"special_tokens": special_tokens(tokenizer)})

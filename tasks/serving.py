@@ -234,7 +234,11 @@ def _converted(reference: str, digest: str) -> Path:
 def answer(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], max_new_tokens: int
 ) -> list[str]:
-    """The greedy answers to prompts of token ids, up to the first stop token, which is left out."""
+    """The greedy answers to prompts of token ids, up to the first stop token, which is left out.
+
+    Prompts are answered eight at once, or one by one where the model keeps a state (Mamba, RWKV), which padding may
+    change.
+    """
     import torch
     from transformers import GenerationConfig
 
@@ -244,8 +248,9 @@ def answer(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=stop_ids[0]
     )
     answers: list[str] = []
-    for start in range(0, len(prompts), 8):
-        batch = prompts[start : start + 8]
+    at_once = 1 if getattr(model, "_is_stateful", False) else 8
+    for start in range(0, len(prompts), at_once):
+        batch = prompts[start : start + at_once]
         width = max(map(len, batch))
         ids = torch.tensor([[stop_ids[0]] * (width - len(prompt)) + list(prompt) for prompt in batch])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])

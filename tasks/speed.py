@@ -10,19 +10,12 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
+from tasks import architecture
 from tasks.config import Compute, Method, Training
 from tasks.cutting import Layout
 from tasks.errors import ConfigError
 from tasks.machine import memory_bytes
 
-# Decoders whose only exchange between tokens is attention by position, each held to equal losses by a test.
-SHARING = frozenset(
-    (
-        *("arcee", "cohere", "ernie4_5", "gemma", "glm", "granite", "helium", "llama", "mistral", "mixtral"),
-        *("olmo", "olmo2", "olmoe", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
-        *("seed_oss", "smollm3", "starcoder2"),
-    )
-)
 # liger-kernel 0.8 has kernels for their norms, rotary embeddings and SwiGLU.
 LIGER = frozenset(("granite", "llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"))
 # What configurations call their sizes: most, then GPT-2 and those after it, then MPT.
@@ -125,6 +118,9 @@ class _Choice:
         self.config, self.method, self.compute, self.device = config, method, compute, device
         self.longest, self.plain = longest, plain
         self.because: dict[str, str] = {}
+        self.found = architecture.of(config, longest)
+        if self.found.refused:
+            raise ConfigError(f"model.base: {self.found.refused}")
 
     def precision(self) -> Literal["bfloat16", "float32"]:
         if self.compute.precision != "auto":
@@ -145,21 +141,28 @@ class _Choice:
                 )
             if precision != "bfloat16":
                 raise ConfigError(f"compute.attention={asked} computes in bfloat16, not compute.precision={precision}")
+        kind = self.config.model_type
+        if asked == "sdpa" and self.found.attention != asked:
+            raise ConfigError(
+                f"compute.attention=sdpa: models of type {kind} have no such attention; accepted is eager"
+            )
         if asked != "auto":
             return asked
-        why = "training.speed=plain" if self.plain else "exact in every layout, and as fast for rows of this length"
         if self._flash_pays(precision):
             why = f"a row of {self.longest} tokens is mostly attention, and compute.shared_prefix is false"
             return self._because("attention", "flash_attention_2", why)
+        if self.found.attention == "eager":
+            return self._because("attention", "eager", f"models of type {kind} have no other that is exact")
+        why = "training.speed=plain" if self.plain else "exact in every layout, and as fast for rows of this length"
         return self._because("attention", "sdpa", why)
 
     def _flash_pays(self, precision: str) -> bool:
         wanted = self.compute.shared_prefix is False and self.compute.packing is not False and self.longest > 2_048
-        able = self.device.has_flash_attention and precision == "bfloat16" and not self._not_held()
+        able = self.device.has_flash_attention and precision == "bfloat16" and not self._not_isolated()
         return wanted and able and not self.plain
 
     def shared_prefix(self, attention: str) -> bool:
-        obstacle = self._obstacle(attention)
+        obstacle = self._obstacle(attention) or self.found.shared_prefix
         if self.compute.packing is False:
             obstacle = obstacle or "rows with a shared prefix lie packed, and compute.packing is false"
         return self._switch("shared_prefix", obstacle, "what rows begin with together is computed once")
@@ -169,27 +172,22 @@ class _Choice:
             if self.compute.packing is None:
                 self.because["packing"] = "rows with a shared prefix lie packed"
             return True
-        obstacle = self._not_held() if attention == "flash_attention_2" else self._obstacle(attention)
+        flash = attention == "flash_attention_2"
+        obstacle = self._not_isolated() if flash else self._obstacle(attention) or self.found.packing
         return self._switch("packing", obstacle, "no padding is computed")
 
-    def _not_held(self) -> str:
-        """Why rows cannot lie in one sequence whatever the attention: something else may carry over; or empty."""
-        kind = self.config.model_type
-        return "" if kind in SHARING else f"it was not held to equal losses for models of type {kind}"
+    def _not_isolated(self) -> str:
+        """Why rows cannot lie in one sequence whatever the attention: something else may carry over; or empty.
+
+        FlashAttention has a sliding window of its own, so no window counts.
+        """
+        return architecture.of(self.config).packing
 
     def _obstacle(self, attention: str) -> str:
-        """Why rows cannot lie in one sequence, each seeing itself alone, with our attention; empty if they can.
-
-        FlashAttention has a sliding window of its own.
-        """
-        if attention != "sdpa":
-            return f"compute.attention is {attention}"
-        if not_held := self._not_held():
-            return not_held
-        window = getattr(self.config, "sliding_window", None)
-        if window and getattr(self.config, "use_sliding_window", True) and self.longest > window:
-            return f"attention slides over {window} tokens and a row has {self.longest}"
-        return ""
+        """Why our attention cannot take the place of that of the model; empty where that is sdpa."""
+        if attention == "sdpa" or (self.compute.attention == "auto" and self.found.packing):
+            return ""  # or it is said why it is not
+        return f"compute.attention is {attention}"
 
     def checkpointing(self, precision: str) -> bool:
         if self.compute.checkpointing is not None:

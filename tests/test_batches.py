@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-from tasks import batches, speed
+from tasks import batches
 from tasks.artifacts import IGNORED, Base
 from tasks.batches import Batch, Collator, answer_loss, flash, num_labels, packed, padded
 from tasks.cutting import cut, group_cost, num_tokens, shared_prefix, side_by_side
@@ -75,26 +75,6 @@ def test_a_layout_changes_neither_loss_nor_gradients(
 ) -> None:
     rows = make_rows(prefix, lengths)
     assert_equal(loss_and_gradients(tiny_base, rows, layout), loss_and_gradients(tiny_base, rows, "padded"))
-
-
-@pytest.mark.parametrize("kind", sorted(speed.SHARING))
-def test_models_that_may_share_have_equal_losses(kind: str) -> None:
-    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "head_dim": 8}
-    sizes |= {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
-    if "mixtral" in kind:
-        sizes |= {"num_local_experts": 4}
-    if "moe" in kind:
-        sizes |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-        sizes |= {"shared_expert_intermediate_size": 16}
-    torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).eval()
-    rows = make_rows(9, [(5, 3), (2, 7), (9, 2)])
-    losses = {}
-    for layout, lay in LAYOUTS.items():
-        model.set_attn_implementation("sdpa" if layout == "padded" else batches.ATTENTION)
-        losses[layout] = answer_loss(model, lay(rows)).item()
-    assert losses == pytest.approx(dict.fromkeys(LAYOUTS, losses["padded"]), rel=1e-5)
 
 
 def test_several_answers_of_one_conversation_are_all_scored(tiny_base: Base) -> None:

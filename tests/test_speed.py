@@ -9,7 +9,16 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    Gemma2Config,
+    Lfm2Config,
+    LlamaConfig,
+    MistralConfig,
+    T5Config,
+)
 from trl.trainer.sft_config import SFTConfig
 
 from tasks import batches
@@ -87,38 +96,43 @@ def test_flash_attention_packs_long_rows_that_share_nothing() -> None:
         (CPU, {"shared_prefix": True, "packing": False}, "compute.packing is false"),
         (CPU, {"shared_prefix": True, "attention": "eager"}, "compute.attention is eager"),
         (GPU, {"compile": True, "method": Method(kind="qlora")}, "quantized layers"),
-        (CPU, {"packing": True, "config": LlamaConfig()}, "models of type"),
+        (CPU, {"packing": True, "config": BloomConfig()}, "models of type bloom attend in a way of their own"),
+        (CPU, {"attention": "sdpa", "config": Gemma2Config()}, "models of type gemma2 have no such attention"),
+        (CPU, {"config": T5Config()}, "model_type t5 is an encoder-decoder"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_reason(device: Device, settings: Any, words: str) -> None:
-    if "config" in settings:
-        settings["config"].model_type = "new"
     with pytest.raises(ConfigError, match=words):
         chosen(device, **settings)
 
 
 def test_a_sliding_window_is_no_obstacle_until_a_row_is_longer() -> None:
-    config = LlamaConfig()
-    config.sliding_window = 64
+    config = MistralConfig(sliding_window=64)
     assert chosen(config=config, longest=64).layout == "shared"
-    assert "slides over 64 tokens and a row has 65" in chosen(config=config, longest=65).because["shared_prefix"]
+    assert chosen(config=config, longest=65).layout == "padded"
+    assert "rows are longer than sliding_window=64" in chosen(config=config, longest=65).because["shared_prefix"]
+
+
+def test_attention_is_one_that_the_class_has() -> None:
+    found = chosen(config=Gemma2Config())
+    assert (found.layout, found.attention) == ("padded", "eager")
+    assert found.because["attention"] == "models of type gemma2 have no other that is exact"
+    assert "NotImplementedError" in found.because["packing"]
 
 
 def test_flash_attention_packs_no_model_whose_tokens_exchange_beside_attention() -> None:
-    config: Any = LlamaConfig()
-    config.model_type = "lfm2"  # short convolutions run over the ends of packed rows
+    config = Lfm2Config(layer_types=["conv", "full_attention"] * 16)  # convolutions run over the ends of packed rows
     asked = chosen(GPU, attention="flash_attention_2", config=config)
     assert asked.layout == "padded"
-    assert "models of type lfm2" in asked.because["packing"]
+    assert "other gradients" in asked.because["packing"]
     left = chosen(GPU, longest=8_000, shared_prefix=False, config=config)
     assert (left.layout, left.attention) == ("padded", "sdpa")
-    with pytest.raises(ConfigError, match="models of type lfm2"):
+    with pytest.raises(ConfigError, match="other gradients"):
         chosen(GPU, attention="flash_attention_2", packing=True, config=config)
 
 
 def test_flash_attention_packs_rows_that_are_longer_than_a_sliding_window() -> None:
-    config = LlamaConfig()
-    config.sliding_window = 64
+    config = MistralConfig(sliding_window=64)
     assert chosen(GPU, attention="flash_attention_2", config=config, longest=65).layout == "flash"
 
 

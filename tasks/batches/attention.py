@@ -28,12 +28,17 @@ def attention(
     groups: Sequence[Group],
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of a packed batch: query [1, heads, tokens, size], key and value [1, kv heads, tokens, size].
 
-    Returns [1, tokens, heads, size], as transformers' attention functions do.
+    Returns [1, tokens, heads, size], as transformers' attention functions do. Raises NotImplementedError for scores
+    that are capped (`softcap`) or share their sum with a sink (`s_aux`).
     """
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError("capped scores and attention sinks are not computed here")
     longest, total = groups[0]["visible"].shape
     lengths = [total - longest, *(len(group["token_rows"]) for group in groups)]
     options: dict[str, Any] = {

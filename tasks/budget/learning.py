@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tasks.budget.shapes import Matrix, Shape
 from tasks.config import Method
 from tasks.errors import ConfigError
-from tasks.methods.modules import ATTENTION
+from tasks.methods.modules import ATTENTION, without_adapter
 
 
 class Learning(NamedTuple):
@@ -45,7 +45,7 @@ def _adapted(shape: Shape, method: Method) -> list[Matrix]:
         raise ConfigError(f"method.layers={method.layers}: the base has {num_layers} layers")
     first = num_layers - (method.layers or num_layers)
     names: Sequence[str] = [name.strip().rpartition(".")[2] for name in method.target.split(",")]
-    there = {matrix.name for matrix in shape.matrices}
+    there = {matrix.name for matrix in shape.matrices} - without_adapter(shape.kind)
     if method.target == "attention":
         names = [name for name in there if name in ATTENTION]
     elif method.target == "all-linear":

@@ -107,6 +107,8 @@ class Shape(BaseModel):
                 "hidden_size": self.hidden,
                 "intermediate_size": self.intermediate,
                 "num_hidden_layers": self.num_layers,
+                "num_attention_heads": self.heads,
+                "num_key_value_heads": self.kv_heads,
                 "vocab_size": self.vocabulary,
             }
         )

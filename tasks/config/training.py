@@ -18,6 +18,12 @@ class Model(Section):
     revision: str | None = Field(
         default=None, description="Branch, tag or commit of a hub id; empty takes its main branch"
     )
+    chat_template: str | None = Field(
+        default=None,
+        min_length=1,
+        description="How a conversation is written, for a base without a template or in place of its own: chatml, "
+        "llama3, gemma, mistral, phi3, alpaca, plain, or a Jinja file; empty is the base's own",
+    )
     max_length: int = Field(
         default=2_048, ge=8, description="The most tokens of one row, prompt and answers; at least 8"
     )

@@ -20,13 +20,18 @@ def attention(
     *,
     shared: States,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of query [rows, heads, columns, size] to its row's key and value [rows, kv heads, all columns, size].
 
     `attention_mask` [rows, 1, columns, all columns] is True for what a column sees of its row, itself at least. It sees
-    all of `shared`. Returns [rows, columns, heads, size], as transformers' attention functions do.
+    all of `shared`. Returns [rows, columns, heads, size], as transformers' attention functions do. Raises
+    NotImplementedError for scores that are capped (`softcap`) or share their sum with a sink (`s_aux`).
     """
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError("capped scores and attention sinks are not computed here")
     prefix = shared[module.layer_idx] if shared else ()
     query = query * (scaling or query.shape[-1] ** -0.5)
     seen = key.shape[2] + sum(keys.shape[1] for keys in prefix[:1])

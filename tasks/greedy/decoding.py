@@ -2,20 +2,20 @@
 
 import contextlib
 import logging
-import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from tasks import architecture
+from tasks.architecture import Architecture, Decoding
 from tasks.greedy import plain
 from tasks.greedy.attention import ATTENTION
 from tasks.greedy.drafts import Draft, Drafts
 from tasks.greedy.prefixes import Group, batches, grouped
 from tasks.greedy.rows import Answer, States, agreed
 from tasks.greedy.states import Batch, behind, num_tokens
-from tasks.speed import SHARING
 
 log = logging.getLogger("tunewright")
 
@@ -27,8 +27,13 @@ HELD = 2**29  # bytes of the states of a batch, on a CPU; on a GPU out of memory
 class Greedy:
     """Answers by `model` until a token of `stops` or `max_new_tokens` tokens, `batch` rows at once."""
 
-    def __init__(self, model: Any, *, stops: Collection[int], max_new_tokens: int, batch: int) -> None:
+    def __init__(
+        self, model: Any, *, stops: Collection[int], max_new_tokens: int, batch: int, way: Decoding | None = None
+    ) -> None:
         self.model = model
+        # Which of the ways is right for the model; None finds out (tasks/architecture).
+        self.known = Architecture(decoding=way, pads_left=True) if way else None
+        self.shares = False
         self.stops = frozenset(stops)
         self.max_new_tokens = max_new_tokens
         self.batch = batch
@@ -38,7 +43,6 @@ class Greedy:
         self.cache_argument = "cache" if "cache" in plain.parameters(model) else "past_key_values"
         # What a pass costs besides its tokens, in tokens.
         self.overhead = 64 if model.device.type == "cpu" else 256
-        self.shares = model.config.model_type in SHARING and model.config._attn_implementation == "sdpa"
 
     @torch.inference_mode()
     def answer(self, rows: Sequence[Answer], *, generate: bool = True) -> None:
@@ -59,13 +63,15 @@ class Greedy:
 
     def _answer(self, rows: Sequence[Answer], *, generate: bool) -> None:
         longest = max(len(row.prompt) + max(len(row.reference), self.max_new_tokens) for row in rows)
+        found = self.known or architecture.of(self.model.config, longest)
+        self.shares = found.decoding == "shared" and self.model.config._attn_implementation == "sdpa"
         with torch.device(self.model.device):
-            if plain.keeps_all(self.model, longest if self.shares else math.inf):
+            if found.decoding != "library":
                 with _attention(self.model, ATTENTION if self.shares else ""):
                     self._answer_drafted(rows, generate=generate)
             else:
                 options = {"stops": self.stops, "max_new_tokens": self.max_new_tokens, "batch": self.batch}
-                plain.answer(self.model, rows, generate=generate, **options)
+                plain.answer(self.model, rows, generate=generate, pads=found.pads_left, **options)
 
     def _answer_drafted(self, rows: Sequence[Answer], *, generate: bool) -> None:
         for row in rows:

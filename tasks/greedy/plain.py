@@ -2,25 +2,13 @@
 
 from collections.abc import Collection, Sequence
 from inspect import signature
+from itertools import groupby
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tasks.greedy.rows import Answer, agreed
-
-NEEDED = {"position_ids", "logits_to_keep", "attention_mask"}
-
-
-def keeps_all(model: Any, longest: float) -> bool:
-    """Whether all layers keep every token of rows with `longest` tokens, and can be told where a token stands.
-
-    A window that slides forgets tokens, and a state that sums up (Mamba, linear attention) cannot forget a wrong draft.
-    """
-    layers = DynamicCache(config=model.config.get_text_config()).layers
-    kept = (type(layer) is DynamicLayer or getattr(layer, "sliding_window", 0) >= longest for layer in layers)
-    return parameters(model) >= NEEDED and all(kept)
 
 
 def parameters(model: Any) -> set[str]:
@@ -37,12 +25,18 @@ def answer(
     max_new_tokens: int,
     batch: int,
     generate: bool,
+    pads: bool,
 ) -> None:
-    """Fills in tokens, stopped and nll; without `generate`, an answer that differs from its reference ends there."""
+    """Fills in tokens, stopped and nll; without `generate`, an answer that differs from its reference ends there.
+
+    Without `pads` only rows of one length are answered at once: a state that runs over padding is another one.
+    """
     going = [row for row in rows if row.add(_verify(model, row), stops, max_new_tokens)]
-    longest_first = sorted(going, key=lambda row: -len(row.prompt))
-    for start in range(0, len(going) if generate else 0, batch):
-        _generate(model, longest_first[start : start + batch], sorted(stops), max_new_tokens)
+    longest_first = sorted(going, key=lambda row: -len(row.prompt)) if generate else []
+    groups = [longest_first] if pads else [list(of) for _, of in groupby(longest_first, lambda row: len(row.prompt))]
+    for group in groups:
+        for start in range(0, len(group), batch):
+            _generate(model, group[start : start + batch], sorted(stops), max_new_tokens)
 
 
 def _verify(model: Any, row: Answer) -> list[int]:

@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import architecture
 from tasks.config import Method
-from tasks.methods.modules import num_in_experts
+from tasks.methods.modules import num_in_experts, without_adapter
 
 if TYPE_CHECKING:
     from tasks.speed import Chosen
 
 log = logging.getLogger("tunewright")
+
+HEAD = ("lm_head", "embed_out")
 
 
 def load_trainable(
@@ -39,7 +42,7 @@ def load_trainable(
     options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
     options["dtype"] = torch.float32 if method.kind == "full" else precision
     if method.kind == "qlora":
-        options["quantization_config"] = _quantization(method, precision)
+        options["quantization_config"] = _quantization(weights, method, precision)
     model: Any = AutoModelForCausalLM.from_pretrained(weights, **options)
     if method.kind != "full" and (beside := num_in_experts(model)):
         log.warning("%s", _left_out(method, beside))
@@ -69,14 +72,20 @@ def thaw(model: Any, modules: Sequence[str]) -> None:
         model.get_submodule(name).float().requires_grad_(True)
 
 
-def _quantization(method: Method, precision: Any) -> Any:
-    """How the base's layers are packed; its head, embeddings and norms stay as they are."""
-    from transformers import BitsAndBytesConfig
+def _quantization(weights: Path, method: Method, precision: Any) -> Any:
+    """How the base's layers are packed; its head, embeddings and norms stay as they are, and so do weights that its
+    class reads by itself.
+    """
+    from transformers import AutoConfig, BitsAndBytesConfig
 
+    config = AutoConfig.from_pretrained(weights, local_files_only=True)
+    read = without_adapter(config.model_type, architecture.of(config).unreached)
+    skipped = [*sorted(read), *HEAD] if read else None  # without any, transformers finds the head by itself
     if method.bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=skipped,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=precision,

@@ -13,6 +13,7 @@ from peft import EvaConfig, LoraConfig, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from tasks import architecture
 from tasks.config import Method
 from tasks.methods import eva
 from tasks.methods.modules import targets
@@ -28,7 +29,7 @@ def add_adapter(model: Any, method: Method, precision: torch.dtype, examples: Se
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
-        target_modules=targets(model, method),
+        target_modules=targets(model, method, architecture.of(model.config).unreached),
         use_rslora=method.rslora,
         use_dora=method.dora,
         init_lora_weights="eva" if from_activations else True,

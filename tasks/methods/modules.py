@@ -1,6 +1,7 @@
 """The modules of a decoder's layers by name, and which of them a method touches."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from tasks.config import Method
@@ -19,6 +20,8 @@ ATTENTION = {
     "q_b_proj",
     "kv_b_proj",
 }
+# Models whose fused kernels read the weight of out_proj by themselves: PEFT refuses an adapter there.
+OUT_PROJ_FUSED = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)$")
 
 
@@ -57,13 +60,27 @@ def num_in_experts(model: Any) -> int:
     return sum(tensor.numel() for owner in owners for tensor in owner.parameters(recurse=False) if tensor.dim() == 3)
 
 
-def targets(model: Any, method: Method) -> list[str]:
-    """The full names of the modules that get an adapter. Raises ValueError where the model has none such."""
+def without_adapter(model_type: str, unreached: Collection[str] = ()) -> set[str]:
+    """The names of the linear modules in which an adapter would do nothing; `unreached` are those that are not called
+    (tasks/architecture).
+    """
+    return {*unreached} | ({"out_proj"} if model_type in OUT_PROJ_FUSED else set())
+
+
+def targets(model: Any, method: Method, unreached: Collection[str] = ()) -> list[str]:
+    """The full names of the modules that get an adapter, where it acts. Raises ValueError where there are none such."""
+    without = without_adapter(model.config.model_type, unreached)
     num_layers = model.config.get_text_config().num_hidden_layers
     if method.layers and method.layers > num_layers:
         raise ValueError(f"method.layers={method.layers}: the base has {num_layers} layers")
     first = num_layers - (method.layers or num_layers)
     linear = [name for name in linear_modules(model) if layer_of(name) >= first]
+    if named := sorted({name.strip().rpartition(".")[2] for name in method.target.split(",")} & without):
+        raise ValueError(
+            f"method.target={method.target}: the base reads the weight of {named[0]} by itself, so an adapter "
+            "there would do nothing; leave it out"
+        )
+    linear = [name for name in linear if name.rpartition(".")[2] not in without]
     if method.target == "all-linear":
         return _found(linear, method)
     if method.target == "attention":

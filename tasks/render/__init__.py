@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 
+from tasks.architecture import context
 from tasks.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, Base, Splits, Tokens
 from tasks.caching import cached, digest_of
 from tasks.chat import DATE, Chat, Tokenized, Untrainable, tokenize
@@ -175,7 +176,7 @@ def lengths_in_words(lengths: Sequence[int]) -> str:
 def bound_of(base: Base, model: Model) -> Bound:
     """The most tokens that a row of this base and these settings may have."""
     config = json.loads((base.weights / "config.json").read_text(encoding="utf-8"))
-    return Bound(model.max_length, config.get("max_position_embeddings") or model.max_length)
+    return Bound(model.max_length, context(config) or model.max_length)
 
 
 def _texts(splits: Splits) -> list[str]:

@@ -29,5 +29,5 @@ def prepare(model: Any, chosen: Chosen) -> None:
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The layers of a decoder, with or without an adapter."""
-    lists = (module for name, module in model.named_modules() if name.rpartition(".")[2] in {"layers", "h"})
+    lists = (module for name, module in model.named_modules() if name.rpartition(".")[2] in {"layers", "h", "blocks"})
     return next(module for module in lists if isinstance(module, nn.ModuleList))
