@@ -13,7 +13,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tasks import addresses
+from tasks import addresses, config
+from tasks.served_paths import ServedPaths
 
 OPEN = {"/health", "/version"}  # they tell nothing of this home
 ASSISTANT = "/mlflow/assistant"
@@ -57,6 +58,7 @@ def create_app() -> ASGIApp:
 
     if not (password := addresses.password()):
         raise RuntimeError(f"no password in {addresses.password_file()}: tunewright up makes it")
+    app.add_middleware(ServedPaths, folder=config.mlflow_artifacts())
     app.add_middleware(Guard, password=password)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=addresses.HOSTS, www_redirect=False)
     return app

@@ -79,9 +79,10 @@ def services(up: Addresses) -> tuple[Service, Service, Service]:
                 *(*python, "mlflow", "server", *loopback, str(mlflow), "--workers", "1"),
                 *("--backend-store-uri", f"sqlite:///{config.mlflow_database()}"),
                 *("--artifacts-destination", str(config.mlflow_artifacts())),
+                *("--default-artifact-root", str(config.mlflow_artifacts())),  # which a run without it can open too
                 *("--app-name", "tunewright"),  # tasks/mlflow_server.py
             ),
-            environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "TUNEWRIGHT_HOME": str(config.home())},
             shows=up.mlflow,
             is_ready=partial(_answers, f"{up.mlflow}/health"),
         ),

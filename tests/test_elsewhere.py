@@ -1,0 +1,111 @@
+"""A version is served by MLflow alone, on a machine without Tunewright and without the home where it was registered."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import waiting
+from registered import QUESTIONS
+
+from flows.services.service import services
+from tasks import addresses
+from tasks.addresses import Addresses
+from tasks.artifacts import Registered
+from tasks.config import Registry
+from tasks.register.tracking import connected
+
+HIDDEN = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
+class Hidden:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in ("tasks", "flows", "data_checks"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden)
+"""
+SERVE = "from mlflow.cli import cli; cli()"
+until = partial(waiting.until, seconds=120.0)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def running(
+    command: list[str], folder: Path, environment: dict[str, str], is_ready: Callable[[], Any]
+) -> Iterator[None]:
+    with (folder / "output.log").open("ab") as output:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+    try:
+        until(lambda: process.poll() is not None or is_ready())
+        assert process.poll() is None, (folder / "output.log").read_text()
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(address).is_success
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A folder of another user, and an environment in which nothing of the project can be imported."""
+    folder = tmp_path / "elsewhere"
+    (folder / "site").mkdir(parents=True)
+    (folder / "site" / "sitecustomize.py").write_text(HIDDEN)
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith(("TUNEWRIGHT", "HF_HUB"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow calls uvicorn by its name
+    return folder, theirs | {"HOME": str(folder), "PATH": path, "PYTHONPATH": str(folder / "site")}
+
+
+def test_a_version_is_served_without_the_project_and_without_its_home(
+    register_candidate: Callable[..., Registered],
+    said: list[str],
+    home: Path,
+    elsewhere: tuple[Path, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register_candidate()
+    folder, environment = elsewhere
+    up = Addresses(pid=0, prefect="http://127.0.0.1:9", mlflow=f"http://127.0.0.1:{free_port()}", pool="none")
+    _, server, _ = services(up)
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    serve = [sys.executable, "-P", "-c", SERVE, "models", "serve", "--env-manager", "local", "--port", str(port)]
+    credentials = {"MLFLOW_TRACKING_USERNAME": "any", "MLFLOW_TRACKING_PASSWORD": addresses.keep_password()}
+    for name, value in credentials.items():
+        monkeypatch.setenv(name, value)
+    with running([*server.command], home, {**os.environ, **server.environment}, server.is_ready):
+        registry = Registry(name="triage", tracking_uri=up.mlflow)
+        with connected(registry) as client:
+            assert client.get_model_version_download_uri("triage", "1").startswith("mlflow-artifacts:/")
+            run_id = str(client.get_model_version("triage", "1").run_id)
+            client.log_text(run_id, "seen", "by/both.txt")
+            made = client.create_experiment("made through the server")
+        (written,) = (home / "mlartifacts").rglob("both.txt")
+        with connected(Registry(name="triage")) as client:
+            assert [file.path for file in client.list_artifacts(run_id, "by")] == ["by/both.txt"]
+            assert str(client.get_experiment(made).artifact_location).startswith(str(home / "mlartifacts"))
+        command = [*serve, "--model-uri", "models:/triage/1"]
+        theirs = {"MLFLOW_TRACKING_URI": up.mlflow, **credentials}
+        with running(command, folder, environment | theirs, lambda: answers(f"{address}/ping")):
+            rows = {"inputs": [{"prompt": text} for text in QUESTIONS]}
+            got = httpx.post(f"{address}/invocations", json=rows, timeout=60).raise_for_status()
+    assert written.read_text() == "seen"
+    assert got.json()["predictions"] == said, json.dumps(got.json())
