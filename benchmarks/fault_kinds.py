@@ -194,7 +194,7 @@ FAULTS = (
     Fault("SIGTERM Prefect's server", service("prefect.server.api", signal.SIGTERM), "prefect"),
     Fault("up: kill -9 the worker", service("worker start", signal.SIGKILL), "up"),
     Fault("up: SIGTERM the worker", service("worker start", signal.SIGTERM), "up"),
-    Fault("up: kill -9 Prefect", service("server start", signal.SIGKILL), "up"),
+    Fault("up: kill -9 Prefect", service("prefect_app", signal.SIGKILL), "up"),
     Fault("up: kill -9 MLflow", service("mlflow server", signal.SIGKILL), "up"),
     Fault("up: kill -9 the run", service("prefect.engine", signal.SIGKILL), "up"),
     Fault("up: kill -9 the trainer", service(TRAINER, signal.SIGKILL), "up"),

@@ -41,7 +41,15 @@ class Addresses(BaseModel):
 
     def is_prefect(self, url: str) -> bool:
         """Whether a PREFECT_API_URL names this Prefect server, by its address or as localhost."""
-        return url.rstrip("/").replace("//localhost:", "//127.0.0.1:") == self.api
+        return _as_started(url) == self.api
+
+    def is_mlflow(self, url: str) -> bool:
+        """Whether an address is that of this MLflow server."""
+        return _as_started(url) == self.mlflow
+
+
+def _as_started(url: str) -> str:
+    return url.rstrip("/").replace("//localhost:", "//127.0.0.1:")
 
 
 def running() -> Addresses | None:

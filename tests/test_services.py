@@ -35,9 +35,10 @@ from flows.services.service import PASSING, Service, log_file, logs, services
 from flows.services.supervisor import RESTARTS, Supervisor
 from tasks import addresses, config
 from tasks.addresses import Addresses
+from tasks.config import Registry
 from tasks.errors import ConfigError, TunewrightError
 from tasks.mlflow_server import Guard
-from tasks.register.tracking import starts_with, ui
+from tasks.register.tracking import connected, starts_with, ui
 
 SECONDS = 20.0
 until = partial(waiting.until, seconds=SECONDS)
@@ -270,6 +271,38 @@ def test_a_log_does_not_have_the_password_that_a_terminal_shows(home: Path) -> N
             assert (f"http://127.0.0.1:4300/tunewright#{password}" in said.getvalue()) == is_terminal
             assert (password in said.getvalue()) == is_terminal
             assert f'PREFECT_API_AUTH_STRING="$(cat {addresses.password_file()})"' in said.getvalue()
+
+
+class Asked(BaseHTTPRequestHandler):
+    """An MLflow server that notes who asks."""
+
+    credentials: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        self.credentials.append(self.headers["Authorization"])
+        content = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "none"}'
+        self.send_response(404)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 the base class's name
+        """Says nothing."""
+
+
+def test_mlflow_of_up_is_told_its_password_and_no_other_server(home: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), Asked) as server, addresses.held() as file:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        addresses.keep_password("secret")
+        for port in (server.server_port, 5300):
+            found = Addresses(pid=1, prefect="http://127.0.0.1:4300", mlflow=f"http://127.0.0.1:{port}", pool="local")
+            file.write_text(found.model_dump_json())
+            registry = Registry(name="x", tracking_uri=f"http://127.0.0.1:{server.server_port}")
+            with pytest.raises(TunewrightError, match="refused"), connected(registry) as client:
+                client.get_experiment("7")
+        server.shutdown()
+    assert Asked.credentials == ["Basic dHVuZXdyaWdodDpzZWNyZXQ=", None]
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
 
 
 class Busy(BaseHTTPRequestHandler):

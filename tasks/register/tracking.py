@@ -76,7 +76,8 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
     try:
         mlflow.set_tracking_uri(uri)  # loading models:/name/version goes by it
         mlflow.set_registry_uri(uri)
-        yield mlflow.MlflowClient(uri, uri)
+        with _password_for(uri):
+            yield mlflow.MlflowClient(uri, uri)
     except (MlflowException, SQLAlchemyError) as error:
         line = str(error).splitlines()[0]
         if database.FULL in line:
@@ -85,6 +86,24 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
         if unanswered or "database is locked" in line:
             raise TrackingError(f"registry.tracking_uri={uri}: MLflow does not answer: {line[:200]}") from error
         raise TunewrightError(f"registry.tracking_uri={uri}: MLflow refused: {line[:500]}") from error
+
+
+@contextlib.contextmanager
+def _password_for(uri: str) -> Iterator[None]:
+    """Lets MLflow's client know the password of `tunewright up` for the block, if that is its server, and no other."""
+    up = addresses.running()
+    if up is None or not up.is_mlflow(uri):
+        yield
+        return
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")}
+    os.environ.update(zip(before, ("tunewright", addresses.password()), strict=True))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def patient(read: Callable[P, T]) -> Callable[P, T]:
