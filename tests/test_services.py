@@ -432,7 +432,7 @@ def test_what_the_server_is_told_is_what_prefect_reads_and_a_users_own_stays(
     assert set(server.services.db_vacuum.event_retention_overrides) == set(PASSING)
     assert server.services.db_vacuum.loop_seconds == 600
     assert worker.environment["PREFECT_API_AUTH_STRING"] == password
-    assert mlflow.environment == {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    assert mlflow.environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 
 
 def test_the_services_are_told_where_all_lies(home: Path) -> None:
