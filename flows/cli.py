@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flows import operate, release_command
+from flows import home_command, operate, release_command
 from flows.command_line import (
     Deployment,
     File,
@@ -226,9 +226,10 @@ def settings(
         print(json.dumps({"settings": [each._asdict() for each in found]}, ensure_ascii=False))
 
 
-for command in (operate.deploy, operate.up, operate.doctor):
+for command in (operate.deploy, operate.up, operate.doctor, home_command.clean):
     app.command()(command)
 app.add_typer(release_command.app)
+app.add_typer(home_command.app)
 
 
 def main() -> None:

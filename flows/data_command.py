@@ -153,7 +153,10 @@ def _accepted(
     gone = [stage for stage, artifact in made.items() if artifact is None]
     if gone:
         folder = parts[gone[0]].folder
-        raise ConfigError(f"version {version.number} of {name}: {folder} is gone or was altered")
+        raise ConfigError(
+            f"version {version.number} of {name}: {folder} is gone or was altered; tunewright run FILE --until split "
+            "makes what there is of the data as they are now, with the same splits"
+        )
     return Data(name=name, made=_made(made), past=past, stopped=stopped, outdated=outdated)
 
 

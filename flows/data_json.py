@@ -18,7 +18,7 @@ def row_json(data: Data, found: Sequence[Found]) -> dict[str, Any]:
         matches = [place(record) | {"text": excerpt(record)} for record in found[:MOST_MATCHES]]
         return {"matches": matches, "more": len(found) > MOST_MATCHES}
     record = found[0]
-    before = lineage.sides(record["row_id"], data.earlier) if record["row_id"] else []
+    before = lineage.sides(record["row_id"], data.name, data.earlier) if record["row_id"] else []
     events = lineage.refused(data.stop_of_ingest, record) if data.stop_of_ingest else []
     if not events:
         assert data.made  # find() has no record otherwise

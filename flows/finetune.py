@@ -16,7 +16,7 @@ from flows.calls import Plan, Reached, Run, Step, Unknown
 from flows.inputs import inputs, looked_at
 from flows.parameters import named, slug
 from flows.run_name import run_name
-from tasks import config, models, versions, watching
+from tasks import config, in_use, models, versions, watching
 from tasks.artifacts import Contender
 from tasks.check import check
 from tasks.config import (
@@ -252,7 +252,7 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Ste
     Where the alias moves while the candidate is measured, it is compared with the new champion as well, once.
     """
     calls = Run(settings, until, refresh)
-    with looked_at(settings), suppress(Reached):
+    with in_use.by_a_run(), looked_at(settings), suppress(Reached):
         try:
             pipeline(settings, calls)
         except AnotherChampion as error:

@@ -26,6 +26,7 @@ from tasks.artifacts import (
     VerdictPage,
 )
 from tasks.progress import duration
+from tasks.register.tracking import tracking_uri
 from tasks.split.proof import FINDINGS
 
 A = TypeVar("A", bound=Artifact)
@@ -252,7 +253,7 @@ def _model(registered: Registered) -> dict[str, Any]:
         "holder": registered.holder or None,
         "uri": registered.uri,
         "run_id": registered.run_id,
-        "tracking_uri": registered.tracking_uri,
+        "tracking_uri": tracking_uri(registered),
     }
 
 

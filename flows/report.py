@@ -22,7 +22,7 @@ from tasks.config import Settings
 from tasks.metrics import describe
 from tasks.progress import duration
 from tasks.register.candidate import PAGE
-from tasks.register.tracking import AS_TRAINING, IN_VIEW, starts_with, ui
+from tasks.register.tracking import AS_TRAINING, IN_VIEW, starts_with, tracking_uri, ui
 from tasks.scan.report import markdown as scan_table
 
 SLICES = 12  # shown of the parts of the test rows
@@ -93,7 +93,7 @@ def _registered(outcome: Outcome) -> Registered:
 
 
 def _mlflow(registered: Registered, path: str) -> str:
-    return f"{ui(registered.tracking_uri, registered.experiment_id)}/{path}"
+    return f"{ui(tracking_uri(registered), registered.experiment_id)}/{path}"
 
 
 def _account(outcome: Outcome) -> str:
@@ -120,9 +120,12 @@ def _proof(proof: dict[str, Any], rotation: str) -> str:
     balance = proof["balance"]
     if balance["num_strata"] > 1:
         lines += ["", f"By {balance['by']}, no side deviates by more than {balance['largest_deviation']:.1%}."]
-    test = proof["rows"]["test"]
-    visible = proof["smallest_visible_difference"]
-    lines += ["", f"On {test:,} test rows, differences of exact match under about {visible:.1%} cannot be seen."]
+    test, clusters, visible = proof["rows"]["test"], proof["test_clusters"], proof["smallest_visible_difference"]
+    lines += [
+        "",
+        f"On {test:,} test rows of {clusters:,} independent clusters, differences of exact match under about "
+        f"{visible:.1%} cannot be seen.",
+    ]
     return "\n".join([*lines, *(["", f"{rotation}."] if rotation else [])])
 
 
@@ -233,5 +236,5 @@ def _links(outcome: Outcome, registered: Registered) -> list[str]:
         f"In MLflow: [the verdict page]({page_link(outcome)}), [this run]({mlflow_link(outcome)}), "
         f"[all runs side by side]({comparison_link(outcome)})"
     )
-    command = starts_with(registered.tracking_uri)
+    command = starts_with(tracking_uri(registered))
     return [*lines, f"{links}, once its UI runs:", "", f"    {command}"] if command else [*lines, links]

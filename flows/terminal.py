@@ -15,7 +15,7 @@ from flows.outcome import Outcome, given_sides, worth_a_look
 from flows.report import mlflow_link, training_sentence
 from tasks.account import growth_sentence, leak_sentence
 from tasks.config import from_here
-from tasks.register.tracking import starts_with
+from tasks.register.tracking import starts_with, tracking_uri
 
 COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
 
@@ -141,7 +141,7 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
         looks.append(("MLflow", mlflow_link(outcome)))
         if outcome.name == "Waiting":
             nexts.insert(0, f'tunewright release approve {registered.name} {registered.version} --reason "..."')
-        nexts += opening(registered.tracking_uri)
+        nexts += opening(tracking_uri(registered))
     elif outcome.splits and not outcome.tokens:
         nexts.append(f"tunewright run {what} --until render          # what is trained, token by token")
     else:

@@ -1,4 +1,9 @@
-"""Work that nobody went on with: kept for a while, since it is what a run resumes from, and then removed."""
+"""Work that nobody went on with: kept for a while, since it is what a run resumes from, and then removed.
+
+A clock that is wrong for a while, as before it is set after a start, must not make all work look old. So work is first
+marked, and removed only by a look at least a day after the mark that finds it untouched still. A mark from the future
+says that the clock was wrong, and is taken off.
+"""
 
 import logging
 import shutil
@@ -10,6 +15,8 @@ from tasks.caching import lock, work_folder
 log = logging.getLogger("tunewright")
 
 KEPT_DAYS = 7
+DAY = 86_400  # seconds
+MARK = "stale"
 
 
 def remove(stage: Path) -> None:
@@ -17,16 +24,29 @@ def remove(stage: Path) -> None:
 
     Younger work stays, whatever became of other runs since: it can be that of a run that goes on tomorrow.
     """
-    oldest = time.time() - KEPT_DAYS * 86_400
     for work in work_folder(stage / "any").parent.glob("*/"):
         try:
             with lock(stage / work.name, wait=False):
-                if _touched(work) < oldest:
+                if _is_stale(work):
                     shutil.rmtree(work)
                     log.info("  removed unfinished work that was untouched for %d days: %s", KEPT_DAYS, work)
         except BlockingIOError:  # a run is at work there
             continue
 
 
-def _touched(work: Path) -> float:
-    return max(path.stat().st_mtime for path in (work, *work.iterdir()))
+def touched(work: Path) -> float:
+    """When something in the folder of work in progress was last touched, in seconds since the epoch."""
+    times = (path.stat().st_mtime for path in work.iterdir() if path.name != MARK)
+    return max(times, default=work.stat().st_mtime)
+
+
+def _is_stale(work: Path) -> bool:
+    """Whether work lay untouched for KEPT_DAYS, as was found a day ago as well; what is so found is marked."""
+    now, mark = time.time(), work / MARK
+    marked = mark.stat().st_mtime if mark.exists() else now
+    is_old = now - touched(work) > KEPT_DAYS * DAY and marked <= now
+    if not is_old:
+        mark.unlink(missing_ok=True)
+    elif not mark.exists():
+        mark.touch()
+    return is_old and now - marked >= DAY

@@ -341,7 +341,7 @@ class Registered(Artifact):
     uri: str
     run_id: str
     experiment_id: str
-    tracking_uri: str
+    tracking_uri: str | None  # None for the database in the home folder, wherever that lies
     holder: str = ""  # the version that carries the alias, empty for none
     approval: str = ""  # waiting, approved, rejected, superseded or withdrawn, where a person decides or decided
     stands: str = ""  # the verdict with that, in a sentence

@@ -139,7 +139,9 @@ class Cached(Generic[P, A]):
         with lock(folder):
             if not (task and task.task.refresh_cache):
                 with contextlib.suppress(Damaged):
-                    return self._whole(folder.name)
+                    found = self._whole(folder.name)
+                    os.utime(folder)  # when it was last used (tasks/needless.py)
+                    return found
             return self._make(folder, ingredients, *args, **kwargs), None
 
     def _make(self, folder: Path, ingredients: Ingredients, *args: P.args, **kwargs: P.kwargs) -> A:

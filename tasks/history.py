@@ -59,6 +59,7 @@ class Version(BaseModel):
     added: int | None  # records that the version before does not have; None where that one's rows are gone
     removed: int | None  # records of the version before that this one does not have
     replaced: tuple[Replaced, ...] = ()  # the oldest first
+    assignments: str = ""  # their digest (tasks/assignments.py); empty in a line that was written before they were kept
 
     def is_back(self, position: int) -> bool:
         """Whether what replaced `replaced[position]` are the sides that it was first accepted with."""

@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from tasks import assignments
 from tasks.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
+from tasks.assignments import DUPLICATE, QUARANTINED
 from tasks.history import Version
 from tasks.row_search import HELD_OUT, MOST_MATCHES, PLACE, QUARANTINE, Found, select
 from tasks.split.sides import SET_ASIDE as SET_ASIDE_BY_SPLIT
@@ -20,7 +22,8 @@ from tasks.split.writing import GONE
 from tasks.stopped import Stopped
 
 SET_ASIDE = ("refused", "held out", "quarantined", "removed")
-NO_SIDE = (*(because.name.lower() for because in SET_ASIDE_BY_SPLIT), GONE)  # in sides.parquet; others have one
+# Why a row is on no split in the assignments of a version; for any other reason it is on one.
+NO_SIDE = (*(because.name.lower() for because in SET_ASIDE_BY_SPLIT), GONE, DUPLICATE, QUARANTINED)
 REMOVED = "removed.parquet"
 MOST_RELATIVES = 5  # rows of the same cluster, or duplicates, that are named
 
@@ -59,11 +62,11 @@ def life(made: Made, record: Found) -> list[dict[str, Any]]:
     return events
 
 
-def sides(row_id: str, past: Sequence[Version]) -> list[dict[str, Any]]:
+def sides(row_id: str, name: str, past: Sequence[Version]) -> list[dict[str, Any]]:
     """The side of a row in each version and why; without a side it is why not, or None where it was not there yet."""
     told: list[dict[str, Any]] = []
     for version in past:
-        file = version.splits.folder / SIDES_FILE
+        file = assignments.folder_of(name, version) / SIDES_FILE
         entries = _sides(file, row_id) if file.is_file() else []
         row = entries[0] if entries else None
         because = row["because"] if row else None

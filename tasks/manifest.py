@@ -97,6 +97,11 @@ def remember(folder: Path, stage: str, key: str) -> None:
     unfinished.replace(entry)
 
 
+def forget(stage: str, key: str) -> None:
+    """Removes what is kept of an artifact that was removed."""
+    _entry(stage, key).unlink(missing_ok=True)
+
+
 def read(kind: type[A], stage: str, key: str, *, with_files: bool = True) -> Whole[A]:
     """The record and the manifest of the artifact that a stage keeps under a key, its files verified too by default.
 

@@ -23,5 +23,25 @@ def keys(name: str, call: str) -> list[str]:
     return [mark.name for mark in sorted(marks, key=lambda mark: marks[mark], reverse=True)]
 
 
+def asked() -> dict[str, tuple[int, float]]:
+    """All keys of all pipelines: how many others the same call asked for since, and when this one was asked for last.
+
+    Of a key that several calls asked for it is the fewest, and the latest.
+    """
+    found: dict[str, tuple[int, float]] = {}
+    for call in (config.home() / "pipelines").glob("*/*/"):
+        times = sorted(((mark.stat().st_mtime, mark.name) for mark in call.iterdir()), reverse=True)
+        for place, (when, key) in enumerate(times):
+            before, earlier = found.get(key, (place, when))
+            found[key] = min(place, before), max(when, earlier)
+    return found
+
+
+def forget(key: str) -> None:
+    """Removes what says that runs asked for a key, whose artifact was removed."""
+    for mark in (config.home() / "pipelines").glob(f"*/*/{key}"):
+        mark.unlink(missing_ok=True)
+
+
 def _place(name: str, call: str) -> Path:
     return config.home() / "pipelines" / name / call

@@ -10,6 +10,8 @@ stay could not get; in a history of its own it gives what it says, and going bac
 All other settings go on in the same history: rows keep their sides under another threshold or share, and what that
 changes is what becomes of new rows.
 
+What later data must know of a version lies with its line (tasks/assignments.py), so that all artifacts can be deleted.
+
 The newest version of a history is replaced when its data are accepted under other settings, as by a trial with
 split.sticky=false; an older one is not, since later ones stand on it. What was replaced stays in the line, and how many
 rows are on another side by it is said. A run with the settings as they were puts the old sides back.
@@ -17,25 +19,24 @@ rows are on another side by it is said. A run with the settings as they were put
 
 import logging
 import time
-from pathlib import Path
-from typing import Literal, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
+from tasks import assignments
 from tasks.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, UniqueRows
 from tasks.caching import kept, lock
 from tasks.config import Split
 from tasks.errors import ConfigError, TunewrightError
 from tasks.history import Part, Replaced, Version, file_of, history, read, write
+from tasks.lineage import NO_SIDE
 from tasks.split.columns import furthest
 from tasks.split.writing import GONE
-
-A = TypeVar("A", bound=Artifact)
 
 log = logging.getLogger("tunewright")
 
@@ -50,37 +51,41 @@ class Before(BaseModel):
     by: Literal["cluster", "time"]
     number: int  # that these data have, or will have once accepted
     parent: str  # digest of the rows of the version before; empty for the first
-    checked: CheckedRows | None
-    splits: Splits | None  # None also where split.sticky is false
+    checked: Artifact | None  # with profile.json and the row_ids
+    splits: Artifact | None  # with sides.parquet; None also where split.sticky is false
     is_sample: bool = False  # of the data: held against the version before them, but no version
 
 
 def before(name: str, rows: Rows, settings: Split, *, is_sample: bool = False) -> Before:
     """The version before `rows` in the history that split.seed and split.by name; `is_sample` is so with data.limit.
 
-    Raises ConfigError where its artifacts are gone or altered, unless split.sticky is false.
+    Raises ConfigError where it is not kept which row of it is on which split, unless split.sticky is false.
     """
     past = history(name, settings.seed, settings.by)
     known = next((version for version in past if version.rows.digest == rows.digest), None)
     parent = known.parent if known else past[-1].rows.digest if past else ""
     earlier = next((version for version in past if version.rows.digest == parent), None)
+    checked, splits = _kept(name, earlier, past[-1], settings) if earlier else (None, None)
     return Before(
         name=name,
         seed=settings.seed,
         by=settings.by,
         number=known.number if known else len(past) + 1,
         parent=parent,
-        checked=_whole(CheckedRows, earlier.checked, name, settings) if earlier else None,
-        splits=_whole(Splits, earlier.splits, name, settings) if earlier and settings.sticky else None,
+        checked=checked,
+        splits=splits if settings.sticky else None,
         is_sample=is_sample,
     )
 
 
-def accept(before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits) -> Version | None:
+def accept(
+    before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits, *, keep: int = 30
+) -> Version | None:
     """Enters the version into the ledger, or what it has come to now if it is the newest; returns its line.
 
-    `before` is what the stages were given; a sample is no version, and None. Raises TunewrightError where another
-    version was accepted in the meantime: rows of that one could have changed sides.
+    `before` is what the stages were given; a sample is no version, and None. Of the newest `keep` versions of a history
+    it stays known which row is on which split. Raises TunewrightError where another version was accepted in the
+    meantime: rows of that one could have changed sides.
     """
     if before.is_sample:
         return None
@@ -94,33 +99,78 @@ def accept(before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows,
                 f"registry.name={before.name}: another run accepted version {past[-1].number} of its data while this "
                 f"one went on from version {before.number - 1}; run again to go on from that one"
             )
-        if known is None:
-            entry = _entry(before, rows, checked, unique, splits, _changes(rows, before.parent, past))
-            write(file, [*lines, entry])
-            return entry
-        entry = _entry(before, rows, checked, unique, splits, (known.added, known.removed))
-        same = {"accepted": known.accepted, "run": known.run, "replaced": known.replaced}
-        if entry.model_copy(update=same) == known or known is not past[-1]:
+        if known and known is not past[-1]:
             return known
-        replaced = _replaced(known, splits)
-        entry = entry.model_copy(update={"replaced": (*known.replaced, replaced)})
-        write(file, [entry if line is known else line for line in lines])
-    _say(before.name, entry)
+        changes = (known.added, known.removed) if known else _changes(before, rows, past)
+        entry = _entry(before, rows, checked, unique, splits, changes)
+        folder, there = assignments.folder_of(before.name, entry), known.assignments if known else ""
+        assigned = assignments.keep(folder, rows, checked, splits, there, NO_SIDE)
+        if known and _is_same(known, entry):
+            entry = known
+        elif known:
+            entry = entry.model_copy(update={"replaced": (*known.replaced, _replaced(before.name, known, splits))})
+        entry = entry.model_copy(update={"assignments": assigned})
+        if entry != known:
+            lines = [entry if line is known else line for line in lines] if known else [*lines, entry]
+            write(file, lines)
+            assignments.forget(before.name, _remembered(lines, keep))
+    if known and entry.replaced != known.replaced:
+        _say(before.name, entry)
     return entry
 
 
-def _whole(kind: type[A], part: Part, name: str, settings: Split) -> A | None:
-    """The artifact of the version before. Without stickiness it may be gone, and then nothing is held against it."""
-    record = kept(kind, part.stage, part.key)
-    if record is not None and record.digest == part.digest:
-        return record
-    fault = f"{part.folder}, of the version of {name} that was accepted last, is gone or was altered"
+def _kept(name: str, earlier: Version, newest: Version, settings: Split) -> tuple[Artifact | None, Artifact | None]:
+    """What check and what split made of the version before, as far as later data must know it.
+
+    Where it is kept no longer, that of the newest version stands for it, which all rows of the history have the same
+    splits in. Without stickiness it may be gone, and then nothing is compared with it.
+    """
+    for version in (earlier, newest):
+        if found := _recalled(name, version):
+            if version is not earlier:
+                log.info("rows keep the splits of version %d; those of %d are not kept", newest.number, earlier.number)
+            return found
+    fault = (
+        f"{assignments.folder_of(name, newest)}, which has the split of each row of version {newest.number} of the "
+        f"data of {name}, is gone or was altered"
+    )
     if settings.sticky:
         raise ConfigError(
-            f"split.sticky=true: {fault}: bring it back, or split anew: split.sticky=false, or without {file_of(name)}"
+            f"split.sticky=true: {fault}: put versions/ back from a backup, or split anew, after which rows that were "
+            f"trained on can be test rows: split.sticky=false, or without {file_of(name)}"
         )
     log.warning("%s: the data are not compared with it", fault)
+    return None, None
+
+
+def _recalled(name: str, version: Version) -> tuple[Artifact, Artifact] | None:
+    """What is kept of a version, under the names of what check and split made; or that itself, where it is whole."""
+    folder = assignments.folder_of(name, version)
+    if version.assignments and assignments.digest(folder) == version.assignments:
+        checked, splits = (
+            Artifact(stage=part.stage, key=part.key, digest=part.digest, folder=folder)
+            for part in (version.checked, version.splits)
+        )
+        return checked, splits
+    checked, splits = (kept(Artifact, part.stage, part.key) for part in (version.checked, version.splits))
+    if checked and splits and (checked.digest, splits.digest) == (version.checked.digest, version.splits.digest):
+        return checked, splits
     return None
+
+
+def _is_same(known: Version, entry: Version) -> bool:
+    """Whether a line says what it said before, but for when and by which run."""
+    apart = {"accepted", "run", "replaced", "assignments"}
+    return known.model_dump(exclude=apart) == entry.model_dump(exclude=apart)
+
+
+def _remembered(lines: Sequence[Version], keep: int) -> Iterator[str]:
+    """The digests of the splits of the newest `keep` versions of each history, those too that were replaced."""
+    histories = {(line.seed, line.by): [] for line in lines}
+    for line in lines:
+        histories[line.seed, line.by].append(line)
+    for version in (version for past in histories.values() for version in past[-keep:]):
+        yield from (version.splits.digest, *(once.splits for once in version.replaced))
 
 
 def _entry(
@@ -156,10 +206,10 @@ def _entry(
     )
 
 
-def _replaced(known: Version, splits: Splits) -> Replaced:
+def _replaced(name: str, known: Version, splits: Splits) -> Replaced:
     """What becomes of a line whose rows have other sides now, those that are set aside the side they return to."""
     here = splits.path(SIDES_FILE)
-    there = here if known.splits.digest == splits.digest else known.splits.folder / SIDES_FILE
+    there = here if known.splits.digest == splits.digest else assignments.folder_of(name, known) / SIDES_FILE
     moved, num_known = None, 0
     if there.is_file():
         is_here = pc.field("because") != GONE
@@ -203,22 +253,20 @@ def _part(artifact: Artifact) -> Part:
     return Part(stage=artifact.stage, key=artifact.key, digest=artifact.digest)
 
 
-def _changes(rows: Rows, parent: str, past: list[Version]) -> tuple[int | None, int | None]:
+def _changes(before: Before, rows: Rows, past: Sequence[Version]) -> tuple[int | None, int | None]:
     """How many records came and went since the version before: what it had, and these, are the records of this one.
 
-    Records are told apart by their row_id; of equal ones it counts how many there are. None where the rows are gone.
+    Records are told apart by their row_id; of equal ones it counts how many there are. None where it is not kept which
+    records that version had.
     """
-    earlier = next((version.rows.folder / "rows.parquet" for version in past if version.rows.digest == parent), None)
+    earlier = next((version for version in past if version.rows.digest == before.parent), None)
     if earlier is None:
         return rows.num_rows, 0
-    if not earlier.is_file():
+    file = assignments.folder_of(before.name, earlier) / SIDES_FILE
+    if not file.is_file():
         return None, None
-    new, old = (_counted(file) for file in (rows.path("rows.parquet"), earlier))
-    both = new.join(old, "row_id", join_type="full outer", right_suffix="_before")
-    now, then = (np.asarray(both[name].fill_null(0)) for name in ("count_all", "count_all_before"))
+    now = pq.read_table(rows.path("rows.parquet"), columns=["row_id"])
+    new = now.group_by("row_id").aggregate([([], "count_all")]).rename_columns(["row_id", "records"])
+    both = new.join(assignments.records(file), "row_id", join_type="full outer", right_suffix="_before")
+    now, then = (np.asarray(both[name].fill_null(0)).astype(np.int64) for name in ("records", "records_before"))
     return int((now - then).clip(min=0).sum()), int((then - now).clip(min=0).sum())
-
-
-def _counted(file: Path) -> pa.Table:
-    """How many records of a row table have each row_id."""
-    return pq.read_table(file, columns=["row_id"]).group_by("row_id").aggregate([([], "count_all")])

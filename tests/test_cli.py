@@ -419,7 +419,7 @@ def test_a_deployment_file_that_is_not_there_is_code_2(tunewright: Run) -> None:
         (
             "".join(f"{json.dumps(row)}\n" for row in ROWS[:2]),
             ["--set", "dedupe.near=false"],
-            ["side is empty", "split.test"],
+            ["split is empty", "split.test"],
         ),
     ],
     ids=["empty", "malformed", "all quarantined", "empty side"],

@@ -58,6 +58,13 @@ def ingest(folder: Path, rows: list[Record], refused: list[Record]) -> Rows:
 @cached()
 def check(folder: Path, rows: Rows, quarantined: list[Record]) -> CheckedRows:
     write(folder / "quarantine.parquet", quarantined, QUARANTINE_SCHEMA)
+    passed = pq.read_table(rows.path("rows.parquet")).to_pylist()
+    write(
+        folder / "rows.parquet",
+        [row for row in passed if row["line"] not in {q["line"] for q in quarantined}],
+        ROW_SCHEMA,
+    )
+    (folder / "profile.json").write_text("{}")
     left = rows.num_rows - len(quarantined)
     return CheckedRows(num_rows=left, num_quarantined=len(quarantined), reasons={}, findings={})
 
@@ -320,7 +327,7 @@ def test_a_row_knows_its_cluster_and_its_side_in_each_earlier_version(data: Data
     assert life(data, 1)["versions"] == [{"version": 1, "side": "test", "because": "drawn"}]
     assert life(data, 9)["versions"] == [{"version": 1, "side": None, "because": None}]
     assert life(data, 90)["versions"] == []
-    told = {line: lineage.sides(row_id(line), data.past)[1] for line in (7, 12)}
+    told = {line: lineage.sides(row_id(line), data.name, data.past)[1] for line in (7, 12)}
     assert told[7] == {"version": 2, "side": None, "because": "bridges_sides"}
     assert told[12] == {"version": 2, "side": None, "because": "gone"}
 
@@ -425,7 +432,7 @@ def test_a_given_test_row_stands_on_its_side_although_a_row_that_says_the_same_w
     data = look_up(SETTINGS)
     assert (event(data, 12, "split")["outcome"], event(data, 12, "split")["because"]) == ("test", "given")
     assert event(data, 1, "split")["reason"] == "repeats_test_row"
-    assert lineage.sides(row_id(1), data.past) == [{"version": 1, "side": "test", "because": "given"}]
+    assert lineage.sides(row_id(1), data.name, data.past) == [{"version": 1, "side": "test", "because": "given"}]
 
 
 def test_a_row_that_another_version_has_is_said_to_be_there(data: Data) -> None:

@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -16,7 +17,7 @@ from flows.calls import Plan, Reached, Step, Unknown
 from flows.data_command import Data, find, look_up
 from flows.data_json import data_json, figures, row_json
 from tasks import pipelines
-from tasks.artifacts import Artifact, CheckedRows, Rows, Splits, UniqueRows
+from tasks.artifacts import SIDES_FILE, SIDES_SCHEMA, Artifact, CheckedRows, Rows, Splits, UniqueRows
 from tasks.check import check
 from tasks.config import Checks, Expectation, Model, Registry, Settings, Source, Split
 from tasks.config import Data as DataSection
@@ -347,6 +348,8 @@ def accepted(rows: Rows) -> Version:
         random_leak_share=0,
         folder=rows.folder,
     )
+    pq.write_table(SIDES_SCHEMA.empty_table(), rows.path(SIDES_FILE))
+    rows.path("profile.json").write_text("{}")
     found = before("triage", rows, Split(sticky=False))
     version = accept(found, rows, checked, unique, splits)
     assert version

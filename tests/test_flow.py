@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from prefect import State, flow
 from prefect.client.orchestration import get_client
@@ -22,6 +23,7 @@ from flows.outcome import Outcome
 from flows.run_name import run_name
 from tasks import fingerprint
 from tasks.artifacts import Base
+from tasks.backup import backup, restore
 from tasks.caching import Cached
 from tasks.config import (
     Compute,
@@ -37,6 +39,7 @@ from tasks.config import (
     Training,
 )
 from tasks.errors import ConfigError, DataError, JudgeError
+from tasks.history import history
 from tasks.judge import judge
 from tasks.register import release
 from tasks.register.tracking import connected
@@ -145,7 +148,8 @@ def tracked(home: Path) -> tuple[int, int]:
     """How many runs and how many model versions MLflow has."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    client = MlflowClient(uri, uri)
     experiment = client.get_experiment_by_name("tiny")
     assert experiment
     runs = client.search_runs([experiment.experiment_id])
@@ -491,3 +495,86 @@ def test_a_run_is_named_after_its_pipeline_what_it_changes_and_when_it_starts(se
     assert re.fullmatch(f"triage{day}", seen[0])
     assert re.fullmatch(f"triage learning_rate=0.0001{day}", seen[1])
     assert re.fullmatch(rf"triage learning_rate=0.0001 epochs=2\S* \S+ and \d+ more{day}", seen[2])
+
+
+def on_splits(home: Path) -> dict[str, str]:
+    """Row_id -> its split, in the newest version of the data."""
+    newest = history("tiny", 0, "cluster")[-1]
+    folder = home / "artifacts" / "split" / newest.splits.key
+    return {
+        row_id: side
+        for side in ("train", "validation", "test")
+        for row_id in pq.read_table(folder / f"{side}.parquet")["row_id"].to_pylist()
+    }
+
+
+def remembered(home: Path) -> tuple[Any, ...]:
+    """All that must be the same after a loss: splits, versions of the data, uses of the test set, runs and models."""
+    files = (home / "versions" / "tiny.jsonl", home / "looks" / "tiny.jsonl")
+    return on_splits(home), *(file.read_text() for file in files), tracked(home)
+
+
+def more(number: int) -> list[dict[str, str]]:
+    return [
+        {"instruction": f"a wholly new matter {n} of another kind altogether", "output": "repair"}
+        for n in range(number)
+    ]
+
+
+def test_all_artifacts_can_be_deleted(settings: Settings, home: Path, made: list[str]) -> None:
+    write([*ROWS, *more(12)])
+    run(settings)
+    before = remembered(home)
+    shutil.rmtree(home / "artifacts")
+    made.clear()
+    again = outcome(run(settings))
+    assert {"split", "train", "register"} <= {*made}
+    assert remembered(home) == before
+    assert again.registered
+    shutil.rmtree(home / "artifacts")
+    write([*ROWS, *more(24)])
+    run(settings, "split")
+    after = on_splits(home)
+    assert {row_id: after[row_id] for row_id in before[0]} == before[0]
+    assert len(after) > len(before[0])
+
+
+DOCUMENTED = ("mlflow.db", "mlartifacts", "versions", "looks")  # docs/recovering.md
+
+
+@pytest.mark.parametrize("how", ["moved", "backed up", "copied"])
+def test_a_home_that_was_moved_or_restored_goes_on_as_it_was(
+    settings: Settings, home: Path, made: list[str], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    write([*ROWS, *more(12)])
+    run(settings, "split")
+    before = remembered(home)
+    there = home.parent / "elsewhere" / "home"
+    there.parent.mkdir()
+    if how == "moved":
+        home.rename(there)
+    elif how == "copied":
+        there.mkdir()
+        for name in DOCUMENTED:
+            copy = shutil.copytree if (home / name).is_dir() else shutil.copy
+            copy(home / name, there / name)
+    else:
+        backup(home.parent / "home.tar")
+    shutil.rmtree(home, ignore_errors=True)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(there))
+    if how == "backed up":
+        restore(home.parent / "home.tar")
+    run(settings, "split")
+    assert remembered(there) == before
+
+    write(ROWS)
+    made.clear()
+    unchanged = outcome(run(settings)).registered
+    assert unchanged
+    assert (unchanged.version, "train" in made) == ("1", how != "moved")
+    assert remembered(there)[1:] == before[1:], "no version, use of the test set, run or model more"
+    write([*ROWS, *more(12)])
+    compared = outcome(run(changed(settings, "training", learning_rate=0.02)))
+    assert compared.verdict
+    assert "champion" in compared.verdict.intervals
+    assert not home.exists()

@@ -8,21 +8,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from registered import QUESTIONS, aliases, runs, versions
 
-from tasks.artifacts import Base, Judged, Registered
+from tasks.artifacts import SIDES_FILE, Base, Judged, Registered
+from tasks.assignments import DIGITS, SCHEMA, place
 from tasks.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
 from tasks.errors import AnotherChampion, TrackingError, TunewrightError
 from tasks.register import champion, trained_on_test
-from tasks.register.candidate import curves, parameters
+from tasks.register.candidate import Point, curves, parameters, thinned
 from tasks.register.release import promote
-from tasks.register.tracking import connected
+from tasks.register.tracking import connected, tracking_uri
 from tasks.register.versions import lost
 
 Make = Callable[..., Registered]
@@ -196,7 +198,7 @@ def test_a_version_is_loaded_and_asked_without_this_project(make: Make, said: li
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TUNEWRIGHT_HOME")}
     # -P and no site hook of an editable install: the project cannot be imported.
     hidden = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n"
-    command = [sys.executable, "-P", "-c", hidden + ASK, registered.tracking_uri, *QUESTIONS]
+    command = [sys.executable, "-P", "-c", hidden + ASK, tracking_uri(registered), *QUESTIONS]
     done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == said
@@ -363,15 +365,19 @@ def test_test_rows_that_trained_the_champion_are_counted(make: Make, make_splits
     assert trained_on_test(registry, held, other, Split()) == "", "of one history, where rows keep their sides"
     unknown = trained_on_test(registry, held, other, Split(seed=1))
     assert unknown.startswith("the champion, version 1, may have been trained on some of these test rows")
+    apart = make_splits([("r", "b")], [("s", "c")], [("t", "d")]).model_copy(update={"digest": "other"})
     theirs = make_splits([("q", "a")], [("r", "b")], [(question, "yes") for question in QUESTIONS])
     theirs = theirs.model_copy(update={"digest": version.tags["data.splits"]})
     assert trained_on_test(registry, held, theirs, Split(seed=1)) == "", "the same sides"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("tasks.register.champion"), "kept", lambda *_: theirs)
-        known = trained_on_test(registry, held, other, Split(seed=1))
-        assert known.startswith("1 of 2 test rows are training rows of the champion, version 1; ")
-        apart = make_splits([("r", "b")], [("s", "c")], [("t", "d")]).model_copy(update={"digest": "other"})
-        assert trained_on_test(registry, held, apart, Split(seed=1)) == ""
+    (trained,) = pq.read_table(theirs.path("train.parquet"))["row_id"].to_pylist()
+    (tested,) = pq.read_table(apart.path("test.parquet"))["row_id"].to_pylist()
+    lines = [(trained, "train", "kept", 1, True, True), (tested, "train", "contaminated", 1, True, False)]
+    kept = place("triage") / f"{theirs.digest[:DIGITS]}-0" / SIDES_FILE
+    kept.parent.mkdir(parents=True)
+    pq.write_table(pa.table(list(zip(*lines, strict=True)), schema=SCHEMA), kept)
+    known = trained_on_test(registry, held, other, Split(seed=1))
+    assert known.startswith("1 of 2 test rows are training rows of the champion, version 1; ")
+    assert trained_on_test(registry, held, apart, Split(seed=1)) == ""
 
 
 def test_a_dead_server_is_an_error_within_seconds(make: Make) -> None:
@@ -382,7 +388,7 @@ def test_a_dead_server_is_an_error_within_seconds(make: Make) -> None:
 
 
 def test_curves_are_rounded_and_what_is_no_number_is_left_out(tuned: Path) -> None:
-    assert curves(tuned / "metrics.jsonl") == [
+    assert curves(tuned / "metrics.jsonl", 1000) == [
         ("train/loss", 2.1235, 1),
         ("train/learning_rate", 0.0001235, 1),
         ("train/loss", 1.0, 2),
@@ -392,6 +398,19 @@ def test_curves_are_rounded_and_what_is_no_number_is_left_out(tuned: Path) -> No
         ("validation/loss", 1.5, 2),
         ("validation/token_f1", 0.25, 2),
     ]
+
+
+def test_a_long_curve_is_thinned_to_its_ends_its_extremes_and_points_between_them() -> None:
+    loss = [Point("train/loss", {2_345: 9.0, 6_789: -1.0}.get(step, 2.0), step) for step in range(10_000)]
+    short = [Point("validation/loss", 1.0, step) for step in (5, 10)]
+    found = thinned([*loss, *short], 100)
+    steps = [point.step for point in found if point.key == "train/loss"]
+    assert 98 <= len(steps) <= 100
+    assert {0, 2_345, 6_789, 9_999} <= {*steps}
+    assert max(after - before for before, after in pairwise(steps)) <= 105
+    assert [point for point in found if point.key == "validation/loss"] == short
+    assert thinned(found, 100) == found
+    assert thinned(loss[:100], 100) == loss[:100]
 
 
 def test_parameters_are_flat_and_dotted() -> None:

@@ -133,9 +133,9 @@ def test_clusters_that_are_all_large_still_fill_every_side() -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (prompts(2, copies=0), "the validation side is empty|the test side is empty"),
+        (prompts(2, copies=0), "the validation split is empty|the test split is empty"),
         ([f"the same long question again and again from {'x' * i}" for i in range(1, 41)], "the largest of 40 rows"),
-        ([], "the train side is empty"),
+        ([], "the train split is empty"),
     ],
 )
 def test_an_empty_side_stops_with_the_counts_and_the_settings(texts: list[str], message: str) -> None:

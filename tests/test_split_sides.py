@@ -1,8 +1,10 @@
 """Rows of an earlier version and rows that are given to a side stay there; what cannot stand anywhere is set aside."""
 
 import json
+import logging
 import math
 import random
+import re
 import tracemalloc
 from functools import partial
 from types import SimpleNamespace
@@ -291,6 +293,42 @@ def test_a_row_that_a_given_test_row_repeated_tests_when_that_side_is_not_given_
         assert gone == ["test"]
 
 
+@pytest.mark.parametrize("by_source", [True, False])
+def test_a_test_split_whose_rows_are_gone_is_empty_by_the_history_which_is_said_with_what_helps(
+    by_source: bool,
+) -> None:
+    rows = [row_of(text) for text in prompts(80, copies=0)]
+    first = split_rows([*rows[:60], *(row | {"side": "test"} for row in rows[60:])] if by_source else rows)
+    tested = {row_id for row_id, side in side_of(first).items() if side == "test"}
+    with pytest.raises(DataError) as error:
+        split_rows([row for row in rows if row["row_id"] not in tested], earlier=first)
+    assert re.match(
+        rf"the test split is empty \(train \d+, validation \d+, test 0\): {80 - len(tested)} rows keep the split "
+        rf"that they had in the version before \(split.sticky=true\), whose {len(tested)} test rows are not among "
+        "the rows any more; put them back, give others in a source with side: test, or draw all splits anew in "
+        "a history of their own "
+        "with another split.seed or registry.name",
+        str(error.value),
+    )
+    kept = [row for row in rows if row["row_id"] not in tested]
+    assert split_rows(kept, Split(seed=1)).num_test > 0, "what is advised helps"
+    other = [row_of(text, side="test") for text in prompts(5, seed=9, copies=0)]
+    assert split_rows([*kept, *other], earlier=first).num_test == 5
+
+
+def test_test_rows_of_one_group_are_said_to_count_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested = [row_of(text, side="test", group="a") for text in prompts(28, seed=1, copies=0)]
+    monkeypatch.setattr(logging.getLogger("tunewright"), "propagate", True)
+    splits = split_rows([*(row_of(text) for text in prompts(60, copies=0)), *tested])
+    assert splits.num_test == 28
+    assert (
+        "28 test rows make 1 independent cluster, since near-duplicates and rows of one group count once, and do not "
+        "show a difference under about 1.00 in answers that are right or wrong; what helps are rows of more clusters"
+    ) in caplog.text
+
+
 def test_an_earlier_version_that_is_not_whole_is_an_error_that_names_the_setting() -> None:
     earlier = split_rows(BASE)
     earlier.path("sides.parquet").unlink()
@@ -432,13 +470,14 @@ def test_what_a_cluster_of_millions_of_pairs_takes_is_memory_for_its_rows() -> N
     assert {side[row] for row in first_test.values()} == {TEST}
 
 
-def test_lineage_takes_a_reason_that_it_does_not_know() -> None:
+def test_lineage_takes_a_reason_that_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = split_rows(BASE)
     file = splits.path("sides.parquet")
     table = pq.read_table(file)
     reasons = pa.array(["by_a_new_rule", "contaminated", *table["because"].to_pylist()[2:]])
     pq.write_table(table.set_column(2, "because", reasons), file)
-    past: Any = [SimpleNamespace(number=1, splits=splits)]
+    monkeypatch.setattr("tasks.assignments.folder_of", lambda *_: splits.folder)
+    past: Any = [SimpleNamespace(number=1)]
     ids, sides = table["row_id"].to_pylist(), table["side"].to_pylist()
-    assert lineage.sides(ids[0], past) == [{"version": 1, "side": sides[0], "because": "by_a_new_rule"}]
-    assert lineage.sides(ids[1], past) == [{"version": 1, "side": None, "because": "contaminated"}]
+    assert lineage.sides(ids[0], "", past) == [{"version": 1, "side": sides[0], "because": "by_a_new_rule"}]
+    assert lineage.sides(ids[1], "", past) == [{"version": 1, "side": None, "because": "contaminated"}]

@@ -1,5 +1,6 @@
 """Each data know the version before them, the same one whenever they come again, and no accepted version is lost."""
 
+import hashlib
 import logging
 import os
 import shutil
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,10 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.artifacts import SIDES_FILE, SIDES_SCHEMA, CheckedRows, Rows, Splits, UniqueRows
-from tasks.caching import cached, kept
+from tasks.assignments import folder_of, place
+from tasks.caching import cached
 from tasks.config import Split
 from tasks.errors import ConfigError, TunewrightError
 from tasks.history import Replaced, Version, file_of, history, read
+from tasks.split.columns import earlier_sides
+from tasks.split.sides import SIDES
 from tasks.versions import Before, accept, before
 
 SPLIT = Split()
@@ -33,7 +37,8 @@ def ingest(folder: Path, ids: tuple[str, ...]) -> Rows:
 
 @cached()
 def check(folder: Path, rows: Rows) -> CheckedRows:
-    (folder / "rows.parquet").write_text(rows.digest)
+    shutil.copy(rows.path("rows.parquet"), folder)
+    (folder / "profile.json").write_text(rows.digest)
     return CheckedRows(num_rows=rows.num_rows, num_quarantined=0, reasons={}, findings={})
 
 
@@ -44,7 +49,7 @@ def dedupe(folder: Path, rows: CheckedRows) -> UniqueRows:
 
 
 @cached()
-def split(folder: Path, rows: UniqueRows, settings: Split, ids: str = "") -> Splits:
+def split(folder: Path, rows: UniqueRows, settings: Split, ids: Sequence[str] = "") -> Splits:
     """With a higher threshold more of a, b, c test, each repeated by a row set aside; x is gone, and y is set aside."""
     (folder / "train.parquet").write_text(f"{rows.digest} {settings.threshold}")
     tested = "abc"[: round(10 * settings.threshold) - 6]
@@ -64,13 +69,13 @@ def split(folder: Path, rows: UniqueRows, settings: Split, ids: str = "") -> Spl
     )
 
 
-def run(ids: str, settings: Split = SPLIT, name: str = "triage") -> tuple[Before, Version]:
+def run(ids: str, settings: Split = SPLIT, name: str = "triage", keep: int = 30) -> tuple[Before, Version]:
     """What a run on the rows with these ids, one letter each, finds before it, and its accepted version."""
     rows = ingest(tuple(ids))
     found = before(name, rows, settings)
     checked = check(rows)
     unique = dedupe(checked)
-    accepted = accept(found, rows, checked, unique, split(unique, settings, ids))
+    accepted = accept(found, rows, checked, unique, split(unique, settings, ids), keep=keep)
     assert accepted
     return found, accepted
 
@@ -140,7 +145,9 @@ def test_sides_that_a_trial_gives_the_newest_version_are_counted_and_said_and_ca
     assert trial.replaced == (replaced,)
     assert not trial.is_back(0)
     rows = ingest(tuple("abcde"))
-    assert before("triage", rows, SPLIT).splits == kept(Splits, "split", trial.splits.key), "the next data follow it"
+    found = before("triage", rows, SPLIT).splits
+    assert found
+    assert found.digest == trial.splits.digest, "the next data follow it"
 
     caplog.set_level(logging.INFO, "tunewright")
     again = run("abcd")[1]
@@ -159,7 +166,7 @@ def test_sides_that_stay_are_nothing_to_say_of_and_sides_that_are_gone_are(
     assert other.splits != first.splits
     assert [replaced.moved for replaced in other.replaced] == [0]
     assert not caplog.messages
-    shutil.rmtree(other.splits.folder)
+    shutil.rmtree(folder_of("triage", other))
     _, last = run("cd", Split(threshold=0.8))
     assert [replaced.moved for replaced in last.replaced] == [0, None]
     assert "the sides that it was accepted with on" in caplog.messages[-1]
@@ -180,7 +187,7 @@ def test_a_version_counts_the_rows_that_came_and_went() -> None:
     _, second = run("bcde")
     assert (second.added, second.removed) == (2, 1)
     assert (second.counts["read"], second.counts["rows"], second.counts["train"]) == (5, 4, 4)
-    shutil.rmtree(second.rows.folder)
+    shutil.rmtree(folder_of("triage", second))
     _, third = run("a")
     assert (third.added, third.removed) == (None, None), "nobody knows any more"
 
@@ -199,25 +206,72 @@ def test_a_run_that_another_one_overtook_is_not_accepted() -> None:
 
 
 @pytest.mark.parametrize("how", ["gone", "altered", "another"])
-def test_a_version_whose_sides_are_gone_stops_the_next_run_unless_it_splits_anew(how: str) -> None:
+def test_a_version_whose_splits_are_not_known_stops_the_next_run_unless_it_splits_anew(how: str, home: Path) -> None:
     _, first = run("ab")
-    file = first.splits.folder / "train.parquet"
+    folder = folder_of("triage", first)
+    shutil.rmtree(home / "artifacts")
     if how == "gone":
-        shutil.rmtree(first.splits.folder)
+        shutil.rmtree(folder)
     elif how == "altered":
-        file.write_text("others")
+        (folder / SIDES_FILE).write_bytes((folder / SIDES_FILE).read_bytes()[::-1])
     else:
         line = file_of("triage").read_text()
-        file_of("triage").write_text(line.replace(first.splits.digest, "0" * 64))
+        file_of("triage").write_text(line.replace(first.assignments, "0" * 64))
     rows = ingest(tuple("abc"))
-    with pytest.raises(ConfigError, match=r"^split.sticky=true: .*/artifacts/split/.*split.sticky=false") as error:
+    with pytest.raises(
+        ConfigError, match=r"^split.sticky=true: .*/versions/splits/triage/.*backup.*split.sticky=false"
+    ) as e:
         before("triage", rows, SPLIT)
-    assert str(file_of("triage")) in str(error.value)
+    assert str(file_of("triage")) in str(e.value)
     anew = before("triage", rows, Split(sticky=False))
-    assert anew.splits is None
-    assert anew.checked, "what is there is still held against"
-    shutil.rmtree(first.checked.folder)
-    assert before("triage", rows, Split(sticky=False)).checked is None
+    assert (anew.splits, anew.checked) == (None, None)
+
+
+def test_all_artifacts_can_be_deleted(home: Path) -> None:
+    _, first = run("abbc")
+    found, second = run("abcd")
+    shutil.rmtree(home / "artifacts")
+    assert run("abcd") == (found, second)
+    shutil.rmtree(home / "artifacts")
+    assert found.splits
+    table = earlier_sides(pa.array(["b"]), found.splits)
+    assert SIDES[table[0][0]] == "train"
+    assert sorted(table[1]["row_id"].to_pylist()) == ["a", "c", "x"]
+    _, third = run("bcde")
+    assert (third.added, third.removed, third.parent) == (1, 1, second.rows.digest)
+    assert (second.added, second.removed) == (1, 1), "b was there twice"
+    assert first.replaced == second.replaced == third.replaced == ()
+
+
+def test_what_is_kept_of_a_version_is_small_and_has_no_texts(home: Path) -> None:
+    ids = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(20_000)]
+    rows = ingest(tuple(ids))
+    checked = check(rows)
+    unique = dedupe(checked)
+    accepted = accept(before("triage", rows, SPLIT), rows, checked, unique, split(unique, SPLIT, ids))
+    assert accepted
+    file = folder_of("triage", accepted) / SIDES_FILE
+    assert file.stat().st_size / len(ids) < 36
+    assert {*pq.read_schema(file).names} == {"row_id", "side", "because", "records", "checked", "placed"}
+
+
+def test_splits_that_were_damaged_are_kept_anew_from_artifacts_that_are_whole(home: Path) -> None:
+    _, first = run("ab")
+    shutil.rmtree(home / "versions" / "splits")
+    assert run("ab")[1] == first
+    shutil.rmtree(home / "artifacts")
+    assert run("abc")[0].splits
+
+
+def test_of_versions_beyond_the_limit_a_line_stays_and_their_rows_keep_the_splits_of_the_newest(home: Path) -> None:
+    first = [run("abcd"[:number], keep=2)[1] for number in (1, 2, 3, 4)]
+    assert {path.name for path in place("triage").iterdir()} == {folder_of("triage", each).name for each in first[2:]}
+    shutil.rmtree(home / "artifacts")
+    found, again = run("ab", keep=2)
+    assert again == first[1]
+    assert found.splits
+    assert found.splits.digest == first[3].splits.digest
+    assert len(history("triage", 0, "cluster")) == 4
 
 
 def test_nothing_is_made_in_looking(home: Path) -> None:

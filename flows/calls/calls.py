@@ -62,6 +62,7 @@ class Calls:
     def __init__(self, settings: Settings, until: Stage, refresh: Sequence[Stage] = ()) -> None:
         self.stages = stages(settings, until, refresh)
         self.pipeline = settings.registry.name
+        self.keep_versions = settings.operation.keep_versions
         self.until = until
         self.refresh = refresh
         self.steps: list[Step] = []

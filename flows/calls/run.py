@@ -71,7 +71,7 @@ class Run(Calls):
 
     def accept(self, before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits) -> None:
         """Enters the data into the accepted versions; then split has reached its end."""
-        versions.accept(before, rows, checked, unique, splits)
+        versions.accept(before, rows, checked, unique, splits, keep=self.keep_versions)
         self.reached("split")
 
     def look(

@@ -25,6 +25,8 @@ from flows.services.supervisor import Supervisor
 from tasks import addresses, config
 from tasks.addresses import Addresses
 from tasks.errors import ConfigError
+from tasks.register.relocation import relocate
+from tasks.register.tracking import VIEW_TAG
 
 log = logging.getLogger("tunewright")
 
@@ -57,6 +59,7 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
         require_free(mlflow_port, "--mlflow-port")
         addresses.keep_password(_password_of_environment())
         console.print(f"tunewright up, in {config.home()}: Ctrl-C ends it", markup=False)
+        relocate(VIEW_TAG)
 
         database.make()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from prefect import task
 
 from data_checks.suite import Entry, SuiteError, suite
-from tasks.artifacts import ROW_SCHEMA, CheckedRows, Rows
+from tasks.artifacts import ROW_SCHEMA, Artifact, CheckedRows, Rows
 from tasks.caching import cached
 from tasks.config import Checks
 from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, DataError, is_retried
@@ -78,7 +78,7 @@ def check(
     checks: Checks,
     special_tokens: tuple[str, ...],
     own: tuple[tuple[str, str], ...] = (),
-    before: CheckedRows | None = None,
+    before: Artifact | None = None,
 ) -> CheckedRows:
     """The rows that pass; the others in quarantine.parquet. Raises DataError where the run stops.
 

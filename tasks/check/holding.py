@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_checks.batches import Ask, look, rows_at
@@ -33,7 +34,7 @@ from data_checks.rules import columns_of
 from data_checks.suite import Entry
 from data_checks.table import schema_expectations, table_expectations
 from data_checks.validation import Outcome, joined, run
-from tasks.artifacts import ROW_SCHEMA, CheckedRows
+from tasks.artifacts import ROW_SCHEMA, SIDES_FILE, Artifact
 from tasks.errors import ConfigError, DataError
 
 # What the table's own expectations and the profile look at, whatever the suite asks.
@@ -141,9 +142,7 @@ class Set:
     outcomes: list[Outcome]
 
 
-def hold_set(
-    file: Path, held: Held, suite: Sequence[Entry], before: CheckedRows | None, globs: Mapping[str, str]
-) -> Set:
+def hold_set(file: Path, held: Held, suite: Sequence[Entry], before: Artifact | None, globs: Mapping[str, str]) -> Set:
     """The rows of `held` that pass, against what a set must satisfy; the profile leaves replay rows out.
 
     `globs` are those that name files; for drift all files of one are a source.
@@ -199,6 +198,9 @@ def _stop_on_error(outcome: Outcome, file: Path) -> None:
     raise RuntimeError(f"{file}: {outcome.expectation} of {outcome.column} did not run: {said}")
 
 
-def _row_ids(rows: CheckedRows) -> pd.Series:
-    table = pq.read_table(rows.path("rows.parquet"), columns=["row_id"])
+def _row_ids(before: Artifact) -> pd.Series:
+    """Those of the rows that passed: of a version all that is kept is sides.parquet (tasks/assignments.py)."""
+    kept = before.path(SIDES_FILE)
+    file, passed = (kept, pc.field("checked")) if kept.is_file() else (before.path("rows.parquet"), None)
+    table = pq.read_table(file, columns=["row_id"], filters=passed)
     return table.to_pandas(types_mapper=pd.ArrowDtype)["row_id"]

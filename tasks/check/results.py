@@ -9,7 +9,7 @@ import pandas as pd
 from data_checks.given import Given
 from data_checks.report import SOURCES
 from data_checks.validation import Outcome
-from tasks.artifacts import CheckedRows
+from tasks.artifacts import Artifact
 from tasks.check.holding import Held, Set
 
 Results = dict[str, Any]
@@ -20,7 +20,7 @@ def results(
     of_set: Set,
     refused: dict[str, int],
     quarantined: dict[str, int],
-    before: CheckedRows | None,
+    before: Artifact | None,
     stopped: str,
     given: Sequence[Given],
     held_out: Sequence[tuple[str, str, int]],
@@ -97,7 +97,7 @@ def _sources(held: Held) -> list[tuple[str, int, int]]:
     return rows[:SOURCES] + more
 
 
-def _since(of_set: Set, before: CheckedRows | None) -> dict[str, Any] | None:
+def _since(of_set: Set, before: Artifact | None) -> dict[str, Any] | None:
     if before is None or of_set.changed is None:
         return None
     return {

@@ -145,6 +145,12 @@ class Registry(Section):
         default=None,
         description="MLflow's address, such as http://localhost:5000; empty is a database in the home folder",
     )
+    curve_points: int = Field(
+        default=1000,
+        ge=10,
+        description="MLflow gets at most so many points of each curve of a training, at least 10: the first, the last, "
+        "the lowest and the highest among them; metrics.jsonl of the artifact has all",
+    )
 
     @model_validator(mode="after")
     def _alias_is_free(self) -> Self:

@@ -35,6 +35,12 @@ class Operation(Section):
         description="What they are told of: failure (failed, crashed), rejection (kept, inconclusive, invalid), "
         "approval (a person has to say yes), promotion",
     )
+    keep_versions: int = Field(
+        default=30,
+        ge=2,
+        description="Of so many of the newest versions of the data it stays known which row is on which split, at "
+        "least 2; of older ones the history keeps a line",
+    )
 
     @field_validator("notify")
     @classmethod

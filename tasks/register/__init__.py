@@ -26,7 +26,7 @@ from tasks.register.candidate import Candidate
 from tasks.register.champion import champion, trained_on_test
 from tasks.register.contenders import compare
 from tasks.register.model import logged_model
-from tasks.register.tracking import connected, experiment, tracking_uri
+from tasks.register.tracking import connected, experiment
 
 __all__ = ["champion", "register", "trained_on_test"]
 
@@ -105,7 +105,7 @@ def register(
             uri=f"models:/{registry.name}/{version.version}",
             run_id=run.info.run_id,
             experiment_id=run.info.experiment_id,
-            tracking_uri=tracking_uri(registry),
+            tracking_uri=registry.tracking_uri,
             superseded=tuple(superseded),
         )
         registered = alias.as_it_stands(client, registry, registered)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,8 +136,11 @@ def _clipped(text: str, most: int = 500) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def curves(metrics: Path) -> list[Point]:
-    """The points of the trainer's metrics.jsonl; a value that is not finite is left out, as MLflow cannot draw it."""
+def curves(metrics: Path, most: int) -> list[Point]:
+    """The points of the trainer's metrics.jsonl, at most so many of each curve (`thinned`).
+
+    A value that is not finite is left out, as MLflow cannot draw it.
+    """
     points = []
     with metrics.open(encoding="utf-8") as lines:
         for line in map(json.loads, lines):
@@ -145,7 +148,23 @@ def curves(metrics: Path) -> list[Point]:
                 if name in line:
                     value = line[name] / GIGABYTE if name == "memory_bytes" else line[name]
                     points.append(Point(key, value, line["step"]))
-    return _rounded(points)
+    return thinned(_rounded(points), most)
+
+
+def thinned(points: Sequence[Point], most: int) -> list[Point]:
+    """At most `most` points of each curve, in order: the first, last, lowest and highest one, and others evenly."""
+    places: dict[str, list[int]] = {}
+    for place, point in enumerate(points):
+        places.setdefault(point.key, []).append(place)
+    kept: set[int] = set()
+    for of_curve in places.values():
+        if len(of_curve) > most:
+            low, high = (best(of_curve, key=lambda place: points[place].value) for best in (min, max))
+            ends, num_even = {of_curve[0], of_curve[-1], low, high}, most - 4
+            even = (of_curve[(n + 1) * (len(of_curve) - 1) // (num_even + 1)] for n in range(num_even))
+            of_curve = ends.union(even)
+        kept.update(of_curve)
+    return [points[place] for place in sorted(kept)]
 
 
 def scores(answers: Answers) -> list[Point]:

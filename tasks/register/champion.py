@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from tasks import config, models
+from tasks import assignments, config, models
 from tasks.artifacts import Base, Contender, Splits
-from tasks.caching import kept
 from tasks.config import Registry, Split, home
 from tasks.errors import ConfigError, TunewrightError
-from tasks.register.candidate import SPLIT, drawn
+from tasks.register.candidate import drawn
 from tasks.register.tracking import connected, patient
 from tasks.register.versions import holder
 from tasks.serving import find_base
@@ -48,7 +47,7 @@ def champion(registry: Registry, candidate_digest: str, base: Base) -> Contender
 def trained_on_test(registry: Registry, champion: Contender, splits: Splits, settings: Split) -> str:
     """Warns where rows that are test rows in `splits` were training rows of the champion; empty where none was.
 
-    `settings` drew the sides. Where its own sides are gone, it may have been trained on them if those were drawn
+    `settings` drew the sides. Where its own are not kept any more, it may have been trained on them if those were drawn
     otherwise.
     """
     with connected(registry) as client:
@@ -57,16 +56,15 @@ def trained_on_test(registry: Registry, champion: Contender, splits: Splits, set
     if digest == splits.digest:
         return ""
     which = f"the champion, version {champion.version}"
-    theirs = kept(Splits, "split", tags[SPLIT]) if SPLIT in tags else None
-    if theirs is None or theirs.digest != digest:
+    trained = assignments.trained(registry.name, digest) if digest else None
+    if trained is None:
         if before == drawn(settings):  # in one history rows keep their sides
             return ""
-        return f"{which}, may have been trained on some of these test rows, as its own are gone; {ADVICE}"
-    trained, tested = (
-        pq.read_table(each.path(f"{side}.parquet"), columns=["row_id"])["row_id"]
-        for each, side in ((theirs, "train"), (splits, "test"))
-    )
-    number = len({*trained.to_pylist()} & {*tested.to_pylist()})
+        return (
+            f"{which}, may have been trained on some of these test rows, as it is not kept which its own are; {ADVICE}"
+        )
+    tested = pq.read_table(splits.path("test.parquet"), columns=["row_id"])["row_id"]
+    number = len(trained & {*tested.to_pylist()})
     if not number:
         return ""
     return f"{number:,} of {splits.num_test:,} test rows are training rows of {which}; {ADVICE}"

@@ -32,7 +32,7 @@ def log_comparison(settings: Settings, variants: dict[str, Settings], found: Com
     Of the parameters, a training has those in which the variants differ. Raises TrackingError where MLflow does not
     answer.
     """
-    measure = found.ranked[0].trials[0].measure
+    measure, most = found.ranked[0].trials[0].measure, settings.registry.curve_points
     given = {name: parameters(variant) for name, variant in variants.items()}
     varied = {key for one in given.values() for key in one if len({other.get(key) for other in given.values()}) > 1}
     columns = (
@@ -46,7 +46,9 @@ def log_comparison(settings: Settings, variants: dict[str, Settings], found: Com
         for ranked in found.ranked:
             for trial in ranked.trials:
                 params = {key: value for key, value in given[trial.variant].items() if key in varied}
-                _log_trial(client, experiment_id, parent, found.key, trial, params | {"training.seed": str(trial.seed)})
+                _log_trial(
+                    client, experiment_id, parent, found.key, trial, params | {"training.seed": str(trial.seed)}, most
+                )
         client.set_tag(parent.info.run_id, "mlflow.note.content", found.sentence)
         client.log_artifact(parent.info.run_id, str(found.folder / "report.html"))
         client.log_artifact(parent.info.run_id, str(found.folder / "comparison.json"))
@@ -55,7 +57,13 @@ def log_comparison(settings: Settings, variants: dict[str, Settings], found: Com
 
 
 def _log_trial(
-    client: "MlflowClient", experiment_id: str, parent: "Run", key: str, trial: Trial, params: dict[str, str]
+    client: "MlflowClient",
+    experiment_id: str,
+    parent: "Run",
+    key: str,
+    trial: Trial,
+    params: dict[str, str],
+    most: int,
 ) -> None:
     from mlflow.entities import Param, RunTag
 
@@ -67,11 +75,11 @@ def _log_trial(
         params=[Param(name, value) for name, value in params.items() if name not in run.data.params],
         tags=[RunTag(name, value) for name, value in tags.items()],
     )
-    log_points(client, run, _points(trial))
+    log_points(client, run, _points(trial, most))
     client.set_terminated(run.info.run_id, "FAILED" if trial.state == "failed" else "FINISHED")
 
 
-def _points(trial: Trial) -> list[Point]:
+def _points(trial: Trial, most: int) -> list[Point]:
     """All curves of a training that finished, and of the others what was seen of the validation rows."""
     if trial.folder is None or trial.value is None:
         return [Point(CURVES[f"eval_{trial.measure}"], look.value, look.step) for look in trial.looks]
@@ -81,4 +89,4 @@ def _points(trial: Trial) -> list[Point]:
         "train/learning_parameters": trial.learning,
     }
     last = [Point(name, float(value), 0) for name, value in figures.items() if value is not None]
-    return curves(trial.folder / "metrics.jsonl") + last
+    return curves(trial.folder / "metrics.jsonl", most) + last

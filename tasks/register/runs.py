@@ -55,7 +55,9 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     }
     client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     _log_data(client, candidate, run.info.run_id)
-    points = curves(candidate.adapter.path("metrics.jsonl")) + comparisons(candidate)
+    points = curves(candidate.adapter.path("metrics.jsonl"), candidate.settings.registry.curve_points) + comparisons(
+        candidate
+    )
     log_points(client, run, points + (opinions(candidate.judged) if candidate.judged else []))
     _log_files(client, candidate, run.info.run_id)
 

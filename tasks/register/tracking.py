@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from tasks import addresses, config
+from tasks.artifacts import Registered
 from tasks.config import Registry
 from tasks.errors import NO_SPACE, TrackingError, TunewrightError
-from tasks.register import database
+from tasks.register import database, relocation
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,12 +37,13 @@ DEFAULTS = {  # a dead server otherwise blocks for four minutes
 }
 SQLITE = "sqlite:///"
 VIEW = "tunewright"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 AS_TRAINING = "workflowType=machine_learning"  # and not as traces of an agent
 IN_VIEW = f"{AS_TRAINING}&viewStateShareKey={VIEW}"  # opens it in a page of runs
 
 
-def tracking_uri(registry: Registry) -> str:
-    """The server's address, or the database in the home folder."""
+def tracking_uri(registry: Registry | Registered) -> str:
+    """The server's address, or the database in the home folder, wherever that lies now."""
     return registry.tracking_uri or f"{SQLITE}{config.mlflow_database()}"
 
 
@@ -73,6 +75,8 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
     uri = tracking_uri(registry)
     if uri.startswith(SQLITE):
         database.ensure(Path(uri.removeprefix(SQLITE)))
+    if not registry.tracking_uri:
+        relocation.relocate(VIEW_TAG)
     try:
         mlflow.set_tracking_uri(uri)  # loading models:/name/version goes by it
         mlflow.set_registry_uri(uri)
@@ -133,7 +137,7 @@ def experiment(client: "MlflowClient", registry: Registry, name: str, columns: S
     found = client.get_experiment_by_name(name)
     if found is None:
         location = None if registry.tracking_uri else str(config.mlflow_artifacts())
-        return client.create_experiment(name, location, {f"mlflow.sharedViewState.{VIEW}": _view(columns)})
+        return client.create_experiment(name, location, {VIEW_TAG: _view(columns)})
     if found.lifecycle_stage != "active":
         raise TunewrightError(
             f"registry.name={registry.name}: the experiment {name} was deleted in MLflow; restore it with "

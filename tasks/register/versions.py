@@ -1,9 +1,9 @@
 """The registered model: one version a candidate, and which of them carries the alias."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks import config
 from tasks.artifacts import Registered
 from tasks.config import Registry
 from tasks.register.candidate import Candidate, card
@@ -53,11 +53,10 @@ def lost(registered: Registered) -> str:
     """What is gone of a version that was registered, where somebody deleted it; empty where it is there."""
     from mlflow.exceptions import MlflowException
 
-    uri, name, number = registered.tracking_uri, registered.name, registered.version
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not database.is_file():
-        return f"{database} is gone"
-    with connected(Registry(name=name, tracking_uri=uri)) as client:
+    name, number = registered.name, registered.version
+    if registered.tracking_uri is None and not config.mlflow_database().is_file():
+        return f"{config.mlflow_database()} is gone"
+    with connected(Registry(name=name, tracking_uri=registered.tracking_uri)) as client:
         try:
             is_there = client.get_model_version(name, number).run_id == registered.run_id
         except MlflowException as error:

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from prefect import task
 
-from tasks.artifacts import SIDES_FILE, Rows, Splits, UniqueRows
+from tasks.artifacts import SIDES_FILE, Artifact, Rows, Splits, UniqueRows
 from tasks.caching import cached
 from tasks.config import Split
 from tasks.errors import RETRIES, RETRY_SECONDS, DataError, is_retried
@@ -47,7 +47,7 @@ from tasks.split.contamination import find_contamination
 from tasks.split.details import Details
 from tasks.split.draw import draw
 from tasks.split.joins import Joined
-from tasks.split.proof import FINDINGS, findings, floor_of, leak_proof, random_leak_share, visible_difference
+from tasks.split.proof import findings, floor_of, in_words, leak_proof, random_leak_share, visible_difference
 from tasks.split.replay import apart, draw_replay
 from tasks.split.sides import NONE, SIDES, TEST, Because, Sides, fix, settle
 from tasks.split.strata import Strata, balance, strata_of
@@ -100,7 +100,7 @@ def _shingles(batch: pa.Table, left_out: np.ndarray) -> Shingles:
     return shingles(cut(fold_messages(batch["messages"])), left_out)
 
 
-def _stop_if_unusable(sides: Sides, columns: Columns, settings: Split) -> None:
+def _stop_if_unusable(sides: Sides, columns: Columns, settings: Split, gone: pa.Table) -> None:
     own = ~columns.replay
     aside, num_rows = np.flatnonzero((sides.side == NONE) & own), int(own.sum())
     see = ("quarantine.parquet",) if len(aside) else ()
@@ -118,22 +118,32 @@ def _stop_if_unusable(sides: Sides, columns: Columns, settings: Split) -> None:
     for side, count in counts.items():
         if count == 0:
             found = ", ".join(f"{name} {num_rows}" for name, num_rows in counts.items())
-            sizes = np.bincount(sides.cluster[sides.cluster != NONE], minlength=1)
-            raise DataError(
-                f"the {side} side is empty ({found}): {num_rows} rows make {np.count_nonzero(sizes)} clusters, the "
-                f"largest of {sizes.max()} rows, with split.test={settings.test:g}, split.validation="
-                f"{settings.validation:g}, split.threshold={settings.threshold:g}; each side needs a cluster",
-                see=see,
-            )
+            why = _why_empty(side, sides, own, settings, gone)
+            raise DataError(f"the {side} split is empty ({found}): {why}", see=see)
+
+
+def _why_empty(side: str, sides: Sides, own: np.ndarray, settings: Split, gone: pa.Table) -> str:
+    """That the rows of the version before keep their split, and none of this one is left; or that the rows are few."""
+    stay, left = int((own & (sides.because == Because.KEPT)).sum()), gone["side"].to_pylist().count(side)
+    if left:
+        return (
+            f"{stay} rows keep the split that they had in the version before (split.sticky=true), whose {left} {side} "
+            f"rows are not among the rows any more; put them back, give others in a source with side: {side}, or draw "
+            "all splits anew in a history of their own with another split.seed or registry.name"
+        )
+    sizes = np.bincount(sides.cluster[sides.cluster != NONE], minlength=1)
+    return (
+        f"{own.sum()} rows make {np.count_nonzero(sizes)} clusters, the largest of {sizes.max()} rows, with "
+        f"split.test={settings.test:g}, split.validation={settings.validation:g}, "
+        f"split.threshold={settings.threshold:g}; each split needs a cluster"
+    )
 
 
 def _say(proof: dict[str, Any]) -> None:
     for side in proof["given_sides"]:
         log.info("split: the %s side is the rows that are given to it; split.%s is not used", side, side)
     for code, count in proof["findings"].items():
-        rows, what = FINDINGS[code]
-        said = f"{count} {rows} {what.format(difference=proof['smallest_visible_difference'])}"
-        log.warning("split: %s: %s; proof.json has more", code, said)
+        log.warning("split: %s: %s; proof.json has more", code, in_words(code, count, proof))
 
 
 @task(
@@ -149,7 +159,7 @@ def split(
     rows: UniqueRows,
     held_out: Rows,
     settings: Split,
-    earlier: Splits | None,
+    earlier: Artifact | None,
     engine: Literal["local", "ray"] = "local",
 ) -> Splits:
     """The three sides, and what was set aside; rows of `earlier`, the version before, keep their side.
@@ -182,7 +192,7 @@ def split(
             sides.set_aside(np.array(sorted(found.training_rows()), np.int64), Because.CONTAMINATED)
         draw_replay(sides, columns.row_ids, columns.replay, settings.replay)
         write_sides(folder, file, sides, Details(columns, sides, found))
-        _stop_if_unusable(sides, columns, settings)
+        _stop_if_unusable(sides, columns, settings, gone)
         standing = np.flatnonzero(sides.side != NONE)
         floor = floor_of(settings.threshold, len(columns))
         sets = sets[standing]
@@ -199,6 +209,7 @@ def split(
         "because": reasons_of_sides(sides),
         "set_aside": set_aside(sides.because[sides.side == NONE]),
         "cluster_sizes": cluster_sizes(sides.cluster),
+        "test_clusters": len(in_test),
         "smallest_visible_difference": visible_difference(len(in_test)),
         "balance": {"by": stratify, **balance(strata, own_side)},
         "given_sides": [SIDES[side] for side in sorted(exact)],  # exactly the rows given to them; no share is used

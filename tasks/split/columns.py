@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.artifacts import ROW_SCHEMA, SIDES_FILE, SIDES_SCHEMA, Splits
+from tasks.artifacts import ROW_SCHEMA, SIDES_FILE, SIDES_SCHEMA, Artifact
 from tasks.errors import ConfigError
 from tasks.split.sides import NONE, SIDES, TRAIN
 
@@ -63,7 +63,7 @@ def read_columns(file: Path) -> Columns:
     return Columns(table, _one(table["row_id"]), np.asarray(group).astype(np.int64), given, replay)
 
 
-def earlier_sides(row_ids: pa.Array, earlier: Splits | None) -> tuple[np.ndarray, pa.Table]:
+def earlier_sides(row_ids: pa.Array, earlier: Artifact | None) -> tuple[np.ndarray, pa.Table]:
     """(rows,) the side that each row had before, or NONE; and what is remembered of rows that are no longer there.
 
     Raises ConfigError where the earlier version is not whole.

@@ -21,7 +21,8 @@ FINDINGS = {  # which rows are counted under a code, and what is with them
     "train_newer_than_test": ("training rows", "are newer than the oldest test row"),
     "too_small": (
         "test rows",
-        "do not show a difference under about {difference:.2f} in answers that are right or wrong",
+        "make {independent}, since near-duplicates and rows of one group count once, and do not show a difference "
+        "under about {difference:.2f} in answers that are right or wrong; what helps are rows of more clusters",
     ),
 }
 
@@ -72,6 +73,14 @@ def visible_difference(num_clusters: int) -> float:
     1987, "Sample size for testing differences in proportions for the paired-sample design", Biometrics 43).
     """
     return min(1.0, round((CONFIDENCE + POWER) * math.sqrt(DISCORDANT / num_clusters), 4))
+
+
+def in_words(code: str, count: int, proof: dict[str, Any]) -> str:
+    """What stands out, in a sentence; of a test split that is too small it says how many clusters it has."""
+    rows, what = FINDINGS[code]
+    clusters = proof["test_clusters"]
+    independent = "1 independent cluster" if clusters == 1 else f"{clusters:,} independent clusters"
+    return f"{count} {rows} {what.format(difference=proof['smallest_visible_difference'], independent=independent)}"
 
 
 def findings(proof: dict[str, Any]) -> dict[str, int]:

@@ -1,0 +1,33 @@
+"""Whether a run is on in this home: it holds a lock as long as it lives, which the kernel frees however it dies.
+
+A run uses artifacts that it found or made hours ago, so that nothing in the home is removed while one is on.
+"""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+
+from tasks import config
+
+LOCK = "runs.lock"
+
+
+@contextlib.contextmanager
+def by_a_run() -> Iterator[None]:
+    """Holds the home for a run, beside others; waits while something is being removed. Raises ConfigError."""
+    config.make_home()
+    with (config.home() / LOCK).open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
+def by_none() -> Iterator[bool]:
+    """Whether no run is on, and none begins within the block."""
+    with (config.home() / LOCK).open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

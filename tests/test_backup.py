@@ -1,0 +1,129 @@
+"""A backup is of one moment although runs go on, and is put into any empty home."""
+
+import json
+import shutil
+import sqlite3
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from registered import aliases, versions
+from typer.testing import CliRunner
+
+from flows.cli import app
+from tasks import config
+from tasks.artifacts import Registered
+from tasks.backup import backup, restore
+from tasks.caching import lock
+from tasks.config import Registry
+from tasks.errors import ConfigError
+from tasks.register import release
+from tasks.register.versions import lost
+
+Make = Callable[..., Registered]
+
+
+def test_a_backup_gives_the_models_and_histories_on_another_path(
+    register_candidate: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = register_candidate(digest="a"), register_candidate(digest="b", challenged="1")
+    for name in ("versions/splits/tiny/x/sides.parquet", "versions/tiny.jsonl", "looks/tiny.jsonl"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(name)
+    (home / "versions" / "splits" / "tiny" / ".unfinished").mkdir()
+    (home / "versions" / "splits" / "tiny" / ".unfinished" / "sides.parquet").touch()
+    file, there = tmp_path / "home.tar", tmp_path / "elsewhere" / "home"
+    done = CliRunner().invoke(app, ["home", "backup", str(file), "--json"])
+    assert json.loads(done.stdout) == {"home": str(home), "file": str(file), "size": file.stat().st_size}
+    assert file.stat().st_mode & 0o777 == 0o600
+    shutil.rmtree(home)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(there))
+    done = CliRunner().invoke(app, ["home", "restore", str(file), "--json"])
+    assert json.loads(done.stdout)["restored"] == ["looks", "mlartifacts", "mlflow.db", "versions"]
+    assert (there / "versions" / "splits" / "tiny" / "x" / "sides.parquet").read_text().endswith("sides.parquet")
+    assert not list(there.rglob(".unfinished"))
+    assert (there / "looks" / "tiny.jsonl").read_text() == "looks/tiny.jsonl"
+    assert (lost(first), lost(second), aliases(), len(versions())) == ("", "", {"champion": "2"}, 2)
+    assert release.rollback(Registry(name="triage"), by="me", why="to see").rehearsed == 3
+    assert not home.exists()
+
+
+def test_a_backup_is_of_one_moment_although_the_database_is_written_to(home: Path, tmp_path: Path) -> None:
+    home.mkdir()
+    with sqlite3.connect(config.mlflow_database()) as database:
+        database.execute("CREATE TABLE pairs (one INTEGER, other INTEGER)")
+        database.executemany("INSERT INTO pairs VALUES (?, ?)", [(n, n) for n in range(20_000)])
+    ended = threading.Event()
+
+    def write() -> None:
+        connection = sqlite3.connect(config.mlflow_database(), timeout=30)
+        while not ended.is_set():
+            with connection:
+                connection.execute("UPDATE pairs SET one = one + 1")
+                connection.execute("UPDATE pairs SET other = other + 1")
+        connection.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        backup(tmp_path / "home.tar")
+    finally:
+        ended.set()
+        writer.join()
+    with tarfile.open(tmp_path / "home.tar") as archive:
+        archive.extract("mlflow.db", tmp_path / "out", filter="data")
+    with sqlite3.connect(tmp_path / "out" / "mlflow.db") as database:
+        assert database.execute("SELECT count(*) FROM pairs WHERE one != other").fetchone() == (0,)
+        assert database.execute("PRAGMA quick_check").fetchone() == ("ok",)
+
+
+def test_a_history_that_a_run_writes_is_waited_for(home: Path, tmp_path: Path) -> None:
+    file = home / "versions" / "tiny.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text("before")
+    waits = threading.Thread(target=backup, args=(tmp_path / "home.tar",))
+    with lock(file):
+        waits.start()
+        waits.join(0.3)
+        assert waits.is_alive()
+        file.write_text("after")
+    waits.join()
+    with tarfile.open(tmp_path / "home.tar") as archive:
+        found = archive.extractfile("versions/tiny.jsonl")
+        assert found
+        assert found.read() == b"after"
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """`archive(name)` is a tar file with one file of that name."""
+
+    def made(name: str) -> Path:
+        with tarfile.open(tmp_path / "made.tar", "w") as file:
+            file.addfile(tarfile.TarInfo(name), BytesIO())
+        return tmp_path / "made.tar"
+
+    yield made
+
+
+def test_what_cannot_be_backed_up_or_restored_is_said_in_a_line(
+    home: Path, tmp_path: Path, archive: Callable[[str], Path]
+) -> None:
+    with pytest.raises(ConfigError, match=r"it has none of mlflow.db, mlartifacts, versions, looks, so there is"):
+        backup(tmp_path / "home.tar")
+    (home / "looks").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="there is no folder"):
+        backup(tmp_path / "no" / "home.tar")
+    (tmp_path / "there").touch()
+    with pytest.raises(ConfigError, match="is there already; accepted is a file that is not there"):
+        backup(tmp_path / "there")
+    with pytest.raises(ConfigError, match="accepted is a file of tunewright home backup"):
+        restore(tmp_path / "there")
+    for name, said in (("looks/a", "is there already"), ("bin/sh", "it has bin; accepted"), ("../out", "outside")):
+        with pytest.raises(ConfigError, match=said):
+            restore(archive(name))
+    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in home.iterdir()) == ["looks"]

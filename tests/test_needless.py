@@ -1,0 +1,169 @@
+"""What is removed is what nothing needs, and only when asked; a rollback and an unchanged run work afterwards."""
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from registered import aliases, runs, versions
+from typer.testing import CliRunner
+
+from flows.cli import app
+from tasks import in_use, pipelines
+from tasks.artifacts import Base, Registered, Rows
+from tasks.caching import cached, kept, lock
+from tasks.config import Gate, Registry
+from tasks.needless import in_home
+from tasks.register import champion, release
+from tasks.register.needless import in_mlflow
+from tasks.register.tracking import connected
+
+Make = Callable[..., Registered]
+TRIAGE = Registry(name="triage")
+SECONDS = 86_400
+
+
+@cached()
+def ingest(folder: Path, ids: str) -> Rows:
+    pq.write_table(pa.table({"row_id": list(ids)}), folder / "rows.parquet")
+    return Rows(num_read=0, num_rows=0, num_quarantined=0, reasons={}, detected={})
+
+
+def asked(ids: str, days: float, name: str = "tiny") -> Path:
+    """An artifact that a run of a pipeline asked for so many days ago."""
+    made = ingest(ids)
+    pipelines.note(name, "ingest", made.key)
+    then = time.time() - days * SECONDS
+    for path in (made.folder, *made.folder.parents[2].glob(f"pipelines/{name}/ingest/{made.key}")):
+        os.utime(path, (then, then))
+    return made.folder
+
+
+def test_artifacts_of_the_newest_runs_of_each_pipeline_stay_and_what_was_used_today() -> None:
+    oldest, older, old = (asked(ids, days) for ids, days in (("a", 9), ("b", 8), ("c", 7)))
+    today, other = asked("d", 0.5), asked("e", 20, "other")
+    found = {each.name: each for each in in_home(2)}
+    assert {*found} == {f"ingest/{folder.name}" for folder in (oldest, older)}
+    assert all(each.size > 500 for each in found.values())
+    assert found[f"ingest/{older.name}"].why == "of no newer run, last used 8 days ago"
+    assert [each.remove() for each in found.values()] == [True, True]
+    assert [folder.exists() for folder in (oldest, older, old, today, other)] == [False, False, True, True, True]
+    assert not list(in_home(2))
+    assert kept(Rows, "ingest", today.name)
+    assert ingest("a").folder == oldest, "what is needed again is made again"
+
+
+def test_an_artifact_that_is_used_again_stays_and_one_that_a_run_makes_is_not_removed() -> None:
+    folders = [asked(ids, days) for ids, days in (("a", 9), ("b", 8), ("c", 7))]
+    ingest("a")
+    (only,) = in_home(1)
+    assert only.name == f"ingest/{folders[1].name}"
+    with lock(folders[1]):
+        assert not only.remove()
+    assert folders[1].exists()
+
+
+def test_what_no_call_asks_for_by_name_stays_a_week(home: Path) -> None:
+    made = ingest("a").folder
+    unfinished = made.with_name(f".{made.name}.1234")
+    unfinished.mkdir()
+    work = home / "work" / "train" / "k"
+    (work / "checkpoints").mkdir(parents=True)
+    for days, expected in ((0.5, set()), (6, {unfinished.name}), (8, {unfinished.name, made.name, "k"})):
+        then = time.time() - days * SECONDS
+        for path in (made, unfinished, work / "checkpoints"):
+            os.utime(path, (then, then))
+        assert {each.name.partition("/")[2] for each in in_home(3)} == expected
+    assert all(each.remove() for each in in_home(3))
+    assert not any(path.exists() for path in (made, unfinished, work))
+
+
+@pytest.fixture
+def eight(register_candidate: Make) -> Make:
+    """Versions 1 and 5 were promoted, 8 waits for a person, and the others were rejected."""
+    for number in range(1, 9):
+        challenged = "" if number == 1 else "1" if number <= 5 else "5"
+        decision = "promote" if number in (1, 5, 8) else "keep"
+        gate = {"gate": Gate(approval=True)} if number == 8 else {}
+        made = register_candidate(digest=f"candidate {number}", decision=decision, challenged=challenged, **gate)
+        assert made.version == str(number)
+    return register_candidate
+
+
+def test_rejected_versions_go_with_their_weights_and_all_that_can_be_needed_stays(
+    eight: Make, tiny_base: Base, home: Path
+) -> None:
+    num_runs, weights = len(runs()), list(home.rglob("adapter_model.safetensors"))
+    found = list(in_mlflow(2))
+    assert [each.name for each in found] == ["triage version 4", "triage version 3", "triage version 2"]
+    assert found[0].why == "rejected (keep), and 2 newer ones stay"
+    assert all(each.size > 10_000 for each in found)
+    assert all(each.remove() for each in found)
+    assert [str(version.version) for version in versions()] == ["1", "5", "6", "7", "8"]
+    assert len(list(home.rglob("adapter_model.safetensors"))) == len(weights) - 3
+    assert len(runs()) == num_runs
+    assert not list(in_mlflow(2))
+    held = champion(TRIAGE, "another", tiny_base)
+    assert held
+    assert held.version == "5"
+    assert eight(digest="candidate 7", decision="keep", challenged="5").version == "7", "an unchanged run makes none"
+    assert release.rollback(TRIAGE, by="me", why="to see").event.after == "1"
+    assert aliases() == {"champion": "1"}
+    assert [waiting.version for waiting in release.look_up(TRIAGE).waiting] == ["8"]
+
+
+@pytest.mark.parametrize("place", ["mlflow-artifacts:/../../outside", "/etc", "{home}/mlartifacts", "{home}/versions"])
+def test_a_folder_that_is_none_of_mlflow_s_files_is_not_removed(
+    register_candidate: Make, home: Path, place: str
+) -> None:
+    register_candidate(digest="a")
+    register_candidate(digest="b", decision="keep", challenged="1")
+    register_candidate(digest="c", decision="keep", challenged="1")
+    with sqlite3.connect(home / "mlflow.db") as database:
+        database.execute("UPDATE logged_models SET artifact_location = ?", (place.format(home=home),))
+    there = sorted(home.rglob("*"))
+    (found,) = in_mlflow(1)
+    assert (found.size, found.remove()) == (0, True)
+    assert sorted(home.rglob("*")) == there
+
+
+def test_a_run_that_a_person_deleted_goes_unless_a_version_stands_on_it(register_candidate: Make, home: Path) -> None:
+    first = register_candidate(digest="a")
+    other = register_candidate(digest="a", gate=Gate(margin=0.1))
+    assert first.run_id != other.run_id
+    with connected(TRIAGE) as client:
+        for run_id in (first.run_id, other.run_id):
+            client.delete_run(run_id)
+    (found,) = in_mlflow(10)
+    folder = home / "mlartifacts" / other.run_id
+    assert list(folder.rglob("*.html"))
+    assert found.remove()
+    assert not list(folder.rglob("*.html"))
+    assert not list(in_mlflow(10))
+    with connected(TRIAGE) as client:
+        client.restore_run(first.run_id)
+
+
+def test_clean_shows_and_removes_only_when_asked(eight: Make, home: Path) -> None:
+    asked("a", 9)
+    asked("b", 8)
+    few = ["clean", "--keep-runs", "1", "--keep-rejected", "4"]
+    shown = CliRunner().invoke(app, few)
+    assert "artifact: 1, " in shown.stdout
+    assert "rejected version: 1, " in shown.stdout
+    assert "nothing was removed: tunewright clean --yes removes all of it" in shown.stdout
+    dry = json.loads(CliRunner().invoke(app, [*few, "--json"]).stdout)
+    assert [each["kind"] for each in dry["found"]] == ["artifact", "rejected version"]
+    assert dry["removed"] is None
+    with in_use.by_a_run(), in_use.by_a_run():
+        during = json.loads(CliRunner().invoke(app, ["clean", "--keep-runs", "1", "--json", "--yes"]).stdout)
+    assert (during["found"], during["removed"]) == (dry["found"][:1], []), "a run may use it"
+    done = json.loads(CliRunner().invoke(app, [*few, "--json", "--yes"]).stdout)
+    assert done["removed"] == done["found"] == dry["found"]
+    again = CliRunner().invoke(app, few)
+    assert again.stdout.strip() == f"nothing in {home} is needless"

@@ -1,0 +1,95 @@
+"""A home that was moved or copied works, and leaves the place where it was alone."""
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from registered import aliases, versions
+
+from tasks import config
+from tasks.artifacts import Base, Registered
+from tasks.config import Registry
+from tasks.register import champion, release
+from tasks.register.relocation import relocate
+from tasks.register.tracking import VIEW_TAG, connected
+from tasks.register.versions import lost
+
+Make = Callable[..., Registered]
+TRIAGE = Registry(name="triage")
+
+
+PLACES = (
+    "SELECT artifact_location FROM experiments WHERE experiment_id != 0",  # MLflow's own experiment is in no home
+    "SELECT artifact_uri FROM runs",
+    "SELECT artifact_location FROM logged_models",
+    "SELECT storage_location FROM model_versions",
+)
+
+
+def places() -> set[str]:
+    """All places of files that MLflow's database names."""
+    with sqlite3.connect(config.mlflow_database()) as database:
+        return {place for asked in PLACES for (place,) in database.execute(asked)}
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_home_on_another_path_has_its_models_and_leaves_the_old_path_alone(
+    how: str, register_candidate: Make, tiny_base: Base, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = register_candidate(digest="a")
+    second = register_candidate(digest="b", challenged="1")
+    there = tmp_path / "another folder ü#" / "home"
+    there.parent.mkdir()
+    (shutil.move if how == "moved" else shutil.copytree)(home, there)
+    old = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(there))
+
+    assert (lost(first), lost(second)) == ("", "")
+    assert all(place.startswith(f"{there}/mlartifacts") for place in places())
+    held = champion(TRIAGE, "c", tiny_base)
+    assert held
+    assert held.version == "2"
+    assert held.model
+    assert held.model.is_relative_to(there)
+    assert register_candidate(digest="b", challenged="1").version == "2", "no version more"
+    assert register_candidate(digest="c", challenged="2").version == "3"
+    assert release.rollback(TRIAGE, "1", by="me", why="to see").rehearsed == 3
+    assert aliases() == {"champion": "1"}
+    assert len(versions()) == 3
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == old
+    assert home.exists() == (how == "copied")
+
+
+def test_a_version_that_the_copy_does_not_have_is_lost_there(
+    register_candidate: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered = register_candidate()
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "empty"))
+    assert lost(registered) == f"{tmp_path / 'empty' / 'mlflow.db'} is gone"
+    shutil.copytree(home, tmp_path / "empty")
+    with connected(TRIAGE) as client:
+        client.delete_registered_model("triage")
+    assert lost(registered) == "models:/triage/1 is not in MLflow any more"
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(home))
+    assert lost(registered) == ""
+
+
+def test_a_home_by_another_name_for_it_is_not_moved(
+    register_candidate: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_candidate()
+    before = places()
+    (tmp_path / "link").symlink_to(home)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "link"))
+    relocate(VIEW_TAG)
+    assert places() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"0" * 5_000])
+def test_a_database_without_tables_or_that_is_none_is_left_to_who_opens_it(home: Path, content: bytes) -> None:
+    home.mkdir()
+    config.mlflow_database().write_bytes(content)
+    relocate(VIEW_TAG)
+    assert config.mlflow_database().read_bytes() == content
