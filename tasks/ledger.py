@@ -11,7 +11,6 @@ after decide and is no part of the stage, whose verdict depends on the scores al
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -92,7 +91,7 @@ def enter(
                 recipe=recipe,
                 sample=None if is_known else rows.sample,
             )
-            _append(file, look)
+            lines.append(file, look)
     return _said(verdict, looks, candidate.digest, rows, gate, seed)
 
 
@@ -174,14 +173,3 @@ def _too_many(number: int, gate: Gate, num_rows: int) -> str:
 def read(file: Path) -> list[Look]:
     """All looks of a ledger, the oldest first. Raises ConfigError where a line is none."""
     return lines.read(file, Look, "is no look at test rows; mend the line, or delete it")
-
-
-def _append(file: Path, look: Look) -> None:
-    """Adds a line in one write, so that a kill leaves a whole one or none."""
-    line = f"{look.model_dump_json(exclude_none=True)}\n".encode()
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, line)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

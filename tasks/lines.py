@@ -1,6 +1,7 @@
 """Files of the home folder that keep a record a line."""
 
 import json
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,3 +28,14 @@ def read(file: Path, kind: type[R], otherwise: str) -> list[R]:
         except ValidationError:
             raise ConfigError(f"{file} line {number}: {json.dumps(line[:60])} {otherwise}") from None
     return records
+
+
+def append(file: Path, record: BaseModel) -> None:
+    """Adds a record in one write, so that a kill leaves a whole line or none."""
+    line = f"{record.model_dump_json(exclude_none=True)}\n".encode()
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -34,6 +34,8 @@ LOADED = (  # the files of a folder that transformers and tokenizers read, pickl
 BASE = "TUNEWRIGHT_BASE"  # environment: folders with bases, separated as in PATH
 LARGEST = 256 * 1024**2  # bytes of a file beside the weights: the largest tokenizer.json known has 34 MB
 OVERWRITTEN = ("is_local", "local_files_only", "name_or_path")  # of tokenizer_config.json, by whoever loads it
+DIGESTS = "digests.json"  # in the folder of a registered model: the sha256 of every other file, by its path
+BESIDE = ("registered_model_meta", "model-settings.json", "__pycache__/", "reports/")  # added later; nothing loads it
 
 
 def package_file(reference: str) -> Path:
@@ -231,6 +233,28 @@ def _converted(reference: str, digest: str) -> Path:
     return weights
 
 
+def files_in(folder: Path) -> set[str]:
+    """The paths of all files and links beneath a folder, in it."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in found}
+
+
+def altered(model: Path) -> str:
+    """The file in a registered model's folder that is missing, altered or added by its digests.json; empty if none."""
+    try:
+        digests = dict(json.loads((model / DIGESTS).read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return f"{DIGESTS} is missing or was altered"
+    for name, digest in digests.items():
+        if not (model / name).is_file():
+            return f"{name} is missing"
+        with (model / name).open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
+                return f"{name} was altered since the version was registered"
+    added = sorted(name for name in files_in(model) - {*digests, DIGESTS} if not name.startswith(BESIDE))
+    return f"{added[0]} was added since the version was registered" if added else ""
+
+
 def answer(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], max_new_tokens: int
 ) -> list[str]:
@@ -293,7 +317,9 @@ class Chat:
         named, tuned = json.loads(files["base"].read_text(encoding="utf-8")), files["model"]
         asked = (named["reference"], named["revision"], named["digest"])
         base = find_base(*asked) if needs_base(tuned) else tuned
-        self.tokenizer = AutoTokenizer.from_pretrained(files["tokenizer"], local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            files["tokenizer"], local_files_only=True, trust_remote_code=False
+        )
         model = load_weights(base, tuned, dtype=_dtype(named.get("precision")))
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -327,5 +353,12 @@ if ALONE:
 
     class Served(Chat, PythonModel):  # pyright: ignore[reportIncompatibleMethodOverride] of a base without annotations
         """Chat under the type that MLflow asks for."""
+
+        def load_context(self, context: Any) -> None:
+            """Loads the model, unless a file of it was altered: then raises ValueError, which names the file."""
+            model = Path(context.artifacts["contract"]).parents[1]
+            if fault := altered(model):
+                raise ValueError(f"{model}: {fault}; it is not loaded: fetch the version from MLflow again")
+            super().load_context(context)
 
     set_model(Served())

@@ -308,7 +308,7 @@ def test_a_version_says_in_which_precision_it_was_measured(make: Make, home: Pat
 def test_a_champion_whose_files_are_elsewhere_says_how_to_reach_them(make: Make, home: Path, tiny_base: Base) -> None:
     make()
     (home / "mlartifacts").rename(home / "elsewhere")
-    with pytest.raises(TunewrightError, match=r"base.json is not on this machine.*registry.tracking_uri.*rollback"):
+    with pytest.raises(TunewrightError, match=r"is not on this machine.*registry.tracking_uri.*withdraw"):
         champion(Registry(name="triage"), "b", tiny_base)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,10 +26,10 @@ from typer.testing import CliRunner
 
 from flows import cli
 from flows import release as asking
-from tasks.artifacts import Registered
+from tasks.artifacts import Base, Registered
 from tasks.config import Gate, Registry
 from tasks.errors import ConfigError, TunewrightError
-from tasks.register import release
+from tasks.register import rehearsal, release
 from tasks.register.history import Event, carriers
 from tasks.register.release import as_now
 from tasks.register.tracking import connected
@@ -219,31 +220,27 @@ def test_what_a_rollback_goes_back_through(events: list[tuple[str, str, str]], h
 def test_the_alias_moves_to_no_version_that_answers_otherwise_than_it_was_measured(make: Make, home: Path) -> None:
     make()
     make(digest="b", challenged="1")
-    for weights in home.glob("mlartifacts/**/adapter_model.safetensors"):
-        if versions()[0].source.removeprefix("models:/") in str(weights):
-            _zero(weights)
+    with connected(REGISTRY) as client:
+        version = client.get_model_version("triage", "1")
+        kept = rehearsal._kept(client, version)
+        others = [row.model_copy(update={"answer": f"not {row.answer}"}) for row in kept.rows]
+        rehearsal._keep(client, version, kept.model_copy(update={"rows": tuple(others)}))
     with pytest.raises(TunewrightError, match=r"models:/triage/1 is not the model that was measured"):
         release.rollback(REGISTRY, by="ann", why="complaints")
     assert aliases() == {"champion": "2"}
     assert happened()[-1][0] == "promoted"
     (file,) = (home / "mlartifacts").glob(f"{versions()[0].run_id}/artifacts/answers/rehearsal.json")
     file.unlink()
-    with pytest.raises(TunewrightError, match="run its pipeline again, which keeps it"):
+    with pytest.raises(TunewrightError, match="run its pipeline again with --refresh register, which keeps it"):
         release.rollback(REGISTRY, by="ann", why="complaints")
 
 
-def _zero(weights: Path) -> None:
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(weights).items()}, weights)
-
-
-def test_a_version_whose_base_is_not_here_cannot_be_approved_here(make: Make, home: Path) -> None:
-    make(**ASKS)
-    (named,) = home.glob("mlartifacts/**/base.json")
-    named.write_text(json.dumps(json.loads(named.read_text()) | {"reference": "/nowhere"}))
-    with pytest.raises(TunewrightError, match=r"models:/triage/1 cannot be loaded here, .*/nowhere"):
+def test_a_version_whose_base_is_not_here_cannot_be_approved_here(make: Make, tiny_base: Base, tmp_path: Path) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(tiny_base.weights, copy)
+    make(base=tiny_base.model_copy(update={"reference": str(copy), "folder": copy}), **ASKS)
+    shutil.rmtree(copy)
+    with pytest.raises(TunewrightError, match=rf"models:/triage/1 cannot be loaded here, .*{copy}"):
         release.decide(REGISTRY, None, "approve", by="ann", why="good")
     assert aliases() == {}
     assert tags(1)["approval"] == "waiting"

@@ -1,7 +1,9 @@
 """What a candidate has to beat: the version that carries the alias, looked up and never changed."""
 
 import json
+import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from tasks import assignments, config, models
 from tasks.artifacts import Base, Contender, Splits
 from tasks.config import Registry, Split, home
 from tasks.errors import ConfigError, TunewrightError
+from tasks.register import files
 from tasks.register.candidate import drawn
 from tasks.register.tracking import connected, patient
 from tasks.register.versions import holder
@@ -71,15 +74,11 @@ def trained_on_test(registry: Registry, champion: Contender, splits: Splits, set
 
 
 def _contender(client: "MlflowClient", version: "ModelVersion", base: Base) -> Contender:
-    folder = _downloaded(client, version) / "artifacts"
     try:
-        named = json.loads((folder / "base.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise TunewrightError(
-            f"models:/{version.name}/{version.version}: {error.filename} is not on this machine, or it is no model of "
-            "this pipeline; where another machine keeps it, set registry.tracking_uri to the address of MLflow there "
-            f"(tunewright up), else bring it back, or move the alias: tunewright release rollback {version.name}"
-        ) from error
+        folder = _verified(client, version) / "artifacts"
+    except TunewrightError as error:
+        raise TunewrightError(f"{error}; or {_withdraw(version)}") from error
+    named = json.loads((folder / "base.json").read_text(encoding="utf-8"))
     if named["digest"] != base.weights_digest:
         base = _own_base(version, named)
     return Contender(
@@ -97,20 +96,22 @@ def _own_base(version: "ModelVersion", named: dict[str, Any]) -> Base:
         weights = str(find_base(named["reference"], named["revision"], named["digest"]))
         return models.base.fn(weights, None, models.identity(weights))
     except (OSError, ValueError, ConfigError) as error:
-        raise TunewrightError(f"models:/{version.name}/{version.version}: {error}") from error
+        raise TunewrightError(f"{files.uri_of(version)}: {error}; or {_withdraw(version)}") from error
 
 
-def _downloaded(client: "MlflowClient", version: "ModelVersion") -> Path:
-    """The version's folder on this machine: where the store keeps it, or a copy fetched once."""
-    from mlflow.artifacts import download_artifacts
-    from mlflow.utils.file_utils import local_file_uri_to_path
+def _withdraw(version: "ModelVersion") -> str:
+    return f'take the alias off: tunewright release withdraw {version.name} --reason "..."'
 
-    uri = client.get_model_version_download_uri(version.name, version.version)
-    if uri.startswith(("/", "file:")):
-        return Path(local_file_uri_to_path(uri))
-    kept = home() / "champions" / f"{version.name}-{version.version}-{version.tags['model_digest'][:12]}"
-    if not kept.is_dir():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as unfinished:  # renamed when whole
-            Path(download_artifacts(artifact_uri=uri, dst_path=unfinished)).rename(kept)
+
+def _verified(client: "MlflowClient", version: "ModelVersion") -> Path:
+    """A copy of the version's folder in this home, fetched once and verified each time. Raises TunewrightError."""
+    kept = home() / "champions" / f"{version.name}-{version.version}-{files.expected(version, files.FILES)[:12]}"
+    if kept.is_dir():
+        with suppress(TunewrightError):
+            files.check(version, kept)
+            return kept
+        shutil.rmtree(kept)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as unfinished:  # renamed when whole
+        files.fetch(client, version, Path(unfinished, "copy")).rename(kept)
     return kept

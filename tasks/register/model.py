@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import serving
 from tasks.models import copy_tokenizer
+from tasks.register import files
 from tasks.register.candidate import Candidate
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def logged_model(client: "MlflowClient", candidate: Candidate, run: "Run") -> "LoggedModel":
-    """The model itself, whole: a new one, or the one that an earlier attempt uploaded."""
+    """The model itself, whole: a new one, or the one that an earlier attempt uploaded and nobody has altered since."""
     from mlflow.entities import LoggedModelStatus
 
     fingerprint = f"tags.fingerprint = '{candidate.identity}'"
@@ -37,15 +38,27 @@ def logged_model(client: "MlflowClient", candidate: Candidate, run: "Run") -> "L
             candidate.adapter.method,
         )
     )
-    if model.status != LoggedModelStatus.READY:
-        with tempfile.TemporaryDirectory() as folder:
-            _save(Path(folder), candidate, model)
-            client.log_model_artifacts(model.model_id, str(Path(folder, "saved")))
+    if model.status != LoggedModelStatus.READY or not files.is_whole(model, candidate.name):
+        _upload(client, candidate, model)
         model = client.finalize_logged_model(model.model_id, "READY")
     tags = {"verdict": candidate.verdict.in_words, "gain": candidate.gain}
     client.set_logged_model_tags(model.model_id, tags)
     client.log_model_artifact(model.model_id, str(candidate.page.path("report.html")), "reports")
     return model
+
+
+def _upload(client: "MlflowClient", candidate: Candidate, model: "LoggedModel") -> None:
+    """Uploads the model's files in the place of what may lie there, and keeps their digest in its tags and at home."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with tempfile.TemporaryDirectory() as folder:
+        _save(Path(folder), candidate, model)
+        digest = files.seal(Path(folder, "saved"))
+        if client.list_logged_model_artifacts(model.model_id):
+            get_artifact_repository(str(model.artifact_location)).delete_artifacts()
+        client.log_model_artifacts(model.model_id, str(Path(folder, "saved")))
+    files.remember(candidate.name, model.model_id, files.FILES, digest)
+    client.set_logged_model_tags(model.model_id, {files.FILES: digest})
 
 
 def _save(folder: Path, candidate: Candidate, model: "LoggedModel") -> None:

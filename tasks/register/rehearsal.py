@@ -1,16 +1,23 @@
-"""The proof that a version answers as it was measured: loaded from the registry and asked what the candidate was asked.
+"""The proof that a version answers as it was measured: fetched from the registry, verified file by file (files.py),
+loaded by this project's own code and asked what the candidate was asked.
 
 What was asked and answered is kept beside the version in MLflow, so that it can be rehearsed again, on any machine that
 has its base, whenever the alias is to move to it.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tasks.caching import digest_of
 from tasks.errors import TunewrightError
+from tasks.register import files
 from tasks.register.candidate import Candidate
+from tasks.serving import Chat
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,14 +25,26 @@ if TYPE_CHECKING:
 
 REHEARSED = 8  # rows that a version has to answer as the candidate did
 FILE = "answers/rehearsal.json"  # among the artifacts of the version's run
+IN_MODEL = {"contract": "contract.json", "base": "base.json", "tokenizer": "tokenizer", "model": "model"}
 
 
-class Asked(TypedDict):
+class Asked(BaseModel):
     """A test row and the candidate's answer to it."""
+
+    model_config = ConfigDict(frozen=True)
 
     row_id: str
     messages: list[dict[str, str]]  # without the reference
     answer: str
+
+
+class Rehearsal(BaseModel):
+    """What a version is asked, and what it has to answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: tuple[Asked, ...]
+    max_new_tokens: int | None = None  # None where an earlier version of Tunewright wrote it: as the model says
 
 
 def rehearse(client: "MlflowClient", candidate: Candidate, version: "ModelVersion") -> None:
@@ -36,53 +55,95 @@ def rehearse(client: "MlflowClient", candidate: Candidate, version: "ModelVersio
     rows = pq.read_table(candidate.splits.path("test.parquet"), filters=[("row_id", "in", ids)]).to_pylist()
     messages = {row["row_id"]: row["messages"][:-1] for row in rows}
     asked = [Asked(row_id=row["row_id"], messages=messages[row["row_id"]], answer=row["answer"]) for row in recorded]
-    _rehearse(version, asked)
-    client.log_dict(str(version.run_id), {"rows": asked}, FILE)
+    rehearsal = Rehearsal(rows=tuple(asked), max_new_tokens=candidate.settings.evaluation.max_new_tokens)
+    with files.copied(client, version) as copy:
+        _rehearse(version, copy, rehearsal)
+    _keep(client, version, rehearsal)
 
 
 def again(client: "MlflowClient", version: "ModelVersion") -> int:
     """Rehearses a version that was registered before, and returns on how many rows.
 
-    Raises TunewrightError where it cannot be loaded here, or, with the row and both answers, where it says something
-    else.
+    Raises TunewrightError where a file of it was altered, where it cannot be loaded here, or, with the row and both
+    answers, where it says something else.
     """
-    from mlflow.artifacts import load_dict
+    rehearsal = _kept(client, version)
+    with files.copied(client, version) as copy:
+        try:
+            _rehearse(version, copy, rehearsal)
+        except (OSError, ValueError) as error:  # such as a base that is not on this machine, or is another one
+            raise TunewrightError(
+                f"{files.uri_of(version)} cannot be loaded here, where it has to be once more: {error}"
+            ) from error
+    return len(rehearsal.rows)
 
-    name = f"models:/{version.name}/{version.version}"
-    kept = [file.path for file in client.list_artifacts(str(version.run_id), FILE.partition("/")[0])]
-    if FILE not in kept:
+
+def _keep(client: "MlflowClient", version: "ModelVersion", rehearsal: Rehearsal) -> None:
+    """Keeps what a version was asked among the artifacts of its run, and the digest of that."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, Path(FILE).name)
+        file.write_text(rehearsal.model_dump_json(indent=1), encoding="utf-8")
+        client.log_artifact(str(version.run_id), str(file), str(Path(FILE).parent))
+        digest = digest_of(file)
+    files.remember(version.name, files.model_id(version), files.REHEARSAL, digest)
+    client.set_model_version_tag(version.name, version.version, files.REHEARSAL, digest)
+
+
+def _kept(client: "MlflowClient", version: "ModelVersion") -> Rehearsal:
+    """What was kept of the rehearsal of a version, verified. Raises TunewrightError."""
+    name, digest = files.uri_of(version), files.expected(version, files.REHEARSAL)
+    if FILE not in [each.path for each in client.list_artifacts(str(version.run_id), str(Path(FILE).parent))]:
         raise TunewrightError(
             f"{name}: what it answered when it was measured is not in MLflow ({FILE} of run {version.run_id}); run its "
-            "pipeline again, which keeps it"
+            "pipeline again with --refresh register, which keeps it"
         )
-    asked: list[Asked] = load_dict(f"runs:/{version.run_id}/{FILE}")["rows"]
-    try:
-        _rehearse(version, asked)
-    except (OSError, ValueError) as error:  # such as a base that is not on this machine, or is another one
-        raise TunewrightError(f"{name} cannot be loaded here, where it has to be once more: {error}") from error
-    return len(asked)
+    with tempfile.TemporaryDirectory() as folder:
+        file = files.download(f"runs:/{version.run_id}/{FILE}", Path(folder))
+        if digest in ("", digest_of(file)):
+            try:
+                return Rehearsal.model_validate_json(file.read_bytes())
+            except ValidationError:
+                pass
+    raise TunewrightError(
+        f"{name}: {FILE} was altered since the version was registered; it is not loaded: {files.CURE}"
+    )
 
 
-def _rehearse(version: "ModelVersion", asked: Sequence[Asked]) -> None:
+def load(copy: Path) -> Chat:
+    """The model in a copy of a version's folder, loaded by this project's code and never by what lies in the store."""
+    chat = Chat()
+    chat.load_context(SimpleNamespace(artifacts={name: copy / "artifacts" / file for name, file in IN_MODEL.items()}))
+    return chat
+
+
+def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None:
     import torch
-    from mlflow.pyfunc import load_model
+    from pandas import DataFrame
 
-    loaded = load_model(f"models:/{version.name}/{version.version}")
-    tokenizer = loaded.unwrap_python_model().tokenizer
-    said = loaded.predict([{"messages": row["messages"]} for row in asked])
+    loaded, asked = load(copy), rehearsal.rows
+    most = rehearsal.max_new_tokens or _max_new_tokens(copy)
+    said = loaded.predict(None, DataFrame({"messages": [row.messages for row in asked]}), {"max_new_tokens": most})
     others = [
         (row, answer)
         for row, answer in zip(asked, said, strict=True)
-        if _spelled(tokenizer, answer) != _spelled(tokenizer, row["answer"])
+        if _spelled(loaded.tokenizer, answer) != _spelled(loaded.tokenizer, row.answer)
     ]
     # In bfloat16, which a GPU computes in, a near tie falls one way or the other with what else is in the batch.
     if len(others) > (len(asked) // 4 if torch.cuda.is_available() else 0):
         row, after = others[0]
         raise TunewrightError(
-            f"models:/{version.name}/{version.version} is not the model that was measured: {len(others)} of "
-            f"{len(asked)} test rows are answered otherwise; row {row['row_id'][:12]} was answered "
-            f"{row['answer'][:200]!r}, and after reloading {after[:200]!r}; the alias did not move"
+            f"{files.uri_of(version)} is not the model that was measured: {len(others)} of {len(asked)} test rows are "
+            f"answered otherwise; row {row.row_id[:12]} was answered {row.answer[:200]!r}, and after reloading "
+            f"{after[:200]!r}; the alias did not move"
         )
+
+
+def _max_new_tokens(copy: Path) -> int:
+    """How long an answer of a model is by its signature."""
+    from mlflow.models import Model
+
+    (parameter,) = Model.load(str(copy)).signature.params.params
+    return parameter.default
 
 
 def _spelled(tokenizer: Any, text: str) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from tasks import config
 from tasks.artifacts import Registered
 from tasks.config import Registry
+from tasks.register import files
 from tasks.register.candidate import Candidate, card
 from tasks.register.standing import SENTENCE
 from tasks.register.tracking import connected
@@ -24,12 +25,17 @@ def get_or_create(client: "MlflowClient", candidate: Candidate, model: "LoggedMo
         "verdict": candidate.verdict.in_words,
         SENTENCE: candidate.verdict.sentence,
         "gain": candidate.gain,
-        "model_digest": candidate.adapter.digest,
+        files.WEIGHTS: candidate.adapter.digest,
+        files.FILES: model.tags[files.FILES],
         "challenged": candidate.challenged,
         **candidate.data,
     }
     if found:
         version = found[0]
+        if (
+            files.model_id(version) != model.model_id
+        ):  # somebody deleted that one, and its files are still the version's
+            del tags[files.FILES]
         for key, value in tags.items():
             client.set_model_version_tag(name, version.version, key, value)
     else:
@@ -46,7 +52,7 @@ def get_or_create(client: "MlflowClient", candidate: Candidate, model: "LoggedMo
     client.update_model_version(name, version.version, card(candidate, run.info.experiment_id, run.info.run_id))
     shown = json.dumps([{"name": name, "version": str(version.version)}])
     client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": shown})  # in the UI's list of models
-    return version
+    return client.get_model_version(name, version.version)  # with its tags as they are now
 
 
 def lost(registered: Registered) -> str:
