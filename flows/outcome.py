@@ -37,7 +37,8 @@ STANDS = {  # of a candidate that was promoted, where a person decides or decide
     "approved": "Promoted",
     "rejected": "Rejected",
     "superseded": "Superseded",
-    "withdrawn": "Rolled back",
+    "rolled back": "Rolled back",
+    "withdrawn": "Withdrawn",
 }
 
 UNCHANGED = "Unchanged"  # the state of a run that decided nothing new, so that automations on a verdict fire once

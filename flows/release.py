@@ -129,7 +129,7 @@ def ask(registry: Registry, registered: Registered) -> Registered:
 
 def end_for(registry: Registry, event: Event) -> None:
     """Ends the flow run that asks for a version on which somebody decided at the command line."""
-    name = "Rejected" if event.what == "rejected" else "Approved"
+    name = event.what.capitalize() if event.what in ("rejected", "withdrawn") else "Approved"
     end(registry, (event.version,), name, f"by {event.by}, at the command line: {event.why}")
 
 

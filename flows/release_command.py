@@ -17,7 +17,7 @@ from tasks.errors import ConfigError
 
 app = typer.Typer(
     name="release",
-    help="Say which version carries the alias: its history, approval, promotion by hand, rollback.",
+    help="Say which version carries the alias: its history, approval, promotion by hand, rollback, withdrawal.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -105,6 +105,26 @@ def rollback(
 
     def decide(release: Any, registry: Registry) -> Any:
         return release.rollback(registry, to, by=_who(by), why=reason)
+
+    _do(decide, name, alias, tracking_uri, as_json)
+
+
+@app.command()
+def withdraw(
+    name: Name,
+    reason: Reason,
+    by: By = None,
+    alias: Alias = "champion",
+    tracking_uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Take the alias off the version that carries it, with no other in its place: the next run has no champion.
+
+    No pipeline moves it back to that version, until a person promotes it by hand.
+    """
+
+    def decide(release: Any, registry: Registry) -> Any:
+        return release.withdraw(registry, by=_who(by), why=reason)
 
     _do(decide, name, alias, tracking_uri, as_json)
 

@@ -67,14 +67,17 @@ def show_decision(console: Console, registry: Registry, decision: Decision) -> N
         console.print(f"loaded again, it answers {decision.rehearsed} test rows as when it was measured")
     before = f"version {event.before}" if event.before else "no version"
     if event.is_move:
-        console.print(f"@{event.alias}: {before} -> version {event.after}")
+        after = f"version {event.after}" if event.after else "no version; the next run has no champion to beat"
+        console.print(f"@{event.alias}: {before} -> {after}")
     else:
         console.print(f"@{event.alias} stays on {before}")
     console.print(Text(f"its verdict was: {decision.sentence}"), soft_wrap=True)
     console.print(Text(f"by {event.by}: {event.why}"), soft_wrap=True)
     console.print(Text("next", "bold"))
     console.print(Text(f"  tunewright release history {_of(registry)}"))
-    if event.is_move and event.before and event.what != "rolled back":
+    if event.what == "withdrawn":
+        console.print(Text(f'  tunewright release promote {_of(registry)} VERSION --reason "..."'))
+    elif event.is_move and event.before and event.what != "rolled back":
         console.print(Text(f'  tunewright release rollback {_of(registry)} --reason "..."'))
 
 
@@ -97,7 +100,7 @@ def _what(event: Event) -> str:
 
 def _moved(event: Event) -> tuple[str, str]:
     """From where to where; empty where the alias stayed."""
-    return (event.before or "none", event.after) if event.is_move else ("", "")
+    return (event.before or "none", event.after or "none") if event.is_move else ("", "")
 
 
 def _minute(when: str) -> str:

@@ -343,7 +343,7 @@ class Registered(Artifact):
     experiment_id: str
     tracking_uri: str | None  # None for the database in the home folder, wherever that lies
     holder: str = ""  # the version that carries the alias, empty for none
-    approval: str = ""  # waiting, approved, rejected, superseded or withdrawn, where a person decides or decided
+    approval: str = ""  # tasks/register/standing.py says what; empty where no person decides or decided
     stands: str = ""  # the verdict with that, in a sentence
     asked: str = ""  # where a person is asked in Prefect's UI
     superseded: tuple[str, ...] = ()  # versions that had waited for a person until this one was promoted

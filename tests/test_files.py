@@ -139,7 +139,7 @@ def plant(store: Path, marker: Path) -> None:
 
 
 def test_a_tag_that_was_changed_with_the_files_is_found_where_the_version_was_registered(
-    store: Path, tiny_base: Base, loaded: list[Path], tmp_path: Path
+    store: Path, register_candidate: Make, tiny_base: Base, loaded: list[Path], tmp_path: Path
 ) -> None:
     plant(store, tmp_path / "it_ran")
     for what in (promote, lambda: look_up_champion(tiny_base)):
@@ -153,6 +153,9 @@ def test_a_tag_that_was_changed_with_the_files_is_found_where_the_version_was_re
     with pytest.raises(TunewrightError, match=r"its tag digest.files in MLflow is gone, and this machine registered"):
         promote()
     assert aliases() == {"champion": "1"}
+    shutil.rmtree(register_candidate().folder)  # as with --refresh register
+    register_candidate()
+    promote()
 
 
 def test_code_in_the_store_is_never_run_here_even_where_nothing_tells_that_it_was_altered(

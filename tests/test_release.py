@@ -173,7 +173,7 @@ def test_what_a_person_rolled_back_no_pipeline_promotes_again(make: Make, rehear
     make(digest="b", challenged="1")
     release.rollback(REGISTRY, by="ann", why="complaints")
     again = make(digest="b", challenged="1", gate=Gate(looks=21))
-    assert (again.version, again.alias, again.holder, again.approval) == ("2", "", "1", "withdrawn")
+    assert (again.version, again.alias, again.holder, again.approval) == ("2", "", "1", "rolled back")
     assert aliases() == {"champion": "1"}
     assert headline(2).startswith("Rolled back by ann on 20")
     assert (told(1), told(2)) == ("promote", "promote; rolled back")
@@ -195,6 +195,45 @@ def test_one_rollback_after_another_goes_further_back(make: Make, rehearsed: lis
         release.rollback(REGISTRY, by="ann", why="complaints")
 
 
+def test_a_bad_first_version_is_withdrawn_and_no_pipeline_promotes_it_again(make: Make, rehearsed: list[str]) -> None:
+    make()
+    done = release.withdraw(REGISTRY, by="ann", why="it insults people")
+    assert (done.event.version, done.event.before, done.event.after, done.rehearsed) == ("1", "1", "", 0)
+    assert aliases() == {}
+    assert not release.look_up(REGISTRY).is_elsewhere
+    assert headline(1).startswith("Withdrawn by ann on 20")
+    assert told(1) == "promote; withdrawn"
+    again = make(gate=Gate(looks=21))
+    assert (again.version, again.alias, again.holder, again.approval) == ("1", "", "", "withdrawn")
+    with pytest.raises(TunewrightError, match="no version of triage is champion: there is nothing to withdraw"):
+        release.withdraw(REGISTRY, by="ann", why="it insults people")
+    make(digest="b")
+    assert aliases() == {"champion": "2"}
+    with pytest.raises(TunewrightError, match="nothing to roll champion back to: version 2 is the first"):
+        release.rollback(REGISTRY, by="ann", why="complaints")
+    release.promote(REGISTRY, "1", by="bob", why="it was a quotation")
+    assert happened() == [
+        ("promoted", "1", "", "1"),
+        ("withdrawn", "1", "1", ""),
+        ("promoted", "2", "", "2"),
+        ("promoted by hand", "1", "2", "1"),
+    ]
+    assert rehearsed == ["1"]
+
+
+def test_after_a_withdrawal_a_rollback_goes_to_the_version_before_and_a_waiting_one_can_be_approved(
+    make: Make, rehearsed: list[str]
+) -> None:
+    make()
+    make(digest="b", challenged="1")
+    make(digest="c", challenged="2", **ASKS)
+    release.withdraw(REGISTRY, by="ann", why="complaints")
+    assert release.rollback(REGISTRY, by="ann", why="back to the first").event.after == "1"
+    release.withdraw(REGISTRY, by="ann", why="complaints about that too")
+    assert release.decide(REGISTRY, None, "approve", by="ann", why="good").event.after == "3"
+    assert aliases() == {"champion": "3"}
+
+
 def moves(*each: tuple[str, str, str]) -> list[Event]:
     common = {"when": "", "alias": "champion", "by": "", "why": "", "verdict": "", "gain": ""}
     made = ({"what": what, "version": after, "before": before, "after": after} for what, before, after in each)
@@ -211,6 +250,9 @@ def moves(*each: tuple[str, str, str]) -> list[Event]:
         ([("promoted", "", "1"), ("promoted", "5", "2")], "2", ["1", "5", "2"]),  # somebody put it on 5
         ([("promoted", "", "1"), ("promoted", "1", "2")], "7", ["1", "2", "7"]),
         ([("promoted", "", "1"), ("promoted", "1", "2"), ("promoted by hand", "2", "1")], "1", ["1", "2", "1"]),
+        ([("promoted", "", "1"), ("withdrawn", "1", "")], "", []),
+        ([("promoted", "", "1"), ("promoted", "1", "2"), ("withdrawn", "2", "")], "", ["1"]),
+        ([("promoted", "", "1"), ("withdrawn", "1", ""), ("promoted", "", "2")], "2", ["2"]),
     ],
 )
 def test_what_a_rollback_goes_back_through(events: list[tuple[str, str, str]], held: str, expected: list[str]) -> None:
@@ -274,6 +316,13 @@ def test_what_is_decided_at_the_command_line(make: Make, rehearsed: list[str]) -
     code, shown, said = tunewright("history", "triage")
     assert [event["what"] for event in said["events"]] == ["rolled back", "approved", "promoted"]
     assert not said["moved_elsewhere"]
+    code, shown, said = tunewright("withdraw", "triage", "--reason", "worse still", "--by", "ann")
+    assert shown.startswith("Withdrawn: version 1 of triage")
+    assert "@champion: version 1 -> no version; the next run has no champion to beat" in shown
+    assert (code, said["what"], said["version"], said["before"], said["after"]) == (0, "withdrawn", "1", "1", "")
+    code, shown, said = tunewright("history", "triage")
+    assert "triage @champion is on no version" in shown
+    assert (said["holder"], said["moved_elsewhere"], said["events"][0]["what"]) == (None, False, "withdrawn")
 
 
 @pytest.mark.parametrize(
@@ -287,6 +336,9 @@ def test_what_is_decided_at_the_command_line(make: Make, rehearsed: list[str]) -
         (("approve", "triage", "--reason", "x", "--by", " "), 2, "--by: missing"),
         (("approve", "triage", "--reason", "x"), 1, "no version of triage waits for a person"),
         (("rollback", "triage", "--reason", "x"), 1, "triage has nothing to roll champion back to"),
+        (("withdraw", "triage", "--reason", " "), 2, "--reason: missing; accepted: why"),
+        (("withdraw", "triaje", "--reason", "x"), 2, '"triaje": no such model in sqlite:///.*; did you mean triage'),
+        (("withdraw", "triage", "--reason", "x", "--alias", "other"), 1, "no version of triage is other"),
         (("history", "triage", "--alias", "v1"), 2, "--alias v1: refused; The alias"),
         (("history", "triage", "--tracking-uri", "http://127.0.0.1:9"), 1, "MLflow does not answer"),
     ],

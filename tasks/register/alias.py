@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def conclude(client: "MlflowClient", candidate: Candidate, number: str) -> list[str]:
     """Moves the alias to the version of a promoted candidate, or with gate.approval lets the version wait for a person.
 
-    Returns the versions that had waited until now and that it supersedes. What a person has rejected or rolled back
-    gets no alias. Raises AnotherChampion where one came up that it was not compared with.
+    Returns the versions that had waited until now and that it supersedes. What a person has rejected, rolled back or
+    withdrawn gets no alias. Raises AnotherChampion where one came up that it was not compared with.
     """
     registry = candidate.settings.registry
     version = client.get_model_version(registry.name, number)
@@ -58,6 +58,14 @@ def move(
     client.set_registered_model_alias(registry.name, registry.alias, version.version)
     client.update_registered_model(registry.name, verdict_of(version))
     return enter(client, registry, version, what, before, str(version.version), by, why)
+
+
+def withdraw(client: "MlflowClient", registry: Registry, version: "ModelVersion", by: str, why: str) -> Event:
+    """Takes the alias off the version that carries it, and enters that into the history."""
+    client.delete_registered_model_alias(registry.name, registry.alias)
+    said = f"No version is {registry.alias}: version {version.version} was withdrawn."
+    client.update_registered_model(registry.name, said)
+    return enter(client, registry, version, "withdrawn", str(version.version), "", by, why)
 
 
 def enter(

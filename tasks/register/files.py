@@ -136,9 +136,9 @@ def expected(version: "ModelVersion", covers: Covered) -> str:
     tag, kept = version.tags.get(covers, ""), _kept(version.name, model_id(version), covers)
     if kept and kept != tag:
         raise TunewrightError(
-            f"{uri_of(version)}: its tag {covers} in MLflow is {tag[:12] or 'gone'}, and this machine registered it with "
-            f"{kept[:12]}; it is not loaded: set the tag to {kept}, or, if another machine registered the version anew, "
-            f"delete the line with {model_id(version)} from {_file(version.name)}"
+            f"{uri_of(version)}: its tag {covers} in MLflow is {tag[:12] or 'gone'}, and this machine registered it "
+            f"with {kept[:12]}; it is not loaded: run its pipeline with --refresh register, or, if another "
+            f"machine registered it anew, delete the line with {model_id(version)} from {_file(version.name)}"
         )
     return tag
 
@@ -157,8 +157,8 @@ def _check_weights(version: "ModelVersion", copy: Path) -> None:
     artifacts, digest = copy / "artifacts", version.tags.get(WEIGHTS)
     if digest is None:
         raise TunewrightError(
-            f"{uri_of(version)} has neither the tag {FILES} nor {WEIGHTS}, so that no pipeline of Tunewright registered "
-            f"it, or somebody took them away; it is not loaded: register it with its pipeline"
+            f"{uri_of(version)} has neither the tag {FILES} nor {WEIGHTS}: no pipeline of Tunewright registered it, or "
+            "somebody removed them; it is not loaded: register it with its pipeline"
         )
     names = (name for name in serving.files_in(artifacts) if name.startswith(("model/", "contract.json")))
     if hash_of({name: digest_of(artifacts / name) for name in names}) != digest:

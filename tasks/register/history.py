@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PREFIX = "tunewright.release."  # of the tags
 PIPELINE = "pipeline"  # who moved the alias where no person did
 
-What = Literal["promoted", "approved", "rejected", "superseded", "promoted by hand", "rolled back"]
+What = Literal["promoted", "approved", "rejected", "superseded", "promoted by hand", "rolled back", "withdrawn"]
 
 
 class Event(BaseModel):
@@ -32,7 +32,7 @@ class Event(BaseModel):
     what: What
     version: str  # that was decided on
     before: str  # the version under the alias before; empty for none
-    after: str
+    after: str  # empty for none
     by: str
     why: str
     verdict: str  # of the version, at that time
@@ -66,8 +66,8 @@ def read(client: "MlflowClient", registry: Registry) -> list[Event]:
 def carriers(events: Sequence[Event], held: str) -> list[str]:
     """The versions that a rollback goes back through, the oldest first; the last is `held`, which carries the alias.
 
-    What was rolled back is not among them, so that one rollback after another goes further back. A move that was made
-    elsewhere, and is in no event, is noticed by the version that the alias was on at the next one.
+    What was rolled back or withdrawn is not among them, so that one rollback after another goes further back. A move
+    that was made elsewhere, and is in no event, is noticed by the version that the alias was on at the next one.
     """
     found: list[str] = []
     for event in filter(lambda event: event.is_move, events):
@@ -75,6 +75,8 @@ def carriers(events: Sequence[Event], held: str) -> list[str]:
         if event.what == "rolled back" and event.after in found:
             last = max(at for at, version in enumerate(found) if version == event.after)
             del found[last + 1 :]
+        if event.what == "withdrawn":
+            found = [version for version in found if version != event.before]
         _put(found, event.after)
     _put(found, held)
     return found

@@ -1,4 +1,5 @@
-"""What a person does with a registered model: look at its history, approve, reject, promote by hand, roll back.
+"""What a person does with a registered model: look at its history, approve, reject, promote by hand, roll back,
+withdraw.
 
 The alias moves to a version only after that was loaded and rehearsed once more (rehearsal.py), and each decision is
 entered into the history with who, when and why.
@@ -14,12 +15,13 @@ from tasks import config
 from tasks.artifacts import Registered
 from tasks.config import Registry
 from tasks.errors import ConfigError, TunewrightError
-from tasks.register import history, rehearsal
+from tasks.register import alias, history, rehearsal
 from tasks.register.alias import as_it_stands, enter, held_by, move, waiting
 from tasks.register.candidate import PAGE
 from tasks.register.history import Event, What, carriers
 from tasks.register.standing import FINAL, TAG, said, set_standing, standing, verdict_of
 from tasks.register.tracking import connected, patient, tracking_uri, ui
+from tasks.register.versions import holder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -148,8 +150,24 @@ def rollback(registry: Registry, number: str | None = None, *, by: str, why: str
         version = client.get_model_version(registry.name, number or before[0])
         decision = _moved(client, registry, version, "rolled back", held, by, why)
         if held:
-            set_standing(client, registry, client.get_model_version(registry.name, held), "withdrawn", by, why)
+            set_standing(client, registry, client.get_model_version(registry.name, held), "rolled back", by, why)
         return decision
+
+
+def withdraw(registry: Registry, *, by: str, why: str) -> Decision:
+    """Takes the alias off the version that carries it, without a successor. No pipeline gives it back.
+
+    Raises ConfigError where there is no such model, TunewrightError where no version carries the alias.
+    """
+    by, why = _who_and_why(by, why)
+    with _opened(registry) as client:
+        _numbers(client, registry)
+        version = holder(client, registry)
+        if version is None:
+            raise TunewrightError(f"no version of {registry.name} is {registry.alias}: there is nothing to withdraw")
+        event = alias.withdraw(client, registry, version, by, why)
+        set_standing(client, registry, version, "withdrawn", by, why)
+        return Decision(event=event, sentence=verdict_of(version), rehearsed=0)
 
 
 def _moved(

@@ -16,15 +16,12 @@ if TYPE_CHECKING:
 
 TAG = "approval"
 SENTENCE = "sentence"  # tag: of the verdict
-SAID = {
-    "rolled back": "rolled back to",
-    "withdrawn": "rolled back",
-}  # of what was done to a version; others as they are
-FINAL = ("rejected", "withdrawn")  # what a person decided against: no pipeline moves the alias to it
+SAID = {"rolled back": "rolled back to"}  # of how a version got the alias; others as they are
+FINAL = ("rejected", "rolled back", "withdrawn")  # what a person decided against: no pipeline moves the alias to it
 
 
 def standing(version: "ModelVersion", registry: Registry) -> str:
-    """waiting, approved, rejected, superseded or withdrawn; empty where nobody was asked and nobody decided."""
+    """waiting, approved, rejected, superseded, rolled back or withdrawn; empty where nobody decided or has to."""
     is_of_alias = version.tags.get(f"{TAG}.alias") == registry.alias
     return version.tags.get(TAG, "") if is_of_alias else ""
 
@@ -47,9 +44,9 @@ def set_standing(
         client.set_model_version_tag(registry.name, version.version, f"{TAG}.{key}", value)
     client.set_model_version_tag(registry.name, version.version, TAG, state)  # last: it stands when all of it does
     head(client, registry, str(version.version))
-    client.set_tag(
-        str(version.run_id), "verdict", f"{version.tags.get('verdict', '')}; {SAID.get(what or state, what or state)}"
-    )
+    if version.run_id:  # a version of another tool may have none
+        how = SAID.get(what, what) or state
+        client.set_tag(str(version.run_id), "verdict", f"{version.tags.get('verdict', '')}; {how}")
 
 
 def clear(client: "MlflowClient", version: "ModelVersion") -> None:
@@ -79,10 +76,8 @@ def said(version: "ModelVersion", registry: Registry) -> str:
             what = tags.get(f"{TAG}.what") or "approved"
             how = SAID.get(what, what)
             return f"{sentence} {how[0].upper()}{how[1:]} by {by} {on}: {why}"
-        case "rejected":
-            return f"Rejected by {by} {on}: {why}. Its verdict was: {sentence}"
-        case "withdrawn":
-            return f"Rolled back by {by} {on}: {why}. Its verdict was: {sentence}"
+        case "rejected" | "rolled back" | "withdrawn" as state:
+            return f"{state.capitalize()} by {by} {on}: {why}. Its verdict was: {sentence}"
         case "superseded":
             return f"Superseded by version {by} {on}, before a person decided. Its verdict was: {sentence}"
         case _:
