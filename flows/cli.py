@@ -89,7 +89,8 @@ def run(
         with deployment_file.placed(pipeline), looked_at(pipeline.settings):
             calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)  # before a server starts for the run
             prefect_server.ensure()
-            state: Any = finetune(**sections, until=pipeline.until, refresh=pipeline.refresh, return_state=True)
+            with prefect_server.needed():
+                state: Any = finetune(**sections, until=pipeline.until, refresh=pipeline.refresh, return_state=True)
             result = state.result(raise_on_failure=False)
             if isinstance(result, BaseException):
                 raise result
@@ -169,7 +170,8 @@ def compare(
 
         with deployment_file.placed(pipeline):
             prefect_server.ensure()
-            state: Any = compare_flow(pipeline.settings, variants, seeds, prune, return_state=True)
+            with prefect_server.needed():
+                state: Any = compare_flow(pipeline.settings, variants, seeds, prune, return_state=True)
             found = state.result(raise_on_failure=False)
             if isinstance(found, BaseException):
                 raise found

@@ -55,6 +55,19 @@ def connected() -> Iterator[SyncPrefectClient]:
         raise _unusable(error) from error
 
 
+@contextmanager
+def needed() -> Iterator[None]:
+    """For a block that a server has to outlive. Raises TunewrightError where it does not answer any more."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        where = PREFECT_API_URL.value() or "the temporary one of this run"
+        raise TunewrightError(
+            f"Prefect's server ({where}) does not answer any more: {error or type(error).__name__}; what the run has "
+            "made is kept, and the next run goes on from there"
+        ) from error
+
+
 def _require(client: SyncPrefectClient) -> None:
     """Asks the server for its version, as each run does once, and Prefect then remembers."""
     try:

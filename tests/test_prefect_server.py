@@ -12,9 +12,11 @@ from unittest.mock import patch
 import httpx
 import psutil
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.context import refresh_global_settings_context
 from prefect.settings import (
     PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_HOME,
     PREFECT_SERVER_DATABASE_CONNECTION_URL,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
@@ -100,3 +102,15 @@ def test_one_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
         pytest.raises(TunewrightError, match=r"did not answer within 1 s: see what .*DATABASE_CONNECTION_URL can be"),
     ):
         prefect_server.ensure()
+
+
+def test_one_that_dies_while_a_run_goes_on_is_one_line() -> None:
+    said = rf"^Prefect's server \({DEAD}\) does not answer any more: .*refused; what the run has made is kept"
+    settings: dict[Any, Any] = {PREFECT_API_URL: DEAD, PREFECT_CLIENT_MAX_RETRIES: 0}
+    with (
+        temporary_settings(settings),
+        pytest.raises(TunewrightError, match=said),
+        prefect_server.needed(),
+        get_client(sync_client=True) as client,
+    ):
+        client.hello()
