@@ -5,10 +5,13 @@ the run waits minutes for it before it can say how it ended; and where the run i
 in whoever reaches its port, web pages included: here it has a password that the run and its processes alone know.
 """
 
+import atexit
+import logging
 import os
 import secrets
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +30,11 @@ from prefect.settings import (
 
 from tasks.errors import ConfigError, TunewrightError
 from tasks.parent import end_with_parent
+
+log = logging.getLogger("tunewright")
+
+RESTARTS = 5  # of the temporary server; after that it is no accident
+LOOK_SECONDS = 1.0
 
 
 def ensure() -> None:
@@ -94,7 +102,8 @@ def _start() -> None:
     module: Any = server
     module.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": popen})
     try:
-        server.SubprocessASGIServer().start()  # the one that Prefect takes for all that follows
+        temporary = server.SubprocessASGIServer()  # the one that Prefect takes for all that follows
+        temporary.start()
     except RuntimeError as error:
         limit = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
         raise TunewrightError(
@@ -102,6 +111,23 @@ def _start() -> None:
             f"that PREFECT_SERVER_DATABASE_CONNECTION_URL can be opened; {limit.name} says how long to wait, and "
             "tunewright up starts a server that stays"
         ) from error
+    _keep_alive(temporary)
+
+
+def _keep_alive(temporary: Any) -> None:
+    """Starts the temporary server again where it dies, at the same address, until this process ends."""
+    ended = threading.Event()
+    atexit.register(ended.set)  # before Prefect's own, which ends the server
+
+    def look() -> None:
+        for _ in range(RESTARTS):
+            while temporary.server_process.poll() is None:
+                if ended.wait(LOOK_SECONDS):
+                    return
+            log.warning("Prefect's temporary server ended with %d: started again", temporary.server_process.returncode)
+            temporary.server_process = temporary._run_uvicorn_command()
+
+    threading.Thread(target=look, daemon=True).start()
 
 
 def _require_password() -> None:

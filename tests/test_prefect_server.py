@@ -78,6 +78,39 @@ def test_the_server_of_a_run_is_closed_to_others_out_of_the_terminals_reach_and_
     assert gone
 
 
+DIES = """
+import os, signal, time
+from prefect import flow
+from flows import prefect_server
+
+prefect_server.ensure()
+
+@flow
+def run() -> str:
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()
+    killed = server.server_process.pid
+    os.kill(killed, signal.SIGKILL)
+    while server.server_process.pid == killed:
+        time.sleep(0.1)
+    return "ended well"
+
+print(run())
+"""
+
+
+def test_the_server_of_a_run_is_started_again_where_it_dies_and_the_run_goes_on(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | {
+        "PREFECT_HOME": str(tmp_path),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", DIES], env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout) == (0, "ended well\n"), ended.stderr
+
+
 DEAD = "http://127.0.0.1:9/api"  # no server listens there
 
 
