@@ -1,6 +1,5 @@
 """The command line: run a deployment file here and now, or say what a run would do and why."""
 
-import json
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -25,6 +24,7 @@ from flows.command_line import (
     prepare,
     repeated,
 )
+from flows.visible import as_line
 from tasks import config
 from tasks.config import STAGES
 from tasks.errors import ConfigError
@@ -99,7 +99,7 @@ def run(
             _preview(console, outcome)
         terminal.show_outcome(console, outcome, repeated(file, assignments))
     if as_json:
-        print(json.dumps(outcome.as_json(), ensure_ascii=False))
+        print(as_line(outcome.as_json()))
     if require_promotion and outcome.name != "Promoted":
         raise typer.Exit(NOT_PROMOTED)
 
@@ -136,7 +136,7 @@ def plan(
         plan_view.show_plan(console, planned)
     if as_json:
         stages = [calls.as_json(step) for step in planned.steps]
-        print(json.dumps({"stages": stages} | plan_command.as_json(planned), ensure_ascii=False))
+        print(as_line({"stages": stages} | plan_command.as_json(planned)))
 
 
 @app.command()
@@ -177,7 +177,7 @@ def compare(
                 raise found
         compare_command.show(console, found, asked, repeated(file, assignments))
     if as_json:
-        print(json.dumps(compare_command.as_json(found), ensure_ascii=False))
+        print(as_line(compare_command.as_json(found)))
 
 
 @app.command()
@@ -210,7 +210,7 @@ def data(
             shown = data_json.row_json(found, data_command.find(found, row, line, text))
             data_view.show_row(console, found, shown, what)
     if as_json:
-        print(json.dumps(shown, ensure_ascii=False))
+        print(as_line(shown))
 
 
 @app.command()
@@ -225,7 +225,7 @@ def settings(
         found = settings_command.listed(section)
         settings_command.show(console_of(as_json), found)
     if as_json:
-        print(json.dumps({"settings": [each._asdict() for each in found]}, ensure_ascii=False))
+        print(as_line({"settings": [each._asdict() for each in found]}))
 
 
 for command in (operate.deploy, operate.up, operate.doctor, home_command.clean):

@@ -2,7 +2,6 @@
 
 import errno
 import gc
-import json
 import logging
 import os
 import shlex
@@ -19,6 +18,7 @@ from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from data_checks.accepted import did_you_mean, shown
+from flows.visible import Visible, as_line, visible
 from tasks import addresses, config
 from tasks.config import STAGES
 from tasks.errors import NO_LOCKS, NO_SPACE, READ_ONLY, ConfigError, TunewrightError
@@ -66,7 +66,7 @@ class OneLine(TyperGroup):
 def console_of(as_json: bool) -> Console:
     """For people: stdout, or stderr where stdout is for a program; wide enough for the tables where nobody looks."""
     width = None if sys.stdout.isatty() else 120
-    return Console(stderr=as_json, highlight=False, width=width)
+    return Visible(stderr=as_json, highlight=False, width=width)
 
 
 def load(
@@ -181,7 +181,7 @@ def _sigterm_raised() -> Iterator[None]:
 
 def _fail(message: str, code: int, as_json: bool) -> NoReturn:
     line = " ".join(message.split())
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {visible(line)}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": line, "exit_code": code}, ensure_ascii=False))
+        print(as_line({"error": line, "exit_code": code}))
     raise typer.Exit(code) from None

@@ -6,11 +6,12 @@ It is looked at before the first stage, so that what is not there or cannot be u
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import NamedTuple
 
-from tasks import chat_templates, lm_eval, models, rotation
+from tasks import chat_templates, config, lm_eval, models, rotation
 from tasks.check import own_expectations
-from tasks.config import Settings, Split
+from tasks.config import Settings, Split, outside
 from tasks.ingest import Need, source_files
 from tasks.ingest.files import SourceFile
 from tasks.ingredients import hash_of
@@ -41,7 +42,10 @@ _LOOKED_AT: ContextVar[Inputs | None] = ContextVar("looked_at", default=None)
 
 def inputs(settings: Settings) -> Inputs:
     """What these settings name, or what was seen of it before. Raises ConfigError and DataError."""
-    return _LOOKED_AT.get() or Inputs(
+    if seen := _LOOKED_AT.get():
+        return seen
+    _stop_outside(settings)
+    return Inputs(
         own=own_expectations(settings.checks),
         metrics=own_metrics(settings.measured().metrics),
         schema=json_schema(settings.evaluation.json_schema),
@@ -53,6 +57,28 @@ def inputs(settings: Settings) -> Inputs:
         chat_template=chat_templates.text(settings.model.chat_template),
         needs=needs(settings.split),
     )
+
+
+def _stop_outside(settings: Settings) -> None:
+    """Raises ConfigError where settings name what the environment of this worker does not allow to be reached."""
+    base = settings.model.base
+    folders = {
+        "model.base": base if Path(base).expanduser().exists() or ":" in base else f"hub:{base}",
+        "evaluation.json_schema": settings.evaluation.json_schema,
+        "lm_eval.include_path": settings.lm_eval.include_path,
+    }
+    for setting, path in folders.items():
+        if path:
+            outside.check_path(setting, path)
+    for metric in settings.evaluation.metrics:
+        if ":" in metric:
+            outside.check_module("evaluation.metrics", metric)
+    for expectation in settings.checks.expectations:
+        if "." in expectation.name:
+            outside.check_module("checks.expectations", expectation.name)
+    if settings.judge.url:
+        outside.check_host("judge.url", settings.judge.url, "TUNEWRIGHT_JUDGE_HOSTS")
+        config.judge_key(settings.judge.url)
 
 
 def _retrieval(settings: Settings) -> str:

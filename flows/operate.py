@@ -1,12 +1,12 @@
 """The commands that keep the pipeline running as a service."""
 
-import json
 import os
 from typing import Annotated
 
 import typer
 
 from flows.command_line import Deployment, File, Json, console_of, one_line_errors, prepare
+from flows.visible import as_line
 from tasks import addresses
 from tasks.errors import ConfigError
 
@@ -38,7 +38,7 @@ def doctor(as_json: Json = False) -> None:
     found = list(doctor.findings())
     doctor.show(console, found)
     if as_json:
-        print(json.dumps(doctor.as_json(found), ensure_ascii=False))
+        print(as_line(doctor.as_json(found)))
     if any(each.state == "failure" for each in found):
         raise typer.Exit(1)
 
@@ -60,4 +60,4 @@ def deploy(file: File, deployment: Deployment = None, as_json: Json = False) -> 
         result = deploying.deploy(file, deployment, up.pool if up and up.api == api else "local")
         view.show(console, result)
     if as_json:
-        print(json.dumps(view.as_json(result), ensure_ascii=False))
+        print(as_line(view.as_json(result)))

@@ -4,7 +4,6 @@ All of it is done in MLflow, so that a rollback needs no other server.
 """
 
 import getpass
-import json
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from flows.command_line import Json, console_of, one_line_errors, prepare
+from flows.visible import as_line
 from tasks.config import Registry
 from tasks.errors import ConfigError
 
@@ -43,7 +43,7 @@ def show_history(name: Name, alias: Alias = "champion", tracking_uri: Uri = None
         found = release.look_up(registry)
         release_view.show_history(console_of(as_json), registry, found)
     if as_json:
-        print(json.dumps(release_view.history_json(found), ensure_ascii=False))
+        print(as_line(release_view.history_json(found)))
 
 
 @app.command()
@@ -141,7 +141,7 @@ def _do(decide: Callable[[Any, Registry], Any], name: str, alias: str, tracking_
         asking.end_for(registry, decided.event)
         release_view.show_decision(console_of(as_json), registry, decided)
     if as_json:
-        print(json.dumps(release_view.decision_json(registry, decided), ensure_ascii=False))
+        print(as_line(release_view.decision_json(registry, decided)))
 
 
 def _registry(name: str, alias: str, tracking_uri: str | None, as_json: bool) -> Registry:

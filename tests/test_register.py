@@ -21,7 +21,7 @@ from tasks.artifacts import SIDES_FILE, Base, Judged, Registered
 from tasks.assignments import DIGITS, SCHEMA, place
 from tasks.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
 from tasks.errors import AnotherChampion, TrackingError, TunewrightError
-from tasks.register import champion, trained_on_test
+from tasks.register import candidate, champion, trained_on_test
 from tasks.register.candidate import Point, curves, parameters, thinned
 from tasks.register.release import promote
 from tasks.register.tracking import connected, tracking_uri
@@ -421,3 +421,7 @@ def test_parameters_are_flat_and_dotted() -> None:
     assert named["evaluation.metrics"] == "auto"
     assert named["model.revision"] == "none"
     assert len(named["data.sources.1.path"]) == 500
+
+
+def test_a_backtick_in_a_name_does_not_end_its_code() -> None:
+    assert candidate.code("a`<img src=x>`\n.jsonl") == "`a'<img src=x>' .jsonl`"

@@ -48,10 +48,10 @@ class Source(Section):
     @classmethod
     def _holds_no_secret(cls, path: str) -> str:
         """Settings are shown, logged and kept, so what opens a store must not be among them."""
-        credentials = r"://[^/]*@|[?&][\w-]*(?:sig|signature|token|password|secret|credential)="
+        credentials = r"://[^/]*@|[?&#][\w-]*(?:key|sig|signature|token|password|secret|credential)="
         query = r"https?://[^?]*\?."  # any, since what a key is called there is for each server to say
         if re.search(f"{credentials}|{query}", path, re.I | re.S):
-            kept_out = re.sub(r"(?<=//)[^/]*@|\?.*", "", path, flags=re.S)
+            kept_out = re.sub(r"(?<=//)[^/]*@|[?#].*", "", path, flags=re.S)
             raise ValueError(
                 f"{kept_out}: a URL with credentials or a query; leave them out and set what opens the store in the "
                 "environment"

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from tasks.config import outside
 from tasks.config.settings import Settings
 from tasks.errors import ConfigError
 
@@ -58,9 +59,19 @@ def ray_address() -> str:
     return os.environ.get("RAY_ADDRESS") or "local"
 
 
-def judge_key() -> str:
-    """The key of judge.url: TUNEWRIGHT_JUDGE_KEY, or none."""
-    return os.environ.get("TUNEWRIGHT_JUDGE_KEY", "")
+def judge_key(url: str) -> str:
+    """The key of judge.url: TUNEWRIGHT_JUDGE_KEY, or none.
+
+    Raises ConfigError where there is a key and TUNEWRIGHT_JUDGE_HOSTS does not name the host: settings may be those of
+    whoever can fill in a form, who could have the key sent to a server of their own.
+    """
+    key = os.environ.get("TUNEWRIGHT_JUDGE_KEY", "")
+    if key and not outside.is_listed(url, "TUNEWRIGHT_JUDGE_HOSTS"):
+        raise ConfigError(
+            f"judge.url={outside.without_secrets(url)}: TUNEWRIGHT_JUDGE_KEY is sent only to hosts that "
+            "TUNEWRIGHT_JUDGE_HOSTS names, and it does not name this one; set both in the environment of the worker"
+        )
+    return key
 
 
 def make_home() -> None:

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.config.metrics import Metric, OwnMetric
+from tasks.config.outside import require_no_secret
 from tasks.config.section import Local, Section
 
 PromptContender = Literal["few_shot", "retrieval"]
@@ -85,10 +86,16 @@ class Judge(Section):
         default=None,
         pattern="^https?://[^ ]+$",
         description="Base address of an OpenAI-compatible API, such as http://localhost:8000/v1, which prompts and "
-        "answers of test rows are sent to; empty asks nobody. Its key is in TUNEWRIGHT_JUDGE_KEY",
+        "answers of test rows are sent to; empty asks nobody. Its key is in TUNEWRIGHT_JUDGE_KEY, and "
+        "TUNEWRIGHT_JUDGE_HOSTS names the hosts that it is sent to",
     )
     model: str | None = Field(default=None, min_length=1, description="The name of the model there")
     rows: int = Field(default=100, ge=1, description="Test rows to ask about, each twice for base and champion")
+
+    @field_validator("url")
+    @classmethod
+    def _url_holds_no_secret(cls, url: str | None) -> str | None:
+        return url and require_no_secret(url, "TUNEWRIGHT_JUDGE_KEY")
 
     @model_validator(mode="after")
     def _model_has_a_place(self) -> Self:

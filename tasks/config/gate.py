@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tasks.config.metrics import Metric, OwnMetric, deciding, require_in_range
+from tasks.config.outside import require_no_secret
 from tasks.config.section import Section
 
 GENERAL_TASKS = 0.1  # of gate.general_tasks, where auto has one
@@ -151,6 +152,13 @@ class Registry(Section):
         description="MLflow gets at most so many points of each curve of a training, at least 10: the first, the last, "
         "the lowest and the highest among them; metrics.jsonl of the artifact has all",
     )
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _uri_holds_no_secret(cls, uri: str | None) -> str | None:
+        said = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
+        of_database = "what its driver reads, such as PGPASSWORD, in the environment"
+        return uri and require_no_secret(uri, said if uri.startswith("http") else of_database)
 
     @model_validator(mode="after")
     def _alias_is_free(self) -> Self:

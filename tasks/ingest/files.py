@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from data_checks.accepted import did_you_mean
 from tasks.caching import digest_of
-from tasks.config import Data, Layout, Side, Source, or_meant
+from tasks.config import Data, Layout, Side, Source, or_meant, outside
 from tasks.errors import ConfigError, DataError
 from tasks.ingest import hub, stores
 from tasks.ingest.layouts import MAPPABLE
@@ -136,6 +136,7 @@ def _fits(source: Source, setting: str, held_out: bool) -> None:
 
 def _files(source: Source, setting: str, held_out: bool, identify: Identify) -> Iterator[SourceFile]:
     where = f"{setting}.path={source.path}"
+    outside.check_path(f"{setting}.path", source.path)
     how = {"layout": source.layout, "columns": source.columns, "side": source.side}
     how |= {"setting": setting, "held_out": held_out, "glob": _pattern(source.path)}
     if hub.is_hub(source.path):

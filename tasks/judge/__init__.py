@@ -179,7 +179,7 @@ def judge(folder: Path, answers: tuple[Answers, ...], splits: Splits, url: str, 
     every = pairs(answers, pq.read_table(splits.path("test.parquet")), rows)
     progress = work_folder(folder) / "said.jsonl"
     asked = [pair for pair in every if not pair.is_equal]
-    said = replies(Judge(url, model, config.judge_key()), asked, progress)
+    said = replies(Judge(url, model, config.judge_key(url)), asked, progress)
     lines = []
     for pair in every:
         first, second = said.get(pair, (None, None))

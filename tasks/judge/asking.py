@@ -16,6 +16,8 @@ AGAIN = {408, 425, 429, 500, 502, 503, 504}
 SECONDS = 120  # for one reply
 REPLY = re.compile(r'"better"\s*:\s*"(A|B|tie)"|^\W*(A|B|tie)\W*$')
 
+TAG = re.compile(r"<(/?\s*(?:conversation|reference|answer_[AB]))\s*>", re.I)  # in a text, it would end that text
+
 SYSTEM = (
     "You compare two answers, A and B, to the last message of a conversation. A reference shows what a good answer is; "
     "others can be as good. The better answer is the one that does more of what is asked, correctly and to the point: "
@@ -41,7 +43,7 @@ class Judge:
         Raises JudgeError where it does not answer, ConfigError where it refuses.
         """
         parts = {"conversation": conversation, "reference": reference, "answer_A": first, "answer_B": second}
-        asked = "\n".join(f"<{tag}>\n{text}\n</{tag}>" for tag, text in parts.items())
+        asked = "\n".join(f"<{tag}>\n{TAG.sub(_as_text, text)}\n</{tag}>" for tag, text in parts.items())
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked}]
         return read(self._reply({"model": self.model, "messages": messages, "temperature": 0}))
 
@@ -74,10 +76,15 @@ class Judge:
             return said, None
         try:
             response.raise_for_status()
-            return "", response.json()["choices"][0]["message"]["content"] or ""
+            content = response.json()["choices"][0]["message"]["content"]
+            return "", content if isinstance(content, str) else ""  # of parts or of none, nothing can be read
         except (httpx.HTTPStatusError, ValueError, LookupError, TypeError) as error:
             accepted = "the base address of an OpenAI-compatible API, judge.model and TUNEWRIGHT_JUDGE_KEY"
             raise ConfigError(f"judge.url={self.url} answers {said}; accepted: {accepted}") from error
+
+
+def _as_text(tag: re.Match[str]) -> str:
+    return f"&lt;{tag[1]}&gt;"
 
 
 def read(reply: str) -> Reply:

@@ -241,13 +241,13 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         "",
         f"- Decision: {', '.join(filter(None, (candidate.verdict.in_words, candidate.gain)))}; look {candidate.looks} "
         f"at these test rows, where gate.looks={candidate.settings.gate.looks} are few enough",
-        f"- Base: `{base.reference}`, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
+        f"- Base: {code(base.reference)}, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
         f"- Method: {adapter.method}, {adapter.steps} steps, best at {adapter.best_step} "
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",
         *(f"- In training: {warning}" for warning in adapter.warnings),
         f"- Rows: {splits.num_train} train, {splits.num_validation} validation, {splits.num_test} sealed test; "
         f"version {candidate.data_version} of the data ({splits.digest[:12]}), from "
-        f"{', '.join(f'`{name}`' for name in sorted(candidate.lineage))}",
+        f"{', '.join(code(name) for name in sorted(candidate.lineage))}",
         f"- No test row is more similar to any other row than {splits.largest_similarity:.2f}",
         "",
         f"| {candidate.own_answers.num_rows} test rows | {' | '.join(metrics)} |",
@@ -255,6 +255,11 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         *scores,
     ]
     return _clipped("\n".join(lines), 5_000)
+
+
+def code(text: str) -> str:
+    """A name as code of Markdown, which a backtick in it does not end."""
+    return f"`{' '.join(text.split()).replace('`', chr(39))}`"
 
 
 def _hash(*parts: Any) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from tasks import addresses, config
 from tasks.artifacts import Registered
-from tasks.config import Registry
+from tasks.config import Registry, outside
 from tasks.errors import NO_SPACE, TrackingError, TunewrightError
 from tasks.register import database, relocation
 
@@ -73,6 +73,8 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
 
     database.quiet()
     uri = tracking_uri(registry)
+    if uri.startswith("http"):
+        outside.check_host("registry.tracking_uri", uri, "TUNEWRIGHT_TRACKING_HOSTS")
     if uri.startswith(SQLITE):
         database.ensure(Path(uri.removeprefix(SQLITE)))
     if not registry.tracking_uri:

@@ -1,0 +1,100 @@
+"""What a form names is reached only as far as the environment of the worker allows, and no setting holds a secret."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.config import Judge, Registry, Source, outside
+from tasks.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:hunter2@host/v1",
+        "https://hunter2@host/v1",
+        "https://host/v1?api_key=hunter2",
+        "https://host/v1?x=1&access_token=hunter2",
+        "https://host/v1#token=hunter2",
+    ],
+)
+def test_credentials_in_an_address_are_refused_without_repeating_them(url: str) -> None:
+    for make in (lambda: Judge(url=url, model="m"), lambda: Registry(tracking_uri=url), lambda: Source(path=url)):
+        with pytest.raises(ValidationError, match=r"https://host/v1: a URL with credentials") as raised:
+            make()
+        assert "hunter2" not in str(raised.value)
+
+
+def test_a_database_is_named_with_its_user_and_without_its_password() -> None:
+    assert Registry(tracking_uri="postgresql://mlflow@db/mlflow").tracking_uri
+    with pytest.raises(ValidationError, match="PGPASSWORD") as raised:
+        Registry(tracking_uri="postgresql://mlflow:hunter2@db/mlflow")
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest/meta-data",
+        "http://2852039166/",  # the same address as a number
+        "http://0xA9FEA9FE/",
+        "http://[::ffff:169.254.169.254]/",
+        "http://[fd00:ec2::254]/",
+        "http://[fe80::1]/",
+        "http://metadata.google.internal/computeMetadata/v1/",
+        "http://metadata.google.internal./",
+    ],
+)
+def test_a_metadata_service_is_never_asked(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"^judge\.url=.*metadata service"):
+        outside.check_host("judge.url", url, "TUNEWRIGHT_JUDGE_HOSTS")
+    for path in (url, f"zip://a.jsonl::{url}"):
+        with pytest.raises(ConfigError, match=r"^data\.sources\[0\]\.path=.*metadata service"):
+            outside.check_path("data.sources[0].path", path)
+
+
+def test_a_name_that_resolves_to_a_metadata_service_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: [(0, 0, 0, "", ("169.254.169.254", 0))])
+    with pytest.raises(ConfigError, match="metadata service"):
+        outside.check_host("judge.url", "https://innocent.example/v1", "TUNEWRIGHT_JUDGE_HOSTS")
+
+
+def test_only_hosts_that_the_environment_names_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    outside.check_host("registry.tracking_uri", "http://127.0.0.1:5000", "TUNEWRIGHT_TRACKING_HOSTS")
+    monkeypatch.setenv("TUNEWRIGHT_TRACKING_HOSTS", "mlflow.internal,127.0.0.1:5000")
+    outside.check_host("registry.tracking_uri", "http://127.0.0.1:5000", "TUNEWRIGHT_TRACKING_HOSTS")
+    with pytest.raises(ConfigError, match=r"none of TUNEWRIGHT_TRACKING_HOSTS=mlflow\.internal"):
+        outside.check_host("registry.tracking_uri", "http://127.0.0.1:5001", "TUNEWRIGHT_TRACKING_HOSTS")
+
+
+def test_only_files_below_the_roots_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, other = tmp_path / "data", tmp_path / "database"
+    for folder in (inside, other):
+        folder.mkdir()
+        (folder / "a.jsonl").touch()
+    (inside / "link.jsonl").symlink_to(other / "a.jsonl")
+    monkeypatch.setenv("TUNEWRIGHT_ROOTS", f"{inside}, s3://bucket/data")
+    for path in (f"{inside}/a.jsonl", f"{inside}/*.jsonl", "s3://bucket/data/a.jsonl"):
+        outside.check_path("data.sources[0].path", path)
+    for path in (
+        "/etc/passwd",
+        f"{inside}/../database/a.jsonl",
+        f"{inside}/link.jsonl",
+        f"{other}/a.jsonl",
+        "s3://bucket/database/a.jsonl",
+        "s3://bucket/data/../a.jsonl",
+        "hub:org/name",
+    ):
+        with pytest.raises(ConfigError, match="outside TUNEWRIGHT_ROOTS"):
+            outside.check_path("data.sources[0].path", path)
+
+
+def test_only_modules_that_the_environment_names_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    outside.check_module("evaluation.metrics", "anything:X")
+    monkeypatch.setenv("TUNEWRIGHT_MODULES", "team,data_checks.tickets")
+    for name in ("team:X", "team.metrics:X", "data_checks.tickets.ExpectTicket"):
+        outside.check_module("evaluation.metrics", name)
+    for name in ("teams:X", "data_checks.other.X", "os:X"):
+        with pytest.raises(ConfigError, match="none of TUNEWRIGHT_MODULES"):
+            outside.check_module("evaluation.metrics", name)

@@ -1,0 +1,39 @@
+"""No text of a row, a file name or an error steers a terminal."""
+
+import io
+import json
+
+import pytest
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from flows import command_line
+from flows.visible import Visible, as_line
+from tasks.errors import DataError
+
+HOSTILE = "a\x1b]52;c;cm0gLXJm\x07b\x1b[2Jc\x9b31md\u202ee\x7f\r"
+STEERS = "\x1b\x07\x9b\u202e\x7f\r"
+
+
+def test_what_is_printed_steers_no_terminal() -> None:
+    out = io.StringIO()
+    console = Visible(file=out, force_terminal=True, width=100, highlight=False, color_system="truecolor")
+    table = Table("text")
+    table.add_row(Text(HOSTILE))
+    console.print(table)
+    console.print(Text(HOSTILE, "bold"), HOSTILE, markup=False)
+    shown = out.getvalue()
+    assert shown.count("\u241b]52;c;cm0gLXJm") == 3
+    assert not {*"\x07\x9b\u202e\x7f\r"} & {*shown}
+    assert "\x1b[1m" in shown, "its own styles are there"
+    assert "\x1b]52" not in shown and "\x1b[2J" not in shown
+
+
+def test_an_error_and_json_steer_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), command_line.one_line_errors(as_json=True):
+        raise DataError(f"{HOSTILE}.jsonl: bad")
+    said = capsys.readouterr()
+    assert not {*STEERS} & {*said.err, *said.out}
+    assert "\u241b" in said.err
+    assert json.loads(as_line({"text": HOSTILE})) == {"text": HOSTILE}
