@@ -20,7 +20,7 @@ from tasks.caching import lock
 from tasks.errors import ConfigError
 
 FILES = "mlartifacts"
-HISTORIES = ("versions", "looks")
+HISTORIES = ("versions", "looks", "registered")
 WAIT_SECONDS = 30
 
 

@@ -17,7 +17,7 @@ from tasks.abandoned import DAY, KEPT_DAYS
 from tasks.caching import lock
 from tasks.manifest import folder_of, forget
 
-Kind = Literal["artifact", "unfinished work", "rejected version", "deleted in MLflow"]
+Kind = Literal["artifact", "copy of a champion", "unfinished work", "rejected version", "deleted in MLflow"]
 BUSY_DAYS = 1  # a run that uses an artifact holds no lock on it, and takes less
 
 
@@ -33,7 +33,7 @@ class Needless:
 
 
 def in_home(keep_runs: int) -> Iterator[Needless]:
-    """The artifacts but those of the newest `keep_runs` runs of each pipeline, and work untouched for KEPT_DAYS."""
+    """The artifacts but those of the newest `keep_runs` runs of each pipeline, and what is unused for KEPT_DAYS."""
     home, asked = config.home(), pipelines.asked()
     for folder in sorted((home / "artifacts").glob("*/*/")):
         if folder.name.startswith("."):
@@ -45,10 +45,22 @@ def in_home(keep_runs: int) -> Iterator[Needless]:
         kept_days = KEPT_DAYS if place is None else BUSY_DAYS
         if (place is None or place >= keep_runs) and time.time() - used > kept_days * DAY:
             yield _of(folder, "artifact", f"of no newer run, last used {_days(used)} days ago", folder.name)
+    for copy in sorted((home / "champions").glob("*/")):
+        if is_old(copy, KEPT_DAYS):
+            yield _copy(copy)
     for work in sorted((home / "work").glob("*/*/")):
         since = abandoned.touched(work)
         if time.time() - since > KEPT_DAYS * DAY:
             yield _of(work, "unfinished work", f"untouched for {_days(since)} days", work.name)
+
+
+def _copy(folder: Path) -> Needless:
+    def remove() -> bool:
+        shutil.rmtree(folder)
+        return True
+
+    why = f"last used {_days(folder.stat().st_mtime)} days ago, and fetched again from MLflow"
+    return Needless(kind="copy of a champion", name=folder.name, size=size_of(folder), why=why, remove=remove)
 
 
 def size_of(folder: Path) -> int:

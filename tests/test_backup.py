@@ -42,7 +42,7 @@ def test_a_backup_gives_the_models_and_histories_on_another_path(
     shutil.rmtree(home)
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(there))
     done = CliRunner().invoke(app, ["home", "restore", str(file), "--json"])
-    assert json.loads(done.stdout)["restored"] == ["looks", "mlartifacts", "mlflow.db", "versions"]
+    assert json.loads(done.stdout)["restored"] == ["looks", "mlartifacts", "mlflow.db", "registered", "versions"]
     assert (there / "versions" / "splits" / "tiny" / "x" / "sides.parquet").read_text().endswith("sides.parquet")
     assert not list(there.rglob(".unfinished"))
     assert (there / "looks" / "tiny.jsonl").read_text() == "looks/tiny.jsonl"
@@ -112,7 +112,7 @@ def archive(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 def test_what_cannot_be_backed_up_or_restored_is_said_in_a_line(
     home: Path, tmp_path: Path, archive: Callable[[str], Path]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"it has none of mlflow.db, mlartifacts, versions, looks, so there is"):
+    with pytest.raises(ConfigError, match=r"it has none of mlflow.db, mlartifacts, versions, looks, registered, so there is"):
         backup(tmp_path / "home.tar")
     (home / "looks").mkdir(parents=True)
     with pytest.raises(ConfigError, match="there is no folder"):

@@ -76,6 +76,20 @@ def test_a_version_that_the_copy_does_not_have_is_lost_there(
     assert lost(registered) == ""
 
 
+def test_experiments_that_a_server_made_move_with_their_home(
+    register_candidate: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_candidate()
+    with sqlite3.connect(config.mlflow_database()) as database:
+        database.execute(f"UPDATE experiments SET artifact_location = '{home}/mlartifacts/7' WHERE experiment_id != 0")
+    there = tmp_path / "there"
+    home.rename(there)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(there))
+    relocate(VIEW_TAG)
+    assert f"{there}/mlartifacts/7" in places()
+    assert all(place.startswith(f"{there}/mlartifacts") for place in places())
+
+
 def test_a_home_by_another_name_for_it_is_not_moved(
     register_candidate: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

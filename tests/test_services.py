@@ -124,7 +124,8 @@ def test_a_service_that_is_killed_is_started_again_without_its_orphans(
     name: str, tmp_path: Path, mark: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "tunewright")
-    with Supervisor(all_of(tmp_path), mark) as supervisor:
+    marked: list[bool] = []  # whether a process of the service was alive when its runs were marked as cut short
+    with Supervisor(all_of(tmp_path), mark, lambda: marked.append(bool(processes.alive(mark, [name])))) as supervisor:
         supervisor.begin(lambda service, seconds: None)
         orphan = int((tmp_path / name).read_text())
         before = supervisor.processes[name].pid
@@ -136,6 +137,7 @@ def test_a_service_that_is_killed_is_started_again_without_its_orphans(
         assert not lives(orphan)
         assert f"{name} ended with -9 and is started again; its runs are cut short" in caplog.text
         assert "answers again" in caplog.text
+        assert marked == ([False] if name == "worker" else [])
 
 
 def test_a_service_that_dies_again_and_again_ends_all_and_says_why(tmp_path: Path, mark: str) -> None:

@@ -69,7 +69,8 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
                 console.print(f"    cut short, since they were killed while they ran: {', '.join(cut)}", markup=False)
 
         try:
-            with Supervisor(services(found), mark=f"{os.getpid()}-{time.time_ns()}") as supervisor:
+            mark = f"{os.getpid()}-{time.time_ns()}"
+            with Supervisor(services(found), mark, lambda: cut_short(found)) as supervisor:
                 supervisor.begin(ready)
                 file.write_text(found.model_dump_json(), encoding="utf-8")
                 console.print(f"Their logs are in {logs()}.\n")

@@ -24,9 +24,10 @@ SHOWN_LINES = 5
 class Supervisor:
     """Services that live as long as this object's block."""
 
-    def __init__(self, services: Sequence[Service], mark: str) -> None:
+    def __init__(self, services: Sequence[Service], mark: str, cut_short: Callable[[], object] = list) -> None:
         self.services = services
         self.mark = mark
+        self.cut_short = cut_short  # marks the runs of a worker that ended, as a killed one cannot
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.died: dict[str, list[float]] = {service.name: [] for service in services}
 
@@ -85,6 +86,8 @@ class Supervisor:
         )
         log.warning("%s ended with %d and is started again%s", service.name, code, cut)
         end(self.mark, [service.name], GRACE_SECONDS)
+        if service is self.services[-1]:
+            self.cut_short()
         self.processes[service.name] = start(service, self.mark)
         self._wait(service)
         log.info("%s answers again", service.name)

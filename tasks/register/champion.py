@@ -109,6 +109,7 @@ def _verified(client: "MlflowClient", version: "ModelVersion") -> Path:
     if kept.is_dir():
         with suppress(TunewrightError):
             files.check(version, kept)
+            kept.touch()  # tunewright clean goes by when it was used last
             return kept
         shutil.rmtree(kept)
     kept.parent.mkdir(parents=True, exist_ok=True)
