@@ -55,6 +55,11 @@ def meant(near: Iterable[str]) -> str:
     return f"did you mean {found}? " if found else ""
 
 
+def printable(name: str) -> str:
+    """A file's name for a message: as it stands, unless it holds what steers a terminal or ends a line."""
+    return name if name.isprintable() else shown(name)
+
+
 def shown(value: Any) -> str:
     """A value for a message: one printable line of at most 60 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)

@@ -18,7 +18,7 @@ def read(file: Path, kind: type[R], otherwise: str) -> list[R]:
     Raises ConfigError where a line is none; `otherwise` says what it is not, and what to do.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_bytes().splitlines()  # of text it would part lines at U+2028 and others within a value
     except FileNotFoundError:
         return []
     records: list[R] = []
@@ -26,7 +26,8 @@ def read(file: Path, kind: type[R], otherwise: str) -> list[R]:
         try:
             records.append(kind.model_validate_json(line))
         except ValidationError:
-            raise ConfigError(f"{file} line {number}: {json.dumps(line[:60])} {otherwise}") from None
+            shown = json.dumps(line[:60].decode(errors="replace"))
+            raise ConfigError(f"{file} line {number}: {shown} {otherwise}") from None
     return records
 
 

@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from data_checks.accepted import printable
 from tasks import config
 from tasks.artifacts import Artifact
 from tasks.ingredients import key_of
@@ -113,7 +114,7 @@ def read(kind: type[A], stage: str, key: str, *, with_files: bool = True) -> Who
         record = kind.model_validate(manifest.record | {"folder": folder})
     except FileNotFoundError:
         raise Damaged(f"artifact {key} has no {MANIFEST}") from None
-    except (ValidationError, NotADirectoryError):
+    except (ValidationError, NotADirectoryError, IsADirectoryError):
         raise Damaged(f"artifact {key}: {MANIFEST} was altered") from None
     is_its_own = (manifest.stage, manifest.key, key_of(stage, manifest.ingredients)) == (stage, key, key)
     if not is_its_own or (entry.exists() and entry.read_bytes() != digest_of(folder / MANIFEST).encode()):
@@ -124,14 +125,15 @@ def read(kind: type[A], stage: str, key: str, *, with_files: bool = True) -> Who
 
 
 def _check(folder: Path, manifest: Manifest) -> None:
+    names = _names(folder)
     for name, expected in manifest.files.items():
         file = folder / name
-        if not file.is_file():
-            raise Damaged(f"artifact {folder.name}: {name} is missing")
+        if name not in names or not file.is_file():  # an edited manifest may name what no file system has
+            raise Damaged(f"artifact {folder.name}: {printable(name)} is missing")
         if file.stat().st_size != expected.size or digest_of(file) != expected.sha256:
             raise Damaged(f"artifact {folder.name}: {name} was altered")
-    if added := sorted(_names(folder) - manifest.files.keys()):
-        raise Damaged(f"artifact {folder.name}: {added[0]} was added")
+    if added := sorted(names - manifest.files.keys()):
+        raise Damaged(f"artifact {folder.name}: {printable(added[0])} was added")
 
 
 def _names(folder: Path) -> set[str]:

@@ -110,6 +110,24 @@ def test_a_manifest_that_is_none_is_a_miss(text: str) -> None:
     assert made("a", Dedupe()) == first
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "../../elsewhere", "/etc/passwd", "a\nb"])
+def test_a_manifest_that_names_what_cannot_be_there_is_a_miss(name: str, home: Path) -> None:
+    first = made("a", Dedupe())
+    manifest = json.loads(first.path(MANIFEST).read_text())
+    first.path(MANIFEST).write_text(json.dumps(manifest | {"files": {name: {"sha256": "", "size": 1}}}))
+    (home / "made" / first.stage / first.key).unlink()  # or the manifest is refused as a whole
+    fault = made.look_up("a", Dedupe()).fault
+    assert fault.isprintable()
+    assert fault.endswith(" is missing")
+
+
+def test_a_folder_in_the_place_of_a_manifest_is_a_miss() -> None:
+    first = made("a", Dedupe())
+    first.path(MANIFEST).unlink()
+    first.path(MANIFEST).mkdir()
+    assert made.look_up("a", Dedupe()).fault == f"artifact {first.key}: {MANIFEST} was altered"
+
+
 def test_an_edited_manifest_is_a_miss() -> None:
     first = made("a", Dedupe())
     file = first.path(MANIFEST)

@@ -45,11 +45,24 @@ def test_a_flipped_bit_a_missing_and_an_added_file_each_make_it_invalid(tmp_path
     assert checkpoints.newest_valid(tmp_path)[0] is None
 
 
-@pytest.mark.parametrize("manifest", ["[]", "{}", '{"best_step": null, "files": 3}', "\x00" * 40])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *("[]", "{}", '{"best_step": null, "files": 3}', "\x00" * 40, "[" * 5_000),
+        '{"best_step": null, "files": {"optimizer.pt": null}}',
+        '{"best_step": [], "files": {}}',
+    ],
+)
 def test_a_manifest_that_is_not_as_it_was_written_is_none(tmp_path: Path, manifest: str) -> None:
     before, broken = make(tmp_path, 5), make(tmp_path, 10)
     (broken / checkpoints.MANIFEST).write_text(manifest)
     assert checkpoints.newest_valid(tmp_path)[0] == before
+
+
+def test_a_name_that_ends_a_line_is_shown_as_an_escape(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, 5)
+    (checkpoint / "a\r\x1b[2Jb").touch()
+    assert checkpoints.fault(checkpoint) == r'"a\r\u001b[2Jb" was added'
 
 
 def test_a_replaced_file_leaves_it_valid_and_no_other_content_does(tmp_path: Path) -> None:

@@ -289,6 +289,11 @@ def test_guardrails_can_be_of_other_rows_and_a_lower_loss_holds() -> None:
     assert guarded(Guardrail(worse, 0.05)).because == "regression"
 
 
+def test_a_score_out_of_the_range_of_its_metric_leaves_the_bounds_in_order() -> None:
+    low, mean, high = only(against([-5.0, 1.0], [0.0, 1.0], metric="stopped")).difference
+    assert low <= mean == -2.5 <= high
+
+
 def test_of_many_guardrails_one_is_not_broken_by_luck() -> None:
     """Alone it is broken at the level 0.05; among ten as good as it, that happens once in two times."""
     slightly = Guardrail(evidence("stopped", candidate=right(88), base=right(100)), 0.05)
@@ -320,6 +325,7 @@ ROWS = scores([1, 0])
         (evidence(candidate=ROWS, base=[1]), "base and candidate differ in 1 rows, row00001 for one"),
         (evidence(candidate=[1], base=ROWS), "base and candidate differ in 1 rows, row00001 for one"),
         (evidence(candidate=[1, math.nan], base=ROWS), "exact_match of candidate is nan on 1 rows, row00001 for one"),
+        (evidence(candidate=ROWS, base=[1.4e228, 0]), "exact_match of base is 1.4e+228 on 1 rows, row00000 for one"),
         (evidence(candidate=ROWS, base=ROWS, few_shot=[math.inf, 0]), "exact_match of few_shot is inf on 1 rows, row0"),
         (evidence(candidate=ROWS, base=ROWS, clusters={}), "clusters and candidate differ in 2 rows"),
     ],

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import ledger
+from tasks import ledger, lines
 from tasks.artifacts import Adapter, Answers, Verdict
 from tasks.caching import digest_of
 from tasks.config import Gate
@@ -124,6 +124,20 @@ def test_a_look_leaves_the_verdict_and_what_has_read_it_unchanged(tmp_path: Path
     before = digest_of(ledger.file_of("triage"))
     look("a", ROWS[:50], tmp_path)
     assert digest_of(ledger.file_of("triage")) == before
+
+
+@pytest.mark.parametrize("damage", [b"\xf5", b"[" * 9_000, b"{}", b"\0"])
+def test_a_damaged_line_is_one_line_of_an_error(tmp_path: Path, damage: bytes) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(damage + b"\n")
+    with pytest.raises(ConfigError, match=r"^\S+a.jsonl line 1: \".{1,80}\" is no look at test rows; mend the line.*$"):
+        ledger.read(file)
+
+
+def test_a_name_with_a_line_separator_is_read_as_it_was_written(tmp_path: Path) -> None:
+    look = ledger.Look(candidate="c", test="t", decided="2026", run="a\u2028b\x85c", verdict="keep")
+    lines.append(tmp_path / "a.jsonl", look)
+    assert ledger.read(tmp_path / "a.jsonl") == [look]
 
 
 def test_a_line_that_is_no_look_is_said_with_its_place(tmp_path: Path) -> None:

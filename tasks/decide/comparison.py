@@ -121,4 +121,4 @@ def _interval(differences: Floats, sight: Sight, metric: str) -> Interval:
     """The imagined pair draws the interval towards 0, and the mean stays what it is; no end is out of the range."""
     mean, (low, high) = float(differences.mean()), sight.widened.bounds(sight.confidence)
     most = describe(metric).high - describe(metric).low
-    return max(-most, min(low, mean)), mean, min(most, max(high, mean))
+    return min(max(-most, low), mean), mean, max(min(most, high), mean)

@@ -11,7 +11,6 @@ To say that a guardrail is broken accuses the candidate, and of many guardrails 
 values are adjusted by Holm's method. One that is neither shown to hold nor broken leaves the decision open.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -27,6 +26,7 @@ from tasks.intervals import holm
 
 CANDIDATE = "candidate"
 TO_BEAT = ("base", "champion", CONSTANT)  # all others are only prompted
+LARGEST = 1e100  # of a score: variances, which have squares of differences, and the rows needed are numbers up to there
 
 Because = Literal["", "worse", "too low", "regression", "prompting is enough"]
 
@@ -49,7 +49,7 @@ class Evidence:
             if differing := scores.keys() ^ rows.keys():
                 return f"{name} and candidate differ in {len(differing)} rows, {min(differing)[:12]} for one"
         for name, scores in self.scores.items():
-            if bad := [row for row in sorted(rows) if not math.isfinite(scores[row])]:
+            if bad := [row for row in sorted(rows) if not abs(scores[row]) <= LARGEST]:  # a NaN is not
                 return f"{self.metric} of {name} is {scores[bad[0]]} on {len(bad)} rows, {bad[0][:12]} for one"
         return ""
 

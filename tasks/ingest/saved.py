@@ -34,7 +34,8 @@ def saved_files(folder: Path, split: str | None, setting: str) -> list[str]:
             "load it and save it again"
         )
     entries = state.get("_data_files")
-    given = [each.get("filename") if isinstance(each, dict) else None for each in entries or ()]
+    entries = entries if isinstance(entries, list) else []
+    given = [each.get("filename") if isinstance(each, dict) else None for each in entries]
     names = _texts(folder / OF_FILES, given)
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise DataError(f"{folder / missing[0]}: there is no such file, which {OF_FILES} beside it names")

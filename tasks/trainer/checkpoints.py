@@ -5,14 +5,25 @@ the checkpoint of the best step is gone, it would take the last step's weights f
 """
 
 import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data_checks.accepted import printable
 
 MANIFEST = "manifest.json"
 PREFIX = "checkpoint-"
+
+
+class Seal(BaseModel):
+    """The manifest of a checkpoint."""
+
+    model_config = ConfigDict(frozen=True)
+
+    best_step: int | None
+    files: dict[str, list[str]]  # name -> the sha256 of the file, and that of the file that replaces it
 
 
 def at(folder: Path, step: int) -> Path:
@@ -36,7 +47,9 @@ def replace(checkpoint: Path, name: str, new: Path, best_step: int | None = None
 
     The manifest has both digests from before the move on.
     """
-    files = (_manifest(checkpoint) or {})["files"]
+    manifest = _manifest(checkpoint)
+    assert manifest
+    files = manifest.files
     _write_manifest(checkpoint, best_step, files | {name: [*files[name], _digest(new)]})
     new.rename(checkpoint / name)
 
@@ -55,14 +68,14 @@ def _fault(checkpoint: Path) -> str:
     manifest = _manifest(checkpoint)
     if manifest is None:
         return f"{MANIFEST} is missing or was altered"
-    files, found = manifest["files"], _digests(checkpoint)
+    files, found = manifest.files, _digests(checkpoint)
     for name in sorted(files.keys() | found.keys()):
         if name not in found:
-            return f"{name} is missing"
+            return f"{printable(name)} is missing"
         if name not in files:
-            return f"{name} was added"
+            return f"{printable(name)} was added"
         if found[name] not in files[name]:  # nor is it what replaced it since
-            return f"{name} was altered"
+            return f"{printable(name)} was altered"
     return ""
 
 
@@ -105,14 +118,14 @@ def _all(folder: Path) -> list[Path]:
 
 
 def _best(checkpoint: Path) -> Path | None:
-    step = (_manifest(checkpoint) or {}).get("best_step")
-    return None if step is None else at(checkpoint.parent, step)
+    manifest = _manifest(checkpoint)
+    return None if manifest is None or manifest.best_step is None else at(checkpoint.parent, manifest.best_step)
 
 
 def _write_manifest(checkpoint: Path, best_step: int | None, files: dict[str, list[str]]) -> None:
     unfinished = checkpoint / f".{MANIFEST}"
     with unfinished.open("w", encoding="utf-8") as opened:
-        json.dump({"best_step": best_step, "files": files}, opened)
+        opened.write(Seal(best_step=best_step, files=files).model_dump_json())
         opened.flush()
         os.fsync(opened.fileno())
     unfinished.rename(checkpoint / MANIFEST)
@@ -128,12 +141,11 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _manifest(checkpoint: Path) -> dict[str, Any] | None:
-    """What the manifest says, or None where there is none, or it is not as it was written."""
+def _manifest(checkpoint: Path) -> Seal | None:
+    """The manifest, or None where there is none, or it is not as it was written."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        return {"best_step": manifest["best_step"], "files": dict(manifest["files"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        return Seal.model_validate_json((checkpoint / MANIFEST).read_bytes())
+    except (OSError, ValidationError):
         return None
 
 
