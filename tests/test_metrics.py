@@ -1,6 +1,7 @@
 """A metric says what a person would say who holds the answer beside its reference."""
 
 import math
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 from tasks import metrics
 from tasks.config import CANNOT_DECIDE, METRICS
 from tasks.errors import ConfigError
+from tasks.metrics import schemas
 from tasks.metrics.catalogue import CATALOGUE, PER_ROW
 from tasks.metrics.labels import Labels, closed_set
 from tasks.metrics.numbers import is_number, last_number
-from tasks.metrics.structured import Schema, json_schema
+from tasks.metrics.schemas import MOST_BYTES, Schema, json_schema, schema_valid
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 FENCED = '```json\n{"a": 1}\n```'
@@ -226,6 +228,11 @@ def test_a_schema_is_satisfied_or_not() -> None:
         ('{"type": "objekt"}', r" is no JSON Schema: \$.type: 'objekt' is not valid"),
         ('{"properties": {"a": {"$ref": "https://example.com/a.json"}}}', " refers to https://example.com/a.json,"),
         ('{"$ref": "#/$defs/b", "$defs": {"a": {}}}', r" refers to /\$defs/b, which is not in the file"),
+        ('{"items": {"$dynamicRef": "https://example.com/a.json"}}', " refers to https://example.com/a.json,"),
+        ('{"allOf": [{"$ref": "file:///etc/passwd"}]}', " refers to file:///etc/passwd,"),
+        ('{"$ref": "#/x/y", "x": {"y": {"$dynamicRef": "file:///etc/passwd"}}}', " refers to file:///etc/passwd,"),
+        ('{"pattern": "("}', r" is no JSON Schema: \$.pattern: '\(' is not a 'regex'"),
+        ('{"not":' * 5_000 + "{}" + "}" * 5_000, " is (no JSON|nested too deep)"),
         ("\xff", " 'utf-8' codec can't decode"),
     ],
 )  # fmt: skip
@@ -235,6 +242,35 @@ def test_what_is_no_schema_is_said_with_its_file_and_nothing_is_fetched(tmp_path
     with pytest.raises(ConfigError, match=f"^evaluation.json_schema={file}{said}"):
         json_schema(str(file))
     assert json_schema(None) == ""
+
+
+def test_a_schema_is_a_file_of_some_megabytes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file in ("/dev/zero", str(tmp_path / "pipe")):
+        with pytest.raises(ConfigError, match=f"^evaluation.json_schema={file} is no regular file; accepted"):
+            json_schema(file)
+    with (tmp_path / "terabyte").open("wb") as opened:
+        opened.truncate(2**40)
+    with pytest.raises(ConfigError, match=f"terabyte is larger than {MOST_BYTES:,} bytes"):
+        json_schema(str(tmp_path / "terabyte"))
+
+
+def test_answers_are_checked_by_a_schema_row_by_row() -> None:
+    answers = [f'{{"a": "{number}"}}' for number in range(250)]
+    table = pa.table({"answer": answers, "reference": answers})
+    shape = metrics.Shape(answers, schema='{"properties": {"a": {"pattern": "^[0-9]?[05]$"}}}')
+    share, rows = metrics.measure("schema_valid", table, shape)
+    assert (share, rows) == (0.08, [float(number < 100 and number % 5 == 0) for number in range(250)])
+    assert shape.misfit("schema_valid").startswith("230 of 250 references do not satisfy evaluation.json_schema")
+
+
+def test_a_pattern_that_never_ends_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schemas, "SECONDS", 1)
+    answers = ["{}"] * 150 + ['{"a": "%s!"}' % ("a" * 60)]
+    with pytest.raises(
+        ConfigError, match=r"^evaluation\.json_schema: to check answers 101 to 151 of 151 takes more than"
+    ):
+        schema_valid('{"properties": {"a": {"pattern": "^(a+)+$"}}}', answers)
 
 
 LABELS = Labels(["card_arrival", "Refund", "refund (late)", "yes", "YES", '{"a": 1, "b": "C"}', '{"a": 1, "b": "c"}'])

@@ -16,7 +16,7 @@ from typing import Any
 
 from data_checks.refusals import refusal
 from tasks.metrics import row_score
-from tasks.metrics.structured import Schema
+from tasks.metrics.schemas import Schema
 
 TEXT = "text"  # begins the part of a line that is no task but a text to be read; its language follows
 FENCE = re.compile(r"```(?:json)?\n(.*?)(?:\n```)?", re.DOTALL)  # a fence around JSON is a chat model's habit

@@ -12,8 +12,8 @@ import pyarrow as pa
 from tasks.metrics.catalogue import CATALOGUE, GENERAL, PER_ROW, Description, RowScore
 from tasks.metrics.labels import Labels
 from tasks.metrics.own import described, is_own, made, own_metrics, rows_of
+from tasks.metrics.schemas import json_schema
 from tasks.metrics.shape import Choice, Shape, choose
-from tasks.metrics.structured import Schema, json_schema
 
 __all__ = ["Choice", "Description", "Shape", "choose", "describe", "json_schema", "measure", "own_metrics", "row_score"]
 
@@ -26,11 +26,9 @@ def describe(name: str) -> Description:
 
 
 def row_score(name: str, shape: Shape | None = None) -> RowScore:
-    """The function of answer and reference; that of labels or a schema needs the shape that they are known from."""
+    """The function of answer and reference; that of labels needs the shape that they are known from."""
     if name in ("accuracy", "unparseable") and shape:
         return getattr(Labels(shape.labels), name)
-    if name == "schema_valid" and shape:
-        return Schema(shape.schema).valid
     return PER_ROW[name]
 
 
@@ -49,6 +47,8 @@ def load(name: str, shape: Shape | None = None) -> Any:
             return classes.MacroF1(Labels(shape.labels))
         case "length_ratio":
             return classes.LengthRatio(name, row_score(name))
+        case "schema_valid" if shape:
+            return classes.SchemaValid(shape.schema)
         case _:
             return classes.PerRow(name, row_score(name, shape))
 

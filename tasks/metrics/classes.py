@@ -14,6 +14,8 @@ from datasets import Features, Value
 
 from tasks.metrics.catalogue import RowScore
 from tasks.metrics.labels import Labels
+from tasks.metrics.schemas import schema_valid
+from tasks.metrics.structured import json_valid
 from tasks.metrics.texts import plain
 
 
@@ -30,8 +32,12 @@ class PerRow(evaluate.Metric):
         return _info(self.score.__doc__, "string", "string")
 
     def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, Any]:
-        rows = [self.score(*pair) for pair in zip(predictions, references, strict=True)]
+        rows = self.rows(predictions, references)
         return {self.named: self.over_all(predictions, references, rows), "rows": rows}
+
+    def rows(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+        """The score of each row."""
+        return [self.score(*pair) for pair in zip(predictions, references, strict=True)]
 
     def over_all(self, predictions: Sequence[str], references: Sequence[str], rows: Sequence[float]) -> float:
         """The score of all rows together."""
@@ -45,6 +51,18 @@ class LengthRatio(PerRow):
         """The score of all rows together."""
         said, wanted = (sum(len(plain(text)) for text in texts) for texts in (predictions, references))
         return said / max(1, wanted) if said or wanted else 1.0
+
+
+class SchemaValid(PerRow):
+    """The share of answers that satisfy a JSON Schema, given as its text."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+        super().__init__("schema_valid", json_valid)
+
+    def rows(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+        """The score of each row. Raises ConfigError where answers cannot be checked within limits."""
+        return schema_valid(self.schema, predictions)
 
 
 class MacroF1(evaluate.Metric):

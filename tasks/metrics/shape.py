@@ -8,7 +8,8 @@ from tasks.config import CANNOT_DECIDE
 from tasks.errors import ConfigError
 from tasks.metrics.labels import closed_set
 from tasks.metrics.numbers import is_number, last_number
-from tasks.metrics.structured import Schema, json_valid
+from tasks.metrics.schemas import schema_valid
+from tasks.metrics.structured import json_valid
 from tasks.metrics.texts import tokens
 
 SHORT = 12  # tokens of the reference in the middle, at most: names, dates, phrases
@@ -70,9 +71,8 @@ class Shape:
         if name == "numeric":
             return self._counted([last_number(reference) is None for reference in self.references], "have no number")
         if name == "schema_valid":
-            valid = Schema(self.schema).valid
             said = "do not satisfy evaluation.json_schema"
-            return self._counted([not valid(reference) for reference in self.references], said)
+            return self._counted([not valid for valid in schema_valid(self.schema, self.references)], said)
         return ""
 
     def _counted(self, faults: Sequence[bool], said: str) -> str:

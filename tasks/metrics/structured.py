@@ -1,13 +1,10 @@
-"""Answers that are JSON: whether they can be read, whether a schema holds, and which fields are right."""
+"""Answers that are JSON: whether they can be read, and which fields are right."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from tasks.config import or_meant
-from tasks.errors import ConfigError
 from tasks.metrics.texts import exact_match, plain
 
 Field = tuple[str, str]  # a path such as /slots/[] and a value as JSON
@@ -16,7 +13,7 @@ Field = tuple[str, str]  # a path such as /slots/[] and a value as JSON
 def parsed(text: str) -> dict[str, Any] | list[Any] | None:
     """The JSON object or array that a text is, or None: no key twice, no NaN or Infinity, no fence around it."""
     try:
-        value = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse)
+        value = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=refuse)
     except (ValueError, RecursionError):  # the second from brackets thousands deep
         return None
     return value if isinstance(value, dict | list) else None
@@ -40,54 +37,6 @@ def json_field_f1(answer: str, reference: str) -> float:
     except RecursionError:  # from hundreds of levels
         return exact_match(answer, reference)
     return 2 * (mine & theirs).total() / (mine.total() + theirs.total())
-
-
-class Schema:
-    """A JSON Schema, of the draft that its $schema names or the newest. What it refers to is never fetched."""
-
-    def __init__(self, text: str) -> None:
-        """Raises ValueError, with one line that says why, where the text is no schema or refers beyond itself."""
-        from jsonschema import SchemaError
-        from jsonschema.validators import validator_for
-        from jsonschema_specifications import REGISTRY
-
-        try:
-            schema = json.loads(text, parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"is no JSON: {error}") from error
-        if not isinstance(schema, dict):
-            raise ValueError("is no JSON Schema: no object")
-        kind = validator_for(schema)
-        try:
-            kind.check_schema(schema)
-        except SchemaError as error:
-            raise ValueError(f"is no JSON Schema: {error.json_path}: {error.message}") from error
-        _stop_on_unknown_reference(schema, REGISTRY)
-        self.validator = kind(schema, registry=REGISTRY)
-
-    def valid(self, answer: str, reference: str = "") -> float:
-        """1.0 where the answer is a JSON object or array that satisfies the schema."""
-        value = parsed(answer)
-        try:
-            return float(value is not None and self.validator.is_valid(value))
-        except RecursionError:  # of a schema that refers to itself, from hundreds of levels
-            return 0.0
-
-
-def json_schema(file: str | None) -> str:
-    """The text of evaluation.json_schema's file, or "" without one. Raises ConfigError where it is no JSON Schema."""
-    if file is None:
-        return ""
-    try:
-        text = Path(file).expanduser().read_text(encoding="utf-8")
-        Schema(text)
-    except OSError as error:
-        raise ConfigError(
-            f"evaluation.json_schema={file}: {error.strerror}; accepted: a file{or_meant(file)}"
-        ) from error
-    except ValueError as error:  # of Schema, and bytes that are no UTF-8
-        raise ConfigError(f"evaluation.json_schema={file} {error}") from error
-    return text
 
 
 def _fields(value: Any, path: str = "") -> Iterator[Field]:
@@ -118,24 +67,6 @@ def _plain(value: Any) -> Any:
     return plain(value) if isinstance(value, str) else value
 
 
-def _stop_on_unknown_reference(schema: dict[str, Any], registry: Any) -> None:
-    from referencing import Resource
-    from referencing.exceptions import Unresolvable
-    from referencing.jsonschema import DRAFT202012
-
-    def look(resource: Any, resolver: Any) -> None:
-        if isinstance(resource.contents, dict) and (there := resource.contents.get("$ref")):
-            resolver.lookup(there)
-        for inner in resource.subresources():
-            look(inner, resolver.in_subresource(inner))
-
-    whole = Resource.from_contents(schema, default_specification=DRAFT202012)
-    try:
-        look(whole, registry.resolver_with_root(whole))
-    except Unresolvable as error:
-        raise ValueError(f"refers to {error.ref}, which is not in the file; nothing is fetched") from error
-
-
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
@@ -143,5 +74,6 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _refuse(constant: str) -> None:
+def refuse(constant: str) -> None:
+    """Raises ValueError: the hook of json.loads for NaN and Infinity."""
     raise ValueError(f"{constant} is not JSON")
