@@ -61,13 +61,15 @@ def inputs(settings: Settings) -> Inputs:
 
 def _stop_outside(settings: Settings) -> None:
     """Raises ConfigError where settings name what the environment of this worker does not allow to be reached."""
-    base = settings.model.base
-    folders = {
+    base, template, embedder = settings.model.base, settings.model.chat_template, settings.dedupe.semantic_model
+    files = {
         "model.base": base if Path(base).expanduser().exists() or ":" in base else f"hub:{base}",
+        "model.chat_template": None if template in chat_templates.names() else template,
+        "dedupe.semantic_model": None if embedder == embedding.WORDLLAMA else embedder,
         "evaluation.json_schema": settings.evaluation.json_schema,
         "lm_eval.include_path": settings.lm_eval.include_path,
     }
-    for setting, path in folders.items():
+    for setting, path in files.items():
         if path:
             outside.check_path(setting, path)
     for metric in settings.evaluation.metrics:

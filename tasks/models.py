@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect import task
 
-from tasks import architecture, chat_templates
+from tasks import architecture, chat_templates, headers
 from tasks.artifacts import Base
 from tasks.caching import cached, digest_of
 from tasks.config import or_meant
@@ -164,7 +164,9 @@ def _folder_digest(folder: Path) -> str:
         raise ConfigError(f"model.base={folder}: weights must be *.safetensors; there is {found}")
     try:
         _check_settings(folder)
-        architecture.require(json.loads((folder / "config.json").read_bytes()), str(folder))
+        fields = json.loads((folder / "config.json").read_bytes())
+        architecture.require(fields, str(folder))
+        headers.check_config(fields, folder)
         return weights_digest(folder)
     except ValueError as error:
         raise ConfigError(f"model.base={folder}: {error}") from error

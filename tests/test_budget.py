@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import random
+import struct
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -231,6 +232,48 @@ def test_a_gguf_file_tells_the_shape_of_its_model(wide_base: Path, tmp_path: Pat
     placeless = [matrix._replace(path="") for matrix in shape.matrices]
     assert [matrix._replace(path="") for matrix in read.matrices] == placeless
     assert read.model_copy(update={"matrices": shape.matrices}) == shape
+
+
+def gguf_text(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text
+
+
+def gguf_file(*settings: bytes, tensors: int = 0) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, len(settings)) + b"".join(settings)
+
+
+LLAMA = gguf_text(b"general.architecture") + struct.pack("<I", 8) + gguf_text(b"llama")
+HIDDEN = gguf_text(b"llama.embedding_length")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "does not begin as a GGUF file does"),
+        (b"GGUF", "ends before all that it announces"),
+        (gguf_file((2**62).to_bytes(8, "little")), "announces 4,611,686,018,427,387,904 bytes, more than the file"),
+        (gguf_file(gguf_text(b"a") + struct.pack("<IIQ", 9, 10, 2**62)), r"announces [\d,]+ bytes, more than the file"),
+        (gguf_file(gguf_text(b"a") + struct.pack("<I", 99)), "has a setting of kind 99; accepted are 0 to 12"),
+        (gguf_file(gguf_text(b"a") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5_000), "is nested too deep"),
+        (gguf_file(LLAMA, tensors=2**62), "ends before all that it announces"),
+        (gguf_file(), "has general.architecture=None, which is no name"),
+        (gguf_file(LLAMA, HIDDEN + struct.pack("<IQ", 10, 2**62)), "has llama.embedding_length=4611686018427387904, "),
+        (gguf_file(LLAMA, HIDDEN + struct.pack("<I", 8) + gguf_text(b"x")), "has llama.embedding_length='x', which is"),
+    ],
+    ids=["empty", "cut", "text", "array", "kind", "deep", "tensors", "nothing", "size", "no number"],
+)
+def test_a_gguf_header_that_lies_is_one_line_at_once(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(content)
+    with pytest.raises(shapes.NoShape, match=rf"^{file}: its header {said}[^\n]*; accepted is a whole GGUF file$"):
+        shapes.shape_of_gguf(file)
+
+
+def test_a_gguf_tensor_of_a_layer_far_away_is_one_line(tmp_path: Path) -> None:
+    tensor = gguf_text(b"blk.999999999.attn_q.weight") + struct.pack("<IQQIQ", 2, 8, 8, 0, 0)
+    (tmp_path / "model.gguf").write_bytes(gguf_file(LLAMA, tensors=1) + tensor)
+    with pytest.raises(shapes.NoShape, match="has tensors of layer 999999999, and 1 matrices of layers in all"):
+        shapes.shape_of_gguf(tmp_path / "model.gguf")
 
 
 def test_a_config_tells_the_shape_of_a_llama(wide_base: Path) -> None:

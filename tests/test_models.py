@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,9 @@ def test_a_change_in_what_loading_reads_is_another_base(folder: Path, name: str)
     if file.suffix == ".json":
         settings = json.loads(file.read_text()) if file.exists() else {}
         file.write_text(json.dumps(settings | {"changed": True}))
+    elif file.suffix == ".safetensors":
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # another weight
     else:
         file.write_bytes((file.read_bytes() if file.exists() else b"") + b"\n")
     assert identity(str(folder)) != before
@@ -113,6 +117,55 @@ def test_a_link_to_a_file_is_that_file(folder: Path, tmp_path: Path) -> None:
 def test_settings_that_were_cut_are_one_line(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match=rf"^model\.base={folder}: {name} is no .*JSON.*; copy it anew$"):
+        identity(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000; accepted is a whole number from 1 to 10,000"),
+        ({"num_hidden_layers": 9_000}, "says num_hidden_layers=9000, the weights have 2 layers"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0; accepted is"),
+        ({"hidden_size": -64}, "hidden_size=-64; accepted is"),
+        ({"hidden_size": 64_000}, "says hidden_size=64000, and no tensor of the weights is of that length"),
+        ({"vocab_size": "500"}, "vocab_size='500'; accepted is"),
+        ({"vocab_size": 10**15}, "vocab_size=1000000000000000; accepted is"),
+        ({"vocab_size": 10_000_000}, "says vocab_size=10000000, and no tensor"),
+        ({"intermediate_size": 10**12}, "intermediate_size=1000000000000; accepted is"),
+        ({"num_attention_heads": 1e9}, "num_attention_heads=1000000000.0; accepted is"),
+    ],
+)
+def test_sizes_that_the_weights_do_not_have_are_one_line(folder: Path, fields: dict[str, Any], said: str) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    with pytest.raises(ConfigError, match=rf"^model\.base={folder}: [^\n]*config\.json (has )?{re.escape(said)}"):
+        identity(str(folder))
+
+
+def header(text: str) -> bytes:
+    return len(text).to_bytes(8, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0\0\0",
+        (2**62).to_bytes(8, "little") + b"{}",
+        header("{"),
+        header("[" * 100_000),
+        header('{"a":' * 5_000 + "{}" + "}" * 5_000),
+        header('{"a": {"dtype": "F32", "data_offsets": [0, 0]}}'),
+        header('{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}') + bytes(4),
+        header('{"a": {"dtype": "F32", "shape": [4611686018427387904, 8], "data_offsets": [0, 4]}}') + bytes(4),
+        header('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'),
+    ],
+    ids=["empty", "short", "2^62", "cut", "list", "deep", "no shape", "negative", "overflow", "no weights"],
+)
+def test_weights_that_are_no_whole_safetensors_are_one_line(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    said = rf"^model\.base={folder}: model\.safetensors is no whole safetensors file \([^\n]+\); copy it anew$"
+    with pytest.raises(ConfigError, match=said):
         identity(str(folder))
 
 

@@ -1,12 +1,16 @@
 """What a form names is reached only as far as the environment of the worker allows, and no setting holds a secret."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from tasks.config import Judge, Registry, Source, outside
+from flows.inputs import inputs
+from tasks.config import Data, Judge, Model, Registry, Settings, Source, outside
 from tasks.errors import ConfigError
+from tasks.register.tracking import connected
 
 
 @pytest.mark.parametrize(
@@ -88,6 +92,49 @@ def test_only_files_below_the_roots_are_read(tmp_path: Path, monkeypatch: pytest
     ):
         with pytest.raises(ConfigError, match="outside TUNEWRIGHT_ROOTS"):
             outside.check_path("data.sources[0].path", path)
+
+
+NEEDED = {"judge": {"model": "m"}, "lm_eval": {"tasks": ["hellaswag"]}}  # by a section's own rules
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("model", "base", "{other}", "model.base={other}: lies outside TUNEWRIGHT_ROOTS"),
+        ("model", "base", "org/name", "model.base=hub:org/name: lies outside TUNEWRIGHT_ROOTS"),
+        ("model", "chat_template", "{other}/a.jinja", "model.chat_template={other}/a.jinja: lies outside"),
+        ("dedupe", "semantic_model", "{other}", "dedupe.semantic_model={other}: lies outside TUNEWRIGHT_ROOTS"),
+        ("evaluation", "json_schema", "{other}/a.json", "evaluation.json_schema={other}/a.json: lies outside"),
+        ("lm_eval", "include_path", "{other}", "lm_eval.include_path={other}: lies outside TUNEWRIGHT_ROOTS"),
+        ("evaluation", "metrics", ["auto", "os:X"], "evaluation.metrics=os:X: is of none of TUNEWRIGHT_MODULES"),
+        ("checks", "expectations", [{"name": "os.X"}], "checks.expectations=os.X: is of none of TUNEWRIGHT_MODULES"),
+        ("judge", "url", "https://b.example/v1", "judge.url=https://b.example/v1: its host is none of"),
+        ("data", "sources", [{"path": "{other}/a.jsonl"}], "data.sources[0].path={other}/a.jsonl: lies outside"),
+    ],
+)
+def test_a_run_asks_before_it_reads_what_a_setting_names(
+    section: str, key: str, value: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, other = tmp_path / "inside", tmp_path / "other"
+    inside.mkdir()
+    other.mkdir()
+    monkeypatch.setenv("TUNEWRIGHT_ROOTS", str(inside))
+    monkeypatch.setenv("TUNEWRIGHT_MODULES", "team")
+    monkeypatch.setenv("TUNEWRIGHT_JUDGE_HOSTS", "a.example")
+    monkeypatch.setattr("tasks.models.identity", lambda _: "")
+    settings = Settings(data=Data(sources=(Source(path=f"{inside}/*.jsonl"),)), model=Model(base=str(inside)))
+    named = json.loads(json.dumps(value).replace("{other}", str(other)))
+    changed = getattr(settings, section).model_dump() | {key: named} | NEEDED.get(section, {})
+    with pytest.raises(ConfigError) as raised:
+        inputs(settings.model_copy(update={section: type(getattr(settings, section)).model_validate(changed)}))
+    assert str(raised.value).startswith(said.replace("{other}", str(other)))
+
+
+def test_the_registry_of_a_run_is_asked_only_where_the_environment_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_TRACKING_HOSTS", "mlflow.internal")
+    refused = pytest.raises(ConfigError, match=r"^registry\.tracking_uri=http://127\.0\.0\.1:9: its host is none of")
+    with refused, connected(Registry(tracking_uri="http://127.0.0.1:9")):
+        pass
 
 
 def test_only_modules_that_the_environment_names_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:

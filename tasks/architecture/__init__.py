@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from tasks import config
-from tasks.architecture.tiny import tiny, windows
+from tasks.architecture.tiny import absurd, tiny, windows
 from tasks.errors import ConfigError
 from tasks.fingerprint import fingerprints
 
@@ -141,6 +141,8 @@ def _refused(fields: Mapping[str, Any]) -> str:
         return f"model_type {kind} reads more than text; {accepted}, or its text part saved as a model of its own"
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return f"model_type {kind} is no causal language model; {accepted}"
+    if found := absurd(fields):
+        return f"its config.json has {found}"
     try:
         AutoConfig.for_model(**fields)
     except Exception as error:  # what a configuration raises for sizes that do not go together is anything

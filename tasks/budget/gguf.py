@@ -4,14 +4,15 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The packa
 vocabulary into an array first, which takes seconds.
 """
 
+import os
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+LARGEST = 10_000_000  # of a model's sizes
 SETTINGS = {
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
@@ -34,46 +35,62 @@ MODULES = {
 }
 
 
-@dataclass(frozen=True)
-class Header:
-    """`config` with the names of config.json, `tensors` with those of transformers' modules."""
-
-    config: dict[str, Any]
-    tensors: Sequence[tuple[str, Sequence[int]]]
+Tensors = Sequence[tuple[str, Sequence[int]]]  # names and shapes
 
 
-def read_header(file: Path) -> Header:
-    """What a GGUF file says of its model. Raises ValueError where it is no such file."""
-    with file.open("rb") as opened:
+def read_header(file: str) -> tuple[dict[str, Any], Tensors]:
+    """What a GGUF file says of its model: by the names of config.json, and tensors by those of transformers' modules.
+
+    Raises ValueError where it is no such file. Of a file that is not trusted it is called in a bounded child.
+    """
+    with Path(file).open("rb") as opened:
         if opened.read(4) != b"GGUF":
-            raise ValueError(f"{file} does not begin as a GGUF file does")
-        _, num_tensors, num_settings = struct.unpack("<IQQ", opened.read(20))
-        settings = {_text(opened): _value(opened, _number(opened, "I")) for _ in range(num_settings)}
-        tensors = [_tensor(opened) for _ in range(num_tensors)]
-    kind = settings["general.architecture"]
-    named = {ours: settings.get(f"{kind}.{theirs}") for theirs, ours in SETTINGS.items()}
-    config = {name: value for name, value in named.items() if value is not None} | {"model_type": kind}
-    config.setdefault("vocab_size", dict(tensors)["embed_tokens.weight"][0])
-    return Header(config, tensors)
+            raise ValueError("does not begin as a GGUF file does")
+        try:
+            _, num_tensors, num_settings = struct.unpack("<IQQ", opened.read(20))
+            settings = {_text(opened): _value(opened, _number(opened, "I")) for _ in range(num_settings)}
+            tensors = [_tensor(opened) for _ in range(num_tensors)]
+        except struct.error as error:
+            raise ValueError("ends before all that it announces") from error
+    return _config(settings, tensors), tensors
+
+
+def _config(settings: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
+    kind = settings.get("general.architecture")
+    if not isinstance(kind, str):
+        raise ValueError(f"has general.architecture={kind}, which is no name")
+    config: dict[str, Any] = {"model_type": kind}
+    for theirs, ours in SETTINGS.items():
+        value = settings.get(f"{kind}.{theirs}")
+        if value is None:
+            continue
+        if not isinstance(value, int) or not 0 < value <= LARGEST:
+            raise ValueError(f"has {kind}.{theirs}={value!r:.80}, which is no whole number from 1 to {LARGEST:,}")
+        config[ours] = value
+    embedding = dict(tensors).get("embed_tokens.weight")
+    return {"vocab_size": embedding[0]} | config if embedding else config
 
 
 def _tensor(file: BinaryIO) -> tuple[str, list[int]]:
     name = _text(file)
     shape = [_number(file, "Q") for _ in range(_number(file, "I"))]
     file.seek(12, 1)  # its type and where it begins
-    *place, module, ending = name.split(".")
-    return ".".join([*place, MODULES.get(module, module), ending]), shape[::-1]  # GGUF has the inputs first
+    parts = name.split(".")
+    parts[-2:-1] = [MODULES.get(module, module) for module in parts[-2:-1]]
+    return ".".join(parts), shape[::-1]  # GGUF has the inputs first
 
 
 def _value(file: BinaryIO, kind: int) -> Any:
     """A setting; of an array, which are the vocabulary's, only its length."""
     if kind == STRING:
         return _text(file)
-    if kind != ARRAY:
+    if kind in SCALARS:
         return _number(file, SCALARS[kind])
+    if kind != ARRAY:
+        raise ValueError(f"has a setting of kind {kind}; accepted are 0 to 12")
     inner, length = _number(file, "I"), _number(file, "Q")
     if inner in SCALARS:
-        file.seek(length * struct.calcsize(SCALARS[inner]), 1)
+        file.seek(_whole(file, length * struct.calcsize(SCALARS[inner])), 1)
     else:
         for _ in range(length):
             _value(file, inner)
@@ -85,4 +102,11 @@ def _number(file: BinaryIO, code: str) -> Any:
 
 
 def _text(file: BinaryIO) -> str:
-    return file.read(_number(file, "Q")).decode("utf-8", errors="replace")
+    return file.read(_whole(file, _number(file, "Q"))).decode("utf-8", errors="replace")
+
+
+def _whole(file: BinaryIO, length: int) -> int:
+    """The length in bytes, where the file has so many left. Raises ValueError where it has not."""
+    if length > os.fstat(file.fileno()).st_size - file.tell():
+        raise ValueError(f"announces {length:,} bytes, more than the file has left")
+    return length

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks import bounded, headers
 from tasks.budget import gguf
 from tasks.serving import package_file
 
@@ -139,16 +140,19 @@ def config_in(weights: Path) -> Config:
 def shape_in(weights: Path) -> Shape:
     """The shape of the model in a folder of safetensors with its config.json.
 
-    Raises NoShape where there are no layers of linear modules to be found.
+    Raises NoShape where there are no layers of linear modules to be found, ValueError where a file was cut.
     """
-    tensors = [item for file in sorted(weights.glob("*.safetensors")) for item in _header(file)]
+    tensors = [item for file in sorted(weights.glob("*.safetensors")) for item in headers.tensors_in(file)]
     return _shape(config_in(weights).get_text_config().fields, tensors, str(weights))
 
 
 def shape_of_gguf(file: Path) -> Shape:
-    """The shape of the model in a GGUF file."""
-    header = gguf.read_header(file)
-    return _shape(header.config, header.tensors, str(file))
+    """The shape of the model in a GGUF file. Raises NoShape where its header cannot be read within limits."""
+    try:
+        config, tensors = bounded.call(gguf.read_header, str(file))
+    except bounded.Unreadable as error:
+        raise NoShape(f"{file}: its header {error}; accepted is a whole GGUF file") from error
+    return _shape(config, tensors, str(file))
 
 
 def shape_at(reference: str, revision: str | None) -> Shape | None:
@@ -188,16 +192,6 @@ def llama_like(config: Mapping[str, Any]) -> Shape:
     return _shape(config, tensors, "config.json")
 
 
-def _header(file: Path) -> Iterable[tuple[str, Sequence[int]]]:
-    """Names and shapes of a safetensors file's tensors: its first 8 bytes are the length of the JSON that follows."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if length > file.stat().st_size:
-            raise NoShape(f"{file} is no safetensors file")
-        header = json.loads(opened.read(length))
-    return [(name, tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"]
-
-
 def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]]], where: str) -> Shape:
     matrices, num_others, num_expert, has_head = [], 0, 0, False
     for name, shape in tensors:
@@ -212,6 +206,10 @@ def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]
             has_head = True
         elif module not in EMBEDDING or len(shape) != 2:
             num_others += _product(shape)
+    if matrices and max(matrix.layer for matrix in matrices) >= len(matrices):
+        raise NoShape(
+            f"{where} has tensors of layer {max(matrices).layer}, and {len(matrices)} matrices of layers in all"
+        )
     if not matrices:
         raise NoShape(f"{where} has no layers of linear modules")
     if missing := [name for name in ("hidden_size", "num_attention_heads", "vocab_size") if not config.get(name)]:
