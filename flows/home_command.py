@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from flows.command_line import Json, console_of, one_line_errors, prepare
-from tasks import backup as copies
 from tasks import config
 
 app = typer.Typer(
@@ -50,6 +49,8 @@ def clean(
 def backup(file: Tar, as_json: Json = False) -> None:
     """Copy models, runs, the history of the data and the uses of test sets to a file; runs may go on meanwhile."""
     with one_line_errors(as_json):
+        from tasks import backup as copies
+
         size = copies.backup(file)
         console_of(as_json).print(f"{config.home()} is backed up to {file}, {size / 1e6:,.1f} MB", markup=False)
     if as_json:
@@ -60,6 +61,8 @@ def backup(file: Tar, as_json: Json = False) -> None:
 def restore(file: Tar, as_json: Json = False) -> None:
     """Put a backup into the home folder that TUNEWRIGHT_HOME names, which has no models yet; any path will do."""
     with one_line_errors(as_json):
+        from tasks import backup as copies
+
         found = copies.restore(file)
         console_of(as_json).print(f"{config.home()} has {', '.join(found)} of {file}", markup=False)
     if as_json:
