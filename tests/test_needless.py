@@ -120,7 +120,8 @@ def test_rejected_versions_go_with_their_weights_and_all_that_can_be_needed_stay
 def test_a_copy_of_a_champion_goes_a_week_after_it_was_used_last(home: Path) -> None:
     for name, days in (("triage-1-abc", 8), ("triage-2-def", 1)):
         (home / "champions" / name).mkdir(parents=True)
-        os.utime(home / "champions" / name, (time.time() - days * SECONDS,) * 2)
+        then = time.time() - days * SECONDS
+        os.utime(home / "champions" / name, (then, then))
     (found,) = in_home(2)
     assert (found.kind, found.name) == ("copy of a champion", "triage-1-abc")
     assert found.remove()
