@@ -149,7 +149,10 @@ def _registry(name: str, alias: str, tracking_uri: str | None, as_json: bool) ->
     prepare(console_of(as_json))
     try:
         registry = Registry(alias=alias, tracking_uri=tracking_uri)
-    except ValidationError:
+    except ValidationError as error:
+        (first, *_) = error.errors(include_url=False)
+        if "tracking_uri" in first["loc"]:
+            raise ConfigError(f"--tracking-uri: {first['msg'].removeprefix('Value error, ')}") from None
         field = Registry.model_fields["alias"]
         raise ConfigError(f"--alias {alias}: refused; {field.description}") from None
     return registry.model_copy(update={"name": name})  # one that no pipeline can have is no model that there is

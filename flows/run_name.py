@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect.context import FlowRunContext
 from prefect.runtime import deployment
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 
 from flows.origins import THIS_RUN, origins_of
 from flows.parameters import flat
@@ -47,11 +47,7 @@ def _dated(*words: str) -> str:
 
 
 def _changes(parameters: Mapping[str, Any]) -> list[str]:
-    plain = {
-        key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-        for key, value in parameters.items()
-    }
-    settings = flat(plain)
+    settings = flat(TypeAdapter(dict[str, Any]).dump_python(dict(parameters), mode="json"))
     origins = origins_of(settings)
     changed = [key for key in settings if origins.get(key, "").startswith(OF_THIS_RUN)]
     shown = [f"{key.rpartition('.')[2]}={str(settings[key])[:LONGEST]}" for key in changed[:CHANGES]]

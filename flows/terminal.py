@@ -11,7 +11,7 @@ from rich.text import Text
 
 from flows.calls import Step
 from flows.deployment_file import Pipeline, effective
-from flows.outcome import Outcome, given_sides, worth_a_look
+from flows.outcome import UNCHANGED, Outcome, given_sides, worth_a_look
 from flows.report import mlflow_link, training_sentence
 from tasks.account import growth_sentence, leak_sentence
 from tasks.config import from_here
@@ -51,7 +51,8 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
     if outcome.verdict:
         colour = "bold green" if outcome.name == "Promoted" else "bold yellow"
         name, colon, rest = outcome.said.partition(":")
-        console.print(Text.assemble("\n", (name + colon, colour), rest))
+        before = "" if outcome.is_new else f"{UNCHANGED}, as before: "
+        console.print(Text.assemble("\n", before, (name + colon, colour), rest))
         for warning in outcome.verdict.warnings:
             console.print(Text(warning, "yellow"))
     for said in outcome.verdict.says_forgotten() if outcome.verdict else ():

@@ -14,6 +14,7 @@ from tasks import architecture, chat_templates, headers
 from tasks.artifacts import Base
 from tasks.caching import cached, digest_of
 from tasks.config import or_meant
+from tasks.config.outside import without_secrets
 from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, is_retried
 from tasks.serving import load_weights, loaded_files, package_file, resolve, weights_digest
 from tasks.speed import cpu_has_bfloat16
@@ -121,8 +122,8 @@ def identity(reference: str) -> str:
     meant = or_meant(reference)
     if meant or reference.startswith((".", "/", "~")) or reference.count("/") != 1 or folder.parent.is_dir():
         raise ConfigError(
-            f"model.base={reference}: no such folder; accepted are a folder with safetensors, a hub id such as "
-            f"org/name, and package:NAME/FILE.gguf{meant}"
+            f"model.base={without_secrets(reference)}: no such folder; accepted are a folder with safetensors, a hub "
+            f"id such as org/name, and package:NAME/FILE.gguf{meant}"
         )
     return reference
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import StringIO
@@ -329,12 +330,13 @@ def test_a_stop_of_check_is_the_end_of_the_life_of_the_rows_that_it_refused(plan
 
 def accepted(rows: Rows) -> Version:
     """A version of these rows of which one went in each stage after ingest, as far as the ledger says."""
-    one_less = rows.num_rows - 1
+    one_less, others = rows.num_rows - 1, Path("others")
+    shutil.copytree(rows.folder, others, dirs_exist_ok=True)  # a stage writes to no folder of another
     checked = CheckedRows(
-        stage="check", digest="a", num_rows=one_less, num_quarantined=1, reasons={}, findings={}, folder=rows.folder
+        stage="check", digest="a", num_rows=one_less, num_quarantined=1, reasons={}, findings={}, folder=others
     )
     unique = UniqueRows(
-        stage="dedupe", digest="a", num_rows=one_less - 1, num_removed=1, reasons={}, boilerplate=(), folder=rows.folder
+        stage="dedupe", digest="a", num_rows=one_less - 1, num_removed=1, reasons={}, boilerplate=(), folder=others
     )
     splits = Splits(
         stage="split",
@@ -346,10 +348,10 @@ def accepted(rows: Rows) -> Version:
         num_quarantined=1,
         largest_similarity=0,
         random_leak_share=0,
-        folder=rows.folder,
+        folder=others,
     )
-    pq.write_table(SIDES_SCHEMA.empty_table(), rows.path(SIDES_FILE))
-    rows.path("profile.json").write_text("{}")
+    pq.write_table(SIDES_SCHEMA.empty_table(), others / SIDES_FILE)
+    (others / "profile.json").write_text("{}")
     found = before("triage", rows, Split(sticky=False))
     version = accept(found, rows, checked, unique, splits)
     assert version

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.inputs import inputs
 from tasks.config import Data, Judge, Model, Registry, Settings, Source, outside
 from tasks.errors import ConfigError
@@ -145,3 +147,32 @@ def test_only_modules_that_the_environment_names_are_imported(monkeypatch: pytes
     for name in ("teams:X", "data_checks.other.X", "os:X"):
         with pytest.raises(ConfigError, match="none of TUNEWRIGHT_MODULES"):
             outside.check_module("evaluation.metrics", name)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "judge.url=http://u:hunter2@h/v1",
+        "registry.tracking_uri=http://h:5000?token=hunter2",
+        'data.sources=[{path: "s3://AK:hunter2@b/x.jsonl"}]',
+        "model.base=https://u:hunter2@host/m",
+    ],
+)
+def test_credentials_on_the_command_line_are_not_repeated(assignment: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "deployments: [{name: mine, entrypoint: flows.finetune.finetune, "
+        "parameters: {data: {sources: [{path: a.jsonl}]}, model: {base: org/name}}}]"
+    )
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    done = CliRunner().invoke(app, ["plan", str(file), "--json", "--set", assignment])
+    assert done.exit_code == 2
+    assert "hunter2" not in done.output
+    assert assignment.partition("=")[0] in done.output
+
+
+def test_an_address_of_release_commands_with_credentials_names_its_own_option() -> None:
+    done = CliRunner().invoke(app, ["release", "history", "x", "--tracking-uri", "http://u:hunter2@127.0.0.1:5999"])
+    assert done.exit_code == 2
+    assert "--tracking-uri: http://127.0.0.1:5999: a URL with credentials" in done.output
+    assert "hunter2" not in done.output

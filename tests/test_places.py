@@ -1,6 +1,7 @@
 """Paths of a deployment file mean the same from every folder: they are relative to the file."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.deployment_file import load, override
 from tasks import config
+from tasks.artifacts import Base
 from tasks.config import called_in, from_here, working_in
 from tasks.ingest import ingest, source_files
 
@@ -25,13 +27,12 @@ FILE = """deployments:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with data/ and deployments/mine.yaml, which names the data as ../data."""
-    for name in ("data", "deployments", "elsewhere", "bases/tiny"):
+    for name in ("data", "deployments", "elsewhere", "bases"):
         (tmp_path / "project" / name).mkdir(parents=True)
+    shutil.copytree(tiny_base.folder, tmp_path / "project/bases/tiny")
     (tmp_path / "project/data/a.jsonl").write_text("\n".join(map(json.dumps, LINES)))
-    (tmp_path / "project/bases/tiny/config.json").write_text("{}")
-    (tmp_path / "project/bases/tiny/model.safetensors").write_text("no weights")
     (tmp_path / "project/deployments/mine.yaml").write_text(FILE)
     monkeypatch.chdir(tmp_path / "project")
     return tmp_path / "project"

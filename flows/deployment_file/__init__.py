@@ -18,6 +18,7 @@ from flows.deployment_file.keys import check, mappings, schedule_of
 from flows.parameters import DEPLOYMENT_NAME, Parameters, checked, field, flat, named, shown, slug
 from flows.strict_yaml import Document
 from tasks.config import Local, Settings, Source, Stage, called_in, from_folder
+from tasks.config.outside import holds_secret
 from tasks.errors import ConfigError, TunewrightError
 
 ENTRYPOINT = "flows.finetune.finetune"
@@ -82,7 +83,7 @@ def load(path: Path, deployment: str | None = None) -> Pipeline:
 def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--set") -> Pipeline:
     """The pipeline with `section.field=value` assignments of the command line on top. Raises ConfigError."""
     parameters, folder = dict(pipeline.parameters), called_in() / pipeline.path.parent
-    places = {_assign(parameters, each, option, folder): f"{option} {shown(each)}" for each in assignments}
+    places = {_assign(parameters, each, option, folder): f"{option} {_said(each)}" for each in assignments}
 
     def place(key: str) -> str:
         near = [text for name, text in places.items() if _inside(key, name) or _inside(name, key)]
@@ -205,6 +206,11 @@ def _parameters(document: Document, at: str, holder: dict[str, Any]) -> dict[str
     return parameters
 
 
+def _said(assignment: str) -> str:
+    """An assignment for a message, without its value where that holds a secret."""
+    return f"{assignment.partition('=')[0]}=..." if holds_secret(assignment) else shown(assignment)
+
+
 def _assign(parameters: dict[str, Any], assignment: str, option: str, folder: Path) -> str:
     """Sets what an assignment says and returns its key; whether key and value are accepted is for `checked` to say.
 
@@ -214,8 +220,8 @@ def _assign(parameters: dict[str, Any], assignment: str, option: str, folder: Pa
     around, _, name = key.rpartition(".")
     names = [around, name] if "." in key else [name]
     if not equals or not assignment.isprintable() or not all(name.isidentifier() for name in names):
-        raise ConfigError(f"{option} {shown(assignment)}: accepted: section.field=value, such as training.epochs=2")
-    value = _from_folder(key, _value(key, text, f"{option} {shown(assignment)}"), folder)
+        raise ConfigError(f"{option} {_said(assignment)}: accepted: section.field=value, such as training.epochs=2")
+    value = _from_folder(key, _value(key, text, f"{option} {_said(assignment)}"), folder)
     section = parameters.get(around)
     parameters |= {around: (section if isinstance(section, dict) else {}) | {name: value}} if around else {name: value}
     return key
