@@ -53,10 +53,10 @@ def main(port: int) -> None:
     server = get_current_settings().server
     app = create_app(final=True)
     app.router.routes.insert(0, Route(LOGIN, log_in))
-    app.add_middleware(NoFrames)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)
+    # Around the app and not in it: Prefect's automations call it within this process, under a host name of their own.
+    guarded = TrustedHostMiddleware(NoFrames(app), allowed_hosts=HOSTS, www_redirect=False)
     uvicorn.run(
-        app,
+        guarded,
         host=LOOPBACK,
         port=port,
         timeout_keep_alive=server.api.keepalive_timeout,
