@@ -6,7 +6,6 @@ takes 34 bytes a row, since it holds row_ids and no texts: what a row said may b
 the version is accepted, so that the next run has the same splits although all artifacts were deleted.
 """
 
-import os
 import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks import config
+from tasks import config, disk
 from tasks.artifacts import SIDES_FILE, SIDES_SCHEMA, CheckedRows, Rows, Splits
 from tasks.caching import digest_of
 from tasks.history import Version
@@ -59,11 +58,10 @@ def keep(folder: Path, rows: Rows, checked: CheckedRows, splits: Splits, there: 
     table = _table(rows, checked, splits, set_aside)
     pq.write_table(table, unfinished / SIDES_FILE, compression="zstd")
     shutil.copyfile(checked.path(PROFILE), unfinished / PROFILE)
-    for path in (*unfinished.iterdir(), unfinished):
-        _sync(path)
+    disk.sync(*unfinished.iterdir(), unfinished)
     shutil.rmtree(folder, ignore_errors=True)  # others than `there`
     unfinished.rename(folder)
-    _sync(folder.parent)
+    disk.sync(folder.parent)
     return digest(folder)
 
 
@@ -121,11 +119,3 @@ def _among(values: pa.Array, those: pa.ChunkedArray) -> np.ndarray:
     """Whether each value is one of those."""
     found = pc.is_in(values, value_set=those.combine_chunks())  # pyright: ignore[reportAttributeAccessIssue]
     return found.to_numpy(zero_copy_only=False)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ once, and never the other way round.
 """
 
 import contextlib
-import os
 import shutil
 import sqlite3
 import tarfile
@@ -15,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks import config
+from tasks import config, disk
 from tasks.caching import lock
 from tasks.errors import ConfigError
 
@@ -47,8 +46,7 @@ def backup(file: Path) -> int:
             for history in HISTORIES:
                 with _locked(history):
                     _add(archive, history)
-        with unfinished.open("rb") as written:
-            os.fsync(written.fileno())
+        disk.sync(unfinished)
         unfinished.chmod(0o600)  # it has answers to test rows
         unfinished.rename(file)
     return file.stat().st_size

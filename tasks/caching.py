@@ -26,7 +26,7 @@ from typing import Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.states import Completed
 
-from tasks import config, manifest, stopped
+from tasks import config, disk, manifest, stopped
 from tasks.artifacts import Artifact
 from tasks.errors import NO_SPACE, DataError, TunewrightError
 from tasks.ingredients import Ingredients, differing, hash_of, key_of, of_call
@@ -171,7 +171,7 @@ class Cached(Generic[P, A]):
                 seconds=round(time.monotonic() - started - draft.waited_seconds, 3),
             )
             manifest.write(unfinished, written)
-            _sync(unfinished)
+            disk.sync(*unfinished.rglob("*"), unfinished)
             manifest.remember(unfinished, self.stage, folder.name)
             if folder.exists():
                 folder.rename(unfinished.with_suffix(".old"))
@@ -239,15 +239,6 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     with (path.parent / f".{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-
-
-def _sync(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _flow_run_name() -> str:

@@ -3,14 +3,13 @@
 What makes a version, and what follows from it, is said in tasks/versions.py.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks import config, lines
+from tasks import config, disk, lines
 
 
 class Part(BaseModel):
@@ -86,9 +85,4 @@ def read(file: Path) -> list[Version]:
 
 def write(file: Path, versions: Sequence[Version]) -> None:
     """Replaces the file in one step: after a kill it has all the old lines or all the new ones."""
-    unfinished = file.with_suffix(".unfinished")
-    with unfinished.open("w", encoding="utf-8") as opened:
-        opened.writelines(f"{version.model_dump_json()}\n" for version in versions)
-        opened.flush()
-        os.fsync(opened.fileno())
-    unfinished.replace(file)
+    disk.replace(file, "".join(f"{version.model_dump_json()}\n" for version in versions))

@@ -7,14 +7,13 @@ version of Tunewright or copied from another home, is accepted if its manifest a
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_checks.accepted import printable
-from tasks import config
+from tasks import config, disk
 from tasks.artifacts import Artifact
 from tasks.ingredients import key_of
 
@@ -90,12 +89,7 @@ def remember(folder: Path, stage: str, key: str) -> None:
     """Keeps the sha256 of the manifest in `folder` apart from the artifacts, in one step."""
     entry = _entry(stage, key)
     entry.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = entry.with_suffix(".unfinished")
-    with unfinished.open("w", encoding="utf-8") as opened:
-        opened.write(digest_of(folder / MANIFEST))
-        opened.flush()
-        os.fsync(opened.fileno())
-    unfinished.replace(entry)
+    disk.replace(entry, digest_of(folder / MANIFEST))
 
 
 def forget(stage: str, key: str) -> None:

@@ -6,14 +6,13 @@ run that it starts fails, as it does where the data are refused, it is not start
 """
 
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tasks import config
+from tasks import config, disk
 from tasks.config import Data
 from tasks.ingest import SourceFile, source_files
 from tasks.ingest.files import identify, is_remote, stamp
@@ -133,6 +132,4 @@ def _write(file: Path, text: str) -> None:
     """Whole or not at all: a look reads while a run writes."""
     config.make_home()
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
+    disk.replace(file, text)

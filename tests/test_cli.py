@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from flows import cli
-from tasks import caching
 from tasks.artifacts import Base
 from tasks.config import Checks
 
@@ -457,7 +456,7 @@ def test_a_full_disk_is_one_line_and_code_1(tunewright: Run, home: Path, monkeyp
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(caching.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     code, line = refusal(tunewright("run", "tiny.yaml", "-q", "--until", "ingest"))
     assert code == 1
     assert line.startswith(f"no space left on the disk of {home}")

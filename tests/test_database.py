@@ -100,11 +100,11 @@ def test_on_a_full_disk_it_is_one_line_and_with_room_the_next_one_makes_it(
 def test_a_kill_while_it_is_made_leaves_none_and_the_next_one_makes_it(
     file: Path, quick: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(_: Path) -> None:
+    def killed(*_: Path) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(database, "_sync", killed)
+        patch.setattr(database.disk, "sync", killed)
         database.ensure(file)
     assert quick[0].exists()
     assert not file.exists()

@@ -70,7 +70,9 @@ def elsewhere(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     folder = tmp_path / "elsewhere"
     (folder / "site").mkdir(parents=True)
     (folder / "site" / "sitecustomize.py").write_text(HIDDEN)
-    theirs = {name: value for name, value in os.environ.items() if not name.startswith(("TUNEWRIGHT", "HF_HUB", "MLFLOW"))}
+    theirs = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TUNEWRIGHT", "HF_HUB", "MLFLOW"))
+    }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow calls uvicorn by its name
     return folder, theirs | {"HOME": str(folder), "PATH": path, "PYTHONPATH": str(folder / "site")}
 

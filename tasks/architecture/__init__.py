@@ -10,13 +10,12 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from tasks import config
+from tasks import config, disk
 from tasks.architecture.tiny import absurd, tiny, windows
 from tasks.errors import ConfigError
 from tasks.fingerprint import fingerprints
@@ -81,9 +80,7 @@ def _kept(fields: str, exceeded: tuple[str, ...]) -> Architecture:
     except (OSError, ValidationError):
         found = _probed(json.loads(fields, object_hook=_number), exceeded)
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(found.model_dump_json(), encoding="utf-8")
-    unfinished.replace(file)
+    disk.replace(file, found.model_dump_json())
     return found
 
 

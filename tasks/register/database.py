@@ -5,11 +5,10 @@ fail on each other's tables, and a kill or a full disk in between leaves a datab
 """
 
 import logging
-import os
 import sqlite3
 from pathlib import Path
 
-from tasks import config, databases
+from tasks import config, databases, disk
 from tasks.caching import lock
 from tasks.errors import NO_SPACE, TunewrightError
 
@@ -76,14 +75,6 @@ def _make(file: Path) -> None:
         raise TunewrightError(NO_SPACE.format(file.parent)) from error
     finally:
         SqlAlchemyStore._engine_map.pop(f"sqlite:///{unfinished}", None)
-    _sync(unfinished)
+    disk.sync(unfinished)
     unfinished.rename(file)
-    _sync(file.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    disk.sync(file.parent)

@@ -4,14 +4,14 @@ transformers would resume from a truncated, altered or incomplete checkpoint wit
 the checkpoint of the best step is gone, it would take the last step's weights for the best.
 """
 
-import hashlib
-import os
 import shutil
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_checks.accepted import printable
+from tasks import disk
+from tasks.manifest import digest_of
 
 MANIFEST = "manifest.json"
 PREFIX = "checkpoint-"
@@ -124,21 +124,10 @@ def _best(checkpoint: Path) -> Path | None:
 
 def _write_manifest(checkpoint: Path, best_step: int | None, files: dict[str, list[str]]) -> None:
     unfinished = checkpoint / f".{MANIFEST}"
-    with unfinished.open("w", encoding="utf-8") as opened:
-        opened.write(Seal(best_step=best_step, files=files).model_dump_json())
-        opened.flush()
-        os.fsync(opened.fileno())
+    unfinished.write_text(Seal(best_step=best_step, files=files).model_dump_json(), encoding="utf-8")
+    disk.sync(unfinished)
     unfinished.rename(checkpoint / MANIFEST)
-    for folder in (checkpoint, checkpoint.parent):  # before older ones are removed
-        _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    disk.sync(checkpoint, checkpoint.parent)  # before older ones are removed
 
 
 def _manifest(checkpoint: Path) -> Seal | None:
@@ -156,7 +145,5 @@ def _digests(checkpoint: Path) -> dict[str, str]:
 
 def _digest(file: Path) -> str:
     """The sha256 of a file, which is on the disk then."""
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        os.fsync(opened.fileno())
-    return digest
+    disk.sync(file)
+    return digest_of(file)
