@@ -23,7 +23,9 @@ def test_a_file_that_cannot_be_written_keeps_its_old_text(tmp_path: Path, monkey
 
 def test_a_file_is_on_the_disk_before_it_takes_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, seen = tmp_path / "history.jsonl", list[str]()
-    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: seen.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    )
     disk.replace(file, "new")
     assert [Path(name).parent for name in seen] == [tmp_path]
     assert str(file) not in seen
