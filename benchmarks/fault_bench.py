@@ -13,7 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from tasks.config import NO_TELEMETRY
+from tasks.parent import end_with_parent
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests"))
+models = import_module("make_models")
 
 HANG_SECONDS = 20  # without a sign of life; five minutes are too long for fifty runs
 COMMAND = (
@@ -31,19 +38,16 @@ COMMAND = (
     "-c",
     f"from tasks import heartbeat; heartbeat.IDLE_SECONDS = {HANG_SECONDS}; from flows.cli import main; main()",
 )
-RUN_SECONDS = 420.0  # after which a run is taken for one that never ends
-LEFT_SECONDS = 15.0  # for processes to end after the run has
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+RUN_SECONDS = 900.0  # after which a run is taken for one that never ends, on a machine that has other work too
+LEFT_SECONDS = 60.0  # for processes to end after the run has
+END_WITH_BENCHMARK = partial(end_with_parent, signal.SIGTERM)  # however it ends
 SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
 PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake")
 PARAMETERS: dict[str, Any] = {
     "data": {"sources": [{"path": "rows.jsonl"}]},
     "model": {"base": "base", "max_length": 128},
     "method": {"rank": 2, "alpha": 4},
-    "training": {"learning_rate": 0.003, "max_steps": 120, "batch": 4, "evaluate_every": 10, "patience": None},
+    "training": {"learning_rate": 0.003, "max_steps": 60, "batch": 4, "evaluate_every": 10, "patience": None},
     "compute": {"threads": 1},
     "evaluation": {"max_new_tokens": 4, "contenders": [], "forgetting": False},
     "gate": {"metric": "perplexity", "confidence": 0.8},
@@ -74,7 +78,7 @@ class Bench:
         """Writes the base, the rows and the deployment file, unless they are there."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "tiny.yaml").exists():
-            write_base(self.folder / "base")
+            models.make_model("llama", self.folder / "base")
             (self.folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows()))
             deployment = {"name": "tiny", "entrypoint": "flows.finetune.finetune", "work_pool": {"name": "local"}}
             file = {"deployments": [deployment | {"parameters": PARAMETERS}]}
@@ -94,7 +98,7 @@ class Bench:
 
         What is empty in the environment is left out of it.
         """
-        own = {"TUNEWRIGHT_HOME": str(home), "TMPDIR": str(self.folder), "PYTHONPATH": str(Path(__file__).parents[1])}
+        own = {"TUNEWRIGHT_HOME": str(home), "TMPDIR": str(self.folder), "PYTHONPATH": str(ROOT)}
         own |= {"PREFECT_HOME": str(home.with_suffix(".prefect")), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         merged = {**os.environ, **own, **self.environment, **environment}
         command = [*COMMAND, *arguments] if script is None else [sys.executable, "-P", "-c", script]
@@ -107,6 +111,7 @@ class Bench:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=END_WITH_BENCHMARK,
             )
 
     def serve(self, name: str, command: tuple[str, ...], address: str, **environment: str) -> None:
@@ -114,13 +119,22 @@ class Bench:
         log = (self.folder / f"{name}.log").open("ab")
         environment = {**os.environ, **NO_TELEMETRY, "PREFECT_HOME": str(self.folder / "prefect"), **environment}
         process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=self.folder, env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", *command],
+            cwd=self.folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            preexec_fn=END_WITH_BENCHMARK,
         )
         self.processes.append(process)
         wait(lambda: answers(address), 240.0)
 
     def end(self) -> None:
-        """Ends the servers."""
+        """Ends the servers, and runs that were interrupted."""
+        for process in living(self.folder):
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        end_all(self.folder)
         for process in self.processes:
             process.terminate()
         for process in self.processes:
@@ -206,12 +220,13 @@ def result(home: Path, database: Path, name: str) -> Result | None:
 SPLITS = ("train", "validation", "test")
 
 
-def living(home: Path) -> list[psutil.Process]:
-    """The processes that work for a home."""
+def living(folder: Path) -> list[psutil.Process]:
+    """The processes that work for a home, or for any in a folder."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get("TUNEWRIGHT_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+            is_of_home = Path(process.environ().get("TUNEWRIGHT_HOME", "/")).is_relative_to(folder)
+            if is_of_home and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
@@ -225,12 +240,12 @@ def one_of(home: Path, words: str) -> psutil.Process | None:
     return None
 
 
-def end_all(home: Path) -> int:
-    """Waits for the processes of a home to end, kills those that do not, and returns how many those were."""
+def end_all(folder: Path) -> int:
+    """Waits for the processes of its homes to end, kills those that do not, and returns how many those were."""
     until = time.monotonic() + LEFT_SECONDS
-    while living(home) and time.monotonic() < until:
+    while living(folder) and time.monotonic() < until:
         time.sleep(0.2)
-    left = living(home)
+    left = living(folder)
     for process in left:
         with contextlib.suppress(psutil.Error):
             process.send_signal(signal.SIGKILL)
@@ -271,41 +286,3 @@ def rows() -> Iterator[dict[str, str]]:
     ]
     yield from made
     yield from made[:4]
-
-
-def write_base(folder: Path) -> None:
-    """A llama of two layers with random weights and a tokenizer of bytes."""
-    import torch
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator([row["instruction"] for row in rows()], trainer)
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
-    fast: Any = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=special[1],
-        eos_token=special[2],
-        pad_token=special[2],
-        chat_template=CHATML,
-    )
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=fast.bos_token_id,
-        eos_token_id=fast.eos_token_id,
-        pad_token_id=fast.pad_token_id,
-    )
-    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)  # pyright: ignore[reportArgumentType]

@@ -1,24 +1,29 @@
-"""The faults of benchmarks/faults.py: each strikes a run at a random moment, and says when it did."""
+"""The faults of benchmarks/faults.py: each strikes a run at a random moment, and notes when it did."""
 
 import contextlib
-import os
+import ctypes
 import random
-import shutil
+import re
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from fault_bench import Bench, Proxy, living, one_of, wait
+import psutil
+from fault_bench import RUN_SECONDS, Bench, Proxy, living, one_of, wait
 
-STAGES = ("ingest", "base", "check", "dedupe", "split", "render", "train", "evaluate", "decide", "verdict_page")
+STAGE = re.compile(
+    r"^(?:.* tunewright - )?(ingest|base|check|dedupe|split|render|train|evaluate|decide|verdict_page|register)\b", re.M
+)
 TRAINER = "tasks.trainer"
 OUTAGE_SECONDS = 12.0
 ROOM = "64m"  # of a small disk, once there is room again
+CLONE_NEWNS = 0x20000  # linux/sched.h
+T = TypeVar("T")
 
 
 @dataclass
@@ -34,11 +39,12 @@ class Scene:
     begun: float  # when it did, by time.monotonic
     proxy: Proxy | None
     second: subprocess.Popen[bytes] | None = None
+    moment: str = ""  # when it was struck; "" where it had ended before
 
     def stage(self) -> str:
-        """The stage that it is in, by its log."""
-        lines = self.home.with_suffix(".log").read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [line.split()[0] for line in lines if line.split() and line.split()[0] in (*STAGES, "register")]
+        """The stage that it is in, by its log, or by that of the worker."""
+        logs = [log for log in (self.home / "logs" / "worker.log", self.home.with_suffix(".log")) if log.exists()]
+        names = STAGE.findall(logs[0].read_text(encoding="utf-8", errors="replace"))
         return names[-1] if names else "start"
 
     def sleep(self, earliest: float = 0.02, latest: float = 0.98) -> None:
@@ -47,12 +53,31 @@ class Scene:
         while time.monotonic() < until and self.process.poll() is None:
             time.sleep(0.02)
 
-    def kill(self) -> None:
-        """Ends the run as a power cut would."""
+    def until(self, found: Callable[[], T | None], step: float = 0.05) -> T | None:
+        """The first value that is true; None where the run ends before there is one."""
+        return wait(lambda: found() or self.process.poll() is not None, RUN_SECONDS, step) and found()
+
+    def is_hit(self) -> bool:
+        """Notes the moment of the fault, unless the run has ended."""
+        if self.process.poll() is None:
+            self.moment = f"{time.monotonic() - self.begun:.0f} s, {self.stage()}"
+        return bool(self.moment)
+
+    def send(self, process: psutil.Process | None, sent: signal.Signals) -> None:
+        """Sends a signal to one of its processes."""
+        with contextlib.suppress(psutil.Error):
+            if process and process.is_running() and self.is_hit():
+                process.send_signal(sent)
+
+    def kill(self) -> bool:
+        """Ends the run as a power cut would; False where it had ended before."""
+        if not self.is_hit():
+            return False
         for process in living(self.home):
-            with contextlib.suppress(OSError, LookupError):
-                os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         self.process.wait()
+        return True
 
 
 Strike = Callable[[Scene], None]
@@ -72,7 +97,7 @@ def flow(sent: signal.Signals) -> Strike:
 
     def strike(scene: Scene) -> None:
         scene.sleep()
-        scene.process.send_signal(sent)
+        scene.send(psutil.Process(scene.process.pid), sent)
 
     return strike
 
@@ -81,21 +106,19 @@ def trainer(sent: signal.Signals) -> Strike:
     """Sends a signal to the trainer at a random moment of its life."""
 
     def strike(scene: Scene) -> None:
-        found = wait(lambda: one_of(scene.home, TRAINER) or scene.process.poll() is not None, 300.0)
+        found = scene.until(partial(one_of, scene.home, TRAINER))
         time.sleep(scene.training * scene.chance.random())
-        with contextlib.suppress(LookupError, OSError, AttributeError):
-            os.kill(found.pid, sent)
+        scene.send(found, sent)
 
     return strike
 
 
 def service(words: str, sent: signal.Signals) -> Strike:
-    """Sends a signal to the process whose command has these words."""
+    """Sends a signal to the process whose command has these words, as soon as it is there."""
 
     def strike(scene: Scene) -> None:
         scene.sleep(0.1)
-        if found := one_of(scene.home, words):
-            os.kill(found.pid, sent)
+        scene.send(scene.until(partial(one_of, scene.home, words)), sent)
 
     return strike
 
@@ -105,10 +128,10 @@ def mlflow_fails(mode: str) -> Strike:
 
     def strike(scene: Scene) -> None:
         assert scene.proxy
-        trained = partial(_files, scene.home, "artifacts/train/*/manifest.json")
-        wait(lambda: trained() or scene.process.poll() is not None, 300.0)
+        scene.until(partial(_files, scene.home, "artifacts/train/*/manifest.json"))
         time.sleep(scene.chance.uniform(0.0, 6.0))
-        scene.proxy.fail(mode, OUTAGE_SECONDS)  # pyright: ignore[reportArgumentType] one of its modes
+        if scene.is_hit():
+            scene.proxy.fail(mode, OUTAGE_SECONDS)  # pyright: ignore[reportArgumentType] one of its modes
 
     return strike
 
@@ -134,26 +157,37 @@ def harm(file: Path, chance: random.Random) -> str:
 def artifact_harmed(scene: Scene) -> None:
     """A power cut in the later part of a run, after which a file of an artifact is not as it was."""
     scene.sleep(0.4)
-    scene.kill()
-    files = [file for file in scene.home.glob("artifacts/*/[!.]*/**/*") if file.is_file()]
-    if files:
-        harm(scene.chance.choice(sorted(files)), scene.chance)
+    if scene.kill():
+        files = [file for file in scene.home.glob("artifacts/*/[!.]*/**/*") if file.is_file()]
+        _harm_one(scene, files)
 
 
 def checkpoint_harmed(scene: Scene) -> None:
     """A power cut in training, after which a file of the newest checkpoint is not as it was."""
     sealed = partial(_files, scene.home, "work/train/*/checkpoints/checkpoint-*/manifest.json")
-    wait(lambda: len(sealed()) >= 2 or scene.process.poll() is not None, 300.0, 0.01)
+    scene.until(lambda: len(sealed()) >= 2, 0.01)
     time.sleep(scene.training * scene.chance.uniform(0, 0.2))
-    scene.kill()
-    if found := sealed():
-        newest = max((each.parent for each in found), key=lambda each: int(each.name.rpartition("-")[2]))
-        harm(scene.chance.choice(sorted(file for file in newest.iterdir() if file.is_file())), scene.chance)
+    if scene.kill():
+        newest = max((each.parent for each in sealed()), key=_step, default=scene.home)
+        _harm_one(scene, [file for file in newest.iterdir() if file.is_file()] if newest != scene.home else [])
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _harm_one(scene: Scene, files: list[Path]) -> None:
+    """Harms one of the files, and notes which; where there is none, the fault did not come about."""
+    if not files:
+        scene.moment = ""
+        return
+    file = scene.chance.choice(sorted(files))
+    scene.moment += f": {file.name} {harm(file, scene.chance)}"
 
 
 def database_cut(scene: Scene) -> None:
     """A power cut while MLflow's database is made."""
-    wait(lambda: (scene.home / ".mlflow.db.unfinished").exists() or scene.process.poll() is not None, 300.0, 0.01)
+    scene.until(lambda: (scene.home / ".mlflow.db.unfinished").exists(), 0.01)
     time.sleep(scene.chance.uniform(0.0, 5.0))
     scene.kill()
 
@@ -161,18 +195,22 @@ def database_cut(scene: Scene) -> None:
 def database_removed(scene: Scene) -> None:
     """A power cut, after which MLflow's database is gone."""
     scene.sleep(0.6)
-    scene.kill()
-    (scene.home / "mlflow.db").unlink(missing_ok=True)
+    if scene.kill():
+        (scene.home / "mlflow.db").unlink(missing_ok=True)
 
 
 def two_at_once(scene: Scene) -> None:
     """The same command once more, a moment later."""
     time.sleep(scene.chance.uniform(0.0, 3.0))
-    scene.second = scene.bench.start(scene.home, "run", "tiny.yaml")
+    if scene.is_hit():
+        scene.second = scene.bench.start(scene.home, "run", "tiny.yaml")
+        scene.second.wait()  # since the kernel ends what a thread has started when that thread ends
 
 
-def nothing(scene: Scene) -> None:
-    """The disk was small from the start."""
+def small_disk(scene: Scene) -> None:
+    """The disk was small from the start, and full by the time that the run fails."""
+    if scene.process.wait():
+        scene.moment = "from the start"
 
 
 FAULTS = (
@@ -181,7 +219,7 @@ FAULTS = (
     Fault("kill -9 the trainer", trainer(signal.SIGKILL)),
     Fault("SIGTERM the trainer", trainer(signal.SIGTERM)),
     Fault("SIGSTOP the trainer", trainer(signal.SIGSTOP)),
-    Fault("full disk", nothing, "disk"),
+    Fault("full disk", small_disk, "disk"),
     Fault("file of a checkpoint", checkpoint_harmed),
     Fault("file of an artifact", artifact_harmed),
     Fault("MLflow answers 503", mlflow_fails("503"), "proxy"),
@@ -197,11 +235,20 @@ FAULTS = (
     Fault("up: kill -9 Prefect", service("prefect_app", signal.SIGKILL), "up"),
     Fault("up: kill -9 MLflow", service("mlflow server", signal.SIGKILL), "up"),
     Fault("up: kill -9 the run", service("prefect.engine", signal.SIGKILL), "up"),
-    Fault("up: kill -9 the trainer", service(TRAINER, signal.SIGKILL), "up"),
+    Fault("up: kill -9 the trainer", trainer(signal.SIGKILL), "up"),
 )
 
 
-def small_disk(home: Path, size: int) -> Callable[[bool], None]:
+def own_mounts() -> bool:
+    """Gives this process and its children mounts of their own, which go when the last of them ends.
+
+    False where the user may not.
+    """
+    is_own = hasattr(ctypes.CDLL(None), "unshare") and ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0
+    return is_own and subprocess.run(["mount", "--make-rprivate", "/"], check=False).returncode == 0
+
+
+def mount_small(home: Path, size: int) -> Callable[[bool], None]:
     """Puts the home on a disk of so many bytes. What is returned gives it room, or takes the disk away for good."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(home)], check=True)
 
@@ -210,25 +257,3 @@ def small_disk(home: Path, size: int) -> Callable[[bool], None]:
         subprocess.run(command, check=True)
 
     return change
-
-
-def can_mount(folder: Path) -> bool:
-    """Whether this user may mount a disk."""
-    if os.geteuid() or not shutil.which("mount"):
-        return False
-    probe = folder / "probe"
-    probe.mkdir(exist_ok=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(probe)], capture_output=True, check=False
-    )
-    if mounted.returncode == 0:
-        subprocess.run(["umount", str(probe)], check=True)
-    probe.rmdir()
-    return mounted.returncode == 0
-
-
-def in_background(strike: Strike, scene: Scene) -> threading.Thread:
-    """Strikes while the caller waits for the run."""
-    thread = threading.Thread(target=strike, args=(scene,), daemon=True)
-    thread.start()
-    return thread

@@ -39,6 +39,7 @@ def right(benchmark: ModuleType) -> Any:
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"moment": ""},
         {"code": None},
         {"finished": False},
         {"same_bytes": False},
@@ -59,6 +60,44 @@ def test_each_kind_of_fault_comes_as_often_as_the_others(benchmark: ModuleType) 
     drawn = Counter(fault.name for fault in benchmark.chosen(kinds, 2 * len(kinds) + 3, random.Random(1)))
     assert drawn.keys() == {fault.name for fault in kinds}
     assert {*drawn.values()} == {2, 3}
+
+
+def test_commands_that_share_the_runs_have_each_of_them_once(
+    benchmark: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    right: Any,
+) -> None:
+    def struck(_: Any, fault: Any, *__: Any) -> Any:
+        return replace(right, fault=fault.name)
+
+    monkeypatch.setattr(benchmark.Bench, "make", lambda _: None)
+    monkeypatch.setattr(benchmark.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(benchmark, "own_mounts", lambda: True)
+    monkeypatch.setattr(benchmark, "serve", lambda *_, **__: None)
+    monkeypatch.setattr(benchmark, "undisturbed", lambda _: benchmark.Undisturbed(None, 1.0, 1.0, 1))
+    monkeypatch.setattr(benchmark, "struck", struck)
+
+    def faults(part: str) -> list[tuple[int, str]]:
+        monkeypatch.setattr("sys.argv", ["faults.py", "--runs", "30", "--part", part, "--folder", str(tmp_path)])
+        assert benchmark.main() == 0
+        lines = [line.partition("/30 ") for line in capsys.readouterr().out.splitlines() if "/30 " in line]
+        return [(int(number), cells.split(" | ")[0]) for number, _, cells in lines]
+
+    shared = sorted(faults("1/3") + faults("2/3") + faults("3/3"))
+    assert shared == faults("1/1")
+    assert [number for number, _ in shared] == [*range(1, 31)]
+
+
+def test_a_run_that_ends_before_its_fault_is_tried_again(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, right: Any
+) -> None:
+    early = replace(right, moment="")
+    tries = iter([early, early, right, early, early, early])
+    monkeypatch.setattr(benchmark, "disturbed", lambda *_: next(tries))
+    assert benchmark.struck(*[None] * 5) is right
+    assert benchmark.struck(*[None] * 5) is early
 
 
 def test_a_file_that_is_harmed_is_not_as_it_was(benchmark: ModuleType, tmp_path: Path) -> None:
