@@ -193,10 +193,12 @@ def database_cut(scene: Scene) -> None:
 
 
 def database_removed(scene: Scene) -> None:
-    """A power cut, after which MLflow's database is gone."""
-    scene.sleep(0.6)
+    """A power cut once MLflow's database is there, after which it is gone."""
+    database = scene.home / "mlflow.db"
+    scene.until(database.exists, 0.01)
+    time.sleep(scene.chance.uniform(0.0, 5.0))
     if scene.kill():
-        (scene.home / "mlflow.db").unlink(missing_ok=True)
+        database.unlink()
 
 
 def two_at_once(scene: Scene) -> None:
