@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from make_models import make_model
 
 from tasks import batches, budget, cutting, methods, speed
 from tasks.artifacts import IGNORED, TOKEN_SCHEMA, Base, Tokens
@@ -504,15 +505,24 @@ def test_training_begins_with_a_micro_batch_that_fits_and_no_warning(tiny_base: 
 def test_a_base_that_cannot_be_reckoned_with_trains_as_it_is_set(
     tiny_base: Base, tokens: Tokens, tmp_path: Path
 ) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
-    base = tiny_base.model_copy(update={"folder": tmp_path / "gpt2"})
-    with pytest.raises(shapes.NoShape, match="names no hidden_size in its config"):
+    base = tiny_base.model_copy(update={"folder": make_model("mamba", tmp_path / "mamba")})
+    with pytest.raises(shapes.NoShape, match="names no num_attention_heads in its config"):
         shapes.shape_in(base.weights)
     for micro_batch, size in ((3, 3), ("auto", 8)):
         training = Training.model_validate({"batch": 8, "micro_batch": micro_batch})
         assert budget.before_training(base, tokens, Method(), training, Compute()) == (size, "")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gptj", "gpt_neo", "bloom", "mpt"])
+def test_a_base_whose_config_has_names_of_its_own_is_counted(kind: str, tmp_path: Path) -> None:
+    weights = make_model(kind, tmp_path / kind)
+    shape = shapes.shape_in(weights)
+    assert (shape.hidden, shape.heads, shape.num_layers) == (32, 4, 2)
+    assert {(matrix.outputs, matrix.inputs) for matrix in shape.matrices} >= {(32, 128), (128, 32)}
+    for method in (Method(rank=2), Method(kind="full")):
+        learns, total = methods.trained_share(methods.load_trainable(weights, method, chosen(weights, method)))
+        assert learning(shape, method).num_learning == learns
+    assert shape.num_parameters == total
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])

@@ -29,6 +29,8 @@ EXPERTS = re.compile(
     r"|\.ffn_(?:\w+_exps|gate_inp)$"
 )
 NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+NEEDED = ("hidden_size", "num_attention_heads", "vocab_size")
+CONV1D = ("gpt2", "openai-gpt")  # whose files have each matrix transposed: [inputs, outputs]
 
 
 class NoShape(ValueError):
@@ -193,6 +195,7 @@ def llama_like(config: Mapping[str, Any]) -> Shape:
 
 
 def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]]], where: str) -> Shape:
+    config = _with_common_names(config)
     matrices, num_others, num_expert, has_head = [], 0, 0, False
     for name, shape in tensors:
         layer = re.search(r"(?:layers|h|blocks|blk)\.(\d+)\.", name)
@@ -201,7 +204,8 @@ def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]
         if layer and EXPERTS.search(path):
             num_expert += _product(shape)
         elif layer and len(shape) == 2:
-            matrices.append(Matrix(int(layer[1]), module, shape[0], shape[1], path))
+            outputs, inputs = shape[::-1] if config.get("model_type") in CONV1D else shape
+            matrices.append(Matrix(int(layer[1]), module, outputs, inputs, path))
         elif module in HEAD:
             has_head = True
         elif module not in EMBEDDING or len(shape) != 2:
@@ -212,7 +216,7 @@ def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]
         )
     if not matrices:
         raise NoShape(f"{where} has no layers of linear modules")
-    if missing := [name for name in ("hidden_size", "num_attention_heads", "vocab_size") if not config.get(name)]:
+    if missing := [name for name in NEEDED if not config.get(name)]:
         raise NoShape(f"{where} names no {missing[0]} in its config, as the kinds of models known here do")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     return Shape(
@@ -229,6 +233,17 @@ def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]
         num_expert=num_expert,
         expert_share=_experts_of_a_token(config) / (_num_experts(config) or 1) if num_expert else 0.0,
     )
+
+
+def _with_common_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same, with the names that most classes have beside those of its own, such as GPT-2's n_embd."""
+    if all(config.get(name) for name in NEEDED):
+        return config
+    from transformers import CONFIG_MAPPING
+
+    kind = config.get("model_type", "")
+    own_names = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
+    return {**config, **{name: config[own] for name, own in own_names.items() if own in config}}
 
 
 def _intermediate(config: Mapping[str, Any], hidden: int, *, is_mixture: bool) -> int:
