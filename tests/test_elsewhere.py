@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import waiting
+import without_project
 from registered import QUESTIONS
 
 from flows.services.service import services
@@ -23,15 +24,6 @@ from tasks.artifacts import Registered
 from tasks.config import Registry
 from tasks.register.tracking import connected
 
-HIDDEN = """
-import sys
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
-class Hidden:
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] in ("tasks", "flows", "data_checks"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Hidden)
-"""
 SERVE = "from mlflow.cli import cli; cli()"
 until = partial(waiting.until, seconds=120.0)
 
@@ -68,13 +60,7 @@ def answers(address: str) -> bool:
 def elsewhere(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     """A folder of another user, and an environment in which nothing of the project can be imported."""
     folder = tmp_path / "elsewhere"
-    (folder / "site").mkdir(parents=True)
-    (folder / "site" / "sitecustomize.py").write_text(HIDDEN)
-    theirs = {
-        name: value for name, value in os.environ.items() if not name.startswith(("TUNEWRIGHT", "HF_HUB", "MLFLOW"))
-    }
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow calls uvicorn by its name
-    return folder, theirs | {"HOME": str(folder), "PATH": path, "PYTHONPATH": str(folder / "site")}
+    return folder, without_project.environment(folder)
 
 
 def test_a_version_is_served_without_the_project_and_without_its_home(
