@@ -109,8 +109,8 @@ def load_weights(weights: Path, model: Path | None, **options: Any) -> Any:
     logging.disable_progress_bar()
     safe = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
     if model is not None and not needs_base(model):
-        return AutoModelForCausalLM.from_pretrained(model, **safe, **options).eval()
-    loaded = AutoModelForCausalLM.from_pretrained(weights, **safe, **options)
+        return as_stored(AutoModelForCausalLM.from_pretrained(model, **safe, **options)).eval()
+    loaded = as_stored(AutoModelForCausalLM.from_pretrained(weights, **safe, **options))
     if model is not None and (model / TRAINED).is_file():
         _lay_over(loaded, model / TRAINED)
     elif model is not None:
@@ -118,6 +118,17 @@ def load_weights(weights: Path, model: Path | None, **options: Any) -> Any:
 
         loaded = PeftModel.from_pretrained(loaded, os.fspath(model))
     return loaded.eval()
+
+
+def as_stored(model: Any) -> Any:
+    """The same model, which leaves its weights as they are in its files.
+
+    RWKV halves those of later layers with the first answer, against overflow in float16: what is saved or learns after
+    that, an adapter on top of them too, is of another model.
+    """
+    if hasattr(model.config, "rescale_every"):
+        model.config.rescale_every = 0
+    return model
 
 
 def _lay_over(model: Any, trained: Path) -> None:
@@ -256,12 +267,17 @@ def altered(model: Path) -> str:
 
 
 def answer(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], max_new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    *,
+    batch: int = 1,
 ) -> list[str]:
     """The greedy answers to prompts of token ids, up to the first stop token, which is left out.
 
-    Prompts are answered eight at once, or one by one where the model keeps a state (Mamba, RWKV), which padding may
-    change.
+    `batch` are answered at once, padded on the left; some classes (RWKV) then say something else than to each alone.
     """
     import torch
     from transformers import GenerationConfig
@@ -272,12 +288,11 @@ def answer(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=stop_ids[0]
     )
     answers: list[str] = []
-    at_once = 1 if getattr(model, "_is_stateful", False) else 8
-    for start in range(0, len(prompts), at_once):
-        batch = prompts[start : start + at_once]
-        width = max(map(len, batch))
-        ids = torch.tensor([[stop_ids[0]] * (width - len(prompt)) + list(prompt) for prompt in batch])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
+    for start in range(0, len(prompts), batch):
+        some = prompts[start : start + batch]
+        width = max(map(len, some))
+        ids = torch.tensor([[stop_ids[0]] * (width - len(prompt)) + list(prompt) for prompt in some])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in some])
         with torch.inference_mode():
             whole = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=greedy
@@ -320,7 +335,9 @@ class Chat:
         self.tokenizer = AutoTokenizer.from_pretrained(
             files["tokenizer"], local_files_only=True, trust_remote_code=False
         )
-        model = load_weights(base, tuned, dtype=_dtype(named.get("precision")))
+        self.precision: str | None = named.get("precision")  # that it was measured in
+        model = load_weights(base, tuned, dtype=_dtype(self.precision))
+        self.batch: int = named.get("batch") or (1 if getattr(model, "_is_stateful", False) else 8)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def predict(self, context: Any, model_input: "DataFrame", params: dict[str, Any] | None = None) -> list[str]:
@@ -335,7 +352,8 @@ class Chat:
         else:
             raise ValueError('neither a column "messages" nor "prompt"; accepted is [{"prompt": "..."}, ...]')
         stop_ids, max_new_tokens = self.contract["stop_token_ids"], (params or {})["max_new_tokens"]
-        return answer(self.model, self.tokenizer, self._prompts(conversations), stop_ids, max_new_tokens)
+        prompts = self._prompts(conversations)
+        return answer(self.model, self.tokenizer, prompts, stop_ids, max_new_tokens, batch=self.batch)
 
     def _prompts(self, conversations: list[list[dict[str, str]]]) -> list[list[int]]:
         template, date = self.contract["chat_template"], self.contract["date_in_template"]

@@ -75,7 +75,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     | {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 4, "mamba_chunk_size": 8},
     "recurrent_gemma": {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
     | {"lru_width": 32, "attention_window_size": 16, "head_dim": 8},
-    "rwkv": {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48},
+    "rwkv": {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48}
+    | {"rescale_every": 2},
 }
 
 

@@ -31,14 +31,14 @@ from tasks.trainer.preparing import prepare
 from tasks.trainer.saving import save
 
 STOP = 2
-FULL = {"falcon_alibi", "mamba", "mpt", "rwkv"}  # that learn with all weights in this test, the others with an adapter
+FULL = {"falcon_alibi", "mamba", "mpt"}  # that learn with all weights in this test, the others with an adapter
 
 
 def rows(draw: random.Random) -> list[dict[str, list[int]]]:
-    """Rows of several lengths, longer than the windows, which begin alike."""
+    """Rows longer than the windows, which begin alike; two prompts have the same length."""
     common = [draw.randrange(10, 400) for _ in range(20)]
     made = []
-    for prompt, answer in ((9, 4), (3, 7), (14, 2), (9, 5)):
+    for prompt, answer in ((9, 4), (3, 7), (14, 2), (8, 5)):
         ids = common + [draw.randrange(10, 400) for _ in range(prompt + answer)]
         made.append({"input_ids": ids, "labels": [IGNORED] * (20 + prompt) + ids[20 + prompt :]})
     return made
@@ -95,7 +95,9 @@ def test_an_architecture_trains_exactly_and_answers_the_same_when_it_is_loaded_a
         assert row.nll == pytest.approx(likelihood(merged, row.prompt, row.reference), rel=1e-3)
     tokenizer: Any = type("Numbers", (), {"decode": staticmethod(lambda ids, **_: " ".join(map(str, ids)))})
     again = load_weights(weights, tmp_path / "tuned", dtype=torch.float32)
-    assert served(again, tokenizer, prompts, [STOP], 6) == [tokenizer.decode(row.tokens) for row in asked]
+    at_once = len(prompts) if architecture.of(again.config).pads_left else 1
+    said = served(again, tokenizer, prompts, [STOP], 6, batch=at_once)
+    assert said == [tokenizer.decode(row.tokens) for row in asked]
 
 
 def test_ways_are_chosen_by_what_the_class_does() -> None:
@@ -194,6 +196,19 @@ def test_a_class_that_cannot_be_checked_is_left_the_plain_way(monkeypatch: pytes
     found = architecture.probe({"model_type": "llama", "hidden_size": 128, "num_attention_heads": 2})
     assert (found.refused, found.attention, found.decoding) == ("", "sdpa", "library")
     assert found.packing.startswith("no tiny model of type llama could be made to check it (ValueError: a tiny model")
+
+
+def test_a_class_that_changes_its_weights_when_it_answers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = AutoConfig.for_model(**({"model_type": "rwkv"} | ARCHITECTURES["rwkv"])).to_dict()
+    assert not checks.checked(tiny(fields, ())).refused
+    monkeypatch.setattr(checks, "as_stored", lambda model: model)
+    assert "rwkv changes its weights when it answers" in checks.checked(tiny(fields, ())).refused
+
+
+def test_a_class_whose_generate_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = AutoConfig.for_model(**({"model_type": "llama"} | ARCHITECTURES["llama"])).to_dict()
+    monkeypatch.setattr("transformers.LlamaForCausalLM.generate", lambda *_, **__: 1 / 0)
+    assert "llama does not answer by generate (ZeroDivisionError: " in checks.checked(tiny(fields, ())).refused
 
 
 def test_a_base_of_pickles_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:

@@ -21,11 +21,12 @@ from tasks.artifacts import SIDES_FILE, Base, Judged, Registered
 from tasks.assignments import DIGITS, SCHEMA, place
 from tasks.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
 from tasks.errors import AnotherChampion, TrackingError, TunewrightError
-from tasks.register import candidate, champion, trained_on_test
+from tasks.register import candidate, champion, rehearsal, trained_on_test
 from tasks.register.candidate import Point, curves, parameters, thinned
 from tasks.register.release import promote
 from tasks.register.tracking import connected, tracking_uri
 from tasks.register.versions import lost
+from tasks.serving import Chat
 
 Make = Callable[..., Registered]
 
@@ -299,10 +300,30 @@ def test_a_base_at_another_path_is_found_by_its_digest(
     assert found.base.weights == here
 
 
-def test_a_version_says_in_which_precision_it_was_measured(make: Make, home: Path) -> None:
+def test_a_version_says_how_it_was_measured_and_how_many_rows_it_answers_at_once(make: Make, home: Path) -> None:
     make()
     (file,) = (home / "mlartifacts").rglob("base.json")
-    assert json.loads(file.read_text())["precision"] == "float32"
+    said = json.loads(file.read_text())
+    assert (said["precision"], said["batch"]) == ("float32", 8)
+
+
+@pytest.mark.parametrize(
+    ("measured", "loaded", "most"),
+    [
+        ("float32", "float32", 0),
+        ("bfloat16", "bfloat16", 2),
+        ("bfloat16", "float32", 2),  # a GPU that does not compute in bfloat16
+        (None, "bfloat16", 2),  # an earlier version, on a GPU
+        (None, "float32", 0),
+    ],
+)
+def test_answers_may_differ_only_where_bfloat16_rounds(measured: str | None, loaded: str, most: int) -> None:
+    import torch
+
+    chat = Chat()
+    chat.precision, chat.model = measured, torch.nn.Linear(1, 1)
+    chat.model.dtype = getattr(torch, loaded)
+    assert rehearsal.tolerated(chat, 8) == most
 
 
 def test_a_champion_whose_files_are_elsewhere_says_how_to_reach_them(make: Make, home: Path, tiny_base: Base) -> None:

@@ -35,7 +35,7 @@ class Architecture(BaseModel, frozen=True):
     packing: str = ""  # why rows cannot lie one after another; empty if they can
     shared_prefix: str = ""  # why they cannot lie behind what they share; empty if they can
     decoding: Decoding = "library"  # by our own attention, by copies of the states, or by generate
-    pads_left: bool = False  # whether generate answers rows of several lengths at once as it does each alone
+    pads_left: bool = False  # whether generate answers several rows at once as it does each alone
     unreached: tuple[str, ...] = ()  # linear modules whose weights the class reads by itself: no adapter acts there
     windows: dict[str, int] = {}  # tokens that attention slides over, or the like, by the names of the configuration
 
@@ -97,13 +97,16 @@ def _probed(fields: dict[str, Any], exceeded: tuple[str, ...]) -> Architecture:
     if refused := _refused(fields):
         return Architecture(refused=refused)
     fields = AutoConfig.for_model(**fields).to_dict()  # with what it leaves at its default
-    errors = []
+    errors, found = [], None
     for all_layers in (False, True):
         try:
             found = checks.checked(tiny(fields, exceeded, all_layers=all_layers))
-            return _with_windows(found.model_copy(update={"windows": windows(fields)}), exceeded)
         except Exception as error:  # what a class raises for sizes that do not go together is anything
-            errors.append(_line(error))
+            errors.append(one_line(error))
+        if found and not found.refused:  # some are refused for a kind of layer that the fewest do not have
+            return _with_windows(found.model_copy(update={"windows": windows(fields)}), exceeded)
+    if found and not errors:
+        return found
     unknown = f"no tiny model of type {fields['model_type']} could be made to check it ({errors[0]})"
     return Architecture(attention=checks.declared_attention(fields), packing=unknown, shared_prefix=unknown)
 
@@ -143,9 +146,10 @@ def _refused(fields: Mapping[str, Any]) -> str:
     try:
         AutoConfig.for_model(**fields)
     except Exception as error:  # what a configuration raises for sizes that do not go together is anything
-        return f"model_type {kind} takes no such config.json ({_line(error)})"
+        return f"model_type {kind} takes no such config.json ({one_line(error)})"
     return ""
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The kind and the message of an error, in 160 characters at most."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:160]

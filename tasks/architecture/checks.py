@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.nn import functional
 
-from tasks.architecture import Architecture, Decoding
+from tasks.architecture import Architecture, Decoding, one_line
 from tasks.architecture.tiny import ROW, VOCABULARY
 from tasks.artifacts import IGNORED
 from tasks.batches import ATTENTION, Batch, answer_loss, packed, padded
@@ -20,6 +20,7 @@ from tasks.greedy import Greedy
 from tasks.greedy.drafts import Draft, Drafts
 from tasks.greedy.rows import Answer
 from tasks.methods.modules import linear_modules
+from tasks.serving import as_stored
 
 # Relative differences that rounding explains, in float32: a hundredth of what a wrong way was ever seen to make.
 LOSS, GRADIENT, LOGIT = 1e-5, 2e-4, 1e-3
@@ -38,22 +39,33 @@ class Computed(NamedTuple):
 
 def checked(fields: dict[str, Any]) -> Architecture:
     """What the class computes rightly with a tiny model of these fields. Raises whatever it raises in the plain way."""
+    kind = fields["model_type"]
     with _quiet_and_seeded():
         model = _build(fields)
+        stored = [parameter.detach().clone() for parameter in model.parameters()]
         attention = "sdpa" if _supports(model, "sdpa") else "eager"
         expected, unreached = _plainest(model), _unreached(model)
         if _sees_ahead(model):
-            return Architecture(refused=f"model_type {fields['model_type']} lets a token see those behind it")
+            return Architecture(refused=f"model_type {kind} lets a token see those behind it")
         if wrong := _difference(_in_one_batch(model, lambda rows: padded(rows, 0)), expected):
             raise ValueError(f"padded rows are not computed alike: {wrong}")
-        return Architecture(
+        try:
+            pads_left = _pads_left(model)
+        except Exception as error:  # what a class raises whose generate does not work is anything
+            return Architecture(refused=f"model_type {kind} does not answer by generate ({one_line(error)})")
+        found = Architecture(
             attention=attention,
             packing=_fault(model, expected, lambda rows: packed(rows, share=False)),
             shared_prefix=_fault(model, expected, lambda rows: packed(rows, share=True)),
             decoding=_decoding(model, attention),
-            pads_left=_pads_left(model),
+            pads_left=pads_left,
             unreached=unreached,
         )
+        if not all(map(torch.equal, model.parameters(), stored)):
+            return Architecture(
+                refused=f"model_type {kind} changes its weights when it answers, so what is saved is another model"
+            )
+        return found
 
 
 def declared_attention(fields: dict[str, Any]) -> Literal["sdpa", "eager"]:
@@ -97,7 +109,7 @@ def _build(fields: dict[str, Any]) -> Any:
         size = AutoModelForCausalLM.from_config(config).num_parameters()
     if size > LARGEST:
         raise ValueError(f"a tiny model of its kind would have {size:,} weights")
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return as_stored(AutoModelForCausalLM.from_config(config, dtype=torch.float32)).eval()
 
 
 def _rows() -> list[Row]:
@@ -150,7 +162,7 @@ def _fault(model: Any, expected: Computed, lay: Callable[[list[Row]], Batch]) ->
     try:
         return _difference(_in_one_batch(model, lay), expected)
     except Exception as error:  # what a class raises for arguments that it does not know is anything
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:80]
+        said = one_line(error)[:80]
         return f"models of type {model.config.model_type} do not compute so ({said})"
 
 
@@ -241,24 +253,32 @@ class _Misleading(Drafts):
 
 
 def _pads_left(model: Any) -> bool:
-    """Whether generate answers rows of several lengths, padded on the left, as it does each alone."""
+    """Whether generate answers rows of several lengths at once, padded on the left, as it does each alone.
+
+    Raises what it raises for one row alone.
+    """
+    prompts = [row["input_ids"] for row in _rows()]
+    alone = [_generated(model, [prompt]) for prompt in prompts]
+    try:
+        together = _generated(model, prompts)
+    except Exception:  # what a class raises that does not generate in batches is anything
+        return False
+    return all(_is_close(together[at], logits[0]) for at, logits in enumerate(alone))
+
+
+def _generated(model: Any, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The logits [rows, tokens, vocabulary] of what generate answers to prompts, padded on the left."""
     from transformers import GenerationConfig
 
-    prompts = [row["input_ids"] for row in _rows()]
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=NEVER, pad_token_id=0, output_logits=True
     )
     settings.return_dict_in_generate = True
-    ids = torch.tensor([[0] * (ROW - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (ROW - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + [*prompt] for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     model.generation_config = GenerationConfig()
-    try:
-        found = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-    except Exception:  # what a class raises that does not generate in batches is anything
-        return False
-    logits = torch.stack(found.logits, dim=1)
-    said = found.sequences[:, ROW:].tolist()
-    return all(_is_close(logits[at], _logits_after(model, prompt, said[at])) for at, prompt in enumerate(prompts))
+    return torch.stack(model.generate(input_ids=ids, attention_mask=mask, generation_config=settings).logits, dim=1)
 
 
 def _logits_after(model: Any, prompt: Sequence[int], said: Sequence[int]) -> torch.Tensor:

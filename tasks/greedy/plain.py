@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from inspect import signature
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -29,14 +28,13 @@ def answer(
 ) -> None:
     """Fills in tokens, stopped and nll; without `generate`, an answer that differs from its reference ends there.
 
-    Without `pads` only rows of one length are answered at once: a state that runs over padding is another one.
+    Without `pads` rows are answered one by one.
     """
     going = [row for row in rows if row.add(_verify(model, row), stops, max_new_tokens)]
     longest_first = sorted(going, key=lambda row: -len(row.prompt)) if generate else []
-    groups = [longest_first] if pads else [list(of) for _, of in groupby(longest_first, lambda row: len(row.prompt))]
-    for group in groups:
-        for start in range(0, len(group), batch):
-            _generate(model, group[start : start + batch], sorted(stops), max_new_tokens)
+    at_once = batch if pads else 1
+    for start in range(0, len(longest_first), at_once):
+        _generate(model, longest_first[start : start + at_once], sorted(stops), max_new_tokens)
 
 
 def _verify(model: Any, row: Answer) -> list[int]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tasks import architecture
 from tasks.config import Method
 from tasks.methods.modules import num_in_experts, without_adapter
+from tasks.serving import as_stored
 
 if TYPE_CHECKING:
     from tasks.speed import Chosen
@@ -43,7 +44,7 @@ def load_trainable(
     options["dtype"] = torch.float32 if method.kind == "full" else precision
     if method.kind == "qlora":
         options["quantization_config"] = _quantization(weights, method, precision)
-    model: Any = AutoModelForCausalLM.from_pretrained(weights, **options)
+    model: Any = as_stored(AutoModelForCausalLM.from_pretrained(weights, **options))
     if method.kind != "full" and (beside := num_in_experts(model)):
         log.warning("%s", _left_out(method, beside))
     if method.kind == "qlora":

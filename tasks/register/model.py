@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import serving
+from tasks import architecture, serving
+from tasks.budget import shapes
 from tasks.models import copy_tokenizer
 from tasks.register import files
 from tasks.register.candidate import Candidate
@@ -14,6 +15,8 @@ from tasks.register.candidate import Candidate
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
+
+BATCH = 8  # rows that a server answers at once, where the base's class answers them then as it does each alone
 
 
 def logged_model(client: "MlflowClient", candidate: Candidate, run: "Run") -> "LoggedModel":
@@ -74,6 +77,7 @@ def _save(folder: Path, candidate: Candidate, model: "LoggedModel") -> None:
         "revision": base.revision,
         "digest": base.weights_digest,
         "precision": candidate.own_answers.precision or None,
+        "batch": BATCH if architecture.of(shapes.config_in(base.weights)).pads_left else 1,
     }
     (folder / "base.json").write_text(json.dumps(named), encoding="utf-8")
     copy_tokenizer(base.weights, folder / "tokenizer")
