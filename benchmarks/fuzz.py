@@ -5,8 +5,9 @@
 Each target (fuzz_targets.py) gets an equal share of the time, in a process that may take 1 GB of memory on top of what
 it has after its imports. Hypothesis draws valid files with faults; where atheris is installed, half of the time its
 coverage of this project's code guides which. An input is accepted, or refused with an error of ours in one line. All
-else is a find: the shortest input of each, and its traceback, are kept in a folder. The exit code is 1 where there are
-any, or where a process, readers' children included, took over 1 GB. To try one again:
+else is a find, as is a process that goes on computing long after its time: the shortest input of each, and its
+traceback, are kept in a folder. The exit code is 1 where there are any, or where a process, readers' children included,
+took over 1 GB. To try one again:
 
     .venv/bin/python benchmarks/fuzz.py --target csv --replay fuzz-finds/csv-...
 """
@@ -27,8 +28,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Timer
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from tasks.bounded import NOT_A_CLOCK
 
@@ -38,10 +40,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 NAMES = (
     *("jsonl", "json", "csv", "parquet", "arrow", "archives", "saved", "yaml", "deployment", "manifest", "histories"),
-    *("checkpoint", "decision"),
+    *("checkpoint", "decision", "held-out", "template", "safetensors", "gguf", "base", "schema", "judge", "digests"),
+    *("served", "backup", "sides"),
 )
 MEGABYTES = 1_000  # that a process may take
-PATIENCE = 120.0  # seconds over its share, after which a child hangs
+PATIENCE = 120.0  # seconds of processor time over its share, after which a child hangs
+WAITING = 10  # times as long may it wait for something, or for a busy machine
+LOOK = 0.2  # seconds between two looks at a child
 ROUND = 200  # inputs between two looks at the clock
 
 
@@ -114,8 +119,11 @@ def rounds(trial: Trial, seconds: float, seed: int, inputs: int = ROUND) -> None
             return
 
 
-def guided(trial: Trial, seconds: float, seed: int, each: Callable[[], None]) -> None:
-    """Inputs that atheris chooses by the code that they reach; `each` comes after every one. Ends the process."""
+def guided(trial: Trial, seconds: float, seed: int, into: Path, each: Callable[[], None]) -> None:
+    """Inputs that atheris chooses by the code that they reach; `each` comes after every one. Ends the process.
+
+    What it writes itself, such as inputs that took long, lies in `into`.
+    """
     from hypothesis import given, settings
 
     atheris: Any = importlib.import_module("atheris")
@@ -127,6 +135,7 @@ def guided(trial: Trial, seconds: float, seed: int, each: Callable[[], None]) ->
         each()
 
     options = [f"-max_total_time={max(1, round(seconds))}", f"-seed={seed}", "-max_len=2000", "-rss_limit_mb=0"]
+    options.append(f"-artifact_prefix={into}/")
     atheris.Setup([sys.argv[0], *options], try_one)
     atheris.Fuzz()
 
@@ -154,11 +163,13 @@ def child(name: str, engine: str, seconds: float, seed: int, keep: Path, into: P
             written = time.monotonic()
             (into / "account.json").write_text(json.dumps(vars(trial.account)), encoding="utf-8")
 
+    for library in trial.target.libraries:
+        importlib.import_module(library)
     has = int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize() if _is_linux() else 0
     if has:
         resource.setrlimit(resource.RLIMIT_AS, (has + MEGABYTES * 1_000_000, resource.RLIM_INFINITY))
     if engine == "atheris":
-        guided(trial, seconds, seed, write)
+        guided(trial, seconds, seed, into, write)
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         rounds(trial, min(left, 5), seed)
@@ -175,11 +186,7 @@ def fuzz(name: str, engine: str, seconds: float, seed: int, keep: Path) -> tuple
         environment = os.environ | NOT_A_CLOCK | {"TMPDIR": folder, "HF_HUB_OFFLINE": "1"}
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-            timer = Timer(seconds + PATIENCE, process.kill)
-            timer.start()
-            _, status, used = os.wait4(process.pid, 0)
-            timer.cancel()
-        process.returncode = os.waitstatus_to_exitcode(status)
+            peak = _watch(process, seconds)
         account = into / "account.json"
         found = Account(**json.loads(account.read_text(encoding="utf-8"))) if account.exists() else Account()
         if process.returncode:
@@ -189,7 +196,37 @@ def fuzz(name: str, engine: str, seconds: float, seed: int, keep: Path) -> tuple
                 (into / "last").replace(keep / find)
             (keep / f"{find}.txt").write_bytes(log.read_bytes()[-10_000:])
             found.finds[find] = f"the process ended with {process.returncode}; its output is in {find}.txt"
-    return found, used.ru_maxrss / 1024 if _is_linux() else used.ru_maxrss / 1024**2
+    return found, peak / 1_000_000
+
+
+def _watch(process: "subprocess.Popen[bytes]", seconds: float) -> float:
+    """Waits for a child, ends it where it hangs, and returns the bytes that the largest process of its tree took."""
+    end, largest, until = time.monotonic() + seconds, 0, None
+    while True:
+        pid, status, used = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return max(largest, used.ru_maxrss * (1024 if _is_linux() else 1))
+        computed, held = _used(process.pid)
+        largest = max(largest, held)
+        late = time.monotonic() - end
+        if late > 0:
+            until = until or computed + PATIENCE
+            if computed > until or late > WAITING * PATIENCE:
+                process.kill()
+        time.sleep(LOOK)
+
+
+def _used(pid: int) -> tuple[float, int]:
+    """The seconds that a process and those that it started have computed, and the bytes that the largest holds now."""
+    computed, held = 0.0, 0
+    with suppress(psutil.Error):
+        for each in (process := psutil.Process(pid), *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                times = each.cpu_times()
+                computed += sum(times[:4])  # of its own and of those that have ended, each in user and system mode
+                held = max(held, each.memory_info().rss)
+    return computed, held
 
 
 def _is_linux() -> bool:

@@ -34,6 +34,7 @@ TEXTS = st.text(max_size=20) | st.sampled_from(
 )
 NUMBERS = (
     st.integers()
+    | st.integers(-2, 70)
     | st.floats()
     | st.sampled_from((2**31, 2**63, 2**64, 10**30, 10**400, -1, -0.0, 1e308, 1_700_000_000, 1e12))
 )
@@ -70,12 +71,24 @@ def faulty(draw: st.DrawFn, valid: Bytes) -> bytes:
 @st.composite
 def altered(draw: st.DrawFn, valid: Any) -> Any:
     """A plain value in which some parts are replaced by any other, left out or added."""
-    if draw(st.integers(0, 11)) == 0:
+    if draw(st.integers(0, 11)) == 11:  # 0 is what comes most
         return draw(VALUES)
     if isinstance(valid, dict):
         more = draw(st.dictionaries(TEXTS, VALUES, max_size=1))
-        return {key: draw(altered(value)) for key, value in valid.items() if draw(st.integers(0, 15))} | more
+        return {key: draw(altered(value)) for key, value in valid.items() if draw(st.integers(0, 15)) < 15} | more
     return [draw(altered(value)) for value in valid] if isinstance(valid, list | tuple) else valid
+
+
+@st.composite
+def altered_once(draw: st.DrawFn, valid: Any) -> Any:
+    """A plain value in which one part, at any depth, is another, so that all else is read."""
+    if not valid or not isinstance(valid, dict | list) or draw(st.integers(0, 9)) == 9:
+        return draw(VALUES)
+    if isinstance(valid, dict):
+        key = draw(st.sampled_from([*valid]))
+        return valid | {key: draw(altered_once(valid[key]))}
+    at = draw(st.integers(0, len(valid) - 1))
+    return [*valid[:at], draw(altered_once(valid[at])), *valid[at + 1 :]]
 
 
 def as_json(value: Any) -> bytes:
@@ -85,7 +98,8 @@ def as_json(value: Any) -> bytes:
 
 def json_files(*valid: Any) -> Bytes:
     """One of some values as a JSON file with faults."""
-    return faulty(st.sampled_from(valid).flatmap(altered).map(as_json))
+    chosen = st.sampled_from(valid)
+    return chosen.flatmap(altered_once).map(as_json) | faulty(chosen.flatmap(altered).map(as_json))
 
 
 def _turns(roles: str, role: str, content: str) -> list[dict[str, str]]:
@@ -105,7 +119,9 @@ RECORDS: tuple[dict[str, Any], ...] = (  # the layouts that ingest reads
     {"prompt": "a", "completion": "b", "time": 1_700_000_000},
     {"prompt": _turns("user", "role", "content"), "completion": _turns("assistant", "role", "content")},
 )
-SOME_RECORDS: st.SearchStrategy[list[Any]] = st.lists(st.sampled_from(RECORDS).flatmap(altered), min_size=1, max_size=4)
+SOME_RECORDS: st.SearchStrategy[list[Any]] = st.lists(
+    st.sampled_from(RECORDS).flatmap(altered_once) | st.sampled_from(RECORDS).flatmap(altered), min_size=1, max_size=4
+)
 JSONL = faulty(SOME_RECORDS.map(lambda records: b"\n".join(map(as_json, records)) + b"\n"))
 JSON = faulty(SOME_RECORDS.map(as_json))
 LINES = st.lists(st.lists(TEXTS.map(lambda text: text.replace('"', '""')), min_size=2, max_size=3), max_size=4)

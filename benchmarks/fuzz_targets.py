@@ -7,17 +7,16 @@ seen, a decision that the order of the rows changes.
 
 import json
 import math
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest.mock import patch
+from typing import Any
 
 import fuzz_inputs as inputs
+from fuzz_model_targets import MODEL_TARGETS
+from fuzz_outside_targets import OUTSIDE_TARGETS
+from fuzz_target import Target, home, refusal
 from hypothesis import strategies as st
 
 from flows import deployment_file, strict_yaml
@@ -27,6 +26,7 @@ from tasks.config import Data, Gate, Source
 from tasks.decide.decision import Decision, Evidence, Guardrail, decide_scores
 from tasks.errors import TunewrightError
 from tasks.ingest import source_files
+from tasks.ingest.held_out import write_held_out
 from tasks.ingest.parts import columns_of
 from tasks.ingest.readers import read
 from tasks.ingest.tables import Tables
@@ -37,32 +37,6 @@ from tasks.trainer import checkpoints
 
 DEMO = Path(__file__).parents[1] / "deployments" / "demo.yaml"
 MAX_BYTES = 20_000  # of a record
-
-
-class Target(NamedTuple):
-    """What is drawn, and what it is given to."""
-
-    inputs: inputs.Bytes
-    run: Callable[[bytes], str]
-
-
-@contextmanager
-def home() -> Iterator[Path]:
-    """An empty home and working folder for one input."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    try:
-        with patch.dict("os.environ", TUNEWRIGHT_HOME=str(folder)):
-            yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
-def refusal(error: Exception) -> str:
-    """The message of an error of ours, which is one line that can be printed."""
-    message = str(error)
-    assert message, "an error without a message"
-    assert len(message.splitlines()) == 1, f"a message of several lines: {message!r}"
-    return message
 
 
 def ingest(content: bytes, name: str) -> str:
@@ -79,6 +53,19 @@ def ingest(content: bytes, name: str) -> str:
         assert tally.num_read == tally.num_rows + sum(tally.reasons.values())
         assert tally.reasons.keys() == tally.firsts.keys()
         return "" if tally.num_rows else ", ".join(sorted(tally.reasons)) or "no record"
+
+
+def held_out(content: bytes) -> str:
+    """Each record of an evaluation file says something, or stops the run."""
+    with home() as folder:
+        (folder / "a.jsonl").write_bytes(content)
+        data = Data(sources=(Source(path=str(folder / "a.jsonl")),))
+        try:
+            tallies = write_held_out(folder, source_files(data), data)
+        except TunewrightError as error:
+            return refusal(error)
+        assert sum(tally.num_rows for tally in tallies.values()) <= content.count(b"\n") + content.count(b"\r") + 1
+    return ""
 
 
 def saved(content: bytes) -> str:
@@ -200,8 +187,11 @@ def histories(content: bytes) -> str:
         except TunewrightError as error:
             return refusal(error)
         file.unlink()
-        for record in found:
-            lines.append(file, record)
+        if kind == "number":
+            history.write(file, found)
+        else:
+            for record in found:
+                lines.append(file, record)
         assert READERS[kind](file) == found, "what was written is not what is read"
         if kind == "candidate":
             ledger.next_number(found, 1)
@@ -243,7 +233,10 @@ SOME_SCORES = st.one_of(  # a column of one kind: right or wrong, graded, all th
     *(st.lists(kind, max_size=40) for kind in (st.sampled_from((0.0, 1.0)), st.floats(0, 1), st.just(0.5), SCORES))
 )
 CASES = st.fixed_dictionaries(
-    {"candidate": SOME_SCORES, "base": SOME_SCORES},
+    {
+        "candidate": SOME_SCORES | st.lists(st.just(1.0), min_size=20, max_size=40),
+        "base": SOME_SCORES | st.lists(st.just(0.0), min_size=20, max_size=40),
+    },
     optional={"champion": SOME_SCORES, "constant": SOME_SCORES, "8-shot": SOME_SCORES},
 )
 DECISIONS = st.fixed_dictionaries(
@@ -324,4 +317,7 @@ TARGETS: dict[str, Target] = {
     ),
     "checkpoint": Target(inputs.faulty(st.just(SEAL)) | inputs.json_files(json.loads(SEAL)), checkpoint),
     "decision": Target(DECISIONS, decision),
+    "held-out": Target(inputs.JSONL, held_out),
+    **MODEL_TARGETS,
+    **OUTSIDE_TARGETS,
 }

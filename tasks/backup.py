@@ -63,8 +63,9 @@ def restore(file: Path) -> list[str]:
         try:
             with tarfile.open(file) as archive:
                 archive.extractall(folder, filter="data")
-        except (OSError, tarfile.TarError) as error:
-            raise ConfigError(f"{file}: {error}; accepted is a file of tunewright home backup") from error
+        except Exception as error:  # what tarfile raises for a damaged file is anything
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(f"{file}: {said}; accepted is a file of tunewright home backup") from error
         found = sorted(path.name for path in Path(folder).iterdir())
         known = (config.mlflow_database().name, FILES, *HISTORIES)
         if others := [name for name in found if name not in known]:

@@ -67,17 +67,22 @@ def write_conversations(
     for messages in conversations:
         try:
             (text,), _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=ask, **special)
+            text.encode()  # no tokenizer takes half of a surrogate pair
             written.append((text, None))
             left -= len(text)
         except TemplateError as error:  # its words are the template's own
-            written.append(("", str(error)))
+            written.append(("", _in_a_line(str(error))))
         except MemoryError:
             raise
         except Exception as error:  # of Python, where it takes a text for something else
-            written.append(("", f"{type(error).__name__}: {error}"))
+            written.append(("", _in_a_line(f"{type(error).__name__}: {error}")))
         if left < 0:
             raise ValueError(f"writes more than {MOST_WRITTEN:,} characters for {len(conversations)} conversations")
     return written
+
+
+def _in_a_line(text: str) -> str:
+    return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
 
 
 def _batches(conversations: Sequence[Sequence[Message]]) -> Iterator[Sequence[Sequence[Message]]]:
@@ -163,13 +168,19 @@ def _fitting(tokenizer: Any) -> str:
 
 
 def _stops(tokenizer: Any, weights: Path) -> dict[str, int]:
-    """Every token at which a server would end the answer, with its id."""
+    """Every token at which a server would end the answer, with its id. Raises ConfigError where one is no number."""
     ids = {tokenizer.eos_token_id}
     for name in ("generation_config.json", "config.json"):
         if (weights / name).is_file():
             eos = json.loads((weights / name).read_text(encoding="utf-8")).get("eos_token_id")
-            ids.update(eos if isinstance(eos, list) else [eos])
-    known = [id_ for id_ in sorted(ids - {None}) if id_ < len(tokenizer)]
+            named = eos if isinstance(eos, list) else [eos]
+            if wrong := [id_ for id_ in named if not isinstance(id_, int | None)]:
+                raise ConfigError(
+                    f"model.base={weights}: {name} has eos_token_id={wrong[0]!r:.80}; accepted is the number of a "
+                    "token, or a list of such numbers"
+                )
+            ids.update(named)
+    known = [id_ for id_ in sorted(ids - {None}) if 0 <= id_ < len(tokenizer)]
     return {tokenizer.convert_ids_to_tokens(id_): id_ for id_ in known}
 
 

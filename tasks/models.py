@@ -35,6 +35,7 @@ def load_tokenizer(base: Base) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.weights, local_files_only=True, trust_remote_code=False)
+        tokenizer(SPELLINGS[0], add_special_tokens=False)  # some of its settings are looked at only here
     except Exception as error:  # what tokenizers raises has no type of its own
         if getattr(error, "errno", None):  # such as a disk that does not answer
             raise

@@ -224,7 +224,7 @@ def _of_pipeline(digest: str) -> Iterator[Path]:
     """Where the pipeline that has its home here keeps or found this base."""
     home = Path(os.environ.get("TUNEWRIGHT_HOME", ".tunewright")).absolute()
     for manifest in home.glob("artifacts/base/*/manifest.json"):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # altered: none of the pipeline's
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # altered: none of the pipeline's
             record = json.loads(manifest.read_text(encoding="utf-8"))["record"]
             if record["weights_digest"] == digest:
                 yield manifest.parent / record["location"]
@@ -253,16 +253,19 @@ def files_in(folder: Path) -> set[str]:
 def altered(model: Path) -> str:
     """The file in a registered model's folder that is missing, altered or added by its digests.json; empty if none."""
     try:
-        digests = dict(json.loads((model / DIGESTS).read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError):
+        digests = json.loads((model / DIGESTS).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        digests = None
+    if not isinstance(digests, dict):
         return f"{DIGESTS} is missing or was altered"
+    there = files_in(model)
     for name, digest in digests.items():
-        if not (model / name).is_file():
-            return f"{name} is missing"
+        if name not in there or not (model / name).is_file():
+            return f"{name if name.isprintable() else ascii(name):.200} is missing"
         with (model / name).open("rb") as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
                 return f"{name} was altered since the version was registered"
-    added = sorted(name for name in files_in(model) - {*digests, DIGESTS} if not name.startswith(BESIDE))
+    added = sorted(name for name in there - {*digests, DIGESTS} if not name.startswith(BESIDE))
     return f"{added[0]} was added since the version was registered" if added else ""
 
 

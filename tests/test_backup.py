@@ -1,5 +1,6 @@
 """A backup is of one moment although runs go on, and is put into any empty home."""
 
+import gzip
 import json
 import shutil
 import sqlite3
@@ -109,6 +110,16 @@ def archive(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield made
 
 
+def _of_a_link() -> bytes:
+    """A tar file with a link to a file that is not in it."""
+    content = BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as file:
+        link = tarfile.TarInfo("versions/a")
+        link.type, link.linkname = tarfile.LNKTYPE, "versions/b"
+        file.addfile(link)
+    return content.getvalue()
+
+
 def test_what_cannot_be_backed_up_or_restored_is_said_in_a_line(
     home: Path, tmp_path: Path, archive: Callable[[str], Path]
 ) -> None:
@@ -121,8 +132,13 @@ def test_what_cannot_be_backed_up_or_restored_is_said_in_a_line(
     (tmp_path / "there").touch()
     with pytest.raises(ConfigError, match="is there already; accepted is a file that is not there"):
         backup(tmp_path / "there")
-    with pytest.raises(ConfigError, match="accepted is a file of tunewright home backup"):
-        restore(tmp_path / "there")
+    archive("looks/a").rename(whole := tmp_path / "whole.tar")
+    for damaged in (b"", b"\x1f\x8bno gzip", gzip.compress(whole.read_bytes())[:-20], _of_a_link(), b"\0" * 100):
+        (tmp_path / "damaged").write_bytes(damaged)
+        with pytest.raises(
+            ConfigError, match=r"^[^\n]*damaged: .[^\n]*; accepted is a file of tunewright home backup$"
+        ):
+            restore(tmp_path / "damaged")
     for name, said in (("looks/a", "is there already"), ("bin/sh", "it has bin; accepted"), ("../out", "outside")):
         with pytest.raises(ConfigError, match=said):
             restore(archive(name))

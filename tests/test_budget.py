@@ -270,6 +270,13 @@ def test_a_gguf_header_that_lies_is_one_line_at_once(tmp_path: Path, content: by
         shapes.shape_of_gguf(file)
 
 
+def test_a_layer_of_a_number_that_python_does_not_read_is_no_layer(tmp_path: Path) -> None:
+    tensor = gguf_text(b"blk." + b"9" * 5_000 + b".attn_q.weight") + struct.pack("<IQQIQ", 2, 8, 8, 0, 0)
+    (tmp_path / "a.gguf").write_bytes(gguf_file(LLAMA, tensors=1) + tensor)
+    with pytest.raises(shapes.NoShape, match=r"a\.gguf has no layers of linear modules$"):
+        shapes.shape_of_gguf(tmp_path / "a.gguf")
+
+
 def test_a_gguf_tensor_of_a_layer_far_away_is_one_line(tmp_path: Path) -> None:
     tensor = gguf_text(b"blk.999999999.attn_q.weight") + struct.pack("<IQQIQ", 2, 8, 8, 0, 0)
     (tmp_path / "model.gguf").write_bytes(gguf_file(LLAMA, tensors=1) + tensor)

@@ -28,7 +28,7 @@ def targets(benchmark: ModuleType) -> dict[str, Any]:
 def test_no_input_gives_a_traceback(benchmark: ModuleType, targets: dict[str, Any], tmp_path: Path) -> None:
     for name, target in targets.items():
         trial = benchmark.Trial(name, target, tmp_path / "finds")
-        benchmark.rounds(trial, seconds=0, seed=1, inputs=60)
+        benchmark.rounds(trial, seconds=0, seed=1, inputs=20)
         assert trial.account.finds == {}
         assert trial.account.inputs == trial.account.accepted + trial.account.refused
         assert trial.account.refused, name

@@ -1,5 +1,6 @@
 """A second opinion counts only where it is the same in either order, and is never asked twice."""
 
+import gzip
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -217,6 +219,26 @@ def test_the_key_is_sent_to_no_host_that_the_environment_does_not_name(
 def test_a_reply_of_parts_is_unreadable(endpoint: Endpoint) -> None:
     endpoint.reply = lambda request: (200, {"choices": [{"message": {"content": [{"text": "A"}]}}]})
     assert Judge(endpoint.url, "m").better("q", "r", "a", "b") == "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "error"),
+    [
+        ({}, b"[" * 100_000, "answers 200 .*; accepted"),
+        ({"Content-Type": "text/plain; charset=undefined"}, b"\xff", "answers 200 \ufffd; accepted"),
+        ({"Content-Encoding": "gzip"}, b"no gzip", "no answer after 5 attempts: DecodingError"),
+        ({"Content-Encoding": "gzip"}, gzip.compress(bytes(20_000_000)), "answers more than 10,000,000 bytes"),
+    ],
+    ids=["nested", "encoding", "packing", "bomb"],
+)
+def test_what_is_no_reply_is_one_line(headers: dict[str, str], content: bytes, error: str) -> None:
+    def answered(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers=headers, stream=httpx.ByteStream(content))
+
+    asked = Judge("http://judge", "m", wait=0)
+    asked.client = httpx.Client(transport=httpx.MockTransport(answered))
+    with pytest.raises((ConfigError, JudgeError), match=rf"^judge\.url=[^\n]*{error}[^\n]*$"):
+        asked.better("q", "r", "a", "b")
 
 
 def test_an_answer_cannot_end_its_own_tags(endpoint: Endpoint) -> None:

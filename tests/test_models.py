@@ -133,6 +133,7 @@ def test_settings_that_were_cut_are_one_line(folder: Path, name: str, text: str)
         ({"vocab_size": 10_000_000}, "says vocab_size=10000000, and no tensor"),
         ({"intermediate_size": 10**12}, "intermediate_size=1000000000000; accepted is"),
         ({"num_attention_heads": 1e9}, "num_attention_heads=1000000000.0; accepted is"),
+        ({"model_type": ["llama"]}, "no model_type that is a name; accepted are"),
     ],
 )
 def test_sizes_that_the_weights_do_not_have_are_one_line(folder: Path, fields: dict[str, Any], said: str) -> None:
@@ -175,6 +176,13 @@ def test_a_tokenizer_that_cannot_be_loaded_is_one_line(tiny_base: Base, folder: 
     (folder / "tokenizer.json").write_text(whole[: len(whole) // 2])
     with pytest.raises(ConfigError, match=r"^model\.base=.*: its tokenizer cannot be loaded from .*: [^\n]+$"):
         load_tokenizer(copied)
+
+
+def test_a_tokenizer_that_loads_and_cannot_be_used_is_one_line(tiny_base: Base, folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": []}))
+    with pytest.raises(ConfigError, match=r"^model\.base=.*: its tokenizer cannot be loaded from .*: [^\n]+$"):
+        load_tokenizer(tiny_base.model_copy(update={"folder": folder}))
 
 
 def test_a_tokenizer_whose_code_lies_in_the_base_is_one_line_and_not_run(tiny_base: Base, folder: Path) -> None:

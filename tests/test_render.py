@@ -288,6 +288,36 @@ def test_a_prompt_whose_last_token_melts_into_the_answer_is_refused(
         rendered(make_splits, base, ("one", "two three"))
 
 
+@pytest.mark.parametrize("eos", [{}, [0.5], ["<|im_end|>"], [[1]]])
+def test_a_stop_token_that_is_no_number_is_one_line(make_base: MakeBase, eos: Any) -> None:
+    base = make_base(tiny_tokenizer(CHATML))
+    (base.weights / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    said = r"^model\.base=.*: generation_config\.json has eos_token_id=[^\n]*; accepted is the number of a token"
+    with pytest.raises(ConfigError, match=said):
+        Chat(load_tokenizer(base), base.weights)
+
+
+def test_a_stop_token_of_a_number_that_no_token_has_is_none(make_base: MakeBase) -> None:
+    base = make_base(tiny_tokenizer(), eos_token_id=[-1, 10**9])
+    assert [*Chat(load_tokenizer(base), base.weights).stops] == ["<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("says", "said"),
+    [("{{ '\\ud800' }}", "UnicodeEncodeError: "), ("{{ raise_exception('a\\nb\\ud800') }}", r"a b\\ud800$")],
+    ids=["half of a pair", "two lines"],
+)
+def test_what_no_tokenizer_or_terminal_takes_of_a_template_is_one_line(
+    make_base: MakeBase, says: str, said: str
+) -> None:
+    base = make_base(tiny_tokenizer(CHATML + says))
+    with pytest.raises(
+        ConfigError, match=rf"^model\.base=.*: its chat template cannot write a plain answer: {said}"
+    ) as e:
+        Chat(load_tokenizer(base), base.weights)
+    assert len(str(e.value).encode().splitlines()) == 1
+
+
 def test_a_template_that_never_says_stop_is_refused(make_base: MakeBase, make_splits: MakeSplits) -> None:
     base = make_base(tiny_tokenizer(CHATML, eos="<|endoftext|>", extra=("<|im_end|>",)))
     with pytest.raises(ConfigError, match="would never stop"):

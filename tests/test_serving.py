@@ -15,7 +15,7 @@ import pytest
 
 from tasks.artifacts import Base
 from tasks.models import load_tokenizer
-from tasks.serving import Chat, _dtype, answer, find_base, package_file
+from tasks.serving import DIGESTS, Chat, _dtype, altered, answer, find_base, package_file
 
 QUESTIONS = ("Where is my order?", "I was charged twice, please send the money back to my card.", "7")
 
@@ -208,3 +208,9 @@ def test_a_gpu_without_bfloat16_serves_in_float32_and_says_so(
 def test_the_project_imports_it_without_mlflow_or_torch() -> None:
     code = "import tasks.serving, sys; assert not {'mlflow', 'torch', 'transformers', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize("digests", [[[5, "d"]], {"n" * 5_000: "d"}, {"a\n\ud800": "d"}, {"": "d"}, {"../a": "d"}, 5])
+def test_a_list_of_digests_of_a_stranger_is_one_line(tmp_path: Path, digests: Any) -> None:
+    (tmp_path / DIGESTS).write_text(json.dumps(digests))
+    assert len(altered(tmp_path).encode().splitlines()) == 1

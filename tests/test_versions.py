@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.artifacts import SIDES_FILE, SIDES_SCHEMA, CheckedRows, Rows, Splits, UniqueRows
-from tasks.assignments import folder_of, place
+from tasks.assignments import folder_of, place, trained
 from tasks.caching import cached
 from tasks.config import Split
 from tasks.errors import ConfigError, TunewrightError
@@ -343,3 +343,12 @@ def test_a_killed_run_leaves_every_accepted_version_readable(accepting: subproce
     assert [version.seed for version in there] == list(range(len(there)))
     assert run("abc", Split(seed=10**6))[1].number == 1
     assert len(read(file_of("triage"))) == len(there) + 1
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(100) + b"PAR1"])
+def test_assignments_that_cannot_be_read_are_one_line(content: bytes) -> None:
+    file = place("tiny") / "d-1" / SIDES_FILE
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^{file}: was altered and cannot be read \([^\n]*; put versions/ back"):
+        trained("tiny", "d")

@@ -12,6 +12,7 @@ from flows import command_line
 from flows.visible import Visible, as_line
 from tasks.errors import DataError
 
+HALF = "\ud800"  # of a surrogate pair, which no terminal's encoding has
 HOSTILE = "a\x1b]52;c;cm0gLXJm\x07b\x1b[2Jc\x9b31md\u202ee\x7f\r"
 STEERS = "\x1b\x07\x9b\u202e\x7f\r"
 
@@ -37,3 +38,8 @@ def test_an_error_and_json_steer_no_terminal(capsys: pytest.CaptureFixture[str])
     assert not {*STEERS} & {*said.err, *said.out}
     assert "\u241b" in said.err
     assert json.loads(as_line({"text": HOSTILE})) == {"text": HOSTILE}
+
+
+def test_half_of_a_surrogate_pair_can_be_printed() -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    Visible(file=out).print(HALF, as_line({"text": HALF}), markup=False)

@@ -129,8 +129,8 @@ def _refused(fields: Mapping[str, Any]) -> str:
 
     accepted = "accepted are text models that transformers loads with AutoModelForCausalLM, such as llama or qwen3"
     kind = fields.get("model_type")
-    if not kind:
-        return f"its config.json has no model_type; {accepted}"
+    if not isinstance(kind, str) or not kind:
+        return f"its config.json has no model_type that is a name; {accepted}"
     if kind not in CONFIG_MAPPING:
         own = "brings code of its own (auto_map), which is never run" if "auto_map" in fields else "is not known"
         version = importlib.metadata.version("transformers")

@@ -198,7 +198,7 @@ def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]
     config = _with_common_names(config)
     matrices, num_others, num_expert, has_head = [], 0, 0, False
     for name, shape in tensors:
-        layer = re.search(r"(?:layers|h|blocks|blk)\.(\d+)\.", name)
+        layer = re.search(r"(?:layers|h|blocks|blk)\.(\d{1,9})\.", name)
         path = name.removesuffix(".weight")
         module = path.rpartition(".")[2]
         if layer and EXPERTS.search(path):

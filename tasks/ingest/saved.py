@@ -68,6 +68,10 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _texts(file: Path, names: Any) -> list[str]:
     """Names of files or folders that lie beside `file`, at least one."""
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+    if not isinstance(names, list) or not names or not all(map(_is_name, names)):
         raise DataError(f"{file}: not what save_to_disk of datasets writes; save the data set again")
     return names
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and name.isprintable() and Path(name).name == name

@@ -1,8 +1,10 @@
 """Asks a model behind an OpenAI-compatible endpoint which of two answers is better."""
 
+import json
 import logging
 import re
 import time
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from tasks.errors import ConfigError, JudgeError
@@ -12,6 +14,7 @@ log = logging.getLogger("tunewright")
 Reply = Literal["A", "B", "tie", "unreadable"]
 
 ATTEMPTS = 5  # with 1, 2, 4 and 8 seconds between them
+MOST_BYTES = 10_000_000  # of one reply, unpacked
 AGAIN = {408, 425, 429, 500, 502, 503, 504}
 SECONDS = 120  # for one reply
 REPLY = re.compile(r'"better"\s*:\s*"(A|B|tie)"|^\W*(A|B|tie)\W*$')
@@ -68,19 +71,28 @@ class Judge:
         import httpx
 
         try:
-            response = self.client.post(self.url, json=request)
-        except httpx.TransportError as error:
+            with self.client.stream("POST", self.url, json=request) as response:
+                answered = self._body(response.iter_bytes())
+        except httpx.RequestError as error:
             return f"{type(error).__name__}: {error}", None
-        said = f"{response.status_code} {' '.join(response.text[:200].split())}"
+        said = f"{response.status_code} {' '.join(answered[:200].decode(errors='replace').split())}"
         if response.status_code in AGAIN:
             return said, None
         try:
             response.raise_for_status()
-            content = response.json()["choices"][0]["message"]["content"]
+            content = json.loads(answered)["choices"][0]["message"]["content"]
             return "", content if isinstance(content, str) else ""  # of parts or of none, nothing can be read
-        except (httpx.HTTPStatusError, ValueError, LookupError, TypeError) as error:
+        except (httpx.HTTPStatusError, ValueError, LookupError, TypeError, RecursionError) as error:
             accepted = "the base address of an OpenAI-compatible API, judge.model and TUNEWRIGHT_JUDGE_KEY"
             raise ConfigError(f"judge.url={self.url} answers {said}; accepted: {accepted}") from error
+
+    def _body(self, parts: Iterable[bytes]) -> bytes:
+        body = bytearray()
+        for part in parts:
+            body += part
+            if len(body) > MOST_BYTES:
+                raise ConfigError(f"judge.url={self.url} answers more than {MOST_BYTES:,} bytes, which are not read")
+        return bytes(body)
 
 
 def _as_text(tag: re.Match[str]) -> str:

@@ -1,0 +1,39 @@
+"""What a target of benchmarks/fuzz.py is, and what all of them need: a home, and what an error of ours has to be."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+from hypothesis.strategies import SearchStrategy
+
+
+class Target(NamedTuple):
+    """What is drawn, and what it is given to."""
+
+    inputs: SearchStrategy[bytes]
+    run: Callable[[bytes], str]
+    libraries: tuple[str, ...] = ()  # that reading imports, whose memory is not the input's
+
+
+@contextmanager
+def home() -> Iterator[Path]:
+    """An empty home and working folder for one input."""
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    try:
+        with patch.dict("os.environ", TUNEWRIGHT_HOME=str(folder)):
+            yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def refusal(error: Exception) -> str:
+    """The message of an error of ours, which is one line that can be printed."""
+    message = str(error)
+    assert message, "an error without a message"
+    assert len(message.splitlines()) == 1, f"a message of several lines: {message!r}"
+    assert message.isascii() or message.encode("utf-8", "ignore").decode() == message, f"no text: {message!r}"
+    return message
