@@ -39,7 +39,7 @@ def show_history(console: Console, registry: Registry, history: History) -> None
     for event in history.events:
         cells = (_minute(event.when), _what(event), event.version, *_moved(event), event.by, event.why)
         style = "bold green" if event is current else "" if event.is_move else "dim"
-        table.add_row(*map(Text, (*cells, event.verdict, event.gain.partition(";")[0])), style=style)
+        table.add_row(*map(Text, (*cells, event.verdict, event.gain)), style=style)
     console.print()
     console.print(table)
 

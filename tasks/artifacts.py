@@ -296,6 +296,7 @@ class Verdict(Artifact):
     decision: str  # promote, keep, inconclusive or invalid
     because: str = ""  # of keep: worse, too low, regression or prompting is enough
     sentence: str
+    gain: str = ""  # of the comparison that decided, or that was the closest, and against whom
     metric: str
     differences: dict[str, tuple[float, float, float]]  # opponent -> (low, mean, high)
     intervals: dict[str, tuple[float, float, float]]  # contender -> (low, mean, high) of its own score

@@ -167,6 +167,7 @@ def _verdict(tmp_path: Path, decision: str, challenged: str) -> Verdict:
         digest=f"{decision} {challenged}",
         decision=decision,
         sentence="Promoted: better than the base by 0.82." if decision == "promote" else "Kept: not better.",
+        gain="+.82 [.75, .88] exact match against the base",
         metric="exact_match",
         differences=differences,
         intervals={},

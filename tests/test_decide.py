@@ -78,8 +78,10 @@ def test_a_better_model_that_does_not_reach_the_score_asked_for_is_kept_back() -
     assert near.sentence.startswith("Inconclusive: exact match .24 is not surely above gate.at_least=.23: +.01 [-.0")
     assert near.rows_needed
     reached = against(*wins, at_least=0.1)
-    assert reached.sentence == against(*wins).sentence
-    assert reached.sentence.startswith("Promoted: exact match .24 is ")
+    assert reached.sentence == (
+        "Promoted: exact match .24 is +.21 [.15, .26] above the base and +.14 [.08, .20] above gate.at_least=.10 (the "
+        "closest) on 144 test rows."
+    )
     assert [each.opponent for each in reached.comparisons] == ["base", "gate.at_least"]
 
 
@@ -204,9 +206,23 @@ def test_the_prompt_that_is_enough_is_named_and_by_how_much() -> None:
         "would do): +.02 [-.09, .13] on 100 test rows; about 1,700 would be needed for +.02."
     )
     assert sentence(right(20)).endswith(
-        ", and at least as good as the few-shot prompt (+.60 [.50, .67]) and the retrieval prompt (+.50 [.40, .58]), "
-        "on 100 test rows."
+        ", and at least as good as the few-shot prompt (+.60 [.50, .67]) and the retrieval prompt (+.50 [.40, .58], "
+        "the closest), on 100 test rows."
     )
+
+
+def test_what_decided_or_was_the_closest_is_one_comparison_with_its_name() -> None:
+    def gain(few_shot: list[float], stopped: list[float], **gate: Any) -> str:
+        given = evidence(candidate=right(80), base=right(5), few_shot=few_shot)
+        guardrail = Guardrail(evidence("stopped", candidate=stopped, base=right(100)), 0.05)
+        return decide_scores(given, Gate(metric="exact_match", **gate), [guardrail]).gain
+
+    assert gain(right(30), right(100)) == "+.50 [.40, .58] exact match against the few-shot prompt"
+    assert gain(right(30), right(100), at_least=0.5) == "+.30 [.23, .36] exact match against gate.at_least=.50"
+    assert gain(right(95), right(100)) == "-.15 [-.21, -.08] exact match against the few-shot prompt"
+    assert gain(right(30), right(60)) == "-.40 [-.48, -.31] share that stops by itself against the base"
+    losses = against([0.4] * 30, [0.5] * 30, metric="perplexity")
+    assert losses.gain.endswith(" less loss in nats per token against the base")
 
 
 def test_as_good_is_enough_beside_a_prompt_but_not_beside_the_base() -> None:
@@ -446,9 +462,13 @@ def test_a_winner_that_is_more_wrong_than_right_is_warned_of_unless_a_score_was_
     splits: Splits, tmp_path: Path
 ) -> None:
     given = answers(tmp_path, "candidate", right(18, 40)), answers(tmp_path, "base", right(0, 40))
-    (warning,) = verdict_of(splits, *given).warnings
-    assert warning.startswith("exact match is 0.45: better than what it was compared with, and more wrong than right; ")
-    assert verdict_of(splits, *given, at_least=0.2).warnings == ()
+    poor = verdict_of(splits, *given)
+    assert poor.sentence.endswith(" on 40 test rows; it is more wrong than right.")
+    assert [warning.partition(" can be promoted")[0] for warning in poor.warnings] == [
+        "without gate.at_least a model that is more wrong than right"
+    ]
+    asked = verdict_of(splits, *given, at_least=0.2)
+    assert (asked.warnings, "wrong" in asked.sentence) == ((), False)
     assert verdict_of(splits, *given, at_least=0.8).sentence.startswith("Kept: exact match .45 is not above gate.at_")
     better = answers(tmp_path, "better", right(25, 40)).model_copy(update={"contender": "candidate"})
     assert verdict_of(splits, better, given[1]).warnings == ()

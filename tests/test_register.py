@@ -45,7 +45,7 @@ def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make
     assert run.info.run_id == registered.run_id
     assert run.data.tags["verdict"] == versions()[0].tags["verdict"] == "promote"
     assert run.data.tags["looks"] == "1"
-    assert run.data.tags["gain"] == versions()[0].tags["gain"] == "+0.82 [0.75, 0.88] exact_match vs base"
+    assert run.data.tags["gain"] == versions()[0].tags["gain"] == "+.82 [.75, .88] exact match against the base"
     assert run.data.params["training.learning_rate"] == "0.0002"
     assert run.data.params["data.sources.0.path"] == "data.jsonl"
     assert run.data.metrics["test/exact_match"] == 0.8765

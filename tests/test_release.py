@@ -164,7 +164,7 @@ def test_every_move_is_kept_also_of_a_version_that_comes_back(make: Make, rehear
     ]
     event = release.look_up(REGISTRY).events[2]
     assert (event.by, event.why, event.verdict) == ("pipeline", "Promoted: better than the base by 0.82.", "promote")
-    assert event.gain.endswith("+0.82 [0.75, 0.88] exact_match vs base")
+    assert event.gain == "+.82 [.75, .88] exact match against the base"
     assert rehearsed == ["1", "2"]
 
 

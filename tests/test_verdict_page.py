@@ -408,6 +408,17 @@ def test_other_methods_stand_beside_what_decided(make: Make) -> None:
     assert "10 : 5" in " ".join(cells)
 
 
+def test_the_figures_at_the_top_are_of_what_the_sentence_says_decided_or_was_the_closest(make: Make) -> None:
+    few_shot = wrong(RIGHT, range(9))
+    shown = Read(page_of(make(RIGHT, wrong(RIGHT, range(40)), others={"few_shot": few_shot}))).text
+    assert "the few-shot prompt (+.11 [.05, .17], the closest), on 80 test rows." in shown.replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
+    assert "1.00 exact match, candidate .89 few-shot prompt, the closest +.11 gain against it" in shown
+    kept = Read(page_of(make(RIGHT, RIGHT, others={"few_shot": wrong(RIGHT, range(9))}))).text
+    assert "1.00 exact match, candidate 1.00 base, what decided .00 gain against it" in kept
+
+
 def test_contenders_are_described_and_what_cannot_be_compared_is_left_out(make: Make) -> None:
     chosen = {"few_shot": "8 shots, the best of 4 draws"}
     prompted = make(RIGHT, wrong(RIGHT, range(40)), chosen=chosen, others={"few_shot": wrong(RIGHT, range(9))})

@@ -24,8 +24,8 @@ from tasks.caching import cached
 from tasks.config import Gate
 from tasks.decide.constant import best_constant
 from tasks.decide.decision import CANDIDATE, Decision, Evidence, Guardrail, decide_scores
-from tasks.decide.reading import by_row, clusters, general_rows, own_intervals, poor, warnings
-from tasks.decide.sentences import CONSTANT
+from tasks.decide.reading import by_row, clusters, general_rows, own_intervals, warnings
+from tasks.decide.sentences import CONSTANT, TOO_LOW
 from tasks.decide.slices import Slice, kinds, slices
 from tasks.errors import RETRIES, RETRY_SECONDS, is_retried
 from tasks.general import scores as means_of
@@ -82,19 +82,20 @@ def decide(
         evidence = replace(evidence, scores={**evidence.scores, CONSTANT: constant})
     guardrails = [Guardrail(_evidence(tables, each.metric), each.margin) for each in gate.guardrails]
     guardrails += _general(general, gate, is_prose=is_prose)
-    decision = decide_scores(evidence, gate, guardrails)
+    decision = decide_scores(evidence, gate, guardrails, is_prose=is_prose)
     own = {name: own_intervals(table, measured(table), gate.confidence) for name, table in tables.items()}
     parts = _slices(evidence, tables[CANDIDATE], splits, gate) if decision.decision != "invalid" else []
     suite = means_of(general)
     warned = warnings(tables[CANDIDATE], metric, constant if is_prose else {}) if CANDIDATE in tables else ()
-    if decision.decision == "promote" and gate.at_least is None and not is_prose:
-        warned += tuple(poor(tables[CANDIDATE], metric))
+    if decision.is_poor:
+        warned += (TOO_LOW,)
     more = {"own": own, "slices": [each.model_dump() for each in parts], "general": suite}
     _write(folder / "verdict.json", decision, more)
     return Verdict(
         decision=decision.decision,
         because=decision.because,
         sentence=decision.sentence,
+        gain=decision.gain,
         metric=metric,
         differences={each.opponent: each.difference for each in decision.comparisons},
         intervals={name: intervals[metric] for name, intervals in own.items() if metric in intervals},

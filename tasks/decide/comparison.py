@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks.intervals import Floats, Sight, by_cluster, mcnemar, rows_needed
 from tasks.metrics import describe
 
+POOR = 0.5  # score under which more is wrong than right
 EFFECT = 0.05  # the gain that the power is said of
 SMALLEST_EFFECT = 0.01  # over the bar; nobody collects the rows that a smaller one needs
 
@@ -95,6 +96,13 @@ def compare(scores: Paired, *, metric: str, opponent: str, bar: float, confidenc
         smallest_visible=sight.smallest(),
         power=sight.power(EFFECT),
     )
+
+
+def is_more_wrong(comparison: Comparison) -> bool:
+    """Whether the candidate's score, from 0 to 1, says that it is more often wrong than right."""
+    metric = describe(comparison.metric)
+    is_share = metric.higher_is_better and (metric.low, metric.high) == (0, 1)
+    return is_share and comparison.candidate_mean < POOR
 
 
 def needs_most(comparisons: Sequence[Comparison]) -> Comparison | None:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.config import Gate
 from tasks.decide import sentences
-from tasks.decide.comparison import Comparison, Paired, compare, needs_most
+from tasks.decide.comparison import Comparison, Paired, compare, is_more_wrong, needs_most
 from tasks.decide.sentences import AT_LEAST, CONSTANT
 from tasks.intervals import holm
 
@@ -81,6 +81,9 @@ class Decision(BaseModel):
     confidence: float  # of each test
     num_rows: int
     num_clusters: int
+    closest: Comparison | None = None  # what the candidate fails, or what it passes by the least
+    gain: str = ""  # of the closest comparison, and against whom
+    is_poor: bool = False  # promoted although it is more often wrong than right, and no score was asked for
     comparisons: tuple[Comparison, ...] = ()
     guardrails: tuple[Comparison, ...] = ()
     rows_needed: int | None = None  # where more rows could decide otherwise
@@ -93,8 +96,13 @@ class _Outcome(NamedTuple):
     decisive: Comparison | None  # what the candidate fails, of several the hardest
 
 
-def decide_scores(evidence: Evidence, gate: Gate, guardrails: Sequence[Guardrail] = ()) -> Decision:
-    """The decision on the candidate. Scores that cannot be compared are the decision invalid, with the reason."""
+def decide_scores(
+    evidence: Evidence, gate: Gate, guardrails: Sequence[Guardrail] = (), *, is_prose: bool = False
+) -> Decision:
+    """The decision on the candidate. Scores that cannot be compared are the decision invalid, with the reason.
+
+    `is_prose` says that answers are long texts, of which no score says that they are more often wrong than right.
+    """
     faults = [each.fault() for each in (evidence, *(guardrail.evidence for guardrail in guardrails))]
     if fault := next(filter(None, faults), ""):
         return _decision(evidence, gate, decision="invalid", because="", sentence=sentences.invalid(fault))
@@ -104,6 +112,8 @@ def decide_scores(evidence: Evidence, gate: Gate, guardrails: Sequence[Guardrail
     to_match = _compared(evidence, prompted, -gate.tolerance, gate)
     held = _adjusted([each for guardrail in guardrails for each in _guarded(guardrail, gate)], gate)
     outcome = _judged(to_beat, to_reach, to_match, held)
+    closest = outcome.decisive or min((*to_beat, *to_reach, *to_match), key=_hardest)
+    is_poor = outcome.decision == "promote" and not (to_reach or is_prose) and is_more_wrong(to_beat[0])
     return _decision(
         evidence,
         gate,
@@ -112,12 +122,16 @@ def decide_scores(evidence: Evidence, gate: Gate, guardrails: Sequence[Guardrail
         sentence=sentences.of(
             outcome.decision,
             outcome.because,
-            outcome.decisive,
+            closest,
             (*to_beat, *to_reach),
             to_match,
             held,
             asks_person=gate.approval,
+            is_poor=is_poor,
         ),
+        closest=closest,
+        gain=sentences.gain(closest),
+        is_poor=is_poor,
         comparisons=(*to_beat, *to_reach, *to_match),
         guardrails=tuple(held),
         rows_needed=_rows_needed(outcome, (*to_beat, *to_reach, *to_match, *held)),

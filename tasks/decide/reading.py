@@ -13,7 +13,6 @@ from tasks.metrics import describe
 from tasks.metrics.rows import cut_off, scores
 
 OF_ALL = {"length_ratio"}  # is that of all characters
-POOR = 0.5  # score under which more is wrong than right
 FEW, SHARE = 3, 0.02  # rows, and share of them, under which cut off answers change no figure that is shown
 
 
@@ -43,16 +42,6 @@ def warnings(answers: pa.Table, metric: str, constant: Mapping[str, float]) -> t
     worse.
     """
     return (*_cut(answers), *_no_better(answers, metric, constant))
-
-
-def poor(answers: pa.Table, metric: str) -> Iterator[str]:
-    """Warn of a candidate that won and is still more often wrong than right; `metric` is from 0 to 1."""
-    described, score = describe(metric), fmean(by_row(answers, metric).values())
-    if described.higher_is_better and (described.low, described.high) == (0, 1) and score < POOR:
-        yield (
-            f"{described.in_words} is {score:.2f}: better than what it was compared with, and more wrong than right; "
-            "train longer, bring more training rows, or set gate.at_least to the score that a promotion needs"
-        )
 
 
 def _cut(answers: pa.Table) -> Iterator[str]:

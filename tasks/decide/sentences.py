@@ -1,7 +1,7 @@
 """What is decided in one sentence, with the figures that it stands on: what a careful engineer would sign.
 
 A mean stands before its interval, .84 is +.82 [.75, .86] above the base; each bound of an interval is one-sided at
-gate.confidence.
+gate.confidence. Of what was passed the closest is marked: its mean is above what it needs by the least.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,10 @@ from tasks.metrics import describe
 PASSED = "Passed"  # begins the sentence of what a person has to approve
 CONSTANT = "constant"  # always the training answer that scores best so (constant.py)
 AT_LEAST = "gate.at_least"  # the score that is asked for
+TOO_LOW = (
+    "without gate.at_least a model that is more wrong than right can be promoted: set it to the score that a promotion "
+    "needs, and train longer or bring more training rows"
+)
 WHO = {
     "few_shot": "the few-shot prompt",
     "retrieval": "the retrieval prompt",
@@ -27,27 +31,36 @@ def invalid(fault: str) -> str:
 def of(
     decision: str,
     because: str,
-    decisive: Comparison | None,
+    closest: Comparison,
     to_beat: Sequence[Comparison],
     to_match: Sequence[Comparison],
     held: Sequence[Comparison] = (),
     *,
     asks_person: bool = False,
+    is_poor: bool = False,
 ) -> str:
-    """The sentence of a decision; `decisive` is the comparison that it fails on, None if on none.
+    """The sentence of a decision; `closest` is the comparison that it fails on, or that it passes by the least.
 
     What a person still has to approve (`asks_person`) has passed the gate, and is not promoted.
 
     Guardrails in `held` that fail besides are named too: whoever mends the first thing should know of the second.
     """
-    if decisive is None:
-        return f"{PASSED if asks_person else 'Promoted'}: {_better(to_beat, to_match)}"
-    others = [each for each in held if each.difference[1] < each.bar and each is not decisive]
-    longest = needs_most((*to_beat, *to_match, *held)) or decisive
-    return _failed(decision, because, decisive, longest) + "".join(
+    if decision == "promote":
+        poor = "; it is more wrong than right" if is_poor else ""
+        return f"{PASSED if asks_person else 'Promoted'}: {_better(to_beat, to_match, closest)}{poor}."
+    others = [each for each in held if each.difference[1] < each.bar and each is not closest]
+    longest = needs_most((*to_beat, *to_match, *held)) or closest
+    return _failed(decision, because, closest, longest) + "".join(
         f" Besides, {_what(each)} is worse than {_theirs(each)} by more than the {_number(-each.bar)} allowed."
         for each in others
     )
+
+
+def gain(closest: Comparison) -> str:
+    """Such as "+.82 [.75, .88] exact match against the base"; an improvement, also where lower is better."""
+    metric = describe(closest.metric)
+    improved = metric.in_words if metric.higher_is_better else f"less {metric.in_words}"
+    return f"{_gain(closest)} {improved} against {_named(closest)}"
 
 
 def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison) -> str:
@@ -70,13 +83,18 @@ def _failed(decision: str, because: str, decisive: Comparison, longest: Comparis
     )
 
 
-def _better(to_beat: Sequence[Comparison], to_match: Sequence[Comparison]) -> str:
+def _better(to_beat: Sequence[Comparison], to_match: Sequence[Comparison], closest: Comparison) -> str:
     than = _than(to_beat[0])
-    said = [each for each in to_beat if each.opponent not in (CONSTANT, AT_LEAST)]
-    beaten = " and ".join(f"{_gain(each)} {than} {who(each.opponent)}" for each in said)
-    matched = " and ".join(f"{who(each.opponent)} ({_gain(each)})" for each in to_match)
+    said = [each for each in to_beat if each.opponent != CONSTANT or each is closest]
+    of_several = closest if len([*said, *to_match]) > 1 else None
+    beaten = " and ".join(
+        f"{_gain(each)} {than} {_named(each)}{' (the closest)' if each is of_several else ''}" for each in said
+    )
+    matched = " and ".join(
+        f"{who(each.opponent)} ({_gain(each)}{', the closest' if each is of_several else ''})" for each in to_match
+    )
     as_good = f", and at least as good as {matched}," if matched else ""
-    return f"{_what(to_beat[0])} is {beaten}{as_good} on {to_beat[0].num_rows:,} test rows."
+    return f"{_what(to_beat[0])} is {beaten}{as_good} on {to_beat[0].num_rows:,} test rows"
 
 
 def _prompting(decisive: Comparison) -> str:
@@ -117,9 +135,16 @@ def _than(comparison: Comparison) -> str:
     return "above" if describe(comparison.metric).higher_is_better else "better than"
 
 
+def _named(comparison: Comparison) -> str:
+    """The opponent in words; of a score that is asked for, with that score."""
+    score = f"={_number(comparison.opponent_mean)}" if comparison.opponent == AT_LEAST else ""
+    return f"{who(comparison.opponent)}{score}"
+
+
 def _theirs(comparison: Comparison) -> str:
-    score = _number(comparison.opponent_mean)
-    return f"{AT_LEAST}={score}" if comparison.opponent == AT_LEAST else f"{who(comparison.opponent)}'s {score}"
+    if comparison.opponent == AT_LEAST:
+        return _named(comparison)
+    return f"{who(comparison.opponent)}'s {_number(comparison.opponent_mean)}"
 
 
 def _by(comparison: Comparison) -> str:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from tasks.artifacts import Adapter, Answers, Artifact, Base, Judged, Prompts, Rows, Splits, Verdict, VerdictPage
 from tasks.config import Settings, Split
-from tasks.metrics import describe
 
 CURVES = {
     "loss": "train/loss",
@@ -96,19 +95,6 @@ class Candidate:
             *("attributes.`Created`", "tags.`verdict`", "tags.`gain`"),
             *(f"metrics.`test/{metric}`", f"metrics.`test/base/{metric}`", "metrics.`validation/best_loss`"),
             *("params.`method.kind`", "params.`training.learning_rate`", "attributes.`Models`"),
-        )
-
-    @property
-    def gain(self) -> str:
-        """Such as "+0.82 [0.75, 0.88] exact_match vs base", one for each opponent, the hardest to beat first.
-
-        It is an improvement, also where lower is better: "+0.27 [0.2, 0.3] less loss in nats per token vs base".
-        """
-        metric = describe(self.verdict.metric)
-        improved = metric.name if metric.higher_is_better else f"less {metric.in_words}"
-        return "; ".join(
-            f"{mean:+.3g} [{low:.3g}, {high:.3g}] {improved} vs {opponent}"
-            for opponent, (low, mean, high) in sorted(self.verdict.differences.items(), key=lambda item: item[1])
         )
 
 
@@ -227,6 +213,7 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"| {answers.contender} | {' | '.join(f'{answers.scores.get(metric, math.nan):.4g}' for metric in metrics)} |"
         for answers in candidate.answers
     ]
+    decision = ", ".join(filter(None, (candidate.verdict.in_words, candidate.verdict.gain)))
     asks = candidate.settings.gate.approval and candidate.verdict.decision == "promote"
     lines = [
         candidate.verdict.sentence,
@@ -239,8 +226,8 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"[The verdict page](#/experiments/{experiment_id}/runs/{run_id}/artifacts/{PAGE}) has the answers row by row "
         "and what to try next.",
         "",
-        f"- Decision: {', '.join(filter(None, (candidate.verdict.in_words, candidate.gain)))}; look {candidate.looks} "
-        f"at these test rows, where gate.looks={candidate.settings.gate.looks} are few enough",
+        f"- Decision: {decision}; look {candidate.looks} at these test rows, where "
+        f"gate.looks={candidate.settings.gate.looks} are few enough",
         f"- Base: {code(base.reference)}, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
         f"- Method: {adapter.method}, {adapter.steps} steps, best at {adapter.best_step} "
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",

@@ -44,7 +44,7 @@ def logged_model(client: "MlflowClient", candidate: Candidate, run: "Run") -> "L
     if model.status != LoggedModelStatus.READY or not files.is_whole(model, candidate.name):
         _upload(client, candidate, model)
         model = client.finalize_logged_model(model.model_id, "READY")
-    tags = {"verdict": candidate.verdict.in_words, "gain": candidate.gain}
+    tags = {"verdict": candidate.verdict.in_words, "gain": candidate.verdict.gain}
     client.set_logged_model_tags(model.model_id, tags)
     client.log_model_artifact(model.model_id, str(candidate.page.path("report.html")), "reports")
     return model

@@ -45,7 +45,7 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     tags = {
         "verdict": candidate.verdict.in_words,
         "looks": str(candidate.looks),
-        "gain": candidate.gain,
+        "gain": candidate.verdict.gain,
         "training": "; ".join(candidate.adapter.warnings)[:500] or "nothing stands out",
         "mlflow.note.content": card(candidate, run.info.experiment_id, run.info.run_id) + _origin(),
         **candidate.data,

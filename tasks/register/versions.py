@@ -24,7 +24,7 @@ def get_or_create(client: "MlflowClient", candidate: Candidate, model: "LoggedMo
     tags = {
         "verdict": candidate.verdict.in_words,
         SENTENCE: candidate.verdict.sentence,
-        "gain": candidate.gain,
+        "gain": candidate.verdict.gain,
         files.WEIGHTS: candidate.adapter.digest,
         files.FILES: model.tags[files.FILES],
         "challenged": candidate.challenged,

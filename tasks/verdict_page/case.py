@@ -104,8 +104,12 @@ class Case:
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """The candidate beside each opponent, the one that is hardest to beat first."""
-        return sorted(self.decided["comparisons"], key=lambda each: each["difference"][1] - each["bar"])
+        """The candidate beside each opponent: what decided first, then by how far the mean is above what it needs."""
+
+        def place(each: Comparison) -> tuple[bool, float]:
+            return each != self.decided["closest"], each["difference"][1] - each["bar"]
+
+        return sorted(self.decided["comparisons"], key=place)
 
     @cached_property
     def differences(self) -> dict[str, Floats]:

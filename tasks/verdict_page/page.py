@@ -55,6 +55,7 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         costs=took,
         total=duration(sum(each.seconds for each in took)),
         title=title,
+        words=words,
         number=number,
         interval=interval,
     )
