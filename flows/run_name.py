@@ -13,6 +13,10 @@ from flows.origins import THIS_RUN, origins_of
 from flows.parameters import flat
 
 CHANGES, LONGEST = 3, 30  # changed settings in a name, and characters of a value
+FILLED_IN = frozenset(  # what Prefect's form begins a name with, before an animal or a dish: "Refined-Saola"
+    "Awesome Rustic Small Gorgeous Fantastic Sleek Intelligent Unbranded Refined Licensed Generic Practical Ergonomic "
+    "Handcrafted Tasty Handmade Incredible".split()
+)
 OF_THIS_RUN = ("command line", THIS_RUN)
 
 
@@ -55,9 +59,9 @@ def _changes(parameters: Mapping[str, Any]) -> list[str]:
 
 
 def is_random(name: str) -> bool:
-    """Whether Prefect made the name up, such as "lurking-puffin"."""
+    """Whether Prefect made the name up: its server "lurking-puffin", or its form "Refined-Saola"."""
     first, dash, second = name.partition("-")
-    return bool(dash) and {first, second} <= _words()
+    return bool(dash) and ({first, second} <= _words() or (first in FILLED_IN and second[:1].isupper()))
 
 
 @cache
