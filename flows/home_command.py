@@ -1,12 +1,12 @@
 """The commands that keep a home: what takes room and is needless, and a copy of what cannot be made again."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flows.command_line import Json, console_of, one_line_errors, prepare
+from flows.visible import as_line
 from tasks import config
 
 app = typer.Typer(
@@ -42,7 +42,7 @@ def clean(
         cleaned = clean_command.clean(keep_runs, keep_rejected, remove=yes)
         clean_command.show(console, cleaned)
     if as_json:
-        print(json.dumps(clean_command.as_json(cleaned), ensure_ascii=False))
+        print(as_line(clean_command.as_json(cleaned)))
 
 
 @app.command()
@@ -54,7 +54,7 @@ def backup(file: Tar, as_json: Json = False) -> None:
         size = copies.backup(file)
         console_of(as_json).print(f"{config.home()} is backed up to {file}, {size / 1e6:,.1f} MB", markup=False)
     if as_json:
-        print(json.dumps({"home": str(config.home()), "file": str(file.absolute()), "size": size}))
+        print(as_line({"home": str(config.home()), "file": str(file.absolute()), "size": size}))
 
 
 @app.command()
@@ -66,4 +66,4 @@ def restore(file: Tar, as_json: Json = False) -> None:
         found = copies.restore(file)
         console_of(as_json).print(f"{config.home()} has {', '.join(found)} of {file}", markup=False)
     if as_json:
-        print(json.dumps({"home": str(config.home()), "restored": found}))
+        print(as_line({"home": str(config.home()), "restored": found}))

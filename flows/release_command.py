@@ -4,8 +4,9 @@ All of it is done in MLflow, so that a rollback needs no other server.
 """
 
 import getpass
+import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -14,6 +15,9 @@ from flows.command_line import Json, console_of, one_line_errors, prepare
 from flows.visible import as_line
 from tasks.config import Registry
 from tasks.errors import ConfigError
+
+if TYPE_CHECKING:  # what it imports takes seconds
+    from tasks.register.release import Decision
 
 app = typer.Typer(
     name="release",
@@ -46,102 +50,95 @@ def show_history(name: Name, alias: Alias = "champion", tracking_uri: Uri = None
         print(as_line(release_view.history_json(found)))
 
 
+def _decision(decide: Callable[..., "Decision"]) -> Callable[..., None]:
+    """Make a command of `decide(registry, by, why, ...)`, with the options of all decisions and its own.
+
+    The command decides, ends the run that asks a person in Prefect, and shows what was decided.
+    """
+
+    def command(
+        name: Name,
+        reason: Reason,
+        by: By = None,
+        alias: Alias = "champion",
+        tracking_uri: Uri = None,
+        as_json: Json = False,
+        **own: Any,
+    ) -> None:
+        with one_line_errors(as_json):
+            registry = _registry(name, alias, tracking_uri, as_json)
+            from flows import release as asking
+            from flows import release_view
+
+            decided = decide(registry, _who(by), reason, **own)
+            asking.end_for(registry, decided.event)
+            release_view.show_decision(console_of(as_json), registry, decided)
+        if as_json:
+            print(as_line(release_view.decision_json(registry, decided)))
+
+    first, *others, _ = inspect.signature(command).parameters.values()
+    _, _, _, *own = inspect.signature(decide).parameters.values()
+    options = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (first, *own, *others)]
+    command.__dict__["__signature__"] = inspect.Signature(options)  # which typer reads
+    command.__name__, command.__doc__ = decide.__name__, decide.__doc__
+    return command
+
+
 @app.command()
+@_decision
 def approve(
-    name: Name,
-    reason: Reason,
+    registry: Registry,
+    by: str,
+    why: str,
     version: Annotated[
         str | None, typer.Argument(metavar="[VERSION]", help="That waits; default: the newest", show_default=False)
     ] = None,
     reject: Annotated[bool, typer.Option("--reject", help="Say no: the alias stays where it is")] = False,
-    by: By = None,
-    alias: Alias = "champion",
-    tracking_uri: Uri = None,
-    as_json: Json = False,
-) -> None:
+) -> "Decision":
     """Say yes or no to a version that waits (gate.approval); yes moves the alias, after it was rehearsed again."""
-    decision = "reject" if reject else "approve"
+    from tasks.register import release
 
-    def decide(release: Any, registry: Registry) -> Any:
-        return release.decide(registry, version, decision, by=_who(by), why=reason)
-
-    _do(decide, name, alias, tracking_uri, as_json)
+    return release.decide(registry, version, "reject" if reject else "approve", by=by, why=why)
 
 
 @app.command()
-def promote(
-    name: Name,
-    version: Version,
-    reason: Reason,
-    by: By = None,
-    alias: Alias = "champion",
-    tracking_uri: Uri = None,
-    as_json: Json = False,
-) -> None:
+@_decision
+def promote(registry: Registry, by: str, why: str, version: Version) -> "Decision":
     """Move the alias to a version by hand, whatever its verdict was, after it was rehearsed again."""
+    from tasks.register import release
 
-    def decide(release: Any, registry: Registry) -> Any:
-        return release.promote(registry, version, by=_who(by), why=reason)
-
-    _do(decide, name, alias, tracking_uri, as_json)
+    return release.promote(registry, version, by=by, why=why)
 
 
 @app.command()
+@_decision
 def rollback(
-    name: Name,
-    reason: Reason,
+    registry: Registry,
+    by: str,
+    why: str,
     to: Annotated[
         str | None, typer.Option(metavar="VERSION", help="That carried the alias; default: the one before")
     ] = None,
-    by: By = None,
-    alias: Alias = "champion",
-    tracking_uri: Uri = None,
-    as_json: Json = False,
-) -> None:
+) -> "Decision":
     """Move the alias back to the version that carried it before, after that was rehearsed again.
 
     No pipeline moves it to the version that is rolled back, until a person promotes that by hand.
     """
+    from tasks.register import release
 
-    def decide(release: Any, registry: Registry) -> Any:
-        return release.rollback(registry, to, by=_who(by), why=reason)
-
-    _do(decide, name, alias, tracking_uri, as_json)
+    return release.rollback(registry, to, by=by, why=why)
 
 
 @app.command()
-def withdraw(
-    name: Name,
-    reason: Reason,
-    by: By = None,
-    alias: Alias = "champion",
-    tracking_uri: Uri = None,
-    as_json: Json = False,
-) -> None:
+@_decision
+def withdraw(registry: Registry, by: str, why: str) -> "Decision":
     """Take the alias off the version that carries it, with no other in its place: the next run has no champion.
 
     No pipeline moves it back to that version, until a person promotes it by hand.
     """
+    from tasks.register import release
 
-    def decide(release: Any, registry: Registry) -> Any:
-        return release.withdraw(registry, by=_who(by), why=reason)
-
-    _do(decide, name, alias, tracking_uri, as_json)
-
-
-def _do(decide: Callable[[Any, Registry], Any], name: str, alias: str, tracking_uri: str | None, as_json: bool) -> None:
-    """Decides by tasks/register/release.py, ends what asks for the version in Prefect, and says what came of it."""
-    with one_line_errors(as_json):
-        registry = _registry(name, alias, tracking_uri, as_json)
-        from flows import release as asking
-        from flows import release_view
-        from tasks.register import release
-
-        decided = decide(release, registry)
-        asking.end_for(registry, decided.event)
-        release_view.show_decision(console_of(as_json), registry, decided)
-    if as_json:
-        print(as_line(release_view.decision_json(registry, decided)))
+    return release.withdraw(registry, by=by, why=why)
 
 
 def _registry(name: str, alias: str, tracking_uri: str | None, as_json: bool) -> Registry:

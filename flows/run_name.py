@@ -1,5 +1,6 @@
 """Names of flow runs that say what runs: the pipeline, what this run changes, and when it started."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
@@ -13,9 +14,9 @@ from flows.origins import THIS_RUN, origins_of
 from flows.parameters import flat
 
 CHANGES, LONGEST = 3, 30  # changed settings in a name, and characters of a value
-FILLED_IN = frozenset(  # what Prefect's form begins a name with, before an animal or a dish: "Refined-Saola"
-    "Awesome Rustic Small Gorgeous Fantastic Sleek Intelligent Unbranded Refined Licensed Generic Practical Ergonomic "
-    "Handcrafted Tasty Handmade Incredible".split()
+FILLED_IN = re.compile(  # what Prefect's form fills in, with an animal or a dish: "Refined-Saola"
+    "(?:Awesome|Rustic|Small|Gorgeous|Fantastic|Sleek|Intelligent|Unbranded|Refined|Licensed|Generic|Practical"
+    "|Ergonomic|Handcrafted|Tasty|Handmade|Incredible)-(.+)"
 )
 OF_THIS_RUN = ("command line", THIS_RUN)
 
@@ -60,8 +61,10 @@ def _changes(parameters: Mapping[str, Any]) -> list[str]:
 
 def is_random(name: str) -> bool:
     """Whether Prefect made the name up: its server "lurking-puffin", or its form "Refined-Saola"."""
+    if found := FILLED_IN.fullmatch(name):
+        return found[1][0].isupper()
     first, dash, second = name.partition("-")
-    return bool(dash) and ({first, second} <= _words() or (first in FILLED_IN and second[:1].isupper()))
+    return bool(dash) and {first, second} <= _words()
 
 
 @cache

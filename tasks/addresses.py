@@ -7,6 +7,7 @@ never believed. The password stays from one `up` to the next, so that a browser 
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shlex
 from collections.abc import Iterator
@@ -99,6 +100,7 @@ def prefect_run(run_id: str) -> str:
     """Where a flow run stands in Prefect's pages; empty where its server is one that ends with it."""
     up = running()
     server = up.prefect if up else os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
+    server = re.sub(r"(?<=://)[^/]*@", "", server)  # the link is kept, and what is before @ may be a password
     return f"{server}/v2/runs/flow-run/{run_id}" if server else ""
 
 

@@ -179,6 +179,17 @@ def test_what_a_person_rolled_back_no_pipeline_promotes_again(make: Make, rehear
     assert (told(1), told(2)) == ("promote", "promote; rolled back")
 
 
+def test_a_rollback_to_a_version_that_waits_again_ends_its_wait(make: Make, rehearsed: list[str]) -> None:
+    make()
+    make(digest="b", challenged="1")
+    assert make(gate=Gate(approval=True, looks=21), challenged="2").approval == "waiting"
+    release.rollback(REGISTRY, by="ann", why="complaints")
+    assert aliases() == {"champion": "1"}
+    assert release.look_up(REGISTRY).waiting == []
+    assert headline(1).startswith("Promoted: better than the base by 0.82. Rolled back to by ann on 20")
+    assert told(1) == "promote; rolled back to"
+
+
 def test_one_rollback_after_another_goes_further_back(make: Make, rehearsed: list[str]) -> None:
     make()
     with pytest.raises(TunewrightError, match="nothing to roll champion back to: version 1 is the first"):

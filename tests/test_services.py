@@ -365,7 +365,7 @@ def test_mlflow_is_for_whoever_has_the_password_and_for_no_page_of_another_origi
         await PlainTextResponse("artifact")(scope, receive, send)
 
     own = {"Origin": "http://127.0.0.1:5000"}
-    client = TestClient(Guard(mlflow, "secret"), base_url="http://127.0.0.1:5000")
+    client = TestClient(Guard(mlflow, "secret", "<head></head>"), base_url="http://127.0.0.1:5000")
 
     def answer(path: str = "/api/2.0/mlflow-artifacts/artifacts/x", password: str = "secret", **headers: str) -> int:
         return client.put(path, auth=("anyone", password), headers=headers).status_code
@@ -375,6 +375,9 @@ def test_mlflow_is_for_whoever_has_the_password_and_for_no_page_of_another_origi
     assert client.get("/health").status_code == 200
     for page in ("http://127.0.0.1:5001", "http://localhost:5000", "http://evil.test", "null"):
         assert answer(Origin=page) == 403
+    first = client.get("/", auth=("anyone", "secret"))
+    assert "[data-assistant-ui] { display: none" in first.text and first.headers["x-frame-options"] == "SAMEORIGIN"
+    assert client.get("/").status_code == 401
     assert answer("/ajax-api/3.0/mlflow/assistant/config") == answer("/x/mlflow/assistant/message") == 404
 
 
@@ -414,6 +417,8 @@ def test_pages_are_where_up_has_them_and_else_where_they_can_be_started(
     assert starts_with(server) == ""
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
     assert addresses.prefect_run("run") == "http://prefect.example/v2/runs/flow-run/run"
+    monkeypatch.setenv("PREFECT_API_URL", "https://me:secret@prefect.example/api")
+    assert addresses.prefect_run("run") == "https://prefect.example/v2/runs/flow-run/run"
 
 
 def test_what_the_server_is_told_is_what_prefect_reads_and_a_users_own_stays(

@@ -61,6 +61,7 @@ def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_pa
         return next((run for run in runs if run["id"] != first and run["state"]["type"] in ENDED), None)
 
     second = until(newest)
+    assert second["name"].startswith("tiny learning_rate=0.003 "), second["name"]  # and not what the form fills in
     assert second["parameters"]["training"]["learning_rate"] == 0.003
     assert second["parameters"]["training"]["max_steps"] == 20  # the others of the section stay
     states = up.stages(second["id"])
@@ -79,6 +80,8 @@ def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_pa
     expect(page.get_by_text("2 matching runs")).to_be_visible()
     for name in (second["name"], "verdict", "gain", "promote"):
         expect(page.get_by_text(name).first).to_be_attached()
+    expect(page.get_by_text("Welcome to MLflow Assistant")).to_be_hidden()  # it is off, and would open by itself
+    expect(page.locator("[data-assistant-ui]").first).to_be_hidden()
     page.goto(f"{up.addresses.mlflow}/#/models/tiny")
     for version in ("Version 1", "Version 2"):
         expect(page.get_by_text(version).first).to_be_visible()

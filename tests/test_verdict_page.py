@@ -419,6 +419,13 @@ def test_the_figures_at_the_top_are_of_what_the_sentence_says_decided_or_was_the
     assert "1.00 exact match, candidate 1.00 base, what decided .00 gain against it" in kept
 
 
+def test_the_page_links_to_the_run_where_up_serves_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = "http://127.0.0.1:4200/v2/runs/flow-run/1"
+    assert "by the run" not in page_of(make(RIGHT, wrong(RIGHT, range(40))))  # its server ends with it
+    monkeypatch.setattr("tasks.verdict_page._run", lambda: ("demo <1>", run))
+    assert f'by the run <a href="{run}">demo &lt;1&gt;</a>' in page_of(make(RIGHT, wrong(RIGHT, range(41))))
+
+
 def test_contenders_are_described_and_what_cannot_be_compared_is_left_out(make: Make) -> None:
     chosen = {"few_shot": "8 shots, the best of 4 draws"}
     prompted = make(RIGHT, wrong(RIGHT, range(40)), chosen=chosen, others={"few_shot": wrong(RIGHT, range(9))})

@@ -19,7 +19,7 @@ from tasks.register import alias, history, rehearsal
 from tasks.register.alias import as_it_stands, enter, held_by, move, waiting
 from tasks.register.candidate import PAGE
 from tasks.register.history import Event, What, carriers
-from tasks.register.standing import FINAL, TAG, said, set_standing, standing, verdict_of
+from tasks.register.standing import TAG, said, set_standing, standing, verdict_of
 from tasks.register.tracking import connected, patient, tracking_uri, ui
 from tasks.register.versions import holder
 
@@ -176,7 +176,7 @@ def _moved(
     """Moves the alias from the version that carries it, once this one was rehearsed again."""
     asked = rehearsal.again(client, version)
     event = move(client, registry, version, what, held, by, why)
-    if what != "rolled back" or standing(version, registry) in FINAL:
+    if what != "rolled back" or standing(version, registry) not in ("", "approved"):
         set_standing(client, registry, version, "approved", by, why, what)
     return Decision(event=event, sentence=verdict_of(version), rehearsed=asked)
 

@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 
 from prefect import task
+from prefect.runtime import flow_run
 
+from tasks import addresses
 from tasks.artifacts import (
     Adapter,
     Answers,
@@ -87,7 +89,13 @@ def verdict_page(
     )
     made, picked = Mistakes(case), shown(case)
     tried = suggestions(case, made)
-    (folder / "report.html").write_text(render(case, made, picked, tried), encoding="utf-8")
+    (folder / "report.html").write_text(render(case, made, picked, tried, _run()), encoding="utf-8")
     said = [each._asdict() for each in tried]
     (folder / "suggestions.json").write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return VerdictPage(num_rows=len(picked.rows), suggestions=tuple(f"{each.advice}: {each.because}" for each in tried))
+
+
+def _run() -> tuple[str, str]:
+    """The name of the run that makes the page, and its address in the pages of `tunewright up`; else empty."""
+    is_kept = flow_run.id and addresses.running()
+    return (str(flow_run.name), addresses.prefect_run(str(flow_run.id))) if is_kept else ("", "")

@@ -22,13 +22,14 @@ STYLES = {"promote": "good", "keep": "bad", "inconclusive": "warn", "invalid": "
 REASONS = 8  # for which most rows were set aside
 
 
-def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]) -> str:
-    """The page; every text in it is escaped."""
+def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion], run: tuple[str, str]) -> str:
+    """The page; every text in it is escaped. `run` is the name and the address of the run that makes it."""
     decided, verdict = case.decided, case.verdict
     name, _, said = verdict.sentence.partition(": ")
     drawn, took = charts(case.curves), costs(case)
     return template(Path(__file__).with_suffix(".html")).render(
         case=case,
+        run=run,
         verdict=verdict,
         decided=decided,
         name=name,
