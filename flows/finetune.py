@@ -16,6 +16,7 @@ from flows.calls import Plan, Reached, Run, Step, Unknown
 from flows.inputs import inputs, looked_at
 from flows.parameters import named, slug
 from flows.run_name import run_name
+from flows.stopped_log import say_stopped
 from tasks import config, in_use, models, versions, watching
 from tasks.artifacts import Contender
 from tasks.check import check
@@ -240,6 +241,7 @@ def finetune(
     config.make_home()
     if log.level == logging.NOTSET:  # a worker's run: Prefect adds its handler, but leaves the level at root's WARNING
         log.setLevel(logging.INFO)
+    say_stopped()
     report.show_settings(settings)
     steps = run(settings, until, refresh)
     announce_drift(steps, settings, until)
