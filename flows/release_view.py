@@ -38,8 +38,9 @@ def show_history(console: Console, registry: Registry, history: History) -> None
     current = next((event for event in history.events if event.is_move and event.after == history.holder), None)
     for event in history.events:
         cells = (_minute(event.when), _what(event), event.version, *_moved(event), event.by, event.why)
+        gain = event.gain.partition("; ")[0]  # an earlier Tunewright entered one for each opponent
         style = "bold green" if event is current else "" if event.is_move else "dim"
-        table.add_row(*map(Text, (*cells, event.verdict, event.gain)), style=style)
+        table.add_row(*map(Text, (*cells, event.verdict, gain)), style=style)
     console.print()
     console.print(table)
 

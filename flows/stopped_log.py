@@ -1,4 +1,4 @@
-"""What Prefect's log says of a run that a signal stopped: to Prefect that is a crash, also where a person cancelled it."""
+"""Prefect's log of a run that a signal stopped: to Prefect that is a crash, also where a person cancelled the run."""
 
 import logging
 

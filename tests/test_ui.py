@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from browsing import browser
 from playwright.sync_api import HttpCredentials, Page, expect
@@ -86,6 +87,26 @@ def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_pa
     for version in ("Version 1", "Version 2"):
         expect(page.get_by_text(version).first).to_be_visible()
     page.screenshot(path=tmp_path / "mlflow.png")
+
+
+def test_code_that_replaces_that_of_a_version_over_http_is_never_loaded(up: Up) -> None:
+    """Whoever has the password can write artifacts; what was altered so is refused."""
+    run = up.run()
+    assert up.ended(run)["type"] == "COMPLETED", up.state(run)["message"]
+    folder, marker = up.home / "mlartifacts", up.folder / "it_ran"
+    version = min(folder.rglob("serving.py"), key=lambda file: file.stat().st_mtime)
+    whole = version.read_bytes()
+    address = f"{up.addresses.mlflow}/api/2.0/mlflow-artifacts/artifacts/{version.relative_to(folder)}"
+    code = whole + f"\nopen({str(marker)!r}, 'w').close()\n".encode()
+    assert httpx.put(address, content=code).status_code == 401
+    assert version.read_bytes() == whole
+    httpx.put(address, content=code, headers=up.authorized).raise_for_status()
+    assert version.read_bytes() == code
+    promote = ["release", "promote", "tiny", "1", "--alias", "other", "--reason", "for the pilot"]
+    done = subprocess.run([*TUNEWRIGHT, *promote], cwd=up.folder, env=up.environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: models:/tiny/1: serving.py was altered since the version was registered")
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(
