@@ -12,12 +12,20 @@ from prefect.states import exception_to_crashed_state
 from flows.stopped_log import LOGGERS, STOPPED, say_stopped
 
 
+class Kept(logging.Handler):
+    """What was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 @pytest.mark.parametrize("name", LOGGERS)
 def test_a_signal_is_no_crash_in_prefects_log(name: str) -> None:
-    shown: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = shown.append
-    logger = get_logger(name)
+    handler, logger = Kept(), get_logger(name)
     logger.addHandler(handler)
     try:
         say_stopped()
@@ -27,5 +35,5 @@ def test_a_signal_is_no_crash_in_prefects_log(name: str) -> None:
             logger.error("Crash detected! %s", said)
     finally:
         logger.removeHandler(handler)
-    assert [record.getMessage() for record in shown] == [STOPPED, "Crash detected! another fault"]
-    assert [record.levelname for record in shown] == ["WARNING", "ERROR"]
+    assert [record.getMessage() for record in handler.records] == [STOPPED, "Crash detected! another fault"]
+    assert [record.levelname for record in handler.records] == ["WARNING", "ERROR"]
