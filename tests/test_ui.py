@@ -100,7 +100,7 @@ def test_code_that_replaces_that_of_a_version_over_http_is_never_loaded(up: Up) 
     code = whole + f"\nopen({str(marker)!r}, 'w').close()\n".encode()
     assert httpx.put(address, content=code).status_code == 401
     assert version.read_bytes() == whole
-    httpx.put(address, content=code, headers=up.authorized).raise_for_status()
+    httpx.put(address, content=code, auth=("anyone", up.password)).raise_for_status()
     assert version.read_bytes() == code
     promote = ["release", "promote", "tiny", "1", "--alias", "other", "--reason", "for the pilot"]
     done = subprocess.run([*TUNEWRIGHT, *promote], cwd=up.folder, env=up.environment, capture_output=True, text=True)
