@@ -1,7 +1,10 @@
 """benchmarks/faults.py calls a run right only if nothing of it is other than undisturbed, and tries each kind alike."""
 
 import importlib
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +12,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
+from waiting import until
+
+STARTS = """
+import sys, time
+from pathlib import Path
+from fault_bench import Bench
+folder = Path(sys.argv[1])
+print(Bench(folder).start(folder / "home", script="import time; time.sleep(300)").pid, flush=True)
+time.sleep(300)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +112,16 @@ def test_a_run_that_ends_before_its_fault_is_tried_again(
     monkeypatch.setattr(benchmark, "disturbed", lambda *_: next(tries))
     assert benchmark.struck(*[None] * 5) is right
     assert benchmark.struck(*[None] * 5) is early
+
+
+def test_what_the_benchmark_started_ends_when_it_is_killed(benchmark: ModuleType, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STARTS, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout
+        started = psutil.Process(int(killed.stdout.readline()))
+        killed.kill()
+    until(lambda: not started.is_running() or started.status() == psutil.STATUS_ZOMBIE, seconds=20.0)
 
 
 def test_a_file_that_is_harmed_is_not_as_it_was(benchmark: ModuleType, tmp_path: Path) -> None:
