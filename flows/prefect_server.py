@@ -101,33 +101,36 @@ def _start() -> None:
     popen = partial(subprocess.Popen, start_new_session=True, preexec_fn=end_with_run)
     module: Any = server
     module.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": popen})
+    temporary = server.SubprocessASGIServer()  # the one that Prefect takes for all that follows
+    answers, ended = threading.Event(), threading.Event()
+    threading.Thread(target=_keep_alive, args=(temporary, answers, ended), daemon=True).start()
     try:
-        temporary = server.SubprocessASGIServer()  # the one that Prefect takes for all that follows
         temporary.start()
     except RuntimeError as error:
+        ended.set()
         limit = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
         raise TunewrightError(
             f"Prefect's temporary server did not answer within {limit.value()} s: see what keeps the machine busy, and "
             f"that PREFECT_SERVER_DATABASE_CONNECTION_URL can be opened; {limit.name} says how long to wait, and "
             "tunewright up starts a server that stays"
         ) from error
-    _keep_alive(temporary)
-
-
-def _keep_alive(temporary: Any) -> None:
-    """Starts the temporary server again where it dies, at the same address, until this process ends."""
-    ended = threading.Event()
+    answers.set()
     atexit.register(ended.set)  # before Prefect's own, which ends the server
 
-    def look() -> None:
-        for _ in range(RESTARTS):
-            while temporary.server_process.poll() is None:
-                if ended.wait(LOOK_SECONDS):
-                    return
-            log.warning("Prefect's temporary server ended with %d: started again", temporary.server_process.returncode)
-            temporary.server_process = temporary._run_uvicorn_command()
 
-    threading.Thread(target=look, daemon=True).start()
+def _keep_alive(temporary: Any, answers: threading.Event, ended: threading.Event) -> None:
+    """Starts the temporary server again where it dies, at the same address, until `ended`.
+
+    Where it ends by itself before it answers for the first time, Prefect tries another port. The thread of this lives
+    until the end, as the kernel ends the server with the thread that started it.
+    """
+    restarts = 0
+    while not ended.wait(LOOK_SECONDS):
+        code = temporary.server_process.poll() if temporary.server_process else None
+        if code is not None and (code < 0 or answers.is_set()) and restarts < RESTARTS:
+            restarts += 1
+            log.warning("Prefect's temporary server ended with %d: started again", code)
+            temporary.server_process = temporary._run_uvicorn_command()
 
 
 def _require_password() -> None:
