@@ -215,14 +215,19 @@ def data(
 
 @app.command()
 def settings(
-    section: Annotated[str | None, typer.Argument(metavar="SECTION", help="Such as training; default: all")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="A section or a setting, such as training or training.epochs; default: all"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a deployment file can set: each setting with its default and what it is."""
     with one_line_errors(as_json):
         from flows import settings_command
 
-        found = settings_command.listed(section)
+        found = settings_command.listed(name)
         settings_command.show(console_of(as_json), found)
     if as_json:
         print(as_line({"settings": [each._asdict() for each in found]}))

@@ -21,7 +21,7 @@ from tasks.errors import ConfigError
 from tasks.history import Part, Version, history
 from tasks.ingredients import Ingredients, flat
 from tasks.lineage import Made
-from tasks.row_search import Asked, Found, manifest, place
+from tasks.row_search import Asked, Found, files_named, manifest, place
 from tasks.stopped import Stopped
 
 RECORDS = {"ingest": Rows, "check": CheckedRows, "dedupe": UniqueRows, "split": Splits, "render": Tokens}
@@ -40,6 +40,7 @@ class Data:
     stopped: Stopped | None = None  # what the stage left that refused the data as they are now
     rotation: str = ""  # which test rows were drawn anew, and why
     outdated: Stopped | None = None  # or as they were before the sources changed
+    limit: int | None = None  # data.limit, where these are a sample by it
 
     @property
     def version(self) -> Version | None:
@@ -55,6 +56,10 @@ class Data:
     @property
     def title(self) -> str:
         """What it is called: "version 2 of 3 of the data of triage"."""
+        if self.version is None and self.limit is not None:
+            return (
+                f"a sample of the data of {self.name} by data.limit={self.limit}, which is never accepted as a version"
+            )
         if self.version is None:
             return f"the data of {self.name}, not accepted as a version yet"
         title = f"version {self.version.number} of {len(self.past)} of the data of {self.name}"
@@ -92,7 +97,8 @@ def _look_up(settings: Settings, past: Sequence[Version], version: str | None) -
     stopped = steps[first].stopped if missing else None
     if made:
         because = steps[first].because if missing else ()
-        return Data(name=name, made=_made(made, stopped), past=past, missing=missing, because=because, stopped=stopped)
+        found = Data(name=name, made=_made(made, stopped), past=past, missing=missing, because=because, stopped=stopped)
+        return replace(found, limit=settings.data.limit)
     outdated = None if stopped else _outdated(steps, settings, past)
     if past:
         accepted = _accepted(name, past[-1], past, stopped, outdated)
@@ -120,7 +126,14 @@ def _not_found(data: Data, asked: Asked) -> str:
     if data.made is None:
         why = f"stopped: {stop.message}" if stop else "has not run since the sources changed"
         return f"no row of {data.name} was read: {data.missing} {why}{look}"
-    there = f"no such record among the {data.made.rows.num_read:,} of {data.title}"
+    files = list(data.made.rows.detected)
+    if asked.place and not files_named(data.made.rows, asked.place[0]):
+        read = f"{', '.join(files[:3])}{' and more' * (len(files) > 3)}"
+        there = f"no file of this name was read; those that were are {read}"
+    elif data.limit is not None:
+        there = f"no such record among the {data.made.rows.num_read:,} that data.limit={data.limit} draws of the files"
+    else:
+        there = f"no such record among the {data.made.rows.num_read:,} of {data.title}"
     if elsewhere := next((v.number for v in reversed(data.past) if v != data.version and _is_in(v, asked)), None):
         there += f"; it is in version {elsewhere}"
     return f"{there}, and none that ingest refused when it stopped on {stop.when[:10]}{look}" if stop else there

@@ -12,7 +12,7 @@ from prefect.runtime import deployment
 
 from flows import report
 from flows.announcing import announce_drift
-from flows.calls import Plan, Reached, Run, Step, Unknown
+from flows.calls import Plan, Reached, Run, Step
 from flows.inputs import inputs, looked_at
 from flows.parameters import named, slug
 from flows.run_name import run_name
@@ -269,10 +269,6 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Ste
 def plan(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Step, ...]:
     """What a run up to `until` would do, and why; nothing is run."""
     calls = Plan(settings, until, refresh)
-    try:
+    with suppress(Reached):
         pipeline(settings, calls)
-    except Reached:
-        pass
-    except Unknown:
-        calls.fill()
     return tuple(calls.steps)

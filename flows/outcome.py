@@ -110,13 +110,13 @@ class Outcome(BaseModel):
 
     @property
     def saved(self) -> str:
-        """How many stages were not run again, and what that saved; empty where all were."""
-        ran = {step.stage for step in self.steps if step.state == "ran"}
-        unchanged = {step.stage for step in self.steps} - ran
-        if not unchanged:
+        """How many tasks were cached, and the time that this saved; empty where none was."""
+        cached = [step for step in self.steps if step.state == "cached"]
+        if not cached:
             return ""
-        seconds = sum(step.saved for step in self.steps if step.state == "cached")
-        return f"{len(unchanged)} stage{'s'[: len(unchanged) != 1]} unchanged, about {duration(seconds)} saved"
+        seconds = sum(step.saved for step in cached)
+        time = f", about {duration(seconds)} saved" if seconds >= 1 else ""
+        return f"{len(cached)} of {len(self.steps)} tasks cached{time}"
 
     @property
     def is_new(self) -> bool:
@@ -162,26 +162,26 @@ class Outcome(BaseModel):
         return [record.path("quarantine.parquet") for record in quarantined] + removed
 
     def as_json(self) -> dict[str, Any]:
-        """What `tunewright run --json` prints."""
+        """What `tunewright run --json` prints: without the parts that the run did not reach or was not asked for."""
         account = self.account()
-        return {
-            "state": self.state or None,
+        judged = {"model", "num_rows", "preferred", "agreement", "unreadable"}
+        parts = {
+            "state": self.state,
             "stages": [as_json(step) for step in self.steps],
             "saved_seconds": round(sum(step.saved for step in self.steps), 3),
-            "rows": account.model_dump() if account else None,
-            "reasons": self.reasons(),
-            "findings": self.findings(),
+            "rows": account.counts() if account else None,
+            "reasons": self.reasons() if account else None,
+            "findings": self.findings() if self.checked else None,
             "rotation": self.rotation or None,
             "training": _training(self.adapter) if self.adapter else None,
-            "scores": {name: answer.scores for name, answer in self.answers.items()},
+            "scores": {name: answer.scores for name, answer in self.answers.items()} if self.answers else None,
             "verdict": _verdict(self.verdict) if self.verdict else None,
-            "judged": self.judged.model_dump(include={"model", "num_rows", "preferred", "agreement", "unreadable"})
-            if self.judged
-            else None,
+            "judged": self.judged.model_dump(include=judged) if self.judged else None,
             "page": _page(self.page) if self.page else None,
             "model": _model(self.registered) if self.registered else None,
             "approval": _approval(self._stands) if self._stands else None,
         }
+        return {name: part for name, part in parts.items() if part not in (None, "")}
 
 
 def worth_a_look(outcome: Outcome) -> list[str]:

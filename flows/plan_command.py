@@ -16,9 +16,8 @@ from tasks.artifacts import Artifact, Base, Tokens
 from tasks.budget import Case, Estimate, Ground, calibration, devices, estimate, remedies, shapes, shortage, work
 from tasks.budget.timing import Rate, rate_of
 from tasks.config import STAGES, Compute, Method, Model, Settings
-from tasks.errors import ConfigError
-from tasks.ingest import SourceFile
-from tasks.row_search import manifest
+from tasks.errors import ConfigError, DataError
+from tasks.ingest.sampling import Sample, first_rows
 
 KINDS = ("lora", "qlora", "full", "spectrum")
 
@@ -61,11 +60,14 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     with looked_at(settings):
         steps = plan(settings, pipeline.until, pipeline.refresh)
         read = inputs(settings)
+    _stop_on_refused(steps)
+    made = {step.stage: step.record if step.state == "cached" else None for step in steps}
+    first = None if made["ingest"] else first_rows(read.files, settings.data)
     if STAGES.index(pipeline.until) < STAGES.index("train"):
         return Planned(steps=steps, costs=None)
-    made = {step.stage: step.record or step.last for step in steps}
+    made["base"] = next(step.record or step.last for step in steps if step.stage == "base")
     try:
-        ground, sample = _ground(settings, made, read.files, _is_read(steps))
+        ground, sample = _ground(settings, made, first)
     except ValueError as error:  # files that the arithmetic does not know
         return Planned(steps=steps, costs=None, unknown=f"what training takes cannot be said: {error}")
     if ground is None:
@@ -108,16 +110,18 @@ def _reads_less(case: Case, model: Model) -> list[str]:
     ]
 
 
-def _is_read(steps: Sequence[Step]) -> bool:
-    """Whether ingest has read the sources as they are: else what was made the last time is of other data."""
-    return any(step.stage == "ingest" and step.record for step in steps)
+def _stop_on_refused(steps: Sequence[Step]) -> None:
+    """Raises DataError where the first stage that would run has refused these very data before."""
+    first = next((step for step in steps if step.state == "run"), None)
+    if first and first.stopped:
+        raise DataError(first.stopped.said)
 
 
 def _ground(
-    settings: Settings, made: dict[str, Artifact | None], files: Sequence[SourceFile], is_read: bool
+    settings: Settings, made: dict[str, Artifact | None], first: Sample | None
 ) -> tuple[Ground | None, Sampled | None]:
     """The base, and the rows: as render made them, some of earlier ones, or as long as they may be."""
-    base, tokens, splits, rows = (made.get(stage) for stage in ("base", "render", "split", "ingest"))
+    base, tokens = made["base"], made.get("render")
     if isinstance(base, Base):
         shape, config = shapes.shape_in(base.weights), shapes.config_in(base.weights)
     else:
@@ -125,21 +129,16 @@ def _ground(
         if shape is None:
             return None, None
         config = shape.config
-    if is_read and isinstance(tokens, Tokens) and _is_of(tokens, splits):
+    if isinstance(tokens, Tokens):
         number, some = work.rows_of_render(tokens.path("train.parquet"))
         return Ground(shape, config, "render", number, tokens.num_validation, some, tokens.longest), None
-    of = (splits or rows) if is_read else None
-    if found := sampled(settings, base_here(settings, base), of, files):
+    of = made.get("split") or made["ingest"]
+    if found := sampled(settings, base_here(settings, base), of, first):
         longest = max(len(row["input_ids"]) for row in found.rows)
         ground = Ground(shape, config, found.source, found.num_rows, found.num_validation, found.rows, longest)
         return ground, found
     batch, longest = settings.training.batch, settings.model.max_length
     return Ground(shape, config, "settings", batch, 0, work.rows_assumed(longest, batch), longest), None
-
-
-def _is_of(tokens: Tokens, splits: Artifact | None) -> bool:
-    """Whether render made them of these sides: rows that it made of others say nothing of these."""
-    return splits is not None and manifest(tokens)["ingredients"].get("splits") == f"split {splits.digest}"
 
 
 class _Rates:
@@ -205,9 +204,9 @@ def _as_set(method: Method, kind: str) -> Method:
 
 
 def as_json(planned: Planned) -> dict[str, Any]:
-    """The costs as `--json` shows them: bytes, seconds and counts."""
+    """The costs as `--json` shows them: bytes, seconds and counts; or why they are unknown."""
     if planned.costs is None:
-        return {"training": None} | ({"unknown": planned.unknown} if planned.unknown else {})
+        return {"unknown": planned.unknown} if planned.unknown else {}
     costs = planned.costs
     device = costs.machine.device.model_dump() | {"free_bytes": costs.machine.free_bytes}
     methods = [one_as_json(one) for one in (costs.chosen, *costs.others)]

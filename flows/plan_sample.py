@@ -9,8 +9,7 @@ from tasks.artifacts import Artifact, Base, Rows, Splits
 from tasks.budget import work
 from tasks.chat import Chat, Message, Tokenized, tokenize
 from tasks.config import Model, Settings
-from tasks.ingest import SourceFile
-from tasks.ingest.sampling import first_rows
+from tasks.ingest.sampling import Sample
 from tasks.models import load_tokenizer
 from tasks.render import bound_of, lengths_in_words
 
@@ -27,10 +26,8 @@ class Sampled(NamedTuple):
     is_too_long: bool = False  # all of them
 
 
-def sampled(
-    settings: Settings, base: Base | None, made: Artifact | None, files: Sequence[SourceFile]
-) -> Sampled | None:
-    """Some of the rows that split or ingest made, or of the sources where they made none; None without any."""
+def sampled(settings: Settings, base: Base | None, made: Artifact | None, first: Sample | None) -> Sampled | None:
+    """Some of the rows that split or ingest made, or the `first` of the sources; None without any."""
     share, validation = 1 - settings.split.validation - settings.split.test, settings.split.validation
     if isinstance(made, Splits):
         number, conversations = work.conversations_in(made.path("train.parquet"))
@@ -39,15 +36,12 @@ def sampled(
         number, conversations = work.conversations_in(made.path("rows.parquet"))
         train, num_validation, source = int(share * number), int(number * validation), "ingest"
     else:
-        found = first_rows(files, settings.data)
-        if found is None:
+        if first is None:
             return None
-        number, conversations = found.drawn + found.train, found.conversations
-        train, num_validation = int(share * found.drawn + found.train), int(validation * found.drawn)
+        number, conversations = first.drawn + first.train, first.conversations
+        train, num_validation = int(share * first.drawn + first.train), int(validation * first.drawn)
         source = "sample"
-    looked = len(conversations)
-    of = "the sources" if source == "sample" else source
-    which = f"{'the' if looked >= number else 'the first'} {looked:,} rows of {of}"
+    which = _which(source, len(conversations), number, first, settings.data.limit)
     rows = _rendered(conversations, base, settings.model)
     if rows is None:
         guessed = [work.stand_in(work.guessed(messages), at) for at, messages in enumerate(conversations)]
@@ -67,10 +61,20 @@ def sampled(
     return Sampled(source, max(1, train), num_validation, kept or rows, said, too_long, is_too_long=not kept)
 
 
+def _which(source: work.Source, looked: int, number: float, first: Sample | None, limit: int | None) -> str:
+    """Which rows were looked at, and of how many."""
+    of = "the sources" if source == "sample" else source
+    is_all = first.is_all if source == "sample" and first else looked >= number
+    which = f"{'the' if is_all else 'the first'} {looked:,} rows of {of}"
+    is_drawn = source == "sample" and limit is not None and looked > number
+    return f"{which}, of which data.limit draws {number:,.0f}" if is_drawn else which
+
+
 def base_here(settings: Settings, made: Artifact | None) -> Base | None:
     """The base as a folder: as the stage made it, or where the settings name one."""
+    template = chat_templates.text(settings.model.chat_template)
     if isinstance(made, Base):
-        return made
+        return made.model_copy(update={"chat_template": template})
     folder = Path(settings.model.base).expanduser()
     if not folder.is_dir():
         return None
@@ -80,7 +84,7 @@ def base_here(settings: Settings, made: Artifact | None) -> Base | None:
         revision=None,
         location=Path(),
         weights_digest="",
-        chat_template=chat_templates.text(settings.model.chat_template),
+        chat_template=template,
     )
 
 

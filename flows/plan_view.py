@@ -15,7 +15,7 @@ MOST_CAUSES = 6
 
 
 def show_plan(console: Console, planned: Planned) -> None:
-    """Which stages would run and why, then what training would take."""
+    """Which tasks would run and why, then what training would take."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("stage", "", "because"):
         table.add_column(column, overflow="fold")
@@ -23,9 +23,7 @@ def show_plan(console: Console, planned: Planned) -> None:
         table.add_row(step.name, Text(step.state, COLOURS[step.state]), Text("\n".join(_shortened(step))))
     console.print(table)
     runs = sum(step.state == "run" for step in planned.steps)
-    console.print(
-        f"\n{runs} of {len(planned.steps)} stages would run" if runs else "\nNothing would run: all is cached"
-    )
+    console.print(f"\n{runs} of {len(planned.steps)} tasks would run" if runs else "\nNothing would run: all is cached")
     if planned.costs:
         _show_costs(console, planned.costs)
     elif planned.unknown:

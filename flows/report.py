@@ -100,7 +100,7 @@ def _account(outcome: Outcome) -> str:
     account = outcome.account()
     if account is None:
         return "Nothing was read."
-    lines = ["| rows | |", "|---|---:|", *(f"| {name} | {count:,} |" for name, count in account.model_dump().items())]
+    lines = ["| rows | |", "|---|---:|", *(f"| {name} | {count:,} |" for name, count in account.counts().items())]
     lines += ["", "| reason | rows |", "|---|---:|"]
     lines += [f"| {html.escape(reason)} | {count:,} |" for reason, count in outcome.reasons().items()]
     lines += ["", "| stage | | seconds | artifact |", "|---|---|---:|---|"]

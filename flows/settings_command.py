@@ -1,6 +1,8 @@
 """`tunewright settings`: what a deployment file can set, as the sections of tasks/config/ describe it."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
@@ -10,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_checks.accepted import did_you_mean, shown
+from data_checks.accepted import did_you_mean, meant, shown
 from flows.parameters import Parameters, section_of
 from tasks.errors import ConfigError
 
@@ -25,11 +27,31 @@ class Setting(NamedTuple):
     description: str
 
 
-def listed(section: str | None = None) -> list[Setting]:
-    """Those of a section, or all, in the order of their sections. Raises ConfigError where there is no such section."""
-    if section is not None and section not in Parameters.model_fields:
-        raise ConfigError(f"{shown(section)}: no section; {did_you_mean(section, Parameters.model_fields)}")
-    return [each for each in _within("", Parameters) if section in (None, each.key.partition(".")[0])]
+def listed(name: str | None = None) -> list[Setting]:
+    """Those of a section, the one of a dotted key with what is below it, or all, in the order of their sections.
+
+    Raises ConfigError where there is nothing of this name.
+    """
+    every = list(_within("", Parameters))
+    key = re.sub(r"\[\d+\]", "[]", name or "")
+    found = [each for each in every if not key or re.match(rf"{re.escape(key)}($|\.|\[\])", each.key)]
+    if not found:
+        raise ConfigError(f"{shown(name)}: no such setting; {_near(key, every)}")
+    return found
+
+
+def _near(key: str, every: Sequence[Setting]) -> str:
+    """What was most likely meant: a key that is spelt alike or ends so, or what there is in the section."""
+    keys = [each.key for each in every]
+    section, _, last = key.rpartition(".")
+    near = [other for other in keys if last == other.rpartition(".")[2]]
+    if near := near or get_close_matches(key, keys, 3, 0.8):
+        return meant(near).strip()
+    if section in Parameters.model_fields:
+        return did_you_mean(
+            last, [other.removeprefix(f"{section}.") for other in keys if other.startswith(f"{section}.")]
+        )
+    return did_you_mean(key, Parameters.model_fields)
 
 
 def _within(place: str, model: type[BaseModel]) -> Iterator[Setting]:

@@ -50,6 +50,10 @@ class Account(BaseModel):
             replay=last.num_replay if isinstance(last, Tokens | Splits) else 0,
         )
 
+    def counts(self) -> dict[str, int]:
+        """Each count by its name; those of the splits only where the run came to a split, which is never empty."""
+        return self.model_dump(exclude=None if self.train else {"train", "validation", "test", "replay"})
+
     def add_up(self) -> None:
         """Raises AssertionError where a row is lost: that would be a bug, and must never be shown as a result."""
         if self.read != self.kept + self.quarantined + self.duplicates:

@@ -134,7 +134,7 @@ class Base(Artifact):
     reference: str
     revision: str | None
     location: Path  # of the weights; a relative one lies inside the artifact
-    weights_digest: str
+    weights_digest: str  # empty in a plan, where it is still to be made
     quick_digest: str = ""  # the same, with the size of the weights in place of their content
     special_tokens: tuple[str, ...] = ()  # that text must not contain: they would become control tokens
     chat_template: str = ""  # the text of model.chat_template; empty where the base's own counts

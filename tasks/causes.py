@@ -69,6 +69,9 @@ FOLLOWS = {  # what of these can only change where another stage runs
     "forgetting.contender.model_digest": "train",
     "lm_eval.contender.model_digest": "train",
     "evaluate.contender.prompts_digest": "prompt",
+    "verdict_page.looks": "decide",
+    "verdict_page.warnings": "decide",
+    "register.looks": "decide",
     "register.lineage": "ingest",
     "register.data_version": "ingest",
 }

@@ -97,11 +97,15 @@ def by_line(rows: Rows, file: str, line: int) -> list[Found]:
     The file's name may leave out the folders around it. Of a CSV file it is the record that the line is part of, with
     that line as `asked_line` where it is not its first.
     """
-    named = [name for name in rows.detected if name == file or name.endswith(f"/{file}")] or [file]
     found: list[Found] = []
-    for name in named:
+    for name in files_named(rows, file):
         found += _at(rows, name, line) or (_around(rows, name, line) if _is_csv(rows, name) else [])
     return found[: MOST_MATCHES + 1]
+
+
+def files_named(rows: Rows, file: str) -> list[str]:
+    """The files that were read under this name, which may leave out the folders around it."""
+    return [name for name in rows.detected if name == file or name.endswith(f"/{file}")]
 
 
 def by_text(rows: Rows, words: Sequence[str]) -> list[Found]:

@@ -46,6 +46,11 @@ class Stopped(BaseModel):
         """The files."""
         return [self.path(name) for name in self.files]
 
+    @property
+    def said(self) -> str:
+        """Why, and where to look, as the error of the run said it."""
+        return f"{self.message}; see {config.from_here(self.paths[0])}" if self.files else self.message
+
 
 def keep(unfinished: Path, stage: str, key: str, error: DataError, run: str, ingredients: dict[str, Any]) -> None:
     """Keeps of a stage's unfinished folder what the error names, and adds to the error's line where that lies now."""
@@ -61,8 +66,7 @@ def keep(unfinished: Path, stage: str, key: str, error: DataError, run: str, ing
             (unfinished / name).rename(stopped.folder / name)
         said = stopped.model_dump(exclude={"stage", "key"})
         (stopped.folder / STOPPED).write_text(json.dumps(said, indent=1, ensure_ascii=False), encoding="utf-8")
-        if files:
-            error.args = (f"{error}; see {config.from_here(stopped.paths[0])}",)
+        error.args = (stopped.said,)
 
 
 def find(stage: str, key: str) -> Stopped | None:

@@ -49,7 +49,7 @@ class Before(BaseModel):
     name: str
     seed: int
     by: Literal["cluster", "time"]
-    number: int  # that these data have, or will have once accepted
+    number: int | None  # that these data have, or will have once accepted; None of a sample, which is no version
     parent: str  # digest of the rows of the version before; empty for the first
     checked: Artifact | None  # with profile.json and the row_ids
     splits: Artifact | None  # with sides.parquet; None also where split.sticky is false
@@ -70,7 +70,7 @@ def before(name: str, rows: Rows, settings: Split, *, is_sample: bool = False) -
         name=name,
         seed=settings.seed,
         by=settings.by,
-        number=known.number if known else len(past) + 1,
+        number=known.number if known else None if is_sample else len(past) + 1,
         parent=parent,
         checked=checked,
         splits=splits if settings.sticky else None,
@@ -87,7 +87,7 @@ def accept(
     it stays known which row is on which split. Raises TunewrightError where another version was accepted in the
     meantime: rows of that one could have changed sides.
     """
-    if before.is_sample:
+    if before.is_sample or before.number is None:
         return None
     file = file_of(before.name)
     with lock(file):

@@ -366,7 +366,7 @@ def test_of_several_rows_ten_are_listed_and_equal_ones_are_one_row(data: Data) -
         ({"row": "f" * 64}, "no such record among the 12 of version 2 of 2 of the data of triage"),
         ({"row": "%"}, "--row %"),
         ({"line": "a.jsonl:99"}, "--line a.jsonl:99: no such record"),
-        ({"line": "b.jsonl:1"}, "--line b.jsonl:1: no such record"),
+        ({"line": "b.jsonl:1"}, "--line b.jsonl:1: no file of this name was read; those that were are data/a.jsonl"),
         ({"line": "a.jsonl"}, "accepted: FILE:LINE"),
         ({"line": "a.jsonl:x"}, "accepted: FILE:LINE"),
         ({"text": " "}, "--text: accepted: one word or more"),
@@ -388,6 +388,14 @@ def test_the_stages_name_what_they_were_made_from(data: Data) -> None:
     assert Path(stages["split"]["artifact"], "manifest.json").is_file()
     assert (told["name"], told["version"], told["missing"]) == ("triage", 2, "")
     assert [(v["number"], v["added"], v["removed"]) for v in told["versions"]] == [(1, 2, 0), (2, 9, 0)]
+
+
+def test_a_sample_is_called_so_and_where_a_record_is_missing_too(planned: Plan) -> None:
+    planned(second(first(), accepted=False))
+    data = look_up(SETTINGS.model_copy(update={"data": SETTINGS.data.model_copy(update={"limit": 12})}))
+    assert data.title == "a sample of the data of triage by data.limit=12, which is never accepted as a version"
+    with pytest.raises(ConfigError, match=r"no such record among the 12 that data\.limit=12 draws of the files"):
+        find(data, None, "a.jsonl:99", None)
 
 
 def test_what_has_not_run_is_named_with_the_command_that_runs_it(planned: Plan) -> None:

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from flows import data_command, data_view
-from flows.calls import Plan, Reached, Step, Unknown
+from flows.calls import Plan, Reached, Step
 from flows.data_command import Data, find, look_up
 from flows.data_json import data_json, figures, row_json
 from tasks import pipelines
@@ -268,7 +268,7 @@ def look_again(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], Data]:
 
     def given(asked: Settings) -> Data:
         plan = Plan(asked, "check")
-        with suppress(Reached, Unknown):
+        with suppress(Reached):
             rows = plan(ingest, data=asked.data, files=source_files(asked.data))
             plan(check, rows=rows, checks=asked.checks, special_tokens=())
         monkeypatch.setattr(data_command, "plan", lambda *_: tuple(plan.steps))

@@ -179,7 +179,7 @@ def test_each_verdict_has_its_state(settings: Settings, done: tuple[Path, State[
         verdict = outcome(state).verdict
         assert verdict
         assert state.name == name
-        assert (state.message or "").startswith(f"{verdict.sentence.removesuffix('.')}. 10 stages unchanged, about ")
+        assert (state.message or "").startswith(f"{verdict.sentence.removesuffix('.')}. 14 of 15 tasks cached, about ")
 
 
 def test_a_judge_that_does_not_answer_costs_no_verdict(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,8 +257,10 @@ def test_a_plan_with_another_base_does_not_reckon_with_the_one_before(
     (base,) = (step for step in steps if step.stage == "base")
     assert (base.state, base.last) == ("run", None)
     assert any("org/seventy-billion" in cause for cause in base.because)
-    later = [step for step in steps if step.stage in ("render", "train")]
-    assert {(step.state, step.last, *step.because) for step in later} == {("run", None, "base runs first")}
+    assert names(steps, "cached") == ["ingest"]
+    assert causes(steps)["check"] == ["base runs first"], "its special tokens are not known"
+    assert causes(steps)["dedupe"] == ["check runs first"]
+    assert "evaluate few_shot" in names(steps, "run")
 
 
 def test_a_second_run_executes_nothing_and_shows_the_same(
@@ -271,7 +273,7 @@ def test_a_second_run_executes_nothing_and_shows_the_same(
     assert (again.name, outcome(again).name) == ("Unchanged", done[1].name)
     taken = sum(step.seconds for step in done[1].result() if step.stage != "register")
     assert 0.5 * taken < sum(step.saved for step in again.result()) < 2 * sum(s.seconds for s in done[1].result())
-    said = f"As before: {(done[1].message or '').removesuffix('.')}. 13 stages unchanged, about "
+    said = f"As before: {(done[1].message or '').removesuffix('.')}. 17 of 17 tasks cached, about "
     assert (again.message or "").startswith(said)
     assert (again.message or "").endswith(" saved.")
     shown, shown_before = artifacts(again), artifacts(done[1])
@@ -377,18 +379,20 @@ def test_a_run_goes_as_far_as_it_is_asked_to(settings: Settings, until: Stage) -
     assert reached == set(used[: used.index(until) + 1])
     assert {step.stage for step in plan(settings, until, ())} == reached
     assert state.name == "Completed"
-    assert (state.message or "").startswith(f"went as far as {until}. {len(reached)} stages unchanged, about ")
+    number = len(state.result())
+    assert (state.message or "").startswith(f"went as far as {until}. {number} of {number} tasks cached, about ")
 
 
-def test_a_plan_before_the_first_run_has_every_stage(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_plan_before_the_first_run_has_the_tasks_that_the_run_has(
+    settings: Settings, done: tuple[Path, State[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "empty"))
     steps = plan(settings, "decide", ())
-    used = stages(settings)
-    assert "scan" not in used
-    assert names(steps, "run") == list(used[: used.index("decide") + 1])
+    first = names(done[1].result(), "ran")
+    assert names(steps, "run") == first[: first.index("decide") + 1]
     assert causes(steps)["ingest"] == ["never run"]
+    assert causes(steps)["check"] == ["ingest and base run first"]
+    assert causes(steps)["dedupe"] == ["check runs first"]
     assert not (tmp_path / "empty").exists()
 
 

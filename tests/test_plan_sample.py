@@ -12,7 +12,7 @@ from flows.deployment_file import Pipeline
 from flows.plan_command import Planned
 from tasks.artifacts import Base
 from tasks.config import Data, Source
-from tasks.errors import DataError
+from tasks.errors import ConfigError, DataError
 from tasks.ingest import ingest, sampling, source_files
 from tasks.ingest.sampling import first_rows
 
@@ -72,20 +72,64 @@ def test_rows_over_max_length_are_told_by_plan(tiny_base: Base) -> None:
     assert some.costs.chosen.work.longest <= 128
 
 
-def test_a_plan_beside_data_that_were_refused_does_not_stand_on_the_rows_of_last_time(tiny_base: Base) -> None:
+REFUSED = r"30 of 50 records refused, over data\.max_refused_share=0\.1: 30 unknown_layout, first a\.jsonl line 1"
+
+
+def test_a_plan_of_data_that_will_be_refused_is_refused_in_the_words_of_the_run(tiny_base: Base) -> None:
+    write("a.jsonl", *([{"nothing": 1}] * 30), *map(record, range(20)))
+    with pytest.raises(DataError, match=REFUSED) as before:
+        planned(tiny_base)
+    data = Data(sources=(Source(path="a.jsonl"),))
+    with pytest.raises(DataError) as stop:
+        ingest.fn(data=data, files=source_files(data), needs=())
+    assert str(stop.value).startswith(str(before.value))
+    with pytest.raises(DataError) as after:
+        planned(tiny_base)
+    assert str(after.value) == str(stop.value), "with the file to look at"
+
+
+def test_only_what_is_certain_to_be_refused_is_refused_by_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "ROWS", 20)
+    data = Data(sources=(Source(path="a.jsonl"),))
+    write("a.jsonl", *([{"nothing": 1}] * 20), *map(record, range(179)))
+    with pytest.raises(
+        DataError, match=r"20 of the first 20 of 199 records refused, over data\.max_refused_share=0\.1"
+    ):
+        first_rows(source_files(data), data)
+    write("a.jsonl", *([{"nothing": 1}] * 20), *map(record, range(180)))
+    assert first_rows(source_files(data), data) is None
+    write("a.jsonl", *([{"nothing": 1}] * 19), record(1))
+    drawn = data.model_copy(update={"limit": 1})
+    assert first_rows(source_files(drawn), drawn), "the one record that is drawn may be the good one"
+    write("a.jsonl", *([{"nothing": 1}] * 20))
+    with pytest.raises(DataError, match="20 of 20 records refused"):
+        first_rows(source_files(drawn), drawn)
+    mapped = Data(sources=(Source(path="a.jsonl", columns={"instruction": "question"}),))
+    with pytest.raises(ConfigError, match=r"data\.sources\[0\]\.columns\.instruction: no record has question"):
+        first_rows(source_files(mapped), mapped)
+
+
+def test_a_plan_whose_check_would_run_does_not_stand_on_the_rows_that_it_kept_last_time(tiny_base: Base) -> None:
     write("a.jsonl", *map(record, range(50)))
     data = Data(sources=(Source(path="a.jsonl"),))
     ingest.fn(data=data, files=source_files(data), needs=())
     before = planned(tiny_base).costs
     assert before
     assert before.source == "ingest"
-    write("a.jsonl", *([{"nothing": 1}] * 30), *(record(n, 40) for n in range(20)))
-    with pytest.raises(DataError, match="30 of 50 records refused"):
-        ingest.fn(data=data, files=source_files(data), needs=())
+    write("a.jsonl", *(record(n, 40) for n in range(20)))
     after = planned(tiny_base).costs
     assert after
     assert after.source == "sample"
     assert after.chosen.work.longest > before.chosen.work.longest
+
+
+def test_what_data_limit_draws_is_told_from_what_was_looked_at(tiny_base: Base) -> None:
+    write("a.jsonl", *map(record, range(50)))
+    limited = deployment_file.override(pipeline(tiny_base), ["data.limit=30"])
+    costs = plan_command.look_up(limited, "mine.yaml").costs
+    assert costs
+    assert costs.rows_from == "from the 50 rows of the sources, of which data.limit draws 30, rendered"
+    assert costs.chosen.work.num_rows == 24
 
 
 def test_an_evaluation_that_comes_after_the_last_step_is_said_to_be_the_end(tiny_base: Base) -> None:
@@ -99,15 +143,15 @@ def test_an_evaluation_that_comes_after_the_last_step_is_said_to_be_the_end(tiny
 def test_the_first_rows_are_of_all_files_and_the_rest_is_only_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "ROWS", 20)
     write("a.jsonl", *map(record, range(400)))
-    write("b.jsonl", *map(record, range(5)), {"nothing": 1}, *map(record, range(4)))
+    write("b.jsonl", *map(record, range(3)), {"nothing": 1}, *map(record, range(6)))
     write("test.jsonl", *map(record, range(7)))
     write("train.jsonl", *map(record, range(10)))
     sources = [Source(path="a.jsonl"), Source(path="b.jsonl"), Source(path="test.jsonl", side="test")]
     data = Data(sources=(*sources, Source(path="train.jsonl", side="train")))
     found = first_rows(source_files(data), data)
     assert found
-    assert [len(found.conversations), found.train] == [6 + 5 + 6, 10]
-    assert found.drawn == pytest.approx(400 + 10 * 5 / 6)
+    assert [len(found.conversations), found.train] == [5 + 4 + 5, 10]
+    assert found.drawn == pytest.approx(400 + 10 * 4 / 5)
     monkeypatch.setattr(sampling, "MOST_BYTES", 9_000)
     about = first_rows(source_files(data), data)
     assert about
@@ -122,8 +166,14 @@ def test_of_objects_in_a_store_a_plan_says_the_most_that_the_settings_allow(tiny
     assert (costs.source, costs.is_most, costs.chosen.work.longest) == ("settings", True, 128)
 
 
-def test_of_files_that_cannot_be_read_there_is_no_sample() -> None:
+def test_a_file_that_cannot_be_read_stops_a_plan_up_to_any_stage(tiny_base: Base) -> None:
+    Path("a.jsonl").write_text("{\n")
+    asked = pipeline(tiny_base)
+    for until in ("split", "register"):
+        changed = deployment_file.override(asked, [f"until={until}"])
+        with pytest.raises(DataError, match="1 of 1 records refused"):
+            plan_command.look_up(changed, "mine.yaml")
     Path("a.json").write_text("{")
-    write("b.jsonl", {"nothing": 1})
-    data = Data(sources=(Source(path="a.json"), Source(path="b.jsonl")))
-    assert first_rows(source_files(data), data) is None
+    data = Data(sources=(Source(path="a.json"),))
+    with pytest.raises(DataError, match=r"a\.json: not_an_array"):
+        first_rows(source_files(data), data)

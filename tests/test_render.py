@@ -412,12 +412,19 @@ def test_the_report_counts_what_the_tables_hold(tiny_base: Base, make_splits: Ma
     assert sum(count for _, _, count in report["histograms"]["whole"]) == 3
 
 
-def test_the_preview_shows_the_whole_row_with_its_answers_in_green(tiny_base: Base, make_splits: MakeSplits) -> None:
+def test_the_preview_shows_the_whole_row_with_its_answers_in_marks_and_in_green(
+    tiny_base: Base, make_splits: MakeSplits
+) -> None:
     tokens = rendered(make_splits, tiny_base, TWO_TURNS)
     (text,) = preview(tokens)
     green = "".join(text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style))
     assert green == f"three<|im_end|>{TWO_TURNS[-1]}<|im_end|>"
-    assert text.plain.endswith(load_tokenizer(tiny_base).decode(rows(tokens)[0]["input_ids"]))
+    head, _, row = text.plain.partition("\n")
+    assert head.endswith(" tokens are trained, between ⟦ and ⟧")
+    assert row.translate({ord("⟦"): None, ord("⟧"): None}) == load_tokenizer(tiny_base).decode(
+        rows(tokens)[0]["input_ids"]
+    )
+    assert re.findall("⟦(.*?)⟧", row, re.DOTALL) == ["three<|im_end|>", f"{TWO_TURNS[-1]}<|im_end|>"]
 
 
 def test_the_pieces_of_a_row_are_its_text_whatever_tokens_a_character_takes(tiny_base: Base) -> None:

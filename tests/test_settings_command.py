@@ -37,8 +37,31 @@ def test_a_section_is_shown_to_a_person_and_to_a_program() -> None:
     assert [Setting(**each).key for each in said] == [key for key in ALL if key.startswith("gate.")]
 
 
-@pytest.mark.parametrize(("section", "said"), [("gates", "did you mean gate?"), ("x", "accepted: data, model")])
-def test_a_section_that_is_none_is_one_line(section: str, said: str) -> None:
-    refused = CliRunner().invoke(app, ["settings", section])
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("training.max_steps", ["training.max_steps"]),
+        ("data.sources[0].path", ["data.sources[].path"]),
+        ("until", ["until"]),
+        ("gate.guardrails", ["gate.guardrails", "gate.guardrails[].metric", "gate.guardrails[].margin"]),
+    ],
+)
+def test_a_dotted_key_shows_that_setting_and_what_is_below_it(name: str, keys: list[str]) -> None:
+    assert [each.key for each in listed(name)] == keys
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gates", "did you mean gate? accepted: data, model"),
+        ("x", "accepted: data, model"),
+        ("training.max_step", "did you mean training.max_steps?"),
+        ("learning_rate", "did you mean training.learning_rate?"),
+        ("training.lr", "accepted: learning_rate, epochs, "),
+    ],
+)
+def test_a_name_that_is_none_is_one_line_with_what_is_near(name: str, said: str) -> None:
+    refused = CliRunner().invoke(app, ["settings", name])
     assert refused.exit_code == 2
     assert said in refused.stderr
+    assert refused.stderr.count("\n") == 1

@@ -84,6 +84,7 @@ def test_a_sample_is_held_against_the_version_before_it_and_becomes_none() -> No
     run("abc")
     rows = ingest(("a",))
     found = before("triage", rows, SPLIT, is_sample=True)
+    assert found.number is None
     checked = check(rows)
     unique = dedupe(checked)
     assert accept(found, rows, checked, unique, split(unique, SPLIT)) is None

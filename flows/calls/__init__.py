@@ -4,8 +4,8 @@ A call is `call(task, argument=value, ...)`. Both keep a Step for each call, whi
 """
 
 from flows.calls.calls import Reached, stages
-from flows.calls.plan import Plan, Unknown
+from flows.calls.plan import Plan
 from flows.calls.run import Run
 from flows.calls.step import Step, as_json
 
-__all__ = ["Plan", "Reached", "Run", "Step", "Unknown", "as_json", "stages"]
+__all__ = ["Plan", "Reached", "Run", "Step", "as_json", "stages"]

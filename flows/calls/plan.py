@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from prefect import Task
@@ -14,10 +15,6 @@ from tasks.caching import Earlier, Found
 from tasks.causes import causes
 from tasks.config import STAGES, Registry, Settings, Stage
 from tasks.trainer.checkpoints import newest_sealed
-
-
-class Unknown(Exception):
-    """A plan cannot see further: what a later stage would read was never made."""
 
 
 class Plan(Calls):
@@ -33,7 +30,7 @@ class Plan(Calls):
         self.said: set[str] = set()  # causes that an earlier stage has
 
     def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:
-        """The record that is there, that of the last time, or one that stands for it. Raises Unknown or Reached."""
+        """The record that is there, that of the last time, or one that stands for it. Raises Reached."""
         stage, name = stage_of(task), name_of(task, inputs)
         found = stage.look_up(**inputs)
         keys = pipelines.keys(self.pipeline, name)
@@ -53,11 +50,9 @@ class Plan(Calls):
             last=last,
         )
         if because:
-            last = last or stage.record_type.model_construct(stage=task.name, digest=f"unmade_{name.replace(' ', '_')}")
+            last = last or _unmade(stage.record_type, task.name, name)
             self.uncertain[last.digest] = task.name
         self.keep(step, last_of_stage=last_of_stage)
-        if task.name == "base" and step.last is None:  # that of the last time is another model
-            raise Unknown
         return last
 
     def opinion(self, task: Task[Any, Any], **inputs: Any) -> Any:
@@ -119,11 +114,17 @@ class Plan(Calls):
         """Asks nobody; register has reached its end."""
         self.reached("register")
 
-    def fill(self) -> None:
-        """Adds the stages that the plan could not look up, up to the last one asked for."""
-        known = {step.stage for step in self.steps}
-        missing = self.steps[-1].stage
-        self.steps += [Step(stage=s, state="run", because=[_first([missing])]) for s in self.stages if s not in known]
+
+def _unmade(kind: type[Artifact], stage: str, name: str) -> Artifact:
+    """What stands for a record that was never made: its digest is in the ingredients of the stages that would read it.
+
+    Of a base these are its special tokens too, which check reads instead of the base.
+    """
+    digest = f"unmade_{name.replace(' ', '_')}"
+    if kind is Base:
+        unknown = {"reference": "", "revision": None, "location": Path(), "weights_digest": ""}
+        return Base(stage=stage, digest=digest, special_tokens=(digest,), **unknown)
+    return kind.model_construct(stage=stage, digest=digest)
 
 
 def _stands_for(record: Artifact, inputs: dict[str, Any]) -> bool:

@@ -1,4 +1,7 @@
-"""One call of a stage, as reports and `--json` show it."""
+"""One call of a stage, as reports and `--json` show it: a task run of Prefect, and what is counted as a task.
+
+A stage has one, or one for each contender, such as `evaluate base` and `evaluate candidate`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

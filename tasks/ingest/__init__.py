@@ -77,7 +77,7 @@ def stop_early(data: Data, num_bytes: int, tally: Tally) -> None:
     if num_refused >= MANY and num_refused > data.max_refused_share * (tally.num_read + num_bytes):
         raise DataError(
             f"{num_refused} of the first {tally.num_read} records refused, so that data.max_refused_share="
-            f"{data.max_refused_share} cannot be kept, whatever follows: {_reasons(tally)}",
+            f"{data.max_refused_share} cannot be kept, whatever follows: {reasons(tally)}",
             see=("quarantine.parquet",),
         )
 
@@ -119,7 +119,7 @@ def judge(data: Data, files: Iterable[SourceFile], tally: Tally) -> None:
     over = num_refused / tally.num_read > data.max_refused_share
     if over or tally.num_rows == 0:
         why = f"over data.max_refused_share={data.max_refused_share}" if over else "so no row is left"
-        message = f"{num_refused} of {tally.num_read} records refused, {why}: {_reasons(tally)}"
+        message = f"{num_refused} of {tally.num_read} records refused, {why}: {reasons(tally)}"
         raise DataError(message, see=("quarantine.parquet",))
 
 
@@ -130,14 +130,15 @@ def stop_on_empty_side(files: Sequence[SourceFile], tallies: dict[str, Tally]) -
         if given and not any(tallies[file.path].num_rows for file in given):
             paths, tally = ", ".join(file.path for file in given), _all(tallies[file.path] for file in given)
             why = (
-                f"{tally.num_read} of {tally.num_read} records refused: {_reasons(tally)}"
+                f"{tally.num_read} of {tally.num_read} records refused: {reasons(tally)}"
                 if tally.num_read
                 else "no record"
             )
             raise DataError(f"{paths}: no row is left of the given {side} side; {why}", see=("quarantine.parquet",))
 
 
-def _reasons(tally: Tally) -> str:
+def reasons(tally: Tally) -> str:
+    """How many records were refused for each reason, and the first of each."""
     return "; ".join(f"{n} {reason}, first {tally.firsts[reason]}" for reason, n in tally.reasons.most_common())
 
 

@@ -1,19 +1,25 @@
-"""The first rows of the sources, and about how many there are: what a plan reckons with before ingest has read all."""
+"""The first rows of the sources, and about how many there are: what a plan estimates from before ingest has read all.
 
+What ingest is certain to refuse is refused here too, in the same words, so that a plan says it first.
+"""
+
+import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.parquet as pq
+
 from tasks.config import Data
 from tasks.errors import DataError
+from tasks.ingest import find_columns, judge, reasons, stop_on_empty_side
 from tasks.ingest.files import SourceFile, is_remote
 from tasks.ingest.layouts import Message
-from tasks.ingest.parsing import Refused
 from tasks.ingest.parts import columns_of
 from tasks.ingest.readers import Item, read
-from tasks.ingest.rows import to_row
+from tasks.ingest.tables import Tables, Tally
 
 ROWS = 1_000  # that are parsed, of all files together
 MOST_BYTES = 64_000_000  # that are looked through for the number of records, of all files together
@@ -25,60 +31,85 @@ class Sample(NamedTuple):
     conversations: list[list[Message]]
     drawn: float
     train: float
+    is_all: bool  # whether these are all rows of the sources
 
-    @property
-    def is_all(self) -> bool:
-        """Whether these are all rows."""
-        return len(self.conversations) == self.drawn + self.train
+
+class _Records:
+    """The records of a file, with how many were taken and their bytes."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self.items = items
+        self.num_taken = self.num_bytes = 0
+
+    def __iter__(self) -> Iterator[Item]:
+        for item in self.items:
+            self.num_taken += 1
+            self.num_bytes += len(item[2]) + 1
+            yield item
+
+    def count(self, most_bytes: int, size: int) -> int:
+        """The number of all records; estimated from the file's size in bytes, where they are more than `most_bytes`."""
+        for _ in self:
+            if self.num_bytes > most_bytes:
+                return max(self.num_taken, ceil(self.num_taken * size / self.num_bytes))
+        return self.num_taken
 
 
 def first_rows(files: Sequence[SourceFile], data: Data) -> Sample | None:
     """The first rows of each local file; None where there are none, as in the hub or a store, which are not asked.
 
-    Deterministic, and bounded in time and memory whatever the files hold.
+    Deterministic, and bounded in time and memory whatever the files hold. Raises DataError and ConfigError where ingest
+    is certain to raise it.
     """
-    local = [file for file in files if _trains(file)]
+    sources = [file for file in files if not file.held_out]
+    local = [file for file in sources if not (is_remote(file.path) or file.format == "hub")]
     each = max(1, ROWS // max(1, len(local)))
     conversations: list[list[Message]] = []
     numbers = {"drawn": 0.0, "train": 0.0}
+    tallies: dict[str, Tally] = {}
+    num_records = 0
     for file in local:
-        try:
-            items = read(file, data.max_line_bytes, columns_of(file))
-            kept, number = _of_file(file, items, each, MOST_BYTES // len(local), data)
-        except DataError:  # what a run refuses is for the run to say
-            continue
-        conversations += kept
-        numbers["train" if file.side == "train" else "drawn"] += number
+        tally, number, kept = _of_file(file, each, MOST_BYTES // len(local), data)
+        tallies[file.path] = tally
+        num_records += number
+        if file.side not in ("validation", "test"):
+            conversations += kept
+            rows = number * len(kept) / max(1, tally.num_read)
+            numbers["train" if file.side == "train" else "drawn"] += rows
+    tally = Tally()
+    for one in tallies.values():
+        tally.add(one)
+    if len(local) == len(sources):
+        _stop_on_refused(data, sources, tallies, tally, num_records)
     total = sum(numbers.values())
     if data.limit and total > data.limit:
         numbers = {name: number * data.limit / total for name, number in numbers.items()}
-    return Sample(conversations, **numbers) if conversations else None
+    is_all = tally.num_read == num_records and len(local) == len(sources)
+    return Sample(conversations, **numbers, is_all=is_all) if conversations else None
 
 
-def _trains(file: SourceFile) -> bool:
-    return not (file.held_out or is_remote(file.path) or file.format == "hub" or file.side in ("validation", "test"))
+def _of_file(file: SourceFile, wanted: int, most_bytes: int, data: Data) -> tuple[Tally, int, list[list[Message]]]:
+    """The account of a file's first records, about how many it has, and the rows among the first."""
+    records = _Records(read(file, data.max_line_bytes, columns_of(file)))
+    with tempfile.TemporaryDirectory() as folder:
+        with Tables(Path(folder)) as tables:
+            tally = tables.fill(islice(records, wanted), file, data.max_line_bytes, data.repair)
+        kept = pq.read_table(Path(folder, "rows.parquet"), columns=["messages"])["messages"].to_pylist()
+    return tally, records.count(most_bytes, Path(file.path).stat().st_size), kept
 
 
-def _of_file(
-    file: SourceFile, items: Iterator[Item], wanted: int, most_bytes: int, data: Data
-) -> tuple[list[list[Message]], float]:
-    """The first rows of a file, and about how many rows it has."""
-    kept: list[list[Message]] = []
-    num_parsed = 0
-    num_bytes = num_records = 0
-    for line, byte, raw, parse in islice(items, wanted):
-        num_parsed += 1
-        num_bytes += len(raw) + 1
-        try:
-            kept.append(to_row(file, line, byte, parse(), data.repair)[0].messages)
-        except Refused:
-            continue
-    num_records = num_parsed
-    for _, _, raw, _ in items:
-        num_records += 1
-        num_bytes += len(raw) + 1
-        if num_bytes > most_bytes:
-            size = Path(file.path).stat().st_size
-            num_records = max(num_records, ceil(num_records * size / num_bytes))
-            break
-    return kept, num_records * len(kept) / max(1, num_parsed)
+def _stop_on_refused(
+    data: Data, sources: Sequence[SourceFile], tallies: dict[str, Tally], tally: Tally, num_records: int
+) -> None:
+    """Raises what ingest is certain to raise: of all records, or of the first where these alone are too many."""
+    num_refused = tally.reasons.total()
+    is_drawn = data.limit is not None and data.limit < num_records  # which records are read is not known here
+    if tally.num_read == num_records and not (is_drawn and tally.num_rows):
+        find_columns(sources, tallies, data.max_line_bytes)
+        judge(data, sources, tally)
+        stop_on_empty_side(sources, tallies)
+    elif num_refused > data.max_refused_share * num_records and not is_drawn:
+        raise DataError(
+            f"{num_refused} of the first {tally.num_read} of {num_records} records refused, over "
+            f"data.max_refused_share={data.max_refused_share} of all: {reasons(tally)}"
+        )

@@ -51,7 +51,7 @@ def register(
     page: VerdictPage,
     reports: tuple[Artifact, ...],
     lineage: dict[str, str],
-    data_version: int,
+    data_version: int | None,
     challenged: str,
     prompts: Prompts | None,
     judged: Judged | None,
@@ -60,9 +60,9 @@ def register(
     """The candidate as an MLflow run and a model version, reloaded and compared; under the alias if it was promoted.
 
     With gate.approval it waits for a person instead. `reports` have a report.html, `lineage` is the sha256 of each
-    source file, `data_version` the number of their version, `challenged` the version of the champion among the
-    contenders, `looks` which candidate on these test rows it is. An earlier attempt, finished or not, is completed and
-    never doubled.
+    source file, `data_version` the number of their version (None of a sample), `challenged` the version of the champion
+    among the contenders, `looks` which candidate on these test rows it is. An earlier attempt, finished or not, is
+    completed and never doubled.
     """
     from mlflow.exceptions import MlflowException
 

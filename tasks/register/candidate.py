@@ -50,7 +50,7 @@ class Candidate:
     page: VerdictPage
     reports: tuple[Artifact, ...]  # those with a report.html
     lineage: dict[str, str]  # name of a source file -> its sha256
-    data_version: int  # of its rows, among the accepted ones
+    data_version: int | None  # of its rows, among the accepted ones; None of a sample by data.limit
     challenged: str  # version of the champion that it was compared with; empty where there was none
     prompts: Prompts | None  # of the contenders that are the base with a prompt
     judged: Judged | None
@@ -75,7 +75,7 @@ class Candidate:
     def data(self) -> dict[str, str]:
         """Tags that say which data it was made of, by our own digests: of all rows read, and of the sides."""
         return {
-            "data.version": str(self.data_version),
+            "data.version": str(self.data_version or "none: a sample by data.limit"),
             "data.rows": self.rows.digest,
             "data.splits": self.splits.digest,
             "data.drawn": drawn(self.settings.split),
@@ -233,7 +233,7 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",
         *(f"- In training: {warning}" for warning in adapter.warnings),
         f"- Rows: {splits.num_train} train, {splits.num_validation} validation, {splits.num_test} sealed test; "
-        f"version {candidate.data_version} of the data ({splits.digest[:12]}), from "
+        f"{_data_in_words(candidate)} ({splits.digest[:12]}), from "
         f"{', '.join(code(name) for name in sorted(candidate.lineage))}",
         f"- No test row is more similar to any other row than {splits.largest_similarity:.2f}",
         "",
@@ -242,6 +242,11 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         *scores,
     ]
     return _clipped("\n".join(lines), 5_000)
+
+
+def _data_in_words(candidate: Candidate) -> str:
+    number, limit = candidate.data_version, candidate.settings.data.limit
+    return f"version {number} of the data" if number else f"a sample of the data by data.limit={limit}, no version"
 
 
 def code(text: str) -> str:

@@ -34,7 +34,8 @@ def champion(registry: Registry, candidate_digest: str, base: Base) -> Contender
     """What the candidate has to beat: the version under the alias, with its weights here; None where there is none.
 
     If that version was made of this very candidate, it is the one that the candidate was compared with then: a run
-    of unchanged settings decides as it did. `base` is this run's, and taken where the champion stands on the same.
+    of unchanged settings decides as it did. `base` is this run's, and taken where the champion stands on the same, and
+    in a plan where it is still to be made, so that nothing is.
     """
     if registry.tracking_uri is None and not config.mlflow_database().exists():
         return None
@@ -79,7 +80,7 @@ def _contender(client: "MlflowClient", version: "ModelVersion", base: Base) -> C
     except TunewrightError as error:
         raise TunewrightError(f"{error}; or {_withdraw(version)}") from error
     named = json.loads((folder / "base.json").read_text(encoding="utf-8"))
-    if named["digest"] != base.weights_digest:
+    if base.weights_digest and named["digest"] != base.weights_digest:
         base = _own_base(version, named)
     return Contender(
         name="champion",

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from data_checks.pages import template
 from tasks.artifacts import IGNORED, Tokens
 
 NUM_EXAMPLES = 6
+MARKS = ("⟦", "⟧")  # around what is trained, since colours do not reach every eye and every file
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # they could steer a terminal
 
 Segment = tuple[str, bool, bool]  # text, whether it is trained, whether it is a special token
@@ -157,17 +159,22 @@ def write_report(
 
 
 def preview(tokens: Tokens, num_rows: int = 3) -> list[Text]:
-    """Up to six training rows for the terminal: what is trained in green, the rest dim, special tokens in colour."""
+    """Up to six training rows for the terminal: what is trained in marks and in green, the rest dim."""
     report = json.loads(tokens.path("report.json").read_text(encoding="utf-8"))
     return [_coloured(example) for example in report["examples"][:num_rows]]
 
 
 def _coloured(example: dict[str, Any]) -> Text:
-    head = f"{example['title']}: {example['num_trained']} of {example['num_tokens']} tokens are trained"
+    trained = f"{example['num_trained']} of {example['num_tokens']} tokens are trained"
+    head = f"{example['title']}: {trained}, between {' and '.join(MARKS)}"
     text = Text(head + "\n", style="bold", end="\n")
-    for piece, trained, special in example["segments"]:
-        style = ("bold green reverse" if special else "green") if trained else ("cyan dim" if special else "dim")
-        text.append(piece if trained else _elided(piece), style=f"not bold {style}" if "bold" not in style else style)
+    for is_trained, pieces in groupby(example["segments"], key=lambda segment: bool(segment[1])):
+        text.append(MARKS[0] if is_trained else "")
+        for piece, _, special in pieces:
+            style = ("bold green reverse" if special else "green") if is_trained else ("cyan dim" if special else "dim")
+            shown = piece if is_trained else _elided(piece)
+            text.append(shown, style=f"not bold {style}" if "bold" not in style else style)
+        text.append(MARKS[-1] if is_trained else "")
     return text
 
 
