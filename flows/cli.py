@@ -66,7 +66,7 @@ def run(
     """Run the pipeline here and now, up to a registered model; what was done before is not done again.
 
     Exit codes: 0 finished, 2 configuration, 3 data refused, 4 training did not finish, 5 not promoted and
-    --require-promotion given, 1 anything else.
+    --require-promotion given, 130 interrupted by Ctrl-C, 143 ended by SIGTERM, 1 anything else.
     """
     console = console_of(as_json)
     with one_line_errors(as_json) as until_end:

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from data_checks.accepted import did_you_mean, shown
 from flows.visible import Visible, as_line, visible
 from tasks import addresses, config
-from tasks.config import STAGES
+from tasks.config import STAGES, outside
 from tasks.errors import NO_LOCKS, NO_SPACE, READ_ONLY, ConfigError, TunewrightError
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A deployment file, such as deployments/demo.yaml")]
@@ -180,7 +180,7 @@ def _sigterm_raised() -> Iterator[None]:
 
 
 def _fail(message: str, code: int, as_json: bool) -> NoReturn:
-    line = " ".join(message.split())
+    line = outside.without_credentials(" ".join(message.split()))
     print(f"error: {visible(line)}", file=sys.stderr)
     if as_json:
         print(as_line({"error": line, "exit_code": code}))

@@ -120,7 +120,12 @@ class Outcome(BaseModel):
 
     @property
     def is_new(self) -> bool:
-        """Whether this run decided or registered anything: an earlier one came to the same if not."""
+        """Whether this run decided or registered anything: an earlier one came to the same if not.
+
+        What it only made again, since its artifacts were deleted, is nothing new.
+        """
+        if self.registered and self.registered.is_known:
+            return False
         return any(step.state == "ran" for step in self.steps if step.stage in ("decide", "register"))
 
     @property

@@ -147,7 +147,7 @@ def _explain(key: str, errors: list[ErrorDetails]) -> str:
     found = field(re.sub(r"\[\d+\]", "", key))
     described = found.description if found else None
     if kind == "missing":
-        return f"{key}: missing; {described or 'a pipeline needs data.sources and model.base'}"
+        return f"{key}: missing ({described or 'a pipeline needs data.sources and model.base'})"
     refused = f"{key}: {shown(error['input'])} is refused"
     if kind == "string_pattern_mismatch" and described:
         return f"{refused}; {meant(_near(key, error['input']))}accepted: {described.partition(': ')[2] or described}"

@@ -30,7 +30,7 @@ from prefect.utilities.urls import url_for
 from pydantic import Field
 
 from tasks.artifacts import Registered
-from tasks.config import Registry
+from tasks.config import Registry, outside
 from tasks.register import release
 from tasks.register.history import Event
 from tasks.register.release import LONGEST_REASON, Waiting
@@ -149,7 +149,9 @@ def end(registry: Registry, versions: tuple[str, ...], name: str, message: str) 
                     client.set_flow_run_state(run.id, Completed(name=name, message=message), force=True)
     except httpx.HTTPError as error:
         log.warning(
-            "%s: Prefect does not answer, so the run that asks there goes on: %s", PREFECT_API_URL.value(), error
+            "%s: Prefect does not answer, so the run that asks there goes on: %s",
+            outside.without_credentials(str(PREFECT_API_URL.value())),
+            error,
         )
 
 

@@ -151,7 +151,9 @@ def _registry(name: str, alias: str, tracking_uri: str | None, as_json: bool) ->
         if "tracking_uri" in first["loc"]:
             raise ConfigError(f"--tracking-uri: {first['msg'].removeprefix('Value error, ')}") from None
         field = Registry.model_fields["alias"]
-        raise ConfigError(f"--alias {alias}: refused; {field.description}") from None
+        raise ConfigError(
+            f"--alias {alias}: refused; accepted: {(field.description or '').partition(': ')[2]}"
+        ) from None
     return registry.model_copy(update={"name": name})  # one that no pipeline can have is no model that there is
 
 

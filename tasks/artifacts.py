@@ -348,3 +348,4 @@ class Registered(Artifact):
     stands: str = ""  # the verdict with that, in a sentence
     asked: str = ""  # where a person is asked in Prefect's UI
     superseded: tuple[str, ...] = ()  # versions that had waited for a person until this one was promoted
+    is_known: bool = False  # the same decision on the same candidate was registered before its artifacts were deleted

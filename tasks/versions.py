@@ -87,8 +87,9 @@ def accept(
     it stays known which row is on which split. Raises TunewrightError where another version was accepted in the
     meantime: rows of that one could have changed sides.
     """
-    if before.is_sample or before.number is None:
+    if before.is_sample:
         return None
+    assert before.number
     file = file_of(before.name)
     with lock(file):
         lines = read(file)
@@ -181,6 +182,7 @@ def _entry(
     splits: Splits,
     changes: tuple[int | None, int | None],
 ) -> Version:
+    assert before.number
     return Version(
         number=before.number,
         seed=before.seed,

@@ -46,7 +46,8 @@ def found(*sources: Source | str) -> dict[str, str]:
         ),
         ("hub:name", r"path=hub:name: accepted is hub:org/name or hub:org/name/config:split"),
         ("nosuch://a/b.jsonl", "the store does not give it .*Protocol not known: nosuch"),
-        ("memory://none.jsonl", "no such object"),
+        ("memory://none.jsonl", "no such object$"),
+        ("https://127.0.0.1:9/a.jsonl", r"the store does not give it \(ClientConnectorError: Cannot connect to host"),
         ("memory://none/*.jsonl", "no object"),
     ],
 )

@@ -32,6 +32,22 @@ def test_credentials_in_an_address_are_refused_without_repeating_them(url: str) 
         assert "hunter2" not in str(raised.value)
 
 
+@pytest.mark.parametrize("url", ["https://u:hunter2@h/x.yaml", "s3://hunter2@b/x.yaml", "https://h/x.yaml?sig=hunter2"])
+def test_an_address_in_place_of_a_file_is_not_repeated_with_its_secret(url: str) -> None:
+    for command in ("run", "plan", "data"):
+        refused = CliRunner().invoke(app, [command, url, "--json"])
+        assert refused.exit_code == 2
+        assert "a URL; accepted is a file on this machine" in refused.stderr
+        assert "hunter2" not in refused.output
+
+
+def test_doctor_names_a_server_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://me:hunter2@127.0.0.1:9/api")
+    shown = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "300"}).output
+    assert "http://127.0.0.1:9/api does not answer" in shown
+    assert "hunter2" not in shown
+
+
 def test_a_database_is_named_with_its_user_and_without_its_password() -> None:
     assert Registry(tracking_uri="postgresql://mlflow@db/mlflow").tracking_uri
     with pytest.raises(ValidationError, match="PGPASSWORD") as raised:

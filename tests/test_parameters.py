@@ -107,7 +107,7 @@ def test_all_sections_and_stages_are_taken() -> None:
         ({"refresh": ["x"]}, '<refresh[0]>: refresh[0]: "x" is refused; accepted: ' + STAGE_NAMES),
         ({"training": None}, f"<training>: training: null is refused; accepted: a mapping with any of {TRAINING}"),
         ({"training": [1]}, f"<training>: training: [1] is refused; accepted: a mapping with any of {TRAINING}"),
-        ({"data": {}}, "<data.sources>: data.sources: missing; The files to read, in this order"),
+        ({"data": {}}, "<data.sources>: data.sources: missing (The files to read, in this order"),
         (
             {"data": {"sources": "a"}},
             '<data.sources>: data.sources: "a" is refused; did you mean [{path: a}]? accepted: a list',
@@ -192,7 +192,7 @@ def test_what_is_wrong_is_said_in_one_line(sections: dict[str, Any], message: st
 
 
 def test_what_a_pipeline_needs_is_said_when_it_is_missing() -> None:
-    with pytest.raises(ConfigError, match=r"^<data>: data: missing; a pipeline needs data.sources and model.base"):
+    with pytest.raises(ConfigError, match=r"^<data>: data: missing \(a pipeline needs data.sources and model.base\)"):
         checked({"model": VALID["model"]}, lambda key: f"<{key}>")
 
 

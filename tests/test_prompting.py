@@ -145,7 +145,7 @@ def test_the_best_on_validation_rows_is_taken(splits: Splits, asked: Ask, monkey
     assert {*ids} <= {*train["row_id"].to_pylist()}
     assert [tried["by"] for tried in retrieval["tried"]] == ["bm25", "embedding"]
     assert "by their embeddings" in made.chosen["retrieval"]
-    assert made.chosen["few_shot"] == "4 shots, the best of 4 sets on 9 validation rows"
+    assert made.chosen["few_shot"] == "4 examples, the best of 4 sets on 9 validation rows"
 
 
 def test_shots_have_different_answers_where_there_are_some() -> None:

@@ -350,7 +350,7 @@ def test_what_is_decided_at_the_command_line(make: Make, rehearsed: list[str]) -
         (("withdraw", "triage", "--reason", " "), 2, "--reason: missing; accepted: why"),
         (("withdraw", "triaje", "--reason", "x"), 2, '"triaje": no such model in sqlite:///.*; did you mean triage'),
         (("withdraw", "triage", "--reason", "x", "--alias", "other"), 1, "no version of triage is other"),
-        (("history", "triage", "--alias", "v1"), 2, "--alias v1: refused; The alias"),
+        (("history", "triage", "--alias", "v1"), 2, "--alias v1: refused; accepted: lower-case letters"),
         (("history", "triage", "--tracking-uri", "http://127.0.0.1:9"), 1, "MLflow does not answer"),
     ],
 )

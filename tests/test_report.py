@@ -13,7 +13,7 @@ from flows.origins import origin
 from flows.outcome import VERDICTS, Outcome
 from flows.report import decided, training
 from tasks import curves
-from tasks.artifacts import Adapter, Verdict, VerdictPage
+from tasks.artifacts import Adapter, Rows, Verdict, VerdictPage
 from tasks.decide.decision import Decision
 
 DEPLOYED = {"training.max_steps": 80, "data.sources[0].path": "a.jsonl", "data.max_line_bytes": 20_000}
@@ -124,3 +124,20 @@ def test_of_a_loss_the_verdict_says_that_a_positive_difference_is_an_improvement
 
 def test_every_decision_has_a_state() -> None:
     assert {*VERDICTS} == {*get_args(Decision.model_fields["decision"].annotation)}
+
+
+def test_what_a_run_did_not_reach_is_not_in_its_json() -> None:
+    rows = Rows(num_read=9, num_rows=8, num_quarantined=1, reasons={"bad_json": 1}, detected={})
+    told = Outcome.of([Step(stage="ingest", state="ran", record=rows)]).as_json()
+    assert told.keys() == {"stages", "saved_seconds", "rows", "reasons"}
+    assert told["rows"] == {"read": 9, "kept": 8, "quarantined": 1, "duplicates": 0}
+
+
+def test_tasks_are_counted_as_they_are_listed() -> None:
+    def steps(saved: float) -> list[Step]:
+        cached = [Step(stage="evaluate", of=of, state="cached", saved=saved) for of in ("base", "few_shot")]
+        return [*cached, Step(stage="evaluate", of="candidate", state="ran")]
+
+    assert Outcome.of(steps(30)).saved == "2 of 3 tasks cached, about 60 s saved"
+    assert Outcome.of(steps(0.1)).saved == "2 of 3 tasks cached"
+    assert Outcome.of(steps(0.1)[2:]).saved == ""

@@ -145,7 +145,8 @@ def _pipeline(path: Path, name: str, parameters: dict[str, Any], run: Parameters
 def _text(path: Path) -> str:
     try:
         if not path.exists():
-            raise ConfigError(f"{path}: no such file")
+            is_url = re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.I)
+            raise ConfigError(f"{path}: {'a URL; accepted is a file on this machine' if is_url else 'no such file'}")
         if not path.is_file():
             raise ConfigError(f"{path}: not a file; accepted is a deployment file such as deployments/demo.yaml")
         with path.open("rb") as file:

@@ -10,6 +10,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 from flows.doctor.finding import Finding
 from flows.services.ports import holder
 from tasks import addresses
+from tasks.config import outside
 
 SECONDS = 5.0
 START = "start it, or unset what names it; tunewright up starts both servers"
@@ -26,7 +27,7 @@ def findings() -> Iterator[Finding]:
         )
         return
     if api := os.environ.get("PREFECT_API_URL"):
-        yield _prefect(api, api, PREFECT_API_AUTH_STRING.value())
+        yield _prefect(api, outside.without_credentials(api), PREFECT_API_AUTH_STRING.value())
     else:
         yield Finding(
             "ok", "Prefect", "no server: each run starts one for itself, which takes 10 s; tunewright up starts one"
@@ -35,7 +36,7 @@ def findings() -> Iterator[Finding]:
         yield Finding(
             "warning",
             "MLflow",
-            f"MLFLOW_TRACKING_URI={uri} is not read; runs go to the home's database",
+            f"MLFLOW_TRACKING_URI={outside.without_credentials(uri)} is not read; runs go to the home's database",
             "set registry.tracking_uri in the deployment file",
         )
     for name, port in PORTS.items():

@@ -22,9 +22,8 @@ from tasks.errors import ConfigError
 METADATA = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
 METADATA_ADDRESSES = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")))
 HTTP = re.compile(r"(?:https?|ftp|webhdfs)://(?:\[[^\]\s]*\])?(?:(?!::)\S)*", re.I)  # also behind zip://file::
-SECRET = re.compile(
-    r"://[^/?#]*@|[?&#;][^=&#]*(?:key|sig|signature|token|password|passwd|secret|credential|auth)[^=&#]*=", re.I
-)
+PARAMETER = r"[?&#;][^=&#\s]*(?:key|sig|signature|token|password|passwd|secret|credential|auth)[^=&#\s]*"
+SECRET = re.compile(rf"://[^/?#]*@|{PARAMETER}=", re.I)
 
 
 def holds_secret(url: str) -> bool:
@@ -43,6 +42,12 @@ def require_no_secret(url: str, instead: str) -> str:
 def without_secrets(url: str) -> str:
     """A URL without what may be secret: user, password, query and fragment."""
     return re.sub(r"(?<=//)[^/?#]*@|[?#].*", "", url, flags=re.S)
+
+
+def without_credentials(text: str) -> str:
+    """A text without the users, the passwords and the secret parameters of the URLs in it."""
+    named = re.sub(r"(?<=:/)(/?)[^\s/?#@]+@", r"\1", text)  # one slash, where a path was made of a URL
+    return re.sub(rf"({PARAMETER}=)[^&#;\s]*", r"\1***", named, flags=re.I)
 
 
 def check_path(setting: str, path: str) -> None:

@@ -87,8 +87,10 @@ def explained(setting: str) -> Iterator[None]:
     except TunewrightError:
         raise
     except FileNotFoundError as error:
-        why = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
-        raise ConfigError(f"{setting}: no such object{why}") from error
+        cause = error.__cause__  # of fsspec's https any fault is one, also where nobody answers
+        if cause and not isinstance(cause, FileNotFoundError) and getattr(cause, "status", None) not in (404, 410):
+            raise ConfigError(f"{setting}: the store does not give it ({_first_line(cause)})") from error
+        raise ConfigError(f"{setting}: no such object") from error
     except Exception as error:  # each store's library raises exceptions of its own, botocore's are not even OSErrors
         raise ConfigError(f"{setting}: the store does not give it ({_first_line(error)})") from error
 

@@ -79,7 +79,7 @@ def few_shot(asking: Asking, number: int) -> tuple[list[list[int]], dict[str, An
         tried[half] = asking.found(rows, [[*half]] * len(rows))
         best = max(tried, key=lambda each: tried[each])
     shown = [{"shots": asking.pool.ids(shots)} | _rounded(found) for shots, found in tried.items()]
-    says = f"{len(best)} shot{'s'[: len(best) != 1]}, the best of {len(tried)} sets on {len(rows)} validation rows"
+    says = f"{len(best)} example{'s'[: len(best) != 1]}, the best of {len(tried)} sets on {len(rows)} validation rows"
     return [[*best]] * len(asking.test), {"chosen": says, "tried": shown}
 
 
@@ -95,7 +95,7 @@ def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[l
     nearest_rows = f"{number} nearest rows" if number > 1 else "the nearest row"
     says = f"{nearest_rows} of {len(asking.pool.rows)} by {WORDS[best]}"
     if others := [WORDS[name] for name in tried if name != best]:
-        says += f", chosen before {' and '.join(others)} on {len(rows)} validation rows"
+        says += f", preferred to {' and '.join(others)} on {len(rows)} validation rows"
     shown = [{"by": name} | _rounded(found) for name, found in tried.items()]
     return nearest(retrievers[best], asking.test, number), {"chosen": says, "tried": shown}
 

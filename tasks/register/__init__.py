@@ -86,6 +86,7 @@ def register(
     )
     with connected(registry) as client:
         run = runs.of_candidate(client, candidate, experiment(client, registry, registry.name, candidate.columns))
+        is_known = run.info.status == "FINISHED"
         try:
             runs.describe(client, candidate, run)
             model = logged_model(client, candidate, run)
@@ -97,7 +98,6 @@ def register(
             with contextlib.suppress(MlflowException):  # such as the one that ends this attempt
                 client.set_terminated(run.info.run_id, "FAILED")
             raise
-        client.set_terminated(run.info.run_id, "FINISHED")
         registered = Registered(
             name=registry.name,
             version=str(version.version),
@@ -107,7 +107,10 @@ def register(
             experiment_id=run.info.experiment_id,
             tracking_uri=registry.tracking_uri,
             superseded=tuple(superseded),
+            is_known=is_known,
         )
         registered = alias.as_it_stands(client, registry, registered)
-    (folder / "model.json").write_text(registered.model_dump_json(indent=1, exclude={"folder"}), encoding="utf-8")
+        client.set_terminated(run.info.run_id, "FINISHED")  # the last: by it a later run knows the decision
+    said = registered.model_dump_json(indent=1, exclude={"folder", "is_known"})
+    (folder / "model.json").write_text(said, encoding="utf-8")
     return registered
