@@ -121,13 +121,17 @@ def load_weights(weights: Path, model: Path | None, **options: Any) -> Any:
 
 
 def as_stored(model: Any) -> Any:
-    """The same model, which leaves its weights as they are in its files.
+    """The same model, which leaves its weights as they are in its files, and computes no loss of its routers.
 
-    RWKV halves those of later layers with the first answer, against overflow in float16: what is saved or learns after
-    that, an adapter on top of them too, is of another model.
+    RWKV halves the weights of later layers with the first answer, against overflow in float16: what is saved or learns
+    after that, an adapter on top of them too, is of another model. A mixture whose config.json has
+    output_router_logits, as trainers leave it there, cannot generate: the loss takes the mask for one of all tokens.
     """
-    if hasattr(model.config, "rescale_every"):
-        model.config.rescale_every = 0
+    config = model.config.get_text_config()
+    if hasattr(config, "rescale_every"):
+        config.rescale_every = 0
+    if hasattr(config, "output_router_logits"):
+        config.output_router_logits = False
     return model
 
 
