@@ -198,6 +198,14 @@ def test_a_class_that_cannot_be_checked_is_left_the_plain_way(monkeypatch: pytes
     assert found.packing.startswith("no tiny model of type llama could be made to check it (ValueError: a tiny model")
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+def test_a_mixture_whose_config_asks_for_the_loss_of_its_routers_answers(name: str, tmp_path: Path) -> None:
+    model = load_weights(make_model(name, tmp_path, output_router_logits=True), None)
+    assert model.config.get_text_config().output_router_logits is False
+    tokenizer: Any = type("Numbers", (), {"decode": staticmethod(lambda ids, **_: " ".join(map(str, ids)))})
+    assert all(served(model, tokenizer, [[3, 4, 5], [6, 7]], [STOP], 6, batch=2))
+
+
 def test_a_class_that_changes_its_weights_when_it_answers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = AutoConfig.for_model(**({"model_type": "rwkv"} | ARCHITECTURES["rwkv"])).to_dict()
     assert not checks.checked(tiny(fields, ())).refused
