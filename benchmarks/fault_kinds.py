@@ -96,8 +96,9 @@ def flow(sent: signal.Signals) -> Strike:
     """Sends a signal to the run itself."""
 
     def strike(scene: Scene) -> None:
+        run = psutil.Process(scene.process.pid)
         scene.sleep()
-        scene.send(psutil.Process(scene.process.pid), sent)
+        scene.send(run, sent)
 
     return strike
 

@@ -104,14 +104,21 @@ def test_commands_that_share_the_runs_have_each_of_them_once(
     assert [number for number, _ in shared] == [*range(1, 31)]
 
 
-def test_a_run_that_ends_before_its_fault_is_tried_again(
+def test_a_run_that_ends_before_its_fault_is_tried_again_with_an_earlier_one(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, right: Any
 ) -> None:
-    early = replace(right, moment="")
+    early, seconds = replace(right, moment=""), []
     tries = iter([early, early, right, early, early, early])
-    monkeypatch.setattr(benchmark, "disturbed", lambda *_: next(tries))
-    assert benchmark.struck(*[None] * 5) is right
-    assert benchmark.struck(*[None] * 5) is early
+
+    def disturbed(_: Any, __: Any, ___: Any, before: Any, ____: Any) -> Any:
+        seconds.append(before.seconds)
+        return next(tries)
+
+    monkeypatch.setattr(benchmark, "disturbed", disturbed)
+    before = benchmark.Undisturbed(None, 200.0, 50.0, 1)
+    assert benchmark.struck(None, None, None, before, None) is right
+    assert benchmark.struck(None, None, None, before, None) is early
+    assert seconds == [200.0, right.seconds, right.seconds] * 2
 
 
 def test_what_the_benchmark_started_ends_when_it_is_killed(benchmark: ModuleType, tmp_path: Path) -> None:
