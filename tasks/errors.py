@@ -32,6 +32,10 @@ class TunewrightError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """The message, in which what came from files and names cannot make a second line, or be no text."""
+        return " ".join(super().__str__().splitlines()).encode("utf-8", "backslashreplace").decode()
+
 
 NO_SPACE = "no space left on the disk of {}: free some, or set TUNEWRIGHT_HOME to another disk"
 READ_ONLY = "{} cannot be written, its disk is read-only: set TUNEWRIGHT_HOME to another disk"

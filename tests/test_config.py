@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from tasks import chat_templates
 from tasks.config import (
     STAGES,
     Data,
@@ -24,6 +25,7 @@ from tasks.config import (
     Training,
     home,
 )
+from tasks.errors import ConfigError, DataError
 
 SOURCES = (Source(path="a.jsonl"),)
 NEEDED = {"data": Data(sources=SOURCES), "model": Model(base="org/name")}
@@ -189,3 +191,20 @@ def test_what_the_gate_looks_at_is_measured() -> None:
     named = Evaluation(metrics=("bleu", "chrf"))
     assert Settings(**NEEDED, gate=gate, evaluation=named).measured() == named
     assert Settings(**NEEDED).measured() == Evaluation()
+
+
+@pytest.mark.parametrize("path", ["~nobody-here/a.jsonl", "a\0b", "\ud800", "n" * 300])
+def test_a_path_that_no_file_can_have_is_one_line(path: str) -> None:
+    for section, name in ((Source, "path"), (Model, "base"), (Evaluation, "json_schema")):
+        with pytest.raises(ValidationError) as raised:
+            section.model_validate({name: path})
+        (error,) = raised.value.errors()
+        assert error["loc"] == (name,)
+        assert len(error["msg"].encode().splitlines()) == 1
+    with pytest.raises(ConfigError, match=r"^model\.chat_template="):
+        chat_templates.text(path)
+    assert Source(path=f"https://a/{'n' * 300}.jsonl")
+
+
+def test_an_error_is_one_line_of_text_whatever_it_names() -> None:
+    assert str(DataError("a\rb\n\ud800c")) == "a b \\ud800c"

@@ -30,8 +30,8 @@ def text(template: str | None) -> str:
         return ""
     if template in names():
         return (FOLDER / f"{template}{ENDING}").read_text(encoding="utf-8")
-    file = Path(template).expanduser()
     try:
+        file = Path(template).expanduser()
         if file.is_file():  # no pipe or device, which may never end
             with file.open("rb") as opened:
                 read = opened.read(MOST_BYTES + 1)
@@ -40,7 +40,7 @@ def text(template: str | None) -> str:
             why = f"it has more than {MOST_BYTES} bytes"
         else:
             why = "there is no such file"
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # the last of a ~user who is not here
         why = str(error)
     raise ConfigError(f"model.chat_template={template}: {why}; accepted are {', '.join(names())}, or a Jinja file")
 

@@ -1,8 +1,11 @@
 """What all sections share."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import core_schema
 
 
 @dataclass(frozen=True)
@@ -10,6 +13,28 @@ class Local:
     """Marks a setting that may be a path, relative to the deployment file; `or_name` where it may be a name as well."""
 
     or_name: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(_possible, handler(source))
+
+
+LONGEST_NAME = 255  # bytes of a file's or folder's, on every usual disk
+
+
+def _possible(path: str | None) -> str | None:
+    """Return the path. Raises ValueError where no file can have it."""
+    if path is None or "://" in path:
+        return path
+    try:
+        names = path.encode().split(b"/")
+        Path(path).expanduser()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path!a:.80}: holds half of a surrogate pair, which no path can") from None
+    except RuntimeError:
+        raise ValueError(f"{path:.80}: no user here is called so; ~/ is your own folder") from None
+    if "\0" in path or max(map(len, names)) > LONGEST_NAME:
+        raise ValueError(f"{path!a:.80}: has a NUL, or a name of more than {LONGEST_NAME} bytes, which no path can")
+    return path
 
 
 class Section(BaseModel):
