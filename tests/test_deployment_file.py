@@ -301,7 +301,7 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(write: Write, old: str, n
         ("deployments: {}", "x.yaml line 1: deployments: {} is refused; accepted: a list of mappings"),
         (
             "deployments:\n- {name: a, entrypoint: flows.finetune.finetune}",
-            "x.yaml line 2: data: missing; a pipeline needs data.sources and model.base (1 more: model)",
+            "x.yaml line 2: data: missing (a pipeline needs data.sources and model.base) (1 more: model)",
         ),
         (
             "deployments:\n- {name: a, entrypoint: flows.finetune.finetune, parameters: [1]}",
