@@ -128,7 +128,7 @@ def _ground(
         shape = shapes.shape_at(settings.model.base, settings.model.revision)
         if shape is None:
             return None, None
-        config = shape.config
+        config = shapes.config_at(settings.model.base, settings.model.revision)
     if isinstance(tokens, Tokens):
         number, some = work.rows_of_render(tokens.path("train.parquet"))
         return Ground(shape, config, "render", number, tokens.num_validation, some, tokens.longest), None

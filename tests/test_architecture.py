@@ -19,7 +19,7 @@ from tasks import architecture, models
 from tasks.architecture import Architecture, checks
 from tasks.architecture.tiny import tiny
 from tasks.artifacts import IGNORED
-from tasks.batches import Collator, answer_loss
+from tasks.batches import ATTENTION, Collator, answer_loss
 from tasks.config import Compute, Method, Training
 from tasks.errors import ConfigError
 from tasks.greedy import Answer, Greedy
@@ -196,6 +196,18 @@ def test_a_class_that_cannot_be_checked_is_left_the_plain_way(monkeypatch: pytes
     found = architecture.probe({"model_type": "llama", "hidden_size": 128, "num_attention_heads": 2})
     assert (found.refused, found.attention, found.decoding) == ("", "sdpa", "library")
     assert found.packing.startswith("no tiny model of type llama could be made to check it (ValueError: a tiny model")
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "llama"])
+def test_packed_rows_are_computed_in_bfloat16_too(name: str, tmp_path: Path) -> None:
+    model = load_weights(make_model(name, tmp_path), None, dtype=torch.bfloat16)
+    given = rows(random.Random(0))
+    losses = list[float]()
+    ways: Any = (("padded", "sdpa"), ("packed", ATTENTION), ("shared", ATTENTION))
+    for layout, attention in ways:
+        model.set_attn_implementation(attention)
+        losses.append(answer_loss(model, Collator(layout, 0, len(given)).lay(given)).item())
+    assert losses == pytest.approx([losses[0]] * 3, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from make_models import make_model
 
-from tasks import batches, budget, cutting, methods, speed
+from tasks import architecture, batches, budget, cutting, methods, speed
 from tasks.artifacts import IGNORED, TOKEN_SCHEMA, Base, Tokens
 from tasks.budget import calibration, devices, shapes, work
 from tasks.budget.learning import learning
@@ -530,6 +530,13 @@ def test_a_base_whose_config_has_names_of_its_own_is_counted(kind: str, tmp_path
         learns, total = methods.trained_share(methods.load_trainable(weights, method, chosen(weights, method)))
         assert learning(shape, method).num_learning == learns
     assert shape.num_parameters == total
+
+
+@pytest.mark.parametrize("kind", ["gpt_neo", "granitemoehybrid"])
+def test_plan_goes_by_all_that_a_base_says_of_itself_before_a_run_has_made_it(kind: str, tmp_path: Path) -> None:
+    weights = make_model(kind, tmp_path / kind)
+    assert not architecture.of(shapes.config_at(str(weights), None)).refused
+    assert "takes no such config.json" in architecture.of(shapes.shape_in(weights).config).refused  # as it was before
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])

@@ -122,7 +122,7 @@ def _attend(
     stacked = query.reshape(rows * kv_heads, groups * longest, size)
     scores = torch.baddbmm(bias.repeat(groups, 1), stacked, key.flatten(0, 1).transpose(1, 2), alpha=scale)
     weights = functional.dropout(scores.softmax(dim=-1), dropout_p)
-    return torch.bmm(weights, value.flatten(0, 1)).view(rows, heads, longest, size)
+    return torch.bmm(weights, value.flatten(0, 1)).view(rows, heads, longest, value.shape[3])
 
 
 class _SideBySide(torch.autograd.Function):

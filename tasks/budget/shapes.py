@@ -161,13 +161,26 @@ def shape_at(reference: str, revision: str | None) -> Shape | None:
     """The shape of the base that the settings name, as far as it is on this machine; None where it is not."""
     if reference.startswith("package:"):
         return shape_of_gguf(package_file(reference))
-    folder = Path(reference).expanduser()
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(reference, "config.json", revision=revision)
-        folder = Path(found).parent if isinstance(found, str) else folder
+    folder = _folder(reference, revision)
     return shape_in(folder) if any(folder.glob("*.safetensors")) else None
+
+
+def config_at(reference: str, revision: str | None) -> Config:
+    """The config.json of a base that is on this machine; of a GGUF file what its header says."""
+    if reference.startswith("package:"):
+        return shape_of_gguf(package_file(reference)).config
+    return config_in(_folder(reference, revision))
+
+
+def _folder(reference: str, revision: str | None) -> Path:
+    """The folder of a base, in the hub's cache if it is there."""
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(reference, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else folder
 
 
 def llama_like(config: Mapping[str, Any]) -> Shape:

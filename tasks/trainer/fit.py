@@ -83,6 +83,7 @@ def fit(job: Job, folder: Path) -> int:
             remove_unused_columns=False,
             dataset_kwargs={"skip_prepare_dataset": True},
             max_length=None,
+            router_aux_loss_coef=0.0,  # TRL would turn it on, and into the config of the tuned model
             use_cpu=not torch.cuda.is_available(),
         ),
         train_dataset=rows,
