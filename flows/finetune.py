@@ -47,7 +47,7 @@ from tasks.ingest import ingest
 from tasks.judge import judge as ask_judge
 from tasks.lm_eval import lm_eval
 from tasks.prompting import prompt
-from tasks.register import champion, register
+from tasks.register import register
 from tasks.render import render
 from tasks.scan import scan
 from tasks.split import split
@@ -58,53 +58,28 @@ log = logging.getLogger("tunewright")
 
 
 def pipeline(s: Settings, call: Run | Plan) -> None:
-    """Every stage in order; `call` runs it or looks it up (flows/calls.py)."""
+    """Every stage in order; `call` runs it or looks it up (flows/calls/)."""
     read = inputs(s)
     s = call.draw(s, read)
-    rows = call(ingest, data=s.data, files=read.files, needs=read.needs)
+    rows = call(ingest)(data=s.data, files=read.files, needs=read.needs)
     before = versions.before(s.registry.name, rows, s.split, is_sample=s.data.limit is not None)
-    base = call(
-        models.base,
-        reference=s.model.base,
-        revision=s.model.revision,
-        identity=read.base,
-        chat_template=read.chat_template,
+    base = call(models.base)(
+        reference=s.model.base, revision=s.model.revision, identity=read.base, chat_template=read.chat_template
     )
-    checked = call(
-        check,
-        rows=rows,
-        checks=s.checks,
-        special_tokens=base.special_tokens,
-        own=read.own,
-        before=before.checked,
+    checked = call(check)(
+        rows=rows, checks=s.checks, special_tokens=base.special_tokens, own=read.own, before=before.checked
     )
-    unique = call(dedupe, rows=checked, settings=s.dedupe, embedding=read.embedding)
-    splits = call(
-        split,
-        rows=unique,
-        held_out=rows,
-        settings=s.split,
-        earlier=before.splits,
-        engine=s.dedupe.engine,
-        last_of_stage=False,
-    )
-    call.accept(before, rows, checked, unique, splits)
-    tokens = call(
-        render,
-        splits=splits,
-        base=base,
-        model=s.model,
-        max_quarantined_share=s.checks.max_quarantined_share,
-    )
-    best = call(scan, base=base, share=s.method.share) if s.method.kind == "spectrum" else None
-    adapter = call(train, tokens=tokens, base=base, method=s.method, training=s.training, compute=s.compute, scan=best)
+    unique = call(dedupe)(rows=checked, settings=s.dedupe, embedding=read.embedding)
+    splits = call(split)(rows=unique, held_out=rows, settings=s.split, earlier=before.splits, engine=s.dedupe.engine)
+    call.accept_version(before, rows, checked, unique, splits)
+    tokens = call(render)(splits=splits, base=base, model=s.model, max_quarantined_share=s.checks.max_quarantined_share)
+    best = call(scan)(base=base, share=s.method.share) if s.method.kind == "spectrum" else None
+    adapter = call(train)(tokens=tokens, base=base, method=s.method, training=s.training, compute=s.compute, scan=best)
 
     candidate = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
-    opponent = champion(s.registry, call.digest(adapter), base)
     contenders, prompts = [Contender(name="base", base=base)], None
     if prompted := tuple(dict.fromkeys(s.evaluation.contenders)):
-        prompts = call(
-            prompt,
+        prompts = call(prompt)(
             splits=splits,
             tokens=tokens,
             base=base,
@@ -118,41 +93,29 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
             Contender(name=name, base=base, prompts=prompts.path(f"{name}.parquet"), prompts_digest=prompts.digest)
             for name in prompted
         ]
+    opponent = call.champion(s.registry, adapter, base)
     contenders += [*([opponent] if opponent else []), candidate]
-    answers = {
-        c.name: call(
-            evaluate,
-            contender=c,
-            tokens=tokens,
-            evaluation=s.measured(),
-            own=read.metrics,
-            schema=read.schema,
-            last_of_stage=c is candidate,
+    by_name = {
+        c.name: call(evaluate)(
+            contender=c, tokens=tokens, evaluation=s.measured(), own=read.metrics, schema=read.schema
         )
         for c in contenders
     }
-    general = tuple(
-        call(forgetting, contender=c, last_of_stage=c is candidate)
-        for c in (contenders[0], candidate)
-        if s.evaluation.forgetting
-    )
+    answers = tuple(by_name.values())
+    measured = (contenders[0], candidate)
+    general = tuple(call(forgetting)(contender=c) for c in measured if s.evaluation.forgetting)
     general += tuple(
-        call(lm_eval, contender=c, lm_eval=s.lm_eval, identity=read.lm_eval, last_of_stage=c is candidate)
-        for c in (contenders[0], candidate)
-        if s.lm_eval.tasks
+        call(lm_eval)(contender=c, lm_eval=s.lm_eval, identity=read.lm_eval) for c in measured if s.lm_eval.tasks
     )
-    verdict = call(
-        decide, answers=tuple(answers.values()), splits=splits, gate=s.gate, general=general, last_of_stage=False
-    )
-    verdict = call.look(verdict, adapter, answers["candidate"], splits, opponent, s)
+    verdict = call(decide)(answers=answers, splits=splits, gate=s.gate, general=general)
+    verdict = call.count_test_use(verdict, adapter, by_name["candidate"], splits, opponent, s)
     judged = None
-    if s.judge.url:
-        asked = tuple(answers[name] for name in ("candidate", "base", "champion") if name in answers)
-        judged = call.opinion(
-            ask_judge, answers=asked, splits=splits, url=s.judge.url, model=s.judge.model, rows=s.judge.rows
+    if s.judge.url and s.judge.model:
+        asked = tuple(by_name[name] for name in ("candidate", "base", "champion") if name in by_name)
+        judged = call.optional(ask_judge)(
+            answers=asked, splits=splits, url=s.judge.url, model=s.judge.model, rows=s.judge.rows
         )
-    page = call(
-        verdict_page,
+    page = call(verdict_page)(
         name=s.registry.name,
         rows=rows,
         checked=checked,
@@ -161,7 +124,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         tokens=tokens,
         base=base,
         adapter=adapter,
-        answers=tuple(answers.values()),
+        answers=answers,
         verdict=verdict,
         looks=verdict.looks,
         warnings=verdict.warnings,
@@ -170,15 +133,14 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         prompts=prompts,
         judged=judged,
     )
-    registered = call(
-        register,
+    registered = call(register)(
         adapter=adapter,
         base=base,
         rows=rows,
         splits=splits,
         verdict=verdict,
         looks=verdict.looks,
-        answers=tuple(answers.values()),
+        answers=answers,
         page=page,
         reports=(checked, tokens),
         lineage={file.path: file.digest for file in read.files},
@@ -187,9 +149,8 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         prompts=prompts,
         judged=judged,
         settings=s.of_result(),
-        last_of_stage=False,
     )
-    call.ask(registered, s.registry)
+    call.request_approval(registered, s.registry)
 
 
 @flow(name="finetune", flow_run_name=run_name)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import update_wrapper
 from pathlib import Path
-from typing import Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.states import Completed
@@ -200,7 +200,7 @@ def cached(
     *,
     libraries: tuple[str, ...] = (),
     volatile: tuple[str, ...] = (),
-    lost: Callable[[A], str] | None = None,
+    lost: Callable[[Any], str] | None = None,
 ) -> Callable[[Callable[Concatenate[Path, P], A]], Cached[P, A]]:
     """Caches a stage's function `f(folder, ...) -> record`, which writes its files into `folder`.
 

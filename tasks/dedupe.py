@@ -17,13 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from prefect import task
 
 from data_checks.excerpts import masked
 from tasks.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
-from tasks.caching import cached
 from tasks.config import Dedupe
-from tasks.errors import RETRIES, RETRY_SECONDS, DataError, is_retried
+from tasks.errors import DataError
 from tasks.similarity.embedding import load_model
 from tasks.similarity.engine import engine_of, read_pieces
 from tasks.similarity.folding import fold_messages
@@ -41,6 +39,7 @@ from tasks.similarity.prompts import (
     write_boilerplate,
 )
 from tasks.similarity.semantic import find_leaders
+from tasks.stage import stage
 
 ROLES = ("system", "user", "assistant")
 REASONS = ("", "exact_duplicate", "near_duplicate", "semantic_duplicate")
@@ -215,14 +214,7 @@ def _stop_if_too_many(repeats: Repeats, file: Path, settings: Dedupe) -> None:
     )
 
 
-@task(
-    name="dedupe",
-    task_run_name="dedupe threshold={settings.threshold}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
-)
-@cached(libraries=("pyarrow", "numpy", "numba", "scipy"))
+@stage("threshold={settings.threshold}", libraries=("pyarrow", "numpy", "numba", "scipy"))
 def dedupe(folder: Path, rows: CheckedRows, settings: Dedupe, embedding: str = "") -> UniqueRows:
     """The rows that repeat no earlier one, in their order, and the removed ones; DataError where too many go.
 

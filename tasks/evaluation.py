@@ -14,15 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from prefect import task
 
 from tasks import metrics
 from tasks.artifacts import Answers, Contender, Tokens
-from tasks.caching import cached
 from tasks.config import Evaluation
-from tasks.errors import RETRIES, RETRY_SECONDS, TunewrightError, is_retried
+from tasks.errors import TunewrightError
 from tasks.metrics.labels import training_answers
 from tasks.models import load_model, load_tokenizer
+from tasks.stage import stage
 
 log = logging.getLogger("tunewright")
 
@@ -107,15 +106,10 @@ def _load(contender: Contender) -> Any:
     return model.merge_and_unload() if model.dtype == torch.float32 and hasattr(model, "merge_and_unload") else model
 
 
-@task(
-    name="evaluate",
-    task_run_name="evaluate {contender.name}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
-)
-@cached(
-    libraries=("torch", "transformers", "peft", "evaluate", "jsonschema", "sacrebleu", "pyarrow"), volatile=("seconds",)
+@stage(
+    "{contender.name}",
+    libraries=("torch", "transformers", "peft", "evaluate", "jsonschema", "sacrebleu", "pyarrow"),
+    volatile=("seconds",),
 )
 def evaluate(
     folder: Path,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 FIRST_PARTY = ("tasks", "data_checks")
 # How an artifact is kept and what is shown or foretold of its making, not what is in it.
-PLUMBING = ("tasks.caching", "tasks.fingerprint", "tasks.progress", "tasks.curves", "tasks.budget")
+PLUMBING = ("tasks.caching", "tasks.stage", "tasks.fingerprint", "tasks.progress", "tasks.curves", "tasks.budget")
 ON_IMPORT = "on import"  # stands for the statements of a module that define nothing
 
 

@@ -19,15 +19,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-
 from data_checks.importing import one_line
 from tasks.artifacts import Contender, General
-from tasks.caching import cached
 from tasks.config import LmEval, or_meant
-from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, is_retried
+from tasks.errors import ConfigError
 from tasks.general import item, keep
 from tasks.models import fastest_dtype, load_model, load_tokenizer
+from tasks.stage import stage
 
 BATCH = 16
 SEED = 1234  # lm-eval's own, of the examples before a question
@@ -176,14 +174,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-@task(
-    name="lm_eval",
-    task_run_name="lm_eval {contender.name}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
-)
-@cached(libraries=("lm_eval", "torch", "transformers", "peft", "tokenizers", "datasets", "pyarrow"))
+@stage("{contender.name}", libraries=("lm_eval", "torch", "transformers", "peft", "tokenizers", "datasets", "pyarrow"))
 def lm_eval(folder: Path, contender: Contender, lm_eval: LmEval, identity: str) -> General:
     """What the contender makes of lm-eval's tasks; of a base once. `identity` is what they ask, for the key alone.
 

@@ -8,16 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-
 from tasks import architecture, chat_templates, headers
 from tasks.artifacts import Base
-from tasks.caching import cached, digest_of
+from tasks.caching import digest_of
 from tasks.config import or_meant
 from tasks.config.outside import without_secrets
-from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, is_retried
+from tasks.errors import ConfigError
 from tasks.serving import load_weights, loaded_files, package_file, resolve, weights_digest
 from tasks.speed import cpu_has_bfloat16
+from tasks.stage import stage
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -221,14 +220,7 @@ def _check_template(template: str, tokenizer: Any) -> None:
         )
 
 
-@task(
-    name="base",
-    task_run_name="base {reference}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
-)
-@cached(libraries=("transformers", "gguf"), lost=_lost)
+@stage("{reference}", libraries=("transformers", "gguf"), lost=_lost)
 def base(folder: Path, reference: str, revision: str | None, identity: str, chat_template: str = "") -> Base:
     """The base as a folder of safetensors; converted once if it is a GGUF file. `chat_template` is the text of one."""
     try:

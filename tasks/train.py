@@ -18,26 +18,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prefect import task
 from prefect.runtime import flow_run
 
 from tasks import abandoned, budget, curves, machine, one_at_a_time, trainer
 from tasks.artifacts import Adapter, Base, Scan, Tokens
-from tasks.caching import cached, work_folder
+from tasks.caching import work_folder
 from tasks.config import Compute, Method, Training
 from tasks.errors import (
     NO_SPACE,
-    RETRIES,
-    RETRY_SECONDS,
     ConfigError,
     TrainerDied,
     TrainerFailed,
     TrainingError,
     TunewrightError,
-    is_retried,
 )
 from tasks.heartbeat import Heartbeat
 from tasks.progress import Progress, duration
+from tasks.stage import stage
 from tasks.trainer import __main__ as process_of_trainer  # named, so that its code is part of train's key
 
 log = logging.getLogger("tunewright")
@@ -177,14 +174,8 @@ def _error(work: Path) -> str:
     return "no output" if lines[-1].startswith(ATTEMPT) else lines[-1]
 
 
-@task(
-    name="train",
-    task_run_name="train {method.kind} lr={training.learning_rate}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
-)
-@cached(
+@stage(
+    "{method.kind} lr={training.learning_rate}",
     libraries=("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "safetensors"),
     volatile=("curves", "metrics", "status", "summary", "trainer"),
 )

@@ -49,9 +49,12 @@ def settings(name: str, checks: Checks = LENIENT) -> Settings:
 def run(asked: Settings) -> None:
     """What a run up to dedupe does, without Prefect."""
 
-    def call(task: Any, **inputs: Any) -> Any:
-        pipelines.note(asked.registry.name, task.name, task.fn.key(**inputs))
-        return task.fn(**inputs)
+    def call(task: Any) -> Any:
+        def made(**inputs: Any) -> Any:
+            pipelines.note(asked.registry.name, task.name, task.fn.key(**inputs))
+            return task.fn(**inputs)
+
+        return made
 
     _pipeline(asked, call)
 
@@ -64,9 +67,9 @@ def plan(asked: Settings, until: Stage = "dedupe", refresh: tuple[Stage, ...] = 
 
 
 def _pipeline(asked: Settings, call: Callable[..., Any]) -> None:
-    rows = call(ingest, data=asked.data, files=source_files(asked.data))
-    checked = call(SimpleNamespace(name="check", fn=check), rows=rows, checks=asked.checks)
-    call(SimpleNamespace(name="dedupe", fn=dedupe), rows=checked)
+    rows = call(ingest)(data=asked.data, files=source_files(asked.data))
+    checked = call(SimpleNamespace(name="check", fn=check))(rows=rows, checks=asked.checks)
+    call(SimpleNamespace(name="dedupe", fn=dedupe))(rows=checked)
 
 
 def causes(steps: dict[str, Step]) -> dict[str, list[str]]:

@@ -269,8 +269,8 @@ def look_again(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], Data]:
     def given(asked: Settings) -> Data:
         plan = Plan(asked, "check")
         with suppress(Reached):
-            rows = plan(ingest, data=asked.data, files=source_files(asked.data))
-            plan(check, rows=rows, checks=asked.checks, special_tokens=())
+            rows = plan(ingest)(data=asked.data, files=source_files(asked.data))
+            plan(check)(rows=rows, checks=asked.checks, special_tokens=())
         monkeypatch.setattr(data_command, "plan", lambda *_: tuple(plan.steps))
         return look_up(asked)
 

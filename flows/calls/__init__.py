@@ -1,6 +1,7 @@
 """How the pipeline's stages are called: for real by Run, or looked up by Plan, in the order that flows/finetune.py has.
 
-A call is `call(task, argument=value, ...)`. Both keep a Step for each call, which is all that reports need.
+A call is `call(stage)(argument=value, ...)`, typed as the stage is. Both keep a Step for each, which is all that
+reports need, and both end with Reached before the first stage after the last one asked for.
 """
 
 from flows.calls.calls import Reached, stages

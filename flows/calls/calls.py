@@ -1,7 +1,7 @@
 """What a run and a plan have in common: which stages there are, the steps so far, and where they end."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +9,11 @@ from prefect import Task
 
 from flows.calls.step import Step
 from flows.inputs import Inputs, draw
-from tasks.artifacts import Artifact, Contender, Splits, Verdict
-from tasks.caching import Cached
-from tasks.config import STAGES, Settings, Stage
+from tasks.artifacts import Adapter, Artifact, Base, Contender, Splits, Verdict
+from tasks.config import STAGES, Registry, Settings, Stage
 from tasks.errors import ConfigError
 from tasks.ingest import SourceFile
-from tasks.register import trained_on_test
+from tasks.register import champion, trained_on_test
 from tasks.rotation import Draw
 
 log = logging.getLogger("tunewright")
@@ -29,7 +28,7 @@ ONLY_WITH = {
 
 
 class Reached(Exception):
-    """The stage that the run was to go to is done."""
+    """The last stage that was asked for is done."""
 
 
 def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stage] = ()) -> tuple[Stage, ...]:
@@ -77,17 +76,20 @@ class Calls:
             log.info("%s", self.drawn.said)
         return self.drawn.settings(settings)
 
-    def keep(self, step: Step, *, last_of_stage: bool) -> None:
-        """Adds a step; after the last call of the last stage the calls end."""
+    def begin(self, stage: str) -> None:
+        """Raises Reached before the first call of a stage that comes after the last one asked for."""
+        if stage not in self.stages:
+            raise Reached
+
+    def keep(self, step: Step) -> None:
+        """Adds a step."""
         note = self.drawn.said if self.drawn and step.stage == "split" else ""
         self.steps.append(replace(step, note=note))
-        if last_of_stage:
-            self.reached(step.stage)
 
-    def reached(self, stage: str) -> None:
-        """Ends the calls where the stage is the last one asked for."""
-        if stage == self.until:
-            raise Reached
+    def champion(self, registry: Registry, adapter: Adapter, base: Base) -> Contender | None:
+        """The version that the candidate is evaluated beside. Raises Reached where nothing is to be evaluated."""
+        self.begin("evaluate")
+        return champion(registry, self.digest(adapter), base)
 
     def digest(self, record: Artifact) -> str:
         """The record's digest, or "" if it is still to be made."""
@@ -100,16 +102,11 @@ def favoured(verdict: Verdict, splits: Splits, opponent: Contender | None, setti
     return verdict.model_copy(update={"warnings": (*verdict.warnings, *([warning] if warning else []))})
 
 
-def stage_of(task: Task[Any, Any]) -> Cached[Any, Any]:
-    """The cached function of a task."""
-    return task.fn  # pyright: ignore[reportReturnType] every stage's function is @cached
-
-
-def name_of(task: Task[Any, Any], inputs: dict[str, Any]) -> str:
+def name_of(task: Task[..., Any], inputs: Mapping[str, Any]) -> str:
     """The stage, and of what."""
     return f"{task.name} {what(inputs)}".strip()
 
 
-def what(inputs: dict[str, Any]) -> str:
+def what(inputs: Mapping[str, Any]) -> str:
     """What tells calls of one stage apart: the contender that is evaluated."""
     return getattr(inputs.get("contender"), "name", "")

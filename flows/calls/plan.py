@@ -1,20 +1,37 @@
 """A plan: each stage is looked up, and why it would run is said; nothing is run."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task
 
-from flows.calls.calls import Calls, favoured, name_of, stage_of, what
+from flows.calls.calls import Calls, favoured, name_of, what
 from flows.calls.step import Step
 from tasks import ledger, pipelines
-from tasks.artifacts import Adapter, Answers, Artifact, Base, Contender, Registered, Splits, Verdict
+from tasks.artifacts import (
+    Adapter,
+    Answers,
+    Artifact,
+    Base,
+    CheckedRows,
+    Contender,
+    Registered,
+    Rows,
+    Splits,
+    UniqueRows,
+    Verdict,
+)
 from tasks.caching import Earlier, Found
 from tasks.causes import causes
 from tasks.config import STAGES, Registry, Settings, Stage
+from tasks.stage import cached_part
 from tasks.trainer.checkpoints import newest_sealed
+from tasks.versions import Before
+
+P = ParamSpec("P")
+A = TypeVar("A", bound=Artifact)
 
 
 class Plan(Calls):
@@ -29,9 +46,21 @@ class Plan(Calls):
         self.uncertain: dict[str, str] = {}  # digest of what is still to be made -> the stage that makes it
         self.said: set[str] = set()  # causes that an earlier stage has
 
-    def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:
-        """The record that is there, that of the last time, or one that stands for it. Raises Reached."""
-        stage, name = stage_of(task), name_of(task, inputs)
+    def __call__(self, task: Task[P, A]) -> Callable[P, A]:
+        """The stage, to be called with its arguments: the record that is there, or that of the last time.
+
+        Or else one that stands for it. Raises Reached.
+        """
+
+        def look_up(*args: P.args, **inputs: P.kwargs) -> A:
+            assert not args, "by their names, as the causes of a plan say them"
+            return self._look_up(task, inputs)
+
+        return look_up
+
+    def _look_up(self, task: Task[..., A], inputs: Mapping[str, Any]) -> A:
+        self.begin(task.name)
+        stage, name = cached_part(task), name_of(task, inputs)
         found = stage.look_up(**inputs)
         keys = pipelines.keys(self.pipeline, name)
         earlier = None if found.record else stage.nearest(found.ingredients, keys)
@@ -49,15 +78,15 @@ class Plan(Calls):
             stopped=found.stopped,
             last=last,
         )
+        self.keep(step)
+        record = last or _unmade(stage.record_type, task.name, name)
         if because:
-            last = last or _unmade(stage.record_type, task.name, name)
-            self.uncertain[last.digest] = task.name
-        self.keep(step, last_of_stage=last_of_stage)
-        return last
+            self.uncertain[record.digest] = task.name
+        return record
 
-    def opinion(self, task: Task[Any, Any], **inputs: Any) -> Any:
+    def optional(self, task: Task[P, A]) -> Callable[P, A | None]:
         """As any other stage."""
-        return self(task, **inputs)
+        return self(task)
 
     def _waits(self, found: Found[Any]) -> set[str]:
         """The stages that would make what it reads: until then its key is that of the last time, or nobody's."""
@@ -89,11 +118,12 @@ class Plan(Calls):
         """The record's digest, or "" if it is of the last time."""
         return "" if record.digest in self.uncertain else record.digest
 
-    def accept(self, *parts: object) -> None:
-        """Accepts nothing; split has reached its end."""
-        self.reached("split")
+    def accept_version(
+        self, before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits
+    ) -> None:
+        """Accepts nothing."""
 
-    def look(
+    def count_test_use(
         self,
         verdict: Verdict,
         candidate: Adapter,
@@ -102,32 +132,30 @@ class Plan(Calls):
         opponent: Contender | None,
         settings: Settings,
     ) -> Verdict:
-        """Counts no look; decide has reached its end."""
-        self.reached("decide")
+        """The verdict with what was counted when it was made; counts nothing."""
         if verdict.digest in self.uncertain:
             return verdict
         assert self.drawn
         verdict = ledger.look_up(self.pipeline, verdict, candidate, answers, settings.gate, seed=self.drawn.seed)
         return favoured(verdict, splits, opponent, settings)
 
-    def ask(self, registered: Registered, registry: Registry) -> None:
-        """Asks nobody; register has reached its end."""
-        self.reached("register")
+    def request_approval(self, registered: Registered, registry: Registry) -> None:
+        """Asks nobody."""
 
 
-def _unmade(kind: type[Artifact], stage: str, name: str) -> Artifact:
+def _unmade(kind: type[A], stage: str, name: str) -> A:
     """What stands for a record that was never made: its digest is in the ingredients of the stages that would read it.
 
     Of a base these are its special tokens too, which check reads instead of the base.
     """
     digest = f"unmade_{name.replace(' ', '_')}"
-    if kind is Base:
+    if issubclass(kind, Base):
         unknown = {"reference": "", "revision": None, "location": Path(), "weights_digest": ""}
-        return Base(stage=stage, digest=digest, special_tokens=(digest,), **unknown)
+        return kind(stage=stage, digest=digest, special_tokens=(digest,), **unknown)
     return kind.model_construct(stage=stage, digest=digest)
 
 
-def _stands_for(record: Artifact, inputs: dict[str, Any]) -> bool:
+def _stands_for(record: Artifact, inputs: Mapping[str, Any]) -> bool:
     """Whether what was made the last time tells what would be made: of another base nothing does."""
     return not isinstance(record, Base) or record.reference == inputs["reference"]
 

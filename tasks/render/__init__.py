@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from prefect import task
 
 from tasks.architecture import context
 from tasks.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, Base, Splits, Tokens
-from tasks.caching import cached, digest_of
+from tasks.caching import digest_of
 from tasks.chat import DATE, Chat, Tokenized, Untrainable, tokenize
 from tasks.config import Checks, Model
-from tasks.errors import RETRIES, RETRY_SECONDS, DataError, is_retried
+from tasks.errors import DataError
 from tasks.models import check_served, load_tokenizer
 from tasks.render.report import measure, preview, write_report
+from tasks.stage import stage
 
 __all__ = ["Bound", "bound_of", "lengths_in_words", "preview", "render"]
 
@@ -186,14 +186,9 @@ def _texts(splits: Splits) -> list[str]:
     return [message["content"] for row in rows for message in row["messages"]]
 
 
-@task(
-    name="render",
-    task_run_name="render max_length={model.max_length}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
+@stage(
+    "max_length={model.max_length}", libraries=("transformers", "tokenizers", "jinja2", "pyarrow"), volatile=("report",)
 )
-@cached(libraries=("transformers", "tokenizers", "jinja2", "pyarrow"), volatile=("report",))
 def render(
     folder: Path,
     splits: Splits,

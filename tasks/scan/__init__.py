@@ -7,24 +7,14 @@ The singular values of every linear module are computed once for a base (spectru
 import json
 from pathlib import Path
 
-from prefect import task
-
 from tasks.artifacts import Base, Scan
-from tasks.caching import cached
-from tasks.errors import RETRIES, RETRY_SECONDS, is_retried
 from tasks.scan.choice import choose
 from tasks.scan.report import write_report
 from tasks.scan.spectrum import Weights, spectra
+from tasks.stage import stage
 
 
-@task(
-    name="scan",
-    task_run_name="scan share={share}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
-)
-@cached(volatile=("report",))
+@stage("share={share}", volatile=("report",))
 def scan(folder: Path, base: Base, share: float) -> Scan:
     """The modules that learn with spectrum, and the ratio of each that was looked at."""
     found = spectra.record(Weights(digest=base.weights_digest, folder=base.weights)).read()

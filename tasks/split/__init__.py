@@ -22,12 +22,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from prefect import task
 
 from tasks.artifacts import SIDES_FILE, Artifact, Rows, Splits, UniqueRows
-from tasks.caching import cached
 from tasks.config import Split
-from tasks.errors import RETRIES, RETRY_SECONDS, DataError, is_retried
+from tasks.errors import DataError
 from tasks.labels import stop_if_open
 from tasks.similarity.engine import engine_of, read_pieces
 from tasks.similarity.folding import fold, fold_messages
@@ -52,6 +50,7 @@ from tasks.split.replay import apart, draw_replay
 from tasks.split.sides import NONE, SIDES, TEST, Because, Sides, fix, settle
 from tasks.split.strata import Strata, balance, strata_of
 from tasks.split.writing import write_memory, write_sides
+from tasks.stage import stage
 
 log = logging.getLogger("tunewright")
 
@@ -146,14 +145,11 @@ def _say(proof: dict[str, Any]) -> None:
         log.warning("split: %s: %s; proof.json has more", code, in_words(code, count, proof))
 
 
-@task(
-    name="split",
-    task_run_name="split test={settings.test} validation={settings.validation}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
+@stage(
+    "test={settings.test} validation={settings.validation}",
+    libraries=("pyarrow", "numpy", "scipy", "numba"),
+    volatile=("proof",),
 )
-@cached(libraries=("pyarrow", "numpy", "scipy", "numba"), volatile=("proof",))
 def split(
     folder: Path,
     rows: UniqueRows,

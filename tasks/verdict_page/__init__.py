@@ -7,7 +7,6 @@ suggestions.py say what to try next, costs.py what it took; page.py and page.htm
 import json
 from pathlib import Path
 
-from prefect import task
 from prefect.runtime import flow_run
 
 from tasks import addresses
@@ -26,8 +25,7 @@ from tasks.artifacts import (
     Verdict,
     VerdictPage,
 )
-from tasks.caching import cached
-from tasks.errors import RETRIES, RETRY_SECONDS, is_retried
+from tasks.stage import stage
 from tasks.verdict_page.case import Case
 from tasks.verdict_page.mistakes import Mistakes
 from tasks.verdict_page.page import render
@@ -37,14 +35,7 @@ from tasks.verdict_page.wins import shown
 __all__ = ["verdict_page"]
 
 
-@task(
-    name="verdict_page",
-    task_run_name="verdict_page {name}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=is_retried,
-)
-@cached(libraries=("jinja2", "numpy", "pyarrow"), volatile=("report",))
+@stage("{name}", libraries=("jinja2", "numpy", "pyarrow"), volatile=("report",))
 def verdict_page(
     folder: Path,
     name: str,
