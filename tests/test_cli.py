@@ -306,7 +306,7 @@ def test_a_short_run_ends_with_what_can_be_said_so_far(tunewright: Run) -> None:
     result = tunewright("run", "tiny.yaml", "--until", "split", "--json")
     assert result.exit_code == 0
     said = json.loads(result.stdout.splitlines()[-1])
-    assert (said["verdict"], said["model"], said["scores"]) == (None, None, {})
+    assert said.keys() == {"stages", "saved_seconds", "rows", "reasons", "findings"}, "nothing that it did not reach"
     assert said["rows"]["train"] + said["rows"]["validation"] + said["rows"]["test"] == said["rows"]["kept"]
 
 
