@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_checks.importing import one_line
-from tasks import config, disk
+from tasks import config, disk, parquet
 from tasks.artifacts import SIDES_FILE, SIDES_SCHEMA, CheckedRows, Rows, Splits
+from tasks.bounded import Unreadable
 from tasks.caching import digest_of
 from tasks.errors import ConfigError
 from tasks.history import Version
@@ -77,16 +77,26 @@ def digest(folder: Path) -> str:
 
 def records(file: Path) -> pa.Table:
     """How many records of each row_id ingest read (row_id, records), from the sides.parquet of a version."""
-    return _read(file, ["row_id", "records"], pc.field("records") > 0)
+    return pq.read_table(file, columns=["row_id", "records"], filters=pc.field("records") > 0)
 
 
 def trained(name: str, splits: str) -> set[str] | None:
-    """The row_ids of the training rows of the version whose splits have this digest; None where they are not kept."""
+    """The row_ids of the training rows of the version whose splits have this digest; None where they are not kept.
+
+    Raises ConfigError where they cannot be read. Nothing holds them against a digest here, so a bounded child reads.
+    """
     file = next(place(name).glob(f"{splits[:DIGITS]}-*/{SIDES_FILE}"), None)
     if file is None:
         return None
-    here = (pc.field("side") == "train") & pc.field("placed")
-    return {*_read(file, ["row_id"], here)["row_id"].to_pylist()}
+    names = ["row_id", "side", "placed"]
+    try:
+        rows = pa.Table.from_batches(parquet.batches(str(file), names), pa.schema([SCHEMA.field(n) for n in names]))
+    except (pa.ArrowException, Unreadable) as error:
+        raise ConfigError(
+            f"{file}: was altered and cannot be read ({error}); put versions/ back from a backup, or remove "
+            f"{file.parent}, after which nothing is known of these rows"
+        ) from error
+    return {*rows.filter((pc.field("side") == "train") & pc.field("placed"))["row_id"].to_pylist()}
 
 
 def forget(name: str, kept: Iterable[str]) -> None:
@@ -95,16 +105,6 @@ def forget(name: str, kept: Iterable[str]) -> None:
     for folder in place(name).glob("*/"):
         if folder.name.partition("-")[0] not in beginnings:
             shutil.rmtree(folder)
-
-
-def _read(file: Path, columns: list[str], those: pc.Expression) -> pa.Table:
-    try:
-        return pq.read_table(file, columns=columns, filters=those)
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(
-            f"{file}: was altered and cannot be read ({one_line(error)}); put versions/ back from a backup, or remove "
-            f"{file.parent}, after which nothing is known of these rows"
-        ) from error
 
 
 def _table(rows: Rows, checked: CheckedRows, splits: Splits, set_aside: Collection[str]) -> pa.Table:
