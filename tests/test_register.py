@@ -435,7 +435,7 @@ def test_a_long_curve_is_thinned_to_its_ends_its_extremes_and_points_between_the
 
 
 def test_parameters_are_flat_and_dotted() -> None:
-    sources = (Source(path="a.jsonl"), Source(path="b" * 1_000))
+    sources = (Source(path="a.jsonl"), Source(path="b/" * 500))
     settings = Settings(data=Data(sources=sources), model=Model(base="x/y"), training=Training(learning_rate=1e-5))
     named = parameters(settings)
     assert named["training.learning_rate"] == "1e-05"

@@ -45,7 +45,7 @@ def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_pa
 
     assert up.password == SETTINGS["PREFECT_SERVER_API_AUTH_STRING"]
     page.goto(up.login)
-    page.wait_for_url("**/v2/**")
+    page.wait_for_url("**/v2/dashboard**")  # logged in
     page.goto(f"{up.addresses.prefect}/v2/deployments")
     page.get_by_role("link", name="tiny").first.click()
     page.get_by_role("button", name="Run", exact=True).click()
