@@ -237,16 +237,7 @@ def base(content: bytes) -> str:
         try:
             digest = models.identity(str(folder))
             shapes.shape_at(str(folder), None)
-            made = Base(
-                stage="base",
-                key="k",
-                folder=folder,
-                digest=digest,
-                reference=str(folder),
-                revision=None,
-                location=Path(),
-                weights_digest=digest,
-            )
+            made = Base(folder=folder, reference=str(folder), revision=None, location=Path(), weights_digest=digest)
             return _conversations(Chat(models.load_tokenizer(made), folder))
         except (TunewrightError, shapes.NoShape) as error:
             return refusal(error)

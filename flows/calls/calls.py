@@ -1,9 +1,10 @@
 """What a run and a plan have in common: which stages there are, the steps so far, and where they end."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task
 
@@ -17,6 +18,9 @@ from tasks.register import champion, trained_on_test
 from tasks.rotation import Draw
 
 log = logging.getLogger("tunewright")
+
+P = ParamSpec("P")
+A = TypeVar("A", bound=Artifact)
 
 ONLY_WITH = {
     "scan": "method.kind=spectrum",
@@ -55,7 +59,7 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
     return wanted
 
 
-class Calls:
+class Calls(ABC):
     """The steps so far, in order."""
 
     def __init__(self, settings: Settings, until: Stage, refresh: Sequence[Stage] = ()) -> None:
@@ -75,6 +79,20 @@ class Calls:
         if self.drawn.said:
             log.info("%s", self.drawn.said)
         return self.drawn.settings(settings)
+
+    def __call__(self, task: Task[P, A]) -> Callable[P, A]:
+        """The stage, to be called with its arguments for its record. Raises Reached, and what the call raises."""
+
+        def call(*args: P.args, **inputs: P.kwargs) -> A:
+            assert not args, "by their names, as the causes of a plan say them"
+            self.begin(task.name)
+            return self.called(task, inputs)
+
+        return call
+
+    @abstractmethod
+    def called(self, task: Task[..., A], inputs: Mapping[str, Any]) -> A:
+        """The record of a call of a stage; its step is kept."""
 
     def begin(self, stage: str) -> None:
         """Raises Reached before the first call of a stage that comes after the last one asked for."""

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from prefect import Task
 
-from flows.calls.calls import Calls, favoured, name_of, what
+from flows.calls.calls import A, Calls, P, favoured, name_of, what
 from flows.calls.step import Step
 from tasks import ledger, pipelines
 from tasks.artifacts import (
@@ -30,9 +30,6 @@ from tasks.stage import cached_part
 from tasks.trainer.checkpoints import newest_sealed
 from tasks.versions import Before
 
-P = ParamSpec("P")
-A = TypeVar("A", bound=Artifact)
-
 
 class Plan(Calls):
     """Looks each stage up instead of calling it, and says why it would run.
@@ -46,20 +43,8 @@ class Plan(Calls):
         self.uncertain: dict[str, str] = {}  # digest of what is still to be made -> the stage that makes it
         self.said: set[str] = set()  # causes that an earlier stage has
 
-    def __call__(self, task: Task[P, A]) -> Callable[P, A]:
-        """The stage, to be called with its arguments: the record that is there, or that of the last time.
-
-        Or else one that stands for it. Raises Reached.
-        """
-
-        def look_up(*args: P.args, **inputs: P.kwargs) -> A:
-            assert not args, "by their names, as the causes of a plan say them"
-            return self._look_up(task, inputs)
-
-        return look_up
-
-    def _look_up(self, task: Task[..., A], inputs: Mapping[str, Any]) -> A:
-        self.begin(task.name)
+    def called(self, task: Task[..., A], inputs: Mapping[str, Any]) -> A:
+        """The record that is there, that of the last time, or one that stands for it."""
         stage, name = cached_part(task), name_of(task, inputs)
         found = stage.look_up(**inputs)
         keys = pipelines.keys(self.pipeline, name)

@@ -4,18 +4,17 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, cast
 
 from prefect import State, Task
 
 from flows import release
-from flows.calls.calls import Calls, favoured, name_of, what
+from flows.calls.calls import A, Calls, P, favoured, name_of, what
 from flows.calls.step import Step
 from tasks import ledger, pipelines, versions
 from tasks.artifacts import (
     Adapter,
     Answers,
-    Artifact,
     CheckedRows,
     Contender,
     Registered,
@@ -33,9 +32,6 @@ from tasks.versions import Before
 
 log = logging.getLogger("tunewright")
 
-P = ParamSpec("P")
-A = TypeVar("A", bound=Artifact)
-
 
 class Run(Calls):
     """Calls each stage as a Prefect task; a stage in `refresh` is made anew."""
@@ -49,17 +45,8 @@ class Run(Calls):
         self.made = {step.record.key: step for step in self.steps if step.record and step.state == "ran"}
         self.steps, self.refresh = [], ()
 
-    def __call__(self, task: Task[P, A]) -> Callable[P, A]:
-        """The stage, to be called with its arguments for its record. Raises what it raises, or Reached."""
-
-        def run(*args: P.args, **inputs: P.kwargs) -> A:
-            assert not args, "by their names, as the causes of a plan say them"
-            return self._run(task, inputs)
-
-        return run
-
-    def _run(self, task: Task[..., A], inputs: Mapping[str, Any]) -> A:
-        self.begin(task.name)
+    def called(self, task: Task[..., A], inputs: Mapping[str, Any]) -> A:
+        """The stage's record. Raises what the stage raised."""
         started = time.monotonic()
         name = name_of(task, inputs)
         log.info("%s", name)

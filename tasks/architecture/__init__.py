@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from data_checks.importing import one_line
 from tasks import config, disk
 from tasks.architecture.tiny import absurd, tiny, windows
 from tasks.errors import ConfigError
@@ -148,8 +149,3 @@ def _refused(fields: Mapping[str, Any]) -> str:
     except Exception as error:  # what a configuration raises for sizes that do not go together is anything
         return f"model_type {kind} takes no such config.json ({one_line(error)})"
     return ""
-
-
-def one_line(error: Exception) -> str:
-    """The kind and the message of an error, in 160 characters at most."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:160]

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.nn import functional
 
-from tasks.architecture import Architecture, Decoding, one_line
+from data_checks.importing import one_line
+from tasks.architecture import Architecture, Decoding
 from tasks.architecture.tiny import ROW, VOCABULARY
 from tasks.artifacts import IGNORED
 from tasks.batches import ATTENTION, Batch, answer_loss, packed, padded
