@@ -102,6 +102,12 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert link.startswith("https://") or (DOCS / link).is_file(), link
 
 
+def test_the_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (DOCS.parent / "README.md").read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (link.startswith("https://") or (DOCS.parent / link).exists())] == []
+
+
 def test_the_pages_are_built_and_fetch_nothing(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("mkdocs")), "build", "--quiet", "--site-dir", str(tmp_path)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
