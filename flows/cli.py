@@ -1,33 +1,36 @@
 """The command line: run a deployment file here and now, or say what a run would do and why."""
 
-from importlib.metadata import version
-from typing import Annotated, Any
+from flows import interrupts
 
-import typer
-from rich.console import Console
+with interrupts.importing():
+    from importlib.metadata import version
+    from typing import Annotated, Any
 
-from flows import home_command, operate, release_command
-from flows.command_line import (
-    Deployment,
-    File,
-    Json,
-    OneLine,
-    Quiet,
-    Refresh,
-    Set,
-    Until,
-    Verbose,
-    console_of,
-    importing,
-    load,
-    one_line_errors,
-    prepare,
-    repeated,
-)
-from flows.visible import as_line
-from tasks import config
-from tasks.config import STAGES
-from tasks.errors import ConfigError
+    import typer
+    from rich.console import Console
+
+    from flows import home_command, operate, release_command
+    from flows.command_line import (
+        Deployment,
+        File,
+        Json,
+        OneLine,
+        Quiet,
+        Refresh,
+        Set,
+        Until,
+        Verbose,
+        console_of,
+        importing,
+        load,
+        one_line_errors,
+        prepare,
+        repeated,
+    )
+    from flows.visible import as_line
+    from tasks import config
+    from tasks.config import STAGES
+    from tasks.errors import ConfigError
 
 NOT_PROMOTED = 5
 
@@ -241,6 +244,7 @@ app.add_typer(home_command.app)
 
 def main() -> None:
     """The entry point of `tunewright`."""
+    interrupts.end_at_once()
     app()
 
 

@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from data_checks.accepted import did_you_mean, shown
+from flows import interrupts
 from flows.visible import Visible, as_line, visible
 from tasks import addresses, config
 from tasks.config import STAGES, outside
@@ -122,6 +123,7 @@ def prepare(console: Console, *, quiet: bool = True, verbose: bool = False) -> N
     # Prefect's own view keeps everything; the terminal has ours, and one line for an error instead of a traceback.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tunewright")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # what a command says outside of a run
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
     if found := addresses.running():
         url = os.environ.setdefault("PREFECT_API_URL", found.api)
@@ -147,7 +149,7 @@ def one_line_errors(as_json: bool) -> Iterator[ExitStack]:
     the command ends.
     """
     try:
-        with _sigterm_raised(), ExitStack() as until_end:
+        with interrupts.raised(), _sigterm_raised(), ExitStack() as until_end:
             yield until_end
     except TunewrightError as error:
         _fail(str(error), error.exit_code, as_json)
@@ -156,7 +158,7 @@ def one_line_errors(as_json: bool) -> Iterator[ExitStack]:
             raise
         _fail(OF_THE_DISK[error.errno].format(error.filename or config.home()), 1, as_json)
     except KeyboardInterrupt:
-        _fail("interrupted; the next run goes on from here", 128 + signal.SIGINT, as_json)
+        _fail(interrupts.SAID, interrupts.CODE, as_json)
     except _Terminated:
         _fail("ended by SIGTERM, not finished; the next run goes on from here", 128 + signal.SIGTERM, as_json)
 

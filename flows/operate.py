@@ -33,10 +33,11 @@ def doctor(as_json: Json = False) -> None:
     Exit codes: 0 nothing that stops a run, 1 something that does.
     """
     console = console_of(as_json)
-    from flows import doctor
+    with one_line_errors(as_json):
+        from flows import doctor
 
-    found = list(doctor.findings())
-    doctor.show(console, found)
+        found = list(doctor.findings())
+        doctor.show(console, found)
     if as_json:
         print(as_line(doctor.as_json(found)))
     if any(each.state == "failure" for each in found):

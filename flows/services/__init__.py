@@ -16,6 +16,7 @@ import httpx
 from rich.console import Console
 
 from data_checks.accepted import shown
+from flows import interrupts
 from flows.command_line import print_log
 from flows.services import database, leftover
 from flows.services.ports import LOGIN, LOOPBACK, require_free
@@ -38,6 +39,15 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
 
     Raises ConfigError where a port is taken, TunewrightError where it is up already or a service does not start.
     """
+    try:
+        with interrupts.raised(by=(signal.SIGINT, signal.SIGTERM)):  # also where a shell has them ignored
+            _serve(console, port, mlflow_port, pool)
+    except KeyboardInterrupt:
+        console.print("all ended; runs that were cut short go on from their last checkpoint when they run again")
+
+
+def _serve(console: Console, port: int, mlflow_port: int, pool: str) -> None:
+    """Starts the services and looks after them for ever; whatever ends that ends them."""
     if port == mlflow_port:
         raise ConfigError(f"--port {port} and --mlflow-port {mlflow_port} are the same; accepted are two ports")
     found = Addresses(
@@ -49,8 +59,6 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
     _require_same_server(found)
     config.quiet_libraries()
     print_log(console, logging.INFO)
-    for asked in (signal.SIGINT, signal.SIGTERM):  # also where a shell or a service manager has it ignored
-        signal.signal(asked, signal.default_int_handler)
     with addresses.held() as file:
         if orphaned():  # what an `up` left that was killed; its sentinel is ending it
             console.print("waiting for what an earlier one left to end", markup=False)
@@ -68,16 +76,13 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
             if service.name == "prefect" and (cut := cut_short(found)):
                 console.print(f"    cut short, since they were killed while they ran: {', '.join(cut)}", markup=False)
 
-        try:
-            mark = f"{os.getpid()}-{time.time_ns()}"
-            with Supervisor(services(found), mark, lambda: cut_short(found)) as supervisor:
-                supervisor.begin(ready)
-                file.write_text(found.model_dump_json(), encoding="utf-8")
-                console.print(f"Their logs are in {logs()}.\n")
-                show_next(console, found)
-                supervisor.watch()
-        except KeyboardInterrupt:
-            console.print("all ended; runs that were cut short go on from their last checkpoint when they run again")
+        mark = f"{os.getpid()}-{time.time_ns()}"
+        with Supervisor(services(found), mark, lambda: cut_short(found)) as supervisor:
+            supervisor.begin(ready)
+            file.write_text(found.model_dump_json(), encoding="utf-8")
+            console.print(f"Their logs are in {logs()}.\n")
+            show_next(console, found)
+            supervisor.watch()
 
 
 def _require_same_server(up: Addresses) -> None:

@@ -1,27 +1,47 @@
 """MLflow's database, made before its server starts, as a run makes it: whole or not at all."""
 
+import signal
 import sqlite3
-from concurrent.futures import ProcessPoolExecutor
+import subprocess
+import sys
 from contextlib import suppress
-from multiprocessing import get_context
+from functools import partial
 
 from tasks import config, databases
+from tasks.errors import TunewrightError
+from tasks.parent import end_with_parent
 
 
 def make() -> None:
     """Makes it unless it is there. Raises TunewrightError where it cannot be.
 
-    In a process of its own, since MLflow takes 200 MB of memory, and `up` lives for long.
+    In a process of its own, since MLflow takes 200 MB of memory, and `up` lives for long; and in a session of its own,
+    since Ctrl-C is for `up`, which ends it.
     """
     with suppress(sqlite3.Error):  # of which the process says what to do
         if databases.is_finished(config.mlflow_database()):
             return
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        process.submit(_ensure).result()
+    made = subprocess.run(
+        [sys.executable, "-P", "-c", "from flows.services import database; database.ensure()"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        start_new_session=True,
+        preexec_fn=partial(end_with_parent, signal.SIGTERM),
+    )
+    if made.returncode:
+        said = made.stdout.strip().splitlines()[-1:]
+        raise TunewrightError(*said or [f"{config.mlflow_database()}: its making ended with {made.returncode}"])
 
 
-def _ensure() -> None:
+def ensure() -> None:
+    """What the process does: an error that a user can act on is the last line that it prints."""
     from tasks.register import database
 
     config.quiet_libraries()
-    database.ensure(config.mlflow_database())
+    try:
+        database.ensure(config.mlflow_database())
+    except TunewrightError as error:
+        print(" ".join(str(error).split()))
+        sys.exit(error.exit_code)

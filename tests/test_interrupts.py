@@ -1,0 +1,163 @@
+"""Ctrl-C is one line and exit code 130 at any moment of a command, also while it imports its libraries."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from flows import interrupts
+
+ROOT = Path(__file__).parents[1]
+DEMO = str(ROOT / "deployments" / "demo.yaml")
+SAID = f"error: {interrupts.SAID}\n"
+AT_IMPORT = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from flows.cli import main
+main()
+"""
+AT_THE_END = """
+import atexit, os, signal
+from flows.cli import main
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+main()
+"""
+COMMANDS = {
+    "run": ("run", DEMO),
+    "plan": ("plan", DEMO),
+    "compare": ("compare", DEMO, "--vary", "training.epochs=1,2"),
+    "data": ("data", DEMO),
+    "history": ("release", "history", "demo"),
+    "deploy": ("deploy", DEMO),
+    "doctor": ("doctor",),
+    "settings": ("settings",),
+}
+UP = "from flows.cli import main; main()"
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {**os.environ, "TUNEWRIGHT_HOME": str(home), "PYTHONPATH": str(ROOT), "PREFECT_API_URL": ""}
+
+
+def called(code: str, *arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize("module", ["flows.command_line", "typer", "pydantic", "yaml"])
+def test_while_the_command_line_is_imported(module: str, tmp_path: Path) -> None:
+    done = called(AT_IMPORT.format(module=module), "settings", home=tmp_path)
+    assert (done.returncode, done.stderr, done.stdout) == (130, SAID, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        *(("run", "numpy"), ("run", "prefect"), ("run", "flows.finetune"), ("plan", "prefect"), ("plan", "torch")),
+        *(("compare", "flows.deployment_file"), ("compare", "prefect"), ("data", "pyarrow"), ("data", "numpy")),
+        *(("history", "mlflow"), ("history", "sqlalchemy"), ("deploy", "flows.deploy"), ("doctor", "psutil")),
+        *(("doctor", "flows.doctor.hardware"), ("settings", "flows.settings_command")),
+    ],
+)
+def test_while_a_command_imports_what_it_needs(command: str, module: str, tmp_path: Path) -> None:
+    if command == "history":
+        (tmp_path / "mlflow.db").touch()  # without which nothing is looked up
+    code = AT_IMPORT.format(module=module)
+    if command == "deploy":
+        code = f"import os; os.environ['PREFECT_API_URL'] = 'http://127.0.0.1:9/api'\n{code}"
+    done = called(code, *COMMANDS[command], home=tmp_path)
+    assert (done.returncode, done.stderr) == (130, SAID)
+
+
+def test_once_it_is_done_and_python_ends(tmp_path: Path) -> None:
+    done = called(AT_THE_END, "settings", home=tmp_path)
+    assert (done.returncode, done.stderr) == (130, SAID)
+
+
+def test_a_program_gets_its_line_of_json(tmp_path: Path) -> None:
+    early = called(AT_IMPORT.format(module="typer"), "settings", "--json", home=tmp_path)
+    late = called(AT_IMPORT.format(module="flows.settings_command"), "settings", "--json", home=tmp_path)
+    assert early.stdout == late.stdout == f'{{"error": "{interrupts.SAID}", "exit_code": 130}}\n'
+
+
+def test_a_library_that_makes_another_error_of_it_changes_nothing() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts.raised():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot import name 'x'") from None
+
+
+def test_who_imports_the_command_line_keeps_its_own_answer() -> None:
+    done = called("import signal, flows.cli; print(signal.getsignal(2) is signal.default_int_handler)", home=Path())
+    assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.5, 2.5, 4.0])
+def test_up_ends_with_its_children_and_no_traceback(seconds: float, tmp_path: Path) -> None:
+    with socket.socket() as one, socket.socket() as other:
+        for each in (one, other):
+            each.bind(("127.0.0.1", 0))
+        ports = [str(each.getsockname()[1]) for each in (one, other)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", UP, "up", "--port", ports[0], "--mlflow-port", ports[1]],
+        env=environment(tmp_path / "home"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(seconds)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=120)[0]
+    assert "Traceback" not in said
+    if "Ctrl-C ends it" in said:
+        assert process.returncode == 0
+        assert said.splitlines()[-1].startswith("all ended; ")
+        assert len(said.splitlines()) <= 4  # with what was ready by then
+    else:
+        assert (process.returncode, said) == (130, SAID)
+
+
+def test_the_child_that_makes_mlflows_database_is_out_of_the_terminals_reach(tmp_path: Path) -> None:
+    """Ctrl-C comes once the child has begun, to all that the terminal started."""
+    code = """
+import os, signal, threading
+from flows.services import database
+def strike():
+    while not os.listdir("."): pass
+    os.killpg(0, signal.SIGINT)
+threading.Thread(target=strike, daemon=True).start()
+try:
+    database.make()
+except KeyboardInterrupt:
+    print("ended")
+"""
+    home = tmp_path / "home"
+    home.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment(home),
+        cwd=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.communicate(timeout=120) == ("ended\n", "")
+    assert not (home / "mlflow.db").exists()
