@@ -16,8 +16,7 @@ from tasks.register.standing import SAID
 
 def show_history(console: Console, registry: Registry, history: History) -> None:
     """Who carries the alias, who waits for it, and each move and decision, the newest first."""
-    where = f"on version {history.holder}" if history.holder else "on no version"
-    console.print(Text(f"{history.name} @{history.alias} is {where}", "bold"))
+    console.print(Text(_where(history), "bold"))
     if history.events and history.is_elsewhere:
         console.print(Text("It was moved there by other means; that move is not in this history.", "yellow"))
     for waiting in history.waiting:
@@ -30,7 +29,8 @@ def show_history(console: Console, registry: Registry, history: History) -> None
             command = f'tunewright release approve {_of(registry)} {waiting.version} --reason "..."{answer}'
             console.print(Text(f"  {command}"), soft_wrap=True)
     if not history.events:
-        console.print("no move of it is known")
+        if history.holder:
+            console.print("who moved it there, and when, is not known")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("when (UTC)", "what", "version", "from", "to", "by", "why", "verdict", "gain"):
@@ -43,6 +43,14 @@ def show_history(console: Console, registry: Registry, history: History) -> None
         table.add_row(*map(Text, (*cells, event.verdict, gain)), style=style)
     console.print()
     console.print(table)
+
+
+def _where(history: History) -> str:
+    """Which version carries the alias."""
+    if history.holder:
+        return f"version {history.holder} of {history.name} is @{history.alias}"
+    yet = "" if any(event.is_move for event in history.events) else " yet"
+    return f"no version of {history.name} is @{history.alias}{yet}"
 
 
 def history_json(history: History) -> dict[str, Any]:

@@ -218,9 +218,16 @@ def test_a_bad_first_version_is_withdrawn_and_no_pipeline_promotes_it_again(make
     assert (again.version, again.alias, again.holder, again.approval) == ("1", "", "", "withdrawn")
     with pytest.raises(TunewrightError, match="no version of triage is champion: there is nothing to withdraw"):
         release.withdraw(REGISTRY, by="ann", why="it insults people")
+    said = (
+        "triage has nothing to roll champion back to: version 1 was withdrawn, and no other version was champion "
+        "before; tunewright release promote triage VERSION moves it to any"
+    )
+    with pytest.raises(TunewrightError, match=f"^{said}$"):
+        release.rollback(REGISTRY, by="ann", why="complaints")
     make(digest="b")
     assert aliases() == {"champion": "2"}
-    with pytest.raises(TunewrightError, match="nothing to roll champion back to: version 2 is the first"):
+    said = "nothing to roll champion back to: version 2 carries it, version 1 was withdrawn, and no other version was"
+    with pytest.raises(TunewrightError, match=said):
         release.rollback(REGISTRY, by="ann", why="complaints")
     release.promote(REGISTRY, "1", by="bob", why="it was a quotation")
     assert happened() == [
@@ -241,8 +248,25 @@ def test_after_a_withdrawal_a_rollback_goes_to_the_version_before_and_a_waiting_
     release.withdraw(REGISTRY, by="ann", why="complaints")
     assert release.rollback(REGISTRY, by="ann", why="back to the first").event.after == "1"
     release.withdraw(REGISTRY, by="ann", why="complaints about that too")
+    with pytest.raises(TunewrightError, match=r"version 2 was withdrawn, version 1 was withdrawn, and no"):
+        release.rollback(REGISTRY, by="ann", why="complaints about both")
     assert release.decide(REGISTRY, None, "approve", by="ann", why="good").event.after == "3"
     assert aliases() == {"champion": "3"}
+
+
+def test_a_version_that_was_rolled_back_or_deleted_is_nothing_to_roll_back_to(make: Make, rehearsed: list[str]) -> None:
+    make()
+    make(digest="b", challenged="1")
+    release.rollback(REGISTRY, by="ann", why="complaints")
+    release.withdraw(REGISTRY, by="ann", why="complaints")
+    with pytest.raises(TunewrightError, match=r"version 2 was rolled back, version 1 was withdrawn, and no"):
+        release.rollback(REGISTRY, by="ann", why="complaints")
+    make(digest="c")
+    make(digest="d", challenged="3")
+    with connected(REGISTRY) as client:
+        client.delete_model_version("triage", "3")
+    with pytest.raises(TunewrightError, match=r"version 4 carries it, .*version 3 was deleted, and no"):
+        release.rollback(REGISTRY, by="ann", why="complaints")
 
 
 def moves(*each: tuple[str, str, str]) -> list[Event]:
@@ -311,7 +335,7 @@ def test_what_is_decided_at_the_command_line(make: Make, rehearsed: list[str]) -
     make(digest="b", challenged="1", **ASKS)
     code, shown, said = tunewright("history", "triage")
     assert code == 0
-    assert "triage @champion is on version 1" in shown
+    assert "version 1 of triage is @champion" in shown
     assert "version 2 waits for a person since" in shown
     assert said["holder"] == "1"
     assert [waiting["version"] for waiting in said["waiting"]] == ["2"]
@@ -332,8 +356,16 @@ def test_what_is_decided_at_the_command_line(make: Make, rehearsed: list[str]) -
     assert "@champion: version 1 -> no version; the next run has no champion to beat" in shown
     assert (code, said["what"], said["version"], said["before"], said["after"]) == (0, "withdrawn", "1", "1", "")
     code, shown, said = tunewright("history", "triage")
-    assert "triage @champion is on no version" in shown
+    assert "no version of triage is @champion" in shown
     assert (said["holder"], said["moved_elsewhere"], said["events"][0]["what"]) == (None, False, "withdrawn")
+
+
+def test_a_history_without_a_move_says_so_in_a_line(make: Make) -> None:
+    make(**ASKS)
+    _, shown, _ = tunewright("history", "triage")
+    assert shown.startswith("no version of triage is @champion yet\n\nversion 1 waits")
+    _, shown, _ = tunewright("history", "triage", "--alias", "other")
+    assert shown == "no version of triage is @other yet\n"
 
 
 @pytest.mark.parametrize(

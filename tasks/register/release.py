@@ -6,7 +6,7 @@ entered into the history with who, when and why.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -137,11 +137,14 @@ def rollback(registry: Registry, number: str | None = None, *, by: str, why: str
     by, why = _who_and_why(by, why)
     with _opened(registry) as client:
         there, held = _numbers(client, registry), held_by(client, registry)
-        known = dict.fromkeys(reversed(carriers(history.read(client, registry), held)))
+        events = history.read(client, registry)
+        known = dict.fromkeys(reversed(carriers(events, held)))
         before = [each for each in known if each != held and each in there]
         if not before:
-            now = f"version {held} is the first that carries it" if held else "no version carried it"
-            raise TunewrightError(f"{registry.name} has nothing to roll {registry.alias} back to: {now}")
+            raise TunewrightError(
+                f"{registry.name} has nothing to roll {registry.alias} back to: "
+                f"{_none_before(registry, events, held, there)}"
+            )
         if number is not None and number not in before:
             raise ConfigError(
                 f"--to {shown(number)}: accepted are versions that were {registry.alias} before: {', '.join(before)}; "
@@ -168,6 +171,24 @@ def withdraw(registry: Registry, *, by: str, why: str) -> Decision:
         event = alias.withdraw(client, registry, version, by, why)
         set_standing(client, registry, version, "withdrawn", by, why)
         return Decision(event=event, sentence=verdict_of(version), rehearsed=0)
+
+
+def _none_before(registry: Registry, events: Sequence[Event], held: str, there: Collection[str]) -> str:
+    """Why no version is left to roll back to, and what moves the alias all the same."""
+    became: dict[str, str] = {}  # version that carried the alias -> what it is now
+    for event in filter(lambda event: event.is_move, events):
+        if event.before:
+            became[event.before] = event.what if event.what in ("rolled back", "withdrawn") else "replaced"
+        became.pop(event.after, None)
+    became |= {version: "deleted" for version in became if version not in there}
+    was = [f"version {version} was {what}" for version, what in became.items() if version != held]
+    if not was:
+        return f"version {held} is the first that carries it" if held else "no version carried it"
+    now = [f"version {held} carries it"] if held else []
+    return (
+        f"{', '.join([*now, *was])}, and no other version was {registry.alias} before; tunewright release promote "
+        f"{registry.name} VERSION moves it to any"
+    )
 
 
 def _moved(
