@@ -49,6 +49,8 @@ class Found(Generic[A]):
     fault: str  # what is wrong with the one that is there
     stopped: Stopped | None  # what the stage left where it refused its data
     work: Path  # where an attempt at it left its work in progress
+    was_made: bool  # whether it was whole at any time
+    is_being_made: bool  # by a process that lives
 
 
 class Earlier(NamedTuple, Generic[A]):
@@ -103,6 +105,8 @@ class Cached(Generic[P, A]):
             fault=fault if folder.exists() else "",
             stopped=None if record else stopped.find(self.stage, folder.name),
             work=work_folder(folder),
+            was_made=manifest.was_made(self.stage, folder.name),
+            is_being_made=record is None and is_locked(folder),
         )
 
     def nearest(self, ingredients: Ingredients, keys: Iterable[str]) -> Earlier[A] | None:
@@ -236,9 +240,25 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     Raises BlockingIOError where another holds it and it is not waited for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("w") as file:
+    with _lock_of(path).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the right to make `path`; nothing is written."""
+    try:
+        with _lock_of(path).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _lock_of(path: Path) -> Path:
+    return path.parent / f".{path.name}.lock"
 
 
 def _flow_run_name() -> str:

@@ -92,6 +92,11 @@ def remember(folder: Path, stage: str, key: str) -> None:
     disk.replace(entry, digest_of(folder / MANIFEST))
 
 
+def was_made(stage: str, key: str) -> bool:
+    """Whether the artifact was whole at any time, and was not forgotten since."""
+    return _entry(stage, key).exists()
+
+
 def forget(stage: str, key: str) -> None:
     """Removes what is kept of an artifact that was removed."""
     _entry(stage, key).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import pytest
 from flows.calls import Plan, Reached, Step, stages
 from tasks import pipelines
 from tasks.artifacts import CheckedRows, Rows, UniqueRows
-from tasks.caching import cached
+from tasks.caching import cached, lock
 from tasks.config import Checks, Data, Expectation, Model, Registry, Settings, Source, Stage
 from tasks.errors import ConfigError, DataError
 from tasks.ingest import ingest, source_files
@@ -105,6 +105,30 @@ def test_an_artifact_that_was_deleted_is_said_to_be_gone(home: Path) -> None:
     (folder,) = (home / "artifacts" / "dedupe").glob("*/")
     folder.rename(home / "elsewhere")
     assert causes(plan(settings("a"))) == {"dedupe": [f"artifact {folder.name} is gone"]}
+
+
+def test_what_another_run_makes_now_is_not_said_to_be_gone(home: Path) -> None:
+    run(settings("a"))
+    (folder,) = (home / "artifacts" / "dedupe").glob("*/")
+    folder.rename(home / "elsewhere")
+    with lock(folder):
+        assert causes(plan(settings("a"))) == {"dedupe": ["another run is making it now"]}
+        assert causes(plan(settings("a"), refresh=("dedupe",))) == {"dedupe": ["asked for by refresh"]}
+    (home / "elsewhere").rename(folder)
+    with lock(folder):  # a run that looks whether it is whole
+        assert causes(plan(settings("a"))) == {}
+
+
+def test_a_stage_whose_run_ended_before_it_is_not_said_to_be_gone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any, **__: Any) -> UniqueRows:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(dedupe, "build", killed)
+        run(settings("a"))
+    locks = set(home.rglob("*.lock"))
+    assert causes(plan(settings("a"))) == {"dedupe": ["an earlier run never finished it"]}
+    assert set(home.rglob("*.lock")) == locks, "a plan writes nothing"
 
 
 def test_a_stop_is_told_only_where_what_the_stage_reads_is_the_same() -> None:

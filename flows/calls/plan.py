@@ -51,7 +51,7 @@ class Plan(Calls):
         earlier = None if found.record else stage.nearest(found.ingredients, keys)
         waits = self._waits(found)
         because = list(self._because(task.name, found, earlier, waits, is_known=found.key in keys))
-        if because and not waits and (steps := newest_sealed(found.work / "checkpoints")):
+        if because and not waits and not found.is_being_made and (steps := newest_sealed(found.work / "checkpoints")):
             because.append(f"it goes on from its checkpoint at step {steps:,}")
         last = found.record or (earlier.record if earlier and _stands_for(earlier.record, inputs) else None)
         step = Step(
@@ -88,6 +88,8 @@ class Plan(Calls):
             yield "asked for by refresh"
         elif found.record:
             return
+        elif found.is_being_made and not waits:
+            yield "another run is making it now"
         elif found.fault:
             yield found.fault
         elif found.stopped and not waits:
@@ -97,7 +99,7 @@ class Plan(Calls):
             yield from (cause for cause in new if not waits or cause not in self.said)
             self.said.update(new)
         elif not waits:
-            yield f"artifact {found.key} is gone" if is_known else "never run"
+            yield _missing(found) if is_known else "never run"
 
     def digest(self, record: Artifact) -> str:
         """The record's digest, or "" if it is of the last time."""
@@ -138,6 +140,11 @@ def _unmade(kind: type[A], stage: str, name: str) -> A:
         unknown = {"reference": "", "revision": None, "location": Path(), "weights_digest": ""}
         return kind(stage=stage, digest=digest, special_tokens=(digest,), **unknown)
     return kind.model_construct(stage=stage, digest=digest)
+
+
+def _missing(found: Found[Any]) -> str:
+    """Why there is no artifact with a key that a run asked for."""
+    return f"artifact {found.key} is gone" if found.was_made else "an earlier run never finished it"
 
 
 def _stands_for(record: Artifact, inputs: Mapping[str, Any]) -> bool:
