@@ -75,6 +75,12 @@ def digest(folder: Path) -> str:
         return ""
 
 
+def kept(name: str, version: Version) -> Path | None:
+    """The sides.parquet of a version; None where it is gone or was altered, on which pyarrow can wait for ever."""
+    folder = folder_of(name, version)
+    return folder / SIDES_FILE if version.assignments and digest(folder) == version.assignments else None
+
+
 def records(file: Path) -> pa.Table:
     """How many records of each row_id ingest read (row_id, records), from the sides.parquet of a version."""
     return pq.read_table(file, columns=["row_id", "records"], filters=pc.field("records") > 0)

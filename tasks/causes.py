@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from tasks.artifacts import Artifact, Rows
 from tasks.config import STAGES
 from tasks.ingredients import Ingredients, differing
+from tasks.manifest import is_whole
 
 SETTINGS = {  # stage and argument -> the setting that it is; any other has the name of its section
     "base.reference": "model.base",
@@ -146,11 +147,12 @@ def _code(names: list[str]) -> Iterator[str]:
 def _files(before: Ingredients, now: Ingredients, made: Artifact | None) -> Iterator[str]:
     """Files of ingest that changed, came or went; those of another path are told by their setting."""
     old, new = _by_path(before), _by_path(now)
-    for path in sorted(old.keys() & new.keys()):
-        if old[path].digest != new[path].digest:
-            lines = _num_appended(path, old[path], made) if isinstance(made, Rows) else None
-            how = f" ({lines:,} {'line' if lines == 1 else 'lines'} appended)" if lines else ""
-            yield f"{new[path].setting}: {path} changed{how}"
+    changed = [path for path in sorted(old.keys() & new.keys()) if old[path].digest != new[path].digest]
+    whole = made if changed and isinstance(made, Rows) and is_whole(made) else None  # others can keep pyarrow waiting
+    for path in changed:
+        lines = _num_appended(path, old[path], whole) if whole else None
+        how = f" ({lines:,} {'line' if lines == 1 else 'lines'} appended)" if lines else ""
+        yield f"{new[path].setting}: {path} changed{how}"
     for there, other, word in ((new, old, "new"), (old, new, "gone")):
         for path in sorted(there.keys() - other.keys()):
             path_of_source = f"{there[path].setting}.path"

@@ -66,8 +66,8 @@ def sides(row_id: str, name: str, past: Sequence[Version]) -> list[dict[str, Any
     """The side of a row in each version and why; without a side it is why not, or None where it was not there yet."""
     told: list[dict[str, Any]] = []
     for version in past:
-        file = assignments.folder_of(name, version) / SIDES_FILE
-        entries = _sides(file, row_id) if file.is_file() else []
+        file = assignments.kept(name, version)
+        entries = _sides(file, row_id) if file else []
         row = entries[0] if entries else None
         because = row["because"] if row else None
         side = row["side"] if row and because not in NO_SIDE else None

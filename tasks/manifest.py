@@ -123,6 +123,15 @@ def read(kind: type[A], stage: str, key: str, *, with_files: bool = True) -> Who
     return Whole(record, manifest)
 
 
+def is_whole(record: Artifact) -> bool:
+    """Whether the artifact of a record is whole and unaltered."""
+    try:
+        read(type(record), record.stage, record.key)
+    except Damaged:
+        return False
+    return True
+
+
 def _check(folder: Path, manifest: Manifest) -> None:
     names = _names(folder)
     for name, expected in manifest.files.items():

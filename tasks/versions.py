@@ -147,7 +147,7 @@ def _kept(name: str, earlier: Version, newest: Version, settings: Split) -> tupl
 def _recalled(name: str, version: Version) -> tuple[Artifact, Artifact] | None:
     """What is kept of a version, under the names of what check and split made; or that itself, where it is whole."""
     folder = assignments.folder_of(name, version)
-    if version.assignments and assignments.digest(folder) == version.assignments:
+    if assignments.kept(name, version):
         checked, splits = (
             Artifact(stage=part.stage, key=part.key, digest=part.digest, folder=folder)
             for part in (version.checked, version.splits)
@@ -211,9 +211,9 @@ def _entry(
 def _replaced(name: str, known: Version, splits: Splits) -> Replaced:
     """What becomes of a line whose rows have other sides now, those that are set aside the side they return to."""
     here = splits.path(SIDES_FILE)
-    there = here if known.splits.digest == splits.digest else assignments.folder_of(name, known) / SIDES_FILE
+    there = here if known.splits.digest == splits.digest else assignments.kept(name, known)
     moved, num_known = None, 0
-    if there.is_file():
+    if there:
         is_here = pc.field("because") != GONE
         new, old = (
             furthest(pq.read_table(file, columns=["row_id", "side"], filters=is_here)) for file in (here, there)
@@ -264,8 +264,8 @@ def _changes(before: Before, rows: Rows, past: Sequence[Version]) -> tuple[int |
     earlier = next((version for version in past if version.rows.digest == before.parent), None)
     if earlier is None:
         return rows.num_rows, 0
-    file = assignments.folder_of(before.name, earlier) / SIDES_FILE
-    if not file.is_file():
+    file = assignments.kept(before.name, earlier)
+    if file is None:
         return None, None
     now = pq.read_table(rows.path("rows.parquet"), columns=["row_id"])
     new = now.group_by("row_id").aggregate([([], "count_all")]).rename_columns(["row_id", "records"])

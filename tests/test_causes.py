@@ -94,6 +94,21 @@ def test_a_file_that_only_grew_says_by_how_much(old: str, new: str, said: str) -
     assert causes("ingest", before, read("a.jsonl"), made) == [f"data.sources[0]: a.jsonl {said}"]
 
 
+@pytest.mark.parametrize("table", ["rows.parquet", "quarantine.parquet"])
+def test_a_table_of_rows_that_was_altered_is_not_read(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow's reader with filters waits without end at some altered bytes of a Parquet file's metadata."""
+    data = Data(sources=(Source(path="a.jsonl"),), max_refused_share=1)
+    Path("a.jsonl").write_text(LINE)
+    made = ingest.fn(data, source_files(data))
+    before = read("a.jsonl")
+    Path("a.jsonl").write_text(LINE * 2)
+    content = bytearray(made.path(table).read_bytes())
+    content[-100] ^= 1
+    made.path(table).write_bytes(content)
+    monkeypatch.setattr("tasks.causes.pq.read_table", pytest.fail)
+    assert causes("ingest", before, read("a.jsonl"), made) == ["data.sources[0]: a.jsonl changed"]
+
+
 def test_files_that_came_or_went_are_named_once() -> None:
     for name in ("a1.jsonl", "a2.jsonl", "b.jsonl"):
         Path(name).write_text(LINE)

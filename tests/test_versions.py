@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -23,6 +25,7 @@ from tasks.caching import cached
 from tasks.config import Split
 from tasks.errors import ConfigError, TunewrightError
 from tasks.history import Replaced, Version, file_of, history, read
+from tasks.lineage import sides as sides_of
 from tasks.split.columns import earlier_sides
 from tasks.split.sides import SIDES
 from tasks.versions import Before, accept, before
@@ -173,6 +176,41 @@ def test_sides_that_stay_are_nothing_to_say_of_and_sides_that_are_gone_are(
     assert [replaced.moved for replaced in last.replaced] == [0, None]
     assert "the sides that it was accepted with on" in caplog.messages[-1]
     assert "are gone, so how many rows are on another is not known" in caplog.messages[-1]
+
+
+def test_sides_that_were_altered_are_as_gone_and_are_never_read(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyarrow's reader with filters waits without end at some altered bytes of a Parquet file's metadata."""
+    monkeypatch.setattr(logging.getLogger("tunewright"), "propagate", True)
+    _, first = run("cd")
+    file = folder_of("triage", first) / SIDES_FILE
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    table = pq.read_table
+
+    def untouched(source: Path, **options: Any) -> pa.Table:
+        assert source != file
+        return table(source, **options)
+
+    monkeypatch.setattr(pq, "read_table", untouched)
+    monkeypatch.setattr(ds, "dataset", pytest.fail)
+    _, other = run("cd", Split(threshold=0.7))
+    assert [replaced.moved for replaced in other.replaced] == [None]
+    assert "are gone, so how many rows are on another is not known" in caplog.messages[-1]
+    assert sides_of("id", "triage", [first]) == [{"version": 1, "side": None, "because": None}]
+
+
+def test_records_of_a_version_whose_sides_were_altered_are_not_counted() -> None:
+    _, first = run("abc")
+    found = before("triage", rows := ingest(tuple("abcd")), SPLIT)
+    file = folder_of("triage", first) / SIDES_FILE
+    file.write_bytes(file.read_bytes()[:-50])
+    checked = check(rows)
+    unique = dedupe(checked)
+    accepted = accept(found, rows, checked, unique, split(unique, SPLIT, "abcd"))
+    assert accepted
+    assert (accepted.added, accepted.removed) == (None, None)
 
 
 def test_another_seed_another_rule_and_another_pipeline_have_histories_of_their_own() -> None:
