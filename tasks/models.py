@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import string
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +23,15 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 WEIGHTS = (".safetensors", ".safetensors.index.json", "adapter_config.json")
 SPELLINGS = ("\n\n", " a  b\t", "\r\n", "7 + 12345 = 12352", "don't", "naïve Ærø", "東京 😀", "def f(x):\n    return x")
+PLAIN = f"Hello world, 12 Fragen? {' '.join(string.ascii_letters)}"  # of which any tokenizer of texts knows something
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
 HUB_SECONDS = 10.0
 
 
 def load_tokenizer(base: Base) -> Any:
     """The base's own tokenizer, fast and offline, with the template that was set in place of its own.
 
-    Raises ConfigError where it cannot be loaded, or has not the template's tokens.
+    Raises ConfigError where it cannot be loaded, knows no text, or has not the template's tokens.
     """
     from transformers import AutoTokenizer
 
@@ -41,11 +44,27 @@ def load_tokenizer(base: Base) -> Any:
         raise ConfigError(
             f"model.base={base.reference}: its tokenizer cannot be loaded from {base.weights}: {_line(error)}"
         ) from error
+    if not _reads_text(tokenizer):
+        raise ConfigError(f"model.base={base.reference}: {_no_vocabulary(base.weights)}")
     if base.chat_template:
         _check_template(base.chat_template, tokenizer)
         tokenizer.chat_template = base.chat_template
         tokenizer.eos_token = chat_templates.stop_and_needs(base.chat_template)[0] or tokenizer.eos_token
     return tokenizer
+
+
+def _reads_text(tokenizer: Any) -> bool:
+    """Whether it has a token of plain text: where files are missing, transformers makes some with no vocabulary."""
+    known = [id_ for id_ in _ids(tokenizer, PLAIN) if id_ != tokenizer.unk_token_id]
+    return any(tokenizer.decode([id_]).strip() for id_ in known)
+
+
+def _no_vocabulary(weights: Path) -> str:
+    """Why a tokenizer knows no text, and what to do."""
+    wanted = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
+    if any((weights / name).is_file() for name in TOKENIZER_FILES):
+        return f"the tokenizer in {weights} knows no text; copy its files ({wanted}) anew from the original model"
+    return f"{weights} has no tokenizer files; copy them from the original model: {wanted}"
 
 
 def copy_tokenizer(weights: Path, folder: Path) -> None:

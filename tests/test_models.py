@@ -185,6 +185,36 @@ def test_a_tokenizer_that_loads_and_cannot_be_used_is_one_line(tiny_base: Base, 
         load_tokenizer(tiny_base.model_copy(update={"folder": folder}))
 
 
+EMPTY = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+
+
+@pytest.mark.parametrize(
+    "kind", ["qwen2", "gpt2", "gemma", "gpt_neox", "mamba", "t5", "cohere", "xglm"]
+)  # of which transformers makes a tokenizer without any file
+def test_a_base_without_tokenizer_files_is_one_line_that_names_them(
+    tiny_base: Base, folder: Path, kind: str
+) -> None:
+    for name in EMPTY:
+        (folder / name).unlink()
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ConfigError) as refused:
+        load_tokenizer(tiny_base.model_copy(update={"folder": folder, "reference": "mine"}))
+    assert str(refused.value) == (
+        f"model.base=mine: {folder} has no tokenizer files; copy them from the original model: tokenizer.json, "
+        "tokenizer.model, or vocab.json with merges.txt"
+    )
+
+
+def test_a_tokenizer_with_an_empty_vocabulary_is_one_line(tiny_base: Base, folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    special = {token["content"] for token in whole["added_tokens"]}
+    whole["model"]["vocab"] = {text: id_ for text, id_ in whole["model"]["vocab"].items() if text in special}
+    file.write_text(json.dumps(whole | {"model": whole["model"] | {"merges": []}}))
+    with pytest.raises(ConfigError, match=r"^model\.base=.*: the tokenizer in .* knows no text; copy its files \(token"):
+        load_tokenizer(tiny_base.model_copy(update={"folder": folder}))
+
+
 def test_a_tokenizer_whose_code_lies_in_the_base_is_one_line_and_not_run(tiny_base: Base, folder: Path) -> None:
     copied = tiny_base.model_copy(update={"folder": folder})
     file = folder / "tokenizer_config.json"

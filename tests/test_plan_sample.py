@@ -1,6 +1,7 @@
 """Before ingest has read the data, a plan reckons with their first rows, rendered, and says so."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from flows import deployment_file, plan_command
 from flows.deployment_file import Pipeline
 from flows.plan_command import Planned
+from tasks import models
 from tasks.artifacts import Base
 from tasks.config import Data, Source
 from tasks.errors import ConfigError, DataError
@@ -55,6 +57,21 @@ def test_a_plan_before_anything_was_read_stands_on_the_first_rows_as_they_will_t
     assert costs.rows_from == "from the 50 rows of the sources, rendered"
     assert costs.chosen.work.num_rows == 40
     assert costs.chosen.work.longest < 60
+
+
+def test_a_plan_and_a_run_say_alike_that_tokenizer_files_are_missing(tiny_base: Base) -> None:
+    write("a.jsonl", *map(record, range(50)))
+    folder = Path(shutil.copytree(tiny_base.weights, "bare"))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
+    bare = tiny_base.model_copy(update={"reference": "bare"})
+    with pytest.raises(ConfigError, match=r"^model\.base=bare: .*bare has no tokenizer files; copy them") as before:
+        planned(bare)
+    with pytest.raises(ConfigError) as stop:
+        models.base.fn("bare", None, models.identity("bare"))
+    assert str(stop.value) == str(before.value)
 
 
 def test_rows_over_max_length_are_told_by_plan(tiny_base: Base) -> None:
