@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,61 @@ def made(base: Base, template: str, folder: Path) -> Base:
         folder, base.reference, None, "", chat_templates.text(template)
     )
     return found.model_copy(update={"folder": folder})
+
+
+def byte_level(special: Sequence[str]) -> Any:
+    """A tokenizer as that of GPT-2, which knows the words of TALK with the blank before them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2_000, min_frequency=1, special_tokens=[*special], initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator([" " + message["content"] for message in TALK], trainer)
+    return made
+
+
+def as_sentencepiece(special: Sequence[str]) -> Any:
+    """A tokenizer as that of Llama 2, which merges over the whole text, with a blank before it, and knows bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    learned = Tokenizer(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=2_000, min_frequency=1, show_progress=False)
+    words = [f"{message['role'].capitalize()}: {message['content']}" for message in TALK]
+    learned.train_from_iterator(words, trainer)
+    model = json.loads(learned.to_str())["model"]
+    tokens = ["<unk>", *special, *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    merges = [tuple(pair) for pair in model["merges"]]
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    made.add_special_tokens([*special])
+    return made
+
+
+@pytest.mark.parametrize("name", chat_templates.names())
+@pytest.mark.parametrize("kind", [byte_level, as_sentencepiece])
+def test_no_template_joins_an_answer_with_its_prompt(
+    name: str, kind: Callable[[Sequence[str]], Any], tiny_base: Base
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    template = chat_templates.text(name)
+    stop, needed = chat_templates.stop_and_needs(template)
+    special = list(dict.fromkeys(["<s>", "</s>", *needed]))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=kind(special), bos_token="<s>", eos_token=stop or "</s>", chat_template=template
+    )
+    assert len(tokenizer(" On its way.", add_special_tokens=False)["input_ids"]) < 6, "it knows these words"
+    (row,) = tokenize(Chat(tokenizer, tiny_base.weights), [TALK], last_only=False)
+    assert isinstance(row, Tokenized), row
 
 
 @pytest.mark.parametrize("name", chat_templates.names())
@@ -105,5 +161,5 @@ def test_a_file_is_a_template_and_its_text_is_part_of_the_base(tiny_base: Base, 
 def test_a_template_that_is_set_goes_before_the_bases_own(tiny_base: Base, tmp_path: Path) -> None:
     found: Any = made(tiny_base, "plain", tmp_path / "made")
     chat = Chat(models.load_tokenizer(found), found.weights)
-    assert chat.texts([TALK[:1]], ask=True)[0].endswith("User: Where is my order?\nAssistant: ")
+    assert chat.texts([TALK[:1]], ask=True)[0].endswith("User:\nWhere is my order?\n\nAssistant:\n")
     assert json.loads((tiny_base.weights / "tokenizer_config.json").read_text())
