@@ -10,6 +10,7 @@ from flows.calls import Step
 from flows.plan_command import Costs, Planned
 from flows.terminal import COLOURS
 from tasks.budget import Estimate
+from tasks.progress import share
 
 MOST_CAUSES = 6
 
@@ -56,13 +57,18 @@ def _facts(costs: Costs) -> list[tuple[str, str]]:
     one = costs.chosen
     memory = " + ".join(f"{name} {_bytes(size)}" for name, size in one.memory.parts.items() if size)
     return [
-        ("trained", f"{one.num_learning:,} of {one.num_parameters:,} parameters"),
+        ("trained", _trained(one)),
         ("memory", f"{_most(costs)}{_bytes(one.peak)} at its peak, {_bytes(one.free)} are free: {memory}"),
         *_rows(costs),
         ("computed", _computed(one)),
         ("disk", f"{_bytes(one.disk)} while it trains"),
         *(("note", note) for note in (*costs.notes, *one.notes)),
     ]
+
+
+def _trained(one: Estimate) -> str:
+    percent = share(one.num_learning, one.num_parameters)
+    return f"{one.num_learning:,} of {one.num_parameters:,} parameters ({percent})"
 
 
 def _most(costs: Costs) -> str:
@@ -101,7 +107,7 @@ def _methods(costs: Costs) -> Table:
         table.add_row(
             one.method.kind,
             f"{one.num_learning:,}",
-            f"{one.num_learning / one.num_parameters:.1%}",
+            share(one.num_learning, one.num_parameters),
             f"{_most(costs)}{_bytes(one.peak)}",
             _duration(one.seconds) if one.seconds else "?",
             _bytes(one.disk),
@@ -113,7 +119,8 @@ def _methods(costs: Costs) -> Table:
 def _time(one: Estimate) -> str:
     if one.seconds is None:
         return "not known: --calibrate times a few steps here"
-    return f"{_duration(one.seconds)} at most, from {one.rate_source}"
+    took = f"{_duration(one.seconds)} at most for steps and evaluations"
+    return f"{took}, from {one.rate_source}; loading the base and saving take more time besides"
 
 
 def _duration(seconds: tuple[float, float]) -> str:

@@ -144,7 +144,7 @@ class Progress:
 def layout(facts: dict[str, Any]) -> list[str]:
     """What status.json says before the first step: what learns, what was chosen for speed and why."""
     learning, total = facts["learning_parameters"], facts["parameters"]
-    lines = [f"  {learning:,} of {total:,} parameters learn ({learning / total:.2%})"]
+    lines = [f"  {learning:,} of {total:,} parameters learn ({share(learning, total)})"]
     if facts["resumed_from"]:
         lines.append(f"  going on from step {facts['resumed_from']}")
     for field, reason in facts["chosen"]["because"].items():
@@ -163,6 +163,11 @@ def seconds_left(steps: Sequence[Line], looks: Sequence[Line], every: int | None
     a_look = looks[-1].get("seconds") if looks else None
     num_looks = planned // every - step // every + (planned % every > 0) if every else 0
     return a_step * (planned - step) + (a_look or 0.0) * num_looks
+
+
+def share(num_trained: int, num_parameters: int) -> str:
+    """The trained share of all parameters, an adapter's included, as a percentage."""
+    return f"{num_trained / num_parameters:.2%}"
 
 
 def duration(seconds: float) -> str:

@@ -130,6 +130,7 @@ def test_the_parameters_that_learn_are_those_of_the_real_model(wide_base: Path, 
     assert learning(shape, method).num_learning == learns
     adapter = learns if learning(shape, method).is_adapter else 0
     assert shape.num_parameters == total - adapter
+    assert learning(shape, method).num_parameters(shape) == total, "a plan and a run name the same share"
 
 
 SWITCHES = {
@@ -487,14 +488,14 @@ def test_an_earlier_run_on_the_same_rows_is_a_rate(tiny_base: Base, tokens: Toke
     folder = home / "artifacts" / "train" / "one"
     folder.mkdir(parents=True)
     read = {"base": f"base {tiny_base.digest}", "tokens": "render abc", "method.kind": "lora", "method.rank": 4}
-    (folder / "manifest.json").write_text(json.dumps({"ingredients": read | {"training.batch": 4}}))
+    (folder / "manifest.json").write_text(json.dumps({"ingredients": read | {"training.batch": 4}, "seconds": 47.2}))
     (folder / "status.json").write_text('{"device": "cpu"}')
     lines = [{"step": step, "loss": 1.0, "rows_per_second": speed} for step, speed in enumerate((1.0, 8.0, 8.0))]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     stands, machine = ground_of(tiny_base, tokens), devices.machine("cpu")
     rate = calibration.measured(tiny_base, tokens, budget.Case(stands, Method(), Training(), Compute(), machine))
     expected = 8 * budget.Case(stands, Method(rank=4), Training(batch=4), Compute(), machine).flops_a_row
-    assert rate == calibration.Rate(expected, expected, "an earlier run of 3 steps here")
+    assert rate == calibration.Rate(expected, expected, "an earlier run of 3 steps here, whose train stage took 47 s in all")
     other_rows = tokens.model_copy(update={"digest": "def"})
     assert (
         calibration.measured(tiny_base, other_rows, budget.Case(stands, Method(), Training(), Compute(), machine))

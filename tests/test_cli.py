@@ -24,6 +24,7 @@ from typer.testing import CliRunner, Result
 from flows import cli
 from tasks.artifacts import Base
 from tasks.config import Checks
+from tasks.progress import layout
 
 SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
 PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake")
@@ -195,11 +196,30 @@ def test_a_plan_says_what_training_would_take(after_first: Run) -> None:
     chosen, full = told["methods"][0], told["methods"][2]
     assert (told["rows"], told["device"]["name"], told["warning"]) == ("render", "GeForce RTX 4090", "")
     assert chosen["steps"] == 2
-    assert 0 < chosen["trained_parameters"] < chosen["parameters"] == full["trained_parameters"]
+    adapter = chosen["trained_parameters"]
+    assert 0 < adapter < chosen["parameters"] == full["parameters"] + adapter
+    assert full["trained_parameters"] == full["parameters"]
     assert chosen["memory_bytes"]["peak"] < sum(chosen["memory_bytes"].values())
     assert 0 < chosen["seconds"][0] <= chosen["seconds"][1]
     here = json.loads(after_first("plan", "tiny.yaml", "--json").stdout)["training"]
     assert here["methods"][0]["seconds_from"].startswith("an earlier run of 2 steps")
+
+
+def test_a_plan_says_the_trained_share_of_the_run_and_what_its_time_is_of(
+    first: tuple[Path, subprocess.CompletedProcess[str]], after_first: Run
+) -> None:
+    (status,) = (first[0] / "home" / "artifacts" / "train").glob("*/status.json")
+    (of_run,) = (line for line in layout(json.loads(status.read_text())) if " learn " in line)
+    page = " ".join(after_first("plan", "tiny.yaml", "--set", "training.learning_rate=0.02").stdout.split())
+    said = of_run.strip().replace("parameters learn", "parameters")
+    assert f"trained {said}" in page
+    share = said.partition("(")[2].rstrip(")")
+    assert re.search(rf"lora [\d,]+ {re.escape(share)}", page)
+    assert re.search(
+        r"at most for steps and evaluations, from an earlier run of 2 steps here, whose train stage took \d+ s in all; "
+        r"loading the base and saving take more time besides",
+        page,
+    )
 
 
 def test_a_plan_compares_adapters_of_the_same_size_where_it_can(after_first: Run) -> None:

@@ -24,6 +24,7 @@ from tasks.budget.timing import Rate
 from tasks.caching import MANIFEST
 from tasks.config import Compute, Method, Training
 from tasks.errors import TrainingError
+from tasks.progress import duration
 from tasks.train import started
 
 STEPS = 5  # of which the first warms up
@@ -158,7 +159,8 @@ def _rate_of_runs(base: Base, tokens: Tokens, case: Case) -> Rate | None:
     """The rate of the newest run of this method on these rows on this device."""
     for file in sorted((config.home() / "artifacts" / "train").glob(f"*/{MANIFEST}"), key=_made, reverse=True):
         try:
-            read = json.loads(file.read_text(encoding="utf-8"))["ingredients"]
+            made = json.loads(file.read_text(encoding="utf-8"))
+            read = made["ingredients"]
             its = read.get("base"), read.get("tokens"), read.get("method.kind")
             if its != (f"base {base.digest}", f"render {tokens.digest}", case.method.kind):
                 continue
@@ -174,8 +176,13 @@ def _rate_of_runs(base: Base, tokens: Tokens, case: Case) -> Rate | None:
         rows = statistics.median(line["rows_per_second"] for line in steps)
         ran = replace(case, method=_section(Method, read), training=training, compute=compute)
         speed = rows * ran.flops_a_row
-        return Rate(speed, speed, f"an earlier run of {len(steps) + 1} steps here")
+        return Rate(speed, speed, f"an earlier run of {len(steps) + 1} steps here{_of_stage(made)}")
     return None
+
+
+def _of_stage(made: dict[str, Any]) -> str:
+    """How long all of the train stage took, by its manifest."""
+    return f", whose train stage took {duration(made['seconds'])} in all" if "seconds" in made else ""
 
 
 def _made(file: Path) -> float:

@@ -27,7 +27,7 @@ class Estimate(BaseModel):
     method: Method
     chosen: Chosen
     num_learning: int
-    num_parameters: int
+    num_parameters: int  # all, an adapter's too, as a run counts them
     micro_batch: int
     memory: Memory
     peak: int
@@ -50,7 +50,7 @@ class Estimate(BaseModel):
 def estimate(case: Case, rate: Rate | None = None) -> Estimate:
     """What the training takes. Raises ConfigError where the settings cannot be."""
     ground, method, shape, chosen = case.ground, case.method, case.ground.shape, case.chosen
-    size = case.micro_batch
+    size, learns = case.micro_batch, learning(shape, method)
     cut = case.cut(size)
     most = case.most(cut)
     num_steps = case.training.max_steps or math.ceil(case.training.epochs * _steps_an_epoch(case))
@@ -60,8 +60,8 @@ def estimate(case: Case, rate: Rate | None = None) -> Estimate:
     return Estimate(
         method=method,
         chosen=chosen,
-        num_learning=learning(shape, method).num_learning,
-        num_parameters=shape.num_parameters,
+        num_learning=learns.num_learning,
+        num_parameters=learns.num_parameters(shape),
         micro_batch=size,
         memory=most,
         peak=most.peak,

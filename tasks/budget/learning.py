@@ -22,6 +22,10 @@ class Learning(NamedTuple):
         """The first layer that a gradient reaches; nothing is kept of those before it."""
         return min((matrix.layer for matrix in self.matrices), default=0)
 
+    def num_parameters(self, shape: Shape) -> int:
+        """All parameters of the model that trains: the base's, and those of an adapter beside them."""
+        return shape.num_parameters + (self.num_learning if self.is_adapter else 0)
+
 
 def learning(shape: Shape, method: Method) -> Learning:
     """What learns. Raises ConfigError where the base has not what the method asks for.
