@@ -101,6 +101,23 @@ def test_a_validation_loss_that_is_still_falling_at_the_planned_end_asks_for_mor
     assert kinds(Curves(curves.steps, curves.looks, curves.best_step, stopped_early=True)) == []
 
 
+@pytest.mark.parametrize(("max_steps", "setting"), [(300, "training.max_steps"), (None, "training.epochs")])
+def test_advice_names_the_setting_that_says_how_long_to_train(max_steps: int | None, setting: str) -> None:
+    shapes: list[tuple[Shape, Shape, str]] = [
+        (falling, lambda done: settling(done) + 2 * max(0, done - 0.5) ** 2, f"fewer {setting}, a lower"),
+        (falling, lambda done: 0.6 + 1.4 * math.exp(-20 * done), f"fewer {setting} come to the same"),
+        (lambda done: 2 - done, lambda done: 2 - done, f"more {setting} or a higher"),
+    ]
+    for train, validation, said in shapes:
+        (warning,) = warnings(make(train, validation, looks=12, status={"max_steps": max_steps}))
+        assert warning.advice.startswith(said), warning
+
+
+def test_what_stopped_early_would_have_gone_on_with_more_patience() -> None:
+    curves = make(falling, settling, stopped_early=True, status={"max_steps": 900})
+    assert (curves.planned_by, curves.ended_by) == ("training.max_steps", "training.patience")
+
+
 def test_gradient_spikes_are_counted_with_the_largest() -> None:
     norms = [random.Random(step).lognormvariate(0, 0.3) for step in range(300)]
     norms[120], norms[200] = 80.0, 300.0

@@ -90,6 +90,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
         looks: tuple[str, ...] = (),
         others: dict[str, Said] | None = None,
         general: dict[str, Sequence[float]] | None = None,
+        max_steps: int | None = None,
     ) -> VerdictPage:
         asked = questions or [f"question number {at}" for at in range(len(references))]
         rows = [(f"q{at}", each) for at, each in enumerate(taught)]
@@ -140,7 +141,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
         train = manifest(
             tmp_path / "train",
             summary={"best_step": len(losses), "best_by": "loss", "stopped_early": False},
-            status={},
+            status={"max_steps": max_steps},
         )
         lines = [
             {"step": 10 * at, "planned": 10 * len(losses), "eval_loss": loss} for at, loss in enumerate(losses, start=1)
@@ -531,7 +532,11 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
         ),
         (
             {"candidate": wrong(RIGHT, range(60)), "base": wrong(RIGHT, range(1, 61))},
-            "98% of the candidate's answers are those of the base, word for word",
+            "more training.epochs: 98% of the candidate's answers are those of the base, word for word",
+        ),
+        (
+            {"candidate": wrong(RIGHT, range(60)), "base": wrong(RIGHT, range(1, 61)), "max_steps": 60},
+            "more training.max_steps: 98% of the candidate's answers are those of the base, word for word",
         ),
         (
             {
@@ -548,7 +553,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "gate": Gate(guardrails=(Guardrail(metric="unparseable", margin=0.01),)),
                 "others": {"champion": wrong(RIGHT, range(40), "delivery")},
             },
-            r"Train more gently.*share that is no label is -\.10 .* beside the champion, where \.01 worse would do",
+            r"Train more gently.* fewer training\.epochs .*share that is no label is -\.10 .* beside the champion, where \.01 worse would do",
         ),
         (
             {"candidate": RIGHT, "base": wrong(RIGHT, range(40)), "losses": [1.0, 0.8, 0.5, 0.4, 0.3, 0.2]},

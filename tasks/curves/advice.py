@@ -132,7 +132,7 @@ def overfitting(curves: Curves) -> TrainingWarning | None:
         f"the validation loss rose from {number(lowest)} to {number(after[-1][1])} while the training loss fell from "
         f"{number(statistics.fmean(before))} to {number(statistics.fmean(later))}"
     )
-    advice = "fewer training.epochs, a lower training.learning_rate or method.rank, or more rows may help"
+    advice = f"fewer {curves.planned_by}, a lower training.learning_rate or method.rank, or more rows may help"
     return TrainingWarning("overfitting", step, seen, advice)
 
 
@@ -155,7 +155,7 @@ def plateau(curves: Curves) -> TrainingWarning | None:
     if max(values) - min(values) > LEVEL * min(values):
         return None
     seen = f"the validation loss stayed at {number(values[-1])} up to step {half[-1][0]}"
-    advice = "fewer training.epochs come to the same; for a lower loss try a higher method.rank or more rows"
+    advice = f"fewer {curves.planned_by} come to the same; for a lower loss try a higher method.rank or more rows"
     return TrainingWarning("plateau", half[0][0], seen, advice)
 
 
@@ -168,9 +168,8 @@ def unfinished(curves: Curves) -> TrainingWarning | None:
     if b > (1 - FALL) * a or c > (1 - FALL) * b:
         return None
     seen = f"the validation loss was {number(b)} one evaluation before the end and {number(c)} at the end"
-    return TrainingWarning(
-        "still falling at the end", 0, seen, "more training.epochs or a higher training.learning_rate may help"
-    )
+    advice = f"more {curves.ended_by} or a higher training.learning_rate may help"
+    return TrainingWarning("still falling at the end", 0, seen, advice)
 
 
 def gradient_spikes(curves: Curves) -> TrainingWarning | None:

@@ -27,6 +27,16 @@ class Curves:
         return self.steps[-1]["planned"] if self.steps else 0
 
     @property
+    def planned_by(self) -> str:
+        """The setting that says how long to train."""
+        return "training.max_steps" if self.status.get("max_steps") else "training.epochs"
+
+    @property
+    def ended_by(self) -> str:
+        """The setting that ended the training: with a higher one it would have gone on."""
+        return "training.patience" if self.stopped_early else self.planned_by
+
+    @property
     def nothing(self) -> str:
         """What is said where no rule finds anything wrong: with few evaluations that is not that the loss settled."""
         if len(self.looks) >= ENOUGH_LOOKS:

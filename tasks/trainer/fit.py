@@ -107,6 +107,7 @@ def fit(job: Job, folder: Path) -> int:
         chosen=chosen.model_dump(),
         learning_parameters=learning,
         parameters=total,
+        max_steps=training.max_steps,
     )
     best = trainer.go_on(resumed)
     if best is None:

@@ -73,7 +73,8 @@ def broken_guardrails(case: Case) -> Found:
             seen = interval(each["difference"], signed=True)
             than = f"{seen} beside the {title(each['opponent'])}, where {number(-each['bar'])} worse would do"
             yield Suggestion(
-                "Train more gently: a lower training.learning_rate, fewer training.epochs or a lower method.rank",
+                f"Train more gently: a lower training.learning_rate, fewer {case.curves.planned_by} or a lower "
+                "method.rank",
                 f"{words(each['metric'])} is {than}",
                 "intervals",
             )
@@ -111,7 +112,7 @@ def nothing_learned(case: Case) -> Found:
     same = statistics.fmean(mine == theirs for mine, theirs in pairs)
     if same >= SAME:
         yield Suggestion(
-            "Train more: a higher training.learning_rate, more training.epochs",
+            f"Train more: a higher training.learning_rate, more {case.curves.ended_by}",
             f"{same:.0%} of the candidate's answers are those of the base, word for word",
             "training",
         )
