@@ -5,6 +5,7 @@ is the version that was accepted last; where a stage refused the data, as they a
 changed, also why and what it left to look at.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,9 +22,10 @@ from tasks.errors import ConfigError
 from tasks.history import Part, Version, history
 from tasks.ingredients import Ingredients, flat
 from tasks.lineage import Made
-from tasks.row_search import Asked, Found, files_named, manifest, place
+from tasks.row_search import QUARANTINE, Asked, Found, files_named, is_named, manifest, place
 from tasks.stopped import Stopped
 
+FILE = re.compile(r"files\[\d+\]\.path")  # of ingest's ingredients
 RECORDS = {"ingest": Rows, "check": CheckedRows, "dedupe": UniqueRows, "split": Splits, "render": Tokens}
 
 
@@ -124,12 +126,12 @@ def _not_found(data: Data, asked: Asked) -> str:
     stop = data.stop_of_ingest
     look = f"; look {from_here(stop.paths[0])}" if stop and stop.files else ""
     if data.made is None:
-        why = f"stopped: {stop.message}" if stop else "has not run since the sources changed"
-        return f"no row of {data.name} was read: {data.missing} {why}{look}"
+        return f"{_not_refused(data.name, stop, asked)}{look}" if stop else (
+            f"no row of {data.name} was read: {data.missing} has not run since the sources changed"
+        )
     files = list(data.made.rows.detected)
     if asked.place and not files_named(data.made.rows, asked.place[0]):
-        read = f"{', '.join(files[:3])}{' and more' * (len(files) > 3)}"
-        there = f"no file of this name was read; those that were are {read}"
+        there = _no_file(files)
     elif data.limit is not None:
         there = f"no such record among the {data.made.rows.num_read:,} that data.limit={data.limit} draws of the files"
     else:
@@ -137,6 +139,23 @@ def _not_found(data: Data, asked: Asked) -> str:
     if elsewhere := next((v.number for v in reversed(data.past) if v != data.version and _is_in(v, asked)), None):
         there += f"; it is in version {elsewhere}"
     return f"{there}, and none that ingest refused when it stopped on {stop.when[:10]}{look}" if stop else there
+
+
+def _not_refused(name: str, stop: Stopped, asked: Asked) -> str:
+    """Of what ingest did not refuse when it stopped: that it kept none of the data, and why."""
+    whole = f"ingest stopped, so none of the data of {name} was kept: {stop.message}"
+    read = [path for key, path in stop.ingredients.items() if FILE.fullmatch(key)]
+    if asked.place and not (named := [path for path in read if is_named(path, asked.place[0])]):
+        return f"{_no_file(read)}; {whole}"
+    if QUARANTINE not in stop.files:  # it stopped before it could say which records
+        return whole
+    if asked.place:
+        return f"line {asked.place[1]} of {named[0]} is not among those that ingest refused; {whole}"
+    return f"no record that ingest refused; {whole}"
+
+
+def _no_file(read: Sequence[str]) -> str:
+    return f"no file of this name was read; those that were are {', '.join(read[:3])}{' and more' * (len(read) > 3)}"
 
 
 def _is_in(version: Version, asked: Asked) -> bool:

@@ -105,7 +105,12 @@ def by_line(rows: Rows, file: str, line: int) -> list[Found]:
 
 def files_named(rows: Rows, file: str) -> list[str]:
     """The files that were read under this name, which may leave out the folders around it."""
-    return [name for name in rows.detected if name == file or name.endswith(f"/{file}")]
+    return [name for name in rows.detected if is_named(name, file)]
+
+
+def is_named(path: str, file: str) -> bool:
+    """Whether a path is meant by a file's name, which may leave out the folders around it."""
+    return path == file or path.endswith(f"/{file}")
 
 
 def by_text(rows: Rows, words: Sequence[str]) -> list[Found]:

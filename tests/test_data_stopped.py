@@ -193,13 +193,38 @@ def test_a_record_that_ingest_refused_when_it_stopped_is_found_with_its_reason(
     assert "bad.jsonl line 1  no row, in what ingest refused of triage when it stopped" in page
 
 
-@pytest.mark.parametrize("given", [{"line": "bad.jsonl:2"}, {"text": "nobody"}, {"row": "ab"}])
-def test_where_ingest_stopped_what_is_not_found_names_the_stop_and_where_to_look(
-    refused: Settings, given: dict[str, str]
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"line": "bad.jsonl:2"}, r"bad\.jsonl:2: line 2 of bad\.jsonl is not among those that ingest refused"),
+        ({"line": "other.jsonl:1"}, r"no file of this name was read; those that were are bad\.jsonl, held\.txt"),
+        ({"text": "nobody"}, "--text nobody: no record that ingest refused"),
+        ({"row": "ab"}, "--row ab: no record that ingest refused"),
+    ],
+)
+def test_where_ingest_stopped_what_it_did_not_refuse_names_the_stop_and_where_to_look(
+    refused: Settings, given: dict[str, str], said: str
 ) -> None:
-    said = r"no row of triage was read: ingest stopped: 1 of 1 records refused.*; look home/stopped/ingest/\w+/quarant"
-    with pytest.raises(ConfigError, match=said):
+    of_all = (
+        r"; ingest stopped, so none of the data of triage was kept: 1 of 1 records refused, over "
+        r"data\.max_refused_share=0\.1.*; look home/stopped/ingest/\w+/quarantine\.parquet$"
+    )
+    with pytest.raises(ConfigError, match=said + of_all):
         ask(look_up(refused), **given)
+
+
+def test_a_good_line_of_data_that_were_refused_is_not_said_to_be_the_fault(planned: Planned) -> None:
+    good = json.dumps({"instruction": "Say hello", "output": "Hello"})
+    Path("mixed.jsonl").write_text(f"{good}\n{{\n")
+    asked = settings(Source(path="mixed.jsonl"))
+    files = source_files(asked.data)
+    with pytest.raises(DataError):
+        ingest.fn(asked.data, files)
+    planned([], ingest.fn.look_up(asked.data, files).stopped)  # pyright: ignore[reportFunctionMemberAccess]
+    said = r"line 1 of mixed\.jsonl is not among those that ingest refused; .* 1 of 2 .*first mixed\.jsonl line 2"
+    with pytest.raises(ConfigError, match=said):
+        ask(look_up(asked), line="mixed.jsonl:1")
+    assert ask(look_up(asked), line="mixed.jsonl:2")["life"][0]["reason"] == "bad_json"
 
 
 def grow(planned: Planned, appended: str, share: float) -> Data:
