@@ -25,6 +25,7 @@ class Setting(NamedTuple):
     is_needed: bool
     choices: tuple[str, ...]  # empty where its description says what is accepted
     description: str
+    is_list: bool = False  # then any of the choices can be given, and several
 
 
 def listed(name: str | None = None) -> list[Setting]:
@@ -60,7 +61,12 @@ def _within(place: str, model: type[BaseModel]) -> Iterator[Setting]:
         is_section = inner is field.annotation
         if not is_section:
             yield Setting(
-                key, _default(field), field.is_required(), _choices(field.annotation), field.description or ""
+                key=key,
+                default=_default(field),
+                is_needed=field.is_required(),
+                choices=_choices(field.annotation),
+                description=field.description or "",
+                is_list=get_origin(field.annotation) is tuple,
             )
         if inner:
             yield from _within(f"{key}." if is_section else f"{key}[].", inner)
@@ -90,8 +96,9 @@ def show(console: Console, settings: list[Setting]) -> None:
         table.add_column(column, overflow="fold")
     for each in settings:
         default = "needed" if each.is_needed else _as_yaml(each.default)
-        one_of = f" One of {', '.join(each.choices)}." if each.choices else ""
-        table.add_row(Text(each.key), Text(default), Text(f"{each.description}.{one_of}"))
+        how_many = "A list of any of" if each.is_list else "One of"
+        accepted = f" {how_many} {', '.join(each.choices)}." if each.choices else ""
+        table.add_row(Text(each.key), Text(default), Text(f"{each.description}.{accepted}"))
     console.print(table)
 
 

@@ -124,7 +124,7 @@ def test_all_sections_and_stages_are_taken() -> None:
         (
             {"data": {"sources": [{"pth": "a.jsonl"}]}},
             "<data.sources[0].pth>: data.sources[0].pth: unknown key; did you mean path? accepted: path, layout, "
-            "format, columns, side, split, revision (1 more: data.sources[0].path)",
+            "format, columns, split, revision, side (1 more: data.sources[0].path)",
         ),
         (
             {"registry": {"name": "My Model"}},

@@ -7,8 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.parameters import Parameters, flat
+from flows.parameters import Parameters, checked, flat
 from flows.settings_command import Setting, listed
+from tasks.errors import ConfigError
 
 ALL = {each.key: each for each in listed()}
 
@@ -26,6 +27,24 @@ def test_names_are_listed_where_nothing_else_is_accepted() -> None:
     assert ALL["data.repair"].choices == ("mojibake", "nfc")
     assert ALL["data.sources[].side"].choices == ("train", "validation", "test", "replay")
     assert ALL["gate.general_tasks"].choices == ALL["gate.metric"].choices == ()  # numbers, metrics of one's own
+
+
+def test_of_a_list_any_names_are_accepted_and_of_a_value_one() -> None:
+    said = " ".join(CliRunner().invoke(app, ["settings"]).stdout.split())
+    lists = {key for key, each in ALL.items() if each.is_list and each.choices}
+    assert lists == {"data.repair", "evaluation.contenders", "operation.notify_on", "refresh"}
+    assert "(Unicode NFC). A list of any of mojibake, nfc." in said
+    assert "A list of any of ingest, base, check, " in said
+    assert "split decide. One of train, validation, test, replay." in said
+
+
+def test_what_is_refused_of_held_out_files_is_not_listed_of_them() -> None:
+    of_files = [key.rpartition(".")[2] for key in ALL if key.startswith("data.held_out[].")]
+    of_sources = [key.rpartition(".")[2] for key in ALL if key.startswith("data.sources[].")]
+    assert [*of_files, "side"] == of_sources
+    values = {"data": {"sources": [{"path": "b.jsonl"}], "held_out": [{"path": "a.jsonl", "side": "test"}]}}
+    with pytest.raises(ConfigError, match=r"^mine\.yaml: data\.held_out\[0\]\.side: .*accepted: path, layout, format"):
+        checked(values | {"model": {"base": "a/b"}}, lambda _: "mine.yaml")
 
 
 def test_a_section_is_shown_to_a_person_and_to_a_program() -> None:

@@ -4,7 +4,7 @@ Sections are flat with plain literal defaults, since that is what Prefect's form
 the form shows beside it, so bounds are said in words there as well. A file has the sections of a part of the pipeline.
 """
 
-from tasks.config.data import Checks, Data, Dedupe, Expectation, Layout, Repair, Side, Source, Split
+from tasks.config.data import Checks, Data, Dedupe, Expectation, Layout, RecordFiles, Repair, Side, Source, Split
 from tasks.config.environment import (
     NO_TELEMETRY,
     device_locks,
@@ -53,6 +53,7 @@ __all__ = [
     "Repair",
     "Section",
     "Settings",
+    "RecordFiles",
     "Side",
     "Source",
     "Split",

@@ -14,7 +14,7 @@ Severity = Literal["critical", "warning", "info", "skip"]
 Side = Literal["train", "validation", "test", "replay"]
 
 
-class Source(Section):
+class RecordFiles(Section):
     """One file, several by a glob or under a URL, a folder that datasets saved, or a data set of the hub."""
 
     path: Annotated[str, Local()] = Field(
@@ -30,11 +30,6 @@ class Source(Section):
         default={},
         description="Which of a record's fields stands for one of ours, ours first: {instruction: question, output: "
         "answer, group: customer}; also source, group and time",
-    )
-    side: Side | None = Field(
-        default=None,
-        description="The side of the split that all rows of this source are on; replay: general rows that train beside "
-        "the others, so that the model forgets less, as many as split.replay says; empty lets split decide",
     )
     split: str | None = Field(
         default=None,
@@ -59,11 +54,21 @@ class Source(Section):
         return path
 
 
+class Source(RecordFiles):
+    """Files whose records become rows."""
+
+    side: Side | None = Field(
+        default=None,
+        description="The side of the split that all rows of this source are on; replay: general rows that train beside "
+        "the others, so that the model forgets less, as many as split.replay says; empty lets split decide",
+    )
+
+
 class Data(Section):
     """What is read: files of conversations, one record each."""
 
     sources: tuple[Source, ...] = Field(min_length=1, description="The files to read, in this order")
-    held_out: tuple[Source, ...] = Field(
+    held_out: tuple[RecordFiles, ...] = Field(
         default=(), description="Evaluation files that no training row may repeat; they are read, but never trained on"
     )
     limit: int | None = Field(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from data_checks.accepted import did_you_mean
 from tasks.caching import digest_of
-from tasks.config import Data, Layout, Side, Source, or_meant, outside
+from tasks.config import Data, Layout, RecordFiles, Side, Source, or_meant, outside
 from tasks.errors import ConfigError, DataError
 from tasks.ingest import hub, stores
 from tasks.ingest.layouts import MAPPABLE
@@ -73,7 +73,7 @@ def source_files(data: Data, identify: Identify = identify) -> tuple[SourceFile,
     """
     found: dict[str, SourceFile] = {}
     for held_out, sources in ((False, data.sources), (True, data.held_out)):
-        for position, source in sorted(enumerate(sources), key=lambda each: each[1].side == "replay"):
+        for position, source in sorted(enumerate(sources), key=lambda each: _side(each[1]) == "replay"):
             setting = f"data.{'held_out' if held_out else 'sources'}[{position}]"
             _fits(source, setting, held_out)
             for file in _files(source, setting, held_out, identify):
@@ -112,7 +112,12 @@ def _digest(path: str) -> str:
     return stores.identity(path) if stores.is_url(path) else digest_of(Path(path))
 
 
-def _fits(source: Source, setting: str, held_out: bool) -> None:
+def _side(source: RecordFiles) -> Side | None:
+    """The side that a source gives to its rows; held-out files have none."""
+    return source.side if isinstance(source, Source) else None
+
+
+def _fits(source: RecordFiles, setting: str, held_out: bool) -> None:
     for ours in source.columns:
         if ours not in MAPPABLE:
             theirs = source.columns[ours]
@@ -130,14 +135,14 @@ def _fits(source: Source, setting: str, held_out: bool) -> None:
         raise ConfigError(
             f"{setting}.split={source.split}: only a folder that save_to_disk of datasets wrote has splits{meant}"
         )
-    if source.side and held_out:
-        raise ConfigError(f"{setting}.side={source.side}: a held-out file is on no side of the split; leave it out")
+    if held_out and (side := _side(source)):
+        raise ConfigError(f"{setting}.side={side}: a held-out file is on no side of the split; leave it out")
 
 
-def _files(source: Source, setting: str, held_out: bool, identify: Identify) -> Iterator[SourceFile]:
+def _files(source: RecordFiles, setting: str, held_out: bool, identify: Identify) -> Iterator[SourceFile]:
     where = f"{setting}.path={source.path}"
     outside.check_path(f"{setting}.path", source.path)
-    how = {"layout": source.layout, "columns": source.columns, "side": source.side}
+    how = {"layout": source.layout, "columns": source.columns, "side": _side(source)}
     how |= {"setting": setting, "held_out": held_out, "glob": _pattern(source.path)}
     if hub.is_hub(source.path):
         if source.format != "auto":
@@ -171,7 +176,7 @@ def _readable(where: str) -> Iterator[None]:
         raise ConfigError(f"{where}: cannot be read ({error.strerror}); accepted is a readable file") from error
 
 
-def _format(path: str, source: Source, formats: dict[str, FileFormat], where: str) -> FileFormat:
+def _format(path: str, source: RecordFiles, formats: dict[str, FileFormat], where: str) -> FileFormat:
     if source.format != "auto":
         return source.format
     name = PurePosixPath(urlsplit(path).path if stores.is_url(path) else path)
@@ -184,7 +189,7 @@ def _format(path: str, source: Source, formats: dict[str, FileFormat], where: st
     return formats[suffix.lower()]
 
 
-def _local(source: Source, setting: str, where: str) -> list[str]:
+def _local(source: RecordFiles, setting: str, where: str) -> list[str]:
     """The files that a path means; of a folder that `datasets` saved those in it."""
     path = Path(source.path).expanduser()
     if is_saved(path):
