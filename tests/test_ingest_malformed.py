@@ -2,16 +2,21 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingested import GOOD, read, run, tables, texts
 
 from tasks.artifacts import Rows
+from tasks.config import Data, Source
 from tasks.errors import DataError, TunewrightError
+from tasks.ingest import ingest, source_files
 from tasks.ingest.layouts import FIELDS
 from tasks.ingest.opening import BOM
 
@@ -147,6 +152,21 @@ def test_an_array_in_a_file_of_lines_is_said_to_need_another_format() -> None:
 def test_a_table_of_other_separators_is_refused_as_a_whole(mark: str) -> None:
     with pytest.raises(DataError, match=r"bad_csv, the header row is one column, .* accepted is CSV with commas"):
         read(f"instruction{mark}output\na{mark}b, c\n".encode(), "rows.csv")
+
+
+def test_a_refused_separator_is_said_in_letters_with_the_command_that_converts_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("täglich neu.csv").write_text('Fälle;Lösung\n"eins; zwei, ""drei""\nvier";ja\n', encoding="utf-8")
+    source = Source(path="täglich neu.csv", columns={"instruction": "Fälle", "output": "Lösung"})
+    with pytest.raises(DataError, match="one column, 'Fälle;Lösung'; accepted is CSV with commas in UTF-8; to") as told:
+        ingest.fn(Data(sources=(source,)), source_files(Data(sources=(source,))))
+    command = str(told.value).partition("to convert it: python ")[2].partition("; see ")[0]
+    subprocess.run(f"{sys.executable} {command}", shell=True, check=True, timeout=60)  # noqa: S602 as a user does
+    data = Data(sources=(source.model_copy(update={"path": "täglich neu-commas.csv"}),))
+    (row,) = pq.read_table(ingest.fn(data, source_files(data)).path("rows.parquet")).to_pylist()
+    assert [turn["content"] for turn in row["messages"]] == ['eins; zwei, "drei"\nvier', "ja"]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -74,7 +74,7 @@ def quoted(value: Any) -> str:
     """A value of a record for a sentence, masked and at most 60 characters."""
     text = (value if isinstance(value, str) else unescaped(ascii(value)))[:SHOWN_FROM].encode(errors="replace").decode()
     shown = masked(text)
-    return f"{value!a:.60}" if shown == text else shown
+    return f"{value!r:.60}" if shown == text else shown
 
 
 def masked(text: str) -> str:

@@ -7,6 +7,7 @@ of its format at all raises DataError.
 
 import csv
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -174,11 +175,21 @@ def _header(path: str, rows: Iterator[list[str]], pulled: _Pulled) -> list[str]:
         ) from error
     if twice := sorted(name for name, count in Counter(header).items() if count > 1):
         raise DataError(f"{path}: duplicate_key, the header row has {_named(twice)} more than once")
-    if len(header) == 1 and any(mark in header[0] for mark in OTHER_SEPARATORS):
+    if len(header) == 1 and (mark := max(OTHER_SEPARATORS, key=header[0].count)) in header[0]:
         raise DataError(
-            f"{path}: bad_csv, the header row is one column, {quoted(header[0])}; accepted is CSV with commas"
+            f"{path}: bad_csv, the header row is one column, {quoted(header[0])}; accepted is CSV with commas in "
+            f"UTF-8{_conversion(path, mark)}"
         )
     return header
+
+
+def _conversion(path: str, mark: str) -> str:
+    """The command that writes a CSV file with another separator anew with commas; empty of one that is not plain."""
+    if is_url(path) or not path.endswith(".csv"):
+        return ""
+    script = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={mark!r}))"
+    new = f"{path.removesuffix('.csv')}-commas.csv"
+    return f"; to convert it: python -c {shlex.quote(script)} < {shlex.quote(path)} > {shlex.quote(new)}"
 
 
 def _named(names: list[str]) -> str:
