@@ -1,5 +1,6 @@
 """Every row is kept, or set aside once with the first thing that is wrong with it."""
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from checked import BAD, GOOD, LENIENT, SPECIAL, Turn, only, quarantined, results, turns
@@ -49,6 +50,34 @@ def test_roles_begin_with_one_optional_system_and_alternate_from_the_user(
 ) -> None:
     checked = check.fn(make_rows([*GOOD, conversation]), only("roles_out_of_order"), SPECIAL)
     assert checked.reasons == {"roles_out_of_order": 1}
+
+
+def test_the_report_counts_rows_by_their_file_and_within_it_by_the_sources_that_they_name(make_rows: MakeRows) -> None:
+    table = pq.read_table(make_rows([*GOOD, *GOOD, BAD["empty_answer"]]).path("rows.parquet"))
+    kept = len(GOOD)
+    columns = {
+        "file": ["in/mail.jsonl"] * 2 * kept + ["in/mail.jsonl"],
+        "source": ["phone"] * kept + ["web"] * (kept - 1) + ["mail.jsonl"] * 2,
+    }
+    for name, values in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+    checked = check.fn(make_rows(table=table), LENIENT, SPECIAL)
+    (file,) = results(checked)["files"]
+    assert (file["name"], file["kept"], file["quarantined"]) == ("in/mail.jsonl", 2 * kept, 1)
+    assert {each["name"]: (each["kept"], each["quarantined"]) for each in file["sources"]} == {
+        "phone": (kept, 0),
+        "web": (kept - 1, 0),
+        "": (1, 1),
+    }
+    page = checked.path("report.html").read_text(encoding="utf-8")
+    assert "rows that name none" in page
+    assert "in/mail.jsonl" in page
+
+
+def test_rows_that_name_no_source_are_counted_by_their_file_alone(make_rows: MakeRows) -> None:
+    checked = check.fn(make_rows([*GOOD, BAD["empty_answer"]]), LENIENT, SPECIAL)
+    (file,) = results(checked)["files"]
+    assert file == {"name": "data.jsonl", "kept": len(GOOD), "quarantined": 1, "sources": []}
 
 
 def test_a_row_with_several_faults_is_set_aside_once_with_the_first_configured(make_rows: MakeRows) -> None:

@@ -1,10 +1,11 @@
 """What came of a check as plain data: results.json, from which the report and the summary are made."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
 
 from data_checks.given import Given
 from data_checks.report import SOURCES
@@ -25,7 +26,7 @@ def results(
     given: Sequence[Given],
     held_out: Sequence[tuple[str, str, int]],
 ) -> Results:
-    """The account, the reasons, every expectation with its outcome, the sources, and what changed since `before`.
+    """The account, the reasons, every expectation with its outcome, the files, and what changed since `before`.
 
     `held_out` has the evaluation files: how each was read, and its records.
     """
@@ -43,7 +44,7 @@ def results(
         "given_sides": [said for each in given for said in each.says()],
         "held_out": held_out,
         "conflicting_prompts": _conflicting_prompts(held),
-        "sources": _sources(held),
+        "files": _files(held),
         "since": _since(of_set, before),
         "expectations": [
             *(_described(outcome, None, of_set=not outcome.of_rows) for outcome in held.outcomes),
@@ -86,15 +87,37 @@ def _conflicting_prompts(held: Held) -> int:
     return int(held.frame["prompt_hash"].iloc[rows[0]].nunique()) if rows else 0
 
 
-def _sources(held: Held) -> list[tuple[str, int, int]]:
-    """(source, kept, quarantined), the largest first; what is beyond SOURCES in one line."""
-    passed = pd.Series(held.kept())
-    grouped = passed.groupby(held.frame["source"].astype(object)).agg(["sum", "size"])
-    rows = [(str(name), int(line["sum"]), int(line["size"] - line["sum"])) for name, line in grouped.iterrows()]
-    rows.sort(key=lambda row: (-row[1] - row[2], row[0]))
-    rest = rows[SOURCES:]
-    more = [(f"{len(rest)} more", sum(row[1] for row in rest), sum(row[2] for row in rest))] if rest else []
-    return rows[:SOURCES] + more
+def _files(held: Held) -> list[dict[str, Any]]:
+    """Each file with its kept and quarantined rows, and those of each source that its rows name themselves.
+
+    The largest first; files, and sources of a file, beyond SOURCES are in one line. Of a file whose rows name no source
+    there are none; otherwise "" has those of its rows that name none.
+    """
+    columns = {name: pa.array(held.frame[name], pa.string()) for name in ("file", "source")}
+    counts = pa.table(columns | {"kept": held.kept()}).group_by(["file", "source", "kept"]).aggregate([([], "count_all")])
+    of_files: dict[str, dict[str, Counter[str]]] = {}
+    for each in counts.to_pylist():
+        file, source = str(each["file"]), str(each["source"])
+        named = "" if source == file.rpartition("/")[2] else source
+        became = "kept" if each["kept"] else "quarantined"
+        of_files.setdefault(file, {}).setdefault(named, Counter())[became] += each["count_all"]
+    found: list[dict[str, Any]] = []
+    for file, of_sources in of_files.items():
+        own = [_line(source, counted) for source, counted in of_sources.items()] if any(of_sources) else []
+        found.append(_line(file, sum(of_sources.values(), Counter())) | {"sources": _first(own)})
+    return _first(found)
+
+
+def _line(name: str, counted: Counter[str]) -> dict[str, Any]:
+    return {"name": name, "kept": counted["kept"], "quarantined": counted["quarantined"]}
+
+
+def _first(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    lines.sort(key=lambda line: (-line["kept"] - line["quarantined"], line["name"]))
+    if not (rest := lines[SOURCES:]):
+        return lines
+    sums = {name: sum(line[name] for line in rest) for name in ("kept", "quarantined")}
+    return [*lines[:SOURCES], {"name": f"{len(rest)} more", **sums, "sources": []}]
 
 
 def _since(of_set: Set, before: Artifact | None) -> dict[str, Any] | None:
