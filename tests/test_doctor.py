@@ -6,6 +6,7 @@ import os
 import socket
 import sqlite3
 import stat
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -98,6 +99,40 @@ def test_more_threads_than_cores_and_hidden_gpus_are_said(monkeypatch: pytest.Mo
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     assert of("threads", list(hardware.findings())).mend.startswith("unset OMP_WAIT_POLICY")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"OMP_NUM_THREADS": "1"}, "training computes in 2 threads, evaluation in 1: OMP_NUM_THREADS=1 on 2 cores"),
+        (
+            {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "1"},
+            "training computes in 2 threads, evaluation in 1: MKL_NUM_THREADS=1 on 2 cores",
+        ),
+        (
+            {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "2"},
+            "training computes in 2 threads, one a core; compute.threads sets another number",
+        ),
+        ({}, "training computes in 2 threads, one a core; compute.threads sets another number"),
+    ],
+)
+def test_threads_are_those_that_training_and_evaluation_compute_in(
+    given: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in hardware.THREADS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(machine, "num_cores", lambda: 2)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert of("threads", list(hardware.findings())).found == said
+
+
+def test_torch_takes_its_threads_from_the_environment_until_the_trainer_sets_them() -> None:
+    code = "import torch; first = torch.get_num_threads(); torch.set_num_threads(2); print(first, torch.get_num_threads())"
+    for given in ({"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "1"}):
+        env = os.environ | given
+        ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+        assert ran.stdout.split() == ["1", "2"], ran.stderr
 
 
 def test_a_broken_database_a_full_disk_and_a_networked_home(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

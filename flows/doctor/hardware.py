@@ -9,7 +9,7 @@ from tasks.budget import devices
 from tasks.budget.devices import GB
 
 ENOUGH_GB = 6  # `make demo` peaks at 3.5
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # the later goes before the earlier where torch reads both
 
 
 def findings() -> Iterator[Finding]:
@@ -25,19 +25,28 @@ def findings() -> Iterator[Finding]:
     else:
         yield Finding("ok", "memory", memory)
     yield _device()
+    yield _threads()
+
+
+def _threads() -> Finding:
+    """In how many threads training computes, and evaluation, which goes by what the environment says."""
     cores = machine.num_cores()
-    set_to = {name: int(text) for name in THREADS if (text := os.environ.get(name, "")).isdecimal()}
-    if too_many := {name: number for name, number in set_to.items() if number > cores}:
-        name, number = next(iter(too_many.items()))
-        yield Finding(
-            "warning", "threads", f"{name}={number} on {cores} cores", f"unset {name}; more threads are slower"
-        )
-    elif os.environ.get("OMP_WAIT_POLICY", "").upper() == "ACTIVE":
-        yield Finding(
+    training = f"training computes in {_counted(cores)}"
+    set_to = [(name, int(text)) for name in THREADS if (text := os.environ.get(name, "")).isdecimal() and int(text)]
+    if set_to and (number := set_to[-1][1]) != cores:
+        name = set_to[-1][0]
+        found = f"{training}, evaluation in {number}: {name}={number} on {cores} core{'s'[: cores != 1]}"
+        slow = "more threads than cores are slower" if number > cores else "fewer threads than cores are slower"
+        return Finding("warning", "threads", found, f"unset {name}; {slow}")
+    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "ACTIVE":
+        return Finding(
             "warning", "threads", "OMP_WAIT_POLICY=ACTIVE", "unset OMP_WAIT_POLICY; spinning threads block others"
         )
-    else:
-        yield Finding("ok", "threads", f"{cores} cores to compute on")
+    return Finding("ok", "threads", f"{training}, one a core; compute.threads sets another number")
+
+
+def _counted(threads: int) -> str:
+    return f"{threads} thread{'s'[: threads != 1]}"
 
 
 def _device() -> Finding:
