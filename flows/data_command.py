@@ -126,8 +126,10 @@ def _not_found(data: Data, asked: Asked) -> str:
     stop = data.stop_of_ingest
     look = f"; look {from_here(stop.paths[0])}" if stop and stop.files else ""
     if data.made is None:
-        return f"{_not_refused(data.name, stop, asked)}{look}" if stop else (
-            f"no row of {data.name} was read: {data.missing} has not run since the sources changed"
+        return (
+            f"{_not_refused(data.name, stop, asked)}{look}"
+            if stop
+            else (f"no row of {data.name} was read: {data.missing} has not run since the sources changed")
         )
     files = list(data.made.rows.detected)
     if asked.place and not files_named(data.made.rows, asked.place[0]):

@@ -495,7 +495,9 @@ def test_an_earlier_run_on_the_same_rows_is_a_rate(tiny_base: Base, tokens: Toke
     stands, machine = ground_of(tiny_base, tokens), devices.machine("cpu")
     rate = calibration.measured(tiny_base, tokens, budget.Case(stands, Method(), Training(), Compute(), machine))
     expected = 8 * budget.Case(stands, Method(rank=4), Training(batch=4), Compute(), machine).flops_a_row
-    assert rate == calibration.Rate(expected, expected, "an earlier run of 3 steps here, whose train stage took 47 s in all")
+    assert rate == calibration.Rate(
+        expected, expected, "an earlier run of 3 steps here, whose train stage took 47 s in all"
+    )
     other_rows = tokens.model_copy(update={"digest": "def"})
     assert (
         calibration.measured(tiny_base, other_rows, budget.Case(stands, Method(), Training(), Compute(), machine))

@@ -128,7 +128,9 @@ def test_threads_are_those_that_training_and_evaluation_compute_in(
 
 
 def test_torch_takes_its_threads_from_the_environment_until_the_trainer_sets_them() -> None:
-    code = "import torch; first = torch.get_num_threads(); torch.set_num_threads(2); print(first, torch.get_num_threads())"
+    code = (
+        "import torch; first = torch.get_num_threads(); torch.set_num_threads(2); print(first, torch.get_num_threads())"
+    )
     for given in ({"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "1"}):
         env = os.environ | given
         ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)

@@ -163,7 +163,7 @@ def test_a_refused_separator_is_said_in_letters_with_the_command_that_converts_t
     with pytest.raises(DataError, match="one column, 'Fälle;Lösung'; accepted is CSV with commas in UTF-8; to") as told:
         ingest.fn(Data(sources=(source,)), source_files(Data(sources=(source,))))
     command = str(told.value).partition("to convert it: python ")[2].partition("; see ")[0]
-    subprocess.run(f"{sys.executable} {command}", shell=True, check=True, timeout=60)  # noqa: S602 as a user does
+    subprocess.run(f"{sys.executable} {command}", shell=True, check=True, timeout=60)
     data = Data(sources=(source.model_copy(update={"path": "täglich neu-commas.csv"}),))
     (row,) = pq.read_table(ingest.fn(data, source_files(data)).path("rows.parquet")).to_pylist()
     assert [turn["content"] for turn in row["messages"]] == ['eins; zwei, "drei"\nvier', "ja"]

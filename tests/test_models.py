@@ -191,9 +191,7 @@ EMPTY = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 @pytest.mark.parametrize(
     "kind", ["qwen2", "gpt2", "gemma", "gpt_neox", "mamba", "t5", "cohere", "xglm"]
 )  # of which transformers makes a tokenizer without any file
-def test_a_base_without_tokenizer_files_is_one_line_that_names_them(
-    tiny_base: Base, folder: Path, kind: str
-) -> None:
+def test_a_base_without_tokenizer_files_is_one_line_that_names_them(tiny_base: Base, folder: Path, kind: str) -> None:
     for name in EMPTY:
         (folder / name).unlink()
     (folder / "config.json").write_text(json.dumps({"model_type": kind}))
@@ -211,7 +209,9 @@ def test_a_tokenizer_with_an_empty_vocabulary_is_one_line(tiny_base: Base, folde
     special = {token["content"] for token in whole["added_tokens"]}
     whole["model"]["vocab"] = {text: id_ for text, id_ in whole["model"]["vocab"].items() if text in special}
     file.write_text(json.dumps(whole | {"model": whole["model"] | {"merges": []}}))
-    with pytest.raises(ConfigError, match=r"^model\.base=.*: the tokenizer in .* knows no text; copy its files \(token"):
+    with pytest.raises(
+        ConfigError, match=r"^model\.base=.*: the tokenizer in .* knows no text; copy its files \(token"
+    ):
         load_tokenizer(tiny_base.model_copy(update={"folder": folder}))
 
 

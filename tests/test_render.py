@@ -427,6 +427,23 @@ def test_the_preview_shows_the_whole_row_with_its_answers_in_marks_and_in_green(
     assert re.findall("⟦(.*?)⟧", row, re.DOTALL) == ["three<|im_end|>", f"{TWO_TURNS[-1]}<|im_end|>"]
 
 
+def test_rows_that_are_shown_are_named_by_their_file_and_line(tiny_base: Base, make_splits: MakeSplits) -> None:
+    train = [(f"question {n}", "answer " * (1 + 20 * (n == 5))) for n in range(30)]
+    splits = make_splits(train, [("a", "b")], [("c", "d")])
+    tokens = render.fn(splits, tiny_base, MODEL.model_copy(update={"max_length": 200}))
+    table = pq.read_table(splits.path("train.parquet")).to_pylist()
+    places = {row["row_id"]: f"{row['file']} line {row['line']}" for row in table}
+    examples = json.loads(tokens.path("report.json").read_text())["examples"]
+    assert len(examples) == 6
+    for example in examples:
+        assert example["place"] == places[example["row_id"]]
+        assert example["place"] in tokens.path("report.html").read_text()
+    heads = [text.plain.partition("\n")[0] for text in preview(tokens, 3)]
+    assert heads[0].startswith(f"{places[table[0]['row_id']]} (the first row): ")
+    assert heads[1].startswith(f"{places[table[5]['row_id']]} (the longest row): ")
+    assert heads[2].startswith(f"{examples[2]['place']}: ")
+
+
 def test_the_pieces_of_a_row_are_its_text_whatever_tokens_a_character_takes(tiny_base: Base) -> None:
     tokenizer = load_tokenizer(tiny_base)
     ids = tokenizer("<|im_start|>a👩‍🚀é\x1b[31m<|im_end|>", add_special_tokens=False)["input_ids"]

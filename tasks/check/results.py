@@ -94,7 +94,9 @@ def _files(held: Held) -> list[dict[str, Any]]:
     there are none; otherwise "" has those of its rows that name none.
     """
     columns = {name: pa.array(held.frame[name], pa.string()) for name in ("file", "source")}
-    counts = pa.table(columns | {"kept": held.kept()}).group_by(["file", "source", "kept"]).aggregate([([], "count_all")])
+    counts = (
+        pa.table(columns | {"kept": held.kept()}).group_by(["file", "source", "kept"]).aggregate([([], "count_all")])
+    )
     of_files: dict[str, dict[str, Counter[str]]] = {}
     for each in counts.to_pylist():
         file, source = str(each["file"]), str(each["source"])

@@ -25,7 +25,9 @@ class RecordFiles(Section):
     layout: Layout = Field(
         default="auto", description="How a record holds its conversation; auto looks at each record's keys"
     )
-    format: Format = Field(default="auto", description="The file's format; auto goes by its ending; csv is separated by commas")
+    format: Format = Field(
+        default="auto", description="The file's format; auto goes by its ending; csv is separated by commas"
+    )
     columns: dict[str, str] = Field(
         default={},
         description="Which of a record's fields stands for one of ours, ours first: {instruction: question, output: "

@@ -227,7 +227,7 @@ def render(
     reasons = dict(sorted(Counter(row["reason"] for row in quarantine).items()))
     terms = contract(chat, base)
     (folder / "contract.json").write_text(json.dumps(terms, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_report(folder, chat.tokenizer, sides, terms, reasons, bound.limit)
+    write_report(folder, chat.tokenizer, sides, terms, reasons, bound.limit, splits.path("train.parquet"))
     return Tokens(
         num_train=sides["train"].num_rows,
         num_validation=sides["validation"].num_rows,

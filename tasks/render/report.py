@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -83,32 +84,47 @@ def segments(tokenizer: Any, ids: list[int], labels: list[int]) -> list[Segment]
 
 
 def choose_examples(side: Side) -> dict[int, str]:
-    """Rows worth a look, by position: the first, the longest, one with several answers, then some from in between."""
+    """Rows worth a look, by position, and why: the first, the longest, one with several answers; others without why."""
     chosen = {0: "the first row"}
     chosen.setdefault(int(side.whole.argmax()), "the longest row")
     if (side.num_answers > 1).any():
         chosen.setdefault(int((side.num_answers > 1).argmax()), "the first row with several answers")
     for position in np.linspace(0, side.num_rows - 1, NUM_EXAMPLES, dtype=int).tolist():
         if len(chosen) < NUM_EXAMPLES:
-            chosen.setdefault(position, f"row {position + 1}")
+            chosen.setdefault(position, "")
     return chosen
 
 
-def _examples(file: Path, tokenizer: Any, side: Side) -> list[dict[str, Any]]:
+def _examples(file: Path, tokenizer: Any, side: Side, split: Path) -> list[dict[str, Any]]:
+    """The chosen rows of a rendered file; `split` is the table that it was rendered from, which says their places."""
     from pyarrow.dataset import dataset  # with pandas
 
     chosen = choose_examples(side)
     rows = dataset(file).take(list(chosen), columns=["row_id", "input_ids", "labels"]).to_pylist()
+    places = _places(split, [row["row_id"] for row in rows])
     return [
         {
-            "title": title[0].upper() + title[1:],
+            "place": places[row["row_id"]],
+            "why": why,
             "row_id": row["row_id"],
             "num_tokens": len(row["input_ids"]),
             "num_trained": int(side.trained[position]),
             "segments": segments(tokenizer, row["input_ids"], row["labels"]),
         }
-        for (position, title), row in zip(chosen.items(), rows, strict=True)
+        for (position, why), row in zip(chosen.items(), rows, strict=True)
     ]
+
+
+def _places(split: Path, row_ids: Sequence[str]) -> dict[str, str]:
+    """The file and line of each of these rows."""
+    import pyarrow.dataset as ds
+
+    named = ds.field("row_id").isin(row_ids)
+    found = ds.dataset(split).to_table(columns=["row_id", "file", "line"], filter=named).to_pylist()
+    return {
+        row["row_id"]: UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", f"{row['file']} line {row['line']}")
+        for row in found
+    }
 
 
 def _percentiles(values: np.ndarray) -> dict[str, int]:
@@ -132,8 +148,9 @@ def write_report(
     contract: dict[str, Any],
     reasons: dict[str, int],
     limit: int,
+    split: Path,
 ) -> None:
-    """Writes report.json and report.html on the tables in `folder`."""
+    """Writes report.json and report.html on the tables in `folder`; `split` is the train split that was rendered."""
     train = sides["train"]
     kinds = ("prompt", "trained", "whole")
     report = {
@@ -151,7 +168,7 @@ def write_report(
             for name, side in sides.items()
         },
         "histograms": {kind: _histogram(getattr(train, kind)) for kind in kinds},
-        "examples": _examples(folder / "train.parquet", tokenizer, train),
+        "examples": _examples(folder / "train.parquet", tokenizer, train, split),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     page = template(Path(__file__).with_name("report.html")).render(report=report, contract=contract)
@@ -166,7 +183,8 @@ def preview(tokens: Tokens, num_rows: int = 3) -> list[Text]:
 
 def _coloured(example: dict[str, Any]) -> Text:
     trained = f"{example['num_trained']} of {example['num_tokens']} tokens are trained"
-    head = f"{example['title']}: {trained}, between {' and '.join(MARKS)}"
+    why = f" ({example['why']})" if example["why"] else ""
+    head = f"{example['place']}{why}: {trained}, between {' and '.join(MARKS)}"
     text = Text(head + "\n", style="bold", end="\n")
     for is_trained, pieces in groupby(example["segments"], key=lambda segment: bool(segment[1])):
         text.append(MARKS[0] if is_trained else "")
