@@ -147,7 +147,8 @@ def _not_refused(name: str, stop: Stopped, asked: Asked) -> str:
     """Of what ingest did not refuse when it stopped: that it kept none of the data, and why."""
     whole = f"ingest stopped, so none of the data of {name} was kept: {stop.message}"
     read = [path for key, path in stop.ingredients.items() if FILE.fullmatch(key)]
-    if asked.place and not (named := [path for path in read if is_named(path, asked.place[0])]):
+    named = [path for path in read if asked.place and is_named(path, asked.place[0])]
+    if asked.place and not named:
         return f"{_no_file(read)}; {whole}"
     if QUARANTINE not in stop.files:  # it stopped before it could say which records
         return whole

@@ -553,8 +553,8 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "gate": Gate(guardrails=(Guardrail(metric="unparseable", margin=0.01),)),
                 "others": {"champion": wrong(RIGHT, range(40), "delivery")},
             },
-            r"Train more gently.* fewer training\.epochs .*share that is no label is -\.10 .* beside the champion, where "
-            r"\.01 worse would do",
+            r"Train more gently.* fewer training\.epochs .*share that is no label is -\.10 .* beside the champion, "
+            r"where \.01 worse would do",
         ),
         (
             {"candidate": RIGHT, "base": wrong(RIGHT, range(40)), "losses": [1.0, 0.8, 0.5, 0.4, 0.3, 0.2]},
