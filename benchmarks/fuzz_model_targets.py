@@ -146,7 +146,8 @@ GGUF = inputs.faulty(
 
 
 @cache
-def _tokenizer() -> Any:
+def chat_tokenizer() -> Any:
+    """A tokenizer of bytes with the special tokens of CHATML."""
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
@@ -164,7 +165,7 @@ def _tokenizer() -> Any:
 def _files() -> dict[str, bytes]:
     """The files of a base, by their names."""
     with home() as folder:
-        _tokenizer().save_pretrained(folder)
+        chat_tokenizer().save_pretrained(folder)
         written = {file.name: file.read_bytes() for file in folder.iterdir()}
     written["config.json"] = inputs.as_json(CONFIG)
     written["generation_config.json"] = inputs.as_json({"eos_token_id": [1], "bos_token_id": 0, "do_sample": False})
@@ -189,7 +190,7 @@ def _conversations(chat: Chat) -> str:
 
 def template(content: bytes) -> str:
     """A chat template says how conversations are written, or is refused."""
-    tokenizer = _tokenizer()
+    tokenizer = chat_tokenizer()
     tokenizer.chat_template = content.decode("utf-8", "replace")
     with home() as folder, patch.object(bounded, "SECONDS", SECONDS):
         try:

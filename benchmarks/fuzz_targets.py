@@ -16,6 +16,7 @@ from typing import Any
 import fuzz_inputs as inputs
 from fuzz_model_targets import MODEL_TARGETS
 from fuzz_outside_targets import OUTSIDE_TARGETS
+from fuzz_service_targets import SERVICE_TARGETS
 from fuzz_target import Target, home, refusal
 from hypothesis import strategies as st
 
@@ -320,4 +321,5 @@ TARGETS: dict[str, Target] = {
     "held-out": Target(inputs.JSONL, held_out),
     **MODEL_TARGETS,
     **OUTSIDE_TARGETS,
+    **SERVICE_TARGETS,
 }

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks import architecture, chat_templates, headers
+from tasks import architecture, chat_templates, headers, tokenizer_file
 from tasks.artifacts import Base
 from tasks.caching import digest_of
 from tasks.config import or_meant
@@ -35,6 +35,8 @@ def load_tokenizer(base: Base) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if said := tokenizer_file.refused(base.weights / "tokenizer.json"):
+        raise ConfigError(f"model.base={base.reference}: its tokenizer cannot be loaded: {said}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.weights, local_files_only=True, trust_remote_code=False)
         tokenizer(SPELLINGS[0], add_special_tokens=False)  # some of its settings are looked at only here

@@ -33,6 +33,7 @@ LOADED = (  # the files of a folder that transformers and tokenizers read, pickl
 )
 BASE = "TUNEWRIGHT_BASE"  # environment: folders with bases, separated as in PATH
 LARGEST = 256 * 1024**2  # bytes of a file beside the weights: the largest tokenizer.json known has 34 MB
+LARGEST_ID = 2**32  # of a token
 OVERWRITTEN = ("is_local", "local_files_only", "name_or_path")  # of tokenizer_config.json, by whoever loads it
 DIGESTS = "digests.json"  # in the folder of a registered model: the sha256 of every other file, by its path
 BESIDE = ("registered_model_meta", "model-settings.json", "__pycache__/", "reports/")  # added later; nothing loads it
@@ -323,6 +324,25 @@ def _dtype(precision: str | None) -> Any:
     return getattr(torch, precision or ("bfloat16" if on_gpu else "float32"))
 
 
+def read_contract(file: Path) -> dict[str, Any]:
+    """How a model is asked. Raises ValueError where the file does not say it."""
+    try:
+        contract = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        contract = None
+    found: dict[str, Any] = contract if isinstance(contract, dict) else {}
+    template, date = found.get("chat_template"), found.get("date_in_template")
+    stops = found.get("stop_token_ids")
+    are_ids = isinstance(stops, list) and all(type(each) is int and 0 <= each < LARGEST_ID for each in stops)
+    is_date = "date_in_template" in found and isinstance(date, str | None)
+    if not (isinstance(template, str) and is_date and are_ids):
+        raise ValueError(
+            f"{file.name}: accepted is a JSON object with chat_template, a text, stop_token_ids, a list of ids, and "
+            "date_in_template, a text or null"
+        )
+    return found
+
+
 class Chat:
     """A tuned model as MLflow loads and asks it."""
 
@@ -335,7 +355,7 @@ class Chat:
         from transformers import AutoTokenizer
 
         files = {name: Path(path) for name, path in context.artifacts.items()}
-        self.contract: dict[str, Any] = json.loads(files["contract"].read_text(encoding="utf-8"))
+        self.contract = read_contract(files["contract"])
         named, tuned = json.loads(files["base"].read_text(encoding="utf-8")), files["model"]
         asked = (named["reference"], named["revision"], named["digest"])
         base = find_base(*asked) if needs_base(tuned) else tuned
@@ -363,13 +383,20 @@ class Chat:
         return answer(self.model, self.tokenizer, prompts, stop_ids, max_new_tokens, batch=self.batch)
 
     def _prompts(self, conversations: list[list[dict[str, str]]]) -> list[list[int]]:
+        """Each conversation as the contract's template writes it. Raises ValueError where it cannot."""
+        from jinja2 import TemplateError
+
         template, date = self.contract["chat_template"], self.contract["date_in_template"]
         if date:  # the model knows no other day
             template = f"{{% macro strftime_now(format) %}}{date}{{% endmacro +%}}{template}"
-        texts = self.tokenizer.apply_chat_template(
-            conversations, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        try:
+            texts = self.tokenizer.apply_chat_template(
+                conversations, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+            return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        except (TemplateError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(f"the contract's chat_template does not write these messages: {said}") from error
 
 
 if ALONE:

@@ -4,9 +4,11 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.events.schemas.events import RelatedResource, Resource
+from prefect.server.utilities.user_templates import render_user_template_sync
 from prefect.settings.models.flows import FlowsSettings
 
 from flows.deploy.automations import Target, of_deployment, of_server
@@ -50,6 +52,19 @@ def test_with_drift_a_change_starts_the_data_stages_and_drift_the_rest() -> None
     assert started(checks) == (TARGET.id, {"until": "check", "refresh": []})
     assert event(runs).expect == {"tunewright.data.drifted"}
     assert started(runs) == (TARGET.id, None)
+
+
+@pytest.mark.parametrize("name", ["{{ flow_run", "{{ 7 * 7 }}", "{# a", 'a "b" }} {{ \\ 😀'])
+def test_a_name_with_braces_is_no_template(name: str) -> None:
+    state = {"name": "Failed", "type": "FAILED", "message": "no data"}
+    for made in of_deployment(TARGET._replace(name=name), TOLD, BLOCKS):
+        (message,) = made.actions
+        assert isinstance(message, SendNotification)
+        shown = [
+            render_user_template_sync(each, {"flow_run": {"state": state}}) for each in (message.subject, message.body)
+        ]
+        assert shown[0].startswith(f"{name}: ")
+        assert f" of {name}: http" in shown[1]
 
 
 def test_each_kind_of_news_is_an_automation_that_links_to_the_run() -> None:

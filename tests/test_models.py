@@ -279,3 +279,32 @@ def test_a_tokenizer_saved_offline_and_one_saved_online_are_one(folder: Path) ->
         digests.add(identity(str(folder)))
         texts.add((folder / "tokenizer_config.json").read_text())
     assert (len(digests), len(texts)) == (1, 2)
+
+
+CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "CAAAAAE="}
+
+
+def _of_many_tokens(content: dict[str, Any]) -> dict[str, Any]:
+    vocab = {f"token {number:09d}": number for number in range(3_000_000)}
+    return content | {"model": {"type": "BPE", "vocab": vocab, "merges": []}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content | {"normalizer": CHARSMAP}, r"crashes what reads it \(exit code 1\)"),
+        (_of_many_tokens, r"crashes what reads it \(Aborted\)|takes more than 400 MB of memory"),
+    ],
+)
+def test_a_hostile_tokenizer_is_one_line_and_no_crash(
+    tiny_base: Base, tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], said: str
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base.weights, folder)
+    base = tiny_base.model_copy(update={"folder": folder, "location": Path()})
+    file = base.weights / "tokenizer.json"
+    load_tokenizer(base)
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    within = rf"{file} cannot be read within 10 s of processor time and 400 MB of memory \((?:{said})\)"
+    with pytest.raises(ConfigError, match=rf"^model\.base=.*: its tokenizer cannot be loaded: {within}$"):
+        load_tokenizer(base)

@@ -15,7 +15,7 @@ import pytest
 
 from tasks.artifacts import Base
 from tasks.models import load_tokenizer
-from tasks.serving import DIGESTS, Chat, _dtype, altered, answer, find_base, package_file
+from tasks.serving import DIGESTS, Chat, _dtype, altered, answer, find_base, package_file, read_contract
 
 QUESTIONS = ("Where is my order?", "I was charged twice, please send the money back to my card.", "7")
 
@@ -182,7 +182,7 @@ def test_a_model_is_served_in_the_precision_in_which_it_was_measured(
     import torch
 
     tokenizer = load_tokenizer(tiny_base)
-    contract = {"chat_template": tokenizer.chat_template, "date_in_template": None}
+    contract = {"chat_template": tokenizer.chat_template, "date_in_template": None, "stop_token_ids": []}
     (tmp_path / "contract.json").write_text(json.dumps(contract))
     named = {"reference": str(tiny_base.weights), "revision": None, "digest": tiny_base.weights_digest}
     (tmp_path / "base.json").write_text(json.dumps(named | ({"precision": precision} if precision else {})))
@@ -208,6 +208,36 @@ def test_a_gpu_without_bfloat16_serves_in_float32_and_says_so(
 def test_the_project_imports_it_without_mlflow_or_torch() -> None:
     code = "import tasks.serving, sys; assert not {'mlflow', 'torch', 'transformers', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+CONTRACT = {"chat_template": "{{ messages[0].content }}", "date_in_template": None, "stop_token_ids": [1]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "no JSON", "[" * 100_000, "[]", "null", json.dumps({**CONTRACT, "chat_template": 5}), "{}"),
+        *(json.dumps({**CONTRACT, "stop_token_ids": ids}) for ids in (None, [True], [-1], ["a"], [2**40], {"a": 1})),
+        *(json.dumps({**CONTRACT, "date_in_template": 5}), json.dumps({"chat_template": "", "stop_token_ids": []})),
+    ],
+)
+def test_a_contract_of_a_stranger_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "contract.json").write_text(json.dumps(CONTRACT))
+    assert read_contract(tmp_path / "contract.json") == CONTRACT
+    (tmp_path / "contract.json").write_text(content)
+    with pytest.raises(ValueError, match=r"^contract\.json: accepted is a JSON object with chat_template, [^\n]*null$"):
+        read_contract(tmp_path / "contract.json")
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% for", "{{ 1 / 0 }}", "{{ raise_exception('no') }}", "{{ messages + 1 }}", "{{ messages[9].content.a }}"],
+)
+def test_a_template_of_a_contract_that_writes_nothing_is_one_line(chat: Chat, template: str) -> None:
+    asked = Chat()
+    asked.tokenizer, asked.contract = chat.tokenizer, {**CONTRACT, "chat_template": template}
+    with pytest.raises(ValueError, match=r"^the contract's chat_template does not write these messages: [^\n]+$"):
+        asked._prompts([[{"role": "user", "content": "Hello"}]])
 
 
 @pytest.mark.parametrize("digests", [[[5, "d"]], {"n" * 5_000: "d"}, {"a\n\ud800": "d"}, {"": "d"}, {"../a": "d"}, 5])

@@ -5,6 +5,7 @@ removed, and no other is touched. One of them belongs to the server as a whole: 
 was killed, which nothing else would.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -162,12 +163,17 @@ def _message(target: Target, block: UUID, told: str, operation: Operation) -> Se
         )
     if told == "failure":
         said += f"{{% if flow_run.state.type == 'CRASHED' %}}\n{after_crash(operation)}{{% endif %}}"
+    of = _literal(target.name)
     return SendNotification(
         block_document_id=block,
-        subject=f"{target.name}: {name}",
-        body=f"{said}\n"
-        f"Run {{{{ flow_run.name }}}} of {target.name}: {target.ui}/v2/runs/flow-run/{{{{ flow_run.id }}}}",
+        subject=f"{of}: {name}",
+        body=f"{said}\nRun {{{{ flow_run.name }}}} of {of}: {target.ui}/v2/runs/flow-run/{{{{ flow_run.id }}}}",
     )
+
+
+def _literal(text: str) -> str:
+    """A text as a template of Prefect's gives it back, also one that has the braces of an expression."""
+    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if "{" in text else text
 
 
 def sync(client: SyncPrefectClient, owner: str, wanted: Sequence[AutomationCore]) -> Synced:
