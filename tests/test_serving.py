@@ -231,7 +231,14 @@ def test_a_contract_of_a_stranger_is_one_line(tmp_path: Path, content: str) -> N
 
 @pytest.mark.parametrize(
     "template",
-    ["{% for", "{{ 1 / 0 }}", "{{ raise_exception('no') }}", "{{ messages + 1 }}", "{{ messages[9].content.a }}"],
+    [
+        "{% for",
+        "{{ 1 / 0 }}",
+        "{{ raise_exception('no') }}",
+        "{{ messages + 1 }}",
+        "{{ messages[9].content.a }}",
+        "{{" + "(" * 300 + "1" + ")" * 300 + "}}",
+    ],
 )
 def test_a_template_of_a_contract_that_writes_nothing_is_one_line(chat: Chat, template: str) -> None:
     asked = Chat()
