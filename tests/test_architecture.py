@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks import architecture, models
-from tasks.architecture import Architecture, checks
+from tasks.architecture import Architecture, checks, probe
 from tasks.architecture.tiny import tiny
 from tasks.artifacts import IGNORED
 from tasks.batches import ATTENTION, Collator, answer_loss
@@ -244,3 +244,9 @@ def test_a_base_of_pickles_is_refused_with_the_command_that_converts_it(tmp_path
     assert models.identity(base)
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(converted(ids).logits, model(ids).logits)
+
+
+def test_millions_of_labels_are_refused_before_transformers_makes_them() -> None:
+    fields = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    refused = probe({**fields, "num_labels": 10_000_000}).refused
+    assert refused == "its config.json has num_labels=10000000; accepted is a whole number from 0 to 10,000"

@@ -34,6 +34,7 @@ CHOSEN_EXPERTS = re.compile(r"experts_per_tok|^moe_k$|^moe_topk$")
 EVERY = re.compile(r"interval|period|every|offset|pattern$|first_k_dense")
 SIZES = (HEAD_COUNT, HEAD_WIDTH, WIDTH, EXPERTS)
 LARGEST, MOST_HIDDEN_LAYERS = 10_000_000, 10_000  # of any model
+LABELS = "num_labels"  # for each of which transformers makes two entries of a dictionary
 TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
 ROPE = ("rope_scaling", "rope_parameters")
 
@@ -41,8 +42,8 @@ ROPE = ("rope_scaling", "rope_parameters")
 def absurd(fields: Mapping[str, Any]) -> str:
     """A size of a config.json that no model has, and what is accepted; empty where there is none."""
     for name, value in fields.items():
-        is_main, is_layers = name in (*LAYERS, *HEADS, *HIDDEN, "vocab_size"), name in LAYERS
-        is_size = is_main or any(pattern.search(name) for pattern in SIZES)
+        is_main, is_layers = name in (*LAYERS, *HEADS, *HIDDEN, "vocab_size"), name in (*LAYERS, LABELS)
+        is_size = is_main or name == LABELS or any(pattern.search(name) for pattern in SIZES)
         least, most = int(is_main), MOST_HIDDEN_LAYERS if is_layers else LARGEST
         is_wrong = not least <= value <= most if _is_int(value) else is_main and value is not None
         if is_size and is_wrong:
