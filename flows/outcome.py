@@ -158,10 +158,10 @@ class Outcome(BaseModel):
             return ""
         if self.registered.alias:
             return f"@{self.registered.alias}"
-        return f"the alias is on version {self.registered.holder}" if self.registered.holder else "without the alias"
+        return f"the alias points to version {self.registered.holder}" if self.registered.holder else "no alias"
 
     def quarantines(self) -> list[Path]:
-        """The files with the rows that were set aside, and with those that repeat another."""
+        """The files with the rows that were quarantined, and with those that repeat another."""
         quarantined = [r for r in (self.rows, self.checked, self.splits, self.tokens) if r and r.num_quarantined]
         removed = [self.unique.path("removed.parquet")] if self.unique and self.unique.num_removed else []
         return [record.path("quarantine.parquet") for record in quarantined] + removed
@@ -190,7 +190,7 @@ class Outcome(BaseModel):
 
 
 def worth_a_look(outcome: Outcome) -> list[str]:
-    """The findings, each with how many rows it is of: "refusal (3 rows)", "source_drift (the rows as a whole)".
+    """The findings, each with how many rows it is of: "refusal (3 rows)", "source_drift (whole data set)".
 
     Those that have a sentence of their own (given_sides) are not among them.
     """
@@ -198,7 +198,7 @@ def worth_a_look(outcome: Outcome) -> list[str]:
     of_check, of_split = (record.findings if record else {} for record in (checked, splits))
     expectations = _results(checked)["expectations"] if checked and of_check else []
     of_whole = {each["name"] for each in expectations if each["of_set"]}
-    said = {code: "the rows as a whole" if code in of_whole else _counted(count) for code, count in of_check.items()}
+    said = {code: "whole data set" if code in of_whole else _counted(count) for code, count in of_check.items()}
     said |= {code: f"{count:,} {FINDINGS[code][0]}" for code, count in of_split.items()}
     return [f"{code} ({of_what})" for code, of_what in said.items() if not code.startswith(GIVEN)]
 

@@ -36,22 +36,22 @@ def show_settings(settings: Settings) -> None:
         for key, value in flat(settings).items()
     ]
     rows.sort(key=lambda row: (row["from"] == "default", row["from"] == "deployment"))
-    create_table_artifact(rows, key="settings", description="Effective settings, and where each came from")
+    create_table_artifact(rows, key="settings", description="Effective settings and their origin")
 
 
 def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]]:
     """Make the artifacts of a run's outcome and return its final state: the verdict's name, or Unchanged."""
     outcome = Outcome.of(steps)
-    create_markdown_artifact(_account(outcome), key="rows", description="Where every row went")
+    create_markdown_artifact(_account(outcome), key="rows", description="Row counts by outcome")
     if outcome.checked:
         results = json.loads(outcome.checked.path("results.json").read_text(encoding="utf-8"))
-        create_markdown_artifact(summary(results), key="data", description="What the rows were held against")
+        create_markdown_artifact(summary(results), key="data", description="Results of the data checks")
     if outcome.splits:
         proof = json.loads(outcome.splits.path("proof.json").read_text(encoding="utf-8"))
         shown = _proof(proof, outcome.rotation)
-        create_markdown_artifact(shown, key="split", description="The sides, and the proof that none leaks")
+        create_markdown_artifact(shown, key="split", description="The splits, with the leakage check")
     if outcome.scan:
-        create_markdown_artifact(scan_table(outcome.scan), key="scan", description="Which modules learn, and why")
+        create_markdown_artifact(scan_table(outcome.scan), key="scan", description="Trained modules (Spectrum)")
     if outcome.adapter:
         create_markdown_artifact(
             training(outcome.adapter), key="training", description=training_sentence(outcome.adapter)
@@ -59,7 +59,9 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
     if outcome.answers:
         create_table_artifact(_scores(outcome), key="scores", description="Scores on the sealed test rows")
     if outcome.verdict is None:
-        return Completed(message=_with_saved(f"went as far as {steps[-1].stage}", outcome), data=tuple(steps))
+        return Completed(
+            message=_with_saved(f"ended after {steps[-1].stage}, as requested", outcome), data=tuple(steps)
+        )
     create_markdown_artifact(decided(outcome), key="verdict", description=outcome.said)
     told = outcome.said if outcome.is_new else f"As before: {outcome.said}"
     return Completed(name=outcome.state, message=_with_saved(told, outcome), data=tuple(steps))
@@ -112,19 +114,22 @@ def _account(outcome: Outcome) -> str:
 
 def _proof(proof: dict[str, Any], rotation: str) -> str:
     """The sides, why rows are on them, how balanced they are, and what was set aside."""
-    lines = [leak_sentence(proof), growth_sentence(proof), "", "| side | rows | why |", "|---|---:|---|"]
+    lines = [leak_sentence(proof), growth_sentence(proof), "", "| split | rows | why |", "|---|---:|---|"]
     for side, count in proof["rows"].items():
         why = ", ".join(f"{number:,} {because}" for because, number in proof["because"][side].items())
         lines.append(f"| {side} | {count:,} | {why} |")
-    lines += [f"| {html.escape(reason)} | {count:,} | set aside |" for reason, count in proof["set_aside"].items()]
+    lines += [f"| {html.escape(reason)} | {count:,} | quarantined |" for reason, count in proof["set_aside"].items()]
     balance = proof["balance"]
     if balance["num_strata"] > 1:
-        lines += ["", f"By {balance['by']}, no side deviates by more than {balance['largest_deviation']:.1%}."]
+        lines += [
+            "",
+            f"Largest deviation of a split by {balance['by']}: {balance['largest_deviation']:.1%}.",
+        ]
     test, clusters, visible = proof["rows"]["test"], proof["test_clusters"], proof["smallest_visible_difference"]
     lines += [
         "",
-        f"On {test:,} test rows of {clusters:,} independent clusters, differences of exact match under about "
-        f"{visible:.1%} cannot be seen.",
+        f"With {test:,} test rows in {clusters:,} independent clusters, differences in exact match below about "
+        f"{visible:.1%} are not detectable.",
     ]
     return "\n".join([*lines, *(["", f"{rotation}."] if rotation else [])])
 
@@ -134,7 +139,7 @@ def training_sentence(adapter: Adapter) -> str:
     metric = "" if adapter.best_by == "loss" else f", {adapter.best_by} {adapter.best_value:.4g}"
     end = "stopped early after" if adapter.stopped_early else "trained"
     return (
-        f"{end[:1].upper()}{end[1:]} {adapter.steps:,} steps in {duration(adapter.train_seconds)}; the best is step "
+        f"{end[:1].upper()}{end[1:]} {adapter.steps:,} steps in {duration(adapter.train_seconds)}; the best step is "
         f"{adapter.best_step:,} (validation loss {adapter.best_validation_loss:.4g}{metric})."
     )
 
@@ -143,7 +148,7 @@ def training(adapter: Adapter) -> str:
     """How training went, as Markdown: warnings first, then the losses as a picture and where to see all curves."""
     found = curves.read(adapter.folder)
     lines = [training_sentence(adapter), ""]
-    lines += [f"- **Worth a change.** {html.escape(warning, quote=False)}" for warning in adapter.warnings]
+    lines += [f"- **Warning.** {html.escape(warning, quote=False)}" for warning in adapter.warnings]
     lines += [
         "" if adapter.warnings else found.nothing,
         "",
@@ -174,18 +179,18 @@ def decided(outcome: Outcome) -> str:
     verdict = outcome.verdict
     if verdict is None:
         return ""
-    reason = outcome.said.removeprefix(f"{outcome.name}: ")
+    reason = outcome.said.removeprefix(f"{outcome.name}: ").removeprefix("Waiting for approval: ")
     lines = [f"# {outcome.name}", "", html.escape(reason[:1].upper() + reason[1:], quote=False), ""]
     lines += [f"**{html.escape(warning[:1].upper() + warning[1:], quote=False)}.**\n" for warning in verdict.warnings]
     if verdict.metric:
         lines += _intervals(f"{describe(verdict.metric).in_words}: improvement over", verdict.differences)
     lines += _intervals("guardrail: improvement over", verdict.guardrails)
     if verdict.smallest_visible is not None:
-        lines += [f"A true gain of {verdict.smallest_visible:.3f} is seen on such rows four times in five."]
+        lines += [f"Smallest detectable gain: {verdict.smallest_visible:.3f} (80 % power)."]
     if verdict.rows_needed:
-        lines += [f"About {verdict.rows_needed:,} test rows would be needed to tell."]
-    lines += [f"Look {verdict.looks} at these test rows."] if verdict.looks else []
-    lines += [f"\nForgotten? {said}.\n" for said in verdict.says_forgotten()]
+        lines += [f"A decision needs about {verdict.rows_needed:,} test rows."]
+    lines += [f"Test-set use {verdict.looks} of these rows."] if verdict.looks else []
+    lines += [f"\nForgetting: {said}.\n" for said in verdict.says_forgotten()]
     lines += _general(verdict.general)
     lines += [f"{html.escape(said, quote=False)}.\n" for said in (outcome.judged.says() if outcome.judged else ())]
     lines += _slices(json.loads(verdict.path("verdict.json").read_text(encoding="utf-8"))["slices"])
@@ -214,9 +219,9 @@ def _slices(slices: Sequence[dict[str, Any]]) -> list[str]:
     """Parts of the test rows, the worst first, within what the page has room for; they decide nothing."""
     if not slices:
         return []
-    lines = ["", "Parts of the test rows, which decide nothing:", ""]
+    lines = ["", "Slices of the test rows (informational):", ""]
     lines += [
-        "| part | rows | candidate | base | improvement: low | mean | high |",
+        "| slice | rows | candidate | base | improvement: low | mean | high |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for part in sorted(slices, key=lambda part: part["difference"][1])[:SLICES]:
@@ -231,10 +236,10 @@ def _links(outcome: Outcome, registered: Registered) -> list[str]:
     """The model, and the way to MLflow's UI, which has to be started where a database stands for a server."""
     lines = [f"Registered as `{registered.uri}`, {outcome.alias}.", ""]
     if registered.asked:
-        lines += [f"[The run that asks a person]({registered.asked}): *Resume*, in the menu at the top right.", ""]
+        lines += [f"[Approve or reject it in Prefect]({registered.asked}): *Resume*, in the menu at the top right.", ""]
     links = (
         f"In MLflow: [the verdict page]({page_link(outcome)}), [this run]({mlflow_link(outcome)}), "
-        f"[all runs side by side]({comparison_link(outcome)})"
+        f"[all runs in comparison]({comparison_link(outcome)})"
     )
     command = starts_with(tracking_uri(registered))
-    return [*lines, f"{links}, once its UI runs:", "", f"    {command}"] if command else [*lines, links]
+    return [*lines, f"{links}. Start its UI first:", "", f"    {command}"] if command else [*lines, links]

@@ -21,7 +21,7 @@ COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
 
 
 def show_settings(console: Console, pipeline: Pipeline, *, everything: bool) -> None:
-    """The effective settings with their origin; those left at their default only if everything is asked for."""
+    """Show the effective settings with their origin; `everything` includes those at their defaults."""
     rows = effective(pipeline)
     shown = [row for row in rows if everything or row[2] != "default"]
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -56,7 +56,7 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
         for warning in outcome.verdict.warnings:
             console.print(Text(warning, "yellow"))
     for said in outcome.verdict.says_forgotten() if outcome.verdict else ():
-        console.print(Text(f"Forgotten? {said}."))
+        console.print(Text(f"Forgetting: {said}."))
     for said in outcome.judged.says() if outcome.judged else ():
         console.print(Text(f"{said}."))
     console.print()
@@ -85,7 +85,7 @@ def _show_account(console: Console, outcome: Outcome) -> None:
         sides = f"{account.train:,} train + {account.validation:,} validation + {account.test:,} test"
         console.print(f"{account.kept:,} kept = {sides}")
     if account.train and outcome.rows and "replay" in outcome.rows.given.values():
-        console.print(f"{account.replay:,} replay rows among the train rows")
+        console.print(f"{account.replay:,} of the train rows are replay rows")
     if reasons := outcome.reasons():
         console.print(", ".join(f"{reason} {count:,}" for reason, count in reasons.items()), style="dim")
     if outcome.rows and (repaired := outcome.rows.repaired):
@@ -128,7 +128,7 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
         looks.append(("verdict page", outcome.page.path("report.html")))
     if outcome.checked:
         looks.append(("data report", outcome.checked.path("report.html")))
-    looks += [("set aside", place) for place in outcome.quarantines()]
+    looks += [("quarantined", place) for place in outcome.quarantines()]
     if outcome.tokens:
         looks.append(("tokens and masks", outcome.tokens.path("report.html")))
     if outcome.adapter:
@@ -138,13 +138,13 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     if outcome.registered:
         registered = outcome.registered
         looks.append(("model", f"{registered.uri}{' ' if registered.alias else ', '}{outcome.alias}"))
-        looks += [("asked in Prefect", registered.asked)] if registered.asked else []
+        looks += [("approve in Prefect", registered.asked)] if registered.asked else []
         looks.append(("MLflow", mlflow_link(outcome)))
         if outcome.name == "Waiting":
             nexts.insert(0, f'tunewright release approve {registered.name} {registered.version} --reason "..."')
         nexts += opening(tracking_uri(registered))
     elif outcome.splits and not outcome.tokens:
-        nexts.append(f"tunewright run {what} --until render          # what is trained, token by token")
+        nexts.append(f"tunewright run {what} --until render          # shows the trained tokens")
     else:
         nexts.append(f"tunewright run {what}")
     for name, place in looks:

@@ -60,7 +60,7 @@ class Account(BaseModel):
             raise AssertionError(f"rows do not add up: {self}")
         sides = self.train + self.validation + self.test
         if sides and self.kept != sides:
-            raise AssertionError(f"sides do not add up: {self}")
+            raise AssertionError(f"splits do not add up: {self}")
 
 
 def reasons(*records: Counted | None) -> dict[str, int]:
@@ -75,8 +75,8 @@ def leak_sentence(proof: dict[str, Any]) -> str:
     """What split's proof.json says of leaks, in words."""
     at_most = "at most " if not proof["largest_pair"] else ""
     return (
-        f"No row of a side is alike to one of another: the largest similarity is {at_most}"
-        f"{proof['largest_similarity']:.2f}, {proof['threshold']:.2f} would be alike. "
+        f"No near-duplicates across splits: highest similarity {at_most}{proof['largest_similarity']:.2f} "
+        f"(threshold {proof['threshold']:.2f}). "
         f"A random split would have leaked {proof['random_leak_share']:.1%} of the test rows."
         f"{_of_held_out(proof['decontamination'])}"
     )
@@ -91,8 +91,8 @@ def growth_sentence(proof: dict[str, Any]) -> str:
     rows = sum(proof["rows"].values()) + sum(proof["set_aside"].values())
     stayed = f"all {known:,}" if versions["stayed"] == known else f"{versions['stayed']:,} of {known:,}"
     return (
-        f"Of the version before, {stayed} rows that are still here kept their side; {gone:,} are gone, and "
-        f"{rows - known:,} are new or had no side."
+        f"Since the previous version: {stayed} remaining rows kept their split, {gone:,} rows are gone, "
+        f"{rows - known:,} are new or had no split."
     )
 
 
@@ -101,7 +101,5 @@ def _of_held_out(shared: dict[str, Any]) -> str:
     if not shared["held_out_records"]:
         return ""
     rows = shared["by_partner"].get("held_out", 0)
-    who = (
-        f"Training rows that had a passage or a prompt of one of the {shared['held_out_records']:,} held-out records: "
-    )
+    who = f"Training rows that share a passage or a prompt with the {shared['held_out_records']:,} held-out records: "
     return f" {who}{rows:,}{', removed' if rows and shared['removed'] else ''}."

@@ -106,9 +106,9 @@ GENERAL_SCHEMA = pa.schema(
 
 SELDOM = 0.5  # agreement of a judge with itself, under which the order of the answers says more than they do
 GENERAL_SAID = {
-    "general_tasks": "general tasks done right",
-    "general_loss": "loss on general texts",
-    "lm_eval": "score on lm-eval's tasks",
+    "general_tasks": "general tasks correct {} -> {}",
+    "general_loss": "loss on general texts {} -> {} nats/token",
+    "lm_eval": "lm-eval score {} -> {}",
 }
 
 
@@ -282,10 +282,10 @@ class Judged(Artifact):
         """What it prefers, one sentence an opponent."""
         return [
             f"The judge {self.model} prefers the candidate to the {name} in {mean:.0%} [{low:.0%}, {high:.0%}] of "
-            f"{self.num_rows} test rows, ties as half; asked in both orders it agrees with itself in "
+            f"{self.num_rows} test rows, ties count half; prompted in both orders it agrees with itself in "
             f"{self.agreement[name]:.0%}"
-            + (", too seldom to go by" if self.agreement[name] < SELDOM else "")
-            + (f", and {self.unreadable[name]:.0%} of its replies say nothing" if self.unreadable[name] else "")
+            + (", too rarely to rely on" if self.agreement[name] < SELDOM else "")
+            + (f", and {self.unreadable[name]:.0%} of its replies are unreadable" if self.unreadable[name] else "")
             for name, (low, mean, high) in self.preferred.items()
         ]
 
@@ -317,13 +317,13 @@ class Verdict(Artifact):
         if not self.general:
             return []
         base, candidate = self.general["base"], self.general["candidate"]
-        said = [
-            f"{what} {base[name]:.2f} -> {candidate[name]:.2f}"
-            + ("" if f"{name}/base" in self.guardrails else " (decides nothing)")
-            for name, what in GENERAL_SAID.items()
+        changes = [
+            said.format(f"{base[name]:.2f}", f"{candidate[name]:.2f}")
+            + ("" if f"{name}/base" in self.guardrails else " (informational)")
+            for name, said in GENERAL_SAID.items()
             if name in base
         ]
-        return [", ".join(said)]
+        return [", ".join(changes)]
 
 
 class VerdictPage(Artifact):

@@ -151,25 +151,25 @@ def _said(verdict: Verdict, looks: Sequence[Look], candidate: str, rows: Rows, g
 def _seen_before(seen: int, number: int) -> str:
     about = "about " if number > SAMPLE else ""
     return (
-        f"of these {number:,} test rows {about}{seen:,} were looked at before, as test rows of another split.seed; "
-        "scores of before are of other rows, and do not compare"
+        f"{about}{seen:,} of these {number:,} test rows were used before, as test rows of another split.seed; do not "
+        "compare with earlier scores: these are of other rows"
     )
 
 
 def _too_many(number: int, gate: Gate, num_rows: int) -> str:
     advice = (
-        "gate.rotate draws others for the next candidate; where those come with this warning too, nearly all rows were "
-        "looked at, and new ones are needed"
+        "gate.rotate draws other test rows for the next candidate; if this warning returns, nearly all rows were "
+        "used: add new ones"
         if gate.rotate
-        else "best are new rows, in a source of their own with side: test; gate.rotate=true draws others from the rows "
-        "that there are, of which the champion may know some"
+        else "add new rows in a source with side: test, or set gate.rotate=true to draw others from the existing rows, "
+        "some of which the champion may have trained on"
     )
     return (
-        f"this is look {number} at these {num_rows:,} test rows, and gate.looks={gate.looks}: of so many one can win "
-        f"by luck; {advice}"
+        f"this is test-set use {number} of these {num_rows:,} test rows (gate.looks={gate.looks}), and one of so many "
+        f"candidates can win by chance; {advice}"
     )
 
 
 def read(file: Path) -> list[Look]:
     """All looks of a ledger, the oldest first. Raises ConfigError where a line is none."""
-    return lines.read(file, Look, "is no look at test rows; mend the line, or delete it")
+    return lines.read(file, Look, "is no test-set use; fix the line, or delete it")

@@ -29,8 +29,8 @@ class Draw(NamedTuple):
             return ""
         last = f" to {self.seed - 1}" if self.seed - 1 > self.asked else ""
         return (
-            f"gate.rotate: the test rows of split.seed={self.asked}{last} were looked at gate.looks={self.most} times "
-            f"or more, so split.seed={self.seed} draws others; scores on them do not compare with those of before"
+            f"gate.rotate: the test rows of split.seed={self.asked}{last} were used gate.looks={self.most} times or "
+            f"more, so split.seed={self.seed} draws others; do not compare with earlier scores"
         )
 
     def settings(self, settings: Settings) -> Settings:

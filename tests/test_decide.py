@@ -75,7 +75,9 @@ def test_a_better_model_that_does_not_reach_the_score_asked_for_is_kept_back() -
     assert low.sentence == "Kept: exact match .24 is not above gate.at_least=.50: -.26 [-.31, -.19] on 144 test rows."
     near = against(*wins, at_least=0.23)
     assert near.decision == "inconclusive"
-    assert near.sentence.startswith("Inconclusive: exact match .24 is not surely above gate.at_least=.23: +.01 [-.0")
+    assert near.sentence.startswith(
+        "Inconclusive: not enough evidence that exact match .24 is above gate.at_least=.23: +.01 [-.0"
+    )
     assert near.rows_needed
     reached = against(*wins, at_least=0.1)
     assert reached.sentence == (
@@ -97,8 +99,8 @@ def test_too_few_rows_are_inconclusive_and_say_what_they_show_and_how_many_would
     assert decision.rows_needed == only(decision).rows_needed
     assert 2_400 < (decision.rows_needed or 0) <= 2_500
     assert decision.sentence == (
-        "Inconclusive: exact match .78 is not surely above the base's .76: +.02 [-.04, .08] on 144 test rows, which "
-        "show a gain of .09 four times in five; about 2,500 would be needed for +.02."
+        "Inconclusive: not enough evidence that exact match .78 is above the base's .76: +.02 [-.04, .08] on 144 test "
+        "rows; the smallest detectable gain is .09 (80 % power); confirming +.02 needs about 2,500 rows."
     )
     assert decision.smallest_visible == pytest.approx(0.0856, abs=0.0001)
     assert only(decision).power == pytest.approx(0.40, abs=0.01)
@@ -202,8 +204,8 @@ def test_the_prompt_that_is_enough_is_named_and_by_how_much() -> None:
         "test rows."
     )
     assert sentence(right(78)[::-1]) == (
-        "Kept: prompting is enough: exact match .80 is not surely as good as the few-shot prompt's .78 (.02 worse "
-        "would do): +.02 [-.09, .13] on 100 test rows; about 1,700 would be needed for +.02."
+        "Kept: prompting is enough: not enough evidence that exact match .80 is as good as the few-shot prompt's .78 "
+        "(tolerance .02): +.02 [-.09, .13] on 100 test rows; confirming +.02 needs about 1,700 rows."
     )
     assert sentence(right(20)).endswith(
         ", and at least as good as the few-shot prompt (+.60 [.50, .67]) and the retrieval prompt (+.50 [.40, .58], "
@@ -220,7 +222,7 @@ def test_what_decided_or_was_the_closest_is_one_comparison_with_its_name() -> No
     assert gain(right(30), right(100)) == "+.50 [.40, .58] exact match against the few-shot prompt"
     assert gain(right(30), right(100), at_least=0.5) == "+.30 [.23, .36] exact match against gate.at_least=.50"
     assert gain(right(95), right(100)) == "-.15 [-.21, -.08] exact match against the few-shot prompt"
-    assert gain(right(30), right(60)) == "-.40 [-.48, -.31] share that stops by itself against the base"
+    assert gain(right(30), right(60)) == "-.40 [-.48, -.31] share that stops at the stop token against the base"
     losses = against([0.4] * 30, [0.5] * 30, metric="perplexity")
     assert losses.gain.endswith(" less loss in nats per token against the base")
 
@@ -248,14 +250,14 @@ def test_the_rows_needed_are_those_of_the_comparison_that_takes_most_and_it_is_n
     assert (decision.decision, beside_base.finding, beside_prompt.finding) == ("inconclusive", "unclear", "unclear")
     assert decision.rows_needed == beside_prompt.rows_needed
     assert (beside_prompt.rows_needed or 0) > (beside_base.rows_needed or 0)
-    assert "is not surely above the base's" in decision.sentence
-    assert decision.sentence.endswith(" would be needed for +.01 beside the few-shot prompt.")
+    assert "not enough evidence that exact match .80 is above the base's" in decision.sentence
+    assert decision.sentence.endswith("; confirming +.01 against the few-shot prompt needs about 1,200 rows.")
 
 
 def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:
     decision = against(*shares(won=10, lost=13, right=100, wrong=21))
     assert (decision.decision, decision.rows_needed) == ("inconclusive", None)
-    assert decision.sentence.endswith(" four times in five; more rows would rather speak against it.")
+    assert decision.sentence.endswith(" (80 % power); more rows would probably not help.")
     assert against(*shares(won=10, lost=10, right=103, wrong=21)).rows_needed is None
 
 
@@ -268,7 +270,7 @@ def test_a_guardrail_that_is_broken_keeps_a_better_model_back() -> None:
     decision = guarded(stopped)
     assert (decision.decision, decision.because) == ("keep", "regression")
     assert decision.sentence == (
-        "Kept: a regression: share that stops by itself .80 is worse than the base's 1.00 by more than .05: "
+        "Kept: a regression: share that stops at the stop token .80 is worse than the base's 1.00 by more than .05: "
         "-.20 [-.27, -.13] on 100 test rows."
     )
 
@@ -279,7 +281,8 @@ def test_a_guardrail_that_fails_besides_is_named_as_well() -> None:
     decision = decide_scores(evidence(candidate=candidate, base=base), Gate(metric="exact_match"), [cut])
     assert decision.because == "worse"
     assert (
-        "Besides, " in decision.sentence and "is worse than the base's 1.00 by more than the .05" in decision.sentence
+        "Also, " in decision.sentence
+        and "is worse than the base's 1.00 by more than the allowed .05" in decision.sentence
     )
 
 
@@ -287,7 +290,7 @@ def test_a_guardrail_has_to_be_shown_to_hold() -> None:
     assert guarded(Guardrail(evidence("stopped", candidate=right(100), base=right(100)), 0.05)).decision == "promote"
     unsure = guarded(Guardrail(evidence("stopped", candidate=right(97), base=right(100)), 0.05))
     assert unsure.decision == "inconclusive"
-    assert "not surely without a regression: share that stops by itself .97 may be worse" in unsure.sentence
+    assert "a regression is not ruled out: share that stops at the stop token .97 may be worse" in unsure.sentence
     assert unsure.rows_needed == unsure.guardrails[0].rows_needed
 
 
@@ -424,7 +427,7 @@ def test_labels_learnt_by_name_alone_are_not_enough(
     assert verdict.decision == expected
     assert verdict.differences["constant"][1] == pytest.approx((num_right - 20) / 40)
     if expected == "keep":
-        assert "is not above the best constant answer's .50" in verdict.sentence
+        assert "is not above the majority-class baseline's .50" in verdict.sentence
 
 
 def test_answers_learnt_by_their_form_alone_are_not_enough_where_they_are_no_labels(
@@ -440,7 +443,7 @@ def test_answers_learnt_by_their_form_alone_are_not_enough_where_they_are_no_lab
     base = answers(tmp_path, "base", right(0, 40), **nothing)
     verdict = verdict_of(splits, candidate, base, metric="token_f1", guardrails=())
     assert verdict.decision == "inconclusive"
-    assert "is not surely above the best constant answer's .73: -.04 [" in verdict.sentence
+    assert "token F1 .70 is above the best constant baseline's .73: -.04 [" in verdict.sentence
 
 
 def test_of_long_texts_always_the_same_answer_decides_nothing_and_is_warned_of(splits: Splits, tmp_path: Path) -> None:
@@ -454,7 +457,9 @@ def test_of_long_texts_always_the_same_answer_decides_nothing_and_is_warned_of(s
     poor = verdict("poor", 15)
     assert (poor.decision, [*poor.differences]) == ("promote", ["base"])
     (warning,) = poor.warnings
-    assert warning.startswith("always the same training answer would have exact match 0.50, the candidate has 0.38: ")
+    assert warning.startswith(
+        "the candidate does not beat the majority-class baseline: exact match 0.38, baseline 0.50; "
+    )
     assert verdict("good", 25).warnings == ()
 
 
@@ -463,9 +468,9 @@ def test_a_winner_that_is_more_wrong_than_right_is_warned_of_unless_a_score_was_
 ) -> None:
     given = answers(tmp_path, "candidate", right(18, 40)), answers(tmp_path, "base", right(0, 40))
     poor = verdict_of(splits, *given)
-    assert poor.sentence.endswith(" on 40 test rows; it is more wrong than right.")
-    assert [warning.partition(" can be promoted")[0] for warning in poor.warnings] == [
-        "without gate.at_least a model that is more wrong than right"
+    assert poor.sentence.endswith(" on 40 test rows; it is wrong more often than right.")
+    assert [warning.partition("; ")[0] for warning in poor.warnings] == [
+        "the candidate is wrong more often than right, and gate.at_least is not set"
     ]
     asked = verdict_of(splits, *given, at_least=0.2)
     assert (asked.warnings, "wrong" in asked.sentence) == ((), False)
@@ -495,7 +500,7 @@ def test_what_a_person_has_to_approve_has_passed_and_is_not_promoted(splits: Spl
     given = answers(tmp_path, "candidate", right(38, 40)), answers(tmp_path, "base", right(0, 40))
     verdict = verdict_of(splits, *given, approval=True)
     assert verdict.decision == "promote"
-    assert verdict.sentence.startswith("Passed: exact match .95 is +.95 [")
+    assert verdict.sentence.startswith("Passed the gate: exact match .95 is +.95 [")
 
 
 def test_answers_cut_off_where_their_references_go_on_are_a_warning(splits: Splits, tmp_path: Path) -> None:
@@ -507,7 +512,9 @@ def test_answers_cut_off_where_their_references_go_on_are_a_warning(splits: Spli
         return verdict_of(splits, base, candidate.model_copy(update={"contender": "candidate"})).warnings
 
     (warning,) = warned("short", 30, 2)
-    assert warning.startswith("30 of 40 answers were cut off at 2 tokens where their references go on: only beginnings")
+    assert warning.startswith(
+        "30 of 40 answers were cut off at 2 tokens, before their references end; raise evaluation"
+    )
     assert warned("few", 2, 2) == ()
     assert warned("long", 30, 4) == ()  # as long as the references: it does not learn to stop, which stopped tells
 

@@ -201,12 +201,12 @@ def test_a_version_that_waits_for_a_person_is_said_everywhere_until_one_decides(
     asks = changed(settings, "gate", approval=True)
     asks = changed(asks, "registry", name="asked")
     state = run(asks)
-    command = 'a person has to say yes: tunewright release approve asked 1 --reason "..."'
+    command = 'To approve: tunewright release approve asked 1 --reason "..."'
     assert (state.name, state.is_completed()) == ("Waiting", True)
     assert command in str(state.message)
     shown = artifacts(state)["verdict"]
     assert shown.startswith("# Waiting")
-    assert "Registered as `models:/asked/1`, without the alias." in shown
+    assert "Registered as `models:/asked/1`, no alias." in shown
     page = outcome(state).page
     assert page
     assert "a person decides whether it is promoted" in page.path("report.html").read_text()
@@ -247,7 +247,7 @@ def test_a_candidate_is_compared_with_a_champion_that_came_up_meanwhile(
     assert "version 1 of raced became champion while this run compared itself with none" in caplog.text
     assert names(state.result(), "ran") == ["render", "evaluate champion", "decide", "verdict_page", "register"]
     assert (state.name, state.is_completed()) == ("Kept", True)  # it is no better than a copy of itself
-    assert outcome(state).alias == "the alias is on version 1"
+    assert outcome(state).alias == "the alias points to version 1"
 
 
 def test_a_plan_with_another_base_does_not_reckon_with_the_one_before(
@@ -286,7 +286,7 @@ def test_a_second_run_executes_nothing_and_shows_the_same(
     assert "| duplicates | 4 |" in shown["rows"]
     assert "# Promoted" in shown["verdict"]
     assert "Look 1 at these test rows." in shown["verdict"]
-    assert "\nForgotten? general tasks done right " in shown["verdict"]
+    assert "\nForgetting: general tasks correct " in shown["verdict"]
     assert "\n| arithmetic | 0.000 | 0.000 |\n" in shown["verdict"]
     assert tracked(home) == (1, 1)
 
@@ -380,7 +380,7 @@ def test_a_run_goes_as_far_as_it_is_asked_to(settings: Settings, until: Stage) -
     assert {step.stage for step in plan(settings, until, ())} == reached
     assert state.name == "Completed"
     number = len(state.result())
-    assert (state.message or "").startswith(f"went as far as {until}. {number} of {number} tasks cached")
+    assert (state.message or "").startswith(f"ended after {until}, as requested. {number} of {number} tasks cached")
 
 
 def test_a_plan_before_the_first_run_has_the_tasks_that_the_run_has(

@@ -163,14 +163,16 @@ def test_a_better_model_that_remembers_is_promoted(verdict) -> None:
     assert made.in_words == "promote"
     assert {"general_tasks/base", "general_loss/base"} < made.guardrails.keys()
     assert json.loads(made.path("verdict.json").read_text())["general"]["candidate"]["general_loss"] == 5.1
-    assert made.says_forgotten() == ["general tasks done right 0.33 -> 0.32, loss on general texts 5.00 -> 5.10"]
+    assert made.says_forgotten() == [
+        "general tasks correct 0.33 -> 0.32, loss on general texts 5.00 -> 5.10 nats/token"
+    ]
 
 
 def test_a_chat_model_that_forgot_its_tasks_is_kept_back(verdict) -> None:
     made = verdict(num_right=12)
     assert made.in_words == "keep: regression"
     assert made.sentence.startswith(
-        "Kept: a regression: share of general tasks done right .10 is worse than the base's .33 by more than .10: -.23"
+        "Kept: a regression: share of general tasks correct .10 is worse than the base's .33 by more than .10: -.23"
     )
     assert made.sentence.endswith("on 120 general tasks.")
 
@@ -192,7 +194,7 @@ def test_what_the_suite_cannot_tell_leaves_it_open_and_asks_for_no_rows(verdict)
 def test_a_model_for_one_thing_may_forget_the_rest_or_where_the_gate_says_so(verdict, settings) -> None:
     made = verdict(num_right=2, **settings)
     assert made.in_words == "promote"
-    only = " -> 0.02 (decides nothing), loss" in made.says_forgotten()[0]
+    only = " -> 0.02 (informational), loss" in made.says_forgotten()[0]
     assert only == ("general_tasks/base" not in made.guardrails)
 
 

@@ -91,11 +91,11 @@ def test_of_many_rows_a_sample_tells_what_was_seen(tmp_path: Path) -> None:
 def test_over_gate_looks_there_is_a_warning_that_says_how_to_take_other_rows(tmp_path: Path) -> None:
     assert look("a", ROWS[:50], tmp_path, most=1).warnings == ()
     (warning,) = look("b", ROWS[:50], tmp_path, most=1).warnings
-    assert warning.startswith("this is look 2 at these 50 test rows, and gate.looks=1: ")
-    assert "best are new rows, in a source of their own with side: test; gate.rotate=true draws others" in warning
+    assert warning.startswith("this is test-set use 2 of these 50 test rows (gate.looks=1), and ")
+    assert "add new rows in a source with side: test, or set gate.rotate=true to draw others" in warning
     (warning,) = look("b", ROWS[:50], tmp_path, most=1, rotate=True).warnings
-    assert warning.startswith("this is look 2 at these 50 test rows, and gate.looks=1: ")
-    assert "gate.rotate draws others for the next candidate" in warning
+    assert warning.startswith("this is test-set use 2 of these 50 test rows (gate.looks=1), and ")
+    assert "gate.rotate draws other test rows for the next candidate" in warning
     assert "side: test" not in warning, "which gate.rotate refuses"
 
 
@@ -103,7 +103,7 @@ def test_rows_that_another_seed_drew_are_counted(tmp_path: Path) -> None:
     look("a", ROWS[:40], tmp_path)
     look("b", ROWS[30:60], tmp_path)
     (warning,) = look("c", ROWS[20:70], tmp_path, seed=1).warnings
-    assert warning.startswith("of these 50 test rows 40 were looked at before, as test rows of another split.seed; ")
+    assert warning.startswith("40 of these 50 test rows were used before, as test rows of another split.seed; ")
     assert look("d", ROWS[20:70], tmp_path, seed=1).warnings == (warning,)
     assert look("e", ROWS[100:150], tmp_path, seed=2).warnings == ()
     look("f", ROWS[100:130], tmp_path, seed=3)
@@ -114,7 +114,7 @@ def test_of_many_rows_that_another_seed_drew_a_sample_tells(tmp_path: Path) -> N
     look("a", ROWS[:1_500], tmp_path)
     look("b", ROWS[1_000:2_500], tmp_path)
     (warning,) = look("c", ROWS[2_000:], tmp_path, seed=1).warnings
-    seen = re.match(r"of these 2,000 test rows about (\d+) were", warning)
+    seen = re.match(r"about (\d+) of these 2,000 test rows were", warning)
     assert seen and int(seen[1]) == pytest.approx(500, abs=100)
 
 
@@ -130,7 +130,7 @@ def test_a_look_leaves_the_verdict_and_what_has_read_it_unchanged(tmp_path: Path
 def test_a_damaged_line_is_one_line_of_an_error(tmp_path: Path, damage: bytes) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(damage + b"\n")
-    with pytest.raises(ConfigError, match=r"^\S+a.jsonl line 1: \".{1,80}\" is no look at test rows; mend the line.*$"):
+    with pytest.raises(ConfigError, match=r"^\S+a.jsonl line 1: \".{1,80}\" is no test-set use; fix the line.*$"):
         ledger.read(file)
 
 
@@ -144,5 +144,5 @@ def test_a_line_that_is_no_look_is_said_with_its_place(tmp_path: Path) -> None:
     look("a", ROWS[:50], tmp_path)
     with ledger.file_of("triage").open("a") as file:
         file.write('{"candidate": "b"}\n')
-    with pytest.raises(ConfigError, match=r"triage.jsonl line 2: .* is no look at test rows; mend the line"):
+    with pytest.raises(ConfigError, match=r"triage.jsonl line 2: .* is no test-set use; fix the line"):
         look("b", ROWS[:50], tmp_path)

@@ -226,7 +226,7 @@ def test_a_candidate_that_does_them_as_well_is_promoted_and_one_that_does_not_is
     assert made.in_words == "promote"
     assert {"lm_eval/base", "general_tasks/base"} < made.guardrails.keys()
     assert json.loads(made.path("verdict.json").read_text())["general"]["candidate"]["lm_eval/a"] == 0.59
-    said = "general tasks done right 0.50 -> 0.50, score on lm-eval's tasks 0.60 -> 0.59"
+    said = "general tasks correct 0.50 -> 0.50, lm-eval score 0.60 -> 0.59"
     assert made.says_forgotten() == [said]
 
 
@@ -234,12 +234,12 @@ def test_a_candidate_that_does_fewer_is_kept_back(verdict) -> None:
     made = verdict(70)
     assert made.in_words == "keep: regression"
     assert made.sentence.startswith(
-        "Kept: a regression: score on lm-eval's tasks .35 is worse than the base's .60 by more than .10: -.25"
+        "Kept: a regression: lm-eval score .35 is worse than the base's .60 by more than .10: -.25"
     )
-    assert made.sentence.endswith("on 200 documents of lm-eval's tasks.")
+    assert made.sentence.endswith("on 200 lm-eval documents.")
 
 
 def test_it_decides_nothing_where_the_gate_says_so(verdict) -> None:
     made = verdict(0, lm_eval=None)
     assert made.in_words == "promote"
-    assert made.says_forgotten()[0].endswith("score on lm-eval's tasks 0.60 -> 0.00 (decides nothing)")
+    assert made.says_forgotten()[0].endswith("lm-eval score 0.60 -> 0.00 (decides nothing)")

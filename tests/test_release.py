@@ -82,7 +82,7 @@ def test_a_version_that_waits_gets_the_alias_once_a_person_says_yes(make: Make) 
     assert (registered.alias, registered.holder, registered.approval) == ("", "", "waiting")
     assert aliases() == {}
     assert tags(1)["approval"] == "waiting"
-    waits = "Waiting: better than the base by 0.82; a person has to say yes: tunewright release approve triage 1"
+    waits = "Waiting for approval: better than the base by 0.82. To approve: tunewright release approve triage 1"
     assert headline(1).startswith(waits)
     assert registered.stands.startswith(waits)
     assert told(1) == "promote; waiting"

@@ -67,7 +67,7 @@ def test_the_page_and_the_artifact_of_training_say_what_is_worth_a_change_and_es
         train_seconds=600.0,
     )
     shown = training(adapter)
-    assert shown.startswith("Stopped early after 15 steps in 10 min; the best is step 10 (validation loss 1).")
+    assert shown.startswith("Stopped early after 15 steps in 10 min; the best step is 10 (validation loss 1).")
     assert "overfitting since step 10: &lt;b&gt;" in shown
     picture = base64.b64decode(shown.partition("base64,")[2].partition(")")[0]).decode()
     assert ElementTree.fromstring(picture.strip()).tag.endswith("svg")
@@ -101,7 +101,7 @@ def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped
     assert shown.startswith("# Kept\n\nA regression: it stops less.\n\n**This is look 21 at &lt;these&gt; rows.**\n")
     assert "| base | +0.100 | +0.200 | +0.300 |" in shown
     assert "| stopped/base | -0.300 | -0.200 | -0.100 |" in shown
-    assert "A true gain of 0.080 is seen on such rows four times in five." in shown
+    assert "Smallest detectable gain: 0.080 (80 % power)." in shown
     assert r"| label: &lt;b&gt;\|a\| | 9 (few) | 0.500 | 0.750 | -0.500 | -0.250 | +0.100 |" in shown
 
 

@@ -114,8 +114,8 @@ def test_with_gate_rotate_a_new_candidate_gets_other_rows_and_it_is_said(tmp_pat
     drawn = draw(rotating, "new")
     assert (drawn.seed, drawn.settings(rotating).split) == (1, Split(seed=1))
     assert drawn.said == (
-        "gate.rotate: the test rows of split.seed=0 were looked at gate.looks=1 times or more, so split.seed=1 draws "
-        "others; scores on them do not compare with those of before"
+        "gate.rotate: the test rows of split.seed=0 were used gate.looks=1 times or more, so split.seed=1 draws "
+        "others; do not compare with earlier scores"
     )
     for same in (draw(rotating, "a"), draw(asked(Gate(looks=1)), "new"), draw(asked(Gate(rotate=True)), "new")):
         assert (same.seed, same.said) == (0, "")

@@ -412,11 +412,11 @@ def test_what_became_of_the_version_before_is_said_in_words() -> None:
     assert growth_sentence(proof) == ""
     proof["versions"] = {"earlier": "digest", "known_rows": 80, "stayed": 80, "gone": 3}
     assert growth_sentence(proof) == (
-        "Of the version before, all 80 rows that are still here kept their side; 3 are gone, and 12 are new or had no "
-        "side."
+        "Since the previous version: all 80 remaining rows kept their split, 3 rows are gone, 12 are new or had no "
+        "split."
     )
     proof["versions"]["stayed"] = 79
-    assert "79 of 80 rows that are still here" in growth_sentence(proof)
+    assert "79 of 80 remaining rows" in growth_sentence(proof)
 
 
 @st.composite

@@ -54,7 +54,7 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     assert worth_a_look(Outcome.of(steps)) == [
         "refusal (1,200 rows)",
         "secrets (1 row)",
-        "source_drift (the rows as a whole)",
+        "source_drift (whole data set)",
         "too_small (1 test rows)",
     ]
 
@@ -65,5 +65,5 @@ def test_the_leak_sentence_counts_held_out_records_where_there_are_some() -> Non
     some = {"held_out_records": 1_200, "by_partner": {"test": 2, "held_out": 5}, "removed": True}
     assert "held-out" not in leak_sentence(proof | {"decontamination": none})
     assert leak_sentence(proof | {"decontamination": some}).endswith(
-        "Training rows that had a passage or a prompt of one of the 1,200 held-out records: 5, removed."
+        "Training rows that share a passage or a prompt with the 1,200 held-out records: 5, removed."
     )

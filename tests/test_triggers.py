@@ -61,7 +61,7 @@ def test_data_that_arrive_are_checked_and_what_has_drifted_starts_the_rest(up: U
         ended = [each for each in found if each["state"]["type"] == "COMPLETED"]
         return [(each["parameters"]["until"], each["state"]["message"].partition(".")[0]) for each in ended]
 
-    checked, whole = ("check", "went as far as check"), ("split", "went as far as split")
+    checked, whole = ("check", "ended after check, as requested"), ("split", "ended after split, as requested")
     arrive("lamps", "We send you a new")
     up.deploy("stream", settings(up))
     until(lambda: runs() == [checked, whole])  # there is no version to drift from

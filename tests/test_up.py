@@ -31,7 +31,9 @@ def test_a_run_in_a_terminal_uses_the_servers(up: Up) -> None:
     }  # no server of its own on their database
     subprocess.run(command, cwd=up.folder, env=environment, check=True)
     runs = up.ask("POST", "/flow_runs/filter", json={})
-    assert [run["state"]["message"] for run in runs if run["deployment_id"] is None] == ["went as far as split"]
+    assert [run["state"]["message"] for run in runs if run["deployment_id"] is None] == [
+        "ended after split, as requested"
+    ]
 
 
 def test_a_training_that_is_cut_short_in_every_way_goes_on_and_is_registered_once(up: Up) -> None:

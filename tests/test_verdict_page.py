@@ -34,6 +34,7 @@ from tasks.config import Gate, Guardrail
 from tasks.decide import decide
 from tasks.evaluation import ANSWER_SCHEMA, scored
 from tasks.metrics import choose
+from tasks.metrics.rows import RAISE_LIMIT
 from tasks.verdict_page import verdict_page
 from tasks.verdict_page.drawing import number, panel, scale_of
 from tasks.verdict_page.wins import picked, shared_opening
@@ -285,7 +286,7 @@ def test_the_page_says_the_verdict_and_loads_nothing(make: Make) -> None:
     assert not re.search(r"https?:|url\(|@import|\bon\w+=", page)
     assert "82 rows read = 82 kept + 0 quarantined + 0 duplicates." in read.text
     assert "60 steps, 6,000 tokens, at most 3 GB" in read.text
-    assert "3 candidates on these rows" in read.text
+    assert "3 test-set uses" in read.text
 
 
 def test_every_link_of_the_page_leads_somewhere_on_it(make: Make) -> None:
@@ -356,7 +357,7 @@ def test_wins_and_losses_are_those_of_the_decision_whichever_direction_is_better
     details = [(given["class"] or "").split() for tag, given in read.tags if tag == "details"]
     rows = [classes for classes in details if "row" in classes]
     assert [sum(f"{kind}0" in row for row in rows) for kind in ("lost", "tied", "won")] == [6, 46, 28]
-    assert "Candidate beside Lost Tied Won base 6 46 28 " in read.text
+    assert "Candidate against Lost Tied Won base 6 46 28 " in read.text
     assert "lost0" in rows[0]
 
 
@@ -394,7 +395,7 @@ def test_intervals_lie_where_their_values_are() -> None:
     )
     assert first.mean - first.low == pytest.approx(first.high - first.mean, abs=0.02)
     assert second.high == pytest.approx(scale.at(0.9))
-    assert (first.said, first.finding) == ("+.20 [-.10, .50]", "not surely better by more than .05")
+    assert (first.said, first.finding) == ("+.20 [-.10, .50]", "not enough evidence that it is better by more than .05")
     assert [at for at, _ in drawn.ticks] == sorted(at for at, _ in drawn.ticks)
     assert scale_of([0.0, 0.0]).at(0.0) == 50
     assert [number(value) for value in (0.84, -0.051, 1, 12.34, 4_321)] == [".84", "-.05", "1.00", "12.3", "4,321"]
@@ -415,23 +416,23 @@ def test_the_figures_at_the_top_are_of_what_the_sentence_says_decided_or_was_the
     assert "the few-shot prompt (+.11 [.05, .17], the closest), on 80 test rows." in shown.replace(
         "\N{NO-BREAK SPACE}", " "
     )
-    assert "1.00 exact match, candidate .89 few-shot prompt, the closest +.11 gain against it" in shown
+    assert "1.00 exact match, candidate .89 few-shot prompt, the closest +.11 gain over it" in shown
     kept = Read(page_of(make(RIGHT, RIGHT, others={"few_shot": wrong(RIGHT, range(9))}))).text
-    assert "1.00 exact match, candidate 1.00 base, what decided .00 gain against it" in kept
+    assert "1.00 exact match, candidate 1.00 base, decisive .00 gain over it" in kept
 
 
 def test_the_page_links_to_the_run_where_up_serves_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = "http://127.0.0.1:4200/v2/runs/flow-run/1"
-    assert "by the run" not in page_of(make(RIGHT, wrong(RIGHT, range(40))))  # its server ends with it
+    assert "; run <a" not in page_of(make(RIGHT, wrong(RIGHT, range(40))))  # its server ends with it
     monkeypatch.setattr("tasks.verdict_page._run", lambda: ("demo <1>", run))
-    assert f'by the run <a href="{run}">demo &lt;1&gt;</a>' in page_of(make(RIGHT, wrong(RIGHT, range(41))))
+    assert f'; run <a href="{run}">demo &lt;1&gt;</a>' in page_of(make(RIGHT, wrong(RIGHT, range(41))))
 
 
 def test_contenders_are_described_and_what_cannot_be_compared_is_left_out(make: Make) -> None:
     chosen = {"few_shot": "8 shots, the best of 4 draws"}
     prompted = make(RIGHT, wrong(RIGHT, range(40)), chosen=chosen, others={"few_shot": wrong(RIGHT, range(9))})
     shown = Read(page_of(prompted))
-    assert "Few-shot prompt: 8 shots, the best of 4 draws; 1 prompt had no room for all of them." in shown.text
+    assert "Few-shot prompt: 8 shots, the best of 4 draws; 1 prompt had room for fewer." in shown.text
     assert {"intervals", "rows"} <= {*shown.values("id")}
     invalid = make(RIGHT, RIGHT[:-1])
     shown = Read(page_of(invalid))
@@ -443,23 +444,23 @@ def test_contenders_are_described_and_what_cannot_be_compared_is_left_out(make: 
 def test_what_only_the_base_can_still_do_is_counted_and_shown(make: Make) -> None:
     suites = {"base": [1.0, 1.0, 1.0, 0.0], "candidate": [1.0, 0.0, 0.0, 1.0]}
     read = Read(page_of(make(RIGHT, wrong(RIGHT, range(60)), general=suites)))
-    assert "The candidate does worse than the base on 2 tasks, and better on 1." in read.text
+    assert "The candidate is worse than the base on 2 tasks and better on 1." in read.text
     assert "arithmetic 4 .75 .50" in read.text
     assert "German 1 2.50 2.50" in read.text
-    assert "2 of 2 tasks that the base does better task 2 + 2? base base says candidate candidate says" in read.text
+    assert "2 of 2 tasks where the base is better task 2 + 2? base base says candidate candidate says" in read.text
     assert "forgetting" not in Read(page_of(make(RIGHT, wrong(RIGHT, range(60))))).values("id")
 
 
 def test_a_part_in_which_no_row_differs_has_no_interval_of_no_width(make: Make) -> None:
     parts = page_of(make(wrong(RIGHT, [3]), wrong(RIGHT, [3, 5]))).partition('id="parts"')[2]
-    assert "no row differs" in parts
+    assert "no difference" in parts
     assert ".00 [.00, .00]" not in parts
 
 
 def test_where_nothing_stands_out_nothing_is_suggested(make: Make) -> None:
     made = make(wrong(RIGHT, [3]), wrong(RIGHT, range(60)))
     assert made.suggestions == ()
-    assert "Nothing stands out in the curves" in page_of(made)
+    assert "No finding in the curves" in page_of(made)
 
 
 FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
@@ -470,11 +471,11 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
     [
         (
             {"candidate": wrong(RIGHT, range(10)), "base": wrong(RIGHT, range(5, 17))},
-            r"test rows.*: beside the base it is \+\.03 \[-.*, and 80 test rows show a gain of \.\d\d four times",
+            r"test rows.*: against the base: \+\.03 \[-.*; smallest detectable gain with 80 test rows: \.\d\d \(80 %",
         ),
         (
             {"candidate": wrong(RIGHT, range(0, 24, 4), "delivery"), "base": wrong(RIGHT, range(60))},
-            "6 of 6 wrong answers say “delivery” for “refund”, which have 20 and 20 training rows",
+            "6 of 6 wrong answers are “delivery” instead of “refund”; these have 20 and 20 training rows",
         ),
         (
             {
@@ -482,19 +483,19 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "candidate": wrong(FIELDS, range(8), json.dumps({"intent": "other", "language": "en"})),
                 "base": wrong(FIELDS, range(70)),
             },
-            "how intent is told: of 8 wrong answers intent is wrong in 8, language in 0",
+            "the field intent: of 8 wrong answers, intent is wrong in 8, language in 0",
         ),
         (
             {"candidate": [*(each.upper() for each in RIGHT[:9]), *RIGHT[9:]], "base": wrong(RIGHT, range(70))},
-            "9 of 9 answers that are not the reference differ from it in case, spaces and signs alone",
+            "9 of 9 wrong answers differ from the reference only in case, spaces and punctuation",
         ),
         (
             {"candidate": wrong(RIGHT, range(9)), "base": wrong(RIGHT, range(70))},
-            "11.2% of the candidate's answers are none",
+            "9 of the candidate's 80 answers are not valid labels",
         ),
         (
             {"candidate": wrong(RIGHT, range(9)), "base": wrong(RIGHT, range(70)), "cut": range(5)},
-            "learns to stop: 5 of 80 answers went on beyond their references until they were cut off",
+            "learns to stop: 5 of 80 answers ran past their references to the token limit",
         ),
         (
             {
@@ -503,7 +504,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "cut": range(5),
                 "num_tokens": 2,
             },
-            "^Raise evaluation.max_new_tokens first, .*: 5 of 80 answers were cut off at 2 tokens where ",
+            "^Raise evaluation.max_new_tokens first: .*: 5 of 80 answers were cut off at 2 tokens, before ",
         ),
         (
             {
@@ -512,7 +513,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "base": wrong(RIGHT, range(70)),
                 "trained": [*(each for each in LABELS for _ in range(40)), *["rare"] * 4],
             },
-            "4 of 4 wrong answers are of those with fewer than 10 training rows, which are 5% of the test rows",
+            "in 4 of 4 wrong answers the reference has fewer than 10 training rows, as do 5% of the test rows",
         ),
         (
             {
@@ -520,7 +521,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "base": ["login"] * 80,
                 "taught": ["refund", "login"],
             },
-            r"whether the answers belong to their questions.*: exact match is \.25, and always the same .* have \.25",
+            r"that the answers match their prompts: exact match is \.25, that of the majority-class baseline \.25",
         ),
         (
             {
@@ -528,15 +529,15 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "base": ["login"] * 80,
                 "taught": ["refund", "login"],
             },
-            r"Train longer, and look whether .*: exact match is \.28, and always the same .* have \.25",
+            r"Train longer, and check that .*: exact match is \.28, that of the majority-class baseline \.25",
         ),
         (
             {"candidate": wrong(RIGHT, range(60)), "base": wrong(RIGHT, range(1, 61))},
-            "more training.epochs: 98% of the candidate's answers are those of the base, word for word",
+            "more training.epochs: 98% of the candidate's answers are identical to the base's",
         ),
         (
             {"candidate": wrong(RIGHT, range(60)), "base": wrong(RIGHT, range(1, 61)), "max_steps": 60},
-            "more training.max_steps: 98% of the candidate's answers are those of the base, word for word",
+            "more training.max_steps: 98% of the candidate's answers are identical to the base's",
         ),
         (
             {
@@ -544,7 +545,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "base": wrong(RIGHT, range(60)),
                 "others": {"retrieval": wrong(RIGHT, range(4))},
             },
-            r"Serve the base with the retrieval prompt.*: it has \.95 exact match where the candidate has \.62",
+            r"Serve the base with the retrieval prompt.*: its exact match is \.95, the candidate's \.62",
         ),
         (
             {
@@ -553,8 +554,8 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "gate": Gate(guardrails=(Guardrail(metric="unparseable", margin=0.01),)),
                 "others": {"champion": wrong(RIGHT, range(40), "delivery")},
             },
-            r"Train more gently.* fewer training\.epochs .*share that is no label is -\.10 .* beside the champion, "
-            r"where \.01 worse would do",
+            r"Train more gently.* fewer training\.epochs .*share of invalid labels against the champion: -\.10 .*, "
+            r"allowed: at most \.01 worse",
         ),
         (
             {"candidate": RIGHT, "base": wrong(RIGHT, range(40)), "losses": [1.0, 0.8, 0.5, 0.4, 0.3, 0.2]},
@@ -568,7 +569,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                     f"{'short' if at % 4 == 0 else f'a question that is rather long, {at}'} {at}" for at in range(80)
                 ],
             },
-            r"like those of (length|label) .*exact match is \.0\d, on all \.75",
+            r"like those of (length|label) .*exact match is \.0\d on its .* test rows and \.75 on all",
         ),
         (
             {"candidate": RIGHT, "base": wrong(RIGHT, range(40)), "checks": {"conflicting_prompts": 7}},
@@ -576,7 +577,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
         ),
         (
             {"candidate": RIGHT, "base": wrong(RIGHT, range(40)), "quarantined": 30},
-            "30 of 112 records were, 30 of them for empty_answer",
+            "30 of 112 records are quarantined, 30 of them for empty_answer",
         ),
         (
             {"candidate": RIGHT, "base": wrong(RIGHT, range(40)), "looks": ("this is look 21; take another test set",)},
@@ -591,3 +592,17 @@ def test_a_suggestion_names_the_figure_that_it_stands_on(make: Make, given: dict
     shown = json.loads(made.path("suggestions.json").read_text(encoding="utf-8"))
     text = Read(page_of(made)).text
     assert all(f"{each['advice']}." in text for each in shown)
+
+
+def test_answers_that_were_all_cut_off_are_not_called_unreadable(make: Make) -> None:
+    warned = f"5 of 80 answers were cut off at 2 tokens, before their references end; {RAISE_LIMIT}"  # by decide
+    made = make(wrong(RIGHT, range(5)), wrong(RIGHT, range(70)), cut=range(5), num_tokens=2, looks=(warned,))
+    assert not [each for each in made.suggestions if "valid labels" in each]
+    page = Read(page_of(made)).text
+    assert "5 of 80 answers were cut off at 2 tokens, before their references end." in page
+    assert page.count("aise evaluation.max_new_tokens") == 1, "the same advice stands once"
+
+
+def test_the_baseline_of_always_the_same_answer_is_explained(make: Make) -> None:
+    page = Read(page_of(make(["refund"] * 80, ["login"] * 80, taught=["refund", "login"]))).text
+    assert page.count("The majority-class baseline always gives the most frequent training answer.") == 1

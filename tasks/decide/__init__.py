@@ -23,10 +23,11 @@ from tasks.config import Gate
 from tasks.decide.constant import best_constant
 from tasks.decide.decision import CANDIDATE, Decision, Evidence, Guardrail, decide_scores
 from tasks.decide.reading import by_row, clusters, general_rows, own_intervals, warnings
-from tasks.decide.sentences import CONSTANT, TOO_LOW
+from tasks.decide.sentences import TOO_LOW
 from tasks.decide.slices import Slice, kinds, slices
 from tasks.general import scores as means_of
 from tasks.general import tables as of_each
+from tasks.metrics.baseline import CONSTANT
 from tasks.metrics.rows import measured
 from tasks.stage import stage
 

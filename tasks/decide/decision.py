@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict
 from tasks.config import Gate
 from tasks.decide import sentences
 from tasks.decide.comparison import Comparison, Paired, compare, is_more_wrong, needs_most
-from tasks.decide.sentences import AT_LEAST, CONSTANT
+from tasks.decide.sentences import AT_LEAST
 from tasks.intervals import holm
+from tasks.metrics.baseline import CONSTANT
 
 CANDIDATE = "candidate"
 TO_BEAT = ("base", "champion", CONSTANT)  # all others are only prompted

@@ -10,7 +10,8 @@ import pyarrow as pa
 from tasks.decide.comparison import Interval
 from tasks.intervals import Floats, by_cluster
 from tasks.metrics import describe
-from tasks.metrics.rows import cut_off, scores
+from tasks.metrics.baseline import baseline
+from tasks.metrics.rows import RAISE_LIMIT, cut_off, scores
 
 OF_ALL = {"length_ratio"}  # is that of all characters
 FEW, SHARE = 3, 0.02  # rows, and share of them, under which cut off answers change no figure that is shown
@@ -49,8 +50,8 @@ def _cut(answers: pa.Table) -> Iterator[str]:
     if number >= max(FEW, SHARE * len(answers)):
         longest = max(answers.column("num_tokens").to_pylist())
         yield (
-            f"{number:,} of {len(answers):,} answers were cut off at {longest:,} tokens where their references go "
-            "on: only beginnings are compared; raise evaluation.max_new_tokens"
+            f"{number:,} of {len(answers):,} answers were cut off at {longest:,} tokens, before their references end; "
+            f"{RAISE_LIMIT}"
         )
 
 
@@ -60,8 +61,8 @@ def _no_better(answers: pa.Table, metric: str, constant: Mapping[str, float]) ->
     theirs, own = fmean(constant.values()), fmean(by_row(answers, metric).values())
     if describe(metric).gain(own, theirs) <= 0:
         yield (
-            f"always the same training answer would have {describe(metric).in_words} {theirs:.2f}, the candidate has "
-            f"{own:.2f}: this metric sees nothing of the questions in it; read its answers, or take another gate.metric"
+            f"the candidate does not beat the {baseline(metric)}: {describe(metric).in_words} {own:.2f}, baseline "
+            f"{theirs:.2f}; read its answers, or choose another gate.metric"
         )
 
 

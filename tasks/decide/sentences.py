@@ -8,18 +8,17 @@ from collections.abc import Sequence
 
 from tasks.decide.comparison import SMALLEST_EFFECT, Comparison, needs_most
 from tasks.metrics import describe
+from tasks.metrics.baseline import CONSTANT, baseline
 
-PASSED = "Passed"  # begins the sentence of what a person has to approve
-CONSTANT = "constant"  # always the training answer that scores best so (constant.py)
+PASSED = "Passed the gate"  # begins the sentence of what a person has to approve
 AT_LEAST = "gate.at_least"  # the score that is asked for
 TOO_LOW = (
-    "without gate.at_least a model that is more wrong than right can be promoted: set it to the score that a promotion "
-    "needs, and train longer or bring more training rows"
+    "the candidate is wrong more often than right, and gate.at_least is not set; set gate.at_least to the lowest "
+    "acceptable score, train longer, or add training rows"
 )
 WHO = {
     "few_shot": "the few-shot prompt",
     "retrieval": "the retrieval prompt",
-    CONSTANT: "the best constant answer",
 }
 
 
@@ -43,15 +42,15 @@ def of(
 
     What a person still has to approve (`asks_person`) has passed the gate, and is not promoted.
 
-    Guardrails in `held` that fail besides are named too: whoever mends the first thing should know of the second.
+    Guardrails in `held` that fail besides are named too: whoever fixes the first thing should know of the second.
     """
     if decision == "promote":
-        poor = "; it is more wrong than right" if is_poor else ""
+        poor = "; it is wrong more often than right" if is_poor else ""
         return f"{PASSED if asks_person else 'Promoted'}: {_better(to_beat, to_match, closest)}{poor}."
     others = [each for each in held if each.difference[1] < each.bar and each is not closest]
     longest = needs_most((*to_beat, *to_match, *held)) or closest
     return _failed(decision, because, closest, longest) + "".join(
-        f" Besides, {_what(each)} is worse than {_theirs(each)} by more than the {_number(-each.bar)} allowed."
+        f" Also, {_what(each)} is worse than {_theirs(each)} by more than the allowed {_number(-each.bar)}."
         for each in others
     )
 
@@ -74,12 +73,13 @@ def _failed(decision: str, because: str, decisive: Comparison, longest: Comparis
     needed = _needed(decisive, longest)
     if decisive.bar < 0:  # a guardrail
         return (
-            f"Inconclusive: better, but not surely without a regression: {_what(decisive)} may be worse than {theirs}: "
+            f"Inconclusive: better, but a regression is not ruled out: {_what(decisive)} may be worse than {theirs}: "
             f"{_on(decisive)}{needed}."
         )
-    shown = f"which show a gain of {_number(decisive.smallest_visible)} four times in five"
+    detectable = f"the smallest detectable gain is {_number(decisive.smallest_visible)} (80 % power)"
     return (
-        f"Inconclusive: {_what(decisive)} is not surely {_than(decisive)} {theirs}: {_on(decisive)}, {shown}{needed}."
+        f"Inconclusive: not enough evidence that {_what(decisive)} is {_than(decisive)} {theirs}: {_on(decisive)}; "
+        f"{detectable}{needed}."
     )
 
 
@@ -91,7 +91,8 @@ def _better(to_beat: Sequence[Comparison], to_match: Sequence[Comparison], close
         f"{_gain(each)} {than} {_named(each)}{' (the closest)' if each is of_several else ''}" for each in said
     )
     matched = " and ".join(
-        f"{who(each.opponent)} ({_gain(each)}{', the closest' if each is of_several else ''})" for each in to_match
+        f"{who(each.opponent, each.metric)} ({_gain(each)}{', the closest' if each is of_several else ''})"
+        for each in to_match
     )
     as_good = f", and at least as good as {matched}," if matched else ""
     return f"{_what(to_beat[0])} is {beaten}{as_good} on {to_beat[0].num_rows:,} test rows"
@@ -102,28 +103,30 @@ def _prompting(decisive: Comparison) -> str:
         return f"Kept: prompting is enough: {_what(decisive)} is worse than {_theirs(decisive)}: {_on(decisive)}."
     needed = _needed(decisive, decisive)
     return (
-        f"Kept: prompting is enough: {_what(decisive)} is not surely as good as {_theirs(decisive)} "
-        f"({_number(-decisive.bar)} worse would do): {_on(decisive)}{needed}."
+        f"Kept: prompting is enough: not enough evidence that {_what(decisive)} is as good as {_theirs(decisive)} "
+        f"(tolerance {_number(-decisive.bar)}): {_on(decisive)}{needed}."
     )
 
 
 def _needed(decisive: Comparison, longest: Comparison) -> str:
     """How many rows would do for which gain; none would where the candidate is behind."""
-    beside = "" if longest is decisive else f" beside {who(longest.opponent)}"
+    against = "" if longest is decisive else f" against {who(longest.opponent, longest.metric)}"
     if longest.is_behind and describe(longest.metric).more_help:
-        return f"; more rows would rather speak against it{beside}"
+        return f"; more rows would probably not help{against}"
     if not longest.rows_needed:
         return ""
     gain = max(longest.difference[1], longest.bar + SMALLEST_EFFECT)
-    return f"; about {_rounded_up(longest.rows_needed):,} would be needed for {_signed(gain)}{beside}"
+    return f"; confirming {_signed(gain)}{against} needs about {_rounded_up(longest.rows_needed):,} rows"
 
 
 def _signed(gain: float) -> str:
     return f"{'+' if gain >= 0 else ''}{_number(gain)}"
 
 
-def who(opponent: str) -> str:
-    """An opponent in words."""
+def who(opponent: str, metric: str) -> str:
+    """An opponent in words, compared by a metric."""
+    if opponent == CONSTANT:
+        return f"the {baseline(metric)}"
     return WHO.get(opponent, opponent if opponent == AT_LEAST else f"the {opponent}")
 
 
@@ -138,13 +141,13 @@ def _than(comparison: Comparison) -> str:
 def _named(comparison: Comparison) -> str:
     """The opponent in words; of a score that is asked for, with that score."""
     score = f"={_number(comparison.opponent_mean)}" if comparison.opponent == AT_LEAST else ""
-    return f"{who(comparison.opponent)}{score}"
+    return f"{who(comparison.opponent, comparison.metric)}{score}"
 
 
 def _theirs(comparison: Comparison) -> str:
     if comparison.opponent == AT_LEAST:
         return _named(comparison)
-    return f"{who(comparison.opponent)}'s {_number(comparison.opponent_mean)}"
+    return f"{who(comparison.opponent, comparison.metric)}'s {_number(comparison.opponent_mean)}"
 
 
 def _by(comparison: Comparison) -> str:

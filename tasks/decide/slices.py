@@ -71,7 +71,7 @@ def kinds(test: pa.Table, references: Mapping[str, str]) -> dict[str, dict[str, 
     columns = derive([row["messages"] for row in rows], (), {"prompt_language", "prompt_chars"})
     found = {
         "source": [in_a_line(row["source"]) for row in rows],
-        "language": [code if isinstance(code, str) else "not told" for code in columns["prompt_language"]],
+        "language": [code if isinstance(code, str) else "unknown" for code in columns["prompt_language"]],
         "length": _lengths(columns["prompt_chars"].tolist()),
     }
     if len({*said}) * ROWS_OF_A_LABEL <= len(said):

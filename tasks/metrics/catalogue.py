@@ -46,22 +46,22 @@ CATALOGUE: dict[str, Description] = {
     described.name: described
     for described in (
         Description("exact_match", "exact match"),
-        Description("normalized_match", "match but for case and signs"),
+        Description("normalized_match", "match ignoring case and punctuation"),
         Description("token_f1", "token F1"),
         Description("chrf", "chrF"),
         Description("rouge_l", "ROUGE-L"),
         Description("bleu", "BLEU"),
         Description("accuracy", "accuracy"),
         Description("macro_f1", "macro F1"),
-        Description("unparseable", "share that is no label", higher_is_better=False),
-        Description("json_field_f1", "F1 of the JSON fields"),
+        Description("unparseable", "share of invalid labels", higher_is_better=False),
+        Description("json_field_f1", "JSON field F1"),
         Description("json_valid", "JSON validity"),
         Description("schema_valid", "schema validity"),
-        Description("numeric", "right final number"),
+        Description("numeric", "correct final number"),
         # A row's score is its mean negative log-likelihood; the score over all rows is the exponential of that.
         Description("perplexity", "loss in nats per token", False, "nats per token", 0.0, math.inf),
-        Description("stopped", "share that stops by itself"),
-        Description("length_ratio", "length beside the reference", unit="of the reference's", high=math.inf),
+        Description("stopped", "share that stops at the stop token"),
+        Description("length_ratio", "length relative to the reference", unit="of the reference's", high=math.inf),
     )
 }
 
@@ -69,11 +69,11 @@ CATALOGUE: dict[str, Description] = {
 GENERAL: dict[str, Description] = {
     described.name: described
     for described in (
-        Description("general_tasks", "share of general tasks done right", rows="general tasks", more_help=False),
+        Description("general_tasks", "share of general tasks correct", rows="general tasks", more_help=False),
         Description(
             "general_loss", "loss on general texts", False, "nats per token", 0.0, math.inf, "general texts", False
         ),
-        Description("lm_eval", "score on lm-eval's tasks", rows="documents of lm-eval's tasks", more_help=False),
+        Description("lm_eval", "lm-eval score", rows="lm-eval documents", more_help=False),
     )
 }
 

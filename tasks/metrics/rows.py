@@ -6,6 +6,8 @@ import pyarrow as pa
 from tasks.errors import ConfigError
 from tasks.intervals import Floats
 
+RAISE_LIMIT = "raise evaluation.max_new_tokens first: other findings may follow from it"  # where many are cut off
+
 
 def measured(answers: pa.Table) -> list[str]:
     """The metrics that the answers have a score a row of."""

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 ADVICE = (
-    "that favours it, so that a better candidate may be kept: to compare them fairly, take rows that are new to both, "
-    "in a source of their own with side: test"
+    "this favours the champion: for a fair comparison, add test rows that are new to both, in a source with side: test"
 )
 
 
@@ -64,9 +63,7 @@ def trained_on_test(registry: Registry, champion: Contender, splits: Splits, set
     if trained is None:
         if before == drawn(settings):  # in one history rows keep their sides
             return ""
-        return (
-            f"{which}, may have been trained on some of these test rows, as it is not kept which its own are; {ADVICE}"
-        )
+        return f"{which}, may have trained on some of these test rows: its own splits are no longer known; {ADVICE}"
     tested = pq.read_table(splits.path("test.parquet"), columns=["row_id"])["row_id"]
     number = len(trained & {*tested.to_pylist()})
     if not number:

@@ -71,7 +71,7 @@ def said(version: "ModelVersion", registry: Registry) -> str:
     match standing(version, registry):
         case "waiting":
             waits = sentence.partition(": ")[2].removesuffix(".")
-            return f"Waiting: {waits}; a person has to say yes: {command(version)}"
+            return f"Waiting for approval: {waits}. To approve: {command(version)}"
         case "approved":
             what = tags.get(f"{TAG}.what") or "approved"
             how = SAID.get(what, what)

@@ -30,22 +30,22 @@ from tasks.artifacts import (
 )
 from tasks.intervals import Floats
 from tasks.metrics import describe
+from tasks.metrics.baseline import CONSTANT, baseline
 from tasks.metrics.labels import MAX_LABELS, closed_set, training_answers
 from tasks.metrics.rows import scores
 
 Comparison = dict[str, Any]  # of verdict.json (tasks/decide/comparison.py)
 
-CANDIDATE, BASE, CONSTANT = "candidate", "base", "constant"
+CANDIDATE, BASE = "candidate", "base"
 TITLES = {
     "few_shot": "few-shot prompt",
     "retrieval": "retrieval prompt",
-    CONSTANT: "best constant answer",
 }
 
 
-def title(contender: str) -> str:
-    """What a contender is called."""
-    return TITLES.get(contender, contender)
+def title(contender: str, metric: str = "") -> str:
+    """The name of a contender; of the constant one it depends on the metric."""
+    return baseline(metric) if contender == CONSTANT else TITLES.get(contender, contender)
 
 
 @dataclass(frozen=True, kw_only=True)

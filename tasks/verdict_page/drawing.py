@@ -64,7 +64,7 @@ def panel(name: str, comparisons: Sequence[Comparison]) -> Panel:
 def _drawn(comparison: Comparison, scale: Scale) -> Drawn:
     low, mean, high = comparison["difference"]
     return Drawn(
-        name=title(comparison["opponent"]),
+        name=title(comparison["opponent"], comparison["metric"]),
         low=scale.at(low),
         mean=scale.at(mean),
         high=scale.at(high),
@@ -79,11 +79,11 @@ def _finding(comparison: Comparison) -> str:
     bar, found = comparison["bar"], comparison["finding"]
     if bar < 0:
         if found == "above" and comparison["difference"][2] < 0:
-            return f"worse, by less than {number(-bar)}"
-        said = {"above": "at least as good", "below": "not as good", "unclear": "not surely as good"}
-        return f"{said[found]}, within {number(-bar)}"
+            return f"worse, but by less than {number(-bar)}"
+        said = {"above": "at least as good", "below": "not as good", "unclear": "not enough evidence"}
+        return f"{said[found]} (tolerance {number(-bar)})"
     than = f" by more than {number(bar)}" if bar else ""
-    return {"above": "better", "below": "not better", "unclear": "not surely better"}[found] + than
+    return {"above": "better", "below": "not better", "unclear": "not enough evidence that it is better"}[found] + than
 
 
 def panels(comparisons: Sequence[Comparison], of: str) -> list[Panel]:

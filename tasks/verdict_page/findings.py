@@ -10,7 +10,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from tasks.metrics import describe
-from tasks.metrics.rows import cut_off
+from tasks.metrics.rows import RAISE_LIMIT, cut_off, scores
 from tasks.verdict_page.case import CANDIDATE, Case
 from tasks.verdict_page.drawing import number
 from tasks.verdict_page.mistakes import MISSING, NONE, Mistakes
@@ -21,8 +21,8 @@ FEWEST = 10  # test rows of a part that anything is said of
 RARE = 10  # training rows of an answer, under which it is rare
 UNSTOPPED = 0.02
 LENGTHS = (0.7, 1.4)  # of answers beside their references, beyond which they are too short or too long
-UNTOLD = "not told"  # the language of what is too short to tell
-RARE_ANSWERS = "Bring training rows of the rare answers"
+UNTOLD = "unknown"  # the language of what is too short to tell
+RARE_ANSWERS = "Add training rows for rare answers"
 
 
 class Suggestion(NamedTuple):
@@ -44,39 +44,44 @@ def mistakes(case: Case, found: Mistakes) -> Found:
     yield from _unreadable(case)
     if _is_much(found.near, num_wrong):
         yield Suggestion(
-            "Write the references alike, or decide by gate.metric=normalized_match",
-            f"{found.near:,} of {num_wrong:,} answers that are not the reference differ from it in case, spaces and "
-            "signs alone",
+            "Write the references in one form, or decide by gate.metric=normalized_match",
+            f"{found.near:,} of {num_wrong:,} wrong answers differ from the reference only in case, spaces and "
+            "punctuation",
             "mistakes",
         )
     if len(found.fields) > 1 and found.fields[0][1] >= max(FEW, 2 * found.fields[1][1]):
         (worst, wrong), (second, less) = found.fields[:2]
         yield Suggestion(
-            f"Bring more training rows that show how {worst} is told",
-            f"of {num_wrong:,} wrong answers {worst} is wrong in {wrong:,}, {second} in {less:,}",
+            f"Add training rows for the field {worst}",
+            f"of {num_wrong:,} wrong answers, {worst} is wrong in {wrong:,}, {second} in {less:,}",
             "mistakes",
         )
     top = next((each for each in found.confusions if each.said not in (NONE, MISSING)), None)
     if top and _is_much(top.times, num_wrong):
         where = f" in {top.field}" if top.field else ""
-        counts = f", which have {top.trained[1]:,} and {top.trained[0]:,} training rows" if top.trained else ""
+        counts = f"; these have {top.trained[1]:,} and {top.trained[0]:,} training rows" if top.trained else ""
         yield Suggestion(
-            "Look at the training rows of answers that are confused: whether they tell the two apart, and are enough",
-            f"{top.times:,} of {num_wrong:,} wrong answers say “{top.said}” for “{top.right}”{where}{counts}",
+            "Check that the training rows of confused answers are distinct and numerous enough",
+            f"{top.times:,} of {num_wrong:,} wrong answers are “{top.said}” instead of “{top.right}”{where}{counts}",
             "mistakes",
         )
     yield from _rare(case, num_wrong)
 
 
 def _unreadable(case: Case) -> Found:
-    """Answers that are not even of the form."""
-    scores = next(each.scores for each in case.answers if each.contender == CANDIDATE)
-    for metric, share in (("unparseable", scores.get("unparseable", 0.0)), ("json", 1 - scores.get("json_valid", 1.0))):
-        if share * len(case.said) >= FEW and share >= UNSTOPPED:
-            what = "are none of the labels" if metric == "unparseable" else "cannot be read as JSON"
+    """Answers that are not even of the form, though not cut off: of those that are, the cut is the cause."""
+    table = case.tables[CANDIDATE]
+    stopped = case.column(CANDIDATE, "stopped")
+    for metric, what in (("unparseable", "are not valid labels"), ("json_valid", "are not valid JSON")):
+        if metric not in table.column_names:
+            continue
+        bad = scores(table, metric) == (metric == "unparseable")
+        number_bad = int((bad & stopped).sum())
+        if _is_much(number_bad, len(table), UNSTOPPED):
+            whole = "" if stopped.all() else "complete "
             yield Suggestion(
-                "Train longer, or say the form of the answer in the question",
-                f"{share:.1%} of the candidate's answers {what}",
+                "Train longer, or state the answer format in the prompt",
+                f"{number_bad:,} of the candidate's {int(stopped.sum()):,} {whole}answers {what}",
                 "mistakes",
             )
 
@@ -90,7 +95,7 @@ def _rare(case: Case, num_wrong: int) -> Found:
     if _is_much(wrong, num_wrong) and wrong / num_wrong > 2 * statistics.fmean(rare):
         yield Suggestion(
             RARE_ANSWERS,
-            f"{wrong:,} of {num_wrong:,} wrong answers are of those with fewer than {RARE} training rows, which are "
+            f"in {wrong:,} of {num_wrong:,} wrong answers the reference has fewer than {RARE} training rows, as do "
             f"{statistics.fmean(rare):.0%} of the test rows",
             "mistakes",
         )
@@ -102,8 +107,8 @@ def too_short_a_limit(case: Case) -> Found:
     if _is_much(cut, num_rows, UNSTOPPED):
         longest = int(case.column(CANDIDATE, "num_tokens").max())
         yield Suggestion(
-            "Raise evaluation.max_new_tokens first, since the rest of this page may follow from it",
-            f"{cut:,} of {num_rows:,} answers were cut off at {longest:,} tokens where their references go on",
+            f"{RAISE_LIMIT[0].upper()}{RAISE_LIMIT[1:]}",
+            f"{cut:,} of {num_rows:,} answers were cut off at {longest:,} tokens, before their references end",
             "contenders",
         )
 
@@ -113,8 +118,8 @@ def unstopped(case: Case) -> Found:
     cut, num_rows = int((~case.column(CANDIDATE, "stopped")).sum()) - _num_cut(case), len(case.said)
     if _is_much(cut, num_rows, UNSTOPPED):
         yield Suggestion(
-            "Train longer, so that it learns to stop",
-            f"{cut:,} of {num_rows:,} answers went on beyond their references until they were cut off",
+            "Train longer so that the model learns to stop",
+            f"{cut:,} of {num_rows:,} answers ran past their references to the token limit",
             "contenders",
         )
 
@@ -131,7 +136,7 @@ def lengths(case: Case) -> Found:
         return  # that is why
     if not LENGTHS[0] <= ratio <= LENGTHS[1]:
         yield Suggestion(
-            "Look whether the answers leave something out" if ratio < 1 else "Look what the answers say too much",
+            "Check what the answers leave out" if ratio < 1 else "Check what the answers add",
             f"the candidate's answers have {number(ratio)} times as many characters as the references",
             "contenders",
         )
@@ -153,9 +158,9 @@ def parts(case: Case) -> Found:
     worst, each = max(behind, key=lambda pair: pair[0], default=(0.0, None))
     if each and worst > z:
         yield Suggestion(
-            f"Bring more training rows like those of {each['by']} {each['name']}",
-            f"on its {each['num_rows']:,} test rows {metric.in_words} is {number(each['candidate'])}, on all "
-            f"{number(mean)}",
+            f"Add training rows like those of {each['by']} {each['name']}",
+            f"{metric.in_words} is {number(each['candidate'])} on its {each['num_rows']:,} test rows and "
+            f"{number(mean)} on all",
             "parts",
         )
 

@@ -9,6 +9,7 @@ from data_checks.pages import template
 from tasks import curves
 from tasks.account import leak_sentence
 from tasks.curves.charts import charts
+from tasks.metrics.baseline import CONSTANT, EXACT, baseline
 from tasks.progress import duration
 from tasks.verdict_page.case import Case, title
 from tasks.verdict_page.costs import costs
@@ -39,6 +40,8 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         comparisons=case.comparisons,
         panels=panels(case.comparisons, "{}: the candidate's gain over")
         + panels(decided["guardrails"], "guardrail, {}: the candidate's gain over"),
+        baselines=_baselines(case),
+        notes=_notes(verdict.warnings, tried),
         suggestions=tried,
         own=own_panel(verdict.metric, decided["own"]),
         contenders=[title(each.contender) for each in case.answers],
@@ -60,6 +63,20 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         number=number,
         interval=interval,
     )
+
+
+def _baselines(case: Case) -> list[str]:
+    """Explain the baseline that always gives the same answer, where the candidate is compared with it."""
+    metrics = dict.fromkeys(each["metric"] for each in case.comparisons if each["opponent"] == CONSTANT)
+    answer = {True: "the most frequent training answer", False: "the one training answer that scores best"}
+    return [f"The {baseline(metric)} always gives {answer[metric in EXACT]}." for metric in metrics]
+
+
+def _notes(warnings: Sequence[str], tried: Sequence[Suggestion]) -> list[str]:
+    """The warnings; without the advice that stands among the suggestions."""
+    advices = {each.advice.lower() for each in tried}
+    parts = [warning.partition("; ") for warning in warnings]
+    return [seen if advice.lower() in advices else f"{seen}{mark}{advice}" for seen, mark, advice in parts]
 
 
 def _unbroken(sentence: str) -> str:
@@ -93,7 +110,7 @@ def _slices(slices: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _drawn(part: dict[str, Any], scale: Scale) -> Drawn:
     difference = part["difference"]
-    said = interval(difference, signed=True) if any(difference) else "no row differs"
+    said = interval(difference, signed=True) if any(difference) else "no difference"
     return plain(part["name"], difference, scale, _style(part))._replace(said=said)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from tasks import curves
 from tasks.account import reasons
-from tasks.verdict_page.case import BASE, CANDIDATE, CONSTANT, Case, title
+from tasks.metrics.baseline import CONSTANT
+from tasks.verdict_page.case import BASE, CANDIDATE, Case, Comparison, title
 from tasks.verdict_page.drawing import interval, number, words
 from tasks.verdict_page.findings import (
     RARE_ANSWERS,
@@ -21,7 +22,7 @@ from tasks.verdict_page.mistakes import Mistakes
 
 MOST = 8
 SAME = 0.8  # share of answers that equal the base's, from which on training changed little
-SET_ASIDE = 0.05  # of the records read, from which on it is much
+QUARANTINED = 0.05  # of the records read, from which on it is much
 
 
 def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
@@ -57,13 +58,13 @@ def undecided(case: Case) -> Found:
     needed = hardest["rows_needed"]
     gain = interval(hardest["difference"], signed=True)
     because = (
-        f"beside the {title(hardest['opponent'])} it is {gain}, and {num_rows:,} test rows show a gain of "
-        f"{number(hardest['smallest_visible'])} four times in five; about {_rounded_up(needed):,} would tell"
+        f"against the {_opponent(hardest)}: {gain}; smallest detectable gain with {num_rows:,} test rows: "
+        f"{number(hardest['smallest_visible'])} (80 % power); test rows needed: about {_rounded_up(needed):,}"
     )
     if needed > 5 * num_rows:
-        yield Suggestion("Look for a larger gain rather than for more test rows", because, "intervals")
+        yield Suggestion("Aim for a larger gain rather than more test rows", because, "intervals")
     else:
-        yield Suggestion("Bring more test rows: split.test, or a source with side: test", because, "intervals")
+        yield Suggestion("Add test rows: split.test, or a source with side: test", because, "intervals")
 
 
 def broken_guardrails(case: Case) -> Found:
@@ -71,11 +72,11 @@ def broken_guardrails(case: Case) -> Found:
     for each in case.decided["guardrails"]:
         if each["finding"] == "below":
             seen = interval(each["difference"], signed=True)
-            than = f"{seen} beside the {title(each['opponent'])}, where {number(-each['bar'])} worse would do"
             yield Suggestion(
                 f"Train more gently: a lower training.learning_rate, fewer {case.curves.planned_by} or a lower "
                 "method.rank",
-                f"{words(each['metric'])} is {than}",
+                f"{words(each['metric'])} against the {_opponent(each)}: {seen}, allowed: at most "
+                f"{number(-each['bar'])} worse",
                 "intervals",
             )
 
@@ -86,8 +87,8 @@ def prompting_is_enough(case: Case) -> Found:
         failed = [each for each in case.comparisons if each["bar"] < 0 and each["finding"] != "above"]
         best = min(failed, key=lambda each: each["difference"][1])
         yield Suggestion(
-            f"Serve the base with the {title(best['opponent'])}: it needs no training",
-            f"it has {number(best['opponent_mean'])} {words(best['metric'])} where the candidate has "
+            f"Serve the base with the {_opponent(best)}: it needs no training",
+            f"its {words(best['metric'])} is {number(best['opponent_mean'])}, the candidate's "
             f"{number(best['candidate_mean'])} ({interval(best['difference'], signed=True)})",
             "contenders",
         )
@@ -101,19 +102,19 @@ def nothing_learned(case: Case) -> Found:
         if each["opponent"] == CONSTANT and each["finding"] != "above":
             is_ahead = each["difference"][1] > 0
             yield Suggestion(
-                "Train longer, and look whether the answers belong to their questions"
+                "Train longer, and check that the answers match their prompts"
                 if is_ahead
-                else "Look whether the answers belong to their questions, before anything else",
-                f"{words(each['metric'])} is {number(each['candidate_mean'])}, and always the same training answer "
-                f"would have {number(each['opponent_mean'])}",
+                else "First check that the answers match their prompts",
+                f"{words(each['metric'])} is {number(each['candidate_mean'])}, that of the {_opponent(each)} "
+                f"{number(each['opponent_mean'])}",
                 "rows",
             )
     pairs = zip(*(case.tables[name]["answer"].to_pylist() for name in (CANDIDATE, BASE)), strict=True)
     same = statistics.fmean(mine == theirs for mine, theirs in pairs)
     if same >= SAME:
         yield Suggestion(
-            f"Train more: a higher training.learning_rate, more {case.curves.ended_by}",
-            f"{same:.0%} of the candidate's answers are those of the base, word for word",
+            f"Train more: a higher training.learning_rate or more {case.curves.ended_by}",
+            f"{same:.0%} of the candidate's answers are identical to the base's",
             "training",
         )
 
@@ -130,21 +131,21 @@ def data(case: Case) -> Found:
     if prompts := checks["conflicting_prompts"]:
         rows = case.checked.findings.get("conflicting_answers", 0)
         yield Suggestion(
-            "Settle which of the answers is right: checks.expectations, conflicting_answers",
+            "Resolve conflicting answers: checks.expectations, conflicting_answers",
             f"{prompts:,} prompts have more than one answer, in {rows:,} of {account.read:,} rows",
             "data",
         )
-    if account.quarantined > SET_ASIDE * account.read:
+    if account.quarantined > QUARANTINED * account.read:
         reason, count = next(iter(reasons(case.rows, case.checked, case.splits, case.tokens).items()))
         yield Suggestion(
-            "Look at the records that were set aside",
-            f"{account.quarantined:,} of {account.read:,} records were, {count:,} of them for {reason}",
+            "Review the quarantined records",
+            f"{account.quarantined:,} of {account.read:,} records are quarantined, {count:,} of them for {reason}",
             "data",
         )
     for each in checks["expectations"]:
         if each["of_set"] and each["failed"]:
             balance = each["name"] == "label_balance"
-            advice = RARE_ANSWERS if balance else "Look whether the data changed as they should"
+            advice = RARE_ANSWERS if balance else "Check that the data changed as intended"
             yield Suggestion(advice, f"{each['name']}: {each['fault']}", "data")
 
 
@@ -153,6 +154,10 @@ def looks(case: Case) -> Found:
     for warning in case.verdict.warnings:
         seen, _, advice = warning.partition("; ")
         yield Suggestion(_upper(advice), seen, "contenders")
+
+
+def _opponent(comparison: Comparison) -> str:
+    return title(comparison["opponent"], comparison["metric"])
 
 
 def _rounded_up(rows: int) -> int:
