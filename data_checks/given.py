@@ -40,14 +40,14 @@ class Given(NamedTuple):
 
     def says(self) -> Iterator[str]:
         """The findings in words."""
-        whole = f"of the {self.records:,} records of the given {self.side} side"
+        whole = f"of the {self.records:,} records of the user-provided {self.side} set"
         if self.set_aside:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.items())
             left = self.records - self.set_aside
-            said = f"{left:,} left" if left else "none is left"
-            yield f"{self.set_aside:,} {whole} were set aside, {said}: {reasons}; first: {self.first}"
+            said = f"{left:,} left" if left else "none left"
+            yield f"{self.set_aside:,} {whole} were quarantined, {said}: {reasons}; first: {self.first}"
         if self.again:
-            once = ", and the decision counts each once" if self.side == "test" else ""
+            once = " (the decision counts each once)" if self.side == "test" else ""
             more = f" and {len(self.again) - REPEATED:,} more" if len(self.again) > REPEATED else ""
             yield f"{len(self.again):,} {whole} repeat an earlier one{once}: {', '.join(self.again[:REPEATED])}{more}"
 

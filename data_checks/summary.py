@@ -20,7 +20,7 @@ def summary(results: Mapping[str, Any]) -> str:
         lines += [f"| {_plain(name)} | {stage} | {count:,} |" for count, name, stage in counts[:REASONS]]
     failed = [each for each in results["expectations"] if each["name"] in results["findings"] and each["failed"]]
     if failed:
-        lines += ["", "Worth a look, though nothing was set aside for it:", ""]
+        lines += ["", "Findings (these rows were kept):", ""]
         lines += [
             f"- **{_plain(each['name'])}**{'' if each['severity'] == 'info' else ' (' + each['severity'] + ')'}: "
             f"{_plain(each['fault'])}"
@@ -31,15 +31,15 @@ def summary(results: Mapping[str, Any]) -> str:
         number = sum(records for _, _, records in held_out)
         lines += [
             "",
-            f"Besides, {number:,} records of {len(held_out)} held-out files, which no training row may repeat.",
+            f"Held out: {number:,} records of {len(held_out)} files, which no training row may repeat.",
         ]
     for said in results["given_sides"]:
         lines += ["", f"**{_plain(said)}**"]
     if since := results["since"]:
         lines += [
             "",
-            f"Since the last accepted version: {since['added']:,} rows added, {since['removed']:,} removed, "
-            f"of {since['before']:,} then.",
+            f"Since the last accepted version of {since['before']:,} rows: {since['added']:,} added, "
+            f"{since['removed']:,} removed.",
         ]
     return "\n".join(lines) + "\n"
 

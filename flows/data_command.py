@@ -57,15 +57,13 @@ class Data:
 
     @property
     def title(self) -> str:
-        """What it is called: "version 2 of 3 of the data of triage"."""
+        """Its title: "data of triage: version 2 of 3"."""
         if self.version is None and self.limit is not None:
-            return (
-                f"a sample of the data of {self.name} by data.limit={self.limit}, which is never accepted as a version"
-            )
+            return f"data of {self.name}: a sample (data.limit={self.limit}), never accepted as a version"
         if self.version is None:
-            return f"the data of {self.name}, not accepted as a version yet"
-        title = f"version {self.version.number} of {len(self.past)} of the data of {self.name}"
-        return title if self.is_as_accepted else f"{title}, under other settings than it was accepted with"
+            return f"data of {self.name}: not accepted as a version yet"
+        title = f"data of {self.name}: version {self.version.number} of {len(self.past)}"
+        return title if self.is_as_accepted else f"{title}, with other settings than when it was accepted"
 
     @property
     def stop_of_ingest(self) -> Stopped | None:
@@ -107,7 +105,7 @@ def _look_up(settings: Settings, past: Sequence[Version], version: str | None) -
         return replace(accepted, changed=_changed(accepted, stopped) if stopped else steps[0].because)
     if stopped or outdated:
         return Data(name=name, made=None, past=past, missing=missing, stopped=stopped, outdated=outdated)
-    raise ConfigError(f"registry.name={name}: no stage has run on its data; tunewright run FILE --until split does")
+    raise ConfigError(f"registry.name={name}: no stage has run on its data; run tunewright run FILE --until split")
 
 
 def find(data: Data, row: str | None, line: str | None, text: str | None) -> list[Found]:
@@ -124,7 +122,7 @@ def find(data: Data, row: str | None, line: str | None, text: str | None) -> lis
 def _not_found(data: Data, asked: Asked) -> str:
     """Where a record was looked for, and where it is instead or what else is to be looked at."""
     stop = data.stop_of_ingest
-    look = f"; look {from_here(stop.paths[0])}" if stop and stop.files else ""
+    look = f"; see {from_here(stop.paths[0])}" if stop and stop.files else ""
     if data.made is None:
         return (
             f"{_not_refused(data.name, stop, asked)}{look}"
@@ -135,9 +133,9 @@ def _not_found(data: Data, asked: Asked) -> str:
     if asked.place and not files_named(data.made.rows, asked.place[0]):
         there = _no_file(files)
     elif data.limit is not None:
-        there = f"no such record among the {data.made.rows.num_read:,} that data.limit={data.limit} draws of the files"
+        there = f"no such record among the {data.made.rows.num_read:,} records drawn by data.limit={data.limit}"
     else:
-        there = f"no such record among the {data.made.rows.num_read:,} of {data.title}"
+        there = f"no such record among the {data.made.rows.num_read:,} records ({data.title})"
     if elsewhere := next((v.number for v in reversed(data.past) if v != data.version and _is_in(v, asked)), None):
         there += f"; it is in version {elsewhere}"
     return f"{there}, and none that ingest refused when it stopped on {stop.when[:10]}{look}" if stop else there
@@ -158,7 +156,7 @@ def _not_refused(name: str, stop: Stopped, asked: Asked) -> str:
 
 
 def _no_file(read: Sequence[str]) -> str:
-    return f"no file of this name was read; those that were are {', '.join(read[:3])}{' and more' * (len(read) > 3)}"
+    return f"no such file was read; files read: {', '.join(read[:3])}{' and more' * (len(read) > 3)}"
 
 
 def _is_in(version: Version, asked: Asked) -> bool:
@@ -189,8 +187,8 @@ def _accepted(
     if gone:
         folder = parts[gone[0]].folder
         raise ConfigError(
-            f"version {version.number} of {name}: {folder} is gone or was altered; tunewright run FILE --until split "
-            "makes what there is of the data as they are now, with the same splits"
+            f"version {version.number} of {name}: {folder} is missing or altered; tunewright run FILE --until split "
+            "rebuilds it from the current data, with the same splits"
         )
     return Data(name=name, made=_made(made), past=past, stopped=stopped, outdated=outdated)
 

@@ -19,12 +19,12 @@ from tasks.row_search import MOST_MATCHES, Found
 from tasks.stopped import Stopped
 
 DIGITS = 12  # of a digest, where a person reads it
-REFUSES = {"ingest": "refused", "dedupe": "removed"}  # what a stage does to a record; others set it aside
+REFUSES = {"ingest": "refused", "dedupe": "removed"}  # what a stage does to a record; others quarantine it
 RULES = {
-    "given": "given by its source",
-    "kept": "kept from earlier",
-    "by_time": "by its time",
-    "replay": "drawn of the replay rows",
+    "given": "assigned by its source",
+    "kept": "kept from the previous version",
+    "by_time": "assigned by time",
+    "replay": "drawn as replay row",
 }
 
 
@@ -44,7 +44,8 @@ def show_data(console: Console, data: Data, what: str) -> None:
         console.print()
         if not data.is_as_accepted:
             console.print(
-                "accepted, under the settings of then; above is what the settings of now make", style="yellow"
+                "The versions below were made with earlier settings, the stages above with the current ones.",
+                style="yellow",
             )
         console.print(_versions(data))
         for version in data.past:
@@ -59,7 +60,7 @@ def show_data(console: Console, data: Data, what: str) -> None:
 
 def _show_stages(console: Console, stages: Sequence[dict[str, Any]]) -> None:
     """What each stage made, and where its files lie."""
-    table = _table("stage", "digest", "rows", "made from", "made", "by run")
+    table = _table("stage", "digest", "rows", "inputs", "created (UTC)", "by run")
     for made in stages:
         parents = "\n".join(f"{name} {digest[:DIGITS]}" for name, digest in made["parents"].items())
         table.add_row(
@@ -82,7 +83,7 @@ def show_row(console: Console, data: Data, row: dict[str, Any], what: str) -> No
             table.add_row((match["row_id"] or "")[:DIGITS], Text(match["file"]), str(match["line"]), Text(text))
         console.print(table)
         more = f"the first {MOST_MATCHES}; " if row["more"] else ""
-        console.print(f"{more}for one of them: --row ROW, or --line FILE:LINE", style="dim")
+        console.print(f"{more}show one with --row ROW or --line FILE:LINE", style="dim")
         return
     identity = f"row {row['row_id'][:DIGITS]}" if row["row_id"] else "no row"
     asked = f", which line {row['asked_line']} is part of" if "asked_line" in row else ""
@@ -98,12 +99,12 @@ def show_row(console: Console, data: Data, row: dict[str, Any], what: str) -> No
         colour = "yellow" if event["outcome"] in SET_ASIDE else "green"
         table.add_row(event["stage"], Text(event["outcome"], colour), Text(_said(event)))
     console.print(table)
-    console.print(Text.assemble(("it stands in  ", "dim"), str(from_here(Path(row["life"][-1]["in"])))), soft_wrap=True)
+    console.print(Text.assemble(("stored in  ", "dim"), str(from_here(Path(row["life"][-1]["in"])))), soft_wrap=True)
     if row["versions"]:
         console.print()
         for past in row["versions"]:
-            number, because, side = past["version"], past["because"], past["side"] or "no side"
-            there = f"in version {number} these messages were on {side} ({because})"
+            number, because, side = past["version"], past["because"], past["side"] or "no split"
+            there = f"version {number}: {side} ({because})"
             console.print(there if because else f"not in version {number}", style="dim")
     if row["missing"] or data.changed or data.stopped:
         _show_missing(console, data, what)
@@ -117,7 +118,7 @@ def _rows(artifact: Artifact) -> str:
 
 def _versions(data: Data) -> Table:
     """read = refused + rows; rows = those before + new - gone = quarantined + removed + train + validation + test."""
-    table = _table("version", *figures(data.past[0]), "accepted")
+    table = _table("version", *figures(data.past[0]), "accepted (UTC)")
     for version in data.past:
         here = " *" if version == data.version else ""
         counts = ["" if count is None else f"{count:,}" for count in figures(version).values()]
@@ -128,14 +129,14 @@ def _versions(data: Data) -> Table:
 def _replaced(version: Version) -> Iterator[str]:
     """What became of the sides of a version, one line a time that they were replaced."""
     for position, once in enumerate(version.replaced):
-        moved = "nobody knows how many" if once.moved is None else f"{once.moved:,} of {once.known:,}"
-        accepted = f"as accepted on {_clock(once.accepted)}{f' by {once.run}' if once.run else ''}"
-        went = "went back: it is as first accepted" if version.is_back(position) else "went to another side"
-        yield f"version {version.number} {accepted} was replaced: {moved} rows {went}"
+        moved = "an unknown number of" if once.moved is None else f"{once.moved:,} of {once.known:,}"
+        accepted = f"accepted on {_clock(once.accepted)}{f' by {once.run}' if once.run else ''}"
+        went = "moved back to their first split" if version.is_back(position) else "moved to another split"
+        yield f"version {version.number}, {accepted}: {moved} rows {went}"
 
 
 def _refused(records: Sequence[Found], stopped: Stopped) -> Table:
-    number, did = num_refused(stopped), REFUSES.get(stopped.stage, "set aside")
+    number, did = num_refused(stopped), REFUSES.get(stopped.stage, "quarantined")
     first = "the first " if number > len(records) else ""
     table = _table(f"{first}{len(records)} of {number:,} that {stopped.stage} {did}", "reason", "")
     for record in records:
@@ -157,15 +158,15 @@ def _said(event: dict[str, Any]) -> str:
     if outcome == "read":
         said = {name: event[name] for name in ("source", "byte", "group", "time", "repairs")}
         is_replay = event["side"] == "replay"
-        side = ["a replay row" if is_replay else f"given to the {event['side']} side"] if event["side"] else []
+        side = ["a replay row" if is_replay else f"assigned to {event['side']}"] if event["side"] else []
         return ", ".join([f"{name} {value}" for name, value in said.items() if value is not None] + side)
     if outcome == "held out":
-        return "never trained on; a training row that has a passage of it is set aside by split"
+        return "never trained on; split quarantines training rows that share a passage with it"
     if outcome == "kept":
         return _named("repeated by", event["duplicates"], event["num_duplicates"])
     if "because" in event:
         source = event["inherited_from"]
-        heir = f" from {_line(source)}, which it repeats or shares a group with" if source else ""
+        heir = f" from {_line(source)} (near-duplicate or same group)" if source else ""
         others = _named(" with", event["also_in_cluster"], event["num_in_cluster"] - 1)
         return f"{RULES.get(event['because'], event['because'])}{heir}; cluster {event['cluster']}{others}"
     return ""
@@ -183,17 +184,17 @@ def _line(row: Found) -> str:
 
 
 def _show_missing(console: Console, data: Data, what: str) -> None:
-    """Why what is shown is not all there is, and the command that mends it."""
+    """Why what is shown is not all there is, and the command that fixes it."""
     until = "render" if data.missing == "render" else "split"
     command = f"tunewright run {what} --until {until}"
     if data.stopped:
-        _show_stop(console, data.stopped, f"{_some(data.changed)} since, and " if data.changed else "")
-        command = f"mend the data, or the setting that is named there; then  {command}"
+        _show_stop(console, data.stopped, f"changed since: {_some(data.changed)}; " if data.changed else "")
+        command = f"fix the data or the setting named above, then  {command}"
     elif data.outdated:
-        _show_stop(console, data.outdated, "the sources have changed since ")
+        _show_stop(console, data.outdated, "before the sources changed, ")
     elif data.changed:
         console.print(
-            Text(f"the sources, or how they are read, have changed since: {_some(data.changed)}", "yellow"),
+            Text(f"the sources or their settings have changed since: {_some(data.changed)}", "yellow"),
             soft_wrap=True,
         )
     elif data.missing:
@@ -209,9 +210,9 @@ def _show_stop(console: Console, stopped: Stopped, since: str) -> None:
     told = f"{since}{stopped.stage} stopped on {_clock(stopped.when)} in {stopped.run}: {stopped.message}"
     console.print(Text(told, "yellow"), soft_wrap=True)
     for path in stopped.paths:
-        console.print(Text(f"look  {from_here(path)}"), soft_wrap=True)
+        console.print(Text(f"see   {from_here(path)}"), soft_wrap=True)
     if not stopped.files:
-        console.print(Text(f"{stopped.stage} left no file to look at; that line is all there is", "dim"))
+        console.print(Text(f"{stopped.stage} wrote no file; the line above says all", "dim"))
 
 
 def _some(causes: Sequence[str]) -> str:

@@ -16,11 +16,16 @@ MAX_NODES = 10_000
 MAX_DEPTH = 50
 MAX_SCALAR_CHARS = 100  # of a number; a longer one takes PyYAML minutes in base 60
 MAX_KEY_CHARS = 200
-HINTS = {  # part of what PyYAML says -> what to do
-    "found character '\\t'": "indent with spaces, not tabs",
-    "mapping values are not allowed here": "put text with a colon in quotes, or indent this line as its neighbours are",
-    "but got ':'": "put text with a colon in quotes",
-    "expected <block end>": "this line is indented as far as no line above that it could belong to",
+FAULTS = {  # part of what PyYAML says -> what was found; what is expected
+    "found character '\\t'": "found a tab; expected: spaces, with which YAML indents",
+    "that cannot start any token": "found a character that no plain text begins with; put such text in quotes",
+    "mapping values are not allowed here": "found ':' where no key can stand; put text with a colon in quotes, or indent "
+    "this line as its neighbours are",
+    "but got ':'": "found ':' in [...] or {...}; expected: a comma or the closing bracket; put text with a colon in quotes",
+    "but got '<stream end>'": "found the end of the file; expected: the bracket that closes the one on line {opened}",
+    "found unexpected end of stream": "found the end of the file; expected: the quote that closes the one on line {opened}",
+    "could not find expected ':'": "found text without a colon; expected: key: value",
+    "expected a single document": "found a second document (---); expected: one document in a file",
 }
 
 
@@ -48,14 +53,36 @@ def parse(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" line {mark.line + 1} column {mark.column + 1}" if mark else ""
-        problem = " ".join(", ".join(filter(None, (error.context, error.problem))).split())
-        hint = next((f"; {hint}" for said, hint in HINTS.items() if said in problem), "")
-        raise ConfigError(f"{name}{place}: {problem}{hint}") from None
+        raise ConfigError(f"{name}{place}: {_fault(error, text)}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{name} line {line}: the character {text[error.position]!a} cannot stand in YAML") from None
     except (ValueError, OverflowError) as error:  # PyYAML's own, for an escape past the end of Unicode
         raise ConfigError(f"{name}: not YAML: {error}") from None
+
+
+def _fault(error: yaml.MarkedYAMLError, text: str) -> str:
+    """Say what was found and what is expected, in place of PyYAML's words for its parser."""
+    problem = " ".join(", ".join(filter(None, (error.context, error.problem))).split())
+    if "expected <block end>" in problem and error.problem_mark:
+        return _misplaced(text.split("\n"), error.problem_mark.line, error.problem_mark.column)
+    opened = error.context_mark.line + 1 if error.context_mark else 1
+    return next((said.format(opened=opened) for part, said in FAULTS.items() if part in problem), problem)
+
+
+def _misplaced(lines: list[str], at: int, column: int) -> str:
+    """Say why a line ends the block that it seems to stand in."""
+    line = lines[at]
+    if line[:column].strip():
+        return "found text after the value; expected: the end of the line; put the whole text in double quotes"
+    above = {
+        len(each) - len(each.lstrip()) for each in lines[:at] if each.strip() and not each.lstrip().startswith("#")
+    }
+    if column not in above:
+        accepted = " or ".join(map(str, sorted(above)))
+        return f"found an indentation of {column} spaces; expected, as on a line above: {accepted}"
+    found, expected = ("a list item", "a key") if line[column] == "-" else ("a key", "a list item, which begins with -")
+    return f"found {found}; expected, as on the lines above: {expected}"
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,7 +96,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if tag := getattr(event, "tag", None):
-            raise _refusal(f"the tag {tag!a} is not accepted; values need no tags", event)
+            raise _refusal(f"the tag {tag!a} is not accepted; leave it out", event)
         self._composed += 1
         self._depth += 1
         self._within(event, self._composed, self._depth)
@@ -88,7 +115,7 @@ class _Loader(yaml.SafeLoader):
             return [self.plain(item, f"{at}[{i}]", depth + 1) for i, item in enumerate(node.value)]
         value = self._scalar(node)
         if isinstance(value, int | float) and _is_misread(node.value, value):
-            raise _refusal(f"{node.value} would be read as {value}; write that, or text in quotes", node)
+            raise _refusal(f"{node.value} would be read as {value}; write {value}, or put the text in quotes", node)
         return value
 
     def _mapping(self, node: yaml.MappingNode, at: str, depth: int) -> dict[str, Any]:
@@ -100,7 +127,7 @@ class _Loader(yaml.SafeLoader):
             merge = key_node.tag == "tag:yaml.org,2002:merge"
             key = "<<" if merge else self._key(key_node)
             if key in lines:
-                raise _refusal(f"the key {key} stands twice, first on line {lines[key]}", key_node)
+                raise _refusal(f"duplicate key {key}, first on line {lines[key]}", key_node)
             lines[key] = line
             if merge:
                 merged = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
@@ -120,7 +147,9 @@ class _Loader(yaml.SafeLoader):
             return key
         shown = ascii(node.value[:20]) if isinstance(node, yaml.ScalarNode) else "that is a list or a mapping"
         hint = "; a number has a point, no comma: 0.001" if isinstance(key, int) and not isinstance(key, bool) else ""
-        raise _refusal(f"the key {shown} does not read as text; accepted is a word, in quotes if need be{hint}", node)
+        raise _refusal(
+            f"the key {shown} is not text; accepted: a word, in quotes if YAML reads it as something else{hint}", node
+        )
 
     def _scalar(self, node: yaml.Node) -> Any:
         try:
@@ -129,7 +158,7 @@ class _Loader(yaml.SafeLoader):
                 raise ValueError
             return self.construct_object(node)
         except (ValueError, OverflowError):
-            raise _refusal(f"{node.value[:20]!a} cannot be read; if it is text, put it in quotes", node) from None
+            raise _refusal(f"{node.value[:20]!a} cannot be read; put text in quotes", node) from None
 
     def _within(self, place: yaml.Node | yaml.Event, count: int, depth: int) -> None:
         if depth > MAX_DEPTH:

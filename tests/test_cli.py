@@ -281,7 +281,7 @@ def test_the_data_of_a_run_are_told_stage_by_stage(after_first: Run) -> None:
     assert (told["name"], told["version"], told["missing"]) == ("tiny", 1, "")
     assert [stage["stage"] for stage in told["stages"]] == ["ingest", "check", "dedupe", "split", "render"]
     assert [version["counts"]["read"] for version in told["versions"]] == [len(ROWS)]
-    assert "version 1 of 1 of the data of tiny" in after_first("data", "tiny.yaml").stdout
+    assert "data of tiny: version 1 of 1" in after_first("data", "tiny.yaml").stdout
 
 
 def test_a_row_is_told_from_its_line_to_its_side(after_first: Run) -> None:

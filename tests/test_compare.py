@@ -156,7 +156,7 @@ def test_the_best_mean_is_first_and_what_did_not_finish_last() -> None:
 def test_a_variant_is_beaten_by_more_than_seeds_differ_or_not_told_apart() -> None:
     found = ranked(best=[0.50, 0.52, 0.48], near=[0.51, 0.50, 0.50], far=[0.70, 0.73, 0.69])
     assert {each.variant: each.beaten for each in found} == {"best": None, "near": False, "far": True}
-    assert sentence(found) == "Best by validation loss: best (0.5); 3 seeds do not tell it apart from near."
+    assert sentence(found) == "Best by validation loss: best (0.5); with 3 seeds it is not distinguishable from near."
     alone = ranked(best=[0.50, 0.52, 0.48], far=[0.70, 0.73, 0.69])
     assert sentence(alone).endswith("better than each other one by more than 3 seeds differ.")
 
@@ -169,7 +169,7 @@ def even(*variants: dict[str, Any]) -> str:
         for number, (more, of) in enumerate(zip(variants, values, strict=False))
         for seed, value in enumerate(of)
     ]
-    return sentence(rank(trials)).partition("not tell it apart from ")[2]
+    return sentence(rank(trials)).partition("not distinguishable from ")[2]
 
 
 def test_of_variants_as_good_as_the_best_it_is_said_which_takes_less() -> None:
@@ -189,15 +189,15 @@ def test_a_best_step_that_is_the_last_is_said() -> None:
         ]
         return sentence(rank(found))
 
-    assert ends(a=20, b=10).endswith(" It was still at its best at its last step: more steps may take it further.")
+    assert ends(a=20, b=10).endswith(" It was best at its last step: more steps may improve it.")
     assert "last step" not in ends(a=10, b=20)
 
 
 def test_the_table_says_what_it_means_and_lines_have_numbers_where_these_can_be_read() -> None:
     looks = tuple(Look(step=step, planned=2, value=1 / step) for step in (1, 2))
     found = [trial(name, seed, 0.5 + seed) for name in ("a", "b") for seed in range(2)] + [trial("c", 0, None)]
-    assert "± is the standard deviation over the seeds" in notes(rank(found))
-    assert "pruned is not ranked" in markdown(rank(found))
+    assert "± is the standard deviation over seeds" in notes(rank(found))
+    assert "pruned variants are not ranked" in markdown(rank(found))
     assert notes(rank([trial("a", 0, 0.5)])) == ""
     level = [each.model_copy(update={"looks": looks}) for each in found[:4]]
     behind = found[4].model_copy(update={"looks": looks[:1]})
@@ -211,7 +211,7 @@ def test_the_table_says_what_it_means_and_lines_have_numbers_where_these_can_be_
 def test_one_seed_proves_nothing_and_says_so() -> None:
     found = ranked(a=[0.5], b=[0.4])
     assert found[1].beaten is None
-    assert "0.1 ahead of the next. From one seed each: such a difference can be luck" in sentence(found)
+    assert "0.1 ahead of the next. With one seed each the difference may be chance" in sentence(found)
     assert sentence(ranked(a=[None])) == "No variant finished."
 
 

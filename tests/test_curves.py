@@ -123,7 +123,7 @@ def test_gradient_spikes_are_counted_with_the_largest() -> None:
     norms[120], norms[200] = 80.0, 300.0
     (warning,) = warnings(make(falling, settling, norms=norms))
     assert warning.short == "gradient spikes since step 121"
-    assert warning.seen.startswith("2 times, the largest 300 at step 201; 0.98")
+    assert warning.seen.startswith("2 times, up to 300 at step 201 (median 0.98")
 
 
 def test_of_a_few_steps_or_none_nothing_is_said_that_noise_could_have_done() -> None:

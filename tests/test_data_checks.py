@@ -236,8 +236,8 @@ def test_the_report_of_rows_without_an_answer_has_no_answer_lengths() -> None:
 
 def test_the_report_says_that_nothing_was_found_and_nothing_set_aside() -> None:
     html = page([said("a", "b")], expectations=[FACT | {"failed": 0}], reasons={"ingest": {}, "check": {}})
-    assert "Nothing was set aside." in html
-    assert "Nothing.</div>" in html
+    assert "None was." in html
+    assert "No findings.</div>" in html
 
 
 def test_the_summary_accounts_for_all_records_and_escapes_what_it_names() -> None:
@@ -247,4 +247,4 @@ def test_the_summary_accounts_for_all_records_and_escapes_what_it_names() -> Non
     assert text.startswith("3 records read = 1 kept + 1 quarantined + 1 refused by ingest\n")
     assert "| bad_json | ingest | 1 |" in text
     assert "- **secrets**: &lt;b&gt;&#124;&#42;x&#42;, 1 row\n" in text
-    assert "2 rows added, 1 removed, of 9 then." in text
+    assert "Since the last accepted version of 9 rows: 2 added, 1 removed." in text

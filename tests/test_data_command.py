@@ -363,10 +363,10 @@ def test_of_several_rows_ten_are_listed_and_equal_ones_are_one_row(data: Data) -
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"row": "f" * 64}, "no such record among the 12 of version 2 of 2 of the data of triage"),
+        ({"row": "f" * 64}, "no such record among the 12 records (data of triage: version 2 of 2)"),
         ({"row": "%"}, "--row %"),
         ({"line": "a.jsonl:99"}, "--line a.jsonl:99: no such record"),
-        ({"line": "b.jsonl:1"}, "--line b.jsonl:1: no file of this name was read; those that were are data/a.jsonl"),
+        ({"line": "b.jsonl:1"}, "--line b.jsonl:1: no such file was read; files read: data/a.jsonl"),
         ({"line": "a.jsonl"}, "accepted: FILE:LINE"),
         ({"line": "a.jsonl:x"}, "accepted: FILE:LINE"),
         ({"text": " "}, "--text: accepted: one word or more"),
@@ -393,8 +393,8 @@ def test_the_stages_name_what_they_were_made_from(data: Data) -> None:
 def test_a_sample_is_called_so_and_where_a_record_is_missing_too(planned: Plan) -> None:
     planned(second(first(), accepted=False))
     data = look_up(SETTINGS.model_copy(update={"data": SETTINGS.data.model_copy(update={"limit": 12})}))
-    assert data.title == "a sample of the data of triage by data.limit=12, which is never accepted as a version"
-    with pytest.raises(ConfigError, match=r"no such record among the 12 that data\.limit=12 draws of the files"):
+    assert data.title == "data of triage: a sample (data.limit=12), never accepted as a version"
+    with pytest.raises(ConfigError, match=r"no such record among the 12 records drawn by data\.limit=12"):
         find(data, None, "a.jsonl:99", None)
 
 
@@ -402,7 +402,7 @@ def test_what_has_not_run_is_named_with_the_command_that_runs_it(planned: Plan) 
     made = second(first(), accepted=False)
     planned(made[:2])
     data = look_up(SETTINGS)
-    assert data.title == "the data of triage, not accepted as a version yet"
+    assert data.title == "data of triage: not accepted as a version yet"
     assert (data.missing, list(data.because)) == ("dedupe", ["dedupe changed"])
     assert life(data, 1)["missing"] == "dedupe"
     assert life(data, 4)["missing"] == "", "its life has ended"
@@ -445,13 +445,13 @@ def test_a_given_test_row_stands_on_its_side_although_a_row_that_says_the_same_w
 
 def test_a_row_that_another_version_has_is_said_to_be_there(data: Data) -> None:
     said = refusal(lambda: find(look_up(SETTINGS, "1"), None, f"{FILE}:9", None))
-    assert said.endswith("no such record among the 2 of version 1 of 2 of the data of triage; it is in version 2")
+    assert said.endswith("no such record among the 2 records (data of triage: version 1 of 2); it is in version 2")
     assert "it is in" not in refusal(lambda: find(data, None, f"{FILE}:99", None))
 
 
 def test_an_earlier_version_can_be_looked_at(data: Data) -> None:
     old = look_up(SETTINGS, "1")
-    assert old.title == "version 1 of 2 of the data of triage"
+    assert old.title == "data of triage: version 1 of 2"
     assert outcomes(old, 2) == {"ingest": "read", "check": "passed", "dedupe": "kept", "split": "train"}
     assert life(old, 2)["versions"] == []
     assert "accepted: 1, 2" in refusal(lambda: look_up(SETTINGS, "3"))
@@ -473,11 +473,11 @@ def test_before_the_first_run_there_is_nothing_to_show(planned: Plan, home: Path
 
 def test_a_person_reads_the_same(data: Data) -> None:
     page = shown(data_view.show_data, data, "x.yaml")
-    assert "version 2 of 2 of the data of triage" in page
+    assert "data of triage: version 2 of 2" in page
     assert "jsonl, alpaca" in page
     assert "11 rows, 1 quarantined" in page
     one = shown(data_view.show_row, data, life(data, 9), "x.yaml")
-    assert "inherited from data/a.jsonl line 2, which it repeats or shares a group with; cluster 0 with" in one
+    assert "inherited from data/a.jsonl line 2 (near-duplicate or same group); cluster 0 with" in one
     assert "not in version 1\n" in one
     gone = shown(data_view.show_row, data, life(data, 5), "x.yaml")
     assert "near_duplicate of data/a.jsonl line 2 (row 222222222222), similarity 0.91" in gone

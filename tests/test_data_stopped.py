@@ -136,9 +136,9 @@ def test_a_held_out_record_is_found_and_is_no_row(look: Callable[..., Data], giv
 def test_a_row_says_the_side_that_its_source_gives_and_where_it_stands(look: Callable[..., Data]) -> None:
     data = look(settings(GOLDEN))
     page = shown(data_view.show_row, data, ask(data, line="golden.jsonl:1"), "x.yaml")
-    assert "given to the test side" in page
+    assert "assigned to test" in page
     assert data.made
-    assert f"it stands in  home/artifacts/ingest/{data.made.rows.key}/rows.parquet" in page
+    assert f"stored in  home/artifacts/ingest/{data.made.rows.key}/rows.parquet" in page
 
 
 def test_where_the_files_of_each_stage_lie_is_shown(look: Callable[..., Data]) -> None:
@@ -173,8 +173,8 @@ def test_a_stop_of_ingest_is_told_with_its_reason_its_time_and_what_to_look_at(r
     assert f"ingest stopped on {told['stopped']['when'][:10]} " in page
     assert "in a call outside a flow: 1 of 1 records refused, over data.max_refused_share=0.1" in page
     assert re.search(r"bad\.jsonl line 1 +bad_json", page)
-    assert "look  home/stopped/ingest/" in page
-    assert "next  mend the data, or the setting that is named there; then  tunewright run x.yaml --until split" in page
+    assert "see   home/stopped/ingest/" in page
+    assert "next  fix the data or the setting named above, then  tunewright run x.yaml --until split" in page
     assert "has not run" not in page
     assert "1 of 1 that ingest refused" in page
 
@@ -197,7 +197,7 @@ def test_a_record_that_ingest_refused_when_it_stopped_is_found_with_its_reason(
     ("given", "said"),
     [
         ({"line": "bad.jsonl:2"}, r"bad\.jsonl:2: line 2 of bad\.jsonl is not among those that ingest refused"),
-        ({"line": "other.jsonl:1"}, r"no file of this name was read; those that were are bad\.jsonl, held\.txt"),
+        ({"line": "other.jsonl:1"}, r"no such file was read; files read: bad\.jsonl, held\.txt"),
         ({"text": "nobody"}, "--text nobody: no record that ingest refused"),
         ({"row": "ab"}, "--row ab: no record that ingest refused"),
     ],
@@ -207,7 +207,7 @@ def test_where_ingest_stopped_what_it_did_not_refuse_names_the_stop_and_where_to
 ) -> None:
     of_all = (
         r"; ingest stopped, so none of the data of triage was kept: 1 of 1 records refused, over "
-        r"data\.max_refused_share=0\.1.*; look home/stopped/ingest/\w+/quarantine\.parquet$"
+        r"data\.max_refused_share=0\.1.*; see home/stopped/ingest/\w+/quarantine\.parquet$"
     )
     with pytest.raises(ConfigError, match=said + of_all):
         ask(look_up(refused), **given)
@@ -254,21 +254,24 @@ def test_a_line_that_ingest_stopped_on_is_found_although_an_accepted_version_is_
     assert data.version
     assert ask(data, line="grow.jsonl:3")["life"][0]["reason"] == "not_an_object"
     assert ask(data, line="grow.jsonl:1")["life"][0]["outcome"] == "read"
-    with pytest.raises(ConfigError, match=r"among the 2 of version 1 .*none that ingest refused.*; look home/stopped/"):
+    with pytest.raises(
+        ConfigError,
+        match=r"among the 2 records .data of triage: version 1 .*none that ingest refused.*; see home/stopped/",
+    ):
         ask(data, line="grow.jsonl:4")
     matches = ask(data, text="{")
     assert matches["line"] == 2, "refused then and now, it is one record"
-    since = "data.sources[0]: grow.jsonl changed (1 line appended) since, and ingest stopped on"
+    since = "changed since: data.sources[0]: grow.jsonl changed (1 line appended); ingest stopped on"
     assert since in shown(data_view.show_data, data, "x.yaml")
 
 
 @pytest.mark.usefixtures("_of_ingest")
 def test_where_ingest_stops_because_of_a_setting_that_setting_is_named(planned: Planned) -> None:
     page = shown(data_view.show_data, grow(planned, "", 0.25), "x.yaml")
-    assert "data.max_refused_share: 0.5 -> 0.25 since, and ingest stopped on" in page
+    assert "data.max_refused_share: 0.5 -> 0.25; ingest stopped on" in page
     assert "data.sources" not in page
     page = shown(data_view.show_data, grow(planned, "[]\n", 0.25), "x.yaml")
-    assert "(1 line appended); data.max_refused_share: 0.5 -> 0.25 since, and ingest stopped on" in page
+    assert "(1 line appended); data.max_refused_share: 0.5 -> 0.25; ingest stopped on" in page
 
 
 def test_of_many_refused_records_the_first_ten_are_listed_and_all_are_counted(planned: Planned) -> None:
@@ -319,8 +322,8 @@ def test_a_stop_is_told_until_the_mended_sources_are_run(stage: str, look_again:
     told = json.loads(json.dumps(data_json(data)))
     assert (told["missing"], told["stopped"], told["outdated"]["stage"]) == ("ingest", None, stage)
     page = shown(data_view.show_data, data, "x.yaml")
-    assert f"the sources have changed since {stage} stopped on {told['outdated']['when'][:10]} " in page
-    assert f"look  home/stopped/{stage}/" in page
+    assert f"before the sources changed, {stage} stopped on {told['outdated']['when'][:10]} " in page
+    assert f"see   home/stopped/{stage}/" in page
     assert "next  tunewright run x.yaml --until split" in page
     with pytest.raises(ConfigError, match="no row of triage was read: ingest has not run since the sources changed"):
         ask(data, line="golden.jsonl:1")
@@ -347,7 +350,7 @@ def test_a_stop_of_check_is_the_end_of_the_life_of_the_rows_that_it_refused(plan
     ]
     assert "check stopped on " in shown(data_view.show_row, data, told, "x.yaml")
     page = shown(data_view.show_data, data, "x.yaml")
-    assert "look  home/stopped/check/" in page
+    assert "see   home/stopped/check/" in page
     assert "report.html" in page
     assert re.search(r"faq\.csv line 2 +length_out_of_bounds", page)
     assert [event["stage"] for event in ask(data, line="faq.csv:8")["life"]] == ["ingest"]
@@ -411,10 +414,10 @@ def test_figures_under_other_settings_than_the_accepted_ones_are_told_apart(plan
     planned([rows, checked])
     data = look_up(asked)
     assert not data_json(data)["as_accepted"]
-    assert data.title == "version 1 of 1 of the data of triage, under other settings than it was accepted with"
+    assert data.title == "data of triage: version 1 of 1, with other settings than when it was accepted"
     page = shown(data_view.show_data, data, "x.yaml")
-    assert page.index("accepted, under the settings of then") > page.index(checked.digest[:12])
+    assert page.index("The versions below were made with earlier settings") > page.index(checked.digest[:12])
     replaced = Replaced(accepted="2026-01-02T03:04:05Z", run="old-fox", moved=3, known=8)
     again = Data(name="triage", made=data.made, past=[first.model_copy(update={"replaced": (replaced,)})])
-    said = "version 1 as accepted on 2026-01-02 03:04 by old-fox was replaced: 3 of 8 rows went to another side"
+    said = "version 1, accepted on 2026-01-02 03:04 by old-fox: 3 of 8 rows moved to another split"
     assert said in shown(data_view.show_data, again, "x.yaml")

@@ -31,7 +31,7 @@ def checked(make_rows: MakeRows, *sides_and_answers: tuple[str | None, str]) -> 
 
 GOLDEN = [("test", "fine"), ("test", " "), ("test", "TODO"), ("test", "TODO"), ("train", ""), (None, "")]
 SAID = (
-    "3 of the 4 records of the given test side were set aside, 1 left: placeholder_answer 2, empty_answer 1; "
+    "3 of the 4 records of the user-provided test set were quarantined, 1 left: placeholder_answer 2, empty_answer 1; "
     "first: data.jsonl line 2"
 )
 
@@ -55,8 +55,8 @@ def test_what_ingest_refused_of_a_given_test_set_counts_among_its_records(make_r
     made = check.fn(rows.model_copy(update={"given": {"data.jsonl": "test"}}), changed(), SPECIAL)
     assert made.findings["given_test_rows_set_aside"] == 39
     assert json.loads(made.path("results.json").read_text())["given_sides"] == [
-        "39 of the 40 records of the given test side were set aside, 1 left: bad_json 36, placeholder_answer 2, "
-        "empty_answer 1; first: data.jsonl line 1000"
+        "39 of the 40 records of the user-provided test set were quarantined, 1 left: bad_json 36, "
+        "placeholder_answer 2, empty_answer 1; first: data.jsonl line 1000"
     ]
 
 
@@ -65,7 +65,7 @@ def test_rows_that_stand_twice_in_a_given_test_set_are_told_with_their_places(ma
     made = check.fn(make_rows(table=table.take([0, 1, 0, 2, 1, 3, 3])), changed(), SPECIAL)
     assert made.findings["given_test_rows_repeated"] == 2
     assert json.loads(made.path("results.json").read_text())["given_sides"] == [
-        "2 of the 5 records of the given test side repeat an earlier one, and the decision counts each once: "
+        "2 of the 5 records of the user-provided test set repeat an earlier one (the decision counts each once): "
         "data.jsonl line 1 (as line 1), data.jsonl line 2 (as line 2)"
     ]
     assert made.num_quarantined == 0
@@ -82,7 +82,7 @@ def test_a_given_side_of_which_nothing_is_left_stops_since_another_would_be_draw
     with pytest.raises(DataError) as caught:
         checked(make_rows, ("validation", "TODO"), ("validation", ""), ("test", "fine"), *rest)
     assert str(caught.value).startswith(
-        "2 of the 2 records of the given validation side were set aside, none is left: placeholder_answer 1, "
+        "2 of the 2 records of the user-provided validation set were quarantined, none left: placeholder_answer 1, "
         "empty_answer 1; first: data.jsonl line 1"
     )
     assert checked(make_rows, ("train", ""), *rest).num_rows == 20

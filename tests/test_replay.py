@@ -140,14 +140,14 @@ def test_no_row_has_another_side_or_cluster_for_a_replay_row_which_goes_where_it
     aside = set_aside(beside)
     assert alike == {row_id for row_id, row in aside.items() if row["reason"] == "repeats_own_row"}
     assert {row["row_id"] for row in general} - aside.keys() == drawn(beside)
-    assert any(", to which a replay row gives way" in row["detail"] for row in aside.values())
+    assert any(", which takes precedence" in row["detail"] for row in aside.values())
 
 
 def test_the_row_that_a_replay_row_repeats_is_named() -> None:
     (aside,) = set_aside(split_rows([*OWN, *replay([f"{prompt(OWN[4])} bel"])])).values()
     assert aside["reason"] == "repeats_own_row"
-    assert aside["detail"].startswith("It is alike to row data.jsonl:5 (similarity ")
-    assert aside["detail"].endswith("), to which a replay row gives way")
+    assert aside["detail"].startswith("It is similar to row data.jsonl:5 (similarity ")
+    assert aside["detail"].endswith("), which takes precedence")
 
 
 def test_a_replay_row_that_holds_a_passage_of_a_test_row_goes() -> None:
@@ -202,7 +202,7 @@ def test_a_run_says_how_many_replay_rows_train_and_a_row_says_that_it_is_one() -
     console = Console(file=StringIO(), width=120, highlight=False)
     terminal.show_outcome(console, Outcome.of(steps), "x.yaml")
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert f"{splits.num_replay} replay rows among the train rows\n" in shown
+    assert f"{splits.num_replay} of the train rows are replay rows\n" in shown
     assert Outcome.of(steps).as_json()["rows"]["replay"] == splits.num_replay > 0
     empty = dict.fromkeys(("byte", "group", "time", "repairs"))
     read = data_view._said({"outcome": "read", "source": "general", "side": "replay"} | empty)

@@ -161,7 +161,7 @@ def test_the_page_and_the_table_show_what_learns(base: Base) -> None:
     assert "src=" not in page
     assert "href=" not in page
     table = markdown(found).splitlines()
-    assert table[0].startswith("7 of 14 modules learn")
+    assert table[0].startswith("7 of 14 modules are trained")
     assert [line.split(" | ")[0].strip("| ") for line in table[4:]] == list(TYPES)
 
 

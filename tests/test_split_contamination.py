@@ -52,7 +52,7 @@ def test_a_training_row_with_thirteen_words_of_an_evaluation_row_goes_and_says_w
     assert splits.reasons == {"contaminated": 1}
     aside = set_aside(splits)[train["row_id"]]
     begins = text.split().index(PASSAGE.split()[0].title()) + 1
-    assert aside["detail"] == f"It has a passage in common with {side} row data.jsonl:152, from its word {begins} on"
+    assert aside["detail"] == f"It shares a passage with {side} row data.jsonl:152, from its word {begins} on"
     assert side_of(splits)[other["row_id"]] == side
     assert json.loads(splits.path("proof.json").read_text())["decontamination"] == {
         "training_rows": 1,
@@ -170,7 +170,7 @@ def test_a_short_prompt_is_found_where_it_is_whole_lines_of_a_record(record: str
     splits = split_rows(fixed_rows(train), held_out=["", record])
     assert contaminated(splits) == ({train["row_id"]} if is_found else set())
     if is_found:
-        assert set_aside(splits)[train["row_id"]]["detail"] == "Its whole prompt stands in held-out eval.jsonl:2"
+        assert set_aside(splits)[train["row_id"]]["detail"] == "Its whole prompt occurs in held-out eval.jsonl:2"
 
 
 def test_a_short_prompt_that_many_rows_have_is_no_template() -> None:

@@ -223,8 +223,8 @@ def test_a_row_that_is_alike_to_rows_of_two_sides_is_set_aside_and_names_both() 
     assert (aside["row_id"], aside["line"]) == (row_of(MIDDLE)["row_id"], 63)
     assert (aside["reason"], splits.reasons) == ("bridges_sides", {"bridges_sides": 1})
     assert aside["detail"] == (
-        "It is alike to train row data.jsonl:61 (similarity 0.67) and is alike to test row data.jsonl:62 "
-        "(similarity 0.73), so it can stand on no side"
+        "It is similar to train row data.jsonl:61 (similarity 0.67) and is similar to test row data.jsonl:62 "
+        "(similarity 0.73), so no split can take it"
     )
     assert MIDDLE in aside["text"]
     assert set(side_of(splits)) == {row["row_id"] for row in rows}
@@ -324,8 +324,8 @@ def test_test_rows_of_one_group_are_said_to_count_once(
     splits = split_rows([*(row_of(text) for text in prompts(60, copies=0)), *tested])
     assert splits.num_test == 28
     assert (
-        "28 test rows make 1 independent cluster, since near-duplicates and rows of one group count once, and do not "
-        "show a difference under about 1.00 in answers that are right or wrong; what helps are rows of more clusters"
+        "28 test rows form 1 independent cluster (near-duplicates and rows of one group count once): differences in "
+        "accuracy below about 1.00 are not detectable; add rows that are not similar to these"
     ) in caplog.text
 
 
@@ -345,7 +345,7 @@ def test_a_given_side_has_exactly_its_rows_and_what_repeats_one_is_set_aside(sid
     assert {row["row_id"] for row in on_sides(splits)[side]} == {row["row_id"] for row in given_rows}
     (aside,) = set_aside(splits).values()
     assert (aside["row_id"], aside["reason"]) == (others[-1]["row_id"], f"repeats_{side}_row")
-    assert aside["detail"] == f"It is alike to {side} row data.jsonl:8 (similarity 0.73), so it can stand on no side"
+    assert aside["detail"] == f"It is similar to {side} row data.jsonl:8 (similarity 0.73), so no split can take it"
     proof = json.loads(splits.path("proof.json").read_text())
     assert proof["given_sides"] == [side]
     other = "validation" if side == "test" else "test"
@@ -356,7 +356,7 @@ def test_a_row_of_a_test_rows_group_is_set_aside_and_says_so() -> None:
     given_rows = [row_of(text, side="test", group="me") for text in BASE[:7]]
     others = [row_of(text, group="me" if i == 0 else None) for i, text in enumerate(BASE[7:])]
     (aside,) = set_aside(split_rows([*given_rows, *others])).values()
-    assert aside["detail"] == "It is of the same group as test row data.jsonl:1, so it can stand on no side"
+    assert aside["detail"] == "It has the same group as test row data.jsonl:1, so no split can take it"
 
 
 def test_what_repeats_a_row_that_is_given_to_train_trains_and_others_are_drawn() -> None:

@@ -37,7 +37,7 @@ def test_the_verdict_page_is_the_first_link(tmp_path: Path) -> None:
 
 def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     expectations = [{"name": "refusal", "of_set": False}, {"name": "source_drift", "of_set": True}]
-    said = {"expectations": expectations, "given_sides": ["3 of the 40 records of the given test side"]}
+    said = {"expectations": expectations, "given_sides": ["3 of the 40 records of the user-provided test set"]}
     (tmp_path / "results.json").write_text(json.dumps(said))
     found = {"refusal": 1_200, "secrets": 1, "source_drift": 1, "given_test_rows_set_aside": 3}
     checked = CheckedRows(folder=tmp_path, num_rows=9, num_quarantined=0, reasons={}, findings=found)

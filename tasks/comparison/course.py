@@ -61,7 +61,7 @@ class Course:
         if look.step < look.planned and self.trial.should_prune():
             raise Pruned(
                 f"pruned at step {look.step} of {look.planned}: validation {in_words(self.measure)} "
-                f"{look.value:.4g} is behind the median of the variants that finished"
+                f"{look.value:.4g} is behind the median of the finished variants"
             )
 
     def finished(self, variant: str, seed: int, adapter: Adapter) -> Trial:

@@ -10,10 +10,10 @@ from tasks.comparison.trials import in_words
 from tasks.curves.charts import WIDE, Chart, Polyline, Scale, number, ticks
 from tasks.progress import duration
 
-LEGEND = "± is the standard deviation over the seeds; behind is the mean difference from the best over common seeds"
-PRUNED = "what was pruned is not ranked: it might have come level later"
+LEGEND = "± is the standard deviation over seeds; behind is the mean gap to the best over common seeds"
+PRUNED = "pruned variants are not ranked: they might have caught up"
 APART = 12.0  # units of the viewBox between two numbers of lines, so that both can be read
-COLUMNS = ("seeds", "best step", "parameters that learn", "time", "memory")
+COLUMNS = ("seeds", "best step", "trainable parameters", "time", "memory")
 
 
 def write_page(file: Path, ranked: Sequence[Ranked], sentence: str) -> None:
@@ -51,13 +51,13 @@ def row(ranked: Ranked) -> dict[str, str]:
         seen = f"{number(last.value)} at step {last.step} of {last.planned}" if last else ""
         return {f"validation {measure}": seen, "behind": ranked.state, **dict.fromkeys(COLUMNS, "")}
     spread = "" if ranked.deviation is None else f" ± {ranked.deviation:.2g}"
-    told = {True: "", False: ", not told apart", None: ""}[ranked.beaten]
+    told = {True: "", False: ", within noise", None: ""}[ranked.beaten]
     return {
         f"validation {measure}": f"{number(ranked.mean)}{spread}",
         "behind": f"{ranked.behind:.2g}{told}" if ranked.behind else "best",
         "seeds": str(len(ranked.values)),
         "best step": ", ".join(str(trial.best_step) for trial in ranked.trials),
-        "parameters that learn": f"{ranked.learning:,}" if ranked.learning else "",
+        "trainable parameters": f"{ranked.learning:,}" if ranked.learning else "",
         "time": duration(ranked.seconds),
         "memory": f"{first.peak_bytes / 1e9:.2f} GB" if first.peak_bytes else "",
     }

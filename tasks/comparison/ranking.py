@@ -91,25 +91,25 @@ def sentence(ranked: Sequence[Ranked]) -> str:
     if not finished:
         return "No variant finished."
     best, *others = finished
-    at_its_end = " It was still at its best at its last step: more steps may take it further."
+    at_its_end = " It was best at its last step: more steps may improve it."
     return f"{_of_the_best(best, others)}{at_its_end if best.is_best_at_its_end else ''}"
 
 
 def _of_the_best(best: Ranked, others: Sequence[Ranked]) -> str:
     said = f"Best by validation {in_words(best.trials[0].measure)}: {best.variant} ({best.mean:.4g})"
     if not others:
-        return f"{said}; no other one finished."
+        return f"{said}; no other variant finished."
     if best.deviation is None:
         return (
-            f"{said}, {others[0].behind:.2g} ahead of the next. From one seed each: such a difference can be luck, "
-            "--seeds 3 shows how much of it."
+            f"{said}, {others[0].behind:.2g} ahead of the next. With one seed each the difference may be chance; "
+            "--seeds 3 measures the noise."
         )
     even = [each for each in others if not each.beaten]
     seeds = len(best.values)
     if not even:
-        return f"{said}, better than each other one by more than {seeds} seeds differ."
+        return f"{said}, better than every other variant by more than the noise of {seeds} seeds."
     names = [each.variant for each in even]
-    return f"{said}; {seeds} seeds do not tell it apart from {_listed(names)}{_cheaper(best, even)}."
+    return f"{said}; with {seeds} seeds it is not distinguishable from {_listed(names)}{_cheaper(best, even)}."
 
 
 def _cheaper(best: Ranked, even: Sequence[Ranked]) -> str:

@@ -94,7 +94,7 @@ def divergence(curves: Curves) -> TrainingWarning | None:
         return None
     seen = f"the training loss rose from {number(lowest.mean)} to {number(last.mean)}"
     return TrainingWarning(
-        "divergence", lowest.last, seen, "a third of training.learning_rate or more training.warmup may help"
+        "divergence", lowest.last, seen, "try a third of training.learning_rate, or more training.warmup"
     )
 
 
@@ -111,7 +111,7 @@ def no_learning(curves: Curves) -> TrainingWarning | None:
     if len(looks) > 1 and min(value for _, value in looks[1:]) < (1 - LEVEL) * looks[0][1]:
         return None
     seen = f"the training loss was {number(first.mean)} at the start and {number(last.mean)} at the end"
-    advice = "try 3 to 10 times training.learning_rate, or look at what is trained with --until render"
+    advice = "try 3 to 10 times training.learning_rate, or check the trained tokens with --until render"
     return TrainingWarning("no learning", 0, seen, advice)
 
 
@@ -132,7 +132,7 @@ def overfitting(curves: Curves) -> TrainingWarning | None:
         f"the validation loss rose from {number(lowest)} to {number(after[-1][1])} while the training loss fell from "
         f"{number(statistics.fmean(before))} to {number(statistics.fmean(later))}"
     )
-    advice = f"fewer {curves.planned_by}, a lower training.learning_rate or method.rank, or more rows may help"
+    advice = f"try fewer {curves.planned_by}, a lower training.learning_rate or method.rank, or more rows"
     return TrainingWarning("overfitting", step, seen, advice)
 
 
@@ -155,7 +155,7 @@ def plateau(curves: Curves) -> TrainingWarning | None:
     if max(values) - min(values) > LEVEL * min(values):
         return None
     seen = f"the validation loss stayed at {number(values[-1])} up to step {half[-1][0]}"
-    advice = f"fewer {curves.planned_by} come to the same; for a lower loss try a higher method.rank or more rows"
+    advice = f"fewer {curves.planned_by} give the same result; for a lower loss try a higher method.rank or more rows"
     return TrainingWarning("plateau", half[0][0], seen, advice)
 
 
@@ -168,7 +168,7 @@ def unfinished(curves: Curves) -> TrainingWarning | None:
     if b > (1 - FALL) * a or c > (1 - FALL) * b:
         return None
     seen = f"the validation loss was {number(b)} one evaluation before the end and {number(c)} at the end"
-    advice = f"more {curves.ended_by} or a higher training.learning_rate may help"
+    advice = f"try more {curves.ended_by} or a higher training.learning_rate"
     return TrainingWarning("still falling at the end", 0, seen, advice)
 
 
@@ -187,6 +187,6 @@ def gradient_spikes(curves: Curves) -> TrainingWarning | None:
         return None
     step, largest = max(spikes, key=lambda item: item[1])
     times = "once" if len(spikes) == 1 else f"{len(spikes)} times"
-    seen = f"{times}, the largest {number(largest)} at step {step}; {number(math.exp(median))} is usual"
-    advice = "look at the rows of these steps; a lower training.learning_rate or more training.warmup may help"
+    seen = f"{times}, up to {number(largest)} at step {step} (median {number(math.exp(median))})"
+    advice = "check the rows of these steps, or try a lower training.learning_rate or more training.warmup"
     return TrainingWarning("gradient spikes", spikes[0][0], seen, advice)

@@ -17,9 +17,9 @@ SMOOTHED = 40  # points of a line of means
 
 # Figure of metrics.jsonl -> title and unit.
 FIGURES = {
-    "eval_exact_match": ("Exact match of the validation rows", ""),
-    "eval_token_f1": ("Token F1 of the validation rows", ""),
-    "eval_chrf": ("chrF of the validation rows", ""),
+    "eval_exact_match": ("Validation exact match", ""),
+    "eval_token_f1": ("Validation Token F1", ""),
+    "eval_chrf": ("Validation chrF", ""),
     "learning_rate": ("Learning rate", ""),
     "grad_norm": ("Gradient norm, before clipping", ""),
     "tokens_per_second": ("Speed", "tokens/s"),

@@ -40,11 +40,9 @@ class Curves:
     def nothing(self) -> str:
         """What is said where no rule finds anything wrong: with few evaluations that is not that the loss settled."""
         if len(self.looks) >= ENOUGH_LOOKS:
-            return "Nothing stands out: the losses fell and settled."
+            return "No warnings: the losses fell and settled."
         looks = f"{len(self.looks)} evaluation{'s'[: len(self.looks) != 1]}"
-        return (
-            f"Nothing stands out, but {looks} cannot tell whether the loss has settled: lower training.evaluate_every."
-        )
+        return f"No warnings, but {looks} cannot tell whether the loss has settled: lower training.evaluate_every."
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a figure, where it is a number: of the steps, or of the evaluations for eval_..."""

@@ -46,7 +46,7 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
         "verdict": candidate.verdict.in_words,
         "looks": str(candidate.looks),
         "gain": candidate.verdict.gain,
-        "training": "; ".join(candidate.adapter.warnings)[:500] or "nothing stands out",
+        "training": "; ".join(candidate.adapter.warnings)[:500] or "no warnings",
         "mlflow.note.content": card(candidate, run.info.experiment_id, run.info.run_id) + _origin(),
         **candidate.data,
         **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages},

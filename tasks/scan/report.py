@@ -90,9 +90,9 @@ def markdown(scan: Scan) -> str:
     snr: dict[str, float] = json.loads(scan.path("scan.json").read_text(encoding="utf-8"))
     levels, chosen = _levels(snr), set(scan.chosen)
     lines = [
-        f"{len(chosen):,} of {scan.num_modules:,} modules learn: the highest signal-to-noise ratios of each type.",
+        f"{len(chosen):,} of {scan.num_modules:,} modules are trained: the highest signal-to-noise ratios by type.",
         "",
-        "| type | place by layer, from the first to the last | lowest ratio | highest | layers that learn |",
+        "| type | rank by layer, first to last | lowest ratio | highest | trained layers |",
         "|---|---|---:|---:|---|",
     ]
     for kind, modules in ranking(snr).items():

@@ -23,24 +23,24 @@ class Details:
         if self.sides.because[row] == Because.CONTAMINATED:
             return self._of_passage(*self.passages[row], text)
         if self.sides.because[row] == Because.NOT_DRAWN:
-            return "As many replay rows as split.replay accepts come before it by their row_id"
+            return "It is beyond the number of replay rows that split.replay allows"
         partners = " and ".join(self._of_partner(partner) for partner in self.sides.partners[row])
         is_replay = self.sides.because[row] == Because.REPEATS_OWN_ROW
-        return f"It {partners}, {'to which a replay row gives way' if is_replay else 'so it can stand on no side'}"
+        return f"It {partners}, {'which takes precedence' if is_replay else 'so no split can take it'}"
 
     def _of_partner(self, partner: Partner) -> str:
         kind = "row" if partner.side == NONE else f"{SIDES[partner.side]} row"
         other = f"{kind} {self.columns.place(partner.row)}"
         if math.isnan(partner.similarity):
-            return f"is of the same group as {other}"
-        return f"is alike to {other} (similarity {partner.similarity:.2f})"
+            return f"has the same group as {other}"
+        return f"is similar to {other} (similarity {partner.similarity:.2f})"
 
     def _of_passage(self, text: int, passage: int, whole: str) -> str:
         other = self.place(text)
         if not passage:
-            return f"Its whole prompt stands in {other}"
+            return f"Its whole prompt occurs in {other}"
         word = first_word(whole, passage)
-        return f"It has a passage in common with {other}" + (f", from its word {word} on" if word else "")
+        return f"It shares a passage with {other}" + (f", from its word {word} on" if word else "")
 
     def place(self, text: int) -> str:
         """Where an evaluation text stands."""

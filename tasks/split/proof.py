@@ -15,14 +15,14 @@ LEAST_VISIBLE = 0.1  # a test side that does not show a difference of so much de
 DISCORDANT = 0.2  # of the rows of a usual comparison, answered rightly by one model alone
 CONFIDENCE, POWER = 1.645, 0.842  # normal quantiles of one-sided 95% and of 80%
 FINDINGS = {  # which rows are counted under a code, and what is with them
-    "contaminated": ("training rows", "have a passage in common with an evaluation row"),
-    "validation_in_held_out": ("validation rows", "have a passage in common with a record of data.held_out"),
-    "test_in_held_out": ("test rows", "have a passage in common with a record of data.held_out"),
+    "contaminated": ("training rows", "share a passage with an evaluation row"),
+    "validation_in_held_out": ("validation rows", "share a passage with a record of data.held_out"),
+    "test_in_held_out": ("test rows", "share a passage with a record of data.held_out"),
     "train_newer_than_test": ("training rows", "are newer than the oldest test row"),
     "too_small": (
         "test rows",
-        "make {independent}, since near-duplicates and rows of one group count once, and do not show a difference "
-        "under about {difference:.2f} in answers that are right or wrong; what helps are rows of more clusters",
+        "form {independent} (near-duplicates and rows of one group count once): differences in accuracy below about "
+        "{difference:.2f} are not detectable; add rows that are not similar to these",
     ),
 }
 
