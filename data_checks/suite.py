@@ -61,7 +61,7 @@ class Arguments(BaseModel):
 class Lengths(Arguments):
     """Of length_out_of_bounds, in characters."""
 
-    max_prompt_chars: int = Field(default=20_000, ge=1, description="Of all turns before the last answer together")
+    max_prompt_chars: int = Field(default=20_000, ge=1, description="Characters in all turns before the last answer")
     min_answer_chars: int = Field(default=1, ge=0, description="Of each answer")
     max_answer_chars: int = Field(default=20_000, ge=1, description="Of each answer")
 
@@ -80,7 +80,7 @@ def _known_language(code: str) -> str:
     if code in codes():
         return code
     near = [plain] if (plain := code.lower().replace("_", "-").partition("-")[0]) in codes() else []
-    raise ValueError(f"is no language that can be told; {meant(near)}accepted: ISO 639 codes, such as en, de or zh")
+    raise ValueError(f"is no detectable language; {meant(near)}accepted: ISO 639 codes, such as en, de or zh")
 
 
 def _known_secret(kind: str) -> str:
@@ -112,7 +112,7 @@ class Languages(Arguments):
         default=0.05,
         ge=0,
         le=1,
-        description="Without languages: accept one that so large a share of the texts has, and the most frequent",
+        description="Without languages: accept those with at least this share of the texts, and the most frequent one",
     )
 
 
@@ -120,7 +120,7 @@ class Secrets(Arguments):
     """Of secrets."""
 
     kinds: tuple[Annotated[str, AfterValidator(_known_secret)], ...] = Field(
-        default=(), strict=False, description="Which kinds count; empty is every kind"
+        default=(), strict=False, description="Kinds to report; empty is all"
     )
 
 
@@ -128,40 +128,44 @@ class PersonalData(Arguments):
     """Of personal_data."""
 
     kinds: tuple[Annotated[str, AfterValidator(_known_personal_data)], ...] = Field(
-        default=(), strict=False, description="Which kinds count; empty is every kind"
+        default=(), strict=False, description="Kinds to report; empty is all"
     )
 
 
 class Answers(Arguments):
     """Of conflicting_answers."""
 
-    max_answers: int = Field(default=1, ge=1, description="Different answers that one prompt may have")
+    max_answers: int = Field(default=1, ge=1, description="Maximum number of different answers to one prompt")
 
 
 class SourceBalance(Arguments):
     """Of source_balance, where there are several sources."""
 
-    max_share: float = Field(default=0.9, ge=0, le=1, description="The largest share of the rows that one may have")
+    max_share: float = Field(default=0.9, ge=0, le=1, description="Largest allowed share of the rows")
 
 
 class LabelBalance(Arguments):
     """Of label_balance, where the answers are a closed set of labels."""
 
-    max_share: float = Field(default=0.8, ge=0, le=1, description="The largest share of the rows that one may have")
-    min_rows: int = Field(default=10, ge=1, description="The fewest rows that one may have")
+    max_share: float = Field(default=0.8, ge=0, le=1, description="Largest allowed share of the rows")
+    min_rows: int = Field(default=10, ge=1, description="Smallest allowed number of rows")
 
 
 class Duplicates(Arguments):
     """Of duplicate_rows."""
 
-    max_share: float = Field(default=0.2, ge=0, le=1, description="Of the rows, those that equal an earlier one")
+    max_share: float = Field(
+        default=0.2, ge=0, le=1, description="Largest allowed share of rows that equal an earlier one"
+    )
 
 
 class Drift(Arguments):
     """Of length_drift, language_drift, source_drift and label_drift."""
 
     max_psi: float = Field(
-        default=0.25, gt=0, description="Population stability index: from 0.1 a shift is small, from 0.25 large"
+        default=0.25,
+        gt=0,
+        description="Largest allowed population stability index: 0.1 is a small shift, 0.25 a large one",
     )
 
 
@@ -169,7 +173,7 @@ class Changed(Arguments):
     """Of rows_changed, where there is an accepted version."""
 
     max_share: float = Field(
-        default=0.5, ge=0, description="Rows added and removed since that version, as a share of its rows"
+        default=0.5, ge=0, description="Largest allowed share of rows added and removed since that version"
     )
 
 

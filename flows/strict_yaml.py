@@ -19,11 +19,13 @@ MAX_KEY_CHARS = 200
 FAULTS = {  # part of what PyYAML says -> what was found; what is expected
     "found character '\\t'": "found a tab; expected: spaces, with which YAML indents",
     "that cannot start any token": "found a character that no plain text begins with; put such text in quotes",
-    "mapping values are not allowed here": "found ':' where no key can stand; put text with a colon in quotes, or indent "
-    "this line as its neighbours are",
-    "but got ':'": "found ':' in [...] or {...}; expected: a comma or the closing bracket; put text with a colon in quotes",
+    "mapping values are not allowed here": "found ':' where no key can stand; put text with a colon in quotes, or "
+    "indent this line as its neighbours are",
+    "but got ':'": "found ':' in [...] or {...}; expected: a comma or the closing bracket; put text with a colon in "
+    "quotes",
     "but got '<stream end>'": "found the end of the file; expected: the bracket that closes the one on line {opened}",
-    "found unexpected end of stream": "found the end of the file; expected: the quote that closes the one on line {opened}",
+    "found unexpected end of stream": "found the end of the file; expected: the quote that closes the one on line "
+    "{opened}",
     "could not find expected ':'": "found text without a colon; expected: key: value",
     "expected a single document": "found a second document (---); expected: one document in a file",
 }
@@ -67,7 +69,7 @@ def _fault(error: yaml.MarkedYAMLError, text: str) -> str:
     if "expected <block end>" in problem and error.problem_mark:
         return _misplaced(text.split("\n"), error.problem_mark.line, error.problem_mark.column)
     opened = error.context_mark.line + 1 if error.context_mark else 1
-    return next((said.format(opened=opened) for part, said in FAULTS.items() if part in problem), problem)
+    return next((said.replace("{opened}", str(opened)) for part, said in FAULTS.items() if part in problem), problem)
 
 
 def _misplaced(lines: list[str], at: int, column: int) -> str:
@@ -75,12 +77,11 @@ def _misplaced(lines: list[str], at: int, column: int) -> str:
     line = lines[at]
     if line[:column].strip():
         return "found text after the value; expected: the end of the line; put the whole text in double quotes"
-    above = {
-        len(each) - len(each.lstrip()) for each in lines[:at] if each.strip() and not each.lstrip().startswith("#")
-    }
+    written = [each for each in lines[:at] if each.strip() and not each.lstrip().startswith("#")]
+    above = {len(each) - len(each.lstrip(inset)) for each in written for inset in (" ", " -")}
     if column not in above:
         accepted = " or ".join(map(str, sorted(above)))
-        return f"found an indentation of {column} spaces; expected, as on a line above: {accepted}"
+        return f"found an indentation of {column}; expected, as on a line above: {accepted} spaces"
     found, expected = ("a list item", "a key") if line[column] == "-" else ("a key", "a list item, which begins with -")
     return f"found {found}; expected, as on the lines above: {expected}"
 

@@ -158,7 +158,7 @@ def test_a_variant_is_beaten_by_more_than_seeds_differ_or_not_told_apart() -> No
     assert {each.variant: each.beaten for each in found} == {"best": None, "near": False, "far": True}
     assert sentence(found) == "Best by validation loss: best (0.5); with 3 seeds it is not distinguishable from near."
     alone = ranked(best=[0.50, 0.52, 0.48], far=[0.70, 0.73, 0.69])
-    assert sentence(alone).endswith("better than each other one by more than 3 seeds differ.")
+    assert sentence(alone).endswith("better than every other variant by more than the noise of 3 seeds.")
 
 
 def even(*variants: dict[str, Any]) -> str:

@@ -576,7 +576,7 @@ def test_a_guardrail_is_measured_or_refused_before_anything_runs() -> None:
     of_bleu = needed | {"gate": {"guardrails": [{"metric": "bleu", "margin": 0.1}]}}
     assert config.Settings.model_validate(of_bleu).measured().metrics == ("auto", "bleu")
     assert config.Settings.model_validate(needed).measured().metrics == ("auto",)
-    with pytest.raises(ValueError, match=r"gate\.guardrails: bleu is not measured; evaluation.metrics has exact_match"):
+    with pytest.raises(ValueError, match=r"gate\.guardrails: bleu is not in evaluation.metrics, which has exact_match"):
         config.Settings.model_validate(of_bleu | {"evaluation": {"metrics": ["exact_match"]}})
     with pytest.raises(ValueError, match="macro_f1 is of all rows together"):
         config.Guardrail(metric="macro_f1")

@@ -260,12 +260,12 @@ def test_of_several_deployments_one_is_named(write: Write) -> None:
         (
             "training: {learning_rate: 1e-4}",
             "gate: {metric: chrf}\n      evaluation: {metrics: [exact_match]}",
-            "x.yaml line 10, x.yaml line 11: gate.metric=chrf is not measured; evaluation.metrics has exact_match",
+            "x.yaml line 10, x.yaml line 11: gate.metric=chrf is not in evaluation.metrics, which has exact_match",
         ),
         (
             "learning_rate: 1e-4",
             "seed: 1, seed: 2",
-            "x.yaml line 10 column 27: the key seed stands twice, first on line 10",
+            "x.yaml line 10 column 27: duplicate key seed, first on line 10",
         ),
         (
             "    parameters:\n",
@@ -280,7 +280,7 @@ def test_of_several_deployments_one_is_named(write: Write) -> None:
         (
             "limit: 500",
             "limit: 0500",
-            "x.yaml line 7 column 56: 0500 would be read as 320; write that, or text in quotes",
+            "x.yaml line 7 column 56: 0500 would be read as 320; write 320, or put the text in quotes",
         ),
     ],
 )
@@ -410,12 +410,15 @@ def test_assignments_add_up_before_they_are_checked(pipeline: Pipeline) -> None:
         ),
         (["until.x=1"], '--set "until.x=1": until: {"x": 1} is refused; accepted: ' + ", ".join(STAGES)),
         (["data.sources="], '--set "data.sources=": data.sources: [] is refused; accepted: at least one item ('),
-        (["training.epochs=[1"], '--set "training.epochs=[1" line 1 column 3: while parsing a flow sequence'),
+        (
+            ["training.epochs=[1"],
+            '--set "training.epochs=[1" line 1 column 3: found the end of the file; expected: the bracket',
+        ),
         (["training.epochs=!!x 1"], '--set "training.epochs=!!x 1" line 1 column 1: the tag '),
         (["training.micro_batch=50"], '--set "training.micro_batch=50": training: micro_batch=50 is not between 1 and'),
         (
             ["gate.metric=chrf", "evaluation.metrics=exact_match"],
-            '--set "gate.metric=chrf", --set "evaluation.metrics=exact_match": gate.metric=chrf is not measured',
+            '--set "gate.metric=chrf", --set "evaluation.metrics=exact_match": gate.metric=chrf is not in ',
         ),
     ],
 )

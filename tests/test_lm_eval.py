@@ -184,7 +184,7 @@ def test_without_tasks_nothing_is_done_and_nothing_else_may_be_set(folder: Path)
     assert "lm_eval" in stages(whole.model_copy(update={"lm_eval": settings(folder)}))
     with pytest.raises(ConfigError, match=r"lm_eval is a stage with lm_eval\.tasks only"):
         stages(whole, until="lm_eval")
-    with pytest.raises(ValueError, match=r"limit would do nothing; accepted with lm_eval\.tasks"):
+    with pytest.raises(ValueError, match=r"limit would have no effect; accepted with lm_eval\.tasks"):
         LmEval(limit=5)
 
 
@@ -242,4 +242,4 @@ def test_a_candidate_that_does_fewer_is_kept_back(verdict) -> None:
 def test_it_decides_nothing_where_the_gate_says_so(verdict) -> None:
     made = verdict(0, lm_eval=None)
     assert made.in_words == "promote"
-    assert made.says_forgotten()[0].endswith("lm-eval score 0.60 -> 0.00 (decides nothing)")
+    assert made.says_forgotten()[0].endswith("lm-eval score 0.60 -> 0.00 (informational)")

@@ -312,11 +312,11 @@ def test_directions_that_do_not_settle_are_given_up(tiny_base: Base, monkeypatch
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "qlora", "init": "pissa"}, "init=pissa changes the base's weights, which qlora packs"),
+        ({"kind": "qlora", "init": "pissa"}, "init=pissa changes the base's weights, which qlora quantizes"),
         ({"kind": "qlora", "init": "olora"}, "init=olora changes the base's weights"),
-        ({"init": "olora", "dora": True}, "init=olora with dora is no adapter of the untouched base"),
-        ({"kind": "qlora", "bits": 8, "dora": True}, "accepted is dora with bits=4"),
-        ({"kind": "spectrum", "rank": 8}, "kind=spectrum: rank would do nothing; it has share"),
+        ({"init": "olora", "dora": True}, "init=olora with dora gives no adapter of the original base"),
+        ({"kind": "qlora", "bits": 8, "dora": True}, "accepted: dora with bits=4"),
+        ({"kind": "spectrum", "rank": 8}, "kind=spectrum: rank would have no effect; it uses share"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], message: str) -> None:

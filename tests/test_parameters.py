@@ -49,8 +49,8 @@ def test_all_sections_and_stages_are_taken() -> None:
         ({"trainin": {}}, f"<trainin>: trainin: unknown key; did you mean training? accepted: {SECTIONS}"),
         (
             {"training": {"epochs": "three"}},
-            '<training.epochs>: training.epochs: "three" is refused; accepted: a number (Passes over the training rows,'
-            " at most 1000, if max_steps is empty)",
+            '<training.epochs>: training.epochs: "three" is refused; accepted: a number (Epochs,'
+            " at most 1000; used if max_steps is empty)",
         ),
         ({"training": {"epochs": True}}, "<training.epochs>: training.epochs: true is refused; accepted: a number ("),
         ({"training": {"epochs": "3"}}, '<training.epochs>: training.epochs: "3" is refused; accepted: a number ('),
@@ -81,23 +81,23 @@ def test_all_sections_and_stages_are_taken() -> None:
         ),
         (
             {"gate": {"margin": 7}},
-            "<gate.margin>: gate: margin=7 decides nothing: scores of auto are from 0 to 1; accepted is below 1",
+            "<gate.margin>: gate: margin=7 is out of range: scores of auto are from 0 to 1; accepted: below 1",
         ),
         (
             {"gate": {"metric": "chrf", "tolerance": 1}},
-            "<gate.tolerance>: gate: tolerance=1 decides nothing: scores of chrf are from 0 to 1; accepted is below 1",
+            "<gate.tolerance>: gate: tolerance=1 is out of range: scores of chrf are from 0 to 1; accepted: below 1",
         ),
         (
             {"gate": {"guardrails": [{"metric": "stopped", "margin": 5}]}},
-            "<gate.guardrails[0].margin>: gate.guardrails[0]: margin=5 decides nothing: scores of stopped are from 0",
+            "<gate.guardrails[0].margin>: gate.guardrails[0]: margin=5 is out of range: scores of stopped are from 0",
         ),
         (
             {"gate": {"guardrails": [{"metric": "stopped"}, {"metric": "stopped", "margin": 0.1}]}},
-            "<gate>: gate: guardrails: stopped stands twice; accepted is each metric once",
+            "<gate>: gate: guardrails: duplicate metric stopped; accepted: each metric once",
         ),
         (
             {"gate": {"metric": "macro_f1"}},
-            "<gate.metric>: gate.metric: macro_f1 is of all rows together, and the paired decision needs",
+            "<gate.metric>: gate.metric: macro_f1 is one score of all rows, but the paired decision needs",
         ),
         ({"until": "trian"}, '<until>: until: "trian" is refused; did you mean train? accepted: ' + STAGE_NAMES),
         (
@@ -136,11 +136,11 @@ def test_all_sections_and_stages_are_taken() -> None:
         ),
         (
             {"gate": {"metric": "chrf"}, "evaluation": {"metrics": ["exact_match"]}},
-            "<gate.metric>, <evaluation.metrics>: gate.metric=chrf is not measured; evaluation.metrics has exact_match",
+            "<gate.metric>, <evaluation.metrics>: gate.metric=chrf is not in evaluation.metrics, which has exact_match",
         ),
         (
             {"evaluation": {"metrics": ["macro_f1"]}},
-            "<evaluation.metrics>: evaluation.metrics has none that can decide: macro_f1 is of all rows together",
+            "<evaluation.metrics>: evaluation.metrics has no metric that can decide: macro_f1 is one score of all rows",
         ),
         (
             {"gate": {"metric": "schema_valid"}},
@@ -176,7 +176,7 @@ def test_all_sections_and_stages_are_taken() -> None:
         ),
         (
             {"checks": {"expectations": [{"name": "language", "arguments": {"languages": ["EN"]}}]}},
-            "<checks.expectations[0].arguments.languages[0]>: checks.expectations[0].arguments.languages[0]=EN is no l",
+            "<checks.expectations[0].arguments.languages[0]>: checks.expectations[0].arguments.languages[0]=EN is no d",
         ),
         (
             {"model": {"base": "{{ $BASE }}"}},

@@ -256,7 +256,7 @@ def test_rows_are_compared_by_words_alone_where_no_embedding_is_installed(
 
 
 def test_shots_without_a_contender_that_takes_them_are_refused() -> None:
-    with pytest.raises(ValidationError, match="shots=4 would do nothing"):
+    with pytest.raises(ValidationError, match="shots=4 has no effect"):
         Evaluation(contenders=(), shots=4)
 
 

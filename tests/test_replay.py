@@ -54,7 +54,7 @@ def settings(*sources: Source, **split: Any) -> Settings:
 def test_a_share_without_replay_rows_and_replay_rows_alone_are_refused() -> None:
     own, general = Source(path="a.jsonl"), Source(path="b.jsonl", side="replay")
     assert settings(own, general, replay=0.2).split.replay == 0.2
-    with pytest.raises(ValidationError, match=r"split\.replay=0\.2 does nothing: no source of data\.sources has side"):
+    with pytest.raises(ValidationError, match=r"split\.replay=0\.2 has no effect: no source in data\.sources has side"):
         settings(own, replay=0.2)
     with pytest.raises(ValidationError, match="sources: all have side: replay"):
         settings(general)

@@ -133,6 +133,6 @@ def test_with_gate_rotate_a_new_candidate_gets_other_rows_and_it_is_said(tmp_pat
 def test_where_no_other_test_rows_can_be_drawn_gate_rotate_is_refused(
     sources: tuple[Source, ...], split: Split, said: str
 ) -> None:
-    with pytest.raises(ValidationError, match=f"gate.rotate=true would draw no other test rows: .*{said}"):
+    with pytest.raises(ValidationError, match=f"gate.rotate=true cannot draw other test rows: .*{said}"):
         asked(Gate(rotate=True), sources, split)
     asked(Gate(), sources, split)

@@ -90,7 +90,7 @@ def test_anchors_and_merges_give_their_values_and_the_key_at_hand_wins() -> None
         ),
         (
             "a:\n  b: 1\n c: 2",
-            "f.yaml line 3 column 2: found an indentation of 1 spaces; expected, as on a line above: 0 or 2",
+            "f.yaml line 3 column 2: found an indentation of 1; expected, as on a line above: 0 or 2 spaces",
         ),
         (
             "a: {b: 0,001}",
@@ -101,6 +101,10 @@ def test_anchors_and_merges_give_their_values_and_the_key_at_hand_wins() -> None
             "f.yaml line 2 column 10: found the end of the file; expected: the bracket that closes the one on line 2",
         ),
         ("a:\n\tb: 1", "f.yaml line 2 column 1: found a tab; expected: spaces"),
+        (
+            "- a: 1\n b: 2",
+            "f.yaml line 2 column 2: found an indentation of 1; expected, as on a line above: 0 or 2 spaces",
+        ),
         ("a: b\n- c", "f.yaml line 2 column 1: found a list item; expected, as on the lines above: a key"),
         ("- a\nb: 1", "f.yaml line 2 column 1: found a key; expected, as on the lines above: a list item, which"),
         ("a: 'it's'", "f.yaml line 1 column 8: found text after the value; expected: the end of the line"),

@@ -98,7 +98,7 @@ def test_classes_of_the_teams_come_last_with_severity_warning_and_more_than_once
         ),
         (
             {"name": "duplicate_rows", "arguments": {"max_share": 2}},
-            "checks.expectations[0].arguments.max_share=2; accepted: 1 or less (Of the rows, those that equal",
+            "checks.expectations[0].arguments.max_share=2; accepted: 1 or less (Largest allowed share of rows",
         ),
         (
             {"name": "language", "arguments": {"languages": ["en", 5]}},
@@ -114,17 +114,17 @@ def test_classes_of_the_teams_come_last_with_severity_warning_and_more_than_once
         ),
         (
             {"name": "language", "arguments": {"languages": ["de", "ger"]}},
-            "checks.expectations[0].arguments.languages[1]=ger is no language that can be told; accepted: ISO",
+            "checks.expectations[0].arguments.languages[1]=ger is no detectable language; accepted: ISO",
         ),
         (
             {"name": "language", "arguments": {"languages": ["german", "en", "ger", "en-US"]}},
-            "checks.expectations[0].arguments.languages[0]=german is no language that can be told; also .languages[2]="
-            "ger is no language that can be told; also .languages[3]=en-US is no language that can be told; did you "
+            "checks.expectations[0].arguments.languages[0]=german is no detectable language; also .languages[2]="
+            "ger is no detectable language; also .languages[3]=en-US is no detectable language; did you "
             "mean en? accepted: ISO 639 codes, such as en, de or zh",
         ),
         (
             {"name": "language", "arguments": {"languages": ["de_AT"]}},
-            "checks.expectations[0].arguments.languages[0]=de_AT is no language that can be told; did you mean de?",
+            "checks.expectations[0].arguments.languages[0]=de_AT is no detectable language; did you mean de?",
         ),
         (
             {"name": "personal_data", "arguments": {"kinds": ["IBANs"]}},

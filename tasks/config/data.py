@@ -30,12 +30,12 @@ class RecordFiles(Section):
     )
     columns: dict[str, str] = Field(
         default={},
-        description="Which of a record's fields stands for one of ours, ours first: {instruction: question, output: "
-        "answer, group: customer}; also source, group and time",
+        description="Maps Tunewright's field names to those of the records: {instruction: question, output: answer, "
+        "group: customer}; source and time can be mapped too",
     )
     split: str | None = Field(
         default=None,
-        description="Which split of a folder that save_to_disk of datasets wrote; empty takes the only one",
+        description="The split to read from a folder saved by datasets.save_to_disk; empty takes the only one",
     )
     revision: str | None = Field(
         default=None, description="Branch, tag or commit of a hub data set; empty takes its main branch"
@@ -50,7 +50,7 @@ class RecordFiles(Section):
         if re.search(f"{credentials}|{query}", path, re.I | re.S):
             kept_out = re.sub(r"(?<=//)[^/]*@|[?#].*", "", path, flags=re.S)
             raise ValueError(
-                f"{kept_out}: a URL with credentials or a query; leave them out and set what opens the store in the "
+                f"{kept_out}: a URL with credentials or a query; leave them out and set the credentials in the "
                 "environment"
             )
         return path
@@ -71,20 +71,20 @@ class Data(Section):
 
     sources: tuple[Source, ...] = Field(min_length=1, description="The files to read, in this order")
     held_out: tuple[RecordFiles, ...] = Field(
-        default=(), description="Evaluation files that no training row may repeat; they are read, but never trained on"
+        default=(), description="Evaluation files that no training row may repeat; never trained on"
     )
     limit: int | None = Field(
-        default=None, ge=1, description="Read at most so many records, a deterministic sample of all; empty reads all"
+        default=None, ge=1, description="Read at most this many records, a deterministic sample; empty reads all"
     )
     repair: tuple[Repair, ...] = Field(
         default=(),
-        description="Repairs to make in texts, each counted: mojibake (wrongly decoded text), nfc (Unicode NFC)",
+        description="Repairs of texts, each counted: mojibake (wrongly decoded text), nfc (Unicode NFC)",
     )
     max_refused_share: float = Field(
-        default=0.1, ge=0, le=1, description="Stop when more than this share of the records is refused, 0 to 1"
+        default=0.1, ge=0, le=1, description="Stop if more than this share of the records is refused, 0 to 1"
     )
     max_line_bytes: int = Field(
-        default=1_000_000, ge=1_000, description="Refuse a record longer than this many bytes; at least 1000"
+        default=1_000_000, ge=1_000, description="Refuse records longer than this, in bytes; at least 1000"
     )
 
     @property
@@ -95,7 +95,10 @@ class Data(Section):
     @model_validator(mode="after")
     def _not_all_is_replay(self) -> Self:
         if all(source.side == "replay" for source in self.sources):
-            raise ValueError("sources: all have side: replay, which is mixed into other rows; at least one has another")
+            raise ValueError(
+                "sources: all have side: replay, which needs other rows to be mixed into; "
+                "accepted: at least one without it"
+            )
         return self
 
 
@@ -109,106 +112,109 @@ class Expectation(Section):
     )
     severity: Severity | None = Field(
         default=None,
-        description="What a failure does: critical stops the run, warning sets the row aside, info only reports, skip "
-        "leaves it out; empty keeps the built-in's, or warning",
+        description="What a failure does: critical stops the run, warning quarantines the row, info only reports, skip "
+        "disables it; empty keeps the built-in's, or warning",
     )
-    arguments: dict[str, Any] = Field(default={}, description="What it is held against: {max_answer_chars: 4000}")
+    arguments: dict[str, Any] = Field(default={}, description="Its arguments: {max_answer_chars: 4000}")
 
 
 class Checks(Section):
-    """What rows and the whole set must satisfy; a row that does not is quarantined with its reason."""
+    """What rows and the data set must satisfy; a row that does not is quarantined with its reason."""
 
     expectations: tuple[Expectation, ...] = Field(
         default=(),
-        description="Changes to the built-in suite, and expectations of your own; empty is the suite as it is",
+        description="Changes to the built-in suite, and your own expectations; empty uses the suite unchanged",
     )
     max_quarantined_share: float = Field(
         default=0.2,
         ge=0,
         le=1,
-        description="Stop when more than this share of the rows is set aside, by checks or the chat template, 0 to 1",
+        description="Stop if more than this share of the rows is quarantined, by checks or the chat template, 0 to 1",
     )
 
 
 class Dedupe(Section):
-    """Which rows repeat an earlier one; each removal is verified and names its partner."""
+    """Removal of duplicates and near-duplicates; each removal is verified and names its partner."""
 
-    near: bool = Field(default=True, description="Remove near duplicates too, not only exact ones")
+    near: bool = Field(default=True, description="Remove near-duplicates too, not only exact ones")
     threshold: float = Field(
         default=0.6,
         ge=0.3,
         le=1,
-        description="Word 2-gram Jaccard similarity from which a prompt repeats another, 0.3 to 1; "
-        "under twelve words, all must be equal",
+        description="Word 2-gram Jaccard similarity from which prompts are near-duplicates, 0.3 to 1; "
+        "prompts under twelve words must be equal",
     )
     boilerplate_share: float = Field(
         default=0.05,
         ge=0,
         le=1,
-        description="Leave a sentence out of the comparison when more than this share of the rows, and at least ten, "
-        "has it, 0 to 1",
+        description="Ignore a sentence as boilerplate if more than this share of the rows, and at least ten rows, "
+        "contain it, 0 to 1",
     )
     max_removed_share: float = Field(
-        default=0.5, ge=0, le=1, description="Stop when more than this share of the rows would be removed, 0 to 1"
+        default=0.5, ge=0, le=1, description="Stop if more than this share of the rows would be removed, 0 to 1"
     )
     semantic: float | None = Field(
         default=None,
         ge=0.5,
         le=1,
-        description="Cosine similarity from which a prompt that says the same in other words is removed too, 0.5 to 1; "
-        "of pairs at 0.95 one in a hundred means something else, at 0.9 three; where over 8,192 rows have one answer, "
-        "a few in a thousand are missed; empty looks at words alone",
+        description="Cosine similarity of embeddings from which paraphrased prompts are removed too, 0.5 to "
+        "1; wrong for 1 % of pairs at 0.95 and 3 % at 0.9; if over 8,192 rows share one answer, a "
+        "few per thousand are missed; empty compares words only",
     )
     semantic_model: Annotated[str, Local(or_name=True)] = Field(
         default="package:wordllama",
-        description="The static embedding model that semantic and retrieval compare with: package:wordllama (installed "
-        "by the extra semantic; European languages), or a model2vec folder",
+        description="Static embedding model of dedupe.semantic and of retrieval: package:wordllama (installed by the "
+        "extra semantic; European languages), or a model2vec folder",
     )
     engine: Literal["local", "ray"] = Field(
-        default="local", description="What compares the rows: this machine, or a Ray cluster; the result is the same"
+        default="local", description="Where rows are compared: on this machine or a Ray cluster, with the same result"
     )
 
 
 class Split(Section):
-    """Train, validation and test; near duplicates and rows of one group stay on one side."""
+    """Train, validation and test splits; near-duplicates and rows of one group stay in one split."""
 
     validation: float = Field(
-        default=0.1, gt=0, lt=1, description="Share of the rows that early stopping looks at, 0 to 1"
+        default=0.1, gt=0, lt=1, description="Share of the rows in the validation split, for early stopping, 0 to 1"
     )
     test: float = Field(
-        default=0.1, gt=0, lt=1, description="Share of the rows that only the decision looks at, 0 to 1"
+        default=0.1, gt=0, lt=1, description="Share of the rows in the test split, for the decision only, 0 to 1"
     )
     threshold: float = Field(
-        default=0.6, ge=0.3, le=1, description="Similarity from which two rows must not stand on two sides, 0.3 to 1"
+        default=0.6, ge=0.3, le=1, description="Similarity from which two rows must be in the same split, 0.3 to 1"
     )
     by: Literal["cluster", "time"] = Field(
-        default="cluster", description="What decides the side: a draw of clusters, or time: the newest rows test"
+        default="cluster",
+        description="How rows are split: cluster draws clusters of near-duplicates, time tests on the newest rows",
     )
     stratify: Literal["none", "source", "label"] = Field(
-        default="source", description="What each side has the same shares of, as far as clusters allow"
+        default="source", description="What each split has in the same shares, as far as clusters allow"
     )
     sticky: bool = Field(
         default=True,
-        description="Rows of the last accepted version keep their side, and new rows join those they repeat",
+        description="Rows of the last accepted version keep their split, and near-duplicates of them join it",
     )
     replay: float = Field(
         default=0.1,
         gt=0,
         le=1,
-        description="Of a source with side: replay, at most so many rows that they are this share of all training "
-        "rows, 0 to 1; 1 takes all",
+        description="Largest share of replay rows (sources with side: replay) among the training rows, 0 to "
+        "1; 1 takes all",
     )
     decontaminate: Literal["remove", "report"] = Field(
         default="remove",
-        description="What a training row does that has 13 words in a row, or a short prompt, in common with a row of "
-        "another side or of data.held_out: it is removed, or only reported",
+        description="Training rows that share 13 consecutive words, or a short prompt, with a validation or "
+        "test row or with data.held_out: remove them, or only report them",
     )
     seed: int = Field(
-        default=0, ge=0, description="Another number gives another split, in a history of versions of its own"
+        default=0, ge=0, description="Random seed of the split; each seed has its own history of versions"
     )
 
     @model_validator(mode="after")
     def _train_is_left(self) -> Self:
         if self.validation + self.test >= 1:
-            raise ValueError(f"validation={self.validation} and test={self.test} leave nothing to train on; below 1")
+            raise ValueError(
+                f"validation={self.validation} and test={self.test} leave nothing to train on; accepted: a sum below 1"
+            )
         return self

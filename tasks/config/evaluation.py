@@ -17,57 +17,60 @@ class Evaluation(Section):
     metrics: tuple[Literal["auto", Metric] | OwnMetric, ...] = Field(
         default=("auto",),
         min_length=1,
-        description="What is measured, by name; auto is what fits the answers of the data: labels, JSON, numbers, "
-        "short or long texts; module:Class is an evaluate.Metric of your own, beside the file or on PYTHONPATH",
+        description="Metrics by name; auto chooses those that fit the reference answers: labels, JSON, "
+        "numbers, short or long texts; module:Class is your own evaluate.Metric, beside the file "
+        "or on PYTHONPATH",
     )
     json_schema: Annotated[str | None, Local()] = Field(
-        default=None, min_length=1, description="A file with the JSON Schema that each answer must satisfy; or empty"
+        default=None,
+        min_length=1,
+        description="File with the JSON Schema for answers, for the metric schema_valid; empty has none",
     )
-    max_new_tokens: int = Field(default=256, ge=1, description="The most tokens of one answer")
-    batch: int = Field(default=16, ge=1, description="Rows answered at once")
+    max_new_tokens: int = Field(default=256, ge=1, description="Maximum number of tokens in an answer")
+    batch: int = Field(default=16, ge=1, description="Batch size of generation, in rows")
     contenders: tuple[PromptContender, ...] = Field(
         default=("few_shot", "retrieval"),
-        description="What the candidate is compared with besides base and champion: the base with the same training "
-        "rows before each question (few_shot), or with those that are most like it (retrieval); may be empty",
+        description="Prompted baselines besides base and champion: few_shot is the base with fixed examples from the "
+        "training rows, retrieval the base with the most similar ones; may be empty",
     )
-    shots: int = Field(default=8, ge=1, le=64, description="Training rows before a question at most, 1 to 64")
+    shots: int = Field(default=8, ge=1, le=64, description="Maximum number of in-context examples in a prompt, 1 to 64")
     forgetting: bool = Field(
         default=True,
-        description="Base and candidate also do general tasks and read general texts, a built-in suite, so that what "
-        "was forgotten shows",
+        description="Evaluate base and candidate on a built-in suite of general tasks and texts too, to measure "
+        "forgetting",
     )
 
     @model_validator(mode="after")
     def _shots_are_asked_with(self) -> Self:
         if not self.contenders and self.shots != type(self).model_fields["shots"].default:
-            raise ValueError(f"shots={self.shots} would do nothing; accepted with contenders=few_shot, retrieval")
+            raise ValueError(f"shots={self.shots} has no effect; accepted with contenders=few_shot, retrieval")
         return self
 
     @model_validator(mode="after")
     def _schema_is_looked_at(self) -> Self:
         if self.json_schema and not {"auto", "schema_valid"} & {*self.metrics}:
-            raise ValueError(
-                f"json_schema={self.json_schema} would do nothing; accepted with metrics=schema_valid, auto"
-            )
+            raise ValueError(f"json_schema={self.json_schema} has no effect; accepted with metrics=schema_valid, auto")
         return self
 
 
 class LmEval(Section):
-    """Tasks of EleutherAI's lm-evaluation-harness that base and candidate do, beside the built-in suite."""
+    """Tasks of EleutherAI's lm-evaluation-harness for base and candidate, beside the built-in suite."""
 
     tasks: tuple[str, ...] = Field(
-        default=(), description="Their names or those of groups, of the extra lm-eval; empty does none"
+        default=(), description="Names of tasks or groups; needs the extra lm-eval; empty runs none"
     )
     include_path: Annotated[str | None, Local()] = Field(
         default=None,
         min_length=1,
-        description="A folder with tasks of your own, as lm-eval's YAML files, which can run code; or empty",
+        description="Folder with your own tasks as lm-eval YAML files, which can run code; or empty",
     )
     limit: int | None = Field(
-        default=100, ge=1, description="Of each task the first so many documents; at least 1, empty takes all"
+        default=100,
+        ge=1,
+        description="Maximum number of documents of each task, the first ones; at least 1, empty takes all",
     )
     chat_template: bool = Field(
-        default=False, description="Ask in the model's chat template; without it as lm-eval does by default"
+        default=False, description="Use the model's chat template; false prompts as lm-eval does by default"
     )
 
     @model_validator(mode="after")
@@ -75,22 +78,24 @@ class LmEval(Section):
         fields = type(self).model_fields
         idle = [name for name in fields if getattr(self, name) != fields[name].default]
         if idle and not self.tasks:
-            raise ValueError(f"{', '.join(idle)} would do nothing; accepted with lm_eval.tasks, such as [hellaswag]")
+            raise ValueError(
+                f"{', '.join(idle)} would have no effect; accepted with lm_eval.tasks, such as [hellaswag]"
+            )
         return self
 
 
 class Judge(Section):
-    """A second opinion by another model, asked about each pair of answers in both orders; it decides nothing."""
+    """LLM as a judge: compares each pair of answers in both orders; informational, never part of the decision."""
 
     url: str | None = Field(
         default=None,
         pattern="^https?://[^ ]+$",
-        description="Base address of an OpenAI-compatible API, such as http://localhost:8000/v1, which prompts and "
-        "answers of test rows are sent to; empty asks nobody. Its key is in TUNEWRIGHT_JUDGE_KEY, and "
-        "TUNEWRIGHT_JUDGE_HOSTS names the hosts that it is sent to",
+        description="Base URL of an OpenAI-compatible API, such as http://localhost:8000/v1, that gets the prompts and "
+        "answers of test rows; empty uses no judge. Put its key in TUNEWRIGHT_JUDGE_KEY and its host in "
+        "TUNEWRIGHT_JUDGE_HOSTS",
     )
-    model: str | None = Field(default=None, min_length=1, description="The name of the model there")
-    rows: int = Field(default=100, ge=1, description="Test rows to ask about, each twice for base and champion")
+    model: str | None = Field(default=None, min_length=1, description="Name of the judge model at that URL")
+    rows: int = Field(default=100, ge=1, description="Number of test rows to judge, each twice for base and champion")
 
     @field_validator("url")
     @classmethod

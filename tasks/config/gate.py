@@ -20,7 +20,7 @@ class Guardrail(Section):
     margin: float = Field(
         default=0.05,
         gt=0,
-        description="It may be worse than the base's and the champion's by at most this, in its own unit",
+        description="Largest allowed loss against base and champion, in the metric's unit",
     )
 
     @field_validator("metric")
@@ -39,65 +39,68 @@ class Gate(Section):
 
     metric: Literal["auto", Metric] | OwnMetric = Field(
         default="auto",
-        description="The metric that decides, one of evaluation.metrics; auto is the first that fits the answers: "
-        "exact_match of labels, json_field_f1, numeric, token_f1 of short texts, chrf of long ones",
+        description="The metric of the decision, one of evaluation.metrics; auto is the first that fits the answers: "
+        "exact_match for labels, json_field_f1, numeric, token_f1 for short texts, chrf for long ones",
     )
     margin: float = Field(
         default=0.0,
         ge=0,
-        description="The candidate must be better than the base and the champion by more than this, in the metric's "
-        "own unit: below 1 where its scores are from 0 to 1",
+        description="Required improvement over base and champion, in the metric's unit: below 1 if its scores "
+        "are from 0 to 1",
     )
     at_least: float | None = Field(
         default=None,
         ge=0,
-        description="The score that the candidate itself must surely reach, in the metric's own unit, such as 0.8; "
-        "where lower is better, the highest that is accepted; empty asks for none",
+        description="Minimum score of the candidate, at gate.confidence, in the metric's unit, such as 0.8; "
+        "the maximum if lower is better; empty requires none",
     )
     tolerance: float = Field(
         default=0.02,
         gt=0,
-        description="It may be worse by less than this than the base with a prompt, and still counts as good as that; "
-        "above 0",
+        description="Non-inferiority tolerance against the prompted baselines, in the metric's unit; above 0",
     )
     guardrails: tuple[Guardrail, ...] = Field(
-        default=(Guardrail(),), description="What must not get worse on the same rows, and by how much; may be empty"
+        default=(Guardrail(),),
+        description="Metrics that must not get worse on the same rows, and by how much; may be empty",
     )
     general_tasks: float | Literal["auto"] | None = Field(
         default="auto",
-        description="With evaluation.forgetting: the share of general tasks done right may be lower than the base's by "
-        "less than this, above 0; auto is 0.1 where the answers of the data are long texts and otherwise empty, which "
-        "shows it and decides nothing",
+        description="With evaluation.forgetting: largest allowed drop in the share of general tasks correct "
+        "against the base, above 0; auto is 0.1 if the reference answers are long texts, else "
+        "empty; empty is informational",
     )
     general_loss: float | None = Field(
         default=0.5,
         gt=0,
-        description="With evaluation.forgetting: the loss on general texts may be higher than the base's by less than "
-        "this, in nats per token; empty shows it and decides nothing",
+        description="With evaluation.forgetting: largest allowed rise of the loss on general texts against "
+        "the base, in nats per token; empty is informational",
     )
     lm_eval: float | None = Field(
         default=0.1,
         gt=0,
         le=1,
-        description="With lm_eval.tasks: the mean score on all their documents may be lower than the base's by less "
-        "than this, above 0 to 1; empty shows it and decides nothing",
+        description="With lm_eval.tasks: largest allowed drop of the mean score over all documents against "
+        "the base, above 0 to 1; empty is informational",
     )
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of each test, one-sided; above 0.5 and below 1")
+    confidence: float = Field(
+        default=0.95, gt=0.5, lt=1, description="Confidence level of each one-sided test, above 0.5 and below 1"
+    )
     looks: int = Field(
         default=20,
         ge=1,
-        description="Warn when more candidates than this were decided on the same test rows, since the last then win "
-        "by luck; at least 1",
+        description="Test-set uses before a warning: after so many candidates on the same test rows, one can win by "
+        "chance; at least 1",
     )
     rotate: bool = Field(
         default=False,
-        description="Draw other test rows, as the next split.seed does, for a new candidate once these were looked at "
-        "so often; not with test rows that a source gives (side: test), nor with split.by=time",
+        description="Draw other test rows with the next split.seed once these were used gate.looks times; not with a "
+        "user-provided test set (side: test) or split.by=time",
     )
 
     approval: bool = Field(
         default=False,
-        description="A person has to say yes before the alias moves: in Prefect's UI or by tunewright release approve",
+        description="Require approval by a person before the alias moves: in Prefect's UI or by tunewright "
+        "release approve",
     )
 
     @field_validator("metric")
@@ -109,7 +112,7 @@ class Gate(Section):
     @classmethod
     def _is_a_share(cls, margin: float | str | None) -> float | str | None:
         if isinstance(margin, float) and not 0 < margin <= 1:
-            raise ValueError(f"{margin} is no share; accepted are auto and above 0 to 1")
+            raise ValueError(f"{margin} is no share; accepted: auto, or above 0 up to 1")
         return margin
 
     @model_validator(mode="after")
@@ -118,7 +121,7 @@ class Gate(Section):
             require_in_range(self.metric, key, getattr(self, key) or 0.0)
         guarded = [each.metric for each in self.guardrails]
         if twice := [metric for metric in guarded if guarded.count(metric) > 1]:
-            raise ValueError(f"guardrails: {twice[0]} stands twice; accepted is each metric once")
+            raise ValueError(f"guardrails: duplicate metric {twice[0]}; accepted: each metric once")
         return self
 
     def general_margins(self, *, is_prose: bool) -> dict[str, float | None]:
@@ -133,13 +136,13 @@ class Registry(Section):
     name: str = Field(
         default="",
         pattern=r"^([a-z0-9][a-z0-9._-]{0,99})?$",
-        description="Of the experiment, the registered model and the data's versions: lower-case letters, digits, dot, "
-        "dash, underscore; empty takes the deployment's name",
+        description="Name of the experiment, the model and the data's versions: lower-case letters, digits, dot, dash, "
+        "underscore; empty takes the deployment's name",
     )
     alias: str = Field(
         default="champion",
         pattern=r"^[a-z][a-z0-9_-]{0,49}$",
-        description="The alias that the best version carries: lower-case letters, digits, dash, underscore; not "
+        description="Alias of the best version: lower-case letters, digits, dash, underscore; not "
         "latest, and not v with a number",
     )
     tracking_uri: str | None = Field(
@@ -149,8 +152,8 @@ class Registry(Section):
     curve_points: int = Field(
         default=1000,
         ge=10,
-        description="MLflow gets at most so many points of each curve of a training, at least 10: the first, the last, "
-        "the lowest and the highest among them; metrics.jsonl of the artifact has all",
+        description="Maximum number of points of each training curve sent to MLflow, at least 10, with first, "
+        "last, lowest and highest; metrics.jsonl has all",
     )
 
     @field_validator("tracking_uri")
@@ -163,5 +166,5 @@ class Registry(Section):
     @model_validator(mode="after")
     def _alias_is_free(self) -> Self:
         if self.alias == "latest" or (self.alias[0] == "v" and self.alias[1:].isdigit()):
-            raise ValueError(f"alias={self.alias} is reserved by MLflow; accepted is any other, such as champion")
+            raise ValueError(f"alias={self.alias} is reserved by MLflow; accepted: any other, such as champion")
         return self

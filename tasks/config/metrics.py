@@ -37,8 +37,8 @@ def _module_and_class(name: str) -> str:
 OwnMetric = Annotated[str, AfterValidator(_module_and_class), Field(json_schema_extra={"pattern": OWN_METRIC})]
 WITH_EACH_ANSWER = ("stopped", "perplexity")  # can be told of all answers, whatever else is measured
 CANNOT_DECIDE: dict[str, str] = {
-    "macro_f1": "is of all rows together, and the paired decision needs a score of each row; accuracy has one",
-    "length_ratio": "is best at 1, so that neither more nor less is better",
+    "macro_f1": "is one score of all rows, but the paired decision needs a score per row; accuracy has one",
+    "length_ratio": "is best at 1, so neither higher nor lower is better",
 }
 
 
@@ -60,4 +60,4 @@ def require_in_range(metric: str, key: str, by: float) -> None:
     A score is from 0 to 1 but for perplexity, whose rows are in nats per token, and what a team's own metric says.
     """
     if by >= 1 and metric in {"auto", *METRICS} - {"perplexity"}:
-        raise ValueError(f"{key}={by:g} decides nothing: scores of {metric} are from 0 to 1; accepted is below 1")
+        raise ValueError(f"{key}={by:g} is out of range: scores of {metric} are from 0 to 1; accepted: below 1")

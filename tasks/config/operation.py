@@ -11,35 +11,34 @@ Told = Literal["failure", "rejection", "approval", "promotion"]
 
 
 class Operation(Section):
-    """What starts runs by itself and who is told; tunewright deploy sets it up, and a run's result is the same."""
+    """Triggers and notifications; tunewright deploy sets them up. No effect on a run's result."""
 
     watch: int | None = Field(
         default=None,
         ge=20,
         le=86_400,
-        description="Look at the files of data.sources and data.held_out each so many seconds, 20 to 86400, and start "
-        "a run when they have changed, or when the last one crashed; empty leaves that to schedules",
+        description="Poll interval in seconds, 20 to 86400: start a run if data.sources or data.held_out "
+        "changed, or if the last run crashed; empty does not poll",
     )
     start_on: Literal["changed", "drift"] = Field(
         default="changed",
-        description="What a change of the watched files starts: changed is a run; drift only the data stages, and the "
-        "rest where the data differ from the last version as an expectation of drift finds, or there is no version yet",
+        description="What a change starts: changed starts a run; drift starts the data stages, and the rest only if a "
+        "drift expectation fails or there is no version yet",
     )
     notify: tuple[str, ...] = Field(
         default=(),
-        description="Notification blocks of the Prefect server that are told of runs, each as type/name: "
-        "slack-webhook/ops",
+        description="Notification blocks of the Prefect server, each as type/name: slack-webhook/ops",
     )
     notify_on: tuple[Told, ...] = Field(
         default=("failure", "rejection", "approval"),
-        description="What they are told of: failure (failed, crashed), rejection (kept, inconclusive, invalid), "
-        "approval (a person has to say yes), promotion",
+        description="Events to notify of: failure (failed, crashed), rejection (kept, inconclusive, invalid), approval "
+        "(a person must approve), promotion",
     )
     keep_versions: int = Field(
         default=30,
         ge=2,
-        description="Of so many of the newest versions of the data it stays known which row is on which split, at "
-        "least 2; of older ones the history keeps a line",
+        description="Number of newest data versions whose split assignments are kept, at least 2; older "
+        "versions keep one line in the history",
     )
 
     @field_validator("notify")
@@ -47,18 +46,17 @@ class Operation(Section):
     def _names_blocks(cls, notify: tuple[str, ...]) -> tuple[str, ...]:
         for each in notify:
             if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", each):
-                raise ValueError(
-                    f"{each[:60]!a} is no block of a Prefect server; accepted is its type and its name, such as "
-                    "slack-webhook/ops"
-                )
+                raise ValueError(f"{each[:60]!a} is no Prefect block; accepted: type/name, such as slack-webhook/ops")
         return notify
 
     @model_validator(mode="after")
     def _each_does_something(self) -> Self:
         if self.start_on == "drift" and self.watch is None:
-            raise ValueError("start_on=drift does nothing without watch, the seconds between two looks at the files")
+            raise ValueError(
+                "start_on=drift has no effect without watch; set operation.watch to a poll interval in seconds"
+            )
         if self.notify_on != type(self).model_fields["notify_on"].default and not self.notify:
-            raise ValueError("notify_on does nothing without notify, the blocks that are told")
+            raise ValueError("notify_on has no effect without notify; set operation.notify to notification blocks")
         if self.notify and not self.notify_on:
-            raise ValueError("notify does nothing with an empty notify_on; name one, such as failure")
+            raise ValueError("notify has no effect with an empty notify_on; set one, such as failure")
         return self

@@ -59,7 +59,7 @@ class Settings(Section):
     def _replay_is_there(self) -> Self:
         share = self.split.replay
         if share != Split().replay and not self.data.has_replay:
-            raise ValueError(f"split.replay={share:g} does nothing: no source of data.sources has side: replay")
+            raise ValueError(f"split.replay={share:g} has no effect: no source in data.sources has side: replay")
         return self
 
     @model_validator(mode="after")
@@ -67,9 +67,9 @@ class Settings(Section):
         measured, metric = self.evaluation.metrics, self.gate.metric
         if "auto" not in measured and metric not in (*measured, "auto"):
             has = ", ".join(measured)
-            raise ValueError(f"gate.metric={metric} is not measured; evaluation.metrics has {has}")
+            raise ValueError(f"gate.metric={metric} is not in evaluation.metrics, which has {has}; add it there")
         if metric == "auto" and all(map(cannot_decide, measured)):
-            raise ValueError(f"evaluation.metrics has none that can decide: {cannot_decide(measured[0])}")
+            raise ValueError(f"evaluation.metrics has no metric that can decide: {cannot_decide(measured[0])}")
         if "schema_valid" in self.measured().metrics and not self.evaluation.json_schema:
             key = "evaluation.metrics" if "schema_valid" in measured else "gate.metric"
             raise ValueError(f"{key}: schema_valid needs evaluation.json_schema, the file with the schema")
@@ -81,13 +81,13 @@ class Settings(Section):
             return self
         if given := [source.path for source in self.data.sources if source.side == "test"]:
             raise ValueError(
-                f"gate.rotate=true would draw no other test rows: data.sources gives them, {given[0]} with side: test; "
-                "accepted with test rows that split draws"
+                f"gate.rotate=true cannot draw other test rows: {given[0]} in data.sources has side: test; "
+                "accepted: only without a user-provided test set"
             )
         if self.split.by == "time":
             raise ValueError(
-                "gate.rotate=true would draw no other test rows: with split.by=time the newest rows test, whatever the "
-                "seed; accepted with split.by=cluster"
+                "gate.rotate=true cannot draw other test rows: with split.by=time the newest rows are the test split; "
+                "accepted: split.by=cluster"
             )
         return self
 
@@ -96,7 +96,9 @@ class Settings(Section):
         measured = {*self.evaluation.metrics, *WITH_EACH_ANSWER}
         if lacking := [each.metric for each in self.gate.guardrails if not {"auto", each.metric} & measured]:
             has = ", ".join(self.evaluation.metrics)
-            raise ValueError(f"gate.guardrails: {lacking[0]} is not measured; evaluation.metrics has {has}")
+            raise ValueError(
+                f"gate.guardrails: {lacking[0]} is not in evaluation.metrics, which has {has}; add it there"
+            )
         return self
 
     def measured(self) -> Evaluation:
