@@ -61,8 +61,8 @@ class Source(RecordFiles):
 
     side: Side | None = Field(
         default=None,
-        description="The side of the split that all rows of this source are on; replay: general rows that train beside "
-        "the others, so that the model forgets less, as many as split.replay says; empty lets split decide",
+        description="The split of all rows of this source; replay: general rows mixed into training against "
+        "forgetting, as many as split.replay allows; empty lets split decide",
     )
 
 
