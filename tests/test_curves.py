@@ -104,9 +104,9 @@ def test_a_validation_loss_that_is_still_falling_at_the_planned_end_asks_for_mor
 @pytest.mark.parametrize(("max_steps", "setting"), [(300, "training.max_steps"), (None, "training.epochs")])
 def test_advice_names_the_setting_that_says_how_long_to_train(max_steps: int | None, setting: str) -> None:
     shapes: list[tuple[Shape, Shape, str]] = [
-        (falling, lambda done: settling(done) + 2 * max(0, done - 0.5) ** 2, f"fewer {setting}, a lower"),
-        (falling, lambda done: 0.6 + 1.4 * math.exp(-20 * done), f"fewer {setting} come to the same"),
-        (lambda done: 2 - done, lambda done: 2 - done, f"more {setting} or a higher"),
+        (falling, lambda done: settling(done) + 2 * max(0, done - 0.5) ** 2, f"try fewer {setting}, a lower"),
+        (falling, lambda done: 0.6 + 1.4 * math.exp(-20 * done), f"fewer {setting} give the same result"),
+        (lambda done: 2 - done, lambda done: 2 - done, f"try more {setting} or a higher"),
     ]
     for train, validation, said in shapes:
         (warning,) = warnings(make(train, validation, looks=12, status={"max_steps": max_steps}))

@@ -185,7 +185,7 @@ RESULTS = {
     "given_sides": [],
     "held_out": [],
     "conflicting_prompts": 1,
-    "sources": [("s", 1, 1)],
+    "files": [{"name": "s", "kept": 1, "quarantined": 1, "sources": []}],
     "since": None,
     "expectations": [FACT],
 }
@@ -201,6 +201,7 @@ def page(conversations: list[Any], labels: dict[str, int] | None = None, **given
 
 def test_what_stands_in_the_data_is_escaped_in_the_report() -> None:
     attack = "<script>alert('x')</script>"
+    attacked = {"name": attack, "kept": 1, "quarantined": 1}
     record = {"file": f"{attack}.jsonl", "line": 1, "reason": attack, "detail": attack, "text": attack}
     conflict = {"prompt": attack, "num_answers": 2, "answers": [record]}
     fact = FACT | {"name": "conflicting_answers"}
@@ -208,14 +209,14 @@ def test_what_stands_in_the_data_is_escaped_in_the_report() -> None:
         [said("a", "b")],
         {attack: 1, "b": 1},
         reasons={"ingest": {attack: 1}, "check": {}},
-        sources=[(attack, 1, 1)],
+        files=[attacked | {"sources": [attacked]}],
         expectations=[FACT, fact],
         set_aside={attack: [record]},
         found={"secrets secret": [record]},
         conflicts=[conflict],
     )
     assert "<script" not in html
-    assert html.count("&lt;script&gt;") == 13
+    assert html.count("&lt;script&gt;") == 14
 
 
 def test_the_report_loads_nothing_and_forbids_it() -> None:

@@ -209,7 +209,7 @@ def test_a_version_that_waits_for_a_person_is_said_everywhere_until_one_decides(
     assert "Registered as `models:/asked/1`, no alias." in shown
     page = outcome(state).page
     assert page
-    assert "a person decides whether it is promoted" in page.path("report.html").read_text()
+    assert "a person approves or rejects the promotion" in page.path("report.html").read_text()
     said = outcome(state).as_json()
     assert (said["model"]["alias"], said["approval"]["state"]) == (None, "waiting")
     registry = Registry(name="asked")
@@ -285,7 +285,7 @@ def test_a_second_run_executes_nothing_and_shows_the_same(
     assert "| read | 78 |" in shown["rows"]
     assert "| duplicates | 4 |" in shown["rows"]
     assert "# Promoted" in shown["verdict"]
-    assert "Look 1 at these test rows." in shown["verdict"]
+    assert "Test-set use 1 of these rows." in shown["verdict"]
     assert "\nForgetting: general tasks correct " in shown["verdict"]
     assert "\n| arithmetic | 0.000 | 0.000 |\n" in shown["verdict"]
     assert tracked(home) == (1, 1)
