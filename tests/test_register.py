@@ -385,7 +385,7 @@ def test_test_rows_that_trained_the_champion_are_counted(make: Make, make_splits
     other = make_splits([("r", "b")], [("s", "c")], [("q", "a"), ("t", "d")]).model_copy(update={"digest": "other"})
     assert trained_on_test(registry, held, other, Split()) == "", "of one history, where rows keep their sides"
     unknown = trained_on_test(registry, held, other, Split(seed=1))
-    assert unknown.startswith("the champion, version 1, may have been trained on some of these test rows")
+    assert unknown.startswith("the champion, version 1, may have trained on some of these test rows")
     apart = make_splits([("r", "b")], [("s", "c")], [("t", "d")]).model_copy(update={"digest": "other"})
     theirs = make_splits([("q", "a")], [("r", "b")], [(question, "yes") for question in QUESTIONS])
     theirs = theirs.model_copy(update={"digest": version.tags["data.splits"]})
