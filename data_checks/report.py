@@ -9,6 +9,7 @@ from typing import Any
 from data_checks.excerpts import clipped
 from data_checks.pages import template
 from data_checks.profile import UNKNOWN, Profile
+from data_checks.results import ExpectationResult, Results
 
 Record = dict[str, Any]  # a line of a quarantine table: file, line, reason, detail, text
 Examples = Mapping[str, Sequence[Record]]
@@ -54,7 +55,7 @@ class Shares:
 
 
 def render(
-    results: Mapping[str, Any],
+    results: Results,
     profile: Profile,
     earlier: Profile | None,
     *,
@@ -68,15 +69,15 @@ def render(
     `conflicts` prompts with several answers. Their texts are masked already (excerpts.py); here they are escaped and
     clipped.
     """
-    expectations = results["expectations"]
+    expectations = results.expectations
     return template(Path(__file__).with_name("report.html")).render(
         clip=partial(clipped, length=TEXT_CHARS),
         results=results,
-        reasons=[(stage, *item) for stage, counts in results["reasons"].items() for item in counts.items()],
-        expectations=[each for each in expectations if each["name"] != "table"],
-        num_of_table=sum(each["name"] == "table" for each in expectations),
-        findings=[each for each in expectations if each["failed"] and (each["severity"] == "info" or each["of_set"])],
-        drifted={each["column"] for each in expectations if each["failed"] and each["of_set"]},
+        reasons=[(stage, *item) for stage, counts in results.reasons.items() for item in counts.items()],
+        expectations=[each for each in expectations if each.name != "table"],
+        num_of_table=sum(each.name == "table" for each in expectations),
+        findings=[each for each in expectations if each.failed and (each.severity == "info" or each.of_set)],
+        drifted={each.column for each in expectations if each.failed and each.of_set},
         profile=profile,
         earlier=earlier,
         lengths=list(_lengths(profile, expectations)),
@@ -88,8 +89,8 @@ def render(
     )
 
 
-def _lengths(profile: Profile, expectations: Sequence[Mapping[str, Any]]) -> Iterator[Lengths]:
-    named = [each["arguments"] for each in expectations if each["name"] == "length_out_of_bounds"]
+def _lengths(profile: Profile, expectations: Sequence[ExpectationResult]) -> Iterator[Lengths]:
+    named = [each.arguments for each in expectations if each.name == "length_out_of_bounds"]
     bounds = ("", "")
     if named:
         least, most = named[0]["min_answer_chars"], named[0]["max_answer_chars"]

@@ -1,45 +1,44 @@
 """A check in a few lines of Markdown, made from its results.json."""
 
 import html
-from collections.abc import Mapping
-from typing import Any
+
+from data_checks.results import Results
 
 REASONS = 10
 
 
-def summary(results: Mapping[str, Any]) -> str:
+def summary(results: Results) -> str:
     """The account, the most frequent reasons, the findings and what changed, as Markdown without raw HTML."""
     lines = [
-        f"{results['read']:,} records read = {results['kept']:,} kept + {results['quarantined']:,} quarantined "
-        f"+ {results['refused']:,} refused by ingest"
+        f"{results.read:,} records read = {results.kept:,} kept + {results.quarantined:,} quarantined "
+        f"+ {results.refused:,} refused by ingest"
     ]
-    counts = [(count, name, stage) for stage, found in results["reasons"].items() for name, count in found.items()]
+    counts = [(count, name, stage) for stage, found in results.reasons.items() for name, count in found.items()]
     counts.sort(key=lambda each: (-each[0], each[1]))
     if counts:
         lines += ["", "| Reason | Stage | Records |", "|---|---|--:|"]
         lines += [f"| {_plain(name)} | {stage} | {count:,} |" for count, name, stage in counts[:REASONS]]
-    failed = [each for each in results["expectations"] if each["name"] in results["findings"] and each["failed"]]
+    failed = [each for each in results.expectations if each.name in results.findings and each.failed]
     if failed:
         lines += ["", "Findings (these rows were kept):", ""]
         lines += [
-            f"- **{_plain(each['name'])}**{'' if each['severity'] == 'info' else ' (' + each['severity'] + ')'}: "
-            f"{_plain(each['fault'])}"
-            + ("" if each["of_set"] else f", {each['failed']:,} row{'s'[: each['failed'] != 1]}")
+            f"- **{_plain(each.name)}**{'' if each.severity == 'info' else f' ({each.severity})'}: "
+            f"{_plain(each.fault)}" + ("" if each.of_set else f", {each.failed:,} row{'s'[: each.failed != 1]}")
             for each in failed
         ]
-    if held_out := results["held_out"]:
+    if held_out := results.held_out:
         number = sum(records for _, _, records in held_out)
         lines += [
             "",
             f"Held out: {number:,} records of {len(held_out)} files, which no training row may repeat.",
         ]
-    for said in results["given_sides"]:
+    for said in results.given_sides:
         lines += ["", f"**{_plain(said)}**"]
-    if since := results["since"]:
+    if since := results.since:
         lines += [
             "",
-            f"Since the last accepted version of {since['before']:,} rows: {since['added']:,} added, "
-            f"{since['removed']:,} removed.",
+            f"Since the last accepted version of {since.before:,} rows: {since.added:,} added, "
+            f"{since.removed:,} removed.",
         ]
     return "\n".join(lines) + "\n"
 

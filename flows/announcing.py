@@ -3,7 +3,6 @@
 Automations that `tunewright deploy` makes wait for them (flows/deploy/automations.py); yours can as well.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from flows.outcome import Outcome
 from flows.parameters import slug
 from tasks.artifacts import CheckedRows
 from tasks.config import Settings, Stage
+from tasks.payloads import CheckResults
 
 CHANGED = "tunewright.data.changed"
 DRIFTED = "tunewright.data.drifted"
@@ -42,7 +42,6 @@ def announce_drift(steps: Sequence[Step], settings: Settings, until: Stage) -> N
 
 def drifts(checked: CheckedRows) -> list[str]:
     """The expectations of drift that failed, or that there is no version yet to drift from."""
-    results = json.loads(checked.path("results.json").read_text(encoding="utf-8"))
-    if results["since"] is None:
+    if CheckResults.load(checked).since is None:
         return ["no version before"]
     return [name for name in DRIFTS if name in checked.findings]

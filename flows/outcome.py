@@ -1,6 +1,5 @@
 """What a run came to, from its steps: the row account, the scores, the verdict and the model, as plain data."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ from tasks.artifacts import (
     Verdict,
     VerdictPage,
 )
+from tasks.payloads import CheckResults
 from tasks.progress import duration
 from tasks.register.tracking import tracking_uri
 from tasks.split.proof import FINDINGS
@@ -196,8 +196,8 @@ def worth_a_look(outcome: Outcome) -> list[str]:
     """
     checked, splits = outcome.checked, outcome.splits
     of_check, of_split = (record.findings if record else {} for record in (checked, splits))
-    expectations = _results(checked)["expectations"] if checked and of_check else []
-    of_whole = {each["name"] for each in expectations if each["of_set"]}
+    expectations = CheckResults.load(checked).expectations if checked and of_check else ()
+    of_whole = {each.name for each in expectations if each.of_set}
     said = {code: "whole data set" if code in of_whole else _counted(count) for code, count in of_check.items()}
     said |= {code: f"{count:,} {FINDINGS[code][0]}" for code, count in of_split.items()}
     return [f"{code} ({of_what})" for code, of_what in said.items() if not code.startswith(GIVEN)]
@@ -207,14 +207,10 @@ def _counted(num_rows: int) -> str:
     return f"{num_rows:,} row{'s'[: num_rows != 1]}"
 
 
-def _results(checked: CheckedRows) -> dict[str, Any]:
-    return json.loads(checked.path("results.json").read_text(encoding="utf-8"))
-
-
-def given_sides(checked: CheckedRows) -> list[str]:
+def given_sides(checked: CheckedRows) -> Sequence[str]:
     """What was set aside of a validation or test side that its source gives, or stands there twice, in words."""
     is_found = any(code.startswith(GIVEN) for code in checked.findings)
-    return _results(checked)["given_sides"] if is_found else []
+    return CheckResults.load(checked).given_sides if is_found else ()
 
 
 def _one(steps: Sequence[Step], kind: type[A]) -> A | None:

@@ -1,7 +1,6 @@
 """What a person sees of a run in the Prefect UI, cached or not: settings, row account, scores, verdict and links."""
 
 import html
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from tasks.account import growth_sentence, leak_sentence
 from tasks.artifacts import Adapter, Registered
 from tasks.config import Settings
 from tasks.metrics import describe
+from tasks.payloads import CheckResults, LeakProof, Slice, VerdictDetails
 from tasks.progress import duration
 from tasks.register.candidate import PAGE
 from tasks.register.tracking import AS_TRAINING, IN_VIEW, starts_with, tracking_uri, ui
@@ -44,11 +44,10 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
     outcome = Outcome.of(steps)
     create_markdown_artifact(_account(outcome), key="rows", description="Row counts by outcome")
     if outcome.checked:
-        results = json.loads(outcome.checked.path("results.json").read_text(encoding="utf-8"))
+        results = CheckResults.load(outcome.checked)
         create_markdown_artifact(summary(results), key="data", description="Results of the data checks")
     if outcome.splits:
-        proof = json.loads(outcome.splits.path("proof.json").read_text(encoding="utf-8"))
-        shown = _proof(proof, outcome.rotation)
+        shown = _proof(LeakProof.load(outcome.splits), outcome.rotation)
         create_markdown_artifact(shown, key="split", description="The splits, with the leakage check")
     if outcome.scan:
         create_markdown_artifact(scan_table(outcome.scan), key="scan", description="Trained modules (Spectrum)")
@@ -112,20 +111,20 @@ def _account(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _proof(proof: dict[str, Any], rotation: str) -> str:
+def _proof(proof: LeakProof, rotation: str) -> str:
     """The sides, why rows are on them, how balanced they are, and what was set aside."""
     lines = [leak_sentence(proof), growth_sentence(proof), "", "| split | rows | why |", "|---|---:|---|"]
-    for side, count in proof["rows"].items():
-        why = ", ".join(f"{number:,} {because}" for because, number in proof["because"][side].items())
+    for side, count in proof.rows.items():
+        why = ", ".join(f"{number:,} {because}" for because, number in proof.because[side].items())
         lines.append(f"| {side} | {count:,} | {why} |")
-    lines += [f"| {html.escape(reason)} | {count:,} | quarantined |" for reason, count in proof["set_aside"].items()]
-    balance = proof["balance"]
-    if balance["num_strata"] > 1:
+    lines += [f"| {html.escape(reason)} | {count:,} | quarantined |" for reason, count in proof.set_aside.items()]
+    balance = proof.balance
+    if balance.num_strata > 1:
         lines += [
             "",
-            f"Largest deviation of a split by {balance['by']}: {balance['largest_deviation']:.1%}.",
+            f"Largest deviation of a split by {balance.by}: {balance.largest_deviation:.1%}.",
         ]
-    test, clusters, visible = proof["rows"]["test"], proof["test_clusters"], proof["smallest_visible_difference"]
+    test, clusters, visible = proof.rows["test"], proof.test_clusters, proof.smallest_visible_difference
     lines += [
         "",
         f"With {test:,} test rows in {clusters:,} independent clusters, differences in exact match below about "
@@ -193,7 +192,7 @@ def decided(outcome: Outcome) -> str:
     lines += [f"\nForgetting: {said}.\n" for said in verdict.says_forgotten()]
     lines += _general(verdict.general)
     lines += [f"{html.escape(said, quote=False)}.\n" for said in (outcome.judged.says() if outcome.judged else ())]
-    lines += _slices(json.loads(verdict.path("verdict.json").read_text(encoding="utf-8"))["slices"])
+    lines += _slices(VerdictDetails.load(verdict).slices)
     if outcome.page:
         lines += ["", f"The verdict page, with the answers row by row: `{outcome.page.path('report.html')}`"]
     if outcome.registered:
@@ -215,7 +214,7 @@ def _general(general: dict[str, dict[str, float]]) -> list[str]:
     return [*lines, ""] if parts else []
 
 
-def _slices(slices: Sequence[dict[str, Any]]) -> list[str]:
+def _slices(slices: Sequence[Slice]) -> list[str]:
     """Parts of the test rows, the worst first, within what the page has room for; they decide nothing."""
     if not slices:
         return []
@@ -224,11 +223,11 @@ def _slices(slices: Sequence[dict[str, Any]]) -> list[str]:
         "| slice | rows | candidate | base | improvement: low | mean | high |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for part in sorted(slices, key=lambda part: part["difference"][1])[:SLICES]:
-        name = re.sub(r"([|\\`*_\[\]])", r"\\\1", html.escape(part["name"], quote=False))
-        numbers = [f"{part['candidate']:.3f}", f"{part['base']:.3f}", *(f"{each:+.3f}" for each in part["difference"])]
-        few = " (few)" if part["is_small"] else ""
-        lines.append(f"| {part['by']}: {name} | {part['num_rows']:,}{few} | {' | '.join(numbers)} |")
+    for part in sorted(slices, key=lambda part: part.difference[1])[:SLICES]:
+        name = re.sub(r"([|\\`*_\[\]])", r"\\\1", html.escape(part.name, quote=False))
+        numbers = [f"{part.candidate:.3f}", f"{part.base:.3f}", *(f"{each:+.3f}" for each in part.difference)]
+        few = " (few)" if part.is_small else ""
+        lines.append(f"| {part.by}: {name} | {part.num_rows:,}{few} | {' | '.join(numbers)} |")
     return lines
 
 

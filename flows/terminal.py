@@ -1,6 +1,5 @@
 """What a run and a plan look like in a terminal."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from flows.outcome import UNCHANGED, Outcome, given_sides, worth_a_look
 from flows.report import mlflow_link, training_sentence
 from tasks.account import growth_sentence, leak_sentence
 from tasks.config import from_here
+from tasks.payloads import LeakProof
 from tasks.register.tracking import starts_with, tracking_uri
 
 COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
@@ -97,7 +97,7 @@ def _show_account(console: Console, outcome: Outcome) -> None:
     if outcome.rotation:
         console.print(Text(outcome.rotation, "yellow"))
     if outcome.splits:
-        proof = json.loads(outcome.splits.path("proof.json").read_text(encoding="utf-8"))
+        proof = LeakProof.load(outcome.splits)
         console.print(leak_sentence(proof))
         if grown := growth_sentence(proof):
             console.print(grown)

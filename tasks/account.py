@@ -1,11 +1,11 @@
 """Where every record went, as pages and summaries say it: read = kept + quarantined + duplicates."""
 
 from collections import Counter
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from tasks.artifacts import CheckedRows, Rows, Splits, Tokens, UniqueRows
+from tasks.payloads import Decontamination, LeakProof
 
 Counted = Rows | CheckedRows | UniqueRows | Splits | Tokens
 
@@ -71,35 +71,35 @@ def reasons(*records: Counted | None) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def leak_sentence(proof: dict[str, Any]) -> str:
+def leak_sentence(proof: LeakProof) -> str:
     """What split's proof.json says of leaks, in words."""
-    at_most = "at most " if not proof["largest_pair"] else ""
+    at_most = "at most " if not proof.largest_pair else ""
     return (
-        f"No near-duplicates across splits: highest similarity {at_most}{proof['largest_similarity']:.2f} "
-        f"(threshold {proof['threshold']:.2f}). "
-        f"A random split would have leaked {proof['random_leak_share']:.1%} of the test rows."
-        f"{_of_held_out(proof['decontamination'])}"
+        f"No near-duplicates across splits: highest similarity {at_most}{proof.largest_similarity:.2f} "
+        f"(threshold {proof.threshold:.2f}). "
+        f"A random split would have leaked {proof.random_leak_share:.1%} of the test rows."
+        f"{_of_held_out(proof.decontamination)}"
     )
 
 
-def growth_sentence(proof: dict[str, Any]) -> str:
+def growth_sentence(proof: LeakProof) -> str:
     """What split's proof.json says of the rows of the version before, in words; empty where there was none."""
-    versions = proof["versions"]
-    if versions["earlier"] is None:
+    versions = proof.versions
+    if versions.earlier is None:
         return ""
-    known, gone = versions["known_rows"], versions["gone"]
-    rows = sum(proof["rows"].values()) + sum(proof["set_aside"].values())
-    stayed = f"all {known:,}" if versions["stayed"] == known else f"{versions['stayed']:,} of {known:,}"
+    known, gone = versions.known_rows, versions.gone
+    rows = sum(proof.rows.values()) + sum(proof.set_aside.values())
+    stayed = f"all {known:,}" if versions.stayed == known else f"{versions.stayed:,} of {known:,}"
     return (
         f"Since the previous version: {stayed} remaining rows kept their split, {gone:,} rows are gone, "
         f"{rows - known:,} are new or had no split."
     )
 
 
-def _of_held_out(shared: dict[str, Any]) -> str:
+def _of_held_out(shared: Decontamination) -> str:
     """What training rows have in common with the records of evaluation files, if there are any."""
-    if not shared["held_out_records"]:
+    if not shared.held_out_records:
         return ""
-    rows = shared["by_partner"].get("held_out", 0)
-    who = f"Training rows that share a passage or a prompt with the {shared['held_out_records']:,} held-out records: "
-    return f" {who}{rows:,}{', removed' if rows and shared['removed'] else ''}."
+    rows = shared.by_partner.get("held_out", 0)
+    who = f"Training rows that share a passage or a prompt with the {shared.held_out_records:,} held-out records: "
+    return f" {who}{rows:,}{', removed' if rows and shared.removed else ''}."

@@ -21,6 +21,7 @@ from tasks.config import Evaluation
 from tasks.errors import TunewrightError
 from tasks.metrics.labels import training_answers
 from tasks.models import load_model, load_tokenizer
+from tasks.payloads import Contract
 from tasks.stage import stage
 
 log = logging.getLogger("tunewright")
@@ -126,9 +127,9 @@ def evaluate(
     Raises TunewrightError if it could not answer all rows, ConfigError if a metric cannot score them.
     """
     started = time.monotonic()
-    contract = json.loads(tokens.path("contract.json").read_text(encoding="utf-8"))
+    contract = Contract.load(tokens)
     test = pq.read_table(contender.prompts or tokens.path("test.parquet"))
-    stops = contract["stop_token_ids"]
+    stops = contract.stop_token_ids
     if contender.name == "base":  # of all the same
         _warn_of_longer(test, evaluation)
     model = _load(contender)

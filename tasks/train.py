@@ -33,6 +33,7 @@ from tasks.errors import (
     TunewrightError,
 )
 from tasks.heartbeat import Heartbeat
+from tasks.payloads import Contract, TrainingSummary
 from tasks.progress import Progress, duration
 from tasks.stage import stage
 from tasks.trainer import __main__ as process_of_trainer  # named, so that its code is part of train's key
@@ -102,7 +103,7 @@ def started(job: trainer.Job, work: Path, *, grace: float = GRACE_SECONDS) -> It
 
     Whatever ends this block ends the trainer and its children: politely first, with so many seconds for a checkpoint.
     """
-    for leftover in ("error.json", "status.json", "summary.json"):
+    for leftover in ("error.json", "status.json", TrainingSummary.FILE):
         (work / leftover).unlink(missing_ok=True)
     job_file = work / "job.json"
     job_file.write_text(job.model_dump_json(indent=1), encoding="utf-8")
@@ -213,21 +214,21 @@ def train(
         seconds = time.monotonic() - started
     abandoned.remove(folder.parent)
     shutil.move(work / "model", folder / "model")
-    for name in ("metrics.jsonl", "status.json", "summary.json", "trainer.log"):
+    for name in ("metrics.jsonl", "status.json", TrainingSummary.FILE, "trainer.log"):
         shutil.copy(work / name, folder / name)
-    shutil.copy(tokens.path("contract.json"), folder / "contract.json")
+    shutil.copy(tokens.path(Contract.FILE), folder)
     found = curves.read(folder)
     warnings = curves.warnings(found)
     curves.write_page(folder / "curves.html", found, warnings)
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = TrainingSummary.load_from(folder)
     return Adapter(
         method=method.kind,
-        steps=summary["steps"],
-        best_step=summary["best_step"],
-        best_by=summary["best_by"],
-        best_value=summary["best_value"],
-        best_validation_loss=summary["best_validation_loss"],
-        stopped_early=summary["stopped_early"],
+        steps=summary.steps,
+        best_step=summary.best_step,
+        best_by=summary.best_by,
+        best_value=summary.best_value,
+        best_validation_loss=summary.best_validation_loss,
+        stopped_early=summary.stopped_early,
         warnings=tuple(warning.sentence for warning in warnings),
         train_seconds=round(seconds, 1),
         waited_seconds=round(waited, 1),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from make_payloads import make_verdict_details
 
 from tasks.artifacts import Adapter, Answers, Base, Judged, Prompts, Registered, Rows, Splits, Verdict, VerdictPage
 from tasks.config import Data, Model, Registry, Settings, Source
@@ -158,7 +159,7 @@ def _adapter(tuned: Path, digest: str) -> Adapter:
 
 
 def _verdict(tmp_path: Path, decision: str, challenged: str) -> Verdict:
-    (tmp_path / "verdict.json").write_text(json.dumps({"decision": decision}))
+    make_verdict_details(decision=decision).save(tmp_path)
     differences = {"base": (0.75, 0.82, 0.88)} | ({"champion": (-0.1, 0.0, 0.1)} if challenged else {})
     return Verdict(
         stage="decide",

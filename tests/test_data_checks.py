@@ -1,12 +1,12 @@
 """What an answer is worth, what a suite says of its rows, and a report that loads nothing."""
 
-import json
 import re
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pytest
+from make_payloads import EXPECTATION, make_check_results
 
 from data_checks.batches import Ask, look_at
 from data_checks.columns import Columns, Turn, derive
@@ -15,6 +15,7 @@ from data_checks.expectations import row_expectations
 from data_checks.findings import answers_by_prompt, num_answers
 from data_checks.profile import profile
 from data_checks.report import render
+from data_checks.results import Results
 from data_checks.suite import Arguments, Entry, Lengths
 from data_checks.summary import summary
 from data_checks.table import table_expectations
@@ -163,37 +164,11 @@ def test_an_excerpt_of_many_turns_is_short_and_hides_what_a_turn_holds() -> None
     assert in_a_line("a\n b") == "a b"
 
 
-FACT = {
-    "name": "secrets",
-    "severity": "info",
-    "arguments": {"kinds": []},
-    "of_set": False,
-    "fault": "a text holds a secret",
-    "column": "secret",
-    "evaluated": 3,
-    "failed": 1,
-}
-RESULTS = {
-    "stopped": "",
-    "read": 3,
-    "refused": 1,
-    "rows": 2,
-    "kept": 1,
-    "quarantined": 1,
-    "reasons": {"ingest": {"bad_json": 1}, "check": {}},
-    "findings": {"secrets": 1},
-    "given_sides": [],
-    "held_out": [],
-    "conflicting_prompts": 1,
-    "files": [{"name": "s", "kept": 1, "quarantined": 1, "sources": []}],
-    "since": None,
-    "expectations": [FACT],
-}
 EXAMPLE = {"file": "a.jsonl", "line": 1, "reason": "bad_json", "detail": "no JSON", "text": "{"}
 
 
 def page(conversations: list[Any], labels: dict[str, int] | None = None, **given: Any) -> str:
-    results = RESULTS | {name: given.pop(name) for name in list(given) if name in RESULTS}
+    results = make_check_results(**{name: given.pop(name) for name in list(given) if name in Results.model_fields})
     described = batch_of(conversations)
     counted = profile(described, labels, described["source"])
     return render(results, counted, None, **{"set_aside": {}, "found": {}, "conflicts": []} | given)
@@ -204,13 +179,13 @@ def test_what_stands_in_the_data_is_escaped_in_the_report() -> None:
     attacked = {"name": attack, "kept": 1, "quarantined": 1}
     record = {"file": f"{attack}.jsonl", "line": 1, "reason": attack, "detail": attack, "text": attack}
     conflict = {"prompt": attack, "num_answers": 2, "answers": [record]}
-    fact = FACT | {"name": "conflicting_answers"}
+    fact = EXPECTATION | {"name": "conflicting_answers"}
     html = page(
         [said("a", "b")],
         {attack: 1, "b": 1},
         reasons={"ingest": {attack: 1}, "check": {}},
         files=[attacked | {"sources": [attacked]}],
-        expectations=[FACT, fact],
+        expectations=[EXPECTATION, fact],
         set_aside={attack: [record]},
         found={"secrets secret": [record]},
         conflicts=[conflict],
@@ -236,15 +211,15 @@ def test_the_report_of_rows_without_an_answer_has_no_answer_lengths() -> None:
 
 
 def test_the_report_says_that_nothing_was_found_and_nothing_set_aside() -> None:
-    html = page([said("a", "b")], expectations=[FACT | {"failed": 0}], reasons={"ingest": {}, "check": {}})
+    html = page([said("a", "b")], expectations=[EXPECTATION | {"failed": 0}], reasons={"ingest": {}, "check": {}})
     assert "None was." in html
     assert "No findings.</div>" in html
 
 
 def test_the_summary_accounts_for_all_records_and_escapes_what_it_names() -> None:
-    fact = FACT | {"fault": "<b>|*x*"}
+    fact = EXPECTATION | {"fault": "<b>|*x*"}
     since = {"version": "k", "before": 9, "added": 2, "removed": 1, "drift": {}}
-    text = summary(json.loads(json.dumps(RESULTS | {"expectations": [fact], "since": since})))
+    text = summary(make_check_results(expectations=[fact], since=since))
     assert text.startswith("3 records read = 1 kept + 1 quarantined + 1 refused by ingest\n")
     assert "| bad_json | ingest | 1 |" in text
     assert "- **secrets**: &lt;b&gt;&#124;&#42;x&#42;, 1 row\n" in text

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from make_payloads import SINCE, make_check_results
 from prefect import State
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -57,12 +58,12 @@ def test_a_schedule_is_said_in_words(schedule: Any, words: str) -> None:
 
 def test_drift_is_what_the_expectations_found_or_that_there_is_no_version_before(tmp_path: Path) -> None:
     def checked(since: Any, **findings: int) -> CheckedRows:
-        (tmp_path / "results.json").write_text(json.dumps({"since": since}))
+        make_check_results(since=since).save(tmp_path)
         return CheckedRows(folder=tmp_path, num_rows=1, num_quarantined=0, reasons={}, findings=findings)
 
     assert announcing.drifts(checked(None)) == ["no version before"]
-    assert announcing.drifts(checked({}, refusal=3)) == []
-    assert announcing.drifts(checked({}, label_drift=1, refusal=3)) == ["label_drift"]
+    assert announcing.drifts(checked(SINCE, refusal=3)) == []
+    assert announcing.drifts(checked(SINCE, label_drift=1, refusal=3)) == ["label_drift"]
 
 
 def test_without_a_server_it_says_what_to_start(monkeypatch: pytest.MonkeyPatch) -> None:

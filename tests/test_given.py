@@ -14,6 +14,7 @@ from data_checks.summary import summary
 from tasks.artifacts import ROW_SCHEMA, CheckedRows
 from tasks.check import check
 from tasks.errors import DataError
+from tasks.payloads import CheckResults
 
 
 def rows_on(make_rows: MakeRows, *sides_and_answers: tuple[str | None, str]) -> Any:
@@ -44,8 +45,8 @@ def test_what_a_given_test_side_loses_is_a_finding_in_its_own_words(
     assert made.findings["given_test_rows_set_aside"] == 3
     assert made.num_quarantined == 5
     assert f"check: {SAID}" in caplog.messages
-    results = json.loads(made.path("results.json").read_text())
-    assert results["given_sides"] == [SAID]
+    results = CheckResults.load(made)
+    assert results.given_sides == (SAID,)
     assert f"**{SAID}**" in summary(results)
     assert SAID in made.path("report.html").read_text()
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
+from make_payloads import make_training_summary, make_verdict_details
 
 from flows.calls import Step
 from flows.origins import origin
@@ -42,8 +43,7 @@ def test_the_page_and_the_artifact_of_training_say_what_is_worth_a_change_and_es
     steps = [{"step": n, "planned": 20, "loss": 2.0 / n, "worst": [["<img src=x>", 9.0]]} for n in range(1, 16)]
     looks = [{"step": n, "planned": 20, "eval_loss": 1.0 + abs(n - 10) / 10} for n in (5, 10, 15)]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in steps + looks))
-    ending = {"best_step": 10, "best_by": "loss", "stopped_early": True}
-    (tmp_path / "summary.json").write_text(json.dumps(ending))
+    make_training_summary(best_step=10, stopped_early=True).save(tmp_path)
     chosen = {"packing": True, "because": {"packing": "<script>"}}
     facts = {"chosen": chosen, "learning_parameters": 5, "parameters": 50}
     (tmp_path / "status.json").write_text(json.dumps(facts))
@@ -76,7 +76,7 @@ def test_the_page_and_the_artifact_of_training_say_what_is_worth_a_change_and_es
 def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped(tmp_path: Path) -> None:
     part = {"by": "label", "num_rows": 9, "candidate": 0.5, "base": 0.75, "is_small": True}
     parts = [{**part, "name": "<b>|a|", "difference": [-0.5, -0.25, 0.1]}]
-    (tmp_path / "verdict.json").write_text(json.dumps({"slices": parts}))
+    make_verdict_details(slices=parts).save(tmp_path)
     verdict = Verdict(
         folder=tmp_path,
         decision="keep",
@@ -106,7 +106,7 @@ def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped
 
 
 def test_of_a_loss_the_verdict_says_that_a_positive_difference_is_an_improvement(tmp_path: Path) -> None:
-    (tmp_path / "verdict.json").write_text(json.dumps({"slices": []}))
+    make_verdict_details().save(tmp_path)
     verdict = Verdict(
         folder=tmp_path,
         decision="promote",

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from make_payloads import make_earlier_rows, make_proof
 from split_rows import WORDS, jaccard, largest_across, on_sides, prompt, prompts, row_of, set_aside, side_of, split_rows
 
 from tasks import lineage
@@ -23,6 +24,7 @@ from tasks.account import growth_sentence
 from tasks.artifacts import Splits
 from tasks.config import Split, from_here
 from tasks.errors import ConfigError, DataError
+from tasks.payloads import LeakProof
 from tasks.similarity.engine import Local
 from tasks.similarity.folding import fold_texts
 from tasks.similarity.prompts import cut, shingles
@@ -404,19 +406,16 @@ def test_sides_on_which_most_rows_cannot_stand_stop_the_run() -> None:
 
 
 def test_what_became_of_the_version_before_is_said_in_words() -> None:
-    proof = {
-        "versions": {"earlier": None, "known_rows": 0, "stayed": 0, "gone": 0},
-        "rows": {"train": 60, "validation": 10, "test": 20},
-        "set_aside": {"bridges_sides": 2},
-    }
-    assert growth_sentence(proof) == ""
-    proof["versions"] = {"earlier": "digest", "known_rows": 80, "stayed": 80, "gone": 3}
-    assert growth_sentence(proof) == (
+    def proof(earlier: str | None, stayed: int) -> LeakProof:
+        versions = make_earlier_rows(earlier=earlier, known_rows=80, stayed=stayed, gone=3)
+        return make_proof(versions=versions, set_aside={"bridges_sides": 2})
+
+    assert growth_sentence(proof(None, 0)) == ""
+    assert growth_sentence(proof("digest", 80)) == (
         "Since the previous version: all 80 remaining rows kept their split, 3 rows are gone, 12 are new or had no "
         "split."
     )
-    proof["versions"]["stayed"] = 79
-    assert "79 of 80 remaining rows" in growth_sentence(proof)
+    assert "79 of 80 remaining rows" in growth_sentence(proof("digest", 79))
 
 
 @st.composite

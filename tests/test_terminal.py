@@ -1,10 +1,10 @@
 """The summary of a run says all that was done to the rows."""
 
-import json
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from make_payloads import EXPECTATION, make_check_results, make_decontamination, make_proof
 from rich.console import Console
 
 from flows import terminal
@@ -36,9 +36,11 @@ def test_the_verdict_page_is_the_first_link(tmp_path: Path) -> None:
 
 
 def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
-    expectations = [{"name": "refusal", "of_set": False}, {"name": "source_drift", "of_set": True}]
+    expectations = [
+        EXPECTATION | {"name": name, "of_set": of_set} for name, of_set in (("refusal", False), ("source_drift", True))
+    ]
     said = {"expectations": expectations, "given_sides": ["3 of the 40 records of the user-provided test set"]}
-    (tmp_path / "results.json").write_text(json.dumps(said))
+    make_check_results(**said).save(tmp_path)
     found = {"refusal": 1_200, "secrets": 1, "source_drift": 1, "given_test_rows_set_aside": 3}
     checked = CheckedRows(folder=tmp_path, num_rows=9, num_quarantined=0, reasons={}, findings=found)
     splits = Splits(
@@ -60,10 +62,8 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
 
 
 def test_the_leak_sentence_counts_held_out_records_where_there_are_some() -> None:
-    proof = {"largest_pair": [], "largest_similarity": 0.3, "threshold": 0.6, "random_leak_share": 0.1}
-    none = {"held_out_records": 0, "by_partner": {}, "removed": False}
-    some = {"held_out_records": 1_200, "by_partner": {"test": 2, "held_out": 5}, "removed": True}
-    assert "held-out" not in leak_sentence(proof | {"decontamination": none})
-    assert leak_sentence(proof | {"decontamination": some}).endswith(
+    some = make_decontamination(held_out_records=1_200, by_partner={"test": 2, "held_out": 5}, removed=True)
+    assert "held-out" not in leak_sentence(make_proof())
+    assert leak_sentence(make_proof(decontamination=some)).endswith(
         "Training rows that share a passage or a prompt with the 1,200 held-out records: 5, removed."
     )

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from make_payloads import EXPECTATION, make_check_results, make_comparison, make_proof, make_training_summary
 
 from tasks.artifacts import (
     GENERAL_SCHEMA,
@@ -96,9 +97,8 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
         asked = questions or [f"question number {at}" for at in range(len(references))]
         rows = [(f"q{at}", each) for at, each in enumerate(taught)]
         splits = make_splits(rows, [("v", "b")], list(zip(asked, references, strict=True)))
-        held = {"held_out_records": 0, "by_partner": {}, "removed": True}
-        proof = {"largest_pair": [], "largest_similarity": 0.3, "threshold": 0.6, "random_leak_share": 0.1}
-        manifest(splits.folder, proof=proof | {"decontamination": held})
+        manifest(splits.folder)
+        make_proof().save(splits.folder)
         ids = pq.read_table(splits.path("test.parquet"))["row_id"].to_pylist()
         tokens = manifest(tmp_path / "tokens")
         seen = trained if trained is not None else [each for each in dict.fromkeys(references) for _ in range(20)]
@@ -139,11 +139,8 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
             answers(name, said) for name, said in {"base": base, **(others or {}), "candidate": candidate}.items()
         )
         verdict = decide.fn(answers=given, splits=splits, gate=gate)
-        train = manifest(
-            tmp_path / "train",
-            summary={"best_step": len(losses), "best_by": "loss", "stopped_early": False},
-            status={"max_steps": max_steps},
-        )
+        train = manifest(tmp_path / "train", status={"max_steps": max_steps})
+        make_training_summary(best_step=len(losses)).save(train)
         lines = [
             {"step": 10 * at, "planned": 10 * len(losses), "eval_loss": loss} for at, loss in enumerate(losses, start=1)
         ]
@@ -153,7 +150,8 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
             for at in range(1, 10 * len(losses) + 1)
         ]
         (train / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in steps + lines))
-        found = {"conflicting_prompts": 0, "expectations": []} | (checks or {})
+        found = make_check_results(**{"conflicting_prompts": 0, "expectations": []} | (checks or {}))
+        found.save(manifest(tmp_path / "check"))
         num_rows = len(references) + 2
         return verdict_page.fn(
             name="triage",
@@ -168,11 +166,11 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
             ),
             checked=CheckedRows(
                 stage="check",
-                folder=manifest(tmp_path / "check", results=found),
+                folder=tmp_path / "check",
                 num_rows=num_rows,
                 num_quarantined=quarantined,
                 reasons={"empty_answer": quarantined} if quarantined else {},
-                findings={"conflicting_answers": 2 * found["conflicting_prompts"]},
+                findings={"conflicting_answers": 2 * found.conflicting_prompts},
             ),
             unique=UniqueRows(
                 stage="dedupe",
@@ -312,7 +310,7 @@ def test_no_text_of_rows_answers_or_settings_becomes_markup(make: Make) -> None:
         chosen={"few_shot": HOSTILE},
         looks=(f"{HOSTILE}; {HOSTILE}",),
         judge=HOSTILE,
-        checks={"expectations": [{"name": HOSTILE, "fault": HOSTILE, "of_set": True, "failed": 1}]},
+        checks={"expectations": [EXPECTATION | {"name": HOSTILE, "fault": HOSTILE, "of_set": True}]},
     )
     read = Read(page_of(made))
     assert not {"script", "img"} & {tag for tag, _ in read.tags}
@@ -381,12 +379,11 @@ def test_what_all_questions_begin_with_is_told_once_and_ends_with_a_word() -> No
 
 
 def test_intervals_lie_where_their_values_are() -> None:
-    common = {"opponent": "base", "metric": "exact_match"}
     drawn = panel(
         "",
         [
-            {**common, "difference": [-0.1, 0.2, 0.5], "bar": 0.05, "finding": "unclear"},
-            {**common, "difference": [0.6, 0.7, 0.9], "bar": 0.05, "finding": "above"},
+            make_comparison(difference=(-0.1, 0.2, 0.5), bar=0.05, finding="unclear"),
+            make_comparison(difference=(0.6, 0.7, 0.9), bar=0.05, finding="above"),
         ],
     )
     (first, second), scale = drawn.intervals, scale_of([-0.1, 0.9])

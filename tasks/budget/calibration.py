@@ -24,6 +24,7 @@ from tasks.budget.timing import Rate
 from tasks.caching import MANIFEST
 from tasks.config import Compute, Method, Training
 from tasks.errors import TrainingError
+from tasks.payloads import Contract
 from tasks.progress import duration
 from tasks.train import started
 
@@ -98,7 +99,7 @@ def _job(folder: Path, base: Base, tokens: Tokens, case: Case) -> trainer.Job:
     rows = [{**rest, "row_id": str(number), **row} for number, row in enumerate(drawn)]
     pq.write_table(pa.Table.from_pylist(rows, schema), folder / "train.parquet")
     pq.write_table(pa.Table.from_pylist(rows[:1], schema), folder / "validation.parquet")
-    shutil.copy(tokens.path("contract.json"), folder)
+    shutil.copy(tokens.path(Contract.FILE), folder)
     return trainer.Job.of(
         base.weights,
         folder,

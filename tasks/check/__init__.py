@@ -106,16 +106,17 @@ def check(
         found=accounting.findings(file, held),
         conflicts=accounting.conflicts(file, held),
     )
-    for name, content in (("profile.json", of_set.profile), ("results.json", came)):
-        (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    profile = json.dumps(of_set.profile, indent=1, ensure_ascii=False)
+    (folder / "profile.json").write_text(profile + "\n", encoding="utf-8")
+    came.save(folder)
     (folder / "report.html").write_text(page, encoding="utf-8")
     if stops:
-        raise DataError(stops, see=("report.html", "quarantine.parquet", "results.json"))
-    for said in came["given_sides"]:
+        raise DataError(stops, see=("report.html", "quarantine.parquet", came.FILE))
+    for said in came.given_sides:
         log.warning("check: %s", said)
     return CheckedRows(
-        num_rows=came["kept"],
-        num_quarantined=came["quarantined"],
+        num_rows=came.kept,
+        num_quarantined=came.quarantined,
         reasons=quarantined,
-        findings=came["findings"],
+        findings=came.findings,
     )

@@ -1,19 +1,21 @@
-"""What came of a check as plain data: results.json, from which the report and the summary are made."""
+"""The results of a check: results.json, from which the report and the summary are made."""
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import pyarrow as pa
 
 from data_checks.given import Given
 from data_checks.report import SOURCES
+from data_checks.results import Drift, ExpectationResult, FileCount, Since, SourceCount
 from data_checks.validation import Outcome
 from tasks.artifacts import Artifact
 from tasks.check.holding import Held, Set
+from tasks.payloads import CheckResults
 
-Results = dict[str, Any]
+C = TypeVar("C", bound=SourceCount)
 
 
 def results(
@@ -25,32 +27,32 @@ def results(
     stopped: str,
     given: Sequence[Given],
     held_out: Sequence[tuple[str, str, int]],
-) -> Results:
+) -> CheckResults:
     """The account, the reasons, every expectation with its outcome, the files, and what changed since `before`.
 
     `held_out` has the evaluation files: how each was read, and its records.
     """
     num_refused, num_quarantined, num_rows = sum(refused.values()), sum(quarantined.values()), len(held.frame)
     values = {name: measure.value for name, measure in of_set.measures.items()}
-    return {
-        "stopped": stopped,  # why the run does; empty where it goes on
-        "read": num_rows + num_refused,
-        "refused": num_refused,
-        "rows": num_rows,
-        "kept": num_rows - num_quarantined,
-        "quarantined": num_quarantined,
-        "reasons": {"ingest": refused, "check": quarantined},
-        "findings": findings(held, of_set) | {name: n for each in given for name, n in each.findings.items()},
-        "given_sides": [said for each in given for said in each.says()],
-        "held_out": held_out,
-        "conflicting_prompts": _conflicting_prompts(held),
-        "files": _files(held),
-        "since": _since(of_set, before),
-        "expectations": [
+    return CheckResults(
+        stopped=stopped,  # why the run does; empty where it goes on
+        read=num_rows + num_refused,
+        refused=num_refused,
+        rows=num_rows,
+        kept=num_rows - num_quarantined,
+        quarantined=num_quarantined,
+        reasons={"ingest": refused, "check": quarantined},
+        findings=findings(held, of_set) | {name: n for each in given for name, n in each.findings.items()},
+        given_sides=tuple(said for each in given for said in each.says()),
+        held_out=tuple(held_out),
+        conflicting_prompts=_conflicting_prompts(held),
+        files=tuple(_files(held)),
+        since=_since(of_set, before),
+        expectations=(
             *(_described(outcome, None, of_set=not outcome.of_rows) for outcome in held.outcomes),
             *(_described(outcome, values[outcome.column], of_set=True) for outcome in of_set.outcomes),
-        ],
-    }
+        ),
+    )
 
 
 def findings(held: Held, of_set: Set) -> dict[str, int]:
@@ -64,22 +66,22 @@ def findings(held: Held, of_set: Set) -> dict[str, int]:
     }
 
 
-def _described(outcome: Outcome, value: float | None, *, of_set: bool) -> dict[str, Any]:
+def _described(outcome: Outcome, value: float | None, *, of_set: bool) -> ExpectationResult:
     """Where rows fail, the fault stands for many values: n where one would be read, nothing where it comes last."""
     many = re.sub(r"\{value[^}]*\}", "n", re.sub(r": \{value\}$", "", outcome.fault))
-    return {
-        "name": outcome.entry.name,
-        "severity": outcome.entry.severity,
-        "arguments": outcome.entry.given,
-        "of_set": of_set,
-        "fault": outcome.says(value) if of_set and outcome.failed else many,
-        "expectation": outcome.expectation,
-        "column": outcome.column,
-        "evaluated": outcome.evaluated,
-        "failed": outcome.failed,
-        "share": round(outcome.share, 6),
-        "value": None if value is None else round(value, 6),
-    }
+    return ExpectationResult(
+        name=outcome.entry.name,
+        severity=outcome.entry.severity,
+        arguments=outcome.entry.given,
+        of_set=of_set,
+        fault=outcome.says(value) if of_set and outcome.failed else many,
+        expectation=outcome.expectation,
+        column=outcome.column,
+        evaluated=outcome.evaluated,
+        failed=outcome.failed,
+        share=round(outcome.share, 6),
+        value=None if value is None else round(value, 6),
+    )
 
 
 def _conflicting_prompts(held: Held) -> int:
@@ -87,7 +89,7 @@ def _conflicting_prompts(held: Held) -> int:
     return int(held.frame["prompt_hash"].iloc[rows[0]].nunique()) if rows else 0
 
 
-def _files(held: Held) -> list[dict[str, Any]]:
+def _files(held: Held) -> list[FileCount]:
     """Each file with its kept and quarantined rows, and those of each source that its rows name themselves.
 
     The largest first; files, and sources of a file, beyond SOURCES are in one line. Of a file whose rows name no source
@@ -103,34 +105,43 @@ def _files(held: Held) -> list[dict[str, Any]]:
         named = "" if source == file.rpartition("/")[2] else source
         became = "kept" if each["kept"] else "quarantined"
         of_files.setdefault(file, {}).setdefault(named, Counter())[became] += each["count_all"]
-    found: list[dict[str, Any]] = []
-    for file, of_sources in of_files.items():
-        own = [_line(source, counted) for source, counted in of_sources.items()] if any(of_sources) else []
-        found.append(_line(file, sum(of_sources.values(), Counter())) | {"sources": _first(own)})
-    return _first(found)
+    found = [
+        FileCount(
+            name=file,
+            **_sums(of_sources.values()),
+            sources=_first(
+                [SourceCount(name=source, **_sums([counted])) for source, counted in of_sources.items()]
+                if any(of_sources)
+                else [],
+                SourceCount,
+            ),
+        )
+        for file, of_sources in of_files.items()
+    ]
+    return list(_first(found, FileCount))
 
 
-def _line(name: str, counted: Counter[str]) -> dict[str, Any]:
-    return {"name": name, "kept": counted["kept"], "quarantined": counted["quarantined"]}
+def _sums(counted: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    return {became: sum(each[became] for each in counted) for became in ("kept", "quarantined")}
 
 
-def _first(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    lines.sort(key=lambda line: (-line["kept"] - line["quarantined"], line["name"]))
-    if not (rest := lines[SOURCES:]):
-        return lines
-    sums = {name: sum(line[name] for line in rest) for name in ("kept", "quarantined")}
-    return [*lines[:SOURCES], {"name": f"{len(rest)} more", **sums, "sources": []}]
+def _first(counts: list[C], kind: type[C]) -> tuple[C, ...]:
+    """The largest, and the others as one."""
+    counts.sort(key=lambda each: (-each.kept - each.quarantined, each.name))
+    rest = [{"kept": each.kept, "quarantined": each.quarantined} for each in counts[SOURCES:]]
+    more = [kind(name=f"{len(rest)} more", **_sums(rest))] if rest else []
+    return (*counts[:SOURCES], *more)
 
 
-def _since(of_set: Set, before: Artifact | None) -> dict[str, Any] | None:
+def _since(of_set: Set, before: Artifact | None) -> Since | None:
     if before is None or of_set.changed is None:
         return None
-    return {
-        "version": before.key,
+    return Since(
+        version=before.key,
         **of_set.changed._asdict(),
-        "drift": {
-            name: {"psi": round(measure.value, 4), "noise": round(measure.noise, 4)}
+        drift={
+            name: Drift(psi=round(measure.value, 4), noise=round(measure.noise, 4))
             for name, measure in of_set.measures.items()
             if name.endswith("_psi") and measure.value is not None
         },
-    }
+    )

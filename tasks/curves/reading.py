@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks.payloads import TrainingSummary
+
 Line = dict[str, Any]  # of metrics.jsonl
 ENOUGH_LOOKS = 3  # evaluations, from which on it can be told how the loss went
 
@@ -58,14 +60,14 @@ class Curves:
 def read(folder: Path) -> Curves:
     """The curves of a train artifact."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    summary, status = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("summary", "status"))
+    summary = TrainingSummary.load_from(folder)
     return Curves(
         steps=[line for line in lines if "loss" in line],
         looks=[line for line in lines if "eval_loss" in line],
-        best_step=summary["best_step"],
-        best_by=summary["best_by"],
-        stopped_early=summary["stopped_early"],
-        status=status,
+        best_step=summary.best_step,
+        best_by=summary.best_by,
+        stopped_early=summary.stopped_early,
+        status=json.loads((folder / "status.json").read_text(encoding="utf-8")),
     )
 
 

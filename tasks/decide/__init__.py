@@ -9,11 +9,9 @@ A positive difference is in the candidate's favour, also where lower is better. 
 negative log-likelihood in nats per token. A row that stands twice among the test rows counts once.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,14 +19,15 @@ import pyarrow.parquet as pq
 from tasks.artifacts import Answers, General, Splits, Verdict
 from tasks.config import Gate
 from tasks.decide.constant import best_constant
-from tasks.decide.decision import CANDIDATE, Decision, Evidence, Guardrail, decide_scores
+from tasks.decide.decision import CANDIDATE, Evidence, Guardrail, decide_scores
 from tasks.decide.reading import by_row, clusters, general_rows, own_intervals, warnings
 from tasks.decide.sentences import TOO_LOW
-from tasks.decide.slices import Slice, kinds, slices
+from tasks.decide.slices import kinds, slices
 from tasks.general import scores as means_of
 from tasks.general import tables as of_each
 from tasks.metrics.baseline import CONSTANT
 from tasks.metrics.rows import measured
+from tasks.payloads import Slice, VerdictDetails
 from tasks.stage import stage
 
 __all__ = ["decide"]
@@ -81,8 +80,7 @@ def decide(
     warned = warnings(tables[CANDIDATE], metric, constant if is_prose else {}) if CANDIDATE in tables else ()
     if decision.is_poor:
         warned += (TOO_LOW,)
-    more = {"own": own, "slices": [each.model_dump() for each in parts], "general": suite}
-    _write(folder / "verdict.json", decision, more)
+    VerdictDetails(**vars(decision), own=own, slices=tuple(parts), general=suite).save(folder)
     return Verdict(
         decision=decision.decision,
         because=decision.because,
@@ -97,8 +95,3 @@ def decide(
         smallest_visible=decision.smallest_visible,
         warnings=warned,
     )
-
-
-def _write(file: Path, decision: Decision, more: dict[str, Any]) -> None:
-    verdict = decision.model_dump(mode="json") | more
-    file.write_text(json.dumps(verdict, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

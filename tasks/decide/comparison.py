@@ -2,53 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from tasks.intervals import Floats, Sight, by_cluster, mcnemar, rows_needed
 from tasks.metrics import describe
+from tasks.payloads import Comparison, Interval
 
 POOR = 0.5  # score under which more is wrong than right
 EFFECT = 0.05  # the gain that the power is said of
 SMALLEST_EFFECT = 0.01  # over the bar; nobody collects the rows that a smaller one needs
-
-Interval = tuple[float, float, float]  # low, mean, high
-
-
-class Comparison(BaseModel):
-    """A positive difference is in the candidate's favour, whichever direction of the metric is better."""
-
-    model_config = ConfigDict(frozen=True)
-
-    metric: str
-    opponent: str
-    bar: float  # what the difference should be above: a margin, or less a tolerance
-    finding: Literal["above", "below", "unclear"]
-    difference: Interval
-    bootstrap: tuple[float, float]  # the bounds of the difference as resampled clusters have them; it decides nothing
-    candidate_mean: float
-    opponent_mean: float
-    num_rows: int
-    wins: int
-    losses: int
-    ties: int
-    p_below: float  # one-sided, of a difference as low if the true one were at the bar; of guardrails adjusted
-    mcnemar_p: float | None  # exact and one-sided, of the wins and losses; None unless all scores are 0 or 1
-    rows_needed: int | None  # for this gain, or .01 over the bar; None unless unclear, ahead, and there can be more
-    smallest_visible: float  # the true difference that such rows show to be above the bar with a power of 0.8
-    power: float  # of such rows to show a true difference of 0.05
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether it is unclear and more rows would rather speak against the candidate."""
-        return self.finding == "unclear" and self.difference[1] <= self.bar
-
-    @property
-    def rows_to_tell(self) -> float:
-        """The rows that would show the candidate above the bar: inf where it is behind, 0 where it is not open."""
-        return math.inf if self.is_behind else self.rows_needed or 0
 
 
 class Paired(NamedTuple):

@@ -16,20 +16,18 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from tasks.config import Gate
 from tasks.decide import sentences
-from tasks.decide.comparison import Comparison, Paired, compare, is_more_wrong, needs_most
+from tasks.decide.comparison import Paired, compare, is_more_wrong, needs_most
 from tasks.decide.sentences import AT_LEAST
 from tasks.intervals import holm
 from tasks.metrics.baseline import CONSTANT
+from tasks.payloads import Because, Comparison, Decision
 
 CANDIDATE = "candidate"
 TO_BEAT = ("base", "champion", CONSTANT)  # all others are only prompted
 LARGEST = 1e100  # of a score: variances, which have squares of differences, and the rows needed are numbers up to there
-
-Because = Literal["", "worse", "too low", "regression", "prompting is enough"]
 
 
 @dataclass(frozen=True)
@@ -66,29 +64,6 @@ class Guardrail(NamedTuple):
 
     evidence: Evidence
     margin: float
-
-
-class Decision(BaseModel):
-    """The outcome of all comparisons, and the sentence that says it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    decision: Literal["promote", "keep", "inconclusive", "invalid"]
-    because: Because  # of keep
-    sentence: str
-    metric: str
-    margin: float
-    tolerance: float
-    confidence: float  # of each test
-    num_rows: int
-    num_clusters: int
-    closest: Comparison | None = None  # what the candidate fails, or what it passes by the least
-    gain: str = ""  # of the closest comparison, and against whom
-    is_poor: bool = False  # promoted although it is more often wrong than right, and no score was asked for
-    comparisons: tuple[Comparison, ...] = ()
-    guardrails: tuple[Comparison, ...] = ()
-    rows_needed: int | None = None  # where more rows could decide otherwise
-    smallest_visible: float | None = None  # the gain over those to beat that these rows show with a power of 0.8
 
 
 class _Outcome(NamedTuple):

@@ -6,9 +6,10 @@ gate.confidence. Of what was passed the closest is marked: its mean is above wha
 
 from collections.abc import Sequence
 
-from tasks.decide.comparison import SMALLEST_EFFECT, Comparison, needs_most
+from tasks.decide.comparison import SMALLEST_EFFECT, needs_most
 from tasks.metrics import describe
 from tasks.metrics.baseline import CONSTANT, baseline
+from tasks.payloads import Comparison
 
 PASSED = "Passed the gate"  # begins the sentence of what a person has to approve
 AT_LEAST = "gate.at_least"  # the score that is asked for

@@ -8,29 +8,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
-from tasks.decide.comparison import Interval
 from tasks.decide.decision import TO_BEAT, Evidence
 from tasks.metrics.labels import ROWS_OF_A_LABEL
+from tasks.payloads import Slice
 
 SMALL = 30  # rows; an interval of fewer says little
 LEAST = 5  # rows of a slice; fewer are not listed
 LISTED = 20  # of each kind, those with the most rows
-
-
-class Slice(BaseModel):
-    """Some of the test rows. A positive difference is in the candidate's favour."""
-
-    model_config = ConfigDict(frozen=True)
-
-    by: str  # source, language, length or label
-    name: str
-    num_rows: int
-    candidate: float
-    base: float
-    difference: Interval
-    is_small: bool
 
 
 def slices(evidence: Evidence, kinds: Mapping[str, Mapping[str, str]], confidence: float) -> list[Slice]:

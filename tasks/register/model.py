@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tasks import architecture, serving
 from tasks.budget import shapes
 from tasks.models import copy_tokenizer
+from tasks.payloads import Contract
 from tasks.register import files
 from tasks.register.candidate import Candidate
 
@@ -86,7 +87,7 @@ def _save(folder: Path, candidate: Candidate, model: "LoggedModel") -> None:
         python_model=serving.__file__,
         artifacts={
             "model": str(candidate.adapter.path("model")),
-            "contract": str(candidate.adapter.path("contract.json")),
+            "contract": str(candidate.adapter.path(Contract.FILE)),
             "base": str(folder / "base.json"),
             "tokenizer": str(folder / "tokenizer"),
         },

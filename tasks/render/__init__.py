@@ -25,6 +25,7 @@ from tasks.chat import DATE, Chat, Tokenized, Untrainable, tokenize
 from tasks.config import Checks, Model
 from tasks.errors import DataError
 from tasks.models import check_served, load_tokenizer
+from tasks.payloads import Contract
 from tasks.render.report import measure, preview, write_report
 from tasks.stage import stage
 
@@ -59,25 +60,25 @@ class Bound(NamedTuple):
         return f"raise model.max_length to {longest}, or {shorten}"
 
 
-def contract(chat: Chat, base: Base) -> dict[str, Any]:
+def contract(chat: Chat, base: Base) -> Contract:
     """What whoever serves the model must agree with, or it is asked in another way than it was trained."""
     tokenizer, file = chat.tokenizer, base.weights / "tokenizer.json"
     pad = chat.stops[chat.stop_token] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return {
-        "chat_template": chat.template,
-        "chat_template_sha256": sha256(chat.template.encode()).hexdigest(),
-        "date_in_template": DATE if "strftime_now" in chat.template else None,
-        "generation_prompt": chat.generation_prompt,
-        "add_special_tokens": False,  # the template writes them all
-        "stop_token": chat.stop_token,
-        "stop_token_ids": sorted(chat.stops.values()),
-        "bos_token_id": tokenizer.bos_token_id,
-        "pad_token_id": pad,
-        "pad_is_stop_token": pad in chat.stops.values(),  # so padding is masked by length, never by id
-        "special_tokens": dict(sorted((text, tokenizer.convert_tokens_to_ids(text)) for text in chat.control_tokens)),
-        "tokenizer_sha256": digest_of(file) if file.is_file() else None,
-        "transformers": importlib.metadata.version("transformers"),
-    }
+    return Contract(
+        chat_template=chat.template,
+        chat_template_sha256=sha256(chat.template.encode()).hexdigest(),
+        date_in_template=DATE if "strftime_now" in chat.template else None,
+        generation_prompt=chat.generation_prompt,
+        add_special_tokens=False,  # the template writes them all
+        stop_token=chat.stop_token,
+        stop_token_ids=tuple(sorted(chat.stops.values())),
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=pad,
+        pad_is_stop_token=pad in chat.stops.values(),  # so padding is masked by length, never by id
+        special_tokens=dict(sorted((text, tokenizer.convert_tokens_to_ids(text)) for text in chat.control_tokens)),
+        tokenizer_sha256=digest_of(file) if file.is_file() else None,
+        transformers=importlib.metadata.version("transformers"),
+    )
 
 
 def render_side(chat: Chat, rows: Path, target: Path, *, limit: int, last_only: bool) -> list[dict[str, Any]]:
@@ -226,7 +227,7 @@ def render(
             raise DataError(_emptied(side, refused[side], bound), see=("quarantine.parquet",))
     reasons = dict(sorted(Counter(row["reason"] for row in quarantine).items()))
     terms = contract(chat, base)
-    (folder / "contract.json").write_text(json.dumps(terms, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    terms.save(folder)
     write_report(folder, chat.tokenizer, sides, terms, reasons, bound.limit, splits.path("train.parquet"))
     return Tokens(
         num_train=sides["train"].num_rows,

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from data_checks.pages import template
 from tasks.artifacts import IGNORED, Tokens
+from tasks.payloads import Contract
 
 NUM_EXAMPLES = 6
 MARKS = ("⟦", "⟧")  # around what is trained, since colours do not reach every eye and every file
@@ -145,7 +146,7 @@ def write_report(
     folder: Path,
     tokenizer: Any,
     sides: dict[str, Side],
-    contract: dict[str, Any],
+    contract: Contract,
     reasons: dict[str, int],
     limit: int,
     split: Path,

@@ -11,14 +11,13 @@ Of a row that is no longer there its row_id and side are remembered, not what it
 it comes back to its side, but a near copy of it that comes later can be drawn onto another.
 """
 
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +26,7 @@ from tasks.artifacts import SIDES_FILE, Artifact, Rows, Splits, UniqueRows
 from tasks.config import Split
 from tasks.errors import DataError
 from tasks.labels import stop_if_open
+from tasks.payloads import LeakProof, PairedRow
 from tasks.similarity.engine import engine_of, read_pieces
 from tasks.similarity.folding import fold, fold_messages
 from tasks.similarity.prompts import Shingles, cut, read_boilerplate, shingles
@@ -45,7 +45,7 @@ from tasks.split.contamination import find_contamination
 from tasks.split.details import Details
 from tasks.split.draw import draw
 from tasks.split.joins import Joined
-from tasks.split.proof import findings, floor_of, in_words, leak_proof, random_leak_share, visible_difference
+from tasks.split.proof import findings, floor_of, in_words, most_similar_pair, random_leak_share, visible_difference
 from tasks.split.replay import apart, draw_replay
 from tasks.split.sides import NONE, SIDES, TEST, Because, Sides, fix, settle
 from tasks.split.strata import Strata, balance, strata_of
@@ -138,10 +138,14 @@ def _why_empty(side: str, sides: Sides, own: np.ndarray, settings: Split, gone: 
     )
 
 
-def _say(proof: dict[str, Any]) -> None:
-    for side in proof["given_sides"]:
+def _pair_in_words(pair: Iterable[PairedRow]) -> str:
+    return " and ".join(f"{row.file} line {row.line} ({row.side})" for row in pair)
+
+
+def _say(proof: LeakProof) -> None:
+    for side in proof.given_sides:
         log.info("split: the %s side is the rows that are given to it; split.%s is not used", side, side)
-    for code, count in proof["findings"].items():
+    for code, count in proof.findings.items():
         log.warning("split: %s: %s; proof.json has more", code, in_words(code, count, proof))
 
 
@@ -184,7 +188,7 @@ def split(
         returns_to = np.where(sides.side == NONE, fixed, sides.side)
         found = find_contamination(file, sides.side, held_out, left_out)
         contaminated = decontamination(sides.side, found, removed=settings.decontaminate == "remove")
-        if contaminated["removed"]:
+        if contaminated.removed:
             sides.set_aside(np.array(sorted(found.training_rows()), np.int64), Because.CONTAMINATED)
         draw_replay(sides, columns.row_ids, columns.replay, settings.replay)
         write_sides(folder, file, sides, Details(columns, sides, found))
@@ -194,40 +198,46 @@ def split(
         sets = sets[standing]
         nearest = machine.nearest_across(sets, sides.side[standing], floor).named(standing)
 
-    proof = leak_proof(nearest, sides, columns, settings.threshold, floor)
-    if not proof["holds"]:
-        raise DataError(f"a row of one side repeats a row of another, over split.threshold: {proof['largest_pair']}")
+    if nearest.similarity >= settings.threshold:
+        pair = most_similar_pair(nearest, sides, columns)
+        raise DataError(f"a row of one side repeats a row of another, over split.threshold: {_pair_in_words(pair)}")
     counts, in_test = rows_of_sides(sides.side), np.unique(sides.cluster[sides.side == TEST])
     own_side = np.where(columns.replay, NONE, sides.side)
-    proof |= {
-        "random_leak_share": random_leak_share(links.pairs, np.flatnonzero(~columns.replay), counts["test"]),
-        "rows": counts,
-        "because": reasons_of_sides(sides),
-        "set_aside": set_aside(sides.because[sides.side == NONE]),
-        "cluster_sizes": cluster_sizes(sides.cluster),
-        "test_clusters": len(in_test),
-        "smallest_visible_difference": visible_difference(len(in_test)),
-        "balance": {"by": stratify, **balance(strata, own_side)},
-        "given_sides": [SIDES[side] for side in sorted(exact)],  # exactly the rows given to them; no share is used
-        "versions": {"earlier": earlier.digest if earlier else None}
-        | versions(sides.side, columns.given, before, exact, gone.num_rows),
-        "time": in_time(own_side, times) if times else None,
-        "decontamination": contaminated,
-        "settings": settings.model_dump(),
-    }
-    proof["findings"] = findings(proof)
+    time, smallest = in_time(own_side, times) if times else None, visible_difference(len(in_test))
+    proof = LeakProof(
+        threshold=settings.threshold,
+        holds=True,
+        pairs_compared=nearest.num_compared,
+        largest_similarity=max(nearest.similarity, floor),
+        largest_pair=most_similar_pair(nearest, sides, columns),
+        floor=floor,
+        random_leak_share=random_leak_share(links.pairs, np.flatnonzero(~columns.replay), counts["test"]),
+        rows=counts,
+        because=reasons_of_sides(sides),
+        set_aside=set_aside(sides.because[sides.side == NONE]),
+        cluster_sizes=cluster_sizes(sides.cluster),
+        test_clusters=len(in_test),
+        smallest_visible_difference=smallest,
+        balance=balance(strata, own_side, stratify),
+        given_sides=tuple(SIDES[side] for side in sorted(exact)),
+        versions=versions(sides.side, columns.given, before, exact, gone.num_rows, earlier.digest if earlier else None),
+        time=time,
+        decontamination=contaminated,
+        settings=settings.model_dump(),
+        findings=findings(contaminated, time, counts["test"], smallest),
+    )
     _say(proof)
-    (folder / "proof.json").write_text(json.dumps(proof, ensure_ascii=False, indent=1), encoding="utf-8")
+    proof.save(folder)
     write_memory(folder / SIDES_FILE, columns.row_ids, returns_to, sides.because, gone)
     return Splits(
         num_train=counts["train"],
         num_validation=counts["validation"],
         num_test=counts["test"],
         num_clusters=int(sides.cluster.max()) + 1,
-        num_quarantined=sum(proof["set_aside"].values()),
-        reasons=proof["set_aside"],
-        findings=proof["findings"],
-        largest_similarity=proof["largest_similarity"],
-        random_leak_share=proof["random_leak_share"],
+        num_quarantined=sum(proof.set_aside.values()),
+        reasons=proof.set_aside,
+        findings=proof.findings,
+        largest_similarity=proof.largest_similarity,
+        random_leak_share=proof.random_leak_share,
         num_replay=int((sides.because == Because.REPLAY).sum()),
     )

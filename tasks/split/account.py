@@ -1,10 +1,10 @@
 """Counts for the proof: where rows stand and why, what was set aside, what came from the version before."""
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 
+from tasks.payloads import Decontamination, EarlierRows, TimeSpans
 from tasks.split.columns import Times
 from tasks.split.contamination import Contamination
 from tasks.split.sides import NONE, SIDES, TEST, TRAIN, Because, Sides
@@ -37,40 +37,46 @@ def cluster_sizes(cluster: np.ndarray) -> dict[str, int]:
 
 
 def versions(
-    side: np.ndarray, given: np.ndarray, before: np.ndarray, exact: frozenset[int], num_gone: int
-) -> dict[str, int]:
+    side: np.ndarray,
+    given: np.ndarray,
+    before: np.ndarray,
+    exact: frozenset[int],
+    num_gone: int,
+    earlier: str | None,
+) -> EarlierRows:
     """What became of the rows that the version before had on a side (`before`, or NONE)."""
     known = before != NONE
-    return {
-        "known_rows": int(known.sum()),
-        "stayed": int((known & (side == before)).sum()),
-        "given_elsewhere": int((known & (given != NONE) & (given != before)).sum()),
-        "freed_by_a_given_side": int((known & (given == NONE) & np.isin(before, list(exact))).sum()),
-        "gone": num_gone,
-    }
+    return EarlierRows(
+        earlier=earlier,
+        known_rows=int(known.sum()),
+        stayed=int((known & (side == before)).sum()),
+        given_elsewhere=int((known & (given != NONE) & (given != before)).sum()),
+        freed_by_a_given_side=int((known & (given == NONE) & np.isin(before, list(exact))).sum()),
+        gone=num_gone,
+    )
 
 
-def in_time(side: np.ndarray, times: Times) -> dict[str, Any]:
+def in_time(side: np.ndarray, times: Times) -> TimeSpans:
     """When each side begins and ends, and how many training rows are newer than the oldest test row."""
     ranks, values = times
-    spans: dict[str, list[str]] = {}
+    spans: dict[str, tuple[str, ...]] = {}
     for position, name in enumerate(SIDES):
         known = ranks[(side == position) & (ranks >= 0)]
-        spans[name] = [values[int(end)].as_py() for end in (known.min(), known.max())] if len(known) else []
+        spans[name] = tuple(values[int(end)].as_py() for end in (known.min(), known.max())) if len(known) else ()
     tested = ranks[(side == TEST) & (ranks >= 0)]
     newer = int(((side == TRAIN) & (ranks > tested.min())).sum()) if len(tested) else 0
-    return {"spans": spans, "train_rows_newer_than_a_test_row": newer}
+    return TimeSpans(spans=spans, train_rows_newer_than_a_test_row=newer)
 
 
-def decontamination(side: np.ndarray, found: Contamination, *, removed: bool) -> dict[str, Any]:
+def decontamination(side: np.ndarray, found: Contamination, *, removed: bool) -> Decontamination:
     """How many training rows have a passage of which evaluation texts, and which evaluation rows are in records."""
     texts = [text for text, _ in found.training_rows().values()]
     partners = Counter(SIDES[side[text]] if text < found.num_rows else "held_out" for text in texts)
     in_records = Counter(SIDES[row] for row in side[found.evaluation.rows].tolist())
-    return {
-        "training_rows": len(texts),
-        "removed": removed,
-        "by_partner": dict(sorted(partners.items())),
-        "held_out_records": found.held_out.num_rows,
-        "in_held_out": dict(sorted(in_records.items())),
-    }
+    return Decontamination(
+        training_rows=len(texts),
+        removed=removed,
+        by_partner=dict(sorted(partners.items())),
+        held_out_records=found.held_out.num_rows,
+        in_held_out=dict(sorted(in_records.items())),
+    )

@@ -1,10 +1,10 @@
 """What proof.json says: that no rows of two sides are alike, what a random split would have leaked, what is small."""
 
 import math
-from typing import Any
 
 import numpy as np
 
+from tasks.payloads import Decontamination, LeakProof, PairedRow, TimeSpans
 from tasks.similarity.sets import Nearest, Pairs
 from tasks.split.columns import Columns
 from tasks.split.sides import SIDES, Sides
@@ -32,20 +32,10 @@ def floor_of(threshold: float, num_rows: int) -> float:
     return (0.9 if num_rows > MANY_ROWS else 0.5) * threshold
 
 
-def leak_proof(nearest: Nearest, sides: Sides, columns: Columns, threshold: float, floor: float) -> dict[str, Any]:
-    """The most alike pair of all rows of two different sides, whatever put them there, and whether the proof holds.
-
-    Where no pair is over the floor, the largest similarity is said to be the floor, which it is not over.
-    """
-    pair = [nearest.one, nearest.other] if nearest.one >= 0 else []
-    return {
-        "threshold": threshold,
-        "holds": nearest.similarity < threshold,
-        "pairs_compared": nearest.num_compared,
-        "largest_similarity": max(nearest.similarity, floor),
-        "largest_pair": [{"side": SIDES[int(sides.side[row])], **columns.identity(row)} for row in pair],
-        "floor": floor,
-    }
+def most_similar_pair(nearest: Nearest, sides: Sides, columns: Columns) -> tuple[PairedRow, ...]:
+    """Return the most similar pair of rows in two different splits; empty where no pair is above the floor."""
+    pair = (nearest.one, nearest.other) if nearest.one >= 0 else ()
+    return tuple(PairedRow(side=SIDES[int(sides.side[row])], **columns.identity(row)) for row in pair)
 
 
 def random_leak_share(pairs: Pairs, rows: np.ndarray, num_test: int) -> float:
@@ -75,23 +65,23 @@ def visible_difference(num_clusters: int) -> float:
     return min(1.0, round((CONFIDENCE + POWER) * math.sqrt(DISCORDANT / num_clusters), 4))
 
 
-def in_words(code: str, count: int, proof: dict[str, Any]) -> str:
+def in_words(code: str, count: int, proof: LeakProof) -> str:
     """What stands out, in a sentence; of a test split that is too small it says how many clusters it has."""
     rows, what = FINDINGS[code]
-    clusters = proof["test_clusters"]
+    clusters = proof.test_clusters
     independent = "1 independent cluster" if clusters == 1 else f"{clusters:,} independent clusters"
-    return f"{count} {rows} {what.format(difference=proof['smallest_visible_difference'], independent=independent)}"
+    return f"{count} {rows} {what.format(difference=proof.smallest_visible_difference, independent=independent)}"
 
 
-def findings(proof: dict[str, Any]) -> dict[str, int]:
+def findings(
+    contaminated: Decontamination, time: TimeSpans | None, num_test: int, smallest_difference: float
+) -> dict[str, int]:
     """What a person should look at, by code: how many rows it concerns."""
-    contaminated, in_held_out = proof["decontamination"], proof["decontamination"]["in_held_out"]
-    too_small = proof["smallest_visible_difference"] > LEAST_VISIBLE
     found = {
-        "contaminated": 0 if contaminated["removed"] else contaminated["training_rows"],
-        "validation_in_held_out": in_held_out.get("validation", 0),
-        "test_in_held_out": in_held_out.get("test", 0),
-        "train_newer_than_test": proof["time"]["train_rows_newer_than_a_test_row"] if proof["time"] else 0,
-        "too_small": proof["rows"]["test"] if too_small else 0,
+        "contaminated": 0 if contaminated.removed else contaminated.training_rows,
+        "validation_in_held_out": contaminated.in_held_out.get("validation", 0),
+        "test_in_held_out": contaminated.in_held_out.get("test", 0),
+        "train_newer_than_test": time.train_rows_newer_than_a_test_row if time else 0,
+        "too_small": num_test if smallest_difference > LEAST_VISIBLE else 0,
     }
     return {code: count for code, count in found.items() if count}

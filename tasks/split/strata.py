@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from tasks.payloads import Balance, Deviation, Stratum
 from tasks.split.sides import NONE, SIDES
 
 REPORTED = 50
@@ -30,7 +30,7 @@ def strata_of(said: Iterable[str], named: Callable[[str], str] = str) -> Strata:
     return Strata(rank[of], order, [first[name][1] for name in order])
 
 
-def balance(strata: Strata, side: np.ndarray) -> dict[str, Any]:
+def balance(strata: Strata, side: np.ndarray, by: str | None) -> Balance:
     """The share of each stratum in all rows that are on a side and in each side, the largest first; and what differs.
 
     The largest deviation is that of a stratum's share in one side from its share in all, 0 to 1. A name is masked where
@@ -45,16 +45,19 @@ def balance(strata: Strata, side: np.ndarray) -> dict[str, Any]:
     overall = counts.sum(axis=0) / max(int(counts.sum()), 1)
     deviation = np.abs(shares - overall)
     largest = np.unravel_index(int(deviation.argmax()), deviation.shape) if deviation.size else None
+    most = Deviation(side=SIDES[largest[0]], stratum=in_a_line(strata.said[largest[1]])) if largest else None
     listed = np.lexsort((np.arange(num_strata), -overall))[:REPORTED].tolist()
-    return {
-        "num_strata": num_strata,
-        "largest_deviation": round(float(deviation.max(initial=0.0)), 6),
-        "deviates_most": {"side": SIDES[largest[0]], "stratum": in_a_line(strata.said[largest[1]])}
-        if largest
-        else None,
-        "strata": [
-            {"name": in_a_line(strata.said[s]), "all": round(float(overall[s]), 6)}
-            | {name: round(float(shares[position, s]), 6) for position, name in enumerate(SIDES)}
+    return Balance(
+        by=by,
+        num_strata=num_strata,
+        largest_deviation=round(float(deviation.max(initial=0.0)), 6),
+        deviates_most=most,
+        strata=tuple(
+            Stratum(
+                name=in_a_line(strata.said[s]),
+                all=round(float(overall[s]), 6),
+                **{name: round(float(shares[position, s]), 6) for position, name in enumerate(SIDES)},
+            )
             for s in listed
-        ],
-    }
+        ),
+    )

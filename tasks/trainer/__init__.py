@@ -5,13 +5,13 @@ job, and ends with one of the exit codes below; only FINISHED means that trainin
 is all that its parent knows of it, and imports no library of training.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from tasks.config import Compute, Method, Training
+from tasks.payloads import Contract
 
 FINISHED, FAILED, INTERRUPTED, OUT_OF_MEMORY = 0, 1, 75, 77
 
@@ -38,12 +38,12 @@ class Job(BaseModel):
     @classmethod
     def of(cls, weights: Path, tokens: Path, **settings: Any) -> Self:
         """A job on the rows, and by the contract, of a folder that render made; `settings` are all other fields."""
-        contract = json.loads((tokens / "contract.json").read_text(encoding="utf-8"))
+        contract = Contract.load_from(tokens)
         return cls(
             weights=weights,
             train=tokens / "train.parquet",
             validation=tokens / "validation.parquet",
-            pad_token_id=contract["pad_token_id"],
-            stop_token_ids=contract["stop_token_ids"],
+            pad_token_id=contract.pad_token_id,
+            stop_token_ids=contract.stop_token_ids,
             **settings,
         )

@@ -1,6 +1,5 @@
 """Training itself: what is given to SFTTrainer, and what is kept of it."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from trl.trainer.sft_config import SFTConfig
 from tasks import cutting, methods, speed
 from tasks.batches import Collator
 from tasks.config import Training
+from tasks.payloads import TrainingSummary
 from tasks.trainer import FINISHED, INTERRUPTED, Job, checkpoints
 from tasks.trainer.observed import ObservedTrainer
 from tasks.trainer.preparing import prepare
@@ -117,22 +117,21 @@ def fit(job: Job, folder: Path) -> int:
         tuned.config.use_cache = config.use_cache  # which the trainer turned off
     save(tuned, folder / "model", job.reference, chosen.precision)
     state = trainer.state
-    summary = {
-        "steps": state.global_step,
-        "planned_steps": state.max_steps,
-        "best_step": best.step,
-        "best_by": training.best_by,
-        "best_value": best.value,
-        "best_validation_loss": next(
+    TrainingSummary(
+        steps=state.global_step,
+        planned_steps=state.max_steps,
+        best_step=best.step,
+        best_by=training.best_by,
+        best_value=best.value,
+        best_validation_loss=next(
             entry["eval_loss"] for entry in state.log_history if entry["step"] == best.step and "eval_loss" in entry
         ),
-        "stopped_early": state.global_step < state.max_steps,
-        "chosen": chosen.model_dump(),
-        "learning_parameters": learning,
-        "parameters": total,
-        "skipped_checkpoints": record.skipped,
-    }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        stopped_early=state.global_step < state.max_steps,
+        chosen=chosen.model_dump(),
+        learning_parameters=learning,
+        parameters=total,
+        skipped_checkpoints=tuple(record.skipped),
+    ).save(folder)
     return FINISHED
 
 

@@ -1,11 +1,9 @@
 """All that the page speaks of, read from what the stages handed on."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,8 +31,7 @@ from tasks.metrics import describe
 from tasks.metrics.baseline import CONSTANT, baseline
 from tasks.metrics.labels import MAX_LABELS, closed_set, training_answers
 from tasks.metrics.rows import scores
-
-Comparison = dict[str, Any]  # of verdict.json (tasks/decide/comparison.py)
+from tasks.payloads import CheckResults, Comparison, LeakProof, VerdictDetails
 
 CANDIDATE, BASE = "candidate", "base"
 TITLES = {
@@ -68,19 +65,19 @@ class Case:
     judged: Judged | None = None
 
     @cached_property
-    def decided(self) -> dict[str, Any]:
-        """verdict.json."""
-        return _json(self.verdict, "verdict.json")
+    def decided(self) -> VerdictDetails:
+        """All that led to the decision."""
+        return VerdictDetails.load(self.verdict)
 
     @cached_property
-    def checks(self) -> dict[str, Any]:
-        """results.json of check."""
-        return _json(self.checked, "results.json")
+    def checks(self) -> CheckResults:
+        """What the checks of the data found."""
+        return CheckResults.load(self.checked)
 
     @cached_property
-    def proof(self) -> dict[str, Any]:
-        """proof.json of split."""
-        return _json(self.splits, "proof.json")
+    def proof(self) -> LeakProof:
+        """The proof that no split leaks."""
+        return LeakProof.load(self.splits)
 
     @cached_property
     def curves(self) -> curves.Curves:
@@ -107,9 +104,9 @@ class Case:
         """The candidate beside each opponent: what decided first, then by how far the mean is above what it needs."""
 
         def place(each: Comparison) -> tuple[bool, float]:
-            return each != self.decided["closest"], each["difference"][1] - each["bar"]
+            return each != self.decided.closest, each.difference[1] - each.bar
 
-        return sorted(self.decided["comparisons"], key=place)
+        return sorted(self.decided.comparisons, key=place)
 
     @cached_property
     def differences(self) -> dict[str, Floats]:
@@ -118,7 +115,7 @@ class Case:
         Empty where nothing could be compared; the best constant answer, which nobody gave, is not among them.
         """
         gain, found = describe(self.verdict.metric).gain, self.scores
-        beside = [each["opponent"] for each in self.comparisons if each["opponent"] in found]
+        beside = [each.opponent for each in self.comparisons if each.opponent in found]
         return {opponent: gain(found[CANDIDATE], found[opponent]) for opponent in beside}
 
     @cached_property
@@ -169,7 +166,3 @@ class Case:
 def _by_id(answers: pa.Table) -> pa.Table:
     places = {row_id: at for at, row_id in enumerate(answers["row_id"].to_pylist())}
     return answers.take([places[row_id] for row_id in sorted(places)])
-
-
-def _json(record: Artifact, name: str) -> dict[str, Any]:
-    return json.loads(record.path(name).read_text(encoding="utf-8"))

@@ -1,11 +1,12 @@
 """Intervals as lines on a common scale: points are scaled here, to percents of the width, and page.html draws them."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from tasks.curves.charts import ticks
 from tasks.metrics import describe
-from tasks.verdict_page.case import Comparison, title
+from tasks.payloads import Comparison, Interval
+from tasks.verdict_page.case import title
 
 MARGIN = 0.05  # of the scale, at both ends
 TICKS = 5
@@ -57,28 +58,28 @@ def scale_of(values: Iterable[float]) -> Scale:
 
 def panel(name: str, comparisons: Sequence[Comparison]) -> Panel:
     """Differences to opponents, with the bar of each."""
-    scale = scale_of(value for each in comparisons for value in (*each["difference"], each["bar"]))
+    scale = scale_of(value for each in comparisons for value in (*each.difference, each.bar))
     return Panel(name, scale.at(0), scale.ticks(), [_drawn(each, scale) for each in comparisons])
 
 
 def _drawn(comparison: Comparison, scale: Scale) -> Drawn:
-    low, mean, high = comparison["difference"]
+    low, mean, high = comparison.difference
     return Drawn(
-        name=title(comparison["opponent"], comparison["metric"]),
+        name=title(comparison.opponent, comparison.metric),
         low=scale.at(low),
         mean=scale.at(mean),
         high=scale.at(high),
-        bar=scale.at(comparison["bar"]),
-        style=comparison["finding"],
-        said=interval(comparison["difference"], signed=True),
+        bar=scale.at(comparison.bar),
+        style=comparison.finding,
+        said=interval(comparison.difference, signed=True),
         finding=_finding(comparison),
     )
 
 
 def _finding(comparison: Comparison) -> str:
-    bar, found = comparison["bar"], comparison["finding"]
+    bar, found = comparison.bar, comparison.finding
     if bar < 0:
-        if found == "above" and comparison["difference"][2] < 0:
+        if found == "above" and comparison.difference[2] < 0:
             return f"worse, but by less than {number(-bar)}"
         said = {"above": "at least as good", "below": "not as good", "unclear": "not enough evidence"}
         return f"{said[found]} (tolerance {number(-bar)})"
@@ -88,11 +89,11 @@ def _finding(comparison: Comparison) -> str:
 
 def panels(comparisons: Sequence[Comparison], of: str) -> list[Panel]:
     """A panel for each metric that is compared."""
-    names = dict.fromkeys(each["metric"] for each in comparisons)
-    return [panel(of.format(words(name)), [each for each in comparisons if each["metric"] == name]) for name in names]
+    names = dict.fromkeys(each.metric for each in comparisons)
+    return [panel(of.format(words(name)), [each for each in comparisons if each.metric == name]) for name in names]
 
 
-def own_panel(metric: str, own: dict[str, Any]) -> Panel | None:
+def own_panel(metric: str, own: Mapping[str, Mapping[str, Interval]]) -> Panel | None:
     """Each contender's own score in the metric that decides."""
     found = {name: intervals[metric] for name, intervals in own.items() if metric in intervals}
     if not found:

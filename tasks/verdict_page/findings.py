@@ -144,22 +144,22 @@ def lengths(case: Case) -> Found:
 
 def parts(case: Case) -> Found:
     """The part of the test rows that is worst, where luck among so many parts does not explain it."""
-    found = case.decided["slices"]
+    found = case.decided.slices
     if not found:
         return
-    z = NormalDist().inv_cdf(1 - (1 - case.decided["confidence"]) / len(found))
+    z = NormalDist().inv_cdf(1 - (1 - case.decided.confidence) / len(found))
     metric, scores = describe(case.verdict.metric), case.scores[CANDIDATE]
     deviation, mean = float(scores.std()), float(scores.mean())
     behind = [
-        (metric.gain(mean, each["candidate"]) * math.sqrt(each["num_rows"]) / deviation, each)
+        (metric.gain(mean, each.candidate) * math.sqrt(each.num_rows) / deviation, each)
         for each in found
-        if deviation and each["num_rows"] >= FEWEST and each["name"] != UNTOLD
+        if deviation and each.num_rows >= FEWEST and each.name != UNTOLD
     ]
     worst, each = max(behind, key=lambda pair: pair[0], default=(0.0, None))
     if each and worst > z:
         yield Suggestion(
-            f"Add training rows like those of {each['by']} {each['name']}",
-            f"{metric.in_words} is {number(each['candidate'])} on its {each['num_rows']:,} test rows and "
+            f"Add training rows like those of {each.by} {each.name}",
+            f"{metric.in_words} is {number(each.candidate)} on its {each.num_rows:,} test rows and "
             f"{number(mean)} on all",
             "parts",
         )

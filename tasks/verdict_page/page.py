@@ -10,6 +10,7 @@ from tasks import curves
 from tasks.account import leak_sentence
 from tasks.curves.charts import charts
 from tasks.metrics.baseline import CONSTANT, EXACT, baseline
+from tasks.payloads import Slice
 from tasks.progress import duration
 from tasks.verdict_page.case import Case, title
 from tasks.verdict_page.costs import costs
@@ -39,17 +40,17 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         metric=words(verdict.metric) if verdict.metric else "",
         comparisons=case.comparisons,
         panels=panels(case.comparisons, "{}: the candidate's gain over")
-        + panels(decided["guardrails"], "guardrail, {}: the candidate's gain over"),
+        + panels(decided.guardrails, "guardrail, {}: the candidate's gain over"),
         baselines=_baselines(case),
         notes=_notes(verdict.warnings, tried),
         suggestions=tried,
-        own=own_panel(verdict.metric, decided["own"]),
+        own=own_panel(verdict.metric, decided.own),
         contenders=[title(each.contender) for each in case.answers],
         scores=_scores(case),
         shown=shown,
         mistakes=made,
         forgotten=forgotten(case),
-        slices=_slices(decided["slices"]),
+        slices=_slices(decided.slices),
         chart=drawn[0] if drawn else None,
         curves=case.curves,
         warnings=curves.warnings(case.curves),
@@ -67,7 +68,7 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
 
 def _baselines(case: Case) -> list[str]:
     """Explain the baseline that always gives the same answer, where the candidate is compared with it."""
-    metrics = dict.fromkeys(each["metric"] for each in case.comparisons if each["opponent"] == CONSTANT)
+    metrics = dict.fromkeys(each.metric for each in case.comparisons if each.opponent == CONSTANT)
     answer = {True: "the most frequent training answer", False: "the one training answer that scores best"}
     return [f"The {baseline(metric)} always gives {answer[metric in EXACT]}." for metric in metrics]
 
@@ -91,29 +92,29 @@ def _scores(case: Case) -> list[dict[str, Any]]:
     for metric in sorted(measured, key=lambda metric: metric != case.verdict.metric):
         cells = []
         for each in case.answers:
-            bounds = case.decided["own"].get(each.contender, {}).get(metric)
+            bounds = case.decided.own.get(each.contender, {}).get(metric)
             score = number(each.scores[metric], 3) if metric in each.scores else ""
             cells.append((score, f"[{number(bounds[0])}, {number(bounds[2])}]" if bounds else ""))
         found.append({"name": metric, "cells": cells, "decides": metric == case.verdict.metric})
     return found
 
 
-def _slices(slices: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The parts with their differences on one scale, the worst of each kind first."""
+def _slices(slices: Sequence[Slice]) -> list[tuple[Slice, Drawn, float]]:
+    """The parts, each with its difference on one scale and the place of 0, the worst of each kind first."""
     if not slices:
         return []
-    scale = scale_of(value for each in slices for value in each["difference"])
-    kinds = list(dict.fromkeys(each["by"] for each in slices))
-    ranked = sorted(slices, key=lambda each: (kinds.index(each["by"]), each["difference"][1]))
-    return [each | {"drawn": _drawn(each, scale), "zero": scale.at(0)} for each in ranked]
+    scale = scale_of(value for each in slices for value in each.difference)
+    kinds = list(dict.fromkeys(each.by for each in slices))
+    ranked = sorted(slices, key=lambda each: (kinds.index(each.by), each.difference[1]))
+    return [(each, _drawn(each, scale), scale.at(0)) for each in ranked]
 
 
-def _drawn(part: dict[str, Any], scale: Scale) -> Drawn:
-    difference = part["difference"]
+def _drawn(part: Slice, scale: Scale) -> Drawn:
+    difference = part.difference
     said = interval(difference, signed=True) if any(difference) else "no difference"
-    return plain(part["name"], difference, scale, _style(part))._replace(said=said)
+    return plain(part.name, difference, scale, _style(part))._replace(said=said)
 
 
-def _style(part: dict[str, Any]) -> str:
-    low, _, high = part["difference"]
+def _style(part: Slice) -> str:
+    low, _, high = part.difference
     return "above" if low > 0 else "below" if high < 0 else "unclear"

@@ -50,16 +50,16 @@ def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
 
 def undecided(case: Case) -> Found:
     """More rows, or a larger gain, where the test rows do not tell."""
-    needed, num_rows = case.verdict.rows_needed, case.decided["num_rows"]
-    open_ones = [each for each in case.comparisons if each["rows_needed"]]
+    needed, num_rows = case.verdict.rows_needed, case.decided.num_rows
+    open_ones = [each for each in case.comparisons if each.rows_needed]
     if case.verdict.decision != "inconclusive" or not needed or not open_ones:
         return
-    hardest = max(open_ones, key=lambda each: each["rows_needed"])
-    needed = hardest["rows_needed"]
-    gain = interval(hardest["difference"], signed=True)
+    hardest = max(open_ones, key=lambda each: each.rows_to_tell)
+    needed = hardest.rows_needed or needed
+    gain = interval(hardest.difference, signed=True)
     because = (
         f"against the {_opponent(hardest)}: {gain}; smallest detectable gain with {num_rows:,} test rows: "
-        f"{number(hardest['smallest_visible'])} (80 % power); test rows needed: about {_rounded_up(needed):,}"
+        f"{number(hardest.smallest_visible)} (80 % power); test rows needed: about {_rounded_up(needed):,}"
     )
     if needed > 5 * num_rows:
         yield Suggestion("Aim for a larger gain rather than more test rows", because, "intervals")
@@ -69,14 +69,14 @@ def undecided(case: Case) -> Found:
 
 def broken_guardrails(case: Case) -> Found:
     """A gentler training, where a guardrail is broken."""
-    for each in case.decided["guardrails"]:
-        if each["finding"] == "below":
-            seen = interval(each["difference"], signed=True)
+    for each in case.decided.guardrails:
+        if each.finding == "below":
+            seen = interval(each.difference, signed=True)
             yield Suggestion(
                 f"Train more gently: a lower training.learning_rate, fewer {case.curves.planned_by} or a lower "
                 "method.rank",
-                f"{words(each['metric'])} against the {_opponent(each)}: {seen}, allowed: at most "
-                f"{number(-each['bar'])} worse",
+                f"{words(each.metric)} against the {_opponent(each)}: {seen}, allowed: at most "
+                f"{number(-each.bar)} worse",
                 "intervals",
             )
 
@@ -84,12 +84,12 @@ def broken_guardrails(case: Case) -> Found:
 def prompting_is_enough(case: Case) -> Found:
     """The prompt itself, where the candidate is not shown to be as good."""
     if case.verdict.because == "prompting is enough":
-        failed = [each for each in case.comparisons if each["bar"] < 0 and each["finding"] != "above"]
-        best = min(failed, key=lambda each: each["difference"][1])
+        failed = [each for each in case.comparisons if each.bar < 0 and each.finding != "above"]
+        best = min(failed, key=lambda each: each.difference[1])
         yield Suggestion(
             f"Serve the base with the {_opponent(best)}: it needs no training",
-            f"its {words(best['metric'])} is {number(best['opponent_mean'])}, the candidate's "
-            f"{number(best['candidate_mean'])} ({interval(best['difference'], signed=True)})",
+            f"its {words(best.metric)} is {number(best.opponent_mean)}, the candidate's "
+            f"{number(best.candidate_mean)} ({interval(best.difference, signed=True)})",
             "contenders",
         )
 
@@ -99,14 +99,14 @@ def nothing_learned(case: Case) -> Found:
     if case.verdict.decision == "promote" or not case.differences:
         return
     for each in case.comparisons:
-        if each["opponent"] == CONSTANT and each["finding"] != "above":
-            is_ahead = each["difference"][1] > 0
+        if each.opponent == CONSTANT and each.finding != "above":
+            is_ahead = each.difference[1] > 0
             yield Suggestion(
                 "Train longer, and check that the answers match their prompts"
                 if is_ahead
                 else "First check that the answers match their prompts",
-                f"{words(each['metric'])} is {number(each['candidate_mean'])}, that of the {_opponent(each)} "
-                f"{number(each['opponent_mean'])}",
+                f"{words(each.metric)} is {number(each.candidate_mean)}, that of the {_opponent(each)} "
+                f"{number(each.opponent_mean)}",
                 "rows",
             )
     pairs = zip(*(case.tables[name]["answer"].to_pylist() for name in (CANDIDATE, BASE)), strict=True)
@@ -128,7 +128,7 @@ def training(case: Case) -> Found:
 def data(case: Case) -> Found:
     """What the checks of the data found."""
     checks, account = case.checks, case.account
-    if prompts := checks["conflicting_prompts"]:
+    if prompts := checks.conflicting_prompts:
         rows = case.checked.findings.get("conflicting_answers", 0)
         yield Suggestion(
             "Resolve conflicting answers: checks.expectations, conflicting_answers",
@@ -142,11 +142,11 @@ def data(case: Case) -> Found:
             f"{account.quarantined:,} of {account.read:,} records are quarantined, {count:,} of them for {reason}",
             "data",
         )
-    for each in checks["expectations"]:
-        if each["of_set"] and each["failed"]:
-            balance = each["name"] == "label_balance"
+    for each in checks.expectations:
+        if each.of_set and each.failed:
+            balance = each.name == "label_balance"
             advice = RARE_ANSWERS if balance else "Check that the data changed as intended"
-            yield Suggestion(advice, f"{each['name']}: {each['fault']}", "data")
+            yield Suggestion(advice, f"{each.name}: {each.fault}", "data")
 
 
 def looks(case: Case) -> Found:
@@ -157,7 +157,7 @@ def looks(case: Case) -> Found:
 
 
 def _opponent(comparison: Comparison) -> str:
-    return title(comparison["opponent"], comparison["metric"])
+    return title(comparison.opponent, comparison.metric)
 
 
 def _rounded_up(rows: int) -> int:
