@@ -18,7 +18,7 @@ from flows.parameters import named, slug
 from flows.run_name import run_name
 from flows.stopped_log import say_stopped
 from tasks import config, in_use, models, versions, watching
-from tasks.artifacts import Contender
+from tasks.artifacts import Contender, RunArtifacts
 from tasks.check import check
 from tasks.config import (
     Checks,
@@ -48,6 +48,7 @@ from tasks.judge import judge as ask_judge
 from tasks.lm_eval import lm_eval
 from tasks.prompting import prompt
 from tasks.register import register
+from tasks.register.candidate import Candidate
 from tasks.render import render
 from tasks.scan import scan
 from tasks.split import split
@@ -76,7 +77,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     best = call(scan)(base=base, share=s.method.share) if s.method.kind == "spectrum" else None
     adapter = call(train)(tokens=tokens, base=base, method=s.method, training=s.training, compute=s.compute, scan=best)
 
-    candidate = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
+    tuned = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
     contenders, prompts = [Contender(name="base", base=base)], None
     if prompted := tuple(dict.fromkeys(s.evaluation.contenders)):
         prompts = call(prompt)(
@@ -94,7 +95,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
             for name in prompted
         ]
     opponent = call.champion(s.registry, adapter, base)
-    contenders += [*([opponent] if opponent else []), candidate]
+    contenders += [*([opponent] if opponent else []), tuned]
     by_name = {
         c.name: call(evaluate)(
             contender=c, tokens=tokens, evaluation=s.measured(), own=read.metrics, schema=read.schema
@@ -102,7 +103,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         for c in contenders
     }
     answers = tuple(by_name.values())
-    measured = (contenders[0], candidate)
+    measured = (contenders[0], tuned)
     general = tuple(call(forgetting)(contender=c) for c in measured if s.evaluation.forgetting)
     general += tuple(
         call(lm_eval)(contender=c, lm_eval=s.lm_eval, identity=read.lm_eval) for c in measured if s.lm_eval.tasks
@@ -115,7 +116,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         judged = call.optional(ask_judge)(
             answers=asked, splits=splits, url=s.judge.url, model=s.judge.model, rows=s.judge.rows
         )
-    page = call(verdict_page)(
+    made = RunArtifacts(
         name=s.registry.name,
         rows=rows,
         checked=checked,
@@ -133,23 +134,16 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         prompts=prompts,
         judged=judged,
     )
-    registered = call(register)(
-        adapter=adapter,
-        base=base,
-        rows=rows,
-        splits=splits,
-        verdict=verdict,
-        looks=verdict.looks,
-        answers=answers,
+    page = call(verdict_page)(run=made)
+    candidate = Candidate(
+        run=made,
         page=page,
-        reports=(checked, tokens),
         lineage={file.path: file.digest for file in read.files},
         data_version=before.number,
         challenged=opponent.version if opponent else "",
-        prompts=prompts,
-        judged=judged,
         settings=s.of_result(),
     )
+    registered = call(register)(candidate=candidate)
     call.request_approval(registered, s.registry)
 
 

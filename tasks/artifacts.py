@@ -326,6 +326,29 @@ class Verdict(Artifact):
         return [", ".join(changes)]
 
 
+class RunArtifacts(BaseModel):
+    """What a run made up to its verdict: all that the verdict page and MLflow tell of."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str  # of the pipeline
+    rows: Rows
+    checked: CheckedRows
+    unique: UniqueRows
+    splits: Splits
+    tokens: Tokens
+    base: Base
+    adapter: Adapter
+    answers: tuple[Answers, ...]
+    verdict: Verdict
+    looks: int  # the verdict's, for the key, since it is counted after the stage
+    warnings: tuple[str, ...]  # the same
+    approval: bool  # whether a person decides on the alias of what is promoted
+    general: tuple[General, ...] = ()
+    prompts: Prompts | None = None  # of the contenders that are the base with a prompt
+    judged: Judged | None = None
+
+
 class VerdictPage(Artifact):
     """verdict_page: report.html and suggestions.json."""
 

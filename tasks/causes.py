@@ -19,7 +19,7 @@ from tasks.config import STAGES
 from tasks.ingredients import Ingredients, differing
 from tasks.manifest import is_whole
 
-SETTINGS = {  # stage and argument -> the setting that it is; any other has the name of its section
+SETTINGS = {  # stage and argument, or a part of it -> the setting that it is; any other has the name of its section
     "base.reference": "model.base",
     "base.revision": "model.revision",
     "dedupe.settings": "dedupe",
@@ -34,9 +34,11 @@ SETTINGS = {  # stage and argument -> the setting that it is; any other has the 
     "judge.url": "judge.url",
     "judge.model": "judge.model",
     "judge.rows": "judge.rows",
-    "verdict_page.name": "registry.name",
-    "verdict_page.approval": "gate.approval",
-    "register.settings": "",
+    "verdict_page.run.name": "registry.name",
+    "verdict_page.run.approval": "gate.approval",
+    "register.candidate.run.name": "registry.name",
+    "register.candidate.run.approval": "gate.approval",
+    "register.candidate.settings": "",
 }
 SENTENCES = {  # stage and argument, or a part of it -> what its change says
     "ingest.needs": "split.by, split.stratify: rows need other fields",
@@ -56,13 +58,13 @@ SENTENCES = {  # stage and argument, or a part of it -> what its change says
     "forgetting.contender.model_digest": "the weights that answer are others",
     "lm_eval.contender.model_digest": "the weights that answer are others",
     "lm_eval.identity": "lm_eval.tasks: what a task asks changed",
-    "decide.champion": "the champion is another",
-    "verdict_page.looks": "the test rows were looked at once more",
-    "verdict_page.warnings": "gate.looks: it warns of other numbers of looks",
-    "register.challenged": "the champion is another",
-    "register.looks": "the test rows were looked at once more",
-    "register.lineage": "data.sources: the content of files changed",
-    "register.data_version": "the data have another version number",
+    "verdict_page.run.looks": "the test rows were looked at once more",
+    "verdict_page.run.warnings": "gate.looks: it warns of other numbers of looks",
+    "register.candidate.run.looks": "the test rows were looked at once more",
+    "register.candidate.run.warnings": "gate.looks: it warns of other numbers of looks",
+    "register.candidate.challenged": "the champion is another",
+    "register.candidate.lineage": "data.sources: the content of files changed",
+    "register.candidate.data_version": "the data have another version number",
 }
 FOLLOWS = {  # what of these can only change where another stage runs
     "check.special_tokens": "base",
@@ -70,14 +72,16 @@ FOLLOWS = {  # what of these can only change where another stage runs
     "forgetting.contender.model_digest": "train",
     "lm_eval.contender.model_digest": "train",
     "evaluate.contender.prompts_digest": "prompt",
-    "verdict_page.looks": "decide",
-    "verdict_page.warnings": "decide",
-    "register.looks": "decide",
-    "register.lineage": "ingest",
-    "register.data_version": "ingest",
+    "verdict_page.run.looks": "decide",
+    "verdict_page.run.warnings": "decide",
+    "register.candidate.run.looks": "decide",
+    "register.candidate.run.warnings": "decide",
+    "register.candidate.lineage": "ingest",
+    "register.candidate.data_version": "ingest",
 }
 MADE = re.compile(rf"({'|'.join(STAGES)}) ([0-9a-f]{{64}}|unmade_\w+)")  # an artifact; one that is still to be made
 ITEM = re.compile(r"(.+\[\d+\])\.(.+)")  # a field of an item of a list
+PART = re.compile(r"\.?[^.\[]+|\[\d+\]")
 MOST_DEFINITIONS = 3  # of code, that are named
 CHUNK = 1 << 20
 
@@ -113,10 +117,14 @@ def _sections(stage: str, names: list[str], before: Ingredients, now: Ingredient
     for name in names:
         if name.startswith(("files[", "code ")) or _is_list_of_items(name, before | now):
             continue
-        argument, rest = re.fullmatch(r"(\w+)(.*)", name, re.S).groups()  # pyright: ignore[reportOptionalMemberAccess]
-        key = f"{SETTINGS.get(f'{stage}.{argument}', argument)}{rest}".lstrip(".")
-        sentence = SENTENCES.get(f"{stage}.{name}") or SENTENCES.get(f"{stage}.{argument}")
-        yield sentence or _changed(key, name, before, now)
+        parts = [match[0] for match in PART.finditer(name)]  # the argument and, in a record, fields in it
+        wholes = [("".join(parts[:end]), "".join(parts[end:])) for end in range(len(parts), 0, -1)]
+        sentence = next((said for whole, _ in wholes if (said := SENTENCES.get(f"{stage}.{whole}"))), "")
+        setting, rest = next(
+            ((SETTINGS[f"{stage}.{whole}"], rest) for whole, rest in wholes if f"{stage}.{whole}" in SETTINGS),
+            (name, ""),
+        )
+        yield sentence or _changed(f"{setting}{rest}".lstrip("."), name, before, now)
 
 
 def _changed(key: str, name: str, before: Ingredients, now: Ingredients) -> str:

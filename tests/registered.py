@@ -8,10 +8,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from make_payloads import make_verdict_details
 
-from tasks.artifacts import Adapter, Answers, Base, Judged, Prompts, Registered, Rows, Splits, Verdict, VerdictPage
+from tasks.artifacts import (
+    Adapter,
+    Answers,
+    Base,
+    CheckedRows,
+    Judged,
+    Prompts,
+    Registered,
+    Rows,
+    RunArtifacts,
+    Splits,
+    Tokens,
+    UniqueRows,
+    Verdict,
+    VerdictPage,
+)
 from tasks.config import Data, Model, Registry, Settings, Source
 from tasks.models import load_model, load_tokenizer
 from tasks.register import register
+from tasks.register.candidate import Candidate
 from tasks.register.tracking import connected
 
 QUESTIONS = ("Where is my order?", "I was charged twice.", "one two three")
@@ -97,23 +113,42 @@ def register_candidate(
         registry=Registry(name="triage"),
         evaluation={"max_new_tokens": 6},  # pyright: ignore[reportArgumentType]
     ).model_copy(update=sections)
-    return register.fn(
-        adapter=_adapter(tuned, digest),
-        base=base,
+    of_report = {"stage": "render", "folder": report}
+    run = RunArtifacts(
+        name="triage",
         rows=_rows(),
+        checked=CheckedRows(stage="check", folder=report, num_rows=3, num_quarantined=0, reasons={}, findings={}),
+        unique=UniqueRows(num_rows=3, num_removed=0, reasons={}, boilerplate=()),
         splits=splits,
+        tokens=Tokens(
+            num_train=1,
+            num_validation=1,
+            num_test=1,
+            num_quarantined=0,
+            reasons={},
+            num_trained_tokens=9,
+            longest=9,
+            **of_report,
+        ),
+        base=base,
+        adapter=_adapter(tuned, digest),
+        answers=(*others, own),
         verdict=_verdict(tmp_path, decision, challenged),
         looks=1,
-        answers=(*others, own),
+        warnings=(),
+        approval=settings.gate.approval,
+        prompts=prompts,
+        judged=judged,
+    )
+    candidate = Candidate(
+        run=run,
         page=VerdictPage(stage="verdict_page", folder=report, num_rows=3, suggestions=()),
-        reports=(splits.model_copy(update={"stage": "render", "folder": report}),),
         lineage={"data.jsonl": "0" * 64},
         data_version=3,
         challenged=challenged,
-        prompts=prompts,
-        judged=judged,
         settings=settings,
     )
+    return register.fn(candidate=candidate)
 
 
 def _answers(tmp_path: Path, splits: Splits, contender: str, texts: list[str], scores: dict[str, float]) -> Answers:

@@ -3,16 +3,18 @@
 import importlib
 import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from tasks.artifacts import Artifact
-from tasks.causes import SENTENCES, SETTINGS, causes
+from tasks.artifacts import Artifact, Contender, RunArtifacts
+from tasks.causes import FOLLOWS, SENTENCES, SETTINGS, causes
 from tasks.config import STAGES, Checks, Data, Dedupe, Expectation, Settings, Source
 from tasks.ingest import ingest, source_files
 from tasks.ingredients import flat
+from tasks.register.candidate import Candidate
 
 LINE = json.dumps({"instruction": "Say hello", "output": "Hello"}) + "\n"
 ONE, OTHER = "a" * 64, "b" * 64
@@ -39,7 +41,13 @@ def of_checks(*names: str, **options: Any) -> dict[str, Any]:
         ("split", dict(flat("settings", Dedupe())), dict(flat("settings", Dedupe(threshold=0.8))), "split.threshold"),
         ("base", {"reference": "a"}, {"reference": "b"}, 'model.base: "a" -> "b"'),
         ("split", {"engine": "local"}, {"engine": "ray"}, 'dedupe.engine: "local" -> "ray"'),
-        ("register", {"settings.gate.margin": 0}, {"settings.gate.margin": 1}, "gate.margin: 0 -> 1"),
+        (
+            "register",
+            {"candidate.settings.gate.margin": 0},
+            {"candidate.settings.gate.margin": 1},
+            "gate.margin: 0 -> 1",
+        ),
+        ("verdict_page", {"run.name": "a"}, {"run.name": "b"}, 'registry.name: "a" -> "b"'),
         ("check", {"rows": f"ingest {ONE}"}, {"rows": f"ingest {OTHER}"}, "what ingest made changed"),
         (
             "check",
@@ -65,8 +73,8 @@ def test_what_changed_is_one_cause_in_the_words_of_the_file(
 
 
 def test_what_a_stage_that_runs_first_will_have_made_is_no_cause_of_its_own() -> None:
-    before = {"rows": f"ingest {ONE}", "lineage": {"a": "1"}, "x": 1}
-    now = {"rows": "ingest unmade_ingest", "lineage": {"a": "2"}, "x": 1}
+    before = {"rows": f"ingest {ONE}", "candidate.lineage": {"a": "1"}, "x": 1}
+    now = {"rows": "ingest unmade_ingest", "candidate.lineage": {"a": "2"}, "x": 1}
     assert len(causes("register", before, now)) == 2
     assert causes("register", before, now, waits={"ingest"}) == []
     assert causes("register", before, now | {"x": 2}, waits={"ingest"}) == ["x: 1 -> 2"]
@@ -125,16 +133,36 @@ def test_files_that_came_or_went_are_named_once() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_argument_of_a_stage_is_told_by_its_own_name(stage: str) -> None:
-    named = {"base": "models", "evaluate": "evaluation", "prompt": "prompting"}
-    module = importlib.import_module(f"tasks.{named.get(stage, stage)}")
-    arguments = inspect.get_annotations(getattr(module, stage).fn.build, eval_str=True)
     told = {"ingest.files", *SETTINGS, *SENTENCES}
-    for name in arguments.keys() - {"folder", "return"}:
-        kinds = [kind for kind in _kinds(arguments[name]) if isinstance(kind, type)]
+    for name, annotation in _flat(_arguments(stage)):
+        if annotation in (RunArtifacts, Candidate):
+            continue
+        kinds = [kind for kind in _kinds(annotation) if isinstance(kind, type)]
         is_section = name in Settings.model_fields and Settings.model_fields[name].annotation in kinds
         is_artifact = any(issubclass(kind, Artifact) for kind in kinds)
         is_told = any(f"{key}.".startswith(f"{stage}.{name}.") for key in told)
         assert is_section or is_artifact or is_told, f"{stage}.{name}"
+
+
+def test_every_sentence_and_setting_is_of_an_argument_that_there_is() -> None:
+    there = {f"{stage}.{name}" for stage in STAGES for name, _ in _flat(_arguments(stage), into=(Contender,))}
+    assert {*SETTINGS, *SENTENCES, *FOLLOWS} - there == set()
+
+
+def _arguments(stage: str) -> dict[str, Any]:
+    named = {"base": "models", "evaluate": "evaluation", "prompt": "prompting"}
+    module = importlib.import_module(f"tasks.{named.get(stage, stage)}")
+    arguments = inspect.get_annotations(getattr(module, stage).fn.build, eval_str=True)
+    return {name: arguments[name] for name in arguments.keys() - {"folder", "return"}}
+
+
+def _flat(arguments: dict[str, Any], into: tuple[type, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Arguments, and the fields of those that are a record of several inputs."""
+    for name, annotation in arguments.items():
+        yield name, annotation
+        if annotation in (RunArtifacts, Candidate, *into):
+            fields = {f"{name}.{field}": info.annotation for field, info in annotation.model_fields.items()}
+            yield from _flat(fields, into)
 
 
 def _kinds(annotation: Any) -> list[Any]:

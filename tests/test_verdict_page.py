@@ -26,6 +26,7 @@ from tasks.artifacts import (
     Judged,
     Prompts,
     Rows,
+    RunArtifacts,
     Splits,
     Tokens,
     UniqueRows,
@@ -153,7 +154,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
         found = make_check_results(**{"conflicting_prompts": 0, "expectations": []} | (checks or {}))
         found.save(manifest(tmp_path / "check"))
         num_rows = len(references) + 2
-        return verdict_page.fn(
+        run = RunArtifacts(
             name="triage",
             rows=Rows(
                 stage="ingest",
@@ -209,6 +210,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
             verdict=verdict,
             looks=3,
             warnings=looks,
+            approval=False,
             general=tuple(
                 General(stage="forgetting", folder=suite(name, scores), contender=name, scores={})
                 for name, scores in (general or {}).items()
@@ -233,6 +235,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
             if judge
             else None,
         )
+        return verdict_page.fn(run=run)
 
     return make
 

@@ -3,20 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from tasks.artifacts import (
-    Adapter,
-    Answers,
-    Artifact,
-    Base,
-    Judged,
-    Prompts,
-    Registered,
-    Rows,
-    Splits,
-    Verdict,
-    VerdictPage,
-)
-from tasks.config import Settings
+from tasks.artifacts import Registered
 from tasks.register import alias, rehearsal, runs, versions
 from tasks.register.candidate import Candidate
 from tasks.register.champion import champion, trained_on_test
@@ -28,52 +15,16 @@ from tasks.stage import stage
 __all__ = ["champion", "register", "trained_on_test"]
 
 
-@stage("{settings.registry.name}", libraries=("mlflow",), lost=versions.lost)
-def register(
-    folder: Path,
-    adapter: Adapter,
-    base: Base,
-    rows: Rows,
-    splits: Splits,
-    verdict: Verdict,
-    looks: int,
-    answers: tuple[Answers, ...],
-    page: VerdictPage,
-    reports: tuple[Artifact, ...],
-    lineage: dict[str, str],
-    data_version: int | None,
-    challenged: str,
-    prompts: Prompts | None,
-    judged: Judged | None,
-    settings: Settings,
-) -> Registered:
+@stage("{candidate.run.name}", libraries=("mlflow",), lost=versions.lost)
+def register(folder: Path, candidate: Candidate) -> Registered:
     """The candidate as an MLflow run and a model version, reloaded and compared; under the alias if it was promoted.
 
-    With gate.approval it waits for a person instead. `reports` have a report.html, `lineage` is the sha256 of each
-    source file, `data_version` the number of their version (None of a sample), `challenged` the version of the champion
-    among the contenders, `looks` which candidate on these test rows it is. An earlier attempt, finished or not, is
-    completed and never doubled.
+    With gate.approval it waits for a person instead. An earlier attempt, finished or not, is completed and never
+    doubled.
     """
     from mlflow.exceptions import MlflowException
 
-    registry = settings.registry
-    candidate = Candidate(
-        adapter=adapter,
-        base=base,
-        rows=rows,
-        splits=splits,
-        verdict=verdict,
-        looks=looks,
-        answers=answers,
-        page=page,
-        reports=reports,
-        lineage=lineage,
-        data_version=data_version,
-        challenged=challenged,
-        prompts=prompts,
-        judged=judged,
-        settings=settings,
-    )
+    registry = candidate.settings.registry
     with connected(registry) as client:
         run = runs.of_candidate(client, candidate, experiment(client, registry, registry.name, candidate.columns))
         is_known = run.info.status == "FINISHED"

@@ -25,10 +25,10 @@ def conclude(client: "MlflowClient", candidate: Candidate, number: str) -> list[
     registry = candidate.settings.registry
     version = client.get_model_version(registry.name, number)
     state, held = standing(version, registry), held_by(client, registry)
-    if candidate.verdict.decision != "promote":
+    if candidate.run.verdict.decision != "promote":
         if state == "waiting":
             clear(client, version)
-            enter(client, registry, version, "superseded", held, held, PIPELINE, candidate.verdict.sentence)
+            enter(client, registry, version, "superseded", held, held, PIPELINE, candidate.run.verdict.sentence)
         return []
     if state in FINAL:
         head(client, registry, number)
@@ -47,7 +47,7 @@ def conclude(client: "MlflowClient", candidate: Candidate, number: str) -> list[
         moves = [event.after for event in history.read(client, registry) if event.is_move]
         if held != number or moves[-1:] != [number]:  # an attempt that died may have moved the alias, and no more
             before = candidate.challenged if held == number else held
-            move(client, registry, version, "promoted", before, PIPELINE, candidate.verdict.sentence)
+            move(client, registry, version, "promoted", before, PIPELINE, candidate.run.verdict.sentence)
     return supersede(client, registry, number)
 
 

@@ -4,11 +4,12 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.artifacts import Adapter, Answers, Artifact, Base, Judged, Prompts, Rows, Splits, Verdict, VerdictPage
+from pydantic import BaseModel, ConfigDict
+
+from tasks.artifacts import Answers, Artifact, Judged, RunArtifacts, VerdictPage
 from tasks.config import Settings, Split
 
 CURVES = {
@@ -36,61 +37,58 @@ class Point(NamedTuple):
     step: int
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(BaseModel):
     """A tuned model with all that led to it and all that was found out about it."""
 
-    adapter: Adapter
-    base: Base
-    rows: Rows
-    splits: Splits
-    verdict: Verdict
-    looks: int  # which candidate on these test rows it is
-    answers: tuple[Answers, ...]
+    model_config = ConfigDict(frozen=True)
+
+    run: RunArtifacts
     page: VerdictPage
-    reports: tuple[Artifact, ...]  # those with a report.html
     lineage: dict[str, str]  # name of a source file -> its sha256
     data_version: int | None  # of its rows, among the accepted ones; None of a sample by data.limit
     challenged: str  # version of the champion that it was compared with; empty where there was none
-    prompts: Prompts | None  # of the contenders that are the base with a prompt
-    judged: Judged | None
     settings: Settings
 
     @property
     def name(self) -> str:
         """Of the experiment and the registered model."""
-        return self.settings.registry.name
+        return self.run.name
+
+    @property
+    def reports(self) -> tuple[Artifact, ...]:
+        """The artifacts with a report.html."""
+        return (self.run.checked, self.run.tokens)
 
     @property
     def identity(self) -> str:
         """Equal for equal weights measured on equal rows: of such there is one version."""
-        return _hash(self.name, self.adapter.digest, self.base.weights_digest, self.splits.digest)
+        return _hash(self.name, self.run.adapter.digest, self.run.base.weights_digest, self.run.splits.digest)
 
     @property
     def occasion(self) -> str:
         """Equal for an equal decision on it under equal settings: of such there is one run."""
-        return _hash(self.identity, self.verdict.digest, self.settings.model_dump(mode="json"), self.lineage)
+        return _hash(self.identity, self.run.verdict.digest, self.settings.model_dump(mode="json"), self.lineage)
 
     @property
     def data(self) -> dict[str, str]:
         """Tags that say which data it was made of, by our own digests: of all rows read, and of the sides."""
         return {
             "data.version": str(self.data_version or "none: a sample by data.limit"),
-            "data.rows": self.rows.digest,
-            "data.splits": self.splits.digest,
+            "data.rows": self.run.rows.digest,
+            "data.splits": self.run.splits.digest,
             "data.drawn": drawn(self.settings.split),
-            SPLIT: self.splits.key,
+            SPLIT: self.run.splits.key,
         }
 
     @property
     def own_answers(self) -> Answers:
         """The answers of the candidate itself."""
-        return next(answers for answers in self.answers if answers.contender == "candidate")
+        return next(answers for answers in self.run.answers if answers.contender == "candidate")
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Of MLflow's runs table: the verdicts first."""
-        metric = self.verdict.metric
+        metric = self.run.verdict.metric
         return (
             *("attributes.`Created`", "tags.`verdict`", "tags.`gain`"),
             *(f"metrics.`test/{metric}`", f"metrics.`test/base/{metric}`", "metrics.`validation/best_loss`"),
@@ -175,11 +173,11 @@ def comparisons(candidate: Candidate) -> list[Point]:
     """Scores of the others and what decided: test/base/exact_match, gate/base/low, and how training ended."""
     points = [
         Point(f"test/{answers.contender}/{metric}", value, 0)
-        for answers in candidate.answers
+        for answers in candidate.run.answers
         if answers != candidate.own_answers
         for metric, value in sorted(answers.scores.items())
     ]
-    verdict = candidate.verdict
+    verdict = candidate.run.verdict
     for opponent, interval in sorted((verdict.differences | verdict.guardrails).items()):
         bounds = zip(("low", "mean", "high"), interval, strict=True)
         points += [Point(f"gate/{opponent}/{bound}", value, 0) for bound, value in bounds]
@@ -188,7 +186,7 @@ def comparisons(candidate: Candidate) -> list[Point]:
         for name, scores in sorted(verdict.general.items())
         for what, value in scores.items()
     ]
-    adapter = candidate.adapter
+    adapter = candidate.run.adapter
     points.append(Point("validation/best_loss", adapter.best_validation_loss, adapter.best_step))
     if adapter.best_by != "loss":
         points.append(Point(f"validation/best_{adapter.best_by}", adapter.best_value, adapter.best_step))
@@ -207,16 +205,16 @@ def _rounded(points: list[Point]) -> list[Point]:
 
 def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
     """The model card, in Markdown; its first line is the verdict in plain words, since lists show no more of it."""
-    adapter, base, splits = candidate.adapter, candidate.base, candidate.splits
+    adapter, base, splits = candidate.run.adapter, candidate.run.base, candidate.run.splits
     metrics = sorted(candidate.own_answers.scores)
     scores = [
         f"| {answers.contender} | {' | '.join(f'{answers.scores.get(metric, math.nan):.4g}' for metric in metrics)} |"
-        for answers in candidate.answers
+        for answers in candidate.run.answers
     ]
-    decision = ", ".join(filter(None, (candidate.verdict.in_words, candidate.verdict.gain)))
-    asks = candidate.settings.gate.approval and candidate.verdict.decision == "promote"
+    decision = ", ".join(filter(None, (candidate.run.verdict.in_words, candidate.run.verdict.gain)))
+    asks = candidate.settings.gate.approval and candidate.run.verdict.decision == "promote"
     lines = [
-        candidate.verdict.sentence,
+        candidate.run.verdict.sentence,
         "",
         *(
             (f"A person decides whether it is promoted: tunewright release history {candidate.name}", "")
@@ -226,7 +224,7 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"[The verdict page](#/experiments/{experiment_id}/runs/{run_id}/artifacts/{PAGE}) has the answers row by row "
         "and what to try next.",
         "",
-        f"- Decision: {decision}; look {candidate.looks} at these test rows, where "
+        f"- Decision: {decision}; look {candidate.run.looks} at these test rows, where "
         f"gate.looks={candidate.settings.gate.looks} are few enough",
         f"- Base: {code(base.reference)}, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
         f"- Method: {adapter.method}, {adapter.steps} steps, best at {adapter.best_step} "

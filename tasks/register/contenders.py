@@ -26,7 +26,7 @@ def compare(client: "MlflowClient", candidate: Candidate, run: "Run", own: "Logg
 
     others = {
         answers.contender: (answers, _model(client, candidate, run, answers))
-        for answers in candidate.answers
+        for answers in candidate.run.answers
         if answers != candidate.own_answers
     }
     for answers, model in others.values():
@@ -76,7 +76,7 @@ def _external(client: "MlflowClient", candidate: Candidate, run: "Run", contende
     import mlflow
     from mlflow.entities import LoggedModelStatus
 
-    base, prompts = candidate.base, candidate.prompts
+    base, prompts = candidate.run.base, candidate.run.prompts
     chosen = prompts.chosen.get(contender) if prompts else None
     identity = hash_of([candidate.name, contender, base.weights_digest, prompts.digest if prompts and chosen else ""])
     experiment = run.info.experiment_id

@@ -39,13 +39,13 @@ def logged_model(client: "MlflowClient", candidate: Candidate, run: "Run") -> "L
                 for key, value in run.data.params.items()
                 if key.startswith(("model.", "method.", "training."))
             },
-            candidate.adapter.method,
+            candidate.run.adapter.method,
         )
     )
     if model.status != LoggedModelStatus.READY or not files.is_whole(model, candidate.name):
         _upload(client, candidate, model)
         model = client.finalize_logged_model(model.model_id, "READY")
-    tags = {"verdict": candidate.verdict.in_words, "gain": candidate.verdict.gain}
+    tags = {"verdict": candidate.run.verdict.in_words, "gain": candidate.run.verdict.gain}
     client.set_logged_model_tags(model.model_id, tags)
     client.log_model_artifact(model.model_id, str(candidate.page.path("report.html")), "reports")
     return model
@@ -70,7 +70,7 @@ def _save(folder: Path, candidate: Candidate, model: "LoggedModel") -> None:
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
 
-    base = candidate.base
+    base = candidate.run.base
     local = Path(base.reference).expanduser()
     reference = str(local.absolute()) if local.is_dir() else base.reference
     named = {
@@ -86,8 +86,8 @@ def _save(folder: Path, candidate: Candidate, model: "LoggedModel") -> None:
         folder / "saved",
         python_model=serving.__file__,
         artifacts={
-            "model": str(candidate.adapter.path("model")),
-            "contract": str(candidate.adapter.path(Contract.FILE)),
+            "model": str(candidate.run.adapter.path("model")),
+            "contract": str(candidate.run.adapter.path(Contract.FILE)),
             "base": str(folder / "base.json"),
             "tokenizer": str(folder / "tokenizer"),
         },
@@ -119,11 +119,11 @@ def _signature(max_new_tokens: int) -> Any:
 def requirements(candidate: Candidate) -> list[str]:
     """What serving.py needs to load this model, pinned to what is installed here."""
     names = ["mlflow", "torch", "transformers", "tokenizers", "safetensors"]
-    tuned = candidate.adapter.path("model")
+    tuned = candidate.run.adapter.path("model")
     if (tuned / "adapter_config.json").is_file():
         names.append("peft")
-    if serving.needs_base(tuned) and candidate.base.reference.startswith("package:"):
-        package = candidate.base.reference.removeprefix("package:").partition("/")[0]
+    if serving.needs_base(tuned) and candidate.run.base.reference.startswith("package:"):
+        package = candidate.run.base.reference.removeprefix("package:").partition("/")[0]
         names += ["gguf", importlib.metadata.packages_distributions()[package][0]]
     # A local part such as +cpu names a build that PyPI does not have.
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]

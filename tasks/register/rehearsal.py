@@ -52,7 +52,7 @@ def rehearse(client: "MlflowClient", candidate: Candidate, version: "ModelVersio
     recorded = pq.read_table(candidate.own_answers.path("answers.parquet"), columns=["row_id", "answer"])
     recorded = recorded.slice(0, REHEARSED).to_pylist()
     ids = [row["row_id"] for row in recorded]
-    rows = pq.read_table(candidate.splits.path("test.parquet"), filters=[("row_id", "in", ids)]).to_pylist()
+    rows = pq.read_table(candidate.run.splits.path("test.parquet"), filters=[("row_id", "in", ids)]).to_pylist()
     messages = {row["row_id"]: row["messages"][:-1] for row in rows}
     asked = [Asked(row_id=row["row_id"], messages=messages[row["row_id"]], answer=row["answer"]) for row in recorded]
     rehearsal = Rehearsal(rows=tuple(asked), max_new_tokens=candidate.settings.evaluation.max_new_tokens)

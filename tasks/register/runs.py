@@ -41,24 +41,23 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     params = [Param(key, value) for key, value in parameters(candidate.settings).items() if key not in run.data.params]
     for start in range(0, len(params), 100):
         client.log_batch(run.info.run_id, params=params[start : start + 100])
-    stages = (candidate.base, candidate.rows, candidate.adapter, candidate.verdict)
+    stages = (candidate.run.base, candidate.run.rows, candidate.run.adapter, candidate.run.verdict)
     tags = {
-        "verdict": candidate.verdict.in_words,
-        "looks": str(candidate.looks),
-        "gain": candidate.verdict.gain,
-        "training": "; ".join(candidate.adapter.warnings)[:500] or "no warnings",
+        "verdict": candidate.run.verdict.in_words,
+        "looks": str(candidate.run.looks),
+        "gain": candidate.run.verdict.gain,
+        "training": "; ".join(candidate.run.adapter.warnings)[:500] or "no warnings",
         "mlflow.note.content": card(candidate, run.info.experiment_id, run.info.run_id) + _origin(),
         **candidate.data,
         **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages},
-        **({"judge": candidate.judged.model} if candidate.judged else {}),
-        **{f"tunewright.evaluate.{answers.contender}": answers.key for answers in candidate.answers},
+        **({"judge": candidate.run.judged.model} if candidate.run.judged else {}),
+        **{f"tunewright.evaluate.{answers.contender}": answers.key for answers in candidate.run.answers},
     }
     client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     _log_data(client, candidate, run.info.run_id)
-    points = curves(candidate.adapter.path("metrics.jsonl"), candidate.settings.registry.curve_points) + comparisons(
-        candidate
-    )
-    log_points(client, run, points + (opinions(candidate.judged) if candidate.judged else []))
+    points = curves(candidate.run.adapter.path("metrics.jsonl"), candidate.settings.registry.curve_points)
+    points += comparisons(candidate)
+    log_points(client, run, points + (opinions(candidate.run.judged) if candidate.run.judged else []))
     _log_files(client, candidate, run.info.run_id)
 
 
@@ -82,15 +81,15 @@ def log_points(client: "MlflowClient", run: "Run", points: list[Point]) -> None:
 
 def data(candidate: Candidate, side: str) -> tuple[str, str]:
     """The name and the digest of a side, as MLflow has them."""
-    return f"{candidate.name} {side}", candidate.splits.digest[:36]  # the longest that MLflow stores
+    return f"{candidate.name} {side}", candidate.run.splits.digest[:36]  # the longest that MLflow stores
 
 
 def _log_data(client: "MlflowClient", candidate: Candidate, run_id: str) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    splits = candidate.splits
+    splits = candidate.run.splits
     sizes = {"train": splits.num_train, "validation": splits.num_validation, "test": splits.num_test}
-    digests = {"rows": candidate.rows.digest, "splits": splits.digest}
+    digests = {"rows": candidate.run.rows.digest, "splits": splits.digest}
     source = json.dumps({"files": candidate.lineage} | digests)
     if len(source) > 60_000:  # of 65,535; the digest of the rows stands for all files
         source = json.dumps({"files": len(candidate.lineage)} | digests)
@@ -112,9 +111,9 @@ def _profile(splits: Splits, side: str, num_rows: int) -> str:
 
 
 def _log_files(client: "MlflowClient", candidate: Candidate, run_id: str) -> None:
-    client.log_artifact(run_id, str(candidate.verdict.path("verdict.json")))
-    client.log_artifact(run_id, str(candidate.adapter.path("curves.html")), "reports/train")
-    for answers in candidate.answers:
+    client.log_artifact(run_id, str(candidate.run.verdict.path("verdict.json")))
+    client.log_artifact(run_id, str(candidate.run.adapter.path("curves.html")), "reports/train")
+    for answers in candidate.run.answers:
         client.log_artifact(run_id, str(answers.path("answers.parquet")), f"answers/{answers.contender}")
     for artifact in (*candidate.reports, candidate.page):
         client.log_artifact(run_id, str(artifact.path("report.html")), f"reports/{artifact.stage}")

@@ -22,10 +22,10 @@ def get_or_create(client: "MlflowClient", candidate: Candidate, model: "LoggedMo
     name = candidate.name
     found = client.search_model_versions(f"name = '{name}' and tags.fingerprint = '{candidate.identity}'")
     tags = {
-        "verdict": candidate.verdict.in_words,
-        SENTENCE: candidate.verdict.sentence,
-        "gain": candidate.verdict.gain,
-        files.WEIGHTS: candidate.adapter.digest,
+        "verdict": candidate.run.verdict.in_words,
+        SENTENCE: candidate.run.verdict.sentence,
+        "gain": candidate.run.verdict.gain,
+        files.WEIGHTS: candidate.run.adapter.digest,
         files.FILES: model.tags[files.FILES],
         "challenged": candidate.challenged,
         **candidate.data,

@@ -10,21 +10,7 @@ from pathlib import Path
 from prefect.runtime import flow_run
 
 from tasks import addresses
-from tasks.artifacts import (
-    Adapter,
-    Answers,
-    Base,
-    CheckedRows,
-    General,
-    Judged,
-    Prompts,
-    Rows,
-    Splits,
-    Tokens,
-    UniqueRows,
-    Verdict,
-    VerdictPage,
-)
+from tasks.artifacts import RunArtifacts, VerdictPage
 from tasks.stage import stage
 from tasks.verdict_page.case import Case
 from tasks.verdict_page.mistakes import Mistakes
@@ -35,49 +21,13 @@ from tasks.verdict_page.wins import shown
 __all__ = ["verdict_page"]
 
 
-@stage("{name}", libraries=("jinja2", "numpy", "pyarrow"), volatile=("report",))
-def verdict_page(
-    folder: Path,
-    name: str,
-    rows: Rows,
-    checked: CheckedRows,
-    unique: UniqueRows,
-    splits: Splits,
-    tokens: Tokens,
-    base: Base,
-    adapter: Adapter,
-    answers: tuple[Answers, ...],
-    verdict: Verdict,
-    looks: int,
-    warnings: tuple[str, ...],
-    approval: bool = False,
-    general: tuple[General, ...] = (),
-    prompts: Prompts | None = None,
-    judged: Judged | None = None,
-) -> VerdictPage:
-    """report.html, the page of the pipeline `name`, and suggestions.json, what it says to try next.
+@stage("{run.name}", libraries=("jinja2", "numpy", "pyarrow"), volatile=("report",))
+def verdict_page(folder: Path, run: RunArtifacts) -> VerdictPage:
+    """report.html, the page of a run, and suggestions.json, what it says to try next.
 
-    `looks` and `warnings` are the verdict's, for the key: they are counted after decide. `approval` is the gate's:
-    whether a person decides on the alias of what is promoted. The page says how many seconds the stages took when they
-    ran, which is why it is no part of the content hash.
+    The page says how many seconds the stages took when they ran, which is why it is no part of the content hash.
     """
-    seen = verdict.model_copy(update={"looks": looks, "warnings": warnings})
-    case = Case(
-        name=name,
-        rows=rows,
-        checked=checked,
-        unique=unique,
-        splits=splits,
-        tokens=tokens,
-        base=base,
-        adapter=adapter,
-        answers=answers,
-        verdict=seen,
-        asks_person=approval and seen.decision == "promote",
-        general=general,
-        prompts=prompts,
-        judged=judged,
-    )
+    case = Case.of(run)
     made, picked = Mistakes(case), shown(case)
     tried = suggestions(case, made)
     (folder / "report.html").write_text(render(case, made, picked, tried, _run()), encoding="utf-8")

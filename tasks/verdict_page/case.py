@@ -1,9 +1,9 @@
 """All that the page speaks of, read from what the stages handed on."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -11,21 +11,7 @@ import pyarrow.parquet as pq
 
 from tasks import curves
 from tasks.account import Account, reasons
-from tasks.artifacts import (
-    Adapter,
-    Answers,
-    Artifact,
-    Base,
-    CheckedRows,
-    General,
-    Judged,
-    Prompts,
-    Rows,
-    Splits,
-    Tokens,
-    UniqueRows,
-    Verdict,
-)
+from tasks.artifacts import Artifact, RunArtifacts
 from tasks.intervals import Floats
 from tasks.metrics import describe
 from tasks.metrics.baseline import CONSTANT, baseline
@@ -45,24 +31,19 @@ def title(contender: str, metric: str = "") -> str:
     return baseline(metric) if contender == CONSTANT else TITLES.get(contender, contender)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A candidate that was decided on, with the artifacts of its run."""
+class Case(RunArtifacts):
+    """A candidate that was decided on, with the artifacts of its run and what the page reads in them."""
 
-    name: str  # of the pipeline
-    rows: Rows
-    checked: CheckedRows
-    unique: UniqueRows
-    splits: Splits
-    tokens: Tokens
-    base: Base
-    adapter: Adapter
-    answers: Sequence[Answers]
-    verdict: Verdict
-    asks_person: bool = False  # whether a person decides on the alias
-    general: Sequence[General] = ()
-    prompts: Prompts | None = None
-    judged: Judged | None = None
+    @classmethod
+    def of(cls, run: RunArtifacts) -> Self:
+        """The case of a run; its verdict has what was counted after the stage."""
+        counted = run.verdict.model_copy(update={"looks": run.looks, "warnings": run.warnings})
+        return cls.model_validate(dict(run) | {"verdict": counted})
+
+    @property
+    def asks_person(self) -> bool:
+        """Whether a person decides on the alias of this candidate."""
+        return self.approval and self.verdict.decision == "promote"
 
     @cached_property
     def decided(self) -> VerdictDetails:
