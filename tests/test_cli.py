@@ -301,7 +301,7 @@ def test_a_row_is_told_from_its_line_to_its_side(after_first: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--row", "f" * 64], "no such record among the 72 of version 1"),
+        (["--row", "f" * 64], "no such record among the 72 records (data of tiny: version 1 of 1)"),
         (["--row", "f", "--text", "harbour"], "give one of them"),
         (["--version", "7"], "--version 7: no such version of tiny; accepted: 1"),
         (["--version", "x"], "--version x: accepted: a number"),
