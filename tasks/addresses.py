@@ -5,7 +5,6 @@ never believed. The password stays from one `up` to the next, so that a browser 
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import secrets
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tasks import config
+from tasks import config, locks
 from tasks.errors import TunewrightError
 
 FILE = "services.json"
@@ -55,14 +54,9 @@ def _as_started(url: str) -> str:
 
 def running() -> Addresses | None:
     """The addresses, or None where it is not up in this home, or not ready yet."""
-    try:
-        with (config.home() / LOCK).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with contextlib.suppress(FileNotFoundError, ValidationError):
+    with contextlib.suppress(OSError, ValidationError):  # no home, or none that can be read
+        if locks.is_held(config.home() / LOCK):
             return Addresses.model_validate_json((config.home() / FILE).read_bytes())
-    except OSError:  # no home, or none that can be
-        pass
     return None
 
 
@@ -112,9 +106,9 @@ def held() -> Iterator[Path]:
     """
     config.make_home()
     file = config.home() / FILE
-    with (config.home() / LOCK).open("a+b") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locks.exclusive(config.home() / LOCK, wait=0))
         except BlockingIOError:
             found = running()
             where = f": Prefect {found.prefect}, MLflow {found.mlflow}, process {found.pid}" if found else ""

@@ -11,8 +11,8 @@ is said in tasks/causes.py.
 """
 
 import contextlib
-import fcntl
 import inspect
+import math
 import os
 import shutil
 import time
@@ -26,7 +26,7 @@ from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.states import Completed
 
-from tasks import config, disk, manifest, stopped
+from tasks import config, disk, locks, manifest, stopped
 from tasks.artifacts import Artifact
 from tasks.errors import NO_SPACE, DataError, TunewrightError
 from tasks.ingredients import Ingredients, differing, hash_of, key_of, of_call
@@ -240,21 +240,13 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     Raises BlockingIOError where another holds it and it is not waited for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _lock_of(path).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with locks.exclusive(_lock_of(path), wait=math.inf if wait else 0):
         yield
 
 
 def is_locked(path: Path) -> bool:
     """Whether a process holds the right to make `path`; nothing is written."""
-    try:
-        with _lock_of(path).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return locks.is_held(_lock_of(path))
 
 
 def _lock_of(path: Path) -> Path:

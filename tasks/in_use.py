@@ -4,10 +4,9 @@ A run uses artifacts that it found or made hours ago, so that nothing in the hom
 """
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 
-from tasks import config
+from tasks import config, locks
 
 LOCK = "runs.lock"
 
@@ -16,17 +15,16 @@ LOCK = "runs.lock"
 def by_a_run() -> Iterator[None]:
     """Holds the home for a run, beside others; waits while something is being removed. Raises ConfigError."""
     config.make_home()
-    with (config.home() / LOCK).open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+    with locks.shared(config.home() / LOCK):
         yield
 
 
 @contextlib.contextmanager
 def by_none() -> Iterator[bool]:
     """Whether no run is on, and none begins within the block."""
-    with (config.home() / LOCK).open("a+b") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locks.exclusive(config.home() / LOCK, wait=0))
         except BlockingIOError:
             yield False
         else:

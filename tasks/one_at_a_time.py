@@ -6,7 +6,6 @@ for who waits. The folder is under /tmp, where another user may have made it fir
 one that is this user's and closed to others is taken.
 """
 
-import fcntl
 import logging
 import os
 import stat
@@ -14,9 +13,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from tasks import config
 from tasks.errors import ConfigError
+from tasks.locks import try_lock
 
 log = logging.getLogger("tunewright")
 
@@ -33,7 +34,7 @@ def held(device: str, holder: str) -> Iterator[float]:
     file = _own_folder() / f"{device}.lock"
     with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+", encoding="utf-8") as lock:
         started = time.monotonic()
-        _wait(lock.fileno(), file)
+        _wait(lock, file)
         waited = time.monotonic() - started
         lock.truncate(0)
         lock.write(f"{holder} since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}, process {os.getpid()}")
@@ -59,17 +60,13 @@ def _own_folder() -> Path:
     return folder
 
 
-def _wait(descriptor: int, file: Path) -> None:
+def _wait(lock: IO[str], file: Path) -> None:
     said = ""
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            held_by = "".join(filter(str.isprintable, file.read_text(encoding="utf-8", errors="replace")))[:MAX_SHOWN]
-            if held_by and held_by != said:
-                said = held_by
-                log.info("  waiting for the device (%s): held by %s", file.stem, held_by)
-            time.sleep(LOOK_SECONDS)
+    while not try_lock(lock):
+        held_by = "".join(filter(str.isprintable, file.read_text(encoding="utf-8", errors="replace")))[:MAX_SHOWN]
+        if held_by and held_by != said:
+            said = held_by
+            log.info("  waiting for the device (%s): held by %s", file.stem, held_by)
+        time.sleep(LOOK_SECONDS)
     if said:
         log.info("  the device is free")

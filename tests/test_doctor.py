@@ -165,7 +165,7 @@ def test_a_home_that_cannot_be_written_or_locked_stops_doctor_and_run_alike(
     if number == errno.EROFS:
         monkeypatch.setattr("tasks.config.environment.tempfile.TemporaryFile", refuse)
     elif number == errno.ENOLCK:
-        monkeypatch.setattr("tasks.config.environment.fcntl.flock", refuse)
+        monkeypatch.setattr("tasks.locks.fcntl.flock", refuse)
     else:
         monkeypatch.setenv("TUNEWRIGHT_HOME", "/sys/kernel")  # where not even root makes files
     assert of("home", list(stores.findings())).state == "failure"

@@ -1,7 +1,6 @@
 """What the environment decides and no deployment file does: places, keys, and what the libraries are told."""
 
 import errno
-import fcntl
 import logging
 import os
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from tasks.config import outside
 from tasks.config.settings import Settings
 from tasks.errors import ConfigError
+from tasks.locks import try_lock
 
 NO_TELEMETRY = {
     "DO_NOT_TRACK": "1",
@@ -82,7 +82,7 @@ def make_home() -> None:
     try:
         home().mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home()) as probe:
-            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(probe)
     except OSError as error:
         accepted = "a folder on a local disk" if error.errno == errno.ENOLCK else "a folder to write to"
         raise ConfigError(f"TUNEWRIGHT_HOME={home()}: {error.strerror}; accepted is {accepted}") from error

@@ -1,16 +1,14 @@
 """`python -m tasks.trainer JOB PARENT_PID`: what the process is, and how it ends."""
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks import config
+from tasks import config, locks
 from tasks.errors import ConfigError
 from tasks.machine import num_cores
 from tasks.parent import end_with_parent
@@ -58,16 +56,11 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
     Raises BlockingIOError where another one goes on working there.
     """
-    until = time.monotonic() + WAIT_SECONDS
-    with (folder / "trainer.lock").open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise BlockingIOError(f"another trainer is at work in {folder}") from None
-                time.sleep(0.1)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.exclusive(folder / "trainer.lock", wait=WAIT_SECONDS))
+        except BlockingIOError:
+            raise BlockingIOError(f"another trainer is at work in {folder}") from None
         yield
 
 

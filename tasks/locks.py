@@ -1,0 +1,58 @@
+"""Locks on files. The kernel frees them when the holder dies, however it dies."""
+
+import contextlib
+import fcntl
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+POLL_SECONDS = 0.1
+
+
+def try_lock(file: IO[bytes] | IO[str], *, shared: bool = False) -> bool:
+    """Whether an open file could be locked at once. Raises OSError where its file system has no locks."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, wait: float = math.inf) -> Iterator[None]:
+    """Hold a lock that nobody else holds; the file is created if it is not there.
+
+    Raises BlockingIOError where another process still holds it after `wait` seconds.
+    """
+    with path.open("a+b") as file:
+        if wait == math.inf:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        else:
+            _try_until(file, time.monotonic() + wait)
+        yield
+
+
+@contextlib.contextmanager
+def shared(path: Path) -> Iterator[None]:
+    """Hold a lock beside others that are shared; waits for one that is exclusive."""
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock exclusively. Nothing is written. Raises OSError where that cannot be told."""
+    try:
+        with path.open("rb") as file:
+            return not try_lock(file, shared=True)
+    except FileNotFoundError:
+        return False
+
+
+def _try_until(file: IO[bytes], deadline: float) -> None:
+    while not try_lock(file):
+        if time.monotonic() >= deadline:
+            raise BlockingIOError(f"{file.name}: another process holds the lock")
+        time.sleep(POLL_SECONDS)
