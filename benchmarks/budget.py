@@ -75,6 +75,7 @@ def write_rows(case: Case, folder: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     from tasks.artifacts import IGNORED, TOKEN_SCHEMA
+    from tasks.payloads import Contract
 
     drawn, asked = random.Random(0), case.length - case.labelled
     rows = [
@@ -90,7 +91,21 @@ def write_rows(case: Case, folder: Path) -> list[dict[str, Any]]:
     ]
     pq.write_table(pa.Table.from_pylist(rows, TOKEN_SCHEMA), folder / "train.parquet")
     pq.write_table(pa.Table.from_pylist(rows[:1], TOKEN_SCHEMA), folder / "validation.parquet")
-    (folder / "contract.json").write_text('{"pad_token_id": 0, "stop_token_ids": [0]}', encoding="utf-8")
+    Contract(
+        chat_template="",
+        chat_template_sha256="",
+        date_in_template=None,
+        generation_prompt="",
+        add_special_tokens=False,
+        stop_token="",
+        stop_token_ids=(0,),
+        bos_token_id=None,
+        pad_token_id=0,
+        pad_is_stop_token=True,
+        special_tokens={},
+        tokenizer_sha256=None,
+        transformers="",
+    ).save(folder)
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tasks.payloads import CheckResults, Comparison, LeakProof, TrainingSummary, VerdictDetails
+from tasks.payloads import CheckResults, Comparison, Contract, LeakProof, TrainingSummary, VerdictDetails
 
 EXPECTATION = {
     "name": "secrets",
@@ -78,6 +78,25 @@ def make_decontamination(**changes: Any) -> dict[str, Any]:
     """Nothing in common with evaluation rows."""
     fields = {"training_rows": 0, "removed": False, "by_partner": {}, "held_out_records": 0, "in_held_out": {}}
     return fields | changes
+
+
+def make_contract() -> Contract:
+    """Of a model that stops at token 0, and pads with it."""
+    return Contract(
+        chat_template="",
+        chat_template_sha256="",
+        date_in_template=None,
+        generation_prompt="",
+        add_special_tokens=False,
+        stop_token="",
+        stop_token_ids=(0,),
+        bos_token_id=None,
+        pad_token_id=0,
+        pad_is_stop_token=True,
+        special_tokens={},
+        tokenizer_sha256=None,
+        transformers="",
+    )
 
 
 def make_training_summary(**changes: Any) -> TrainingSummary:

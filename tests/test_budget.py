@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from make_models import make_model
+from make_payloads import make_contract
 
 from tasks import architecture, batches, budget, cutting, methods, speed
 from tasks.artifacts import IGNORED, TOKEN_SCHEMA, Base, Tokens
@@ -435,7 +436,7 @@ def tokens(tmp_path: Path) -> Tokens:
     rows = [rest | row | {"row_id": str(at)} for at, row in enumerate(token_rows(24))]
     for side in ("train", "validation"):
         pq.write_table(pa.Table.from_pylist(rows, TOKEN_SCHEMA), folder / f"{side}.parquet")
-    (folder / "contract.json").write_text('{"pad_token_id": 0, "stop_token_ids": [0]}')
+    make_contract().save(folder)
     counts = {"num_train": 24, "num_validation": 24, "num_test": 0, "num_quarantined": 0, "num_trained_tokens": 192}
     made = {"stage": "render", "digest": "abc", "folder": folder, "reasons": {}, "longest": LENGTH}
     return Tokens.model_validate(made | counts)
