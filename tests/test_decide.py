@@ -578,5 +578,5 @@ def test_a_guardrail_is_measured_or_refused_before_anything_runs() -> None:
     assert config.Settings.model_validate(needed).measured().metrics == ("auto",)
     with pytest.raises(ValueError, match=r"gate\.guardrails: bleu is not in evaluation.metrics, which has exact_match"):
         config.Settings.model_validate(of_bleu | {"evaluation": {"metrics": ["exact_match"]}})
-    with pytest.raises(ValueError, match="macro_f1 is of all rows together"):
+    with pytest.raises(ValueError, match="macro_f1 is one score of all rows"):
         config.Guardrail(metric="macro_f1")

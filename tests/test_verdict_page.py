@@ -35,10 +35,11 @@ from tasks.artifacts import (
 from tasks.config import Gate, Guardrail
 from tasks.decide import decide
 from tasks.evaluation import ANSWER_SCHEMA, scored
+from tasks.figures import number
 from tasks.metrics import choose
 from tasks.metrics.rows import RAISE_LIMIT
 from tasks.verdict_page import verdict_page
-from tasks.verdict_page.drawing import number, panel, scale_of
+from tasks.verdict_page.drawing import panel, scale_of
 from tasks.verdict_page.wins import picked, shared_opening
 
 Make = Callable[..., VerdictPage]
@@ -418,7 +419,7 @@ def test_the_figures_at_the_top_are_of_what_the_sentence_says_decided_or_was_the
     )
     assert "1.00 exact match, candidate .89 few-shot prompt, the closest +.11 gain over it" in shown
     kept = Read(page_of(make(RIGHT, RIGHT, others={"few_shot": wrong(RIGHT, range(9))}))).text
-    assert "1.00 exact match, candidate 1.00 base, decisive .00 gain over it" in kept
+    assert "1.00 exact match, candidate 1.00 base, decisive +.00 gain over it" in kept
 
 
 def test_the_page_links_to_the_run_where_up_serves_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ gate.confidence. Of what was passed the closest is marked: its mean is above wha
 from collections.abc import Sequence
 
 from tasks.decide.comparison import SMALLEST_EFFECT, needs_most
+from tasks.figures import interval, number, rounded_up
 from tasks.metrics import describe
 from tasks.metrics.baseline import CONSTANT, baseline
 from tasks.payloads import Comparison
@@ -51,7 +52,7 @@ def of(
     others = [each for each in held if each.difference[1] < each.bar and each is not closest]
     longest = needs_most((*to_beat, *to_match, *held)) or closest
     return _failed(decision, because, closest, longest) + "".join(
-        f" Also, {_what(each)} is worse than {_theirs(each)} by more than the allowed {_number(-each.bar)}."
+        f" Also, {_what(each)} is worse than {_theirs(each)} by more than the allowed {number(-each.bar)}."
         for each in others
     )
 
@@ -77,7 +78,7 @@ def _failed(decision: str, because: str, decisive: Comparison, longest: Comparis
             f"Inconclusive: better, but a regression is not ruled out: {_what(decisive)} may be worse than {theirs}: "
             f"{_on(decisive)}{needed}."
         )
-    detectable = f"the smallest detectable gain is {_number(decisive.smallest_visible)} (80 % power)"
+    detectable = f"the smallest detectable gain is {number(decisive.smallest_visible)} (80 % power)"
     return (
         f"Inconclusive: not enough evidence that {_what(decisive)} is {_than(decisive)} {theirs}: {_on(decisive)}; "
         f"{detectable}{needed}."
@@ -105,7 +106,7 @@ def _prompting(decisive: Comparison) -> str:
     needed = _needed(decisive, decisive)
     return (
         f"Kept: prompting is enough: not enough evidence that {_what(decisive)} is as good as {_theirs(decisive)} "
-        f"(tolerance {_number(-decisive.bar)}): {_on(decisive)}{needed}."
+        f"(tolerance {number(-decisive.bar)}): {_on(decisive)}{needed}."
     )
 
 
@@ -117,11 +118,11 @@ def _needed(decisive: Comparison, longest: Comparison) -> str:
     if not longest.rows_needed:
         return ""
     gain = max(longest.difference[1], longest.bar + SMALLEST_EFFECT)
-    return f"; confirming {_signed(gain)}{against} needs about {_rounded_up(longest.rows_needed):,} rows"
+    return f"; confirming {_signed(gain)}{against} needs about {rounded_up(longest.rows_needed):,} rows"
 
 
 def _signed(gain: float) -> str:
-    return f"{'+' if gain >= 0 else ''}{_number(gain)}"
+    return f"{'+' if gain >= 0 else ''}{number(gain)}"
 
 
 def who(opponent: str, metric: str) -> str:
@@ -132,7 +133,7 @@ def who(opponent: str, metric: str) -> str:
 
 
 def _what(comparison: Comparison) -> str:
-    return f"{describe(comparison.metric).in_words} {_number(comparison.candidate_mean)}"
+    return f"{describe(comparison.metric).in_words} {number(comparison.candidate_mean)}"
 
 
 def _than(comparison: Comparison) -> str:
@@ -141,18 +142,18 @@ def _than(comparison: Comparison) -> str:
 
 def _named(comparison: Comparison) -> str:
     """The opponent in words; of a score that is asked for, with that score."""
-    score = f"={_number(comparison.opponent_mean)}" if comparison.opponent == AT_LEAST else ""
+    score = f"={number(comparison.opponent_mean)}" if comparison.opponent == AT_LEAST else ""
     return f"{who(comparison.opponent, comparison.metric)}{score}"
 
 
 def _theirs(comparison: Comparison) -> str:
     if comparison.opponent == AT_LEAST:
         return _named(comparison)
-    return f"{who(comparison.opponent, comparison.metric)}'s {_number(comparison.opponent_mean)}"
+    return f"{who(comparison.opponent, comparison.metric)}'s {number(comparison.opponent_mean)}"
 
 
 def _by(comparison: Comparison) -> str:
-    return f" by more than {_number(abs(comparison.bar))}" if comparison.bar else ""
+    return f" by more than {number(abs(comparison.bar))}" if comparison.bar else ""
 
 
 def _on(comparison: Comparison) -> str:
@@ -160,18 +161,4 @@ def _on(comparison: Comparison) -> str:
 
 
 def _gain(comparison: Comparison) -> str:
-    low, mean, high = comparison.difference
-    digits = 3 if any(0 < abs(number) < 0.005 for number in comparison.difference) else 2
-    return f"{'+' if mean >= 0 else ''}{_number(mean, digits)} [{_number(low, digits)}, {_number(high, digits)}]"
-
-
-def _number(number: float, digits: int = 2) -> str:
-    """.84, -.05, 1.00"""
-    rounded = f"{round(number, digits) + 0.0:.{digits}f}"
-    return rounded.replace("0.", ".", 1) if abs(float(rounded)) < 1 else rounded
-
-
-def _rounded_up(rows: int) -> int:
-    """To two digits, since it is no more than an estimate."""
-    unit = 10 ** max(0, len(str(rows)) - 2)
-    return -(-rows // unit) * unit
+    return interval(comparison.difference, signed=True)

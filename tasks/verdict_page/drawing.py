@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from tasks.curves.charts import ticks
+from tasks.figures import interval, number
 from tasks.metrics import describe
 from tasks.payloads import Comparison, Interval
 from tasks.verdict_page.case import title
@@ -113,18 +114,3 @@ def plain(name: str, found: Sequence[float], scale: Scale, style: str = "unclear
 def words(metric: str) -> str:
     """A metric in words."""
     return describe(metric).in_words
-
-
-def interval(found: Sequence[float], *, signed: bool) -> str:
-    """Such as +.02 [-.04, .08]: a mean between its bounds."""
-    digits = 3 if any(0 < abs(value) < 0.005 for value in found) else 2
-    low, mean, high = (number(value, digits) for value in found)
-    return f"{'+' if signed and found[1] > 0 else ''}{mean} [{low}, {high}]"
-
-
-def number(value: float, digits: int = 2) -> str:
-    """.84, -.05, 1.00, 12.5"""
-    if abs(value) >= 10:
-        return f"{value:,.3g}" if abs(value) < 1_000 else f"{value:,.0f}"
-    rounded = f"{round(value, digits) + 0.0:.{digits}f}"
-    return rounded.replace("0.", ".", 1) if abs(float(rounded)) < 1 else rounded

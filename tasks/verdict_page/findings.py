@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from statistics import NormalDist
 from typing import NamedTuple
 
+from tasks.figures import number
 from tasks.metrics import describe
 from tasks.metrics.rows import RAISE_LIMIT, cut_off, scores
 from tasks.verdict_page.case import CANDIDATE, Case
-from tasks.verdict_page.drawing import number
 from tasks.verdict_page.mistakes import MISSING, NONE, Mistakes
 
 FEW = 3  # rows, under which a mistake is none of a kind

@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 from data_checks.excerpts import ends
+from tasks.figures import number
 from tasks.general import tables as of_each
 from tasks.verdict_page.case import BASE, CANDIDATE, Case
-from tasks.verdict_page.drawing import number, words
+from tasks.verdict_page.drawing import words
 
 LISTED = 10
 TEXT_CHARS = 300

@@ -9,12 +9,13 @@ from data_checks.pages import template
 from tasks import curves
 from tasks.account import leak_sentence
 from tasks.curves.charts import charts
+from tasks.figures import interval, number
 from tasks.metrics.baseline import CONSTANT, EXACT, baseline
 from tasks.payloads import Slice
 from tasks.progress import duration
 from tasks.verdict_page.case import Case, title
 from tasks.verdict_page.costs import costs
-from tasks.verdict_page.drawing import Drawn, Scale, interval, number, own_panel, panels, plain, scale_of, words
+from tasks.verdict_page.drawing import Drawn, Scale, own_panel, panels, plain, scale_of, words
 from tasks.verdict_page.forgotten import forgotten
 from tasks.verdict_page.mistakes import Mistakes
 from tasks.verdict_page.suggestions import Suggestion

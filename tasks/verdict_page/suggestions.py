@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 from tasks import curves
 from tasks.account import reasons
+from tasks.figures import interval, number, rounded_up
 from tasks.metrics.baseline import CONSTANT
 from tasks.verdict_page.case import BASE, CANDIDATE, Case, Comparison, title
-from tasks.verdict_page.drawing import interval, number, words
+from tasks.verdict_page.drawing import words
 from tasks.verdict_page.findings import (
     RARE_ANSWERS,
     Found,
@@ -59,7 +60,7 @@ def undecided(case: Case) -> Found:
     gain = interval(hardest.difference, signed=True)
     because = (
         f"against the {_opponent(hardest)}: {gain}; smallest detectable gain with {num_rows:,} test rows: "
-        f"{number(hardest.smallest_visible)} (80 % power); test rows needed: about {_rounded_up(needed):,}"
+        f"{number(hardest.smallest_visible)} (80 % power); test rows needed: about {rounded_up(needed):,}"
     )
     if needed > 5 * num_rows:
         yield Suggestion("Aim for a larger gain rather than more test rows", because, "intervals")
@@ -158,12 +159,6 @@ def looks(case: Case) -> Found:
 
 def _opponent(comparison: Comparison) -> str:
     return title(comparison.opponent, comparison.metric)
-
-
-def _rounded_up(rows: int) -> int:
-    """To two digits, since it is no more than an estimate."""
-    unit = 10 ** max(0, len(str(rows)) - 2)
-    return -(-rows // unit) * unit
 
 
 def _upper(text: str) -> str:
