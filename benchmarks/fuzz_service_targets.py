@@ -65,7 +65,7 @@ def notify(content: bytes) -> str:
     target = automations.Target(ID, pipeline.name, settings.registry.name, "http://a", approval=settings.gate.approval)
     made = automations.of_deployment(target, operation, dict.fromkeys(operation.notify, ID))
     told = len(operation.notify_on) if operation.notify else 0
-    assert len([each for each in made if " told of " in each.name]) == told
+    assert len([each for each in made if " notified of " in each.name]) == told
     for each in made:
         assert AutomationCore.model_validate_json(each.model_dump_json()).name == each.name
         for message in (action for action in each.actions if isinstance(action, SendNotification)):
@@ -75,7 +75,7 @@ def notify(content: bytes) -> str:
 
 
 def _shown(automation: str) -> str:
-    return "a person has to decide" if " told of approvals " in automation else "Failed"
+    return "approval needed" if " notified of pending approvals " in automation else "Failed"
 
 
 def _table() -> bytes:

@@ -155,7 +155,7 @@ ROW_RULES: dict[str, Callable[[Entry, pd.DataFrame], list[Rule]]] = {
             ROLES_IN_ORDER,
         )
     ],
-    "last_not_assistant": lambda *_: [matches("the last turn is no answer: {value}", "roles", ENDS_WITH_ANSWER)],
+    "last_not_assistant": lambda *_: [matches("the last turn is not an answer: {value}", "roles", ENDS_WITH_ANSWER)],
     "empty_prompt": lambda *_: [between("a user turn is empty or only white space", "shortest_user_turn", least=1)],
     "empty_answer": lambda *_: [between("an answer is empty or only white space", "shortest_answer", least=1)],
     "placeholder_answer": lambda *_: [nothing("an answer is nothing but a placeholder: {value}", "placeholder")],

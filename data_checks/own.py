@@ -58,7 +58,7 @@ def stop_on_column(entry: Entry, made: Expected, columns: Sequence[str]) -> None
         if column not in columns:
             given = f"{entry.key}.arguments.{argument}" if argument in entry.given else f"{entry.key}.name"
             whose = "" if argument in entry.given else f"={entry.name}: {argument}"
-            raise SuiteError(given, f"{whose}={column} is no column of the rows; {did_you_mean(column, columns)}")
+            raise SuiteError(given, f"{whose}={column} is not a column of the rows; {did_you_mean(column, columns)}")
 
 
 def _kind(entry: Entry) -> type[gxe.Expectation]:
@@ -75,7 +75,7 @@ def _kind(entry: Entry) -> type[gxe.Expectation]:
         near = meant(f"{entry.name}.{each}" for each in _expectations(kind)[:3])
         raise SuiteError(key, f"{said} is a module; {near}accepted: module.Class, a class in it")
     if kind is not None:
-        raise SuiteError(key, f"{said} is no expectation; accepted: a subclass of Great Expectations' Expectation")
+        raise SuiteError(key, f"{said} is not an expectation; accepted: a subclass of Great Expectations' Expectation")
     near = meant(f"{module}.{each}" for each in get_close_matches(name, _expectations(found), 1))
     raise SuiteError(key, f"{said}: {module} has no {name}; {near}accepted: an expectation class in it")
 
@@ -100,7 +100,9 @@ def _made(kind: type[gxe.Expectation], entry: Entry) -> gxe.Expectation:
     key = f"{entry.key}.arguments"
     accepted = _arguments(kind)
     if unknown := next((name for name in entry.given if name not in accepted), None):
-        raise SuiteError(f"{key}.{unknown}", f" is no argument of {kind.__name__}; {did_you_mean(unknown, accepted)}")
+        raise SuiteError(
+            f"{key}.{unknown}", f" is not an argument of {kind.__name__}; {did_you_mean(unknown, accepted)}"
+        )
     try:
         return kind(severity=FailureSeverity(entry.severity), **entry.given)
     except pydantic.ValidationError as error:

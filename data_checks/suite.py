@@ -247,7 +247,9 @@ def suite(changes: Sequence[Change]) -> list[Entry]:
             continue
         if change.name not in entries:
             known = did_you_mean(change.name, entries)
-            raise SuiteError(f"{key}.name", f"={change.name} is no expectation; {known}, or module.Class of your own")
+            raise SuiteError(
+                f"{key}.name", f"={change.name} is not an expectation; {known}, or module.Class of your own"
+            )
         if first := entries[change.name].key:
             raise SuiteError(f"{key}.name", f"={change.name} is named in {first} too; accepted: once")
         severity = change.severity or BUILT_IN[change.name].severity
@@ -258,7 +260,7 @@ def suite(changes: Sequence[Change]) -> list[Entry]:
 def _arguments(change: Change, key: str) -> Arguments:
     known = BUILT_IN[change.name].arguments
     if unknown := next((name for name in change.arguments if name not in known.model_fields), None):
-        said = f" is no argument of {change.name}; {did_you_mean(unknown, known.model_fields)}"
+        said = f" is not an argument of {change.name}; {did_you_mean(unknown, known.model_fields)}"
         none = f" is not accepted: {change.name} has no arguments"
         raise SuiteError(f"{key}.{unknown}", said if known.model_fields else none)
     try:

@@ -36,7 +36,7 @@ def clean(keep_runs: int, keep_rejected: int, *, remove: bool) -> Cleaned:
 def show(console: Console, cleaned: Cleaned) -> None:
     """Each kind with its size, and each thing with why it is needless."""
     if not cleaned.found:
-        console.print(f"nothing in {config.home()} is needless", markup=False)
+        console.print(f"nothing to remove in {config.home()}", markup=False)
         return
     for kind, all_of_it in _by_kind(cleaned.found).items():
         console.print(Text(f"{kind}: {len(all_of_it):,}, {_megabytes(sum(each.size for each in all_of_it))}", "bold"))
@@ -49,12 +49,12 @@ def show(console: Console, cleaned: Cleaned) -> None:
     console.print()
     if cleaned.removed is None:
         total = _megabytes(sum(each.size for each in cleaned.found))
-        console.print(f"{total} can be freed; nothing was removed: tunewright clean --yes removes all of it")
+        console.print(f"{total} can be freed; nothing was removed. To remove it: tunewright clean --yes")
         return
     kept = len(cleaned.found) - len(cleaned.removed)
     console.print(f"removed {len(cleaned.removed):,}, {_megabytes(sum(each.size for each in cleaned.removed))}")
     if kept:
-        console.print(f"{kept:,} stayed, since a run is on or they are needed by now", style="yellow")
+        console.print(f"{kept:,} kept: in use by a run, or needed again", style="yellow")
 
 
 def as_json(cleaned: Cleaned) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def run(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run the pipeline here and now, up to a registered model; what was done before is not done again.
+    """Run the pipeline now, up to a registered model; unchanged stages come from the cache.
 
     Exit codes: 0 finished, 2 configuration, 3 data refused, 4 training did not finish, 5 not promoted and
     --require-promotion given, 130 interrupted by Ctrl-C, 143 ended by SIGTERM, 1 anything else.
@@ -115,17 +115,19 @@ def plan(
     refresh: Refresh = None,
     deployment: Deployment = None,
     device: Annotated[
-        str, typer.Option(metavar="NAME", help="Judge another machine: cpu, or a card such as rtx-4090")
+        str, typer.Option(metavar="NAME", help="Plan for another device: cpu, or a card such as rtx-4090")
     ] = "",
     calibrate: Annotated[
         bool,
-        typer.Option("--calibrate", help="Time a few steps of training here, at most 30 s, for this and later plans"),
+        typer.Option(
+            "--calibrate", help="Time a few training steps on this machine (at most 30 s), also for later plans"
+        ),
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say which stages a run would execute and why, and what training would take; nothing is run."""
+    """Show which stages would run and why, and the time, memory and disk of training; nothing is run."""
     console = console_of(as_json)
     with one_line_errors(as_json) as until_end:
         prepare(console, quiet=quiet, verbose=verbose)
@@ -148,17 +150,17 @@ def compare(
     vary: Annotated[
         list[str] | None, typer.Option(metavar="SECTION.FIELD=VALUE,VALUE", help="Values of one setting to compare")
     ] = None,
-    seeds: Annotated[int, typer.Option(metavar="N", min=1, max=20, help="Train each variant from so many seeds")] = 1,
-    prune: Annotated[bool, typer.Option(help="End a variant that is behind before its planned end")] = True,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, max=20, help="Train each variant with N seeds")] = 1,
+    prune: Annotated[bool, typer.Option(help="Stop variants early that fall behind")] = True,
     assignments: Set = None,
     deployment: Deployment = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train variants and rank them on the validation rows; the test rows are not looked at.
+    """Train variants and rank them on the validation rows; the test rows are not used.
 
-    Every combination of the values is a variant. What was trained before is not trained again.
+    Every combination of the values is a variant. Trained variants come from the cache.
     """
     console = console_of(as_json)
     with one_line_errors(as_json) as until_end:
@@ -186,21 +188,23 @@ def compare(
 @app.command()
 def data(
     file: File,
-    row: Annotated[str | None, typer.Option(metavar="ID", help="A row, by the beginning of its row_id")] = None,
-    line: Annotated[str | None, typer.Option(metavar="FILE:LINE", help="A row, by where it stands")] = None,
-    text: Annotated[str | None, typer.Option(metavar="WORDS", help="A row, by words it contains")] = None,
-    version: Annotated[str | None, typer.Option(metavar="N", help="An accepted version; default: the data now")] = None,
+    row: Annotated[str | None, typer.Option(metavar="ID", help="Row to show, by the beginning of its row_id")] = None,
+    line: Annotated[str | None, typer.Option(metavar="FILE:LINE", help="Row to show, by file and line")] = None,
+    text: Annotated[str | None, typer.Option(metavar="WORDS", help="Row to show, by words it contains")] = None,
+    version: Annotated[
+        str | None, typer.Option(metavar="N", help="Accepted version; default: the current data")
+    ] = None,
     assignments: Set = None,
     deployment: Deployment = None,
     as_json: Json = False,
 ) -> None:
-    """Show the stages and versions behind the data, or a row's whole life; nothing is run."""
+    """Show the stages and versions of the data, or what happened to one row; nothing is run."""
     console = console_of(as_json)
     with one_line_errors(as_json) as until_end:
         prepare(console)
         pipeline = load(until_end, file, deployment, assignments)
         if sum(given is not None for given in (row, line, text)) > 1:
-            raise ConfigError("--row, --line and --text each name a row: give one of them")
+            raise ConfigError("--row, --line, --text: accepted: only one of them")
         from flows import data_command, data_json, data_view, deployment_file
 
         what = repeated(file, assignments)
@@ -226,7 +230,7 @@ def settings(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a deployment file can set: each setting with its default and what it is."""
+    """Show what a deployment file can set: each setting with its default and description."""
     with one_line_errors(as_json):
         from flows import settings_command
 

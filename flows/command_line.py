@@ -28,10 +28,10 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="A deployment file, s
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one setting")]
 Until = Annotated[str | None, typer.Option(metavar="STAGE", help=f"The last stage: {', '.join(STAGES)}")]
 Refresh = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a stage again although nothing changed")]
-Deployment = Annotated[str | None, typer.Option(metavar="NAME", help="Which one, if the file holds several")]
+Deployment = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the deployment, if the file has several")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the summary")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="All settings, and the logs of the libraries")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the summary")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print all settings and the logs of the libraries")]
 
 OF_THE_DISK = {
     errno.ENOSPC: NO_SPACE,
@@ -59,7 +59,7 @@ class OneLine(TyperGroup):
             if "\n" in said:  # the help, where nothing was asked for
                 print(said, file=sys.stderr)
             else:
-                print(f"error: {command}: {said}; {command} --help lists what it takes", file=sys.stderr)
+                print(f"error: {command}: {said}; see {command} --help", file=sys.stderr)
             code = error.exit_code
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -160,7 +160,7 @@ def one_line_errors(as_json: bool) -> Iterator[ExitStack]:
     except KeyboardInterrupt:
         _fail(interrupts.SAID, interrupts.CODE, as_json)
     except _Terminated:
-        _fail("ended by SIGTERM, not finished; the next run goes on from here", 128 + signal.SIGTERM, as_json)
+        _fail("ended by SIGTERM, not finished; the next run resumes from here", 128 + signal.SIGTERM, as_json)
 
 
 class _Terminated(BaseException):

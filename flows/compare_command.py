@@ -37,7 +37,7 @@ def variants(pipeline: Pipeline, varied: Sequence[str]) -> dict[str, Variant]:
         raise ConfigError("--vary: missing; accepted: section.field=value,value, such as method.rank=8,16")
     keys = [each.partition("=")[0] for each in varied]
     if len({*keys}) < len(keys):
-        raise ConfigError(f"--vary: a setting stands twice in {', '.join(keys)}; list its values in one")
+        raise ConfigError(f"--vary: a setting appears twice in {', '.join(keys)}; list its values in one")
     if "training.seed" in keys:
         raise ConfigError("--vary training.seed: --seeds 3 trains each variant from three, from training.seed on")
     values = [_values(pipeline, key, each) for key, each in zip(keys, varied, strict=True)]

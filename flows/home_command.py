@@ -20,19 +20,19 @@ Tar = Annotated[Path, typer.Argument(metavar="FILE", help="A tar file, such as b
 
 
 def clean(
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; otherwise it is only shown")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without --yes it is only listed")] = False,
     keep_runs: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Artifacts of so many of the newest runs of each pipeline stay")
+        int, typer.Option(metavar="N", min=1, help="Keep the artifacts of the newest N runs of each pipeline")
     ] = 3,
     keep_rejected: Annotated[
-        int, typer.Option(metavar="N", min=1, help="So many of the newest rejected versions of each model stay")
+        int, typer.Option(metavar="N", min=1, help="Keep the newest N rejected versions of each model")
     ] = 10,
     as_json: Json = False,
 ) -> None:
-    """Show what in the home folder nothing needs any more, with sizes, and remove it with --yes.
+    """List what is no longer needed in the home folder, with sizes, and remove it with --yes.
 
-    Old artifacts, work untouched for a week, rejected versions with their weights, and runs deleted in MLflow. Never
-    what a run is at, nor a version that has or had an alias, waits, or was approved.
+    These are old artifacts, unfinished work untouched for a week, rejected versions with their weights, and runs
+    deleted in MLflow. Never files in use by a run, nor a version that has or had an alias, waits, or was approved.
     """
     console = console_of(as_json)
     with one_line_errors(as_json):
@@ -47,23 +47,23 @@ def clean(
 
 @app.command()
 def backup(file: Tar, as_json: Json = False) -> None:
-    """Copy models, runs, the history of the data and the uses of test sets to a file; runs may go on meanwhile."""
+    """Back up models, runs, the history of the data and the test-set uses to a file, also while runs go on."""
     with one_line_errors(as_json):
         from tasks import backup as copies
 
         size = copies.backup(file)
-        console_of(as_json).print(f"{config.home()} is backed up to {file}, {size / 1e6:,.1f} MB", markup=False)
+        console_of(as_json).print(f"{config.home()} was backed up to {file}, {size / 1e6:,.1f} MB", markup=False)
     if as_json:
         print(as_line({"home": str(config.home()), "file": str(file.absolute()), "size": size}))
 
 
 @app.command()
 def restore(file: Tar, as_json: Json = False) -> None:
-    """Put a backup into the home folder that TUNEWRIGHT_HOME names, which has no models yet; any path will do."""
+    """Restore a backup into the home folder (TUNEWRIGHT_HOME), which must have no models yet; any path will do."""
     with one_line_errors(as_json):
         from tasks import backup as copies
 
         found = copies.restore(file)
-        console_of(as_json).print(f"{config.home()} has {', '.join(found)} of {file}", markup=False)
+        console_of(as_json).print(f"restored {', '.join(found)} from {file} to {config.home()}", markup=False)
     if as_json:
         print(as_line({"home": str(config.home()), "restored": found}))

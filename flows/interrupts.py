@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-SAID = "interrupted; the next run goes on from here"
+SAID = "interrupted; the next run resumes from here"
 CODE = 128 + signal.SIGINT
 AS_JSON = f'{{"error": "{SAID}", "exit_code": {CODE}}}\n'
 

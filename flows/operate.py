@@ -12,13 +12,13 @@ from tasks.errors import ConfigError
 
 
 def up(
-    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65_535, help="Of Prefect's server")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65_535, help="Of MLflow's server")] = 5000,
-    pool: Annotated[str, typer.Option(metavar="NAME", help="The work pool whose runs the worker starts")] = "local",
+    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65_535, help="Port of Prefect's server")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65_535, help="Port of MLflow's server")] = 5000,
+    pool: Annotated[str, typer.Option(metavar="NAME", help="Work pool of the worker")] = "local",
 ) -> None:
-    """Start Prefect, MLflow and a worker on this machine, and keep them running; Ctrl-C ends them together.
+    """Start Prefect, MLflow and a worker on this machine, and keep them running; Ctrl-C stops them all.
 
-    Their databases lie in the home folder. As long as they are up, `tunewright run` uses them.
+    Their databases are in the home folder. While they are up, `tunewright run` uses them.
     """
     console = console_of(as_json=False)
     with one_line_errors(as_json=False):
@@ -28,9 +28,9 @@ def up(
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say what of this machine, this environment and this home would hinder a run, and how to mend it.
+    """Check this machine, environment and home folder for problems, and say how to fix them.
 
-    Exit codes: 0 nothing that stops a run, 1 something that does.
+    Exit codes: 0 nothing stops a run, 1 something does.
     """
     console = console_of(as_json)
     with one_line_errors(as_json):
@@ -45,9 +45,9 @@ def doctor(as_json: Json = False) -> None:
 
 
 def deploy(file: File, deployment: Deployment = None, as_json: Json = False) -> None:
-    """Put a file's deployments on Prefect's server: schedules, what else starts a run, and who is told.
+    """Put a file's deployments on Prefect's server, with schedules, triggers and notifications.
 
-    A second call changes nothing; a file that was changed updates what it says. It needs a server: tunewright up.
+    A second call updates what changed in the file. It needs a server: tunewright up.
     """
     console = console_of(as_json)
     with one_line_errors(as_json):

@@ -69,12 +69,12 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     try:
         ground, sample = _ground(settings, made, first)
     except ValueError as error:  # files that the arithmetic does not know
-        return Planned(steps=steps, costs=None, unknown=f"what training takes cannot be said: {error}")
+        return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {error}")
     if ground is None:
-        unknown = f"what training takes is known once the base is here: tunewright run {what} --until base"
+        unknown = f"training can be estimated once the base is downloaded: tunewright run {what} --until base"
         return Planned(steps=steps, costs=None, unknown=unknown)
     if sample and sample.is_too_long:
-        return Planned(steps=steps, costs=None, unknown=f"what training takes cannot be said: {sample.too_long}")
+        return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {sample.too_long}")
     case = Case(ground, settings.method, settings.training, settings.compute, machine)
     notes += _reads_less(case, settings.model)
     rates = _Rates(case, made)
@@ -96,7 +96,7 @@ def _with_packages(machine: devices.Machine, compute: Compute) -> tuple[devices.
             or (there["flash-attn"] and machine.device.has_bfloat16),
         }
     )
-    notes = [f"{package} is taken to be installed there" for package, is_asked in there.items() if is_asked]
+    notes = [f"assumes that {package} is installed there" for package, is_asked in there.items() if is_asked]
     return machine._replace(device=device), notes
 
 
@@ -106,7 +106,7 @@ def _reads_less(case: Case, model: Model) -> list[str]:
     if reads is None or reads >= model.max_length:
         return []
     return [
-        f"the base reads {reads} tokens at once, less than model.max_length={model.max_length}; so much may a row have"
+        f"the base's context is {reads} tokens, less than model.max_length={model.max_length}; longer rows do not fit"
     ]
 
 
@@ -154,11 +154,11 @@ class _Rates:
         """Times a few steps of what is planned."""
         machine = self.case.machine
         if not machine.is_here:
-            raise ConfigError(f"--calibrate: {machine.device.name} is not here; leave --device out")
+            raise ConfigError(f"--calibrate: {machine.device.name} is not in this machine; leave --device out")
         if self.base is None or self.tokens is None:
             first = f"tunewright run {what} --until render && tunewright plan {what} --calibrate"
             raise ConfigError(
-                f"--calibrate times the base on the rows that render makes, which are not here yet: {first}"
+                f"--calibrate: needs the base and the rendered rows, which do not exist yet; run: {first}"
             )
         calibration.calibrate(self.base, self.tokens, self.case)
 

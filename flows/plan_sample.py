@@ -52,7 +52,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     kept = [row for row in rows if len(row["input_ids"]) <= bound.limit]
     too_long = ""
     if long:
-        ends = "render will stop" if settings.model.on_long == "error" else "render will leave them out"
+        ends = "render will stop" if settings.model.on_long == "error" else "render will drop them"
         too_long = (
             f"{len(long):,} of {which} are longer than {bound}, so {ends}: they have {lengths_in_words(long)}; "
             f"{bound.cure(max(long))}"

@@ -39,8 +39,8 @@ def _shortened(step: Step) -> Sequence[str]:
 
 def _show_costs(console: Console, costs: Costs) -> None:
     one, device = costs.chosen, costs.machine.device
-    here = "here" if costs.machine.is_here else "not here"
-    console.print(Text(f"\ntraining by {one.method.kind} on {device.name} ({here})", "bold"))
+    where = "this machine" if costs.machine.is_here else "not this machine"
+    console.print(Text(f"\ntraining with {one.method.kind} on {device.name} ({where})", "bold"))
     facts = Table(box=None, pad_edge=False, show_header=False)
     facts.add_column(style="dim")
     facts.add_column(overflow="fold")
@@ -57,11 +57,11 @@ def _facts(costs: Costs) -> list[tuple[str, str]]:
     one = costs.chosen
     memory = " + ".join(f"{name} {_bytes(size)}" for name, size in one.memory.parts.items() if size)
     return [
-        ("trained", _trained(one)),
-        ("memory", f"{_most(costs)}{_bytes(one.peak)} at its peak, {_bytes(one.free)} are free: {memory}"),
+        ("trainable", _trained(one)),
+        ("memory", f"{_most(costs)}{_bytes(one.peak)} at peak, {_bytes(one.free)} free: {memory}"),
         *_rows(costs),
         ("computed", _computed(one)),
-        ("disk", f"{_bytes(one.disk)} while it trains"),
+        ("disk", f"{_bytes(one.disk)} during training"),
         *(("note", note) for note in (*costs.notes, *one.notes)),
     ]
 
@@ -77,9 +77,9 @@ def _most(costs: Costs) -> str:
 
 def _rows(costs: Costs) -> list[tuple[str, str]]:
     one, work = costs.chosen, costs.chosen.work
-    at_once = f"{one.micro_batch} rows on the device at once"
+    at_once = f"micro-batches of {one.micro_batch}"
     if costs.is_most:
-        said = f"not read yet: at most model.max_length={work.longest} tokens each, most likely far fewer; {at_once}"
+        said = f"not read yet: at most model.max_length={work.longest} tokens each; {at_once}"
         return [("rows", said)]
     tokens, computed = work.row_tokens * work.num_rows, work.computed_tokens * work.num_rows
     said = f"{work.num_rows:,} with about {tokens:,.0f} tokens"
@@ -97,8 +97,8 @@ def _computed(one: Estimate) -> str:
 
 def _methods(costs: Costs) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("what it would take")
-    for column in ("trained", "share", "memory", "time", "disk"):
+    table.add_column("method")
+    for column in ("trainable", "share", "memory", "time", "disk"):
         table.add_column(column, justify="right")
     table.add_column("")
     for one in (costs.chosen, *costs.others):
@@ -118,9 +118,9 @@ def _methods(costs: Costs) -> Table:
 
 def _time(one: Estimate) -> str:
     if one.seconds is None:
-        return "not known: --calibrate times a few steps here"
-    took = f"{_duration(one.seconds)} at most for steps and evaluations"
-    return f"{took}, from {one.rate_source}; loading the base and saving take more time besides"
+        return "unknown: --calibrate times a few steps on this machine"
+    took = f"at most {_duration(one.seconds)} for steps and evaluations"
+    return f"{took}, based on {one.rate_source}; loading and saving not included"
 
 
 def _duration(seconds: tuple[float, float]) -> str:

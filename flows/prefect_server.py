@@ -71,8 +71,8 @@ def needed() -> Iterator[None]:
     except httpx.TransportError as error:
         where = PREFECT_API_URL.value() or "the temporary one of this run"
         raise TunewrightError(
-            f"Prefect's server ({where}) does not answer any more: {error or type(error).__name__}; what the run has "
-            "made is kept, and the next run goes on from there"
+            f"Prefect's server ({where}) no longer answers: {error or type(error).__name__}; finished stages are kept, "
+            "and the next run resumes from there"
         ) from error
 
 
@@ -86,8 +86,8 @@ def _require(client: SyncPrefectClient) -> None:
 
 def _unusable(error: BaseException) -> ConfigError:
     return ConfigError(
-        f"PREFECT_API_URL={PREFECT_API_URL.value()}: no server that can be used answers there "
-        f"({error or type(error).__name__}); start one with tunewright up, set PREFECT_API_URL to that of another, or "
+        f"PREFECT_API_URL={PREFECT_API_URL.value()}: no usable server answers there "
+        f"({error or type(error).__name__}); start one with tunewright up, set PREFECT_API_URL to another one, or "
         "unset it"
     )
 
@@ -110,8 +110,8 @@ def _start() -> None:
         ended.set()
         limit = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
         raise TunewrightError(
-            f"Prefect's temporary server did not answer within {limit.value()} s: see what keeps the machine busy, and "
-            f"that PREFECT_SERVER_DATABASE_CONNECTION_URL can be opened; {limit.name} says how long to wait, and "
+            f"Prefect's temporary server did not answer within {limit.value()} s: check what keeps the machine busy, "
+            f"and that PREFECT_SERVER_DATABASE_CONNECTION_URL can be opened; {limit.name} says how long to wait, and "
             "tunewright up starts a server that stays"
         ) from error
     answers.set()
@@ -129,7 +129,7 @@ def _keep_alive(temporary: Any, answers: threading.Event, ended: threading.Event
         code = temporary.server_process.poll() if temporary.server_process else None
         if code is not None and (code < 0 or answers.is_set()) and restarts < RESTARTS:
             restarts += 1
-            log.warning("Prefect's temporary server ended with %d: started again", code)
+            log.warning("Prefect's temporary server exited with code %d and was restarted", code)
             temporary.server_process = temporary._run_uvicorn_command()
 
 

@@ -48,7 +48,7 @@ class Answer(RunInput):
     decision: Literal["approve", "reject"] = Field(
         description="approve moves the alias to this version; reject leaves it where it is"
     )
-    reason: str = Field(pattern=r"\S", max_length=LONGEST_REASON, description="Why; it is kept in the history")
+    reason: str = Field(pattern=r"\S", max_length=LONGEST_REASON, description="Reason; kept in the history")
     by: str = Field(pattern=r"\S", max_length=100, description="Your name")
 
 
@@ -57,9 +57,9 @@ def approval(name: str, version: str, alias: str = "champion", tracking_uri: str
     """Asks a person whether the alias may move to a version that waits for it, and does what the person says.
 
     Args:
-        name: Of the registered model
-        version: That waits
-        alias: That it would carry
+        name: Registered model
+        version: Version that waits for approval
+        alias: Alias that the version would get
         tracking_uri: MLflow's address; empty is the database in the home folder
     """
     registry = Registry(name=name, alias=alias, tracking_uri=tracking_uri)
@@ -76,8 +76,8 @@ def question(registry: Registry, waiting: Waiting) -> str:
     """What a person is asked, as Markdown."""
     now = f"version {waiting.challenged}" if waiting.challenged else "no version"
     return (
-        f"May version {waiting.version} of {registry.name} become {registry.alias}, which {now} is?\n\n"
-        f"{waiting.sentence}\n\n[The verdict page]({waiting.page}) has its answers row by row."
+        f"Should version {waiting.version} of {registry.name} become {registry.alias} (now: {now})?\n\n"
+        f"{waiting.sentence}\n\n[The verdict page]({waiting.page}) shows its answers row by row."
     )
 
 
@@ -90,7 +90,7 @@ def deploy(name: str, work_pool: str, job_variables: dict[str, Any] | None = Non
         return client.create_deployment(
             client.create_flow(approval),
             name,
-            description=f"Asks a person before a version of {name} gets its alias; the pipeline starts it",
+            description=f"Asks for approval before a version of {name} gets its alias; started by the pipeline",
             work_pool_name=work_pool,
             entrypoint="flows.release.approval",
             pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}],
@@ -116,7 +116,9 @@ def ask(registry: Registry, registered: Registered) -> Registered:
         try:
             deployed = client.read_deployment_by_name(deployment).id
         except ObjectNotFound:
-            log.warning("no deployment %s, so nobody is asked in Prefect; tunewright deploy makes it", deployment)
+            log.warning(
+                "no deployment %s, so Prefect asks nobody for approval; tunewright deploy creates it", deployment
+            )
             return registered
         # No subflow of this run: Prefect suspends none.
         asked = client.create_flow_run_from_deployment(deployed, parameters=given, idempotency_key=key)
@@ -149,7 +151,7 @@ def end(registry: Registry, versions: tuple[str, ...], name: str, message: str) 
                     client.set_flow_run_state(run.id, Completed(name=name, message=message), force=True)
     except httpx.HTTPError as error:
         log.warning(
-            "%s: Prefect does not answer, so the run that asks there goes on: %s",
+            "%s: Prefect does not answer, so its approval run stays open: %s",
             outside.without_credentials(str(PREFECT_API_URL.value())),
             error,
         )

@@ -21,16 +21,18 @@ if TYPE_CHECKING:  # what it imports takes seconds
 
 app = typer.Typer(
     name="release",
-    help="Say which version carries the alias: its history, approval, promotion by hand, rollback, withdrawal.",
+    help="Manage which version has the alias: history, approval, manual promotion, rollback, withdrawal.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The registered model: registry.name, or the deployment's")]
-Version = Annotated[str, typer.Argument(metavar="VERSION", help="Its number")]
-Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; it is kept in the history")]
-By = Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; default: the user of this system")]
-Alias = Annotated[str, typer.Option(metavar="NAME", help="The alias, as in registry.alias")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Registered model: registry.name, by default the deployment's")
+]
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="Version number")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Reason; kept in the history")]
+By = Annotated[str | None, typer.Option(metavar="NAME", help="Your name; default: the system user")]
+Alias = Annotated[str, typer.Option(metavar="NAME", help="Alias, as in registry.alias")]
 Uri = Annotated[
     str | None, typer.Option(metavar="URI", help="MLflow's address; default: the database in the home folder")
 ]
@@ -38,7 +40,7 @@ Uri = Annotated[
 
 @app.command("history")
 def show_history(name: Name, alias: Alias = "champion", tracking_uri: Uri = None, as_json: Json = False) -> None:
-    """Show every move of the alias: when, by whom and why; and the versions that wait for a person."""
+    """Show every move of the alias (when, by whom, why) and the versions that wait for approval."""
     with one_line_errors(as_json):
         registry = _registry(name, alias, tracking_uri, as_json)
         from flows import release_view
@@ -91,11 +93,12 @@ def approve(
     by: str,
     why: str,
     version: Annotated[
-        str | None, typer.Argument(metavar="[VERSION]", help="That waits; default: the newest", show_default=False)
+        str | None,
+        typer.Argument(metavar="[VERSION]", help="Version that waits; default: the newest", show_default=False),
     ] = None,
-    reject: Annotated[bool, typer.Option("--reject", help="Say no: the alias stays where it is")] = False,
+    reject: Annotated[bool, typer.Option("--reject", help="Reject the version: the alias stays where it is")] = False,
 ) -> "Decision":
-    """Say yes or no to a version that waits (gate.approval); yes moves the alias, after it was rehearsed again."""
+    """Approve or reject a version that waits (gate.approval); approval reloads and checks it, then moves the alias."""
     from tasks.register import release
 
     return release.decide(registry, version, "reject" if reject else "approve", by=by, why=why)
@@ -104,7 +107,7 @@ def approve(
 @app.command()
 @_decision
 def promote(registry: Registry, by: str, why: str, version: Version) -> "Decision":
-    """Move the alias to a version by hand, whatever its verdict was, after it was rehearsed again."""
+    """Move the alias to a version, whatever its verdict, after reloading and checking it."""
     from tasks.register import release
 
     return release.promote(registry, version, by=by, why=why)
@@ -117,12 +120,12 @@ def rollback(
     by: str,
     why: str,
     to: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="That carried the alias; default: the one before")
+        str | None, typer.Option(metavar="VERSION", help="Version that had the alias; default: the previous one")
     ] = None,
 ) -> "Decision":
-    """Move the alias back to the version that carried it before, after that was rehearsed again.
+    """Move the alias back to the previous version, after reloading and checking it.
 
-    No pipeline moves it to the version that is rolled back, until a person promotes that by hand.
+    No pipeline promotes the rolled-back version again; release promote does.
     """
     from tasks.register import release
 
@@ -132,9 +135,9 @@ def rollback(
 @app.command()
 @_decision
 def withdraw(registry: Registry, by: str, why: str) -> "Decision":
-    """Take the alias off the version that carries it, with no other in its place: the next run has no champion.
+    """Remove the alias from its version, without a successor: the next run has no champion.
 
-    No pipeline moves it back to that version, until a person promotes it by hand.
+    No pipeline promotes the withdrawn version again; release promote does.
     """
     from tasks.register import release
 

@@ -18,11 +18,11 @@ def show_history(console: Console, registry: Registry, history: History) -> None
     """Who carries the alias, who waits for it, and each move and decision, the newest first."""
     console.print(Text(_where(history), "bold"))
     if history.events and history.is_elsewhere:
-        console.print(Text("It was moved there by other means; that move is not in this history.", "yellow"))
+        console.print(Text("The alias was moved there outside Tunewright; that move is not in this history.", "yellow"))
     for waiting in history.waiting:
         said = waiting.sentence.partition(": ")[2]
         console.print(
-            Text(f"\nversion {waiting.version} waits for a person since {_minute(waiting.since)}: {said}", "yellow")
+            Text(f"\nversion {waiting.version} waits for approval since {_minute(waiting.since)}: {said}", "yellow")
         )
         console.print(Text(f"  {waiting.page}"), soft_wrap=True)
         for answer in ("", " --reject"):
@@ -30,7 +30,7 @@ def show_history(console: Console, registry: Registry, history: History) -> None
             console.print(Text(f"  {command}"), soft_wrap=True)
     if not history.events:
         if history.holder:
-            console.print("who moved it there, and when, is not known")
+            console.print("who moved the alias there, and when, is unknown")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("when (UTC)", "what", "version", "from", "to", "by", "why", "verdict", "gain"):
@@ -73,14 +73,14 @@ def show_decision(console: Console, registry: Registry, decision: Decision) -> N
     of = f"{'' if what.endswith(' to') else ':'} version {event.version} of {registry.name}"
     console.print(Text.assemble((f"{what[:1].upper()}{what[1:]}", colour), of))
     if decision.rehearsed:
-        console.print(f"loaded again, it answers {decision.rehearsed} test rows as when it was measured")
+        console.print(f"reloaded, it answers {decision.rehearsed} test rows as it did when measured")
     before = f"version {event.before}" if event.before else "no version"
     if event.is_move:
         after = f"version {event.after}" if event.after else "no version; the next run has no champion to beat"
         console.print(f"@{event.alias}: {before} -> {after}")
     else:
         console.print(f"@{event.alias} stays on {before}")
-    console.print(Text(f"its verdict was: {decision.sentence}"), soft_wrap=True)
+    console.print(Text(f"verdict: {decision.sentence}"), soft_wrap=True)
     console.print(Text(f"by {event.by}: {event.why}"), soft_wrap=True)
     console.print(Text("next", "bold"))
     console.print(Text(f"  tunewright release history {_of(registry)}"))

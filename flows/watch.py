@@ -59,7 +59,7 @@ def watch(deployment: str) -> State[None]:
             if own.id:
                 client.pause_deployment(UUID(own.id))
             raise ConfigError(
-                f"deployment={deployment}: there is none of that name any more, so it is not looked for again"
+                f"deployment={deployment}: this deployment no longer exists; the watcher was paused"
             ) from None
         _forget(client)
         begun = _begun(client, watched)
@@ -80,7 +80,7 @@ def watch(deployment: str) -> State[None]:
     if found.is_unsettled:
         return Completed(name="Unsettled", message=f"{said}; still being written")
     files = f"{found.num_files} file{'s'[: found.num_files != 1]}"
-    as_before = f"announced before: {said}" if said else "as the last run that finished read them"
+    as_before = f"already announced: {said}" if said else "unchanged since the last finished run"
     last = begun[0] if begun else None
     failed = f"; {last.name} {last.state.name}" if last and last.state and last.state.type in BROKEN else ""
     return Completed(name="Unchanged", message=f"{files}, {as_before}{failed}")
@@ -108,7 +108,7 @@ def _start_again(client: SyncPrefectClient, watched: DeploymentResponse, newest:
     if client.read_flow_runs(flow_run_filter=known, limit=1):  # it waits for its turn
         return ""
     again = client.create_flow_run_from_deployment(watched.id, parameters=crashed.parameters, idempotency_key=key)
-    return f"{crashed.name} crashed, and starts again as {again.name}"
+    return f"{crashed.name} crashed and was restarted as {again.name}"
 
 
 def _forget(client: SyncPrefectClient) -> None:

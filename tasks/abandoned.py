@@ -29,7 +29,7 @@ def remove(stage: Path) -> None:
             with lock(stage / work.name, wait=False):
                 if _is_stale(work):
                     shutil.rmtree(work)
-                    log.info("  removed unfinished work that was untouched for %d days: %s", KEPT_DAYS, work)
+                    log.info("  removed unfinished work untouched for %d days: %s", KEPT_DAYS, work)
         except BlockingIOError:  # a run is at work there
             continue
 

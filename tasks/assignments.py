@@ -99,8 +99,8 @@ def trained(name: str, splits: str) -> set[str] | None:
         rows = pa.Table.from_batches(parquet.batches(str(file), names), pa.schema([SCHEMA.field(n) for n in names]))
     except (pa.ArrowException, Unreadable) as error:
         raise ConfigError(
-            f"{file}: was altered and cannot be read ({error}); put versions/ back from a backup, or remove "
-            f"{file.parent}, after which nothing is known of these rows"
+            f"{file}: was altered and cannot be read ({error}); restore versions/ from a backup, or remove "
+            f"{file.parent} to forget these rows"
         ) from error
     return {*rows.filter((pc.field("side") == "train") & pc.field("placed"))["row_id"].to_pylist()}
 

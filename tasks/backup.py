@@ -32,7 +32,7 @@ def backup(file: Path) -> int:
     if not any((home / name).exists() for name in names):
         raise ConfigError(f"TUNEWRIGHT_HOME={home}: it has none of {', '.join(names)}, so there is nothing to back up")
     if file.exists():
-        raise ConfigError(f"{file}: is there already; accepted is a file that is not there")
+        raise ConfigError(f"{file}: is there already; accepted: a file that is not there")
     if not file.absolute().parent.is_dir():
         raise ConfigError(f"{file}: there is no folder {file.absolute().parent}")
     with tempfile.TemporaryDirectory(dir=file.absolute().parent) as folder:
@@ -65,14 +65,14 @@ def restore(file: Path) -> list[str]:
                 archive.extractall(folder, filter="data")
         except Exception as error:  # what tarfile raises for a damaged file is anything
             said = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError(f"{file}: {said}; accepted is a file of tunewright home backup") from error
+            raise ConfigError(f"{file}: {said}; accepted: a file of tunewright home backup") from error
         found = sorted(path.name for path in Path(folder).iterdir())
         known = (config.mlflow_database().name, FILES, *HISTORIES)
         if others := [name for name in found if name not in known]:
-            raise ConfigError(f"{file}: it has {others[0]}; accepted is a file of tunewright home backup")
+            raise ConfigError(f"{file}: it has {others[0]}; accepted: a file of tunewright home backup")
         if there := [name for name in found if (home / name).exists()]:
             raise ConfigError(
-                f"{home / there[0]}: is there already; accepted is a home without it, such as a new folder in "
+                f"{home / there[0]}: is there already; accepted: a home without it, such as a new folder in "
                 "TUNEWRIGHT_HOME"
             )
         for name in found:

@@ -134,7 +134,7 @@ def _refusal(kind: str, message: str, megabytes: int) -> Unreadable:
     if kind == "MemoryError":
         return Unreadable(f"takes more than {megabytes} MB of memory", is_limit=True)
     if kind == "RecursionError":
-        return Unreadable("is nested too deep to be read", is_limit=True)
+        return Unreadable("is nested too deeply", is_limit=True)
     return Unreadable(message if kind == "ValueError" else f"{kind}: {message}" if message else kind)
 
 
@@ -143,9 +143,7 @@ def _death(by: int, seconds: float) -> Unreadable:
         return Unreadable(f"takes more than {math.ceil(seconds - 0.5)} s of processor time", is_limit=True)
     if by == signal.SIGKILL:
         return Unreadable(f"takes more memory than there is, or more than {seconds * PATIENCE:g} s", is_limit=True)
-    return Unreadable(
-        f"crashes what reads it ({signal.strsignal(by) if by > 0 else f'exit code {-by}'})", is_limit=True
-    )
+    return Unreadable(f"crashes its reader ({signal.strsignal(by) if by > 0 else f'exit code {-by}'})", is_limit=True)
 
 
 _idle: deque[_Child] = deque()

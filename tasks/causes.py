@@ -44,27 +44,27 @@ SENTENCES = {  # stage and argument, or a part of it -> what its change says
     "ingest.needs": "split.by, split.stratify: rows need other fields",
     "base.identity": "model.base: its files changed",
     "base.chat_template": "model.chat_template: the template changed",
-    "check.own": "checks.expectations: the code of a class of yours changed",
+    "check.own": "checks.expectations: the code of your class changed",
     "check.special_tokens": "model.base: its special tokens changed",
-    "check.before": "the accepted version that the data are held against is another",
+    "check.before": "the last accepted version, for comparison, changed",
     "dedupe.embedding": "dedupe.semantic_model: its files changed",
-    "split.earlier": "the accepted version whose sides stay is another",
-    "evaluate.contender.model_digest": "the weights that answer are others",
-    "evaluate.contender.prompts_digest": "the prompts are others",
-    "evaluate.own": "evaluation.metrics: the code of a class of yours changed",
+    "split.earlier": "the last accepted version, whose splits are kept, changed",
+    "evaluate.contender.model_digest": "the evaluated weights changed",
+    "evaluate.contender.prompts_digest": "the prompts changed",
+    "evaluate.own": "evaluation.metrics: the code of your class changed",
     "evaluate.schema": "evaluation.json_schema: the file changed",
     "prompt.embedding": "dedupe.semantic_model: its files changed",
-    "evaluate.contender.version": "the champion is another",
-    "forgetting.contender.model_digest": "the weights that answer are others",
-    "lm_eval.contender.model_digest": "the weights that answer are others",
-    "lm_eval.identity": "lm_eval.tasks: what a task asks changed",
-    "verdict_page.run.looks": "the test rows were looked at once more",
-    "verdict_page.run.warnings": "gate.looks: it warns of other numbers of looks",
-    "register.candidate.run.looks": "the test rows were looked at once more",
-    "register.candidate.run.warnings": "gate.looks: it warns of other numbers of looks",
-    "register.candidate.challenged": "the champion is another",
+    "evaluate.contender.version": "the champion changed",
+    "forgetting.contender.model_digest": "the evaluated weights changed",
+    "lm_eval.contender.model_digest": "the evaluated weights changed",
+    "lm_eval.identity": "lm_eval.tasks: the definition of a task changed",
+    "verdict_page.run.looks": "the test rows were used once more",
+    "verdict_page.run.warnings": "gate.looks: the warning about test-set uses changed",
+    "register.candidate.run.looks": "the test rows were used once more",
+    "register.candidate.run.warnings": "gate.looks: the warning about test-set uses changed",
+    "register.candidate.challenged": "the champion changed",
     "register.candidate.lineage": "data.sources: the content of files changed",
-    "register.candidate.data_version": "the data have another version number",
+    "register.candidate.data_version": "the version number of the data changed",
 }
 FOLLOWS = {  # what of these can only change where another stage runs
     "check.special_tokens": "base",
@@ -103,7 +103,7 @@ def causes(
     """
     names = [name for name in differing(before, now) if _made_by(stage, name, before, now) not in waits]
     said = [*_files(before, now, made), *_sections(stage, names, before, now), *_code(names)]
-    return list(dict.fromkeys(said)) or ([] if waits else ["what it reads is in another order"])
+    return list(dict.fromkeys(said)) or ([] if waits else ["the order of its inputs changed"])
 
 
 def _made_by(stage: str, name: str, before: Ingredients, now: Ingredients) -> str:
@@ -130,7 +130,7 @@ def _sections(stage: str, names: list[str], before: Ingredients, now: Ingredient
 def _changed(key: str, name: str, before: Ingredients, now: Ingredients) -> str:
     old, new = before.get(name), now.get(name)
     if made := MADE.fullmatch(str(new or old)):
-        return f"what {made[1]} made {'changed' if old and new else 'is read' if new else 'is not read any more'}"
+        return f"the output of {made[1]} {'changed' if old and new else 'is now read' if new else 'is no longer read'}"
     item = ITEM.fullmatch(name)
     if item and (name in before) != (name in now):
         there = now if name in now else before

@@ -108,7 +108,7 @@ class Chat:
             self.template: str = tokenizer.get_chat_template()
         except ValueError as error:
             raise ConfigError(
-                f"model.base={weights}: it has no chat template, so nothing says how a conversation is written; set "
+                f"model.base={weights}: it has no chat template; set "
                 f"model.chat_template to a Jinja file, or to one whose tokens it has: {_fitting(tokenizer)}"
             ) from error
         self.tokenizer = tokenizer
@@ -176,7 +176,7 @@ def _stops(tokenizer: Any, weights: Path) -> dict[str, int]:
             named = eos if isinstance(eos, list) else [eos]
             if wrong := [id_ for id_ in named if not isinstance(id_, int | None)]:
                 raise ConfigError(
-                    f"model.base={weights}: {name} has eos_token_id={wrong[0]!r:.80}; accepted is the number of a "
+                    f"model.base={weights}: {name} has eos_token_id={wrong[0]!r:.80}; accepted: the number of a "
                     "token, or a list of such numbers"
                 )
             ids.update(named)
@@ -229,8 +229,8 @@ def _control_token(chat: Chat, messages: Sequence[Message]) -> Untrainable | Non
         if found := chat.control.search(message["content"]):
             return Untrainable(
                 "control_token",
-                f"the text of {message['role']} has {found.group()!r}, which this model reads as a control token; take "
-                "it out of the text",
+                f"the text of {message['role']} has {found.group()!r}, a control token of this model; remove it "
+                "from the text",
             )
     return None
 
@@ -306,7 +306,7 @@ def _other_prompt(turn: Turn, whole: str) -> str:
     pairs = enumerate(zip(turn.prompt + "\0", whole + "\1", strict=False))
     same = next(at for at, (a, b) in pairs if a != b)
     return (
-        f"a server would ask for message {turn.number + 1} by another prompt than the row is trained on: "
+        f"a server would prompt for message {turn.number + 1} with another prompt than in training: "
         f"{_short(turn.prompt[same : same + 40])} where the row has {_short(whole[same : same + 40])}; the chat "
         "template of model.base treats a message differently when another follows it"
     )
@@ -318,8 +318,8 @@ def _joined(turn: Turn, answer: str) -> str:
     begins = f"begins with the blanks {_short(blank)}" if blank else f"begins with {_short(answer[:20])}"
     return (
         f"message {turn.number + 1} {begins}, which the tokenizer joins with the end of the prompt, "
-        f"{_short(turn.prompt[-20:])}, to other tokens than a server sends"
-        + ("; take them out of the answer" if blank else "")
+        f"{_short(turn.prompt[-20:])}, into other tokens than a server sends"
+        + ("; remove them from the answer" if blank else "")
     )
 
 

@@ -85,8 +85,8 @@ def _check(answers: pa.Table, contender: str) -> None:
     failed = [row_id for row_id, nll in rows if not math.isfinite(nll)]
     if failed:
         raise TunewrightError(
-            f"{contender} answered {len(answers) - len(failed)} of {len(answers)} test rows: on the others, the first "
-            f"is row {failed[0][:12]}, its likelihoods are not finite, so its weights are broken or training diverged"
+            f"{contender} answered {len(answers) - len(failed)} of {len(answers)} test rows; the others, first "
+            f"row {failed[0][:12]}, have NaN or infinite likelihoods: its weights are broken or training diverged"
         )
 
 

@@ -25,7 +25,7 @@ def tensors_in(file: Path) -> Tensors:
         with safe_open(file, framework="numpy") as opened:
             return [(name, opened.get_slice(name).get_shape()) for name in opened.keys()]  # noqa: SIM118 is no dict
     except SafetensorError as error:
-        raise ValueError(f"{file.name} is no whole safetensors file ({error}); copy it anew") from error
+        raise ValueError(f"{file.name} is not a complete safetensors file ({error}); copy it again") from error
 
 
 def check_config(fields: Mapping[str, Any], folder: Path) -> None:

@@ -79,7 +79,7 @@ def file_of(name: str) -> Path:
 def read(file: Path) -> list[Version]:
     """All versions in a file. Raises ConfigError where a line is none."""
     return lines.read(
-        file, Version, "is no version of data; mend the line, or delete the file, and the next run begins a new history"
+        file, Version, "is not a data version; fix the line, or delete the file: the next run starts a new history"
     )
 
 

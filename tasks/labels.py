@@ -30,6 +30,6 @@ def stop_if_open(num_different: int, num_rows: int) -> None:
     """Raises DataError where the answers of so many rows are no closed set."""
     if ROWS_OF_A_LABEL * num_different > num_rows:
         raise DataError(
-            f"split.stratify=label: {num_rows} rows have {num_different} different last answers, so these are no "
-            f"labels; accepted are at most {num_rows // ROWS_OF_A_LABEL}, or split.stratify=source or none"
+            f"split.stratify=label: {num_rows} rows have {num_different} different last answers, so these are not "
+            f"labels; accepted: at most {num_rows // ROWS_OF_A_LABEL}, or split.stratify=source or none"
         )

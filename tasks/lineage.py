@@ -151,7 +151,9 @@ def _placed(splits: Splits, record: Found, here: ds.Expression) -> dict[str, Any
         file = splits.path(f"{row['side']}.parquet")
         if found := select(file, here, ["cluster"], 1):
             return _on_side(splits, row, here, file, found[0]["cluster"])
-    raise ValueError(f"{record['file']} line {record['line']} is lost: split has it neither on a side nor aside")
+    raise ValueError(
+        f"{record['file']} line {record['line']} is lost: split put it in no split and did not quarantine it"
+    )
 
 
 def _on_side(splits: Splits, row: Found, here: ds.Expression, file: Path, number: int) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _loaded(settings: LmEval) -> dict[str, Any]:
     """lm-eval's tasks by their names, those of groups one by one. Raises ConfigError."""
     where = f"lm_eval.tasks={', '.join(settings.tasks)}"
     if (tasks := settings.include_path) and not Path(tasks).expanduser().is_dir():
-        raise ConfigError(f"lm_eval.include_path={tasks}: no such folder; accepted is one with *.yaml{or_meant(tasks)}")
+        raise ConfigError(f"lm_eval.include_path={tasks}: no such folder; accepted: one with *.yaml{or_meant(tasks)}")
     try:
         with _quiet():
             found = _find(settings)
@@ -69,16 +69,16 @@ def _loaded(settings: LmEval) -> dict[str, Any]:
         raise
     except Exception as error:  # the files are the team's, the data wherever these say
         raise ConfigError(
-            f"{where}: cannot be loaded: {one_line(error)}; accepted are tasks with data in local files or "
+            f"{where}: cannot be loaded: {one_line(error)}; accepted: tasks with data in local files or "
             "in the hub's cache, which HF_HUB_OFFLINE=0 fills"
         ) from error
     for name, each in found.items():
         if not re.fullmatch(NAME, name):
-            raise ConfigError(f"lm_eval.tasks: {name!r} is no name; accepted are letters, digits, _, - and dot")
+            raise ConfigError(f"lm_eval.tasks: {name!r} is not a valid name; accepted: letters, digits, _, - and dot")
         if not any(each.higher_is_better().values()):
             measured = ", ".join(each.higher_is_better())
             raise ConfigError(
-                f"lm_eval.tasks: {name} has no metric that is better higher, only {measured}; accepted are tasks with "
+                f"lm_eval.tasks: {name} has no metric where higher is better, only {measured}; accepted: tasks with "
                 "one from 0 to 1, such as acc or exact_match"
             )
     return found
@@ -97,7 +97,7 @@ def _find(settings: LmEval) -> dict[str, Any]:
         close = get_close_matches(unknown[0], manager.all_tasks, n=1)
         meant = f"; did you mean {close[0]}?" if close else ""
         raise ConfigError(
-            f"lm_eval.tasks: there is no task {unknown[0]}{meant} accepted are names that lm-eval ls tasks lists, and "
+            f"lm_eval.tasks: there is no task {unknown[0]}{meant} accepted: names that lm-eval ls tasks lists, and "
             "those in lm_eval.include_path"
         )
     found = manager.load([*settings.tasks])["tasks"]
@@ -129,7 +129,7 @@ def items(model: Any, tokenizer: Any, settings: LmEval) -> Iterator[dict[str, An
                 fewshot_as_multiturn=settings.chat_template,
             )
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of a task's own code
-        raise ConfigError(f"lm_eval.tasks={', '.join(settings.tasks)}: cannot be done: {one_line(error)}") from error
+        raise ConfigError(f"lm_eval.tasks={', '.join(settings.tasks)}: failed: {one_line(error)}") from error
     for name, samples in sorted(results["samples"].items()):
         of_filter = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
         metric = _metric(name, found[name].higher_is_better(), of_filter)
@@ -145,7 +145,7 @@ def _metric(name: str, higher_is_better: dict[str, bool], samples: list[dict[str
         if higher_is_better.get(metric) and all(_is_share(sample[metric]) for sample in samples):
             return metric
     raise ConfigError(
-        f"lm_eval.tasks: {name} has no score from 0 to 1 a document, only {', '.join(measured)}; accepted are tasks "
+        f"lm_eval.tasks: {name} has no score from 0 to 1 per document, only {', '.join(measured)}; accepted: tasks "
         "with one, such as acc or exact_match"
     )
 

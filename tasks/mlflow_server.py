@@ -73,7 +73,7 @@ def create_app() -> ASGIApp:
     from mlflow.server.fastapi_app import app
 
     if not (password := addresses.password()):
-        raise RuntimeError(f"no password in {addresses.password_file()}: tunewright up makes it")
+        raise RuntimeError(f"no password in {addresses.password_file()}: tunewright up creates it")
     app.add_middleware(ServedPaths, folder=config.mlflow_artifacts())
     page = Path(server.__file__).parent / "js" / "build" / "index.html"
     app.add_middleware(Guard, password=password, page=page.read_text(encoding="utf-8"))

@@ -65,7 +65,7 @@ def _no_vocabulary(weights: Path) -> str:
     """Why a tokenizer knows no text, and what to do."""
     wanted = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
     if any((weights / name).is_file() for name in TOKENIZER_FILES):
-        return f"the tokenizer in {weights} knows no text; copy its files ({wanted}) anew from the original model"
+        return f"the tokenizer in {weights} knows no text; copy its files ({wanted}) again from the original model"
     return f"{weights} has no tokenizer files; copy them from the original model: {wanted}"
 
 
@@ -91,8 +91,8 @@ def check_served(base: Base, measured: Any, texts: Sequence[str]) -> None:
     if named[0] != named[1] or differing:
         example = f", with other tokens for {differing[0][:80]!r}" if differing else ""
         raise ConfigError(
-            f"model.base={base.reference}: its tokenizer is a {named[0]}, and away from its weights a {named[1]}"
-            f"{example}, so that a registered version would read another text than it was measured on; set "
+            f"model.base={base.reference}: its tokenizer is a {named[0]}, but a {named[1]} when loaded without the "
+            f"weights{example}, so a registered version would tokenize differently than when measured; set "
             f"tokenizer_class in its tokenizer_config.json to {named[0]}"
         )
 
@@ -143,7 +143,7 @@ def identity(reference: str) -> str:
     meant = or_meant(reference)
     if meant or reference.startswith((".", "/", "~")) or reference.count("/") != 1 or folder.parent.is_dir():
         raise ConfigError(
-            f"model.base={without_secrets(reference)}: no such folder; accepted are a folder with safetensors, a hub "
+            f"model.base={without_secrets(reference)}: no such folder; accepted: a folder with safetensors, a hub "
             f"id such as org/name, and package:NAME/FILE.gguf{meant}"
         )
     return reference
@@ -172,7 +172,7 @@ def look_up(reference: str, revision: str | None) -> None:
 def _is_nowhere(reference: str, error: Exception) -> ConfigError:
     return ConfigError(
         f"model.base={reference}: taken for a hub id, as there is no folder {Path(reference).parent.absolute()}; the "
-        f"hub has no such model, asks for a login, or could not be reached ({type(error).__name__})"
+        f"hub has no such model, requires a login, or cannot be reached ({type(error).__name__})"
     )
 
 
@@ -212,9 +212,9 @@ def _check_settings(folder: Path) -> None:
             try:
                 settings = json.loads(file.read_bytes())
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{file.name} is no whole JSON: {_line(error)}; copy it anew") from error
+                raise ValueError(f"{file.name} is not complete JSON: {_line(error)}; copy it again") from error
             if not isinstance(settings, dict):
-                raise ValueError(f"{file.name} is no JSON object; copy it anew")
+                raise ValueError(f"{file.name} is not a JSON object; copy it again")
 
 
 def _lost(base: Base) -> str:

@@ -44,7 +44,7 @@ def in_home(keep_runs: int) -> Iterator[Needless]:
         used = max(when, folder.stat().st_mtime)
         kept_days = KEPT_DAYS if place is None else BUSY_DAYS
         if (place is None or place >= keep_runs) and time.time() - used > kept_days * DAY:
-            yield _of(folder, "artifact", f"of no newer run, last used {_days(used)} days ago", folder.name)
+            yield _of(folder, "artifact", f"not used by newer runs, last used {_days(used)} days ago", folder.name)
     for copy in sorted((home / "champions").glob("*/")):
         if is_old(copy, KEPT_DAYS):
             yield _copy(copy)
@@ -59,7 +59,7 @@ def _copy(folder: Path) -> Needless:
         shutil.rmtree(folder)
         return True
 
-    why = f"last used {_days(folder.stat().st_mtime)} days ago, and fetched again from MLflow"
+    why = f"last used {_days(folder.stat().st_mtime)} days ago; it can be downloaded again from MLflow"
     return Needless(kind="copy of a champion", name=folder.name, size=size_of(folder), why=why, remove=remove)
 
 

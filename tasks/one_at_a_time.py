@@ -53,7 +53,7 @@ def _own_folder() -> Path:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise ConfigError(
-            f"{folder}: belongs to user {found.st_uid} or is no folder, so its locks could make every training wait; "
+            f"{folder}: belongs to user {found.st_uid} or is not a folder, so its locks could block every training; "
             "remove it, or set TMPDIR to a folder of your own"
         )
     folder.chmod(0o700)
@@ -66,7 +66,7 @@ def _wait(lock: IO[str], file: Path) -> None:
         held_by = "".join(filter(str.isprintable, file.read_text(encoding="utf-8", errors="replace")))[:MAX_SHOWN]
         if held_by and held_by != said:
             said = held_by
-            log.info("  waiting for the device (%s): held by %s", file.stem, held_by)
+            log.info("  waiting for the device (%s): in use by %s", file.stem, held_by)
         time.sleep(LOOK_SECONDS)
     if said:
         log.info("  the device is free")

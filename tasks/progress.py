@@ -137,16 +137,16 @@ class Progress:
                 update_progress_artifact(artifact_id=self.artifact, progress=percent, description=sentence)
         except Exception as error:  # the network's or the server's, of many types: training does not end with a picture
             if not self.cannot_show:
-                log.warning("  the Prefect UI cannot show the progress, training goes on: %s", error)
+                log.warning("  the Prefect UI cannot show the progress; training continues: %s", error)
             self.cannot_show = True
 
 
 def layout(facts: dict[str, Any]) -> list[str]:
     """What status.json says before the first step: what learns, what was chosen for speed and why."""
     learning, total = facts["learning_parameters"], facts["parameters"]
-    lines = [f"  {learning:,} of {total:,} parameters learn ({share(learning, total)})"]
+    lines = [f"  {learning:,} of {total:,} parameters are trainable ({share(learning, total)})"]
     if facts["resumed_from"]:
-        lines.append(f"  going on from step {facts['resumed_from']}")
+        lines.append(f"  resuming from step {facts['resumed_from']}")
     for field, reason in facts["chosen"]["because"].items():
         value = facts["chosen"][field]
         value = {True: "on", False: "off"}.get(value, value)

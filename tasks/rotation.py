@@ -30,7 +30,7 @@ class Draw(NamedTuple):
         last = f" to {self.seed - 1}" if self.seed - 1 > self.asked else ""
         return (
             f"gate.rotate: the test rows of split.seed={self.asked}{last} were used gate.looks={self.most} times or "
-            f"more, so split.seed={self.seed} draws others; do not compare with earlier scores"
+            f"more, so split.seed={self.seed} draws other test rows; do not compare with earlier scores"
         )
 
     def settings(self, settings: Settings) -> Settings:

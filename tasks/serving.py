@@ -152,16 +152,14 @@ def loaded_files(folder: Path) -> list[Path]:
     """
     for entry in folder.iterdir():
         if entry.exists() and not (entry.is_file() or entry.is_dir()):
-            raise ValueError(f"{entry} is no regular file; accepted are files and links to files")
+            raise ValueError(f"{entry} is not a regular file; accepted: files and links to files")
     files = sorted({file for pattern in LOADED for file in folder.glob(pattern) if not file.is_dir()})
     for file in files:
         if not file.is_file():
-            raise ValueError(f"{file} is no regular file, or a link to nothing; accepted are files and links to files")
+            raise ValueError(f"{file} is not a regular file, or a broken link; accepted: files and links to files")
         size = file.stat().st_size
         if file.suffix != ".safetensors" and size > LARGEST:
-            raise ValueError(
-                f"{file} has {size:,} bytes; accepted are at most {LARGEST:,} in a file beside the weights"
-            )
+            raise ValueError(f"{file} has {size:,} bytes; accepted: at most {LARGEST:,} in a file beside the weights")
     return files
 
 
@@ -337,7 +335,7 @@ def read_contract(file: Path) -> dict[str, Any]:
     is_date = "date_in_template" in found and isinstance(date, str | None)
     if not (isinstance(template, str) and is_date and are_ids):
         raise ValueError(
-            f"{file.name}: accepted is a JSON object with chat_template, a text, stop_token_ids, a list of ids, and "
+            f"{file.name}: accepted: a JSON object with chat_template, a text, stop_token_ids, a list of ids, and "
             "date_in_template, a text or null"
         )
     return found
@@ -377,7 +375,7 @@ class Chat:
         elif "prompt" in model_input:
             conversations = [[{"role": "user", "content": prompt}] for prompt in model_input["prompt"]]
         else:
-            raise ValueError('neither a column "messages" nor "prompt"; accepted is [{"prompt": "..."}, ...]')
+            raise ValueError('neither a column "messages" nor "prompt"; accepted: [{"prompt": "..."}, ...]')
         stop_ids, max_new_tokens = self.contract["stop_token_ids"], (params or {})["max_new_tokens"]
         prompts = self._prompts(conversations)
         return answer(self.model, self.tokenizer, prompts, stop_ids, max_new_tokens, batch=self.batch)

@@ -128,7 +128,7 @@ class _Choice:
         if self.plain:
             return self._because("precision", "float32", "training.speed=plain")
         if self.device.has_bfloat16:
-            return self._because("precision", "bfloat16", f"{self.device.name} multiplies it fast")
+            return self._because("precision", "bfloat16", f"{self.device.name} has fast bfloat16")
         return self._because("precision", "float32", f"{self.device.name} has no fast bfloat16")
 
     def attention(self, precision: str) -> Literal["sdpa", "eager", "flash_attention_2"]:
@@ -136,24 +136,22 @@ class _Choice:
         if asked == "flash_attention_2":
             if not self.device.has_flash_attention:
                 raise ConfigError(
-                    f"compute.attention={asked} needs a GPU of compute capability 8.0 or more and the package "
-                    f"flash-attn, and here is {self.device.name}; accepted is sdpa"
+                    f"compute.attention={asked}: needs a GPU of compute capability 8.0 or more and the package "
+                    f"flash-attn; the device is {self.device.name}; accepted: sdpa"
                 )
             if precision != "bfloat16":
-                raise ConfigError(f"compute.attention={asked} computes in bfloat16, not compute.precision={precision}")
+                raise ConfigError(f"compute.attention={asked}: needs bfloat16, not compute.precision={precision}")
         kind = self.config.model_type
         if asked == "sdpa" and self.found.attention != asked:
-            raise ConfigError(
-                f"compute.attention=sdpa: models of type {kind} have no such attention; accepted is eager"
-            )
+            raise ConfigError(f"compute.attention=sdpa: models of type {kind} do not support it; accepted: eager")
         if asked != "auto":
             return asked
         if self._flash_pays(precision):
-            why = f"a row of {self.longest} tokens is mostly attention, and compute.shared_prefix is false"
+            why = f"attention dominates in a row of {self.longest} tokens, and compute.shared_prefix is false"
             return self._because("attention", "flash_attention_2", why)
         if self.found.attention == "eager":
-            return self._because("attention", "eager", f"models of type {kind} have no other that is exact")
-        why = "training.speed=plain" if self.plain else "exact in every layout, and as fast for rows of this length"
+            return self._because("attention", "eager", f"models of type {kind} have no other exact one")
+        why = "training.speed=plain" if self.plain else "exact in every layout, and as fast at this row length"
         return self._because("attention", "sdpa", why)
 
     def _flash_pays(self, precision: str) -> bool:
@@ -164,13 +162,13 @@ class _Choice:
     def shared_prefix(self, attention: str) -> bool:
         obstacle = self._obstacle(attention) or self.found.shared_prefix
         if self.compute.packing is False:
-            obstacle = obstacle or "rows with a shared prefix lie packed, and compute.packing is false"
-        return self._switch("shared_prefix", obstacle, "what rows begin with together is computed once")
+            obstacle = obstacle or "a shared prefix needs packing, and compute.packing is false"
+        return self._switch("shared_prefix", obstacle, "the prefix that rows share is computed once")
 
     def packing(self, attention: str, shared_prefix: bool) -> bool:
         if shared_prefix:
             if self.compute.packing is None:
-                self.because["packing"] = "rows with a shared prefix lie packed"
+                self.because["packing"] = "a shared prefix needs packing"
             return True
         flash = attention == "flash_attention_2"
         obstacle = self._not_isolated() if flash else self._obstacle(attention) or self.found.packing
@@ -196,14 +194,14 @@ class _Choice:
             return self._because("checkpointing", False, "training.speed=plain")
         needed = _resident_bytes(self.config, self.method, precision, self.longest)
         if needed > RESIDENT_SHARE * self.device.memory_bytes:
-            why = f"the longest row and the weights would take about {needed / 1e9:.1f} GB"
+            why = f"the weights and the longest row take about {needed / 1e9:.1f} GB"
             return self._because("checkpointing", True, f"{why} of {self.device.memory_bytes / 1e9:.1f} GB")
-        return self._because("checkpointing", False, "the memory suffices without")
+        return self._because("checkpointing", False, "memory suffices without it")
 
     def liger(self) -> bool:
         obstacle = ""
         if self.device.kind != "cuda":
-            obstacle = "its kernels run on a GPU"
+            obstacle = "its kernels need a GPU"
         elif not self.device.has_liger:
             obstacle = "the package liger-kernel is not installed"
         elif self.config.model_type not in LIGER:
@@ -220,21 +218,21 @@ class _Choice:
         if self.plain:
             return self._because("fused", False, "training.speed=plain")
         useful = self.device.kind == "cpu" and precision == "bfloat16" and not self.compute.compile
-        why = "adapters and norms take fewer passes over memory" if useful else "it pays on a CPU in bfloat16 only"
+        why = "adapters and norms take fewer passes over memory" if useful else "it is faster only on a CPU in bfloat16"
         return self._because("fused", useful, why)
 
     def optimizer(self) -> Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]:
         if self.compute.optimizer != "auto":
             return self.compute.optimizer
         if self.method.kind == "qlora" and self.device.kind == "cuda" and not self.plain:
-            return self._because("optimizer", "paged_adamw_8bit", "qlora saves memory, and peaks go to the host's")
+            return self._because("optimizer", "paged_adamw_8bit", "it saves GPU memory, and peaks move to host memory")
         return self._because("optimizer", "adamw", "training.speed=plain" if self.plain else "memory suffices")
 
     def _switch(self, field: str, obstacle: str, reason: str) -> bool:
         """Off where there is an obstacle; raises ConfigError if it was asked for then."""
         asked: bool | None = getattr(self.compute, field)
         if asked and obstacle:
-            raise ConfigError(f"compute.{field}=true cannot be: {obstacle}; accepted is false, or leave it out")
+            raise ConfigError(f"compute.{field}=true: {obstacle}; accepted: false, or leave it out")
         if asked is not None:
             return asked
         if self.plain:

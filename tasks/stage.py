@@ -21,7 +21,7 @@ def stage(
     volatile: tuple[str, ...] = (),
     lost: Callable[[Any], str] | None = None,
 ) -> Callable[[Callable[Concatenate[Path, P], A]], Task[P, A]]:
-    """Make a function a stage of the function's name; its first argument, the folder, is no argument of the stage.
+    """Make a function a stage of the function's name; its first argument, the folder, is not an argument of the stage.
 
     `run_name` is what Prefect calls a run of it, with arguments in braces. The others are those of `cached`.
     """

@@ -66,9 +66,7 @@ def run_trainer(job: trainer.Job, work: Path) -> None:
                 "method.kind=qlora, a lower method.rank, or a smaller model.base"
             )
         micro_batch //= 2
-        log.warning(
-            "out of memory: going on with training.micro_batch=%d and as many rows a step as before", micro_batch
-        )
+        log.warning("out of memory: retrying with training.micro_batch=%d; training.batch stays the same", micro_batch)
 
 
 def _attempt(job: trainer.Job, work: Path) -> int:
@@ -86,12 +84,12 @@ def _attempt(job: trainer.Job, work: Path) -> int:
             if heartbeat.hangs(progress.step_seconds):
                 _end(process)
                 raise TrainerDied(
-                    f"the trainer hung: no file written for {duration(heartbeat.silent)}; it was killed, and resumes "
+                    f"the trainer hung: no file written for {duration(heartbeat.silent)}; it was killed and resumes "
                     "from its last valid checkpoint"
                 )
         progress.update(last=True)
     if process.returncode == -signal.SIGKILL and machine.oom_kills() > killed:
-        error = {"type": "OutOfMemory", "message": "the kernel ended the trainer for want of memory"}
+        error = {"type": "OutOfMemory", "message": "the kernel killed the trainer, out of memory"}
         (work / "error.json").write_text(json.dumps(error), encoding="utf-8")
         return trainer.OUT_OF_MEMORY
     return process.returncode
@@ -149,14 +147,14 @@ def _failure(code: int, work: Path) -> TunewrightError:
         name = signal.Signals(-code).name
         return TrainerDied(f"the trainer was killed by {name}; it resumes from its last valid checkpoint")
     if code == trainer.INTERRUPTED:
-        return TrainerDied("the trainer was asked to stop and saved a checkpoint; the next run goes on from there")
+        return TrainerDied("the trainer was stopped and saved a checkpoint; the next run resumes from it")
     if shutil.disk_usage(work).free < ROOM_BYTES:
         return TrainingError(f"training did not finish: {NO_SPACE.format(work)}")
     kind, message = _told(work)
     if kind == ConfigError.__name__:
         return ConfigError(message)
     failed = TrainingError if kind in OF_SETTINGS_OR_DATA else TrainerFailed
-    return failed(f"training did not finish: {_error(work)}; its whole output is in {work / 'trainer.log'}")
+    return failed(f"training did not finish: {_error(work)}; full output: {work / 'trainer.log'}")
 
 
 def _told(work: Path) -> tuple[str, str]:
@@ -207,7 +205,10 @@ def train(
             micro_batch=micro_batch,
         )
         log.info(
-            "  loading %s; %d rows to train on, %d to look at", base.reference, tokens.num_train, tokens.num_validation
+            "  loading %s; %d training rows, %d validation rows",
+            base.reference,
+            tokens.num_train,
+            tokens.num_validation,
         )
         started = time.monotonic()
         run_trainer(job, work)

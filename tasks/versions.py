@@ -98,7 +98,7 @@ def accept(
         if known is None and past and past[-1].rows.digest != before.parent:
             raise TunewrightError(
                 f"registry.name={before.name}: another run accepted version {past[-1].number} of its data while this "
-                f"one went on from version {before.number - 1}; run again to go on from that one"
+                f"run was based on version {before.number - 1}; run again"
             )
         if known and known is not past[-1]:
             return known
@@ -133,12 +133,12 @@ def _kept(name: str, earlier: Version, newest: Version, settings: Split) -> tupl
             return found
     fault = (
         f"{assignments.folder_of(name, newest)}, which has the split of each row of version {newest.number} of the "
-        f"data of {name}, is gone or was altered"
+        f"data of {name}, is missing or was altered"
     )
     if settings.sticky:
         raise ConfigError(
-            f"split.sticky=true: {fault}: put versions/ back from a backup, or split anew, after which rows that were "
-            f"trained on can be test rows: split.sticky=false, or without {file_of(name)}"
+            f"split.sticky=true: {fault}: restore versions/ from a backup, or split anew, which can make trained "
+            f"rows test rows: split.sticky=false, or without {file_of(name)}"
         )
     log.warning("%s: the data are not compared with it", fault)
     return None, None
@@ -231,18 +231,18 @@ def _say(name: str, version: Version) -> None:
         return
     if version.is_back(last):
         log.info(
-            "version %d of the data of %s has the sides back that it was first accepted with, %s",
+            "version %d of the data of %s has its first accepted splits again, %s",
             *(version.number, name, _when(version.replaced[0])),
         )
         return
     moved = (
-        f"and the sides that it was accepted with {_when(once)} are gone, so how many rows are on another is not known"
+        f"the splits that were accepted {_when(once)} are gone, so the number of moved rows is unknown"
         if once.moved is None
-        else f"{once.moved:,} of {once.known:,} rows are on another side than when it was accepted {_when(once)}"
+        else f"{once.moved:,} of {once.known:,} rows are in another split than when it was accepted {_when(once)}"
     )
     log.warning(
-        "version %d of the data of %s was split anew: %s; the next data follow the new sides, unless a run with the "
-        "settings as they were puts the old ones back",
+        "version %d of the data of %s was split anew: %s; later data keep the new splits, unless a run with the "
+        "earlier settings restores the old ones",
         *(version.number, name, moved),
     )
 

@@ -112,13 +112,13 @@ def test_ways_are_chosen_by_what_the_class_does() -> None:
     assert found("mamba", 10).unreached == ("dt_proj",)
     assert found("llama4_text", 10).unreached == ("router",)
     assert not found("rwkv", 10).pads_left
-    assert "attend in a way of their own" in found("falcon", 10).packing
+    assert "have their own attention" in found("falcon", 10).packing
 
 
 @pytest.mark.parametrize("name", ["mamba", "mamba2", "lfm2", "qwen3_next", "recurrent_gemma"])
 def test_rows_whose_tokens_exchange_beside_attention_lie_apart(name: str) -> None:
     found = architecture.of(AutoConfig.for_model(**({"model_type": name} | ARCHITECTURES[name])))
-    assert "has other gradients so" in found.packing
+    assert "gets other gradients this way" in found.packing
     assert found.decoding == "library"
 
 
@@ -129,12 +129,12 @@ def test_rows_whose_tokens_exchange_beside_attention_lie_apart(name: str) -> Non
             {"model_type": "t5"} | REFUSED["t5"] | {"is_encoder_decoder": True},
             "model_type t5 is an encoder-decoder; acc",
         ),
-        ({"model_type": "bert"} | REFUSED["bert"], "model_type bert lets a token see those behind it"),
+        ({"model_type": "bert"} | REFUSED["bert"], "model_type bert lets a token attend to later tokens"),
         (
             {"model_type": "gemma3", "vision_config": {}, "text_config": {}},
-            "gemma3 reads more than text; accepted are text",
+            "gemma3 reads more than text; accepted: text",
         ),
-        ({"model_type": "vit"}, "model_type vit is no causal language model"),
+        ({"model_type": "vit"}, "model_type vit is not a causal language model"),
         (
             {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "m.M"}},
             "brings code of its own .auto_map., which",
@@ -145,7 +145,7 @@ def test_rows_whose_tokens_exchange_beside_attention_lie_apart(name: str) -> Non
             {"model_type": "llama", "hidden_size": 100, "num_attention_heads": 7},
             "takes no such config.json .*multiple of",
         ),
-        ([], "config.json is no JSON object; copy it anew"),
+        ([], "config.json is not a JSON object; copy it again"),
     ],
 )
 def test_what_is_no_model_of_text_is_refused_in_one_line(config: Any, words: str, tmp_path: Path) -> None:
@@ -222,13 +222,13 @@ def test_a_class_that_changes_its_weights_when_it_answers_is_refused(monkeypatch
     fields = AutoConfig.for_model(**({"model_type": "rwkv"} | ARCHITECTURES["rwkv"])).to_dict()
     assert not checks.checked(tiny(fields, ())).refused
     monkeypatch.setattr(checks, "as_stored", lambda model: model)
-    assert "rwkv changes its weights when it answers" in checks.checked(tiny(fields, ())).refused
+    assert "rwkv changes its weights during generation" in checks.checked(tiny(fields, ())).refused
 
 
 def test_a_class_whose_generate_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = AutoConfig.for_model(**({"model_type": "llama"} | ARCHITECTURES["llama"])).to_dict()
     monkeypatch.setattr("transformers.LlamaForCausalLM.generate", lambda *_, **__: 1 / 0)
-    assert "llama does not answer by generate (ZeroDivisionError: " in checks.checked(tiny(fields, ())).refused
+    assert "llama cannot generate (ZeroDivisionError: " in checks.checked(tiny(fields, ())).refused
 
 
 def test_a_base_of_pickles_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
@@ -249,4 +249,4 @@ def test_a_base_of_pickles_is_refused_with_the_command_that_converts_it(tmp_path
 def test_millions_of_labels_are_refused_before_transformers_makes_them() -> None:
     fields = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     refused = probe({**fields, "num_labels": 10_000_000}).refused
-    assert refused == "its config.json has num_labels=10000000; accepted is a whole number from 0 to 10,000"
+    assert refused == "its config.json has num_labels=10000000; accepted: a whole number from 0 to 10,000"

@@ -70,10 +70,10 @@ def test_a_name_with_braces_is_no_template(name: str) -> None:
 def test_each_kind_of_news_is_an_automation_that_links_to_the_run() -> None:
     made = of_deployment(TARGET, TOLD, BLOCKS)
     assert [each.name for each in made] == [
-        "tunewright: slack-webhook/ops told of failures of Demo",
-        "tunewright: slack-webhook/ops told of rejections of Demo",
-        "tunewright: slack-webhook/ops told of approvals to give of Demo",
-        "tunewright: slack-webhook/ops told of promotions of Demo",
+        "tunewright: slack-webhook/ops notified of failures of Demo",
+        "tunewright: slack-webhook/ops notified of rejections of Demo",
+        "tunewright: slack-webhook/ops notified of pending approvals of Demo",
+        "tunewright: slack-webhook/ops notified of promotions of Demo",
     ]
     for each in made:
         (message,) = each.actions
@@ -162,7 +162,7 @@ def test_only_runs_of_the_deployment_itself_are_told_of() -> None:
 
 
 def test_a_crash_is_told_with_what_happens_next() -> None:
-    for watch, says in ((None, "Nothing starts it again but the schedule"), (30, "starts it again at its next look")):
+    for watch, says in ((None, "Only the schedule or a person starts it again"), (30, "restarts it at its next poll")):
         operation = Operation(watch=watch, notify=TOLD.notify, notify_on=("failure",))
         *_, failure = of_deployment(TARGET, operation, BLOCKS)
         (message,) = failure.actions

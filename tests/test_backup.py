@@ -130,14 +130,12 @@ def test_what_cannot_be_backed_up_or_restored_is_said_in_a_line(
     with pytest.raises(ConfigError, match="there is no folder"):
         backup(tmp_path / "no" / "home.tar")
     (tmp_path / "there").touch()
-    with pytest.raises(ConfigError, match="is there already; accepted is a file that is not there"):
+    with pytest.raises(ConfigError, match="is there already; accepted: a file that is not there"):
         backup(tmp_path / "there")
     archive("looks/a").rename(whole := tmp_path / "whole.tar")
     for damaged in (b"", b"\x1f\x8bno gzip", gzip.compress(whole.read_bytes())[:-20], _of_a_link(), b"\0" * 100):
         (tmp_path / "damaged").write_bytes(damaged)
-        with pytest.raises(
-            ConfigError, match=r"^[^\n]*damaged: .[^\n]*; accepted is a file of tunewright home backup$"
-        ):
+        with pytest.raises(ConfigError, match=r"^[^\n]*damaged: .[^\n]*; accepted: a file of tunewright home backup$"):
             restore(tmp_path / "damaged")
     for name, said in (("looks/a", "is there already"), ("bin/sh", "it has bin; accepted"), ("../out", "outside")):
         with pytest.raises(ConfigError, match=said):

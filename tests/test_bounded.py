@@ -73,9 +73,9 @@ def parts(number: int) -> Iterator[bytes]:
         (swallow, "takes more than 200 MB of memory"),
         (spin, "takes more than 1 s of processor time"),
         (backtrack, "takes more than 1 s of processor time"),
-        (dig, "is nested too deep to be read"),
-        (crash, "crashes what reads it (Segmentation fault)"),
-        (leave, "crashes what reads it (exit code 3)"),
+        (dig, "is nested too deeply"),
+        (crash, "crashes its reader (Segmentation fault)"),
+        (leave, "crashes its reader (exit code 3)"),
     ],
 )
 def test_a_limit_that_is_met_is_named_in_one_line(function: Any, said: str) -> None:

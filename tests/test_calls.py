@@ -80,7 +80,7 @@ def test_a_pipeline_that_never_ran_is_compared_with_no_other() -> None:
     run(settings("a"))
     assert causes(plan(settings("a"))) == {}
     steps = plan(settings("b"))
-    assert causes(steps) == {"ingest": ["never run"], "check": ["ingest runs first"], "dedupe": ["check runs first"]}
+    assert causes(steps) == {"ingest": ["not run yet"], "check": ["waits for ingest"], "dedupe": ["waits for check"]}
     assert all(step.last is None for step in steps.values())
 
 
@@ -97,14 +97,14 @@ def test_a_stage_is_held_against_the_most_alike_of_its_own_and_not_the_last() ->
     run(settings("a"))
     run(settings("a", Checks(max_quarantined_share=0.5, expectations=(Expectation(name="refusal", severity="skip"),))))
     planned = plan(settings("a", Checks(max_quarantined_share=0.4)))
-    assert causes(planned) == {"check": ["checks.max_quarantined_share: 0.2 -> 0.4"], "dedupe": ["check runs first"]}
+    assert causes(planned) == {"check": ["checks.max_quarantined_share: 0.2 -> 0.4"], "dedupe": ["waits for check"]}
 
 
 def test_an_artifact_that_was_deleted_is_said_to_be_gone(home: Path) -> None:
     run(settings("a"))
     (folder,) = (home / "artifacts" / "dedupe").glob("*/")
     folder.rename(home / "elsewhere")
-    assert causes(plan(settings("a"))) == {"dedupe": [f"artifact {folder.name} is gone"]}
+    assert causes(plan(settings("a"))) == {"dedupe": [f"artifact {folder.name} was deleted"]}
 
 
 def test_what_another_run_makes_now_is_not_said_to_be_gone(home: Path) -> None:
@@ -113,7 +113,7 @@ def test_what_another_run_makes_now_is_not_said_to_be_gone(home: Path) -> None:
     folder.rename(home / "elsewhere")
     with lock(folder):
         assert causes(plan(settings("a"))) == {"dedupe": ["another run is making it now"]}
-        assert causes(plan(settings("a"), refresh=("dedupe",))) == {"dedupe": ["asked for by refresh"]}
+        assert causes(plan(settings("a"), refresh=("dedupe",))) == {"dedupe": ["requested by refresh"]}
     (home / "elsewhere").rename(folder)
     with lock(folder):  # a run that looks whether it is whole
         assert causes(plan(settings("a"))) == {}
@@ -127,7 +127,7 @@ def test_a_stage_whose_run_ended_before_it_is_not_said_to_be_gone(home: Path, mo
         patched.setattr(dedupe, "build", killed)
         run(settings("a"))
     locks = set(home.rglob("*.lock"))
-    assert causes(plan(settings("a"))) == {"dedupe": ["an earlier run never finished it"]}
+    assert causes(plan(settings("a"))) == {"dedupe": ["an earlier run did not finish it"]}
     assert set(home.rglob("*.lock")) == locks, "a plan writes nothing"
 
 
@@ -139,12 +139,12 @@ def test_a_stop_is_told_only_where_what_the_stage_reads_is_the_same() -> None:
     assert said.startswith("it stopped on the same data, ")
     Path("a.jsonl").write_text(Path("b.jsonl").read_text())
     planned = plan(asked)
-    assert causes(planned)["check"] == ["ingest runs first"]
+    assert causes(planned)["check"] == ["waits for ingest"]
     assert planned["check"].stopped, "what it left is still to be looked at"
-    assert causes(plan(asked, refresh=("ingest",)))["check"] == ["ingest runs first"]
+    assert causes(plan(asked, refresh=("ingest",)))["check"] == ["waits for ingest"]
 
 
 def test_a_stage_to_refresh_after_the_last_one_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"refresh=train: it comes after until=split, .* accepted are ingest, base, "):
+    with pytest.raises(ConfigError, match=r"refresh=train: it comes after until=split, .* accepted: ingest, base, "):
         stages(settings("a"), "split", ("ingest", "train"))
     assert stages(settings("a"), "check", ("check",)) == ("ingest", "base", "check")

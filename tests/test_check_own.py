@@ -104,7 +104,7 @@ def test_a_class_in_no_module_is_told_before_anything_runs() -> None:
 def test_a_column_that_rows_do_not_have_is_told_before_anything_runs() -> None:
     given = {"name": OWN, "arguments": {"column": "promt"}}
     with pytest.raises(
-        ConfigError, match=r"\[0\]\.arguments\.column=promt is no column of the rows; did you mean prompt\?"
+        ConfigError, match=r"\[0\]\.arguments\.column=promt is not a column of the rows; did you mean prompt\?"
     ):
         own_expectations(changed(given))
 

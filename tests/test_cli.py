@@ -185,7 +185,7 @@ def test_a_plan_for_a_program_writes_one_json_object_and_nothing_else(
         "state": "run",
         "because": ["training.learning_rate: 0.01 -> 0.02"],
     }
-    assert stages["evaluate", "candidate"]["because"] == ["train runs first"]
+    assert stages["evaluate", "candidate"]["because"] == ["waits for train"]
 
 
 def test_a_plan_says_what_training_would_take(after_first: Run) -> None:
@@ -209,15 +209,15 @@ def test_a_plan_says_the_trained_share_of_the_run_and_what_its_time_is_of(
     first: tuple[Path, subprocess.CompletedProcess[str]], after_first: Run
 ) -> None:
     (status,) = (first[0] / "home" / "artifacts" / "train").glob("*/status.json")
-    (of_run,) = (line for line in layout(json.loads(status.read_text())) if " learn " in line)
+    (of_run,) = (line for line in layout(json.loads(status.read_text())) if "trainable" in line)
     page = " ".join(after_first("plan", "tiny.yaml", "--set", "training.learning_rate=0.02").stdout.split())
-    said = of_run.strip().replace("parameters learn", "parameters")
-    assert f"trained {said}" in page
+    said = of_run.strip().replace("parameters are trainable", "parameters")
+    assert f"trainable {said}" in page
     share = said.partition("(")[2].rstrip(")")
     assert re.search(rf"lora [\d,]+ {re.escape(share)}", page)
     assert re.search(
-        r"at most for steps and evaluations, from an earlier run of 2 steps here, whose train stage took \d+ s in all; "
-        r"loading the base and saving take more time besides",
+        r"for steps and evaluations, based on an earlier run of 2 steps on this machine \(train stage: \d+ s\); "
+        r"loading and saving not included",
         page,
     )
 
@@ -239,7 +239,7 @@ def test_a_plan_before_anything_ran_looks_at_the_first_rows(tunewright: Run) -> 
     assert re.search(r"estimated from the \d+ rows of the sources, rendered", page)
     told = json.loads(tunewright("plan", "tiny.yaml", "--json").stdout)["training"]
     assert (told["rows"], told["at_most"]) == ("sample", False)
-    assert "what it would take" not in tunewright("plan", "tiny.yaml", "--until", "render").stdout
+    assert "training with" not in tunewright("plan", "tiny.yaml", "--until", "render").stdout
     code, line = refusal(tunewright("plan", "tiny.yaml", "--device", "rtx-4900"))
     assert (code, "did you mean rtx-4090?" in line) == (2, True)
     first = "tunewright run tiny.yaml --until render && tunewright plan tiny.yaml --calibrate"
@@ -250,7 +250,7 @@ def test_a_machine_that_is_not_here_has_the_packages_that_are_asked_for(after_fi
     asked = ("--set", "compute.liger=true", "--json")
     told = json.loads(after_first("plan", "tiny.yaml", "--device", "h100", *asked).stdout)["training"]
     assert told["methods"][0]["computed_with"]["liger"]
-    assert told["notes"] == ["liger-kernel is taken to be installed there"]
+    assert told["notes"] == ["assumes that liger-kernel is installed there"]
     assert refusal(after_first("plan", "tiny.yaml", *asked))[0] == 2
 
 
@@ -302,7 +302,7 @@ def test_a_row_is_told_from_its_line_to_its_side(after_first: Run) -> None:
     ("arguments", "said"),
     [
         (["--row", "f" * 64], "no such record among the 72 records (data of tiny: version 1 of 1)"),
-        (["--row", "f", "--text", "harbour"], "give one of them"),
+        (["--row", "f", "--text", "harbour"], "only one of them"),
         (["--version", "7"], "--version 7: no such version of tiny; accepted: 1"),
         (["--version", "x"], "--version x: accepted: a number"),
         (["--set", "registry.name=other", "--version", "1"], "no such version of other; accepted: none yet"),
@@ -350,7 +350,7 @@ def test_a_short_run_ends_with_what_can_be_said_so_far(tunewright: Run) -> None:
         (["--refresh", "split", "--refresh", "x"], ['--refresh "x": accepted: ingest, base']),
         (
             ["--refresh", "train", "--until", "split"],
-            ["refresh=train", "after until=split", "accepted are ingest, base"],
+            ["refresh=train", "after until=split", "accepted: ingest, base"],
         ),
         (["--set", "checks.expectations=[{name: emty_answer}]"], ["expectations[0].name=emty_answer", "empty_answer"]),
         (["--deployment", "other"], ["other", "tiny"]),
@@ -375,7 +375,8 @@ def test_wrong_settings_are_one_line_and_code_2(tunewright: Run, arguments: list
         ),
         (
             "checks.expectations=[{name: test_suite.ExpectTicketNumber, arguments: {column: promt}}]",
-            "command line: checks.expectations[0].arguments.column=promt is no column of the rows; did you mean promp",
+            "command line: checks.expectations[0].arguments.column=promt is not a column of the rows; "
+            "did you mean promp",
         ),
     ],
 )
@@ -494,7 +495,7 @@ def test_sigterm_ends_a_run_and_its_trainer_with_one_line_and_the_next_run_goes_
         (trainer,) = [each for each in psutil.Process(started.pid).children() if "tasks.trainer" in str(each.cmdline())]
         started.terminate()
         stdout, stderr = started.communicate(timeout=60)
-    line = "ended by SIGTERM, not finished; the next run goes on from here"
+    line = "ended by SIGTERM, not finished; the next run resumes from here"
     assert started.returncode == 128 + signal.SIGTERM
     assert [each for each in stderr.splitlines() if each.strip()][-1] == f"error: {line}"
     assert json.loads(stdout.splitlines()[-1]) == {"error": line, "exit_code": 143}

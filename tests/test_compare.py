@@ -71,7 +71,7 @@ def test_a_whole_section_can_be_varied(tmp_path: Path) -> None:
         (["method.rank=8"], "with two values or more"),
         (["method.rank=8,,16"], "with two values or more"),
         (["method.rank=8,08"], "08"),
-        (["method.rank=8,16", "method.rank=2,4"], "a setting stands twice in method.rank, method.rank"),
+        (["method.rank=8,16", "method.rank=2,4"], "a setting appears twice in method.rank, method.rank"),
         (["method.rank=8,0"], r"--vary .method.rank=0.: method.rank: 0 is refused"),
         (["method.rnk=8,16"], "did you mean rank"),
         (["training.learning_rate=1e-4,0.0001"], "are the same settings; leave one out"),

@@ -132,7 +132,7 @@ def test_defaults_hold_their_own_bounds_and_agree_with_each_other() -> None:
         (
             Operation,
             {"notify": ["slack"]},
-            "'slack' is no Prefect block; accepted: type/name",
+            "'slack' is not a Prefect block; accepted: type/name",
         ),
         (
             Settings,

@@ -131,10 +131,10 @@ def test_one_that_was_half_made_is_set_aside_and_made_anew_and_doctor_says_so(
     before = file.read_bytes()
     found = of_mlflow()
     assert found.state == "warning"
-    assert "was never finished" in found.found
-    assert found.mend == "nothing: the next run makes a new one, and keeps this file beside it"
+    assert "is incomplete" in found.found
+    assert found.mend == "nothing to do: the next run creates a new one and keeps this file beside it"
     database.ensure(file)
-    assert "it holds no experiment and no model, so a new one is made" in caplog.text
+    assert "it has no experiments and no models. A new one is created" in caplog.text
     assert (file.parent / "mlflow.unfinished").read_bytes() == before
     assert of_mlflow().state == "ok"
 
@@ -167,7 +167,7 @@ def test_one_of_another_version_of_mlflow_is_one_line_that_says_how_to_bring_it_
 
 def test_zeros_in_its_place_are_one_line(file: Path) -> None:
     file.write_bytes(bytes(100_000))
-    said = r"mlflow\.db: file is not a database; move it away, or put"
+    said = r"mlflow\.db: file is not a database; restore it from a backup, or move it away"
     with pytest.raises(TunewrightError, match=said) as failed, connected(Registry()):
         pass
     assert not isinstance(failed.value, TrackingError)

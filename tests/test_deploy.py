@@ -209,7 +209,7 @@ def a_run_that_is_rejected_is_told_of(client: SyncPrefectClient, came: list[str]
     until(lambda: came)
     crash = json.loads(came.pop())
     assert crash["subject"] == "drops: Crashed"
-    assert crash["body"].startswith("killed\nThe watch on its data starts it again at its next look, with the same")
+    assert crash["body"].startswith("killed\nThe watcher restarts it at its next poll with the same")
     client.delete_flow_run(crashed.id)  # the watch of another test would start it again
 
 
@@ -295,7 +295,7 @@ def test_a_time_that_never_comes_and_a_pool_that_is_not_there_are_refused(
     text = file.read_text()
     file.write_text(text.replace("0 3 * * *", "0 0 31 2 *"))
     with pytest.raises(
-        ConfigError, match=r"drops.yaml line 5: schedules: cron 0 0 31 2 \* UTC: there is no such time to come"
+        ConfigError, match=r"drops.yaml line 5: schedules: cron 0 0 31 2 \* UTC: no such time in the future"
     ):
         deploy(file, None, "local")
     file.write_text(text.replace("    parameters:", "    work_pool: {name: locl}\n    parameters:"))
@@ -373,7 +373,7 @@ def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
 
 
 def test_a_deployment_that_is_gone_is_not_looked_for_again(client: SyncPrefectClient) -> None:
-    with pytest.raises(ConfigError, match="deployment=finetune/gone: there is none of that name any more"):
+    with pytest.raises(ConfigError, match="deployment=finetune/gone: this deployment no longer exists"):
         watch("finetune/gone")
 
 

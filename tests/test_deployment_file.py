@@ -270,7 +270,7 @@ def test_of_several_deployments_one_is_named(write: Write) -> None:
         (
             "    parameters:\n",
             "    gate: {margin: 1}\n    parameters:\n",
-            "x.yaml line 6: gate: stands too far out; it belongs under parameters",
+            "x.yaml line 6: gate: is not indented enough; it belongs under parameters",
         ),
         (
             "training: {learning_rate: 1e-4}",
@@ -307,7 +307,7 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(write: Write, old: str, n
             "deployments:\n- {name: a, entrypoint: flows.finetune.finetune, parameters: [1]}",
             "x.yaml line 2: parameters: [1] is refused; accepted: a mapping of sections",
         ),
-        ("\ndata: {}", "x.yaml line 2: data: stands too far out; it belongs under deployments, then parameters"),
+        ("\ndata: {}", "x.yaml line 2: data: is not indented enough; it belongs under deployments, then parameters"),
         ("a: [", "x.yaml line 1 column 5: "),
         (b"a: 1\nb: \xff", "x.yaml line 2: byte 0xff is not UTF-8"),
         ("a: 1".encode("utf-16"), "x.yaml line 1: byte 0xff is not UTF-8"),
@@ -321,7 +321,7 @@ def test_what_is_no_pipeline_is_refused(write: Write, content: str | bytes, mess
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     assert refusal(lambda: load(tmp_path / "none.yaml")) == f"{tmp_path}/none.yaml: no such file"
-    assert refusal(lambda: load(tmp_path)).startswith(f"{tmp_path}: not a file; accepted is a deployment file such as")
+    assert refusal(lambda: load(tmp_path)).startswith(f"{tmp_path}: not a file; accepted: a deployment file such as")
     assert refusal(lambda: load(Path("/dev/zero"))).startswith("/dev/zero: not a file")
     assert "cannot be read: File name too long" in refusal(lambda: load(Path("x" * 5_000)))
 

@@ -55,7 +55,7 @@ def test_the_command_prints_what_mends(monkeypatch: pytest.MonkeyPatch, home: Pa
     (failure,) = [each for each in shown if each["state"] == "failure"]
     assert failure["what"] == "home" and str(home) in failure["found"]
     assert failure["mend"] == "set TUNEWRIGHT_HOME to a folder that can be written"
-    assert "1 failure," in result.stderr and "mend: set TUNEWRIGHT_HOME" in result.stderr
+    assert "1 failure," in result.stderr and "fix: set TUNEWRIGHT_HOME" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -104,16 +104,16 @@ def test_more_threads_than_cores_and_hidden_gpus_are_said(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"OMP_NUM_THREADS": "1"}, "training computes in 2 threads, evaluation in 1: OMP_NUM_THREADS=1 on 2 cores"),
+        ({"OMP_NUM_THREADS": "1"}, "training uses 2 threads, evaluation in 1: OMP_NUM_THREADS=1 on 2 cores"),
         (
             {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "1"},
-            "training computes in 2 threads, evaluation in 1: MKL_NUM_THREADS=1 on 2 cores",
+            "training uses 2 threads, evaluation in 1: MKL_NUM_THREADS=1 on 2 cores",
         ),
         (
             {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "2"},
-            "training computes in 2 threads, one a core; compute.threads sets another number",
+            "training uses 2 threads, one per core; compute.threads changes this",
         ),
-        ({}, "training computes in 2 threads, one a core; compute.threads sets another number"),
+        ({}, "training uses 2 threads, one per core; compute.threads changes this"),
     ],
 )
 def test_threads_are_those_that_training_and_evaluation_compute_in(
@@ -169,7 +169,7 @@ def test_a_home_that_cannot_be_written_or_locked_stops_doctor_and_run_alike(
     else:
         monkeypatch.setenv("TUNEWRIGHT_HOME", "/sys/kernel")  # where not even root makes files
     assert of("home", list(stores.findings())).state == "failure"
-    with pytest.raises(ConfigError, match=r"^TUNEWRIGHT_HOME=.*; accepted is a folder (to write to|on a local disk)$"):
+    with pytest.raises(ConfigError, match=r"^TUNEWRIGHT_HOME=.*; accepted: a folder (to write to|on a local disk)$"):
         config.make_home()
 
 
@@ -206,7 +206,7 @@ def test_a_server_that_asks_for_another_password_is_one_line(monkeypatch: pytest
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
         found = of("Prefect", list(servers.findings()))
         server.shutdown()
-    assert found.state == "failure" and "asks for a password" in found.found
+    assert found.state == "failure" and "refuses the password" in found.found
     assert found.mend.startswith("set PREFECT_API_AUTH_STRING")
 
 
@@ -238,8 +238,8 @@ def free_port() -> int:
 
 UNSAFE: list[tuple[dict[str, str], str]] = [
     ({"PREFECT_SERVER_ANALYTICS_ENABLED": "true"}, "PREFECT_SERVER_ANALYTICS_ENABLED=true"),
-    ({"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "true"}, "run code of whoever wrote them"),
-    ({"PREFECT_SERVER_API_HOST": "0.0.0.0"}, "nobody has to sign in"),
+    ({"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "true"}, "run their authors' code"),
+    ({"PREFECT_SERVER_API_HOST": "0.0.0.0"}, "without a password"),
 ]
 
 

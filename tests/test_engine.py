@@ -245,7 +245,7 @@ def test_a_node_with_other_code_is_refused_in_one_line(
 
 def test_a_node_that_does_not_see_the_file_is_named_with_it(tmp_path: Path) -> None:
     work = spread.Work(read, {}, {})
-    with pytest.raises(ConfigError, match=r"rows\.parquet: the Ray node .* does not see it; TUNEWRIGHT_HOME"):
+    with pytest.raises(ConfigError, match=r"rows\.parquet: the Ray node .* cannot see it; TUNEWRIGHT_HOME"):
         spread.on_piece(work, tmp_path / "rows.parquet", [], (0,))
 
 
@@ -268,5 +268,5 @@ def test_an_address_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatc
         address = f"127.0.0.1:{server.getsockname()[1]}"
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ConfigError, match=f"^RAY_ADDRESS={address}: .*; accepted is host:port"), engine_of("ray"):
+    with pytest.raises(ConfigError, match=f"^RAY_ADDRESS={address}: .*; accepted: host:port"), engine_of("ray"):
         pass

@@ -244,7 +244,7 @@ def test_a_candidate_is_compared_with_a_champion_that_came_up_meanwhile(
 
     monkeypatch.setattr(Cached, "_make", make)
     state = run(changed(settings, "registry", name="raced"), refresh=("render",))
-    assert "version 1 of raced became champion while this run compared itself with none" in caplog.text
+    assert "version 1 of raced became champion while this run compared its candidate with no champion" in caplog.text
     assert names(state.result(), "ran") == ["render", "evaluate champion", "decide", "verdict_page", "register"]
     assert (state.name, state.is_completed()) == ("Kept", True)  # it is no better than a copy of itself
     assert outcome(state).alias == "the alias points to version 1"
@@ -258,8 +258,8 @@ def test_a_plan_with_another_base_does_not_reckon_with_the_one_before(
     assert (base.state, base.last) == ("run", None)
     assert any("org/seventy-billion" in cause for cause in base.because)
     assert names(steps, "cached") == ["ingest"]
-    assert causes(steps)["check"] == ["base runs first"], "its special tokens are not known"
-    assert causes(steps)["dedupe"] == ["check runs first"]
+    assert causes(steps)["check"] == ["waits for base"], "its special tokens are not known"
+    assert causes(steps)["dedupe"] == ["waits for check"]
     assert "evaluate few_shot" in names(steps, "run")
 
 
@@ -295,10 +295,10 @@ def test_a_plan_says_where_a_training_goes_on(settings: Settings, monkeypatch: p
     monkeypatch.setattr("flows.calls.plan.newest_sealed", lambda folder: 12 if folder.parts[-3] == "train" else 0)
     assert causes(plan(settings, "register", ())) == {}
     found = causes(plan(changed(settings, "training", learning_rate=0.02), "register", ()))
-    assert found["train"] == ["training.learning_rate: 0.01 -> 0.02", "it goes on from its checkpoint at step 12"]
+    assert found["train"] == ["training.learning_rate: 0.01 -> 0.02", "it resumes from its checkpoint at step 12"]
     assert [stage for stage, because in found.items() if any("checkpoint" in each for each in because)] == ["train"]
     write(ROWS[2:])  # whose tokens are unknown as yet: the checkpoint is of others
-    assert causes(plan(settings, "register", ()))["train"] == ["render runs first"]
+    assert causes(plan(settings, "register", ()))["train"] == ["waits for render"]
 
 
 def test_another_learning_rate_trains_again_and_nothing_before(settings: Settings, home: Path, made: list[str]) -> None:
@@ -336,7 +336,7 @@ def test_a_lost_or_altered_file_is_made_again(settings: Settings, home: Path, ma
     planned = plan(settings, "register", ())
     said = "rows.parquet is missing" if deleted else "rows.parquet was altered"
     assert causes(planned)["dedupe"] == [f"artifact {file.parent.name}: {said}"]
-    assert causes(planned)["split"] == ["dedupe runs first"]
+    assert causes(planned)["split"] == ["waits for dedupe"]
     state = run(settings, until="render")
     assert made == ["dedupe"]
     assert names(state.result(), "ran") == ["dedupe"]
@@ -357,7 +357,7 @@ def test_an_edited_stage_runs_again_and_what_it_hands_on_unchanged_runs_nothing(
     planned = plan(settings, "register", ())
     assert names(planned, "cached") == ["ingest", "base", "check", "forgetting base"]
     assert causes(planned)["dedupe"] == ["code tasks.dedupe:dedupe changed"]
-    assert causes(planned)["split"] == ["dedupe runs first"]
+    assert causes(planned)["split"] == ["waits for dedupe"]
     state = run(settings)
     assert made == ["dedupe"]
     assert names(state.result(), "ran") == ["dedupe"]
@@ -365,7 +365,7 @@ def test_an_edited_stage_runs_again_and_what_it_hands_on_unchanged_runs_nothing(
 
 
 def test_a_stage_to_refresh_runs_and_no_other(settings: Settings, made: list[str]) -> None:
-    assert causes(plan(settings, "register", ("dedupe",)))["dedupe"] == ["asked for by refresh"]
+    assert causes(plan(settings, "register", ("dedupe",)))["dedupe"] == ["requested by refresh"]
     state = run(settings, until="render", refresh=("dedupe",))
     assert made == ["dedupe"]
     assert names(state.result(), "ran") == ["dedupe"]
@@ -390,9 +390,9 @@ def test_a_plan_before_the_first_run_has_the_tasks_that_the_run_has(
     steps = plan(settings, "decide", ())
     first = names(done[1].result(), "ran")
     assert names(steps, "run") == first[: first.index("decide") + 1]
-    assert causes(steps)["ingest"] == ["never run"]
-    assert causes(steps)["check"] == ["ingest and base run first"]
-    assert causes(steps)["dedupe"] == ["check runs first"]
+    assert causes(steps)["ingest"] == ["not run yet"]
+    assert causes(steps)["check"] == ["waits for ingest and base"]
+    assert causes(steps)["dedupe"] == ["waits for check"]
     assert not (tmp_path / "empty").exists()
 
 
@@ -438,7 +438,7 @@ def test_a_stage_that_fails_for_no_known_reason_is_tried_once_more(
     state = run(changed(settings, "evaluation", max_new_tokens=5), until="evaluate")
     assert state.is_completed() == is_completed
     assert made.count("evaluate") == (5 if is_completed else 2)  # of four contenders
-    line = "  evaluate failed: ZeroDivisionError: division by zero; it is tried once more"
+    line = "  evaluate failed: ZeroDivisionError: division by zero; retrying once"
     assert caplog.messages.count(line) == 1
 
 

@@ -214,7 +214,7 @@ def test_it_can_be_left_out_without_another_evaluation() -> None:
 
 @pytest.mark.parametrize("margin", [0.0, 1.5, -0.1])
 def test_a_margin_of_tasks_is_a_share(margin: float) -> None:
-    with pytest.raises(ValueError, match=f"{margin} is no share"):
+    with pytest.raises(ValueError, match=f"{margin} is not a share"):
         Gate(general_tasks=margin)
 
 

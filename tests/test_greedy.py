@@ -193,7 +193,7 @@ def test_out_of_memory_in_the_middle_halves_the_batch_and_begins_anew(
     assert [row.tokens for row in rows] == [
         [token for token in generated(model, row.prompt, STOPS, 9) if token not in STOPS] for row in rows
     ]
-    assert "going on with 2 rows at once instead of 4" in caplog.text
+    assert "retrying with 2 rows at a time instead of 4" in caplog.text
 
 
 def test_states_take_no_more_than_they_may(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

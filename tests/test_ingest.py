@@ -133,8 +133,8 @@ def test_a_given_test_side_of_which_no_row_is_left_stops_since_another_would_be_
     Path("b.jsonl").write_bytes(GOOD)
     with pytest.raises(DataError) as caught:
         run(Source(path="a.jsonl", side="test"), "b.jsonl")
-    said = "a.jsonl: no row is left of the given test side; 1 of 1 records refused: 1 bad_json, first a.jsonl line 1, "
-    assert str(caught.value).startswith(said)
+    said = "a.jsonl: no row is left in the user-provided test set; 1 of 1 records refused: 1 bad_json, first a.jsonl "
+    assert str(caught.value).startswith(f"{said}line 1, ")
     assert run("a.jsonl", Source(path="b.jsonl", side="test")).num_rows == 1
 
 
@@ -305,7 +305,7 @@ def test_parquet_nulls_other_types_and_bad_text_are_refused_by_row() -> None:
     pq.write_table(pa.table(mixed), "mixed.parquet")
     assert len(tables(run("mixed.parquet"))[0]) == 2
     pq.write_table(pa.table({"question": ["a"]}), "unknown.parquet")
-    with pytest.raises(DataError, match=r"no column is known of \['question'\]; accepted are completion, "):
+    with pytest.raises(DataError, match=r"no known column in \['question'\]; accepted: completion, "):
         run("unknown.parquet")
     pq.write_table(pa.table({"prompt": [b"bytes", b"x"], "completion": ["b", "c"]}), "bytes.parquet")
     with pytest.raises(DataError, match="2 wrong_type"):

@@ -104,7 +104,7 @@ def test_an_archive_around_a_file_is_refused_as_around_parquet() -> None:
     as_stream("a.arrow", TABLE)
     with pa.output_stream("b.arrow.gz", compression="gzip") as packed:
         packed.write(Path("a.arrow").read_bytes())
-    with pytest.raises(DataError, match=r"b.arrow.gz: unknown_archive, Arrow packs its columns itself"):
+    with pytest.raises(DataError, match=r"b.arrow.gz: unknown_archive, Arrow compresses its columns itself"):
         run("b.arrow.gz")
 
 
@@ -170,7 +170,7 @@ def test_a_folder_that_is_not_whole_is_refused() -> None:
         with pytest.raises(DataError, match=r"state.json: not what save_to_disk of datasets writes"):
             run("a")
     Path("b").mkdir()
-    with pytest.raises(ConfigError, match=r"is a folder; accepted is .* a folder that save_to_disk of datasets wrote"):
+    with pytest.raises(ConfigError, match=r"is a folder; accepted: .* a folder that save_to_disk of datasets wrote"):
         run("b")
 
 

@@ -94,13 +94,13 @@ FILES = {
     "cut_off.jsonl.zst": "broken_archive",
     "damaged.jsonl.gz": "broken_archive",
     "empty.jsonl": "empty_file",
-    "git_lfs_pointer.jsonl": "git_lfs_pointer, .* fetch them with git lfs pull",
-    "header_latin_1.csv": "bad_csv, line 1 is no header row .* looks like Latin-1",
+    "git_lfs_pointer.jsonl": "git_lfs_pointer, .* download the data with git lfs pull",
+    "header_latin_1.csv": "bad_csv, line 1 is not a header row .* looks like Latin-1",
     "header_twice.csv": "duplicate_key, the header row has 'prompt' more than once",
     "html_page.csv": "html_page",
     "no_parquet.parquet": "bad_parquet",
     "not_packed.jsonl.gz": "not_packed",
-    "object.json": "not_an_array, .* nothing around it, .* format set to jsonl",
+    "object.json": "not_an_array, .* with nothing around it; .* format: jsonl",
     "open_string.json": "truncated, record 2, .* a quote is missing",
     "two_arrays.json": "bad_json, the array ends at byte 49, but more follows",
     "utf_16.jsonl": "utf_16",
@@ -150,7 +150,7 @@ def test_an_array_in_a_file_of_lines_is_said_to_need_another_format() -> None:
 
 @pytest.mark.parametrize("mark", [";", "\t", "|"])
 def test_a_table_of_other_separators_is_refused_as_a_whole(mark: str) -> None:
-    with pytest.raises(DataError, match=r"bad_csv, the header row is one column, .* accepted is CSV with commas"):
+    with pytest.raises(DataError, match=r"bad_csv, the header row is one column, .* accepted: CSV with commas"):
         read(f"instruction{mark}output\na{mark}b, c\n".encode(), "rows.csv")
 
 
@@ -160,7 +160,7 @@ def test_a_refused_separator_is_said_in_letters_with_the_command_that_converts_t
     monkeypatch.chdir(tmp_path)
     Path("täglich neu.csv").write_text('Fälle;Lösung\n"eins; zwei, ""drei""\nvier";ja\n', encoding="utf-8")
     source = Source(path="täglich neu.csv", columns={"instruction": "Fälle", "output": "Lösung"})
-    with pytest.raises(DataError, match="one column, 'Fälle;Lösung'; accepted is CSV with commas in UTF-8; to") as told:
+    with pytest.raises(DataError, match="one column, 'Fälle;Lösung'; accepted: CSV with commas in UTF-8; to") as told:
         ingest.fn(Data(sources=(source,)), source_files(Data(sources=(source,))))
     command = str(told.value).partition("to convert it: python ")[2].partition("; see ")[0]
     subprocess.run(f"{sys.executable} {command}", shell=True, check=True, timeout=60)

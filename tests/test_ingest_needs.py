@@ -44,9 +44,7 @@ def test_by_time_a_row_without_time_stops_with_its_place_and_how_to_name_the_fie
 
 
 def test_free_answers_are_no_labels_but_labels_are_however_they_are_written() -> None:
-    said = (
-        r"split.stratify=label: 40 rows have 9 different last answers, so these are no labels; accepted are at most 8"
-    )
+    said = r"split.stratify=label: 40 rows have 9 different last answers, so these are not labels; accepted: at most 8"
     with pytest.raises(DataError, match=said):
         read([record(number, f"answer {number % 9}") for number in range(40)], Split(stratify="label"))
     labels = [record(number, f"Answer  {number % 8}" if number % 3 else f"answer {number % 8}") for number in range(40)]

@@ -39,15 +39,15 @@ def found(*sources: Source | str) -> dict[str, str]:
         ("nowhere/a.jsonl", r"no such file: there is no folder .*nowhere$"),
         ("*.csv", r"no file matches in .*; there is notes.txt, train.jsonl$"),
         ("nowhere/*/a.jsonl", r"no file matches: there is no folder .*nowhere$"),
-        ("folder", r"is a folder; accepted is a file or a glob such as folder/\*.jsonl"),
+        ("folder", r"is a folder; accepted: a file or a glob such as folder/\*.jsonl"),
         (
             "notes.txt",
-            r"ends in '.txt'; accepted are .jsonl, .ndjson, .json, .csv, .parquet, .arrow, also with .gz or .zst",
+            r"ends in '.txt'; accepted: .jsonl, .ndjson, .json, .csv, .parquet, .arrow, also with .gz or .zst",
         ),
-        ("hub:name", r"path=hub:name: accepted is hub:org/name or hub:org/name/config:split"),
-        ("nosuch://a/b.jsonl", "the store does not give it .*Protocol not known: nosuch"),
+        ("hub:name", r"path=hub:name: accepted: hub:org/name or hub:org/name/config:split"),
+        ("nosuch://a/b.jsonl", "cannot be downloaded .*Protocol not known: nosuch"),
         ("memory://none.jsonl", "no such object$"),
-        ("https://127.0.0.1:9/a.jsonl", r"the store does not give it \(ClientConnectorError: Cannot connect to host"),
+        ("https://127.0.0.1:9/a.jsonl", r"cannot be downloaded \(ClientConnectorError: Cannot connect to host"),
         ("memory://none/*.jsonl", "no object"),
     ],
 )
@@ -65,13 +65,13 @@ def test_a_source_that_names_nothing_readable_is_a_config_error(path: str, messa
     [
         (
             {"columns": {"instructoin": "a"}},
-            r"sources\[0\].columns: instructoin is no field of ours; did you mean instr",
+            r"sources\[0\].columns: instructoin is not a known field; did you mean instr",
         ),
         (
             {"columns": {"frage": "prompt"}},
-            r"frage is no field of ours; did you mean \{prompt: frage\}\? accepted: compl",
+            r"frage is not a known field; did you mean \{prompt: frage\}\? accepted: compl",
         ),
-        ({"columns": {"question": "a"}}, "question is no field of ours; accepted: completion, conversations, group, "),
+        ({"columns": {"question": "a"}}, "question is not a known field; accepted: completion, conversations, group, "),
         ({"revision": "main"}, "revision=main: only a hub data set"),
     ],
 )
@@ -96,9 +96,9 @@ def test_sources_are_expanded_in_order_and_no_file_is_read_twice() -> None:
         Path(name).write_bytes(GOOD)
     Path("c.jsonl").mkdir()
     assert list(found("z.jsonl", "[ab].*")) == ["z.jsonl", "a.jsonl", "b.jsonl"]
-    with pytest.raises(ConfigError, match=r"z.jsonl is read by data.sources\[0\] already; name each file once"):
+    with pytest.raises(ConfigError, match=r"z.jsonl is already read by data.sources\[0\]; list each file once"):
         found("z.jsonl", "*.jsonl")
-    with pytest.raises(ConfigError, match=r"held_out\[0\].path=a.jsonl: a.jsonl is read by data.sources\[0\] already"):
+    with pytest.raises(ConfigError, match=r"held_out\[0\].path=a.jsonl: a.jsonl is already read by data.sources\[0\]"):
         source_files(Data(sources=(Source(path="a.jsonl"),), held_out=(Source(path="a.jsonl"),)))
 
 
@@ -124,7 +124,7 @@ def test_a_packed_file_is_read_as_the_plain_one(format: str, packing: str) -> No
 
 def test_parquet_in_an_archive_is_refused() -> None:
     Path("a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
-    with pytest.raises(DataError, match="Parquet packs its columns itself"):
+    with pytest.raises(DataError, match="Parquet compresses its columns itself"):
         found("a.parquet.gz")
 
 
@@ -224,7 +224,7 @@ def test_objects_in_s3_are_read_and_not_read_again_until_they_change(
         found("s3://bucket/none.jsonl")
     s3.clear_instance_cache()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    with pytest.raises(ConfigError, match=r"the store does not give it .*[Cc]redentials"):
+    with pytest.raises(ConfigError, match=r"cannot be downloaded .*[Cc]redentials"):
         found("s3://bucket/day=1/a.jsonl")
 
 
@@ -306,7 +306,11 @@ def test_a_hub_data_set_is_read_at_its_commit(hub_cache: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "revision", "message"),
     [
-        ("hub:org/other", None, r"path=hub:org/other: the hub does not give it \(offline: .* not in the cache\)"),
+        (
+            "hub:org/other",
+            None,
+            r"path=hub:org/other: cannot download it from the hub \(offline: .* not in the cache\)",
+        ),
         ("hub:org/my_data/small", None, "Available configs in the cache: .'default'."),
         ("hub:org/my_data", "main", f"offline, and the copy in the cache is {COMMIT}, not revision main"),
         ("hub:org/my_data:tset", None, "there is no split tset; accepted: train, test"),
@@ -321,7 +325,7 @@ def test_a_hub_data_set_that_is_not_there_is_one_clear_line(
 
 
 def test_a_hub_data_set_without_a_known_column_is_refused(hub_cache: Path) -> None:
-    with pytest.raises(DataError, match=r"hub:org/my_data: unknown_layout, no column is known of \['text', 'label', "):
+    with pytest.raises(DataError, match=r"hub:org/my_data: unknown_layout, no known column in \['text', 'label', "):
         run("hub:org/my_data")
 
 
@@ -334,7 +338,7 @@ def test_a_folder_is_never_read_for_a_hub_data_set_of_its_name(hub_cache: Path) 
 
 def test_what_identifies_a_hub_data_set_is_a_commit(hub_cache: Path) -> None:
     hub_cache.rename(hub_cache.with_name("local-copy"))
-    with pytest.raises(ConfigError, match="path=hub:org/my_data: local-copy is no commit of 40 hex digits"):
+    with pytest.raises(ConfigError, match="path=hub:org/my_data: local-copy is not a commit of 40 hex digits"):
         found("hub:org/my_data")
 
 
@@ -366,5 +370,5 @@ def test_a_run_with_a_hub_data_set_may_reach_the_hub_though_its_base_is_local(
 
 
 def test_a_hub_data_set_has_no_format() -> None:
-    with pytest.raises(ConfigError, match="a hub data set has no format of its own"):
+    with pytest.raises(ConfigError, match="a hub data set has no format setting"):
         found(Source(path="hub:org/my_data", format="jsonl"))

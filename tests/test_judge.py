@@ -139,9 +139,9 @@ def test_an_endpoint_that_is_busy_is_asked_again_and_what_it_said_is_kept(
     with pytest.raises(JudgeError, match=r"no answer after 5 attempts: 500 .*no") as error:
         ask()
     assert is_transient(error.value)
-    told = [said for said in caplog.messages if "the judge does not answer for now, and is asked again: " in said]
+    told = [said for said in caplog.messages if "the judge does not answer; retrying: " in said]
     # Several are asked at once, so the order is anyone's.
-    assert sorted(said.partition("again: ")[2].split()[0] for said in told) == ["429", "500", "503"]
+    assert sorted(said.partition("retrying: ")[2].split()[0] for said in told) == ["429", "500", "503"]
     before = len(endpoint.requests)
     endpoint.statuses = []
     assert ask().agreement["base"] == 1.0

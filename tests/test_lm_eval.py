@@ -153,9 +153,9 @@ def refused(section: LmEval) -> str:
 def test_what_cannot_be_done_is_said_before_anything_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused(settings(folder / "gone")).startswith(f"lm_eval.include_path={folder}/gone: no such folder")
     unknown = refused(settings(folder, "colors"))
-    assert unknown.startswith("lm_eval.tasks: there is no task colors; did you mean colours? accepted are")
+    assert unknown.startswith("lm_eval.tasks: there is no task colors; did you mean colours? accepted:")
     add_said(folder, higher=False)
-    assert "said has no metric that is better higher, only points; accepted" in refused(settings(folder, "said"))
+    assert "said has no metric where higher is better, only points; accepted" in refused(settings(folder, "said"))
     (folder / "colours.jsonl").unlink()
     assert "lm_eval.tasks=colours: cannot be loaded: FileNotFoundError: " in refused(settings(folder))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -168,13 +168,13 @@ def test_what_cannot_be_done_is_said_before_anything_runs(folder: Path, monkeypa
 @pytest.mark.parametrize("value", ["float('nan')", "7.0", "-1"])
 def test_a_score_that_is_no_share_is_refused(tiny_base: Base, folder: Path, value: str) -> None:
     add_said(folder, value=value)
-    with pytest.raises(ConfigError, match="said has no score from 0 to 1 a document, only points; accepted are"):
+    with pytest.raises(ConfigError, match="said has no score from 0 to 1 per document, only points; accepted:"):
         made(tiny_base, settings(folder, "said", limit=2))
 
 
 def test_a_task_whose_own_code_fails_is_said_in_one_line(tiny_base: Base, folder: Path) -> None:
     add_said(folder, value="doc['none']")
-    with pytest.raises(ConfigError, match=r"^lm_eval\.tasks=said: cannot be done: KeyError: 'none'$"):
+    with pytest.raises(ConfigError, match=r"^lm_eval\.tasks=said: failed: KeyError: 'none'$"):
         made(tiny_base, settings(folder, "said", limit=2))
 
 

@@ -256,8 +256,8 @@ def test_a_target_is_all_linear_modules_attention_or_names(tiny_base: Base, targ
     ("method", "message"),
     [
         ({"target": "q_proj, c_attn"}, "the base has no c_attn in its layers; it has down_proj, gate_proj"),
-        ({"layers": 3}, "method.layers=3: the base has 2 layers"),
-        ({"init": "pissa", "rank": 33}, "method.rank=33: init=pissa takes at most 32 of"),
+        ({"layers": 3}, "method.layers=3: the base has only 2 layers"),
+        ({"init": "pissa", "rank": 33}, "method.rank=33: method.init=pissa allows at most 32"),
         ({"init": "eva", "rank": 64}, "the training rows have fewer than the 1024 tokens"),
     ],
 )
@@ -282,8 +282,9 @@ def test_experts_that_do_not_learn_are_told_once(experts: Path, caplog: pytest.L
     methods.load_trainable(experts, Method(kind=kind), chosen(), picked)
     (told,) = [record.message for record in caplog.records if record.name == "tunewright"]
     # of each: gate and up, and down
-    assert f"{2 * 4 * 3 * 32 * 48:,} weights do not learn by method.kind={kind}" in told
-    assert ("stay unpacked" in told) == (kind == "qlora")
+    assert f"method.kind={kind} does not train" in told
+    assert f" its {2 * 4 * 3 * 32 * 48:,} expert weights" in told
+    assert ("or quantize" in told) == (kind == "qlora")
 
 
 def test_where_all_weights_learn_or_there_are_no_experts_nothing_is_told(
@@ -305,7 +306,7 @@ def test_where_there_is_a_gpu_an_adapter_begins_on_it(tiny_base: Base, monkeypat
 
 def test_directions_that_do_not_settle_are_given_up(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eva, "PATIENCE", 1)
-    with pytest.raises(ValueError, match="4 directions do not settle on the training rows in 1 batches"):
+    with pytest.raises(ValueError, match="4 directions did not converge in 1 batches of training rows"):
         load(tiny_base, ADAPTERS["eva"])
 
 

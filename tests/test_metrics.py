@@ -223,16 +223,16 @@ def test_a_schema_is_satisfied_or_not() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", " is no JSON: "),
-        ("[1]", " is no JSON Schema: no object"),
-        ('{"type": "objekt"}', r" is no JSON Schema: \$.type: 'objekt' is not valid"),
+        ("{", " is not JSON: "),
+        ("[1]", " is not a JSON Schema: not an object"),
+        ('{"type": "objekt"}', r" is not a JSON Schema: \$.type: 'objekt' is not valid"),
         ('{"properties": {"a": {"$ref": "https://example.com/a.json"}}}', " refers to https://example.com/a.json,"),
         ('{"$ref": "#/$defs/b", "$defs": {"a": {}}}', r" refers to /\$defs/b, which is not in the file"),
         ('{"items": {"$dynamicRef": "https://example.com/a.json"}}', " refers to https://example.com/a.json,"),
         ('{"allOf": [{"$ref": "file:///etc/passwd"}]}', " refers to file:///etc/passwd,"),
         ('{"$ref": "#/x/y", "x": {"y": {"$dynamicRef": "file:///etc/passwd"}}}', " refers to file:///etc/passwd,"),
-        ('{"pattern": "("}', r" is no JSON Schema: \$.pattern: '\(' is not a 'regex'"),
-        ('{"not":' * 5_000 + "{}" + "}" * 5_000, " is (no JSON|nested too deep)"),
+        ('{"pattern": "("}', r" is not a JSON Schema: \$.pattern: '\(' is not a 'regex'"),
+        ('{"not":' * 5_000 + "{}" + "}" * 5_000, " is (not JSON|nested too deep)"),
         ("\xff", " 'utf-8' codec can't decode"),
     ],
 )  # fmt: skip
@@ -247,7 +247,7 @@ def test_what_is_no_schema_is_said_with_its_file_and_nothing_is_fetched(tmp_path
 def test_a_schema_is_a_file_of_some_megabytes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for file in ("/dev/zero", str(tmp_path / "pipe")):
-        with pytest.raises(ConfigError, match=f"^evaluation.json_schema={file} is no regular file; accepted"):
+        with pytest.raises(ConfigError, match=f"^evaluation.json_schema={file} is not a regular file; accepted"):
             json_schema(file)
     with (tmp_path / "terabyte").open("wb") as opened:
         opened.truncate(2**40)
@@ -354,10 +354,12 @@ def test_named_metrics_are_taken_as_they_are_but_for_those_that_mean_nothing() -
     choice = metrics.choose(["bleu", "json_valid", "auto"], ["no JSON"] * 2 + ['{"a": 1}'])
     assert choice.names[0] == "bleu"
     assert choice.decides == "token_f1", "auto fits better than what happens to stand first"
-    assert choice.left_out == {"json_valid": "2 of 3 references are no JSON, such as 'no JSON'"}
+    assert choice.left_out == {"json_valid": "2 of 3 references are not JSON, such as 'no JSON'"}
     assert metrics.choose(["macro_f1", "bleu"], ["a"], ["a", "b"] * 9).decides == "bleu"
     assert metrics.choose(["auto"], ["{}"], OPEN, '{"required": ["a"]}').left_out["schema_valid"].startswith("1 of 1 ")
-    with pytest.raises(ConfigError, match=r"evaluation.metrics=accuracy means nothing: .* no closed set of labels"):
+    with pytest.raises(
+        ConfigError, match=r"evaluation.metrics=accuracy is not meaningful: .* not a closed set of labels"
+    ):
         metrics.choose(["accuracy"], ["a"])
 
 
@@ -444,12 +446,12 @@ def test_a_class_of_the_teams_scores_each_row_and_says_what_it_is(write: Any) ->
         ("no_team:Own", "", ": there is no module no_team; accepted: module:Class beside the deployment file"),
         ("team_a:Own", "1 / 0", " cannot be imported: ZeroDivisionError: division by zero"),
         ("team_b:Owm", HEAD, ": team_b has no Owm; did you mean team_b:Own? accepted: an evaluate.Metric whose"),
-        ("team_c:FEATURES", HEAD, " is no evaluate.Metric; accepted: an evaluate.Metric whose compute("),
+        ("team_c:FEATURES", HEAD, " is not an evaluate.Metric; accepted: an evaluate.Metric whose compute("),
         ("team_d:Own", HEAD, " does not score made-up texts: NotImplementedError:"),
-        ("team_e:Own", HEAD + "\n    def __init__(self):\n        pass\n", " cannot be made: TypeError: "),
-        ("team_f:Own", HEAD + computed('{"f": 0.5}'), " gives no rows, and the paired decision needs a score of each;"),
+        ("team_e:Own", HEAD + "\n    def __init__(self):\n        pass\n", " cannot be created: TypeError: "),
+        ("team_f:Own", HEAD + computed('{"f": 0.5}'), " gives no rows; the paired decision needs a score per row;"),
         ("team_g:Own", HEAD + computed('{"rows": [1.0]}'), " gives 1 rows for 4 answers; accepted: "),
-        ("team_h:Own", HEAD + computed('{"rows": ["a"] * 4}'), " gives rows that are no numbers; accepted: "),
+        ("team_h:Own", HEAD + computed('{"rows": ["a"] * 4}'), " gives rows that are not numbers; accepted: "),
         ("team_i:Own", HEAD + computed('{"rows": [float("nan")] * 4}'), " gives a row nan; accepted: finite numbers"),
         ("team_j:Own", HEAD + computed('{"rows": [1.0, 0, 7, 0]}'), " gives a row 7; accepted: finite numbers from 0"),
     ],

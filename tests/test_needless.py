@@ -50,7 +50,7 @@ def test_artifacts_of_the_newest_runs_of_each_pipeline_stay_and_what_was_used_to
     found = {each.name: each for each in in_home(2)}
     assert {*found} == {f"ingest/{folder.name}" for folder in (oldest, older)}
     assert all(each.size > 500 for each in found.values())
-    assert found[f"ingest/{older.name}"].why == "of no newer run, last used 8 days ago"
+    assert found[f"ingest/{older.name}"].why == "not used by newer runs, last used 8 days ago"
     assert [each.remove() for each in found.values()] == [True, True]
     assert [folder.exists() for folder in (oldest, older, old, today, other)] == [False, False, True, True, True]
     assert not list(in_home(2))
@@ -167,7 +167,7 @@ def test_clean_shows_and_removes_only_when_asked(eight: Make, home: Path) -> Non
     shown = CliRunner().invoke(app, few)
     assert "artifact: 1, " in shown.stdout
     assert "rejected version: 1, " in shown.stdout
-    assert "nothing was removed: tunewright clean --yes removes all of it" in shown.stdout
+    assert "nothing was removed. To remove it: tunewright clean --yes" in shown.stdout
     dry = json.loads(CliRunner().invoke(app, [*few, "--json"]).stdout)
     assert [each["kind"] for each in dry["found"]] == ["artifact", "rejected version"]
     assert dry["removed"] is None
@@ -177,4 +177,4 @@ def test_clean_shows_and_removes_only_when_asked(eight: Make, home: Path) -> Non
     done = json.loads(CliRunner().invoke(app, [*few, "--json", "--yes"]).stdout)
     assert done["removed"] == done["found"] == dry["found"]
     again = CliRunner().invoke(app, few)
-    assert again.stdout.strip() == f"nothing in {home} is needless"
+    assert again.stdout.strip() == f"nothing to remove in {home}"

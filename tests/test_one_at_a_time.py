@@ -44,7 +44,7 @@ def test_the_second_waits_and_says_for_whom(caplog: pytest.LogCaptureFixture) ->
         assert 0.5 < waited < 10
         assert process.wait(10) == 0
     first, last = caplog.messages
-    assert first.startswith("  waiting for the device (cpu): held by run brave-otter since 20")
+    assert first.startswith("  waiting for the device (cpu): in use by run brave-otter since 20")
     assert f"process {process.pid}" in first
     assert last == "  the device is free"
 

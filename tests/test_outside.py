@@ -37,7 +37,7 @@ def test_an_address_in_place_of_a_file_is_not_repeated_with_its_secret(url: str)
     for command in ("run", "plan", "data"):
         refused = CliRunner().invoke(app, [command, url, "--json"])
         assert refused.exit_code == 2
-        assert "a URL; accepted is a file on this machine" in refused.stderr
+        assert "a URL; accepted: a file on this machine" in refused.stderr
         assert "hunter2" not in refused.output
 
 

@@ -172,7 +172,8 @@ def test_all_sections_and_stages_are_taken() -> None:
         ),
         (
             {"checks": {"expectations": [{"name": "refusal"}, {"name": "emty_answer"}]}},
-            "<checks.expectations[1].name>: checks.expectations[1].name=emty_answer is no expectation; did you mean em",
+            "<checks.expectations[1].name>: checks.expectations[1].name=emty_answer is not an expectation; "
+            "did you mean em",
         ),
         (
             {"checks": {"expectations": [{"name": "language", "arguments": {"languages": ["EN"]}}]}},

@@ -58,7 +58,7 @@ def test_a_champion_is_looked_up_again_until_mlflow_answers(
     assert champion(serve(3, how), "of a candidate", tiny_base) is None
     said = [message for message in caplog.messages if "MLflow does not answer" in message]
     assert len(said) == 3
-    assert all("it is asked again in" in message for message in said)
+    assert all("; retrying in" in message for message in said)
 
 
 def test_one_that_stays_away_is_given_up_with_one_line(

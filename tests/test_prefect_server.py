@@ -140,13 +140,13 @@ def test_one_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
     }
     with (
         temporary_settings(updates, restore_defaults=(PREFECT_API_URL,)),
-        pytest.raises(TunewrightError, match=r"did not answer within 1 s: see what .*DATABASE_CONNECTION_URL can be"),
+        pytest.raises(TunewrightError, match=r"did not answer within 1 s: check what .*DATABASE_CONNECTION_URL can be"),
     ):
         prefect_server.ensure()
 
 
 def test_one_that_dies_while_a_run_goes_on_is_one_line() -> None:
-    said = rf"^Prefect's server \({DEAD}\) does not answer any more: .*refused; what the run has made is kept"
+    said = rf"^Prefect's server \({DEAD}\) no longer answers: .*refused; finished stages are kept"
     settings: dict[Any, Any] = {PREFECT_API_URL: DEAD, PREFECT_CLIENT_MAX_RETRIES: 0}
     with (
         temporary_settings(settings),

@@ -45,8 +45,8 @@ def test_what_was_chosen_is_said_with_its_reason_before_the_first_step(
     progress.update()
     assert [message.strip() for message in caplog.messages] == [
         "checkpoint-25 is skipped: optimizer.pt was altered",
-        "1,000 of 100,000 parameters learn (1.00%)",
-        "going on from step 20",
+        "1,000 of 100,000 parameters are trainable (1.00%)",
+        "resuming from step 20",
         "precision bfloat16: cpu has it",
         "packing on: shared",
     ]
@@ -85,7 +85,7 @@ def test_a_server_that_does_not_answer_is_said_once_and_training_goes_on(
         write(tmp_path, *lines)
         progress.update()
     said = [record.getMessage().strip() for record in caplog.records if record.levelno == logging.WARNING]
-    assert said[1:] == ["the Prefect UI cannot show the progress, training goes on: connection refused"]
+    assert said[1:] == ["the Prefect UI cannot show the progress; training continues: connection refused"]
     shown: list[float] = []
     monkeypatch.setattr(tasks.progress, "create_progress_artifact", lambda progress, **_: shown.append(progress))
     write(tmp_path, look(22), look(24), look(26), look(45))

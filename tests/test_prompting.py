@@ -172,7 +172,7 @@ def test_only_rows_in_which_a_user_is_answered_are_shots(make_splits: MakeSplits
     alone = [{"role": "assistant", "content": "Hello"}]
     twice = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
     assert len(pool(alone, twice, ("Where?", "Here.")).rows) == 1
-    with pytest.raises(ConfigError, match="none can be a shot; accepted is contenders="):
+    with pytest.raises(ConfigError, match="to use as an example; accepted: contenders="):
         asked(make_splits([twice], ROWS[:1], ROWS[1:2]))
 
 
@@ -218,7 +218,7 @@ def test_a_template_that_takes_no_shots_is_said(
     base = tiny_base.model_copy(update={"folder": tmp_path / "base", "digest": "once"})
     splits = make_splits(ROWS[:6], ROWS[6:8], ROWS[8:10])
     tokens = render.fn(splits=splits, base=base, model=Model(base="tiny"))
-    with pytest.raises(ConfigError, match=r"one question at a time.*accepted is contenders="):
+    with pytest.raises(ConfigError, match=r"one question at a time.*accepted: contenders="):
         prompt.fn(splits, tokens, base, ("few_shot",), 3, 16, WORDLLAMA, "")
 
 

@@ -255,7 +255,7 @@ def test_a_kept_candidate_is_a_version_without_the_alias(make: Make) -> None:
 
 def test_a_model_that_answers_otherwise_than_it_was_measured_never_gets_the_alias(make: Make, said: list[str]) -> None:
     make()
-    with pytest.raises(TunewrightError, match=r"not the model that was measured.*was answered 'no', and after"):
+    with pytest.raises(TunewrightError, match=r"not the model that was measured.*: measured 'no', reloaded "):
         make(digest="b", answers=[said[0], "no", said[2]], challenged="1")
     assert aliases() == {"champion": "1"}
     assert {run.info.status for run in runs()} == {"FINISHED", "FAILED"}

@@ -96,7 +96,7 @@ def test_a_version_that_waits_gets_the_alias_once_a_person_says_yes(make: Make) 
     assert happened() == [("approved", "1", "", "1")]
     assert headline(1).startswith("Promoted: better than the base by 0.82. Approved by ann on 20")
     assert told(1) == "promote; approved"
-    with pytest.raises(TunewrightError, match=r"version 1 of triage does not wait for a person: Promoted: better"):
+    with pytest.raises(TunewrightError, match=r"version 1 of triage does not wait for approval: Promoted: better"):
         release.decide(REGISTRY, "1", "approve", by="bob", why="again")
     now = as_now(REGISTRY, registered)
     assert (now.alias, now.holder, now.approval) == ("champion", "1", "approved")
@@ -110,7 +110,7 @@ def test_a_rejected_version_gets_no_alias_from_a_pipeline_again(make: Make, rehe
     assert told(1) == "promote; rejected"
     again = make(gate=Gate(approval=False, looks=21))
     assert (again.version, again.alias, again.approval) == ("1", "", "rejected")
-    assert again.stands.endswith(": rude. Its verdict was: Promoted: better than the base by 0.82.")
+    assert again.stands.endswith(": rude. Verdict: Promoted: better than the base by 0.82.")
     assert happened() == [("rejected", "1", "", "")]
     release.promote(REGISTRY, "1", by="bob", why="not so rude")
     assert aliases() == {"champion": "1"}
@@ -128,7 +128,7 @@ def test_a_later_candidate_supersedes_one_that_waits_and_says_so(make: Make) -> 
     assert as_now(REGISTRY, first).stands.startswith("Superseded by version 2 on 20")
     assert make(digest="c").superseded == ("2",)
     assert aliases() == {"champion": "3"}
-    with pytest.raises(TunewrightError, match="no version of triage waits for a person"):
+    with pytest.raises(TunewrightError, match="no version of triage waits for approval"):
         release.decide(REGISTRY, None, "approve", by="ann", why="good")
 
 
@@ -146,7 +146,7 @@ def test_a_version_that_was_not_compared_with_the_champion_is_not_approved(make:
     make(digest="b", decision="keep")
     make(digest="c", challenged="1", **ASKS)
     release.promote(REGISTRY, "2", by="ann", why="the first answers too slowly")
-    with pytest.raises(TunewrightError, match=r"version 3 .* was compared with version 1, and since then version 2"):
+    with pytest.raises(TunewrightError, match=r"version 3 .* was compared with version 1, but version 2 has"):
         release.decide(REGISTRY, None, "approve", by="ann", why="good")
     assert aliases() == {"champion": "2"}
 
@@ -198,7 +198,7 @@ def test_one_rollback_after_another_goes_further_back(make: Make, rehearsed: lis
     make(digest="c", challenged="2")
     release.rollback(REGISTRY, by="ann", why="complaints")
     assert aliases() == {"champion": "2"}
-    with pytest.raises(ConfigError, match=r'--to "3": accepted are versions that were champion before: 1; '):
+    with pytest.raises(ConfigError, match=r'--to "3": accepted: versions that were champion before: 1; '):
         release.rollback(REGISTRY, "3", by="ann", why="complaints")
     release.rollback(REGISTRY, by="ann", why="complaints")
     assert aliases() == {"champion": "1"}
@@ -226,7 +226,7 @@ def test_a_bad_first_version_is_withdrawn_and_no_pipeline_promotes_it_again(make
         release.rollback(REGISTRY, by="ann", why="complaints")
     make(digest="b")
     assert aliases() == {"champion": "2"}
-    said = "nothing to roll champion back to: version 2 carries it, version 1 was withdrawn, and no other version was"
+    said = "nothing to roll champion back to: version 2 has it, version 1 was withdrawn, and no other version was"
     with pytest.raises(TunewrightError, match=said):
         release.rollback(REGISTRY, by="ann", why="complaints")
     release.promote(REGISTRY, "1", by="bob", why="it was a quotation")
@@ -265,7 +265,7 @@ def test_a_version_that_was_rolled_back_or_deleted_is_nothing_to_roll_back_to(ma
     make(digest="d", challenged="3")
     with connected(REGISTRY) as client:
         client.delete_model_version("triage", "3")
-    with pytest.raises(TunewrightError, match=r"version 4 carries it, .*version 3 was deleted, and no"):
+    with pytest.raises(TunewrightError, match=r"version 4 has it, .*version 3 was deleted, and no"):
         release.rollback(REGISTRY, by="ann", why="complaints")
 
 
@@ -308,7 +308,7 @@ def test_the_alias_moves_to_no_version_that_answers_otherwise_than_it_was_measur
     assert happened()[-1][0] == "promoted"
     (file,) = (home / "mlartifacts").glob(f"{versions()[0].run_id}/artifacts/answers/rehearsal.json")
     file.unlink()
-    with pytest.raises(TunewrightError, match="run its pipeline again with --refresh register, which keeps it"):
+    with pytest.raises(TunewrightError, match="run its pipeline again with --refresh register, which stores them"):
         release.rollback(REGISTRY, by="ann", why="complaints")
 
 
@@ -336,7 +336,7 @@ def test_what_is_decided_at_the_command_line(make: Make, rehearsed: list[str]) -
     code, shown, said = tunewright("history", "triage")
     assert code == 0
     assert "version 1 of triage is @champion" in shown
-    assert "version 2 waits for a person since" in shown
+    assert "version 2 waits for approval since" in shown
     assert said["holder"] == "1"
     assert [waiting["version"] for waiting in said["waiting"]] == ["2"]
 
@@ -372,12 +372,12 @@ def test_a_history_without_a_move_says_so_in_a_line(make: Make) -> None:
     ("arguments", "code", "message"),
     [
         (("history", "triaje"), 2, '"triaje": no such model in sqlite:///.*; did you mean triage'),
-        (("promote", "triage", "9", "--reason", "x"), 2, 'version "9" of triage: not there; accepted: 1'),
+        (("promote", "triage", "9", "--reason", "x"), 2, 'version "9" of triage: no such version; accepted: 1'),
         (("promote", "triage", "1", "--reason", "x"), 1, "version 1 of triage is champion already"),
         (("promote", "triage", "1", "--reason", " "), 2, "--reason: missing; accepted: why"),
-        (("promote", "triage", "1", "--reason", "x" * 1001), 2, "--reason: of 1,001 characters"),
+        (("promote", "triage", "1", "--reason", "x" * 1001), 2, "--reason: has 1,001 characters"),
         (("approve", "triage", "--reason", "x", "--by", " "), 2, "--by: missing"),
-        (("approve", "triage", "--reason", "x"), 1, "no version of triage waits for a person"),
+        (("approve", "triage", "--reason", "x"), 1, "no version of triage waits for approval"),
         (("rollback", "triage", "--reason", "x"), 1, "triage has nothing to roll champion back to"),
         (("withdraw", "triage", "--reason", " "), 2, "--reason: missing; accepted: why"),
         (("withdraw", "triaje", "--reason", "x"), 2, '"triaje": no such model in sqlite:///.*; did you mean triage'),
@@ -464,7 +464,7 @@ def test_a_person_is_asked_in_prefect_and_no_process_waits(asked: Callable[[], F
     with get_client(sync_client=True) as client:
         description = client.read_flow_run_input(run.id, "suspended-1-description")
         schema = json.loads(client.read_flow_run_input(run.id, "suspended-1-schema"))
-    assert "May version 1 of triage become champion, which no version is?" in description
+    assert "Should version 1 of triage become champion (now: no version)?" in description
     assert "Promoted: better than the base by 0.82." in description
     assert "/artifacts/reports/verdict_page/report.html)" in description
     assert schema["properties"]["decision"]["enum"] == ["approve", "reject"]

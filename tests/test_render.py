@@ -217,7 +217,8 @@ def test_an_answer_that_begins_with_blanks_is_quarantined_with_the_true_reason(
     (refused,) = pq.read_table(tokens.path("quarantine.parquet")).to_pylist()
     assert (refused["line"], refused["reason"]) == (5, "joined_tokens")
     assert re.match(
-        r"message 2 begins with the blanks '\\n ', which the tokenizer joins with .*assistant\\n.* take them out",
+        r"message 2 begins with the blanks '\\n ', which the tokenizer joins with .*assistant\\n.* "
+        r"remove them from the answer",
         refused["detail"],
     )
     assert (tokens.num_train, tokens.num_quarantined) == (4, 1)
@@ -269,7 +270,7 @@ def test_a_template_that_trims_what_comes_last_is_refused(make_base: MakeBase, m
     )
     base = make_base(tiny_tokenizer(trimming))
     rendered(make_splits, base, ("one", "two"))
-    with pytest.raises(DataError, match=r"data.jsonl line 1: a server would ask for message 2 by another prompt"):
+    with pytest.raises(DataError, match=r"data.jsonl line 1: a server would prompt for message 2 with another prompt"):
         rendered(make_splits, base, ("one  ", "two"))
 
 
@@ -292,7 +293,7 @@ def test_a_prompt_whose_last_token_melts_into_the_answer_is_refused(
 def test_a_stop_token_that_is_no_number_is_one_line(make_base: MakeBase, eos: Any) -> None:
     base = make_base(tiny_tokenizer(CHATML))
     (base.weights / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
-    said = r"^model\.base=.*: generation_config\.json has eos_token_id=[^\n]*; accepted is the number of a token"
+    said = r"^model\.base=.*: generation_config\.json has eos_token_id=[^\n]*; accepted: the number of a token"
     with pytest.raises(ConfigError, match=said):
         Chat(load_tokenizer(base), base.weights)
 
@@ -506,7 +507,10 @@ def test_a_tokenizer_that_would_be_another_one_in_a_version_is_refused_before_tr
         (folder / "config.json").unlink()
 
     monkeypatch.setattr("tasks.models.copy_tokenizer", without_config)
-    said = r"tokenizer is a GemmaTokenizer, and away from its weights a TokenizersBackend, with other tokens for '"
+    said = (
+        r"tokenizer is a GemmaTokenizer, but a TokenizersBackend when loaded without the weights, "
+        r"with other tokens for '"
+    )
     with pytest.raises(ConfigError, match=said):
         rendered(make_splits, of_another_class(make_base), TWO_TURNS)
 

@@ -115,7 +115,7 @@ def test_with_gate_rotate_a_new_candidate_gets_other_rows_and_it_is_said(tmp_pat
     assert (drawn.seed, drawn.settings(rotating).split) == (1, Split(seed=1))
     assert drawn.said == (
         "gate.rotate: the test rows of split.seed=0 were used gate.looks=1 times or more, so split.seed=1 draws "
-        "others; do not compare with earlier scores"
+        "other test rows; do not compare with earlier scores"
     )
     for same in (draw(rotating, "a"), draw(asked(Gate(looks=1)), "new"), draw(asked(Gate(rotate=True)), "new")):
         assert (same.seed, same.said) == (0, "")
@@ -126,8 +126,12 @@ def test_with_gate_rotate_a_new_candidate_gets_other_rows_and_it_is_said(tmp_pat
 @pytest.mark.parametrize(
     ("sources", "split", "said"),
     [
-        ((Source(path="a.jsonl"), Source(path="gold.jsonl", side="test")), Split(), "gold.jsonl with side: test"),
-        ((Source(path="a.jsonl"),), Split(by="time"), "with split.by=time the newest rows test"),
+        (
+            (Source(path="a.jsonl"), Source(path="gold.jsonl", side="test")),
+            Split(),
+            "gold.jsonl in data.sources has side: test",
+        ),
+        ((Source(path="a.jsonl"),), Split(by="time"), "with split.by=time the newest rows are the test split"),
     ],
 )
 def test_where_no_other_test_rows_can_be_drawn_gate_rotate_is_refused(

@@ -262,11 +262,11 @@ def test_a_model_that_is_not_there_or_not_one_is_an_error_that_says_what_is_acce
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"wordllama is not installed: pip install 'tunewright\[semantic\]'"):
         model_identity(Dedupe(semantic=0.95))
-    with pytest.raises(ConfigError, match=r"org/model has no model\.safetensors and no tokenizer\.json; accepted are"):
+    with pytest.raises(ConfigError, match=r"org/model has no model\.safetensors and no tokenizer\.json; accepted:"):
         load_model("org/model")
     folder = Path(save_model(tmp_path / "broken"))
     save_file({"layers": np.zeros((2, 2), np.float32)}, folder / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"model\.safetensors has layers; accepted are"):
+    with pytest.raises(ConfigError, match=r"model\.safetensors has layers; accepted:"):
         load_model(str(folder))
     save_file({"embeddings": np.zeros((2, 2), np.float32)}, folder / "model.safetensors")
     with pytest.raises(ConfigError, match=rf"{len(WORDS) + 1} tokens, but vectors for 2"):

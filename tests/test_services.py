@@ -135,7 +135,7 @@ def test_a_service_that_is_killed_is_started_again_without_its_orphans(
         supervisor.look()
         assert supervisor.processes[name].pid != before
         assert not lives(orphan)
-        assert f"{name} ended with -9 and is started again; its runs are cut short" in caplog.text
+        assert f"{name} exited with code -9 and is restarted; its runs were interrupted" in caplog.text
         assert "answers again" in caplog.text
         assert marked == ([False] if name == "worker" else [])
 
@@ -157,7 +157,7 @@ def test_a_service_that_does_not_start_says_what_it_printed(tmp_path: Path, mark
     broken = "import sys; print('address in use'); sys.exit(3)"
     with (
         Supervisor([stand_in(tmp_path, "prefect", broken), stand_in(tmp_path, "worker")], mark) as supervisor,
-        pytest.raises(TunewrightError, match=r"prefect ended with 3 before it was ready; its log .*address in use"),
+        pytest.raises(TunewrightError, match=r"exited with code 3 before it was ready; last lines of .*address in use"),
     ):
         supervisor.begin(lambda service, seconds: None)
 
@@ -198,7 +198,7 @@ def test_a_taken_port_names_what_holds_it() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(
-            ConfigError, match=rf"--port {port}: held by .*\(process {os.getpid()}\); .*--port {port + 1}"
+            ConfigError, match=rf"--port {port}: in use by .*\(process {os.getpid()}\); .*--port {port + 1}"
         ):
             require_free(port, "--port")
     require_free(port, "--port")

@@ -225,7 +225,7 @@ def test_a_contract_of_a_stranger_is_one_line(tmp_path: Path, content: str) -> N
     (tmp_path / "contract.json").write_text(json.dumps(CONTRACT))
     assert read_contract(tmp_path / "contract.json") == CONTRACT
     (tmp_path / "contract.json").write_text(content)
-    with pytest.raises(ValueError, match=r"^contract\.json: accepted is a JSON object with chat_template, [^\n]*null$"):
+    with pytest.raises(ValueError, match=r"^contract\.json: accepted: a JSON object with chat_template, [^\n]*null$"):
         read_contract(tmp_path / "contract.json")
 
 

@@ -90,14 +90,14 @@ def test_flash_attention_packs_long_rows_that_share_nothing() -> None:
 @pytest.mark.parametrize(
     ("device", "settings", "words"),
     [
-        (CPU, {"attention": "flash_attention_2"}, "compute.attention=flash_attention_2 needs a GPU"),
-        (GPU, {"attention": "flash_attention_2", "precision": "float32"}, "computes in bfloat16"),
-        (CPU, {"liger": True}, "compute.liger=true cannot be: its kernels run on a GPU"),
+        (CPU, {"attention": "flash_attention_2"}, "compute.attention=flash_attention_2: needs a GPU"),
+        (GPU, {"attention": "flash_attention_2", "precision": "float32"}, "needs bfloat16, not"),
+        (CPU, {"liger": True}, "compute.liger=true: its kernels need a GPU"),
         (CPU, {"shared_prefix": True, "packing": False}, "compute.packing is false"),
         (CPU, {"shared_prefix": True, "attention": "eager"}, "compute.attention is eager"),
         (GPU, {"compile": True, "method": Method(kind="qlora")}, "quantized layers"),
-        (CPU, {"packing": True, "config": BloomConfig()}, "models of type bloom attend in a way of their own"),
-        (CPU, {"attention": "sdpa", "config": Gemma2Config()}, "models of type gemma2 have no such attention"),
+        (CPU, {"packing": True, "config": BloomConfig()}, "models of type bloom have their own attention"),
+        (CPU, {"attention": "sdpa", "config": Gemma2Config()}, "models of type gemma2 do not support it"),
         (CPU, {"config": T5Config()}, "model_type t5 is an encoder-decoder"),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_sliding_window_is_no_obstacle_until_a_row_is_longer() -> None:
 def test_attention_is_one_that_the_class_has() -> None:
     found = chosen(config=Gemma2Config())
     assert (found.layout, found.attention) == ("padded", "eager")
-    assert found.because["attention"] == "models of type gemma2 have no other that is exact"
+    assert found.because["attention"] == "models of type gemma2 have no other exact one"
     assert "NotImplementedError" in found.because["packing"]
 
 

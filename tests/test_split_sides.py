@@ -306,10 +306,9 @@ def test_a_test_split_whose_rows_are_gone_is_empty_by_the_history_which_is_said_
         split_rows([row for row in rows if row["row_id"] not in tested], earlier=first)
     assert re.match(
         rf"the test split is empty \(train \d+, validation \d+, test 0\): {80 - len(tested)} rows keep the split "
-        rf"that they had in the version before \(split.sticky=true\), whose {len(tested)} test rows are not among "
-        "the rows any more; put them back, give others in a source with side: test, or draw all splits anew in "
-        "a history of their own "
-        "with another split.seed or registry.name",
+        rf"that they had in the version before \(split.sticky=true\), whose {len(tested)} test rows are gone; "
+        "put them back, add others in a source with side: test, or draw all splits anew with another split.seed or "
+        "registry.name",
         str(error.value),
     )
     kept = [row for row in rows if row["row_id"] not in tested]
@@ -395,7 +394,7 @@ def test_sides_on_which_most_rows_cannot_stand_stop_the_run() -> None:
     rows = fixed_rows()
     regrouped = [row | {"side": None, "group": f"group {i % 5}"} for i, row in enumerate(rows)]
     with pytest.raises(
-        DataError, match=r"50 of 60 rows can stand on no side \(repeats_test_row 50\).*split.sticky=false"
+        DataError, match=r"50 of 60 rows fit in no split \(repeats_test_row 50\).*split.sticky=false"
     ) as stopped:
         split_rows(regrouped, earlier=split_rows(rows))
     (left,) = of_stage("split")

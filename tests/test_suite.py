@@ -76,12 +76,12 @@ def test_classes_of_the_teams_come_last_with_severity_warning_and_more_than_once
     [
         (
             {"name": "emty_answer"},
-            "checks.expectations[0].name=emty_answer is no expectation; did you mean empty_answer?",
+            "checks.expectations[0].name=emty_answer is not an expectation; did you mean empty_answer?",
         ),
-        ({"name": "zzz"}, "checks.expectations[0].name=zzz is no expectation; accepted: roles_out_of_order, "),
+        ({"name": "zzz"}, "checks.expectations[0].name=zzz is not an expectation; accepted: roles_out_of_order, "),
         (
             {"name": "length_out_of_bounds", "arguments": {"max_answer_char": 9}},
-            "checks.expectations[0].arguments.max_answer_char is no argument of length_out_of_bounds; "
+            "checks.expectations[0].arguments.max_answer_char is not an argument of length_out_of_bounds; "
             "did you mean max_answer_chars? accepted: max_prompt_chars, min_answer_chars, max_answer_chars",
         ),
         (
@@ -166,10 +166,11 @@ def test_a_built_in_is_changed_once() -> None:
             "=xml.sax is a module; accepted: module.Class, a class in it",
         ),  # not imported by its parent
         ({"name": f"{__name__}.ExpectTicketNumbers"}, f"; did you mean {OWN}? accepted: an expectation class in it"),
-        ({"name": f"{__name__}.NoExpectation"}, "is no expectation; accepted: a subclass of "),
+        ({"name": f"{__name__}.NoExpectation"}, "is not an expectation; accepted: a subclass of "),
         (
             {"name": OWN, "arguments": {"regx": "a"}},
-            ".arguments.regx is no argument of ExpectTicketNumber; did you mean regex? accepted: description, column, ",
+            ".arguments.regx is not an argument of ExpectTicketNumber; "
+            "did you mean regex? accepted: description, column, ",
         ),
         ({"name": OWN, "arguments": {"column": None}}, ".arguments.column=null: none is not an allowed value"),
         ({"name": tidy(), "arguments": {"max_value": "many"}}, '.arguments.max_value="many": value is not a valid '),

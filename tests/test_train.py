@@ -170,7 +170,7 @@ def test_asked_to_stop_it_saves_a_checkpoint_and_says_that_it_is_not_done(
 ) -> None:
     long = QUICK.model_copy(update={"max_steps": 400, "evaluate_every": 400})
     killer = kill_trainer_after(home, '"step": 3', signal.SIGTERM)
-    with pytest.raises(TrainerDied, match="asked to stop"):
+    with pytest.raises(TrainerDied, match="the trainer was stopped"):
         train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
     killer.join()
     (checkpoint,) = home.glob("work/train/*/checkpoints/checkpoint-*/manifest.json")
@@ -239,7 +239,7 @@ def test_ended_by_the_kernel_for_want_of_memory_is_out_of_memory_and_by_a_person
     monkeypatch.setattr(stage, "started", killed)
     monkeypatch.setattr(stage.machine, "oom_kills", lambda: next(counted))
     (tmp_path / "trainer.log").write_text(stage.ATTEMPT)
-    wanted = r"out of memory .*the kernel ended the trainer.*compute\.checkpointing=true" if kills else "SIGKILL"
+    wanted = r"out of memory .*the kernel killed the trainer.*compute\.checkpointing=true" if kills else "SIGKILL"
     with pytest.raises(TrainingError, match=wanted) as failed:
         stage.run_trainer(job, tmp_path)
     assert is_transient(failed.value) == (not kills)
@@ -295,7 +295,7 @@ def test_two_trainers_do_not_work_in_one_folder(process: Callable[..., int], tmp
 
     assert process(fit) == trainer.FINISHED
     assert codes == [trainer.FAILED]
-    assert "another trainer is at work in" in (tmp_path / "error.json").read_text()
+    assert "another trainer is running in" in (tmp_path / "error.json").read_text()
     assert process(lambda: trainer.FINISHED) == trainer.FINISHED
 
 
@@ -325,11 +325,11 @@ def test_settings_that_the_trainer_refuses_are_the_settings_fault(process: Calla
     from tasks import train as stage
 
     def fit() -> int:
-        raise ConfigError("compute.liger=true cannot be: why")
+        raise ConfigError("compute.liger=true: why")
 
     failure = stage._failure(process(fit), tmp_path)
     assert isinstance(failure, ConfigError)
-    assert str(failure) == "compute.liger=true cannot be: why"
+    assert str(failure) == "compute.liger=true: why"
 
 
 def test_a_seed_that_numpy_does_not_take_is_refused_with_what_it_takes() -> None:

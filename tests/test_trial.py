@@ -54,22 +54,23 @@ def tried(name: str, **arguments: Any) -> None:
         (
             f"{GX}.ExpectColumnValuesToNotBeNull",
             {"column": "promt"},
-            "arguments.column=promt is no column of the rows; did you mean prompt? accepted: prompt, answer, row_id, ",
+            "arguments.column=promt is not a column of the rows; did you mean prompt? "
+            "accepted: prompt, answer, row_id, ",
         ),
         (
             f"{GX}.ExpectCompoundColumnsToBeUnique",
             {"column_list": ["prompt_hash", "answer_hsh"]},
-            "arguments.column_list=answer_hsh is no column of the rows; did you mean answer_hash? accepted: ",
+            "arguments.column_list=answer_hsh is not a column of the rows; did you mean answer_hash? accepted: ",
         ),
         (
             f"{GX}.ExpectColumnValuesToNotBeNull",
             {"column": "messages"},
-            "arguments.column=messages is no column of the ",
+            "arguments.column=messages is not a column of the ",
         ),
         (
             f"{__name__}.ExpectShort",
             {},
-            f"name={__name__}.ExpectShort: column=answr is no column of the rows; did you mean answer? accepted: ",
+            f"name={__name__}.ExpectShort: column=answr is not a column of the rows; did you mean answer? accepted: ",
         ),
         (
             f"{GX}.ExpectColumnValuesToMatchRegex",

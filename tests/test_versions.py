@@ -142,9 +142,9 @@ def test_sides_that_a_trial_gives_the_newest_version_are_counted_and_said_and_ca
     _, trial = run("abcd", Split(threshold=0.8))
     when = f"{first.accepted[:10]} {first.accepted[11:16]}"
     assert caplog.messages == [
-        "version 2 of the data of triage was split anew: 2 of 4 rows are on another side than when it was accepted on "
-        f"{when} by run brave-fox; the next data follow the new sides, unless a run with the settings as they were "
-        "puts the old ones back"
+        "version 2 of the data of triage was split anew: 2 of 4 rows are in another split than when it was accepted on "
+        f"{when} by run brave-fox; later data keep the new splits, unless a run with the earlier settings "
+        "restores the old ones"
     ]
     replaced = Replaced(accepted=first.accepted, run="brave-fox", moved=2, known=4, splits=first.splits.digest)
     assert trial.replaced == (replaced,)
@@ -156,7 +156,7 @@ def test_sides_that_a_trial_gives_the_newest_version_are_counted_and_said_and_ca
 
     caplog.set_level(logging.INFO, "tunewright")
     again = run("abcd")[1]
-    back = f"version 2 of the data of triage has the sides back that it was first accepted with, on {when} by run brave"
+    back = f"version 2 of the data of triage has its first accepted splits again, on {when} by run brave"
     assert again.splits == first.splits
     assert caplog.messages[1].startswith(back)
     assert [(once.moved, again.is_back(at)) for at, once in enumerate(again.replaced)] == [(2, False), (2, True)]
@@ -174,8 +174,8 @@ def test_sides_that_stay_are_nothing_to_say_of_and_sides_that_are_gone_are(
     shutil.rmtree(folder_of("triage", other))
     _, last = run("cd", Split(threshold=0.8))
     assert [replaced.moved for replaced in last.replaced] == [0, None]
-    assert "the sides that it was accepted with on" in caplog.messages[-1]
-    assert "are gone, so how many rows are on another is not known" in caplog.messages[-1]
+    assert "the splits that were accepted on" in caplog.messages[-1]
+    assert "are gone, so the number of moved rows is unknown" in caplog.messages[-1]
 
 
 def test_sides_that_were_altered_are_as_gone_and_are_never_read(
@@ -197,7 +197,7 @@ def test_sides_that_were_altered_are_as_gone_and_are_never_read(
     monkeypatch.setattr(ds, "dataset", pytest.fail)
     _, other = run("cd", Split(threshold=0.7))
     assert [replaced.moved for replaced in other.replaced] == [None]
-    assert "are gone, so how many rows are on another is not known" in caplog.messages[-1]
+    assert "are gone, so the number of moved rows is unknown" in caplog.messages[-1]
     assert sides_of("id", "triage", [first]) == [{"version": 1, "side": None, "because": None}]
 
 
@@ -399,7 +399,7 @@ def sides() -> Path:
 def test_assignments_that_cannot_be_read_are_one_line(sides: Path, content: bytes) -> None:
     assert trained("tiny", "d") == {"r1"}
     sides.write_bytes(content)
-    with pytest.raises(ConfigError, match=rf"^{sides}: was altered and cannot be read \([^\n]*; put versions/ back"):
+    with pytest.raises(ConfigError, match=rf"^{sides}: was altered and cannot be read \([^\n]*; restore versions/"):
         trained("tiny", "d")
 
 

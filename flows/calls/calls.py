@@ -50,11 +50,11 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
     used: tuple[Stage, ...] = tuple(stage for stage in STAGES if not left_out.get(stage))
     if absent := [stage for stage in (until, *refresh) if stage not in used]:
         accepted = ", ".join(used)
-        raise ConfigError(f"{absent[0]} is a stage with {ONLY_WITH[absent[0]]} only; accepted are {accepted}")
+        raise ConfigError(f"{absent[0]} is a stage with {ONLY_WITH[absent[0]]} only; accepted: {accepted}")
     wanted = used[: used.index(until) + 1]
     if beyond := [stage for stage in refresh if stage not in wanted]:
         raise ConfigError(
-            f"refresh={beyond[0]}: it comes after until={until}, so it would not run; accepted are {', '.join(wanted)}"
+            f"refresh={beyond[0]}: it comes after until={until}, so it would not run; accepted: {', '.join(wanted)}"
         )
     return wanted
 

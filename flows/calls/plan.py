@@ -52,7 +52,7 @@ class Plan(Calls):
         waits = self._waits(found)
         because = list(self._because(task.name, found, earlier, waits, is_known=found.key in keys))
         if because and not waits and not found.is_being_made and (steps := newest_sealed(found.work / "checkpoints")):
-            because.append(f"it goes on from its checkpoint at step {steps:,}")
+            because.append(f"it resumes from its checkpoint at step {steps:,}")
         last = found.record or (earlier.record if earlier and _stands_for(earlier.record, inputs) else None)
         step = Step(
             stage=task.name,
@@ -85,7 +85,7 @@ class Plan(Calls):
         if waits:
             yield _first(sorted(waits, key=STAGES.index))
         if stage in self.refresh:
-            yield "asked for by refresh"
+            yield "requested by refresh"
         elif found.record:
             return
         elif found.is_being_made and not waits:
@@ -99,7 +99,7 @@ class Plan(Calls):
             yield from (cause for cause in new if not waits or cause not in self.said)
             self.said.update(new)
         elif not waits:
-            yield _missing(found) if is_known else "never run"
+            yield _missing(found) if is_known else "not run yet"
 
     def digest(self, record: Artifact) -> str:
         """The record's digest, or "" if it is of the last time."""
@@ -144,7 +144,7 @@ def _unmade(kind: type[A], stage: str, name: str) -> A:
 
 def _missing(found: Found[Any]) -> str:
     """Why there is no artifact with a key that a run asked for."""
-    return f"artifact {found.key} is gone" if found.was_made else "an earlier run never finished it"
+    return f"artifact {found.key} was deleted" if found.was_made else "an earlier run did not finish it"
 
 
 def _stands_for(record: Artifact, inputs: Mapping[str, Any]) -> bool:
@@ -153,6 +153,6 @@ def _stands_for(record: Artifact, inputs: Mapping[str, Any]) -> bool:
 
 
 def _first(stages: Sequence[str]) -> str:
-    """What has to run before: "ingest and check run first"."""
+    """The stages that run before, as a cause: "waits for ingest and check"."""
     *others, last = stages
-    return f"{', '.join(others)} and {last} run first" if others else f"{last} runs first"
+    return f"waits for {', '.join(others)} and {last}" if others else f"waits for {last}"

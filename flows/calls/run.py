@@ -79,7 +79,7 @@ class Run(Calls):
             except JudgeError as error:
                 if self.until == task.name:
                     raise
-                log.warning("%s; the verdict stands without it, and the next run asks again", error)
+                log.warning("%s; the verdict does not depend on it, and the next run tries again", error)
                 return None
 
         return run

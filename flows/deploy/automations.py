@@ -31,7 +31,7 @@ WATCH_ENDS = ("Changed", "Unsettled", "Unreadable", "Restarted")
 NOTIFIED = {  # of operation.notify_on: what stands in the automation's name
     "failure": "failures",
     "rejection": "rejections",
-    "approval": "approvals to give",
+    "approval": "pending approvals",
     "promotion": "promotions",
 }
 
@@ -67,7 +67,7 @@ def of_server() -> AutomationCore:
     ends = {*ENDS, *WATCH_ENDS, UNCHANGED, *VERDICTS.values(), *STANDS.values()}
     return AutomationCore(
         name=CRASHES,
-        description="A run that was killed cannot say so; without this it would be Running for ever",
+        description="A killed run cannot report its end; without this automation it would stay Running",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={"prefect.flow-run.heartbeat"},
@@ -82,7 +82,7 @@ def of_server() -> AutomationCore:
                 state=StateType.CRASHED,
                 name="Crashed",
                 force=False,
-                message="No heartbeat: its process was killed. It goes on from its last checkpoint when it runs again",
+                message="No heartbeat: its process was killed. It resumes from its last checkpoint when it runs again",
             )
         ],
         owner_resource=SERVER,
@@ -97,10 +97,10 @@ def of_deployment(target: Target, operation: Operation, blocks: Mapping[str, UUI
 def after_crash(operation: Operation) -> str:
     """What happens to a run that crashed; a run that failed finds its fault again, and nothing starts it."""
     if operation.watch is None:
-        return "Nothing starts it again but the schedule or a person; the next run goes on from its last checkpoint."
+        return "Only the schedule or a person starts it again; the next run resumes from its last checkpoint."
     return (
-        "The watch on its data starts it again at its next look, with the same settings, and it goes on from its last "
-        f"checkpoint; not after {RESTARTS + 1} crashes in a row, nor where a newer run has begun."
+        "The watcher restarts it at its next poll with the same settings, and it resumes from its last checkpoint; "
+        f"not after {RESTARTS + 1} crashes in a row, nor if a newer run has begun."
     )
 
 
@@ -144,8 +144,8 @@ def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -
         if told == "promotion" and target.approval:
             expect, related = {"prefect.flow-run.Approved"}, asking
         yield AutomationCore(
-            name=f"tunewright: {', '.join(operation.notify)} told of {NOTIFIED[told]} of {target.name}",
-            description="What operation.notify and notify_on of the deployment file ask for",
+            name=f"tunewright: {', '.join(operation.notify)} notified of {NOTIFIED[told]} of {target.name}",
+            description="Set by operation.notify and notify_on of the deployment file",
             trigger=EventTrigger(expect=expect, match=_labels(match), match_related=related),
             actions=[_message(target, blocks[block], told, operation) for block in operation.notify],
             owner_resource=target.owner,
@@ -156,10 +156,10 @@ def _message(target: Target, block: UUID, told: str, operation: Operation) -> Se
     """State and sentence of a run, of a crash what happens next, with the link to it; the server fills them in."""
     said, name = "{{ flow_run.state.message }}", "{{ flow_run.state.name }}"
     if told == "approval":
-        name = "a person has to decide"
+        name = "approval needed"
         said = (
-            f"A version of {target.model} is better and waits: Resume, in the menu at the top right of the run's page, "
-            f"has the question with the verdict, or tunewright release approve {target.model}"
+            f"A version of {target.model} is better and waits for approval: choose Resume in the menu at the top right "
+            f"of the run's page, or run tunewright release approve {target.model}"
         )
     if told == "failure":
         said += f"{{% if flow_run.state.type == 'CRASHED' %}}\n{after_crash(operation)}{{% endif %}}"

@@ -51,7 +51,7 @@ def require_due(schedules: Sequence[SCHEDULE_TYPES | None], places: Sequence[str
         except ValueError:  # of croniter, which Prefect has a copy of
             times = []
         if not times:
-            raise ConfigError(f"{place}: schedules: {in_words(schedule)}: there is no such time to come")
+            raise ConfigError(f"{place}: schedules: {in_words(schedule)}: no such time in the future")
 
 
 def _exact(interval: timedelta) -> str:

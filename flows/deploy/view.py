@@ -27,7 +27,7 @@ def show(console: Console, result: Result) -> None:
         removes = " && ".join(f"prefect deployment delete {shlex.quote(each)}" for each in all_of_it)
         console.print(
             Text(
-                f"{FLOW}/{name} starts in this folder too and is not in {_file(result)}; it stays as it is. With "
+                f"{FLOW}/{name} also starts in this folder but is not in {_file(result)}; it was not changed. With "
                 f"{addresses.for_prefect(PREFECT_API_URL.value())} set, this removes it: {removes}",
                 "yellow",
             ),
@@ -76,18 +76,18 @@ def _lines(deployed: Deployed) -> list[tuple[str, str]]:
     now, operation = deployed.now, deployed.pipeline.settings.operation
     lines = [("schedule", _due(each)) for each in now.schedules] or [("schedule", "none")]
     if now.schedules and deployed.pipeline.schedules is None:
-        lines.append(("", "that stands on the server and not in the file; schedules: [] in the file removes it"))
+        lines.append(("", "set on the server, not in the file; schedules: [] in the file removes it"))
     if now.paused:
         lines.append(("", "paused: no schedule and no trigger starts a run"))
     if operation.watch:
-        then = "a run starts" if operation.start_on == "changed" else "they are checked, and the rest runs on drift"
-        lines.append(("data", f"looked at every {operation.watch} s by watch/{now.name}; where they change, {then}"))
+        then = "a run starts" if operation.start_on == "changed" else "they are checked, and a full run starts on drift"
+        lines.append(("data", f"polled every {operation.watch} s by watch/{now.name}; when they change, {then}"))
     if operation.notify:
         told = ", ".join(NOTIFIED[each] for each in operation.notify_on)
-        lines.append(("told", f"{', '.join(operation.notify)} of {told}"))
+        lines.append(("notifies", f"{', '.join(operation.notify)} of {told}"))
     if deployed.pipeline.settings.gate.approval:
-        lines.append(("approval", f"a person is asked by approval/{deployed.pipeline.settings.registry.name}"))
-    lines += [("work pool", _pool(deployed)), ("at once", _limit(now)), ("link", deployed.link)]
+        lines.append(("approval", f"requested by approval/{deployed.pipeline.settings.registry.name}"))
+    lines += [("work pool", _pool(deployed)), ("limit", _limit(now)), ("link", deployed.link)]
     return lines
 
 
@@ -103,18 +103,18 @@ def _pool(deployed: Deployed) -> str:
     waiting = f"{count} worker{'s'[: count != 1]} waiting for runs"
     if not count:
         waiting = (
-            f"no worker waits for its runs: tunewright up --pool {pool} serves it, or "
+            f"no worker is running; start one: tunewright up --pool {pool}, or "
             f"{addresses.for_prefect(PREFECT_API_URL.value())} prefect worker start --pool {pool}"
         )
-    return f"{pool}{', made now' if deployed.is_pool_new else ''}; {waiting}"
+    return f"{pool}{', just created' if deployed.is_pool_new else ''}; {waiting}"
 
 
 def _limit(deployment: Any) -> str:
     limit, options = deployment.global_concurrency_limit, deployment.concurrency_options
     if limit is None:
-        return "any number of runs, which train one after the other on a device"
+        return "none; trainings on one device run one at a time"
     is_cancelled = options is not None and options.collision_strategy.value == "CANCEL_NEW"
-    return f"{limit.limit} run{'s'[: limit.limit != 1]}; others {'are cancelled' if is_cancelled else 'wait'}"
+    return f"{limit.limit} run{'s'[: limit.limit != 1]} at a time; others {'are cancelled' if is_cancelled else 'wait'}"
 
 
 def _file(result: Result) -> Path:

@@ -37,7 +37,7 @@ def keep(client: SyncPrefectClient, watched: DeploymentResponse, seconds: int | 
         watched.name,
         **asked,
         entrypoint="flows.watch.watch",
-        description=f"Looks at the files of {FLOW}/{watched.name} every {seconds} s",
+        description=f"Polls the files of {FLOW}/{watched.name} every {seconds} s",
         tags=["tunewright"],
         schedules=[DeploymentScheduleCreate(schedule=IntervalSchedule(interval=interval))],
         concurrency_limit=1,

@@ -146,9 +146,9 @@ def _text(path: Path) -> str:
     try:
         if not path.exists():
             is_url = re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.I)
-            raise ConfigError(f"{path}: {'a URL; accepted is a file on this machine' if is_url else 'no such file'}")
+            raise ConfigError(f"{path}: {'a URL; accepted: a file on this machine' if is_url else 'no such file'}")
         if not path.is_file():
-            raise ConfigError(f"{path}: not a file; accepted is a deployment file such as deployments/demo.yaml")
+            raise ConfigError(f"{path}: not a file; accepted: a deployment file such as deployments/demo.yaml")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:

@@ -42,12 +42,14 @@ def check(document: Document) -> None:
         raise ConfigError(f"{document.name}: not a mapping; a deployment file has deployments: with a list of them")
     if misplaced := [key for key in file if key in Parameters.model_fields]:
         place = document.place(misplaced[0])
-        raise ConfigError(f"{place}: {misplaced[0]}: stands too far out; it belongs under deployments, then parameters")
+        raise ConfigError(
+            f"{place}: {misplaced[0]}: is not indented enough; it belongs under deployments, then parameters"
+        )
     _known(document, "", file, FILE_KEYS)
     for at, deployment in mappings(document, "deployments", file.get("deployments")):
         if misplaced := [key for key in deployment if key in Parameters.model_fields]:
             place = document.place(f"{at}.{misplaced[0]}")
-            raise ConfigError(f"{place}: {misplaced[0]}: stands too far out; it belongs under parameters")
+            raise ConfigError(f"{place}: {misplaced[0]}: is not indented enough; it belongs under parameters")
         _known(document, at, deployment, DEPLOYMENT_KEYS)
         for name, accepted in (("work_pool", WORK_POOL_KEYS), ("concurrency_limit", CONCURRENCY_KEYS)):
             if isinstance(deployment.get(name), dict):

@@ -33,7 +33,7 @@ def show(console: Console, found: list[Finding]) -> None:
     for each in found:
         table.add_row(SIGNS[each.state], each.what, each.found)
         if each.mend:
-            table.add_row("", "", f"mend: {each.mend}")
+            table.add_row("", "", f"fix: {each.mend}")
     console.print(table, markup=False)
     failures, warnings = (sum(each.state == state for each in found) for state in ("failure", "warning"))
     console.print(f"\n{_counted(failures, 'failure')}, {_counted(warnings, 'warning')}")

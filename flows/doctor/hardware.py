@@ -20,7 +20,7 @@ def findings() -> Iterator[Finding]:
         yield Finding("warning", "memory", memory, f"the demo takes 4 GB; {ENOUGH_GB} GB and more are comfortable")
     elif free < total / 4:
         yield Finding(
-            "warning", "memory", memory, "end what else takes memory; tunewright plan says what training takes"
+            "warning", "memory", memory, "close other programs; tunewright plan estimates the memory of training"
         )
     else:
         yield Finding("ok", "memory", memory)
@@ -31,7 +31,7 @@ def findings() -> Iterator[Finding]:
 def _threads() -> Finding:
     """In how many threads training computes, and evaluation, which goes by what the environment says."""
     cores = machine.num_cores()
-    training = f"training computes in {_counted(cores)}"
+    training = f"training uses {_counted(cores)}"
     set_to = [(name, int(text)) for name in THREADS if (text := os.environ.get(name, "")).isdecimal() and int(text)]
     if set_to and (number := set_to[-1][1]) != cores:
         name = set_to[-1][0]
@@ -42,7 +42,7 @@ def _threads() -> Finding:
         return Finding(
             "warning", "threads", "OMP_WAIT_POLICY=ACTIVE", "unset OMP_WAIT_POLICY; spinning threads block others"
         )
-    return Finding("ok", "threads", f"{training}, one a core; compute.threads sets another number")
+    return Finding("ok", "threads", f"{training}, one per core; compute.threads changes this")
 
 
 def _counted(threads: int) -> str:
@@ -52,9 +52,9 @@ def _counted(threads: int) -> str:
 def _device() -> Finding:
     """The device at hand, as plan and training see it."""
     here = devices.machine()
-    kind = "bfloat16" if here.device.has_bfloat16 else "float32, since it is no faster in bfloat16"
+    kind = "bfloat16" if here.device.has_bfloat16 else "float32 (bfloat16 is not faster)"
     if here.device.kind == "cuda":
         return Finding("ok", "device", f"{here.device.name}, {here.free_bytes / GB:.1f} GB free, {kind}")
     if os.environ.get("CUDA_VISIBLE_DEVICES") is not None and machine.first_gpu() is None:
         return Finding("warning", "device", "no GPU: CUDA_VISIBLE_DEVICES hides all", "unset CUDA_VISIBLE_DEVICES")
-    return Finding("ok", "device", f"no GPU, the processors train, {kind}")
+    return Finding("ok", "device", f"no GPU, training on the CPU, {kind}")

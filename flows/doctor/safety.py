@@ -9,10 +9,10 @@ from tasks.config import NO_TELEMETRY
 
 ON = {"1", "true", "yes", "on"}
 UNSAFE = {
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "models that MLflow loads may run code of whoever wrote them",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "whoever reaches MLflow's server can start jobs on it",
-    "HF_HUB_TRUST_REMOTE_CODE": "a model of the hub may bring code that is run",
-    "TRUST_REMOTE_CODE": "a model may bring code that is run",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "models that MLflow loads may run their authors' code",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "anyone who can reach MLflow's server can start jobs on it",
+    "HF_HUB_TRUST_REMOTE_CODE": "a model from the hub may run its own code",
+    "TRUST_REMOTE_CODE": "a model may run its own code",
 }
 OPEN = ("0.0.0.0", "::")  # noqa: S104 what is looked for
 
@@ -22,7 +22,7 @@ def findings() -> Iterator[Finding]:
     loud = {name: os.environ[name] for name, quiet in NO_TELEMETRY.items() if os.environ[name] != quiet}
     if loud:
         shown = ", ".join(f"{name}={value}" for name, value in loud.items())
-        yield Finding("warning", "telemetry", f"the environment turns it on: {shown}", f"unset {' '.join(loud)}")
+        yield Finding("warning", "telemetry", f"turned on by the environment: {shown}", f"unset {' '.join(loud)}")
     else:
         yield Finding("ok", "telemetry", "off in Prefect, MLflow, Great Expectations, Hugging Face and Ray")
     unsafe = {name: why for name, why in UNSAFE.items() if os.environ.get(name, "").lower() in ON}
@@ -32,7 +32,7 @@ def findings() -> Iterator[Finding]:
         yield Finding(
             "warning",
             "safety",
-            "PREFECT_SERVER_API_HOST opens Prefect's server to the network, and nobody has to sign in",
+            "PREFECT_SERVER_API_HOST opens Prefect's server to the network without a password",
             "set PREFECT_SERVER_API_AUTH_STRING, or unset PREFECT_SERVER_API_HOST",
         )
         unsafe["PREFECT_SERVER_API_HOST"] = ""
@@ -40,7 +40,7 @@ def findings() -> Iterator[Finding]:
         yield Finding(
             "warning",
             "safety",
-            "the package kernels is installed: transformers fetches code with it",
+            "the package kernels is installed: transformers downloads code with it",
             "pip uninstall kernels",
         )
     elif not unsafe:

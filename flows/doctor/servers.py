@@ -13,7 +13,7 @@ from tasks import addresses
 from tasks.config import outside
 
 SECONDS = 5.0
-START = "start it, or unset what names it; tunewright up starts both servers"
+START = "start it, or unset the variable; tunewright up starts both servers"
 PORTS = {"Prefect": 4200, "MLflow": 5000}
 
 
@@ -30,13 +30,15 @@ def findings() -> Iterator[Finding]:
         yield _prefect(api, outside.without_credentials(api), PREFECT_API_AUTH_STRING.value())
     else:
         yield Finding(
-            "ok", "Prefect", "no server: each run starts one for itself, which takes 10 s; tunewright up starts one"
+            "ok",
+            "Prefect",
+            "no server: each run starts a temporary one, which takes 10 s; tunewright up starts one that stays",
         )
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         yield Finding(
             "warning",
             "MLflow",
-            f"MLFLOW_TRACKING_URI={outside.without_credentials(uri)} is not read; runs go to the home's database",
+            f"MLFLOW_TRACKING_URI={outside.without_credentials(uri)} is ignored; runs go to the home's database",
             "set registry.tracking_uri in the deployment file",
         )
     for name, port in PORTS.items():
@@ -44,8 +46,8 @@ def findings() -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 f"port {port}",
-                f"held by {who}",
-                f"tunewright up takes another one for {name} by its options",
+                f"in use by {who}",
+                f"choose another port for {name} with the options of tunewright up",
             )
 
 
@@ -58,7 +60,7 @@ def _prefect(api: str, shown: str, password: str | None) -> Finding:
         code = error.response.status_code
         if code == httpx.codes.UNAUTHORIZED:
             mend = "set PREFECT_API_AUTH_STRING to what the server has as PREFECT_SERVER_API_AUTH_STRING"
-            return Finding("failure", "Prefect", f"{shown} asks for a password, and has another one", mend)
+            return Finding("failure", "Prefect", f"{shown} refuses the password", mend)
         return Finding("failure", "Prefect", f"{shown} answers with {code}", START)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         return Finding("failure", "Prefect", f"{shown} does not answer: {error}", START)

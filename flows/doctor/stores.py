@@ -58,8 +58,8 @@ def _place(home: Path) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "home",
-            f"{home} can be opened by other users of this machine (its mode ends with {others:02o}): rows, answers, "
-            "models and the password of tunewright up lie in it",
+            f"other users of this machine can open {home} (its mode ends with {others:02o}), which holds rows, "
+            "answers, models and the password of tunewright up",
             f"chmod 700 {shlex.quote(str(home))}",
         )
     else:
@@ -70,13 +70,17 @@ def _database(name: str, file: Path) -> Finding:
     """Whether sqlite finds it whole, and MLflow made its own to the end."""
     if said := databases.fault(file):
         return Finding(
-            "failure", name, f"{file}: {said}", f"move {file} away, or put a copy of it back; runs make a new one"
+            "failure",
+            name,
+            f"{file}: {said}",
+            f"restore {file} from a backup, or move it away: the next run creates a new one",
         )
     if file == config.mlflow_database() and not databases.is_finished(file):
         return Finding(
             "warning",
             name,
-            f"{file} was never finished, since MLflow was ended while it made it; it holds no experiment and no model",
-            "nothing: the next run makes a new one, and keeps this file beside it",
+            f"{file} is incomplete, since MLflow was interrupted while creating it; it has no experiments "
+            "and no models",
+            "nothing to do: the next run creates a new one and keeps this file beside it",
         )
     return Finding("ok", name, f"{file}, {file.stat().st_size / 1e6:.1f} MB")

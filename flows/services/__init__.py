@@ -43,13 +43,13 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
         with interrupts.raised(by=(signal.SIGINT, signal.SIGTERM)):  # also where a shell has them ignored
             _serve(console, port, mlflow_port, pool)
     except KeyboardInterrupt:
-        console.print("all ended; runs that were cut short go on from their last checkpoint when they run again")
+        console.print("all stopped; interrupted runs resume from their last checkpoint when they run again")
 
 
 def _serve(console: Console, port: int, mlflow_port: int, pool: str) -> None:
     """Starts the services and looks after them for ever; whatever ends that ends them."""
     if port == mlflow_port:
-        raise ConfigError(f"--port {port} and --mlflow-port {mlflow_port} are the same; accepted are two ports")
+        raise ConfigError(f"--port {port} and --mlflow-port {mlflow_port} are the same; accepted: two ports")
     found = Addresses(
         pid=os.getpid(),
         prefect=f"http://{LOOPBACK}:{port}",
@@ -61,12 +61,12 @@ def _serve(console: Console, port: int, mlflow_port: int, pool: str) -> None:
     print_log(console, logging.INFO)
     with addresses.held() as file:
         if orphaned():  # what an `up` left that was killed; its sentinel is ending it
-            console.print("waiting for what an earlier one left to end", markup=False)
+            console.print("waiting for processes of an earlier tunewright up to end", markup=False)
             wait_for_orphans()
         require_free(port, "--port")
         require_free(mlflow_port, "--mlflow-port")
         addresses.keep_password(_password_of_environment())
-        console.print(f"tunewright up, in {config.home()}: Ctrl-C ends it", markup=False)
+        console.print(f"tunewright up, in {config.home()}: Ctrl-C stops it", markup=False)
         relocate(VIEW_TAG)
 
         database.make()
@@ -74,7 +74,7 @@ def _serve(console: Console, port: int, mlflow_port: int, pool: str) -> None:
         def ready(service: Service, seconds: float) -> None:
             console.print(f"  {service.name:<10}{service.shows:<32}ready after {seconds:.0f} s", markup=False)
             if service.name == "prefect" and (cut := cut_short(found)):
-                console.print(f"    cut short, since they were killed while they ran: {', '.join(cut)}", markup=False)
+                console.print(f"    marked as crashed, since they were killed: {', '.join(cut)}", markup=False)
 
         mark = f"{os.getpid()}-{time.time_ns()}"
         with Supervisor(services(found), mark, lambda: cut_short(found)) as supervisor:
@@ -119,13 +119,13 @@ def show_next(console: Console, up: Addresses) -> None:
     """
     if console.is_terminal:
         password = quote(addresses.password(), safe="")
-        console.print("These links log a browser in, to Prefect's pages once and to MLflow's until it is closed:\n")
+        console.print("Open these links to log in (Prefect: once; MLflow: until the browser is closed):\n")
         console.print(f"    {up.prefect}{LOGIN}#{password}", markup=False, soft_wrap=True)
         console.print(f"    {up.mlflow.replace('://', f'://tunewright:{password}@')}\n", markup=False, soft_wrap=True)
     else:
-        said = "Their pages ask for the password in"
-        console.print(f"{said} {addresses.password_file()}, MLflow's with any user name.\n", markup=False)
+        said = "Both web pages ask for the password in"
+        console.print(f"{said} {addresses.password_file()}; MLflow's accepts any user name.\n", markup=False)
     console.print("What to do next, in another terminal:\n")
     console.print(f"    tunewright deploy {DEMO if DEMO.exists() else 'FILE.yaml'}", markup=False)
-    console.print("\nFor commands of Prefect's own:\n")
+    console.print("\nTo use Prefect's own commands:\n")
     console.print(f"    export {addresses.for_prefect(up.api)}", markup=False, soft_wrap=True)

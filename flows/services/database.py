@@ -32,7 +32,9 @@ def make() -> None:
     )
     if made.returncode:
         said = made.stdout.strip().splitlines()[-1:]
-        raise TunewrightError(*said or [f"{config.mlflow_database()}: its making ended with {made.returncode}"])
+        raise TunewrightError(
+            *said or [f"{config.mlflow_database()}: creating it failed with exit code {made.returncode}"]
+        )
 
 
 def ensure() -> None:

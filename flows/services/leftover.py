@@ -7,7 +7,7 @@ machine is about to start, so none of them lives.
 from flows.services.service import client
 from tasks.addresses import Addresses
 
-CRASHED = "tunewright was killed while it ran; it goes on from there when it runs again"
+CRASHED = "tunewright was killed during this run; it resumes when it runs again"
 CANCELLED = "tunewright was killed before it could cancel it"
 
 

@@ -15,11 +15,11 @@ def require_free(port: int, option: str) -> None:
     try:
         who = holder(port)
     except PermissionError:
-        raise ConfigError(
-            f"{option} {port}: needs a user with more rights; accepted is a free port from 1024"
-        ) from None
+        raise ConfigError(f"{option} {port}: needs a user with more rights; accepted: a free port from 1024") from None
     if who:
-        raise ConfigError(f"{option} {port}: held by {who}; end it, or take another one, such as {option} {port + 1}")
+        raise ConfigError(
+            f"{option} {port}: in use by {who}; stop that process, or choose another port, such as {option} {port + 1}"
+        )
 
 
 def holder(port: int) -> str:

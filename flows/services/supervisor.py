@@ -78,13 +78,13 @@ class Supervisor:
         now = time.monotonic()
         self.died[service.name] = [at for at in self.died[service.name] if at > now - RESTARTS_WITHIN] + [now]
         if len(self.died[service.name]) > RESTARTS:
-            raise TunewrightError(f"{service.name} ended {RESTARTS + 1} times in five minutes; {_said(service.name)}")
+            raise TunewrightError(f"{service.name} exited {RESTARTS + 1} times in five minutes; {_said(service.name)}")
         cut = (
-            "; its runs are cut short, and go on when they run again"
+            "; its runs were interrupted, and resume when they run again"
             if alive(self.mark, [service.name], has=RUN)
             else ""
         )
-        log.warning("%s ended with %d and is started again%s", service.name, code, cut)
+        log.warning("%s exited with code %d and is restarted%s", service.name, code, cut)
         end(self.mark, [service.name], GRACE_SECONDS)
         if service is self.services[-1]:
             self.cut_short()
@@ -97,7 +97,9 @@ class Supervisor:
         while not service.is_ready():
             code = self.processes[service.name].poll()
             if code is not None:
-                raise TunewrightError(f"{service.name} ended with {code} before it was ready; {_said(service.name)}")
+                raise TunewrightError(
+                    f"{service.name} exited with code {code} before it was ready; {_said(service.name)}"
+                )
             if time.monotonic() > until:
                 raise TunewrightError(f"{service.name} did not answer in {READY_SECONDS:.0f} s; {_said(service.name)}")
             time.sleep(LOOK_SECONDS)
@@ -120,4 +122,4 @@ def _said(name: str) -> str:
     """The last lines of a service's log, and where the others are."""
     file: Path = log_file(name)
     lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"its log {file} ends with: {' | '.join(lines[-SHOWN_LINES:])}"
+    return f"last lines of {file}: {' | '.join(lines[-SHOWN_LINES:])}"

@@ -128,7 +128,7 @@ def _refused(fields: Mapping[str, Any]) -> str:
     from transformers import CONFIG_MAPPING, AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    accepted = "accepted are text models that transformers loads with AutoModelForCausalLM, such as llama or qwen3"
+    accepted = "accepted: text models that transformers loads with AutoModelForCausalLM, such as llama or qwen3"
     kind = fields.get("model_type")
     if not isinstance(kind, str) or not kind:
         return f"its config.json has no model_type that is a name; {accepted}"
@@ -141,7 +141,7 @@ def _refused(fields: Mapping[str, Any]) -> str:
     if any(name in fields for name in OTHER_MEDIA):
         return f"model_type {kind} reads more than text; {accepted}, or its text part saved as a model of its own"
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return f"model_type {kind} is no causal language model; {accepted}"
+        return f"model_type {kind} is not a causal language model; {accepted}"
     if found := absurd(fields):
         return f"its config.json has {found}"
     try:

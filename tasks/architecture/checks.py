@@ -47,13 +47,13 @@ def checked(fields: dict[str, Any]) -> Architecture:
         attention = "sdpa" if _supports(model, "sdpa") else "eager"
         expected, unreached = _plainest(model), _unreached(model)
         if _sees_ahead(model):
-            return Architecture(refused=f"model_type {kind} lets a token see those behind it")
+            return Architecture(refused=f"model_type {kind} lets a token attend to later tokens")
         if wrong := _difference(_in_one_batch(model, lambda rows: padded(rows, 0)), expected):
-            raise ValueError(f"padded rows are not computed alike: {wrong}")
+            raise ValueError(f"padding changes the result: {wrong}")
         try:
             pads_left = _pads_left(model)
         except Exception as error:  # what a class raises whose generate does not work is anything
-            return Architecture(refused=f"model_type {kind} does not answer by generate ({one_line(error)})")
+            return Architecture(refused=f"model_type {kind} cannot generate ({one_line(error)})")
         found = Architecture(
             attention=attention,
             packing=_fault(model, expected, lambda rows: packed(rows, share=False)),
@@ -64,7 +64,7 @@ def checked(fields: dict[str, Any]) -> Architecture:
         )
         if not all(map(torch.equal, model.parameters(), stored)):
             return Architecture(
-                refused=f"model_type {kind} changes its weights when it answers, so what is saved is another model"
+                refused=f"model_type {kind} changes its weights during generation, so another model would be saved"
             )
         return found
 
@@ -159,12 +159,12 @@ def _in_one_batch(model: Any, lay: Callable[[list[Row]], Batch]) -> Computed:
 def _fault(model: Any, expected: Computed, lay: Callable[[list[Row]], Batch]) -> str:
     """Why rows may not lie so under our attention; empty if they may."""
     if not _supports(model, ATTENTION):
-        return f"models of type {model.config.model_type} attend in a way of their own"
+        return f"models of type {model.config.model_type} have their own attention"
     try:
         return _difference(_in_one_batch(model, lay), expected)
     except Exception as error:  # what a class raises for arguments that it does not know is anything
         said = one_line(error)[:80]
-        return f"models of type {model.config.model_type} do not compute so ({said})"
+        return f"models of type {model.config.model_type} fail this way ({said})"
 
 
 def _unreached(model: Any) -> tuple[str, ...]:
@@ -187,7 +187,7 @@ def _difference(found: Computed, expected: Computed) -> str:
     gradient = (found.gradient - expected.gradient).norm().item() / (expected.gradient.norm().item() or 1.0)
     if loss <= LOSS and gradient <= GRADIENT:
         return ""
-    return f"a tiny model of its kind has other gradients so, by {max(gradient, loss):.2%} of their size"
+    return f"a tiny model of this type gets other gradients this way, by {max(gradient, loss):.2%} of their size"
 
 
 def _sees_ahead(model: Any) -> bool:

@@ -47,7 +47,7 @@ def absurd(fields: Mapping[str, Any]) -> str:
         least, most = int(is_main), MOST_HIDDEN_LAYERS if is_layers else LARGEST
         is_wrong = not least <= value <= most if _is_int(value) else is_main and value is not None
         if is_size and is_wrong:
-            return f"{name}={value!r:.80}; accepted is a whole number from {least} to {most:,}"
+            return f"{name}={value!r:.80}; accepted: a whole number from {least} to {most:,}"
     return ""
 
 

@@ -38,7 +38,7 @@ def attention(
     that are capped (`softcap`) or share their sum with a sink (`s_aux`).
     """
     if softcap is not None or s_aux is not None:
-        raise NotImplementedError("capped scores and attention sinks are not computed here")
+        raise NotImplementedError("logit soft-capping and attention sinks are not supported")
     longest, total = groups[0]["visible"].shape
     lengths = [total - longest, *(len(group["token_rows"]) for group in groups)]
     options: dict[str, Any] = {

@@ -64,13 +64,13 @@ def measured(base: Base, tokens: Tokens | None, case: Case) -> Rate | None:
         file = _file(base, other)
         found = run or (_rate(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None)
         if found:
-            return found if tried is case.method else found._replace(source=f"{found.source} of {tried.kind}")
+            return found if tried is case.method else found._replace(source=f"{found.source} with {tried.kind}")
     return None
 
 
 def _rate(kept: dict[str, Any]) -> Rate:
     speed = kept["flops_per_second"]
-    return Rate(speed, speed, f"a calibration here of {kept['steps']} steps on {kept['made']}")
+    return Rate(speed, speed, f"a calibration of {kept['steps']} steps on this machine on {kept['made']}")
 
 
 def _way(training: Training, compute: Compute) -> list[Any]:
@@ -153,7 +153,7 @@ def _why(folder: Path) -> str:
     if error.exists():
         said = json.loads(error.read_text(encoding="utf-8"))
         return f"{said['type']}: {said['message']}"
-    return f"no step was done in {MOST_SECONDS:.0f} s; a smaller training.batch takes less"
+    return f"no training step finished in {MOST_SECONDS:.0f} s; try a smaller training.batch"
 
 
 def _rate_of_runs(base: Base, tokens: Tokens, case: Case) -> Rate | None:
@@ -177,13 +177,13 @@ def _rate_of_runs(base: Base, tokens: Tokens, case: Case) -> Rate | None:
         rows = statistics.median(line["rows_per_second"] for line in steps)
         ran = replace(case, method=_section(Method, read), training=training, compute=compute)
         speed = rows * ran.flops_a_row
-        return Rate(speed, speed, f"an earlier run of {len(steps) + 1} steps here{_of_stage(made)}")
+        return Rate(speed, speed, f"an earlier run of {len(steps) + 1} steps on this machine{_of_stage(made)}")
     return None
 
 
 def _of_stage(made: dict[str, Any]) -> str:
     """How long all of the train stage took, by its manifest."""
-    return f", whose train stage took {duration(made['seconds'])} in all" if "seconds" in made else ""
+    return f" (train stage: {duration(made['seconds'])})" if "seconds" in made else ""
 
 
 def _made(file: Path) -> float:

@@ -80,23 +80,23 @@ def estimate(case: Case, rate: Rate | None = None) -> Estimate:
 def _notes(case: Case, peak: int, evaluation: int) -> Iterator[str]:
     shape, method, machine = case.ground.shape, case.method, case.machine
     if shape.num_expert and method.kind != "full":
-        packed = ", nor are they packed" if method.kind == "qlora" else ""
+        quantized = " or quantize" if method.kind == "qlora" else ""
         yield (
-            f"the base is a mixture of experts: their {shape.num_expert:,} weights do not learn by "
-            f"{method.kind}{packed}; the linear modules beside them do"
+            f"the base is a mixture of experts: {method.kind} does not train{quantized} its {shape.num_expert:,} "
+            "expert weights, only the other linear modules"
         )
     every, steps = case.training.evaluate_every, case.training.max_steps
     if every and steps and every > steps:
         yield (
             f"training.evaluate_every={every} is more than training.max_steps={steps}: the validation rows are "
-            "evaluated once, at the end, so nothing can stop early"
+            "evaluated once, at the end, without early stopping"
         )
     if evaluation > peak:
         precision = "bfloat16" if machine.device.kind == "cuda" else "float32"
-        free = "" if evaluation <= machine.free_bytes else f", and {machine.free_bytes / 1e9:.1f} GB are free"
+        free = "" if evaluation <= machine.free_bytes else f"; {machine.free_bytes / 1e9:.1f} GB are free"
         yield (
-            f"evaluation and serving load the whole base in {precision}, which takes more than training does: at least "
-            f"{evaluation / 1e9:.1f} GB{free}"
+            f"evaluation and serving load the whole base in {precision}, which takes more memory than training: at "
+            f"least {evaluation / 1e9:.1f} GB{free}"
         )
 
 
@@ -143,8 +143,8 @@ def shortage(would: Estimate, others: Sequence[str]) -> str:
     if would.fits:
         return ""
     verdict = "will not fit" if would.peak > would.free else "may not fit"
-    need = f"training {verdict}: about {would.peak / 1e9:.1f} GB at its peak, and {would.free / 1e9:.1f} GB are free"
-    return f"{need}; what would fit: {', or '.join(others)}" if others else f"{need}; no setting known here would fit"
+    need = f"training {verdict}: about {would.peak / 1e9:.1f} GB at peak, {would.free / 1e9:.1f} GB free"
+    return f"{need}; settings that fit: {', or '.join(others)}" if others else f"{need}; no known settings fit"
 
 
 def before_training(

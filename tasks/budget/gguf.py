@@ -45,27 +45,27 @@ def read_header(file: str) -> tuple[dict[str, Any], Tensors]:
     """
     with Path(file).open("rb") as opened:
         if opened.read(4) != b"GGUF":
-            raise ValueError("does not begin as a GGUF file does")
+            raise ValueError("does not begin with the magic bytes of a GGUF file")
         try:
             _, num_tensors, num_settings = struct.unpack("<IQQ", opened.read(20))
             settings = {_text(opened): _value(opened, _number(opened, "I")) for _ in range(num_settings)}
             tensors = [_tensor(opened) for _ in range(num_tensors)]
         except struct.error as error:
-            raise ValueError("ends before all that it announces") from error
+            raise ValueError("is cut off") from error
     return _config(settings, tensors), tensors
 
 
 def _config(settings: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
     kind = settings.get("general.architecture")
     if not isinstance(kind, str):
-        raise ValueError(f"has general.architecture={kind}, which is no name")
+        raise ValueError(f"has general.architecture={kind}, which is not a name")
     config: dict[str, Any] = {"model_type": kind}
     for theirs, ours in SETTINGS.items():
         value = settings.get(f"{kind}.{theirs}")
         if value is None:
             continue
         if not isinstance(value, int) or not 0 < value <= LARGEST:
-            raise ValueError(f"has {kind}.{theirs}={value!r:.80}, which is no whole number from 1 to {LARGEST:,}")
+            raise ValueError(f"has {kind}.{theirs}={value!r:.80}, which is not a whole number from 1 to {LARGEST:,}")
         config[ours] = value
     embedding = dict(tensors).get("embed_tokens.weight")
     return {"vocab_size": embedding[0]} | config if embedding else config
@@ -87,7 +87,7 @@ def _value(file: BinaryIO, kind: int) -> Any:
     if kind in SCALARS:
         return _number(file, SCALARS[kind])
     if kind != ARRAY:
-        raise ValueError(f"has a setting of kind {kind}; accepted are 0 to 12")
+        raise ValueError(f"has a setting of type {kind}; accepted: 0 to 12")
     inner, length = _number(file, "I"), _number(file, "Q")
     if inner in SCALARS:
         file.seek(_whole(file, length * struct.calcsize(SCALARS[inner])), 1)
@@ -108,5 +108,5 @@ def _text(file: BinaryIO) -> str:
 def _whole(file: BinaryIO, length: int) -> int:
     """The length in bytes, where the file has so many left. Raises ValueError where it has not."""
     if length > os.fstat(file.fileno()).st_size - file.tell():
-        raise ValueError(f"announces {length:,} bytes, more than the file has left")
+        raise ValueError(f"declares {length:,} bytes, more than the file has left")
     return length

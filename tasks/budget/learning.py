@@ -46,7 +46,7 @@ def _adapted(shape: Shape, method: Method) -> list[Matrix]:
     """The modules that get an adapter: those of tasks/methods/modules.py, by their names in the files."""
     num_layers = shape.num_layers
     if method.layers and method.layers > num_layers:
-        raise ConfigError(f"method.layers={method.layers}: the base has {num_layers} layers")
+        raise ConfigError(f"method.layers={method.layers}: the base has only {num_layers} layers")
     first = num_layers - (method.layers or num_layers)
     names: Sequence[str] = [name.strip().rpartition(".")[2] for name in method.target.split(",")]
     there = {matrix.name for matrix in shape.matrices} - without_adapter(shape.kind)

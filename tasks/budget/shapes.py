@@ -153,7 +153,7 @@ def shape_of_gguf(file: Path) -> Shape:
     try:
         config, tensors = bounded.call(gguf.read_header, str(file))
     except bounded.Unreadable as error:
-        raise NoShape(f"{file}: its header {error}; accepted is a whole GGUF file") from error
+        raise NoShape(f"{file}: its header {error}; accepted: a whole GGUF file") from error
     return _shape(config, tensors, str(file))
 
 
@@ -225,12 +225,12 @@ def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]
             num_others += _product(shape)
     if matrices and max(matrix.layer for matrix in matrices) >= len(matrices):
         raise NoShape(
-            f"{where} has tensors of layer {max(matrices).layer}, and {len(matrices)} matrices of layers in all"
+            f"{where} has tensors of layer {max(matrices).layer}, but only {len(matrices)} matrices in its layers"
         )
     if not matrices:
         raise NoShape(f"{where} has no layers of linear modules")
     if missing := [name for name in NEEDED if not config.get(name)]:
-        raise NoShape(f"{where} names no {missing[0]} in its config, as the kinds of models known here do")
+        raise NoShape(f"{where} has no {missing[0]} in its config, which the estimate needs")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     return Shape(
         kind=config.get("model_type", ""),

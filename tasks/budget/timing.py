@@ -64,6 +64,6 @@ def rate_of(teraflops: float) -> Rate | None:
     return Rate(
         low * teraflops * 1e12,
         high * teraflops * 1e12,
-        f"an estimate, {low:.0%} to {high:.0%} of the card's peak of {teraflops:g} TFLOP/s",
+        f"an estimated {low:.0%} to {high:.0%} of the card's peak of {teraflops:g} TFLOP/s",
         LAUNCHING,
     )

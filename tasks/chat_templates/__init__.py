@@ -42,7 +42,7 @@ def text(template: str | None) -> str:
             why = "there is no such file"
     except (OSError, UnicodeDecodeError, RuntimeError) as error:  # the last of a ~user who is not here
         why = str(error)
-    raise ConfigError(f"model.chat_template={template}: {why}; accepted are {', '.join(names())}, or a Jinja file")
+    raise ConfigError(f"model.chat_template={template}: {why}; accepted: {', '.join(names())}, or a Jinja file")
 
 
 def stop_and_needs(template: str) -> tuple[str, list[str]]:

@@ -85,7 +85,7 @@ def make_home() -> None:
             try_lock(probe)
     except OSError as error:
         accepted = "a folder on a local disk" if error.errno == errno.ENOLCK else "a folder to write to"
-        raise ConfigError(f"TUNEWRIGHT_HOME={home()}: {error.strerror}; accepted is {accepted}") from error
+        raise ConfigError(f"TUNEWRIGHT_HOME={home()}: {error.strerror}; accepted: {accepted}") from error
 
 
 def quiet_libraries() -> None:

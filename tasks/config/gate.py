@@ -112,7 +112,7 @@ class Gate(Section):
     @classmethod
     def _is_a_share(cls, margin: float | str | None) -> float | str | None:
         if isinstance(margin, float) and not 0 < margin <= 1:
-            raise ValueError(f"{margin} is no share; accepted: auto, or above 0 up to 1")
+            raise ValueError(f"{margin} is not a share; accepted: auto, or above 0 up to 1")
         return margin
 
     @model_validator(mode="after")

@@ -46,7 +46,9 @@ class Operation(Section):
     def _names_blocks(cls, notify: tuple[str, ...]) -> tuple[str, ...]:
         for each in notify:
             if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", each):
-                raise ValueError(f"{each[:60]!a} is no Prefect block; accepted: type/name, such as slack-webhook/ops")
+                raise ValueError(
+                    f"{each[:60]!a} is not a Prefect block; accepted: type/name, such as slack-webhook/ops"
+                )
         return notify
 
     @model_validator(mode="after")

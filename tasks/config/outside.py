@@ -89,11 +89,11 @@ def check_address(setting: str, url: str) -> None:
     try:
         host = (urlsplit(url).hostname or "").rstrip(".")
     except ValueError as error:
-        raise ConfigError(f"{setting}={without_secrets(url)}: is no URL ({error})") from error
+        raise ConfigError(f"{setting}={without_secrets(url)}: is not a URL ({error})") from error
     if host in METADATA or any(_is_metadata(address) for address in _addresses(host)):
         raise ConfigError(
             f"{setting}={without_secrets(url)}: is the address of a metadata service or link-local, which answers with "
-            "credentials of this machine; accepted is any other"
+            "credentials of this machine; accepted: any other"
         )
 
 

@@ -61,5 +61,5 @@ def forgetting(folder: Path, contender: Contender) -> General:
     chat = Chat(load_tokenizer(contender.base), contender.base.weights)
     made = keep(folder, contender.name, [*done(model, chat), *read(model, chat)])
     if not math.isfinite(made.scores["general_loss"]):
-        raise TunewrightError(f"{contender.name}: its loss on general texts is not finite, so its weights are broken")
+        raise TunewrightError(f"{contender.name}: its loss on general texts is NaN or infinite: its weights are broken")
     return made

@@ -31,7 +31,7 @@ def attention(
     NotImplementedError for scores that are capped (`softcap`) or share their sum with a sink (`s_aux`).
     """
     if softcap is not None or s_aux is not None:
-        raise NotImplementedError("capped scores and attention sinks are not computed here")
+        raise NotImplementedError("logit soft-capping and attention sinks are not supported")
     prefix = shared[module.layer_idx] if shared else ()
     query = query * (scaling or query.shape[-1] ** -0.5)
     seen = key.shape[2] + sum(keys.shape[1] for keys in prefix[:1])

@@ -59,7 +59,7 @@ class Greedy:
                 if self.batch == 1:
                     raise
                 self.batch //= 2
-                log.warning("out of memory: going on with %d rows at once instead of %d", self.batch, asked)
+                log.warning("out of memory: retrying with %d rows at a time instead of %d", self.batch, asked)
 
     def _answer(self, rows: Sequence[Answer], *, generate: bool) -> None:
         longest = max(len(row.prompt) + max(len(row.reference), self.max_new_tokens) for row in rows)

@@ -74,8 +74,8 @@ def stop_early(data: Data, num_bytes: int, tally: Tally) -> None:
     num_refused = tally.reasons.total()
     if num_refused >= MANY and num_refused > data.max_refused_share * (tally.num_read + num_bytes):
         raise DataError(
-            f"{num_refused} of the first {tally.num_read} records refused, so that data.max_refused_share="
-            f"{data.max_refused_share} cannot be kept, whatever follows: {reasons(tally)}",
+            f"{num_refused} of the first {tally.num_read} records refused, already over "
+            f"data.max_refused_share={data.max_refused_share} of all: {reasons(tally)}",
             see=("quarantine.parquet",),
         )
 
@@ -132,7 +132,9 @@ def stop_on_empty_side(files: Sequence[SourceFile], tallies: dict[str, Tally]) -
                 if tally.num_read
                 else "no record"
             )
-            raise DataError(f"{paths}: no row is left of the given {side} side; {why}", see=("quarantine.parquet",))
+            raise DataError(
+                f"{paths}: no row is left in the user-provided {side} set; {why}", see=("quarantine.parquet",)
+            )
 
 
 def reasons(tally: Tally) -> str:

@@ -88,8 +88,8 @@ def _begin(path: str, stream: BufferedReader) -> int:
         byte += 1
     if first != b"[":
         raise DataError(
-            f"{path}: not_an_array, it does not begin with '['; accepted is an array of records, nothing around it, "
-            "or, with format set to jsonl, one object a line"
+            f"{path}: not_an_array, it does not begin with '['; accepted: an array of records with nothing around "
+            "it; or, with format: jsonl, one object per line"
         )
     return byte + 1
 
@@ -98,5 +98,5 @@ def _ends(path: str, stream: BufferedReader, after: bytes, byte: int) -> None:
     """Raises DataError where more than white space follows the array."""
     while after:
         if after.strip():
-            raise DataError(f"{path}: bad_json, the array ends at byte {byte}, but more follows; accepted is one array")
+            raise DataError(f"{path}: bad_json, the array ends at byte {byte}, but more follows; accepted: one array")
         after = stream.read(BLOCK)

@@ -37,7 +37,7 @@ def batches(path: str, columns: frozenset[str] | None) -> Iterator[pa.RecordBatc
             with pa.ipc.open_stream(pa.PythonFile(file, "r")) as reader:
                 names = reader.schema.names
                 if len(set(names)) != len(names):
-                    raise DataError(f"{path}: duplicate_key, a column name stands there twice")
+                    raise DataError(f"{path}: duplicate_key, a column name appears twice")
                 known = known_columns(path, names, columns)
                 labels = _labels(reader.schema)
                 for batch in reader:

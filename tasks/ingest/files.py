@@ -80,8 +80,8 @@ def source_files(data: Data, identify: Identify = identify) -> tuple[SourceFile,
                 place = file.path if is_remote(file.path) else str(Path(file.path).resolve())
                 if place in found:
                     raise ConfigError(
-                        f"{setting}.path={source.path}: {file.path} is read by {found[place].setting} already; "
-                        "name each file once"
+                        f"{setting}.path={source.path}: {file.path} is already read by {found[place].setting}; "
+                        "list each file once"
                     )
                 found[place] = file
     return tuple(found.values())
@@ -124,19 +124,19 @@ def _fits(source: RecordFiles, setting: str, held_out: bool) -> None:
             meant = did_you_mean(ours, MAPPABLE)
             if theirs in MAPPABLE:  # the wrong way round
                 meant = f"did you mean {{{theirs}: {ours}}}? {meant}"
-            raise ConfigError(f"{setting}.columns: {ours} is no field of ours; {meant}")
+            raise ConfigError(f"{setting}.columns: {ours} is not a known field; {meant}")
     if source.revision and not hub.is_hub(source.path):
         raise ConfigError(f"{setting}.revision={source.revision}: only a hub data set (hub:org/name) has revisions")
     saved = is_saved(Path(source.path).expanduser())
     if saved and source.format not in ("auto", "arrow"):
-        raise ConfigError(f"{setting}.format={source.format}: what datasets saved is read as arrow; leave it out")
+        raise ConfigError(f"{setting}.format={source.format}: a saved datasets folder is read as arrow; leave it out")
     if source.split and not saved:
         meant = "; write hub:org/name:split" if hub.is_hub(source.path) else ""
         raise ConfigError(
             f"{setting}.split={source.split}: only a folder that save_to_disk of datasets wrote has splits{meant}"
         )
     if held_out and (side := _side(source)):
-        raise ConfigError(f"{setting}.side={side}: a held-out file is on no side of the split; leave it out")
+        raise ConfigError(f"{setting}.side={side}: a held-out file is in no split; leave it out")
 
 
 def _files(source: RecordFiles, setting: str, held_out: bool, identify: Identify) -> Iterator[SourceFile]:
@@ -146,9 +146,7 @@ def _files(source: RecordFiles, setting: str, held_out: bool, identify: Identify
     how |= {"setting": setting, "held_out": held_out, "glob": _pattern(source.path)}
     if hub.is_hub(source.path):
         if source.format != "auto":
-            raise ConfigError(
-                f"{setting}.format={source.format}: a hub data set has no format of its own; leave it out"
-            )
+            raise ConfigError(f"{setting}.format={source.format}: a hub data set has no format setting; leave it out")
         commit = hub.commit(source.path, source.revision, where)
         yield SourceFile(path=source.path, digest=commit, format="hub", **how)
         return
@@ -159,7 +157,9 @@ def _files(source: RecordFiles, setting: str, held_out: bool, identify: Identify
         with stores.explained(where) if remote else _readable(where):
             packing, digest = identify(path)
         if packing and resolved in ("parquet", "arrow"):
-            raise DataError(f"{path}: unknown_archive, {resolved.title()} packs its columns itself: unpack the file")
+            raise DataError(
+                f"{path}: unknown_archive, {resolved.title()} compresses its columns itself: decompress the file"
+            )
         yield SourceFile(path=path, digest=digest, format=resolved, packing=packing, **how)
 
 
@@ -173,7 +173,7 @@ def _readable(where: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{where}: cannot be read ({error.strerror}); accepted is a readable file") from error
+        raise ConfigError(f"{where}: cannot be read ({error.strerror}); accepted: a readable file") from error
 
 
 def _format(path: str, source: RecordFiles, formats: dict[str, FileFormat], where: str) -> FileFormat:
@@ -184,7 +184,7 @@ def _format(path: str, source: RecordFiles, formats: dict[str, FileFormat], wher
     if suffix.lower() not in formats:
         accepted = ", ".join(formats)
         raise ConfigError(
-            f"{where}: {path} ends in {suffix!r}; accepted are {accepted}, also with .gz or .zst, or set format"
+            f"{where}: {path} ends in {suffix!r}; accepted: {accepted}, also with .gz or .zst, or set format"
         )
     return formats[suffix.lower()]
 
@@ -198,7 +198,7 @@ def _local(source: RecordFiles, setting: str, where: str) -> list[str]:
         return [str(path)]
     if path.is_dir():
         raise ConfigError(
-            f"{where}: is a folder; accepted is a file or a glob such as {path / '*.jsonl'}, or a folder that "
+            f"{where}: is a folder; accepted: a file or a glob such as {path / '*.jsonl'}, or a folder that "
             "save_to_disk of datasets wrote"
         )
     if not glob.has_magic(source.path):

@@ -73,7 +73,7 @@ def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dic
                     text, asked, answered = said.columns()
                     if not text.strip():
                         there = f"; it has {', '.join(list(value)[:12])}" if isinstance(value, dict) else ""
-                        raise DataError(f"{file.path} line {line}: no_text, a held-out record that says nothing{there}")
+                        raise DataError(f"{file.path} line {line}: no_text, a held-out record without text{there}")
                     tally.num_rows += 1
                     tally.layouts.update([said.layout] if said.layout else [])
                     table.add((file.path, line, text, asked, answered), len(raw))

@@ -33,7 +33,7 @@ def commit(path: str, revision: str | None, setting: str) -> str:
     if type(builder).__module__ == "datasets.packaged_modules.cache.cache":
         _is_wanted(builder.hash, revision, setting)
     if not COMMIT.fullmatch(builder.hash or ""):
-        raise ConfigError(f"{setting}: {builder.hash} is no commit of 40 hex digits, so it does not say what is read")
+        raise ConfigError(f"{setting}: {builder.hash} is not a commit of 40 hex digits")
     return builder.hash
 
 
@@ -48,7 +48,7 @@ def batches(path: str, commit: str, columns: frozenset[str] | None) -> Iterator[
     name, config, split = _parts(path, path)
     builder = _builder(name, config, commit, path)
     if builder.hash != commit:
-        raise ConfigError(f"{path}: the hub does not give commit {commit} any more, and the cache has {builder.hash}")
+        raise ConfigError(f"{path}: the hub no longer has commit {commit}, and the cache has {builder.hash}")
     builder.download_and_prepare()
     splits: Any = builder.info.splits or {}
     if split not in splits:
@@ -63,7 +63,7 @@ def batches(path: str, commit: str, columns: frozenset[str] | None) -> Iterator[
 def _parts(path: str, setting: str) -> tuple[str, str | None, str]:
     form = FORM.fullmatch(path)
     if not form:
-        raise ConfigError(f"{setting}: accepted is hub:org/name or hub:org/name/config:split")
+        raise ConfigError(f"{setting}: accepted: hub:org/name or hub:org/name/config:split")
     return form["name"], form["config"], form["split"] or "train"
 
 
@@ -80,7 +80,7 @@ def _builder(name: str, config: str | None, revision: str | None, setting: str) 
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = " ".join(str(error).split())
         offline = " (offline: HF_HUB_OFFLINE is set, and it is not in the cache)" if _offline() else ""
-        raise ConfigError(f"{setting}: the hub does not give it{offline}: {reason}") from error
+        raise ConfigError(f"{setting}: cannot download it from the hub{offline}: {reason}") from error
     return builder
 
 

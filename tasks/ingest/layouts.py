@@ -38,7 +38,7 @@ def known_columns(path: str, there: Sequence[str], columns: frozenset[str] | Non
     known = [name for name in there if columns is None or name in columns]
     if not known:
         accepted = ", ".join(sorted(columns or ()))
-        raise DataError(f"{path}: unknown_layout, no column is known of {there[:8]}; accepted are {accepted}")
+        raise DataError(f"{path}: unknown_layout, no known column in {there[:8]}; accepted: {accepted}")
     return known
 
 
@@ -60,7 +60,7 @@ def layout_of(record: Record) -> Layout:
             return layout
     known = "; ".join(" and ".join(fields) for fields in REQUIRED.values())
     found = ", ".join(map(quoted, list(record)[:8])) or "no field"
-    raise Refused("unknown_layout", f"it has {found}; accepted are {known}; columns of the source can map them")
+    raise Refused("unknown_layout", f"it has {found}; accepted: {known}; columns of the source can map them")
 
 
 def refuse_another(record: Record, layout: Layout, messages: list[Message]) -> None:
@@ -70,9 +70,7 @@ def refuse_another(record: Record, layout: Layout, messages: list[Message]) -> N
             continue
         if to_messages(record, other) != messages:
             both = " and ".join((*REQUIRED[layout], *fields))
-            raise Refused(
-                "two_layouts", f"it has {both}, which say different things; data.sources[].layout says which counts"
-            )
+            raise Refused("two_layouts", f"it has {both}, which conflict; data.sources[].layout chooses one")
 
 
 def to_messages(record: Record, layout: Layout) -> list[Message]:
@@ -132,7 +130,7 @@ def _turns(record: Record, field: str, role_field: str, content_field: str, role
             _loses_nothing(turn, where)
         role = _text(turn, role_field, where)
         if role not in roles:
-            raise Refused("unknown_role", f"{where}{role_field} is {quoted(role)}; accepted are {', '.join(roles)}")
+            raise Refused("unknown_role", f"{where}{role_field} is {quoted(role)}; accepted: {', '.join(roles)}")
         messages.append({"role": roles[role], "content": _content(turn, content_field, where)})
     return messages
 
@@ -157,7 +155,7 @@ def _content(turn: Record, field: str, where: str) -> str:
         if not isinstance(part, dict):
             raise Refused("wrong_type", f"{at} is {kind(part)}, not an object")
         if part.get("type") != "text":
-            raise Refused("unsupported_field", f"{at} is of type {quoted(part.get('type'))}; accepted is text")
+            raise Refused("unsupported_field", f"{at} is of type {quoted(part.get('type'))}; accepted: text")
         texts.append(_text(part, "text", f"{at}."))
     return "".join(texts)
 

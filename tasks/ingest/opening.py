@@ -24,9 +24,12 @@ BINARY = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")  # Parquet, Arrow's files and
 
 HTML = ("html_page", "an HTML page, not data: a download was answered with a web page")
 UTF_16 = ("utf_16", "UTF-16: save it as UTF-8")
-ARCHIVE = ("unknown_archive", "an archive of another kind than gzip or Zstandard: unpack it first")
+ARCHIVE = ("unknown_archive", "compressed in another format than gzip or Zstandard: decompress it first")
 NOT_DATA: tuple[tuple[bytes, tuple[str, str]], ...] = (
-    (b"version https://git-lfs", ("git_lfs_pointer", "a Git LFS pointer, not the data: fetch them with git lfs pull")),
+    (
+        b"version https://git-lfs",
+        ("git_lfs_pointer", "a Git LFS pointer, not the data: download the data with git lfs pull"),
+    ),
     (b"<!doctype html", HTML),
     (b"<html", HTML),
     (b"<?xml", ("xml_page", "an XML page, not data: a store answered with an error")),
@@ -45,16 +48,16 @@ def packing_of(path: str) -> Packing:
     with packed(path) as file:
         head = file.read(HEAD)
     if not head:
-        raise DataError(f"{path}: empty_file, accepted is a file with at least one record")
+        raise DataError(f"{path}: empty_file; accepted: a file with at least one record")
     packing = _packing(head)
     if packing:
         with unpacked(path, packing) as stream:
             head = stream.read(HEAD)
         if not head:
-            raise DataError(f"{path}: empty_file, the archive holds nothing")
+            raise DataError(f"{path}: empty_file, the compressed file is empty")
     _hold_data(path, head)
     if not packing and path.lower().endswith((".gz", ".zst")):
-        raise DataError(f"{path}: not_packed, it ends as an archive does but is none")
+        raise DataError(f"{path}: not_packed, it has the suffix of a compressed file but is not compressed")
     return packing
 
 

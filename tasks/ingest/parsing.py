@@ -32,7 +32,7 @@ def parse_line(raw: bytes, ended: bool) -> Any:
     """The JSON value of one line; what stands in the last one without its end may be cut off."""
     raw = raw.removeprefix(BOM)  # in the middle of a file where files were joined; RFC 8259, 8.1 allows to ignore it
     if not raw or raw.isspace():
-        raise Refused("blank_line", "nothing stands here")
+        raise Refused("blank_line", "empty")
     try:
         return parse_json(raw)
     except Refused as refused:
@@ -151,12 +151,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Record:
     record = dict(pairs)
     if len(record) != len(pairs):
         key, count = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise Refused("duplicate_key", f"{quoted(key)} stands {count} times in one object")
+        raise Refused("duplicate_key", f"{quoted(key)} appears {count} times in one object")
     return record
 
 
 def _not_finite(literal: str) -> NoReturn:
-    raise Refused("not_finite", f"{literal} is no JSON number")
+    raise Refused("not_finite", f"{literal} is not a JSON number")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_not_finite)

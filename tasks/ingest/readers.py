@@ -69,8 +69,8 @@ def plausible(path: str, records: Iterable[R]) -> Iterator[R]:
     for number, record in enumerate(records):
         if number >= most:
             raise DataError(
-                f"{path}: unpacks_to_too_much, over {most:,} records in {num_bytes(path):,} bytes: most repeat one "
-                "another or are empty; leave them out"
+                f"{path}: unpacks_to_too_much, over {most:,} records in {num_bytes(path):,} bytes: most are "
+                "repeated or empty; leave them out"
             )
         yield record
 
@@ -171,13 +171,13 @@ def _header(path: str, rows: Iterator[list[str]], pulled: _Pulled) -> list[str]:
         decoded(b"".join(line.content for line in pulled.taken))
     except (csv.Error, Refused) as error:
         raise DataError(
-            f"{path}: bad_csv, line 1 is no header row ({error}); accepted is CSV with commas in UTF-8"
+            f"{path}: bad_csv, line 1 is not a header row ({error}); accepted: CSV with commas in UTF-8"
         ) from error
     if twice := sorted(name for name, count in Counter(header).items() if count > 1):
         raise DataError(f"{path}: duplicate_key, the header row has {_named(twice)} more than once")
     if len(header) == 1 and (mark := max(OTHER_SEPARATORS, key=header[0].count)) in header[0]:
         raise DataError(
-            f"{path}: bad_csv, the header row is one column, {quoted(header[0])}; accepted is CSV with commas in "
+            f"{path}: bad_csv, the header row is one column, {quoted(header[0])}; accepted: CSV with commas in "
             f"UTF-8{_conversion(path, mark)}"
         )
     return header
@@ -199,7 +199,7 @@ def _named(names: list[str]) -> str:
 
 def _columns(header: list[str], fields: list[str], raw: bytes) -> Record:
     if not fields:
-        raise Refused("blank_line", "nothing stands here")
+        raise Refused("blank_line", "empty")
     decoded(raw)
     if len(fields) != len(header):
         raise Refused("bad_csv", f"{len(fields)} columns, the header row has {len(header)}")
@@ -226,7 +226,7 @@ def _parquet(path: str, columns: Columns) -> Iterator[Item]:
 
 def _known(path: str, names: list[str], columns: Columns) -> list[str]:
     if len(set(names)) != len(names):
-        raise DataError(f"{path}: duplicate_key, a column name stands there twice")
+        raise DataError(f"{path}: duplicate_key, a column name appears twice")
     return known_columns(path, names, columns)
 
 

@@ -99,5 +99,5 @@ def _time(record: Record) -> str | None:
     except ValueError as error:
         accepted = "ISO 8601, or seconds or milliseconds since 1970"
         reason = str(error).partition(":")[0]  # after which Python repeats the value
-        detail = f"time is {quoted(value)} ({reason:.60}); accepted are {accepted}"
+        detail = f"time is {quoted(value)} ({reason:.60}); accepted: {accepted}"
         raise Refused("bad_time", detail) from None

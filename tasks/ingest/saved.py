@@ -47,7 +47,7 @@ def _choose(folder: Path, splits: list[str], split: str | None, setting: str) ->
     if split is None and len(splits) == 1:
         return splits[0]
     if split is None:
-        raise ConfigError(f"{setting}.split: {folder} has the splits {there}; say which one is meant")
+        raise ConfigError(f"{setting}.split: {folder} has the splits {there}; choose one")
     if split not in splits:
         raise ConfigError(f"{setting}.split={split}: {folder} has {there}; {did_you_mean(split, splits)}")
     return split

@@ -34,7 +34,7 @@ def matches(url: str, setting: str) -> list[str]:
             names = [name] if store.info(name)["type"] == "file" else []
         found = [store.unstrip_protocol(match) for match in names]
     if not found:
-        raise ConfigError(f"{setting}: no object; accepted is the URL of one, or a glob that matches some")
+        raise ConfigError(f"{setting}: no object found; accepted: the URL of one, or a glob that matches some")
     return found
 
 
@@ -89,10 +89,10 @@ def explained(setting: str) -> Iterator[None]:
     except FileNotFoundError as error:
         cause = error.__cause__  # of fsspec's https any fault is one, also where nobody answers
         if cause and not isinstance(cause, FileNotFoundError) and getattr(cause, "status", None) not in (404, 410):
-            raise ConfigError(f"{setting}: the store does not give it ({_first_line(cause)})") from error
+            raise ConfigError(f"{setting}: cannot be downloaded ({_first_line(cause)})") from error
         raise ConfigError(f"{setting}: no such object") from error
     except Exception as error:  # each store's library raises exceptions of its own, botocore's are not even OSErrors
-        raise ConfigError(f"{setting}: the store does not give it ({_first_line(error)})") from error
+        raise ConfigError(f"{setting}: cannot be downloaded ({_first_line(error)})") from error
 
 
 def _store(url: str) -> tuple[Any, str]:

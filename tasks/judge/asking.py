@@ -64,7 +64,7 @@ class Judge:
     def _tell(self, fault: str) -> None:
         if fault not in self.faults:
             self.faults.add(fault)
-            log.info("  the judge does not answer for now, and is asked again: %s", fault)
+            log.info("  the judge does not answer; retrying: %s", fault)
 
     def _post(self, request: dict[str, Any]) -> tuple[str, str | None]:
         """What is wrong for now, or the reply."""
@@ -91,7 +91,9 @@ class Judge:
         for part in parts:
             body += part
             if len(body) > MOST_BYTES:
-                raise ConfigError(f"judge.url={self.url} answers more than {MOST_BYTES:,} bytes, which are not read")
+                raise ConfigError(
+                    f"judge.url={self.url} answers more than {MOST_BYTES:,} bytes; longer replies are refused"
+                )
         return bytes(body)
 
 

@@ -59,10 +59,10 @@ def load_trainable(
 
 
 def _left_out(method: Method, num_weights: int) -> str:
-    packed = " and stay unpacked" if method.kind == "qlora" else ""
+    quantized = " or quantize" if method.kind == "qlora" else ""
     return (
-        f"the base is a mixture of experts: their {num_weights:,} weights do not learn by method.kind={method.kind}"
-        f"{packed}, only the linear modules beside them do; with full they learn"
+        f"the base is a mixture of experts: method.kind={method.kind} does not train{quantized} its {num_weights:,} "
+        "expert weights, only the other linear modules; method.kind=full trains all"
     )
 
 

@@ -58,7 +58,9 @@ def _take_out(model: Any, method: Method) -> None:
         base: Any = layer.get_base_layer()
         largest = min(base.weight.shape)
         if method.rank > largest:
-            raise ValueError(f"method.rank={method.rank}: init={method.init} takes at most {largest} of {name}")
+            raise ValueError(
+                f"method.rank={method.rank}: method.init={method.init} allows at most {largest}, the size of {name}"
+            )
         if method.init == "pissa":
             layer.pissa_init("default", PISSA)
         else:

@@ -30,8 +30,8 @@ def begin(model: Any, examples: Sequence[Sequence[int]]) -> None:
         seen += 1
         if seen > PATIENCE:
             raise ValueError(
-                f"method.init=eva: {config.r} directions do not settle on the training rows in {PATIENCE} batches; "
-                "a lower method.rank needs fewer, or method.init=default"
+                f"method.init=eva: {config.r} directions did not converge in {PATIENCE} batches of training rows; "
+                "lower method.rank, or set method.init=default"
             )
         return model(**batch, use_cache=False, logits_to_keep=1)
 
@@ -50,7 +50,7 @@ def batches(examples: Sequence[Sequence[int]], rank: int) -> list[Batch]:
     if not groups:
         raise ValueError(
             f"method.init=eva: the training rows have fewer than the {wanted} tokens that method.rank={rank} needs; "
-            "take a lower one, or method.init=default"
+            "lower it, or set method.init=default"
         )
     return [_padded(group) for group in groups]
 

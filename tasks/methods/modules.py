@@ -77,13 +77,13 @@ def targets(model: Any, method: Method, unreached: Collection[str] = ()) -> list
     without = without_adapter(model.config.model_type, unreached)
     num_layers = model.config.get_text_config().num_hidden_layers
     if method.layers and method.layers > num_layers:
-        raise ValueError(f"method.layers={method.layers}: the base has {num_layers} layers")
+        raise ValueError(f"method.layers={method.layers}: the base has only {num_layers} layers")
     first = num_layers - (method.layers or num_layers)
     linear = [name for name in linear_modules(model) if layer_of(name) >= first]
     if named := sorted({name.strip().rpartition(".")[2] for name in method.target.split(",")} & without):
         raise ValueError(
-            f"method.target={method.target}: the base reads the weight of {named[0]} by itself, so an adapter "
-            "there would do nothing; leave it out"
+            f"method.target={method.target}: the base uses the weight of {named[0]} directly, so an adapter "
+            "there would have no effect; leave it out"
         )
     linear = [name for name in linear if name.rpartition(".")[2] not in without]
     if method.target == "all-linear":
@@ -100,5 +100,5 @@ def targets(model: Any, method: Method, unreached: Collection[str] = ()) -> list
 
 def _found(names: list[str], method: Method) -> list[str]:
     if not names:
-        raise ValueError(f"method.target={method.target}: the base has no such modules; accepted are their names")
+        raise ValueError(f"method.target={method.target}: the base has no such modules; accepted: names of its modules")
     return names

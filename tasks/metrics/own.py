@@ -57,7 +57,7 @@ def made(name: str) -> Any:
     try:
         return kind(keep_in_memory=True)
     except Exception as error:  # its code is its own
-        raise ConfigError(f"{_said(name)} cannot be made: {one_line(error)}; {ACCEPTED}") from error
+        raise ConfigError(f"{_said(name)} cannot be created: {one_line(error)}; {ACCEPTED}") from error
 
 
 def described(name: str) -> Description:
@@ -77,11 +77,11 @@ def rows_of(name: str, result: Any, num_rows: int) -> list[float]:
     """The score of each row that compute gave. Raises ConfigError where there is none, or one out of its range."""
     given = result.get("rows") if isinstance(result, dict) else None
     if given is None:
-        raise ConfigError(f"{_said(name)} gives no rows, and the paired decision needs a score of each; {ACCEPTED}")
+        raise ConfigError(f"{_said(name)} gives no rows; the paired decision needs a score per row; {ACCEPTED}")
     try:
         rows = [float(score) for score in given]
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{_said(name)} gives rows that are no numbers; {ACCEPTED}") from error
+        raise ConfigError(f"{_said(name)} gives rows that are not numbers; {ACCEPTED}") from error
     if len(rows) != num_rows:
         raise ConfigError(f"{_said(name)} gives {len(rows)} rows for {num_rows} answers; {ACCEPTED}")
     low, high = described(name).low, described(name).high
@@ -103,7 +103,7 @@ def _kind(name: str) -> type:
     kinds = {each: kind for each, kind in vars(found).items() if _is_metric(kind, evaluate.Metric)}
     if named not in kinds:
         near = meant(f"{module}:{each}" for each in get_close_matches(named, kinds, 1))
-        what = " is no evaluate.Metric" if hasattr(found, named) else f": {module} has no {named}"
+        what = " is not an evaluate.Metric" if hasattr(found, named) else f": {module} has no {named}"
         raise ConfigError(f"{_said(name)}{what}; {near}{ACCEPTED}")
     return kinds[named]
 

@@ -32,14 +32,14 @@ class Schema:
         try:
             schema = json.loads(text, parse_constant=refuse)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"is no JSON: {error}") from error
+            raise ValueError(f"is not JSON: {error}") from error
         if not isinstance(schema, dict):
-            raise ValueError("is no JSON Schema: no object")
+            raise ValueError("is not a JSON Schema: not an object")
         kind = validator_for(schema)
         try:
             kind.check_schema(schema)
         except SchemaError as error:
-            raise ValueError(f"is no JSON Schema: {error.json_path}: {error.message}") from error
+            raise ValueError(f"is not a JSON Schema: {error.json_path}: {error.message}") from error
         _stop_on_unknown_reference(schema, REGISTRY)
         self.validator = kind(schema, registry=REGISTRY)
 
@@ -100,11 +100,11 @@ def check(text: str) -> None:
 
 def _read(file: Path) -> str:
     if file.exists() and not file.is_file():  # a device or a pipe may never end
-        raise ValueError("is no regular file; accepted: a file with a JSON Schema")
+        raise ValueError("is not a regular file; accepted: a file with a JSON Schema")
     with file.open("rb") as opened:
         read = opened.read(MOST_BYTES + 1)
     if len(read) > MOST_BYTES:
-        raise ValueError(f"is larger than {MOST_BYTES:,} bytes, the most that are accepted")
+        raise ValueError(f"is larger than {MOST_BYTES:,} bytes, the limit")
     return read.decode("utf-8")
 
 
@@ -127,6 +127,8 @@ def _stop_on_unknown_reference(schema: dict[str, Any], registry: Any) -> None:
                 try:
                     found = resolver.lookup(there)
                 except Unresolvable as error:
-                    raise ValueError(f"refers to {error.ref}, which is not in the file; nothing is fetched") from error
+                    raise ValueError(
+                        f"refers to {error.ref}, which is not in the file; nothing is downloaded"
+                    ) from error
                 waiting.append((Resource.from_contents(found.contents, DRAFT202012), found.resolver))
         waiting += [(inner, resolver.in_subresource(inner)) for inner in resource.subresources()]

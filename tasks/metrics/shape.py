@@ -65,9 +65,9 @@ class Shape:
     def misfit(self, name: str) -> str:
         """Why a metric would mean nothing here; empty where it means something."""
         if name in ("accuracy", "macro_f1", "unparseable"):
-            return "" if self.labels else "the answers are no closed set of labels"
+            return "" if self.labels else "the answers are not a closed set of labels"
         if name in ("json_valid", "json_field_f1"):
-            return self._counted([not json_valid(reference) for reference in self.references], "are no JSON")
+            return self._counted([not json_valid(reference) for reference in self.references], "are not JSON")
         if name == "numeric":
             return self._counted([last_number(reference) is None for reference in self.references], "have no number")
         if name == "schema_valid":
@@ -100,7 +100,7 @@ class Choice:
 
     def says(self) -> str:
         """One sentence for a log: what is measured, and why."""
-        left = "".join(f"; {name} is left out: {why}" for name, why in self.left_out.items())
+        left = "".join(f"; {name} is not measured: {why}" for name, why in self.left_out.items())
         return f"the references are {self.shape.says()}: measured are {', '.join(self.names)}{left}"
 
 
@@ -116,7 +116,7 @@ def choose(asked: Sequence[str], references: Sequence[str], answers: Iterable[st
     misfits = {name: shape.misfit(name) for name in wanted}
     names = tuple(name for name in wanted if not misfits[name])
     if not names:
-        raise ConfigError(f"evaluation.metrics={next(iter(misfits))} means nothing: {next(iter(misfits.values()))}")
+        raise ConfigError(f"evaluation.metrics={next(iter(misfits))} is not meaningful: {next(iter(misfits.values()))}")
     best = [name for name in (*fitting, *names) if name in names and name not in CANNOT_DECIDE]
     left_out = {name: why for name, why in misfits.items() if why}
     return Choice(shape, names, left_out, best[0] if best else "")

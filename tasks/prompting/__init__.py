@@ -167,7 +167,7 @@ def prompt(
             log.info("%s: %s", name, told["chosen"])
     except DataError as error:
         raise ConfigError(
-            f"evaluation.contenders: the base cannot be asked with shots: {error}; accepted is contenders=[]"
+            f"evaluation.contenders: the base cannot be evaluated few-shot: {error}; accepted: contenders=[]"
         ) from error
     shown = {"opening": asking.pool.opening, "num_in_pool": len(asking.pool.rows), "num_train": splits.num_train}
     text = json.dumps(shown | made, ensure_ascii=False, indent=1)

@@ -49,8 +49,8 @@ def pool_of(rows: pa.Table) -> Pool:
     usable = rows.filter(pa.array([_alternates(messages) for messages in rows["messages"].to_pylist()], pa.bool_()))
     if not len(usable):
         raise ConfigError(
-            "evaluation.contenders: in no training row a user is answered, turn by turn, so none can be a shot; "
-            "accepted is contenders=[]"
+            "evaluation.contenders: no training row has alternating user and assistant turns to use as an example; "
+            "accepted: contenders=[]"
         )
     return Pool(usable, opening([_turns(messages)[0]["content"] for messages in usable["messages"].to_pylist()]))
 

@@ -35,8 +35,8 @@ def conclude(client: "MlflowClient", candidate: Candidate, number: str) -> list[
         return []
     if held not in ("", number, candidate.challenged):
         raise AnotherChampion(
-            f"version {held} of {registry.name} became {registry.alias} while this run compared itself with "
-            f"{f'version {candidate.challenged}' if candidate.challenged else 'none'}, so it has to be compared again"
+            f"version {held} of {registry.name} became {registry.alias} while this run compared its candidate "
+            f"with {f'version {candidate.challenged}' if candidate.challenged else 'no champion'}"
         )
     if held != number and candidate.settings.gate.approval:
         set_standing(client, registry, version, "waiting")

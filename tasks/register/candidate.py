@@ -216,16 +216,12 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
     lines = [
         candidate.run.verdict.sentence,
         "",
-        *(
-            (f"A person decides whether it is promoted: tunewright release history {candidate.name}", "")
-            if asks
-            else ()
-        ),
-        f"[The verdict page](#/experiments/{experiment_id}/runs/{run_id}/artifacts/{PAGE}) has the answers row by row "
-        "and what to try next.",
+        *((f"Promotion needs approval: tunewright release history {candidate.name}", "") if asks else ()),
+        f"[The verdict page](#/experiments/{experiment_id}/runs/{run_id}/artifacts/{PAGE}) shows the answers row by "
+        "row and what to try next.",
         "",
-        f"- Decision: {decision}; look {candidate.run.looks} at these test rows, where "
-        f"gate.looks={candidate.settings.gate.looks} are few enough",
+        f"- Decision: {decision}; test-set use {candidate.run.looks} of these test rows; "
+        f"at most gate.looks={candidate.settings.gate.looks} advised",
         f"- Base: {code(base.reference)}, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
         f"- Method: {adapter.method}, {adapter.steps} steps, best at {adapter.best_step} "
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",
@@ -233,7 +229,7 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"- Rows: {splits.num_train} train, {splits.num_validation} validation, {splits.num_test} sealed test; "
         f"{_data_in_words(candidate)} ({splits.digest[:12]}), from "
         f"{', '.join(code(name) for name in sorted(candidate.lineage))}",
-        f"- No test row is more similar to any other row than {splits.largest_similarity:.2f}",
+        f"- Highest similarity of a test row to another row: {splits.largest_similarity:.2f}",
         "",
         f"| {candidate.own_answers.num_rows} test rows | {' | '.join(metrics)} |",
         f"|---|{'---|' * len(metrics)}",

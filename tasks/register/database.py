@@ -16,7 +16,7 @@ log = logging.getLogger("tunewright")
 
 ITS_DATABASE = "mlflow.store.db.utils"
 FULL = "disk is full"  # in sqlite's words
-ADVICE = "move it away, or put a copy of it back; a run makes a new one, without the models that were registered here"
+ADVICE = "restore it from a backup, or move it away: the next run creates a new one, without the registered models"
 
 
 def ensure(file: Path) -> None:
@@ -34,8 +34,8 @@ def ensure(file: Path) -> None:
             aside = file.with_suffix(".unfinished")
             file.replace(aside)
             log.warning(
-                "%s was never finished, since MLflow was ended while it made it; it holds no experiment and no model, "
-                "so a new one is made, and the old file is kept as %s",
+                "%s is incomplete, since MLflow was interrupted while creating it; it has no experiments and no "
+                "models. A new one is created, and the old file is kept as %s",
                 file,
                 aside,
             )
@@ -71,7 +71,7 @@ def _make(file: Path) -> None:
         SqlAlchemyStore(f"sqlite:///{unfinished}", str(config.mlflow_artifacts())).engine.dispose()
     except (SQLAlchemyError, OSError) as error:
         if FULL not in str(error) and "No space left" not in str(error):
-            raise TunewrightError(f"{file}: MLflow cannot make it: {str(error).splitlines()[0]}") from error
+            raise TunewrightError(f"{file}: MLflow cannot create it: {str(error).splitlines()[0]}") from error
         raise TunewrightError(NO_SPACE.format(file.parent)) from error
     finally:
         SqlAlchemyStore._engine_map.pop(f"sqlite:///{unfinished}", None)

@@ -33,7 +33,7 @@ FILES: Covered = "digest.files"  # tag: the sha256 of digests.json
 REHEARSAL: Covered = "digest.rehearsal"  # tag: that of what the rehearsal asks
 WEIGHTS = "model_digest"  # tag: the content digest of train's artifact
 CURE = (
-    "put it back from a copy of MLflow's artifacts, or run the pipeline that made it with --refresh register, which "
+    "restore it from a backup of MLflow's artifacts, or run the pipeline that made it with --refresh register, which "
     "uploads it again"
 )
 
@@ -79,7 +79,7 @@ def fetch(client: "MlflowClient", version: "ModelVersion", folder: Path) -> Path
     if uri.startswith(("/", "file:")) and not Path(local_file_uri_to_path(uri)).is_dir():
         raise TunewrightError(
             f"{uri_of(version)}: {uri} is not on this machine; where another machine keeps it, set "
-            "registry.tracking_uri to the address of MLflow there (tunewright up), else bring it back"
+            "registry.tracking_uri to the address of MLflow there (tunewright up), otherwise restore it"
         )
     copy = download(uri, folder)
     check(version, copy)
@@ -124,7 +124,7 @@ def is_whole(model: "LoggedModel", name: str) -> bool:
         try:
             return not altered(download(str(model.artifact_location), Path(folder)), digest)
         except (MlflowException, OSError) as error:
-            log.warning("%s cannot be read whole, and is uploaded again: %s", model.artifact_location, error)
+            log.warning("%s is incomplete and is uploaded again: %s", model.artifact_location, error)
             return False
 
 

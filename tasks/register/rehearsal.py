@@ -73,7 +73,7 @@ def again(client: "MlflowClient", version: "ModelVersion") -> int:
             _rehearse(version, copy, rehearsal)
         except (OSError, ValueError) as error:  # such as a base that is not on this machine, or is another one
             raise TunewrightError(
-                f"{files.uri_of(version)} cannot be loaded here, where it has to be once more: {error}"
+                f"{files.uri_of(version)} cannot be loaded here, so the alias does not move: {error}"
             ) from error
     return len(rehearsal.rows)
 
@@ -94,8 +94,8 @@ def _kept(client: "MlflowClient", version: "ModelVersion") -> Rehearsal:
     name, digest = files.uri_of(version), files.expected(version, files.REHEARSAL)
     if FILE not in [each.path for each in client.list_artifacts(str(version.run_id), str(Path(FILE).parent))]:
         raise TunewrightError(
-            f"{name}: what it answered when it was measured is not in MLflow ({FILE} of run {version.run_id}); run its "
-            "pipeline again with --refresh register, which keeps it"
+            f"{name}: its measured answers are not in MLflow ({FILE} of run {version.run_id}); run its "
+            "pipeline again with --refresh register, which stores them"
         )
     with tempfile.TemporaryDirectory() as folder:
         file = files.download(f"runs:/{version.run_id}/{FILE}", Path(folder))
@@ -130,9 +130,9 @@ def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None
     if len(others) > tolerated(loaded, len(asked)):
         row, after = others[0]
         raise TunewrightError(
-            f"{files.uri_of(version)} is not the model that was measured: {len(others)} of {len(asked)} test rows are "
-            f"answered otherwise; row {row.row_id[:12]} was answered {row.answer[:200]!r}, and after reloading "
-            f"{after[:200]!r}; the alias did not move"
+            f"{files.uri_of(version)} is not the model that was measured: {len(others)} of {len(asked)} test rows "
+            f"get another answer; row {row.row_id[:12]}: measured {row.answer[:200]!r}, reloaded {after[:200]!r}; the "
+            "alias did not move"
         )
 
 

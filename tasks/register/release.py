@@ -112,9 +112,9 @@ def decide(
         if held not in ("", challenged, str(version.version)):
             raise TunewrightError(
                 f"version {version.version} of {registry.name} was compared with "
-                f"{f'version {challenged}' if challenged else 'no champion'}, and since then version {held} became "
-                f"{registry.alias}: run its pipeline again to compare them, or tunewright release promote "
-                f"{registry.name} {version.version} moves the alias whatever came of that"
+                f"{f'version {challenged}' if challenged else 'no champion'}, but version {held} has become "
+                f"{registry.alias} since: run its pipeline again to compare them, or move the alias without a "
+                f"comparison: tunewright release promote {registry.name} {version.version}"
             )
         return _moved(client, registry, version, "approved", held, by, why)
 
@@ -147,7 +147,7 @@ def rollback(registry: Registry, number: str | None = None, *, by: str, why: str
             )
         if number is not None and number not in before:
             raise ConfigError(
-                f"--to {shown(number)}: accepted are versions that were {registry.alias} before: {', '.join(before)}; "
+                f"--to {shown(number)}: accepted: versions that were {registry.alias} before: {', '.join(before)}; "
                 f"tunewright release promote {registry.name} VERSION moves it to any other"
             )
         version = client.get_model_version(registry.name, number or before[0])
@@ -183,8 +183,8 @@ def _none_before(registry: Registry, events: Sequence[Event], held: str, there: 
     became |= {version: "deleted" for version in became if version not in there}
     was = [f"version {version} was {what}" for version, what in became.items() if version != held]
     if not was:
-        return f"version {held} is the first that carries it" if held else "no version carried it"
-    now = [f"version {held} carries it"] if held else []
+        return f"version {held} is the first" if held else "no version has had it"
+    now = [f"version {held} has it"] if held else []
     return (
         f"{', '.join([*now, *was])}, and no other version was {registry.alias} before; tunewright release promote "
         f"{registry.name} VERSION moves it to any"
@@ -220,22 +220,22 @@ def _that_waits(client: "MlflowClient", registry: Registry, number: str | None) 
         version = _version(client, registry, number)
         if standing(version, registry) != "waiting":
             raise TunewrightError(
-                f"version {number} of {registry.name} does not wait for a person: {said(version, registry)}"
+                f"version {number} of {registry.name} does not wait for approval: {said(version, registry)}"
             )
         return version
     _numbers(client, registry)
     if newest := waiting(client, registry):
         return newest[0]
     raise TunewrightError(
-        f"no version of {registry.name} waits for a person; gate.approval=true lets those that are promoted wait, and "
-        f"tunewright release promote {registry.name} VERSION moves {registry.alias} to any"
+        f"no version of {registry.name} waits for approval; gate.approval=true makes promoted versions wait, and "
+        f"tunewright release promote {registry.name} VERSION moves {registry.alias} to any version"
     )
 
 
 def _version(client: "MlflowClient", registry: Registry, number: str) -> "ModelVersion":
     there = _numbers(client, registry)
     if number not in there:
-        raise ConfigError(f"version {shown(number)} of {registry.name}: not there; {did_you_mean(number, there)}")
+        raise ConfigError(f"version {shown(number)} of {registry.name}: no such version; {did_you_mean(number, there)}")
     return client.get_model_version(registry.name, number)
 
 
@@ -255,8 +255,8 @@ def _opened(registry: Registry) -> Iterator["MlflowClient"]:
     database = config.mlflow_database()
     if registry.tracking_uri is None and not database.is_file():
         raise ConfigError(
-            f"{database}: no such database, so that no model was registered here; accepted: TUNEWRIGHT_HOME or "
-            "--tracking-uri of where one was"
+            f"{database}: no such database, so no model was registered here; set TUNEWRIGHT_HOME or "
+            "--tracking-uri to where one was"
         )
     with connected(registry) as client:
         yield client
@@ -268,6 +268,6 @@ def _who_and_why(by: str, why: str) -> tuple[str, str]:
     if not by:
         raise ConfigError("--by: missing; accepted: your name")
     if not why or len(why) > LONGEST_REASON:
-        wrong = f"of {len(why):,} characters" if why else "missing"
+        wrong = f"has {len(why):,} characters" if why else "missing"
         raise ConfigError(f"--reason: {wrong}; accepted: why, in up to {LONGEST_REASON:,} characters")
     return by, why

@@ -38,7 +38,7 @@ def relocate(view: str) -> None:
                 database.create_function("moved", 1, partial(_moved, before, str(config.mlflow_artifacts())))
                 for update in UPDATES:
                     database.execute(update)
-            log.info("the home was moved or copied: MLflow's files are now looked for in %s", config.mlflow_artifacts())
+            log.info("the home was moved or copied: MLflow's paths now point to %s", config.mlflow_artifacts())
 
 
 def _elsewhere(database: sqlite3.Connection, view: str) -> list[str]:

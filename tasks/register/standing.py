@@ -77,9 +77,9 @@ def said(version: "ModelVersion", registry: Registry) -> str:
             how = SAID.get(what, what)
             return f"{sentence} {how[0].upper()}{how[1:]} by {by} {on}: {why}"
         case "rejected" | "rolled back" | "withdrawn" as state:
-            return f"{state.capitalize()} by {by} {on}: {why}. Its verdict was: {sentence}"
+            return f"{state.capitalize()} by {by} {on}: {why}. Verdict: {sentence}"
         case "superseded":
-            return f"Superseded by version {by} {on}, before a person decided. Its verdict was: {sentence}"
+            return f"Superseded by version {by} {on}, before a person decided. Verdict: {sentence}"
         case _:
             return sentence
 

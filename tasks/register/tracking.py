@@ -127,7 +127,7 @@ def patient(read: Callable[P, T]) -> Callable[P, T]:
             except TrackingError as error:
                 if time.monotonic() - began > PATIENCE_SECONDS:
                     raise
-                log.warning("  %s; it is asked again in %d s", error, seconds)
+                log.warning("  %s; retrying in %d s", error, seconds)
                 time.sleep(seconds)
         raise AssertionError
 

@@ -49,14 +49,14 @@ class Bound(NamedTuple):
 
     def __str__(self) -> str:
         if self.context < self.max_length:
-            return f"the {self.context} tokens that model.base reads at once (model.max_length={self.max_length})"
+            return f"the {self.context} tokens of the context of model.base (model.max_length={self.max_length})"
         return f"model.max_length={self.max_length} tokens"
 
     def cure(self, longest: int) -> str:
         """What to do about rows of up to `longest` tokens."""
-        shorten = "set model.on_long=quarantine to leave such rows out"
+        shorten = "set model.on_long=quarantine to quarantine such rows"
         if longest > self.context:
-            return f"{shorten}, shorten them, or take a base that reads more"
+            return f"{shorten}, shorten them, or use a base with a longer context"
         return f"raise model.max_length to {longest}, or {shorten}"
 
 
@@ -109,7 +109,7 @@ def _fits(tokens: Tokenized | Untrainable, limit: int) -> Tokenized | Untrainabl
     if all(label == IGNORED for label in tokens.labels):
         return Untrainable("nothing_trained", "no message is an answer to train on")
     if (length := len(tokens.input_ids)) > limit:
-        return Untrainable(TOO_LONG, f"{length} tokens are more than {limit}, so the row would lose answer tokens")
+        return Untrainable(TOO_LONG, f"{length} tokens, over {limit}: truncation would remove answer tokens")
     return tokens
 
 
@@ -131,8 +131,8 @@ def _stop_for_long(quarantine: list[dict[str, Any]], num_rows: int, bound: Bound
         longest = max(long, key=lambda row: row["length"])
         found = lengths_in_words([row["length"] for row in long])
         raise DataError(
-            f"{len(long)} of {num_rows} rows are longer than {bound} and would lose answer tokens: they have {found}; "
-            f"the longest is {_where(longest)}: {bound.cure(longest['length'])}",
+            f"{len(long)} of {num_rows} rows are longer than {bound} and truncation would remove answer tokens: they "
+            f"have {found}; the longest is {_where(longest)}: {bound.cure(longest['length'])}",
             see=("quarantine.parquet",),
         )
 

@@ -173,9 +173,9 @@ def _connect() -> None:
     except (OSError, RuntimeError, ValueError, ImportError, RayError) as error:
         said = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"RAY_ADDRESS={address}: {said}; accepted is host:port of a Ray cluster, or none to start one here"
+            f"RAY_ADDRESS={address}: {said}; accepted: host:port of a Ray cluster, or unset to start a local cluster"
         ) from error
-    log.info("rows are compared on Ray (%s) by %d cores", address, ray.cluster_resources().get("CPU", 0))
+    log.info("rows are compared on Ray (%s) with %d cores", address, ray.cluster_resources().get("CPU", 0))
 
 
 @contextmanager

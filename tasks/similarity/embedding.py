@@ -19,7 +19,7 @@ from tasks.config import Dedupe, or_meant
 from tasks.errors import ConfigError
 
 WORDLLAMA = "package:wordllama"
-ACCEPTED = f"accepted are {WORDLLAMA} and a model2vec folder with model.safetensors and tokenizer.json"
+ACCEPTED = f"accepted: {WORDLLAMA} and a model2vec folder with model.safetensors and tokenizer.json"
 VECTOR_NAMES = ("embeddings", "embedding.weight")  # of model2vec, and of WordLlama and sentence-transformers
 FEWEST_CHARACTERS = 1.5  # of a token on average, under which a text is read letter by letter: 3 to 4 in English
 TEXTS_AT_ONCE = 2_000

@@ -75,7 +75,7 @@ def on_piece(work: Work[T], file: Path, columns: list[str], piece: tuple[int, ..
     """What the function makes of a piece of a file; ConfigError where this node does not see it, or has other code."""
     if not file.exists():
         raise ConfigError(
-            f"{file}: the Ray node {platform.node()} does not see it; TUNEWRIGHT_HOME must be a folder that all nodes "
+            f"{file}: the Ray node {platform.node()} cannot see it; TUNEWRIGHT_HOME must be a folder that all nodes "
             "share"
         )
     return on_made(work, read_piece(file, columns, piece))
@@ -84,7 +84,9 @@ def on_piece(work: Work[T], file: Path, columns: list[str], piece: tuple[int, ..
 def on_made(work: Work[T], made: Any) -> T:
     """What the function makes of what another one made; ConfigError where this node has other code."""
     if fingerprints(work.function.__module__) != work.code:
-        raise ConfigError(f"the Ray node {platform.node()} has another version of tunewright than the run: install one")
+        raise ConfigError(
+            f"the Ray node {platform.node()} has another version of tunewright than the run: install the same version"
+        )
     return work.function(made, **work.arguments)
 
 

@@ -56,11 +56,9 @@ log = logging.getLogger("tunewright")
 
 MOST_SET_ASIDE = 0.5  # of the rows: if more cannot stand on any side, the sides are wrong, not the rows
 OF_CONTAMINATED = (
-    "contaminated: a shared instruction is known as one from ten rows on, add rows or set split.decontaminate=report"
+    "contaminated: only an instruction that ten rows share is ignored; add rows or set split.decontaminate=report"
 )
-OF_OTHERS = (
-    "where groups, split.threshold or the sides of sources are others than before, split.sticky=false splits anew"
-)
+OF_OTHERS = "if groups, split.threshold or data.sources[].side changed, split.sticky=false splits anew"
 
 
 def _stratify(settings: Split) -> Literal["none", "source", "label"]:
@@ -108,7 +106,7 @@ def _stop_if_unusable(sides: Sides, columns: Columns, settings: Split, gone: pa.
         advice = [OF_CONTAMINATED] if "contaminated" in found else []
         advice += [OF_OTHERS] if found.keys() - {"contaminated"} else []
         raise DataError(
-            f"{len(aside)} of {num_rows} rows can stand on no side "
+            f"{len(aside)} of {num_rows} rows fit in no split "
             f"({', '.join(f'{reason} {count}' for reason, count in found.items())}), more than half; the first is "
             f"{columns.place(int(aside[0]))}; {'; '.join(advice)}",
             see=see,
@@ -127,8 +125,8 @@ def _why_empty(side: str, sides: Sides, own: np.ndarray, settings: Split, gone: 
     if left:
         return (
             f"{stay} rows keep the split that they had in the version before (split.sticky=true), whose {left} {side} "
-            f"rows are not among the rows any more; put them back, give others in a source with side: {side}, or draw "
-            "all splits anew in a history of their own with another split.seed or registry.name"
+            f"rows are gone; put them back, add others in a source with side: {side}, or draw all splits anew with "
+            "another split.seed or registry.name"
         )
     sizes = np.bincount(sides.cluster[sides.cluster != NONE], minlength=1)
     return (
@@ -144,7 +142,7 @@ def _pair_in_words(pair: Iterable[PairedRow]) -> str:
 
 def _say(proof: LeakProof) -> None:
     for side in proof.given_sides:
-        log.info("split: the %s side is the rows that are given to it; split.%s is not used", side, side)
+        log.info("split: the %s split is user-provided; split.%s is not used", side, side)
     for code, count in proof.findings.items():
         log.warning("split: %s: %s; proof.json has more", code, in_words(code, count, proof))
 
@@ -200,7 +198,7 @@ def split(
 
     if nearest.similarity >= settings.threshold:
         pair = most_similar_pair(nearest, sides, columns)
-        raise DataError(f"a row of one side repeats a row of another, over split.threshold: {_pair_in_words(pair)}")
+        raise DataError(f"near-duplicates across splits, over split.threshold: {_pair_in_words(pair)}")
     counts, in_test = rows_of_sides(sides.side), np.unique(sides.cluster[sides.side == TEST])
     own_side = np.where(columns.replay, NONE, sides.side)
     time, smallest = in_time(own_side, times) if times else None, visible_difference(len(in_test))

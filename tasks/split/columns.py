@@ -73,7 +73,7 @@ def earlier_sides(row_ids: pa.Array, earlier: Artifact | None) -> tuple[np.ndarr
     file = earlier.path(SIDES_FILE)
     if not file.is_file():
         raise ConfigError(
-            f"split.sticky=true: {file} is missing, which has the sides of the version before; bring it back, or set "
+            f"split.sticky=true: {file} is missing, which has the splits of the previous version; restore it, or set "
             "split.sticky=false to split anew"
         )
     table = furthest(pq.read_table(file, schema=SIDES_SCHEMA))

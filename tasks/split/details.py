@@ -23,7 +23,7 @@ class Details:
         if self.sides.because[row] == Because.CONTAMINATED:
             return self._of_passage(*self.passages[row], text)
         if self.sides.because[row] == Because.NOT_DRAWN:
-            return "It is beyond the number of replay rows that split.replay allows"
+            return "split.replay allows no more replay rows"
         partners = " and ".join(self._of_partner(partner) for partner in self.sides.partners[row])
         is_replay = self.sides.because[row] == Because.REPEATS_OWN_ROW
         return f"It {partners}, {'which takes precedence' if is_replay else 'so no split can take it'}"

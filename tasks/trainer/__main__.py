@@ -60,7 +60,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         try:
             stack.enter_context(locks.exclusive(folder / "trainer.lock", wait=WAIT_SECONDS))
         except BlockingIOError:
-            raise BlockingIOError(f"another trainer is at work in {folder}") from None
+            raise BlockingIOError(f"another trainer is running in {folder}") from None
         yield
 
 

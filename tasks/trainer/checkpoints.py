@@ -61,7 +61,7 @@ def fault(checkpoint: Path) -> str:
     best = _best(checkpoint)
     if best in (None, checkpoint) or not (theirs := _fault(best)):
         return ""
-    return f"{best.name}, which has its best step: {theirs}"
+    return f"{best.name}, the best step: {theirs}"
 
 
 def _fault(checkpoint: Path) -> str:

@@ -94,7 +94,7 @@ class Recorder(TrainerCallback):
         if "loss" in logs:
             figures: dict[str, Any] = {name: logs[name] for name in FIGURES if name in logs}
             if not math.isfinite(figures.get("grad_norm", 0.0)):
-                self.watch.fail(f"the gradient's norm is {figures['grad_norm']}", state.global_step)
+                self.watch.fail(f"the gradient norm is {figures['grad_norm']}", state.global_step)
             figures |= self._speed() | self.watch.spike()
             self.record.line(state.global_step, state.max_steps, **figures)
         elif "eval_loss" in logs:

@@ -56,11 +56,11 @@ class Watch:
         named = ", ".join(row_id[:12] for row_id in ids[:NAMED]) + (
             f" and {len(ids) - NAMED} more" * (len(ids) > NAMED)
         )
-        whose = "its rows" if not broken else "on its own so are those of rows" if len(ids) > 1 else "it is row"
-        see = f"; tunewright data FILE --row {ids[0][:12]} shows where it is from" if ids else ""
-        raise FloatingPointError(
-            f"{what} at step {step} ({whose} {named}): a lower training.learning_rate may help{see}"
-        )
+        rows = "row" if len(ids) == 1 else "rows"
+        own = f"; on its own, {rows} {named} gives" if len(ids) == 1 else f"; on their own, {rows} {named} give"
+        whose = f"{own} a NaN or infinite loss" if broken else f"; its {rows}: {named}"
+        see = f"; tunewright data FILE --row {ids[0][:12]} shows its source" if ids else ""
+        raise FloatingPointError(f"{what} at step {step}{whose}. Try a lower training.learning_rate{see}")
 
     def _worst(self) -> list[tuple[str, float]]:
         if len(self.rows) == 1:
