@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tasks import assignments, backup, caching, config, served_paths, serving
 from tasks.errors import TunewrightError
-from tasks.judge.asking import Judge
+from tasks.judge.asking import JudgeClient
 from tasks.metrics import schemas
 from tasks.register import files
 
@@ -68,7 +68,7 @@ def schema(content: bytes) -> str:
 
 
 REPLY = {"choices": [{"index": 0, "message": {"role": "assistant", "content": 'So: {"better": "A"}'}}], "usage": {}}
-JUDGE = Judge("http://judge/v1", "m", wait=0)
+JUDGE = JudgeClient("http://judge/v1", "m", wait=0)
 CODINGS = ("gzip", "br", "deflate", "zstd", "http://[", "-1", "")
 TYPES = ("application/json", "application/json; charset=utf-16", "text/html; charset=undefined", "text/a; charset=idna")
 HEADERS = st.dictionaries(

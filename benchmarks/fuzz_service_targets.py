@@ -149,7 +149,7 @@ def _contracts(draw: st.DrawFn) -> bytes:
 
 def contract(content: bytes) -> str:
     """The contract of a version says how it is asked, or is refused."""
-    chat = serving.Chat()
+    chat = serving.ServedChat()
     chat.tokenizer = chat_tokenizer()
     with home() as folder, patch.object(serving, "LARGEST_ID", len(chat.tokenizer)):
         (folder / "contract.json").write_bytes(content)

@@ -24,7 +24,7 @@ from flows import deployment_file, strict_yaml
 from tasks import history, ledger, lines, manifest
 from tasks.artifacts import Artifact
 from tasks.config import Data, Gate, Source
-from tasks.decide.decision import Decision, Evidence, Guardrail, decide_scores
+from tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores
 from tasks.errors import TunewrightError
 from tasks.ingest import source_files
 from tasks.ingest.held_out import write_held_out
@@ -287,9 +287,9 @@ def decision(content: bytes) -> str:
         for metric, columns in ((case["metric"], "scores"), ("stopped", "guarded"))
     )
     gate = Gate(**{name: case[name] for name in ("metric", "margin", "at_least", "confidence")})
-    found = decide_scores(evidence, gate, [Guardrail(guarded, 0.05)])
+    found = decide_scores(evidence, gate, [GuardrailTest(guarded, 0.05)])
     _holds(found, gate.margin)
-    again = decide_scores(_turned(evidence), gate, [Guardrail(_turned(guarded), 0.05)])
+    again = decide_scores(_turned(evidence), gate, [GuardrailTest(_turned(guarded), 0.05)])
     assert again == found, "the order of the rows changes the decision"
     return "" if found.decision == "promote" else f"{found.decision} {found.because}".strip()
 

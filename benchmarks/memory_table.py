@@ -68,7 +68,7 @@ CLAIMS = (
 SETTINGS = ((1, 512, False), (1, 2_048, False), (1, 2_048, True), (4, 2_048, True))  # rows, tokens, checkpointing
 
 
-def shape_of(model: str) -> shapes.Shape:
+def shape_of(model: str) -> shapes.ModelShape:
     """The shape of one of LLAMA, whose heads are matrices of their own."""
     config = LLAMA[model] | {"model_type": "llama", "tie_word_embeddings": False}
     return shapes.llama_like(config)

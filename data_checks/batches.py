@@ -24,7 +24,7 @@ from data_checks.columns import Columns, Turn, derive, prompt_and_answer
 from data_checks.suite import Entry
 
 if TYPE_CHECKING:
-    from data_checks.validation import Outcome
+    from data_checks.validation import ExpectationOutcome
 
 BATCH = 20_000  # rows
 BATCH_BYTES = 32_000_000  # of the columns that are read, in memory
@@ -37,7 +37,7 @@ class Looked(NamedTuple):
     """What is kept of a batch: its small columns, and what came of the expectations that look at texts."""
 
     columns: pa.Table
-    of_texts: "list[Outcome]"
+    of_texts: "list[ExpectationOutcome]"
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,9 @@ def look_at(batch: pa.RecordBatch, ask: Ask) -> Looked:
     return Looked(small, _outcomes(small, conversations, ask.of_texts) if ask.of_texts else [])
 
 
-def _outcomes(small: pa.Table, conversations: Sequence[list[Turn] | None], entries: Sequence[Entry]) -> "list[Outcome]":
+def _outcomes(
+    small: pa.Table, conversations: Sequence[list[Turn] | None], entries: Sequence[Entry]
+) -> "list[ExpectationOutcome]":
     import pandas as pd
 
     from data_checks.own import own_expectation

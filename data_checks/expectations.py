@@ -22,7 +22,7 @@ from data_checks.answers import MIN_PROSE, length_cap
 from data_checks.own import TEXTS, looks_at_texts, own_expectation
 from data_checks.profile import Measure
 from data_checks.rules import Expected, Rule, between, expected, matches, nothing
-from data_checks.suite import BUILT_IN, Answers, Entry
+from data_checks.suite import BUILT_IN, ConflictingAnswersArguments, Entry
 
 ROLES_IN_ORDER = r"^(?:system )?user(?: assistant user)*(?: assistant)?$"
 ENDS_WITH_ANSWER = r"(?:^| )assistant$"
@@ -44,7 +44,7 @@ def conflict_expectations(suite: Sequence[Entry]) -> list[Expected]:
     return [
         each
         for entry in suite
-        if isinstance(entry.arguments, Answers)
+        if isinstance(entry.arguments, ConflictingAnswersArguments)
         for each in expected(
             entry,
             [between("the prompt has {value} different answers", "num_answers", most=entry.arguments.max_answers)],

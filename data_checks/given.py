@@ -11,7 +11,7 @@ import pandas as pd
 REPEATED = 5  # rows whose places are told
 
 
-class Refused(NamedTuple):
+class RefusedCounts(NamedTuple):
     """What ingest refused of the files of a side."""
 
     reasons: Counter[str]
@@ -53,7 +53,7 @@ class Given(NamedTuple):
 
 
 def given_sides(
-    frame: pd.DataFrame, failing: npt.NDArray[np.bool_], names: Sequence[str], refused: Mapping[str, Refused]
+    frame: pd.DataFrame, failing: npt.NDArray[np.bool_], names: Sequence[str], refused: Mapping[str, RefusedCounts]
 ) -> list[Given]:
     """Of each given side that loses records or has rows twice: how many, and by which of the expectations `names`.
 
@@ -66,7 +66,7 @@ def given_sides(
         rows = np.flatnonzero(frame["side"].eq(side).fillna(False).to_numpy(dtype=np.bool_))
         if not len(rows):  # of a limited run: another side is drawn
             continue
-        of_ingest = refused.get(side, Refused(Counter(), ""))
+        of_ingest = refused.get(side, RefusedCounts(Counter(), ""))
         lost = np.intersect1d(rows, aside)
         by = failing[:, lost].argmax(axis=0) if len(lost) else lost
         reasons = of_ingest.reasons + Counter(names[int(number)] for number in by)

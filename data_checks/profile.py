@@ -26,7 +26,7 @@ class Measure(NamedTuple):
     noise: float = 0.0  # what two samples of the same rows would exceed once in twenty times
 
 
-class Changed(NamedTuple):
+class RowChanges(NamedTuple):
     """How the rows differ from those of an earlier version, by their row_id."""
 
     before: int
@@ -94,7 +94,7 @@ def label_name(answer: str) -> str:
     return name if len(name) <= LABEL_CHARS else f"{name[: LABEL_CHARS - 1]}…"
 
 
-def measures(now: Profile, before: Profile | None, changed: Changed | None) -> dict[str, Measure]:
+def measures(now: Profile, before: Profile | None, changed: RowChanges | None) -> dict[str, Measure]:
     """The measures that set-level expectations look at (expectations.py); those of drift need an earlier profile."""
     rows, sources, labels = now["rows"], now["sources"], now["labels"]
     return {
@@ -146,7 +146,7 @@ def table_of(found: Mapping[str, Measure]) -> pd.DataFrame:
     return pd.DataFrame({name: pd.array([measure.value], dtype="Float64") for name, measure in found.items()})
 
 
-def changed_rows(before: pd.Series, now: pd.Series) -> Changed:
+def changed_rows(before: pd.Series, now: pd.Series) -> RowChanges:
     """How many different row_ids of `now` are not in `before`, and how many are gone."""
     old, new = before.drop_duplicates(), now.drop_duplicates()
-    return Changed(before=len(old), added=int((~new.isin(old)).sum()), removed=int((~old.isin(new)).sum()))
+    return RowChanges(before=len(old), added=int((~new.isin(old)).sum()), removed=int((~old.isin(new)).sum()))

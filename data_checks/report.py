@@ -21,7 +21,7 @@ TEXT_CHARS = 400
 
 
 @dataclass(frozen=True)
-class Lengths:
+class LengthHistogram:
     """How long the texts of one kind are: bars on a scale of doubling lengths, and three quantiles."""
 
     title: str
@@ -89,7 +89,7 @@ def render(
     )
 
 
-def _lengths(profile: Profile, expectations: Sequence[ExpectationResult]) -> Iterator[Lengths]:
+def _lengths(profile: Profile, expectations: Sequence[ExpectationResult]) -> Iterator[LengthHistogram]:
     named = [each.arguments for each in expectations if each.name == "length_out_of_bounds"]
     bounds = ("", "")
     if named:
@@ -100,7 +100,7 @@ def _lengths(profile: Profile, expectations: Sequence[ExpectationResult]) -> Ite
         found = profile[field]
         if found["bars"]:
             bars = [(int(shortest), count) for shortest, count in found["bars"].items()]
-            yield Lengths(title, bars, found["median"], found["percentile_95"], found["longest"], bound)
+            yield LengthHistogram(title, bars, found["median"], found["percentile_95"], found["longest"], bound)
 
 
 def _shares(profile: Profile, earlier: Profile | None) -> Iterator[Shares]:

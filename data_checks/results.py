@@ -23,7 +23,7 @@ class ExpectationResult(BaseModel):
     value: float | None  # what was measured, of the set as a whole
 
 
-class Drift(BaseModel):
+class DriftMeasure(BaseModel):
     """The population stability index of one distribution, and how large sampling noise makes it."""
 
     model_config = ConfigDict(frozen=True)
@@ -41,7 +41,7 @@ class Since(BaseModel):
     before: int  # rows
     added: int
     removed: int
-    drift: dict[str, Drift]  # by measure, such as label_psi
+    drift: dict[str, DriftMeasure]  # by measure, such as label_psi
 
 
 class SourceCount(BaseModel):

@@ -58,7 +58,7 @@ class Arguments(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Lengths(Arguments):
+class LengthArguments(Arguments):
     """Of length_out_of_bounds, in characters."""
 
     max_prompt_chars: int = Field(default=20_000, ge=1, description="Characters in all turns before the last answer")
@@ -132,7 +132,7 @@ class PersonalData(Arguments):
     )
 
 
-class Answers(Arguments):
+class ConflictingAnswersArguments(Arguments):
     """Of conflicting_answers."""
 
     max_answers: int = Field(default=1, ge=1, description="Maximum number of different answers to one prompt")
@@ -159,7 +159,7 @@ class Duplicates(Arguments):
     )
 
 
-class Drift(Arguments):
+class DriftArguments(Arguments):
     """Of length_drift, language_drift, source_drift and label_drift."""
 
     max_psi: float = Field(
@@ -169,7 +169,7 @@ class Drift(Arguments):
     )
 
 
-class Changed(Arguments):
+class RowsChangedArguments(Arguments):
     """Of rows_changed, where there is an accepted version."""
 
     max_share: float = Field(
@@ -192,7 +192,7 @@ BUILT_IN: dict[str, BuiltIn] = {
     "empty_prompt": BuiltIn("warning"),
     "empty_answer": BuiltIn("warning"),
     "placeholder_answer": BuiltIn("warning"),
-    "length_out_of_bounds": BuiltIn("warning", Lengths),
+    "length_out_of_bounds": BuiltIn("warning", LengthArguments),
     "special_token": BuiltIn("warning"),
     "replacement_character": BuiltIn("warning"),
     "mojibake": BuiltIn("info"),
@@ -201,15 +201,15 @@ BUILT_IN: dict[str, BuiltIn] = {
     "personal_data": BuiltIn("info", PersonalData),
     "refusal": BuiltIn("info"),
     "cut_off_answer": BuiltIn("info"),
-    "conflicting_answers": BuiltIn("info", Answers),
+    "conflicting_answers": BuiltIn("info", ConflictingAnswersArguments),
     "source_balance": BuiltIn("info", SourceBalance, of_set=True),
     "label_balance": BuiltIn("info", LabelBalance, of_set=True),
     "duplicate_rows": BuiltIn("info", Duplicates, of_set=True),
-    "length_drift": BuiltIn("info", Drift, of_set=True),
-    "language_drift": BuiltIn("info", Drift, of_set=True),
-    "source_drift": BuiltIn("info", Drift, of_set=True),
-    "label_drift": BuiltIn("info", Drift, of_set=True),
-    "rows_changed": BuiltIn("info", Changed, of_set=True),
+    "length_drift": BuiltIn("info", DriftArguments, of_set=True),
+    "language_drift": BuiltIn("info", DriftArguments, of_set=True),
+    "source_drift": BuiltIn("info", DriftArguments, of_set=True),
+    "label_drift": BuiltIn("info", DriftArguments, of_set=True),
+    "rows_changed": BuiltIn("info", RowsChangedArguments, of_set=True),
 }
 
 

@@ -14,7 +14,7 @@ from data_checks.excerpts import in_a_line
 from data_checks.own import TEXTS, looks_at_texts, own_expectation, stop_on_column
 from data_checks.rules import columns_of
 from data_checks.suite import Entry, SuiteError
-from data_checks.validation import Outcome, run
+from data_checks.validation import ExpectationOutcome, run
 
 HASHES = ("prompt_hash", "answer_hash")
 SAID = (  # in JSON: on other texts some of Great Expectations' own classes raise, which need not meet any
@@ -42,7 +42,7 @@ def try_out(entries: Sequence[Entry], schema: pa.Schema) -> None:
             raise SuiteError(f"{entry.key}.arguments", said)
 
 
-def _outcomes(entries: Sequence[Entry], schema: pa.Schema) -> list[Outcome]:
+def _outcomes(entries: Sequence[Entry], schema: pa.Schema) -> list[ExpectationOutcome]:
     made = [own_expectation(entry) for entry in entries]
     of_rows = [each for each in made if not looks_at_texts(each)]
     of_texts = [entry for entry, each in zip(entries, made, strict=True) if looks_at_texts(each)]

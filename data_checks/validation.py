@@ -22,7 +22,7 @@ OBSERVED_CHARS = 300
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ExpectationOutcome:
     """What came of one expectation."""
 
     entry: Entry  # the part of the suite that asked for it
@@ -47,7 +47,7 @@ class Outcome:
         return self.fault.format(value=_shown(self.observed) if value is None else value)
 
 
-def run(frame: pd.DataFrame, asked: Sequence[Expected]) -> list[Outcome]:
+def run(frame: pd.DataFrame, asked: Sequence[Expected]) -> list[ExpectationOutcome]:
     """Holds `frame`, whose index counts from 0, against all expectations at once; their outcomes in the given order."""
     numbered = [each.expectation.copy(update={"meta": {"number": n}}) for n, each in enumerate(asked)]
     results = _batch(_looked_at(frame, asked)).validate(
@@ -62,7 +62,7 @@ def run(frame: pd.DataFrame, asked: Sequence[Expected]) -> list[Outcome]:
     return [_outcome(each, by_number[number]) for number, each in enumerate(asked)]
 
 
-def joined(parts: Sequence[Outcome], starts: Sequence[int]) -> Outcome:
+def joined(parts: Sequence[ExpectationOutcome], starts: Sequence[int]) -> ExpectationOutcome:
     """One outcome of those of consecutive batches, which begin at the positions `starts`."""
     return replace(
         parts[0],
@@ -94,14 +94,14 @@ def _batch(frame: pd.DataFrame) -> Any:
     return asset.add_batch_definition_whole_dataframe("rows").get_batch({"dataframe": frame})
 
 
-def _outcome(asked: Expected, result: Any) -> Outcome:
+def _outcome(asked: Expected, result: Any) -> ExpectationOutcome:
     config, found = result.expectation_config, result.result
     of_rows = isinstance(asked.expectation, BY_ROW) and "unexpected_count" in found
     rows = np.array(sorted(found.get("unexpected_index_list") or []) if of_rows else [], dtype=np.int64)
     error, trace = _error(result.exception_info)
     # Some engines name only the first 20 failing rows; a quarantine made from those would let the others through.
     assert not of_rows or len(rows) == found["unexpected_count"], f"{config.type} does not name all failing rows"
-    return Outcome(
+    return ExpectationOutcome(
         entry=asked.entry,
         fault=asked.fault,
         expectation=config.type,

@@ -16,7 +16,7 @@ from flows.finetune import run
 from flows.outcome import Outcome
 from flows.run_name import comparison_name
 from tasks import comparison, config, rotation
-from tasks.comparison import Comparison, Course, Study, Trial
+from tasks.comparison import Course, Study, Trial, VariantComparison
 from tasks.config import Settings
 from tasks.errors import Pruned, TrainingError
 from tasks.progress import only_steps, watched
@@ -39,7 +39,9 @@ def variant(name: str, settings: Settings) -> State[Any]:
 
 
 @flow(name="compare", flow_run_name=comparison_name)
-def compare(settings: Settings, variants: dict[str, Settings], seeds: int = 1, prune: bool = True) -> State[Comparison]:
+def compare(
+    settings: Settings, variants: dict[str, Settings], seeds: int = 1, prune: bool = True
+) -> State[VariantComparison]:
     """Trains each variant, from more seeds those that finish, and ranks them on the validation rows.
 
     Args:

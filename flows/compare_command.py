@@ -12,7 +12,7 @@ from rich.text import Text
 
 from flows.deployment_file import Pipeline, override
 from flows.terminal import opening, show_next
-from tasks.comparison import Comparison, notes, row
+from tasks.comparison import VariantComparison, notes, row
 from tasks.config import Settings, from_here
 from tasks.errors import ConfigError
 from tasks.register.tracking import tracking_uri
@@ -89,7 +89,7 @@ def _values(pipeline: Pipeline, key: str, varied: str) -> list[str]:
     return values
 
 
-def show(console: Console, found: Comparison, asked: dict[str, Variant], what: str) -> None:
+def show(console: Console, found: VariantComparison, asked: dict[str, Variant], what: str) -> None:
     """The variants in their order, which is the best, where to look and what to run next; `what` is the file."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("variant", overflow="fold")
@@ -114,6 +114,6 @@ def show(console: Console, found: Comparison, asked: dict[str, Variant], what: s
     show_next(console, [*following, *opening(tracking_uri(variant.settings.registry))])
 
 
-def as_json(found: Comparison) -> dict[str, Any]:
+def as_json(found: VariantComparison) -> dict[str, Any]:
     """What `--json` prints."""
     return found.model_dump(mode="json", exclude={"key"})

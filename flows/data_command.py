@@ -19,18 +19,18 @@ from tasks.caching import kept
 from tasks.causes import causes
 from tasks.config import Settings, from_here
 from tasks.errors import ConfigError
-from tasks.history import Part, Version, history
+from tasks.history import StageOutput, Version, history
 from tasks.ingredients import Ingredients, flat
 from tasks.lineage import Made
-from tasks.row_search import QUARANTINE, Asked, Found, files_named, is_named, manifest, place
-from tasks.stopped import Stopped
+from tasks.row_search import QUARANTINE, Found, RowQuery, files_named, is_named, manifest, place
+from tasks.stopped import StoppedStage
 
 FILE = re.compile(r"files\[\d+\]\.path")  # of ingest's ingredients
 RECORDS = {"ingest": Rows, "check": CheckedRows, "dedupe": UniqueRows, "split": Splits, "render": Tokens}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class PipelineData:
     """One version of a pipeline's data, as far as its stages ran, and the accepted versions of its history."""
 
     name: str
@@ -39,9 +39,9 @@ class Data:
     missing: str = ""  # the first stage that has not run on it
     because: Sequence[str] = ()  # why not
     changed: Sequence[str] = ()  # since it was accepted, what differs in the sources
-    stopped: Stopped | None = None  # what the stage left that refused the data as they are now
+    stopped: StoppedStage | None = None  # what the stage left that refused the data as they are now
     rotation: str = ""  # which test rows were drawn anew, and why
-    outdated: Stopped | None = None  # or as they were before the sources changed
+    outdated: StoppedStage | None = None  # or as they were before the sources changed
     limit: int | None = None  # data.limit, where these are a sample by it
 
     @property
@@ -66,7 +66,7 @@ class Data:
         return title if self.is_as_accepted else f"{title}, with other settings than when it was accepted"
 
     @property
-    def stop_of_ingest(self) -> Stopped | None:
+    def stop_of_ingest(self) -> StoppedStage | None:
         """What ingest left if it was ingest that refused the data as they are now."""
         return self.stopped if self.stopped and self.stopped.stage == "ingest" else None
 
@@ -76,7 +76,7 @@ class Data:
         return [v for v in self.past if self.version is None or v.number < self.version.number]
 
 
-def look_up(settings: Settings, version: str | None = None) -> Data:
+def look_up(settings: Settings, version: str | None = None) -> PipelineData:
     """The data as the sources and settings are now, or an accepted version. Raises ConfigError where there is none."""
     split, rotation = settings.split, ""
     if settings.gate.rotate:
@@ -86,7 +86,7 @@ def look_up(settings: Settings, version: str | None = None) -> Data:
     return replace(_look_up(settings, past, version), rotation=rotation)
 
 
-def _look_up(settings: Settings, past: Sequence[Version], version: str | None) -> Data:
+def _look_up(settings: Settings, past: Sequence[Version], version: str | None) -> PipelineData:
     name = settings.registry.name
     if version is not None:
         return _accepted(name, _chosen(version, name, past), past)
@@ -97,20 +97,22 @@ def _look_up(settings: Settings, past: Sequence[Version], version: str | None) -
     stopped = steps[first].stopped if missing else None
     if made:
         because = steps[first].because if missing else ()
-        found = Data(name=name, made=_made(made, stopped), past=past, missing=missing, because=because, stopped=stopped)
+        found = PipelineData(
+            name=name, made=_made(made, stopped), past=past, missing=missing, because=because, stopped=stopped
+        )
         return replace(found, limit=settings.data.limit)
     outdated = None if stopped else _outdated(steps, settings, past)
     if past:
         accepted = _accepted(name, past[-1], past, stopped, outdated)
         return replace(accepted, changed=_changed(accepted, stopped) if stopped else steps[0].because)
     if stopped or outdated:
-        return Data(name=name, made=None, past=past, missing=missing, stopped=stopped, outdated=outdated)
+        return PipelineData(name=name, made=None, past=past, missing=missing, stopped=stopped, outdated=outdated)
     raise ConfigError(f"registry.name={name}: no stage has run on its data; run tunewright run FILE --until split")
 
 
-def find(data: Data, row: str | None, line: str | None, text: str | None) -> list[Found]:
+def find(data: PipelineData, row: str | None, line: str | None, text: str | None) -> list[Found]:
     """The records that one of three ways to name a row finds. Raises ConfigError where there is none."""
-    asked, stop = Asked.of(row, line, text), data.stop_of_ingest
+    asked, stop = RowQuery.of(row, line, text), data.stop_of_ingest
     found = asked.refused(stop) if stop else []
     if data.made and not (found and asked.place):  # a line is what it is now
         found += [each for each in asked.among(data.made.rows) if place(each) not in map(place, found)]
@@ -119,7 +121,7 @@ def find(data: Data, row: str | None, line: str | None, text: str | None) -> lis
     return found
 
 
-def _not_found(data: Data, asked: Asked) -> str:
+def _not_found(data: PipelineData, asked: RowQuery) -> str:
     """Where a record was looked for, and where it is instead or what else is to be looked at."""
     stop = data.stop_of_ingest
     look = f"; see {from_here(stop.paths[0])}" if stop and stop.files else ""
@@ -141,7 +143,7 @@ def _not_found(data: Data, asked: Asked) -> str:
     return f"{there}, and none that ingest refused when it stopped on {stop.when[:10]}{look}" if stop else there
 
 
-def _not_refused(name: str, stop: Stopped, asked: Asked) -> str:
+def _not_refused(name: str, stop: StoppedStage, asked: RowQuery) -> str:
     """Of what ingest did not refuse when it stopped: that it kept none of the data, and why."""
     whole = f"ingest stopped, so none of the data of {name} was kept: {stop.message}"
     read = [path for key, path in stop.ingredients.items() if FILE.fullmatch(key)]
@@ -159,7 +161,7 @@ def _no_file(read: Sequence[str]) -> str:
     return f"no such file was read; files read: {', '.join(read[:3])}{' and more' * (len(read) > 3)}"
 
 
-def _is_in(version: Version, asked: Asked) -> bool:
+def _is_in(version: Version, asked: RowQuery) -> bool:
     rows = kept(Rows, "ingest", version.rows.key)
     return rows is not None and bool(asked.among(rows))
 
@@ -178,9 +180,9 @@ def _accepted(
     name: str,
     version: Version,
     past: Sequence[Version],
-    stopped: Stopped | None = None,
-    outdated: Stopped | None = None,
-) -> Data:
+    stopped: StoppedStage | None = None,
+    outdated: StoppedStage | None = None,
+) -> PipelineData:
     parts = {part.stage: part for part in _parts(version)}
     made = {stage: kept(RECORDS[stage], stage, part.key) for stage, part in parts.items()}
     gone = [stage for stage, artifact in made.items() if artifact is None]
@@ -190,17 +192,17 @@ def _accepted(
             f"version {version.number} of {name}: {folder} is missing or altered; tunewright run FILE --until split "
             "rebuilds it from the current data, with the same splits"
         )
-    return Data(name=name, made=_made(made), past=past, stopped=stopped, outdated=outdated)
+    return PipelineData(name=name, made=_made(made), past=past, stopped=stopped, outdated=outdated)
 
 
-def _changed(accepted: Data, stopped: Stopped) -> list[str]:
+def _changed(accepted: PipelineData, stopped: StoppedStage) -> list[str]:
     """What sets the data that ingest stopped on apart from an accepted version of them."""
     assert accepted.made
     rows = accepted.made.rows
     return causes("ingest", manifest(rows)["ingredients"], stopped.ingredients, rows)
 
 
-def _outdated(steps: Sequence[Step], settings: Settings, past: Sequence[Version]) -> Stopped | None:
+def _outdated(steps: Sequence[Step], settings: Settings, past: Sequence[Version]) -> StoppedStage | None:
     """The last stop on these sources, read with the same settings, since a version was accepted."""
     stops = [stop for stop in stopped.of_stage("ingest") if _is_read_so(stop.ingredients, settings)]
     rows = steps[0].last
@@ -215,11 +217,11 @@ def _is_read_so(ingredients: Ingredients, settings: Settings) -> bool:
     return all(ingredients.get(name) == value for name, value in flat("data", settings.data))
 
 
-def _parts(version: Version) -> tuple[Part, ...]:
+def _parts(version: Version) -> tuple[StageOutput, ...]:
     return version.rows, version.checked, version.unique, version.splits
 
 
-def _made(records: dict[str, Any], stopped: Stopped | None = None) -> Made:
+def _made(records: dict[str, Any], stopped: StoppedStage | None = None) -> Made:
     return Made(
         rows=records["ingest"],
         checked=records.get("check"),

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from flows.data_command import Data
+from flows.data_command import PipelineData
 from tasks import lineage
 from tasks.artifacts import Artifact
 from tasks.config import STAGES
 from tasks.history import Version
 from tasks.row_search import MOST_MATCHES, Found, excerpt, manifest, place
-from tasks.stopped import Stopped
+from tasks.stopped import StoppedStage
 
 
-def row_json(data: Data, found: Sequence[Found]) -> dict[str, Any]:
+def row_json(data: PipelineData, found: Sequence[Found]) -> dict[str, Any]:
     """What `--json` prints of a row: its life, or the matches where several rows are meant."""
     if _several(found):
         matches = [place(record) | {"text": excerpt(record)} for record in found[:MOST_MATCHES]]
@@ -30,7 +30,7 @@ def row_json(data: Data, found: Sequence[Found]) -> dict[str, Any]:
     return found_at | {"life": events, "missing": missing, "changed": list(data.changed), "versions": before}
 
 
-def data_json(data: Data) -> dict[str, Any]:
+def data_json(data: PipelineData) -> dict[str, Any]:
     """What `--json` prints of the data: the stages, their parents, the versions, and what a stage refused."""
     return {
         "name": data.name,
@@ -68,7 +68,7 @@ def figures(version: Version) -> dict[str, int | None]:
     }
 
 
-def _stopped_json(stopped: Stopped) -> dict[str, Any]:
+def _stopped_json(stopped: StoppedStage) -> dict[str, Any]:
     said = stopped.model_dump(include={"stage", "message", "when", "run"})
     refused = {"num_refused": lineage.num_refused(stopped), "first": lineage.first_refused(stopped)}
     return said | {"files": [str(path) for path in stopped.paths]} | refused

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.data_command import Data
+from flows.data_command import PipelineData
 from flows.data_json import counts, figures, stage
 from flows.outcome import given_sides
 from tasks.artifacts import Artifact
@@ -16,7 +16,7 @@ from tasks.config import from_here
 from tasks.history import Version
 from tasks.lineage import SET_ASIDE, first_refused, num_refused
 from tasks.row_search import MOST_MATCHES, Found
-from tasks.stopped import Stopped
+from tasks.stopped import StoppedStage
 
 DIGITS = 12  # of a digest, where a person reads it
 REFUSES = {"ingest": "refused", "dedupe": "removed"}  # what a stage does to a record; others quarantine it
@@ -28,7 +28,7 @@ RULES = {
 }
 
 
-def show_data(console: Console, data: Data, what: str) -> None:
+def show_data(console: Console, data: PipelineData, what: str) -> None:
     """The stages and the versions; `what` is the file and its changes, for the command to run next."""
     console.print(Text(data.title, "bold"))
     if data.rotation:
@@ -74,7 +74,7 @@ def _show_stages(console: Console, stages: Sequence[dict[str, Any]]) -> None:
         console.print(Text.assemble((f"{made['stage']:<8}", "bold"), place, (f"  {files}", "dim")), soft_wrap=True)
 
 
-def show_row(console: Console, data: Data, row: dict[str, Any], what: str) -> None:
+def show_row(console: Console, data: PipelineData, row: dict[str, Any], what: str) -> None:
     """A row's life, or the rows that were meant, from `row_json`."""
     if "matches" in row:
         table = _table("row", "file", "line", "text")
@@ -116,7 +116,7 @@ def _rows(artifact: Artifact) -> str:
     return ", ".join(f"{found[name]:,} {name}" for name in shown if found.get(name))
 
 
-def _versions(data: Data) -> Table:
+def _versions(data: PipelineData) -> Table:
     """read = refused + rows; rows = those before + new - gone = quarantined + removed + train + validation + test."""
     table = _table("version", *figures(data.past[0]), "accepted (UTC)")
     for version in data.past:
@@ -135,7 +135,7 @@ def _replaced(version: Version) -> Iterator[str]:
         yield f"version {version.number}, {accepted}: {moved} rows {went}"
 
 
-def _refused(records: Sequence[Found], stopped: Stopped) -> Table:
+def _refused(records: Sequence[Found], stopped: StoppedStage) -> Table:
     number, did = num_refused(stopped), REFUSES.get(stopped.stage, "quarantined")
     first = "the first " if number > len(records) else ""
     table = _table(f"{first}{len(records)} of {number:,} that {stopped.stage} {did}", "reason", "")
@@ -183,7 +183,7 @@ def _line(row: Found) -> str:
     return f"{row['file']} line {row['line']}"
 
 
-def _show_missing(console: Console, data: Data, what: str) -> None:
+def _show_missing(console: Console, data: PipelineData, what: str) -> None:
     """Why what is shown is not all there is, and the command that fixes it."""
     until = "render" if data.missing == "render" else "split"
     command = f"tunewright run {what} --until {until}"
@@ -205,7 +205,7 @@ def _show_missing(console: Console, data: Data, what: str) -> None:
     console.print(Text(f"next  {command}"), soft_wrap=True)
 
 
-def _show_stop(console: Console, stopped: Stopped, since: str) -> None:
+def _show_stop(console: Console, stopped: StoppedStage, since: str) -> None:
     """Which stage stopped, when, why, and where to look."""
     told = f"{since}{stopped.stage} stopped on {_clock(stopped.when)} in {stopped.run}: {stopped.message}"
     console.print(Text(told, "yellow"), soft_wrap=True)

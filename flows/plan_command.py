@@ -13,7 +13,7 @@ from flows.inputs import inputs, looked_at
 from flows.plan_sample import Sampled, base_here, sampled
 from tasks import architecture
 from tasks.artifacts import Artifact, Base, Tokens
-from tasks.budget import Case, Estimate, Ground, calibration, devices, estimate, remedies, shapes, shortage, work
+from tasks.budget import BudgetCase, Estimate, Ground, calibration, devices, estimate, remedies, shapes, shortage, work
 from tasks.budget.timing import Rate, rate_of
 from tasks.config import STAGES, Compute, Method, Model, Settings
 from tasks.errors import ConfigError, DataError
@@ -75,7 +75,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         return Planned(steps=steps, costs=None, unknown=unknown)
     if sample and sample.is_too_long:
         return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {sample.too_long}")
-    case = Case(ground, settings.method, settings.training, settings.compute, machine)
+    case = BudgetCase(ground, settings.method, settings.training, settings.compute, machine)
     notes += _reads_less(case, settings.model)
     rates = _Rates(case, made)
     if calibrate:
@@ -100,7 +100,7 @@ def _with_packages(machine: devices.Machine, compute: Compute) -> tuple[devices.
     return machine._replace(device=device), notes
 
 
-def _reads_less(case: Case, model: Model) -> list[str]:
+def _reads_less(case: BudgetCase, model: Model) -> list[str]:
     """What to know of a base that reads fewer tokens at once than a row may have."""
     reads = architecture.context(case.ground.config.fields)
     if reads is None or reads >= model.max_length:
@@ -144,7 +144,7 @@ def _ground(
 class _Rates:
     """How fast each method is on the machine, by what is best known."""
 
-    def __init__(self, case: Case, made: dict[str, Artifact | None]) -> None:
+    def __init__(self, case: BudgetCase, made: dict[str, Artifact | None]) -> None:
         self.case = case
         base, tokens = made.get("base"), made.get("render")
         self.base = base if isinstance(base, Base) else None
@@ -172,7 +172,7 @@ class _Rates:
         return found or rate_of(machine.teraflops)
 
 
-def _costs(case: Case, rates: _Rates, notes: Sequence[str], rows_from: str) -> Costs:
+def _costs(case: BudgetCase, rates: _Rates, notes: Sequence[str], rows_from: str) -> Costs:
     chosen = estimate(case, rates.of(case.method))
     others = []
     for kind in KINDS:

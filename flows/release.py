@@ -42,7 +42,7 @@ THIRTY_DAYS = 30 * 24 * 60 * 60  # seconds; after them the flow run fails, and t
 DECIDED = {"approve": "Approved", "reject": "Rejected"}  # what the flow's final state is named
 
 
-class Answer(RunInput):
+class ApprovalForm(RunInput):
     """What a person says; the form in Prefect's UI."""
 
     decision: Literal["approve", "reject"] = Field(
@@ -65,7 +65,7 @@ def approval(name: str, version: str, alias: str = "champion", tracking_uri: str
     registry = Registry(name=name, alias=alias, tracking_uri=tracking_uri)
     waiting = release.waits(registry, version)
     # Suspended, the run ends; resumed, it begins anew, and this call returns what was answered.
-    form = Answer.with_initial_data(description=question(registry, waiting))
+    form = ApprovalForm.with_initial_data(description=question(registry, waiting))
     answer = suspend_flow_run(wait_for_input=form, timeout=THIRTY_DAYS)
     decision = release.decide(registry, version, answer.decision, by=answer.by, why=answer.reason)
     message = f"version {version} of {name}, by {decision.event.by}: {decision.event.why}"

@@ -17,7 +17,7 @@ from tasks.config import Registry
 from tasks.errors import ConfigError
 
 if TYPE_CHECKING:  # what it imports takes seconds
-    from tasks.register.release import Decision
+    from tasks.register.release import ReleaseDecision
 
 app = typer.Typer(
     name="release",
@@ -52,7 +52,7 @@ def show_history(name: Name, alias: Alias = "champion", tracking_uri: Uri = None
         print(as_line(release_view.history_json(found)))
 
 
-def _decision(decide: Callable[..., "Decision"]) -> Callable[..., None]:
+def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
     """Make a command of `decide(registry, by, why, ...)`, with the options of all decisions and its own.
 
     The command decides, ends the run that asks a person in Prefect, and shows what was decided.
@@ -97,7 +97,7 @@ def approve(
         typer.Argument(metavar="[VERSION]", help="Version that waits; default: the newest", show_default=False),
     ] = None,
     reject: Annotated[bool, typer.Option("--reject", help="Reject the version: the alias stays where it is")] = False,
-) -> "Decision":
+) -> "ReleaseDecision":
     """Approve or reject a version that waits (gate.approval); approval reloads and checks it, then moves the alias."""
     from tasks.register import release
 
@@ -106,7 +106,7 @@ def approve(
 
 @app.command()
 @_decision
-def promote(registry: Registry, by: str, why: str, version: Version) -> "Decision":
+def promote(registry: Registry, by: str, why: str, version: Version) -> "ReleaseDecision":
     """Move the alias to a version, whatever its verdict, after reloading and checking it."""
     from tasks.register import release
 
@@ -122,7 +122,7 @@ def rollback(
     to: Annotated[
         str | None, typer.Option(metavar="VERSION", help="Version that had the alias; default: the previous one")
     ] = None,
-) -> "Decision":
+) -> "ReleaseDecision":
     """Move the alias back to the previous version, after reloading and checking it.
 
     No pipeline promotes the rolled-back version again; release promote does.
@@ -134,7 +134,7 @@ def rollback(
 
 @app.command()
 @_decision
-def withdraw(registry: Registry, by: str, why: str) -> "Decision":
+def withdraw(registry: Registry, by: str, why: str) -> "ReleaseDecision":
     """Remove the alias from its version, without a successor: the next run has no champion.
 
     No pipeline promotes the withdrawn version again; release promote does.

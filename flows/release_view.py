@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tasks.config import Registry
 from tasks.register.history import Event
-from tasks.register.release import Decision, History
+from tasks.register.release import History, ReleaseDecision
 from tasks.register.standing import SAID
 
 
@@ -65,7 +65,7 @@ def history_json(history: History) -> dict[str, Any]:
     }
 
 
-def show_decision(console: Console, registry: Registry, decision: Decision) -> None:
+def show_decision(console: Console, registry: Registry, decision: ReleaseDecision) -> None:
     """What was decided, where the alias is now, what the verdict was, and what to run next."""
     event = decision.event
     colour = "bold green" if event.is_move else "bold yellow"
@@ -90,7 +90,7 @@ def show_decision(console: Console, registry: Registry, decision: Decision) -> N
         console.print(Text(f'  tunewright release rollback {_of(registry)} --reason "..."'))
 
 
-def decision_json(registry: Registry, decision: Decision) -> dict[str, Any]:
+def decision_json(registry: Registry, decision: ReleaseDecision) -> dict[str, Any]:
     """What `--json` prints of it."""
     return {"name": registry.name, **decision.event.model_dump(), "rehearsed": decision.rehearsed}
 

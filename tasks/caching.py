@@ -31,7 +31,7 @@ from tasks.artifacts import Artifact
 from tasks.errors import NO_SPACE, DataError, TunewrightError
 from tasks.ingredients import Ingredients, differing, hash_of, key_of, of_call
 from tasks.manifest import MANIFEST, Damaged, Manifest, Whole, digest_of, folder_of
-from tasks.stopped import Stopped
+from tasks.stopped import StoppedStage
 
 __all__ = ["MANIFEST", "Cached", "Earlier", "Found", "cached", "digest_of", "kept", "lock", "seconds_of", "work_folder"]
 
@@ -47,7 +47,7 @@ class Found(Generic[A]):
     ingredients: Ingredients
     record: A | None  # the artifact, where it is whole
     fault: str  # what is wrong with the one that is there
-    stopped: Stopped | None  # what the stage left where it refused its data
+    stopped: StoppedStage | None  # what the stage left where it refused its data
     work: Path  # where an attempt at it left its work in progress
     was_made: bool  # whether it was whole at any time
     is_being_made: bool  # by a process that lives

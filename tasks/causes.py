@@ -86,7 +86,7 @@ MOST_DEFINITIONS = 3  # of code, that are named
 CHUNK = 1 << 20
 
 
-class File(NamedTuple):
+class InputFile(NamedTuple):
     """A file that ingest reads, as its key has it."""
 
     setting: str
@@ -168,18 +168,18 @@ def _files(before: Ingredients, now: Ingredients, made: Artifact | None) -> Iter
                 yield f"{there[path].setting}: {path} is {word}"
 
 
-def _by_path(ingredients: Ingredients) -> dict[str, File]:
+def _by_path(ingredients: Ingredients) -> dict[str, InputFile]:
     files: dict[str, dict[str, Any]] = {}
     for name, value in ingredients.items():
         if name.startswith("files[") and (item := ITEM.fullmatch(name)):
             files.setdefault(item[1], {})[item[2]] = value
     return {
-        file["path"]: File(file["setting"], file["digest"], file["format"] == "jsonl" and not file["packing"])
+        file["path"]: InputFile(file["setting"], file["digest"], file["format"] == "jsonl" and not file["packing"])
         for file in files.values()
     }
 
 
-def _num_appended(path: str, earlier: File, made: Rows) -> int | None:
+def _num_appended(path: str, earlier: InputFile, made: Rows) -> int | None:
     """How many lines follow in a local file what it was, which is known by where its last record began; or None."""
     if not earlier.grows or not Path(path).is_file():
         return None

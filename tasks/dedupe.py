@@ -26,7 +26,7 @@ from tasks.similarity.embedding import load_model
 from tasks.similarity.engine import engine_of, read_pieces
 from tasks.similarity.folding import fold_messages
 from tasks.similarity.prompts import (
-    Prompts,
+    ComparedPrompts,
     Shingles,
     conversation_hashes,
     cut,
@@ -72,7 +72,7 @@ class Read(NamedTuple):
     """What is compared of a batch of rows, as hashes."""
 
     conversations: np.ndarray  # (rows, 2)
-    prompts: Prompts
+    prompts: ComparedPrompts
     answers: np.ndarray  # (rows,)
 
 

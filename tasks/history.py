@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks import config, disk, lines
 
 
-class Part(BaseModel):
+class StageOutput(BaseModel):
     """What one stage made of a version: where its artifact lies, and what is in it."""
 
     model_config = ConfigDict(frozen=True)
@@ -50,10 +50,10 @@ class Version(BaseModel):
     accepted: str  # UTC
     run: str  # the name of the flow run; empty for a call outside a flow
     parent: str  # digest of the rows of the version before; empty for the first
-    rows: Part
-    checked: Part
-    unique: Part
-    splits: Part
+    rows: StageOutput
+    checked: StageOutput
+    unique: StageOutput
+    splits: StageOutput
     counts: dict[str, int]  # read, rows, checked, unique, train, validation, test
     added: int | None  # records that the version before does not have; None where that one's rows are gone
     removed: int | None  # records of the version before that this one does not have

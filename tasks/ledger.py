@@ -30,7 +30,7 @@ SAMPLE = 1_000  # row_ids of a test set
 DIGITS = 12  # of a row_id: of a million rows, no two begin alike in all likelihood
 
 
-class Look(BaseModel):
+class TestSetUse(BaseModel):
     """One line: one candidate was decided on some test rows."""
 
     model_config = ConfigDict(frozen=True)
@@ -46,7 +46,7 @@ class Look(BaseModel):
 
 
 @dataclass(frozen=True)
-class Rows:
+class TestRows:
     """The test rows of a candidate."""
 
     test: str
@@ -54,7 +54,7 @@ class Rows:
     number: int
 
     @classmethod
-    def of(cls, answers: Answers) -> "Rows":
+    def of(cls, answers: Answers) -> "TestRows":
         """Those that were answered."""
         row_ids = pq.read_table(answers.path("answers.parquet"), columns=["row_id"])["row_id"].to_pylist()
         rows = sorted({*row_ids})
@@ -76,12 +76,12 @@ def enter(
     With a warning where that is over gate.looks, and where rows that another seed drew are among these. `seed` drew
     these, and `recipe` is what the candidate was made of.
     """
-    rows, file = Rows.of(answers), file_of(name)
+    rows, file = TestRows.of(answers), file_of(name)
     with lock(file):
         looks = read(file)
         if not any(_is(look, candidate.digest, rows) for look in looks):
             is_known = any(look.test == rows.test for look in looks)
-            look = Look(
+            look = TestSetUse(
                 candidate=candidate.digest,
                 test=rows.test,
                 decided=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -97,16 +97,16 @@ def enter(
 
 def look_up(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, *, seed: int) -> Verdict:
     """What `enter` returns, without entering anything."""
-    return _said(verdict, read(file_of(name)), candidate.digest, Rows.of(answers), gate, seed)
+    return _said(verdict, read(file_of(name)), candidate.digest, TestRows.of(answers), gate, seed)
 
 
-def next_number(looks: Sequence[Look], seed: int) -> int:
+def next_number(looks: Sequence[TestSetUse], seed: int) -> int:
     """Which look a new candidate's would be at the rows that `seed` drew last; 1 where none is known to have."""
     last = next((look for look in reversed(looks) if look.seed == seed), None)
     if last is None:
         return 1
     sample = _samples(looks).get(last.test, ())
-    return _number(looks, "", Rows(last.test, sample, len(sample)))
+    return _number(looks, "", TestRows(last.test, sample, len(sample)))
 
 
 def file_of(name: str) -> Path:
@@ -114,15 +114,15 @@ def file_of(name: str) -> Path:
     return config.home() / "looks" / f"{name}.jsonl"
 
 
-def _is(look: Look, candidate: str, rows: Rows) -> bool:
+def _is(look: TestSetUse, candidate: str, rows: TestRows) -> bool:
     return (look.candidate, look.test) == (candidate, rows.test)
 
 
-def _samples(looks: Sequence[Look]) -> dict[str, tuple[str, ...]]:
+def _samples(looks: Sequence[TestSetUse]) -> dict[str, tuple[str, ...]]:
     return {look.test: look.sample for look in looks if look.sample is not None}
 
 
-def _number(looks: Sequence[Look], candidate: str, rows: Rows) -> int:
+def _number(looks: Sequence[TestSetUse], candidate: str, rows: TestRows) -> int:
     """One more than other candidates were looked at before, each counted as far as it was on these rows."""
     samples = _samples(looks)
     seen: dict[str, float] = {}
@@ -133,12 +133,14 @@ def _number(looks: Sequence[Look], candidate: str, rows: Rows) -> int:
     return 1 + round(sum(seen.values()))
 
 
-def _before(looks: Sequence[Look], candidate: str, rows: Rows) -> Iterable[Look]:
+def _before(looks: Sequence[TestSetUse], candidate: str, rows: TestRows) -> Iterable[TestSetUse]:
     """The looks before this candidate's at these rows."""
     return takewhile(lambda look: not _is(look, candidate, rows), looks)
 
 
-def _said(verdict: Verdict, looks: Sequence[Look], candidate: str, rows: Rows, gate: Gate, seed: int) -> Verdict:
+def _said(
+    verdict: Verdict, looks: Sequence[TestSetUse], candidate: str, rows: TestRows, gate: Gate, seed: int
+) -> Verdict:
     number, samples = _number(looks, candidate, rows), _samples(looks)
     tests = {look.test for look in _before(looks, candidate, rows) if look.seed not in (None, seed)}
     # Of two samples of one set the share in common is known, so of all together that of their union's smallest.
@@ -170,6 +172,6 @@ def _too_many(number: int, gate: Gate, num_rows: int) -> str:
     )
 
 
-def read(file: Path) -> list[Look]:
+def read(file: Path) -> list[TestSetUse]:
     """All looks of a ledger, the oldest first. Raises ConfigError where a line is none."""
-    return lines.read(file, Look, "is no test-set use; fix the line, or delete it")
+    return lines.read(file, TestSetUse, "is no test-set use; fix the line, or delete it")

@@ -19,7 +19,7 @@ from tasks.history import Version
 from tasks.row_search import HELD_OUT, MOST_MATCHES, PLACE, QUARANTINE, Found, select
 from tasks.split.sides import SET_ASIDE as SET_ASIDE_BY_SPLIT
 from tasks.split.writing import GONE
-from tasks.stopped import Stopped
+from tasks.stopped import StoppedStage
 
 SET_ASIDE = ("refused", "held out", "quarantined", "removed")
 # Why a row is on no split in the assignments of a version; for any other reason it is on one.
@@ -37,7 +37,7 @@ class Made:
     unique: UniqueRows | None = None
     splits: Splits | None = None
     tokens: Tokens | None = None
-    stopped: Stopped | None = None  # by the stage after the last of these
+    stopped: StoppedStage | None = None  # by the stage after the last of these
 
     def __iter__(self) -> Iterator[Artifact]:
         """The artifacts in the order of the stages."""
@@ -45,7 +45,7 @@ class Made:
         return iter([artifact for artifact in stages if artifact])
 
 
-def refused(stopped: Stopped, record: Found) -> list[dict[str, Any]]:
+def refused(stopped: StoppedStage, record: Found) -> list[dict[str, Any]]:
     """The life of a record that ingest refused when it stopped; of any other none."""
     here = (ds.field("file") == record["file"]) & (ds.field("line") == record["line"])
     gone = _quarantined(stopped, here) if stopped.stage == "ingest" and not record["row_id"] else None
@@ -75,20 +75,20 @@ def sides(row_id: str, name: str, past: Sequence[Version]) -> list[dict[str, Any
     return told
 
 
-def first_refused(stopped: Stopped) -> list[Found]:
+def first_refused(stopped: StoppedStage) -> list[Found]:
     """The first records of the table that a stage left when it stopped: QUARANTINE_SCHEMA or REMOVED_SCHEMA."""
     table = _refused_table(stopped)
     batch = next(table.iter_batches(batch_size=MOST_MATCHES), None) if table else None
     return batch.to_pylist() if batch else []
 
 
-def num_refused(stopped: Stopped) -> int:
+def num_refused(stopped: StoppedStage) -> int:
     """How many records are in that table."""
     table = _refused_table(stopped)
     return table.metadata.num_rows if table else 0
 
 
-def _refused_table(stopped: Stopped) -> pq.ParquetFile | None:
+def _refused_table(stopped: StoppedStage) -> pq.ParquetFile | None:
     tables = [path for path in stopped.paths if path.suffix == ".parquet" and path.is_file()]
     return pq.ParquetFile(tables[0]) if tables else None
 
@@ -110,7 +110,7 @@ def _events(made: Made, record: Found) -> Iterator[dict[str, Any]]:
         yield {"stage": made.stopped.stage} | gone
 
 
-def _now(artifact: Artifact | Stopped, outcome: str, name: str = "rows.parquet") -> dict[str, Any]:
+def _now(artifact: Artifact | StoppedStage, outcome: str, name: str = "rows.parquet") -> dict[str, Any]:
     """What became of a record, and the file in which it stands since."""
     return {"outcome": outcome, "in": str(artifact.path(name))}
 
@@ -135,7 +135,7 @@ def _deduped(unique: UniqueRows, record: Found, here: ds.Expression) -> dict[str
     }
 
 
-def _removed(left: UniqueRows | Stopped, here: ds.Expression) -> dict[str, Any] | None:
+def _removed(left: UniqueRows | StoppedStage, here: ds.Expression) -> dict[str, Any] | None:
     file = left.path(REMOVED)
     partner = ["partner_file", "partner_line", "partner_row_id"]
     gone = select(file, here, ["reason", "similarity", *partner], 1) if file.is_file() else []
@@ -174,7 +174,7 @@ def _firm(splits: Splits, cluster: pa.Table) -> Found | None:
     return cluster.filter(ds.field("row_id") == ids[0]["row_id"]).slice(0, 1).to_pylist()[0] if ids else None
 
 
-def _quarantined(artifact: Artifact | Stopped, here: ds.Expression) -> dict[str, Any] | None:
+def _quarantined(artifact: Artifact | StoppedStage, here: ds.Expression) -> dict[str, Any] | None:
     file = artifact.path(QUARANTINE)
     aside = select(file, here, ["reason", "detail"], 1) if file.is_file() else []
     return _now(artifact, "quarantined", file.name) | aside[0] if aside else None

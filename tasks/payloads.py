@@ -18,13 +18,13 @@ Because = Literal["", "worse", "too low", "regression", "prompting is enough"]
 Decided = Literal["promote", "keep", "inconclusive", "invalid"]
 
 
-class Part(BaseModel):
+class PayloadPart(BaseModel):
     """A part of a payload."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class Payload(Part):
+class Payload(PayloadPart):
     """The content of a file of an artifact."""
 
     FILE: ClassVar[str]
@@ -50,7 +50,7 @@ class CheckResults(Payload, Results):
     FILE = "results.json"
 
 
-class PairedRow(Part):
+class PairedRow(PayloadPart):
     """One row of the most similar pair across splits."""
 
     side: str
@@ -59,7 +59,7 @@ class PairedRow(Part):
     line: int
 
 
-class Decontamination(Part):
+class Decontamination(PayloadPart):
     """Passages that training rows share with evaluation rows."""
 
     training_rows: int
@@ -69,7 +69,7 @@ class Decontamination(Part):
     in_held_out: dict[str, int]  # split -> rows that share a passage with a record of data.held_out
 
 
-class EarlierRows(Part):
+class EarlierRows(PayloadPart):
     """What became of the rows of the last version of the data."""
 
     earlier: str | None  # the digest of its splits
@@ -80,7 +80,7 @@ class EarlierRows(Part):
     gone: int
 
 
-class Stratum(Part):
+class Stratum(PayloadPart):
     """The share of one stratum in all rows and in each split."""
 
     name: str
@@ -90,14 +90,14 @@ class Stratum(Part):
     test: float
 
 
-class Deviation(Part):
+class Deviation(PayloadPart):
     """Which share of which split differs most from the share in all rows."""
 
     side: str
     stratum: str
 
 
-class Balance(Part):
+class Balance(PayloadPart):
     """How equally the strata are distributed over the splits."""
 
     by: str | None
@@ -107,7 +107,7 @@ class Balance(Part):
     strata: tuple[Stratum, ...]
 
 
-class TimeSpans(Part):
+class TimeSpans(PayloadPart):
     """When each split begins and ends."""
 
     spans: dict[str, tuple[str, ...]]  # first and last time; empty where no row has one
@@ -179,7 +179,7 @@ class TrainingSummary(Payload):
     skipped_checkpoints: tuple[str, ...]
 
 
-class Comparison(Part):
+class Comparison(PayloadPart):
     """The candidate compared with one opponent. A positive difference is in the candidate's favour, in any metric."""
 
     metric: str
@@ -211,7 +211,7 @@ class Comparison(Part):
         return math.inf if self.is_behind else self.rows_needed or 0
 
 
-class Decision(Part):
+class Decision(PayloadPart):
     """The outcome of all comparisons, and the sentence that reports it."""
 
     decision: Decided
@@ -232,7 +232,7 @@ class Decision(Part):
     smallest_visible: float | None = None  # the smallest gain over those to beat detectable at 80 % power
 
 
-class Slice(Part):
+class Slice(PayloadPart):
     """A part of the test rows. A positive difference is in the candidate's favour."""
 
     by: str  # source, language, length or label

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tasks import ledger
 from tasks.config import Settings
-from tasks.ledger import Look, next_number
+from tasks.ledger import TestSetUse, next_number
 
 
 class Draw(NamedTuple):
@@ -48,7 +48,7 @@ def draw(settings: Settings, recipe: str) -> Draw:
     return Draw(recipe, asked, seed, gate.looks)
 
 
-def seed_of(looks: Sequence[Look], asked: int, most: int, recipe: str) -> int:
+def seed_of(looks: Sequence[TestSetUse], asked: int, most: int, recipe: str) -> int:
     """The seed that this recipe was last looked at with, or the first from `asked` on with looks left."""
     before = next((look.seed for look in reversed(looks) if look.recipe == recipe and look.seed is not None), None)
     if before is not None:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tasks.artifacts import Artifact, Rows
 from tasks.caching import MANIFEST
 from tasks.errors import ConfigError
-from tasks.stopped import Stopped
+from tasks.stopped import StoppedStage
 
 HELD_OUT, QUARANTINE = "held_out.parquet", "quarantine.parquet"
 MOST_MATCHES = 10
@@ -32,7 +32,7 @@ Found = dict[str, Any]  # the columns of one row
 
 
 @dataclass(frozen=True)
-class Asked:
+class RowQuery:
     """The one of three ways to name a row that a person chose."""
 
     said: str  # the option as it was given
@@ -41,7 +41,7 @@ class Asked:
     words: Sequence[str] = ()
 
     @classmethod
-    def of(cls, row: str | None, line: str | None, text: str | None) -> "Asked":
+    def of(cls, row: str | None, line: str | None, text: str | None) -> "RowQuery":
         """What was asked for. Raises ConfigError where it names no place, or no word."""
         if row is not None:
             return cls(f"--row {row}", row=row)
@@ -61,7 +61,7 @@ class Asked:
             return by_id(rows, self.row)
         return by_line(rows, *self.place) if self.place else by_text(rows, self.words)
 
-    def refused(self, stopped: Stopped) -> list[Found]:
+    def refused(self, stopped: StoppedStage) -> list[Found]:
         """The records of it that ingest refused when it stopped: they have a place and a text, and are no rows."""
         table = stopped.path(QUARANTINE)
         if self.row is not None or not table.is_file():

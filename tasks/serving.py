@@ -341,7 +341,7 @@ def read_contract(file: Path) -> dict[str, Any]:
     return found
 
 
-class Chat:
+class ServedChat:
     """A tuned model as MLflow loads and asks it."""
 
     def load_context(self, context: Any) -> None:
@@ -399,7 +399,7 @@ if ALONE:
     from mlflow.models import set_model
     from mlflow.pyfunc.model import PythonModel
 
-    class Served(Chat, PythonModel):  # pyright: ignore[reportIncompatibleMethodOverride] of a base without annotations
+    class Served(ServedChat, PythonModel):  # pyright: ignore[reportIncompatibleMethodOverride] of a base without annotations
         """Chat under the type that MLflow asks for."""
 
         def load_context(self, context: Any) -> None:

@@ -19,7 +19,7 @@ from tasks.errors import DataError
 STOPPED = "stopped.json"
 
 
-class Stopped(BaseModel):
+class StoppedStage(BaseModel):
     """A stage that refused its data."""
 
     model_config = ConfigDict(frozen=True)
@@ -56,7 +56,7 @@ def keep(unfinished: Path, stage: str, key: str, error: DataError, run: str, ing
     """Keeps of a stage's unfinished folder what the error names, and adds to the error's line where that lies now."""
     files = tuple(name for name in error.see if (unfinished / name).is_file())
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    stopped = Stopped(
+    stopped = StoppedStage(
         stage=stage, key=key, message=str(error), when=when, run=run, files=files, ingredients=ingredients
     )
     with contextlib.suppress(OSError):  # a full disk must not hide why the stage stopped
@@ -69,16 +69,16 @@ def keep(unfinished: Path, stage: str, key: str, error: DataError, run: str, ing
         error.args = (stopped.said,)
 
 
-def find(stage: str, key: str) -> Stopped | None:
+def find(stage: str, key: str) -> StoppedStage | None:
     """What a stage left when it stopped on the inputs of this key, or None."""
     try:
         said = json.loads((_place(stage, key) / STOPPED).read_text(encoding="utf-8"))
-        return Stopped.model_validate(said | {"stage": stage, "key": key})
+        return StoppedStage.model_validate(said | {"stage": stage, "key": key})
     except (FileNotFoundError, ValueError, TypeError):  # killed while it was written: as if it were not there
         return None
 
 
-def of_stage(stage: str) -> list[Stopped]:
+def of_stage(stage: str) -> list[StoppedStage]:
     """What a stage left wherever it stopped."""
     left = (find(stage, folder.name) for folder in (config.home() / "stopped" / stage).glob("*/"))
     return [stopped for stopped in left if stopped]

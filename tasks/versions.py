@@ -33,7 +33,7 @@ from tasks.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, Uni
 from tasks.caching import kept, lock
 from tasks.config import Split
 from tasks.errors import ConfigError, TunewrightError
-from tasks.history import Part, Replaced, Version, file_of, history, read, write
+from tasks.history import Replaced, StageOutput, Version, file_of, history, read, write
 from tasks.lineage import NO_SIDE
 from tasks.split.columns import furthest
 from tasks.split.writing import GONE
@@ -251,8 +251,8 @@ def _when(once: Replaced) -> str:
     return f"on {once.accepted[:16].replace('T', ' ')}{f' by run {once.run}' if once.run else ''}"
 
 
-def _part(artifact: Artifact) -> Part:
-    return Part(stage=artifact.stage, key=artifact.key, digest=artifact.digest)
+def _part(artifact: Artifact) -> StageOutput:
+    return StageOutput(stage=artifact.stage, key=artifact.key, digest=artifact.digest)
 
 
 def _changes(before: Before, rows: Rows, past: Sequence[Version]) -> tuple[int | None, int | None]:

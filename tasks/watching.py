@@ -33,7 +33,7 @@ class Seen(BaseModel):
     digest: str
 
 
-class Memory(BaseModel):
+class WatcherState(BaseModel):
     """What the last look saw, and which files the last announcement was about."""
 
     files: dict[str, Seen] = {}
@@ -49,7 +49,7 @@ class Memory(BaseModel):
         return known.packing, known.digest
 
 
-class Look(BaseModel):
+class Poll(BaseModel):
     """What a look has found."""
 
     model_config = ConfigDict(frozen=True)
@@ -65,7 +65,7 @@ def keep_read(deployment: str, files: Iterable[SourceFile]) -> None:
     _write(_place(deployment) / "read.json", json.dumps({file.path: file.digest for file in files}))
 
 
-def look(deployment: str, data: Data) -> Look:
+def look(deployment: str, data: Data) -> Poll:
     """Looks at the files of a deployment. What is to be announced counts as announced from then on.
 
     Raises ConfigError and DataError where they cannot be read.
@@ -84,7 +84,7 @@ def look(deployment: str, data: Data) -> Look:
     if is_new or not found:
         memory.announced = about if found else ""
     _write(folder / "seen.json", memory.model_dump_json())
-    return Look(num_files=len(now), changes=found, is_new=is_new, is_unsettled=is_unsettled)
+    return Poll(num_files=len(now), changes=found, is_new=is_new, is_unsettled=is_unsettled)
 
 
 def changes(read: Mapping[str, str] | None, now: Mapping[str, str]) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ def shown(changes: tuple[str, ...]) -> str:
     return ", ".join(changes[:NAMED]) + more
 
 
-def _is_settled(paths: Iterable[str], memory: Memory) -> bool:
+def _is_settled(paths: Iterable[str], memory: WatcherState) -> bool:
     """Whether none of these files, which are other ones than at the look before, changes while one waits."""
     local = [path for path in paths if not is_remote(path)]
     if local:
@@ -121,11 +121,11 @@ def _read(file: Path) -> dict[str, str] | None:
         return None
 
 
-def _memory(file: Path) -> Memory:
+def _memory(file: Path) -> WatcherState:
     try:
-        return Memory.model_validate_json(file.read_bytes())
+        return WatcherState.model_validate_json(file.read_bytes())
     except (FileNotFoundError, ValidationError):
-        return Memory()
+        return WatcherState()
 
 
 def _write(file: Path, text: str) -> None:

@@ -114,7 +114,7 @@ def estimated(
     rate: calibration.Rate | None = None,
 ) -> budget.Estimate:
     """What training on a ground takes."""
-    return budget.estimate(budget.Case(ground, method, training, compute, machine), rate)
+    return budget.estimate(budget.BudgetCase(ground, method, training, compute, machine), rate)
 
 
 def with_free(free: float, **device: Any) -> devices.Machine:
@@ -368,7 +368,7 @@ def test_what_does_not_fit_is_said_with_settings_that_do(tiny_base: Base) -> Non
     peak = estimated(stands, Method(), training, compute, with_free(GB)).peak
     machine = with_free(0.99 * peak)
     would = estimated(stands, Method(), training, compute, machine)
-    changes = budget.remedies(budget.Case(stands, Method(), training, compute, machine))
+    changes = budget.remedies(budget.BudgetCase(stands, Method(), training, compute, machine))
     said = budget.shortage(would, changes)
     assert said.startswith("training will not fit: about ")
     assert "training.micro_batch=" in said
@@ -451,12 +451,16 @@ def test_a_calibration_times_real_steps_and_is_kept(
     monkeypatch.chdir(tmp_path)
     stands, machine = ground_of(tiny_base, tokens), devices.machine("cpu")
     training, compute = Training(batch=4), Compute(threads=1)
-    assert calibration.measured(tiny_base, tokens, budget.Case(stands, Method(), training, compute, machine)) is None
-    rate = calibration.calibrate(tiny_base, tokens, budget.Case(stands, Method(), training, compute, machine))
+    assert (
+        calibration.measured(tiny_base, tokens, budget.BudgetCase(stands, Method(), training, compute, machine)) is None
+    )
+    rate = calibration.calibrate(tiny_base, tokens, budget.BudgetCase(stands, Method(), training, compute, machine))
     assert rate.low == rate.high > 1e6
-    assert calibration.measured(tiny_base, tokens, budget.Case(stands, Method(), training, compute, machine)) == rate
+    assert (
+        calibration.measured(tiny_base, tokens, budget.BudgetCase(stands, Method(), training, compute, machine)) == rate
+    )
     other = calibration.measured(
-        tiny_base, tokens, budget.Case(stands, Method(kind="full"), training, compute, machine)
+        tiny_base, tokens, budget.BudgetCase(stands, Method(kind="full"), training, compute, machine)
     )
     assert other
     assert other.low == rate.low
@@ -464,7 +468,8 @@ def test_a_calibration_times_real_steps_and_is_kept(
     for change in ({"threads": 2}, {"precision": "float32"}, {"compile": True}):
         another = compute.model_copy(update=change)
         assert (
-            calibration.measured(tiny_base, tokens, budget.Case(stands, Method(), training, another, machine)) is None
+            calibration.measured(tiny_base, tokens, budget.BudgetCase(stands, Method(), training, another, machine))
+            is None
         )
 
 
@@ -476,7 +481,7 @@ def test_a_calibration_has_no_more_rows_on_the_device_than_memory_allows(
     stands, training = ground_of(tiny_base, tokens), Training(batch=8, micro_batch="auto")
     sizes = [
         calibration._job(
-            tmp_path, tiny_base, tokens, budget.Case(stands, Method(), training, Compute(), with_free(free))
+            tmp_path, tiny_base, tokens, budget.BudgetCase(stands, Method(), training, Compute(), with_free(free))
         ).micro_batch
         for free in (GB / 10, 100 * GB)
     ]
@@ -494,16 +499,19 @@ def test_an_earlier_run_on_the_same_rows_is_a_rate(tiny_base: Base, tokens: Toke
     lines = [{"step": step, "loss": 1.0, "rows_per_second": speed} for step, speed in enumerate((1.0, 8.0, 8.0))]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     stands, machine = ground_of(tiny_base, tokens), devices.machine("cpu")
-    rate = calibration.measured(tiny_base, tokens, budget.Case(stands, Method(), Training(), Compute(), machine))
-    expected = 8 * budget.Case(stands, Method(rank=4), Training(batch=4), Compute(), machine).flops_a_row
+    rate = calibration.measured(tiny_base, tokens, budget.BudgetCase(stands, Method(), Training(), Compute(), machine))
+    expected = 8 * budget.BudgetCase(stands, Method(rank=4), Training(batch=4), Compute(), machine).flops_a_row
     assert rate == calibration.Rate(expected, expected, "an earlier run of 3 steps on this machine (train stage: 47 s)")
     other_rows = tokens.model_copy(update={"digest": "def"})
     assert (
-        calibration.measured(tiny_base, other_rows, budget.Case(stands, Method(), Training(), Compute(), machine))
+        calibration.measured(tiny_base, other_rows, budget.BudgetCase(stands, Method(), Training(), Compute(), machine))
         is None
     )
     another = Compute(precision="float32")
-    assert calibration.measured(tiny_base, tokens, budget.Case(stands, Method(), Training(), another, machine)) is None
+    assert (
+        calibration.measured(tiny_base, tokens, budget.BudgetCase(stands, Method(), Training(), another, machine))
+        is None
+    )
 
 
 def test_training_begins_with_a_micro_batch_that_fits_and_no_warning(tiny_base: Base, tokens: Tokens) -> None:

@@ -19,9 +19,9 @@ from flows.compare_command import Variant, show, variants
 from flows.deployment_file import load
 from tasks.artifacts import Base
 from tasks.caching import Cached
-from tasks.comparison import Comparison, Course, Study, Trial, markdown, notes, of
+from tasks.comparison import Course, Study, Trial, VariantComparison, markdown, notes, of
 from tasks.comparison.ranking import Ranked, rank, sentence
-from tasks.comparison.trials import Look, State
+from tasks.comparison.trials import State, ValidationPoint
 from tasks.config import Compute, Data, Evaluation, Method, Model, Registry, Settings, Source, Training
 from tasks.errors import ConfigError, Pruned, TrainingError
 from tasks.register.tracking import tracking_uri
@@ -182,7 +182,7 @@ def test_of_variants_as_good_as_the_best_it_is_said_which_takes_less() -> None:
 
 def test_a_best_step_that_is_the_last_is_said() -> None:
     def ends(**steps: int) -> str:
-        looks = tuple(Look(step=step, planned=20, value=1.0) for step in (10, 20))
+        looks = tuple(ValidationPoint(step=step, planned=20, value=1.0) for step in (10, 20))
         found = [
             trial(name, 0, value, best_step=step).model_copy(update={"looks": looks})
             for value, (name, step) in enumerate(steps.items())
@@ -194,7 +194,7 @@ def test_a_best_step_that_is_the_last_is_said() -> None:
 
 
 def test_the_table_says_what_it_means_and_lines_have_numbers_where_these_can_be_read() -> None:
-    looks = tuple(Look(step=step, planned=2, value=1 / step) for step in (1, 2))
+    looks = tuple(ValidationPoint(step=step, planned=2, value=1 / step) for step in (1, 2))
     found = [trial(name, seed, 0.5 + seed) for name in ("a", "b") for seed in range(2)] + [trial("c", 0, None)]
     assert "± is the standard deviation over seeds" in notes(rank(found))
     assert "pruned variants are not ranked" in markdown(rank(found))
@@ -258,7 +258,7 @@ def with_rates(settings: Settings, *rates: float) -> dict[str, Settings]:
     }
 
 
-def compared(settings: Settings, tried: dict[str, Settings], seeds: int) -> Comparison:
+def compared(settings: Settings, tried: dict[str, Settings], seeds: int) -> VariantComparison:
     state: Any = compare(settings, tried, seeds, return_state=True)
     return state.result()
 

@@ -1,7 +1,9 @@
 """The import contracts of pyproject.toml and the lists kept by hand hold every module, also one that is added later."""
 
+import ast
 import importlib.util
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +62,10 @@ def test_what_is_no_part_of_a_key_is_a_module_that_there_is() -> None:
 
 def test_every_expectation_of_drift_starts_a_run_on_drift() -> None:
     assert set(DRIFTS) == {name for name in BUILT_IN if name.endswith("_drift")}
+
+
+def test_a_class_name_is_defined_once() -> None:
+    files = (file for package in LINTER["root_packages"] for file in (ROOT / package).rglob("*.py"))
+    trees = (ast.parse(file.read_text(encoding="utf-8")) for file in files)
+    names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert [name for name, times in names.items() if times > 1] == []

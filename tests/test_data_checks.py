@@ -16,10 +16,10 @@ from data_checks.findings import answers_by_prompt, num_answers
 from data_checks.profile import profile
 from data_checks.report import render
 from data_checks.results import Results
-from data_checks.suite import Arguments, Entry, Lengths
+from data_checks.suite import Arguments, Entry, LengthArguments
 from data_checks.summary import summary
 from data_checks.table import table_expectations
-from data_checks.validation import Outcome, run
+from data_checks.validation import ExpectationOutcome, run
 from tasks.artifacts import ROW_SCHEMA
 
 
@@ -99,7 +99,7 @@ def test_special_tokens_are_found_as_they_are_written_and_none_where_there_are_n
 EMPTY_ANSWER = Entry("empty_answer", "warning", Arguments())
 
 
-def outcomes_of(conversations: list[Any], *entries: Entry) -> list[Outcome]:
+def outcomes_of(conversations: list[Any], *entries: Entry) -> list[ExpectationOutcome]:
     frame = derive(conversations, ("<|im_end|>",))
     return run(frame, row_expectations(entries, frame))
 
@@ -111,7 +111,7 @@ def test_all_failing_rows_are_named_past_the_twenty_at_which_lists_are_cut() -> 
 
 
 def test_lengths_at_the_bounds_pass_and_one_beyond_fails() -> None:
-    bounds = Lengths(max_prompt_chars=100, min_answer_chars=1, max_answer_chars=50)
+    bounds = LengthArguments(max_prompt_chars=100, min_answer_chars=1, max_answer_chars=50)
     rows = [said("p" * 100, "a" * 50), said("p", "a"), said("p" * 101, "a"), said("p", ""), said("p", "a" * 51)]
     outcomes = outcomes_of(rows, Entry("length_out_of_bounds", "warning", bounds))
     assert [outcome.rows.tolist() for outcome in outcomes] == [[2], [3], [4]]

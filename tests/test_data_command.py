@@ -14,7 +14,7 @@ from rich.console import Console
 
 from flows import data_command, data_view
 from flows.calls import Step
-from flows.data_command import Data, find, look_up
+from flows.data_command import PipelineData, find, look_up
 from flows.data_json import data_json, row_json
 from tasks import lineage
 from tasks.artifacts import (
@@ -235,7 +235,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Artifact]
 
 
 @pytest.fixture
-def data(done: tuple[Path, list[Artifact]], home: Path, planned: Plan) -> Data:
+def data(done: tuple[Path, list[Artifact]], home: Path, planned: Plan) -> PipelineData:
     """Version 2 of the data, all stages run, in a copy of its own."""
     shutil.copytree(done[0], home)
     planned(
@@ -244,15 +244,15 @@ def data(done: tuple[Path, list[Artifact]], home: Path, planned: Plan) -> Data:
     return look_up(SETTINGS)
 
 
-def life(data: Data, line: int) -> dict[str, Any]:
+def life(data: PipelineData, line: int) -> dict[str, Any]:
     return row_json(data, find(data, None, f"{FILE}:{line}", None))
 
 
-def outcomes(data: Data, line: int) -> dict[str, str]:
+def outcomes(data: PipelineData, line: int) -> dict[str, str]:
     return {event["stage"]: event["outcome"] for event in life(data, line)["life"]}
 
 
-def event(data: Data, line: int, stage: str) -> dict[str, Any]:
+def event(data: PipelineData, line: int, stage: str) -> dict[str, Any]:
     return next(event for event in life(data, line)["life"] if event["stage"] == stage)
 
 
@@ -268,7 +268,7 @@ def refusal(act: Callable[[], object]) -> str:
     return str(error.value)
 
 
-def test_a_life_ends_where_the_row_was_set_aside(data: Data) -> None:
+def test_a_life_ends_where_the_row_was_set_aside(data: PipelineData) -> None:
     read, passed, kept = {"ingest": "read"}, {"check": "passed"}, {"dedupe": "kept"}
     assert outcomes(data, 90) == {"ingest": "refused"}
     assert outcomes(data, 4) == read | {"check": "quarantined"}
@@ -278,12 +278,12 @@ def test_a_life_ends_where_the_row_was_set_aside(data: Data) -> None:
     assert outcomes(data, 1) == read | passed | kept | {"split": "test", "render": "rendered"}
 
 
-def test_every_record_has_one_life(data: Data) -> None:
+def test_every_record_has_one_life(data: PipelineData) -> None:
     ends = [list(outcomes(data, record["line"]).values())[-1] for record in [*ROWS, *REFUSED]]
     assert {end: ends.count(end) for end in ends} == {"rendered": 6, "quarantined": 3, "removed": 2, "refused": 1}
 
 
-def test_a_row_that_was_set_aside_has_its_reason(data: Data) -> None:
+def test_a_row_that_was_set_aside_has_its_reason(data: PipelineData) -> None:
     (refused,) = life(data, 90)["life"]
     assert refused["in"] == str(next(iter(data.made or ())).path("quarantine.parquet"))
     assert {name: refused[name] for name in ("stage", "outcome", "reason", "detail")} == {
@@ -299,7 +299,7 @@ def test_a_row_that_was_set_aside_has_its_reason(data: Data) -> None:
     assert removed["partner"] == {"file": FILE, "line": 2, "row_id": row_id(2)}
 
 
-def test_a_row_knows_where_it_came_from_and_what_repeats_it(data: Data) -> None:
+def test_a_row_knows_where_it_came_from_and_what_repeats_it(data: PipelineData) -> None:
     read = event(data, 3, "ingest")
     assert (read["source"], read["byte"], read["repairs"]) == ("a.jsonl", 300, "mojibake")
     kept = event(data, 2, "dedupe")
@@ -307,20 +307,20 @@ def test_a_row_knows_where_it_came_from_and_what_repeats_it(data: Data) -> None:
     assert [(row["line"], row["similarity"]) for row in kept["duplicates"]] == [(5, 0.91), (6, 0.82)]
 
 
-def test_a_row_knows_why_it_is_on_its_side(data: Data) -> None:
+def test_a_row_knows_why_it_is_on_its_side(data: PipelineData) -> None:
     because = {line: event(data, line, "split")["because"] for line in (1, 3, 8, 9, 10)}
     assert because == {1: "kept", 3: "by_time", 8: "given", 9: "inherited", 10: "drawn"}
     assert event(data, 9, "split")["inherited_from"] == {"file": FILE, "line": 2, "row_id": row_id(2)}
     assert event(data, 10, "split")["inherited_from"] is None
 
 
-def test_a_row_that_is_nowhere_is_not_explained_away(data: Data) -> None:
+def test_a_row_that_is_nowhere_is_not_explained_away(data: PipelineData) -> None:
     record = {"file": FILE, "line": 1, "row_id": row_id(12)}
     with pytest.raises(ValueError, match=r"data/a.jsonl line 1 is lost"):
         row_json(data, [record])
 
 
-def test_a_row_knows_its_cluster_and_its_side_in_each_earlier_version(data: Data) -> None:
+def test_a_row_knows_its_cluster_and_its_side_in_each_earlier_version(data: PipelineData) -> None:
     placed = event(data, 9, "split")
     assert (placed["outcome"], placed["cluster"], placed["num_in_cluster"]) == ("train", 0, 2)
     assert [other["line"] for other in placed["also_in_cluster"]] == [2]
@@ -345,12 +345,14 @@ def test_a_row_knows_its_cluster_and_its_side_in_each_earlier_version(data: Data
         ({"text": "question 1"}, [1, 10, 11]),
     ],
 )
-def test_a_row_is_found_by_its_id_its_place_or_its_words(data: Data, given: dict[str, str], lines: list[int]) -> None:
+def test_a_row_is_found_by_its_id_its_place_or_its_words(
+    data: PipelineData, given: dict[str, str], lines: list[int]
+) -> None:
     found = find(data, given.get("row"), given.get("line"), given.get("text"))
     assert [record["line"] for record in found] == lines
 
 
-def test_of_several_rows_ten_are_listed_and_equal_ones_are_one_row(data: Data) -> None:
+def test_of_several_rows_ten_are_listed_and_equal_ones_are_one_row(data: PipelineData) -> None:
     listed = row_json(data, find(data, None, None, "question"))
     assert [match["line"] for match in listed["matches"]] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
     assert listed["more"]
@@ -373,11 +375,11 @@ def test_of_several_rows_ten_are_listed_and_equal_ones_are_one_row(data: Data) -
         ({"text": "nobody wrote this"}, "--text nobody wrote this: no such record"),
     ],
 )
-def test_a_row_that_is_not_there_is_one_line(data: Data, given: dict[str, str], said: str) -> None:
+def test_a_row_that_is_not_there_is_one_line(data: PipelineData, given: dict[str, str], said: str) -> None:
     assert said in refusal(lambda: find(data, given.get("row"), given.get("line"), given.get("text")))
 
 
-def test_the_stages_name_what_they_were_made_from(data: Data) -> None:
+def test_the_stages_name_what_they_were_made_from(data: PipelineData) -> None:
     told = json.loads(json.dumps(data_json(data)))
     stages = {stage["stage"]: stage for stage in told["stages"]}
     assert list(stages) == ["ingest", "check", "dedupe", "split", "render"]
@@ -413,7 +415,7 @@ def test_what_has_not_run_is_named_with_the_command_that_runs_it(planned: Plan) 
     assert "--until render" in shown(data_view.show_data, look_up(SETTINGS), "x.yaml")
 
 
-def test_where_the_sources_changed_the_version_accepted_last_is_shown(data: Data, planned: Plan) -> None:
+def test_where_the_sources_changed_the_version_accepted_last_is_shown(data: PipelineData, planned: Plan) -> None:
     planned([])
     last = look_up(SETTINGS)
     assert last.version == data.version
@@ -443,13 +445,13 @@ def test_a_given_test_row_stands_on_its_side_although_a_row_that_says_the_same_w
     assert lineage.sides(row_id(1), data.name, data.past) == [{"version": 1, "side": "test", "because": "given"}]
 
 
-def test_a_row_that_another_version_has_is_said_to_be_there(data: Data) -> None:
+def test_a_row_that_another_version_has_is_said_to_be_there(data: PipelineData) -> None:
     said = refusal(lambda: find(look_up(SETTINGS, "1"), None, f"{FILE}:9", None))
     assert said.endswith("no such record among the 2 records (data of triage: version 1 of 2); it is in version 2")
     assert "it is in" not in refusal(lambda: find(data, None, f"{FILE}:99", None))
 
 
-def test_an_earlier_version_can_be_looked_at(data: Data) -> None:
+def test_an_earlier_version_can_be_looked_at(data: PipelineData) -> None:
     old = look_up(SETTINGS, "1")
     assert old.title == "data of triage: version 1 of 2"
     assert outcomes(old, 2) == {"ingest": "read", "check": "passed", "dedupe": "kept", "split": "train"}
@@ -459,7 +461,7 @@ def test_an_earlier_version_can_be_looked_at(data: Data) -> None:
         assert refusal(lambda number=number: look_up(SETTINGS, number)) == f"--version {number}: accepted: a number"
 
 
-def test_a_version_whose_files_are_gone_is_one_line(data: Data) -> None:
+def test_a_version_whose_files_are_gone_is_one_line(data: PipelineData) -> None:
     assert data.version
     (data.past[0].checked.folder / "quarantine.parquet").unlink()
     assert "version 1 of triage" in refusal(lambda: look_up(SETTINGS, "1"))
@@ -471,7 +473,7 @@ def test_before_the_first_run_there_is_nothing_to_show(planned: Plan, home: Path
     assert not home.exists()
 
 
-def test_a_person_reads_the_same(data: Data) -> None:
+def test_a_person_reads_the_same(data: PipelineData) -> None:
     page = shown(data_view.show_data, data, "x.yaml")
     assert "data of triage: version 2 of 2" in page
     assert "jsonl, alpaca" in page
@@ -484,7 +486,7 @@ def test_a_person_reads_the_same(data: Data) -> None:
     assert "no row, in data of triage: version 2" in shown(data_view.show_row, data, life(data, 90), "x.yaml")
 
 
-def test_text_of_a_row_is_no_markup(data: Data) -> None:
+def test_text_of_a_row_is_no_markup(data: PipelineData) -> None:
     record = row(1, "[bold]not bold[/nothing]")
     found = {name: record[name] for name in ("file", "line", "row_id", "messages")}
     assert "[bold]not bold[/nothing]" in shown(data_view.show_row, data, row_json(data, [found]), "x.yaml")

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from flows import data_command, data_view
 from flows.calls import Plan, Reached, Step
-from flows.data_command import Data, find, look_up
+from flows.data_command import PipelineData, find, look_up
 from flows.data_json import data_json, figures, row_json
 from tasks import pipelines
 from tasks.artifacts import SIDES_FILE, SIDES_SCHEMA, Artifact, CheckedRows, Rows, Splits, UniqueRows
@@ -74,17 +74,17 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
 
 
 @pytest.fixture
-def look(planned: Planned) -> Callable[..., Data]:
+def look(planned: Planned) -> Callable[..., PipelineData]:
     """`look(settings)`: the data after ingest has read them."""
 
-    def given(asked: Settings) -> Data:
+    def given(asked: Settings) -> PipelineData:
         planned([ingest.fn(asked.data, source_files(asked.data))])
         return look_up(asked)
 
     return given
 
 
-def ask(data: Data, **given: str) -> dict[str, Any]:
+def ask(data: PipelineData, **given: str) -> dict[str, Any]:
     return row_json(data, find(data, given.get("row"), given.get("line"), given.get("text")))
 
 
@@ -97,7 +97,7 @@ def shown(view: Callable[..., None], *arguments: Any) -> str:
 @pytest.mark.parametrize(
     ("line", "record"), [(2, 2), (3, 2), (4, 2), (5, 5), (6, 5), (7, 5), (8, 8), (9, 8), (1, None), (10, None)]
 )
-def test_every_line_of_a_csv_record_finds_it(look: Callable[..., Data], line: int, record: int | None) -> None:
+def test_every_line_of_a_csv_record_finds_it(look: Callable[..., PipelineData], line: int, record: int | None) -> None:
     data = look(settings(FAQ))
     if record is None:
         with pytest.raises(ConfigError, match=f"--line faq.csv:{line}: no such record"):
@@ -109,20 +109,22 @@ def test_every_line_of_a_csv_record_finds_it(look: Callable[..., Data], line: in
     assert says in shown(data_view.show_row, data, found, "x.yaml")
 
 
-def test_of_a_sample_only_the_lines_that_its_texts_have_are_sure_to_be_of_a_record(look: Callable[..., Data]) -> None:
+def test_of_a_sample_only_the_lines_that_its_texts_have_are_sure_to_be_of_a_record(
+    look: Callable[..., PipelineData],
+) -> None:
     data = look(settings(FAQ, limit=3))
     assert ask(data, line="faq.csv:4")["line"] == 2
     with pytest.raises(ConfigError, match="no such record"):
         ask(data, line="faq.csv:6")  # in a column that is not read
 
 
-def test_a_line_of_another_file_is_no_part_of_a_record(look: Callable[..., Data]) -> None:
+def test_a_line_of_another_file_is_no_part_of_a_record(look: Callable[..., PipelineData]) -> None:
     with pytest.raises(ConfigError, match="no such record"):
         ask(look(settings(FAQ, GOLDEN)), line="golden.jsonl:2")
 
 
 @pytest.mark.parametrize("given", [{"line": "held.txt:1"}, {"text": "nobody question"}])
-def test_a_held_out_record_is_found_and_is_no_row(look: Callable[..., Data], given: dict[str, str]) -> None:
+def test_a_held_out_record_is_found_and_is_no_row(look: Callable[..., PipelineData], given: dict[str, str]) -> None:
     data = look(settings(FAQ))
     found = ask(data, **given)
     assert (found["file"], found["line"], found["row_id"], found["missing"]) == ("held.txt", 1, None, "")
@@ -133,7 +135,7 @@ def test_a_held_out_record_is_found_and_is_no_row(look: Callable[..., Data], giv
     assert "held_out.parquet" in page
 
 
-def test_a_row_says_the_side_that_its_source_gives_and_where_it_stands(look: Callable[..., Data]) -> None:
+def test_a_row_says_the_side_that_its_source_gives_and_where_it_stands(look: Callable[..., PipelineData]) -> None:
     data = look(settings(GOLDEN))
     page = shown(data_view.show_row, data, ask(data, line="golden.jsonl:1"), "x.yaml")
     assert "assigned to test" in page
@@ -141,7 +143,7 @@ def test_a_row_says_the_side_that_its_source_gives_and_where_it_stands(look: Cal
     assert f"stored in  home/artifacts/ingest/{data.made.rows.key}/rows.parquet" in page
 
 
-def test_where_the_files_of_each_stage_lie_is_shown(look: Callable[..., Data]) -> None:
+def test_where_the_files_of_each_stage_lie_is_shown(look: Callable[..., PipelineData]) -> None:
     data = look(settings(FAQ))
     (told,) = data_json(data)["stages"]
     assert told["files"] == ["held_out.parquet", "quarantine.parquet", "rows.parquet"]
@@ -227,7 +229,7 @@ def test_a_good_line_of_data_that_were_refused_is_not_said_to_be_the_fault(plann
     assert ask(look_up(asked), line="mixed.jsonl:2")["life"][0]["reason"] == "bad_json"
 
 
-def grow(planned: Planned, appended: str, share: float) -> Data:
+def grow(planned: Planned, appended: str, share: float) -> PipelineData:
     """A version of one row is accepted; then a line is added, or a setting is other, and ingest stops."""
     line = json.dumps({"instruction": "Say hello", "output": "Hello"})
     Path("grow.jsonl").write_text(f"{line}\n{{\n")
@@ -291,10 +293,10 @@ STRICT = Checks(expectations=(Expectation(name="length_out_of_bounds", arguments
 
 
 @pytest.fixture
-def look_again(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], Data]:
+def look_again(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], PipelineData]:
     """`look_again(settings)`: the data as a plan of ingest and check sees them."""
 
-    def given(asked: Settings) -> Data:
+    def given(asked: Settings) -> PipelineData:
         plan = Plan(asked, "check")
         with suppress(Reached):
             rows = plan(ingest)(data=asked.data, files=source_files(asked.data))
@@ -307,7 +309,9 @@ def look_again(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], Data]:
 
 @pytest.mark.usefixtures("_of_ingest")
 @pytest.mark.parametrize("stage", ["ingest", "check"])
-def test_a_stop_is_told_until_the_mended_sources_are_run(stage: str, look_again: Callable[[Settings], Data]) -> None:
+def test_a_stop_is_told_until_the_mended_sources_are_run(
+    stage: str, look_again: Callable[[Settings], PipelineData]
+) -> None:
     asked = settings(Source(path="golden.jsonl")).model_copy(update={"checks": STRICT})
     good = Path("golden.jsonl").read_text()
     if stage == "ingest":
@@ -418,6 +422,6 @@ def test_figures_under_other_settings_than_the_accepted_ones_are_told_apart(plan
     page = shown(data_view.show_data, data, "x.yaml")
     assert page.index("The versions below were made with earlier settings") > page.index(checked.digest[:12])
     replaced = Replaced(accepted="2026-01-02T03:04:05Z", run="old-fox", moved=3, known=8)
-    again = Data(name="triage", made=data.made, past=[first.model_copy(update={"replaced": (replaced,)})])
+    again = PipelineData(name="triage", made=data.made, past=[first.model_copy(update={"replaced": (replaced,)})])
     said = "version 1, accepted on 2026-01-02 03:04 by old-fox: 3 of 8 rows moved to another split"
     assert said in shown(data_view.show_data, again, "x.yaml")

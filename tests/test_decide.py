@@ -15,7 +15,7 @@ from tasks.artifacts import MESSAGES, Answers, Splits, Verdict
 from tasks.config import Gate
 from tasks.decide import decide
 from tasks.decide.comparison import Comparison
-from tasks.decide.decision import Decision, Evidence, Guardrail, decide_scores
+from tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores
 from tasks.errors import ConfigError
 
 Scores = dict[str, float]
@@ -216,7 +216,7 @@ def test_the_prompt_that_is_enough_is_named_and_by_how_much() -> None:
 def test_what_decided_or_was_the_closest_is_one_comparison_with_its_name() -> None:
     def gain(few_shot: list[float], stopped: list[float], **gate: Any) -> str:
         given = evidence(candidate=right(80), base=right(5), few_shot=few_shot)
-        guardrail = Guardrail(evidence("stopped", candidate=stopped, base=right(100)), 0.05)
+        guardrail = GuardrailTest(evidence("stopped", candidate=stopped, base=right(100)), 0.05)
         return decide_scores(given, Gate(metric="exact_match", **gate), [guardrail]).gain
 
     assert gain(right(30), right(100)) == "+.50 [.40, .58] exact match against the few-shot prompt"
@@ -261,12 +261,12 @@ def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:
     assert against(*shares(won=10, lost=10, right=103, wrong=21)).rows_needed is None
 
 
-def guarded(*guardrails: Guardrail, **gate: Any) -> Decision:
+def guarded(*guardrails: GuardrailTest, **gate: Any) -> Decision:
     return decide_scores(evidence(candidate=right(80), base=right(40)), Gate(**gate), guardrails)
 
 
 def test_a_guardrail_that_is_broken_keeps_a_better_model_back() -> None:
-    stopped = Guardrail(evidence("stopped", candidate=right(80), base=right(100)), margin=0.05)
+    stopped = GuardrailTest(evidence("stopped", candidate=right(80), base=right(100)), margin=0.05)
     decision = guarded(stopped)
     assert (decision.decision, decision.because) == ("keep", "regression")
     assert decision.sentence == (
@@ -277,7 +277,7 @@ def test_a_guardrail_that_is_broken_keeps_a_better_model_back() -> None:
 
 def test_a_guardrail_that_fails_besides_is_named_as_well() -> None:
     candidate, base = shares(won=5, lost=30, right=65)
-    cut = Guardrail(evidence("stopped", candidate=[0.0] * 30 + [1.0] * 70, base=[1.0] * 100), 0.05)
+    cut = GuardrailTest(evidence("stopped", candidate=[0.0] * 30 + [1.0] * 70, base=[1.0] * 100), 0.05)
     decision = decide_scores(evidence(candidate=candidate, base=base), Gate(metric="exact_match"), [cut])
     assert decision.because == "worse"
     assert (
@@ -287,15 +287,17 @@ def test_a_guardrail_that_fails_besides_is_named_as_well() -> None:
 
 
 def test_a_guardrail_has_to_be_shown_to_hold() -> None:
-    assert guarded(Guardrail(evidence("stopped", candidate=right(100), base=right(100)), 0.05)).decision == "promote"
-    unsure = guarded(Guardrail(evidence("stopped", candidate=right(97), base=right(100)), 0.05))
+    assert (
+        guarded(GuardrailTest(evidence("stopped", candidate=right(100), base=right(100)), 0.05)).decision == "promote"
+    )
+    unsure = guarded(GuardrailTest(evidence("stopped", candidate=right(97), base=right(100)), 0.05))
     assert unsure.decision == "inconclusive"
     assert "a regression is not ruled out: share that stops at the stop token .97 may be worse" in unsure.sentence
     assert unsure.rows_needed == unsure.guardrails[0].rows_needed
 
 
 def test_of_tasks_that_cannot_be_added_nobody_asks_for_more() -> None:
-    unsure = guarded(Guardrail(evidence("general_tasks", candidate=right(90), base=right(95)), 0.02))
+    unsure = guarded(GuardrailTest(evidence("general_tasks", candidate=right(90), base=right(95)), 0.02))
     assert unsure.decision == "inconclusive"
     assert unsure.sentence.endswith(" on 100 general tasks.")
 
@@ -303,9 +305,9 @@ def test_of_tasks_that_cannot_be_added_nobody_asks_for_more() -> None:
 def test_guardrails_can_be_of_other_rows_and_a_lower_loss_holds() -> None:
     loss = np.random.default_rng(3).random(30) + 1
     other = evidence("perplexity", candidate=scores(loss), base=scores(loss + 0.3))
-    assert guarded(Guardrail(other, 0.05)).decision == "promote"
+    assert guarded(GuardrailTest(other, 0.05)).decision == "promote"
     worse = evidence("perplexity", candidate=scores(loss + 0.3), base=scores(loss))
-    assert guarded(Guardrail(worse, 0.05)).because == "regression"
+    assert guarded(GuardrailTest(worse, 0.05)).because == "regression"
 
 
 def test_a_score_out_of_the_range_of_its_metric_leaves_the_bounds_in_order() -> None:
@@ -315,8 +317,8 @@ def test_a_score_out_of_the_range_of_its_metric_leaves_the_bounds_in_order() -> 
 
 def test_of_many_guardrails_one_is_not_broken_by_luck() -> None:
     """Alone it is broken at the level 0.05; among ten as good as it, that happens once in two times."""
-    slightly = Guardrail(evidence("stopped", candidate=right(88), base=right(100)), 0.05)
-    fine = Guardrail(evidence("stopped", candidate=right(100), base=right(100)), 0.05)
+    slightly = GuardrailTest(evidence("stopped", candidate=right(88), base=right(100)), 0.05)
+    fine = GuardrailTest(evidence("stopped", candidate=right(100), base=right(100)), 0.05)
     assert guarded(slightly).because == "regression"
     among = guarded(slightly, *[fine] * 9)
     assert among.decision == "inconclusive"
@@ -327,7 +329,7 @@ def test_of_many_guardrails_one_is_not_broken_by_luck() -> None:
 def test_a_guardrail_is_held_against_the_champion_as_well() -> None:
     given = evidence(candidate=right(80), base=right(40), champion=right(50), few_shot=right(1))
     stopped = evidence("stopped", candidate=right(60), base=right(30), champion=right(100), few_shot=right(100))
-    decision = decide_scores(given, Gate(), [Guardrail(stopped, 0.05)])
+    decision = decide_scores(given, Gate(), [GuardrailTest(stopped, 0.05)])
     assert decision.because == "regression"
     assert "the champion's 1.00" in decision.sentence
     assert [each.opponent for each in decision.guardrails] == ["base", "champion"]
@@ -354,7 +356,7 @@ def test_what_cannot_be_compared_is_an_invalid_verdict_with_its_reason(given: Ev
     assert decision.decision == "invalid"
     assert decision.sentence.startswith(f"Invalid: {fault}")
     good = evidence(candidate=right(80), base=right(10))
-    assert decide_scores(good, Gate(), [Guardrail(given, 0.1)]).decision == "invalid"
+    assert decide_scores(good, Gate(), [GuardrailTest(given, 0.1)]).decision == "invalid"
 
 
 LABELS = ("refund", "delivery")

@@ -27,7 +27,7 @@ from tasks.dedupe import dedupe, read
 from tasks.errors import ConfigError
 from tasks.similarity import cluster, spread
 from tasks.similarity.cluster import Ray
-from tasks.similarity.engine import Engine, Local, engine_of
+from tasks.similarity.engine import Engine, LocalEngine, engine_of
 from tasks.similarity.folding import fold_messages
 from tasks.similarity.prompts import Shingles, answers, cut, shingles
 from tasks.similarity.sets import Pairs
@@ -170,7 +170,7 @@ def compare(rows: list[dict[str, Any]], threshold: float, parts: int, enough: in
 
     with tempfile.TemporaryDirectory() as folder, in_this_process(parts) as pieces:
         file = write(Path(folder) / "rows.parquet", rows, rows_of_a_group)
-        assert found_by(pieces) == found_by(Local())
+        assert found_by(pieces) == found_by(LocalEngine())
 
 
 @given(
@@ -207,7 +207,7 @@ def test_of_equally_near_pairs_the_one_with_the_smallest_sets_is_named_then_the_
     rows = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]} for text in texts]
     with tempfile.TemporaryDirectory() as folder, in_this_process(parts) as pieces:
         file = write(Path(folder) / "rows.parquet", rows, 7)
-        for engine in (pieces, Local()):
+        for engine in (pieces, LocalEngine()):
             sets = engine.sets(engine.over_batches(file, ["messages"], shingled, guarded=False))
             nearest = engine.nearest_across(sets, sides, 0.2)
             assert (nearest.one, nearest.other) == (min(later, earlier), max(later, earlier))
@@ -244,7 +244,7 @@ def test_a_node_with_other_code_is_refused_in_one_line(
 
 
 def test_a_node_that_does_not_see_the_file_is_named_with_it(tmp_path: Path) -> None:
-    work = spread.Work(read, {}, {})
+    work = spread.BatchWork(read, {}, {})
     with pytest.raises(ConfigError, match=r"rows\.parquet: the Ray node .* cannot see it; TUNEWRIGHT_HOME"):
         spread.on_piece(work, tmp_path / "rows.parquet", [], (0,))
 

@@ -17,7 +17,7 @@ from tasks.decide import decide
 from tasks.errors import ConfigError
 from tasks.evaluation import ANSWER_SCHEMA
 from tasks.forgetting import forgetting
-from tasks.forgetting.suite import Task, tasks, texts
+from tasks.forgetting.suite import GeneralTask, tasks, texts
 from tasks.models import load_model, load_tokenizer
 
 DONE_RIGHT = (  # for checks that say what an answer has to be like and not what it is, in the suite's order
@@ -31,7 +31,7 @@ HABIT = '{"intent": "refund", "urgent": false}'  # what a model says that can do
 QUESTIONS = [[f"question {number}", "yes"] for number in range(40)]
 
 
-def given(prompt: str) -> Task:
+def given(prompt: str) -> GeneralTask:
     return next(task for task in tasks() if task.prompt.startswith(prompt))
 
 

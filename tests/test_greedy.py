@@ -20,8 +20,8 @@ from transformers import (
 from tasks import architecture
 from tasks.greedy import Answer, Greedy, attention, decoding, prefixes, states
 from tasks.greedy.drafts import Draft, Drafts
-from tasks.greedy.prefixes import Group, batches, grouped
-from tasks.greedy.states import Batch
+from tasks.greedy.prefixes import PrefixGroup, batches, grouped
+from tasks.greedy.states import CachedBatch
 
 STOPS = [2, 3]
 SIZES = {
@@ -157,7 +157,7 @@ def test_what_wrong_drafts_leave_behind_is_cleared(model: Any, monkeypatch: pyte
     widths: list[int] = []
     logits = Greedy._logits
 
-    def measured(self: Greedy, ids: torch.Tensor, there: torch.Tensor, batch: Batch, keep: Any) -> torch.Tensor:
+    def measured(self: Greedy, ids: torch.Tensor, there: torch.Tensor, batch: CachedBatch, keep: Any) -> torch.Tensor:
         widths.append(batch.mask.shape[1] - int(batch.mask.sum(1).max()))
         return logits(self, ids, there, batch, keep)
 
@@ -198,13 +198,13 @@ def test_out_of_memory_in_the_middle_halves_the_batch_and_begins_anew(
 
 def test_states_take_no_more_than_they_may(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []
-    make = Batch.__init__
+    make = CachedBatch.__init__
 
-    def measured(self: Batch, rows: Any, shared: Any) -> None:
+    def measured(self: CachedBatch, rows: Any, shared: Any) -> None:
         widths.append(len(rows))
         make(self, rows, shared)
 
-    monkeypatch.setattr(Batch, "__init__", measured)
+    monkeypatch.setattr(CachedBatch, "__init__", measured)
     bytes_per_token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, size, of float32
     monkeypatch.setattr(decoding, "HELD", bytes_per_token * (5 + 1) * 3)
     rows = [Answer([7, 8, 9, *[20 + number] * 5], [11, 2]) for number in range(8)]
@@ -245,7 +245,7 @@ def test_drafts_of_a_kind_that_fails_are_trusted_less() -> None:
 
 
 def test_prompts_are_grouped_where_it_saves_more_than_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def shape(group: Group) -> Any:
+    def shape(group: PrefixGroup) -> Any:
         return group.length, sorted(row.prompt[-1] for row in group.rows), [shape(inner) for inner in group.inner]
 
     monkeypatch.setattr(prefixes, "WORTH", 100)

@@ -135,7 +135,7 @@ def test_a_damaged_line_is_one_line_of_an_error(tmp_path: Path, damage: bytes) -
 
 
 def test_a_name_with_a_line_separator_is_read_as_it_was_written(tmp_path: Path) -> None:
-    look = ledger.Look(candidate="c", test="t", decided="2026", run="a\u2028b\x85c", verdict="keep")
+    look = ledger.TestSetUse(candidate="c", test="t", decided="2026", run="a\u2028b\x85c", verdict="keep")
     lines.append(tmp_path / "a.jsonl", look)
     assert ledger.read(tmp_path / "a.jsonl") == [look]
 

@@ -98,7 +98,7 @@ def test_a_score_is_in_its_range_and_an_answer_equal_to_the_reference_has_the_be
     for name, score in PER_ROW.items():
         described = metrics.describe(name)
         assert described.low <= score(answer, reference) <= described.high
-        means_something = not metrics.Shape([reference]).misfit(name)
+        means_something = not metrics.AnswerShape([reference]).misfit(name)
         best = 1.0 if name == "length_ratio" else described.high
         assert score(reference, reference) == (pytest.approx(best) if means_something else 0.0)
 
@@ -258,7 +258,7 @@ def test_a_schema_is_a_file_of_some_megabytes(tmp_path: Path) -> None:
 def test_answers_are_checked_by_a_schema_row_by_row() -> None:
     answers = [f'{{"a": "{number}"}}' for number in range(250)]
     table = pa.table({"answer": answers, "reference": answers})
-    shape = metrics.Shape(answers, schema='{"properties": {"a": {"pattern": "^[0-9]?[05]$"}}}')
+    shape = metrics.AnswerShape(answers, schema='{"properties": {"a": {"pattern": "^[0-9]?[05]$"}}}')
     share, rows = metrics.measure("schema_valid", table, shape)
     assert (share, rows) == (0.08, [float(number < 100 and number % 5 == 0) for number in range(250)])
     assert shape.misfit("schema_valid").startswith("230 of 250 references do not satisfy evaluation.json_schema")
@@ -387,7 +387,7 @@ def table(answers: Sequence[str], references: Sequence[str], nlls: Sequence[floa
 )
 def test_a_metric_gives_the_score_of_all_rows_and_of_each(name: str, score: float, rows: list[float] | None) -> None:
     answers = table(["a", "", "abc"], ["a", "bbbb", "abc"], [1.0, 6.0, 1.0], [1, 2, 1])
-    shape = metrics.Shape(answers.column("reference").to_pylist(), ("a", "abc", "bbbb"))
+    shape = metrics.AnswerShape(answers.column("reference").to_pylist(), ("a", "abc", "bbbb"))
     assert metrics.measure(name, answers, shape) == (pytest.approx(score), rows)
 
 
@@ -396,7 +396,7 @@ def test_each_metric_is_described_and_has_no_score_of_no_rows(name: str) -> None
     assert list(CATALOGUE) == [*METRICS]
     assert metrics.describe(name).can_decide == (name not in CANNOT_DECIDE)
     with pytest.raises(ValueError, match="no answers to score"):
-        metrics.measure(name, table([], [], [], []), metrics.Shape([], ("a", "b"), "{}"))
+        metrics.measure(name, table([], [], [], []), metrics.AnswerShape([], ("a", "b"), "{}"))
 
 
 HEAD = """

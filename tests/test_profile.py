@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_checks.profile import NAMES, REST, Changed, changed_rows, counts, labels_at, lengths, measures, stability
+from data_checks.profile import NAMES, REST, RowChanges, changed_rows, counts, labels_at, lengths, measures, stability
 
 
 def test_lengths_are_counted_by_doubling_lengths() -> None:
@@ -56,7 +56,7 @@ def test_two_samples_of_the_same_rows_exceed_the_noise_about_once_in_twenty_time
 
 def test_rows_changed_are_those_of_which_no_equal_one_was_there() -> None:
     before, now = (pd.Series(list(ids), dtype="string[pyarrow]") for ids in ("aabc", "bccde"))
-    assert changed_rows(before, now) == Changed(before=3, added=2, removed=1)
+    assert changed_rows(before, now) == RowChanges(before=3, added=2, removed=1)
 
 
 def test_there_is_nothing_to_measure_without_labels_other_sources_or_an_earlier_version() -> None:
@@ -72,7 +72,7 @@ def test_there_is_nothing_to_measure_without_labels_other_sources_or_an_earlier_
     }
     found = measures(now, None, None)
     assert {name for name, measure in found.items() if measure.value is not None} == {"duplicate_share"}
-    again = measures(now, now, Changed(before=8, added=1, removed=1))
+    again = measures(now, now, RowChanges(before=8, added=1, removed=1))
     assert again["changed_share"].value == 0.25
     assert again["prompt_language_psi"].value == 0
     assert again["label_psi"].value is None

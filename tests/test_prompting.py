@@ -21,7 +21,7 @@ from tasks.config import Evaluation, Model
 from tasks.errors import ConfigError
 from tasks.models import load_tokenizer
 from tasks.prompting import prompt
-from tasks.prompting.choosing import Found
+from tasks.prompting.choosing import PromptScore
 from tasks.prompting.retrieval import BM25, K1, B, boilerplate, nearest
 from tasks.prompting.shots import Pool, ask, conversation, draw, opening, pool_of
 from tasks.render import render
@@ -128,10 +128,10 @@ def test_the_best_on_validation_rows_is_taken(splits: Splits, asked: Ask, monkey
     validation = {row["row_id"] for row in table(splits, "validation").to_pylist()}
     seen: list[tuple[int, ...]] = []
 
-    def found(self: prompting.Asking, rows: pa.Table, shots: list[list[int]]) -> Found:
+    def found(self: prompting.Asking, rows: pa.Table, shots: list[list[int]]) -> PromptScore:
         assert {*rows["row_id"].to_pylist()} <= validation
         seen.append(tuple(shots[0]))
-        return Found(0.5, [-3.0, -1.0, -2.0, -1.5, -9.0, -8.0][len(seen) - 1])
+        return PromptScore(0.5, [-3.0, -1.0, -2.0, -1.5, -9.0, -8.0][len(seen) - 1])
 
     monkeypatch.setattr(prompting.Asking, "found", found)
     made = asked(splits, model=WORDLLAMA, shots=4)

@@ -26,7 +26,7 @@ from tasks.register.candidate import Point, curves, parameters, thinned
 from tasks.register.release import promote
 from tasks.register.tracking import connected, tracking_uri
 from tasks.register.versions import lost
-from tasks.serving import Chat
+from tasks.serving import ServedChat
 
 Make = Callable[..., Registered]
 
@@ -320,7 +320,7 @@ def test_a_version_says_how_it_was_measured_and_how_many_rows_it_answers_at_once
 def test_answers_may_differ_only_where_bfloat16_rounds(measured: str | None, loaded: str, most: int) -> None:
     import torch
 
-    chat = Chat()
+    chat = ServedChat()
     chat.precision, chat.model = measured, torch.nn.Linear(1, 1)
     chat.model.dtype = getattr(torch, loaded)
     assert rehearsal.tolerated(chat, 8) == most

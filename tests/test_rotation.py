@@ -15,7 +15,7 @@ from test_ledger import adapter
 from tasks import ledger
 from tasks.artifacts import Answers, Verdict
 from tasks.config import Data, Gate, Model, Registry, Settings, Source, Split
-from tasks.ledger import Look
+from tasks.ledger import TestSetUse
 from tasks.rotation import draw, seed_of
 
 SAMPLES = {
@@ -23,8 +23,8 @@ SAMPLES = {
 }
 
 
-def look(candidate: str, seed: int, recipe: str = "") -> Look:
-    return Look(
+def look(candidate: str, seed: int, recipe: str = "") -> TestSetUse:
+    return TestSetUse(
         candidate=candidate,
         test=f"rows of {seed}",
         decided="2026-01-01T00:00:00Z",
@@ -36,7 +36,7 @@ def look(candidate: str, seed: int, recipe: str = "") -> Look:
     )
 
 
-def after(looks: Sequence[Look], recipes: Sequence[str], most: int) -> list[Look]:
+def after(looks: Sequence[TestSetUse], recipes: Sequence[str], most: int) -> list[TestSetUse]:
     """The ledger once a run of each recipe has been decided on; equal recipes make equal candidates."""
     looks = list(looks)
     for recipe in recipes:

@@ -15,13 +15,13 @@ import pytest
 
 from tasks.artifacts import Base
 from tasks.models import load_tokenizer
-from tasks.serving import DIGESTS, Chat, _dtype, altered, answer, find_base, package_file, read_contract
+from tasks.serving import DIGESTS, ServedChat, _dtype, altered, answer, find_base, package_file, read_contract
 
 QUESTIONS = ("Where is my order?", "I was charged twice, please send the money back to my card.", "7")
 
 
 @pytest.fixture(scope="module")
-def chat(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Chat:
+def chat(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> ServedChat:
     """The tiny base itself, full weights and all, loaded as MLflow does."""
     folder = tmp_path_factory.mktemp("served")
     tokenizer = load_tokenizer(tiny_base)
@@ -33,7 +33,7 @@ def chat(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Chat:
     named = {"reference": "/not/here", "revision": None, "digest": "of a base that full weights do not need"}
     (folder / "contract.json").write_text(json.dumps(contract))
     (folder / "base.json").write_text(json.dumps(named))
-    served = Chat()
+    served = ServedChat()
     files = {"contract": folder / "contract.json", "base": folder / "base.json"}
     weights = {"model": tiny_base.weights, "tokenizer": tiny_base.weights}
     served.load_context(SimpleNamespace(artifacts=files | weights))
@@ -44,34 +44,34 @@ def chat(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Chat:
 
 
 @pytest.fixture
-def settings_of_the_base(chat: Chat) -> Iterator[Any]:
+def settings_of_the_base(chat: ServedChat) -> Iterator[Any]:
     before = chat.model.generation_config
     yield chat.model.generation_config
     chat.model.generation_config = before
 
 
-def ask(chat: Chat, rows: list[dict[str, Any]], max_new_tokens: int = 8) -> list[str]:
+def ask(chat: ServedChat, rows: list[dict[str, Any]], max_new_tokens: int = 8) -> list[str]:
     return chat.predict(None, pd.DataFrame(rows), {"max_new_tokens": max_new_tokens})
 
 
-def test_rows_answered_together_are_answered_as_each_alone(chat: Chat) -> None:
+def test_rows_answered_together_are_answered_as_each_alone(chat: ServedChat) -> None:
     rows = [{"prompt": question} for question in QUESTIONS]
     together = ask(chat, rows)
     assert together == [ask(chat, [row])[0] for row in rows]
     assert all(together)
 
 
-def test_a_prompt_is_a_conversation_of_one_turn(chat: Chat) -> None:
+def test_a_prompt_is_a_conversation_of_one_turn(chat: ServedChat) -> None:
     (prompted,) = ask(chat, [{"prompt": QUESTIONS[0]}])
     assert ask(chat, [{"messages": [{"role": "user", "content": QUESTIONS[0]}]}]) == [prompted]
 
 
-def test_a_table_without_a_question_is_refused(chat: Chat) -> None:
+def test_a_table_without_a_question_is_refused(chat: ServedChat) -> None:
     with pytest.raises(ValueError, match='neither a column "messages" nor "prompt"'):
         ask(chat, [{"text": "hello"}])
 
 
-def test_an_answer_ends_before_its_stop_token(chat: Chat) -> None:
+def test_an_answer_ends_before_its_stop_token(chat: ServedChat) -> None:
     prompts = chat._prompts([[{"role": "user", "content": QUESTIONS[0]}]])
     (whole,) = answer(chat.model, chat.tokenizer, prompts, [chat.tokenizer.eos_token_id], 8)
     ids = chat.tokenizer(whole, add_special_tokens=False)["input_ids"]
@@ -82,7 +82,9 @@ def test_an_answer_ends_before_its_stop_token(chat: Chat) -> None:
     assert len(cut) < len(whole)
 
 
-def test_sampling_settings_that_a_base_carries_along_change_nothing(chat: Chat, settings_of_the_base: Any) -> None:
+def test_sampling_settings_that_a_base_carries_along_change_nothing(
+    chat: ServedChat, settings_of_the_base: Any
+) -> None:
     rows = [{"prompt": question} for question in QUESTIONS]
     greedy = ask(chat, rows)
     chat.model.generation_config = type(settings_of_the_base)(do_sample=True, repetition_penalty=0.001)
@@ -90,7 +92,7 @@ def test_sampling_settings_that_a_base_carries_along_change_nothing(chat: Chat, 
 
 
 def test_the_date_in_a_template_is_the_one_it_was_trained_with(tiny_base: Base) -> None:
-    chat = Chat()
+    chat = ServedChat()
     chat.tokenizer = load_tokenizer(tiny_base)
     chat.contract = {"chat_template": "{{ strftime_now('%d') }} {{ messages[0].content }}", "date_in_template": "1 May"}
     (ids,) = chat._prompts([[{"role": "user", "content": "ten"}]])
@@ -187,7 +189,7 @@ def test_a_model_is_served_in_the_precision_in_which_it_was_measured(
     named = {"reference": str(tiny_base.weights), "revision": None, "digest": tiny_base.weights_digest}
     (tmp_path / "base.json").write_text(json.dumps(named | ({"precision": precision} if precision else {})))
     files = {"contract": tmp_path / "contract.json", "base": tmp_path / "base.json"}
-    served = Chat()
+    served = ServedChat()
     served.load_context(SimpleNamespace(artifacts=files | {"model": tiny_base.weights, "tokenizer": tiny_base.weights}))
     on_gpu = torch.cuda.is_available()
     assert served.model.dtype == getattr(torch, precision or ("bfloat16" if on_gpu else "float32"))
@@ -240,8 +242,8 @@ def test_a_contract_of_a_stranger_is_one_line(tmp_path: Path, content: str) -> N
         "{{" + "(" * 300 + "1" + ")" * 300 + "}}",
     ],
 )
-def test_a_template_of_a_contract_that_writes_nothing_is_one_line(chat: Chat, template: str) -> None:
-    asked = Chat()
+def test_a_template_of_a_contract_that_writes_nothing_is_one_line(chat: ServedChat, template: str) -> None:
+    asked = ServedChat()
     asked.tokenizer, asked.contract = chat.tokenizer, {**CONTRACT, "chat_template": template}
     with pytest.raises(ValueError, match=r"^the contract's chat_template does not write these messages: [^\n]+$"):
         asked._prompts([[{"role": "user", "content": "Hello"}]])

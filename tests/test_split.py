@@ -51,7 +51,7 @@ def test_the_proof_finds_a_leak_that_clustering_would_have_missed(
         nothing = np.empty(0, dtype=np.int64)
         return Pairs(np.arange(len(sets)), nothing, nothing, nothing.astype(float))
 
-    monkeypatch.setattr("tasks.similarity.engine.Local.alike", staticmethod(alone))
+    monkeypatch.setattr("tasks.similarity.engine.LocalEngine.alike", staticmethod(alone))
     with pytest.raises(DataError, match=r"near-duplicates across splits, over split\.threshold: "):
         split_rows(prompts(100), settings)
 

@@ -25,7 +25,7 @@ from tasks.artifacts import Splits
 from tasks.config import Split, from_here
 from tasks.errors import ConfigError, DataError
 from tasks.payloads import LeakProof
-from tasks.similarity.engine import Local
+from tasks.similarity.engine import LocalEngine
 from tasks.similarity.folding import fold_texts
 from tasks.similarity.prompts import cut, shingles
 from tasks.similarity.sets import Pairs, alike, gather
@@ -441,7 +441,7 @@ def test_rows_that_are_compared_when_asked_for_stand_where_they_do_with_all_link
     fixed, because, exact = fix(np.array(given_sides), np.array(earlier))
     asked, known = (
         settle(links.clusters(), fixed, because, exact, joins_of)
-        for joins_of in (partial(Joined, Local(), sets, links, 0.6), partial(Known, links))
+        for joins_of in (partial(Joined, LocalEngine(), sets, links, 0.6), partial(Known, links))
     )
     assert asked.side.tolist() == known.side.tolist()
     assert asked.because.tolist() == known.because.tolist()
@@ -457,7 +457,7 @@ def test_what_a_cluster_of_millions_of_pairs_takes_is_memory_for_its_rows() -> N
     links = Links(alike(sets, 0.6), np.full(len(texts), -1))
     tracemalloc.start()
     settled = settle(
-        links.clusters(), *fix(np.full(len(texts), NONE), side), partial(Joined, Local(), sets, links, 0.6)
+        links.clusters(), *fix(np.full(len(texts), NONE), side), partial(Joined, LocalEngine(), sets, links, 0.6)
     )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

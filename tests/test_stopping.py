@@ -23,7 +23,7 @@ from tasks.metrics import choose
 from tasks.models import load_model, load_tokenizer
 from tasks.render import render
 from tasks.trainer import FINISHED, INTERRUPTED, checkpoints, stopping
-from tasks.trainer.stopping import Look
+from tasks.trainer.stopping import ValidationResult
 from tasks.trainer.watch import Watch, is_spike
 
 STEADY = Training(
@@ -370,8 +370,8 @@ def test_the_two_newest_checkpoints_and_those_of_their_best_steps_are_kept(
     assert {checkpoints.steps(path) for path in tmp_path.iterdir()} == kept
 
 
-def seen(*values: float) -> list[Look]:
-    return [Look(step, value) for step, value in enumerate(values, start=1)]
+def seen(*values: float) -> list[ValidationResult]:
+    return [ValidationResult(step, value) for step, value in enumerate(values, start=1)]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tasks.artifacts import Artifact
-from tasks.stopped import Stopped
+from tasks.stopped import StoppedStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Step:
     message: str = ""
     note: str = ""  # on what it was given, where that is not what the settings say
     record: Artifact | None = None
-    stopped: Stopped | None = None  # what it left where it refused its inputs; behind a run, those of last time
+    stopped: StoppedStage | None = None  # what it left where it refused its inputs; behind a run, those of last time
     last: Artifact | None = None  # what it made for this pipeline the last time, of a plan's stage that would run
 
     @property

@@ -17,7 +17,7 @@ from flows import strict_yaml
 from flows.deployment_file.keys import check, mappings, schedule_of
 from flows.parameters import DEPLOYMENT_NAME, Parameters, checked, field, flat, named, shown, slug
 from flows.strict_yaml import Document
-from tasks.config import Local, Settings, Source, Stage, called_in, from_folder
+from tasks.config import LocalPath, Settings, Source, Stage, called_in, from_folder
 from tasks.config.outside import holds_secret
 from tasks.errors import ConfigError, TunewrightError
 
@@ -235,7 +235,7 @@ def _from_folder(key: str, value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
         return {name: _from_folder(f"{key}.{name}", inner, folder) for name, inner in value.items()}
     found = field(key)
-    local = next((mark for mark in found.metadata if isinstance(mark, Local)), None) if found else None
+    local = next((mark for mark in found.metadata if isinstance(mark, LocalPath)), None) if found else None
     return from_folder(value, folder, or_name=local.or_name) if local and isinstance(value, str) else value
 
 

@@ -9,7 +9,7 @@ The rows of an optimizer step are cut into micro batches; however they are cut a
 
 from tasks.batches.attention import ATTENTION
 from tasks.batches.collating import Collator
-from tasks.batches.layouts import Batch, Group, flash, packed, padded
+from tasks.batches.layouts import AttentionGroup, Batch, flash, packed, padded
 from tasks.batches.loss import answer_loss, num_labels
 
-__all__ = ["ATTENTION", "Batch", "Collator", "Group", "answer_loss", "flash", "num_labels", "packed", "padded"]
+__all__ = ["ATTENTION", "AttentionGroup", "Batch", "Collator", "answer_loss", "flash", "num_labels", "packed", "padded"]

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from tasks.batches.layouts import Group
+from tasks.batches.layouts import AttentionGroup
 
 ATTENTION = "tunewright_packed"
 GROUPING = ("cpu",)  # devices whose fused attention takes a mask and fewer key heads than query heads at once
@@ -25,7 +25,7 @@ def attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    groups: Sequence[Group],
+    groups: Sequence[AttentionGroup],
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
@@ -72,18 +72,18 @@ def attention(
 AttentionInterface.register(ATTENTION, attention)
 
 
-def _side_by_side(states: torch.Tensor, group: Group) -> torch.Tensor:
+def _side_by_side(states: torch.Tensor, group: AttentionGroup) -> torch.Tensor:
     """[heads, tokens of the group, size] -> [rows, heads, longest, size]."""
     return _SideBySide.apply(states, group["row_tokens"], group["token_rows"]).transpose(0, 1)
 
 
-def _behind(prefix: torch.Tensor, states: torch.Tensor, group: Group) -> torch.Tensor:
+def _behind(prefix: torch.Tensor, states: torch.Tensor, group: AttentionGroup) -> torch.Tensor:
     """The same of keys or values, behind those of the prefix: [rows, kv heads, prefix + longest, size]."""
     rows = _side_by_side(states, group)
     return torch.cat([prefix.expand(len(rows), -1, -1, -1), rows], dim=2)
 
 
-def _are_small(query: torch.Tensor, groups: Sequence[Group]) -> bool:
+def _are_small(query: torch.Tensor, groups: Sequence[AttentionGroup]) -> bool:
     """Whether torch's fused attention loses: on a CPU it calls a bfloat16 product for each small block."""
     scores = query.shape[1] * sum(len(group["row_tokens"]) * group["visible"].numel() for group in groups)
     return query.device.type == "cpu" and query.dtype == torch.bfloat16 and scores <= SCORES

@@ -38,7 +38,7 @@ def padded(rows: Sequence[Row], pad_token_id: int) -> Batch:
     }
 
 
-class Group(TypedDict):
+class AttentionGroup(TypedDict):
     """Rows of a packed batch that attend side by side, and lie one after another in it.
 
     `row_tokens` [rows, longest] says where each row's tokens stand among those of the group, padded with its last;
@@ -76,7 +76,7 @@ def packed(rows: Sequence[Row], *, share: bool, a_group: int | None = None) -> B
     }
 
 
-def _group(rows: Sequence[Row], prefix: int) -> Group:
+def _group(rows: Sequence[Row], prefix: int) -> AttentionGroup:
     lengths = torch.tensor([num_tokens(row) - prefix for row in rows])
     starts = lengths.cumsum(0) - lengths
     longest = int(lengths.max())

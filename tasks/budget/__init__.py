@@ -4,8 +4,8 @@ All of it is arithmetic on the base's headers, the settings and the rows (shapes
 takes milliseconds; only calibration.py runs something.
 """
 
-from tasks.budget.case import Case, Ground
+from tasks.budget.case import BudgetCase, Ground
 from tasks.budget.devices import identity_here
 from tasks.budget.estimate import Estimate, before_training, estimate, remedies, shortage
 
-__all__ = ["Case", "Estimate", "Ground", "before_training", "estimate", "identity_here", "remedies", "shortage"]
+__all__ = ["BudgetCase", "Estimate", "Ground", "before_training", "estimate", "identity_here", "remedies", "shortage"]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from tasks import config, trainer
 from tasks.artifacts import Base, Tokens
-from tasks.budget.case import Case, Ground
+from tasks.budget.case import BudgetCase, Ground
 from tasks.budget.learning import learning
 from tasks.budget.timing import Rate
 from tasks.caching import MANIFEST
@@ -34,7 +34,7 @@ LOADING_SECONDS = 300.0
 POLL_SECONDS = 0.2
 
 
-def calibrate(base: Base, tokens: Tokens, case: Case) -> Rate:
+def calibrate(base: Base, tokens: Tokens, case: BudgetCase) -> Rate:
     """Trains a few steps of the run that is planned, in a process of its own, and keeps the rate.
 
     Raises TrainingError where not one step is done in time, or the trainer fails.
@@ -52,7 +52,7 @@ def calibrate(base: Base, tokens: Tokens, case: Case) -> Rate:
     return _rate(kept)
 
 
-def measured(base: Base, tokens: Tokens | None, case: Case) -> Rate | None:
+def measured(base: Base, tokens: Tokens | None, case: BudgetCase) -> Rate | None:
     """The rate that was measured here for this base, or None: a run's on the same rows, or else a calibration's.
 
     That of another method stands in where there is none of this one, since the arithmetic is known of both.
@@ -78,7 +78,7 @@ def _way(training: Training, compute: Compute) -> list[Any]:
     return [training.speed, compute.precision, compute.threads, compute.compile, compute.attention]
 
 
-def _file(base: Base, case: Case) -> Path:
+def _file(base: Base, case: BudgetCase) -> Path:
     identity = [
         base.weights_digest,
         case.method.kind,
@@ -91,7 +91,7 @@ def _file(base: Base, case: Case) -> Path:
     return config.home() / "calibration" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]}.json"
 
 
-def _job(folder: Path, base: Base, tokens: Tokens, case: Case) -> trainer.Job:
+def _job(folder: Path, base: Base, tokens: Tokens, case: BudgetCase) -> trainer.Job:
     """A few steps of the planned run, on rows that are drawn as the estimate draws them."""
     schema = pq.read_schema(tokens.path("train.parquet"))
     rest = {"cluster": 0, "prompt_length": 1, "reference": ""}
@@ -156,7 +156,7 @@ def _why(folder: Path) -> str:
     return f"no training step finished in {MOST_SECONDS:.0f} s; try a smaller training.batch"
 
 
-def _rate_of_runs(base: Base, tokens: Tokens, case: Case) -> Rate | None:
+def _rate_of_runs(base: Base, tokens: Tokens, case: BudgetCase) -> Rate | None:
     """The rate of the newest run of this method on these rows on this device."""
     for file in sorted((config.home() / "artifacts" / "train").glob(f"*/{MANIFEST}"), key=_made, reverse=True):
         try:

@@ -9,7 +9,7 @@ from tasks.artifacts import Base, Tokens
 from tasks.budget import work
 from tasks.budget.devices import Machine
 from tasks.budget.memory import Load, Memory, memory
-from tasks.budget.shapes import Config, Shape, config_in, shape_in
+from tasks.budget.shapes import Config, ModelShape, config_in, shape_in
 from tasks.budget.timing import flops
 from tasks.budget.work import Row
 from tasks.config import Compute, Method, Training
@@ -22,7 +22,7 @@ FREE_SHARE = 0.85  # of the free memory that a prediction may fill, since it is 
 class Ground:
     """What a budget stands on: the base, and rows as they will train."""
 
-    shape: Shape
+    shape: ModelShape
     config: Config
     source: work.Source
     num_rows: int  # that train
@@ -46,7 +46,7 @@ def ground_of(base: Base, tokens: Tokens) -> Ground:
 
 
 @dataclass(frozen=True)
-class Case:
+class BudgetCase:
     """What is reckoned: training on a ground with these settings, on a machine."""
 
     ground: Ground

@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.artifacts import Base, Tokens
 from tasks.budget import work
-from tasks.budget.case import FREE_SHARE, Case, ground_of
+from tasks.budget.case import FREE_SHARE, BudgetCase, ground_of
 from tasks.budget.devices import machine
 from tasks.budget.learning import learning
 from tasks.budget.memory import Memory, disk_bytes, evaluation_bytes
 from tasks.budget.timing import FORWARD_SHARE, Rate, seconds
-from tasks.budget.work import Work
+from tasks.budget.work import EpochWork
 from tasks.config import Compute, Method, Training
 from tasks.errors import ConfigError
 from tasks.speed import Chosen
@@ -34,7 +34,7 @@ class Estimate(BaseModel):
     evaluation: int  # bytes that evaluation and serving load afterwards, before the first row
     free: int
     disk: int
-    work: Work
+    work: EpochWork
     num_steps: int
     flops: float
     seconds: tuple[float, float] | None  # the fewest and the most; equal where the rate was measured
@@ -47,7 +47,7 @@ class Estimate(BaseModel):
         return self.peak <= FREE_SHARE * self.free
 
 
-def estimate(case: Case, rate: Rate | None = None) -> Estimate:
+def estimate(case: BudgetCase, rate: Rate | None = None) -> Estimate:
     """What the training takes. Raises ConfigError where the settings cannot be."""
     ground, method, shape, chosen = case.ground, case.method, case.ground.shape, case.chosen
     size, learns = case.micro_batch, learning(shape, method)
@@ -77,7 +77,7 @@ def estimate(case: Case, rate: Rate | None = None) -> Estimate:
     )
 
 
-def _notes(case: Case, peak: int, evaluation: int) -> Iterator[str]:
+def _notes(case: BudgetCase, peak: int, evaluation: int) -> Iterator[str]:
     shape, method, machine = case.ground.shape, case.method, case.machine
     if shape.num_expert and method.kind != "full":
         quantized = " or quantize" if method.kind == "qlora" else ""
@@ -100,17 +100,17 @@ def _notes(case: Case, peak: int, evaluation: int) -> Iterator[str]:
         )
 
 
-def _steps_an_epoch(case: Case) -> int:
+def _steps_an_epoch(case: BudgetCase) -> int:
     return math.ceil(case.ground.num_rows / case.training.batch)
 
 
-def _num_evaluations(case: Case, num_steps: int) -> int:
+def _num_evaluations(case: BudgetCase, num_steps: int) -> int:
     """How often the validation rows are looked at, as tasks/trainer/fit.py has it."""
     every = case.training.evaluate_every or math.ceil(_steps_an_epoch(case) / 2)
     return math.ceil(num_steps / min(every, num_steps))
 
 
-def remedies(case: Case) -> list[str]:
+def remedies(case: BudgetCase) -> list[str]:
     """The changes of a setting or two that would make it fit, the least first; each as --set takes it."""
     method, one = case.method, {"micro_batch": "auto"}
     quantized = Method(kind="qlora") if method.kind != "lora" else method.model_copy(update={"kind": "qlora"})
@@ -155,7 +155,7 @@ def before_training(
     A base that cannot be reckoned with trains as it is set.
     """
     try:
-        case = Case(ground_of(base, tokens), method, training, compute, machine())
+        case = BudgetCase(ground_of(base, tokens), method, training, compute, machine())
     except ValueError:  # what its files say is not known here
         return training.micro_batch if isinstance(training.micro_batch, int) else training.batch, ""
     would = estimate(case)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tasks.budget.shapes import Matrix, Shape
+from tasks.budget.shapes import Matrix, ModelShape
 from tasks.config import Method
 from tasks.errors import ConfigError
 from tasks.methods.modules import ATTENTION, without_adapter
@@ -22,12 +22,12 @@ class Learning(NamedTuple):
         """The first layer that a gradient reaches; nothing is kept of those before it."""
         return min((matrix.layer for matrix in self.matrices), default=0)
 
-    def num_parameters(self, shape: Shape) -> int:
+    def num_parameters(self, shape: ModelShape) -> int:
         """All parameters of the model that trains: the base's, and those of an adapter beside them."""
         return shape.num_parameters + (self.num_learning if self.is_adapter else 0)
 
 
-def learning(shape: Shape, method: Method) -> Learning:
+def learning(shape: ModelShape, method: Method) -> Learning:
     """What learns. Raises ConfigError where the base has not what the method asks for.
 
     Which modules spectrum picks is known after its scan; here some from all over the layers stand for them.
@@ -42,7 +42,7 @@ def learning(shape: Shape, method: Method) -> Learning:
     return Learning(num_learning, frozenset(adapted), is_adapter=True)
 
 
-def _adapted(shape: Shape, method: Method) -> list[Matrix]:
+def _adapted(shape: ModelShape, method: Method) -> list[Matrix]:
     """The modules that get an adapter: those of tasks/methods/modules.py, by their names in the files."""
     num_layers = shape.num_layers
     if method.layers and method.layers > num_layers:
@@ -62,7 +62,7 @@ def _adapted(shape: Shape, method: Method) -> list[Matrix]:
     return [matrix for matrix in shape.matrices if matrix.name in names and matrix.layer >= first]
 
 
-def _picked(shape: Shape, share: float) -> list[Matrix]:
+def _picked(shape: ModelShape, share: float) -> list[Matrix]:
     """As many modules of each type as spectrum trains."""
     picked: list[Matrix] = []
     for name in dict.fromkeys(matrix.name for matrix in shape.matrices):

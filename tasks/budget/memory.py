@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from tasks.budget.learning import Learning, learning
-from tasks.budget.shapes import Matrix, Shape
+from tasks.budget.shapes import Matrix, ModelShape
 from tasks.config import Method
 from tasks.speed import Chosen
 
@@ -98,7 +98,9 @@ class Memory(BaseModel):
         return self.weights + self.adapter + self.optimizer + self.runtime + int(moving)
 
 
-def memory(shape: Shape, method: Method, chosen: Chosen, load: Load, kind: Literal["cpu", "cuda"] = "cpu") -> Memory:
+def memory(
+    shape: ModelShape, method: Method, chosen: Chosen, load: Load, kind: Literal["cpu", "cuda"] = "cpu"
+) -> Memory:
     """What training of a model of this shape takes on a device of this kind."""
     what = learning(shape, method)
     size = _size(chosen)
@@ -124,19 +126,19 @@ def memory(shape: Shape, method: Method, chosen: Chosen, load: Load, kind: Liter
     )
 
 
-def _moments(shape: Shape, method: Method, chosen: Chosen, what: Learning) -> int:
+def _moments(shape: ModelShape, method: Method, chosen: Chosen, what: Learning) -> int:
     embedding = shape.num_embedding if method.kind == "full" else 0
     return int((what.num_learning - embedding) * ADAMW[chosen.optimizer] + embedding * EMBEDDING_ADAMW)
 
 
-def evaluation_bytes(shape: Shape, method: Method, kind: Literal["cpu", "cuda"]) -> int:
+def evaluation_bytes(shape: ModelShape, method: Method, kind: Literal["cpu", "cuda"]) -> int:
     """What evaluation and serving load: the base unpacked, as tasks/models.py has it, and the adapter; no row yet."""
     what = learning(shape, method)
     size = 2 if kind == "cuda" else FLOAT
     return shape.num_parameters * size + (what.num_learning * FLOAT if what.is_adapter else 0) + RUNTIME[kind]
 
 
-def _logits(shape: Shape, method: Method, size: int, scored: int) -> int:
+def _logits(shape: ModelShape, method: Method, size: int, scored: int) -> int:
     scoring = shape.vocabulary * (2 * size * scored + 2 * FLOAT * min(scored, PIECE))
     if method.kind != "full":
         return scoring
@@ -147,7 +149,7 @@ def _size(chosen: Chosen) -> int:
     return 2 if chosen.precision == "bfloat16" else FLOAT
 
 
-def _weights(shape: Shape, method: Method, what: Learning, size: int) -> int:
+def _weights(shape: ModelShape, method: Method, what: Learning, size: int) -> int:
     rest = shape.num_parameters - shape.num_linear
     if method.kind == "qlora":
         return int(shape.num_linear * (NF4 if method.bits == 4 else 1) + rest * size)
@@ -156,7 +158,7 @@ def _weights(shape: Shape, method: Method, what: Learning, size: int) -> int:
 
 
 def activations(
-    shape: Shape, method: Method, chosen: Chosen, load: Load, what: Learning, kind: Literal["cpu", "cuda"] = "cpu"
+    shape: ModelShape, method: Method, chosen: Chosen, load: Load, what: Learning, kind: Literal["cpu", "cuda"] = "cpu"
 ) -> int:
     """What the layers keep for the backward pass, in bytes.
 
@@ -172,7 +174,7 @@ def activations(
     return sum(layers) + (load.tokens * _norm(shape, method, chosen) if method.kind == "full" else 0)
 
 
-def _layer(shape: Shape, method: Method, chosen: Chosen, load: Load, what: Learning, number: int) -> int:
+def _layer(shape: ModelShape, method: Method, chosen: Chosen, load: Load, what: Learning, number: int) -> int:
     """A layer without its attention."""
     size = _size(chosen)
     learns = [matrix for matrix in what.matrices if matrix.layer == number]
@@ -187,7 +189,7 @@ def _layer(shape: Shape, method: Method, chosen: Chosen, load: Load, what: Learn
     return kept
 
 
-def _norm(shape: Shape, method: Method, chosen: Chosen) -> int:
+def _norm(shape: ModelShape, method: Method, chosen: Chosen) -> int:
     """Bytes a token that a norm keeps: its input in float32 and one deviation; its output where its weight learns.
 
     The trainer's own (tasks/trainer/fused.py) keeps its output alone, in the precision of the rest.
@@ -210,7 +212,7 @@ def _inputs(method: Method, chosen: Chosen, learns: Sequence[Matrix]) -> int:
     return sum(inputs for source, inputs in kept.items() if source not in ("attended", "o_proj"))
 
 
-def _attention(shape: Shape, chosen: Chosen, load: Load, kind: Literal["cpu", "cuda"]) -> int:
+def _attention(shape: ModelShape, chosen: Chosen, load: Load, kind: Literal["cpu", "cuda"]) -> int:
     """Queries, keys, values, what is attended to, and the softmax's denominators; of eager the weights as well.
 
     With a mask transformers, and on a GPU ours too, repeats keys and values for each head of the queries, and torch
@@ -235,7 +237,7 @@ def _attention(shape: Shape, chosen: Chosen, load: Load, kind: Literal["cpu", "c
     return whole + beside + mask
 
 
-def disk_bytes(shape: Shape, method: Method, chosen: Chosen) -> int:
+def disk_bytes(shape: ModelShape, method: Method, chosen: Chosen) -> int:
     """What training leaves on the disk at its fullest: four checkpoints while one is written, and the model twice.
 
     A checkpoint has what learns, or all weights where that is no adapter, and the optimizer's moments.

@@ -57,7 +57,7 @@ class Matrix(NamedTuple):
         return next((source for source, names in INPUTS.items() if self.name in names), self.name)
 
 
-class Shape(BaseModel):
+class ModelShape(BaseModel):
     """What of an architecture decides its memory and its arithmetic."""
 
     model_config = ConfigDict(frozen=True)
@@ -139,7 +139,7 @@ def config_in(weights: Path) -> Config:
     return Config(json.loads((weights / "config.json").read_text(encoding="utf-8")))
 
 
-def shape_in(weights: Path) -> Shape:
+def shape_in(weights: Path) -> ModelShape:
     """The shape of the model in a folder of safetensors with its config.json.
 
     Raises NoShape where there are no layers of linear modules to be found, ValueError where a file was cut.
@@ -148,7 +148,7 @@ def shape_in(weights: Path) -> Shape:
     return _shape(config_in(weights).get_text_config().fields, tensors, str(weights))
 
 
-def shape_of_gguf(file: Path) -> Shape:
+def shape_of_gguf(file: Path) -> ModelShape:
     """The shape of the model in a GGUF file. Raises NoShape where its header cannot be read within limits."""
     try:
         config, tensors = bounded.call(gguf.read_header, str(file))
@@ -157,7 +157,7 @@ def shape_of_gguf(file: Path) -> Shape:
     return _shape(config, tensors, str(file))
 
 
-def shape_at(reference: str, revision: str | None) -> Shape | None:
+def shape_at(reference: str, revision: str | None) -> ModelShape | None:
     """The shape of the base that the settings name, as far as it is on this machine; None where it is not."""
     if reference.startswith("package:"):
         return shape_of_gguf(package_file(reference))
@@ -183,7 +183,7 @@ def _folder(reference: str, revision: str | None) -> Path:
     return Path(found).parent if isinstance(found, str) else folder
 
 
-def llama_like(config: Mapping[str, Any]) -> Shape:
+def llama_like(config: Mapping[str, Any]) -> ModelShape:
     """The shape that a config.json stands for: what Llama, Mistral, Qwen and their like have in common."""
     hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     size = config.get("head_dim") or hidden // heads
@@ -207,7 +207,7 @@ def llama_like(config: Mapping[str, Any]) -> Shape:
     return _shape(config, tensors, "config.json")
 
 
-def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]]], where: str) -> Shape:
+def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]]], where: str) -> ModelShape:
     config = _with_common_names(config)
     matrices, num_others, num_expert, has_head = [], 0, 0, False
     for name, shape in tensors:
@@ -232,7 +232,7 @@ def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]
     if missing := [name for name in NEEDED if not config.get(name)]:
         raise NoShape(f"{where} has no {missing[0]} in its config, which the estimate needs")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    return Shape(
+    return ModelShape(
         kind=config.get("model_type", ""),
         hidden=hidden,
         intermediate=_intermediate(config, hidden, is_mixture=num_expert > 0),

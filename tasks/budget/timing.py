@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tasks.budget.learning import learning
 from tasks.budget.memory import Load
-from tasks.budget.shapes import Shape
+from tasks.budget.shapes import ModelShape
 from tasks.config import Method
 from tasks.speed import Chosen
 
@@ -27,7 +27,7 @@ class Rate(NamedTuple):
     launching: float = 0.0
 
 
-def flops(shape: Shape, method: Method, chosen: Chosen, loads: Sequence[Load]) -> float:
+def flops(shape: ModelShape, method: Method, chosen: Chosen, loads: Sequence[Load]) -> float:
     """Multiplications and additions of training on these micro batches.
 
     Forward takes two a weight and token. Backward takes as many for the activations' gradients, and as many again for

@@ -25,7 +25,7 @@ DRAWN = 1_000  # rows of the steps that are drawn, and at least four steps
 BYTES_A_TOKEN = 4  # of text: what a vocabulary of about 50,000 takes of English
 
 
-class Work(BaseModel):
+class EpochWork(BaseModel):
     """What an epoch computes. Figures a row are means."""
 
     model_config = ConfigDict(frozen=True)
@@ -80,11 +80,11 @@ def steps(rows: Sequence[Row], batch: int) -> list[list[Row]]:
     return [[rows[at] for at in step] for step in drawn]
 
 
-def summed(source: Source, num_rows: int, drawn: Sequence[Sequence[Row]], cut: Sequence[Sequence[Load]]) -> Work:
+def summed(source: Source, num_rows: int, drawn: Sequence[Sequence[Row]], cut: Sequence[Sequence[Load]]) -> EpochWork:
     """What the drawn steps, cut into micro batches, say of all rows."""
     number = sum(map(len, drawn))
     loads = [load for step in cut for load in step]
-    return Work(
+    return EpochWork(
         source=source,
         num_rows=num_rows,
         row_tokens=sum(len(row["input_ids"]) for step in drawn for row in step) / number,

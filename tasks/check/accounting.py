@@ -13,9 +13,9 @@ from data_checks.batches import row_batches, rows_at
 from data_checks.columns import prompt_and_answer
 from data_checks.excerpts import excerpt, masked
 from data_checks.findings import answers_by_prompt
-from data_checks.given import Refused
+from data_checks.given import RefusedCounts
 from data_checks.report import EXAMPLES
-from data_checks.validation import Outcome
+from data_checks.validation import ExpectationOutcome
 from tasks.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, Rows
 from tasks.check.holding import Held, Set
 
@@ -57,7 +57,7 @@ def stops(held: Held, of_set: Set, counts: dict[str, int], limit: float) -> str:
     return f"{said}; also critical: {', '.join(also)}" if also else said
 
 
-def _is_critical(outcome: Outcome) -> bool:
+def _is_critical(outcome: ExpectationOutcome) -> bool:
     return bool(outcome.failed) and outcome.entry.severity == "critical"
 
 
@@ -135,13 +135,13 @@ def record(row: dict[str, Any], reason: str, detail: str) -> Record:
     return place | {"reason": reason, "detail": detail, "text": excerpt(row["messages"])}
 
 
-def refused(file: Path, sides: Mapping[str, str]) -> tuple[dict[str, int], Examples, dict[str, Refused]]:
+def refused(file: Path, sides: Mapping[str, str]) -> tuple[dict[str, int], Examples, dict[str, RefusedCounts]]:
     """The reasons for which ingest refused records, with their numbers; the first few of each; and those of each side.
 
     `sides` has that of each file which is given to one.
     """
     counts: Counter[str] = Counter()
-    examples, of_sides = Examples(), dict[str, Refused]()
+    examples, of_sides = Examples(), dict[str, RefusedCounts]()
     for batch in row_batches(file):
         records = batch.to_pylist()
         counts.update(each["reason"] for each in records)
@@ -149,7 +149,7 @@ def refused(file: Path, sides: Mapping[str, str]) -> tuple[dict[str, int], Examp
         for each in records if sides else ():
             if side := sides.get(each["file"]):
                 first = f"{each['file']} line {each['line']}"
-                of_sides.setdefault(side, Refused(Counter(), first)).reasons[each["reason"]] += 1
+                of_sides.setdefault(side, RefusedCounts(Counter(), first)).reasons[each["reason"]] += 1
     shown = {reason: list(map(_masked, found)) for reason, found in examples.items()}
     return dict(counts.most_common()), shown, of_sides
 

@@ -20,9 +20,9 @@ from data_checks.expectations import conflict_expectations, row_expectations, se
 from data_checks.findings import num_answers
 from data_checks.own import looks_at_texts, own_expectation
 from data_checks.profile import (
-    Changed,
     Measure,
     Profile,
+    RowChanges,
     changed_rows,
     label_name,
     labels_at,
@@ -33,7 +33,7 @@ from data_checks.profile import (
 from data_checks.rules import columns_of
 from data_checks.suite import Entry
 from data_checks.table import schema_expectations, table_expectations
-from data_checks.validation import Outcome, joined, run
+from data_checks.validation import ExpectationOutcome, joined, run
 from tasks.artifacts import ROW_SCHEMA, SIDES_FILE, Artifact
 from tasks.errors import ConfigError, DataError
 
@@ -55,10 +55,10 @@ class Held:
     """The rows' frame, and what came of each expectation that looks at rows."""
 
     frame: pd.DataFrame
-    outcomes: list[Outcome]
+    outcomes: list[ExpectationOutcome]
 
     @property
-    def set_aside(self) -> list[Outcome]:
+    def set_aside(self) -> list[ExpectationOutcome]:
         """The outcomes whose rows do not pass, critical ones first: a row is blamed for what stops the run."""
         found = [o for o in self.outcomes if len(o.rows) and o.entry.severity in ("critical", "warning")]
         return sorted(found, key=lambda outcome: outcome.entry.severity != "critical")
@@ -75,11 +75,11 @@ class Held:
         """Whether each row passes all that sets rows aside or stops."""
         return np.logical_not(self.failing().any(axis=0))
 
-    def value(self, outcome: Outcome, position: int) -> str:
+    def value(self, outcome: ExpectationOutcome, position: int) -> str:
         """What a row has where an expectation looked."""
         return in_a_line(self.frame[outcome.column].iloc[position]) if outcome.column in self.frame else ""
 
-    def said(self, outcome: Outcome) -> str:
+    def said(self, outcome: ExpectationOutcome) -> str:
         """What is wrong in how many rows, and where first; of a table as a whole only what is wrong."""
         if not len(outcome.rows):
             return outcome.says()
@@ -112,7 +112,9 @@ def hold_rows(file: Path, suite: Sequence[Entry], special_tokens: Sequence[str])
     return held
 
 
-def _look(file: Path, suite: Sequence[Entry], special_tokens: Sequence[str]) -> tuple[pd.DataFrame, list[Outcome]]:
+def _look(
+    file: Path, suite: Sequence[Entry], special_tokens: Sequence[str]
+) -> tuple[pd.DataFrame, list[ExpectationOutcome]]:
     of_texts = tuple(entry for entry in suite if entry.own and looks_at_texts(own_expectation(entry)))
     looked = list(look(file, Ask(_columns(suite), tuple(special_tokens), of_texts)))
     if not looked:
@@ -137,9 +139,9 @@ class Set:
 
     profile: Profile
     earlier: Profile | None  # that of the last accepted version
-    changed: Changed | None  # against its rows
+    changed: RowChanges | None  # against its rows
     measures: dict[str, Measure]
-    outcomes: list[Outcome]
+    outcomes: list[ExpectationOutcome]
 
 
 def hold_set(file: Path, held: Held, suite: Sequence[Entry], before: Artifact | None, globs: Mapping[str, str]) -> Set:
@@ -191,7 +193,7 @@ def stop_if_broken(held: Held, file: Path) -> None:
             raise DataError(f"{file}: {held.said(outcome)}")
 
 
-def _stop_on_error(outcome: Outcome, file: Path) -> None:
+def _stop_on_error(outcome: ExpectationOutcome, file: Path) -> None:
     said = in_a_line(outcome.error)
     if outcome.entry.own:
         raise ConfigError(f"{outcome.entry.key} ({outcome.entry.name}) did not run: {said}")

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from data_checks.given import Given
 from data_checks.report import SOURCES
-from data_checks.results import Drift, ExpectationResult, FileCount, Since, SourceCount
-from data_checks.validation import Outcome
+from data_checks.results import DriftMeasure, ExpectationResult, FileCount, Since, SourceCount
+from data_checks.validation import ExpectationOutcome
 from tasks.artifacts import Artifact
 from tasks.check.holding import Held, Set
 from tasks.payloads import CheckResults
@@ -66,7 +66,7 @@ def findings(held: Held, of_set: Set) -> dict[str, int]:
     }
 
 
-def _described(outcome: Outcome, value: float | None, *, of_set: bool) -> ExpectationResult:
+def _described(outcome: ExpectationOutcome, value: float | None, *, of_set: bool) -> ExpectationResult:
     """Where rows fail, the fault stands for many values: n where one would be read, nothing where it comes last."""
     many = re.sub(r"\{value[^}]*\}", "n", re.sub(r": \{value\}$", "", outcome.fault))
     return ExpectationResult(
@@ -140,7 +140,7 @@ def _since(of_set: Set, before: Artifact | None) -> Since | None:
         version=before.key,
         **of_set.changed._asdict(),
         drift={
-            name: Drift(psi=round(measure.value, 4), noise=round(measure.noise, 4))
+            name: DriftMeasure(psi=round(measure.value, 4), noise=round(measure.noise, 4))
             for name, measure in of_set.measures.items()
             if name.endswith("_psi") and measure.value is not None
         },

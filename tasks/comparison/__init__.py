@@ -16,10 +16,10 @@ from tasks.comparison.trials import Trial
 from tasks.config import home
 from tasks.ingredients import hash_of
 
-__all__ = ["Comparison", "Course", "Ranked", "Study", "Trial", "markdown", "notes", "of", "row"]
+__all__ = ["Course", "Ranked", "Study", "Trial", "VariantComparison", "markdown", "notes", "of", "row"]
 
 
-class Comparison(BaseModel):
+class VariantComparison(BaseModel):
     """What a comparison came to, in `<home>/comparisons/<name>/<key>/`: comparison.json and report.html."""
 
     model_config = ConfigDict(frozen=True)
@@ -31,11 +31,13 @@ class Comparison(BaseModel):
     link: str = ""  # to MLflow
 
 
-def of(trials: Sequence[Trial], name: str) -> Comparison:
+def of(trials: Sequence[Trial], name: str) -> VariantComparison:
     """The comparison of these trials of a pipeline, with its files."""
     key = hash_of([(trial.variant, trial.seed, trial.folder and trial.folder.name) for trial in trials])[:12]
     ranked = rank(trials)
-    found = Comparison(key=key, ranked=ranked, sentence=sentence(ranked), folder=home() / "comparisons" / name / key)
+    found = VariantComparison(
+        key=key, ranked=ranked, sentence=sentence(ranked), folder=home() / "comparisons" / name / key
+    )
     found.folder.mkdir(parents=True, exist_ok=True)
     (found.folder / "comparison.json").write_text(found.model_dump_json(indent=1, exclude={"folder"}), encoding="utf-8")
     write_page(found.folder / "report.html", ranked, found.sentence)

@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from tasks.artifacts import Adapter
-from tasks.comparison.trials import SMALLER_IS_BETTER, Look, Trial, in_words
+from tasks.comparison.trials import SMALLER_IS_BETTER, Trial, ValidationPoint, in_words
 from tasks.curves import read
 from tasks.errors import Pruned
 from tasks.progress import Line
@@ -50,7 +50,7 @@ class Course:
 
     def __init__(self, measure: str, study: "optuna.Study", trial: "optuna.Trial") -> None:
         self.measure, self.study, self.trial = measure, study, trial
-        self.looks: list[Look] = []
+        self.looks: list[ValidationPoint] = []
         self.reported: set[int] = set()
 
     def __call__(self, line: Line) -> None:
@@ -93,8 +93,8 @@ class Course:
         self.study.tell(self.trial, state=optuna.trial.TrialState.FAIL)
         return Trial(variant=variant, seed=seed, measure=self.measure, state=state, looks=tuple(self.looks), said=said)
 
-    def _take(self, line: Line) -> Look:
-        look = Look(step=line["step"], planned=line["planned"], value=line[f"eval_{self.measure}"])
+    def _take(self, line: Line) -> ValidationPoint:
+        look = ValidationPoint(step=line["step"], planned=line["planned"], value=line[f"eval_{self.measure}"])
         self.looks.append(look)
         at = math.ceil(look.share * PARTS)
         if at not in self.reported:

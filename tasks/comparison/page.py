@@ -7,7 +7,7 @@ from pathlib import Path
 from data_checks.pages import template
 from tasks.comparison.ranking import Ranked
 from tasks.comparison.trials import in_words
-from tasks.curves.charts import WIDE, Chart, Polyline, Scale, number, ticks
+from tasks.curves.charts import WIDE, Chart, ChartScale, Polyline, number, ticks
 from tasks.progress import duration
 
 LEGEND = "± is the standard deviation over seeds; behind is the mean gap to the best over common seeds"
@@ -69,7 +69,7 @@ def _chart(ranked: Sequence[Ranked]) -> Chart | None:
     values = [look.value for _, _, trial in courses for look in trial.looks]
     if not values:
         return None
-    scale = Scale(WIDE, (0, 100), (min(values), max(values)))
+    scale = ChartScale(WIDE, (0, 100), (min(values), max(values)))
     lines: list[Polyline] = []
     for rank, each, trial in courses:
         style = "best" if each is ranked[0] and each.state == "finished" else each.state

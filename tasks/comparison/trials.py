@@ -9,7 +9,7 @@ State = Literal["finished", "pruned", "failed"]
 SMALLER_IS_BETTER = "loss"  # the one measure of training.best_by of which less is better
 
 
-class Look(BaseModel):
+class ValidationPoint(BaseModel):
     """An evaluation of the validation rows."""
 
     model_config = ConfigDict(frozen=True)
@@ -33,7 +33,7 @@ class Trial(BaseModel):
     seed: int
     measure: str  # training.best_by
     state: State
-    looks: tuple[Look, ...]
+    looks: tuple[ValidationPoint, ...]
     said: str  # what came of it: where it is the best, or why it was pruned or failed
     value: float | None = None  # of the measure at the best step; None where it did not finish
     best_step: int | None = None

@@ -23,7 +23,7 @@ from tasks.config.gate import Gate, Guardrail, Registry
 from tasks.config.metrics import CANNOT_DECIDE, METRICS, Metric
 from tasks.config.operation import Operation
 from tasks.config.places import called_in, from_folder, from_here, or_meant, working_in
-from tasks.config.section import Local, Section
+from tasks.config.section import LocalPath, Section
 from tasks.config.settings import STAGES, Settings, Stage
 from tasks.config.training import Compute, Method, Model, Training
 
@@ -43,7 +43,7 @@ __all__ = [
     "Judge",
     "Layout",
     "LmEval",
-    "Local",
+    "LocalPath",
     "Method",
     "Metric",
     "Model",

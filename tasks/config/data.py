@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.config.section import Local, Section
+from tasks.config.section import LocalPath, Section
 
 Layout = Literal["auto", "alpaca", "prompt_completion", "sharegpt", "messages"]
 Format = Literal["auto", "jsonl", "json", "csv", "parquet", "arrow"]
@@ -17,7 +17,7 @@ Side = Literal["train", "validation", "test", "replay"]
 class RecordFiles(Section):
     """One file, several by a glob or under a URL, a folder that datasets saved, or a data set of the hub."""
 
-    path: Annotated[str, Local()] = Field(
+    path: Annotated[str, LocalPath()] = Field(
         min_length=1,
         description="A file, a glob (data/*.csv.gz) or a folder that datasets saved, relative to the deployment file; "
         "or a URL (s3://bucket/train.jsonl), or hub:org/name, hub:org/name/config:split",
@@ -162,7 +162,7 @@ class Dedupe(Section):
         "1; wrong for 1 % of pairs at 0.95 and 3 % at 0.9; if over 8,192 rows share one answer, a "
         "few per thousand are missed; empty compares words only",
     )
-    semantic_model: Annotated[str, Local(or_name=True)] = Field(
+    semantic_model: Annotated[str, LocalPath(or_name=True)] = Field(
         default="package:wordllama",
         description="Static embedding model of dedupe.semantic and of retrieval: package:wordllama (installed by the "
         "extra semantic; European languages), or a model2vec folder",

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tasks.config.metrics import Metric, OwnMetric
 from tasks.config.outside import require_no_secret
-from tasks.config.section import Local, Section
+from tasks.config.section import LocalPath, Section
 
 PromptContender = Literal["few_shot", "retrieval"]
 
@@ -21,7 +21,7 @@ class Evaluation(Section):
         "numbers, short or long texts; module:Class is your own evaluate.Metric, beside the file "
         "or on PYTHONPATH",
     )
-    json_schema: Annotated[str | None, Local()] = Field(
+    json_schema: Annotated[str | None, LocalPath()] = Field(
         default=None,
         min_length=1,
         description="File with the JSON Schema for answers, for the metric schema_valid; empty has none",
@@ -59,7 +59,7 @@ class LmEval(Section):
     tasks: tuple[str, ...] = Field(
         default=(), description="Names of tasks or groups; needs the extra lm-eval; empty runs none"
     )
-    include_path: Annotated[str | None, Local()] = Field(
+    include_path: Annotated[str | None, LocalPath()] = Field(
         default=None,
         min_length=1,
         description="Folder with your own tasks as lm-eval YAML files, which can run code; or empty",

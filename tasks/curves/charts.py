@@ -57,7 +57,7 @@ class Chart:
     bottom = HEIGHT - BOTTOM
 
 
-class Scale:
+class ChartScale:
     """From steps and values to the viewBox; values outside of the range lie on its edge."""
 
     def __init__(self, width: int, steps: tuple[int, int], values: tuple[float, float]) -> None:
@@ -97,7 +97,7 @@ def _losses(curves: Curves) -> Chart:
     train, looks = curves.series("loss"), curves.series("eval_loss")
     smooth = means(train, SMOOTHED)
     values = [value for _, value in smooth] + [value for _, value in looks]
-    scale = Scale(WIDE, _steps(curves), (min(values), max(values)))
+    scale = ChartScale(WIDE, _steps(curves), (min(values), max(values)))
     lines = [
         Polyline("raw", scale.points(thinned(train)), []),
         Polyline("train", scale.points(smooth), []),
@@ -111,14 +111,14 @@ def _single(curves: Curves, title: str, unit: str, series: Series, *, dotted: bo
     values = sorted(value for _, value in thin)
     # One spike would press all else to the ground; it stays to be seen on the upper edge.
     high = values[-1] if dotted else min(values[-1], 3 * values[int(0.98 * (len(values) - 1))])
-    scale = Scale(NARROW, _steps(curves), (values[0], high))
+    scale = ChartScale(NARROW, _steps(curves), (values[0], high))
     dots = _dots(scale, series, "") if dotted else []
     lines = [Polyline("look" if dotted else "train", scale.points(thin), dots)]
     return _chart(curves, title, unit, scale, lines, [] if dotted else series, "")
 
 
 def _chart(
-    curves: Curves, title: str, unit: str, scale: Scale, lines: list[Polyline], hovered: Series, name: str
+    curves: Curves, title: str, unit: str, scale: ChartScale, lines: list[Polyline], hovered: Series, name: str
 ) -> Chart:
     marks = [(scale.x(curves.best_step), "best", f"best step {curves.best_step}")]
     if curves.stopped_early:
@@ -142,14 +142,14 @@ def _steps(curves: Curves) -> tuple[int, int]:
     return curves.steps[0]["step"], curves.steps[-1]["step"]
 
 
-def _dots(scale: Scale, series: Series, name: str) -> list[tuple[float, float, str]]:
+def _dots(scale: ChartScale, series: Series, name: str) -> list[tuple[float, float, str]]:
     return [
         (scale.x(step), scale.y(value), f"step {step:,}: {name} {number(value)}".replace("  ", " "))
         for step, value in series
     ]
 
 
-def _hovers(scale: Scale, series: Series, name: str, unit: str) -> list[tuple[float, float, str]]:
+def _hovers(scale: ChartScale, series: Series, name: str, unit: str) -> list[tuple[float, float, str]]:
     found = []
     for part in _parts(series, MOST_HOVERS):
         first, last = part[0][0], part[-1][0]

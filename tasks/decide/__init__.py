@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tasks.artifacts import Answers, General, Splits, Verdict
 from tasks.config import Gate
 from tasks.decide.constant import best_constant
-from tasks.decide.decision import CANDIDATE, Evidence, Guardrail, decide_scores
+from tasks.decide.decision import CANDIDATE, Evidence, GuardrailTest, decide_scores
 from tasks.decide.reading import by_row, clusters, general_rows, own_intervals, warnings
 from tasks.decide.sentences import TOO_LOW
 from tasks.decide.slices import kinds, slices
@@ -38,14 +38,14 @@ def _evidence(tables: Mapping[str, pa.Table], metric: str) -> Evidence:
     return Evidence(metric, {name: by_row(table, metric) for name, table in tables.items()}, rows)
 
 
-def _general(general: tuple[General, ...], gate: Gate, *, is_prose: bool) -> Iterator[Guardrail]:
+def _general(general: tuple[General, ...], gate: Gate, *, is_prose: bool) -> Iterator[GuardrailTest]:
     """What base and candidate make of general tasks and texts, where that decides; each row stands alone."""
     tables = of_each(general)
     for metric, margin in gate.general_margins(is_prose=is_prose).items():
         scores = {name: general_rows(table, metric) for name, table in tables.items()}
         if margin is not None and any(scores.values()):
             alone = {row: number for number, row in enumerate(scores[CANDIDATE])}
-            yield Guardrail(Evidence(metric, scores, alone), margin)
+            yield GuardrailTest(Evidence(metric, scores, alone), margin)
 
 
 def _slices(evidence: Evidence, candidate: pa.Table, splits: Splits, gate: Gate) -> list[Slice]:
@@ -71,7 +71,7 @@ def decide(
     is_prose = answers[0].is_prose
     if constant and not is_prose:
         evidence = replace(evidence, scores={**evidence.scores, CONSTANT: constant})
-    guardrails = [Guardrail(_evidence(tables, each.metric), each.margin) for each in gate.guardrails]
+    guardrails = [GuardrailTest(_evidence(tables, each.metric), each.margin) for each in gate.guardrails]
     guardrails += _general(general, gate, is_prose=is_prose)
     decision = decide_scores(evidence, gate, guardrails, is_prose=is_prose)
     own = {name: own_intervals(table, measured(table), gate.confidence) for name, table in tables.items()}

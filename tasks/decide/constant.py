@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.artifacts import Splits, no_replay
-from tasks.metrics import Shape, row_score
+from tasks.metrics import AnswerShape, row_score
 from tasks.metrics.catalogue import PER_ROW, RowScore
 from tasks.metrics.labels import closed_set
 
@@ -31,7 +31,7 @@ def best_constant(answers: pa.Table, splits: Splits, metric: str) -> dict[str, f
     if not given:
         return {}
     rows, references = (answers.column(name).to_pylist() for name in ("row_id", "reference"))
-    score = row_score(metric, Shape(references, closed_set(given.elements(), references)))
+    score = row_score(metric, AnswerShape(references, closed_set(given.elements(), references)))
     constant = _best(given, score)
     return {row: float(score(constant, reference)) for row, reference in zip(rows, references, strict=True)}
 

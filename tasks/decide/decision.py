@@ -59,7 +59,7 @@ class Evidence:
         return Paired(own, theirs, np.array([self.clusters[row] for row in rows]))
 
 
-class Guardrail(NamedTuple):
+class GuardrailTest(NamedTuple):
     """What must not get worse by more than `margin`; its rows need not be those of the decision."""
 
     evidence: Evidence
@@ -73,7 +73,7 @@ class _Outcome(NamedTuple):
 
 
 def decide_scores(
-    evidence: Evidence, gate: Gate, guardrails: Sequence[Guardrail] = (), *, is_prose: bool = False
+    evidence: Evidence, gate: Gate, guardrails: Sequence[GuardrailTest] = (), *, is_prose: bool = False
 ) -> Decision:
     """The decision on the candidate. Scores that cannot be compared are the decision invalid, with the reason.
 
@@ -152,7 +152,7 @@ def _required(evidence: Evidence, gate: Gate) -> list[Comparison]:
     return _compared(replace(evidence, scores=scores), [AT_LEAST], 0.0, gate)
 
 
-def _guarded(guardrail: Guardrail, gate: Gate) -> Iterator[Comparison]:
+def _guarded(guardrail: GuardrailTest, gate: Gate) -> Iterator[Comparison]:
     evidence = guardrail.evidence
     yield from _compared(evidence, [name for name in TO_BEAT if name in evidence.scores], -guardrail.margin, gate)
 

@@ -24,7 +24,7 @@ SUMS = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class GeneralTask:
     """A question and what its answer must satisfy; of what is left out nothing is asked."""
 
     part: str
@@ -60,9 +60,9 @@ def _is_json(text: str, schema: dict[str, Any]) -> bool:
 
 
 @cache
-def tasks() -> tuple[Task, ...]:
+def tasks() -> tuple[GeneralTask, ...]:
     """All tasks, in an order that stays."""
-    written = [Task(**_with_tuples(line)) for line in _lines() if not line["part"].startswith(TEXT)]
+    written = [GeneralTask(**_with_tuples(line)) for line in _lines() if not line["part"].startswith(TEXT)]
     return *written, *_arithmetic(Random(0))  # noqa: S311 for sums
 
 
@@ -81,7 +81,7 @@ def _with_tuples(line: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in line.items()}
 
 
-def _arithmetic(random: Random) -> Iterator[Task]:
+def _arithmetic(random: Random) -> Iterator[GeneralTask]:
     """Sums in turn of each kind, no two alike, from `random()` alone: it is the same in every version of Python."""
     pairs = sorted(product(range(2, 13), repeat=2), key=lambda _: random.random())
     for number, (one, other) in enumerate(pairs[:SUMS]):
@@ -90,4 +90,4 @@ def _arithmetic(random: Random) -> Iterator[Task]:
             (f"{one + other} - {one}", other),
             (f"{one} times {other}", one * other),
         )[number % 3]
-        yield Task(part="arithmetic", prompt=f"What is {asked}? Answer with the number only.", number=result)
+        yield GeneralTask(part="arithmetic", prompt=f"What is {asked}? Answer with the number only.", number=result)

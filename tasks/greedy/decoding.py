@@ -13,9 +13,9 @@ from tasks.architecture import Architecture, Decoding
 from tasks.greedy import plain
 from tasks.greedy.attention import ATTENTION
 from tasks.greedy.drafts import Draft, Drafts
-from tasks.greedy.prefixes import Group, batches, grouped
+from tasks.greedy.prefixes import PrefixGroup, batches, grouped
 from tasks.greedy.rows import Answer, States, agreed
-from tasks.greedy.states import Batch, behind, num_tokens
+from tasks.greedy.states import CachedBatch, behind, num_tokens
 
 log = logging.getLogger("tunewright")
 
@@ -89,7 +89,7 @@ class Greedy:
         if going:
             self._generate(going, 0)
 
-    def _walk(self, group: Group, shared: States) -> Iterator[list[Answer]]:
+    def _walk(self, group: PrefixGroup, shared: States) -> Iterator[list[Answer]]:
         """Verifies the rows of a group, whose prompts begin with what is shared; yields those that go on."""
         cut = {"prefix": group.length if self.shares else 0, "overhead": self.overhead}
         for rows in batches(group.rows, self.batch, most_tokens=self._most_tokens(shared), **cut):
@@ -103,9 +103,9 @@ class Greedy:
             return None
         return HELD // (sum(one.nbytes for layer in shared for one in layer) // num_tokens(shared))
 
-    def _batch(self, num_rows: int, shared: States) -> Batch:
+    def _batch(self, num_rows: int, shared: States) -> CachedBatch:
         """Rows that begin with what is shared, and have read nothing else."""
-        return Batch([[]] * num_rows, shared) if self.shares else Batch([shared] * num_rows, [])
+        return CachedBatch([[]] * num_rows, shared) if self.shares else CachedBatch([shared] * num_rows, [])
 
     def _read(self, tokens: list[int], shared: States) -> States:
         """The states of what is shared and of the tokens after it."""
@@ -145,7 +145,7 @@ class Greedy:
 
     def _generate(self, rows: Sequence[Answer], fewest: int) -> list[Answer]:
         """Takes answers on until no more than `fewest` still go on, and returns these."""
-        batch = Batch([row.states for row in rows], self.common)
+        batch = CachedBatch([row.states for row in rows], self.common)
         for row in rows:
             row.states = []  # they are in the batch
         while len(rows) > fewest:
@@ -202,7 +202,9 @@ class Greedy:
         """The columns whose logits are held at once."""
         return max(1, SCORED // (num_rows * self.model.config.get_text_config().vocab_size))
 
-    def _logits(self, ids: torch.Tensor, present: torch.Tensor, batch: Batch, keep: int | torch.Tensor) -> torch.Tensor:
+    def _logits(
+        self, ids: torch.Tensor, present: torch.Tensor, batch: CachedBatch, keep: int | torch.Tensor
+    ) -> torch.Tensor:
         """Reads ids [rows, columns] where they are `present`; the logits [rows, kept, vocabulary] of columns `keep`."""
         options: dict[str, Any] = {self.cache_argument: batch.cache, "use_cache": True, "logits_to_keep": keep}
         options["position_ids"] = batch.add(present)
@@ -226,7 +228,7 @@ def _attention(model: Any, name: str) -> Iterator[None]:
             model.set_attn_implementation(before)
 
 
-def _any(group: Group) -> Answer:
+def _any(group: PrefixGroup) -> Answer:
     """A row of the group."""
     return group.rows[0] if group.rows else _any(group.inner[0])
 

@@ -11,23 +11,23 @@ DEEPEST = 3  # groups within groups, each of which holds the states of what it s
 
 
 @dataclass
-class Group:
+class PrefixGroup:
     """Rows whose prompts begin with the same `length` tokens, and among them those that share more."""
 
     length: int
     rows: list[Answer] = field(default_factory=list)  # that are in no inner group
-    inner: list["Group"] = field(default_factory=list)
+    inner: list["PrefixGroup"] = field(default_factory=list)
 
 
-def grouped(rows: Sequence[Answer]) -> Group:
+def grouped(rows: Sequence[Answer]) -> PrefixGroup:
     """All rows by what their prompts begin with."""
     ordered = sorted(rows, key=lambda row: row.prompt)
     return _group(ordered, _shared(ordered), DEEPEST)
 
 
-def _group(rows: Sequence[Answer], length: int, depth: int) -> Group:
+def _group(rows: Sequence[Answer], length: int, depth: int) -> PrefixGroup:
     """A group of rows in the order of their prompts."""
-    group = Group(length)
+    group = PrefixGroup(length)
     waiting = [(rows, length)] if depth else []
     group.rows = [] if depth else list(rows)
     while waiting:

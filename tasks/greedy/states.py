@@ -42,7 +42,7 @@ class Growing(DynamicLayer):
         self.room = ()
 
 
-class Batch:
+class CachedBatch:
     """The states of several rows as a cache of the model's, and which of its columns are whose.
 
     What all rows begin with is `shared`: it is there once, and no part of the cache.

@@ -21,7 +21,7 @@ from tasks.ingest.files import SourceFile, source_files, unchanged
 from tasks.ingest.held_out import write_held_out
 from tasks.ingest.needs import Need, stop_on_needs
 from tasks.ingest.opening import num_bytes
-from tasks.ingest.parsing import Refused
+from tasks.ingest.parsing import RefusedRecord
 from tasks.ingest.parts import LIBRARIES, columns_of, parts_of
 from tasks.ingest.readers import read
 from tasks.ingest.rows import row_id_of
@@ -103,7 +103,7 @@ def _fields(file: SourceFile, max_bytes: int) -> set[str]:
     for _, _, _, parse in islice(read(file, max_bytes, None), 100):
         try:
             record = parse()
-        except Refused:
+        except RefusedRecord:
             continue
         names.update(record if isinstance(record, dict) else ())
     return names

@@ -92,7 +92,7 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-class Table(NamedTuple):
+class FlatbufferTable(NamedTuple):
     """A table of a flatbuffer, which Arrow's messages are written in: fields by number, any of which may be left out.
 
     https://flatbuffers.dev/internals and Message.fbs of Arrow.
@@ -102,7 +102,7 @@ class Table(NamedTuple):
     position: int
 
     @classmethod
-    def root(cls, buffer: bytes) -> "Table":
+    def root(cls, buffer: bytes) -> "FlatbufferTable":
         """The outermost table."""
         return cls(buffer, _number("<I", buffer, 0))
 
@@ -118,10 +118,12 @@ class Table(NamedTuple):
         position = self.at(field)
         return 0 if position is None else _number(form, self.buffer, position)
 
-    def table(self, field: int) -> "Table | None":
+    def table(self, field: int) -> "FlatbufferTable | None":
         """A field that is a table."""
         position = self.at(field)
-        return None if position is None else Table(self.buffer, position + _number("<I", self.buffer, position))
+        return (
+            None if position is None else FlatbufferTable(self.buffer, position + _number("<I", self.buffer, position))
+        )
 
     def pairs(self, field: int) -> list[tuple[int, int]]:
         """A field that is a list of pairs of 64-bit numbers."""
@@ -170,7 +172,7 @@ CUT_OFF = "it is cut off: the mark that ends one is missing"
 
 def _sizes(file: BinaryIO | BufferedReader, metadata: bytes) -> tuple[int, int]:
     """The bytes that a message's body takes in the file, and in memory; `file` stands where the body begins."""
-    message = Table.root(metadata)
+    message = FlatbufferTable.root(metadata)
     kind, body = message.number(1, "<B"), message.number(3, "<q")
     columns = message.table(2)
     if kind == OF_DICTIONARY and columns:

@@ -16,12 +16,12 @@ from tasks.config import Data, Layout, Repair
 from tasks.errors import DataError
 from tasks.ingest.files import SourceFile, unchanged
 from tasks.ingest.layouts import REQUIRED, Message, encodable, layout_of, to_messages
-from tasks.ingest.parsing import Record, Refused
+from tasks.ingest.parsing import Record, RefusedRecord
 from tasks.ingest.parts import columns_of
 from tasks.ingest.readers import read
 from tasks.ingest.repairs import repaired
 from tasks.ingest.rows import as_record, columns_in
-from tasks.ingest.tables import Table, Tally
+from tasks.ingest.tables import TableWriter, Tally
 
 TURN_LABELS = frozenset({"role", "from", "type"})  # who says it, not what is said
 # What data sets of no layout of ours call their answers.
@@ -54,7 +54,7 @@ class HeldOut:
 def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dict[str, Tally]:
     """Writes held_out.parquet, and returns the account of each file. Raises DataError at a record that says nothing."""
     tallies: dict[str, Tally] = {}
-    with Table(folder / "held_out.parquet", HELD_OUT_SCHEMA) as table:
+    with TableWriter(folder / "held_out.parquet", HELD_OUT_SCHEMA) as table:
         for file in files:
             tally = tallies[file.path] = Tally()
             columns = columns_of(file) if file.layout != "auto" else frozenset(file.columns.values()) or None
@@ -64,11 +64,11 @@ def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dic
                         continue  # an empty line says nothing, so nothing is lost
                     try:
                         if len(raw) > data.max_line_bytes:
-                            raise Refused("too_long", f"longer than data.max_line_bytes={data.max_line_bytes}")
+                            raise RefusedRecord("too_long", f"longer than data.max_line_bytes={data.max_line_bytes}")
                         value = parse()
                         tally.mapped.update(columns_in(value, file.columns))
                         said = held_out(value, file).mended(data.repair)
-                    except Refused as refused:
+                    except RefusedRecord as refused:
                         raise DataError(f"{file.path} line {line}: {refused.reason}, {refused.detail}") from None
                     text, asked, answered = said.columns()
                     if not text.strip():
@@ -99,7 +99,7 @@ def _in_layout(record: Record) -> HeldOut | None:
         layout = layout_of(there)
         required = REQUIRED[layout]
         messages = to_messages({required[-1]: ""} | there if len(required) > 1 else there, layout)
-    except Refused:
+    except RefusedRecord:
         return None
     told = {*required, "system", *(["input"] if layout == "alpaca" else [])}
     other = {field: value for field, value in there.items() if field not in told}

@@ -11,7 +11,7 @@ from typing import Any
 
 from tasks.config import Layout
 from tasks.errors import DataError
-from tasks.ingest.parsing import Record, Refused, kind, quoted
+from tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
 
 Message = dict[str, str]  # role, content
 
@@ -60,7 +60,7 @@ def layout_of(record: Record) -> Layout:
             return layout
     known = "; ".join(" and ".join(fields) for fields in REQUIRED.values())
     found = ", ".join(map(quoted, list(record)[:8])) or "no field"
-    raise Refused("unknown_layout", f"it has {found}; accepted: {known}; columns of the source can map them")
+    raise RefusedRecord("unknown_layout", f"it has {found}; accepted: {known}; columns of the source can map them")
 
 
 def refuse_another(record: Record, layout: Layout, messages: list[Message]) -> None:
@@ -70,14 +70,14 @@ def refuse_another(record: Record, layout: Layout, messages: list[Message]) -> N
             continue
         if to_messages(record, other) != messages:
             both = " and ".join((*REQUIRED[layout], *fields))
-            raise Refused("two_layouts", f"it has {both}, which conflict; data.sources[].layout chooses one")
+            raise RefusedRecord("two_layouts", f"it has {both}, which conflict; data.sources[].layout chooses one")
 
 
 def to_messages(record: Record, layout: Layout) -> list[Message]:
     """The conversation of a record in a layout other than auto; its `system`, if it has one, comes first."""
     for field in UNSUPPORTED:
         if record.get(field) not in (None, "", "[]", []):
-            raise Refused("unsupported_field", f"{field}: rows are made of role and content alone")
+            raise RefusedRecord("unsupported_field", f"{field}: rows are made of role and content alone")
     system = optional_text(record, "system")
     opening = [{"role": "system", "content": system}] if system else []
     return _with_one_system(opening + _CONVERSATIONS[layout](record))
@@ -118,19 +118,19 @@ def _side(record: Record, field: str, role: str) -> list[Message]:
 def _turns(record: Record, field: str, role_field: str, content_field: str, roles: dict[str, str]) -> list[Message]:
     turns = _value(record, field)
     if not isinstance(turns, list):
-        raise Refused("wrong_type", f"{field} is {kind(turns)}, not an array")
+        raise RefusedRecord("wrong_type", f"{field} is {kind(turns)}, not an array")
     if not turns:
-        raise Refused("missing_field", f"{field} is empty")
+        raise RefusedRecord("missing_field", f"{field} is empty")
     messages = []
     for position, turn in enumerate(turns):
         where = f"{field}[{position}]."
         if not isinstance(turn, dict):
-            raise Refused("wrong_type", f"{where[:-1]} is {kind(turn)}, not an object")
+            raise RefusedRecord("wrong_type", f"{where[:-1]} is {kind(turn)}, not an object")
         if len(turn) > 2:
             _loses_nothing(turn, where)
         role = _text(turn, role_field, where)
         if role not in roles:
-            raise Refused("unknown_role", f"{where}{role_field} is {quoted(role)}; accepted: {', '.join(roles)}")
+            raise RefusedRecord("unknown_role", f"{where}{role_field} is {quoted(role)}; accepted: {', '.join(roles)}")
         messages.append({"role": roles[role], "content": _content(turn, content_field, where)})
     return messages
 
@@ -138,10 +138,12 @@ def _turns(record: Record, field: str, role_field: str, content_field: str, role
 def _loses_nothing(turn: Record, where: str) -> None:
     for field in UNSUPPORTED_OF_TURN:
         if turn.get(field) not in (None, "", [], {}):
-            raise Refused("unsupported_field", f"{where}{field}: rows are made of role and content alone")
+            raise RefusedRecord("unsupported_field", f"{where}{field}: rows are made of role and content alone")
     for field, trained in TRAINED.items():
         if turn.get(field) not in (None, trained):
-            raise Refused("unsupported_field", f"{where}{field} is {quoted(turn[field])}, but every answer is trained")
+            raise RefusedRecord(
+                "unsupported_field", f"{where}{field} is {quoted(turn[field])}, but every answer is trained"
+            )
 
 
 def _content(turn: Record, field: str, where: str) -> str:
@@ -153,37 +155,37 @@ def _content(turn: Record, field: str, where: str) -> str:
     for position, part in enumerate(parts):
         at = f"{where}{field}[{position}]"
         if not isinstance(part, dict):
-            raise Refused("wrong_type", f"{at} is {kind(part)}, not an object")
+            raise RefusedRecord("wrong_type", f"{at} is {kind(part)}, not an object")
         if part.get("type") != "text":
-            raise Refused("unsupported_field", f"{at} is of type {quoted(part.get('type'))}; accepted: text")
+            raise RefusedRecord("unsupported_field", f"{at} is of type {quoted(part.get('type'))}; accepted: text")
         texts.append(_text(part, "text", f"{at}."))
     return "".join(texts)
 
 
 def _value(record: Record, field: str, where: str = "") -> Any:
     if field not in record:
-        raise Refused("missing_field", f"there is no {where}{field}")
+        raise RefusedRecord("missing_field", f"there is no {where}{field}")
     if record[field] is None:
-        raise Refused("null_field", f"{where}{field} is null")
+        raise RefusedRecord("null_field", f"{where}{field} is null")
     return record[field]
 
 
 def _text(record: Record, field: str, where: str = "") -> str:
     value = _value(record, field, where)
     if not isinstance(value, str):
-        raise Refused("wrong_type", f"{where}{field} is {kind(value)}, not a string")
+        raise RefusedRecord("wrong_type", f"{where}{field} is {kind(value)}, not a string")
     return encodable(value, f"{where}{field}")
 
 
 def encodable(text: str, where: str) -> str:
     """The text, if UTF-8 and Parquet can hold it. Raises Refused."""
     if "\0" in text:
-        raise Refused("nul_character", f"character {text.index(chr(0)) + 1} of {where} is NUL")
+        raise RefusedRecord("nul_character", f"character {text.index(chr(0)) + 1} of {where} is NUL")
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise Refused("lone_surrogate", f"character {error.start + 1} of {where} is half of a pair") from None
+            raise RefusedRecord("lone_surrogate", f"character {error.start + 1} of {where} is half of a pair") from None
     return text
 
 

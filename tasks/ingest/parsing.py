@@ -19,7 +19,7 @@ WESTERN = frozenset(  # what stands in text beside letters: quotes, dashes, curr
 )
 
 
-class Refused(Exception):
+class RefusedRecord(Exception):
     """A record cannot become a row: a reason code and one sentence for a person."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -32,15 +32,15 @@ def parse_line(raw: bytes, ended: bool) -> Any:
     """The JSON value of one line; what stands in the last one without its end may be cut off."""
     raw = raw.removeprefix(BOM)  # in the middle of a file where files were joined; RFC 8259, 8.1 allows to ignore it
     if not raw or raw.isspace():
-        raise Refused("blank_line", "empty")
+        raise RefusedRecord("blank_line", "empty")
     try:
         return parse_json(raw)
-    except Refused as refused:
+    except RefusedRecord as refused:
         if not ended and refused.reason in ("bad_json", "bad_encoding") and _is_open(raw):
-            raise Refused("truncated", "the file ends in the middle of this record") from None
+            raise RefusedRecord("truncated", "the file ends in the middle of this record") from None
         if refused.reason == "bad_json" and raw.lstrip().startswith(b"["):
             said = f"{refused.detail}; if the file is one JSON array, set format to json"
-            raise Refused("bad_json", said) from None
+            raise RefusedRecord("bad_json", said) from None
         raise
 
 
@@ -48,13 +48,13 @@ def parse_json(raw: bytes) -> Any:
     """The JSON value in `raw`, by the letter of the standard: UTF-8, no key twice, no NaN, no depth over 64."""
     text = decoded(raw)
     if _is_too_deep(raw):
-        raise Refused("too_deep", f"nested deeper than {MAX_DEPTH} levels")
+        raise RefusedRecord("too_deep", f"nested deeper than {MAX_DEPTH} levels")
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise Refused("bad_json", f"{_fault(text, error)} at character {error.pos + 1}") from None
+        raise RefusedRecord("bad_json", f"{_fault(text, error)} at character {error.pos + 1}") from None
     except ValueError as error:  # an integer of more digits than Python converts
-        raise Refused("bad_json", str(error)) from None
+        raise RefusedRecord("bad_json", str(error)) from None
 
 
 def kind(value: Any) -> str:
@@ -98,9 +98,9 @@ def decoded(raw: bytes) -> str:
         text = raw.decode()
     except UnicodeDecodeError as error:
         where = f"byte {error.start + 1} is {raw[error.start]:#04x}, not UTF-8"
-        raise Refused("bad_encoding", f"{where}{_looks_like(raw, error.start)}") from None
+        raise RefusedRecord("bad_encoding", f"{where}{_looks_like(raw, error.start)}") from None
     if "\0" in text:
-        raise Refused("nul_character", f"character {text.index(chr(0)) + 1} is NUL")
+        raise RefusedRecord("nul_character", f"character {text.index(chr(0)) + 1} is NUL")
     return text
 
 
@@ -151,12 +151,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Record:
     record = dict(pairs)
     if len(record) != len(pairs):
         key, count = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise Refused("duplicate_key", f"{quoted(key)} appears {count} times in one object")
+        raise RefusedRecord("duplicate_key", f"{quoted(key)} appears {count} times in one object")
     return record
 
 
 def _not_finite(literal: str) -> NoReturn:
-    raise Refused("not_finite", f"{literal} is not a JSON number")
+    raise RefusedRecord("not_finite", f"{literal} is not a JSON number")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_not_finite)

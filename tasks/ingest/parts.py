@@ -55,23 +55,25 @@ class Tile(BaseModel):
         return self._lines
 
 
-class Part(Artifact):
+class IngestedPart(Artifact):
     """A part of what ingest read: rows.parquet and quarantine.parquet."""
 
     tally: Tally
 
 
 @cached(libraries=LIBRARIES)
-def ingest_part(folder: Path, file: SourceFile, tile: Tile | None, max_bytes: int, repairs: tuple[Repair, ...]) -> Part:
+def ingest_part(
+    folder: Path, file: SourceFile, tile: Tile | None, max_bytes: int, repairs: tuple[Repair, ...]
+) -> IngestedPart:
     """The rows of a tile, or of a whole file where there is none."""
     with Tables(folder) as tables:
         if tile:
-            return Part(tally=tables.fill(json_lines(tile.lines), file, max_bytes, repairs))
+            return IngestedPart(tally=tables.fill(json_lines(tile.lines), file, max_bytes, repairs))
         with unchanged(file):
-            return Part(tally=tables.fill(read(file, max_bytes, columns_of(file)), file, max_bytes, repairs))
+            return IngestedPart(tally=tables.fill(read(file, max_bytes, columns_of(file)), file, max_bytes, repairs))
 
 
-def parts_of(file: SourceFile, max_bytes: int, repairs: tuple[Repair, ...]) -> Iterator[Part]:
+def parts_of(file: SourceFile, max_bytes: int, repairs: tuple[Repair, ...]) -> Iterator[IngestedPart]:
     """The parts of a file in their order, found or made. Raises DataError where it changes while it is read."""
     file = file.model_copy(update={"setting": "", "glob": ""})  # which source names it changes no row
     if file.format != "jsonl" or is_remote(file.path):

@@ -25,7 +25,7 @@ from tasks.ingest.arrays import elements
 from tasks.ingest.files import SourceFile
 from tasks.ingest.layouts import known_columns
 from tasks.ingest.opening import BOM, is_of_content, num_bytes, packed, unpacked
-from tasks.ingest.parsing import Record, Refused, decoded, parse_json, parse_line, quoted
+from tasks.ingest.parsing import Record, RefusedRecord, decoded, parse_json, parse_line, quoted
 from tasks.ingest.stores import is_url
 
 OTHER_SEPARATORS = ";\t|"  # of what is called CSV too
@@ -110,7 +110,7 @@ def _text_reader(file: SourceFile, stream: BufferedReader, max_bytes: int) -> It
 
 
 def _refuse(reason: str, detail: str) -> NoReturn:
-    raise Refused(reason, detail)
+    raise RefusedRecord(reason, detail)
 
 
 class _Pulled:
@@ -169,7 +169,7 @@ def _header(path: str, rows: Iterator[list[str]], pulled: _Pulled) -> list[str]:
     try:
         header = next(rows, [])
         decoded(b"".join(line.content for line in pulled.taken))
-    except (csv.Error, Refused) as error:
+    except (csv.Error, RefusedRecord) as error:
         raise DataError(
             f"{path}: bad_csv, line 1 is not a header row ({error}); accepted: CSV with commas in UTF-8"
         ) from error
@@ -199,10 +199,10 @@ def _named(names: list[str]) -> str:
 
 def _columns(header: list[str], fields: list[str], raw: bytes) -> Record:
     if not fields:
-        raise Refused("blank_line", "empty")
+        raise RefusedRecord("blank_line", "empty")
     decoded(raw)
     if len(fields) != len(header):
-        raise Refused("bad_csv", f"{len(fields)} columns, the header row has {len(header)}")
+        raise RefusedRecord("bad_csv", f"{len(fields)} columns, the header row has {len(header)}")
     return dict(zip(header, fields, strict=True))
 
 
@@ -249,13 +249,13 @@ def _struct(row: pa.RecordBatch) -> Record:
     try:
         return row.to_pylist()[0]
     except UnicodeDecodeError as error:
-        raise Refused("bad_encoding", f"byte {error.start + 1} of a text is not UTF-8") from None
+        raise RefusedRecord("bad_encoding", f"byte {error.start + 1} of a text is not UTF-8") from None
     except (ValueError, OverflowError) as error:  # a struct with a field twice, a time before the year 1
-        raise Refused("wrong_type", f"a value that cannot be read ({error!s:.60})") from None
+        raise RefusedRecord("wrong_type", f"a value that cannot be read ({error!s:.60})") from None
 
 
 def _shown(parse: Callable[[], Record]) -> bytes:
     try:
         return json.dumps(parse(), ensure_ascii=False, default=repr).encode()
-    except Refused:
+    except RefusedRecord:
         return b""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tasks.config import Layout, Repair
 from tasks.ingest.files import SourceFile
 from tasks.ingest.layouts import Message, layout_of, optional_text, refuse_another, renamed, to_messages
-from tasks.ingest.parsing import Record, Refused, kind, quoted
+from tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
 from tasks.ingest.repairs import repaired
 from tasks.ingest.times import utc_text
 
@@ -64,7 +64,7 @@ def to_row(file: SourceFile, line: int, byte: int | None, value: Any, repairs: S
 def as_record(value: Any, columns: dict[str, str]) -> Record:
     """A record's value as an object, its fields under our names. Raises Refused where it is no object."""
     if not isinstance(value, dict):
-        raise Refused("not_an_object", f"a record is an object, this is {kind(value)}")
+        raise RefusedRecord("not_an_object", f"a record is an object, this is {kind(value)}")
     return renamed(value, columns) if columns else value
 
 
@@ -100,4 +100,4 @@ def _time(record: Record) -> str | None:
         accepted = "ISO 8601, or seconds or milliseconds since 1970"
         reason = str(error).partition(":")[0]  # after which Python repeats the value
         detail = f"time is {quoted(value)} ({reason:.60}); accepted: {accepted}"
-        raise Refused("bad_time", detail) from None
+        raise RefusedRecord("bad_time", detail) from None

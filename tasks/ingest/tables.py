@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from tasks.artifacts import MESSAGES, QUARANTINE_SCHEMA, ROW_SCHEMA
 from tasks.config import Repair
 from tasks.ingest.files import SourceFile
-from tasks.ingest.parsing import SHOWN_FROM, Refused, masked, unescaped
+from tasks.ingest.parsing import SHOWN_FROM, RefusedRecord, masked, unescaped
 from tasks.ingest.readers import Item
 from tasks.ingest.rows import columns_in, to_row
 
@@ -45,7 +45,7 @@ class Tally(BaseModel):
             getattr(self, name).update(getattr(other, name))
 
 
-class Table:
+class TableWriter:
     """A Parquet file that grows by one record (a tuple in the schema's order) at a time, a batch of it in memory."""
 
     def __init__(self, file: Path, schema: pa.Schema) -> None:
@@ -96,8 +96,8 @@ class Tables:
     """Both tables of one folder, to be used in a with statement."""
 
     def __init__(self, folder: Path) -> None:
-        self.rows = Table(folder / "rows.parquet", ROW_SCHEMA)
-        self.quarantine = Table(folder / "quarantine.parquet", QUARANTINE_SCHEMA)
+        self.rows = TableWriter(folder / "rows.parquet", ROW_SCHEMA)
+        self.quarantine = TableWriter(folder / "quarantine.parquet", QUARANTINE_SCHEMA)
 
     def __enter__(self) -> Self:
         return self
@@ -119,12 +119,12 @@ class Tables:
         for line, byte, raw, parse in items:
             try:
                 if len(raw) > max_bytes:
-                    raise Refused("too_long", f"longer than data.max_line_bytes={max_bytes}")
+                    raise RefusedRecord("too_long", f"longer than data.max_line_bytes={max_bytes}")
                 value = parse()
                 if file.columns:
                     tally.mapped.update(columns_in(value, file.columns))
                 row, layout = to_row(file, line, byte, value, repairs)
-            except Refused as refused:
+            except RefusedRecord as refused:
                 tally.reasons[refused.reason] += 1
                 tally.firsts.setdefault(refused.reason, f"{file.path} line {line}, {refused.detail}")
                 self.quarantine.add(refusal(file, line, byte, raw, refused), len(raw))
@@ -137,7 +137,7 @@ class Tables:
         return tally
 
 
-def refusal(file: SourceFile, line: int, byte: int | None, raw: bytes, refused: Refused) -> Sequence[Any]:
+def refusal(file: SourceFile, line: int, byte: int | None, raw: bytes, refused: RefusedRecord) -> Sequence[Any]:
     """The entry (QUARANTINE_SCHEMA) of a refused record; what is secret or personal is not in its text."""
     text = raw[: 4 * SHOWN_FROM].decode("utf-8", "replace")[:SHOWN_FROM]
     plain = unescaped(text)

@@ -20,7 +20,7 @@ from tasks import config
 from tasks.artifacts import Answers, Judged, Splits
 from tasks.caching import work_folder
 from tasks.intervals import by_cluster
-from tasks.judge.asking import Judge, Reply
+from tasks.judge.asking import JudgeClient, Reply
 from tasks.stage import stage
 
 AT_ONCE = 4  # pairs that are asked about
@@ -108,7 +108,7 @@ def conversation(messages: Sequence[Any]) -> str:
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt_and_answer(messages)[0])
 
 
-def replies(judge: Judge, asked: Sequence[Pair], progress: Path) -> dict[Pair, Said]:
+def replies(judge: JudgeClient, asked: Sequence[Pair], progress: Path) -> dict[Pair, Said]:
     """What the judge says of each pair, in either order; `progress` has a line for each that was said before."""
     progress.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in _whole_lines(progress)]
@@ -171,7 +171,7 @@ def judge(folder: Path, answers: tuple[Answers, ...], splits: Splits, url: str, 
     every = pairs(answers, pq.read_table(splits.path("test.parquet")), rows)
     progress = work_folder(folder) / "said.jsonl"
     asked = [pair for pair in every if not pair.is_equal]
-    said = replies(Judge(url, model, config.judge_key(url)), asked, progress)
+    said = replies(JudgeClient(url, model, config.judge_key(url)), asked, progress)
     lines = []
     for pair in every:
         first, second = said.get(pair, (None, None))

@@ -29,7 +29,7 @@ SYSTEM = (
 )
 
 
-class Judge:
+class JudgeClient:
     """One model of one endpoint; its methods can be called from several threads."""
 
     def __init__(self, url: str, model: str, key: str = "", wait: float = 1.0) -> None:

@@ -13,9 +13,19 @@ from tasks.metrics.catalogue import CATALOGUE, GENERAL, PER_ROW, Description, Ro
 from tasks.metrics.labels import Labels
 from tasks.metrics.own import described, is_own, made, own_metrics, rows_of
 from tasks.metrics.schemas import json_schema
-from tasks.metrics.shape import Choice, Shape, choose
+from tasks.metrics.shape import AnswerShape, Choice, choose
 
-__all__ = ["Choice", "Description", "Shape", "choose", "describe", "json_schema", "measure", "own_metrics", "row_score"]
+__all__ = [
+    "AnswerShape",
+    "Choice",
+    "Description",
+    "choose",
+    "describe",
+    "json_schema",
+    "measure",
+    "own_metrics",
+    "row_score",
+]
 
 TEXTS = ("answer", "reference")
 
@@ -25,14 +35,14 @@ def describe(name: str) -> Description:
     return described(name) if is_own(name) else (CATALOGUE | GENERAL)[name]
 
 
-def row_score(name: str, shape: Shape | None = None) -> RowScore:
+def row_score(name: str, shape: AnswerShape | None = None) -> RowScore:
     """The function of answer and reference; that of labels needs the shape that they are known from."""
     if name in ("accuracy", "unparseable") and shape:
         return getattr(Labels(shape.labels), name)
     return PER_ROW[name]
 
 
-def load(name: str, shape: Shape | None = None) -> Any:
+def load(name: str, shape: AnswerShape | None = None) -> Any:
     """A new evaluate.Metric, in memory."""
     from tasks.metrics import classes
 
@@ -53,7 +63,7 @@ def load(name: str, shape: Shape | None = None) -> Any:
             return classes.PerRow(name, row_score(name, shape))
 
 
-def measure(name: str, answers: pa.Table, shape: Shape | None = None) -> tuple[float, list[float] | None]:
+def measure(name: str, answers: pa.Table, shape: AnswerShape | None = None) -> tuple[float, list[float] | None]:
     """The score over all rows of a table of ANSWER_SCHEMA, and that of each row, which macro_f1 has none of.
 
     Raises ConfigError where a metric of the team's does not score each row, ValueError where there is none.

@@ -26,7 +26,7 @@ ALWAYS = ("perplexity", "stopped", "length_ratio")
 
 
 @dataclass(frozen=True)
-class Shape:
+class AnswerShape:
     """What references are: several at once where they are, say, labels in JSON."""
 
     references: Sequence[str]
@@ -93,7 +93,7 @@ class Shape:
 class Choice:
     """The metrics to measure, the one that decides where gate.metric is auto, and why."""
 
-    shape: Shape
+    shape: AnswerShape
     names: tuple[str, ...]
     left_out: dict[str, str]  # a metric that was asked for -> why it would mean nothing
     decides: str  # empty where none can
@@ -110,7 +110,7 @@ def choose(asked: Sequence[str], references: Sequence[str], answers: Iterable[st
     `answers` are those of the training rows, of which labels are known, and `schema` is the text of a JSON Schema.
     Raises ConfigError where nothing that was asked for can be measured.
     """
-    shape = Shape(references, closed_set(answers, references), schema)
+    shape = AnswerShape(references, closed_set(answers, references), schema)
     fitting = shape.fitting()
     wanted = dict.fromkeys(name for each in asked for name in (fitting if each == "auto" else [each]))
     misfits = {name: shape.misfit(name) for name in wanted}

@@ -21,9 +21,9 @@ from tasks.chat import Chat
 from tasks.config import PromptContender
 from tasks.errors import ConfigError, DataError
 from tasks.models import fastest_dtype, load_model, load_tokenizer
-from tasks.prompting.choosing import Found, try_out
+from tasks.prompting.choosing import PromptScore, try_out
 from tasks.prompting.retrieval import BM25, Embeddings, Retriever, boilerplate, nearest
-from tasks.prompting.shots import Asked, ask, draw, pool_of
+from tasks.prompting.shots import PromptedRow, ask, draw, pool_of
 from tasks.similarity import embedding as embeddings
 from tasks.similarity.embedding import StaticModel
 from tasks.stage import stage
@@ -56,12 +56,12 @@ class Asking:
         self.max_new_tokens = max_new_tokens
         self.model: Any = None
 
-    def ask(self, rows: pa.Table, shots: Sequence[list[int]]) -> list[Asked]:
+    def ask(self, rows: pa.Table, shots: Sequence[list[int]]) -> list[PromptedRow]:
         """The rows with these shots before them."""
         room = {"context": self.context, "max_new_tokens": self.max_new_tokens}
         return ask(self.chat, self.pool, rows.to_pylist(), shots, **room)
 
-    def found(self, rows: pa.Table, shots: Sequence[list[int]]) -> Found:
+    def found(self, rows: pa.Table, shots: Sequence[list[int]]) -> PromptScore:
         """What the base makes of validation rows with these shots."""
         if self.model is None:  # half the time in bfloat16, and nothing but a choice hangs on it
             self.model = load_model(self.base, dtype=fastest_dtype())
@@ -133,7 +133,7 @@ def _pool(rows: Path, tokens: Path, number: int) -> pa.Table:
     return pa.concat_tables(pa.Table.from_batches([batch]).filter(wanted) for batch in batches)
 
 
-def _rounded(found: Found) -> dict[str, float]:
+def _rounded(found: PromptScore) -> dict[str, float]:
     return {name: round(value, 6) for name, value in found._asdict().items()}
 
 

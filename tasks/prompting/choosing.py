@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from tasks.chat import Tokenized
 
 
-class Found(NamedTuple):
+class PromptScore(NamedTuple):
     """Of a prompt, the better the larger: the share of exact answers decides, then the likelihood."""
 
     exact_match: float
     log_likelihood: float  # of the references, in nats per token
 
 
-def try_out(model: Any, rows: Sequence[Tokenized], stops: Sequence[int], batch: int) -> Found:
+def try_out(model: Any, rows: Sequence[Tokenized], stops: Sequence[int], batch: int) -> PromptScore:
     """How good the answers are to rows as they are asked."""
     from tasks.greedy import Answer, Greedy
 
@@ -25,4 +25,4 @@ def try_out(model: Any, rows: Sequence[Tokenized], stops: Sequence[int], batch: 
     Greedy(model, stops=stops, max_new_tokens=longest, batch=batch).answer(answers, generate=False)
     num_tokens = sum(len(answer.reference) for answer in answers)
     exact = sum(answer.is_reference(stops) for answer in answers)
-    return Found(exact / len(answers), -sum(answer.nll for answer in answers) / num_tokens)
+    return PromptScore(exact / len(answers), -sum(answer.nll for answer in answers) / num_tokens)

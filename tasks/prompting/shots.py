@@ -33,7 +33,7 @@ class Pool:
         return [self.rows["row_id"][at].as_py() for at in shots]
 
 
-class Asked(NamedTuple):
+class PromptedRow(NamedTuple):
     """A row as it is asked, and the shots before it."""
 
     tokens: Tokenized
@@ -101,12 +101,12 @@ def ask(
     *,
     context: int,
     max_new_tokens: int,
-) -> list[Asked]:
+) -> list[PromptedRow]:
     """Each row with its shots before it, the first of which are left out until there is room for the answer.
 
     `context` is what the base can read. Raises DataError where the template cannot write such a conversation.
     """
-    asked: dict[int, Asked] = {}
+    asked: dict[int, PromptedRow] = {}
     waiting = dict(enumerate(shots))
     while waiting:
         conversations = [conversation(pool, some, rows[at]["messages"]) for at, some in waiting.items()]
@@ -114,7 +114,7 @@ def ask(
             if isinstance(tokens, Untrainable):
                 where = f"{rows[at]['file']} line {rows[at]['line']} behind {len(some)} shots"
                 raise DataError(f"{where}: {tokens.detail}")
-            asked[at] = Asked(tokens, some)
+            asked[at] = PromptedRow(tokens, some)
         waiting = {at: some[1:] for at, some in waiting.items() if some and asked[at].length(max_new_tokens) > context}
     return [asked[at] for at in range(len(rows))]
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from prefect import task
 
-from tasks.comparison import Comparison, Trial
+from tasks.comparison import Trial, VariantComparison
 from tasks.config import Settings
 from tasks.errors import RETRIES, RETRY_SECONDS, is_retried
 from tasks.ingredients import hash_of
@@ -26,7 +26,7 @@ PARENT = "mlflow.parentRunId"
     retry_delay_seconds=RETRY_SECONDS,
     retry_condition_fn=is_retried,
 )
-def log_comparison(settings: Settings, variants: dict[str, Settings], found: Comparison) -> str:
+def log_comparison(settings: Settings, variants: dict[str, Settings], found: VariantComparison) -> str:
     """Logs the trainings with their curves, and what came of all; returns where that stands in MLflow's UI.
 
     Of the parameters, a training has those in which the variants differ. Raises TrackingError where MLflow does not

@@ -17,7 +17,7 @@ from tasks.caching import digest_of
 from tasks.errors import TunewrightError
 from tasks.register import files
 from tasks.register.candidate import Candidate
-from tasks.serving import Chat
+from tasks.serving import ServedChat
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +28,7 @@ FILE = "answers/rehearsal.json"  # among the artifacts of the version's run
 IN_MODEL = {"contract": "contract.json", "base": "base.json", "tokenizer": "tokenizer", "model": "model"}
 
 
-class Asked(BaseModel):
+class RehearsalRow(BaseModel):
     """A test row and the candidate's answer to it."""
 
     model_config = ConfigDict(frozen=True)
@@ -43,7 +43,7 @@ class Rehearsal(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    rows: tuple[Asked, ...]
+    rows: tuple[RehearsalRow, ...]
     max_new_tokens: int | None = None  # None where an earlier version of Tunewright wrote it: as the model says
 
 
@@ -54,7 +54,9 @@ def rehearse(client: "MlflowClient", candidate: Candidate, version: "ModelVersio
     ids = [row["row_id"] for row in recorded]
     rows = pq.read_table(candidate.run.splits.path("test.parquet"), filters=[("row_id", "in", ids)]).to_pylist()
     messages = {row["row_id"]: row["messages"][:-1] for row in rows}
-    asked = [Asked(row_id=row["row_id"], messages=messages[row["row_id"]], answer=row["answer"]) for row in recorded]
+    asked = [
+        RehearsalRow(row_id=row["row_id"], messages=messages[row["row_id"]], answer=row["answer"]) for row in recorded
+    ]
     rehearsal = Rehearsal(rows=tuple(asked), max_new_tokens=candidate.settings.evaluation.max_new_tokens)
     with files.copied(client, version) as copy:
         _rehearse(version, copy, rehearsal)
@@ -109,9 +111,9 @@ def _kept(client: "MlflowClient", version: "ModelVersion") -> Rehearsal:
     )
 
 
-def load(copy: Path) -> Chat:
+def load(copy: Path) -> ServedChat:
     """The model in a copy of a version's folder, loaded by this project's code and never by what lies in the store."""
-    chat = Chat()
+    chat = ServedChat()
     chat.load_context(SimpleNamespace(artifacts={name: copy / "artifacts" / file for name, file in IN_MODEL.items()}))
     return chat
 
@@ -136,7 +138,7 @@ def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None
         )
 
 
-def tolerated(loaded: Chat, num_rows: int) -> int:
+def tolerated(loaded: ServedChat, num_rows: int) -> int:
     """How many rows may be answered otherwise: none, or a quarter where bfloat16 is in play, measured or loaded.
 
     In bfloat16 a near tie falls one way or the other with what else is in the batch, on any device.

@@ -59,7 +59,7 @@ class History:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class ReleaseDecision:
     """What was decided on a version, and what the pipeline's verdict on it was."""
 
     event: Event
@@ -96,7 +96,7 @@ def waits(registry: Registry, number: str | None = None) -> Waiting:
 
 def decide(
     registry: Registry, number: str | None, decision: Literal["approve", "reject"], *, by: str, why: str
-) -> Decision:
+) -> ReleaseDecision:
     """Moves the alias to the version that waits, or ends its wait; without a number, of the newest.
 
     Raises ConfigError for what is not there, TunewrightError where it does not wait, or has to be compared anew.
@@ -107,7 +107,7 @@ def decide(
         if decision == "reject":
             set_standing(client, registry, version, "rejected", by, why)
             event = enter(client, registry, version, "rejected", held, held, by, why)
-            return Decision(event=event, sentence=verdict_of(version), rehearsed=0)
+            return ReleaseDecision(event=event, sentence=verdict_of(version), rehearsed=0)
         challenged = version.tags.get("challenged", "")
         if held not in ("", challenged, str(version.version)):
             raise TunewrightError(
@@ -119,7 +119,7 @@ def decide(
         return _moved(client, registry, version, "approved", held, by, why)
 
 
-def promote(registry: Registry, number: str, *, by: str, why: str) -> Decision:
+def promote(registry: Registry, number: str, *, by: str, why: str) -> ReleaseDecision:
     """Moves the alias to a version, whatever its verdict was. Raises ConfigError, or TunewrightError if it is there."""
     by, why = _who_and_why(by, why)
     with _opened(registry) as client:
@@ -129,7 +129,7 @@ def promote(registry: Registry, number: str, *, by: str, why: str) -> Decision:
         return _moved(client, registry, version, "promoted by hand", held, by, why)
 
 
-def rollback(registry: Registry, number: str | None = None, *, by: str, why: str) -> Decision:
+def rollback(registry: Registry, number: str | None = None, *, by: str, why: str) -> ReleaseDecision:
     """Moves the alias back to a version that carried it: `number`, or the one before. No pipeline undoes that.
 
     Raises ConfigError where that is none of those that carried it, TunewrightError where there is none.
@@ -157,7 +157,7 @@ def rollback(registry: Registry, number: str | None = None, *, by: str, why: str
         return decision
 
 
-def withdraw(registry: Registry, *, by: str, why: str) -> Decision:
+def withdraw(registry: Registry, *, by: str, why: str) -> ReleaseDecision:
     """Takes the alias off the version that carries it, without a successor. No pipeline gives it back.
 
     Raises ConfigError where there is no such model, TunewrightError where no version carries the alias.
@@ -170,7 +170,7 @@ def withdraw(registry: Registry, *, by: str, why: str) -> Decision:
             raise TunewrightError(f"no version of {registry.name} is {registry.alias}: there is nothing to withdraw")
         event = alias.withdraw(client, registry, version, by, why)
         set_standing(client, registry, version, "withdrawn", by, why)
-        return Decision(event=event, sentence=verdict_of(version), rehearsed=0)
+        return ReleaseDecision(event=event, sentence=verdict_of(version), rehearsed=0)
 
 
 def _none_before(registry: Registry, events: Sequence[Event], held: str, there: Collection[str]) -> str:
@@ -193,13 +193,13 @@ def _none_before(registry: Registry, events: Sequence[Event], held: str, there: 
 
 def _moved(
     client: "MlflowClient", registry: Registry, version: "ModelVersion", what: What, held: str, by: str, why: str
-) -> Decision:
+) -> ReleaseDecision:
     """Moves the alias from the version that carries it, once this one was rehearsed again."""
     asked = rehearsal.again(client, version)
     event = move(client, registry, version, what, held, by, why)
     if what != "rolled back" or standing(version, registry) not in ("", "approved"):
         set_standing(client, registry, version, "approved", by, why, what)
-    return Decision(event=event, sentence=verdict_of(version), rehearsed=asked)
+    return ReleaseDecision(event=event, sentence=verdict_of(version), rehearsed=asked)
 
 
 def _waiting(client: "MlflowClient", registry: Registry, version: "ModelVersion") -> Waiting:

@@ -25,9 +25,9 @@ from tasks.similarity import spread
 from tasks.similarity.engine import pieces
 from tasks.similarity.sets import (
     ENOUGH,
+    ItemShare,
     Nearest,
     Pairs,
-    Part,
     Sets,
     buckets_of,
     first_of,
@@ -37,7 +37,7 @@ from tasks.similarity.sets import (
     parts_of,
     together,
 )
-from tasks.similarity.spread import Facts, SpreadSets, Work
+from tasks.similarity.spread import BatchWork, Facts, SpreadSets
 
 log = logging.getLogger("tunewright")
 
@@ -122,13 +122,13 @@ class Ray:
 
     def _meet(
         self, sets: SpreadSets, chosen: np.ndarray, numbers: np.ndarray, threshold: float
-    ) -> list[tuple[Part, tuple[Any, ...]]]:
+    ) -> list[tuple[ItemShare, tuple[Any, ...]]]:
         """Each part of the items, and references to the blocks of `chosen` rows that can be alike by one of them."""
         met = [
             _run(spread.spread_by_item, piece, rows, numbers[places], threshold, self.parts, returns=self.parts)
             for piece, rows, places in sets.by_piece(chosen)
         ]
-        return [(Part(part, self.parts), blocks) for part, blocks in enumerate(zip(*met, strict=True))]
+        return [(ItemShare(part, self.parts), blocks) for part, blocks in enumerate(zip(*met, strict=True))]
 
     def _rarities(self, found: Sequence[Any], num_items: int) -> Any:
         """A reference to how rare the items of each bucket are, in all rows: 128 MiB at most."""
@@ -206,7 +206,7 @@ def _once(address: str) -> Iterator[None]:
 
 def _work(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     """A reference to what a worker needs to do it."""
-    return _put(Work(function, arguments, fingerprints(function.__module__)))
+    return _put(BatchWork(function, arguments, fingerprints(function.__module__)))
 
 
 @cache

@@ -63,7 +63,7 @@ def over_batches(file: Path, columns: list[str], function: Callable[..., T], **a
     return on_all_cores(lambda piece: function(read_piece(file, columns, piece), **arguments), pieces(file))
 
 
-class Local:
+class LocalEngine:
     """The engine that is this machine."""
 
     def over(self, made: list[Any], function: Callable[..., T], **arguments: Any) -> list[T]:
@@ -88,7 +88,7 @@ class Local:
 def engine_of(name: Literal["local", "ray"]) -> AbstractContextManager[Engine[Any]]:
     """The engine that dedupe.engine names, for as long as it is needed."""
     if name == "local":
-        return nullcontext(Local())
+        return nullcontext(LocalEngine())
     from tasks.similarity.cluster import ray_engine
 
     return ray_engine()

@@ -36,7 +36,7 @@ class Runs(NamedTuple):
         return Runs(ends[rows], self.hashes[np.repeat(kept, lengths)])
 
 
-class Prompts(NamedTuple):
+class ComparedPrompts(NamedTuple):
     """The prompts of some rows, as far as they are compared: the texts are not needed any more."""
 
     segments: Runs  # of each row
@@ -71,16 +71,16 @@ def segment_words(folded: Folded, found: Segments) -> Runs:
     return Runs(*hash_words(folded.data, found.begins, found.ends, character_classes()))
 
 
-def cut(folded: Folded) -> Prompts:
+def cut(folded: Folded) -> ComparedPrompts:
     """The prompts of the rows, cut into segments, words and numbers."""
     from tasks.similarity.hashing import hash_numbers
 
     found = segments(folded, folded.prompts)
     numbers = Runs(*hash_numbers(folded.data, found.begins, found.ends))
-    return Prompts(Runs(found.indptr, found.hashes), segment_words(folded, found), numbers)
+    return ComparedPrompts(Runs(found.indptr, found.hashes), segment_words(folded, found), numbers)
 
 
-def shingles(prompts: Prompts, left_out: np.ndarray, answers: np.ndarray | None = None) -> Shingles:
+def shingles(prompts: ComparedPrompts, left_out: np.ndarray, answers: np.ndarray | None = None) -> Shingles:
     """The shingles of each prompt without the segments `left_out`: word 2-grams, 3-grams of characters without spaces.
 
     Three characters of such a script react to an edited word as two words do. With `answers` (rows,) shingles are equal

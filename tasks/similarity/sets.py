@@ -98,14 +98,14 @@ class Nearest:
         return Nearest(one, other, self.similarity, self.num_compared)
 
 
-class Part(NamedTuple):
+class ItemShare(NamedTuple):
     """A share of all items. Rows are compared by the items of one part; each pair is found in one part of them all."""
 
     number: int = 0
     of: int = 1
 
 
-WHOLE = Part()
+WHOLE = ItemShare()
 
 
 def parts_of(hashes: np.ndarray, parts: int) -> np.ndarray:
@@ -132,7 +132,7 @@ def alike(sets: Sets, threshold: float, enough: int = ENOUGH) -> Pairs:
 
 
 def pairs_of(
-    sets: Sets, numbers: np.ndarray, threshold: float, enough: int, part: Part = WHOLE
+    sets: Sets, numbers: np.ndarray, threshold: float, enough: int, part: ItemShare = WHOLE
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(left, right, similarity) of the alike pairs of sets, as the `numbers` of their rows; sizes must rise."""
     from tasks.similarity import join
@@ -160,7 +160,7 @@ def nearest_across(sets: Sets, sides: np.ndarray, floor: float) -> Nearest:
     return closest_of(sets[rows], sides[rows], floor).named(rows)
 
 
-def closest_of(sets: Sets, sides: np.ndarray, floor: float, part: Part = WHOLE) -> Nearest:
+def closest_of(sets: Sets, sides: np.ndarray, floor: float, part: ItemShare = WHOLE) -> Nearest:
     """The pair that nearest_across finds; sizes must rise. Of equally close pairs it is the first by (other, one)."""
     from tasks.similarity import join
 
@@ -217,7 +217,7 @@ def _numbered_prefixes(sets: Sets, threshold: float) -> tuple[np.ndarray, np.nda
     return entries, numbered(items)
 
 
-def _index(sets: Sets, threshold: float, part: Part) -> _Index:
+def _index(sets: Sets, threshold: float, part: ItemShare) -> _Index:
     """Each row's prefix, and which rows hold an item of `part` in theirs; the items of other parts lead to no rows.
 
     Sizes rise, so that the prefix by which a row is found can be shorter (PPJoin).

@@ -18,13 +18,13 @@ from tasks.errors import ConfigError
 from tasks.fingerprint import fingerprints
 from tasks.similarity.engine import read_piece
 from tasks.similarity.prompts import Shingles
-from tasks.similarity.sets import Nearest, Part, Sets, closest_of, leaders, pairs_of, parts_of, prefixes, together
+from tasks.similarity.sets import ItemShare, Nearest, Sets, closest_of, leaders, pairs_of, parts_of, prefixes, together
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Work(Generic[T]):
+class BatchWork(Generic[T]):
     """What is done with every batch, and the code that the driver would do it with."""
 
     function: Callable[..., T]
@@ -71,7 +71,7 @@ class SpreadSets:
                 yield piece, rows[begin:end] - start, chosen[begin:end]
 
 
-def on_piece(work: Work[T], file: Path, columns: list[str], piece: tuple[int, ...]) -> T:
+def on_piece(work: BatchWork[T], file: Path, columns: list[str], piece: tuple[int, ...]) -> T:
     """What the function makes of a piece of a file; ConfigError where this node does not see it, or has other code."""
     if not file.exists():
         raise ConfigError(
@@ -81,7 +81,7 @@ def on_piece(work: Work[T], file: Path, columns: list[str], piece: tuple[int, ..
     return on_made(work, read_piece(file, columns, piece))
 
 
-def on_made(work: Work[T], made: Any) -> T:
+def on_made(work: BatchWork[T], made: Any) -> T:
     """What the function makes of what another one made; ConfigError where this node has other code."""
     if fingerprints(work.function.__module__) != work.code:
         raise ConfigError(
@@ -142,14 +142,14 @@ def leaders_of_part(threshold: float, *blocks: Block) -> tuple[np.ndarray, np.nd
 
 
 def pairs_of_part(
-    part: Part, threshold: float, enough: int, *blocks: Block
+    part: ItemShare, threshold: float, enough: int, *blocks: Block
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(left, right, similarity) of the pairs that meet first in this part."""
     met = _by_size(_met(blocks))
     return pairs_of(met.sets, met.numbers, threshold, enough, part)
 
 
-def closest_of_part(part: Part, floor: float, sides: np.ndarray, *blocks: Block) -> Nearest:
+def closest_of_part(part: ItemShare, floor: float, sides: np.ndarray, *blocks: Block) -> Nearest:
     """The nearest pair of two of the `sides` (by number) in this part. Numbers must rise with the sizes."""
     met = _by_size(_met(blocks))
     return closest_of(met.sets, sides[met.numbers], floor, part).named(met.numbers)

@@ -40,7 +40,7 @@ from tasks.split.account import (
     versions,
 )
 from tasks.split.clusters import Links
-from tasks.split.columns import Columns, earlier_sides, read_columns
+from tasks.split.columns import RowColumns, earlier_sides, read_columns
 from tasks.split.contamination import find_contamination
 from tasks.split.details import Details
 from tasks.split.draw import draw
@@ -70,7 +70,7 @@ def _stratify(settings: Split) -> Literal["none", "source", "label"]:
     return "none"
 
 
-def _strata(file: Path, columns: Columns, stratify: Literal["none", "source", "label"]) -> Strata:
+def _strata(file: Path, columns: RowColumns, stratify: Literal["none", "source", "label"]) -> Strata:
     """The strata of all rows but replay rows, which are given and in none."""
     rows = np.flatnonzero(~columns.replay)
     if stratify == "label":
@@ -97,7 +97,7 @@ def _shingles(batch: pa.Table, left_out: np.ndarray) -> Shingles:
     return shingles(cut(fold_messages(batch["messages"])), left_out)
 
 
-def _stop_if_unusable(sides: Sides, columns: Columns, settings: Split, gone: pa.Table) -> None:
+def _stop_if_unusable(sides: Sides, columns: RowColumns, settings: Split, gone: pa.Table) -> None:
     own = ~columns.replay
     aside, num_rows = np.flatnonzero((sides.side == NONE) & own), int(own.sum())
     see = ("quarantine.parquet",) if len(aside) else ()

@@ -24,7 +24,7 @@ class Times(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Columns:
+class RowColumns:
     """All that is known of rows but what they say."""
 
     table: pa.Table  # READ
@@ -54,13 +54,13 @@ class Columns:
         return Times(np.append(rank, -1)[codes], encoded.dictionary.take(order))
 
 
-def read_columns(file: Path) -> Columns:
+def read_columns(file: Path) -> RowColumns:
     """The columns of rows.parquet."""
     table = pq.read_table(file, columns=READ, schema=ROW_SCHEMA, read_dictionary=["file", "source"])
     group = _one(table["group"]).dictionary_encode().indices.fill_null(-1)
     replay = _index_in(_one(table["side"]), pa.array(["replay"])) == 0
     given = np.where(replay, TRAIN, _sides(table["side"]))
-    return Columns(table, _one(table["row_id"]), np.asarray(group).astype(np.int64), given, replay)
+    return RowColumns(table, _one(table["row_id"]), np.asarray(group).astype(np.int64), given, replay)
 
 
 def earlier_sides(row_ids: pa.Array, earlier: Artifact | None) -> tuple[np.ndarray, pa.Table]:

@@ -5,7 +5,7 @@ What it has in common with an evaluation row is not quoted: the sentence is read
 
 import math
 
-from tasks.split.columns import Columns
+from tasks.split.columns import RowColumns
 from tasks.split.contamination import Contamination
 from tasks.split.passages import first_word
 from tasks.split.sides import NONE, SIDES, Because, Partner, Sides
@@ -14,7 +14,7 @@ from tasks.split.sides import NONE, SIDES, Because, Partner, Sides
 class Details:
     """Says why a row was set aside."""
 
-    def __init__(self, columns: Columns, sides: Sides, found: Contamination) -> None:
+    def __init__(self, columns: RowColumns, sides: Sides, found: Contamination) -> None:
         self.columns, self.sides, self.found = columns, sides, found
         self.passages = found.training_rows()
 

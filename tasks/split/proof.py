@@ -6,7 +6,7 @@ import numpy as np
 
 from tasks.payloads import Decontamination, LeakProof, PairedRow, TimeSpans
 from tasks.similarity.sets import Nearest, Pairs
-from tasks.split.columns import Columns
+from tasks.split.columns import RowColumns
 from tasks.split.sides import SIDES, Sides
 
 MANY_ROWS = 200_000  # beyond which looking for pairs far under the threshold would take longer than the split
@@ -32,7 +32,7 @@ def floor_of(threshold: float, num_rows: int) -> float:
     return (0.9 if num_rows > MANY_ROWS else 0.5) * threshold
 
 
-def most_similar_pair(nearest: Nearest, sides: Sides, columns: Columns) -> tuple[PairedRow, ...]:
+def most_similar_pair(nearest: Nearest, sides: Sides, columns: RowColumns) -> tuple[PairedRow, ...]:
     """Return the most similar pair of rows in two different splits; empty where no pair is above the floor."""
     pair = (nearest.one, nearest.other) if nearest.one >= 0 else ()
     return tuple(PairedRow(side=SIDES[int(sides.side[row])], **columns.identity(row)) for row in pair)

@@ -32,7 +32,7 @@ class ObservedTrainer(AnswerTrainer):
         self.training, self.watch, self.is_interrupted, self.scores = training, watch, is_interrupted, scores
         watch.alone = self._alone
 
-    def go_on(self, checkpoint: Path | None) -> stopping.Look | None:
+    def go_on(self, checkpoint: Path | None) -> stopping.ValidationResult | None:
         """Trains to the planned end or an early stop, and loads the best weights; the best, or None if interrupted.
 
         transformers resumes a run that had reached its end with one more step, which is why it is asked only where
@@ -50,7 +50,7 @@ class ObservedTrainer(AnswerTrainer):
         self._load_from_checkpoint(str(checkpoints.at(Path(str(self.args.output_dir)), best.step)))
         return best
 
-    def _looks(self) -> list[stopping.Look]:
+    def _looks(self) -> list[stopping.ValidationResult]:
         return stopping.looks(self.state.log_history, self.training)
 
     def _is_due(self) -> bool:

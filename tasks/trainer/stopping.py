@@ -13,25 +13,25 @@ from transformers import TrainerCallback
 from tasks.config import Training
 
 
-class Look(NamedTuple):
+class ValidationResult(NamedTuple):
     """An evaluation of the validation rows: after which step, and its value in the unit of training.best_by."""
 
     step: int
     value: float
 
 
-def looks(history: Sequence[Mapping[str, Any]], training: Training) -> list[Look]:
+def looks(history: Sequence[Mapping[str, Any]], training: Training) -> list[ValidationResult]:
     """The evaluations in a trainer's log, the oldest first."""
     name = f"eval_{training.best_by}"
-    return [Look(entry["step"], entry[name]) for entry in history if name in entry]
+    return [ValidationResult(entry["step"], entry[name]) for entry in history if name in entry]
 
 
-def best(seen: Sequence[Look], training: Training) -> Look | None:
+def best(seen: Sequence[ValidationResult], training: Training) -> ValidationResult | None:
     """The evaluation with the best value, of equal ones the first; None of none."""
     return _last_better(seen, training, by_more_than=0.0)
 
 
-def is_exhausted(seen: Sequence[Look], training: Training) -> bool:
+def is_exhausted(seen: Sequence[ValidationResult], training: Training) -> bool:
     """Whether `patience` evaluations came after the last that was better by more than min_delta.
 
     Better than the last such one before it: progress that is slow but steady adds up.
@@ -40,9 +40,11 @@ def is_exhausted(seen: Sequence[Look], training: Training) -> bool:
     return bool(training.patience and found and len(seen) - 1 - seen.index(found) >= training.patience)
 
 
-def _last_better(seen: Sequence[Look], training: Training, *, by_more_than: float) -> Look | None:
+def _last_better(
+    seen: Sequence[ValidationResult], training: Training, *, by_more_than: float
+) -> ValidationResult | None:
     sign = -1 if training.best_by == "loss" else 1
-    found: Look | None = None
+    found: ValidationResult | None = None
     for look in seen:
         if found is None or sign * (look.value - found.value) > by_more_than:
             found = look

@@ -13,7 +13,7 @@ FEWEST = 20  # of them, before anything is called a spike
 MOST_SPIKES = 50  # each costs a forward pass of its rows one by one
 
 
-class Drawn:
+class BatchRows:
     """The rows that a batch was made of. A type of its own, so that no library walks through them."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -22,7 +22,7 @@ class Drawn:
 
 def with_rows(collate: Callable[[Sequence[Row]], dict[str, Any]]) -> Callable[[Sequence[Row]], dict[str, Any]]:
     """The collator, whose batches carry the rows that they were made of as `drawn`."""
-    return lambda rows: {**collate(rows), "drawn": Drawn(rows)}
+    return lambda rows: {**collate(rows), "drawn": BatchRows(rows)}
 
 
 class Watch:

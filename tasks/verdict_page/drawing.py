@@ -13,7 +13,7 @@ MARGIN = 0.05  # of the scale, at both ends
 TICKS = 5
 
 
-class Drawn(NamedTuple):
+class DrawnInterval(NamedTuple):
     """One interval: low, mean, high and the bar in percents of the width, and how it is said."""
 
     name: str
@@ -47,7 +47,7 @@ class Panel(NamedTuple):
     title: str
     zero: float | None
     ticks: list[tuple[float, str]]
-    intervals: list[Drawn]
+    intervals: list[DrawnInterval]
 
 
 def scale_of(values: Iterable[float]) -> Scale:
@@ -63,9 +63,9 @@ def panel(name: str, comparisons: Sequence[Comparison]) -> Panel:
     return Panel(name, scale.at(0), scale.ticks(), [_drawn(each, scale) for each in comparisons])
 
 
-def _drawn(comparison: Comparison, scale: Scale) -> Drawn:
+def _drawn(comparison: Comparison, scale: Scale) -> DrawnInterval:
     low, mean, high = comparison.difference
-    return Drawn(
+    return DrawnInterval(
         name=title(comparison.opponent, comparison.metric),
         low=scale.at(low),
         mean=scale.at(mean),
@@ -104,11 +104,11 @@ def own_panel(metric: str, own: Mapping[str, Mapping[str, Interval]]) -> Panel |
     return Panel(words(metric), None, scale.ticks(), intervals)
 
 
-def plain(name: str, found: Sequence[float], scale: Scale, style: str = "unclear") -> Drawn:
+def plain(name: str, found: Sequence[float], scale: Scale, style: str = "unclear") -> DrawnInterval:
     """An interval that is held against nothing."""
     low, mean, high = found
     said = interval(found, signed=False)
-    return Drawn(name, scale.at(low), scale.at(mean), scale.at(high), None, style, said, "")
+    return DrawnInterval(name, scale.at(low), scale.at(mean), scale.at(high), None, style, said, "")
 
 
 def words(metric: str) -> str:

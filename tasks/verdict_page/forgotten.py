@@ -12,7 +12,7 @@ LISTED = 10
 TEXT_CHARS = 300
 
 
-class Part(NamedTuple):
+class GeneralResult(NamedTuple):
     """One kind of task or the texts of one language: how many, and what each contender made of them."""
 
     metric: str  # in words
@@ -21,7 +21,7 @@ class Part(NamedTuple):
     scores: list[str]
 
 
-class Task(NamedTuple):
+class LostTask(NamedTuple):
     """A task that the base does better than the candidate."""
 
     prompt: str
@@ -33,8 +33,8 @@ class Forgotten(NamedTuple):
     """What the contenders made of them."""
 
     contenders: list[str]
-    parts: list[Part]
-    lost: list[Task]  # the first of them
+    parts: list[GeneralResult]
+    lost: list[LostTask]  # the first of them
     num_lost: int
     num_gained: int
 
@@ -49,10 +49,10 @@ def forgotten(case: Case) -> Forgotten | None:
     for kind in kinds:
         scores = [[row["score"] for row in rows if (row["metric"], row["part"]) == kind] for rows in tables.values()]
         means = [number(sum(each) / len(each)) for each in scores]
-        parts.append(Part(words(kind[0]), kind[1], len(scores[0]), means))
+        parts.append(GeneralResult(words(kind[0]), kind[1], len(scores[0]), means))
     pairs = [both for both in zip(tables[BASE], tables[CANDIDATE], strict=True) if both[0]["metric"] != "general_loss"]
     lost = [both for both in pairs if both[0]["score"] > both[1]["score"]]
     gained = sum(before["score"] < now["score"] for before, now in pairs)
     texts = [[before["prompt"], before["answer"], now["answer"]] for before, now in lost[:LISTED]]
-    listed = [Task(*(ends(text, TEXT_CHARS) for text in each)) for each in texts]
+    listed = [LostTask(*(ends(text, TEXT_CHARS) for text in each)) for each in texts]
     return Forgotten([*tables], parts, listed, len(lost), gained)

@@ -15,7 +15,7 @@ from tasks.payloads import Slice
 from tasks.progress import duration
 from tasks.verdict_page.case import Case, title
 from tasks.verdict_page.costs import costs
-from tasks.verdict_page.drawing import Drawn, Scale, own_panel, panels, plain, scale_of, words
+from tasks.verdict_page.drawing import DrawnInterval, Scale, own_panel, panels, plain, scale_of, words
 from tasks.verdict_page.forgotten import forgotten
 from tasks.verdict_page.mistakes import Mistakes
 from tasks.verdict_page.suggestions import Suggestion
@@ -100,7 +100,7 @@ def _scores(case: Case) -> list[dict[str, Any]]:
     return found
 
 
-def _slices(slices: Sequence[Slice]) -> list[tuple[Slice, Drawn, float]]:
+def _slices(slices: Sequence[Slice]) -> list[tuple[Slice, DrawnInterval, float]]:
     """The parts, each with its difference on one scale and the place of 0, the worst of each kind first."""
     if not slices:
         return []
@@ -110,7 +110,7 @@ def _slices(slices: Sequence[Slice]) -> list[tuple[Slice, Drawn, float]]:
     return [(each, _drawn(each, scale), scale.at(0)) for each in ranked]
 
 
-def _drawn(part: Slice, scale: Scale) -> Drawn:
+def _drawn(part: Slice, scale: Scale) -> DrawnInterval:
     difference = part.difference
     said = interval(difference, signed=True) if any(difference) else "no difference"
     return plain(part.name, difference, scale, _style(part))._replace(said=said)

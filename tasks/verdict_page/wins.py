@@ -42,7 +42,7 @@ class Said(NamedTuple):
     score: float
 
 
-class Row(NamedTuple):
+class ShownRow(NamedTuple):
     """A test row with all answers; `outcomes` are beside each opponent."""
 
     row_id: str
@@ -58,7 +58,7 @@ class Shown(NamedTuple):
     """The rows that the page has room for."""
 
     beside: list[Beside]
-    rows: list[Row]
+    rows: list[ShownRow]
     num_rows: int  # of the test side
     opening: str  # what the questions begin with
 
@@ -115,12 +115,12 @@ def _last(turns: Sequence[Any]) -> str:
     return (turns[-1]["content"] or "") if turns else ""
 
 
-def _row(case: Case, at: int, row: Mapping[str, Any], opening: str) -> Row:
+def _row(case: Case, at: int, row: Mapping[str, Any], opening: str) -> ShownRow:
     turns = prompt_and_answer(row["messages"])[0]
     asked = _last(turns)
     whole = asked if len(turns) == 1 else "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
     reference = case.said[at][0]
-    return Row(
+    return ShownRow(
         row_id=row["row_id"],
         place=f"{row['file']} line {row['line']}",
         question=_text(whole, QUESTION_CHARS),
@@ -145,7 +145,7 @@ def _text(text: str, length: int) -> str:
     return ends(masked(text), length)
 
 
-def _within(rows: Sequence[Row], most: int) -> Iterator[Row]:
+def _within(rows: Sequence[ShownRow], most: int) -> Iterator[ShownRow]:
     """As many of the rows as there is room for."""
     left = most
     for row in rows:
