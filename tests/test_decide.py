@@ -62,9 +62,17 @@ def test_a_model_that_is_not_better_is_kept_back() -> None:
     decision = against(*shares(won=2, lost=30, right=68))
     assert (decision.decision, decision.because) == ("keep", "worse")
     assert decision.sentence.startswith("Kept: exact match .70 is not above the base's .98: -.28 [-.")
-    same = against([1, 0, 1], [1, 0, 1])
-    assert (same.decision, same.because) == ("keep", "worse")
-    assert only(same).difference == (0, 0, 0)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 37, 400])
+def test_rows_in_which_nothing_differs_do_not_show_that_nothing_is_better(num_rows: int) -> None:
+    same = against([1] * num_rows, [1] * num_rows)
+    low, mean, high = only(same).difference
+    assert (same.decision, mean, only(same).rows_needed) == ("inconclusive", 0, None)
+    assert low < 0 < high <= 1
+    assert (high < 0.02) == (num_rows == 400)
+    assert only(same).smallest_visible > high
+    assert only(same).power < 1 or num_rows == 400
     assert only(same).mcnemar_p == 1.0
 
 
@@ -231,7 +239,7 @@ def test_as_good_is_enough_beside_a_prompt_but_not_beside_the_base() -> None:
     candidate, prompt = shares(right=300, wrong=100)
     given = evidence(candidate=candidate, base=right(0, 400), few_shot=prompt)
     assert decide_scores(given, Gate()).decision == "promote"
-    assert against(candidate, prompt).decision == "keep"
+    assert against(candidate, prompt).decision == "inconclusive"
 
 
 def test_where_neither_the_base_nor_a_prompt_is_surely_beaten_the_rows_are_too_few() -> None:
