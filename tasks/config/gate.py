@@ -39,7 +39,7 @@ class Gate(Section):
 
     metric: Literal["auto", Metric] | OwnMetric = Field(
         default="auto",
-        description="The metric of the decision, one of evaluation.metrics; auto is the first that fits the answers: "
+        description="The metric of the decision; auto is the first that fits the answers: "
         "exact_match for labels, json_field_f1, numeric, token_f1 for short texts, chrf for long ones",
     )
     margin: float = Field(

@@ -10,6 +10,7 @@ from tasks.ingest.opening import BOM
 Record = dict[str, Any]
 
 MAX_DEPTH = 64
+MAX_QUOTED = 60
 SHOWN_FROM = 2_000  # characters of what was refused that are looked at for what must not be shown
 # A JSON string (to the end if it is not closed), or a mark that opens, closes or separates. Possessive: linear time.
 TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{},]', re.DOTALL)
@@ -74,7 +75,10 @@ def quoted(value: Any) -> str:
     """A value of a record for a sentence, masked and at most 60 characters."""
     text = (value if isinstance(value, str) else unescaped(ascii(value)))[:SHOWN_FROM].encode(errors="replace").decode()
     shown = masked(text)
-    return f"{value!r:.60}" if shown == text else shown
+    if shown != text:
+        return shown
+    whole = repr(value)
+    return whole if len(whole) <= MAX_QUOTED else f"{whole[:MAX_QUOTED - 2]}…{whole[-1]}"
 
 
 def masked(text: str) -> str:

@@ -133,7 +133,7 @@ def data(case: Case) -> Found:
         rows = case.checked.findings.get("conflicting_answers", 0)
         yield Suggestion(
             "Resolve conflicting answers: checks.expectations, conflicting_answers",
-            f"{prompts:,} prompts have more than one answer, in {rows:,} of {account.read:,} rows",
+            f"{prompts:,} {'prompt has' if prompts == 1 else 'prompts have'} more than one answer, in {rows:,} rows",
             "data",
         )
     if account.quarantined > QUARANTINED * account.read:
