@@ -1,5 +1,6 @@
 """What all commands of the command line share: their options, where they print, and how an error is said."""
 
+import difflib
 import errno
 import gc
 import logging
@@ -7,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -55,6 +56,8 @@ class OneLine(TyperGroup):
             code = super().main(*args, standalone_mode=False, **options)
         except UsageError as error:
             command = error.ctx.command_path if error.ctx else "tunewright"
+            if possible := getattr(error, "possibilities", None):
+                error.possibilities = _close(error.option_name, possible)
             said = error.format_message().strip().rstrip(".")
             if "\n" in said:  # the help, where nothing was asked for
                 print(said, file=sys.stderr)
@@ -62,6 +65,12 @@ class OneLine(TyperGroup):
                 print(f"error: {command}: {said}; see {command} --help", file=sys.stderr)
             code = error.exit_code
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _close(name: str, possible: Iterable[str]) -> list[str]:
+    """Those of the possible options that `name` may be a misspelling of; the dashes, which all have, do not count."""
+    bare = {each.lstrip("-"): each for each in possible}
+    return [bare[each] for each in difflib.get_close_matches(name.lstrip("-"), bare, cutoff=0.7)]
 
 
 def console_of(as_json: bool) -> Console:

@@ -161,10 +161,14 @@ class Outcome(BaseModel):
         return f"the alias points to version {self.registered.holder}" if self.registered.holder else "no alias"
 
     def quarantines(self) -> list[Path]:
-        """The files with the rows that were quarantined, and with those that repeat another."""
+        """The files with the rows that were quarantined."""
         quarantined = [r for r in (self.rows, self.checked, self.splits, self.tokens) if r and r.num_quarantined]
-        removed = [self.unique.path("removed.parquet")] if self.unique and self.unique.num_removed else []
-        return [record.path("quarantine.parquet") for record in quarantined] + removed
+        return [record.path("quarantine.parquet") for record in quarantined]
+
+    @property
+    def duplicates(self) -> Path | None:
+        """The file with the rows that repeat another; None where there are none."""
+        return self.unique.path("removed.parquet") if self.unique and self.unique.num_removed else None
 
     def as_json(self) -> dict[str, Any]:
         """What `tunewright run --json` prints: without the parts that the run did not reach or was not asked for."""

@@ -129,6 +129,7 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     if outcome.checked:
         looks.append(("data report", outcome.checked.path("report.html")))
     looks += [("quarantined", place) for place in outcome.quarantines()]
+    looks += [("duplicates", outcome.duplicates)] if outcome.duplicates else []
     if outcome.tokens:
         looks.append(("tokens and masks", outcome.tokens.path("report.html")))
     if outcome.adapter:

@@ -90,8 +90,11 @@ def growth_sentence(proof: LeakProof) -> str:
     known, gone = versions.known_rows, versions.gone
     rows = sum(proof.rows.values()) + sum(proof.set_aside.values())
     stayed = f"all {known:,}" if versions.stayed == known else f"{versions.stayed:,} of {known:,}"
+    quarantined, moved = versions.quarantined, known - versions.stayed - versions.quarantined
+    left = f", {moved:,} moved to another" if moved else ""
+    left += f", {quarantined:,} {'is' if quarantined == 1 else 'are'} quarantined" if quarantined else ""
     return (
-        f"Since the previous version: {stayed} remaining rows kept their split, {gone:,} rows are gone, "
+        f"Since the previous version: {stayed} remaining rows kept their split{left}, {gone:,} rows are gone, "
         f"{rows - known:,} are new or had no split."
     )
 

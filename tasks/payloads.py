@@ -78,6 +78,7 @@ class EarlierRows(PayloadPart):
     given_elsewhere: int
     freed_by_a_given_side: int
     gone: int
+    quarantined: int = 0
 
 
 class Stratum(PayloadPart):

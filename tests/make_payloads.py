@@ -70,7 +70,7 @@ def make_proof(**changes: Any) -> LeakProof:
 
 def make_earlier_rows(**changes: Any) -> dict[str, Any]:
     """No version before."""
-    counts = ("known_rows", "stayed", "given_elsewhere", "freed_by_a_given_side", "gone")
+    counts = ("known_rows", "stayed", "given_elsewhere", "freed_by_a_given_side", "gone", "quarantined")
     return {"earlier": None, **dict.fromkeys(counts, 0)} | changes
 
 

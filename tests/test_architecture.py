@@ -250,3 +250,12 @@ def test_millions_of_labels_are_refused_before_transformers_makes_them() -> None
     fields = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     refused = probe({**fields, "num_labels": 10_000_000}).refused
     assert refused == "its config.json has num_labels=10000000; accepted: a whole number from 0 to 10,000"
+
+
+def test_what_a_probe_keeps_is_in_a_home_for_its_owner_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = home / "new"
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(new))
+    architecture._kept.cache_clear()
+    probe({"model_type": "none of ours"})
+    assert [*new.glob("architectures/*.json")]
+    assert new.stat().st_mode & 0o777 == 0o700

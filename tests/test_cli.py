@@ -423,6 +423,11 @@ def test_the_commands_to_run_next_keep_what_was_changed(tunewright: Run) -> None
     assert "tunewright plan tiny.yaml --set split.seed=1" in result.stdout
 
 
+def test_an_unknown_option_suggests_only_what_is_close(tunewright: Run) -> None:
+    assert "ossible" not in tunewright("run", "tiny.yaml", "--bogus").stderr
+    assert "(Possible options: --until)" in tunewright("run", "tiny.yaml", "--untill").stderr
+
+
 def test_a_deployment_file_that_is_not_there_is_code_2(tunewright: Run) -> None:
     assert refusal(tunewright("run", "nowhere.yaml")) == (2, "nowhere.yaml: no such file")
     assert refusal(tunewright("plan", "nowhere.yaml")) == (2, "nowhere.yaml: no such file")

@@ -30,6 +30,18 @@ def found(*sources: Source | str) -> dict[str, str]:
     return {file.path: file.digest for file in source_files(Data(sources=named))}
 
 
+def test_a_file_that_lies_in_a_folder_below_is_named() -> None:
+    Path("data/more").mkdir(parents=True)
+    Path("data/bank.jsonl").write_bytes(GOOD)
+    Path("data/more/other.jsonl").write_bytes(GOOD)
+    Path(".cache").mkdir()
+    Path(".cache/a.jsonl").write_bytes(GOOD)
+    with pytest.raises(ConfigError, match=r"no such file in .*; did you mean data/bank.jsonl\?$"):
+        found("bank.jsonl")
+    with pytest.raises(ConfigError, match=r"no such file in .*; there is data/bank.jsonl, data/more/other.jsonl$"):
+        found("a.jsonl")
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [

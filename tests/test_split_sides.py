@@ -29,6 +29,7 @@ from tasks.similarity.engine import LocalEngine
 from tasks.similarity.folding import fold_texts
 from tasks.similarity.prompts import cut, shingles
 from tasks.similarity.sets import Pairs, alike, gather
+from tasks.split.account import versions
 from tasks.split.clusters import Links, numbered
 from tasks.split.draw import draw
 from tasks.split.joins import Joined
@@ -405,8 +406,8 @@ def test_sides_on_which_most_rows_cannot_stand_stop_the_run() -> None:
 
 
 def test_what_became_of_the_version_before_is_said_in_words() -> None:
-    def proof(earlier: str | None, stayed: int) -> LeakProof:
-        versions = make_earlier_rows(earlier=earlier, known_rows=80, stayed=stayed, gone=3)
+    def proof(earlier: str | None, stayed: int, quarantined: int = 0) -> LeakProof:
+        versions = make_earlier_rows(earlier=earlier, known_rows=80, stayed=stayed, gone=3, quarantined=quarantined)
         return make_proof(versions=versions, set_aside={"bridges_sides": 2})
 
     assert growth_sentence(proof(None, 0)) == ""
@@ -414,7 +415,16 @@ def test_what_became_of_the_version_before_is_said_in_words() -> None:
         "Since the previous version: all 80 remaining rows kept their split, 3 rows are gone, 12 are new or had no "
         "split."
     )
-    assert "79 of 80 remaining rows" in growth_sentence(proof("digest", 79))
+    assert "79 of 80 remaining rows kept their split, 1 moved to another, 3" in growth_sentence(proof("digest", 79))
+    assert "79 of 80 remaining rows kept their split, 1 is quarantined, 3" in growth_sentence(proof("digest", 79, 1))
+    both = "77 of 80 remaining rows kept their split, 1 moved to another, 2 are quarantined, 3 rows"
+    assert both in growth_sentence(proof("digest", 77, 2))
+
+
+def test_a_row_of_the_version_before_that_is_quarantined_now_has_not_moved() -> None:
+    side, before = np.array([0, 1, NONE, 2]), np.array([0, 0, 1, NONE])
+    found = versions(side, np.full(4, NONE), before, frozenset(), 0, "digest")
+    assert (found.known_rows, found.stayed, found.quarantined) == (3, 1, 1)
 
 
 @st.composite

@@ -11,7 +11,7 @@ from flows import terminal
 from flows.calls import Step
 from flows.outcome import Outcome, worth_a_look
 from tasks.account import leak_sentence
-from tasks.artifacts import CheckedRows, Rows, Splits, VerdictPage
+from tasks.artifacts import CheckedRows, Rows, Splits, UniqueRows, VerdictPage
 
 
 def summary(**rows: Any) -> str:
@@ -25,6 +25,17 @@ def summary(**rows: Any) -> str:
 def test_repairs_are_counted_where_some_were_made() -> None:
     assert "repaired: mojibake 12, nfc 3" in summary(repaired={"mojibake": 12, "nfc": 3})
     assert "repaired" not in summary()
+
+
+def test_the_file_of_duplicates_is_not_called_quarantined(tmp_path: Path) -> None:
+    console = Console(file=StringIO(), width=120, highlight=False)
+    rows = Rows(folder=tmp_path, num_read=9, num_rows=8, num_quarantined=1, reasons={}, detected={})
+    unique = UniqueRows(folder=tmp_path, num_rows=6, num_removed=2, reasons={}, boilerplate=())
+    steps = [Step(stage=stage, state="ran", record=made) for stage, made in (("ingest", rows), ("dedupe", unique))]
+    terminal.show_outcome(console, Outcome.of(steps), "x.yaml")
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert f"\nquarantined         {tmp_path / 'quarantine.parquet'}\n" in shown
+    assert f"\nduplicates          {tmp_path / 'removed.parquet'}\n" in shown
 
 
 def test_the_verdict_page_is_the_first_link(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def _kept(fields: str, exceeded: tuple[str, ...]) -> Architecture:
         return Architecture.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):
         found = _probed(json.loads(fields, object_hook=_number), exceeded)
-    folder.mkdir(parents=True, exist_ok=True)
+    config.make_home()
+    folder.mkdir(exist_ok=True)
     disk.replace(file, found.model_dump_json())
     return found
 

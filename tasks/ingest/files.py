@@ -8,6 +8,7 @@ import difflib
 import glob
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
@@ -35,6 +36,8 @@ FORMATS: dict[str, FileFormat] = {
 }
 HELD_OUT_FORMATS: dict[str, FileFormat] = {**FORMATS, ".txt": "text"}
 ALIKE = 0.75  # of two names without their endings, from where one may be a misspelling of the other
+
+MOST_LOOKED_AT = 10_000  # files of a level of folders, for a hint
 
 
 Identify = Callable[[str], tuple[Packing, str]]
@@ -224,8 +227,22 @@ def _looked(path: Path) -> str:
     if alike and not glob.has_magic(str(path)):
         close = difflib.get_close_matches(path.name, alike, n=1, cutoff=0)
         return f" in {folder}; did you mean {path.with_name(close[0])}?"
+    if not names:
+        names = _below(folder)
+        if path.name in (inside := {Path(name).name: name for name in reversed(names)}):
+            return f" in {folder}; did you mean {path.parent / inside[path.name]}?"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f" in {folder}; there is {', '.join(names[:3]) or 'no data file'}{more}"
+
+
+def _below(folder: Path) -> list[str]:
+    """The data files in the folders of a folder and in theirs, nearest first, without hidden folders."""
+    found: list[str] = []
+    for pattern in ("*/*", "*/*/*"):
+        others = islice(folder.glob(pattern), MOST_LOOKED_AT)
+        names = (other.relative_to(folder) for other in others if other.is_file() and _is_data(other))
+        found += sorted(str(name) for name in names if not any(part.startswith(".") for part in name.parts))
+    return found
 
 
 def _is_data(file: Path) -> bool:

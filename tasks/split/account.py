@@ -53,6 +53,7 @@ def versions(
         given_elsewhere=int((known & (given != NONE) & (given != before)).sum()),
         freed_by_a_given_side=int((known & (given == NONE) & np.isin(before, list(exact))).sum()),
         gone=num_gone,
+        quarantined=int((known & (side == NONE)).sum()),
     )
 
 
