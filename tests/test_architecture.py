@@ -145,6 +145,11 @@ def test_rows_whose_tokens_exchange_beside_attention_lie_apart(name: str) -> Non
             {"model_type": "llama", "hidden_size": 100, "num_attention_heads": 7},
             "takes no such config.json .*multiple of",
         ),
+        (
+            {"model_type": "gpt2", "max_position_embeddings": {}, "vocab_size": 263, "hidden_size": 8}
+            | {"num_attention_heads": 2, "num_hidden_layers": 1},
+            "model_type gpt2 takes no such config.json .*n_positions",
+        ),
         ([], "config.json is not a JSON object; copy it again"),
     ],
 )

@@ -109,8 +109,12 @@ def _probed(fields: dict[str, Any], exceeded: tuple[str, ...]) -> Architecture:
             return _with_windows(found.model_copy(update={"windows": windows(fields)}), exceeded)
     if found and not errors:
         return found
+    try:
+        attention = checks.declared_attention(fields)
+    except Exception as error:  # a value of a wrong type under a field's second name, which only its own name checks
+        return Architecture(refused=f"model_type {fields['model_type']} takes no such config.json ({one_line(error)})")
     unknown = f"no tiny model of type {fields['model_type']} could be made to check it ({errors[0]})"
-    return Architecture(attention=checks.declared_attention(fields), packing=unknown, shared_prefix=unknown)
+    return Architecture(attention=attention, packing=unknown, shared_prefix=unknown)
 
 
 def _with_windows(found: Architecture, exceeded: Sequence[str]) -> Architecture:

@@ -78,7 +78,7 @@ def quoted(value: Any) -> str:
     if shown != text:
         return shown
     whole = repr(value)
-    return whole if len(whole) <= MAX_QUOTED else f"{whole[:MAX_QUOTED - 2]}…{whole[-1]}"
+    return whole if len(whole) <= MAX_QUOTED else f"{whole[: MAX_QUOTED - 2]}…{whole[-1]}"
 
 
 def masked(text: str) -> str:
