@@ -71,7 +71,10 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     except ValueError as error:  # files that the arithmetic does not know
         return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {error}")
     if ground is None:
-        unknown = f"training can be estimated once the base is downloaded: tunewright run {what} --until base"
+        unknown = (
+            "the base is not on this machine and was not checked; training can be estimated once it is downloaded: "
+            f"tunewright run {what} --until base"
+        )
         return Planned(steps=steps, costs=None, unknown=unknown)
     if sample and sample.is_too_long:
         return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {sample.too_long}")

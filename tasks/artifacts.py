@@ -310,7 +310,8 @@ class Verdict(Artifact):
     @property
     def in_words(self) -> str:
         """Such as "promote" or "keep: regression"."""
-        return f"{self.decision}: {self.because}" if self.because else self.decision
+        because = "not better" if self.because == "worse" else self.because  # a tie is not better, and not worse
+        return f"{self.decision}: {because}" if because else self.decision
 
     def says_forgotten(self) -> list[str]:
         """What the base and then the candidate made of general tasks and texts, in a sentence, if of any."""
