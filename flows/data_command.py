@@ -189,8 +189,8 @@ def _accepted(
     if gone:
         folder = parts[gone[0]].folder
         raise ConfigError(
-            f"version {version.number} of {name}: {folder} is missing or altered; tunewright run FILE --until split "
-            "rebuilds it from the current data, with the same splits"
+            f"version {version.number} of {name}: {folder} is missing or altered (a backup has no artifacts); run "
+            "tunewright run FILE --until split first, which rebuilds it from the current data, with the same splits"
         )
     return PipelineData(name=name, made=_made(made), past=past, stopped=stopped, outdated=outdated)
 

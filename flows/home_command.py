@@ -46,12 +46,18 @@ def clean(
 
 
 @app.command()
-def backup(file: Tar, as_json: Json = False) -> None:
+def backup(
+    file: Tar,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file if it exists, once the new backup is complete")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Back up models, runs, the history of the data and the test-set uses to a file, also while runs go on."""
     with one_line_errors(as_json):
         from tasks import backup as copies
 
-        size = copies.backup(file)
+        size = copies.backup(file, overwrite=overwrite)
         console_of(as_json).print(f"{config.home()} was backed up to {file}, {size / 1e6:,.1f} MB", markup=False)
     if as_json:
         print(as_line({"home": str(config.home()), "file": str(file.absolute()), "size": size}))

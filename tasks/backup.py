@@ -21,18 +21,22 @@ from tasks.errors import ConfigError
 FILES = "mlartifacts"
 HISTORIES = ("versions", "looks", "registered")
 WAIT_SECONDS = 30
+NO_BACKUP = "not a backup of tunewright home backup, or a damaged one"
 
 
-def backup(file: Path) -> int:
+def backup(file: Path, *, overwrite: bool = False) -> int:
     """Writes the copy to a tar file in one step, and returns its bytes.
 
-    Raises ConfigError where there is nothing to copy, or the file is there.
+    An earlier file stays until the new one is whole. Raises ConfigError where there is nothing to copy, or where the
+    file exists and must not be overwritten.
     """
     home, names = config.home(), (config.mlflow_database().name, FILES, *HISTORIES)
     if not any((home / name).exists() for name in names):
         raise ConfigError(f"TUNEWRIGHT_HOME={home}: it has none of {', '.join(names)}, so there is nothing to back up")
-    if file.exists():
-        raise ConfigError(f"{file}: is there already; accepted: a file that is not there")
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder; give the name of a file")
+    if file.exists() and not overwrite:
+        raise ConfigError(f"{file} exists; give another name or --overwrite")
     if not file.absolute().parent.is_dir():
         raise ConfigError(f"{file}: there is no folder {file.absolute().parent}")
     with tempfile.TemporaryDirectory(dir=file.absolute().parent) as folder:
@@ -60,24 +64,29 @@ def restore(file: Path) -> list[str]:
     config.make_home()
     home = config.home()
     with tempfile.TemporaryDirectory(dir=home) as folder:
-        try:
-            with tarfile.open(file) as archive:
-                archive.extractall(folder, filter="data")
-        except Exception as error:  # what tarfile raises for a damaged file is anything
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError(f"{file}: {said}; accepted: a file of tunewright home backup") from error
+        _extract(file, Path(folder))
         found = sorted(path.name for path in Path(folder).iterdir())
         known = (config.mlflow_database().name, FILES, *HISTORIES)
-        if others := [name for name in found if name not in known]:
-            raise ConfigError(f"{file}: it has {others[0]}; accepted: a file of tunewright home backup")
+        if not found or any(name not in known for name in found):
+            raise ConfigError(f"{file}: {NO_BACKUP}")
         if there := [name for name in found if (home / name).exists()]:
-            raise ConfigError(
-                f"{home / there[0]}: is there already; accepted: a home without it, such as a new folder in "
-                "TUNEWRIGHT_HOME"
-            )
+            raise ConfigError(f"this home is not empty ({home / there[0]} exists); restore into a new folder")
         for name in found:
             shutil.move(Path(folder, name), home / name)
     return found
+
+
+def _extract(file: Path, folder: Path) -> None:
+    """Extract a tar file. Raises ConfigError where it cannot be read, or is no tar file or a damaged one."""
+    try:
+        with tarfile.open(file) as archive:
+            archive.extractall(folder, filter="data")
+    except Exception as error:  # what tarfile raises for a damaged file is anything
+        if isinstance(error, OSError) and error.errno:
+            if error.filename is None or Path(error.filename) != file:  # the disk of the home
+                raise
+            raise ConfigError(f"{file}: {error.strerror}") from error
+        raise ConfigError(f"{file}: {NO_BACKUP}") from error
 
 
 def _copy_database(database: Path, copy: Path) -> None:

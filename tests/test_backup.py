@@ -1,5 +1,6 @@
 """A backup is of one moment although runs go on, and is put into any empty home."""
 
+import errno
 import gzip
 import json
 import shutil
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from registered import aliases, versions
@@ -98,6 +100,41 @@ def test_a_history_that_a_run_writes_is_waited_for(home: Path, tmp_path: Path) -
         assert found.read() == b"after"
 
 
+def test_a_nightly_backup_replaces_the_one_of_the_night_before_once_it_is_whole(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, file = home / "looks" / "tiny.jsonl", tmp_path / "home.tar"
+    looks.parent.mkdir(parents=True)
+
+    def night(content: str, *options: str) -> int:
+        looks.write_text(content)
+        return CliRunner().invoke(app, ["home", "backup", str(file), *options]).exit_code
+
+    def kept() -> bytes:
+        with tarfile.open(file) as archive:
+            found = archive.extractfile("looks/tiny.jsonl")
+            assert found
+            return found.read()
+
+    assert night("first", "--overwrite") == 0
+    assert night("second") == 2
+    assert kept() == b"first"
+    assert night("third", "--overwrite") == 0
+    assert kept() == b"third"
+    monkeypatch.setattr("tasks.disk.sync", Mock(side_effect=OSError(errno.ENOSPC, "full", str(file))))
+    assert night("fourth", "--overwrite") == 1
+    assert kept() == b"third"
+    assert [path.name for path in tmp_path.iterdir() if path != home] == ["home.tar"]
+
+
+def test_a_full_disk_does_not_make_a_backup_none(
+    home: Path, archive: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tarfile.TarFile, "extractall", Mock(side_effect=OSError(errno.ENOSPC, "full", str(home))))
+    with pytest.raises(OSError, match="full"):
+        restore(archive("looks/a"))
+
+
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """`archive(name)` is a tar file with one file of that name."""
@@ -130,15 +167,22 @@ def test_what_cannot_be_backed_up_or_restored_is_said_in_a_line(
     with pytest.raises(ConfigError, match="there is no folder"):
         backup(tmp_path / "no" / "home.tar")
     (tmp_path / "there").touch()
-    with pytest.raises(ConfigError, match="is there already; accepted: a file that is not there"):
+    with pytest.raises(ConfigError, match=r"there exists; give another name or --overwrite$"):
         backup(tmp_path / "there")
+    with pytest.raises(ConfigError, match="is a folder; give the name of a file"):
+        backup(home, overwrite=True)
     archive("looks/a").rename(whole := tmp_path / "whole.tar")
     for damaged in (b"", b"\x1f\x8bno gzip", gzip.compress(whole.read_bytes())[:-20], _of_a_link(), b"\0" * 100):
         (tmp_path / "damaged").write_bytes(damaged)
-        with pytest.raises(ConfigError, match=r"^[^\n]*damaged: .[^\n]*; accepted: a file of tunewright home backup$"):
+        with pytest.raises(
+            ConfigError, match=r"^[^\n]*damaged: not a backup of tunewright home backup, or a damaged one$"
+        ):
             restore(tmp_path / "damaged")
-    for name, said in (("looks/a", "is there already"), ("bin/sh", "it has bin; accepted"), ("../out", "outside")):
+    not_empty = r"^this home is not empty \([^\n]*/looks exists\); restore into a new folder$"
+    for name, said in (("looks/a", not_empty), ("bin/sh", "not a backup"), ("../out", "not a backup")):
         with pytest.raises(ConfigError, match=said):
             restore(archive(name))
+    with pytest.raises(ConfigError, match=r"none\.tar: No such file or directory$"):
+        restore(tmp_path / "none.tar")
     assert not (tmp_path / "out").exists()
     assert sorted(path.name for path in home.iterdir()) == ["looks"]

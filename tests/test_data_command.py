@@ -464,7 +464,9 @@ def test_an_earlier_version_can_be_looked_at(data: PipelineData) -> None:
 def test_a_version_whose_files_are_gone_is_one_line(data: PipelineData) -> None:
     assert data.version
     (data.past[0].checked.folder / "quarantine.parquet").unlink()
-    assert "version 1 of triage" in refusal(lambda: look_up(SETTINGS, "1"))
+    said = refusal(lambda: look_up(SETTINGS, "1"))
+    assert "version 1 of triage" in said
+    assert "is missing or altered (a backup has no artifacts); run tunewright run FILE --until split first" in said
 
 
 def test_before_the_first_run_there_is_nothing_to_show(planned: Plan, home: Path) -> None:
