@@ -3,6 +3,7 @@
 import difflib
 import errno
 import gc
+import inspect
 import logging
 import os
 import shlex
@@ -48,6 +49,13 @@ UsageError: Any = typer.BadParameter.__mro__[1]  # which typer has no public nam
 class OneLine(TyperGroup):
     """Commands whose errors of usage, such as a missing option, are one line as all others are."""
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Find a command; its help flows, where typer would break it as its docstring is broken."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            _flow_help(command)
+        return command
+
     def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> Any:
         """Runs a command as typer does."""
         if not standalone_mode:
@@ -71,6 +79,15 @@ def _close(name: str, possible: Iterable[str]) -> list[str]:
     """Those of the possible options that `name` may be a misspelling of; the dashes, which all have, do not count."""
     bare = {each.lstrip("-"): each for each in possible}
     return [bare[each] for each in difflib.get_close_matches(name.lstrip("-"), bare, cutoff=0.7)]
+
+
+def _flow_help(command: Any) -> None:
+    """Join the lines of each paragraph of the help of a command and of those in it."""
+    if command.help:
+        paragraphs = inspect.cleandoc(command.help).split("\n\n")
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    for each in getattr(command, "commands", {}).values():
+        _flow_help(each)
 
 
 def console_of(as_json: bool) -> Console:

@@ -54,7 +54,10 @@ def deploy(file: File, deployment: Deployment = None, as_json: Json = False) -> 
         prepare(console)
         up, api = addresses.running(), os.environ.get("PREFECT_API_URL")
         if not api:
-            raise ConfigError("no Prefect server: start one with tunewright up, or set PREFECT_API_URL to its address")
+            raise ConfigError(
+                "no Prefect server: start one with tunewright up, or set PREFECT_API_URL to its address, or set "
+                "TUNEWRIGHT_HOME if one is up in another home"
+            )
         from flows import deploy as deploying
         from flows.deploy import view
 

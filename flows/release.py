@@ -74,9 +74,13 @@ def approval(name: str, version: str, alias: str = "champion", tracking_uri: str
 
 def question(registry: Registry, waiting: Waiting) -> str:
     """What a person is asked, as Markdown."""
-    now = f"version {waiting.challenged}" if waiting.challenged else "no version"
+    now = (
+        f"Version {waiting.challenged} is {registry.alias} now."
+        if waiting.challenged
+        else f"There is no {registry.alias} now."
+    )
     return (
-        f"Should version {waiting.version} of {registry.name} become {registry.alias} (now: {now})?\n\n"
+        f"Make version {waiting.version} of {registry.name} the {registry.alias}? {now}\n\n"
         f"{waiting.sentence}\n\n[The verdict page]({waiting.page}) shows its answers row by row."
     )
 

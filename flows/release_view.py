@@ -33,11 +33,11 @@ def show_history(console: Console, registry: Registry, history: History) -> None
             console.print("who moved the alias there, and when, is unknown")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("when (UTC)", "what", "version", "from", "to", "by", "why", "verdict", "gain"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("when (UTC)", "version", "from", "to"))
+    for column in ("when (UTC)", "what", "version", "replaced", "by", "why", "verdict", "gain"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("when (UTC)", "version", "replaced"))
     current = next((event for event in history.events if event.is_move and event.after == history.holder), None)
     for event in history.events:
-        cells = (_minute(event.when), _what(event), event.version, *_moved(event), event.by, event.why)
+        cells = (_minute(event.when), _what(event), event.version, _replaced(event), event.by, event.why)
         gain = event.gain.partition("; ")[0]  # an earlier Tunewright entered one for each opponent
         style = "bold green" if event is current else "" if event.is_move else "dim"
         table.add_row(*map(Text, (*cells, event.verdict, gain)), style=style)
@@ -107,9 +107,9 @@ def _what(event: Event) -> str:
     return SAID.get(event.what, event.what)
 
 
-def _moved(event: Event) -> tuple[str, str]:
-    """From where to where; empty where the alias stayed."""
-    return (event.before or "none", event.after or "none") if event.is_move else ("", "")
+def _replaced(event: Event) -> str:
+    """The version that had the alias before this one got it; empty where none got it."""
+    return event.before or "none" if event.is_move and event.after else ""
 
 
 def _minute(when: str) -> str:

@@ -125,6 +125,16 @@ def test_help_and_version(tunewright: Run) -> None:
     assert version.stdout.startswith("tunewright 0.")
 
 
+def test_help_does_not_break_a_line_where_the_docstring_does() -> None:
+    shown = CliRunner(env={"COLUMNS": "400"}).invoke(cli.app, ["clean", "--help"]).stdout
+    assert "rejected versions with their weights, and runs deleted in MLflow. Never files in use by a run" in shown
+    shown = CliRunner(env={"COLUMNS": "400"}).invoke(cli.app, ["run", "--help"]).stdout
+    assert "5 not promoted and --require-promotion given, 130 interrupted by Ctrl-C, 143 ended by SIGTERM" in shown
+    shown = CliRunner(env={"COLUMNS": "400"}).invoke(cli.app, ["release", "rollback", "--help"]).stdout
+    assert "checking it. No pipeline" not in shown  # these are two paragraphs
+    assert "No pipeline promotes" in shown
+
+
 IMPORTED = """
 import sys
 from flows import cli, operate, release_command

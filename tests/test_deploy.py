@@ -71,6 +71,7 @@ def test_without_a_server_it_says_what_to_start(monkeypatch: pytest.MonkeyPatch)
     done = CliRunner().invoke(app, ["deploy", "deployments/demo.yaml"])
     assert done.exit_code == 2
     assert "no Prefect server: start one with tunewright up, or set PREFECT_API_URL" in done.stderr
+    assert done.stderr.endswith(", or set TUNEWRIGHT_HOME if one is up in another home\n")
 
 
 # From here on there is a server.

@@ -350,6 +350,14 @@ def test_what_is_decided_at_the_command_line(make: Make, rehearsed: list[str]) -
     assert aliases() == {"champion": "1"}
     code, shown, said = tunewright("history", "triage")
     assert [event["what"] for event in said["events"]] == ["rolled back", "approved", "promoted"]
+    (head,) = [line for line in shown.splitlines() if line.startswith("when (UTC)")]
+    assert head.split()[2:6] == ["what", "version", "replaced", "by"]
+    moves = [re.split("  +", line)[1:4] for line in shown.splitlines() if line.startswith("20")]
+    assert moves == [
+        ["rolled back to", "1", "2"],
+        ["approved", "2", "1"],
+        ["promoted", "1", "none"],
+    ]
     assert not said["moved_elsewhere"]
     code, shown, said = tunewright("withdraw", "triage", "--reason", "worse still", "--by", "ann")
     assert shown.startswith("Withdrawn: version 1 of triage")
@@ -397,7 +405,7 @@ def test_what_cannot_be_done_is_said_in_a_line(make: Make, arguments: tuple[str,
 def test_a_home_without_models_is_said_and_left_as_it_is(home: Path) -> None:
     code, shown, _ = tunewright("history", "triage")
     assert code == 2
-    assert "no such database" in shown
+    assert f"error: no model is registered in this home yet ({home}); if it is in another home, set" in shown
     assert not home.exists()
 
 
@@ -464,7 +472,7 @@ def test_a_person_is_asked_in_prefect_and_no_process_waits(asked: Callable[[], F
     with get_client(sync_client=True) as client:
         description = client.read_flow_run_input(run.id, "suspended-1-description")
         schema = json.loads(client.read_flow_run_input(run.id, "suspended-1-schema"))
-    assert "Should version 1 of triage become champion (now: no version)?" in description
+    assert "Make version 1 of triage the champion? There is no champion now." in description
     assert "Promoted: better than the base by 0.82." in description
     assert "/artifacts/reports/verdict_page/report.html)" in description
     assert schema["properties"]["decision"]["enum"] == ["approve", "reject"]

@@ -272,6 +272,8 @@ def test_a_log_does_not_have_the_password_that_a_terminal_shows(home: Path) -> N
             show_next(Console(file=said, force_terminal=is_terminal, highlight=False), found)
             assert (f"http://127.0.0.1:4300/tunewright#{password}" in said.getvalue()) == is_terminal
             assert (password in said.getvalue()) == is_terminal
+            field = "Prefect's login field takes the file's content and nothing else"
+            assert (field in said.getvalue()) != is_terminal
             assert f'PREFECT_API_AUTH_STRING="$(cat {addresses.password_file()})"' in said.getvalue()
 
 

@@ -123,8 +123,11 @@ def show_next(console: Console, up: Addresses) -> None:
         console.print(f"    {up.prefect}{LOGIN}#{password}", markup=False, soft_wrap=True)
         console.print(f"    {up.mlflow.replace('://', f'://tunewright:{password}@')}\n", markup=False, soft_wrap=True)
     else:
-        said = "Both web pages ask for the password in"
-        console.print(f"{said} {addresses.password_file()}; MLflow's accepts any user name.\n", markup=False)
+        console.print("Both web pages ask for the password in this file:\n")
+        console.print(f"    {addresses.password_file()}\n", markup=False, soft_wrap=True)
+        console.print(
+            "Prefect's login field takes the file's content and nothing else; MLflow's takes any user name.\n"
+        )
     console.print("What to do next, in another terminal:\n")
     console.print(f"    tunewright deploy {DEMO if DEMO.exists() else 'FILE.yaml'}", markup=False)
     console.print("\nTo use Prefect's own commands:\n")

@@ -252,11 +252,10 @@ def _numbers(client: "MlflowClient", registry: Registry) -> list[str]:
 @contextlib.contextmanager
 def _opened(registry: Registry) -> Iterator["MlflowClient"]:
     """MLflow's client. Raises ConfigError where there is no database, which MLflow would make."""
-    database = config.mlflow_database()
-    if registry.tracking_uri is None and not database.is_file():
+    if registry.tracking_uri is None and not config.mlflow_database().is_file():
         raise ConfigError(
-            f"{database}: no such database, so no model was registered here; set TUNEWRIGHT_HOME or "
-            "--tracking-uri to where one was"
+            f"no model is registered in this home yet ({config.home()}); if it is in another home, set "
+            "TUNEWRIGHT_HOME; if it is on an MLflow server, give --tracking-uri"
         )
     with connected(registry) as client:
         yield client
