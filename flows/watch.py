@@ -14,6 +14,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
+    FlowFilter,
+    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterIdempotencyKey,
     FlowRunFilterState,
@@ -28,8 +30,8 @@ from prefect.runtime import deployment as own
 from prefect.states import Completed
 
 from flows import announcing
-from flows.parameters import checked, slug
-from tasks import watching
+from flows.parameters import checked, named, slug
+from tasks import in_use, watching
 from tasks.errors import ConfigError, DataError
 
 log = logging.getLogger("tunewright")
@@ -38,6 +40,7 @@ KEPT_RUNS = 10  # of those that saw nothing new
 NO_NEWS = ("Unchanged", "Unreadable", "Unsettled", "Cancelled", "Crashed")  # Prefect cancels one that comes too soon
 RESTARTS = 2  # in a row: what crashes again and again may do so by itself, as where memory is short
 RESTARTED_WITHIN = timedelta(days=1)  # of the crash
+FINETUNE = "finetune"
 BROKEN = (StateType.FAILED, StateType.CRASHED)
 
 
@@ -66,9 +69,16 @@ def watch(deployment: str) -> State[None]:
         if restarted := _start_again(client, watched, begun):
             log.warning("%s", restarted)
             return Completed(name="Restarted", message=restarted)
-    data = checked(watched.parameters, lambda _: deployment).data
+        settings = checked(watched.parameters, lambda _: deployment)
+        name = named(settings.registry, watched.name).name
+        if not watching.has_finished(slug(watched.name)) and (running := _under_way(client, watched, name)):
+            message = f"no run of this deployment has finished yet; {running} is under way"
+            log.info("%s", message)
+            return Completed(name="Unsettled", message=message)
+    last = begun[0] if begun else None
+    has_failed = bool(last and last.state and last.state.is_failed())
     try:
-        found = watching.look(slug(watched.name), data)
+        found = watching.look(slug(watched.name), settings.data, has_failed=has_failed)
     except (ConfigError, DataError) as error:  # files on their way, or none yet: a run would say the same and fail
         log.warning("%s", error)
         return Completed(name="Unreadable", message=str(error))
@@ -81,9 +91,26 @@ def watch(deployment: str) -> State[None]:
         return Completed(name="Unsettled", message=f"{said}; still being written")
     files = f"{found.num_files} file{'s'[: found.num_files != 1]}"
     as_before = f"already announced: {said}" if said else "unchanged since the last finished run"
-    last = begun[0] if begun else None
     failed = f"; {last.name} {last.state.name}" if last and last.state and last.state.type in BROKEN else ""
     return Completed(name="Unchanged", message=f"{files}, {as_before}{failed}")
+
+
+def _under_way(client: SyncPrefectClient, watched: DeploymentResponse, name: str | None) -> str:
+    """The name of a run of the deployment or its pipeline `name` that is under way, or "" if there is none.
+
+    A run that was killed can be Running to Prefect for ever, but no longer uses the home.
+    """
+    if not in_use.is_by_a_run():
+        return ""
+    running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
+    runs = client.read_flow_runs(flow_run_filter=running, flow_filter=FlowFilter(name=FlowFilterName(any_=[FINETUNE])))
+    return next((run.name for run in runs if run.deployment_id == watched.id or _registry_name(run) == name), "")
+
+
+def _registry_name(run: FlowRun) -> str | None:
+    """The registry.name that a run was given: a terminal's has it in its parameters, as a dump of the section."""
+    registry = run.parameters.get("registry")
+    return registry.get("name") if isinstance(registry, dict) else None
 
 
 def _begun(client: SyncPrefectClient, watched: DeploymentResponse) -> list[FlowRun]:
@@ -108,7 +135,7 @@ def _start_again(client: SyncPrefectClient, watched: DeploymentResponse, newest:
     if client.read_flow_runs(flow_run_filter=known, limit=1):  # it waits for its turn
         return ""
     again = client.create_flow_run_from_deployment(watched.id, parameters=crashed.parameters, idempotency_key=key)
-    return f"{crashed.name} crashed and was restarted as {again.name}"
+    return f"{crashed.name} crashed, and {watched.name} was started again: flow run {again.id}"
 
 
 def _forget(client: SyncPrefectClient) -> None:

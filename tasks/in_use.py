@@ -19,6 +19,13 @@ def by_a_run() -> Iterator[None]:
         yield
 
 
+def is_by_a_run() -> bool:
+    """Whether a run is on now."""
+    config.make_home()
+    with by_none() as is_none:
+        return not is_none
+
+
 @contextlib.contextmanager
 def by_none() -> Iterator[bool]:
     """Whether no run is on, and none begins within the block."""

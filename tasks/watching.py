@@ -20,6 +20,7 @@ from tasks.ingest.opening import Packing
 from tasks.ingredients import hash_of
 
 SETTLED_SECONDS = 1.0  # a local file that has not changed for so long is no more being written
+REPAIRED = "as the last finished run read them, and the run after it failed"
 NAMED = 3  # changes that are named one by one
 
 
@@ -65,8 +66,15 @@ def keep_read(deployment: str, files: Iterable[SourceFile]) -> None:
     _write(_place(deployment) / "read.json", json.dumps({file.path: file.digest for file in files}))
 
 
-def look(deployment: str, data: Data) -> Poll:
+def has_finished(deployment: str) -> bool:
+    """Whether a run of a deployment has finished, ever."""
+    return _read(_place(deployment) / "read.json") is not None
+
+
+def look(deployment: str, data: Data, *, has_failed: bool = False) -> Poll:
     """Looks at the files of a deployment. What is to be announced counts as announced from then on.
+
+    Where the last run has failed (`has_failed`) after a change was announced, a change back is one as well.
 
     Raises ConfigError and DataError where they cannot be read.
     """
@@ -76,13 +84,14 @@ def look(deployment: str, data: Data) -> Poll:
     files = source_files(data, memory.identify)
     now = {file.path: file.digest for file in files}
     memory.files = {path: seen for path, seen in memory.files.items() if path in now}
-    found = changes(_read(folder / "read.json"), now)
+    changed = changes(_read(folder / "read.json"), now)
+    found = (REPAIRED,) if has_failed and memory.announced and not changed else changed
     fresh = [path for path in now if before.get(path) != memory.files.get(path)]
     is_unsettled = bool(found) and not _is_settled(fresh, memory)
     about = hash_of(now)
     is_new = bool(found) and not is_unsettled and memory.announced != about
     if is_new or not found:
-        memory.announced = about if found else ""
+        memory.announced = about if changed else ""
     _write(folder / "seen.json", memory.model_dump_json())
     return Poll(num_files=len(now), changes=found, is_new=is_new, is_unsettled=is_unsettled)
 

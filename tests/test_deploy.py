@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from make_payloads import SINCE, make_check_results
-from prefect import State
+from prefect import State, flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
@@ -32,8 +32,10 @@ from flows.deploy.timing import in_words, next_times
 from flows.deploy.view import as_json
 from flows.services import leftover
 from flows.watch import watch
+from tasks import in_use
 from tasks.addresses import Addresses
 from tasks.artifacts import Base, CheckedRows
+from tasks.config import Registry
 from tasks.errors import ConfigError, TunewrightError
 
 
@@ -344,8 +346,9 @@ def test_a_run_that_crashed_is_started_again_as_it_was_and_not_for_ever(
     assert looked() != "Restarted"
     end(first, Crashed())
     assert looked() == "Restarted"
-    assert looked() != "Restarted"  # it waits for its turn
     (second,) = started()
+    assert said[-1] == f"{first.name} crashed, and drops was started again: flow run {second.id}"
+    assert looked() != "Restarted"  # it waits for its turn
     assert second.parameters["until"] == "split"
     end(second, Crashed())
     assert looked() == "Restarted"
@@ -398,3 +401,21 @@ def test_an_automation_whose_content_is_another_now_is_updated_and_stays_as_paus
     assert not after.enabled
     deploy(write(), None, "local")
     assert [each.id for each in client.read_automations_by_name(CRASHES)] == [before.id]
+
+
+def test_the_first_poll_waits_for_a_run_of_the_same_pipeline_that_a_terminal_started(
+    client: SyncPrefectClient, write: Callable[..., Path]
+) -> None:
+    deploy(write("{watch: 30}"), None, "local")
+
+    @flow(name="finetune")
+    def terminal(registry: Registry) -> tuple[str, str]:
+        state: Any = watch("finetune/drops", return_state=True)
+        return state.name, state.message
+
+    with in_use.by_a_run():
+        name, message = terminal(Registry(name="drops"))
+        assert name == "Unsettled"
+        assert message.startswith("no run of this deployment has finished yet; ")
+        assert message.endswith(" is under way")
+        assert terminal(Registry(name="another"))[0] == "Changed"

@@ -75,6 +75,18 @@ def test_a_change_that_comes_back_is_announced_again() -> None:
     assert look("demo", DATA).is_new
 
 
+def test_a_change_back_is_a_change_where_the_run_between_failed() -> None:
+    finished()
+    Path("in/a.jsonl").write_text("broken")
+    assert look("demo", DATA).is_new
+    assert not look("demo", DATA, has_failed=True).is_new
+    Path("in/a.jsonl").write_text(LINE)
+    found = look("demo", DATA, has_failed=True)
+    assert (found.is_new, found.changes) == (True, (watching.REPAIRED,))
+    found = look("demo", DATA, has_failed=True)
+    assert (found.is_new, found.changes) == (False, ()), "once"
+
+
 def test_a_file_that_is_the_same_is_not_read_again(read: list[str]) -> None:
     look("demo", DATA)
     assert read == ["in/a.jsonl"]
