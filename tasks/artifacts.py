@@ -122,6 +122,7 @@ class Artifact(BaseModel):
     folder: Path = Path()
     digest: str = ""
     waited_seconds: float = 0.0  # for a device that another had, while it was made
+    earlier_seconds: float = 0.0  # of attempts before the one that made it, whose work it resumed
 
     def path(self, name: str) -> Path:
         """The file or folder `name` of this artifact."""

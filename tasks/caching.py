@@ -12,6 +12,7 @@ is said in tasks/causes.py.
 
 import contextlib
 import inspect
+import logging
 import math
 import os
 import shutil
@@ -34,6 +35,8 @@ from tasks.manifest import MANIFEST, Damaged, Manifest, Whole, digest_of, folder
 from tasks.stopped import StoppedStage
 
 __all__ = ["MANIFEST", "Cached", "Earlier", "Found", "cached", "digest_of", "kept", "lock", "seconds_of", "work_folder"]
+
+log = logging.getLogger("tunewright")
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
@@ -74,6 +77,7 @@ class Cached(Generic[P, A]):
         self.libraries = libraries
         self.volatile = volatile
         self.lost = lost
+        self.waited: dict[str, float] = {}  # key -> seconds that the last call waited for another that made the same
         self.stage: str = getattr(build, "__name__")  # noqa: B009 a Callable need not have a name
         update_wrapper(self, build)
         signature = inspect.signature(build)
@@ -128,7 +132,8 @@ class Cached(Generic[P, A]):
         record, found = self._obtain(*args, **kwargs)
         if found is None or TaskRunContext.get() is None:
             return record
-        message = f"{record.key} of {found.made_by}, {found.seconds:.1f} s saved"
+        saved = max(0.0, found.seconds - self.waited.get(record.key, 0.0))
+        message = f"{record.key} of {found.made_by}, {saved:.1f} s saved"
         return Completed(name="Cached", message=message, data=record)  # pyright: ignore[reportReturnType] Prefect unwraps it
 
     def record(self, *args: P.args, **kwargs: P.kwargs) -> A:
@@ -140,13 +145,27 @@ class Cached(Generic[P, A]):
         ingredients = self.ingredients(*args, **kwargs)
         folder = folder_of(self.stage, key_of(self.stage, ingredients))
         task = TaskRunContext.get()
-        with lock(folder):
+        with self._alone(folder):
             if not (task and task.task.refresh_cache):
                 with contextlib.suppress(Damaged):
                     found = self._whole(folder.name)
                     os.utime(folder)  # when it was last used (tasks/needless.py)
                     return found
             return self._make(folder, ingredients, *args, **kwargs), None
+
+    @contextlib.contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """Hold the right to make `folder`; where another process has it, log that, and count the seconds of waiting."""
+        self.waited.pop(folder.name, None)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lock(folder, wait=False))
+            except BlockingIOError:
+                log.info("  waiting for another run that is making this artifact: %s %s", self.stage, folder.name)
+                started = time.monotonic()
+                stack.enter_context(lock(folder))
+                self.waited[folder.name] = time.monotonic() - started
+            yield
 
     def _make(self, folder: Path, ingredients: Ingredients, *args: P.args, **kwargs: P.kwargs) -> A:
         started = time.monotonic()
@@ -172,7 +191,7 @@ class Cached(Generic[P, A]):
                 ingredients=ingredients,
                 made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 made_by=_flow_run_name(),
-                seconds=round(time.monotonic() - started - draft.waited_seconds, 3),
+                seconds=round(time.monotonic() - started - draft.waited_seconds + draft.earlier_seconds, 3),
             )
             manifest.write(unfinished, written)
             disk.sync(*unfinished.rglob("*"), unfinished)

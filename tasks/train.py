@@ -47,6 +47,32 @@ OF_SETTINGS_OR_DATA = ("FloatingPointError", "ValueError")  # errors that the ne
 ATTEMPT = "--- attempt"  # begins the line before each attempt's output in trainer.log
 
 
+class Stopwatch:
+    """The seconds of all attempts at a training, in a file of the work folder, so that a killed attempt counts too."""
+
+    FILE = "seconds.json"
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.earlier = self.seconds_in(work)
+        self.started = time.monotonic()
+
+    @classmethod
+    def seconds_in(cls, work: Path) -> float:
+        """The seconds of the attempts so far."""
+        try:
+            return float(json.loads((work / cls.FILE).read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError):
+            return 0.0
+
+    def update(self) -> None:
+        """Write the seconds until now."""
+        unfinished = self.work / f"{self.FILE}.part"
+        unfinished.write_text(json.dumps(self.earlier + time.monotonic() - self.started), encoding="utf-8")
+        os.utime(unfinished, (0, 0))  # it is no sign of life of the trainer's (tasks/heartbeat.py)
+        unfinished.replace(self.work / self.FILE)
+
+
 def run_trainer(job: trainer.Job, work: Path) -> None:
     """Runs the trainer to its planned end in `work`, halving the micro batch while memory runs out.
 
@@ -76,11 +102,12 @@ def _attempt(job: trainer.Job, work: Path) -> int:
     """
     killed = machine.oom_kills()
     with started(job, work) as process:
-        progress, heartbeat = Progress(work), Heartbeat(work, process.pid)
+        progress, heartbeat, stopwatch = Progress(work), Heartbeat(work, process.pid), Stopwatch(work)
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(POLL_SECONDS)
             progress.update()
+            stopwatch.update()
             if heartbeat.hangs(progress.step_seconds):
                 _end(process)
                 raise TrainerDied(
@@ -88,6 +115,7 @@ def _attempt(job: trainer.Job, work: Path) -> int:
                     "from its last valid checkpoint"
                 )
         progress.update(last=True)
+        stopwatch.update()
     if process.returncode == -signal.SIGKILL and machine.oom_kills() > killed:
         error = {"type": "OutOfMemory", "message": "the kernel killed the trainer, out of memory"}
         (work / "error.json").write_text(json.dumps(error), encoding="utf-8")
@@ -210,9 +238,9 @@ def train(
             tokens.num_train,
             tokens.num_validation,
         )
-        started = time.monotonic()
+        earlier = Stopwatch.seconds_in(work)
         run_trainer(job, work)
-        seconds = time.monotonic() - started
+        seconds = Stopwatch.seconds_in(work)
     abandoned.remove(folder.parent)
     shutil.move(work / "model", folder / "model")
     for name in ("metrics.jsonl", "status.json", TrainingSummary.FILE, "trainer.log"):
@@ -233,4 +261,5 @@ def train(
         warnings=tuple(warning.sentence for warning in warnings),
         train_seconds=round(seconds, 1),
         waited_seconds=round(waited, 1),
+        earlier_seconds=round(earlier, 1),
     )

@@ -6,15 +6,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow, task
 
 from tasks.artifacts import UniqueRows
-from tasks.caching import MANIFEST, cached, kept
+from tasks.caching import MANIFEST, cached, kept, lock, seconds_of
 from tasks.config import Dedupe
 from tasks.errors import DataError, TunewrightError
 from tasks.ingredients import differing
@@ -228,6 +230,38 @@ def test_two_identical_calls_at_once_do_the_work_once(tmp_path: Path) -> None:
     processes = [start(tmp_path, 2) for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert "".join(outputs).count("started") == 1
+
+
+def test_waiting_for_another_process_is_logged_and_not_saved(caplog: pytest.LogCaptureFixture) -> None:
+    @cached()
+    def slow(folder: Path, text: str) -> UniqueRows:
+        time.sleep(0.3)
+        (folder / "rows.txt").write_text(text)
+        return UniqueRows(num_rows=1, num_removed=0, reasons={}, boilerplate=())
+
+    @flow
+    def saved() -> str:
+        state: Any = task(slow)("a", return_state=True)
+        return state.message.split(", ")[-1]
+
+    def hold() -> None:
+        with lock(record.folder):
+            held.set()
+            released.wait(30)
+
+    caplog.set_level("INFO", "tunewright")
+    record, held, released = slow("a"), threading.Event(), threading.Event()
+    assert saved() == f"{seconds_of(record):.1f} s saved" != "0.0 s saved"
+    assert slow.waited == {}
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(30)
+    threading.Timer(2, released.set).start()
+    assert saved() == "0.0 s saved"
+    holder.join()
+    assert slow.waited[record.key] > 0.3
+    assert f"waiting for another run that is making this artifact: slow {record.key}" in caplog.text
+    assert saved() != "0.0 s saved", "this one did not wait"
 
 
 def test_a_killed_holder_blocks_nobody(tmp_path: Path) -> None:

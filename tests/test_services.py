@@ -149,7 +149,7 @@ def test_a_service_that_dies_again_and_again_ends_all_and_says_why(tmp_path: Pat
     order = [stand_in(tmp_path, "prefect"), stand_in(tmp_path, "mlflow", short), stand_in(tmp_path, "worker")]
     with Supervisor(order, mark) as supervisor:
         supervisor.begin(lambda service, seconds: None)
-        with pytest.raises(TunewrightError, match=f"mlflow ended {RESTARTS + 1} times.*no more room"):
+        with pytest.raises(TunewrightError, match=f"mlflow exited {RESTARTS + 1} times.*no more room"):
             supervisor.watch()
 
 

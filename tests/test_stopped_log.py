@@ -3,13 +3,16 @@
 import asyncio
 import logging
 import signal
+from typing import Any
 
 import pytest
+from prefect import flow, task
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
-from prefect.states import exception_to_crashed_state
+from prefect.states import Completed, exception_to_crashed_state
 
 from flows.stopped_log import LOGGERS, STOPPED, say_stopped
+from tasks.errors import DataError
 
 
 class Kept(logging.Handler):
@@ -37,3 +40,47 @@ def test_a_signal_is_no_crash_in_prefects_log(name: str) -> None:
         logger.removeHandler(handler)
     assert [record.getMessage() for record in handler.records] == [STOPPED, "Crash detected! another fault"]
     assert [record.levelname for record in handler.records] == ["WARNING", "ERROR"]
+
+
+def test_an_error_of_ours_is_one_line_and_another_keeps_its_traceback() -> None:
+    @task
+    def refuse(error: Exception) -> None:
+        raise error
+
+    @flow
+    def refusing(error: Exception) -> None:
+        say_stopped()
+        refuse(error)
+
+    handler = Kept()
+    for name in LOGGERS:
+        get_logger(name).addHandler(handler)
+    try:
+        for error in (DataError("x.jsonl line 1: not JSON"), KeyError("x")):
+            refusing(error, return_state=True)
+    finally:
+        for name in LOGGERS:
+            get_logger(name).removeHandler(handler)
+    ours = [record for record in handler.records if "not JSON" in record.getMessage()]
+    assert len(ours) >= 2
+    assert not any(record.exc_info or record.exc_text for record in ours)
+    assert [record for record in handler.records if record.exc_info and isinstance(record.exc_info[1], KeyError)]
+
+
+def test_a_cached_stage_is_logged_once() -> None:
+    @task
+    def found() -> Any:
+        return Completed(name="Cached", message="of another run")
+
+    @flow
+    def finding() -> None:
+        say_stopped()
+        found()
+
+    handler = Kept()
+    get_logger("prefect.task_runs").addHandler(handler)
+    try:
+        finding()
+    finally:
+        get_logger("prefect.task_runs").removeHandler(handler)
+    assert "Cached" not in " ".join(record.getMessage() for record in handler.records)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from tasks import heartbeat, trainer
 from tasks.artifacts import Adapter, Base, Tokens
-from tasks.caching import digest_of
+from tasks.caching import digest_of, seconds_of
 from tasks.config import Compute, Method, Model, Training
 from tasks.errors import ConfigError, TrainerDied, TrainingError, is_transient
 from tasks.heartbeat import Heartbeat
@@ -108,9 +108,14 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
         train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
     assert is_transient(died.value)
     killer.join()
+    (kept,) = home.glob("work/train/*/seconds.json")
+    earlier = float(kept.read_text())
     resumed = train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
     status = json.loads((resumed.path("status.json")).read_text())
     assert 6 <= status["resumed_from"] < 24
+    assert resumed.earlier_seconds == round(earlier, 1) > 0
+    assert resumed.train_seconds > resumed.earlier_seconds, "the time of both attempts"
+    assert seconds_of(resumed) > resumed.train_seconds - 0.1
     assert weights(resumed) == weights(undisturbed)
     assert resumed.digest == undisturbed.digest
     steps = [line["step"] for line in curve(resumed) if "loss" in line]

@@ -19,7 +19,7 @@ class Step:
     of: str = ""  # what tells calls of one stage apart: the contender that is evaluated
     state: Literal["ran", "cached", "run"]
     seconds: float = 0.0
-    saved: float = 0.0  # seconds that it took when it was made
+    saved: float = 0.0  # seconds that it took when it was made, without those that this run waited for it
     because: Sequence[str] = ()
     message: str = ""
     note: str = ""  # on what it was given, where that is not what the settings say

@@ -59,6 +59,7 @@ def _serve(console: Console, port: int, mlflow_port: int, pool: str) -> None:
     _require_same_server(found)
     config.quiet_libraries()
     print_log(console, logging.INFO)
+    log.propagate = False  # else Prefect's handler of the root prints each line again
     with addresses.held() as file:
         if orphaned():  # what an `up` left that was killed; its sentinel is ending it
             console.print("waiting for processes of an earlier tunewright up to end", markup=False)
