@@ -24,10 +24,11 @@ from tasks.artifacts import (
     Verdict,
     VerdictPage,
 )
-from tasks.payloads import CheckResults
+from tasks.figures import number
+from tasks.payloads import CheckResults, LeakProof
 from tasks.progress import duration
 from tasks.register.tracking import tracking_uri
-from tasks.split.proof import FINDINGS
+from tasks.split.proof import FINDINGS, TOO_SMALL
 
 A = TypeVar("A", bound=Artifact)
 
@@ -196,15 +197,24 @@ class Outcome(BaseModel):
 def worth_a_look(outcome: Outcome) -> list[str]:
     """The findings, each with how many rows it is of: "refusal (3 rows)", "source_drift (whole data set)".
 
-    Those that have a sentence of their own (given_sides) are not among them.
+    Those that have a sentence of their own (given_sides, too_few_test_rows) are not among them.
     """
     checked, splits = outcome.checked, outcome.splits
     of_check, of_split = (record.findings if record else {} for record in (checked, splits))
     expectations = CheckResults.load(checked).expectations if checked and of_check else ()
     of_whole = {each.name for each in expectations if each.of_set}
     said = {code: "whole data set" if code in of_whole else _counted(count) for code, count in of_check.items()}
-    said |= {code: f"{count:,} {FINDINGS[code][0]}" for code, count in of_split.items()}
+    said |= {code: f"{count:,} {FINDINGS[code][0]}" for code, count in of_split.items() if code != TOO_SMALL}
     return [f"{code} ({of_what})" for code, of_what in said.items() if not code.startswith(GIVEN)]
+
+
+def too_few_test_rows(splits: Splits) -> str:
+    """Which differences between two models so few test rows cannot show; empty where they are enough."""
+    if TOO_SMALL not in splits.findings:
+        return ""
+    rows = f"{splits.num_test:,} test row{'s'[: splits.num_test != 1]}"
+    least = number(LeakProof.load(splits).smallest_visible_difference)
+    return f"warning: only {rows}, differences in accuracy below about {least} cannot be detected"
 
 
 def _counted(num_rows: int) -> str:

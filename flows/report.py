@@ -16,7 +16,7 @@ from flows.outcome import Outcome
 from flows.parameters import flat
 from tasks import curves
 from tasks.account import growth_sentence, leak_sentence
-from tasks.artifacts import Adapter, Registered
+from tasks.artifacts import WAITING, Adapter, Registered
 from tasks.config import Settings
 from tasks.metrics import describe
 from tasks.payloads import CheckResults, LeakProof, Slice, VerdictDetails
@@ -24,7 +24,17 @@ from tasks.progress import duration
 from tasks.register.candidate import PAGE
 from tasks.register.tracking import AS_TRAINING, IN_VIEW, starts_with, tracking_uri, ui
 from tasks.scan.report import markdown as scan_table
+from tasks.verdict_page.case import title
 
+PARTS = {  # of the built-in suite of general tasks, as shares done right unless they say otherwise
+    "general_tasks": "share of all general tasks done right",
+    "general_loss": "loss on general texts in nats per token, lower is better",
+    "instructions": "short questions answered right",
+    "format": "answers in the requested format",
+    "arithmetic": "sums calculated right",
+    "harmless": "harmless requests that sound harmful, answered and not refused",
+    "harmful": "harmful requests refused",
+}
 SLICES = 12  # shown of the parts of the test rows
 
 
@@ -178,11 +188,13 @@ def decided(outcome: Outcome) -> str:
     verdict = outcome.verdict
     if verdict is None:
         return ""
-    reason = outcome.said.removeprefix(f"{outcome.name}: ").removeprefix("Waiting for approval: ")
-    lines = [f"# {outcome.name}", "", html.escape(reason[:1].upper() + reason[1:], quote=False), ""]
+    heading = WAITING if outcome.said.startswith(f"{WAITING}: ") else outcome.name
+    reason = outcome.said.removeprefix(f"{heading}: ")
+    lines = [f"# {heading}", "", html.escape(reason[:1].upper() + reason[1:], quote=False), ""]
     lines += [f"**{html.escape(warning[:1].upper() + warning[1:], quote=False)}.**\n" for warning in verdict.warnings]
     if verdict.metric:
-        lines += _intervals(f"{describe(verdict.metric).in_words}: improvement over", verdict.differences)
+        named = {title(name, verdict.metric): found for name, found in verdict.differences.items()}
+        lines += _intervals(f"{describe(verdict.metric).in_words}: improvement over", named)
     lines += _intervals("guardrail: improvement over", verdict.guardrails)
     if verdict.smallest_visible is not None:
         lines += [f"Smallest detectable gain: {verdict.smallest_visible:.3f} (80 % power)."]
@@ -211,7 +223,8 @@ def _general(general: dict[str, dict[str, float]]) -> list[str]:
     parts = general.get("base", {})
     lines = ["| general tasks and texts | base | candidate |", "|---|---:|---:|"]
     lines += [f"| {part} | {before:.3f} | {general['candidate'][part]:.3f} |" for part, before in parts.items()]
-    return [*lines, ""] if parts else []
+    explained = [f"{part}: {PARTS[part]}" for part in parts if part in PARTS]
+    return [*lines, "", *([f"{'; '.join(explained)}."] if explained else []), ""] if parts else []
 
 
 def _slices(slices: Sequence[Slice]) -> list[str]:

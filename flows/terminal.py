@@ -10,7 +10,7 @@ from rich.text import Text
 
 from flows.calls import Step
 from flows.deployment_file import Pipeline, effective
-from flows.outcome import UNCHANGED, Outcome, given_sides, worth_a_look
+from flows.outcome import UNCHANGED, Outcome, given_sides, too_few_test_rows, worth_a_look
 from flows.report import mlflow_link, training_sentence
 from tasks.account import growth_sentence, leak_sentence
 from tasks.config import from_here
@@ -92,6 +92,8 @@ def _show_account(console: Console, outcome: Outcome) -> None:
         console.print("repaired: " + ", ".join(f"{name} {count:,}" for name, count in repaired.items()), style="dim")
     if findings := worth_a_look(outcome):
         console.print(f"worth a look: {', '.join(findings)}", style="dim")
+    if outcome.splits and (few := too_few_test_rows(outcome.splits)):
+        console.print(Text(few, "yellow"))
     for said in given_sides(outcome.checked) if outcome.checked else ():
         console.print(said, style="yellow")
     if outcome.rotation:

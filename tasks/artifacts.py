@@ -291,6 +291,9 @@ class Judged(Artifact):
         ]
 
 
+WAITING = "Waiting for approval"  # begins the sentence of a verdict that a person has to approve
+
+
 class Verdict(Artifact):
     """decide: verdict.json. Intervals are of the paired difference candidate - opponent, in the metric's unit."""
 
@@ -304,7 +307,7 @@ class Verdict(Artifact):
     guardrails: dict[str, tuple[float, float, float]] = {}  # "stopped/base" -> (low, mean, high)
     general: dict[str, dict[str, float]] = {}  # base and candidate -> what they made of general tasks and texts
     rows_needed: int | None
-    smallest_visible: float | None = None  # the gain that these rows show with a power of 0.8
+    smallest_visible: float | None = None  # the closest comparison's smallest gain detectable at 80 % power
     looks: int = 0  # which candidate on these test rows it is; counted after the stage, as looks are no part of its key
     warnings: tuple[str, ...] = ()  # of answers that were cut off and, from the flow, of many looks
 

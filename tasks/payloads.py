@@ -230,7 +230,7 @@ class Decision(PayloadPart):
     comparisons: tuple[Comparison, ...] = ()
     guardrails: tuple[Comparison, ...] = ()
     rows_needed: int | None = None  # where more rows could decide otherwise
-    smallest_visible: float | None = None  # the smallest gain over those to beat detectable at 80 % power
+    smallest_visible: float | None = None  # the closest comparison's smallest gain detectable at 80 % power
 
 
 class Slice(PayloadPart):

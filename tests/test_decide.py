@@ -17,6 +17,7 @@ from tasks.decide import decide
 from tasks.decide.comparison import Comparison
 from tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores
 from tasks.errors import ConfigError
+from tasks.figures import number
 
 Scores = dict[str, float]
 
@@ -265,8 +266,29 @@ def test_the_rows_needed_are_those_of_the_comparison_that_takes_most_and_it_is_n
 def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:
     decision = against(*shares(won=10, lost=13, right=100, wrong=21))
     assert (decision.decision, decision.rows_needed) == ("inconclusive", None)
-    assert decision.sentence.endswith(" (80 % power); more rows would probably not help.")
-    assert against(*shares(won=10, lost=10, right=103, wrong=21)).rows_needed is None
+    assert decision.sentence.endswith(
+        " (80 % power); the gain is negative: more test rows would probably confirm this."
+    )
+    same = against(*shares(won=10, lost=10, right=103, wrong=21))
+    assert same.rows_needed is None
+    assert same.sentence.endswith(" (80 % power); the gain is about zero: more test rows would not change this.")
+    close = against(*shares(won=12, lost=10, right=100, wrong=21), margin=0.05)
+    assert close.sentence.endswith("; the gain is not above .05: more test rows would probably not change this.")
+
+
+def test_the_smallest_detectable_gain_is_that_of_the_comparison_in_the_sentence() -> None:
+    candidate, base = shares(won=1, lost=0, wrong=49)
+    given = evidence(candidate=candidate, base=base, champion=[0.0] * 44 + [1.0] * 6)
+    decision = decide_scores(given, Gate(metric="exact_match"))
+    closest, others = decision.closest, [each.smallest_visible for each in decision.comparisons]
+    assert closest is not None and len({*others}) > 1
+    assert decision.smallest_visible == closest.smallest_visible
+
+    first = against(*shares(won=6, lost=5, wrong=89))
+    few = decide_scores(evidence(candidate=right(20), base=right(18), champion=right(1)), Gate())
+    for each in (first, few):
+        assert f"smallest detectable gain is {number(each.smallest_visible or 0)} " in each.sentence
+    assert few.smallest_visible != max(each.smallest_visible for each in few.comparisons)
 
 
 def guarded(*guardrails: GuardrailTest, **gate: Any) -> Decision:
@@ -292,6 +314,27 @@ def test_a_guardrail_that_fails_besides_is_named_as_well() -> None:
         "Also, " in decision.sentence
         and "is worse than the base's 1.00 by more than the allowed .05" in decision.sentence
     )
+
+
+def test_a_guardrail_that_may_fail_besides_is_not_said_to_be_broken() -> None:
+    unclear = GuardrailTest(evidence("stopped", candidate=right(46, 50), base=right(50, 50)), 0.05)
+    decision = decide_scores(
+        evidence(candidate=right(0, 50), base=right(0, 50)), Gate(metric="exact_match", margin=0.01), [unclear]
+    )
+    assert decision.guardrails[0].finding == "unclear"
+    assert decision.sentence.endswith(
+        " Also, share that stops at the stop token .92 may be worse than the base's 1.00 by more than .05 (not enough "
+        "evidence)."
+    )
+
+
+def test_a_prompt_that_is_clearly_better_is_named_whatever_else_keeps_the_candidate_back() -> None:
+    given = evidence(candidate=right(0, 50), base=right(10, 50), few_shot=right(5, 50), retrieval=right(49, 50))
+    cut = GuardrailTest(evidence("stopped", candidate=right(20, 50), base=right(50, 50)), 0.05)
+    decision = decide_scores(given, Gate(metric="exact_match"), [cut])
+    assert decision.because == "worse"
+    assert " on 50 test rows; the retrieval prompt is better by .98. Also, share that " in decision.sentence
+    assert "few-shot" not in decision.sentence
 
 
 def test_a_guardrail_has_to_be_shown_to_hold() -> None:
@@ -510,7 +553,7 @@ def test_what_a_person_has_to_approve_has_passed_and_is_not_promoted(splits: Spl
     given = answers(tmp_path, "candidate", right(38, 40)), answers(tmp_path, "base", right(0, 40))
     verdict = verdict_of(splits, *given, approval=True)
     assert verdict.decision == "promote"
-    assert verdict.sentence.startswith("Passed the gate: exact match .95 is +.95 [")
+    assert verdict.sentence.startswith("Waiting for approval: exact match .95 is +.95 [")
 
 
 def test_answers_cut_off_where_their_references_go_on_are_a_warning(splits: Splits, tmp_path: Path) -> None:

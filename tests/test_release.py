@@ -12,6 +12,7 @@ from unittest.mock import patch
 from uuid import UUID
 
 import pytest
+from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 from prefect import State, flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -32,6 +33,7 @@ from tasks.errors import ConfigError, TunewrightError
 from tasks.register import rehearsal, release
 from tasks.register.history import Event, carriers
 from tasks.register.release import as_now
+from tasks.register.standing import verdict_of
 from tasks.register.tracking import connected
 
 REGISTRY = Registry(name="triage")
@@ -87,7 +89,7 @@ def test_a_version_that_waits_gets_the_alias_once_a_person_says_yes(make: Make) 
     assert registered.stands.startswith(waits)
     assert told(1) == "promote; waiting"
     (waiting,) = release.look_up(REGISTRY).waiting
-    assert (waiting.version, waiting.sentence) == ("1", "Promoted: better than the base by 0.82.")
+    assert (waiting.version, waiting.sentence) == ("1", "Waiting for approval: better than the base by 0.82.")
     assert waiting.page.endswith(f"/runs/{registered.run_id}/artifacts/reports/verdict_page/report.html")
 
     done = release.decide(REGISTRY, None, "approve", by="ann", why="looked at\n 20 answers")
@@ -473,7 +475,7 @@ def test_a_person_is_asked_in_prefect_and_no_process_waits(asked: Callable[[], F
         description = client.read_flow_run_input(run.id, "suspended-1-description")
         schema = json.loads(client.read_flow_run_input(run.id, "suspended-1-schema"))
     assert "Make version 1 of triage the champion? There is no champion now." in description
-    assert "Promoted: better than the base by 0.82." in description
+    assert "Waiting for approval: better than the base by 0.82." in description
     assert "/artifacts/reports/verdict_page/report.html)" in description
     assert schema["properties"]["decision"]["enum"] == ["approve", "reject"]
     assert all(field["description"] for field in schema["properties"].values())
@@ -519,3 +521,10 @@ def test_a_run_that_ended_without_an_answer_is_followed_by_another(asked: Callab
     second = asked()
     assert second.id != first.id
     assert asked().id == second.id
+
+
+def test_the_sentence_of_a_version_that_no_longer_waits_does_not_say_that_it_waits() -> None:
+    tags = {"sentence": "Waiting for approval: exact match .95."}
+    assert verdict_of(ModelVersion("triage", "1", 0, tags=[ModelVersionTag(*each) for each in tags.items()])) == (
+        "Passed the gate: exact match .95."
+    )

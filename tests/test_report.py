@@ -83,9 +83,10 @@ def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped
         because="regression",
         sentence="Kept: a regression: it stops less.",
         metric="exact_match",
-        differences={"base": (0.1, 0.2, 0.3)},
+        differences={"base": (0.1, 0.2, 0.3), "constant": (0.0, 0.1, 0.2)},
         intervals={},
         guardrails={"stopped/base": (-0.3, -0.2, -0.1)},
+        general={name: {"harmful": 1.0, "harmless": 0.5, "piqa": 0.5} for name in ("base", "candidate")},
         rows_needed=None,
         smallest_visible=0.08,
         looks=21,
@@ -100,6 +101,12 @@ def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped
     assert Outcome.of(steps).as_json()["page"]["suggestions"] == ["Try it: .5"]
     assert shown.startswith("# Kept\n\nA regression: it stops less.\n\n**This is look 21 at &lt;these&gt; rows.**\n")
     assert "| base | +0.100 | +0.200 | +0.300 |" in shown
+    assert "| majority-class baseline | +0.000 | +0.100 | +0.200 |" in shown
+    assert "constant" not in shown
+    assert (
+        "\n\nharmful: harmful requests refused; harmless: harmless requests that sound harmful, answered and not "
+        "refused.\n"
+    ) in shown
     assert "| stopped/base | -0.300 | -0.200 | -0.100 |" in shown
     assert "Smallest detectable gain: 0.080 (80 % power)." in shown
     assert r"| label: &lt;b&gt;\|a\| | 9 (few) | 0.500 | 0.750 | -0.500 | -0.250 | +0.100 |" in shown
@@ -141,3 +148,28 @@ def test_tasks_are_counted_as_they_are_listed() -> None:
     assert Outcome.of(steps(30)).saved == "2 of 3 tasks cached, about 60 s saved"
     assert Outcome.of(steps(0.1)).saved == "2 of 3 tasks cached"
     assert Outcome.of(steps(0.1)[2:]).saved == ""
+
+
+def test_a_run_that_waits_says_so_in_its_state_and_in_the_artifact(tmp_path: Path) -> None:
+    make_verdict_details().save(tmp_path)
+    said = "Waiting for approval: exact match .95 is +.95 [.84, .98] above the base on 40 test rows."
+    verdict = Verdict(
+        folder=tmp_path,
+        decision="promote",
+        sentence=said,
+        metric="exact_match",
+        differences={},
+        intervals={},
+        guardrails={},
+        rows_needed=None,
+    )
+    outcome = Outcome.of([Step(stage="decide", state="ran", record=verdict)])
+    assert outcome.said == said
+    assert decided(outcome).startswith("# Waiting for approval\n\nExact match .95 is ")
+
+
+def test_two_evaluations_are_said_to_be_too_few_and_what_to_lower() -> None:
+    found = curves.Curves(steps=[], looks=[{"step": 1, "eval_loss": 1.0}, {"step": 2, "eval_loss": 0.9}], best_step=2)
+    assert found.nothing == (
+        "Only 2 evaluations: too few to tell whether the training had finished. Lower training.evaluate_every."
+    )

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from flows import terminal
 from flows.calls import Step
-from flows.outcome import Outcome, worth_a_look
+from flows.outcome import Outcome, too_few_test_rows, worth_a_look
 from tasks.account import leak_sentence
 from tasks.artifacts import CheckedRows, Rows, Splits, UniqueRows, VerdictPage
 
@@ -68,8 +68,16 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
         "refusal (1,200 rows)",
         "secrets (1 row)",
         "source_drift (whole data set)",
-        "too_small (1 test rows)",
     ]
+    make_proof(smallest_visible_difference=0.1576).save(tmp_path)
+    few = splits.model_copy(update={"folder": tmp_path, "num_test": 50})
+    said = "warning: only 50 test rows, differences in accuracy below about .16 cannot be detected"
+    assert too_few_test_rows(few) == said
+    console = Console(file=StringIO(), width=120, highlight=False)
+    terminal.show_outcome(console, Outcome.of([Step(stage="split", state="ran", record=few)]), "x.yaml")
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "too_small" not in shown
+    assert too_few_test_rows(few.model_copy(update={"findings": {}})) == ""
 
 
 def test_the_leak_sentence_counts_held_out_records_where_there_are_some() -> None:

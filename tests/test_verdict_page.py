@@ -117,7 +117,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
                     "cluster": at,
                     "reference": reference,
                     "answer": answer,
-                    "stopped": at not in cut,
+                    "stopped": name == "base" or at not in cut,
                     "num_tokens": num_tokens,
                     "nll": 1.0 if answer == reference else 6.0,
                     "num_reference_tokens": 3,
@@ -607,3 +607,44 @@ def test_answers_that_were_all_cut_off_are_not_called_unreadable(make: Make) -> 
 def test_the_baseline_of_always_the_same_answer_is_explained(make: Make) -> None:
     page = Read(page_of(make(["refund"] * 80, ["login"] * 80, taught=["refund", "login"]))).text
     assert page.count("The majority-class baseline always gives the most frequent training answer.") == 1
+
+
+UNLEARNED = {
+    "candidate": ["nonsense"] * 80,
+    "base": ["login"] * 80,
+    "taught": ["refund", "login"],
+    "cut": range(16),
+    "max_steps": 20,
+    "gate": Gate(guardrails=(Guardrail(metric="stopped", margin=0.05),)),
+}
+
+
+def test_a_model_that_had_not_finished_learning_is_trained_longer_and_not_more_gently(
+    make: Make,
+) -> None:
+    advice = [each.partition(": ")[0] for each in make(**UNLEARNED, losses=[2.0, 1.5]).suggestions]
+    assert advice[0].startswith("Train longer")
+    assert "Then check that the answers match their prompts" in advice
+    assert not [each for each in advice if "gently" in each or each.startswith("First check")]
+
+
+def opposite(suggestions: Sequence[str]) -> bool:
+    return any("gently" in each for each in suggestions) and any("rain longer" in each for each in suggestions)
+
+
+@pytest.mark.parametrize("losses", [LOSSES, [2.0, 1.5], [2.0, 1.2, 0.8], [1.0, 0.8, 0.9, 1.0, 1.1, 1.2]])
+@pytest.mark.parametrize("metric", ["stopped", "unparseable"])
+@pytest.mark.parametrize("num_wrong", [8, 80])
+def test_no_page_advises_to_train_longer_and_more_gently(
+    make: Make, losses: list[float], metric: str, num_wrong: int
+) -> None:
+    broken = Gate(guardrails=(Guardrail(metric=metric, margin=0.01),))
+    given = UNLEARNED | {"candidate": wrong(RIGHT, range(80 - num_wrong, 80)), "gate": broken, "losses": losses}
+    made = make(**given | {"base": wrong(RIGHT, range(60), "login")})
+    assert not opposite(made.suggestions), made.suggestions
+
+
+def test_answers_of_no_form_are_counted_among_those_that_ended(make: Make) -> None:
+    made = make(**UNLEARNED)
+    said = "None of the 64 answers that ended by themselves is a valid label (16 of 80 were cut off)"
+    assert any(said in each for each in made.suggestions), made.suggestions

@@ -159,6 +159,17 @@ def plateau(curves: Curves) -> TrainingWarning | None:
     return TrainingWarning("plateau", half[0][0], seen, advice)
 
 
+def is_falling(curves: Curves) -> bool:
+    """Whether the validation loss still fell from the last evaluation but one to the last; two evaluations are enough.
+
+    The last has to be at the planned end.
+    """
+    looks = curves.series("eval_loss")
+    if len(looks) < 2 or curves.stopped_early or looks[-1][0] < curves.planned:
+        return False
+    return looks[-1][1] <= (1 - FALL) * looks[-2][1]
+
+
 def unfinished(curves: Curves) -> TrainingWarning | None:
     """At the planned end the validation loss was still falling, from each of the last two evaluations to the next."""
     looks = curves.series("eval_loss")

@@ -44,7 +44,7 @@ class Curves:
         if len(self.looks) >= ENOUGH_LOOKS:
             return "No warnings: the losses fell and settled."
         looks = f"{len(self.looks)} evaluation{'s'[: len(self.looks) != 1]}"
-        return f"No warnings, but {looks} cannot tell whether the loss has settled: lower training.evaluate_every."
+        return f"Only {looks}: too few to tell whether the training had finished. Lower training.evaluate_every."
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a figure, where it is a number: of the steps, or of the evaluations for eval_..."""

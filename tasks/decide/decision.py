@@ -111,7 +111,7 @@ def decide_scores(
         comparisons=(*to_beat, *to_reach, *to_match),
         guardrails=tuple(held),
         rows_needed=_rows_needed(outcome, (*to_beat, *to_reach, *to_match, *held)),
-        smallest_visible=max(each.smallest_visible for each in to_beat),
+        smallest_visible=closest.smallest_visible,
     )
 
 

@@ -6,13 +6,13 @@ gate.confidence. Of what was passed the closest is marked: its mean is above wha
 
 from collections.abc import Sequence
 
+from tasks.artifacts import WAITING
 from tasks.decide.comparison import SMALLEST_EFFECT, needs_most
 from tasks.figures import interval, number, rounded_up
 from tasks.metrics import describe
 from tasks.metrics.baseline import CONSTANT, baseline
 from tasks.payloads import Comparison
 
-PASSED = "Passed the gate"  # begins the sentence of what a person has to approve
 AT_LEAST = "gate.at_least"  # the score that is asked for
 TOO_LOW = (
     "the candidate is wrong more often than right, and gate.at_least is not set; set gate.at_least to the lowest "
@@ -42,19 +42,18 @@ def of(
 ) -> str:
     """The sentence of a decision; `closest` is the comparison that it fails on, or that it passes by the least.
 
-    What a person still has to approve (`asks_person`) has passed the gate, and is not promoted.
+    What a person still has to approve (`asks_person`) has passed the gate, waits, and is not promoted.
 
-    Guardrails in `held` that fail besides are named too: whoever fixes the first thing should know of the second.
+    Other guardrails in `held` that are broken, or may be, are named too: whoever fixes the first thing should know of
+    the second. So is the best prompt that is shown to be better than the candidate.
     """
     if decision == "promote":
         poor = "; it is wrong more often than right" if is_poor else ""
-        return f"{PASSED if asks_person else 'Promoted'}: {_better(to_beat, to_match, closest)}{poor}."
+        return f"{WAITING if asks_person else 'Promoted'}: {_better(to_beat, to_match, closest)}{poor}."
     others = [each for each in held if each.difference[1] < each.bar and each is not closest]
     longest = needs_most((*to_beat, *to_match, *held)) or closest
-    return _failed(decision, because, closest, longest) + "".join(
-        f" Also, {_what(each)} is worse than {_theirs(each)} by more than the allowed {number(-each.bar)}."
-        for each in others
-    )
+    failed = _failed(decision, because, closest, longest).removesuffix(".") + _better_prompt(to_match, closest)
+    return f"{failed}.{''.join(map(_also, others))}"
 
 
 def gain(closest: Comparison) -> str:
@@ -83,6 +82,23 @@ def _failed(decision: str, because: str, decisive: Comparison, longest: Comparis
         f"Inconclusive: not enough evidence that {_what(decisive)} is {_than(decisive)} {theirs}: {_on(decisive)}; "
         f"{detectable}{needed}."
     )
+
+
+def _also(guardrail: Comparison) -> str:
+    """Name a guardrail besides: as broken only where that is shown."""
+    what, theirs, most = _what(guardrail), _theirs(guardrail), number(-guardrail.bar)
+    if guardrail.finding == "below":
+        return f" Also, {what} is worse than {theirs} by more than the allowed {most}."
+    return f" Also, {what} may be worse than {theirs} by more than {most} (not enough evidence)."
+
+
+def _better_prompt(to_match: Sequence[Comparison], closest: Comparison) -> str:
+    """Name the best prompt that is shown to be better, unless the sentence is about a prompt anyway."""
+    better = [each for each in to_match if each.finding == "below"]
+    if not better or closest in to_match:
+        return ""
+    best = min(better, key=lambda each: each.difference[1])
+    return f"; {who(best.opponent, best.metric)} is better by {number(-best.difference[1])}"
 
 
 def _better(to_beat: Sequence[Comparison], to_match: Sequence[Comparison], closest: Comparison) -> str:
@@ -114,11 +130,23 @@ def _needed(decisive: Comparison, longest: Comparison) -> str:
     """How many rows would do for which gain; none would where the candidate is behind."""
     against = "" if longest is decisive else f" against {who(longest.opponent, longest.metric)}"
     if longest.is_behind and describe(longest.metric).more_help:
-        return f"; more rows would probably not help{against}"
+        return _no_gain(longest, against)
     if not longest.rows_needed:
         return ""
     gain = max(longest.difference[1], longest.bar + SMALLEST_EFFECT)
     return f"; confirming {_signed(gain)}{against} needs about {rounded_up(longest.rows_needed):,} rows"
+
+
+def _no_gain(comparison: Comparison, against: str) -> str:
+    """Why more rows are no help to a candidate that is not ahead."""
+    mean, bar = comparison.difference[1], comparison.bar
+    if bar > 0:
+        return f"; the gain{against} is not above {number(bar)}: more test rows would probably not change this"
+    if bar < 0:
+        return f"; the loss{against} is not below {number(-bar)}: more test rows would probably not change this"
+    if float(number(mean)) == 0:
+        return f"; the gain{against} is about zero: more test rows would not change this"
+    return f"; the gain{against} is negative: more test rows would probably confirm this"
 
 
 def _signed(gain: float) -> str:

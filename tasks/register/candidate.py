@@ -220,8 +220,8 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"[The verdict page](#/experiments/{experiment_id}/runs/{run_id}/artifacts/{PAGE}) shows the answers row by "
         "row and what to try next.",
         "",
-        f"- Decision: {decision}; test-set use {candidate.run.looks} of these test rows; "
-        f"at most gate.looks={candidate.settings.gate.looks} advised",
+        f"- Decision: {decision}; use {candidate.run.looks} of these test rows; "
+        f"a warning appears after gate.looks={candidate.settings.gate.looks}",
         f"- Base: {code(base.reference)}, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
         f"- Method: {adapter.method}, {adapter.steps} steps, best at {adapter.best_step} "
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",

@@ -208,7 +208,7 @@ def _waiting(client: "MlflowClient", registry: Registry, version: "ModelVersion"
     return Waiting(
         version=str(version.version),
         since=version.tags[f"{TAG}.when"],
-        sentence=verdict_of(version),
+        sentence=said(version, registry).partition(" To approve: ")[0],
         gain=version.tags.get("gain", ""),
         challenged=version.tags.get("challenged", ""),
         page=f"{ui(tracking_uri(registry), experiment_id)}/runs/{run_id}/artifacts/{PAGE}",

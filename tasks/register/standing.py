@@ -7,6 +7,7 @@ which is what MLflow's lists show.
 import html
 from typing import TYPE_CHECKING
 
+from tasks.artifacts import WAITING
 from tasks.config import Registry
 from tasks.register.history import now
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 TAG = "approval"
+PASSED = "Passed the gate"  # begins the sentence of a verdict that no longer waits for approval
 SENTENCE = "sentence"  # tag: of the verdict
 SAID = {"rolled back": "rolled back to"}  # of how a version got the alias; others as they are
 FINAL = ("rejected", "rolled back", "withdrawn")  # what a person decided against: no pipeline moves the alias to it
@@ -71,7 +73,7 @@ def said(version: "ModelVersion", registry: Registry) -> str:
     match standing(version, registry):
         case "waiting":
             waits = sentence.partition(": ")[2].removesuffix(".")
-            return f"Waiting for approval: {waits}. To approve: {command(version)}"
+            return f"{WAITING}: {waits}. To approve: {command(version)}"
         case "approved":
             what = tags.get(f"{TAG}.what") or "approved"
             how = SAID.get(what, what)
@@ -85,8 +87,9 @@ def said(version: "ModelVersion", registry: Registry) -> str:
 
 
 def verdict_of(version: "ModelVersion") -> str:
-    """The sentence of its verdict."""
-    return version.tags.get(SENTENCE) or str(version.description or "").partition("\n")[0]
+    """The sentence of its verdict, which does not say that it waits: what became of it is said besides."""
+    sentence = version.tags.get(SENTENCE) or str(version.description or "").partition("\n")[0]
+    return f"{PASSED}{sentence.removeprefix(WAITING)}" if sentence.startswith(f"{WAITING}: ") else sentence
 
 
 def command(version: "ModelVersion") -> str:

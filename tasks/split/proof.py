@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from tasks.figures import number
 from tasks.payloads import Decontamination, LeakProof, PairedRow, TimeSpans
 from tasks.similarity.sets import Nearest, Pairs
 from tasks.split.columns import RowColumns
@@ -14,15 +15,16 @@ RANDOM_SPLITS = 20
 LEAST_VISIBLE = 0.1  # a test side that does not show a difference of so much decides nothing
 DISCORDANT = 0.2  # of the rows of a usual comparison, answered rightly by one model alone
 CONFIDENCE, POWER = 1.645, 0.842  # normal quantiles of one-sided 95% and of 80%
+TOO_SMALL = "too_small"
 FINDINGS = {  # which rows are counted under a code, and what is with them
     "contaminated": ("training rows", "share a passage with an evaluation row"),
     "validation_in_held_out": ("validation rows", "share a passage with a record of data.held_out"),
     "test_in_held_out": ("test rows", "share a passage with a record of data.held_out"),
     "train_newer_than_test": ("training rows", "are newer than the oldest test row"),
-    "too_small": (
+    TOO_SMALL: (
         "test rows",
-        "form {independent} (near-duplicates and rows of one group count once): differences in accuracy below about "
-        "{difference:.2f} are not detectable; add rows that are not similar to these",
+        "count as {independent}, since near-duplicates and rows of one group count once. Differences in accuracy "
+        "between two models below about {difference} cannot be detected: add test rows that are not similar to these",
     ),
 }
 
@@ -69,8 +71,9 @@ def in_words(code: str, count: int, proof: LeakProof) -> str:
     """What stands out, in a sentence; of a test split that is too small it says how many clusters it has."""
     rows, what = FINDINGS[code]
     clusters = proof.test_clusters
-    independent = "1 independent cluster" if clusters == 1 else f"{clusters:,} independent clusters"
-    return f"{count} {rows} {what.format(difference=proof.smallest_visible_difference, independent=independent)}"
+    independent = "1 independent row" if clusters == 1 else f"{clusters:,} independent rows"
+    difference = number(proof.smallest_visible_difference)
+    return f"{count:,} {rows} {what.format(difference=difference, independent=independent)}"
 
 
 def findings(
@@ -82,6 +85,6 @@ def findings(
         "validation_in_held_out": contaminated.in_held_out.get("validation", 0),
         "test_in_held_out": contaminated.in_held_out.get("test", 0),
         "train_newer_than_test": time.train_rows_newer_than_a_test_row if time else 0,
-        "too_small": num_test if smallest_difference > LEAST_VISIBLE else 0,
+        TOO_SMALL: num_test if smallest_difference > LEAST_VISIBLE else 0,
     }
     return {code: count for code, count in found.items() if count}

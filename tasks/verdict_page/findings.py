@@ -13,6 +13,7 @@ from tasks.figures import number
 from tasks.metrics import describe
 from tasks.metrics.rows import RAISE_LIMIT, cut_off, scores
 from tasks.verdict_page.case import CANDIDATE, Case
+from tasks.verdict_page.direction import direction
 from tasks.verdict_page.mistakes import MISSING, NONE, Mistakes
 
 FEW = 3  # rows, under which a mistake is none of a kind
@@ -72,18 +73,28 @@ def _unreadable(case: Case) -> Found:
     """Answers that are not even of the form, though not cut off: of those that are, the cut is the cause."""
     table = case.tables[CANDIDATE]
     stopped = case.column(CANDIDATE, "stopped")
-    for metric, what in (("unparseable", "are not valid labels"), ("json_valid", "are not valid JSON")):
+    for metric, kind in (("unparseable", "label"), ("json_valid", "JSON")):
         if metric not in table.column_names:
             continue
         bad = scores(table, metric) == (metric == "unparseable")
         number_bad = int((bad & stopped).sum())
         if _is_much(number_bad, len(table), UNSTOPPED):
-            whole = "" if stopped.all() else "complete "
+            longer = "" if direction(case) == "gentler" else "Train longer, or state"
             yield Suggestion(
-                "Train longer, or state the answer format in the prompt",
-                f"{number_bad:,} of the candidate's {int(stopped.sum()):,} {whole}answers {what}",
+                f"{longer or 'State'} the answer format in the prompt",
+                _of_no_form(number_bad, int(stopped.sum()), len(table), kind),
                 "mistakes",
             )
+
+
+def _of_no_form(bad: int, ended: int, of: int, kind: str) -> str:
+    """How many answers are of no valid form, of those that were not cut off."""
+    cut = f" ({of - ended:,} of {of:,} were cut off)" if ended < of else ""
+    answers = f"{ended:,} answers that ended by themselves" if cut else f"candidate's {ended:,} answers"
+    if bad == ended:
+        return f"None of the {answers} is {'a valid label' if kind == 'label' else 'valid JSON'}{cut}"
+    of_form = "not valid labels" if kind == "label" else "not valid JSON"
+    return f"{bad:,} of the {answers} are {of_form}{cut}"
 
 
 def _rare(case: Case, num_wrong: int) -> Found:
@@ -115,6 +126,8 @@ def too_short_a_limit(case: Case) -> Found:
 
 def unstopped(case: Case) -> Found:
     """Answers that went on beyond their references until they were cut off."""
+    if direction(case) == "gentler":
+        return
     cut, num_rows = int((~case.column(CANDIDATE, "stopped")).sum()) - _num_cut(case), len(case.said)
     if _is_much(cut, num_rows, UNSTOPPED):
         yield Suggestion(

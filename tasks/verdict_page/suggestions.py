@@ -1,13 +1,13 @@
 """What to try next: each suggestion names the figures that it stands on, and where nothing stands out there is none."""
 
-import statistics
 from collections.abc import Callable
 
 from tasks import curves
 from tasks.account import reasons
 from tasks.figures import interval, number, rounded_up
 from tasks.metrics.baseline import CONSTANT
-from tasks.verdict_page.case import BASE, CANDIDATE, Case, Comparison, title
+from tasks.verdict_page.case import Case, Comparison, title
+from tasks.verdict_page.direction import SAME, direction, learned_nothing, same_as_base
 from tasks.verdict_page.drawing import words
 from tasks.verdict_page.findings import (
     RARE_ANSWERS,
@@ -22,7 +22,6 @@ from tasks.verdict_page.findings import (
 from tasks.verdict_page.mistakes import Mistakes
 
 MOST = 8
-SAME = 0.8  # share of answers that equal the base's, from which on training changed little
 QUARANTINED = 0.05  # of the records read, from which on it is much
 
 
@@ -30,6 +29,7 @@ def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
     """What to try next, what decided first; `made` are the candidate's mistakes."""
     rules: tuple[Callable[[Case], Found], ...] = (
         too_short_a_limit,
+        not_finished,
         nothing_learned,
         undecided,
         broken_guardrails,
@@ -58,10 +58,13 @@ def undecided(case: Case) -> Found:
     hardest = max(open_ones, key=lambda each: each.rows_to_tell)
     needed = hardest.rows_needed or needed
     gain = interval(hardest.difference, signed=True)
-    because = (
-        f"against the {_opponent(hardest)}: {gain}; smallest detectable gain with {num_rows:,} test rows: "
-        f"{number(hardest.smallest_visible)} (80 % power); test rows needed: about {rounded_up(needed):,}"
+    is_named = hardest == case.decided.closest  # else the page would have two smallest detectable gains
+    detectable = (
+        f"smallest detectable gain with {num_rows:,} test rows: {number(hardest.smallest_visible)} (80 % power); "
+        if is_named
+        else ""
     )
+    because = f"against the {_opponent(hardest)}: {gain}; {detectable}test rows needed: about {rounded_up(needed):,}"
     if needed > 5 * num_rows:
         yield Suggestion("Aim for a larger gain rather than more test rows", because, "intervals")
     else:
@@ -69,9 +72,11 @@ def undecided(case: Case) -> Found:
 
 
 def broken_guardrails(case: Case) -> Found:
-    """A gentler training, where a guardrail is broken."""
+    """A gentler training, where a guardrail is broken, unless longer training is what it needs."""
+    if direction(case) == "longer":
+        return
     for each in case.decided.guardrails:
-        if each.finding == "below":
+        if each.finding == "below" and not (each.metric == "stopped" and learned_nothing(case)):
             seen = interval(each.difference, signed=True)
             yield Suggestion(
                 f"Train more gently: a lower training.learning_rate, fewer {case.curves.planned_by} or a lower "
@@ -95,24 +100,39 @@ def prompting_is_enough(case: Case) -> Found:
         )
 
 
+def not_finished(case: Case) -> Found:
+    """A longer training first, where the candidate learned nothing and the validation loss was still falling."""
+    if learned_nothing(case) and direction(case) == "longer" and curves.is_falling(case.curves):
+        (_, before), (_, last) = case.curves.series("eval_loss")[-2:]
+        yield Suggestion(
+            f"Train longer: more {case.curves.ended_by}",
+            f"the validation loss was {number(before)} one evaluation before the end and {number(last)} at the end",
+            "training",
+        )
+
+
 def nothing_learned(case: Case) -> Found:
     """Answers that no model can learn, or a training that changed nothing; only where the candidate did not win."""
-    if case.verdict.decision == "promote" or not case.differences:
+    if not learned_nothing(case):
         return
+    wants, is_falling = direction(case), curves.is_falling(case.curves)
     for each in case.comparisons:
         if each.opponent == CONSTANT and each.finding != "above":
             is_ahead = each.difference[1] > 0
+            if wants == "longer" and is_falling:
+                advice = "Then check that the answers match their prompts"
+            elif wants != "gentler" and is_ahead:
+                advice = "Train longer, and check that the answers match their prompts"
+            else:
+                advice = "First check that the answers match their prompts"
             yield Suggestion(
-                "Train longer, and check that the answers match their prompts"
-                if is_ahead
-                else "First check that the answers match their prompts",
+                advice,
                 f"{words(each.metric)} is {number(each.candidate_mean)}, that of the {_opponent(each)} "
                 f"{number(each.opponent_mean)}",
                 "rows",
             )
-    pairs = zip(*(case.tables[name]["answer"].to_pylist() for name in (CANDIDATE, BASE)), strict=True)
-    same = statistics.fmean(mine == theirs for mine, theirs in pairs)
-    if same >= SAME:
+    same = same_as_base(case)
+    if same >= SAME and wants != "gentler":
         yield Suggestion(
             f"Train more: a higher training.learning_rate or more {case.curves.ended_by}",
             f"{same:.0%} of the candidate's answers are identical to the base's",
@@ -123,6 +143,8 @@ def nothing_learned(case: Case) -> Found:
 def training(case: Case) -> Found:
     """What the curves warn of."""
     for each in curves.warnings(case.curves):
+        if each.kind == "still falling at the end" and learned_nothing(case):
+            continue  # not_finished says it
         yield Suggestion(_upper(each.advice), f"{each.short}: {each.seen}", "training")
 
 
