@@ -271,7 +271,7 @@ def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:
     )
     same = against(*shares(won=10, lost=10, right=103, wrong=21))
     assert same.rows_needed is None
-    assert same.sentence.endswith(" (80 % power); the gain is about zero: more test rows would not change this.")
+    assert same.sentence.endswith(" (80 % power); the gain is about zero: more test rows would probably not show one.")
     close = against(*shares(won=12, lost=10, right=100, wrong=21), margin=0.05)
     assert close.sentence.endswith("; the gain is not above .05: more test rows would probably not change this.")
 
