@@ -91,6 +91,7 @@ def run(
         sections = {name: getattr(pipeline.settings, name) for name in config.Settings.model_fields}
         with deployment_file.placed(pipeline), looked_at(pipeline.settings):
             calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)  # before a server starts for the run
+            interrupts.raise_if_came()
             prefect_server.ensure()
             with prefect_server.needed():
                 state: Any = finetune(**sections, until=pipeline.until, refresh=pipeline.refresh, return_state=True)
@@ -166,14 +167,15 @@ def compare(
     with one_line_errors(as_json) as until_end:
         prepare(console, quiet=quiet, verbose=verbose)
         pipeline = load(until_end, file, deployment, assignments)
-        from flows import compare_command, deployment_file, prefect_server
+        with importing():
+            from flows import compare_command, deployment_file, prefect_server
+            from flows.compare import compare as compare_flow
 
         asked = compare_command.variants(pipeline, vary or [])
         variants = {name: variant.settings for name, variant in asked.items()}
         config.make_home()
-        from flows.compare import compare as compare_flow
-
         with deployment_file.placed(pipeline):
+            interrupts.raise_if_came()
             prefect_server.ensure()
             with prefect_server.needed():
                 state: Any = compare_flow(pipeline.settings, variants, seeds, prune, return_state=True)

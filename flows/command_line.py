@@ -108,6 +108,7 @@ def load(
 
     Raises ConfigError.
     """
+    note_home_beside(file)
     with importing():
         from flows import deployment_file
 
@@ -118,6 +119,16 @@ def load(
     until_end.enter_context(config.working_in(file.parent))
     config.prepare_environment(pipeline.settings)
     return pipeline
+
+
+def note_home_beside(file: Path) -> None:
+    """Print to stderr that the home is a new one, where there is one beside the deployment file already."""
+    beside, here = file.resolve().parent / ".tunewright", config.home()
+    if "TUNEWRIGHT_HOME" not in os.environ and beside.is_dir() and not here.exists():
+        said = (
+            f"note: the home here is {here}; {beside} beside the deployment file exists; set TUNEWRIGHT_HOME to use it"
+        )
+        print(visible(said), file=sys.stderr)
 
 
 def _stage(option: str, name: str) -> str:
@@ -133,10 +144,14 @@ def repeated(file: Path, assignments: list[str] | None) -> str:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """For a block of imports: what they make stays, and looking through it for garbage is a sixth of their time."""
+    """For a block of imports, in which Ctrl-C ends the process at once.
+
+    What they make stays, and looking through it for garbage is a sixth of their time.
+    """
     gc.disable()
     try:
-        yield
+        with interrupts.at_once():
+            yield
     finally:
         gc.freeze()
         gc.enable()
@@ -184,9 +199,9 @@ def one_line_errors(as_json: bool) -> Iterator[ExitStack]:
             raise
         _fail(OF_THE_DISK[error.errno].format(error.filename or config.home()), 1, as_json)
     except KeyboardInterrupt:
-        _fail(interrupts.SAID, interrupts.CODE, as_json)
+        _fail(interrupts.said(signal.SIGINT), 128 + signal.SIGINT, as_json)
     except _Terminated:
-        _fail("ended by SIGTERM, not finished; the next run resumes from here", 128 + signal.SIGTERM, as_json)
+        _fail(interrupts.said(signal.SIGTERM), 128 + signal.SIGTERM, as_json)
 
 
 class _Terminated(BaseException):

@@ -1,18 +1,29 @@
 """Ctrl-C at any moment of a command is one line and exit code 130, also while its libraries are imported.
 
-An import that is interrupted can print a traceback, or turn the interrupt into an error of another name. So a command
-ends at once on Ctrl-C as long as it does nothing but import, and raises KeyboardInterrupt when it has begun its work.
+An import that is interrupted can print a traceback, turn the interrupt into an error of another name, or swallow it. So
+a command ends at once on Ctrl-C as long as it does nothing but import, and raises KeyboardInterrupt when it has begun
+its work; before it starts processes, it asks whether Ctrl-C came (`raise_if_came`).
 """
 
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-SAID = "interrupted; the next run resumes from here"
-CODE = 128 + signal.SIGINT
-AS_JSON = f'{{"error": "{SAID}", "exit_code": {CODE}}}\n'
+RESUMED = ("run", "compare")  # commands whose next call resumes what was interrupted
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_blocks: list[bool] = []  # of each `raised` block that is open: whether a signal came in it
+
+
+def said(number: int) -> str:
+    """The line for a command that Ctrl-C or SIGTERM ended; only a run or a comparison is resumed."""
+    is_resumed = next((each for each in sys.argv[1:] if not each.startswith("-")), "") in RESUMED
+    if number == signal.SIGTERM:
+        return "ended by SIGTERM" + ", not finished; the next run resumes from here" * is_resumed
+    return "interrupted" + "; the next run resumes from here" * is_resumed
 
 
 def end_at_once() -> None:
@@ -32,11 +43,48 @@ def importing() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _end(*_: object) -> None:
-    os.write(2, f"error: {SAID}\n".encode())
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Ends the process at once where a signal comes that `raised` would raise, for a block that has nothing to end.
+
+    So no library can swallow it.
+    """
+    raises = [each for each in SIGNALS if isinstance(signal.getsignal(each), _Raise)]
+    if not raises or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, _end) for each in raises}
+    try:
+        raise_if_came()
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _end(number: int, *_: object) -> None:
+    line, code = said(number), 128 + number
+    os.write(2, f"error: {line}\n".encode())
     if "--json" in sys.argv:
-        os.write(1, AS_JSON.encode())
-    os._exit(CODE)
+        os.write(1, f'{{"error": "{line}", "exit_code": {code}}}\n'.encode())
+    os._exit(code)
+
+
+class _Raise:
+    """The handler of a `raised` block."""
+
+    def __init__(self, block: int) -> None:
+        self.block = block
+
+    def __call__(self, *_: object) -> None:
+        _blocks[self.block] = True
+        raise KeyboardInterrupt
+
+
+def raise_if_came() -> None:
+    """Raise KeyboardInterrupt where a signal came in an open `raised` block, whoever swallowed it."""
+    if any(_blocks):
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -46,27 +94,24 @@ def raised(*, by: Sequence[signal.Signals] = ()) -> Iterator[None]:
     Where Ctrl-C is ignored, as by a shell of what it starts with `&`, it stays so; the signals `by` are never ignored.
     """
     before = {each: signal.getsignal(each) for each in by or [signal.SIGINT]}
-    if not by and before[signal.SIGINT] not in (_end, signal.default_int_handler):
+    answer = before.get(signal.SIGINT)
+    if not by and not (answer in (_end, signal.default_int_handler) or isinstance(answer, _Raise)):
         yield
         return
-    came = False
-
-    def interrupt(*_: object) -> None:
-        nonlocal came
-        came = True
-        raise KeyboardInterrupt
-
+    block = len(_blocks)
+    _blocks.append(False)
     unraisable = sys.unraisablehook
     for each in before:
-        signal.signal(each, interrupt)
-    sys.unraisablehook = lambda what: None if came else unraisable(what)
+        signal.signal(each, _Raise(block))
+    sys.unraisablehook = lambda what: None if _blocks[block] else unraisable(what)
     try:
         yield
     except BaseException as error:
-        if came and not isinstance(error, KeyboardInterrupt):
+        if _blocks[block] and not isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
     finally:
         sys.unraisablehook = unraisable
         for each, handler in before.items():
             signal.signal(each, handler)
+        _blocks.pop()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.command_line import Deployment, File, Json, console_of, one_line_errors, prepare
+from flows.command_line import Deployment, File, Json, console_of, note_home_beside, one_line_errors, prepare
 from flows.visible import as_line
 from tasks import addresses
 from tasks.errors import ConfigError
@@ -52,6 +52,7 @@ def deploy(file: File, deployment: Deployment = None, as_json: Json = False) -> 
     console = console_of(as_json)
     with one_line_errors(as_json):
         prepare(console)
+        note_home_beside(file)
         up, api = addresses.running(), os.environ.get("PREFECT_API_URL")
         if not api:
             raise ConfigError(

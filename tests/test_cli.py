@@ -125,6 +125,34 @@ def test_help_and_version(tunewright: Run) -> None:
     assert version.stdout.startswith("tunewright 0.")
 
 
+def test_a_second_home_is_not_made_without_a_word(
+    tunewright: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("theirs/.tunewright", "here"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "theirs" / "bank.yaml").write_text("deployments: []\n")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    here, theirs = tmp_path / "here" / ".tunewright", tmp_path / "theirs" / ".tunewright"
+    note = f"note: the home here is {here}; {theirs} beside the deployment file exists; set TUNEWRIGHT_HOME to use it"
+
+    def shown(command: str, folder: Path, *options: str) -> list[str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.delenv("TUNEWRIGHT_HOME", raising=False)
+        found = tunewright(command, "../theirs/bank.yaml", *options)
+        assert "note:" not in found.stdout
+        return found.stderr.splitlines()
+
+    for command in ("run", "plan", "data", "compare", "deploy"):
+        assert shown(command, here.parent, *(() if command == "deploy" else ("--json",)))[0] == note
+        assert note not in shown(command, theirs.parent)
+    here.mkdir()
+    assert note not in shown("plan", here.parent)
+    here.rmdir()
+    monkeypatch.chdir(here.parent)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(here))
+    assert note not in tunewright("plan", "../theirs/bank.yaml").stderr
+
+
 def test_help_does_not_break_a_line_where_the_docstring_does() -> None:
     shown = CliRunner(env={"COLUMNS": "400"}).invoke(cli.app, ["clean", "--help"]).stdout
     assert "rejected versions with their weights, and runs deleted in MLflow. Never files in use by a run" in shown

@@ -15,7 +15,8 @@ from flows import interrupts
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / "deployments" / "demo.yaml")
-SAID = f"error: {interrupts.SAID}\n"
+INTERRUPTED = "error: interrupted\n"
+RESUMED = "error: interrupted; the next run resumes from here\n"
 AT_IMPORT = """
 import os, signal, sys
 
@@ -26,6 +27,22 @@ class Interrupting:
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupting())
+from flows.cli import main
+main()
+"""
+SWALLOWED = """
+import os, signal, sys
+
+class Swallowing:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except BaseException as error:
+                print("Failed to initialize plugins:", repr(error))
+
+sys.meta_path.insert(0, Swallowing())
 from flows.cli import main
 main()
 """
@@ -60,7 +77,7 @@ def called(code: str, *arguments: str, home: Path) -> subprocess.CompletedProces
 @pytest.mark.parametrize("module", ["flows.command_line", "typer", "pydantic", "yaml"])
 def test_while_the_command_line_is_imported(module: str, tmp_path: Path) -> None:
     done = called(AT_IMPORT.format(module=module), "settings", home=tmp_path)
-    assert (done.returncode, done.stderr, done.stdout) == (130, SAID, "")
+    assert (done.returncode, done.stderr, done.stdout) == (130, INTERRUPTED, "")
 
 
 @pytest.mark.parametrize(
@@ -79,18 +96,49 @@ def test_while_a_command_imports_what_it_needs(command: str, module: str, tmp_pa
     if command == "deploy":
         code = f"import os; os.environ['PREFECT_API_URL'] = 'http://127.0.0.1:9/api'\n{code}"
     done = called(code, *COMMANDS[command], home=tmp_path)
-    assert (done.returncode, done.stderr) == (130, SAID)
+    assert (done.returncode, done.stderr) == (130, RESUMED if command in ("run", "compare") else INTERRUPTED)
 
 
 def test_once_it_is_done_and_python_ends(tmp_path: Path) -> None:
     done = called(AT_THE_END, "settings", home=tmp_path)
-    assert (done.returncode, done.stderr) == (130, SAID)
+    assert (done.returncode, done.stderr) == (130, INTERRUPTED)
+
+
+def ports() -> tuple[str, str, str, str]:
+    """Options of `up` that name two free ports."""
+    with socket.socket() as one, socket.socket() as other:
+        for each in (one, other):
+            each.bind(("127.0.0.1", 0))
+        return "--port", str(one.getsockname()[1]), "--mlflow-port", str(other.getsockname()[1])
+
+
+@pytest.mark.parametrize("module", ["flows.services.database", "prefect.settings", "prefect.client.orchestration"])
+def test_a_library_that_swallows_it_does_not_keep_up_from_ending(module: str, tmp_path: Path) -> None:
+    done = called(SWALLOWED.format(module=module), "up", *ports(), home=tmp_path / "home")
+    assert (done.returncode, done.stderr) == (130, INTERRUPTED)
+    assert "Ctrl-C stops it" not in done.stdout
+    assert not (tmp_path / "home" / "logs").exists()  # no process was started
+
+
+def test_a_library_that_swallows_it_does_not_keep_a_run_from_ending(tmp_path: Path) -> None:
+    done = called(SWALLOWED.format(module="prefect"), *COMMANDS["run"], home=tmp_path / "home")
+    assert (done.returncode, done.stderr, done.stdout) == (130, RESUMED, "")
+
+
+def test_what_was_swallowed_is_known_before_anything_is_started() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts.raised():
+        interrupts.raise_if_came()
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        interrupts.raise_if_came()
+        pytest.fail("it went on")
+    interrupts.raise_if_came()
 
 
 def test_a_program_gets_its_line_of_json(tmp_path: Path) -> None:
     early = called(AT_IMPORT.format(module="typer"), "settings", "--json", home=tmp_path)
     late = called(AT_IMPORT.format(module="flows.settings_command"), "settings", "--json", home=tmp_path)
-    assert early.stdout == late.stdout == f'{{"error": "{interrupts.SAID}", "exit_code": 130}}\n'
+    assert early.stdout == late.stdout == '{"error": "interrupted", "exit_code": 130}\n'
 
 
 def test_a_library_that_makes_another_error_of_it_changes_nothing() -> None:
@@ -108,12 +156,8 @@ def test_who_imports_the_command_line_keeps_its_own_answer() -> None:
 
 @pytest.mark.parametrize("seconds", [0.5, 1.5, 2.5, 4.0])
 def test_up_ends_with_its_children_and_no_traceback(seconds: float, tmp_path: Path) -> None:
-    with socket.socket() as one, socket.socket() as other:
-        for each in (one, other):
-            each.bind(("127.0.0.1", 0))
-        ports = [str(each.getsockname()[1]) for each in (one, other)]
     process = subprocess.Popen(
-        [sys.executable, "-c", UP, "up", "--port", ports[0], "--mlflow-port", ports[1]],
+        [sys.executable, "-c", UP, "up", *ports()],
         env=environment(tmp_path / "home"),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -128,10 +172,10 @@ def test_up_ends_with_its_children_and_no_traceback(seconds: float, tmp_path: Pa
     assert "Traceback" not in said
     if "Ctrl-C stops it" in said:
         assert process.returncode == 0
-        assert said.splitlines()[-1].startswith("all stopped; ")
+        assert said.splitlines()[-1] == "all stopped"  # there was no run
         assert len(said.splitlines()) <= 4  # with what was ready by then
     else:
-        assert (process.returncode, said) == (130, SAID)
+        assert (process.returncode, said) == (130, INTERRUPTED)
 
 
 def test_the_child_that_makes_mlflows_database_is_out_of_the_terminals_reach(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_all_that_a_service_started_ends_with_it(tmp_path: Path, mark: str) -> N
         child = int((tmp_path / "worker").read_text())
         assert child in {process.pid for process in processes.alive(mark, ["worker"])}
     assert not lives(child)
+    assert supervisor.has_cut_runs  # its stand-in starts a run
 
 
 def test_the_worker_ends_before_the_servers(tmp_path: Path, mark: str) -> None:
@@ -101,6 +102,7 @@ def test_the_worker_ends_before_the_servers(tmp_path: Path, mark: str) -> None:
     with Supervisor(order, mark) as supervisor:
         supervisor.begin(lambda service, seconds: None)
     assert (tmp_path / "ended").read_text().split()[0] == "worker"
+    assert not supervisor.has_cut_runs
     assert set((tmp_path / "ended").read_text().split()) == {"prefect", "mlflow", "worker"}
 
 

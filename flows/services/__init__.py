@@ -7,8 +7,8 @@ prefect_app.py and tasks/mlflow_server.py close the servers to web pages and hos
 
 import logging
 import os
-import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote
 
@@ -39,15 +39,21 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
 
     Raises ConfigError where a port is taken, TunewrightError where it is up already or a service does not start.
     """
-    try:
-        with interrupts.raised(by=(signal.SIGINT, signal.SIGTERM)):  # also where a shell has them ignored
-            _serve(console, port, mlflow_port, pool)
-    except KeyboardInterrupt:
-        console.print("all stopped; interrupted runs resume from their last checkpoint when they run again")
+    with interrupts.raised(by=interrupts.SIGNALS), ExitStack() as until_end:  # also where a shell has them ignored
+        with interrupts.at_once():
+            found, file = _prepared(until_end, console, port, mlflow_port, pool)
+            mark = f"{os.getpid()}-{time.time_ns()}"
+            supervisor = Supervisor(services(found), mark, lambda: cut_short(found))
+        try:
+            console.print(f"tunewright up, in {config.home()}: Ctrl-C stops it", markup=False)
+            _serve(console, found, file, supervisor)
+        except KeyboardInterrupt:
+            resumed = "; interrupted runs resume from their last checkpoint when they run again"
+            console.print(f"all stopped{resumed if supervisor.has_cut_runs else ''}")
 
 
-def _serve(console: Console, port: int, mlflow_port: int, pool: str) -> None:
-    """Starts the services and looks after them for ever; whatever ends that ends them."""
+def _prepared(until_end: ExitStack, console: Console, port: int, mlflow_port: int, pool: str) -> tuple[Addresses, Path]:
+    """Do all that comes before a process is started; the addresses, and the locked file that they are to be in."""
     if port == mlflow_port:
         raise ConfigError(f"--port {port} and --mlflow-port {mlflow_port} are the same; accepted: two ports")
     found = Addresses(
@@ -60,30 +66,35 @@ def _serve(console: Console, port: int, mlflow_port: int, pool: str) -> None:
     config.quiet_libraries()
     print_log(console, logging.INFO)
     log.propagate = False  # else Prefect's handler of the root prints each line again
-    with addresses.held() as file:
-        if orphaned():  # what an `up` left that was killed; its sentinel is ending it
-            console.print("waiting for processes of an earlier tunewright up to end", markup=False)
-            wait_for_orphans()
-        require_free(port, "--port")
-        require_free(mlflow_port, "--mlflow-port")
-        addresses.keep_password(_password_of_environment())
-        console.print(f"tunewright up, in {config.home()}: Ctrl-C stops it", markup=False)
-        relocate(VIEW_TAG)
+    file = until_end.enter_context(addresses.held())
+    if orphaned():  # what an `up` left that was killed; its sentinel is ending it
+        console.print("waiting for processes of an earlier tunewright up to end", markup=False)
+        wait_for_orphans()
+    require_free(port, "--port")
+    require_free(mlflow_port, "--mlflow-port")
+    addresses.keep_password(_password_of_environment())
+    import prefect.client.orchestration  # noqa: F401 what asks the servers imports it, when they have been started
 
-        database.make()
+    return found, file
 
-        def ready(service: Service, seconds: float) -> None:
-            console.print(f"  {service.name:<10}{service.shows:<32}ready after {seconds:.0f} s", markup=False)
-            if service.name == "prefect" and (cut := cut_short(found)):
-                console.print(f"    marked as crashed, since they were killed: {', '.join(cut)}", markup=False)
 
-        mark = f"{os.getpid()}-{time.time_ns()}"
-        with Supervisor(services(found), mark, lambda: cut_short(found)) as supervisor:
-            supervisor.begin(ready)
-            file.write_text(found.model_dump_json(), encoding="utf-8")
-            console.print(f"Their logs are in {logs()}.\n")
-            show_next(console, found)
-            supervisor.watch()
+def _serve(console: Console, found: Addresses, file: Path, supervisor: Supervisor) -> None:
+    """Starts the services and looks after them for ever; whatever ends that ends them."""
+    relocate(VIEW_TAG)
+    database.make()
+
+    def ready(service: Service, seconds: float) -> None:
+        console.print(f"  {service.name:<10}{service.shows:<32}ready after {seconds:.0f} s", markup=False)
+        if service.name == "prefect" and (cut := cut_short(found)):
+            console.print(f"    marked as crashed, since they were killed: {', '.join(cut)}", markup=False)
+
+    interrupts.raise_if_came()
+    with supervisor:
+        supervisor.begin(ready)
+        file.write_text(found.model_dump_json(), encoding="utf-8")
+        console.print(f"Their logs are in {logs()}.\n")
+        show_next(console, found)
+        supervisor.watch()
 
 
 def _require_same_server(up: Addresses) -> None:

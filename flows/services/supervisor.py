@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from flows import interrupts
 from flows.services.processes import RUN, alive, end, marked, start
 from flows.services.service import Service, log_file, logs
 from tasks.errors import TunewrightError
@@ -28,6 +29,7 @@ class Supervisor:
         self.services = services
         self.mark = mark
         self.cut_short = cut_short  # marks the runs of a worker that ended, as a killed one cannot
+        self.has_cut_runs = False  # whether runs were active when all was ended
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.died: dict[str, list[float]] = {service.name: [] for service in services}
 
@@ -39,6 +41,7 @@ class Supervisor:
     def __exit__(self, *_: object) -> None:
         """Ends the worker with its runs, then the servers that these need until the end."""
         *servers, worker = self.services
+        self.has_cut_runs = bool(alive(self.mark, [worker.name], has=RUN))
         end(self.mark, [worker.name], GRACE_SECONDS)
         end(self.mark, [server.name for server in servers], GRACE_SECONDS)
         assert self.sentinel.stdin
@@ -54,6 +57,7 @@ class Supervisor:
         began = time.monotonic()
         for some in (servers, [worker]):
             for service in some:
+                interrupts.raise_if_came()
                 self.processes[service.name] = start(service, self.mark)
             for service in some:
                 self._wait(service)
@@ -67,6 +71,7 @@ class Supervisor:
 
     def look(self) -> None:
         """Starts again what has died since the last look."""
+        interrupts.raise_if_came()  # which a library may have swallowed
         if self.sentinel.poll() is not None:
             self.sentinel = _sentinel(self.mark)
         for service in self.services:
@@ -95,6 +100,7 @@ class Supervisor:
     def _wait(self, service: Service) -> None:
         until = time.monotonic() + READY_SECONDS
         while not service.is_ready():
+            interrupts.raise_if_came()
             code = self.processes[service.name].poll()
             if code is not None:
                 raise TunewrightError(
