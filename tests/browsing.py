@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
+SLOWEST_MS = 60_000  # for a page on a machine that is busy; its own 5 s are of an idle one
 FOUND = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -17,5 +18,6 @@ def browser(*options: str) -> Iterator[Browser]:
         pytest.skip("no Chromium here; apt-get install chromium, as .ci/run does")
     with sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=FOUND, args=["--no-sandbox", *options])
+        expect.set_options(timeout=SLOWEST_MS)
         yield chromium
         chromium.close()

@@ -126,7 +126,9 @@ def test_a_named_server_that_does_not_answer_is_one_line_and_no_other_starts() -
     with (
         temporary_settings({PREFECT_API_URL: DEAD}),
         patch.object(prefect_server, "_start") as start,
-        pytest.raises(ConfigError, match=f"PREFECT_API_URL={DEAD}: no server .*refused.* start one .*, or unset it"),
+        pytest.raises(
+            ConfigError, match=f"PREFECT_API_URL={DEAD}: no usable server .*refused.* start one .*, or unset it"
+        ),
     ):
         prefect_server.ensure()
     start.assert_not_called()

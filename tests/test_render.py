@@ -183,7 +183,7 @@ def test_quarantine_keeps_the_account_and_truncates_nothing(tiny_base: Base, mak
 
 def test_a_row_longer_than_the_base_can_read_is_refused(make_base: MakeBase, make_splits: MakeSplits) -> None:
     base = make_base(tiny_tokenizer(), max_position_embeddings=30)
-    with pytest.raises(DataError, match=r"the 30 tokens that model[.]base reads at once .* shorten them"):
+    with pytest.raises(DataError, match=r"the 30 tokens of the context of model[.]base .* shorten them"):
         rendered(make_splits, base, ("three " * 40, "four"))
 
 

@@ -388,6 +388,7 @@ def test_a_given_side_takes_its_rows_from_where_they_were_and_frees_the_others()
         "stayed": stayed,
         "given_elsewhere": 5,
         "freed_by_a_given_side": len(tested),
+        "quarantined": 0,
         "gone": 0,
     }
 
@@ -485,7 +486,7 @@ def test_lineage_takes_a_reason_that_it_does_not_know(monkeypatch: pytest.Monkey
     table = pq.read_table(file)
     reasons = pa.array(["by_a_new_rule", "contaminated", *table["because"].to_pylist()[2:]])
     pq.write_table(table.set_column(2, "because", reasons), file)
-    monkeypatch.setattr("tasks.assignments.folder_of", lambda *_: splits.folder)
+    monkeypatch.setattr("tasks.assignments.kept", lambda *_: file)
     past: Any = [SimpleNamespace(number=1)]
     ids, sides = table["row_id"].to_pylist(), table["side"].to_pylist()
     assert lineage.sides(ids[0], "", past) == [{"version": 1, "side": sides[0], "because": "by_a_new_rule"}]

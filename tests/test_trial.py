@@ -141,5 +141,5 @@ def test_several_are_tried_at_once_and_the_first_wrong_one_is_told() -> None:
         Entry(f"{GX}.{name}", "warning", {"column": column}, f"checks.expectations[{n}]")
         for n, (name, column) in enumerate(zip(names, columns, strict=True))
     ]
-    with pytest.raises(SuiteError, match=r"^checks\.expectations\[1\]\.arguments\.column=lne is no column"):
+    with pytest.raises(SuiteError, match=r"^checks\.expectations\[1\]\.arguments\.column=lne is not a column"):
         try_out(entries, ROW_SCHEMA)

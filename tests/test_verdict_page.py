@@ -574,7 +574,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
         ),
         (
             {"candidate": RIGHT, "base": wrong(RIGHT, range(40)), "checks": {"conflicting_prompts": 7}},
-            "7 prompts have more than one answer, in 14 of 82 rows",
+            "7 prompts have more than one answer, in 14 rows",
         ),
         (
             {"candidate": RIGHT, "base": wrong(RIGHT, range(40)), "quarantined": 30},

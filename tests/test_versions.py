@@ -239,7 +239,7 @@ def test_a_run_that_another_one_overtook_is_not_accepted() -> None:
     run("abd")
     checked = check(rows)
     unique = dedupe(checked)
-    with pytest.raises(TunewrightError, match=r"accepted version 2 .* went on from version 1; run again"):
+    with pytest.raises(TunewrightError, match=r"accepted version 2 .* was based on version 1; run again"):
         accept(found, rows, checked, unique, split(unique, SPLIT))
     assert len(history("triage", 0, "cluster")) == 2
     assert run("abc")[0].number == 3
@@ -324,7 +324,7 @@ def test_a_line_that_is_no_version_is_named() -> None:
     run("ab")
     with file_of("triage").open("a") as file:
         file.write('{"number": 2}\n')
-    with pytest.raises(ConfigError, match=r"triage.jsonl line 2: .*number.* is no version"):
+    with pytest.raises(ConfigError, match=r"triage.jsonl line 2: .*number.* is not a data version"):
         run("abc")
 
 
