@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -517,6 +518,15 @@ def test_an_earlier_run_on_the_same_rows_is_a_rate(tiny_base: Base, tokens: Toke
 def test_training_begins_with_a_micro_batch_that_fits_and_no_warning(tiny_base: Base, tokens: Tokens) -> None:
     size, warning = budget.before_training(tiny_base, tokens, Method(), Training(micro_batch="auto"), Compute())
     assert (size, warning) == (16, "")
+
+
+def test_a_size_that_is_no_number_is_one_line(tiny_base: Base, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base.weights, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"intermediate_size": "=1+1"}))
+    with pytest.raises(shapes.NoShape, match=r"intermediate is '=1[+]1', not a number that the estimate can use$"):
+        shapes.shape_in(base)
 
 
 def test_a_base_that_cannot_be_reckoned_with_trains_as_it_is_set(

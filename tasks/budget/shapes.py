@@ -7,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks import bounded, headers
 from tasks.budget import gguf
 from tasks.serving import package_file
 
+MAX_SHOWN = 40  # characters of a value in an error
 EMBEDDING = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 HEAD = ("lm_head", "embed_out")
 # What one layer computes from the same input: a projection's name says which.
@@ -232,20 +233,26 @@ def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]
     if missing := [name for name in NEEDED if not config.get(name)]:
         raise NoShape(f"{where} has no {missing[0]} in its config, which the estimate needs")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    return ModelShape(
-        kind=config.get("model_type", ""),
-        hidden=hidden,
-        intermediate=_intermediate(config, hidden, is_mixture=num_expert > 0),
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_size=config.get("head_dim") or hidden // heads,
-        vocabulary=config["vocab_size"],
-        tied=not has_head and config.get("tie_word_embeddings", True),
-        matrices=tuple(sorted(matrices)),
-        num_others=num_others,
-        num_expert=num_expert,
-        expert_share=_experts_of_a_token(config) / (_num_experts(config) or 1) if num_expert else 0.0,
-    )
+    try:
+        return ModelShape(
+            kind=config.get("model_type", ""),
+            hidden=hidden,
+            intermediate=_intermediate(config, hidden, is_mixture=num_expert > 0),
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_size=config.get("head_dim") or hidden // heads,
+            vocabulary=config["vocab_size"],
+            tied=not has_head and config.get("tie_word_embeddings", True),
+            matrices=tuple(sorted(matrices)),
+            num_others=num_others,
+            num_expert=num_expert,
+            expert_share=_experts_of_a_token(config) / (_num_experts(config) or 1) if num_expert else 0.0,
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise NoShape(
+            f"{where}: {fault['loc'][0]} is {str(fault['input'])[:MAX_SHOWN]!r}, not a number that the estimate can use"
+        ) from None
 
 
 def _with_common_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
