@@ -7,6 +7,7 @@ once, and never the other way round.
 """
 
 import contextlib
+import errno
 import shutil
 import sqlite3
 import tarfile
@@ -21,6 +22,7 @@ from tasks.errors import ConfigError
 FILES = "mlartifacts"
 HISTORIES = ("versions", "looks", "registered")
 WAIT_SECONDS = 30
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # that of the home
 NO_BACKUP = "not a backup of tunewright home backup, or a damaged one"
 
 
@@ -82,9 +84,9 @@ def _extract(file: Path, folder: Path) -> None:
         with tarfile.open(file) as archive:
             archive.extractall(folder, filter="data")
     except Exception as error:  # what tarfile raises for a damaged file is anything
-        if isinstance(error, OSError) and error.errno:
-            if error.filename is None or Path(error.filename) != file:  # the disk of the home
-                raise
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            raise
+        if isinstance(error, OSError) and error.filename and Path(error.filename) == file:
             raise ConfigError(f"{file}: {error.strerror}") from error
         raise ConfigError(f"{file}: {NO_BACKUP}") from error
 

@@ -465,7 +465,7 @@ def test_a_calibration_times_real_steps_and_is_kept(
     )
     assert other
     assert other.low == rate.low
-    assert other.source.endswith("of lora")
+    assert other.source.endswith("with lora")
     for change in ({"threads": 2}, {"precision": "float32"}, {"compile": True}):
         another = compute.model_copy(update=change)
         assert (

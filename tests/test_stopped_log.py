@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,9 +11,16 @@ from prefect import flow, task
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
 from prefect.states import Completed, exception_to_crashed_state
+from prefect.testing.utilities import prefect_test_harness
 
 from flows.stopped_log import LOGGERS, STOPPED, say_stopped
 from tasks.errors import DataError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
 
 
 class Kept(logging.Handler):
