@@ -75,7 +75,6 @@ def write_rows(case: Case, folder: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     from tasks.artifacts import IGNORED, TOKEN_SCHEMA
-    from tasks.payloads import Contract
 
     drawn, asked = random.Random(0), case.length - case.labelled
     rows = [
@@ -91,21 +90,6 @@ def write_rows(case: Case, folder: Path) -> list[dict[str, Any]]:
     ]
     pq.write_table(pa.Table.from_pylist(rows, TOKEN_SCHEMA), folder / "train.parquet")
     pq.write_table(pa.Table.from_pylist(rows[:1], TOKEN_SCHEMA), folder / "validation.parquet")
-    Contract(
-        chat_template="",
-        chat_template_sha256="",
-        date_in_template=None,
-        generation_prompt="",
-        add_special_tokens=False,
-        stop_token="",
-        stop_token_ids=(0,),
-        bos_token_id=None,
-        pad_token_id=0,
-        pad_is_stop_token=True,
-        special_tokens={},
-        tokenizer_sha256=None,
-        transformers="",
-    ).save(folder)
     return rows
 
 
@@ -121,9 +105,12 @@ def compare(case: Case, weights: Path) -> dict[str, Any]:
         rows = write_rows(case, folder)
         method, compute = Method(**case.method), Compute(threads=1, **dict(case.compute))
         training = Training(batch=case.rows, max_steps=STEPS)
-        job = Job.of(
-            weights,
-            folder,
+        job = Job(
+            weights=weights,
+            train=folder / "train.parquet",
+            validation=folder / "validation.parquet",
+            pad_token_id=0,
+            stop_token_ids=(0,),
             reference="base",
             method=method,
             modules=_modules(weights, method),

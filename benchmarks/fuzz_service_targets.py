@@ -10,7 +10,7 @@ import fuzz_inputs as inputs
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fuzz_model_targets import CHATML, chat_tokenizer
-from fuzz_target import Target, home, refusal
+from fuzz_target import Target, home, manifest_of, refusal
 from hypothesis import strategies as st
 from prefect.events.actions import SendNotification
 from prefect.events.schemas.automations import AutomationCore
@@ -22,7 +22,7 @@ from tasks import manifest, serving
 from tasks.artifacts import Answers
 from tasks.errors import TunewrightError
 from tasks.ingredients import key_of
-from tasks.manifest import Damaged, Manifest
+from tasks.manifest import Damaged
 
 ID = UUID(int=1)
 STATE = {"flow_run": {"name": "a", "id": "b", "state": {"name": "Failed", "type": "CRASHED", "message": "no"}}}
@@ -98,17 +98,7 @@ def answers(content: bytes) -> str:
         folder.mkdir(parents=True)
         file = folder / "answers.parquet"
         file.write_bytes(ANSWERS)
-        written = Manifest(
-            stage="evaluate",
-            key=key,
-            files=manifest.files_in(folder),
-            record=record,
-            record_type="Answers",
-            ingredients=ingredients,
-            made="2026-01-01T00:00:00Z",
-            made_by="a run",
-            seconds=1.5,
-        )
+        written = manifest_of(record, "Answers", manifest.files_in(folder), ingredients)
         manifest.write(folder, written)
         manifest.remember(folder, "evaluate", key)
         file.write_bytes(content)

@@ -2,13 +2,15 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from hypothesis.strategies import SearchStrategy
+
+from tasks.manifest import File, Manifest
 
 
 class Target(NamedTuple):
@@ -28,6 +30,23 @@ def home() -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder)
+
+
+def manifest_of(
+    record: Mapping[str, Any], record_type: str, files: dict[str, File], ingredients: dict[str, Any]
+) -> Manifest:
+    """The manifest of an artifact that a run made, with the stage and the key that its record says."""
+    return Manifest(
+        stage=record["stage"],
+        key=record["key"],
+        files=files,
+        record=dict(record),
+        record_type=record_type,
+        ingredients=ingredients,
+        made="2026-01-01T00:00:00Z",
+        made_by="a run",
+        seconds=1.5,
+    )
 
 
 def refusal(error: Exception) -> str:

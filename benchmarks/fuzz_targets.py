@@ -17,7 +17,7 @@ import fuzz_inputs as inputs
 from fuzz_model_targets import MODEL_TARGETS
 from fuzz_outside_targets import OUTSIDE_TARGETS
 from fuzz_service_targets import SERVICE_TARGETS
-from fuzz_target import Target, home, refusal
+from fuzz_target import Target, home, manifest_of, refusal
 from hypothesis import strategies as st
 
 from flows import deployment_file, strict_yaml
@@ -32,7 +32,7 @@ from tasks.ingest.parts import columns_of
 from tasks.ingest.readers import read
 from tasks.ingest.tables import Tables
 from tasks.ingredients import key_of
-from tasks.manifest import Damaged, Manifest
+from tasks.manifest import Damaged
 from tasks.register.files import Registration
 from tasks.trainer import checkpoints
 
@@ -115,17 +115,7 @@ def _manifest() -> bytes:
     with home() as folder:
         (folder / "rows").write_bytes(b"rows")
         files = manifest.files_in(folder)
-    written = Manifest(
-        stage="split",
-        key=record["key"],
-        files=files,
-        record=record,
-        record_type="Record",
-        ingredients=ingredients,
-        made="2026-01-01T00:00:00Z",
-        made_by="a run",
-        seconds=1.5,
-    )
+    written = manifest_of(record, "Record", files, ingredients)
     return written.model_dump_json().encode()
 
 

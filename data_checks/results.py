@@ -5,10 +5,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 
-class ExpectationResult(BaseModel):
+class ExpectationResult(BaseModel, frozen=True):
     """One expectation of Great Expectations with its outcome."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str  # in the suite, such as length_out_of_bounds; "table" for those of the table's own columns
     severity: str
@@ -23,19 +21,15 @@ class ExpectationResult(BaseModel):
     value: float | None  # what was measured, of the set as a whole
 
 
-class DriftMeasure(BaseModel):
+class DriftMeasure(BaseModel, frozen=True):
     """The population stability index of one distribution, and how large sampling noise makes it."""
-
-    model_config = ConfigDict(frozen=True)
 
     psi: float
     noise: float
 
 
-class Since(BaseModel):
+class Since(BaseModel, frozen=True):
     """How the data differ from the last accepted version."""
-
-    model_config = ConfigDict(frozen=True)
 
     version: str  # the key of its artifact
     before: int  # rows
@@ -44,17 +38,15 @@ class Since(BaseModel):
     drift: dict[str, DriftMeasure]  # by measure, such as label_psi
 
 
-class SourceCount(BaseModel):
+class SourceCount(BaseModel, frozen=True):
     """The rows of one source."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str  # empty for rows that name no source, where others of their file do
     kept: int
     quarantined: int
 
 
-class FileCount(SourceCount):
+class FileCount(SourceCount, frozen=True):
     """The rows of one file."""
 
     sources: tuple[SourceCount, ...] = ()  # that its rows name themselves; empty where none does

@@ -14,7 +14,7 @@ from flows import report
 from flows.announcing import announce_drift
 from flows.calls import Plan, Reached, Run, Step
 from flows.inputs import inputs, looked_at
-from flows.parameters import named, slug
+from flows.parameters import FLOW, named, slug
 from flows.run_name import run_name
 from flows.stopped_log import say_stopped
 from tasks import config, in_use, models, versions, watching
@@ -147,7 +147,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     call.request_approval(registered, s.registry)
 
 
-@flow(name="finetune", flow_run_name=run_name)
+@flow(name=FLOW, flow_run_name=run_name)
 def finetune(
     data: Data,
     model: Model,

@@ -20,6 +20,7 @@ from data_checks.suite import SuiteError, suite
 from tasks.config import Registry, Settings, Stage
 from tasks.errors import ConfigError
 
+FLOW = "finetune"  # the name of the pipeline's flow in Prefect
 DEPLOYMENT_NAME = "the deployment's name"  # where a registry.name came from that nobody set
 
 

@@ -30,7 +30,7 @@ from prefect.runtime import deployment as own
 from prefect.states import Completed
 
 from flows import announcing
-from flows.parameters import checked, named, slug
+from flows.parameters import FLOW, checked, named, slug
 from tasks import in_use, watching
 from tasks.errors import ConfigError, DataError
 
@@ -40,7 +40,6 @@ KEPT_RUNS = 10  # of those that saw nothing new
 NO_NEWS = ("Unchanged", "Unreadable", "Unsettled", "Cancelled", "Crashed")  # Prefect cancels one that comes too soon
 RESTARTS = 2  # in a row: what crashes again and again may do so by itself, as where memory is short
 RESTARTED_WITHIN = timedelta(days=1)  # of the crash
-FINETUNE = "finetune"
 BROKEN = (StateType.FAILED, StateType.CRASHED)
 
 
@@ -103,7 +102,7 @@ def _under_way(client: SyncPrefectClient, watched: DeploymentResponse, name: str
     if not in_use.is_by_a_run():
         return ""
     running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
-    runs = client.read_flow_runs(flow_run_filter=running, flow_filter=FlowFilter(name=FlowFilterName(any_=[FINETUNE])))
+    runs = client.read_flow_runs(flow_run_filter=running, flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])))
     return next((run.name for run in runs if run.deployment_id == watched.id or _registry_name(run) == name), "")
 
 

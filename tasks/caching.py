@@ -132,9 +132,12 @@ class Cached(Generic[P, A]):
         record, found = self._obtain(*args, **kwargs)
         if found is None or TaskRunContext.get() is None:
             return record
-        saved = max(0.0, found.seconds - self.waited.get(record.key, 0.0))
-        message = f"{record.key} of {found.made_by}, {saved:.1f} s saved"
+        message = f"{record.key} of {found.made_by}, {self.saved(record.key, found.seconds):.1f} s saved"
         return Completed(name="Cached", message=message, data=record)  # pyright: ignore[reportReturnType] Prefect unwraps it
+
+    def saved(self, key: str, seconds: float) -> float:
+        """Of the seconds that an artifact took, those that the last call did not wait for another to make it."""
+        return max(0.0, seconds - self.waited.get(key, 0.0))
 
     def record(self, *args: P.args, **kwargs: P.kwargs) -> A:
         """The artifact itself, inside a task as well: for a stage that is put together from cached parts."""

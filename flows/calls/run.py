@@ -60,7 +60,7 @@ class Run(Calls):
             of=what(inputs),
             state="cached" if is_cached else "ran",
             seconds=time.monotonic() - started,
-            saved=max(0.0, seconds_of(record) - cached_part(task).waited.get(record.key, 0.0)) if is_cached else 0.0,
+            saved=cached_part(task).saved(record.key, seconds_of(record)) if is_cached else 0.0,
             message=state.message or "",
             record=record,
         )

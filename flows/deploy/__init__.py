@@ -18,6 +18,7 @@ from flows.deploy.automations import SERVER, Synced, Target, of_deployment, of_s
 from flows.deploy.timing import require_due
 from flows.deployment_file import Pipeline
 from flows.inputs import inputs
+from flows.parameters import FLOW
 from flows.prefect_server import connected
 from tasks import models
 from tasks.config import working_in
@@ -84,9 +85,9 @@ def _deploy_all(pipelines: Sequence[Pipeline], names: Sequence[str], pool: str) 
 
 def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deployed:
     is_pool_new = not pipeline.work_pool and server.make_pool(client, pool)
-    before = server.read(client, server.FLOW, pipeline.name)
+    before = server.read(client, FLOW, pipeline.name)
     server.deploy(pipeline, pool)
-    now = server.read(client, server.FLOW, pipeline.name)
+    now = server.read(client, FLOW, pipeline.name)
     assert now
     now = server.with_log(client, now)
     operation, registry = pipeline.settings.operation, pipeline.settings.registry

@@ -19,7 +19,7 @@ from prefect.events.schemas.automations import AutomationCore, Posture
 
 from flows.announcing import CHANGED, DRIFTED, resource
 from flows.outcome import STANDS, UNCHANGED, VERDICTS
-from flows.parameters import slug
+from flows.parameters import FLOW, slug
 from flows.watch import RESTARTS
 from tasks.config import Operation
 
@@ -73,7 +73,7 @@ def of_server() -> AutomationCore:
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in ends)},
             match=_labels({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=_labels(_role("flow", name=["finetune", "watch"])),
+            match_related=_labels(_role("flow", name=[FLOW, "watch"])),
             for_each={"prefect.resource.id"},
             within=timedelta(seconds=SILENT_SECONDS),
         ),

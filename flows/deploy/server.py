@@ -20,13 +20,12 @@ from prefect.workers.utilities import get_default_base_job_template_for_infrastr
 
 from data_checks.accepted import did_you_mean, shown
 from flows.deployment_file import Pipeline
-from flows.parameters import DEPLOYMENT_NAME, slug
+from flows.parameters import DEPLOYMENT_NAME, FLOW, slug
 from flows.services.service import log_file
 from tasks import addresses, config
 from tasks.config import called_in
 from tasks.errors import ConfigError, TunewrightError
 
-FLOW = "finetune"
 LOGGER = "tunewright"
 LOGGERS = "PREFECT_LOGGING_EXTRA_LOGGERS"
 COMPARED = {  # what makes a deployment what it is -> in words

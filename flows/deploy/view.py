@@ -11,8 +11,8 @@ from rich.text import Text
 
 from flows.deploy import Deployed, Result
 from flows.deploy.automations import NOTIFIED
-from flows.deploy.server import FLOW
 from flows.deploy.timing import in_words, next_times
+from flows.parameters import FLOW
 from tasks import addresses
 
 

@@ -10,7 +10,8 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.utilities.callables import parameter_schema
 
-from flows.deploy.server import FLOW, read
+from flows.deploy.server import read
+from flows.parameters import FLOW
 from flows.watch import watch
 
 WATCH = "watch"

@@ -196,8 +196,8 @@ def split(
         sets = sets[standing]
         nearest = machine.nearest_across(sets, sides.side[standing], floor).named(standing)
 
+    pair = most_similar_pair(nearest, sides, columns)
     if nearest.similarity >= settings.threshold:
-        pair = most_similar_pair(nearest, sides, columns)
         raise DataError(f"near-duplicates across splits, over split.threshold: {_pair_in_words(pair)}")
     counts, in_test = rows_of_sides(sides.side), np.unique(sides.cluster[sides.side == TEST])
     own_side = np.where(columns.replay, NONE, sides.side)
@@ -207,7 +207,7 @@ def split(
         holds=True,
         pairs_compared=nearest.num_compared,
         largest_similarity=max(nearest.similarity, floor),
-        largest_pair=most_similar_pair(nearest, sides, columns),
+        largest_pair=pair,
         floor=floor,
         random_leak_share=random_leak_share(links.pairs, np.flatnonzero(~columns.replay), counts["test"]),
         rows=counts,

@@ -1,5 +1,6 @@
 """All that the page speaks of, read from what the stages handed on."""
 
+import statistics
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -113,6 +114,12 @@ class Case(RunArtifacts):
         """The reference and the candidate's answer of each test row."""
         table = self.tables[CANDIDATE]
         return list(zip(table["reference"].to_pylist(), table["answer"].to_pylist(), strict=True))
+
+    @cached_property
+    def same_as_base(self) -> float:
+        """The share of the candidate's answers that equal the base's."""
+        pairs = zip(*(self.tables[name]["answer"].to_pylist() for name in (CANDIDATE, BASE)), strict=True)
+        return statistics.fmean(mine == theirs for mine, theirs in pairs)
 
     @cached_property
     def trained(self) -> Counter[str]:

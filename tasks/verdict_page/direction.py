@@ -1,20 +1,13 @@
 """Which way the length of training should go, so that no page advises both to train longer and more gently."""
 
-import statistics
 from typing import Literal
 
 from tasks import curves
 from tasks.metrics.baseline import CONSTANT
-from tasks.verdict_page.case import BASE, CANDIDATE, Case
+from tasks.verdict_page.case import Case
 
 SAME = 0.8  # share of answers that equal the base's, from which on training changed little
 TOO_MUCH = {"divergence", "overfitting", "plateau"}  # kinds of warnings that more training would not fix
-
-
-def same_as_base(case: Case) -> float:
-    """Return the share of the candidate's answers that equal the base's."""
-    pairs = zip(*(case.tables[name]["answer"].to_pylist() for name in (CANDIDATE, BASE)), strict=True)
-    return statistics.fmean(mine == theirs for mine, theirs in pairs)
 
 
 def learned_nothing(case: Case) -> bool:
@@ -22,7 +15,7 @@ def learned_nothing(case: Case) -> bool:
     if case.verdict.decision == "promote" or not case.differences:
         return False
     is_beaten = any(each.opponent == CONSTANT and each.finding != "above" for each in case.comparisons)
-    return is_beaten or same_as_base(case) >= SAME
+    return is_beaten or case.same_as_base >= SAME
 
 
 def direction(case: Case) -> Literal["longer", "gentler", ""]:

@@ -6,8 +6,9 @@ from tasks import curves
 from tasks.account import reasons
 from tasks.figures import interval, number, rounded_up
 from tasks.metrics.baseline import CONSTANT
-from tasks.verdict_page.case import Case, Comparison, title
-from tasks.verdict_page.direction import SAME, direction, learned_nothing, same_as_base
+from tasks.payloads import Comparison
+from tasks.verdict_page.case import Case, title
+from tasks.verdict_page.direction import SAME, direction, learned_nothing
 from tasks.verdict_page.drawing import words
 from tasks.verdict_page.findings import (
     RARE_ANSWERS,
@@ -131,7 +132,7 @@ def nothing_learned(case: Case) -> Found:
                 f"{number(each.opponent_mean)}",
                 "rows",
             )
-    same = same_as_base(case)
+    same = case.same_as_base
     if same >= SAME and wants != "gentler":
         yield Suggestion(
             f"Train more: a higher training.learning_rate or more {case.curves.ended_by}",
