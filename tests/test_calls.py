@@ -1,6 +1,8 @@
 """A plan compares a pipeline with its own last runs, and says of a stage what it knows."""
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -8,14 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect.testing.utilities import prefect_test_harness
 
-from flows.calls import Plan, Reached, Step, stages
-from tasks import pipelines
+from flows.calls import Plan, Reached, Run, Step, stages
+from tasks import one_at_a_time, pipelines
 from tasks.artifacts import CheckedRows, Rows, UniqueRows
 from tasks.caching import cached, lock
 from tasks.config import Checks, Data, Expectation, Model, Registry, Settings, Source, Stage
 from tasks.errors import ConfigError, DataError
 from tasks.ingest import ingest, source_files
+from tasks.stage import stage
 
 LENIENT, STRICT = Checks(), Checks(max_quarantined_share=0)
 
@@ -32,6 +36,13 @@ def check(folder: Path, rows: Rows, checks: Checks) -> CheckedRows:
 def dedupe(folder: Path, rows: CheckedRows) -> UniqueRows:
     (folder / "rows.txt").write_text(rows.digest)
     return UniqueRows(num_rows=rows.num_rows, num_removed=0, reasons={}, boilerplate=())
+
+
+@stage("as train does")
+def on_device(folder: Path, name: str) -> CheckedRows:
+    with one_at_a_time.held("cpu", "run late-lynx") as waited:
+        (folder / "rows.txt").write_text(name)
+        return CheckedRows(num_rows=1, num_quarantined=0, reasons={}, findings={}, waited_seconds=waited)
 
 
 @pytest.fixture(autouse=True)
@@ -148,3 +159,29 @@ def test_a_stage_to_refresh_after_the_last_one_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"refresh=train: it comes after until=split, .* accepted: ingest, base, "):
         stages(settings("a"), "split", ("ingest", "train"))
     assert stages(settings("a"), "check", ("check",)) == ("ingest", "base", "check")
+
+
+def test_the_seconds_of_a_stage_are_without_those_that_it_waited_for_the_device() -> None:
+    entered, free = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with one_at_a_time.held("cpu", "run early-bird"):
+            entered.set()
+            free.wait(150)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert entered.wait(10)
+    calls = Run(settings("a"), "train")
+    with prefect_test_harness(server_startup_timeout=120):
+        threading.Timer(2.0, free.set).start()
+        started = time.monotonic()
+        record = calls.called(on_device, {"name": "a"})
+        whole = time.monotonic() - started
+        again = calls.called(on_device, {"name": "a"})
+    thread.join(10)
+    made, found = calls.steps
+    assert record.waited_seconds > 0.5
+    assert 0 <= made.seconds <= whole - record.waited_seconds
+    assert again.waited_seconds == record.waited_seconds
+    assert found.state == "cached" and found.seconds >= 0

@@ -59,7 +59,7 @@ class Run(Calls):
             stage=task.name,
             of=what(inputs),
             state="cached" if is_cached else "ran",
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - started - (0.0 if is_cached else record.waited_seconds),
             saved=cached_part(task).saved(record.key, seconds_of(record)) if is_cached else 0.0,
             message=state.message or "",
             record=record,

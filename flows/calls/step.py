@@ -18,7 +18,7 @@ class Step:
     stage: str
     of: str = ""  # what tells calls of one stage apart: the contender that is evaluated
     state: Literal["ran", "cached", "run"]
-    seconds: float = 0.0
+    seconds: float = 0.0  # that this run took for it, without those that it waited for a device
     saved: float = 0.0  # seconds that it took when it was made, without those that this run waited for it
     because: Sequence[str] = ()
     message: str = ""
