@@ -10,8 +10,8 @@ REASONS = 10
 def summary(results: Results) -> str:
     """The account, the most frequent reasons, the findings and what changed, as Markdown without raw HTML."""
     lines = [
-        f"{results.read:,} records read = {results.kept:,} kept + {results.quarantined:,} quarantined "
-        f"+ {results.refused:,} refused by ingest"
+        f"{results.read:,} records read = {results.kept:,} kept + {results.refused:,} quarantined by ingest "
+        f"+ {results.quarantined:,} quarantined by check"
     ]
     counts = [(count, name, stage) for stage, found in results.reasons.items() for name, count in found.items()]
     counts.sort(key=lambda each: (-each[0], each[1]))

@@ -140,7 +140,7 @@ def _not_found(data: PipelineData, asked: RowQuery) -> str:
         there = f"no such record among the {data.made.rows.num_read:,} records ({data.title})"
     if elsewhere := next((v.number for v in reversed(data.past) if v != data.version and _is_in(v, asked)), None):
         there += f"; it is in version {elsewhere}"
-    return f"{there}, and none that ingest refused when it stopped on {stop.when[:10]}{look}" if stop else there
+    return f"{there}, and none that ingest quarantined when it stopped on {stop.when[:10]}{look}" if stop else there
 
 
 def _not_refused(name: str, stop: StoppedStage, asked: RowQuery) -> str:
@@ -153,8 +153,8 @@ def _not_refused(name: str, stop: StoppedStage, asked: RowQuery) -> str:
     if QUARANTINE not in stop.files:  # it stopped before it could say which records
         return whole
     if asked.place:
-        return f"line {asked.place[1]} of {named[0]} is not among those that ingest refused; {whole}"
-    return f"no record that ingest refused; {whole}"
+        return f"line {asked.place[1]} of {named[0]} is not among those that ingest quarantined; {whole}"
+    return f"no record that ingest quarantined; {whole}"
 
 
 def _no_file(read: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from tasks.row_search import MOST_MATCHES, Found
 from tasks.stopped import StoppedStage
 
 DIGITS = 12  # of a digest, where a person reads it
-REFUSES = {"ingest": "refused", "dedupe": "removed"}  # what a stage does to a record; others quarantine it
+COLUMNS = {"refused": "quarantined by ingest", "quarantined": "quarantined later"}  # of figures, in the table
 RULES = {
     "given": "assigned by its source",
     "kept": "kept from the previous version",
@@ -90,14 +90,14 @@ def show_row(console: Console, data: PipelineData, row: dict[str, Any], what: st
     place = (f"{row['file']} line {row['line']}", "bold")
     stop = data.stop_of_ingest
     is_of_stop = stop and Path(row["life"][0]["in"]).parent == stop.folder
-    among = f"what ingest refused of {data.name} when it stopped" if is_of_stop else data.title
+    among = f"what ingest quarantined of {data.name} when it stopped" if is_of_stop else data.title
     console.print(Text.assemble(place, f"{asked}  {identity}, in {among}"))
     console.print(Text(row["text"], "dim"))
     console.print()
     table = _table("stage", "", "")
     for event in row["life"]:
         colour = "yellow" if event["outcome"] in SET_ASIDE else "green"
-        table.add_row(event["stage"], Text(event["outcome"], colour), Text(_said(event)))
+        table.add_row(event["stage"], Text(_outcome(event), colour), Text(_said(event)))
     console.print(table)
     console.print(Text.assemble(("stored in  ", "dim"), str(from_here(Path(row["life"][-1]["in"])))), soft_wrap=True)
     if row["versions"]:
@@ -117,8 +117,8 @@ def _rows(artifact: Artifact) -> str:
 
 
 def _versions(data: PipelineData) -> Table:
-    """read = refused + rows; rows = those before + new - gone = quarantined + removed + train + validation + test."""
-    table = _table("version", *figures(data.past[0]), "accepted (UTC)")
+    """Where the records of each version went, with the counts of `figures`."""
+    table = _table("version", *(COLUMNS.get(name, name) for name in figures(data.past[0])), "accepted (UTC)")
     for version in data.past:
         here = " *" if version == data.version else ""
         counts = ["" if count is None else f"{count:,}" for count in figures(version).values()]
@@ -136,7 +136,7 @@ def _replaced(version: Version) -> Iterator[str]:
 
 
 def _refused(records: Sequence[Found], stopped: StoppedStage) -> Table:
-    number, did = num_refused(stopped), REFUSES.get(stopped.stage, "quarantined")
+    number, did = num_refused(stopped), "removed" if stopped.stage == "dedupe" else "quarantined"
     first = "the first " if number > len(records) else ""
     table = _table(f"{first}{len(records)} of {number:,} that {stopped.stage} {did}", "reason", "")
     for record in records:
@@ -146,10 +146,15 @@ def _refused(records: Sequence[Found], stopped: StoppedStage) -> Table:
     return table
 
 
+def _outcome(event: dict[str, Any]) -> str:
+    """What became of a row: `refused` in JSON is ingest's quarantine."""
+    return "quarantined" if event["outcome"] == "refused" else event["outcome"]
+
+
 def _said(event: dict[str, Any]) -> str:
     """What an event says in one line beside its outcome."""
     outcome = event["outcome"]
-    if outcome in ("refused", "quarantined"):
+    if _outcome(event) == "quarantined":
         return f"{event['reason']}: {event['detail']}"
     if outcome == "removed":
         partner = event["partner"]

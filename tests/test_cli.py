@@ -475,7 +475,7 @@ def test_a_deployment_file_that_is_not_there_is_code_2(tunewright: Run) -> None:
     ("content", "arguments", "said"),
     [
         ("", [], ["rows.jsonl"]),
-        ("not json\n" * 20, [], ["20 of 20 records refused", "bad_json", "rows.jsonl line 1"]),
+        ("not json\n" * 20, [], ["20 of 20 records quarantined", "bad_json", "rows.jsonl line 1"]),
         (
             "".join(f'{{"instruction": "question {i}", "output": "TODO"}}\n' for i in range(20)),
             [],
@@ -504,7 +504,7 @@ def test_an_error_is_all_that_a_person_sees_of_it(tmp_path: Path) -> None:
     failed = process("run", "tiny.yaml", "-q", folder=tmp_path)
     assert (failed.returncode, failed.stdout) == (3, "")
     (line,) = failed.stderr.splitlines()
-    assert line.startswith("error: 1 of 1 records refused")
+    assert line.startswith("error: 1 of 1 records quarantined")
 
 
 def test_training_that_does_not_finish_is_one_line_and_code_4(tunewright: Run, tiny_base: Base, tmp_path: Path) -> None:

@@ -485,7 +485,9 @@ def test_a_person_reads_the_same(data: PipelineData) -> None:
     assert "not in version 1\n" in one
     gone = shown(data_view.show_row, data, life(data, 5), "x.yaml")
     assert "near_duplicate of data/a.jsonl line 2 (row 222222222222), similarity 0.91" in gone
-    assert "no row, in data of triage: version 2" in shown(data_view.show_row, data, life(data, 90), "x.yaml")
+    refused = shown(data_view.show_row, data, life(data, 90), "x.yaml")
+    assert "no row, in data of triage: version 2" in refused
+    assert all("quarantined" in text and "refused" not in text for text in (page, refused))  # one word for both
 
 
 def test_text_of_a_row_is_no_markup(data: PipelineData) -> None:

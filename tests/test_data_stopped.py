@@ -168,17 +168,18 @@ def test_a_stop_of_ingest_is_told_with_its_reason_its_time_and_what_to_look_at(r
     data = look_up(refused)
     told = json.loads(json.dumps(data_json(data)))
     assert (told["stages"], told["missing"], told["stopped"]["stage"]) == ([], "ingest", "ingest")
-    assert told["stopped"]["message"].startswith("1 of 1 records refused, over data.max_refused_share=0.1")
+    assert told["stopped"]["message"].startswith("1 of 1 records quarantined, over data.max_refused_share=0.1")
     assert [Path(file).name for file in told["stopped"]["files"]] == ["quarantine.parquet"]
     assert told["stopped"]["first"][0]["reason"] == "bad_json"
     page = shown(data_view.show_data, data, "x.yaml")
     assert f"ingest stopped on {told['stopped']['when'][:10]} " in page
-    assert "in a call outside a flow: 1 of 1 records refused, over data.max_refused_share=0.1" in page
+    assert "in a call outside a flow: 1 of 1 records quarantined, over data.max_refused_share=0.1" in page
     assert re.search(r"bad\.jsonl line 1 +bad_json", page)
     assert "see   home/stopped/ingest/" in page
     assert "next  fix the data or the setting named above, then  tunewright run x.yaml --until split" in page
     assert "has not run" not in page
-    assert "1 of 1 that ingest refused" in page
+    assert "1 of 1 that ingest quarantined" in page
+    assert "refused" not in page.replace("max_refused_share", "")
 
 
 @pytest.mark.parametrize("given", [{"line": "bad.jsonl:1"}, {"text": "BROKEN tru"}])
@@ -192,23 +193,24 @@ def test_a_record_that_ingest_refused_when_it_stopped_is_found_with_its_reason(
     assert data.stopped
     assert event["in"] == str(data.stopped.paths[0])
     page = shown(data_view.show_row, data, found, "x.yaml")
-    assert "bad.jsonl line 1  no row, in what ingest refused of triage when it stopped" in page
+    assert "bad.jsonl line 1  no row, in what ingest quarantined of triage when it stopped" in page
+    assert re.search(r"ingest +quarantined +bad_json: ", page)
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"line": "bad.jsonl:2"}, r"bad\.jsonl:2: line 2 of bad\.jsonl is not among those that ingest refused"),
+        ({"line": "bad.jsonl:2"}, r"bad\.jsonl:2: line 2 of bad\.jsonl is not among those that ingest quarantined"),
         ({"line": "other.jsonl:1"}, r"no such file was read; files read: bad\.jsonl, held\.txt"),
-        ({"text": "nobody"}, "--text nobody: no record that ingest refused"),
-        ({"row": "ab"}, "--row ab: no record that ingest refused"),
+        ({"text": "nobody"}, "--text nobody: no record that ingest quarantined"),
+        ({"row": "ab"}, "--row ab: no record that ingest quarantined"),
     ],
 )
 def test_where_ingest_stopped_what_it_did_not_refuse_names_the_stop_and_where_to_look(
     refused: Settings, given: dict[str, str], said: str
 ) -> None:
     of_all = (
-        r"; ingest stopped, so none of the data of triage was kept: 1 of 1 records refused, over "
+        r"; ingest stopped, so none of the data of triage was kept: 1 of 1 records quarantined, over "
         r"data\.max_refused_share=0\.1.*; see home/stopped/ingest/\w+/quarantine\.parquet$"
     )
     with pytest.raises(ConfigError, match=said + of_all):
@@ -223,7 +225,7 @@ def test_a_good_line_of_data_that_were_refused_is_not_said_to_be_the_fault(plann
     with pytest.raises(DataError):
         ingest.fn(asked.data, files)
     planned([], ingest.fn.look_up(asked.data, files).stopped)  # pyright: ignore[reportFunctionMemberAccess]
-    said = r"line 1 of mixed\.jsonl is not among those that ingest refused; .* 1 of 2 .*first mixed\.jsonl line 2"
+    said = r"line 1 of mixed\.jsonl is not among those that ingest quarantined; .* 1 of 2 .*first mixed\.jsonl line 2"
     with pytest.raises(ConfigError, match=said):
         ask(look_up(asked), line="mixed.jsonl:1")
     assert ask(look_up(asked), line="mixed.jsonl:2")["life"][0]["reason"] == "bad_json"
@@ -258,7 +260,7 @@ def test_a_line_that_ingest_stopped_on_is_found_although_an_accepted_version_is_
     assert ask(data, line="grow.jsonl:1")["life"][0]["outcome"] == "read"
     with pytest.raises(
         ConfigError,
-        match=r"among the 2 records .data of triage: version 1 .*none that ingest refused.*; see home/stopped/",
+        match=r"among the 2 records .data of triage: version 1 .*none that ingest quarantined.*; see home/stopped/",
     ):
         ask(data, line="grow.jsonl:4")
     matches = ask(data, text="{")
@@ -286,7 +288,7 @@ def test_of_many_refused_records_the_first_ten_are_listed_and_all_are_counted(pl
     data = look_up(asked)
     told = data_json(data)["stopped"]
     assert (told["num_refused"], len(told["first"])) == (12, 10)
-    assert "the first 10 of 12 that ingest refused" in shown(data_view.show_data, data, "x.yaml")
+    assert "the first 10 of 12 that ingest quarantined" in shown(data_view.show_data, data, "x.yaml")
 
 
 STRICT = Checks(expectations=(Expectation(name="length_out_of_bounds", arguments={"max_prompt_chars": 1}),))

@@ -31,7 +31,7 @@ def test_reading_stops_once_the_refused_share_cannot_be_kept(line: bytes, reason
     data = Data(sources=(Source(path="a.jsonl.gz"), Source(path="b.jsonl")))
     with pytest.raises(
         DataError,
-        match=rf"^50000 of the first 50000 records refused, already over .* of all: 50000 {reason}",
+        match=rf"^50000 of the first 50000 records quarantined, already over .* of all: 50000 {reason}",
     ):
         cached.build(Path.cwd(), data, source_files(data))
 

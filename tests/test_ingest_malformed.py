@@ -322,13 +322,15 @@ def test_too_many_refused_records_stop_with_the_first_of_each_reason() -> None:
     content = b"\n".join([GOOD] * 7 + [b"{]", b"[]", b"}"])
     assert len(read(content, max_refused_share=0.3)[0]) == 7
     message = (
-        r"3 of 10 records refused, over data.max_refused_share=0.29: "
+        r"3 of 10 records quarantined, over data.max_refused_share=0.29: "
         r"2 bad_json, first a.jsonl line 8, Expecting property name .* at character 2; "
         r"1 not_an_object, first a.jsonl line 9, a record is an object, this is an array$"
     )
     with pytest.raises(DataError, match=message):
         read(content, max_refused_share=0.29)
-    with pytest.raises(DataError, match=r"1 of 1 records refused, so no row is left: 1 unknown_layout, first a.jsonl"):
+    with pytest.raises(
+        DataError, match=r"1 of 1 records quarantined, so no row is left: 1 unknown_layout, first a.jsonl"
+    ):
         read(b"{}")
 
 

@@ -89,7 +89,7 @@ def test_rows_over_max_length_are_told_by_plan(tiny_base: Base) -> None:
     assert some.costs.chosen.work.longest <= 128
 
 
-REFUSED = r"30 of 50 records refused, over data\.max_refused_share=0\.1: 30 unknown_layout, first a\.jsonl line 1"
+REFUSED = r"30 of 50 records quarantined, over data\.max_refused_share=0\.1: 30 unknown_layout, first a\.jsonl line 1"
 
 
 def test_a_plan_of_data_that_will_be_refused_is_refused_in_the_words_of_the_run(tiny_base: Base) -> None:
@@ -110,7 +110,7 @@ def test_only_what_is_certain_to_be_refused_is_refused_by_a_plan(monkeypatch: py
     data = Data(sources=(Source(path="a.jsonl"),))
     write("a.jsonl", *([{"nothing": 1}] * 20), *map(record, range(179)))
     with pytest.raises(
-        DataError, match=r"20 of the first 20 of 199 records refused, over data\.max_refused_share=0\.1"
+        DataError, match=r"20 of the first 20 of 199 records quarantined, over data\.max_refused_share=0\.1"
     ):
         first_rows(source_files(data), data)
     write("a.jsonl", *([{"nothing": 1}] * 20), *map(record, range(180)))
@@ -119,7 +119,7 @@ def test_only_what_is_certain_to_be_refused_is_refused_by_a_plan(monkeypatch: py
     drawn = data.model_copy(update={"limit": 1})
     assert first_rows(source_files(drawn), drawn), "the one record that is drawn may be the good one"
     write("a.jsonl", *([{"nothing": 1}] * 20))
-    with pytest.raises(DataError, match="20 of 20 records refused"):
+    with pytest.raises(DataError, match="20 of 20 records quarantined"):
         first_rows(source_files(drawn), drawn)
     mapped = Data(sources=(Source(path="a.jsonl", columns={"instruction": "question"}),))
     with pytest.raises(ConfigError, match=r"data\.sources\[0\]\.columns\.instruction: no record has question"):
@@ -188,7 +188,7 @@ def test_a_file_that_cannot_be_read_stops_a_plan_up_to_any_stage(tiny_base: Base
     asked = pipeline(tiny_base)
     for until in ("split", "register"):
         changed = deployment_file.override(asked, [f"until={until}"])
-        with pytest.raises(DataError, match="1 of 1 records refused"):
+        with pytest.raises(DataError, match="1 of 1 records quarantined"):
             plan_command.look_up(changed, "mine.yaml")
     Path("a.json").write_text("{")
     data = Data(sources=(Source(path="a.json"),))

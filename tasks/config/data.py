@@ -81,10 +81,13 @@ class Data(Section):
         description="Repairs of texts, each counted: mojibake (wrongly decoded text), nfc (Unicode NFC)",
     )
     max_refused_share: float = Field(
-        default=0.1, ge=0, le=1, description="Stop if more than this share of the records is refused, 0 to 1"
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Stop if more than this share of the records is quarantined by ingest, 0 to 1",
     )
     max_line_bytes: int = Field(
-        default=1_000_000, ge=1_000, description="Refuse records longer than this, in bytes; at least 1000"
+        default=1_000_000, ge=1_000, description="Quarantine records longer than this, in bytes; at least 1000"
     )
 
     @property

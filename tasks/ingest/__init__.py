@@ -74,7 +74,7 @@ def stop_early(data: Data, num_bytes: int, tally: Tally) -> None:
     num_refused = tally.reasons.total()
     if num_refused >= MANY and num_refused > data.max_refused_share * (tally.num_read + num_bytes):
         raise DataError(
-            f"{num_refused} of the first {tally.num_read} records refused, already over "
+            f"{num_refused} of the first {tally.num_read} records quarantined, already over "
             f"data.max_refused_share={data.max_refused_share} of all: {reasons(tally)}",
             see=("quarantine.parquet",),
         )
@@ -117,7 +117,7 @@ def judge(data: Data, files: Iterable[SourceFile], tally: Tally) -> None:
     over = num_refused / tally.num_read > data.max_refused_share
     if over or tally.num_rows == 0:
         why = f"over data.max_refused_share={data.max_refused_share}" if over else "so no row is left"
-        message = f"{num_refused} of {tally.num_read} records refused, {why}: {reasons(tally)}"
+        message = f"{num_refused} of {tally.num_read} records quarantined, {why}: {reasons(tally)}"
         raise DataError(message, see=("quarantine.parquet",))
 
 
@@ -128,7 +128,7 @@ def stop_on_empty_side(files: Sequence[SourceFile], tallies: dict[str, Tally]) -
         if given and not any(tallies[file.path].num_rows for file in given):
             paths, tally = ", ".join(file.path for file in given), _all(tallies[file.path] for file in given)
             why = (
-                f"{tally.num_read} of {tally.num_read} records refused: {reasons(tally)}"
+                f"{tally.num_read} of {tally.num_read} records quarantined: {reasons(tally)}"
                 if tally.num_read
                 else "no record"
             )

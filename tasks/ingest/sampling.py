@@ -110,6 +110,6 @@ def _stop_on_refused(
         stop_on_empty_side(sources, tallies)
     elif num_refused > data.max_refused_share * num_records and not is_drawn:
         raise DataError(
-            f"{num_refused} of the first {tally.num_read} of {num_records} records refused, over "
+            f"{num_refused} of the first {tally.num_read} of {num_records} records quarantined, over "
             f"data.max_refused_share={data.max_refused_share} of all: {reasons(tally)}"
         )
