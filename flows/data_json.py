@@ -51,7 +51,8 @@ def data_json(data: PipelineData) -> dict[str, Any]:
 def figures(version: Version) -> dict[str, int | None]:
     """Where the records of a version went; None where it cannot be known any more.
 
-    read = refused (quarantined by ingest) + rows; rows = those of the version before + new - gone = quarantined + removed + the three sides.
+    read = refused (quarantined by ingest) + rows; rows = those of the version before + new - gone = quarantined (later)
+    + removed + the three sides.
     """
     count = version.counts
     sides = {name: count[name] for name in ("train", "validation", "test")}

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingested import GOOD, read, run, tables, texts
 
+from tasks import config
 from tasks.artifacts import Rows
-from tasks.config import Data, Source
+from tasks.config import Data, RecordFiles, Source
 from tasks.errors import DataError, TunewrightError
 from tasks.ingest import ingest, source_files
 from tasks.ingest.layouts import FIELDS
@@ -399,3 +400,55 @@ def test_a_damaged_archive_never_crashes_and_its_account_adds_up(position: int, 
     content = bytearray((CORPUS / name).read_bytes())
     content[position % len(content)] = value
     account(name, bytes(content))
+
+
+WINDOWS = '{"instruction": "Grüße sagen", "output": "Grüße"}\n'
+TABLE = "instruction,output\nGrüße sagen,Grüße\n"
+
+
+@pytest.mark.parametrize("folder", [".", "of the file"])
+@pytest.mark.parametrize(
+    ("name", "encoding", "text", "as_named"),
+    [
+        ("täglich neu.jsonl", "cp1252", WINDOWS, "WINDOWS-1252"),
+        ("a.csv", "cp1252", TABLE, "WINDOWS-1252"),
+        ("-a.csv", "cp1252", TABLE.replace("output", "über,output").replace(",Gr", ",ja,Gr"), "WINDOWS-1252"),
+        ("a.csv", "utf-16", TABLE, "UTF-16"),
+        ("a.csv", "utf-16-le", TABLE, "UTF-16LE"),
+        ("a.csv", "utf-16-be", TABLE, "UTF-16BE"),
+        ("a.csv.gz", "utf-16", TABLE, "UTF-16"),
+        ("a.jsonl.gz", "cp1252", WINDOWS, "WINDOWS-1252"),
+        ("a.jsonl", "utf-32", WINDOWS, "UTF-32"),
+    ],
+)
+def test_a_file_in_another_encoding_is_refused_with_the_command_that_converts_it(
+    name: str, encoding: str, text: str, as_named: str, folder: str
+) -> None:
+    content = text.encode(encoding)
+    Path(folder).mkdir(exist_ok=True)
+    Path(folder, name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with config.working_in(Path(folder)), pytest.raises(DataError, match=f"; to convert it: .*{as_named} -t") as told:
+        run(name, max_refused_share=0)
+    command = str(told.value).partition("; to convert it: ")[2].partition("; see ")[0]
+    subprocess.run(command, shell=True, check=True, timeout=60)
+    plain = name.removesuffix(".gz")
+    stem, _, suffix = plain.rpartition(".")
+    (row,) = tables(run(str(Path(folder, f"{stem}-utf8.{suffix}"))))[0]
+    assert texts(row) == ["Grüße sagen", "Grüße"]
+
+
+@pytest.mark.parametrize("other", ['{"instruction": "für", "output": "Ä"}\n'.encode(), b"\x81\n"])
+def test_a_file_that_a_conversion_would_spoil_gets_no_command(other: bytes) -> None:
+    Path("a.jsonl").write_bytes(WINDOWS.encode("cp1252") + other)
+    with pytest.raises(DataError, match="looks like Latin-1 or Windows-1252") as told:
+        run("a.jsonl", max_refused_share=0)
+    assert "iconv" not in str(told.value)
+
+
+def test_an_evaluation_file_in_another_encoding_has_its_command() -> None:
+    Path("a.jsonl").write_bytes(GOOD + b"\n")
+    Path("b.txt").write_bytes("Grüße\n".encode("cp1252"))
+    with pytest.raises(
+        DataError, match=r"b\.txt line 1: bad_encoding, .*iconv -f WINDOWS-1252 -t UTF-8 b\.txt > b-utf8"
+    ):
+        run("a.jsonl", held_out=(RecordFiles(path="b.txt"),))

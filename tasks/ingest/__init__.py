@@ -23,7 +23,7 @@ from tasks.ingest.needs import Need, stop_on_needs
 from tasks.ingest.opening import num_bytes
 from tasks.ingest.parsing import RefusedRecord
 from tasks.ingest.parts import LIBRARIES, columns_of, parts_of
-from tasks.ingest.readers import read
+from tasks.ingest.readers import read, windows_conversion
 from tasks.ingest.rows import row_id_of
 from tasks.ingest.tables import Tables, Tally
 from tasks.stage import stage
@@ -75,7 +75,7 @@ def stop_early(data: Data, num_bytes: int, tally: Tally) -> None:
     if num_refused >= MANY and num_refused > data.max_refused_share * (tally.num_read + num_bytes):
         raise DataError(
             f"{num_refused} of the first {tally.num_read} records quarantined, already over "
-            f"data.max_refused_share={data.max_refused_share} of all: {reasons(tally)}",
+            f"data.max_refused_share={data.max_refused_share} of all: {reasons(tally, ())}",
             see=("quarantine.parquet",),
         )
 
@@ -117,7 +117,7 @@ def judge(data: Data, files: Iterable[SourceFile], tally: Tally) -> None:
     over = num_refused / tally.num_read > data.max_refused_share
     if over or tally.num_rows == 0:
         why = f"over data.max_refused_share={data.max_refused_share}" if over else "so no row is left"
-        message = f"{num_refused} of {tally.num_read} records quarantined, {why}: {reasons(tally)}"
+        message = f"{num_refused} of {tally.num_read} records quarantined, {why}: {reasons(tally, files)}"
         raise DataError(message, see=("quarantine.parquet",))
 
 
@@ -128,7 +128,7 @@ def stop_on_empty_side(files: Sequence[SourceFile], tallies: dict[str, Tally]) -
         if given and not any(tallies[file.path].num_rows for file in given):
             paths, tally = ", ".join(file.path for file in given), _all(tallies[file.path] for file in given)
             why = (
-                f"{tally.num_read} of {tally.num_read} records quarantined: {reasons(tally)}"
+                f"{tally.num_read} of {tally.num_read} records quarantined: {reasons(tally, given)}"
                 if tally.num_read
                 else "no record"
             )
@@ -137,9 +137,12 @@ def stop_on_empty_side(files: Sequence[SourceFile], tallies: dict[str, Tally]) -
             )
 
 
-def reasons(tally: Tally) -> str:
-    """How many records were refused for each reason, and the first of each."""
-    return "; ".join(f"{n} {reason}, first {tally.firsts[reason]}" for reason, n in tally.reasons.most_common())
+def reasons(tally: Tally, files: Iterable[SourceFile]) -> str:
+    """How many records were refused for each reason, the first of each, and the command that converts its file."""
+    said = "; ".join(f"{n} {reason}, first {tally.firsts[reason]}" for reason, n in tally.reasons.most_common())
+    first = tally.firsts.get("bad_encoding", "")
+    file = next((file for file in files if first.startswith(f"{file.path} line ")), None)
+    return f"{said}{windows_conversion(file, first)}" if file else said
 
 
 def _all(tallies: Iterable[Tally]) -> Tally:

@@ -18,7 +18,7 @@ from tasks.ingest.files import SourceFile, unchanged
 from tasks.ingest.layouts import REQUIRED, Message, encodable, layout_of, to_messages
 from tasks.ingest.parsing import Record, RefusedRecord
 from tasks.ingest.parts import columns_of
-from tasks.ingest.readers import read
+from tasks.ingest.readers import read, windows_conversion
 from tasks.ingest.repairs import repaired
 from tasks.ingest.rows import as_record, columns_in
 from tasks.ingest.tables import TableWriter, Tally
@@ -69,7 +69,10 @@ def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dic
                         tally.mapped.update(columns_in(value, file.columns))
                         said = held_out(value, file).mended(data.repair)
                     except RefusedRecord as refused:
-                        raise DataError(f"{file.path} line {line}: {refused.reason}, {refused.detail}") from None
+                        raise DataError(
+                            f"{file.path} line {line}: {refused.reason}, {refused.detail}"
+                            f"{windows_conversion(file, refused.detail)}"
+                        ) from None
                     text, asked, answered = said.columns()
                     if not text.strip():
                         there = f"; it has {', '.join(list(value)[:12])}" if isinstance(value, dict) else ""

@@ -9,6 +9,7 @@ from typing import BinaryIO, Literal
 import pyarrow as pa
 
 from tasks.errors import DataError
+from tasks.ingest.encodings import conversion
 from tasks.ingest.stores import is_url, open_url, size_of
 
 Packing = Literal["", "gz", "zst"]
@@ -23,7 +24,8 @@ CODECS = {"gz": "gzip", "zst": "zstd"}
 BINARY = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")  # Parquet, Arrow's files and streams: no text in UTF-16
 
 HTML = ("html_page", "an HTML page, not data: a download was answered with a web page")
-UTF_16 = ("utf_16", "UTF-16: save it as UTF-8")
+ENCODINGS = {"utf_16": "UTF-16", "utf_32": "UTF-32"}
+UTF_16, UTF_32 = ((reason, f"{name}; accepted: UTF-8") for reason, name in ENCODINGS.items())
 ARCHIVE = ("unknown_archive", "compressed in another format than gzip or Zstandard: decompress it first")
 NOT_DATA: tuple[tuple[bytes, tuple[str, str]], ...] = (
     (
@@ -33,8 +35,8 @@ NOT_DATA: tuple[tuple[bytes, tuple[str, str]], ...] = (
     (b"<!doctype html", HTML),
     (b"<html", HTML),
     (b"<?xml", ("xml_page", "an XML page, not data: a store answered with an error")),
-    (b"\xff\xfe\0\0", ("utf_32", "UTF-32: save it as UTF-8")),
-    (b"\0\0\xfe\xff", ("utf_32", "UTF-32: save it as UTF-8")),
+    (b"\xff\xfe\0\0", UTF_32),
+    (b"\0\0\xfe\xff", UTF_32),
     (b"\xff\xfe", UTF_16),
     (b"\xfe\xff", UTF_16),
     (b"pk\x03\x04", ARCHIVE),
@@ -55,7 +57,7 @@ def packing_of(path: str) -> Packing:
             head = stream.read(HEAD)
         if not head:
             raise DataError(f"{path}: empty_file, the compressed file is empty")
-    _hold_data(path, head)
+    _hold_data(path, head, packing)
     if not packing and path.lower().endswith((".gz", ".zst")):
         raise DataError(f"{path}: not_packed, it has the suffix of a compressed file but is not compressed")
     return packing
@@ -100,11 +102,13 @@ def _packing(head: bytes) -> Packing:
     return ""
 
 
-def _hold_data(path: str, head: bytes) -> None:
+def _hold_data(path: str, head: bytes, packing: Packing) -> None:
     start = head.removeprefix(BOM).lstrip().lower()
     for beginning, (reason, detail) in NOT_DATA:
         if start.startswith(beginning):
-            raise DataError(f"{path}: {reason}, the file is {detail}")
+            command = conversion(path, ENCODINGS[reason], packing) if reason in ENCODINGS else ""
+            raise DataError(f"{path}: {reason}, the file is {detail}{command}")
     odd, even = (half.count(0) > 0.4 * len(half) for half in (head[1::2], head[::2]))
     if odd != even and len(head) >= 8 and not head.startswith(BINARY):
-        raise DataError(f"{path}: {UTF_16[0]}, the file is {UTF_16[1]}")
+        command = conversion(path, "UTF-16LE" if odd else "UTF-16BE", packing)
+        raise DataError(f"{path}: {UTF_16[0]}, the file is {UTF_16[1]}{command}")

@@ -11,6 +11,7 @@ Record = dict[str, Any]
 
 MAX_DEPTH = 64
 MAX_QUOTED = 60
+LOOKS_WINDOWS = "it looks like Latin-1 or Windows-1252"
 SHOWN_FROM = 2_000  # characters of what was refused that are looked at for what must not be shown
 # A JSON string (to the end if it is not closed), or a mark that opens, closes or separates. Possessive: linear time.
 TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{},]', re.DOTALL)
@@ -117,7 +118,7 @@ def _looks_like(raw: bytes, position: int) -> str:
         return ""
     wide = raw[max(0, position - 200) : position + 200].decode("cp1252", "replace")
     shown = repr(around) if masked(wide) == wide else "not shown, it is near something secret or personal"
-    return f"; it looks like Latin-1 or Windows-1252 ({shown})"
+    return f"; {LOOKS_WINDOWS} ({shown})"
 
 
 def _fault(text: str, error: json.JSONDecodeError) -> str:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from io import BufferedReader
+from itertools import takewhile
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import pyarrow as pa
@@ -22,15 +23,18 @@ from tasks.bounded import Unreadable
 from tasks.errors import DataError
 from tasks.ingest import arrow, hub
 from tasks.ingest.arrays import elements
+from tasks.ingest.encodings import conversion, here
 from tasks.ingest.files import SourceFile
 from tasks.ingest.layouts import known_columns
 from tasks.ingest.opening import BOM, is_of_content, num_bytes, packed, unpacked
-from tasks.ingest.parsing import Record, RefusedRecord, decoded, parse_json, parse_line, quoted
+from tasks.ingest.parsing import LOOKS_WINDOWS, Record, RefusedRecord, decoded, parse_json, parse_line, quoted
 from tasks.ingest.stores import is_url
 
 OTHER_SEPARATORS = ";\t|"  # of what is called CSV too
 
 ALWAYS_PLAUSIBLE = 100_000  # records of a file, and one for each of its bytes as it lies on the disk
+
+MOST_LOOKED_AT = 1 << 26  # bytes of a file in which each line is looked at for its encoding
 
 R = TypeVar("R")
 Columns = frozenset[str] | None
@@ -100,7 +104,7 @@ def _text_reader(file: SourceFile, stream: BufferedReader, max_bytes: int) -> It
             for number, (byte, raw) in enumerate(elements(file.path, stream, max_bytes), start=1):
                 yield number, byte, raw, partial(parse_json, raw)
         case "csv":
-            yield from _csv(file.path, lines(stream, max_bytes), max_bytes)
+            yield from _csv(file, lines(stream, max_bytes), max_bytes)
         case "text":
             for number, byte, content, _ in lines(stream, max_bytes):
                 raw = content.rstrip(b"\r\n")
@@ -144,12 +148,12 @@ class _Pulled:
         self.num_bytes = 0
 
 
-def _csv(path: str, physical: Iterator[Line], max_bytes: int) -> Iterator[Item]:
+def _csv(file: SourceFile, physical: Iterator[Line], max_bytes: int) -> Iterator[Item]:
     """A record's line is its first. What csv cannot read is refused line by line: it may hide rows of any number."""
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))  # of the process; its default is below ours
-    pulled = _Pulled(path, physical, max_bytes)
+    pulled = _Pulled(file.path, physical, max_bytes)
     rows = csv.reader(pulled, strict=True)
-    header = _header(path, rows, pulled)
+    header = _header(file, rows, pulled)
     while True:
         pulled.start()
         try:
@@ -165,20 +169,21 @@ def _csv(path: str, physical: Iterator[Line], max_bytes: int) -> Iterator[Item]:
             yield first.number, first.byte, raw, partial(_columns, header, fields, raw)
 
 
-def _header(path: str, rows: Iterator[list[str]], pulled: _Pulled) -> list[str]:
+def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> list[str]:
     try:
         header = next(rows, [])
         decoded(b"".join(line.content for line in pulled.taken))
     except (csv.Error, RefusedRecord) as error:
         raise DataError(
-            f"{path}: bad_csv, line 1 is not a header row ({error}); accepted: CSV with commas in UTF-8"
+            f"{file.path}: bad_csv, line 1 is not a header row ({error}); accepted: CSV with commas in UTF-8"
+            f"{windows_conversion(file, str(error))}"
         ) from error
     if twice := sorted(name for name, count in Counter(header).items() if count > 1):
-        raise DataError(f"{path}: duplicate_key, the header row has {_named(twice)} more than once")
+        raise DataError(f"{file.path}: duplicate_key, the header row has {_named(twice)} more than once")
     if len(header) == 1 and (mark := max(OTHER_SEPARATORS, key=header[0].count)) in header[0]:
         raise DataError(
-            f"{path}: bad_csv, the header row is one column, {quoted(header[0])}; accepted: CSV with commas in "
-            f"UTF-8{_conversion(path, mark)}"
+            f"{file.path}: bad_csv, the header row is one column, {quoted(header[0])}; accepted: CSV with commas in "
+            f"UTF-8{_conversion(file.path, mark)}"
         )
     return header
 
@@ -189,7 +194,33 @@ def _conversion(path: str, mark: str) -> str:
         return ""
     script = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={mark!r}))"
     new = f"{path.removesuffix('.csv')}-commas.csv"
-    return f"; to convert it: python -c {shlex.quote(script)} < {shlex.quote(path)} > {shlex.quote(new)}"
+    return f"; to convert it: python -c {shlex.quote(script)} < {here(path)} > {here(new)}"
+
+
+def windows_conversion(file: SourceFile, said: str) -> str:
+    """The command that converts a file where `said` says Windows-1252 of a record, and all of the file can be that.
+
+    A line in UTF-8 beyond ASCII would be spoiled, so there is no command for a file that has one.
+    """
+    if LOOKS_WINDOWS not in said or is_url(file.path) or file.format not in ("jsonl", "json", "csv", "text"):
+        return ""
+    with unpacked(file.path, file.packing) as stream:
+        looked_at = lines(stream, MOST_LOOKED_AT)
+        is_windows = all(map(_is_windows, takewhile(lambda line: line.byte < MOST_LOOKED_AT, looked_at)))
+    return conversion(file.path, "WINDOWS-1252", file.packing) if is_windows else ""
+
+
+def _is_windows(line: Line) -> bool:
+    is_whole = line.size == len(line.content)
+    return line.content.isascii() or (is_whole and _is_in(line.content, "cp1252") and not _is_in(line.content, "utf-8"))
+
+
+def _is_in(content: bytes, encoding: str) -> bool:
+    try:
+        content.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _named(names: list[str]) -> str:
