@@ -1,15 +1,14 @@
 """What of a text is shown to a person: a part of it, and nothing secret or personal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from data_checks.columns import Turn
 from data_checks.personal import personal
 from data_checks.secrets import secrets
 
 TEXT_CHARS = 500  # of a row
 
 
-def excerpt(turns: Sequence[Turn]) -> str:
+def excerpt(turns: Sequence[Mapping[str, str | None]]) -> str:
     """Both ends of each turn, so that the answer is seen below a long prompt, and what is asked after a long preface.
 
     At most TEXT_CHARS characters.

@@ -16,9 +16,9 @@ from tasks import assignments
 from tasks.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
 from tasks.assignments import DUPLICATE, QUARANTINED
 from tasks.history import Version
+from tasks.placement import GONE
+from tasks.placement import SET_ASIDE as SET_ASIDE_BY_SPLIT
 from tasks.row_search import HELD_OUT, MOST_MATCHES, PLACE, QUARANTINE, Found, select
-from tasks.split.sides import SET_ASIDE as SET_ASIDE_BY_SPLIT
-from tasks.split.writing import GONE
 from tasks.stopped import StoppedStage
 
 SET_ASIDE = ("refused", "held out", "quarantined", "removed")

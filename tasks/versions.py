@@ -35,8 +35,7 @@ from tasks.config import Split
 from tasks.errors import ConfigError, TunewrightError
 from tasks.history import Replaced, StageOutput, Version, file_of, history, read, write
 from tasks.lineage import NO_SIDE
-from tasks.split.columns import furthest
-from tasks.split.writing import GONE
+from tasks.placement import GONE, furthest
 
 log = logging.getLogger("tunewright")
 

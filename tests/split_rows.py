@@ -14,10 +14,10 @@ from conftest import messages
 
 from tasks.artifacts import HELD_OUT_SCHEMA, ROW_SCHEMA, Rows, Splits, UniqueRows
 from tasks.config import Split
+from tasks.placement import SIDES
 from tasks.similarity.folding import fold_texts
 from tasks.similarity.prompts import segments, write_boilerplate
 from tasks.split import split
-from tasks.split.sides import SIDES
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
 BOILERPLATE = "Answer this:"

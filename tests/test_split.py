@@ -14,9 +14,9 @@ from split_rows import jaccard, largest_across, on_sides, prompt, prompts, row_o
 from tasks.artifacts import QUARANTINE_SCHEMA, SIDES_SCHEMA, SPLIT_SCHEMA, Splits
 from tasks.config import Split
 from tasks.errors import DataError
+from tasks.placement import SIDES
 from tasks.similarity.sets import Pairs
 from tasks.split.proof import random_leak_share, visible_difference
-from tasks.split.sides import SIDES
 
 
 def proof(splits: Splits) -> dict[str, Any]:

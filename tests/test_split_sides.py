@@ -25,6 +25,7 @@ from tasks.artifacts import Splits
 from tasks.config import Split, from_here
 from tasks.errors import ConfigError, DataError
 from tasks.payloads import LeakProof
+from tasks.placement import NONE, SIDES, TEST, TRAIN, VALIDATION, Because
 from tasks.similarity.engine import LocalEngine
 from tasks.similarity.folding import fold_texts
 from tasks.similarity.prompts import cut, shingles
@@ -33,7 +34,7 @@ from tasks.split.account import versions
 from tasks.split.clusters import Links, numbered
 from tasks.split.draw import draw
 from tasks.split.joins import Joined
-from tasks.split.sides import NONE, SIDES, TEST, TRAIN, VALIDATION, Because, Linked, Sides, fix, settle
+from tasks.split.sides import Linked, Sides, fix, settle
 from tasks.split.strata import strata_of
 from tasks.stopped import of_stage
 

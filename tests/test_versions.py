@@ -26,8 +26,8 @@ from tasks.config import Split
 from tasks.errors import ConfigError, TunewrightError
 from tasks.history import Replaced, Version, file_of, history, read
 from tasks.lineage import sides as sides_of
+from tasks.placement import SIDES
 from tasks.split.columns import earlier_sides
-from tasks.split.sides import SIDES
 from tasks.versions import Before, accept, before
 
 SPLIT = Split()

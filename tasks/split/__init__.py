@@ -27,6 +27,7 @@ from tasks.config import Split
 from tasks.errors import DataError
 from tasks.labels import stop_if_open
 from tasks.payloads import LeakProof, PairedRow
+from tasks.placement import NONE, SIDES, TEST, Because
 from tasks.similarity.engine import engine_of, read_pieces
 from tasks.similarity.folding import fold, fold_messages
 from tasks.similarity.prompts import Shingles, cut, read_boilerplate, shingles
@@ -47,7 +48,7 @@ from tasks.split.draw import draw
 from tasks.split.joins import Joined
 from tasks.split.proof import findings, floor_of, in_words, most_similar_pair, random_leak_share, visible_difference
 from tasks.split.replay import apart, draw_replay
-from tasks.split.sides import NONE, SIDES, TEST, Because, Sides, fix, settle
+from tasks.split.sides import Sides, fix, settle
 from tasks.split.strata import Strata, balance, strata_of
 from tasks.split.writing import write_memory, write_sides
 from tasks.stage import stage

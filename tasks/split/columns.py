@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tasks.artifacts import ROW_SCHEMA, SIDES_FILE, SIDES_SCHEMA, Artifact
 from tasks.errors import ConfigError
-from tasks.split.sides import NONE, SIDES, TRAIN
+from tasks.placement import NONE, TRAIN, furthest, index_in, one_array, sides_of
 
 READ = ["row_id", "file", "line", "source", "group", "time", "side"]
 
@@ -46,7 +46,7 @@ class RowColumns:
 
     def times(self) -> Times:
         """The times of all rows; only those that are given to a side may have none (tasks/ingest/needs.py)."""
-        encoded = _one(self.table["time"]).dictionary_encode()
+        encoded = one_array(self.table["time"]).dictionary_encode()
         order = pc.sort_indices(encoded.dictionary)  # pyright: ignore[reportAttributeAccessIssue]
         rank = np.empty(len(order), np.int64)
         rank[np.asarray(order)] = np.arange(len(order))
@@ -57,10 +57,10 @@ class RowColumns:
 def read_columns(file: Path) -> RowColumns:
     """The columns of rows.parquet."""
     table = pq.read_table(file, columns=READ, schema=ROW_SCHEMA, read_dictionary=["file", "source"])
-    group = _one(table["group"]).dictionary_encode().indices.fill_null(-1)
-    replay = _index_in(_one(table["side"]), pa.array(["replay"])) == 0
-    given = np.where(replay, TRAIN, _sides(table["side"]))
-    return RowColumns(table, _one(table["row_id"]), np.asarray(group).astype(np.int64), given, replay)
+    group = one_array(table["group"]).dictionary_encode().indices.fill_null(-1)
+    replay = index_in(one_array(table["side"]), pa.array(["replay"])) == 0
+    given = np.where(replay, TRAIN, sides_of(table["side"]))
+    return RowColumns(table, one_array(table["row_id"]), np.asarray(group).astype(np.int64), given, replay)
 
 
 def earlier_sides(row_ids: pa.Array, earlier: Artifact | None) -> tuple[np.ndarray, pa.Table]:
@@ -77,32 +77,7 @@ def earlier_sides(row_ids: pa.Array, earlier: Artifact | None) -> tuple[np.ndarr
             "split.sticky=false to split anew"
         )
     table = furthest(pq.read_table(file, schema=SIDES_SCHEMA))
-    place, found = _index_in(row_ids, _one(table["row_id"])), np.full(len(row_ids), NONE)
-    found[place >= 0] = _sides(table["side"])[place[place >= 0]]
-    gone = _index_in(_one(table["row_id"]), row_ids) < 0
-    return found, table.filter(pa.array(gone & (_sides(table["side"]) != NONE)))
-
-
-def furthest(memory: pa.Table) -> pa.Table:
-    """Each row_id of a sides.parquet once, on the side of those it has that is the nearest to test.
-
-    It is there more than once where a row was set aside for a given one that says the same.
-    """
-    order = np.argsort(-_sides(memory["side"]), kind="stable")
-    ids = np.asarray(memory["row_id"].combine_chunks().dictionary_encode().indices)
-    _, first = np.unique(ids[order], return_index=True)
-    return memory.take(pa.array(np.sort(order[first])))
-
-
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks()
-
-
-def _sides(column: pa.ChunkedArray) -> np.ndarray:
-    return _index_in(_one(column), pa.array(SIDES))
-
-
-def _index_in(values: pa.Array, those: pa.Array) -> np.ndarray:
-    """Where each value is among `those`, or -1, which is NONE."""
-    place = pc.index_in(values, value_set=those)  # pyright: ignore[reportAttributeAccessIssue]
-    return np.asarray(place.fill_null(-1)).astype(np.int64)
+    place, found = index_in(row_ids, one_array(table["row_id"])), np.full(len(row_ids), NONE)
+    found[place >= 0] = sides_of(table["side"])[place[place >= 0]]
+    gone = index_in(one_array(table["row_id"]), row_ids) < 0
+    return found, table.filter(pa.array(gone & (sides_of(table["side"]) != NONE)))

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.artifacts import Rows
+from tasks.placement import TEST, TRAIN, VALIDATION
 from tasks.similarity.engine import read_pieces
 from tasks.split.passages import (
     Found,
@@ -35,7 +36,6 @@ from tasks.split.passages import (
     passages_of,
     whole_lines,
 )
-from tasks.split.sides import TEST, TRAIN, VALIDATION
 
 HELD_OUT = "held_out.parquet"
 

@@ -5,10 +5,11 @@ What it has in common with an evaluation row is not quoted: the sentence is read
 
 import math
 
+from tasks.placement import NONE, SIDES, Because
 from tasks.split.columns import RowColumns
 from tasks.split.contamination import Contamination
 from tasks.split.passages import first_word
-from tasks.split.sides import NONE, SIDES, Because, Partner, Sides
+from tasks.split.sides import Partner, Sides
 
 
 class Details:

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.config import Split
-from tasks.split.sides import NONE, SIDES, TEST, TRAIN, VALIDATION, Because, Sides
+from tasks.placement import NONE, SIDES, TEST, TRAIN, VALIDATION, Because
+from tasks.split.sides import Sides
 from tasks.split.strata import Strata
 
 LARGE_SHARE = 0.1  # of a side: a cluster that is larger is taken only where the smaller ones do not fill the side

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from tasks.placement import NONE
 from tasks.similarity.engine import Engine
 from tasks.similarity.sets import Sets, prefixes
 from tasks.split.clusters import Links
-from tasks.split.sides import NONE, Linked
+from tasks.split.sides import Linked
 
 ROWS_AT_ONCE = 1_000  # that a thread looks up
 

@@ -7,37 +7,12 @@ of all models before and after; of the others each that would join two sides.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from tasks.placement import NONE, REPEATS, SET_ASIDE, SIDES, TEST, VALIDATION, Because
 from tasks.split.clusters import numbered
-
-SIDES = ("train", "validation", "test")  # a row of an earlier one gives way to a row of a later one
-TRAIN, VALIDATION, TEST = range(3)
-NONE = -1
-
-
-class Because(IntEnum):
-    """Why a row is on its side, or why it is set aside."""
-
-    DRAWN = 0
-    BY_TIME = 1
-    KEPT = 2  # it was on this side in the earlier version
-    INHERITED = 3  # it repeats a row that is fixed to this side
-    GIVEN = 4  # its source is this side's
-    REPLAY = 5  # it is a replay row, of those that were drawn
-    BRIDGES_SIDES = 6
-    REPEATS_TEST_ROW = 7
-    REPEATS_VALIDATION_ROW = 8
-    CONTAMINATED = 9
-    REPEATS_OWN_ROW = 10  # a replay row that repeats a row of another source
-    NOT_DRAWN = 11  # a replay row for which split.replay has no room
-
-
-REPEATS = {TEST: Because.REPEATS_TEST_ROW, VALIDATION: Because.REPEATS_VALIDATION_ROW}
-SET_ASIDE = tuple(because for because in Because if because >= Because.BRIDGES_SIDES)
 
 
 class Linked(NamedTuple):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasks.payloads import Balance, Deviation, Stratum
-from tasks.split.sides import NONE, SIDES
+from tasks.placement import NONE, SIDES
 
 REPORTED = 50
 

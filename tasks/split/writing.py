@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.artifacts import QUARANTINE_SCHEMA, SIDES_SCHEMA, SPLIT_SCHEMA
+from tasks.placement import GONE, NONE, SIDES, Because
 from tasks.similarity.engine import read_pieces
-from tasks.split.sides import NONE, SIDES, Because, Sides
+from tasks.split.sides import Sides
 
-GONE = "gone"  # of rows that the version before has and this one does not
 TEXT_CHARS = 500
 MASKED_CHARS = 2_000  # of a row that are looked through for what must not be shown, before it is cut
 

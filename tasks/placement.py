@@ -1,0 +1,60 @@
+"""On which split a row is, and why: the values of sides.parquet."""
+
+from enum import IntEnum
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+SIDES = ("train", "validation", "test")  # a row of an earlier one gives way to a row of a later one
+TRAIN, VALIDATION, TEST = range(3)
+NONE = -1
+
+
+class Because(IntEnum):
+    """Why a row is on its side, or why it is set aside."""
+
+    DRAWN = 0
+    BY_TIME = 1
+    KEPT = 2  # it was on this side in the earlier version
+    INHERITED = 3  # it repeats a row that is fixed to this side
+    GIVEN = 4  # its source is this side's
+    REPLAY = 5  # it is a replay row, of those that were drawn
+    BRIDGES_SIDES = 6
+    REPEATS_TEST_ROW = 7
+    REPEATS_VALIDATION_ROW = 8
+    CONTAMINATED = 9
+    REPEATS_OWN_ROW = 10  # a replay row that repeats a row of another source
+    NOT_DRAWN = 11  # a replay row for which split.replay has no room
+
+
+REPEATS = {TEST: Because.REPEATS_TEST_ROW, VALIDATION: Because.REPEATS_VALIDATION_ROW}
+GONE = "gone"  # of rows that the version before has and this one does not
+SET_ASIDE = tuple(because for because in Because if because >= Because.BRIDGES_SIDES)
+
+
+def furthest(memory: pa.Table) -> pa.Table:
+    """Each row_id of a sides.parquet once, on the side of those it has that is the nearest to test.
+
+    It is there more than once where a row was set aside for a given one that says the same.
+    """
+    order = np.argsort(-sides_of(memory["side"]), kind="stable")
+    ids = np.asarray(memory["row_id"].combine_chunks().dictionary_encode().indices)
+    _, first = np.unique(ids[order], return_index=True)
+    return memory.take(pa.array(np.sort(order[first])))
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """The pieces of a column as one array."""
+    return column.combine_chunks()
+
+
+def sides_of(column: pa.ChunkedArray) -> np.ndarray:
+    """(rows,) the number of each row's split, or NONE, from its name."""
+    return index_in(one_array(column), pa.array(SIDES))
+
+
+def index_in(values: pa.Array, those: pa.Array) -> np.ndarray:
+    """Where each value is among `those`, or -1, which is NONE."""
+    place = pc.index_in(values, value_set=those)  # pyright: ignore[reportAttributeAccessIssue]
+    return np.asarray(place.fill_null(-1)).astype(np.int64)
