@@ -17,8 +17,9 @@ from flows.inputs import inputs, looked_at
 from flows.parameters import FLOW, named, slug
 from flows.run_name import run_name
 from flows.stopped_log import say_stopped
-from tasks import config, in_use, models, versions, watching
+from tasks import config, in_use, versions, watching
 from tasks.artifacts import Contender, RunArtifacts
+from tasks.base import base as load_base
 from tasks.check import check
 from tasks.config import (
     Checks,
@@ -64,7 +65,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     s = call.draw(s, read)
     rows = call(ingest)(data=s.data, files=read.files, needs=read.needs)
     before = versions.before(s.registry.name, rows, s.split, is_sample=s.data.limit is not None)
-    base = call(models.base)(
+    base = call(load_base)(
         reference=s.model.base, revision=s.model.revision, identity=read.base, chat_template=read.chat_template
     )
     checked = call(check)(

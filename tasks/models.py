@@ -1,4 +1,4 @@
-"""The base model and its tokenizer, for every stage that touches them."""
+"""The base model and its tokenizer, for every stage that touches them; tasks/base.py makes them an artifact."""
 
 import json
 import shlex
@@ -15,9 +15,8 @@ from tasks.caching import digest_of
 from tasks.config import or_meant
 from tasks.config.outside import without_secrets
 from tasks.errors import ConfigError
-from tasks.serving import load_weights, loaded_files, package_file, resolve, weights_digest
+from tasks.serving import load_weights, loaded_files, package_file, weights_digest
 from tasks.speed import cpu_has_bfloat16
-from tasks.stage import stage
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -137,7 +136,7 @@ def identity(reference: str) -> str:
     folder = Path(reference).expanduser()
     if folder.is_dir():
         try:
-            return _folder_digest(folder)
+            return folder_digest(folder)
         except OSError as error:
             raise ConfigError(f"model.base={folder}: {error.filename} cannot be read: {error.strerror}") from error
     meant = or_meant(reference)
@@ -166,17 +165,19 @@ def look_up(reference: str, revision: str | None) -> None:
         if not isinstance(try_to_load_from_cache(reference, "config.json", revision=revision), str):
             model_info(reference, revision=revision, timeout=HUB_SECONDS)
     except (OSError, HTTPError, HFValidationError) as error:
-        raise _is_nowhere(reference, error) from error
+        raise is_nowhere(reference, error) from error
 
 
-def _is_nowhere(reference: str, error: Exception) -> ConfigError:
+def is_nowhere(reference: str, error: Exception) -> ConfigError:
+    """The error where a base is neither a folder here nor to be had from the hub."""
     return ConfigError(
         f"model.base={reference}: taken for a hub id, as there is no folder {Path(reference).parent.absolute()}; the "
         f"hub has no such model, requires a login, or cannot be reached ({type(error).__name__})"
     )
 
 
-def _folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path) -> str:
+    """The digest of all that loading reads. Raises ConfigError where the folder holds no base that can be loaded."""
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model.base={folder}: no config.json in it; a folder saved by transformers has one")
     weights = sorted(folder.glob("*.safetensors"))
@@ -217,20 +218,6 @@ def _check_settings(folder: Path) -> None:
                 raise ValueError(f"{file.name} is not a JSON object; copy it again")
 
 
-def _lost(base: Base) -> str:
-    """What is gone or changed of a base whose weights lie elsewhere, such as in the hub's cache; empty if nothing is.
-
-    It looks at all but the content of the weights, so that a run that changes nothing stays quick.
-    """
-    if not base.weights.is_dir():
-        return f"{base.weights} is gone"
-    try:
-        is_same = not base.location.is_absolute() or weights_digest(base.weights, quick=True) == base.quick_digest
-    except ValueError as error:
-        return str(error)
-    return "" if is_same else f"{base.weights} was changed"
-
-
 def _check_template(template: str, tokenizer: Any) -> None:
     """Raises ConfigError where the tokenizer lacks a token that the template writes: a new one would know nothing."""
     if missing := chat_templates.missing(template, tokenizer):
@@ -239,31 +226,3 @@ def _check_template(template: str, tokenizer: Any) -> None:
             f"model.chat_template: the tokenizer of model.base has no {', '.join(missing)}, which the template writes; "
             f"those whose tokens it has: {fit}"
         )
-
-
-@stage("{reference}", libraries=("transformers", "gguf"), lost=_lost)
-def base(folder: Path, reference: str, revision: str | None, identity: str, chat_template: str = "") -> Base:
-    """The base as a folder of safetensors; converted once if it is a GGUF file. `chat_template` is the text of one."""
-    try:
-        weights = resolve(reference, revision, folder / "weights")
-    except OSError as error:
-        if reference.startswith("package:") or error.errno:  # such as a full disk
-            raise
-        raise _is_nowhere(reference, error) from error
-    if not any(weights.glob("*.safetensors")):
-        raise ConfigError(f"model.base={reference}: {weights} has no *.safetensors")
-    digest = _folder_digest(weights)
-    (folder / "base.txt").write_text(f"{reference}\n{digest}\n", encoding="utf-8")
-    location = weights.relative_to(folder) if weights.is_relative_to(folder) else weights.absolute()
-    made = Base(
-        reference=reference,
-        revision=revision,
-        location=location,
-        weights_digest=digest,
-        quick_digest=weights_digest(weights, quick=True),
-        chat_template=chat_template,
-    )
-    if chat_template:
-        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-    tokenizer = load_tokenizer(made.model_copy(update={"folder": folder}))
-    return made.model_copy(update={"special_tokens": special_tokens(tokenizer)})

@@ -11,6 +11,7 @@ from conftest import CHATML, tiny_tokenizer
 
 from tasks import chat_templates, models
 from tasks.artifacts import Base
+from tasks.base import base as load_base
 from tasks.chat import Chat, Tokenized, tokenize
 from tasks.errors import ConfigError
 
@@ -36,7 +37,7 @@ def without_template(tiny_base: Base, folder: Path, *special: str) -> Base:
 def made(base: Base, template: str, folder: Path) -> Base:
     """What the stage `base` makes of it with a template."""
     folder.mkdir()
-    found = models.base.fn.__wrapped__(  # pyright: ignore[reportFunctionMemberAccess] without its artifact
+    found = load_base.fn.__wrapped__(  # pyright: ignore[reportFunctionMemberAccess] without its artifact
         folder, base.reference, None, "", chat_templates.text(template)
     )
     return found.model_copy(update={"folder": folder})

@@ -23,9 +23,8 @@ OF_LIBRARIES = [each for each in CONTRACTS.values() if each.get("allow_indirect_
 
 
 def stages() -> dict[str, Task[..., Any]]:
-    """The stages that the pipeline calls, by their names; base alone is called through its module."""
-    named = {each.name: each for each in vars(finetune).values() if isinstance(each, Task)}
-    return named | {"base": finetune.models.base}
+    """The stages that the pipeline calls, by their names."""
+    return {each.name: each for each in vars(finetune).values() if isinstance(each, Task)}
 
 
 def test_the_pipeline_calls_every_stage() -> None:
@@ -35,8 +34,7 @@ def test_the_pipeline_calls_every_stage() -> None:
 def test_every_stage_is_in_the_contract_that_keeps_stages_apart() -> None:
     modules = {
         ".".join(task.fn.build.__module__.split(".")[:2])  # pyright: ignore[reportFunctionMemberAccess]
-        for name, task in stages().items()
-        if name != "base"  # tasks/models.py, which others read bases with
+        for task in stages().values()
     }
     assert set(CONTRACTS["a stage imports no other stage"]["modules"]) == modules
 

@@ -13,6 +13,7 @@ from registered import aliases, versions
 
 from tasks import serving
 from tasks.artifacts import Base, Registered
+from tasks.base import base as load_base
 from tasks.config import Registry
 from tasks.errors import TunewrightError
 from tasks.ingredients import hash_of
@@ -46,7 +47,7 @@ def promote() -> None:
 
 
 def look_up_champion(base: Base) -> None:
-    found = champion(REGISTRY, "another", base)
+    found = champion(REGISTRY, "another", base, load_base.fn)
     assert found
     assert found.model
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from tasks.artifacts import Base
+from tasks.base import base
 from tasks.errors import ConfigError
-from tasks.models import base, identity, load_tokenizer
+from tasks.models import identity, load_tokenizer
 from tasks.serving import LOADED
 
 
@@ -245,7 +246,7 @@ def test_a_base_that_left_the_hubs_cache_or_changed_there_is_fetched_again(
         return folder
 
     tiny = folder.rename(folder.with_name("on_the_hub"))
-    monkeypatch.setattr("tasks.models.resolve", fetch)
+    monkeypatch.setattr("tasks.base.resolve", fetch)
     for _ in range(2):
         assert base.fn("org/name", None, "org/name").weights == folder
     assert fetched == ["org/name"]

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from tasks import in_use, pipelines
 from tasks.artifacts import Base, Registered, Rows
+from tasks.base import base as load_base
 from tasks.caching import cached, kept, lock
 from tasks.config import Gate, Registry
 from tasks.needless import in_home
@@ -108,7 +109,7 @@ def test_rejected_versions_go_with_their_weights_and_all_that_can_be_needed_stay
     assert len(list(home.rglob("adapter_model.safetensors"))) == len(weights) - 3
     assert len(runs()) == num_runs
     assert not list(in_mlflow(2))
-    held = champion(TRIAGE, "another", tiny_base)
+    held = champion(TRIAGE, "another", tiny_base, load_base.fn)
     assert held
     assert held.version == "5"
     assert eight(digest="candidate 7", decision="keep", challenged="5").version == "7", "an unchanged run makes none"

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from tasks.artifacts import Base
+from tasks.base import base as load_base
 from tasks.config import Registry
 from tasks.errors import TrackingError
 from tasks.register import champion, tracking
@@ -55,7 +56,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 def test_a_champion_is_looked_up_again_until_mlflow_answers(
     serve: Serve, how: str, tiny_base: Base, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert champion(serve(3, how), "of a candidate", tiny_base) is None
+    assert champion(serve(3, how), "of a candidate", tiny_base, load_base.fn) is None
     said = [message for message in caplog.messages if "MLflow does not answer" in message]
     assert len(said) == 3
     assert all("; retrying in" in message for message in said)
@@ -66,4 +67,4 @@ def test_one_that_stays_away_is_given_up_with_one_line(
 ) -> None:
     monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.1)
     with pytest.raises(TrackingError, match=r"^registry\.tracking_uri=http://127.*: MLflow does not answer: "):
-        champion(serve(10_000, "503"), "of a candidate", tiny_base)
+        champion(serve(10_000, "503"), "of a candidate", tiny_base, load_base.fn)

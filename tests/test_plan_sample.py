@@ -13,6 +13,7 @@ from flows.deployment_file import Pipeline
 from flows.plan_command import Planned
 from tasks import models
 from tasks.artifacts import Base
+from tasks.base import base
 from tasks.config import Data, Source
 from tasks.errors import ConfigError, DataError
 from tasks.ingest import ingest, sampling, source_files
@@ -70,7 +71,7 @@ def test_a_plan_and_a_run_say_alike_that_tokenizer_files_are_missing(tiny_base: 
     with pytest.raises(ConfigError, match=r"^model\.base=bare: .*bare has no tokenizer files; copy them") as before:
         planned(bare)
     with pytest.raises(ConfigError) as stop:
-        models.base.fn("bare", None, models.identity("bare"))
+        base.fn("bare", None, models.identity("bare"))
     assert str(stop.value) == str(before.value)
 
 

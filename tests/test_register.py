@@ -19,6 +19,7 @@ from registered import QUESTIONS, aliases, runs, versions
 
 from tasks.artifacts import SIDES_FILE, Base, Judged, Registered
 from tasks.assignments import DIGITS, SCHEMA, place
+from tasks.base import base as load_base
 from tasks.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
 from tasks.errors import AnotherChampion, TrackingError, TunewrightError
 from tasks.register import candidate, champion, rehearsal, trained_on_test
@@ -288,7 +289,7 @@ def test_a_base_at_another_path_is_found_by_its_digest(
     with pytest.raises(FileNotFoundError, match=needed):
         load_version(registered.uri)
     with pytest.raises(TunewrightError, match=rf"^models:/triage/1: {needed}"):
-        champion(registry, "b", other)
+        champion(registry, "b", other, load_base.fn)
     with connected(registry) as client:
         client.delete_registered_model_alias("triage", "champion")
     with pytest.raises(TunewrightError, match=needed):
@@ -296,7 +297,7 @@ def test_a_base_at_another_path_is_found_by_its_digest(
     monkeypatch.setenv("TUNEWRIGHT_BASE", str(here))
     assert load_version(registered.uri).predict([{"prompt": text} for text in QUESTIONS]) == said
     assert promote(registry, "1", by="me", why="back again").rehearsed == 3
-    found = champion(registry, "b", other)
+    found = champion(registry, "b", other, load_base.fn)
     assert found
     assert found.base.weights == here
 
@@ -331,7 +332,7 @@ def test_a_champion_whose_files_are_elsewhere_says_how_to_reach_them(make: Make,
     make()
     (home / "mlartifacts").rename(home / "elsewhere")
     with pytest.raises(TunewrightError, match=r"is not on this machine.*registry.tracking_uri.*withdraw"):
-        champion(Registry(name="triage"), "b", tiny_base)
+        champion(Registry(name="triage"), "b", tiny_base, load_base.fn)
 
 
 def test_the_alias_does_not_move_past_a_champion_that_was_not_challenged(make: Make) -> None:
@@ -344,14 +345,14 @@ def test_the_alias_does_not_move_past_a_champion_that_was_not_challenged(make: M
 
 def test_a_champion_is_found_and_nothing_is_made_in_looking(tiny_base: Base, home: Path, make: Make) -> None:
     (home / "mlflow.db").rename(home / "aside")
-    assert champion(Registry(name="triage"), "a", tiny_base) is None
+    assert champion(Registry(name="triage"), "a", tiny_base, load_base.fn) is None
     assert not (home / "mlflow.db").exists()
     (home / "aside").rename(home / "mlflow.db")
-    assert champion(Registry(name="triage"), "a", tiny_base) is None
+    assert champion(Registry(name="triage"), "a", tiny_base, load_base.fn) is None
     make(digest="a", decision="keep")
-    assert champion(Registry(name="triage"), "b", tiny_base) is None
+    assert champion(Registry(name="triage"), "b", tiny_base, load_base.fn) is None
     make(digest="a")
-    found = champion(Registry(name="triage"), "b", tiny_base)
+    found = champion(Registry(name="triage"), "b", tiny_base, load_base.fn)
     assert found
     assert (found.version, found.model_digest, found.base) == ("1", "a", tiny_base)
     assert found.model
@@ -361,9 +362,9 @@ def test_a_champion_is_found_and_nothing_is_made_in_looking(tiny_base: Base, hom
 def test_a_champion_made_of_this_very_candidate_hands_on_the_one_it_challenged(make: Make, tiny_base: Base) -> None:
     registry = Registry(name="triage")
     make(digest="a")
-    assert champion(registry, "a", tiny_base) is None
+    assert champion(registry, "a", tiny_base, load_base.fn) is None
     make(digest="b", challenged="1")
-    before = champion(registry, "b", tiny_base)
+    before = champion(registry, "b", tiny_base, load_base.fn)
     assert before
     assert before.version == "1"
 
@@ -371,7 +372,7 @@ def test_a_champion_made_of_this_very_candidate_hands_on_the_one_it_challenged(m
 def test_a_champion_on_another_base_brings_its_own(make: Make, tiny_base: Base, tmp_path: Path) -> None:
     make(digest="a")
     other = tiny_base.model_copy(update={"weights_digest": "another"})
-    found = champion(Registry(name="triage"), "b", other)
+    found = champion(Registry(name="triage"), "b", other, load_base.fn)
     assert found
     assert found.base.weights_digest == tiny_base.weights_digest
     assert found.base.weights == tiny_base.weights
@@ -381,7 +382,7 @@ def test_test_rows_that_trained_the_champion_are_counted(make: Make, make_splits
     make(digest="a")
     (version,) = versions()
     registry = Registry(name="triage")
-    held = champion(registry, "b", tiny_base)
+    held = champion(registry, "b", tiny_base, load_base.fn)
     assert held
     other = make_splits([("r", "b")], [("s", "c")], [("q", "a"), ("t", "d")]).model_copy(update={"digest": "other"})
     assert trained_on_test(registry, held, other, Split()) == "", "of one history, where rows keep their sides"

@@ -10,6 +10,7 @@ from registered import aliases, versions
 
 from tasks import config
 from tasks.artifacts import Base, Registered
+from tasks.base import base as load_base
 from tasks.config import Registry
 from tasks.register import champion, release
 from tasks.register.relocation import relocate
@@ -48,7 +49,7 @@ def test_a_home_on_another_path_has_its_models_and_leaves_the_old_path_alone(
 
     assert (lost(first), lost(second)) == ("", "")
     assert all(place.startswith(f"{there}/mlartifacts") for place in places())
-    held = champion(TRIAGE, "c", tiny_base)
+    held = champion(TRIAGE, "c", tiny_base, load_base.fn)
     assert held
     assert held.version == "2"
     assert held.model

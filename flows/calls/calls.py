@@ -11,6 +11,7 @@ from prefect import Task
 from flows.calls.step import Step
 from flows.inputs import Inputs, draw
 from tasks.artifacts import Adapter, Artifact, Base, Contender, Splits, Verdict
+from tasks.base import base as load_base
 from tasks.config import STAGES, Registry, Settings, Stage
 from tasks.errors import ConfigError
 from tasks.ingest import SourceFile
@@ -107,7 +108,7 @@ class Calls(ABC):
     def champion(self, registry: Registry, adapter: Adapter, base: Base) -> Contender | None:
         """The version that the candidate is evaluated beside. Raises Reached where nothing is to be evaluated."""
         self.begin("evaluate")
-        return champion(registry, self.digest(adapter), base)
+        return champion(registry, self.digest(adapter), base, load_base.fn)
 
     def digest(self, record: Artifact) -> str:
         """The record's digest, or "" if it is still to be made."""

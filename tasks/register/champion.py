@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,18 +24,19 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+LoadBase = Callable[[str, str | None, str], Base]  # the stage base of a reference, its revision and its identity
 ADVICE = (
     "this favours the champion: for a fair comparison, add test rows that are new to both, in a source with side: test"
 )
 
 
 @patient
-def champion(registry: Registry, candidate_digest: str, base: Base) -> Contender | None:
+def champion(registry: Registry, candidate_digest: str, base: Base, load_base: LoadBase) -> Contender | None:
     """What the candidate has to beat: the version under the alias, with its weights here; None where there is none.
 
     If that version was made of this very candidate, it is the one that the candidate was compared with then: a run
     of unchanged settings decides as it did. `base` is this run's, and taken where the champion stands on the same, and
-    in a plan where it is still to be made, so that nothing is.
+    in a plan where it is still to be made, so that nothing is; `load_base` makes another one.
     """
     if registry.tracking_uri is None and not config.mlflow_database().exists():
         return None
@@ -43,7 +45,7 @@ def champion(registry: Registry, candidate_digest: str, base: Base) -> Contender
         if version and version.tags.get("model_digest") == candidate_digest:
             before = version.tags.get("challenged")
             version = client.get_model_version(registry.name, before) if before else None
-        return None if version is None else _contender(client, version, base)
+        return None if version is None else _contender(client, version, base, load_base)
 
 
 @patient
@@ -71,14 +73,14 @@ def trained_on_test(registry: Registry, champion: Contender, splits: Splits, set
     return f"{number:,} of {splits.num_test:,} test rows are training rows of {which}; {ADVICE}"
 
 
-def _contender(client: "MlflowClient", version: "ModelVersion", base: Base) -> Contender:
+def _contender(client: "MlflowClient", version: "ModelVersion", base: Base, load_base: LoadBase) -> Contender:
     try:
         folder = _verified(client, version) / "artifacts"
     except TunewrightError as error:
         raise TunewrightError(f"{error}; or {_withdraw(version)}") from error
     named = json.loads((folder / "base.json").read_text(encoding="utf-8"))
     if base.weights_digest and named["digest"] != base.weights_digest:
-        base = _own_base(version, named)
+        base = _own_base(version, named, load_base)
     return Contender(
         name="champion",
         base=base,
@@ -88,11 +90,11 @@ def _contender(client: "MlflowClient", version: "ModelVersion", base: Base) -> C
     )
 
 
-def _own_base(version: "ModelVersion", named: dict[str, Any]) -> Base:
+def _own_base(version: "ModelVersion", named: dict[str, Any], load_base: LoadBase) -> Base:
     """The base of a version, wherever this machine has it. Raises TunewrightError where it has not."""
     try:
         weights = str(find_base(named["reference"], named["revision"], named["digest"]))
-        return models.base.fn(weights, None, models.identity(weights))
+        return load_base(weights, None, models.identity(weights))
     except (OSError, ValueError, ConfigError) as error:
         raise TunewrightError(f"{files.uri_of(version)}: {error}; or {_withdraw(version)}") from error
 

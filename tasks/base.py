@@ -1,0 +1,51 @@
+"""The base as an artifact: a folder of safetensors, converted once if it is a GGUF file, and its special tokens."""
+
+from pathlib import Path
+
+from tasks.artifacts import Base
+from tasks.errors import ConfigError
+from tasks.models import folder_digest, is_nowhere, load_tokenizer, special_tokens
+from tasks.serving import resolve, weights_digest
+from tasks.stage import stage
+
+
+def _lost(base: Base) -> str:
+    """What is gone or changed of a base whose weights lie elsewhere, such as in the hub's cache; empty if nothing is.
+
+    It looks at all but the content of the weights, so that a run that changes nothing stays quick.
+    """
+    if not base.weights.is_dir():
+        return f"{base.weights} is gone"
+    try:
+        is_same = not base.location.is_absolute() or weights_digest(base.weights, quick=True) == base.quick_digest
+    except ValueError as error:
+        return str(error)
+    return "" if is_same else f"{base.weights} was changed"
+
+
+@stage("{reference}", libraries=("transformers", "gguf"), lost=_lost)
+def base(folder: Path, reference: str, revision: str | None, identity: str, chat_template: str = "") -> Base:
+    """The base as a folder of safetensors; converted once if it is a GGUF file. `chat_template` is the text of one."""
+    try:
+        weights = resolve(reference, revision, folder / "weights")
+    except OSError as error:
+        if reference.startswith("package:") or error.errno:  # such as a full disk
+            raise
+        raise is_nowhere(reference, error) from error
+    if not any(weights.glob("*.safetensors")):
+        raise ConfigError(f"model.base={reference}: {weights} has no *.safetensors")
+    digest = folder_digest(weights)
+    (folder / "base.txt").write_text(f"{reference}\n{digest}\n", encoding="utf-8")
+    location = weights.relative_to(folder) if weights.is_relative_to(folder) else weights.absolute()
+    made = Base(
+        reference=reference,
+        revision=revision,
+        location=location,
+        weights_digest=digest,
+        quick_digest=weights_digest(weights, quick=True),
+        chat_template=chat_template,
+    )
+    if chat_template:
+        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    tokenizer = load_tokenizer(made.model_copy(update={"folder": folder}))
+    return made.model_copy(update={"special_tokens": special_tokens(tokenizer)})
