@@ -9,6 +9,7 @@ from tasks.errors import ConfigError, DataError
 
 OF_SPLITS, OF_FILES = "dataset_dict.json", "state.json"
 MAX_BYTES = 1_000_000  # of either
+MAX_NAME = 255  # bytes of a name, of most file systems
 
 
 def is_saved(folder: Path) -> bool:
@@ -74,4 +75,4 @@ def _texts(file: Path, names: Any) -> list[str]:
 
 
 def _is_name(name: Any) -> bool:
-    return isinstance(name, str) and name.isprintable() and Path(name).name == name
+    return isinstance(name, str) and name.isprintable() and Path(name).name == name and len(name.encode()) <= MAX_NAME
