@@ -13,7 +13,7 @@ from typing import Any
 from flows.calls import Step
 from flows.finetune import plan
 from flows.inputs import draw, inputs
-from tasks import stopped
+from tasks import lineage, stopped
 from tasks.artifacts import CheckedRows, Rows, Splits, Tokens, UniqueRows
 from tasks.caching import kept
 from tasks.causes import causes
@@ -83,7 +83,10 @@ def look_up(settings: Settings, version: str | None = None) -> PipelineData:
         drawn = draw(settings, inputs(settings))
         split, rotation = drawn.settings(settings).split, drawn.said
     past = history(settings.registry.name, split.seed, split.by)
-    return replace(_look_up(settings, past, version), rotation=rotation)
+    found = _look_up(settings, past, version)
+    for left in filter(None, (found.stopped, found.outdated)):
+        lineage.stop_on_damage(left)
+    return replace(found, rotation=rotation)
 
 
 def _look_up(settings: Settings, past: Sequence[Version], version: str | None) -> PipelineData:

@@ -28,7 +28,7 @@ from tasks.figures import number
 from tasks.payloads import CheckResults, LeakProof
 from tasks.progress import duration
 from tasks.register.tracking import tracking_uri
-from tasks.split.proof import FINDINGS, TOO_SMALL
+from tasks.split.proof import TOO_SMALL, counted_in_words
 
 A = TypeVar("A", bound=Artifact)
 
@@ -195,7 +195,7 @@ class Outcome(BaseModel):
 
 
 def worth_a_look(outcome: Outcome) -> list[str]:
-    """The findings, each with how many rows it is of: "refusal (3 rows)", "source_drift (whole data set)".
+    """The findings: an expectation's name with how many rows it is of, such as "refusal (3 rows)"; of splits in words.
 
     Those that have a sentence of their own (given_sides, too_few_test_rows) are not among them.
     """
@@ -204,8 +204,8 @@ def worth_a_look(outcome: Outcome) -> list[str]:
     expectations = CheckResults.load(checked).expectations if checked and of_check else ()
     of_whole = {each.name for each in expectations if each.of_set}
     said = {code: "whole data set" if code in of_whole else _counted(count) for code, count in of_check.items()}
-    said |= {code: f"{count:,} {FINDINGS[code][0]}" for code, count in of_split.items() if code != TOO_SMALL}
-    return [f"{code} ({of_what})" for code, of_what in said.items() if not code.startswith(GIVEN)]
+    named = [f"{code} ({of_what})" for code, of_what in said.items() if not code.startswith(GIVEN)]
+    return named + [counted_in_words(code, count) for code, count in of_split.items() if code != TOO_SMALL]
 
 
 def too_few_test_rows(splits: Splits) -> str:

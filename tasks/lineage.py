@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from tasks import assignments
 from tasks.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
 from tasks.assignments import DUPLICATE, QUARANTINED
+from tasks.config import from_here
+from tasks.errors import ConfigError
 from tasks.history import Version
 from tasks.placement import GONE
 from tasks.placement import SET_ASIDE as SET_ASIDE_BY_SPLIT
@@ -86,6 +88,19 @@ def num_refused(stopped: StoppedStage) -> int:
     """How many records are in that table."""
     table = _refused_table(stopped)
     return table.metadata.num_rows if table else 0
+
+
+def stop_on_damage(stopped: StoppedStage) -> None:
+    """Raises ConfigError where the table that a stage left when it stopped cannot be read."""
+    try:
+        table = _refused_table(stopped)
+        for _ in table.iter_batches() if table else ():
+            pass
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(
+            f"{from_here(stopped.folder)}: the table there is damaged ({str(error).splitlines()[0]}); "
+            "run tunewright run FILE --until split, which writes it again or goes on"
+        ) from error
 
 
 def _refused_table(stopped: StoppedStage) -> pq.ParquetFile | None:

@@ -182,6 +182,24 @@ def test_a_stop_of_ingest_is_told_with_its_reason_its_time_and_what_to_look_at(r
     assert "refused" not in page.replace("max_refused_share", "")
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-9], lambda content: content[:4] + b"\xff" * 90 + content[94:]]
+)
+def test_a_damaged_table_of_a_stop_is_one_line_and_changes_no_run(
+    refused: Settings, damage: Callable[[bytes], bytes]
+) -> None:
+    stopped = look_up(refused).stopped
+    assert stopped
+    table, sound = stopped.paths[0], stopped.paths[0].read_bytes()
+    table.write_bytes(damage(sound))
+    with pytest.raises(ConfigError, match=r"^home/stopped/ingest/\w+: the table there is damaged \("):
+        look_up(refused)
+    Path("bad.jsonl").write_text('{"broken": tru\n')  # the same data
+    with pytest.raises(DataError, match="1 of 1 records quarantined"):
+        ingest.fn(refused.data, source_files(refused.data))
+    assert table.read_bytes() == sound, "a run reads the sources, and writes the table again"
+
+
 @pytest.mark.parametrize("given", [{"line": "bad.jsonl:1"}, {"text": "BROKEN tru"}])
 def test_a_record_that_ingest_refused_when_it_stopped_is_found_with_its_reason(
     refused: Settings, given: dict[str, str]

@@ -69,6 +69,14 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
         "secrets (1 row)",
         "source_drift (whole data set)",
     ]
+    of_split = {"contaminated": 1_200, "validation_in_held_out": 1, "test_in_held_out": 2, "train_newer_than_test": 1}
+    found_by_split = [Step(stage="split", state="ran", record=splits.model_copy(update={"findings": of_split}))]
+    assert worth_a_look(Outcome.of(found_by_split)) == [
+        "1,200 training rows share a passage with an evaluation row",
+        "1 validation row shares a passage with a record of data.held_out",
+        "2 test rows share a passage with a record of data.held_out",
+        "1 training row is newer than the oldest test row",
+    ]
     make_proof(smallest_visible_difference=0.1576).save(tmp_path)
     few = splits.model_copy(update={"folder": tmp_path, "num_test": 50})
     said = "warning: only 50 test rows, differences in accuracy below about .16 cannot be detected"

@@ -145,7 +145,7 @@ def _say(proof: LeakProof) -> None:
     for side in proof.given_sides:
         log.info("split: the %s split is user-provided; split.%s is not used", side, side)
     for code, count in proof.findings.items():
-        log.warning("split: %s: %s; proof.json has more", code, in_words(code, count, proof))
+        log.warning("split: %s; proof.json has more", in_words(code, count, proof))
 
 
 @stage(

@@ -18,13 +18,13 @@ DISCORDANT = 0.2  # of the rows of a usual comparison, answered rightly by one m
 CONFIDENCE, POWER = 1.645, 0.842  # normal quantiles of one-sided 95% and of 80%
 TOO_SMALL = "too_small"
 FINDINGS = {  # which rows are counted under a code, and what is with them
-    "contaminated": ("training rows", "share a passage with an evaluation row"),
-    "validation_in_held_out": ("validation rows", "share a passage with a record of data.held_out"),
-    "test_in_held_out": ("test rows", "share a passage with a record of data.held_out"),
-    "train_newer_than_test": ("training rows", "are newer than the oldest test row"),
+    "contaminated": ("training row", "share{s} a passage with an evaluation row"),
+    "validation_in_held_out": ("validation row", "share{s} a passage with a record of data.held_out"),
+    "test_in_held_out": ("test row", "share{s} a passage with a record of data.held_out"),
+    "train_newer_than_test": ("training row", "{are} newer than the oldest test row"),
     TOO_SMALL: (
-        "test rows",
-        "count as {independent}, since near-duplicates and rows of one group count once. Differences in accuracy "
+        "test row",
+        "count{s} as {independent}, since near-duplicates and rows of one group count once. Differences in accuracy "
         "between two models below about {difference} cannot be detected: add test rows that are not similar to these",
     ),
 }
@@ -70,11 +70,18 @@ def visible_difference(num_clusters: int) -> float:
 
 def in_words(code: str, count: int, proof: LeakProof) -> str:
     """What stands out, in a sentence; of a test split that is too small it says how many clusters it has."""
-    rows, what = FINDINGS[code]
     clusters = proof.test_clusters
     independent = "1 independent row" if clusters == 1 else f"{clusters:,} independent rows"
     difference = number(proof.smallest_visible_difference)
-    return f"{count:,} {rows} {what.format(difference=difference, independent=independent)}"
+    return counted_in_words(code, count, difference=difference, independent=independent)
+
+
+def counted_in_words(code: str, count: int, **more: str) -> str:
+    """What stands out, in a sentence that needs no proof beside it."""
+    row, what = FINDINGS[code]
+    is_one = count == 1
+    verb = what.format(s="s" if is_one else "", are="is" if is_one else "are", **more)
+    return f"{count:,} {row}{'' if is_one else 's'} {verb}"
 
 
 def findings(
