@@ -31,7 +31,9 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=V
 Until = Annotated[str | None, typer.Option(metavar="STAGE", help=f"The last stage: {', '.join(STAGES)}")]
 Refresh = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a stage again although nothing changed")]
 Deployment = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the deployment, if the file has several")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout; docs/json.md lists its keys")
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the summary")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print all settings and the logs of the libraries")]
 

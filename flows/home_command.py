@@ -65,7 +65,10 @@ def backup(
 
 @app.command()
 def restore(file: Tar, as_json: Json = False) -> None:
-    """Restore a backup into the home folder (TUNEWRIGHT_HOME), which must have no models yet; any path will do."""
+    """Restore a backup into the home folder (TUNEWRIGHT_HOME), on any path.
+
+    The home must have no MLflow database and no histories yet: restore into a new folder.
+    """
     with one_line_errors(as_json):
         from tasks import backup as copies
 

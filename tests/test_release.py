@@ -411,6 +411,32 @@ def test_a_home_without_models_is_said_and_left_as_it_is(home: Path) -> None:
     assert not home.exists()
 
 
+@pytest.mark.parametrize("command", ["history", "approve", "promote", "rollback", "withdraw"])
+def test_a_database_without_models_is_said_as_a_home_without_one(home: Path, command: str) -> None:
+    with connected(Registry(name="triage")) as client:
+        assert not client.search_registered_models()
+    more = {"history": [], "promote": ["1", "--reason", "x"]}.get(command, ["--reason", "x"])
+    code, shown, _ = tunewright(command, "triage", *more)
+    assert code == 2
+    assert shown.startswith(f"error: no model is registered in this home yet ({home}); if it is in another home, set")
+
+
+def test_a_home_with_a_database_but_no_model_is_backed_up_and_restored_into_a_new_one_only(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connected(Registry(name="triage")):
+        pass
+    file = str(tmp_path / "home.tar")
+    assert CliRunner().invoke(cli.app, ["home", "backup", file]).exit_code == 0
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "new"))
+    assert "restored mlflow.db from " in " ".join(CliRunner().invoke(cli.app, ["home", "restore", file]).stdout.split())
+    again = CliRunner().invoke(cli.app, ["home", "restore", file])
+    assert again.exit_code == 2
+    assert again.stderr.startswith(f"error: this home is not empty ({tmp_path / 'new' / 'mlflow.db'} exists)")
+    told = " ".join(CliRunner().invoke(cli.app, ["home", "restore", "--help"]).stdout.split())
+    assert "must have no MLflow database and no histories yet" in told
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[None]:
     with prefect_test_harness(server_startup_timeout=120):

@@ -242,8 +242,10 @@ def _version(client: "MlflowClient", registry: Registry, number: str) -> "ModelV
 def _numbers(client: "MlflowClient", registry: Registry) -> list[str]:
     """The versions that there are. Raises ConfigError where there is no such model."""
     names = [model.name for model in client.search_registered_models(max_results=1000)]
+    if not names and registry.tracking_uri is None:
+        raise _none_registered()
     if registry.name not in names:
-        known = did_you_mean(registry.name, names) if names else "no model was registered yet"
+        known = did_you_mean(registry.name, names) if names else "no model is registered there yet"
         raise ConfigError(f"{shown(registry.name)}: no such model in {tracking_uri(registry)}; {known}")
     found = client.search_model_versions(f"name = '{registry.name}'")
     return sorted((str(version.version) for version in found), key=int)
@@ -253,12 +255,16 @@ def _numbers(client: "MlflowClient", registry: Registry) -> list[str]:
 def _opened(registry: Registry) -> Iterator["MlflowClient"]:
     """MLflow's client. Raises ConfigError where there is no database, which MLflow would make."""
     if registry.tracking_uri is None and not config.mlflow_database().is_file():
-        raise ConfigError(
-            f"no model is registered in this home yet ({config.home()}); if it is in another home, set "
-            "TUNEWRIGHT_HOME; if it is on an MLflow server, give --tracking-uri"
-        )
+        raise _none_registered()
     with connected(registry) as client:
         yield client
+
+
+def _none_registered() -> ConfigError:
+    return ConfigError(
+        f"no model is registered in this home yet ({config.home()}); if it is in another home, set TUNEWRIGHT_HOME; "
+        "if it is on an MLflow server, give --tracking-uri"
+    )
 
 
 def _who_and_why(by: str, why: str) -> tuple[str, str]:
