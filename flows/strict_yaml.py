@@ -12,6 +12,7 @@ import yaml
 
 from tasks.errors import ConfigError
 
+LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as YAML counts lines
 MAX_NODES = 10_000
 MAX_DEPTH = 50
 MAX_SCALAR_CHARS = 100  # of a number; a longer one takes PyYAML minutes in base 60
@@ -57,7 +58,7 @@ def parse(text: str, name: str) -> Document:
         place = f" line {mark.line + 1} column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{name}{place}: {_fault(error, text)}") from None
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
+        line = len(LINE_BREAK.split(text[: error.position]))
         raise ConfigError(f"{name} line {line}: the character {text[error.position]!a} cannot stand in YAML") from None
     except (ValueError, OverflowError) as error:  # PyYAML's own, for an escape past the end of Unicode
         raise ConfigError(f"{name}: not YAML: {error}") from None
@@ -67,7 +68,7 @@ def _fault(error: yaml.MarkedYAMLError, text: str) -> str:
     """Say what was found and what is expected, in place of PyYAML's words for its parser."""
     problem = " ".join(", ".join(filter(None, (error.context, error.problem))).split())
     if "expected <block end>" in problem and error.problem_mark:
-        return _misplaced(text.split("\n"), error.problem_mark.line, error.problem_mark.column)
+        return _misplaced(LINE_BREAK.split(text), error.problem_mark.line, error.problem_mark.column)
     opened = error.context_mark.line + 1 if error.context_mark else 1
     return next((said.replace("{opened}", str(opened)) for part, said in FAULTS.items() if part in problem), problem)
 
@@ -82,7 +83,9 @@ def _misplaced(lines: list[str], at: int, column: int) -> str:
     if column not in above:
         accepted = " or ".join(map(str, sorted(above)))
         return f"found an indentation of {column}; expected, as on a line above: {accepted} spaces"
-    found, expected = ("a list item", "a key") if line[column] == "-" else ("a key", "a list item, which begins with -")
+    found, expected = (
+        ("a list item", "a key") if line[column : column + 1] == "-" else ("a key", "a list item, which begins with -")
+    )
     return f"found {found}; expected, as on the lines above: {expected}"
 
 

@@ -123,6 +123,8 @@ def test_anchors_and_merges_give_their_values_and_the_key_at_hand_wins() -> None
         ("a: 0b_", "f.yaml line 1 column 4: '0b_' cannot be read; put text in quotes"),
         ('a: "\\ud800"', "f.yaml line 1 column 4: '\\ud800' cannot be read"),
         ('a: "\\UFFFFFFFF"', "f.yaml: not YAML: "),
+        ('\u2028": null, "0": null}', "f.yaml line 2 column 11: found text after the value"),
+        ("a: x\rb: \x00", "f.yaml line 2: the character '\\x00' cannot stand in YAML"),
         ("a: x\nb: \x00", "f.yaml line 2: the character '\\x00' cannot stand in YAML"),
     ],
 )
