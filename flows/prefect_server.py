@@ -42,6 +42,7 @@ def ensure() -> None:
 
     Raises ConfigError where the named one cannot be used, TunewrightError where the temporary one is not there in time.
     """
+    _say_once_that_it_is_gone()
     if PREFECT_API_URL.value():
         with connected():
             return
@@ -74,6 +75,36 @@ def needed() -> Iterator[None]:
             f"Prefect's server ({where}) no longer answers: {error or type(error).__name__}; finished stages are kept, "
             "and the next run resumes from there"
         ) from error
+
+
+def _say_once_that_it_is_gone() -> None:
+    """Has one line of ours in place of what Prefect prints for each event and log that it cannot send.
+
+    Logs it writes to stderr by itself, unless logging raises no exceptions.
+    """
+    logging.raiseExceptions = False
+    logging.getLogger("prefect._internal.concurrency").addFilter(_Unsent())
+
+
+class _Unsent(logging.Filter):
+    """Replaces the errors of Prefect's EventsWorker by one warning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "EventsWorker" not in record.getMessage() or record.levelno < logging.ERROR:
+            return True
+        if not self.is_said:
+            self.is_said = True
+            where = PREFECT_API_URL.value() or "the temporary one of this run"
+            log.warning(
+                "  Prefect's server (%s) no longer takes what the run reports; the run goes on, and Prefect's pages "
+                "lack the rest of it",
+                where,
+            )
+        return False
 
 
 def _require(client: SyncPrefectClient) -> None:

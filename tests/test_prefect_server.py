@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from unittest.mock import patch
 import httpx
 import psutil
 import pytest
+import waiting
 from prefect.client.orchestration import get_client
 from prefect.context import refresh_global_settings_context
 from prefect.settings import (
@@ -157,3 +159,75 @@ def test_one_that_dies_while_a_run_goes_on_is_one_line() -> None:
         get_client(sync_client=True) as client,
     ):
         client.hello()
+
+
+GONE = """
+import asyncio, os, signal
+from prefect import flow, task
+from prefect.events import emit_event
+from prefect.events.worker import EventsWorker
+from prefect.logging import get_run_logger
+from prefect.logging.handlers import APILogWorker
+from flows.command_line import console_of, prepare
+
+prepare(console_of(False))
+from flows import prefect_server
+
+prefect_server.ensure()
+
+@flow
+def run() -> None:
+    os.kill(int(os.environ["SERVER"]), signal.SIGKILL)
+    for number in range(3):
+        emit_event(event="a", resource={"prefect.resource.id": str(number)})
+    get_run_logger().warning("to nobody")
+    APILogWorker.instance().drain()
+    EventsWorker.instance().drain()
+    print("the run went on", flush=True)
+    os._exit(0)
+
+run()
+"""
+
+
+def test_a_server_that_ends_during_a_run_is_one_line_in_place_of_an_error_for_each_event(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    api = f"http://127.0.0.1:{port}/api"
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path),
+        "PREFECT_API_URL": api,
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{tmp_path}/prefect.db",
+        "PREFECT_CLIENT_MAX_RETRIES": "0",
+        "TUNEWRIGHT_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    serve = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    with subprocess.Popen(serve, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            waiting.until(lambda: _answers(api), seconds=120)
+            listening = {
+                each.pid for each in psutil.net_connections() if each.status == "LISTEN" and each.laddr.port == port
+            }
+            done = subprocess.run(
+                [sys.executable, "-c", GONE],
+                env=environment | {"SERVER": str(listening.pop())},
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+        finally:
+            server.terminate()
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "the run went on" in said
+    assert said.count("no longer takes what the run reports; the run goes on") == 1
+    assert "Error logging to API" not in said and "failed to process item" not in said
+
+
+def _answers(api: str) -> bool:
+    try:
+        return httpx.get(f"{api}/health").status_code == 200
+    except httpx.TransportError:
+        return False
