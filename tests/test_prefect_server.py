@@ -209,7 +209,9 @@ def test_a_server_that_ends_during_a_run_is_one_line_in_place_of_an_error_for_ea
         try:
             waiting.until(lambda: _answers(api), seconds=120)
             listening = {
-                each.pid for each in psutil.net_connections() if each.status == "LISTEN" and each.laddr.port == port
+                each.pid
+                for each in psutil.net_connections()
+                if each.status == "LISTEN" and getattr(each.laddr, "port", 0) == port
             }
             done = subprocess.run(
                 [sys.executable, "-c", GONE],
