@@ -61,6 +61,10 @@ FENCED = '```json\n{"a": 1}\n```'
         ("length_ratio", "abcdef", "abc", 2.0),
         ("length_ratio", "", "abc", 0.0),
         ("length_ratio", "abc", "", 3.0),
+        ("length_ratio", " \n\t \u00a0" * 9, "abc", 0.0),  # as an empty answer, however many blanks
+        ("length_ratio", " abc\n\n", "abc", 1.0),
+        ("length_ratio", "abc", " \n", 3.0),
+        ("length_ratio", "\n" * 9, " ", 1.0),
         ("json_field_f1", '{"b": [3.0, 2], "a": "x "}', '{"a": "x", "b": [2, 3]}', 1.0),
         ("json_field_f1", '{"a": 1, "b": 2}', '{"a": 1, "b": 3}', 0.5),
         ("json_field_f1", '{"a": 1}', '{"a": 1, "b": {"c": 2, "d": 3}}', 0.5),
@@ -389,6 +393,11 @@ def test_a_metric_gives_the_score_of_all_rows_and_of_each(name: str, score: floa
     answers = table(["a", "", "abc"], ["a", "bbbb", "abc"], [1.0, 6.0, 1.0], [1, 2, 1])
     shape = metrics.AnswerShape(answers.column("reference").to_pylist(), ("a", "abc", "bbbb"))
     assert metrics.measure(name, answers, shape) == (pytest.approx(score), rows)
+
+
+def test_blanks_add_nothing_to_the_length_of_all_answers() -> None:
+    answers = table([" " * 50, "abc\n\n\n"], ["abc", "abc "], [1.0, 1.0], [1, 1])
+    assert metrics.measure("length_ratio", answers) == (0.5, [0.0, 1.0])
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -66,7 +66,11 @@ def bleu(answer: str, reference: str) -> float:
 
 
 def length_ratio(answer: str, reference: str) -> float:
-    """Characters of the answer for each of the reference, of which an empty one has one; two empty texts: 1.0."""
+    """Return the characters of the answer divided by those of the reference, both without the blanks around them.
+
+    So an answer of blanks has length 0, as an empty one, and the ratio 0.0, however many blanks it has; a reference of
+    blanks is divided by as if it had one character; two texts without any character but blanks have the ratio 1.0.
+    """
     answer, reference = plain(answer), plain(reference)
     return len(answer) / max(1, len(reference)) if answer or reference else 1.0
 
