@@ -11,13 +11,13 @@ from flows.deployment_file import Pipeline
 from flows.finetune import plan
 from flows.inputs import inputs, looked_at
 from flows.plan_sample import Sampled, base_here, sampled
-from tasks import architecture
 from tasks.artifacts import Artifact, Base, Tokens
 from tasks.budget import BudgetCase, Estimate, Ground, calibration, devices, estimate, remedies, shapes, shortage, work
 from tasks.budget.timing import Rate, rate_of
 from tasks.config import STAGES, Compute, Method, Model, Settings
 from tasks.errors import ConfigError, DataError
 from tasks.ingest.sampling import Sample, first_rows
+from tasks.serving import context_length
 
 KINDS = ("lora", "qlora", "full", "spectrum")
 
@@ -105,7 +105,7 @@ def _with_packages(machine: devices.Machine, compute: Compute) -> tuple[devices.
 
 def _reads_less(case: BudgetCase, model: Model) -> list[str]:
     """What to know of a base that reads fewer tokens at once than a row may have."""
-    reads = architecture.context(case.ground.config.fields)
+    reads = context_length(case.ground.config.fields)
     if reads is None or reads >= model.max_length:
         return []
     return [

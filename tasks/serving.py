@@ -13,7 +13,7 @@ import logging
 import os
 import pkgutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ LOADED = (  # the files of a folder that transformers and tokenizers read, pickl
 BASE = "TUNEWRIGHT_BASE"  # environment: folders with bases, separated as in PATH
 LARGEST = 256 * 1024**2  # bytes of a file beside the weights: the largest tokenizer.json known has 34 MB
 LARGEST_ID = 2**32  # of a token
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")  # the most tokens that a class reads at once
 OVERWRITTEN = ("is_local", "local_files_only", "name_or_path")  # of tokenizer_config.json, by whoever loads it
 DIGESTS = "digests.json"  # in the folder of a registered model: the sha256 of every other file, by its path
 BESIDE = ("registered_model_meta", "model-settings.json", "__pycache__/", "reports/")  # added later; nothing loads it
@@ -322,6 +323,24 @@ def _dtype(precision: str | None) -> Any:
     return getattr(torch, precision or ("bfloat16" if on_gpu else "float32"))
 
 
+def context_length(fields: Mapping[str, Any]) -> int | None:
+    """The most tokens that a base reads at once, as its config.json says; None where it sets no bound."""
+    return next((fields[name] for name in POSITIONS if fields.get(name)), None)
+
+
+def _require_room(prompts: Sequence[Sequence[int]], most: int | None, max_new_tokens: int) -> None:
+    """Raises ValueError for the first prompt that, with its answer, is longer than the base reads."""
+    if most is None:
+        return
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt) + max_new_tokens > most:
+            raise ValueError(
+                f"prompt {number} of {len(prompts)} has {len(prompt):,} tokens; accepted: at most "
+                f"{max(0, most - max_new_tokens):,}, the {most:,} that the base reads less "
+                f"max_new_tokens={max_new_tokens}; shorten the prompt, or send a smaller max_new_tokens"
+            )
+
+
 def read_contract(file: Path) -> dict[str, Any]:
     """How a model is asked. Raises ValueError where the file does not say it."""
     try:
@@ -369,6 +388,7 @@ class ServedChat:
         """The answer to each row of a DataFrame with a column `messages` (role and content), or `prompt`.
 
         MLflow makes the DataFrame of what it is given, such as [{"messages": [...]}, ...].
+        Raises ValueError where a prompt cannot be written, or leaves no room for an answer in what the base reads.
         """
         if "messages" in model_input:
             conversations = [[dict(message) for message in messages] for messages in model_input["messages"]]
@@ -376,8 +396,16 @@ class ServedChat:
             conversations = [[{"role": "user", "content": prompt}] for prompt in model_input["prompt"]]
         else:
             raise ValueError('neither a column "messages" nor "prompt"; accepted: [{"prompt": "..."}, ...]')
-        stop_ids, max_new_tokens = self.contract["stop_token_ids"], (params or {})["max_new_tokens"]
-        prompts = self._prompts(conversations)
+        prompts, max_new_tokens = self._prompts(conversations), (params or {})["max_new_tokens"]
+        _require_room(prompts, context_length(self.model.config.get_text_config().to_dict()), max_new_tokens)
+        return self._answer(prompts, max_new_tokens)
+
+    def answer_measured(self, conversations: list[list[dict[str, str]]], max_new_tokens: int) -> list[str]:
+        """The answers as the evaluation has them, which measures a row also where its answer may have no room."""
+        return self._answer(self._prompts(conversations), max_new_tokens)
+
+    def _answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
+        stop_ids = self.contract["stop_token_ids"]
         return answer(self.model, self.tokenizer, prompts, stop_ids, max_new_tokens, batch=self.batch)
 
     def _prompts(self, conversations: list[list[dict[str, str]]]) -> list[list[int]]:
@@ -396,6 +424,7 @@ class ServedChat:
 
 
 if ALONE:
+    from mlflow.exceptions import MlflowException
     from mlflow.models import set_model
     from mlflow.pyfunc.model import PythonModel
 
@@ -403,10 +432,25 @@ if ALONE:
         """Chat under the type that MLflow asks for."""
 
         def load_context(self, context: Any) -> None:
-            """Loads the model, unless a file of it was altered: then raises ValueError, which names the file."""
+            """Loads the model, or raises without a chain, so that a traceback ends with the reason.
+
+            Raises ValueError where a file of it was altered, and what find_base raises.
+            """
             model = Path(context.artifacts["contract"]).parents[1]
             if fault := altered(model):
                 raise ValueError(f"{model}: {fault}; it is not loaded: fetch the version from MLflow again")
-            super().load_context(context)
+            try:
+                super().load_context(context)
+            except (OSError, ValueError) as error:
+                raise error from None
+
+        def predict(  # pyright: ignore[reportIncompatibleMethodOverride] of a base without annotations
+            self, context: Any, model_input: "DataFrame", params: dict[str, Any] | None = None
+        ) -> list[str]:
+            """The answer to each row. Raises MlflowException, whose sentence the client of a server gets."""
+            try:
+                return super().predict(context, model_input, params)
+            except ValueError as error:
+                raise MlflowException.invalid_parameter_value(str(error)) from None
 
     set_model(Served())

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from registered import QUESTIONS
 from flows.services.service import services
 from tasks import addresses
 from tasks.addresses import Addresses
-from tasks.artifacts import Registered
+from tasks.artifacts import Base, Registered
 from tasks.config import Registry
 from tasks.register.tracking import connected
 
@@ -95,5 +97,38 @@ def test_a_version_is_served_without_the_project_and_without_its_home(
         with running(command, folder, environment | theirs, lambda: answers(f"{address}/ping")):
             rows = {"inputs": [{"prompt": text} for text in QUESTIONS]}
             got = httpx.post(f"{address}/invocations", json=rows, timeout=60).raise_for_status()
+            long = {"inputs": [{"prompt": "hello"}, {"prompt": "where is my order? " * 999}]}
+            refused = httpx.post(f"{address}/invocations", json=long, timeout=60)
     assert written.read_text() == "seen"
     assert got.json()["predictions"] == said, json.dumps(got.json())
+    assert refused.status_code == 400
+    assert re.search(
+        r"Error: prompt 2 of 2 has [\d,]+ tokens; accepted: at most 2,042, the 2,048 that the base reads less "
+        r"max_new_tokens=6; shorten the prompt, or send a smaller max_new_tokens$",
+        refused.json()["message"],
+    ), refused.text
+
+
+def test_a_served_version_without_its_base_says_so(
+    register_candidate: Callable[..., Registered],
+    tiny_base: Base,
+    home: Path,
+    elsewhere: tuple[Path, dict[str, str]],
+    tmp_path: Path,
+) -> None:
+    copy = shutil.copytree(tiny_base.weights, tmp_path / "copied")
+    register_candidate(base=tiny_base.model_copy(update={"reference": str(copy)}))
+    shutil.rmtree(copy)
+    folder, environment = elsewhere
+    command = [sys.executable, "-P", "-c", SERVE, "models", "serve", "--env-manager", "local"]
+    theirs = {"MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}"}
+    command += ["--port", str(free_port()), "--model-uri", "models:/triage/1"]
+    done = subprocess.run(command, cwd=folder, env=environment | theirs, capture_output=True, text=True, timeout=120)
+    lines = done.stderr.splitlines()
+    reason, after = next((at, line) for at, line in enumerate(lines) if line.startswith("FileNotFoundError: "))
+    assert f"FileNotFoundError: base {copy}: the model that was tuned has sha256 " in after
+    assert after.endswith(", and is not on this machine; set TUNEWRIGHT_BASE to the folder that has it")
+    assert "During handling" not in done.stderr
+    assert "direct cause" not in done.stderr
+    assert (done.returncode, lines[reason + 1]) == (1, "Traceback (most recent call last):"), "of MLflow's own command"
+    assert lines[-1].endswith("returned non zero return code. Return code = 1"), "as docs/approval.md says"

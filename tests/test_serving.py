@@ -15,7 +15,18 @@ import pytest
 
 from tasks.artifacts import Base
 from tasks.models import load_tokenizer
-from tasks.serving import DIGESTS, ServedChat, _dtype, altered, answer, find_base, package_file, read_contract
+from tasks.serving import (
+    DIGESTS,
+    ServedChat,
+    _dtype,
+    _require_room,
+    altered,
+    answer,
+    context_length,
+    find_base,
+    package_file,
+    read_contract,
+)
 
 QUESTIONS = ("Where is my order?", "I was charged twice, please send the money back to my card.", "7")
 
@@ -69,6 +80,29 @@ def test_a_prompt_is_a_conversation_of_one_turn(chat: ServedChat) -> None:
 def test_a_table_without_a_question_is_refused(chat: ServedChat) -> None:
     with pytest.raises(ValueError, match='neither a column "messages" nor "prompt"'):
         ask(chat, [{"text": "hello"}])
+
+
+def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(chat: ServedChat) -> None:
+    (prompt,) = chat._prompts([[{"role": "user", "content": QUESTIONS[0]}]])
+    most, rows = 2048 - len(prompt), [{"prompt": "7"}, {"prompt": QUESTIONS[0]}]
+    _require_room([prompt], 2048, most)
+    with pytest.raises(
+        ValueError,
+        match=rf"^prompt 2 of 2 has {len(prompt)} tokens; accepted: at most {len(prompt) - 1}, the 2,048 that the base "
+        rf"reads less max_new_tokens={most + 1}; shorten the prompt, or send a smaller max_new_tokens$",
+    ):
+        ask(chat, rows, most + 1)
+    with pytest.raises(ValueError, match=r"^prompt 1 of 1 has [\d,]+ tokens; accepted: at most 2,040, the 2,048 that"):
+        ask(chat, [{"prompt": "where is my order? " * 999}])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mpt", "bloom", "falcon"])
+def test_the_room_is_what_a_class_reads_under_whatever_name_its_config_has_it(name: str, tmp_path: Path) -> None:
+    from make_models import make_model
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(make_model(name, tmp_path))
+    assert context_length(config.get_text_config().to_dict()) == (None if name == "bloom" else 512)
 
 
 def test_an_answer_ends_before_its_stop_token(chat: ServedChat) -> None:

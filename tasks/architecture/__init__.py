@@ -22,7 +22,6 @@ from tasks.errors import ConfigError
 from tasks.fingerprint import fingerprints
 
 Decoding = Literal["shared", "copied", "library"]
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")  # the most tokens that a class reads at once
 # Of a configuration, what says nothing of how its class computes.
 BESIDE = ("dtype", "torch_dtype", "transformers_version", "architectures", "use_cache", "quantization_config")
 OTHER_MEDIA = ("vision_config", "audio_config", "text_config", "image_token_id", "vq_config", "speech_config")
@@ -62,11 +61,6 @@ def require(fields: Mapping[str, Any], where: str) -> None:
     """Raises ConfigError where a base with this config.json cannot be trained; `where` names it."""
     if refused := probe(fields).refused:
         raise ConfigError(f"model.base={where}: {refused}")
-
-
-def context(fields: Mapping[str, Any]) -> int | None:
-    """The most tokens that a base reads at once, as its config.json says; None where it sets no bound."""
-    return next((fields[name] for name in POSITIONS if fields.get(name)), None)
 
 
 @functools.lru_cache(1_000)

@@ -24,6 +24,7 @@ from tasks.models import fastest_dtype, load_model, load_tokenizer
 from tasks.prompting.choosing import PromptScore, try_out
 from tasks.prompting.retrieval import BM25, Embeddings, Retriever, boilerplate, nearest
 from tasks.prompting.shots import PromptedRow, ask, draw, pool_of
+from tasks.serving import context_length
 from tasks.similarity import embedding as embeddings
 from tasks.similarity.embedding import StaticModel
 from tasks.stage import stage
@@ -52,7 +53,7 @@ class Asking:
         self.validation = _asked(splits, tokens, "validation").sort_by("row_id")  # a sample, whatever its beginning
         self.test = _asked(splits, tokens, "test")
         config = json.loads((base.weights / "config.json").read_text(encoding="utf-8"))
-        self.context = config.get("max_position_embeddings") or 2**31
+        self.context = context_length(config) or 2**31
         self.max_new_tokens = max_new_tokens
         self.model: Any = None
 

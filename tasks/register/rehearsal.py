@@ -119,11 +119,9 @@ def load(copy: Path) -> ServedChat:
 
 
 def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None:
-    from pandas import DataFrame
-
     loaded, asked = load(copy), rehearsal.rows
     most = rehearsal.max_new_tokens or _max_new_tokens(copy)
-    said = loaded.predict(None, DataFrame({"messages": [row.messages for row in asked]}), {"max_new_tokens": most})
+    said = loaded.answer_measured([row.messages for row in asked], most)
     others = [
         (row, answer)
         for row, answer in zip(asked, said, strict=True)

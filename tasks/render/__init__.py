@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.architecture import context
 from tasks.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, Base, Splits, Tokens
 from tasks.caching import digest_of
 from tasks.chat import DATE, Chat, Tokenized, Untrainable, tokenize
@@ -27,6 +26,7 @@ from tasks.errors import DataError
 from tasks.models import check_served, load_tokenizer
 from tasks.payloads import Contract
 from tasks.render.report import measure, preview, write_report
+from tasks.serving import context_length
 from tasks.stage import stage
 
 __all__ = ["Bound", "bound_of", "lengths_in_words", "preview", "render"]
@@ -177,7 +177,7 @@ def lengths_in_words(lengths: Sequence[int]) -> str:
 def bound_of(base: Base, model: Model) -> Bound:
     """The most tokens that a row of this base and these settings may have."""
     config = json.loads((base.weights / "config.json").read_text(encoding="utf-8"))
-    return Bound(model.max_length, context(config) or model.max_length)
+    return Bound(model.max_length, context_length(config) or model.max_length)
 
 
 def _texts(splits: Splits) -> list[str]:
