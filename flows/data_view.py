@@ -11,7 +11,7 @@ from rich.text import Text
 from flows.data_command import PipelineData
 from flows.data_json import counts, figures, stage
 from flows.outcome import given_sides
-from tasks.artifacts import Artifact
+from tasks.artifacts import Artifact, UniqueRows
 from tasks.config import from_here
 from tasks.history import Version
 from tasks.lineage import SET_ASIDE, first_refused, num_refused
@@ -38,6 +38,7 @@ def show_data(console: Console, data: PipelineData, what: str) -> None:
     if data.made:
         console.print()
         _show_stages(console, [stage(artifact) | {"said": _rows(artifact)} for artifact in data.made])
+        _show_duplicates(console, data.made.unique, what)
         for said in given_sides(data.made.checked) if data.made.checked else ():
             console.print(said, style="yellow")
     if data.past:
@@ -72,6 +73,18 @@ def _show_stages(console: Console, stages: Sequence[dict[str, Any]]) -> None:
         files = ", ".join(made["files"])
         place = f"{from_here(Path(made['artifact']))}/"
         console.print(Text.assemble((f"{made['stage']:<8}", "bold"), place, (f"  {files}", "dim")), soft_wrap=True)
+
+
+def _show_duplicates(console: Console, unique: UniqueRows | None, what: str) -> None:
+    """Where the removed rows are listed, and a sample of them beside the rows that they repeat."""
+    if unique is None or not unique.num_removed:
+        return
+    page, table = unique.path("report.html"), unique.path("removed.parquet")
+    said = [f"duplicates: {from_here(page)} shows the pairs nearest to the threshold"] if page.is_file() else []
+    said.append(f"duplicates: {from_here(table)} lists all {unique.num_removed:,} rows, each with the row it repeats")
+    said.append(f"one of them: tunewright data {what} --line FILE:LINE")
+    console.print()
+    console.print(Text("\n".join(said)), soft_wrap=True)
 
 
 def show_row(console: Console, data: PipelineData, row: dict[str, Any], what: str) -> None:

@@ -170,7 +170,7 @@ class CheckedRows(Artifact):
 
 
 class UniqueRows(Artifact):
-    """dedupe: rows.parquet and removed.parquet (REMOVED_SCHEMA)."""
+    """dedupe: rows.parquet, removed.parquet (REMOVED_SCHEMA), boilerplate.json and report.html."""
 
     num_rows: int
     num_removed: int

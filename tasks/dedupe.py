@@ -16,9 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from data_checks.excerpts import masked
+from data_checks import duplicates
+from data_checks.excerpts import excerpt, masked, visible
 from tasks.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
 from tasks.config import Dedupe
 from tasks.errors import DataError
@@ -200,6 +202,41 @@ def _removed(gone: pa.Table, rows: np.ndarray, repeats: Repeats, places: pa.Tabl
     return pa.table(columns, schema=REMOVED_SCHEMA)
 
 
+def _kinds(folder: Path, file: Path, settings: Dedupe) -> list[duplicates.Kind]:
+    """The removed rows by each reason that has a threshold, with the pairs nearest to it."""
+    kinds = []
+    of_setting = {"near_duplicate": settings.threshold, "semantic_duplicate": settings.semantic or 0.0}
+    for reason, threshold in of_setting.items():
+        removed = pq.read_table(folder / "removed.parquet", filters=pc.field("reason") == reason)
+        if removed.num_rows:
+            nearest = np.argsort(removed["similarity"].to_numpy(), kind="stable")[: duplicates.SHOWN]
+            pairs = _pairs(file, removed.take(pa.array(nearest)))
+            setting = "dedupe.threshold" if reason == "near_duplicate" else "dedupe.semantic"
+            bars = duplicates.bars(removed["similarity"].to_pylist())
+            kinds.append(duplicates.Kind(reason, setting, threshold, bars, pairs))
+    return kinds
+
+
+def _pairs(file: Path, removed: pa.Table) -> list[duplicates.Pair]:
+    """The excerpts of some removed rows and of the rows that they repeat."""
+    pairs = removed.to_pylist()
+    ids = [row[name] for row in pairs for name in ("row_id", "partner_row_id")]
+    numbers = [row[name] for row in pairs for name in ("line", "partner_line")]
+    these = ds.field("row_id").isin(ids) & ds.field("line").isin(numbers)
+    found = ds.dataset(file).to_table(columns=["file", "line", "messages"], filter=these).to_pylist()
+    texts = {(row["file"], row["line"]): visible(excerpt(row["messages"])) for row in found}
+    return [
+        duplicates.Pair(
+            row["similarity"],
+            *(
+                duplicates.RowShown(visible(place[0]), place[1], texts[place])
+                for place in ((row["file"], row["line"]), (row["partner_file"], row["partner_line"]))
+            ),
+        )
+        for row in pairs
+    ]
+
+
 def _stop_if_too_many(repeats: Repeats, file: Path, settings: Dedupe) -> None:
     rows = np.flatnonzero(~repeats.stays)
     if len(rows) <= settings.max_removed_share * len(repeats.stays):
@@ -210,7 +247,7 @@ def _stop_if_too_many(repeats: Repeats, file: Path, settings: Dedupe) -> None:
         f"{len(rows)} of {len(repeats.stays)} rows repeat an earlier one, more than dedupe.max_removed_share="
         f"{settings.max_removed_share:g} accepts; the first is {row['file']}:{row['line']}, which repeats "
         f"{partner['file']}:{partner['line']} (similarity {repeats.similarity[rows[0]]:.2f})",
-        see=("removed.parquet",),
+        see=("report.html", "removed.parquet"),
     )
 
 
@@ -225,9 +262,11 @@ def dedupe(folder: Path, rows: CheckedRows, settings: Dedupe, embedding: str = "
     texts = {value: masked(text).casefold() for value, text in texts_of(file, boilerplate).items()}
     write_boilerplate(folder, boilerplate, texts)
     _write(folder, file, repeats)
+    counts = Counter(REASONS[reason] for reason in repeats.reason[~repeats.stays].tolist())
+    page = duplicates.render(len(repeats.stays), dict(sorted(counts.items())), _kinds(folder, file, settings))
+    (folder / "report.html").write_text(page, encoding="utf-8")
     _stop_if_too_many(repeats, file, settings)
     reported = [texts[value][:REPORTED_CHARS] for value in boilerplate][:REPORTED_BOILERPLATE]
-    counts = Counter(REASONS[reason] for reason in repeats.reason[~repeats.stays].tolist())
     return UniqueRows(
         num_rows=int(repeats.stays.sum()),
         num_removed=int((~repeats.stays).sum()),

@@ -480,6 +480,10 @@ def test_a_person_reads_the_same(data: PipelineData) -> None:
     assert "data of triage: version 2 of 2" in page
     assert "jsonl, alpaca" in page
     assert "11 rows, 1 quarantined" in page
+    assert data.made and data.made.unique
+    table = data.made.unique.path("removed.parquet")
+    assert f"duplicates: {table} lists all 2 rows, each with the row it repeats\n" in page
+    assert "one of them: tunewright data x.yaml --line FILE:LINE\n" in page
     one = shown(data_view.show_row, data, life(data, 9), "x.yaml")
     assert "inherited from data/a.jsonl line 2 (near-duplicate or same group); cluster 0 with" in one
     assert "not in version 1\n" in one

@@ -1,7 +1,9 @@
 """A row goes only if a row that stays says the same, and the removal proves it."""
 
+import html
 import json
 import random
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -222,7 +224,48 @@ def test_too_many_removals_stop_with_the_count_the_first_and_the_setting(checked
         "3 of 4 rows repeat an earlier one, more than dedupe.max_removed_share=0.5 accepts; "
         "the first is data.jsonl:2, which repeats data.jsonl:1 (similarity 1.00)"
     )
-    assert pq.read_table(place)["line"].to_pylist() == [2, 3, 4]
+    assert "3 of 4 rows repeat an earlier one" in Path(place).read_text()
+    assert pq.read_table(Path(place).with_name("removed.parquet"))["line"].to_pylist() == [2, 3, 4]
+
+
+def similar_rows(number: int) -> list[Any]:
+    """So many pairs of rows with sixty words, of which the last, from one to `number`, differ."""
+    rows = []
+    for pair in range(1, number + 1):
+        words = [f"{'ab'[pair % 2]}{one}{'x' * pair}{other}" for one in VOCABULARY[:6] for other in VOCABULARY[:10]]
+        changed = [*words[:-pair], *(f"{word}y" for word in words[-pair:])]
+        rows += [chat(" ".join(words)), chat(" ".join(changed))]
+    return rows
+
+
+def test_the_page_shows_the_pairs_nearest_to_the_threshold_with_both_rows(checked: Any) -> None:
+    unique = dedupe.fn(checked(similar_rows(14)), KEEP_ALL)
+    near = sorted(pq.read_table(unique.path("removed.parquet")).to_pylist(), key=lambda row: row["similarity"])
+    assert [row["reason"] for row in near] == ["near_duplicate"] * 14
+    page = html.unescape(unique.path("report.html").read_text())
+    assert [float(found) for found in re.findall(r"similarity (\d\.\d+)</p>", page)] == [
+        pytest.approx(row["similarity"], abs=5e-4) for row in near[:10]
+    ]
+    for row in near[:10]:
+        assert f"<b>Removed</b> <code>{row['file']}</code> line {row['line']}</p><pre>user: " in page
+        assert f"<b>Kept</b> <code>{row['partner_file']}</code> line {row['partner_line']}</p><pre>user: " in page
+    table = re.findall(r"<tr><td>(\d\.\d\d) to \d\.\d\d</td><td class=\"number\">(\d+)</td>", page)
+    assert sum(int(number) for _, number in table) == len(near)
+    assert float(table[0][0]) <= near[0]["similarity"] < float(table[0][0]) + 0.05
+    assert "raise <code>dedupe.threshold</code> (0.6)" in page
+
+
+def test_the_page_of_duplicates_runs_steers_and_tells_nothing(checked: Any) -> None:
+    rows = [chat(f"<script>alert(1)</script> \x1b]52;c\x07 \u202e {LONG} {last}") for last in ("now", "soon")]
+    rows += [chat(f"write to jane.doe@gmail.com {LONG} {last}") for last in ("now", "soon")]
+    unique = dedupe.fn(checked(rows), KEEP_ALL)
+    page = unique.path("report.html").read_text()
+    assert page.count("similarity 0.") == 2
+    assert "&lt;script&gt;alert(1)" in page
+    assert page.count("\u241b]52;c\u2407 \ufffd") == 2
+    assert not {*"\x1b\x07\u202e"} & {*page}
+    assert "jane.doe" not in page
+    assert page.count("(not shown, it holds: ") == 2
 
 
 def test_no_rows_are_no_error(checked: Any) -> None:
@@ -238,7 +281,9 @@ def test_what_is_written_about_rows_holds_no_secret(checked: Any) -> None:
     assert unique.boilerplate
     written = [path for path in unique.folder.iterdir() if path.name != "rows.parquet"]
     removed = pq.read_table(unique.path("removed.parquet")).to_pylist()
-    assert secret.lower() not in (str(removed) + "".join(p.read_text() for p in written if p.suffix == ".json")).lower()
+    assert (
+        secret.lower() not in (str(removed) + "".join(p.read_text() for p in written if p.suffix != ".parquet")).lower()
+    )
 
 
 def test_a_row_that_is_given_to_an_evaluation_side_stays_wherever_its_source_stands(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""The page of the duplicates that dedupe removed: how many by similarity, and the pairs nearest to the threshold."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from data_checks.pages import template
+
+SHOWN = 10  # pairs of each kind
+STEPS = 20  # bars from similarity 0 to 1
+
+
+class RowShown(NamedTuple):
+    """A row of a pair: where it was read, and its masked excerpt."""
+
+    file: str
+    line: int
+    text: str
+
+
+class Pair(NamedTuple):
+    """A removed row and the kept row that it repeats."""
+
+    similarity: float
+    removed: RowShown
+    kept: RowShown
+
+
+class Kind(NamedTuple):
+    """The removed rows of one reason that compares by a threshold, and the pairs nearest to that threshold."""
+
+    reason: str
+    setting: str
+    threshold: float
+    bars: Sequence[tuple[float, float, int]]  # from a similarity to another: rows
+    pairs: Sequence[Pair]
+
+
+def bars(similarities: Sequence[float]) -> list[tuple[float, float, int]]:
+    """The rows in each twentieth of the similarity, from the lowest one with rows up."""
+    counts = [0] * STEPS
+    for similarity in similarities:
+        counts[min(int(round(similarity * STEPS, 9)), STEPS - 1)] += 1
+    lowest = next((step for step, count in enumerate(counts) if count), STEPS)
+    return [(step / STEPS, (step + 1) / STEPS, counts[step]) for step in range(lowest, STEPS)]
+
+
+def render(read: int, reasons: dict[str, int], kinds: Sequence[Kind]) -> str:
+    """The page. Excerpts are masked and made visible already; here they are escaped."""
+    page = template(Path(__file__).with_name("duplicates.html"))
+    return page.render(read=read, removed=sum(reasons.values()), reasons=reasons, kinds=kinds)
