@@ -2,7 +2,7 @@
 
 from flows import interrupts
 
-with interrupts.importing():
+with interrupts.at_once():
     from importlib.metadata import version
     from typing import Annotated, Any
 

@@ -33,29 +33,19 @@ def end_at_once() -> None:
 
 
 @contextmanager
-def importing() -> Iterator[None]:
-    """In the block Ctrl-C ends the process at once; behind it stands what stood before, for whoever imports this."""
-    before = signal.getsignal(signal.SIGINT)
-    end_at_once()
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
 def at_once() -> Iterator[None]:
-    """Ends the process at once where a signal comes that `raised` would raise, for a block that has nothing to end.
+    """Ends the process at once where a signal comes that would raise, for a block that has nothing to end.
 
-    So no library can swallow it.
+    That is Ctrl-C, and what a `raised` block has raised. So no library can swallow it, and no import turn it into
+    another error. Behind the block stands what stood before.
     """
-    raises = [each for each in SIGNALS if isinstance(signal.getsignal(each), _Raise)]
-    if not raises or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    raises = [each for each in SIGNALS if _raises(signal.getsignal(each))]
+    if threading.current_thread() is not threading.main_thread():  # which alone can set handlers
+        raises = []
     before = {each: signal.signal(each, _end) for each in raises}
     try:
-        raise_if_came()
+        if before:
+            raise_if_came()
         yield
     finally:
         for each, handler in before.items():
@@ -81,6 +71,10 @@ class _Raise:
         raise KeyboardInterrupt
 
 
+def _raises(handler: object) -> bool:
+    return handler is signal.default_int_handler or isinstance(handler, _Raise)
+
+
 def raise_if_came() -> None:
     """Raise KeyboardInterrupt where a signal came in an open `raised` block, whoever swallowed it."""
     if any(_blocks):
@@ -95,7 +89,7 @@ def raised(*, by: Sequence[signal.Signals] = ()) -> Iterator[None]:
     """
     before = {each: signal.getsignal(each) for each in by or [signal.SIGINT]}
     answer = before.get(signal.SIGINT)
-    if not by and not (answer in (_end, signal.default_int_handler) or isinstance(answer, _Raise)):
+    if not by and not (answer is _end or _raises(answer)):
         yield
         return
     block = len(_blocks)

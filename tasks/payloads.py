@@ -121,7 +121,6 @@ class LeakProof(Payload):
     FILE = "proof.json"
 
     threshold: float
-    holds: bool
     pairs_compared: int
     largest_similarity: float  # or the floor, where no pair is above it
     largest_pair: tuple[PairedRow, ...]  # empty, or two

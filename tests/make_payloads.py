@@ -46,7 +46,6 @@ def make_proof(**changes: Any) -> LeakProof:
     """A proof of 90 rows without a version before and without held-out files."""
     fields = {
         "threshold": 0.6,
-        "holds": True,
         "pairs_compared": 0,
         "largest_similarity": 0.3,
         "largest_pair": [],

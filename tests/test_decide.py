@@ -77,6 +77,15 @@ def test_rows_in_which_nothing_differs_do_not_show_that_nothing_is_better(num_ro
     assert only(same).mcnemar_p == 1.0
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 9, 10])
+def test_few_test_rows_promote_nothing_or_are_named_in_the_sentence(num_rows: int) -> None:
+    for metric, won, lost in (("exact_match", 1.0, 0.0), ("token_f1", 1.0, 0.0), ("perplexity", 0.01, 9.0)):
+        decision = against([won] * num_rows, [lost] * num_rows, metric=metric)
+        assert decision.decision == ("promote" if num_rows > 4 else "inconclusive")
+        warned = f"on only {num_rows} test rows, too few to stand for other prompts."
+        assert decision.sentence.endswith(warned) == (4 < num_rows < 10)
+
+
 def test_a_better_model_that_does_not_reach_the_score_asked_for_is_kept_back() -> None:
     wins = shares(won=30, right=5, wrong=109)
     low = against(*wins, at_least=0.5)

@@ -18,6 +18,7 @@ TOO_LOW = (
     "the candidate is wrong more often than right, and gate.at_least is not set; set gate.at_least to the lowest "
     "acceptable score, train longer, or add training rows"
 )
+FEW = 10  # test rows, under which the sentence of a promotion warns
 WHO = {
     "few_shot": "the few-shot prompt",
     "retrieval": "the retrieval prompt",
@@ -113,7 +114,12 @@ def _better(to_beat: Sequence[Comparison], to_match: Sequence[Comparison], close
         for each in to_match
     )
     as_good = f", and at least as good as {matched}," if matched else ""
-    return f"{_what(to_beat[0])} is {beaten}{as_good} on {to_beat[0].num_rows:,} test rows"
+    return f"{_what(to_beat[0])} is {beaten}{as_good} on {_rows(to_beat[0].num_rows)}"
+
+
+def _rows(number: int) -> str:
+    """The test rows of a promotion, which five can bring about where the candidate wins each by far."""
+    return f"{number:,} test rows" if number >= FEW else f"only {number} test rows, too few to stand for other prompts"
 
 
 def _prompting(decisive: Comparison) -> str:

@@ -205,7 +205,6 @@ def split(
     time, smallest = in_time(own_side, times) if times else None, visible_difference(len(in_test))
     proof = LeakProof(
         threshold=settings.threshold,
-        holds=True,
         pairs_compared=nearest.num_compared,
         largest_similarity=max(nearest.similarity, floor),
         largest_pair=pair,

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from tasks import curves
 from tasks.account import Account, reasons
 from tasks.artifacts import Artifact, RunArtifacts
+from tasks.curves import TrainingWarning
 from tasks.intervals import Floats
 from tasks.metrics import describe
 from tasks.metrics.baseline import CONSTANT, baseline
@@ -65,6 +66,11 @@ class Case(RunArtifacts):
     def curves(self) -> curves.Curves:
         """How training went."""
         return curves.read(self.adapter.folder)
+
+    @cached_property
+    def training_warnings(self) -> list[TrainingWarning]:
+        """What is wrong with how training went."""
+        return curves.warnings(self.curves)
 
     @cached_property
     def account(self) -> Account:

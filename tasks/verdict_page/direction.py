@@ -20,7 +20,7 @@ def learned_nothing(case: Case) -> bool:
 
 def direction(case: Case) -> Literal["longer", "gentler", ""]:
     """Longer where learning had not finished, gentler where the curves or a broken guardrail ask for it."""
-    kinds = {each.kind for each in curves.warnings(case.curves)}
+    kinds = {each.kind for each in case.training_warnings}
     if kinds & TOO_MUCH:
         return "gentler"
     if curves.is_falling(case.curves) or kinds & {"no learning", "still falling at the end"}:

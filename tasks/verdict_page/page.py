@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from data_checks.pages import template
-from tasks import curves
 from tasks.account import leak_sentence
 from tasks.curves.charts import charts
 from tasks.figures import interval, number
@@ -54,7 +53,7 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         slices=_slices(decided.slices),
         chart=drawn[0] if drawn else None,
         curves=case.curves,
-        warnings=curves.warnings(case.curves),
+        warnings=case.training_warnings,
         account=case.account,
         reasons=list(case.reasons.items())[:REASONS],
         leaks=leak_sentence(case.proof),

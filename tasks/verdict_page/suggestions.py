@@ -143,7 +143,7 @@ def nothing_learned(case: Case) -> Found:
 
 def training(case: Case) -> Found:
     """What the curves warn of."""
-    for each in curves.warnings(case.curves):
+    for each in case.training_warnings:
         if each.kind == "still falling at the end" and learned_nothing(case):
             continue  # not_finished says it
         yield Suggestion(_upper(each.advice), f"{each.short}: {each.seen}", "training")
