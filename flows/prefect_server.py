@@ -21,6 +21,8 @@ from typing import Any
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import refresh_global_settings_context
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_SERVER_API_AUTH_STRING,
@@ -70,6 +72,7 @@ def needed() -> Iterator[None]:
     try:
         yield
     except httpx.TransportError as error:
+        _send_no_more()
         where = PREFECT_API_URL.value() or "the temporary one of this run"
         raise TunewrightError(
             f"Prefect's server ({where}) no longer answers: {error or type(error).__name__}; finished stages are kept, "
@@ -84,6 +87,17 @@ def _say_once_that_it_is_gone() -> None:
     """
     logging.raiseExceptions = False
     logging.getLogger("prefect._internal.concurrency").addFilter(_Unsent())
+
+
+def _send_no_more() -> None:
+    """Drops the events and logs that wait to be sent: at its end, a process tries for seconds to send each of them."""
+
+    async def drop(*_: Any) -> None:
+        """Sends nothing."""
+
+    workers: tuple[Any, ...] = (EventsWorker, APILogWorker)
+    for worker, send in zip(workers, ("_handle", "_handle_batch"), strict=True):
+        setattr(worker, send, drop)
 
 
 class _Unsent(logging.Filter):

@@ -1,6 +1,7 @@
 """A run has the server that is named, or one of its own, which ends with it and not with a signal of the terminal."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -162,7 +163,8 @@ def test_one_that_dies_while_a_run_goes_on_is_one_line() -> None:
 
 
 GONE = """
-import asyncio, os, signal
+import os, signal, time
+import httpx
 from prefect import flow, task
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
@@ -172,18 +174,27 @@ from flows.command_line import console_of, prepare
 
 prepare(console_of(False))
 from flows import prefect_server
+from tasks.errors import TunewrightError
 
 prefect_server.ensure()
 
 @flow
 def run() -> None:
     os.kill(int(os.environ["SERVER"]), signal.SIGKILL)
-    for number in range(3):
+    for number in range(30):
         emit_event(event="a", resource={"prefect.resource.id": str(number)})
     get_run_logger().warning("to nobody")
+    time.sleep(15)  # until the first event could not be sent
+    print("the run went on", flush=True)
+    started = time.monotonic()
+    try:
+        with prefect_server.needed():
+            raise httpx.ConnectError("refused")
+    except TunewrightError as error:
+        print(f"error: {error}", flush=True)
     APILogWorker.instance().drain()
     EventsWorker.instance().drain()
-    print("the run went on", flush=True)
+    print(f"ended after {time.monotonic() - started:.0f} s", flush=True)
     os._exit(0)
 
 run()
@@ -218,12 +229,15 @@ def test_a_server_that_ends_during_a_run_is_one_line_in_place_of_an_error_for_ea
                 env=environment | {"SERVER": str(listening.pop())},
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=240,
             )
         finally:
             server.terminate()
     said = " ".join((done.stdout + done.stderr).split())
     assert "the run went on" in said
+    assert "no longer answers: refused; finished stages are kept" in said
+    ended = re.search(r"ended after (\d+) s", said)
+    assert ended and int(ended[1]) < 40, "what waits to be sent is dropped: 30 events would take minutes"
     assert said.count("no longer takes what the run reports; the run goes on") == 1
     assert "Error logging to API" not in said and "failed to process item" not in said
 
