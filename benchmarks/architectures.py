@@ -161,7 +161,7 @@ def _deployment(rows: Path, folder: Path, registered: str, method: str) -> Path:
         "gate": {"metric": "perplexity", "confidence": 0.8},
         "registry": {"name": registered},
     }
-    deployment = {"name": registered, "entrypoint": "flows.finetune.finetune", "parameters": parameters}
+    deployment = {"name": registered, "entrypoint": "tunewright.flows.finetune.finetune", "parameters": parameters}
     file = folder / "deployment.yaml"
     file.write_text(yaml.safe_dump({"deployments": [deployment]}), encoding="utf-8")
     return file
@@ -171,7 +171,7 @@ def _tunewright(command: str, file: Path) -> dict[str, Any]:
     """What a command prints as JSON; its error under "error"."""
     from typer.testing import CliRunner
 
-    from flows.cli import app  # whose libraries read the environment when they are imported
+    from tunewright.cli.main import app  # whose libraries read the environment when they are imported
 
     done = CliRunner().invoke(app, [command, str(file), "--json"])
     lines = done.stdout.splitlines() or ["{}"]

@@ -74,7 +74,7 @@ def write_rows(case: Case, folder: Path) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from tasks.artifacts import IGNORED, TOKEN_SCHEMA
+    from tunewright.artifacts import IGNORED, TOKEN_SCHEMA
 
     drawn, asked = random.Random(0), case.length - case.labelled
     rows = [
@@ -95,10 +95,11 @@ def write_rows(case: Case, folder: Path) -> list[dict[str, Any]]:
 
 def compare(case: Case, weights: Path) -> dict[str, Any]:
     """Predicted and measured bytes of one case."""
-    from tasks import cutting, speed
-    from tasks.budget import memory, shapes, work
-    from tasks.config import Compute, Method, Training
-    from tasks.trainer import Job
+    from tunewright.config import Compute, Method, Training
+    from tunewright.cost_model import memory, shapes, work
+    from tunewright.modeling import compute as speed
+    from tunewright.modeling import micro_batching
+    from tunewright.tasks.train.trainer import Job
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -123,7 +124,7 @@ def compare(case: Case, weights: Path) -> dict[str, Any]:
     device = speed.device_here()
     chosen = speed.choose(shapes.config_in(weights), method, training, compute, case.length, device)
     shape = shapes.shape_in(weights)
-    a_group = cutting.group_cost(device.kind, compiled=chosen.compile)
+    a_group = micro_batching.group_cost(device.kind, compiled=chosen.compile)
     micro_batches = work.loads(rows[: case.rows], chosen.layout, job.micro_batch, compute.max_tokens, a_group)
     predicted = max(
         (memory.memory(shape, method, chosen, load, device.kind) for load in micro_batches), key=lambda m: m.peak
@@ -139,7 +140,7 @@ def compare(case: Case, weights: Path) -> dict[str, Any]:
 
 def _modules(weights: Path, method: Any) -> tuple[str, ...]:
     """As many modules as spectrum trains, without its scan: the prediction knows their sizes only."""
-    from tasks.budget import learning, shapes
+    from tunewright.cost_model import learning, shapes
 
     if method.kind != "spectrum":
         return ()
@@ -150,7 +151,7 @@ def run(folder: Path) -> int:
     """Trains the job in the folder, and returns its peak in bytes."""
     root = str(Path(__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": root, "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, "-m", "tasks.trainer", str(folder / "job.json")]
+    command = [sys.executable, "-m", "tunewright.tasks.train.trainer", str(folder / "job.json")]
     with (folder / "trainer.log").open("w") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
@@ -187,7 +188,7 @@ def main() -> None:
     parser.add_argument("--parts", action="store_true", help="Show the prediction part by part")
     arguments = parser.parse_args()
 
-    from tasks import config
+    from tunewright import config
 
     config.quiet_libraries()
     home = config.home() / "artifacts" / "base"

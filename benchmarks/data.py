@@ -29,14 +29,14 @@ Figures = dict[str, dict[str, float]]  # stage -> seconds, cpu, mb
 
 def run_stages(file: Path) -> None:
     """In a process of its own: runs the stages and prints when each began and ended."""
-    from tasks import config
+    from tunewright import config
 
     config.quiet_libraries()
-    from tasks.check import check
-    from tasks.config import Checks, Data, Dedupe, Source, Split
-    from tasks.dedupe import dedupe
-    from tasks.ingest import ingest, source_files
-    from tasks.split import split
+    from tunewright.config import Checks, Data, Dedupe, Source, Split
+    from tunewright.tasks.check import check
+    from tunewright.tasks.dedupe import dedupe
+    from tunewright.tasks.ingest import ingest, source_files
+    from tunewright.tasks.split import split
 
     data = Data(sources=(Source(path=str(file)),))
     rows = told("ingest", lambda: ingest.fn(data=data, files=source_files(data)))

@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tasks.config import Gate
-from tasks.decide.comparison import EFFECT
-from tasks.decide.decision import Decision, Evidence, decide_scores
-from tasks.intervals import Floats
+from tunewright.config import Gate
+from tunewright.metrics.intervals import Floats
+from tunewright.tasks.decide.comparison import EFFECT
+from tunewright.tasks.decide.decision import Decision, Evidence, decide_scores
 
 GATE = Gate(metric="token_f1")
 LEVEL = 1 - GATE.confidence

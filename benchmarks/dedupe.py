@@ -33,7 +33,7 @@ from jaccard import Similarities, shingles
 from memory import watch
 from plants import DUPLICATES, LOOKALIKES, Plant, Row
 
-from tasks.artifacts import ROW_SCHEMA
+from tunewright.artifacts import ROW_SCHEMA
 
 NUM_PERMUTATIONS = 128
 WARM_UP_ROWS = 300
@@ -61,9 +61,9 @@ def texts(file: Path, column: str) -> list[str]:
 
 
 def ours(file: Path, threshold: float) -> list[int]:
-    """The pure part of tasks.dedupe."""
-    from tasks.config import Dedupe
-    from tasks.dedupe import find_repeats
+    """The pure part of tunewright.tasks.dedupe."""
+    from tunewright.config import Dedupe
+    from tunewright.tasks.dedupe import find_repeats
 
     repeats, _ = find_repeats(file, Dedupe(threshold=threshold))
     return np.flatnonzero(~repeats.stays).tolist()

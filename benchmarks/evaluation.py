@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks import config
-from tasks.artifacts import IGNORED, Adapter, Artifact, Base, Splits, Tokens
+from tunewright import config
+from tunewright.artifacts import IGNORED, Adapter, Artifact, Base, Splits, Tokens
 
 PROMISED = {"tuned": 3.0, "few_shot": 8.0}
 
@@ -39,8 +39,8 @@ def questions(options: argparse.Namespace, base: Base) -> dict[str, list[Questio
     """The rows of test and validation, test first, as each contender is asked them."""
     import pyarrow as pa
 
-    from tasks.prompting import Asking
-    from tasks.prompting.shots import draw
+    from tunewright.tasks.prompt import Asking
+    from tunewright.tasks.prompt.shots import draw
 
     splits, tokens = newest(options.home, "split", Splits), newest(options.home, "render", Tokens)
     asking = Asking(base, splits, tokens, options.max_new_tokens)
@@ -59,7 +59,7 @@ def _question(row: Any) -> Question:
 
 def ours(model: Any, asked: Sequence[Question], stops: Sequence[int], options: argparse.Namespace) -> list[list[int]]:
     """The tokens of each answer, drafted and verified."""
-    from tasks.greedy import Answer, Greedy
+    from tunewright.generation import Answer, Greedy
 
     answers = [Answer(prompt, reference) for prompt, reference in asked]
     Greedy(model, stops=stops, max_new_tokens=options.max_new_tokens, batch=options.batch).answer(answers)
@@ -132,7 +132,7 @@ def main() -> int:
     config.quiet_libraries()
     import torch
 
-    from tasks.models import load_model
+    from tunewright.modeling.models import load_model
 
     torch.set_num_threads(options.threads)
     base, adapter = newest(options.home, "base", Base), newest(options.home, "train", Adapter)

@@ -24,8 +24,8 @@ import psutil
 import pyarrow.parquet as pq
 import yaml
 
-from tasks.config import NO_TELEMETRY
-from tasks.parent import end_with_parent
+from tunewright.config import NO_TELEMETRY
+from tunewright.machine.process_group import end_with_parent
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
@@ -36,7 +36,8 @@ COMMAND = (
     sys.executable,
     "-P",
     "-c",
-    f"from tasks import heartbeat; heartbeat.IDLE_SECONDS = {HANG_SECONDS}; from flows.cli import main; main()",
+    f"from tunewright.tasks.train import heartbeat; heartbeat.IDLE_SECONDS = {HANG_SECONDS}; "
+    "from tunewright.cli.main import main; main()",
 )
 RUN_SECONDS = 900.0  # after which a run is taken for one that never ends, on a machine that has other work too
 LEFT_SECONDS = 60.0  # for processes to end after the run has
@@ -80,7 +81,11 @@ class Bench:
         if not (self.folder / "tiny.yaml").exists():
             models.make_model("llama", self.folder / "base")
             (self.folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows()))
-            deployment = {"name": "tiny", "entrypoint": "flows.finetune.finetune", "work_pool": {"name": "local"}}
+            deployment = {
+                "name": "tiny",
+                "entrypoint": "tunewright.flows.finetune.finetune",
+                "work_pool": {"name": "local"},
+            }
             file = {"deployments": [deployment | {"parameters": PARAMETERS}]}
             (self.folder / "tiny.yaml").write_text(yaml.safe_dump(file))
 

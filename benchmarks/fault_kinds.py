@@ -19,7 +19,7 @@ from fault_bench import RUN_SECONDS, Bench, Proxy, living, one_of, wait
 STAGE = re.compile(
     r"^(?:.* tunewright - )?(ingest|base|check|dedupe|split|render|train|evaluate|decide|verdict_page|register)\b", re.M
 )
-TRAINER = "tasks.trainer"
+TRAINER = "tunewright.tasks.train.trainer"
 OUTAGE_SECONDS = 12.0
 ROOM = "64m"  # of a small disk, once there is room again
 CLONE_NEWNS = 0x20000  # linux/sched.h

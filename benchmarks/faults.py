@@ -45,7 +45,7 @@ TRIES = 3  # where a run ended before its fault
 SERVICE_SECONDS = 600.0  # for what takes one on a quiet machine
 COLUMNS = ("fault", "moment", "ended by itself", "restarts", "resumed", "bytes", "lost", "doubled", "left", "seconds")
 RUN_DEPLOYMENT = (
-    "from flows.command_line import console_of, prepare; prepare(console_of(False)); "
+    "from tunewright.cli.command_line import console_of, prepare; prepare(console_of(False)); "
     "from prefect.deployments import run_deployment; "
     f"state = run_deployment('finetune/tiny', timeout={RUN_SECONDS:.0f}, as_subflow=False).state; "
     "raise SystemExit(0 if state and state.is_completed() else 1)"
@@ -128,7 +128,11 @@ class Service:
         options = ("--port", str(ports[0]), "--mlflow-port", str(ports[1]))
         self.up = bench.start(home, "up", *options, **self.environment)
         wait(lambda: (home / "services.json").exists() or self.up.poll() is not None, SERVICE_SECONDS)
-        deployment = {"name": "tiny", "entrypoint": "flows.finetune.finetune", "work_pool": {"name": "local"}}
+        deployment = {
+            "name": "tiny",
+            "entrypoint": "tunewright.flows.finetune.finetune",
+            "work_pool": {"name": "local"},
+        }
         parameters = PARAMETERS
         if "MLflow" in fault.name:
             served = {"name": "tiny", "tracking_uri": f"http://127.0.0.1:{ports[1]}"}

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tasks.bounded import NOT_A_CLOCK
+from tunewright.machine.bounded import NOT_A_CLOCK
 
 if TYPE_CHECKING:
     from fuzz_targets import Target
@@ -144,7 +144,7 @@ def child(name: str, engine: str, seconds: float, seed: int, keep: Path, into: P
     """Tries one target, and writes its account where the parent looks for it, also of a process that dies."""
     if engine == "atheris":
         atheris: Any = importlib.import_module("atheris")
-        with atheris.instrument_imports(include=["tasks", "flows", "data_checks"], enable_loader_override=False):
+        with atheris.instrument_imports(include=["tunewright"], enable_loader_override=False):
             from fuzz_targets import TARGETS
     else:
         from fuzz_targets import TARGETS

@@ -12,11 +12,12 @@ import fuzz_inputs as inputs
 from fuzz_target import Target, home, refusal
 from hypothesis import strategies as st
 
-from tasks import bounded, headers, models
-from tasks.artifacts import Base
-from tasks.budget import shapes
-from tasks.chat import Chat, Tokenized, tokenize
-from tasks.errors import TunewrightError
+from tunewright.artifacts import Base
+from tunewright.cost_model import shapes
+from tunewright.errors import TunewrightError
+from tunewright.machine import bounded
+from tunewright.modeling import headers, models
+from tunewright.modeling.chat import Chat, Tokenized, tokenize
 
 SECONDS = 1.0  # of processor time for a template, so that one without end is soon over
 
@@ -275,5 +276,7 @@ MODEL_TARGETS: dict[str, Target] = {
     "template": Target(TEMPLATES, template, ("transformers", "tokenizers")),
     "safetensors": Target(SAFETENSORS, safetensors, ("safetensors.numpy",)),
     "gguf": Target(GGUF, gguf),
-    "base": Target(_bases(), base, ("torch", "transformers.models.llama.modeling_llama", "tasks.architecture.checks")),
+    "base": Target(
+        _bases(), base, ("torch", "transformers.models.llama.modeling_llama", "tunewright.modeling.architecture.checks")
+    ),
 }

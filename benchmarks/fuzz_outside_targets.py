@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 from fuzz_target import Target, home, refusal
 from hypothesis import strategies as st
 
-from tasks import assignments, backup, caching, config, served_paths, serving
-from tasks.errors import TunewrightError
-from tasks.judge.asking import JudgeClient
-from tasks.metrics import schemas
-from tasks.register import files
+from tunewright import config, serving
+from tunewright.errors import TunewrightError
+from tunewright.metrics import schemas
+from tunewright.registry import files, served_paths
+from tunewright.store import assignments, backup, caching
+from tunewright.tasks.judge.asking import JudgeClient
 
 SECONDS = 1.0  # of processor time for the answers to a schema, so that one without end is soon over
 

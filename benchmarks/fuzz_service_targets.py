@@ -16,13 +16,14 @@ from prefect.events.actions import SendNotification
 from prefect.events.schemas.automations import AutomationCore
 from prefect.server.utilities.user_templates import render_user_template_sync
 
-from flows import deployment_file
-from flows.deploy import automations
-from tasks import manifest, serving
-from tasks.artifacts import Answers
-from tasks.errors import TunewrightError
-from tasks.ingredients import key_of
-from tasks.manifest import Damaged
+from tunewright import serving
+from tunewright.artifacts import Answers
+from tunewright.cli import deployment_file
+from tunewright.cli.deploy import automations
+from tunewright.errors import TunewrightError
+from tunewright.store import manifest
+from tunewright.store.cache_key import key_of
+from tunewright.store.manifest import Damaged
 
 ID = UUID(int=1)
 STATE = {"flow_run": {"name": "a", "id": "b", "state": {"name": "Failed", "type": "CRASHED", "message": "no"}}}
@@ -48,7 +49,7 @@ def _operations(draw: st.DrawFn) -> bytes:
         "operation": draw(st.just(OPERATION) | inputs.altered_once(OPERATION) | inputs.altered(OPERATION)),
     }
     name = draw(st.just("mine") | NAMED | inputs.TEXTS)
-    deployment = {"name": name, "entrypoint": "flows.finetune.finetune", "parameters": parameters}
+    deployment = {"name": name, "entrypoint": "tunewright.flows.finetune.finetune", "parameters": parameters}
     return inputs.as_json({"deployments": [deployment]})
 
 

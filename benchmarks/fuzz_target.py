@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from hypothesis.strategies import SearchStrategy
 
-from tasks.manifest import File, Manifest
+from tunewright.store.manifest import File, Manifest
 
 
 class Target(NamedTuple):

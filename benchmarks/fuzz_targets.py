@@ -20,21 +20,22 @@ from fuzz_service_targets import SERVICE_TARGETS
 from fuzz_target import Target, home, manifest_of, refusal
 from hypothesis import strategies as st
 
-from flows import deployment_file, strict_yaml
-from tasks import history, ledger, lines, manifest
-from tasks.artifacts import Artifact
-from tasks.config import Data, Gate, Source
-from tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores
-from tasks.errors import TunewrightError
-from tasks.ingest import source_files
-from tasks.ingest.held_out import write_held_out
-from tasks.ingest.parts import columns_of
-from tasks.ingest.readers import read
-from tasks.ingest.tables import Tables
-from tasks.ingredients import key_of
-from tasks.manifest import Damaged
-from tasks.register.files import Registration
-from tasks.trainer import checkpoints
+from tunewright.artifacts import Artifact
+from tunewright.cli import deployment_file
+from tunewright.cli.deployment_file import strict_yaml
+from tunewright.config import Data, Gate, Source
+from tunewright.errors import TunewrightError
+from tunewright.registry.files import Registration
+from tunewright.store import data_history, jsonl, manifest, test_set_uses
+from tunewright.store.cache_key import key_of
+from tunewright.store.manifest import Damaged
+from tunewright.tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores
+from tunewright.tasks.ingest import source_files
+from tunewright.tasks.ingest.held_out import write_held_out
+from tunewright.tasks.ingest.parts import columns_of
+from tunewright.tasks.ingest.readers import read
+from tunewright.tasks.ingest.tables import Tables
+from tunewright.tasks.train.trainer import checkpoints
 
 DEMO = Path(__file__).parents[1] / "deployments" / "demo.yaml"
 MAX_BYTES = 20_000  # of a record
@@ -110,7 +111,7 @@ class Record(Artifact):
 
 
 def _manifest() -> bytes:
-    ingredients = {"data.limit": None, "code tasks.split:draw": "a1"}
+    ingredients = {"data.limit": None, "code tunewright.tasks.split:draw": "a1"}
     record = {"stage": "split", "key": key_of("split", ingredients), "digest": "d", "num_rows": 3}
     with home() as folder:
         (folder / "rows").write_bytes(b"rows")
@@ -161,9 +162,9 @@ LOOK = {
 }
 REGISTERED = {"model_id": "m-1", "covers": "digest.files", "sha256": "d"}
 READERS: dict[str, Callable[[Path], list[Any]]] = {
-    "number": history.read,
-    "candidate": ledger.read,
-    "model_id": lambda file: lines.read(file, Registration, "is no digest of a version; delete the line"),
+    "number": data_history.read,
+    "candidate": test_set_uses.read,
+    "model_id": lambda file: jsonl.read(file, Registration, "is no digest of a version; delete the line"),
 }
 
 
@@ -179,13 +180,13 @@ def histories(content: bytes) -> str:
             return refusal(error)
         file.unlink()
         if kind == "number":
-            history.write(file, found)
+            data_history.write(file, found)
         else:
             for record in found:
-                lines.append(file, record)
+                jsonl.append(file, record)
         assert READERS[kind](file) == found, "what was written is not what is read"
         if kind == "candidate":
-            ledger.next_number(found, 1)
+            test_set_uses.next_number(found, 1)
     return ""
 
 

@@ -6,10 +6,10 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tasks import speed
-from tasks.budget import devices, shapes
-from tasks.budget.memory import Load, Memory, memory
-from tasks.config import Compute, Method, Training
+from tunewright.config import Compute, Method, Training
+from tunewright.cost_model import devices, shapes
+from tunewright.cost_model.memory import Load, Memory, memory
+from tunewright.modeling import compute as speed
 
 COLUMNS = (
     *("model", "method", "card", "rows x tokens", "checkpointing"),

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.config import Compute, Method, Training, home, quiet_libraries
+from tunewright.config import Compute, Method, Training, home, quiet_libraries
 
 METHODS = {
     "full": Method(kind="full"),
@@ -69,7 +69,7 @@ class Judge:
         import pyarrow.parquet as pq
         from transformers import AutoTokenizer
 
-        from tasks.trainer.scores import Scores
+        from tunewright.tasks.train.trainer.scores import Scores
 
         self.base, self.pad = base, contract["pad_token_id"]
         self.validation = pq.read_table(tokens / "validation.parquet").slice(0, rows).to_pylist()
@@ -81,8 +81,8 @@ class Judge:
         """Loss in nats per token, and share of exact answers."""
         import torch
 
-        from tasks.batches import answer_loss, num_labels, padded
-        from tasks.serving import load_weights
+        from tunewright.modeling.batches import answer_loss, num_labels, padded
+        from tunewright.serving import load_weights
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         loaded = load_weights(self.base, model, dtype=torch.float32).to(device)
@@ -106,7 +106,7 @@ def train(job: Any, folder: Path) -> tuple[float, float, int]:
     environment = os.environ | {"PYTHONPATH": str(root)}
     started = time.perf_counter()
     with (folder / "trainer.log").open("w") as log:
-        command = [sys.executable, "-m", "tasks.trainer", str(folder / "job.json")]
+        command = [sys.executable, "-m", "tunewright.tasks.train.trainer", str(folder / "job.json")]
         process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
     seconds, cpu_seconds = time.perf_counter() - started, usage.ru_utime + usage.ru_stime
@@ -122,9 +122,9 @@ def modules_of(method: Method, base: Path) -> tuple[str, ...]:
     """The modules that learn with spectrum; the scan of a base is kept in the home folder."""
     if method.kind != "spectrum":
         return ()
-    from tasks.scan.choice import choose
-    from tasks.scan.spectrum import Weights, spectra
-    from tasks.serving import weights_digest
+    from tunewright.serving import weights_digest
+    from tunewright.tasks.scan.choice import choose
+    from tunewright.tasks.scan.spectrum import Weights, spectra
 
     found = spectra.record(Weights(digest=weights_digest(base), folder=base)).read()
     return choose({one.module: one.snr for one in found}, method.share)
@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> list[Line]:
     """One line a method, in their order; each is shown as it is done."""
     import pyarrow.parquet as pq
 
-    from tasks.trainer import Job
+    from tunewright.tasks.train.trainer import Job
 
     base, tokens = arguments.base.absolute(), arguments.tokens.absolute()
     contract = json.loads((tokens / "contract.json").read_text(encoding="utf-8"))

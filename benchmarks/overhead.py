@@ -26,7 +26,7 @@ REFERENCE_SECONDS = 300.0
 
 def newest(home: Path, stage: str) -> Any:
     """The record of a stage's newest artifact."""
-    from tasks.artifacts import Base, Tokens
+    from tunewright.artifacts import Base, Tokens
 
     folder = newest_folder(home, stage)
     record = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["record"] | {"folder": folder}
@@ -37,8 +37,8 @@ def staged(base: Any, tokens: Any, training: Any, compute: Any) -> tuple[dict[st
     """Seconds of the flow run, of the stage in it and of the process in that, and the trainer's job."""
     from prefect import flow
 
-    from tasks import train as stage
-    from tasks.config import Method
+    from tunewright.config import Method
+    from tunewright.tasks.train import stage as stage
 
     seconds: dict[str, float] = {}
     jobs: list[Any] = []
@@ -72,7 +72,7 @@ def alone(job: dict[str, Any]) -> float:
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_WAIT_POLICY": "passive"}
         started = time.monotonic()
         with Path(folder, "log").open("w") as log:
-            command = [sys.executable, "-m", "tasks.trainer", str(file)]
+            command = [sys.executable, "-m", "tunewright.tasks.train.trainer", str(file)]
             subprocess.run(command, env=environment, stdout=log, stderr=log, check=True)
         return time.monotonic() - started
 
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     arguments = parser.parse_args()
 
-    from tasks import config
+    from tunewright import config
 
     config.quiet_libraries()
     base, tokens = newest(arguments.home.absolute(), "base"), newest(arguments.home.absolute(), "render")

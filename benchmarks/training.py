@@ -145,15 +145,15 @@ def our_trainer(rows: Sequence[Any], options: argparse.Namespace) -> Any:
     from transformers import AutoConfig, AutoTokenizer
     from trl.trainer.sft_config import SFTConfig
 
-    from tasks import methods, speed
-    from tasks.batches import Collator
-    from tasks.config import Compute, Method, Training
-    from tasks.trainer.answers import AnswerTrainer
-    from tasks.trainer.preparing import prepare
+    from tunewright.config import Compute, Method, Training
+    from tunewright.modeling import compute, methods
+    from tunewright.modeling.batches import Collator
+    from tunewright.tasks.train.trainer.answers import AnswerTrainer
+    from tunewright.tasks.train.trainer.preparing import prepare
 
     config = AutoConfig.from_pretrained(options.weights)
     longest = max(len(row["input_ids"]) for row in rows)
-    chosen = speed.choose(config, Method(), Training(), Compute(), longest, speed.device_here())
+    chosen = compute.choose(config, Method(), Training(), Compute(), longest, compute.device_here())
     model = methods.load_trainable(options.weights, Method(), chosen)
     prepare(model, chosen)
     tokenizer = AutoTokenizer.from_pretrained(options.weights)
@@ -211,7 +211,7 @@ def validation_loss(model: Any, rows: Sequence[Any]) -> float:
     """The mean over all labels, in nats per token, of padded rows: the same code for all sides."""
     import torch
 
-    from tasks.batches import answer_loss, num_labels, padded
+    from tunewright.modeling.batches import answer_loss, num_labels, padded
 
     model.eval()
     model.set_attn_implementation("sdpa")
@@ -240,7 +240,7 @@ def main() -> None:
     options = parser.parse_args()
     options.tokens = options.tokens or [newest(options.home, "render")]
     options.weights = options.weights or newest(options.home, "base") / "weights"
-    from tasks import config
+    from tunewright import config
 
     config.quiet_libraries()
     if options.side:

@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_checks.columns import Columns, Turn, derive, prompt_and_answer
-from data_checks.suite import Entry
+from tunewright.data_checks.columns import Columns, Turn, derive, prompt_and_answer
+from tunewright.data_checks.suite import Entry
 
 if TYPE_CHECKING:
-    from data_checks.validation import ExpectationOutcome
+    from tunewright.data_checks.validation import ExpectationOutcome
 
 BATCH = 20_000  # rows
 BATCH_BYTES = 32_000_000  # of the columns that are read, in memory
@@ -139,8 +139,8 @@ def _outcomes(
 ) -> "list[ExpectationOutcome]":
     import pandas as pd
 
-    from data_checks.own import own_expectation
-    from data_checks.validation import run
+    from tunewright.data_checks.own import own_expectation
+    from tunewright.data_checks.validation import run
 
     texts = [_texts(turns or []) for turns in conversations]
     frame = small.to_pandas(types_mapper=pd.ArrowDtype)

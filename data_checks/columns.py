@@ -5,12 +5,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data_checks.answers import cut_off, placeholder, stripped
-from data_checks.language import Language, language
-from data_checks.mojibake import mojibake
-from data_checks.personal import personal
-from data_checks.refusals import refusal
-from data_checks.secrets import secrets
+from tunewright.data_checks.answers import cut_off, placeholder, stripped
+from tunewright.data_checks.language import Language, language
+from tunewright.data_checks.mojibake import mojibake
+from tunewright.data_checks.refusals import refusal
+from tunewright.privacy.personal import personal
+from tunewright.privacy.secrets import secrets
 
 if TYPE_CHECKING:
     import pandas as pd

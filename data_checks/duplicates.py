@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_checks.pages import template
+from tunewright.reports.pages import template
 
 SHOWN = 10  # pairs of each kind
 STEPS = 20  # bars from similarity 0 to 1

@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 from great_expectations import expectations as gxe
 
-from data_checks.answers import MIN_PROSE, length_cap
-from data_checks.own import TEXTS, looks_at_texts, own_expectation
-from data_checks.profile import Measure
-from data_checks.rules import Expected, Rule, between, expected, matches, nothing
-from data_checks.suite import BUILT_IN, ConflictingAnswersArguments, Entry
+from tunewright.data_checks.answers import MIN_PROSE, length_cap
+from tunewright.data_checks.own import TEXTS, looks_at_texts, own_expectation
+from tunewright.data_checks.profile import Measure
+from tunewright.data_checks.rules import Expected, Rule, between, expected, matches, nothing
+from tunewright.data_checks.suite import BUILT_IN, ConflictingAnswersArguments, Entry
 
 ROLES_IN_ORDER = r"^(?:system )?user(?: assistant user)*(?: assistant)?$"
 ENDS_WITH_ANSWER = r"(?:^| )assistant$"

@@ -24,10 +24,10 @@ from great_expectations import expectations as gxe
 from great_expectations.compatibility import pydantic
 from great_expectations.expectations.metadata_types import FailureSeverity
 
-from data_checks.accepted import did_you_mean, meant, shown
-from data_checks.importing import imported, one_line
-from data_checks.rules import BY_ROW, Expected, columns_of, named_columns
-from data_checks.suite import Entry, SuiteError
+from tunewright.accepted import did_you_mean, meant, shown
+from tunewright.data_checks.rules import BY_ROW, Expected, columns_of, named_columns
+from tunewright.data_checks.suite import Entry, SuiteError
+from tunewright.importing import imported, one_line
 
 TEXTS = ("prompt", "answer")
 

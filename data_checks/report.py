@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_checks.excerpts import clipped
-from data_checks.pages import template
-from data_checks.profile import UNKNOWN, Profile
-from data_checks.results import ExpectationResult, Results
+from tunewright.artifacts.check_results import ExpectationResult, Results
+from tunewright.data_checks.profile import UNKNOWN, Profile
+from tunewright.privacy.excerpts import clipped
+from tunewright.reports.pages import template
 
 Record = dict[str, Any]  # a line of a quarantine table: file, line, reason, detail, text
 Examples = Mapping[str, Sequence[Record]]

@@ -16,7 +16,7 @@ from great_expectations.expectations.expectation import (
 )
 from great_expectations.expectations.metadata_types import FailureSeverity
 
-from data_checks.suite import Entry
+from tunewright.data_checks.suite import Entry
 
 BY_ROW = (ColumnMapExpectation, ColumnPairMapExpectation, MulticolumnMapExpectation)  # what looks at one row at a time
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Protocol, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from data_checks.accepted import accepted, did_you_mean, meant, shown
+from tunewright.accepted import accepted, did_you_mean, meant, shown
 
 Severity = Literal["critical", "warning", "info", "skip"]
 
@@ -75,7 +75,7 @@ class LengthArguments(Arguments):
 
 
 def _known_language(code: str) -> str:
-    from data_checks.language import codes
+    from tunewright.data_checks.language import codes
 
     if code in codes():
         return code
@@ -84,13 +84,13 @@ def _known_language(code: str) -> str:
 
 
 def _known_secret(kind: str) -> str:
-    from data_checks.secrets import kinds
+    from tunewright.privacy.secrets import kinds
 
     return _known_kind(kind, "secrets", kinds())
 
 
 def _known_personal_data(kind: str) -> str:
-    from data_checks.personal import KINDS
+    from tunewright.privacy.personal import KINDS
 
     return _known_kind(kind, "personal_data", KINDS)
 

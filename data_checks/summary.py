@@ -2,7 +2,7 @@
 
 import html
 
-from data_checks.results import Results
+from tunewright.artifacts.check_results import Results
 
 REASONS = 10
 

@@ -12,8 +12,8 @@ from great_expectations.expectations.expectation import BatchExpectation
 from great_expectations.expectations.metrics.metric_provider import metric_value
 from great_expectations.expectations.metrics.table_metric_provider import TableMetricProvider
 
-from data_checks.rules import Expected, Rule, between, expected
-from data_checks.suite import Arguments, Entry
+from tunewright.data_checks.rules import Expected, Rule, between, expected
+from tunewright.data_checks.suite import Arguments, Entry
 
 NULLABLE = ("byte", "group", "time", "side", "repairs")
 

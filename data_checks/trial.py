@@ -7,14 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from data_checks.accepted import shown
-from data_checks.batches import Ask, look_at
-from data_checks.columns import Columns
-from data_checks.excerpts import in_a_line
-from data_checks.own import TEXTS, looks_at_texts, own_expectation, stop_on_column
-from data_checks.rules import columns_of
-from data_checks.suite import Entry, SuiteError
-from data_checks.validation import ExpectationOutcome, run
+from tunewright.accepted import shown
+from tunewright.data_checks.batches import Ask, look_at
+from tunewright.data_checks.columns import Columns
+from tunewright.data_checks.own import TEXTS, looks_at_texts, own_expectation, stop_on_column
+from tunewright.data_checks.rules import columns_of
+from tunewright.data_checks.suite import Entry, SuiteError
+from tunewright.data_checks.validation import ExpectationOutcome, run
+from tunewright.privacy.excerpts import in_a_line
 
 HASHES = ("prompt_hash", "answer_hash")
 SAID = (  # in JSON: on other texts some of Great Expectations' own classes raise, which need not meet any

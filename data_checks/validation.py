@@ -14,9 +14,9 @@ from great_expectations.data_context.types.base import (
     ProgressBarsConfig,
 )
 
-from data_checks.excerpts import clipped, masked
-from data_checks.rules import BY_ROW, Expected, columns_of
-from data_checks.suite import Entry
+from tunewright.data_checks.rules import BY_ROW, Expected, columns_of
+from tunewright.data_checks.suite import Entry
+from tunewright.privacy.excerpts import clipped, masked
 
 OBSERVED_CHARS = 300
 

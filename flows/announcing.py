@@ -1,6 +1,6 @@
 """The events that tell of a deployment's data: that they have changed, that they have drifted.
 
-Automations that `tunewright deploy` makes wait for them (flows/deploy/automations.py); yours can as well.
+Automations that `tunewright deploy` makes wait for them (cli/deploy/automations.py); yours can as well.
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from typing import Any
 from prefect.events import emit_event
 from prefect.runtime import deployment
 
-from flows.calls import Step
-from flows.outcome import Outcome
-from flows.parameters import slug
-from tasks.artifacts import CheckedRows
-from tasks.config import Settings, Stage
-from tasks.payloads import CheckResults
+from tunewright.artifacts import CheckedRows
+from tunewright.artifacts.payloads import CheckResults
+from tunewright.config import Settings, Stage
+from tunewright.flows.calls import Step
+from tunewright.flows.outcome import Outcome
+from tunewright.flows.parameters import slug
 
 CHANGED = "tunewright.data.changed"
 DRIFTED = "tunewright.data.drifted"

@@ -12,16 +12,17 @@ from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed
 
-from flows.finetune import run
-from flows.outcome import Outcome
-from flows.run_name import comparison_name
-from tasks import comparison, config, rotation
-from tasks.comparison import Course, Study, Trial, VariantComparison
-from tasks.config import Settings
-from tasks.errors import Pruned, TrainingError
-from tasks.progress import only_steps, watched
-from tasks.register.comparison import log_comparison
-from tasks.rotation import Draw
+from tunewright import comparison, config
+from tunewright.comparison import Course, Study, Trial, VariantComparison
+from tunewright.config import Settings
+from tunewright.errors import Pruned, TrainingError
+from tunewright.flows.finetune import run
+from tunewright.flows.outcome import Outcome
+from tunewright.flows.run_name import comparison_name
+from tunewright.registry.comparison import log_comparison
+from tunewright.reports.progress import only_steps, watched
+from tunewright.store import rotation
+from tunewright.store.rotation import Draw
 
 log = logging.getLogger("tunewright")
 

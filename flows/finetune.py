@@ -1,6 +1,6 @@
 """The pipeline, from files to a registered model: the order of the stages and what each reads.
 
-The flow's signature is the form in the Prefect UI: one parameter a section, described in tasks/config/.
+The flow's signature is the form in the Prefect UI: one parameter a section, described in tunewright/config/.
 """
 
 import logging
@@ -10,18 +10,9 @@ from contextlib import suppress
 from prefect import State, flow
 from prefect.runtime import deployment
 
-from flows import report
-from flows.announcing import announce_drift
-from flows.calls import Plan, Reached, Run, Step
-from flows.inputs import inputs, looked_at
-from flows.parameters import FLOW, named, slug
-from flows.run_name import run_name
-from flows.stopped_log import say_stopped
-from tasks import config, in_use, versions, watching
-from tasks.artifacts import Contender, RunArtifacts
-from tasks.base import base as load_base
-from tasks.check import check
-from tasks.config import (
+from tunewright import config
+from tunewright.artifacts import Contender, RunArtifacts
+from tunewright.config import (
     Checks,
     Compute,
     Data,
@@ -39,22 +30,32 @@ from tasks.config import (
     Stage,
     Training,
 )
-from tasks.decide import decide
-from tasks.dedupe import dedupe
-from tasks.errors import AnotherChampion
-from tasks.evaluation import evaluate
-from tasks.forgetting import forgetting
-from tasks.ingest import ingest
-from tasks.judge import judge as ask_judge
-from tasks.lm_eval import lm_eval
-from tasks.prompting import prompt
-from tasks.register import register
-from tasks.register.candidate import Candidate
-from tasks.render import render
-from tasks.scan import scan
-from tasks.split import split
-from tasks.train import train
-from tasks.verdict_page import verdict_page
+from tunewright.errors import AnotherChampion
+from tunewright.flows import report
+from tunewright.flows.announcing import announce_drift
+from tunewright.flows.calls import Plan, Reached, Run, Step
+from tunewright.flows.inputs import inputs, looked_at
+from tunewright.flows.parameters import FLOW, named, slug
+from tunewright.flows.run_name import run_name
+from tunewright.registry.candidate import Candidate
+from tunewright.reports.stopped_log import say_stopped
+from tunewright.store import data_versions, in_use
+from tunewright.tasks.base import base as load_base
+from tunewright.tasks.check import check
+from tunewright.tasks.decide import decide
+from tunewright.tasks.dedupe import dedupe
+from tunewright.tasks.evaluate import evaluate
+from tunewright.tasks.forgetting import forgetting
+from tunewright.tasks.ingest import ingest, watching
+from tunewright.tasks.judge import judge as ask_judge
+from tunewright.tasks.lm_eval import lm_eval
+from tunewright.tasks.prompt import prompt
+from tunewright.tasks.register import register
+from tunewright.tasks.render import render
+from tunewright.tasks.scan import scan
+from tunewright.tasks.split import split
+from tunewright.tasks.train.stage import train
+from tunewright.tasks.verdict_page import verdict_page
 
 log = logging.getLogger("tunewright")
 
@@ -64,7 +65,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     read = inputs(s)
     s = call.draw(s, read)
     rows = call(ingest)(data=s.data, files=read.files, needs=read.needs)
-    before = versions.before(s.registry.name, rows, s.split, is_sample=s.data.limit is not None)
+    before = data_versions.before(s.registry.name, rows, s.split, is_sample=s.data.limit is not None)
     base = call(load_base)(
         reference=s.model.base, revision=s.model.revision, identity=read.base, chat_template=read.chat_template
     )

@@ -9,15 +9,18 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks import chat_templates, config, lm_eval, models, rotation
-from tasks.check import own_expectations
-from tasks.config import Settings, Split, outside
-from tasks.ingest import Need, source_files
-from tasks.ingest.files import SourceFile
-from tasks.ingredients import hash_of
-from tasks.metrics import json_schema, own_metrics
-from tasks.rotation import Draw
-from tasks.similarity import embedding
+from tunewright import config
+from tunewright.config import Settings, Split, outside
+from tunewright.metrics import json_schema, own_metrics
+from tunewright.modeling import chat_templates, models
+from tunewright.similarity import embedding
+from tunewright.store import rotation
+from tunewright.store.cache_key import hash_of
+from tunewright.store.rotation import Draw
+from tunewright.tasks import lm_eval
+from tunewright.tasks.check import own_expectations
+from tunewright.tasks.ingest import Need, source_files
+from tunewright.tasks.ingest.files import SourceFile
 
 OF_CANDIDATE = ("data", "checks", "dedupe", "split", "model", "method", "training", "compute")  # sections it is made of
 

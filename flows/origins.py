@@ -7,7 +7,7 @@ from typing import Any
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 
-from flows.parameters import DEPLOYMENT_NAME, field, flat, shown
+from tunewright.flows.parameters import DEPLOYMENT_NAME, field, flat, shown
 
 ORIGINS: ContextVar[dict[str, str]] = ContextVar("origins")  # set by the command line, which read the file
 THIS_RUN = "this run"

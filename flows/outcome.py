@@ -6,10 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from flows.calls import Step, as_json
-from tasks import account
-from tasks.account import Account
-from tasks.artifacts import (
+from tunewright.artifacts import (
     Adapter,
     Answers,
     Artifact,
@@ -24,11 +21,14 @@ from tasks.artifacts import (
     Verdict,
     VerdictPage,
 )
-from tasks.figures import number
-from tasks.payloads import CheckResults, LeakProof
-from tasks.progress import duration
-from tasks.register.tracking import tracking_uri
-from tasks.split.proof import TOO_SMALL, counted_in_words
+from tunewright.artifacts.payloads import CheckResults, LeakProof
+from tunewright.flows.calls import Step, as_json
+from tunewright.registry.tracking import tracking_uri
+from tunewright.reports import account
+from tunewright.reports.account import Account
+from tunewright.reports.figures import number
+from tunewright.reports.progress import duration
+from tunewright.tasks.split.proof import TOO_SMALL, counted_in_words
 
 A = TypeVar("A", bound=Artifact)
 

@@ -1,4 +1,4 @@
-"""The parameters of a run as plain values: held against the sections of tasks.config, with one line for what is wrong.
+"""The parameters of a run as plain values: held against the sections of the settings, with one line for what is wrong.
 
 Types are held as strictly as Prefect's server holds them: a number in quotes, or `true` for a number, is refused.
 """
@@ -15,10 +15,10 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from data_checks.accepted import accepted, choices, meant, shown
-from data_checks.suite import SuiteError, suite
-from tasks.config import Registry, Settings, Stage
-from tasks.errors import ConfigError
+from tunewright.accepted import accepted, choices, meant, shown
+from tunewright.config import Registry, Settings, Stage
+from tunewright.data_checks.suite import SuiteError, suite
+from tunewright.errors import ConfigError
 
 FLOW = "finetune"  # the name of the pipeline's flow in Prefect
 DEPLOYMENT_NAME = "the deployment's name"  # where a registry.name came from that nobody set
@@ -142,7 +142,7 @@ def _explain(key: str, errors: list[ErrorDetails]) -> str:
     location, kind = error["loc"], error["type"]
     if kind == "extra_forbidden":
         return _unknown_field(location)
-    if kind == "value_error":  # the message of a validator in tasks.config
+    if kind == "value_error":  # the message of a validator in tunewright.config
         said = error.get("ctx", {})["error"]
         return f"{key}: {said}" if key else str(said)
     found = field(re.sub(r"\[\d+\]", "", key))

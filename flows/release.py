@@ -1,6 +1,6 @@
 """A person's say before the alias moves: a flow that asks in Prefect's UI, and holds no process while it waits.
 
-The work is in tasks/register/release.py, which `tunewright release` calls as well, without any server.
+The work is in tunewright/registry/release.py, which `tunewright release` calls as well, without any server.
 """
 
 import logging
@@ -29,12 +29,12 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.urls import url_for
 from pydantic import Field
 
-from tasks.artifacts import Registered
-from tasks.config import Registry, outside
-from tasks.register import release
-from tasks.register.history import Event
-from tasks.register.release import LONGEST_REASON, Waiting
-from tasks.register.tracking import tracking_uri
+from tunewright.artifacts import Registered
+from tunewright.config import Registry, outside
+from tunewright.registry import release
+from tunewright.registry.history import Event
+from tunewright.registry.release import LONGEST_REASON, Waiting
+from tunewright.registry.tracking import tracking_uri
 
 log = logging.getLogger("tunewright")
 
@@ -96,7 +96,7 @@ def deploy(name: str, work_pool: str, job_variables: dict[str, Any] | None = Non
             name,
             description=f"Asks for approval before a version of {name} gets its alias; started by the pipeline",
             work_pool_name=work_pool,
-            entrypoint="flows.release.approval",
+            entrypoint="tunewright.flows.release.approval",
             pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}],
             parameter_openapi_schema=parameter_schema(approval).model_dump_for_openapi(),
             enforce_parameter_schema=True,

@@ -9,22 +9,22 @@ from prefect import State
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.states import Completed
 
-from data_checks.summary import summary
-from flows.calls import Step
-from flows.origins import origins_of
-from flows.outcome import Outcome
-from flows.parameters import flat
-from tasks import curves
-from tasks.account import growth_sentence, leak_sentence
-from tasks.artifacts import WAITING, Adapter, Registered
-from tasks.config import Settings
-from tasks.metrics import describe
-from tasks.payloads import CheckResults, LeakProof, Slice, VerdictDetails
-from tasks.progress import duration
-from tasks.register.candidate import PAGE
-from tasks.register.tracking import AS_TRAINING, IN_VIEW, starts_with, tracking_uri, ui
-from tasks.scan.report import markdown as scan_table
-from tasks.verdict_page.case import title
+from tunewright.artifacts import WAITING, Adapter, Registered
+from tunewright.artifacts.payloads import CheckResults, LeakProof, Slice, VerdictDetails
+from tunewright.config import Settings
+from tunewright.data_checks.summary import summary
+from tunewright.flows.calls import Step
+from tunewright.flows.origins import origins_of
+from tunewright.flows.outcome import Outcome
+from tunewright.flows.parameters import flat
+from tunewright.metrics import describe
+from tunewright.registry.candidate import PAGE
+from tunewright.registry.tracking import AS_TRAINING, IN_VIEW, starts_with, tracking_uri, ui
+from tunewright.reports import curves
+from tunewright.reports.account import growth_sentence, leak_sentence
+from tunewright.reports.progress import duration
+from tunewright.tasks.scan.report import markdown as scan_table
+from tunewright.tasks.verdict_page.case import title
 
 PARTS = {  # of the built-in suite of general tasks, as shares done right unless they say otherwise
     "general_tasks": "share of all general tasks done right",

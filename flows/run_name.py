@@ -10,8 +10,8 @@ from prefect.context import FlowRunContext
 from prefect.runtime import deployment
 from pydantic import TypeAdapter
 
-from flows.origins import THIS_RUN, origins_of
-from flows.parameters import flat
+from tunewright.flows.origins import THIS_RUN, origins_of
+from tunewright.flows.parameters import flat
 
 CHANGES, LONGEST = 3, 30  # changed settings in a name, and characters of a value
 FILLED_IN = re.compile(  # what Prefect's form fills in, with an animal or a dish: "Refined-Saola"

@@ -29,10 +29,11 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment as own
 from prefect.states import Completed
 
-from flows import announcing
-from flows.parameters import FLOW, checked, named, slug
-from tasks import in_use, watching
-from tasks.errors import ConfigError, DataError
+from tunewright.errors import ConfigError, DataError
+from tunewright.flows import announcing
+from tunewright.flows.parameters import FLOW, checked, named, slug
+from tunewright.store import in_use
+from tunewright.tasks.ingest import watching
 
 log = logging.getLogger("tunewright")
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from tasks.artifacts import Base
-from tasks.errors import ConfigError
-from tasks.models import folder_digest, is_nowhere, load_tokenizer, special_tokens
-from tasks.serving import resolve, weights_digest
-from tasks.stage import stage
+from tunewright.artifacts import Base
+from tunewright.errors import ConfigError
+from tunewright.modeling.models import folder_digest, is_nowhere, load_tokenizer, special_tokens
+from tunewright.serving import resolve, weights_digest
+from tunewright.store.stage import stage
 
 
 def _lost(base: Base) -> str:

@@ -6,7 +6,7 @@ white space; similar ones are not, since in slots and labels one word of the ans
 under twelve words one word can be all that differs too, so all of them must be equal. A row that its source puts on the
 test or validation side always stays: split sets the training row aside that repeats it.
 
-Semantic duplicates, on request, say the same in other words (tasks/similarity/semantic.py).
+Semantic duplicates, on request, say the same in other words (tunewright/similarity/semantic.py).
 """
 
 from collections import Counter
@@ -19,15 +19,15 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from data_checks import duplicates
-from data_checks.excerpts import excerpt, masked, visible
-from tasks.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
-from tasks.config import Dedupe
-from tasks.errors import DataError
-from tasks.similarity.embedding import load_model
-from tasks.similarity.engine import engine_of, read_pieces
-from tasks.similarity.folding import fold_messages
-from tasks.similarity.prompts import (
+from tunewright.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
+from tunewright.config import Dedupe
+from tunewright.data_checks import duplicates
+from tunewright.errors import DataError
+from tunewright.privacy.excerpts import excerpt, masked, visible
+from tunewright.similarity.embedding import load_model
+from tunewright.similarity.engine import engine_of, read_pieces
+from tunewright.similarity.folding import fold_messages
+from tunewright.similarity.prompts import (
     ComparedPrompts,
     Shingles,
     conversation_hashes,
@@ -40,8 +40,8 @@ from tasks.similarity.prompts import (
     shingles,
     write_boilerplate,
 )
-from tasks.similarity.semantic import find_leaders
-from tasks.stage import stage
+from tunewright.similarity.semantic import find_leaders
+from tunewright.store.stage import stage
 
 ROLES = ("system", "user", "assistant")
 REASONS = ("", "exact_duplicate", "near_duplicate", "semantic_duplicate")
@@ -255,7 +255,7 @@ def _stop_if_too_many(repeats: Repeats, file: Path, settings: Dedupe) -> None:
 def dedupe(folder: Path, rows: CheckedRows, settings: Dedupe, embedding: str = "") -> UniqueRows:
     """The rows that repeat no earlier one, in their order, and the removed ones; DataError where too many go.
 
-    `embedding` is model_identity(settings) of tasks/similarity/embedding.py, for the key.
+    `embedding` is model_identity(settings) of tunewright/similarity/embedding.py, for the key.
     """
     file = rows.path("rows.parquet")
     repeats, boilerplate = find_repeats(file, settings)

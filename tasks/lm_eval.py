@@ -19,13 +19,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_checks.importing import one_line
-from tasks.artifacts import Contender, General
-from tasks.config import LmEval, or_meant
-from tasks.errors import ConfigError
-from tasks.general import item, keep
-from tasks.models import fastest_dtype, load_model, load_tokenizer
-from tasks.stage import stage
+from tunewright.artifacts import Contender, General
+from tunewright.config import LmEval, or_meant
+from tunewright.errors import ConfigError
+from tunewright.importing import one_line
+from tunewright.metrics.general_tasks import item, keep
+from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer
+from tunewright.store.stage import stage
 
 BATCH = 16
 SEED = 1234  # lm-eval's own, of the examples before a question

@@ -5,9 +5,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from data_checks.suite import BUILT_IN
-from tasks.artifacts import CheckedRows
-from tasks.config import Checks
+from tunewright.artifacts import CheckedRows
+from tunewright.config import Checks
+from tunewright.data_checks.suite import BUILT_IN
 
 SPECIAL = ("<|im_start|>", "<|im_end|>")
 

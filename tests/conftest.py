@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, SPLIT_SCHEMA, Base, Registered, Rows, Splits
+from tunewright.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, SPLIT_SCHEMA, Base, Registered, Rows, Splits
 
 Message = dict[str, str]
 Conversation = Sequence[str] | Sequence[Message]  # plain texts are turns of user, assistant, user, ...
@@ -62,7 +62,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where this test's artifacts go; its trainings wait for no others on this machine."""
     home = tmp_path / "home"
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(home))
-    monkeypatch.setattr("tasks.config.device_locks", lambda: tmp_path / "devices")
+    monkeypatch.setattr("tunewright.config.device_locks", lambda: tmp_path / "devices")
     return home
 
 
@@ -72,7 +72,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tasks.models import identity
+    from tunewright.modeling.models import identity
 
     folder = tmp_path_factory.mktemp("tiny_base")
     tokenizer = tiny_tokenizer()

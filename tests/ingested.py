@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tasks.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, Rows
-from tasks.config import Data, Source
-from tasks.ingest import ingest, source_files
+from tunewright.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, Rows
+from tunewright.config import Data, Source
+from tunewright.tasks.ingest import ingest, source_files
 
 GOOD = b'{"instruction": "Say hello", "output": "Hello"}'
 MESSAGES = [{"role": "user", "content": "Say hello"}, {"role": "assistant", "content": "Hello"}]

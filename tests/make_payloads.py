@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tasks.payloads import CheckResults, Comparison, Contract, LeakProof, TrainingSummary, VerdictDetails
+from tunewright.artifacts.payloads import CheckResults, Comparison, Contract, LeakProof, TrainingSummary, VerdictDetails
 
 EXPECTATION = {
     "name": "secrets",

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from make_payloads import make_verdict_details
 
-from tasks.artifacts import (
+from tunewright.artifacts import (
     Adapter,
     Answers,
     Base,
@@ -24,11 +24,11 @@ from tasks.artifacts import (
     Verdict,
     VerdictPage,
 )
-from tasks.config import Data, Model, Registry, Settings, Source
-from tasks.models import load_model, load_tokenizer
-from tasks.register import register
-from tasks.register.candidate import Candidate
-from tasks.register.tracking import connected
+from tunewright.config import Data, Model, Registry, Settings, Source
+from tunewright.modeling.models import load_model, load_tokenizer
+from tunewright.registry.candidate import Candidate
+from tunewright.registry.tracking import connected
+from tunewright.tasks.register import register
 
 QUESTIONS = ("Where is my order?", "I was charged twice.", "one two three")
 METRICS = [

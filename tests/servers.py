@@ -22,16 +22,16 @@ from mlflow import MlflowClient
 from prefect.client.base import PrefectHttpxSyncClient
 from test_flow import DATA, ROWS
 
-from flows.services import processes
-from tasks.addresses import Addresses
-from tasks.artifacts import Base
+from tunewright.artifacts import Base
+from tunewright.cli.up import processes
+from tunewright.machine.addresses import Addresses
 
 SECONDS = 240.0
 until = partial(waiting.until, seconds=SECONDS)
-TUNEWRIGHT = (sys.executable, "-c", "from flows.cli import main; main()")
+TUNEWRIGHT = (sys.executable, "-c", "from tunewright.cli.main import main; main()")
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 PARTS = {
-    "trainer": "tasks.trainer",
+    "trainer": "tunewright.tasks.train.trainer",
     "flow": "prefect.engine",
     "worker": "worker start",
     "prefect": "prefect_app",
@@ -123,7 +123,7 @@ class Up(NamedTuple):
 
     def deploy(self, name: str, parameters: dict[str, Any]) -> None:
         """Writes a deployment file with one deployment and deploys it."""
-        deployment = {"name": name, "entrypoint": "flows.finetune.finetune", "work_pool": {"name": "local"}}
+        deployment = {"name": name, "entrypoint": "tunewright.flows.finetune.finetune", "work_pool": {"name": "local"}}
         file = self.folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump({"deployments": [deployment | {"parameters": parameters}]}))
         subprocess.run([*TUNEWRIGHT, "deploy", file.name], cwd=self.folder, env=self.environment, check=True)

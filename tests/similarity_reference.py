@@ -1,11 +1,11 @@
-"""What tasks/similarity computes from bytes and by joins, by its definition: text by text, pair by pair."""
+"""What tunewright/similarity computes from bytes and by joins, by its definition: text by text, pair by pair."""
 
 import re
 import unicodedata
 from collections import Counter
 
-from tasks.similarity.folding import APOSTROPHES, FULL_STOPS, OPERATORS, SPACELESS_RANGES, VARIANTS
-from tasks.similarity.prompts import FEWEST_BOILERPLATE_ROWS
+from tunewright.similarity.folding import APOSTROPHES, FULL_STOPS, OPERATORS, SPACELESS_RANGES, VARIANTS
+from tunewright.similarity.prompts import FEWEST_BOILERPLATE_ROWS
 
 SEGMENT = re.compile(r"[\r\n]+|(?<=[.!?:])[\t\n\v\f\r\x1c-\x1f ]+")
 NUMBER = re.compile(r"[-+*/^<>=]?[\t\n\v\f\r\x1c-\x1f ]?[0-9]+(?:[.,][0-9]+)*")

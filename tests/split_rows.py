@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import messages
 
-from tasks.artifacts import HELD_OUT_SCHEMA, ROW_SCHEMA, Rows, Splits, UniqueRows
-from tasks.config import Split
-from tasks.placement import SIDES
-from tasks.similarity.folding import fold_texts
-from tasks.similarity.prompts import segments, write_boilerplate
-from tasks.split import split
+from tunewright.artifacts import HELD_OUT_SCHEMA, ROW_SCHEMA, Rows, Splits, UniqueRows
+from tunewright.artifacts.placement import SIDES
+from tunewright.config import Split
+from tunewright.similarity.folding import fold_texts
+from tunewright.similarity.prompts import segments, write_boilerplate
+from tunewright.tasks.split import split
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
 BOILERPLATE = "Answer this:"
@@ -128,7 +128,7 @@ def largest_across(splits: Splits) -> float:
 
 
 def _folder() -> Path:
-    from tasks import config
+    from tunewright import config
 
     folder = config.home().parent / uuid.uuid4().hex[:12]
     folder.mkdir(parents=True)

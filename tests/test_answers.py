@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from data_checks.answers import cut_off, length_cap
+from tunewright.data_checks.answers import cut_off, length_cap
 
 PROSE = "The first step is to unplug the device and to wait for a minute. After that you press the button "
 

@@ -15,20 +15,20 @@ from make_models import ARCHITECTURES, REFUSED, make_model
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tasks import architecture, models
-from tasks.architecture import Architecture, checks, probe
-from tasks.architecture.tiny import tiny
-from tasks.artifacts import IGNORED
-from tasks.batches import ATTENTION, Collator, answer_loss
-from tasks.config import Compute, Method, Training
-from tasks.errors import ConfigError
-from tasks.greedy import Answer, Greedy
-from tasks.methods import load_trainable
-from tasks.serving import answer as served
-from tasks.serving import load_weights
-from tasks.speed import Chosen, Device, choose
-from tasks.trainer.preparing import prepare
-from tasks.trainer.saving import save
+from tunewright.artifacts import IGNORED
+from tunewright.config import Compute, Method, Training
+from tunewright.errors import ConfigError
+from tunewright.generation import Answer, Greedy
+from tunewright.modeling import architecture, models
+from tunewright.modeling.architecture import Architecture, checks, probe
+from tunewright.modeling.architecture.tiny import tiny
+from tunewright.modeling.batches import ATTENTION, Collator, answer_loss
+from tunewright.modeling.compute import Chosen, Device, choose
+from tunewright.modeling.methods import load_trainable
+from tunewright.serving import answer as served
+from tunewright.serving import load_weights
+from tunewright.tasks.train.trainer.preparing import prepare
+from tunewright.tasks.train.trainer.saving import save
 
 STOP = 2
 FULL = {"falcon_alibi", "mamba", "mpt"}  # that learn with all weights in this test, the others with an adapter
@@ -168,11 +168,11 @@ def test_what_was_found_is_kept_in_the_home(home: Path, monkeypatch: pytest.Monk
     (file,) = (home / "architectures").iterdir()
     assert Architecture.model_validate_json(file.read_bytes()) == found
     architecture._kept.cache_clear()
-    monkeypatch.setattr("tasks.architecture._probed", lambda *_: pytest.fail("it was computed again"))
+    monkeypatch.setattr("tunewright.modeling.architecture._probed", lambda *_: pytest.fail("it was computed again"))
     assert architecture.probe(fields) == found
     file.write_text("{")
     architecture._kept.cache_clear()
-    monkeypatch.setattr("tasks.architecture._probed", lambda *_: found)
+    monkeypatch.setattr("tunewright.modeling.architecture._probed", lambda *_: found)
     assert architecture.probe(fields) == found
     assert Architecture.model_validate_json(file.read_bytes()) == found
 

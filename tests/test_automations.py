@@ -11,9 +11,9 @@ from prefect.events.schemas.events import RelatedResource, Resource
 from prefect.server.utilities.user_templates import render_user_template_sync
 from prefect.settings.models.flows import FlowsSettings
 
-from flows.deploy.automations import Target, of_deployment, of_server
-from flows.outcome import STANDS, UNCHANGED, VERDICTS
-from tasks.config import Operation
+from tunewright.cli.deploy.automations import Target, of_deployment, of_server
+from tunewright.config import Operation
+from tunewright.flows.outcome import STANDS, UNCHANGED, VERDICTS
 
 TARGET = Target(uuid4(), "Demo", "triage", "http://127.0.0.1:4200")
 BLOCK = uuid4()

@@ -16,15 +16,15 @@ import pytest
 from registered import aliases, versions
 from typer.testing import CliRunner
 
-from flows.cli import app
-from tasks import config
-from tasks.artifacts import Registered
-from tasks.backup import backup, restore
-from tasks.caching import lock
-from tasks.config import Registry
-from tasks.errors import ConfigError
-from tasks.register import release
-from tasks.register.versions import lost
+from tunewright import config
+from tunewright.artifacts import Registered
+from tunewright.cli.main import app
+from tunewright.config import Registry
+from tunewright.errors import ConfigError
+from tunewright.registry import release
+from tunewright.registry.versions import lost
+from tunewright.store.backup import backup, restore
+from tunewright.store.caching import lock
 
 Make = Callable[..., Registered]
 
@@ -121,7 +121,7 @@ def test_a_nightly_backup_replaces_the_one_of_the_night_before_once_it_is_whole(
     assert kept() == b"first"
     assert night("third", "--overwrite") == 0
     assert kept() == b"third"
-    monkeypatch.setattr("tasks.disk.sync", Mock(side_effect=OSError(errno.ENOSPC, "full", str(file))))
+    monkeypatch.setattr("tunewright.store.disk.sync", Mock(side_effect=OSError(errno.ENOSPC, "full", str(file))))
     assert night("fourth", "--overwrite") == 1
     assert kept() == b"third"
     assert [path.name for path in tmp_path.iterdir() if path != home] == ["home.tar"]

@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from tasks import batches
-from tasks.artifacts import IGNORED, Base
-from tasks.batches import Batch, Collator, answer_loss, flash, num_labels, packed, padded
-from tasks.cutting import cut, group_cost, num_tokens, shared_prefix, side_by_side
+from tunewright.artifacts import IGNORED, Base
+from tunewright.modeling import batches
+from tunewright.modeling.batches import Batch, Collator, answer_loss, flash, num_labels, packed, padded
+from tunewright.modeling.micro_batching import cut, group_cost, num_tokens, shared_prefix, side_by_side
 
 Rows = list[dict[str, list[int]]]
 LAYOUTS: dict[str, Callable[[Rows], Batch]] = {
@@ -99,7 +99,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_library(tiny_base: Base) -> 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_a_loss_in_pieces_is_torchs_own(monkeypatch: pytest.MonkeyPatch, precision: torch.dtype) -> None:
-    monkeypatch.setattr("tasks.batches.loss.PIECE", 4)
+    monkeypatch.setattr("tunewright.modeling.batches.loss.PIECE", 4)
     torch.manual_seed(0)
     labels = torch.tensor([[3, IGNORED, 7, 1, 1, IGNORED, 0, 9, 4]])
     results = []

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tasks import bounded
-from tasks.bounded import Unreadable
+from tunewright.machine import bounded
+from tunewright.machine.bounded import Unreadable
 
 
 @pytest.fixture(autouse=True)

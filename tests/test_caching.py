@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from prefect import flow, task
 
-from tasks.artifacts import UniqueRows
-from tasks.caching import MANIFEST, cached, kept, lock, seconds_of
-from tasks.config import Dedupe
-from tasks.errors import DataError, TunewrightError
-from tasks.ingredients import differing
+from tunewright.artifacts import UniqueRows
+from tunewright.config import Dedupe
+from tunewright.errors import DataError, TunewrightError
+from tunewright.store.cache_key import differing
+from tunewright.store.caching import MANIFEST, cached, kept, lock, seconds_of
 
 
 @cached(libraries=("numpy",), volatile=("report",))
@@ -204,8 +204,8 @@ def test_a_failed_call_leaves_nothing_behind(tmp_path: Path) -> None:
 SLOW = """
 import sys, time
 from pathlib import Path
-from tasks.artifacts import UniqueRows
-from tasks.caching import cached
+from tunewright.artifacts import UniqueRows
+from tunewright.store.caching import cached
 
 @cached()
 def slow(folder: Path, text: str) -> UniqueRows:

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.calls import Plan, Reached, Run, Step, stages
-from tasks import one_at_a_time, pipelines
-from tasks.artifacts import CheckedRows, Rows, UniqueRows
-from tasks.caching import cached, lock
-from tasks.config import Checks, Data, Expectation, Model, Registry, Settings, Source, Stage
-from tasks.errors import ConfigError, DataError
-from tasks.ingest import ingest, source_files
-from tasks.stage import stage
+from tunewright.artifacts import CheckedRows, Rows, UniqueRows
+from tunewright.config import Checks, Data, Expectation, Model, Registry, Settings, Source, Stage
+from tunewright.errors import ConfigError, DataError
+from tunewright.flows.calls import Plan, Reached, Run, Step, stages
+from tunewright.store import pipelines
+from tunewright.store.caching import cached, lock
+from tunewright.store.stage import stage
+from tunewright.tasks.ingest import ingest, source_files
+from tunewright.tasks.train import one_at_a_time
 
 LENIENT, STRICT = Checks(), Checks(max_quarantined_share=0)
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from conftest import CHATML, tiny_tokenizer
 
-from tasks import chat_templates, models
-from tasks.artifacts import Base
-from tasks.base import base as load_base
-from tasks.chat import Chat, Tokenized, tokenize
-from tasks.errors import ConfigError
+from tunewright.artifacts import Base
+from tunewright.errors import ConfigError
+from tunewright.modeling import chat_templates, models
+from tunewright.modeling.chat import Chat, Tokenized, tokenize
+from tunewright.tasks.base import base as load_base
 
 TALK = [
     {"role": "user", "content": "Where is my order?"},

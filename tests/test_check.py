@@ -6,11 +6,11 @@ import pytest
 from checked import BAD, GOOD, LENIENT, SPECIAL, Turn, only, quarantined, results, turns
 from conftest import MakeRows
 
-from data_checks.excerpts import TEXT_CHARS
-from data_checks.suite import BUILT_IN
-from tasks.artifacts import ROW_SCHEMA
-from tasks.check import check
-from tasks.config import Checks
+from tunewright.artifacts import ROW_SCHEMA
+from tunewright.config import Checks
+from tunewright.data_checks.suite import BUILT_IN
+from tunewright.privacy.excerpts import TEXT_CHARS
+from tunewright.tasks.check import check
 
 
 def test_good_rows_pass_as_they_are_in_their_order(make_rows: MakeRows, capfd: pytest.CaptureFixture[str]) -> None:

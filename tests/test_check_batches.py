@@ -11,9 +11,9 @@ import pytest
 from checked import BAD, FOUND, GOOD, SPECIAL, changed
 from conftest import MakeRows
 
-from data_checks.batches import Ask, look, row_batches
-from data_checks.columns import Columns
-from tasks.check.holding import hold_rows
+from tunewright.data_checks.batches import Ask, look, row_batches
+from tunewright.data_checks.columns import Columns
+from tunewright.tasks.check.holding import hold_rows
 
 
 def test_the_number_of_processes_and_batches_changes_nothing(
@@ -22,7 +22,7 @@ def test_the_number_of_processes_and_batches_changes_nothing(
     rows = make_rows([*GOOD, *BAD.values(), *FOUND.values()])
     ask = Ask(frozenset(Columns._fields), SPECIAL)
     (whole,) = look(rows.path("rows.parquet"), ask)
-    monkeypatch.setattr("data_checks.batches.BATCH", 3)
+    monkeypatch.setattr("tunewright.data_checks.batches.BATCH", 3)
     parts = list(look(rows.path("rows.parquet"), ask, processes=2))
     assert len(parts) == 6
     assert pa.concat_tables(part.columns for part in parts).combine_chunks().equals(whole.columns.combine_chunks())
@@ -32,8 +32,8 @@ def test_the_number_of_processes_and_batches_changes_nothing(
 def test_rows_of_long_texts_come_few_at_a_time_however_the_table_was_written(
     make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch, rows_of_a_group: int
 ) -> None:
-    monkeypatch.setattr("data_checks.batches.BATCH", 12)
-    monkeypatch.setattr("data_checks.batches.BATCH_BYTES", 50_000)
+    monkeypatch.setattr("tunewright.data_checks.batches.BATCH", 12)
+    monkeypatch.setattr("tunewright.data_checks.batches.BATCH_BYTES", 50_000)
     long = [(f"{n}" + "p" * 10_000, "a") for n in range(20)]
     file = make_rows([*long, *[(f"question {n}", "a") for n in range(30)]]).path("rows.parquet")
     table = pq.read_table(file)
@@ -59,14 +59,14 @@ def test_no_more_batches_wait_than_there_are_processes_and_one(
 
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr("data_checks.batches._pool", lambda _: Pool())
-    monkeypatch.setattr("data_checks.batches.BATCH", 1)
+    monkeypatch.setattr("tunewright.data_checks.batches._pool", lambda _: Pool())
+    monkeypatch.setattr("tunewright.data_checks.batches.BATCH", 1)
     looked = look(make_rows(GOOD * 3).path("rows.parquet"), Ask(frozenset({"num_turns"}), SPECIAL), processes=2)
     assert [len(given) - taken for taken, _ in enumerate(looked)] == [3] * 10 + [2, 1]
 
 
 def test_costly_columns_are_derived_only_where_something_looks_at_them(make_rows: MakeRows) -> None:
-    from data_checks.suite import suite
+    from tunewright.data_checks.suite import suite
 
     file = make_rows(GOOD).path("rows.parquet")
     assert "secret" in hold_rows(file, suite(()), SPECIAL).frame

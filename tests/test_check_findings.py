@@ -9,10 +9,10 @@ import pytest
 from checked import ENGLISH, FOUND, GERMAN, GOOD, KEY, LENIENT, MAIL, SPECIAL, only, quarantined
 from conftest import MakeRows
 
-from tasks.artifacts import QUARANTINE_SCHEMA
-from tasks.check import check
-from tasks.config import Checks
-from tasks.errors import ConfigError, DataError
+from tunewright.artifacts import QUARANTINE_SCHEMA
+from tunewright.config import Checks
+from tunewright.errors import ConfigError, DataError
+from tunewright.tasks.check import check
 
 
 def test_what_only_reports_is_found_in_the_row_that_has_it_and_the_row_is_kept(make_rows: MakeRows) -> None:

@@ -11,10 +11,10 @@ import pytest
 from checked import GOOD, KEY, SPECIAL, changed, quarantined
 from conftest import MakeRows
 
-from data_checks.suite import BUILT_IN
-from tasks.check import check, own_expectations
-from tasks.config import Checks
-from tasks.errors import ConfigError, DataError
+from tunewright.config import Checks
+from tunewright.data_checks.suite import BUILT_IN
+from tunewright.errors import ConfigError, DataError
+from tunewright.tasks.check import check, own_expectations
 
 OWN = "test_suite.ExpectTicketNumber"
 
@@ -111,7 +111,7 @@ def test_a_column_that_rows_do_not_have_is_told_before_anything_runs() -> None:
 
 def test_great_expectations_is_imported_only_where_a_class_of_the_teams_is_named() -> None:
     code = (
-        "import sys; from tasks.check import own_expectations; from tasks.config import Checks; "
+        "import sys; from tunewright.tasks.check import own_expectations; from tunewright.config import Checks; "
         "own_expectations(Checks()); print('great_expectations' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -127,7 +127,7 @@ def test_texts_are_held_against_a_class_of_the_teams_batch_by_batch(
     make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make_rows([*GOOD, ("TCK-123", "Fixed."), ("TCK-12", "Fixed.")])
-    monkeypatch.setattr("data_checks.batches.BATCH", 4)
+    monkeypatch.setattr("tunewright.data_checks.batches.BATCH", 4)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     checked = check.fn(rows, with_own({"name": OWN}), SPECIAL)
     assert [row["line"] for row in quarantined(checked)] == [1, 2, 3, 4, 6]

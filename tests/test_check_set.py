@@ -5,10 +5,10 @@ import pytest
 from checked import GERMAN, SPECIAL, only, results, turns
 from conftest import MakeRows
 
-from tasks.artifacts import ROW_SCHEMA
-from tasks.check import check
-from tasks.config import Checks
-from tasks.errors import DataError
+from tunewright.artifacts import ROW_SCHEMA
+from tunewright.config import Checks
+from tunewright.errors import DataError
+from tunewright.tasks.check import check
 
 
 def labelled(shares: dict[str, int], source: str = "a") -> pa.Table:

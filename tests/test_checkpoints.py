@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.trainer import checkpoints
+from tunewright.tasks.train.trainer import checkpoints
 
 
 def make(folder: Path, step: int, *, sealed: bool = True) -> Path:

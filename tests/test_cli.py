@@ -21,10 +21,10 @@ from prefect.testing.utilities import prefect_test_harness
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from flows import cli
-from tasks.artifacts import Base
-from tasks.config import Checks
-from tasks.progress import layout
+from tunewright.artifacts import Base
+from tunewright.cli import main
+from tunewright.config import Checks
+from tunewright.reports.progress import layout
 
 SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
 PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake")
@@ -37,7 +37,7 @@ ROWS = [
 FILE = """\
 deployments:
   - name: tiny
-    entrypoint: flows.finetune.finetune
+    entrypoint: tunewright.flows.finetune.finetune
     parameters:
       data: {sources: [{path: rows.jsonl}]}
       model: {base: "BASE", max_length: 128}
@@ -72,7 +72,7 @@ def tunewright(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(logging.getLogger("tunewright"), "handlers", [])
 
     def run(*arguments: str) -> Result:
-        return CliRunner().invoke(cli.app, list(arguments))
+        return CliRunner().invoke(main.app, list(arguments))
 
     return run
 
@@ -154,26 +154,26 @@ def test_a_second_home_is_not_made_without_a_word(
 
 
 def test_help_does_not_break_a_line_where_the_docstring_does() -> None:
-    shown = CliRunner(env={"COLUMNS": "400"}).invoke(cli.app, ["clean", "--help"]).stdout
+    shown = CliRunner(env={"COLUMNS": "400"}).invoke(main.app, ["clean", "--help"]).stdout
     assert "rejected versions with their weights, and runs deleted in MLflow. Never files in use by a run" in shown
-    shown = CliRunner(env={"COLUMNS": "400"}).invoke(cli.app, ["run", "--help"]).stdout
+    shown = CliRunner(env={"COLUMNS": "400"}).invoke(main.app, ["run", "--help"]).stdout
     assert "5 not promoted and --require-promotion given, 130 interrupted by Ctrl-C, 143 ended by SIGTERM" in shown
-    shown = CliRunner(env={"COLUMNS": "400"}).invoke(cli.app, ["release", "rollback", "--help"]).stdout
+    shown = CliRunner(env={"COLUMNS": "400"}).invoke(main.app, ["release", "rollback", "--help"]).stdout
     assert "checking it. No pipeline" not in shown  # these are two paragraphs
     assert "No pipeline promotes" in shown
 
 
 IMPORTED = """
 import sys
-from flows import cli, operate, release_command
+from tunewright.cli import main, operate, release
 
 def prepare(*_, **__):
     print("prefect" in sys.modules)
     raise SystemExit
 
-for module in (cli, operate, release_command):
+for module in (main, operate, release):
     module.prepare = prepare
-cli.main()
+main.main()
 """
 
 
@@ -356,7 +356,7 @@ def test_a_row_or_version_that_is_not_there_is_one_line_and_code_2(
 
 def test_a_candidate_that_is_not_promoted_can_be_asked_to_fail(after_first: Run) -> None:
     result = after_first("run", "tiny.yaml", "--require-promotion", "--json")
-    assert result.exit_code == cli.NOT_PROMOTED == 5
+    assert result.exit_code == main.NOT_PROMOTED == 5
     assert json.loads(result.stdout.splitlines()[-1])["verdict"]["decision"] == "keep"
 
 
@@ -422,7 +422,7 @@ def test_wrong_settings_are_one_line_and_code_2(tunewright: Run, arguments: list
 def test_what_a_run_cannot_use_is_said_before_it_begins(
     tunewright: Run, monkeypatch: pytest.MonkeyPatch, command: str, assignment: str, said: str
 ) -> None:
-    monkeypatch.setattr("flows.finetune.finetune", None)
+    monkeypatch.setattr("tunewright.flows.finetune.finetune", None)
     code, line = refusal(tunewright(command, "tiny.yaml", "--set", assignment))
     assert code == 2
     assert line.startswith(said)
@@ -435,7 +435,7 @@ def test_a_file_is_looked_at_once_before_a_run(tunewright: Run, monkeypatch: pyt
         looked.append(checks)
         return ()
 
-    monkeypatch.setattr("flows.inputs.own_expectations", look)
+    monkeypatch.setattr("tunewright.flows.inputs.own_expectations", look)
     assert tunewright("run", "tiny.yaml", "-q", "--until", "ingest").exit_code == 0
     assert tunewright("plan", "tiny.yaml", "--until", "ingest").exit_code == 0
     assert len(looked) == 2
@@ -535,7 +535,11 @@ def test_sigterm_ends_a_run_and_its_trainer_with_one_line_and_the_next_run_goes_
     longer = ("--set", "training.max_steps=4000", "--until", "train", "--quiet", "--json")
     with running("run", "tiny.yaml", *longer, folder=tmp_path) as started:
         waiting.until(lambda: next(home.glob("work/train/*/metrics.jsonl"), None), seconds=120)
-        (trainer,) = [each for each in psutil.Process(started.pid).children() if "tasks.trainer" in str(each.cmdline())]
+        (trainer,) = [
+            each
+            for each in psutil.Process(started.pid).children()
+            if "tunewright.tasks.train.trainer" in str(each.cmdline())
+        ]
         started.terminate()
         stdout, stderr = started.communicate(timeout=60)
     line = "ended by SIGTERM, not finished; the next run resumes from here"
@@ -555,7 +559,7 @@ def test_sigterm_ends_a_run_and_its_trainer_with_one_line_and_the_next_run_goes_
     ],
 )
 def test_an_error_of_usage_is_one_line(words: list[str], said: str) -> None:
-    done = CliRunner().invoke(cli.app, words, prog_name="tunewright")
+    done = CliRunner().invoke(main.app, words, prog_name="tunewright")
     assert done.exit_code == 2
     assert done.output.startswith(said)
     assert done.output.count("\n") == 1

@@ -5,7 +5,7 @@ from functools import partial
 
 import pandas as pd
 
-from data_checks.columns import Columns, Turn, derive
+from tunewright.data_checks.columns import Columns, Turn, derive
 
 
 def said(*texts: str, system: str = "") -> list[Turn]:

@@ -13,23 +13,23 @@ from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.compare import compare
-from flows.compare_command import Variant, show, variants
-from flows.deployment_file import load
-from tasks.artifacts import Base
-from tasks.caching import Cached
-from tasks.comparison import Course, Study, Trial, VariantComparison, markdown, notes, of
-from tasks.comparison.ranking import Ranked, rank, sentence
-from tasks.comparison.trials import State, ValidationPoint
-from tasks.config import Compute, Data, Evaluation, Method, Model, Registry, Settings, Source, Training
-from tasks.errors import ConfigError, Pruned, TrainingError
-from tasks.register.tracking import tracking_uri
+from tunewright.artifacts import Base
+from tunewright.cli.compare import Variant, show, variants
+from tunewright.cli.deployment_file import load
+from tunewright.cli.main import app
+from tunewright.comparison import Course, Study, Trial, VariantComparison, markdown, notes, of
+from tunewright.comparison.ranking import Ranked, rank, sentence
+from tunewright.comparison.trials import State, ValidationPoint
+from tunewright.config import Compute, Data, Evaluation, Method, Model, Registry, Settings, Source, Training
+from tunewright.errors import ConfigError, Pruned, TrainingError
+from tunewright.flows.compare import compare
+from tunewright.registry.tracking import tracking_uri
+from tunewright.store.caching import Cached
 
 FILE = """\
 deployments:
   - name: mine
-    entrypoint: flows.finetune.finetune
+    entrypoint: tunewright.flows.finetune.finetune
     parameters:
       data: {sources: [{path: rows.jsonl}]}
       model: {base: some/model}
@@ -276,7 +276,9 @@ def test_variants_are_trained_pruned_ranked_logged_and_found_again(
 
     made: list[str] = []
     monkeypatch.setattr(Cached, "_make", lambda self, *_, **__: made.append(self.stage) or pytest.fail(self.stage))
-    monkeypatch.setattr("tasks.train.run_trainer", lambda job, _: made.append(str(job.training.learning_rate)))
+    monkeypatch.setattr(
+        "tunewright.tasks.train.stage.run_trainer", lambda job, _: made.append(str(job.training.learning_rate))
+    )
     found = with_rates(settings, 0.02, 0.01)
     again = compared(settings, found, 2)
     assert made == []

@@ -7,8 +7,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from tasks import chat_templates
-from tasks.config import (
+from tunewright.config import (
     STAGES,
     Data,
     Evaluation,
@@ -25,7 +24,8 @@ from tasks.config import (
     Training,
     home,
 )
-from tasks.errors import ConfigError, DataError
+from tunewright.errors import ConfigError, DataError
+from tunewright.modeling import chat_templates
 
 SOURCES = (Source(path="a.jsonl"),)
 NEEDED = {"data": Data(sources=SOURCES), "model": Model(base="org/name")}

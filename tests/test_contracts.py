@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 from prefect import Task
 
-from data_checks.suite import BUILT_IN
-from flows import finetune
-from flows.announcing import DRIFTS
-from tasks.config import STAGES
-from tasks.fingerprint import FIRST_PARTY, PLUMBING
+from tunewright.config import STAGES
+from tunewright.data_checks.suite import BUILT_IN
+from tunewright.flows import finetune
+from tunewright.flows.announcing import DRIFTS
+from tunewright.store.code_hashes import FIRST_PARTY, PLUMBING
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ("cli", "flows", "tasks", "data_checks")  # at the top; imported as tunewright.cli and so on
 LINTER = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
 CONTRACTS = {contract["name"]: contract for contract in LINTER["contracts"]}
 OF_LIBRARIES = [each for each in CONTRACTS.values() if each.get("allow_indirect_imports")]
@@ -31,24 +33,35 @@ def test_the_pipeline_calls_every_stage() -> None:
     assert stages().keys() == set(STAGES)
 
 
-def test_every_stage_is_in_the_contract_that_keeps_stages_apart() -> None:
-    modules = {
-        ".".join(task.fn.build.__module__.split(".")[:2])  # pyright: ignore[reportFunctionMemberAccess]
-        for task in stages().values()
+def test_the_folder_tasks_holds_the_stages_and_nothing_else() -> None:
+    modules = {each.stem for each in (ROOT / "tasks").glob("*.py")} | {
+        each.parent.name for each in (ROOT / "tasks").glob("*/__init__.py")
     }
-    assert set(CONTRACTS["a stage imports no other stage"]["modules"]) == modules
+    assert modules - {"__init__"} == set(STAGES)
+    assert CONTRACTS["a stage imports no other stage"]["modules"] == ["tunewright.tasks.*"]
 
 
-def test_layers_hold_all_packages_and_the_distribution_has_no_other() -> None:
-    packages = {each.parent.name for each in ROOT.glob("*/__init__.py")} - {"tests"}
-    (layers,) = (each["layers"] for each in CONTRACTS.values() if each["type"] == "layers")
-    assert set(LINTER["root_packages"]) == set(layers) == packages
-    assert {*FIRST_PARTY, "flows"} == packages, "whose code is part of a key, but for what runs stages"
+def test_the_table_of_the_readme_names_the_file_of_every_stage() -> None:
+    table = re.findall(r"^\| (\w+) \| \[(tasks/\w+)(?:\.py|/)", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    assert table == [(stage, f"tasks/{stage}") for stage in STAGES]
+
+
+def test_the_folder_flows_holds_few_files() -> None:
+    assert len([*(ROOT / "flows").rglob("*.py")]) <= 17
+
+
+def test_the_distribution_is_one_package_that_links_to_the_folders_at_the_top() -> None:
+    links = {each.name: each.resolve() for each in (ROOT / "tunewright").iterdir() if each.is_symlink()}
+    assert links == {name: ROOT / name for name in FOLDERS}
+    packages = {each.parent.name for each in ROOT.glob("*/__init__.py")}
+    assert packages == {"tunewright", *FOLDERS}
+    assert LINTER["root_packages"] == ["tunewright"]
+    assert FIRST_PARTY == "tunewright"
 
 
 @pytest.mark.parametrize("contract", OF_LIBRARIES, ids=lambda each: each["name"])
 def test_a_library_is_forbidden_to_whole_packages_but_for_named_modules(contract: dict[str, Any]) -> None:
-    assert set(contract["source_modules"]) <= set(LINTER["root_packages"])
+    assert contract["source_modules"] == ["tunewright"]
     for exception in contract.get("ignore_imports", ()):
         module = exception.partition(" -> ")[0].removesuffix(".**")
         assert importlib.util.find_spec(module), exception
@@ -63,7 +76,7 @@ def test_every_expectation_of_drift_starts_a_run_on_drift() -> None:
 
 
 def test_a_class_name_is_defined_once() -> None:
-    files = (file for package in LINTER["root_packages"] for file in (ROOT / package).rglob("*.py"))
+    files = (file for folder in ("tunewright", *FOLDERS) for file in (ROOT / folder).rglob("*.py"))
     trees = (ast.parse(file.read_text(encoding="utf-8")) for file in files)
     names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
     assert [name for name, times in names.items() if times > 1] == []

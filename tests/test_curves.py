@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tasks.curves import Curves, warnings
-from tasks.curves.advice import windows
+from tunewright.reports.curves import Curves, warnings
+from tunewright.reports.curves.advice import windows
 
 Shape = Callable[[float], float]  # of the share of training that is done
 

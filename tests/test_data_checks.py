@@ -8,19 +8,19 @@ import pyarrow as pa
 import pytest
 from make_payloads import EXPECTATION, make_check_results
 
-from data_checks.batches import Ask, look_at
-from data_checks.columns import Columns, Turn, derive
-from data_checks.excerpts import TEXT_CHARS, excerpt, in_a_line
-from data_checks.expectations import row_expectations
-from data_checks.findings import answers_by_prompt, num_answers
-from data_checks.profile import profile
-from data_checks.report import render
-from data_checks.results import Results
-from data_checks.suite import Arguments, Entry, LengthArguments
-from data_checks.summary import summary
-from data_checks.table import table_expectations
-from data_checks.validation import ExpectationOutcome, run
-from tasks.artifacts import ROW_SCHEMA
+from tunewright.artifacts import ROW_SCHEMA
+from tunewright.artifacts.check_results import Results
+from tunewright.data_checks.batches import Ask, look_at
+from tunewright.data_checks.columns import Columns, Turn, derive
+from tunewright.data_checks.expectations import row_expectations
+from tunewright.data_checks.findings import answers_by_prompt, num_answers
+from tunewright.data_checks.profile import profile
+from tunewright.data_checks.report import render
+from tunewright.data_checks.suite import Arguments, Entry, LengthArguments
+from tunewright.data_checks.summary import summary
+from tunewright.data_checks.table import table_expectations
+from tunewright.data_checks.validation import ExpectationOutcome, run
+from tunewright.privacy.excerpts import TEXT_CHARS, excerpt, in_a_line
 
 
 def said(prompt: str, answer: str) -> list[dict[str, str | None]]:

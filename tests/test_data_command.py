@@ -12,12 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from flows import data_command, data_view
-from flows.calls import Step
-from flows.data_command import PipelineData, find, look_up
-from flows.data_json import data_json, row_json
-from tasks import lineage
-from tasks.artifacts import (
+from tunewright.artifacts import (
     HELD_OUT_SCHEMA,
     QUARANTINE_SCHEMA,
     REMOVED_SCHEMA,
@@ -31,11 +26,17 @@ from tasks.artifacts import (
     Tokens,
     UniqueRows,
 )
-from tasks.caching import cached
-from tasks.config import STAGES, Model, Registry, Settings, Source, Split
-from tasks.config import Data as DataSection
-from tasks.errors import ConfigError
-from tasks.versions import accept, before
+from tunewright.cli import data as data_command
+from tunewright.cli.data import PipelineData, find, look_up
+from tunewright.cli.data import view as data_view
+from tunewright.cli.data.as_json import data_json, row_json
+from tunewright.config import STAGES, Model, Registry, Settings, Source, Split
+from tunewright.config import Data as DataSection
+from tunewright.errors import ConfigError
+from tunewright.flows.calls import Step
+from tunewright.store import lineage
+from tunewright.store.caching import cached
+from tunewright.store.data_versions import accept, before
 
 FILE = "data/a.jsonl"
 Record = dict[str, Any]

@@ -13,19 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from flows import data_command, data_view
-from flows.calls import Plan, Reached, Step
-from flows.data_command import PipelineData, find, look_up
-from flows.data_json import data_json, figures, row_json
-from tasks import pipelines
-from tasks.artifacts import SIDES_FILE, SIDES_SCHEMA, Artifact, CheckedRows, Rows, Splits, UniqueRows
-from tasks.check import check
-from tasks.config import Checks, Expectation, Model, Registry, Settings, Source, Split
-from tasks.config import Data as DataSection
-from tasks.errors import ConfigError, DataError
-from tasks.history import Replaced, Version
-from tasks.ingest import ingest, source_files
-from tasks.versions import accept, before
+from tunewright.artifacts import SIDES_FILE, SIDES_SCHEMA, Artifact, CheckedRows, Rows, Splits, UniqueRows
+from tunewright.cli import data as data_command
+from tunewright.cli.data import PipelineData, find, look_up
+from tunewright.cli.data import view as data_view
+from tunewright.cli.data.as_json import data_json, figures, row_json
+from tunewright.config import Checks, Expectation, Model, Registry, Settings, Source, Split
+from tunewright.config import Data as DataSection
+from tunewright.errors import ConfigError, DataError
+from tunewright.flows.calls import Plan, Reached, Step
+from tunewright.store import pipelines
+from tunewright.store.data_history import Replaced, Version
+from tunewright.store.data_versions import accept, before
+from tunewright.tasks.check import check
+from tunewright.tasks.ingest import ingest, source_files
 
 CSV = """\
 question,reply,notes

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
-from flows.doctor import stores
-from flows.doctor.finding import Finding
-from tasks import databases
-from tasks.config import Registry
-from tasks.errors import TrackingError, TunewrightError
-from tasks.register import database
-from tasks.register.tracking import connected
+from tunewright.cli.doctor import stores
+from tunewright.cli.doctor.finding import Finding
+from tunewright.config import Registry
+from tunewright.errors import TrackingError, TunewrightError
+from tunewright.registry import database
+from tunewright.registry.tracking import connected
+from tunewright.store import databases
 
 
 @pytest.fixture

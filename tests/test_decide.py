@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import config
-from tasks.artifacts import MESSAGES, Answers, Splits, Verdict
-from tasks.config import Gate
-from tasks.decide import decide
-from tasks.decide.comparison import Comparison
-from tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores
-from tasks.errors import ConfigError
-from tasks.figures import number
+from tunewright import config
+from tunewright.artifacts import MESSAGES, Answers, Splits, Verdict
+from tunewright.config import Gate
+from tunewright.errors import ConfigError
+from tunewright.reports.figures import number
+from tunewright.tasks.decide import decide
+from tunewright.tasks.decide.comparison import Comparison
+from tunewright.tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores
 
 Scores = dict[str, float]
 

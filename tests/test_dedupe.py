@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from similarity_reference import shingles
 
-from tasks.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
-from tasks.config import Dedupe
-from tasks.dedupe import REASONS, dedupe, find_repeats
-from tasks.errors import DataError
-from tasks.similarity.prompts import FEWEST_WORDS
+from tunewright.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
+from tunewright.config import Dedupe
+from tunewright.errors import DataError
+from tunewright.similarity.prompts import FEWEST_WORDS
+from tunewright.tasks.dedupe import REASONS, dedupe, find_repeats
 
 LONG = "please tell me why the new card that I ordered two weeks ago has still not come to my house"
 VOCABULARY = [

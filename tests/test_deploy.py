@@ -24,19 +24,19 @@ from test_automations import event
 from typer.testing import CliRunner
 from waiting import until
 
-from flows import announcing
-from flows.cli import app
-from flows.deploy import deploy
-from flows.deploy.automations import CRASHES, of_server
-from flows.deploy.timing import in_words, next_times
-from flows.deploy.view import as_json
-from flows.services import leftover
-from flows.watch import watch
-from tasks import in_use
-from tasks.addresses import Addresses
-from tasks.artifacts import Base, CheckedRows
-from tasks.config import Registry
-from tasks.errors import ConfigError, TunewrightError
+from tunewright.artifacts import Base, CheckedRows
+from tunewright.cli.deploy import deploy
+from tunewright.cli.deploy.automations import CRASHES, of_server
+from tunewright.cli.deploy.timing import in_words, next_times
+from tunewright.cli.deploy.view import as_json
+from tunewright.cli.main import app
+from tunewright.cli.up import leftover
+from tunewright.config import Registry
+from tunewright.errors import ConfigError, TunewrightError
+from tunewright.flows import announcing
+from tunewright.flows.watch import watch
+from tunewright.machine.addresses import Addresses
+from tunewright.store import in_use
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_without_a_server_it_says_what_to_start(monkeypatch: pytest.MonkeyPatch)
 FILE = """
 deployments:
   - name: drops
-    entrypoint: flows.finetune.finetune
+    entrypoint: tunewright.flows.finetune.finetune
     schedules: [{{cron: "0 3 * * *", timezone: UTC}}]
     concurrency_limit: {{limit: 1, collision_strategy: ENQUEUE}}
     parameters:
@@ -385,7 +385,7 @@ def test_a_person_is_asked_by_a_deployment_of_its_own(client: SyncPrefectClient,
     deploy(write("{}\n      gate: {approval: true}"), None, "local")
     asking = client.read_deployment_by_name("approval/drops")
     assert asking.work_pool_name == "local"
-    assert asking.entrypoint == "flows.release.approval"
+    assert asking.entrypoint == "tunewright.flows.release.approval"
 
 
 def test_an_automation_whose_content_is_another_now_is_updated_and_stays_as_paused_as_it_was(
@@ -394,7 +394,7 @@ def test_an_automation_whose_content_is_another_now_is_updated_and_stays_as_paus
     deploy(write(), None, "local")
     (before,) = client.read_automations_by_name(CRASHES)
     client.pause_automation(before.id)
-    monkeypatch.setattr("flows.deploy.automations.SILENT_SECONDS", 700)
+    monkeypatch.setattr("tunewright.cli.deploy.automations.SILENT_SECONDS", 700)
     deploy(write(), None, "local")
     (after,) = client.read_automations_by_name(CRASHES)
     assert (after.id, event(after).within) == (before.id, timedelta(seconds=700))

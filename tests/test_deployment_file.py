@@ -8,15 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.deployment_file import MAX_BYTES, Pipeline, effective, load, override, placed
-from flows.parameters import flat
-from tasks.config import STAGES, Data, Model, Registry, Settings, Source, Training
-from tasks.errors import ConfigError, DataError
+from tunewright.cli.deployment_file import MAX_BYTES, Pipeline, effective, load, override, placed
+from tunewright.config import STAGES, Data, Model, Registry, Settings, Source, Training
+from tunewright.errors import ConfigError, DataError
+from tunewright.flows.parameters import flat
 
 PIPELINE = """\
 deployments:
   - name: triage
-    entrypoint: flows.finetune.finetune
+    entrypoint: tunewright.flows.finetune.finetune
     schedules: [{cron: "0 2 * * *", timezone: Europe/Berlin}]
     work_pool: {name: local}
     parameters:
@@ -223,14 +223,15 @@ def test_of_several_deployments_one_is_named(write: Write) -> None:
         ("name: triage", "version: a", "x.yaml line 2: deployments[0].name: missing; accepted: text, such as triage"),
         ("name: triage", "name: 7", "x.yaml line 2: deployments[0].name: 7 is refused; accepted: text, such as triage"),
         (
-            "flows.finetune.finetune",
+            "tunewright.flows.finetune.finetune",
             "flows/finetune.py:finetune",
-            'x.yaml line 3: entrypoint: "flows/finetune.py:finetune" is refused; accepted: flows.finetune.finetune',
+            'x.yaml line 3: entrypoint: "flows/finetune.py:finetune" is refused; '
+            "accepted: tunewright.flows.finetune.finetune",
         ),
         (
-            "    entrypoint: flows.finetune.finetune\n",
+            "    entrypoint: tunewright.flows.finetune.finetune\n",
             "",
-            "x.yaml line 2: entrypoint: missing; accepted: flows.finetune.finetune",
+            "x.yaml line 2: entrypoint: missing; accepted: tunewright.flows.finetune.finetune",
         ),
         (
             "learning_rate: 1e-4",
@@ -300,11 +301,11 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(write: Write, old: str, n
         ("deployments: [a]", 'x.yaml line 1: deployments: ["a"] is refused; accepted: a list of mappings'),
         ("deployments: {}", "x.yaml line 1: deployments: {} is refused; accepted: a list of mappings"),
         (
-            "deployments:\n- {name: a, entrypoint: flows.finetune.finetune}",
+            "deployments:\n- {name: a, entrypoint: tunewright.flows.finetune.finetune}",
             "x.yaml line 2: data: missing (a pipeline needs data.sources and model.base) (1 more: model)",
         ),
         (
-            "deployments:\n- {name: a, entrypoint: flows.finetune.finetune, parameters: [1]}",
+            "deployments:\n- {name: a, entrypoint: tunewright.flows.finetune.finetune, parameters: [1]}",
             "x.yaml line 2: parameters: [1] is refused; accepted: a mapping of sections",
         ),
         ("\ndata: {}", "x.yaml line 2: data: is not indented enough; it belongs under deployments, then parameters"),

@@ -19,8 +19,8 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 from pydantic import TypeAdapter
 
-from flows.deployment_file import keys, load
-from flows.parameters import Parameters
+from tunewright.cli.deployment_file import keys, load
+from tunewright.flows.parameters import Parameters
 
 ROOT = Path(__file__).parents[1]
 SCHEDULE = {"cron", "interval", "rrule", "timezone", "anchor_date"}
@@ -30,7 +30,7 @@ FILES = sorted((ROOT / "deployments").glob("*.yaml"))
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
     """What Prefect makes of the flow's signature: the form, and what its server holds parameters against."""
-    from flows.finetune import finetune
+    from tunewright.flows.finetune import finetune
 
     return parameter_schema(finetune).model_dump()
 

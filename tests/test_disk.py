@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import disk
+from tunewright.store import disk
 
 
 def test_a_file_that_cannot_be_written_keeps_its_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

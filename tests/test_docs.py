@@ -19,8 +19,8 @@ from prefect.testing.utilities import prefect_test_harness
 from test_cli import ROWS
 from typer.testing import CliRunner
 
-from flows.cli import app
-from tasks.artifacts import Base
+from tunewright.artifacts import Base
+from tunewright.cli.main import app
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))

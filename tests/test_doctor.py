@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from flows import doctor
-from flows.cli import app
-from flows.doctor import hardware, safety, servers, software, stores
-from flows.doctor.finding import Finding
-from tasks import addresses, config, machine
-from tasks.addresses import Addresses
-from tasks.errors import ConfigError
+from tunewright import config, machine
+from tunewright.cli import doctor
+from tunewright.cli.doctor import hardware, safety, servers, software, stores
+from tunewright.cli.doctor.finding import Finding
+from tunewright.cli.main import app
+from tunewright.errors import ConfigError
+from tunewright.machine import addresses
+from tunewright.machine.addresses import Addresses
 
 
 def of(what: str, found: list[Finding]) -> Finding:
@@ -69,14 +70,14 @@ def test_the_command_prints_what_mends(monkeypatch: pytest.MonkeyPatch, home: Pa
 def test_a_package_that_is_missing_or_old_stops(
     declared: list[str], said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.doctor.software.metadata.requires", lambda name: declared)
+    monkeypatch.setattr("tunewright.cli.doctor.software.metadata.requires", lambda name: declared)
     packages = of("packages", list(software.findings()))
     assert packages.state == ("failure" if said else "ok")
     assert (said or "torch ") in packages.found
 
 
 def test_an_extra_that_is_not_there_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.doctor.software.metadata.requires", lambda name: ['absent>=1; extra == "s3"'])
+    monkeypatch.setattr("tunewright.cli.doctor.software.metadata.requires", lambda name: ['absent>=1; extra == "s3"'])
     extra = of("extra s3", list(software.findings()))
     assert extra == Finding("ok", "extra s3", "not installed: absent is missing")
 
@@ -142,8 +143,10 @@ def test_a_broken_database_a_full_disk_and_a_networked_home(monkeypatch: pytest.
     (home / "mlflow.db").write_bytes(b"no database at all" * 100)
     sqlite3.connect(home / "prefect.db").execute("CREATE TABLE runs (id)").connection.close()
     mount = SimpleNamespace(mountpoint=str(home.parent), fstype="nfs4")
-    monkeypatch.setattr("flows.doctor.stores.psutil.disk_partitions", lambda **_: [mount])
-    monkeypatch.setattr("flows.doctor.stores.shutil.disk_usage", lambda path: SimpleNamespace(free=1e9, total=50e9))
+    monkeypatch.setattr("tunewright.cli.doctor.stores.psutil.disk_partitions", lambda **_: [mount])
+    monkeypatch.setattr(
+        "tunewright.cli.doctor.stores.shutil.disk_usage", lambda path: SimpleNamespace(free=1e9, total=50e9)
+    )
     found = list(stores.findings())
     assert (
         of("MLflow's database", found).state == "failure" and "not a database" in of("MLflow's database", found).found
@@ -163,9 +166,9 @@ def test_a_home_that_cannot_be_written_or_locked_stops_doctor_and_run_alike(
         raise OSError(number, os.strerror(number or 0))
 
     if number == errno.EROFS:
-        monkeypatch.setattr("tasks.config.environment.tempfile.TemporaryFile", refuse)
+        monkeypatch.setattr("tunewright.config.environment.tempfile.TemporaryFile", refuse)
     elif number == errno.ENOLCK:
-        monkeypatch.setattr("tasks.locks.fcntl.flock", refuse)
+        monkeypatch.setattr("tunewright.store.locks.fcntl.flock", refuse)
     else:
         monkeypatch.setenv("TUNEWRIGHT_HOME", "/sys/kernel")  # where not even root makes files
     assert of("home", list(stores.findings())).state == "failure"
@@ -180,7 +183,7 @@ def test_servers_that_do_not_answer_and_ports_that_are_taken(monkeypatch: pytest
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        monkeypatch.setattr("flows.doctor.servers.PORTS", {"Prefect": port})
+        monkeypatch.setattr("tunewright.cli.doctor.servers.PORTS", {"Prefect": port})
         found = list(servers.findings())
     assert of("Prefect", found).state == "failure" and "does not answer" in of("Prefect", found).found
     assert "registry.tracking_uri" in of("MLflow", found).mend
@@ -253,6 +256,6 @@ def test_what_is_unsafe_is_said(environment: dict[str, str], said: str, monkeypa
 
 
 def test_the_package_that_fetches_code_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.doctor.safety.find_spec", lambda name: name == "kernels")
+    monkeypatch.setattr("tunewright.cli.doctor.safety.find_spec", lambda name: name == "kernels")
     doctor.config.quiet_libraries()
     assert [each.mend for each in safety.findings() if each.state == "warning"] == ["pip uninstall kernels"]

@@ -19,12 +19,12 @@ import waiting
 import without_project
 from registered import QUESTIONS
 
-from flows.services.service import services
-from tasks import addresses
-from tasks.addresses import Addresses
-from tasks.artifacts import Base, Registered
-from tasks.config import Registry
-from tasks.register.tracking import connected
+from tunewright.artifacts import Base, Registered
+from tunewright.cli.up.service import services
+from tunewright.config import Registry
+from tunewright.machine import addresses
+from tunewright.machine.addresses import Addresses
+from tunewright.registry.tracking import connected
 
 SERVE = "from mlflow.cli import cli; cli()"
 until = partial(waiting.until, seconds=120.0)

@@ -21,24 +21,24 @@ from similarity_reference import jaccard
 from similarity_reference import shingles as shingles_of
 from split_rows import held_out_rows
 
-from tasks.artifacts import ROW_SCHEMA, CheckedRows
-from tasks.config import Dedupe, Split
-from tasks.dedupe import dedupe, read
-from tasks.errors import ConfigError
-from tasks.similarity import cluster, spread
-from tasks.similarity.cluster import Ray
-from tasks.similarity.engine import Engine, LocalEngine, engine_of
-from tasks.similarity.folding import fold_messages
-from tasks.similarity.prompts import Shingles, answers, cut, shingles
-from tasks.similarity.sets import Pairs
-from tasks.split import split
+from tunewright.artifacts import ROW_SCHEMA, CheckedRows
+from tunewright.config import Dedupe, Split
+from tunewright.errors import ConfigError
+from tunewright.similarity import cluster, spread
+from tunewright.similarity.cluster import Ray
+from tunewright.similarity.engine import Engine, LocalEngine, engine_of
+from tunewright.similarity.folding import fold_messages
+from tunewright.similarity.prompts import Shingles, answers, cut, shingles
+from tunewright.similarity.sets import Pairs
+from tunewright.tasks.dedupe import dedupe, read
+from tunewright.tasks.split import split
 
 WORDS = ["card", "order", "money", "back", "where", "lost", "help", "手机没有", "卡片", "straße", "café", "ไม่ได้", "🙂"]
 
 RUN = """
 import signal
 import psutil
-from tasks.similarity.engine import engine_of
+from tunewright.similarity.engine import engine_of
 
 def children():
     return [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
@@ -238,7 +238,7 @@ def test_a_cluster_puts_the_same_rows_on_the_same_sides(two_nodes: None, checked
 def test_a_node_with_other_code_is_refused_in_one_line(
     two_nodes: None, checked: CheckedRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "fingerprints", lambda module: {"tasks.dedupe:read": "another"})
+    monkeypatch.setattr(cluster, "fingerprints", lambda module: {"tunewright.tasks.dedupe:read": "another"})
     with pytest.raises(ConfigError, match=r"^the Ray node .* has another version of tunewright.*$"):
         dedupe.fn(checked, Dedupe(engine="ray"))
 

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 from registered import aliases, versions
 
-from tasks import serving
-from tasks.artifacts import Base, Registered
-from tasks.base import base as load_base
-from tasks.config import Registry
-from tasks.errors import TunewrightError
-from tasks.ingredients import hash_of
-from tasks.manifest import digest_of
-from tasks.register import champion, files, rehearsal, release
-from tasks.register.tracking import connected
+from tunewright import serving
+from tunewright.artifacts import Base, Registered
+from tunewright.config import Registry
+from tunewright.errors import TunewrightError
+from tunewright.registry import files, rehearsal, release
+from tunewright.registry.champion import champion
+from tunewright.registry.tracking import connected
+from tunewright.store.cache_key import hash_of
+from tunewright.store.manifest import digest_of
+from tunewright.tasks.base import base as load_base
 
 REGISTRY = Registry(name="triage")
 STAGING = Registry(name="triage", alias="staging")

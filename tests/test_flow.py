@@ -14,18 +14,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.testing.utilities import prefect_test_harness
 
-import tasks.dedupe
-import tasks.evaluation
-from flows import origins
-from flows.calls import Step, stages
-from flows.finetune import finetune, plan
-from flows.outcome import Outcome
-from flows.run_name import run_name
-from tasks import fingerprint
-from tasks.artifacts import Base
-from tasks.backup import backup, restore
-from tasks.caching import Cached
-from tasks.config import (
+import tunewright.tasks.dedupe
+import tunewright.tasks.evaluate
+from tunewright.artifacts import Base
+from tunewright.config import (
     Compute,
     Data,
     Evaluation,
@@ -38,11 +30,19 @@ from tasks.config import (
     Stage,
     Training,
 )
-from tasks.errors import ConfigError, DataError, JudgeError
-from tasks.history import history
-from tasks.judge import judge
-from tasks.register import release
-from tasks.register.tracking import connected
+from tunewright.errors import ConfigError, DataError, JudgeError
+from tunewright.flows import origins
+from tunewright.flows.calls import Step, stages
+from tunewright.flows.finetune import finetune, plan
+from tunewright.flows.outcome import Outcome
+from tunewright.flows.run_name import run_name
+from tunewright.registry import release
+from tunewright.registry.tracking import connected
+from tunewright.store import code_hashes
+from tunewright.store.backup import backup, restore
+from tunewright.store.caching import Cached
+from tunewright.store.data_history import history
+from tunewright.tasks.judge import judge
 
 SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
 PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake")
@@ -186,8 +186,8 @@ def test_a_judge_that_does_not_answer_costs_no_verdict(settings: Settings, monke
     def silent(*_: Any) -> None:
         raise JudgeError("no answer after 5 attempts")
 
-    monkeypatch.setattr("flows.finetune.ask_judge", judge.with_options(retries=0))
-    monkeypatch.setattr("tasks.judge.replies", silent)
+    monkeypatch.setattr("tunewright.flows.finetune.ask_judge", judge.with_options(retries=0))
+    monkeypatch.setattr("tunewright.tasks.judge.replies", silent)
     asked = changed(settings, "judge", url="http://127.0.0.1:9/v1", model="wise")
     state = run(asked, until="verdict_page")
     assert outcome(state).verdict
@@ -292,7 +292,9 @@ def test_a_second_run_executes_nothing_and_shows_the_same(
 
 
 def test_a_plan_says_where_a_training_goes_on(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.calls.plan.newest_sealed", lambda folder: 12 if folder.parts[-3] == "train" else 0)
+    monkeypatch.setattr(
+        "tunewright.flows.calls.plan.newest_sealed", lambda folder: 12 if folder.parts[-3] == "train" else 0
+    )
     assert causes(plan(settings, "register", ())) == {}
     found = causes(plan(changed(settings, "training", learning_rate=0.02), "register", ()))
     assert found["train"] == ["training.learning_rate: 0.01 -> 0.02", "it resumes from its checkpoint at step 12"]
@@ -346,17 +348,17 @@ def test_a_lost_or_altered_file_is_made_again(settings: Settings, home: Path, ma
 def test_an_edited_stage_runs_again_and_what_it_hands_on_unchanged_runs_nothing(
     settings: Settings, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = fingerprint._source
+    original = code_hashes._source
 
     def edited(name: str) -> str:
         source = original(name)
         return source.replace("counts = Counter(REASONS", "counts = Counter[str](REASONS")
 
-    monkeypatch.setattr(fingerprint, "_source", edited)
-    monkeypatch.setattr(fingerprint, "_known", {})
+    monkeypatch.setattr(code_hashes, "_source", edited)
+    monkeypatch.setattr(code_hashes, "_known", {})
     planned = plan(settings, "register", ())
     assert names(planned, "cached") == ["ingest", "base", "check", "forgetting base"]
-    assert causes(planned)["dedupe"] == ["code tasks.dedupe:dedupe changed"]
+    assert causes(planned)["dedupe"] == ["code tunewright.tasks.dedupe:dedupe changed"]
     assert causes(planned)["split"] == ["waits for dedupe"]
     state = run(settings)
     assert made == ["dedupe"]
@@ -399,8 +401,8 @@ def test_a_plan_before_the_first_run_has_the_tasks_that_the_run_has(
 def test_a_stage_that_fails_for_a_moment_is_tried_again_alone(
     settings: Settings, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = tasks.dedupe.find_repeats
-    monkeypatch.setattr(tasks.dedupe.dedupe, "retry_delay_seconds", 0)
+    original = tunewright.tasks.dedupe.find_repeats
+    monkeypatch.setattr(tunewright.tasks.dedupe.dedupe, "retry_delay_seconds", 0)
     failures = iter([ConnectionError("the storage does not answer")])
 
     def find_repeats(*args: Any) -> Any:
@@ -408,7 +410,7 @@ def test_a_stage_that_fails_for_a_moment_is_tried_again_alone(
             raise failure
         return original(*args)
 
-    monkeypatch.setattr(tasks.dedupe, "find_repeats", find_repeats)
+    monkeypatch.setattr(tunewright.tasks.dedupe, "find_repeats", find_repeats)
     state = run(changed(settings, "dedupe", threshold=0.8), until="split")
     assert state.is_completed()
     assert made[:2] == ["dedupe", "dedupe"]
@@ -425,8 +427,8 @@ def test_a_stage_that_fails_for_no_known_reason_is_tried_once_more(
     failures: int,
     is_completed: bool,
 ) -> None:
-    original = tasks.evaluation.scored
-    monkeypatch.setattr(tasks.evaluation.evaluate, "retry_delay_seconds", 0)
+    original = tunewright.tasks.evaluate.scored
+    monkeypatch.setattr(tunewright.tasks.evaluate.evaluate, "retry_delay_seconds", 0)
     raised = iter([ZeroDivisionError("division\nby zero")] * failures)
 
     def scored(*args: Any) -> Any:
@@ -434,7 +436,7 @@ def test_a_stage_that_fails_for_no_known_reason_is_tried_once_more(
             raise error
         return original(*args)
 
-    monkeypatch.setattr(tasks.evaluation, "scored", scored)
+    monkeypatch.setattr(tunewright.tasks.evaluate, "scored", scored)
     state = run(changed(settings, "evaluation", max_new_tokens=5), until="evaluate")
     assert state.is_completed() == is_completed
     assert made.count("evaluate") == (5 if is_completed else 2)  # of four contenders

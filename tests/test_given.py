@@ -10,11 +10,11 @@ import pytest
 from checked import SPECIAL, changed
 from conftest import MakeRows
 
-from data_checks.summary import summary
-from tasks.artifacts import ROW_SCHEMA, CheckedRows
-from tasks.check import check
-from tasks.errors import DataError
-from tasks.payloads import CheckResults
+from tunewright.artifacts import ROW_SCHEMA, CheckedRows
+from tunewright.artifacts.payloads import CheckResults
+from tunewright.data_checks.summary import summary
+from tunewright.errors import DataError
+from tunewright.tasks.check import check
 
 
 def rows_on(make_rows: MakeRows, *sides_and_answers: tuple[str | None, str]) -> Any:

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ingested import GOOD, MESSAGES, cached, read, run, tables, texts, turns
 
-from tasks.config import Data, Layout, Source
-from tasks.errors import ConfigError, DataError
-from tasks.ingest import ingest, row_id_of, source_files
-from tasks.ingest.repairs import repaired
-from tasks.ingest.times import utc_text
+from tunewright.config import Data, Layout, Source
+from tunewright.errors import ConfigError, DataError
+from tunewright.tasks.ingest import ingest, row_id_of, source_files
+from tunewright.tasks.ingest.repairs import repaired
+from tunewright.tasks.ingest.times import utc_text
 
 
 @pytest.fixture(autouse=True)
@@ -380,7 +380,7 @@ def test_equal_input_gives_equal_bytes() -> None:
 
 
 def test_batches_are_written_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.ingest.tables.BATCH_ROWS", 7)
+    monkeypatch.setattr("tunewright.tasks.ingest.tables.BATCH_ROWS", 7)
     kept, refused = read(b"\n".join([GOOD, b"{"] * 50))
     assert [row["line"] for row in kept] == list(range(1, 100, 2))
     assert [entry["line"] for entry in refused] == list(range(2, 101, 2))

@@ -13,10 +13,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, disable_progress_bars
 from ingested import MESSAGES, run, tables
 
-from tasks import watching
-from tasks.config import Data, Source
-from tasks.errors import ConfigError, DataError
-from tasks.ingest import arrow
+from tunewright.config import Data, Source
+from tunewright.errors import ConfigError, DataError
+from tunewright.tasks.ingest import arrow, watching
 
 RECORDS = [{"instruction": f"Say hello {n}", "output": "Hello"} for n in range(5)]
 TABLE = pa.Table.from_pylist(RECORDS)

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from ingested import GOOD, cached, run, tables
 
-from tasks import parquet
-from tasks.config import Data, Source
-from tasks.errors import DataError
-from tasks.ingest import arrays, readers, source_files
+from tunewright.config import Data, Source
+from tunewright.errors import DataError
+from tunewright.machine import parquet
+from tunewright.tasks.ingest import arrays, readers, source_files
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +37,8 @@ def test_reading_stops_once_the_refused_share_cannot_be_kept(line: bytes, reason
 
 
 def test_bad_records_at_the_beginning_stop_nothing_where_enough_can_follow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.ingest.MANY", 1)
-    monkeypatch.setattr("tasks.ingest.parts.TILE_LINES", 10)
+    monkeypatch.setattr("tunewright.tasks.ingest.MANY", 1)
+    monkeypatch.setattr("tunewright.tasks.ingest.parts.TILE_LINES", 10)
     Path("a.jsonl").write_bytes(b"{}\n" * 20 + GOOD.join([b""] + [b"\n"] * 200))
     assert run("a.jsonl", max_refused_share=0.1).num_quarantined == 20
 

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from ingested import GOOD, cached, run
 
-from tasks.artifacts import HELD_OUT_SCHEMA
-from tasks.config import Data, Source
-from tasks.errors import ConfigError, DataError
-from tasks.ingest import source_files
+from tunewright.artifacts import HELD_OUT_SCHEMA
+from tunewright.config import Data, Source
+from tunewright.errors import ConfigError, DataError
+from tunewright.tasks.ingest import source_files
 
 
 @pytest.fixture(autouse=True)

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingested import GOOD, read, run, tables, texts
 
-from tasks import config
-from tasks.artifacts import Rows
-from tasks.config import Data, RecordFiles, Source
-from tasks.errors import DataError, TunewrightError
-from tasks.ingest import ingest, source_files
-from tasks.ingest.layouts import FIELDS
-from tasks.ingest.opening import BOM
+from tunewright import config
+from tunewright.artifacts import Rows
+from tunewright.config import Data, RecordFiles, Source
+from tunewright.errors import DataError, TunewrightError
+from tunewright.tasks.ingest import ingest, source_files
+from tunewright.tasks.ingest.layouts import FIELDS
+from tunewright.tasks.ingest.opening import BOM
 
 CORPUS = Path(__file__).parent / "malformed"
 
@@ -283,7 +283,7 @@ def test_what_follows_a_record_that_is_too_long_keeps_its_place(name: str) -> No
 def test_an_array_is_the_same_wherever_its_blocks_end(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     content = (CORPUS / "elements.json").read_bytes()[:-2] + b', {"instruction": "\\\\", "output": "\\"],\\\\"}\n]\n'
     whole = read(content, "a.json")
-    monkeypatch.setattr("tasks.ingest.arrays.BLOCK", block)
+    monkeypatch.setattr("tunewright.tasks.ingest.arrays.BLOCK", block)
     assert read(content, "a.json") == whole
     assert texts(whole[0][-1]) == ["\\", '"],\\']
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from ingested import cached
 
-from flows.inputs import needs
-from tasks.config import Data, Source, Split
-from tasks.errors import DataError
-from tasks.ingest import source_files
+from tunewright.config import Data, Source, Split
+from tunewright.errors import DataError
+from tunewright.flows.inputs import needs
+from tunewright.tasks.ingest import source_files
 
 
 @pytest.fixture(autouse=True)

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 from ingested import GOOD, cached, run, tables, texts
 
-from tasks.artifacts import Rows
-from tasks.config import Data, Source
-from tasks.ingest import parsing, source_files
-from tasks.ingest import readers as readers_module
-from tasks.ingest.parts import Tile, ingest_part, tiles
-from tasks.ingest.readers import Line
+from tunewright.artifacts import Rows
+from tunewright.config import Data, Source
+from tunewright.tasks.ingest import parsing, source_files
+from tunewright.tasks.ingest import readers as readers_module
+from tunewright.tasks.ingest.parts import Tile, ingest_part, tiles
+from tunewright.tasks.ingest.readers import Line
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tasks.ingest.parts.TILE_LINES", 10)
+    monkeypatch.setattr("tunewright.tasks.ingest.parts.TILE_LINES", 10)
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_masking_and_the_hub_count_in_the_key_of_what_they_shape() -> None:
 
 
 def test_tiles_end_by_bytes_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.ingest.parts.TILE_BYTES", 100)
+    monkeypatch.setattr("tunewright.tasks.ingest.parts.TILE_BYTES", 100)
     Path("a.jsonl").write_bytes(records(range(10, 20)))
     (file,) = source_files(Data(sources=(Source(path="a.jsonl"),)))
     cut = list(tiles(file, 1_000))

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from ingested import GOOD, cached, run, tables, texts
 
-from tasks.config import Data, Source
-from tasks.errors import ConfigError, DataError
-from tasks.ingest import files as files_module
-from tasks.ingest import source_files
+from tunewright.config import Data, Source
+from tunewright.errors import ConfigError, DataError
+from tunewright.tasks.ingest import files as files_module
+from tunewright.tasks.ingest import source_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -219,7 +219,8 @@ def test_objects_in_s3_are_read_and_not_read_again_until_they_change(
 
     opened: list[str] = []
     monkeypatch.setattr(
-        "tasks.ingest.opening.open_url", lambda url, of=files_module.stores.open_url: opened.append(url) or of(url)
+        "tunewright.tasks.ingest.opening.open_url",
+        lambda url, of=files_module.stores.open_url: opened.append(url) or of(url),
     )
     files = source_files(data)
     opened.clear()  # looking at how each begins
@@ -372,7 +373,7 @@ def _unreachable() -> None:
 def test_a_run_with_a_hub_data_set_may_reach_the_hub_though_its_base_is_local(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.config import Model, Settings, prepare_environment
+    from tunewright.config import Model, Settings, prepare_environment
 
     for path, offline in (("a.jsonl", "1"), ("hub:org/name", None)):
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import interrupts
+from tunewright.cli import interrupts
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / "deployments" / "demo.yaml")
@@ -27,7 +27,7 @@ class Interrupting:
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupting())
-from flows.cli import main
+from tunewright.cli.main import main
 main()
 """
 SWALLOWED = """
@@ -43,12 +43,12 @@ class Swallowing:
                 print("Failed to initialize plugins:", repr(error))
 
 sys.meta_path.insert(0, Swallowing())
-from flows.cli import main
+from tunewright.cli.main import main
 main()
 """
 AT_THE_END = """
 import atexit, os, signal
-from flows.cli import main
+from tunewright.cli.main import main
 atexit.register(os.kill, os.getpid(), signal.SIGINT)
 main()
 """
@@ -62,7 +62,7 @@ COMMANDS = {
     "doctor": ("doctor",),
     "settings": ("settings",),
 }
-UP = "from flows.cli import main; main()"
+UP = "from tunewright.cli.main import main; main()"
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -74,7 +74,7 @@ def called(code: str, *arguments: str, home: Path) -> subprocess.CompletedProces
     return subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False, timeout=120)
 
 
-@pytest.mark.parametrize("module", ["flows.command_line", "typer", "pydantic", "yaml"])
+@pytest.mark.parametrize("module", ["tunewright.cli.command_line", "typer", "pydantic", "yaml"])
 def test_while_the_command_line_is_imported(module: str, tmp_path: Path) -> None:
     done = called(AT_IMPORT.format(module=module), "settings", home=tmp_path)
     assert (done.returncode, done.stderr, done.stdout) == (130, INTERRUPTED, "")
@@ -83,10 +83,21 @@ def test_while_the_command_line_is_imported(module: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("command", "module"),
     [
-        *(("run", "numpy"), ("run", "prefect"), ("run", "flows.finetune"), ("plan", "prefect"), ("plan", "torch")),
-        *(("compare", "flows.deployment_file"), ("compare", "prefect"), ("data", "pyarrow"), ("data", "numpy")),
-        *(("history", "mlflow"), ("history", "sqlalchemy"), ("deploy", "flows.deploy"), ("doctor", "psutil")),
-        *(("doctor", "flows.doctor.hardware"), ("settings", "flows.settings_command")),
+        *(
+            ("run", "numpy"),
+            ("run", "prefect"),
+            ("run", "tunewright.flows.finetune"),
+            ("plan", "prefect"),
+            ("plan", "torch"),
+        ),
+        *(
+            ("compare", "tunewright.cli.deployment_file"),
+            ("compare", "prefect"),
+            ("data", "pyarrow"),
+            ("data", "numpy"),
+        ),
+        *(("history", "mlflow"), ("history", "sqlalchemy"), ("deploy", "tunewright.cli.deploy"), ("doctor", "psutil")),
+        *(("doctor", "tunewright.cli.doctor.hardware"), ("settings", "tunewright.cli.settings")),
     ],
 )
 def test_while_a_command_imports_what_it_needs(command: str, module: str, tmp_path: Path) -> None:
@@ -112,7 +123,7 @@ def ports() -> tuple[str, str, str, str]:
         return "--port", str(one.getsockname()[1]), "--mlflow-port", str(other.getsockname()[1])
 
 
-@pytest.mark.parametrize("module", ["flows.services.database", "prefect.settings", "prefect.client.orchestration"])
+@pytest.mark.parametrize("module", ["tunewright.cli.up.database", "prefect.settings", "prefect.client.orchestration"])
 def test_a_library_that_swallows_it_does_not_keep_up_from_ending(module: str, tmp_path: Path) -> None:
     done = called(SWALLOWED.format(module=module), "up", *ports(), home=tmp_path / "home")
     assert (done.returncode, done.stderr) == (130, INTERRUPTED)
@@ -137,7 +148,7 @@ def test_what_was_swallowed_is_known_before_anything_is_started() -> None:
 
 def test_a_program_gets_its_line_of_json(tmp_path: Path) -> None:
     early = called(AT_IMPORT.format(module="typer"), "settings", "--json", home=tmp_path)
-    late = called(AT_IMPORT.format(module="flows.settings_command"), "settings", "--json", home=tmp_path)
+    late = called(AT_IMPORT.format(module="tunewright.cli.settings"), "settings", "--json", home=tmp_path)
     assert early.stdout == late.stdout == '{"error": "interrupted", "exit_code": 130}\n'
 
 
@@ -150,7 +161,9 @@ def test_a_library_that_makes_another_error_of_it_changes_nothing() -> None:
 
 
 def test_who_imports_the_command_line_keeps_its_own_answer() -> None:
-    done = called("import signal, flows.cli; print(signal.getsignal(2) is signal.default_int_handler)", home=Path())
+    done = called(
+        "import signal, tunewright.cli.main; print(signal.getsignal(2) is signal.default_int_handler)", home=Path()
+    )
     assert done.stdout == "True\n"
 
 
@@ -182,7 +195,7 @@ def test_the_child_that_makes_mlflows_database_is_out_of_the_terminals_reach(tmp
     """Ctrl-C comes once the child has begun, to all that the terminal started."""
     code = """
 import os, signal, threading
-from flows.services import database
+from tunewright.cli.up import database
 def strike():
     while not os.listdir("."): pass
     os.killpg(0, signal.SIGINT)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from tasks.intervals import Sight, Sums, by_cluster, holm, mcnemar, rows_needed
+from tunewright.metrics.intervals import Sight, Sums, by_cluster, holm, mcnemar, rows_needed
 
 
 def low(wins: int, losses: int, num_rows: int, confidence: float = 0.95) -> float:

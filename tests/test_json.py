@@ -16,8 +16,8 @@ from test_cli import ROWS, write_files
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from flows.cli import app
-from tasks.artifacts import Artifact, Base, Judged
+from tunewright.artifacts import Artifact, Base, Judged
+from tunewright.cli.main import app
 
 PAGE = Path(__file__).parents[1] / "docs" / "json.md"
 TRAINED = ("--set", "gate.metric=perplexity", "--set", "gate.confidence=0.8", "--set", "gate.approval=true")

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import MakeSplits
 
-from tasks.artifacts import Answers, Judged, Splits
-from tasks.config import Judge as Settings
-from tasks.errors import ConfigError, JudgeError, is_transient
-from tasks.judge import agree, judge, score
-from tasks.judge.asking import JudgeClient, read
+from tunewright.artifacts import Answers, Judged, Splits
+from tunewright.config import Judge as Settings
+from tunewright.errors import ConfigError, JudgeError, is_transient
+from tunewright.tasks.judge import agree, judge, score
+from tunewright.tasks.judge.asking import JudgeClient, read
 
 TURNS = [(f"What is {n} + 1?", str(n + 1)) for n in range(6)]
 

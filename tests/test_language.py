@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from data_checks.language import _model, codes, language
+from tunewright.data_checks.language import _model, codes, language
 
 SENTENCES = {
     "en": ["Where is the parcel that I ordered last week?", "The meeting was moved to Monday morning."],

@@ -10,16 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import MakeSplits
 
-from flows.calls import stages
-from flows.inputs import inputs
-from tasks.artifacts import Answers, Base, Contender, General, Verdict
-from tasks.config import Data, Gate, LmEval, Model, Settings, Source
-from tasks.decide import decide
-from tasks.errors import ConfigError
-from tasks.evaluation import ANSWER_SCHEMA
-from tasks.general import item, keep
-from tasks.lm_eval import identity, lm_eval
-from tasks.models import load_model, load_tokenizer
+from tunewright.artifacts import Answers, Base, Contender, General, Verdict
+from tunewright.config import Data, Gate, LmEval, Model, Settings, Source
+from tunewright.errors import ConfigError
+from tunewright.flows.calls import stages
+from tunewright.flows.inputs import inputs
+from tunewright.metrics.general_tasks import item, keep
+from tunewright.modeling.models import load_model, load_tokenizer
+from tunewright.tasks.decide import decide
+from tunewright.tasks.evaluate import ANSWER_SCHEMA
+from tunewright.tasks.lm_eval import identity, lm_eval
 
 CHOICE = """
 task: colours
@@ -84,7 +84,7 @@ def test_each_document_has_the_score_that_lm_eval_gives_it(tiny_base: Base, fold
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from tasks.models import fastest_dtype
+    from tunewright.modeling.models import fastest_dtype
 
     add_said(folder, value="doc['answer'] / 4")
     record = made(tiny_base, settings(folder, "colours", "said", limit=10))

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks import machine
+from tunewright import machine
 
 Groups = Callable[..., None]
 GIB = 1024**3

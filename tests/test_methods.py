@@ -12,17 +12,17 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from tasks import methods
-from tasks.artifacts import Base
-from tasks.config import Compute, Method, Model, Training
-from tasks.methods import adapter, eva, modules
-from tasks.methods.optimizer import lora_plus_optimizer
-from tasks.render import render
-from tasks.serving import load_weights
-from tasks.speed import Chosen
-from tasks.trainer import FINISHED, Job, checkpoints
-from tasks.trainer.fit import fit
-from tasks.trainer.saving import save
+from tunewright.artifacts import Base
+from tunewright.config import Compute, Method, Model, Training
+from tunewright.modeling import methods
+from tunewright.modeling.compute import Chosen
+from tunewright.modeling.methods import adapter, eva, modules
+from tunewright.modeling.methods.optimizer import lora_plus_optimizer
+from tunewright.serving import load_weights
+from tunewright.tasks.render import render
+from tunewright.tasks.train.trainer import FINISHED, Job, checkpoints
+from tunewright.tasks.train.trainer.fit import fit
+from tunewright.tasks.train.trainer.saving import save
 
 SMALL: dict[str, Any] = {"rank": 4, "alpha": 8}
 ADAPTERS = {

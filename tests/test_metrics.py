@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import metrics
-from tasks.config import CANNOT_DECIDE, METRICS
-from tasks.errors import ConfigError
-from tasks.metrics import schemas
-from tasks.metrics.catalogue import CATALOGUE, PER_ROW
-from tasks.metrics.labels import Labels, closed_set
-from tasks.metrics.numbers import is_number, last_number
-from tasks.metrics.schemas import MOST_BYTES, Schema, json_schema, schema_valid
+from tunewright import metrics
+from tunewright.config import CANNOT_DECIDE, METRICS
+from tunewright.errors import ConfigError
+from tunewright.metrics import schemas
+from tunewright.metrics.catalogue import CATALOGUE, PER_ROW
+from tunewright.metrics.labels import Labels, closed_set
+from tunewright.metrics.numbers import is_number, last_number
+from tunewright.metrics.schemas import MOST_BYTES, Schema, json_schema, schema_valid
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 FENCED = '```json\n{"a": 1}\n```'

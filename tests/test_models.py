@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from tasks.artifacts import Base
-from tasks.base import base
-from tasks.errors import ConfigError
-from tasks.models import identity, load_tokenizer
-from tasks.serving import LOADED
+from tunewright.artifacts import Base
+from tunewright.errors import ConfigError
+from tunewright.modeling.models import identity, load_tokenizer
+from tunewright.serving import LOADED
+from tunewright.tasks.base import base
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_a_base_that_left_the_hubs_cache_or_changed_there_is_fetched_again(
         return folder
 
     tiny = folder.rename(folder.with_name("on_the_hub"))
-    monkeypatch.setattr("tasks.base.resolve", fetch)
+    monkeypatch.setattr("tunewright.tasks.base.resolve", fetch)
     for _ in range(2):
         assert base.fn("org/name", None, "org/name").weights == folder
     assert fetched == ["org/name"]
@@ -263,7 +263,7 @@ def test_a_base_that_cannot_be_read_is_one_line(folder: Path, monkeypatch: pytes
     def forbidden(*_: object) -> str:
         raise PermissionError(errno.EACCES, "Permission denied", str(folder / "model.safetensors"))
 
-    monkeypatch.setattr("tasks.serving._content", forbidden)
+    monkeypatch.setattr("tunewright.serving._content", forbidden)
     with pytest.raises(ConfigError, match=rf"^model\.base={folder}: .*model.safetensors cannot be read: Permission"):
         identity(str(folder))
 

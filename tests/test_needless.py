@@ -13,16 +13,17 @@ import pytest
 from registered import aliases, runs, versions
 from typer.testing import CliRunner
 
-from flows.cli import app
-from tasks import in_use, pipelines
-from tasks.artifacts import Base, Registered, Rows
-from tasks.base import base as load_base
-from tasks.caching import cached, kept, lock
-from tasks.config import Gate, Registry
-from tasks.needless import in_home
-from tasks.register import champion, release
-from tasks.register.needless import in_mlflow
-from tasks.register.tracking import connected
+from tunewright.artifacts import Base, Registered, Rows
+from tunewright.cli.main import app
+from tunewright.config import Gate, Registry
+from tunewright.registry import release
+from tunewright.registry.champion import champion
+from tunewright.registry.needless import in_mlflow
+from tunewright.registry.tracking import connected
+from tunewright.store import in_use, pipelines
+from tunewright.store.caching import cached, kept, lock
+from tunewright.store.needless import in_home
+from tunewright.tasks.base import base as load_base
 
 Make = Callable[..., Registered]
 TRIAGE = Registry(name="triage")

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tasks import config, one_at_a_time
-from tasks.budget import devices, identity_here
-from tasks.errors import ConfigError
-from tasks.one_at_a_time import held
+from tunewright import config
+from tunewright.cost_model import devices, identity_here
+from tunewright.errors import ConfigError
+from tunewright.tasks.train import one_at_a_time
+from tunewright.tasks.train.one_at_a_time import held
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tasks import config, one_at_a_time
+from tunewright import config
+from tunewright.tasks.train import one_at_a_time
 config.device_locks = lambda: Path(sys.argv[1])
 with one_at_a_time.held("cpu", "run brave-otter"):
     print("held", flush=True)
@@ -65,7 +67,7 @@ def test_a_folder_that_another_user_may_have_made_is_refused(
     folder = config.device_locks()
     if made == "by another user":
         folder.mkdir()
-        monkeypatch.setattr("tasks.one_at_a_time.os.getuid", lambda: folder.stat().st_uid + 1)
+        monkeypatch.setattr("tunewright.tasks.train.one_at_a_time.os.getuid", lambda: folder.stat().st_uid + 1)
     elif made == "as a link":
         folder.symlink_to(tmp_path)
     else:

@@ -8,11 +8,11 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.inputs import inputs
-from tasks.config import Data, Judge, Model, Registry, Settings, Source, outside
-from tasks.errors import ConfigError
-from tasks.register.tracking import connected
+from tunewright.cli.main import app
+from tunewright.config import Data, Judge, Model, Registry, Settings, Source, outside
+from tunewright.errors import ConfigError
+from tunewright.flows.inputs import inputs
+from tunewright.registry.tracking import connected
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_run_asks_before_it_reads_what_a_setting_names(
     monkeypatch.setenv("TUNEWRIGHT_ROOTS", str(inside))
     monkeypatch.setenv("TUNEWRIGHT_MODULES", "team")
     monkeypatch.setenv("TUNEWRIGHT_JUDGE_HOSTS", "a.example")
-    monkeypatch.setattr("tasks.models.identity", lambda _: "")
+    monkeypatch.setattr("tunewright.modeling.models.identity", lambda _: "")
     settings = Settings(data=Data(sources=(Source(path=f"{inside}/*.jsonl"),)), model=Model(base=str(inside)))
     named = json.loads(json.dumps(value).replace("{other}", str(other)))
     changed = getattr(settings, section).model_dump() | {key: named} | NEEDED.get(section, {})
@@ -177,7 +177,7 @@ def test_only_modules_that_the_environment_names_are_imported(monkeypatch: pytes
 def test_credentials_on_the_command_line_are_not_repeated(assignment: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
-        "deployments: [{name: mine, entrypoint: flows.finetune.finetune, "
+        "deployments: [{name: mine, entrypoint: tunewright.flows.finetune.finetune, "
         "parameters: {data: {sources: [{path: a.jsonl}]}, model: {base: org/name}}}]"
     )
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.parameters import Parameters, checked, flat, named, shown, slug
-from tasks.config import STAGES, Registry, Settings, Training
-from tasks.errors import ConfigError
+from tunewright.config import STAGES, Registry, Settings, Training
+from tunewright.errors import ConfigError
+from tunewright.flows.parameters import Parameters, checked, flat, named, shown, slug
 
 VALID: dict[str, Any] = {"data": {"sources": [{"path": "a.jsonl"}]}, "model": {"base": "org/name"}}
 TRAINING = ", ".join(Training.model_fields)

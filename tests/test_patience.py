@@ -7,11 +7,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from tasks.artifacts import Base
-from tasks.base import base as load_base
-from tasks.config import Registry
-from tasks.errors import TrackingError
-from tasks.register import champion, tracking
+from tunewright.artifacts import Base
+from tunewright.config import Registry
+from tunewright.errors import TrackingError
+from tunewright.registry import tracking
+from tunewright.registry.champion import champion
+from tunewright.tasks.base import base as load_base
 
 Serve = Callable[[int, str], Registry]
 

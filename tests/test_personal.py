@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_checks.personal import is_card, is_iban, personal
+from tunewright.privacy.personal import is_card, is_iban, personal
 
 
 def kinds(text: str) -> list[str]:

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.deployment_file import load, override
-from tasks import config
-from tasks.artifacts import Base
-from tasks.config import called_in, from_here, working_in
-from tasks.ingest import ingest, source_files
+from tunewright import config
+from tunewright.artifacts import Base
+from tunewright.cli.deployment_file import load, override
+from tunewright.cli.main import app
+from tunewright.config import called_in, from_here, working_in
+from tunewright.tasks.ingest import ingest, source_files
 
 LINES = [{"instruction": f"Say {word}", "output": word} for word in ("hello", "good bye", "thanks a lot", "welcome")]
 FILE = """deployments:
   - name: mine
-    entrypoint: flows.finetune.finetune
+    entrypoint: tunewright.flows.finetune.finetune
     parameters:
       data: {sources: [{path: ../data/*.jsonl}], max_refused_share: 1}
       model: {base: ../bases/tiny}

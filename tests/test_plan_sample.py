@@ -8,16 +8,16 @@ from typing import Any
 import fsspec
 import pytest
 
-from flows import deployment_file, plan_command
-from flows.deployment_file import Pipeline
-from flows.plan_command import Planned
-from tasks import models
-from tasks.artifacts import Base
-from tasks.base import base
-from tasks.config import Data, Source
-from tasks.errors import ConfigError, DataError
-from tasks.ingest import ingest, sampling, source_files
-from tasks.ingest.sampling import first_rows
+from tunewright.artifacts import Base
+from tunewright.cli import deployment_file, plan
+from tunewright.cli.deployment_file import Pipeline
+from tunewright.cli.plan import Planned
+from tunewright.config import Data, Source
+from tunewright.errors import ConfigError, DataError
+from tunewright.modeling import models
+from tunewright.tasks.base import base
+from tunewright.tasks.ingest import ingest, sampling, source_files
+from tunewright.tasks.ingest.sampling import first_rows
 
 
 def record(number: int, words: int = 3) -> dict[str, str]:
@@ -47,7 +47,7 @@ def pipeline(base: Base, **model: Any) -> Pipeline:
 
 def planned(base: Base, **model: Any) -> Planned:
     """The plan of a.jsonl."""
-    return plan_command.look_up(pipeline(base, **model), "mine.yaml")
+    return plan.look_up(pipeline(base, **model), "mine.yaml")
 
 
 def test_a_plan_before_anything_was_read_stands_on_the_first_rows_as_they_will_train(tiny_base: Base) -> None:
@@ -144,7 +144,7 @@ def test_a_plan_whose_check_would_run_does_not_stand_on_the_rows_that_it_kept_la
 def test_what_data_limit_draws_is_told_from_what_was_looked_at(tiny_base: Base) -> None:
     write("a.jsonl", *map(record, range(50)))
     limited = deployment_file.override(pipeline(tiny_base), ["data.limit=30"])
-    costs = plan_command.look_up(limited, "mine.yaml").costs
+    costs = plan.look_up(limited, "mine.yaml").costs
     assert costs
     assert costs.rows_from == "from the 50 rows of the sources, of which data.limit draws 30, rendered"
     assert costs.chosen.work.num_rows == 24
@@ -153,7 +153,7 @@ def test_what_data_limit_draws_is_told_from_what_was_looked_at(tiny_base: Base) 
 def test_an_evaluation_that_comes_after_the_last_step_is_said_to_be_the_end(tiny_base: Base) -> None:
     write("a.jsonl", *map(record, range(50)))
     longer = deployment_file.override(pipeline(tiny_base), ["training.max_steps=5", "training.evaluate_every=6"])
-    costs = plan_command.look_up(longer, "mine.yaml").costs
+    costs = plan.look_up(longer, "mine.yaml").costs
     assert costs
     assert any(note.startswith("training.evaluate_every=6 is more than") for note in costs.chosen.notes)
 
@@ -179,7 +179,7 @@ def test_the_first_rows_are_of_all_files_and_the_rest_is_only_counted(monkeypatc
 def test_of_objects_in_a_store_a_plan_says_the_most_that_the_settings_allow(tiny_base: Base) -> None:
     fsspec.filesystem("memory").pipe("/plan/a.jsonl", json.dumps(record(1)).encode())
     remote = deployment_file.override(pipeline(tiny_base), ["data.sources=memory://plan/a.jsonl"])
-    costs = plan_command.look_up(remote, "mine.yaml").costs
+    costs = plan.look_up(remote, "mine.yaml").costs
     assert costs
     assert (costs.source, costs.is_most, costs.chosen.work.longest) == ("settings", True, 128)
 
@@ -190,7 +190,7 @@ def test_a_file_that_cannot_be_read_stops_a_plan_up_to_any_stage(tiny_base: Base
     for until in ("split", "register"):
         changed = deployment_file.override(asked, [f"until={until}"])
         with pytest.raises(DataError, match="1 of 1 records quarantined"):
-            plan_command.look_up(changed, "mine.yaml")
+            plan.look_up(changed, "mine.yaml")
     Path("a.json").write_text("{")
     data = Data(sources=(Source(path="a.json"),))
     with pytest.raises(DataError, match=r"a\.json: not_an_array"):

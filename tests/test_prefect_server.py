@@ -26,8 +26,8 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows import prefect_server
-from tasks.errors import ConfigError, TunewrightError
+from tunewright.cli import prefect_server
+from tunewright.errors import ConfigError, TunewrightError
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def settings_as_before() -> Iterator[None]:
 RUN = """
 import time
 from prefect import flow
-from flows import prefect_server
+from tunewright.cli import prefect_server
 
 prefect_server.ensure()
 
@@ -85,7 +85,7 @@ DIES = """
 import os, signal, threading, time
 from prefect import flow
 from prefect.server.api.server import SubprocessASGIServer
-from flows import prefect_server
+from tunewright.cli import prefect_server
 
 server = SubprocessASGIServer()
 
@@ -170,11 +170,11 @@ from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.logging import get_run_logger
 from prefect.logging.handlers import APILogWorker
-from flows.command_line import console_of, prepare
+from tunewright.cli.command_line import console_of, prepare
 
 prepare(console_of(False))
-from flows import prefect_server
-from tasks.errors import TunewrightError
+from tunewright.cli import prefect_server
+from tunewright.errors import TunewrightError
 
 prefect_server.ensure()
 

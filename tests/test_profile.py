@@ -4,7 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_checks.profile import NAMES, REST, RowChanges, changed_rows, counts, labels_at, lengths, measures, stability
+from tunewright.data_checks.profile import (
+    NAMES,
+    REST,
+    RowChanges,
+    changed_rows,
+    counts,
+    labels_at,
+    lengths,
+    measures,
+    stability,
+)
 
 
 def test_lengths_are_counted_by_doubling_lengths() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-import tasks.progress
-from tasks.progress import Progress, duration, seconds_left
+import tunewright.reports.progress
+from tunewright.reports.progress import Progress, duration, seconds_left
 
 STATUS = {
     "resumed_from": 20,
@@ -76,8 +76,8 @@ def test_a_server_that_does_not_answer_is_said_once_and_training_goes_on(
     def fail(**_: Any) -> None:
         raise httpx.ConnectError("connection refused")
 
-    monkeypatch.setattr(tasks.progress.TaskRunContext, "get", lambda: "a task run")
-    monkeypatch.setattr(tasks.progress, "create_progress_artifact", fail)
+    monkeypatch.setattr(tunewright.reports.progress.TaskRunContext, "get", lambda: "a task run")
+    monkeypatch.setattr(tunewright.reports.progress, "create_progress_artifact", fail)
     (tmp_path / "status.json").write_text(json.dumps(STATUS))
     progress = Progress(tmp_path)
     progress.update()
@@ -87,7 +87,9 @@ def test_a_server_that_does_not_answer_is_said_once_and_training_goes_on(
     said = [record.getMessage().strip() for record in caplog.records if record.levelno == logging.WARNING]
     assert said[1:] == ["the Prefect UI cannot show the progress; training continues: connection refused"]
     shown: list[float] = []
-    monkeypatch.setattr(tasks.progress, "create_progress_artifact", lambda progress, **_: shown.append(progress))
+    monkeypatch.setattr(
+        tunewright.reports.progress, "create_progress_artifact", lambda progress, **_: shown.append(progress)
+    )
     write(tmp_path, look(22), look(24), look(26), look(45))
     progress.update()
     assert shown == [100.0]

@@ -17,17 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 from registered import QUESTIONS, aliases, runs, versions
 
-from tasks.artifacts import SIDES_FILE, Base, Judged, Registered
-from tasks.assignments import DIGITS, SCHEMA, place
-from tasks.base import base as load_base
-from tasks.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
-from tasks.errors import AnotherChampion, TrackingError, TunewrightError
-from tasks.register import candidate, champion, rehearsal, trained_on_test
-from tasks.register.candidate import Point, curves, parameters, thinned
-from tasks.register.release import promote
-from tasks.register.tracking import connected, tracking_uri
-from tasks.register.versions import lost
-from tasks.serving import ServedChat
+from tunewright.artifacts import SIDES_FILE, Base, Judged, Registered
+from tunewright.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
+from tunewright.errors import AnotherChampion, TrackingError, TunewrightError
+from tunewright.registry import candidate, rehearsal
+from tunewright.registry.candidate import Point, curves, parameters, thinned
+from tunewright.registry.champion import champion, trained_on_test
+from tunewright.registry.release import promote
+from tunewright.registry.tracking import connected, tracking_uri
+from tunewright.registry.versions import lost
+from tunewright.serving import ServedChat
+from tunewright.store.assignments import DIGITS, SCHEMA, place
+from tunewright.tasks.base import base as load_base
 
 Make = Callable[..., Registered]
 
@@ -189,7 +190,7 @@ ASK = """
 import json, sys, mlflow
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model("models:/triage@champion")
-assert not any(name == "tasks" or name.startswith("tasks.") for name in sys.modules)
+assert not any(name.partition(".")[0] == "tunewright" for name in sys.modules)
 print("\\n" + json.dumps(model.predict([{"prompt": text} for text in sys.argv[2:]])))
 """
 
@@ -237,7 +238,7 @@ def test_an_attempt_that_died_between_run_and_version_is_completed(make: Make, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.register.versions.get_or_create", die)
+        patch.setattr("tunewright.registry.versions.get_or_create", die)
         with pytest.raises(KeyboardInterrupt):
             make()
     assert [run.info.status for run in runs()] == ["RUNNING"]

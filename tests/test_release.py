@@ -25,16 +25,16 @@ from prefect.testing.utilities import prefect_test_harness
 from registered import aliases, versions
 from typer.testing import CliRunner
 
-from flows import cli
-from flows import release as asking
-from tasks.artifacts import Base, Registered
-from tasks.config import Gate, Registry
-from tasks.errors import ConfigError, TunewrightError
-from tasks.register import rehearsal, release
-from tasks.register.history import Event, carriers
-from tasks.register.release import as_now
-from tasks.register.standing import verdict_of
-from tasks.register.tracking import connected
+from tunewright.artifacts import Base, Registered
+from tunewright.cli import main
+from tunewright.config import Gate, Registry
+from tunewright.errors import ConfigError, TunewrightError
+from tunewright.flows import release as asking
+from tunewright.registry import rehearsal, release
+from tunewright.registry.history import Event, carriers
+from tunewright.registry.release import as_now
+from tunewright.registry.standing import verdict_of
+from tunewright.registry.tracking import connected
 
 REGISTRY = Registry(name="triage")
 ASKS = {"gate": Gate(approval=True)}
@@ -55,7 +55,7 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(str(version.version))
         return 3
 
-    monkeypatch.setattr("tasks.register.rehearsal.again", again)
+    monkeypatch.setattr("tunewright.registry.rehearsal.again", again)
     return asked
 
 
@@ -327,7 +327,7 @@ def test_a_version_whose_base_is_not_here_cannot_be_approved_here(make: Make, ti
 
 def tunewright(*arguments: str) -> tuple[int, str, dict[str, Any]]:
     """Exit code, what is shown and what a program reads."""
-    done = CliRunner().invoke(cli.app, ["release", *arguments, "--json"])
+    done = CliRunner().invoke(main.app, ["release", *arguments, "--json"])
     assert done.exception is None or isinstance(done.exception, SystemExit)
     return done.exit_code, done.stderr, json.loads(done.stdout.splitlines()[-1])
 
@@ -427,13 +427,15 @@ def test_a_home_with_a_database_but_no_model_is_backed_up_and_restored_into_a_ne
     with connected(Registry(name="triage")):
         pass
     file = str(tmp_path / "home.tar")
-    assert CliRunner().invoke(cli.app, ["home", "backup", file]).exit_code == 0
+    assert CliRunner().invoke(main.app, ["home", "backup", file]).exit_code == 0
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "new"))
-    assert "restored mlflow.db from " in " ".join(CliRunner().invoke(cli.app, ["home", "restore", file]).stdout.split())
-    again = CliRunner().invoke(cli.app, ["home", "restore", file])
+    assert "restored mlflow.db from " in " ".join(
+        CliRunner().invoke(main.app, ["home", "restore", file]).stdout.split()
+    )
+    again = CliRunner().invoke(main.app, ["home", "restore", file])
     assert again.exit_code == 2
     assert again.stderr.startswith(f"error: this home is not empty ({tmp_path / 'new' / 'mlflow.db'} exists)")
-    told = " ".join(CliRunner().invoke(cli.app, ["home", "restore", "--help"]).stdout.split())
+    told = " ".join(CliRunner().invoke(main.app, ["home", "restore", "--help"]).stdout.split())
     assert "must have no MLflow database and no histories yet" in told
 
 

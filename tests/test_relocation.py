@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from registered import aliases, versions
 
-from tasks import config
-from tasks.artifacts import Base, Registered
-from tasks.base import base as load_base
-from tasks.config import Registry
-from tasks.register import champion, release
-from tasks.register.relocation import relocate
-from tasks.register.tracking import VIEW_TAG, connected
-from tasks.register.versions import lost
+from tunewright import config
+from tunewright.artifacts import Base, Registered
+from tunewright.config import Registry
+from tunewright.registry import release
+from tunewright.registry.champion import champion
+from tunewright.registry.relocation import relocate
+from tunewright.registry.tracking import VIEW_TAG, connected
+from tunewright.registry.versions import lost
+from tunewright.tasks.base import base as load_base
 
 Make = Callable[..., Registered]
 TRIAGE = Registry(name="triage")

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CHATML, MakeSplits, messages, tiny_tokenizer
 
-from tasks import bounded
-from tasks.artifacts import Base, Tokens
-from tasks.chat import Chat, Tokenized, Untrainable, tokenize
-from tasks.config import Model
-from tasks.errors import ConfigError, DataError
-from tasks.models import check_served, copy_tokenizer, load_tokenizer
-from tasks.render import preview, render
-from tasks.render.report import UNPRINTABLE, measure, segments
+from tunewright.artifacts import Base, Tokens
+from tunewright.config import Model
+from tunewright.errors import ConfigError, DataError
+from tunewright.machine import bounded
+from tunewright.modeling.chat import Chat, Tokenized, Untrainable, tokenize
+from tunewright.modeling.models import check_served, copy_tokenizer, load_tokenizer
+from tunewright.tasks.render import preview, render
+from tunewright.tasks.render.report import UNPRINTABLE, measure, segments
 
 LLAMA_2 = (
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'].strip() + ' [/INST]' }}"
@@ -506,7 +506,7 @@ def test_a_tokenizer_that_would_be_another_one_in_a_version_is_refused_before_tr
         shutil.copytree(weights, folder, dirs_exist_ok=True)
         (folder / "config.json").unlink()
 
-    monkeypatch.setattr("tasks.models.copy_tokenizer", without_config)
+    monkeypatch.setattr("tunewright.modeling.models.copy_tokenizer", without_config)
     said = (
         r"tokenizer is a GemmaTokenizer, but a TokenizersBackend when loaded without the weights, "
         r"with other tokens for '"

@@ -16,19 +16,21 @@ from pydantic import ValidationError
 from rich.console import Console
 from split_rows import jaccard, on_sides, prompt, prompts, row_of, set_aside, side_of, split_rows
 
-from flows import data_view, terminal
-from flows.calls import Step
-from flows.outcome import Outcome
-from tasks import metrics, prompting
-from tasks.artifacts import IGNORED, ROW_SCHEMA, Base, Rows, Splits
-from tasks.check import check
-from tasks.config import Data, Model, Settings, Source, Split
-from tasks.errors import ConfigError
-from tasks.ingest import source_files
-from tasks.labels import count_answers
-from tasks.metrics.labels import training_answers
-from tasks.render import render
-from tasks.similarity.embedding import WORDLLAMA
+from tunewright import metrics
+from tunewright.artifacts import IGNORED, ROW_SCHEMA, Base, Rows, Splits
+from tunewright.cli import terminal
+from tunewright.cli.data import view
+from tunewright.config import Data, Model, Settings, Source, Split
+from tunewright.errors import ConfigError
+from tunewright.flows.calls import Step
+from tunewright.flows.outcome import Outcome
+from tunewright.metrics.closed_set import count_answers
+from tunewright.metrics.labels import training_answers
+from tunewright.similarity.embedding import WORDLLAMA
+from tunewright.tasks import prompt as prompting
+from tunewright.tasks.check import check
+from tunewright.tasks.ingest import source_files
+from tunewright.tasks.render import render
 
 TEXTS = prompts(260, seed=7)
 OWN = [row_of(text, answer=("refund", "delivery")[at % 2]) for at, text in enumerate(TEXTS[:120])]
@@ -205,7 +207,7 @@ def test_a_run_says_how_many_replay_rows_train_and_a_row_says_that_it_is_one() -
     assert f"{splits.num_replay} of the train rows are replay rows\n" in shown
     assert Outcome.of(steps).as_json()["rows"]["replay"] == splits.num_replay > 0
     empty = dict.fromkeys(("byte", "group", "time", "repairs"))
-    read = data_view._said({"outcome": "read", "source": "general", "side": "replay"} | empty)
+    read = view._said({"outcome": "read", "source": "general", "side": "replay"} | empty)
     assert read == "source general, a replay row"
 
 

@@ -9,13 +9,13 @@ from xml.etree import ElementTree
 import pytest
 from make_payloads import make_training_summary, make_verdict_details
 
-from flows.calls import Step
-from flows.origins import origin
-from flows.outcome import VERDICTS, Outcome
-from flows.report import decided, training
-from tasks import curves
-from tasks.artifacts import Adapter, Rows, Verdict, VerdictPage
-from tasks.decide.decision import Decision
+from tunewright.artifacts import Adapter, Rows, Verdict, VerdictPage
+from tunewright.flows.calls import Step
+from tunewright.flows.origins import origin
+from tunewright.flows.outcome import VERDICTS, Outcome
+from tunewright.flows.report import decided, training
+from tunewright.reports import curves
+from tunewright.tasks.decide.decision import Decision
 
 DEPLOYED = {"training.max_steps": 80, "data.sources[0].path": "a.jsonl", "data.max_line_bytes": 20_000}
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from test_ledger import adapter
+from test_test_set_uses import adapter
 
-from tasks import ledger
-from tasks.artifacts import Answers, Verdict
-from tasks.config import Data, Gate, Model, Registry, Settings, Source, Split
-from tasks.ledger import TestSetUse
-from tasks.rotation import draw, seed_of
+from tunewright.artifacts import Answers, Verdict
+from tunewright.config import Data, Gate, Model, Registry, Settings, Source, Split
+from tunewright.store import test_set_uses
+from tunewright.store.rotation import draw, seed_of
+from tunewright.store.test_set_uses import TestSetUse
 
 SAMPLES = {
     seed: tuple(hashlib.sha256(f"{seed} {row}".encode()).hexdigest()[:12] for row in range(5)) for seed in range(9)
@@ -105,7 +105,7 @@ def enter(candidate: str, seed: int, tmp_path: Path) -> None:
     )
     pq.write_table(pa.table({"row_id": [f"{seed} {row}" for row in range(50)]}), tmp_path / "answers.parquet")
     answers = Answers(folder=tmp_path, contender="candidate", num_rows=50, scores={})
-    ledger.enter("triage", verdict, adapter(candidate), answers, Gate(), seed=seed, recipe=candidate)
+    test_set_uses.enter("triage", verdict, adapter(candidate), answers, Gate(), seed=seed, recipe=candidate)
 
 
 def test_with_gate_rotate_a_new_candidate_gets_other_rows_and_it_is_said(tmp_path: Path) -> None:

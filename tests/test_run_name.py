@@ -2,7 +2,7 @@
 
 from prefect.utilities.names import generate_slug
 
-from flows.run_name import is_random
+from tunewright.flows.run_name import is_random
 
 
 def test_a_name_that_prefect_made_up_is_told_from_one_that_a_person_typed() -> None:

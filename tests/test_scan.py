@@ -11,17 +11,17 @@ from conftest import MakeSplits
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from flows.calls import Plan, Run, stages
-from tasks.artifacts import Base
-from tasks.config import Compute, Data, Method, Model, Settings, Source, Training
-from tasks.errors import ConfigError
-from tasks.render import render
-from tasks.scan import scan
-from tasks.scan.choice import choose, ranking
-from tasks.scan.report import markdown
-from tasks.scan.spectrum import NO_NOISE, measure, singular_values
-from tasks.serving import load_weights
-from tasks.train import train
+from tunewright.artifacts import Base
+from tunewright.config import Compute, Data, Method, Model, Settings, Source, Training
+from tunewright.errors import ConfigError
+from tunewright.flows.calls import Plan, Run, stages
+from tunewright.serving import load_weights
+from tunewright.tasks.render import render
+from tunewright.tasks.scan import scan
+from tunewright.tasks.scan.choice import choose, ranking
+from tunewright.tasks.scan.report import markdown
+from tunewright.tasks.scan.spectrum import NO_NOISE, measure, singular_values
+from tunewright.tasks.train.stage import train
 
 TYPES = (
     "mlp.down_proj",
@@ -120,7 +120,7 @@ def test_a_share_is_rounded_down_to_at_least_one(share: float, number: int) -> N
 
 def test_another_share_computes_no_singular_value_again(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     half = scan.fn(base, share=0.5)
-    monkeypatch.setattr("tasks.scan.spectrum.singular_values", None)
+    monkeypatch.setattr("tunewright.tasks.scan.spectrum.singular_values", None)
     whole = scan.fn(base, share=1.0)
     assert len(whole.chosen) == 14
     assert whole.path("scan.json").read_bytes() == half.path("scan.json").read_bytes()
@@ -135,7 +135,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(base: Base, monkeypatch: p
             raise KeyboardInterrupt
         return singular_values(matrix)
 
-    monkeypatch.setattr("tasks.scan.spectrum.singular_values", until_the_fifth)
+    monkeypatch.setattr("tunewright.tasks.scan.spectrum.singular_values", until_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         scan.fn(base, share=0.5)
     found = scan.fn(base, share=0.5)

@@ -11,7 +11,7 @@ from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_cla
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_checks.secrets import ANCHORS, BY_NAME, NAMED_TOKEN, TOKENS, secrets
+from tunewright.privacy.secrets import ANCHORS, BY_NAME, NAMED_TOKEN, TOKENS, secrets
 
 PLUGINS: dict[str, Any] = {plugin.__name__: plugin for plugin in get_mapping_from_secret_type_to_class().values()}
 DIGITS, LOWER = string.digits, string.digits + string.ascii_lowercase

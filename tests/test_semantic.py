@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tasks.artifacts import ROW_SCHEMA, CheckedRows
-from tasks.config import Dedupe
-from tasks.dedupe import REASONS, SEMANTIC, Repeats, dedupe, find_repeats
-from tasks.errors import ConfigError
-from tasks.similarity import semantic
-from tasks.similarity.embedding import LENGTH, load_model, model_identity
-from tasks.similarity.semantic import leaders
+from tunewright.artifacts import ROW_SCHEMA, CheckedRows
+from tunewright.config import Dedupe
+from tunewright.errors import ConfigError
+from tunewright.similarity import semantic
+from tunewright.similarity.embedding import LENGTH, load_model, model_identity
+from tunewright.similarity.semantic import leaders
+from tunewright.tasks.dedupe import REASONS, SEMANTIC, Repeats, dedupe, find_repeats
 
 SYNONYMS = (("buy", "purchase"), ("card", "plastic"), ("lost", "mislaid"), ("phone", "mobile"), ("why", "wherefore"))
 OTHERS = ("the", "my", "is", "late", "can", "cant", "not", "off", "on", "light", "turn", "1", "2", "say", "briefly")

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from tasks.served_paths import ServedPaths
+from tunewright.registry.served_paths import ServedPaths
 
 FOLDER = Path('/home/é "x"/mlartifacts')
 

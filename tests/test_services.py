@@ -28,17 +28,18 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from flows.command_line import prepare
-from flows.services import cut_short, leftover, processes, show_next, up
-from flows.services.ports import require_free
-from flows.services.service import PASSING, Service, log_file, logs, services
-from flows.services.supervisor import RESTARTS, Supervisor
-from tasks import addresses, config
-from tasks.addresses import Addresses
-from tasks.config import Registry
-from tasks.errors import ConfigError, TunewrightError
-from tasks.mlflow_server import Guard
-from tasks.register.tracking import connected, starts_with, ui
+from tunewright import config
+from tunewright.cli.command_line import prepare
+from tunewright.cli.up import cut_short, leftover, processes, show_next, up
+from tunewright.cli.up.ports import require_free
+from tunewright.cli.up.service import PASSING, Service, log_file, logs, services
+from tunewright.cli.up.supervisor import RESTARTS, Supervisor
+from tunewright.config import Registry
+from tunewright.errors import ConfigError, TunewrightError
+from tunewright.machine import addresses
+from tunewright.machine.addresses import Addresses
+from tunewright.registry.mlflow_server import Guard
+from tunewright.registry.tracking import connected, starts_with, ui
 
 SECONDS = 20.0
 until = partial(waiting.until, seconds=SECONDS)
@@ -169,7 +170,7 @@ def test_nothing_is_left_where_up_itself_is_killed(tmp_path: Path, mark: str) ->
         import sys, pathlib
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from test_services import all_of
-        from flows.services.supervisor import Supervisor
+        from tunewright.cli.up.supervisor import Supervisor
         with Supervisor(all_of(pathlib.Path({str(tmp_path)!r})), {mark!r}) as supervisor:
             supervisor.begin(lambda service, seconds: None)
             pathlib.Path({str(tmp_path)!r}, "up").write_text("ready")

@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tasks.artifacts import Base
-from tasks.models import load_tokenizer
-from tasks.serving import (
+from tunewright.artifacts import Base
+from tunewright.modeling.models import load_tokenizer
+from tunewright.serving import (
     DIGESTS,
     ServedChat,
     _dtype,
@@ -195,7 +195,7 @@ def test_a_package_is_converted_once_and_again_where_the_conversion_was_altered(
         shutil.copytree(tiny_base.weights, folder)
 
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
-    monkeypatch.setattr("tasks.serving.convert_gguf", convert)
+    monkeypatch.setattr("tunewright.serving.convert_gguf", convert)
     asked = ("package:pytest/__init__.py", None, tiny_base.weights_digest)
     found = find_base(*asked)
     assert found.is_relative_to(tmp_path / "user")
@@ -242,7 +242,7 @@ def test_a_gpu_without_bfloat16_serves_in_float32_and_says_so(
 
 
 def test_the_project_imports_it_without_mlflow_or_torch() -> None:
-    code = "import tasks.serving, sys; assert not {'mlflow', 'torch', 'transformers', 'pandas'} & set(sys.modules)"
+    code = "import tunewright.serving, sys; assert not {'mlflow', 'torch', 'transformers', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 

@@ -6,10 +6,10 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.parameters import Parameters, checked, flat
-from flows.settings_command import Setting, listed
-from tasks.errors import ConfigError
+from tunewright.cli.main import app
+from tunewright.cli.settings import Setting, listed
+from tunewright.errors import ConfigError
+from tunewright.flows.parameters import Parameters, checked, flat
 
 ALL = {each.key: each for each in listed()}
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from numba.core.caching import UserProvidedCacheLocator
 from similarity_reference import jaccard
 
-from tasks.artifacts import MESSAGES
-from tasks.similarity.compiled import compiled
-from tasks.similarity.folding import fold_messages, fold_texts
-from tasks.similarity.prompts import (
+from tunewright.artifacts import MESSAGES
+from tunewright.similarity.compiled import compiled
+from tunewright.similarity.folding import fold_messages, fold_texts
+from tunewright.similarity.prompts import (
     Segments,
     answers,
     cut,
@@ -29,7 +29,7 @@ from tasks.similarity.prompts import (
     words,
     write_boilerplate,
 )
-from tasks.similarity.sets import Sets, alike, gather, leaders, nearest_across
+from tunewright.similarity.sets import Sets, alike, gather, leaders, nearest_across
 
 NOTHING = np.empty(0, np.uint64)
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]

@@ -13,13 +13,13 @@ import pytest
 from make_payloads import make_proof
 from split_rows import jaccard, largest_across, on_sides, prompt, prompts, row_of, side_of, split_rows
 
-from tasks.artifacts import QUARANTINE_SCHEMA, SIDES_SCHEMA, SPLIT_SCHEMA, Splits
-from tasks.config import Split
-from tasks.errors import DataError
-from tasks.payloads import LeakProof
-from tasks.placement import SIDES
-from tasks.similarity.sets import Pairs
-from tasks.split.proof import random_leak_share, visible_difference
+from tunewright.artifacts import QUARANTINE_SCHEMA, SIDES_SCHEMA, SPLIT_SCHEMA, Splits
+from tunewright.artifacts.payloads import LeakProof
+from tunewright.artifacts.placement import SIDES
+from tunewright.config import Split
+from tunewright.errors import DataError
+from tunewright.similarity.sets import Pairs
+from tunewright.tasks.split.proof import random_leak_share, visible_difference
 
 
 def proof(splits: Splits) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_the_proof_finds_a_leak_that_clustering_would_have_missed(
         nothing = np.empty(0, dtype=np.int64)
         return Pairs(np.arange(len(sets)), nothing, nothing, nothing.astype(float))
 
-    monkeypatch.setattr("tasks.similarity.engine.LocalEngine.alike", staticmethod(alone))
+    monkeypatch.setattr("tunewright.similarity.engine.LocalEngine.alike", staticmethod(alone))
     with pytest.raises(DataError, match=r"near-duplicates across splits, over split\.threshold: "):
         split_rows(prompts(100), settings)
 

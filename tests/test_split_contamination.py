@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from ingested import run
 from split_rows import BOILERPLATE, WORDS, on_sides, prompts, row_of, set_aside, side_of, split_rows, unique_rows
 
-from tasks.artifacts import MESSAGES, Splits
-from tasks.config import Source, Split
-from tasks.split import split
-from tasks.split.passages import Questions, Search, Texts, conversations, gather, passages_of
+from tunewright.artifacts import MESSAGES, Splits
+from tunewright.config import Source, Split
+from tunewright.tasks.split import split
+from tunewright.tasks.split.passages import Questions, Search, Texts, conversations, gather, passages_of
 
 RNG = random.Random(7)
 PASSAGE = " ".join(RNG.sample(WORDS, 13))

@@ -19,24 +19,24 @@ from hypothesis import strategies as st
 from make_payloads import make_earlier_rows, make_proof
 from split_rows import WORDS, jaccard, largest_across, on_sides, prompt, prompts, row_of, set_aside, side_of, split_rows
 
-from tasks import lineage
-from tasks.account import growth_sentence
-from tasks.artifacts import Splits
-from tasks.config import Split, from_here
-from tasks.errors import ConfigError, DataError
-from tasks.payloads import LeakProof
-from tasks.placement import NONE, SIDES, TEST, TRAIN, VALIDATION, Because
-from tasks.similarity.engine import LocalEngine
-from tasks.similarity.folding import fold_texts
-from tasks.similarity.prompts import cut, shingles
-from tasks.similarity.sets import Pairs, alike, gather
-from tasks.split.account import versions
-from tasks.split.clusters import Links, numbered
-from tasks.split.draw import draw
-from tasks.split.joins import Joined
-from tasks.split.sides import Linked, Sides, fix, settle
-from tasks.split.strata import strata_of
-from tasks.stopped import of_stage
+from tunewright.artifacts import Splits
+from tunewright.artifacts.payloads import LeakProof
+from tunewright.artifacts.placement import NONE, SIDES, TEST, TRAIN, VALIDATION, Because
+from tunewright.config import Split, from_here
+from tunewright.errors import ConfigError, DataError
+from tunewright.reports.account import growth_sentence
+from tunewright.similarity.engine import LocalEngine
+from tunewright.similarity.folding import fold_texts
+from tunewright.similarity.prompts import cut, shingles
+from tunewright.similarity.sets import Pairs, alike, gather
+from tunewright.store import lineage
+from tunewright.store.refusals import of_stage
+from tunewright.tasks.split.account import versions
+from tunewright.tasks.split.clusters import Links, numbered
+from tunewright.tasks.split.draw import draw
+from tunewright.tasks.split.joins import Joined
+from tunewright.tasks.split.sides import Linked, Sides, fix, settle
+from tunewright.tasks.split.strata import strata_of
 
 EVEN = Split(test=0.25, validation=0.25)
 
@@ -487,7 +487,7 @@ def test_lineage_takes_a_reason_that_it_does_not_know(monkeypatch: pytest.Monkey
     table = pq.read_table(file)
     reasons = pa.array(["by_a_new_rule", "contaminated", *table["because"].to_pylist()[2:]])
     pq.write_table(table.set_column(2, "because", reasons), file)
-    monkeypatch.setattr("tasks.assignments.kept", lambda *_: file)
+    monkeypatch.setattr("tunewright.store.assignments.kept", lambda *_: file)
     past: Any = [SimpleNamespace(number=1)]
     ids, sides = table["row_id"].to_pylist(), table["side"].to_pylist()
     assert lineage.sides(ids[0], "", past) == [{"version": 1, "side": sides[0], "because": "by_a_new_rule"}]

@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts import QUARANTINE_SCHEMA, REMOVED_SCHEMA, CheckedRows
-from tasks.config import Data, Dedupe, Source
-from tasks.dedupe import dedupe
-from tasks.errors import DataError
-from tasks.ingest import ingest, source_files
+from tunewright.artifacts import QUARANTINE_SCHEMA, REMOVED_SCHEMA, CheckedRows
+from tunewright.config import Data, Dedupe, Source
+from tunewright.errors import DataError
+from tunewright.tasks.dedupe import dedupe
+from tunewright.tasks.ingest import ingest, source_files
 
 KEY = "AKIA" + "Q7RT2MWZ9XKB4VN6"
 

@@ -13,8 +13,8 @@ from prefect.logging import get_logger
 from prefect.states import Completed, exception_to_crashed_state
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.stopped_log import LOGGERS, STOPPED, say_stopped
-from tasks.errors import DataError
+from tunewright.errors import DataError
+from tunewright.reports.stopped_log import LOGGERS, STOPPED, say_stopped
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,17 +14,17 @@ import torch
 from conftest import MakeSplits
 from safetensors.torch import load_file, save_file
 
-from tasks import trainer
-from tasks.artifacts import Base, Tokens
-from tasks.caching import digest_of
-from tasks.config import Compute, Evaluation, Method, Metric, Model, Training
-from tasks.evaluation import answered, scored
-from tasks.metrics import choose
-from tasks.models import load_model, load_tokenizer
-from tasks.render import render
-from tasks.trainer import FINISHED, INTERRUPTED, checkpoints, stopping
-from tasks.trainer.stopping import ValidationResult
-from tasks.trainer.watch import Watch, is_spike
+from tunewright.artifacts import Base, Tokens
+from tunewright.config import Compute, Evaluation, Method, Metric, Model, Training
+from tunewright.metrics import choose
+from tunewright.modeling.models import load_model, load_tokenizer
+from tunewright.store.caching import digest_of
+from tunewright.tasks.evaluate import answered, scored
+from tunewright.tasks.render import render
+from tunewright.tasks.train import trainer
+from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, checkpoints, stopping
+from tunewright.tasks.train.trainer.stopping import ValidationResult
+from tunewright.tasks.train.trainer.watch import Watch, is_spike
 
 STEADY = Training(
     learning_rate=0.05, max_steps=8, batch=4, evaluate_every=2, patience=None, schedule="constant", warmup=0.0
@@ -46,7 +46,7 @@ def tokens(tiny_base: Base, make_splits: MakeSplits) -> Tokens:
 @pytest.fixture
 def fit(tokens: Tokens, tiny_base: Base, tmp_path: Path) -> Fit:
     """`fit("folder", training)` trains in this process; the summary with the digest of the weights that were kept."""
-    from tasks.trainer.fit import fit as run
+    from tunewright.tasks.train.trainer.fit import fit as run
 
     def fit(
         name: str,
@@ -95,7 +95,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.fixture
 def worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation losses that have their lowest at step 4, whatever the weights."""
-    from tasks.trainer.answers import AnswerTrainer
+    from tunewright.tasks.train.trainer.answers import AnswerTrainer
 
     original = AnswerTrainer.evaluation_loop
 
@@ -149,8 +149,8 @@ def test_killed_after_its_last_checkpoint_it_ends_where_it_had_ended(fit: Fit, t
 @pytest.fixture
 def interrupted(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`interrupted(step, ...)` is `fit(...)` that is asked to stop in the evaluation after a step."""
-    from tasks.trainer.observed import ObservedTrainer
-    from tasks.trainer.record import Record
+    from tunewright.tasks.train.trainer.observed import ObservedTrainer
+    from tunewright.tasks.train.trainer.record import Record
 
     original = ObservedTrainer._until_interrupted
 
@@ -284,7 +284,7 @@ def test_a_line_that_a_power_cut_left_broken_does_not_keep_a_run_from_going_on(
 def test_a_kill_while_the_metrics_are_cut_back_loses_none_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.trainer.record import Record
+    from tunewright.tasks.train.trainer.record import Record
 
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 6)))
@@ -326,7 +326,7 @@ def test_compiled_it_trains_alike(fit: Fit, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_eva_lists_no_more_rows_than_it_looks_at(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks import methods
+    from tunewright.modeling import methods
 
     def load_trainable(*args: Any) -> None:
         *_, examples = args
@@ -400,7 +400,7 @@ def test_the_best_evaluation_has_the_best_value_and_patience_alone_asks_for_min_
 
 @pytest.mark.parametrize("metric", ["exact_match", "token_f1", "chrf"])
 def test_a_metric_in_training_is_what_evaluate_measures(tokens: Tokens, tiny_base: Base, metric: Metric) -> None:
-    from tasks.trainer.scores import Scores
+    from tunewright.tasks.train.trainer.scores import Scores
 
     model = load_model(tiny_base).to(torch.float32).eval()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer = load_tokenizer(tiny_base)

@@ -11,7 +11,7 @@ from browsing import browser
 from playwright.sync_api import Browser, Page
 from servers import Up, started
 
-from tasks.artifacts import Base
+from tunewright.artifacts import Base
 
 STRANGER = "evil.test"
 # Every way in which a page can send a request. Opaque answers show a page nothing; what they did, the servers show.

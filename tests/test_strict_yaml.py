@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.strict_yaml import MAX_DEPTH, MAX_NODES, parse
-from tasks.errors import ConfigError
+from tunewright.cli.deployment_file.strict_yaml import MAX_DEPTH, MAX_NODES, parse
+from tunewright.errors import ConfigError
 
 
 def refusal(text: str) -> str:

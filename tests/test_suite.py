@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from great_expectations import expectations as gxe
 
-from data_checks.expectations import row_expectations
-from data_checks.own import looks_at_texts, own_expectation
-from data_checks.suite import BUILT_IN, SuiteError, suite
-from data_checks.validation import run
-from tasks.config import Checks, Expectation
+from tunewright.config import Checks, Expectation
+from tunewright.data_checks.expectations import row_expectations
+from tunewright.data_checks.own import looks_at_texts, own_expectation
+from tunewright.data_checks.suite import BUILT_IN, SuiteError, suite
+from tunewright.data_checks.validation import run
 
 
 class ExpectTicketNumber(gxe.ExpectColumnValuesToMatchRegex):

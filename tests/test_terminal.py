@@ -7,11 +7,11 @@ from typing import Any
 from make_payloads import EXPECTATION, make_check_results, make_decontamination, make_proof
 from rich.console import Console
 
-from flows import terminal
-from flows.calls import Step
-from flows.outcome import Outcome, too_few_test_rows, worth_a_look
-from tasks.account import leak_sentence
-from tasks.artifacts import CheckedRows, Rows, Splits, UniqueRows, VerdictPage
+from tunewright.artifacts import CheckedRows, Rows, Splits, UniqueRows, VerdictPage
+from tunewright.cli import terminal
+from tunewright.flows.calls import Step
+from tunewright.flows.outcome import Outcome, too_few_test_rows, worth_a_look
+from tunewright.reports.account import leak_sentence
 
 
 def summary(**rows: Any) -> str:

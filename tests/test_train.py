@@ -17,15 +17,15 @@ import pytest
 from conftest import MakeSplits
 from safetensors.torch import load_file
 
-from tasks import heartbeat, trainer
-from tasks.artifacts import Adapter, Base, Tokens
-from tasks.caching import digest_of, seconds_of
-from tasks.config import Compute, Method, Model, Training
-from tasks.errors import ConfigError, TrainerDied, TrainingError, is_transient
-from tasks.heartbeat import Heartbeat
-from tasks.render import render
-from tasks.train import train
-from tasks.trainer import checkpoints
+from tunewright.artifacts import Adapter, Base, Tokens
+from tunewright.config import Compute, Method, Model, Training
+from tunewright.errors import ConfigError, TrainerDied, TrainingError, is_transient
+from tunewright.store.caching import digest_of, seconds_of
+from tunewright.tasks.render import render
+from tunewright.tasks.train import heartbeat, trainer
+from tunewright.tasks.train.heartbeat import Heartbeat
+from tunewright.tasks.train.stage import train
+from tunewright.tasks.train.trainer import checkpoints
 
 QUICK = Training(learning_rate=0.01, max_steps=6, batch=4, evaluate_every=2, patience=None)
 SMALL = Method(rank=2, alpha=4)
@@ -72,7 +72,7 @@ def trainer_process() -> int:
             )
         except OSError:
             continue
-        if b"tasks.trainer" in command and int(parent) == os.getpid():
+        if b"tunewright.tasks.train.trainer" in command and int(parent) == os.getpid():
             return int(folder.name)
     raise AssertionError("no trainer runs")
 
@@ -195,7 +195,7 @@ def test_it_stops_early_and_keeps_the_best_step(tokens: Tokens, tiny_base: Base)
 def test_out_of_memory_halves_the_rows_on_the_device_and_keeps_the_batch(
     tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks import train as stage
+    from tunewright.tasks.train import stage as stage
 
     tried: list[int] = []
 
@@ -232,7 +232,7 @@ def job(tmp_path: Path) -> trainer.Job:
 def test_ended_by_the_kernel_for_want_of_memory_is_out_of_memory_and_by_a_person_is_not(
     job: trainer.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
 ) -> None:
-    from tasks import train as stage
+    from tunewright.tasks.train import stage as stage
 
     @contextlib.contextmanager
     def killed(job: trainer.Job, work: Path) -> Iterator[subprocess.Popen[bytes]]:
@@ -253,7 +253,7 @@ def test_ended_by_the_kernel_for_want_of_memory_is_out_of_memory_and_by_a_person
 def test_each_attempt_is_one_process_on_the_gpu_that_is_shown_first_and_adds_to_the_log(
     job: trainer.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks import train as stage
+    from tunewright.tasks.train import stage as stage
 
     program = tmp_path / "python"
     program.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $@"\n')
@@ -263,14 +263,14 @@ def test_each_attempt_is_one_process_on_the_gpu_that_is_shown_first_and_adds_to_
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
         with stage.started(job, tmp_path) as process:
             assert process.wait(20) == 0
-    command = f" -P -m tasks.trainer.__main__ {tmp_path / 'job.json'} {os.getpid()}"
+    command = f" -P -m tunewright.tasks.train.trainer.__main__ {tmp_path / 'job.json'} {os.getpid()}"
     lines = (tmp_path / "trainer.log").read_text().splitlines()
     assert [lines[1], lines[3]] == [f"3{command}", command]
     assert all(line.startswith("--- attempt of 20") and line.endswith("micro_batch=1") for line in lines[::2])
 
 
 def test_a_trainer_whose_parent_died_before_it_could_ask_to_be_ended_with_it_ends_at_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-m", "tasks.trainer.__main__", str(tmp_path / "job.json"), "1"]
+    command = [sys.executable, "-P", "-m", "tunewright.tasks.train.trainer.__main__", str(tmp_path / "job.json"), "1"]
     environment = os.environ | {"PYTHONPATH": str(Path(trainer.__file__).parents[2])}
     assert subprocess.run(command, env=environment, timeout=60).returncode == trainer.INTERRUPTED
 
@@ -278,7 +278,7 @@ def test_a_trainer_whose_parent_died_before_it_could_ask_to_be_ended_with_it_end
 @pytest.fixture
 def process(job: trainer.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`process(fit)` is the trainer's main program in this process, with `fit()` for what it does; its exit code."""
-    from tasks.trainer import __main__ as program
+    from tunewright.tasks.train.trainer import __main__ as program
 
     monkeypatch.setattr(program, "end_with_parent", lambda by: None)
     monkeypatch.setattr(program, "WAIT_SECONDS", 0.0)
@@ -327,7 +327,7 @@ def test_whatever_library_runs_out_of_memory_it_is_told_from_other_errors(
 
 
 def test_settings_that_the_trainer_refuses_are_the_settings_fault(process: Callable[..., int], tmp_path: Path) -> None:
-    from tasks import train as stage
+    from tunewright.tasks.train import stage as stage
 
     def fit() -> int:
         raise ConfigError("compute.liger=true: why")

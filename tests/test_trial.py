@@ -13,9 +13,9 @@ from great_expectations.expectations.metrics.map_metric_provider import (
     column_condition_partial,
 )
 
-from data_checks.suite import Entry, SuiteError
-from data_checks.trial import try_out
-from tasks.artifacts import ROW_SCHEMA
+from tunewright.artifacts import ROW_SCHEMA
+from tunewright.data_checks.suite import Entry, SuiteError
+from tunewright.data_checks.trial import try_out
 
 GX = "great_expectations.expectations"
 

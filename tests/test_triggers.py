@@ -10,8 +10,8 @@ import pytest
 from servers import Up, started, until
 from test_flow import PLACES, SUBJECTS
 
-from flows.services.service import PASSING
-from tasks.artifacts import Base
+from tunewright.artifacts import Base
+from tunewright.cli.up.service import PASSING
 
 WATCH_SECONDS = 20
 RARE = {  # of a change and of a deploy, and not of each look

@@ -14,7 +14,7 @@ from browsing import browser
 from playwright.sync_api import HttpCredentials, Page, expect
 from servers import ENDED, TUNEWRIGHT, Up, started, until
 
-from tasks.artifacts import Base
+from tunewright.artifacts import Base
 
 SECONDS = 60.0
 DATA_STAGES = {"ingest", "base", "check", "dedupe", "split", "render"}

@@ -13,7 +13,7 @@ import pytest
 from servers import TUNEWRIGHT, Up, started, until
 from test_flow import ROWS
 
-from tasks.artifacts import Base
+from tunewright.artifacts import Base
 
 TRAINING_SECONDS = 25.0  # of the training that is cut short, whatever this machine's speed
 

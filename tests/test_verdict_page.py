@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from make_payloads import EXPECTATION, make_check_results, make_comparison, make_proof, make_training_summary
 
-from tasks.artifacts import (
+from tunewright.artifacts import (
     GENERAL_SCHEMA,
     TOKEN_SCHEMA,
     Adapter,
@@ -32,15 +32,15 @@ from tasks.artifacts import (
     UniqueRows,
     VerdictPage,
 )
-from tasks.config import Gate, Guardrail
-from tasks.decide import decide
-from tasks.evaluation import ANSWER_SCHEMA, scored
-from tasks.figures import number
-from tasks.metrics import choose
-from tasks.metrics.rows import RAISE_LIMIT
-from tasks.verdict_page import verdict_page
-from tasks.verdict_page.drawing import panel, scale_of
-from tasks.verdict_page.wins import picked, shared_opening
+from tunewright.config import Gate, Guardrail
+from tunewright.metrics import choose
+from tunewright.metrics.rows import RAISE_LIMIT
+from tunewright.reports.figures import number
+from tunewright.tasks.decide import decide
+from tunewright.tasks.evaluate import ANSWER_SCHEMA, scored
+from tunewright.tasks.verdict_page import verdict_page
+from tunewright.tasks.verdict_page.drawing import panel, scale_of
+from tunewright.tasks.verdict_page.wins import picked, shared_opening
 
 Make = Callable[..., VerdictPage]
 Said = Sequence[str]
@@ -425,7 +425,7 @@ def test_the_figures_at_the_top_are_of_what_the_sentence_says_decided_or_was_the
 def test_the_page_links_to_the_run_where_up_serves_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = "http://127.0.0.1:4200/v2/runs/flow-run/1"
     assert "; run <a" not in page_of(make(RIGHT, wrong(RIGHT, range(40))))  # its server ends with it
-    monkeypatch.setattr("tasks.verdict_page._run", lambda: ("demo <1>", run))
+    monkeypatch.setattr("tunewright.tasks.verdict_page._run", lambda: ("demo <1>", run))
     assert f'; run <a href="{run}">demo &lt;1&gt;</a>' in page_of(make(RIGHT, wrong(RIGHT, range(41))))
 
 

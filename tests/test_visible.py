@@ -8,9 +8,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from flows import command_line
-from flows.visible import Visible, as_line
-from tasks.errors import DataError
+from tunewright.cli import command_line
+from tunewright.cli.visible import Visible, as_line
+from tunewright.errors import DataError
 
 HALF = "\ud800"  # of a surrogate pair, which no terminal's encoding has
 HOSTILE = "a\x1b]52;c;cm0gLXJm\x07b\x1b[2Jc\x9b31md\u202ee\x7f\r"

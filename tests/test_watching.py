@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks import watching
-from tasks.config import Data, Source
-from tasks.errors import ConfigError
-from tasks.ingest import files, source_files
-from tasks.watching import changes, keep_read, look
+from tunewright.config import Data, Source
+from tunewright.errors import ConfigError
+from tunewright.tasks.ingest import files, source_files, watching
+from tunewright.tasks.ingest.watching import changes, keep_read, look
 
 LINE = '{"instruction": "a", "output": "b"}\n'
 DATA = Data(sources=(Source(path="in/*.jsonl"),))

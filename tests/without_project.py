@@ -9,7 +9,7 @@ import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
 class Hidden:
     def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] in ("tasks", "flows", "data_checks"):
+        if name.partition(".")[0] == "tunewright":
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Hidden)
 """

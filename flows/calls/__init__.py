@@ -4,9 +4,9 @@ A call is `call(stage)(argument=value, ...)`, typed as the stage is. Both keep a
 reports need, and both end with Reached before the first stage after the last one asked for.
 """
 
-from flows.calls.calls import Reached, stages
-from flows.calls.plan import Plan
-from flows.calls.run import Run
-from flows.calls.step import Step, as_json
+from tunewright.flows.calls.calls import Reached, stages
+from tunewright.flows.calls.plan import Plan
+from tunewright.flows.calls.run import Run
+from tunewright.flows.calls.step import Step, as_json
 
 __all__ = ["Plan", "Reached", "Run", "Step", "as_json", "stages"]

@@ -8,15 +8,15 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task
 
-from flows.calls.step import Step
-from flows.inputs import Inputs, draw
-from tasks.artifacts import Adapter, Artifact, Base, Contender, Splits, Verdict
-from tasks.base import base as load_base
-from tasks.config import STAGES, Registry, Settings, Stage
-from tasks.errors import ConfigError
-from tasks.ingest import SourceFile
-from tasks.register import champion, trained_on_test
-from tasks.rotation import Draw
+from tunewright.artifacts import Adapter, Artifact, Base, Contender, Splits, Verdict
+from tunewright.config import STAGES, Registry, Settings, Stage
+from tunewright.errors import ConfigError
+from tunewright.flows.calls.step import Step
+from tunewright.flows.inputs import Inputs, draw
+from tunewright.registry.champion import champion, trained_on_test
+from tunewright.store.rotation import Draw
+from tunewright.tasks.base import base as load_base
+from tunewright.tasks.ingest import SourceFile
 
 log = logging.getLogger("tunewright")
 
@@ -74,7 +74,7 @@ class Calls(ABC):
         self.files: tuple[SourceFile, ...] = ()
 
     def draw(self, settings: Settings, read: Inputs) -> Settings:
-        """The settings with the split.seed that this run's test rows are drawn with (tasks/rotation.py)."""
+        """The settings with the split.seed that this run's test rows are drawn with (tunewright/store/rotation.py)."""
         self.files = read.files
         self.drawn = draw(settings, read)
         if self.drawn.said:

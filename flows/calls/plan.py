@@ -7,10 +7,7 @@ from typing import Any
 
 from prefect import Task
 
-from flows.calls.calls import A, Calls, P, favoured, name_of, what
-from flows.calls.step import Step
-from tasks import ledger, pipelines
-from tasks.artifacts import (
+from tunewright.artifacts import (
     Adapter,
     Answers,
     Artifact,
@@ -23,12 +20,15 @@ from tasks.artifacts import (
     UniqueRows,
     Verdict,
 )
-from tasks.caching import Earlier, Found
-from tasks.causes import causes
-from tasks.config import STAGES, Registry, Settings, Stage
-from tasks.stage import cached_part
-from tasks.trainer.checkpoints import newest_sealed
-from tasks.versions import Before
+from tunewright.config import STAGES, Registry, Settings, Stage
+from tunewright.flows.calls.calls import A, Calls, P, favoured, name_of, what
+from tunewright.flows.calls.step import Step
+from tunewright.store import pipelines, test_set_uses
+from tunewright.store.caching import Earlier, Found
+from tunewright.store.data_versions import Before
+from tunewright.store.miss_reasons import causes
+from tunewright.store.stage import cached_part
+from tunewright.tasks.train.trainer.checkpoints import newest_sealed
 
 
 class Plan(Calls):
@@ -123,7 +123,7 @@ class Plan(Calls):
         if verdict.digest in self.uncertain:
             return verdict
         assert self.drawn
-        verdict = ledger.look_up(self.pipeline, verdict, candidate, answers, settings.gate, seed=self.drawn.seed)
+        verdict = test_set_uses.look_up(self.pipeline, verdict, candidate, answers, settings.gate, seed=self.drawn.seed)
         return favoured(verdict, splits, opponent, settings)
 
     def request_approval(self, registered: Registered, registry: Registry) -> None:

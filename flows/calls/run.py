@@ -8,27 +8,17 @@ from typing import Any, cast
 
 from prefect import State, Task
 
-from flows import release
-from flows.calls.calls import A, Calls, P, favoured, name_of, what
-from flows.calls.step import Step
-from tasks import ledger, pipelines, versions
-from tasks.artifacts import (
-    Adapter,
-    Answers,
-    CheckedRows,
-    Contender,
-    Registered,
-    Rows,
-    Splits,
-    UniqueRows,
-    Verdict,
-)
-from tasks.caching import seconds_of
-from tasks.config import Registry, Settings, Stage
-from tasks.errors import JudgeError
-from tasks.register.release import as_now
-from tasks.stage import cached_part
-from tasks.versions import Before
+from tunewright.artifacts import Adapter, Answers, CheckedRows, Contender, Registered, Rows, Splits, UniqueRows, Verdict
+from tunewright.config import Registry, Settings, Stage
+from tunewright.errors import JudgeError
+from tunewright.flows import release
+from tunewright.flows.calls.calls import A, Calls, P, favoured, name_of, what
+from tunewright.flows.calls.step import Step
+from tunewright.registry.release import as_now
+from tunewright.store import data_versions, pipelines, test_set_uses
+from tunewright.store.caching import seconds_of
+from tunewright.store.data_versions import Before
+from tunewright.store.stage import cached_part
 
 log = logging.getLogger("tunewright")
 
@@ -88,7 +78,7 @@ class Run(Calls):
         self, before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits
     ) -> None:
         """Adds the data to the accepted versions."""
-        versions.accept(before, rows, checked, unique, splits, keep=self.keep_versions)
+        data_versions.accept(before, rows, checked, unique, splits, keep=self.keep_versions)
 
     def count_test_use(
         self,
@@ -101,7 +91,7 @@ class Run(Calls):
     ) -> Verdict:
         """The verdict with the number of candidates that these test rows have judged, this one counted."""
         assert self.drawn
-        verdict = ledger.enter(
+        verdict = test_set_uses.enter(
             self.pipeline,
             verdict,
             candidate,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tasks.artifacts import Artifact
-from tasks.stopped import StoppedStage
+from tunewright.artifacts import Artifact
+from tunewright.store.refusals import StoppedStage
 
 
 @dataclass(frozen=True, kw_only=True)

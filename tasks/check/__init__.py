@@ -11,12 +11,12 @@ import json
 import logging
 from pathlib import Path
 
-from data_checks.suite import Entry, SuiteError, suite
-from tasks.artifacts import ROW_SCHEMA, Artifact, CheckedRows, Rows
-from tasks.config import Checks
-from tasks.errors import ConfigError, DataError
-from tasks.fingerprint import team_code
-from tasks.stage import stage
+from tunewright.artifacts import ROW_SCHEMA, Artifact, CheckedRows, Rows
+from tunewright.config import Checks
+from tunewright.data_checks.suite import Entry, SuiteError, suite
+from tunewright.errors import ConfigError, DataError
+from tunewright.store.code_hashes import team_code
+from tunewright.store.stage import stage
 
 log = logging.getLogger("tunewright")
 
@@ -39,7 +39,7 @@ def own_expectations(checks: Checks) -> tuple[tuple[str, str], ...]:
     """
     own = [entry for entry in entries(checks) if entry.own]
     if own:
-        from data_checks.trial import try_out
+        from tunewright.data_checks.trial import try_out
 
         try:
             try_out(own, ROW_SCHEMA)
@@ -77,11 +77,11 @@ def check(
     `special_tokens` are the base's, which no text may hold; `own` is own_expectations(checks), for the key alone;
     `before` is the last accepted version.
     """
-    from data_checks.given import given_sides
-    from data_checks.report import render
-    from tasks.check import accounting
-    from tasks.check.holding import hold_rows, hold_set
-    from tasks.check.results import results
+    from tunewright.data_checks.given import given_sides
+    from tunewright.data_checks.report import render
+    from tunewright.tasks.check import accounting
+    from tunewright.tasks.check.holding import hold_rows, hold_set
+    from tunewright.tasks.check.results import results
 
     file = rows.path("rows.parquet")
     asked = entries(checks)

@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_checks.batches import row_batches, rows_at
-from data_checks.columns import prompt_and_answer
-from data_checks.excerpts import excerpt, masked
-from data_checks.findings import answers_by_prompt
-from data_checks.given import RefusedCounts
-from data_checks.report import EXAMPLES
-from data_checks.validation import ExpectationOutcome
-from tasks.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, Rows
-from tasks.check.holding import Held, Set
+from tunewright.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, Rows
+from tunewright.data_checks.batches import row_batches, rows_at
+from tunewright.data_checks.columns import prompt_and_answer
+from tunewright.data_checks.findings import answers_by_prompt
+from tunewright.data_checks.given import RefusedCounts
+from tunewright.data_checks.report import EXAMPLES
+from tunewright.data_checks.validation import ExpectationOutcome
+from tunewright.privacy.excerpts import excerpt, masked
+from tunewright.tasks.check.holding import Held, Set
 
 Record = dict[str, Any]  # of QUARANTINE_SCHEMA
 Examples = dict[str, list[Record]]

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_checks.batches import Ask, look, rows_at
-from data_checks.columns import Columns, prompt_and_answer
-from data_checks.excerpts import in_a_line, masked
-from data_checks.expectations import conflict_expectations, row_expectations, set_expectations
-from data_checks.findings import num_answers
-from data_checks.own import looks_at_texts, own_expectation
-from data_checks.profile import (
+from tunewright.artifacts import ROW_SCHEMA, SIDES_FILE, Artifact
+from tunewright.data_checks.batches import Ask, look, rows_at
+from tunewright.data_checks.columns import Columns, prompt_and_answer
+from tunewright.data_checks.expectations import conflict_expectations, row_expectations, set_expectations
+from tunewright.data_checks.findings import num_answers
+from tunewright.data_checks.own import looks_at_texts, own_expectation
+from tunewright.data_checks.profile import (
     Measure,
     Profile,
     RowChanges,
@@ -30,12 +30,12 @@ from data_checks.profile import (
     profile,
     table_of,
 )
-from data_checks.rules import columns_of
-from data_checks.suite import Entry
-from data_checks.table import schema_expectations, table_expectations
-from data_checks.validation import ExpectationOutcome, joined, run
-from tasks.artifacts import ROW_SCHEMA, SIDES_FILE, Artifact
-from tasks.errors import ConfigError, DataError
+from tunewright.data_checks.rules import columns_of
+from tunewright.data_checks.suite import Entry
+from tunewright.data_checks.table import schema_expectations, table_expectations
+from tunewright.data_checks.validation import ExpectationOutcome, joined, run
+from tunewright.errors import ConfigError, DataError
+from tunewright.privacy.excerpts import in_a_line, masked
 
 # What the table's own expectations and the profile look at, whatever the suite asks.
 COUNTED = {
@@ -201,7 +201,7 @@ def _stop_on_error(outcome: ExpectationOutcome, file: Path) -> None:
 
 
 def _row_ids(before: Artifact) -> pd.Series:
-    """Those of the rows that passed: of a version all that is kept is sides.parquet (tasks/assignments.py)."""
+    """Those of the rows that passed: of a version only sides.parquet is kept (tunewright/store/assignments.py)."""
     kept = before.path(SIDES_FILE)
     file, passed = (kept, pc.field("checked")) if kept.is_file() else (before.path("rows.parquet"), None)
     table = pq.read_table(file, columns=["row_id"], filters=passed)

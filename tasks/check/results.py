@@ -7,13 +7,13 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from data_checks.given import Given
-from data_checks.report import SOURCES
-from data_checks.results import DriftMeasure, ExpectationResult, FileCount, Since, SourceCount
-from data_checks.validation import ExpectationOutcome
-from tasks.artifacts import Artifact
-from tasks.check.holding import Held, Set
-from tasks.payloads import CheckResults
+from tunewright.artifacts import Artifact
+from tunewright.artifacts.check_results import DriftMeasure, ExpectationResult, FileCount, Since, SourceCount
+from tunewright.artifacts.payloads import CheckResults
+from tunewright.data_checks.given import Given
+from tunewright.data_checks.report import SOURCES
+from tunewright.data_checks.validation import ExpectationOutcome
+from tunewright.tasks.check.holding import Held, Set
 
 C = TypeVar("C", bound=SourceCount)
 

@@ -16,19 +16,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.artifacts import Answers, General, Splits, Verdict
-from tasks.config import Gate
-from tasks.decide.constant import best_constant
-from tasks.decide.decision import CANDIDATE, Evidence, GuardrailTest, decide_scores
-from tasks.decide.reading import by_row, clusters, general_rows, own_intervals, warnings
-from tasks.decide.sentences import TOO_LOW
-from tasks.decide.slices import kinds, slices
-from tasks.general import scores as means_of
-from tasks.general import tables as of_each
-from tasks.metrics.baseline import CONSTANT
-from tasks.metrics.rows import measured
-from tasks.payloads import Slice, VerdictDetails
-from tasks.stage import stage
+from tunewright.artifacts import Answers, General, Splits, Verdict
+from tunewright.artifacts.payloads import Slice, VerdictDetails
+from tunewright.config import Gate
+from tunewright.metrics.baseline import CONSTANT
+from tunewright.metrics.general_tasks import scores as means_of
+from tunewright.metrics.general_tasks import tables as of_each
+from tunewright.metrics.rows import measured
+from tunewright.store.stage import stage
+from tunewright.tasks.decide.constant import best_constant
+from tunewright.tasks.decide.decision import CANDIDATE, Evidence, GuardrailTest, decide_scores
+from tunewright.tasks.decide.reading import by_row, clusters, general_rows, own_intervals, warnings
+from tunewright.tasks.decide.sentences import TOO_LOW
+from tunewright.tasks.decide.slices import kinds, slices
 
 __all__ = ["decide"]
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tasks.intervals import Floats, Sight, by_cluster, mcnemar, rows_needed
-from tasks.metrics import describe
-from tasks.payloads import Comparison, Interval
+from tunewright.artifacts.payloads import Comparison, Interval
+from tunewright.metrics import describe
+from tunewright.metrics.intervals import Floats, Sight, by_cluster, mcnemar, rows_needed
 
 POOR = 0.5  # score under which more is wrong than right
 EFFECT = 0.05  # the gain that the power is said of

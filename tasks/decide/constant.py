@@ -10,10 +10,10 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.artifacts import Splits, no_replay
-from tasks.metrics import AnswerShape, row_score
-from tasks.metrics.catalogue import PER_ROW, RowScore
-from tasks.metrics.labels import closed_set
+from tunewright.artifacts import Splits, no_replay
+from tunewright.metrics import AnswerShape, row_score
+from tunewright.metrics.catalogue import PER_ROW, RowScore
+from tunewright.metrics.labels import closed_set
 
 MEANINGLESS = {"json_valid", "length_ratio"}  # of an answer that is always the same
 COMPARED = 40  # training answers, the most frequent, or a sample where none is

@@ -17,13 +17,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from tasks.config import Gate
-from tasks.decide import sentences
-from tasks.decide.comparison import Paired, compare, is_more_wrong, needs_most
-from tasks.decide.sentences import AT_LEAST
-from tasks.intervals import holm
-from tasks.metrics.baseline import CONSTANT
-from tasks.payloads import Because, Comparison, Decision
+from tunewright.artifacts.payloads import Because, Comparison, Decision
+from tunewright.config import Gate
+from tunewright.metrics.baseline import CONSTANT
+from tunewright.metrics.intervals import holm
+from tunewright.tasks.decide import sentences
+from tunewright.tasks.decide.comparison import Paired, compare, is_more_wrong, needs_most
+from tunewright.tasks.decide.sentences import AT_LEAST
 
 CANDIDATE = "candidate"
 TO_BEAT = ("base", "champion", CONSTANT)  # all others are only prompted

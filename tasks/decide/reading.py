@@ -7,11 +7,11 @@ from statistics import fmean
 import numpy as np
 import pyarrow as pa
 
-from tasks.decide.comparison import Interval
-from tasks.intervals import Floats, by_cluster
-from tasks.metrics import describe
-from tasks.metrics.baseline import baseline
-from tasks.metrics.rows import RAISE_LIMIT, cut_off, scores
+from tunewright.metrics import describe
+from tunewright.metrics.baseline import baseline
+from tunewright.metrics.intervals import Floats, by_cluster
+from tunewright.metrics.rows import RAISE_LIMIT, cut_off, scores
+from tunewright.tasks.decide.comparison import Interval
 
 OF_ALL = {"length_ratio"}  # is that of all characters
 FEW, SHARE = 3, 0.02  # rows, and share of them, under which cut off answers change no figure that is shown

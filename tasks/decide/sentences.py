@@ -6,12 +6,12 @@ gate.confidence. Of what was passed the closest is marked: its mean is above wha
 
 from collections.abc import Sequence
 
-from tasks.artifacts import WAITING
-from tasks.decide.comparison import SMALLEST_EFFECT, needs_most
-from tasks.figures import interval, number, rounded_up
-from tasks.metrics import describe
-from tasks.metrics.baseline import CONSTANT, baseline
-from tasks.payloads import Comparison
+from tunewright.artifacts import WAITING
+from tunewright.artifacts.payloads import Comparison
+from tunewright.metrics import describe
+from tunewright.metrics.baseline import CONSTANT, baseline
+from tunewright.reports.figures import interval, number, rounded_up
+from tunewright.tasks.decide.comparison import SMALLEST_EFFECT, needs_most
 
 AT_LEAST = "gate.at_least"  # the score that is asked for
 TOO_LOW = (

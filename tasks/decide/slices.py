@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from tasks.decide.decision import TO_BEAT, Evidence
-from tasks.metrics.labels import ROWS_OF_A_LABEL
-from tasks.payloads import Slice
+from tunewright.artifacts.payloads import Slice
+from tunewright.metrics.labels import ROWS_OF_A_LABEL
+from tunewright.tasks.decide.decision import TO_BEAT, Evidence
 
 SMALL = 30  # rows; an interval of fewer says little
 LEAST = 5  # rows of a slice; fewer are not listed
@@ -48,8 +48,8 @@ def kinds(test: pa.Table, references: Mapping[str, str]) -> dict[str, dict[str, 
 
     What a name shows of secrets and personal data is masked, as in other reports.
     """
-    from data_checks.columns import derive
-    from data_checks.excerpts import in_a_line
+    from tunewright.data_checks.columns import derive
+    from tunewright.privacy.excerpts import in_a_line
 
     rows = [row for row in test.to_pylist() if row["row_id"] in references]
     said = [references[row["row_id"]] for row in rows]

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import Contender, General
-from tasks.chat import Chat
-from tasks.errors import TunewrightError
-from tasks.forgetting.suite import tasks, texts
-from tasks.general import item, keep
-from tasks.models import fastest_dtype, load_model, load_tokenizer
-from tasks.stage import stage
+from tunewright.artifacts import Contender, General
+from tunewright.errors import TunewrightError
+from tunewright.metrics.general_tasks import item, keep
+from tunewright.modeling.chat import Chat
+from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer
+from tunewright.store.stage import stage
+from tunewright.tasks.forgetting.suite import tasks, texts
 
 MAX_NEW_TOKENS = 20  # what is asked for can be said in them, and a base that rambles costs no more
 BATCH = 32
@@ -25,7 +25,7 @@ BATCH = 32
 
 def done(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
     """Each task with what the model answers to it, greedily, and whether that is right: rows of GENERAL_SCHEMA."""
-    from tasks.greedy import Answer, Greedy
+    from tunewright.generation import Answer, Greedy
 
     every, stops = tasks(), sorted(chat.stops.values())
     prompts = chat.ids(chat.texts([[{"role": "user", "content": each.prompt}] for each in every], ask=True))
@@ -39,7 +39,7 @@ def done(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
 
 def read(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
     """Each text with its loss in nats per token: rows of GENERAL_SCHEMA."""
-    from tasks.greedy import Answer, Greedy
+    from tunewright.generation import Answer, Greedy
 
     stops, bos = sorted(chat.stops.values()), chat.tokenizer.bos_token_id
     begin = stops[0] if bos is None else bos

@@ -14,9 +14,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from data_checks.refusals import refusal
-from tasks.metrics import row_score
-from tasks.metrics.schemas import Schema
+from tunewright.data_checks.refusals import refusal
+from tunewright.metrics import row_score
+from tunewright.metrics.schemas import Schema
 
 TEXT = "text"  # begins the part of a line that is no task but a text to be read; its language follows
 FENCE = re.compile(r"```(?:json)?\n(.*?)(?:\n```)?", re.DOTALL)  # a fence around JSON is a chat model's habit

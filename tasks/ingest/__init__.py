@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from tasks.artifacts import Rows
-from tasks.config import Data
-from tasks.errors import ConfigError, DataError
-from tasks.ingest.files import SourceFile, source_files, unchanged
-from tasks.ingest.held_out import write_held_out
-from tasks.ingest.needs import Need, stop_on_needs
-from tasks.ingest.opening import num_bytes
-from tasks.ingest.parsing import RefusedRecord
-from tasks.ingest.parts import LIBRARIES, columns_of, parts_of
-from tasks.ingest.readers import read, windows_conversion
-from tasks.ingest.rows import row_id_of
-from tasks.ingest.tables import Tables, Tally
-from tasks.stage import stage
+from tunewright.artifacts import Rows
+from tunewright.config import Data
+from tunewright.errors import ConfigError, DataError
+from tunewright.store.stage import stage
+from tunewright.tasks.ingest.files import SourceFile, source_files, unchanged
+from tunewright.tasks.ingest.held_out import write_held_out
+from tunewright.tasks.ingest.needs import Need, stop_on_needs
+from tunewright.tasks.ingest.opening import num_bytes
+from tunewright.tasks.ingest.parsing import RefusedRecord
+from tunewright.tasks.ingest.parts import LIBRARIES, columns_of, parts_of
+from tunewright.tasks.ingest.readers import read, windows_conversion
+from tunewright.tasks.ingest.rows import row_id_of
+from tunewright.tasks.ingest.tables import Tables, Tally
 
 __all__ = ["Need", "SourceFile", "ingest", "row_id_of", "source_files"]
 

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from io import BufferedReader
 
-from tasks.errors import DataError
-from tasks.ingest.opening import BOM
-from tasks.ingest.parsing import TOKEN
+from tunewright.errors import DataError
+from tunewright.tasks.ingest.opening import BOM
+from tunewright.tasks.ingest.parsing import TOKEN
 
 BLOCK = 1 << 20
 MOST_LENGTHS = 50  # of max_bytes, in one element: it is refused, but only its end says where the next one begins

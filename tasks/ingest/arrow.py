@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from tasks.errors import DataError
-from tasks.ingest.layouts import known_columns
-from tasks.ingest.opening import BUFFER, is_of_content, packed
+from tunewright.errors import DataError
+from tunewright.tasks.ingest.layouts import known_columns
+from tunewright.tasks.ingest.opening import BUFFER, is_of_content, packed
 
 MAGIC = b"ARROW1\0\0"  # of the file format: then the same messages as in a stream, and a footer
 CONTINUES = b"\xff\xff\xff\xff"

@@ -3,8 +3,8 @@
 import shlex
 from pathlib import Path
 
-from tasks.config import from_here
-from tasks.ingest.stores import is_url
+from tunewright.config import from_here
+from tunewright.tasks.ingest.stores import is_url
 
 UNPACK = {"gz": "gzip -dc", "zst": "zstd -dc"}
 

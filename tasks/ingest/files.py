@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
-from data_checks.accepted import did_you_mean
-from tasks.caching import digest_of
-from tasks.config import Data, Layout, RecordFiles, Side, Source, or_meant, outside
-from tasks.errors import ConfigError, DataError
-from tasks.ingest import hub, stores
-from tasks.ingest.layouts import MAPPABLE
-from tasks.ingest.opening import Packing, packing_of
-from tasks.ingest.saved import is_saved, saved_files
+from tunewright.accepted import did_you_mean
+from tunewright.config import Data, Layout, RecordFiles, Side, Source, or_meant, outside
+from tunewright.errors import ConfigError, DataError
+from tunewright.store.caching import digest_of
+from tunewright.tasks.ingest import hub, stores
+from tunewright.tasks.ingest.layouts import MAPPABLE
+from tunewright.tasks.ingest.opening import Packing, packing_of
+from tunewright.tasks.ingest.saved import is_saved, saved_files
 
 FileFormat = Literal["jsonl", "json", "csv", "parquet", "arrow", "text", "hub"]
 

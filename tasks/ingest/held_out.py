@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import HELD_OUT_SCHEMA
-from tasks.config import Data, Layout, Repair
-from tasks.errors import DataError
-from tasks.ingest.files import SourceFile, unchanged
-from tasks.ingest.layouts import REQUIRED, Message, encodable, layout_of, to_messages
-from tasks.ingest.parsing import Record, RefusedRecord
-from tasks.ingest.parts import columns_of
-from tasks.ingest.readers import read, windows_conversion
-from tasks.ingest.repairs import repaired
-from tasks.ingest.rows import as_record, columns_in
-from tasks.ingest.tables import TableWriter, Tally
+from tunewright.artifacts import HELD_OUT_SCHEMA
+from tunewright.config import Data, Layout, Repair
+from tunewright.errors import DataError
+from tunewright.tasks.ingest.files import SourceFile, unchanged
+from tunewright.tasks.ingest.layouts import REQUIRED, Message, encodable, layout_of, to_messages
+from tunewright.tasks.ingest.parsing import Record, RefusedRecord
+from tunewright.tasks.ingest.parts import columns_of
+from tunewright.tasks.ingest.readers import read, windows_conversion
+from tunewright.tasks.ingest.repairs import repaired
+from tunewright.tasks.ingest.rows import as_record, columns_in
+from tunewright.tasks.ingest.tables import TableWriter, Tally
 
 TURN_LABELS = frozenset({"role", "from", "type"})  # who says it, not what is said
 # What data sets of no layout of ours call their answers.

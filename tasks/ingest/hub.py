@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.errors import ConfigError
-from tasks.ingest.arrow import labelled
-from tasks.ingest.layouts import known_columns
+from tunewright.errors import ConfigError
+from tunewright.tasks.ingest.arrow import labelled
+from tunewright.tasks.ingest.layouts import known_columns
 
 FORM = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w.-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")

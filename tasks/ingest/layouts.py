@@ -9,9 +9,9 @@ from functools import partial
 from itertools import takewhile
 from typing import Any
 
-from tasks.config import Layout
-from tasks.errors import DataError
-from tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
+from tunewright.config import Layout
+from tunewright.errors import DataError
+from tunewright.tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
 
 Message = dict[str, str]  # role, content
 

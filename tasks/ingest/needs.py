@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks import labels
-from tasks.errors import DataError
+from tunewright.errors import DataError
+from tunewright.metrics import closed_set
 
 Need = Literal["time", "label"]  # of split.by=time, of split.stratify=label
 
@@ -19,7 +19,7 @@ def stop_on_needs(file: Path, needs: Container[Need]) -> None:
     if "time" in needs:
         _stop_if_undated(file)
     if "label" in needs:
-        labels.stop_if_open(*labels.count_answers(file))
+        closed_set.stop_if_open(*closed_set.count_answers(file))
 
 
 def _stop_if_undated(file: Path) -> None:

@@ -8,9 +8,9 @@ from typing import BinaryIO, Literal
 
 import pyarrow as pa
 
-from tasks.errors import DataError
-from tasks.ingest.encodings import conversion
-from tasks.ingest.stores import is_url, open_url, size_of
+from tunewright.errors import DataError
+from tunewright.tasks.ingest.encodings import conversion
+from tunewright.tasks.ingest.stores import is_url, open_url, size_of
 
 Packing = Literal["", "gz", "zst"]
 

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from typing import Any, NoReturn
 
-from tasks.ingest.opening import BOM
+from tunewright.tasks.ingest.opening import BOM
 
 Record = dict[str, Any]
 
@@ -87,7 +87,7 @@ def masked(text: str) -> str:
 
     To be cut after this, not before: half a secret is not known as one.
     """
-    from data_checks import excerpts  # with detect-secrets, which is slow to import
+    from tunewright.privacy import excerpts  # with detect-secrets, which is slow to import
 
     return excerpts.masked(text[:SHOWN_FROM])
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from tasks.artifacts import Artifact
-from tasks.caching import cached
-from tasks.config import Repair
-from tasks.ingest.files import SourceFile, is_remote, unchanged
-from tasks.ingest.layouts import FIELDS
-from tasks.ingest.opening import unpacked
-from tasks.ingest.readers import Line, json_lines, lines, plausible, read
-from tasks.ingest.tables import Tables, Tally
+from tunewright.artifacts import Artifact
+from tunewright.config import Repair
+from tunewright.store.caching import cached
+from tunewright.tasks.ingest.files import SourceFile, is_remote, unchanged
+from tunewright.tasks.ingest.layouts import FIELDS
+from tunewright.tasks.ingest.opening import unpacked
+from tunewright.tasks.ingest.readers import Line, json_lines, lines, plausible, read
+from tunewright.tasks.ingest.tables import Tables, Tally
 
 TILE_BYTES = 8_000_000
 TILE_LINES = 50_000

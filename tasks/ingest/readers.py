@@ -18,17 +18,25 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks import parquet
-from tasks.bounded import Unreadable
-from tasks.errors import DataError
-from tasks.ingest import arrow, hub
-from tasks.ingest.arrays import elements
-from tasks.ingest.encodings import conversion, here
-from tasks.ingest.files import SourceFile
-from tasks.ingest.layouts import known_columns
-from tasks.ingest.opening import BOM, is_of_content, num_bytes, packed, unpacked
-from tasks.ingest.parsing import LOOKS_WINDOWS, Record, RefusedRecord, decoded, parse_json, parse_line, quoted
-from tasks.ingest.stores import is_url
+from tunewright.errors import DataError
+from tunewright.machine import parquet
+from tunewright.machine.bounded import Unreadable
+from tunewright.tasks.ingest import arrow, hub
+from tunewright.tasks.ingest.arrays import elements
+from tunewright.tasks.ingest.encodings import conversion, here
+from tunewright.tasks.ingest.files import SourceFile
+from tunewright.tasks.ingest.layouts import known_columns
+from tunewright.tasks.ingest.opening import BOM, is_of_content, num_bytes, packed, unpacked
+from tunewright.tasks.ingest.parsing import (
+    LOOKS_WINDOWS,
+    Record,
+    RefusedRecord,
+    decoded,
+    parse_json,
+    parse_line,
+    quoted,
+)
+from tunewright.tasks.ingest.stores import is_url
 
 OTHER_SEPARATORS = ";\t|"  # of what is called CSV too
 

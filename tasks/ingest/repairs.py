@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 
-from tasks.config import Repair
+from tunewright.config import Repair
 
 
 def repaired(text: str, repairs: Sequence[Repair]) -> tuple[str, list[Repair]]:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from json.encoder import encode_basestring
 from typing import Any, NamedTuple
 
-from tasks.config import Layout, Repair
-from tasks.ingest.files import SourceFile
-from tasks.ingest.layouts import Message, layout_of, optional_text, refuse_another, renamed, to_messages
-from tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
-from tasks.ingest.repairs import repaired
-from tasks.ingest.times import utc_text
+from tunewright.config import Layout, Repair
+from tunewright.tasks.ingest.files import SourceFile
+from tunewright.tasks.ingest.layouts import Message, layout_of, optional_text, refuse_another, renamed, to_messages
+from tunewright.tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
+from tunewright.tasks.ingest.repairs import repaired
+from tunewright.tasks.ingest.times import utc_text
 
 
 class Row(NamedTuple):

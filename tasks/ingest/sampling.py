@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from tasks.config import Data
-from tasks.errors import DataError
-from tasks.ingest import find_columns, judge, reasons, stop_on_empty_side
-from tasks.ingest.files import SourceFile, is_remote
-from tasks.ingest.layouts import Message
-from tasks.ingest.parts import columns_of
-from tasks.ingest.readers import Item, read
-from tasks.ingest.tables import Tables, Tally
+from tunewright.config import Data
+from tunewright.errors import DataError
+from tunewright.tasks.ingest import find_columns, judge, reasons, stop_on_empty_side
+from tunewright.tasks.ingest.files import SourceFile, is_remote
+from tunewright.tasks.ingest.layouts import Message
+from tunewright.tasks.ingest.parts import columns_of
+from tunewright.tasks.ingest.readers import Item, read
+from tunewright.tasks.ingest.tables import Tables, Tally
 
 ROWS = 1_000  # that are parsed, of all files together
 MOST_BYTES = 64_000_000  # that are looked through for the number of records, of all files together

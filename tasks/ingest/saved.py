@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_checks.accepted import did_you_mean
-from tasks.errors import ConfigError, DataError
+from tunewright.accepted import did_you_mean
+from tunewright.errors import ConfigError, DataError
 
 OF_SPLITS, OF_FILES = "dataset_dict.json", "state.json"
 MAX_BYTES = 1_000_000  # of either

@@ -1,7 +1,7 @@
 """Files under a URL, through fsspec: s3://, gs://, abfs://, https://, memory:// and whatever else is installed.
 
 Credentials come from where each store's own library looks for them, the environment first; none are taken from
-settings (tasks/config/ refuses a URL that holds some), so none can reach a key, a manifest or a message.
+settings (tunewright/config/ refuses a URL that holds some), so none can reach a key, a manifest or a message.
 """
 
 import glob
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from tasks.errors import ConfigError, TunewrightError
+from tunewright.errors import ConfigError, TunewrightError
 
 # What a store says of an object that is certain to change with its content. Other stores are asked for the content.
 TELLING = ("ETag", "etag", "md5Hash", "content_md5", "generation", "VersionId", "version_id", "version")

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from tasks.artifacts import MESSAGES, QUARANTINE_SCHEMA, ROW_SCHEMA
-from tasks.config import Repair
-from tasks.ingest.files import SourceFile
-from tasks.ingest.parsing import SHOWN_FROM, RefusedRecord, masked, unescaped
-from tasks.ingest.readers import Item
-from tasks.ingest.rows import columns_in, to_row
+from tunewright.artifacts import MESSAGES, QUARANTINE_SCHEMA, ROW_SCHEMA
+from tunewright.config import Repair
+from tunewright.tasks.ingest.files import SourceFile
+from tunewright.tasks.ingest.parsing import SHOWN_FROM, RefusedRecord, masked, unescaped
+from tunewright.tasks.ingest.readers import Item
+from tunewright.tasks.ingest.rows import columns_in, to_row
 
 BATCH_ROWS = 5_000
 BATCH_BYTES = 32_000_000

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks import config
-from tasks.artifacts import Answers, Judged, Splits
-from tasks.caching import work_folder
-from tasks.intervals import by_cluster
-from tasks.judge.asking import JudgeClient, Reply
-from tasks.stage import stage
+from tunewright import config
+from tunewright.artifacts import Answers, Judged, Splits
+from tunewright.metrics.intervals import by_cluster
+from tunewright.store.caching import work_folder
+from tunewright.store.stage import stage
+from tunewright.tasks.judge.asking import JudgeClient, Reply
 
 AT_ONCE = 4  # pairs that are asked about
 CONFIDENCE = 0.95  # of each bound of an interval
@@ -103,7 +103,7 @@ def pairs(answers: Sequence[Answers], test: pa.Table, num_rows: int) -> list[Pai
 
 def conversation(messages: Sequence[Any]) -> str:
     """What was said before the last answer."""
-    from data_checks.columns import prompt_and_answer
+    from tunewright.data_checks.columns import prompt_and_answer
 
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt_and_answer(messages)[0])
 

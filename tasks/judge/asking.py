@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from tasks.errors import ConfigError, JudgeError
+from tunewright.errors import ConfigError, JudgeError
 
 log = logging.getLogger("tunewright")
 

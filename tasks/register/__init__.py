@@ -3,14 +3,14 @@
 import contextlib
 from pathlib import Path
 
-from tasks.artifacts import Registered
-from tasks.register import alias, rehearsal, runs, versions
-from tasks.register.candidate import Candidate
-from tasks.register.champion import champion, trained_on_test
-from tasks.register.contenders import compare
-from tasks.register.model import logged_model
-from tasks.register.tracking import connected, experiment
-from tasks.stage import stage
+from tunewright.artifacts import Registered
+from tunewright.registry import alias, rehearsal, runs, versions
+from tunewright.registry.candidate import Candidate
+from tunewright.registry.champion import champion, trained_on_test
+from tunewright.registry.tracking import connected, experiment
+from tunewright.store.stage import stage
+from tunewright.tasks.register.contenders import compare
+from tunewright.tasks.register.model import logged_model
 
 __all__ = ["champion", "register", "trained_on_test"]
 

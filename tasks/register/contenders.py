@@ -10,10 +10,10 @@ time at which the run began, and the candidate's come after them.
 import time
 from typing import TYPE_CHECKING
 
-from tasks.artifacts import Answers
-from tasks.ingredients import hash_of
-from tasks.register.candidate import Candidate, scores
-from tasks.register.runs import data
+from tunewright.artifacts import Answers
+from tunewright.registry.candidate import Candidate, scores
+from tunewright.registry.runs import data
+from tunewright.store.cache_key import hash_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -6,12 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import architecture, serving
-from tasks.budget import shapes
-from tasks.models import copy_tokenizer
-from tasks.payloads import Contract
-from tasks.register import files
-from tasks.register.candidate import Candidate
+from tunewright import serving
+from tunewright.artifacts.payloads import Contract
+from tunewright.cost_model import shapes
+from tunewright.modeling import architecture
+from tunewright.modeling.models import copy_tokenizer
+from tunewright.registry import files
+from tunewright.registry.candidate import Candidate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, Base, Splits, Tokens
-from tasks.caching import digest_of
-from tasks.chat import DATE, Chat, Tokenized, Untrainable, tokenize
-from tasks.config import Checks, Model
-from tasks.errors import DataError
-from tasks.models import check_served, load_tokenizer
-from tasks.payloads import Contract
-from tasks.render.report import measure, preview, write_report
-from tasks.serving import context_length
-from tasks.stage import stage
+from tunewright.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, Base, Splits, Tokens
+from tunewright.artifacts.payloads import Contract
+from tunewright.config import Checks, Model
+from tunewright.errors import DataError
+from tunewright.modeling.chat import DATE, Chat, Tokenized, Untrainable, tokenize
+from tunewright.modeling.models import check_served, load_tokenizer
+from tunewright.serving import context_length
+from tunewright.store.caching import digest_of
+from tunewright.store.stage import stage
+from tunewright.tasks.render.report import measure, preview, write_report
 
 __all__ = ["Bound", "bound_of", "lengths_in_words", "preview", "render"]
 

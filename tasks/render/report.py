@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.text import Text
 
-from data_checks.pages import template
-from tasks.artifacts import IGNORED, Tokens
-from tasks.payloads import Contract
+from tunewright.artifacts import IGNORED, Tokens
+from tunewright.artifacts.payloads import Contract
+from tunewright.reports.pages import template
 
 NUM_EXAMPLES = 6
 MARKS = ("⟦", "⟧")  # around what is trained, since colours do not reach every eye and every file

@@ -7,11 +7,11 @@ The singular values of every linear module are computed once for a base (spectru
 import json
 from pathlib import Path
 
-from tasks.artifacts import Base, Scan
-from tasks.scan.choice import choose
-from tasks.scan.report import write_report
-from tasks.scan.spectrum import Weights, spectra
-from tasks.stage import stage
+from tunewright.artifacts import Base, Scan
+from tunewright.store.stage import stage
+from tunewright.tasks.scan.choice import choose
+from tunewright.tasks.scan.report import write_report
+from tunewright.tasks.scan.spectrum import Weights, spectra
 
 
 @stage("share={share}", volatile=("report",))

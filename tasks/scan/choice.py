@@ -8,7 +8,7 @@ has no rank among its like stays as it is.
 import math
 from collections.abc import Mapping
 
-from tasks.methods.modules import type_of
+from tunewright.modeling.methods.modules import type_of
 
 Ranking = dict[str, list[str]]  # module type -> its modules, the highest ratio first
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_checks.pages import template
-from tasks.artifacts import Scan
-from tasks.methods.modules import layer_of, type_of
-from tasks.scan.choice import ranking
-from tasks.scan.spectrum import Spectrum
+from tunewright.artifacts import Scan
+from tunewright.modeling.methods.modules import layer_of, type_of
+from tunewright.reports.pages import template
+from tunewright.tasks.scan.choice import ranking
+from tunewright.tasks.scan.spectrum import Spectrum
 
 CELL, GAP = 22, 2  # pixels of the map
 LABEL_WIDTH, HEAD = 150, 24

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from tasks.artifacts import Artifact
-from tasks.caching import cached, work_folder
-from tasks.errors import ConfigError
+from tunewright.artifacts import Artifact
+from tunewright.errors import ConfigError
+from tunewright.store.caching import cached, work_folder
 
 log = logging.getLogger("tunewright")
 
@@ -97,7 +97,7 @@ def linear_shapes(weights: Path) -> dict[str, tuple[int, int]]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from tasks.methods.modules import linear_modules
+    from tunewright.modeling.methods.modules import linear_modules
 
     config = AutoConfig.from_pretrained(weights, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):

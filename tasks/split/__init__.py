@@ -22,16 +22,17 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from tasks.artifacts import SIDES_FILE, Artifact, Rows, Splits, UniqueRows
-from tasks.config import Split
-from tasks.errors import DataError
-from tasks.labels import stop_if_open
-from tasks.payloads import LeakProof, PairedRow
-from tasks.placement import NONE, SIDES, TEST, Because
-from tasks.similarity.engine import engine_of, read_pieces
-from tasks.similarity.folding import fold, fold_messages
-from tasks.similarity.prompts import Shingles, cut, read_boilerplate, shingles
-from tasks.split.account import (
+from tunewright.artifacts import SIDES_FILE, Artifact, Rows, Splits, UniqueRows
+from tunewright.artifacts.payloads import LeakProof, PairedRow
+from tunewright.artifacts.placement import NONE, SIDES, TEST, Because
+from tunewright.config import Split
+from tunewright.errors import DataError
+from tunewright.metrics.closed_set import stop_if_open
+from tunewright.similarity.engine import engine_of, read_pieces
+from tunewright.similarity.folding import fold, fold_messages
+from tunewright.similarity.prompts import Shingles, cut, read_boilerplate, shingles
+from tunewright.store.stage import stage
+from tunewright.tasks.split.account import (
     cluster_sizes,
     decontamination,
     in_time,
@@ -40,18 +41,24 @@ from tasks.split.account import (
     set_aside,
     versions,
 )
-from tasks.split.clusters import Links
-from tasks.split.columns import RowColumns, earlier_sides, read_columns
-from tasks.split.contamination import find_contamination
-from tasks.split.details import Details
-from tasks.split.draw import draw
-from tasks.split.joins import Joined
-from tasks.split.proof import findings, floor_of, in_words, most_similar_pair, random_leak_share, visible_difference
-from tasks.split.replay import apart, draw_replay
-from tasks.split.sides import Sides, fix, settle
-from tasks.split.strata import Strata, balance, strata_of
-from tasks.split.writing import write_memory, write_sides
-from tasks.stage import stage
+from tunewright.tasks.split.clusters import Links
+from tunewright.tasks.split.columns import RowColumns, earlier_sides, read_columns
+from tunewright.tasks.split.contamination import find_contamination
+from tunewright.tasks.split.details import Details
+from tunewright.tasks.split.draw import draw
+from tunewright.tasks.split.joins import Joined
+from tunewright.tasks.split.proof import (
+    findings,
+    floor_of,
+    in_words,
+    most_similar_pair,
+    random_leak_share,
+    visible_difference,
+)
+from tunewright.tasks.split.replay import apart, draw_replay
+from tunewright.tasks.split.sides import Sides, fix, settle
+from tunewright.tasks.split.strata import Strata, balance, strata_of
+from tunewright.tasks.split.writing import write_memory, write_sides
 
 log = logging.getLogger("tunewright")
 

@@ -4,11 +4,11 @@ from collections import Counter
 
 import numpy as np
 
-from tasks.payloads import Decontamination, EarlierRows, TimeSpans
-from tasks.placement import NONE, SIDES, TEST, TRAIN, Because
-from tasks.split.columns import Times
-from tasks.split.contamination import Contamination
-from tasks.split.sides import Sides
+from tunewright.artifacts.payloads import Decontamination, EarlierRows, TimeSpans
+from tunewright.artifacts.placement import NONE, SIDES, TEST, TRAIN, Because
+from tunewright.tasks.split.columns import Times
+from tunewright.tasks.split.contamination import Contamination
+from tunewright.tasks.split.sides import Sides
 
 
 def rows_of_sides(sides: np.ndarray) -> dict[str, int]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.similarity.sets import Pairs
+from tunewright.similarity.sets import Pairs
 
 
 @dataclass(frozen=True)

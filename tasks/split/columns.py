@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.artifacts import ROW_SCHEMA, SIDES_FILE, SIDES_SCHEMA, Artifact
-from tasks.errors import ConfigError
-from tasks.placement import NONE, TRAIN, furthest, index_in, one_array, sides_of
+from tunewright.artifacts import ROW_SCHEMA, SIDES_FILE, SIDES_SCHEMA, Artifact
+from tunewright.artifacts.placement import NONE, TRAIN, furthest, index_in, one_array, sides_of
+from tunewright.errors import ConfigError
 
 READ = ["row_id", "file", "line", "source", "group", "time", "side"]
 

@@ -21,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.artifacts import Rows
-from tasks.placement import TEST, TRAIN, VALIDATION
-from tasks.similarity.engine import read_pieces
-from tasks.split.passages import (
+from tunewright.artifacts import Rows
+from tunewright.artifacts.placement import TEST, TRAIN, VALIDATION
+from tunewright.similarity.engine import read_pieces
+from tunewright.tasks.split.passages import (
     Found,
     Passages,
     Questions,

@@ -5,11 +5,11 @@ What it has in common with an evaluation row is not quoted: the sentence is read
 
 import math
 
-from tasks.placement import NONE, SIDES, Because
-from tasks.split.columns import RowColumns
-from tasks.split.contamination import Contamination
-from tasks.split.passages import first_word
-from tasks.split.sides import Partner, Sides
+from tunewright.artifacts.placement import NONE, SIDES, Because
+from tunewright.tasks.split.columns import RowColumns
+from tunewright.tasks.split.contamination import Contamination
+from tunewright.tasks.split.passages import first_word
+from tunewright.tasks.split.sides import Partner, Sides
 
 
 class Details:

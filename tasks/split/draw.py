@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.config import Split
-from tasks.placement import NONE, SIDES, TEST, TRAIN, VALIDATION, Because
-from tasks.split.sides import Sides
-from tasks.split.strata import Strata
+from tunewright.artifacts.placement import NONE, SIDES, TEST, TRAIN, VALIDATION, Because
+from tunewright.config import Split
+from tunewright.tasks.split.sides import Sides
+from tunewright.tasks.split.strata import Strata
 
 LARGE_SHARE = 0.1  # of a side: a cluster that is larger is taken only where the smaller ones do not fill the side
 

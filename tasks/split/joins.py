@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tasks.placement import NONE
-from tasks.similarity.engine import Engine
-from tasks.similarity.sets import Sets, prefixes
-from tasks.split.clusters import Links
-from tasks.split.sides import Linked
+from tunewright.artifacts.placement import NONE
+from tunewright.similarity.engine import Engine
+from tunewright.similarity.sets import Sets, prefixes
+from tunewright.tasks.split.clusters import Links
+from tunewright.tasks.split.sides import Linked
 
 ROWS_AT_ONCE = 1_000  # that a thread looks up
 
@@ -65,7 +65,7 @@ class _Compared:
 
     def most_alike(self, asked: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each set of `asked` the place in `others` of the most alike, or -1, and its similarity."""
-        from tasks.similarity.partners import most_alike
+        from tunewright.similarity.partners import most_alike
 
         lengths = np.diff(self.entries)[others]
         holders = np.repeat(np.arange(len(others), dtype=np.int32), lengths)

@@ -1,7 +1,7 @@
 """Passages that texts have in common, looked up by their hashes: what contamination.py goes by.
 
-A passage is 13 words in a row. In scripts without spaces a character is a word to tasks/similarity, and half a word
-here, else six words of Japanese would be a passage.
+A passage is 13 words in a row. In scripts without spaces a character is a word to tunewright/similarity, and half a
+word here, else six words of Japanese would be a passage.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,8 +10,8 @@ from typing import NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 
-from tasks.similarity.folding import fold_messages, fold_texts
-from tasks.similarity.prompts import Runs, segment_words, segments, words
+from tunewright.similarity.folding import fold_messages, fold_texts
+from tunewright.similarity.prompts import Runs, segment_words, segments, words
 
 PASSAGE = 26  # half words
 MOST_LINES = 25  # of a prompt that is a part of an evaluation text
@@ -37,7 +37,7 @@ class Texts(NamedTuple):
     @classmethod
     def of(cls, said: Runs, bounds: np.ndarray, asked: np.ndarray) -> Self:
         """The texts that begin and end at `bounds` in these words."""
-        from tasks.similarity.hashing import are_spaceless
+        from tunewright.similarity.hashing import are_spaceless
 
         hashes = np.zeros(len(said.hashes) + 1, np.uint64)
         np.cumsum(said.hashes * _powers(BASE, len(said.hashes)), out=hashes[1:])

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from tasks.figures import number
-from tasks.payloads import Decontamination, LeakProof, PairedRow, TimeSpans
-from tasks.placement import SIDES
-from tasks.similarity.sets import Nearest, Pairs
-from tasks.split.columns import RowColumns
-from tasks.split.sides import Sides
+from tunewright.artifacts.payloads import Decontamination, LeakProof, PairedRow, TimeSpans
+from tunewright.artifacts.placement import SIDES
+from tunewright.reports.figures import number
+from tunewright.similarity.sets import Nearest, Pairs
+from tunewright.tasks.split.columns import RowColumns
+from tunewright.tasks.split.sides import Sides
 
 MANY_ROWS = 200_000  # beyond which looking for pairs far under the threshold would take longer than the split
 RANDOM_SPLITS = 20

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.placement import NONE, TRAIN, Because
-from tasks.split.clusters import numbered
-from tasks.split.sides import Joins, Partner, Sides
+from tunewright.artifacts.placement import NONE, TRAIN, Because
+from tunewright.tasks.split.clusters import numbered
+from tunewright.tasks.split.sides import Joins, Partner, Sides
 
 
 def apart(

@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from tasks.placement import NONE, REPEATS, SET_ASIDE, SIDES, TEST, VALIDATION, Because
-from tasks.split.clusters import numbered
+from tunewright.artifacts.placement import NONE, REPEATS, SET_ASIDE, SIDES, TEST, VALIDATION, Because
+from tunewright.tasks.split.clusters import numbered
 
 
 class Linked(NamedTuple):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.payloads import Balance, Deviation, Stratum
-from tasks.placement import NONE, SIDES
+from tunewright.artifacts.payloads import Balance, Deviation, Stratum
+from tunewright.artifacts.placement import NONE, SIDES
 
 REPORTED = 50
 
@@ -36,7 +36,7 @@ def balance(strata: Strata, side: np.ndarray, by: str | None) -> Balance:
     The largest deviation is that of a stratum's share in one side from its share in all, 0 to 1. A name is masked where
     it holds something secret or personal.
     """
-    from data_checks.excerpts import in_a_line
+    from tunewright.privacy.excerpts import in_a_line
 
     on_side, num_strata = side != NONE, len(strata.names)
     counts = np.bincount(side[on_side] * num_strata + strata.of[on_side], minlength=len(SIDES) * num_strata)

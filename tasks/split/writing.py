@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.artifacts import QUARANTINE_SCHEMA, SIDES_SCHEMA, SPLIT_SCHEMA
-from tasks.placement import GONE, NONE, SIDES, Because
-from tasks.similarity.engine import read_pieces
-from tasks.split.sides import Sides
+from tunewright.artifacts import QUARANTINE_SCHEMA, SIDES_SCHEMA, SPLIT_SCHEMA
+from tunewright.artifacts.placement import GONE, NONE, SIDES, Because
+from tunewright.similarity.engine import read_pieces
+from tunewright.tasks.split.sides import Sides
 
 TEXT_CHARS = 500
 MASKED_CHARS = 2_000  # of a row that are looked through for what must not be shown, before it is cut
@@ -71,7 +71,7 @@ def _set_aside(batch: pa.Table, rows: np.ndarray, sides: Sides, detail: Callable
 
 def _shown(turns: list[dict[str, Any]], text: str) -> str:
     """The conversation as JSON; or, where the beginning of its text holds secrets or personal data, only which."""
-    from data_checks.excerpts import masked
+    from tunewright.privacy.excerpts import masked
 
     beginning = text[:MASKED_CHARS]
     shown = masked(beginning)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from prefect.runtime import flow_run
 
-from tasks import addresses
-from tasks.artifacts import RunArtifacts, VerdictPage
-from tasks.stage import stage
-from tasks.verdict_page.case import Case
-from tasks.verdict_page.mistakes import Mistakes
-from tasks.verdict_page.page import render
-from tasks.verdict_page.suggestions import suggestions
-from tasks.verdict_page.wins import shown
+from tunewright.artifacts import RunArtifacts, VerdictPage
+from tunewright.machine import addresses
+from tunewright.store.stage import stage
+from tunewright.tasks.verdict_page.case import Case
+from tunewright.tasks.verdict_page.mistakes import Mistakes
+from tunewright.tasks.verdict_page.page import render
+from tunewright.tasks.verdict_page.suggestions import suggestions
+from tunewright.tasks.verdict_page.wins import shown
 
 __all__ = ["verdict_page"]
 

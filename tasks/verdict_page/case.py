@@ -10,16 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks import curves
-from tasks.account import Account, reasons
-from tasks.artifacts import Artifact, RunArtifacts
-from tasks.curves import TrainingWarning
-from tasks.intervals import Floats
-from tasks.metrics import describe
-from tasks.metrics.baseline import CONSTANT, baseline
-from tasks.metrics.labels import MAX_LABELS, closed_set, training_answers
-from tasks.metrics.rows import scores
-from tasks.payloads import CheckResults, Comparison, LeakProof, VerdictDetails
+from tunewright.artifacts import Artifact, RunArtifacts
+from tunewright.artifacts.payloads import CheckResults, Comparison, LeakProof, VerdictDetails
+from tunewright.metrics import describe
+from tunewright.metrics.baseline import CONSTANT, baseline
+from tunewright.metrics.intervals import Floats
+from tunewright.metrics.labels import MAX_LABELS, closed_set, training_answers
+from tunewright.metrics.rows import scores
+from tunewright.reports import curves
+from tunewright.reports.account import Account, reasons
+from tunewright.reports.curves import TrainingWarning
 
 CANDIDATE, BASE = "candidate", "base"
 TITLES = {

@@ -3,10 +3,10 @@
 import json
 from typing import NamedTuple
 
-from tasks.artifacts import Adapter, Answers, Artifact, Rows
-from tasks.caching import MANIFEST
-from tasks.progress import duration
-from tasks.verdict_page.case import Case
+from tunewright.artifacts import Adapter, Answers, Artifact, Rows
+from tunewright.reports.progress import duration
+from tunewright.store.caching import MANIFEST
+from tunewright.tasks.verdict_page.case import Case
 
 
 class Cost(NamedTuple):

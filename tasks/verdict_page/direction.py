@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from tasks import curves
-from tasks.metrics.baseline import CONSTANT
-from tasks.verdict_page.case import Case
+from tunewright.metrics.baseline import CONSTANT
+from tunewright.reports import curves
+from tunewright.tasks.verdict_page.case import Case
 
 SAME = 0.8  # share of answers that equal the base's, from which on training changed little
 TOO_MUCH = {"divergence", "overfitting", "plateau"}  # kinds of warnings that more training would not fix

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from tasks.curves.charts import ticks
-from tasks.figures import interval, number
-from tasks.metrics import describe
-from tasks.payloads import Comparison, Interval
-from tasks.verdict_page.case import title
+from tunewright.artifacts.payloads import Comparison, Interval
+from tunewright.metrics import describe
+from tunewright.reports.curves.charts import ticks
+from tunewright.reports.figures import interval, number
+from tunewright.tasks.verdict_page.case import title
 
 MARGIN = 0.05  # of the scale, at both ends
 TICKS = 5

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from statistics import NormalDist
 from typing import NamedTuple
 
-from tasks.figures import number
-from tasks.metrics import describe
-from tasks.metrics.rows import RAISE_LIMIT, cut_off, scores
-from tasks.verdict_page.case import CANDIDATE, Case
-from tasks.verdict_page.direction import direction
-from tasks.verdict_page.mistakes import MISSING, NONE, Mistakes
+from tunewright.metrics import describe
+from tunewright.metrics.rows import RAISE_LIMIT, cut_off, scores
+from tunewright.reports.figures import number
+from tunewright.tasks.verdict_page.case import CANDIDATE, Case
+from tunewright.tasks.verdict_page.direction import direction
+from tunewright.tasks.verdict_page.mistakes import MISSING, NONE, Mistakes
 
 FEW = 3  # rows, under which a mistake is none of a kind
 SHARE = 0.1  # of the wrong answers, from which on they are of a kind

@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-from data_checks.excerpts import ends
-from tasks.figures import number
-from tasks.general import tables as of_each
-from tasks.verdict_page.case import BASE, CANDIDATE, Case
-from tasks.verdict_page.drawing import words
+from tunewright.metrics.general_tasks import tables as of_each
+from tunewright.privacy.excerpts import ends
+from tunewright.reports.figures import number
+from tunewright.tasks.verdict_page.case import BASE, CANDIDATE, Case
+from tunewright.tasks.verdict_page.drawing import words
 
 LISTED = 10
 TEXT_CHARS = 300

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from tasks.metrics import row_score
-from tasks.metrics.labels import Labels
-from tasks.metrics.structured import parsed
-from tasks.metrics.texts import plain
-from tasks.verdict_page.case import Case
+from tunewright.metrics import row_score
+from tunewright.metrics.labels import Labels
+from tunewright.metrics.structured import parsed
+from tunewright.metrics.texts import plain
+from tunewright.tasks.verdict_page.case import Case
 
 LISTED = 10
 NONE = "no label"
@@ -58,7 +58,7 @@ class Mistakes:
         return sum(normalized(answer, reference) == 1 for reference, answer in self.wrong)
 
     def _confusion(self, field: str, right: str, said: str, *, times: int) -> Confusion:
-        from data_checks.excerpts import in_a_line
+        from tunewright.privacy.excerpts import in_a_line
 
         trained = None
         if self.case.labels:

@@ -5,20 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_checks.pages import template
-from tasks.account import leak_sentence
-from tasks.curves.charts import charts
-from tasks.figures import interval, number
-from tasks.metrics.baseline import CONSTANT, EXACT, baseline
-from tasks.payloads import Slice
-from tasks.progress import duration
-from tasks.verdict_page.case import Case, title
-from tasks.verdict_page.costs import costs
-from tasks.verdict_page.drawing import DrawnInterval, Scale, own_panel, panels, plain, scale_of, words
-from tasks.verdict_page.forgotten import forgotten
-from tasks.verdict_page.mistakes import Mistakes
-from tasks.verdict_page.suggestions import Suggestion
-from tasks.verdict_page.wins import Shown
+from tunewright.artifacts.payloads import Slice
+from tunewright.metrics.baseline import CONSTANT, EXACT, baseline
+from tunewright.reports.account import leak_sentence
+from tunewright.reports.curves.charts import charts
+from tunewright.reports.figures import interval, number
+from tunewright.reports.pages import template
+from tunewright.reports.progress import duration
+from tunewright.tasks.verdict_page.case import Case, title
+from tunewright.tasks.verdict_page.costs import costs
+from tunewright.tasks.verdict_page.drawing import DrawnInterval, Scale, own_panel, panels, plain, scale_of, words
+from tunewright.tasks.verdict_page.forgotten import forgotten
+from tunewright.tasks.verdict_page.mistakes import Mistakes
+from tunewright.tasks.verdict_page.suggestions import Suggestion
+from tunewright.tasks.verdict_page.wins import Shown
 
 STYLES = {"promote": "good", "keep": "bad", "inconclusive": "warn", "invalid": "bad"}
 REASONS = 8  # for which most rows were set aside

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 
-from tasks import curves
-from tasks.account import reasons
-from tasks.figures import interval, number, rounded_up
-from tasks.metrics.baseline import CONSTANT
-from tasks.payloads import Comparison
-from tasks.verdict_page.case import Case, title
-from tasks.verdict_page.direction import SAME, direction, learned_nothing
-from tasks.verdict_page.drawing import words
-from tasks.verdict_page.findings import (
+from tunewright.artifacts.payloads import Comparison
+from tunewright.metrics.baseline import CONSTANT
+from tunewright.reports import curves
+from tunewright.reports.account import reasons
+from tunewright.reports.figures import interval, number, rounded_up
+from tunewright.tasks.verdict_page.case import Case, title
+from tunewright.tasks.verdict_page.direction import SAME, direction, learned_nothing
+from tunewright.tasks.verdict_page.drawing import words
+from tunewright.tasks.verdict_page.findings import (
     RARE_ANSWERS,
     Found,
     Suggestion,
@@ -20,7 +20,7 @@ from tasks.verdict_page.findings import (
     too_short_a_limit,
     unstopped,
 )
-from tasks.verdict_page.mistakes import Mistakes
+from tunewright.tasks.verdict_page.mistakes import Mistakes
 
 MOST = 8
 QUARANTINED = 0.05  # of the records read, from which on it is much

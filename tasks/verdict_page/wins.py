@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from data_checks.columns import prompt_and_answer
-from data_checks.excerpts import ends, masked
-from tasks.intervals import Floats
-from tasks.verdict_page.case import CANDIDATE, Case, title
+from tunewright.data_checks.columns import prompt_and_answer
+from tunewright.metrics.intervals import Floats
+from tunewright.privacy.excerpts import ends, masked
+from tunewright.tasks.verdict_page.case import CANDIDATE, Case, title
 
 MOST_ROWS = 100
 MOST_BYTES = 600_000  # of their texts in the page

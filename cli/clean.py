@@ -1,0 +1,83 @@
+"""`tunewright clean`: what in the home nothing needs any more; shown, and removed where that is asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tunewright import config
+from tunewright.registry.needless import in_mlflow
+from tunewright.store import in_use
+from tunewright.store.needless import Needless, in_home
+
+SHOWN = 20  # of a kind, one by one
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What is needless, and what of it was removed: None where nothing was to be."""
+
+    found: Sequence[Needless]
+    removed: Sequence[Needless] | None
+
+
+def clean(keep_runs: int, keep_rejected: int, *, remove: bool) -> Cleaned:
+    """Looks for what is needless, and removes it where asked to; artifacts and work only while no run is on."""
+    of_home, of_mlflow = list(in_home(keep_runs)), list(in_mlflow(keep_rejected))
+    if not remove or not config.home().is_dir():
+        return Cleaned([*of_home, *of_mlflow], [] if remove else None)
+    with in_use.by_none() as is_free:
+        removable = [*(of_home if is_free else ()), *of_mlflow]
+        return Cleaned([*of_home, *of_mlflow], [each for each in removable if each.remove()])
+
+
+def show(console: Console, cleaned: Cleaned) -> None:
+    """Each kind with its size, and each thing with why it is needless."""
+    if not cleaned.found:
+        console.print(f"nothing to remove in {config.home()}", markup=False)
+        return
+    for kind, all_of_it in _by_kind(cleaned.found).items():
+        console.print(Text(f"{kind}: {len(all_of_it):,}, {_megabytes(sum(each.size for each in all_of_it))}", "bold"))
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for each in sorted(all_of_it, key=lambda each: -each.size)[:SHOWN]:
+            table.add_row(*map(Text, ("", each.name, _megabytes(each.size), each.why)))
+        console.print(table)
+        if len(all_of_it) > SHOWN:
+            console.print(f"  and {len(all_of_it) - SHOWN:,} more")
+    console.print()
+    if cleaned.removed is None:
+        total = _megabytes(sum(each.size for each in cleaned.found))
+        console.print(f"{total} can be freed; nothing was removed. To remove it: tunewright clean --yes")
+        return
+    kept = len(cleaned.found) - len(cleaned.removed)
+    console.print(f"removed {len(cleaned.removed):,}, {_megabytes(sum(each.size for each in cleaned.removed))}")
+    if kept:
+        console.print(f"{kept:,} kept: in use by a run, or needed again", style="yellow")
+
+
+def as_json(cleaned: Cleaned) -> dict[str, Any]:
+    """What `--json` prints of it; sizes are in bytes, and `removed` is null where nothing was to be removed."""
+
+    def plain(each: Needless) -> dict[str, Any]:
+        return {"kind": each.kind, "name": each.name, "size": each.size, "why": each.why}
+
+    removed = cleaned.removed
+    return {
+        "home": str(config.home()),
+        "found": [plain(each) for each in cleaned.found],
+        "removed": None if removed is None else [plain(each) for each in removed],
+    }
+
+
+def _by_kind(found: Sequence[Needless]) -> dict[str, list[Needless]]:
+    kinds: dict[str, list[Needless]] = {}
+    for each in found:
+        kinds.setdefault(each.kind, []).append(each)
+    return kinds
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,233 @@
+"""What all commands of the command line share: their options, where they print, and how an error is said."""
+
+import difflib
+import errno
+import gc
+import inspect
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from typer.core import TyperGroup
+
+from tunewright import config
+from tunewright.accepted import did_you_mean, shown
+from tunewright.cli import interrupts
+from tunewright.cli.visible import Visible, as_line, visible
+from tunewright.config import STAGES, outside
+from tunewright.errors import NO_LOCKS, NO_SPACE, READ_ONLY, ConfigError, TunewrightError
+from tunewright.machine import addresses
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A deployment file, such as deployments/demo.yaml")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one setting")]
+Until = Annotated[str | None, typer.Option(metavar="STAGE", help=f"The last stage: {', '.join(STAGES)}")]
+Refresh = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a stage again although nothing changed")]
+Deployment = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the deployment, if the file has several")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout; docs/json.md lists its keys")
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the summary")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print all settings and the logs of the libraries")]
+
+OF_THE_DISK = {
+    errno.ENOSPC: NO_SPACE,
+    errno.EDQUOT: NO_SPACE,
+    errno.EROFS: READ_ONLY,
+    errno.ENOLCK: NO_LOCKS,
+}
+
+
+UsageError: Any = typer.BadParameter.__mro__[1]  # which typer has no public name for
+
+
+class OneLine(TyperGroup):
+    """Commands whose errors of usage, such as a missing option, are one line as all others are."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Find a command; its help flows, where typer would break it as its docstring is broken."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            _flow_help(command)
+        return command
+
+    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        """Runs a command as typer does."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **options)
+        try:
+            code = super().main(*args, standalone_mode=False, **options)
+        except UsageError as error:
+            command = error.ctx.command_path if error.ctx else "tunewright"
+            if possible := getattr(error, "possibilities", None):
+                error.possibilities = _close(error.option_name, possible)
+            said = error.format_message().strip().rstrip(".")
+            if "\n" in said:  # the help, where nothing was asked for
+                print(said, file=sys.stderr)
+            elif said:  # it was printed already where there is nothing to say
+                print(f"error: {command}: {said}; see {command} --help", file=sys.stderr)
+            code = error.exit_code
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _close(name: str, possible: Iterable[str]) -> list[str]:
+    """Those of the possible options that `name` may be a misspelling of; the dashes, which all have, do not count."""
+    bare = {each.lstrip("-"): each for each in possible}
+    return [bare[each] for each in difflib.get_close_matches(name.lstrip("-"), bare, cutoff=0.7)]
+
+
+def _flow_help(command: Any) -> None:
+    """Join the lines of each paragraph of the help of a command and of those in it."""
+    if command.help:
+        paragraphs = inspect.cleandoc(command.help).split("\n\n")
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    for each in getattr(command, "commands", {}).values():
+        _flow_help(each)
+
+
+def console_of(as_json: bool) -> Console:
+    """For people: stdout, or stderr where stdout is for a program; wide enough for the tables where nobody looks."""
+    width = None if sys.stdout.isatty() else 120
+    return Visible(stderr=as_json, highlight=False, width=width)
+
+
+def load(
+    until_end: ExitStack,
+    file: Path,
+    deployment: str | None,
+    assignments: list[str] | None,
+    until: str | None = None,
+    refresh: list[str] | None = None,
+) -> Any:
+    """The pipeline of a file, with what the command line changes, in its folder and the environment that it asks for.
+
+    Raises ConfigError.
+    """
+    note_home_beside(file)
+    with importing():
+        from tunewright.cli import deployment_file
+
+    given = list(assignments or [])
+    given += [] if until is None else [f"until={_stage('--until', until)}"]
+    given += [f"refresh=[{', '.join(_stage('--refresh', stage) for stage in refresh)}]"] if refresh else []
+    pipeline = deployment_file.override(deployment_file.load(file, deployment), given)
+    until_end.enter_context(config.working_in(file.parent))
+    config.prepare_environment(pipeline.settings)
+    return pipeline
+
+
+def note_home_beside(file: Path) -> None:
+    """Print to stderr that the home is a new one, where there is one beside the deployment file already."""
+    beside, here = file.resolve().parent / ".tunewright", config.home()
+    if "TUNEWRIGHT_HOME" not in os.environ and beside.is_dir() and not here.exists():
+        said = (
+            f"note: the home here is {here}; {beside} beside the deployment file exists; set TUNEWRIGHT_HOME to use it"
+        )
+        print(visible(said), file=sys.stderr)
+
+
+def _stage(option: str, name: str) -> str:
+    if name not in STAGES:
+        raise ConfigError(f"{option} {shown(name)}: {did_you_mean(name, STAGES)}")
+    return name
+
+
+def repeated(file: Path, assignments: list[str] | None) -> str:
+    """The file and its changes, for the commands to run next."""
+    return shlex.join([str(file), *(text for change in assignments or [] for text in ("--set", change))])
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """For a block of imports, in which Ctrl-C ends the process at once.
+
+    What they make stays, and looking through it for garbage is a sixth of their time.
+    """
+    gc.disable()
+    try:
+        with interrupts.at_once():
+            yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def prepare(console: Console, *, quiet: bool = True, verbose: bool = False) -> None:
+    """Environment and logs, before Prefect is imported and reads its server, its database and how much it says."""
+    config.quiet_libraries()
+    print_log(console, logging.WARNING if quiet else logging.INFO)
+    # Prefect's own view keeps everything; the terminal has ours, and one line for an error instead of a traceback.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tunewright")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # what a command says outside of a run
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
+    if found := addresses.running():
+        url = os.environ.setdefault("PREFECT_API_URL", found.api)
+        if found.is_prefect(url):  # no other server is told the password
+            os.environ["PREFECT_API_AUTH_STRING"] = addresses.password()
+    os.environ.setdefault("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{config.prefect_database()}")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # 20 is too few on a busy machine
+
+
+def print_log(console: Console, level: int) -> None:
+    """Shows what the pipeline logs, from this level on."""
+    handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False, markup=False)
+    logger = logging.getLogger("tunewright")
+    logger.setLevel(level)
+    logger.addHandler(handler)
+
+
+@contextmanager
+def one_line_errors(as_json: bool) -> Iterator[ExitStack]:
+    """An error that a user can act on is one line and its exit code, as an end by a signal is; others keep a traceback.
+
+    The exit code after a signal is a shell's: 128 and the signal's number. What is entered into the stack is left when
+    the command ends.
+    """
+    try:
+        with interrupts.raised(), _sigterm_raised(), ExitStack() as until_end:
+            yield until_end
+    except TunewrightError as error:
+        _fail(str(error), error.exit_code, as_json)
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        _fail(OF_THE_DISK[error.errno].format(error.filename or config.home()), 1, as_json)
+    except KeyboardInterrupt:
+        _fail(interrupts.said(signal.SIGINT), 128 + signal.SIGINT, as_json)
+    except _Terminated:
+        _fail(interrupts.said(signal.SIGTERM), 128 + signal.SIGTERM, as_json)
+
+
+class _Terminated(BaseException):
+    """The process was asked to end."""
+
+
+@contextmanager
+def _sigterm_raised() -> Iterator[None]:
+    """Raises _Terminated in the block where SIGTERM comes, so that what the block started is ended with it."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(message: str, code: int, as_json: bool) -> NoReturn:
+    line = outside.without_credentials(" ".join(message.split()))
+    print(f"error: {visible(line)}", file=sys.stderr)
+    if as_json:
+        print(as_line({"error": line, "exit_code": code}))
+    raise typer.Exit(code) from None

@@ -1,0 +1,119 @@
+"""`tunewright compare`: which variants are asked for, and what they came to in a terminal."""
+
+import shlex
+from collections.abc import Sequence
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tunewright.cli.deployment_file import Pipeline, override
+from tunewright.cli.terminal import opening, show_next
+from tunewright.comparison import VariantComparison, notes, row
+from tunewright.config import Settings, from_here
+from tunewright.errors import ConfigError
+from tunewright.registry.tracking import tracking_uri
+
+SECTIONS = ("method", "training", "compute")
+MOST_VARIANTS = 64
+
+
+class Variant(NamedTuple):
+    """A combination of values, as `run` would be given it."""
+
+    assignments: tuple[str, ...]
+    settings: Settings
+
+
+def variants(pipeline: Pipeline, varied: Sequence[str]) -> dict[str, Variant]:
+    """Every combination of the values, by what tells it from the others: "rank=8 learning_rate=1e-4".
+
+    Raises ConfigError where they could not be compared on the same validation rows, or one of them is refused.
+    """
+    if not varied:
+        raise ConfigError("--vary: missing; accepted: section.field=value,value, such as method.rank=8,16")
+    keys = [each.partition("=")[0] for each in varied]
+    if len({*keys}) < len(keys):
+        raise ConfigError(f"--vary: a setting appears twice in {', '.join(keys)}; list its values in one")
+    if "training.seed" in keys:
+        raise ConfigError("--vary training.seed: --seeds 3 trains each variant from three, from training.seed on")
+    values = [_values(pipeline, key, each) for key, each in zip(keys, varied, strict=True)]
+    if (number := prod(map(len, values))) > MOST_VARIANTS:
+        raise ConfigError(f"--vary: {number} variants; accepted: at most {MOST_VARIANTS}")
+    short = [key.rpartition(".")[2] for key in keys]
+    names = short if len({*short}) == len(short) else keys
+    found: dict[str, Variant] = {}
+    for combination in product(*values):
+        name = " ".join(f"{key}={value}" for key, value in zip(names, combination, strict=True))
+        assignments = tuple(f"{key}={value}" for key, value in zip(keys, combination, strict=True))
+        settings = override(pipeline, assignments, "--vary").settings
+        if twin := next((other for other, known in found.items() if known.settings == settings), None):
+            raise ConfigError(f"--vary: {twin} and {name} are the same settings; leave one out")
+        found[name] = Variant(assignments, settings)
+    return found
+
+
+def _split(text: str) -> list[str]:
+    """The parts between commas, but for those within lists and mappings."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def _values(pipeline: Pipeline, key: str, varied: str) -> list[str]:
+    """The values of one setting. Raises ConfigError where it cannot be varied."""
+    values = _split(varied.partition("=")[2])
+    if len(values) < 2 or not all(values):
+        raise ConfigError(f"--vary {varied}: accepted: section.field=value,value with two values or more")
+    measure = pipeline.settings.training.best_by
+    if key == "training.best_by":
+        raise ConfigError(f"--vary {key}: it is what the variants are ranked by; --set {key}=... changes it for all")
+    if key == "model.base" and measure == "loss":
+        raise ConfigError(
+            "--vary model.base: a token is not the same for two bases, so their losses do not compare; "
+            "--set training.best_by=exact_match, or another metric, ranks them by their answers"
+        )
+    if key != "model.base" and key.partition(".")[0] not in SECTIONS:
+        raise ConfigError(
+            f"--vary {key}: variants are compared on the same validation rows; accepted: model.base, and settings of "
+            f"{', '.join(SECTIONS)}"
+        )
+    return values
+
+
+def show(console: Console, found: VariantComparison, asked: dict[str, Variant], what: str) -> None:
+    """The variants in their order, which is the best, where to look and what to run next; `what` is the file."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("variant", overflow="fold")
+    for head in row(found.ranked[0]):
+        table.add_column(head, justify="right")
+    for each in found.ranked:
+        style = "dim" if each.state != "finished" else "bold green" if each is found.ranked[0] else ""
+        table.add_row(Text(each.variant), *map(Text, row(each).values()), style=style)
+    console.print()
+    console.print(table)
+    if said := notes(found.ranked):
+        console.print(Text(said, "dim"), soft_wrap=True)
+    console.print(Text(f"\n{found.sentence}\n"), soft_wrap=True)
+    for trial in (trial for each in found.ranked for trial in each.trials if trial.state == "failed"):
+        console.print(Text(f"{trial.variant}, seed {trial.seed}: {trial.said}", "yellow"), soft_wrap=True)
+    for name, place in (("comparison", from_here(found.folder / "report.html")), ("MLflow", found.link)):
+        console.print(Text.assemble((f"{name:<20}", "bold"), str(place)), soft_wrap=True)
+    best = found.ranked[0]
+    variant = asked[best.variant]
+    changes = shlex.join(text for each in variant.assignments for text in ("--set", each))
+    following = [f"tunewright run {what} {changes}"] if best.state == "finished" else []
+    show_next(console, [*following, *opening(tracking_uri(variant.settings.registry))])
+
+
+def as_json(found: VariantComparison) -> dict[str, Any]:
+    """What `--json` prints."""
+    return found.model_dump(mode="json", exclude={"key"})

@@ -1,0 +1,96 @@
+"""What `tunewright data --json` prints: a pipeline's data stage by stage and version by version, or a row's life."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tunewright.artifacts import Artifact
+from tunewright.cli.data import PipelineData
+from tunewright.config import STAGES
+from tunewright.store import lineage
+from tunewright.store.data_history import Version
+from tunewright.store.refusals import StoppedStage
+from tunewright.store.row_search import MOST_MATCHES, Found, excerpt, manifest, place
+
+
+def row_json(data: PipelineData, found: Sequence[Found]) -> dict[str, Any]:
+    """What `--json` prints of a row: its life, or the matches where several rows are meant."""
+    if _several(found):
+        matches = [place(record) | {"text": excerpt(record)} for record in found[:MOST_MATCHES]]
+        return {"matches": matches, "more": len(found) > MOST_MATCHES}
+    record = found[0]
+    before = lineage.sides(record["row_id"], data.name, data.earlier) if record["row_id"] else []
+    events = lineage.refused(data.stop_of_ingest, record) if data.stop_of_ingest else []
+    if not events:
+        assert data.made  # find() has no record otherwise
+        events = lineage.life(data.made, record)
+    ended = events[-1]["outcome"] in lineage.SET_ASIDE
+    asked = {name: record[name] for name in ("asked_line",) if name in record}
+    found_at = place(record) | asked | {"text": excerpt(record)}
+    missing = "" if ended else data.missing
+    return found_at | {"life": events, "missing": missing, "changed": list(data.changed), "versions": before}
+
+
+def data_json(data: PipelineData) -> dict[str, Any]:
+    """What `--json` prints of the data: the stages, their parents, the versions, and what a stage refused."""
+    return {
+        "name": data.name,
+        "version": data.version.number if data.version else None,
+        "as_accepted": data.is_as_accepted,
+        "rotation": data.rotation or None,
+        "sources": data.made.rows.detected if data.made else {},
+        "stages": [stage(artifact) for artifact in data.made or ()],
+        "missing": data.missing,
+        "because": list(data.because),
+        "changed": list(data.changed),
+        "stopped": _stopped_json(data.stopped) if data.stopped else None,
+        "outdated": _stopped_json(data.outdated) if data.outdated else None,
+        "versions": [version.model_dump() | {"figures": figures(version)} for version in data.past],
+    }
+
+
+def figures(version: Version) -> dict[str, int | None]:
+    """Where the records of a version went; None where it cannot be known any more.
+
+    read = refused (quarantined by ingest) + rows; rows = those of the version before + new - gone = quarantined (later)
+    + removed + the three sides.
+    """
+    count = version.counts
+    sides = {name: count[name] for name in ("train", "validation", "test")}
+    removed = count["checked"] - count["unique"]
+    return {
+        "read": count["read"],
+        "refused": count["read"] - count["rows"],
+        "rows": count["rows"],
+        "new": version.added,
+        "gone": version.removed,
+        "quarantined": count["rows"] - removed - sum(sides.values()),
+        "removed": removed,
+        **sides,
+    }
+
+
+def _stopped_json(stopped: StoppedStage) -> dict[str, Any]:
+    said = stopped.model_dump(include={"stage", "message", "when", "run"})
+    refused = {"num_refused": lineage.num_refused(stopped), "first": lineage.first_refused(stopped)}
+    return said | {"files": [str(path) for path in stopped.paths]} | refused
+
+
+def stage(artifact: Artifact) -> dict[str, Any]:
+    """An artifact with what it was made from: the stages that it read, by their digests."""
+    about = manifest(artifact)
+    read = [str(value).split(" ") for value in about["ingredients"].values()]
+    parents = {parts[0]: parts[1] for parts in read if len(parts) == 2 and parts[0] in STAGES}
+    made = {name: about[name] for name in ("made", "made_by", "seconds")}
+    named = {"stage": artifact.stage, "digest": artifact.digest, "artifact": str(artifact.folder)}
+    named |= {"files": sorted(about["files"])}
+    return named | {"rows": counts(artifact), "parents": parents} | made
+
+
+def counts(artifact: Artifact) -> dict[str, int]:
+    """How many rows its stage counted, by what became of them."""
+    fields = artifact.model_dump()
+    return {name.removeprefix("num_"): fields[name] for name in fields if name.startswith("num_")}
+
+
+def _several(found: Sequence[Found]) -> bool:
+    return len({record["row_id"] or (record["file"], record["line"]) for record in found}) > 1

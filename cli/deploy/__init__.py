@@ -1,0 +1,110 @@
+"""`tunewright deploy`: the deployments of a file on Prefect's server, with what starts them and who is told.
+
+Prefect's own `prefect deploy` does the deploying (server.py). Before it all inputs are looked at as `plan` does; after
+it come the watch on the data and the automations (automations.py). view.py says in words what is now due when.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.settings import get_current_settings
+
+from tunewright.cli import deployment_file
+from tunewright.cli.deploy import server, watching
+from tunewright.cli.deploy.automations import SERVER, Synced, Target, of_deployment, of_server, sync
+from tunewright.cli.deploy.timing import require_due
+from tunewright.cli.deployment_file import Pipeline
+from tunewright.cli.prefect_server import connected
+from tunewright.config import working_in
+from tunewright.flows import calls, release
+from tunewright.flows.inputs import inputs
+from tunewright.flows.parameters import FLOW
+from tunewright.modeling import models
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """What became of one deployment of a file."""
+
+    pipeline: Pipeline
+    now: DeploymentResponse
+    is_new: bool
+    changed: Sequence[str]  # of what was there, in words
+    automations: Synced
+    has_watch_changed: bool
+    is_pool_new: bool
+    num_workers: int
+    link: str
+
+    @property
+    def state(self) -> str:
+        """Whether it was made, updated or is unchanged."""
+        if self.is_new:
+            return "made"
+        return "updated" if self.changed or any(self.automations) or self.has_watch_changed else "unchanged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The deployments of a file, and others that start in this folder and are none of it."""
+
+    deployed: Sequence[Deployed]
+    others: Mapping[str, Sequence[str]]  # the name of each -> it, its watch and what asks a person for it
+
+
+def deploy(file: Path, deployment: str | None, pool: str) -> Result:
+    """Deploys a file's deployments, or the one that is named; `pool` is the work pool where the file names none.
+
+    Raises ConfigError or DataError where one of them could not run, before any is deployed.
+    """
+    names = deployment_file.names(file)
+    pipelines = [deployment_file.load(file, name) for name in ([deployment] if deployment else names)]
+    with working_in(file.parent):  # and so do its runs
+        return _deploy_all(pipelines, names, pool)
+
+
+def _deploy_all(pipelines: Sequence[Pipeline], names: Sequence[str], pool: str) -> Result:
+    for pipeline in pipelines:
+        with deployment_file.placed(pipeline):
+            calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)
+            inputs(pipeline.settings)
+            models.look_up(pipeline.settings.model.base, pipeline.settings.model.revision)
+        require_due(pipeline.schedules or (), pipeline.places)
+    with connected() as client:
+        for pipeline in pipelines:
+            with deployment_file.placed(pipeline):
+                server.block_ids(client, pipeline.settings.operation.notify)
+            server.require_pool(client, pipeline)
+            server.require_own_model(client, pipeline)
+        deployed = [_deploy(client, pipeline, pipeline.work_pool or pool) for pipeline in pipelines]
+        sync(client, SERVER, [of_server()])
+        return Result(deployed=deployed, others=server.others(client, pipelines, names))
+
+
+def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deployed:
+    is_pool_new = not pipeline.work_pool and server.make_pool(client, pool)
+    before = server.read(client, FLOW, pipeline.name)
+    server.deploy(pipeline, pool)
+    now = server.read(client, FLOW, pipeline.name)
+    assert now
+    now = server.with_log(client, now)
+    operation, registry = pipeline.settings.operation, pipeline.settings.registry
+    if pipeline.settings.gate.approval:
+        release.deploy(registry.name, now.work_pool_name or pool, now.job_variables)
+    ui = (get_current_settings().ui_url or "").rstrip("/")
+    target = Target(now.id, now.name, registry.name, ui, approval=pipeline.settings.gate.approval)
+    wanted = of_deployment(target, operation, server.block_ids(client, operation.notify))
+    return Deployed(
+        pipeline=pipeline,
+        now=now,
+        is_new=before is None,
+        changed=server.changed(before, now) if before else (),
+        automations=sync(client, target.owner, wanted),
+        has_watch_changed=watching.keep(client, now, operation.watch),
+        is_pool_new=is_pool_new,
+        num_workers=server.num_workers(client, now.work_pool_name or pool),
+        link=f"{ui}/v2/deployments/deployment/{now.id}",
+    )

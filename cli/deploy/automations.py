@@ -1,0 +1,214 @@
+"""The automations of a deployment: what its settings ask of Prefect's server, made or brought up to date by name.
+
+Each deployment's own belong to a resource of ours on the server, so that those no longer asked for are found and
+removed, and no other is touched. One of them belongs to the server as a whole: it marks runs as crashed whose process
+was killed, which nothing else would.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import StateType
+from prefect.events import EventTrigger
+from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
+from prefect.events.schemas.automations import AutomationCore, Posture
+
+from tunewright.config import Operation
+from tunewright.flows.announcing import CHANGED, DRIFTED, resource
+from tunewright.flows.outcome import STANDS, UNCHANGED, VERDICTS
+from tunewright.flows.parameters import FLOW, slug
+from tunewright.flows.watch import RESTARTS
+
+SERVER = "tunewright"  # owns what is of no deployment
+SILENT_SECONDS = 600.0  # three heartbeats of 180 s, Prefect's default, which runs of a terminal have
+CRASHES = "tunewright: a run without a heartbeat is marked crashed"
+ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "TimedOut", "Suspended", "Paused")
+WATCH_ENDS = ("Changed", "Unsettled", "Unreadable", "Restarted")
+NOTIFIED = {  # of operation.notify_on: what stands in the automation's name
+    "failure": "failures",
+    "rejection": "rejections",
+    "approval": "pending approvals",
+    "promotion": "promotions",
+}
+
+
+class Target(NamedTuple):
+    """A deployment on a server."""
+
+    id: UUID
+    name: str
+    model: str  # registry.name
+    ui: str  # the address of the server's pages
+    approval: bool = False  # whether a person decides
+
+    @property
+    def owner(self) -> str:
+        """What its automations belong to."""
+        return f"tunewright.deployment.{slug(self.name)}"
+
+
+class Synced(NamedTuple):
+    """What became of automations, by name."""
+
+    made: list[str]
+    updated: list[str]
+    removed: list[str]
+
+
+def of_server() -> AutomationCore:
+    """Marks runs whose heartbeat stops as crashed.
+
+    States that a run ends in have names of their own, so each is named: of one that is not, the end would be missed.
+    """
+    ends = {*ENDS, *WATCH_ENDS, UNCHANGED, *VERDICTS.values(), *STANDS.values()}
+    return AutomationCore(
+        name=CRASHES,
+        description="A killed run cannot report its end; without this automation it would stay Running",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in ends)},
+            match=_labels({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=_labels(_role("flow", name=[FLOW, "watch"])),
+            for_each={"prefect.resource.id"},
+            within=timedelta(seconds=SILENT_SECONDS),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                name="Crashed",
+                force=False,
+                message="No heartbeat: its process was killed. It resumes from its last checkpoint when it runs again",
+            )
+        ],
+        owner_resource=SERVER,
+    )
+
+
+def of_deployment(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -> list[AutomationCore]:
+    """What the settings ask for; `blocks` are the ids of operation.notify."""
+    return [*_starting(target, operation), *_telling(target, operation, blocks)]
+
+
+def after_crash(operation: Operation) -> str:
+    """What happens to a run that crashed; a run that failed finds its fault again, and nothing starts it."""
+    if operation.watch is None:
+        return "Only the schedule or a person starts it again; the next run resumes from its last checkpoint."
+    return (
+        "The watcher restarts it at its next poll with the same settings, and it resumes from its last checkpoint; "
+        f"not after {RESTARTS + 1} crashes in a row, nor if a newer run has begun."
+    )
+
+
+def _starting(target: Target, operation: Operation) -> Iterator[AutomationCore]:
+    if operation.watch is None:
+        return
+    if operation.start_on == "changed":
+        yield _on(target, CHANGED, f"tunewright: {target.name} runs when its data change")
+        return
+    only_data = {"until": "check", "refresh": []}
+    yield _on(target, CHANGED, f"tunewright: {target.name} checks its data when they change", only_data)
+    yield _on(target, DRIFTED, f"tunewright: {target.name} runs when its data have drifted")
+
+
+def _on(target: Target, event: str, name: str, parameters: dict[str, Any] | None = None) -> AutomationCore:
+    return AutomationCore(
+        name=name,
+        description=f"Starts a run of {target.name} on the event {event}",
+        trigger=EventTrigger(expect={event}, match=_labels({"prefect.resource.id": resource(target.name)})),
+        actions=[_run(target, parameters)],
+        owner_resource=target.owner,
+    )
+
+
+def _run(target: Target, parameters: dict[str, Any] | None) -> RunDeployment:
+    return RunDeployment(source="selected", deployment_id=target.id, parameters=parameters, job_variables=None)
+
+
+def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -> Iterator[AutomationCore]:
+    deployment = _role("deployment", id=f"prefect.deployment.{target.id}")
+    named = {"rejection": ("keep", "inconclusive", "invalid"), "promotion": ("promote",)}
+    asking = [_labels(_role("flow", name="approval")), _labels(_role("deployment", name=target.model))]
+    for told in operation.notify_on if operation.notify else ():
+        expect = {f"prefect.flow-run.{VERDICTS[decision]}" for decision in named.get(told, ())}
+        match: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
+        related = [_labels(deployment)]
+        if told == "failure":
+            expect, match["prefect.state-type"] = {"prefect.flow-run.*"}, ["FAILED", "CRASHED"]
+        if told == "approval":  # a run of its own asks for it (flows/release.py)
+            expect, related = {"prefect.flow-run.Suspended"}, asking
+        if told == "promotion" and target.approval:
+            expect, related = {"prefect.flow-run.Approved"}, asking
+        yield AutomationCore(
+            name=f"tunewright: {', '.join(operation.notify)} notified of {NOTIFIED[told]} of {target.name}",
+            description="Set by operation.notify and notify_on of the deployment file",
+            trigger=EventTrigger(expect=expect, match=_labels(match), match_related=related),
+            actions=[_message(target, blocks[block], told, operation) for block in operation.notify],
+            owner_resource=target.owner,
+        )
+
+
+def _message(target: Target, block: UUID, told: str, operation: Operation) -> SendNotification:
+    """State and sentence of a run, of a crash what happens next, with the link to it; the server fills them in."""
+    said, name = "{{ flow_run.state.message }}", "{{ flow_run.state.name }}"
+    if told == "approval":
+        name = "approval needed"
+        said = (
+            f"A version of {target.model} is better and waits for approval: choose Resume in the menu at the top right "
+            f"of the run's page, or run tunewright release approve {target.model}"
+        )
+    if told == "failure":
+        said += f"{{% if flow_run.state.type == 'CRASHED' %}}\n{after_crash(operation)}{{% endif %}}"
+    of = _literal(target.name)
+    return SendNotification(
+        block_document_id=block,
+        subject=f"{of}: {name}",
+        body=f"{said}\nRun {{{{ flow_run.name }}}} of {of}: {target.ui}/v2/runs/flow-run/{{{{ flow_run.id }}}}",
+    )
+
+
+def _literal(text: str) -> str:
+    """A text as a template of Prefect's gives it back, also one that has the braces of an expression."""
+    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if "{" in text else text
+
+
+def sync(client: SyncPrefectClient, owner: str, wanted: Sequence[AutomationCore]) -> Synced:
+    """Makes what is not there, updates what differs, removes what is not wanted; what a person paused stays paused."""
+    there = {each.name: each for each in client.read_resource_related_automations(owner)}
+    synced = Synced([], [], [])
+    for automation in wanted:
+        known = there.pop(automation.name, None)
+        if known is None:
+            client.create_automation(automation)
+            synced.made.append(automation.name)
+        elif _content(known) != _content(automation):
+            given: dict[str, Any] = {name: getattr(automation, name) for name in automation.model_fields_set}
+            del given["owner_resource"]  # Prefect refuses one here, even None
+            given["enabled"] = known.enabled
+            client.update_automation(known.id, AutomationCore(**given))
+            synced.updated.append(automation.name)
+    for name, known in there.items():
+        client.delete_automation(known.id)
+        synced.removed.append(name)
+    return synced
+
+
+def _content(automation: AutomationCore) -> dict[str, Any]:
+    return AutomationCore.model_validate(
+        automation.model_dump(exclude={"id", "created", "updated", "enabled", "owner_resource"})
+    ).model_dump()
+
+
+def _role(role: str, **labels: Any) -> dict[str, Any]:
+    return {"prefect.resource.role": role} | {f"prefect.resource.{label}": value for label, value in labels.items()}
+
+
+def _labels(labels: dict[str, Any]) -> Any:
+    """Labels as a trigger takes them; its field coerces what its type does not say."""
+    from prefect.events.schemas.events import ResourceSpecification
+
+    return ResourceSpecification.model_validate(labels)

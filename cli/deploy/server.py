@@ -1,0 +1,207 @@
+"""What is asked of Prefect's server and its own `prefect deploy`: pools, deployments, notification blocks."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, WorkerFilter
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
+
+from tunewright import config
+from tunewright.accepted import did_you_mean, shown
+from tunewright.cli.deployment_file import Pipeline
+from tunewright.cli.up.service import log_file
+from tunewright.config import called_in
+from tunewright.errors import ConfigError, TunewrightError
+from tunewright.flows.parameters import DEPLOYMENT_NAME, FLOW, slug
+from tunewright.machine import addresses
+
+LOGGER = "tunewright"
+LOGGERS = "PREFECT_LOGGING_EXTRA_LOGGERS"
+COMPARED = {  # what makes a deployment what it is -> in words
+    "parameters": "parameters",
+    "schedules": "schedule",
+    "work_pool_name": "work pool",
+    "work_queue_name": "work queue",
+    "job_variables": "job variables",
+    "global_concurrency_limit": "concurrency limit",
+    "concurrency_options": "concurrency limit",
+    "description": "description",
+    "tags": "tags",
+    "paused": "paused",
+    "entrypoint": "entrypoint",
+    "pull_steps": "folder",
+    "parameter_openapi_schema": "form",
+    "enforce_parameter_schema": "form",
+}
+OF_SCHEDULE = {"schedule", "active", "parameters", "slug"}
+
+
+def make_pool(client: SyncPrefectClient, name: str) -> bool:
+    """Makes a work pool whose runs are processes, unless there is one of that name; returns whether it did."""
+    try:
+        client.read_work_pool(name)
+    except ObjectNotFound:
+        template = asyncio.run(get_default_base_job_template_for_infrastructure_type("process"))
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template or {}))
+        return True
+    return False
+
+
+def require_pool(client: SyncPrefectClient, pipeline: Pipeline) -> None:
+    """Raises ConfigError where the server has not the pool that the file names: nothing would ever run there."""
+    there = [pool.name for pool in client.read_work_pools()]
+    if pipeline.work_pool and pipeline.work_pool not in there:
+        raise ConfigError(
+            f"{pipeline.place_of_pool}: work_pool.name={pipeline.work_pool}: the server has no such pool; "
+            f"{did_you_mean(pipeline.work_pool, there) if there else 'it has none'}; tunewright up --pool "
+            f"{pipeline.work_pool} makes it, or {addresses.for_prefect(PREFECT_API_URL.value())} prefect work-pool "
+            f"create {pipeline.work_pool} --type process"
+        )
+
+
+def require_own_model(client: SyncPrefectClient, pipeline: Pipeline) -> None:
+    """Raises ConfigError where a model that takes its name from the deployment is that of another one as well."""
+    model = pipeline.settings.registry.name
+    if pipeline.origins["registry.name"] != DEPLOYMENT_NAME:
+        return
+    for each in _deployments(client):
+        if each.name != pipeline.name and slug(each.name) == model and not _named(each):
+            raise ConfigError(
+                f"{pipeline.path}: {shown(pipeline.name)} and {shown(each.name)}, which is on the server, would share "
+                f"registry.name={model}, and so a champion; rename one, or set its registry.name"
+            )
+
+
+def num_workers(client: SyncPrefectClient, pool: str) -> int:
+    """How many workers wait for runs of a pool."""
+    online = WorkerFilter.model_validate({"status": {"any_": ["ONLINE"]}})
+    return len(client.read_workers_for_work_pool(pool, worker_filter=online))
+
+
+def block_ids(client: SyncPrefectClient, names: tuple[str, ...]) -> dict[str, UUID]:
+    """The ids of notification blocks. Raises ConfigError where one is not there."""
+    found: dict[str, UUID] = {}
+    for name in names:
+        kind, _, document = name.partition("/")
+        try:
+            found[name] = client.read_block_document_by_name(document, kind, include_secrets=False).id
+        except ObjectNotFound:
+            raise ConfigError(
+                f"operation.notify: the server has no block {name}; make one in its UI under Blocks, or in Python: "
+                f'SlackWebhook(url="https://hooks.slack.com/...").save("{document}") of prefect.blocks.notifications'
+            ) from None
+    return found
+
+
+def read(client: SyncPrefectClient, flow: str, name: str) -> DeploymentResponse | None:
+    """A deployment, or None where there is none."""
+    try:
+        return client.read_deployment_by_name(f"{flow}/{name}")
+    except ObjectNotFound:
+        return None
+
+
+def deploy(pipeline: Pipeline, pool: str) -> None:
+    """Calls `prefect deploy` on one deployment of a file, whose runs begin in the folder that this is called in.
+
+    Raises TunewrightError with what it said, in one line.
+    """
+    file = ("--prefect-file", str(called_in() / pipeline.path), "--name", pipeline.name)
+    given = () if pipeline.work_pool else ("--pool", pool)
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *file, *given],
+        env=os.environ
+        | {
+            "PREFECT_API_URL": str(PREFECT_API_URL.value()),
+            "PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY": "true",  # schedules: [] means none
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+            "NO_COLOR": "1",
+            "COLUMNS": "1000",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        config.make_home()
+        log = log_file("deploy")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(done.stdout, encoding="utf-8")
+        raise TunewrightError(f"{pipeline.path}: prefect deploy of {pipeline.name}: {_said(done.stdout)}; see {log}")
+
+
+def with_log(client: SyncPrefectClient, deployment: DeploymentResponse) -> DeploymentResponse:
+    """The deployment, whose runs send the pipeline's lines to Prefect whichever worker starts them.
+
+    Prefect takes lines of the loggers that this variable names; those that a file names stay.
+    """
+    environment = deployment.job_variables.get("env") or {}
+    if not isinstance(environment, dict):  # a list, as a work pool of Kubernetes may have it
+        return deployment
+    named = [name for name in str(environment.get(LOGGERS, "")).split(",") if name.strip()]
+    if LOGGER in named:
+        return deployment
+    variables = deployment.job_variables | {"env": environment | {LOGGERS: ",".join([*named, LOGGER])}}
+    client.update_deployment(deployment.id, DeploymentUpdate(job_variables=variables))
+    return client.read_deployment(deployment.id)
+
+
+def _said(output: str) -> str:
+    """The last line of words in what Prefect printed, without its frames and what pydantic adds."""
+    added = r"\[type=.*|^For further information .*"
+    lines = (re.sub(added, "", line.strip(" │╭╮╰╯─\t")).strip() for line in output.splitlines())
+    told = [line for line in lines if re.search(r"\w", line)]
+    return told[-1][:500] if told else "no output"
+
+
+def changed(before: DeploymentResponse, after: DeploymentResponse) -> list[str]:
+    """What differs between two readings of a deployment, in words."""
+    was, now = _compared(before), _compared(after)
+    return list(dict.fromkeys(words for name, words in COMPARED.items() if was[name] != now[name]))
+
+
+def _compared(deployment: DeploymentResponse) -> dict[str, Any]:
+    """What makes it what it is; when an interval once began is not of it, as Prefect sets it anew each time."""
+    values = deployment.model_dump(mode="json", include=set(COMPARED))
+    limit = values["global_concurrency_limit"]
+    for each in values["schedules"]:
+        each["schedule"].pop("anchor_date", None)
+    schedules = [{name: each[name] for name in OF_SCHEDULE if name in each} for each in values["schedules"]]
+    return values | {"schedules": schedules, "global_concurrency_limit": limit["limit"] if limit else None}
+
+
+def others(client: SyncPrefectClient, pipelines: Sequence[Pipeline], names: Sequence[str]) -> dict[str, list[str]]:
+    """Deployments of the pipeline that start in this folder and are none of `names`, each with those that serve it."""
+    here = str(Path.cwd())
+    kept = {pipeline.settings.registry.name for pipeline in pipelines}
+    found: dict[str, list[str]] = {}
+    for each in _deployments(client):
+        if each.name not in names and here in str(each.pull_steps):
+            model = _named(each) or slug(each.name)
+            serving = [("watch", each.name), *([("approval", model)] if model not in kept else [])]
+            found[each.name] = [f"{FLOW}/{each.name}"] + ["/".join(of) for of in serving if read(client, *of)]
+    return found
+
+
+def _deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    """All of the pipeline."""
+    return client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])))
+
+
+def _named(deployment: DeploymentResponse) -> str:
+    """The registry.name that it sets; empty where it takes its own."""
+    return deployment.parameters.get("registry", {}).get("name") or ""

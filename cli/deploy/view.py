@@ -1,0 +1,122 @@
+"""What `tunewright deploy` shows: each deployment in words, or as one object for a program."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect.settings import PREFECT_API_URL
+from rich.console import Console
+from rich.text import Text
+
+from tunewright.cli.deploy import Deployed, Result
+from tunewright.cli.deploy.automations import NOTIFIED
+from tunewright.cli.deploy.timing import in_words, next_times
+from tunewright.flows.parameters import FLOW
+from tunewright.machine import addresses
+
+
+def show(console: Console, result: Result) -> None:
+    """What was deployed, in words."""
+    for each in result.deployed:
+        said = f": {', '.join(_news(each))}" if each.state == "updated" else ""
+        console.print(Text.assemble((f"{FLOW}/{each.now.name}", "bold"), f"  {each.state}{said}"), soft_wrap=True)
+        for name, text in _lines(each):
+            console.print(Text(f"  {name:<10} {text}"), soft_wrap=True)
+    for name, all_of_it in result.others.items():
+        removes = " && ".join(f"prefect deployment delete {shlex.quote(each)}" for each in all_of_it)
+        console.print(
+            Text(
+                f"{FLOW}/{name} also starts in this folder but is not in {_file(result)}; it was not changed. With "
+                f"{addresses.for_prefect(PREFECT_API_URL.value())} set, this removes it: {removes}",
+                "yellow",
+            ),
+            soft_wrap=True,
+        )
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """What `tunewright deploy --json` prints."""
+    return {"deployments": [_as_json(each) for each in result.deployed], "others": list(result.others)}
+
+
+def _as_json(deployed: Deployed) -> dict[str, Any]:
+    now = deployed.now
+    return {
+        "name": f"{FLOW}/{now.name}",
+        "id": str(now.id),
+        "state": deployed.state,
+        "changed": list(deployed.changed),
+        "automations": deployed.automations._asdict(),
+        "schedules": [
+            {
+                "when": in_words(each.schedule),
+                "active": each.active,
+                "next": [at.isoformat() for at in next_times(each.schedule)],
+            }
+            for each in now.schedules
+        ],
+        "paused": now.paused,
+        "concurrency": now.global_concurrency_limit.limit if now.global_concurrency_limit else None,
+        "work_pool": now.work_pool_name,
+        "workers": deployed.num_workers,
+        "operation": deployed.pipeline.settings.operation.model_dump(mode="json"),
+        "link": deployed.link,
+    }
+
+
+def _news(deployed: Deployed) -> list[str]:
+    """What is other than before."""
+    counted = [(len(names), what) for what, names in deployed.automations._asdict().items() if names]
+    watch = ["watch"] if deployed.has_watch_changed else []
+    return [*deployed.changed, *watch, *(f"{n} automation{'s'[: n != 1]} {what}" for n, what in counted)]
+
+
+def _lines(deployed: Deployed) -> list[tuple[str, str]]:
+    now, operation = deployed.now, deployed.pipeline.settings.operation
+    lines = [("schedule", _due(each)) for each in now.schedules] or [("schedule", "none")]
+    if now.schedules and deployed.pipeline.schedules is None:
+        lines.append(("", "set on the server, not in the file; schedules: [] in the file removes it"))
+    if now.paused:
+        lines.append(("", "paused: no schedule and no trigger starts a run"))
+    if operation.watch:
+        then = "a run starts" if operation.start_on == "changed" else "they are checked, and a full run starts on drift"
+        lines.append(("data", f"polled every {operation.watch} s by watch/{now.name}; when they change, {then}"))
+    if operation.notify:
+        told = ", ".join(NOTIFIED[each] for each in operation.notify_on)
+        lines.append(("notifies", f"{', '.join(operation.notify)} of {told}"))
+    if deployed.pipeline.settings.gate.approval:
+        lines.append(("approval", f"requested by approval/{deployed.pipeline.settings.registry.name}"))
+    lines += [("work pool", _pool(deployed)), ("limit", _limit(now)), ("link", deployed.link)]
+    return lines
+
+
+def _due(scheduled: Any) -> str:
+    when = in_words(scheduled.schedule)
+    if not scheduled.active:
+        return f"{when}, inactive"
+    return f"{when}; next {', '.join(f'{at:%a %d %b %H:%M}' for at in next_times(scheduled.schedule))}"
+
+
+def _pool(deployed: Deployed) -> str:
+    pool, count = deployed.now.work_pool_name, deployed.num_workers
+    waiting = f"{count} worker{'s'[: count != 1]} waiting for runs"
+    if not count:
+        waiting = (
+            f"no worker is running; start one: tunewright up --pool {pool}, or "
+            f"{addresses.for_prefect(PREFECT_API_URL.value())} prefect worker start --pool {pool}"
+        )
+    return f"{pool}{', just created' if deployed.is_pool_new else ''}; {waiting}"
+
+
+def _limit(deployment: Any) -> str:
+    limit, options = deployment.global_concurrency_limit, deployment.concurrency_options
+    if limit is None:
+        return "none; trainings on one device run one at a time"
+    is_cancelled = options is not None and options.collision_strategy.value == "CANCEL_NEW"
+    return f"{limit.limit} run{'s'[: limit.limit != 1]} at a time; others {'are cancelled' if is_cancelled else 'wait'}"
+
+
+def _file(result: Result) -> Path:
+    paths: Sequence[Path] = [each.pipeline.path for each in result.deployed]
+    return paths[0]

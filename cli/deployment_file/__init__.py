@@ -1,0 +1,259 @@
+"""A standard Prefect deployment file as one pipeline: read, checked, and changed from the command line.
+
+Each effective value remembers where it came from: a line of the file, the command line, or the default.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from prefect.client.schemas.schedules import SCHEDULE_TYPES
+from prefect.types import BANNED_CHARACTERS
+
+from tunewright.cli.deployment_file import strict_yaml
+from tunewright.cli.deployment_file.keys import check, mappings, schedule_of
+from tunewright.cli.deployment_file.strict_yaml import Document
+from tunewright.config import LocalPath, Settings, Source, Stage, called_in, from_folder
+from tunewright.config.outside import holds_secret
+from tunewright.errors import ConfigError, TunewrightError
+from tunewright.flows.parameters import DEPLOYMENT_NAME, Parameters, checked, field, flat, named, shown, slug
+
+ENTRYPOINT = "tunewright.flows.finetune.finetune"
+MAX_BYTES = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """One deployment of a file: what was given, and the effective settings that it makes.
+
+    `parameters` are only the values that were set, plain, as Prefect is given them. `origins` has the dotted keys of
+    `flat`, until and refresh, each with "deployments/demo.yaml line 14", "command line", "default" or, of a
+    registry.name that nobody set, "the deployment's name".
+    """
+
+    path: Path
+    name: str
+    settings: Settings
+    until: Stage
+    refresh: tuple[Stage, ...]
+    parameters: dict[str, Any]
+    origins: dict[str, str]
+    work_pool: str = ""  # empty where the file names none
+    schedules: tuple[SCHEDULE_TYPES | None, ...] | None = None  # None where the file does not say when it is due
+    places: tuple[str, ...] = ()  # where each schedule stands
+    place_of_pool: str = ""
+
+
+def names(path: Path) -> list[str]:
+    """The deployments in a file. Raises ConfigError."""
+    document = strict_yaml.parse(_text(path), str(path))
+    check(document)
+    return [deployment["name"] for _, deployment in _named(document)]
+
+
+def load(path: Path, deployment: str | None = None) -> Pipeline:
+    """The pipeline in a deployment file; of several, the one named `deployment`. Raises ConfigError."""
+    document = strict_yaml.parse(_text(path), str(path))
+    check(document)
+    at, chosen = _choose(document, deployment)
+    entrypoint = chosen.get("entrypoint")
+    if entrypoint != ENTRYPOINT:
+        found = "missing" if entrypoint is None else f"{shown(entrypoint)} is refused"
+        raise ConfigError(f"{document.place(f'{at}.entrypoint')}: entrypoint: {found}; accepted: {ENTRYPOINT}")
+
+    parameters = _parameters(document, at, chosen)
+    run = checked(parameters, lambda key: document.place(f"{at}.parameters.{key}"))
+    for under, schedule in mappings(document, f"{at}.schedules", chosen.get("schedules")):
+        scheduled = parameters | _parameters(document, under, schedule)
+        checked(scheduled, lambda key, under=under: document.place(f"{under}.parameters.{key}"))
+    origins = {key: document.place(f"{at}.parameters.{key}") for key in flat(parameters)}
+    pool, due = chosen.get("work_pool"), mappings(document, f"{at}.schedules", chosen.get("schedules"))
+    return replace(
+        _pipeline(path, chosen["name"], parameters, run, origins),
+        work_pool=(pool.get("name") if isinstance(pool, dict) else None) or "",
+        place_of_pool=document.place(f"{at}.work_pool.name"),
+        schedules=None if chosen.get("schedules") is None else tuple(schedule_of(document, *each) for each in due),
+        places=tuple(document.place(under) for under, _ in due),
+    )
+
+
+def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--set") -> Pipeline:
+    """The pipeline with `section.field=value` assignments of the command line on top. Raises ConfigError."""
+    parameters, folder = dict(pipeline.parameters), called_in() / pipeline.path.parent
+    places = {_assign(parameters, each, option, folder): f"{option} {_said(each)}" for each in assignments}
+
+    def place(key: str) -> str:
+        near = [text for name, text in places.items() if _inside(key, name) or _inside(name, key)]
+        return " ".join(near or places.values())
+
+    run = checked(parameters, place)
+    origins = {
+        key: "command line" if any(_inside(key, name) for name in places) else pipeline.origins[key]
+        for key in flat(parameters)
+    }
+    changed = _pipeline(pipeline.path, pipeline.name, parameters, run, origins)
+    kept = ("work_pool", "place_of_pool", "schedules", "places")  # which no --set changes
+    return replace(changed, **{name: getattr(pipeline, name) for name in kept})
+
+
+@contextmanager
+def placed(pipeline: Pipeline) -> Iterator[None]:
+    """Where an error begins with the key of a setting, puts before it where that was given."""
+    try:
+        yield
+    except TunewrightError as error:
+        place = _given_at(pipeline, re.split(r"[^\w.\[\]]", str(error))[0])
+        error.args = (f"{place}{error}",)
+        raise
+
+
+def _given_at(pipeline: Pipeline, key: str) -> str:
+    """Where a setting, or the one around it that something is known of, was given; a section as a whole is none."""
+    while "." in key:
+        if origins := [origin for name, origin in pipeline.origins.items() if _inside(name, key)]:
+            return next((f"{origin}: " for origin in origins if origin != "default"), "")
+        key = key[: max(key.rfind("."), key.rfind("["))]
+    return ""
+
+
+def effective(pipeline: Pipeline) -> list[tuple[str, Any, str]]:
+    """Rows of key, value and origin: every setting, and until and refresh where they were given."""
+    values = flat(pipeline.settings) | {"until": pipeline.until, "refresh": ", ".join(pipeline.refresh)}
+    rows = [(key, value, pipeline.origins[key]) for key, value in values.items()]
+    return [row for row in rows if row[0] not in {"until", "refresh"} or row[2] != "default"]
+
+
+def _pipeline(path: Path, name: str, parameters: dict[str, Any], run: Parameters, origins: dict[str, str]) -> Pipeline:
+    settings = run.settings()
+    if not settings.registry.name:
+        settings = settings.model_copy(update={"registry": named(settings.registry, name)})
+        origins = origins | {"registry.name": DEPLOYMENT_NAME}
+    return Pipeline(
+        path=path,
+        name=name,
+        settings=settings,
+        until=run.until,
+        refresh=run.refresh,
+        parameters=parameters,
+        origins={key: origins.get(key, "default") for key in flat(run)},
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.exists():
+            is_url = re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.I)
+            raise ConfigError(f"{path}: {'a URL; accepted: a file on this machine' if is_url else 'no such file'}")
+        if not path.is_file():
+            raise ConfigError(f"{path}: not a file; accepted: a deployment file such as deployments/demo.yaml")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes; a deployment file is a page of text")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path} line {line}: byte {content[error.start]:#04x} is not UTF-8") from None
+
+
+def _named(document: Document) -> list[tuple[str, dict[str, Any]]]:
+    """The deployments, each with a name that tells it and its champion from the others."""
+    deployments = mappings(document, "deployments", document.value.get("deployments"))
+    if not deployments:
+        raise ConfigError(f"{document.place('deployments')}: deployments: missing; accepted: a list of one or more")
+    names: list[str] = []
+    for at, deployment in deployments:
+        found = deployment.get("name")
+        if not isinstance(found, str) or not found:
+            said = "missing" if found is None else f"{shown(found)} is refused"
+            raise ConfigError(f"{document.place(f'{at}.name')}: {at}.name: {said}; accepted: text, such as triage")
+        if bad := [character for character in found if character in BANNED_CHARACTERS or not character.isprintable()]:
+            raise ConfigError(
+                f"{document.place(f'{at}.name')}: {at}.name: {shown(found)} is refused for its {shown(bad[0])}; "
+                "accepted: text, such as triage"
+            )
+        if found in names:
+            raise ConfigError(f"{document.place(f'{at}.name')}: {at}.name: {shown(found)} is the name of another one")
+        if alike := [other for other in names if slug(found) and slug(other) == slug(found)]:
+            raise ConfigError(
+                f"{document.place(f'{at}.name')}: {at}.name: {shown(found)} and {shown(alike[0])} would share "
+                f"registry.name={slug(found)}, and so a champion; rename one"
+            )
+        names.append(found)
+    return deployments
+
+
+def _choose(document: Document, name: str | None) -> tuple[str, dict[str, Any]]:
+    deployments = _named(document)
+    names = [deployment["name"] for _, deployment in deployments]
+    if name is None and len(names) > 1:
+        raise ConfigError(f"{document.name}: holds several deployments; choose one of {', '.join(names)}")
+    if name is not None and name not in names:
+        raise ConfigError(f"{document.name}: no deployment is named {shown(name)}; accepted: {', '.join(names)}")
+    return deployments[0 if name is None else names.index(name)]
+
+
+def _parameters(document: Document, at: str, holder: dict[str, Any]) -> dict[str, Any]:
+    parameters = {} if holder.get("parameters") is None else holder["parameters"]
+    if not isinstance(parameters, dict):
+        place = document.place(f"{at}.parameters")
+        raise ConfigError(f"{place}: parameters: {shown(parameters)} is refused; accepted: a mapping of sections")
+    return parameters
+
+
+def _said(assignment: str) -> str:
+    """An assignment for a message, without its value where that holds a secret."""
+    return f"{assignment.partition('=')[0]}=..." if holds_secret(assignment) else shown(assignment)
+
+
+def _assign(parameters: dict[str, Any], assignment: str, option: str, folder: Path) -> str:
+    """Sets what an assignment says and returns its key; whether key and value are accepted is for `checked` to say.
+
+    A path in it is relative to where the command was called, and becomes one relative to the file's `folder`.
+    """
+    key, equals, text = assignment.partition("=")
+    around, _, name = key.rpartition(".")
+    names = [around, name] if "." in key else [name]
+    if not equals or not assignment.isprintable() or not all(name.isidentifier() for name in names):
+        raise ConfigError(f"{option} {_said(assignment)}: accepted: section.field=value, such as training.epochs=2")
+    value = _from_folder(key, _value(key, text, f"{option} {_said(assignment)}"), folder)
+    section = parameters.get(around)
+    parameters |= {around: (section if isinstance(section, dict) else {}) | {name: value}} if around else {name: value}
+    return key
+
+
+def _from_folder(key: str, value: Any, folder: Path) -> Any:
+    """A value with the paths in it as the file would name them."""
+    if isinstance(value, list):
+        return [_from_folder(key, item, folder) for item in value]
+    if isinstance(value, dict):
+        return {name: _from_folder(f"{key}.{name}", inner, folder) for name, inner in value.items()}
+    found = field(key)
+    local = next((mark for mark in found.metadata if isinstance(mark, LocalPath)), None) if found else None
+    return from_folder(value, folder, or_name=local.or_name) if local and isinstance(value, str) else value
+
+
+def _inside(key: str, name: str) -> bool:
+    return f"{key}.".startswith((f"{name}.", f"{name}["))
+
+
+def _value(key: str, text: str, place: str) -> Any:
+    """Text is taken as it stands, a list may be a,b or [a, b], and all else is YAML; empty is null."""
+    found = field(key)
+    annotation = found.annotation if found else None
+    kinds = (annotation, *get_args(annotation))
+    if get_origin(annotation) is tuple and not text.startswith("["):
+        items: Any = [part.strip() for part in text.split(",") if part.strip()]
+    elif str in kinds and text[:1] not in {"'", '"'}:
+        return None if type(None) in kinds and text in {"", "~", "null"} else text
+    else:
+        items = strict_yaml.parse(text, place).value
+    if isinstance(items, list) and Source in kinds:
+        return [{"path": item} if isinstance(item, str) else item for item in items]
+    return items

@@ -1,0 +1,110 @@
+"""The keys and schedules of a Prefect deployment file: what is wrong is said with its line, before Prefect sees it."""
+
+from typing import Any
+
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy
+from prefect.client.schemas.schedules import SCHEDULE_TYPES, construct_schedule
+from pydantic import ValidationError
+
+from tunewright.cli.deployment_file.strict_yaml import Document
+from tunewright.errors import ConfigError
+from tunewright.flows.parameters import Parameters, shown, unknown
+
+FILE_KEYS = (
+    *("deployments", "definitions", "name", "description", "prefect-version", "required_inputs"),
+    *("build", "push", "pull"),
+)
+DEPLOYMENT_KEYS = (
+    *("name", "entrypoint", "parameters", "schedules", "work_pool", "triggers", "paused"),
+    *("description", "tags", "version", "version_type", "concurrency_limit", "flow_name", "enforce_parameter_schema"),
+    *("build", "push", "pull", "sla"),
+)
+SCHEDULE_KEYS = (
+    *("cron", "interval", "rrule", "timezone", "anchor_date", "day_or", "active", "parameters", "slug", "replaces"),
+    *("schedule", "max_scheduled_runs"),
+)
+TIME_KEYS = ("cron", "interval", "rrule", "timezone", "anchor_date")  # what a schedule is made of
+ACCEPTED_TIMES = {
+    "cron": 'minute, hour, day of month, month and day of week, such as "0 3 * * 1-5" or "@daily"',
+    "interval": "seconds above 0, such as 3600",
+    "rrule": "an iCalendar rule, such as FREQ=DAILY;BYHOUR=3",
+    "timezone": "a name of the IANA database, such as Europe/Berlin",
+}
+WORK_POOL_KEYS = ("name", "work_queue_name", "job_variables")
+CONCURRENCY_KEYS = ("limit", "collision_strategy", "grace_period_seconds")
+STRATEGIES = [each.value for each in ConcurrencyLimitStrategy]
+
+
+def check(document: Document) -> None:
+    """Raises ConfigError on a key that Prefect does not know, which it ignores, and on a schedule that can be none."""
+    file = document.value
+    if not isinstance(file, dict):
+        raise ConfigError(f"{document.name}: not a mapping; a deployment file has deployments: with a list of them")
+    if misplaced := [key for key in file if key in Parameters.model_fields]:
+        place = document.place(misplaced[0])
+        raise ConfigError(
+            f"{place}: {misplaced[0]}: is not indented enough; it belongs under deployments, then parameters"
+        )
+    _known(document, "", file, FILE_KEYS)
+    for at, deployment in mappings(document, "deployments", file.get("deployments")):
+        if misplaced := [key for key in deployment if key in Parameters.model_fields]:
+            place = document.place(f"{at}.{misplaced[0]}")
+            raise ConfigError(f"{place}: {misplaced[0]}: is not indented enough; it belongs under parameters")
+        _known(document, at, deployment, DEPLOYMENT_KEYS)
+        for name, accepted in (("work_pool", WORK_POOL_KEYS), ("concurrency_limit", CONCURRENCY_KEYS)):
+            if isinstance(deployment.get(name), dict):
+                _known(document, f"{at}.{name}", deployment[name], accepted)
+        _limited(document, f"{at}.concurrency_limit", deployment.get("concurrency_limit"))
+        for under, schedule in mappings(document, f"{at}.schedules", deployment.get("schedules")):
+            _known(document, under, schedule, SCHEDULE_KEYS)
+            schedule_of(document, under, schedule)
+
+
+def _limited(document: Document, at: str, given: Any) -> None:
+    """Raises ConfigError where the limit of runs at once is none."""
+    limit = given if isinstance(given, dict) else {"limit": given}
+    number, strategy = limit.get("limit"), limit.get("collision_strategy")
+    is_count = type(number) is int and number > 0
+    if given is not None and not is_count and "{{" not in str(number):
+        said = "missing" if number is None else f"{shown(number)} is refused"
+        key = f"{at}.limit" if isinstance(given, dict) else at
+        raise ConfigError(f"{document.place(key)}: {key}: {said}; accepted: how many runs at once, such as 1")
+    if strategy is not None and strategy not in STRATEGIES:
+        key = f"{at}.collision_strategy"
+        raise ConfigError(
+            f"{document.place(key)}: {key}: {shown(strategy)} is refused; accepted: {', '.join(STRATEGIES)}"
+        )
+
+
+def _known(document: Document, at: str, values: dict[str, Any], accepted: tuple[str, ...]) -> None:
+    for key in values:
+        if key not in accepted:
+            full = f"{at}.{key}" if at else key
+            raise ConfigError(f"{document.place(full)}: {unknown(full, key, accepted)}")
+
+
+def schedule_of(document: Document, at: str, schedule: dict[str, Any]) -> SCHEDULE_TYPES | None:
+    """The schedule as Prefect makes it, whose own error has no line of the file; None where Prefect fills it in."""
+    times = {key: schedule[key] for key in TIME_KEYS if schedule.get(key) is not None}
+    if any("{{" in str(value) for value in times.values()):
+        return None
+    try:
+        return construct_schedule(**times)
+    except ValidationError as error:
+        found = error.errors()[0]
+        key = next((key for key in times if key in found["loc"]), "")
+        place = f"{at}.{key}" if key else at
+        said = f"{shown(times[key])} is refused; accepted: {ACCEPTED_TIMES[key]}" if key in ACCEPTED_TIMES else None
+        said = said or found["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{document.place(place)}: {place}: {said}") from None
+    except ValueError as error:
+        raise ConfigError(f"{document.place(at)}: {at}: {error}") from None
+
+
+def mappings(document: Document, at: str, items: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The items of the list at `at`, each with its own path; all must be mappings."""
+    if items is None:
+        return []
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise ConfigError(f"{document.place(at)}: {at}: {shown(items)} is refused; accepted: a list of mappings")
+    return [(f"{at}[{i}]", item) for i, item in enumerate(items)]

@@ -1,0 +1,48 @@
+"""`tunewright doctor`: what of this machine, this environment and this home would hinder a run, and how to mend it.
+
+Each module here yields findings and changes nothing; none reaches the network beyond this machine and the
+servers that the settings name.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tunewright import config
+from tunewright.cli.doctor import hardware, safety, servers, software, stores
+from tunewright.cli.doctor.finding import Finding
+
+SIGNS = {"ok": "ok", "warning": "!", "failure": "FAIL"}
+
+
+def findings() -> Iterator[Finding]:
+    """All of them, in the order in which they are read. What the libraries would be told is told first."""
+    config.quiet_libraries()
+    for module in (software, hardware, stores, servers, safety):
+        yield from module.findings()
+
+
+def show(console: Console, found: list[Finding]) -> None:
+    """A line each, with what mends it beneath."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for each in found:
+        table.add_row(SIGNS[each.state], each.what, each.found)
+        if each.mend:
+            table.add_row("", "", f"fix: {each.mend}")
+    console.print(table, markup=False)
+    failures, warnings = (sum(each.state == state for each in found) for state in ("failure", "warning"))
+    console.print(f"\n{_counted(failures, 'failure')}, {_counted(warnings, 'warning')}")
+
+
+def as_json(found: list[Finding]) -> dict[str, Any]:
+    """What `--json` prints."""
+    return {"findings": [each._asdict() for each in found]}
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'s'[: number != 1]}"

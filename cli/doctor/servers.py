@@ -1,0 +1,77 @@
+"""The servers that runs would use."""
+
+import os
+from collections.abc import Iterator
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
+
+from tunewright.cli.doctor.finding import Finding
+from tunewright.cli.up.ports import holder
+from tunewright.config import outside
+from tunewright.machine import addresses
+
+SECONDS = 5.0
+START = "start it, or unset the variable; tunewright up starts both servers"
+PORTS = {"Prefect": 4200, "MLflow": 5000}
+
+
+def findings() -> Iterator[Finding]:
+    """Prefect's and MLflow's, of `tunewright up`, of the environment, or none: then a run starts one for itself."""
+    up = addresses.running()
+    if up:
+        yield from (
+            _prefect(up.api, up.prefect, addresses.password()),
+            _mlflow(up.mlflow),
+        )
+        return
+    if api := os.environ.get("PREFECT_API_URL"):
+        yield _prefect(api, outside.without_credentials(api), PREFECT_API_AUTH_STRING.value())
+    else:
+        yield Finding(
+            "ok",
+            "Prefect",
+            "no server: each run starts a temporary one, which takes 10 s; tunewright up starts one that stays",
+        )
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        yield Finding(
+            "warning",
+            "MLflow",
+            f"MLFLOW_TRACKING_URI={outside.without_credentials(uri)} is ignored; runs go to the home's database",
+            "set registry.tracking_uri in the deployment file",
+        )
+    for name, port in PORTS.items():
+        if who := holder(port):
+            yield Finding(
+                "warning",
+                f"port {port}",
+                f"in use by {who}",
+                f"choose another port for {name} with the options of tunewright up",
+            )
+
+
+def _prefect(api: str, shown: str, password: str | None) -> Finding:
+    """Whether Prefect's API answers, to whoever has this password."""
+    try:
+        with SyncPrefectClient(api, auth_string=password, api_key=PREFECT_API_KEY.value()) as server:
+            server.api_version()
+    except httpx.HTTPStatusError as error:
+        code = error.response.status_code
+        if code == httpx.codes.UNAUTHORIZED:
+            mend = "set PREFECT_API_AUTH_STRING to what the server has as PREFECT_SERVER_API_AUTH_STRING"
+            return Finding("failure", "Prefect", f"{shown} refuses the password", mend)
+        return Finding("failure", "Prefect", f"{shown} answers with {code}", START)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        return Finding("failure", "Prefect", f"{shown} does not answer: {error}", START)
+    return Finding("ok", "Prefect", f"{shown} answers")
+
+
+def _mlflow(address: str) -> Finding:
+    try:
+        answer = httpx.get(f"{address}/health", timeout=SECONDS)
+    except httpx.HTTPError as error:
+        return Finding("failure", "MLflow", f"{address} does not answer: {error}", START)
+    if answer.is_success:
+        return Finding("ok", "MLflow", f"{address} answers")
+    return Finding("failure", "MLflow", f"{address} answers with {answer.status_code}", START)

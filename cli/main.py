@@ -1,0 +1,269 @@
+"""The command line: run a deployment file here and now, or say what a run would do and why."""
+
+from tunewright.cli import interrupts
+
+with interrupts.at_once():
+    from importlib.metadata import version
+    from typing import Annotated, Any
+
+    import typer
+    from rich.console import Console
+
+    from tunewright import config
+    from tunewright.cli import home, operate, release
+    from tunewright.cli.command_line import (
+        Deployment,
+        File,
+        Json,
+        OneLine,
+        Quiet,
+        Refresh,
+        Set,
+        Until,
+        Verbose,
+        console_of,
+        importing,
+        load,
+        one_line_errors,
+        prepare,
+        repeated,
+    )
+    from tunewright.cli.visible import as_line
+    from tunewright.config import STAGES
+    from tunewright.errors import ConfigError
+
+NOT_PROMOTED = 5
+
+app = typer.Typer(
+    name="tunewright",
+    cls=OneLine,
+    help="Instruction data in, a registered and defensible fine-tuned LLM out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _main(show_version: Annotated[bool, typer.Option("--version", help="Print the version")] = False) -> None:
+    if show_version:
+        typer.echo(f"tunewright {version('tunewright')}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    file: File,
+    assignments: Set = None,
+    until: Until = None,
+    refresh: Refresh = None,
+    deployment: Deployment = None,
+    as_json: Json = False,
+    require_promotion: Annotated[
+        bool, typer.Option("--require-promotion", help="Exit with 5 unless the candidate is promoted")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run the pipeline now, up to a registered model; unchanged stages come from the cache.
+
+    Exit codes: 0 finished, 2 configuration, 3 data refused, 4 training did not finish, 5 not promoted and
+    --require-promotion given, 130 interrupted by Ctrl-C, 143 ended by SIGTERM, 1 anything else.
+    """
+    console = console_of(as_json)
+    with one_line_errors(as_json) as until_end:
+        prepare(console, quiet=quiet, verbose=verbose)
+        pipeline = load(until_end, file, deployment, assignments, until, refresh)
+        if require_promotion and STAGES.index(pipeline.until) < STAGES.index("decide"):
+            raise ConfigError(
+                f"--require-promotion: a run that ends with {pipeline.until} has no verdict; leave it out"
+            )
+        config.make_home()
+        with importing():
+            from tunewright.cli import deployment_file, prefect_server, terminal
+            from tunewright.flows import calls, origins
+            from tunewright.flows.finetune import finetune
+            from tunewright.flows.inputs import looked_at
+            from tunewright.flows.outcome import Outcome
+        if not quiet:
+            terminal.show_settings(console, pipeline, everything=verbose)
+        origins.ORIGINS.set(pipeline.origins)
+        sections = {name: getattr(pipeline.settings, name) for name in config.Settings.model_fields}
+        with deployment_file.placed(pipeline), looked_at(pipeline.settings):
+            calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)  # before a server starts for the run
+            interrupts.raise_if_came()
+            prefect_server.ensure()
+            with prefect_server.needed():
+                state: Any = finetune(**sections, until=pipeline.until, refresh=pipeline.refresh, return_state=True)
+            result = state.result(raise_on_failure=False)
+            if isinstance(result, BaseException):
+                raise result
+        outcome = Outcome.of(result)
+        if outcome.tokens and pipeline.until == "render" and not quiet:
+            _preview(console, outcome)
+        terminal.show_outcome(console, outcome, repeated(file, assignments))
+    if as_json:
+        print(as_line(outcome.as_json()))
+    if require_promotion and outcome.name != "Promoted":
+        raise typer.Exit(NOT_PROMOTED)
+
+
+@app.command()
+def plan(
+    file: File,
+    assignments: Set = None,
+    until: Until = None,
+    refresh: Refresh = None,
+    deployment: Deployment = None,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="Plan for another device: cpu, or a card such as rtx-4090")
+    ] = "",
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Time a few training steps on this machine (at most 30 s), also for later plans"
+        ),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show which stages would run and why, and the time, memory and disk of training; nothing is run."""
+    console = console_of(as_json)
+    with one_line_errors(as_json) as until_end:
+        prepare(console, quiet=quiet, verbose=verbose)
+        pipeline = load(until_end, file, deployment, assignments, until, refresh)
+        from tunewright.cli import deployment_file, terminal
+        from tunewright.cli import plan as plan_command
+        from tunewright.cli.plan import view
+        from tunewright.flows import calls
+
+        with deployment_file.placed(pipeline):
+            planned = plan_command.look_up(pipeline, repeated(file, assignments), device, calibrate=calibrate)
+        if not quiet:
+            terminal.show_settings(console, pipeline, everything=verbose)
+        view.show_plan(console, planned)
+    if as_json:
+        stages = [calls.as_json(step) for step in planned.steps]
+        print(as_line({"stages": stages} | plan_command.as_json(planned)))
+
+
+@app.command()
+def compare(
+    file: File,
+    vary: Annotated[
+        list[str] | None, typer.Option(metavar="SECTION.FIELD=VALUE,VALUE", help="Values of one setting to compare")
+    ] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, max=20, help="Train each variant with N seeds")] = 1,
+    prune: Annotated[bool, typer.Option(help="Stop variants early that fall behind")] = True,
+    assignments: Set = None,
+    deployment: Deployment = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train variants and rank them on the validation rows; the test rows are not used.
+
+    Every combination of the values is a variant. Trained variants come from the cache.
+    """
+    console = console_of(as_json)
+    with one_line_errors(as_json) as until_end:
+        prepare(console, quiet=quiet, verbose=verbose)
+        pipeline = load(until_end, file, deployment, assignments)
+        with importing():
+            from tunewright.cli import compare as compare_command
+            from tunewright.cli import deployment_file, prefect_server
+            from tunewright.flows.compare import compare as compare_flow
+
+        asked = compare_command.variants(pipeline, vary or [])
+        variants = {name: variant.settings for name, variant in asked.items()}
+        config.make_home()
+        with deployment_file.placed(pipeline):
+            interrupts.raise_if_came()
+            prefect_server.ensure()
+            with prefect_server.needed():
+                state: Any = compare_flow(pipeline.settings, variants, seeds, prune, return_state=True)
+            found = state.result(raise_on_failure=False)
+            if isinstance(found, BaseException):
+                raise found
+        compare_command.show(console, found, asked, repeated(file, assignments))
+    if as_json:
+        print(as_line(compare_command.as_json(found)))
+
+
+@app.command()
+def data(
+    file: File,
+    row: Annotated[str | None, typer.Option(metavar="ID", help="Row to show, by the beginning of its row_id")] = None,
+    line: Annotated[str | None, typer.Option(metavar="FILE:LINE", help="Row to show, by file and line")] = None,
+    text: Annotated[str | None, typer.Option(metavar="WORDS", help="Row to show, by words it contains")] = None,
+    version: Annotated[
+        str | None, typer.Option(metavar="N", help="Accepted version; default: the current data")
+    ] = None,
+    assignments: Set = None,
+    deployment: Deployment = None,
+    as_json: Json = False,
+) -> None:
+    """Show the stages and versions of the data, or what happened to one row; nothing is run."""
+    console = console_of(as_json)
+    with one_line_errors(as_json) as until_end:
+        prepare(console)
+        pipeline = load(until_end, file, deployment, assignments)
+        if sum(given is not None for given in (row, line, text)) > 1:
+            raise ConfigError("--row, --line, --text: accepted: only one of them")
+        from tunewright.cli import data as data_command
+        from tunewright.cli import deployment_file
+        from tunewright.cli.data import as_json as data_json
+        from tunewright.cli.data import view as data_view
+
+        what = repeated(file, assignments)
+        with deployment_file.placed(pipeline):
+            found = data_command.look_up(pipeline.settings, version)
+        if row is None and line is None and text is None:
+            shown = data_json.data_json(found)
+            data_view.show_data(console, found, what)
+        else:
+            shown = data_json.row_json(found, data_command.find(found, row, line, text))
+            data_view.show_row(console, found, shown, what)
+    if as_json:
+        print(as_line(shown))
+
+
+@app.command()
+def settings(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="A section or a setting, such as training or training.epochs; default: all"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a deployment file can set: each setting with its default and description."""
+    with one_line_errors(as_json):
+        from tunewright.cli import settings as settings_command
+
+        found = settings_command.listed(name)
+        settings_command.show(console_of(as_json), found)
+    if as_json:
+        print(as_line({"settings": [each._asdict() for each in found]}))
+
+
+for command in (operate.deploy, operate.up, operate.doctor, home.clean):
+    app.command()(command)
+app.add_typer(release.app)
+app.add_typer(home.app)
+
+
+def main() -> None:
+    """The entry point of `tunewright`."""
+    interrupts.end_at_once()
+    app()
+
+
+def _preview(console: Console, outcome: Any) -> None:
+    from tunewright.tasks.render import preview
+
+    for text in preview(outcome.tokens, 3):
+        console.print(text)

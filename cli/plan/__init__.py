@@ -1,0 +1,246 @@
+"""What `tunewright plan` tells: which stages would run, and what training would take on this machine or a named one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from tunewright.artifacts import Artifact, Base, Tokens
+from tunewright.cli.deployment_file import Pipeline
+from tunewright.cli.plan.sample import Sampled, base_here, sampled
+from tunewright.config import STAGES, Compute, Method, Model, Settings
+from tunewright.cost_model import BudgetCase, Estimate, Ground, devices, estimate, remedies, shapes, shortage, work
+from tunewright.cost_model.timing import Rate, rate_of
+from tunewright.errors import ConfigError, DataError
+from tunewright.flows.calls import Step
+from tunewright.flows.finetune import plan
+from tunewright.flows.inputs import inputs, looked_at
+from tunewright.serving import context_length
+from tunewright.tasks.ingest.sampling import Sample, first_rows
+from tunewright.tasks.train import calibration
+
+KINDS = ("lora", "qlora", "full", "spectrum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """The budget of the method that is set, and of the others beside it, on one machine."""
+
+    machine: devices.Machine
+    source: work.Source
+    chosen: Estimate
+    others: Sequence[Estimate]
+    warning: str
+    notes: Sequence[str]
+    rows_from: str = ""  # where rows are estimated, from what
+
+    @property
+    def is_most(self) -> bool:
+        """Whether it is what the settings allow, since nothing is known of the rows yet."""
+        return self.source == "settings"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """The stages, and the costs of training, or why they are not known."""
+
+    steps: Sequence[Step]
+    costs: Costs | None
+    unknown: str = ""
+
+
+def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool = False) -> Planned:
+    """What a run would do and take. Nothing is run but, if asked for, a few steps of training to time them.
+
+    `what` is the file and its changes, for a command to run first. Raises ConfigError for a device that is not known,
+    and for settings that cannot be on it.
+    """
+    settings = pipeline.settings
+    machine, notes = _with_packages(devices.machine(device), settings.compute)
+    with looked_at(settings):
+        steps = plan(settings, pipeline.until, pipeline.refresh)
+        read = inputs(settings)
+    _stop_on_refused(steps)
+    made = {step.stage: step.record if step.state == "cached" else None for step in steps}
+    first = None if made["ingest"] else first_rows(read.files, settings.data)
+    if STAGES.index(pipeline.until) < STAGES.index("train"):
+        return Planned(steps=steps, costs=None)
+    made["base"] = next(step.record or step.last for step in steps if step.stage == "base")
+    try:
+        ground, sample = _ground(settings, made, first)
+    except ValueError as error:  # files that the arithmetic does not know
+        return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {error}")
+    if ground is None:
+        unknown = (
+            "the base is not on this machine and was not checked; training can be estimated once it is downloaded: "
+            f"tunewright run {what} --until base"
+        )
+        return Planned(steps=steps, costs=None, unknown=unknown)
+    if sample and sample.is_too_long:
+        return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {sample.too_long}")
+    case = BudgetCase(ground, settings.method, settings.training, settings.compute, machine)
+    notes += _reads_less(case, settings.model)
+    rates = _Rates(case, made)
+    if calibrate:
+        rates.calibrate(what)
+    notes += [sample.too_long] if sample and sample.too_long else []
+    return Planned(steps=steps, costs=_costs(case, rates, notes, sample.said if sample else ""))
+
+
+def _with_packages(machine: devices.Machine, compute: Compute) -> tuple[devices.Machine, list[str]]:
+    """A machine that is not here has the packages that compute asks for, and a note says so."""
+    if machine.is_here:
+        return machine, []
+    there = {"liger-kernel": bool(compute.liger), "flash-attn": compute.attention == "flash_attention_2"}
+    device = machine.device.model_copy(
+        update={
+            "has_liger": machine.device.has_liger or there["liger-kernel"],
+            "has_flash_attention": machine.device.has_flash_attention
+            or (there["flash-attn"] and machine.device.has_bfloat16),
+        }
+    )
+    notes = [f"assumes that {package} is installed there" for package, is_asked in there.items() if is_asked]
+    return machine._replace(device=device), notes
+
+
+def _reads_less(case: BudgetCase, model: Model) -> list[str]:
+    """What to know of a base that reads fewer tokens at once than a row may have."""
+    reads = context_length(case.ground.config.fields)
+    if reads is None or reads >= model.max_length:
+        return []
+    return [
+        f"the base's context is {reads} tokens, less than model.max_length={model.max_length}; longer rows do not fit"
+    ]
+
+
+def _stop_on_refused(steps: Sequence[Step]) -> None:
+    """Raises DataError where the first stage that would run has refused these very data before."""
+    first = next((step for step in steps if step.state == "run"), None)
+    if first and first.stopped:
+        raise DataError(first.stopped.said)
+
+
+def _ground(
+    settings: Settings, made: dict[str, Artifact | None], first: Sample | None
+) -> tuple[Ground | None, Sampled | None]:
+    """The base, and the rows: as render made them, some of earlier ones, or as long as they may be."""
+    base, tokens = made["base"], made.get("render")
+    if isinstance(base, Base):
+        shape, config = shapes.shape_in(base.weights), shapes.config_in(base.weights)
+    else:
+        shape = shapes.shape_at(settings.model.base, settings.model.revision)
+        if shape is None:
+            return None, None
+        config = shapes.config_at(settings.model.base, settings.model.revision)
+    if isinstance(tokens, Tokens):
+        number, some = work.rows_of_render(tokens.path("train.parquet"))
+        return Ground(shape, config, "render", number, tokens.num_validation, some, tokens.longest), None
+    of = made.get("split") or made["ingest"]
+    if found := sampled(settings, base_here(settings, base), of, first):
+        longest = max(len(row["input_ids"]) for row in found.rows)
+        ground = Ground(shape, config, found.source, found.num_rows, found.num_validation, found.rows, longest)
+        return ground, found
+    batch, longest = settings.training.batch, settings.model.max_length
+    return Ground(shape, config, "settings", batch, 0, work.rows_assumed(longest, batch), longest), None
+
+
+class _Rates:
+    """How fast each method is on the machine, by what is best known."""
+
+    def __init__(self, case: BudgetCase, made: dict[str, Artifact | None]) -> None:
+        self.case = case
+        base, tokens = made.get("base"), made.get("render")
+        self.base = base if isinstance(base, Base) else None
+        self.tokens = tokens if isinstance(tokens, Tokens) else None
+
+    def calibrate(self, what: str) -> None:
+        """Times a few steps of what is planned."""
+        machine = self.case.machine
+        if not machine.is_here:
+            raise ConfigError(f"--calibrate: {machine.device.name} is not in this machine; leave --device out")
+        if self.base is None or self.tokens is None:
+            first = f"tunewright run {what} --until render && tunewright plan {what} --calibrate"
+            raise ConfigError(
+                f"--calibrate: needs the base and the rendered rows, which do not exist yet; run: {first}"
+            )
+        calibration.calibrate(self.base, self.tokens, self.case)
+
+    def of(self, method: Method) -> Rate | None:
+        """A measured rate, or an estimate from the card's peak; None without either, or without rows to time."""
+        if self.case.ground.source == "settings":
+            return None
+        machine, found = self.case.machine, None
+        if machine.is_here and self.base:
+            found = calibration.measured(self.base, self.tokens, replace(self.case, method=method))
+        return found or rate_of(machine.teraflops)
+
+
+def _costs(case: BudgetCase, rates: _Rates, notes: Sequence[str], rows_from: str) -> Costs:
+    chosen = estimate(case, rates.of(case.method))
+    others = []
+    for kind in KINDS:
+        if kind == case.method.kind:
+            continue
+        try:
+            other = _as_set(case.method, kind)
+            others.append(estimate(replace(case, method=other), rates.of(other)))
+        except (ConfigError, ValidationError):  # what compute or the method asks for cannot be with this kind
+            continue
+    source, warning = case.ground.source, shortage(chosen, [] if chosen.fits else remedies(case))
+    if warning and source == "settings":
+        warning = f"if rows were as long as model.max_length={case.ground.longest} allows: {warning}"
+    return Costs(
+        machine=case.machine,
+        source=source,
+        chosen=chosen,
+        others=others,
+        warning=warning,
+        notes=notes,
+        rows_from=rows_from,
+    )
+
+
+def _as_set(method: Method, kind: str) -> Method:
+    """Another kind of method: with the adapter that is set where both have one, and otherwise with its defaults."""
+    shared = method.model_dump(exclude={"bits"}) if {kind, method.kind} <= {"lora", "qlora"} else {}
+    return Method.model_validate(shared | {"kind": kind})
+
+
+def as_json(planned: Planned) -> dict[str, Any]:
+    """The costs as `--json` shows them: bytes, seconds and counts; or why they are unknown."""
+    if planned.costs is None:
+        return {"unknown": planned.unknown} if planned.unknown else {}
+    costs = planned.costs
+    device = costs.machine.device.model_dump() | {"free_bytes": costs.machine.free_bytes}
+    methods = [one_as_json(one) for one in (costs.chosen, *costs.others)]
+    told = {
+        "device": device,
+        "rows": costs.source,
+        "rows_from": costs.rows_from,
+        "at_most": costs.is_most,
+        "methods": methods,
+    }
+    return {"training": told | {"warning": costs.warning, "notes": list(costs.notes)}}
+
+
+def one_as_json(one: Estimate) -> dict[str, Any]:
+    """A method's budget."""
+    return {
+        "method": one.method.kind,
+        "trained_parameters": one.num_learning,
+        "parameters": one.num_parameters,
+        "micro_batch": one.micro_batch,
+        "memory_bytes": one.memory.parts | {"peak": one.peak, "evaluation": one.evaluation},
+        "fits": one.fits,
+        "disk_bytes": one.disk,
+        "longest_row": one.work.longest,
+        "rows": one.work.num_rows,
+        "tokens_an_epoch": round(one.work.num_rows * one.work.row_tokens),
+        "computed_tokens_an_epoch": round(one.work.num_rows * one.work.computed_tokens),
+        "steps": one.num_steps,
+        "seconds": [round(second, 4) for second in one.seconds] if one.seconds else None,
+        "seconds_from": one.rate_source,
+        "computed_with": one.chosen.model_dump(),
+        "notes": one.notes,
+    }

@@ -1,0 +1,138 @@
+"""What `tunewright plan` looks like in a terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tunewright.cli.plan import Costs, Planned
+from tunewright.cli.terminal import COLOURS
+from tunewright.cost_model import Estimate
+from tunewright.flows.calls import Step
+from tunewright.reports.progress import share
+
+MOST_CAUSES = 6
+
+
+def show_plan(console: Console, planned: Planned) -> None:
+    """Which tasks would run and why, then what training would take."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("stage", "", "because"):
+        table.add_column(column, overflow="fold")
+    for step in planned.steps:
+        table.add_row(step.name, Text(step.state, COLOURS[step.state]), Text("\n".join(_shortened(step))))
+    console.print(table)
+    runs = sum(step.state == "run" for step in planned.steps)
+    console.print(f"\n{runs} of {len(planned.steps)} tasks would run" if runs else "\nNothing would run: all is cached")
+    if planned.costs:
+        _show_costs(console, planned.costs)
+    elif planned.unknown:
+        console.print(planned.unknown, style="dim")
+
+
+def _shortened(step: Step) -> Sequence[str]:
+    rest = len(step.because) - MOST_CAUSES
+    more = [f"and {rest} more"] if rest > 0 else []
+    return [*([step.note] if step.note else []), *step.because[:MOST_CAUSES], *more]
+
+
+def _show_costs(console: Console, costs: Costs) -> None:
+    one, device = costs.chosen, costs.machine.device
+    where = "this machine" if costs.machine.is_here else "not this machine"
+    console.print(Text(f"\ntraining with {one.method.kind} on {device.name} ({where})", "bold"))
+    facts = Table(box=None, pad_edge=False, show_header=False)
+    facts.add_column(style="dim")
+    facts.add_column(overflow="fold")
+    for name, said in _facts(costs):
+        facts.add_row(name, said)
+    console.print(facts)
+    console.print()
+    console.print(_methods(costs))
+    if costs.warning:
+        console.print(f"\n{costs.warning}", style="yellow", soft_wrap=True)
+
+
+def _facts(costs: Costs) -> list[tuple[str, str]]:
+    one = costs.chosen
+    memory = " + ".join(f"{name} {_bytes(size)}" for name, size in one.memory.parts.items() if size)
+    return [
+        ("trainable", _trained(one)),
+        ("memory", f"{_most(costs)}{_bytes(one.peak)} at peak, {_bytes(one.free)} free: {memory}"),
+        *_rows(costs),
+        ("computed", _computed(one)),
+        ("disk", f"{_bytes(one.disk)} during training"),
+        *(("note", note) for note in (*costs.notes, *one.notes)),
+    ]
+
+
+def _trained(one: Estimate) -> str:
+    percent = share(one.num_learning, one.num_parameters)
+    return f"{one.num_learning:,} of {one.num_parameters:,} parameters ({percent})"
+
+
+def _most(costs: Costs) -> str:
+    return "at most " if costs.is_most else ""
+
+
+def _rows(costs: Costs) -> list[tuple[str, str]]:
+    one, work = costs.chosen, costs.chosen.work
+    at_once = f"micro-batches of {one.micro_batch}"
+    if costs.is_most:
+        said = f"not read yet: at most model.max_length={work.longest} tokens each; {at_once}"
+        return [("rows", said)]
+    tokens, computed = work.row_tokens * work.num_rows, work.computed_tokens * work.num_rows
+    said = f"{work.num_rows:,} with about {tokens:,.0f} tokens"
+    said += f", of which {computed:,.0f} are computed" if computed < 0.99 * tokens else ""
+    said += f", estimated {costs.rows_from}" if costs.rows_from else ""
+    return [("rows", said), ("steps", f"{one.num_steps:,}, {at_once}"), ("time", _time(one))]
+
+
+def _computed(one: Estimate) -> str:
+    chosen = one.chosen
+    parts = [chosen.precision, f"{chosen.layout} rows", chosen.attention, chosen.optimizer]
+    switches = ("checkpointing", "liger", "compile")
+    return ", ".join([*parts, *(name for name in switches if getattr(chosen, name))])
+
+
+def _methods(costs: Costs) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("method")
+    for column in ("trainable", "share", "memory", "time", "disk"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for one in (costs.chosen, *costs.others):
+        short = "tight" if one.peak <= one.free else "may not fit" if costs.is_most else "does not fit"
+        fits = Text("fits", "green") if one.fits else Text(short, "yellow")
+        table.add_row(
+            one.method.kind,
+            f"{one.num_learning:,}",
+            share(one.num_learning, one.num_parameters),
+            f"{_most(costs)}{_bytes(one.peak)}",
+            _duration(one.seconds) if one.seconds else "?",
+            _bytes(one.disk),
+            fits,
+        )
+    return table
+
+
+def _time(one: Estimate) -> str:
+    if one.seconds is None:
+        return "unknown: --calibrate times a few steps on this machine"
+    took = f"at most {_duration(one.seconds)} for steps and evaluations"
+    return f"{took}, based on {one.rate_source}; loading and saving not included"
+
+
+def _duration(seconds: tuple[float, float]) -> str:
+    low, high = (_rounded(second) for second in seconds)
+    return low if low == high else f"{low} to {high}"
+
+
+def _rounded(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.0f} GB"

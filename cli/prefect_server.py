@@ -1,0 +1,186 @@
+"""Prefect's server: the one that PREFECT_API_URL names, or a temporary one that lives as long as a run.
+
+Prefect starts the temporary one in the run's own process group. There Ctrl-C and a closed terminal end it first, and
+the run waits minutes for it before it can say how it ended; and where the run is killed, the server stays. It also lets
+in whoever reaches its port, web pages included: here it has a password that the run and its processes alone know.
+"""
+
+import atexit
+import logging
+import os
+import secrets
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.context import refresh_global_settings_context
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_SERVER_API_AUTH_STRING,
+    PREFECT_SERVER_EPHEMERAL_ENABLED,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+)
+
+from tunewright.errors import ConfigError, TunewrightError
+from tunewright.machine.process_group import end_with_parent
+
+log = logging.getLogger("tunewright")
+
+RESTARTS = 5  # of the temporary server; after that it is no accident
+LOOK_SECONDS = 1.0
+
+
+def ensure() -> None:
+    """Makes sure of a server for a run: the one that is named answers, or a temporary one starts and ends with the run.
+
+    Raises ConfigError where the named one cannot be used, TunewrightError where the temporary one is not there in time.
+    """
+    _say_once_that_it_is_gone()
+    if PREFECT_API_URL.value():
+        with connected():
+            return
+    if PREFECT_SERVER_EPHEMERAL_ENABLED.value():
+        _start()
+
+
+@contextmanager
+def connected() -> Iterator[SyncPrefectClient]:
+    """The server of PREFECT_API_URL. Raises ConfigError where none answers, TunewrightError where it refuses."""
+    api = PREFECT_API_URL.value()
+    try:
+        with get_client(sync_client=True) as client:
+            _require(client)
+            yield client
+    except httpx.HTTPStatusError as error:
+        raise TunewrightError(f"{api}: {error.response.status_code} {error.response.text[:300]}") from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise _unusable(error) from error
+
+
+@contextmanager
+def needed() -> Iterator[None]:
+    """For a block that a server has to outlive. Raises TunewrightError where it does not answer any more."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        _send_no_more()
+        where = PREFECT_API_URL.value() or "the temporary one of this run"
+        raise TunewrightError(
+            f"Prefect's server ({where}) no longer answers: {error or type(error).__name__}; finished stages are kept, "
+            "and the next run resumes from there"
+        ) from error
+
+
+def _say_once_that_it_is_gone() -> None:
+    """Has one line of ours in place of what Prefect prints for each event and log that it cannot send.
+
+    Logs it writes to stderr by itself, unless logging raises no exceptions.
+    """
+    logging.raiseExceptions = False
+    logging.getLogger("prefect._internal.concurrency").addFilter(_Unsent())
+
+
+def _send_no_more() -> None:
+    """Drops the events and logs that wait to be sent: at its end, a process tries for seconds to send each of them."""
+
+    async def drop(*_: Any) -> None:
+        """Sends nothing."""
+
+    workers: tuple[Any, ...] = (EventsWorker, APILogWorker)
+    for worker, send in zip(workers, ("_handle", "_handle_batch"), strict=True):
+        setattr(worker, send, drop)
+
+
+class _Unsent(logging.Filter):
+    """Replaces the errors of Prefect's EventsWorker by one warning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "EventsWorker" not in record.getMessage() or record.levelno < logging.ERROR:
+            return True
+        if not self.is_said:
+            self.is_said = True
+            where = PREFECT_API_URL.value() or "the temporary one of this run"
+            log.warning(
+                "  Prefect's server (%s) no longer takes what the run reports; the run goes on, and Prefect's pages "
+                "lack the rest of it",
+                where,
+            )
+        return False
+
+
+def _require(client: SyncPrefectClient) -> None:
+    """Asks the server for its version, as each run does once, and Prefect then remembers."""
+    try:
+        client.raise_for_api_version_mismatch_once()
+    except RuntimeError as error:
+        raise _unusable(error.__cause__ or error) from error
+
+
+def _unusable(error: BaseException) -> ConfigError:
+    return ConfigError(
+        f"PREFECT_API_URL={PREFECT_API_URL.value()}: no usable server answers there "
+        f"({error or type(error).__name__}); start one with tunewright up, set PREFECT_API_URL to another one, or "
+        "unset it"
+    )
+
+
+def _start() -> None:
+    """Starts the temporary server in a session of its own, to end with this process."""
+    from prefect.server.api import server
+
+    _require_password()
+    end_with_run = partial(end_with_parent, signal.SIGTERM)
+    popen = partial(subprocess.Popen, start_new_session=True, preexec_fn=end_with_run)
+    module: Any = server
+    module.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": popen})
+    temporary = server.SubprocessASGIServer()  # the one that Prefect takes for all that follows
+    answers, ended = threading.Event(), threading.Event()
+    threading.Thread(target=_keep_alive, args=(temporary, answers, ended), daemon=True).start()
+    try:
+        temporary.start()
+    except RuntimeError as error:
+        ended.set()
+        limit = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
+        raise TunewrightError(
+            f"Prefect's temporary server did not answer within {limit.value()} s: check what keeps the machine busy, "
+            f"and that PREFECT_SERVER_DATABASE_CONNECTION_URL can be opened; {limit.name} says how long to wait, and "
+            "tunewright up starts a server that stays"
+        ) from error
+    answers.set()
+    atexit.register(ended.set)  # before Prefect's own, which ends the server
+
+
+def _keep_alive(temporary: Any, answers: threading.Event, ended: threading.Event) -> None:
+    """Starts the temporary server again where it dies, at the same address, until `ended`.
+
+    Where it ends by itself before it answers for the first time, Prefect tries another port. The thread of this lives
+    until the end, as the kernel ends the server with the thread that started it.
+    """
+    restarts = 0
+    while not ended.wait(LOOK_SECONDS):
+        code = temporary.server_process.poll() if temporary.server_process else None
+        if code is not None and (code < 0 or answers.is_set()) and restarts < RESTARTS:
+            restarts += 1
+            log.warning("Prefect's temporary server exited with code %d and was restarted", code)
+            temporary.server_process = temporary._run_uvicorn_command()
+
+
+def _require_password() -> None:
+    """Has the server ask for a password, one that is set or a random one, and this process and its children know it."""
+    password = PREFECT_SERVER_API_AUTH_STRING.value() or secrets.token_urlsafe(32)
+    os.environ["PREFECT_SERVER_API_AUTH_STRING"] = os.environ["PREFECT_API_AUTH_STRING"] = password
+    os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = "http://127.0.0.1"  # no page is served there
+    refresh_global_settings_context()

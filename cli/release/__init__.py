@@ -1,0 +1,170 @@
+"""`tunewright release`: the history of an alias, and a person's say on which version carries it.
+
+All of it is done in MLflow, so that a rollback needs no other server.
+"""
+
+import getpass
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from tunewright.cli.command_line import Json, console_of, one_line_errors, prepare
+from tunewright.cli.visible import as_line
+from tunewright.config import Registry
+from tunewright.errors import ConfigError
+
+if TYPE_CHECKING:  # what it imports takes seconds
+    from tunewright.registry.release import ReleaseDecision
+
+app = typer.Typer(
+    name="release",
+    help="Manage which version has the alias: history, approval, manual promotion, rollback, withdrawal.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Registered model: registry.name, by default the deployment's")
+]
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="Version number")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Reason; kept in the history")]
+By = Annotated[str | None, typer.Option(metavar="NAME", help="Your name; default: the system user")]
+Alias = Annotated[str, typer.Option(metavar="NAME", help="Alias, as in registry.alias")]
+Uri = Annotated[
+    str | None, typer.Option(metavar="URI", help="MLflow's address; default: the database in the home folder")
+]
+
+
+@app.command("history")
+def show_history(name: Name, alias: Alias = "champion", tracking_uri: Uri = None, as_json: Json = False) -> None:
+    """Show every move of the alias (when, by whom, why) and the versions that wait for approval."""
+    with one_line_errors(as_json):
+        registry = _registry(name, alias, tracking_uri, as_json)
+        from tunewright.cli.release import view
+        from tunewright.registry import release
+
+        found = release.look_up(registry)
+        view.show_history(console_of(as_json), registry, found)
+    if as_json:
+        print(as_line(view.history_json(found)))
+
+
+def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
+    """Make a command of `decide(registry, by, why, ...)`, with the options of all decisions and its own.
+
+    The command decides, ends the run that asks a person in Prefect, and shows what was decided.
+    """
+
+    def command(
+        name: Name,
+        reason: Reason,
+        by: By = None,
+        alias: Alias = "champion",
+        tracking_uri: Uri = None,
+        as_json: Json = False,
+        **own: Any,
+    ) -> None:
+        with one_line_errors(as_json):
+            registry = _registry(name, alias, tracking_uri, as_json)
+            from tunewright.cli.release import view
+            from tunewright.flows import release as asking
+
+            decided = decide(registry, _who(by), reason, **own)
+            asking.end_for(registry, decided.event)
+            view.show_decision(console_of(as_json), registry, decided)
+        if as_json:
+            print(as_line(view.decision_json(registry, decided)))
+
+    first, *others, _ = inspect.signature(command).parameters.values()
+    _, _, _, *own = inspect.signature(decide).parameters.values()
+    options = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (first, *own, *others)]
+    command.__dict__["__signature__"] = inspect.Signature(options)  # which typer reads
+    command.__name__, command.__doc__ = decide.__name__, decide.__doc__
+    return command
+
+
+@app.command()
+@_decision
+def approve(
+    registry: Registry,
+    by: str,
+    why: str,
+    version: Annotated[
+        str | None,
+        typer.Argument(metavar="[VERSION]", help="Version that waits; default: the newest", show_default=False),
+    ] = None,
+    reject: Annotated[bool, typer.Option("--reject", help="Reject the version: the alias stays where it is")] = False,
+) -> "ReleaseDecision":
+    """Approve or reject a version that waits (gate.approval); approval reloads and checks it, then moves the alias."""
+    from tunewright.registry import release
+
+    return release.decide(registry, version, "reject" if reject else "approve", by=by, why=why)
+
+
+@app.command()
+@_decision
+def promote(registry: Registry, by: str, why: str, version: Version) -> "ReleaseDecision":
+    """Move the alias to a version, whatever its verdict, after reloading and checking it."""
+    from tunewright.registry import release
+
+    return release.promote(registry, version, by=by, why=why)
+
+
+@app.command()
+@_decision
+def rollback(
+    registry: Registry,
+    by: str,
+    why: str,
+    to: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="Version that had the alias; default: the previous one")
+    ] = None,
+) -> "ReleaseDecision":
+    """Move the alias back to the previous version, after reloading and checking it.
+
+    No pipeline promotes the rolled-back version again; release promote does.
+    """
+    from tunewright.registry import release
+
+    return release.rollback(registry, to, by=by, why=why)
+
+
+@app.command()
+@_decision
+def withdraw(registry: Registry, by: str, why: str) -> "ReleaseDecision":
+    """Remove the alias from its version, without a successor: the next run has no champion.
+
+    No pipeline promotes the withdrawn version again; release promote does.
+    """
+    from tunewright.registry import release
+
+    return release.withdraw(registry, by=by, why=why)
+
+
+def _registry(name: str, alias: str, tracking_uri: str | None, as_json: bool) -> Registry:
+    """Where to look. Raises ConfigError."""
+    prepare(console_of(as_json))
+    try:
+        registry = Registry(alias=alias, tracking_uri=tracking_uri)
+    except ValidationError as error:
+        (first, *_) = error.errors(include_url=False)
+        if "tracking_uri" in first["loc"]:
+            raise ConfigError(f"--tracking-uri: {first['msg'].removeprefix('Value error, ')}") from None
+        field = Registry.model_fields["alias"]
+        raise ConfigError(
+            f"--alias {alias}: refused; accepted: {(field.description or '').partition(': ')[2]}"
+        ) from None
+    return registry.model_copy(update={"name": name})  # one that no pipeline can have is no model that there is
+
+
+def _who(by: str | None) -> str:
+    """The name that is given, or the user of this system. Raises ConfigError where there is neither."""
+    if by is not None:
+        return by
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise ConfigError("--by: missing, and this system has no name for its user; accepted: your name") from None

@@ -1,0 +1,116 @@
+"""What `tunewright release` shows, in a terminal and to a program."""
+
+import shlex
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tunewright.config import Registry
+from tunewright.registry.history import Event
+from tunewright.registry.release import History, ReleaseDecision
+from tunewright.registry.standing import SAID
+
+
+def show_history(console: Console, registry: Registry, history: History) -> None:
+    """Who carries the alias, who waits for it, and each move and decision, the newest first."""
+    console.print(Text(_where(history), "bold"))
+    if history.events and history.is_elsewhere:
+        console.print(Text("The alias was moved there outside Tunewright; that move is not in this history.", "yellow"))
+    for waiting in history.waiting:
+        said = waiting.sentence.partition(": ")[2]
+        console.print(
+            Text(f"\nversion {waiting.version} waits for approval since {_minute(waiting.since)}: {said}", "yellow")
+        )
+        console.print(Text(f"  {waiting.page}"), soft_wrap=True)
+        for answer in ("", " --reject"):
+            command = f'tunewright release approve {_of(registry)} {waiting.version} --reason "..."{answer}'
+            console.print(Text(f"  {command}"), soft_wrap=True)
+    if not history.events:
+        if history.holder:
+            console.print("who moved the alias there, and when, is unknown")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("when (UTC)", "what", "version", "replaced", "by", "why", "verdict", "gain"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("when (UTC)", "version", "replaced"))
+    current = next((event for event in history.events if event.is_move and event.after == history.holder), None)
+    for event in history.events:
+        cells = (_minute(event.when), _what(event), event.version, _replaced(event), event.by, event.why)
+        gain = event.gain.partition("; ")[0]  # an earlier Tunewright entered one for each opponent
+        style = "bold green" if event is current else "" if event.is_move else "dim"
+        table.add_row(*map(Text, (*cells, event.verdict, gain)), style=style)
+    console.print()
+    console.print(table)
+
+
+def _where(history: History) -> str:
+    """Which version carries the alias."""
+    if history.holder:
+        return f"version {history.holder} of {history.name} is @{history.alias}"
+    yet = "" if any(event.is_move for event in history.events) else " yet"
+    return f"no version of {history.name} is @{history.alias}{yet}"
+
+
+def history_json(history: History) -> dict[str, Any]:
+    """What `--json` prints of it."""
+    return {
+        "name": history.name,
+        "alias": history.alias,
+        "holder": history.holder or None,
+        "moved_elsewhere": bool(history.events) and history.is_elsewhere,
+        "waiting": [asdict(waiting) for waiting in history.waiting],
+        "events": [event.model_dump() for event in history.events],
+    }
+
+
+def show_decision(console: Console, registry: Registry, decision: ReleaseDecision) -> None:
+    """What was decided, where the alias is now, what the verdict was, and what to run next."""
+    event = decision.event
+    colour = "bold green" if event.is_move else "bold yellow"
+    what = _what(event)
+    of = f"{'' if what.endswith(' to') else ':'} version {event.version} of {registry.name}"
+    console.print(Text.assemble((f"{what[:1].upper()}{what[1:]}", colour), of))
+    if decision.rehearsed:
+        console.print(f"reloaded, it answers {decision.rehearsed} test rows as it did when measured")
+    before = f"version {event.before}" if event.before else "no version"
+    if event.is_move:
+        after = f"version {event.after}" if event.after else "no version; the next run has no champion to beat"
+        console.print(f"@{event.alias}: {before} -> {after}")
+    else:
+        console.print(f"@{event.alias} stays on {before}")
+    console.print(Text(f"verdict: {decision.sentence}"), soft_wrap=True)
+    console.print(Text(f"by {event.by}: {event.why}"), soft_wrap=True)
+    console.print(Text("next", "bold"))
+    console.print(Text(f"  tunewright release history {_of(registry)}"))
+    if event.what == "withdrawn":
+        console.print(Text(f'  tunewright release promote {_of(registry)} VERSION --reason "..."'))
+    elif event.is_move and event.before and event.what != "rolled back":
+        console.print(Text(f'  tunewright release rollback {_of(registry)} --reason "..."'))
+
+
+def decision_json(registry: Registry, decision: ReleaseDecision) -> dict[str, Any]:
+    """What `--json` prints of it."""
+    return {"name": registry.name, **decision.event.model_dump(), "rehearsed": decision.rehearsed}
+
+
+def _of(registry: Registry) -> str:
+    """The name, with what else has to be said of where it is."""
+    alias = ["--alias", registry.alias] if registry.alias != Registry().alias else []
+    where = ["--tracking-uri", registry.tracking_uri] if registry.tracking_uri else []
+    return shlex.join([registry.name, *alias, *where])
+
+
+def _what(event: Event) -> str:
+    """What was done to the version: "rolled back" alone would be said of the other one."""
+    return SAID.get(event.what, event.what)
+
+
+def _replaced(event: Event) -> str:
+    """The version that had the alias before this one got it; empty where none got it."""
+    return event.before or "none" if event.is_move and event.after else ""
+
+
+def _minute(when: str) -> str:
+    return when[:16].replace("T", " ")

@@ -1,0 +1,109 @@
+"""`tunewright settings`: what a deployment file can set, as the sections of tunewright/config/ describe it."""
+
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tunewright.accepted import did_you_mean, meant, shown
+from tunewright.errors import ConfigError
+from tunewright.flows.parameters import Parameters, section_of
+
+
+class Setting(NamedTuple):
+    """One setting, or one key of the items of a list."""
+
+    key: str  # "training.epochs", "data.sources[].path"
+    default: Any  # None where it is empty, or where the setting is needed
+    is_needed: bool
+    choices: tuple[str, ...]  # empty where its description says what is accepted
+    description: str
+    is_list: bool = False  # then any of the choices can be given, and several
+
+
+def listed(name: str | None = None) -> list[Setting]:
+    """Those of a section, the one of a dotted key with what is below it, or all, in the order of their sections.
+
+    Raises ConfigError where there is nothing of this name.
+    """
+    every = list(_within("", Parameters))
+    key = re.sub(r"\[\d+\]", "[]", name or "")
+    found = [each for each in every if not key or re.match(rf"{re.escape(key)}($|\.|\[\])", each.key)]
+    if not found:
+        raise ConfigError(f"{shown(name)}: no such setting; {_near(key, every)}")
+    return found
+
+
+def _near(key: str, every: Sequence[Setting]) -> str:
+    """What was most likely meant: a key that is spelt alike or ends so, or what there is in the section."""
+    keys = [each.key for each in every]
+    section, _, last = key.rpartition(".")
+    near = [other for other in keys if last == other.rpartition(".")[2]]
+    if near := near or get_close_matches(key, keys, 3, 0.8):
+        return meant(near).strip()
+    if section in Parameters.model_fields:
+        return did_you_mean(
+            last, [other.removeprefix(f"{section}.") for other in keys if other.startswith(f"{section}.")]
+        )
+    return did_you_mean(key, Parameters.model_fields)
+
+
+def _within(place: str, model: type[BaseModel]) -> Iterator[Setting]:
+    for name, field in model.model_fields.items():
+        key, inner = f"{place}{name}", section_of(field.annotation)
+        is_section = inner is field.annotation
+        if not is_section:
+            yield Setting(
+                key=key,
+                default=_default(field),
+                is_needed=field.is_required(),
+                choices=_choices(field.annotation),
+                description=field.description or "",
+                is_list=get_origin(field.annotation) is tuple,
+            )
+        if inner:
+            yield from _within(f"{key}." if is_section else f"{key}[].", inner)
+
+
+def _default(field: FieldInfo) -> Any:
+    value = None if field.is_required() else field.get_default(call_default_factory=True)
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, BaseModel) else value
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    """The names that are accepted, where nothing else is."""
+    if get_origin(annotation) is Literal:
+        return tuple(map(str, get_args(annotation)))
+    found = [_choices(inner) for inner in get_args(annotation) if inner not in (type(None), ...)]
+    return tuple(choice for each in found for choice in each) if found and all(found) else ()
+
+
+def show(console: Console, settings: list[Setting]) -> None:
+    """A table of them."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("setting", "default", "what it is"):
+        table.add_column(column, overflow="fold")
+    for each in settings:
+        default = "needed" if each.is_needed else _as_yaml(each.default)
+        how_many = "A list of any of" if each.is_list else "One of"
+        accepted = f" {how_many} {', '.join(each.choices)}." if each.choices else ""
+        table.add_row(Text(each.key), Text(default), Text(f"{each.description}.{accepted}"))
+    console.print(table)
+
+
+def _as_yaml(value: Any) -> str:
+    """As a deployment file has it; "" of what is empty."""
+    if value in (None, "", (), [], {}):
+        return ""
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()

@@ -1,0 +1,175 @@
+"""What a run and a plan look like in a terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tunewright.artifacts.payloads import LeakProof
+from tunewright.cli.deployment_file import Pipeline, effective
+from tunewright.config import from_here
+from tunewright.flows.calls import Step
+from tunewright.flows.outcome import UNCHANGED, Outcome, given_sides, too_few_test_rows, worth_a_look
+from tunewright.flows.report import mlflow_link, training_sentence
+from tunewright.registry.tracking import starts_with, tracking_uri
+from tunewright.reports.account import growth_sentence, leak_sentence
+
+COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
+
+
+def show_settings(console: Console, pipeline: Pipeline, *, everything: bool) -> None:
+    """Show the effective settings with their origin; `everything` includes those at their defaults."""
+    rows = effective(pipeline)
+    shown = [row for row in rows if everything or row[2] != "default"]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("setting", "value", "from"):
+        table.add_column(column, overflow="fold")
+    for key, value, origin in shown:
+        table.add_row(key, Text("" if value is None else "[]" if value == "" else str(value)), Text(origin, "dim"))
+    console.print(table)
+    if len(shown) < len(rows):
+        console.print(f"{len(rows) - len(shown)} more at their defaults; -v shows them", style="dim")
+    console.print()
+
+
+def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
+    """The summary at the end of a run of `what`, the file and its changes: what was done, where to look, what next."""
+    console.print()
+    _show_steps(console, outcome.steps)
+    if outcome.saved:
+        console.print(outcome.saved, style="dim")
+    _show_account(console, outcome)
+    if outcome.adapter:
+        console.print(f"\n{training_sentence(outcome.adapter)}")
+        for warning in outcome.adapter.warnings:
+            console.print(Text(warning, "yellow"))
+    if outcome.answers:
+        _show_scores(console, outcome)
+    if outcome.verdict:
+        colour = "bold green" if outcome.name == "Promoted" else "bold yellow"
+        name, colon, rest = outcome.said.partition(":")
+        before = "" if outcome.is_new else f"{UNCHANGED}, as before: "
+        console.print(Text.assemble("\n", before, (name + colon, colour), rest))
+        for warning in outcome.verdict.warnings:
+            console.print(Text(warning, "yellow"))
+    for said in outcome.verdict.says_forgotten() if outcome.verdict else ():
+        console.print(Text(f"Forgetting: {said}."))
+    for said in outcome.judged.says() if outcome.judged else ():
+        console.print(Text(f"{said}."))
+    console.print()
+    _show_links(console, outcome, what)
+
+
+def _show_steps(console: Console, steps: Sequence[Step]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage")
+    table.add_column("")
+    table.add_column("seconds", justify="right")
+    for step in steps:
+        table.add_row(step.name, Text(step.state, COLOURS[step.state]), f"{step.seconds:.1f}")
+    console.print(table)
+
+
+def _show_account(console: Console, outcome: Outcome) -> None:
+    account = outcome.account()
+    if account is None:
+        return
+    console.print(
+        f"\n{account.read:,} rows read = {account.kept:,} kept + {account.quarantined:,} quarantined "
+        f"+ {account.duplicates:,} duplicates"
+    )
+    if account.train:
+        sides = f"{account.train:,} train + {account.validation:,} validation + {account.test:,} test"
+        console.print(f"{account.kept:,} kept = {sides}")
+    if account.train and outcome.rows and "replay" in outcome.rows.given.values():
+        console.print(f"{account.replay:,} of the train rows are replay rows")
+    if reasons := outcome.reasons():
+        console.print(", ".join(f"{reason} {count:,}" for reason, count in reasons.items()), style="dim")
+    if outcome.rows and (repaired := outcome.rows.repaired):
+        console.print("repaired: " + ", ".join(f"{name} {count:,}" for name, count in repaired.items()), style="dim")
+    if findings := worth_a_look(outcome):
+        console.print(f"worth a look: {', '.join(findings)}", style="dim")
+    if outcome.splits and (few := too_few_test_rows(outcome.splits)):
+        console.print(Text(few, "yellow"))
+    for said in given_sides(outcome.checked) if outcome.checked else ():
+        console.print(said, style="yellow")
+    if outcome.rotation:
+        console.print(Text(outcome.rotation, "yellow"))
+    if outcome.splits:
+        proof = LeakProof.load(outcome.splits)
+        console.print(leak_sentence(proof))
+        if grown := growth_sentence(proof):
+            console.print(grown)
+
+
+def _show_scores(console: Console, outcome: Outcome) -> None:
+    """One line a metric and one column a contender: the metric that decides first, with its interval."""
+    decisive = outcome.verdict.metric if outcome.verdict else ""
+    intervals = outcome.verdict.intervals if outcome.verdict else {}
+    measured = dict.fromkeys(metric for answers in outcome.answers.values() for metric in answers.scores)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("scores")
+    for name in outcome.answers:
+        table.add_column(name, justify="right", no_wrap=True)
+    for metric in sorted(measured, key=lambda metric: metric != decisive):
+        scores = (answers.scores.get(metric) for answers in outcome.answers.values())
+        table.add_row(metric, *("" if score is None else f"{score:.3f}" for score in scores))
+        if metric == decisive:
+            bounds = (intervals.get(name) for name in outcome.answers)
+            table.add_row("", *(f"[{each[0]:.3f}, {each[2]:.3f}]" if each else "" for each in bounds), style="dim")
+    console.print()
+    console.print(table)
+
+
+def _show_links(console: Console, outcome: Outcome, what: str) -> None:
+    looks: list[tuple[str, Any]] = []
+    if outcome.page:
+        looks.append(("verdict page", outcome.page.path("report.html")))
+    if outcome.checked:
+        looks.append(("data report", outcome.checked.path("report.html")))
+    looks += [("quarantined", place) for place in outcome.quarantines()]
+    looks += [("duplicates", outcome.duplicates)] if outcome.duplicates else []
+    if outcome.tokens:
+        looks.append(("tokens and masks", outcome.tokens.path("report.html")))
+    if outcome.adapter:
+        looks.append(("curves", outcome.adapter.path("curves.html")))
+    looks += [(f"answers, {name}", answers.path("answers.parquet")) for name, answers in outcome.answers.items()]
+    nexts = [f"tunewright plan {what}", *([f"tunewright data {what}"] if outcome.splits else [])]
+    if outcome.registered:
+        registered = outcome.registered
+        looks.append(("model", f"{registered.uri}{' ' if registered.alias else ', '}{outcome.alias}"))
+        looks += [("approve in Prefect", registered.asked)] if registered.asked else []
+        looks.append(("MLflow", mlflow_link(outcome)))
+        if outcome.name == "Waiting":
+            nexts.insert(0, f'tunewright release approve {registered.name} {registered.version} --reason "..."')
+        nexts += opening(tracking_uri(registered))
+    elif outcome.splits and not outcome.tokens:
+        nexts.append(f"tunewright run {what} --until render          # shows the trained tokens")
+    else:
+        nexts.append(f"tunewright run {what}")
+    for name, place in looks:
+        console.print(Text.assemble((f"{name:<20}", "bold"), _short(place)), soft_wrap=True)
+    if outcome.page and outcome.page.suggestions:
+        console.print(Text.assemble((f"{'to try':<20}", "bold"), f"{outcome.page.suggestions[0]}"), soft_wrap=True)
+    show_next(console, nexts)
+
+
+def opening(uri: str) -> list[str]:
+    """The command to run next for MLflow's pages, unless a server has them already."""
+    command = starts_with(uri)
+    return [f"{command}        # then open the MLflow link above"] if command else []
+
+
+def show_next(console: Console, commands: Sequence[str]) -> None:
+    """Commands worth running next, if there are any."""
+    if commands:
+        console.print(Text("next", "bold"))
+    for command in commands:
+        console.print(Text(f"  {command}"), soft_wrap=True)
+
+
+def _short(place: Any) -> str:
+    return str(from_here(place) if isinstance(place, Path) else place)

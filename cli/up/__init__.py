@@ -1,0 +1,147 @@
+"""`tunewright up`: Prefect's server, MLflow's server and a process worker, as one command on loopback.
+
+service.py says how each is started, supervisor.py keeps them alive, processes.py finds and ends all that comes from
+them, sentinel.py does so where `up` itself is killed, and leftover.py mends the states of runs that nobody could end.
+prefect_app.py and tunewright/registry/mlflow_server.py close the servers to web pages and host names of others.
+"""
+
+import logging
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+from rich.console import Console
+
+from tunewright import config
+from tunewright.accepted import shown
+from tunewright.cli import interrupts
+from tunewright.cli.command_line import print_log
+from tunewright.cli.up import database, leftover
+from tunewright.cli.up.ports import LOGIN, LOOPBACK, require_free
+from tunewright.cli.up.processes import orphaned, wait_for_orphans
+from tunewright.cli.up.service import Service, logs, services
+from tunewright.cli.up.supervisor import Supervisor
+from tunewright.errors import ConfigError
+from tunewright.machine import addresses
+from tunewright.machine.addresses import Addresses
+from tunewright.registry.relocation import relocate
+from tunewright.registry.tracking import VIEW_TAG
+
+log = logging.getLogger("tunewright")
+
+DEMO = Path("deployments/demo.yaml")
+
+
+def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
+    """Starts the services, and comes back when Ctrl-C or SIGTERM has ended them.
+
+    Raises ConfigError where a port is taken, TunewrightError where it is up already or a service does not start.
+    """
+    with interrupts.raised(by=interrupts.SIGNALS), ExitStack() as until_end:  # also where a shell has them ignored
+        with interrupts.at_once():
+            found, file = _prepared(until_end, console, port, mlflow_port, pool)
+            mark = f"{os.getpid()}-{time.time_ns()}"
+            supervisor = Supervisor(services(found), mark, lambda: cut_short(found))
+        try:
+            console.print(f"tunewright up, in {config.home()}: Ctrl-C stops it", markup=False)
+            _serve(console, found, file, supervisor)
+        except KeyboardInterrupt:
+            resumed = "; interrupted runs resume from their last checkpoint when they run again"
+            console.print(f"all stopped{resumed if supervisor.has_cut_runs else ''}")
+
+
+def _prepared(until_end: ExitStack, console: Console, port: int, mlflow_port: int, pool: str) -> tuple[Addresses, Path]:
+    """Do all that comes before a process is started; the addresses, and the locked file that they are to be in."""
+    if port == mlflow_port:
+        raise ConfigError(f"--port {port} and --mlflow-port {mlflow_port} are the same; accepted: two ports")
+    found = Addresses(
+        pid=os.getpid(),
+        prefect=f"http://{LOOPBACK}:{port}",
+        mlflow=f"http://{LOOPBACK}:{mlflow_port}",
+        pool=pool,
+    )
+    _require_same_server(found)
+    config.quiet_libraries()
+    print_log(console, logging.INFO)
+    log.propagate = False  # else Prefect's handler of the root prints each line again
+    file = until_end.enter_context(addresses.held())
+    if orphaned():  # what an `up` left that was killed; its sentinel is ending it
+        console.print("waiting for processes of an earlier tunewright up to end", markup=False)
+        wait_for_orphans()
+    require_free(port, "--port")
+    require_free(mlflow_port, "--mlflow-port")
+    addresses.keep_password(_password_of_environment())
+    import prefect.client.orchestration  # noqa: F401 what asks the servers imports it, when they have been started
+
+    return found, file
+
+
+def _serve(console: Console, found: Addresses, file: Path, supervisor: Supervisor) -> None:
+    """Starts the services and looks after them for ever; whatever ends that ends them."""
+    relocate(VIEW_TAG)
+    database.make()
+
+    def ready(service: Service, seconds: float) -> None:
+        console.print(f"  {service.name:<10}{service.shows:<32}ready after {seconds:.0f} s", markup=False)
+        if service.name == "prefect" and (cut := cut_short(found)):
+            console.print(f"    marked as crashed, since they were killed: {', '.join(cut)}", markup=False)
+
+    interrupts.raise_if_came()
+    with supervisor:
+        supervisor.begin(ready)
+        file.write_text(found.model_dump_json(), encoding="utf-8")
+        console.print(f"Their logs are in {logs()}.\n")
+        show_next(console, found)
+        supervisor.watch()
+
+
+def _require_same_server(up: Addresses) -> None:
+    """Raises ConfigError where the environment names another Prefect server: other commands would use that one."""
+    named = os.environ.get("PREFECT_API_URL")
+    if named and not up.is_prefect(named):
+        raise ConfigError(
+            f"PREFECT_API_URL={shown(named)} names another Prefect server than {up.api}, which this command starts; "
+            f"unset it, or start only a worker for the named server: prefect worker start --pool {up.pool}"
+        )
+
+
+def _password_of_environment() -> str:
+    """PREFECT_SERVER_API_AUTH_STRING, of the environment or of Prefect's profile; "" where it is not set."""
+    from prefect.settings import get_current_settings
+
+    given = get_current_settings().server.api.auth_string
+    return given.get_secret_value() if given else ""
+
+
+def cut_short(up: Addresses) -> list[str]:
+    """Marks the runs that an earlier `up` left, and returns their names; a server that cannot is no end of this one."""
+    try:
+        return leftover.end(up)
+    except httpx.HTTPError as error:
+        log.warning("runs that an earlier `up` left were not marked as crashed: %s", error)
+    return []
+
+
+def show_next(console: Console, up: Addresses) -> None:
+    """What a person does next: the link that logs a browser in, a deployment, and Prefect's own commands.
+
+    A terminal shows the password, as it is the user's; a log does not.
+    """
+    if console.is_terminal:
+        password = quote(addresses.password(), safe="")
+        console.print("Open these links to log in (Prefect: once; MLflow: until the browser is closed):\n")
+        console.print(f"    {up.prefect}{LOGIN}#{password}", markup=False, soft_wrap=True)
+        console.print(f"    {up.mlflow.replace('://', f'://tunewright:{password}@')}\n", markup=False, soft_wrap=True)
+    else:
+        console.print("Both web pages ask for the password in this file:\n")
+        console.print(f"    {addresses.password_file()}\n", markup=False, soft_wrap=True)
+        console.print(
+            "Prefect's login field takes the file's content and nothing else; MLflow's takes any user name.\n"
+        )
+    console.print("What to do next, in another terminal:\n")
+    console.print(f"    tunewright deploy {DEMO if DEMO.exists() else 'FILE.yaml'}", markup=False)
+    console.print("\nTo use Prefect's own commands:\n")
+    console.print(f"    export {addresses.for_prefect(up.api)}", markup=False, soft_wrap=True)

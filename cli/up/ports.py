@@ -1,0 +1,49 @@
+"""Whether a port is free, and what holds it where it is not."""
+
+import socket
+
+import psutil
+
+from tunewright.errors import ConfigError
+
+LOOPBACK = "127.0.0.1"
+LOGIN = "/tunewright"  # the page of Prefect's server that logs a browser in
+
+
+def require_free(port: int, option: str) -> None:
+    """Raises ConfigError that names what listens on the port, where it can be told."""
+    try:
+        who = holder(port)
+    except PermissionError:
+        raise ConfigError(f"{option} {port}: needs a user with more rights; accepted: a free port from 1024") from None
+    if who:
+        raise ConfigError(
+            f"{option} {port}: in use by {who}; stop that process, or choose another port, such as {option} {port + 1}"
+        )
+
+
+def holder(port: int) -> str:
+    """What holds a port of this machine, as "python -m http.server (process 4711)"; empty where it is free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do: a closed one's rest is free
+        try:
+            probe.bind((LOOPBACK, port))
+        except PermissionError:
+            raise
+        except OSError:
+            return _listener(port)
+    return ""
+
+
+def _listener(port: int) -> str:
+    try:
+        connections = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):  # macOS shows them to root alone, a closed /proc to nobody
+        return "another process"
+    for connection in connections:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+            try:
+                return f"{' '.join(psutil.Process(connection.pid).cmdline())[:120]} (process {connection.pid})"
+            except (psutil.Error, OSError, TypeError):  # another user's
+                break
+    return "a process of another user"

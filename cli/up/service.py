@@ -1,0 +1,149 @@
+"""The three services that `tunewright up` starts: how each is started, and how it shows that it is ready.
+
+Prefect's API starts runs, and with them any command: it asks all who call it for the password of this home, and the
+worker and its runs have it in their environment (docs/security.md).
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+
+from tunewright import config
+from tunewright.machine import addresses
+from tunewright.machine.addresses import HOSTS, Addresses
+
+if TYPE_CHECKING:  # a second of imports, which the sentinel has no use for
+    from prefect.client.orchestration import SyncPrefectClient
+
+ANSWER_SECONDS = 5.0
+POLL_SECONDS = 2  # of the worker for runs that are due; Prefect's default is 10
+SCHEDULED_AHEAD = "PT5M"  # runs of short intervals; an hour of looks at the data, as Prefect has it, hides all others
+PASSING_SECONDS = 3_600  # that events are kept of which each look at the data makes eight, with 51 rows beside them
+PASSING = (  # the other events stay for a week, Prefect's default; states stay with their runs
+    *(f"prefect.flow-run.{state}" for state in ("Scheduled", "Late", "Pending", "Submitting", "Running", "heartbeat")),
+    *(f"prefect.flow-run.{state}" for state in ("Unchanged", "Unsettled", "Unreadable", "Cancelled")),
+    "prefect.flow-run.pull-step.executed",
+    "prefect.worker.submitted-flow-run",
+    "prefect.worker.executed-flow-run",
+)
+REMOVED_EVERY_SECONDS = 600
+HEARTBEAT_SECONDS = 30  # of a flow run, the least that Prefect takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A process to keep alive."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    shows: str  # where a person finds it
+    is_ready: Callable[[], bool]
+
+
+def services(up: Addresses) -> tuple[Service, Service, Service]:
+    """Prefect's server, MLflow's server and the worker, in the order in which they start; the last one ends first."""
+    prefect, mlflow = (int(address.rpartition(":")[2]) for address in (up.prefect, up.mlflow))
+    python = (sys.executable, "-m")
+    loopback = ("--host", "127.0.0.1", "--port")
+    name = f"tunewright-{os.getpid()}"
+    return (
+        Service(
+            name="prefect",
+            command=(*python, "tunewright.cli.up.prefect_app", str(prefect)),
+            environment={
+                "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{config.prefect_database()}",
+                "PREFECT_API_URL": up.api,  # its pages call it there
+                "PREFECT_SERVER_API_AUTH_STRING": addresses.password(),
+                **_unless_set(
+                    PREFECT_SERVER_CORS_ALLOWED_ORIGINS=",".join(f"http://{host}:{prefect}" for host in HOSTS),
+                    PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME=SCHEDULED_AHEAD,
+                    PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS=str(REMOVED_EVERY_SECONDS),
+                    PREFECT_SERVER_SERVICES_DB_VACUUM_EVENT_RETENTION_OVERRIDES=json.dumps(
+                        dict.fromkeys(PASSING, PASSING_SECONDS)
+                    ),
+                ),
+            },
+            shows=f"{up.prefect}/v2",
+            is_ready=partial(_answers, f"{up.api}/health"),
+        ),
+        Service(
+            name="mlflow",
+            command=(
+                *(*python, "mlflow", "server", *loopback, str(mlflow), "--workers", "1"),
+                *("--backend-store-uri", f"sqlite:///{config.mlflow_database()}"),
+                *("--artifacts-destination", str(config.mlflow_artifacts())),
+                *("--default-artifact-root", str(config.mlflow_artifacts())),  # which a run without it can open too
+                *("--app-name", "tunewright"),  # tunewright/registry/mlflow_server.py
+            ),
+            environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "TUNEWRIGHT_HOME": str(config.home())},
+            shows=up.mlflow,
+            is_ready=partial(_answers, f"{up.mlflow}/health"),
+        ),
+        Service(
+            name="worker",
+            command=(
+                *(*python, "prefect", "worker", "start", "--type", "process"),
+                *("--pool", up.pool, "--name", name),
+            ),
+            environment={
+                "PREFECT_API_URL": up.api,
+                "PREFECT_API_AUTH_STRING": addresses.password(),
+                "TUNEWRIGHT_HOME": str(config.home()),  # runs start in the folder that they were deployed from
+                "PREFECT_LOGGING_EXTRA_LOGGERS": "tunewright",  # what the pipeline says is in the run's log
+                "PREFECT_WORKER_QUERY_SECONDS": str(POLL_SECONDS),
+                "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+            },
+            shows=f"work pool {up.pool}",
+            is_ready=partial(_is_online, up, name),
+        ),
+    )
+
+
+def _unless_set(**defaults: str) -> dict[str, str]:
+    """Settings of Prefect, without those that the environment has already."""
+    return {name: value for name, value in defaults.items() if name not in os.environ}
+
+
+def _answers(address: str) -> bool:
+    try:
+        return httpx.get(address, timeout=ANSWER_SECONDS).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def client(up: Addresses) -> "SyncPrefectClient":
+    """A client of the Prefect server, which has its password and repeats what a busy database answers with 503."""
+    from prefect.client.orchestration import SyncPrefectClient
+
+    return SyncPrefectClient(up.api, auth_string=addresses.password())
+
+
+def _is_online(up: Addresses, worker: str) -> bool:
+    """Whether the worker has told the server that it waits for runs."""
+    from prefect.client.schemas.objects import WorkerStatus
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        with client(up) as server:
+            found = server.read_workers_for_work_pool(up.pool)
+    except (httpx.HTTPError, ObjectNotFound):
+        return False
+    return worker in {each.name for each in found if each.status == WorkerStatus.ONLINE}
+
+
+def logs() -> Path:
+    """The folder of what the services print."""
+    return config.home() / "logs"
+
+
+def log_file(name: str) -> Path:
+    """What a service prints."""
+    return logs() / f"{name}.log"

@@ -1,0 +1,145 @@
+"""The files of a deployment as they are now, beside those that its last finished run read, for flows/watch.py.
+
+In `<home>/watch/<deployment>/` a run that finishes leaves what it read (read.json), and a look what it saw (seen.json):
+a file is read again only where its size, its time or its entity tag is another. A change is announced once. Where the
+run that it starts fails, as it does where the data are refused, it is not started again until the files change again.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tunewright import config
+from tunewright.config import Data
+from tunewright.store import disk
+from tunewright.store.cache_key import hash_of
+from tunewright.tasks.ingest import SourceFile, source_files
+from tunewright.tasks.ingest.files import identify, is_remote, stamp
+from tunewright.tasks.ingest.opening import Packing
+
+SETTLED_SECONDS = 1.0  # a local file that has not changed for so long is no more being written
+REPAIRED = "as the last finished run read them, and the run after it failed"
+NAMED = 3  # changes that are named one by one
+
+
+class Seen(BaseModel):
+    """A file as the last look found it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stamp: str | None
+    packing: Packing
+    digest: str
+
+
+class WatcherState(BaseModel):
+    """What the last look saw, and which files the last announcement was about."""
+
+    files: dict[str, Seen] = {}
+    announced: str = ""
+
+    def identify(self, path: str) -> tuple[Packing, str]:
+        """As tunewright.tasks.ingest.files does, from memory where the file is the same."""
+        now, known = stamp(path), self.files.get(path)
+        if known is None or now is None or known.stamp != now:
+            packing, digest = identify(path)
+            known = Seen(stamp=now, packing=packing, digest=digest)
+        self.files[path] = known
+        return known.packing, known.digest
+
+
+class Poll(BaseModel):
+    """What a look has found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_files: int
+    changes: tuple[str, ...]  # since the last finished run: "new: data/b.jsonl"
+    is_new: bool = False  # whether they are to be announced: not yet, and nothing is being written any more
+    is_unsettled: bool = False  # a file is still being written; the next look tells
+
+
+def keep_read(deployment: str, files: Iterable[SourceFile]) -> None:
+    """Notes what a run of a deployment read that has finished."""
+    _write(_place(deployment) / "read.json", json.dumps({file.path: file.digest for file in files}))
+
+
+def has_finished(deployment: str) -> bool:
+    """Whether a run of a deployment has finished, ever."""
+    return _read(_place(deployment) / "read.json") is not None
+
+
+def look(deployment: str, data: Data, *, has_failed: bool = False) -> Poll:
+    """Looks at the files of a deployment. What is to be announced counts as announced from then on.
+
+    Where the last run has failed (`has_failed`) after a change was announced, a change back is one as well.
+
+    Raises ConfigError and DataError where they cannot be read.
+    """
+    folder = _place(deployment)
+    memory = _memory(folder / "seen.json")
+    before = dict(memory.files)
+    files = source_files(data, memory.identify)
+    now = {file.path: file.digest for file in files}
+    memory.files = {path: seen for path, seen in memory.files.items() if path in now}
+    changed = changes(_read(folder / "read.json"), now)
+    found = (REPAIRED,) if has_failed and memory.announced and not changed else changed
+    fresh = [path for path in now if before.get(path) != memory.files.get(path)]
+    is_unsettled = bool(found) and not _is_settled(fresh, memory)
+    about = hash_of(now)
+    is_new = bool(found) and not is_unsettled and memory.announced != about
+    if is_new or not found:
+        memory.announced = about if changed else ""
+    _write(folder / "seen.json", memory.model_dump_json())
+    return Poll(num_files=len(now), changes=found, is_new=is_new, is_unsettled=is_unsettled)
+
+
+def changes(read: Mapping[str, str] | None, now: Mapping[str, str]) -> tuple[str, ...]:
+    """What differs between files that were read and those that are there; `read` is None where no run has finished."""
+    if read is None:
+        return ("no run has finished yet",)
+    new = [f"new: {path}" for path in now if path not in read]
+    changed = [f"changed: {path}" for path in now if path in read and read[path] != now[path]]
+    return (*new, *changed, *(f"gone: {path}" for path in read if path not in now))
+
+
+def shown(changes: tuple[str, ...]) -> str:
+    """The changes in a line."""
+    more = f" and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
+    return ", ".join(changes[:NAMED]) + more
+
+
+def _is_settled(paths: Iterable[str], memory: WatcherState) -> bool:
+    """Whether none of these files, which are other ones than at the look before, changes while one waits."""
+    local = [path for path in paths if not is_remote(path)]
+    if local:
+        time.sleep(SETTLED_SECONDS)
+    return all(Path(path).exists() and stamp(path) == memory.files[path].stamp for path in local)
+
+
+def _place(deployment: str) -> Path:
+    return config.home() / "watch" / deployment
+
+
+def _read(file: Path) -> dict[str, str] | None:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _memory(file: Path) -> WatcherState:
+    try:
+        return WatcherState.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return WatcherState()
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all: a look reads while a run writes."""
+    config.make_home()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    disk.replace(file, text)

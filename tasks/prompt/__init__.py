@@ -1,0 +1,179 @@
+"""The base with the best prompt that the training rows make, without training: what fine-tuning has to be worth.
+
+few_shot: the same shots before each question; which of a few draws, and how many of them, validation rows tell.
+retrieval: before each question the training rows most like it; whether by words or by embeddings, validation rows tell.
+Test rows are only written as they will be asked: nothing is chosen on them.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tunewright.artifacts import TOKEN_SCHEMA, Base, Prompts, Splits, Tokens
+from tunewright.config import PromptContender
+from tunewright.errors import ConfigError, DataError
+from tunewright.modeling.chat import Chat
+from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer
+from tunewright.serving import context_length
+from tunewright.similarity import embedding as embeddings
+from tunewright.similarity.embedding import StaticModel
+from tunewright.store.stage import stage
+from tunewright.tasks.prompt.choosing import PromptScore, try_out
+from tunewright.tasks.prompt.retrieval import BM25, Embeddings, Retriever, boilerplate, nearest
+from tunewright.tasks.prompt.shots import PromptedRow, ask, draw, pool_of
+
+__all__ = ["prompt"]
+
+log = logging.getLogger("tunewright")
+
+POOL = 50_000  # training rows that shots are taken from, the first by their id where there are more
+TRIED = {"few_shot": 32, "retrieval": 16}  # validation rows that each prompt is tried on
+DRAWS = 3  # of the shots of few_shot
+WORDS = {"bm25": "their words (BM25)", "embedding": "their embeddings"}
+BATCH = 16
+COLUMNS = ["row_id", "file", "line", "cluster", "messages"]
+ROWS = 1_000  # in memory at once
+
+
+class Asking:
+    """The base, its template, what shots are taken from, and the room that there is for them."""
+
+    def __init__(self, base: Base, splits: Splits, tokens: Tokens, max_new_tokens: int) -> None:
+        self.base = base
+        self.chat = Chat(load_tokenizer(base), base.weights)
+        self.stops = sorted(self.chat.stops.values())
+        self.pool = pool_of(_pool(splits.path("train.parquet"), tokens.path("train.parquet"), POOL))
+        self.validation = _asked(splits, tokens, "validation").sort_by("row_id")  # a sample, whatever its beginning
+        self.test = _asked(splits, tokens, "test")
+        config = json.loads((base.weights / "config.json").read_text(encoding="utf-8"))
+        self.context = context_length(config) or 2**31
+        self.max_new_tokens = max_new_tokens
+        self.model: Any = None
+
+    def ask(self, rows: pa.Table, shots: Sequence[list[int]]) -> list[PromptedRow]:
+        """The rows with these shots before them."""
+        room = {"context": self.context, "max_new_tokens": self.max_new_tokens}
+        return ask(self.chat, self.pool, rows.to_pylist(), shots, **room)
+
+    def found(self, rows: pa.Table, shots: Sequence[list[int]]) -> PromptScore:
+        """What the base makes of validation rows with these shots."""
+        if self.model is None:  # half the time in bfloat16, and nothing but a choice hangs on it
+            self.model = load_model(self.base, dtype=fastest_dtype())
+        return try_out(self.model, [row.tokens for row in self.ask(rows, shots)], self.stops, BATCH)
+
+
+def few_shot(asking: Asking, number: int) -> tuple[list[list[int]], dict[str, Any]]:
+    """The shots of each test row: the best draw for all, or half of it if that is better; and what was tried."""
+    rows = asking.validation.slice(0, TRIED["few_shot"])
+    draws = {tuple(draw(asking.pool, seed, number)) for seed in range(DRAWS)}
+    tried = {shots: asking.found(rows, [[*shots]] * len(rows)) for shots in sorted(draws)}
+    best = max(tried, key=lambda each: tried[each])
+    if half := best[: len(best) // 2]:
+        tried[half] = asking.found(rows, [[*half]] * len(rows))
+        best = max(tried, key=lambda each: tried[each])
+    shown = [{"shots": asking.pool.ids(shots)} | _rounded(found) for shots, found in tried.items()]
+    says = f"{len(best)} example{'s'[: len(best) != 1]}, the best of {len(tried)} sets on {len(rows)} validation rows"
+    return [[*best]] * len(asking.test), {"chosen": says, "tried": shown}
+
+
+def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[list[list[int]], dict[str, Any]]:
+    """The shots of each test row: the rows most like it, by what does better on validation rows; and what was tried."""
+    left_out = boilerplate(asking.pool.rows)
+    retrievers: dict[str, Retriever] = {"bm25": BM25(asking.pool.rows, left_out)}
+    if model:
+        retrievers["embedding"] = Embeddings(asking.pool.rows, left_out, model)
+    rows = asking.validation.slice(0, TRIED["retrieval"])
+    tried = {name: asking.found(rows, nearest(each, rows, number)) for name, each in retrievers.items()}
+    best = max(tried, key=lambda name: tried[name])
+    nearest_rows = f"{number} nearest rows" if number > 1 else "the nearest row"
+    says = f"{nearest_rows} of {len(asking.pool.rows)} by {WORDS[best]}"
+    if others := [WORDS[name] for name in tried if name != best]:
+        says += f", preferred to {' and '.join(others)} on {len(rows)} validation rows"
+    shown = [{"by": name} | _rounded(found) for name, found in tried.items()]
+    return nearest(retrievers[best], asking.test, number), {"chosen": says, "tried": shown}
+
+
+def write(file: Path, asking: Asking, shots: Sequence[list[int]]) -> dict[str, Any]:
+    """Writes the test rows as they are asked; the ids of each row's shots, and how many rows had to leave some out."""
+    ids: dict[str, list[str]] = {}
+    num_shortened = 0
+    with pq.ParquetWriter(file, TOKEN_SCHEMA) as writer:
+        for start in range(0, len(shots), ROWS):
+            rows, wanted = asking.test.slice(start, ROWS), shots[start : start + ROWS]
+            written = asking.ask(rows, wanted)
+            names: dict[str, list[Any]] = {name: rows[name].to_pylist() for name in ("row_id", "cluster")}
+            names["replay"] = [False] * len(rows)
+            rest = [name for name in TOKEN_SCHEMA.names if name not in names]
+            columns = {name: [vars(row.tokens)[name] for row in written] for name in rest}
+            writer.write_table(pa.table(names | columns, TOKEN_SCHEMA))
+            ids |= {row_id: asking.pool.ids(row.shots) for row_id, row in zip(names["row_id"], written, strict=True)}
+            num_shortened += sum(len(row.shots) < len(some) for row, some in zip(written, wanted, strict=True))
+    return {"num_shortened": num_shortened, "shots": ids}
+
+
+def _asked(splits: Splits, tokens: Tokens, side: str) -> pa.Table:
+    """The rows of a side that render kept, in their order."""
+    kept = pq.read_table(tokens.path(f"{side}.parquet"), columns=["row_id"])["row_id"]
+    rows = pq.read_table(splits.path(f"{side}.parquet"), columns=COLUMNS)
+    is_kept = pc.is_in(rows["row_id"], value_set=kept.combine_chunks())  # pyright: ignore[reportAttributeAccessIssue]
+    return rows.filter(is_kept)
+
+
+def _pool(rows: Path, tokens: Path, number: int) -> pa.Table:
+    """The training rows that render kept, without replay rows; or a sample: those whose hash comes first."""
+    kept = pq.read_table(tokens, columns=["row_id"], filters=~pc.field("replay"))["row_id"]
+    wanted = pc.field("row_id").isin(np.sort(kept.to_numpy())[:number])
+    batches = pq.ParquetFile(rows).iter_batches(ROWS, columns=COLUMNS)
+    return pa.concat_tables(pa.Table.from_batches([batch]).filter(wanted) for batch in batches)
+
+
+def _rounded(found: PromptScore) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in found._asdict().items()}
+
+
+@stage("shots={shots}", libraries=("torch", "transformers", "tokenizers", "jinja2", "numpy", "scipy", "pyarrow"))
+def prompt(
+    folder: Path,
+    splits: Splits,
+    tokens: Tokens,
+    base: Base,
+    contenders: tuple[PromptContender, ...],
+    shots: int,
+    max_new_tokens: int,
+    embedding_model: str,
+    embedding: str,
+) -> Prompts:
+    """The test rows as each of the contenders is asked them.
+
+    `embedding` tells the content of `embedding_model`, and is empty where rows are compared by their words alone.
+    Raises ConfigError where the base cannot be asked so.
+    """
+    asking = Asking(base, splits, tokens, max_new_tokens)
+    made: dict[str, dict[str, Any]] = {}
+    try:
+        for name in contenders:
+            if name == "few_shot":
+                chosen, told = few_shot(asking, shots)
+            else:
+                model = embeddings.load_model(embedding_model) if embedding else None
+                chosen, told = retrieval(asking, shots, model)
+            made[name] = told | write(folder / f"{name}.parquet", asking, chosen)
+            log.info("%s: %s", name, told["chosen"])
+    except DataError as error:
+        raise ConfigError(
+            f"evaluation.contenders: the base cannot be evaluated few-shot: {error}; accepted: contenders=[]"
+        ) from error
+    shown = {"opening": asking.pool.opening, "num_in_pool": len(asking.pool.rows), "num_train": splits.num_train}
+    text = json.dumps(shown | made, ensure_ascii=False, indent=1)
+    (folder / "prompts.json").write_text(text + "\n", encoding="utf-8")
+    return Prompts(
+        chosen={name: told["chosen"] for name, told in made.items()},
+        num_shortened={name: told["num_shortened"] for name, told in made.items()},
+    )

@@ -1,0 +1,197 @@
+"""The rate at which training computes here, measured: by a few steps of the real thing, or by an earlier run."""
+
+import hashlib
+import json
+import platform
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tunewright import config
+from tunewright.artifacts import Base, Tokens
+from tunewright.artifacts.payloads import Contract
+from tunewright.config import Compute, Method, Training
+from tunewright.cost_model.case import BudgetCase, Ground
+from tunewright.cost_model.learning import learning
+from tunewright.cost_model.timing import Rate
+from tunewright.errors import TrainingError
+from tunewright.reports.progress import duration
+from tunewright.store.caching import MANIFEST
+from tunewright.tasks.train import trainer
+from tunewright.tasks.train.stage import started
+
+STEPS = 5  # of which the first warms up
+MOST_SECONDS = 30.0  # after the model is loaded
+LOADING_SECONDS = 300.0
+POLL_SECONDS = 0.2
+
+
+def calibrate(base: Base, tokens: Tokens, case: BudgetCase) -> Rate:
+    """Trains a few steps of the run that is planned, in a process of its own, and keeps the rate.
+
+    Raises TrainingError where not one step is done in time, or the trainer fails.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lines = _run(_job(folder, base, tokens, case), folder)
+    seconds = [line["seconds"] for line in lines]
+    rate = case.flops_a_row * case.training.batch / statistics.median(seconds[1:] or seconds)
+    kept = {"flops_per_second": rate, "steps": len(seconds), "made": time.strftime("%Y-%m-%d", time.gmtime())}
+    file = _file(base, case)
+    config.make_home()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(kept), encoding="utf-8")
+    return _rate(kept)
+
+
+def measured(base: Base, tokens: Tokens | None, case: BudgetCase) -> Rate | None:
+    """The rate that was measured here for this base, or None: a run's on the same rows, or else a calibration's.
+
+    That of another method stands in where there is none of this one, since the arithmetic is known of both.
+    """
+    others = [Method(kind=kind) for kind in ("lora", "qlora", "full", "spectrum") if kind != case.method.kind]
+    for tried in (case.method, *others):
+        other = replace(case, method=tried)
+        run = _rate_of_runs(base, tokens, other) if tokens else None
+        file = _file(base, other)
+        found = run or (_rate(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None)
+        if found:
+            return found if tried is case.method else found._replace(source=f"{found.source} with {tried.kind}")
+    return None
+
+
+def _rate(kept: dict[str, Any]) -> Rate:
+    speed = kept["flops_per_second"]
+    return Rate(speed, speed, f"a calibration of {kept['steps']} steps on this machine on {kept['made']}")
+
+
+def _way(training: Training, compute: Compute) -> list[Any]:
+    """What of the settings makes the same arithmetic take another time."""
+    return [training.speed, compute.precision, compute.threads, compute.compile, compute.attention]
+
+
+def _file(base: Base, case: BudgetCase) -> Path:
+    identity = [
+        base.weights_digest,
+        case.method.kind,
+        case.method.bits,
+        case.machine.device.kind,
+        case.machine.device.name,
+        platform.node(),
+        *_way(case.training, case.compute),
+    ]
+    return config.home() / "calibration" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]}.json"
+
+
+def _job(folder: Path, base: Base, tokens: Tokens, case: BudgetCase) -> trainer.Job:
+    """A few steps of the planned run, on rows that are drawn as the estimate draws them."""
+    schema = pq.read_schema(tokens.path("train.parquet"))
+    rest = {"cluster": 0, "prompt_length": 1, "reference": ""}
+    drawn = [row for step in case.drawn[:STEPS] for row in step]
+    rows = [{**rest, "row_id": str(number), **row} for number, row in enumerate(drawn)]
+    pq.write_table(pa.Table.from_pylist(rows, schema), folder / "train.parquet")
+    pq.write_table(pa.Table.from_pylist(rows[:1], schema), folder / "validation.parquet")
+    shutil.copy(tokens.path(Contract.FILE), folder)
+    return trainer.Job.of(
+        base.weights,
+        folder,
+        reference=base.reference,
+        method=case.method,
+        modules=_modules(case.ground, case.method),
+        training=case.training.model_copy(update={"max_steps": STEPS, "evaluate_every": None, "best_by": "loss"}),
+        compute=case.compute,
+        micro_batch=case.micro_batch,
+    )
+
+
+def _modules(ground: Ground, method: Method) -> tuple[str, ...]:
+    """As many modules as spectrum trains: any will do to time them."""
+    if method.kind != "spectrum":
+        return ()
+    return tuple(sorted(matrix.path for matrix in learning(ground.shape, method).matrices))
+
+
+def _run(job: trainer.Job, folder: Path) -> Sequence[dict[str, Any]]:
+    """The lines of the steps that were done in time."""
+    with started(job, folder, grace=0) as process:
+        _wait(process, folder)
+    steps = [line for line in _lines(folder / "metrics.jsonl") if "loss" in line]
+    if not steps:
+        raise TrainingError(f"--calibrate: {_why(folder)}")
+    return steps
+
+
+def _wait(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Returns when the process has ended, has done its steps, or has had its time."""
+    began, loaded = time.monotonic(), 0.0
+    while process.poll() is None:
+        now = time.monotonic()
+        if not loaded and (folder / "status.json").exists():
+            loaded = now
+        if now > (loaded + MOST_SECONDS if loaded else began + LOADING_SECONDS):
+            return
+        if sum("loss" in line for line in _lines(folder / "metrics.jsonl")) >= STEPS:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _why(folder: Path) -> str:
+    error = folder / "error.json"
+    if error.exists():
+        said = json.loads(error.read_text(encoding="utf-8"))
+        return f"{said['type']}: {said['message']}"
+    return f"no training step finished in {MOST_SECONDS:.0f} s; try a smaller training.batch"
+
+
+def _rate_of_runs(base: Base, tokens: Tokens, case: BudgetCase) -> Rate | None:
+    """The rate of the newest run of this method on these rows on this device."""
+    for file in sorted((config.home() / "artifacts" / "train").glob(f"*/{MANIFEST}"), key=_made, reverse=True):
+        try:
+            made = json.loads(file.read_text(encoding="utf-8"))
+            read = made["ingredients"]
+            its = read.get("base"), read.get("tokens"), read.get("method.kind")
+            if its != (f"base {base.digest}", f"render {tokens.digest}", case.method.kind):
+                continue
+            status = json.loads((file.parent / "status.json").read_text(encoding="utf-8"))
+            steps = [line for line in _lines(file.parent / "metrics.jsonl") if "loss" in line][1:]
+        except (OSError, ValueError, KeyError):  # removed or altered: then it says nothing
+            continue
+        if not steps or status.get("device") != case.machine.device.name:
+            continue
+        training, compute = _section(Training, read), _section(Compute, read)
+        if _way(training, compute) != _way(case.training, case.compute):
+            continue
+        rows = statistics.median(line["rows_per_second"] for line in steps)
+        ran = replace(case, method=_section(Method, read), training=training, compute=compute)
+        speed = rows * ran.flops_a_row
+        return Rate(speed, speed, f"an earlier run of {len(steps) + 1} steps on this machine{_of_stage(made)}")
+    return None
+
+
+def _of_stage(made: dict[str, Any]) -> str:
+    """How long all of the train stage took, by its manifest."""
+    return f" (train stage: {duration(made['seconds'])})" if "seconds" in made else ""
+
+
+def _made(file: Path) -> float:
+    return file.stat().st_mtime
+
+
+def _section(section: type[Any], read: dict[str, Any]) -> Any:
+    """A section of the settings as a run's key has it."""
+    name = section.__name__.lower()
+    return section(**{field: read[f"{name}.{field}"] for field in section.model_fields if f"{name}.{field}" in read})

@@ -1,0 +1,265 @@
+"""Starts the trainer process, shows its progress, and goes on where it was killed.
+
+A process of its own: its crash is this task's failure and not the worker's, its memory is the system's again when it
+ends, and cancelling ends the whole group. Work in progress lies in a folder that outlives a failed attempt, so that the
+next attempt, or the next run, resumes from the newest valid checkpoint, to the same weights as an undisturbed run.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prefect.runtime import flow_run
+
+from tunewright import cost_model, machine
+from tunewright.artifacts import Adapter, Base, Scan, Tokens
+from tunewright.artifacts.payloads import Contract, TrainingSummary
+from tunewright.config import Compute, Method, Training
+from tunewright.errors import NO_SPACE, ConfigError, TrainerDied, TrainerFailed, TrainingError, TunewrightError
+from tunewright.reports import curves
+from tunewright.reports.progress import Progress, duration
+from tunewright.store import stale_work
+from tunewright.store.caching import work_folder
+from tunewright.store.stage import stage
+from tunewright.tasks.train import one_at_a_time, trainer
+from tunewright.tasks.train.heartbeat import Heartbeat
+from tunewright.tasks.train.trainer import (
+    __main__ as process_of_trainer,  # named, so that its code is part of train's key
+)
+
+log = logging.getLogger("tunewright")
+
+POLL_SECONDS = 0.5
+ROOM_BYTES = 50_000_000  # with less than this free, a checkpoint cannot have been written
+GRACE_SECONDS = 6.0  # for a checkpoint, when the run is cancelled
+OF_SETTINGS_OR_DATA = ("FloatingPointError", "ValueError")  # errors that the next attempt would end with as well
+ATTEMPT = "--- attempt"  # begins the line before each attempt's output in trainer.log
+
+
+class Stopwatch:
+    """The seconds of all attempts at a training, in a file of the work folder, so that a killed attempt counts too."""
+
+    FILE = "seconds.json"
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.earlier = self.seconds_in(work)
+        self.started = time.monotonic()
+
+    @classmethod
+    def seconds_in(cls, work: Path) -> float:
+        """The seconds of the attempts so far."""
+        try:
+            return float(json.loads((work / cls.FILE).read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError):
+            return 0.0
+
+    def update(self) -> None:
+        """Write the seconds until now."""
+        unfinished = self.work / f"{self.FILE}.part"
+        unfinished.write_text(json.dumps(self.earlier + time.monotonic() - self.started), encoding="utf-8")
+        os.utime(unfinished, (0, 0))  # it is no sign of life of the trainer's (heartbeat.py)
+        unfinished.replace(self.work / self.FILE)
+
+
+def run_trainer(job: trainer.Job, work: Path) -> None:
+    """Runs the trainer to its planned end in `work`, halving the micro batch while memory runs out.
+
+    Raises TrainerDied if it was killed, ConfigError where the settings cannot be, and TrainingError if it ended
+    otherwise before its planned end.
+    """
+    micro_batch = job.micro_batch
+    while True:
+        code = _attempt(job.model_copy(update={"micro_batch": micro_batch}), work)
+        if code == trainer.FINISHED:
+            return
+        if code != trainer.OUT_OF_MEMORY:
+            raise _failure(code, work)
+        if micro_batch == 1:
+            raise TrainingError(
+                f"out of memory with training.micro_batch=1 ({_error(work)}): use compute.checkpointing=true, "
+                "method.kind=qlora, a lower method.rank, or a smaller model.base"
+            )
+        micro_batch //= 2
+        log.warning("out of memory: retrying with training.micro_batch=%d; training.batch stays the same", micro_batch)
+
+
+def _attempt(job: trainer.Job, work: Path) -> int:
+    """One trainer process from start to end, and its exit code; the kernel's end of it for want of memory is one.
+
+    Raises TrainerDied where it hung and was ended.
+    """
+    killed = machine.oom_kills()
+    with started(job, work) as process:
+        progress, heartbeat, stopwatch = Progress(work), Heartbeat(work, process.pid), Stopwatch(work)
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_SECONDS)
+            progress.update()
+            stopwatch.update()
+            if heartbeat.hangs(progress.step_seconds):
+                _end(process)
+                raise TrainerDied(
+                    f"the trainer hung: no file written for {duration(heartbeat.silent)}; it was killed and resumes "
+                    "from its last valid checkpoint"
+                )
+        progress.update(last=True)
+        stopwatch.update()
+    if process.returncode == -signal.SIGKILL and machine.oom_kills() > killed:
+        error = {"type": "OutOfMemory", "message": "the kernel killed the trainer, out of memory"}
+        (work / "error.json").write_text(json.dumps(error), encoding="utf-8")
+        return trainer.OUT_OF_MEMORY
+    return process.returncode
+
+
+@contextlib.contextmanager
+def started(job: trainer.Job, work: Path, *, grace: float = GRACE_SECONDS) -> Iterator[subprocess.Popen[Any]]:
+    """The trainer at work on the job in the folder `work`.
+
+    Whatever ends this block ends the trainer and its children: politely first, with so many seconds for a checkpoint.
+    """
+    for leftover in ("error.json", "status.json", TrainingSummary.FILE):
+        (work / leftover).unlink(missing_ok=True)
+    job_file = work / "job.json"
+    job_file.write_text(job.model_dump_json(indent=1), encoding="utf-8")
+    environment = os.environ | {
+        # One GPU: with more in sight, transformers would spread a batch over them in a way of its own.
+        "CUDA_VISIBLE_DEVICES": machine.first_gpu() or "",
+        "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),  # as nvidia-smi, and so plan, counts
+        "WANDB_DISABLED": "true",
+    }
+    root = str(Path(__file__).parents[3])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    with (work / "trainer.log").open("a", encoding="utf-8") as output:
+        output.write(f"{ATTEMPT} of {time.strftime('%Y-%m-%d %H:%M:%S')}, training.micro_batch={job.micro_batch}\n")
+        output.flush()
+        process = subprocess.Popen(
+            # -P: a file of the user's where they run, such as datasets.py, is no library of ours.
+            [sys.executable, "-P", "-m", process_of_trainer.__name__, str(job_file), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(grace)
+            except subprocess.TimeoutExpired:
+                _end(process)
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """Kills a trainer and its children."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _failure(code: int, work: Path) -> TunewrightError:
+    if code < 0:
+        name = signal.Signals(-code).name
+        return TrainerDied(f"the trainer was killed by {name}; it resumes from its last valid checkpoint")
+    if code == trainer.INTERRUPTED:
+        return TrainerDied("the trainer was stopped and saved a checkpoint; the next run resumes from it")
+    if shutil.disk_usage(work).free < ROOM_BYTES:
+        return TrainingError(f"training did not finish: {NO_SPACE.format(work)}")
+    kind, message = _told(work)
+    if kind == ConfigError.__name__:
+        return ConfigError(message)
+    failed = TrainingError if kind in OF_SETTINGS_OR_DATA else TrainerFailed
+    return failed(f"training did not finish: {_error(work)}; full output: {work / 'trainer.log'}")
+
+
+def _told(work: Path) -> tuple[str, str]:
+    """The type and the message of the error that the trainer told of; both empty where it could not."""
+    with contextlib.suppress(OSError, ValueError):
+        error = json.loads((work / "error.json").read_text(encoding="utf-8"))
+        return error["type"], error["message"]
+    return "", ""
+
+
+def _error(work: Path) -> str:
+    kind, message = _told(work)
+    if kind:
+        return f"{kind}: {message}"
+    lines = (work / "trainer.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return "no output" if lines[-1].startswith(ATTEMPT) else lines[-1]
+
+
+@stage(
+    "{method.kind} lr={training.learning_rate}",
+    libraries=("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "safetensors"),
+    volatile=("curves", "metrics", "status", "summary", "trainer"),
+)
+def train(
+    folder: Path,
+    tokens: Tokens,
+    base: Base,
+    method: Method,
+    training: Training,
+    compute: Compute,
+    scan: Scan | None = None,
+) -> Adapter:
+    """The tuned weights of the best step by training.best_by, with the curves, warnings and the contract."""
+    work = work_folder(folder)
+    work.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time.held(
+        cost_model.identity_here(), f"run {flow_run.name}" if flow_run.name else "a call"
+    ) as waited:
+        micro_batch, shortage = cost_model.before_training(base, tokens, method, training, compute)
+        if shortage:
+            log.warning("  %s", shortage)
+        job = trainer.Job.of(
+            base.weights,
+            tokens.folder,
+            reference=base.reference,
+            method=method,
+            modules=scan.chosen if scan else (),
+            training=training,
+            compute=compute,
+            micro_batch=micro_batch,
+        )
+        log.info(
+            "  loading %s; %d training rows, %d validation rows",
+            base.reference,
+            tokens.num_train,
+            tokens.num_validation,
+        )
+        earlier = Stopwatch.seconds_in(work)
+        run_trainer(job, work)
+        seconds = Stopwatch.seconds_in(work)
+    stale_work.remove(folder.parent)
+    shutil.move(work / "model", folder / "model")
+    for name in ("metrics.jsonl", "status.json", TrainingSummary.FILE, "trainer.log"):
+        shutil.copy(work / name, folder / name)
+    shutil.copy(tokens.path(Contract.FILE), folder)
+    found = curves.read(folder)
+    warnings = curves.warnings(found)
+    curves.write_page(folder / "curves.html", found, warnings)
+    summary = TrainingSummary.load_from(folder)
+    return Adapter(
+        method=method.kind,
+        steps=summary.steps,
+        best_step=summary.best_step,
+        best_by=summary.best_by,
+        best_value=summary.best_value,
+        best_validation_loss=summary.best_validation_loss,
+        stopped_early=summary.stopped_early,
+        warnings=tuple(warning.sentence for warning in warnings),
+        train_seconds=round(seconds, 1),
+        waited_seconds=round(waited, 1),
+        earlier_seconds=round(earlier, 1),
+    )

@@ -1,0 +1,49 @@
+"""The trainer process: SFTTrainer on rows that are tokenized already, with early stopping and sealed checkpoints.
+
+It is started by the stage as `python -m tunewright.tasks.train.trainer JOB PARENT_PID`, writes what happens to files
+beside the job, and ends with one of the exit codes below; only FINISHED means that training reached its planned end.
+What is here is all that its parent knows of it, and imports no library of training.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.artifacts.payloads import Contract
+from tunewright.config import Compute, Method, Training
+
+FINISHED, FAILED, INTERRUPTED, OUT_OF_MEMORY = 0, 1, 75, 77
+
+ALIVE = "alive"  # the file beside the job that is touched while nothing else is written
+
+
+class Job(BaseModel):
+    """All that the trainer is told; the file lies in the folder that it works in."""
+
+    model_config = ConfigDict(frozen=True)
+
+    weights: Path
+    reference: str
+    train: Path
+    validation: Path
+    pad_token_id: int
+    stop_token_ids: tuple[int, ...]
+    method: Method
+    modules: tuple[str, ...]  # that learn with spectrum
+    training: Training
+    compute: Compute
+    micro_batch: int
+
+    @classmethod
+    def of(cls, weights: Path, tokens: Path, **settings: Any) -> Self:
+        """A job on the rows, and by the contract, of a folder that render made; `settings` are all other fields."""
+        contract = Contract.load_from(tokens)
+        return cls(
+            weights=weights,
+            train=tokens / "train.parquet",
+            validation=tokens / "validation.parquet",
+            pad_token_id=contract.pad_token_id,
+            stop_token_ids=contract.stop_token_ids,
+            **settings,
+        )

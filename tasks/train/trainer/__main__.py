@@ -1,0 +1,75 @@
+"""`python -m tunewright.tasks.train.trainer JOB PARENT_PID`: what the process is, and how it ends."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tunewright import config
+from tunewright.errors import ConfigError
+from tunewright.machine import num_cores
+from tunewright.machine.process_group import end_with_parent
+from tunewright.store import locks
+from tunewright.tasks.train.trainer import FAILED, INTERRUPTED, OUT_OF_MEMORY, Job
+
+WAIT_SECONDS = 10.0  # for a trainer before this one, whose end is near
+# Of errors without a type of their own: the CPU allocator's, the system's, CUDA's outside of torch's allocator, and
+# those of its libraries cuBLAS, cuDNN and cuSOLVER.
+OUT_OF_MEMORY_WORDS = ("t allocate memory", "cannot allocate memory", "out of memory", "_status_alloc_failed")
+
+
+def main(job_file: Path, parent: int | None = None) -> int:
+    """Runs the job of the process `parent` and returns the exit code."""
+    end_with_parent(signal.SIGKILL)  # no orphan keeps the device
+    if parent not in (None, os.getppid()):
+        return INTERRUPTED  # it died before the kernel was asked
+    folder = job_file.parent
+    job = Job.model_validate_json(job_file.read_text(encoding="utf-8"))
+    try:
+        with _alone_in(folder):
+            return _fit(job, folder)
+    except (RuntimeError, MemoryError, OSError, ValueError, FloatingPointError, ConfigError) as error:
+        return _failed(folder, error, OUT_OF_MEMORY if is_out_of_memory(error) else FAILED)
+
+
+def _fit(job: Job, folder: Path) -> int:
+    config.quiet_libraries()
+    import torch
+
+    from tunewright.tasks.train.trainer.fit import fit
+
+    torch.set_num_threads(job.compute.threads or num_cores())
+    return fit(job, folder)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the host, has no memory left."""
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in message for words in OUT_OF_MEMORY_WORDS)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Holds the folder, so that no two trainers write to its checkpoints.
+
+    Raises BlockingIOError where another one goes on working there.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.exclusive(folder / "trainer.lock", wait=WAIT_SECONDS))
+        except BlockingIOError:
+            raise BlockingIOError(f"another trainer is running in {folder}") from None
+        yield
+
+
+def _failed(folder: Path, error: BaseException, code: int) -> int:
+    message = " ".join(str(error).split())[:500]
+    (folder / "error.json").write_text(json.dumps({"type": type(error).__name__, "message": message}), "utf-8")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:3])))

@@ -1,0 +1,118 @@
+"""The trainer with eyes: each step is watched, and an evaluation can be interrupted and scores answers as well."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import EvalLoopOutput
+
+from tunewright.config import Training
+from tunewright.tasks.train.trainer import checkpoints, stopping
+from tunewright.tasks.train.trainer.answers import AnswerTrainer
+from tunewright.tasks.train.trainer.record import STATE, keep_evaluation
+from tunewright.tasks.train.trainer.scores import Scores
+from tunewright.tasks.train.trainer.watch import Row, Watch
+
+
+class ObservedTrainer(AnswerTrainer):
+    """AnswerTrainer that tells a Watch of its steps, and goes to the end of training from wherever it was left."""
+
+    def __init__(
+        self,
+        *,
+        training: Training,
+        watch: Watch,
+        is_interrupted: Callable[[], bool],
+        scores: Scores | None,
+        **rest: Any,
+    ) -> None:
+        super().__init__(**rest)
+        self.training, self.watch, self.is_interrupted, self.scores = training, watch, is_interrupted, scores
+        watch.alone = self._alone
+
+    def go_on(self, checkpoint: Path | None) -> stopping.ValidationResult | None:
+        """Trains to the planned end or an early stop, and loads the best weights; the best, or None if interrupted.
+
+        transformers resumes a run that had reached its end with one more step, which is why it is asked only where
+        there is something to do.
+        """
+        if checkpoint and self._catch_up(checkpoint):
+            return None
+        if not checkpoint or not self._is_done():
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if not self._is_done():
+            return None
+        best = stopping.best(self._looks(), self.training)
+        if best is None:
+            raise ValueError("training ended without an evaluation")
+        self._load_from_checkpoint(str(checkpoints.at(Path(str(self.args.output_dir)), best.step)))
+        return best
+
+    def _looks(self) -> list[stopping.ValidationResult]:
+        return stopping.looks(self.state.log_history, self.training)
+
+    def _is_due(self) -> bool:
+        """Whether the step that was reached has to be evaluated, and was not."""
+        step, seen = self.state.global_step, self._looks()
+        due = step % self.state.eval_steps == 0 or step >= self.state.max_steps
+        return due and not (seen and seen[-1].step == step)
+
+    def _is_done(self) -> bool:
+        at_end = self.state.global_step >= self.state.max_steps and not self._is_due()
+        return at_end or stopping.is_exhausted(self._looks(), self.training)
+
+    def _catch_up(self, checkpoint: Path) -> bool:
+        """Takes up the checkpoint's state, with the evaluation that an interruption left out; whether interrupted."""
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
+        if self._is_due():
+            # Prepared it multiplies in the precision of training; train() does not wrap it a second time.
+            self.model_wrapped = self.accelerator.prepare(self.model)
+            self._load_from_checkpoint(str(checkpoint))
+            self.evaluate()
+            if self.is_interrupted():
+                return True
+            keep_evaluation(checkpoint.parent, self.state, self.training)
+        return False
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One step, whose loss is looked at before the weights change."""
+        drawn = inputs.pop("drawn")
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.watch.step(drawn.rows, loss.item(), self.state.global_step + 1)
+        return loss
+
+    def evaluation_loop(
+        self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **rest: Any
+    ) -> EvalLoopOutput:
+        """With training.best_by beside the loss. Interrupted, it ends at once and measures nothing.
+
+        It draws no random numbers of training's, so that it may be done again.
+        """
+        with torch.random.fork_rng():
+            batches = self._until_interrupted(dataloader)
+            output = super().evaluation_loop(batches, *args, metric_key_prefix=metric_key_prefix, **rest)
+        metrics = output.metrics or {}
+        if self.scores and not self.is_interrupted():
+            model: Any = self.model
+            model.eval()
+            with self.compute_loss_context_manager():
+                metrics[f"{metric_key_prefix}_{self.scores.metric}"] = self.scores(model, self.is_interrupted)
+        return output._replace(metrics={} if self.is_interrupted() else metrics)
+
+    def _until_interrupted(self, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            for micro_batch in batch["micro_batches"]:
+                if self.is_interrupted():
+                    return
+                yield {"micro_batches": [micro_batch]}
+
+    @torch.no_grad()
+    def _alone(self, row: Row) -> float:
+        """The loss of one row, in nats per label."""
+        model: Any = self.model
+        model.eval()
+        loss = self.compute_loss(model, self.data_collator([dict(row)]))
+        model.train()
+        return loss.item()

@@ -1,0 +1,169 @@
+"""What the parent reads while training runs, and the callback that writes it."""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from tunewright.config import Training
+from tunewright.tasks.train.trainer import ALIVE, checkpoints, stopping
+from tunewright.tasks.train.trainer.watch import Watch
+
+STATE = "trainer_state.json"  # in a checkpoint, by transformers
+BEAT_SECONDS = 1.0  # between two signs of life
+FIGURES = ("loss", "grad_norm", "learning_rate", "epoch")
+
+
+class Record:
+    """status.json, which is written once, and metrics.jsonl, one line a step and one an evaluation."""
+
+    def __init__(self, folder: Path, resumed_from: int, skipped: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self.resumed_from = resumed_from
+        self.skipped = list(skipped)  # a line for each checkpoint that could not be resumed from
+        self.beaten = 0.0
+        self.interrupted = False
+        signal.signal(signal.SIGTERM, self._interrupt)
+        metrics = folder / "metrics.jsonl"
+        # What was logged after the checkpoint happens again.
+        lines = [line for line in _lines(metrics) if line["step"] <= resumed_from]
+        unfinished = folder / ".metrics.jsonl"
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        unfinished.rename(metrics)
+        self.losses = [line["loss"] for line in lines if "loss" in line]
+        self.evaluated = {line["step"] for line in lines if "eval_loss" in line}
+
+    def _interrupt(self, *_: Any) -> None:
+        self.interrupted = True
+
+    def is_interrupted(self) -> bool:
+        """Whether the parent has asked to stop. Whoever works for long asks often, which is a sign of life as well."""
+        self.beat()
+        return self.interrupted
+
+    def beat(self) -> None:
+        """Shows the parent that the trainer is at work, where it writes nothing else for a while."""
+        now = time.monotonic()
+        if now - self.beaten > BEAT_SECONDS:
+            self.beaten = now
+            (self.folder / ALIVE).touch()
+
+    def start(self, **facts: Any) -> None:
+        """Says how the run is laid out, before the first step."""
+        unfinished = self.folder / ".status.json"
+        unfinished.write_text(json.dumps(self._resumed() | facts), encoding="utf-8")
+        unfinished.rename(self.folder / "status.json")
+
+    def _resumed(self) -> dict[str, Any]:
+        return {"resumed_from": self.resumed_from, "skipped_checkpoints": self.skipped}
+
+    def line(self, step: int, planned: int, **figures: Any) -> None:
+        """Appends one line."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "planned": planned, "time": time.time(), **figures}) + "\n")
+
+
+class Recorder(TrainerCallback):
+    """Keeps each step's figures, seals each checkpoint, and stops where the parent asks for it."""
+
+    def __init__(self, record: Record, watch: Watch, training: Training) -> None:
+        self.record, self.watch, self.training = record, watch, training
+        self.began = time.perf_counter()
+        self.seconds = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Starts the clock."""
+        self.record.beat()
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stops the clock; and training, with a checkpoint, where the parent asks for it."""
+        self.seconds = time.perf_counter() - self.began
+        if self.record.interrupted:
+            # The evaluation that may be due here is made up for when the run goes on from this checkpoint.
+            control.should_evaluate, control.should_save, control.should_training_stop = False, True, True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Writes a line; raises FloatingPointError where the gradient or the validation loss is not a number."""
+        logs = logs or {}
+        if "loss" in logs:
+            figures: dict[str, Any] = {name: logs[name] for name in FIGURES if name in logs}
+            if not math.isfinite(figures.get("grad_norm", 0.0)):
+                self.watch.fail(f"the gradient norm is {figures['grad_norm']}", state.global_step)
+            figures |= self._speed() | self.watch.spike()
+            self.record.line(state.global_step, state.max_steps, **figures)
+        elif "eval_loss" in logs:
+            if not math.isfinite(logs["eval_loss"]):
+                self.watch.fail(f"the validation loss is {logs['eval_loss']}", state.global_step)
+            if state.global_step in self.record.evaluated:
+                return  # made up for after all, in a run that was killed before it could keep that
+            names = ("epoch", "eval_loss", f"eval_{self.training.best_by}")
+            figures = {name: logs[name] for name in names if name in logs} | {"seconds": logs.get("eval_runtime")}
+            self.record.line(state.global_step, state.max_steps, **figures)
+
+    def _speed(self) -> dict[str, float]:
+        """Of the last step: seconds, rows and their tokens a second, and the bytes of memory that it took."""
+        num_tokens = sum(len(row["input_ids"]) for row in self.watch.rows)
+        return {
+            "seconds": round(self.seconds, 4),
+            "rows_per_second": round(len(self.watch.rows) / self.seconds, 3),
+            "tokens_per_second": round(num_tokens / self.seconds, 1),
+            "memory_bytes": _memory(),
+        }
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ends training with a checkpoint where the parent asked for it during the evaluation."""
+        if self.record.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Seals the checkpoint."""
+        keep(Path(args.output_dir), state, self.training)
+
+
+def keep(folder: Path, state: Any, training: Training) -> None:
+    """Seals the checkpoint of the trainer's state, and removes those that are not needed any more."""
+    checkpoint = checkpoints.at(folder, state.global_step)
+    checkpoints.seal(checkpoint, _best_step(state, training))
+    checkpoints.prune(checkpoint)
+
+
+def keep_evaluation(folder: Path, state: Any, training: Training) -> None:
+    """Adds an evaluation to the checkpoint of the trainer's state, which is sealed; else as `keep`."""
+    checkpoint = checkpoints.at(folder, state.global_step)
+    new = folder / f".{STATE}"
+    state.save_to_json(str(new))
+    checkpoints.replace(checkpoint, STATE, new, _best_step(state, training))
+    checkpoints.prune(checkpoint)
+
+
+def _best_step(state: Any, training: Training) -> int | None:
+    best = stopping.best(stopping.looks(state.log_history, training), training)
+    return best.step if best else None
+
+
+def _lines(metrics: Path) -> Iterator[dict[str, Any]]:
+    """The lines up to the first that was not written whole: a power cut may leave zeros."""
+    if not metrics.exists():
+        return
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            return
+        if not line.endswith("\n") or not isinstance(values, dict) or "step" not in values:
+            return
+        yield values
+
+
+def _memory() -> int:
+    """The most that tensors took on the GPU so far, or what this process holds of the main memory."""
+    import psutil
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss

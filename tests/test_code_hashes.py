@@ -1,0 +1,202 @@
+"""An edit runs again the stages that reach it, and no others."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tunewright.config import STAGES
+from tunewright.store import code_hashes
+from tunewright.store.code_hashes import fingerprints
+
+STAGE = '''
+"""A stage."""
+import json
+import house.plain
+from house import tools, words as w
+from house.settings import Mine
+from house.shop import sold
+
+LIMIT = 3
+
+def stage(settings: Mine) -> int:
+    """What it does."""
+    return tools.reached(LIMIT) + house.plain.used() + sold() + len(w.TEXT) + len(json.dumps(settings.size))
+'''
+TOOLS = '''
+"""Tools."""
+STEP = 1  # a step
+
+def reached(number):
+    """Reached by its name."""
+    return beyond(number) + STEP
+
+def beyond(number):
+    return number
+
+def apart(number):
+    return number
+
+class Elsewhere:
+    pass
+'''
+FILES = {
+    "__init__.py": "",
+    "stage.py": STAGE,
+    "tools.py": TOOLS,
+    "words.py": "TEXT = 'a'\nTEXT += 'b'\nOTHER = 'c'\n",
+    "plain.py": "def used():\n    return 1\n\ndef unused():\n    return 2\n",
+    "settings.py": "class Mine:\n    size = 1\n\nclass Other:\n    size = 2\n",
+    "shop/__init__.py": "from house.shop.goods import sold\n\n__all__ = ['sold']\n",
+    "shop/goods.py": "def sold():\n    return 1\n\ndef unsold():\n    return 2\n",
+}
+Edit = Callable[[str, str, str], list[str]]
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package of first-party code with the stage house.stage."""
+    for name, source in FILES.items():
+        file = tmp_path / "house" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(code_hashes, "FIRST_PARTY", "house")
+    importlib.invalidate_caches()
+    code_hashes._file.cache_clear()
+    yield tmp_path / "house"
+    code_hashes._file.cache_clear()
+
+
+@pytest.fixture
+def edit(house: Path) -> Edit:
+    """Replaces a text in a file, and returns what of the stage's fingerprint is another one then."""
+
+    def edited(name: str, before: str, after: str) -> list[str]:
+        file, first = house / name, fingerprints("house.stage")
+        assert before in file.read_text()
+        file.write_text(file.read_text().replace(before, after))
+        code_hashes._file.cache_clear()
+        second = fingerprints("house.stage")
+        return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+
+    return edited
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("stage.py", '"""A stage."""', '"""Another."""'),
+        ("stage.py", '"""What it does."""', '"""What else it does."""'),
+        ("stage.py", "LIMIT = 3\n", "# A comment\n\nLIMIT    =    3  # and one more\n"),
+        ("tools.py", '    """Reached by its name."""\n', ""),
+        ("tools.py", "  # a step", ""),
+    ],
+)
+def test_words_and_layout_change_nothing(edit: Edit, name: str, before: str, after: str) -> None:
+    assert edit(name, before, after) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "changed"),
+    [
+        ("stage.py", "LIMIT = 3", "LIMIT = 4", "house.stage:LIMIT"),
+        ("tools.py", "return beyond(number) + STEP", "return beyond(number) - STEP", "house.tools:reached"),
+        ("tools.py", "STEP = 1", "STEP = 2", "house.tools:STEP"),
+        (
+            "tools.py",
+            "def beyond(number):\n    return number",
+            "def beyond(number):\n    return 0",
+            "house.tools:beyond",
+        ),
+        ("plain.py", "return 1", "return 3", "house.plain:used"),
+        ("settings.py", "size = 1", "size = 3", "house.settings:Mine"),
+        ("words.py", "TEXT = 'a'", "TEXT = 'z'", "house.words:TEXT"),
+        ("words.py", "TEXT += 'b'", "TEXT += 'z'", "house.words:TEXT"),
+        ("shop/goods.py", "return 1", "return 3", "house.shop.goods:sold"),
+    ],
+)
+def test_what_the_stage_reaches_counts_however_indirectly(
+    edit: Edit, name: str, before: str, after: str, changed: str
+) -> None:
+    assert edit(name, before, after) == [changed]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("tools.py", "def apart(number):\n    return number", "def apart(number):\n    return 0"),
+        ("tools.py", "class Elsewhere:", "class Renamed:"),
+        ("settings.py", "size = 2", "size = 3"),
+        ("words.py", "OTHER = 'c'", "OTHER = 'z'"),
+        ("plain.py", "return 2", "return 3"),
+        ("shop/goods.py", "return 2", "return 3"),
+    ],
+)
+def test_what_the_stage_does_not_reach_does_not_count(edit: Edit, name: str, before: str, after: str) -> None:
+    assert edit(name, before, after) == []
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "getattr(tools, 'reached')(LIMIT)",  # by a name made at run time
+        "tools.made_elsewhere(LIMIT)",  # defined by no statement that names it
+    ],
+)
+def test_a_module_counts_whole_where_names_cannot_follow(edit: Edit, house: Path, use: str) -> None:
+    (house / "stage.py").write_text(STAGE.replace("tools.reached(LIMIT)", use))
+    assert edit("tools.py", "class Elsewhere:\n    pass", "class Elsewhere:\n    size = 1") == ["house.tools:Elsewhere"]
+
+
+@pytest.mark.parametrize(
+    ("imported", "use"),
+    [
+        ("from house import shop", "shop.goods.sold()"),
+        ("import house.shop", "house.shop.goods.sold()"),
+        ("import house.shop as shop", "shop.goods.sold()"),
+        ("from .shop import sold", "sold()"),
+        ("from . import shop", "shop.sold()"),
+        ("from .shop.goods import sold as bought", "bought()"),
+    ],
+)
+def test_every_way_to_import_is_followed(edit: Edit, house: Path, imported: str, use: str) -> None:
+    source = STAGE.replace("from house.shop import sold", imported).replace("+ sold()", f"+ {use}")
+    (house / "stage.py").write_text(source)
+    assert "house.shop.goods:sold" in edit("shop/goods.py", "return 1", "return 3")
+
+
+def test_what_a_module_does_when_it_is_imported_counts_with_anything_of_it(edit: Edit, house: Path) -> None:
+    with (house / "tools.py").open("a") as file:
+        file.write("print(apart(1))\n")
+    assert edit("tools.py", "print(apart(1))", "print(apart(2))") == ["house.tools:on import"]
+    assert edit("tools.py", "def apart(number):\n    return number", "def apart(n):\n    return n") == [
+        "house.tools:apart"
+    ]
+
+
+def test_an_import_that_only_begins_like_ours_is_not_ours(edit: Edit, house: Path) -> None:
+    (house / "stage.py").write_text(STAGE.replace("import json", "import json\nimport house_of_others"))
+    assert edit("stage.py", "LIMIT = 3", "LIMIT = 4") == ["house.stage:LIMIT"]
+
+
+def test_a_stage_reaches_its_own_section_of_the_settings_and_no_other() -> None:
+    reached = fingerprints("tunewright.tasks.dedupe").keys()
+    assert {
+        "tunewright.tasks.dedupe:dedupe",
+        "tunewright.config.data:Dedupe",
+        "tunewright.artifacts:UniqueRows",
+    } <= reached
+    assert (
+        not {"tunewright.config.training:Training", "tunewright.config.gate:Gate", "tunewright.artifacts:Adapter"}
+        & reached
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_how_artifacts_are_kept_is_no_part_of_a_stage(stage: str) -> None:
+    module = f"tunewright.tasks.{'train.stage' if stage == 'train' else stage}"
+    reached = {name.partition(":")[0] for name in fingerprints(module)}
+    assert module in reached
+    assert not {"tunewright.store.caching", "tunewright.store.code_hashes"} & reached

@@ -1,0 +1,173 @@
+"""A cause is said in the words of the deployment file, once, and none is left out."""
+
+import importlib
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from tunewright.artifacts import Artifact, Contender, RunArtifacts
+from tunewright.config import STAGES, Checks, Data, Dedupe, Expectation, Settings, Source
+from tunewright.registry.candidate import Candidate
+from tunewright.store.cache_key import flat
+from tunewright.store.miss_reasons import FOLLOWS, SENTENCES, SETTINGS, causes
+from tunewright.tasks.ingest import ingest, source_files
+
+LINE = json.dumps({"instruction": "Say hello", "output": "Hello"}) + "\n"
+ONE, OTHER = "a" * 64, "b" * 64
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def read(*sources: str) -> dict[str, Any]:
+    data = Data(sources=tuple(Source(path=path) for path in sources))
+    return ingest.fn.ingredients(data, source_files(data))  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def of_checks(*names: str, **options: Any) -> dict[str, Any]:
+    checks = Checks(expectations=tuple(Expectation(name=name) for name in names), **options)
+    return dict(flat("checks", checks))
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "now", "said"),
+    [
+        ("split", dict(flat("settings", Dedupe())), dict(flat("settings", Dedupe(threshold=0.8))), "split.threshold"),
+        ("base", {"reference": "a"}, {"reference": "b"}, 'model.base: "a" -> "b"'),
+        ("split", {"engine": "local"}, {"engine": "ray"}, 'dedupe.engine: "local" -> "ray"'),
+        (
+            "register",
+            {"candidate.settings.gate.margin": 0},
+            {"candidate.settings.gate.margin": 1},
+            "gate.margin: 0 -> 1",
+        ),
+        ("verdict_page", {"run.name": "a"}, {"run.name": "b"}, 'registry.name: "a" -> "b"'),
+        ("check", {"rows": f"ingest {ONE}"}, {"rows": f"ingest {OTHER}"}, "the output of ingest changed"),
+        (
+            "check",
+            {"before": None},
+            {"before": f"check {ONE}"},
+            "the last accepted version, for comparison, changed",
+        ),
+        ("check", {"own": [["a.B", "1"]]}, {"own": [["a.B", "2"]]}, "checks.expectations: the code of your class"),
+        (
+            "evaluate",
+            {"contender.base": f"base {ONE}"},
+            {"contender.base": f"base {OTHER}"},
+            "the output of base changed",
+        ),
+        ("train", {"library trl": "1.0"}, {"library trl": "1.1"}, 'library trl: "1.0" -> "1.1"'),
+        ("dedupe", {"code a:b": "1"}, {"code a:b": "2"}, "code a:b changed"),
+        ("dedupe", {}, {f"code a:{n}": "1" for n in range(9)}, "code a:0, a:1, a:2 and 6 more changed"),
+        ("check", of_checks("refusal"), of_checks("refusal", "empty"), "checks.expectations[1]: empty is new"),
+        ("check", of_checks("refusal"), of_checks(), "checks.expectations[0]: refusal is gone"),
+        ("check", of_checks("refusal"), of_checks("empty"), 'checks.expectations[0].name: "refusal" -> "empty"'),
+    ],
+)
+def test_what_changed_is_one_cause_in_the_words_of_the_file(
+    stage: str, before: dict[str, Any], now: dict[str, Any], said: str
+) -> None:
+    (cause,) = causes(stage, before, now)
+    assert cause.startswith(said)
+
+
+def test_what_a_stage_that_runs_first_will_have_made_is_no_cause_of_its_own() -> None:
+    before = {"rows": f"ingest {ONE}", "candidate.lineage": {"a": "1"}, "x": 1}
+    now = {"rows": "ingest unmade_ingest", "candidate.lineage": {"a": "2"}, "x": 1}
+    assert len(causes("register", before, now)) == 2
+    assert causes("register", before, now, waits={"ingest"}) == []
+    assert causes("register", before, now | {"x": 2}, waits={"ingest"}) == ["x: 1 -> 2"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (LINE * 3, LINE * 5, "changed (2 lines appended)"),
+        (LINE + "{\n\n", LINE + "{\n\n" + LINE, "changed (1 line appended)"),
+        (LINE + LINE.strip(), LINE * 3, "changed (1 line appended)"),
+        (LINE * 2, LINE * 2 + LINE.strip(), "changed (1 line appended)"),
+        (LINE * 2, LINE.replace("hello", "hallo") + LINE * 2, "changed"),
+        (LINE * 3, LINE * 2, "changed"),
+        (LINE * 2, LINE * 2 + "\n", "changed (1 line appended)"),
+        (LINE + LINE.strip(), LINE * 2, "changed"),
+    ],
+)
+def test_a_file_that_only_grew_says_by_how_much(old: str, new: str, said: str) -> None:
+    data = Data(sources=(Source(path="a.jsonl"),), max_refused_share=1)
+    Path("a.jsonl").write_text(old)
+    made = ingest.fn(data, source_files(data))
+    before = read("a.jsonl")
+    Path("a.jsonl").write_text(new)
+    assert causes("ingest", before, read("a.jsonl"), made) == [f"data.sources[0]: a.jsonl {said}"]
+
+
+@pytest.mark.parametrize("table", ["rows.parquet", "quarantine.parquet"])
+def test_a_table_of_rows_that_was_altered_is_not_read(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow's reader with filters waits without end at some altered bytes of a Parquet file's metadata."""
+    data = Data(sources=(Source(path="a.jsonl"),), max_refused_share=1)
+    Path("a.jsonl").write_text(LINE)
+    made = ingest.fn(data, source_files(data))
+    before = read("a.jsonl")
+    Path("a.jsonl").write_text(LINE * 2)
+    content = bytearray(made.path(table).read_bytes())
+    content[-100] ^= 1
+    made.path(table).write_bytes(content)
+    monkeypatch.setattr("tunewright.store.miss_reasons.pq.read_table", pytest.fail)
+    assert causes("ingest", before, read("a.jsonl"), made) == ["data.sources[0]: a.jsonl changed"]
+
+
+def test_files_that_came_or_went_are_named_once() -> None:
+    for name in ("a1.jsonl", "a2.jsonl", "b.jsonl"):
+        Path(name).write_text(LINE)
+    few, other = read("a*.jsonl"), read("b.jsonl")
+    Path("a3.jsonl").write_text(LINE)
+    Path("a1.jsonl").unlink()
+    assert causes("ingest", few, read("a*.jsonl")) == [
+        "data.sources[0]: a3.jsonl is new",
+        "data.sources[0]: a1.jsonl is gone",
+    ]
+    assert causes("ingest", few, other) == ['data.sources[0].path: "a*.jsonl" -> "b.jsonl"']
+    assert causes("ingest", other, read("b.jsonl", "a2.jsonl")) == ["data.sources[1]: a2.jsonl is new"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_argument_of_a_stage_is_told_by_its_own_name(stage: str) -> None:
+    told = {"ingest.files", *SETTINGS, *SENTENCES}
+    for name, annotation in _flat(_arguments(stage)):
+        if annotation in (RunArtifacts, Candidate):
+            continue
+        kinds = [kind for kind in _kinds(annotation) if isinstance(kind, type)]
+        is_section = name in Settings.model_fields and Settings.model_fields[name].annotation in kinds
+        is_artifact = any(issubclass(kind, Artifact) for kind in kinds)
+        is_told = any(f"{key}.".startswith(f"{stage}.{name}.") for key in told)
+        assert is_section or is_artifact or is_told, f"{stage}.{name}"
+
+
+def test_every_sentence_and_setting_is_of_an_argument_that_there_is() -> None:
+    there = {f"{stage}.{name}" for stage in STAGES for name, _ in _flat(_arguments(stage), into=(Contender,))}
+    assert {*SETTINGS, *SENTENCES, *FOLLOWS} - there == set()
+
+
+def _arguments(stage: str) -> dict[str, Any]:
+    module = importlib.import_module(f"tunewright.tasks.{'train.stage' if stage == 'train' else stage}")
+    arguments = inspect.get_annotations(getattr(module, stage).fn.build, eval_str=True)
+    return {name: arguments[name] for name in arguments.keys() - {"folder", "return"}}
+
+
+def _flat(arguments: dict[str, Any], into: tuple[type, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Arguments, and the fields of those that are a record of several inputs."""
+    for name, annotation in arguments.items():
+        yield name, annotation
+        if annotation in (RunArtifacts, Candidate, *into):
+            fields = {f"{name}.{field}": info.annotation for field, info in annotation.model_fields.items()}
+            yield from _flat(fields, into)
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    return [annotation, *(inner for argument in get_args(annotation) for inner in _kinds(argument))]

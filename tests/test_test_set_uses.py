@@ -1,0 +1,148 @@
+"""Looks at the test rows are counted by candidate, go on as the rows grow, and keep the number that they were given."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tunewright.artifacts import Adapter, Answers, Verdict
+from tunewright.config import Gate
+from tunewright.errors import ConfigError
+from tunewright.store import jsonl, test_set_uses
+from tunewright.store.caching import digest_of
+
+ROWS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(4_000)]
+VERDICT = Verdict(
+    decision="keep",
+    because="worse",
+    sentence="Kept.",
+    metric="exact_match",
+    differences={},
+    intervals={},
+    rows_needed=None,
+)
+
+
+def adapter(digest: str) -> Adapter:
+    return Adapter(
+        digest=digest,
+        method="lora",
+        steps=1,
+        best_step=1,
+        best_by="loss",
+        best_value=1.0,
+        best_validation_loss=1.0,
+        stopped_early=False,
+        train_seconds=1.0,
+    )
+
+
+def look(
+    candidate: str,
+    rows: list[str],
+    tmp_path: Path,
+    name: str = "triage",
+    most: int = 20,
+    *,
+    rotate: bool = False,
+    seed: int = 0,
+) -> Verdict:
+    folder = tmp_path / f"{candidate}-{len(rows)}-{rows[0]}"
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"row_id": rows}), folder / "answers.parquet")
+    answers = Answers(folder=folder, contender="candidate", num_rows=len(rows), scores={})
+    gate = Gate(looks=most, rotate=rotate)
+    foreseen = test_set_uses.look_up(name, VERDICT, adapter(candidate), answers, gate, seed=seed)
+    entered = test_set_uses.enter(name, VERDICT, adapter(candidate), answers, gate, seed=seed, recipe=candidate)
+    assert entered == foreseen
+    return entered
+
+
+def test_the_same_candidate_again_is_no_look_and_keeps_its_number(tmp_path: Path) -> None:
+    rows = ROWS[:50]
+    assert [look(candidate, rows, tmp_path).looks for candidate in "abacb"] == [1, 2, 1, 3, 2]
+    assert len(test_set_uses.file_of("triage").read_text().splitlines()) == 3
+
+
+def test_each_pipeline_and_each_test_set_has_a_count_of_its_own(tmp_path: Path) -> None:
+    assert [look(candidate, ROWS[:50], tmp_path).looks for candidate in "ab"] == [1, 2]
+    assert look("c", ROWS[:50], tmp_path, name="other").looks == 1
+    assert look("c", ROWS[50:90], tmp_path).looks == 1
+    assert look("d", ROWS[:50][::-1], tmp_path).looks == 3  # the order of the rows is none of its matter
+
+
+def test_a_test_set_that_grows_is_no_new_one(tmp_path: Path) -> None:
+    assert [look(str(number), ROWS[: 200 + number], tmp_path).looks for number in range(12)] == [*range(1, 13)]
+    assert look("new", ROWS[:50] + ROWS[300:350], tmp_path).looks == 1 + 6  # half of it was seen by each of twelve
+    assert look("0", ROWS[:200], tmp_path).looks == 1
+
+
+def test_of_many_rows_a_sample_tells_what_was_seen(tmp_path: Path) -> None:
+    looks = [look(str(number), ROWS[:3_000], tmp_path).looks for number in range(20)]
+    assert looks == [*range(1, 21)]
+    assert look("new", ROWS[1_500:4_000], tmp_path).looks == pytest.approx(1 + 20 * 0.6, abs=2)
+    assert look("other", ROWS[3_000:], tmp_path).looks == 2  # of which the one before saw all
+    assert max(map(len, test_set_uses.file_of("triage").read_text().splitlines())) < 20_000
+
+
+def test_over_gate_looks_there_is_a_warning_that_says_how_to_take_other_rows(tmp_path: Path) -> None:
+    assert look("a", ROWS[:50], tmp_path, most=1).warnings == ()
+    (warning,) = look("b", ROWS[:50], tmp_path, most=1).warnings
+    assert warning.startswith("this is test-set use 2 of these 50 test rows (gate.looks=1), and ")
+    assert "add new rows in a source with side: test, or set gate.rotate=true to draw others" in warning
+    (warning,) = look("b", ROWS[:50], tmp_path, most=1, rotate=True).warnings
+    assert warning.startswith("this is test-set use 2 of these 50 test rows (gate.looks=1), and ")
+    assert "gate.rotate draws other test rows for the next candidate" in warning
+    assert "side: test" not in warning, "which gate.rotate refuses"
+
+
+def test_rows_that_another_seed_drew_are_counted(tmp_path: Path) -> None:
+    look("a", ROWS[:40], tmp_path)
+    look("b", ROWS[30:60], tmp_path)
+    (warning,) = look("c", ROWS[20:70], tmp_path, seed=1).warnings
+    assert warning.startswith("40 of these 50 test rows were used before, as test rows of another split.seed; ")
+    assert look("d", ROWS[20:70], tmp_path, seed=1).warnings == (warning,)
+    assert look("e", ROWS[100:150], tmp_path, seed=2).warnings == ()
+    look("f", ROWS[100:130], tmp_path, seed=3)
+    assert look("e", ROWS[100:150], tmp_path, seed=2).warnings == (), "what came later changes nothing"
+
+
+def test_of_many_rows_that_another_seed_drew_a_sample_tells(tmp_path: Path) -> None:
+    look("a", ROWS[:1_500], tmp_path)
+    look("b", ROWS[1_000:2_500], tmp_path)
+    (warning,) = look("c", ROWS[2_000:], tmp_path, seed=1).warnings
+    seen = re.match(r"about (\d+) of these 2,000 test rows were", warning)
+    assert seen and int(seen[1]) == pytest.approx(500, abs=100)
+
+
+def test_a_look_leaves_the_verdict_and_what_has_read_it_unchanged(tmp_path: Path) -> None:
+    seen = look("a", ROWS[:50], tmp_path)
+    assert seen.model_copy(update={"looks": 0}) == VERDICT
+    before = digest_of(test_set_uses.file_of("triage"))
+    look("a", ROWS[:50], tmp_path)
+    assert digest_of(test_set_uses.file_of("triage")) == before
+
+
+@pytest.mark.parametrize("damage", [b"\xf5", b"[" * 9_000, b"{}", b"\0"])
+def test_a_damaged_line_is_one_line_of_an_error(tmp_path: Path, damage: bytes) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(damage + b"\n")
+    with pytest.raises(ConfigError, match=r"^\S+a.jsonl line 1: \".{1,80}\" is no test-set use; fix the line.*$"):
+        test_set_uses.read(file)
+
+
+def test_a_name_with_a_line_separator_is_read_as_it_was_written(tmp_path: Path) -> None:
+    look = test_set_uses.TestSetUse(candidate="c", test="t", decided="2026", run="a\u2028b\x85c", verdict="keep")
+    jsonl.append(tmp_path / "a.jsonl", look)
+    assert test_set_uses.read(tmp_path / "a.jsonl") == [look]
+
+
+def test_a_line_that_is_no_look_is_said_with_its_place(tmp_path: Path) -> None:
+    look("a", ROWS[:50], tmp_path)
+    with test_set_uses.file_of("triage").open("a") as file:
+        file.write('{"candidate": "b"}\n')
+    with pytest.raises(ConfigError, match=r"triage.jsonl line 2: .* is no test-set use; fix the line"):
+        look("b", ROWS[:50], tmp_path)

@@ -1,0 +1,379 @@
+"""What a stage hands to the next: small frozen records that point at a folder, with its counts and its content hash.
+
+Every stage's folder holds a manifest.json written last (store/caching.py); the files named here are its content.
+A row table has the columns row_id, source, file, line, group and messages; ROW_SCHEMA says their types.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),  # sha256 of the canonical JSON of the messages
+        ("source", pa.string()),  # the row's own `source` field, or the file's name
+        ("file", pa.string()),
+        ("line", pa.int64()),  # counted from 1; for an array or Parquet the number of the record
+        ("byte", pa.int64()),  # where the record begins in the file, unpacked; null where a file has no such place
+        ("group", pa.string()),  # rows of one group stay on one side of the split; null where there is none
+        ("time", pa.string()),  # ISO 8601 in UTC, so that text order is time order; null where there is none
+        ("side", pa.string()),  # what the source's settings say, also replay; null where split decides
+        ("repairs", pa.string()),  # what was repaired in its texts, such as "mojibake, nfc"; null for nothing
+        ("messages", MESSAGES),
+    ]
+)
+
+
+def no_replay() -> pc.Expression:
+    """Filters a row table to the rows that are not general ones mixed in.
+
+    Made where it is needed: its list makes Arrow import pandas, which the start of a run need not wait for.
+    """
+    return ~pc.field("side").isin(["replay"])
+
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("byte", pa.int64()),
+        ("row_id", pa.string()),  # null where it never became a row
+        ("reason", pa.string()),  # a code, such as bad_json
+        ("detail", pa.string()),  # one sentence for a person
+        ("text", pa.string()),  # the beginning of what stood there, at most 500 characters
+    ]
+)
+
+HELD_OUT_SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("text", pa.string()),  # what a record of an evaluation file says, all its texts joined by line breaks
+        ("asked", pa.int32()),  # of its lines the first that are its question; null where that cannot be told
+        ("answered", pa.int32()),  # of its lines the last that are its answer, as far as that is known
+    ]
+)
+
+REMOVED_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("reason", pa.string()),  # exact_duplicate, near_duplicate or semantic_duplicate
+        ("partner_row_id", pa.string()),  # the kept row that it repeats
+        ("partner_file", pa.string()),
+        ("partner_line", pa.int64()),
+        ("similarity", pa.float64()),  # exact Jaccard of the compared keys, 1.0 for an exact duplicate; or the cosine
+        ("text", pa.string()),
+    ]
+)
+
+SPLIT_SCHEMA = ROW_SCHEMA.append(pa.field("cluster", pa.int64()))  # near duplicates and groups share one
+
+# What the next version of the data must know of a row: its side, or the one that it would return to if it is set aside.
+SIDES_FILE = "sides.parquet"
+SIDES_SCHEMA = pa.schema([("row_id", pa.string()), ("side", pa.string()), ("because", pa.string())])
+
+IGNORED = -100  # the label of a token that is not trained, to every loss of PyTorch's
+
+TOKEN_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("cluster", pa.int64()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),  # input_ids where the token is trained, IGNORED elsewhere, not shifted
+        ("prompt_length", pa.int32()),  # tokens before the last answer: input_ids[:prompt_length] is what is asked
+        ("reference", pa.string()),  # the text of the last answer
+        ("replay", pa.bool_()),  # whether it is a general row that was mixed in, whose answer says nothing of the task
+    ]
+)
+
+GENERAL_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("metric", pa.string()),  # general_tasks, general_loss or lm_eval
+        ("part", pa.string()),  # the kind of task, a text's language, or lm_eval/ and the task of lm-eval
+        ("prompt", pa.string()),  # or the text
+        ("answer", pa.string()),  # empty of a text
+        ("score", pa.float64()),  # 1 where a task is done right; of a text its loss in nats per token
+    ]
+)
+
+
+SELDOM = 0.5  # agreement of a judge with itself, under which the order of the answers says more than they do
+GENERAL_SAID = {
+    "general_tasks": "general tasks correct {} -> {}",
+    "general_loss": "loss on general texts {} -> {} nats/token",
+    "lm_eval": "lm-eval score {} -> {}",
+}
+
+
+class Artifact(BaseModel):
+    """One stage's output: `<home>/artifacts/<stage>/<key>/`. `digest` depends on the content alone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str = ""
+    key: str = ""
+    folder: Path = Path()
+    digest: str = ""
+    waited_seconds: float = 0.0  # for a device that another had, while it was made
+    earlier_seconds: float = 0.0  # of attempts before the one that made it, whose work it resumed
+
+    def path(self, name: str) -> Path:
+        """The file or folder `name` of this artifact."""
+        return self.folder / name
+
+
+class Base(Artifact):
+    """The base model: `weights` is a folder with safetensors, config and tokenizer that transformers reads offline."""
+
+    reference: str
+    revision: str | None
+    location: Path  # of the weights; a relative one lies inside the artifact
+    weights_digest: str  # empty in a plan, where it is still to be made
+    quick_digest: str = ""  # the same, with the size of the weights in place of their content
+    special_tokens: tuple[str, ...] = ()  # that text must not contain: they would become control tokens
+    chat_template: str = ""  # the text of model.chat_template; empty where the base's own counts
+
+    @property
+    def weights(self) -> Path:
+        """The folder with the weights."""
+        return self.folder / self.location
+
+
+class Rows(Artifact):
+    """ingest: rows.parquet (ROW_SCHEMA), quarantine.parquet (QUARANTINE_SCHEMA), held_out.parquet (HELD_OUT_SCHEMA)."""
+
+    num_read: int
+    num_rows: int
+    num_quarantined: int
+    reasons: dict[str, int]
+    detected: dict[str, str]  # file -> "jsonl, alpaca"
+    repaired: dict[str, int] = {}  # repair -> rows in which it changed something
+    num_held_out: int = 0
+    given: dict[str, str] = {}  # file -> the side that its source puts all of it on, or replay
+    globs: dict[str, str] = {}  # file -> the glob that names it, of those that one does
+
+
+class CheckedRows(Artifact):
+    """check: rows.parquet, quarantine.parquet, profile.json, results.json and report.html."""
+
+    num_rows: int
+    num_quarantined: int
+    reasons: dict[str, int]
+    findings: dict[str, int]
+
+
+class UniqueRows(Artifact):
+    """dedupe: rows.parquet, removed.parquet (REMOVED_SCHEMA), boilerplate.json and report.html."""
+
+    num_rows: int
+    num_removed: int
+    reasons: dict[str, int]
+    boilerplate: tuple[str, ...]
+
+
+class Splits(Artifact):
+    """split: train, validation, test.parquet (SPLIT_SCHEMA), quarantine, sides.parquet (SIDES_SCHEMA), proof.json."""
+
+    num_train: int
+    num_validation: int
+    num_test: int
+    num_clusters: int
+    num_quarantined: int = 0
+    reasons: dict[str, int] = {}
+    findings: dict[str, int] = {}
+    largest_similarity: float  # of any pair of rows on two sides, or the floor under which none was looked at
+    random_leak_share: float  # of test rows that a random split of the same sizes would have leaked
+    num_replay: int = 0  # of the training rows
+
+
+class Tokens(Artifact):
+    """render: train, validation and test.parquet (TOKEN_SCHEMA), contract.json, quarantine.parquet and report.html."""
+
+    num_train: int
+    num_validation: int
+    num_test: int
+    num_quarantined: int
+    reasons: dict[str, int]
+    num_trained_tokens: int
+    longest: int
+    num_replay: int = 0  # of the training rows
+
+
+class Scan(Artifact):
+    """scan: scan.json (module -> SNR), chosen.json (the modules that learn) and report.html."""
+
+    num_modules: int
+    chosen: tuple[str, ...]
+
+
+class Adapter(Artifact):
+    """train: model/ (adapter or full weights), contract.json, metrics.jsonl, summary.json and curves.html."""
+
+    method: str
+    steps: int
+    best_step: int
+    best_by: str
+    best_value: float  # of best_by, at the best step
+    best_validation_loss: float  # at the best step
+    stopped_early: bool
+    warnings: tuple[str, ...] = ()  # in plain words
+    train_seconds: float
+
+
+class Prompts(Artifact):
+    """prompt: few_shot.parquet and retrieval.parquet (the test rows as asked, TOKEN_SCHEMA), as far as asked for.
+
+    prompts.json has the shots of each row by their ids, what was tried on validation rows, and what was chosen.
+    """
+
+    chosen: dict[str, str]  # contender -> what was chosen, and why, in words
+    num_shortened: dict[str, int]  # contender -> test rows whose prompt had to leave out shots
+
+
+class Contender(BaseModel):
+    """Something that answers the test rows: a base, and the tuned weights or the prompts that make the best of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str  # base, few_shot, retrieval, champion or candidate
+    base: Base
+    prompts: Path | None = None  # the test rows as they are asked, where they are asked otherwise (TOKEN_SCHEMA)
+    prompts_digest: str = ""
+    model: Path | None = None  # train's model/ folder, or that of a registered version
+    model_digest: str = ""
+    version: str = ""  # of the registered model, for the champion
+
+
+class Answers(Artifact):
+    """evaluate: answers.parquet (one line a test row) and scores.json, of one contender."""
+
+    contender: str
+    num_rows: int
+    scores: dict[str, float]
+    metric: str = ""  # the one that decides where gate.metric is auto: the first that fits; empty where none can
+    measured: str = ""  # in words: what the references are, what is measured, and what is left out and why
+    precision: str = ""  # of the weights that answered, such as float32
+    is_prose: bool = False  # whether the references are long texts, and no labels, JSON, numbers or phrases
+
+
+class General(Artifact):
+    """forgetting and lm_eval: general.parquet (GENERAL_SCHEMA) and general.json, of one contender."""
+
+    contender: str
+    scores: dict[str, float]  # of each metric and part; general_tasks: share done right, general_loss: nats per token
+
+
+class Judged(Artifact):
+    """judge: judged.parquet (one line a test row and opponent) and judged.json."""
+
+    model: str
+    num_rows: int
+    preferred: dict[str, tuple[float, float, float]]  # opponent -> (low, mean, high) of the candidate's share of rows
+    agreement: dict[str, float]  # opponent -> share of rows in which both orders of the answers had the same reply
+    unreadable: dict[str, float]  # opponent -> share of rows with a reply that says nothing
+
+    def says(self) -> list[str]:
+        """What it prefers, one sentence an opponent."""
+        return [
+            f"The judge {self.model} prefers the candidate to the {name} in {mean:.0%} [{low:.0%}, {high:.0%}] of "
+            f"{self.num_rows} test rows, ties count half; prompted in both orders it agrees with itself in "
+            f"{self.agreement[name]:.0%}"
+            + (", too rarely to rely on" if self.agreement[name] < SELDOM else "")
+            + (f", and {self.unreadable[name]:.0%} of its replies are unreadable" if self.unreadable[name] else "")
+            for name, (low, mean, high) in self.preferred.items()
+        ]
+
+
+WAITING = "Waiting for approval"  # begins the sentence of a verdict that a person has to approve
+
+
+class Verdict(Artifact):
+    """decide: verdict.json. Intervals are of the paired difference candidate - opponent, in the metric's unit."""
+
+    decision: str  # promote, keep, inconclusive or invalid
+    because: str = ""  # of keep: worse, too low, regression or prompting is enough
+    sentence: str
+    gain: str = ""  # of the comparison that decided, or that was the closest, and against whom
+    metric: str
+    differences: dict[str, tuple[float, float, float]]  # opponent -> (low, mean, high)
+    intervals: dict[str, tuple[float, float, float]]  # contender -> (low, mean, high) of its own score
+    guardrails: dict[str, tuple[float, float, float]] = {}  # "stopped/base" -> (low, mean, high)
+    general: dict[str, dict[str, float]] = {}  # base and candidate -> what they made of general tasks and texts
+    rows_needed: int | None
+    smallest_visible: float | None = None  # the closest comparison's smallest gain detectable at 80 % power
+    looks: int = 0  # which candidate on these test rows it is; counted after the stage, as looks are no part of its key
+    warnings: tuple[str, ...] = ()  # of answers that were cut off and, from the flow, of many looks
+
+    @property
+    def in_words(self) -> str:
+        """Such as "promote" or "keep: regression"."""
+        because = "not better" if self.because == "worse" else self.because  # a tie is not better, and not worse
+        return f"{self.decision}: {because}" if because else self.decision
+
+    def says_forgotten(self) -> list[str]:
+        """What the base and then the candidate made of general tasks and texts, in a sentence, if of any."""
+        if not self.general:
+            return []
+        base, candidate = self.general["base"], self.general["candidate"]
+        changes = [
+            said.format(f"{base[name]:.2f}", f"{candidate[name]:.2f}")
+            + ("" if f"{name}/base" in self.guardrails else " (informational)")
+            for name, said in GENERAL_SAID.items()
+            if name in base
+        ]
+        return [", ".join(changes)]
+
+
+class RunArtifacts(BaseModel):
+    """What a run made up to its verdict: all that the verdict page and MLflow tell of."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str  # of the pipeline
+    rows: Rows
+    checked: CheckedRows
+    unique: UniqueRows
+    splits: Splits
+    tokens: Tokens
+    base: Base
+    adapter: Adapter
+    answers: tuple[Answers, ...]
+    verdict: Verdict
+    looks: int  # the verdict's, for the key, since it is counted after the stage
+    warnings: tuple[str, ...]  # the same
+    approval: bool  # whether a person decides on the alias of what is promoted
+    general: tuple[General, ...] = ()
+    prompts: Prompts | None = None  # of the contenders that are the base with a prompt
+    judged: Judged | None = None
+
+
+class VerdictPage(Artifact):
+    """verdict_page: report.html and suggestions.json."""
+
+    num_rows: int  # test rows that it shows with their answers
+    suggestions: tuple[str, ...]  # what to try next, each with the figures that it stands on
+
+
+class Registered(Artifact):
+    """register: model.json. What is said of alias and approval is as it stood when it was looked at last."""
+
+    name: str
+    version: str
+    alias: str  # empty where another version carries it, or none
+    uri: str
+    run_id: str
+    experiment_id: str
+    tracking_uri: str | None  # None for the database in the home folder, wherever that lies
+    holder: str = ""  # the version that carries the alias, empty for none
+    approval: str = ""  # tunewright/registry/standing.py says what; empty where no person decides or decided
+    stands: str = ""  # the verdict with that, in a sentence
+    asked: str = ""  # where a person is asked in Prefect's UI
+    superseded: tuple[str, ...] = ()  # versions that had waited for a person until this one was promoted
+    is_known: bool = False  # the same decision on the same candidate was registered before its artifacts were deleted

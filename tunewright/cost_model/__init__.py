@@ -1,0 +1,11 @@
+"""What training would take, before it is paid for: parameters, memory, tokens, time and disk of each method.
+
+All of it is arithmetic on the base's headers, the settings and the rows (shapes, learning, memory, work, timing), so it
+takes milliseconds; only calibration.py runs something.
+"""
+
+from tunewright.cost_model.case import BudgetCase, Ground
+from tunewright.cost_model.devices import identity_here
+from tunewright.cost_model.estimate import Estimate, before_training, estimate, remedies, shortage
+
+__all__ = ["BudgetCase", "Estimate", "Ground", "before_training", "estimate", "identity_here", "remedies", "shortage"]

@@ -1,0 +1,117 @@
+"""What a budget is of: a base and rows, the settings, and a machine; and how its steps lie on that."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from tunewright.artifacts import Base, Tokens
+from tunewright.config import Compute, Method, Training
+from tunewright.cost_model import work
+from tunewright.cost_model.devices import Machine
+from tunewright.cost_model.memory import Load, Memory, memory
+from tunewright.cost_model.shapes import Config, ModelShape, config_in, shape_in
+from tunewright.cost_model.timing import flops
+from tunewright.cost_model.work import Row
+from tunewright.modeling import compute as speed
+from tunewright.modeling import micro_batching
+from tunewright.modeling.compute import Chosen
+
+FREE_SHARE = 0.85  # of the free memory that a prediction may fill, since it is right within 15%
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a budget stands on: the base, and rows as they will train."""
+
+    shape: ModelShape
+    config: Config
+    source: work.Source
+    num_rows: int  # that train
+    num_validation: int
+    rows: Sequence[Row]  # some of those that train
+    longest: int  # tokens of the longest row of all
+
+
+def ground_of(base: Base, tokens: Tokens) -> Ground:
+    """A base and render's rows, to reckon with."""
+    number, rows = work.rows_of_render(tokens.path("train.parquet"))
+    return Ground(
+        shape=shape_in(base.weights),
+        config=config_in(base.weights),
+        source="render",
+        num_rows=number,
+        num_validation=tokens.num_validation,
+        rows=rows,
+        longest=tokens.longest,
+    )
+
+
+@dataclass(frozen=True)
+class BudgetCase:
+    """What is reckoned: training on a ground with these settings, on a machine."""
+
+    ground: Ground
+    method: Method
+    training: Training
+    compute: Compute
+    machine: Machine
+
+    @cached_property
+    def chosen(self) -> Chosen:
+        """How it is computed. Raises ConfigError where the settings cannot be."""
+        device, longest = self.machine.device, self.ground.longest
+        return speed.choose(self.ground.config, self.method, self.training, self.compute, longest, device)
+
+    @property
+    def batch(self) -> int:
+        """Rows of a step; there may be fewer than are asked for."""
+        return min(self.training.batch, self.ground.num_rows)
+
+    @cached_property
+    def drawn(self) -> list[list[Row]]:
+        """The rows of some steps."""
+        return work.steps(self.ground.rows, self.batch)
+
+    def cut(self, micro_batch: int) -> list[list[Load]]:
+        """These steps in micro batches of at most so many rows."""
+        layout, device = self.chosen.layout, self.machine.device.kind
+        a_group = micro_batching.group_cost(device, compiled=self.chosen.compile)
+        return [work.loads(step, layout, micro_batch, self.compute.max_tokens, a_group) for step in self.drawn]
+
+    def most(self, cut: Sequence[Sequence[Load]]) -> Memory:
+        """The memory of the micro batch that takes most: one with the most tokens, labels or attention."""
+        loads = [load for step in cut for load in step]
+        sizes = (lambda load: load.tokens, lambda load: load.scored, lambda load: load.seen)
+        largest = {max(loads, key=size) for size in sizes}
+        shape, kind = self.ground.shape, self.machine.device.kind
+        return max((memory(shape, self.method, self.chosen, load, kind) for load in largest), key=lambda m: m.peak)
+
+    def flops_a_step(self, cut: Sequence[Sequence[Load]]) -> float:
+        """Operations of a step, in the mean."""
+        return sum(flops(self.ground.shape, self.method, self.chosen, loads) for loads in cut) / len(cut)
+
+    @property
+    def flops_a_row(self) -> float:
+        """Operations of a step for one row, in the mean."""
+        return self.flops_a_step(self.cut(self.micro_batch)) / self.batch
+
+    @property
+    def micro_batch(self) -> int:
+        """The rows on the device at once."""
+        if self.training.micro_batch == "auto":
+            return self._largest_micro_batch() or 1
+        return self.training.micro_batch or self.training.batch
+
+    def _largest_micro_batch(self) -> int:
+        """The most rows on the device at once whose peak the free memory holds; 0 where it does not even hold one."""
+
+        def fits(size: int) -> bool:
+            return self.most(self.cut(size)).peak <= FREE_SHARE * self.machine.free_bytes
+
+        low, high = 0, self.batch  # low fits, and what is over high does not
+        if fits(high):
+            return high
+        while low < high - 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low

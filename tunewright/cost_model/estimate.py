@@ -1,0 +1,163 @@
+"""One method's budget on one machine, and the settings that would make it fit."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.artifacts import Base, Tokens
+from tunewright.config import Compute, Method, Training
+from tunewright.cost_model import work
+from tunewright.cost_model.case import FREE_SHARE, BudgetCase, ground_of
+from tunewright.cost_model.devices import machine
+from tunewright.cost_model.learning import learning
+from tunewright.cost_model.memory import Memory, disk_bytes, evaluation_bytes
+from tunewright.cost_model.timing import FORWARD_SHARE, Rate, seconds
+from tunewright.cost_model.work import EpochWork
+from tunewright.errors import ConfigError
+from tunewright.modeling.compute import Chosen
+
+
+class Estimate(BaseModel):
+    """What one method takes, in bytes and seconds. It is the most: an early stop takes less time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    method: Method
+    chosen: Chosen
+    num_learning: int
+    num_parameters: int  # all, an adapter's too, as a run counts them
+    micro_batch: int
+    memory: Memory
+    peak: int
+    evaluation: int  # bytes that evaluation and serving load afterwards, before the first row
+    free: int
+    disk: int
+    work: EpochWork
+    num_steps: int
+    flops: float
+    seconds: tuple[float, float] | None  # the fewest and the most; equal where the rate was measured
+    rate_source: str = ""
+    notes: tuple[str, ...] = ()  # what of it would surprise, in words
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak leaves what a prediction may be wrong by."""
+        return self.peak <= FREE_SHARE * self.free
+
+
+def estimate(case: BudgetCase, rate: Rate | None = None) -> Estimate:
+    """What the training takes. Raises ConfigError where the settings cannot be."""
+    ground, method, shape, chosen = case.ground, case.method, case.ground.shape, case.chosen
+    size, learns = case.micro_batch, learning(shape, method)
+    cut = case.cut(size)
+    most = case.most(cut)
+    num_steps = case.training.max_steps or math.ceil(case.training.epochs * _steps_an_epoch(case))
+    validated = FORWARD_SHARE[method.kind] * ground.num_validation / case.batch
+    total = case.flops_a_step(cut) * (num_steps + validated * _num_evaluations(case, num_steps))
+    evaluation = evaluation_bytes(shape, method, case.machine.device.kind)
+    return Estimate(
+        method=method,
+        chosen=chosen,
+        num_learning=learns.num_learning,
+        num_parameters=learns.num_parameters(shape),
+        micro_batch=size,
+        memory=most,
+        peak=most.peak,
+        evaluation=evaluation,
+        free=case.machine.free_bytes,
+        disk=disk_bytes(shape, method, chosen),
+        work=work.summed(ground.source, ground.num_rows, case.drawn, cut),
+        num_steps=num_steps,
+        flops=total,
+        seconds=seconds(total, num_steps * shape.num_layers * sum(map(len, cut)) / len(cut), rate) if rate else None,
+        rate_source=rate.source if rate else "",
+        notes=tuple(_notes(case, most.peak, evaluation)),
+    )
+
+
+def _notes(case: BudgetCase, peak: int, evaluation: int) -> Iterator[str]:
+    shape, method, machine = case.ground.shape, case.method, case.machine
+    if shape.num_expert and method.kind != "full":
+        quantized = " or quantize" if method.kind == "qlora" else ""
+        yield (
+            f"the base is a mixture of experts: {method.kind} does not train{quantized} its {shape.num_expert:,} "
+            "expert weights, only the other linear modules"
+        )
+    every, steps = case.training.evaluate_every, case.training.max_steps
+    if every and steps and every > steps:
+        yield (
+            f"training.evaluate_every={every} is more than training.max_steps={steps}: the validation rows are "
+            "evaluated once, at the end, without early stopping"
+        )
+    if evaluation > peak:
+        precision = "bfloat16" if machine.device.kind == "cuda" else "float32"
+        free = "" if evaluation <= machine.free_bytes else f"; {machine.free_bytes / 1e9:.1f} GB are free"
+        yield (
+            f"evaluation and serving load the whole base in {precision}, which takes more memory than training: at "
+            f"least {evaluation / 1e9:.1f} GB{free}"
+        )
+
+
+def _steps_an_epoch(case: BudgetCase) -> int:
+    return math.ceil(case.ground.num_rows / case.training.batch)
+
+
+def _num_evaluations(case: BudgetCase, num_steps: int) -> int:
+    """How often the validation rows are looked at, as tasks/train/trainer/fit.py has it."""
+    every = case.training.evaluate_every or math.ceil(_steps_an_epoch(case) / 2)
+    return math.ceil(num_steps / min(every, num_steps))
+
+
+def remedies(case: BudgetCase) -> list[str]:
+    """The changes of a setting or two that would make it fit, the least first; each as --set takes it."""
+    method, one = case.method, {"micro_batch": "auto"}
+    quantized = Method(kind="qlora") if method.kind != "lora" else method.model_copy(update={"kind": "qlora"})
+    tried: list[tuple[Method, dict[str, str], dict[str, bool]]] = [
+        (method, one, {}),
+        (method, {}, {"checkpointing": True}),
+        (method, one, {"checkpointing": True}),
+        (Method(kind="lora"), one, {"checkpointing": True}),
+        (quantized, one, {}),
+        (quantized, one, {"checkpointing": True}),
+    ]
+    found = []
+    for other, training_change, compute_change in tried:
+        training = case.training.model_copy(update=training_change)
+        compute = case.compute.model_copy(update=compute_change)
+        try:
+            would = estimate(replace(case, method=other, training=training, compute=compute))
+        except ConfigError:
+            continue
+        if would.fits:
+            changes = [f"method.kind={other.kind}"] if other.kind != method.kind else []
+            changes += [f"training.micro_batch={would.micro_batch}"] if training_change else []
+            changes += ["compute.checkpointing=true"] if compute_change else []
+            found.append(" ".join(changes))
+    return list(dict.fromkeys(found))[:3]
+
+
+def shortage(would: Estimate, others: Sequence[str]) -> str:
+    """Empty where it fits; otherwise one line that says what is short and which settings would fit."""
+    if would.fits:
+        return ""
+    verdict = "will not fit" if would.peak > would.free else "may not fit"
+    need = f"training {verdict}: about {would.peak / 1e9:.1f} GB at peak, {would.free / 1e9:.1f} GB free"
+    return f"{need}; settings that fit: {', or '.join(others)}" if others else f"{need}; no known settings fit"
+
+
+def before_training(
+    base: Base, tokens: Tokens, method: Method, training: Training, compute: Compute
+) -> tuple[int, str]:
+    """The rows on this machine's device at once that training begins with, and a warning where they may not fit.
+
+    A base that cannot be reckoned with trains as it is set.
+    """
+    try:
+        case = BudgetCase(ground_of(base, tokens), method, training, compute, machine())
+    except ValueError:  # what its files say is not known here
+        return training.micro_batch if isinstance(training.micro_batch, int) else training.batch, ""
+    would = estimate(case)
+    changes = [] if would.fits else remedies(case)
+    return would.micro_batch, shortage(would, changes)

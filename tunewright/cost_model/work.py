@@ -1,0 +1,119 @@
+"""How many tokens are computed: the rows of optimizer steps as they will lie in micro batches, drawn at random.
+
+Render's rows are counted exactly, a sample of steps for the whole; before render has run, rows of a guessed length
+stand for them.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.artifacts import IGNORED
+from tunewright.cost_model.memory import Load
+from tunewright.modeling.micro_batching import Layout, Row, cut, num_tokens, shared_prefix, side_by_side
+
+# Counted; estimated from some of the rows that a stage made, or that the files have; or the longest there can be.
+Source = Literal["render", "split", "ingest", "sample", "settings"]
+
+MOST_ROWS = 20_000  # that are read
+SAMPLE = 2_000  # of them, that steps are drawn from
+DRAWN = 1_000  # rows of the steps that are drawn, and at least four steps
+BYTES_A_TOKEN = 4  # of text: what a vocabulary of about 50,000 takes of English
+
+
+class EpochWork(BaseModel):
+    """What an epoch computes. Figures a row are means."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: Source
+    num_rows: int
+    row_tokens: float  # that a row has
+    computed_tokens: float  # that are computed for a row
+    scored: float  # labelled positions of a row
+    longest: int
+
+
+def rows_of_render(file: Path) -> tuple[int, list[Row]]:
+    """How many rows render made, and some of them, drawn from all over the file: input_ids and labels."""
+    parquet = pq.ParquetFile(file)
+    num_groups = parquet.num_row_groups
+    few = min(num_groups, max(1, MOST_ROWS * num_groups // max(1, parquet.metadata.num_rows)))
+    groups = [at * num_groups // few for at in range(few)]
+    table = parquet.read_row_groups(groups, columns=["input_ids", "labels"])
+    num_read = min(len(table), MOST_ROWS)
+    drawn = np.random.default_rng(0).choice(num_read, min(num_read, SAMPLE), replace=False)
+    return parquet.metadata.num_rows, table.take(np.sort(drawn)).to_pylist()
+
+
+def conversations_in(file: Path) -> tuple[int, list[list[dict[str, str]]]]:
+    """How many rows a row table has, and the messages of the first of them."""
+    parquet = pq.ParquetFile(file)
+    first = next(parquet.iter_batches(1_000, columns=["messages"]))
+    return parquet.metadata.num_rows, first["messages"].to_pylist()
+
+
+def rows_assumed(longest: int, num: int) -> list[Row]:
+    """Rows as long as the settings allow: what nothing is known of could be."""
+    return [stand_in(longest, number) for number in range(num)]
+
+
+def guessed(messages: Sequence[Mapping[str, str]]) -> int:
+    """About how many tokens a conversation has."""
+    texts = [message["content"] or "" for message in messages]
+    return 8 + sum(8 + len(text.encode()) // BYTES_A_TOKEN for text in texts)  # and the template's own
+
+
+def stand_in(length: int, number: int) -> Row:
+    """A row that begins unlike any of another number, and whose last quarter is its answer."""
+    prompt = length - max(1, length // 4)
+    return {"input_ids": [number] * length, "labels": [IGNORED] * prompt + [0] * (length - prompt)}
+
+
+def steps(rows: Sequence[Row], batch: int) -> list[list[Row]]:
+    """Optimizer steps' rows, drawn with a fixed seed."""
+    drawn = np.random.default_rng(0).integers(len(rows), size=(max(4, DRAWN // batch), batch))
+    return [[rows[at] for at in step] for step in drawn]
+
+
+def summed(source: Source, num_rows: int, drawn: Sequence[Sequence[Row]], cut: Sequence[Sequence[Load]]) -> EpochWork:
+    """What the drawn steps, cut into micro batches, say of all rows."""
+    number = sum(map(len, drawn))
+    loads = [load for step in cut for load in step]
+    return EpochWork(
+        source=source,
+        num_rows=num_rows,
+        row_tokens=sum(len(row["input_ids"]) for step in drawn for row in step) / number,
+        computed_tokens=sum(load.tokens for load in loads) / number,
+        scored=sum(load.scored for load in loads) / number,
+        longest=max(len(row["input_ids"]) for step in drawn for row in step),
+    )
+
+
+def loads(
+    step: Sequence[Row], layout: Layout, micro_batch: int, max_tokens: int | None, a_group: int | None
+) -> list[Load]:
+    """The micro batches of a step's rows."""
+    groups = cut(step, layout, micro_batch, max_tokens)
+    return [load(group, layout, a_group, is_whole_step=len(groups) == 1) for group in groups]
+
+
+def load(rows: Sequence[Row], layout: Layout, a_group: int | None, *, is_whole_step: bool) -> Load:
+    """What one micro batch puts on the device."""
+    lengths = [num_tokens(row) for row in rows]
+    labelled = [{at for at, label in enumerate(row["labels"]) if label != IGNORED and at > 0} for row in rows]
+    is_padded = layout == "padded"
+    prefix = shared_prefix(rows) if layout == "shared" else 0
+    groups = side_by_side(rows, prefix, a_group) if layout in ("shared", "packed") else []
+    return Load(
+        tokens=len(rows) * max(lengths) if is_padded else sum(lengths) - (len(rows) - 1) * prefix,
+        scored=len(rows) * len(set().union(*labelled)) if is_padded else sum(map(len, labelled)),
+        groups=tuple((len(group), max(map(num_tokens, group))) for group in groups) or ((len(rows), max(lengths)),),
+        prefix=prefix,
+        is_masked=is_padded and min(lengths) < max(lengths),
+        is_whole_step=is_whole_step,
+    )

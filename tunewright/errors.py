@@ -1,0 +1,136 @@
+"""What can go wrong, by what a caller does about it.
+
+TunewrightError
+├── AnotherChampion    the alias moved while a candidate was measured: it is compared with that one, once
+├── ConfigError        the settings are wrong: exit code 2, never retried
+├── DataError          the data were refused: exit code 3, never retried
+├── JudgeError         the judge does not answer: retried after a while
+├── Pruned             a comparison ended the training of a variant that is behind: an outcome, never retried
+├── TrackingError      MLflow does not answer: retried after a while
+└── TrainingError      training did not reach its planned end: exit code 4
+    ├── TrainerDied    the trainer process was killed, crashed or hung: retried, and the retry resumes
+    └── TrainerFailed  the trainer raised an error that nobody knows: retried once, and the retry resumes
+
+An error that is none of these is retried once, unless it says that room, rights or memory are wanting.
+"""
+
+import errno
+import logging
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+log = logging.getLogger("tunewright")
+
+RETRIES = 3  # of a stage
+RETRY_SECONDS: list[float] = [2, 8, 30]  # before each
+LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.ENOLCK}
+
+
+class TunewrightError(Exception):
+    """An error that a user can act on; its message is one line with the value, where it stands and what is accepted."""
+
+    exit_code = 1
+
+    def __str__(self) -> str:
+        """The message, in which what came from files and names cannot make a second line, or be no text."""
+        return " ".join(super().__str__().splitlines()).encode("utf-8", "backslashreplace").decode()
+
+
+NO_SPACE = "no space left on the disk of {}: free some, or set TUNEWRIGHT_HOME to another disk"
+READ_ONLY = "{} cannot be written, its disk is read-only: set TUNEWRIGHT_HOME to another disk"
+NO_LOCKS = "{} is on a disk without file locks, which keep two runs apart: set TUNEWRIGHT_HOME to a local disk"
+
+
+class ConfigError(TunewrightError):
+    """The settings contradict each other or name something that is not there."""
+
+    exit_code = 2
+
+
+class AnotherChampion(TunewrightError):
+    """Another version got the alias than the one that a candidate was compared with."""
+
+
+class DataError(TunewrightError):
+    """The data cannot be used as they are. `see` names the stage's files that show why; they are kept (stopped.py)."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, see: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.see = tuple(see)
+
+
+class TrackingError(TunewrightError):
+    """MLflow does not answer, or its database is locked."""
+
+
+class JudgeError(TunewrightError):
+    """The model that judges answers cannot be reached, or is too busy."""
+
+
+class Pruned(TunewrightError):
+    """A comparison has seen enough of a variant (tunewright/comparison): other ones were better at the same point."""
+
+
+class TrainingError(TunewrightError):
+    """Training ended before its planned end."""
+
+    exit_code = 4
+
+
+class TrainerDied(TrainingError):
+    """The trainer process was killed, crashed or hung; the next attempt goes on from its last valid checkpoint."""
+
+
+class TrainerFailed(TrainingError):
+    """The trainer raised an error that is neither the settings' nor the data's, such as one of a device."""
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether trying again can help: lost connections, timeouts, locked databases and a trainer that was killed.
+
+    Bad data, bad settings, a full disk and programming errors are the same the second time.
+    """
+    if isinstance(error, TunewrightError):
+        return isinstance(error, TrainerDied | TrackingError | JudgeError)
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, sqlite3.OperationalError):
+        return "locked" in str(error)
+    if isinstance(error, OSError):
+        return error.errno in {errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT}
+    status = getattr(error, "get_http_status_code", None)  # mlflow.exceptions.MlflowException
+    return callable(status) and status() in {408, 429, 502, 503, 504}
+
+
+def is_unknown(error: BaseException | None) -> bool:
+    """Whether nobody knows if the error comes again: no error of ours, and no want of room, rights or memory."""
+    if isinstance(error, TrainerFailed):
+        return True
+    if isinstance(error, OSError) and error.errno in LASTING:
+        return False
+    return isinstance(error, Exception) and not isinstance(error, TunewrightError | MemoryError)
+
+
+def is_retried(task: Any, task_run: Any, state: Any) -> bool:
+    """The retry rule of every stage, as Prefect's retry_condition_fn; it logs what failed.
+
+    A transient error is tried again RETRIES times, one that nobody knows once.
+    """
+    try:
+        state.result()
+    except BaseException as error:  # the verdict on any failure, whatever its type
+        is_first = task_run.run_count <= 1
+        if not (is_transient(error) or (is_first and is_unknown(error))):
+            return False
+        said = " ".join(str(error).split()) or "no message"
+        kind = "" if isinstance(error, TunewrightError) else f"{type(error).__name__}: "
+        log.warning("  %s failed: %s%s; retrying%s", task.name, kind, said[:500], _again(error))
+        return True
+    return False
+
+
+def _again(error: BaseException) -> str:
+    return "" if is_transient(error) else " once"

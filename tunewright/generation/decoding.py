@@ -1,0 +1,240 @@
+"""The passes through the model: of what is shared, of prompts with their references, and of what follows."""
+
+import contextlib
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from tunewright.generation import plain
+from tunewright.generation.attention import ATTENTION
+from tunewright.generation.drafts import Draft, Drafts
+from tunewright.generation.prefixes import PrefixGroup, batches, grouped
+from tunewright.generation.rows import Answer, States, agreed
+from tunewright.generation.states import CachedBatch, behind, num_tokens
+from tunewright.modeling import architecture
+from tunewright.modeling.architecture import Architecture, Decoding
+
+log = logging.getLogger("tunewright")
+
+READ = 2**13  # tokens that are read at once
+SCORED = 2**26  # logits that are held at once: 256 MiB in float32
+HELD = 2**29  # bytes of the states of a batch, on a CPU; on a GPU out of memory halves the batch
+
+
+class Greedy:
+    """Answers by `model` until a token of `stops` or `max_new_tokens` tokens, `batch` rows at once."""
+
+    def __init__(
+        self, model: Any, *, stops: Collection[int], max_new_tokens: int, batch: int, way: Decoding | None = None
+    ) -> None:
+        self.model = model
+        # Which of the ways is right for the model; None finds out (tunewright/modeling/architecture).
+        self.known = Architecture(decoding=way, pads_left=True) if way else None
+        self.shares = False
+        self.stops = frozenset(stops)
+        self.max_new_tokens = max_new_tokens
+        self.batch = batch
+        self.drafts = Drafts()
+        self.common: States = []  # what all rows begin with, and the states of none of them have
+        # transformers 5.24 renamed it; an earlier one ignores the new name, a later one warns of the old.
+        self.cache_argument = "cache" if "cache" in plain.parameters(model) else "past_key_values"
+        # What a pass costs besides its tokens, in tokens.
+        self.overhead = 64 if model.device.type == "cpu" else 256
+
+    @torch.inference_mode()
+    def answer(self, rows: Sequence[Answer], *, generate: bool = True) -> None:
+        """Fills in tokens, stopped and nll; nll is not finite where the model's likelihoods are not.
+
+        Without `generate`, an answer that differs from its reference ends there. Where the device's memory does not
+        suffice, half as many rows are answered at once.
+        """
+        asked = self.batch
+        while True:
+            try:
+                return self._answer(rows, generate=generate)
+            except torch.OutOfMemoryError:
+                if self.batch == 1:
+                    raise
+                self.batch //= 2
+                log.warning("out of memory: retrying with %d rows at a time instead of %d", self.batch, asked)
+
+    def _answer(self, rows: Sequence[Answer], *, generate: bool) -> None:
+        longest = max(len(row.prompt) + max(len(row.reference), self.max_new_tokens) for row in rows)
+        found = self.known or architecture.of(self.model.config, longest)
+        self.shares = found.decoding == "shared" and self.model.config._attn_implementation == "sdpa"
+        with torch.device(self.model.device):
+            if found.decoding != "library":
+                with _attention(self.model, ATTENTION if self.shares else ""):
+                    self._answer_drafted(rows, generate=generate)
+            else:
+                options = {"stops": self.stops, "max_new_tokens": self.max_new_tokens, "batch": self.batch}
+                plain.answer(self.model, rows, generate=generate, pads=found.pads_left, **options)
+
+    def _answer_drafted(self, rows: Sequence[Answer], *, generate: bool) -> None:
+        for row in rows:
+            row.states = []
+        group = grouped(rows)
+        shared = self._read(_any(group).prompt[: group.length], [])
+        self.common = shared if self.shares else []
+        going: list[Answer] = []
+        for verified in self._walk(group, shared):
+            if not generate:
+                _cut(verified)
+            going += verified
+            while len(going) >= self.batch:  # full batches: a pass costs about the same for one row as for many
+                going = self._generate(going[: self.batch], self.batch // 2) + going[self.batch :]
+        if going:
+            self._generate(going, 0)
+
+    def _walk(self, group: PrefixGroup, shared: States) -> Iterator[list[Answer]]:
+        """Verifies the rows of a group, whose prompts begin with what is shared; yields those that go on."""
+        cut = {"prefix": group.length if self.shares else 0, "overhead": self.overhead}
+        for rows in batches(group.rows, self.batch, most_tokens=self._most_tokens(shared), **cut):
+            yield self._verify(rows, shared)
+        for inner in group.inner:
+            yield from self._walk(inner, self._read(_any(inner).prompt[group.length : inner.length], shared))
+
+    def _most_tokens(self, shared: States) -> int | None:
+        """The tokens whose states may be held at once; None where that is left to the device to say."""
+        if self.model.device.type != "cpu" or not shared:
+            return None
+        return HELD // (sum(one.nbytes for layer in shared for one in layer) // num_tokens(shared))
+
+    def _batch(self, num_rows: int, shared: States) -> CachedBatch:
+        """Rows that begin with what is shared, and have read nothing else."""
+        return CachedBatch([[]] * num_rows, shared) if self.shares else CachedBatch([shared] * num_rows, [])
+
+    def _read(self, tokens: list[int], shared: States) -> States:
+        """The states of what is shared and of the tokens after it."""
+        if not tokens:
+            return shared
+        batch = self._batch(1, shared)
+        self._logits(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.bool), batch, 1)
+        read = batch.of(0, batch.mask.shape[1])
+        return behind(shared, read) if self.shares else read
+
+    def _verify(self, rows: Sequence[Answer], shared: States) -> list[Answer]:
+        """Reads prompts and references, ends the answers that end there, and returns the rows that go on."""
+        prefix = num_tokens(shared)
+        batch = self._batch(len(rows), shared)
+        whole = pad_sequence([torch.tensor((row.prompt + row.reference)[prefix:]) for row in rows], batch_first=True)
+        ids, following = whole[:, :-1], whole[:, 1:]
+        column = torch.arange(ids.shape[1])
+        first = torch.tensor([len(row.prompt) - prefix for row in rows])[:, None] - 1  # that predicts the reference
+        ends = torch.tensor([row.num_read - prefix for row in rows])[:, None]
+        predicts = (column >= first) & (column < ends)
+        likeliest, nll = torch.zeros_like(ids), torch.zeros(ids.shape)
+        for piece in self._pieces(len(rows), int(first.min()), ids.shape[1]):
+            scored = piece[predicts[:, piece].any(0)]
+            logits = self._logits(ids[:, piece], (column < ends)[:, piece], batch, scored - piece[0]).float()
+            likeliest[:, scored] = logits.argmax(-1)
+            nll[:, scored] = logits.logsumexp(-1) - logits.gather(-1, following[:, scored, None]).squeeze(-1)
+        going = []
+        for at, row in enumerate(rows):
+            row.tokens, row.nll = [], nll[at][predicts[at]].sum(dtype=torch.float64).item()
+            said = agreed(row.reference, likeliest[at][predicts[at]].tolist())
+            self.drafts.remember(row, row.reference)
+            if self._goes_on(row, said):
+                read = batch.of(at, len(row.prompt) + len(row.tokens) - 1 - num_tokens(batch.shared))
+                row.states = behind(batch.shared, read, skip=num_tokens(self.common))
+                going.append(row)
+        return going
+
+    def _generate(self, rows: Sequence[Answer], fewest: int) -> list[Answer]:
+        """Takes answers on until no more than `fewest` still go on, and returns these."""
+        batch = CachedBatch([row.states for row in rows], self.common)
+        for row in rows:
+            row.states = []  # they are in the batch
+        while len(rows) > fewest:
+            drafts = self._drafts(rows)
+            asked = [row.tokens[-1:] + draft.tokens for row, draft in zip(rows, drafts, strict=True)]
+            ids = pad_sequence([torch.tensor(tokens) for tokens in asked], batch_first=True)
+            column = torch.arange(ids.shape[1])
+            present = column < torch.tensor([len(tokens) for tokens in asked])[:, None]
+            likeliest = self._logits(ids, present, batch, ids.shape[1]).argmax(-1).tolist()
+            said = [agreed(draft.tokens, tokens) for draft, tokens in zip(drafts, likeliest, strict=True)]
+            batch.mask[:, -len(column) :] = column < torch.tensor([len(tokens) for tokens in said])[:, None]
+            for draft, tokens in zip(drafts, said, strict=True):
+                self.drafts.tried(draft, len(draft.tokens), len(tokens) - 1)
+            going = [at for at, row in enumerate(rows) if self._goes_on(row, said[at])]
+            if going and (len(going) < len(rows) or batch.is_sparse()):
+                batch.keep(going)
+            rows = [rows[at] for at in going]
+        for at, row in enumerate(rows):
+            row.states = batch.of(at, batch.mask.shape[1])
+        return [*rows]
+
+    def _drafts(self, rows: Sequence[Answer]) -> list[Draft]:
+        """What may follow in each row, all cut to the width that promises most for its cost."""
+        drafts = [self.drafts.draft(row) for row in rows]
+        chances = [self.drafts.chance(draft) for draft in drafts]
+        widths = range(min(self._width(len(rows)) - 1, max(len(draft.tokens) for draft in drafts)) + 1)
+        promised, best, width = float(len(rows)), 0.0, 0
+        for some in widths:
+            if some:
+                promised += sum(c**some for c, d in zip(chances, drafts, strict=True) if len(d.tokens) >= some)
+            gain = promised / (self.overhead + len(rows) * (some + 1))
+            best, width = max((best, width), (gain, some))
+        left = [self.max_new_tokens - len(row.tokens) - 1 for row in rows]
+        return [Draft(draft.tokens[: min(width, most)], draft.kind) for draft, most in zip(drafts, left, strict=True)]
+
+    def _goes_on(self, row: Answer, said: Sequence[int]) -> bool:
+        """Adds what was said up to where the answer has to end; whether it goes on."""
+        if row.add(said, self.stops, self.max_new_tokens):
+            return True
+        self.drafts.remember(row, row.tokens + [token for token in said[-1:] if row.stopped])
+        return False
+
+    def _pieces(self, num_rows: int, first: int, num_columns: int) -> Iterator[torch.Tensor]:
+        """The columns in pieces that are read at once, of which those from `first` on are scored."""
+        begin = 0
+        while begin < num_columns:
+            end = min(num_columns, begin + max(1, READ // num_rows))
+            if end > first:
+                end = min(end, max(begin, first) + self._width(num_rows))
+            yield torch.arange(begin, end)
+            begin = end
+
+    def _width(self, num_rows: int) -> int:
+        """The columns whose logits are held at once."""
+        return max(1, SCORED // (num_rows * self.model.config.get_text_config().vocab_size))
+
+    def _logits(
+        self, ids: torch.Tensor, present: torch.Tensor, batch: CachedBatch, keep: int | torch.Tensor
+    ) -> torch.Tensor:
+        """Reads ids [rows, columns] where they are `present`; the logits [rows, kept, vocabulary] of columns `keep`."""
+        options: dict[str, Any] = {self.cache_argument: batch.cache, "use_cache": True, "logits_to_keep": keep}
+        options["position_ids"] = batch.add(present)
+        if self.shares:
+            options |= {"attention_mask": batch.visible(ids.shape[1]), "shared": batch.shared}
+        else:
+            options["attention_mask"] = batch.mask.long()
+        return self.model(input_ids=ids, **options).logits
+
+
+@contextlib.contextmanager
+def _attention(model: Any, name: str) -> Iterator[None]:
+    """Attends by the attention of this name within; by the model's own without a name."""
+    before = model.config._attn_implementation
+    if name:
+        model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        if name:
+            model.set_attn_implementation(before)
+
+
+def _any(group: PrefixGroup) -> Answer:
+    """A row of the group."""
+    return group.rows[0] if group.rows else _any(group.inner[0])
+
+
+def _cut(rows: list[Answer]) -> None:
+    """Leaves the answers as they are."""
+    for row in rows:
+        row.states = []
+    rows.clear()

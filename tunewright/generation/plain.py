@@ -1,0 +1,65 @@
+"""Decoding by the library itself, of models whose states are not one key and value for each token."""
+
+from collections.abc import Collection, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from tunewright.generation.rows import Answer, agreed
+
+
+def parameters(model: Any) -> set[str]:
+    """What the model's forward takes, under an adapter too."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return {*signature(inner.forward).parameters}
+
+
+def answer(
+    model: Any,
+    rows: Sequence[Answer],
+    *,
+    stops: Collection[int],
+    max_new_tokens: int,
+    batch: int,
+    generate: bool,
+    pads: bool,
+) -> None:
+    """Fills in tokens, stopped and nll; without `generate`, an answer that differs from its reference ends there.
+
+    Without `pads` rows are answered one by one.
+    """
+    going = [row for row in rows if row.add(_verify(model, row), stops, max_new_tokens)]
+    longest_first = sorted(going, key=lambda row: -len(row.prompt)) if generate else []
+    at_once = batch if pads else 1
+    for start in range(0, len(longest_first), at_once):
+        _generate(model, longest_first[start : start + at_once], sorted(stops), max_new_tokens)
+
+
+def _verify(model: Any, row: Answer) -> list[int]:
+    """Reads a reference, and returns what is said of it; a row at a time, since such a state takes no padding."""
+    keep = {"logits_to_keep": len(row.reference) + 1} if "logits_to_keep" in parameters(model) else {}
+    ids = torch.tensor([row.prompt + row.reference])
+    logits = model(input_ids=ids, use_cache=False, **keep).logits[0, -len(row.reference) - 1 : -1].float()
+    chosen = torch.tensor(row.reference)[:, None]
+    row.tokens = []
+    row.nll = -logits.log_softmax(-1).gather(1, chosen).sum(dtype=torch.float64).item()
+    return agreed(row.reference, logits.argmax(-1).tolist())
+
+
+def _generate(model: Any, rows: Sequence[Answer], stops: list[int], max_new_tokens: int) -> None:
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=stops[0], use_cache=True
+    )
+    width = max(len(row.prompt) for row in rows)
+    ids = torch.tensor([[stops[0]] * (width - len(row.prompt)) + row.prompt for row in rows])
+    mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
+    own, model.generation_config = model.generation_config, GenerationConfig()  # sampling, penalties are not greedy
+    try:
+        whole = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    finally:
+        model.generation_config = own
+    for row, said in zip(rows, whole[:, width:].tolist(), strict=True):
+        end = next((at for at, token in enumerate(said) if token in stops), None)
+        row.tokens, row.stopped = said[:end], end is not None

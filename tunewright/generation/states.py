@@ -1,0 +1,117 @@
+"""Keys and values of the tokens that were read: kept for each row, and put together to a batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from tunewright.generation.rows import States
+
+ROOM = 64  # tokens that a cache grows by
+
+
+class Growing(DynamicLayer):
+    """A layer's keys and values with room behind them: transformers' own copies all of them for each further token."""
+
+    room: tuple[torch.Tensor, ...] = ()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds states [rows, heads, tokens, size] and returns all that there are."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        held, added = self.get_seq_length(), (key_states, value_states)
+        total = held + key_states.shape[2]
+        states: Any = (self.keys, self.values)
+        if not self.room or self.room[0].shape[2] < total:
+            self.room = tuple(new.new_empty((*new.shape[:2], total + ROOM, new.shape[3])) for new in added)
+            if held:
+                self.room[0][:, :, :held], self.room[1][:, :, :held] = states
+        self.room[0][:, :, held:total], self.room[1][:, :, held:total] = added
+        self.keys, self.values = self.room[0][:, :, :total], self.room[1][:, :, :total]
+        return self.keys, self.values
+
+    def keep(self, rows: torch.Tensor, columns: torch.Tensor) -> None:
+        """Keeps the rows [kept] and of each of them the columns [kept, columns]."""
+        states: Any = (self.keys, self.values)
+        at = columns[:, None, :, None].expand(-1, states[0].shape[1], -1, -1)
+        kept = [one[rows].gather(2, at.expand(-1, -1, -1, one.shape[3])) for one in states]
+        self.keys, self.values = kept
+        self.room = ()
+
+
+class CachedBatch:
+    """The states of several rows as a cache of the model's, and which of its columns are whose.
+
+    What all rows begin with is `shared`: it is there once, and no part of the cache.
+    """
+
+    def __init__(self, rows: Sequence[States], shared: States) -> None:
+        self.shared = shared
+        lengths = [num_tokens(row) for row in rows]
+        longest = max(lengths)
+        self.mask = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]  # [rows, columns]
+        self.cache = Cache(layer_class_to_replicate=Growing)
+        for at, layers in enumerate(zip(*rows, strict=True)):
+            keys, values = zip(*layers, strict=True)
+            self.cache.update(_padded(keys, longest), _padded(values, longest), at)
+
+    def add(self, present: torch.Tensor) -> torch.Tensor:
+        """Makes place for new columns [rows, columns]; the positions of the tokens there, where they are `present`."""
+        self.mask = torch.cat([self.mask, present], dim=1)
+        positions = self.mask.cumsum(1)[:, -present.shape[1] :] - 1
+        return num_tokens(self.shared) + positions.clamp(min=0)
+
+    def visible(self, num_columns: int) -> torch.Tensor:
+        """[rows, 1, columns, all columns]: what the last columns see of their rows, themselves at least."""
+        column = torch.arange(self.mask.shape[1])
+        last = column[-num_columns:, None]
+        return ((self.mask[:, None] & (column < last)) | (column == last))[:, None]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keeps these rows, and of the columns none that is nobody's."""
+        chosen = torch.tensor(rows, dtype=torch.long)
+        mask, order = self.mask[chosen].sort(dim=1, stable=True)  # what is not there comes first
+        longest = int(mask.sum(1).max())
+        self.mask, order = mask[:, -longest:], order[:, -longest:]
+        for layer in self.layers:
+            layer.keep(chosen, order)
+
+    def is_sparse(self) -> bool:
+        """Whether most of its columns are of drafts that were wrong."""
+        return self.mask.shape[1] > 2 * int(self.mask.sum(1).max()) + ROOM
+
+    def of(self, row: int, length: int) -> States:
+        """A copy of the states of a row's first tokens, without those of what is shared."""
+        at = self.mask[row].nonzero().squeeze(1)[:length]
+        return [(layer.keys[row].index_select(1, at), layer.values[row].index_select(1, at)) for layer in self.layers]
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """Of the cache, a Growing each."""
+        return self.cache.layers
+
+
+def num_tokens(states: States) -> int:
+    """The tokens that these are the states of."""
+    return states[0][0].shape[1] if states else 0
+
+
+def behind(states: States, more: States, *, skip: int = 0) -> States:
+    """States and those of the tokens after them, without the first `skip`."""
+    if not states:
+        return more
+    return [
+        (torch.cat([keys[:, skip:], after[0]], dim=1), torch.cat([values[:, skip:], after[1]], dim=1))
+        for (keys, values), after in zip(states, more, strict=True)
+    ]
+
+
+def _padded(states: Sequence[torch.Tensor], length: int) -> torch.Tensor:
+    """[rows, heads, tokens, size], padded on the left."""
+    batch = states[0].new_zeros((len(states), states[0].shape[0], length, states[0].shape[2]))
+    for row, one in zip(batch, states, strict=True):
+        row[:, length - one.shape[1] :] = one
+    return batch

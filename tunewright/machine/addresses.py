@@ -1,0 +1,121 @@
+"""Where the servers of `tunewright up` answer, as long as it runs in this home, and the password that they ask for.
+
+It holds a lock for as long as it lives, which the kernel frees however it dies, so that a file that it left behind is
+never believed. The password stays from one `up` to the next, so that a browser logs in once.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tunewright import config
+from tunewright.errors import TunewrightError
+from tunewright.store import locks
+
+FILE = "services.json"
+LOCK = "services.lock"
+HOSTS = ("127.0.0.1", "localhost")  # names under which the servers answer
+PASSWORD = "password"  # noqa: S105 the name of its file
+PASSWORD_BYTES = 24
+
+
+class Addresses(BaseModel):
+    """What answers where, on loopback."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int  # of `tunewright up`
+    prefect: str  # without /api
+    mlflow: str
+    pool: str  # the work pool whose runs the worker starts
+
+    @property
+    def api(self) -> str:
+        """PREFECT_API_URL."""
+        return f"{self.prefect}/api"
+
+    def is_prefect(self, url: str) -> bool:
+        """Whether a PREFECT_API_URL names this Prefect server, by its address or as localhost."""
+        return _as_started(url) == self.api
+
+    def is_mlflow(self, url: str) -> bool:
+        """Whether an address is that of this MLflow server."""
+        return _as_started(url) == self.mlflow
+
+
+def _as_started(url: str) -> str:
+    return url.rstrip("/").replace("//localhost:", "//127.0.0.1:")
+
+
+def running() -> Addresses | None:
+    """The addresses, or None where it is not up in this home, or not ready yet."""
+    with contextlib.suppress(OSError, ValidationError):  # no home, or none that can be read
+        if locks.is_held(config.home() / LOCK):
+            return Addresses.model_validate_json((config.home() / FILE).read_bytes())
+    return None
+
+
+def password_file() -> Path:
+    """The file of the password, which its owner alone can read."""
+    return config.home() / PASSWORD
+
+
+def password() -> str:
+    """The password of the servers, or "" where no `up` has run in this home."""
+    with contextlib.suppress(OSError):
+        return password_file().read_text(encoding="utf-8")
+    return ""
+
+
+def keep_password(given: str = "") -> str:
+    """Keeps the password that is given, or the one that is there, or a new random one, and returns it."""
+    kept = given or password() or secrets.token_urlsafe(PASSWORD_BYTES)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    with os.fdopen(os.open(password_file(), flags, 0o600), "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(kept)
+    return kept
+
+
+def for_prefect(url: str | None) -> str:
+    """The variables that a command of Prefect's own needs to reach a server, as a shell takes them."""
+    up, named = running(), f"PREFECT_API_URL={shlex.quote(url or '')}"
+    if up is None or not up.is_prefect(url or ""):
+        return named
+    return f'{named} PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(password_file()))})"'
+
+
+def prefect_run(run_id: str) -> str:
+    """Where a flow run stands in Prefect's pages; empty where its server is one that ends with it."""
+    up = running()
+    server = up.prefect if up else os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
+    server = re.sub(r"(?<=://)[^/]*@", "", server)  # the link is kept, and what is before @ may be a password
+    return f"{server}/v2/runs/flow-run/{run_id}" if server else ""
+
+
+@contextlib.contextmanager
+def held() -> Iterator[Path]:
+    """Holds the lock of this home for the block, which writes its addresses to the file that is given.
+
+    Raises TunewrightError where another holds it.
+    """
+    config.make_home()
+    file = config.home() / FILE
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.exclusive(config.home() / LOCK, wait=0))
+        except BlockingIOError:
+            found = running()
+            where = f": Prefect {found.prefect}, MLflow {found.mlflow}, process {found.pid}" if found else ""
+            raise TunewrightError(f"tunewright is up in {config.home()} already{where}") from None
+        file.unlink(missing_ok=True)
+        try:
+            yield file
+        finally:
+            file.unlink(missing_ok=True)

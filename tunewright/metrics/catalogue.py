@@ -1,0 +1,92 @@
+"""What each metric is called, what is better, and in which unit and range: data that decisions and pages are made from.
+
+A metric has one score a row, of which the paired decision is made; its score over all rows is their mean, but for
+perplexity (over all tokens) and length_ratio (over all characters). macro_f1 has none a row.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tunewright.config import CANNOT_DECIDE
+from tunewright.metrics.intervals import Floats
+from tunewright.metrics.numbers import numeric
+from tunewright.metrics.structured import json_field_f1, json_valid
+from tunewright.metrics.texts import bleu, chrf, exact_match, length_ratio, normalized_match, rouge_l, token_f1
+
+RowScore = Callable[[str, str], float]  # of answer and reference
+Score = TypeVar("Score", float, Floats)  # one, or those of rows [rows]
+
+
+@dataclass(frozen=True)
+class Description:
+    """A metric as a reader needs it; `low` and `high` bound the score of a row."""
+
+    name: str
+    in_words: str
+    higher_is_better: bool = True
+    unit: str = "of 1"
+    low: float = 0.0
+    high: float = 1.0
+    rows: str = "test rows"  # what it has the scores of
+    more_help: bool = True  # whether there can be more of them
+
+    @property
+    def can_decide(self) -> bool:
+        """Whether it has a score a row of which one direction is better."""
+        return self.name not in CANNOT_DECIDE
+
+    def gain(self, ours: Score, theirs: Score) -> Score:
+        """How much better ours are: positive where they are, whichever direction is better."""
+        return ours - theirs if self.higher_is_better else theirs - ours
+
+
+CATALOGUE: dict[str, Description] = {
+    described.name: described
+    for described in (
+        Description("exact_match", "exact match"),
+        Description("normalized_match", "match ignoring case and punctuation"),
+        Description("token_f1", "token F1"),
+        Description("chrf", "chrF"),
+        Description("rouge_l", "ROUGE-L"),
+        Description("bleu", "BLEU"),
+        Description("accuracy", "accuracy"),
+        Description("macro_f1", "macro F1"),
+        Description("unparseable", "share of invalid labels", higher_is_better=False),
+        Description("json_field_f1", "JSON field F1"),
+        Description("json_valid", "JSON validity"),
+        Description("schema_valid", "schema validity"),
+        Description("numeric", "correct final number"),
+        # A row's score is its mean negative log-likelihood; the score over all rows is the exponential of that.
+        Description("perplexity", "loss in nats per token", False, "nats per token", 0.0, math.inf),
+        Description("stopped", "share that stops at the stop token"),
+        Description("length_ratio", "length relative to the reference", unit="of the reference's", high=math.inf),
+    )
+}
+
+# What the stages forgetting and lm_eval measure on tasks and texts that are no test rows.
+GENERAL: dict[str, Description] = {
+    described.name: described
+    for described in (
+        Description("general_tasks", "share of general tasks correct", rows="general tasks", more_help=False),
+        Description(
+            "general_loss", "loss on general texts", False, "nats per token", 0.0, math.inf, "general texts", False
+        ),
+        Description("lm_eval", "lm-eval score", rows="lm-eval documents", more_help=False),
+    )
+}
+
+# Those that answer and reference suffice for.
+PER_ROW: dict[str, RowScore] = {
+    "exact_match": exact_match,
+    "normalized_match": normalized_match,
+    "token_f1": token_f1,
+    "chrf": chrf,
+    "rouge_l": rouge_l,
+    "bleu": bleu,
+    "json_field_f1": json_field_f1,
+    "json_valid": json_valid,
+    "numeric": numeric,
+    "length_ratio": length_ratio,
+}

@@ -1,0 +1,121 @@
+"""The metrics as evaluate.Metric subclasses: nothing is fetched from a hub, or run from a script of that name.
+
+compute(predictions=, references=) gives {name: score, "rows": [score of each row]}, without "rows" where there is none
+a row; it raises ValueError on no rows at all.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import evaluate
+from datasets import Features, Value
+
+from tunewright.metrics.catalogue import RowScore
+from tunewright.metrics.labels import Labels
+from tunewright.metrics.schemas import schema_valid
+from tunewright.metrics.structured import json_valid
+from tunewright.metrics.texts import plain
+
+
+class PerRow(evaluate.Metric):
+    """The mean of a function of answer and reference."""
+
+    columns = ("answer", "reference")  # of the answers' table: predictions and references
+
+    def __init__(self, name: str, score: RowScore) -> None:
+        self.named, self.score = name, score
+        super().__init__(config_name=name, keep_in_memory=True)  # on disk each instance waits a second for a lock
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self.score.__doc__, "string", "string")
+
+    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, Any]:
+        rows = self.rows(predictions, references)
+        return {self.named: self.over_all(predictions, references, rows), "rows": rows}
+
+    def rows(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+        """The score of each row."""
+        return [self.score(*pair) for pair in zip(predictions, references, strict=True)]
+
+    def over_all(self, predictions: Sequence[str], references: Sequence[str], rows: Sequence[float]) -> float:
+        """The score of all rows together."""
+        return fmean(rows)
+
+
+class LengthRatio(PerRow):
+    """Over all characters, so that a short reference weighs no more than a long one."""
+
+    def over_all(self, predictions: Sequence[str], references: Sequence[str], rows: Sequence[float]) -> float:
+        """The score of all rows together."""
+        said, wanted = (sum(len(plain(text)) for text in texts) for texts in (predictions, references))
+        return said / max(1, wanted) if said or wanted else 1.0
+
+
+class SchemaValid(PerRow):
+    """The share of answers that satisfy a JSON Schema, given as its text."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+        super().__init__("schema_valid", json_valid)
+
+    def rows(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+        """The score of each row. Raises ConfigError where answers cannot be checked within limits."""
+        return schema_valid(self.schema, predictions)
+
+
+class MacroF1(evaluate.Metric):
+    """Of labels: of all rows together."""
+
+    columns = ("answer", "reference")
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+        super().__init__(config_name="macro_f1", keep_in_memory=True)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(Labels.macro_f1.__doc__, "string", "string")
+
+    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, Any]:
+        return {"macro_f1": self.labels.macro_f1(predictions, references)}
+
+
+class Perplexity(evaluate.Metric):
+    """exp of the mean negative log-likelihood a token, over all tokens of all rows; a row's score is that mean of it.
+
+    Predictions are the rows' summed negative log-likelihoods in nats, references their token counts.
+    """
+
+    columns = ("nll", "num_reference_tokens")
+
+    def __init__(self) -> None:
+        super().__init__(config_name="perplexity", keep_in_memory=True)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self.__doc__, "float64", "int64")
+
+    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, Any]:
+        rows = [nll / num_tokens for nll, num_tokens in zip(predictions, references, strict=True)]
+        return {"perplexity": math.exp(math.fsum(predictions) / sum(references)), "rows": rows}
+
+
+class Stopped(evaluate.Metric):
+    """The share of answers that ended by a stop token of the model's own, not by evaluation.max_new_tokens."""
+
+    columns = ("stopped", "stopped")
+
+    def __init__(self) -> None:
+        super().__init__(config_name="stopped", keep_in_memory=True)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self.__doc__, "bool", "bool")
+
+    def _compute(self, *, predictions: Any = None, **_: Any) -> dict[str, Any]:
+        rows = [float(stopped) for stopped in predictions]
+        return {"stopped": fmean(rows), "rows": rows}
+
+
+def _info(description: str | None, of: str, beside: str) -> evaluate.MetricInfo:
+    features = Features({"predictions": Value(of), "references": Value(beside)})
+    return evaluate.MetricInfo(description=description or "", citation="", features=features)

@@ -1,0 +1,76 @@
+"""Answers that are one of a closed set of labels, known from the answers of the training rows."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import pyarrow.parquet as pq
+
+from tunewright.artifacts import Tokens
+from tunewright.metrics.structured import canonical, parsed
+from tunewright.metrics.texts import normalized, plain
+
+MAX_LABELS = 1_000
+ROWS_OF_A_LABEL = 5  # on average, or the answers are no closed set
+SEEN_ONCE = 0.02  # so many of the rows may have an answer of their own, or the answers are no closed set
+UNSEEN = 0.05  # so many of the references may be labels that no training row has
+
+
+class Labels:
+    """A closed set. An answer is the label that it equals but for case, spaces and signs around it, or as JSON."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.exactly = {plain(name) for name in names}
+        alike = Counter(map(_loosely, self.exactly))
+        # Labels that differ in case or signs alone are told apart by these.
+        self.loosely = {_loosely(name): name for name in self.exactly if alike[_loosely(name)] == 1}
+
+    def read(self, answer: str) -> str | None:
+        """The label that an answer is, or None."""
+        said = plain(answer)
+        return said if said in self.exactly else self.loosely.get(_loosely(said))
+
+    def accuracy(self, answer: str, reference: str) -> float:
+        """1.0 where the answer is read as the reference's label."""
+        return float(self.read(answer) == plain(reference))
+
+    def unparseable(self, answer: str, reference: str = "") -> float:
+        """1.0 where the answer is none of the labels."""
+        return float(self.read(answer) is None)
+
+    def macro_f1(self, answers: Sequence[str], references: Sequence[str]) -> float:
+        """The mean F1 of the labels that the references have, so that each counts alike, however rare it is.
+
+        An answer that is no label is a miss of its row's label and no find of another.
+        """
+        said, wanted = [self.read(answer) for answer in answers], [plain(reference) for reference in references]
+        found = Counter(mine for mine, right in zip(said, wanted, strict=True) if mine == right)
+        num_said, num_wanted = Counter(said), Counter(wanted)
+        return sum(2 * found[label] / (num_said[label] + num_wanted[label]) for label in num_wanted) / len(num_wanted)
+
+
+def _loosely(text: str) -> str:
+    value = parsed(text)
+    return normalized(text) if value is None else canonical(value)
+
+
+def training_answers(tokens: Tokens) -> Iterator[str]:
+    """The last answer of each training row, but of no replay row: a free text among labels would end their set."""
+    for batch in pq.ParquetFile(tokens.path("train.parquet")).iter_batches(columns=["reference", "replay"]):
+        yield from (row["reference"] for row in batch.to_pylist() if not row["replay"])
+
+
+def closed_set(answers: Iterable[str], references: Sequence[str]) -> tuple[str, ...]:
+    """The labels, in alphabetical order, where training answers and references are of a closed set; else empty.
+
+    They are where at most MAX_LABELS different answers are given, each several times, and the references keep to them.
+    """
+    counts: Counter[str] = Counter()
+    for answer in answers:
+        counts[plain(answer)] += 1
+        if len(counts) > MAX_LABELS:
+            return ()
+    num_rows, once = counts.total(), sum(number == 1 for number in counts.values())
+    unseen = [reference for reference in map(plain, references) if reference not in counts]
+    if not 2 <= len(counts) <= num_rows / ROWS_OF_A_LABEL or once > max(1, SEEN_ONCE * num_rows):
+        return ()
+    return tuple(sorted({*counts, *unseen})) if len(unseen) <= UNSEEN * len(references) else ()

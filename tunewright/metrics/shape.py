@@ -1,0 +1,122 @@
+"""What the answers of a data set have in common, and which metrics fit that."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from tunewright.config import CANNOT_DECIDE
+from tunewright.errors import ConfigError
+from tunewright.metrics.labels import closed_set
+from tunewright.metrics.numbers import is_number, last_number
+from tunewright.metrics.schemas import schema_valid
+from tunewright.metrics.structured import json_valid
+from tunewright.metrics.texts import tokens
+
+SHORT = 12  # tokens of the reference in the middle, at most: names, dates, phrases
+
+# What is measured of each shape, the first one that can decide being what decides.
+FITTING = {
+    "labels": ("exact_match", "macro_f1", "unparseable"),
+    "JSON": ("json_field_f1", "json_valid", "exact_match"),
+    "numbers": ("numeric", "exact_match"),
+    "short texts": ("token_f1", "exact_match", "normalized_match", "chrf"),
+    "long texts": ("chrf", "rouge_l", "token_f1"),
+}
+ALWAYS = ("perplexity", "stopped", "length_ratio")
+
+
+@dataclass(frozen=True)
+class AnswerShape:
+    """What references are: several at once where they are, say, labels in JSON."""
+
+    references: Sequence[str]
+    labels: tuple[str, ...] = ()  # the closed set that they are of, or empty
+    schema: str = ""  # the JSON Schema that they should satisfy
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """The keys of FITTING that hold, what says most first."""
+        found = ["labels"] if self.labels else []
+        if all(map(json_valid, self.references)):
+            return [*found, "JSON"]
+        if found:
+            return found
+        if all(map(is_number, self.references)):
+            return ["numbers"]
+        return ["short texts" if self._middle <= SHORT else "long texts"]
+
+    def says(self) -> str:
+        """The kinds in words, with what tells them."""
+        said = {
+            "labels": f"{len(self.labels)} labels",
+            "JSON": "JSON",
+            "numbers": "numbers",
+            "short texts": f"short texts ({self._middle} tokens in the middle)",
+            "long texts": f"long texts ({self._middle} tokens in the middle)",
+        }
+        return ", all ".join(said[kind] for kind in self.kinds)
+
+    def fitting(self) -> list[str]:
+        """The metrics that fit, the one that should decide first."""
+        of_kinds = [name for kind in self.kinds for name in FITTING[kind]]
+        schema = ["schema_valid"] if self.schema else []
+        return list(dict.fromkeys([*of_kinds, *schema, *ALWAYS]))
+
+    def misfit(self, name: str) -> str:
+        """Why a metric would mean nothing here; empty where it means something."""
+        if name in ("accuracy", "macro_f1", "unparseable"):
+            return "" if self.labels else "the answers are not a closed set of labels"
+        if name in ("json_valid", "json_field_f1"):
+            return self._counted([not json_valid(reference) for reference in self.references], "are not JSON")
+        if name == "numeric":
+            return self._counted([last_number(reference) is None for reference in self.references], "have no number")
+        if name == "schema_valid":
+            said = "do not satisfy evaluation.json_schema"
+            return self._counted([not valid for valid in schema_valid(self.schema, self.references)], said)
+        return ""
+
+    def _counted(self, faults: Sequence[bool], said: str) -> str:
+        from tunewright.privacy.excerpts import in_a_line
+
+        if not any(faults):
+            return ""
+        first = in_a_line(self.references[faults.index(True)])
+        return f"{sum(faults)} of {len(faults)} references {said}, such as {first!r}"
+
+    @cached_property
+    def _middle(self) -> int:
+        lengths = sorted(len(tokens(reference)) for reference in self.references)
+        return lengths[len(lengths) // 2]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The metrics to measure, the one that decides where gate.metric is auto, and why."""
+
+    shape: AnswerShape
+    names: tuple[str, ...]
+    left_out: dict[str, str]  # a metric that was asked for -> why it would mean nothing
+    decides: str  # empty where none can
+
+    def says(self) -> str:
+        """One sentence for a log: what is measured, and why."""
+        left = "".join(f"; {name} is not measured: {why}" for name, why in self.left_out.items())
+        return f"the references are {self.shape.says()}: measured are {', '.join(self.names)}{left}"
+
+
+def choose(asked: Sequence[str], references: Sequence[str], answers: Iterable[str] = (), schema: str = "") -> Choice:
+    """What `asked` (names, and auto for those that fit) comes to for these references of the test rows.
+
+    `answers` are those of the training rows, of which labels are known, and `schema` is the text of a JSON Schema.
+    Raises ConfigError where nothing that was asked for can be measured.
+    """
+    shape = AnswerShape(references, closed_set(answers, references), schema)
+    fitting = shape.fitting()
+    wanted = dict.fromkeys(name for each in asked for name in (fitting if each == "auto" else [each]))
+    misfits = {name: shape.misfit(name) for name in wanted}
+    names = tuple(name for name in wanted if not misfits[name])
+    if not names:
+        raise ConfigError(f"evaluation.metrics={next(iter(misfits))} is not meaningful: {next(iter(misfits.values()))}")
+    best = [name for name in (*fitting, *names) if name in names and name not in CANNOT_DECIDE]
+    left_out = {name: why for name, why in misfits.items() if why}
+    return Choice(shape, names, left_out, best[0] if best else "")

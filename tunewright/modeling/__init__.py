@@ -1,0 +1,1 @@
+"""Models: loading, chat templates, methods of training, batches, and how each is computed."""

@@ -1,0 +1,328 @@
+"""Conversations to token ids and labels by the model's own chat template, and the proof that they mean what they say.
+
+An answer is what the model has to say after a prompt that a server sends: all that the template puts between that
+prompt's end and the stop token, which is trained too. So a label never depends on how a template marks its turns.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from tunewright.artifacts import IGNORED
+from tunewright.errors import ConfigError, DataError
+from tunewright.machine import bounded
+from tunewright.machine.bounded import Unreadable
+from tunewright.modeling import chat_templates
+
+DATE = "26 Jul 2024"  # what a template that writes today's date gets, so that rows do not change overnight
+FIXED_DATE = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro +%}}"
+
+BATCH = 1_000  # conversations
+BATCH_CHARACTERS = 4_000_000
+SECONDS_EACH = 0.02  # of a conversation, a hundred times what the template of a usual model takes
+MOST_WRITTEN = 64_000_000  # characters for one batch
+
+Message = dict[str, str]
+Written = tuple[str, str | None]  # a conversation as text, and what the template refuses in it
+At = TypeVar("At")
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """One conversation. Labels are as long as the ids; `prompt_length` and `reference` are of the last answer."""
+
+    input_ids: list[int]
+    labels: list[int]
+    prompt_length: int
+    reference: str
+
+
+@dataclass(frozen=True)
+class Untrainable:
+    """Why a conversation cannot be trained: a reason code for the account, and a sentence for a person."""
+
+    reason: str
+    detail: str
+
+
+class Turn(NamedTuple):
+    """An answer's position in its conversation, and the prompt that asks for it, as text and ids."""
+
+    number: int
+    prompt: str
+    prompt_ids: list[int]
+
+
+def write_conversations(
+    template: str, conversations: list[list[Message]], special: dict[str, Any], ask: bool
+) -> list[Written]:
+    """Each conversation as a chat template writes it, as `apply_chat_template` does: for a bounded process."""
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    written: list[Written] = []
+    left = MOST_WRITTEN
+    for messages in conversations:
+        try:
+            (text,), _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=ask, **special)
+            text.encode()  # no tokenizer takes half of a surrogate pair
+            written.append((text, None))
+            left -= len(text)
+        except TemplateError as error:  # its words are the template's own
+            written.append(("", _in_a_line(str(error))))
+        except MemoryError:
+            raise
+        except Exception as error:  # of Python, where it takes a text for something else
+            written.append(("", _in_a_line(f"{type(error).__name__}: {error}")))
+        if left < 0:
+            raise ValueError(f"writes more than {MOST_WRITTEN:,} characters for {len(conversations)} conversations")
+    return written
+
+
+def _in_a_line(text: str) -> str:
+    return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+
+
+def _batches(conversations: Sequence[Sequence[Message]]) -> Iterator[Sequence[Sequence[Message]]]:
+    """Conversations that are rendered at once: so many, with about so many characters."""
+    start = size = 0
+    for end, messages in enumerate(conversations):
+        size += sum(len(message["content"]) for message in messages)
+        if end - start == BATCH or (size > BATCH_CHARACTERS and end > start):
+            yield conversations[start:end]
+            start, size = end, 0
+    if start < len(conversations):
+        yield conversations[start:]
+
+
+class Chat:
+    """A base's tokenizer and chat template, found fit for training: after an answer the template says stop.
+
+    Raises ConfigError where it is not.
+    """
+
+    def __init__(self, tokenizer: Any, weights: Path) -> None:
+        try:
+            self.template: str = tokenizer.get_chat_template()
+        except ValueError as error:
+            raise ConfigError(
+                f"model.base={weights}: it has no chat template; set "
+                f"model.chat_template to a Jinja file, or to one whose tokens it has: {_fitting(tokenizer)}"
+            ) from error
+        self.tokenizer = tokenizer
+        self.stops = _stops(tokenizer, weights)
+        self.stop = _any_of(set(self.stops))
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self.control_tokens = added | set(tokenizer.all_special_tokens) | set(self.stops)
+        self.control = _any_of(self.control_tokens)
+        self.stop_token, self.generation_prompt = self._probe(weights)
+
+    def texts(self, conversations: Sequence[Sequence[Message]], *, ask: bool = False) -> list[str]:
+        """The conversations as the template writes them; `ask` adds what makes the model answer.
+
+        Raises Unreadable where the template refuses one, or takes too much time or memory.
+        """
+        written = self.written(conversations, ask=ask)
+        if refused := next((error for _, error in written if error is not None), None):
+            raise Unreadable(refused)
+        return [text for text, _ in written]
+
+    def written(self, conversations: Sequence[Sequence[Message]], *, ask: bool = False) -> list[Written]:
+        """The text of each conversation, or why the template refuses it. Raises Unreadable where it met a limit."""
+        dated = FIXED_DATE + self.template if "strftime_now" in self.template else self.template
+        special = self.tokenizer.special_tokens_map
+        written: list[Written] = []
+        for batch in _batches(conversations):
+            seconds = bounded.SECONDS + len(batch) * SECONDS_EACH
+            written += bounded.call(write_conversations, dated, batch, special, ask, seconds=seconds)
+        return written
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """The tokens of texts, to which the tokenizer must not add any: the template wrote the special ones."""
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    def _probe(self, weights: Path) -> tuple[str, str]:
+        """The stop token that the template puts after an answer, and what it adds to a prompt to get one."""
+        question, answer = {"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}
+        try:
+            whole, bare = self.texts([[question, answer], [question]])
+            (prompt,) = self.texts([[question]], ask=True)
+        except Unreadable as error:
+            raise ConfigError(
+                f"model.base={weights}: its chat template cannot write a plain answer: {error}"
+            ) from error
+        stop = self.stop.match(whole.rpartition("Answer")[2].lstrip())
+        if not stop:
+            raise ConfigError(
+                f"model.base={weights}: its chat template writes no stop token after an answer, so the tuned model "
+                f"would never stop; what ends a generation is {', '.join(self.stops) or 'not set'} "
+                "(eos_token of the tokenizer, eos_token_id of generation_config.json and config.json)"
+            )
+        return stop.group(), prompt.removeprefix(bare)
+
+
+def _fitting(tokenizer: Any) -> str:
+    return ", ".join(chat_templates.fitting(tokenizer)) or "none of those by name"
+
+
+def _stops(tokenizer: Any, weights: Path) -> dict[str, int]:
+    """Every token at which a server would end the answer, with its id. Raises ConfigError where one is no number."""
+    ids = {tokenizer.eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        if (weights / name).is_file():
+            eos = json.loads((weights / name).read_text(encoding="utf-8")).get("eos_token_id")
+            named = eos if isinstance(eos, list) else [eos]
+            if wrong := [id_ for id_ in named if not isinstance(id_, int | None)]:
+                raise ConfigError(
+                    f"model.base={weights}: {name} has eos_token_id={wrong[0]!r:.80}; accepted: the number of a "
+                    "token, or a list of such numbers"
+                )
+            ids.update(named)
+    known = [id_ for id_ in sorted(ids - {None}) if 0 <= id_ < len(tokenizer)]
+    return {tokenizer.convert_ids_to_tokens(id_): id_ for id_ in known}
+
+
+def _any_of(texts: set[str]) -> re.Pattern[str]:
+    longest_first = sorted(texts - {""}, key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # of nothing, nothing matches
+
+
+def tokenize(
+    chat: Chat, conversations: Sequence[Sequence[Message]], *, last_only: bool
+) -> list[Tokenized | Untrainable]:
+    """Return each conversation as tokens, or why it cannot be trained; the others do not suffer from one that cannot.
+
+    `last_only` trains the last answer alone, else every answer is trained.
+    """
+    made: dict[int, Tokenized | Untrainable] = {
+        row: found for row, messages in enumerate(conversations) if (found := _control_token(chat, messages))
+    }
+    wholes = _texts(chat, {row: messages for row, messages in enumerate(conversations) if row not in made})
+    made |= {row: text for row, text in wholes.items() if isinstance(text, Untrainable)}
+    asked = {
+        (row, turn): conversations[row][:turn]
+        for row in wholes
+        if row not in made
+        for turn in _answers(conversations[row])[-1 if last_only else 0 :]
+    }
+    prompts = _texts(chat, asked, ask=True)
+    made |= {row: text for (row, _), text in prompts.items() if isinstance(text, Untrainable)}
+
+    whole = {row: text for row, text in wholes.items() if row not in made and isinstance(text, str)}
+    prompt = {at: text for at, text in prompts.items() if at[0] not in made and isinstance(text, str)}
+    ids = dict(zip(whole, chat.ids([*whole.values()]), strict=True))
+    turns: dict[int, list[Turn]] = {row: [] for row in whole}
+    for ((row, turn), text), prompt_ids in zip(prompt.items(), chat.ids([*prompt.values()]), strict=True):
+        turns[row].append(Turn(turn, text, prompt_ids))
+    made |= {row: _label(chat, conversations[row], turns[row], whole[row], ids[row]) for row in whole}
+    return [made[row] for row in range(len(conversations))]
+
+
+def _answers(messages: Sequence[Message]) -> list[int]:
+    return [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def _control_token(chat: Chat, messages: Sequence[Message]) -> Untrainable | None:
+    for message in messages:
+        if found := chat.control.search(message["content"]):
+            return Untrainable(
+                "control_token",
+                f"the text of {message['role']} has {found.group()!r}, a control token of this model; remove it "
+                "from the text",
+            )
+    return None
+
+
+def _texts(
+    chat: Chat, conversations: Mapping[At, Sequence[Message]], *, ask: bool = False
+) -> dict[At, str | Untrainable]:
+    """Each conversation as the template writes it, or why the template refuses it."""
+    try:
+        written = chat.written([*conversations.values()], ask=ask)
+    except Unreadable as error:  # a limit of all of them, which each of them could meet alone
+        raise DataError(f"the chat template of model.base for {len(conversations):,} conversations {error}") from error
+    refused = "the chat template of model.base refuses the conversation: "
+    return {
+        at: text if error is None else Untrainable("refused_by_template", f"{refused}{error}")
+        for at, (text, error) in zip(conversations, written, strict=True)
+    }
+
+
+def _label(
+    chat: Chat, messages: Sequence[Message], turns: Sequence[Turn], whole: str, ids: list[int]
+) -> Tokenized | Untrainable:
+    """The labels of one conversation, whose answers are asked for by `turns`."""
+    if wrong := _wrong_bos(chat, whole, ids):
+        return wrong
+    stops = set(chat.stops.values())
+    labels = [IGNORED] * len(ids)
+    start, reference = len(ids), ""
+    for turn in turns:
+        if not whole.startswith(turn.prompt):
+            return Untrainable("other_prompt", _other_prompt(turn, whole))
+        if ids[: len(turn.prompt_ids)] != turn.prompt_ids:
+            return Untrainable("joined_tokens", _joined(turn, messages[turn.number]["content"]))
+        answer = _answer(chat, turn.number, whole[len(turn.prompt) :], messages[turn.number]["content"])
+        if isinstance(answer, Untrainable):
+            return answer
+        reference, start = answer, len(turn.prompt_ids)
+        end = next((at for at in range(start, len(ids)) if ids[at] in stops), None)
+        if end is None:
+            said = f"the stop token after message {turn.number + 1} is text to the tokenizer, not a token"
+            return Untrainable("no_stop_token", said)
+        labels[start : end + 1] = ids[start : end + 1]
+    return Tokenized(ids, labels, start, reference)
+
+
+def _answer(chat: Chat, turn: int, rest: str, content: str) -> str | Untrainable:
+    """What the template made of an answer; `rest` is the conversation after its prompt, the answer first."""
+    stop = chat.stop.search(rest)
+    said = rest[: stop.start()] if stop else rest
+    for answer in (content, content.strip()):
+        if stop and said.rstrip().endswith(answer.rstrip()) and answer in said:
+            return answer
+    return Untrainable(
+        "changed_answer",
+        f"message {turn + 1} is not followed by a stop token, or the chat template changes it: the answer "
+        f"{_short(content)} became {_short(said)}",
+    )
+
+
+def _wrong_bos(chat: Chat, whole: str, ids: list[int]) -> Untrainable | None:
+    bos, bos_id = chat.tokenizer.bos_token, chat.tokenizer.bos_token_id
+    if bos_id is None or ids.count(bos_id) == whole.count(bos):
+        return None
+    return Untrainable(
+        "wrong_bos",
+        f"{ids.count(bos_id)} tokens {bos} where the chat template writes {whole.count(bos)}: the tokenizer of "
+        "model.base adds or loses some",
+    )
+
+
+def _other_prompt(turn: Turn, whole: str) -> str:
+    """Where the template writes what stands before an answer in another way once the answer is there."""
+    pairs = enumerate(zip(turn.prompt + "\0", whole + "\1", strict=False))
+    same = next(at for at, (a, b) in pairs if a != b)
+    return (
+        f"a server would prompt for message {turn.number + 1} with another prompt than in training: "
+        f"{_short(turn.prompt[same : same + 40])} where the row has {_short(whole[same : same + 40])}; the chat "
+        "template of model.base treats a message differently when another follows it"
+    )
+
+
+def _joined(turn: Turn, answer: str) -> str:
+    """That no prompt of a server ends where this answer begins: one token would be of both."""
+    blank = answer[: len(answer) - len(answer.lstrip())]
+    begins = f"begins with the blanks {_short(blank)}" if blank else f"begins with {_short(answer[:20])}"
+    return (
+        f"message {turn.number + 1} {begins}, which the tokenizer joins with the end of the prompt, "
+        f"{_short(turn.prompt[-20:])}, into other tokens than a server sends"
+        + ("; remove them from the answer" if blank else "")
+    )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:30]}...{text[-10:]}")

@@ -1,0 +1,108 @@
+"""Which weights learn: an adapter, an adapter on a quantized base, chosen modules, or all of them.
+
+What learns is float32, whatever it is multiplied in; the frozen rest is as small as it may be. An adapter's first
+weights are random, so seed before.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunewright.config import Method
+from tunewright.modeling import architecture
+from tunewright.modeling.methods.modules import num_in_experts, without_adapter
+from tunewright.serving import as_stored
+
+if TYPE_CHECKING:
+    from tunewright.modeling.compute import Chosen
+
+log = logging.getLogger("tunewright")
+
+HEAD = ("lm_head", "embed_out")
+
+
+def load_trainable(
+    weights: Path,
+    method: Method,
+    chosen: "Chosen",
+    modules: Sequence[str] = (),
+    examples: Sequence[Sequence[int]] | None = None,
+) -> Any:
+    """The base in the folder `weights`, ready to train by `method`.
+
+    `modules` are the names of those that learn with spectrum; `examples` the token ids of training rows, which
+    init=eva looks at. Raises ValueError where the base has no such modules or layers.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tunewright.modeling.methods.adapter import add_adapter
+
+    precision = torch.bfloat16 if chosen.precision == "bfloat16" else torch.float32
+    options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    options["dtype"] = torch.float32 if method.kind == "full" else precision
+    if method.kind == "qlora":
+        options["quantization_config"] = _quantization(weights, method, precision)
+    model: Any = as_stored(AutoModelForCausalLM.from_pretrained(weights, **options))
+    if method.kind != "full" and (beside := num_in_experts(model)):
+        log.warning("%s", _left_out(method, beside))
+    if method.kind == "qlora":
+        _keep_as_packed(model)
+    if method.kind == "spectrum":
+        thaw(model, modules)
+    if method.kind in {"full", "spectrum"}:
+        return model
+    if method.kind == "lora" and torch.cuda.is_available():
+        model.to("cuda")  # what an adapter starts from is decomposed there in a fraction of the time
+    return add_adapter(model, method, precision, examples)
+
+
+def _left_out(method: Method, num_weights: int) -> str:
+    quantized = " or quantize" if method.kind == "qlora" else ""
+    return (
+        f"the base is a mixture of experts: method.kind={method.kind} does not train{quantized} its {num_weights:,} "
+        "expert weights, only the other linear modules; method.kind=full trains all"
+    )
+
+
+def thaw(model: Any, modules: Sequence[str]) -> None:
+    """Lets the named modules learn, in float32, and freezes the rest."""
+    model.requires_grad_(False)
+    for name in modules:
+        model.get_submodule(name).float().requires_grad_(True)
+
+
+def _quantization(weights: Path, method: Method, precision: Any) -> Any:
+    """How the base's layers are packed; its head, embeddings and norms stay as they are, and so do weights that its
+    class reads by itself.
+    """
+    from transformers import AutoConfig, BitsAndBytesConfig
+
+    config = AutoConfig.from_pretrained(weights, local_files_only=True)
+    read = without_adapter(config.model_type, architecture.of(config).unreached)
+    skipped = [*sorted(read), *HEAD] if read else None  # without any, transformers finds the head by itself
+    if method.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        llm_int8_skip_modules=skipped,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=precision,
+    )
+
+
+def _keep_as_packed(model: Any) -> None:
+    """Keeps bitsandbytes from packing 4-bit weights anew in the first evaluation on a CPU.
+
+    What they are multiplied by then has no backward: gradients would end at such a layer from there on.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def trained_share(model: Any) -> tuple[int, int]:
+    """The number of parameters that learn, and of all; a packed one counts as the weights that it holds."""
+    return model.num_parameters(only_trainable=True), model.num_parameters()

@@ -1,0 +1,52 @@
+"""What of a text is shown to a person: a part of it, and nothing secret or personal."""
+
+from collections.abc import Mapping, Sequence
+
+from tunewright.privacy.personal import personal
+from tunewright.privacy.secrets import secrets
+
+TEXT_CHARS = 500  # of a row
+KEPT = "\t\n"
+STEERING = {  # what would steer a terminal or turn the writing; of C0 the pictures that Unicode has for them
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in KEPT},
+    0x7F: "\N{SYMBOL FOR DELETE}",
+    **dict.fromkeys(range(0x80, 0xA0), "\ufffd"),
+    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),  # halves of surrogate pairs, which no encoding has
+    **dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\ufffd"),
+}
+
+
+def visible(text: str) -> str:
+    """The text with a visible character for each control character and each mark of writing direction."""
+    return text.translate(STEERING)
+
+
+def excerpt(turns: Sequence[Mapping[str, str | None]]) -> str:
+    """Both ends of each turn, so that the answer is seen below a long prompt, and what is asked after a long preface.
+
+    At most TEXT_CHARS characters.
+    """
+    share = max(TEXT_CHARS // max(len(turns), 1) - 15, 20)
+    return "\n".join(f"{turn['role']}: {ends(masked(turn['content'] or ''), share)}" for turn in turns)[:TEXT_CHARS]
+
+
+def masked(text: str) -> str:
+    """The text; or, where it holds secrets or personal data, only which."""
+    found = (*secrets(text), *personal(text))
+    return f"(not shown, it holds: {', '.join(map(str, found))})" if found else text
+
+
+def clipped(text: str, length: int) -> str:
+    """The text, or its beginning with an ellipsis."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def ends(text: str, length: int) -> str:
+    """The text, or its beginning and its end with an ellipsis between."""
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[: length - 1 - half]}…{text[-half:]}"
+
+
+def in_a_line(value: object) -> str:
+    """A value of a column for a sentence: masked, on one line, at most 100 characters."""
+    return clipped(" ".join(masked(str(value)).split()), 100)

@@ -1,0 +1,1 @@
+"""MLflow: tracking, registered versions, their alias and its history."""

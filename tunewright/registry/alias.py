@@ -1,0 +1,131 @@
+"""The alias: moved by the pipeline to a version that won, or left where it is until a person has said yes."""
+
+from typing import TYPE_CHECKING
+
+from tunewright.artifacts import Registered
+from tunewright.config import Registry
+from tunewright.errors import AnotherChampion
+from tunewright.registry import history
+from tunewright.registry.candidate import Candidate
+from tunewright.registry.history import PIPELINE, Event, What
+from tunewright.registry.standing import FINAL, clear, head, said, set_standing, standing, verdict_of
+from tunewright.registry.versions import holder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+
+def conclude(client: "MlflowClient", candidate: Candidate, number: str) -> list[str]:
+    """Moves the alias to the version of a promoted candidate, or with gate.approval lets the version wait for a person.
+
+    Returns the versions that had waited until now and that it supersedes. What a person has rejected, rolled back or
+    withdrawn gets no alias. Raises AnotherChampion where one came up that it was not compared with.
+    """
+    registry = candidate.settings.registry
+    version = client.get_model_version(registry.name, number)
+    state, held = standing(version, registry), held_by(client, registry)
+    if candidate.run.verdict.decision != "promote":
+        if state == "waiting":
+            clear(client, version)
+            enter(client, registry, version, "superseded", held, held, PIPELINE, candidate.run.verdict.sentence)
+        return []
+    if state in FINAL:
+        head(client, registry, number)
+        return []
+    if held not in ("", number, candidate.challenged):
+        raise AnotherChampion(
+            f"version {held} of {registry.name} became {registry.alias} while this run compared its candidate "
+            f"with {f'version {candidate.challenged}' if candidate.challenged else 'no champion'}"
+        )
+    if held != number and candidate.settings.gate.approval:
+        set_standing(client, registry, version, "waiting")
+    else:
+        if state in ("waiting", "superseded"):
+            clear(client, version)
+        head(client, registry, number)
+        moves = [event.after for event in history.read(client, registry) if event.is_move]
+        if held != number or moves[-1:] != [number]:  # an attempt that died may have moved the alias, and no more
+            before = candidate.challenged if held == number else held
+            move(client, registry, version, "promoted", before, PIPELINE, candidate.run.verdict.sentence)
+    return supersede(client, registry, number)
+
+
+def move(
+    client: "MlflowClient", registry: Registry, version: "ModelVersion", what: What, before: str, by: str, why: str
+) -> Event:
+    """Moves the alias to a version, from `before`, and enters that into the history."""
+    client.set_registered_model_alias(registry.name, registry.alias, version.version)
+    client.update_registered_model(registry.name, verdict_of(version))
+    return enter(client, registry, version, what, before, str(version.version), by, why)
+
+
+def withdraw(client: "MlflowClient", registry: Registry, version: "ModelVersion", by: str, why: str) -> Event:
+    """Takes the alias off the version that carries it, and enters that into the history."""
+    client.delete_registered_model_alias(registry.name, registry.alias)
+    said = f"No version is {registry.alias}: version {version.version} was withdrawn."
+    client.update_registered_model(registry.name, said)
+    return enter(client, registry, version, "withdrawn", str(version.version), "", by, why)
+
+
+def enter(
+    client: "MlflowClient",
+    registry: Registry,
+    version: "ModelVersion",
+    what: What,
+    before: str,
+    after: str,
+    by: str,
+    why: str,
+) -> Event:
+    """Enters a decision on a version into the history; `before` and `after` are who carries the alias."""
+    event = Event(
+        when=history.now(),
+        alias=registry.alias,
+        what=what,
+        version=str(version.version),
+        before=before,
+        after=after,
+        by=by,
+        why=why,
+        verdict=version.tags.get("verdict", ""),
+        gain=version.tags.get("gain", ""),
+    )
+    return history.append(client, registry.name, event)
+
+
+def supersede(client: "MlflowClient", registry: Registry, number: str) -> list[str]:
+    """Ends the wait of all other versions, and returns their numbers."""
+    others = [version for version in waiting(client, registry) if str(version.version) != number]
+    held = held_by(client, registry)
+    for version in others:
+        set_standing(client, registry, version, "superseded", by=number)
+        why = f"version {number} took its place before a person decided"
+        enter(client, registry, version, "superseded", held, held, PIPELINE, why)
+    return [str(version.version) for version in others]
+
+
+def waiting(client: "MlflowClient", registry: Registry) -> list["ModelVersion"]:
+    """The versions that wait for a person, the newest first."""
+    found = client.search_model_versions(f"name = '{registry.name}' and tags.approval = 'waiting'")
+    ours = (version for version in found if standing(version, registry) == "waiting")
+    return sorted(ours, key=lambda version: int(version.version), reverse=True)
+
+
+def held_by(client: "MlflowClient", registry: Registry) -> str:
+    """The number of the version that carries the alias; empty where none does."""
+    held = holder(client, registry)
+    return str(held.version) if held else ""
+
+
+def as_it_stands(client: "MlflowClient", registry: Registry, registered: Registered) -> Registered:
+    """The record of a version with who carries the alias now, and what a person decided by now."""
+    version, held = client.get_model_version(registry.name, registered.version), held_by(client, registry)
+    return registered.model_copy(
+        update={
+            "alias": registry.alias if held == registered.version else "",
+            "holder": held,
+            "approval": standing(version, registry),
+            "stands": said(version, registry),
+        }
+    )

@@ -1,0 +1,252 @@
+"""What is said about a tuned model when it is registered: its identity, parameters, scores and card. No MLflow here."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.artifacts import Answers, Artifact, Judged, RunArtifacts, VerdictPage
+from tunewright.config import Settings, Split
+
+CURVES = {
+    "loss": "train/loss",
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
+    "tokens_per_second": "train/tokens_per_second",
+    "rows_per_second": "train/rows_per_second",
+    "memory_bytes": "train/memory_gigabytes",
+    "eval_loss": "validation/loss",
+    "eval_exact_match": "validation/exact_match",
+    "eval_token_f1": "validation/token_f1",
+    "eval_chrf": "validation/chrf",
+}
+GIGABYTE = 1e9
+SPLIT = "tunewright.split"  # tag: the key of the artifact with the sides
+PAGE = "reports/verdict_page/report.html"  # among the artifacts of the run
+
+
+class Point(NamedTuple):
+    """One value of one metric."""
+
+    key: str
+    value: float
+    step: int
+
+
+class Candidate(BaseModel):
+    """A tuned model with all that led to it and all that was found out about it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: RunArtifacts
+    page: VerdictPage
+    lineage: dict[str, str]  # name of a source file -> its sha256
+    data_version: int | None  # of its rows, among the accepted ones; None of a sample by data.limit
+    challenged: str  # version of the champion that it was compared with; empty where there was none
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """Of the experiment and the registered model."""
+        return self.run.name
+
+    @property
+    def reports(self) -> tuple[Artifact, ...]:
+        """The artifacts with a report.html."""
+        return (self.run.checked, self.run.tokens)
+
+    @property
+    def identity(self) -> str:
+        """Equal for equal weights measured on equal rows: of such there is one version."""
+        return _hash(self.name, self.run.adapter.digest, self.run.base.weights_digest, self.run.splits.digest)
+
+    @property
+    def occasion(self) -> str:
+        """Equal for an equal decision on it under equal settings: of such there is one run."""
+        return _hash(self.identity, self.run.verdict.digest, self.settings.model_dump(mode="json"), self.lineage)
+
+    @property
+    def data(self) -> dict[str, str]:
+        """Tags that say which data it was made of, by our own digests: of all rows read, and of the sides."""
+        return {
+            "data.version": str(self.data_version or "none: a sample by data.limit"),
+            "data.rows": self.run.rows.digest,
+            "data.splits": self.run.splits.digest,
+            "data.drawn": drawn(self.settings.split),
+            SPLIT: self.run.splits.key,
+        }
+
+    @property
+    def own_answers(self) -> Answers:
+        """The answers of the candidate itself."""
+        return next(answers for answers in self.run.answers if answers.contender == "candidate")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of MLflow's runs table: the verdicts first."""
+        metric = self.run.verdict.metric
+        return (
+            *("attributes.`Created`", "tags.`verdict`", "tags.`gain`"),
+            *(f"metrics.`test/{metric}`", f"metrics.`test/base/{metric}`", "metrics.`validation/best_loss`"),
+            *("params.`method.kind`", "params.`training.learning_rate`", "attributes.`Models`"),
+        )
+
+
+def drawn(split: Split) -> str:
+    """What the sides were drawn with, as far as it begins a history of its own."""
+    return f"seed {split.seed}, by {split.by}"
+
+
+def parameters(settings: Settings) -> dict[str, str]:
+    """The settings under flat dotted names: training.learning_rate, data.sources.0.path."""
+    return dict(_flat("", settings.model_dump(mode="json", exclude={"operation"})))
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list) and not any(isinstance(item, dict) for item in value):
+        yield name, _clipped(", ".join(map(str, value)))
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(f"{name}.{key}" if name else str(key), inner)
+    else:
+        yield name, "none" if value is None else _clipped(str(value))
+
+
+def _clipped(text: str, most: int = 500) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def curves(metrics: Path, most: int) -> list[Point]:
+    """The points of the trainer's metrics.jsonl, at most so many of each curve (`thinned`).
+
+    A value that is not finite is left out, as MLflow cannot draw it.
+    """
+    points = []
+    with metrics.open(encoding="utf-8") as lines:
+        for line in map(json.loads, lines):
+            for name, key in CURVES.items():
+                if name in line:
+                    value = line[name] / GIGABYTE if name == "memory_bytes" else line[name]
+                    points.append(Point(key, value, line["step"]))
+    return thinned(_rounded(points), most)
+
+
+def thinned(points: Sequence[Point], most: int) -> list[Point]:
+    """At most `most` points of each curve, in order: the first, last, lowest and highest one, and others evenly."""
+    places: dict[str, list[int]] = {}
+    for place, point in enumerate(points):
+        places.setdefault(point.key, []).append(place)
+    kept: set[int] = set()
+    for of_curve in places.values():
+        if len(of_curve) > most:
+            low, high = (best(of_curve, key=lambda place: points[place].value) for best in (min, max))
+            ends, num_even = {of_curve[0], of_curve[-1], low, high}, most - 4
+            even = (of_curve[(n + 1) * (len(of_curve) - 1) // (num_even + 1)] for n in range(num_even))
+            of_curve = ends.union(even)
+        kept.update(of_curve)
+    return [points[place] for place in sorted(kept)]
+
+
+def scores(answers: Answers) -> list[Point]:
+    """A contender's own scores on the test rows, under the same names for each: test/exact_match."""
+    return _rounded([Point(f"test/{metric}", value, 0) for metric, value in sorted(answers.scores.items())])
+
+
+def opinions(judged: Judged) -> list[Point]:
+    """What the judge said beside each opponent: judge/base/preferred, the candidate's share of the rows, with bounds.
+
+    agreement and unreadable are shares of the pairs that it was asked about.
+    """
+    points = []
+    for opponent, (low, mean, high) in sorted(judged.preferred.items()):
+        said = {"preferred_low": low, "preferred": mean, "preferred_high": high}
+        said |= {"agreement": judged.agreement[opponent], "unreadable": judged.unreadable[opponent]}
+        points += [Point(f"judge/{opponent}/{what}", value, 0) for what, value in said.items()]
+    return _rounded(points)
+
+
+def comparisons(candidate: Candidate) -> list[Point]:
+    """Scores of the others and what decided: test/base/exact_match, gate/base/low, and how training ended."""
+    points = [
+        Point(f"test/{answers.contender}/{metric}", value, 0)
+        for answers in candidate.run.answers
+        if answers != candidate.own_answers
+        for metric, value in sorted(answers.scores.items())
+    ]
+    verdict = candidate.run.verdict
+    for opponent, interval in sorted((verdict.differences | verdict.guardrails).items()):
+        bounds = zip(("low", "mean", "high"), interval, strict=True)
+        points += [Point(f"gate/{opponent}/{bound}", value, 0) for bound, value in bounds]
+    points += [
+        Point(f"forgetting/{name}/{what}", value, 0)
+        for name, scores in sorted(verdict.general.items())
+        for what, value in scores.items()
+    ]
+    adapter = candidate.run.adapter
+    points.append(Point("validation/best_loss", adapter.best_validation_loss, adapter.best_step))
+    if adapter.best_by != "loss":
+        points.append(Point(f"validation/best_{adapter.best_by}", adapter.best_value, adapter.best_step))
+    points.append(Point("train/seconds", adapter.train_seconds, 0))
+    return _rounded(points)
+
+
+def _rounded(points: list[Point]) -> list[Point]:
+    """To four digits after the point, which is what the UI has room for; a learning rate keeps four that matter."""
+    return [
+        Point(key, float(f"{value:.4g}") if key.endswith("learning_rate") else round(value, 4), step)
+        for key, value, step in points
+        if math.isfinite(value)
+    ]
+
+
+def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
+    """The model card, in Markdown; its first line is the verdict in plain words, since lists show no more of it."""
+    adapter, base, splits = candidate.run.adapter, candidate.run.base, candidate.run.splits
+    metrics = sorted(candidate.own_answers.scores)
+    scores = [
+        f"| {answers.contender} | {' | '.join(f'{answers.scores.get(metric, math.nan):.4g}' for metric in metrics)} |"
+        for answers in candidate.run.answers
+    ]
+    decision = ", ".join(filter(None, (candidate.run.verdict.in_words, candidate.run.verdict.gain)))
+    asks = candidate.settings.gate.approval and candidate.run.verdict.decision == "promote"
+    lines = [
+        candidate.run.verdict.sentence,
+        "",
+        *((f"Promotion needs approval: tunewright release history {candidate.name}", "") if asks else ()),
+        f"[The verdict page](#/experiments/{experiment_id}/runs/{run_id}/artifacts/{PAGE}) shows the answers row by "
+        "row and what to try next.",
+        "",
+        f"- Decision: {decision}; use {candidate.run.looks} of these test rows; "
+        f"a warning appears after gate.looks={candidate.settings.gate.looks}",
+        f"- Base: {code(base.reference)}, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
+        f"- Method: {adapter.method}, {adapter.steps} steps, best at {adapter.best_step} "
+        f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",
+        *(f"- In training: {warning}" for warning in adapter.warnings),
+        f"- Rows: {splits.num_train} train, {splits.num_validation} validation, {splits.num_test} sealed test; "
+        f"{_data_in_words(candidate)} ({splits.digest[:12]}), from "
+        f"{', '.join(code(name) for name in sorted(candidate.lineage))}",
+        f"- Highest similarity of a test row to another row: {splits.largest_similarity:.2f}",
+        "",
+        f"| {candidate.own_answers.num_rows} test rows | {' | '.join(metrics)} |",
+        f"|---|{'---|' * len(metrics)}",
+        *scores,
+    ]
+    return _clipped("\n".join(lines), 5_000)
+
+
+def _data_in_words(candidate: Candidate) -> str:
+    number, limit = candidate.data_version, candidate.settings.data.limit
+    return f"version {number} of the data" if number else f"a sample of the data by data.limit={limit}, no version"
+
+
+def code(text: str) -> str:
+    """A name as code of Markdown, which a backtick in it does not end."""
+    return f"`{' '.join(text.split()).replace('`', chr(39))}`"
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

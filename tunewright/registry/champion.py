@@ -1,0 +1,120 @@
+"""What a candidate has to beat: the version that carries the alias, looked up and never changed."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from tunewright import config
+from tunewright.artifacts import Base, Contender, Splits
+from tunewright.config import Registry, Split, home
+from tunewright.errors import ConfigError, TunewrightError
+from tunewright.modeling import models
+from tunewright.registry import files
+from tunewright.registry.candidate import drawn
+from tunewright.registry.tracking import connected, patient
+from tunewright.registry.versions import holder
+from tunewright.serving import find_base
+from tunewright.store import assignments
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+LoadBase = Callable[[str, str | None, str], Base]  # the stage base of a reference, its revision and its identity
+ADVICE = (
+    "this favours the champion: for a fair comparison, add test rows that are new to both, in a source with side: test"
+)
+
+
+@patient
+def champion(registry: Registry, candidate_digest: str, base: Base, load_base: LoadBase) -> Contender | None:
+    """What the candidate has to beat: the version under the alias, with its weights here; None where there is none.
+
+    If that version was made of this very candidate, it is the one that the candidate was compared with then: a run
+    of unchanged settings decides as it did. `base` is this run's, and taken where the champion stands on the same, and
+    in a plan where it is still to be made, so that nothing is; `load_base` makes another one.
+    """
+    if registry.tracking_uri is None and not config.mlflow_database().exists():
+        return None
+    with connected(registry) as client:
+        version = holder(client, registry)
+        if version and version.tags.get("model_digest") == candidate_digest:
+            before = version.tags.get("challenged")
+            version = client.get_model_version(registry.name, before) if before else None
+        return None if version is None else _contender(client, version, base, load_base)
+
+
+@patient
+def trained_on_test(registry: Registry, champion: Contender, splits: Splits, settings: Split) -> str:
+    """Warns where rows that are test rows in `splits` were training rows of the champion; empty where none was.
+
+    `settings` drew the sides. Where its own are not kept any more, it may have been trained on them if those were drawn
+    otherwise.
+    """
+    with connected(registry) as client:
+        tags = client.get_model_version(registry.name, champion.version).tags
+    digest, before = tags.get("data.splits"), tags.get("data.drawn")
+    if digest == splits.digest:
+        return ""
+    which = f"the champion, version {champion.version}"
+    trained = assignments.trained(registry.name, digest) if digest else None
+    if trained is None:
+        if before == drawn(settings):  # in one history rows keep their sides
+            return ""
+        return f"{which}, may have trained on some of these test rows: its own splits are no longer known; {ADVICE}"
+    tested = pq.read_table(splits.path("test.parquet"), columns=["row_id"])["row_id"]
+    number = len(trained & {*tested.to_pylist()})
+    if not number:
+        return ""
+    return f"{number:,} of {splits.num_test:,} test rows are training rows of {which}; {ADVICE}"
+
+
+def _contender(client: "MlflowClient", version: "ModelVersion", base: Base, load_base: LoadBase) -> Contender:
+    try:
+        folder = _verified(client, version) / "artifacts"
+    except TunewrightError as error:
+        raise TunewrightError(f"{error}; or {_withdraw(version)}") from error
+    named = json.loads((folder / "base.json").read_text(encoding="utf-8"))
+    if base.weights_digest and named["digest"] != base.weights_digest:
+        base = _own_base(version, named, load_base)
+    return Contender(
+        name="champion",
+        base=base,
+        model=folder / "model",
+        model_digest=version.tags["model_digest"],
+        version=str(version.version),
+    )
+
+
+def _own_base(version: "ModelVersion", named: dict[str, Any], load_base: LoadBase) -> Base:
+    """The base of a version, wherever this machine has it. Raises TunewrightError where it has not."""
+    try:
+        weights = str(find_base(named["reference"], named["revision"], named["digest"]))
+        return load_base(weights, None, models.identity(weights))
+    except (OSError, ValueError, ConfigError) as error:
+        raise TunewrightError(f"{files.uri_of(version)}: {error}; or {_withdraw(version)}") from error
+
+
+def _withdraw(version: "ModelVersion") -> str:
+    return f'take the alias off: tunewright release withdraw {version.name} --reason "..."'
+
+
+def _verified(client: "MlflowClient", version: "ModelVersion") -> Path:
+    """A copy of the version's folder in this home, fetched once and verified each time. Raises TunewrightError."""
+    kept = home() / "champions" / f"{version.name}-{version.version}-{files.expected(version, files.FILES)[:12]}"
+    if kept.is_dir():
+        with suppress(TunewrightError):
+            files.check(version, kept)
+            kept.touch()  # tunewright clean goes by when it was used last
+            return kept
+        shutil.rmtree(kept)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as unfinished:  # renamed when whole
+        files.fetch(client, version, Path(unfinished, "copy")).rename(kept)
+    return kept

@@ -1,0 +1,82 @@
+"""MLflow's server as `tunewright up` starts it: for whoever has the password of this home, and for no page of others.
+
+MLflow itself lets any page of localhost in, whatever its port, and whoever reaches the port. Its assistant starts the
+command line agents of this machine for them, and cannot be turned off: its API is not served, and its panel not shown.
+"""
+
+import base64
+import binascii
+import secrets
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tunewright import config
+from tunewright.machine import addresses
+from tunewright.registry.served_paths import ServedPaths
+
+OPEN = {"/health", "/version"}  # they tell nothing of this home
+ASSISTANT = "/mlflow/assistant"
+# Into MLflow's page: neither the assistant's panel nor a notice of telemetry, since both are off.
+QUIET = """<style>[data-assistant-ui] { display: none !important; }</style><script>
+localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
+localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
+localStorage.setItem("mlflow.telemetry.info.alert.dismissed_v1", "true");
+</script></head>"""
+
+
+class Guard:
+    """Refuses what comes without the password, from a page of another origin, or for the assistant.
+
+    `page` is what MLflow's user interface begins with.
+    """
+
+    def __init__(self, app: ASGIApp, password: str, page: str) -> None:
+        self.app = app
+        self.password = password.encode()
+        headers = {"Cache-Control": "no-cache", "X-Frame-Options": "SAMEORIGIN"}
+        self.page = HTMLResponse(page.replace("</head>", QUIET), headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers why not."""
+        answer = self._answer(scope["path"], Headers(scope=scope)) if scope["type"] == "http" else None
+        await (answer or self.app)(scope, receive, send)
+
+    def _answer(self, path: str, headers: Headers) -> Response | None:
+        return self._refusal(path, headers) or (self.page if path == "/" else None)
+
+    def _refusal(self, path: str, headers: Headers) -> PlainTextResponse | None:
+        if headers.get("origin", own := f"http://{headers.get('host')}") != own:
+            return PlainTextResponse("a page of another origin", status_code=403)
+        if ASSISTANT in path:
+            return PlainTextResponse("tunewright up serves no assistant", status_code=404)
+        if path in OPEN or secrets.compare_digest(_password(headers), self.password):
+            return None
+        challenge = {"WWW-Authenticate": 'Basic realm="tunewright: any user name, the password of the home"'}
+        return PlainTextResponse("the password is in the home folder", status_code=401, headers=challenge)
+
+
+def _password(headers: Headers) -> bytes:
+    """The password of basic authentication, with any user name; empty where there is none."""
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    try:
+        return base64.b64decode(credentials).partition(b":")[2] if scheme.lower() == "basic" else b""
+    except binascii.Error:
+        return b""
+
+
+def create_app() -> ASGIApp:
+    """MLflow's app behind the guard; MLflow finds it as the plug-in `tunewright` of its group mlflow.app."""
+    from mlflow import server
+    from mlflow.server.fastapi_app import app
+
+    if not (password := addresses.password()):
+        raise RuntimeError(f"no password in {addresses.password_file()}: tunewright up creates it")
+    app.add_middleware(ServedPaths, folder=config.mlflow_artifacts())
+    page = Path(server.__file__).parent / "js" / "build" / "index.html"
+    app.add_middleware(Guard, password=password, page=page.read_text(encoding="utf-8"))
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=addresses.HOSTS, www_redirect=False)
+    return app

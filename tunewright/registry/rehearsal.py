@@ -1,0 +1,158 @@
+"""The proof that a version answers as it was measured: fetched from the registry, verified file by file (files.py),
+loaded by this project's own code and asked what the candidate was asked.
+
+What was asked and answered is kept beside the version in MLflow, so that it can be rehearsed again, on any machine that
+has its base, whenever the alias is to move to it.
+"""
+
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tunewright.errors import TunewrightError
+from tunewright.registry import files
+from tunewright.registry.candidate import Candidate
+from tunewright.serving import ServedChat
+from tunewright.store.caching import digest_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+REHEARSED = 8  # rows that a version has to answer as the candidate did
+FILE = "answers/rehearsal.json"  # among the artifacts of the version's run
+IN_MODEL = {"contract": "contract.json", "base": "base.json", "tokenizer": "tokenizer", "model": "model"}
+
+
+class RehearsalRow(BaseModel):
+    """A test row and the candidate's answer to it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    row_id: str
+    messages: list[dict[str, str]]  # without the reference
+    answer: str
+
+
+class Rehearsal(BaseModel):
+    """What a version is asked, and what it has to answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: tuple[RehearsalRow, ...]
+    max_new_tokens: int | None = None  # None where an earlier version of Tunewright wrote it: as the model says
+
+
+def rehearse(client: "MlflowClient", candidate: Candidate, version: "ModelVersion") -> None:
+    """Rehearses the version of a candidate, and keeps what it was asked. Raises TunewrightError as `again` does."""
+    recorded = pq.read_table(candidate.own_answers.path("answers.parquet"), columns=["row_id", "answer"])
+    recorded = recorded.slice(0, REHEARSED).to_pylist()
+    ids = [row["row_id"] for row in recorded]
+    rows = pq.read_table(candidate.run.splits.path("test.parquet"), filters=[("row_id", "in", ids)]).to_pylist()
+    messages = {row["row_id"]: row["messages"][:-1] for row in rows}
+    asked = [
+        RehearsalRow(row_id=row["row_id"], messages=messages[row["row_id"]], answer=row["answer"]) for row in recorded
+    ]
+    rehearsal = Rehearsal(rows=tuple(asked), max_new_tokens=candidate.settings.evaluation.max_new_tokens)
+    with files.copied(client, version) as copy:
+        _rehearse(version, copy, rehearsal)
+    _keep(client, version, rehearsal)
+
+
+def again(client: "MlflowClient", version: "ModelVersion") -> int:
+    """Rehearses a version that was registered before, and returns on how many rows.
+
+    Raises TunewrightError where a file of it was altered, where it cannot be loaded here, or, with the row and both
+    answers, where it says something else.
+    """
+    rehearsal = _kept(client, version)
+    with files.copied(client, version) as copy:
+        try:
+            _rehearse(version, copy, rehearsal)
+        except (OSError, ValueError) as error:  # such as a base that is not on this machine, or is another one
+            raise TunewrightError(
+                f"{files.uri_of(version)} cannot be loaded here, so the alias does not move: {error}"
+            ) from error
+    return len(rehearsal.rows)
+
+
+def _keep(client: "MlflowClient", version: "ModelVersion", rehearsal: Rehearsal) -> None:
+    """Keeps what a version was asked among the artifacts of its run, and the digest of that."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, Path(FILE).name)
+        file.write_text(rehearsal.model_dump_json(indent=1), encoding="utf-8")
+        client.log_artifact(str(version.run_id), str(file), str(Path(FILE).parent))
+        digest = digest_of(file)
+    files.remember(version.name, files.model_id(version), files.REHEARSAL, digest)
+    client.set_model_version_tag(version.name, version.version, files.REHEARSAL, digest)
+
+
+def _kept(client: "MlflowClient", version: "ModelVersion") -> Rehearsal:
+    """What was kept of the rehearsal of a version, verified. Raises TunewrightError."""
+    name, digest = files.uri_of(version), files.expected(version, files.REHEARSAL)
+    if FILE not in [each.path for each in client.list_artifacts(str(version.run_id), str(Path(FILE).parent))]:
+        raise TunewrightError(
+            f"{name}: its measured answers are not in MLflow ({FILE} of run {version.run_id}); run its "
+            "pipeline again with --refresh register, which stores them"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        file = files.download(f"runs:/{version.run_id}/{FILE}", Path(folder))
+        if digest in ("", digest_of(file)):
+            try:
+                return Rehearsal.model_validate_json(file.read_bytes())
+            except ValidationError:
+                pass
+    raise TunewrightError(
+        f"{name}: {FILE} was altered since the version was registered; it is not loaded: {files.CURE}"
+    )
+
+
+def load(copy: Path) -> ServedChat:
+    """The model in a copy of a version's folder, loaded by this project's code and never by what lies in the store."""
+    chat = ServedChat()
+    chat.load_context(SimpleNamespace(artifacts={name: copy / "artifacts" / file for name, file in IN_MODEL.items()}))
+    return chat
+
+
+def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None:
+    loaded, asked = load(copy), rehearsal.rows
+    most = rehearsal.max_new_tokens or _max_new_tokens(copy)
+    said = loaded.answer_measured([row.messages for row in asked], most)
+    others = [
+        (row, answer)
+        for row, answer in zip(asked, said, strict=True)
+        if _spelled(loaded.tokenizer, answer) != _spelled(loaded.tokenizer, row.answer)
+    ]
+    if len(others) > tolerated(loaded, len(asked)):
+        row, after = others[0]
+        raise TunewrightError(
+            f"{files.uri_of(version)} is not the model that was measured: {len(others)} of {len(asked)} test rows "
+            f"get another answer; row {row.row_id[:12]}: measured {row.answer[:200]!r}, reloaded {after[:200]!r}; the "
+            "alias did not move"
+        )
+
+
+def tolerated(loaded: ServedChat, num_rows: int) -> int:
+    """How many rows may be answered otherwise: none, or a quarter where bfloat16 is in play, measured or loaded.
+
+    In bfloat16 a near tie falls one way or the other with what else is in the batch, on any device.
+    """
+    precisions = (loaded.precision, str(loaded.model.dtype).removeprefix("torch."))
+    return num_rows // 4 if "bfloat16" in precisions else 0
+
+
+def _max_new_tokens(copy: Path) -> int:
+    """How long an answer of a model is by its signature."""
+    from mlflow.models import Model
+
+    (parameter,) = Model.load(str(copy)).signature.params.params
+    return parameter.default
+
+
+def _spelled(tokenizer: Any, text: str) -> str:
+    """A text as this tokenizer gives it back; some give other spaces than they were given."""
+    return tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"], skip_special_tokens=True)

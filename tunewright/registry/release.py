@@ -1,0 +1,278 @@
+"""What a person does with a registered model: look at its history, approve, reject, promote by hand, roll back,
+withdraw.
+
+The alias moves to a version only after that was loaded and rehearsed once more (rehearsal.py), and each decision is
+entered into the history with who, when and why.
+"""
+
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from tunewright import config
+from tunewright.accepted import did_you_mean, shown
+from tunewright.artifacts import Registered
+from tunewright.config import Registry
+from tunewright.errors import ConfigError, TunewrightError
+from tunewright.registry import alias, history, rehearsal
+from tunewright.registry.alias import as_it_stands, enter, held_by, move, waiting
+from tunewright.registry.candidate import PAGE
+from tunewright.registry.history import Event, What, carriers
+from tunewright.registry.standing import TAG, said, set_standing, standing, verdict_of
+from tunewright.registry.tracking import connected, patient, tracking_uri, ui
+from tunewright.registry.versions import holder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+LONGEST_REASON = 1_000  # characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """A version that waits for a person."""
+
+    version: str
+    since: str
+    sentence: str  # the verdict's
+    gain: str
+    challenged: str  # the champion that it was compared with; empty where there was none
+    page: str  # link to its verdict page in MLflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """All that happened to an alias, the newest first, and where it is."""
+
+    name: str
+    alias: str
+    holder: str  # the version that carries it; empty for none
+    waiting: list[Waiting]
+    events: list[Event]
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether somebody moved the alias by other means since the last move here."""
+        return self.holder != next((event.after for event in self.events if event.is_move), "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseDecision:
+    """What was decided on a version, and what the pipeline's verdict on it was."""
+
+    event: Event
+    sentence: str
+    rehearsed: int  # rows that it was asked once more
+
+
+def look_up(registry: Registry) -> History:
+    """The history of an alias. Raises ConfigError where there is no such model."""
+    with _opened(registry) as client:
+        _numbers(client, registry)
+        return History(
+            name=registry.name,
+            alias=registry.alias,
+            holder=held_by(client, registry),
+            waiting=[_waiting(client, registry, version) for version in waiting(client, registry)],
+            events=history.read(client, registry)[::-1],
+        )
+
+
+@patient
+def as_now(registry: Registry, registered: Registered) -> Registered:
+    """The record of a version with what became of it since it was registered."""
+    with connected(registry) as client:
+        return as_it_stands(client, registry, registered)
+
+
+@patient
+def waits(registry: Registry, number: str | None = None) -> Waiting:
+    """The version with this number, or the newest, that waits for a person. Raises TunewrightError if it does not."""
+    with _opened(registry) as client:
+        return _waiting(client, registry, _that_waits(client, registry, number))
+
+
+def decide(
+    registry: Registry, number: str | None, decision: Literal["approve", "reject"], *, by: str, why: str
+) -> ReleaseDecision:
+    """Moves the alias to the version that waits, or ends its wait; without a number, of the newest.
+
+    Raises ConfigError for what is not there, TunewrightError where it does not wait, or has to be compared anew.
+    """
+    by, why = _who_and_why(by, why)
+    with _opened(registry) as client:
+        version, held = _that_waits(client, registry, number), held_by(client, registry)
+        if decision == "reject":
+            set_standing(client, registry, version, "rejected", by, why)
+            event = enter(client, registry, version, "rejected", held, held, by, why)
+            return ReleaseDecision(event=event, sentence=verdict_of(version), rehearsed=0)
+        challenged = version.tags.get("challenged", "")
+        if held not in ("", challenged, str(version.version)):
+            raise TunewrightError(
+                f"version {version.version} of {registry.name} was compared with "
+                f"{f'version {challenged}' if challenged else 'no champion'}, but version {held} has become "
+                f"{registry.alias} since: run its pipeline again to compare them, or move the alias without a "
+                f"comparison: tunewright release promote {registry.name} {version.version}"
+            )
+        return _moved(client, registry, version, "approved", held, by, why)
+
+
+def promote(registry: Registry, number: str, *, by: str, why: str) -> ReleaseDecision:
+    """Moves the alias to a version, whatever its verdict was. Raises ConfigError, or TunewrightError if it is there."""
+    by, why = _who_and_why(by, why)
+    with _opened(registry) as client:
+        version, held = _version(client, registry, number), held_by(client, registry)
+        if held == str(version.version):
+            raise TunewrightError(f"version {held} of {registry.name} is {registry.alias} already")
+        return _moved(client, registry, version, "promoted by hand", held, by, why)
+
+
+def rollback(registry: Registry, number: str | None = None, *, by: str, why: str) -> ReleaseDecision:
+    """Moves the alias back to a version that carried it: `number`, or the one before. No pipeline undoes that.
+
+    Raises ConfigError where that is none of those that carried it, TunewrightError where there is none.
+    """
+    by, why = _who_and_why(by, why)
+    with _opened(registry) as client:
+        there, held = _numbers(client, registry), held_by(client, registry)
+        events = history.read(client, registry)
+        known = dict.fromkeys(reversed(carriers(events, held)))
+        before = [each for each in known if each != held and each in there]
+        if not before:
+            raise TunewrightError(
+                f"{registry.name} has nothing to roll {registry.alias} back to: "
+                f"{_none_before(registry, events, held, there)}"
+            )
+        if number is not None and number not in before:
+            raise ConfigError(
+                f"--to {shown(number)}: accepted: versions that were {registry.alias} before: {', '.join(before)}; "
+                f"tunewright release promote {registry.name} VERSION moves it to any other"
+            )
+        version = client.get_model_version(registry.name, number or before[0])
+        decision = _moved(client, registry, version, "rolled back", held, by, why)
+        if held:
+            set_standing(client, registry, client.get_model_version(registry.name, held), "rolled back", by, why)
+        return decision
+
+
+def withdraw(registry: Registry, *, by: str, why: str) -> ReleaseDecision:
+    """Takes the alias off the version that carries it, without a successor. No pipeline gives it back.
+
+    Raises ConfigError where there is no such model, TunewrightError where no version carries the alias.
+    """
+    by, why = _who_and_why(by, why)
+    with _opened(registry) as client:
+        _numbers(client, registry)
+        version = holder(client, registry)
+        if version is None:
+            raise TunewrightError(f"no version of {registry.name} is {registry.alias}: there is nothing to withdraw")
+        event = alias.withdraw(client, registry, version, by, why)
+        set_standing(client, registry, version, "withdrawn", by, why)
+        return ReleaseDecision(event=event, sentence=verdict_of(version), rehearsed=0)
+
+
+def _none_before(registry: Registry, events: Sequence[Event], held: str, there: Collection[str]) -> str:
+    """Why no version is left to roll back to, and what moves the alias all the same."""
+    became: dict[str, str] = {}  # version that carried the alias -> what it is now
+    for event in filter(lambda event: event.is_move, events):
+        if event.before:
+            became[event.before] = event.what if event.what in ("rolled back", "withdrawn") else "replaced"
+        became.pop(event.after, None)
+    became |= {version: "deleted" for version in became if version not in there}
+    was = [f"version {version} was {what}" for version, what in became.items() if version != held]
+    if not was:
+        return f"version {held} is the first" if held else "no version has had it"
+    now = [f"version {held} has it"] if held else []
+    return (
+        f"{', '.join([*now, *was])}, and no other version was {registry.alias} before; tunewright release promote "
+        f"{registry.name} VERSION moves it to any"
+    )
+
+
+def _moved(
+    client: "MlflowClient", registry: Registry, version: "ModelVersion", what: What, held: str, by: str, why: str
+) -> ReleaseDecision:
+    """Moves the alias from the version that carries it, once this one was rehearsed again."""
+    asked = rehearsal.again(client, version)
+    event = move(client, registry, version, what, held, by, why)
+    if what != "rolled back" or standing(version, registry) not in ("", "approved"):
+        set_standing(client, registry, version, "approved", by, why, what)
+    return ReleaseDecision(event=event, sentence=verdict_of(version), rehearsed=asked)
+
+
+def _waiting(client: "MlflowClient", registry: Registry, version: "ModelVersion") -> Waiting:
+    run_id = str(version.run_id)
+    experiment_id = client.get_run(run_id).info.experiment_id
+    return Waiting(
+        version=str(version.version),
+        since=version.tags[f"{TAG}.when"],
+        sentence=said(version, registry).partition(" To approve: ")[0],
+        gain=version.tags.get("gain", ""),
+        challenged=version.tags.get("challenged", ""),
+        page=f"{ui(tracking_uri(registry), experiment_id)}/runs/{run_id}/artifacts/{PAGE}",
+    )
+
+
+def _that_waits(client: "MlflowClient", registry: Registry, number: str | None) -> "ModelVersion":
+    if number is not None:
+        version = _version(client, registry, number)
+        if standing(version, registry) != "waiting":
+            raise TunewrightError(
+                f"version {number} of {registry.name} does not wait for approval: {said(version, registry)}"
+            )
+        return version
+    _numbers(client, registry)
+    if newest := waiting(client, registry):
+        return newest[0]
+    raise TunewrightError(
+        f"no version of {registry.name} waits for approval; gate.approval=true makes promoted versions wait, and "
+        f"tunewright release promote {registry.name} VERSION moves {registry.alias} to any version"
+    )
+
+
+def _version(client: "MlflowClient", registry: Registry, number: str) -> "ModelVersion":
+    there = _numbers(client, registry)
+    if number not in there:
+        raise ConfigError(f"version {shown(number)} of {registry.name}: no such version; {did_you_mean(number, there)}")
+    return client.get_model_version(registry.name, number)
+
+
+def _numbers(client: "MlflowClient", registry: Registry) -> list[str]:
+    """The versions that there are. Raises ConfigError where there is no such model."""
+    names = [model.name for model in client.search_registered_models(max_results=1000)]
+    if not names and registry.tracking_uri is None:
+        raise _none_registered()
+    if registry.name not in names:
+        known = did_you_mean(registry.name, names) if names else "no model is registered there yet"
+        raise ConfigError(f"{shown(registry.name)}: no such model in {tracking_uri(registry)}; {known}")
+    found = client.search_model_versions(f"name = '{registry.name}'")
+    return sorted((str(version.version) for version in found), key=int)
+
+
+@contextlib.contextmanager
+def _opened(registry: Registry) -> Iterator["MlflowClient"]:
+    """MLflow's client. Raises ConfigError where there is no database, which MLflow would make."""
+    if registry.tracking_uri is None and not config.mlflow_database().is_file():
+        raise _none_registered()
+    with connected(registry) as client:
+        yield client
+
+
+def _none_registered() -> ConfigError:
+    return ConfigError(
+        f"no model is registered in this home yet ({config.home()}); if it is in another home, set TUNEWRIGHT_HOME; "
+        "if it is on an MLflow server, give --tracking-uri"
+    )
+
+
+def _who_and_why(by: str, why: str) -> tuple[str, str]:
+    """Both, each on one line. Raises ConfigError where one is missing."""
+    by, why = " ".join(by.split()), " ".join(why.split())
+    if not by:
+        raise ConfigError("--by: missing; accepted: your name")
+    if not why or len(why) > LONGEST_REASON:
+        wrong = f"has {len(why):,} characters" if why else "missing"
+        raise ConfigError(f"--reason: {wrong}; accepted: why, in up to {LONGEST_REASON:,} characters")
+    return by, why

@@ -1,0 +1,119 @@
+"""The MLflow run: parameters, curves, scores, the data by our own digest, and the files to read."""
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+from prefect.runtime import flow_run
+
+from tunewright.artifacts import Splits
+from tunewright.machine import addresses
+from tunewright.registry.candidate import Candidate, Point, card, comparisons, curves, opinions, parameters
+from tunewright.store.caching import digest_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+CONTEXT = "mlflow.data.context"
+
+
+def get_or_create(
+    client: "MlflowClient", experiment_id: str, fingerprint: str, name: str | None, tags: dict[str, str]
+) -> "Run":
+    """The run with this fingerprint: a new one with a name and tags, or that which an attempt began or finished."""
+    found = client.search_runs([experiment_id], f"tags.fingerprint = '{fingerprint}'", max_results=1)
+    if found:
+        return found[0]
+    return client.create_run(experiment_id, tags={"fingerprint": fingerprint, **tags}, run_name=name)
+
+
+def of_candidate(client: "MlflowClient", candidate: Candidate, experiment_id: str) -> "Run":
+    """The run of this candidate's decision."""
+    tags = {"prefect.flow_run": str(flow_run.name), "prefect.flow_run_id": str(flow_run.id)} if flow_run.id else {}
+    return get_or_create(client, experiment_id, candidate.occasion, flow_run.name or None, tags)
+
+
+def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
+    """Logs all that does not belong to the model itself. What an earlier attempt logged is not logged again."""
+    from mlflow.entities import Param, RunTag
+
+    params = [Param(key, value) for key, value in parameters(candidate.settings).items() if key not in run.data.params]
+    for start in range(0, len(params), 100):
+        client.log_batch(run.info.run_id, params=params[start : start + 100])
+    stages = (candidate.run.base, candidate.run.rows, candidate.run.adapter, candidate.run.verdict)
+    tags = {
+        "verdict": candidate.run.verdict.in_words,
+        "looks": str(candidate.run.looks),
+        "gain": candidate.run.verdict.gain,
+        "training": "; ".join(candidate.run.adapter.warnings)[:500] or "no warnings",
+        "mlflow.note.content": card(candidate, run.info.experiment_id, run.info.run_id) + _origin(),
+        **candidate.data,
+        **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages},
+        **({"judge": candidate.run.judged.model} if candidate.run.judged else {}),
+        **{f"tunewright.evaluate.{answers.contender}": answers.key for answers in candidate.run.answers},
+    }
+    client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    _log_data(client, candidate, run.info.run_id)
+    points = curves(candidate.run.adapter.path("metrics.jsonl"), candidate.settings.registry.curve_points)
+    points += comparisons(candidate)
+    log_points(client, run, points + (opinions(candidate.run.judged) if candidate.run.judged else []))
+    _log_files(client, candidate, run.info.run_id)
+
+
+def _origin() -> str:
+    """The way back to the flow run, where its server outlives it."""
+    link = addresses.prefect_run(str(flow_run.id)) if flow_run.id else ""
+    return f"\n\n[The run in Prefect: {flow_run.name}]({link})" if link else ""
+
+
+def log_points(client: "MlflowClient", run: "Run", points: list[Point]) -> None:
+    """Logs those points that the run does not have yet."""
+    from mlflow.entities import Metric
+
+    begun = {point.key for point in points} & run.data.metrics.keys()
+    there = {(key, past.step) for key in begun for past in client.get_metric_history(run.info.run_id, key)}
+    now = int(time.time() * 1000)
+    missing = [Metric(key, value, now, step) for key, value, step in points if (key, step) not in there]
+    for start in range(0, len(missing), 1000):
+        client.log_batch(run.info.run_id, metrics=missing[start : start + 1000])
+
+
+def data(candidate: Candidate, side: str) -> tuple[str, str]:
+    """The name and the digest of a side, as MLflow has them."""
+    return f"{candidate.name} {side}", candidate.run.splits.digest[:36]  # the longest that MLflow stores
+
+
+def _log_data(client: "MlflowClient", candidate: Candidate, run_id: str) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    splits = candidate.run.splits
+    sizes = {"train": splits.num_train, "validation": splits.num_validation, "test": splits.num_test}
+    digests = {"rows": candidate.run.rows.digest, "splits": splits.digest}
+    source = json.dumps({"files": candidate.lineage} | digests)
+    if len(source) > 60_000:  # of 65,535; the digest of the rows stands for all files
+        source = json.dumps({"files": len(candidate.lineage)} | digests)
+    client.log_inputs(
+        run_id,
+        [
+            DatasetInput(
+                Dataset(*data(candidate, side), "files", source, profile=_profile(splits, side, size)),
+                [InputTag(CONTEXT, side)],
+            )
+            for side, size in sizes.items()
+        ],
+    )
+
+
+def _profile(splits: Splits, side: str, num_rows: int) -> str:
+    """How many rows a side has, and the sha256 of its file: equal for candidates that were measured on equal rows."""
+    return json.dumps({"num_rows": num_rows, "sha256": digest_of(splits.path(f"{side}.parquet"))})
+
+
+def _log_files(client: "MlflowClient", candidate: Candidate, run_id: str) -> None:
+    client.log_artifact(run_id, str(candidate.run.verdict.path("verdict.json")))
+    client.log_artifact(run_id, str(candidate.run.adapter.path("curves.html")), "reports/train")
+    for answers in candidate.run.answers:
+        client.log_artifact(run_id, str(answers.path("answers.parquet")), f"answers/{answers.contender}")
+    for artifact in (*candidate.reports, candidate.page):
+        client.log_artifact(run_id, str(artifact.path("report.html")), f"reports/{artifact.stage}")

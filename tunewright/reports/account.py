@@ -1,0 +1,108 @@
+"""Where every record went, as pages and summaries say it: read = kept + quarantined + duplicates."""
+
+from collections import Counter
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.artifacts import CheckedRows, Rows, Splits, Tokens, UniqueRows
+from tunewright.artifacts.payloads import Decontamination, LeakProof
+
+Counted = Rows | CheckedRows | UniqueRows | Splits | Tokens
+
+
+class Account(BaseModel):
+    """Where every record went: read = kept + quarantined + duplicates, and kept = train + validation + test.
+
+    Of train `replay` are replay rows. A run that ended before the split has no sides yet, and they are 0.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    read: int
+    kept: int
+    quarantined: int
+    duplicates: int
+    train: int
+    validation: int
+    test: int
+    replay: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        rows: Rows,
+        checked: CheckedRows | None = None,
+        unique: UniqueRows | None = None,
+        splits: Splits | None = None,
+        tokens: Tokens | None = None,
+    ) -> "Account":
+        """The account of what stages handed on, as far as there are any."""
+        last = next(each for each in (tokens, splits, unique, checked, rows) if each)
+        sides = (last.num_train, last.num_validation, last.num_test) if isinstance(last, Tokens | Splits) else (0, 0, 0)
+        return cls(
+            read=rows.num_read,
+            kept=sum(sides) if isinstance(last, Tokens | Splits) else last.num_rows,
+            quarantined=sum(each.num_quarantined for each in (rows, checked, splits, tokens) if each),
+            duplicates=unique.num_removed if unique else 0,
+            train=sides[0],
+            validation=sides[1],
+            test=sides[2],
+            replay=last.num_replay if isinstance(last, Tokens | Splits) else 0,
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Each count by its name; those of the splits only where the run came to a split, which is never empty."""
+        return self.model_dump(exclude=None if self.train else {"train", "validation", "test", "replay"})
+
+    def add_up(self) -> None:
+        """Raises AssertionError where a row is lost: that would be a bug, and must never be shown as a result."""
+        if self.read != self.kept + self.quarantined + self.duplicates:
+            raise AssertionError(f"rows do not add up: {self}")
+        sides = self.train + self.validation + self.test
+        if sides and self.kept != sides:
+            raise AssertionError(f"splits do not add up: {self}")
+
+
+def reasons(*records: Counted | None) -> dict[str, int]:
+    """Reason code -> rows that did not stay, over all stages, the most frequent first."""
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(record.reasons if record else {})
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def leak_sentence(proof: LeakProof) -> str:
+    """What split's proof.json says of leaks, in words."""
+    at_most = "at most " if not proof.largest_pair else ""
+    return (
+        f"No near-duplicates across splits: highest similarity {at_most}{proof.largest_similarity:.2f} "
+        f"(threshold {proof.threshold:.2f}). "
+        f"A random split would have leaked {proof.random_leak_share:.1%} of the test rows."
+        f"{_of_held_out(proof.decontamination)}"
+    )
+
+
+def growth_sentence(proof: LeakProof) -> str:
+    """What split's proof.json says of the rows of the version before, in words; empty where there was none."""
+    versions = proof.versions
+    if versions.earlier is None:
+        return ""
+    known, gone = versions.known_rows, versions.gone
+    rows = sum(proof.rows.values()) + sum(proof.set_aside.values())
+    stayed = f"all {known:,}" if versions.stayed == known else f"{versions.stayed:,} of {known:,}"
+    quarantined, moved = versions.quarantined, known - versions.stayed - versions.quarantined
+    left = f", {moved:,} moved to another" if moved else ""
+    left += f", {quarantined:,} {'is' if quarantined == 1 else 'are'} quarantined" if quarantined else ""
+    return (
+        f"Since the previous version: {stayed} remaining rows kept their split{left}, {gone:,} rows are gone, "
+        f"{rows - known:,} are new or had no split."
+    )
+
+
+def _of_held_out(shared: Decontamination) -> str:
+    """What training rows have in common with the records of evaluation files, if there are any."""
+    if not shared.held_out_records:
+        return ""
+    rows = shared.by_partner.get("held_out", 0)
+    who = f"Training rows that share a passage or a prompt with the {shared.held_out_records:,} held-out records: "
+    return f" {who}{rows:,}{', removed' if rows and shared.removed else ''}."

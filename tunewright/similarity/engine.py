@@ -1,0 +1,119 @@
+"""Where rows are compared: on the threads of this machine, or on a Ray cluster; what is found is the same."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tunewright.similarity.sets import ENOUGH, Nearest, Pairs, Sets, alike, gather, leaders, nearest_across
+from tunewright.similarity.threads import on_all_cores
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+ROWS_AT_ONCE = 20_000
+
+
+class Engine(Protocol[S]):
+    """Compares the rows of a Parquet file, wherever that is.
+
+    What is made of a batch of rows stays where it was made, so that it is read once. S is what the engine has for sets:
+    len(sets) and sets[rows].
+    """
+
+    def over_batches(self, file: Path, columns: list[str], function: Callable[..., Any], **arguments: Any) -> list[Any]:
+        """function(batch, **arguments) for every batch of the columns, in order; `function` belongs to a module."""
+        ...
+
+    def over(self, made: list[Any], function: Callable[..., Any], **arguments: Any) -> list[Any]:
+        """function(each, **arguments) for each of what was made."""
+        ...
+
+    def collect(self, made: list[Any]) -> list[Any]:
+        """What was made, on this machine."""
+        ...
+
+    def sets(self, shingled: list[Any]) -> S:
+        """The sets of the rows, from the Shingles that were made of every batch."""
+        ...
+
+    def here(self, sets: S) -> Sets:
+        """The same sets on this machine."""
+        ...
+
+    def leaders(self, sets: S, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        """As leaders of sets.py."""
+        ...
+
+    def alike(self, sets: S, threshold: float, enough: int = ENOUGH) -> Pairs:
+        """As alike of sets.py; of the pairs beyond `enough`, others may be listed."""
+        ...
+
+    def nearest_across(self, sets: S, sides: np.ndarray, floor: float) -> Nearest:
+        """As nearest_across of sets.py; another number of pairs may be compared."""
+        ...
+
+
+def over_batches(file: Path, columns: list[str], function: Callable[..., T], **arguments: Any) -> list[T]:
+    """function(batch, **arguments) for every batch of the columns, in order; a few batches are in memory at a time."""
+    return on_all_cores(lambda piece: function(read_piece(file, columns, piece), **arguments), pieces(file))
+
+
+class LocalEngine:
+    """The engine that is this machine."""
+
+    def over(self, made: list[Any], function: Callable[..., T], **arguments: Any) -> list[T]:
+        """What it was made of stays in memory for as long as `made` does."""
+        return on_all_cores(lambda each: function(each, **arguments), made)
+
+    def collect(self, made: list[T]) -> list[T]:
+        """It is here."""
+        return made
+
+    def here(self, sets: Sets) -> Sets:
+        """They are here."""
+        return sets
+
+    over_batches = staticmethod(over_batches)
+    sets = staticmethod(gather)
+    leaders = staticmethod(leaders)
+    alike = staticmethod(alike)
+    nearest_across = staticmethod(nearest_across)
+
+
+def engine_of(name: Literal["local", "ray"]) -> AbstractContextManager[Engine[Any]]:
+    """The engine that dedupe.engine names, for as long as it is needed."""
+    if name == "local":
+        return nullcontext(LocalEngine())
+    from tunewright.similarity.cluster import ray_engine
+
+    return ray_engine()
+
+
+def pieces(file: Path, rows_at_once: int = ROWS_AT_ONCE) -> list[tuple[int, ...]]:
+    """The row groups of a Parquet file, put together to pieces of about so many rows."""
+    metadata = pq.ParquetFile(file).metadata
+    found: list[tuple[int, ...]] = []
+    rows = rows_at_once
+    for group in range(metadata.num_row_groups):
+        if rows >= rows_at_once:
+            found.append(())
+            rows = 0
+        found[-1] += (group,)
+        rows += metadata.row_group(group).num_rows
+    return found
+
+
+def read_pieces(file: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The pieces of a Parquet file, one at a time."""
+    for piece in pieces(file):
+        yield read_piece(file, columns, piece)
+
+
+def read_piece(file: Path, columns: list[str] | None, piece: tuple[int, ...]) -> pa.Table:
+    """The rows of a piece."""
+    return pq.ParquetFile(file).read_row_groups(list(piece), columns=columns)

@@ -1,0 +1,180 @@
+"""What of a row is compared: its prompt without boilerplate, as words and shingles, and what must be equal besides."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tunewright.similarity.folding import Folded, character_classes
+
+FEWEST_BOILERPLATE_ROWS = 10  # in fewer rows a shared line says that the rows are alike
+FEWEST_WORDS = 12
+BOILERPLATE = "boilerplate.json"  # in the folder of the unique rows: what was left out of the comparison
+
+
+class Segments(NamedTuple):
+    """The sentences of the lines of each row: row i has indptr[i]..indptr[i + 1] of the others."""
+
+    indptr: np.ndarray
+    begins: np.ndarray  # in the folded bytes
+    ends: np.ndarray
+    hashes: np.ndarray  # uint64, without case and runs of white space
+
+
+class Runs(NamedTuple):
+    """Hashes in their order, of each row or of each segment: of the i-th hashes[indptr[i]:indptr[i + 1]]."""
+
+    indptr: np.ndarray
+    hashes: np.ndarray  # uint64
+
+    def of_rows(self, rows: np.ndarray, kept: np.ndarray) -> "Runs":
+        """Those of each row, from those of its segments rows[i]..rows[i + 1] that are `kept` (bool)."""
+        lengths = np.diff(self.indptr)
+        ends = np.concatenate([[0], np.cumsum(lengths * kept)])
+        return Runs(ends[rows], self.hashes[np.repeat(kept, lengths)])
+
+
+class ComparedPrompts(NamedTuple):
+    """The prompts of some rows, as far as they are compared: the texts are not needed any more."""
+
+    segments: Runs  # of each row
+    words: Runs  # of each segment, without case and punctuation; of scripts without spaces the characters
+    numbers: Runs  # of each segment, with their signs
+
+
+class Shingles(NamedTuple):
+    """The set of shingles of each row: row i has items[indptr[i]:indptr[i + 1]]."""
+
+    indptr: np.ndarray
+    items: np.ndarray  # uint64, different within a row
+    kinds: np.ndarray  # (rows,) uint64: rows of two kinds have no item in common
+
+
+def segments(folded: Folded, messages: np.ndarray) -> Segments:
+    """The segments of the messages (rows, 2) of each row; a colon ends one too, as after "Classify this message:"."""
+    from tunewright.similarity.hashing import segment
+
+    return Segments(*segment(folded.data, folded.starts, messages))
+
+
+def words(folded: Folded, found: Segments, left_out: np.ndarray) -> Runs:
+    """The words of each row but in segments `left_out` (hashes); of all its segments where none would be left."""
+    return segment_words(folded, found).of_rows(found.indptr, kept_segments(found, left_out))
+
+
+def segment_words(folded: Folded, found: Segments) -> Runs:
+    """The words of each segment."""
+    from tunewright.similarity.hashing import hash_words
+
+    return Runs(*hash_words(folded.data, found.begins, found.ends, character_classes()))
+
+
+def cut(folded: Folded) -> ComparedPrompts:
+    """The prompts of the rows, cut into segments, words and numbers."""
+    from tunewright.similarity.hashing import hash_numbers
+
+    found = segments(folded, folded.prompts)
+    numbers = Runs(*hash_numbers(folded.data, found.begins, found.ends))
+    return ComparedPrompts(Runs(found.indptr, found.hashes), segment_words(folded, found), numbers)
+
+
+def shingles(prompts: ComparedPrompts, left_out: np.ndarray, answers: np.ndarray | None = None) -> Shingles:
+    """The shingles of each prompt without the segments `left_out`: word 2-grams, 3-grams of characters without spaces.
+
+    Three characters of such a script react to an edited word as two words do. With `answers` (rows,) shingles are equal
+    only in rows with the same of them and the same numbers in the prompt, and under twelve words with the same words.
+    """
+    from tunewright.similarity.hashing import hash_sequences, hash_shingles
+
+    rows, kept = prompts.segments.indptr, kept_segments(prompts.segments, left_out)
+    said = prompts.words.of_rows(rows, kept)
+    kinds = np.zeros(len(rows) - 1, np.uint64)
+    if answers is not None:
+        numbers = hash_sequences(*prompts.numbers.of_rows(rows, kept))
+        short = np.where(np.diff(said.indptr) < FEWEST_WORDS, hash_sequences(*said), np.uint64(0))
+        kinds = joined(numbers, short, answers)
+    indptr, items = hash_shingles(*said, hash_sequences(*prompts.segments), kinds)
+    return Shingles(indptr, items, kinds)
+
+
+def joined(*hashes: np.ndarray) -> np.ndarray:
+    """(rows,) uint64: one hash of several (rows,) in their order."""
+    from tunewright.similarity.hashing import hash_sequences
+
+    together = np.stack(hashes, axis=1)
+    return hash_sequences(np.arange(0, together.size + 1, len(hashes)), together.ravel())
+
+
+def message_hashes(folded: Folded) -> np.ndarray:
+    """(2, messages) uint64: two hashes of each message, equal for those that differ in case and white space only."""
+    from tunewright.similarity.hashing import hash_messages
+
+    return hash_messages(folded.data, folded.starts[:-1], folded.starts[1:])
+
+
+def answers(folded: Folded) -> np.ndarray:
+    """(rows,) uint64: the normalized last message of each row."""
+    from tunewright.similarity.hashing import hash_messages
+
+    return hash_messages(folded.data, folded.starts[folded.answers], folded.starts[folded.answers + 1])[0]
+
+
+def conversation_hashes(rows: np.ndarray, roles: np.ndarray, messages: np.ndarray) -> np.ndarray:
+    """(rows, 2) uint64: two hashes of each row's messages rows[i]..rows[i + 1], from two of each (message_hashes).
+
+    `roles` (messages,) uint64 are small numbers, one for each role.
+    """
+    from tunewright.similarity.hashing import hash_sequences
+
+    return np.stack([hash_sequences(2 * rows, np.stack([roles, of], axis=1).ravel()) for of in messages], axis=1)
+
+
+def distinct_segments(found: Runs | Segments) -> tuple[np.ndarray, np.ndarray]:
+    """(hash, row) of each row's segments, a segment that a row has twice once."""
+    from tunewright.similarity.hashing import distinct
+
+    indptr, hashes = distinct(found.indptr, found.hashes)
+    return hashes, np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+
+
+def find_boilerplate(hashes: np.ndarray, num_rows: int, share: float) -> dict[int, int]:
+    """Hash -> rows of the segments that more than `share` of the rows and at least ten have, the most frequent first.
+
+    `hashes` has one for each row and segment.
+    """
+    unique, counts = np.unique(hashes, return_counts=True)
+    many = np.flatnonzero(counts > max(share * num_rows, FEWEST_BOILERPLATE_ROWS - 1))
+    order = many[np.lexsort((unique[many], -counts[many]))]
+    return dict(zip(unique[order].tolist(), counts[order].tolist(), strict=True))
+
+
+def segment_texts(folded: Folded, found: Segments, wanted: Iterable[int]) -> dict[int, str]:
+    """The wanted segments (hashes) that are there, as one of their texts has them but for white space."""
+    unique, where = np.unique(found.hashes, return_index=True)
+    there = np.isin(unique, np.array(sorted(wanted), np.uint64))
+    return {
+        int(value): " ".join(folded.data[found.begins[at] : found.ends[at]].tobytes().decode().split())
+        for value, at in zip(unique[there], where[there], strict=True)
+    }
+
+
+def write_boilerplate(folder: Path, counts: dict[int, int], texts: dict[int, str]) -> None:
+    """Keeps what is left out of the comparison, for the stages that compare the same rows again."""
+    found = [{"hash": f"{value:016x}", "rows": rows, "text": texts[value]} for value, rows in counts.items()]
+    (folder / BOILERPLATE).write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def read_boilerplate(folder: Path) -> np.ndarray:
+    """The hashes of the segments that write_boilerplate kept in this folder, for words() and shingles()."""
+    found = json.loads((folder / BOILERPLATE).read_text(encoding="utf-8"))
+    return np.array(sorted(int(segment["hash"], 16) for segment in found), np.uint64)
+
+
+def kept_segments(found: Runs | Segments, left_out: np.ndarray) -> np.ndarray:
+    """(segments,) bool: those that are not left out, and all of a row that would have none."""
+    out = np.isin(found.hashes, left_out)
+    rows = np.repeat(np.arange(len(found.indptr) - 1), np.diff(found.indptr))
+    some = np.bincount(rows, weights=~out, minlength=len(found.indptr) - 1) > 0
+    return ~out | ~some[rows]

@@ -1,0 +1,282 @@
+"""Nothing is done twice and nothing stale is reused.
+
+`@cached` turns a function that writes files into a folder into one that is looked up first. Its key is the hash of the
+stage's name and of all that shapes its output (cache_key.py): the values of its arguments, the code that it
+reaches, the versions of Python and of its libraries.
+
+The folder is written beside its place, synced and renamed, manifest.json last: it is whole or it is not there. A hit is
+checked against the manifest, file by file. A lock of the kernel's (freed when its holder dies) makes two identical runs
+do the work once. What a stage that refuses its data has to show is kept apart (refusals.py). Why a stage would run
+is said in miss_reasons.py.
+"""
+
+import contextlib
+import inspect
+import logging
+import math
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import update_wrapper
+from pathlib import Path
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
+
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.states import Completed
+
+from tunewright import config
+from tunewright.artifacts import Artifact
+from tunewright.errors import NO_SPACE, DataError, TunewrightError
+from tunewright.store import disk, locks, manifest
+from tunewright.store import refusals as stopped
+from tunewright.store.cache_key import Ingredients, differing, hash_of, key_of, of_call
+from tunewright.store.manifest import MANIFEST, Damaged, Manifest, Whole, digest_of, folder_of
+from tunewright.store.refusals import StoppedStage
+
+__all__ = ["MANIFEST", "Cached", "Earlier", "Found", "cached", "digest_of", "kept", "lock", "seconds_of", "work_folder"]
+
+log = logging.getLogger("tunewright")
+
+P = ParamSpec("P")
+A = TypeVar("A", bound=Artifact)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found(Generic[A]):
+    """What there is of a call of a stage."""
+
+    key: str
+    ingredients: Ingredients
+    record: A | None  # the artifact, where it is whole
+    fault: str  # what is wrong with the one that is there
+    stopped: StoppedStage | None  # what the stage left where it refused its data
+    work: Path  # where an attempt at it left its work in progress
+    was_made: bool  # whether it was whole at any time
+    is_being_made: bool  # by a process that lives
+
+
+class Earlier(NamedTuple, Generic[A]):
+    """An earlier call of a stage."""
+
+    record: A
+    ingredients: Ingredients
+
+
+class Cached(Generic[P, A]):
+    """A stage's function with its key; calling it returns the artifact, made now or found whole."""
+
+    def __init__(
+        self,
+        build: Callable[Concatenate[Path, P], A],
+        libraries: tuple[str, ...],
+        volatile: tuple[str, ...],
+        lost: Callable[[A], str] | None,
+    ) -> None:
+        self.build = build
+        self.libraries = libraries
+        self.volatile = volatile
+        self.lost = lost
+        self.waited: dict[str, float] = {}  # key -> seconds that the last call waited for another that made the same
+        self.stage: str = getattr(build, "__name__")  # noqa: B009 a Callable need not have a name
+        update_wrapper(self, build)
+        signature = inspect.signature(build)
+        self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def ingredients(self, *args: P.args, **kwargs: P.kwargs) -> Ingredients:
+        """What the key is made of, by names: "training.learning_rate", "code tunewright.tasks.split:draw"."""
+        bound = self.__signature__.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return of_call(bound.arguments, self.build.__module__, self.libraries)
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The key of a call with these arguments: 20 hex digits."""
+        return key_of(self.stage, self.ingredients(*args, **kwargs))
+
+    def look_up(self, *args: P.args, **kwargs: P.kwargs) -> Found[A]:
+        """What there is of a call with these arguments; nothing is made."""
+        ingredients = self.ingredients(*args, **kwargs)
+        folder = folder_of(self.stage, key_of(self.stage, ingredients))
+        record, fault = None, ""
+        try:
+            record = self._whole(folder.name).record
+        except Damaged as error:
+            fault = str(error)
+        return Found(
+            key=folder.name,
+            ingredients=ingredients,
+            record=record,
+            fault=fault if folder.exists() else "",
+            stopped=None if record else stopped.find(self.stage, folder.name),
+            work=work_folder(folder),
+            was_made=manifest.was_made(self.stage, folder.name),
+            is_being_made=record is None and is_locked(folder),
+        )
+
+    def nearest(self, ingredients: Ingredients, keys: Iterable[str]) -> Earlier[A] | None:
+        """Of the artifacts with these keys, the newest first, the one with the fewest ingredients that differ."""
+        found: list[Earlier[A]] = []
+        for key in keys:
+            with contextlib.suppress(Damaged):  # altered, or gone
+                record, written = manifest.read(self.record_type, self.stage, key, with_files=False)
+                found.append(Earlier(record, written.ingredients))
+        return min(found, key=lambda each: len(differing(each.ingredients, ingredients)), default=None)
+
+    @property
+    def record_type(self) -> type[A]:
+        """What the stage returns."""
+        return inspect.get_annotations(self.build, eval_str=True)["return"]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> A:
+        """The artifact. Inside a Prefect task a hit is the state Cached, with what it saved in its message."""
+        record, found = self._obtain(*args, **kwargs)
+        if found is None or TaskRunContext.get() is None:
+            return record
+        message = f"{record.key} of {found.made_by}, {self.saved(record.key, found.seconds):.1f} s saved"
+        return Completed(name="Cached", message=message, data=record)  # pyright: ignore[reportReturnType] Prefect unwraps it
+
+    def saved(self, key: str, seconds: float) -> float:
+        """Of the seconds that an artifact took, those that the last call did not wait for another to make it."""
+        return max(0.0, seconds - self.waited.get(key, 0.0))
+
+    def record(self, *args: P.args, **kwargs: P.kwargs) -> A:
+        """The artifact itself, inside a task as well: for a stage that is put together from cached parts."""
+        return self._obtain(*args, **kwargs)[0]
+
+    def _obtain(self, *args: P.args, **kwargs: P.kwargs) -> tuple[A, Manifest | None]:
+        """The artifact, and its manifest where it was found and not made."""
+        ingredients = self.ingredients(*args, **kwargs)
+        folder = folder_of(self.stage, key_of(self.stage, ingredients))
+        task = TaskRunContext.get()
+        with self._alone(folder):
+            if not (task and task.task.refresh_cache):
+                with contextlib.suppress(Damaged):
+                    found = self._whole(folder.name)
+                    os.utime(folder)  # when it was last used (needless.py)
+                    return found
+            return self._make(folder, ingredients, *args, **kwargs), None
+
+    @contextlib.contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """Hold the right to make `folder`; where another process has it, log that, and count the seconds of waiting."""
+        self.waited.pop(folder.name, None)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lock(folder, wait=False))
+            except BlockingIOError:
+                log.info("  waiting for another run that is making this artifact: %s %s", self.stage, folder.name)
+                started = time.monotonic()
+                stack.enter_context(lock(folder))
+                self.waited[folder.name] = time.monotonic() - started
+            yield
+
+    def _make(self, folder: Path, ingredients: Ingredients, *args: P.args, **kwargs: P.kwargs) -> A:
+        started = time.monotonic()
+        for leftover in folder.parent.glob(f".{folder.name}.*/"):  # of a killed holder, since the lock is ours
+            shutil.rmtree(leftover)
+        unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        unfinished.mkdir(parents=True)
+        try:
+            draft = self.build(unfinished, *args, **kwargs)
+            files = manifest.files_in(unfinished)
+            lasting = {
+                n: file.sha256 for n, file in files.items() if not (self.volatile and n.startswith(self.volatile))
+            }
+            record = draft.model_copy(
+                update={"stage": self.stage, "key": folder.name, "folder": folder, "digest": hash_of(lasting)}
+            )
+            written = Manifest(
+                stage=self.stage,
+                key=folder.name,
+                files=files,
+                record=record.model_dump(mode="json"),
+                record_type=type(record).__name__,
+                ingredients=ingredients,
+                made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                made_by=_flow_run_name(),
+                seconds=round(time.monotonic() - started - draft.waited_seconds + draft.earlier_seconds, 3),
+            )
+            manifest.write(unfinished, written)
+            disk.sync(*unfinished.rglob("*"), unfinished)
+            manifest.remember(unfinished, self.stage, folder.name)
+            if folder.exists():
+                folder.rename(unfinished.with_suffix(".old"))
+            unfinished.rename(folder)
+            shutil.rmtree(work_folder(folder), ignore_errors=True)
+            stopped.discard(self.stage, folder.name)
+            shutil.rmtree(unfinished.with_suffix(".old"), ignore_errors=True)
+        except BaseException as error:
+            if isinstance(error, DataError):
+                stopped.keep(unfinished, self.stage, folder.name, error, _flow_run_name(), ingredients)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if "No space left on device" in str(error):  # safetensors and others have types of their own for it
+                raise TunewrightError(NO_SPACE.format(folder.parent)) from error
+            raise
+        return record
+
+    def _whole(self, key: str) -> Whole[A]:
+        """The artifact that is whole and still stands for what was made. Raises Damaged."""
+        found = manifest.read(self.record_type, self.stage, key)
+        if self.lost and (fault := self.lost(found.record)):
+            raise Damaged(fault)
+        return found
+
+
+def cached(
+    *,
+    libraries: tuple[str, ...] = (),
+    volatile: tuple[str, ...] = (),
+    lost: Callable[[Any], str] | None = None,
+) -> Callable[[Callable[Concatenate[Path, P], A]], Cached[P, A]]:
+    """Caches a stage's function `f(folder, ...) -> record`, which writes its files into `folder`.
+
+    `libraries` are the distributions whose version shapes the output. Files whose names begin with one of `volatile`
+    (reports, timings) are kept and verified, but are not part of the content hash that later stages see. What a stage
+    makes elsewhere than in its folder can be lost there: `lost` says so of a record, and then it is made again.
+    """
+    return lambda build: Cached(build, libraries, volatile, lost)
+
+
+def kept(kind: type[A], stage: str, key: str) -> A | None:
+    """The record of the whole and unaltered artifact that a stage keeps under a key, or None."""
+    with contextlib.suppress(Damaged):
+        return manifest.read(kind, stage, key).record
+    return None
+
+
+def seconds_of(record: Artifact) -> float:
+    """How long it took to make a whole artifact."""
+    return manifest.read(type(record), record.stage, record.key, with_files=False).manifest.seconds
+
+
+def work_folder(folder: Path) -> Path:
+    """A place for work in progress that outlives a failed attempt at `folder`, and goes when the artifact is whole."""
+    key = folder.name.strip(".").split(".")[0]
+    return config.home() / "work" / folder.parent.name / key
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds the right to make `path`. The kernel frees it when the holder dies, however it dies.
+
+    Raises BlockingIOError where another holds it and it is not waited for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locks.exclusive(_lock_of(path), wait=math.inf if wait else 0):
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the right to make `path`; nothing is written."""
+    return locks.is_held(_lock_of(path))
+
+
+def _lock_of(path: Path) -> Path:
+    return path.parent / f".{path.name}.lock"
+
+
+def _flow_run_name() -> str:
+    context = FlowRunContext.get()
+    return context.flow_run.name if context and context.flow_run else "a call outside a flow"

@@ -1,0 +1,209 @@
+"""What code a stage runs, as hashes: so that an edit re-runs the stages that reach it, and no others.
+
+A stage's own module counts whole. Of the first-party modules it imports only the definitions count that it reaches,
+however indirectly, and what runs when such a module is imported; a module that is used in a way that names cannot
+follow counts whole. Comments, docstrings and layout do not count: the hash is of the syntax tree.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+FIRST_PARTY = "tunewright"
+# How an artifact is kept and what is shown or foretold of its making, not what is in it.
+PLUMBING = (
+    "tunewright.store.caching",
+    "tunewright.store.stage",
+    "tunewright.store.code_hashes",
+    "tunewright.reports.progress",
+    "tunewright.reports.curves",
+    "tunewright.cost_model",
+)
+ON_IMPORT = "on import"  # stands for the statements of a module that define nothing
+
+
+class _Module:
+    """A module's top-level definitions by name, and what each refers to."""
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name = name
+        tree = _tree(source)
+        self.imports: dict[str, tuple[str, str | None]] = {}  # local name -> (module, definition or None for all of it)
+        self.definitions: dict[str, list[ast.stmt]] = {}
+        self.loose: list[ast.stmt] = []  # statements that define nothing but do something on import
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                self._import(node)
+        for statement in tree.body:
+            names = _defined(statement)
+            for defined in names:
+                self.definitions.setdefault(defined, []).append(statement)
+            if not names and not isinstance(statement, ast.ImportFrom | ast.Import) and not _is_text(statement):
+                self.loose.append(statement)
+
+    def _import(self, node: ast.ImportFrom | ast.Import) -> None:
+        module = _absolute(node, self.name) if isinstance(node, ast.ImportFrom) else ""
+        for alias in node.names:
+            name = f"{module}.{alias.name}" if module else alias.name
+            if name.split(".")[0] == FIRST_PARTY:
+                whole = not module or _file(name)
+                self.imports[alias.asname or alias.name] = (name, None) if whole else (module, alias.name)
+
+    def references(self, statements: list[ast.stmt]) -> tuple[set[str], set[tuple[str, str | None]]]:
+        """The definitions of this module, and the (module, definition) of others, that the statements name."""
+        here: set[str] = set()
+        there: set[tuple[str, str | None]] = set()
+        qualified: set[int] = set()
+        for node in (inner for statement in statements for inner in ast.walk(statement)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+                module = self.imports.get(ast.unparse(node.value))
+                if module and module[1] is None:
+                    there.add((module[0], node.attr))
+                    qualified.add(id(node.value))
+            elif isinstance(node, ast.Name) and id(node) not in qualified:
+                if node.id in self.imports:
+                    there.add(self.imports[node.id])
+                elif node.id in self.definitions:
+                    here.add(node.id)
+        return here, there
+
+
+def _defined(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    targets = (
+        statement.targets
+        if isinstance(statement, ast.Assign)
+        else [statement.target]
+        if isinstance(statement, ast.AnnAssign | ast.AugAssign)
+        else []
+    )
+    return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def _absolute(node: ast.ImportFrom, importer: str) -> str:
+    """The module that an import is from, by its full name also where it was named from the importer's place."""
+    file = _file(importer)
+    package = importer if file and file.name == "__init__.py" else importer.rpartition(".")[0]
+    return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+
+
+@functools.cache
+def _file(name: str) -> Path | None:
+    """Where a module's source lies, found without importing it (torch alone takes seconds), or None."""
+    package, *inner = name.split(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not inner:
+        return Path(spec.origin) if spec and spec.origin else None
+    for folder in spec.submodule_search_locations or ():
+        for file in (Path(folder, *inner).with_suffix(".py"), Path(folder, *inner, "__init__.py")):
+            if file.is_file():
+                return file
+    return None
+
+
+def _source(name: str) -> str:
+    file = _file(name)
+    if file is None:
+        raise ModuleNotFoundError(f"no source for {name}")
+    return file.read_text(encoding="utf-8")
+
+
+def _tree(source: str) -> ast.Module:
+    """The syntax tree without the docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return tree
+
+
+def _digest(statements: list[ast.stmt]) -> str:
+    return hashlib.sha256("\n".join(ast.dump(statement) for statement in statements).encode()).hexdigest()[:16]
+
+
+# A module's file -> when the files that it reaches were written, and the fingerprints.
+_known: dict[Path | None, tuple[dict[Path, int], dict[str, str]]] = {}
+
+
+def fingerprints(module: str) -> dict[str, str]:
+    """`module:definition` -> hash, for all first-party code that `module` reaches, itself whole.
+
+    Worked out again only where one of the files changed: a stage of many cached parts asks for each of them.
+    """
+    written, known = _known.get(_file(module), ({}, {}))
+    if not written or any(not file.exists() or file.stat().st_mtime_ns != at for file, at in written.items()):
+        names, known = _fingerprints(module)
+        files = [file for name in names for file in (_file(name), _template(name)) if file]
+        _known[_file(module)] = {file: file.stat().st_mtime_ns for file in files}, known
+    return dict(known)
+
+
+def team_code(module: str) -> str:
+    """A digest of the code of a module of the team's, which a setting names.
+
+    It is of all Python files of the package that it lies in, or of itself alone where it lies in none; of a module of
+    this project it is of the code that it reaches. Other files that it reads do not count.
+    """
+    package = module.partition(".")[0]
+    if package == FIRST_PARTY:
+        return hashlib.sha256(json.dumps(fingerprints(module)).encode()).hexdigest()
+    top = importlib.util.find_spec(package)
+    folders = sorted(map(Path, (top and top.submodule_search_locations) or ()))
+    files = [(str(file.relative_to(folder)), file) for folder in folders for file in sorted(folder.rglob("*.py"))]
+    alone = [(module, Path(top.origin))] if top and top.origin else []
+    code = {place: hashlib.sha256(file.read_bytes()).hexdigest() for place, file in files or alone}
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+
+
+def _fingerprints(module: str) -> tuple[list[str], dict[str, str]]:
+    """The modules that are reached, and the hash of each definition."""
+    modules: dict[str, _Module] = {}
+    reached: dict[tuple[str, str], list[ast.stmt]] = {}
+    waiting: list[tuple[str, str | None]] = [(module, None)]
+    seen: set[tuple[str, str | None]] = set()
+    while waiting:
+        name, definition = waiting.pop()
+        if (name, definition) in seen or name in PLUMBING:
+            continue
+        seen.add((name, definition))
+        if name not in modules:
+            modules[name] = _Module(name, _source(name))
+            waiting += [(name, ON_IMPORT)] if modules[name].loose else []
+        found = modules[name]
+        if definition is None:
+            waiting += [(name, inner) for inner in found.definitions]
+            continue
+        if definition in found.imports:  # re-exported
+            waiting.append(found.imports[definition])
+            continue
+        if _file(f"{name}.{definition}"):  # a module of this package
+            waiting.append((f"{name}.{definition}", None))
+            continue
+        if definition != ON_IMPORT and definition not in found.definitions:  # made in a way that names cannot follow
+            waiting.append((name, None))
+            continue
+        statements = reached[name, definition] = found.definitions.get(definition, found.loose)
+        here, there = found.references(statements)
+        waiting += [(name, inner) for inner in here]
+        waiting += there
+    hashes = {f"{name}:{definition}": _digest(statements) for (name, definition), statements in sorted(reached.items())}
+    templates = {name: template for name in sorted(modules) if (template := _template(name))}
+    return list(modules), hashes | {
+        f"{name}:{template.name}": hashlib.sha256(template.read_bytes()).hexdigest()[:16]
+        for name, template in templates.items()
+    }
+
+
+def _template(name: str) -> Path | None:
+    """The HTML template or the data that lie beside a module under its name count with it."""
+    file = _file(name)
+    beside = [file.with_suffix(ending) for ending in (".html", ".jsonl")] if file else []
+    return next((template for template in beside if template.is_file()), None)

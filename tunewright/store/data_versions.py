@@ -1,0 +1,273 @@
+"""The accepted versions of a pipeline's data, in the order in which they were accepted.
+
+A version is what ingest made of the sources, known by its content digest. Once its rows have passed every data stage it
+is accepted: it gets a line in `<home>/versions/<name>.jsonl`. The next data are held against it (check), and its rows
+keep their sides (split). A line names its parent, so that data that were accepted before find the same version before
+them as the first time, and nothing runs anew.
+
+Another split.seed or split.by begins another history. To set one of them is to ask for other sides, which rows that
+stay could not get; in a history of its own it gives what it says, and going back finds the old history where it was.
+All other settings go on in the same history: rows keep their sides under another threshold or share, and what that
+changes is what becomes of new rows.
+
+What later data must know of a version lies with its line (assignments.py), so that all artifacts can be deleted.
+
+The newest version of a history is replaced when its data are accepted under other settings, as by a trial with
+split.sticky=false; an older one is not, since later ones stand on it. What was replaced stays in the line, and how many
+rows are on another side by it is said. A run with the settings as they were puts the old sides back.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from prefect.runtime import flow_run
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, UniqueRows
+from tunewright.artifacts.placement import GONE, furthest
+from tunewright.config import Split
+from tunewright.errors import ConfigError, TunewrightError
+from tunewright.store import assignments
+from tunewright.store.caching import kept, lock
+from tunewright.store.data_history import Replaced, StageOutput, Version, file_of, history, read, write
+from tunewright.store.lineage import NO_SIDE
+
+log = logging.getLogger("tunewright")
+
+
+class Before(BaseModel):
+    """What stands before some data in a history: all that the stages need of the version before."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    seed: int
+    by: Literal["cluster", "time"]
+    number: int | None  # that these data have, or will have once accepted; None of a sample, which is no version
+    parent: str  # digest of the rows of the version before; empty for the first
+    checked: Artifact | None  # with profile.json and the row_ids
+    splits: Artifact | None  # with sides.parquet; None also where split.sticky is false
+    is_sample: bool = False  # of the data: held against the version before them, but no version
+
+
+def before(name: str, rows: Rows, settings: Split, *, is_sample: bool = False) -> Before:
+    """The version before `rows` in the history that split.seed and split.by name; `is_sample` is so with data.limit.
+
+    Raises ConfigError where it is not kept which row of it is on which split, unless split.sticky is false.
+    """
+    past = history(name, settings.seed, settings.by)
+    known = next((version for version in past if version.rows.digest == rows.digest), None)
+    parent = known.parent if known else past[-1].rows.digest if past else ""
+    earlier = next((version for version in past if version.rows.digest == parent), None)
+    checked, splits = _kept(name, earlier, past[-1], settings) if earlier else (None, None)
+    return Before(
+        name=name,
+        seed=settings.seed,
+        by=settings.by,
+        number=known.number if known else None if is_sample else len(past) + 1,
+        parent=parent,
+        checked=checked,
+        splits=splits if settings.sticky else None,
+        is_sample=is_sample,
+    )
+
+
+def accept(
+    before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits, *, keep: int = 30
+) -> Version | None:
+    """Enters the version into the ledger, or what it has come to now if it is the newest; returns its line.
+
+    `before` is what the stages were given; a sample is no version, and None. Of the newest `keep` versions of a history
+    it stays known which row is on which split. Raises TunewrightError where another version was accepted in the
+    meantime: rows of that one could have changed sides.
+    """
+    if before.is_sample:
+        return None
+    assert before.number
+    file = file_of(before.name)
+    with lock(file):
+        lines = read(file)
+        past = [line for line in lines if (line.seed, line.by) == (before.seed, before.by)]
+        known = next((line for line in past if line.rows.digest == rows.digest), None)
+        if known is None and past and past[-1].rows.digest != before.parent:
+            raise TunewrightError(
+                f"registry.name={before.name}: another run accepted version {past[-1].number} of its data while this "
+                f"run was based on version {before.number - 1}; run again"
+            )
+        if known and known is not past[-1]:
+            return known
+        changes = (known.added, known.removed) if known else _changes(before, rows, past)
+        entry = _entry(before, rows, checked, unique, splits, changes)
+        folder, there = assignments.folder_of(before.name, entry), known.assignments if known else ""
+        assigned = assignments.keep(folder, rows, checked, splits, there, NO_SIDE)
+        if known and _is_same(known, entry):
+            entry = known
+        elif known:
+            entry = entry.model_copy(update={"replaced": (*known.replaced, _replaced(before.name, known, splits))})
+        entry = entry.model_copy(update={"assignments": assigned})
+        if entry != known:
+            lines = [entry if line is known else line for line in lines] if known else [*lines, entry]
+            write(file, lines)
+            assignments.forget(before.name, _remembered(lines, keep))
+    if known and entry.replaced != known.replaced:
+        _say(before.name, entry)
+    return entry
+
+
+def _kept(name: str, earlier: Version, newest: Version, settings: Split) -> tuple[Artifact | None, Artifact | None]:
+    """What check and what split made of the version before, as far as later data must know it.
+
+    Where it is kept no longer, that of the newest version stands for it, which all rows of the history have the same
+    splits in. Without stickiness it may be gone, and then nothing is compared with it.
+    """
+    for version in (earlier, newest):
+        if found := _recalled(name, version):
+            if version is not earlier:
+                log.info("rows keep the splits of version %d; those of %d are not kept", newest.number, earlier.number)
+            return found
+    fault = (
+        f"{assignments.folder_of(name, newest)}, which has the split of each row of version {newest.number} of the "
+        f"data of {name}, is missing or was altered"
+    )
+    if settings.sticky:
+        raise ConfigError(
+            f"split.sticky=true: {fault}: restore versions/ from a backup, or split anew, which can make trained "
+            f"rows test rows: split.sticky=false, or without {file_of(name)}"
+        )
+    log.warning("%s: the data are not compared with it", fault)
+    return None, None
+
+
+def _recalled(name: str, version: Version) -> tuple[Artifact, Artifact] | None:
+    """What is kept of a version, under the names of what check and split made; or that itself, where it is whole."""
+    folder = assignments.folder_of(name, version)
+    if assignments.kept(name, version):
+        checked, splits = (
+            Artifact(stage=part.stage, key=part.key, digest=part.digest, folder=folder)
+            for part in (version.checked, version.splits)
+        )
+        return checked, splits
+    checked, splits = (kept(Artifact, part.stage, part.key) for part in (version.checked, version.splits))
+    if checked and splits and (checked.digest, splits.digest) == (version.checked.digest, version.splits.digest):
+        return checked, splits
+    return None
+
+
+def _is_same(known: Version, entry: Version) -> bool:
+    """Whether a line says what it said before, but for when and by which run."""
+    apart = {"accepted", "run", "replaced", "assignments"}
+    return known.model_dump(exclude=apart) == entry.model_dump(exclude=apart)
+
+
+def _remembered(lines: Sequence[Version], keep: int) -> Iterator[str]:
+    """The digests of the splits of the newest `keep` versions of each history, those too that were replaced."""
+    histories = {(line.seed, line.by): [] for line in lines}
+    for line in lines:
+        histories[line.seed, line.by].append(line)
+    for version in (version for past in histories.values() for version in past[-keep:]):
+        yield from (version.splits.digest, *(once.splits for once in version.replaced))
+
+
+def _entry(
+    before: Before,
+    rows: Rows,
+    checked: CheckedRows,
+    unique: UniqueRows,
+    splits: Splits,
+    changes: tuple[int | None, int | None],
+) -> Version:
+    assert before.number
+    return Version(
+        number=before.number,
+        seed=before.seed,
+        by=before.by,
+        accepted=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        run=flow_run.name or "",
+        parent=before.parent,
+        rows=_part(rows),
+        checked=_part(checked),
+        unique=_part(unique),
+        splits=_part(splits),
+        counts={
+            "read": rows.num_read,
+            "rows": rows.num_rows,
+            "checked": checked.num_rows,
+            "unique": unique.num_rows,
+            "train": splits.num_train,
+            "validation": splits.num_validation,
+            "test": splits.num_test,
+        },
+        added=changes[0],
+        removed=changes[1],
+    )
+
+
+def _replaced(name: str, known: Version, splits: Splits) -> Replaced:
+    """What becomes of a line whose rows have other sides now, those that are set aside the side they return to."""
+    here = splits.path(SIDES_FILE)
+    there = here if known.splits.digest == splits.digest else assignments.kept(name, known)
+    moved, num_known = None, 0
+    if there:
+        is_here = pc.field("because") != GONE
+        new, old = (
+            furthest(pq.read_table(file, columns=["row_id", "side"], filters=is_here)) for file in (here, there)
+        )
+        both = new.join(old, "row_id", join_type="inner", right_suffix="_before").drop_null()
+        moved, num_known = both.filter(pc.field("side") != pc.field("side_before")).num_rows, both.num_rows
+    return Replaced(accepted=known.accepted, run=known.run, moved=moved, known=num_known, splits=known.splits.digest)
+
+
+def _say(name: str, version: Version) -> None:
+    """Warns where the sides of a version are others now than those that it was accepted with before."""
+    last = len(version.replaced) - 1
+    once = version.replaced[last]
+    if once.moved == 0:
+        return
+    if version.is_back(last):
+        log.info(
+            "version %d of the data of %s has its first accepted splits again, %s",
+            *(version.number, name, _when(version.replaced[0])),
+        )
+        return
+    moved = (
+        f"the splits that were accepted {_when(once)} are gone, so the number of moved rows is unknown"
+        if once.moved is None
+        else f"{once.moved:,} of {once.known:,} rows are in another split than when it was accepted {_when(once)}"
+    )
+    log.warning(
+        "version %d of the data of %s was split anew: %s; later data keep the new splits, unless a run with the "
+        "earlier settings restores the old ones",
+        *(version.number, name, moved),
+    )
+
+
+def _when(once: Replaced) -> str:
+    return f"on {once.accepted[:16].replace('T', ' ')}{f' by run {once.run}' if once.run else ''}"
+
+
+def _part(artifact: Artifact) -> StageOutput:
+    return StageOutput(stage=artifact.stage, key=artifact.key, digest=artifact.digest)
+
+
+def _changes(before: Before, rows: Rows, past: Sequence[Version]) -> tuple[int | None, int | None]:
+    """How many records came and went since the version before: what it had, and these, are the records of this one.
+
+    Records are told apart by their row_id; of equal ones it counts how many there are. None where it is not kept which
+    records that version had.
+    """
+    earlier = next((version for version in past if version.rows.digest == before.parent), None)
+    if earlier is None:
+        return rows.num_rows, 0
+    file = assignments.kept(before.name, earlier)
+    if file is None:
+        return None, None
+    now = pq.read_table(rows.path("rows.parquet"), columns=["row_id"])
+    new = now.group_by("row_id").aggregate([([], "count_all")]).rename_columns(["row_id", "records"])
+    both = new.join(assignments.records(file), "row_id", join_type="full outer", right_suffix="_before")
+    now, then = (np.asarray(both[name].fill_null(0)).astype(np.int64) for name in ("records", "records_before"))
+    return int((now - then).clip(min=0).sum()), int((then - now).clip(min=0).sum())

@@ -1,0 +1,208 @@
+"""A row's whole life, from the artifacts that are there: where it came from, what was done to it, which side it is on.
+
+A record is known by its file and line, since equal records share a row_id (row_search.py finds it).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from tunewright.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
+from tunewright.artifacts.placement import GONE
+from tunewright.artifacts.placement import SET_ASIDE as SET_ASIDE_BY_SPLIT
+from tunewright.config import from_here
+from tunewright.errors import ConfigError
+from tunewright.store import assignments
+from tunewright.store.assignments import DUPLICATE, QUARANTINED
+from tunewright.store.data_history import Version
+from tunewright.store.refusals import StoppedStage
+from tunewright.store.row_search import HELD_OUT, MOST_MATCHES, PLACE, QUARANTINE, Found, select
+
+SET_ASIDE = ("refused", "held out", "quarantined", "removed")
+# Why a row is on no split in the assignments of a version; for any other reason it is on one.
+NO_SIDE = (*(because.name.lower() for because in SET_ASIDE_BY_SPLIT), GONE, DUPLICATE, QUARANTINED)
+REMOVED = "removed.parquet"
+MOST_RELATIVES = 5  # rows of the same cluster, or duplicates, that are named
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the data stages made of one version of the data, as far as they ran."""
+
+    rows: Rows
+    checked: CheckedRows | None = None
+    unique: UniqueRows | None = None
+    splits: Splits | None = None
+    tokens: Tokens | None = None
+    stopped: StoppedStage | None = None  # by the stage after the last of these
+
+    def __iter__(self) -> Iterator[Artifact]:
+        """The artifacts in the order of the stages."""
+        stages = (self.rows, self.checked, self.unique, self.splits, self.tokens)
+        return iter([artifact for artifact in stages if artifact])
+
+
+def refused(stopped: StoppedStage, record: Found) -> list[dict[str, Any]]:
+    """The life of a record that ingest refused when it stopped; of any other none."""
+    here = (ds.field("file") == record["file"]) & (ds.field("line") == record["line"])
+    gone = _quarantined(stopped, here) if stopped.stage == "ingest" and not record["row_id"] else None
+    return [{"stage": "ingest"} | gone | {"outcome": "refused"}] if gone else []
+
+
+def life(made: Made, record: Found) -> list[dict[str, Any]]:
+    """What happened to a record, one entry a stage, until it was set aside or the stages that ran end."""
+    events: list[dict[str, Any]] = []
+    for event in _events(made, record):
+        events.append(event)
+        if event["outcome"] in SET_ASIDE:
+            break
+    return events
+
+
+def sides(row_id: str, name: str, past: Sequence[Version]) -> list[dict[str, Any]]:
+    """The side of a row in each version and why; without a side it is why not, or None where it was not there yet."""
+    told: list[dict[str, Any]] = []
+    for version in past:
+        file = assignments.kept(name, version)
+        entries = _sides(file, row_id) if file else []
+        row = entries[0] if entries else None
+        because = row["because"] if row else None
+        side = row["side"] if row and because not in NO_SIDE else None
+        told.append({"version": version.number, "side": side, "because": because})
+    return told
+
+
+def first_refused(stopped: StoppedStage) -> list[Found]:
+    """The first records of the table that a stage left when it stopped: QUARANTINE_SCHEMA or REMOVED_SCHEMA."""
+    table = _refused_table(stopped)
+    batch = next(table.iter_batches(batch_size=MOST_MATCHES), None) if table else None
+    return batch.to_pylist() if batch else []
+
+
+def num_refused(stopped: StoppedStage) -> int:
+    """How many records are in that table."""
+    table = _refused_table(stopped)
+    return table.metadata.num_rows if table else 0
+
+
+def stop_on_damage(stopped: StoppedStage) -> None:
+    """Raises ConfigError where the table that a stage left when it stopped cannot be read."""
+    try:
+        table = _refused_table(stopped)
+        for _ in table.iter_batches() if table else ():
+            pass
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(
+            f"{from_here(stopped.folder)}: the table there is damaged ({str(error).splitlines()[0]}); "
+            "run tunewright run FILE --until split, which writes it again or goes on"
+        ) from error
+
+
+def _refused_table(stopped: StoppedStage) -> pq.ParquetFile | None:
+    tables = [path for path in stopped.paths if path.suffix == ".parquet" and path.is_file()]
+    return pq.ParquetFile(tables[0]) if tables else None
+
+
+def _events(made: Made, record: Found) -> Iterator[dict[str, Any]]:
+    here = (ds.field("file") == record["file"]) & (ds.field("line") == record["line"])
+    yield {"stage": "ingest"} | _ingested(made.rows, here)
+    if made.checked:
+        yield {"stage": "check"} | (_quarantined(made.checked, here) or _now(made.checked, "passed"))
+    if made.unique:
+        yield {"stage": "dedupe"} | _deduped(made.unique, record, here)
+    if made.splits:
+        placed = _quarantined(made.splits, here) or _placed(made.splits, record, here)
+        yield {"stage": "split"} | placed
+        if made.tokens:
+            side = Path(placed["in"]).name
+            yield {"stage": "render"} | (_quarantined(made.tokens, here) or _now(made.tokens, "rendered", side))
+    if made.stopped and (gone := _quarantined(made.stopped, here) or _removed(made.stopped, here)):
+        yield {"stage": made.stopped.stage} | gone
+
+
+def _now(artifact: Artifact | StoppedStage, outcome: str, name: str = "rows.parquet") -> dict[str, Any]:
+    """What became of a record, and the file in which it stands since."""
+    return {"outcome": outcome, "in": str(artifact.path(name))}
+
+
+def _ingested(rows: Rows, here: ds.Expression) -> dict[str, Any]:
+    if refused := _quarantined(rows, here):
+        return refused | {"outcome": "refused"}
+    if select(rows.path(HELD_OUT), here, ["line"], 1):
+        return _now(rows, "held out", HELD_OUT)
+    columns = ["source", "byte", "group", "time", "side", "repairs"]
+    return _now(rows, "read") | select(rows.path("rows.parquet"), here, columns, 1)[0]
+
+
+def _deduped(unique: UniqueRows, record: Found, here: ds.Expression) -> dict[str, Any]:
+    if gone := _removed(unique, here):
+        return gone
+    removed = unique.path(REMOVED)
+    repeats = (ds.field("partner_file") == record["file"]) & (ds.field("partner_line") == record["line"])
+    return _now(unique, "kept") | {
+        "num_duplicates": _count(removed, repeats),
+        "duplicates": select(removed, repeats, [*PLACE, "reason", "similarity"], MOST_RELATIVES),
+    }
+
+
+def _removed(left: UniqueRows | StoppedStage, here: ds.Expression) -> dict[str, Any] | None:
+    file = left.path(REMOVED)
+    partner = ["partner_file", "partner_line", "partner_row_id"]
+    gone = select(file, here, ["reason", "similarity", *partner], 1) if file.is_file() else []
+    if not gone:
+        return None
+    named = {name.removeprefix("partner_"): gone[0].pop(name) for name in partner}
+    return _now(left, "removed", REMOVED) | gone[0] | {"partner": named}
+
+
+def _placed(splits: Splits, record: Found, here: ds.Expression) -> dict[str, Any]:
+    standing = (row for row in _sides(splits.path(SIDES_FILE), record["row_id"]) if row["because"] not in NO_SIDE)
+    for row in standing:
+        file = splits.path(f"{row['side']}.parquet")
+        if found := select(file, here, ["cluster"], 1):
+            return _on_side(splits, row, here, file, found[0]["cluster"])
+    raise ValueError(
+        f"{record['file']} line {record['line']} is lost: split put it in no split and did not quarantine it"
+    )
+
+
+def _on_side(splits: Splits, row: Found, here: ds.Expression, file: Path, number: int) -> dict[str, Any]:
+    cluster = pq.read_table(file, columns=PLACE, filters=ds.field("cluster") == number)
+    return _now(splits, row["side"], file.name) | {
+        "because": row["because"],
+        "inherited_from": _firm(splits, cluster) if row["because"] == "inherited" else None,
+        "cluster": number,
+        "num_in_cluster": cluster.num_rows,
+        "also_in_cluster": cluster.filter(~here).slice(0, MOST_RELATIVES).to_pylist(),
+    }
+
+
+def _firm(splits: Splits, cluster: pa.Table) -> Found | None:
+    """A row of a cluster that was on its side before this version, or is by its source: what an heir inherits from."""
+    firm = ds.field("because").isin(["kept", "given"]) & ds.field("row_id").isin(cluster["row_id"].unique())
+    ids = select(splits.path(SIDES_FILE), firm, ["row_id"], 1)
+    return cluster.filter(ds.field("row_id") == ids[0]["row_id"]).slice(0, 1).to_pylist()[0] if ids else None
+
+
+def _quarantined(artifact: Artifact | StoppedStage, here: ds.Expression) -> dict[str, Any] | None:
+    file = artifact.path(QUARANTINE)
+    aside = select(file, here, ["reason", "detail"], 1) if file.is_file() else []
+    return _now(artifact, "quarantined", file.name) | aside[0] if aside else None
+
+
+def _sides(file: Path, row_id: str) -> list[Found]:
+    """What a version remembers of the rows with these messages, those first that stand on a side.
+
+    There are several where dedupe keeps a row and the given test row that it repeats.
+    """
+    table = ds.dataset(file).to_table(columns=["side", "because"], filter=ds.field("row_id") == row_id)
+    return sorted(table.to_pylist(), key=lambda row: row["because"] in NO_SIDE)
+
+
+def _count(file: Path, where: ds.Expression) -> int:
+    return ds.dataset(file).count_rows(filter=where)

@@ -1,0 +1,219 @@
+"""Why a stage would run, in the words of the deployment file: what sets a call of it apart from an earlier one.
+
+The ingredients of a key bear the names of the stage's arguments. Which setting, file or stage each of them stands for
+is said here, and nowhere else; flows/finetune.py is where the arguments are given.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tunewright.artifacts import Artifact, Rows
+from tunewright.config import STAGES
+from tunewright.store.cache_key import Ingredients, differing
+from tunewright.store.manifest import is_whole
+
+SETTINGS = {  # stage and argument, or a part of it -> the setting that it is; any other has the name of its section
+    "base.reference": "model.base",
+    "base.revision": "model.revision",
+    "dedupe.settings": "dedupe",
+    "split.settings": "split",
+    "split.engine": "dedupe.engine",
+    "render.max_quarantined_share": "checks.max_quarantined_share",
+    "scan.share": "method.share",
+    "prompt.contenders": "evaluation.contenders",
+    "prompt.shots": "evaluation.shots",
+    "prompt.max_new_tokens": "evaluation.max_new_tokens",
+    "prompt.embedding_model": "dedupe.semantic_model",
+    "judge.url": "judge.url",
+    "judge.model": "judge.model",
+    "judge.rows": "judge.rows",
+    "verdict_page.run.name": "registry.name",
+    "verdict_page.run.approval": "gate.approval",
+    "register.candidate.run.name": "registry.name",
+    "register.candidate.run.approval": "gate.approval",
+    "register.candidate.settings": "",
+}
+SENTENCES = {  # stage and argument, or a part of it -> what its change says
+    "ingest.needs": "split.by, split.stratify: rows need other fields",
+    "base.identity": "model.base: its files changed",
+    "base.chat_template": "model.chat_template: the template changed",
+    "check.own": "checks.expectations: the code of your class changed",
+    "check.special_tokens": "model.base: its special tokens changed",
+    "check.before": "the last accepted version, for comparison, changed",
+    "dedupe.embedding": "dedupe.semantic_model: its files changed",
+    "split.earlier": "the last accepted version, whose splits are kept, changed",
+    "evaluate.contender.model_digest": "the evaluated weights changed",
+    "evaluate.contender.prompts_digest": "the prompts changed",
+    "evaluate.own": "evaluation.metrics: the code of your class changed",
+    "evaluate.schema": "evaluation.json_schema: the file changed",
+    "prompt.embedding": "dedupe.semantic_model: its files changed",
+    "evaluate.contender.version": "the champion changed",
+    "forgetting.contender.model_digest": "the evaluated weights changed",
+    "lm_eval.contender.model_digest": "the evaluated weights changed",
+    "lm_eval.identity": "lm_eval.tasks: the definition of a task changed",
+    "verdict_page.run.looks": "the test rows were used once more",
+    "verdict_page.run.warnings": "gate.looks: the warning about test-set uses changed",
+    "register.candidate.run.looks": "the test rows were used once more",
+    "register.candidate.run.warnings": "gate.looks: the warning about test-set uses changed",
+    "register.candidate.challenged": "the champion changed",
+    "register.candidate.lineage": "data.sources: the content of files changed",
+    "register.candidate.data_version": "the version number of the data changed",
+}
+FOLLOWS = {  # what of these can only change where another stage runs
+    "check.special_tokens": "base",
+    "evaluate.contender.model_digest": "train",
+    "forgetting.contender.model_digest": "train",
+    "lm_eval.contender.model_digest": "train",
+    "evaluate.contender.prompts_digest": "prompt",
+    "verdict_page.run.looks": "decide",
+    "verdict_page.run.warnings": "decide",
+    "register.candidate.run.looks": "decide",
+    "register.candidate.run.warnings": "decide",
+    "register.candidate.lineage": "ingest",
+    "register.candidate.data_version": "ingest",
+}
+MADE = re.compile(rf"({'|'.join(STAGES)}) ([0-9a-f]{{64}}|unmade_\w+)")  # an artifact; one that is still to be made
+ITEM = re.compile(r"(.+\[\d+\])\.(.+)")  # a field of an item of a list
+PART = re.compile(r"\.?[^.\[]+|\[\d+\]")
+MOST_DEFINITIONS = 3  # of code, that are named
+CHUNK = 1 << 20
+
+
+class InputFile(NamedTuple):
+    """A file that ingest reads, as its key has it."""
+
+    setting: str
+    digest: str
+    grows: bool  # by lines at its end
+
+
+def causes(
+    stage: str, before: Ingredients, now: Ingredients, made: Artifact | None = None, waits: Collection[str] = ()
+) -> list[str]:
+    """What differs, in words, each once, but for what `waits`, stages that run first, will have made.
+
+    `made` is what came of the earlier call.
+    """
+    names = [name for name in differing(before, now) if _made_by(stage, name, before, now) not in waits]
+    said = [*_files(before, now, made), *_sections(stage, names, before, now), *_code(names)]
+    return list(dict.fromkeys(said)) or ([] if waits else ["the order of its inputs changed"])
+
+
+def _made_by(stage: str, name: str, before: Ingredients, now: Ingredients) -> str:
+    """The stage that an ingredient is from, or empty."""
+    made = MADE.fullmatch(str(now.get(name) or before.get(name)))
+    return made[1] if made else FOLLOWS.get(f"{stage}.{name}", "")
+
+
+def _sections(stage: str, names: list[str], before: Ingredients, now: Ingredients) -> Iterator[str]:
+    """Settings, artifacts and versions."""
+    for name in names:
+        if name.startswith(("files[", "code ")) or _is_list_of_items(name, before | now):
+            continue
+        parts = [match[0] for match in PART.finditer(name)]  # the argument and, in a record, fields in it
+        wholes = [("".join(parts[:end]), "".join(parts[end:])) for end in range(len(parts), 0, -1)]
+        sentence = next((said for whole, _ in wholes if (said := SENTENCES.get(f"{stage}.{whole}"))), "")
+        setting, rest = next(
+            ((SETTINGS[f"{stage}.{whole}"], rest) for whole, rest in wholes if f"{stage}.{whole}" in SETTINGS),
+            (name, ""),
+        )
+        yield sentence or _changed(f"{setting}{rest}".lstrip("."), name, before, now)
+
+
+def _changed(key: str, name: str, before: Ingredients, now: Ingredients) -> str:
+    old, new = before.get(name), now.get(name)
+    if made := MADE.fullmatch(str(new or old)):
+        return f"the output of {made[1]} {'changed' if old and new else 'is now read' if new else 'is no longer read'}"
+    item = ITEM.fullmatch(name)
+    if item and (name in before) != (name in now):
+        there = now if name in now else before
+        what = there.get(f"{item[1]}.path") or there.get(f"{item[1]}.name")
+        if what and not any(other.startswith(f"{item[1]}.") for other in (before if there is now else now)):
+            return f"{key.removesuffix(f'.{item[2]}')}: {what} is {'new' if there is now else 'gone'}"
+    return f"{key}: {_shown(old)} -> {_shown(new)}"
+
+
+def _is_list_of_items(name: str, both: Ingredients) -> bool:
+    """Whether it is the empty list on one side that has items on the other."""
+    return any(other.startswith(f"{name}[") for other in both)
+
+
+def _code(names: list[str]) -> Iterator[str]:
+    code = [name.removeprefix("code ") for name in names if name.startswith("code ")]
+    rest = f" and {len(code) - MOST_DEFINITIONS} more" if len(code) > MOST_DEFINITIONS else ""
+    if code:
+        yield f"code {', '.join(code[:MOST_DEFINITIONS])}{rest} changed"
+
+
+def _files(before: Ingredients, now: Ingredients, made: Artifact | None) -> Iterator[str]:
+    """Files of ingest that changed, came or went; those of another path are told by their setting."""
+    old, new = _by_path(before), _by_path(now)
+    changed = [path for path in sorted(old.keys() & new.keys()) if old[path].digest != new[path].digest]
+    whole = made if changed and isinstance(made, Rows) and is_whole(made) else None  # others can keep pyarrow waiting
+    for path in changed:
+        lines = _num_appended(path, old[path], whole) if whole else None
+        how = f" ({lines:,} {'line' if lines == 1 else 'lines'} appended)" if lines else ""
+        yield f"{new[path].setting}: {path} changed{how}"
+    for there, other, word in ((new, old, "new"), (old, new, "gone")):
+        for path in sorted(there.keys() - other.keys()):
+            path_of_source = f"{there[path].setting}.path"
+            if before.get(path_of_source) == now.get(path_of_source):
+                yield f"{there[path].setting}: {path} is {word}"
+
+
+def _by_path(ingredients: Ingredients) -> dict[str, InputFile]:
+    files: dict[str, dict[str, Any]] = {}
+    for name, value in ingredients.items():
+        if name.startswith("files[") and (item := ITEM.fullmatch(name)):
+            files.setdefault(item[1], {})[item[2]] = value
+    return {
+        file["path"]: InputFile(file["setting"], file["digest"], file["format"] == "jsonl" and not file["packing"])
+        for file in files.values()
+    }
+
+
+def _num_appended(path: str, earlier: InputFile, made: Rows) -> int | None:
+    """How many lines follow in a local file what it was, which is known by where its last record began; or None."""
+    if not earlier.grows or not Path(path).is_file():
+        return None
+    begins = []
+    for table in ("rows.parquet", "quarantine.parquet"):
+        column = pq.read_table(made.path(table), columns=["byte"], filters=pc.field("file") == path)["byte"]
+        begins.append(pc.max(column).as_py() or 0)  # pyright: ignore[reportAttributeAccessIssue]
+    return num_lines_after(Path(path), max(begins), earlier.digest)
+
+
+def num_lines_after(file: Path, last: int, sha256: str) -> int | None:
+    """How many lines stand behind the line that begins at byte `last`, if all up to there has this hash; or None.
+
+    That line may have had no end before.
+    """
+    with file.open("rb") as opened:
+        seen = hashlib.sha256()
+        while last and (chunk := opened.read(min(last, CHUNK))):
+            seen.update(chunk)
+            last -= len(chunk)
+        while chunk := opened.readline(CHUNK):
+            seen.update(chunk.removesuffix(b"\n"))
+            if chunk.endswith(b"\n"):
+                break
+        without_end = seen.hexdigest()
+        seen.update(b"\n")
+        if sha256 not in (without_end, seen.hexdigest()):
+            return None
+        number, end = 0, b"\n"
+        while chunk := opened.read(CHUNK):
+            number, end = number + chunk.count(b"\n"), chunk[-1:]
+        return number + (end != b"\n")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:40]}…"

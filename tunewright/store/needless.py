@@ -1,0 +1,99 @@
+"""What in the home nothing needs any more, with its size and why: old artifacts and work that nobody went on with.
+
+Of each call of a stage ("evaluate base") the artifacts of the newest runs of each pipeline are needed, and all that was
+used within a day, since a run can be at it. Artifacts that no call asks for by name, as the parts of ingest, are needed
+for a week after they were last used. Whatever is removed is made again when it is needed (docs/recovering.md).
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tunewright import config
+from tunewright.store import pipelines, stale_work
+from tunewright.store.caching import lock
+from tunewright.store.manifest import folder_of, forget
+from tunewright.store.stale_work import DAY, KEPT_DAYS
+
+Kind = Literal["artifact", "copy of a champion", "unfinished work", "rejected version", "deleted in MLflow"]
+BUSY_DAYS = 1  # a run that uses an artifact holds no lock on it, and takes less
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needless:
+    """Something that can be removed."""
+
+    kind: Kind
+    name: str  # such as train/5f0c..., or tiny version 3
+    size: int  # bytes
+    why: str
+    remove: Callable[[], bool]  # returns False where a run is at it, and leaves it then
+
+
+def in_home(keep_runs: int) -> Iterator[Needless]:
+    """The artifacts but those of the newest `keep_runs` runs of each pipeline, and what is unused for KEPT_DAYS."""
+    home, asked = config.home(), pipelines.asked()
+    for folder in sorted((home / "artifacts").glob("*/*/")):
+        if folder.name.startswith("."):
+            if is_old(folder, BUSY_DAYS):
+                yield _of(folder, "unfinished work", "left by a run that was killed", _key_of(folder))
+            continue
+        place, when = asked.get(folder.name, (None, 0.0))
+        used = max(when, folder.stat().st_mtime)
+        kept_days = KEPT_DAYS if place is None else BUSY_DAYS
+        if (place is None or place >= keep_runs) and time.time() - used > kept_days * DAY:
+            yield _of(folder, "artifact", f"not used by newer runs, last used {_days(used)} days ago", folder.name)
+    for copy in sorted((home / "champions").glob("*/")):
+        if is_old(copy, KEPT_DAYS):
+            yield _copy(copy)
+    for work in sorted((home / "work").glob("*/*/")):
+        since = stale_work.touched(work)
+        if time.time() - since > KEPT_DAYS * DAY:
+            yield _of(work, "unfinished work", f"untouched for {_days(since)} days", work.name)
+
+
+def _copy(folder: Path) -> Needless:
+    def remove() -> bool:
+        shutil.rmtree(folder)
+        return True
+
+    why = f"last used {_days(folder.stat().st_mtime)} days ago; it can be downloaded again from MLflow"
+    return Needless(kind="copy of a champion", name=folder.name, size=size_of(folder), why=why, remove=remove)
+
+
+def size_of(folder: Path) -> int:
+    """The bytes of all files beneath a folder."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+
+
+def is_old(folder: Path, days: float) -> bool:
+    """Whether a folder was changed last before so many days."""
+    return time.time() - folder.stat().st_mtime > days * DAY
+
+
+def _of(folder: Path, kind: Kind, why: str, key: str) -> Needless:
+    stage = folder.parent.name
+
+    def remove() -> bool:
+        try:
+            with lock(folder_of(stage, key), wait=False):  # as a run that makes it holds it
+                shutil.rmtree(folder)
+                if kind == "artifact":
+                    forget(stage, key)
+                    pipelines.forget(key)
+        except BlockingIOError:
+            return False
+        return True
+
+    return Needless(kind=kind, name=f"{stage}/{folder.name}", size=size_of(folder), why=why, remove=remove)
+
+
+def _key_of(unfinished: Path) -> str:
+    return unfinished.name.split(".")[1]
+
+
+def _days(since: float) -> int:
+    return int((time.time() - since) / DAY)

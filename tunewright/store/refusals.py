@@ -1,0 +1,93 @@
+"""What a stage leaves to look at when it refuses its data, in `<home>/stopped/<stage>/<key>/`; it is no artifact.
+
+There lie the files that the error names (DataError.see) and stopped.json. They are replaced where the stage stops on
+the same inputs again, and go when it does not stop any more.
+"""
+
+import contextlib
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright import config
+from tunewright.errors import DataError
+
+STOPPED = "stopped.json"
+
+
+class StoppedStage(BaseModel):
+    """A stage that refused its data."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    key: str
+    message: str  # why
+    when: str  # UTC
+    run: str  # the name of the flow run
+    files: tuple[str, ...]  # the most telling one first
+    ingredients: dict[str, Any]  # of its key, as in a manifest
+
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return _place(self.stage, self.key)
+
+    def path(self, name: str) -> Path:
+        """The file `name` of it."""
+        return self.folder / name
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files."""
+        return [self.path(name) for name in self.files]
+
+    @property
+    def said(self) -> str:
+        """Why, and where to look, as the error of the run said it."""
+        return f"{self.message}; see {config.from_here(self.paths[0])}" if self.files else self.message
+
+
+def keep(unfinished: Path, stage: str, key: str, error: DataError, run: str, ingredients: dict[str, Any]) -> None:
+    """Keeps of a stage's unfinished folder what the error names, and adds to the error's line where that lies now."""
+    files = tuple(name for name in error.see if (unfinished / name).is_file())
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    stopped = StoppedStage(
+        stage=stage, key=key, message=str(error), when=when, run=run, files=files, ingredients=ingredients
+    )
+    with contextlib.suppress(OSError):  # a full disk must not hide why the stage stopped
+        discard(stage, key)
+        stopped.folder.mkdir(parents=True)
+        for name in files:
+            (unfinished / name).rename(stopped.folder / name)
+        said = stopped.model_dump(exclude={"stage", "key"})
+        (stopped.folder / STOPPED).write_text(json.dumps(said, indent=1, ensure_ascii=False), encoding="utf-8")
+        error.args = (stopped.said,)
+
+
+def find(stage: str, key: str) -> StoppedStage | None:
+    """What a stage left when it stopped on the inputs of this key, or None."""
+    try:
+        said = json.loads((_place(stage, key) / STOPPED).read_text(encoding="utf-8"))
+        return StoppedStage.model_validate(said | {"stage": stage, "key": key})
+    except (FileNotFoundError, ValueError, TypeError):  # killed while it was written: as if it were not there
+        return None
+
+
+def of_stage(stage: str) -> list[StoppedStage]:
+    """What a stage left wherever it stopped."""
+    left = (find(stage, folder.name) for folder in (config.home() / "stopped" / stage).glob("*/"))
+    return [stopped for stopped in left if stopped]
+
+
+def discard(stage: str, key: str) -> None:
+    """Deletes it."""
+    shutil.rmtree(_place(stage, key), ignore_errors=True)
+
+
+def _place(stage: str, key: str) -> Path:
+    return config.home() / "stopped" / stage / key

@@ -1,0 +1,204 @@
+"""Records found by what a person knows of them: their row_id, their place in a file, or words of theirs.
+
+Files are read row group by row group, and wide columns only where a narrow one matches, so that a row among a million
+is found in a second.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from tunewright.artifacts import Artifact, Rows
+from tunewright.errors import ConfigError
+from tunewright.store.caching import MANIFEST
+from tunewright.store.refusals import StoppedStage
+
+HELD_OUT, QUARANTINE = "held_out.parquet", "quarantine.parquet"
+MOST_MATCHES = 10
+SHOWN_CHARS = 300
+PLACE = ["file", "line", "row_id"]
+OF_TEXT = {QUARANTINE: [*PLACE, "text"], HELD_OUT: ["file", "line", "text"]}  # records that are no rows
+NO_ROW = {"row_id": None}
+
+Found = dict[str, Any]  # the columns of one row
+
+
+@dataclass(frozen=True)
+class RowQuery:
+    """The one of three ways to name a row that a person chose."""
+
+    said: str  # the option as it was given
+    row: str | None = None
+    place: tuple[str, int] | None = None
+    words: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, row: str | None, line: str | None, text: str | None) -> "RowQuery":
+        """What was asked for. Raises ConfigError where it names no place, or no word."""
+        if row is not None:
+            return cls(f"--row {row}", row=row)
+        if line is not None:
+            file, _, number = line.rpartition(":")
+            if not file or not number.isdecimal():
+                raise ConfigError(f"--line {line}: accepted: FILE:LINE, such as data/mine.jsonl:12")
+            return cls(f"--line {line}", place=(file, int(number)))
+        words = (text or "").split()
+        if not words:
+            raise ConfigError("--text: accepted: one word or more")
+        return cls(f"--text {text}", words=words)
+
+    def among(self, rows: Rows) -> list[Found]:
+        """The records of it that ingest read; at least MOST_MATCHES + 1 where there are more than MOST_MATCHES."""
+        if self.row is not None:
+            return by_id(rows, self.row)
+        return by_line(rows, *self.place) if self.place else by_text(rows, self.words)
+
+    def refused(self, stopped: StoppedStage) -> list[Found]:
+        """The records of it that ingest refused when it stopped: they have a place and a text, and are no rows."""
+        table = stopped.path(QUARANTINE)
+        if self.row is not None or not table.is_file():
+            return []
+        if self.words:
+            return _with_words(table, OF_TEXT[QUARANTINE], self.words)
+        file, line = self.place or ("", 0)
+        below = pc.ends_with(ds.field("file"), f"/{file}")  # pyright: ignore[reportAttributeAccessIssue]
+        named = (ds.field("file") == file) | below
+        return select(table, named & (ds.field("line") == line), OF_TEXT[QUARANTINE], MOST_MATCHES + 1)
+
+
+def place(record: Found) -> dict[str, Any]:
+    """Where a record stands, and its row_id."""
+    return {name: record[name] for name in PLACE}
+
+
+def manifest(artifact: Artifact) -> dict[str, Any]:
+    """What was written beside an artifact when it was made (caching.py)."""
+    return json.loads(artifact.path(MANIFEST).read_text(encoding="utf-8"))
+
+
+def by_id(rows: Rows, beginning: str) -> list[Found]:
+    """The records whose row_id begins so, at most one more than MOST_MATCHES."""
+    row_id = ds.field("row_id")
+    where = (row_id >= beginning) & (row_id < f"{beginning}g")  # after every hex digit
+    return select(rows.path("rows.parquet"), where, [*PLACE, "messages"], MOST_MATCHES + 1)
+
+
+def by_line(rows: Rows, file: str, line: int) -> list[Found]:
+    """The records on a line of a file, those too that were refused or held out.
+
+    The file's name may leave out the folders around it. Of a CSV file it is the record that the line is part of, with
+    that line as `asked_line` where it is not its first.
+    """
+    found: list[Found] = []
+    for name in files_named(rows, file):
+        found += _at(rows, name, line) or (_around(rows, name, line) if _is_csv(rows, name) else [])
+    return found[: MOST_MATCHES + 1]
+
+
+def files_named(rows: Rows, file: str) -> list[str]:
+    """The files that were read under this name, which may leave out the folders around it."""
+    return [name for name in rows.detected if is_named(name, file)]
+
+
+def is_named(path: str, file: str) -> bool:
+    """Whether a path is meant by a file's name, which may leave out the folders around it."""
+    return path == file or path.endswith(f"/{file}")
+
+
+def by_text(rows: Rows, words: Sequence[str]) -> list[Found]:
+    """The records that contain all words, in any case and order, those too that were refused or held out.
+
+    There are more where it returns more than MOST_MATCHES.
+    """
+    found: list[Found] = []
+    for batch in _batches(rows.path("rows.parquet"), [*PLACE, "messages"]):
+        messages = batch["messages"]
+        turns, row_of = messages.flatten().field("content"), pc.call_function("list_parent_indices", [messages])
+        hits = np.ones(len(batch), dtype=bool)
+        for word in words:
+            hits &= np.bincount(np.asarray(row_of)[_contains(turns, word)], minlength=len(batch)) > 0
+        found += batch.filter(pa.array(hits)).slice(0, MOST_MATCHES + 1).to_pylist()
+        if len(found) > MOST_MATCHES:
+            return found
+    for name, columns in OF_TEXT.items():
+        found += _with_words(rows.path(name), columns, words)
+    return found
+
+
+def excerpt(record: Found) -> str:
+    """The beginning of what a record says."""
+    turns = record.get("messages")
+    text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) if turns else record.get("text") or ""
+    return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 1]}…"
+
+
+def select(file: Path, where: ds.Expression, columns: list[str], most: int) -> list[Found]:
+    """The first rows of a Parquet file that satisfy a condition; other columns are read only where a row does."""
+    found: list[Found] = []
+    for fragment in ds.dataset(file).get_fragments():
+        for group in fragment.split_by_row_group(where):
+            if len(found) < most and group.count_rows(filter=where):
+                found += group.to_table(columns=columns, filter=where).slice(0, most - len(found)).to_pylist()
+    return found
+
+
+def _at(rows: Rows, file: str, line: int) -> list[Found]:
+    """The record that begins in a line."""
+    here = (ds.field("file") == file) & (ds.field("line") == line)
+    kept = select(rows.path("rows.parquet"), here, [*PLACE, "messages"], 1)
+    others = (found for name, columns in OF_TEXT.items() for found in select(rows.path(name), here, columns, 1))
+    return kept or [NO_ROW | found for found in others]
+
+
+def _around(rows: Rows, file: str, line: int) -> list[Found]:
+    """The record of a CSV file that a line is part of: the last one that begins before it.
+
+    Where no record is known to begin behind it, only as many lines belong to it as its texts have.
+    """
+    begins = np.concatenate([_lines(rows.path(name), file) for name in ("rows.parquet", *OF_TEXT)])
+    before, is_last = begins[begins < line], not (begins > line).any()
+    found = _at(rows, file, int(before.max())) if len(before) else []
+    is_sample = manifest(rows)["ingredients"].get("data.limit") is not None  # then records between two are not known
+    if is_last or is_sample:
+        found = [each for each in found if line - each["line"] <= _num_breaks(each)]
+    return [each | {"asked_line": line} for each in found]
+
+
+def _num_breaks(record: Found) -> int:
+    texts = [turn["content"] for turn in record.get("messages") or ()] or [record.get("text") or ""]
+    return sum(text.count("\n") for text in texts)
+
+
+def _lines(file: Path, of: str) -> np.ndarray:
+    """The lines in which the records of a file begin."""
+    return ds.dataset(file).to_table(columns=["line"], filter=ds.field("file") == of)["line"].to_numpy()
+
+
+def _is_csv(rows: Rows, file: str) -> bool:
+    return rows.detected.get(file, "").startswith("csv")
+
+
+def _with_words(file: Path, columns: list[str], words: Sequence[str]) -> list[Found]:
+    """The records that are no rows and contain all words."""
+    found: list[Found] = []
+    for batch in _batches(file, columns):
+        hits = np.logical_and.reduce([_contains(batch["text"], word) for word in words])
+        found += [NO_ROW | each for each in batch.filter(pa.array(hits)).slice(0, MOST_MATCHES + 1).to_pylist()]
+    return found
+
+
+def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    return pq.ParquetFile(file).iter_batches(batch_size=20_000, columns=columns)
+
+
+def _contains(texts: pa.Array, text: str) -> np.ndarray:
+    options = pc.MatchSubstringOptions(text, ignore_case=True)
+    return np.asarray(pc.call_function("match_substring", [texts], options).fill_null(False), dtype=bool)
