@@ -176,6 +176,9 @@ def started(folder: Path, tiny_base: Base, settings: Mapping[str, str] = {}) -> 
             each.bind(("127.0.0.1", 0))
         up = Up(folder, (one.getsockname()[1], other.getsockname()[1]), settings)
     (folder / DATA).write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    for name in ("cli", "flows", "tasks", "data_checks"):  # a team's own, in the folder that a worker runs in
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise ImportError('a package of the team')\n")
     parameters = {
         "data": {"sources": [{"path": DATA}]},
         "model": {"base": tiny_base.reference, "max_length": 128},

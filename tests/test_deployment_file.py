@@ -52,6 +52,14 @@ def refusal(act: Callable[[], object]) -> str:
     return str(error.value)
 
 
+def test_the_old_entrypoint_is_accepted_with_a_line(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    old = PIPELINE.replace("tunewright.flows.finetune.finetune", "flows.finetune.finetune")
+    assert load(write(old)).settings == load(write(PIPELINE)).settings
+    assert caplog.messages == [
+        "x.yaml line 3: entrypoint: write tunewright.flows.finetune.finetune; the old name works for one more release"
+    ]
+
+
 def test_ten_lines_are_a_whole_pipeline(pipeline: Pipeline) -> None:
     assert (pipeline.path, pipeline.name) == (Path("x.yaml"), "triage")
     assert pipeline.settings == Settings(

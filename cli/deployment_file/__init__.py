@@ -3,6 +3,7 @@
 Each effective value remembers where it came from: a line of the file, the command line, or the default.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,10 @@ from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows.parameters import DEPLOYMENT_NAME, Parameters, checked, field, flat, named, shown, slug
 
 ENTRYPOINT = "tunewright.flows.finetune.finetune"
+OLD_ENTRYPOINT = "flows.finetune.finetune"  # accepted for one release, as is what deployments on a server name
 MAX_BYTES = 1_000_000
+
+log = logging.getLogger("tunewright")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,10 @@ def load(path: Path, deployment: str | None = None) -> Pipeline:
     check(document)
     at, chosen = _choose(document, deployment)
     entrypoint = chosen.get("entrypoint")
-    if entrypoint != ENTRYPOINT:
+    if entrypoint == OLD_ENTRYPOINT:
+        place = document.place(f"{at}.entrypoint")
+        log.warning("%s: entrypoint: write %s; the old name works for one more release", place, ENTRYPOINT)
+    elif entrypoint != ENTRYPOINT:
         found = "missing" if entrypoint is None else f"{shown(entrypoint)} is refused"
         raise ConfigError(f"{document.place(f'{at}.entrypoint')}: entrypoint: {found}; accepted: {ENTRYPOINT}")
 

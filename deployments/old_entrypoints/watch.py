@@ -1,0 +1,5 @@
+"""The flow of tunewright.flows.watch, under its old name."""
+
+from tunewright.flows.watch import watch
+
+__all__ = ["watch"]

@@ -1,0 +1,86 @@
+"""The distribution: one package, which runs outside its checkout and beside a team's folders of any name."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_cli import write_files
+
+from tunewright.artifacts import Base
+
+ROOT = Path(__file__).parents[1]
+BUILT_FROM = (
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "cli",
+    "flows",
+    "tasks",
+    "data_checks",
+    "tunewright",
+    "deployments",
+)
+OLD_NAMES = """
+from flows.finetune import finetune
+from flows.release import approval
+from flows.watch import watch
+import tunewright.flows.finetune, tunewright.flows.release, tunewright.flows.watch
+assert finetune is tunewright.flows.finetune.finetune
+assert approval is tunewright.flows.release.approval
+assert watch is tunewright.flows.watch.watch
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip installed a wheel of this checkout."""
+    source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    for name in BUILT_FROM:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(site), str(source)], check=True)
+    return site
+
+
+def python(site: Path, folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The code run in a folder; what is installed in `site` comes after the folder's own packages."""
+    environment = os.environ | {"PYTHONPATH": str(site), "TUNEWRIGHT_HOME": str(folder / "home")}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_one_package_is_installed_and_for_one_release_the_old_entrypoints(site: Path) -> None:
+    packages = {each.parent.name for each in site.glob("*/__init__.py")}
+    assert packages == {"tunewright", "flows"}
+    assert sorted(each.name for each in (site / "flows").glob("*.py")) == [
+        "__init__.py",
+        "finetune.py",
+        "release.py",
+        "watch.py",
+    ]
+
+
+def test_the_old_entrypoints_are_the_same_flows(site: Path, tmp_path: Path) -> None:
+    done = python(site, tmp_path, OLD_NAMES)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_installed_runs_beside_folders_of_a_team_with_our_names(
+    site: Path, tmp_path: Path, tiny_base: Base
+) -> None:
+    write_files(tiny_base, tmp_path)
+    for name in ("cli", "flows", "tasks", "data_checks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('a package of the team')\n")
+    code = "import tunewright.cli.main as cli, sys; print(cli.__file__, file=sys.stderr); cli.main()"
+    done = python(site, tmp_path, code, "run", "tiny.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[0] == str(site / "tunewright" / "cli" / "main.py")
+    assert json.loads(done.stdout)["model"]["name"] == "tiny"
