@@ -18,7 +18,7 @@ class RowShown(NamedTuple):
     text: str
 
 
-class Pair(NamedTuple):
+class RemovedPair(NamedTuple):
     """A removed row and the kept row that it repeats."""
 
     similarity: float
@@ -26,14 +26,14 @@ class Pair(NamedTuple):
     kept: RowShown
 
 
-class Kind(NamedTuple):
+class RemovedKind(NamedTuple):
     """The removed rows of one reason that compares by a threshold, and the pairs nearest to that threshold."""
 
     reason: str
     setting: str
     threshold: float
     bars: Sequence[tuple[float, float, int]]  # from a similarity to another: rows
-    pairs: Sequence[Pair]
+    pairs: Sequence[RemovedPair]
 
 
 def bars(similarities: Sequence[float]) -> list[tuple[float, float, int]]:
@@ -45,7 +45,7 @@ def bars(similarities: Sequence[float]) -> list[tuple[float, float, int]]:
     return [(step / STEPS, (step + 1) / STEPS, counts[step]) for step in range(lowest, STEPS)]
 
 
-def render(read: int, reasons: dict[str, int], kinds: Sequence[Kind]) -> str:
+def render(read: int, reasons: dict[str, int], kinds: Sequence[RemovedKind]) -> str:
     """The page. Excerpts are masked and made visible already; here they are escaped."""
     page = template(Path(__file__).with_name("duplicates.html"))
     return page.render(read=read, removed=sum(reasons.values()), reasons=reasons, kinds=kinds)

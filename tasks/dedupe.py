@@ -202,7 +202,7 @@ def _removed(gone: pa.Table, rows: np.ndarray, repeats: Repeats, places: pa.Tabl
     return pa.table(columns, schema=REMOVED_SCHEMA)
 
 
-def _kinds(folder: Path, file: Path, settings: Dedupe) -> list[duplicates.Kind]:
+def _kinds(folder: Path, file: Path, settings: Dedupe) -> list[duplicates.RemovedKind]:
     """The removed rows by each reason that has a threshold, with the pairs nearest to it."""
     kinds = []
     of_setting = {"near_duplicate": settings.threshold, "semantic_duplicate": settings.semantic or 0.0}
@@ -213,11 +213,11 @@ def _kinds(folder: Path, file: Path, settings: Dedupe) -> list[duplicates.Kind]:
             pairs = _pairs(file, removed.take(pa.array(nearest)))
             setting = "dedupe.threshold" if reason == "near_duplicate" else "dedupe.semantic"
             bars = duplicates.bars(removed["similarity"].to_pylist())
-            kinds.append(duplicates.Kind(reason, setting, threshold, bars, pairs))
+            kinds.append(duplicates.RemovedKind(reason, setting, threshold, bars, pairs))
     return kinds
 
 
-def _pairs(file: Path, removed: pa.Table) -> list[duplicates.Pair]:
+def _pairs(file: Path, removed: pa.Table) -> list[duplicates.RemovedPair]:
     """The excerpts of some removed rows and of the rows that they repeat."""
     pairs = removed.to_pylist()
     ids = [row[name] for row in pairs for name in ("row_id", "partner_row_id")]
@@ -226,7 +226,7 @@ def _pairs(file: Path, removed: pa.Table) -> list[duplicates.Pair]:
     found = ds.dataset(file).to_table(columns=["file", "line", "messages"], filter=these).to_pylist()
     texts = {(row["file"], row["line"]): visible(excerpt(row["messages"])) for row in found}
     return [
-        duplicates.Pair(
+        duplicates.RemovedPair(
             row["similarity"],
             *(
                 duplicates.RowShown(visible(place[0]), place[1], texts[place])
