@@ -180,11 +180,14 @@ prefect_server.ensure()
 
 @flow
 def run() -> None:
+    emit_event(event="a", resource={"prefect.resource.id": "sent"})
+    EventsWorker.instance().wait_until_empty()  # it is connected, and tries to be so again
     os.kill(int(os.environ["SERVER"]), signal.SIGKILL)
+    time.sleep(2)  # until the connection is closed at this end, too
     for number in range(30):
         emit_event(event="a", resource={"prefect.resource.id": str(number)})
     get_run_logger().warning("to nobody")
-    time.sleep(15)  # until the first event could not be sent
+    time.sleep(20)  # until the first event could not be sent
     print("the run went on", flush=True)
     started = time.monotonic()
     try:
