@@ -5,6 +5,7 @@ import random
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +265,16 @@ def test_what_a_probe_keeps_is_in_a_home_for_its_owner_alone(home: Path, monkeyp
     probe({"model_type": "none of ours"})
     assert [*new.glob("architectures/*.json")]
     assert new.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("depth", [21, 200, 500, 900, 100_000])
+@pytest.mark.parametrize("wrap", [lambda inner: {"a": inner}, lambda inner: [inner]], ids=["objects", "lists"])
+def test_a_field_that_is_nested_without_end_is_one_line(depth: int, wrap: Callable[[Any], Any]) -> None:
+    fields = {"model_type": "llama", **ARCHITECTURES["llama"], "vocab_size": 50}
+    value: Any = 1
+    for _ in range(depth):
+        value = wrap(value)
+    said = probe(fields | {"odd": value}).refused
+    while isinstance(value, dict | list):  # freed from outside in, as Python recurses too
+        value = value["a"] if isinstance(value, dict) else value[0]
+    assert said == "its config.json has 'odd' nested over 20 deep; accepted: at most 20 lists and objects"

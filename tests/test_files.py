@@ -171,6 +171,26 @@ def test_code_in_the_store_is_never_run_here_even_where_nothing_tells_that_it_wa
     assert not (tmp_path / "it_ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("template", "limit"),
+    [
+        ("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "10 s of processor time"),
+        ("{% set a = 'a' * 3000000000 %}", "500 MB of memory"),
+    ],
+)
+def test_a_template_without_end_in_a_version_of_a_stranger_is_one_line(
+    store: Path, home: Path, tmp_path: Path, template: str, limit: str
+) -> None:
+    file = store / "artifacts" / "contract.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+    plant(store, tmp_path / "it_ran")
+    shutil.rmtree(home / "registered")
+    said = rf"^models:/triage/1: its chat template for 3 conversations takes more than {limit}; the alias did not move$"
+    with pytest.raises(TunewrightError, match=said):
+        promote()
+    assert aliases() == {"champion": "1"}
+
+
 def test_a_version_that_mlflow_serves_verifies_its_own_files(store: Path) -> None:
     from mlflow.pyfunc import load_model
 

@@ -282,6 +282,7 @@ def test_a_tokenizer_saved_offline_and_one_saved_online_are_one(folder: Path) ->
     assert (len(digests), len(texts)) == (1, 2)
 
 
+Change = Callable[[dict[str, Any]], dict[str, Any]]  # of a tokenizer.json
 CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "CAAAAAE="}
 
 
@@ -298,7 +299,7 @@ def _of_many_tokens(content: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_a_hostile_tokenizer_is_one_line_and_no_crash(
-    tiny_base: Base, tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], said: str
+    tiny_base: Base, tmp_path: Path, change: Change, said: str
 ) -> None:
     folder = tmp_path / "base"
     shutil.copytree(tiny_base.weights, folder)
@@ -309,3 +310,44 @@ def test_a_hostile_tokenizer_is_one_line_and_no_crash(
     within = rf"{file} cannot be read within 10 s of processor time and 400 MB of memory \((?:{said})\)"
     with pytest.raises(ConfigError, match=rf"^model\.base=.*: its tokenizer cannot be loaded: {within}$"):
         load_tokenizer(base)
+
+
+def _chained(
+    kind: str, times: int, pattern: dict[str, str] | None = None
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    one = {"type": "Replace", "pattern": pattern or {"String": "\u00a7"}, "content": "\u00a7" * 4}
+    name = "normalizers" if kind == "normalizer" else "decoders"
+    return lambda content: content | {kind: {"type": "Sequence", name: [one] * times}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "times"),
+    [
+        ("normalizer", _chained("normalizer", 40), "over 1,000,000,000"),
+        ("normalizer", _chained("normalizer", 5, {"Regex": "x*"}), "3,125"),
+        ("normalizer", _chained("normalizer", 2_000), "over 1,000,000,000"),
+        ("decoder", _chained("decoder", 4), "256"),
+    ],
+)
+def test_a_tokenizer_that_multiplies_a_text_is_one_line(
+    tiny_base: Base, tmp_path: Path, kind: str, change: Change, times: str
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base.weights, folder)
+    base = tiny_base.model_copy(update={"folder": folder, "location": Path()})
+    file = base.weights / "tokenizer.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    said = rf"its {kind} makes a text {times} times as long; accepted: at most 100 times"
+    with pytest.raises(ConfigError, match=rf"^model\.base=.*: its tokenizer cannot be loaded: {file}: {said}$"):
+        load_tokenizer(base)
+
+
+def test_a_tokenizer_that_writes_spaces_as_another_sign_is_loaded(tiny_base: Base, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base.weights, folder)
+    base = tiny_base.model_copy(update={"folder": folder, "location": Path()})
+    file = base.weights / "tokenizer.json"
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    sequence = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, space]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": sequence}))
+    assert load_tokenizer(base).backend_tokenizer.normalizer.normalize_str("a b") == "\u2581a\u2581b"

@@ -408,14 +408,17 @@ class ServedChat:
         stop_ids = self.contract["stop_token_ids"]
         return answer(self.model, self.tokenizer, prompts, stop_ids, max_new_tokens, batch=self.batch)
 
+    @property
+    def template(self) -> str:
+        """The contract's template, with the only day that the model knows."""
+        template, date = self.contract["chat_template"], self.contract["date_in_template"]
+        return f"{{% macro strftime_now(format) %}}{date}{{% endmacro +%}}{template}" if date else template
+
     def _prompts(self, conversations: list[list[dict[str, str]]]) -> list[list[int]]:
         """Each conversation as the contract's template writes it. Raises ValueError where it cannot."""
-        template, date = self.contract["chat_template"], self.contract["date_in_template"]
-        if date:  # the model knows no other day
-            template = f"{{% macro strftime_now(format) %}}{date}{{% endmacro +%}}{template}"
         try:
             texts = self.tokenizer.apply_chat_template(
-                conversations, chat_template=template, tokenize=False, add_generation_prompt=True
+                conversations, chat_template=self.template, tokenize=False, add_generation_prompt=True
             )
             return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         except Exception as error:  # what a template raises is anything

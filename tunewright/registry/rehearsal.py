@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunewright.errors import TunewrightError
+from tunewright.machine import bounded
+from tunewright.machine.bounded import Unreadable
+from tunewright.modeling.chat import write_conversations
 from tunewright.registry import files
 from tunewright.registry.candidate import Candidate
 from tunewright.serving import ServedChat
@@ -121,6 +124,7 @@ def load(copy: Path) -> ServedChat:
 def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None:
     loaded, asked = load(copy), rehearsal.rows
     most = rehearsal.max_new_tokens or _max_new_tokens(copy)
+    _check_template(version, loaded, rehearsal)
     said = loaded.answer_measured([row.messages for row in asked], most)
     others = [
         (row, answer)
@@ -134,6 +138,18 @@ def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None
             f"get another answer; row {row.row_id[:12]}: measured {row.answer[:200]!r}, reloaded {after[:200]!r}; the "
             "alias did not move"
         )
+
+
+def _check_template(version: "ModelVersion", loaded: ServedChat, rehearsal: Rehearsal) -> None:
+    """Raises TunewrightError where the version's template meets a limit, before this process renders it."""
+    conversations, special = [row.messages for row in rehearsal.rows], loaded.tokenizer.special_tokens_map
+    try:
+        bounded.call(write_conversations, loaded.template, conversations, special, True)
+    except Unreadable as error:
+        raise TunewrightError(
+            f"{files.uri_of(version)}: its chat template for {len(conversations)} conversations {error}; the alias did "
+            "not move"
+        ) from error
 
 
 def tolerated(loaded: ServedChat, num_rows: int) -> int:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from tunewright import config
 from tunewright.errors import ConfigError
 from tunewright.importing import one_line
-from tunewright.modeling.architecture.tiny import absurd, tiny, windows
+from tunewright.modeling.architecture.tiny import absurd, nested, tiny, windows
 from tunewright.store import disk
 from tunewright.store.code_hashes import fingerprints
 
@@ -52,6 +52,8 @@ def of(model_config: Any, longest: int = 0) -> Architecture:
 def probe(fields: Mapping[str, Any], longest: int = 0) -> Architecture:
     """The same of the fields of a config.json."""
     plain = {name: value for name, value in fields.items() if name not in BESIDE and not name.startswith("_")}
+    if found := nested(plain):
+        return Architecture(refused=f"its config.json has {found}")
     text = json.dumps(plain, sort_keys=True, default=str)
     found = _kept(text, ())
     exceeded = tuple(name for name, size in found.windows.items() if size < longest)

@@ -34,6 +34,7 @@ CHOSEN_EXPERTS = re.compile(r"experts_per_tok|^moe_k$|^moe_topk$")
 EVERY = re.compile(r"interval|period|every|offset|pattern$|first_k_dense")
 SIZES = (HEAD_COUNT, HEAD_WIDTH, WIDTH, EXPERTS)
 LARGEST, MOST_HIDDEN_LAYERS = 10_000_000, 10_000  # of any model
+MOST_NESTED = 20  # lists and objects in each other in one field; of the models known at most 4
 LABELS = "num_labels"  # for each of which transformers makes two entries of a dictionary
 TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
 ROPE = ("rope_scaling", "rope_parameters")
@@ -48,6 +49,21 @@ def absurd(fields: Mapping[str, Any]) -> str:
         is_wrong = not least <= value <= most if _is_int(value) else is_main and value is not None
         if is_size and is_wrong:
             return f"{name}={value!r:.80}; accepted: a whole number from {least} to {most:,}"
+    return ""
+
+
+def nested(fields: Mapping[str, Any]) -> str:
+    """A field of a config.json that is nested deeper than any model's, and what is accepted; empty if there is none.
+
+    Those who compute with a configuration recurse into it.
+    """
+    for name, value in fields.items():
+        level = [value]
+        for _ in range(MOST_NESTED + 1):
+            level = [each for each in level if isinstance(each, dict | list) and each]
+            level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+        if level:
+            return f"{name[:80]!r} nested over {MOST_NESTED} deep; accepted: at most {MOST_NESTED} lists and objects"
     return ""
 
 
