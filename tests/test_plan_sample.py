@@ -12,6 +12,7 @@ from tunewright.artifacts import Base
 from tunewright.cli import deployment_file, plan
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import Planned
+from tunewright.cli.plan.sample import sampled
 from tunewright.config import Data, Source
 from tunewright.errors import ConfigError, DataError
 from tunewright.modeling import models
@@ -150,6 +151,35 @@ def test_what_data_limit_draws_is_told_from_what_was_looked_at(tiny_base: Base) 
     assert costs.chosen.work.num_rows == 24
 
 
+@pytest.mark.parametrize("after_ingest", [False, True])
+@pytest.mark.parametrize(
+    ("side", "train", "validation", "train_of_half"),
+    [("test", 45, 5, 45), ("validation", 45, 30, 25), ("train", 70, 5, 50), ("replay", 44, 5, 22)],
+)
+def test_a_side_that_is_given_takes_no_share_of_the_other_rows(
+    tiny_base: Base, side: str, train: int, validation: int, train_of_half: int, after_ingest: bool
+) -> None:
+    write("a.jsonl", *map(record, range(50)))
+    write("b.jsonl", *(record(number, 40) for number in range(30)))
+    sources = f"[{{path: a.jsonl}}, {{path: b.jsonl, side: {side}}}]"
+    asked = deployment_file.override(pipeline(tiny_base), [f"data.sources={sources}"])
+    data = asked.settings.data
+    made = ingest.fn(data=data, files=source_files(data), needs=()) if after_ingest else None
+    found = sampled(asked.settings, None, made, first_rows(source_files(data), data))
+    assert found
+    assert (found.num_rows, found.num_validation) == (train, validation)
+    costs = plan.look_up(asked, "mine.yaml").costs
+    assert costs
+    assert (costs.source, costs.chosen.work.num_rows) == ("ingest" if after_ingest else "sample", train)
+    of = "ingest" if after_ingest else "the sources"
+    is_of_own = side in ("validation", "test")
+    said = f"the 50 rows of {of}, beside 30 with side: {side}" if is_of_own else f"the 80 rows of {of}"
+    assert costs.rows_from == f"from {said}, rendered"
+    half = plan.look_up(deployment_file.override(asked, ["split.test=0.5"]), "mine.yaml").costs
+    assert half
+    assert half.chosen.work.num_rows == train_of_half
+
+
 def test_an_evaluation_that_comes_after_the_last_step_is_said_to_be_the_end(tiny_base: Base) -> None:
     write("a.jsonl", *map(record, range(50)))
     longer = deployment_file.override(pipeline(tiny_base), ["training.max_steps=5", "training.evaluate_every=6"])
@@ -168,7 +198,7 @@ def test_the_first_rows_are_of_all_files_and_the_rest_is_only_counted(monkeypatc
     data = Data(sources=(*sources, Source(path="train.jsonl", side="train")))
     found = first_rows(source_files(data), data)
     assert found
-    assert [len(found.conversations), found.train] == [5 + 4 + 5, 10]
+    assert [len(found.conversations), found.given] == [5 + 4 + 5, {"test": 7, "train": 10}]
     assert found.drawn == pytest.approx(400 + 10 * 4 / 5)
     monkeypatch.setattr(sampling, "MOST_BYTES", 9_000)
     about = first_rows(source_files(data), data)

@@ -1,17 +1,24 @@
 """Rows as a plan takes them before render has made any: some conversations, rendered where the base is here."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from tunewright.artifacts import Artifact, Base, Rows, Splits
-from tunewright.config import Model, Settings
+from tunewright.config import Model, Settings, Split
 from tunewright.cost_model import work
 from tunewright.modeling import chat_templates
 from tunewright.modeling.chat import Chat, Message, Tokenized, tokenize
 from tunewright.modeling.models import load_tokenizer
 from tunewright.tasks.ingest.sampling import Sample
 from tunewright.tasks.render import bound_of, lengths_in_words
+
+MOST_LOOKED_AT = 1_000  # rows that ingest made
 
 
 class Sampled(NamedTuple):
@@ -28,24 +35,27 @@ class Sampled(NamedTuple):
 
 def sampled(settings: Settings, base: Base | None, made: Artifact | None, first: Sample | None) -> Sampled | None:
     """Some of the rows that split or ingest made, or the `first` of the sources; None without any."""
-    share, validation = 1 - settings.split.validation - settings.split.test, settings.split.validation
+    given: Mapping[str, float] = {}
     if isinstance(made, Splits):
-        number, conversations = work.conversations_in(made.path("train.parquet"))
-        train, num_validation, source = number, made.num_validation, "split"
-    elif isinstance(made, Rows) and made.num_rows:
-        number, conversations = work.conversations_in(made.path("rows.parquet"))
-        train, num_validation, source = int(share * number), int(number * validation), "ingest"
+        looked_of, conversations = work.conversations_in(made.path("train.parquet"))
+        train, num_validation, source = looked_of, made.num_validation, "split"
     else:
-        if first is None:
+        if isinstance(made, Rows) and made.num_rows:
+            drawn, given, conversations = _of_ingest(made.path("rows.parquet"))
+            source = "ingest"
+        elif first is not None:
+            drawn, given, conversations = first.drawn, first.given, first.conversations
+            source = "sample"
+        else:
             return None
-        number, conversations = first.drawn + first.train, first.conversations
-        train, num_validation = int(share * first.drawn + first.train), int(validation * first.drawn)
-        source = "sample"
-    which = _which(source, len(conversations), number, first, settings.data.limit)
+        looked_of = drawn + given.get("train", 0) + given.get("replay", 0)
+        train, num_validation = _shared(settings.split, drawn, given)
+    which = _which(source, len(conversations), looked_of, first, settings.data.limit)
+    which_and_given = which + _and_given(given)
     rows = _rendered(conversations, base, settings.model)
     if rows is None:
         guessed = [work.stand_in(work.guessed(messages), at) for at, messages in enumerate(conversations)]
-        return Sampled(source, max(1, train), num_validation, guessed, f"from the texts of {which}")
+        return Sampled(source, max(1, train), num_validation, guessed, f"from the texts of {which_and_given}")
     assert base
     bound = bound_of(base, settings.model)
     long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > bound.limit]
@@ -57,8 +67,41 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
             f"{len(long):,} of {which} are longer than {bound}, so {ends}: they have {lengths_in_words(long)}; "
             f"{bound.cure(max(long))}"
         )
-    said = f"from {which}, rendered"
+    said = f"from {which_and_given}, rendered"
     return Sampled(source, max(1, train), num_validation, kept or rows, said, too_long, is_too_long=not kept)
+
+
+def _shared(split: Split, drawn: float, given: Mapping[str, float]) -> tuple[int, int]:
+    """How many rows train, and how many validate: a side that is given has its rows, and a share of `drawn` otherwise.
+
+    Replay rows come on top of those that train, as many as split.replay allows.
+    """
+    validation, test = (
+        0.0 if given.get(side) else share for side, share in (("validation", split.validation), ("test", split.test))
+    )
+    train = (1 - validation - test) * drawn + given.get("train", 0)
+    most = split.replay * train / (1 - split.replay) if split.replay < 1 else inf
+    return int(train + min(given.get("replay", 0), most)), int(given.get("validation", 0) or validation * drawn)
+
+
+def _of_ingest(file: Path) -> tuple[int, dict[str, int], list[list[dict[str, str]]]]:
+    """How many rows have no side yet, how many each side is given, and messages of the first rows that may train."""
+    parquet, numbers = pq.ParquetFile(file), Counter[str | None]()
+    conversations: list[list[dict[str, str]]] = []
+    for batch in parquet.iter_batches(columns=["side"]):
+        numbers.update(batch["side"].to_pylist())
+    for batch in parquet.iter_batches(1_000, columns=["side", "messages"]):
+        may_train = pc.field("side").is_null() | ~pc.field("side").isin(["validation", "test"])
+        conversations += batch.filter(may_train)["messages"].to_pylist()
+        if len(conversations) >= MOST_LOOKED_AT:
+            break
+    return numbers.pop(None, 0), {side: n for side, n in numbers.items() if side}, conversations[:MOST_LOOKED_AT]
+
+
+def _and_given(given: Mapping[str, float]) -> str:
+    """The rows of validation and test splits that are the user's own: no share of the others becomes these."""
+    said = [f"{given[side]:,.0f} with side: {side}" for side in ("validation", "test") if given.get(side)]
+    return f", beside {' and '.join(said)}" if said else ""
 
 
 def _which(source: work.Source, looked: int, number: float, first: Sample | None, limit: int | None) -> str:

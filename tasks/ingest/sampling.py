@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pyarrow.parquet as pq
 
-from tunewright.config import Data
+from tunewright.config import Data, Side
 from tunewright.errors import DataError
 from tunewright.tasks.ingest import find_columns, judge, reasons, stop_on_empty_side
 from tunewright.tasks.ingest.files import SourceFile, is_remote
@@ -30,7 +30,7 @@ class Sample(NamedTuple):
 
     conversations: list[list[Message]]
     drawn: float
-    train: float
+    given: dict[str, float]  # side -> the rows of sources that are given to it
     is_all: bool  # whether these are all rows of the sources
 
 
@@ -65,27 +65,29 @@ def first_rows(files: Sequence[SourceFile], data: Data) -> Sample | None:
     local = [file for file in sources if not (is_remote(file.path) or file.format == "hub")]
     each = max(1, ROWS // max(1, len(local)))
     conversations: list[list[Message]] = []
-    numbers = {"drawn": 0.0, "train": 0.0}
+    drawn, given = 0.0, dict.fromkeys(get_args(Side), 0.0)
     tallies: dict[str, Tally] = {}
     num_records = 0
     for file in local:
         tally, number, kept = _of_file(file, each, MOST_BYTES // len(local), data)
         tallies[file.path] = tally
         num_records += number
-        if file.side not in ("validation", "test"):
-            conversations += kept
-            rows = number * len(kept) / max(1, tally.num_read)
-            numbers["train" if file.side == "train" else "drawn"] += rows
+        conversations += [] if file.side in ("validation", "test") else kept
+        rows = number * len(kept) / max(1, tally.num_read)
+        if file.side:
+            given[file.side] += rows
+        else:
+            drawn += rows
     tally = Tally()
     for one in tallies.values():
         tally.add(one)
     if len(local) == len(sources):
         _stop_on_refused(data, sources, tallies, tally, num_records)
-    total = sum(numbers.values())
-    if data.limit and total > data.limit:
-        numbers = {name: number * data.limit / total for name, number in numbers.items()}
+    total = drawn + sum(given.values())
+    share = data.limit / total if data.limit and total > data.limit else 1
+    given = {side: share * number for side, number in given.items() if number}
     is_all = tally.num_read == num_records and len(local) == len(sources)
-    return Sample(conversations, **numbers, is_all=is_all) if conversations else None
+    return Sample(conversations, share * drawn, given, is_all) if conversations else None
 
 
 def _of_file(file: SourceFile, wanted: int, most_bytes: int, data: Data) -> tuple[Tally, int, list[list[Message]]]:
