@@ -17,7 +17,7 @@ from tunewright import config
 from tunewright.artifacts import Rows
 from tunewright.config import Data, RecordFiles, Source
 from tunewright.errors import DataError, TunewrightError
-from tunewright.tasks.ingest import ingest, source_files
+from tunewright.tasks.ingest import ingest, readers, source_files
 from tunewright.tasks.ingest.layouts import FIELDS
 from tunewright.tasks.ingest.opening import BOM
 
@@ -55,7 +55,7 @@ RECORDS: dict[str, tuple[list[int], list[tuple[int, int, str]]]] = {
     "nul.jsonl": ([1, 5], [(2, 48, "nul_character"), (3, 53, "nul_character"), (4, 95, "nul_character")]),
     "null_field.jsonl": ([1, 5], [(2, 48, "null_field"), (3, 85, "null_field"), (4, 104, "null_field")]),
     "rows.csv": (
-        [2, 8, 11],
+        [2, 8, 11, 13],
         [
             (4, 56, "bad_csv"),
             (5, 64, "bad_csv"),
@@ -64,7 +64,6 @@ RECORDS: dict[str, tuple[list[int], list[tuple[int, int, str]]]] = {
             (9, 122, "bad_encoding"),
             (10, 131, "nul_character"),
             (12, 147, "bad_csv"),
-            (13, 164, "bad_csv"),
         ],
     ),
     "scalars.jsonl": (
@@ -400,6 +399,64 @@ def test_a_damaged_archive_never_crashes_and_its_account_adds_up(position: int, 
     content = bytearray((CORPUS / name).read_bytes())
     content[position % len(content)] = value
     account(name, bytes(content))
+
+
+def test_a_quote_that_does_not_close_takes_no_line_with_it_but_its_own() -> None:
+    lines = [
+        "id,instruction,output",
+        'A-1,"two',
+        'lines, and ""quotes""",yes',
+        'Z-1,"sin cerrar la comilla,envio',
+        "Z-2,one,yes",
+        "Z-3,too,many,fields",
+        'Z-4,"in, quotes",yes',
+        'Z-5,"again',
+        'two",yes',
+        'B-1,"a line',
+        'and its end","open,yes',
+        "B-2,last,yes",
+    ]
+    kept, refused = read("\n".join(lines).encode(), "a.csv")
+    assert [(row["line"], texts(row)[0]) for row in kept] == [
+        (2, 'two\nlines, and "quotes"'),
+        (5, "one"),
+        (7, "in, quotes"),
+        (8, "again\ntwo"),
+        (12, "last"),
+    ]
+    assert [(entry["line"], entry["reason"], entry["detail"]) for entry in refused] == [
+        (4, "bad_csv", "a quote opened here is not closed before line 7"),
+        (6, "bad_csv", "4 columns, the header row has 3"),
+        (10, "bad_csv", "a quote opened in line 11 is not closed before the end of the file"),
+        (11, "bad_csv", "a quote opened here is not closed before the end of the file"),
+    ]
+
+
+def test_a_quote_that_closes_in_its_line_is_no_open_one() -> None:
+    _, refused = read(b'instruction,output\n"closed" and more,a\n"two\nlines" and more,b\nc,d\n', "a.csv")
+    assert [(entry["line"], entry["detail"]) for entry in refused] == [
+        (2, "',' expected after '\"'"),
+        (3, "a quote opened here is not closed before line 4"),
+        (4, "a quote in a field without quotes around it, behind a line whose quote does not close"),
+    ]
+
+
+@pytest.mark.parametrize("line", [b'"a\n', b'a,"b\n', b'"a\n' + b'a""b,c\n' * 20 + b'"x"y\n'])
+def test_lines_behind_open_quotes_are_not_read_over_and_over(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_taken = 0
+    plain = readers._Pulled.__next__
+
+    def counted(pulled: readers._Pulled) -> str:
+        nonlocal num_taken
+        num_taken += 1
+        return plain(pulled)
+
+    monkeypatch.setattr(readers._Pulled, "__next__", counted)
+    lines = line * 50
+    kept, refused = read(b"prompt,completion\ngood,row\n" + lines, "a.csv")
+    assert [row["line"] for row in kept] == [2]
+    assert [entry["line"] for entry in refused] == list(range(3, 3 + lines.count(b"\n")))
+    assert num_taken < 4 * lines.count(b"\n")
 
 
 WINDOWS = '{"instruction": "Grüße sagen", "output": "Grüße"}\n'

@@ -7,9 +7,10 @@ of its format at all raises DataError.
 
 import csv
 import json
+import re
 import shlex
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from io import BufferedReader
 from itertools import takewhile
@@ -43,6 +44,10 @@ OTHER_SEPARATORS = ";\t|"  # of what is called CSV too
 ALWAYS_PLAUSIBLE = 100_000  # records of a file, and one for each of its bytes as it lies on the disk
 
 MOST_LOOKED_AT = 1 << 26  # bytes of a file in which each line is looked at for its encoding
+
+# A field of CSV, in quotes or without, and what stands in quotes whatever follows. Possessive: linear time.
+QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
+FIELD = re.compile(QUOTED.pattern + rb"""(?=[,\r\n]|\Z)|(?!")[^,\r\n]*+""")
 
 R = TypeVar("R")
 Columns = frozenset[str] | None
@@ -132,14 +137,16 @@ class _Pulled:
         self.path = path
         self.max_bytes = max_bytes
         self.lines = physical
+        self.again: deque[Line] = deque()  # that were taken, and are read once more
         self.taken: list[Line] = []
         self.num_bytes = 0
+        self.last_again = 0  # the number of the last such line
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        line = next(self.lines)
+        line = self.again.popleft() if self.again else next(self.lines)
         if self.taken and self.num_bytes > self.max_bytes:
             raise DataError(
                 f"{self.path}: bad_csv, the quoted field that opens in line {self.taken[0].number} does not close "
@@ -155,9 +162,63 @@ class _Pulled:
         self.taken = []
         self.num_bytes = 0
 
+    def bad(self, error: str) -> Iterator[tuple[Line, str]]:
+        """The lines of a record that csv could not read, and what is wrong with each.
+
+        Where a quote does not close, these are the lines up to that quote, and those behind it are read again: what
+        they hold is no part of that field. None but the last of them can open a quote that stays open, so no line is
+        read more than a few times.
+        """
+        taken = self.taken
+        opens = _open_quote(taken)
+        if opens is None:
+            yield from ((line, error) for line in taken)
+            return
+        at_end = "unexpected end" in error
+        before = "the end of the file" if at_end else f"line {taken[-1].number}"
+        bad, rest = taken[: opens + 1], taken[opens + 1 :]
+        self.last_again = taken[-1].number
+        self.again.extendleft(reversed(rest))
+        for line in bad:
+            here = "here" if line is taken[opens] else f"in line {taken[opens].number}"
+            yield line, f"a quote opened {here} is not closed before {before}"
+
+
+def _open_quote(taken: Sequence[Line]) -> int | None:
+    """Which of the lines of a record opens a quote that does not close in the same line; None where none does."""
+    text = b"".join(line.content for line in taken)
+    position = 0
+    while field := FIELD.match(text, position):
+        if text[field.end() : field.end() + 1] != b",":
+            position = field.end()
+            break
+        position = field.end() + 1
+    if text[position : position + 1] != b'"':
+        return None
+    end = 0
+    for number, line in enumerate(taken):
+        end += len(line.content)
+        if position < end:
+            closed = QUOTED.match(text, position)
+            same_line = closed and closed.end() < end
+            return None if same_line else number
+    return None
+
+
+def _has_stray_quote(raw: bytes) -> bool:
+    """Whether a field without quotes around it has one: what was read again may be the rest of a text in quotes."""
+    position = 0
+    while field := FIELD.match(raw, position):
+        if b'"' in field[0] and not field[0].startswith(b'"'):
+            return True
+        if raw[field.end() : field.end() + 1] != b",":
+            break
+        position = field.end() + 1
+    return False
+
 
 def _csv(file: SourceFile, physical: Iterator[Line], max_bytes: int) -> Iterator[Item]:
-    """A record's line is its first. What csv cannot read is refused line by line: it may hide rows of any number."""
+    """A record's line is its first. What csv cannot read is refused line by line, up to a quote that does not close."""
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))  # of the process; its default is below ours
     pulled = _Pulled(file.path, physical, max_bytes)
     rows = csv.reader(pulled, strict=True)
@@ -169,12 +230,16 @@ def _csv(file: SourceFile, physical: Iterator[Line], max_bytes: int) -> Iterator
         except StopIteration:
             return
         except csv.Error as error:
-            for line in pulled.taken:
-                yield line.number, line.byte, line.content.rstrip(b"\r\n"), partial(_refuse, "bad_csv", str(error))
+            for line, said in pulled.bad(str(error)):
+                yield line.number, line.byte, line.content.rstrip(b"\r\n"), partial(_refuse, "bad_csv", said)
         else:
             raw = b"".join(line.content for line in pulled.taken).rstrip(b"\r\n")
             first = pulled.taken[0]
-            yield first.number, first.byte, raw, partial(_columns, header, fields, raw)
+            if first.number <= pulled.last_again and _has_stray_quote(raw):
+                said = "a quote in a field without quotes around it, behind a line whose quote does not close"
+                yield first.number, first.byte, raw, partial(_refuse, "bad_csv", said)
+            else:
+                yield first.number, first.byte, raw, partial(_columns, header, fields, raw)
 
 
 def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> list[str]:
