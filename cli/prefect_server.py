@@ -31,6 +31,7 @@ from prefect.settings import (
 )
 
 from tunewright.errors import ConfigError, TunewrightError
+from tunewright.machine import addresses
 from tunewright.machine.process_group import end_with_parent
 
 log = logging.getLogger("tunewright")
@@ -61,6 +62,11 @@ def connected() -> Iterator[SyncPrefectClient]:
             _require(client)
             yield client
     except httpx.HTTPStatusError as error:
+        if error.response.status_code == httpx.codes.UNAUTHORIZED:
+            raise ConfigError(
+                f"{api} refuses the password; set PREFECT_API_AUTH_STRING to what the server has as "
+                f"PREFECT_SERVER_API_AUTH_STRING; for tunewright up that is the text of {addresses.password_file()}"
+            ) from error
         raise TunewrightError(f"{api}: {error.response.status_code} {error.response.text[:300]}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _unusable(error) from error

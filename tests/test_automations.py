@@ -157,6 +157,10 @@ def test_only_runs_of_the_deployment_itself_are_told_of() -> None:
     assert not covers(failure, run, deployed(uuid4(), "Demo"))
     assert not covers(failure, run | {"prefect.state-type": "COMPLETED"}, deployed(TARGET.id, "Demo"))
     assert covers(approval, run, flow | {"prefect.resource.name": "approval"}, deployed(uuid4(), "triage"))
+    (message,) = approval.actions
+    assert isinstance(message, SendNotification)
+    command = 'run tunewright release approve triage {{ flow_run.parameters.version }} --reason "..."'
+    assert command in message.body
     assert not covers(approval, run, flow | {"prefect.resource.name": "approval"}, deployed(uuid4(), "other"))
     assert not covers(approval, run, flow | {"prefect.resource.name": "finetune"}, deployed(uuid4(), "triage"))
 

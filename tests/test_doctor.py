@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
 from tunewright import config, machine
@@ -22,6 +23,7 @@ from tunewright.cli import doctor
 from tunewright.cli.doctor import hardware, safety, servers, software, stores
 from tunewright.cli.doctor.finding import Finding
 from tunewright.cli.main import app
+from tunewright.cli.prefect_server import connected
 from tunewright.errors import ConfigError
 from tunewright.machine import addresses
 from tunewright.machine.addresses import Addresses
@@ -208,6 +210,12 @@ def test_a_server_that_asks_for_another_password_is_one_line(monkeypatch: pytest
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
         found = of("Prefect", list(servers.findings()))
+        with (
+            temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}),
+            pytest.raises(ConfigError, match=r"/api refuses the password; set PREFECT_API_AUTH_STRING to .*password$"),
+            connected(),
+        ):
+            pass
         server.shutdown()
     assert found.state == "failure" and "refuses the password" in found.found
     assert found.mend.startswith("set PREFECT_API_AUTH_STRING")

@@ -103,7 +103,7 @@ def test_rejected_versions_go_with_their_weights_and_all_that_can_be_needed_stay
     num_runs, weights = len(runs()), list(home.rglob("adapter_model.safetensors"))
     found = list(in_mlflow(2))
     assert [each.name for each in found] == ["triage version 4", "triage version 3", "triage version 2"]
-    assert found[0].why == "rejected (keep), and 2 newer ones stay"
+    assert found[0].why == "not promoted (verdict: keep); 2 newer ones stay"
     assert all(each.size > 10_000 for each in found)
     assert all(each.remove() for each in found)
     assert [str(version.version) for version in versions()] == ["1", "5", "6", "7", "8"]

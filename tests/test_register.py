@@ -228,7 +228,7 @@ def test_a_version_that_somebody_deleted_is_made_again(make: Make, home: Path) -
     assert lost(first) == "models:/triage/1 is not in MLflow any more"
     again = make()
     assert (again.version, again.run_id, lost(again), aliases()) == ("2", first.run_id, "", {"champion": "2"})
-    assert lost(again.model_copy(update={"run_id": "of another model"}))
+    assert lost(again.model_copy(update={"version_run_id": "of another model"}))
     (home / "mlflow.db").unlink()
     assert lost(again) == f"{home / 'mlflow.db'} is gone"
 
@@ -342,6 +342,14 @@ def test_the_alias_does_not_move_past_a_champion_that_was_not_challenged(make: M
         make(digest="b")
     assert make(digest="b", challenged="1").version == "2"
     assert aliases() == {"champion": "2"}
+
+
+def test_a_version_that_is_decided_on_again_is_not_taken_for_lost(make: Make) -> None:
+    first = make(digest="a", decision="keep")
+    again = make(digest="a")
+    assert (again.version, again.version_run_id) == (first.version, first.run_id)
+    assert again.run_id != first.run_id
+    assert lost(again) == ""
 
 
 def test_a_champion_is_found_and_nothing_is_made_in_looking(tiny_base: Base, home: Path, make: Make) -> None:

@@ -194,7 +194,9 @@ def test_a_rollback_to_a_version_that_waits_again_ends_its_wait(make: Make, rehe
 
 def test_one_rollback_after_another_goes_further_back(make: Make, rehearsed: list[str]) -> None:
     make()
-    with pytest.raises(TunewrightError, match="nothing to roll champion back to: version 1 is the first"):
+    with pytest.raises(
+        TunewrightError, match="1 is the first; tunewright release withdraw triage takes champion off it"
+    ):
         release.rollback(REGISTRY, by="ann", why="complaints")
     make(digest="b", challenged="1")
     make(digest="c", challenged="2")

@@ -415,12 +415,12 @@ def test_what_became_of_the_version_before_is_said_in_words() -> None:
 
     assert growth_sentence(proof(None, 0)) == ""
     assert growth_sentence(proof("digest", 80)) == (
-        "Since the previous version: all 80 remaining rows kept their split, 3 rows are gone, 12 are new or had no "
-        "split."
+        "Of the previous version's rows, all 80 that remain are on the same split; 3 rows are gone, 12 are new or had "
+        "no split."
     )
-    assert "79 of 80 remaining rows kept their split, 1 moved to another, 3" in growth_sentence(proof("digest", 79))
-    assert "79 of 80 remaining rows kept their split, 1 is quarantined, 3" in growth_sentence(proof("digest", 79, 1))
-    both = "77 of 80 remaining rows kept their split, 1 moved to another, 2 are quarantined, 3 rows"
+    assert "79 of 80 that remain are on the same split, 1 moved to another; 3" in growth_sentence(proof("digest", 79))
+    assert "79 of 80 that remain are on the same split, 1 is quarantined; 3" in growth_sentence(proof("digest", 79, 1))
+    both = "77 of 80 that remain are on the same split, 1 moved to another, 2 are quarantined; 3 rows"
     assert both in growth_sentence(proof("digest", 77, 2))
 
 

@@ -159,7 +159,8 @@ def _message(target: Target, block: UUID, told: str, operation: Operation) -> Se
         name = "approval needed"
         said = (
             f"A version of {target.model} is better and waits for approval: choose Resume in the menu at the top right "
-            f"of the run's page, or run tunewright release approve {target.model}"
+            f"of the run's page, or run tunewright release approve {target.model} "
+            '{{ flow_run.parameters.version }} --reason "..."'
         )
     if told == "failure":
         said += f"{{% if flow_run.state.type == 'CRASHED' %}}\n{after_crash(operation)}{{% endif %}}"

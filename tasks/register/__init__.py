@@ -45,6 +45,7 @@ def register(folder: Path, candidate: Candidate) -> Registered:
             alias="",
             uri=f"models:/{registry.name}/{version.version}",
             run_id=run.info.run_id,
+            version_run_id=str(version.run_id),
             experiment_id=run.info.experiment_id,
             tracking_uri=registry.tracking_uri,
             superseded=tuple(superseded),

@@ -368,7 +368,8 @@ class Registered(Artifact):
     version: str
     alias: str  # empty where another version carries it, or none
     uri: str
-    run_id: str
+    run_id: str  # of this decision
+    version_run_id: str = ""  # of the decision that made the version, which may be an earlier one on the same candidate
     experiment_id: str
     tracking_uri: str | None  # None for the database in the home folder, wherever that lies
     holder: str = ""  # the version that carries the alias, empty for none

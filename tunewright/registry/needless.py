@@ -59,7 +59,9 @@ def _rejected(
     for version in rejected[keep:]:
         stored = client.get_logged_model(_model_id(version)).artifact_location
         folder, name = _folder(stored), f"{model.name} version {version.version}"
-        why = f"rejected ({version.tags.get('verdict', '')}), and {keep} newer ones stay"
+        newer = f"{keep} newer {'one stays' if keep == 1 else 'ones stay'}"
+        stood = version.tags.get(TAG) or f"not promoted (verdict: {version.tags.get('verdict', 'none')})"
+        why = f"{stood}; {newer}"
         yield Needless(
             kind="rejected version",
             name=name,

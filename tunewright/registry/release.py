@@ -183,7 +183,9 @@ def _none_before(registry: Registry, events: Sequence[Event], held: str, there: 
     became |= {version: "deleted" for version in became if version not in there}
     was = [f"version {version} was {what}" for version, what in became.items() if version != held]
     if not was:
-        return f"version {held} is the first" if held else "no version has had it"
+        if not held:
+            return "no version has had it"
+        return f"version {held} is the first; tunewright release withdraw {registry.name} takes {registry.alias} off it"
     now = [f"version {held} has it"] if held else []
     return (
         f"{', '.join([*now, *was])}, and no other version was {registry.alias} before; tunewright release promote "

@@ -64,7 +64,7 @@ def lost(registered: Registered) -> str:
         return f"{config.mlflow_database()} is gone"
     with connected(Registry(name=name, tracking_uri=registered.tracking_uri)) as client:
         try:
-            is_there = client.get_model_version(name, number).run_id == registered.run_id
+            is_there = client.get_model_version(name, number).run_id == (registered.version_run_id or registered.run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise

@@ -94,7 +94,7 @@ def growth_sentence(proof: LeakProof) -> str:
     left = f", {moved:,} moved to another" if moved else ""
     left += f", {quarantined:,} {'is' if quarantined == 1 else 'are'} quarantined" if quarantined else ""
     return (
-        f"Since the previous version: {stayed} remaining rows kept their split{left}, {gone:,} rows are gone, "
+        f"Of the previous version's rows, {stayed} that remain are on the same split{left}; {gone:,} rows are gone, "
         f"{rows - known:,} are new or had no split."
     )
 
