@@ -419,3 +419,11 @@ def test_the_first_poll_waits_for_a_run_of_the_same_pipeline_that_a_terminal_sta
         assert message.startswith("no run of this deployment has finished yet; ")
         assert message.endswith(" is under way")
         assert terminal(Registry(name="another"))[0] == "Changed"
+
+
+def test_a_rate_in_scientific_notation_is_deployed_as_a_run_takes_it(
+    write: Callable[..., Path], client: SyncPrefectClient
+) -> None:
+    """YAML 1.1, which Prefect reads, takes 1e-3 for a text, as it has no point."""
+    deploy(write(rate="1e-3"), None, "local")
+    assert client.read_deployment_by_name("finetune/drops").parameters["training"] == {"learning_rate": 0.001}

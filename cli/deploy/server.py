@@ -5,11 +5,13 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, WorkerFilter
@@ -20,7 +22,7 @@ from prefect.workers.utilities import get_default_base_job_template_for_infrastr
 
 from tunewright import config
 from tunewright.accepted import did_you_mean, shown
-from tunewright.cli.deployment_file import Pipeline
+from tunewright.cli.deployment_file import Pipeline, plain
 from tunewright.cli.up.service import log_file
 from tunewright.config import called_in
 from tunewright.errors import ConfigError, TunewrightError
@@ -118,10 +120,22 @@ def deploy(pipeline: Pipeline, pool: str) -> None:
 
     Raises TunewrightError with what it said, in one line.
     """
-    file = ("--prefect-file", str(called_in() / pipeline.path), "--name", pipeline.name)
     given = () if pipeline.work_pool else ("--pool", pool)
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *file, *given],
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        yaml.safe_dump(plain(called_in() / pipeline.path), file)  # with 1e-4 as the number that it is
+        file.flush()
+        done = _prefect_deploy("--prefect-file", file.name, "--name", pipeline.name, *given)
+    if done.returncode:
+        config.make_home()
+        log = log_file("deploy")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(done.stdout, encoding="utf-8")
+        raise TunewrightError(f"{pipeline.path}: prefect deploy of {pipeline.name}: {_said(done.stdout)}; see {log}")
+
+
+def _prefect_deploy(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *arguments],
         env=os.environ
         | {
             "PREFECT_API_URL": str(PREFECT_API_URL.value()),
@@ -136,12 +150,6 @@ def deploy(pipeline: Pipeline, pool: str) -> None:
         text=True,
         check=False,
     )
-    if done.returncode:
-        config.make_home()
-        log = log_file("deploy")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(done.stdout, encoding="utf-8")
-        raise TunewrightError(f"{pipeline.path}: prefect deploy of {pipeline.name}: {_said(done.stdout)}; see {log}")
 
 
 def with_log(client: SyncPrefectClient, deployment: DeploymentResponse) -> DeploymentResponse:
