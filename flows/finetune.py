@@ -75,6 +75,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     unique = call(dedupe)(rows=checked, settings=s.dedupe, embedding=read.embedding)
     splits = call(split)(rows=unique, held_out=rows, settings=s.split, earlier=before.splits, engine=s.dedupe.engine)
     call.accept_version(before, rows, checked, unique, splits)
+    call.require_metrics(s, splits, read.schema)
     tokens = call(render)(splits=splits, base=base, model=s.model, max_quarantined_share=s.checks.max_quarantined_share)
     best = call(scan)(base=base, share=s.method.share) if s.method.kind == "spectrum" else None
     adapter = call(train)(tokens=tokens, base=base, method=s.method, training=s.training, compute=s.compute, scan=best)

@@ -153,6 +153,31 @@ def test_a_second_home_is_not_made_without_a_word(
     assert note not in tunewright("plan", "../theirs/bank.yaml").stderr
 
 
+@pytest.mark.parametrize(
+    ("gate", "key"),
+    [
+        ("metric: json_field_f1", "gate.metric=json_field_f1"),
+        ("guardrails: [{metric: json_valid, margin: 0.1}]", "gate.guardrails[0].metric=json_valid"),
+    ],
+)
+def test_a_metric_that_does_not_fit_is_refused_before_anything_is_trained(
+    tunewright: Run, tmp_path: Path, gate: str, key: str
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(f"{file.read_text()}      gate:\n        {gate}\n")
+    said = f"tiny.yaml line 12: {key} cannot be measured on"
+    code, line = refusal(tunewright("plan", "tiny.yaml"))
+    assert code == 2
+    assert line.startswith(f"{said} the first 72 rows: 72 of 72 references are not JSON, such as 'refund'; set ")
+    ran = tunewright("run", "tiny.yaml")
+    code, line = refusal(ran)
+    assert code == 2
+    assert line.startswith(f"{said} the test rows: ")
+    assert "split" in ran.output
+    assert "render" not in ran.output
+    assert refusal(tunewright("plan", "tiny.yaml")) == (code, line)
+
+
 def test_help_does_not_break_a_line_where_the_docstring_does() -> None:
     shown = CliRunner(env={"COLUMNS": "400"}).invoke(main.app, ["clean", "--help"]).stdout
     assert "rejected versions with their weights, and runs deleted in MLflow. Never files in use by a run" in shown

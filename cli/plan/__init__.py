@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from tunewright.artifacts import Artifact, Base, Tokens
 from tunewright.cli.deployment_file import Pipeline
+from tunewright.cli.plan import gate
 from tunewright.cli.plan.sample import Sampled, base_here, sampled
 from tunewright.config import STAGES, Compute, Method, Model, Settings
 from tunewright.cost_model import BudgetCase, Estimate, Ground, devices, estimate, remedies, shapes, shortage, work
@@ -66,6 +67,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     first = None if made["ingest"] else first_rows(read.files, settings.data)
     if STAGES.index(pipeline.until) < STAGES.index("train"):
         return Planned(steps=steps, costs=None)
+    notes += gate.misfits(settings, read, made, first)
     made["base"] = next(step.record or step.last for step in steps if step.stage == "base")
     try:
         ground, sample = _ground(settings, made, first)

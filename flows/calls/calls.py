@@ -13,6 +13,7 @@ from tunewright.config import STAGES, Registry, Settings, Stage
 from tunewright.errors import ConfigError
 from tunewright.flows.calls.step import Step
 from tunewright.flows.inputs import Inputs, draw
+from tunewright.metrics.required import require_metrics
 from tunewright.registry.champion import champion, trained_on_test
 from tunewright.store.rotation import Draw
 from tunewright.tasks.base import base as load_base
@@ -109,6 +110,11 @@ class Calls(ABC):
         """The version that the candidate is evaluated beside. Raises Reached where nothing is to be evaluated."""
         self.begin("evaluate")
         return champion(registry, self.digest(adapter), base, load_base.fn)
+
+    def require_metrics(self, settings: Settings, splits: Splits, schema: str) -> None:
+        """Raises ConfigError where the gate's metrics do not fit these test rows, before anything is made of them."""
+        if "train" in self.stages and self.digest(splits):
+            require_metrics(settings, splits, schema)
 
     def digest(self, record: Artifact) -> str:
         """The record's digest, or "" if it is still to be made."""

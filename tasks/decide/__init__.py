@@ -22,7 +22,7 @@ from tunewright.config import Gate
 from tunewright.metrics.baseline import CONSTANT
 from tunewright.metrics.general_tasks import scores as means_of
 from tunewright.metrics.general_tasks import tables as of_each
-from tunewright.metrics.rows import measured
+from tunewright.metrics.rows import measured, require_measured
 from tunewright.store.stage import stage
 from tunewright.tasks.decide.constant import best_constant
 from tunewright.tasks.decide.decision import CANDIDATE, Evidence, GuardrailTest, decide_scores
@@ -66,6 +66,9 @@ def decide(
     """
     tables = {each.contender: pq.read_table(each.path("answers.parquet")) for each in answers}
     metric = answers[0].metric if gate.metric == "auto" else gate.metric
+    for each in answers:
+        wanted = (metric, *(guardrail.metric for guardrail in gate.guardrails))
+        require_measured(tables[each.contender], wanted, each.scores)
     evidence = _evidence(tables, metric)
     constant = best_constant(tables[CANDIDATE], splits, metric) if CANDIDATE in tables else {}
     is_prose = answers[0].is_prose

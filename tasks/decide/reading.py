@@ -18,10 +18,7 @@ FEW, SHARE = 3, 0.02  # rows, and share of them, under which cut off answers cha
 
 
 def by_row(answers: pa.Table, metric: str) -> dict[str, float]:
-    """The score of each row; of perplexity its mean negative log-likelihood in nats per token.
-
-    Raises ConfigError where the answers have no such score.
-    """
+    """The score of each row; of perplexity its mean negative log-likelihood in nats per token."""
     return dict(zip(answers.column("row_id").to_pylist(), scores(answers, metric).tolist(), strict=True))
 
 

@@ -1,5 +1,7 @@
 """The scores of each row in an answers.parquet, as evaluate has written them."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 
@@ -15,13 +17,22 @@ def measured(answers: pa.Table) -> list[str]:
     return sorted({*named, "perplexity", "stopped"})
 
 
+def require_measured(answers: pa.Table, metrics: Iterable[str], scored: Iterable[str]) -> None:
+    """Raises ConfigError where the answers have no score a row of a metric; `scored` are those that they have one of.
+
+    The last defence: metrics/required.py says it before anything is trained.
+    """
+    there = measured(answers)
+    for metric in metrics:
+        if metric not in there:
+            known = ", ".join(sorted({*there, *scored}))
+            raise ConfigError(f"gate: {metric or 'auto'} was not measured on these rows, only {known}")
+
+
 def scores(answers: pa.Table, metric: str) -> Floats:
     """The score of each row [rows], in the rows' order."""
     if metric == "perplexity":
         return _numbers(answers, "nll") / _numbers(answers, "num_reference_tokens")
-    if metric not in answers.column_names:
-        there = ", ".join(measured(answers))
-        raise ConfigError(f"gate: {metric or 'auto'} was not measured on these rows, only {there}")
     return _numbers(answers, metric)
 
 
