@@ -92,7 +92,7 @@ def _show_account(console: Console, outcome: Outcome) -> None:
         console.print("repaired: " + ", ".join(f"{name} {count:,}" for name, count in repaired.items()), style="dim")
     if findings := worth_a_look(outcome):
         console.print(f"worth a look: {', '.join(findings)}", style="dim")
-    if outcome.splits and (few := too_few_test_rows(outcome.splits)):
+    if outcome.splits and (few := too_few_test_rows(outcome.splits, outcome.verdict)):
         console.print(Text(few, "yellow"))
     for said in given_sides(outcome.checked) if outcome.checked else ():
         console.print(said, style="yellow")

@@ -191,7 +191,7 @@ SET_RULES: dict[str, Callable[[Any, Mapping[str, Measure]], list[Rule]]] = {
             most=a.max_share,
         ),
         between(
-            f"one of the answers has only {{value:.0f}} rows, under min_rows={a.min_rows}",
+            f"the rarest answer has fewer rows than min_rows={a.min_rows}: {{value:.0f}}",
             "smallest_label_rows",
             least=a.min_rows,
         ),

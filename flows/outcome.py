@@ -208,13 +208,15 @@ def worth_a_look(outcome: Outcome) -> list[str]:
     return named + [counted_in_words(code, count) for code, count in of_split.items() if code != TOO_SMALL]
 
 
-def too_few_test_rows(splits: Splits) -> str:
-    """Which differences between two models so few test rows cannot show; empty where they are enough."""
+def too_few_test_rows(splits: Splits, verdict: Verdict | None = None) -> str:
+    """Which gain so few test rows show at least: what the verdict measured, before it an estimate; or "" if enough."""
     if TOO_SMALL not in splits.findings:
         return ""
     rows = f"{splits.num_test:,} test row{'s'[: splits.num_test != 1]}"
+    if verdict and verdict.smallest_visible is not None:
+        return f"warning: only {rows}, smallest detectable gain {number(verdict.smallest_visible)} (80 % power)"
     least = number(LeakProof.load(splits).smallest_visible_difference)
-    return f"warning: only {rows}, differences in accuracy below about {least} cannot be detected"
+    return f"warning: only {rows}, smallest detectable gain in accuracy about {least} (80 % power, estimated)"
 
 
 def _counted(num_rows: int) -> str:

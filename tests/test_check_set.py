@@ -41,7 +41,7 @@ def both(*tables: pa.Table) -> pa.Table:
         (
             labelled({"yes": 60, "no": 60, "so": 3}),
             "label_balance",
-            "one of the answers has only 3 rows, under min_rows=10",
+            "the rarest answer has fewer rows than min_rows=10: 3",
         ),
         (
             both(labelled({"yes": 95}), labelled({"no": 5}, "b")),

@@ -118,7 +118,11 @@ def test_defaults_hold_their_own_bounds_and_agree_with_each_other() -> None:
             {"validation": 0.5, "test": 0.5},
             "validation=0.5 and test=0.5 leave nothing to train on; accepted: a sum below 1",
         ),
-        (Method, {"kind": "full", "rank": 8}, "kind=full: rank would have no effect; it has no settings of its own"),
+        (
+            Method,
+            {"kind": "full", "rank": 8},
+            "kind=full: rank would have no effect; kind=full has no other settings of method",
+        ),
         (Method, {"kind": "full", "alpha": 8, "dropout": 0.1}, "kind=full: alpha, dropout would have no effect"),
         (Method, {"kind": "lora", "bits": 8}, "kind=lora: bits would have no effect; it uses alpha, "),
         (Method, {"kind": "spectrum", "rank": 8}, "kind=spectrum: rank would have no effect; it uses share"),

@@ -113,6 +113,23 @@ def test_advice_names_the_setting_that_says_how_long_to_train(max_steps: int | N
         assert warning.advice.startswith(said), warning
 
 
+@pytest.mark.parametrize(
+    ("method", "lower", "higher"),
+    [
+        ("lora", " or method.rank", "a higher method.rank or "),
+        ("spectrum", " or method.share", "a higher method.share or "),
+        ("full", "", ""),
+    ],
+)
+def test_advice_names_no_setting_that_does_not_act_with_the_method(method: str, lower: str, higher: str) -> None:
+    rising = lambda done: settling(done) + 2 * max(0, done - 0.5) ** 2  # noqa: E731
+    flat = lambda done: 0.6 + 1.4 * math.exp(-20 * done)  # noqa: E731
+    (over,) = warnings(make(falling, rising, looks=12, status={"method": method}))
+    assert over.advice == f"try fewer training.epochs, a lower training.learning_rate{lower}, or more rows"
+    (level,) = warnings(make(falling, flat, looks=12, status={"method": method}))
+    assert level.advice.endswith(f"for a lower loss try {higher}more rows")
+
+
 def test_what_stopped_early_would_have_gone_on_with_more_patience() -> None:
     curves = make(falling, settling, stopped_early=True, status={"max_steps": 900})
     assert (curves.planned_by, curves.ended_by) == ("training.max_steps", "training.patience")

@@ -242,7 +242,10 @@ def test_what_decided_or_was_the_closest_is_one_comparison_with_its_name() -> No
     assert gain(right(95), right(100)) == "-.15 [-.21, -.08] exact match against the few-shot prompt"
     assert gain(right(30), right(60)) == "-.40 [-.48, -.31] share that stops at the stop token against the base"
     losses = against([0.4] * 30, [0.5] * 30, metric="perplexity")
-    assert losses.gain.endswith(" less loss in nats per token against the base")
+    assert losses.gain == ".10 [.08, .10] less loss in nats per token against the base"
+    losses = against([6.0, 5.5] * 15, [0.5] * 30, metric="perplexity")
+    assert losses.gain.startswith("5.25 [4.")
+    assert losses.gain.endswith("] more loss in nats per token against the base")
 
 
 def test_as_good_is_enough_beside_a_prompt_but_not_beside_the_base() -> None:
@@ -628,8 +631,10 @@ def test_scores_that_are_no_numbers_are_a_verdict_and_no_crash(splits: Splits, t
     "gate", [{"metric": "json_valid"}, {"guardrails": (config.Guardrail(metric="json_valid", margin=0.1),)}]
 )
 def test_a_metric_that_was_not_measured_cannot_decide(splits: Splits, tmp_path: Path, gate: dict[str, Any]) -> None:
-    given = answers(tmp_path, "candidate", right(38, 40))
-    with pytest.raises(ConfigError, match="gate: json_valid was not measured on these rows, only exact_match, perpl"):
+    given = answers(tmp_path, "candidate", right(38, 40)).model_copy(update={"scores": {"macro_f1": 0.9}})
+    with pytest.raises(
+        ConfigError, match="gate: json_valid was not measured on these rows, only exact_match, macro_f1, pe"
+    ):
         verdict_of(splits, given, given, **gate)
 
 

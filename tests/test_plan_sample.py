@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tunewright.cli import deployment_file, plan
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import Planned
 from tunewright.cli.plan.sample import sampled
-from tunewright.config import Data, Source
+from tunewright.config import Data, Gate, Guardrail, Source
 from tunewright.errors import ConfigError, DataError
 from tunewright.modeling import models
 from tunewright.tasks.base import base
@@ -87,8 +88,41 @@ def test_rows_over_max_length_are_told_by_plan(tiny_base: Base) -> None:
     write("a.jsonl", *map(record, range(10)), record(10, 200))
     some = planned(tiny_base)
     assert some.costs
-    assert any("1 of the 11 rows of the sources are longer than" in note for note in some.costs.notes)
+    assert any("1 of the 11 rows of the sources is longer than" in note for note in some.costs.notes)
     assert some.costs.chosen.work.longest <= 128
+
+
+def gated(base: Base, **gate: Any) -> Planned:
+    """The plan of a.jsonl with such a gate."""
+    made = pipeline(base)
+    return plan.look_up(replace(made, settings=made.settings.model_copy(update={"gate": Gate(**gate)})), "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("gate", "key"),
+    [
+        ({"metric": "json_field_f1"}, r"gate\.metric=json_field_f1"),
+        ({"guardrails": (Guardrail(metric="json_valid", margin=0.1),)}, r"gate\.guardrails\[0\]\.metric=json_valid"),
+    ],
+)
+def test_a_plan_refuses_a_metric_that_fits_none_of_the_first_rows(
+    tiny_base: Base, gate: dict[str, Any], key: str
+) -> None:
+    write("a.jsonl", *map(record, range(50)))
+    said = f"^{key} cannot be measured on the first 50 rows: 50 of 50 references are not JSON, such as 'one'; set "
+    with pytest.raises(ConfigError, match=said):
+        gated(tiny_base, **gate)
+
+
+def test_a_plan_says_that_a_metric_may_not_fit_where_some_of_the_first_rows_tell(tiny_base: Base) -> None:
+    write("a.jsonl", *(record(n) | {"output": "{}"} for n in range(49)), record(49))
+    costs = gated(tiny_base, metric="json_valid").costs
+    assert costs
+    assert any("1 of 50 references are not JSON" in note and "if this holds" in note for note in costs.notes)
+    write("a.jsonl", *(record(n) | {"output": "{}"} for n in range(50)))
+    costs = gated(tiny_base, metric="json_valid").costs
+    assert costs
+    assert not any("JSON" in note for note in costs.notes)
 
 
 REFUSED = r"30 of 50 records quarantined, over data\.max_refused_share=0\.1: 30 unknown_layout, first a\.jsonl line 1"

@@ -7,7 +7,7 @@ from typing import Any
 from make_payloads import EXPECTATION, make_check_results, make_decontamination, make_proof
 from rich.console import Console
 
-from tunewright.artifacts import CheckedRows, Rows, Splits, UniqueRows, VerdictPage
+from tunewright.artifacts import CheckedRows, Rows, Splits, UniqueRows, Verdict, VerdictPage
 from tunewright.cli import terminal
 from tunewright.flows.calls import Step
 from tunewright.flows.outcome import Outcome, too_few_test_rows, worth_a_look
@@ -79,8 +79,11 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     ]
     make_proof(smallest_visible_difference=0.1576).save(tmp_path)
     few = splits.model_copy(update={"folder": tmp_path, "num_test": 50})
-    said = "warning: only 50 test rows, differences in accuracy below about .16 cannot be detected"
+    said = "warning: only 50 test rows, smallest detectable gain in accuracy about .16 (80 % power, estimated)"
     assert too_few_test_rows(few) == said
+    said = {"decision": "keep", "because": "worse", "sentence": "Kept.", "metric": "exact_match", "rows_needed": None}
+    verdict = Verdict.model_validate({**said, "differences": {}, "intervals": {}, "smallest_visible": 0.304})
+    assert too_few_test_rows(few, verdict) == "warning: only 50 test rows, smallest detectable gain .30 (80 % power)"
     console = Console(file=StringIO(), width=120, highlight=False)
     terminal.show_outcome(console, Outcome.of([Step(stage="split", state="ran", record=few)]), "x.yaml")
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]

@@ -555,7 +555,8 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "gate": Gate(guardrails=(Guardrail(metric="unparseable", margin=0.01),)),
                 "others": {"champion": wrong(RIGHT, range(40), "delivery")},
             },
-            r"Train more gently.* fewer training\.epochs .*share of invalid labels against the champion: -\.10 .*, "
+            r"Train more gently: a lower training\.learning_rate or fewer training\.epochs\W.*"
+            r"share of invalid labels against the champion: -\.10 .*, "
             r"allowed: at most \.01 worse",
         ),
         (

@@ -62,9 +62,15 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     kept = [row for row in rows if len(row["input_ids"]) <= bound.limit]
     too_long = ""
     if long:
-        ends = "render will stop" if settings.model.on_long == "error" else "render will drop them"
+        is_one = len(long) == 1
+        ends = (
+            f"render will drop {'it' if is_one else 'them'}"
+            if settings.model.on_long != "error"
+            else "render will stop"
+        )
         too_long = (
-            f"{len(long):,} of {which} are longer than {bound}, so {ends}: they have {lengths_in_words(long)}; "
+            f"{len(long):,} of {which} {'is' if is_one else 'are'} longer than {bound}, so {ends}: "
+            f"{'it has' if is_one else 'they have'} {lengths_in_words(long)}; "
             f"{bound.cure(max(long))}"
         )
     said = f"from {which_and_given}, rendered"

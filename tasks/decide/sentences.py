@@ -60,8 +60,11 @@ def of(
 def gain(closest: Comparison) -> str:
     """Such as "+.82 [.75, .88] exact match against the base"; an improvement, also where lower is better."""
     metric = describe(closest.metric)
-    improved = metric.in_words if metric.higher_is_better else f"less {metric.in_words}"
-    return f"{_gain(closest)} {improved} against {_named(closest)}"
+    if metric.higher_is_better:
+        return f"{_gain(closest)} {metric.in_words} against {_named(closest)}"
+    low, mean, high = closest.difference
+    more, change = ("more", (-high, -mean, -low)) if mean < 0 else ("less", closest.difference)
+    return f"{interval(change, signed=False)} {more} {metric.in_words} against {_named(closest)}"
 
 
 def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison) -> str:

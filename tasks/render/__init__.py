@@ -130,9 +130,10 @@ def _stop_for_long(quarantine: list[dict[str, Any]], num_rows: int, bound: Bound
     if long:
         longest = max(long, key=lambda row: row["length"])
         found = lengths_in_words([row["length"] for row in long])
+        verb, have = ("is", "it has") if len(long) == 1 else ("are", "they have")
         raise DataError(
-            f"{len(long)} of {num_rows} rows are longer than {bound} and truncation would remove answer tokens: they "
-            f"have {found}; the longest is {_where(longest)}: {bound.cure(longest['length'])}",
+            f"{len(long)} of {num_rows} rows {verb} longer than {bound} and truncation would remove answer tokens: "
+            f"{have} {found}; the longest is {_where(longest)}: {bound.cure(longest['length'])}",
             see=("quarantine.parquet",),
         )
 

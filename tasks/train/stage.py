@@ -26,6 +26,7 @@ from tunewright.artifacts.payloads import Contract, TrainingSummary
 from tunewright.config import Compute, Method, Training
 from tunewright.errors import NO_SPACE, ConfigError, TrainerDied, TrainerFailed, TrainingError, TunewrightError
 from tunewright.reports import curves
+from tunewright.reports.curves.reading import SIZED_BY
 from tunewright.reports.progress import Progress, duration
 from tunewright.store import stale_work
 from tunewright.store.caching import work_folder
@@ -86,11 +87,22 @@ def run_trainer(job: trainer.Job, work: Path) -> None:
             raise _failure(code, work)
         if micro_batch == 1:
             raise TrainingError(
-                f"out of memory with training.micro_batch=1 ({_error(work)}): use compute.checkpointing=true, "
-                "method.kind=qlora, a lower method.rank, or a smaller model.base"
+                f"out of memory with training.micro_batch=1 ({_error(work)}): use {', '.join(_smaller(job))}, or a "
+                "smaller model.base"
             )
         micro_batch //= 2
         log.warning("out of memory: retrying with training.micro_batch=%d; training.batch stays the same", micro_batch)
+
+
+def _smaller(job: trainer.Job) -> Iterator[str]:
+    """The settings that take less memory and are not set yet, of those that act with the method."""
+    kind = job.method.kind
+    if not job.compute.checkpointing:
+        yield "compute.checkpointing=true"
+    if kind != "qlora":
+        yield "method.kind=qlora"
+    if size := SIZED_BY.get(kind):
+        yield f"a lower {size}"
 
 
 def _attempt(job: trainer.Job, work: Path) -> int:

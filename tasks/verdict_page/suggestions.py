@@ -76,12 +76,13 @@ def broken_guardrails(case: Case) -> Found:
     """A gentler training, where a guardrail is broken, unless longer training is what it needs."""
     if direction(case) == "longer":
         return
+    shorter, smaller = f"fewer {case.curves.planned_by}", case.curves.sized_by
+    ways = f", {shorter} or a lower {smaller}" if smaller else f" or {shorter}"
     for each in case.decided.guardrails:
         if each.finding == "below" and not (each.metric == "stopped" and learned_nothing(case)):
             seen = interval(each.difference, signed=True)
             yield Suggestion(
-                f"Train more gently: a lower training.learning_rate, fewer {case.curves.planned_by} or a lower "
-                "method.rank",
+                f"Train more gently: a lower training.learning_rate{ways}",
                 f"{words(each.metric)} against the {_opponent(each)}: {seen}, allowed: at most "
                 f"{number(-each.bar)} worse",
                 "intervals",

@@ -92,7 +92,7 @@ class Method(Section):
         fields = type(self).model_fields
         idle = sorted(f for f in fields if f not in used | {"kind"} and getattr(self, f) != fields[f].default)
         if idle:
-            has = f"it uses {', '.join(sorted(used))}" if used else "it has no settings of its own"
+            has = f"it uses {', '.join(sorted(used))}" if used else f"kind={self.kind} has no other settings of method"
             of = [f"kind={kind}" for kind, names in used_by.items() if names.issuperset(idle)]
             where = f"; accepted with {' or '.join(of)}" if of else ""
             raise ValueError(f"kind={self.kind}: {', '.join(idle)} would have no effect; {has}{where}")

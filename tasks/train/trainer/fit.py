@@ -108,6 +108,7 @@ def fit(job: Job, folder: Path) -> int:
         learning_parameters=learning,
         parameters=total,
         max_steps=training.max_steps,
+        method=job.method.kind,
     )
     best = trainer.go_on(resumed)
     if best is None:

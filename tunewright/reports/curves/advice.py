@@ -132,7 +132,8 @@ def overfitting(curves: Curves) -> TrainingWarning | None:
         f"the validation loss rose from {number(lowest)} to {number(after[-1][1])} while the training loss fell from "
         f"{number(statistics.fmean(before))} to {number(statistics.fmean(later))}"
     )
-    advice = f"try fewer {curves.planned_by}, a lower training.learning_rate or method.rank, or more rows"
+    size = f" or {curves.sized_by}" if curves.sized_by else ""
+    advice = f"try fewer {curves.planned_by}, a lower training.learning_rate{size}, or more rows"
     return TrainingWarning("overfitting", step, seen, advice)
 
 
@@ -155,7 +156,8 @@ def plateau(curves: Curves) -> TrainingWarning | None:
     if max(values) - min(values) > LEVEL * min(values):
         return None
     seen = f"the validation loss stayed at {number(values[-1])} up to step {half[-1][0]}"
-    advice = f"fewer {curves.planned_by} give the same result; for a lower loss try a higher method.rank or more rows"
+    size = f"a higher {curves.sized_by} or " if curves.sized_by else ""
+    advice = f"fewer {curves.planned_by} give the same result; for a lower loss try {size}more rows"
     return TrainingWarning("plateau", half[0][0], seen, advice)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from tunewright.artifacts.payloads import TrainingSummary
 
 Line = dict[str, Any]  # of metrics.jsonl
+SIZED_BY = {"lora": "method.rank", "qlora": "method.rank", "spectrum": "method.share"}  # by method.kind
 ENOUGH_LOOKS = 3  # evaluations, from which on it can be told how the loss went
 
 
@@ -32,6 +33,11 @@ class Curves:
     def planned_by(self) -> str:
         """The setting that says how long to train."""
         return "training.max_steps" if self.status.get("max_steps") else "training.epochs"
+
+    @property
+    def sized_by(self) -> str:
+        """The setting that says how much the method can learn; empty where it has none, as with method.kind=full."""
+        return SIZED_BY.get(self.status.get("method", ""), "")
 
     @property
     def ended_by(self) -> str:
