@@ -465,3 +465,10 @@ def test_any_assignment_is_taken_or_refused_in_one_line(pipeline: Pipeline, key:
         override(pipeline, [f"{key}={text}"])
     except ConfigError as error:
         assert len(str(error).splitlines()) == 1
+
+
+def test_two_settings_that_contradict_each_other_are_named_where_each_stands(write: Write) -> None:
+    pipeline = load(write(f"{PIPELINE}      evaluation: {{shots: 2}}\n"))
+    line = len(PIPELINE.splitlines()) + 1
+    said = refusal(lambda: override(pipeline, ["evaluation.contenders=", "training.max_steps=4"]))
+    assert said.startswith(f'x.yaml line {line}, --set "evaluation.contenders=": evaluation: shots=2 has no effect')

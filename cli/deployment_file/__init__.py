@@ -102,7 +102,8 @@ def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--se
 
     def place(key: str) -> str:
         near = [text for name, text in places.items() if _inside(key, name) or _inside(name, key)]
-        return " ".join(near or places.values())
+        origin = pipeline.origins.get(key, "default")
+        return " ".join(near) or (origin if origin != "default" else " ".join(places.values()))
 
     run = checked(parameters, place)
     origins = {
