@@ -134,7 +134,10 @@ def test_of_several_deployments_one_is_named(write: Write) -> None:
     file = write(PIPELINE + second)
     assert load(file, "nightly").settings.data.limit == 9
     assert load(file, "nightly").origins["data.limit"] == "x.yaml line 16"
-    assert refusal(lambda: load(file)) == "x.yaml: holds several deployments; choose one of triage, nightly"
+    assert (
+        refusal(lambda: load(file))
+        == "x.yaml: holds several deployments; choose one with --deployment: triage, nightly"
+    )
     assert refusal(lambda: load(file, "weekly")) == 'x.yaml: no deployment is named "weekly"; accepted: triage, nightly'
     twins = write(PIPELINE + second.replace("nightly", "triage"))
     assert refusal(lambda: load(twins)) == 'x.yaml line 11: deployments[1].name: "triage" is the name of another one'
@@ -318,8 +321,14 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(write: Write, old: str, n
         ),
         ("\ndata: {}", "x.yaml line 2: data: is not indented enough; it belongs under deployments, then parameters"),
         ("a: [", "x.yaml line 1 column 5: "),
-        (b"a: 1\nb: \xff", "x.yaml line 2: byte 0xff is not UTF-8"),
-        ("a: 1".encode("utf-16"), "x.yaml line 1: byte 0xff is not UTF-8"),
+        (
+            b"a: 1\nb: \xff",
+            "x.yaml line 2: byte 0xff is not UTF-8; it may be Windows-1252; to convert it: iconv -f WINDOWS-1252 -t",
+        ),
+        (
+            "a: 1".encode("utf-16"),
+            "x.yaml line 1: byte 0xff is not UTF-8; to convert it: iconv -f UTF-16 -t UTF-8 x.yaml > x-utf8.yaml",
+        ),
         (b"#" * (MAX_BYTES + 1), "x.yaml: larger than 1,000,000 bytes; a deployment file is a page of text"),
     ],
 )

@@ -2,6 +2,7 @@
 # pyright: reportPrivateImportUsage=false, reportIncompatibleVariableOverride=false
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +261,20 @@ def test_what_sums_up_a_column_has_no_failing_rows_and_shows_no_secret() -> None
     (outcome,) = run(frame, row_expectations(entries, frame))
     assert (outcome.failed, len(outcome.rows), outcome.of_rows) == (1, 0, False)
     assert key not in outcome.says()
+
+
+def test_the_docs_list_each_built_in_with_its_severity_and_arguments() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "your-data.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| `(\w+)` \| .+ \| (critical|warning|info|skip) \| (.*)\|$", page, re.M)
+    fields = {name: built_in.arguments.model_fields for name, built_in in BUILT_IN.items()}
+    expected = [
+        (
+            name,
+            built_in.severity,
+            ", ".join(
+                f"`{key}: {field.default if field.default != () else []}`" for key, field in fields[name].items()
+            ),
+        )
+        for name, built_in in BUILT_IN.items()
+    ]
+    assert [(name, severity, arguments.strip()) for name, severity, arguments in found] == expected

@@ -175,7 +175,22 @@ def _text(path: Path) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path} line {line}: byte {content[error.start]:#04x} is not UTF-8") from None
+        raise ConfigError(
+            f"{path} line {line}: byte {content[error.start]:#04x} is not UTF-8{_conversion(path, content)}"
+        ) from None
+
+
+def _conversion(path: Path, content: bytes) -> str:
+    """The command that converts a file in UTF-16, or in what may be Windows-1252."""
+    from tunewright.tasks.ingest.encodings import conversion  # with what opens stores
+
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return conversion(str(path), "UTF-16")
+    try:
+        content.decode("cp1252")
+    except UnicodeDecodeError:
+        return ""
+    return f"; it may be Windows-1252{conversion(str(path), 'WINDOWS-1252')}"
 
 
 def _named(document: Document) -> list[tuple[str, dict[str, Any]]]:
@@ -209,7 +224,9 @@ def _choose(document: Document, name: str | None) -> tuple[str, dict[str, Any]]:
     deployments = _named(document)
     names = [deployment["name"] for _, deployment in deployments]
     if name is None and len(names) > 1:
-        raise ConfigError(f"{document.name}: holds several deployments; choose one of {', '.join(names)}")
+        raise ConfigError(
+            f"{document.name}: holds several deployments; choose one with --deployment: {', '.join(names)}"
+        )
     if name is not None and name not in names:
         raise ConfigError(f"{document.name}: no deployment is named {shown(name)}; accepted: {', '.join(names)}")
     return deployments[0 if name is None else names.index(name)]
