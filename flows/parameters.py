@@ -178,7 +178,11 @@ def _short(section: type[BaseModel] | None, given: Any) -> list[str]:
     """What text most likely stands for where a section with one needed field should: that field."""
     needed = [name for name, field in section.model_fields.items() if field.is_required()] if section else []
     one_line = isinstance(given, str) and given.isprintable()
-    return [f"{{{needed[0]}: {given}}}"] if len(needed) == 1 and one_line else []
+    if len(needed) != 1 or not one_line:
+        return []
+    if needed == ["sources"]:  # a list of sections, each of which needs a path
+        return [f"{{sources: [{{path: {given}}}]}}"]
+    return [f"{{{needed[0]}: {given}}}"]
 
 
 def _unknown_field(location: Sequence[str | int]) -> str:

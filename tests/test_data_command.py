@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from tunewright.flows.calls import Step
 from tunewright.store import lineage
 from tunewright.store.caching import cached
 from tunewright.store.data_versions import accept, before
+from tunewright.tasks.ingest import ingest as ingest_stage
+from tunewright.tasks.ingest import source_files
 
 FILE = "data/a.jsonl"
 Record = dict[str, Any]
@@ -378,6 +381,18 @@ def test_of_several_rows_ten_are_listed_and_equal_ones_are_one_row(data: Pipelin
 )
 def test_a_row_that_is_not_there_is_one_line(data: PipelineData, given: dict[str, str], said: str) -> None:
     assert said in refusal(lambda: find(data, given.get("row"), given.get("line"), given.get("text")))
+
+
+def test_line_1_of_a_csv_file_is_its_header(data: PipelineData, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("instruction,output\nSay hello,Hello\n")
+    read = DataSection(sources=(Source(path=str(file)),))
+    rows = ingest_stage.fn(data=read, files=source_files(read), needs=())
+    assert data.made
+    of_csv = replace(data, made=replace(data.made, rows=rows), past=())
+    assert len(find(of_csv, None, f"{file}:2", None)) == 1
+    said = refusal(lambda: find(of_csv, None, f"{file}:1", None))
+    assert said.endswith("line 1 of a CSV file is its header row; the first record begins in line 2")
 
 
 def test_the_stages_name_what_they_were_made_from(data: PipelineData) -> None:

@@ -109,6 +109,10 @@ def test_all_sections_and_stages_are_taken() -> None:
         ({"training": [1]}, f"<training>: training: [1] is refused; accepted: a mapping with any of {TRAINING}"),
         ({"data": {}}, "<data.sources>: data.sources: missing (The files to read, in this order"),
         (
+            {"data": "a.csv"},
+            '<data>: data: "a.csv" is refused; did you mean {sources: [{path: a.csv}]}? accepted: a mapping',
+        ),
+        (
             {"data": {"sources": "a"}},
             '<data.sources>: data.sources: "a" is refused; did you mean [{path: a}]? accepted: a list',
         ),

@@ -138,6 +138,8 @@ def _not_found(data: PipelineData, asked: RowQuery) -> str:
     files = list(data.made.rows.detected)
     if asked.place and not files_named(data.made.rows, asked.place[0]):
         there = _no_file(files)
+    elif asked.place and asked.place[1] == 1 and _is_csv(data.made.rows, asked.place[0]):
+        there = "line 1 of a CSV file is its header row; the first record begins in line 2"
     elif data.limit is not None:
         there = f"no such record among the {data.made.rows.num_read:,} records drawn by data.limit={data.limit}"
     else:
@@ -145,6 +147,10 @@ def _not_found(data: PipelineData, asked: RowQuery) -> str:
     if elsewhere := next((v.number for v in reversed(data.past) if v != data.version and _is_in(v, asked)), None):
         there += f"; it is in version {elsewhere}"
     return f"{there}, and none that ingest quarantined when it stopped on {stop.when[:10]}{look}" if stop else there
+
+
+def _is_csv(rows: Rows, name: str) -> bool:
+    return all(rows.detected[file].startswith("csv") for file in files_named(rows, name))
 
 
 def _not_refused(name: str, stop: StoppedStage, asked: RowQuery) -> str:

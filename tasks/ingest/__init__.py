@@ -113,7 +113,9 @@ def judge(data: Data, files: Iterable[SourceFile], tally: Tally) -> None:
     """Raises DataError where nothing was kept or too much refused: how many for which reason, and the first of each."""
     num_refused = tally.reasons.total()
     if tally.num_read == 0:
-        raise DataError(f"no record in {', '.join(file.path for file in files)}")
+        paths, formats = ", ".join(file.path for file in files), {file.format for file in files}
+        expected = "; accepted: one or more rows behind the header row" if formats == {"csv"} else ""
+        raise DataError(f"no record in {paths}{expected or '; accepted: one or more records'}")
     over = num_refused / tally.num_read > data.max_refused_share
     if over or tally.num_rows == 0:
         why = f"over data.max_refused_share={data.max_refused_share}" if over else "so no row is left"
