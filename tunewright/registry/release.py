@@ -20,7 +20,7 @@ from tunewright.registry.alias import as_it_stands, enter, held_by, move, waitin
 from tunewright.registry.candidate import PAGE
 from tunewright.registry.history import Event, What, carriers
 from tunewright.registry.standing import TAG, said, set_standing, standing, verdict_of
-from tunewright.registry.tracking import connected, patient, tracking_uri, ui
+from tunewright.registry.tracking import connected, patient, starts_with, tracking_uri, ui
 from tunewright.registry.versions import holder
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Waiting:
     sentence: str  # the verdict's
     gain: str
     challenged: str  # the champion that it was compared with; empty where there was none
-    page: str  # link to its verdict page in MLflow
+    page: str  # its verdict page: the link in MLflow, or the file where no server of MLflow is up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,15 +205,16 @@ def _moved(
 
 
 def _waiting(client: "MlflowClient", registry: Registry, version: "ModelVersion") -> Waiting:
-    run_id = str(version.run_id)
-    experiment_id = client.get_run(run_id).info.experiment_id
+    run_id, uri = str(version.run_id), tracking_uri(registry)
+    run = client.get_run(run_id).info
+    served = f"{ui(uri, run.experiment_id)}/runs/{run_id}/artifacts/{PAGE}"
     return Waiting(
         version=str(version.version),
         since=version.tags[f"{TAG}.when"],
         sentence=said(version, registry).partition(" To approve: ")[0],
         gain=version.tags.get("gain", ""),
         challenged=version.tags.get("challenged", ""),
-        page=f"{ui(tracking_uri(registry), experiment_id)}/runs/{run_id}/artifacts/{PAGE}",
+        page=f"{run.artifact_uri}/{PAGE}" if starts_with(uri) else served,
     )
 
 
