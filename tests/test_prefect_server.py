@@ -1,5 +1,6 @@
 """A run has the server that is named, or one of its own, which ends with it and not with a signal of the terminal."""
 
+import logging
 import os
 import re
 import signal
@@ -17,6 +18,8 @@ import pytest
 import waiting
 from prefect.client.orchestration import get_client
 from prefect.context import refresh_global_settings_context
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
@@ -32,8 +35,13 @@ from tunewright.errors import ConfigError, TunewrightError
 
 @pytest.fixture(autouse=True)
 def settings_as_before() -> Iterator[None]:
-    """The password of a temporary server stays in Prefect's settings for as long as the process lives."""
-    with patch.dict(os.environ):
+    """The password of a temporary server, and what is no longer sent, stay so for as long as the process lives."""
+    with (
+        patch.dict(os.environ),
+        patch.object(EventsWorker, "_handle", EventsWorker._handle),  # pyright: ignore[reportPrivateUsage]
+        patch.object(APILogWorker, "_handle_batch", APILogWorker._handle_batch),  # pyright: ignore[reportPrivateUsage]
+        patch.object(logging, "raiseExceptions", logging.raiseExceptions),
+    ):
         yield
     refresh_global_settings_context()
 

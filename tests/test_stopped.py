@@ -26,9 +26,11 @@ def stop(stage: Any, *arguments: Any) -> tuple[str, list[dict[str, Any]]]:
     with pytest.raises(DataError) as caught:
         stage.fn(*arguments)
     said, _, place = str(caught.value).partition("; see ")
-    table = pq.read_table(place)
+    file = Path(place) if stage is ingest else Path(place).with_name("removed.parquet")
+    table = pq.read_table(file)
     assert table.schema.equals(QUARANTINE_SCHEMA if stage is ingest else REMOVED_SCHEMA)
-    assert [path.name for path in Path(place).parent.glob("*.parquet")] == [Path(place).name]
+    assert [path.name for path in file.parent.glob("*.parquet")] == [file.name]
+    assert KEY not in Path(place).read_text(errors="replace")
     return said, table.to_pylist()
 
 

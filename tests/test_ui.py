@@ -39,14 +39,21 @@ def page(up: Up) -> Iterator[Page]:
         yield page
 
 
+def shows_deployments(page: Page, up: Up) -> bool:
+    """Logs in and opens the deployments; Prefect's UI asks for the password again where its server is slow."""
+    page.goto(up.login)
+    page.wait_for_url("**/v2/dashboard**")
+    page.goto(f"{up.addresses.prefect}/v2/deployments")
+    page.wait_for_load_state("networkidle")
+    return "/login" not in page.url
+
+
 def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_path: Path) -> None:
     first = up.run()
     assert up.ended(first)["type"] == "COMPLETED", up.state(first)["message"]
 
     assert up.password == SETTINGS["PREFECT_SERVER_API_AUTH_STRING"]
-    page.goto(up.login)
-    page.wait_for_url("**/v2/dashboard**")  # logged in
-    page.goto(f"{up.addresses.prefect}/v2/deployments")
+    until(lambda: shows_deployments(page, up))
     page.get_by_role("link", name="tiny").first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Custom run").click()
