@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from prefect import flow, task
+from prefect.testing.utilities import prefect_test_harness
 
 from tunewright.artifacts import UniqueRows
 from tunewright.config import Dedupe
@@ -232,6 +233,14 @@ def test_two_identical_calls_at_once_do_the_work_once(tmp_path: Path) -> None:
     assert "".join(outputs).count("started") == 1
 
 
+@pytest.fixture
+def server() -> Iterator[None]:
+    """One of Prefect's for flows, which ends with the test."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.mark.usefixtures("server")
 def test_waiting_for_another_process_is_logged_and_not_saved(caplog: pytest.LogCaptureFixture) -> None:
     @cached()
     def slow(folder: Path, text: str) -> UniqueRows:
