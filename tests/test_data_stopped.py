@@ -101,7 +101,8 @@ def shown(view: Callable[..., None], *arguments: Any) -> str:
 def test_every_line_of_a_csv_record_finds_it(look: Callable[..., PipelineData], line: int, record: int | None) -> None:
     data = look(settings(FAQ))
     if record is None:
-        with pytest.raises(ConfigError, match=f"--line faq.csv:{line}: no such record"):
+        said = "line 1 of a CSV file is its header row" if line == 1 else "no such record"
+        with pytest.raises(ConfigError, match=f"--line faq.csv:{line}: {said}"):
             ask(data, line=f"faq.csv:{line}")
         return
     found = ask(data, line=f"faq.csv:{line}")

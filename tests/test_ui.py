@@ -48,6 +48,16 @@ def shows_deployments(page: Page, up: Up) -> bool:
     return "/login" not in page.url
 
 
+def is_submitted(page: Page) -> bool:
+    """Clicks on Submit, which the form loses while it takes a value, and says whether the run is scheduled."""
+    page.get_by_role("button", name="Submit").click()
+    try:
+        expect(page.get_by_text("scheduled to start")).to_be_visible(timeout=20_000)
+    except AssertionError:
+        return False
+    return True
+
+
 def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_path: Path) -> None:
     first = up.run()
     assert up.ended(first)["type"] == "COMPLETED", up.state(first)["message"]
@@ -61,8 +71,7 @@ def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_pa
     expect(rate).to_have_value("0.001")  # filled in from the file
     rate.fill("0.003")
     rate.blur()  # the form takes a value when it is left
-    page.get_by_role("button", name="Submit").click()
-    expect(page.get_by_text("scheduled to start")).to_be_visible()
+    until(lambda: is_submitted(page))
 
     def newest() -> Any:
         runs = up.ask("POST", "/flow_runs/filter", json={"sort": "EXPECTED_START_TIME_DESC", "limit": 5})
