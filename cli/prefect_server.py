@@ -64,8 +64,8 @@ def connected() -> Iterator[SyncPrefectClient]:
     except httpx.HTTPStatusError as error:
         if error.response.status_code == httpx.codes.UNAUTHORIZED:
             raise ConfigError(
-                f"{api} refuses the password; set PREFECT_API_AUTH_STRING to what the server has as "
-                f"PREFECT_SERVER_API_AUTH_STRING; for tunewright up that is the text of {addresses.password_file()}"
+                f"{api} refuses the password; {addresses.HOW_TO_LOG_IN}; for tunewright up that is the text of "
+                f"{addresses.password_file()}"
             ) from error
         raise TunewrightError(f"{api}: {error.response.status_code} {error.response.text[:300]}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -168,6 +168,13 @@ class Up(NamedTuple):
         return until(lambda: len(self.progress()) > before + 5 and self.living().get("trainer"))
 
 
+def make_team_packages(folder: Path) -> None:
+    """Packages of a team's with the names of folders of ours; whoever imports one fails."""
+    for name in ("cli", "flows", "tasks", "data_checks"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise ImportError('a package of the team')\n")
+
+
 @contextmanager
 def started(folder: Path, tiny_base: Base, settings: Mapping[str, str] = {}) -> Iterator[Up]:
     """One at work in this folder, with the deployment finetune/tiny; nothing of it is left afterwards."""
@@ -176,9 +183,7 @@ def started(folder: Path, tiny_base: Base, settings: Mapping[str, str] = {}) -> 
             each.bind(("127.0.0.1", 0))
         up = Up(folder, (one.getsockname()[1], other.getsockname()[1]), settings)
     (folder / DATA).write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
-    for name in ("cli", "flows", "tasks", "data_checks"):  # a team's own, in the folder that a worker runs in
-        (folder / name).mkdir()
-        (folder / name / "__init__.py").write_text("raise ImportError('a package of the team')\n")
+    make_team_packages(folder)  # in which a worker runs
     parameters = {
         "data": {"sources": [{"path": DATA}]},
         "model": {"base": tiny_base.reference, "max_length": 128},

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from servers import make_team_packages
 from test_cli import write_files
 
 from tunewright.artifacts import Base
@@ -76,9 +77,7 @@ def test_what_is_installed_runs_beside_folders_of_a_team_with_our_names(
     site: Path, tmp_path: Path, tiny_base: Base
 ) -> None:
     write_files(tiny_base, tmp_path)
-    for name in ("cli", "flows", "tasks", "data_checks"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise ImportError('a package of the team')\n")
+    make_team_packages(tmp_path)
     code = "import tunewright.cli.main as cli, sys; print(cli.__file__, file=sys.stderr); cli.main()"
     done = python(site, tmp_path, code, "run", "tiny.yaml", "--json")
     assert done.returncode == 0, done.stderr

@@ -59,8 +59,7 @@ def _prefect(api: str, shown: str, password: str | None) -> Finding:
     except httpx.HTTPStatusError as error:
         code = error.response.status_code
         if code == httpx.codes.UNAUTHORIZED:
-            mend = "set PREFECT_API_AUTH_STRING to what the server has as PREFECT_SERVER_API_AUTH_STRING"
-            return Finding("failure", "Prefect", f"{shown} refuses the password", mend)
+            return Finding("failure", "Prefect", f"{shown} refuses the password", addresses.HOW_TO_LOG_IN)
         return Finding("failure", "Prefect", f"{shown} answers with {code}", START)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         return Finding("failure", "Prefect", f"{shown} does not answer: {error}", START)

@@ -21,6 +21,7 @@ from tunewright.store import locks
 FILE = "services.json"
 LOCK = "services.lock"
 HOSTS = ("127.0.0.1", "localhost")  # names under which the servers answer
+HOW_TO_LOG_IN = "set PREFECT_API_AUTH_STRING to what the server has as PREFECT_SERVER_API_AUTH_STRING"
 PASSWORD = "password"  # noqa: S105 the name of its file
 PASSWORD_BYTES = 24
 
