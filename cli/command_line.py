@@ -161,7 +161,12 @@ def importing() -> Iterator[None]:
 
 
 def prepare(console: Console, *, quiet: bool = True, verbose: bool = False) -> None:
-    """Environment and logs, before Prefect is imported and reads its server, its database and how much it says."""
+    """Environment and logs, before Prefect is imported and reads its server, its database and how much it says.
+
+    Raises ConfigError for --quiet with --verbose.
+    """
+    if quiet and verbose:
+        raise ConfigError("--quiet and --verbose exclude each other; accepted: one of them, or neither")
     config.quiet_libraries()
     print_log(console, logging.WARNING if quiet else logging.INFO)
     # Prefect's own view keeps everything; the terminal has ours, and one line for an error instead of a traceback.

@@ -588,3 +588,10 @@ def test_an_error_of_usage_is_one_line(words: list[str], said: str) -> None:
     assert done.exit_code == 2
     assert done.output.startswith(said)
     assert done.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("run",), ("plan",), ("compare", "--vary", "training.seed=1,2")])
+def test_quiet_and_verbose_together_are_refused_in_one_line(tunewright: Run, command: tuple[str, ...]) -> None:
+    name, *options = command
+    code, said = refusal(tunewright(name, "tiny.yaml", *options, "--quiet", "--verbose"))
+    assert (code, said) == (2, "--quiet and --verbose exclude each other; accepted: one of them, or neither")
