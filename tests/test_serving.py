@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,14 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(chat: ServedChat
         ask(chat, rows, most + 1)
     with pytest.raises(ValueError, match=r"^prompt 1 of 1 has [\d,]+ tokens; accepted: at most 2,040, the 2,048 that"):
         ask(chat, [{"prompt": "where is my order? " * 999}])
+
+
+@pytest.mark.parametrize("max_new_tokens", [-1, 0])
+def test_an_answer_of_no_token_is_refused(chat: ServedChat, max_new_tokens: int) -> None:
+    said = rf"^max_new_tokens={max_new_tokens}; accepted: a whole number of at least 1$"
+    with pytest.raises(ValueError, match=said):
+        ask(chat, [{"prompt": QUESTIONS[0]}], max_new_tokens)
+    assert ask(chat, [{"prompt": QUESTIONS[0]}], 1)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mpt", "bloom", "falcon"])
@@ -281,6 +290,29 @@ def test_a_template_of_a_contract_that_writes_nothing_is_one_line(chat: ServedCh
     asked.tokenizer, asked.contract = chat.tokenizer, {**CONTRACT, "chat_template": template}
     with pytest.raises(ValueError, match=r"^the contract's chat_template does not write these messages: [^\n]+$"):
         asked._prompts([[{"role": "user", "content": "Hello"}]])
+
+
+LOOPS = "{% for a in range(9999) %}{% for b in range(9999) %}{% set c = a * b %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (LOOPS, r"it takes more than 0\.5 s of processor time"),
+        ("{{ 'long ' * 4_000_000 }}", r"a prompt of 20,000,000 characters; accepted: at most 16,000,000"),
+    ],
+)
+def test_a_template_of_a_contract_that_does_not_end_or_writes_too_much_is_one_line(
+    chat: ServedChat, template: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunewright.serving.TEMPLATE_SECONDS", 0.5)
+    asked, traced = ServedChat(), sys.gettrace()
+    asked.tokenizer, asked.contract = chat.tokenizer, {**CONTRACT, "chat_template": template}
+    began = time.thread_time()
+    with pytest.raises(ValueError, match=rf"^the contract's chat_template does not write these messages: {said}$"):
+        asked._prompts([[{"role": "user", "content": "Hello"}]])
+    assert time.thread_time() - began < 5
+    assert sys.gettrace() is traced
 
 
 @pytest.mark.parametrize("digests", [[[5, "d"]], {"n" * 5_000: "d"}, {"a\n\ud800": "d"}, {"": "d"}, {"../a": "d"}, 5])

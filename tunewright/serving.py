@@ -12,7 +12,9 @@ import json
 import logging
 import os
 import pkgutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,9 @@ LOADED = (  # the files of a folder that transformers and tokenizers read, pickl
 BASE = "TUNEWRIGHT_BASE"  # environment: folders with bases, separated as in PATH
 LARGEST = 256 * 1024**2  # bytes of a file beside the weights: the largest tokenizer.json known has 34 MB
 LARGEST_ID = 2**32  # of a token
+TEMPLATE_SECONDS = 10.0  # of processor time that a template may take for one request
+MOST_WRITTEN = 16_000_000  # characters of one prompt
+SERVER = "__pyfunc_model_path__"  # environment: set by MLflow where its command serves a model
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")  # the most tokens that a class reads at once
 OVERWRITTEN = ("is_local", "local_files_only", "name_or_path")  # of tokenizer_config.json, by whoever loads it
 DIGESTS = "digests.json"  # in the folder of a registered model: the sha256 of every other file, by its path
@@ -341,6 +346,26 @@ def _require_room(prompts: Sequence[Sequence[int]], most: int | None, max_new_to
             )
 
 
+@contextlib.contextmanager
+def _time_bound(seconds: float) -> Iterator[None]:
+    """Raises ValueError in the block as soon as a Jinja template has taken that much processor time of this thread.
+
+    Jinja's sandbox bounds each range of a template, but not loops within loops.
+    """
+    end, before = time.thread_time() + seconds, sys.gettrace()
+
+    def at_line(frame: Any, event: str, argument: Any) -> Any:
+        if time.thread_time() > end:
+            raise ValueError(f"it takes more than {seconds:g} s of processor time")
+        return at_line
+
+    sys.settrace(lambda frame, event, argument: at_line if frame.f_code.co_filename == "<template>" else None)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
 def read_contract(file: Path) -> dict[str, Any]:
     """How a model is asked. Raises ValueError where the file does not say it."""
     try:
@@ -388,7 +413,8 @@ class ServedChat:
         """The answer to each row of a DataFrame with a column `messages` (role and content), or `prompt`.
 
         MLflow makes the DataFrame of what it is given, such as [{"messages": [...]}, ...].
-        Raises ValueError where a prompt cannot be written, or leaves no room for an answer in what the base reads.
+        Raises ValueError where max_new_tokens is less than 1, or a prompt cannot be written, or leaves no room for an
+        answer in what the base reads.
         """
         if "messages" in model_input:
             conversations = [[dict(message) for message in messages] for messages in model_input["messages"]]
@@ -396,7 +422,10 @@ class ServedChat:
             conversations = [[{"role": "user", "content": prompt}] for prompt in model_input["prompt"]]
         else:
             raise ValueError('neither a column "messages" nor "prompt"; accepted: [{"prompt": "..."}, ...]')
-        prompts, max_new_tokens = self._prompts(conversations), (params or {})["max_new_tokens"]
+        max_new_tokens = (params or {})["max_new_tokens"]
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens}; accepted: a whole number of at least 1")
+        prompts = self._prompts(conversations)
         _require_room(prompts, context_length(self.model.config.get_text_config().to_dict()), max_new_tokens)
         return self._answer(prompts, max_new_tokens)
 
@@ -417,9 +446,12 @@ class ServedChat:
     def _prompts(self, conversations: list[list[dict[str, str]]]) -> list[list[int]]:
         """Each conversation as the contract's template writes it. Raises ValueError where it cannot."""
         try:
-            texts = self.tokenizer.apply_chat_template(
-                conversations, chat_template=self.template, tokenize=False, add_generation_prompt=True
-            )
+            with _time_bound(TEMPLATE_SECONDS):
+                texts = self.tokenizer.apply_chat_template(
+                    conversations, chat_template=self.template, tokenize=False, add_generation_prompt=True
+                )
+            if (longest := max(map(len, texts), default=0)) > MOST_WRITTEN:
+                raise ValueError(f"a prompt of {longest:,} characters; accepted: at most {MOST_WRITTEN:,}")
             return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         except Exception as error:  # what a template raises is anything
             said = " ".join(str(error).split())[:200]
@@ -437,14 +469,17 @@ if ALONE:
         def load_context(self, context: Any) -> None:
             """Loads the model, or raises without a chain, so that a traceback ends with the reason.
 
-            Raises ValueError where a file of it was altered, and what find_base raises.
+            Raises ValueError where a file of it was altered, and what find_base raises; SystemExit with the reason
+            where MLflow's command serves the model, which has a traceback of its own to print.
             """
             model = Path(context.artifacts["contract"]).parents[1]
-            if fault := altered(model):
-                raise ValueError(f"{model}: {fault}; it is not loaded: fetch the version from MLflow again")
             try:
+                if fault := altered(model):
+                    raise ValueError(f"{model}: {fault}; it is not loaded: fetch the version from MLflow again")
                 super().load_context(context)
             except (OSError, ValueError) as error:
+                if SERVER in os.environ:
+                    sys.exit(f"error: {error}")
                 raise error from None
 
         def predict(  # pyright: ignore[reportIncompatibleMethodOverride] of a base without annotations
