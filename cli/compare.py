@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunewright.cli.deployment_file import Pipeline, override
-from tunewright.cli.terminal import opening, show_next
+from tunewright.cli.terminal import opened_by, show_next
 from tunewright.comparison import VariantComparison, notes, row
 from tunewright.config import Settings, from_here
 from tunewright.errors import ConfigError
@@ -105,13 +105,14 @@ def show(console: Console, found: VariantComparison, asked: dict[str, Variant], 
     console.print(Text(f"\n{found.sentence}\n"), soft_wrap=True)
     for trial in (trial for each in found.ranked for trial in each.trials if trial.state == "failed"):
         console.print(Text(f"{trial.variant}, seed {trial.seed}: {trial.said}", "yellow"), soft_wrap=True)
-    for name, place in (("comparison", from_here(found.folder / "report.html")), ("MLflow", found.link)):
-        console.print(Text.assemble((f"{name:<20}", "bold"), str(place)), soft_wrap=True)
     best = found.ranked[0]
     variant = asked[best.variant]
+    link = opened_by(found.link, tracking_uri(variant.settings.registry))
+    for name, place in (("comparison", from_here(found.folder / "report.html")), ("MLflow", link)):
+        console.print(Text.assemble((f"{name:<20}", "bold"), str(place)), soft_wrap=True)
     changes = shlex.join(text for each in variant.assignments for text in ("--set", each))
     following = [f"tunewright run {what} {changes}"] if best.state == "finished" else []
-    show_next(console, [*following, *opening(tracking_uri(variant.settings.registry))])
+    show_next(console, following)
 
 
 def as_json(found: VariantComparison) -> dict[str, Any]:

@@ -142,10 +142,9 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
         registered = outcome.registered
         looks.append(("model", f"{registered.uri}{' ' if registered.alias else ', '}{outcome.alias}"))
         looks += [("approve in Prefect", registered.asked)] if registered.asked else []
-        looks.append(("MLflow", mlflow_link(outcome)))
+        looks.append(("MLflow", opened_by(mlflow_link(outcome), tracking_uri(registered))))
         if outcome.name == "Waiting":
             nexts.insert(0, f'tunewright release approve {registered.name} {registered.version} --reason "..."')
-        nexts += opening(tracking_uri(registered))
     elif outcome.splits and not outcome.tokens:
         nexts.append(f"tunewright run {what} --until render          # shows the trained tokens")
     else:
@@ -157,10 +156,10 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     show_next(console, nexts)
 
 
-def opening(uri: str) -> list[str]:
-    """The command to run next for MLflow's pages, unless a server has them already."""
+def opened_by(link: str, uri: str) -> str:
+    """A link to MLflow's pages, after the command that serves them where no server has them already."""
     command = starts_with(uri)
-    return [f"{command}        # then open the MLflow link above"] if command else []
+    return f"run {command}, then open {link}" if command else link
 
 
 def show_next(console: Console, commands: Sequence[str]) -> None:

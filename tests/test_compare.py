@@ -323,7 +323,8 @@ def test_the_winner_is_run_by_its_whole_assignments(tmp_path: Path) -> None:
     show(console, found, tried, "mine.yaml")
     said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "tunewright run mine.yaml --set 'method={kind: full}' --set training.epochs=1" in said
-    assert f"mlflow ui --backend-store-uri {tracking_uri(Registry())}" in said
+    serves = f"mlflow ui --backend-store-uri {tracking_uri(Registry())}"
+    assert f"\nMLflow              run {serves}, then open {found.link}\n" in said
 
 
 def test_the_command_line_refuses_before_anything_is_trained(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 from make_payloads import EXPECTATION, make_check_results, make_decontamination, make_proof
 from rich.console import Console
 
-from tunewright.artifacts import CheckedRows, Rows, Splits, UniqueRows, Verdict, VerdictPage
+from tunewright.artifacts import CheckedRows, Registered, Rows, Splits, UniqueRows, Verdict, VerdictPage
 from tunewright.cli import terminal
 from tunewright.flows.calls import Step
 from tunewright.flows.outcome import Outcome, too_few_test_rows, worth_a_look
+from tunewright.machine import addresses
+from tunewright.machine.addresses import Addresses
 from tunewright.reports.account import leak_sentence
 
 
@@ -44,6 +46,32 @@ def test_the_verdict_page_is_the_first_link(tmp_path: Path) -> None:
     terminal.show_outcome(console, Outcome.of([Step(stage="verdict_page", state="ran", record=page)]), "x.yaml")
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert f"\n\nverdict page        {tmp_path / 'report.html'}\nnext\n" in shown
+
+
+def test_a_link_that_nothing_serves_stands_behind_the_command_that_serves_it(home: Path) -> None:
+    registered = Registered(
+        name="triage",
+        version="1",
+        alias="",
+        uri="models:/triage/1",
+        run_id="r",
+        version_run_id="r",
+        experiment_id="7",
+        tracking_uri=None,
+    )
+    link = "#/experiments/7/runs/r?workflowType=machine_learning"
+
+    def shown() -> str:
+        console = Console(file=StringIO(), width=120, highlight=False)
+        terminal.show_outcome(console, Outcome.of([Step(stage="register", state="ran", record=registered)]), "x.yaml")
+        return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+    serves = f"mlflow ui --backend-store-uri sqlite:///{home / 'mlflow.db'}"
+    assert f"\nMLflow              run {serves}, then open http://127.0.0.1:5000/{link}\n" in shown()
+    up = Addresses(pid=1, prefect="http://127.0.0.1:4300", mlflow="http://127.0.0.1:5300", pool="local")
+    with addresses.held() as file:
+        file.write_text(up.model_dump_json())
+        assert f"\nMLflow              http://127.0.0.1:5300/{link}\n" in shown()
 
 
 def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
