@@ -494,12 +494,31 @@ def test_a_file_in_another_encoding_is_refused_with_the_command_that_converts_it
     assert texts(row) == ["Grüße sagen", "Grüße"]
 
 
-@pytest.mark.parametrize("other", ['{"instruction": "für", "output": "Ä"}\n'.encode(), b"\x81\n"])
-def test_a_file_that_a_conversion_would_spoil_gets_no_command(other: bytes) -> None:
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_a_file_that_mixes_encodings_is_refused_with_the_command_that_keeps_its_lines_in_utf_8(name: str) -> None:
+    head, row = "instruction,output\n", "Grüße sagen,Grüße aus Łódź\n"
+    content = f"{head}{row}".encode() + "“Was” für…,Ä\n".encode("cp1252") + row.encode()
+    Path(name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(DataError, match=r"bad_encoding, first a\.csv\S* line 3, byte 1 is 0x93, not UTF-8") as told:
+        run(name, max_refused_share=0)
+    said = str(told.value)
+    assert "looks like Latin-1 or Windows-1252 ('“Was” für…" in said
+    assert "other lines are in UTF-8, so iconv would spoil them" in said
+    command = said.partition("only the bytes that are not UTF-8: ")[2].partition("; see ")[0]
+    subprocess.run(command.replace("python -c", f"{sys.executable} -c"), shell=True, check=True, timeout=60)
+    rows, refused = tables(run("a-utf8.csv"))
+    assert not refused
+    assert [texts(row) for row in rows] == [
+        *(["Grüße sagen", "Grüße aus Łódź"], ["“Was” für…", "Ä"], ["Grüße sagen", "Grüße aus Łódź"])
+    ]
+
+
+def test_a_file_that_a_conversion_would_spoil_gets_no_command() -> None:
+    other = b"\x81\n"
     Path("a.jsonl").write_bytes(WINDOWS.encode("cp1252") + other)
     with pytest.raises(DataError, match="looks like Latin-1 or Windows-1252") as told:
         run("a.jsonl", max_refused_share=0)
-    assert "iconv" not in str(told.value)
+    assert "to convert" not in str(told.value)
 
 
 def test_an_evaluation_file_in_another_encoding_has_its_command() -> None:

@@ -7,18 +7,33 @@ from tunewright.config import from_here
 from tunewright.tasks.ingest.stores import is_url
 
 UNPACK = {"gz": "gzip -dc", "zst": "zstd -dc"}
+MIXED = (
+    'python -c "import codecs, fileinput, sys; '
+    "codecs.register_error('cp1252', lambda e: (e.object[e.start:e.end].decode('cp1252'), e.end)); "
+    "sys.stdout.buffer.writelines(line.decode('utf-8', 'cp1252').encode() for line in fileinput.input(mode='rb'))\""
+)
 
 
 def conversion(path: str, encoding: str, packing: str = "") -> str:
     """The rest of a sentence about a file in another encoding; empty of one that is not on this disk."""
+    return _command(path, f"iconv -f {encoding} -t UTF-8", packing, "; to convert it: ")
+
+
+def mixed_conversion(path: str, packing: str = "") -> str:
+    """The same about a file of which some lines are in UTF-8, which stay, and others in Windows-1252."""
+    said = "; other lines are in UTF-8, so iconv would spoil them; to convert only the bytes that are not UTF-8: "
+    return _command(path, MIXED, packing, said)
+
+
+def _command(path: str, convert: str, packing: str, said: str) -> str:
+    """`said` and the command that has `convert` write a new file beside an old one that may be packed."""
     if is_url(path):
         return ""
     plain = Path(path)
     plain = plain.with_suffix("") if packing and plain.suffix.lower() in (".gz", ".zst") else plain
     old, new = here(path), here(str(plain.with_name(f"{plain.stem}-utf8{plain.suffix}")))
-    iconv = f"iconv -f {encoding} -t UTF-8"
-    command = f"{UNPACK[packing]} {old} | {iconv} > {new}" if packing else f"{iconv} {old} > {new}"
-    return f"; to convert it: {command}"
+    read = f"{UNPACK[packing]} {old} | {convert}" if packing else f"{convert} {old}"
+    return f"{said}{read} > {new}"
 
 
 def here(path: str) -> str:

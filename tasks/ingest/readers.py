@@ -24,7 +24,7 @@ from tunewright.machine import parquet
 from tunewright.machine.bounded import Unreadable
 from tunewright.tasks.ingest import arrow, hub
 from tunewright.tasks.ingest.arrays import elements
-from tunewright.tasks.ingest.encodings import conversion, here
+from tunewright.tasks.ingest.encodings import conversion, here, mixed_conversion
 from tunewright.tasks.ingest.files import SourceFile
 from tunewright.tasks.ingest.layouts import known_columns
 from tunewright.tasks.ingest.opening import BOM, is_of_content, num_bytes, packed, unpacked
@@ -273,19 +273,23 @@ def _conversion(path: str, mark: str) -> str:
 def windows_conversion(file: SourceFile, said: str) -> str:
     """The command that converts a file where `said` says Windows-1252 of a record, and all of the file can be that.
 
-    A line in UTF-8 beyond ASCII would be spoiled, so there is no command for a file that has one.
+    Lines in UTF-8 beyond ASCII stay as they are. There is no command for a file with bytes that are neither.
     """
     if LOOKS_WINDOWS not in said or is_url(file.path) or file.format not in ("jsonl", "json", "csv", "text"):
         return ""
     with unpacked(file.path, file.packing) as stream:
         looked_at = lines(stream, MOST_LOOKED_AT)
-        is_windows = all(map(_is_windows, takewhile(lambda line: line.byte < MOST_LOOKED_AT, looked_at)))
-    return conversion(file.path, "WINDOWS-1252", file.packing) if is_windows else ""
+        found = set(map(_encoding_of, takewhile(lambda line: line.byte < MOST_LOOKED_AT, looked_at))) - {"ascii"}
+    if found == {"cp1252"}:
+        return conversion(file.path, "WINDOWS-1252", file.packing)
+    return mixed_conversion(file.path, file.packing) if found == {"cp1252", "utf-8"} else ""
 
 
-def _is_windows(line: Line) -> bool:
-    is_whole = line.size == len(line.content)
-    return line.content.isascii() or (is_whole and _is_in(line.content, "cp1252") and not _is_in(line.content, "utf-8"))
+def _encoding_of(line: Line) -> str:
+    """The first encoding that a line can be in; empty where it can be in none, or is too long to tell."""
+    if line.size != len(line.content):
+        return "ascii" if line.content.isascii() else ""
+    return next((each for each in ("ascii", "utf-8", "cp1252") if _is_in(line.content, each)), "")
 
 
 def _is_in(content: bytes, encoding: str) -> bool:
