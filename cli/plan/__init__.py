@@ -10,7 +10,7 @@ from tunewright.artifacts import Artifact, Base, Tokens
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import gate
 from tunewright.cli.plan.sample import Sampled, base_here, sampled
-from tunewright.config import STAGES, Compute, Method, Model, Settings
+from tunewright.config import STAGES, Compute, Data, Method, Model, Settings
 from tunewright.cost_model import BudgetCase, Estimate, Ground, devices, estimate, remedies, shapes, shortage, work
 from tunewright.cost_model.timing import Rate, rate_of
 from tunewright.errors import ConfigError, DataError
@@ -18,6 +18,7 @@ from tunewright.flows.calls import Step
 from tunewright.flows.finetune import plan
 from tunewright.flows.inputs import inputs, looked_at
 from tunewright.serving import context_length
+from tunewright.tasks.ingest.files import SourceFile
 from tunewright.tasks.ingest.sampling import Sample, first_rows
 from tunewright.tasks.train import calibration
 
@@ -64,7 +65,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         read = inputs(settings)
     _stop_on_refused(steps)
     made = {step.stage: step.record if step.state == "cached" else None for step in steps}
-    first = None if made["ingest"] else first_rows(read.files, settings.data)
+    first = None if made["ingest"] else _first_rows(read.files, settings.data, what)
     if STAGES.index(pipeline.until) < STAGES.index("train"):
         return Planned(steps=steps, costs=None)
     notes += gate.misfits(settings, read, made, first)
@@ -121,6 +122,17 @@ def _stop_on_refused(steps: Sequence[Step]) -> None:
     first = next((step for step in steps if step.state == "run"), None)
     if first and first.stopped:
         raise DataError(first.stopped.said)
+
+
+def _first_rows(files: Sequence[SourceFile], data: Data, what: str) -> Sample | None:
+    """The first rows of the sources. Raises what first_rows raises, with the command that keeps the files it names."""
+    try:
+        return first_rows(files, data)
+    except DataError as error:
+        if not error.see:
+            raise
+        keeps = f"to see each record in {error.see[0]}: tunewright run {what} --until ingest"
+        raise DataError(f"{error}; {keeps}") from error
 
 
 def _ground(

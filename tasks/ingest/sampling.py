@@ -113,5 +113,6 @@ def _stop_on_refused(
     elif num_refused > data.max_refused_share * num_records and not is_drawn:
         raise DataError(
             f"{num_refused} of the first {tally.num_read} of {num_records} records quarantined, over "
-            f"data.max_refused_share={data.max_refused_share} of all: {reasons(tally, sources)}"
+            f"data.max_refused_share={data.max_refused_share} of all: {reasons(tally, sources)}",
+            see=("quarantine.parquet",),
         )
