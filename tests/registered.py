@@ -118,7 +118,7 @@ def register_candidate(
         name="triage",
         rows=_rows(),
         checked=CheckedRows(stage="check", folder=report, num_rows=3, num_quarantined=0, reasons={}, findings={}),
-        unique=UniqueRows(num_rows=3, num_removed=0, reasons={}, boilerplate=()),
+        unique=UniqueRows(stage="dedupe", folder=report, num_rows=3, num_removed=0, reasons={}, boilerplate=()),
         splits=splits,
         tokens=Tokens(
             num_train=1,

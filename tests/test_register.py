@@ -62,6 +62,9 @@ def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make
         assert [file.path for file in client.list_artifacts(run.info.run_id, "reports/train")] == [
             "reports/train/curves.html"
         ]
+        for stage in ("check", "dedupe", "render"):
+            report = f"reports/{stage}/report.html"
+            assert [file.path for file in client.list_artifacts(run.info.run_id, f"reports/{stage}")] == [report]
         page = "reports/verdict_page/report.html"
         assert [file.path for file in client.list_artifacts(run.info.run_id, "reports/verdict_page")] == [page]
         model_id = versions()[0].source.removeprefix("models:/")
@@ -342,6 +345,43 @@ def test_the_alias_does_not_move_past_a_champion_that_was_not_challenged(make: M
         make(digest="b")
     assert make(digest="b", challenged="1").version == "2"
     assert aliases() == {"champion": "2"}
+
+
+def test_a_version_whose_registration_the_alias_interrupted_comes_from_a_finished_run(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(digest="a", decision="keep")
+    rehearse = rehearsal.rehearse
+
+    def while_another_is_promoted(client: Any, *others: Any) -> None:
+        rehearse(client, *others)
+        client.set_registered_model_alias("triage", "champion", "1")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rehearsal, "rehearse", while_another_is_promoted)
+        with pytest.raises(AnotherChampion):
+            make(digest="b")
+    source = next(run for run in runs() if run.info.run_id == versions()[1].run_id)
+    assert source.info.status == "FINISHED"
+    assert source.data.tags["tunewright.undecided"].startswith("version 1 of triage became champion while")
+    again = make(digest="b", challenged="1")
+    assert (again.version, again.version_run_id, again.is_known) == ("2", source.info.run_id, False)
+    with connected(Registry(name="triage")) as client:
+        client.delete_registered_model_alias("triage", "champion")
+    first_decision = make(digest="b")
+    assert (first_decision.run_id, first_decision.is_known) == (source.info.run_id, False)
+    assert not any("tunewright.undecided" in run.data.tags for run in runs())
+
+
+def test_a_version_that_a_later_run_registers_comes_from_a_finished_run(make: Make, said: list[str]) -> None:
+    with pytest.raises(TunewrightError, match="not the model that was measured"):
+        make(answers=[said[0], "no", said[2]])
+    assert [run.info.status for run in runs()] == ["FAILED"]
+    later = make(decision="keep")
+    assert later.run_id != later.version_run_id == versions()[0].run_id
+    assert {run.info.status for run in runs()} == {"FINISHED"}
+    (source,) = [run for run in runs() if run.info.run_id == later.version_run_id]
+    assert source.data.tags["tunewright.undecided"] == f"registered by run {later.run_id}"
 
 
 def test_a_version_that_is_decided_on_again_is_not_taken_for_lost(make: Make) -> None:

@@ -2,8 +2,10 @@
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunewright.artifacts import Registered
+from tunewright.errors import AnotherChampion
 from tunewright.registry import alias, rehearsal, runs, versions
 from tunewright.registry.candidate import Candidate
 from tunewright.registry.champion import champion, trained_on_test
@@ -11,6 +13,12 @@ from tunewright.registry.tracking import connected, experiment
 from tunewright.store.stage import stage
 from tunewright.tasks.register.contenders import compare
 from tunewright.tasks.register.model import logged_model
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+UNDECIDED = "tunewright.undecided"  # tag of a finished run without a decision: the alias moved, or a later run decided
 
 __all__ = ["champion", "register", "trained_on_test"]
 
@@ -27,7 +35,7 @@ def register(folder: Path, candidate: Candidate) -> Registered:
     registry = candidate.settings.registry
     with connected(registry) as client:
         run = runs.of_candidate(client, candidate, experiment(client, registry, registry.name, candidate.columns))
-        is_known = run.info.status == "FINISHED"
+        is_known = run.info.status == "FINISHED" and UNDECIDED not in run.data.tags
         try:
             runs.describe(client, candidate, run)
             model = logged_model(client, candidate, run)
@@ -35,6 +43,10 @@ def register(folder: Path, candidate: Candidate) -> Registered:
             version = versions.get_or_create(client, candidate, model, run)
             rehearsal.rehearse(client, candidate, version)
             superseded = alias.conclude(client, candidate, str(version.version))
+        except AnotherChampion as error:  # the version stays, and the same run must not look like a failed one
+            with contextlib.suppress(MlflowException):
+                _finish_undecided(client, run.info.run_id, str(error))
+            raise
         except Exception:
             with contextlib.suppress(MlflowException):  # such as the one that ends this attempt
                 client.set_terminated(run.info.run_id, "FAILED")
@@ -52,7 +64,22 @@ def register(folder: Path, candidate: Candidate) -> Registered:
             is_known=is_known,
         )
         registered = alias.as_it_stands(client, registry, registered)
+        _finish_source(client, version, run.info.run_id)
+        if UNDECIDED in run.data.tags:
+            client.delete_tag(run.info.run_id, UNDECIDED)
         client.set_terminated(run.info.run_id, "FINISHED")  # the last: by it a later run knows the decision
     said = registered.model_dump_json(indent=1, exclude={"folder", "is_known"})
     (folder / "model.json").write_text(said, encoding="utf-8")
     return registered
+
+
+def _finish_undecided(client: "MlflowClient", run_id: str, why: str) -> None:
+    client.set_tag(run_id, UNDECIDED, why[:500])
+    client.set_terminated(run_id, "FINISHED")
+
+
+def _finish_source(client: "MlflowClient", version: "ModelVersion", run_id: str) -> None:
+    """Ends as finished the run in which a version was made, where that attempt failed and a later run registered it."""
+    source = client.get_run(str(version.run_id))
+    if source.info.run_id != run_id and source.info.status == "FAILED" and source.info.lifecycle_stage == "active":
+        _finish_undecided(client, source.info.run_id, f"registered by run {run_id}")

@@ -57,7 +57,7 @@ class Candidate(BaseModel):
     @property
     def reports(self) -> tuple[Artifact, ...]:
         """The artifacts with a report.html."""
-        return (self.run.checked, self.run.tokens)
+        return (self.run.checked, self.run.unique, self.run.tokens)
 
     @property
     def identity(self) -> str:
