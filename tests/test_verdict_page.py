@@ -304,6 +304,13 @@ def test_every_link_of_the_page_leads_somewhere_on_it(make: Make) -> None:
         assert {*targets} <= {*ids}
 
 
+def test_a_suggestion_names_a_check_as_it_is_written(make: Make) -> None:
+    failed = EXPECTATION | {"name": "label_balance", "fault": "one answer is rare", "of_set": True, "failed": 1}
+    read = Read(page_of(make(RIGHT, wrong(RIGHT, range(40)), checks={"expectations": [failed]})))
+    assert "Check label_balance: one answer is rare" in read.text
+    assert "Label_balance" not in read.text
+
+
 def test_no_text_of_rows_answers_or_settings_becomes_markup(make: Make) -> None:
     references = wrong(RIGHT, range(20), HOSTILE)
     made = make(

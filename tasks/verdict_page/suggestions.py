@@ -171,7 +171,7 @@ def data(case: Case) -> Found:
         if each.of_set and each.failed:
             balance = each.name == "label_balance"
             advice = RARE_ANSWERS if balance else "Check that the data changed as intended"
-            yield Suggestion(advice, f"{each.name}: {each.fault}", "data")
+            yield Suggestion(advice, f"check {each.name}: {each.fault}", "data")
 
 
 def looks(case: Case) -> Found:
