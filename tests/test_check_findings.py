@@ -21,6 +21,8 @@ def test_what_only_reports_is_found_in_the_row_that_has_it_and_the_row_is_kept(m
     assert checked.num_quarantined == 0
     html = checked.path("report.html").read_text()
     assert all(f"<code>data.jsonl</code> line {line}: " in html for line in range(5, 10))
+    assert "Rows of these findings were kept. With severity warning they would be quarantined" in html
+    assert "Findings of the whole data set" not in html
 
 
 def test_each_finding_sets_its_row_aside_where_it_is_a_warning_and_stops_where_it_is_critical(

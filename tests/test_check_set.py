@@ -62,7 +62,12 @@ def test_a_set_out_of_balance_is_a_finding_and_stops_where_that_is_critical(
     checked = check.fn(rows, only(name), SPECIAL)
     assert checked.findings[name] == 1
     assert checked.num_quarantined == 0
-    assert said in checked.path("report.html").read_text()
+    page = checked.path("report.html").read_text()
+    assert said in page
+    assert (
+        "Findings of the whole data set have no rows: they quarantine nothing. With severity critical the run" in page
+    )
+    assert "Rows of these findings were kept." not in page
     with pytest.raises(DataError) as caught:
         check.fn(rows, only(name, severity="critical"), SPECIAL)
     assert str(caught.value).startswith(f"{name}: {said}; see ")

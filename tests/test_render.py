@@ -72,6 +72,12 @@ TOKENIZERS = pytest.mark.parametrize(
 )
 
 
+def without_bos() -> Any:
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = None
+    return tokenizer
+
+
 def joining(text: str) -> Any:
     """A ChatML tokenizer to which these characters are one token, as real ones have one for many line breaks."""
     from tokenizers import AddedToken
@@ -158,11 +164,17 @@ def test_padding_masked_by_length_keeps_the_stop_token_and_masked_by_id_does_not
 
 def test_a_row_over_max_length_stops_the_run_and_says_where_it_is(tiny_base: Base, make_splits: MakeSplits) -> None:
     splits = make_splits([("one", "two"), ("three " * 40, "four")], [("five", "six")], [("seven", "eight")])
-    said = r"^1 of 4 rows .* model.max_length=50 .* data.jsonl line 2: raise .*on_long=quarantine.*; see "
+    said = (
+        r"^1 of 4 rows is longer than model.max_length=50 .*: it has \d+; the longest is "
+        r"data.jsonl line 2: raise .*on_long=quarantine.*; see "
+    )
     with pytest.raises(DataError, match=said) as caught:
         render.fn(splits, tiny_base, MODEL.model_copy(update={"max_length": 50}))
     (refused,) = pq.read_table(str(caught.value).rpartition("; see ")[2]).to_pylist()
     assert (refused["line"], refused["reason"]) == (2, "answer_truncated")
+    twice = make_splits([("one", "two"), *[("three " * 40, "four")] * 2], [("five", "six")], [("seven", "eight")])
+    with pytest.raises(DataError, match=r"^2 of 5 rows are longer than model.max_length=50 .*: they have "):
+        render.fn(twice, tiny_base, MODEL.model_copy(update={"max_length": 50}))
 
 
 def test_quarantine_keeps_the_account_and_truncates_nothing(tiny_base: Base, make_splits: MakeSplits) -> None:
@@ -464,6 +476,23 @@ def test_the_report_takes_nothing_from_the_data_or_the_net(tiny_base: Base, make
     assert "&lt;script&gt;" in page
     assert "default-src 'none'" in page and "http:" not in page and "https:" not in page
     assert "<mark>two</mark><mark><i>&lt;|im_end|&gt;</i></mark>" in page
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "said"),
+    [
+        (without_bos, "the tokenizer has none"),
+        (llama_2, "token 1; the template writes it, so a server must not add special tokens to the prompt"),
+    ],
+)
+def test_the_report_says_of_the_beginning_of_a_sequence_who_writes_it(
+    tiny_base: Base, make_splits: MakeSplits, tmp_path: Path, tokenizer: Any, said: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_base.weights, tmp_path / "base"))
+    tokenizer().save_pretrained(folder)
+    base = tiny_base.model_copy(update={"folder": folder, "location": Path()})
+    page = rendered(make_splits, base, ("one", "two")).path("report.html").read_text()
+    assert f"<td>beginning of sequence</td><td>{said}</td>" in page
 
 
 def test_equal_inputs_make_equal_bytes(

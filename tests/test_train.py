@@ -250,6 +250,38 @@ def test_ended_by_the_kernel_for_want_of_memory_is_out_of_memory_and_by_a_person
     assert is_transient(failed.value) == (not kills)
 
 
+@pytest.mark.parametrize(
+    ("method", "compute", "advice"),
+    [
+        (SMALL, ONE_THREAD, "compute.checkpointing=true, method.kind=qlora, a lower method.rank"),
+        (Method(kind="qlora"), ONE_THREAD, "compute.checkpointing=true, a lower method.rank"),
+        (
+            Method(kind="spectrum"),
+            ONE_THREAD.model_copy(update={"checkpointing": True}),
+            "method.kind=qlora, a lower method.share",
+        ),
+        (Method(kind="full"), ONE_THREAD, "compute.checkpointing=true, method.kind=qlora"),
+    ],
+)
+def test_out_of_memory_advises_what_acts_with_the_method_and_is_not_set(
+    job: trainer.Job,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: Method,
+    compute: Compute,
+    advice: str,
+) -> None:
+    from tunewright.tasks.train import stage as stage
+
+    monkeypatch.setattr(stage, "_attempt", lambda *_: trainer.OUT_OF_MEMORY)
+    (tmp_path / "error.json").write_text(json.dumps({"type": "OutOfMemory", "message": "no room"}))
+    with pytest.raises(TrainingError) as failed:
+        stage.run_trainer(job.model_copy(update={"method": method, "compute": compute}), tmp_path)
+    assert str(failed.value) == (
+        f"out of memory with training.micro_batch=1 (OutOfMemory: no room): use {advice}, or a smaller model.base"
+    )
+
+
 def test_each_attempt_is_one_process_on_the_gpu_that_is_shown_first_and_adds_to_the_log(
     job: trainer.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
