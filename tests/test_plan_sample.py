@@ -8,6 +8,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from make_payloads import make_proof
 
 from tunewright.artifacts import Base
 from tunewright.cli import deployment_file, plan
@@ -214,6 +215,36 @@ def test_a_side_that_is_given_takes_no_share_of_the_other_rows(
     half = plan.look_up(deployment_file.override(asked, ["split.test=0.5"]), "mine.yaml").costs
     assert half
     assert half.chosen.work.num_rows == train_of_half
+
+
+@pytest.mark.parametrize("after_ingest", [False, True])
+def test_a_plan_says_before_split_that_the_test_rows_will_be_few(tiny_base: Base, after_ingest: bool) -> None:
+    write("a.jsonl", *map(record, range(50)))
+    write("b.jsonl", *map(record, range(150)))
+    data = Data(sources=(Source(path="a.jsonl"),))
+    if after_ingest:
+        ingest.fn(data=data, files=source_files(data), needs=())
+
+    def notes(*changes: str) -> list[str]:
+        costs = plan.look_up(deployment_file.override(pipeline(tiny_base), list(changes)), "mine.yaml").costs
+        assert costs
+        return [note for note in costs.notes if "test row" in note]
+
+    said = "warning: only about {}, smallest detectable gain in accuracy about {} (80 % power, estimated)"
+    assert notes() == [said.format("5 test rows", ".50")]
+    assert notes("split.test=0.03") == [said.format("1 test row", "1.00")]
+    many = "data.sources=[{path: a.jsonl}, {path: b.jsonl, side: test}]"
+    assert notes(many) == []
+    fsspec.filesystem("memory").pipe("/plan/more.jsonl", json.dumps(record(1)).encode())
+    assert notes("data.sources=[{path: a.jsonl}, {path: 'memory://plan/more.jsonl'}]") == [], "how many are not known"
+
+
+def test_a_plan_says_of_the_split_that_its_test_rows_are_few(make_splits: Any) -> None:
+    made = make_splits([("a", "b")], [("c", "d")], [("e", "f")]).model_copy(update={"findings": {"too_small": 1}})
+    make_proof(smallest_visible_difference=0.9).save(made.folder)
+    (note,) = plan._few_test_rows({"split": made}, None, [])
+    assert note == "warning: only 1 test row, smallest detectable gain in accuracy about .90 (80 % power, estimated)"
+    assert plan._few_test_rows({"split": made.model_copy(update={"findings": {}})}, None, []) == []
 
 
 def test_an_evaluation_that_comes_after_the_last_step_is_said_to_be_the_end(tiny_base: Base) -> None:

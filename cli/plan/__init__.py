@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunewright.artifacts import Artifact, Base, Tokens
+from tunewright.artifacts import Artifact, Base, Splits, Tokens
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import gate
 from tunewright.cli.plan.sample import Sampled, base_here, sampled
@@ -17,9 +17,12 @@ from tunewright.errors import ConfigError, DataError
 from tunewright.flows.calls import Step
 from tunewright.flows.finetune import plan
 from tunewright.flows.inputs import inputs, looked_at
+from tunewright.flows.outcome import too_few_test_rows
+from tunewright.reports.figures import number
 from tunewright.serving import context_length
-from tunewright.tasks.ingest.files import SourceFile
+from tunewright.tasks.ingest.files import SourceFile, is_remote
 from tunewright.tasks.ingest.sampling import Sample, first_rows
+from tunewright.tasks.split.proof import LEAST_VISIBLE, visible_difference
 from tunewright.tasks.train import calibration
 
 KINDS = ("lora", "qlora", "full", "spectrum")
@@ -88,6 +91,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     if calibrate:
         rates.calibrate(what)
     notes += [sample.too_long] if sample and sample.too_long else []
+    notes += _few_test_rows(made, sample, read.files)
     return Planned(steps=steps, costs=_costs(case, rates, notes, sample.said if sample else ""))
 
 
@@ -157,6 +161,22 @@ def _ground(
         return ground, found
     batch, longest = settings.training.batch, settings.model.max_length
     return Ground(shape, config, "settings", batch, 0, work.rows_assumed(longest, batch), longest), None
+
+
+def _few_test_rows(made: dict[str, Artifact | None], sample: Sampled | None, files: Sequence[SourceFile]) -> list[str]:
+    """That the test rows are few, as the run says it: of those that split drew, or of about as many as it will draw."""
+    splits = made.get("split")
+    if isinstance(splits, Splits):
+        said = too_few_test_rows(splits)
+        return [said] if said else []
+    has_others = any(file.format == "hub" or is_remote(file.path) for file in files if not file.held_out)
+    if sample is None or (sample.source == "sample" and has_others):
+        return []
+    least = visible_difference(max(1, sample.num_test))
+    if least <= LEAST_VISIBLE:
+        return []
+    rows = f"about {sample.num_test:,} test row{'s'[: sample.num_test != 1]}"
+    return [f"warning: only {rows}, smallest detectable gain in accuracy about {number(least)} (80 % power, estimated)"]
 
 
 class _Rates:

@@ -27,6 +27,7 @@ class Sampled(NamedTuple):
     source: work.Source
     num_rows: int
     num_validation: int
+    num_test: int
     rows: Sequence[work.Row]
     said: str
     too_long: str = ""
@@ -38,7 +39,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     given: Mapping[str, float] = {}
     if isinstance(made, Splits):
         looked_of, conversations = work.conversations_in(made.path("train.parquet"))
-        train, num_validation, source = looked_of, made.num_validation, "split"
+        train, num_validation, num_test, source = looked_of, made.num_validation, made.num_test, "split"
     else:
         if isinstance(made, Rows) and made.num_rows:
             drawn, given, conversations = _of_ingest(made.path("rows.parquet"))
@@ -49,13 +50,13 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         else:
             return None
         looked_of = drawn + given.get("train", 0) + given.get("replay", 0)
-        train, num_validation = _shared(settings.split, drawn, given)
+        train, num_validation, num_test = _shared(settings.split, drawn, given)
     which = _which(source, len(conversations), looked_of, first, settings.data.limit)
     which_and_given = which + _and_given(given)
     rows = _rendered(conversations, base, settings.model)
     if rows is None:
         guessed = [work.stand_in(work.guessed(messages), at) for at, messages in enumerate(conversations)]
-        return Sampled(source, max(1, train), num_validation, guessed, f"from the texts of {which_and_given}")
+        return Sampled(source, max(1, train), num_validation, num_test, guessed, f"from the texts of {which_and_given}")
     assert base
     bound = bound_of(base, settings.model)
     long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > bound.limit]
@@ -74,11 +75,11 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
             f"{bound.cure(max(long))}"
         )
     said = f"from {which_and_given}, rendered"
-    return Sampled(source, max(1, train), num_validation, kept or rows, said, too_long, is_too_long=not kept)
+    return Sampled(source, max(1, train), num_validation, num_test, kept or rows, said, too_long, is_too_long=not kept)
 
 
-def _shared(split: Split, drawn: float, given: Mapping[str, float]) -> tuple[int, int]:
-    """How many rows train, and how many validate: a side that is given has its rows, and a share of `drawn` otherwise.
+def _shared(split: Split, drawn: float, given: Mapping[str, float]) -> tuple[int, int, int]:
+    """How many rows train, validate and test: a side that is given has its rows, and a share of `drawn` otherwise.
 
     Replay rows come on top of those that train, as many as split.replay allows.
     """
@@ -87,7 +88,8 @@ def _shared(split: Split, drawn: float, given: Mapping[str, float]) -> tuple[int
     )
     train = (1 - validation - test) * drawn + given.get("train", 0)
     most = split.replay * train / (1 - split.replay) if split.replay < 1 else inf
-    return int(train + min(given.get("replay", 0), most)), int(given.get("validation", 0) or validation * drawn)
+    num_train = int(train + min(given.get("replay", 0), most))
+    return num_train, int(given.get("validation", 0) or validation * drawn), int(given.get("test", 0) or test * drawn)
 
 
 def _of_ingest(file: Path) -> tuple[int, dict[str, int], list[list[dict[str, str]]]]:
