@@ -6,19 +6,22 @@ in whoever reaches its port, web pages included: here it has a password that the
 """
 
 import atexit
+import functools
 import logging
+import math
 import os
 import secrets
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
+from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import refresh_global_settings_context
 from prefect.events.worker import EventsWorker
@@ -38,6 +41,9 @@ log = logging.getLogger("tunewright")
 
 RESTARTS = 5  # of the temporary server; after that it is no accident
 LOOK_SECONDS = 1.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PATIENCE_SECONDS = 25.0  # for a server on this machine that refuses connections
+RESTART_SECONDS = 60.0  # the same, where somebody starts it again
 
 
 def ensure() -> None:
@@ -46,6 +52,7 @@ def ensure() -> None:
     Raises ConfigError where the named one cannot be used, TunewrightError where the temporary one is not there in time.
     """
     _say_once_that_it_is_gone()
+    _give_up_in_time()
     if PREFECT_API_URL.value():
         with connected():
             return
@@ -93,6 +100,76 @@ def _say_once_that_it_is_gone() -> None:
     """
     logging.raiseExceptions = False
     logging.getLogger("prefect._internal.concurrency").addFilter(_Unsent())
+
+
+class ServerGone(httpx.TransportError):
+    """A server on this machine that refuses connections for so long that no client of Prefect's tries again."""
+
+
+class _Refusals:
+    """How long connections to a server on this machine have been refused without a break, by all clients together.
+
+    By itself each request of Prefect's tries for a minute, and a run that ends sends three.
+    """
+
+    def __init__(self) -> None:
+        self.since = self.last = -math.inf  # the first and the last refusal
+
+    @contextmanager
+    def noted(self, host: str) -> Iterator[None]:
+        """Notes whether the block, which sends a request, is answered.
+
+        Raises ServerGone where a host on this machine has refused connections for too long.
+        """
+        try:
+            yield
+        except httpx.ConnectError as error:
+            if host not in LOOPBACK:
+                raise
+            now = time.monotonic()
+            if now - self.last > RESTART_SECONDS:  # another time
+                self.since = now
+            self.last = now
+            if now - self.since < (RESTART_SECONDS if _is_started_again() else PATIENCE_SECONDS):
+                raise
+            raise ServerGone(str(error)) from error
+        self.last = -math.inf
+
+
+def _is_started_again() -> bool:
+    """Whether somebody looks after the server: this process after its temporary one, `up` after its own."""
+    return not PREFECT_API_URL.value() or addresses.is_up()
+
+
+@functools.cache
+def _give_up_in_time() -> None:
+    """Has all of Prefect's clients, from now on, try no longer than _Refusals allows."""
+    refusals = _Refusals()
+    one_by_one: Any = PrefectHttpxSyncClient
+    concurrent: Any = PrefectHttpxAsyncClient
+    retry, retry_concurrently = one_by_one._send_with_retry, concurrent._send_with_retry
+
+    def retry_in_time(client: Any, *, request: httpx.Request, send: Callable[..., Any], **options: Any) -> Any:
+        """Sends a request as Prefect does, until it is too late."""
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            with refusals.noted(request.url.host):
+                return send(*args, **kwargs)
+
+        return retry(client, request=request, send=noted, **options)
+
+    async def retry_concurrently_in_time(
+        client: Any, *, request: httpx.Request, send: Callable[..., Any], **options: Any
+    ) -> Any:
+        """The same."""
+
+        async def noted(*args: Any, **kwargs: Any) -> Any:
+            with refusals.noted(request.url.host):
+                return await send(*args, **kwargs)
+
+        return await retry_concurrently(client, request=request, send=noted, **options)
+
+    one_by_one._send_with_retry, concurrent._send_with_retry = retry_in_time, retry_concurrently_in_time
 
 
 def _send_no_more() -> None:
@@ -148,8 +225,8 @@ def _start() -> None:
     from prefect.server.api import server
 
     _require_password()
-    end_with_run = partial(end_with_parent, signal.SIGTERM)
-    popen = partial(subprocess.Popen, start_new_session=True, preexec_fn=end_with_run)
+    end_with_run = functools.partial(end_with_parent, signal.SIGTERM)
+    popen = functools.partial(subprocess.Popen, start_new_session=True, preexec_fn=end_with_run)
     module: Any = server
     module.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": popen})
     temporary = server.SubprocessASGIServer()  # the one that Prefect takes for all that follows

@@ -31,6 +31,7 @@ from prefect.settings import (
 
 from tunewright.cli import prefect_server
 from tunewright.errors import ConfigError, TunewrightError
+from tunewright.machine import addresses
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +171,69 @@ def test_one_that_dies_while_a_run_goes_on_is_one_line() -> None:
         client.hello()
 
 
+def test_a_server_here_that_refuses_connections_is_given_up_sooner_where_nobody_starts_it_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(prefect_server.time, "monotonic", lambda: now)
+    refusals = prefect_server._Refusals()
+
+    def tries_again(at: float, host: str = "127.0.0.1") -> bool:
+        nonlocal now
+        now = at
+        with pytest.raises(httpx.TransportError) as raised, refusals.noted(host):
+            raise httpx.ConnectError("refused")
+        return not isinstance(raised.value, prefect_server.ServerGone)
+
+    with temporary_settings({PREFECT_API_URL: DEAD}):
+        assert [tries_again(at) for at in (1000, 1014, 1026, 1026.1)] == [True, True, False, False]
+        assert tries_again(1027, "prefect.example"), "another machine's server comes back in its own time"
+        with addresses.held():
+            assert [tries_again(at) for at in (1030, 1059, 1061)] == [True, True, False]
+        with refusals.noted("127.0.0.1"):
+            """It answers."""
+        assert [tries_again(at) for at in (1062, 1070)] == [True, True]
+        assert tries_again(9000), "what was refused an hour ago was another end of the server"
+    with temporary_settings(restore_defaults=(PREFECT_API_URL,)):
+        assert [tries_again(at) for at in (9030, 9059, 9061)] == [True, True, False]
+
+
+ENDS = """
+import os, signal, time
+from prefect import flow
+from tunewright.cli.command_line import console_of, prepare
+
+prepare(console_of(False))
+from tunewright.cli import prefect_server
+from tunewright.errors import TunewrightError
+
+prefect_server.PATIENCE_SECONDS = 4.0
+prefect_server.ensure()
+
+@flow
+def run() -> str:
+    os.kill(int(os.environ["SERVER"]), signal.SIGKILL)
+    time.sleep(1)
+    return "to nobody"
+
+started = time.monotonic()
+try:
+    with prefect_server.needed():
+        run(return_state=True)
+except TunewrightError as error:
+    print(f"error: {error}", flush=True)
+print(f"ended after {time.monotonic() - started:.0f} s", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_run_whose_server_is_gone_waits_for_it_once_and_not_for_each_of_its_last_requests(tmp_path: Path) -> None:
+    said = _with_a_server_that_it_ends(ENDS, tmp_path)
+    assert "no longer answers: " in said and "refused; finished stages are kept" in said
+    ended = re.search(r"ended after (\d+) s", said)
+    assert ended and int(ended[1]) < 25, "Prefect's own clients try for a minute, three times"
+
+
 GONE = """
 import os, signal, time
 import httpx
@@ -213,38 +277,7 @@ run()
 
 
 def test_a_server_that_ends_during_a_run_is_one_line_in_place_of_an_error_for_each_event(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    api = f"http://127.0.0.1:{port}/api"
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(tmp_path),
-        "PREFECT_API_URL": api,
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{tmp_path}/prefect.db",
-        "PREFECT_CLIENT_MAX_RETRIES": "0",
-        "TUNEWRIGHT_HOME": str(tmp_path / "home"),
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
-    serve = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    with subprocess.Popen(serve, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            waiting.until(lambda: _answers(api), seconds=120)
-            listening = {
-                each.pid
-                for each in psutil.net_connections()
-                if each.status == "LISTEN" and getattr(each.laddr, "port", 0) == port
-            }
-            done = subprocess.run(
-                [sys.executable, "-c", GONE],
-                env=environment | {"SERVER": str(listening.pop())},
-                capture_output=True,
-                text=True,
-                timeout=240,
-            )
-        finally:
-            server.terminate()
-    said = " ".join((done.stdout + done.stderr).split())
+    said = _with_a_server_that_it_ends(GONE, tmp_path, PREFECT_CLIENT_MAX_RETRIES="0")
     assert "the run went on" in said
     assert "no longer answers: refused; finished stages are kept" in said
     ended = re.search(r"ended after (\d+) s", said)
@@ -258,3 +291,39 @@ def _answers(api: str) -> bool:
         return httpx.get(f"{api}/health").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def _with_a_server_that_it_ends(program: str, tmp_path: Path, **more: str) -> str:
+    """What a program prints that kills the server SERVER which the environment names."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    api = f"http://127.0.0.1:{port}/api"
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path),
+        "PREFECT_API_URL": api,
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{tmp_path}/prefect.db",
+        "TUNEWRIGHT_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        **more,
+    }
+    serve = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    with subprocess.Popen(serve, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            waiting.until(lambda: _answers(api), seconds=120)
+            listening = {
+                each.pid
+                for each in psutil.net_connections()
+                if each.status == "LISTEN" and getattr(each.laddr, "port", 0) == port
+            }
+            done = subprocess.run(
+                [sys.executable, "-c", program],
+                env=environment | {"SERVER": str(listening.pop())},
+                capture_output=True,
+                text=True,
+                timeout=240,
+            )
+        finally:
+            server.terminate()
+    return " ".join((done.stdout + done.stderr).split())

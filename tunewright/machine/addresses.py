@@ -62,6 +62,13 @@ def running() -> Addresses | None:
     return None
 
 
+def is_up() -> bool:
+    """Whether `up` runs in this home, ready or not."""
+    with contextlib.suppress(OSError):
+        return locks.is_held(config.home() / LOCK)
+    return False
+
+
 def password_file() -> Path:
     """The file of the password, which its owner alone can read."""
     return config.home() / PASSWORD
