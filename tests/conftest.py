@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,9 @@ SENTENCES = (
     "one two three four five six seven eight nine ten 0 1 2 3 4 5 6 7 8 9",
 )
 
+SLOW_FILES = 15  # that the run lists at its end
+SLOW_SECONDS = 5.0  # a file that takes less is not listed
+
 
 def pytest_configure() -> None:
     """Libraries read these when they are first imported, which is after this and before any fixture."""
@@ -48,6 +52,23 @@ def pytest_configure() -> None:
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Lists the files that took longest, in seconds of their tests and fixtures together."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.partition("::")[0]] += report.duration
+    slow = [
+        f"{taken:7.1f}  {file}"
+        for file, taken in sorted(seconds.items(), key=lambda each: -each[1])[:SLOW_FILES]
+        if taken >= SLOW_SECONDS
+    ]
+    if slow:
+        terminalreporter.section("slow files, in seconds")
+        terminalreporter.write("\n".join(slow) + "\n")
 
 
 @pytest.fixture(autouse=True)
