@@ -4,14 +4,14 @@ The flow's signature is the form in the Prefect UI: one parameter a section, des
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from prefect import State, flow
 from prefect.runtime import deployment
 
 from tunewright import config
-from tunewright.artifacts import Contender, RunArtifacts
+from tunewright.artifacts import Answers, Base, Contender, Judged, Prompts, RunArtifacts, Splits, Tokens
 from tunewright.config import (
     Checks,
     Compute,
@@ -34,7 +34,7 @@ from tunewright.errors import AnotherChampion
 from tunewright.flows import report
 from tunewright.flows.announcing import announce_drift
 from tunewright.flows.calls import Plan, Reached, Run, Step
-from tunewright.flows.inputs import inputs, looked_at
+from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.parameters import FLOW, named, slug
 from tunewright.flows.run_name import run_name
 from tunewright.registry.candidate import Candidate
@@ -81,44 +81,22 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     adapter = call(train)(tokens=tokens, base=base, method=s.method, training=s.training, compute=s.compute, scan=best)
 
     tuned = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
-    contenders, prompts = [Contender(name="base", base=base)], None
-    if prompted := tuple(dict.fromkeys(s.evaluation.contenders)):
-        prompts = call(prompt)(
-            splits=splits,
-            tokens=tokens,
-            base=base,
-            contenders=prompted,
-            shots=s.evaluation.shots,
-            max_new_tokens=s.evaluation.max_new_tokens,
-            embedding_model=s.dedupe.semantic_model,
-            embedding=read.retrieval,
-        )
-        contenders += [
-            Contender(name=name, base=base, prompts=prompts.path(f"{name}.parquet"), prompts_digest=prompts.digest)
-            for name in prompted
-        ]
+    measured = (Contender(name="base", base=base), tuned)
+    prompts, prompted = _prompted(s, call, read, splits, tokens, base)
     opponent = call.champion(s.registry, adapter, base)
-    contenders += [*([opponent] if opponent else []), tuned]
-    by_name = {
-        c.name: call(evaluate)(
-            contender=c, tokens=tokens, evaluation=s.measured(), own=read.metrics, schema=read.schema
+    answers = {
+        each.name: call(evaluate)(
+            contender=each, tokens=tokens, evaluation=s.measured(), own=read.metrics, schema=read.schema
         )
-        for c in contenders
+        for each in (measured[0], *prompted, *([opponent] if opponent else []), tuned)
     }
-    answers = tuple(by_name.values())
-    measured = (contenders[0], tuned)
-    general = tuple(call(forgetting)(contender=c) for c in measured if s.evaluation.forgetting)
+    general = tuple(call(forgetting)(contender=each) for each in measured if s.evaluation.forgetting)
     general += tuple(
-        call(lm_eval)(contender=c, lm_eval=s.lm_eval, identity=read.lm_eval) for c in measured if s.lm_eval.tasks
+        call(lm_eval)(contender=each, lm_eval=s.lm_eval, identity=read.lm_eval) for each in measured if s.lm_eval.tasks
     )
-    verdict = call(decide)(answers=answers, splits=splits, gate=s.gate, general=general)
-    verdict = call.count_test_use(verdict, adapter, by_name["candidate"], splits, opponent, s)
-    judged = None
-    if s.judge.url and s.judge.model:
-        asked = tuple(by_name[name] for name in ("candidate", "base", "champion") if name in by_name)
-        judged = call.optional(ask_judge)(
-            answers=asked, splits=splits, url=s.judge.url, model=s.judge.model, rows=s.judge.rows
-        )
+    verdict = call(decide)(answers=tuple(answers.values()), splits=splits, gate=s.gate, general=general)
+    verdict = call.count_test_use(verdict, adapter, answers["candidate"], splits, opponent, s)
+    judged = _judge(s, call, answers, splits)
     made = RunArtifacts(
         name=s.registry.name,
         rows=rows,
@@ -128,7 +106,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         tokens=tokens,
         base=base,
         adapter=adapter,
-        answers=answers,
+        answers=tuple(answers.values()),
         verdict=verdict,
         looks=verdict.looks,
         warnings=verdict.warnings,
@@ -137,17 +115,47 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         prompts=prompts,
         judged=judged,
     )
-    page = call(verdict_page)(run=made)
     candidate = Candidate(
         run=made,
-        page=page,
+        page=call(verdict_page)(run=made),
         lineage={file.path: file.digest for file in read.files},
         data_version=before.number,
         challenged=opponent.version if opponent else "",
         settings=s.of_result(),
     )
-    registered = call(register)(candidate=candidate)
-    call.request_approval(registered, s.registry)
+    call.request_approval(call(register)(candidate=candidate), s.registry)
+
+
+def _prompted(
+    s: Settings, call: Run | Plan, read: Inputs, splits: Splits, tokens: Tokens, base: Base
+) -> tuple[Prompts | None, tuple[Contender, ...]]:
+    """The base, asked by each kind of prompt that evaluation.contenders names."""
+    names = tuple(dict.fromkeys(s.evaluation.contenders))
+    if not names:
+        return None, ()
+    prompts = call(prompt)(
+        splits=splits,
+        tokens=tokens,
+        base=base,
+        contenders=names,
+        shots=s.evaluation.shots,
+        max_new_tokens=s.evaluation.max_new_tokens,
+        embedding_model=s.dedupe.semantic_model,
+        embedding=read.retrieval,
+    )
+    return prompts, tuple(
+        Contender(name=name, base=base, prompts=prompts.path(f"{name}.parquet"), prompts_digest=prompts.digest)
+        for name in names
+    )
+
+
+def _judge(s: Settings, call: Run | Plan, answers: Mapping[str, Answers], splits: Splits) -> Judged | None:
+    if not (s.judge.url and s.judge.model):
+        return None
+    asked = tuple(answers[name] for name in ("candidate", "base", "champion") if name in answers)
+    return call.optional(ask_judge)(
+        answers=asked, splits=splits, url=s.judge.url, model=s.judge.model, rows=s.judge.rows
+    )
 
 
 @flow(name=FLOW, flow_run_name=run_name)
