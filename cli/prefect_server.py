@@ -24,8 +24,6 @@ import httpx
 from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import refresh_global_settings_context
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_SERVER_API_AUTH_STRING,
@@ -33,6 +31,7 @@ from prefect.settings import (
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
 )
 
+from tunewright import compat
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.machine import addresses
 from tunewright.machine.process_group import end_with_parent
@@ -99,7 +98,7 @@ def _say_once_that_it_is_gone() -> None:
     Logs it writes to stderr by itself, unless logging raises no exceptions.
     """
     logging.raiseExceptions = False
-    logging.getLogger("prefect._internal.concurrency").addFilter(_Unsent())
+    compat.filter_log_of_sending(_Unsent())
 
 
 class ServerGone(httpx.TransportError):
@@ -178,9 +177,7 @@ def _send_no_more() -> None:
     async def drop(*_: Any) -> None:
         """Sends nothing."""
 
-    workers: tuple[Any, ...] = (EventsWorker, APILogWorker)
-    for worker, send in zip(workers, ("_handle", "_handle_batch"), strict=True):
-        setattr(worker, send, drop)
+    compat.replace_sending(drop)
 
 
 class _Unsent(logging.Filter):
@@ -258,7 +255,7 @@ def _keep_alive(temporary: Any, answers: threading.Event, ended: threading.Event
         if code is not None and (code < 0 or answers.is_set()) and restarts < RESTARTS:
             restarts += 1
             log.warning("Prefect's temporary server exited with code %d and was restarted", code)
-            temporary.server_process = temporary._run_uvicorn_command()
+            temporary.server_process = compat.start_again(temporary)
 
 
 def _require_password() -> None:

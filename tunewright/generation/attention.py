@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
+from tunewright import compat
 from tunewright.generation.rows import States
 
 ATTENTION = "tunewright_shared"
@@ -71,10 +72,8 @@ def _softmax(
     """The values [a, heads, queries, size] weighted by the softmax of the scores, and the logarithm of the sum of the
     exponentials of the scores [a, heads, queries, 1].
     """
-    if query.device.type == "cpu":  # what scaled_dot_product_attention is there, which keeps the sums to itself
-        weighted, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=bias, scale=1.0
-        )
+    if query.device.type == "cpu":
+        weighted, total = compat.attention_with_sums(query, key, value, bias)
         return weighted, total[..., None]
     scores = query @ key.transpose(2, 3)
     scores = scores if bias is None else scores + bias

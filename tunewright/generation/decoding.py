@@ -1,6 +1,5 @@
 """The passes through the model: of what is shared, of prompts with their references, and of what follows."""
 
-import contextlib
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from tunewright import compat
 from tunewright.generation import plain
 from tunewright.generation.attention import ATTENTION
 from tunewright.generation.drafts import Draft, Drafts
@@ -64,10 +64,10 @@ class Greedy:
     def _answer(self, rows: Sequence[Answer], *, generate: bool) -> None:
         longest = max(len(row.prompt) + max(len(row.reference), self.max_new_tokens) for row in rows)
         found = self.known or architecture.of(self.model.config, longest)
-        self.shares = found.decoding == "shared" and self.model.config._attn_implementation == "sdpa"
+        self.shares = found.decoding == "shared" and compat.attention_of(self.model) == "sdpa"
         with torch.device(self.model.device):
             if found.decoding != "library":
-                with _attention(self.model, ATTENTION if self.shares else ""):
+                with compat.attending_by(self.model, ATTENTION if self.shares else ""):
                     self._answer_drafted(rows, generate=generate)
             else:
                 options = {"stops": self.stops, "max_new_tokens": self.max_new_tokens, "batch": self.batch}
@@ -213,19 +213,6 @@ class Greedy:
         else:
             options["attention_mask"] = batch.mask.long()
         return self.model(input_ids=ids, **options).logits
-
-
-@contextlib.contextmanager
-def _attention(model: Any, name: str) -> Iterator[None]:
-    """Attends by the attention of this name within; by the model's own without a name."""
-    before = model.config._attn_implementation
-    if name:
-        model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        if name:
-            model.set_attn_implementation(before)
 
 
 def _any(group: PrefixGroup) -> Answer:

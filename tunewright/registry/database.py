@@ -8,7 +8,7 @@ import logging
 import sqlite3
 from pathlib import Path
 
-from tunewright import config
+from tunewright import compat, config
 from tunewright.errors import NO_SPACE, TunewrightError
 from tunewright.store import databases, disk
 from tunewright.store.caching import lock
@@ -75,7 +75,7 @@ def _make(file: Path) -> None:
             raise TunewrightError(f"{file}: MLflow cannot create it: {str(error).splitlines()[0]}") from error
         raise TunewrightError(NO_SPACE.format(file.parent)) from error
     finally:
-        SqlAlchemyStore._engine_map.pop(f"sqlite:///{unfinished}", None)
+        compat.forget_engine(f"sqlite:///{unfinished}")
     disk.sync(unfinished)
     unfinished.rename(file)
     disk.sync(file.parent)

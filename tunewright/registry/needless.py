@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewright import config
+from tunewright import compat, config
 from tunewright.config import Registry
 from tunewright.registry.history import PREFIX, Event
 from tunewright.registry.standing import TAG
@@ -97,7 +97,7 @@ def _of_run(run: "Run") -> Needless:
 
         with connected(HERE):
             store = SqlAlchemyStore(tracking_uri(HERE), str(config.mlflow_artifacts()))
-            store._hard_delete_run(run_id)  # as `mlflow gc` does, which deletes whole experiments besides
+            compat.delete_run(store, run_id)
         shutil.rmtree(folder, ignore_errors=True)
         return True
 

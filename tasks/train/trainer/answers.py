@@ -7,6 +7,7 @@ import torch
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.sft_trainer import SFTTrainer
 
+from tunewright import compat
 from tunewright.modeling.batches import answer_loss, num_labels
 from tunewright.modeling.methods.optimizer import lora_plus_optimizer
 
@@ -53,10 +54,8 @@ class AnswerTrainer(SFTTrainer):
 
     def _loss(self, model: Any, batch: Any, num_items: int) -> torch.Tensor:
         batch = self._prepare_inputs(batch)
-        # accelerate's forward makes the logits float32 after its autocast: the largest tensor, and twice as large.
-        forward = getattr(model, "_original_forward", model)
         with self.compute_loss_context_manager(), self.accelerator.autocast():
-            return answer_loss(forward, batch, num_items)
+            return answer_loss(compat.forward_in_autocast(model), batch, num_items)
 
     @torch.no_grad()
     def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:

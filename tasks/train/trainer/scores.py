@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from tunewright import compat
 from tunewright.config import Metric
 from tunewright.generation import Answer, Greedy
 from tunewright.metrics.catalogue import PER_ROW
@@ -31,22 +32,15 @@ class Scores:
 
     def __call__(self, model: Any, is_interrupted: Callable[[], bool]) -> float:
         """The mean, or what there is of it where it is interrupted. The model has to be in evaluation mode."""
-        attention = model.config._attn_implementation
-        shared = attention not in LIBRARY_ATTENTION  # which reads batches of a layout of its own
-        if shared:
-            model.set_attn_implementation("sdpa")
-        try:
-            found: list[float] = []
-            # Compiled layers would be compiled again for each length of a cache.
-            with torch.compiler.set_stance("force_eager"):
-                for start in range(0, len(self.rows), self.batch):
-                    if is_interrupted():
-                        break
-                    found += self._scored(model, self.rows[start : start + self.batch])
-            return fmean(found) if found else 0.0
-        finally:
-            if shared:
-                model.set_attn_implementation(attention)
+        found: list[float] = []
+        own = compat.attention_of(model) in LIBRARY_ATTENTION  # ours reads batches of a layout of its own
+        # Compiled layers would be compiled again for each length of a cache.
+        with compat.attending_by(model, "" if own else "sdpa"), torch.compiler.set_stance("force_eager"):
+            for start in range(0, len(self.rows), self.batch):
+                if is_interrupted():
+                    break
+                found += self._scored(model, self.rows[start : start + self.batch])
+        return fmean(found) if found else 0.0
 
     def _scored(self, model: Any, rows: Sequence[Any]) -> list[float]:
         exact = self.metric == "exact_match"

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.nn import functional
 
+from tunewright import compat
 from tunewright.artifacts import IGNORED
 from tunewright.generation import Greedy
 from tunewright.generation.drafts import Draft, Drafts
@@ -71,10 +72,7 @@ def checked(fields: dict[str, Any]) -> Architecture:
 
 def declared_attention(fields: dict[str, Any]) -> Literal["sdpa", "eager"]:
     """What the class says of itself, without a model of it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    kind: Any = AutoModelForCausalLM._model_mapping[type(AutoConfig.for_model(**fields))]
-    return "sdpa" if kind._supports_sdpa else "eager"
+    return "sdpa" if compat.supports_sdpa(fields) else "eager"
 
 
 @contextmanager
@@ -131,7 +129,7 @@ def _supports(model: Any, attention: str) -> bool:
         model.set_attn_implementation(attention)
     except (ValueError, ImportError):
         return False
-    return model.config._attn_implementation == attention
+    return compat.attention_of(model) == attention
 
 
 def _plainest(model: Any) -> Computed:

@@ -1,0 +1,115 @@
+"""The private parts of libraries are as this project takes them to be."""
+
+import inspect
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+
+from tunewright import compat
+from tunewright.artifacts import Base
+from tunewright.modeling.models import load_model
+
+
+def test_a_model_attends_by_another_attention_within_and_by_its_own_again(tiny_base: Base) -> None:
+    model = load_model(tiny_base)
+    own = compat.attention_of(model)
+    with compat.attending_by(model, "eager"):
+        assert compat.attention_of(model) == "eager" != own
+    with compat.attending_by(model, ""):
+        assert compat.attention_of(model) == own
+    assert compat.attention_of(model) == own
+
+
+def test_a_class_says_whether_it_computes_by_torchs_attention() -> None:
+    assert compat.supports_sdpa({"model_type": "llama"})
+    assert not compat.supports_sdpa({"model_type": "mamba"})
+
+
+def test_the_forward_that_accelerate_wraps_is_kept_and_gives_logits_in_half_precision() -> None:
+    from accelerate import Accelerator
+
+    layer = torch.nn.Linear(2, 2)
+    assert compat.forward_in_autocast(layer) is layer
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    wrapped: Any = accelerator.prepare_model(layer)
+    with accelerator.autocast():
+        assert wrapped(torch.ones(1, 2)).dtype == torch.float32
+        assert compat.forward_in_autocast(wrapped)(torch.ones(1, 2)).dtype == torch.bfloat16
+
+
+def test_attention_on_a_cpu_gives_the_logarithm_of_its_sums() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, columns, 8) for columns in (3, 5, 5))
+    bias = torch.zeros(1, 1, 3, 5).masked_fill_(torch.ones(3, 5).triu(3).bool(), float("-inf")).repeat(1, 2, 1, 1)
+    weighted, total = compat.attention_with_sums(query, key, value, bias)
+    scores = query @ key.transpose(2, 3) + bias
+    assert torch.allclose(weighted, scores.softmax(-1) @ value, atol=1e-5)
+    assert torch.allclose(total, scores.logsumexp(-1), atol=1e-5)
+
+
+def test_mlflow_forgets_a_database_and_deletes_a_run(mlflow_database: Path, tmp_path: Path) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    uri = f"sqlite:///{shutil.copy(mlflow_database, tmp_path)}"
+    store: Any = SqlAlchemyStore(uri, str(tmp_path))
+    run_id = store.create_run("0", "user", 0, [], "run").info.run_id
+    compat.delete_run(store, run_id)
+    with pytest.raises(MlflowException, match=run_id):
+        store.get_run(run_id)
+    engine = store.engine
+    compat.forget_engine(uri)
+    assert SqlAlchemyStore(uri, str(tmp_path)).engine is not engine
+
+
+def test_prefects_temporary_server_can_be_started_again() -> None:
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server: Any = SubprocessASGIServer(port=1)
+    with patch("subprocess.Popen", return_value="process"):
+        assert compat.start_again(server) == "process"
+
+
+def test_prefect_says_in_this_log_what_it_cannot_send() -> None:
+    class Seen(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            said.append(record.getMessage())
+            return False
+
+    from prefect._internal.concurrency.services import logger  # pyright: ignore[reportPrivateImportUsage]
+
+    said: list[str] = []
+    seen = Seen()
+    compat.filter_log_of_sending(seen)
+    logger.error("cannot send")
+    logger.removeFilter(seen)
+    assert said == ["cannot send"]
+
+
+def test_prefect_sends_events_and_logs_by_the_methods_that_are_replaced() -> None:
+    async def drop(*_: Any) -> None:
+        """Sends nothing."""
+
+    workers: Any = ((EventsWorker, "_handle"), (APILogWorker, "_handle_batch"))
+    before = [getattr(worker, method) for worker, method in workers]
+    assert all(map(inspect.iscoroutinefunction, before))
+    try:
+        compat.replace_sending(drop)
+        assert [getattr(worker, method) for worker, method in workers] == [drop, drop]
+    finally:
+        for (worker, method), sent in zip(workers, before, strict=True):
+            setattr(worker, method, sent)
+
+
+def test_a_model_with_a_state_says_so_as_serving_reads_it() -> None:
+    from transformers import LlamaForCausalLM, MambaForCausalLM
+
+    classes: Any = (MambaForCausalLM, LlamaForCausalLM)
+    assert [getattr(kind, "_is_stateful", False) for kind in classes] == [True, False]

@@ -1,0 +1,87 @@
+"""Every private part of a library that this project reaches; tests/test_compat.py fails where a library changes one.
+
+Libraries are imported in the functions: this module lies below all others.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def attention_of(model: Any) -> str:
+    """The name of the attention that a model of transformers computes by now."""
+    return model.config._attn_implementation
+
+
+@contextlib.contextmanager
+def attending_by(model: Any, name: str) -> Iterator[None]:
+    """Computes by the attention of this name within; by the model's own where the name is empty."""
+    before = attention_of(model)
+    if name:
+        model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        if name:
+            model.set_attn_implementation(before)
+
+
+def supports_sdpa(fields: dict[str, Any]) -> bool:
+    """Whether the class of a config.json says that it computes by torch's attention, without a model of it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind: Any = AutoModelForCausalLM._model_mapping[type(AutoConfig.for_model(**fields))]  # pyright: ignore[reportAttributeAccessIssue]
+    return kind._supports_sdpa
+
+
+def forward_in_autocast(model: Any) -> Any:
+    """The forward that accelerate wrapped: its own makes the logits float32 after its autocast, twice as large."""
+    return getattr(model, "_original_forward", model)
+
+
+def attention_with_sums(
+    query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", bias: "torch.Tensor | None"
+) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """torch's attention on a CPU, unscaled: [a, heads, queries, size], and the log of the sums [a, heads, queries].
+
+    The public scaled_dot_product_attention is the same there and keeps the sums to itself.
+    """
+    import torch
+
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=bias, scale=1.0)
+
+
+def forget_engine(uri: str) -> None:
+    """Drops MLflow's connections to a database, which it keeps by its address."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore._engine_map.pop(uri, None)
+
+
+def delete_run(store: Any, run_id: str) -> None:
+    """Removes a run from MLflow's database, as `mlflow gc` does, which deletes whole experiments besides."""
+    store._hard_delete_run(run_id)
+
+
+def start_again(temporary: Any) -> Any:
+    """The process of Prefect's temporary server, started once more at the same address."""
+    return temporary._run_uvicorn_command()
+
+
+def filter_log_of_sending(one: logging.Filter) -> None:
+    """Puts a filter on the log in which Prefect says that events and logs cannot be sent."""
+    logging.getLogger("prefect._internal.concurrency").addFilter(one)
+
+
+def replace_sending(send: Callable[..., Any]) -> None:
+    """Has `send` in place of how Prefect sends events and logs of this process."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    workers: Any = ((EventsWorker, "_handle"), (APILogWorker, "_handle_batch"))
+    for worker, method in workers:
+        setattr(worker, method, send)
