@@ -15,13 +15,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
-from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import refresh_global_settings_context
 from prefect.settings import (
@@ -143,32 +142,7 @@ def _is_started_again() -> bool:
 @functools.cache
 def _give_up_in_time() -> None:
     """Has all of Prefect's clients, from now on, try no longer than _Refusals allows."""
-    refusals = _Refusals()
-    one_by_one: Any = PrefectHttpxSyncClient
-    concurrent: Any = PrefectHttpxAsyncClient
-    retry, retry_concurrently = one_by_one._send_with_retry, concurrent._send_with_retry
-
-    def retry_in_time(client: Any, *, request: httpx.Request, send: Callable[..., Any], **options: Any) -> Any:
-        """Sends a request as Prefect does, until it is too late."""
-
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            with refusals.noted(request.url.host):
-                return send(*args, **kwargs)
-
-        return retry(client, request=request, send=noted, **options)
-
-    async def retry_concurrently_in_time(
-        client: Any, *, request: httpx.Request, send: Callable[..., Any], **options: Any
-    ) -> Any:
-        """The same."""
-
-        async def noted(*args: Any, **kwargs: Any) -> Any:
-            with refusals.noted(request.url.host):
-                return await send(*args, **kwargs)
-
-        return await retry_concurrently(client, request=request, send=noted, **options)
-
-    one_by_one._send_with_retry, concurrent._send_with_retry = retry_in_time, retry_concurrently_in_time
+    compat.send_within(_Refusals().noted)
 
 
 def _send_no_more() -> None:

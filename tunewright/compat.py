@@ -77,6 +77,31 @@ def filter_log_of_sending(one: logging.Filter) -> None:
     logging.getLogger("prefect._internal.concurrency").addFilter(one)
 
 
+def send_within(noted: Callable[[str], contextlib.AbstractContextManager[None]]) -> None:
+    """Has all of Prefect's clients send each request, and each retry of it, within `noted(host)`."""
+    from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
+
+    plain: Any = PrefectHttpxSyncClient
+    concurrent: Any = PrefectHttpxAsyncClient
+    retry, retry_concurrently = plain._send_with_retry, concurrent._send_with_retry
+
+    def send_plainly(client: Any, *, request: Any, send: Callable[..., Any], **options: Any) -> Any:
+        def sent(*args: Any, **kwargs: Any) -> Any:
+            with noted(request.url.host):
+                return send(*args, **kwargs)
+
+        return retry(client, request=request, send=sent, **options)
+
+    async def send_concurrently(client: Any, *, request: Any, send: Callable[..., Any], **options: Any) -> Any:
+        async def sent(*args: Any, **kwargs: Any) -> Any:
+            with noted(request.url.host):
+                return await send(*args, **kwargs)
+
+        return await retry_concurrently(client, request=request, send=sent, **options)
+
+    plain._send_with_retry, concurrent._send_with_retry = send_plainly, send_concurrently
+
+
 def replace_sending(send: Callable[..., Any]) -> None:
     """Has `send` in place of how Prefect sends events and logs of this process."""
     from prefect.events.worker import EventsWorker
