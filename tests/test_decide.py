@@ -288,6 +288,13 @@ def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:
     assert close.sentence.endswith("; the gain is not above .05: more test rows would probably not change this.")
 
 
+def test_a_loss_of_thousands_has_its_sentence() -> None:
+    given = evidence("exact_match", candidate=np.zeros(2), base=np.full(2, 1001.0))
+    assert decide_scores(given, Gate()).sentence.endswith(
+        "; the gain is negative: more test rows would probably confirm this."
+    )
+
+
 def test_the_smallest_detectable_gain_is_that_of_the_comparison_in_the_sentence() -> None:
     candidate, base = shares(won=1, lost=0, wrong=49)
     given = evidence(candidate=candidate, base=base, champion=[0.0] * 44 + [1.0] * 6)

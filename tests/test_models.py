@@ -161,8 +161,9 @@ def header(text: str) -> bytes:
         header('{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}') + bytes(4),
         header('{"a": {"dtype": "F32", "shape": [4611686018427387904, 8], "data_offsets": [0, 4]}}') + bytes(4),
         header('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'),
+        header('{"a": {"dtype": {"\\n": null}, "shape": [1], "data_offsets": [0, 4]}}') + bytes(4),
     ],
-    ids=["empty", "short", "2^62", "cut", "list", "deep", "no shape", "negative", "overflow", "no weights"],
+    ids=["empty", "short", "2^62", "cut", "list", "deep", "no shape", "negative", "overflow", "no weights", "newline"],
 )
 def test_weights_that_are_no_whole_safetensors_are_one_line(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)

@@ -25,7 +25,8 @@ def tensors_in(file: Path) -> Tensors:
         with safe_open(file, framework="numpy") as opened:
             return [(name, opened.get_slice(name).get_shape()) for name in opened.keys()]  # noqa: SIM118 is no dict
     except SafetensorError as error:
-        raise ValueError(f"{file.name} is not a complete safetensors file ({error}); copy it again") from error
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file.name} is not a complete safetensors file ({said}); copy it again") from error
 
 
 def check_config(fields: Mapping[str, Any], folder: Path) -> None:
