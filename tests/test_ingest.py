@@ -16,8 +16,7 @@ from ingested import GOOD, MESSAGES, cached, read, run, tables, texts, turns
 from tunewright.config import Data, Layout, Source
 from tunewright.errors import ConfigError, DataError
 from tunewright.tasks.ingest import ingest, row_id_of, source_files
-from tunewright.tasks.ingest.repairs import repaired
-from tunewright.tasks.ingest.times import utc_text
+from tunewright.tasks.ingest.rows import repaired, utc_text
 
 
 @pytest.fixture(autouse=True)

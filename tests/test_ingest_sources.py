@@ -219,8 +219,8 @@ def test_objects_in_s3_are_read_and_not_read_again_until_they_change(
 
     opened: list[str] = []
     monkeypatch.setattr(
-        "tunewright.tasks.ingest.opening.open_url",
-        lambda url, of=files_module.stores.open_url: opened.append(url) or of(url),
+        "tunewright.tasks.ingest.opening.packed",
+        lambda path, of=files_module.stores.packed: opened.append(path) or of(path),
     )
     files = source_files(data)
     opened.clear()  # looking at how each begins

@@ -10,31 +10,36 @@ import difflib
 import hashlib
 import heapq
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from tunewright.artifacts import Rows
 from tunewright.config import Data
 from tunewright.errors import ConfigError, DataError
+from tunewright.metrics import closed_set
 from tunewright.store.stage import stage
 from tunewright.tasks.ingest.files import SourceFile, source_files, unchanged
 from tunewright.tasks.ingest.held_out import write_held_out
-from tunewright.tasks.ingest.needs import Need, stop_on_needs
-from tunewright.tasks.ingest.opening import num_bytes
 from tunewright.tasks.ingest.parsing import RefusedRecord
 from tunewright.tasks.ingest.parts import LIBRARIES, columns_of, parts_of
 from tunewright.tasks.ingest.readers import read, windows_conversion
 from tunewright.tasks.ingest.rows import row_id_of
+from tunewright.tasks.ingest.stores import num_bytes
 from tunewright.tasks.ingest.tables import Tables, Tally
 
 __all__ = ["Need", "SourceFile", "ingest", "row_id_of", "source_files"]
 
 MANY = 10_000  # refused records, from which on it may be seen early that they are too many
-Chosen = frozenset[tuple[str, int]]
+Need = Literal["time", "label"]  # of split.by=time, of split.stratify=label
 
 
-def sample(data: Data, files: Iterable[SourceFile]) -> Chosen | None:
+def sample(data: Data, files: Iterable[SourceFile]) -> frozenset[tuple[str, int]] | None:
     """The (file, line) of data.limit records, those with the smallest digests of what stands there; None for all.
 
     Neither the order of the files nor that of their lines matters.
@@ -47,23 +52,6 @@ def sample(data: Data, files: Iterable[SourceFile]) -> Chosen | None:
         for line, _, raw, _ in read(file, data.max_line_bytes, columns_of(file))
     )
     return frozenset((path, line) for _, path, line in heapq.nsmallest(data.limit, records))
-
-
-def add_rows(
-    tables: Tables, file: SourceFile, data: Data, chosen: Chosen | None, stop: Callable[[Tally], None]
-) -> Tally:
-    """Adds the rows of a file, all of them or the chosen ones, and returns their account; `stop` sees it grow."""
-    if chosen is not None:
-        records = read(file, data.max_line_bytes, columns_of(file))
-        with unchanged(file):
-            items = (item for item in records if (file.path, item[0]) in chosen)
-            return tables.fill(items, file, data.max_line_bytes, data.repair)
-    tally = Tally()
-    for part in parts_of(file, data.max_line_bytes, data.repair):
-        tables.append(part.folder)
-        tally.add(part.tally)
-        stop(tally)
-    return tally
 
 
 def stop_early(data: Data, num_bytes: int, tally: Tally) -> None:
@@ -98,7 +86,6 @@ def find_columns(files: Sequence[SourceFile], tallies: dict[str, Tally], max_byt
 
 
 def _fields(file: SourceFile, max_bytes: int) -> set[str]:
-    """The fields of a file's first records."""
     names: set[str] = set()
     for _, _, _, parse in islice(read(file, max_bytes, None), 100):
         try:
@@ -114,8 +101,8 @@ def judge(data: Data, files: Iterable[SourceFile], tally: Tally) -> None:
     num_refused = tally.reasons.total()
     if tally.num_read == 0:
         paths, formats = ", ".join(file.path for file in files), {file.format for file in files}
-        expected = "; accepted: one or more rows behind the header row" if formats == {"csv"} else ""
-        raise DataError(f"no record in {paths}{expected or '; accepted: one or more records'}")
+        expected = "rows behind the header row" if formats == {"csv"} else "records"
+        raise DataError(f"no record in {paths}; accepted: one or more {expected}")
     over = num_refused / tally.num_read > data.max_refused_share
     if over or tally.num_rows == 0:
         why = f"over data.max_refused_share={data.max_refused_share}" if over else "so no row is left"
@@ -128,15 +115,32 @@ def stop_on_empty_side(files: Sequence[SourceFile], tallies: dict[str, Tally]) -
     for side in ("validation", "test"):
         given = [file for file in files if file.side == side]
         if given and not any(tallies[file.path].num_rows for file in given):
-            paths, tally = ", ".join(file.path for file in given), _all(tallies[file.path] for file in given)
-            why = (
-                f"{tally.num_read} of {tally.num_read} records quarantined: {reasons(tally, given)}"
-                if tally.num_read
-                else "no record"
-            )
-            raise DataError(
-                f"{paths}: no row is left in the user-provided {side} set; {why}", see=("quarantine.parquet",)
-            )
+            paths = ", ".join(file.path for file in given)
+            tally = Tally().add(*(tallies[file.path] for file in given))
+            refused = f"{tally.num_read} of {tally.num_read} records quarantined: {reasons(tally, given)}"
+            message = f"{paths}: no row is left in the user-provided {side} set; "
+            raise DataError(message + (refused if tally.num_read else "no record"), see=("quarantine.parquet",))
+
+
+def stop_on_needs(file: Path, needs: Sequence[Need]) -> None:
+    """Raises DataError where the rows of rows.parquet lack what later stages need, long before these begin."""
+    if "label" in needs:
+        closed_set.stop_if_open(*closed_set.count_answers(file))
+    if "time" not in needs:
+        return
+    num_rows, num_undated, first = 0, 0, ""
+    for batch in pq.ParquetFile(file).iter_batches(columns=["time", "side", "file", "line"]):
+        # A row that its source puts on a side needs no time.
+        undated = np.flatnonzero(pc.and_(pc.is_null(batch["time"]), pc.is_null(batch["side"])))  # pyright: ignore[reportAttributeAccessIssue]
+        if len(undated) and not first:
+            place = batch.slice(int(undated[0]), 1).to_pylist()[0]
+            first = f"{place['file']}:{place['line']}"
+        num_rows, num_undated = num_rows + len(batch), num_undated + len(undated)
+    if num_undated:
+        raise DataError(
+            f"split.by=time: {num_undated} of {num_rows} rows have no time, the first is {first}; name the field that "
+            "has it, as in data.sources[].columns: {time: created_at}, or set split.by=cluster"
+        )
 
 
 def reasons(tally: Tally, files: Iterable[SourceFile]) -> str:
@@ -145,13 +149,6 @@ def reasons(tally: Tally, files: Iterable[SourceFile]) -> str:
     first = tally.firsts.get("bad_encoding", "")
     file = next((file for file in files if first.startswith(f"{file.path} line ")), None)
     return f"{said}{windows_conversion(file, first)}" if file else said
-
-
-def _all(tallies: Iterable[Tally]) -> Tally:
-    tally = Tally()
-    for each in tallies:
-        tally.add(each)
-    return tally
 
 
 def detected(file: SourceFile, tally: Tally) -> str:
@@ -170,13 +167,20 @@ def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...], needs: tuple
     tallies: dict[str, Tally] = {}
     with Tables(folder) as tables:
         for file in sources:
-            before = [*tallies.values()]
-            tallies[file.path] = add_rows(
-                tables, file, data, chosen, lambda tally, before=before: stop_early(data, size, _all([*before, tally]))
-            )
+            tally = tallies[file.path] = Tally()
+            if chosen is None:
+                for part in parts_of(file, data.max_line_bytes, data.repair):
+                    tables.append(part.folder)
+                    tally.add(part.tally)
+                    stop_early(data, size, Tally().add(*tallies.values()))
+            else:
+                records = read(file, data.max_line_bytes, columns_of(file))
+                with unchanged(file):
+                    items = (item for item in records if (file.path, item[0]) in chosen)
+                    tally.add(tables.fill(items, file, data.max_line_bytes, data.repair))
     held_out = write_held_out(folder, [file for file in files if file.held_out], data)
     find_columns(files, tallies | held_out, data.max_line_bytes)
-    tally = _all(tallies.values())
+    tally = Tally().add(*tallies.values())
     judge(data, sources, tally)
     if chosen is None:
         stop_on_empty_side(sources, tallies)

@@ -8,13 +8,14 @@ import json
 import struct
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 
 from tunewright.errors import DataError
 from tunewright.tasks.ingest.layouts import known_columns
-from tunewright.tasks.ingest.opening import BUFFER, is_of_content, packed
+from tunewright.tasks.ingest.opening import BUFFER, is_of_content
+from tunewright.tasks.ingest.stores import packed
 
 MAGIC = b"ARROW1\0\0"  # of the file format: then the same messages as in a stream, and a footer
 CONTINUES = b"\xff\xff\xff\xff"
@@ -22,6 +23,12 @@ MAX_METADATA = 16 << 20
 MAX_MESSAGE = 1 << 30  # bytes in memory of a record batch
 SLICE_ROWS = 1_000
 OF_BATCH, OF_DICTIONARY = 3, 2  # kinds of a message that have columns
+CUT_OFF = "it is cut off: the mark that ends one is missing"
+BYTES_OF_TEXT = {
+    pa.string(): pa.binary(),
+    pa.large_string(): pa.large_binary(),
+    pa.string_view(): pa.binary_view(),
+}
 
 
 def batches(path: str, columns: frozenset[str] | None) -> Iterator[pa.RecordBatch]:
@@ -35,13 +42,12 @@ def batches(path: str, columns: frozenset[str] | None) -> Iterator[pa.RecordBatc
         with packed(path) as file:
             file.seek(skipped)
             with pa.ipc.open_stream(pa.PythonFile(file, "r")) as reader:
-                names = reader.schema.names
-                if len(set(names)) != len(names):
-                    raise DataError(f"{path}: duplicate_key, a column name appears twice")
-                known = known_columns(path, names, columns)
+                known = known_columns(path, reader.schema.names, columns)
                 labels = _labels(reader.schema)
                 for batch in reader:
-                    _validate(batch)
+                    for column in batch.columns:  # that text is UTF-8 is for who reads each row
+                        column.validate()
+                        column.view(_as_bytes(column.type)).validate(full=True)
                     for start in range(0, batch.num_rows, SLICE_ROWS):
                         yield labelled(batch.select(known).slice(start, SLICE_ROWS), labels)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
@@ -60,7 +66,6 @@ def labelled(batch: pa.RecordBatch, labels: Mapping[str, list[str]]) -> pa.Recor
 
 
 def _labels(schema: pa.Schema) -> dict[str, list[str]]:
-    """The names of each column that is a ClassLabel of `datasets`."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: each["names"] for name, each in features.items() if each.get("_type") == "ClassLabel"}
@@ -68,28 +73,14 @@ def _labels(schema: pa.Schema) -> dict[str, list[str]]:
         return {}
 
 
-def _validate(batch: pa.RecordBatch) -> None:
-    """Raises ArrowInvalid where a value lies outside its buffers; that text is UTF-8 is for who reads each row."""
-    for column in batch.columns:
-        column.validate()
-        column.view(_as_bytes(column.type)).validate(full=True)
-
-
 def _as_bytes(kind: pa.DataType) -> pa.DataType:
-    """The type with bytes in place of texts."""
-    if pa.types.is_string(kind):
-        return pa.binary()
-    if pa.types.is_large_string(kind):
-        return pa.large_binary()
-    if pa.types.is_string_view(kind):
-        return pa.binary_view()
     if pa.types.is_list(kind):
         return pa.list_(kind.value_field.with_type(_as_bytes(kind.value_type)))
     if pa.types.is_large_list(kind):
         return pa.large_list(kind.value_field.with_type(_as_bytes(kind.value_type)))
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_as_bytes(field.type)) for field in kind])
-    return kind
+    return BYTES_OF_TEXT.get(kind, kind)
 
 
 class FlatbufferTable(NamedTuple):
@@ -120,10 +111,8 @@ class FlatbufferTable(NamedTuple):
 
     def table(self, field: int) -> "FlatbufferTable | None":
         """A field that is a table."""
-        position = self.at(field)
-        return (
-            None if position is None else FlatbufferTable(self.buffer, position + _number("<I", self.buffer, position))
-        )
+        at = self.at(field)
+        return None if at is None else FlatbufferTable(self.buffer, at + _number("<I", self.buffer, at))
 
     def pairs(self, field: int) -> list[tuple[int, int]]:
         """A field that is a list of pairs of 64-bit numbers."""
@@ -167,9 +156,6 @@ def _measure(path: str, file: BufferedReader) -> int:
             raise _broken(path, CUT_OFF)
 
 
-CUT_OFF = "it is cut off: the mark that ends one is missing"
-
-
 def _sizes(file: BinaryIO | BufferedReader, metadata: bytes) -> tuple[int, int]:
     """The bytes that a message's body takes in the file, and in memory; `file` stands where the body begins."""
     message = FlatbufferTable.root(metadata)
@@ -181,14 +167,12 @@ def _sizes(file: BinaryIO | BufferedReader, metadata: bytes) -> tuple[int, int]:
         raise struct.error("a body of less than nothing")
     if kind not in (OF_BATCH, OF_DICTIONARY) or columns is None or columns.table(3) is None:
         return body, body
-    start = file.tell()
-    return body, max(body, sum(_unpacked(file, start + offset) for offset, length in columns.pairs(2) if length >= 8))
-
-
-def _unpacked(file: Any, position: int) -> int:
-    """What a compressed buffer takes unpacked, which stands before it; -1 says that it is not compressed."""
-    file.seek(position)
-    return max(0, struct.unpack("<q", file.read(8))[0])
+    start, unpacked = file.tell(), 0
+    for offset, length in columns.pairs(2):
+        if length >= 8:
+            file.seek(start + offset)  # what the buffer takes unpacked stands before it, or -1 if it is not compressed
+            unpacked += max(0, struct.unpack("<q", file.read(8))[0])
+    return body, max(body, unpacked)
 
 
 def _broken(path: str, why: str) -> DataError:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright.accepted import did_you_mean
 from tunewright.config import Data, Layout, RecordFiles, Side, Source, or_meant, outside
@@ -26,14 +26,8 @@ from tunewright.tasks.ingest.saved import is_saved, saved_files
 
 FileFormat = Literal["jsonl", "json", "csv", "parquet", "arrow", "text", "hub"]
 
-FORMATS: dict[str, FileFormat] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
+NAMED: tuple[FileFormat, ...] = ("json", "csv", "parquet", "arrow")  # by the ending of the same name
+FORMATS: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", **{f".{name}": name for name in NAMED}}
 HELD_OUT_FORMATS: dict[str, FileFormat] = {**FORMATS, ".txt": "text"}
 ALIKE = 0.75  # of two names without their endings, from where one may be a misspelling of the other
 
@@ -48,10 +42,8 @@ def identify(path: str) -> tuple[Packing, str]:
     return packing_of(path), _digest(path)
 
 
-class SourceFile(BaseModel):
+class SourceFile(BaseModel, frozen=True):
     """One file or data set to read: where it is, how it is read, and what is in it."""
-
-    model_config = ConfigDict(frozen=True)
 
     path: str
     digest: str  # the sha256 of a file, what a store says of an object, the commit of a hub data set
@@ -116,7 +108,6 @@ def _digest(path: str) -> str:
 
 
 def _side(source: RecordFiles) -> Side | None:
-    """The side that a source gives to its rows; held-out files have none."""
     return source.side if isinstance(source, Source) else None
 
 
@@ -146,7 +137,8 @@ def _files(source: RecordFiles, setting: str, held_out: bool, identify: Identify
     where = f"{setting}.path={source.path}"
     outside.check_path(f"{setting}.path", source.path)
     how = {"layout": source.layout, "columns": source.columns, "side": _side(source)}
-    how |= {"setting": setting, "held_out": held_out, "glob": _pattern(source.path)}
+    names_several = glob.has_magic(source.path) or is_saved(Path(source.path).expanduser())
+    how |= {"setting": setting, "held_out": held_out, "glob": source.path if names_several else ""}
     if hub.is_hub(source.path):
         if source.format != "auto":
             raise ConfigError(f"{setting}.format={source.format}: a hub data set has no format setting; leave it out")
@@ -164,11 +156,6 @@ def _files(source: RecordFiles, setting: str, held_out: bool, identify: Identify
                 f"{path}: unknown_archive, {resolved.title()} compresses its columns itself: decompress the file"
             )
         yield SourceFile(path=path, digest=digest, format=resolved, packing=packing, **how)
-
-
-def _pattern(path: str) -> str:
-    """The path where it names several files: a glob, or a saved data set."""
-    return path if glob.has_magic(path) or is_saved(Path(path).expanduser()) else ""
 
 
 @contextmanager

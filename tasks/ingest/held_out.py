@@ -19,8 +19,7 @@ from tunewright.tasks.ingest.layouts import REQUIRED, Message, encodable, layout
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord
 from tunewright.tasks.ingest.parts import columns_of
 from tunewright.tasks.ingest.readers import read, windows_conversion
-from tunewright.tasks.ingest.repairs import repaired
-from tunewright.tasks.ingest.rows import as_record, columns_in
+from tunewright.tasks.ingest.rows import as_record, columns_in, repaired
 from tunewright.tasks.ingest.tables import TableWriter, Tally
 
 TURN_LABELS = frozenset({"role", "from", "type"})  # who says it, not what is said
@@ -37,18 +36,14 @@ class HeldOut:
     answer: list[str]
     layout: Layout | None = None  # that it is in
 
-    def mended(self, repairs: Sequence[Repair]) -> "HeldOut":
-        """With repaired texts."""
+    def columns(self, repairs: Sequence[Repair]) -> tuple[str, int | None, int]:
+        """`text`, `asked` and `answered` of HELD_OUT_SCHEMA, the texts repaired. Raises RefusedRecord."""
         question, other, answer = (
             [repaired(encodable(text, "its text"), repairs)[0] for text in part or ()]
             for part in (self.question, self.other, self.answer)
         )
-        return HeldOut(question if self.question is not None else None, other, answer, self.layout)
-
-    def columns(self) -> tuple[str, int | None, int]:
-        """`text`, `asked` and `answered` of HELD_OUT_SCHEMA."""
-        text = "\n".join([*(self.question or ()), *self.other, *self.answer])
-        return text, None if self.question is None else _lines(self.question), _lines(self.answer)
+        num_lines = [len("\n".join(part).splitlines()) for part in (question, answer)]
+        return "\n".join([*question, *other, *answer]), None if self.question is None else num_lines[0], num_lines[1]
 
 
 def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dict[str, Tally]:
@@ -67,13 +62,11 @@ def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dic
                             raise RefusedRecord("too_long", f"longer than data.max_line_bytes={data.max_line_bytes}")
                         value = parse()
                         tally.mapped.update(columns_in(value, file.columns))
-                        said = held_out(value, file).mended(data.repair)
+                        said = held_out(value, file)
+                        text, asked, answered = said.columns(data.repair)
                     except RefusedRecord as refused:
-                        raise DataError(
-                            f"{file.path} line {line}: {refused.reason}, {refused.detail}"
-                            f"{windows_conversion(file, refused.detail)}"
-                        ) from None
-                    text, asked, answered = said.columns()
+                        command = windows_conversion(file, refused.detail)
+                        raise DataError(f"{file.path} line {line}: {refused}{command}") from None
                     if not text.strip():
                         there = f"; it has {', '.join(list(value)[:12])}" if isinstance(value, dict) else ""
                         raise DataError(f"{file.path} line {line}: no_text, a held-out record without text{there}")
@@ -92,7 +85,12 @@ def held_out(value: Any, file: SourceFile) -> HeldOut:
         value = {ours: record[ours] for ours in file.columns if ours in record}
     if not isinstance(value, dict):
         return HeldOut(None, list(_texts(value)), [])
-    return _in_layout(value) or _by_names(value)
+    if found := _in_layout(value):
+        return found
+    # What is called an answer is one, and all else the question; without such a field the two are not told apart.
+    answer = {field: value for field, value in value.items() if field.lower().removesuffix("s") in ANSWERS}
+    rest = list(_texts({field: said for field, said in value.items() if field not in answer}))
+    return HeldOut(rest, [], list(_texts(answer))) if answer and rest else HeldOut(None, list(_texts(value)), [])
 
 
 def _in_layout(record: Record) -> HeldOut | None:
@@ -116,13 +114,6 @@ def _conversation(messages: list[Message], other: list[str], layout: Layout) -> 
     return HeldOut(said[:end], other, [text for text in said[end:] if text], layout)
 
 
-def _by_names(record: Record) -> HeldOut:
-    """What is called an answer is one, and all else the question; without such a field the two are not told apart."""
-    answer = {field: value for field, value in record.items() if field.lower().removesuffix("s") in ANSWERS}
-    rest = list(_texts({field: value for field, value in record.items() if field not in answer}))
-    return HeldOut(rest, [], list(_texts(answer))) if answer and rest else HeldOut(None, list(_texts(record)), [])
-
-
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
@@ -133,7 +124,3 @@ def _texts(value: Any) -> Iterator[str]:
         for field, inner in value.items():
             if field not in TURN_LABELS:
                 yield from _texts(inner)
-
-
-def _lines(texts: list[str]) -> int:
-    return len("\n".join(texts).splitlines())

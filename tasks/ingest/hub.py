@@ -30,8 +30,13 @@ def commit(path: str, revision: str | None, setting: str) -> str:
     """The commit that `revision` means, or the main branch. Raises ConfigError where the data set cannot be had."""
     name, config, _ = _parts(path, setting)
     builder = _builder(name, config, revision, setting)
-    if type(builder).__module__ == "datasets.packaged_modules.cache.cache":
-        _is_wanted(builder.hash, revision, setting)
+    if type(builder).__module__ == "datasets.packaged_modules.cache.cache":  # the newest copy, whatever the revision
+        if not _offline():
+            there = f"HF_HUB_OFFLINE=1 takes the copy in the cache, {builder.hash}"
+            raise ConfigError(f"{setting}: the hub does not answer; {there}")
+        if revision and not builder.hash.startswith(revision):
+            there = f"the copy in the cache is {builder.hash}, not revision {revision}"
+            raise ConfigError(f"{setting}: offline, and {there}")
     if not COMMIT.fullmatch(builder.hash or ""):
         raise ConfigError(f"{setting}: {builder.hash} is not a commit of 40 hex digits")
     return builder.hash
@@ -76,23 +81,14 @@ def _builder(name: str, config: str | None, revision: str | None, setting: str) 
             f"{setting}: {Path(name).resolve()} has that name too; run elsewhere, or name its files without hub:"
         )
     try:
-        builder = load_dataset_builder(name, config, revision=revision)
+        return load_dataset_builder(name, config, revision=revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = " ".join(str(error).split())
         offline = " (offline: HF_HUB_OFFLINE is set, and it is not in the cache)" if _offline() else ""
         raise ConfigError(f"{setting}: cannot download it from the hub{offline}: {reason}") from error
-    return builder
 
 
 def _offline() -> bool:
     from datasets.config import HF_HUB_OFFLINE
 
     return bool(HF_HUB_OFFLINE)
-
-
-def _is_wanted(found: str, revision: str | None, setting: str) -> None:
-    """`datasets` falls back to the newest copy in its cache, whatever the revision asked for."""
-    if not _offline():
-        raise ConfigError(f"{setting}: the hub does not answer; HF_HUB_OFFLINE=1 takes the copy in the cache, {found}")
-    if revision and not found.startswith(revision):
-        raise ConfigError(f"{setting}: offline, and the copy in the cache is {found}, not revision {revision}")

@@ -3,14 +3,13 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import pyarrow as pa
 
 from tunewright.errors import DataError
 from tunewright.tasks.ingest.encodings import conversion
-from tunewright.tasks.ingest.stores import is_url, open_url, size_of
+from tunewright.tasks.ingest.stores import packed
 
 Packing = Literal["", "gz", "zst"]
 
@@ -23,15 +22,13 @@ CODECS = {"gz": "gzip", "zst": "zstd"}
 
 BINARY = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")  # Parquet, Arrow's files and streams: no text in UTF-16
 
+GIT_LFS = ("git_lfs_pointer", "a Git LFS pointer, not the data: download the data with git lfs pull")
 HTML = ("html_page", "an HTML page, not data: a download was answered with a web page")
 ENCODINGS = {"utf_16": "UTF-16", "utf_32": "UTF-32"}
 UTF_16, UTF_32 = ((reason, f"{name}; accepted: UTF-8") for reason, name in ENCODINGS.items())
 ARCHIVE = ("unknown_archive", "compressed in another format than gzip or Zstandard: decompress it first")
 NOT_DATA: tuple[tuple[bytes, tuple[str, str]], ...] = (
-    (
-        b"version https://git-lfs",
-        ("git_lfs_pointer", "a Git LFS pointer, not the data: download the data with git lfs pull"),
-    ),
+    (b"version https://git-lfs", GIT_LFS),
     (b"<!doctype html", HTML),
     (b"<html", HTML),
     (b"<?xml", ("xml_page", "an XML page, not data: a store answered with an error")),
@@ -51,7 +48,7 @@ def packing_of(path: str) -> Packing:
         head = file.read(HEAD)
     if not head:
         raise DataError(f"{path}: empty_file; accepted: a file with at least one record")
-    packing = _packing(head)
+    packing: Packing = next((kind for magic, kind in MAGIC if head.startswith(magic)), None) or ""
     if packing:
         with unpacked(path, packing) as stream:
             head = stream.read(HEAD)
@@ -80,26 +77,9 @@ def unpacked(path: str, packing: Packing) -> Iterator[io.BufferedReader]:
             raise DataError(f"{path}: broken_archive, it is cut off or damaged ({error})") from error
 
 
-def num_bytes(path: str) -> int:
-    """The size of a local file, or that of an object in a store, so far as the store says; else no limit."""
-    return size_of(path) if is_url(path) else Path(path).stat().st_size
-
-
 def is_of_content(error: OSError) -> bool:
     """Whether Arrow found a file's content at fault: such an error is an OSError without a number."""
     return type(error) is OSError and error.errno is None
-
-
-def packed(path: str) -> BinaryIO:
-    """A file's bytes as they lie there."""
-    return open_url(path) if is_url(path) else Path(path).open("rb", buffering=0)
-
-
-def _packing(head: bytes) -> Packing:
-    for magic, packing in MAGIC:
-        if head.startswith(magic):
-            return packing
-    return ""
 
 
 def _hold_data(path: str, head: bytes, packing: Packing) -> None:

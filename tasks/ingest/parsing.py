@@ -3,12 +3,15 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any, NoReturn
 
 from tunewright.tasks.ingest.opening import BOM
 
 Record = dict[str, Any]
 
+KINDS = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
 MAX_DEPTH = 64
 MAX_QUOTED = 60
 LOOKS_WINDOWS = "it looks like Latin-1 or Windows-1252"
@@ -49,7 +52,7 @@ def parse_line(raw: bytes, ended: bool) -> Any:
 def parse_json(raw: bytes) -> Any:
     """The JSON value in `raw`, by the letter of the standard: UTF-8, no key twice, no NaN, no depth over 64."""
     text = decoded(raw)
-    if _is_too_deep(raw):
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH < max(accumulate(_steps(raw))):
         raise RefusedRecord("too_deep", f"nested deeper than {MAX_DEPTH} levels")
     try:
         return _DECODER.decode(text)
@@ -61,15 +64,7 @@ def parse_json(raw: bytes) -> Any:
 
 def kind(value: Any) -> str:
     """What a value is, in JSON's words."""
-    names = {
-        dict: "an object",
-        list: "an array",
-        str: "a string",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-    }
-    return "null" if value is None else names.get(type(value), type(value).__name__)
+    return "null" if value is None else KINDS.get(type(value), type(value).__name__)
 
 
 def quoted(value: Any) -> str:
@@ -112,9 +107,7 @@ def decoded(raw: bytes) -> str:
 def _looks_like(raw: bytes, position: int) -> str:
     """What else the bytes around a place may be: cp1252, which Latin-1 is part of, where that makes words."""
     around = raw[max(0, position - 10) : position + 10].decode("cp1252", "replace")
-    foreign = {character for character in around if not character.isascii()}
-    words = all(character.isalpha() or character in WESTERN for character in foreign)
-    if not words:
+    if not all(character.isascii() or character.isalpha() or character in WESTERN for character in around):
         return ""
     wide = raw[max(0, position - 200) : position + 200].decode("cp1252", "replace")
     shown = repr(around) if masked(wide) == wide else "not shown, it is near something secret or personal"
@@ -122,34 +115,18 @@ def _looks_like(raw: bytes, position: int) -> str:
 
 
 def _fault(text: str, error: json.JSONDecodeError) -> str:
-    closes = text[error.pos : error.pos + 1] in ("}", "]")
-    return (
-        "a comma before a closing bracket"
-        if closes and TRAILING_COMMA.search(text[: error.pos])
-        else error.msg.removesuffix(" at")
-    )
+    if text[error.pos : error.pos + 1] in ("}", "]") and TRAILING_COMMA.search(text[: error.pos]):
+        return "a comma before a closing bracket"
+    return error.msg.removesuffix(" at")
 
 
 def _is_open(raw: bytes) -> bool:
-    """Whether a bracket or a string does not close."""
-    depth = 0
-    for token in TOKEN.finditer(raw):
-        if token[1] == b"":
-            return True
-        depth += (token[0] in (b"{", b"[")) - (token[0] in (b"}", b"]"))
-    return depth > 0
+    return any(token[1] == b"" for token in TOKEN.finditer(raw)) or sum(_steps(raw)) > 0
 
 
-def _is_too_deep(raw: bytes) -> bool:
-    if raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
-        return False
-    depth = 0
-    for token in TOKEN.finditer(raw):
-        mark = token[0]
-        depth += (mark in (b"{", b"[")) - (mark in (b"}", b"]"))
-        if depth > MAX_DEPTH:
-            return True
-    return False
+def _steps(raw: bytes) -> Iterator[int]:
+    """1 for each bracket that opens, -1 for each that closes, 0 for strings and commas."""
+    return ((token[0] in (b"{", b"[")) - (token[0] in (b"}", b"]")) for token in TOKEN.finditer(raw))
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> Record:

@@ -35,7 +35,7 @@ class Tile(BaseModel):
     first_line: int
     byte: int
     sha256: str
-    _lines: tuple[Line, ...] = PrivateAttr()
+    _lines: list[Line] = PrivateAttr()
 
     @classmethod
     def of(cls, run: list[Line]) -> "Tile":
@@ -46,13 +46,8 @@ class Tile(BaseModel):
             if line.size != len(line.content):
                 digest.update(b"%d\n" % line.size)  # what follows a long line stands behind all of it
         tile = cls(first_line=run[0].number, byte=run[0].byte, sha256=digest.hexdigest())
-        tile._lines = tuple(run)
+        tile._lines = run
         return tile
-
-    @property
-    def lines(self) -> tuple[Line, ...]:
-        """The lines, in their order."""
-        return self._lines
 
 
 class IngestedPart(Artifact):
@@ -68,7 +63,7 @@ def ingest_part(
     """The rows of a tile, or of a whole file where there is none."""
     with Tables(folder) as tables:
         if tile:
-            return IngestedPart(tally=tables.fill(json_lines(tile.lines), file, max_bytes, repairs))
+            return IngestedPart(tally=tables.fill(json_lines(tile._lines), file, max_bytes, repairs))
         with unchanged(file):
             return IngestedPart(tally=tables.fill(read(file, max_bytes, columns_of(file)), file, max_bytes, repairs))
 

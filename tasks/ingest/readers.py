@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from io import BufferedReader
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import pyarrow as pa
@@ -27,7 +27,7 @@ from tunewright.tasks.ingest.arrays import elements
 from tunewright.tasks.ingest.encodings import conversion, here, mixed_conversion
 from tunewright.tasks.ingest.files import SourceFile
 from tunewright.tasks.ingest.layouts import known_columns
-from tunewright.tasks.ingest.opening import BOM, is_of_content, num_bytes, packed, unpacked
+from tunewright.tasks.ingest.opening import BOM, is_of_content, unpacked
 from tunewright.tasks.ingest.parsing import (
     LOOKS_WINDOWS,
     Record,
@@ -37,7 +37,7 @@ from tunewright.tasks.ingest.parsing import (
     parse_line,
     quoted,
 )
-from tunewright.tasks.ingest.stores import is_url
+from tunewright.tasks.ingest.stores import is_url, num_bytes, packed
 
 OTHER_SEPARATORS = ";\t|"  # of what is called CSV too
 
@@ -134,13 +134,10 @@ class _Pulled:
     """Physical lines for the csv module, which decides how many make a record; `taken` are those of the current one."""
 
     def __init__(self, path: str, physical: Iterator[Line], max_bytes: int) -> None:
-        self.path = path
-        self.max_bytes = max_bytes
-        self.lines = physical
+        self.path, self.lines, self.max_bytes = path, physical, max_bytes
         self.again: deque[Line] = deque()  # that were taken, and are read once more
         self.taken: list[Line] = []
-        self.num_bytes = 0
-        self.last_again = 0  # the number of the last such line
+        self.num_bytes = self.last_again = 0  # bytes taken; the number of the last line that is read once more
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -158,10 +155,6 @@ class _Pulled:
             raise csv.Error("the line was cut")
         return line.content.decode("utf-8", "surrogateescape")  # judged record by record, when it is parsed
 
-    def start(self) -> None:
-        self.taken = []
-        self.num_bytes = 0
-
     def bad(self, error: str) -> Iterator[tuple[Line, str]]:
         """The lines of a record that csv could not read, and what is wrong with each.
 
@@ -174,12 +167,10 @@ class _Pulled:
         if opens is None:
             yield from ((line, error) for line in taken)
             return
-        at_end = "unexpected end" in error
-        before = "the end of the file" if at_end else f"line {taken[-1].number}"
-        bad, rest = taken[: opens + 1], taken[opens + 1 :]
+        before = "the end of the file" if "unexpected end" in error else f"line {taken[-1].number}"
         self.last_again = taken[-1].number
-        self.again.extendleft(reversed(rest))
-        for line in bad:
+        self.again.extendleft(reversed(taken[opens + 1 :]))
+        for line in taken[: opens + 1]:
             here = "here" if line is taken[opens] else f"in line {taken[opens].number}"
             yield line, f"a quote opened {here} is not closed before {before}"
 
@@ -188,33 +179,23 @@ def _open_quote(taken: Sequence[Line]) -> int | None:
     """Which of the lines of a record opens a quote that does not close in the same line; None where none does."""
     text = b"".join(line.content for line in taken)
     position = 0
-    while field := FIELD.match(text, position):
-        if text[field.end() : field.end() + 1] != b",":
-            position = field.end()
-            break
-        position = field.end() + 1
-    if text[position : position + 1] != b'"':
+    for field in _fields(text):
+        position = field.end() + text.startswith(b",", field.end())
+    if not text.startswith(b'"', position):
         return None
-    end = 0
-    for number, line in enumerate(taken):
-        end += len(line.content)
-        if position < end:
-            closed = QUOTED.match(text, position)
-            same_line = closed and closed.end() < end
-            return None if same_line else number
-    return None
+    number, end = next(at for at in enumerate(accumulate(len(line.content) for line in taken)) if position < at[1])
+    closed = QUOTED.match(text, position)
+    return None if closed and closed.end() < end else number
 
 
-def _has_stray_quote(raw: bytes) -> bool:
-    """Whether a field without quotes around it has one: what was read again may be the rest of a text in quotes."""
+def _fields(text: bytes) -> Iterator[re.Match[bytes]]:
+    """The fields of a record up to the first that is not followed by a comma."""
     position = 0
-    while field := FIELD.match(raw, position):
-        if b'"' in field[0] and not field[0].startswith(b'"'):
-            return True
-        if raw[field.end() : field.end() + 1] != b",":
-            break
+    while field := FIELD.match(text, position):
+        yield field
+        if not text.startswith(b",", field.end()):
+            return
         position = field.end() + 1
-    return False
 
 
 def _csv(file: SourceFile, physical: Iterator[Line], max_bytes: int) -> Iterator[Item]:
@@ -224,7 +205,7 @@ def _csv(file: SourceFile, physical: Iterator[Line], max_bytes: int) -> Iterator
     rows = csv.reader(pulled, strict=True)
     header = _header(file, rows, pulled)
     while True:
-        pulled.start()
+        pulled.taken, pulled.num_bytes = [], 0
         try:
             fields = next(rows)
         except StopIteration:
@@ -235,7 +216,8 @@ def _csv(file: SourceFile, physical: Iterator[Line], max_bytes: int) -> Iterator
         else:
             raw = b"".join(line.content for line in pulled.taken).rstrip(b"\r\n")
             first = pulled.taken[0]
-            if first.number <= pulled.last_again and _has_stray_quote(raw):
+            stray = (b'"' in field[0] and not field[0].startswith(b'"') for field in _fields(raw))
+            if first.number <= pulled.last_again and any(stray):  # it may be the rest of a text in quotes
                 said = "a quote in a field without quotes around it, behind a line whose quote does not close"
                 yield first.number, first.byte, raw, partial(_refuse, "bad_csv", said)
             else:
@@ -252,7 +234,9 @@ def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> lis
             f"{windows_conversion(file, str(error))}"
         ) from error
     if twice := sorted(name for name, count in Counter(header).items() if count > 1):
-        raise DataError(f"{file.path}: duplicate_key, the header row has {_named(twice)} more than once")
+        more = f" and {len(twice) - 8} more" if len(twice) > 8 else ""
+        named = f"{', '.join(map(quoted, twice[:8]))}{more}"
+        raise DataError(f"{file.path}: duplicate_key, the header row has {named} more than once")
     if len(header) == 1 and (mark := max(OTHER_SEPARATORS, key=header[0].count)) in header[0]:
         raise DataError(
             f"{file.path}: bad_csv, the header row is one column, {quoted(header[0])}; accepted: CSV with commas in "
@@ -300,11 +284,6 @@ def _is_in(content: bytes, encoding: str) -> bool:
     return True
 
 
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"{', '.join(map(quoted, names[:8]))}{more}"
-
-
 def _columns(header: list[str], fields: list[str], raw: bytes) -> Record:
     if not fields:
         raise RefusedRecord("blank_line", "empty")
@@ -318,10 +297,10 @@ def _parquet(path: str, columns: Columns) -> Iterator[Item]:
     try:
         if is_url(path):
             with pq.ParquetFile(packed(path)) as file:
-                known = _known(path, file.schema_arrow.names, columns)
+                known = known_columns(path, file.schema_arrow.names, columns)
                 yield from _of_batches(file.iter_batches(batch_size=1_000, columns=known))
         else:
-            known = _known(path, parquet.column_names(path), columns)
+            known = known_columns(path, parquet.column_names(path), columns)
             yield from _of_batches(parquet.batches(path, known))
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and not is_of_content(error):
@@ -332,18 +311,9 @@ def _parquet(path: str, columns: Columns) -> Iterator[Item]:
         raise DataError(f"{path}: bad_parquet, {why}") from error
 
 
-def _known(path: str, names: list[str], columns: Columns) -> list[str]:
-    if len(set(names)) != len(names):
-        raise DataError(f"{path}: duplicate_key, a column name appears twice")
-    return known_columns(path, names, columns)
-
-
 def _of_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Item]:
-    number = 0
-    for batch in batches:
-        for parse in _structs(batch):
-            number += 1
-            yield number, None, _shown(parse), parse
+    for number, parse in enumerate((parse for batch in batches for parse in _structs(batch)), start=1):
+        yield number, None, _shown(parse), parse
 
 
 def _structs(batch: pa.RecordBatch) -> list[Callable[[], Record]]:

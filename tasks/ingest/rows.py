@@ -1,31 +1,19 @@
 """One record becomes one row: a conversation with an identity, and what the record says about itself."""
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
+from datetime import UTC, date, datetime, time
 from json.encoder import encode_basestring
-from typing import Any, NamedTuple
+from typing import Any
 
 from tunewright.config import Layout, Repair
 from tunewright.tasks.ingest.files import SourceFile
 from tunewright.tasks.ingest.layouts import Message, layout_of, optional_text, refuse_another, renamed, to_messages
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
-from tunewright.tasks.ingest.repairs import repaired
-from tunewright.tasks.ingest.times import utc_text
 
-
-class Row(NamedTuple):
-    """A row in the order of ROW_SCHEMA."""
-
-    row_id: str
-    source: str
-    file: str
-    line: int
-    byte: int | None
-    group: str | None
-    time: str | None
-    side: str | None
-    repairs: str | None
-    messages: list[Message]
+# Other numbers are years, days or moments written without a mark, or in another unit.
+SECONDS = (1e8, 4_102_444_800)  # since 1970: from 1973 to the year 2100
 
 
 def row_id_of(messages: list[Message]) -> str:
@@ -35,30 +23,31 @@ def row_id_of(messages: list[Message]) -> str:
     return hashlib.sha256(f"[{','.join(turns)}]".encode()).hexdigest()
 
 
-def to_row(file: SourceFile, line: int, byte: int | None, value: Any, repairs: Sequence[Repair]) -> tuple[Row, Layout]:
-    """The row of a record's value, and the layout it came in. Its identity is that of its repaired texts.
+def to_row(
+    file: SourceFile, line: int, byte: int | None, value: Any, repairs: Sequence[Repair]
+) -> tuple[tuple[Any, ...], Layout, set[Repair]]:
+    """A record's value in the order of ROW_SCHEMA, the layout it came in, and the repairs that changed it.
 
-    Raises Refused.
+    Its identity is that of its repaired texts. Raises RefusedRecord.
     """
     record = as_record(value, file.columns)
     layout = layout_of(record) if file.layout == "auto" else file.layout
     messages = to_messages(record, layout)
     if file.layout == "auto":
         refuse_another(record, layout, messages)
-    made = _repair(messages, repairs) if repairs else None
-    row = Row(
-        row_id=row_id_of(messages),
-        source=optional_text(record, "source") or file.path.rpartition("/")[2],
-        file=file.path,
-        line=line,
-        byte=byte,
-        group=_group(record),
-        time=_time(record),
-        side=file.side,
-        repairs=made,
-        messages=messages,
+    made: set[Repair] = set()
+    for turn in messages if repairs else ():
+        turn["content"], of_turn = repaired(turn["content"], repairs)
+        made.update(of_turn)
+    row = (
+        row_id_of(messages),
+        optional_text(record, "source") or file.path.rpartition("/")[2],
+        *(file.path, line, byte),
+        *(_group(record), _time(record), file.side),
+        ", ".join(sorted(made)) or None,
+        messages,
     )
-    return row, layout
+    return row, layout, made
 
 
 def as_record(value: Any, columns: dict[str, str]) -> Record:
@@ -71,15 +60,6 @@ def as_record(value: Any, columns: dict[str, str]) -> Record:
 def columns_in(value: Any, columns: dict[str, str]) -> list[str]:
     """The fields of ours for which the record has the column that the settings name."""
     return [ours for ours, theirs in columns.items() if theirs in value] if isinstance(value, dict) else []
-
-
-def _repair(messages: list[Message], repairs: Sequence[Repair]) -> str | None:
-    """Repairs the contents where they stand, and names what was done."""
-    done: set[Repair] = set()
-    for turn in messages:
-        turn["content"], made = repaired(turn["content"], repairs)
-        done.update(made)
-    return ", ".join(sorted(done)) or None
 
 
 def _group(record: Record) -> str | None:
@@ -101,3 +81,57 @@ def _time(record: Record) -> str | None:
         reason = str(error).partition(":")[0]  # after which Python repeats the value
         detail = f"time is {quoted(value)} ({reason:.60}); accepted: {accepted}"
         raise RefusedRecord("bad_time", detail) from None
+
+
+def repaired(text: str, repairs: Sequence[Repair]) -> tuple[str, list[Repair]]:
+    """The text after `repairs`, and those that changed something; mojibake is undone before NFC composes.
+
+    Only a decoding by the wrong table ("cafÃ©") is undone: quotes, ligatures and HTML stay.
+    """
+    made: list[Repair] = []
+    if not repairs or text.isascii():
+        return text, made
+    import ftfy
+
+    for repair in ("mojibake", "nfc"):
+        if repair in repairs:
+            better = ftfy.fix_encoding(text) if repair == "mojibake" else unicodedata.normalize("NFC", text)
+            if better != text:
+                text, made = better, [*made, repair]
+    return text, made
+
+
+def utc_text(value: Any) -> str:
+    """A time as "2024-05-01T10:00:00.000000Z".
+
+    Accepted are ISO 8601 texts of a day or a time (UTC where they name no zone), seconds or milliseconds since 1970,
+    between 1973 and 2100, as a number or its digits, and the dates and times of Parquet. Raises ValueError.
+    """
+    try:
+        return f"{_moment(value).astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+    except OverflowError as error:
+        raise ValueError(str(error)) from None
+
+
+def _moment(value: Any) -> datetime:
+    if isinstance(value, datetime):
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    if isinstance(value, date):
+        return datetime.combine(value, time(), UTC)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _since_1970(value)
+    if not isinstance(value, str):
+        raise ValueError("neither a text nor a number")
+    text = value.strip()
+    if text.removeprefix("-").replace(".", "", 1).isdecimal() and len(text) != len("20240501"):
+        return _moment(float(text))
+    return _moment(datetime.fromisoformat(text))
+
+
+def _since_1970(number: float) -> datetime:
+    first, end = SECONDS
+    if first <= number < end:
+        return datetime.fromtimestamp(number, UTC)
+    if first * 1000 <= number < end * 1000:
+        return datetime.fromtimestamp(number / 1000, UTC)
+    raise ValueError("a number, but not of 1973 to 2100")

@@ -62,7 +62,7 @@ def first_rows(files: Sequence[SourceFile], data: Data) -> Sample | None:
     is certain to raise it.
     """
     sources = [file for file in files if not file.held_out]
-    local = [file for file in sources if not (is_remote(file.path) or file.format == "hub")]
+    local = [file for file in sources if not is_remote(file.path)]
     each = max(1, ROWS // max(1, len(local)))
     conversations: list[list[Message]] = []
     drawn, given = 0.0, dict.fromkeys(get_args(Side), 0.0)
@@ -78,9 +78,7 @@ def first_rows(files: Sequence[SourceFile], data: Data) -> Sample | None:
             given[file.side] += rows
         else:
             drawn += rows
-    tally = Tally()
-    for one in tallies.values():
-        tally.add(one)
+    tally = Tally().add(*tallies.values())
     if len(local) == len(sources):
         _stop_on_refused(data, sources, tallies, tally, num_records)
     total = drawn + sum(given.values())

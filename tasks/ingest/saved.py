@@ -35,8 +35,8 @@ def saved_files(folder: Path, split: str | None, setting: str) -> list[str]:
             "load it and save it again"
         )
     entries = state.get("_data_files")
-    entries = entries if isinstance(entries, list) else []
-    given = [each.get("filename") if isinstance(each, dict) else None for each in entries]
+    listed = entries if isinstance(entries, list) else ()
+    given = [each.get("filename") if isinstance(each, dict) else None for each in listed]
     names = _texts(folder / OF_FILES, given)
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise DataError(f"{folder / missing[0]}: there is no such file, which {OF_FILES} beside it names")
@@ -44,13 +44,11 @@ def saved_files(folder: Path, split: str | None, setting: str) -> list[str]:
 
 
 def _choose(folder: Path, splits: list[str], split: str | None, setting: str) -> str:
-    there = ", ".join(splits)
-    if split is None and len(splits) == 1:
-        return splits[0]
+    split = splits[0] if split is None and len(splits) == 1 else split
     if split is None:
-        raise ConfigError(f"{setting}.split: {folder} has the splits {there}; choose one")
+        raise ConfigError(f"{setting}.split: {folder} has the splits {', '.join(splits)}; choose one")
     if split not in splits:
-        raise ConfigError(f"{setting}.split={split}: {folder} has {there}; {did_you_mean(split, splits)}")
+        raise ConfigError(f"{setting}.split={split}: {folder} has {', '.join(splits)}; {did_you_mean(split, splits)}")
     return split
 
 
@@ -68,11 +66,8 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _texts(file: Path, names: Any) -> list[str]:
-    """Names of files or folders that lie beside `file`, at least one."""
-    if not isinstance(names, list) or not names or not all(map(_is_name, names)):
-        raise DataError(f"{file}: not what save_to_disk of datasets writes; save the data set again")
+    for name in names if isinstance(names, list) and names else [None]:
+        is_name = isinstance(name, str) and name.isprintable() and Path(name).name == name
+        if not is_name or len(str(name).encode()) > MAX_NAME:
+            raise DataError(f"{file}: not what save_to_disk of datasets writes; save the data set again")
     return names
-
-
-def _is_name(name: Any) -> bool:
-    return isinstance(name, str) and name.isprintable() and Path(name).name == name and len(name.encode()) <= MAX_NAME

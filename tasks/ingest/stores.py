@@ -9,6 +9,7 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from tunewright.errors import ConfigError, TunewrightError
@@ -65,15 +66,19 @@ def stamp(url: str) -> str | None:
     return f"{said.get('size')} bytes, {told}" if told else None
 
 
-def size_of(url: str) -> int:
-    """The size of the object in bytes; of one whose store does not say it, as of a stream, sys.maxsize."""
-    store, name = _store(url)
+def num_bytes(path: str) -> int:
+    """The size of a local file or an object in bytes; where a store does not say it, as of a stream, sys.maxsize."""
+    if not is_url(path):
+        return Path(path).stat().st_size
+    store, name = _store(path)
     return store.info(name).get("size") or sys.maxsize
 
 
-def open_url(url: str) -> BinaryIO:
-    """The object's bytes as a file that can seek."""
-    store, name = _store(url)
+def packed(path: str) -> BinaryIO:
+    """The bytes of a local file or an object as they lie there, in a file that can seek."""
+    if not is_url(path):
+        return Path(path).open("rb", buffering=0)
+    store, name = _store(path)
     return store.open(name, "rb")
 
 

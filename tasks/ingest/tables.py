@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -37,12 +37,14 @@ class Tally(BaseModel):
         """All records."""
         return self.num_rows + self.reasons.total()
 
-    def add(self, other: "Tally") -> None:
-        """Adds the account of later records."""
-        self.num_rows += other.num_rows
-        self.firsts = other.firsts | self.firsts
-        for name in ("reasons", "layouts", "repaired", "mapped"):
-            getattr(self, name).update(getattr(other, name))
+    def add(self, *others: "Tally") -> Self:
+        """Adds the accounts of later records, and returns this one."""
+        for other in others:
+            self.num_rows += other.num_rows
+            self.firsts = other.firsts | self.firsts
+            for name in ("reasons", "layouts", "repaired", "mapped"):
+                getattr(self, name).update(getattr(other, name))
+        return self
 
 
 class TableWriter:
@@ -59,10 +61,8 @@ class TableWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
             self.flush()
         self.writer.close()
 
@@ -82,31 +82,19 @@ class TableWriter:
     def flush(self) -> None:
         """Writes what was added since the last time."""
         if self.records:
-            columns = zip(*self.records, strict=True)
-            self.writer.write_table(
-                pa.Table.from_arrays(
-                    [_array(values, field.type) for values, field in zip(columns, self.schema, strict=True)],
-                    schema=self.schema,
-                )
-            )
+            columns = zip(zip(*self.records, strict=True), self.schema, strict=True)
+            arrays = [_array(values, field.type) for values, field in columns]
+            self.writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
             self.records, self.num_bytes = [], 0
 
 
-class Tables:
+class Tables(ExitStack):
     """Both tables of one folder, to be used in a with statement."""
 
     def __init__(self, folder: Path) -> None:
-        self.rows = TableWriter(folder / "rows.parquet", ROW_SCHEMA)
-        self.quarantine = TableWriter(folder / "quarantine.parquet", QUARANTINE_SCHEMA)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.rows.__exit__(kind, error, trace)
-        self.quarantine.__exit__(kind, error, trace)
+        super().__init__()
+        self.rows = self.enter_context(TableWriter(folder / "rows.parquet", ROW_SCHEMA))
+        self.quarantine = self.enter_context(TableWriter(folder / "quarantine.parquet", QUARANTINE_SCHEMA))
 
     def append(self, folder: Path) -> None:
         """Adds the tables of another folder."""
@@ -123,26 +111,21 @@ class Tables:
                 value = parse()
                 if file.columns:
                     tally.mapped.update(columns_in(value, file.columns))
-                row, layout = to_row(file, line, byte, value, repairs)
+                row, layout, repaired = to_row(file, line, byte, value, repairs)
             except RefusedRecord as refused:
                 tally.reasons[refused.reason] += 1
                 tally.firsts.setdefault(refused.reason, f"{file.path} line {line}, {refused.detail}")
-                self.quarantine.add(refusal(file, line, byte, raw, refused), len(raw))
+                text = raw[: 4 * SHOWN_FROM].decode("utf-8", "replace")[:SHOWN_FROM]
+                shown = masked(plain := unescaped(text))  # what is secret or personal is not in the entry
+                text = (text if shown == plain else shown)[:500]
+                entry = (file.path, line, byte, None, refused.reason, refused.detail, text)
+                self.quarantine.add(entry, len(raw))
             else:
                 tally.num_rows += 1
                 tally.layouts[layout] += 1
-                if row.repairs:
-                    tally.repaired.update(row.repairs.split(", "))
+                tally.repaired.update(repaired)
                 self.rows.add(row, len(raw))
         return tally
-
-
-def refusal(file: SourceFile, line: int, byte: int | None, raw: bytes, refused: RefusedRecord) -> Sequence[Any]:
-    """The entry (QUARANTINE_SCHEMA) of a refused record; what is secret or personal is not in its text."""
-    text = raw[: 4 * SHOWN_FROM].decode("utf-8", "replace")[:SHOWN_FROM]
-    plain = unescaped(text)
-    shown = masked(plain)
-    return (file.path, line, byte, None, refused.reason, refused.detail, (text if shown == plain else shown)[:500])
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
@@ -152,9 +135,7 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     ends = [0]
     for messages in values:
         ends.append(ends[-1] + len(messages))
-    columns = [
-        pa.array([turn[field] for messages in values for turn in messages], pa.string())
-        for field in ("role", "content")
-    ]
-    turns = pa.StructArray.from_arrays(columns, fields=list(MESSAGES.value_type))
+    fields = list(MESSAGES.value_type)
+    columns = [pa.array([turn[field.name] for messages in values for turn in messages], field.type) for field in fields]
+    turns = pa.StructArray.from_arrays(columns, fields=fields)
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), turns, type=MESSAGES)

@@ -1,16 +1,17 @@
 """The files of a deployment as they are now, beside those that its last finished run read, for flows/watch.py.
 
-In `<home>/watch/<deployment>/` a run that finishes leaves what it read (read.json), and a look what it saw (seen.json):
+In `<home>/watch/<deployment>/` a run that finishes leaves what it read (read.json), and a poll what it saw (seen.json):
 a file is read again only where its size, its time or its entity tag is another. A change is announced once. Where the
 run that it starts fails, as it does where the data are refused, it is not started again until the files change again.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tunewright import config
 from tunewright.config import Data
@@ -25,10 +26,8 @@ REPAIRED = "as the last finished run read them, and the run after it failed"
 NAMED = 3  # changes that are named one by one
 
 
-class Seen(BaseModel):
+class Seen(BaseModel, frozen=True):
     """A file as the last look found it."""
-
-    model_config = ConfigDict(frozen=True)
 
     stamp: str | None
     packing: Packing
@@ -51,10 +50,8 @@ class WatcherState(BaseModel):
         return known.packing, known.digest
 
 
-class Poll(BaseModel):
+class Poll(BaseModel, frozen=True):
     """What a look has found."""
-
-    model_config = ConfigDict(frozen=True)
 
     num_files: int
     changes: tuple[str, ...]  # since the last finished run: "new: data/b.jsonl"
@@ -69,7 +66,7 @@ def keep_read(deployment: str, files: Iterable[SourceFile]) -> None:
 
 def has_finished(deployment: str) -> bool:
     """Whether a run of a deployment has finished, ever."""
-    return _read(_place(deployment) / "read.json") is not None
+    return _read_by_last_run(deployment) is not None
 
 
 def look(deployment: str, data: Data, *, has_failed: bool = False) -> Poll:
@@ -80,15 +77,22 @@ def look(deployment: str, data: Data, *, has_failed: bool = False) -> Poll:
     Raises ConfigError and DataError where they cannot be read.
     """
     folder = _place(deployment)
-    memory = _memory(folder / "seen.json")
+    try:
+        memory = WatcherState.model_validate_json((folder / "seen.json").read_bytes())
+    except (FileNotFoundError, ValidationError):
+        memory = WatcherState()
     before = dict(memory.files)
     files = source_files(data, memory.identify)
     now = {file.path: file.digest for file in files}
     memory.files = {path: seen for path, seen in memory.files.items() if path in now}
-    changed = changes(_read(folder / "read.json"), now)
+    changed = changes(_read_by_last_run(deployment), now)
     found = (REPAIRED,) if has_failed and memory.announced and not changed else changed
-    fresh = [path for path in now if before.get(path) != memory.files.get(path)]
-    is_unsettled = bool(found) and not _is_settled(fresh, memory)
+    fresh = [path for path in now if before.get(path) != memory.files.get(path) and not is_remote(path)]
+    if found and fresh:
+        time.sleep(SETTLED_SECONDS)
+    is_unsettled = bool(found) and any(
+        not Path(path).exists() or stamp(path) != memory.files[path].stamp for path in fresh
+    )
     about = hash_of(now)
     is_new = bool(found) and not is_unsettled and memory.announced != about
     if is_new or not found:
@@ -112,30 +116,13 @@ def shown(changes: tuple[str, ...]) -> str:
     return ", ".join(changes[:NAMED]) + more
 
 
-def _is_settled(paths: Iterable[str], memory: WatcherState) -> bool:
-    """Whether none of these files, which are other ones than at the look before, changes while one waits."""
-    local = [path for path in paths if not is_remote(path)]
-    if local:
-        time.sleep(SETTLED_SECONDS)
-    return all(Path(path).exists() and stamp(path) == memory.files[path].stamp for path in local)
+def _read_by_last_run(deployment: str) -> dict[str, str] | None:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return json.loads((_place(deployment) / "read.json").read_text(encoding="utf-8"))
 
 
 def _place(deployment: str) -> Path:
     return config.home() / "watch" / deployment
-
-
-def _read(file: Path) -> dict[str, str] | None:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _memory(file: Path) -> WatcherState:
-    try:
-        return WatcherState.model_validate_json(file.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return WatcherState()
 
 
 def _write(file: Path, text: str) -> None:
