@@ -17,7 +17,7 @@ from split_rows import BOILERPLATE, WORDS, on_sides, prompts, row_of, set_aside,
 from tunewright.artifacts import MESSAGES, Splits
 from tunewright.config import Source, Split
 from tunewright.tasks.split import split
-from tunewright.tasks.split.passages import Questions, Search, Texts, conversations, gather, passages_of
+from tunewright.tasks.split.passages import Search, Texts, conversations, first_asked, gather, passages_of
 
 RNG = random.Random(7)
 PASSAGE = " ".join(RNG.sample(WORDS, 13))
@@ -106,11 +106,14 @@ def test_a_passage_of_one_prompt_is_no_template_however_many_answers_it_has(side
 
 
 def test_a_prompt_is_known_again_where_its_rows_come_in_several_batches() -> None:
-    questions, search = Questions(), Search(gather([passages_of(conversation(PASSAGE), np.array([99]))]), gather(()))
+    questions, search = (
+        dict[int, int](),
+        Search(gather([passages_of(conversation(PASSAGE), np.array([99]))]), gather(())),
+    )
     said = [around(PASSAGE), around(PASSAGE), around("nothing")]
     for number in range(40):
         texts, numbers = conversation(said[number % 3]), np.array([number])
-        search.look(texts, numbers, questions.first_of(texts, numbers))
+        search.look(texts, numbers, first_asked(questions, texts, numbers))
     assert search.shared().rows.tolist() == [number for number in range(40) if number % 3 < 2]
 
 

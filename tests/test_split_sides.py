@@ -31,11 +31,10 @@ from tunewright.similarity.prompts import cut, shingles
 from tunewright.similarity.sets import Pairs, alike, gather
 from tunewright.store import lineage
 from tunewright.store.refusals import of_stage
-from tunewright.tasks.split.account import versions
-from tunewright.tasks.split.clusters import Links, numbered
 from tunewright.tasks.split.draw import draw
 from tunewright.tasks.split.joins import Joined
-from tunewright.tasks.split.sides import Linked, Sides, fix, settle
+from tunewright.tasks.split.proof import versions
+from tunewright.tasks.split.sides import Linked, Links, Sides, fix, numbered, settle
 from tunewright.tasks.split.strata import strata_of
 
 EVEN = Split(test=0.25, validation=0.25)

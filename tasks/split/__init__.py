@@ -1,18 +1,18 @@
-"""Train, validation and test that share no near duplicate, do not move as data grow, and the proof of it.
+"""Train, validation and test splits that share no near-duplicates and do not move as data grow, and the proof of it.
 
-A cluster is what must stay together: rows whose prompts are alike, directly or through others, and rows of one group.
-Rows of the version before keep their side (split.sticky), rows of a source with a side have that one, and what repeats
+A cluster is what must stay together: rows with similar prompts, directly or through others, and rows of one group. Rows
+of the previous version keep their split (split.sticky), rows of a source with a side get that one, and what repeats
 them joins them (sides.py); the other clusters are drawn (draw.py). Then training rows go that have a passage of an
-evaluation row (contamination.py), and replay rows beyond their share (replay.py). A row that can stand on no side is
-set aside, with its reason and the row that it is in conflict with. By time, sides that stay do not follow the newest
-rows: split.sticky=false lets them.
+evaluation row (contamination.py), and replay rows beyond their share. A row that fits in no split is quarantined, with
+its reason and the row it conflicts with. By time, rows that keep their split do not follow the newest rows.
 
-Of a row that is no longer there its row_id and side are remembered, not what it said, since it may be gone for privacy:
-it comes back to its side, but a near copy of it that comes later can be drawn onto another.
+Of a row that is gone only its row_id and split are kept, since it may be gone for privacy: it comes back to its split,
+but a near copy of it that comes later can be drawn into another.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import compress
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from tunewright.artifacts import SIDES_FILE, Artifact, Rows, Splits, UniqueRows
-from tunewright.artifacts.payloads import LeakProof, PairedRow
+from tunewright.artifacts.payloads import LeakProof
 from tunewright.artifacts.placement import NONE, SIDES, TEST, Because
 from tunewright.config import Split
 from tunewright.errors import DataError
@@ -32,36 +32,30 @@ from tunewright.similarity.engine import engine_of, read_pieces
 from tunewright.similarity.folding import fold, fold_messages
 from tunewright.similarity.prompts import Shingles, cut, read_boilerplate, shingles
 from tunewright.store.stage import stage
-from tunewright.tasks.split.account import (
-    cluster_sizes,
+from tunewright.tasks.split.columns import RowColumns, earlier_sides, read_columns
+from tunewright.tasks.split.contamination import find_contamination
+from tunewright.tasks.split.draw import apart, draw, draw_replay
+from tunewright.tasks.split.joins import Joined
+from tunewright.tasks.split.proof import (
     decontamination,
+    findings,
     in_time,
+    in_words,
+    most_similar_pair,
+    random_leak_share,
     reasons_of_sides,
     rows_of_sides,
     set_aside,
     versions,
-)
-from tunewright.tasks.split.clusters import Links
-from tunewright.tasks.split.columns import RowColumns, earlier_sides, read_columns
-from tunewright.tasks.split.contamination import find_contamination
-from tunewright.tasks.split.details import Details
-from tunewright.tasks.split.draw import draw
-from tunewright.tasks.split.joins import Joined
-from tunewright.tasks.split.proof import (
-    findings,
-    floor_of,
-    in_words,
-    most_similar_pair,
-    random_leak_share,
     visible_difference,
 )
-from tunewright.tasks.split.replay import apart, draw_replay
-from tunewright.tasks.split.sides import Sides, fix, settle
+from tunewright.tasks.split.sides import Links, Sides, fix, settle
 from tunewright.tasks.split.strata import Strata, balance, strata_of
-from tunewright.tasks.split.writing import write_memory, write_sides
+from tunewright.tasks.split.writing import Details, write_memory, write_sides
 
 log = logging.getLogger("tunewright")
 
+MANY_ROWS = 200_000  # beyond which looking for pairs far under the threshold would take longer than the split
 MOST_SET_ASIDE = 0.5  # of the rows: if more cannot stand on any side, the sides are wrong, not the rows
 OF_CONTAMINATED = (
     "contaminated: only an instruction that ten rows share is ignored; add rows or set split.decontaminate=report"
@@ -94,7 +88,6 @@ def _strata(file: Path, columns: RowColumns, stratify: Literal["none", "source",
 
 
 def _answers(file: Path) -> Iterator[str]:
-    """The last answers."""
     for batch in read_pieces(file, ["messages"]):
         turns = batch["messages"].combine_chunks()
         last = pa.array(np.asarray(turns.offsets)[1:] - np.asarray(turns.offsets)[0] - 1)
@@ -114,17 +107,18 @@ def _stop_if_unusable(sides: Sides, columns: RowColumns, settings: Split, gone: 
         advice = [OF_CONTAMINATED] if "contaminated" in found else []
         advice += [OF_OTHERS] if found.keys() - {"contaminated"} else []
         raise DataError(
-            f"{len(aside)} of {num_rows} rows fit in no split "
-            f"({', '.join(f'{reason} {count}' for reason, count in found.items())}), more than half; the first is "
+            f"{len(aside)} of {num_rows} rows fit in no split ({_listed(found)}), more than half; the first is "
             f"{columns.place(int(aside[0]))}; {'; '.join(advice)}",
             see=see,
         )
     counts = rows_of_sides(sides.side[own])
-    for side, count in counts.items():
-        if count == 0:
-            found = ", ".join(f"{name} {num_rows}" for name, num_rows in counts.items())
-            why = _why_empty(side, sides, own, settings, gone)
-            raise DataError(f"the {side} split is empty ({found}): {why}", see=see)
+    if empty := [side for side, count in counts.items() if not count]:
+        why = _why_empty(empty[0], sides, own, settings, gone)
+        raise DataError(f"the {empty[0]} split is empty ({_listed(counts)}): {why}", see=see)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def _why_empty(side: str, sides: Sides, own: np.ndarray, settings: Split, gone: pa.Table) -> str:
@@ -142,17 +136,6 @@ def _why_empty(side: str, sides: Sides, own: np.ndarray, settings: Split, gone: 
         f"split.test={settings.test:g}, split.validation={settings.validation:g}, "
         f"split.threshold={settings.threshold:g}; each split needs a cluster"
     )
-
-
-def _pair_in_words(pair: Iterable[PairedRow]) -> str:
-    return " and ".join(f"{row.file} line {row.line} ({row.side})" for row in pair)
-
-
-def _say(proof: LeakProof) -> None:
-    for side in proof.given_sides:
-        log.info("split: the %s split is user-provided; split.%s is not used", side, side)
-    for code, count in proof.findings.items():
-        log.warning("split: %s; proof.json has more", in_words(code, count, proof))
 
 
 @stage(
@@ -197,17 +180,19 @@ def split(
         if contaminated.removed:
             sides.set_aside(np.array(sorted(found.training_rows()), np.int64), Because.CONTAMINATED)
         draw_replay(sides, columns.row_ids, columns.replay, settings.replay)
-        write_sides(folder, file, sides, Details(columns, sides, found))
+        write_sides(folder, file, Details(columns, sides, found))
         _stop_if_unusable(sides, columns, settings, gone)
         standing = np.flatnonzero(sides.side != NONE)
-        floor = floor_of(settings.threshold, len(columns))
+        floor = (0.9 if len(columns) > MANY_ROWS else 0.5) * settings.threshold  # a pair below it is far from a leak
         sets = sets[standing]
         nearest = machine.nearest_across(sets, sides.side[standing], floor).named(standing)
 
     pair = most_similar_pair(nearest, sides, columns)
     if nearest.similarity >= settings.threshold:
-        raise DataError(f"near-duplicates across splits, over split.threshold: {_pair_in_words(pair)}")
+        named = " and ".join(f"{row.file} line {row.line} ({row.side})" for row in pair)
+        raise DataError(f"near-duplicates across splits, over split.threshold: {named}")
     counts, in_test = rows_of_sides(sides.side), np.unique(sides.cluster[sides.side == TEST])
+    sizes = Counter(np.bincount(sides.cluster[standing]).tolist())  # size -> clusters
     own_side = np.where(columns.replay, NONE, sides.side)
     time, smallest = in_time(own_side, times) if times else None, visible_difference(len(in_test))
     proof = LeakProof(
@@ -220,7 +205,7 @@ def split(
         rows=counts,
         because=reasons_of_sides(sides),
         set_aside=set_aside(sides.because[sides.side == NONE]),
-        cluster_sizes=cluster_sizes(sides.cluster),
+        cluster_sizes={str(size): count for size, count in sorted(sizes.items())},
         test_clusters=len(in_test),
         smallest_visible_difference=smallest,
         balance=balance(strata, own_side, stratify),
@@ -231,7 +216,10 @@ def split(
         settings=settings.model_dump(),
         findings=findings(contaminated, time, counts["test"], smallest),
     )
-    _say(proof)
+    for side in proof.given_sides:
+        log.info("split: the %s split is user-provided; split.%s is not used", side, side)
+    for code, count in proof.findings.items():
+        log.warning("split: %s; proof.json has more", in_words(code, count, proof))
     proof.save(folder)
     write_memory(folder / SIDES_FILE, columns.row_ids, returns_to, sides.because, gone)
     return Splits(

@@ -45,7 +45,7 @@ class RowColumns:
         return {name: self.table[name][row].as_py() for name in ("row_id", "file", "line")}
 
     def times(self) -> Times:
-        """The times of all rows; only those that are given to a side may have none (tasks/ingest/needs.py)."""
+        """The times of all rows; only those that are given to a side may have none (tasks/ingest)."""
         encoded = one_array(self.table["time"]).dictionary_encode()
         order = pc.sort_indices(encoded.dictionary)  # pyright: ignore[reportAttributeAccessIssue]
         rank = np.empty(len(order), np.int64)

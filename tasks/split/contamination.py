@@ -1,16 +1,14 @@
-"""Training rows that have so much in common with a row of another side, or of an evaluation file, that it was seen.
+"""Training rows that have so much in common with a row of another split, or of an evaluation file, that it was seen.
 
 That is 13 words in a row (Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C), or the whole prompt,
-however short or long. With rows of the other sides the latter cannot be: equal prompts are one cluster.
+however short or long. With rows of other splits it cannot be the whole prompt: equal prompts are one cluster.
 
-Two things that look like it are not. A passage that more than ten training prompts have is a template: the same
-paper's rule, of prompts, since one that many answers are trained for is no template, nor is a whole one that stands in
-an evaluation text. An evaluation question that stands within more than ten different prompts is taken for one: so would
-look an instruction that stands alone in one evaluation text, and with inputs in rows. And a passage that lies in the
-answers of both rows, or reaches into them, says that the answers have a form: by it one training row in six of a slot
-filling set would go, for names of slots in JSON. So the passage must lie within the question of one of the two,
-wherever it lies in the other; what more than ten answers have is a form too. Of most evaluation files ingest knows
-which is which (tasks/ingest/held_out.py), of the others the last line is taken for the answer.
+A passage that more than ten training prompts have is a template (the same paper's rule), and so is an evaluation
+question that stands within more than ten different prompts. A passage in the answers of both rows only shows that the
+answers have a form: by it one training row in six of a slot-filling set would go, for names of slots in JSON. So the
+passage must lie within the question of one of the two; what more than ten answers have is a form too. Of most
+evaluation files ingest knows which text is the question (tasks/ingest/held_out.py); of others the last line is taken
+for the answer.
 """
 
 from collections.abc import Iterator
@@ -27,11 +25,11 @@ from tunewright.similarity.engine import read_pieces
 from tunewright.tasks.split.passages import (
     Found,
     Passages,
-    Questions,
     Search,
     Shared,
     conversations,
     evaluations,
+    first_asked,
     gather,
     passages_of,
     whole_lines,
@@ -52,30 +50,29 @@ class Contamination:
 
     def training_rows(self) -> dict[int, tuple[int, int]]:
         """Training row -> (text, passage) of what it has in common; with another side's row rather than a record's."""
-        return {
-            row: (text, passage)
-            for shared in (self.of_held_out, self.of_sides)
-            for row, text, passage in zip(
-                shared.rows.tolist(), shared.texts.tolist(), shared.hashes.tolist(), strict=True
-            )
-        }
+        found: dict[int, tuple[int, int]] = {}
+        for shared in (self.of_held_out, self.of_sides):
+            passages = zip(shared.texts.tolist(), shared.hashes.tolist(), strict=True)
+            found |= dict(zip(shared.rows.tolist(), passages, strict=True))
+        return found
 
 
 def find_contamination(file: Path, side: np.ndarray, held_out: Rows, left_out: np.ndarray) -> Contamination:
     """Compares the rows of rows.parquet by their `side`; the segments `left_out` (hashes) count for nothing."""
     is_tested = np.isin(side, [VALIDATION, TEST])
-    of_sides = Search(gather(_passages_of_rows(file, is_tested, left_out)), gather(()))
+    tested_rows = ((conversations(messages, left_out), numbers) for numbers, messages in _rows(file, is_tested))
+    of_sides = Search(gather(passages_of(*each) for each in tested_rows), gather(()))
     records = _passages_of_records(held_out, len(side), left_out)
     with_records, evaluation = Search(*records), Search(*records)
-    trained, tested = Questions(), Questions()
+    trained, tested = dict[int, int](), dict[int, int]()
     for numbers, messages in _rows(file, side == TRAIN):
         texts = conversations(messages, left_out)
-        first = trained.first_of(texts, numbers)
+        first = first_asked(trained, texts, numbers)
         of_sides.look(texts, numbers, first)
         with_records.look(texts, numbers, first)
     for numbers, messages in _rows(file, is_tested) if held_out.num_held_out else ():
         texts = conversations(messages, left_out)
-        evaluation.look(texts, numbers, tested.first_of(texts, numbers))
+        evaluation.look(texts, numbers, first_asked(tested, texts, numbers))
     places = pq.read_table(held_out.path(HELD_OUT), columns=["file", "line"]) if held_out.num_held_out else pa.table({})
     return Contamination(len(side), places, of_sides.shared(), with_records.shared(), evaluation.shared())
 
@@ -87,11 +84,6 @@ def _rows(file: Path, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Chunk
         here = wanted[start : start + batch.num_rows]
         yield start + np.flatnonzero(here), batch.filter(pa.array(here))["messages"]
         start += batch.num_rows
-
-
-def _passages_of_rows(file: Path, wanted: np.ndarray, left_out: np.ndarray) -> Iterator[Found]:
-    for numbers, messages in _rows(file, wanted):
-        yield passages_of(conversations(messages, left_out), numbers)
 
 
 def _passages_of_records(held_out: Rows, first_number: int, left_out: np.ndarray) -> tuple[Passages, Passages]:

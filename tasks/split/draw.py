@@ -1,17 +1,20 @@
-"""Sides for the clusters that are on none yet: test is filled first, then validation; the rest trains.
+"""Splits for the clusters that are in none yet: test is filled first, then validation; the rest trains.
 
 Clusters take their turn by a hash of their smallest row_id, whatever the order of the rows, and so that the first of
 them, taken together, have each stratum's share (systematic sampling with a random start; Cochran 1977, "Sampling
-Techniques", chapter 8). Clusters of more than a tenth of a side come last: a large one trains, and fills no test set
+Techniques", chapter 8). Clusters of more than a tenth of a split come last: a large one trains, and fills no test set
 with one question.
 
-By time the newest cluster comes first, and none is passed over. A cluster is as old as its oldest row. So no test row
-is older than the beginning of what trains: what is tested was new when all of that had been said. Had a cluster the age
-of its newest row, old questions that were asked again would be tested, and a customer of long standing never trains.
+By time the newest cluster comes first, and none is passed over. A cluster is as old as its oldest row, so no test row
+is older than the beginning of what trains. By its newest row, old questions that were asked again would be tested.
+
+Replay rows are general ones that train beside the others, so that the model forgets less (split.replay). One that
+repeats a row of another source, or is of its group, goes before anything is drawn. Of the others the first by their
+row_id stay, so that the same ones are drawn again as data grow.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +23,7 @@ import pyarrow.compute as pc
 
 from tunewright.artifacts.placement import NONE, SIDES, TEST, TRAIN, VALIDATION, Because
 from tunewright.config import Split
-from tunewright.tasks.split.sides import Sides
+from tunewright.tasks.split.sides import Joins, Partner, Sides, numbered
 from tunewright.tasks.split.strata import Strata
 
 LARGE_SHARE = 0.1  # of a side: a cluster that is larger is taken only where the smaller ones do not fill the side
@@ -53,12 +56,15 @@ def draw(
     cluster = sides.cluster[standing]
     side_of = np.full(cluster.max(initial=-1) + 1, NONE)
     side_of[cluster] = sides.side[standing]
-    drawn = np.flatnonzero(sides.cluster != NONE)[side_of[cluster] == NONE]
+    drawn = standing[side_of[cluster] == NONE]
+    oldest = None if times is None else np.full(len(side_of), np.iinfo(np.int64).max)
+    if oldest is not None and times is not None:
+        np.minimum.at(oldest, cluster, times[standing])
     clusters = _Clusters(
         sizes=np.bincount(cluster),
         lots=_lots(sides.cluster[drawn], len(side_of), row_ids.take(pa.array(drawn)), settings.seed),
         stratum=_main_stratum(cluster, strata.of[standing]),
-        oldest=None if times is None else _oldest(cluster, times[standing]),
+        oldest=oldest,
     )
     shared = shared & (sides.cluster != NONE)
     for side in (TEST, VALIDATION):
@@ -77,6 +83,41 @@ def draw(
     side_of[side_of == NONE] = TRAIN
     sides.side[drawn] = side_of[sides.cluster[drawn]]
     sides.because[drawn] = Because.DRAWN if times is None else Because.BY_TIME
+
+
+def apart(
+    cluster: np.ndarray, replay: np.ndarray, joins_of: Callable[[np.ndarray], Joins]
+) -> tuple[np.ndarray, dict[int, list[Partner]]]:
+    """The clusters as they are without the `replay` rows (a mask) that are linked to others; and these, with which.
+
+    Each of them is a cluster of its own. What links the rows of a cluster of both kinds is asked of `joins_of(rows)`.
+    """
+    num_clusters = int(cluster.max(initial=-1)) + 1
+    of_replay, of_others = (np.bincount(cluster[kind], minlength=num_clusters) > 0 for kind in (replay, ~replay))
+    rows = np.flatnonzero((of_replay & of_others)[cluster])
+    if not len(rows):
+        return cluster, {}
+    joins = joins_of(rows)
+    found = joins.linked(replay[rows], ~replay[rows])
+    goes = found.partner != NONE
+    apart = cluster.copy()
+    apart[rows[~goes]] = num_clusters + joins.clusters(np.flatnonzero(~goes))
+    apart[rows[goes]] = num_clusters + len(rows) + np.arange(goes.sum())
+    linked = zip(rows[goes].tolist(), rows[found.partner[goes]].tolist(), found.similarity[goes].tolist(), strict=True)
+    return numbered(apart), {row: [Partner(other, NONE, similarity)] for row, other, similarity in linked}
+
+
+def draw_replay(sides: Sides, row_ids: pa.Array, replay: np.ndarray, share: float) -> None:
+    """Sets those `replay` rows (a mask) aside that would be more than this share of all training rows."""
+    if not replay.any():
+        return
+    trains = sides.side == TRAIN
+    num_others = int((trains & ~replay).sum())
+    rows = np.flatnonzero(trains & replay)
+    rows = rows[np.asarray(pc.sort_indices(row_ids.take(pa.array(rows))))]  # pyright: ignore[reportAttributeAccessIssue]
+    most = len(rows) if share == 1 else int(share * num_others / (1 - share) + 1e-9)
+    sides.because[rows[:most]] = Because.REPLAY
+    sides.set_aside(rows[most:], Because.NOT_DRAWN)
 
 
 def _fill(order: np.ndarray, sizes: np.ndarray, wanted: float, *, passes_over: bool) -> list[int]:
@@ -113,12 +154,6 @@ def _main_stratum(cluster: np.ndarray, stratum: np.ndarray) -> np.ndarray:
     order = np.lexsort((found, -counts, found // num_strata))
     _, first = np.unique(found[order] // num_strata, return_index=True)
     return found[order][first] % num_strata
-
-
-def _oldest(cluster: np.ndarray, times: np.ndarray) -> np.ndarray:
-    oldest = np.full(cluster.max(initial=-1) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(oldest, cluster, times)
-    return oldest
 
 
 def _lots(cluster: np.ndarray, num_clusters: int, row_ids: pa.Array, seed: int) -> np.ndarray:

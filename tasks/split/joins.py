@@ -1,9 +1,8 @@
-"""What sides.py asks of the links of some rows, answered by comparing again those of them that a question is about.
+"""Answers what sides.py asks of the links of some rows, by comparing again those rows that a question is about.
 
-The rows of a template are all alike: 20,000 are 200 million pairs. But of a row no more need be known than which row of
-each side is most alike to it. So a partner a row is all that is kept, and memory is that of the sets. Time is less than
-that in which the rows were found to be one cluster: of 21,000 rows of one template, three sides and 1,000 new rows
-among them, 1.4 s and 10 MB on one core; of 105,000, five times as many, 23 s, since it grows with their pairs as well.
+The rows of a template are all similar: 20,000 of them are 200 million pairs. So only the most similar row of each split
+is kept for a row, and memory is that of the sets. 21,000 rows of one template, three splits and 1,000 new rows among
+them, take 1.4 s and 10 MB on one core; 105,000 take 23 s, since time grows with their pairs as well.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,7 @@ import numpy as np
 from tunewright.artifacts.placement import NONE
 from tunewright.similarity.engine import Engine
 from tunewright.similarity.sets import Sets, prefixes
-from tunewright.tasks.split.clusters import Links
-from tunewright.tasks.split.sides import Linked
+from tunewright.tasks.split.sides import Linked, Links
 
 ROWS_AT_ONCE = 1_000  # that a thread looks up
 
@@ -38,7 +36,10 @@ class Joined:
             _, first = np.unique(self.set[chosen], return_index=True)
             distinct = chosen[np.sort(first)]
             place, similarity = (column[which] for column in self.compared.most_alike(sets, self.set[distinct]))
-            of_group = self._first_of_groups(chosen)[self.group[wanted]]
+            first = np.full(int(self.group.max()) + 2, NONE)  # the first row of each group; the last is of no group
+            first[self.group[chosen[::-1]]] = chosen[::-1]  # where several are written, the last stays
+            first[-1] = NONE
+            of_group = first[self.group[wanted]]
             found.partner[wanted] = np.where(place >= 0, distinct[place], of_group)
             found.similarity[wanted] = np.where(place >= 0, similarity, np.nan)
         return found
@@ -46,13 +47,6 @@ class Joined:
     def clusters(self, rows: np.ndarray) -> np.ndarray:
         """(rows,) the clusters that these of the rows make with each other."""
         return Links(self.machine.alike(self.sets[self.rows[rows]], self.threshold), self.group[rows]).clusters()
-
-    def _first_of_groups(self, chosen: np.ndarray) -> np.ndarray:
-        """(groups + 1,) the first row of each group, or NONE; the last is of rows without a group."""
-        first = np.full(int(self.group.max()) + 2, NONE)
-        first[self.group[chosen[::-1]]] = chosen[::-1]  # where several are written, the last stays
-        first[-1] = NONE
-        return first
 
 
 class _Compared:

@@ -157,17 +157,11 @@ def gather(parts: Iterable[Found]) -> Passages:
     return Passages(hashes[first], asked, text[first], maybe)
 
 
-class Questions:
-    """Which rows ask the same as an earlier one, word for word."""
-
-    def __init__(self) -> None:
-        self.first: dict[int, int] = {}  # hash of a question -> the first row that has it
-
-    def first_of(self, texts: Texts, numbers: np.ndarray) -> np.ndarray:
-        """(texts,) the number of the first text that has the question of each."""
-        hashes = texts.hash_runs(texts.bounds[:-1], texts.bounds[:-1] + texts.asked)
-        pairs = zip(hashes.tolist(), numbers.tolist(), strict=True)
-        return np.array([self.first.setdefault(question, number) for question, number in pairs], np.int64)
+def first_asked(first: dict[int, int], texts: Texts, numbers: np.ndarray) -> np.ndarray:
+    """(texts,) the number of the first text with the same question, word for word; `first` keeps these by hash."""
+    hashes = texts.hash_runs(texts.bounds[:-1], texts.bounds[:-1] + texts.asked)
+    pairs = zip(hashes.tolist(), numbers.tolist(), strict=True)
+    return np.array([first.setdefault(question, number) for question, number in pairs], np.int64)
 
 
 class Search:

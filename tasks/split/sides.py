@@ -1,6 +1,6 @@
 """Which side rows are on before any is drawn: they were on it, they were given to it, or they repeat a row of it.
 
-No two rows that are linked (clusters.py) may stand on two sides. Where sides that are fixed make that impossible, a row
+No two rows that are linked (Links) may stand on two sides. Where sides that are fixed make that impossible, a row
 is set aside, never moved: of two fixed rows the one that is further from the test side, since test rows are the measure
 of all models before and after; of the others each that would join two sides.
 """
@@ -12,7 +12,27 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from tunewright.artifacts.placement import NONE, REPEATS, SET_ASIDE, SIDES, TEST, VALIDATION, Because
-from tunewright.tasks.split.clusters import numbered
+from tunewright.similarity.sets import Pairs
+
+
+@dataclass(frozen=True)
+class Links:
+    """The rows that must not stand on two sides. Those of `pairs.first` are one set, those of a group one group."""
+
+    pairs: Pairs
+    group: np.ndarray  # (rows,) the number of the row's group, -1 where it has none
+
+    def clusters(self) -> np.ndarray:
+        """(rows,) the cluster of each row, numbered by first appearance: all that is linked, however indirectly."""
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        rows, grouped = len(self.group), np.flatnonzero(self.group >= 0)
+        one = np.concatenate([np.arange(rows), self.pairs.left, grouped])
+        other = np.concatenate([self.pairs.first, self.pairs.right, rows + self.group[grouped]])
+        nodes = rows + int(self.group.max(initial=-1)) + 1
+        graph = coo_matrix((np.ones(len(one), np.int8), (one, other)), shape=(nodes, nodes))
+        return numbered(connected_components(graph, directed=False)[1][:rows])
 
 
 class Linked(NamedTuple):
@@ -54,6 +74,10 @@ class Sides:
     def set_aside(self, rows: np.ndarray, because: Because) -> None:
         """Takes the rows from their sides and clusters."""
         self.side[rows], self.because[rows], self.cluster[rows] = NONE, because, NONE
+        self.number_clusters()
+
+    def number_clusters(self) -> None:
+        """Number the clusters of the rows that are not set aside, by first appearance."""
         standing = self.cluster != NONE
         self.cluster[standing] = numbered(self.cluster[standing])
 
@@ -101,9 +125,7 @@ def settle(
 
 def _settle_contested(settled: Sides, rows: np.ndarray, exact: frozenset[int], joins: Joins) -> None:
     contest = _Contest(joins, settled.side[rows], settled.because[rows], exact)
-    contest.give_way()
-    contest.keep_off()
-    contest.inherit()
+    contest.settle()
     settled.side[rows], settled.because[rows] = contest.side, contest.because
     settled.partners |= {
         int(rows[row]): [partner._replace(row=int(rows[partner.row])) for partner in partners]
@@ -113,8 +135,7 @@ def _settle_contested(settled: Sides, rows: np.ndarray, exact: frozenset[int], j
     num_clusters = settled.cluster.max() + 1
     settled.cluster[rows] = NONE
     settled.cluster[rows[stay]] = num_clusters + joins.clusters(stay)
-    standing = settled.cluster != NONE
-    settled.cluster[standing] = numbered(settled.cluster[standing])
+    settled.number_clusters()
 
 
 class _Contest:
@@ -124,19 +145,13 @@ class _Contest:
         self.joins, self.side, self.because, self.exact = joins, side, because, exact
         self.partners: dict[int, list[Partner]] = {}
 
-    def give_way(self) -> None:
-        """Of two linked rows that are fixed to two sides the one further from test is set aside."""
-        for other in (TEST, VALIDATION):
+    def settle(self) -> None:
+        """Set aside the rows that can stand on no side, and let the other free rows join one."""
+        for other in (TEST, VALIDATION):  # of two linked rows fixed to two sides the one further from test goes
             self._repeat(other, self._under(other))
-
-    def keep_off(self) -> None:
-        """A free row that is linked to a row of an exact side cannot join it, and cannot stand elsewhere."""
-        for other in sorted(self.exact, reverse=True):
+        for other in sorted(self.exact, reverse=True):  # a free row linked to one of an exact side can stand nowhere
             self._repeat(other, self._free())
-
-    def inherit(self) -> None:
-        """Free rows join the side of the rows that they are linked to, one link further each time."""
-        joined = self.side != NONE
+        joined = self.side != NONE  # the others join the side of a row that they are linked to, link by link
         while joined.any():  # no free row is linked to one that joined earlier
             joined = self._heirs_of(joined)
 
@@ -175,3 +190,9 @@ class _Contest:
             for row in np.flatnonzero(rows & (partner != NONE)).tolist():
                 self.partners.setdefault(row, []).append(Partner(int(partner[row]), side, float(similarity[row])))
         self.side[rows], self.because[rows] = NONE, because
+
+
+def numbered(labels: np.ndarray) -> np.ndarray:
+    """The labels as numbers from 0, in the order in which they first appear."""
+    _, first, which = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[which]

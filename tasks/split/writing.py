@@ -1,7 +1,7 @@
 """The sides as files, row group by row group: each row goes to its side, or is set aside with its reason."""
 
 import json
-from collections.abc import Callable
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,58 @@ import pyarrow.parquet as pq
 from tunewright.artifacts import QUARANTINE_SCHEMA, SIDES_SCHEMA, SPLIT_SCHEMA
 from tunewright.artifacts.placement import GONE, NONE, SIDES, Because
 from tunewright.similarity.engine import read_pieces
-from tunewright.tasks.split.sides import Sides
+from tunewright.tasks.split.columns import RowColumns
+from tunewright.tasks.split.contamination import Contamination
+from tunewright.tasks.split.passages import first_word
+from tunewright.tasks.split.sides import Partner, Sides
 
 TEXT_CHARS = 500
 MASKED_CHARS = 2_000  # of a row that are looked through for what must not be shown, before it is cut
 
 
-def write_sides(folder: Path, file: Path, sides: Sides, detail: Callable[[int, str], str]) -> None:
-    """train, validation and test.parquet with their rows in order, and quarantine.parquet with the others.
+class Details:
+    """Says in a sentence why a row was set aside: the row that it is in conflict with, and where.
 
-    `detail(row, text)` says why the row was set aside, whose whole text this is.
+    What it has in common with an evaluation row is not quoted: the sentence is read while the test set is sealed.
     """
-    start = 0
+
+    def __init__(self, columns: RowColumns, sides: Sides, found: Contamination) -> None:
+        self.columns, self.sides, self.found = columns, sides, found
+        self.passages = found.training_rows()
+
+    def __call__(self, row: int, text: str) -> str:
+        """The sentence on a row with this text."""
+        if self.sides.because[row] == Because.CONTAMINATED:
+            other, passage = self.passages[row]
+            if not passage:
+                return f"Its whole prompt occurs in {self.place(other)}"
+            word = first_word(text, passage)
+            return f"It shares a passage with {self.place(other)}" + (f", from its word {word} on" if word else "")
+        if self.sides.because[row] == Because.NOT_DRAWN:
+            return "split.replay allows no more replay rows"
+        partners = " and ".join(self._of_partner(partner) for partner in self.sides.partners[row])
+        is_replay = self.sides.because[row] == Because.REPEATS_OWN_ROW
+        return f"It {partners}, {'which takes precedence' if is_replay else 'so no split can take it'}"
+
+    def _of_partner(self, partner: Partner) -> str:
+        kind = "row" if partner.side == NONE else f"{SIDES[partner.side]} row"
+        other = f"{kind} {self.columns.place(partner.row)}"
+        if math.isnan(partner.similarity):
+            return f"has the same group as {other}"
+        return f"is similar to {other} (similarity {partner.similarity:.2f})"
+
+    def place(self, text: int) -> str:
+        """Where an evaluation text stands."""
+        if text < self.found.num_rows:
+            return f"{SIDES[int(self.sides.side[text])]} row {self.columns.place(text)}"
+        record = text - self.found.num_rows
+        file, line = (self.found.held_out[name][record].as_py() for name in ("file", "line"))
+        return f"held-out {file}:{line}"
+
+
+def write_sides(folder: Path, file: Path, detail: Details) -> None:
+    """train, validation and test.parquet with their rows in order, and quarantine.parquet with the others."""
+    start, sides = 0, detail.sides
     with ExitStack() as open_files:
         writers = [
             open_files.enter_context(pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="zstd"))
@@ -37,7 +77,7 @@ def write_sides(folder: Path, file: Path, sides: Sides, detail: Callable[[int, s
             for side in range(len(SIDES)):
                 writers[side].write_table(batch.filter(pa.array(sides.side[rows] == side)))
             aside = start + np.flatnonzero(sides.side[rows] == NONE)
-            writers[-1].write_table(_set_aside(batch.take(pa.array(aside - start)), aside, sides, detail))
+            writers[-1].write_table(_set_aside(batch.take(pa.array(aside - start)), aside, detail))
             start += batch.num_rows
 
 
@@ -54,7 +94,7 @@ def write_memory(folder_file: Path, row_ids: pa.Array, side: np.ndarray, because
     pq.write_table(pa.concat_tables(tables), folder_file, compression="zstd")
 
 
-def _set_aside(batch: pa.Table, rows: np.ndarray, sides: Sides, detail: Callable[[int, str], str]) -> pa.Table:
+def _set_aside(batch: pa.Table, rows: np.ndarray, detail: Details) -> pa.Table:
     conversations: list[list[dict[str, Any]]] = batch["messages"].to_pylist()
     texts = ["\n".join(turn["content"] for turn in turns) for turns in conversations]
     columns = {
@@ -62,7 +102,7 @@ def _set_aside(batch: pa.Table, rows: np.ndarray, sides: Sides, detail: Callable
         "line": batch["line"],
         "byte": batch["byte"],
         "row_id": batch["row_id"],
-        "reason": [Because(because).name.lower() for because in sides.because[rows].tolist()],
+        "reason": [Because(because).name.lower() for because in detail.sides.because[rows].tolist()],
         "detail": [detail(row, text) for row, text in zip(rows.tolist(), texts, strict=True)],
         "text": [_shown(turns, text)[:TEXT_CHARS] for turns, text in zip(conversations, texts, strict=True)],
     }
