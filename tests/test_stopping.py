@@ -95,7 +95,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.fixture
 def worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation losses that have their lowest at step 4, whatever the weights."""
-    from tunewright.tasks.train.trainer.answers import AnswerTrainer
+    from tunewright.tasks.train.trainer.observed import AnswerTrainer
 
     original = AnswerTrainer.evaluation_loop
 
@@ -464,9 +464,9 @@ def test_a_spike_names_the_worst_rows_and_noise_does_not() -> None:
     watch.alone = lambda row: {"a": 1.0, "b": 9.0}[row["row_id"]]
     for step in range(30):
         watch.step([row("a"), row("b")], 1.0 + 0.1 * (step % 3), step)
-        assert watch.spike() == {}
+        assert watch.found == []
     watch.step([row("a"), row("b")], 5.0, 31)
-    assert watch.spike() == {"worst": [("b", 9.0), ("a", 1.0)]}
+    assert watch.found == [("b", 9.0), ("a", 1.0)]
     watch.step([row("a")], 1.1, 32)
-    assert watch.spike() == {}
+    assert watch.found == []
     assert not is_spike(9.0, [1.0] * 10), "too few to tell"

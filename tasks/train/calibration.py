@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tunewright import config
 from tunewright.artifacts import Base, Tokens
 from tunewright.artifacts.payloads import Contract
 from tunewright.config import Compute, Method, Training
-from tunewright.cost_model.case import BudgetCase, Ground
+from tunewright.cost_model.case import BudgetCase
 from tunewright.cost_model.learning import learning
 from tunewright.cost_model.timing import Rate
 from tunewright.errors import TrainingError
@@ -40,10 +39,8 @@ def calibrate(base: Base, tokens: Tokens, case: BudgetCase) -> Rate:
 
     Raises TrainingError where not one step is done in time, or the trainer fails.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        lines = _run(_job(folder, base, tokens, case), folder)
-    seconds = [line["seconds"] for line in lines]
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = _seconds(_job(Path(folder), base, tokens, case), Path(folder))
     rate = case.flops_a_row * case.training.batch / statistics.median(seconds[1:] or seconds)
     kept = {"flops_per_second": rate, "steps": len(seconds), "made": time.strftime("%Y-%m-%d", time.gmtime())}
     file = _file(base, case)
@@ -101,37 +98,34 @@ def _job(folder: Path, base: Base, tokens: Tokens, case: BudgetCase) -> trainer.
     pq.write_table(pa.Table.from_pylist(rows, schema), folder / "train.parquet")
     pq.write_table(pa.Table.from_pylist(rows[:1], schema), folder / "validation.parquet")
     shutil.copy(tokens.path(Contract.FILE), folder)
+    modules: tuple[str, ...] = ()
+    if case.method.kind == "spectrum":  # as many modules as it trains: any will do to time them
+        modules = tuple(sorted(matrix.path for matrix in learning(case.ground.shape, case.method).matrices))
     return trainer.Job.of(
         base.weights,
         folder,
         reference=base.reference,
         method=case.method,
-        modules=_modules(case.ground, case.method),
+        modules=modules,
         training=case.training.model_copy(update={"max_steps": STEPS, "evaluate_every": None, "best_by": "loss"}),
         compute=case.compute,
         micro_batch=case.micro_batch,
     )
 
 
-def _modules(ground: Ground, method: Method) -> tuple[str, ...]:
-    """As many modules as spectrum trains: any will do to time them."""
-    if method.kind != "spectrum":
-        return ()
-    return tuple(sorted(matrix.path for matrix in learning(ground.shape, method).matrices))
-
-
-def _run(job: trainer.Job, folder: Path) -> Sequence[dict[str, Any]]:
-    """The lines of the steps that were done in time."""
+def _seconds(job: trainer.Job, folder: Path) -> list[float]:
     with started(job, folder, grace=0) as process:
         _wait(process, folder)
-    steps = [line for line in _lines(folder / "metrics.jsonl") if "loss" in line]
-    if not steps:
-        raise TrainingError(f"--calibrate: {_why(folder)}")
-    return steps
+    if seconds := [line["seconds"] for line in _lines(folder / "metrics.jsonl") if "loss" in line]:
+        return seconds
+    why = f"no training step finished in {MOST_SECONDS:.0f} s; try a smaller training.batch"
+    if (folder / "error.json").exists():
+        error = json.loads((folder / "error.json").read_text(encoding="utf-8"))
+        why = f"{error['type']}: {error['message']}"
+    raise TrainingError(f"--calibrate: {why}")
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """Returns when the process has ended, has done its steps, or has had its time."""
     began, loaded = time.monotonic(), 0.0
     while process.poll() is None:
         now = time.monotonic()
@@ -149,17 +143,10 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def _why(folder: Path) -> str:
-    error = folder / "error.json"
-    if error.exists():
-        said = json.loads(error.read_text(encoding="utf-8"))
-        return f"{said['type']}: {said['message']}"
-    return f"no training step finished in {MOST_SECONDS:.0f} s; try a smaller training.batch"
-
-
 def _rate_of_runs(base: Base, tokens: Tokens, case: BudgetCase) -> Rate | None:
     """The rate of the newest run of this method on these rows on this device."""
-    for file in sorted((config.home() / "artifacts" / "train").glob(f"*/{MANIFEST}"), key=_made, reverse=True):
+    files = (config.home() / "artifacts" / "train").glob(f"*/{MANIFEST}")
+    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         try:
             made = json.loads(file.read_text(encoding="utf-8"))
             read = made["ingredients"]
@@ -178,17 +165,9 @@ def _rate_of_runs(base: Base, tokens: Tokens, case: BudgetCase) -> Rate | None:
         rows = statistics.median(line["rows_per_second"] for line in steps)
         ran = replace(case, method=_section(Method, read), training=training, compute=compute)
         speed = rows * ran.flops_a_row
-        return Rate(speed, speed, f"an earlier run of {len(steps) + 1} steps on this machine{_of_stage(made)}")
+        took = f" (train stage: {duration(made['seconds'])})" if "seconds" in made else ""
+        return Rate(speed, speed, f"an earlier run of {len(steps) + 1} steps on this machine{took}")
     return None
-
-
-def _of_stage(made: dict[str, Any]) -> str:
-    """How long all of the train stage took, by its manifest."""
-    return f" (train stage: {duration(made['seconds'])})" if "seconds" in made else ""
-
-
-def _made(file: Path) -> float:
-    return file.stat().st_mtime
 
 
 def _section(section: type[Any], read: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ A process that was stopped, or that waits for a lock or a disk for ever, does ne
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -29,7 +30,12 @@ class Heartbeat:
         now = time.monotonic()
         if now - self.looked < LOOK_SECONDS:
             return False
-        newest, computed = _newest(self.work), _computed(self.pid)
+        newest = 0.0  # when a file beneath the folder was last written
+        for at, _, names in os.walk(self.work):
+            for name in names:
+                with suppress(OSError):  # files that go meanwhile count for nothing
+                    newest = max(newest, Path(at, name).stat().st_mtime)
+        computed = _computed(self.pid)
         if newest != self.newest:
             self.newest, self.computed, self.silent = newest, computed, 0.0
         else:  # a machine that slept, and a parent that was stopped, are no silence of the trainer's
@@ -37,18 +43,6 @@ class Heartbeat:
         self.looked = now
         is_idle = computed - self.computed < IDLE_SHARE * self.silent
         return self.silent > (IDLE_SECONDS if is_idle else max(BUSY_SECONDS, BUSY_STEPS * step_seconds))
-
-
-def _newest(folder: Path) -> float:
-    """When a file beneath the folder was last written; files that go meanwhile count for nothing."""
-    return max((_written(Path(at, name)) for at, _, names in os.walk(folder) for name in names), default=0.0)
-
-
-def _written(file: Path) -> float:
-    try:
-        return file.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _computed(pid: int) -> float:

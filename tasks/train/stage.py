@@ -39,6 +39,7 @@ from tunewright.tasks.train.trainer import (
 
 log = logging.getLogger("tunewright")
 
+SECONDS = "seconds.json"
 POLL_SECONDS = 0.5
 ROOM_BYTES = 50_000_000  # with less than this free, a checkpoint cannot have been written
 GRACE_SECONDS = 6.0  # for a checkpoint, when the run is cancelled
@@ -46,30 +47,19 @@ OF_SETTINGS_OR_DATA = ("FloatingPointError", "ValueError")  # errors that the ne
 ATTEMPT = "--- attempt"  # begins the line before each attempt's output in trainer.log
 
 
-class Stopwatch:
-    """The seconds of all attempts at a training, in a file of the work folder, so that a killed attempt counts too."""
+def seconds_in(work: Path) -> float:
+    """The seconds of all attempts at a training, also of one that was killed, from a file of the work folder."""
+    try:
+        return float(json.loads((work / SECONDS).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return 0.0
 
-    FILE = "seconds.json"
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
-        self.earlier = self.seconds_in(work)
-        self.started = time.monotonic()
-
-    @classmethod
-    def seconds_in(cls, work: Path) -> float:
-        """The seconds of the attempts so far."""
-        try:
-            return float(json.loads((work / cls.FILE).read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError):
-            return 0.0
-
-    def update(self) -> None:
-        """Write the seconds until now."""
-        unfinished = self.work / f"{self.FILE}.part"
-        unfinished.write_text(json.dumps(self.earlier + time.monotonic() - self.started), encoding="utf-8")
-        os.utime(unfinished, (0, 0))  # it is no sign of life of the trainer's (heartbeat.py)
-        unfinished.replace(self.work / self.FILE)
+def _keep_seconds(work: Path, seconds: float) -> None:
+    unfinished = work / f"{SECONDS}.part"
+    unfinished.write_text(json.dumps(seconds), encoding="utf-8")
+    os.utime(unfinished, (0, 0))  # it is no sign of life of the trainer's (heartbeat.py)
+    unfinished.replace(work / SECONDS)
 
 
 def run_trainer(job: trainer.Job, work: Path) -> None:
@@ -86,23 +76,15 @@ def run_trainer(job: trainer.Job, work: Path) -> None:
         if code != trainer.OUT_OF_MEMORY:
             raise _failure(code, work)
         if micro_batch == 1:
+            kind, size = job.method.kind, SIZED_BY.get(job.method.kind)  # what takes less memory, and is not set yet
+            smaller = ["compute.checkpointing=true"] * (not job.compute.checkpointing)
+            smaller += ["method.kind=qlora"] * (kind != "qlora") + [f"a lower {size}"] * bool(size)
             raise TrainingError(
-                f"out of memory with training.micro_batch=1 ({_error(work)}): use {', '.join(_smaller(job))}, or a "
+                f"out of memory with training.micro_batch=1 ({_error(work)}): use {', '.join(smaller)}, or a "
                 "smaller model.base"
             )
         micro_batch //= 2
         log.warning("out of memory: retrying with training.micro_batch=%d; training.batch stays the same", micro_batch)
-
-
-def _smaller(job: trainer.Job) -> Iterator[str]:
-    """The settings that take less memory and are not set yet, of those that act with the method."""
-    kind = job.method.kind
-    if not job.compute.checkpointing:
-        yield "compute.checkpointing=true"
-    if kind != "qlora":
-        yield "method.kind=qlora"
-    if size := SIZED_BY.get(kind):
-        yield f"a lower {size}"
 
 
 def _attempt(job: trainer.Job, work: Path) -> int:
@@ -112,12 +94,13 @@ def _attempt(job: trainer.Job, work: Path) -> int:
     """
     killed = machine.oom_kills()
     with started(job, work) as process:
-        progress, heartbeat, stopwatch = Progress(work), Heartbeat(work, process.pid), Stopwatch(work)
+        progress, heartbeat = Progress(work), Heartbeat(work, process.pid)
+        earlier, began = seconds_in(work), time.monotonic()
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(POLL_SECONDS)
             progress.update()
-            stopwatch.update()
+            _keep_seconds(work, earlier + time.monotonic() - began)
             if heartbeat.hangs(progress.step_seconds):
                 _end(process)
                 raise TrainerDied(
@@ -125,7 +108,7 @@ def _attempt(job: trainer.Job, work: Path) -> int:
                     "from its last valid checkpoint"
                 )
         progress.update(last=True)
-        stopwatch.update()
+        _keep_seconds(work, earlier + time.monotonic() - began)
     if process.returncode == -signal.SIGKILL and machine.oom_kills() > killed:
         error = {"type": "OutOfMemory", "message": "the kernel killed the trainer, out of memory"}
         (work / "error.json").write_text(json.dumps(error), encoding="utf-8")
@@ -175,7 +158,6 @@ def started(job: trainer.Job, work: Path, *, grace: float = GRACE_SECONDS) -> It
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
-    """Kills a trainer and its children."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -250,9 +232,9 @@ def train(
             tokens.num_train,
             tokens.num_validation,
         )
-        earlier = Stopwatch.seconds_in(work)
+        earlier = seconds_in(work)
         run_trainer(job, work)
-        seconds = Stopwatch.seconds_in(work)
+        seconds = seconds_in(work)
     stale_work.remove(folder.parent)
     shutil.move(work / "model", folder / "model")
     for name in ("metrics.jsonl", "status.json", TrainingSummary.FILE, "trainer.log"):

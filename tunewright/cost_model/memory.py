@@ -192,7 +192,7 @@ def _layer(shape: ModelShape, method: Method, chosen: Chosen, load: Load, what: 
 def _norm(shape: ModelShape, method: Method, chosen: Chosen) -> int:
     """Bytes a token that a norm keeps: its input in float32 and one deviation; its output where its weight learns.
 
-    The trainer's own (tasks/train/trainer/fused.py) keeps its output alone, in the precision of the rest.
+    The trainer's own (tasks/train/trainer/preparing.py) keeps its output alone, in the precision of the rest.
     """
     if method.kind == "full":
         return shape.hidden * FLOAT * 2 + FLOAT

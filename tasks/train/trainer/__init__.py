@@ -8,7 +8,7 @@ What is here is all that its parent knows of it, and imports no library of train
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright.artifacts.payloads import Contract
 from tunewright.config import Compute, Method, Training
@@ -18,10 +18,8 @@ FINISHED, FAILED, INTERRUPTED, OUT_OF_MEMORY = 0, 1, 75, 77
 ALIVE = "alive"  # the file beside the job that is touched while nothing else is written
 
 
-class Job(BaseModel):
+class Job(BaseModel, frozen=True):
     """All that the trainer is told; the file lies in the folder that it works in."""
-
-    model_config = ConfigDict(frozen=True)
 
     weights: Path
     reference: str

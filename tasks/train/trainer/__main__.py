@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from tunewright import config
@@ -29,10 +28,17 @@ def main(job_file: Path, parent: int | None = None) -> int:
     folder = job_file.parent
     job = Job.model_validate_json(job_file.read_text(encoding="utf-8"))
     try:
-        with _alone_in(folder):
+        with contextlib.ExitStack() as held:
+            try:  # no two trainers write to the same checkpoints
+                held.enter_context(locks.exclusive(folder / "trainer.lock", wait=WAIT_SECONDS))
+            except BlockingIOError:
+                raise BlockingIOError(f"another trainer is running in {folder}") from None
             return _fit(job, folder)
     except (RuntimeError, MemoryError, OSError, ValueError, FloatingPointError, ConfigError) as error:
-        return _failed(folder, error, OUT_OF_MEMORY if is_out_of_memory(error) else FAILED)
+        message = " ".join(str(error).split())[:500]
+        (folder / "error.json").write_text(json.dumps({"type": type(error).__name__, "message": message}), "utf-8")
+        says_so = any(words in str(error).lower() for words in OUT_OF_MEMORY_WORDS)
+        return OUT_OF_MEMORY if says_so or isinstance(error, MemoryError) else FAILED
 
 
 def _fit(job: Job, folder: Path) -> int:
@@ -43,32 +49,6 @@ def _fit(job: Job, folder: Path) -> int:
 
     torch.set_num_threads(job.compute.threads or num_cores())
     return fit(job, folder)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the host, has no memory left."""
-    message = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in message for words in OUT_OF_MEMORY_WORDS)
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Holds the folder, so that no two trainers write to its checkpoints.
-
-    Raises BlockingIOError where another one goes on working there.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locks.exclusive(folder / "trainer.lock", wait=WAIT_SECONDS))
-        except BlockingIOError:
-            raise BlockingIOError(f"another trainer is running in {folder}") from None
-        yield
-
-
-def _failed(folder: Path, error: BaseException, code: int) -> int:
-    message = " ".join(str(error).split())[:500]
-    (folder / "error.json").write_text(json.dumps({"type": type(error).__name__, "message": message}), "utf-8")
-    return code
 
 
 if __name__ == "__main__":

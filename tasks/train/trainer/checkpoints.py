@@ -7,7 +7,7 @@ the checkpoint of the best step is gone, it would take the last step's weights f
 import shutil
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tunewright.accepted import printable
 from tunewright.store import disk
@@ -17,10 +17,8 @@ MANIFEST = "manifest.json"
 PREFIX = "checkpoint-"
 
 
-class Seal(BaseModel):
+class Seal(BaseModel, frozen=True):
     """The manifest of a checkpoint."""
-
-    model_config = ConfigDict(frozen=True)
 
     best_step: int | None
     files: dict[str, list[str]]  # name -> the sha256 of the file, and that of the file that replaces it

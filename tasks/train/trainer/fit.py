@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoTokenizer, set_seed
 from trl.trainer.sft_config import SFTConfig
 
 from tunewright.artifacts.payloads import TrainingSummary
-from tunewright.config import Training
 from tunewright.modeling import compute, methods, micro_batching
 from tunewright.modeling.batches import Collator
 from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoints
@@ -21,7 +20,6 @@ from tunewright.tasks.train.trainer.preparing import prepare
 from tunewright.tasks.train.trainer.record import Record, Recorder
 from tunewright.tasks.train.trainer.saving import save
 from tunewright.tasks.train.trainer.scores import Scores
-from tunewright.tasks.train.trainer.stopping import Stopping
 from tunewright.tasks.train.trainer.watch import Watch, with_rows
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -43,7 +41,8 @@ def fit(job: Job, folder: Path) -> int:
     prepare(model, chosen)
 
     steps_an_epoch = math.ceil(len(rows) / training.batch)
-    every = min(training.evaluate_every or math.ceil(steps_an_epoch / 2), _planned(training, steps_an_epoch))
+    planned = training.max_steps or math.ceil(training.epochs * steps_an_epoch)
+    every = min(training.evaluate_every or math.ceil(steps_an_epoch / 2), planned)
     resumed, skipped = checkpoints.newest_valid(folder / "checkpoints")
     record = Record(folder, checkpoints.steps(resumed) if resumed else 0, skipped)
     watch = Watch(record.losses)
@@ -98,7 +97,7 @@ def fit(job: Job, folder: Path) -> int:
                 micro_batching.group_cost(device.kind, compiled=chosen.compile),
             )
         ),
-        callbacks=[Recorder(record, watch, training), Stopping(training)],
+        callbacks=[Recorder(record, watch, training)],
     )
     learning, total = methods.trained_share(model)
     record.start(
@@ -134,7 +133,3 @@ def fit(job: Job, folder: Path) -> int:
         skipped_checkpoints=tuple(record.skipped),
     ).save(folder)
     return FINISHED
-
-
-def _planned(training: Training, steps_an_epoch: int) -> int:
-    return training.max_steps or math.ceil(training.epochs * steps_an_epoch)

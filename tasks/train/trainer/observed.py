@@ -1,19 +1,85 @@
-"""The trainer with eyes: each step is watched, and an evaluation can be interrupted and scores answers as well."""
+"""SFTTrainer with our batches and our loss; each step is watched, and an evaluation can be interrupted.
+
+An evaluation scores answers as well, where training.best_by asks for it.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
+from trl.trainer.sft_trainer import SFTTrainer
 
+from tunewright import compat
 from tunewright.config import Training
+from tunewright.modeling.batches import answer_loss, num_labels
+from tunewright.modeling.methods.optimizer import lora_plus_optimizer
 from tunewright.tasks.train.trainer import checkpoints, stopping
-from tunewright.tasks.train.trainer.answers import AnswerTrainer
 from tunewright.tasks.train.trainer.record import STATE, keep_evaluation
 from tunewright.tasks.train.trainer.scores import Scores
 from tunewright.tasks.train.trainer.watch import Row, Watch
+
+
+class AnswerTrainer(SFTTrainer):
+    """SFTTrainer whose batch is all of an optimizer step: {"micro_batches": [...]}, one after another on the device.
+
+    The loss is divided by the labels of the whole step, so that the update is the same however its rows are cut.
+    """
+
+    def __init__(self, *, lora_plus: float | None = None, **rest: Any) -> None:
+        self.lora_plus = lora_plus
+        super().__init__(**rest)
+        # TRL rounds the adapter of a packed base to bfloat16 at the start, and a resumed one would be float32.
+        trained: Any = self.model
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer of the arguments, with a learning rate of its own for an adapter's B matrices by LoRA+."""
+        if self.optimizer is None and self.lora_plus:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = lora_plus_optimizer(self.model, self.lora_plus, kind, options)
+        return super().create_optimizer(model)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of each micro batch; the mean loss over all labels of the step."""
+        model.train()
+        num_items = sum(map(num_labels, inputs["micro_batches"]))
+        total = torch.zeros((), device=self.args.device)
+        for batch in inputs["micro_batches"]:
+            loss = self._loss(model, batch, num_items)
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean loss over all labels of the micro batches."""
+        num_items = sum(map(num_labels, inputs["micro_batches"]))
+        return sum(self._loss(model, batch, num_items) for batch in inputs["micro_batches"])
+
+    def _loss(self, model: Any, batch: Any, num_items: int) -> torch.Tensor:
+        batch = self._prepare_inputs(batch)
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
+            return answer_loss(compat.forward_in_autocast(model), batch, num_items)
+
+    @torch.no_grad()
+    def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
+        """The mean loss over all labelled tokens; transformers would take the mean of the batches' means."""
+        model: Any = self.model_wrapped
+        model.eval()
+        total, num_items = 0.0, 0
+        for inputs in dataloader:
+            for batch in inputs["micro_batches"]:
+                total += self._loss(model, batch, 1).item()
+                num_items += num_labels(batch)
+        metrics = {f"{metric_key_prefix}_loss": total / max(1, num_items)}
+        return EvalLoopOutput(np.empty(0), label_ids=None, metrics=metrics, num_samples=num_items)
 
 
 class ObservedTrainer(AnswerTrainer):
@@ -44,24 +110,23 @@ class ObservedTrainer(AnswerTrainer):
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if not self._is_done():
             return None
-        best = stopping.best(self._looks(), self.training)
+        best = stopping.best(self._evaluations(), self.training)
         if best is None:
             raise ValueError("training ended without an evaluation")
         self._load_from_checkpoint(str(checkpoints.at(Path(str(self.args.output_dir)), best.step)))
         return best
 
-    def _looks(self) -> list[stopping.ValidationResult]:
-        return stopping.looks(self.state.log_history, self.training)
+    def _evaluations(self) -> list[stopping.ValidationResult]:
+        return stopping.evaluations(self.state.log_history, self.training)
 
     def _is_due(self) -> bool:
-        """Whether the step that was reached has to be evaluated, and was not."""
-        step, seen = self.state.global_step, self._looks()
+        step, seen = self.state.global_step, self._evaluations()
         due = step % self.state.eval_steps == 0 or step >= self.state.max_steps
         return due and not (seen and seen[-1].step == step)
 
     def _is_done(self) -> bool:
         at_end = self.state.global_step >= self.state.max_steps and not self._is_due()
-        return at_end or stopping.is_exhausted(self._looks(), self.training)
+        return at_end or stopping.is_exhausted(self._evaluations(), self.training)
 
     def _catch_up(self, checkpoint: Path) -> bool:
         """Takes up the checkpoint's state, with the evaluation that an interruption left out; whether interrupted."""

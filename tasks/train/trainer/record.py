@@ -56,11 +56,9 @@ class Record:
     def start(self, **facts: Any) -> None:
         """Says how the run is laid out, before the first step."""
         unfinished = self.folder / ".status.json"
-        unfinished.write_text(json.dumps(self._resumed() | facts), encoding="utf-8")
+        resumed = {"resumed_from": self.resumed_from, "skipped_checkpoints": self.skipped}
+        unfinished.write_text(json.dumps(resumed | facts), encoding="utf-8")
         unfinished.rename(self.folder / "status.json")
-
-    def _resumed(self) -> dict[str, Any]:
-        return {"resumed_from": self.resumed_from, "skipped_checkpoints": self.skipped}
 
     def line(self, step: int, planned: int, **figures: Any) -> None:
         """Appends one line."""
@@ -95,7 +93,15 @@ class Recorder(TrainerCallback):
             figures: dict[str, Any] = {name: logs[name] for name in FIGURES if name in logs}
             if not math.isfinite(figures.get("grad_norm", 0.0)):
                 self.watch.fail(f"the gradient norm is {figures['grad_norm']}", state.global_step)
-            figures |= self._speed() | self.watch.spike()
+            num_rows, num_tokens = len(self.watch.rows), sum(len(row["input_ids"]) for row in self.watch.rows)
+            figures |= {
+                "seconds": round(self.seconds, 4),
+                "rows_per_second": round(num_rows / self.seconds, 3),
+                "tokens_per_second": round(num_tokens / self.seconds, 1),
+                "memory_bytes": _memory(),
+            }
+            if self.watch.found:
+                figures["worst"] = self.watch.found
             self.record.line(state.global_step, state.max_steps, **figures)
         elif "eval_loss" in logs:
             if not math.isfinite(logs["eval_loss"]):
@@ -106,35 +112,22 @@ class Recorder(TrainerCallback):
             figures = {name: logs[name] for name in names if name in logs} | {"seconds": logs.get("eval_runtime")}
             self.record.line(state.global_step, state.max_steps, **figures)
 
-    def _speed(self) -> dict[str, float]:
-        """Of the last step: seconds, rows and their tokens a second, and the bytes of memory that it took."""
-        num_tokens = sum(len(row["input_ids"]) for row in self.watch.rows)
-        return {
-            "seconds": round(self.seconds, 4),
-            "rows_per_second": round(len(self.watch.rows) / self.seconds, 3),
-            "tokens_per_second": round(num_tokens / self.seconds, 1),
-            "memory_bytes": _memory(),
-        }
-
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ends training with a checkpoint where the parent asked for it during the evaluation."""
+        """Ends training where patience is exhausted; with a checkpoint, where the parent asked for it meanwhile."""
+        if stopping.is_exhausted(stopping.evaluations(state.log_history, self.training), self.training):
+            control.should_training_stop = True
         if self.record.interrupted:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Seals the checkpoint."""
-        keep(Path(args.output_dir), state, self.training)
-
-
-def keep(folder: Path, state: Any, training: Training) -> None:
-    """Seals the checkpoint of the trainer's state, and removes those that are not needed any more."""
-    checkpoint = checkpoints.at(folder, state.global_step)
-    checkpoints.seal(checkpoint, _best_step(state, training))
-    checkpoints.prune(checkpoint)
+        """Seals the checkpoint, and removes those that are not needed any more."""
+        checkpoint = checkpoints.at(Path(args.output_dir), state.global_step)
+        checkpoints.seal(checkpoint, _best_step(state, self.training))
+        checkpoints.prune(checkpoint)
 
 
 def keep_evaluation(folder: Path, state: Any, training: Training) -> None:
-    """Adds an evaluation to the checkpoint of the trainer's state, which is sealed; else as `keep`."""
+    """Adds an evaluation to the sealed checkpoint of the trainer's state, and removes those not needed any more."""
     checkpoint = checkpoints.at(folder, state.global_step)
     new = folder / f".{STATE}"
     state.save_to_json(str(new))
@@ -143,7 +136,7 @@ def keep_evaluation(folder: Path, state: Any, training: Training) -> None:
 
 
 def _best_step(state: Any, training: Training) -> int | None:
-    best = stopping.best(stopping.looks(state.log_history, training), training)
+    best = stopping.best(stopping.evaluations(state.log_history, training), training)
     return best.step if best else None
 
 

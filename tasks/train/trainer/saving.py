@@ -41,21 +41,15 @@ def _save_adapter(model: Any, folder: Path, reference: str) -> None:
     began_as = getattr(model, BEGAN_AS, None)
     if began_as is None:
         model.save_pretrained(folder)
-    else:
-        _save_difference(model, began_as, folder)
+    else:  # a plain adapter of twice the rank: what it has become, minus what it was taken out of the base as
+        from safetensors.torch import save_file
+
+        with tempfile.TemporaryDirectory() as place:
+            (initial := Path(place, "initial")).mkdir()
+            save_file(began_as, initial / "adapter_model.safetensors", metadata={"format": "pt"})
+            model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial))
     (folder / "README.md").unlink(missing_ok=True)
     file = folder / "adapter_config.json"
     adapter = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": reference, "revision": None}
     adapter = {name: sorted(value) if isinstance(value, list) else value for name, value in adapter.items()}
     file.write_text(json.dumps(adapter, indent=2, sort_keys=True), encoding="utf-8")
-
-
-def _save_difference(model: Any, began_as: dict[str, Any], folder: Path) -> None:
-    """A plain adapter of twice the rank: what the adapter has become, minus what it was taken out of the base as."""
-    from safetensors.torch import save_file
-
-    with tempfile.TemporaryDirectory() as place:
-        initial = Path(place, "initial")
-        initial.mkdir()
-        save_file(began_as, initial / "adapter_model.safetensors", metadata={"format": "pt"})
-        model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial))

@@ -8,8 +8,6 @@ all is derived from the log that each checkpoint carries.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from transformers import TrainerCallback
-
 from tunewright.config import Training
 
 
@@ -20,7 +18,7 @@ class ValidationResult(NamedTuple):
     value: float
 
 
-def looks(history: Sequence[Mapping[str, Any]], training: Training) -> list[ValidationResult]:
+def evaluations(history: Sequence[Mapping[str, Any]], training: Training) -> list[ValidationResult]:
     """The evaluations in a trainer's log, the oldest first."""
     name = f"eval_{training.best_by}"
     return [ValidationResult(entry["step"], entry[name]) for entry in history if name in entry]
@@ -45,19 +43,7 @@ def _last_better(
 ) -> ValidationResult | None:
     sign = -1 if training.best_by == "loss" else 1
     found: ValidationResult | None = None
-    for look in seen:
-        if found is None or sign * (look.value - found.value) > by_more_than:
-            found = look
+    for evaluation in seen:
+        if found is None or sign * (evaluation.value - found.value) > by_more_than:
+            found = evaluation
     return found
-
-
-class Stopping(TrainerCallback):
-    """Stops training where patience is exhausted."""
-
-    def __init__(self, training: Training) -> None:
-        self.training = training
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Asks the trainer to stop."""
-        if is_exhausted(looks(state.log_history, self.training), self.training):
-            control.should_training_stop = True

@@ -33,7 +33,7 @@ class Watch:
         self.rows: Sequence[Row] = ()
         self.alone: Callable[[Row], float] = lambda _: math.nan  # a row's own loss, with the weights as they are
         self.spikes = 0
-        self.found: list[tuple[str, float]] = []
+        self.found: list[tuple[str, float]] = []  # (row_id, loss) of the last step's worst rows where it was a spike
 
     def step(self, rows: Sequence[Row], loss: float, step: int) -> None:
         """Notes a step, before its update. Raises FloatingPointError where the loss is not a number."""
@@ -42,30 +42,21 @@ class Watch:
             self.fail(f"the loss is {loss}", step)
         if self.spikes < MOST_SPIKES and is_spike(loss, self.losses[-WINDOW:]):
             self.spikes += 1
-            self.found = self._worst()
+            losses = self._losses()
+            self.found = sorted(losses, key=lambda item: -item[1])[:NAMED] if len(losses) > 1 else losses
         self.losses.append(loss)
-
-    def spike(self) -> dict[str, Any]:
-        """The worst rows of the last step, where its loss was a spike: {"worst": [(row_id, loss), ...]}, or {}."""
-        return {"worst": self.found} if self.found else {}
 
     def fail(self, what: str, step: int) -> NoReturn:
         """Ends training with the step, the rows and how to see them."""
         broken = [row_id for row_id, loss in self._losses() if not math.isfinite(loss)]
         ids = broken or [str(row["row_id"]) for row in self.rows]
-        named = ", ".join(row_id[:12] for row_id in ids[:NAMED]) + (
-            f" and {len(ids) - NAMED} more" * (len(ids) > NAMED)
-        )
+        more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+        named = ", ".join(row_id[:12] for row_id in ids[:NAMED]) + more
         rows = "row" if len(ids) == 1 else "rows"
         own = f"; on its own, {rows} {named} gives" if len(ids) == 1 else f"; on their own, {rows} {named} give"
         whose = f"{own} a NaN or infinite loss" if broken else f"; its {rows}: {named}"
         see = f"; tunewright data FILE --row {ids[0][:12]} shows its source" if ids else ""
         raise FloatingPointError(f"{what} at step {step}{whose}. Try a lower training.learning_rate{see}")
-
-    def _worst(self) -> list[tuple[str, float]]:
-        if len(self.rows) == 1:
-            return self._losses()
-        return sorted(self._losses(), key=lambda item: -item[1])[:NAMED]
 
     def _losses(self) -> list[tuple[str, float]]:
         return [(str(row["row_id"]), round(self.alone(row), 4)) for row in self.rows]
