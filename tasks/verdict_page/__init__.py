@@ -1,7 +1,7 @@
 """Why the candidate was promoted or not, as a page for a person: figures, answers row by row, and what to try next.
 
 case.py reads what the stages handed on, drawing.py draws the intervals, wins.py picks rows, mistakes.py and
-suggestions.py say what to try next, costs.py what it took; page.py and page.html put it together. It decides nothing.
+suggestions.py say what to try next; page.py and page.html put it together. It decides nothing.
 """
 
 import json

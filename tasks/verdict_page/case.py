@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Artifact, RunArtifacts
-from tunewright.artifacts.payloads import CheckResults, Comparison, LeakProof, VerdictDetails
+from tunewright.artifacts.payloads import Comparison, VerdictDetails
 from tunewright.metrics import describe
 from tunewright.metrics.baseline import CONSTANT, baseline
 from tunewright.metrics.intervals import Floats
@@ -22,10 +22,7 @@ from tunewright.reports.account import Account, reasons
 from tunewright.reports.curves import TrainingWarning
 
 CANDIDATE, BASE = "candidate", "base"
-TITLES = {
-    "few_shot": "few-shot prompt",
-    "retrieval": "retrieval prompt",
-}
+TITLES = {"few_shot": "few-shot prompt", "retrieval": "retrieval prompt"}
 
 
 def title(contender: str, metric: str = "") -> str:
@@ -53,16 +50,6 @@ class Case(RunArtifacts):
         return VerdictDetails.load(self.verdict)
 
     @cached_property
-    def checks(self) -> CheckResults:
-        """What the checks of the data found."""
-        return CheckResults.load(self.checked)
-
-    @cached_property
-    def proof(self) -> LeakProof:
-        """The proof that no split leaks."""
-        return LeakProof.load(self.splits)
-
-    @cached_property
     def curves(self) -> curves.Curves:
         """How training went."""
         return curves.read(self.adapter.folder)
@@ -85,16 +72,18 @@ class Case(RunArtifacts):
     @cached_property
     def tables(self) -> dict[str, pa.Table]:
         """The answers of each contender, each row once, in the order of their ids."""
-        return {each.contender: _by_id(pq.read_table(each.path("answers.parquet"))) for each in self.answers}
+        tables = {}
+        for each in self.answers:
+            table = pq.read_table(each.path("answers.parquet"))
+            places = {row_id: at for at, row_id in enumerate(table["row_id"].to_pylist())}
+            tables[each.contender] = table.take([places[row_id] for row_id in sorted(places)])
+        return tables
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """The candidate beside each opponent: what decided first, then by how far the mean is above what it needs."""
-
-        def place(each: Comparison) -> tuple[bool, float]:
-            return each != self.decided.closest, each.difference[1] - each.bar
-
-        return sorted(self.decided.comparisons, key=place)
+        ranked = sorted(self.decided.comparisons, key=lambda each: each.difference[1] - each.bar)
+        return sorted(ranked, key=lambda each: each != self.decided.closest)
 
     @cached_property
     def differences(self) -> dict[str, Floats]:
@@ -148,15 +137,8 @@ class Case(RunArtifacts):
             yield record.stage, record
         if self.prompts:
             yield self.prompts.stage, self.prompts
-        for record in self.answers:
-            yield f"{record.stage} {title(record.contender)}", record
-        for record in self.general:
+        for record in (*self.answers, *self.general):
             yield f"{record.stage} {title(record.contender)}", record
         yield self.verdict.stage, self.verdict
         if self.judged:
             yield self.judged.stage, self.judged
-
-
-def _by_id(answers: pa.Table) -> pa.Table:
-    places = {row_id: at for at, row_id in enumerate(answers["row_id"].to_pylist())}
-    return answers.take([places[row_id] for row_id in sorted(places)])

@@ -4,16 +4,16 @@ A rule asks for a count that is no accident: of several rows, and of a share of 
 """
 
 import math
-import statistics
 from collections.abc import Iterator
-from statistics import NormalDist
-from typing import NamedTuple
+from statistics import NormalDist, fmean
+from typing import Literal, NamedTuple
 
 from tunewright.metrics import describe
+from tunewright.metrics.baseline import CONSTANT
 from tunewright.metrics.rows import RAISE_LIMIT, cut_off, scores
+from tunewright.reports import curves
 from tunewright.reports.figures import number
 from tunewright.tasks.verdict_page.case import CANDIDATE, Case
-from tunewright.tasks.verdict_page.direction import direction
 from tunewright.tasks.verdict_page.mistakes import MISSING, NONE, Mistakes
 
 FEW = 3  # rows, under which a mistake is none of a kind
@@ -23,6 +23,8 @@ RARE = 10  # training rows of an answer, under which it is rare
 UNSTOPPED = 0.02
 LENGTHS = (0.7, 1.4)  # of answers beside their references, beyond which they are too short or too long
 UNTOLD = "unknown"  # the language of what is too short to tell
+SAME = 0.8  # share of answers that equal the base's, from which on training changed little
+TOO_MUCH = {"divergence", "overfitting", "plateau"}  # kinds of warnings that more training would not fix
 RARE_ANSWERS = "Add training rows for rare answers"
 
 
@@ -35,6 +37,30 @@ class Suggestion(NamedTuple):
 
 
 Found = Iterator[Suggestion]
+
+
+def learned_nothing(case: Case) -> bool:
+    """Whether the candidate is not shown to beat the majority-class baseline, or answers as the base does."""
+    if case.verdict.decision == "promote" or not case.differences:
+        return False
+    is_beaten = any(each.opponent == CONSTANT and each.finding != "above" for each in case.comparisons)
+    return is_beaten or case.same_as_base >= SAME
+
+
+def direction(case: Case) -> Literal["longer", "gentler", ""]:
+    """Which way the length of training should go: no page advises both to train longer and more gently.
+
+    Longer where learning had not finished, gentler where the curves or a broken guardrail ask for it.
+    """
+    kinds = {each.kind for each in case.training_warnings}
+    if kinds & TOO_MUCH:
+        return "gentler"
+    if curves.is_falling(case.curves) or kinds & {"no learning", "still falling at the end"}:
+        return "longer"
+    broken = {each.metric for each in case.decided.guardrails if each.finding == "below"}
+    if learned_nothing(case):
+        return "gentler" if broken - {"stopped"} else "longer"
+    return "gentler" if broken else ""
 
 
 def mistakes(case: Case, found: Mistakes) -> Found:
@@ -71,43 +97,34 @@ def mistakes(case: Case, found: Mistakes) -> Found:
 
 def _unreadable(case: Case) -> Found:
     """Answers that are not even of the form, though not cut off: of those that are, the cut is the cause."""
-    table = case.tables[CANDIDATE]
-    stopped = case.column(CANDIDATE, "stopped")
-    for metric, kind in (("unparseable", "label"), ("json_valid", "JSON")):
-        if metric not in table.column_names:
-            continue
-        bad = scores(table, metric) == (metric == "unparseable")
-        number_bad = int((bad & stopped).sum())
-        if _is_much(number_bad, len(table), UNSTOPPED):
-            longer = "" if direction(case) == "gentler" else "Train longer, or state"
-            yield Suggestion(
-                f"{longer or 'State'} the answer format in the prompt",
-                _of_no_form(number_bad, int(stopped.sum()), len(table), kind),
-                "mistakes",
-            )
-
-
-def _of_no_form(bad: int, ended: int, of: int, kind: str) -> str:
-    """How many answers are of no valid form, of those that were not cut off."""
+    table, stopped = case.tables[CANDIDATE], case.column(CANDIDATE, "stopped")
+    of, ended = len(table), int(stopped.sum())
     cut = f" ({of - ended:,} of {of:,} were cut off)" if ended < of else ""
     answers = f"{ended:,} answers that ended by themselves" if cut else f"candidate's {ended:,} answers"
-    if bad == ended:
-        return f"None of the {answers} is {'a valid label' if kind == 'label' else 'valid JSON'}{cut}"
-    of_form = "not valid labels" if kind == "label" else "not valid JSON"
-    return f"{bad:,} of the {answers} are {of_form}{cut}"
+    for metric, form, forms in (
+        ("unparseable", "a valid label", "valid labels"),
+        ("json_valid", "valid JSON", "valid JSON"),
+    ):
+        if metric not in table.column_names:
+            continue
+        bad = int(((scores(table, metric) == (metric == "unparseable")) & stopped).sum())
+        if _is_much(bad, of, UNSTOPPED):
+            advice = "State" if direction(case) == "gentler" else "Train longer, or state"
+            some = f"{bad:,} of the {answers} are not {forms}{cut}"
+            because = f"None of the {answers} is {form}{cut}" if bad == ended else some
+            yield Suggestion(f"{advice} the answer format in the prompt", because, "mistakes")
 
 
 def _rare(case: Case, num_wrong: int) -> Found:
-    """Answers that training hardly saw."""
     if not case.labels:
         return
     rare = [case.trained[reference] < RARE for reference, _ in case.said]
     wrong = sum(few and answer != reference for few, (reference, answer) in zip(rare, case.said, strict=True))
-    if _is_much(wrong, num_wrong) and wrong / num_wrong > 2 * statistics.fmean(rare):
+    if _is_much(wrong, num_wrong) and wrong / num_wrong > 2 * fmean(rare):
         yield Suggestion(
             RARE_ANSWERS,
             f"in {wrong:,} of {num_wrong:,} wrong answers the reference has fewer than {RARE} training rows, as do "
-            f"{statistics.fmean(rare):.0%} of the test rows",
+            f"{fmean(rare):.0%} of the test rows",
             "mistakes",
         )
 

@@ -1,34 +1,40 @@
 """The verdict page: what was decided and all that it stands on, as one HTML file that loads nothing."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunewright.artifacts.payloads import Slice
+from tunewright.artifacts import Adapter, Answers, Artifact, Rows
+from tunewright.artifacts.payloads import LeakProof, Slice
 from tunewright.metrics.baseline import CONSTANT, EXACT, baseline
+from tunewright.metrics.general_tasks import tables as of_each
+from tunewright.privacy.excerpts import ends
 from tunewright.reports.account import leak_sentence
 from tunewright.reports.curves.charts import charts
 from tunewright.reports.figures import interval, number
 from tunewright.reports.pages import template
 from tunewright.reports.progress import duration
-from tunewright.tasks.verdict_page.case import Case, title
-from tunewright.tasks.verdict_page.costs import costs
-from tunewright.tasks.verdict_page.drawing import DrawnInterval, Scale, own_panel, panels, plain, scale_of, words
-from tunewright.tasks.verdict_page.forgotten import forgotten
+from tunewright.store.caching import MANIFEST
+from tunewright.tasks.verdict_page.case import BASE, CANDIDATE, Case, title
+from tunewright.tasks.verdict_page.drawing import DrawnInterval, own_panel, panels, plain, scale_of, words
 from tunewright.tasks.verdict_page.mistakes import Mistakes
 from tunewright.tasks.verdict_page.suggestions import Suggestion
 from tunewright.tasks.verdict_page.wins import Shown
 
 STYLES = {"promote": "good", "keep": "bad", "inconclusive": "warn", "invalid": "bad"}
 REASONS = 8  # for which most rows were set aside
+UNBROKEN = "\N{NO-BREAK SPACE}[\\1,\N{NO-BREAK SPACE}\\2]"  # an interval that stays on one line
+LOST_TASKS = 10  # that are shown
+TASK_CHARS = 300
 
 
 def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion], run: tuple[str, str]) -> str:
     """The page; every text in it is escaped. `run` is the name and the address of the run that makes it."""
     decided, verdict = case.decided, case.verdict
     name, _, said = verdict.sentence.partition(": ")
-    drawn, took = charts(case.curves), costs(case)
+    drawn, took = charts(case.curves), _costs(case)
     return template(Path(__file__).with_suffix(".html")).render(
         case=case,
         run=run,
@@ -36,7 +42,7 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         decided=decided,
         name=name,
         style=STYLES[verdict.decision],
-        sentence=_unbroken(said[:1].upper() + said[1:]),
+        sentence=re.sub(r" ?\[(\S+), (\S+)\]", UNBROKEN, said[:1].upper() + said[1:]),
         metric=words(verdict.metric) if verdict.metric else "",
         comparisons=case.comparisons,
         panels=panels(case.comparisons, "{}: the candidate's gain over")
@@ -49,16 +55,16 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         scores=_scores(case),
         shown=shown,
         mistakes=made,
-        forgotten=forgotten(case),
+        forgotten=_forgotten(case),
         slices=_slices(decided.slices),
         chart=drawn[0] if drawn else None,
         curves=case.curves,
         warnings=case.training_warnings,
         account=case.account,
         reasons=list(case.reasons.items())[:REASONS],
-        leaks=leak_sentence(case.proof),
+        leaks=leak_sentence(LeakProof.load(case.splits)),
         costs=took,
-        total=duration(sum(each.seconds for each in took)),
+        total=duration(sum(each["seconds"] for each in took)),
         title=title,
         words=words,
         number=number,
@@ -78,11 +84,6 @@ def _notes(warnings: Sequence[str], tried: Sequence[Suggestion]) -> list[str]:
     advices = {each.advice.lower() for each in tried}
     parts = [warning.partition("; ") for warning in warnings]
     return [seen if advice.lower() in advices else f"{seen}{mark}{advice}" for seen, mark, advice in parts]
-
-
-def _unbroken(sentence: str) -> str:
-    """With intervals that stay on one line."""
-    return re.sub(r" ?\[(\S+), (\S+)\]", "\N{NO-BREAK SPACE}[\\1,\N{NO-BREAK SPACE}\\2]", sentence)
 
 
 def _scores(case: Case) -> list[dict[str, Any]]:
@@ -106,15 +107,57 @@ def _slices(slices: Sequence[Slice]) -> list[tuple[Slice, DrawnInterval, float]]
     scale = scale_of(value for each in slices for value in each.difference)
     kinds = list(dict.fromkeys(each.by for each in slices))
     ranked = sorted(slices, key=lambda each: (kinds.index(each.by), each.difference[1]))
-    return [(each, _drawn(each, scale), scale.at(0)) for each in ranked]
+    drawn = []
+    for each in ranked:
+        low, _, high = each.difference
+        style = "above" if low > 0 else "below" if high < 0 else "unclear"
+        said = interval(each.difference, signed=True) if any(each.difference) else "no difference"
+        drawn.append((each, plain(each.name, each.difference, scale, style)._replace(said=said), scale.at(0)))
+    return drawn
 
 
-def _drawn(part: Slice, scale: Scale) -> DrawnInterval:
-    difference = part.difference
-    said = interval(difference, signed=True) if any(difference) else "no difference"
-    return plain(part.name, difference, scale, _style(part))._replace(said=said)
+def _forgotten(case: Case) -> dict[str, Any] | None:
+    """Scores of general tasks and texts, part by part, and the tasks that only the base does; None without any."""
+    tables = {name: table.to_pylist() for name, table in of_each(case.general).items()}
+    if not {BASE, CANDIDATE} <= tables.keys():
+        return None
+    parts = []
+    for metric, part in dict.fromkeys((row["metric"], row["part"]) for row in tables[CANDIDATE]):
+        of_part = [[row for row in rows if (row["metric"], row["part"]) == (metric, part)] for rows in tables.values()]
+        means = [number(sum(row["score"] for row in rows) / len(rows)) for rows in of_part]
+        parts.append({"metric": words(metric), "name": part, "num_items": len(of_part[0]), "scores": means})
+    pairs = [both for both in zip(tables[BASE], tables[CANDIDATE], strict=True) if both[0]["metric"] != "general_loss"]
+    lost = [both for both in pairs if both[0]["score"] > both[1]["score"]]
+    shown = [{"prompt": base["prompt"], "base": base["answer"], "candidate": own["answer"]} for base, own in lost]
+    return {
+        "contenders": [*tables],
+        "parts": parts,
+        "lost": [{who: ends(text, TASK_CHARS) for who, text in each.items()} for each in shown[:LOST_TASKS]],
+        "num_lost": len(lost),
+        "num_gained": sum(base["score"] < own["score"] for base, own in pairs),
+    }
 
 
-def _style(part: Slice) -> str:
-    low, _, high = part.difference
-    return "above" if low > 0 else "below" if high < 0 else "unclear"
+def _costs(case: Case) -> list[dict[str, Any]]:
+    """The seconds of each stage as it was made, in their order, and what is known of its work."""
+    found = []
+    for name, record in case.steps():
+        seconds = json.loads(record.path(MANIFEST).read_text(encoding="utf-8"))["seconds"]
+        time = duration(seconds) if seconds >= 1 else "under 1 s"
+        found.append({"stage": name, "seconds": seconds, "time": time, "said": _work(case, record)})
+    return found
+
+
+def _work(case: Case, record: Artifact) -> str:
+    if isinstance(record, Rows):
+        return f"{record.num_read:,} rows read"
+    if isinstance(record, Answers):
+        took = json.loads(record.path("seconds.json").read_text(encoding="utf-8"))
+        return f"{record.num_rows:,} answers, {took['tokens']:,} tokens"
+    if not isinstance(record, Adapter):
+        return ""
+    steps = case.curves.steps
+    tokens = sum(line["tokens_per_second"] * line["seconds"] for line in steps if "tokens_per_second" in line)
+    peak = max((line["memory_bytes"] for line in steps if "memory_bytes" in line), default=0)
+    computed = [f"{tokens:,.0f} tokens"] if tokens else []
+    return ", ".join([f"{len(steps):,} steps", *computed, *([f"at most {peak / 1e9:.2g} GB"] if peak else [])])

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 
-from tunewright.artifacts.payloads import Comparison
+from tunewright.artifacts.payloads import CheckResults, Comparison
 from tunewright.metrics.baseline import CONSTANT
 from tunewright.reports import curves
 from tunewright.reports.account import reasons
 from tunewright.reports.figures import interval, number, rounded_up
 from tunewright.tasks.verdict_page.case import Case, title
-from tunewright.tasks.verdict_page.direction import SAME, direction, learned_nothing
 from tunewright.tasks.verdict_page.drawing import words
 from tunewright.tasks.verdict_page.findings import (
     RARE_ANSWERS,
+    SAME,
     Found,
     Suggestion,
+    direction,
+    learned_nothing,
     lengths,
     mistakes,
     parts,
@@ -41,7 +43,7 @@ def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
         lengths,
         parts,
         data,
-        looks,
+        test_set_uses,
     )
     found: dict[str, Suggestion] = {}
     for rule in rules:
@@ -152,7 +154,7 @@ def training(case: Case) -> Found:
 
 def data(case: Case) -> Found:
     """What the checks of the data found."""
-    checks, account = case.checks, case.account
+    checks, account = CheckResults.load(case.checked), case.account
     if prompts := checks.conflicting_prompts:
         rows = case.checked.findings.get("conflicting_answers", 0)
         yield Suggestion(
@@ -174,7 +176,7 @@ def data(case: Case) -> Found:
             yield Suggestion(advice, f"check {each.name}: {each.fault}", "data")
 
 
-def looks(case: Case) -> Found:
+def test_set_uses(case: Case) -> Found:
     """Another test set, where this one was looked at too often."""
     for warning in case.verdict.warnings:
         seen, _, advice = warning.partition("; ")

@@ -25,40 +25,11 @@ OUTCOMES = {-1: "lost", 1: "won", 0: "tied"}
 Text = Callable[[str], str]
 
 
-class Beside(NamedTuple):
-    """The candidate beside one opponent: how many rows it won, lost and tied, and in words who that is."""
-
-    opponent: str
-    counts: dict[str, int]
-
-
-class Said(NamedTuple):
-    """What a contender answered; `text` is empty where that is the reference."""
-
-    who: str
-    text: str
-    is_reference: bool
-    stopped: bool
-    score: float
-
-
-class ShownRow(NamedTuple):
-    """A test row with all answers; `outcomes` are beside each opponent."""
-
-    row_id: str
-    place: str
-    question: str
-    begins: str  # of the question, on one line, without what all questions begin with
-    reference: str
-    said: list[Said]
-    outcomes: list[str]
-
-
 class Shown(NamedTuple):
     """The rows that the page has room for."""
 
-    beside: list[Beside]
-    rows: list[ShownRow]
+    beside: list[dict[str, Any]]  # opponent, and counts: how many rows the candidate won, lost and tied
+    rows: list[dict[str, Any]]
     num_rows: int  # of the test side
     opening: str  # what the questions begin with
 
@@ -66,15 +37,20 @@ class Shown(NamedTuple):
 def shown(case: Case) -> Shown:
     """Rows of each outcome beside each opponent; none where nothing could be compared."""
     differences = case.differences
-    beside = [Beside(title(name), _counts(each)) for name, each in differences.items()]
+    beside = []
+    for name, each in differences.items():
+        counts = {outcome: int((np.sign(each) == sign).sum()) for sign, outcome in OUTCOMES.items()}
+        beside.append({"opponent": title(name), "counts": counts})
     if not differences:
         return Shown([], [], 0, "")
     chosen = picked(differences, case.scores[CANDIDATE], MOST_ROWS)
-    ids = case.tables[CANDIDATE]["row_id"]
-    rows = _test_rows(case, [ids[at].as_py() for at in chosen])
+    ids = case.tables[CANDIDATE]["row_id"].to_pylist()
+    columns, some = ["row_id", "file", "line", "messages"], [("row_id", "in", [ids[at] for at in chosen])]
+    found = pq.read_table(case.splits.path("test.parquet"), columns=columns, filters=some)
+    rows = {row["row_id"]: row for row in found.to_pylist()}
     opening = shared_opening([_last(prompt_and_answer(row["messages"])[0]) for row in rows.values()])
-    found = [_row(case, at, rows[ids[at].as_py()], opening) for at in chosen]
-    return Shown(beside, list(_within(found, MOST_BYTES)), len(ids), _text(opening.strip(), OPENING_CHARS))
+    listed = _within([_row(case, at, rows[ids[at]], opening) for at in chosen], MOST_BYTES)
+    return Shown(beside, list(listed), len(ids), _text(opening.strip(), OPENING_CHARS))
 
 
 def picked(differences: Mapping[str, Floats], own: Floats, most: int) -> list[int]:
@@ -101,42 +77,32 @@ def shared_opening(texts: Sequence[str]) -> str:
     return whole if len(whole) >= SHORTEST_OPENING else ""
 
 
-def _counts(differences: Floats) -> dict[str, int]:
-    return {name: int((np.sign(differences) == sign).sum()) for sign, name in OUTCOMES.items()}
-
-
-def _test_rows(case: Case, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    columns = ["row_id", "file", "line", "messages"]
-    rows = pq.read_table(case.splits.path("test.parquet"), columns=columns, filters=[("row_id", "in", ids)])
-    return {row["row_id"]: row for row in rows.to_pylist()}
-
-
 def _last(turns: Sequence[Any]) -> str:
     return (turns[-1]["content"] or "") if turns else ""
 
 
-def _row(case: Case, at: int, row: Mapping[str, Any], opening: str) -> ShownRow:
+def _row(case: Case, at: int, row: Mapping[str, Any], opening: str) -> dict[str, Any]:
+    """A test row with the answers of all contenders, and its outcome beside each opponent."""
     turns = prompt_and_answer(row["messages"])[0]
     asked = _last(turns)
     whole = asked if len(turns) == 1 else "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
     reference = case.said[at][0]
-    return ShownRow(
-        row_id=row["row_id"],
-        place=f"{row['file']} line {row['line']}",
-        question=_text(whole, QUESTION_CHARS),
-        begins=" ".join(_text(asked.removeprefix(opening), 200).split()),
-        reference=_text(reference, ANSWER_CHARS),
-        said=[_said(case, name, at, reference) for name in (CANDIDATE, *case.differences)],
-        outcomes=[OUTCOMES[int(np.sign(each[at]))] for each in case.differences.values()],
-    )
+    return {
+        "place": f"{row['file']} line {row['line']}",
+        "question": _text(whole, QUESTION_CHARS),
+        "begins": " ".join(_text(asked.removeprefix(opening), 200).split()),  # on one line, without the shared opening
+        "reference": _text(reference, ANSWER_CHARS),
+        "said": [_said(case, name, at, reference) for name in (CANDIDATE, *case.differences)],
+        "outcomes": [OUTCOMES[int(np.sign(each[at]))] for each in case.differences.values()],
+    }
 
 
-def _said(case: Case, contender: str, at: int, reference: str) -> Said:
-    table = case.tables[contender]
-    answer, stopped = (table[name][at].as_py() for name in ("answer", "stopped"))
-    is_reference = answer == reference
+def _said(case: Case, contender: str, at: int, reference: str) -> dict[str, Any]:
+    """A contender's answer; no text where it is the reference."""
+    answer, stopped = (case.tables[contender][name][at].as_py() for name in ("answer", "stopped"))
+    is_reference, score = answer == reference, float(case.scores[contender][at])
     text = "" if is_reference else _text(answer, ANSWER_CHARS)
-    return Said(title(contender), text, is_reference, stopped, float(case.scores[contender][at]))
+    return {"who": title(contender), "text": text, "is_reference": is_reference, "stopped": stopped, "score": score}
 
 
 @lru_cache(1_000)
@@ -145,12 +111,10 @@ def _text(text: str, length: int) -> str:
     return ends(masked(text), length)
 
 
-def _within(rows: Sequence[ShownRow], most: int) -> Iterator[ShownRow]:
-    """As many of the rows as there is room for."""
-    left = most
+def _within(rows: Sequence[dict[str, Any]], most: int) -> Iterator[dict[str, Any]]:
     for row in rows:
-        texts = (row.question, row.begins, row.reference, *(each.text for each in row.said))
-        left -= sum(len(html.escape(text).encode()) for text in texts)
-        if left < 0:
+        texts = (row["question"], row["begins"], row["reference"], *(each["text"] for each in row["said"]))
+        most -= sum(len(html.escape(text).encode()) for text in texts)
+        if most < 0:
             return
         yield row
