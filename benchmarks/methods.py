@@ -123,8 +123,7 @@ def modules_of(method: Method, base: Path) -> tuple[str, ...]:
     if method.kind != "spectrum":
         return ()
     from tunewright.serving import weights_digest
-    from tunewright.tasks.scan.choice import choose
-    from tunewright.tasks.scan.spectrum import Weights, spectra
+    from tunewright.tasks.scan.spectrum import Weights, choose, spectra
 
     found = spectra.record(Weights(digest=weights_digest(base), folder=base)).read()
     return choose({one.module: one.snr for one in found}, method.share)

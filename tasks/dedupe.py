@@ -78,14 +78,6 @@ class Read(NamedTuple):
     answers: np.ndarray  # (rows,)
 
 
-class Looks(NamedTuple):
-    """What a batch of rows looks like, for a first look at all of them."""
-
-    conversations: np.ndarray  # (rows, 2) hashes
-    segments: np.ndarray  # hashes of what the prompts are made of
-    rows: np.ndarray  # the row of each segment
-
-
 def read(batch: pa.Table) -> Read:
     """The rows of a batch."""
     folded = fold_messages(batch["messages"])
@@ -95,9 +87,9 @@ def read(batch: pa.Table) -> Read:
     return Read(conversations, cut(folded), messages[0, folded.answers])
 
 
-def look(rows: Read) -> Looks:
-    """The first look at them."""
-    return Looks(rows.conversations, *distinct_segments(rows.prompts.segments))
+def first_pass(rows: Read) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The hashes of the conversations (rows, 2); those of the segments of prompts, and the row of each segment."""
+    return rows.conversations, *distinct_segments(rows.prompts.segments)
 
 
 def guarded_shingles(rows: Read, left_out: np.ndarray) -> Shingles:
@@ -115,31 +107,21 @@ def first_equal(hashes: np.ndarray) -> np.ndarray:
     return first
 
 
-def exact_repeats(conversations: np.ndarray) -> Repeats:
-    """What each of the conversations, as hashes (rows, 2), repeats exactly."""
-    first = first_equal(conversations)
-    again = first != np.arange(len(first))
-    return Repeats(np.where(again, EXACT, STAYS), np.where(again, first, -1), again.astype(np.float64))
-
-
-def boilerplate_of(looks: list[Looks], rows: np.ndarray, share: float) -> dict[int, int]:
-    """Hash -> rows of the segments that more than `share` of the chosen `rows` (bool) have."""
-    of_batches = np.split(rows, np.cumsum([len(each.conversations) for each in looks])[:-1])
-    chosen = [each.segments[rows[each.rows]] for each, rows in zip(looks, of_batches, strict=True)]
-    return find_boilerplate(np.concatenate(chosen), int(rows.sum()), share)
-
-
 def find_repeats(file: Path, settings: Dedupe) -> tuple[Repeats, dict[int, int]]:
     """What every row of rows.parquet repeats, and the boilerplate that was left out of the comparison: hash -> rows."""
     with engine_of(settings.engine) as engine:
         rows_read = engine.over_batches(file, ["messages"], read)
-        looks: list[Looks] = engine.collect(engine.over(rows_read, look))
-        repeats = exact_repeats(np.concatenate([each.conversations for each in looks]))
-        boilerplate = boilerplate_of(looks, repeats.stays, settings.boilerplate_share)
+        conversations, segments, rows_of = zip(*engine.collect(engine.over(rows_read, first_pass)), strict=True)
+        first = first_equal(np.concatenate(conversations))
+        again = first != np.arange(len(first))
+        repeats = Repeats(np.where(again, EXACT, STAYS), np.where(again, first, -1), again.astype(np.float64))
+        stays = np.split(~again, np.cumsum([len(batch) for batch in conversations])[:-1])
+        chosen = [each[kept[rows]] for each, rows, kept in zip(segments, rows_of, stays, strict=True)]
+        boilerplate = find_boilerplate(np.concatenate(chosen), int((~again).sum()), settings.boilerplate_share)
         left_out = np.array(sorted(boilerplate), np.uint64)
         if settings.near:
             shingled = engine.over(rows_read, guarded_shingles, left_out=left_out)
-            del rows_read, looks  # as large as what was made of them
+            del rows_read, conversations, segments, rows_of, chosen  # as large as what was made of them
             rows = np.flatnonzero(repeats.stays)
             sets = engine.sets(shingled)[rows]
             repeats.add(NEAR, rows, *engine.leaders(sets, settings.threshold))
@@ -202,39 +184,25 @@ def _removed(gone: pa.Table, rows: np.ndarray, repeats: Repeats, places: pa.Tabl
     return pa.table(columns, schema=REMOVED_SCHEMA)
 
 
-def _kinds(folder: Path, file: Path, settings: Dedupe) -> list[duplicates.RemovedKind]:
+def _kinds(file: Path, repeats: Repeats, settings: Dedupe) -> list[duplicates.RemovedKind]:
     """The removed rows by each reason that has a threshold, with the pairs nearest to it."""
     kinds = []
-    of_setting = {"near_duplicate": settings.threshold, "semantic_duplicate": settings.semantic or 0.0}
-    for reason, threshold in of_setting.items():
-        removed = pq.read_table(folder / "removed.parquet", filters=pc.field("reason") == reason)
-        if removed.num_rows:
-            nearest = np.argsort(removed["similarity"].to_numpy(), kind="stable")[: duplicates.SHOWN]
-            pairs = _pairs(file, removed.take(pa.array(nearest)))
-            setting = "dedupe.threshold" if reason == "near_duplicate" else "dedupe.semantic"
-            bars = duplicates.bars(removed["similarity"].to_pylist())
-            kinds.append(duplicates.RemovedKind(reason, setting, threshold, bars, pairs))
+    for reason, threshold in ((NEAR, settings.threshold), (SEMANTIC, settings.semantic or 0.0)):
+        rows = np.flatnonzero(repeats.reason == reason)
+        if len(rows):
+            similarity = repeats.similarity[rows]
+            nearest = rows[np.argsort(similarity, kind="stable")[: duplicates.SHOWN]]
+            removed, kept = (_shown(file, pair) for pair in (nearest, repeats.partner[nearest]))
+            pairs = map(duplicates.RemovedPair, repeats.similarity[nearest].tolist(), removed, kept)
+            setting = "dedupe.threshold" if reason == NEAR else "dedupe.semantic"
+            bars = duplicates.bars(similarity.tolist())
+            kinds.append(duplicates.RemovedKind(REASONS[reason], setting, threshold, bars, [*pairs]))
     return kinds
 
 
-def _pairs(file: Path, removed: pa.Table) -> list[duplicates.RemovedPair]:
-    """The excerpts of some removed rows and of the rows that they repeat."""
-    pairs = removed.to_pylist()
-    ids = [row[name] for row in pairs for name in ("row_id", "partner_row_id")]
-    numbers = [row[name] for row in pairs for name in ("line", "partner_line")]
-    these = ds.field("row_id").isin(ids) & ds.field("line").isin(numbers)
-    found = ds.dataset(file).to_table(columns=["file", "line", "messages"], filter=these).to_pylist()
-    texts = {(row["file"], row["line"]): visible(excerpt(row["messages"])) for row in found}
-    return [
-        duplicates.RemovedPair(
-            row["similarity"],
-            *(
-                duplicates.RowShown(visible(place[0]), place[1], texts[place])
-                for place in ((row["file"], row["line"]), (row["partner_file"], row["partner_line"]))
-            ),
-        )
-        for row in pairs
-    ]
+def _shown(file: Path, rows: np.ndarray) -> list[duplicates.RowShown]:
+    found = ds.dataset(file).take(pa.array(rows), columns=["file", "line", "messages"]).to_pylist()
+    return [duplicates.RowShown(visible(row["file"]), row["line"], visible(excerpt(row["messages"]))) for row in found]
 
 
 def _stop_if_too_many(repeats: Repeats, file: Path, settings: Dedupe) -> None:
@@ -263,7 +231,7 @@ def dedupe(folder: Path, rows: CheckedRows, settings: Dedupe, embedding: str = "
     write_boilerplate(folder, boilerplate, texts)
     _write(folder, file, repeats)
     counts = Counter(REASONS[reason] for reason in repeats.reason[~repeats.stays].tolist())
-    page = duplicates.render(len(repeats.stays), dict(sorted(counts.items())), _kinds(folder, file, settings))
+    page = duplicates.render(len(repeats.stays), dict(sorted(counts.items())), _kinds(file, repeats, settings))
     (folder / "report.html").write_text(page, encoding="utf-8")
     _stop_if_too_many(repeats, file, settings)
     reported = [texts[value][:REPORTED_CHARS] for value in boilerplate][:REPORTED_BOILERPLATE]

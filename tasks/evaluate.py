@@ -6,12 +6,12 @@ token, one after the other, up to a stop token of the contract or evaluation.max
 
 import json
 import logging
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -81,9 +81,8 @@ def scored(answers: pa.Table, choice: metrics.Choice) -> tuple[pa.Table, dict[st
 
 def _check(answers: pa.Table, contender: str) -> None:
     """Raises TunewrightError if the model's likelihoods are no numbers somewhere."""
-    rows = zip(answers.column("row_id").to_pylist(), answers.column("nll").to_pylist(), strict=True)
-    failed = [row_id for row_id, nll in rows if not math.isfinite(nll)]
-    if failed:
+    failed = answers["row_id"].to_numpy()[~np.isfinite(answers["nll"].to_numpy())]
+    if len(failed):
         raise TunewrightError(
             f"{contender} answered {len(answers) - len(failed)} of {len(answers)} test rows; the others, first "
             f"row {failed[0][:12]}, have NaN or infinite likelihoods: its weights are broken or training diverged"
@@ -97,14 +96,6 @@ def _warn_of_longer(test: pa.Table, evaluation: Evaluation) -> None:
     if longer := int((behind > evaluation.max_new_tokens + 1).sum()):
         text = "%d of %d references are longer than evaluation.max_new_tokens=%d: answers to these will be cut off"
         log.warning(text, longer, len(test), evaluation.max_new_tokens)
-
-
-def _load(contender: Contender) -> Any:
-    """The contender's model; in float32 with its adapter merged, which gives the same answers a third faster."""
-    import torch
-
-    model = load_model(contender.base, contender.model)
-    return model.merge_and_unload() if model.dtype == torch.float32 and hasattr(model, "merge_and_unload") else model
 
 
 @stage(
@@ -126,13 +117,17 @@ def evaluate(
     metrics, for the key alone, and `schema` is what evaluation.json_schema holds.
     Raises TunewrightError if it could not answer all rows, ConfigError if a metric cannot score them.
     """
+    import torch
+
     started = time.monotonic()
     contract = Contract.load(tokens)
     test = pq.read_table(contender.prompts or tokens.path("test.parquet"))
     stops = contract.stop_token_ids
     if contender.name == "base":  # of all the same
         _warn_of_longer(test, evaluation)
-    model = _load(contender)
+    model = load_model(contender.base, contender.model)
+    if model.dtype == torch.float32 and hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()  # the same answers a third faster
     answers = answered(model, load_tokenizer(contender.base), test, stops, evaluation)
     _check(answers, contender.name)
     choice = metrics.choose(evaluation.metrics, test.column("reference").to_pylist(), training_answers(tokens), schema)

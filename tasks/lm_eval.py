@@ -10,7 +10,6 @@ import importlib.util
 import io
 import json
 import logging
-import math
 import random
 import re
 from collections.abc import Iterator
@@ -141,19 +140,14 @@ def items(model: Any, tokenizer: Any, settings: LmEval) -> Iterator[dict[str, An
 
 def _metric(name: str, higher_is_better: dict[str, bool], samples: list[dict[str, Any]]) -> str:
     measured = samples[0]["metrics"]
-    for metric in measured:
-        if higher_is_better.get(metric) and all(_is_share(sample[metric]) for sample in samples):
-            return metric
+    for metric in filter(higher_is_better.get, measured):
+        with contextlib.suppress(TypeError, ValueError):  # of what is no number
+            if all(0 <= float(sample[metric]) <= 1 for sample in samples):
+                return metric
     raise ConfigError(
         f"lm_eval.tasks: {name} has no score from 0 to 1 per document, only {', '.join(measured)}; accepted: tasks "
         "with one, such as acc or exact_match"
     )
-
-
-def _is_share(score: Any) -> bool:
-    with contextlib.suppress(TypeError, ValueError):
-        return math.isfinite(float(score)) and 0 <= float(score) <= 1
-    return False
 
 
 def _said(sample: dict[str, Any]) -> str:
@@ -168,7 +162,6 @@ def _said(sample: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without lm-eval's log and bars."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with contextlib.redirect_stderr(io.StringIO()):
         yield

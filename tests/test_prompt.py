@@ -21,8 +21,7 @@ from tunewright.modeling.chat import Chat
 from tunewright.modeling.models import load_tokenizer
 from tunewright.similarity import embedding
 from tunewright.tasks import prompt as prompting
-from tunewright.tasks.prompt import prompt
-from tunewright.tasks.prompt.choosing import PromptScore
+from tunewright.tasks.prompt import PromptScore, prompt
 from tunewright.tasks.prompt.retrieval import BM25, K1, B, boilerplate, nearest
 from tunewright.tasks.prompt.shots import Pool, ask, conversation, draw, opening, pool_of
 from tunewright.tasks.render import render

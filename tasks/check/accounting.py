@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,20 +15,11 @@ from tunewright.data_checks.columns import prompt_and_answer
 from tunewright.data_checks.findings import answers_by_prompt
 from tunewright.data_checks.given import RefusedCounts
 from tunewright.data_checks.report import EXAMPLES
-from tunewright.data_checks.validation import ExpectationOutcome
 from tunewright.privacy.excerpts import excerpt, masked
 from tunewright.tasks.check.holding import Held, Set
 
 Record = dict[str, Any]  # of QUARANTINE_SCHEMA
 Examples = dict[str, list[Record]]
-
-
-class Conflict(NamedTuple):
-    """A prompt that is answered in several ways."""
-
-    prompt: str
-    num_answers: int
-    answers: list[Record]
 
 
 def reasons(held: Held) -> dict[str, int]:
@@ -43,22 +34,17 @@ def reasons(held: Held) -> dict[str, int]:
 
 def stops(held: Held, of_set: Set, counts: dict[str, int], limit: float) -> str:
     """Why the run stops, in one line: what is critical, or that too few rows are left. Empty where it goes on."""
-    of_rows, of_all = ([o for o in outcomes if _is_critical(o)] for outcomes in (held.outcomes, of_set.outcomes))
-    names = list(dict.fromkeys(outcome.entry.name for outcome in (*of_rows, *of_all)))
-    too_many = "" if of_rows else _too_many(held, counts, limit)
-    if too_many:
-        said, also = too_many, names
-    elif names:
-        first, also = [*of_rows, *of_all][0], names[1:]
-        value = None if of_rows else of_set.measures[first.column].value
-        said = f"{names[0]}: {held.said(first) if of_rows else first.says(value)}"
-    else:
-        return ""
+    of_rows, of_all = (
+        [outcome for outcome in outcomes if outcome.failed and outcome.entry.severity == "critical"]
+        for outcomes in (held.outcomes, of_set.outcomes)
+    )
+    also = list(dict.fromkeys(outcome.entry.name for outcome in (*of_rows, *of_all)))
+    said = "" if of_rows else _too_many(held, counts, limit)
+    if not said and also:
+        first = [*of_rows, *of_all][0]
+        what = held.said(first) if of_rows else first.says(of_set.measures[first.column].value)
+        said = f"{also.pop(0)}: {what}"
     return f"{said}; also critical: {', '.join(also)}" if also else said
-
-
-def _is_critical(outcome: ExpectationOutcome) -> bool:
-    return bool(outcome.failed) and outcome.entry.severity == "critical"
 
 
 def _too_many(held: Held, counts: dict[str, int], limit: float) -> str:
@@ -68,11 +54,9 @@ def _too_many(held: Held, counts: dict[str, int], limit: float) -> str:
         return ""
     first = held.frame.iloc[int(np.flatnonzero(~held.kept())[0])]
     over = f"over checks.max_quarantined_share={limit:g}" if share > limit else "none is left"
-    return (
-        f"{quarantined} of {num_rows} rows quarantined ({share:.1%}), {over}: "
-        f"{', '.join(f'{count} {reason}' for reason, count in counts.items())}; "
-        f"first: {first['file']} line {first['line']}"
-    )
+    listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    place = f"{first['file']} line {first['line']}"
+    return f"{quarantined} of {num_rows} rows quarantined ({share:.1%}), {over}: {listed}; first: {place}"
 
 
 def write(file: Path, folder: Path, held: Held) -> Examples:
@@ -113,10 +97,10 @@ def findings(file: Path, held: Held) -> Examples:
     return examples
 
 
-def conflicts(file: Path, held: Held) -> list[Conflict]:
+def conflicts(file: Path, held: Held) -> list[dict[str, Any]]:
     """The first few prompts with several answers that were kept: each with their number, and the first few of them."""
-    asked = [o for o in held.outcomes if o.entry.name == "conflicting_answers" and o.entry.severity == "info"]
-    prompts = answers_by_prompt(held.frame.iloc[asked[0].rows], EXAMPLES) if asked else []
+    conflicting = held.conflicting()
+    prompts = [] if conflicting is None else answers_by_prompt(conflicting, EXAMPLES)
     rows = dict(rows_at(file, (row for answers in prompts for row in answers[:EXAMPLES])))
     found = []
     for answers in prompts:
@@ -125,7 +109,7 @@ def conflicts(file: Path, held: Held) -> list[Conflict]:
         for row in (rows[position] for position in answers[:EXAMPLES]):
             _, answer = prompt_and_answer(row["messages"])
             records.append(record(row, "", "") | {"text": masked((answer or {}).get("content") or "")})
-        found.append(Conflict(excerpt(prompt), len(answers), records))
+        found.append({"prompt": excerpt(prompt), "num_answers": len(answers), "answers": records})
     return found
 
 
@@ -150,8 +134,9 @@ def refused(file: Path, sides: Mapping[str, str]) -> tuple[dict[str, int], Examp
             if side := sides.get(each["file"]):
                 first = f"{each['file']} line {each['line']}"
                 of_sides.setdefault(side, RefusedCounts(Counter(), first)).reasons[each["reason"]] += 1
-    shown = {reason: list(map(_masked, found)) for reason, found in examples.items()}
-    return dict(counts.most_common()), shown, of_sides
+    for each in (each for found in examples.values() for each in found):  # ingest's details quote what it refused
+        each.update({name: masked(each[name] or "") for name in ("detail", "text")})
+    return dict(counts.most_common()), examples, of_sides
 
 
 def held_out(rows: Rows) -> list[tuple[str, str, int]]:
@@ -161,11 +146,6 @@ def held_out(rows: Rows) -> list[tuple[str, str, int]]:
     files = pq.read_table(rows.path("held_out.parquet"), columns=["file"], read_dictionary=["file"])["file"]
     counts = {str(each["values"]): int(each["counts"]) for each in files.value_counts().to_pylist()}
     return [(file, rows.detected[file], count) for file, count in counts.items()]
-
-
-def _masked(each: Record) -> Record:
-    """Ingest's details quote what it refused."""
-    return each | {name: masked(each[name] or "") for name in ("detail", "text")}
 
 
 def _keep_examples(examples: Examples, records: list[Record]) -> None:

@@ -1,6 +1,7 @@
 """Holds rows against the suite: row by row, then prompt by prompt, then as a set."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -75,6 +76,12 @@ class Held:
         """Whether each row passes all that sets rows aside or stops."""
         return np.logical_not(self.failing().any(axis=0))
 
+    def conflicting(self) -> pd.DataFrame | None:
+        """The kept rows whose prompt has several answers; None where that was not looked at, or quarantines."""
+        found = (o.rows for o in self.outcomes if o.entry.name == "conflicting_answers" and o.entry.severity == "info")
+        rows = next(found, None)
+        return None if rows is None else self.frame.iloc[rows]
+
     def value(self, outcome: ExpectationOutcome, position: int) -> str:
         """What a row has where an expectation looked."""
         return in_a_line(self.frame[outcome.column].iloc[position]) if outcome.column in self.frame else ""
@@ -84,11 +91,9 @@ class Held:
         if not len(outcome.rows):
             return outcome.says()
         position = int(outcome.rows[0])
-        first = self.frame.iloc[position]
-        return (
-            f"{outcome.says(self.value(outcome, position))} in {outcome.failed} of {len(self.frame)} rows; "
-            f"first: {first['file']} line {first['line']}"
-        )
+        first, what = self.frame.iloc[position], outcome.says(self.value(outcome, position))
+        place = f"{first['file']} line {first['line']}"
+        return f"{what} in {outcome.failed} of {len(self.frame)} rows; first: {place}"
 
 
 def hold_rows(file: Path, suite: Sequence[Entry], special_tokens: Sequence[str]) -> Held:
@@ -176,28 +181,23 @@ def labels(file: Path, frame: pd.DataFrame) -> dict[str, int] | None:
     if found is None:
         return None
     number_at = dict(zip(known.index[found[0]].tolist(), found[1].tolist(), strict=True))
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for position, row in rows_at(file, number_at):
         _, answer = prompt_and_answer(row["messages"])
-        name = label_name(masked((answer or {}).get("content") or ""))
-        counts[name] = counts.get(name, 0) + number_at[position]
+        counts[label_name(masked((answer or {}).get("content") or ""))] += number_at[position]
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def stop_if_broken(held: Held, file: Path) -> None:
     """Raises DataError where the table is not what it must be, another error where something was not evaluated."""
     for outcome in held.outcomes:
+        if outcome.error and outcome.entry.own:
+            raise ConfigError(f"{outcome.entry.key} ({outcome.entry.name}) did not run: {in_a_line(outcome.error)}")
         if outcome.error:
-            _stop_on_error(outcome, file)
+            what = f"{outcome.expectation} of {outcome.column}"
+            raise RuntimeError(f"{file}: {what} did not run: {in_a_line(outcome.error)}")
         if outcome.entry.name == "table" and outcome.failed:
             raise DataError(f"{file}: {held.said(outcome)}")
-
-
-def _stop_on_error(outcome: ExpectationOutcome, file: Path) -> None:
-    said = in_a_line(outcome.error)
-    if outcome.entry.own:
-        raise ConfigError(f"{outcome.entry.key} ({outcome.entry.name}) did not run: {said}")
-    raise RuntimeError(f"{file}: {outcome.expectation} of {outcome.column} did not run: {said}")
 
 
 def _row_ids(before: Artifact) -> pd.Series:

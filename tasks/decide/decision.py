@@ -11,7 +11,7 @@ To say that a guardrail is broken accuses the candidate, and of many guardrails 
 values are adjusted by Holm's method. One that is neither shown to hold nor broken leaves the decision open.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -66,12 +66,6 @@ class GuardrailTest(NamedTuple):
     margin: float
 
 
-class _Outcome(NamedTuple):
-    decision: Literal["promote", "keep", "inconclusive"]
-    because: Because
-    decisive: Comparison | None  # what the candidate fails, of several the hardest
-
-
 def decide_scores(
     evidence: Evidence, gate: Gate, guardrails: Sequence[GuardrailTest] = (), *, is_prose: bool = False
 ) -> Decision:
@@ -81,23 +75,31 @@ def decide_scores(
     """
     faults = [each.fault() for each in (evidence, *(guardrail.evidence for guardrail in guardrails))]
     if fault := next(filter(None, faults), ""):
-        return _decision(evidence, gate, decision="invalid", because="", sentence=sentences.invalid(fault))
-    to_beat = _compared(evidence, [name for name in TO_BEAT if name in evidence.scores], gate.margin, gate)
-    to_reach = _required(evidence, gate)
+        said = f"Invalid: {fault}; nothing was decided."
+        return _decision(evidence, gate, decision="invalid", because="", sentence=said)
+    to_beat, to_reach = _compared(evidence, TO_BEAT, gate.margin, gate), []
+    if gate.at_least is not None:  # as if an opponent scored just that on each row
+        scores = {**evidence.scores, AT_LEAST: dict.fromkeys(evidence.clusters, gate.at_least)}
+        to_reach = _compared(replace(evidence, scores=scores), [AT_LEAST], 0.0, gate)
     prompted = [name for name in evidence.scores if name not in (CANDIDATE, *TO_BEAT)]
     to_match = _compared(evidence, prompted, -gate.tolerance, gate)
-    held = _adjusted([each for guardrail in guardrails for each in _guarded(guardrail, gate)], gate)
-    outcome = _judged(to_beat, to_reach, to_match, held)
-    closest = outcome.decisive or min((*to_beat, *to_reach, *to_match), key=_hardest)
-    is_poor = outcome.decision == "promote" and not (to_reach or is_prose) and is_more_wrong(to_beat[0])
+    guarded = [_compared(each.evidence, TO_BEAT, -each.margin, gate) for each in guardrails]
+    held = _adjusted([comparison for comparisons in guarded for comparison in comparisons], gate)
+    decision, because, decisive = _judged(to_beat, to_reach, to_match, held)
+    closest = decisive or min((*to_beat, *to_reach, *to_match), key=_hardest)
+    rows_needed = decisive.rows_needed if decisive else None  # of a prompt that is enough
+    if decision == "inconclusive":  # all comparisons have to hold, so the rows that the longest takes
+        longest = needs_most((*to_beat, *to_reach, *to_match, *held))
+        rows_needed = longest.rows_needed if longest else None
+    is_poor = decision == "promote" and not (to_reach or is_prose) and is_more_wrong(to_beat[0])
     return _decision(
         evidence,
         gate,
-        decision=outcome.decision,
-        because=outcome.because,
+        decision=decision,
+        because=because,
         sentence=sentences.of(
-            outcome.decision,
-            outcome.because,
+            decision,
+            because,
             closest,
             (*to_beat, *to_reach),
             to_match,
@@ -110,17 +112,9 @@ def decide_scores(
         is_poor=is_poor,
         comparisons=(*to_beat, *to_reach, *to_match),
         guardrails=tuple(held),
-        rows_needed=_rows_needed(outcome, (*to_beat, *to_reach, *to_match, *held)),
+        rows_needed=rows_needed,
         smallest_visible=closest.smallest_visible,
     )
-
-
-def _rows_needed(outcome: _Outcome, comparisons: Sequence[Comparison]) -> int | None:
-    """All comparisons have to hold, so the rows that the longest takes; of a prompt that is enough, its own."""
-    if outcome.decision != "inconclusive":
-        return outcome.decisive.rows_needed if outcome.decisive else None
-    longest = needs_most(comparisons)
-    return longest.rows_needed if longest else None
 
 
 def _decision(evidence: Evidence, gate: Gate, **found: object) -> Decision:
@@ -141,20 +135,8 @@ def _compared(evidence: Evidence, opponents: Sequence[str], bar: float, gate: Ga
     return [
         compare(evidence.paired(name), metric=evidence.metric, opponent=name, bar=bar, confidence=gate.confidence)
         for name in opponents
+        if name in evidence.scores
     ]
-
-
-def _required(evidence: Evidence, gate: Gate) -> list[Comparison]:
-    """The candidate's own score beside gate.at_least, as if an opponent scored just that on each row."""
-    if gate.at_least is None:
-        return []
-    scores = {**evidence.scores, AT_LEAST: dict.fromkeys(evidence.clusters, gate.at_least)}
-    return _compared(replace(evidence, scores=scores), [AT_LEAST], 0.0, gate)
-
-
-def _guarded(guardrail: GuardrailTest, gate: Gate) -> Iterator[Comparison]:
-    evidence = guardrail.evidence
-    yield from _compared(evidence, [name for name in TO_BEAT if name in evidence.scores], -guardrail.margin, gate)
 
 
 def _adjusted(guardrails: Sequence[Comparison], gate: Gate) -> list[Comparison]:
@@ -171,8 +153,8 @@ def _judged(
     to_reach: Sequence[Comparison],
     to_match: Sequence[Comparison],
     held: Sequence[Comparison],
-) -> _Outcome:
-    """The first rule that any comparison fails; what is known to be wrong comes before what is not known."""
+) -> tuple[Literal["promote", "keep", "inconclusive"], Because, Comparison | None]:
+    """The first rule that any comparison fails, and the one that fails it hardest; known faults come before doubts."""
     rules: tuple[tuple[Literal["keep", "inconclusive"], Because, list[Comparison]], ...] = (
         ("keep", "worse", [each for each in to_beat if each.finding == "below"]),
         ("keep", "too low", [each for each in to_reach if each.finding == "below"]),
@@ -184,13 +166,9 @@ def _judged(
     )
     for decision, because, failed in rules:
         if failed:
-            return _Outcome(decision, because, min(failed, key=_hardest if because else _longest))
-    return _Outcome("promote", "", None)
+            return decision, because, min(failed, key=_hardest if because else lambda each: -each.rows_to_tell)
+    return "promote", "", None
 
 
 def _hardest(comparison: Comparison) -> float:
     return comparison.difference[1] - comparison.bar
-
-
-def _longest(comparison: Comparison) -> float:
-    return -comparison.rows_to_tell

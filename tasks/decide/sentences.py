@@ -19,15 +19,7 @@ TOO_LOW = (
     "acceptable score, train longer, or add training rows"
 )
 FEW = 10  # test rows, under which the sentence of a promotion warns
-WHO = {
-    "few_shot": "the few-shot prompt",
-    "retrieval": "the retrieval prompt",
-}
-
-
-def invalid(fault: str) -> str:
-    """Of scores that cannot be compared."""
-    return f"Invalid: {fault}; nothing was decided."
+WHO = {"few_shot": "the few-shot prompt", "retrieval": "the retrieval prompt", AT_LEAST: AT_LEAST}
 
 
 def of(
@@ -68,7 +60,7 @@ def gain(closest: Comparison) -> str:
 
 
 def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison) -> str:
-    theirs = f"{_theirs(decisive)}{_by(decisive)}"
+    theirs = _theirs(decisive) + (f" by more than {number(abs(decisive.bar))}" if decisive.bar else "")
     if because in ("worse", "too low"):
         return f"Kept: {_what(decisive)} is not {_than(decisive)} {theirs}: {_on(decisive)}."
     if because == "regression":
@@ -143,7 +135,8 @@ def _needed(decisive: Comparison, longest: Comparison) -> str:
     if not longest.rows_needed:
         return ""
     gain = max(longest.difference[1], longest.bar + SMALLEST_EFFECT)
-    return f"; confirming {_signed(gain)}{against} needs about {rounded_up(longest.rows_needed):,} rows"
+    signed = f"{'+' if gain >= 0 else ''}{number(gain)}"
+    return f"; confirming {signed}{against} needs about {rounded_up(longest.rows_needed):,} rows"
 
 
 def _no_gain(comparison: Comparison, against: str) -> str:
@@ -158,15 +151,11 @@ def _no_gain(comparison: Comparison, against: str) -> str:
     return f"; the gain{against} is negative: more test rows would probably confirm this"
 
 
-def _signed(gain: float) -> str:
-    return f"{'+' if gain >= 0 else ''}{number(gain)}"
-
-
 def who(opponent: str, metric: str) -> str:
     """An opponent in words, compared by a metric."""
     if opponent == CONSTANT:
         return f"the {baseline(metric)}"
-    return WHO.get(opponent, opponent if opponent == AT_LEAST else f"the {opponent}")
+    return WHO.get(opponent, f"the {opponent}")
 
 
 def _what(comparison: Comparison) -> str:
@@ -178,7 +167,6 @@ def _than(comparison: Comparison) -> str:
 
 
 def _named(comparison: Comparison) -> str:
-    """The opponent in words; of a score that is asked for, with that score."""
     score = f"={number(comparison.opponent_mean)}" if comparison.opponent == AT_LEAST else ""
     return f"{who(comparison.opponent, comparison.metric)}{score}"
 
@@ -187,10 +175,6 @@ def _theirs(comparison: Comparison) -> str:
     if comparison.opponent == AT_LEAST:
         return _named(comparison)
     return f"{who(comparison.opponent, comparison.metric)}'s {number(comparison.opponent_mean)}"
-
-
-def _by(comparison: Comparison) -> str:
-    return f" by more than {number(abs(comparison.bar))}" if comparison.bar else ""
 
 
 def _on(comparison: Comparison) -> str:

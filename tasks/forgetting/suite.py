@@ -40,11 +40,12 @@ class GeneralTask:
     def is_right(self, answer: str) -> bool:
         """Whether an answer satisfies all of it."""
         text = answer.strip()
+        fenced = FENCE.fullmatch(text)
         return (
             (not self.says or self._has(self.says, text))
             and not self._has(self.lacks, text)
             and (not self.matches or re.fullmatch(self.matches, text) is not None)
-            and (self.json is None or _is_json(text, self.json))
+            and (self.json is None or Schema(json.dumps(self.json)).valid(fenced[1] if fenced else text) == 1)
             and (self.number is None or row_score("numeric")(text, str(self.number)) == 1)
             and (self.refuses is None or (refusal(text) is not None) == self.refuses)
         )
@@ -54,15 +55,14 @@ class GeneralTask:
         return bool(phrases) and bool(re.search(rf"(?<!\w)(?:{any_of})(?!\w)", text, 0 if self.with_case else re.I))
 
 
-def _is_json(text: str, schema: dict[str, Any]) -> bool:
-    fenced = FENCE.fullmatch(text)
-    return Schema(json.dumps(schema)).valid(fenced[1] if fenced else text) == 1
-
-
 @cache
 def tasks() -> tuple[GeneralTask, ...]:
     """All tasks, in an order that stays."""
-    written = [GeneralTask(**_with_tuples(line)) for line in _lines() if not line["part"].startswith(TEXT)]
+    written = []
+    for line in _lines():
+        if not line["part"].startswith(TEXT):
+            tuples = {name: tuple(value) for name, value in line.items() if isinstance(value, list)}
+            written.append(GeneralTask(**(line | tuples)))
     return *written, *_arithmetic(Random(0))  # noqa: S311 for sums
 
 
@@ -75,10 +75,6 @@ def texts() -> tuple[tuple[str, str], ...]:
 
 def _lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(__file__).with_suffix(".jsonl").read_text("utf-8").splitlines()]
-
-
-def _with_tuples(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in line.items()}
 
 
 def _arithmetic(random: Random) -> Iterator[GeneralTask]:

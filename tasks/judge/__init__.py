@@ -37,7 +37,6 @@ JUDGED_SCHEMA = pa.schema(
     ]
 )
 
-
 Said = tuple[Reply, Reply]  # with the candidate as A, and as B
 
 
@@ -51,20 +50,6 @@ class Pair(NamedTuple):
     reference: str
     candidates: str
     opponents: str
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether there is nothing to ask."""
-        return self.candidates.strip() == self.opponents.strip()
-
-
-class Opinion(NamedTuple):
-    """Of the candidate beside one opponent."""
-
-    preferred: tuple[float, float, float]  # low, mean, high: the share of rows in which it is, ties for half
-    agreement: float  # share of the pairs that were asked about in which both replies say the same
-    unreadable: float  # share of them with a reply that says nothing
-    num_asked: int
 
 
 def score(said: Said) -> float:
@@ -146,19 +131,23 @@ def _column(answers: Answers, name: str) -> dict[str, str]:
     return dict(zip(table.column("row_id").to_pylist(), table.column(name).to_pylist(), strict=True))
 
 
-def opinion(judged: pa.Table, opponent: str) -> Opinion:
-    """What the replies about one opponent come to."""
+def opinion(judged: pa.Table, opponent: str) -> dict[str, Any]:
+    """What the replies about one opponent come to.
+
+    preferred: low, mean and high of the share of rows in which the candidate is, ties for half. Of the pairs that were
+    asked about, agreement: the share in which both replies say the same; unreadable: with a reply that says nothing.
+    """
     rows = [row for row in judged.to_pylist() if row["opponent"] == opponent]
     scores, clusters = (np.array([row[name] for row in rows]) for name in ("score", "cluster"))
     mean = by_cluster(scores, clusters)
     low, high = mean.with_pair(0.0, 1.0).bounds(CONFIDENCE)
     said = [(row["first"], row["second"]) for row in rows if row["first"]]
-    return Opinion(
-        preferred=(max(0.0, low), mean.mean(), min(1.0, high)),
-        agreement=sum(agree(each) for each in said) / len(said) if said else 1.0,
-        unreadable=sum("unreadable" in each for each in said) / max(1, len(said)),
-        num_asked=len(said),
-    )
+    return {
+        "preferred": (max(0.0, low), mean.mean(), min(1.0, high)),
+        "agreement": sum(agree(each) for each in said) / len(said) if said else 1.0,
+        "unreadable": sum("unreadable" in each for each in said) / max(1, len(said)),
+        "num_asked": len(said),
+    }
 
 
 @stage("by {model}", libraries=("pyarrow",))
@@ -170,22 +159,16 @@ def judge(folder: Path, answers: tuple[Answers, ...], splits: Splits, url: str, 
     """
     every = pairs(answers, pq.read_table(splits.path("test.parquet")), rows)
     progress = work_folder(folder) / "said.jsonl"
-    asked = [pair for pair in every if not pair.is_equal]
+    asked = [pair for pair in every if pair.candidates.strip() != pair.opponents.strip()]
     said = replies(JudgeClient(url, model, config.judge_key(url)), asked, progress)
-    lines = []
-    for pair in every:
-        first, second = said.get(pair, (None, None))
-        worth = score(said[pair]) if pair in said else 0.5
-        lines.append([pair.row_id, pair.cluster, pair.opponent, first, second, worth])
+    lines = [(*pair[:3], *said.get(pair, (None, None)), score(said[pair]) if pair in said else 0.5) for pair in every]
     judged = pa.Table.from_pylist([dict(zip(JUDGED_SCHEMA.names, line, strict=True)) for line in lines], JUDGED_SCHEMA)
     pq.write_table(judged, folder / "judged.parquet")
     opinions = {each.contender: opinion(judged, each.contender) for each in answers if each.contender != "candidate"}
-    shown = {"model": model, "url": url, "opponents": {name: each._asdict() for name, each in opinions.items()}}
+    shown = {"model": model, "url": url, "opponents": opinions}
     (folder / "judged.json").write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
-    return Judged(
-        model=model,
-        num_rows=len(every) // len(opinions),
-        preferred={name: each.preferred for name, each in opinions.items()},
-        agreement={name: each.agreement for name, each in opinions.items()},
-        unreadable={name: each.unreadable for name, each in opinions.items()},
+    preferred, agreement, unreadable = (
+        {who: each[name] for who, each in opinions.items()} for name in ("preferred", "agreement", "unreadable")
     )
+    num_rows = len(every) // len(opinions)
+    return Judged(model=model, num_rows=num_rows, preferred=preferred, agreement=agreement, unreadable=unreadable)

@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from tunewright.errors import ConfigError, JudgeError
@@ -46,7 +45,8 @@ class JudgeClient:
         Raises JudgeError where it does not answer, ConfigError where it refuses.
         """
         parts = {"conversation": conversation, "reference": reference, "answer_A": first, "answer_B": second}
-        asked = "\n".join(f"<{tag}>\n{TAG.sub(_as_text, text)}\n</{tag}>" for tag, text in parts.items())
+        texts = {tag: TAG.sub(lambda found: f"&lt;{found[1]}&gt;", text) for tag, text in parts.items()}
+        asked = "\n".join(f"<{tag}>\n{text}\n</{tag}>" for tag, text in texts.items())
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked}]
         return read(self._reply({"model": self.model, "messages": messages, "temperature": 0}))
 
@@ -54,25 +54,28 @@ class JudgeClient:
         fault = ""
         for attempt in range(ATTEMPTS):
             if attempt:
-                self._tell(fault)
+                if fault not in self.faults:
+                    self.faults.add(fault)
+                    log.info("  the judge does not answer; retrying: %s", fault)
                 time.sleep(self.wait * 2 ** (attempt - 1))
             fault, reply = self._post(request)
             if reply is not None:
                 return reply
         raise JudgeError(f"judge.url={self.url}: no answer after {ATTEMPTS} attempts: {fault}")
 
-    def _tell(self, fault: str) -> None:
-        if fault not in self.faults:
-            self.faults.add(fault)
-            log.info("  the judge does not answer; retrying: %s", fault)
-
     def _post(self, request: dict[str, Any]) -> tuple[str, str | None]:
         """What is wrong for now, or the reply."""
         import httpx
 
+        answered = bytearray()
         try:
             with self.client.stream("POST", self.url, json=request) as response:
-                answered = self._body(response.iter_bytes())
+                for part in response.iter_bytes():
+                    answered += part
+                    if len(answered) > MOST_BYTES:
+                        raise ConfigError(
+                            f"judge.url={self.url} answers more than {MOST_BYTES:,} bytes; longer replies are refused"
+                        )
         except httpx.RequestError as error:
             return f"{type(error).__name__}: {error}", None
         said = f"{response.status_code} {' '.join(answered[:200].decode(errors='replace').split())}"
@@ -85,20 +88,6 @@ class JudgeClient:
         except (httpx.HTTPStatusError, ValueError, LookupError, TypeError, RecursionError) as error:
             accepted = "the base address of an OpenAI-compatible API, judge.model and TUNEWRIGHT_JUDGE_KEY"
             raise ConfigError(f"judge.url={self.url} answers {said}; accepted: {accepted}") from error
-
-    def _body(self, parts: Iterable[bytes]) -> bytes:
-        body = bytearray()
-        for part in parts:
-            body += part
-            if len(body) > MOST_BYTES:
-                raise ConfigError(
-                    f"judge.url={self.url} answers more than {MOST_BYTES:,} bytes; longer replies are refused"
-                )
-        return bytes(body)
-
-
-def _as_text(tag: re.Match[str]) -> str:
-    return f"&lt;{tag[1]}&gt;"
 
 
 def read(reply: str) -> Reply:

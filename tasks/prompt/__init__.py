@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,7 @@ from tunewright.serving import context_length
 from tunewright.similarity import embedding as embeddings
 from tunewright.similarity.embedding import StaticModel
 from tunewright.store.stage import stage
-from tunewright.tasks.prompt.choosing import PromptScore, try_out
-from tunewright.tasks.prompt.retrieval import BM25, Embeddings, Retriever, boilerplate, nearest
+from tunewright.tasks.prompt.retrieval import BM25, Embeddings, boilerplate, nearest
 from tunewright.tasks.prompt.shots import PromptedRow, ask, draw, pool_of
 
 __all__ = ["prompt"]
@@ -40,6 +39,13 @@ WORDS = {"bm25": "their words (BM25)", "embedding": "their embeddings"}
 BATCH = 16
 COLUMNS = ["row_id", "file", "line", "cluster", "messages"]
 ROWS = 1_000  # in memory at once
+
+
+class PromptScore(NamedTuple):
+    """Of a prompt, the better the larger: the share of exact answers decides, then the likelihood."""
+
+    exact_match: float
+    log_likelihood: float  # of the references, in nats per token
 
 
 class Asking:
@@ -63,10 +69,17 @@ class Asking:
         return ask(self.chat, self.pool, rows.to_pylist(), shots, **room)
 
     def found(self, rows: pa.Table, shots: Sequence[list[int]]) -> PromptScore:
-        """What the base makes of validation rows with these shots."""
+        """What the base makes of validation rows with these shots: one pass, and nothing is generated."""
+        from tunewright.generation import Answer, Greedy
+
         if self.model is None:  # half the time in bfloat16, and nothing but a choice hangs on it
             self.model = load_model(self.base, dtype=fastest_dtype())
-        return try_out(self.model, [row.tokens for row in self.ask(rows, shots)], self.stops, BATCH)
+        tokens = [row.tokens for row in self.ask(rows, shots)]
+        answers = [Answer.of(each.input_ids, each.labels, each.prompt_length) for each in tokens]
+        lengths = [len(answer.reference) for answer in answers]
+        Greedy(self.model, stops=self.stops, max_new_tokens=max(lengths), batch=BATCH).answer(answers, generate=False)
+        exact = sum(answer.is_reference(self.stops) for answer in answers)
+        return PromptScore(exact / len(answers), -sum(answer.nll for answer in answers) / sum(lengths))
 
 
 def few_shot(asking: Asking, number: int) -> tuple[list[list[int]], dict[str, Any]]:
@@ -86,7 +99,7 @@ def few_shot(asking: Asking, number: int) -> tuple[list[list[int]], dict[str, An
 def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[list[list[int]], dict[str, Any]]:
     """The shots of each test row: the rows most like it, by what does better on validation rows; and what was tried."""
     left_out = boilerplate(asking.pool.rows)
-    retrievers: dict[str, Retriever] = {"bm25": BM25(asking.pool.rows, left_out)}
+    retrievers: dict[str, BM25 | Embeddings] = {"bm25": BM25(asking.pool.rows, left_out)}
     if model:
         retrievers["embedding"] = Embeddings(asking.pool.rows, left_out, model)
     rows = asking.validation.slice(0, TRIED["retrieval"])
@@ -159,11 +172,8 @@ def prompt(
     made: dict[str, dict[str, Any]] = {}
     try:
         for name in contenders:
-            if name == "few_shot":
-                chosen, told = few_shot(asking, shots)
-            else:
-                model = embeddings.load_model(embedding_model) if embedding else None
-                chosen, told = retrieval(asking, shots, model)
+            model = embeddings.load_model(embedding_model) if embedding and name == "retrieval" else None
+            chosen, told = few_shot(asking, shots) if name == "few_shot" else retrieval(asking, shots, model)
             made[name] = told | write(folder / f"{name}.parquet", asking, chosen)
             log.info("%s: %s", name, told["chosen"])
     except DataError as error:

@@ -1,7 +1,5 @@
 """The training rows that are most like a question: by the words that they share (BM25), or by their embeddings."""
 
-from typing import Protocol
-
 import numpy as np
 import pyarrow as pa
 
@@ -15,14 +13,6 @@ BOILERPLATE_SHARE = 0.05  # of the pool's rows, from which a sentence says nothi
 QUESTIONS = 64  # that are compared with the pool at once
 
 
-class Retriever(Protocol):
-    """Says how like each row of a pool is to questions."""
-
-    def scores(self, questions: pa.Table) -> np.ndarray:
-        """(questions, pool) float."""
-        ...
-
-
 def boilerplate(pool: pa.Table) -> np.ndarray:
     """The hashes of the sentences that much of the pool has."""
     folded = fold_messages(pool["messages"])
@@ -30,7 +20,7 @@ def boilerplate(pool: pa.Table) -> np.ndarray:
     return np.array(sorted(find_boilerplate(hashes, len(pool), BOILERPLATE_SHARE)), np.uint64)
 
 
-def nearest(retriever: Retriever, questions: pa.Table, number: int) -> list[list[int]]:
+def nearest(retriever: "BM25 | Embeddings", questions: pa.Table, number: int) -> list[list[int]]:
     """Of each question the rows of the pool that are most like it, the most alike last; of equal ones the first."""
     found: list[list[int]] = []
     for start in range(0, len(questions), QUESTIONS):

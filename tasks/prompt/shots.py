@@ -46,7 +46,9 @@ class PromptedRow(NamedTuple):
 
 def pool_of(rows: pa.Table) -> Pool:
     """The rows in which a user is answered, turn by turn. Raises ConfigError where there are none."""
-    usable = rows.filter(pa.array([_alternates(messages) for messages in rows["messages"].to_pylist()], pa.bool_()))
+    roles = [[turn["role"] for turn in _turns(messages)] for messages in rows["messages"].to_pylist()]
+    alternate = [bool(each) and each == ["user", "assistant"] * (len(each) // 2) for each in roles]
+    usable = rows.filter(pa.array(alternate, pa.bool_()))
     if not len(usable):
         raise ConfigError(
             "evaluation.contenders: no training row has alternating user and assistant turns to use as an example; "
@@ -81,16 +83,10 @@ def conversation(pool: Pool, shots: Sequence[int], messages: Sequence[Message]) 
     """The messages with the shots before them, behind their own system message."""
     begun = [turn for at in shots for turn in _turns(pool.messages(at))]
     turns = _turns(messages)
-    system = list(messages[: len(messages) - len(turns)])
-    return system + _opened_once([*begun, *turns], pool.opening)
-
-
-def _opened_once(turns: Sequence[Message], opening: str) -> list[Message]:
-    """The turns with the opening in the first of them only."""
-    if not opening or not turns[0]["content"].startswith(opening):
-        return [*turns]
-    rest = [turn | {"content": turn["content"].removeprefix(opening) or turn["content"]} for turn in turns[1:]]
-    return [turns[0], *rest]
+    system, (first, *rest) = messages[: len(messages) - len(turns)], [*begun, *turns]
+    if pool.opening and first["content"].startswith(pool.opening):  # the others leave it out
+        rest = [turn | {"content": turn["content"].removeprefix(pool.opening) or turn["content"]} for turn in rest]
+    return [*system, first, *rest]
 
 
 def ask(
@@ -120,12 +116,5 @@ def ask(
 
 
 def _turns(messages: Sequence[Message]) -> list[Message]:
-    """The messages after the system's."""
     first = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
     return list(messages[first:])
-
-
-def _alternates(messages: Sequence[Message]) -> bool:
-    turns = _turns(messages)
-    roles = [turn["role"] for turn in turns]
-    return bool(turns) and roles == ["user", "assistant"] * (len(turns) // 2)

@@ -25,7 +25,7 @@ def compare(client: "MlflowClient", candidate: Candidate, run: "Run", own: "Logg
     from mlflow.entities import LoggedModelInput, LoggedModelOutput
 
     others = {
-        answers.contender: (answers, _model(client, candidate, run, answers))
+        answers.contender: (answers, _model(client, candidate, run, answers.contender))
         for answers in candidate.run.answers
         if answers != candidate.own_answers
     }
@@ -63,19 +63,14 @@ def _log(
         client.log_batch(run.info.run_id, metrics=missing)
 
 
-def _model(client: "MlflowClient", candidate: Candidate, run: "Run", answers: Answers) -> "LoggedModel":
-    """The model of a contender that is not the candidate."""
-    if answers.contender == "champion":
-        version = client.get_model_version(candidate.name, candidate.challenged)
-        return client.get_logged_model(str(version.source).removeprefix("models:/"))
-    return _external(client, candidate, run, answers.contender)
-
-
-def _external(client: "MlflowClient", candidate: Candidate, run: "Run", contender: str) -> "LoggedModel":
-    """The base, behind the prompt that is named so if it is one: a new model, or that of an earlier run or attempt."""
+def _model(client: "MlflowClient", candidate: Candidate, run: "Run", contender: str) -> "LoggedModel":
+    """The model of the champion; or of the base, behind the prompt of that name if it is one: an earlier one or new."""
     import mlflow
     from mlflow.entities import LoggedModelStatus
 
+    if contender == "champion":
+        version = client.get_model_version(candidate.name, candidate.challenged)
+        return client.get_logged_model(str(version.source).removeprefix("models:/"))
     base, prompts = candidate.run.base, candidate.run.prompts
     chosen = prompts.chosen.get(contender) if prompts else None
     identity = hash_of([candidate.name, contender, base.weights_digest, prompts.digest if prompts and chosen else ""])

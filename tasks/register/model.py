@@ -27,22 +27,18 @@ def logged_model(client: "MlflowClient", candidate: Candidate, run: "Run") -> "L
 
     fingerprint = f"tags.fingerprint = '{candidate.identity}'"
     found = client.search_logged_models([run.info.experiment_id], fingerprint, max_results=1)
-    model = (
-        found[0]
-        if found
-        else client.create_logged_model(
+    if found:
+        model = found[0]
+    else:
+        sections = ("model.", "method.", "training.")
+        model = client.create_logged_model(
             run.info.experiment_id,
             candidate.name,
             run.info.run_id,
             {"fingerprint": candidate.identity},
-            {
-                key: value
-                for key, value in run.data.params.items()
-                if key.startswith(("model.", "method.", "training."))
-            },
+            {key: value for key, value in run.data.params.items() if key.startswith(sections)},
             candidate.run.adapter.method,
         )
-    )
     if model.status != LoggedModelStatus.READY or not files.is_whole(model, candidate.name):
         _upload(client, candidate, model)
         model = client.finalize_logged_model(model.model_id, "READY")
@@ -105,13 +101,9 @@ def _signature(max_new_tokens: int) -> Any:
     from mlflow.types.schema import Array, Object, Property
 
     message = Object([Property("role", DataType.string), Property("content", DataType.string)])
+    messages = ColSpec(Array(message), "messages", required=False)
     return ModelSignature(
-        Schema(
-            [
-                ColSpec(Array(message), "messages", required=False),
-                ColSpec(DataType.string, "prompt", required=False),
-            ]
-        ),
+        Schema([messages, ColSpec(DataType.string, "prompt", required=False)]),
         Schema([ColSpec(DataType.string)]),
         ParamSchema([ParamSpec("max_new_tokens", DataType.long, max_new_tokens)]),
     )

@@ -91,7 +91,10 @@ def render_side(chat: Chat, rows: Path, target: Path, *, limit: int, last_only: 
             for row, tokens in zip(read, written, strict=True):
                 fit = _fits(tokens, limit)
                 if isinstance(fit, Untrainable):
-                    refused.append(_refused(row, fit, tokens))
+                    entry = {name: row[name] for name in ("file", "line", "byte", "row_id") if name in row}
+                    entry |= {"text": json.dumps(row["messages"], ensure_ascii=False)[:500]}
+                    length = None if isinstance(tokens, Untrainable) else len(tokens.input_ids)
+                    refused.append(entry | {"reason": fit.reason, "detail": fit.detail, "length": length})
                 else:
                     named = {"row_id": row["row_id"], "cluster": row["cluster"], "replay": row["side"] == "replay"}
                     kept.append(named | vars(fit))
@@ -113,21 +116,9 @@ def _fits(tokens: Tokenized | Untrainable, limit: int) -> Tokenized | Untrainabl
     return tokens
 
 
-def _refused(row: dict[str, Any], why: Untrainable, tokens: Tokenized | Untrainable) -> dict[str, Any]:
-    place = {name: row[name] for name in ("file", "line", "byte", "row_id") if name in row}
-    length = len(tokens.input_ids) if isinstance(tokens, Tokenized) else None
-    return place | {
-        "reason": why.reason,
-        "detail": why.detail,
-        "text": json.dumps(row["messages"], ensure_ascii=False)[:500],
-        "length": length,
-    }
-
-
 def _stop_for_long(quarantine: list[dict[str, Any]], num_rows: int, bound: Bound) -> None:
     """Raises DataError for the rows that would lose answers, when they are not to be quarantined."""
-    long = [row for row in quarantine if row["reason"] == TOO_LONG]
-    if long:
+    if long := [row for row in quarantine if row["reason"] == TOO_LONG]:
         longest = max(long, key=lambda row: row["length"])
         found = lengths_in_words([row["length"] for row in long])
         verb, have = ("is", "it has") if len(long) == 1 else ("are", "they have")
@@ -138,35 +129,18 @@ def _stop_for_long(quarantine: list[dict[str, Any]], num_rows: int, bound: Bound
         )
 
 
-def _stop_for_untrainable(quarantine: list[dict[str, Any]], num_rows: int, max_share: float) -> None:
-    """Raises DataError where more than this share of the rows is quarantined for another reason than its length."""
-    others = [row for row in quarantine if row["reason"] != TOO_LONG]
-    if len(others) > max_share * num_rows:
-        raise DataError(
-            f"{len(others)} of {num_rows} rows cannot be trained with the tokenizer and chat template of model.base, "
-            f"over checks.max_quarantined_share={max_share:g}: {_reasons(others)}",
-            see=("quarantine.parquet",),
-        )
-
-
 def _reasons(rows: list[dict[str, Any]]) -> str:
     """Each reason with its number of rows and the first of them, the most frequent first."""
     firsts = {row["reason"]: row for row in reversed(rows)}
-    counts = Counter(row["reason"] for row in rows).most_common()
-    return "; ".join(
-        f"{n} {reason}, first {_where(firsts[reason])}: {firsts[reason]['detail']}" for reason, n in counts
-    )
+    said = {reason: f"{reason}, first {_where(row)}: {row['detail']}" for reason, row in firsts.items()}
+    return "; ".join(f"{n} {said[reason]}" for reason, n in Counter(row["reason"] for row in rows).most_common())
 
 
 def _emptied(side: str, refused: list[dict[str, Any]], bound: Bound) -> str:
-    long = [row for row in refused if row["reason"] == TOO_LONG]
-    if not long:
-        return f"render leaves no row in {side}: {_reasons(refused)}"
-    longest = max(row["length"] for row in long)
-    return (
-        f"render leaves no row in {side}: {len(long)} of its {len(refused)} rows are longer than {bound}, they have "
-        f"{lengths_in_words([row['length'] for row in long])}: {bound.cure(longest)}"
-    )
+    long = [row["length"] for row in refused if row["reason"] == TOO_LONG]
+    why = f"{len(long)} of its {len(refused)} rows are longer than {bound}, they have "
+    why = f"{why}{lengths_in_words(long)}: {bound.cure(max(long))}" if long else _reasons(refused)
+    return f"render leaves no row in {side}: {why}"
 
 
 def lengths_in_words(lengths: Sequence[int]) -> str:
@@ -182,7 +156,6 @@ def bound_of(base: Base, model: Model) -> Bound:
 
 
 def _texts(splits: Splits) -> list[str]:
-    """What the first test rows say."""
     batches = pq.ParquetFile(splits.path("test.parquet")).iter_batches(100, columns=["messages"])
     rows = [row for batch in islice(batches, 1) for row in batch.to_pylist()]
     return [message["content"] for row in rows for message in row["messages"]]
@@ -206,22 +179,22 @@ def render(
     chat = Chat(load_tokenizer(base), base.weights)
     check_served(base, chat.tokenizer, _texts(splits))
     bound = bound_of(base, model)
-    refused = {
-        side: render_side(
-            chat,
-            splits.path(f"{side}.parquet"),
-            folder / f"{side}.parquet",
-            limit=bound.limit,
-            last_only=side == "test",
-        )
-        for side in SIDES
-    }
+    refused: dict[str, list[dict[str, Any]]] = {}
+    for side in SIDES:
+        rows, target = splits.path(f"{side}.parquet"), folder / f"{side}.parquet"
+        refused[side] = render_side(chat, rows, target, limit=bound.limit, last_only=side == "test")
     quarantine = [row for side in SIDES for row in refused[side]]
     pq.write_table(pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA), folder / "quarantine.parquet")
     num_rows = splits.num_train + splits.num_validation + splits.num_test
     if model.on_long == "error":
         _stop_for_long(quarantine, num_rows, bound)
-    _stop_for_untrainable(quarantine, num_rows, max_quarantined_share)
+    others = [row for row in quarantine if row["reason"] != TOO_LONG]
+    if len(others) > max_quarantined_share * num_rows:
+        raise DataError(
+            f"{len(others)} of {num_rows} rows cannot be trained with the tokenizer and chat template of model.base, "
+            f"over checks.max_quarantined_share={max_quarantined_share:g}: {_reasons(others)}",
+            see=("quarantine.parquet",),
+        )
     sides = {side: measure(folder / f"{side}.parquet") for side in SIDES}
     for side, measured in sides.items():
         if not measured.num_rows:

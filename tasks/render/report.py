@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +16,7 @@ from tunewright.artifacts.payloads import Contract
 from tunewright.reports.pages import template
 
 NUM_EXAMPLES = 6
+MOST_UNTRAINED = 400  # characters of a piece that the terminal shows
 MARKS = ("⟦", "⟧")  # around what is trained, since colours do not reach every eye and every file
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # they could steer a terminal
 
@@ -55,19 +55,15 @@ def measure(file: Path) -> Side:
             column.append(values)
         for start, length in zip(starts, whole, strict=True):
             row = flat_ids[start : start + length]
-            prefix = row if prefix is None else _common(prefix, row)
+            prefix = row if prefix is None else prefix[: len(row)]
+            differs = np.flatnonzero(prefix != row[: len(prefix)])
+            prefix = prefix[: differs[0]] if len(differs) else prefix
     joined = [np.concatenate(column) if column else np.zeros(0, int) for column in columns]
     return Side(*joined, shared_prefix=0 if prefix is None else len(prefix))
 
 
 def _sums(flags: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.add.reduceat(flags.astype(np.int64), starts) if len(starts) else np.zeros(0, int)
-
-
-def _common(prefix: np.ndarray, row: np.ndarray) -> np.ndarray:
-    shortest = min(len(prefix), len(row))
-    differs = np.flatnonzero(prefix[:shortest] != row[:shortest])
-    return prefix[: differs[0] if len(differs) else shortest]
 
 
 def segments(tokenizer: Any, ids: list[int], labels: list[int]) -> list[Segment]:
@@ -79,9 +75,13 @@ def segments(tokenizer: Any, ids: list[int], labels: list[int]) -> list[Segment]
         if end == len(ids) or kinds[end] != kind or kind[1]:
             # A piece is what it adds to the text before it: alone, a token may be half a character or lose its space.
             longer = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            pieces.append((UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", longer[len(text) :]), *kind))
+            pieces.append((_printable(longer[len(text) :]), *kind))
             text = longer
     return pieces
+
+
+def _printable(text: str) -> str:
+    return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def choose_examples(side: Side) -> dict[int, str]:
@@ -98,11 +98,13 @@ def choose_examples(side: Side) -> dict[int, str]:
 
 def _examples(file: Path, tokenizer: Any, side: Side, split: Path) -> list[dict[str, Any]]:
     """The chosen rows of a rendered file; `split` is the table that it was rendered from, which says their places."""
-    from pyarrow.dataset import dataset  # with pandas
+    import pyarrow.dataset as ds  # with pandas
 
     chosen = choose_examples(side)
-    rows = dataset(file).take(list(chosen), columns=["row_id", "input_ids", "labels"]).to_pylist()
-    places = _places(split, [row["row_id"] for row in rows])
+    rows = ds.dataset(file).take(list(chosen), columns=["row_id", "input_ids", "labels"]).to_pylist()
+    named = ds.field("row_id").isin([row["row_id"] for row in rows])
+    found = ds.dataset(split).to_table(columns=["row_id", "file", "line"], filter=named).to_pylist()
+    places = {row["row_id"]: _printable(f"{row['file']} line {row['line']}") for row in found}
     return [
         {
             "place": places[row["row_id"]],
@@ -114,18 +116,6 @@ def _examples(file: Path, tokenizer: Any, side: Side, split: Path) -> list[dict[
         }
         for (position, why), row in zip(chosen.items(), rows, strict=True)
     ]
-
-
-def _places(split: Path, row_ids: Sequence[str]) -> dict[str, str]:
-    """The file and line of each of these rows."""
-    import pyarrow.dataset as ds
-
-    named = ds.field("row_id").isin(row_ids)
-    found = ds.dataset(split).to_table(columns=["row_id", "file", "line"], filter=named).to_pylist()
-    return {
-        row["row_id"]: UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", f"{row['file']} line {row['line']}")
-        for row in found
-    }
 
 
 def _percentiles(values: np.ndarray) -> dict[str, int]:
@@ -191,13 +181,9 @@ def _coloured(example: dict[str, Any]) -> Text:
         text.append(MARKS[0] if is_trained else "")
         for piece, _, special in pieces:
             style = ("bold green reverse" if special else "green") if is_trained else ("cyan dim" if special else "dim")
-            shown = piece if is_trained else _elided(piece)
-            text.append(shown, style=f"not bold {style}" if "bold" not in style else style)
+            if not is_trained and len(piece) > MOST_UNTRAINED:
+                ends = piece[: MOST_UNTRAINED // 2], piece[-MOST_UNTRAINED // 2 :]
+                piece = f"[... {len(piece) - MOST_UNTRAINED:,} characters ...]".join(ends)
+            text.append(piece, style=f"not bold {style}" if "bold" not in style else style)
         text.append(MARKS[-1] if is_trained else "")
     return text
-
-
-def _elided(piece: str, most: int = 400) -> str:
-    if len(piece) <= most:
-        return piece
-    return f"{piece[: most // 2]}[... {len(piece) - most:,} characters ...]{piece[-most // 2 :]}"

@@ -1,7 +1,7 @@
 """Which modules have the most signal in their weights, and so learn with method.kind=spectrum.
 
-The singular values of every linear module are computed once for a base (spectrum.py); another share only chooses anew
-(choice.py). report.html shows the ratios as a table and as a map of layers and types.
+The singular values of every linear module are computed once for a base (spectrum.py); another share only chooses anew.
+report.html shows the ratios as a table and as a map of layers and types.
 """
 
 import json
@@ -9,9 +9,8 @@ from pathlib import Path
 
 from tunewright.artifacts import Base, Scan
 from tunewright.store.stage import stage
-from tunewright.tasks.scan.choice import choose
 from tunewright.tasks.scan.report import write_report
-from tunewright.tasks.scan.spectrum import Weights, spectra
+from tunewright.tasks.scan.spectrum import Weights, choose, spectra
 
 
 @stage("share={share}", volatile=("report",))

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tunewright.artifacts import Scan
 from tunewright.modeling.methods.modules import layer_of, type_of
 from tunewright.reports.pages import template
-from tunewright.tasks.scan.choice import ranking
-from tunewright.tasks.scan.spectrum import Spectrum
+from tunewright.tasks.scan.spectrum import Spectrum, ranking
 
 CELL, GAP = 22, 2  # pixels of the map
 LABEL_WIDTH, HEAD = 150, 24
@@ -26,21 +25,10 @@ class Cell(NamedTuple):
     is_chosen: bool
 
 
-class Kind(NamedTuple):
-    """One module type."""
-
-    name: str
-    shape: str
-    low: float
-    high: float
-    num_modules: int
-    layers: list[int]  # that were chosen
-
-
 def write_report(file: Path, spectra: Sequence[Spectrum], chosen: Sequence[str], share: float) -> None:
     """Writes the page; it needs nothing but itself."""
-    levels = _levels({one.module: one.snr for one in spectra})
-    kinds = list(ranking({one.module: one.snr for one in spectra}))
+    snr = {one.module: one.snr for one in spectra}
+    levels, kinds = _levels(snr), list(ranking(snr))
     layers = sorted({layer_of(one.module) for one in spectra})
     cells = [
         Cell(
@@ -77,12 +65,14 @@ def _levels(snr: dict[str, float]) -> dict[str, float]:
     return levels
 
 
-def _kind(name: str, cells: Sequence[Cell]) -> Kind:
+def _kind(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
+    """A module type as the page shows it: the shape, the ratios and the layers that were chosen."""
     own = [cell for cell in cells if type_of(cell.spectrum.module) == name]
     ratios = [cell.spectrum.snr for cell in own]
     shape = f"{own[0].spectrum.rows:,} x {own[0].spectrum.columns:,}"
     layers = sorted(layer_of(cell.spectrum.module) for cell in own if cell.is_chosen)
-    return Kind(name, shape, min(ratios), max(ratios), len(own), layers)
+    figures = {"low": min(ratios), "high": max(ratios), "num_modules": len(own)}
+    return {"name": name, "shape": shape, "layers": layers, **figures}
 
 
 def markdown(scan: Scan) -> str:

@@ -1,4 +1,9 @@
-"""The signal-to-noise ratio of a weight matrix, from its singular values (Spectrum, arXiv 2406.06623).
+"""The signal-to-noise ratio of a weight matrix, from its singular values, and which modules learn by it.
+
+This is Spectrum (arXiv 2406.06623); section 4.2 takes of each type of module the top share by that ratio. Ranked are
+the linear modules of the layers. The authors' script ranks norms as well, whose ratio is infinite, and lets the
+embeddings and the head learn whatever theirs is, since it adds tokens to the base; here no token is added, and what has
+no rank among its like stays as it is.
 
 As the authors' own script computes it: the scale of the noise is the singular values' interquartile range / 1.349, the
 edge of what noise alone would give is scale * (1 + sqrt(beta)), by Marchenko and Pastur without the factor 1/sqrt(n),
@@ -10,15 +15,16 @@ decides what is chosen.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright.artifacts import Artifact
 from tunewright.errors import ConfigError
+from tunewright.modeling.methods.modules import type_of
 from tunewright.store.caching import cached, work_folder
 
 log = logging.getLogger("tunewright")
@@ -28,19 +34,15 @@ NO_NOISE = 1e300  # where no value is noise: JSON has no infinity
 LOG_SECONDS = 10.0
 
 
-class Weights(BaseModel):
+class Weights(BaseModel, frozen=True):
     """A base's weights: the digest is the key, and where they lie is not."""
-
-    model_config = ConfigDict(frozen=True)
 
     digest: str
     folder: Path
 
 
-class Spectrum(BaseModel):
+class Spectrum(BaseModel, frozen=True):
     """What the singular values of one matrix say."""
-
-    model_config = ConfigDict(frozen=True)
 
     module: str
     rows: int
@@ -62,6 +64,22 @@ class Spectra(Artifact):
         return [Spectrum.model_validate_json(line) for line in lines]
 
 
+def ranking(snr: Mapping[str, float]) -> dict[str, list[str]]:
+    """Module type -> its modules, the highest ratio first, then by name."""
+    types: dict[str, list[str]] = {}
+    for module in sorted(snr, key=lambda module: (-snr[module], module)):
+        types.setdefault(type_of(module), []).append(module)
+    return {kind: types[kind] for kind in sorted(types)}
+
+
+def choose(snr: Mapping[str, float], share: float) -> tuple[str, ...]:
+    """The modules that learn, in the order of `snr`: of n of a type the first share * n, rounded down, at least one."""
+    chosen: set[str] = set()
+    for modules in ranking(snr).values():
+        chosen.update(modules[: max(1, math.floor(len(modules) * share + 1e-9))])  # 0.29 of 100 is 28.999…
+    return tuple(module for module in snr if module in chosen)
+
+
 def measure(module: str, rows: int, columns: int, values: np.ndarray) -> Spectrum:
     """The spectrum of a matrix of that shape, from its singular values (float64, largest first)."""
     low, high = np.quantile(values, [0.25, 0.75])
@@ -69,19 +87,9 @@ def measure(module: str, rows: int, columns: int, values: np.ndarray) -> Spectru
     edge = (high - low) / 1.349 * (1 + math.sqrt(beta))
     signal, noise, largest = values[values > edge].sum(), values[values <= edge].sum(), values[0]
     snr = signal / noise / largest if noise > 0 else NO_NOISE if largest > 0 else 0.0
-    return Spectrum(
-        module=module,
-        rows=rows,
-        columns=columns,
-        largest=_rounded(largest),
-        edge=_rounded(edge),
-        num_above=int((values > edge).sum()),
-        snr=_rounded(snr),
-    )
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+    figures = {"largest": largest, "edge": edge, "snr": snr}
+    rounded = {name: float(f"{value:.{DIGITS}g}") for name, value in figures.items()}
+    return Spectrum(module=module, rows=rows, columns=columns, num_above=int((values > edge).sum()), **rounded)
 
 
 def singular_values(matrix: Any) -> np.ndarray:
@@ -102,8 +110,7 @@ def linear_shapes(weights: Path) -> dict[str, tuple[int, int]]:
     config = AutoConfig.from_pretrained(weights, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    shapes = ((name, tuple(module.weight.shape)) for name, module in linear_modules(model).items())
-    return {name: (rows, columns) for name, (rows, columns) in shapes}
+    return {name: (module.weight.shape[0], module.weight.shape[1]) for name, module in linear_modules(model).items()}
 
 
 def _files_of(weights: Path, modules: Sequence[str]) -> dict[str, Path]:
@@ -122,7 +129,6 @@ def _files_of(weights: Path, modules: Sequence[str]) -> dict[str, Path]:
 
 
 def _measured(weights: Path, modules: dict[str, tuple[int, int]]) -> Iterator[Spectrum]:
-    """Each module's spectrum, one matrix in memory at a time."""
     from safetensors import safe_open
 
     for module, file in _files_of(weights, list(modules)).items():
