@@ -164,24 +164,17 @@ def _write(folder: Path, file: Path, repeats: Repeats) -> None:
             stays = repeats.stays[rows]
             start += batch.num_rows
             kept.write_table(batch.filter(pa.array(stays)).cast(ROW_SCHEMA))
-            removed.write_table(_removed(batch.filter(pa.array(~stays)), rows[~stays], repeats, places))
-
-
-def _removed(gone: pa.Table, rows: np.ndarray, repeats: Repeats, places: pa.Table) -> pa.Table:
-    partner = places.take(pa.array(repeats.partner[rows]))
-    prompts = ("\n".join(turn["content"] for turn in turns[:-1]) for turns in gone["messages"].to_pylist())
-    columns = {
-        "row_id": gone["row_id"],
-        "file": gone["file"],
-        "line": gone["line"],
-        "reason": [REASONS[reason] for reason in repeats.reason[rows].tolist()],
-        "partner_row_id": partner["row_id"],
-        "partner_file": partner["file"],
-        "partner_line": partner["line"],
-        "similarity": repeats.similarity[rows],
-        "text": [masked(prompt)[:REMOVED_CHARS] for prompt in prompts],
-    }
-    return pa.table(columns, schema=REMOVED_SCHEMA)
+            gone, rows = batch.filter(pa.array(~stays)), rows[~stays]
+            partner = places.take(pa.array(repeats.partner[rows]))
+            prompts = ("\n".join(turn["content"] for turn in turns[:-1]) for turns in gone["messages"].to_pylist())
+            columns = {
+                **{name: gone[name] for name in places.column_names},
+                **{f"partner_{name}": partner[name] for name in places.column_names},
+                "reason": [REASONS[reason] for reason in repeats.reason[rows].tolist()],
+                "similarity": repeats.similarity[rows],
+                "text": [masked(prompt)[:REMOVED_CHARS] for prompt in prompts],
+            }
+            removed.write_table(pa.table([columns[name] for name in REMOVED_SCHEMA.names], schema=REMOVED_SCHEMA))
 
 
 def _kinds(file: Path, repeats: Repeats, settings: Dedupe) -> list[duplicates.RemovedKind]:

@@ -79,16 +79,6 @@ def scored(answers: pa.Table, choice: metrics.Choice) -> tuple[pa.Table, dict[st
     return answers, scores
 
 
-def _check(answers: pa.Table, contender: str) -> None:
-    """Raises TunewrightError if the model's likelihoods are no numbers somewhere."""
-    failed = answers["row_id"].to_numpy()[~np.isfinite(answers["nll"].to_numpy())]
-    if len(failed):
-        raise TunewrightError(
-            f"{contender} answered {len(answers) - len(failed)} of {len(answers)} test rows; the others, first "
-            f"row {failed[0][:12]}, have NaN or infinite likelihoods: its weights are broken or training diverged"
-        )
-
-
 def _warn_of_longer(test: pa.Table, evaluation: Evaluation) -> None:
     """Says before the first answer that references have no room; the verdict says what came of it (decide/reading)."""
     labels, prompts = (test.column(name).combine_chunks() for name in ("labels", "prompt_length"))
@@ -129,7 +119,12 @@ def evaluate(
     if model.dtype == torch.float32 and hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()  # the same answers a third faster
     answers = answered(model, load_tokenizer(contender.base), test, stops, evaluation)
-    _check(answers, contender.name)
+    failed = answers["row_id"].to_numpy()[~np.isfinite(answers["nll"].to_numpy())]
+    if len(failed):
+        raise TunewrightError(
+            f"{contender.name} answered {len(answers) - len(failed)} of {len(answers)} test rows; the others, first "
+            f"row {failed[0][:12]}, have NaN or infinite likelihoods: its weights are broken or training diverged"
+        )
     choice = metrics.choose(evaluation.metrics, test.column("reference").to_pylist(), training_answers(tokens), schema)
     if contender.name == "base":  # of all the same
         log.info("  %s", choice.says())

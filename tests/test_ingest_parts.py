@@ -166,7 +166,7 @@ def test_tiles_end_by_bytes_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a.jsonl").write_bytes(records(range(10, 20)))
     (file,) = source_files(Data(sources=(Source(path="a.jsonl"),)))
     cut = list(tiles(file, 1_000))
-    assert [(tile.first_line, tile.byte, len(tile._lines)) for tile in cut] == [
+    assert [(tile.first_line, tile.byte, len(tile.lines)) for tile in cut] == [
         (1, 0, 3),
         (4, 108, 3),
         (7, 216, 3),

@@ -25,22 +25,20 @@ def slices(evidence: Evidence, kinds: Mapping[str, Mapping[str, str]], confidenc
         counts = Counter(of_rows[row] for row in evidence.clusters)
         if len(counts) > 1:
             listed = sorted(counts, key=lambda name: (-counts[name], name))[:LISTED]
-            found += [_slice(evidence, by, name, of_rows, confidence) for name in listed if counts[name] >= LEAST]
+            for name in (name for name in listed if counts[name] >= LEAST):
+                rows = {row: cluster for row, cluster in evidence.clusters.items() if of_rows[row] == name}
+                paired = Evidence(evidence.metric, evidence.scores, rows).paired(TO_BEAT[0])
+                part = Slice(
+                    by=by,
+                    name=name,
+                    num_rows=len(rows),
+                    candidate=float(paired.candidate.mean()),
+                    base=float(paired.opponent.mean()),
+                    difference=paired.interval(evidence.metric, confidence),
+                    is_small=len(rows) < SMALL,
+                )
+                found.append(part)
     return found
-
-
-def _slice(evidence: Evidence, by: str, name: str, of_rows: Mapping[str, str], confidence: float) -> Slice:
-    rows = {row: cluster for row, cluster in evidence.clusters.items() if of_rows[row] == name}
-    paired = Evidence(evidence.metric, evidence.scores, rows).paired(TO_BEAT[0])
-    return Slice(
-        by=by,
-        name=name,
-        num_rows=len(rows),
-        candidate=float(paired.candidate.mean()),
-        base=float(paired.opponent.mean()),
-        difference=paired.interval(evidence.metric, confidence),
-        is_small=len(rows) < SMALL,
-    )
 
 
 def kinds(test: pa.Table, references: Mapping[str, str]) -> dict[str, dict[str, str]]:

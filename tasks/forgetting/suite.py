@@ -61,8 +61,8 @@ def tasks() -> tuple[GeneralTask, ...]:
     written = []
     for line in _lines():
         if not line["part"].startswith(TEXT):
-            tuples = {name: tuple(value) for name, value in line.items() if isinstance(value, list)}
-            written.append(GeneralTask(**(line | tuples)))
+            line.update({name: tuple(value) for name, value in line.items() if isinstance(value, list)})
+            written.append(GeneralTask(**line))
     return *written, *_arithmetic(Random(0))  # noqa: S311 for sums
 
 

@@ -48,7 +48,8 @@ def packing_of(path: str) -> Packing:
         head = file.read(HEAD)
     if not head:
         raise DataError(f"{path}: empty_file; accepted: a file with at least one record")
-    packing: Packing = next((kind for magic, kind in MAGIC if head.startswith(magic)), None) or ""
+    packings: list[Packing] = [packing for magic, packing in MAGIC if head.startswith(magic)]
+    packing: Packing = packings[0] if packings else ""
     if packing:
         with unpacked(path, packing) as stream:
             head = stream.read(HEAD)

@@ -49,6 +49,11 @@ class Tile(BaseModel):
         tile._lines = run
         return tile
 
+    @property
+    def lines(self) -> list[Line]:
+        """The lines, in their order."""
+        return self._lines
+
 
 class IngestedPart(Artifact):
     """A part of what ingest read: rows.parquet and quarantine.parquet."""
@@ -63,7 +68,7 @@ def ingest_part(
     """The rows of a tile, or of a whole file where there is none."""
     with Tables(folder) as tables:
         if tile:
-            return IngestedPart(tally=tables.fill(json_lines(tile._lines), file, max_bytes, repairs))
+            return IngestedPart(tally=tables.fill(json_lines(tile.lines), file, max_bytes, repairs))
         with unchanged(file):
             return IngestedPart(tally=tables.fill(read(file, max_bytes, columns_of(file)), file, max_bytes, repairs))
 

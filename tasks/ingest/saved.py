@@ -25,7 +25,13 @@ def saved_files(folder: Path, split: str | None, setting: str) -> list[str]:
     """
     if (folder / OF_SPLITS).is_file():
         splits = _texts(folder / OF_SPLITS, _json(folder / OF_SPLITS).get("splits"))
-        folder = folder / _choose(folder, splits, split, setting)
+        split = splits[0] if split is None and len(splits) == 1 else split
+        if split is None:
+            raise ConfigError(f"{setting}.split: {folder} has the splits {', '.join(splits)}; choose one")
+        if split not in splits:
+            there = ", ".join(splits)
+            raise ConfigError(f"{setting}.split={split}: {folder} has {there}; {did_you_mean(split, splits)}")
+        folder = folder / split
     elif split:
         raise ConfigError(f"{setting}.split={split}: {folder} is one data set, without splits; leave it out")
     state = _json(folder / OF_FILES)
@@ -41,15 +47,6 @@ def saved_files(folder: Path, split: str | None, setting: str) -> list[str]:
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise DataError(f"{folder / missing[0]}: there is no such file, which {OF_FILES} beside it names")
     return [str(folder / name) for name in names]
-
-
-def _choose(folder: Path, splits: list[str], split: str | None, setting: str) -> str:
-    split = splits[0] if split is None and len(splits) == 1 else split
-    if split is None:
-        raise ConfigError(f"{setting}.split: {folder} has the splits {', '.join(splits)}; choose one")
-    if split not in splits:
-        raise ConfigError(f"{setting}.split={split}: {folder} has {', '.join(splits)}; {did_you_mean(split, splits)}")
-    return split
 
 
 def _json(file: Path) -> dict[str, Any]:

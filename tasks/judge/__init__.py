@@ -96,7 +96,10 @@ def conversation(messages: Sequence[Any]) -> str:
 def replies(judge: JudgeClient, asked: Sequence[Pair], progress: Path) -> dict[Pair, Said]:
     """What the judge says of each pair, in either order; `progress` has a line for each that was said before."""
     progress.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in _whole_lines(progress)]
+    text = progress.read_text(encoding="utf-8") if progress.exists() else ""
+    text = text[: text.rfind("\n") + 1]  # a process that was killed may have written half a line
+    progress.write_text(text, encoding="utf-8")
+    lines = map(json.loads, text.splitlines())
     before = {(row_id, opponent): (first, second) for row_id, opponent, first, second in lines}
     said = {pair: before[pair.row_id, pair.opponent] for pair in asked if (pair.row_id, pair.opponent) in before}
 
@@ -116,14 +119,6 @@ def replies(judge: JudgeClient, asked: Sequence[Pair], progress: Path) -> dict[P
         finally:
             threads.shutdown(cancel_futures=True)
     return said
-
-
-def _whole_lines(file: Path) -> list[str]:
-    """Of a process that was killed in the middle of a line, those before it; the file keeps no others."""
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    file.write_text(whole, encoding="utf-8")
-    return whole.splitlines()
 
 
 def _column(answers: Answers, name: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from tunewright.artifacts import SIDES_FILE, Artifact, Rows, Splits, UniqueRows
-from tunewright.artifacts.payloads import LeakProof
+from tunewright.artifacts.payloads import LeakProof, PairedRow
 from tunewright.artifacts.placement import NONE, SIDES, TEST, Because
 from tunewright.config import Split
 from tunewright.errors import DataError
@@ -41,7 +41,6 @@ from tunewright.tasks.split.proof import (
     findings,
     in_time,
     in_words,
-    most_similar_pair,
     random_leak_share,
     reasons_of_sides,
     rows_of_sides,
@@ -187,7 +186,8 @@ def split(
         sets = sets[standing]
         nearest = machine.nearest_across(sets, sides.side[standing], floor).named(standing)
 
-    pair = most_similar_pair(nearest, sides, columns)
+    most_similar = (nearest.one, nearest.other) if nearest.one >= 0 else ()
+    pair = tuple(PairedRow(side=SIDES[int(sides.side[row])], **columns.identity(row)) for row in most_similar)
     if nearest.similarity >= settings.threshold:
         named = " and ".join(f"{row.file} line {row.line} ({row.side})" for row in pair)
         raise DataError(f"near-duplicates across splits, over split.threshold: {named}")

@@ -8,11 +8,11 @@ from collections import Counter
 
 import numpy as np
 
-from tunewright.artifacts.payloads import Decontamination, EarlierRows, LeakProof, PairedRow, TimeSpans
+from tunewright.artifacts.payloads import Decontamination, EarlierRows, LeakProof, TimeSpans
 from tunewright.artifacts.placement import NONE, SIDES, TEST, TRAIN, Because
 from tunewright.reports.figures import number
-from tunewright.similarity.sets import Nearest, Pairs
-from tunewright.tasks.split.columns import RowColumns, Times
+from tunewright.similarity.sets import Pairs
+from tunewright.tasks.split.columns import Times
 from tunewright.tasks.split.contamination import Contamination
 from tunewright.tasks.split.sides import Sides
 
@@ -32,12 +32,6 @@ FINDINGS = {  # which rows are counted under a code, and what is with them
         "between two models below about {difference} cannot be detected: add test rows that are not similar to these",
     ),
 }
-
-
-def most_similar_pair(nearest: Nearest, sides: Sides, columns: RowColumns) -> tuple[PairedRow, ...]:
-    """Return the most similar pair of rows in two different splits; empty where no pair is above the floor."""
-    pair = (nearest.one, nearest.other) if nearest.one >= 0 else ()
-    return tuple(PairedRow(side=SIDES[int(sides.side[row])], **columns.identity(row)) for row in pair)
 
 
 def random_leak_share(pairs: Pairs, rows: np.ndarray, num_test: int) -> float:

@@ -31,7 +31,7 @@ TASK_CHARS = 300
 
 
 def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion], run: tuple[str, str]) -> str:
-    """The page; every text in it is escaped. `run` is the name and the address of the run that makes it."""
+    """The page; every text in it is escaped. `run` is the name and the address of the run that makes it, or empty."""
     decided, verdict = case.decided, case.verdict
     name, _, said = verdict.sentence.partition(": ")
     drawn, took = charts(case.curves), _costs(case)
