@@ -6,7 +6,6 @@ in whoever reaches its port, web pages included: here it has a password that the
 """
 
 import atexit
-import functools
 import logging
 import math
 import os
@@ -15,8 +14,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +31,7 @@ from prefect.settings import (
 )
 
 from tunewright import compat
+from tunewright.cli import interrupts
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.machine import addresses
 from tunewright.machine.process_group import end_with_parent
@@ -44,12 +45,27 @@ PATIENCE_SECONDS = 25.0  # for a server on this machine that refuses connections
 RESTART_SECONDS = 60.0  # the same, where somebody starts it again
 
 
+def call(flow: Callable[..., Any], *args: Any, **parameters: Any) -> Any:
+    """Runs a flow on a server and returns its result. Raises what the flow raises, and as `ensure` and `needed` do."""
+    interrupts.raise_if_came()
+    ensure()
+    with needed():
+        state = flow(*args, **parameters, return_state=True)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
 def ensure() -> None:
     """Makes sure of a server for a run: the one that is named answers, or a temporary one starts and ends with the run.
 
     Raises ConfigError where the named one cannot be used, TunewrightError where the temporary one is not there in time.
     """
-    _say_once_that_it_is_gone()
+    # One line of ours in place of what Prefect prints for each event and log that it cannot send; logs it writes to
+    # stderr by itself, unless logging raises no exceptions.
+    logging.raiseExceptions = False
+    compat.filter_log_of_sending(_unsent)
     _give_up_in_time()
     if PREFECT_API_URL.value():
         with connected():
@@ -64,7 +80,10 @@ def connected() -> Iterator[SyncPrefectClient]:
     api = PREFECT_API_URL.value()
     try:
         with get_client(sync_client=True) as client:
-            _require(client)
+            try:
+                client.raise_for_api_version_mismatch_once()  # as each run does, and Prefect then remembers
+            except RuntimeError as error:
+                raise _unusable(error.__cause__ or error) from error
             yield client
     except httpx.HTTPStatusError as error:
         if error.response.status_code == httpx.codes.UNAUTHORIZED:
@@ -89,15 +108,6 @@ def needed() -> Iterator[None]:
             f"Prefect's server ({where}) no longer answers: {error or type(error).__name__}; finished stages are kept, "
             "and the next run resumes from there"
         ) from error
-
-
-def _say_once_that_it_is_gone() -> None:
-    """Has one line of ours in place of what Prefect prints for each event and log that it cannot send.
-
-    Logs it writes to stderr by itself, unless logging raises no exceptions.
-    """
-    logging.raiseExceptions = False
-    compat.filter_log_of_sending(_Unsent())
 
 
 class ServerGone(httpx.TransportError):
@@ -139,7 +149,7 @@ def _is_started_again() -> bool:
     return not PREFECT_API_URL.value() or addresses.is_up()
 
 
-@functools.cache
+@cache
 def _give_up_in_time() -> None:
     """Has all of Prefect's clients, from now on, try no longer than _Refusals allows."""
     compat.send_within(_Refusals().noted)
@@ -154,33 +164,21 @@ def _send_no_more() -> None:
     compat.replace_sending(drop)
 
 
-class _Unsent(logging.Filter):
+def _unsent(record: logging.LogRecord) -> bool:
     """Replaces the errors of Prefect's EventsWorker by one warning."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_said = False
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if "EventsWorker" not in record.getMessage() or record.levelno < logging.ERROR:
-            return True
-        if not self.is_said:
-            self.is_said = True
-            where = PREFECT_API_URL.value() or "the temporary one of this run"
-            log.warning(
-                "  Prefect's server (%s) no longer takes what the run reports; the run goes on, and Prefect's pages "
-                "lack the rest of it",
-                where,
-            )
-        return False
+    is_of_events = "EventsWorker" in record.getMessage() and record.levelno >= logging.ERROR
+    if is_of_events:
+        _warn_once(PREFECT_API_URL.value() or "the temporary one of this run")
+    return not is_of_events
 
 
-def _require(client: SyncPrefectClient) -> None:
-    """Asks the server for its version, as each run does once, and Prefect then remembers."""
-    try:
-        client.raise_for_api_version_mismatch_once()
-    except RuntimeError as error:
-        raise _unusable(error.__cause__ or error) from error
+@cache
+def _warn_once(server: str) -> None:
+    log.warning(
+        "  Prefect's server (%s) no longer takes what the run reports; the run goes on, and Prefect's pages "
+        "lack the rest of it",
+        server,
+    )
 
 
 def _unusable(error: BaseException) -> ConfigError:
@@ -195,9 +193,13 @@ def _start() -> None:
     """Starts the temporary server in a session of its own, to end with this process."""
     from prefect.server.api import server
 
-    _require_password()
-    end_with_run = functools.partial(end_with_parent, signal.SIGTERM)
-    popen = functools.partial(subprocess.Popen, start_new_session=True, preexec_fn=end_with_run)
+    # The server asks for a password, one that is set or a random one, and this process and its children know it.
+    password = PREFECT_SERVER_API_AUTH_STRING.value() or secrets.token_urlsafe(32)
+    os.environ["PREFECT_SERVER_API_AUTH_STRING"] = os.environ["PREFECT_API_AUTH_STRING"] = password
+    os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = "http://127.0.0.1"  # no page is served there
+    refresh_global_settings_context()
+    end_with_run = partial(end_with_parent, signal.SIGTERM)
+    popen = partial(subprocess.Popen, start_new_session=True, preexec_fn=end_with_run)
     module: Any = server
     module.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": popen})
     temporary = server.SubprocessASGIServer()  # the one that Prefect takes for all that follows
@@ -230,11 +232,3 @@ def _keep_alive(temporary: Any, answers: threading.Event, ended: threading.Event
             restarts += 1
             log.warning("Prefect's temporary server exited with code %d and was restarted", code)
             temporary.server_process = compat.start_again(temporary)
-
-
-def _require_password() -> None:
-    """Has the server ask for a password, one that is set or a random one, and this process and its children know it."""
-    password = PREFECT_SERVER_API_AUTH_STRING.value() or secrets.token_urlsafe(32)
-    os.environ["PREFECT_SERVER_API_AUTH_STRING"] = os.environ["PREFECT_API_AUTH_STRING"] = password
-    os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = "http://127.0.0.1"  # no page is served there
-    refresh_global_settings_context()

@@ -1,12 +1,16 @@
 """The private parts of libraries are as this project takes them to be."""
 
+import asyncio
 import inspect
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import httpx
 import pytest
 import torch
 from prefect.events.worker import EventsWorker
@@ -113,3 +117,31 @@ def test_a_model_with_a_state_says_so_as_serving_reads_it() -> None:
 
     classes: Any = (MambaForCausalLM, LlamaForCausalLM)
     assert [getattr(kind, "_is_stateful", False) for kind in classes] == [True, False]
+
+
+def test_prefects_clients_send_each_request_within_a_block() -> None:
+    from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
+
+    @contextmanager
+    def noted(host: str) -> Iterator[None]:
+        hosts.append(host)
+        yield
+
+    hosts: list[str] = []
+    clients: Any = (PrefectHttpxSyncClient, PrefectHttpxAsyncClient)
+    before = [client._send_with_retry for client in clients]
+    answer = httpx.MockTransport(lambda _: httpx.Response(200, json={}))
+    try:
+        compat.send_within(noted)
+        with PrefectHttpxSyncClient(transport=answer) as client:
+            client.get("http://one/")
+        asyncio.run(_get(PrefectHttpxAsyncClient(transport=answer), "http://two/"))
+    finally:
+        for client, sent in zip(clients, before, strict=True):
+            client._send_with_retry = sent
+    assert hosts == ["one", "two"]
+
+
+async def _get(client: httpx.AsyncClient, address: str) -> None:
+    async with client:
+        await client.get(address)

@@ -72,7 +72,7 @@ def start_again(temporary: Any) -> Any:
     return temporary._run_uvicorn_command()
 
 
-def filter_log_of_sending(one: logging.Filter) -> None:
+def filter_log_of_sending(one: logging.Filter | Callable[[logging.LogRecord], bool]) -> None:
     """Puts a filter on the log in which Prefect says that events and logs cannot be sent."""
     logging.getLogger("prefect._internal.concurrency").addFilter(one)
 
