@@ -4,7 +4,8 @@ import ast
 import importlib.util
 import re
 import tomllib
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,65 @@ def test_a_class_name_is_defined_once() -> None:
     trees = (ast.parse(file.read_text(encoding="utf-8")) for file in files)
     names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
     assert [name for name, times in names.items() if times > 1] == []
+
+
+LIBRARY = {  # of each stage: the one that does its work
+    "ingest": "pyarrow",
+    "base": "transformers",
+    "check": "great_expectations",
+    "dedupe": "numba",
+    "split": "numba",
+    "render": "transformers",
+    "scan": "torch",
+    "train": "trl",
+    "prompt": "transformers",
+    "evaluate": "transformers",
+    "forgetting": "transformers",
+    "lm_eval": "lm_eval",
+    "decide": "scipy",
+    "judge": "httpx",
+    "verdict_page": "jinja2",
+    "register": "mlflow",
+}
+
+
+def source_of(module: str) -> Path | None:
+    """The file of a module of this project; None for any other module."""
+    place = ROOT.joinpath(*module.split("."))
+    found = (file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file())
+    return next((file.resolve() for file in found if module.startswith(FIRST_PARTY)), None)
+
+
+def modules_imported_by(file: Path) -> Iterator[str]:
+    """The modules that a file imports, at its top or in a function."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if source_of(name) else str(node.module) for name in names)
+
+
+def hops(file: Path, library: str) -> int:
+    """The links from the README to `library`: one to `file`, then one for each import on the shortest way."""
+    waiting, seen = deque([(file.resolve(), 1)]), {file.resolve()}
+    while waiting:
+        file, number = waiting.popleft()
+        modules = [*modules_imported_by(file)]
+        if any(module.partition(".")[0] == library for module in modules):
+            return number + 1
+        for inner in {source for module in modules if (source := source_of(module))} - seen:
+            seen.add(inner)
+            waiting.append((inner, number + 1))
+    raise AssertionError(f"{file} leads to no {library}")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_from_the_readme_to_the_library_that_does_the_work_are_few_hops(stage: str) -> None:
+    """At most five for train and four for any other stage.
+
+    The way begins with the first file that the README's table names for the stage, and follows imports of this project.
+    """
+    (named,) = re.findall(rf"^\| {stage} \| \[(tasks/\S+?)\]", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    file = ROOT / named / "__init__.py" if named.endswith("/") else ROOT / named
+    assert hops(file, LIBRARY[stage]) <= (5 if stage == "train" else 4)

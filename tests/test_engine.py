@@ -26,7 +26,7 @@ from tunewright.config import Dedupe, Split
 from tunewright.errors import ConfigError
 from tunewright.similarity import cluster, spread
 from tunewright.similarity.cluster import Ray
-from tunewright.similarity.engine import Engine, LocalEngine, engine_of
+from tunewright.similarity.engine import Engine, engine_of
 from tunewright.similarity.folding import fold_messages
 from tunewright.similarity.prompts import Shingles, answers, cut, shingles
 from tunewright.similarity.sets import Pairs
@@ -139,7 +139,7 @@ def two_nodes(token: None) -> Iterator[None]:
 
 
 @contextmanager
-def in_this_process(parts: int) -> Iterator[Engine[Any]]:
+def in_this_process(parts: int) -> Iterator[Engine]:
     """The engine with its work done here and at once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "_run", lambda function, *arguments, returns=1: function(*arguments))
@@ -157,7 +157,7 @@ def compare(rows: list[dict[str, Any]], threshold: float, parts: int, enough: in
     """All that an engine finds, of rows in pieces and of rows that lie together."""
     chosen = np.flatnonzero(np.arange(len(rows)) % 5 != 3)
 
-    def found_by(engine: Engine[Any]) -> list[Any]:
+    def found_by(engine: Engine) -> list[Any]:
         guarded = engine.sets(engine.over_batches(file, ["messages"], shingled, guarded=True))[chosen]
         sets = engine.sets(engine.over_batches(file, ["messages"], shingled, guarded=False))[chosen]
         nearest = engine.nearest_across(sets, np.arange(len(chosen)) % 3, threshold / 2)
@@ -170,7 +170,7 @@ def compare(rows: list[dict[str, Any]], threshold: float, parts: int, enough: in
 
     with tempfile.TemporaryDirectory() as folder, in_this_process(parts) as pieces:
         file = write(Path(folder) / "rows.parquet", rows, rows_of_a_group)
-        assert found_by(pieces) == found_by(LocalEngine())
+        assert found_by(pieces) == found_by(Engine())
 
 
 @given(
@@ -207,7 +207,7 @@ def test_of_equally_near_pairs_the_one_with_the_smallest_sets_is_named_then_the_
     rows = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]} for text in texts]
     with tempfile.TemporaryDirectory() as folder, in_this_process(parts) as pieces:
         file = write(Path(folder) / "rows.parquet", rows, 7)
-        for engine in (pieces, LocalEngine()):
+        for engine in (pieces, Engine()):
             sets = engine.sets(engine.over_batches(file, ["messages"], shingled, guarded=False))
             nearest = engine.nearest_across(sets, sides, 0.2)
             assert (nearest.one, nearest.other) == (min(later, earlier), max(later, earlier))

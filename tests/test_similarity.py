@@ -14,8 +14,8 @@ from numba.core.caching import UserProvidedCacheLocator
 from similarity_reference import jaccard
 
 from tunewright.artifacts import MESSAGES
-from tunewright.similarity.compiled import compiled
 from tunewright.similarity.folding import fold_messages, fold_texts
+from tunewright.similarity.hashing import compiled
 from tunewright.similarity.prompts import (
     Segments,
     answers,

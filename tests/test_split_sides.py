@@ -25,7 +25,7 @@ from tunewright.artifacts.placement import NONE, SIDES, TEST, TRAIN, VALIDATION,
 from tunewright.config import Split, from_here
 from tunewright.errors import ConfigError, DataError
 from tunewright.reports.account import growth_sentence
-from tunewright.similarity.engine import LocalEngine
+from tunewright.similarity.engine import Engine
 from tunewright.similarity.folding import fold_texts
 from tunewright.similarity.prompts import cut, shingles
 from tunewright.similarity.sets import Pairs, alike, gather
@@ -453,7 +453,7 @@ def test_rows_that_are_compared_when_asked_for_stand_where_they_do_with_all_link
     fixed, because, exact = fix(np.array(given_sides), np.array(earlier))
     asked, known = (
         settle(links.clusters(), fixed, because, exact, joins_of)
-        for joins_of in (partial(Joined, LocalEngine(), sets, links, 0.6), partial(Known, links))
+        for joins_of in (partial(Joined, Engine(), sets, links, 0.6), partial(Known, links))
     )
     assert asked.side.tolist() == known.side.tolist()
     assert asked.because.tolist() == known.because.tolist()
@@ -469,7 +469,7 @@ def test_what_a_cluster_of_millions_of_pairs_takes_is_memory_for_its_rows() -> N
     links = Links(alike(sets, 0.6), np.full(len(texts), -1))
     tracemalloc.start()
     settled = settle(
-        links.clusters(), *fix(np.full(len(texts), NONE), side), partial(Joined, LocalEngine(), sets, links, 0.6)
+        links.clusters(), *fix(np.full(len(texts), NONE), side), partial(Joined, Engine(), sets, links, 0.6)
     )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

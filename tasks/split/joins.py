@@ -21,7 +21,7 @@ ROWS_AT_ONCE = 1_000  # that a thread looks up
 class Joined:
     """The Joins of sides.py for `rows`, by the engine that made the sets of all."""
 
-    def __init__(self, machine: Engine[Any], sets: Any, links: Links, threshold: float, rows: np.ndarray) -> None:
+    def __init__(self, machine: Engine, sets: Any, links: Links, threshold: float, rows: np.ndarray) -> None:
         self.machine, self.sets, self.threshold, self.rows = machine, sets, threshold, rows
         self.group = links.group[rows]
         _, first, self.set = np.unique(links.pairs.first[rows], return_index=True, return_inverse=True)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from tunewright import config
 from tunewright.errors import ConfigError
 from tunewright.similarity import spread
-from tunewright.similarity.engine import pieces
+from tunewright.similarity.engine import Engine, pieces
 from tunewright.similarity.sets import (
     ENOUGH,
     ItemShare,
@@ -46,7 +46,7 @@ SECONDS_TO_ANSWER = 10
 ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # to connect, whatever its name says
 
 
-class Ray:
+class Ray(Engine):
     """The engine that is the cluster that this process is connected to."""
 
     def __init__(self) -> None:

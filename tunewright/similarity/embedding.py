@@ -108,16 +108,12 @@ def load_model(reference: str) -> StaticModel:
         )
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    weighed = tensors.get("weights", np.ones(len(places))).astype(np.float32)
-    return StaticModel(tokenizer, _unknown(tokenizer), vectors, places, weighed)
-
-
-def _unknown(tokenizer: Any) -> int:
     if hasattr(tokenizer.model, "unk_token"):  # WordPiece, BPE, WordLevel
-        found = tokenizer.token_to_id(tokenizer.model.unk_token or "")
+        unknown = tokenizer.token_to_id(tokenizer.model.unk_token or "")
     else:
-        found = json.loads(tokenizer.to_str())["model"].get("unk_id")  # Unigram
-    return -1 if found is None else found
+        unknown = json.loads(tokenizer.to_str())["model"].get("unk_id")  # Unigram
+    weighed = tensors.get("weights", np.ones(len(places))).astype(np.float32)
+    return StaticModel(tokenizer, -1 if unknown is None else unknown, vectors, places, weighed)
 
 
 def _files(reference: str) -> tuple[Path, Path]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,50 +12,9 @@ import pyarrow.parquet as pq
 from tunewright.similarity.sets import ENOUGH, Nearest, Pairs, Sets, alike, gather, leaders, nearest_across
 from tunewright.similarity.threads import on_all_cores
 
-S = TypeVar("S")
 T = TypeVar("T")
 
 ROWS_AT_ONCE = 20_000
-
-
-class Engine(Protocol[S]):
-    """Compares the rows of a Parquet file, wherever that is.
-
-    What is made of a batch of rows stays where it was made, so that it is read once. S is what the engine has for sets:
-    len(sets) and sets[rows].
-    """
-
-    def over_batches(self, file: Path, columns: list[str], function: Callable[..., Any], **arguments: Any) -> list[Any]:
-        """function(batch, **arguments) for every batch of the columns, in order; `function` belongs to a module."""
-        ...
-
-    def over(self, made: list[Any], function: Callable[..., Any], **arguments: Any) -> list[Any]:
-        """function(each, **arguments) for each of what was made."""
-        ...
-
-    def collect(self, made: list[Any]) -> list[Any]:
-        """What was made, on this machine."""
-        ...
-
-    def sets(self, shingled: list[Any]) -> S:
-        """The sets of the rows, from the Shingles that were made of every batch."""
-        ...
-
-    def here(self, sets: S) -> Sets:
-        """The same sets on this machine."""
-        ...
-
-    def leaders(self, sets: S, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """As leaders of sets.py."""
-        ...
-
-    def alike(self, sets: S, threshold: float, enough: int = ENOUGH) -> Pairs:
-        """As alike of sets.py; of the pairs beyond `enough`, others may be listed."""
-        ...
-
-    def nearest_across(self, sets: S, sides: np.ndarray, floor: float) -> Nearest:
-        """As nearest_across of sets.py; another number of pairs may be compared."""
-        ...
 
 
 def over_batches(file: Path, columns: list[str], function: Callable[..., T], **arguments: Any) -> list[T]:
@@ -63,32 +22,50 @@ def over_batches(file: Path, columns: list[str], function: Callable[..., T], **a
     return on_all_cores(lambda piece: function(read_piece(file, columns, piece), **arguments), pieces(file))
 
 
-class LocalEngine:
-    """The engine that is this machine."""
+class Engine:
+    """Compares the rows of a Parquet file on this machine; a subclass does so elsewhere (cluster.py).
 
-    def over(self, made: list[Any], function: Callable[..., T], **arguments: Any) -> list[T]:
-        """What it was made of stays in memory for as long as `made` does."""
+    What is made of a batch of rows stays where it was made, so that it is read once. What an engine has for sets has
+    len(sets) and sets[rows].
+    """
+
+    def over_batches(self, file: Path, columns: list[str], function: Callable[..., Any], **arguments: Any) -> list[Any]:
+        """function(batch, **arguments) for every batch of the columns, in order; `function` belongs to a module."""
+        return over_batches(file, columns, function, **arguments)
+
+    def over(self, made: list[Any], function: Callable[..., Any], **arguments: Any) -> list[Any]:
+        """function(each, **arguments) for each of what was made, which stays in memory for as long as `made` does."""
         return on_all_cores(lambda each: function(each, **arguments), made)
 
-    def collect(self, made: list[T]) -> list[T]:
-        """It is here."""
+    def collect(self, made: list[Any]) -> list[Any]:
+        """What was made, on this machine."""
         return made
 
-    def here(self, sets: Sets) -> Sets:
-        """They are here."""
+    def sets(self, shingled: list[Any]) -> Any:
+        """The sets of the rows, from the Shingles that were made of every batch."""
+        return gather(shingled)
+
+    def here(self, sets: Any) -> Sets:
+        """The same sets on this machine."""
         return sets
 
-    over_batches = staticmethod(over_batches)
-    sets = staticmethod(gather)
-    leaders = staticmethod(leaders)
-    alike = staticmethod(alike)
-    nearest_across = staticmethod(nearest_across)
+    def leaders(self, sets: Any, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        """As leaders of sets.py."""
+        return leaders(sets, threshold)
+
+    def alike(self, sets: Any, threshold: float, enough: int = ENOUGH) -> Pairs:
+        """As alike of sets.py; of the pairs beyond `enough`, others may be listed."""
+        return alike(sets, threshold, enough)
+
+    def nearest_across(self, sets: Any, sides: np.ndarray, floor: float) -> Nearest:
+        """As nearest_across of sets.py; another number of pairs may be compared."""
+        return nearest_across(sets, sides, floor)
 
 
-def engine_of(name: Literal["local", "ray"]) -> AbstractContextManager[Engine[Any]]:
+def engine_of(name: Literal["local", "ray"]) -> AbstractContextManager[Engine]:
     """The engine that dedupe.engine names, for as long as it is needed."""
     if name == "local":
-        return nullcontext(LocalEngine())
+        return nullcontext(Engine())
     from tunewright.similarity.cluster import ray_engine
 
     return ray_engine()

@@ -4,9 +4,14 @@ Everything here takes the bytes of Folded (folding.py). Equality is that of 64-b
 MurmurHash3): among a hundred million different words two collide with a chance under one in three thousand.
 """
 
-import numpy as np
+from collections.abc import Callable
+from typing import Any
 
-from tunewright.similarity.compiled import compiled
+import numpy as np
+from numba import njit
+from numba.core import config as numba_settings
+
+from tunewright import config
 
 SPACE, DROPPED, WORD, SPACELESS, SYMBOL = range(5)  # to words a character is a gap, nothing, a part, or one by itself
 
@@ -22,6 +27,19 @@ _ENDS = np.zeros(256, np.bool_)
 _ENDS[[ord(end) for end in ".!?:"]] = True
 _BLANK = np.zeros(256, np.bool_)
 _BLANK[[9, 10, 11, 12, 13, 28, 29, 30, 31, 32]] = True
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """The function compiled, without Python's lock while it runs; numba keeps what it compiled for the next process.
+
+    It is kept beside its module or in the user's cache folder; in the home folder where neither can be written.
+    """
+    compile_it = njit(cache=True, nogil=True)
+    try:
+        return compile_it(function)
+    except RuntimeError:  # numba has no folder to write to
+        numba_settings.CACHE_DIR = str(config.home() / "numba")  # pyright: ignore[reportAttributeAccessIssue]
+        return compile_it(function)
 
 
 @compiled

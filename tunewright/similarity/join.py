@@ -10,7 +10,7 @@ Sets come as CSR with the rarest item first; `sizes` counts items that only one 
 
 import numpy as np
 
-from tunewright.similarity.compiled import compiled
+from tunewright.similarity.hashing import compiled
 
 ROUNDING = 1e-9
 
@@ -144,28 +144,15 @@ def _root(parents, row):
 
 
 @compiled
-def pairs(
-    indptr,
-    items,
-    sizes,
-    bits,
-    entries,
-    groups,
-    postings,
-    holders,
-    positions,
-    threshold,
-    begin,
-    end,
-    enough,
-):
+def pairs(index, threshold, begin, end, enough):
     """The pairs (later, earlier, similarity) of the rows begin..end with earlier rows; `sizes` must rise.
 
-    `groups` number the items of each row's prefix, entries[row]..entries[row + 1]; an item's number leads by `postings`
-    to the rows that hold it in their shorter prefix, and to where: a pair is found where the postings have the first
-    item that both share. A row that has `enough` partners is given others only where they connect it to rows that it
-    was not connected to.
+    Of `index`, groups number the items of each row's prefix, entries[row]..entries[row + 1]; an item's number leads by
+    postings to the rows that hold it in their shorter prefix, and to where: a pair is found where the postings have the
+    first item that both share. A row that has `enough` partners is given others only where they connect it to rows that
+    it was not connected to.
     """
+    indptr, items, sizes, bits, entries, groups, postings, holders, positions = index
     last, parents = np.full(len(sizes), -1, np.int32), np.arange(len(sizes))
     room, found = 1024, 0
     later, earlier, similarity = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room)
@@ -201,26 +188,13 @@ def pairs(
 
 
 @compiled
-def closest(
-    indptr,
-    items,
-    sizes,
-    bits,
-    entries,
-    groups,
-    postings,
-    holders,
-    positions,
-    sides,
-    floor,
-    begin,
-    end,
-):
+def closest(index, sides, floor, begin, end):
     """(row, other, similarity, compared) of the most alike pair on two sides, one of it in begin..end; `sizes` rise.
 
     Only a pair over `floor` is found, and every such pair is compared unless a closer one was found before. Of equally
     close pairs it is the first by (row, other).
     """
+    indptr, items, sizes, bits, entries, groups, postings, holders, positions = index
     last = np.full(len(sizes), -1, np.int32)
     best, best_row, best_other, compared = floor, -1, -1, 0
     for row in range(begin, end):

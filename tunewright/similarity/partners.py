@@ -6,7 +6,7 @@ takes is that of its rows, however many of their pairs are alike.
 
 import numpy as np
 
-from tunewright.similarity.compiled import compiled
+from tunewright.similarity.hashing import compiled
 from tunewright.similarity.join import ROUNDING, shared_items
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tunewright.similarity.compiled import compiled
+from tunewright.similarity.hashing import compiled
 
 
 @compiled

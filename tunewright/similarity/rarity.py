@@ -5,7 +5,7 @@ The join finds a pair by one of the rarest items of each row, so it compares the
 
 import numpy as np
 
-from tunewright.similarity.compiled import compiled
+from tunewright.similarity.hashing import compiled
 
 
 @compiled

@@ -60,7 +60,9 @@ def hash_kinds(batch: pa.Table, left_out: np.ndarray) -> np.ndarray:
     prompts = cut(folded)
     rows, kept = prompts.segments.indptr, kept_segments(prompts.segments, left_out)
     said, numbers = prompts.words.of_rows(rows, kept), prompts.numbers.of_rows(rows, kept)
-    reversing = np.concatenate([[0], np.cumsum(_reverses(said.hashes))])[said.indptr]
+    known = _reversing()
+    reverses = known[np.minimum(np.searchsorted(known, said.hashes), len(known) - 1)] == said.hashes
+    reversing = np.concatenate([[0], np.cumsum(reverses)])[said.indptr]
     return joined(hash_sequences(*numbers), np.diff(reversing).astype(np.uint64), answers(folded))
 
 
@@ -97,7 +99,9 @@ def leaders(
             asked &= ~settled[block, None]
             for row, others in _candidates(vectors, kinds, block, asked, held, threshold - ROUNDING):
                 staying = others[leader[others] < 0]
-                exact = _cosines(vectors, row, staying)
+                # A float64 holds the sums of products of integers exactly, in any order.
+                one, many = vectors[row].astype(np.float64), vectors[staying].astype(np.float64)
+                exact = (many @ one) / np.sqrt((one @ one) * (many * many).sum(axis=1))
                 if exact.max(initial=0) >= threshold:
                     leader[row], cosine[row] = staying[exact.argmax()], exact.max()
             for cell in np.unique(home):
@@ -183,12 +187,6 @@ def _where(alike: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return row, column
 
 
-def _cosines(vectors: np.ndarray, row: int, others: np.ndarray) -> np.ndarray:
-    """The cosines of a row with others. A float64 holds the sums of products of integers exactly, in any order."""
-    one, many = vectors[row].astype(np.float64), vectors[others].astype(np.float64)
-    return (many @ one) / np.sqrt((one @ one) * (many * many).sum(axis=1))
-
-
 def _embed_rows(file: Path, rows: np.ndarray, left_out: np.ndarray, model: StaticModel) -> np.ndarray:
     """(rows, dimensions) int16; `rows` are numbers of rows of the file, rising."""
     vectors = np.empty((len(rows), model.vectors.shape[1]), np.int16)
@@ -199,12 +197,6 @@ def _embed_rows(file: Path, rows: np.ndarray, left_out: np.ndarray, model: Stati
         vectors[done : done + len(here)] = model.embed(texts)
         start, done = start + batch.num_rows, done + len(here)
     return vectors
-
-
-def _reverses(hashes: np.ndarray) -> np.ndarray:
-    """(words,) bool: those of REVERSING."""
-    known = _reversing()
-    return known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes
 
 
 @cache

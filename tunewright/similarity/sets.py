@@ -35,17 +35,13 @@ class Sets:
 
 def gather(shingled: Sequence[Shingles]) -> Sets:
     """The sets of the rows of all parts."""
-    classes = _rarities(shingled)
-    return together(on_all_cores(lambda part: ordered(part, classes), shingled))
-
-
-def _rarities(shingled: Sequence[Shingles]) -> np.ndarray:
     from tunewright.similarity.rarity import count_items, rarities
 
     counts = np.zeros(buckets_of(sum(len(part.items) for part in shingled)), np.uint16)
     for part in shingled:
         count_items(part.items, counts)
-    return rarities(counts)
+    classes = rarities(counts)
+    return together(on_all_cores(lambda part: ordered(part, classes), shingled))
 
 
 def ordered(part: Shingles, classes: np.ndarray) -> Sets:
@@ -140,7 +136,7 @@ def pairs_of(
     index = _index(sets, threshold, part)
 
     def compare(begin: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return join.pairs(*index.arrays, threshold, begin, end, enough)  # pyright: ignore[reportCallIssue]
+        return join.pairs(index.arrays, threshold, begin, end, enough)
 
     found = _in_blocks(index, compare)
     later, earlier, similarity = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -167,7 +163,7 @@ def closest_of(sets: Sets, sides: np.ndarray, floor: float, part: ItemShare = WH
     index = _index(sets, floor, part)
 
     def compare(begin: int, end: int) -> Nearest:
-        other, one, similarity, compared = join.closest(*index.arrays, sides, floor, begin, end)  # pyright: ignore[reportCallIssue]
+        other, one, similarity, compared = join.closest(index.arrays, sides, floor, begin, end)
         return Nearest(one, other, similarity if one >= 0 else 0.0, compared)
 
     return nearest_of(_in_blocks(index, compare))
@@ -235,12 +231,7 @@ def _index(sets: Sets, threshold: float, part: ItemShare) -> _Index:
 
 def _in_blocks(index: _Index, compare: Callable[[int, int], T]) -> list[T]:
     """The results of compare(begin, end) for blocks of rows with about the same work, at once."""
-    bounds = _blocks(index.work, index.blocks)
+    done, num_rows = np.cumsum(index.work + 1), len(index.work)
+    cuts = np.searchsorted(done, np.linspace(0, done[-1], index.blocks + 1)[1:-1]).tolist() if num_rows else []
+    bounds = [0, *sorted({*cuts} - {0, num_rows}), num_rows]
     return on_all_cores(compare, bounds[:-1], bounds[1:])
-
-
-def _blocks(work: np.ndarray, blocks: int) -> list[int]:
-    """Where the blocks begin, and the end of the last."""
-    done = np.cumsum(work + 1)
-    cuts = np.searchsorted(done, np.linspace(0, done[-1], blocks + 1)[1:-1]).tolist() if len(work) else []
-    return [0, *sorted({*cuts} - {0, len(work)}), len(work)]

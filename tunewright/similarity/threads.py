@@ -16,13 +16,9 @@ def on_all_cores(function: Callable[..., T], *arguments: Iterable[Any]) -> list[
     """As list(map(function, *arguments)), as many at once as there are cores: each has memory to itself."""
     with ThreadPoolExecutor(num_cores()) as pool:
         found = list(pool.map(function, *arguments))
-    _give_back()
-    return found
-
-
-def _give_back() -> None:
-    """The system gets the memory that was freed; else Arrow keeps it for threads, and glibc's heap in holes."""
+    # The system gets the memory that was freed; else Arrow keeps it for threads, and glibc's heap in holes.
     pa.default_memory_pool().release_unused()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # other C libraries have none
         libc.malloc_trim(0)
+    return found
