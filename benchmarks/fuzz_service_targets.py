@@ -58,7 +58,7 @@ def notify(content: bytes) -> str:
     with home() as folder:
         (folder / "a.yaml").write_bytes(content)
         try:
-            (name,) = deployment_file.names(folder / "a.yaml")
+            (name,) = deployment_file.names(deployment_file.read(folder / "a.yaml"))
             pipeline = deployment_file.load(folder / "a.yaml", name)
         except TunewrightError as error:
             return refusal(error)

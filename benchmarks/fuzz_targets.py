@@ -97,14 +97,14 @@ def deployment(content: bytes) -> str:
     with home() as folder:
         (folder / "a.yaml").write_bytes(content)
         try:
-            for name in deployment_file.names(folder / "a.yaml"):
+            for name in deployment_file.names(deployment_file.read(folder / "a.yaml")):
                 deployment_file.effective(deployment_file.load(folder / "a.yaml", name))
         except TunewrightError as error:
             return refusal(error)
     return ""
 
 
-class Record(Artifact):
+class Record(Artifact, frozen=True):
     """What the artifact of the target `manifest` says."""
 
     num_rows: int

@@ -3,13 +3,13 @@
 .venv/bin/python benchmarks/memory_table.py
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tunewright.config import Compute, Method, Training
 from tunewright.cost_model import devices, shapes
 from tunewright.cost_model.memory import Load, Memory, memory
-from tunewright.modeling import compute as speed
+from tunewright.modeling import compute
 
 COLUMNS = (
     *("model", "method", "card", "rows x tokens", "checkpointing"),
@@ -71,15 +71,15 @@ SETTINGS = ((1, 512, False), (1, 2_048, False), (1, 2_048, True), (4, 2_048, Tru
 def shape_of(model: str) -> shapes.ModelShape:
     """The shape of one of LLAMA, whose heads are matrices of their own."""
     config = LLAMA[model] | {"model_type": "llama", "tie_word_embeddings": False}
-    return shapes.llama_like(config)
+    return llama_like(config)
 
 
 def need(claim: Claim, rows: int, length: int, checkpointing: bool) -> tuple[Memory, float]:
     """The memory, and the peak of one card in GB: the states are cut among the cards, as FSDP and ZeRO-3 cut them."""
     shape = shape_of(claim.model)
     method, device = Method.model_validate({"kind": claim.kind}), devices.machine(claim.card).device
-    compute = Compute(checkpointing=checkpointing)
-    chosen = speed.choose(shape.config, method, Training(), compute, length, device)
+    switches = Compute(checkpointing=checkpointing)
+    chosen = compute.choose(shape.config, method, Training(), switches, length, device)
     load = Load(tokens=rows * length, scored=rows * length // LABELLED, groups=((rows, length),))
     found = memory(shape, method, chosen, load, "cuda")
     states = {name: getattr(found, name) // claim.num_cards for name in STATES}
@@ -109,6 +109,30 @@ def _line(claim: Claim, rows: int, length: int, checkpointing: bool) -> str:
         f"| {claim.model} | {claim.kind} | {card}, {free:.1f} | {rows} x {length:,} | {again} | {sizes} | "
         f"{peak:.1f} | {verdict} |"
     )
+
+
+def llama_like(config: Mapping[str, Any]) -> shapes.ModelShape:
+    """The shape that a config.json stands for: what Llama, Mistral, Qwen and their like have in common."""
+    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    size = config.get("head_dim") or hidden // heads
+    wide, narrow = heads * size, config.get("num_key_value_heads", heads) * size
+    layer = {
+        "q_proj": (wide, hidden),
+        "k_proj": (narrow, hidden),
+        "v_proj": (narrow, hidden),
+        "o_proj": (hidden, wide),
+        "gate_proj": (inner, hidden),
+        "up_proj": (inner, hidden),
+        "down_proj": (hidden, inner),
+    }
+    norms = {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
+    tensors: list[tuple[str, Sequence[int]]] = [
+        (f"layers.{number}.{name}.weight", shape)
+        for number in range(config["num_hidden_layers"])
+        for name, shape in (layer | norms).items()
+    ]
+    tensors += [("embed_tokens.weight", (config["vocab_size"], hidden)), ("norm.weight", (hidden,))]
+    return shapes.shape_of(config, tensors, "config.json")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def show(console: Console, cleaned: Cleaned) -> None:
     if not cleaned.found:
         console.print(f"nothing to remove in {config.home()}", markup=False)
         return
-    for kind, all_of_it in _by_kind(cleaned.found).items():
+    for kind in dict.fromkeys(each.kind for each in cleaned.found):
+        all_of_it = [each for each in cleaned.found if each.kind == kind]
         console.print(Text(f"{kind}: {len(all_of_it):,}, {_megabytes(sum(each.size for each in all_of_it))}", "bold"))
         table = Table(box=None, pad_edge=False, show_header=False)
         for each in sorted(all_of_it, key=lambda each: -each.size)[:SHOWN]:
@@ -70,13 +71,6 @@ def as_json(cleaned: Cleaned) -> dict[str, Any]:
         "found": [plain(each) for each in cleaned.found],
         "removed": None if removed is None else [plain(each) for each in removed],
     }
-
-
-def _by_kind(found: Sequence[Needless]) -> dict[str, list[Needless]]:
-    kinds: dict[str, list[Needless]] = {}
-    for each in found:
-        kinds.setdefault(each.kind, []).append(each)
-    return kinds
 
 
 def _megabytes(size: int) -> str:

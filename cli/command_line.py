@@ -2,14 +2,13 @@
 
 import difflib
 import errno
-import gc
 import inspect
 import logging
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -68,7 +67,9 @@ class OneLine(TyperGroup):
         except UsageError as error:
             command = error.ctx.command_path if error.ctx else "tunewright"
             if possible := getattr(error, "possibilities", None):
-                error.possibilities = _close(error.option_name, possible)
+                bare = {each.lstrip("-"): each for each in possible}  # the dashes, which all have, do not count
+                close = difflib.get_close_matches(error.option_name.lstrip("-"), bare, cutoff=0.7)
+                error.possibilities = [bare[each] for each in close]
             said = error.format_message().strip().rstrip(".")
             if "\n" in said:  # the help, where nothing was asked for
                 print(said, file=sys.stderr)
@@ -76,12 +77,6 @@ class OneLine(TyperGroup):
                 print(f"error: {command}: {said}; see {command} --help", file=sys.stderr)
             code = error.exit_code
         sys.exit(code if isinstance(code, int) else 0)
-
-
-def _close(name: str, possible: Iterable[str]) -> list[str]:
-    """Those of the possible options that `name` may be a misspelling of; the dashes, which all have, do not count."""
-    bare = {each.lstrip("-"): each for each in possible}
-    return [bare[each] for each in difflib.get_close_matches(name.lstrip("-"), bare, cutoff=0.7)]
 
 
 def _flow_help(command: Any) -> None:
@@ -112,7 +107,7 @@ def load(
     Raises ConfigError.
     """
     note_home_beside(file)
-    with importing():
+    with interrupts.at_once():
         from tunewright.cli import deployment_file
 
     given = list(assignments or [])
@@ -143,21 +138,6 @@ def _stage(option: str, name: str) -> str:
 def repeated(file: Path, assignments: list[str] | None) -> str:
     """The file and its changes, for the commands to run next."""
     return shlex.join([str(file), *(text for change in assignments or [] for text in ("--set", change))])
-
-
-@contextmanager
-def importing() -> Iterator[None]:
-    """For a block of imports, in which Ctrl-C ends the process at once.
-
-    What they make stays, and looking through it for garbage is a sixth of their time.
-    """
-    gc.disable()
-    try:
-        with interrupts.at_once():
-            yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def prepare(console: Console, *, quiet: bool = True, verbose: bool = False) -> None:

@@ -7,11 +7,11 @@ from math import prod
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tunewright.cli.deployment_file import Pipeline, override
 from tunewright.cli.terminal import opened_by, show_next
+from tunewright.cli.visible import plain_table
 from tunewright.comparison import VariantComparison, notes, row
 from tunewright.config import Settings, from_here
 from tunewright.errors import ConfigError
@@ -91,8 +91,7 @@ def _values(pipeline: Pipeline, key: str, varied: str) -> list[str]:
 
 def show(console: Console, found: VariantComparison, asked: dict[str, Variant], what: str) -> None:
     """The variants in their order, which is the best, where to look and what to run next; `what` is the file."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("variant", overflow="fold")
+    table = plain_table("variant")
     for head in row(found.ranked[0]):
         table.add_column(head, justify="right")
     for each in found.ranked:

@@ -4,30 +4,12 @@ from tunewright.cli import interrupts
 
 with interrupts.at_once():
     from importlib.metadata import version
-    from typing import Annotated, Any
+    from typing import Annotated
 
     import typer
-    from rich.console import Console
 
     from tunewright import config
-    from tunewright.cli import home, operate, release
-    from tunewright.cli.command_line import (
-        Deployment,
-        File,
-        Json,
-        OneLine,
-        Quiet,
-        Refresh,
-        Set,
-        Until,
-        Verbose,
-        console_of,
-        importing,
-        load,
-        one_line_errors,
-        prepare,
-        repeated,
-    )
+    from tunewright.cli import command_line, home, operate, release
     from tunewright.cli.visible import as_line
     from tunewright.config import STAGES
     from tunewright.errors import ConfigError
@@ -36,7 +18,7 @@ NOT_PROMOTED = 5
 
 app = typer.Typer(
     name="tunewright",
-    cls=OneLine,
+    cls=command_line.OneLine,
     help="Instruction data in, a registered and defensible fine-tuned LLM out.",
     no_args_is_help=True,
     add_completion=False,
@@ -54,33 +36,33 @@ def _main(show_version: Annotated[bool, typer.Option("--version", help="Print th
 
 @app.command()
 def run(
-    file: File,
-    assignments: Set = None,
-    until: Until = None,
-    refresh: Refresh = None,
-    deployment: Deployment = None,
-    as_json: Json = False,
+    file: command_line.File,
+    assignments: command_line.Set = None,
+    until: command_line.Until = None,
+    refresh: command_line.Refresh = None,
+    deployment: command_line.Deployment = None,
+    as_json: command_line.Json = False,
     require_promotion: Annotated[
         bool, typer.Option("--require-promotion", help="Exit with 5 unless the candidate is promoted")
     ] = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    quiet: command_line.Quiet = False,
+    verbose: command_line.Verbose = False,
 ) -> None:
     """Run the pipeline now, up to a registered model; unchanged stages come from the cache.
 
     Exit codes: 0 finished, 2 configuration, 3 data refused, 4 training did not finish, 5 not promoted and
     --require-promotion given, 130 interrupted by Ctrl-C, 143 ended by SIGTERM, 1 anything else.
     """
-    console = console_of(as_json)
-    with one_line_errors(as_json) as until_end:
-        prepare(console, quiet=quiet, verbose=verbose)
-        pipeline = load(until_end, file, deployment, assignments, until, refresh)
+    console = command_line.console_of(as_json)
+    with command_line.one_line_errors(as_json) as until_end:
+        command_line.prepare(console, quiet=quiet, verbose=verbose)
+        pipeline = command_line.load(until_end, file, deployment, assignments, until, refresh)
         if require_promotion and STAGES.index(pipeline.until) < STAGES.index("decide"):
             raise ConfigError(
                 f"--require-promotion: a run that ends with {pipeline.until} has no verdict; leave it out"
             )
         config.make_home()
-        with importing():
+        with interrupts.at_once():
             from tunewright.cli import deployment_file, prefect_server, terminal
             from tunewright.flows import calls, origins
             from tunewright.flows.finetune import finetune
@@ -92,17 +74,14 @@ def run(
         sections = {name: getattr(pipeline.settings, name) for name in config.Settings.model_fields}
         with deployment_file.placed(pipeline), looked_at(pipeline.settings):
             calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)  # before a server starts for the run
-            interrupts.raise_if_came()
-            prefect_server.ensure()
-            with prefect_server.needed():
-                state: Any = finetune(**sections, until=pipeline.until, refresh=pipeline.refresh, return_state=True)
-            result = state.result(raise_on_failure=False)
-            if isinstance(result, BaseException):
-                raise result
-        outcome = Outcome.of(result)
+            steps = prefect_server.call(finetune, **sections, until=pipeline.until, refresh=pipeline.refresh)
+        outcome = Outcome.of(steps)
         if outcome.tokens and pipeline.until == "render" and not quiet:
-            _preview(console, outcome)
-        terminal.show_outcome(console, outcome, repeated(file, assignments))
+            from tunewright.tasks.render import preview
+
+            for text in preview(outcome.tokens, 3):
+                console.print(text)
+        terminal.show_outcome(console, outcome, command_line.repeated(file, assignments))
     if as_json:
         print(as_line(outcome.as_json()))
     if require_promotion and outcome.name != "Promoted":
@@ -111,11 +90,11 @@ def run(
 
 @app.command()
 def plan(
-    file: File,
-    assignments: Set = None,
-    until: Until = None,
-    refresh: Refresh = None,
-    deployment: Deployment = None,
+    file: command_line.File,
+    assignments: command_line.Set = None,
+    until: command_line.Until = None,
+    refresh: command_line.Refresh = None,
+    deployment: command_line.Deployment = None,
     device: Annotated[
         str, typer.Option(metavar="NAME", help="Plan for another device: cpu, or a card such as rtx-4090")
     ] = "",
@@ -125,22 +104,24 @@ def plan(
             "--calibrate", help="Time a few training steps on this machine (at most 30 s), also for later plans"
         ),
     ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    as_json: command_line.Json = False,
+    quiet: command_line.Quiet = False,
+    verbose: command_line.Verbose = False,
 ) -> None:
     """Show which stages would run and why, and the time, memory and disk of training; nothing is run."""
-    console = console_of(as_json)
-    with one_line_errors(as_json) as until_end:
-        prepare(console, quiet=quiet, verbose=verbose)
-        pipeline = load(until_end, file, deployment, assignments, until, refresh)
+    console = command_line.console_of(as_json)
+    with command_line.one_line_errors(as_json) as until_end:
+        command_line.prepare(console, quiet=quiet, verbose=verbose)
+        pipeline = command_line.load(until_end, file, deployment, assignments, until, refresh)
         from tunewright.cli import deployment_file, terminal
         from tunewright.cli import plan as plan_command
         from tunewright.cli.plan import view
         from tunewright.flows import calls
 
         with deployment_file.placed(pipeline):
-            planned = plan_command.look_up(pipeline, repeated(file, assignments), device, calibrate=calibrate)
+            planned = plan_command.look_up(
+                pipeline, command_line.repeated(file, assignments), device, calibrate=calibrate
+            )
         if not quiet:
             terminal.show_settings(console, pipeline, everything=verbose)
         view.show_plan(console, planned)
@@ -151,27 +132,27 @@ def plan(
 
 @app.command()
 def compare(
-    file: File,
+    file: command_line.File,
     vary: Annotated[
         list[str] | None, typer.Option(metavar="SECTION.FIELD=VALUE,VALUE", help="Values of one setting to compare")
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, max=20, help="Train each variant with N seeds")] = 1,
     prune: Annotated[bool, typer.Option(help="Stop variants early that fall behind")] = True,
-    assignments: Set = None,
-    deployment: Deployment = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    assignments: command_line.Set = None,
+    deployment: command_line.Deployment = None,
+    as_json: command_line.Json = False,
+    quiet: command_line.Quiet = False,
+    verbose: command_line.Verbose = False,
 ) -> None:
     """Train variants and rank them on the validation rows; the test rows are not used.
 
     Every combination of the values is a variant. Trained variants come from the cache.
     """
-    console = console_of(as_json)
-    with one_line_errors(as_json) as until_end:
-        prepare(console, quiet=quiet, verbose=verbose)
-        pipeline = load(until_end, file, deployment, assignments)
-        with importing():
+    console = command_line.console_of(as_json)
+    with command_line.one_line_errors(as_json) as until_end:
+        command_line.prepare(console, quiet=quiet, verbose=verbose)
+        pipeline = command_line.load(until_end, file, deployment, assignments)
+        with interrupts.at_once():
             from tunewright.cli import compare as compare_command
             from tunewright.cli import deployment_file, prefect_server
             from tunewright.flows.compare import compare as compare_flow
@@ -180,36 +161,30 @@ def compare(
         variants = {name: variant.settings for name, variant in asked.items()}
         config.make_home()
         with deployment_file.placed(pipeline):
-            interrupts.raise_if_came()
-            prefect_server.ensure()
-            with prefect_server.needed():
-                state: Any = compare_flow(pipeline.settings, variants, seeds, prune, return_state=True)
-            found = state.result(raise_on_failure=False)
-            if isinstance(found, BaseException):
-                raise found
-        compare_command.show(console, found, asked, repeated(file, assignments))
+            found = prefect_server.call(compare_flow, pipeline.settings, variants, seeds, prune)
+        compare_command.show(console, found, asked, command_line.repeated(file, assignments))
     if as_json:
         print(as_line(compare_command.as_json(found)))
 
 
 @app.command()
 def data(
-    file: File,
+    file: command_line.File,
     row: Annotated[str | None, typer.Option(metavar="ID", help="Row to show, by the beginning of its row_id")] = None,
     line: Annotated[str | None, typer.Option(metavar="FILE:LINE", help="Row to show, by file and line")] = None,
     text: Annotated[str | None, typer.Option(metavar="WORDS", help="Row to show, by words it contains")] = None,
     version: Annotated[
         str | None, typer.Option(metavar="N", help="Accepted version; default: the current data")
     ] = None,
-    assignments: Set = None,
-    deployment: Deployment = None,
-    as_json: Json = False,
+    assignments: command_line.Set = None,
+    deployment: command_line.Deployment = None,
+    as_json: command_line.Json = False,
 ) -> None:
     """Show the stages and versions of the data, or what happened to one row; nothing is run."""
-    console = console_of(as_json)
-    with one_line_errors(as_json) as until_end:
-        prepare(console)
-        pipeline = load(until_end, file, deployment, assignments)
+    console = command_line.console_of(as_json)
+    with command_line.one_line_errors(as_json) as until_end:
+        command_line.prepare(console)
+        pipeline = command_line.load(until_end, file, deployment, assignments)
         if sum(given is not None for given in (row, line, text)) > 1:
             raise ConfigError("--row, --line, --text: accepted: only one of them")
         from tunewright.cli import data as data_command
@@ -217,7 +192,7 @@ def data(
         from tunewright.cli.data import as_json as data_json
         from tunewright.cli.data import view as data_view
 
-        what = repeated(file, assignments)
+        what = command_line.repeated(file, assignments)
         with deployment_file.placed(pipeline):
             found = data_command.look_up(pipeline.settings, version)
         if row is None and line is None and text is None:
@@ -238,14 +213,14 @@ def settings(
             metavar="NAME", help="A section or a setting, such as training or training.epochs; default: all"
         ),
     ] = None,
-    as_json: Json = False,
+    as_json: command_line.Json = False,
 ) -> None:
     """Show what a deployment file can set: each setting with its default and description."""
-    with one_line_errors(as_json):
+    with command_line.one_line_errors(as_json):
         from tunewright.cli import settings as settings_command
 
         found = settings_command.listed(name)
-        settings_command.show(console_of(as_json), found)
+        settings_command.show(command_line.console_of(as_json), found)
     if as_json:
         print(as_line({"settings": [each._asdict() for each in found]}))
 
@@ -260,10 +235,3 @@ def main() -> None:
     """The entry point of `tunewright`."""
     interrupts.end_at_once()
     app()
-
-
-def _preview(console: Console, outcome: Any) -> None:
-    from tunewright.tasks.render import preview
-
-    for text in preview(outcome.tokens, 3):
-        console.print(text)

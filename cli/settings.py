@@ -7,12 +7,11 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tunewright.accepted import did_you_mean, meant, shown
+from tunewright.cli.visible import plain_table
 from tunewright.errors import ConfigError
 from tunewright.flows.parameters import Parameters, section_of
 
@@ -59,10 +58,13 @@ def _within(place: str, model: type[BaseModel]) -> Iterator[Setting]:
     for name, field in model.model_fields.items():
         key, inner = f"{place}{name}", section_of(field.annotation)
         is_section = inner is field.annotation
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if isinstance(default, tuple):
+            default = [each.model_dump() if isinstance(each, BaseModel) else each for each in default]
         if not is_section:
             yield Setting(
                 key=key,
-                default=_default(field),
+                default=default,
                 is_needed=field.is_required(),
                 choices=_choices(field.annotation),
                 description=field.description or "",
@@ -70,15 +72,6 @@ def _within(place: str, model: type[BaseModel]) -> Iterator[Setting]:
             )
         if inner:
             yield from _within(f"{key}." if is_section else f"{key}[].", inner)
-
-
-def _default(field: FieldInfo) -> Any:
-    value = None if field.is_required() else field.get_default(call_default_factory=True)
-    return [_plain(each) for each in value] if isinstance(value, tuple) else value
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump() if isinstance(value, BaseModel) else value
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:
@@ -91,19 +84,12 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 
 def show(console: Console, settings: list[Setting]) -> None:
     """A table of them."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("setting", "default", "what it is"):
-        table.add_column(column, overflow="fold")
+    table = plain_table("setting", "default", "what it is")
     for each in settings:
-        default = "needed" if each.is_needed else _as_yaml(each.default)
+        is_empty = each.default in (None, "", (), [], {})
+        plain = "" if is_empty else yaml.safe_dump(each.default, default_flow_style=True)  # as a deployment file has it
+        default = "needed" if each.is_needed else plain.removesuffix("\n...\n").strip()
         how_many = "A list of any of" if each.is_list else "One of"
         accepted = f" {how_many} {', '.join(each.choices)}." if each.choices else ""
         table.add_row(Text(each.key), Text(default), Text(f"{each.description}.{accepted}"))
     console.print(table)
-
-
-def _as_yaml(value: Any) -> str:
-    """As a deployment file has it; "" of what is empty."""
-    if value in (None, "", (), [], {}):
-        return ""
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from tunewright.artifacts.payloads import LeakProof
 from tunewright.cli.deployment_file import Pipeline, effective
+from tunewright.cli.visible import plain_table
 from tunewright.config import from_here
-from tunewright.flows.calls import Step
 from tunewright.flows.outcome import UNCHANGED, Outcome, given_sides, too_few_test_rows, worth_a_look
-from tunewright.flows.report import mlflow_link, training_sentence
-from tunewright.registry.tracking import starts_with, tracking_uri
+from tunewright.flows.report import mlflow_run, training_sentence
+from tunewright.registry.tracking import AS_TRAINING, starts_with, tracking_uri
 from tunewright.reports.account import growth_sentence, leak_sentence
 
 COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
@@ -24,9 +24,7 @@ def show_settings(console: Console, pipeline: Pipeline, *, everything: bool) -> 
     """Show the effective settings with their origin; `everything` includes those at their defaults."""
     rows = effective(pipeline)
     shown = [row for row in rows if everything or row[2] != "default"]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("setting", "value", "from"):
-        table.add_column(column, overflow="fold")
+    table = plain_table("setting", "value", "from")
     for key, value, origin in shown:
         table.add_row(key, Text("" if value is None else "[]" if value == "" else str(value)), Text(origin, "dim"))
     console.print(table)
@@ -38,7 +36,10 @@ def show_settings(console: Console, pipeline: Pipeline, *, everything: bool) -> 
 def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
     """The summary at the end of a run of `what`, the file and its changes: what was done, where to look, what next."""
     console.print()
-    _show_steps(console, outcome.steps)
+    table = Table("stage", "", Column("seconds", justify="right"), box=None, pad_edge=False, header_style="bold")
+    for step in outcome.steps:
+        table.add_row(step.name, Text(step.state, COLOURS[step.state]), f"{step.seconds:.1f}")
+    console.print(table)
     if outcome.saved:
         console.print(outcome.saved, style="dim")
     _show_account(console, outcome)
@@ -61,16 +62,6 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
         console.print(Text(f"{said}."))
     console.print()
     _show_links(console, outcome, what)
-
-
-def _show_steps(console: Console, steps: Sequence[Step]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("stage")
-    table.add_column("")
-    table.add_column("seconds", justify="right")
-    for step in steps:
-        table.add_row(step.name, Text(step.state, COLOURS[step.state]), f"{step.seconds:.1f}")
-    console.print(table)
 
 
 def _show_account(console: Console, outcome: Outcome) -> None:
@@ -110,8 +101,7 @@ def _show_scores(console: Console, outcome: Outcome) -> None:
     decisive = outcome.verdict.metric if outcome.verdict else ""
     intervals = outcome.verdict.intervals if outcome.verdict else {}
     measured = dict.fromkeys(metric for answers in outcome.answers.values() for metric in answers.scores)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("scores")
+    table = Table("scores", box=None, pad_edge=False, header_style="bold")
     for name in outcome.answers:
         table.add_column(name, justify="right", no_wrap=True)
     for metric in sorted(measured, key=lambda metric: metric != decisive):
@@ -142,7 +132,8 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
         registered = outcome.registered
         looks.append(("model", f"{registered.uri}{' ' if registered.alias else ', '}{outcome.alias}"))
         looks += [("approve in Prefect", registered.asked)] if registered.asked else []
-        looks.append(("MLflow", opened_by(mlflow_link(outcome), tracking_uri(registered))))
+        link = f"{mlflow_run(registered)}?{AS_TRAINING}"
+        looks.append(("MLflow", opened_by(link, tracking_uri(registered))))
         if outcome.name == "Waiting":
             nexts.insert(0, f'tunewright release approve {registered.name} {registered.version} --reason "..."')
     elif outcome.splits and not outcome.tokens:
@@ -150,7 +141,8 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     else:
         nexts.append(f"tunewright run {what}")
     for name, place in looks:
-        console.print(Text.assemble((f"{name:<20}", "bold"), _short(place)), soft_wrap=True)
+        shown = str(from_here(place) if isinstance(place, Path) else place)
+        console.print(Text.assemble((f"{name:<20}", "bold"), shown), soft_wrap=True)
     if outcome.page and outcome.page.suggestions:
         console.print(Text.assemble((f"{'to try':<20}", "bold"), f"{outcome.page.suggestions[0]}"), soft_wrap=True)
     show_next(console, nexts)
@@ -168,7 +160,3 @@ def show_next(console: Console, commands: Sequence[str]) -> None:
         console.print(Text("next", "bold"))
     for command in commands:
         console.print(Text(f"  {command}"), soft_wrap=True)
-
-
-def _short(place: Any) -> str:
-    return str(from_here(place) if isinstance(place, Path) else place)

@@ -1,4 +1,4 @@
-"""Text of strangers in a terminal: what would steer it is shown as a character of its own."""
+"""What all commands print with: text of strangers cannot steer the terminal, and tables look alike."""
 
 import json
 from collections.abc import Iterable
@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 
 from tunewright.privacy.excerpts import STEERING, visible
 
@@ -23,3 +24,11 @@ class Visible(Console):
         """The segments of what is printed, each as visible text."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+def plain_table(*columns: str) -> Table:
+    """A table without lines, whose cells wrap."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -38,8 +38,10 @@ _JSON = re.compile(r"\s*(?:\{\s*(?:\"|$)|\[\s*(?:[\[{\"]|$))")
 def placeholder(answer: str, before: Sequence[str]) -> str | None:
     """The answer, stripped, where it is nothing but a placeholder; `before` are the texts of the turns before it."""
     said = stripped(answer)
-    is_word = _WORDS.fullmatch(said) and not _is_named(said, before)
-    return said if is_word or _FORMS.fullmatch(said) else None
+    if _WORDS.fullmatch(said):
+        named = re.compile(rf"(?<!\w){re.escape(said)}(?!\w)", re.IGNORECASE)
+        return None if any(named.search(text) for text in before) else said
+    return said if _FORMS.fullmatch(said) else None
 
 
 def cut_off(answer: str) -> str | None:
@@ -72,11 +74,6 @@ def length_cap(lengths: Mapping[int, int], min_share: float = 0.01) -> int | Non
 def stripped(text: str) -> str:
     """The text without the white space and the zero-width characters around it."""
     return text.strip().strip(_NOTHING).strip()
-
-
-def _is_named(answer: str, before: Sequence[str]) -> bool:
-    word = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)", re.IGNORECASE)
-    return any(word.search(text) for text in before)
 
 
 def _is_open_json(text: str) -> bool:

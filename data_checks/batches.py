@@ -56,7 +56,10 @@ def look(file: Path, ask: Ask, processes: int | None = None) -> Iterator[Looked]
     """
     one = partial(look_at, ask=ask)
     batches = row_batches(file)
-    processes = processes or min(os.cpu_count() or 1, MAX_PROCESSES, _num_batches(pq.read_metadata(file)))
+    metadata = pq.read_metadata(file)
+    num_bytes = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    num_batches = max(-(-metadata.num_rows // BATCH), -(-num_bytes // BATCH_BYTES))  # about
+    processes = processes or min(os.cpu_count() or 1, MAX_PROCESSES, num_batches)
     if processes <= 1:
         yield from map(one, batches)
         return
@@ -109,12 +112,6 @@ def _one(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
     return pa.Table.from_batches(batches).combine_chunks().to_batches()
 
 
-def _num_batches(metadata: pq.FileMetaData) -> int:
-    """About how many there are."""
-    num_bytes = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    return max(-(-metadata.num_rows // BATCH), -(-num_bytes // BATCH_BYTES))
-
-
 def look_at(batch: pa.RecordBatch, ask: Ask) -> Looked:
     """One batch: the columns of its row table without messages, those of columns.py that are asked for and two hashes.
 
@@ -125,8 +122,9 @@ def look_at(batch: pa.RecordBatch, ask: Ask) -> Looked:
     derived = derive(conversations, ask.special_tokens, ask.columns)
     derived["num_turns"] = derived["num_turns"].where(np.array([turns is not None for turns in conversations], bool))
     small = pa.Table.from_batches([batch]).drop_columns(["messages"])
-    for name, type_ in _types().items():
-        if name in ask.columns:
+    for name, hint in get_type_hints(Columns).items():
+        if name in ask.columns:  # pandas has no type for a column of nothing but None
+            type_ = _ARROW[next(t for t in (*get_args(hint), hint) if t in _ARROW)]
             small = small.append_column(name, pa.array(derived[name], type_, from_pandas=True))
     hashes = list(map(_hashes, conversations))
     for position, name in enumerate(("prompt_hash", "answer_hash")):
@@ -152,12 +150,6 @@ def _outcomes(
 def _texts(turns: Sequence[Turn]) -> tuple[str, str | None]:
     prompt, answer = prompt_and_answer(turns)
     return "\n".join(turn["content"] or "" for turn in prompt), answer["content"] if answer else None
-
-
-def _types() -> dict[str, pa.DataType]:
-    """The Arrow type of each derived column, as Columns says: pandas has none for a column of nothing but None."""
-    hints = get_type_hints(Columns).items()
-    return {name: _ARROW[next(t for t in (*get_args(hint), hint) if t in _ARROW)] for name, hint in hints}
 
 
 def _hashes(turns: Sequence[Turn] | None) -> tuple[int | None, int | None]:

@@ -63,7 +63,11 @@ def derive(
     import pandas as pd  # a third of a second, and a run that checks nothing needs none
 
     special = _any_of(special_tokens)
-    derived = _COLUMNS | {"special_token": lambda row: _first(_searched(special, text) for text in row.texts)}
+
+    def special_token(row: Conversation) -> str | None:
+        return next((found[0] for text in row.texts if (found := special.search(text))), None)
+
+    derived = _COLUMNS | {"special_token": special_token}
     names = [name for name in Columns._fields if wanted is None or name in wanted]
     rows = [_conversation(turns or []) for turns in conversations]
     # One column after the other is faster than one row after the other: a detector stays in the processor's caches.
@@ -97,26 +101,9 @@ def _prompt_language(row: Conversation) -> Language | None:
     return language(last) or (language(text.partition("\n\n")[0]) if len(last) < len(text) else None)
 
 
-def _answer_language(row: Conversation) -> Language | None:
-    return language(row.answers[-1]) if row.answers else None
-
-
-def _placeholder(row: Conversation) -> str | None:
-    return _first(
-        placeholder(text, row.texts[:position])
-        for position, (turn, text) in enumerate(zip(row.turns, row.texts, strict=True))
-        if turn["role"] == "assistant"
-    )
-
-
 def _any_of(tokens: Sequence[str]) -> re.Pattern[str]:
     longest_first = sorted((re.escape(token) for token in tokens if token), key=len, reverse=True)
     return re.compile("|".join(longest_first) or r"(?!)")
-
-
-def _searched(pattern: re.Pattern[str], text: str) -> str | None:
-    found = pattern.search(text)
-    return found[0] if found else None
 
 
 def _first(found: Iterable[str | None]) -> str | None:
@@ -129,14 +116,16 @@ _COLUMNS: dict[str, Callable[[Conversation], Any]] = {
     "roles": lambda row: " ".join(turn["role"] or "" for turn in row.turns),
     "shortest_user_turn": lambda row: min((len(stripped(text)) for text in row.asked), default=None),
     "shortest_answer": lambda row: min((len(stripped(text)) for text in row.answers), default=None),
-    "placeholder": _placeholder,
+    "placeholder": lambda row: _first(
+        placeholder(text, row.texts[:at]) for at, text in enumerate(row.texts) if row.turns[at]["role"] == "assistant"
+    ),
     "prompt_chars": lambda row: sum(len(turn["content"] or "") for turn in prompt_and_answer(row.turns)[0]),
     "min_answer_chars": lambda row: min(map(len, row.answers), default=None),
     "max_answer_chars": lambda row: max(map(len, row.answers), default=None),
     "num_replacement_characters": lambda row: row.whole.count("\ufffd"),
-    "mojibake": lambda row: _first(str(found) if (found := mojibake(text)) else None for text in row.texts),
+    "mojibake": lambda row: _first(map(mojibake, row.texts)),
     "prompt_language": _prompt_language,
-    "answer_language": _answer_language,
+    "answer_language": lambda row: language(row.answers[-1]) if row.answers else None,
     "secret": lambda row: ", ".join(map(str, secrets(row.whole))) or None,
     "personal": lambda row: ", ".join(map(str, personal(row.whole))) or None,
     "refusal": lambda row: _first(map(refusal, row.answers)),

@@ -64,22 +64,13 @@ def set_expectations(suite: Sequence[Entry], measures: Mapping[str, Measure]) ->
 
 def _length_out_of_bounds(entry: Entry, _: pd.DataFrame) -> list[Rule]:
     a: Any = entry.arguments
+    prompt, least, most = a.max_prompt_chars, a.min_answer_chars, a.max_answer_chars
+    answer = "an answer of {value} characters"
+    over = f"{{value}} characters before the last answer, over max_prompt_chars={prompt}"
     return [
-        between(
-            f"{{value}} characters before the last answer, over max_prompt_chars={a.max_prompt_chars}",
-            "prompt_chars",
-            most=a.max_prompt_chars,
-        ),
-        between(
-            f"an answer of {{value}} characters, under min_answer_chars={a.min_answer_chars}",
-            "min_answer_chars",
-            least=a.min_answer_chars,
-        ),
-        between(
-            f"an answer of {{value}} characters, over max_answer_chars={a.max_answer_chars}",
-            "max_answer_chars",
-            most=a.max_answer_chars,
-        ),
+        between(over, "prompt_chars", most=prompt),
+        between(f"{answer}, under min_answer_chars={least}", "min_answer_chars", least=least),
+        between(f"{answer}, over max_answer_chars={most}", "max_answer_chars", most=most),
     ]
 
 
@@ -110,14 +101,6 @@ def _cut_off_answer(_: Entry, frame: pd.DataFrame) -> list[Rule]:
     return rules
 
 
-def _secrets(entry: Entry, _: pd.DataFrame) -> list[Rule]:
-    return _of_kinds("a text holds a secret: {value}", "secret", entry)
-
-
-def _personal_data(entry: Entry, _: pd.DataFrame) -> list[Rule]:
-    return _of_kinds("a text holds personal data: {value}", "personal", entry)
-
-
 def _of_kinds(fault: str, column: str, entry: Entry) -> list[Rule]:
     """A column tells one of each kind: "IBAN DE…00, phone number +4…18"."""
     kinds: list[str] = entry.given["kinds"]
@@ -127,24 +110,21 @@ def _of_kinds(fault: str, column: str, entry: Entry) -> list[Rule]:
     return [Rule(fault, gxe.ExpectColumnValuesToNotMatchRegex(column=column, regex=named))]
 
 
+def _share(fault: str, column: str, most: float) -> Rule:
+    return between(f"{fault}, over max_share={most:g}", column, most=most)
+
+
 def _drift(**columns: str) -> Callable[[Any, Mapping[str, Measure]], list[Rule]]:
     def rules(a: Any, measures: Mapping[str, Measure]) -> list[Rule]:
+        # Never less than what two samples of the same rows differ by.
+        allowed = {column: max(a.max_psi, measures[column].noise) for column in columns}
+        fault = "are not those of the last accepted version: population stability index {value:.2f}, over"
         return [
-            between(
-                f"{words} are not those of the last accepted version: population stability index {{value:.2f}}, "
-                f"over {_bound(a, measures[column]):.2f}",
-                column,
-                most=_bound(a, measures[column]),
-            )
+            between(f"{words} {fault} {allowed[column]:.2f}", column, most=allowed[column])
             for column, words in columns.items()
         ]
 
     return rules
-
-
-def _bound(a: Any, measure: Measure) -> float:
-    """What is allowed; never less than what two samples of the same rows differ by."""
-    return max(a.max_psi, measure.noise)
 
 
 ROW_RULES: dict[str, Callable[[Entry, pd.DataFrame], list[Rule]]] = {
@@ -170,26 +150,18 @@ ROW_RULES: dict[str, Callable[[Entry, pd.DataFrame], list[Rule]]] = {
     ],
     "mojibake": lambda *_: [nothing("a text was decoded wrongly: {value}", "mojibake")],
     "language": _language,
-    "secrets": _secrets,
-    "personal_data": _personal_data,
+    "secrets": lambda entry, _: _of_kinds("a text holds a secret: {value}", "secret", entry),
+    "personal_data": lambda entry, _: _of_kinds("a text holds personal data: {value}", "personal", entry),
     "refusal": lambda *_: [nothing("an answer refuses: {value}", "refusal")],
     "cut_off_answer": _cut_off_answer,
 }
 
 SET_RULES: dict[str, Callable[[Any, Mapping[str, Measure]], list[Rule]]] = {
     "source_balance": lambda a, _: [
-        between(
-            f"one of several sources has {{value:.1%}} of the rows, over max_share={a.max_share:g}",
-            "largest_source_share",
-            most=a.max_share,
-        )
+        _share("one of several sources has {value:.1%} of the rows", "largest_source_share", a.max_share)
     ],
     "label_balance": lambda a, _: [
-        between(
-            f"one of the answers has {{value:.1%}} of the rows, over max_share={a.max_share:g}",
-            "largest_label_share",
-            most=a.max_share,
-        ),
+        _share("one of the answers has {value:.1%} of the rows", "largest_label_share", a.max_share),
         between(
             f"the rarest answer has fewer rows than min_rows={a.min_rows}: {{value:.0f}}",
             "smallest_label_rows",
@@ -197,22 +169,17 @@ SET_RULES: dict[str, Callable[[Any, Mapping[str, Measure]], list[Rule]]] = {
         ),
     ],
     "duplicate_rows": lambda a, _: [
-        between(
-            f"{{value:.1%}} of the rows equal an earlier one, over max_share={a.max_share:g}",
-            "duplicate_share",
-            most=a.max_share,
-        )
+        _share("{value:.1%} of the rows equal an earlier one", "duplicate_share", a.max_share)
     ],
     "length_drift": _drift(prompt_length_psi="lengths of prompts", answer_length_psi="lengths of answers"),
     "language_drift": _drift(prompt_language_psi="languages of prompts", answer_language_psi="languages of answers"),
     "source_drift": _drift(source_psi="sources"),
     "label_drift": _drift(label_psi="answers"),
     "rows_changed": lambda a, _: [
-        between(
-            f"rows added to and removed from the last accepted version are {{value:.1%}} of it, "
-            f"over max_share={a.max_share:g}",
+        _share(
+            "rows added to and removed from the last accepted version are {value:.1%} of it",
             "changed_share",
-            most=a.max_share,
+            a.max_share,
         )
     ],
 }

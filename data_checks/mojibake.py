@@ -1,32 +1,25 @@
 """Texts that were decoded wrongly, such as "cafÃ©" for "café", as ftfy can tell and repair them."""
 
 import re
-from dataclasses import dataclass
 from functools import cache
 
 MAX_CHARS = 40  # of an example
 
 
-@dataclass(frozen=True, slots=True)
-class Mojibake:
-    """The first place where a text was decoded wrongly, as it stands and as it was meant."""
-
-    found: str
-    repaired: str
-
-    def __str__(self) -> str:
-        return f"{self.found} for {self.repaired}"
-
-
-def mojibake(text: str) -> Mojibake | None:
-    """The first words of `text` that ftfy decodes anew; None where it leaves the text as it is."""
+def mojibake(text: str) -> str | None:
+    """The first words of `text` that ftfy decodes anew, as "cafÃ© for café"; None where it leaves the text as it is."""
     if text.isascii() or not _suspect().search(text):
         return None
     from ftfy import fix_encoding
     from ftfy.badness import is_bad
 
     repaired = fix_encoding(text) if is_bad(text) else text
-    return None if repaired == text else _first_difference(text, repaired)
+    if repaired == text:
+        return None
+    same = next((n for n, pair in enumerate(zip(text, repaired, strict=False)) if pair[0] != pair[1]), len(repaired))
+    word = max(text.rfind(" ", 0, same), text.rfind("\n", 0, same)) + 1
+    start = max(word, same - MAX_CHARS // 2)
+    return " for ".join(_words(changed[start:], same - start) for changed in (text, repaired))
 
 
 @cache
@@ -41,13 +34,6 @@ def _suspect() -> re.Pattern[str]:
     telling = "".join(CHARACTERS[kind] for kind in kinds.split()) + "\u00d8\u00d9\u0402"
     alone = CHARACTERS["c1"] + "\u0152\u0153\u00c2\u00c3"
     return re.compile(f"[^\0-\x7f](?:(?<=[{telling}])[^\0-\x7f]|[{telling}]|(?<=[{alone}]))")
-
-
-def _first_difference(text: str, repaired: str) -> Mojibake:
-    same = next((n for n, pair in enumerate(zip(text, repaired, strict=False)) if pair[0] != pair[1]), len(repaired))
-    word = max(text.rfind(" ", 0, same), text.rfind("\n", 0, same)) + 1
-    start = max(word, same - MAX_CHARS // 2)
-    return Mojibake(*(_words(changed[start:], same - start) for changed in (text, repaired)))
 
 
 def _words(text: str, first: int) -> str:

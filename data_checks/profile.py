@@ -115,12 +115,9 @@ def _drift(now: Profile, before: Profile | None) -> Iterator[tuple[str, Measure]
         "source_psi": "listed_sources",
         "label_psi": "labels",
     }.items():
-        of_now, of_before = (_bars(each.get(field)) if each else None for each in (now, before))
+        found = [(each or {}).get(field) for each in (now, before)]
+        of_now, of_before = (each["bars"] if each and "bars" in each else each for each in found)
         yield measure, stability(of_before, of_now) if of_before and of_now else Measure(None)
-
-
-def _bars(found: dict[str, Any] | None) -> Counts | None:
-    return found["bars"] if found and "bars" in found else found
 
 
 def stability(before: Counts, now: Counts) -> Measure:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tunewright.artifacts.check_results import ExpectationResult, Results
+from tunewright.artifacts.payloads import CheckResults, ExpectationResult
 from tunewright.data_checks.profile import UNKNOWN, Profile
 from tunewright.privacy.excerpts import clipped
 from tunewright.reports.pages import template
@@ -55,7 +55,7 @@ class Shares:
 
 
 def render(
-    results: Results,
+    results: CheckResults,
     profile: Profile,
     earlier: Profile | None,
     *,

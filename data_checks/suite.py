@@ -15,14 +15,14 @@ info only reports, skip leaves the expectation out. expectations.py says what ea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from tunewright.accepted import accepted, did_you_mean, meant, shown
-
-Severity = Literal["critical", "warning", "info", "skip"]
+from tunewright.config import Expectation
+from tunewright.config.data import Severity
 
 
 class SuiteError(ValueError):
@@ -31,25 +31,6 @@ class SuiteError(ValueError):
     def __init__(self, key: str, said: str) -> None:
         super().__init__(f"{key}{said}")
         self.key = key  # such as checks.expectations[2].name
-
-
-class Change(Protocol):
-    """One item of checks.expectations."""
-
-    @property
-    def name(self) -> str:
-        """Of a built-in expectation, or module.Class."""
-        ...
-
-    @property
-    def severity(self) -> Severity | None:
-        """None for that of the built-in, or warning."""
-        ...
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """By name; what is not there has its default."""
-        ...
 
 
 class Arguments(BaseModel):
@@ -83,22 +64,16 @@ def _known_language(code: str) -> str:
     raise ValueError(f"is no detectable language; {meant(near)}accepted: ISO 639 codes, such as en, de or zh")
 
 
-def _known_secret(kind: str) -> str:
-    from tunewright.privacy.secrets import kinds
+def _known_kind(name: Literal["secrets", "personal_data"]) -> AfterValidator:
+    def known(kind: str) -> str:
+        from tunewright.privacy import personal, secrets
 
-    return _known_kind(kind, "secrets", kinds())
+        kinds = secrets.kinds() if name == "secrets" else personal.KINDS
+        if kind not in kinds:
+            raise ValueError(f"is no kind of {name}; {did_you_mean(kind, kinds)}")
+        return kind
 
-
-def _known_personal_data(kind: str) -> str:
-    from tunewright.privacy.personal import KINDS
-
-    return _known_kind(kind, "personal_data", KINDS)
-
-
-def _known_kind(kind: str, name: str, kinds: Sequence[str]) -> str:
-    if kind not in kinds:
-        raise ValueError(f"is no kind of {name}; {did_you_mean(kind, kinds)}")
-    return kind
+    return AfterValidator(known)
 
 
 class Languages(Arguments):
@@ -119,7 +94,7 @@ class Languages(Arguments):
 class Secrets(Arguments):
     """Of secrets."""
 
-    kinds: tuple[Annotated[str, AfterValidator(_known_secret)], ...] = Field(
+    kinds: tuple[Annotated[str, _known_kind("secrets")], ...] = Field(
         default=(), strict=False, description="Kinds to report; empty is all"
     )
 
@@ -127,7 +102,7 @@ class Secrets(Arguments):
 class PersonalData(Arguments):
     """Of personal_data."""
 
-    kinds: tuple[Annotated[str, AfterValidator(_known_personal_data)], ...] = Field(
+    kinds: tuple[Annotated[str, _known_kind("personal_data")], ...] = Field(
         default=(), strict=False, description="Kinds to report; empty is all"
     )
 
@@ -233,7 +208,7 @@ class Entry:
         return self.arguments if isinstance(self.arguments, dict) else self.arguments.model_dump(mode="json")
 
 
-def suite(changes: Sequence[Change]) -> list[Entry]:
+def suite(changes: Sequence[Expectation]) -> list[Entry]:
     """The built-in expectations in their order, changed, then those of the team's own; without what is skipped.
 
     Raises SuiteError for a name, a severity or an argument that is not accepted.
@@ -257,7 +232,7 @@ def suite(changes: Sequence[Change]) -> list[Entry]:
     return [entry for entry in (*entries.values(), *own) if entry.severity != "skip"]
 
 
-def _arguments(change: Change, key: str) -> Arguments:
+def _arguments(change: Expectation, key: str) -> Arguments:
     known = BUILT_IN[change.name].arguments
     if unknown := next((name for name in change.arguments if name not in known.model_fields), None):
         said = f" is not an argument of {change.name}; {did_you_mean(unknown, known.model_fields)}"

@@ -2,12 +2,12 @@
 
 import html
 
-from tunewright.artifacts.check_results import Results
+from tunewright.artifacts.payloads import CheckResults
 
 REASONS = 10
 
 
-def summary(results: Results) -> str:
+def summary(results: CheckResults) -> str:
     """The account, the most frequent reasons, the findings and what changed, as Markdown without raw HTML."""
     lines = [
         f"{results.read:,} records read = {results.kept:,} kept + {results.refused:,} quarantined by ingest "

@@ -11,7 +11,7 @@ from tunewright.accepted import shown
 from tunewright.data_checks.batches import Ask, look_at
 from tunewright.data_checks.columns import Columns
 from tunewright.data_checks.own import TEXTS, looks_at_texts, own_expectation, stop_on_column
-from tunewright.data_checks.rules import columns_of
+from tunewright.data_checks.rules import Expected, columns_of
 from tunewright.data_checks.suite import Entry, SuiteError
 from tunewright.data_checks.validation import ExpectationOutcome, run
 from tunewright.privacy.excerpts import in_a_line
@@ -35,15 +35,18 @@ def try_out(entries: Sequence[Entry], schema: pa.Schema) -> None:
     for entry, each in zip(entries, made, strict=True):
         stop_on_column(entry, each, columns)
     asked = {entry.key: entry for entry in entries}
-    for outcome in _outcomes(entries, schema):
+    for outcome in _outcomes(entries, made, schema):
         entry = asked[outcome.entry.key]
-        if outcome.error and not _raised_by(entry, outcome.trace):
+        # Whether the error came out of the package, or the module, that a class of the team's lies in.
+        package = entry.name.partition(".")[0]
+        files = [Path(file).with_suffix("") for file in re.findall(r'File "([^"]+)"', outcome.trace)]
+        is_own = package != "great_expectations" and any(package in file.parts for file in files)
+        if outcome.error and not is_own:
             said = f"={shown(entry.given)} of {entry.name} cannot be evaluated: {in_a_line(outcome.error)}"
             raise SuiteError(f"{entry.key}.arguments", said)
 
 
-def _outcomes(entries: Sequence[Entry], schema: pa.Schema) -> list[ExpectationOutcome]:
-    made = [own_expectation(entry) for entry in entries]
+def _outcomes(entries: Sequence[Entry], made: Sequence[Expected], schema: pa.Schema) -> list[ExpectationOutcome]:
     of_rows = [each for each in made if not looks_at_texts(each)]
     of_texts = [entry for entry, each in zip(entries, made, strict=True) if looks_at_texts(each)]
     named = {"num_turns", *(column for each in made for column in columns_of(each.expectation))}
@@ -62,10 +65,3 @@ def _rows(schema: pa.Schema) -> pa.RecordBatch:
         for number, (prompt, answer) in enumerate(SAID, start=1)
     ]
     return pa.Table.from_pylist(rows, schema).to_batches()[0]
-
-
-def _raised_by(entry: Entry, trace: str) -> bool:
-    """Whether an error came out of the package, or the module, that a class of the team's lies in."""
-    package = entry.name.partition(".")[0]
-    files = [Path(file).with_suffix("") for file in re.findall(r'File "([^"]+)"', trace)]
-    return package != "great_expectations" and any(package in file.parts for file in files)

@@ -50,7 +50,11 @@ class ExpectationOutcome:
 def run(frame: pd.DataFrame, asked: Sequence[Expected]) -> list[ExpectationOutcome]:
     """Holds `frame`, whose index counts from 0, against all expectations at once; their outcomes in the given order."""
     numbered = [each.expectation.copy(update={"meta": {"number": n}}) for n, each in enumerate(asked)]
-    results = _batch(_looked_at(frame, asked)).validate(
+    named = [columns_of(each.expectation) for each in asked]
+    if all(named) and not any(getattr(each.expectation, "row_condition", None) for each in asked):
+        wanted = {column for columns in named for column in columns}  # Great Expectations copies its frame
+        frame = frame[[name for name in frame.columns if name in wanted]]
+    results = _batch(frame).validate(
         gx.ExpectationSuite(name="rows", expectations=numbered),
         result_format={
             "result_format": "COMPLETE",
@@ -71,14 +75,6 @@ def joined(parts: Sequence[ExpectationOutcome], starts: Sequence[int]) -> Expect
         rows=np.concatenate([part.rows + start for part, start in zip(parts, starts, strict=True)]),
         error=next((part.error for part in parts if part.error), ""),
     )
-
-
-def _looked_at(frame: pd.DataFrame, asked: Sequence[Expected]) -> pd.DataFrame:
-    """The columns that are named: Great Expectations copies its frame for a column that has nulls."""
-    named = [columns_of(each.expectation) for each in asked]
-    wanted = {column for columns in named for column in columns}
-    all_said = all(named) and not any(getattr(each.expectation, "row_condition", None) for each in asked)
-    return frame[[name for name in frame.columns if name in wanted]] if all_said else frame
 
 
 def _batch(frame: pd.DataFrame) -> Any:

@@ -22,7 +22,6 @@ from tunewright.flows.run_name import comparison_name
 from tunewright.registry.comparison import log_comparison
 from tunewright.reports.progress import only_steps, watched
 from tunewright.store import rotation
-from tunewright.store.rotation import Draw
 
 log = logging.getLogger("tunewright")
 
@@ -53,7 +52,10 @@ def compare(
     """
     config.prepare_environment(settings)
     drawn = rotation.draw(settings, recipe="")  # rows that a new candidate gets, whichever were looked at before
-    variants = {name: _on(drawn, each) for name, each in variants.items()}
+    variants = {
+        name: drawn.settings(each).model_copy(update={"gate": each.gate.model_copy(update={"rotate": False})})
+        for name, each in variants.items()
+    }
     first = settings.training.seed
     trials: list[Trial] = []
     left = list(variants)
@@ -70,11 +72,6 @@ def compare(
     create_markdown_artifact(comparison.markdown(found.ranked), key="comparison", description=found.sentence)
     found = found.model_copy(update={"link": log_comparison(settings, variants, found)})
     return Completed(message=found.sentence, data=found)
-
-
-def _on(drawn: Draw, each: Settings) -> Settings:
-    """A variant on the rows that were drawn, and no others."""
-    return drawn.settings(each).model_copy(update={"gate": each.gate.model_copy(update={"rotate": False})})
 
 
 def _train(course: Course, name: str, seed: int, settings: Settings) -> Trial:

@@ -6,30 +6,14 @@ The flow's signature is the form in the Prefect UI: one parameter a section, des
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from prefect import State, flow
 from prefect.runtime import deployment
 
 from tunewright import config
 from tunewright.artifacts import Answers, Base, Contender, Judged, Prompts, RunArtifacts, Splits, Tokens
-from tunewright.config import (
-    Checks,
-    Compute,
-    Data,
-    Dedupe,
-    Evaluation,
-    Gate,
-    Judge,
-    LmEval,
-    Method,
-    Model,
-    Operation,
-    Registry,
-    Settings,
-    Split,
-    Stage,
-    Training,
-)
+from tunewright.config import Settings, Stage
 from tunewright.errors import AnotherChampion
 from tunewright.flows import report
 from tunewright.flows.announcing import announce_drift
@@ -121,7 +105,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         lineage={file.path: file.digest for file in read.files},
         data_version=before.number,
         challenged=opponent.version if opponent else "",
-        settings=s.of_result(),
+        settings=s.model_copy(update={"operation": config.Operation()}),  # which shapes no result
     )
     call.request_approval(call(register)(candidate=candidate), s.registry)
 
@@ -160,22 +144,22 @@ def _judge(s: Settings, call: Run | Plan, answers: Mapping[str, Answers], splits
 
 @flow(name=FLOW, flow_run_name=run_name)
 def finetune(
-    data: Data,
-    model: Model,
-    method: Method = Method(),
-    training: Training = Training(),
-    compute: Compute = Compute(),
-    evaluation: Evaluation = Evaluation(),
-    lm_eval: LmEval = LmEval(),
-    judge: Judge = Judge(),
-    gate: Gate = Gate(),
-    registry: Registry = Registry(),
-    checks: Checks = Checks(),
-    dedupe: Dedupe = Dedupe(),
-    split: Split = Split(),
+    data: config.Data,
+    model: config.Model,
+    method: config.Method = config.Method(),
+    training: config.Training = config.Training(),
+    compute: config.Compute = config.Compute(),
+    evaluation: config.Evaluation = config.Evaluation(),
+    lm_eval: config.LmEval = config.LmEval(),
+    judge: config.Judge = config.Judge(),
+    gate: config.Gate = config.Gate(),
+    registry: config.Registry = config.Registry(),
+    checks: config.Checks = config.Checks(),
+    dedupe: config.Dedupe = config.Dedupe(),
+    split: config.Split = config.Split(),
     until: Stage = "register",
     refresh: tuple[Stage, ...] = (),
-    operation: Operation = Operation(),
+    operation: config.Operation = config.Operation(),
 ) -> State[tuple[Step, ...]]:
     """Turns instruction data into a registered, defensible fine-tuned model.
 
@@ -186,25 +170,10 @@ def finetune(
         until: The last stage to run
         refresh: Stages to run again although nothing changed
     """
-    settings = Settings(
-        data=data,
-        model=model,
-        method=method,
-        training=training,
-        compute=compute,
-        evaluation=evaluation,
-        lm_eval=lm_eval,
-        judge=judge,
-        gate=gate,
-        registry=named(registry, deployment.name),
-        checks=checks,
-        dedupe=dedupe,
-        split=split,
-        operation=operation,
-    )
+    given: dict[str, Any] = {**locals(), "registry": named(registry, deployment.name)}
+    settings = Settings(**{section: given[section] for section in Settings.model_fields})
     config.make_home()
     config.prepare_environment(settings)
-    config.make_home()
     if log.level == logging.NOTSET:  # a worker's run: Prefect adds its handler, but leaves the level at root's WARNING
         log.setLevel(logging.INFO)
     say_stopped()

@@ -48,13 +48,14 @@ def inputs(settings: Settings) -> Inputs:
     if seen := _LOOKED_AT.get():
         return seen
     _stop_outside(settings)
+    retrieves = "retrieval" in settings.evaluation.contenders  # words are compared without the embedding model
     return Inputs(
         own=own_expectations(settings.checks),
         metrics=own_metrics(settings.measured().metrics),
         schema=json_schema(settings.evaluation.json_schema),
         lm_eval=lm_eval.identity(settings.lm_eval),
         embedding=embedding.model_identity(settings.dedupe),
-        retrieval=_retrieval(settings),
+        retrieval=embedding.identity_if_installed(settings.dedupe.semantic_model) if retrieves else "",
         files=source_files(settings.data),
         base=models.identity(settings.model.base),
         chat_template=chat_templates.text(settings.model.chat_template),
@@ -84,12 +85,6 @@ def _stop_outside(settings: Settings) -> None:
     if settings.judge.url:
         outside.check_host("judge.url", settings.judge.url, "TUNEWRIGHT_JUDGE_HOSTS")
         config.judge_key(settings.judge.url)
-
-
-def _retrieval(settings: Settings) -> str:
-    """The embedding model where rows are retrieved, if it is there: words are compared without it."""
-    wanted = "retrieval" in settings.evaluation.contenders
-    return embedding.identity_if_installed(settings.dedupe.semantic_model) if wanted else ""
 
 
 def needs(split: Split) -> tuple[Need, ...]:

@@ -37,10 +37,7 @@ def origin(key: str, value: Any, deployed: dict[str, Any]) -> str:
     if key in deployed and deployed[key] == value:
         return "deployment"
     found = field(re.sub(r"\[\d+\]", "", key))
-    default = found is not None and not found.is_required() and value == flat(_plain(key, found.default))[key]
-    place = "default" if default else THIS_RUN
+    default = found.default if found else None
+    plain = flat({key: list(default) if isinstance(default, tuple) else default})[key]
+    place = "default" if found and not found.is_required() and value == plain else THIS_RUN
     return f"{place}; the deployment has {shown(deployed[key])}" if key in deployed else place
-
-
-def _plain(key: str, value: Any) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value}

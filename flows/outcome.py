@@ -2,35 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from tunewright.artifacts import (
-    Adapter,
-    Answers,
-    Artifact,
-    CheckedRows,
-    Judged,
-    Registered,
-    Rows,
-    Scan,
-    Splits,
-    Tokens,
-    UniqueRows,
-    Verdict,
-    VerdictPage,
-)
+from tunewright import artifacts
 from tunewright.artifacts.payloads import CheckResults, LeakProof
 from tunewright.flows.calls import Step, as_json
 from tunewright.registry.tracking import tracking_uri
 from tunewright.reports import account
 from tunewright.reports.account import Account
-from tunewright.reports.figures import number
+from tunewright.reports.figures import counted, number
 from tunewright.reports.progress import duration
 from tunewright.tasks.split.proof import TOO_SMALL, counted_in_words
-
-A = TypeVar("A", bound=Artifact)
 
 VERDICTS = {"promote": "Promoted", "keep": "Kept", "inconclusive": "Inconclusive", "invalid": "Invalid"}
 STANDS = {  # of a candidate that was promoted, where a person decides or decided
@@ -46,44 +31,34 @@ UNCHANGED = "Unchanged"  # the state of a run that decided nothing new, so that 
 GIVEN = "given_"  # begins the codes of findings on sides that their sources give (data_checks/given.py)
 
 
-class Outcome(BaseModel):
+class Outcome(BaseModel, frozen=True):
     """The artifacts of a run by what they are; None where the run ended before."""
 
-    model_config = ConfigDict(frozen=True)
-
     steps: tuple[Step, ...]
-    rows: Rows | None
-    checked: CheckedRows | None
-    unique: UniqueRows | None
-    splits: Splits | None
-    tokens: Tokens | None
-    scan: Scan | None = None
-    adapter: Adapter | None
-    answers: dict[str, Answers]
-    verdict: Verdict | None
-    judged: Judged | None = None
-    page: VerdictPage | None = None
-    registered: Registered | None
+    rows: artifacts.Rows | None
+    checked: artifacts.CheckedRows | None
+    unique: artifacts.UniqueRows | None
+    splits: artifacts.Splits | None
+    tokens: artifacts.Tokens | None
+    scan: artifacts.Scan | None = None
+    adapter: artifacts.Adapter | None
+    answers: dict[str, artifacts.Answers]
+    verdict: artifacts.Verdict | None
+    judged: artifacts.Judged | None = None
+    page: artifacts.VerdictPage | None = None
+    registered: artifacts.Registered | None
 
     @classmethod
     def of(cls, steps: Sequence[Step]) -> "Outcome":
         """The outcome of these steps, with an account that adds up."""
-        answers = (step.record for step in steps if isinstance(step.record, Answers))
-        outcome = cls(
-            steps=tuple(steps),
-            rows=_one(steps, Rows),
-            checked=_one(steps, CheckedRows),
-            unique=_one(steps, UniqueRows),
-            splits=_one(steps, Splits),
-            tokens=_one(steps, Tokens),
-            scan=_one(steps, Scan),
-            adapter=_one(steps, Adapter),
-            answers={answer.contender: answer for answer in answers},
-            verdict=_one(steps, Verdict),
-            judged=_one(steps, Judged),
-            page=_one(steps, VerdictPage),
-            registered=_one(steps, Registered),
-        )
+        answers = (step.record for step in steps if isinstance(step.record, artifacts.Answers))
+        kinds = {name: get_args(field.annotation) for name, field in cls.model_fields.items()}
+        records: dict[str, Any] = {
+            name: next((step.record for step in steps if isinstance(step.record, kind[0])), None)
+            for name, kind in kinds.items()
+            if kind[-1] is NoneType
+        }
+        outcome = cls(steps=tuple(steps), answers={answer.contender: answer for answer in answers}, **records)
         if account := outcome.account():
             account.add_up()
         return outcome
@@ -147,7 +122,7 @@ class Outcome(BaseModel):
         return self._stands.stands if self._stands else self.verdict.sentence if self.verdict else ""
 
     @property
-    def _stands(self) -> Registered | None:
+    def _stands(self) -> artifacts.Registered | None:
         """The version, if it was promoted and a person decides or decided on it."""
         is_promoted = self.verdict is not None and self.verdict.decision == "promote"
         return self.registered if is_promoted and self.registered and self.registered.approval else None
@@ -173,7 +148,7 @@ class Outcome(BaseModel):
 
     def as_json(self) -> dict[str, Any]:
         """What `tunewright run --json` prints: without the parts that the run did not reach or was not asked for."""
-        account = self.account()
+        account, page, asks = self.account(), self.page, self._stands
         judged = {"model", "num_rows", "preferred", "agreement", "unreadable"}
         parts = {
             "state": self.state,
@@ -187,9 +162,9 @@ class Outcome(BaseModel):
             "scores": {name: answer.scores for name, answer in self.answers.items()} if self.answers else None,
             "verdict": _verdict(self.verdict) if self.verdict else None,
             "judged": self.judged.model_dump(include=judged) if self.judged else None,
-            "page": _page(self.page) if self.page else None,
+            "page": page and {"report": str(page.path("report.html")), "suggestions": list(page.suggestions)},
             "model": _model(self.registered) if self.registered else None,
-            "approval": _approval(self._stands) if self._stands else None,
+            "approval": asks and {"state": asks.approval, "said": asks.stands, "asked": asks.asked or None},
         }
         return {name: part for name, part in parts.items() if part not in (None, "")}
 
@@ -203,37 +178,29 @@ def worth_a_look(outcome: Outcome) -> list[str]:
     of_check, of_split = (record.findings if record else {} for record in (checked, splits))
     expectations = CheckResults.load(checked).expectations if checked and of_check else ()
     of_whole = {each.name for each in expectations if each.of_set}
-    said = {code: "whole data set" if code in of_whole else _counted(count) for code, count in of_check.items()}
+    said = {code: "whole data set" if code in of_whole else counted(count, "row") for code, count in of_check.items()}
     named = [f"{code} ({of_what})" for code, of_what in said.items() if not code.startswith(GIVEN)]
     return named + [counted_in_words(code, count) for code, count in of_split.items() if code != TOO_SMALL]
 
 
-def too_few_test_rows(splits: Splits, verdict: Verdict | None = None) -> str:
+def too_few_test_rows(splits: artifacts.Splits, verdict: artifacts.Verdict | None = None) -> str:
     """Which gain so few test rows show at least: what the verdict measured, before it an estimate; or "" if enough."""
     if TOO_SMALL not in splits.findings:
         return ""
-    rows = f"{splits.num_test:,} test row{'s'[: splits.num_test != 1]}"
+    rows = counted(splits.num_test, "test row")
     if verdict and verdict.smallest_visible is not None:
         return f"warning: only {rows}, smallest detectable gain {number(verdict.smallest_visible)} (80 % power)"
     least = number(LeakProof.load(splits).smallest_visible_difference)
     return f"warning: only {rows}, smallest detectable gain in accuracy about {least} (80 % power, estimated)"
 
 
-def _counted(num_rows: int) -> str:
-    return f"{num_rows:,} row{'s'[: num_rows != 1]}"
-
-
-def given_sides(checked: CheckedRows) -> Sequence[str]:
+def given_sides(checked: artifacts.CheckedRows) -> Sequence[str]:
     """What was set aside of a validation or test side that its source gives, or stands there twice, in words."""
     is_found = any(code.startswith(GIVEN) for code in checked.findings)
     return CheckResults.load(checked).given_sides if is_found else ()
 
 
-def _one(steps: Sequence[Step], kind: type[A]) -> A | None:
-    return next((step.record for step in steps if isinstance(step.record, kind)), None)
-
-
-def _training(adapter: Adapter) -> dict[str, Any]:
+def _training(adapter: artifacts.Adapter) -> dict[str, Any]:
     names = ("method", "steps", "best_step", "best_by", "best_value", "best_validation_loss", "stopped_early")
     return {name: getattr(adapter, name) for name in names} | {
         "seconds": adapter.train_seconds,
@@ -242,7 +209,7 @@ def _training(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
+def _verdict(verdict: artifacts.Verdict) -> dict[str, Any]:
     return {
         "decision": verdict.decision,
         "because": verdict.because or None,
@@ -259,11 +226,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _page(page: VerdictPage) -> dict[str, Any]:
-    return {"report": str(page.path("report.html")), "suggestions": list(page.suggestions)}
-
-
-def _model(registered: Registered) -> dict[str, Any]:
+def _model(registered: artifacts.Registered) -> dict[str, Any]:
     return {
         "name": registered.name,
         "version": registered.version,
@@ -273,7 +236,3 @@ def _model(registered: Registered) -> dict[str, Any]:
         "run_id": registered.run_id,
         "tracking_uri": tracking_uri(registered),
     }
-
-
-def _approval(registered: Registered) -> dict[str, Any]:
-    return {"state": registered.approval, "said": registered.stands, "asked": registered.asked or None}

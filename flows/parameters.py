@@ -151,7 +151,8 @@ def _explain(key: str, errors: list[ErrorDetails]) -> str:
         return f"{key}: missing ({described or 'a pipeline needs data.sources and model.base'})"
     refused = f"{key}: {shown(error['input'])} is refused"
     if kind == "string_pattern_mismatch" and described:
-        return f"{refused}; {meant(_near(key, error['input']))}accepted: {described.partition(': ')[2] or described}"
+        near = [slug(error["input"])] if key == "registry.name" and slug(error["input"]) else []
+        return f"{refused}; {meant(near)}accepted: {described.partition(': ')[2] or described}"
     if kind == "literal_error":
         of_numbers = f" ({described})" if choices(error)[0].isdecimal() else ""  # which say nothing by themselves
         near = meant(get_close_matches(str(error["input"]), choices(error), 1))
@@ -163,11 +164,6 @@ def _explain(key: str, errors: list[ErrorDetails]) -> str:
     if short and kind == "tuple_type":
         return f"{refused}; {meant(f'[{each}]' for each in short)}accepted: a list ({described})"
     return f"{refused}; {_words(errors)} ({described})" if described else f"{refused}; {_words(errors)}"
-
-
-def _near(key: str, given: str) -> list[str]:
-    """What a name that is not accepted can be spelled like."""
-    return [slug(given)] if key == "registry.name" and slug(given) else []
 
 
 def _words(errors: Sequence[ErrorDetails]) -> str:
@@ -208,11 +204,8 @@ def _key(location: Sequence[str | int]) -> str:
             key += f".{part}"
             found = model.model_fields.get(part) if model else None
             annotation = found.annotation if found else None
-        if get_origin(annotation) in (Union, UnionType) and len(_types(annotation)) > 1:
+        types = [kind for kind in get_args(annotation) if kind is not type(None)]
+        if get_origin(annotation) in (Union, UnionType) and len(types) > 1:
             break
         model = section_of(annotation)
     return key.removeprefix(".")
-
-
-def _types(annotation: Any) -> list[Any]:
-    return [kind for kind in get_args(annotation) if kind is not type(None)]

@@ -11,13 +11,7 @@ from uuid import UUID
 import httpx
 from prefect import State, flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
@@ -143,13 +137,12 @@ def end(registry: Registry, versions: tuple[str, ...], name: str, message: str) 
     """Ends the flow runs that ask for versions on which was decided elsewhere, where Prefect's server is known."""
     if not versions or not PREFECT_API_URL.value():
         return
-    paused = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED]))
     given = [_parameters(registry, version) for version in versions]
     try:
         with get_client(sync_client=True) as client:
             for run in client.read_flow_runs(
-                flow_filter=FlowFilter(name=FlowFilterName(any_=["approval"])),
-                flow_run_filter=FlowRunFilter(state=paused),
+                flow_filter=FlowFilter.model_validate({"name": {"any_": ["approval"]}}),
+                flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.PAUSED]}}}),
             ):
                 if run.parameters in given:
                     client.set_flow_run_state(run.id, Completed(name=name, message=message), force=True)

@@ -81,30 +81,9 @@ def _with_saved(sentence: str, outcome: Outcome) -> str:
     return f"{sentence.removesuffix('.')}. {outcome.saved}." if outcome.saved else sentence
 
 
-def mlflow_link(outcome: Outcome) -> str:
-    """Where the run stands in MLflow's UI, under the address of its server."""
-    registered = _registered(outcome)
-    return _mlflow(registered, f"runs/{registered.run_id}?{AS_TRAINING}")
-
-
-def page_link(outcome: Outcome) -> str:
-    """Where the verdict page stands in MLflow's UI."""
-    return _mlflow(_registered(outcome), f"runs/{_registered(outcome).run_id}/artifacts/{PAGE}?{AS_TRAINING}")
-
-
-def comparison_link(outcome: Outcome) -> str:
-    """Where all runs under the name stand side by side in MLflow's UI, in the view made for it."""
-    return _mlflow(_registered(outcome), f"runs?{IN_VIEW}")
-
-
-def _registered(outcome: Outcome) -> Registered:
-    if outcome.registered is None:
-        raise ValueError("nothing was registered")
-    return outcome.registered
-
-
-def _mlflow(registered: Registered, path: str) -> str:
-    return f"{ui(tracking_uri(registered), registered.experiment_id)}/{path}"
+def mlflow_run(registered: Registered) -> str:
+    """Where the run stands in MLflow's UI, under the address of its server, but for how it is shown."""
+    return f"{ui(tracking_uri(registered), registered.experiment_id)}/runs/{registered.run_id}"
 
 
 def _account(outcome: Outcome) -> str:
@@ -249,9 +228,10 @@ def _links(outcome: Outcome, registered: Registered) -> list[str]:
     lines = [f"Registered as `{registered.uri}`, {outcome.alias}.", ""]
     if registered.asked:
         lines += [f"[Approve or reject it in Prefect]({registered.asked}): *Resume*, in the menu at the top right.", ""]
+    run, uri = mlflow_run(registered), tracking_uri(registered)
     links = (
-        f"In MLflow: [the verdict page]({page_link(outcome)}), [this run]({mlflow_link(outcome)}), "
-        f"[all runs in comparison]({comparison_link(outcome)})"
+        f"In MLflow: [the verdict page]({run}/artifacts/{PAGE}?{AS_TRAINING}), [this run]({run}?{AS_TRAINING}), "
+        f"[all runs in comparison]({ui(uri, registered.experiment_id)}/runs?{IN_VIEW})"
     )
-    command = starts_with(tracking_uri(registered))
+    command = starts_with(uri)
     return [*lines, f"{links}. Start its UI first:", "", f"    {command}"] if command else [*lines, links]

@@ -11,17 +11,7 @@ from uuid import UUID
 
 from prefect import State, flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterId,
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterIdempotencyKey,
-    FlowRunFilterState,
-    FlowRunFilterStateName,
-    FlowRunFilterStateType,
-)
+from prefect.client.schemas.filters import DeploymentFilter, FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
@@ -32,6 +22,7 @@ from prefect.states import Completed
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows import announcing
 from tunewright.flows.parameters import FLOW, checked, named, slug
+from tunewright.reports.figures import counted
 from tunewright.store import in_use
 from tunewright.tasks.ingest import watching
 
@@ -89,10 +80,9 @@ def watch(deployment: str) -> State[None]:
         return Completed(name="Changed", message=said)
     if found.is_unsettled:
         return Completed(name="Unsettled", message=f"{said}; still being written")
-    files = f"{found.num_files} file{'s'[: found.num_files != 1]}"
     as_before = f"already announced: {said}" if said else "unchanged since the last finished run"
     failed = f"; {last.name} {last.state.name}" if last and last.state and last.state.type in BROKEN else ""
-    return Completed(name="Unchanged", message=f"{files}, {as_before}{failed}")
+    return Completed(name="Unchanged", message=f"{counted(found.num_files, 'file')}, {as_before}{failed}")
 
 
 def _under_way(client: SyncPrefectClient, watched: DeploymentResponse, name: str | None) -> str:
@@ -102,23 +92,22 @@ def _under_way(client: SyncPrefectClient, watched: DeploymentResponse, name: str
     """
     if not in_use.is_by_a_run():
         return ""
-    running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
-    runs = client.read_flow_runs(flow_run_filter=running, flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])))
-    return next((run.name for run in runs if run.deployment_id == watched.id or _registry_name(run) == name), "")
-
-
-def _registry_name(run: FlowRun) -> str | None:
-    """The registry.name that a run was given: a terminal's has it in its parameters, as a dump of the section."""
-    registry = run.parameters.get("registry")
-    return registry.get("name") if isinstance(registry, dict) else None
+    running = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.RUNNING]}}})
+    runs = client.read_flow_runs(
+        flow_run_filter=running, flow_filter=FlowFilter.model_validate({"name": {"any_": [FLOW]}})
+    )
+    # A run of a terminal has its registry.name in its parameters, as a dump of the section.
+    sections = {run.id: run.parameters.get("registry") for run in runs}
+    names = {id_: section.get("name") if isinstance(section, dict) else None for id_, section in sections.items()}
+    return next((run.name for run in runs if run.deployment_id == watched.id or names[run.id] == name), "")
 
 
 def _begun(client: SyncPrefectClient, watched: DeploymentResponse) -> list[FlowRun]:
     """The last runs of the deployment, the newest first, without those that still wait for their time."""
     begun = [kind for kind in StateType if kind != StateType.SCHEDULED]
     return client.read_flow_runs(
-        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[watched.id])),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun))),
+        deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [watched.id]}}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": begun}}}),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         limit=RESTARTS + 1,
     )
@@ -131,7 +120,7 @@ def _start_again(client: SyncPrefectClient, watched: DeploymentResponse, newest:
     if not crashes or crashes[0] != newest[0] or len(crashes) > RESTARTS:
         return ""
     crashed, key = crashes[0], f"again after {crashes[0].id}"
-    known = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
+    known = FlowRunFilter.model_validate({"idempotency_key": {"any_": [key]}})
     if client.read_flow_runs(flow_run_filter=known, limit=1):  # it waits for its turn
         return ""
     again = client.create_flow_run_from_deployment(watched.id, parameters=crashed.parameters, idempotency_key=key)
@@ -143,8 +132,8 @@ def _forget(client: SyncPrefectClient) -> None:
     if own.id is None:
         return
     old = client.read_flow_runs(
-        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[UUID(own.id)])),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=[*NO_NEWS]))),
+        deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [own.id]}}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"name": {"any_": [*NO_NEWS]}}}),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         offset=KEPT_RUNS,
         limit=KEPT_RUNS,

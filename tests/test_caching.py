@@ -50,7 +50,7 @@ def test_a_changed_setting_is_a_miss_and_the_nearest_of_the_given_keys_is_found(
     nearest = made.nearest(found.ingredients, [other.key, "gone", first.key])
     assert nearest
     assert nearest.record == first
-    assert differing(nearest.ingredients, found.ingredients) == ["settings.threshold"]
+    assert differing(nearest.manifest.ingredients, found.ingredients) == ["settings.threshold"]
     assert made.nearest(found.ingredients, []) is None
 
 

@@ -177,9 +177,9 @@ def test_the_seconds_of_a_stage_are_without_those_that_it_waited_for_the_device(
     with prefect_test_harness(server_startup_timeout=120):
         threading.Timer(2.0, free.set).start()
         started = time.monotonic()
-        record = calls.called(on_device, {"name": "a"})
+        record = calls.called(on_device, "", {"name": "a"})
         whole = time.monotonic() - started
-        again = calls.called(on_device, {"name": "a"})
+        again = calls.called(on_device, "", {"name": "a"})
     thread.join(10)
     made, found = calls.steps
     assert record.waited_seconds > 0.5

@@ -190,13 +190,13 @@ def test_help_does_not_break_a_line_where_the_docstring_does() -> None:
 
 IMPORTED = """
 import sys
-from tunewright.cli import main, operate, release
+from tunewright.cli import command_line, main, operate, release
 
 def prepare(*_, **__):
     print("prefect" in sys.modules)
     raise SystemExit
 
-for module in (main, operate, release):
+for module in (command_line, operate, release):
     module.prepare = prepare
 main.main()
 """
@@ -313,7 +313,7 @@ def test_a_machine_that_is_not_here_has_the_packages_that_are_asked_for(after_fi
     asked = ("--set", "compute.liger=true", "--json")
     told = json.loads(after_first("plan", "tiny.yaml", "--device", "h100", *asked).stdout)["training"]
     assert told["methods"][0]["computed_with"]["liger"]
-    assert told["notes"] == ["assumes that liger-kernel is installed there"]
+    assert told["notes"][0] == "assumes that liger-kernel is installed there"
     assert refusal(after_first("plan", "tiny.yaml", *asked))[0] == 2
 
 

@@ -290,9 +290,9 @@ def test_a_gguf_tensor_of_a_layer_far_away_is_one_line(tmp_path: Path) -> None:
         shapes.shape_of_gguf(tmp_path / "model.gguf")
 
 
-def test_a_config_tells_the_shape_of_a_llama(wide_base: Path) -> None:
+def test_a_config_tells_the_shape_of_a_llama(wide_base: Path, table: ModuleType) -> None:
     config = json.loads((wide_base / "config.json").read_text())
-    assert shapes.llama_like(config).num_parameters == shapes.shape_in(wide_base).num_parameters
+    assert table.llama_like(config).num_parameters == shapes.shape_in(wide_base).num_parameters
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed", "shared", "flash"])

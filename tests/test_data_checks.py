@@ -9,7 +9,7 @@ import pytest
 from make_payloads import EXPECTATION, make_check_results
 
 from tunewright.artifacts import ROW_SCHEMA
-from tunewright.artifacts.check_results import Results
+from tunewright.artifacts.payloads import CheckResults
 from tunewright.data_checks.batches import Ask, look_at
 from tunewright.data_checks.columns import Columns, Turn, derive
 from tunewright.data_checks.expectations import row_expectations
@@ -168,7 +168,7 @@ EXAMPLE = {"file": "a.jsonl", "line": 1, "reason": "bad_json", "detail": "no JSO
 
 
 def page(conversations: list[Any], labels: dict[str, int] | None = None, **given: Any) -> str:
-    results = make_check_results(**{name: given.pop(name) for name in list(given) if name in Results.model_fields})
+    results = make_check_results(**{name: given.pop(name) for name in list(given) if name in CheckResults.model_fields})
     described = batch_of(conversations)
     counted = profile(described, labels, described["source"])
     return render(results, counted, None, **{"set_aside": {}, "found": {}, "conflicts": []} | given)

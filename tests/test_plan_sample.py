@@ -57,7 +57,7 @@ def test_a_plan_before_anything_was_read_stands_on_the_first_rows_as_they_will_t
     write("a.jsonl", *map(record, range(50)))
     costs = planned(tiny_base).costs
     assert costs
-    assert (costs.source, costs.is_most) == ("sample", False)
+    assert (costs.chosen.work.source, costs.is_most) == ("sample", False)
     assert costs.rows_from == "from the 50 rows of the sources, rendered"
     assert costs.chosen.work.num_rows == 40
     assert costs.chosen.work.longest < 60
@@ -171,11 +171,11 @@ def test_a_plan_whose_check_would_run_does_not_stand_on_the_rows_that_it_kept_la
     ingest.fn(data=data, files=source_files(data), needs=())
     before = planned(tiny_base).costs
     assert before
-    assert before.source == "ingest"
+    assert before.chosen.work.source == "ingest"
     write("a.jsonl", *(record(n, 40) for n in range(20)))
     after = planned(tiny_base).costs
     assert after
-    assert after.source == "sample"
+    assert after.chosen.work.source == "sample"
     assert after.chosen.work.longest > before.chosen.work.longest
 
 
@@ -207,7 +207,7 @@ def test_a_side_that_is_given_takes_no_share_of_the_other_rows(
     assert (found.num_rows, found.num_validation) == (train, validation)
     costs = plan.look_up(asked, "mine.yaml").costs
     assert costs
-    assert (costs.source, costs.chosen.work.num_rows) == ("ingest" if after_ingest else "sample", train)
+    assert (costs.chosen.work.source, costs.chosen.work.num_rows) == ("ingest" if after_ingest else "sample", train)
     of = "ingest" if after_ingest else "the sources"
     is_of_own = side in ("validation", "test")
     said = f"the 50 rows of {of}, beside 30 with side: {side}" if is_of_own else f"the 80 rows of {of}"
@@ -278,7 +278,7 @@ def test_of_objects_in_a_store_a_plan_says_the_most_that_the_settings_allow(tiny
     remote = deployment_file.override(pipeline(tiny_base), ["data.sources=memory://plan/a.jsonl"])
     costs = plan.look_up(remote, "mine.yaml").costs
     assert costs
-    assert (costs.source, costs.is_most, costs.chosen.work.longest) == ("settings", True, 128)
+    assert (costs.chosen.work.source, costs.is_most, costs.chosen.work.longest) == ("settings", True, 128)
 
 
 def test_a_file_that_cannot_be_read_stops_a_plan_up_to_any_stage(tiny_base: Base) -> None:

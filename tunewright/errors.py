@@ -127,10 +127,8 @@ def is_retried(task: Any, task_run: Any, state: Any) -> bool:
             return False
         said = " ".join(str(error).split()) or "no message"
         kind = "" if isinstance(error, TunewrightError) else f"{type(error).__name__}: "
-        log.warning("  %s failed: %s%s; retrying%s", task.name, kind, said[:500], _again(error))
+        log.warning(
+            "  %s failed: %s%s; retrying%s", task.name, kind, said[:500], "" if is_transient(error) else " once"
+        )
         return True
     return False
-
-
-def _again(error: BaseException) -> str:
-    return "" if is_transient(error) else " once"

@@ -119,7 +119,12 @@ def load_weights(weights: Path, model: Path | None, **options: Any) -> Any:
         return as_stored(AutoModelForCausalLM.from_pretrained(model, **safe, **options)).eval()
     loaded = as_stored(AutoModelForCausalLM.from_pretrained(weights, **safe, **options))
     if model is not None and (model / TRAINED).is_file():
-        _lay_over(loaded, model / TRAINED)
+        from safetensors.torch import load_file
+
+        if unexpected := loaded.load_state_dict(load_file(model / TRAINED), strict=False).unexpected_keys:
+            raise ValueError(
+                f"{model / TRAINED}: the base has no tensor {unexpected[0]}; it was trained on another model"
+            )
     elif model is not None:
         from peft import PeftModel
 
@@ -140,15 +145,6 @@ def as_stored(model: Any) -> Any:
     if hasattr(config, "output_router_logits"):
         config.output_router_logits = False
     return model
-
-
-def _lay_over(model: Any, trained: Path) -> None:
-    """Puts trained tensors in the place of the base's. Raises ValueError where the base has no such place."""
-    from safetensors.torch import load_file
-
-    unexpected = model.load_state_dict(load_file(trained), strict=False).unexpected_keys
-    if unexpected:
-        raise ValueError(f"{trained}: the base has no tensor {unexpected[0]}; it was trained on another model")
 
 
 def loaded_files(folder: Path) -> list[Path]:

@@ -16,15 +16,14 @@ from tunewright.errors import ConfigError
 from tunewright.flows.calls import Step
 from tunewright.flows.finetune import plan
 from tunewright.flows.inputs import draw, inputs
-from tunewright.store import lineage
-from tunewright.store import refusals as stopped
+from tunewright.store import lineage, refusals
 from tunewright.store.cache_key import Ingredients, flat
 from tunewright.store.caching import kept
 from tunewright.store.data_history import StageOutput, Version, history
 from tunewright.store.lineage import Made
 from tunewright.store.miss_reasons import causes
 from tunewright.store.refusals import StoppedStage
-from tunewright.store.row_search import QUARANTINE, Found, RowQuery, files_named, is_named, manifest, place
+from tunewright.store.row_search import QUARANTINE, Found, RowQuery, files_named, is_csv, is_named, manifest, place
 
 FILE = re.compile(r"files\[\d+\]\.path")  # of ingest's ingredients
 RECORDS = {"ingest": Rows, "check": CheckedRows, "dedupe": UniqueRows, "split": Splits, "render": Tokens}
@@ -136,21 +135,19 @@ def _not_found(data: PipelineData, asked: RowQuery) -> str:
             else (f"no row of {data.name} was read: {data.missing} has not run since the sources changed")
         )
     files = list(data.made.rows.detected)
-    if asked.place and not files_named(data.made.rows, asked.place[0]):
+    named = files_named(data.made.rows, asked.place[0]) if asked.place else []
+    if asked.place and not named:
         there = _no_file(files)
-    elif asked.place and asked.place[1] == 1 and _is_csv(data.made.rows, asked.place[0]):
+    elif asked.place and asked.place[1] == 1 and all(is_csv(data.made.rows, file) for file in named):
         there = "line 1 of a CSV file is its header row; the first record begins in line 2"
     elif data.limit is not None:
         there = f"no such record among the {data.made.rows.num_read:,} records drawn by data.limit={data.limit}"
     else:
         there = f"no such record among the {data.made.rows.num_read:,} records ({data.title})"
-    if elsewhere := next((v.number for v in reversed(data.past) if v != data.version and _is_in(v, asked)), None):
+    others = ((v.number, kept(Rows, "ingest", v.rows.key)) for v in reversed(data.past) if v != data.version)
+    if elsewhere := next((number for number, rows in others if rows and asked.among(rows)), None):
         there += f"; it is in version {elsewhere}"
     return f"{there}, and none that ingest quarantined when it stopped on {stop.when[:10]}{look}" if stop else there
-
-
-def _is_csv(rows: Rows, name: str) -> bool:
-    return all(rows.detected[file].startswith("csv") for file in files_named(rows, name))
 
 
 def _not_refused(name: str, stop: StoppedStage, asked: RowQuery) -> str:
@@ -169,11 +166,6 @@ def _not_refused(name: str, stop: StoppedStage, asked: RowQuery) -> str:
 
 def _no_file(read: Sequence[str]) -> str:
     return f"no such file was read; files read: {', '.join(read[:3])}{' and more' * (len(read) > 3)}"
-
-
-def _is_in(version: Version, asked: RowQuery) -> bool:
-    rows = kept(Rows, "ingest", version.rows.key)
-    return rows is not None and bool(asked.among(rows))
 
 
 def _chosen(number: str, name: str, past: Sequence[Version]) -> Version:
@@ -214,7 +206,7 @@ def _changed(accepted: PipelineData, stopped: StoppedStage) -> list[str]:
 
 def _outdated(steps: Sequence[Step], settings: Settings, past: Sequence[Version]) -> StoppedStage | None:
     """The last stop on these sources, read with the same settings, since a version was accepted."""
-    stops = [stop for stop in stopped.of_stage("ingest") if _is_read_so(stop.ingredients, settings)]
+    stops = [stop for stop in refusals.of_stage("ingest") if _is_read_so(stop.ingredients, settings)]
     rows = steps[0].last
     if rows and _is_read_so(manifest(rows)["ingredients"], settings):  # what stages made of the sources as they were
         behind = next((step for step in steps[1:] if step.record is None), None)
@@ -232,11 +224,5 @@ def _parts(version: Version) -> tuple[StageOutput, ...]:
 
 
 def _made(records: dict[str, Any], stopped: StoppedStage | None = None) -> Made:
-    return Made(
-        rows=records["ingest"],
-        checked=records.get("check"),
-        unique=records.get("dedupe"),
-        splits=records.get("split"),
-        tokens=records.get("render"),
-        stopped=stopped,
-    )
+    artifacts: list[Any] = [records.get(stage) for stage in RECORDS]
+    return Made(*artifacts, stopped=stopped)

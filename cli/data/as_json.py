@@ -14,7 +14,7 @@ from tunewright.store.row_search import MOST_MATCHES, Found, excerpt, manifest, 
 
 def row_json(data: PipelineData, found: Sequence[Found]) -> dict[str, Any]:
     """What `--json` prints of a row: its life, or the matches where several rows are meant."""
-    if _several(found):
+    if len({record["row_id"] or (record["file"], record["line"]) for record in found}) > 1:
         matches = [place(record) | {"text": excerpt(record)} for record in found[:MOST_MATCHES]]
         return {"matches": matches, "more": len(found) > MOST_MATCHES}
     record = found[0]
@@ -90,7 +90,3 @@ def counts(artifact: Artifact) -> dict[str, int]:
     """How many rows its stage counted, by what became of them."""
     fields = artifact.model_dump()
     return {name.removeprefix("num_"): fields[name] for name in fields if name.startswith("num_")}
-
-
-def _several(found: Sequence[Found]) -> bool:
-    return len({record["row_id"] or (record["file"], record["line"]) for record in found}) > 1

@@ -11,6 +11,7 @@ from rich.text import Text
 from tunewright.artifacts import Artifact, UniqueRows
 from tunewright.cli.data import PipelineData
 from tunewright.cli.data.as_json import counts, figures, stage
+from tunewright.cli.visible import plain_table
 from tunewright.config import from_here
 from tunewright.flows.outcome import given_sides
 from tunewright.store.data_history import Version
@@ -61,7 +62,7 @@ def show_data(console: Console, data: PipelineData, what: str) -> None:
 
 def _show_stages(console: Console, stages: Sequence[dict[str, Any]]) -> None:
     """What each stage made, and where its files lie."""
-    table = _table("stage", "digest", "rows", "inputs", "created (UTC)", "by run")
+    table = plain_table("stage", "digest", "rows", "inputs", "created (UTC)", "by run")
     for made in stages:
         parents = "\n".join(f"{name} {digest[:DIGITS]}" for name, digest in made["parents"].items())
         table.add_row(
@@ -90,7 +91,7 @@ def _show_duplicates(console: Console, unique: UniqueRows | None, what: str) -> 
 def show_row(console: Console, data: PipelineData, row: dict[str, Any], what: str) -> None:
     """A row's life, or the rows that were meant, from `row_json`."""
     if "matches" in row:
-        table = _table("row", "file", "line", "text")
+        table = plain_table("row", "file", "line", "text")
         for match in row["matches"]:
             text = " ".join(match["text"].split())
             table.add_row((match["row_id"] or "")[:DIGITS], Text(match["file"]), str(match["line"]), Text(text))
@@ -107,7 +108,7 @@ def show_row(console: Console, data: PipelineData, row: dict[str, Any], what: st
     console.print(Text.assemble(place, f"{asked}  {identity}, in {among}"))
     console.print(Text(row["text"], "dim"))
     console.print()
-    table = _table("stage", "", "")
+    table = plain_table("stage", "", "")
     for event in row["life"]:
         colour = "yellow" if event["outcome"] in SET_ASIDE else "green"
         table.add_row(event["stage"], Text(_outcome(event), colour), Text(_said(event)))
@@ -131,7 +132,7 @@ def _rows(artifact: Artifact) -> str:
 
 def _versions(data: PipelineData) -> Table:
     """Where the records of each version went, with the counts of `figures`."""
-    table = _table("version", *(COLUMNS.get(name, name) for name in figures(data.past[0])), "accepted (UTC)")
+    table = plain_table("version", *(COLUMNS.get(name, name) for name in figures(data.past[0])), "accepted (UTC)")
     for version in data.past:
         here = " *" if version == data.version else ""
         counts = ["" if count is None else f"{count:,}" for count in figures(version).values()]
@@ -151,7 +152,7 @@ def _replaced(version: Version) -> Iterator[str]:
 def _refused(records: Sequence[Found], stopped: StoppedStage) -> Table:
     number, did = num_refused(stopped), "removed" if stopped.stage == "dedupe" else "quarantined"
     first = "the first " if number > len(records) else ""
-    table = _table(f"{first}{len(records)} of {number:,} that {stopped.stage} {did}", "reason", "")
+    table = plain_table(f"{first}{len(records)} of {number:,} that {stopped.stage} {did}", "reason", "")
     for record in records:
         partner = record.get("partner_file")
         said = f"repeats {partner} line {record['partner_line']}" if partner else record["detail"]
@@ -235,13 +236,6 @@ def _show_stop(console: Console, stopped: StoppedStage, since: str) -> None:
 
 def _some(causes: Sequence[str]) -> str:
     return "; ".join(causes[:3])
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
 
 
 def _clock(utc: str) -> str:

@@ -13,7 +13,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import get_current_settings
 
 from tunewright.cli import deployment_file
-from tunewright.cli.deploy import server, watching
+from tunewright.cli.deploy import server
 from tunewright.cli.deploy.automations import SERVER, Synced, Target, of_deployment, of_server, sync
 from tunewright.cli.deploy.timing import require_due
 from tunewright.cli.deployment_file import Pipeline
@@ -60,28 +60,25 @@ def deploy(file: Path, deployment: str | None, pool: str) -> Result:
 
     Raises ConfigError or DataError where one of them could not run, before any is deployed.
     """
-    names = deployment_file.names(file)
-    pipelines = [deployment_file.load(file, name) for name in ([deployment] if deployment else names)]
+    document = deployment_file.read(file)
+    names = deployment_file.names(document)
+    pipelines = [deployment_file.load(document, name) for name in ([deployment] if deployment else names)]
     with working_in(file.parent):  # and so do its runs
-        return _deploy_all(pipelines, names, pool)
-
-
-def _deploy_all(pipelines: Sequence[Pipeline], names: Sequence[str], pool: str) -> Result:
-    for pipeline in pipelines:
-        with deployment_file.placed(pipeline):
-            calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)
-            inputs(pipeline.settings)
-            models.look_up(pipeline.settings.model.base, pipeline.settings.model.revision)
-        require_due(pipeline.schedules or (), pipeline.places)
-    with connected() as client:
         for pipeline in pipelines:
             with deployment_file.placed(pipeline):
-                server.block_ids(client, pipeline.settings.operation.notify)
-            server.require_pool(client, pipeline)
-            server.require_own_model(client, pipeline)
-        deployed = [_deploy(client, pipeline, pipeline.work_pool or pool) for pipeline in pipelines]
-        sync(client, SERVER, [of_server()])
-        return Result(deployed=deployed, others=server.others(client, pipelines, names))
+                calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)
+                inputs(pipeline.settings)
+                models.look_up(pipeline.settings.model.base, pipeline.settings.model.revision)
+            require_due(pipeline.schedules or (), pipeline.places)
+        with connected() as client:
+            for pipeline in pipelines:
+                with deployment_file.placed(pipeline):
+                    server.block_ids(client, pipeline.settings.operation.notify)
+                server.require_pool(client, pipeline)
+                server.require_own_model(client, pipeline)
+            deployed = [_deploy(client, pipeline, pipeline.work_pool or pool) for pipeline in pipelines]
+            sync(client, SERVER, [of_server()])
+            return Result(deployed=deployed, others=server.others(client, pipelines, names))
 
 
 def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deployed:
@@ -103,7 +100,7 @@ def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deploye
         is_new=before is None,
         changed=server.changed(before, now) if before else (),
         automations=sync(client, target.owner, wanted),
-        has_watch_changed=watching.keep(client, now, operation.watch),
+        has_watch_changed=server.keep_watch(client, now, operation.watch),
         is_pool_new=is_pool_new,
         num_workers=server.num_workers(client, now.work_pool_name or pool),
         link=f"{ui}/v2/deployments/deployment/{now.id}",

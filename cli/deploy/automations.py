@@ -16,12 +16,15 @@ from prefect.client.schemas.objects import StateType
 from prefect.events import EventTrigger
 from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
 from prefect.events.schemas.automations import AutomationCore, Posture
+from prefect.events.schemas.events import ResourceSpecification
 
 from tunewright.config import Operation
 from tunewright.flows.announcing import CHANGED, DRIFTED, resource
 from tunewright.flows.outcome import STANDS, UNCHANGED, VERDICTS
 from tunewright.flows.parameters import FLOW, slug
 from tunewright.flows.watch import RESTARTS
+
+_labels: Any = ResourceSpecification.model_validate  # as a trigger takes labels, whose type says less
 
 SERVER = "tunewright"  # owns what is of no deployment
 SILENT_SECONDS = 600.0  # three heartbeats of 180 s, Prefect's default, which runs of a terminal have
@@ -120,13 +123,9 @@ def _on(target: Target, event: str, name: str, parameters: dict[str, Any] | None
         name=name,
         description=f"Starts a run of {target.name} on the event {event}",
         trigger=EventTrigger(expect={event}, match=_labels({"prefect.resource.id": resource(target.name)})),
-        actions=[_run(target, parameters)],
+        actions=[RunDeployment(source="selected", deployment_id=target.id, parameters=parameters, job_variables=None)],
         owner_resource=target.owner,
     )
-
-
-def _run(target: Target, parameters: dict[str, Any] | None) -> RunDeployment:
-    return RunDeployment(source="selected", deployment_id=target.id, parameters=parameters, job_variables=None)
 
 
 def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -> Iterator[AutomationCore]:
@@ -164,17 +163,13 @@ def _message(target: Target, block: UUID, told: str, operation: Operation) -> Se
         )
     if told == "failure":
         said += f"{{% if flow_run.state.type == 'CRASHED' %}}\n{after_crash(operation)}{{% endif %}}"
-    of = _literal(target.name)
+    # A name with the braces of an expression is given as one, so that Prefect's template gives it back.
+    of = f"{{{{ {json.dumps(target.name, ensure_ascii=False)} }}}}" if "{" in target.name else target.name
     return SendNotification(
         block_document_id=block,
         subject=f"{of}: {name}",
         body=f"{said}\nRun {{{{ flow_run.name }}}} of {of}: {target.ui}/v2/runs/flow-run/{{{{ flow_run.id }}}}",
     )
-
-
-def _literal(text: str) -> str:
-    """A text as a template of Prefect's gives it back, also one that has the braces of an expression."""
-    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if "{" in text else text
 
 
 def sync(client: SyncPrefectClient, owner: str, wanted: Sequence[AutomationCore]) -> Synced:
@@ -206,10 +201,3 @@ def _content(automation: AutomationCore) -> dict[str, Any]:
 
 def _role(role: str, **labels: Any) -> dict[str, Any]:
     return {"prefect.resource.role": role} | {f"prefect.resource.{label}": value for label, value in labels.items()}
-
-
-def _labels(labels: dict[str, Any]) -> Any:
-    """Labels as a trigger takes them; its field coerces what its type does not say."""
-    from prefect.events.schemas.events import ResourceSpecification
-
-    return ResourceSpecification.model_validate(labels)

@@ -1,4 +1,4 @@
-"""What is asked of Prefect's server and its own `prefect deploy`: pools, deployments, notification blocks."""
+"""What is asked of Prefect's server and `prefect deploy`: pools, deployments, their watches, notification blocks."""
 
 import asyncio
 import os
@@ -7,26 +7,30 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName, WorkerFilter
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.filters import FlowFilter, WorkerFilter
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
+from prefect.utilities.callables import parameter_schema
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from tunewright import config
 from tunewright.accepted import did_you_mean, shown
-from tunewright.cli.deployment_file import Pipeline, plain
+from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.up.service import log_file
-from tunewright.config import called_in
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows.parameters import DEPLOYMENT_NAME, FLOW, slug
+from tunewright.flows.watch import watch
 from tunewright.machine import addresses
 
 LOGGER = "tunewright"
@@ -122,7 +126,9 @@ def deploy(pipeline: Pipeline, pool: str) -> None:
     """
     given = () if pipeline.work_pool else ("--pool", pool)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-        yaml.safe_dump(plain(called_in() / pipeline.path), file)  # with 1e-4 as the number that it is
+        assert pipeline.document
+        # YAML 1.1, by which Prefect reads it, takes 1e-4 for text: here it is the number.
+        yaml.safe_dump(pipeline.document.value, file)
         file.flush()
         done = _prefect_deploy("--prefect-file", file.name, "--name", pipeline.name, *given)
     if done.returncode:
@@ -207,9 +213,42 @@ def others(client: SyncPrefectClient, pipelines: Sequence[Pipeline], names: Sequ
 
 def _deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
     """All of the pipeline."""
-    return client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])))
+    return client.read_deployments(flow_filter=FlowFilter.model_validate({"name": {"any_": [FLOW]}}))
 
 
 def _named(deployment: DeploymentResponse) -> str:
     """The registry.name that it sets; empty where it takes its own."""
     return deployment.parameters.get("registry", {}).get("name") or ""
+
+
+def keep_watch(client: SyncPrefectClient, watched: DeploymentResponse, seconds: int | None) -> bool:
+    """Sees that the data are looked at every so many seconds, or not at all; returns whether anything changed."""
+    there = read(client, "watch", watched.name)
+    if seconds is None:
+        if there:
+            client.delete_deployment(there.id)
+        return there is not None
+    asked: dict[str, Any] = {
+        "parameters": {"deployment": f"{FLOW}/{watched.name}"},
+        "job_variables": watched.job_variables,
+        "pull_steps": watched.pull_steps,
+        "work_pool_name": watched.work_pool_name,
+    }
+    interval = timedelta(seconds=seconds)
+    intervals = [getattr(each.schedule, "interval", None) for each in there.schedules] if there else []
+    if there and intervals == [interval] and all(getattr(there, name) == asked[name] for name in asked):
+        return False
+    client.create_deployment(
+        client.create_flow(watch),
+        watched.name,
+        **asked,
+        entrypoint="tunewright.flows.watch.watch",
+        description=f"Polls the files of {FLOW}/{watched.name} every {seconds} s",
+        tags=["tunewright"],
+        schedules=[DeploymentScheduleCreate(schedule=IntervalSchedule(interval=interval))],
+        concurrency_limit=1,
+        concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+        parameter_openapi_schema=parameter_schema(watch).model_dump_for_openapi(),
+        enforce_parameter_schema=True,
+    )
+    return True

@@ -1,8 +1,6 @@
 """What `tunewright deploy` shows: each deployment in words, or as one object for a program."""
 
 import shlex
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from prefect.settings import PREFECT_API_URL
@@ -27,8 +25,8 @@ def show(console: Console, result: Result) -> None:
         removes = " && ".join(f"prefect deployment delete {shlex.quote(each)}" for each in all_of_it)
         console.print(
             Text(
-                f"{FLOW}/{name} also starts in this folder but is not in {_file(result)}; it was not changed. With "
-                f"{addresses.for_prefect(PREFECT_API_URL.value())} set, this removes it: {removes}",
+                f"{FLOW}/{name} also starts in this folder but is not in {result.deployed[0].pipeline.path}; it was "
+                f"not changed. With {addresses.for_prefect(PREFECT_API_URL.value())} set, this removes it: {removes}",
                 "yellow",
             ),
             soft_wrap=True,
@@ -115,8 +113,3 @@ def _limit(deployment: Any) -> str:
         return "none; trainings on one device run one at a time"
     is_cancelled = options is not None and options.collision_strategy.value == "CANCEL_NEW"
     return f"{limit.limit} run{'s'[: limit.limit != 1]} at a time; others {'are cancelled' if is_cancelled else 'wait'}"
-
-
-def _file(result: Result) -> Path:
-    paths: Sequence[Path] = [each.pipeline.path for each in result.deployed]
-    return paths[0]

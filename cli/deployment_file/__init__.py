@@ -49,27 +49,24 @@ class Pipeline:
     schedules: tuple[SCHEDULE_TYPES | None, ...] | None = None  # None where the file does not say when it is due
     places: tuple[str, ...] = ()  # where each schedule stands
     place_of_pool: str = ""
+    document: Document | None = None  # the whole file
 
 
-def plain(path: Path) -> Any:
-    """The values of a file. Raises ConfigError.
-
-    PyYAML's own, by YAML 1.1, differ in one thing: 1e-4 is text to them, as it has no point.
-    """
-    return strict_yaml.parse(_text(path), str(path)).value
-
-
-def names(path: Path) -> list[str]:
-    """The deployments in a file. Raises ConfigError."""
+def read(path: Path) -> Document:
+    """The content of a file, whose keys and schedules are Prefect's. Raises ConfigError."""
     document = strict_yaml.parse(_text(path), str(path))
     check(document)
+    return document
+
+
+def names(document: Document) -> list[str]:
+    """The deployments in a file. Raises ConfigError."""
     return [deployment["name"] for _, deployment in _named(document)]
 
 
-def load(path: Path, deployment: str | None = None) -> Pipeline:
+def load(file: Path | Document, deployment: str | None = None) -> Pipeline:
     """The pipeline in a deployment file; of several, the one named `deployment`. Raises ConfigError."""
-    document = strict_yaml.parse(_text(path), str(path))
-    check(document)
+    document = read(file) if isinstance(file, Path) else file
     at, chosen = _choose(document, deployment)
     entrypoint = chosen.get("entrypoint")
     if entrypoint == OLD_ENTRYPOINT:
@@ -87,7 +84,8 @@ def load(path: Path, deployment: str | None = None) -> Pipeline:
     origins = {key: document.place(f"{at}.parameters.{key}") for key in flat(parameters)}
     pool, due = chosen.get("work_pool"), mappings(document, f"{at}.schedules", chosen.get("schedules"))
     return replace(
-        _pipeline(path, chosen["name"], parameters, run, origins),
+        _pipeline(Path(document.name), chosen["name"], parameters, run, origins),
+        document=document,
         work_pool=(pool.get("name") if isinstance(pool, dict) else None) or "",
         place_of_pool=document.place(f"{at}.work_pool.name"),
         schedules=None if chosen.get("schedules") is None else tuple(schedule_of(document, *each) for each in due),
@@ -111,7 +109,7 @@ def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--se
         for key in flat(parameters)
     }
     changed = _pipeline(pipeline.path, pipeline.name, parameters, run, origins)
-    kept = ("work_pool", "place_of_pool", "schedules", "places")  # which no --set changes
+    kept = ("work_pool", "place_of_pool", "schedules", "places", "document")  # which no --set changes
     return replace(changed, **{name: getattr(pipeline, name) for name in kept})
 
 

@@ -118,7 +118,10 @@ class _Loader(yaml.SafeLoader):
         if isinstance(node, yaml.SequenceNode):
             return [self.plain(item, f"{at}[{i}]", depth + 1) for i, item in enumerate(node.value)]
         value = self._scalar(node)
-        if isinstance(value, int | float) and _is_misread(node.value, value):
+        digits = node.value.replace("_", "").lstrip("+-")
+        # A number that was read in base 60, or in base 8 as another number than its digits say.
+        is_number = isinstance(value, int | float)
+        if is_number and (":" in node.value or (digits.isdecimal() and int(digits) != abs(value))):
             raise _refusal(f"{node.value} would be read as {value}; write {value}, or put the text in quotes", node)
         return value
 
@@ -169,12 +172,6 @@ class _Loader(yaml.SafeLoader):
             raise _refusal(f"nested more than {MAX_DEPTH} levels deep, or an alias that contains itself", place)
         if count > MAX_NODES:
             raise _refusal(f"more than {MAX_NODES} values, each alias counted with all that it stands for", place)
-
-
-def _is_misread(text: str, number: float) -> bool:
-    """Whether a number was read in base 60, or in base 8 as another number than its digits say."""
-    digits = text.replace("_", "").lstrip("+-")
-    return ":" in text or (digits.isdecimal() and int(digits) != abs(number))
 
 
 def _refusal(problem: str, place: yaml.Node | yaml.Event) -> yaml.MarkedYAMLError:

@@ -13,6 +13,7 @@ from rich.table import Table
 from tunewright import config
 from tunewright.cli.doctor import hardware, safety, servers, software, stores
 from tunewright.cli.doctor.finding import Finding
+from tunewright.reports.figures import counted
 
 SIGNS = {"ok": "ok", "warning": "!", "failure": "FAIL"}
 
@@ -36,13 +37,9 @@ def show(console: Console, found: list[Finding]) -> None:
             table.add_row("", "", f"fix: {each.mend}")
     console.print(table, markup=False)
     failures, warnings = (sum(each.state == state for each in found) for state in ("failure", "warning"))
-    console.print(f"\n{_counted(failures, 'failure')}, {_counted(warnings, 'warning')}")
+    console.print(f"\n{counted(failures, 'failure')}, {counted(warnings, 'warning')}")
 
 
 def as_json(found: list[Finding]) -> dict[str, Any]:
     """What `--json` prints."""
     return {"findings": [each._asdict() for each in found]}
-
-
-def _counted(number: int, word: str) -> str:
-    return f"{number} {word}{'s'[: number != 1]}"

@@ -7,6 +7,7 @@ from tunewright import machine
 from tunewright.cli.doctor.finding import Finding
 from tunewright.cost_model import devices
 from tunewright.cost_model.devices import GB
+from tunewright.reports.figures import counted
 
 ENOUGH_GB = 6  # `make demo` peaks at 3.5
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # the later goes before the earlier where torch reads both
@@ -31,11 +32,11 @@ def findings() -> Iterator[Finding]:
 def _threads() -> Finding:
     """In how many threads training computes, and evaluation, which goes by what the environment says."""
     cores = machine.num_cores()
-    training = f"training uses {_counted(cores)}"
+    training = f"training uses {counted(cores, 'thread')}"
     set_to = [(name, int(text)) for name in THREADS if (text := os.environ.get(name, "")).isdecimal() and int(text)]
     if set_to and (number := set_to[-1][1]) != cores:
         name = set_to[-1][0]
-        found = f"{training}, evaluation in {number}: {name}={number} on {cores} core{'s'[: cores != 1]}"
+        found = f"{training}, evaluation in {number}: {name}={number} on {counted(cores, 'core')}"
         slow = "more threads than cores are slower" if number > cores else "fewer threads than cores are slower"
         return Finding("warning", "threads", found, f"unset {name}; {slow}")
     if os.environ.get("OMP_WAIT_POLICY", "").upper() == "ACTIVE":
@@ -43,10 +44,6 @@ def _threads() -> Finding:
             "warning", "threads", "OMP_WAIT_POLICY=ACTIVE", "unset OMP_WAIT_POLICY; spinning threads block others"
         )
     return Finding("ok", "threads", f"{training}, one per core; compute.threads changes this")
-
-
-def _counted(threads: int) -> str:
-    return f"{threads} thread{'s'[: threads != 1]}"
 
 
 def _device() -> Finding:

@@ -10,7 +10,7 @@ from tunewright.artifacts import Artifact, Base, Splits, Tokens
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import gate
 from tunewright.cli.plan.sample import Sampled, base_here, sampled
-from tunewright.config import STAGES, Compute, Data, Method, Model, Settings
+from tunewright.config import STAGES, Compute, Data, Method, Settings
 from tunewright.cost_model import BudgetCase, Estimate, Ground, devices, estimate, remedies, shapes, shortage, work
 from tunewright.cost_model.timing import Rate, rate_of
 from tunewright.errors import ConfigError, DataError
@@ -33,7 +33,6 @@ class Costs:
     """The budget of the method that is set, and of the others beside it, on one machine."""
 
     machine: devices.Machine
-    source: work.Source
     chosen: Estimate
     others: Sequence[Estimate]
     warning: str
@@ -43,7 +42,7 @@ class Costs:
     @property
     def is_most(self) -> bool:
         """Whether it is what the settings allow, since nothing is known of the rows yet."""
-        return self.source == "settings"
+        return self.chosen.work.source == "settings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +58,16 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     """What a run would do and take. Nothing is run but, if asked for, a few steps of training to time them.
 
     `what` is the file and its changes, for a command to run first. Raises ConfigError for a device that is not known,
-    and for settings that cannot be on it.
+    for settings that cannot be on it, and DataError as the stage that refused these very data before.
     """
     settings = pipeline.settings
     machine, notes = _with_packages(devices.machine(device), settings.compute)
     with looked_at(settings):
         steps = plan(settings, pipeline.until, pipeline.refresh)
         read = inputs(settings)
-    _stop_on_refused(steps)
+    first_run = next((step for step in steps if step.state == "run"), None)
+    if first_run and first_run.stopped:  # it has refused these very data before
+        raise DataError(first_run.stopped.said)
     made = {step.stage: step.record if step.state == "cached" else None for step in steps}
     first = None if made["ingest"] else _first_rows(read.files, settings.data, what)
     if STAGES.index(pipeline.until) < STAGES.index("train"):
@@ -86,7 +87,11 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     if sample and sample.is_too_long:
         return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {sample.too_long}")
     case = BudgetCase(ground, settings.method, settings.training, settings.compute, machine)
-    notes += _reads_less(case, settings.model)
+    reads, longest = context_length(ground.config.fields), settings.model.max_length
+    if reads is not None and reads < longest:
+        notes.append(
+            f"the base's context is {reads} tokens, less than model.max_length={longest}; longer rows do not fit"
+        )
     rates = _Rates(case, made)
     if calibrate:
         rates.calibrate(what)
@@ -109,23 +114,6 @@ def _with_packages(machine: devices.Machine, compute: Compute) -> tuple[devices.
     )
     notes = [f"assumes that {package} is installed there" for package, is_asked in there.items() if is_asked]
     return machine._replace(device=device), notes
-
-
-def _reads_less(case: BudgetCase, model: Model) -> list[str]:
-    """What to know of a base that reads fewer tokens at once than a row may have."""
-    reads = context_length(case.ground.config.fields)
-    if reads is None or reads >= model.max_length:
-        return []
-    return [
-        f"the base's context is {reads} tokens, less than model.max_length={model.max_length}; longer rows do not fit"
-    ]
-
-
-def _stop_on_refused(steps: Sequence[Step]) -> None:
-    """Raises DataError where the first stage that would run has refused these very data before."""
-    first = next((step for step in steps if step.state == "run"), None)
-    if first and first.stopped:
-        raise DataError(first.stopped.said)
 
 
 def _first_rows(files: Sequence[SourceFile], data: Data, what: str) -> Sample | None:
@@ -160,7 +148,8 @@ def _ground(
         ground = Ground(shape, config, found.source, found.num_rows, found.num_validation, found.rows, longest)
         return ground, found
     batch, longest = settings.training.batch, settings.model.max_length
-    return Ground(shape, config, "settings", batch, 0, work.rows_assumed(longest, batch), longest), None
+    rows = [work.stand_in(longest, number) for number in range(batch)]  # what nothing is known of could be
+    return Ground(shape, config, "settings", batch, 0, rows, longest), None
 
 
 def _few_test_rows(made: dict[str, Artifact | None], sample: Sampled | None, files: Sequence[SourceFile]) -> list[str]:
@@ -216,8 +205,10 @@ def _costs(case: BudgetCase, rates: _Rates, notes: Sequence[str], rows_from: str
     for kind in KINDS:
         if kind == case.method.kind:
             continue
+        # With the adapter that is set where both kinds have one, and otherwise with its defaults.
+        shared = case.method.model_dump(exclude={"bits"}) if {kind, case.method.kind} <= {"lora", "qlora"} else {}
         try:
-            other = _as_set(case.method, kind)
+            other = Method.model_validate(shared | {"kind": kind})
             others.append(estimate(replace(case, method=other), rates.of(other)))
         except (ConfigError, ValidationError):  # what compute or the method asks for cannot be with this kind
             continue
@@ -226,19 +217,12 @@ def _costs(case: BudgetCase, rates: _Rates, notes: Sequence[str], rows_from: str
         warning = f"if rows were as long as model.max_length={case.ground.longest} allows: {warning}"
     return Costs(
         machine=case.machine,
-        source=source,
         chosen=chosen,
         others=others,
         warning=warning,
         notes=notes,
         rows_from=rows_from,
     )
-
-
-def _as_set(method: Method, kind: str) -> Method:
-    """Another kind of method: with the adapter that is set where both have one, and otherwise with its defaults."""
-    shared = method.model_dump(exclude={"bits"}) if {kind, method.kind} <= {"lora", "qlora"} else {}
-    return Method.model_validate(shared | {"kind": kind})
 
 
 def as_json(planned: Planned) -> dict[str, Any]:
@@ -250,7 +234,7 @@ def as_json(planned: Planned) -> dict[str, Any]:
     methods = [one_as_json(one) for one in (costs.chosen, *costs.others)]
     told = {
         "device": device,
-        "rows": costs.source,
+        "rows": costs.chosen.work.source,
         "rows_from": costs.rows_from,
         "at_most": costs.is_most,
         "methods": methods,

@@ -1,7 +1,5 @@
 """Whether the gate's metrics fit the rows, as far as some of them tell before split has drawn the test rows."""
 
-from collections.abc import Iterator, Sequence
-
 from tunewright.artifacts import Artifact, Rows, Splits
 from tunewright.config import Settings
 from tunewright.cost_model import work
@@ -29,15 +27,8 @@ def misfits(settings: Settings, read: Inputs, made: dict[str, Artifact | None], 
         return []
     which = f"the first {len(answers):,} rows" if len(answers) > 1 else "the first row"
     said = misfit(settings, answers, answers, read.schema, which)
-    if said and any(_fits_none(name, answers, read.schema) for _, name in wanted(settings)):
+    by_itself = {"json_valid", "json_field_f1", "numeric", "schema_valid"} & {name for _, name in wanted(settings)}
+    each = [AnswerShape([answer], schema=read.schema) for answer in dict.fromkeys(answers)]
+    if said and any(all(shape.misfit(name) for shape in each) for name in by_itself):
         raise ConfigError(said)
     return [f"{said} (the run stops after split if this holds for the test rows)"] if said else []
-
-
-def _fits_none(name: str, answers: Sequence[str], schema: str) -> bool:
-    """Whether a metric that asks something of each answer by itself means nothing of any of these."""
-    return name in ("json_valid", "json_field_f1", "numeric", "schema_valid") and all(_each(name, answers, schema))
-
-
-def _each(name: str, answers: Sequence[str], schema: str) -> Iterator[bool]:
-    return (bool(AnswerShape([answer], schema=schema).misfit(name)) for answer in dict.fromkeys(answers))

@@ -52,7 +52,8 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         looked_of = drawn + given.get("train", 0) + given.get("replay", 0)
         train, num_validation, num_test = _shared(settings.split, drawn, given)
     which = _which(source, len(conversations), looked_of, first, settings.data.limit)
-    which_and_given = which + _and_given(given)
+    own = [f"{given[side]:,.0f} with side: {side}" for side in ("validation", "test") if given.get(side)]
+    which_and_given = f"{which}, beside {' and '.join(own)}" if own else which
     rows = _rendered(conversations, base, settings.model)
     if rows is None:
         guessed = [work.stand_in(work.guessed(messages), at) for at, messages in enumerate(conversations)]
@@ -104,12 +105,6 @@ def _of_ingest(file: Path) -> tuple[int, dict[str, int], list[list[dict[str, str
         if len(conversations) >= MOST_LOOKED_AT:
             break
     return numbers.pop(None, 0), {side: n for side, n in numbers.items() if side}, conversations[:MOST_LOOKED_AT]
-
-
-def _and_given(given: Mapping[str, float]) -> str:
-    """The rows of validation and test splits that are the user's own: no share of the others becomes these."""
-    said = [f"{given[side]:,.0f} with side: {side}" for side in ("validation", "test") if given.get(side)]
-    return f", beside {' and '.join(said)}" if said else ""
 
 
 def _which(source: work.Source, looked: int, number: float, first: Sample | None, limit: int | None) -> str:

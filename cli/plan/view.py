@@ -1,27 +1,25 @@
 """What `tunewright plan` looks like in a terminal."""
 
-from collections.abc import Sequence
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tunewright.cli.plan import Costs, Planned
 from tunewright.cli.terminal import COLOURS
+from tunewright.cli.visible import plain_table
 from tunewright.cost_model import Estimate
-from tunewright.flows.calls import Step
-from tunewright.reports.progress import share
+from tunewright.reports.progress import duration, share
 
 MOST_CAUSES = 6
 
 
 def show_plan(console: Console, planned: Planned) -> None:
     """Which tasks would run and why, then what training would take."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("stage", "", "because"):
-        table.add_column(column, overflow="fold")
+    table = plain_table("stage", "", "because")
     for step in planned.steps:
-        table.add_row(step.name, Text(step.state, COLOURS[step.state]), Text("\n".join(_shortened(step))))
+        rest = len(step.because) - MOST_CAUSES
+        said = [step.note, *step.because[:MOST_CAUSES], f"and {rest} more" if rest > 0 else ""]
+        table.add_row(step.name, Text(step.state, COLOURS[step.state]), Text("\n".join(filter(None, said))))
     console.print(table)
     runs = sum(step.state == "run" for step in planned.steps)
     console.print(f"\n{runs} of {len(planned.steps)} tasks would run" if runs else "\nNothing would run: all is cached")
@@ -29,12 +27,6 @@ def show_plan(console: Console, planned: Planned) -> None:
         _show_costs(console, planned.costs)
     elif planned.unknown:
         console.print(planned.unknown, style="dim")
-
-
-def _shortened(step: Step) -> Sequence[str]:
-    rest = len(step.because) - MOST_CAUSES
-    more = [f"and {rest} more"] if rest > 0 else []
-    return [*([step.note] if step.note else []), *step.because[:MOST_CAUSES], *more]
 
 
 def _show_costs(console: Console, costs: Costs) -> None:
@@ -55,20 +47,16 @@ def _show_costs(console: Console, costs: Costs) -> None:
 
 def _facts(costs: Costs) -> list[tuple[str, str]]:
     one = costs.chosen
+    trained = share(one.num_learning, one.num_parameters)
     memory = " + ".join(f"{name} {_bytes(size)}" for name, size in one.memory.parts.items() if size)
     return [
-        ("trainable", _trained(one)),
+        ("trainable", f"{one.num_learning:,} of {one.num_parameters:,} parameters ({trained})"),
         ("memory", f"{_most(costs)}{_bytes(one.peak)} at peak, {_bytes(one.free)} free: {memory}"),
         *_rows(costs),
         ("computed", _computed(one)),
         ("disk", f"{_bytes(one.disk)} during training"),
         *(("note", note) for note in (*costs.notes, *one.notes)),
     ]
-
-
-def _trained(one: Estimate) -> str:
-    percent = share(one.num_learning, one.num_parameters)
-    return f"{one.num_learning:,} of {one.num_parameters:,} parameters ({percent})"
 
 
 def _most(costs: Costs) -> str:
@@ -96,8 +84,7 @@ def _computed(one: Estimate) -> str:
 
 
 def _methods(costs: Costs) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method")
+    table = Table("method", box=None, pad_edge=False, header_style="bold")
     for column in ("trainable", "share", "memory", "time", "disk"):
         table.add_column(column, justify="right")
     table.add_column("")
@@ -124,14 +111,8 @@ def _time(one: Estimate) -> str:
 
 
 def _duration(seconds: tuple[float, float]) -> str:
-    low, high = (_rounded(second) for second in seconds)
+    low, high = map(duration, seconds)
     return low if low == high else f"{low} to {high}"
-
-
-def _rounded(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"
 
 
 def _bytes(size: float) -> str:

@@ -53,7 +53,7 @@ def show_history(name: Name, alias: Alias = "champion", tracking_uri: Uri = None
 
 
 def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
-    """Make a command of `decide(registry, by, why, ...)`, with the options of all decisions and its own.
+    """Make a command of `decide(release, registry, by, why, ...)`, with the options of all decisions and its own.
 
     The command decides, ends the run that asks a person in Prefect, and shows what was decided.
     """
@@ -70,16 +70,17 @@ def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
         with one_line_errors(as_json):
             registry = _registry(name, alias, tracking_uri, as_json)
             from tunewright.cli.release import view
-            from tunewright.flows import release as asking
+            from tunewright.flows import release as requests
+            from tunewright.registry import release
 
-            decided = decide(registry, _who(by), reason, **own)
-            asking.end_for(registry, decided.event)
+            decided = decide(release, registry, _who(by), reason, **own)
+            requests.end_for(registry, decided.event)
             view.show_decision(console_of(as_json), registry, decided)
         if as_json:
-            print(as_line(view.decision_json(registry, decided)))
+            print(as_line({"name": registry.name, **decided.event.model_dump(), "rehearsed": decided.rehearsed}))
 
     first, *others, _ = inspect.signature(command).parameters.values()
-    _, _, _, *own = inspect.signature(decide).parameters.values()
+    _, _, _, _, *own = inspect.signature(decide).parameters.values()
     options = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (first, *own, *others)]
     command.__dict__["__signature__"] = inspect.Signature(options)  # which typer reads
     command.__name__, command.__doc__ = decide.__name__, decide.__doc__
@@ -89,6 +90,7 @@ def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
 @app.command()
 @_decision
 def approve(
+    release: Any,  # tunewright.registry.release
     registry: Registry,
     by: str,
     why: str,
@@ -99,23 +101,20 @@ def approve(
     reject: Annotated[bool, typer.Option("--reject", help="Reject the version: the alias stays where it is")] = False,
 ) -> "ReleaseDecision":
     """Approve or reject a version that waits (gate.approval); approval reloads and checks it, then moves the alias."""
-    from tunewright.registry import release
-
     return release.decide(registry, version, "reject" if reject else "approve", by=by, why=why)
 
 
 @app.command()
 @_decision
-def promote(registry: Registry, by: str, why: str, version: Version) -> "ReleaseDecision":
+def promote(release: Any, registry: Registry, by: str, why: str, version: Version) -> "ReleaseDecision":
     """Move the alias to a version, whatever its verdict, after reloading and checking it."""
-    from tunewright.registry import release
-
     return release.promote(registry, version, by=by, why=why)
 
 
 @app.command()
 @_decision
 def rollback(
+    release: Any,  # tunewright.registry.release
     registry: Registry,
     by: str,
     why: str,
@@ -127,20 +126,16 @@ def rollback(
 
     No pipeline promotes the rolled-back version again; release promote does.
     """
-    from tunewright.registry import release
-
     return release.rollback(registry, to, by=by, why=why)
 
 
 @app.command()
 @_decision
-def withdraw(registry: Registry, by: str, why: str) -> "ReleaseDecision":
+def withdraw(release: Any, registry: Registry, by: str, why: str) -> "ReleaseDecision":
     """Remove the alias from its version, without a successor: the next run has no champion.
 
     No pipeline promotes the withdrawn version again; release promote does.
     """
-    from tunewright.registry import release
-
     return release.withdraw(registry, by=by, why=why)
 
 

@@ -90,11 +90,6 @@ def show_decision(console: Console, registry: Registry, decision: ReleaseDecisio
         console.print(Text(f'  tunewright release rollback {_of(registry)} --reason "..."'))
 
 
-def decision_json(registry: Registry, decision: ReleaseDecision) -> dict[str, Any]:
-    """What `--json` prints of it."""
-    return {"name": registry.name, **decision.event.model_dump(), "rehearsed": decision.rehearsed}
-
-
 def _of(registry: Registry) -> str:
     """The name, with what else has to be said of where it is."""
     alias = ["--alias", registry.alias] if registry.alias != Registry().alias else []

@@ -63,7 +63,12 @@ def _prepared(until_end: ExitStack, console: Console, port: int, mlflow_port: in
         mlflow=f"http://{LOOPBACK}:{mlflow_port}",
         pool=pool,
     )
-    _require_same_server(found)
+    named = os.environ.get("PREFECT_API_URL")
+    if named and not found.is_prefect(named):  # other commands would use that one
+        raise ConfigError(
+            f"PREFECT_API_URL={shown(named)} names another Prefect server than {found.api}, which this command starts; "
+            f"unset it, or start only a worker for the named server: prefect worker start --pool {found.pool}"
+        )
     config.quiet_libraries()
     print_log(console, logging.INFO)
     log.propagate = False  # else Prefect's handler of the root prints each line again
@@ -73,9 +78,11 @@ def _prepared(until_end: ExitStack, console: Console, port: int, mlflow_port: in
         wait_for_orphans()
     require_free(port, "--port")
     require_free(mlflow_port, "--mlflow-port")
-    addresses.keep_password(_password_of_environment())
     import prefect.client.orchestration  # noqa: F401 what asks the servers imports it, when they have been started
+    from prefect.settings import get_current_settings
 
+    given = get_current_settings().server.api.auth_string  # of the environment or of Prefect's profile
+    addresses.keep_password(given.get_secret_value() if given else "")
     return found, file
 
 
@@ -96,24 +103,6 @@ def _serve(console: Console, found: Addresses, file: Path, supervisor: Superviso
         console.print(f"Their logs are in {logs()}.\n")
         show_next(console, found)
         supervisor.watch()
-
-
-def _require_same_server(up: Addresses) -> None:
-    """Raises ConfigError where the environment names another Prefect server: other commands would use that one."""
-    named = os.environ.get("PREFECT_API_URL")
-    if named and not up.is_prefect(named):
-        raise ConfigError(
-            f"PREFECT_API_URL={shown(named)} names another Prefect server than {up.api}, which this command starts; "
-            f"unset it, or start only a worker for the named server: prefect worker start --pool {up.pool}"
-        )
-
-
-def _password_of_environment() -> str:
-    """PREFECT_SERVER_API_AUTH_STRING, of the environment or of Prefect's profile; "" where it is not set."""
-    from prefect.settings import get_current_settings
-
-    given = get_current_settings().server.api.auth_string
-    return given.get_secret_value() if given else ""
 
 
 def cut_short(up: Addresses) -> list[str]:

@@ -23,10 +23,8 @@ def end(up: Addresses) -> list[str]:
     unfinished = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
     with client(up) as server:
         found = server.read_flow_runs(
-            flow_run_filter=filters.FlowRunFilter(
-                state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=unfinished))
-            ),
-            work_pool_filter=filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[up.pool])),
+            flow_run_filter=filters.FlowRunFilter.model_validate({"state": {"type": {"any_": unfinished}}}),
+            work_pool_filter=filters.WorkPoolFilter.model_validate({"name": {"any_": [up.pool]}}),
         )
         for run in found:
             is_cancelled = run.state is not None and run.state.is_cancelling()

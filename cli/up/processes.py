@@ -70,9 +70,7 @@ def _marked() -> Iterator[tuple[psutil.Process, Mapping[str, str]]]:
 
 def wait_for_orphans() -> None:
     """Waits for them to end, as long as a sentinel may take."""
-    until = time.monotonic() + ORPHAN_SECONDS
-    while orphaned() and time.monotonic() < until:
-        time.sleep(LOOK_SECONDS)
+    _wait(orphaned, ORPHAN_SECONDS)
 
 
 def end(mark: str, services: Iterable[str], grace: float) -> int:
@@ -95,7 +93,7 @@ def end(mark: str, services: Iterable[str], grace: float) -> int:
     return len(left)
 
 
-def _wait(living: Callable[[], list[psutil.Process]], seconds: float) -> None:
+def _wait(living: Callable[[], object], seconds: float) -> None:
     """Until none lives. One that nobody has waited for yet has ended, though its number is still taken."""
     until = time.monotonic() + seconds
     while living() and time.monotonic() < until:

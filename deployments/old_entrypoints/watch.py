@@ -1,5 +1,3 @@
 """The flow of tunewright.flows.watch, under its old name."""
 
-from tunewright.flows.watch import watch
-
-__all__ = ["watch"]
+from tunewright.flows.watch import watch as watch

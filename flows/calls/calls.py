@@ -8,8 +8,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task
 
-from tunewright.artifacts import Adapter, Artifact, Base, Contender, Splits, Verdict
-from tunewright.config import STAGES, Registry, Settings, Stage
+from tunewright.artifacts import Adapter, Answers, Artifact, Base, Contender, Splits, Verdict
+from tunewright.config import STAGES, Gate, Registry, Settings, Stage
 from tunewright.errors import ConfigError
 from tunewright.flows.calls.step import Step
 from tunewright.flows.inputs import Inputs, draw
@@ -88,13 +88,13 @@ class Calls(ABC):
         def call(*args: P.args, **inputs: P.kwargs) -> A:
             assert not args, "by their names, as the causes of a plan say them"
             self.begin(task.name)
-            return self.called(task, inputs)
+            return self.called(task, getattr(inputs.get("contender"), "name", ""), inputs)
 
         return call
 
     @abstractmethod
-    def called(self, task: Task[..., A], inputs: Mapping[str, Any]) -> A:
-        """The record of a call of a stage; its step is kept."""
+    def called(self, task: Task[..., A], of: str, inputs: Mapping[str, Any]) -> A:
+        """The record of a call of a stage, `of` the contender that is evaluated, if any; its step is kept."""
 
     def begin(self, stage: str) -> None:
         """Raises Reached before the first call of a stage that comes after the last one asked for."""
@@ -116,22 +116,28 @@ class Calls(ABC):
         if "train" in self.stages and self.digest(splits):
             require_metrics(settings, splits, schema)
 
+    def count_test_use(
+        self,
+        verdict: Verdict,
+        candidate: Adapter,
+        answers: Answers,
+        splits: Splits,
+        opponent: Contender | None,
+        settings: Settings,
+        /,
+    ) -> Verdict:
+        """The verdict with its test-set use, and a warning where the champion was trained on some of the test rows."""
+        if not self.digest(verdict):
+            return verdict
+        assert self.drawn
+        verdict = self.counted(verdict, candidate, answers, settings.gate, self.drawn)
+        warning = trained_on_test(settings.registry, opponent, splits, settings.split) if opponent else ""
+        return verdict.model_copy(update={"warnings": (*verdict.warnings, *([warning] if warning else []))})
+
+    @abstractmethod
+    def counted(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, drawn: Draw) -> Verdict:
+        """The verdict with the number of its test-set use."""
+
     def digest(self, record: Artifact) -> str:
         """The record's digest, or "" if it is still to be made."""
         return record.digest
-
-
-def favoured(verdict: Verdict, splits: Splits, opponent: Contender | None, settings: Settings) -> Verdict:
-    """The verdict, with a warning where the champion was trained on rows that are test rows now."""
-    warning = trained_on_test(settings.registry, opponent, splits, settings.split) if opponent else ""
-    return verdict.model_copy(update={"warnings": (*verdict.warnings, *([warning] if warning else []))})
-
-
-def name_of(task: Task[..., Any], inputs: Mapping[str, Any]) -> str:
-    """The stage, and of what."""
-    return f"{task.name} {what(inputs)}".strip()
-
-
-def what(inputs: Mapping[str, Any]) -> str:
-    """What tells calls of one stage apart: the contender that is evaluated."""
-    return getattr(inputs.get("contender"), "name", "")

@@ -7,26 +7,16 @@ from typing import Any
 
 from prefect import Task
 
-from tunewright.artifacts import (
-    Adapter,
-    Answers,
-    Artifact,
-    Base,
-    CheckedRows,
-    Contender,
-    Registered,
-    Rows,
-    Splits,
-    UniqueRows,
-    Verdict,
-)
-from tunewright.config import STAGES, Registry, Settings, Stage
-from tunewright.flows.calls.calls import A, Calls, P, favoured, name_of, what
+from tunewright.artifacts import Adapter, Answers, Artifact, Base, Registered, Verdict
+from tunewright.config import STAGES, Gate, Registry, Settings, Stage
+from tunewright.flows.calls.calls import A, Calls, P
 from tunewright.flows.calls.step import Step
 from tunewright.store import pipelines, test_set_uses
-from tunewright.store.caching import Earlier, Found
+from tunewright.store.caching import Found
 from tunewright.store.data_versions import Before
+from tunewright.store.manifest import Whole
 from tunewright.store.miss_reasons import causes
+from tunewright.store.rotation import Draw
 from tunewright.store.stage import cached_part
 from tunewright.tasks.train.trainer.checkpoints import newest_sealed
 
@@ -43,20 +33,24 @@ class Plan(Calls):
         self.uncertain: dict[str, str] = {}  # digest of what is still to be made -> the stage that makes it
         self.said: set[str] = set()  # causes that an earlier stage has
 
-    def called(self, task: Task[..., A], inputs: Mapping[str, Any]) -> A:
+    def called(self, task: Task[..., A], of: str, inputs: Mapping[str, Any]) -> A:
         """The record that is there, that of the last time, or one that stands for it."""
-        stage, name = cached_part(task), name_of(task, inputs)
+        stage, name = cached_part(task), f"{task.name} {of}".strip()
         found = stage.look_up(**inputs)
         keys = pipelines.keys(self.pipeline, name)
         earlier = None if found.record else stage.nearest(found.ingredients, keys)
-        waits = self._waits(found)
+        # The stages that would make what it reads: until then its key is that of the last time, or nobody's.
+        read = json.dumps(found.ingredients)
+        waits = {before for digest, before in self.uncertain.items() if digest in read}
         because = list(self._because(task.name, found, earlier, waits, is_known=found.key in keys))
         if because and not waits and not found.is_being_made and (steps := newest_sealed(found.work / "checkpoints")):
             because.append(f"it resumes from its checkpoint at step {steps:,}")
-        last = found.record or (earlier.record if earlier and _stands_for(earlier.record, inputs) else None)
+        last = found.record or (earlier.record if earlier else None)
+        if isinstance(last, Base) and last.reference != inputs["reference"]:  # nothing tells what that would be
+            last = None
         step = Step(
             stage=task.name,
-            of=what(inputs),
+            of=of,
             state="run" if because else "cached",
             because=because,
             record=None if task.name in self.refresh else found.record,
@@ -73,17 +67,13 @@ class Plan(Calls):
         """As any other stage."""
         return self(task)
 
-    def _waits(self, found: Found[Any]) -> set[str]:
-        """The stages that would make what it reads: until then its key is that of the last time, or nobody's."""
-        read = json.dumps(found.ingredients)
-        return {before for digest, before in self.uncertain.items() if digest in read}
-
     def _because(
-        self, stage: str, found: Found[Any], earlier: Earlier[Any] | None, waits: set[str], *, is_known: bool
+        self, stage: str, found: Found[Any], earlier: Whole[Any] | None, waits: set[str], *, is_known: bool
     ) -> Iterator[str]:
         """Why it would run, if it would; of what an earlier stage has said nothing again."""
         if waits:
-            yield _first(sorted(waits, key=STAGES.index))
+            *others, last = sorted(waits, key=STAGES.index)
+            yield f"waits for {', '.join(others)} and {last}" if others else f"waits for {last}"
         if stage in self.refresh:
             yield "requested by refresh"
         elif found.record:
@@ -95,36 +85,23 @@ class Plan(Calls):
         elif found.stopped and not waits:
             yield f"it stopped on the same data, {found.stopped.when}: {found.stopped.message}"
         elif earlier:
-            new = causes(stage, earlier.ingredients, found.ingredients, earlier.record, waits)
+            new = causes(stage, earlier.manifest.ingredients, found.ingredients, earlier.record, waits)
             yield from (cause for cause in new if not waits or cause not in self.said)
             self.said.update(new)
         elif not waits:
-            yield _missing(found) if is_known else "not run yet"
+            gone = f"artifact {found.key} was deleted" if found.was_made else "an earlier run did not finish it"
+            yield gone if is_known else "not run yet"
 
     def digest(self, record: Artifact) -> str:
         """The record's digest, or "" if it is of the last time."""
         return "" if record.digest in self.uncertain else record.digest
 
-    def accept_version(
-        self, before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits
-    ) -> None:
+    def accept_version(self, *_: Before | Artifact) -> None:
         """Accepts nothing."""
 
-    def count_test_use(
-        self,
-        verdict: Verdict,
-        candidate: Adapter,
-        answers: Answers,
-        splits: Splits,
-        opponent: Contender | None,
-        settings: Settings,
-    ) -> Verdict:
+    def counted(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, drawn: Draw) -> Verdict:
         """The verdict with what was counted when it was made; counts nothing."""
-        if verdict.digest in self.uncertain:
-            return verdict
-        assert self.drawn
-        verdict = test_set_uses.look_up(self.pipeline, verdict, candidate, answers, settings.gate, seed=self.drawn.seed)
-        return favoured(verdict, splits, opponent, settings)
+        return test_set_uses.look_up(self.pipeline, verdict, candidate, answers, gate, seed=drawn.seed)
 
     def request_approval(self, registered: Registered, registry: Registry) -> None:
         """Asks nobody."""
@@ -140,19 +117,3 @@ def _unmade(kind: type[A], stage: str, name: str) -> A:
         unknown = {"reference": "", "revision": None, "location": Path(), "weights_digest": ""}
         return kind(stage=stage, digest=digest, special_tokens=(digest,), **unknown)
     return kind.model_construct(stage=stage, digest=digest)
-
-
-def _missing(found: Found[Any]) -> str:
-    """Why there is no artifact with a key that a run asked for."""
-    return f"artifact {found.key} was deleted" if found.was_made else "an earlier run did not finish it"
-
-
-def _stands_for(record: Artifact, inputs: Mapping[str, Any]) -> bool:
-    """Whether what was made the last time tells what would be made: of another base nothing does."""
-    return not isinstance(record, Base) or record.reference == inputs["reference"]
-
-
-def _first(stages: Sequence[str]) -> str:
-    """The stages that run before, as a cause: "waits for ingest and check"."""
-    *others, last = stages
-    return f"waits for {', '.join(others)} and {last}" if others else f"waits for {last}"

@@ -8,16 +8,17 @@ from typing import Any, cast
 
 from prefect import State, Task
 
-from tunewright.artifacts import Adapter, Answers, CheckedRows, Contender, Registered, Rows, Splits, UniqueRows, Verdict
-from tunewright.config import Registry, Settings, Stage
+from tunewright.artifacts import Adapter, Answers, CheckedRows, Registered, Rows, Splits, UniqueRows, Verdict
+from tunewright.config import Gate, Registry, Settings, Stage
 from tunewright.errors import JudgeError
 from tunewright.flows import release
-from tunewright.flows.calls.calls import A, Calls, P, favoured, name_of, what
+from tunewright.flows.calls.calls import A, Calls, P
 from tunewright.flows.calls.step import Step
 from tunewright.registry.release import as_now
 from tunewright.store import data_versions, pipelines, test_set_uses
 from tunewright.store.caching import seconds_of
 from tunewright.store.data_versions import Before
+from tunewright.store.rotation import Draw
 from tunewright.store.stage import cached_part
 
 log = logging.getLogger("tunewright")
@@ -35,10 +36,10 @@ class Run(Calls):
         self.made = {step.record.key: step for step in self.steps if step.record and step.state == "ran"}
         self.steps, self.refresh = [], ()
 
-    def called(self, task: Task[..., A], inputs: Mapping[str, Any]) -> A:
+    def called(self, task: Task[..., A], of: str, inputs: Mapping[str, Any]) -> A:
         """The stage's record. Raises what the stage raised."""
         started = time.monotonic()
-        name = name_of(task, inputs)
+        name = f"{task.name} {of}".strip()
         log.info("%s", name)
         pipelines.note(self.pipeline, name, cached_part(task).key(**inputs))
         chosen = task.with_options(refresh_cache=True) if task.name in self.refresh else task
@@ -47,7 +48,7 @@ class Run(Calls):
         is_cached = state.name == "Cached"
         step = Step(
             stage=task.name,
-            of=what(inputs),
+            of=of,
             state="cached" if is_cached else "ran",
             seconds=time.monotonic() - started - (0.0 if is_cached else record.waited_seconds),
             saved=cached_part(task).saved(record.key, seconds_of(record)) if is_cached else 0.0,
@@ -80,27 +81,14 @@ class Run(Calls):
         """Adds the data to the accepted versions."""
         data_versions.accept(before, rows, checked, unique, splits, keep=self.keep_versions)
 
-    def count_test_use(
-        self,
-        verdict: Verdict,
-        candidate: Adapter,
-        answers: Answers,
-        splits: Splits,
-        opponent: Contender | None,
-        settings: Settings,
-    ) -> Verdict:
+    def counted(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, drawn: Draw) -> Verdict:
         """The verdict with the number of candidates that these test rows have judged, this one counted."""
-        assert self.drawn
-        verdict = test_set_uses.enter(
-            self.pipeline,
-            verdict,
-            candidate,
-            answers,
-            settings.gate,
-            seed=self.drawn.seed,
-            recipe=self.drawn.recipe,
-        )
-        verdict = favoured(verdict, splits, opponent, settings)
+        seed, recipe = drawn.seed, drawn.recipe
+        return test_set_uses.enter(self.pipeline, verdict, candidate, answers, gate, seed=seed, recipe=recipe)
+
+    def count_test_use(self, *given: Any) -> Verdict:
+        """As for a plan; warns, and keeps the verdict in its step."""
+        verdict = super().count_test_use(*given)
         for warning in verdict.warnings:
             log.warning("decide: %s", warning)
         self.steps[-1] = replace(self.steps[-1], record=verdict)

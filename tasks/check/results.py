@@ -8,8 +8,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from tunewright.artifacts import Artifact
-from tunewright.artifacts.check_results import DriftMeasure, ExpectationResult, FileCount, Since, SourceCount
-from tunewright.artifacts.payloads import CheckResults
+from tunewright.artifacts.payloads import CheckResults, DriftMeasure, ExpectationResult, FileCount, Since, SourceCount
 from tunewright.data_checks.given import Given
 from tunewright.data_checks.report import SOURCES
 from tunewright.data_checks.validation import ExpectationOutcome

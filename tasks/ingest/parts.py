@@ -55,7 +55,7 @@ class Tile(BaseModel):
         return self._lines
 
 
-class IngestedPart(Artifact):
+class IngestedPart(Artifact, frozen=True):
     """A part of what ingest read: rows.parquet and quarantine.parquet."""
 
     tally: Tally

@@ -53,7 +53,7 @@ class Spectrum(BaseModel, frozen=True):
     snr: float
 
 
-class Spectra(Artifact):
+class Spectra(Artifact, frozen=True):
     """spectra.jsonl: the Spectrum of each linear module in a base's layers, in the model's order."""
 
     num_modules: int

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import ROW_SCHEMA, SIDES_FILE, SIDES_SCHEMA, Artifact
-from tunewright.artifacts.placement import NONE, TRAIN, furthest, index_in, one_array, sides_of
+from tunewright.artifacts.placement import NONE, TRAIN, furthest, index_in, sides_of
 from tunewright.errors import ConfigError
 
 READ = ["row_id", "file", "line", "source", "group", "time", "side"]
@@ -46,7 +46,7 @@ class RowColumns:
 
     def times(self) -> Times:
         """The times of all rows; only those that are given to a side may have none (tasks/ingest)."""
-        encoded = one_array(self.table["time"]).dictionary_encode()
+        encoded = self.table["time"].combine_chunks().dictionary_encode()
         order = pc.sort_indices(encoded.dictionary)  # pyright: ignore[reportAttributeAccessIssue]
         rank = np.empty(len(order), np.int64)
         rank[np.asarray(order)] = np.arange(len(order))
@@ -57,10 +57,10 @@ class RowColumns:
 def read_columns(file: Path) -> RowColumns:
     """The columns of rows.parquet."""
     table = pq.read_table(file, columns=READ, schema=ROW_SCHEMA, read_dictionary=["file", "source"])
-    group = one_array(table["group"]).dictionary_encode().indices.fill_null(-1)
-    replay = index_in(one_array(table["side"]), pa.array(["replay"])) == 0
+    group = table["group"].combine_chunks().dictionary_encode().indices.fill_null(-1)
+    replay = index_in(table["side"].combine_chunks(), pa.array(["replay"])) == 0
     given = np.where(replay, TRAIN, sides_of(table["side"]))
-    return RowColumns(table, one_array(table["row_id"]), np.asarray(group).astype(np.int64), given, replay)
+    return RowColumns(table, table["row_id"].combine_chunks(), np.asarray(group).astype(np.int64), given, replay)
 
 
 def earlier_sides(row_ids: pa.Array, earlier: Artifact | None) -> tuple[np.ndarray, pa.Table]:
@@ -77,7 +77,7 @@ def earlier_sides(row_ids: pa.Array, earlier: Artifact | None) -> tuple[np.ndarr
             "split.sticky=false to split anew"
         )
     table = furthest(pq.read_table(file, schema=SIDES_SCHEMA))
-    place, found = index_in(row_ids, one_array(table["row_id"])), np.full(len(row_ids), NONE)
+    place, found = index_in(row_ids, table["row_id"].combine_chunks()), np.full(len(row_ids), NONE)
     found[place >= 0] = sides_of(table["side"])[place[place >= 0]]
-    gone = index_in(one_array(table["row_id"]), row_ids) < 0
+    gone = index_in(table["row_id"].combine_chunks(), row_ids) < 0
     return found, table.filter(pa.array(gone & (sides_of(table["side"]) != NONE)))

@@ -30,7 +30,7 @@ def title(contender: str, metric: str = "") -> str:
     return baseline(metric) if contender == CONSTANT else TITLES.get(contender, contender)
 
 
-class Case(RunArtifacts):
+class Case(RunArtifacts, frozen=True):
     """A candidate that was decided on, with the artifacts of its run and what the page reads in them."""
 
     @classmethod

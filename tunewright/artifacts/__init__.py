@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -112,10 +112,8 @@ GENERAL_SAID = {
 }
 
 
-class Artifact(BaseModel):
+class Artifact(BaseModel, frozen=True):
     """One stage's output: `<home>/artifacts/<stage>/<key>/`. `digest` depends on the content alone."""
-
-    model_config = ConfigDict(frozen=True)
 
     stage: str = ""
     key: str = ""
@@ -129,7 +127,7 @@ class Artifact(BaseModel):
         return self.folder / name
 
 
-class Base(Artifact):
+class Base(Artifact, frozen=True):
     """The base model: `weights` is a folder with safetensors, config and tokenizer that transformers reads offline."""
 
     reference: str
@@ -146,7 +144,7 @@ class Base(Artifact):
         return self.folder / self.location
 
 
-class Rows(Artifact):
+class Rows(Artifact, frozen=True):
     """ingest: rows.parquet (ROW_SCHEMA), quarantine.parquet (QUARANTINE_SCHEMA), held_out.parquet (HELD_OUT_SCHEMA)."""
 
     num_read: int
@@ -160,7 +158,7 @@ class Rows(Artifact):
     globs: dict[str, str] = {}  # file -> the glob that names it, of those that one does
 
 
-class CheckedRows(Artifact):
+class CheckedRows(Artifact, frozen=True):
     """check: rows.parquet, quarantine.parquet, profile.json, results.json and report.html."""
 
     num_rows: int
@@ -169,7 +167,7 @@ class CheckedRows(Artifact):
     findings: dict[str, int]
 
 
-class UniqueRows(Artifact):
+class UniqueRows(Artifact, frozen=True):
     """dedupe: rows.parquet, removed.parquet (REMOVED_SCHEMA), boilerplate.json and report.html."""
 
     num_rows: int
@@ -178,7 +176,7 @@ class UniqueRows(Artifact):
     boilerplate: tuple[str, ...]
 
 
-class Splits(Artifact):
+class Splits(Artifact, frozen=True):
     """split: train, validation, test.parquet (SPLIT_SCHEMA), quarantine, sides.parquet (SIDES_SCHEMA), proof.json."""
 
     num_train: int
@@ -193,7 +191,7 @@ class Splits(Artifact):
     num_replay: int = 0  # of the training rows
 
 
-class Tokens(Artifact):
+class Tokens(Artifact, frozen=True):
     """render: train, validation and test.parquet (TOKEN_SCHEMA), contract.json, quarantine.parquet and report.html."""
 
     num_train: int
@@ -206,14 +204,14 @@ class Tokens(Artifact):
     num_replay: int = 0  # of the training rows
 
 
-class Scan(Artifact):
+class Scan(Artifact, frozen=True):
     """scan: scan.json (module -> SNR), chosen.json (the modules that learn) and report.html."""
 
     num_modules: int
     chosen: tuple[str, ...]
 
 
-class Adapter(Artifact):
+class Adapter(Artifact, frozen=True):
     """train: model/ (adapter or full weights), contract.json, metrics.jsonl, summary.json and curves.html."""
 
     method: str
@@ -227,7 +225,7 @@ class Adapter(Artifact):
     train_seconds: float
 
 
-class Prompts(Artifact):
+class Prompts(Artifact, frozen=True):
     """prompt: few_shot.parquet and retrieval.parquet (the test rows as asked, TOKEN_SCHEMA), as far as asked for.
 
     prompts.json has the shots of each row by their ids, what was tried on validation rows, and what was chosen.
@@ -237,10 +235,8 @@ class Prompts(Artifact):
     num_shortened: dict[str, int]  # contender -> test rows whose prompt had to leave out shots
 
 
-class Contender(BaseModel):
+class Contender(BaseModel, frozen=True):
     """Something that answers the test rows: a base, and the tuned weights or the prompts that make the best of it."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str  # base, few_shot, retrieval, champion or candidate
     base: Base
@@ -251,7 +247,7 @@ class Contender(BaseModel):
     version: str = ""  # of the registered model, for the champion
 
 
-class Answers(Artifact):
+class Answers(Artifact, frozen=True):
     """evaluate: answers.parquet (one line a test row) and scores.json, of one contender."""
 
     contender: str
@@ -263,14 +259,14 @@ class Answers(Artifact):
     is_prose: bool = False  # whether the references are long texts, and no labels, JSON, numbers or phrases
 
 
-class General(Artifact):
+class General(Artifact, frozen=True):
     """forgetting and lm_eval: general.parquet (GENERAL_SCHEMA) and general.json, of one contender."""
 
     contender: str
     scores: dict[str, float]  # of each metric and part; general_tasks: share done right, general_loss: nats per token
 
 
-class Judged(Artifact):
+class Judged(Artifact, frozen=True):
     """judge: judged.parquet (one line a test row and opponent) and judged.json."""
 
     model: str
@@ -294,7 +290,7 @@ class Judged(Artifact):
 WAITING = "Waiting for approval"  # begins the sentence of a verdict that a person has to approve
 
 
-class Verdict(Artifact):
+class Verdict(Artifact, frozen=True):
     """decide: verdict.json. Intervals are of the paired difference candidate - opponent, in the metric's unit."""
 
     decision: str  # promote, keep, inconclusive or invalid
@@ -331,10 +327,8 @@ class Verdict(Artifact):
         return [", ".join(changes)]
 
 
-class RunArtifacts(BaseModel):
+class RunArtifacts(BaseModel, frozen=True):
     """What a run made up to its verdict: all that the verdict page and MLflow tell of."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str  # of the pipeline
     rows: Rows
@@ -354,14 +348,14 @@ class RunArtifacts(BaseModel):
     judged: Judged | None = None
 
 
-class VerdictPage(Artifact):
+class VerdictPage(Artifact, frozen=True):
     """verdict_page: report.html and suggestions.json."""
 
     num_rows: int  # test rows that it shows with their answers
     suggestions: tuple[str, ...]  # what to try next, each with the figures that it stands on
 
 
-class Registered(Artifact):
+class Registered(Artifact, frozen=True):
     """register: model.json. What is said of alias and approval is as it stood when it was looked at last."""
 
     name: str

@@ -8,23 +8,16 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright.artifacts import Artifact
-from tunewright.artifacts.check_results import Results
 
 Interval = tuple[float, float, float]  # low, mean, high
 Because = Literal["", "worse", "too low", "regression", "prompting is enough"]
 Decided = Literal["promote", "keep", "inconclusive", "invalid"]
 
 
-class PayloadPart(BaseModel):
-    """A part of a payload."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-class Payload(PayloadPart):
+class Payload(BaseModel, frozen=True):
     """The content of a file of an artifact."""
 
     FILE: ClassVar[str]
@@ -44,13 +37,75 @@ class Payload(PayloadPart):
         (folder / self.FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-class CheckResults(Payload, Results):
-    """check: what was validated and what came of it."""
+class ExpectationResult(BaseModel, frozen=True):
+    """One expectation of Great Expectations with its outcome."""
+
+    name: str  # in the suite, such as length_out_of_bounds; "table" for those of the table's own columns
+    severity: str
+    arguments: dict[str, Any]
+    of_set: bool  # whether it is about the data set as a whole and not about rows
+    fault: str  # in words
+    expectation: str  # the class of Great Expectations
+    column: str
+    evaluated: int  # rows
+    failed: int  # rows; of the set as a whole 1
+    share: float  # failed / evaluated
+    value: float | None  # what was measured, of the set as a whole
+
+
+class DriftMeasure(BaseModel, frozen=True):
+    """The population stability index of one distribution, and how large sampling noise makes it."""
+
+    psi: float
+    noise: float
+
+
+class Since(BaseModel, frozen=True):
+    """How the data differ from the last accepted version."""
+
+    version: str  # the key of its artifact
+    before: int  # rows
+    added: int
+    removed: int
+    drift: dict[str, DriftMeasure]  # by measure, such as label_psi
+
+
+class SourceCount(BaseModel, frozen=True):
+    """The rows of one source."""
+
+    name: str  # empty for rows that name no source, where others of their file do
+    kept: int
+    quarantined: int
+
+
+class FileCount(SourceCount, frozen=True):
+    """The rows of one file."""
+
+    sources: tuple[SourceCount, ...] = ()  # that its rows name themselves; empty where none does
+
+
+class CheckResults(Payload, frozen=True):
+    """check: the account, the reasons, every expectation's outcome, the sources, and what changed since last time."""
 
     FILE = "results.json"
 
+    stopped: str  # why the run stops; empty where it goes on
+    read: int  # records, those that ingest refused among them
+    refused: int  # by ingest
+    rows: int  # that were checked
+    kept: int
+    quarantined: int  # by check
+    reasons: dict[str, dict[str, int]]  # ingest and check -> reason -> rows
+    findings: dict[str, int]  # expectation that failed and quarantines nothing -> rows
+    given_sides: tuple[str, ...]  # what was quarantined of splits that a source provides, in words
+    held_out: tuple[tuple[str, str, int], ...]  # of each evaluation file: path, how it was read, records
+    conflicting_prompts: int  # prompts with several answers
+    files: tuple[FileCount, ...]  # the largest first
+    since: Since | None
+    expectations: tuple[ExpectationResult, ...]
 
-class PairedRow(PayloadPart):
+
+class PairedRow(BaseModel, frozen=True):
     """One row of the most similar pair across splits."""
 
     side: str
@@ -59,7 +114,7 @@ class PairedRow(PayloadPart):
     line: int
 
 
-class Decontamination(PayloadPart):
+class Decontamination(BaseModel, frozen=True):
     """Passages that training rows share with evaluation rows."""
 
     training_rows: int
@@ -69,7 +124,7 @@ class Decontamination(PayloadPart):
     in_held_out: dict[str, int]  # split -> rows that share a passage with a record of data.held_out
 
 
-class EarlierRows(PayloadPart):
+class EarlierRows(BaseModel, frozen=True):
     """What became of the rows of the last version of the data."""
 
     earlier: str | None  # the digest of its splits
@@ -81,7 +136,7 @@ class EarlierRows(PayloadPart):
     quarantined: int = 0
 
 
-class Stratum(PayloadPart):
+class Stratum(BaseModel, frozen=True):
     """The share of one stratum in all rows and in each split."""
 
     name: str
@@ -91,14 +146,14 @@ class Stratum(PayloadPart):
     test: float
 
 
-class Deviation(PayloadPart):
+class Deviation(BaseModel, frozen=True):
     """Which share of which split differs most from the share in all rows."""
 
     side: str
     stratum: str
 
 
-class Balance(PayloadPart):
+class Balance(BaseModel, frozen=True):
     """How equally the strata are distributed over the splits."""
 
     by: str | None
@@ -108,14 +163,14 @@ class Balance(PayloadPart):
     strata: tuple[Stratum, ...]
 
 
-class TimeSpans(PayloadPart):
+class TimeSpans(BaseModel, frozen=True):
     """When each split begins and ends."""
 
     spans: dict[str, tuple[str, ...]]  # first and last time; empty where no row has one
     train_rows_newer_than_a_test_row: int
 
 
-class LeakProof(Payload):
+class LeakProof(Payload, frozen=True):
     """split: that no rows of two splits are near-duplicates, and how the splits came about."""
 
     FILE = "proof.json"
@@ -141,7 +196,7 @@ class LeakProof(Payload):
     findings: dict[str, int] = {}
 
 
-class Contract(Payload):
+class Contract(Payload, frozen=True):
     """render and train: what a server must agree with to prompt the model as it was trained."""
 
     FILE = "contract.json"
@@ -161,7 +216,7 @@ class Contract(Payload):
     transformers: str  # its version
 
 
-class TrainingSummary(Payload):
+class TrainingSummary(Payload, frozen=True):
     """train: where training ended, and what was chosen."""
 
     FILE = "summary.json"
@@ -179,7 +234,7 @@ class TrainingSummary(Payload):
     skipped_checkpoints: tuple[str, ...]
 
 
-class Comparison(PayloadPart):
+class Comparison(BaseModel, frozen=True):
     """The candidate compared with one opponent. A positive difference is in the candidate's favour, in any metric."""
 
     metric: str
@@ -211,7 +266,7 @@ class Comparison(PayloadPart):
         return math.inf if self.is_behind else self.rows_needed or 0
 
 
-class Decision(PayloadPart):
+class Decision(BaseModel, frozen=True):
     """The outcome of all comparisons, and the sentence that reports it."""
 
     decision: Decided
@@ -232,7 +287,7 @@ class Decision(PayloadPart):
     smallest_visible: float | None = None  # the closest comparison's smallest gain detectable at 80 % power
 
 
-class Slice(PayloadPart):
+class Slice(BaseModel, frozen=True):
     """A part of the test rows. A positive difference is in the candidate's favour."""
 
     by: str  # source, language, length or label
@@ -244,7 +299,7 @@ class Slice(PayloadPart):
     is_small: bool
 
 
-class VerdictDetails(Payload, Decision):
+class VerdictDetails(Payload, Decision, frozen=True):
     """decide: the decision with all that led to it."""
 
     FILE = "verdict.json"

@@ -44,14 +44,9 @@ def furthest(memory: pa.Table) -> pa.Table:
     return memory.take(pa.array(np.sort(order[first])))
 
 
-def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """The pieces of a column as one array."""
-    return column.combine_chunks()
-
-
 def sides_of(column: pa.ChunkedArray) -> np.ndarray:
     """(rows,) the number of each row's split, or NONE, from its name."""
-    return index_in(one_array(column), pa.array(SIDES))
+    return index_in(column.combine_chunks(), pa.array(SIDES))
 
 
 def index_in(values: pa.Array, those: pa.Array) -> np.ndarray:

@@ -7,7 +7,7 @@ shows it.
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright.comparison.course import Course, Study
 from tunewright.comparison.page import markdown, notes, row, write_page
@@ -19,10 +19,8 @@ from tunewright.store.cache_key import hash_of
 __all__ = ["Course", "Ranked", "Study", "Trial", "VariantComparison", "markdown", "notes", "of", "row"]
 
 
-class VariantComparison(BaseModel):
+class VariantComparison(BaseModel, frozen=True):
     """What a comparison came to, in `<home>/comparisons/<name>/<key>/`: comparison.json and report.html."""
-
-    model_config = ConfigDict(frozen=True)
 
     key: str  # of its variants, their seeds and what was made of them
     ranked: tuple[Ranked, ...]

@@ -78,7 +78,10 @@ def _chart(ranked: Sequence[Ranked]) -> Chart | None:
             (scale.x(x), scale.y(value), f"{trial.variant}, seed {trial.seed}, step {look.step:,}: {number(value)}")
             for (x, value), look in zip(series, trial.looks, strict=True)
         ]
-        lines.append(Polyline(style, scale.points(series), dots, _name(rank, dots[-1], lines)))
+        end_x, end_y, _ = dots[-1]
+        named = [line.dots[-1] for line in lines if line.name]
+        is_taken = any(abs(x - end_x) < APART and abs(y - end_y) < APART for x, y, _ in named)
+        lines.append(Polyline(style, scale.points(series), dots, "" if is_taken else str(rank)))
     return Chart(
         title=f"Validation {in_words(ranked[0].trials[0].measure)}",
         unit="",
@@ -89,9 +92,3 @@ def _chart(ranked: Sequence[Ranked]) -> Chart | None:
         hovers=[],
         marks=[],
     )
-
-
-def _name(rank: int, end: tuple[float, float, str], named: Sequence[Polyline]) -> str:
-    """The rank at the end of a line; empty where it would lie on one that is there."""
-    taken = (line.dots[-1] for line in named if line.name)
-    return "" if any(abs(x - end[0]) < APART and abs(y - end[1]) < APART for x, y, _ in taken) else str(rank)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright.comparison.trials import SMALLER_IS_BETTER, State, Trial, in_words
 from tunewright.metrics.intervals import Sums
@@ -15,10 +15,8 @@ QUICKER = 0.8  # of the time of another, to be worth a word on a machine that is
 STATES: tuple[State, ...] = ("finished", "pruned", "failed")
 
 
-class Ranked(BaseModel):
+class Ranked(BaseModel, frozen=True):
     """A variant with its trainings, one a seed."""
-
-    model_config = ConfigDict(frozen=True)
 
     variant: str
     trials: tuple[Trial, ...]
@@ -49,11 +47,6 @@ class Ranked(BaseModel):
     def seconds(self) -> float:
         """Of a training, the mean over the seeds."""
         return fmean(trial.seconds or 0.0 for trial in self.trials)
-
-    @property
-    def is_best_at_its_end(self) -> bool:
-        """Whether each training was at its best at the last of its planned steps."""
-        return all(trial.looks and trial.best_step == trial.looks[-1].planned for trial in self.trials)
 
     @property
     def deviation(self) -> float | None:
@@ -91,8 +84,9 @@ def sentence(ranked: Sequence[Ranked]) -> str:
     if not finished:
         return "No variant finished."
     best, *others = finished
-    at_its_end = " It was best at its last step: more steps may improve it."
-    return f"{_of_the_best(best, others)}{at_its_end if best.is_best_at_its_end else ''}"
+    is_at_its_end = all(trial.looks and trial.best_step == trial.looks[-1].planned for trial in best.trials)
+    more = " It was best at its last step: more steps may improve it." if is_at_its_end else ""
+    return _of_the_best(best, others) + more
 
 
 def _of_the_best(best: Ranked, others: Sequence[Ranked]) -> str:
@@ -108,8 +102,9 @@ def _of_the_best(best: Ranked, others: Sequence[Ranked]) -> str:
     seeds = len(best.values)
     if not even:
         return f"{said}, better than every other variant by more than the noise of {seeds} seeds."
-    names = [each.variant for each in even]
-    return f"{said}; with {seeds} seeds it is not distinguishable from {_listed(names)}{_cheaper(best, even)}."
+    names = ", or ".join(each.variant for each in even[:3])
+    names += f", and {len(even) - 3} more" if len(even) > 3 else ""
+    return f"{said}; with {seeds} seeds it is not distinguishable from {names}{_cheaper(best, even)}."
 
 
 def _cheaper(best: Ranked, even: Sequence[Ranked]) -> str:
@@ -122,8 +117,3 @@ def _cheaper(best: Ranked, even: Sequence[Ranked]) -> str:
     else:
         return ""
     return f", which {takes}" if len(even) == 1 else f", of which {found.variant} {takes}"
-
-
-def _listed(variants: Sequence[str]) -> str:
-    shown = ", or ".join(variants[:3])
-    return shown if len(variants) <= 3 else f"{shown}, and {len(variants) - 3} more"

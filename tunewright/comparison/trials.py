@@ -3,16 +3,14 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 State = Literal["finished", "pruned", "failed"]
 SMALLER_IS_BETTER = "loss"  # the one measure of training.best_by of which less is better
 
 
-class ValidationPoint(BaseModel):
+class ValidationPoint(BaseModel, frozen=True):
     """An evaluation of the validation rows."""
-
-    model_config = ConfigDict(frozen=True)
 
     step: int
     planned: int
@@ -24,10 +22,8 @@ class ValidationPoint(BaseModel):
         return self.step / self.planned
 
 
-class Trial(BaseModel):
+class Trial(BaseModel, frozen=True):
     """A variant that was trained from one seed."""
-
-    model_config = ConfigDict(frozen=True)
 
     variant: str  # its changes as the command line has them, "method.rank=8 training.learning_rate=1e-4"
     seed: int

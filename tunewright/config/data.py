@@ -90,11 +90,6 @@ class Data(Section):
         default=1_000_000, ge=1_000, description="Quarantine records longer than this, in bytes; at least 1000"
     )
 
-    @property
-    def has_replay(self) -> bool:
-        """Whether a source is of replay rows."""
-        return any(source.side == "replay" for source in self.sources)
-
     @model_validator(mode="after")
     def _not_all_is_replay(self) -> Self:
         if all(source.side == "replay" for source in self.sources):

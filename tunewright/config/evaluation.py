@@ -41,13 +41,9 @@ class Evaluation(Section):
     )
 
     @model_validator(mode="after")
-    def _shots_are_asked_with(self) -> Self:
+    def _each_has_an_effect(self) -> Self:
         if not self.contenders and self.shots != type(self).model_fields["shots"].default:
             raise ValueError(f"shots={self.shots} has no effect; accepted with contenders=few_shot, retrieval")
-        return self
-
-    @model_validator(mode="after")
-    def _schema_is_looked_at(self) -> Self:
         if self.json_schema and not {"auto", "schema_valid"} & {*self.metrics}:
             raise ValueError(f"json_schema={self.json_schema} has no effect; accepted with metrics=schema_valid, auto")
         return self

@@ -1,8 +1,8 @@
 """When a candidate replaces the champion, and where both are kept."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tunewright.config.metrics import Metric, OwnMetric, deciding, require_in_range
 from tunewright.config.outside import require_no_secret
@@ -14,7 +14,7 @@ GENERAL_TASKS = 0.1  # of gate.general_tasks, where auto has one
 class Guardrail(Section):
     """A metric that must not get worse."""
 
-    metric: Metric | OwnMetric = Field(
+    metric: Annotated[Metric | OwnMetric, AfterValidator(deciding)] = Field(
         default="stopped", description="A metric with a score for each row, such as stopped, json_valid or token_f1"
     )
     margin: float = Field(
@@ -22,11 +22,6 @@ class Guardrail(Section):
         gt=0,
         description="Largest allowed loss against base and champion, in the metric's unit",
     )
-
-    @field_validator("metric")
-    @classmethod
-    def _metric_can_decide(cls, metric: str) -> str:
-        return deciding(metric)
 
     @model_validator(mode="after")
     def _margin_is_in_range(self) -> Self:
@@ -37,7 +32,7 @@ class Guardrail(Section):
 class Gate(Section):
     """When a candidate replaces the champion."""
 
-    metric: Literal["auto", Metric] | OwnMetric = Field(
+    metric: Annotated[Literal["auto", Metric] | OwnMetric, AfterValidator(deciding)] = Field(
         default="auto",
         description="The metric of the decision; auto is the first that fits the answers: "
         "exact_match for labels, json_field_f1, numeric, token_f1 for short texts, chrf for long ones",
@@ -102,11 +97,6 @@ class Gate(Section):
         description="Require approval by a person before the alias moves: in Prefect's UI or by tunewright "
         "release approve",
     )
-
-    @field_validator("metric")
-    @classmethod
-    def _metric_can_decide(cls, metric: str) -> str:
-        return deciding(metric)
 
     @field_validator("general_tasks")
     @classmethod

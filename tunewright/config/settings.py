@@ -51,19 +51,11 @@ class Settings(Section):
     registry: Registry = Registry()
     operation: Operation = Operation()
 
-    def of_result(self) -> Self:
-        """The settings with those at their defaults that shape no result: no artifact hangs on them."""
-        return self.model_copy(update={"operation": Operation()})
-
     @model_validator(mode="after")
-    def _replay_is_there(self) -> Self:
+    def _replay_is_there_and_gate_is_measured(self) -> Self:
         share = self.split.replay
-        if share != Split().replay and not self.data.has_replay:
+        if share != Split().replay and all(source.side != "replay" for source in self.data.sources):
             raise ValueError(f"split.replay={share:g} has no effect: no source in data.sources has side: replay")
-        return self
-
-    @model_validator(mode="after")
-    def _gate_is_measured(self) -> Self:
         measured, metric = self.evaluation.metrics, self.gate.metric
         if "auto" not in measured and metric not in (*measured, "auto"):
             has = ", ".join(measured)
@@ -92,12 +84,17 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _guardrails_are_measured(self) -> Self:
+    def _guardrails_are_measured_and_answers_fit(self) -> Self:
         measured = {*self.evaluation.metrics, *WITH_EACH_ANSWER}
         if lacking := [each.metric for each in self.gate.guardrails if not {"auto", each.metric} & measured]:
             has = ", ".join(self.evaluation.metrics)
             raise ValueError(
                 f"gate.guardrails: {lacking[0]} is not in evaluation.metrics, which has {has}; add it there"
+            )
+        if self.evaluation.max_new_tokens > self.model.max_length:
+            raise ValueError(
+                f"evaluation.max_new_tokens={self.evaluation.max_new_tokens} is more than "
+                f"model.max_length={self.model.max_length}, the longest row there can be"
             )
         return self
 
@@ -112,12 +109,3 @@ class Settings(Section):
         lacking = dict.fromkeys(m for m in (gate.metric, *(each.metric for each in gate.guardrails)) if m not in there)
         alone = {name: Evaluation.model_fields[name].default for name in ("contenders", "shots", "forgetting")}
         return self.evaluation.model_copy(update={"metrics": (*metrics, *lacking)} | alone)
-
-    @model_validator(mode="after")
-    def _answers_fit(self) -> Self:
-        if self.evaluation.max_new_tokens > self.model.max_length:
-            raise ValueError(
-                f"evaluation.max_new_tokens={self.evaluation.max_new_tokens} is more than "
-                f"model.max_length={self.model.max_length}, the longest row there can be"
-            )
-        return self

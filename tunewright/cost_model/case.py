@@ -12,8 +12,7 @@ from tunewright.cost_model.memory import Load, Memory, memory
 from tunewright.cost_model.shapes import Config, ModelShape, config_in, shape_in
 from tunewright.cost_model.timing import flops
 from tunewright.cost_model.work import Row
-from tunewright.modeling import compute as speed
-from tunewright.modeling import micro_batching
+from tunewright.modeling import compute, micro_batching
 from tunewright.modeling.compute import Chosen
 
 FREE_SHARE = 0.85  # of the free memory that a prediction may fill, since it is right within 15%
@@ -60,7 +59,7 @@ class BudgetCase:
     def chosen(self) -> Chosen:
         """How it is computed. Raises ConfigError where the settings cannot be."""
         device, longest = self.machine.device, self.ground.longest
-        return speed.choose(self.ground.config, self.method, self.training, self.compute, longest, device)
+        return compute.choose(self.ground.config, self.method, self.training, self.compute, longest, device)
 
     @property
     def batch(self) -> int:

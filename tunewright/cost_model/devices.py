@@ -107,14 +107,19 @@ def _gpu_here() -> Machine | None:
     if wanted is None or not gpus:
         return None
     found = [told for told in gpus if told[0] == wanted or told[1].startswith(wanted)]
-    told = found[0][2:] if found else _told_by_torch()
-    if not told:
+    is_listed = bool(found)
+    if not is_listed:  # the driver does not list it, such as an instance of a divided one
+        found = [["", "", *told] for told in _lines_of([sys.executable, "-c", ASK], 4, seconds=120)]
+    if not found:
         return None
-    name, total, free, capability = told
+    name, total, free, capability = found[0][2:]
     memory = _bytes(total) or memory_bytes()  # "[N/A]" where the GPU has no memory but the host's
     available = _bytes(free) or available_bytes()
     device = _gpu(name, memory, has_bfloat16=float(capability) >= 8)
-    return Machine(device, available, _peak_of(name) if found else 0.0, is_here=True)
+    # The driver's name has one of ours in it, or several, of which the longest counts.
+    flat = name.lower().replace(" ", "-")
+    known = [key for key in CARDS if key.removesuffix("-80gb").removesuffix("-40gb") in flat] if is_listed else []
+    return Machine(device, available, CARDS[max(known, key=len)].teraflops if known else 0.0, is_here=True)
 
 
 def _told_by_driver() -> list[list[str]]:
@@ -122,11 +127,6 @@ def _told_by_driver() -> list[list[str]]:
     query = "--query-gpu=index,uuid,name,memory.total,memory.free,compute_cap"
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     return _lines_of(command, 6, seconds=10) if shutil.which(command[0]) else []
-
-
-def _told_by_torch() -> list[str]:
-    """The same but index and UUID of a GPU that the driver does not list, such as an instance of a divided one."""
-    return next(iter(_lines_of([sys.executable, "-c", ASK], 4, seconds=120)), [])
 
 
 def _lines_of(command: Sequence[str], num_parts: int, *, seconds: float) -> list[list[str]]:
@@ -157,10 +157,3 @@ def _gpu(name: str, memory: int, *, has_bfloat16: bool) -> Device:
         has_flash_attention=has_bfloat16 and find_spec("flash_attn") is not None,
         has_liger=find_spec("liger_kernel") is not None,
     )
-
-
-def _peak_of(name: str) -> float:
-    """The peak of the card that the driver calls `name`: the longest of our names that is in it."""
-    flat = name.lower().replace(" ", "-")
-    known = [key for key in CARDS if key.removesuffix("-80gb").removesuffix("-40gb") in flat]
-    return CARDS[max(known, key=len)].teraflops if known else 0.0

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright.artifacts import Base, Tokens
 from tunewright.config import Compute, Method, Training
@@ -19,10 +19,8 @@ from tunewright.errors import ConfigError
 from tunewright.modeling.compute import Chosen
 
 
-class Estimate(BaseModel):
+class Estimate(BaseModel, frozen=True):
     """What one method takes, in bytes and seconds. It is the most: an early stop takes less time."""
-
-    model_config = ConfigDict(frozen=True)
 
     method: Method
     chosen: Chosen
@@ -53,9 +51,11 @@ def estimate(case: BudgetCase, rate: Rate | None = None) -> Estimate:
     size, learns = case.micro_batch, learning(shape, method)
     cut = case.cut(size)
     most = case.most(cut)
-    num_steps = case.training.max_steps or math.ceil(case.training.epochs * _steps_an_epoch(case))
+    steps_an_epoch = math.ceil(ground.num_rows / case.training.batch)
+    num_steps = case.training.max_steps or math.ceil(case.training.epochs * steps_an_epoch)
+    every = case.training.evaluate_every or math.ceil(steps_an_epoch / 2)  # as tasks/train/trainer/fit.py has it
     validated = FORWARD_SHARE[method.kind] * ground.num_validation / case.batch
-    total = case.flops_a_step(cut) * (num_steps + validated * _num_evaluations(case, num_steps))
+    total = case.flops_a_step(cut) * (num_steps + validated * math.ceil(num_steps / min(every, num_steps)))
     evaluation = evaluation_bytes(shape, method, case.machine.device.kind)
     return Estimate(
         method=method,
@@ -98,16 +98,6 @@ def _notes(case: BudgetCase, peak: int, evaluation: int) -> Iterator[str]:
             f"evaluation and serving load the whole base in {precision}, which takes more memory than training: at "
             f"least {evaluation / 1e9:.1f} GB{free}"
         )
-
-
-def _steps_an_epoch(case: BudgetCase) -> int:
-    return math.ceil(case.ground.num_rows / case.training.batch)
-
-
-def _num_evaluations(case: BudgetCase, num_steps: int) -> int:
-    """How often the validation rows are looked at, as tasks/train/trainer/fit.py has it."""
-    every = case.training.evaluate_every or math.ceil(_steps_an_epoch(case) / 2)
-    return math.ceil(num_steps / min(every, num_steps))
 
 
 def remedies(case: BudgetCase) -> list[str]:

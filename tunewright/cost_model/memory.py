@@ -23,7 +23,7 @@ find its place in what the larger leaves. With MALLOC_MMAP_THRESHOLD_=65536 it i
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright.config import Method
 from tunewright.cost_model.learning import Learning, learning
@@ -68,10 +68,8 @@ class Load(NamedTuple):
         return sum(rows * (longest - self.prefix) * longest for rows, longest in self.groups)
 
 
-class Memory(BaseModel):
+class Memory(BaseModel, frozen=True):
     """Bytes, part by part."""
-
-    model_config = ConfigDict(frozen=True)
 
     kind: Literal["cpu", "cuda"]
     weights: int

@@ -1,13 +1,14 @@
 """The shape of a model, from its files' headers alone: how many parameters, in which matrices; no weight is read."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tunewright.cost_model import gguf
 from tunewright.machine import bounded
@@ -59,10 +60,8 @@ class Matrix(NamedTuple):
         return next((source for source, names in INPUTS.items() if self.name in names), self.name)
 
 
-class ModelShape(BaseModel):
+class ModelShape(BaseModel, frozen=True):
     """What of an architecture decides its memory and its arithmetic."""
-
-    model_config = ConfigDict(frozen=True)
 
     kind: str  # model_type: llama, qwen2
     hidden: int
@@ -147,7 +146,7 @@ def shape_in(weights: Path) -> ModelShape:
     Raises NoShape where there are no layers of linear modules to be found, ValueError where a file was cut.
     """
     tensors = [item for file in sorted(weights.glob("*.safetensors")) for item in headers.tensors_in(file)]
-    return _shape(config_in(weights).get_text_config().fields, tensors, str(weights))
+    return shape_of(config_in(weights).get_text_config().fields, tensors, str(weights))
 
 
 def shape_of_gguf(file: Path) -> ModelShape:
@@ -156,7 +155,7 @@ def shape_of_gguf(file: Path) -> ModelShape:
         config, tensors = bounded.call(gguf.read_header, str(file))
     except bounded.Unreadable as error:
         raise NoShape(f"{file}: its header {error}; accepted: a whole GGUF file") from error
-    return _shape(config, tensors, str(file))
+    return shape_of(config, tensors, str(file))
 
 
 def shape_at(reference: str, revision: str | None) -> ModelShape | None:
@@ -185,31 +184,8 @@ def _folder(reference: str, revision: str | None) -> Path:
     return Path(found).parent if isinstance(found, str) else folder
 
 
-def llama_like(config: Mapping[str, Any]) -> ModelShape:
-    """The shape that a config.json stands for: what Llama, Mistral, Qwen and their like have in common."""
-    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    size = config.get("head_dim") or hidden // heads
-    wide, narrow = heads * size, config.get("num_key_value_heads", heads) * size
-    layer = {
-        "q_proj": (wide, hidden),
-        "k_proj": (narrow, hidden),
-        "v_proj": (narrow, hidden),
-        "o_proj": (hidden, wide),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "down_proj": (hidden, inner),
-    }
-    norms = {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
-    tensors: list[tuple[str, Sequence[int]]] = [
-        (f"layers.{number}.{name}.weight", shape)
-        for number in range(config["num_hidden_layers"])
-        for name, shape in (layer | norms).items()
-    ]
-    tensors += [("embed_tokens.weight", (config["vocab_size"], hidden)), ("norm.weight", (hidden,))]
-    return _shape(config, tensors, "config.json")
-
-
-def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]]], where: str) -> ModelShape:
+def shape_of(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]]], where: str) -> ModelShape:
+    """The shape of a model with these fields of config.json and these tensors; errors name `where`. Raises NoShape."""
     config = _with_common_names(config)
     matrices, num_others, num_expert, has_head = [], 0, 0, False
     for name, shape in tensors:
@@ -217,14 +193,14 @@ def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]
         path = name.removesuffix(".weight")
         module = path.rpartition(".")[2]
         if layer and EXPERTS.search(path):
-            num_expert += _product(shape)
+            num_expert += math.prod(shape)
         elif layer and len(shape) == 2:
             outputs, inputs = shape[::-1] if config.get("model_type") in CONV1D else shape
             matrices.append(Matrix(int(layer[1]), module, outputs, inputs, path))
         elif module in HEAD:
             has_head = True
         elif module not in EMBEDDING or len(shape) != 2:
-            num_others += _product(shape)
+            num_others += math.prod(shape)
     if matrices and max(matrix.layer for matrix in matrices) >= len(matrices):
         raise NoShape(
             f"{where} has tensors of layer {max(matrices).layer}, but only {len(matrices)} matrices in its layers"
@@ -234,6 +210,7 @@ def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]
     if missing := [name for name in NEEDED if not config.get(name)]:
         raise NoShape(f"{where} has no {missing[0]} in its config, which the estimate needs")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    num_experts = next((config[name] for name in NUM_EXPERTS if config.get(name)), 1)
     try:
         return ModelShape(
             kind=config.get("model_type", ""),
@@ -247,7 +224,7 @@ def _shape(config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]
             matrices=tuple(sorted(matrices)),
             num_others=num_others,
             num_expert=num_expert,
-            expert_share=_experts_of_a_token(config) / (_num_experts(config) or 1) if num_expert else 0.0,
+            expert_share=_experts_of_a_token(config) / num_experts if num_expert else 0.0,
         )
     except ValidationError as error:
         fault = error.errors()[0]
@@ -279,14 +256,3 @@ def _intermediate(config: Mapping[str, Any], hidden: int, *, is_mixture: bool) -
 
 def _experts_of_a_token(config: Mapping[str, Any]) -> int:
     return config.get("num_experts_per_tok") or 1
-
-
-def _num_experts(config: Mapping[str, Any]) -> int:
-    return next((config[name] for name in NUM_EXPERTS if config.get(name)), 0)
-
-
-def _product(shape: Sequence[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright.artifacts import IGNORED
 from tunewright.cost_model.memory import Load
@@ -25,10 +25,8 @@ DRAWN = 1_000  # rows of the steps that are drawn, and at least four steps
 BYTES_A_TOKEN = 4  # of text: what a vocabulary of about 50,000 takes of English
 
 
-class EpochWork(BaseModel):
+class EpochWork(BaseModel, frozen=True):
     """What an epoch computes. Figures a row are means."""
-
-    model_config = ConfigDict(frozen=True)
 
     source: Source
     num_rows: int
@@ -55,11 +53,6 @@ def conversations_in(file: Path) -> tuple[int, list[list[dict[str, str]]]]:
     parquet = pq.ParquetFile(file)
     first = next(parquet.iter_batches(1_000, columns=["messages"]))
     return parquet.metadata.num_rows, first["messages"].to_pylist()
-
-
-def rows_assumed(longest: int, num: int) -> list[Row]:
-    """Rows as long as the settings allow: what nothing is known of could be."""
-    return [stand_in(longest, number) for number in range(num)]
 
 
 def guessed(messages: Sequence[Mapping[str, str]]) -> int:

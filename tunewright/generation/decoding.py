@@ -81,8 +81,10 @@ class Greedy:
         self.common = shared if self.shares else []
         going: list[Answer] = []
         for verified in self._walk(group, shared):
-            if not generate:
-                _cut(verified)
+            if not generate:  # the answers stay as they are
+                for row in verified:
+                    row.states = []
+                continue
             going += verified
             while len(going) >= self.batch:  # full batches: a pass costs about the same for one row as for many
                 going = self._generate(going[: self.batch], self.batch // 2) + going[self.batch :]
@@ -218,10 +220,3 @@ class Greedy:
 def _any(group: PrefixGroup) -> Answer:
     """A row of the group."""
     return group.rows[0] if group.rows else _any(group.inner[0])
-
-
-def _cut(rows: list[Answer]) -> None:
-    """Leaves the answers as they are."""
-    for row in rows:
-        row.states = []
-    rows.clear()

@@ -34,7 +34,9 @@ def _group(rows: Sequence[Answer], length: int, depth: int) -> PrefixGroup:
         some, shared = waiting.pop()
         ends = [row for row in some if len(row.prompt) <= shared + 1]  # its last token predicts, so it is not shared
         group.rows += ends
-        for run in _runs([row for row in some if len(row.prompt) > shared + 1], shared):
+        longer_ones = (row for row in some if len(row.prompt) > shared + 1)
+        for _, going_on in groupby(longer_ones, lambda row, at=shared: row.prompt[at]):
+            run = list(going_on)
             longer = _shared(run)
             if (len(run) - 1) * (longer - length) >= WORTH:
                 group.inner.append(_group(run, longer, depth - 1))
@@ -69,11 +71,6 @@ def batches(
         cut.append(ordered[begin:end])
         end = begin
     return cut[::-1]
-
-
-def _runs(ordered: Sequence[Answer], at: int) -> list[list[Answer]]:
-    """The rows by the token that their prompts have there."""
-    return [list(run) for _, run in groupby(ordered, lambda row: row.prompt[at])]
 
 
 def _shared(ordered: Sequence[Answer]) -> int:

@@ -31,8 +31,13 @@ def memory_bytes() -> int:
 
 def available_bytes() -> int:
     """What of it is free, or holds no more than pages of files that can be read again."""
-    free = (max(0, limit - _taken(folder)) for folder, limit in _limits())
-    return min([psutil.virtual_memory().available, *free])
+    free = [psutil.virtual_memory().available]
+    for folder, limit in _limits():
+        used = int(_text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes") or "0")
+        counted = _fields(folder / "memory.stat")
+        cached = counted.get("total_inactive_file", counted.get("inactive_file", 0))
+        free.append(max(0, limit - used + cached))
+    return min(free)
 
 
 def oom_kills() -> int:
@@ -82,12 +87,6 @@ def _limits() -> Iterator[tuple[Path, int]]:
         limit = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")
         if limit.isdecimal():
             yield folder, int(limit)
-
-
-def _taken(folder: Path) -> int:
-    used = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes") or "0"
-    counted = _fields(folder / "memory.stat")
-    return int(used) - counted.get("total_inactive_file", counted.get("inactive_file", 0))
 
 
 def _fields(file: Path) -> dict[str, int]:

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tunewright import config
 from tunewright.errors import TunewrightError
@@ -26,10 +26,8 @@ PASSWORD = "password"  # noqa: S105 the name of its file
 PASSWORD_BYTES = 24
 
 
-class Addresses(BaseModel):
+class Addresses(BaseModel, frozen=True):
     """What answers where, on loopback."""
-
-    model_config = ConfigDict(frozen=True)
 
     pid: int  # of `tunewright up`
     prefect: str  # without /api

@@ -99,8 +99,12 @@ class _Child:
         try:
             _send(self.process.stdin, b"", json.dumps(request).encode())
             while True:
-                with _Deadline(self.process, seconds * PATIENCE):
+                deadline = threading.Timer(seconds * PATIENCE, self.process.kill)
+                deadline.start()
+                try:
                     kind, part = _received(self.process.stdout)
+                finally:
+                    deadline.cancel()
                 if kind == b"end":
                     return
                 if kind == b"err":
@@ -115,19 +119,6 @@ class _Child:
         self.process.kill()
         with contextlib.suppress(BrokenPipeError), self.process:  # closes its pipes and waits for it
             pass
-
-
-class _Deadline:
-    """Ends a process that does not answer within so many seconds."""
-
-    def __init__(self, process: subprocess.Popen[bytes], seconds: float) -> None:
-        self.timer = threading.Timer(seconds, process.kill)
-
-    def __enter__(self) -> None:
-        self.timer.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.timer.cancel()
 
 
 def _refusal(kind: str, message: str, megabytes: int) -> Unreadable:

@@ -54,19 +54,16 @@ def _batches(opened: pq.ParquetFile, group: int, columns: list[str]) -> Iterator
             for batch in opened.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
                 seen += batch.num_rows
                 if seen > done:
-                    yield _unfolded(batch.slice(max(0, batch.num_rows - (seen - done))))
+                    new = batch.slice(max(0, batch.num_rows - (seen - done)))
+                    # Without dictionaries, so that its size is that of its values.
+                    plain = pa.schema([(field.name, _plain(field.type)) for field in new.schema])
+                    yield new if new.schema.types == plain.types else new.cast(plain)
                     done = seen
             return
         except MemoryError:
             if rows == 1:
                 raise
             rows = max(1, rows // 10)
-
-
-def _unfolded(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch without dictionaries, so that its size is that of its values."""
-    plain = pa.schema([(field.name, _plain(field.type)) for field in batch.schema])
-    return batch if batch.schema.types == plain.types else batch.cast(plain)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

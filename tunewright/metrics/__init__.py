@@ -50,9 +50,9 @@ def load(name: str, shape: AnswerShape | None = None) -> Any:
         return made(name)
     match name:
         case "perplexity":
-            return classes.Perplexity()
+            return classes.Perplexity(name)
         case "stopped":
-            return classes.Stopped()
+            return classes.Stopped(name)
         case "macro_f1" if shape:
             return classes.MacroF1(Labels(shape.labels))
         case "length_ratio":

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tunewright.config import CANNOT_DECIDE
 from tunewright.metrics.intervals import Floats
 from tunewright.metrics.numbers import numeric
 from tunewright.metrics.structured import json_field_f1, json_valid
@@ -31,11 +30,6 @@ class Description:
     high: float = 1.0
     rows: str = "test rows"  # what it has the scores of
     more_help: bool = True  # whether there can be more of them
-
-    @property
-    def can_decide(self) -> bool:
-        """Whether it has a score a row of which one direction is better."""
-        return self.name not in CANNOT_DECIDE
 
     def gain(self, ours: Score, theirs: Score) -> Score:
         """How much better ours are: positive where they are, whichever direction is better."""
@@ -78,15 +72,5 @@ GENERAL: dict[str, Description] = {
 }
 
 # Those that answer and reference suffice for.
-PER_ROW: dict[str, RowScore] = {
-    "exact_match": exact_match,
-    "normalized_match": normalized_match,
-    "token_f1": token_f1,
-    "chrf": chrf,
-    "rouge_l": rouge_l,
-    "bleu": bleu,
-    "json_field_f1": json_field_f1,
-    "json_valid": json_valid,
-    "numeric": numeric,
-    "length_ratio": length_ratio,
-}
+OF_TEXTS = (exact_match, normalized_match, token_f1, chrf, rouge_l, bleu, length_ratio)
+PER_ROW: dict[str, RowScore] = {score.__name__: score for score in (*OF_TEXTS, json_field_f1, json_valid, numeric)}

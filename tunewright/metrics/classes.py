@@ -19,17 +19,27 @@ from tunewright.metrics.structured import json_valid
 from tunewright.metrics.texts import plain
 
 
-class PerRow(evaluate.Metric):
-    """The mean of a function of answer and reference."""
+class InMemory(evaluate.Metric):
+    """A metric of columns of the answers' table, which are its predictions and references."""
 
-    columns = ("answer", "reference")  # of the answers' table: predictions and references
+    columns = ("answer", "reference")
+    kinds = ("string", "string")
 
-    def __init__(self, name: str, score: RowScore) -> None:
-        self.named, self.score = name, score
+    def __init__(self, name: str, description: str | None = None) -> None:
+        self.named, self.said = name, description or self.__doc__ or ""
         super().__init__(config_name=name, keep_in_memory=True)  # on disk each instance waits a second for a lock
 
     def _info(self) -> evaluate.MetricInfo:
-        return _info(self.score.__doc__, "string", "string")
+        features = Features(dict(zip(("predictions", "references"), map(Value, self.kinds), strict=True)))
+        return evaluate.MetricInfo(description=self.said, citation="", features=features)
+
+
+class PerRow(InMemory):
+    """The mean of a function of answer and reference."""
+
+    def __init__(self, name: str, score: RowScore) -> None:
+        self.score = score
+        super().__init__(name, score.__doc__)
 
     def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, Any]:
         rows = self.rows(predictions, references)
@@ -65,57 +75,37 @@ class SchemaValid(PerRow):
         return schema_valid(self.schema, predictions)
 
 
-class MacroF1(evaluate.Metric):
+class MacroF1(InMemory):
     """Of labels: of all rows together."""
-
-    columns = ("answer", "reference")
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
-        super().__init__(config_name="macro_f1", keep_in_memory=True)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(Labels.macro_f1.__doc__, "string", "string")
+        super().__init__("macro_f1", Labels.macro_f1.__doc__)
 
     def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, Any]:
         return {"macro_f1": self.labels.macro_f1(predictions, references)}
 
 
-class Perplexity(evaluate.Metric):
+class Perplexity(InMemory):
     """exp of the mean negative log-likelihood a token, over all tokens of all rows; a row's score is that mean of it.
 
     Predictions are the rows' summed negative log-likelihoods in nats, references their token counts.
     """
 
     columns = ("nll", "num_reference_tokens")
-
-    def __init__(self) -> None:
-        super().__init__(config_name="perplexity", keep_in_memory=True)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(self.__doc__, "float64", "int64")
+    kinds = ("float64", "int64")
 
     def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, Any]:
         rows = [nll / num_tokens for nll, num_tokens in zip(predictions, references, strict=True)]
         return {"perplexity": math.exp(math.fsum(predictions) / sum(references)), "rows": rows}
 
 
-class Stopped(evaluate.Metric):
+class Stopped(InMemory):
     """The share of answers that ended by a stop token of the model's own, not by evaluation.max_new_tokens."""
 
     columns = ("stopped", "stopped")
-
-    def __init__(self) -> None:
-        super().__init__(config_name="stopped", keep_in_memory=True)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(self.__doc__, "bool", "bool")
+    kinds = ("bool", "bool")
 
     def _compute(self, *, predictions: Any = None, **_: Any) -> dict[str, Any]:
         rows = [float(stopped) for stopped in predictions]
         return {"stopped": fmean(rows), "rows": rows}
-
-
-def _info(description: str | None, of: str, beside: str) -> evaluate.MetricInfo:
-    features = Features({"predictions": Value(of), "references": Value(beside)})
-    return evaluate.MetricInfo(description=description or "", citation="", features=features)

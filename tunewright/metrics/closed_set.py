@@ -6,11 +6,10 @@ import numpy as np
 
 from tunewright.artifacts import no_replay
 from tunewright.errors import DataError
+from tunewright.metrics.labels import ROWS_OF_A_LABEL
 from tunewright.similarity.engine import read_pieces
 from tunewright.similarity.folding import fold_messages
 from tunewright.similarity.prompts import answers
-
-ROWS_OF_A_LABEL = 5  # on average, or the answers are no closed set
 
 
 def count_answers(file: Path) -> tuple[int, int]:

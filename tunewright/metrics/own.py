@@ -100,16 +100,13 @@ def _kind(name: str) -> type:
         found = imported(module, "module:Class")
     except ValueError as error:
         raise ConfigError(f"{_said(name)}{error}") from error
-    kinds = {each: kind for each, kind in vars(found).items() if _is_metric(kind, evaluate.Metric)}
+    classes = {each: kind for each, kind in vars(found).items() if isinstance(kind, type)}
+    kinds = {each: kind for each, kind in classes.items() if issubclass(kind, evaluate.Metric)}
     if named not in kinds:
         near = meant(f"{module}:{each}" for each in get_close_matches(named, kinds, 1))
         what = " is not an evaluate.Metric" if hasattr(found, named) else f": {module} has no {named}"
         raise ConfigError(f"{_said(name)}{what}; {near}{ACCEPTED}")
     return kinds[named]
-
-
-def _is_metric(kind: object, of: type) -> bool:
-    return isinstance(kind, type) and issubclass(kind, of)
 
 
 def _said(name: str) -> str:

@@ -108,9 +108,10 @@ class Chat:
         try:
             self.template: str = tokenizer.get_chat_template()
         except ValueError as error:
+            fitting = ", ".join(chat_templates.fitting(tokenizer)) or "none of those by name"
             raise ConfigError(
                 f"model.base={weights}: it has no chat template; set "
-                f"model.chat_template to a Jinja file, or to one whose tokens it has: {_fitting(tokenizer)}"
+                f"model.chat_template to a Jinja file, or to one whose tokens it has: {fitting}"
             ) from error
         self.tokenizer = tokenizer
         self.stops = _stops(tokenizer, weights)
@@ -164,10 +165,6 @@ class Chat:
         return stop.group(), prompt.removeprefix(bare)
 
 
-def _fitting(tokenizer: Any) -> str:
-    return ", ".join(chat_templates.fitting(tokenizer)) or "none of those by name"
-
-
 def _stops(tokenizer: Any, weights: Path) -> dict[str, int]:
     """Every token at which a server would end the answer, with its id. Raises ConfigError where one is no number."""
     ids = {tokenizer.eos_token_id}
@@ -202,11 +199,12 @@ def tokenize(
     }
     wholes = _texts(chat, {row: messages for row, messages in enumerate(conversations) if row not in made})
     made |= {row: text for row, text in wholes.items() if isinstance(text, Untrainable)}
+    first = -1 if last_only else 0
     asked = {
         (row, turn): conversations[row][:turn]
         for row in wholes
         if row not in made
-        for turn in _answers(conversations[row])[-1 if last_only else 0 :]
+        for turn in [at for at, said in enumerate(conversations[row]) if said["role"] == "assistant"][first:]
     }
     prompts = _texts(chat, asked, ask=True)
     made |= {row: text for (row, _), text in prompts.items() if isinstance(text, Untrainable)}
@@ -219,10 +217,6 @@ def tokenize(
         turns[row].append(Turn(turn, text, prompt_ids))
     made |= {row: _label(chat, conversations[row], turns[row], whole[row], ids[row]) for row in whole}
     return [made[row] for row in range(len(conversations))]
-
-
-def _answers(messages: Sequence[Message]) -> list[int]:
-    return [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
 
 
 def _control_token(chat: Chat, messages: Sequence[Message]) -> Untrainable | None:

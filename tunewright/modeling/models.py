@@ -45,27 +45,24 @@ def load_tokenizer(base: Base) -> Any:
         raise ConfigError(
             f"model.base={base.reference}: its tokenizer cannot be loaded from {base.weights}: {_line(error)}"
         ) from error
-    if not _reads_text(tokenizer):
-        raise ConfigError(f"model.base={base.reference}: {_no_vocabulary(base.weights)}")
+    known = [id_ for id_ in _ids(tokenizer, PLAIN) if id_ != tokenizer.unk_token_id]
+    if not any(tokenizer.decode([id_]).strip() for id_ in known):  # where files are missing, transformers makes such
+        wanted = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
+        said = f"{base.weights} has no tokenizer files; copy them from the original model: {wanted}"
+        if any((base.weights / name).is_file() for name in TOKENIZER_FILES):
+            again = f"copy its files ({wanted}) again from the original model"
+            said = f"the tokenizer in {base.weights} knows no text; {again}"
+        raise ConfigError(f"model.base={base.reference}: {said}")
     if base.chat_template:
-        _check_template(base.chat_template, tokenizer)
+        if missing := chat_templates.missing(base.chat_template, tokenizer):  # a new token would know nothing
+            fit = ", ".join(chat_templates.fitting(tokenizer)) or "none"
+            raise ConfigError(
+                f"model.chat_template: the tokenizer of model.base has no {', '.join(missing)}, which the template "
+                f"writes; those whose tokens it has: {fit}"
+            )
         tokenizer.chat_template = base.chat_template
         tokenizer.eos_token = chat_templates.stop_and_needs(base.chat_template)[0] or tokenizer.eos_token
     return tokenizer
-
-
-def _reads_text(tokenizer: Any) -> bool:
-    """Whether it has a token of plain text: where files are missing, transformers makes some with no vocabulary."""
-    known = [id_ for id_ in _ids(tokenizer, PLAIN) if id_ != tokenizer.unk_token_id]
-    return any(tokenizer.decode([id_]).strip() for id_ in known)
-
-
-def _no_vocabulary(weights: Path) -> str:
-    """Why a tokenizer knows no text, and what to do."""
-    wanted = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
-    if any((weights / name).is_file() for name in TOKENIZER_FILES):
-        return f"the tokenizer in {weights} knows no text; copy its files ({wanted}) again from the original model"
-    return f"{weights} has no tokenizer files; copy them from the original model: {wanted}"
 
 
 def copy_tokenizer(weights: Path, folder: Path) -> None:
@@ -216,13 +213,3 @@ def _check_settings(folder: Path) -> None:
                 raise ValueError(f"{file.name} is not complete JSON: {_line(error)}; copy it again") from error
             if not isinstance(settings, dict):
                 raise ValueError(f"{file.name} is not a JSON object; copy it again")
-
-
-def _check_template(template: str, tokenizer: Any) -> None:
-    """Raises ConfigError where the tokenizer lacks a token that the template writes: a new one would know nothing."""
-    if missing := chat_templates.missing(template, tokenizer):
-        fit = ", ".join(chat_templates.fitting(tokenizer)) or "none"
-        raise ConfigError(
-            f"model.chat_template: the tokenizer of model.base has no {', '.join(missing)}, which the template writes; "
-            f"those whose tokens it has: {fit}"
-        )

@@ -5,8 +5,9 @@ Precision comes first: order numbers, dates, prices, versions, and what document
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from ipaddress import IPv4Address
+
+from tunewright.privacy import Masked
 
 REGION = "US"  # of phone numbers without a country code, which count only where they are grouped as 212-736-5000 is
 
@@ -51,25 +52,14 @@ _SEPARATOR = r"[ \u00a0\u202f().\u2011/-]"
 _NUMBER = re.compile(rf"\d(?:(?:{_SEPARATOR}{{0,2}}\d){{6}}|\d{{0,2}}(?:\.\d{{1,3}}){{2}}\.\d)", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Personal:
-    """Something that leads to a person, of which only the kind, the first and the last characters are told."""
-
-    kind: str
-    masked: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.masked}"
-
-
-def personal(text: str) -> tuple[Personal, ...]:
+def personal(text: str) -> tuple[Masked, ...]:
     """The personal data in `text`, the first of each kind."""
     kinds = [*(_ADDRESSES if "@" in text else ()), *(_NUMBERS if _NUMBER.search(text) else ())]
     first = [
         (kind, next((match[0] for match in form.finditer(text) if is_kind(match[0])), ""))
         for kind, form, is_kind in kinds
     ]
-    return tuple(Personal(kind, _masked(value)) for kind, value in first if value)
+    return tuple(Masked(kind, _masked(value)) for kind, value in first if value)
 
 
 def is_personal_mailbox(address: str) -> bool:

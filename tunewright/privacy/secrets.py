@@ -8,9 +8,10 @@ addresses, which are personal.py's.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from tunewright.privacy import Masked
 
 MIN_TOKEN = 20  # letters, digits and _-+/= in a row, in what each plugin of ANCHORS finds
 PIECE = 4_096  # characters looked at together, half of them again with the next: some plugins are quadratic in them
@@ -64,23 +65,12 @@ IN_TOKEN = bytes(ord("x" if re.match(r"[\w+/=-]", chr(byte), re.ASCII) else " ")
 _KEY_BODY = re.compile(r"[A-Za-z0-9+/]{40}")
 
 
-@dataclass(frozen=True, slots=True)
-class Secret:
-    """A credential, of which only the kind and a few first characters are told."""
-
-    kind: str  # as detect-secrets calls it: "AWS Access Key"
-    masked: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.masked}"
-
-
-def secrets(text: str) -> tuple[Secret, ...]:
+def secrets(text: str) -> tuple[Masked, ...]:
     """The secrets in `text`, the first one of each kind."""
-    found: dict[str, Secret] = {}
+    found: dict[str, Masked] = {}
     for start in range(0, max(len(text) - PIECE // 2, 1), PIECE // 2):
         for kind, value in _found(text[start : start + PIECE]):
-            found.setdefault(kind, Secret(kind, _masked(value)))
+            found.setdefault(kind, Masked(kind, _masked(value)))
     return tuple(found.values())
 
 

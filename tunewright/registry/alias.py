@@ -48,7 +48,13 @@ def conclude(client: "MlflowClient", candidate: Candidate, number: str) -> list[
         if held != number or moves[-1:] != [number]:  # an attempt that died may have moved the alias, and no more
             before = candidate.challenged if held == number else held
             move(client, registry, version, "promoted", before, PIPELINE, candidate.run.verdict.sentence)
-    return supersede(client, registry, number)
+    others = [other for other in waiting(client, registry) if str(other.version) != number]
+    held = held_by(client, registry)
+    for other in others:  # whose wait ends so
+        set_standing(client, registry, other, "superseded", by=number)
+        why = f"version {number} took its place before a person decided"
+        enter(client, registry, other, "superseded", held, held, PIPELINE, why)
+    return [str(other.version) for other in others]
 
 
 def move(
@@ -92,17 +98,6 @@ def enter(
         gain=version.tags.get("gain", ""),
     )
     return history.append(client, registry.name, event)
-
-
-def supersede(client: "MlflowClient", registry: Registry, number: str) -> list[str]:
-    """Ends the wait of all other versions, and returns their numbers."""
-    others = [version for version in waiting(client, registry) if str(version.version) != number]
-    held = held_by(client, registry)
-    for version in others:
-        set_standing(client, registry, version, "superseded", by=number)
-        why = f"version {number} took its place before a person decided"
-        enter(client, registry, version, "superseded", held, held, PIPELINE, why)
-    return [str(version.version) for version in others]
 
 
 def waiting(client: "MlflowClient", registry: Registry) -> list["ModelVersion"]:

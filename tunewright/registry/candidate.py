@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright.artifacts import Answers, Artifact, Judged, RunArtifacts, VerdictPage
 from tunewright.config import Settings, Split
@@ -37,10 +37,8 @@ class Point(NamedTuple):
     step: int
 
 
-class Candidate(BaseModel):
+class Candidate(BaseModel, frozen=True):
     """A tuned model with all that led to it and all that was found out about it."""
-
-    model_config = ConfigDict(frozen=True)
 
     run: RunArtifacts
     page: VerdictPage
@@ -213,6 +211,8 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
     ]
     decision = ", ".join(filter(None, (candidate.run.verdict.in_words, candidate.run.verdict.gain)))
     asks = candidate.settings.gate.approval and candidate.run.verdict.decision == "promote"
+    number, limit = candidate.data_version, candidate.settings.data.limit
+    data = f"version {number} of the data" if number else f"a sample of the data by data.limit={limit}, no version"
     lines = [
         candidate.run.verdict.sentence,
         "",
@@ -227,7 +227,7 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",
         *(f"- In training: {warning}" for warning in adapter.warnings),
         f"- Rows: {splits.num_train} train, {splits.num_validation} validation, {splits.num_test} sealed test; "
-        f"{_data_in_words(candidate)} ({splits.digest[:12]}), from "
+        f"{data} ({splits.digest[:12]}), from "
         f"{', '.join(code(name) for name in sorted(candidate.lineage))}",
         f"- Highest similarity of a test row to another row: {splits.largest_similarity:.2f}",
         "",
@@ -236,11 +236,6 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         *scores,
     ]
     return _clipped("\n".join(lines), 5_000)
-
-
-def _data_in_words(candidate: Candidate) -> str:
-    number, limit = candidate.data_version, candidate.settings.data.limit
-    return f"version {number} of the data" if number else f"a sample of the data by data.limit={limit}, no version"
 
 
 def code(text: str) -> str:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
@@ -82,7 +82,11 @@ def _contender(client: "MlflowClient", version: "ModelVersion", base: Base, load
         raise TunewrightError(f"{error}; or {_withdraw(version)}") from error
     named = json.loads((folder / "base.json").read_text(encoding="utf-8"))
     if base.weights_digest and named["digest"] != base.weights_digest:
-        base = _own_base(version, named, load_base)
+        try:  # wherever this machine has it
+            weights = str(find_base(named["reference"], named["revision"], named["digest"]))
+            base = load_base(weights, None, models.identity(weights))
+        except (OSError, ValueError, ConfigError) as error:
+            raise TunewrightError(f"{files.uri_of(version)}: {error}; or {_withdraw(version)}") from error
     return Contender(
         name="champion",
         base=base,
@@ -90,15 +94,6 @@ def _contender(client: "MlflowClient", version: "ModelVersion", base: Base, load
         model_digest=version.tags["model_digest"],
         version=str(version.version),
     )
-
-
-def _own_base(version: "ModelVersion", named: dict[str, Any], load_base: LoadBase) -> Base:
-    """The base of a version, wherever this machine has it. Raises TunewrightError where it has not."""
-    try:
-        weights = str(find_base(named["reference"], named["revision"], named["digest"]))
-        return load_base(weights, None, models.identity(weights))
-    except (OSError, ValueError, ConfigError) as error:
-        raise TunewrightError(f"{files.uri_of(version)}: {error}; or {_withdraw(version)}") from error
 
 
 def _withdraw(version: "ModelVersion") -> str:

@@ -1,7 +1,5 @@
 """A comparison in MLflow: a run, with one below it for each training; the same comparison again is completed."""
 
-from typing import TYPE_CHECKING
-
 from prefect import task
 
 from tunewright.comparison import Trial, VariantComparison
@@ -11,10 +9,6 @@ from tunewright.registry.candidate import CURVES, Point, curves, parameters
 from tunewright.registry.runs import get_or_create, log_points
 from tunewright.registry.tracking import IN_VIEW, connected, experiment, tracking_uri, ui
 from tunewright.store.cache_key import hash_of
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 PARENT = "mlflow.parentRunId"
 
@@ -39,44 +33,30 @@ def log_comparison(settings: Settings, variants: dict[str, Settings], found: Var
         *("attributes.`Created`", "tags.`state`", f"metrics.`validation/best_{measure}`"),
         *(f"params.`{key}`" for key in sorted({*varied, "training.seed"})),
     )
+    from mlflow.entities import Param, RunTag
+
     with connected(settings.registry) as client:
         name = f"{settings.registry.name}.compare"
         experiment_id = experiment(client, settings.registry, name, columns)
         parent = get_or_create(client, experiment_id, found.key, f"compare {len(found.ranked)} variants", {})
-        for ranked in found.ranked:
-            for trial in ranked.trials:
-                params = {key: value for key, value in given[trial.variant].items() if key in varied}
-                _log_trial(
-                    client, experiment_id, parent, found.key, trial, params | {"training.seed": str(trial.seed)}, most
-                )
+        for trial in (trial for ranked in found.ranked for trial in ranked.trials):
+            name = f"{trial.variant} seed {trial.seed}"
+            tags = {PARENT: parent.info.run_id}
+            run = get_or_create(client, experiment_id, hash_of([found.key, name]), name, tags)
+            params = {key: value for key, value in given[trial.variant].items() if key in varied}
+            params |= {"training.seed": str(trial.seed)}
+            client.log_batch(
+                run.info.run_id,
+                params=[Param(key, value) for key, value in params.items() if key not in run.data.params],
+                tags=[RunTag("state", trial.state), RunTag("mlflow.note.content", trial.said)],
+            )
+            log_points(client, run, _points(trial, most))
+            client.set_terminated(run.info.run_id, "FAILED" if trial.state == "failed" else "FINISHED")
         client.set_tag(parent.info.run_id, "mlflow.note.content", found.sentence)
         client.log_artifact(parent.info.run_id, str(found.folder / "report.html"))
         client.log_artifact(parent.info.run_id, str(found.folder / "comparison.json"))
         client.set_terminated(parent.info.run_id, "FINISHED")
     return f"{ui(tracking_uri(settings.registry), experiment_id)}/runs?{IN_VIEW}"
-
-
-def _log_trial(
-    client: "MlflowClient",
-    experiment_id: str,
-    parent: "Run",
-    key: str,
-    trial: Trial,
-    params: dict[str, str],
-    most: int,
-) -> None:
-    from mlflow.entities import Param, RunTag
-
-    name = f"{trial.variant} seed {trial.seed}"
-    run = get_or_create(client, experiment_id, hash_of([key, name]), name, {PARENT: parent.info.run_id})
-    tags = {"state": trial.state, "mlflow.note.content": trial.said}
-    client.log_batch(
-        run.info.run_id,
-        params=[Param(name, value) for name, value in params.items() if name not in run.data.params],
-        tags=[RunTag(name, value) for name, value in tags.items()],
-    )
-    log_points(client, run, _points(trial, most))
-    client.set_terminated(run.info.run_id, "FAILED" if trial.state == "failed" else "FINISHED")
 
 
 def _points(trial: Trial, most: int) -> list[Point]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright import config, serving
 from tunewright.errors import TunewrightError
@@ -39,10 +39,8 @@ CURE = (
 )
 
 
-class Registration(BaseModel):
+class Registration(BaseModel, frozen=True):
     """One line of registered/<name>.jsonl: a digest of a version that this machine registered."""
-
-    model_config = ConfigDict(frozen=True)
 
     model_id: str  # of the version's logged model in MLflow
     covers: Covered

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright.config import Registry
 
@@ -22,10 +22,8 @@ PIPELINE = "pipeline"  # who moved the alias where no person did
 What = Literal["promoted", "approved", "rejected", "superseded", "promoted by hand", "rolled back", "withdrawn"]
 
 
-class Event(BaseModel):
+class Event(BaseModel, frozen=True):
     """One move of the alias, or one decision that left it where it was."""
-
-    model_config = ConfigDict(frozen=True)
 
     when: str  # UTC, ISO 8601
     alias: str

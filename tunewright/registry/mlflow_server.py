@@ -42,11 +42,10 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or answers why not."""
-        answer = self._answer(scope["path"], Headers(scope=scope)) if scope["type"] == "http" else None
+        answer: Response | None = None
+        if scope["type"] == "http":
+            answer = self._refusal(scope["path"], Headers(scope=scope)) or (self.page if scope["path"] == "/" else None)
         await (answer or self.app)(scope, receive, send)
-
-    def _answer(self, path: str, headers: Headers) -> Response | None:
-        return self._refusal(path, headers) or (self.page if path == "/" else None)
 
     def _refusal(self, path: str, headers: Headers) -> PlainTextResponse | None:
         if headers.get("origin", own := f"http://{headers.get('host')}") != own:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tunewright import compat, config
 from tunewright.config import Registry
+from tunewright.registry import files
 from tunewright.registry.history import PREFIX, Event
 from tunewright.registry.standing import TAG
 from tunewright.registry.tracking import connected, tracking_uri
@@ -32,15 +33,18 @@ def in_mlflow(keep_rejected: int) -> Iterator[Needless]:
     """Rejected versions but the newest `keep_rejected` of each model, and deleted runs of which there is no version."""
     if not config.mlflow_database().is_file():
         return
+    from mlflow.entities import ViewType
+
     with connected(HERE) as client:
         models = list(client.search_registered_models(max_results=1000))
         versions = {model.name: list(client.search_model_versions(f"name = '{model.name}'")) for model in models}
         for model in models:
             yield from _rejected(client, model, versions[model.name], keep_rejected)
         of_versions = {version.run_id for each in versions.values() for version in each}
-        for run in _deleted(client):
-            if run.info.run_id not in of_versions:
-                yield _of_run(run)
+        for experiment in client.search_experiments(view_type=ViewType.ALL):
+            for run in client.search_runs([experiment.experiment_id], "", ViewType.DELETED_ONLY, max_results=10_000):
+                if run.info.run_id not in of_versions:
+                    yield _of_run(run)
 
 
 def _rejected(
@@ -57,7 +61,7 @@ def _rejected(
         and version.tags.get(TAG) not in ("waiting", "approved")
     ]
     for version in rejected[keep:]:
-        stored = client.get_logged_model(_model_id(version)).artifact_location
+        stored = client.get_logged_model(files.model_id(version)).artifact_location
         folder, name = _folder(stored), f"{model.name} version {version.version}"
         newer = f"{keep} newer {'one stays' if keep == 1 else 'ones stay'}"
         stood = version.tags.get(TAG) or f"not promoted (verdict: {version.tags.get('verdict', 'none')})"
@@ -77,16 +81,9 @@ def _drop(version: "ModelVersion", folder: Path) -> bool:
         if client.get_model_version(version.name, version.version).aliases:
             return False
         client.delete_model_version(version.name, version.version)
-        client.delete_logged_model(_model_id(version))
+        client.delete_logged_model(files.model_id(version))
     shutil.rmtree(folder, ignore_errors=True)
     return True
-
-
-def _deleted(client: "MlflowClient") -> Iterator["Run"]:
-    from mlflow.entities import ViewType
-
-    for experiment in client.search_experiments(view_type=ViewType.ALL):
-        yield from client.search_runs([experiment.experiment_id], "", ViewType.DELETED_ONLY, max_results=10_000)
 
 
 def _of_run(run: "Run") -> Needless:
@@ -103,10 +100,6 @@ def _of_run(run: "Run") -> Needless:
 
     name = f"run {run.info.run_name}"
     return Needless(kind="deleted in MLflow", name=name, size=size_of(folder), why="a person deleted it", remove=remove)
-
-
-def _model_id(version: "ModelVersion") -> str:
-    return str(version.source).removeprefix("models:/")
 
 
 def _folder(place: str) -> Path:

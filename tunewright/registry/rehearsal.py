@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tunewright.errors import TunewrightError
 from tunewright.machine import bounded
@@ -31,20 +31,16 @@ FILE = "answers/rehearsal.json"  # among the artifacts of the version's run
 IN_MODEL = {"contract": "contract.json", "base": "base.json", "tokenizer": "tokenizer", "model": "model"}
 
 
-class RehearsalRow(BaseModel):
+class RehearsalRow(BaseModel, frozen=True):
     """A test row and the candidate's answer to it."""
-
-    model_config = ConfigDict(frozen=True)
 
     row_id: str
     messages: list[dict[str, str]]  # without the reference
     answer: str
 
 
-class Rehearsal(BaseModel):
+class Rehearsal(BaseModel, frozen=True):
     """What a version is asked, and what it has to answer."""
-
-    model_config = ConfigDict(frozen=True)
 
     rows: tuple[RehearsalRow, ...]
     max_new_tokens: int | None = None  # None where an earlier version of Tunewright wrote it: as the model says
@@ -123,9 +119,21 @@ def load(copy: Path) -> ServedChat:
 
 def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None:
     loaded, asked = load(copy), rehearsal.rows
-    most = rehearsal.max_new_tokens or _max_new_tokens(copy)
-    _check_template(version, loaded, rehearsal)
-    said = loaded.answer_measured([row.messages for row in asked], most)
+    most = rehearsal.max_new_tokens
+    if most is None:  # as the model says by its signature
+        from mlflow.models import Model
+
+        (parameter,) = Model.load(str(copy)).signature.params.params
+        most = parameter.default
+    conversations, special = [row.messages for row in asked], loaded.tokenizer.special_tokens_map
+    try:  # whether the template meets a limit, before this process renders it
+        bounded.call(write_conversations, loaded.template, conversations, special, True)
+    except Unreadable as error:
+        raise TunewrightError(
+            f"{files.uri_of(version)}: its chat template for {len(conversations)} conversations {error}; the alias did "
+            "not move"
+        ) from error
+    said = loaded.answer_measured(conversations, most)
     others = [
         (row, answer)
         for row, answer in zip(asked, said, strict=True)
@@ -140,18 +148,6 @@ def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None
         )
 
 
-def _check_template(version: "ModelVersion", loaded: ServedChat, rehearsal: Rehearsal) -> None:
-    """Raises TunewrightError where the version's template meets a limit, before this process renders it."""
-    conversations, special = [row.messages for row in rehearsal.rows], loaded.tokenizer.special_tokens_map
-    try:
-        bounded.call(write_conversations, loaded.template, conversations, special, True)
-    except Unreadable as error:
-        raise TunewrightError(
-            f"{files.uri_of(version)}: its chat template for {len(conversations)} conversations {error}; the alias did "
-            "not move"
-        ) from error
-
-
 def tolerated(loaded: ServedChat, num_rows: int) -> int:
     """How many rows may be answered otherwise: none, or a quarter where bfloat16 is in play, measured or loaded.
 
@@ -159,14 +155,6 @@ def tolerated(loaded: ServedChat, num_rows: int) -> int:
     """
     precisions = (loaded.precision, str(loaded.model.dtype).removeprefix("torch."))
     return num_rows // 4 if "bfloat16" in precisions else 0
-
-
-def _max_new_tokens(copy: Path) -> int:
-    """How long an answer of a model is by its signature."""
-    from mlflow.models import Model
-
-    (parameter,) = Model.load(str(copy)).signature.params.params
-    return parameter.default
 
 
 def _spelled(tokenizer: Any, text: str) -> str:

@@ -52,13 +52,10 @@ def _elsewhere(database: sqlite3.Connection, view: str) -> list[str]:
         ).fetchall()
     except sqlite3.DatabaseError:  # one that MLflow has yet to make, or that is none, which is found by who opens it
         return []
-    roots = {root for (place,) in found for root in _roots(Path(place)) if root.name == here.name}
+    places = [Path(place) for (place,) in found if Path(place).is_absolute()]
+    # The folder can be a home's mlartifacts itself; a server adds the experiment's id to it.
+    roots = {root for place in places for root in (place, place.parent) if root.name == here.name}
     return [str(root) for root in sorted(roots) if root != here and not _is_same(root, here)]
-
-
-def _roots(place: Path) -> tuple[Path, ...]:
-    """The folders that can be a home's mlartifacts: a server adds the experiment's id to it."""
-    return (place, place.parent) if place.is_absolute() else ()
 
 
 def _is_same(one: Path, other: Path) -> bool:

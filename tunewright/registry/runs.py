@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from prefect.runtime import flow_run
 
-from tunewright.artifacts import Splits
 from tunewright.machine import addresses
 from tunewright.registry.candidate import Candidate, Point, card, comparisons, curves, opinions, parameters
 from tunewright.store.caching import digest_of
@@ -41,13 +40,15 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     params = [Param(key, value) for key, value in parameters(candidate.settings).items() if key not in run.data.params]
     for start in range(0, len(params), 100):
         client.log_batch(run.info.run_id, params=params[start : start + 100])
+    link = addresses.prefect_run(str(flow_run.id)) if flow_run.id else ""  # where the flow run's server outlives it
+    origin = f"\n\n[The run in Prefect: {flow_run.name}]({link})" if link else ""
     stages = (candidate.run.base, candidate.run.rows, candidate.run.adapter, candidate.run.verdict)
     tags = {
         "verdict": candidate.run.verdict.in_words,
         "looks": str(candidate.run.looks),
         "gain": candidate.run.verdict.gain,
         "training": "; ".join(candidate.run.adapter.warnings)[:500] or "no warnings",
-        "mlflow.note.content": card(candidate, run.info.experiment_id, run.info.run_id) + _origin(),
+        "mlflow.note.content": f"{card(candidate, run.info.experiment_id, run.info.run_id)}{origin}",
         **candidate.data,
         **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages},
         **({"judge": candidate.run.judged.model} if candidate.run.judged else {}),
@@ -59,12 +60,6 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     points += comparisons(candidate)
     log_points(client, run, points + (opinions(candidate.run.judged) if candidate.run.judged else []))
     _log_files(client, candidate, run.info.run_id)
-
-
-def _origin() -> str:
-    """The way back to the flow run, where its server outlives it."""
-    link = addresses.prefect_run(str(flow_run.id)) if flow_run.id else ""
-    return f"\n\n[The run in Prefect: {flow_run.name}]({link})" if link else ""
 
 
 def log_points(client: "MlflowClient", run: "Run", points: list[Point]) -> None:
@@ -93,21 +88,13 @@ def _log_data(client: "MlflowClient", candidate: Candidate, run_id: str) -> None
     source = json.dumps({"files": candidate.lineage} | digests)
     if len(source) > 60_000:  # of 65,535; the digest of the rows stands for all files
         source = json.dumps({"files": len(candidate.lineage)} | digests)
-    client.log_inputs(
-        run_id,
-        [
-            DatasetInput(
-                Dataset(*data(candidate, side), "files", source, profile=_profile(splits, side, size)),
-                [InputTag(CONTEXT, side)],
-            )
-            for side, size in sizes.items()
-        ],
-    )
-
-
-def _profile(splits: Splits, side: str, num_rows: int) -> str:
-    """How many rows a side has, and the sha256 of its file: equal for candidates that were measured on equal rows."""
-    return json.dumps({"num_rows": num_rows, "sha256": digest_of(splits.path(f"{side}.parquet"))})
+    inputs = []
+    for side, size in sizes.items():
+        # The sha256 is equal for candidates that were measured on equal rows.
+        profile = json.dumps({"num_rows": size, "sha256": digest_of(splits.path(f"{side}.parquet"))})
+        dataset = Dataset(*data(candidate, side), "files", source, profile=profile)
+        inputs.append(DatasetInput(dataset, [InputTag(CONTEXT, side)]))
+    client.log_inputs(run_id, inputs)
 
 
 def _log_files(client: "MlflowClient", candidate: Candidate, run_id: str) -> None:

@@ -140,16 +140,13 @@ def experiment(client: "MlflowClient", registry: Registry, name: str, columns: S
     found = client.get_experiment_by_name(name)
     if found is None:
         location = None if registry.tracking_uri else str(config.mlflow_artifacts())
-        return client.create_experiment(name, location, {VIEW_TAG: _view(columns)})
+        # The state of MLflow's runs table: undocumented, read by its UI from an experiment tag.
+        order = {"orderByKey": "attributes.start_time", "orderByAsc": False}
+        view = {"selectedColumns": [*columns], "columnOrder": [*columns], **order}
+        return client.create_experiment(name, location, {VIEW_TAG: json.dumps(view)})
     if found.lifecycle_stage != "active":
         raise TunewrightError(
             f"registry.name={registry.name}: the experiment {name} was deleted in MLflow; restore it with "
             f"mlflow experiments restore --experiment-id {found.experiment_id}, or take another name"
         )
     return found.experiment_id
-
-
-def _view(columns: Sequence[str]) -> str:
-    """The state of MLflow's runs table: undocumented, read by its UI from an experiment tag."""
-    order = {"orderByKey": "attributes.start_time", "orderByAsc": False}
-    return json.dumps({"selectedColumns": [*columns], "columnOrder": [*columns], **order})

@@ -2,21 +2,19 @@
 
 from collections import Counter
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright.artifacts import CheckedRows, Rows, Splits, Tokens, UniqueRows
-from tunewright.artifacts.payloads import Decontamination, LeakProof
+from tunewright.artifacts.payloads import LeakProof
 
 Counted = Rows | CheckedRows | UniqueRows | Splits | Tokens
 
 
-class Account(BaseModel):
+class Account(BaseModel, frozen=True):
     """Where every record went: read = kept + quarantined + duplicates, and kept = train + validation + test.
 
     Of train `replay` are replay rows. A run that ended before the split has no sides yet, and they are 0.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     read: int
     kept: int
@@ -73,12 +71,16 @@ def reasons(*records: Counted | None) -> dict[str, int]:
 
 def leak_sentence(proof: LeakProof) -> str:
     """What split's proof.json says of leaks, in words."""
-    at_most = "at most " if not proof.largest_pair else ""
+    at_most, shared, of_held_out = "at most " if not proof.largest_pair else "", proof.decontamination, ""
+    if shared.held_out_records:
+        rows = shared.by_partner.get("held_out", 0)
+        who = f"Training rows that share a passage or a prompt with the {shared.held_out_records:,} held-out records: "
+        of_held_out = f" {who}{rows:,}{', removed' if rows and shared.removed else ''}."
     return (
         f"No near-duplicates across splits: highest similarity {at_most}{proof.largest_similarity:.2f} "
         f"(threshold {proof.threshold:.2f}). "
         f"A random split would have leaked {proof.random_leak_share:.1%} of the test rows."
-        f"{_of_held_out(proof.decontamination)}"
+        f"{of_held_out}"
     )
 
 
@@ -97,12 +99,3 @@ def growth_sentence(proof: LeakProof) -> str:
         f"Of the previous version's rows, {stayed} that remain are on the same split{left}; {gone:,} rows are gone, "
         f"{rows - known:,} are new or had no split."
     )
-
-
-def _of_held_out(shared: Decontamination) -> str:
-    """What training rows have in common with the records of evaluation files, if there are any."""
-    if not shared.held_out_records:
-        return ""
-    rows = shared.by_partner.get("held_out", 0)
-    who = f"Training rows that share a passage or a prompt with the {shared.held_out_records:,} held-out records: "
-    return f" {who}{rows:,}{', removed' if rows and shared.removed else ''}."

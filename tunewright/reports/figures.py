@@ -24,3 +24,8 @@ def rounded_up(rows: int) -> int:
     """A number of rows to two digits, since it is no more than an estimate."""
     unit = 10 ** max(0, len(str(rows)) - 2)
     return -(-rows // unit) * unit
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 row, 4,321 rows"""
+    return f"{number:,} {noun}{'s'[: number != 1]}"

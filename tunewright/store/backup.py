@@ -12,7 +12,6 @@ import shutil
 import sqlite3
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from tunewright import config
@@ -47,11 +46,17 @@ def backup(file: Path, *, overwrite: bool = False) -> int:
         with tarfile.open(unfinished, "w") as archive:
             if config.mlflow_database().is_file():
                 copy = Path(folder, "mlflow.db")
-                _copy_database(config.mlflow_database(), copy)
+                with (
+                    contextlib.closing(sqlite3.connect(config.mlflow_database(), timeout=WAIT_SECONDS)) as source,
+                    contextlib.closing(sqlite3.connect(copy)) as target,
+                ):
+                    source.backup(target)
                 archive.add(copy, config.mlflow_database().name)
             _add(archive, FILES)
             for history in HISTORIES:
-                with _locked(history):
+                with contextlib.ExitStack() as held:
+                    for each in sorted((config.home() / history).glob("*.jsonl")):
+                        held.enter_context(lock(each))
                     _add(archive, history)
         disk.sync(unfinished)
         unfinished.chmod(0o600)  # it has answers to test rows
@@ -92,14 +97,6 @@ def _extract(file: Path, folder: Path) -> None:
         raise ConfigError(f"{file}: {NO_BACKUP}") from error
 
 
-def _copy_database(database: Path, copy: Path) -> None:
-    with (
-        contextlib.closing(sqlite3.connect(database, timeout=WAIT_SECONDS)) as source,
-        contextlib.closing(sqlite3.connect(copy)) as target,
-    ):
-        source.backup(target)
-
-
 def _add(archive: tarfile.TarFile, name: str) -> None:
     """Adds a folder of the home without what is unfinished or locks; a file that goes meanwhile was needed no more."""
     root = config.home() / name
@@ -107,11 +104,3 @@ def _add(archive: tarfile.TarFile, name: str) -> None:
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts):
             with contextlib.suppress(FileNotFoundError):
                 archive.add(path, f"{name}/{path.relative_to(root)}")
-
-
-@contextlib.contextmanager
-def _locked(history: str) -> Iterator[None]:
-    with contextlib.ExitStack() as held:
-        for file in sorted((config.home() / history).glob("*.jsonl")):
-            held.enter_context(lock(file))
-        yield

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import update_wrapper
 from pathlib import Path
-from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.states import Completed
@@ -30,13 +30,12 @@ from prefect.states import Completed
 from tunewright import config
 from tunewright.artifacts import Artifact
 from tunewright.errors import NO_SPACE, DataError, TunewrightError
-from tunewright.store import disk, locks, manifest
-from tunewright.store import refusals as stopped
+from tunewright.store import disk, locks, manifest, refusals
 from tunewright.store.cache_key import Ingredients, differing, hash_of, key_of, of_call
 from tunewright.store.manifest import MANIFEST, Damaged, Manifest, Whole, digest_of, folder_of
 from tunewright.store.refusals import StoppedStage
 
-__all__ = ["MANIFEST", "Cached", "Earlier", "Found", "cached", "digest_of", "kept", "lock", "seconds_of", "work_folder"]
+__all__ = ["MANIFEST", "Cached", "Found", "cached", "digest_of", "kept", "lock", "seconds_of", "work_folder"]
 
 log = logging.getLogger("tunewright")
 
@@ -56,13 +55,6 @@ class Found(Generic[A]):
     work: Path  # where an attempt at it left its work in progress
     was_made: bool  # whether it was whole at any time
     is_being_made: bool  # by a process that lives
-
-
-class Earlier(NamedTuple, Generic[A]):
-    """An earlier call of a stage."""
-
-    record: A
-    ingredients: Ingredients
 
 
 class Cached(Generic[P, A]):
@@ -109,20 +101,19 @@ class Cached(Generic[P, A]):
             ingredients=ingredients,
             record=record,
             fault=fault if folder.exists() else "",
-            stopped=None if record else stopped.find(self.stage, folder.name),
+            stopped=None if record else refusals.find(self.stage, folder.name),
             work=work_folder(folder),
             was_made=manifest.was_made(self.stage, folder.name),
-            is_being_made=record is None and is_locked(folder),
+            is_being_made=record is None and locks.is_held(_lock_of(folder)),
         )
 
-    def nearest(self, ingredients: Ingredients, keys: Iterable[str]) -> Earlier[A] | None:
+    def nearest(self, ingredients: Ingredients, keys: Iterable[str]) -> Whole[A] | None:
         """Of the artifacts with these keys, the newest first, the one with the fewest ingredients that differ."""
-        found: list[Earlier[A]] = []
+        found: list[Whole[A]] = []
         for key in keys:
             with contextlib.suppress(Damaged):  # altered, or gone
-                record, written = manifest.read(self.record_type, self.stage, key, with_files=False)
-                found.append(Earlier(record, written.ingredients))
-        return min(found, key=lambda each: len(differing(each.ingredients, ingredients)), default=None)
+                found.append(manifest.read(self.record_type, self.stage, key, with_files=False))
+        return min(found, key=lambda each: len(differing(each.manifest.ingredients, ingredients)), default=None)
 
     @property
     def record_type(self) -> type[A]:
@@ -205,11 +196,11 @@ class Cached(Generic[P, A]):
                 folder.rename(unfinished.with_suffix(".old"))
             unfinished.rename(folder)
             shutil.rmtree(work_folder(folder), ignore_errors=True)
-            stopped.discard(self.stage, folder.name)
+            refusals.discard(self.stage, folder.name)
             shutil.rmtree(unfinished.with_suffix(".old"), ignore_errors=True)
         except BaseException as error:
             if isinstance(error, DataError):
-                stopped.keep(unfinished, self.stage, folder.name, error, _flow_run_name(), ingredients)
+                refusals.keep(unfinished, self.stage, folder.name, error, _flow_run_name(), ingredients)
             shutil.rmtree(unfinished, ignore_errors=True)
             if "No space left on device" in str(error):  # safetensors and others have types of their own for it
                 raise TunewrightError(NO_SPACE.format(folder.parent)) from error
@@ -266,11 +257,6 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with locks.exclusive(_lock_of(path), wait=math.inf if wait else 0):
         yield
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the right to make `path`; nothing is written."""
-    return locks.is_held(_lock_of(path))
 
 
 def _lock_of(path: Path) -> Path:

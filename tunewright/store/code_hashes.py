@@ -30,7 +30,10 @@ class _Module:
 
     def __init__(self, name: str, source: str) -> None:
         self.name = name
-        tree = _tree(source)
+        tree = ast.parse(source)
+        for node in ast.walk(tree):  # without the docstrings
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node):
+                node.body = node.body[1:]
         self.imports: dict[str, tuple[str, str | None]] = {}  # local name -> (module, definition or None for all of it)
         self.definitions: dict[str, list[ast.stmt]] = {}
         self.loose: list[ast.stmt] = []  # statements that define nothing but do something on import
@@ -41,11 +44,16 @@ class _Module:
             names = _defined(statement)
             for defined in names:
                 self.definitions.setdefault(defined, []).append(statement)
-            if not names and not isinstance(statement, ast.ImportFrom | ast.Import) and not _is_text(statement):
+            is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+            if not names and not is_text and not isinstance(statement, ast.ImportFrom | ast.Import):
                 self.loose.append(statement)
 
     def _import(self, node: ast.ImportFrom | ast.Import) -> None:
-        module = _absolute(node, self.name) if isinstance(node, ast.ImportFrom) else ""
+        module = ""
+        if isinstance(node, ast.ImportFrom):  # by its full name, also where it was named from this module's place
+            file = _file(self.name)
+            package = self.name if file and file.name == "__init__.py" else self.name.rpartition(".")[0]
+            module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
         for alias in node.names:
             name = f"{module}.{alias.name}" if module else alias.name
             if name.split(".")[0] == FIRST_PARTY:
@@ -74,25 +82,10 @@ class _Module:
 def _defined(statement: ast.stmt) -> list[str]:
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
-    targets = (
-        statement.targets
-        if isinstance(statement, ast.Assign)
-        else [statement.target]
-        if isinstance(statement, ast.AnnAssign | ast.AugAssign)
-        else []
-    )
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    if isinstance(statement, ast.AnnAssign | ast.AugAssign):
+        targets = [statement.target]
     return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-
-
-def _absolute(node: ast.ImportFrom, importer: str) -> str:
-    """The module that an import is from, by its full name also where it was named from the importer's place."""
-    file = _file(importer)
-    package = importer if file and file.name == "__init__.py" else importer.rpartition(".")[0]
-    return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
 
 
 @functools.cache
@@ -114,15 +107,6 @@ def _source(name: str) -> str:
     if file is None:
         raise ModuleNotFoundError(f"no source for {name}")
     return file.read_text(encoding="utf-8")
-
-
-def _tree(source: str) -> ast.Module:
-    """The syntax tree without the docstrings."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node):
-            node.body = node.body[1:]
-    return tree
 
 
 def _digest(statements: list[ast.stmt]) -> str:

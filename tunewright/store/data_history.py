@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright import config
 from tunewright.store import disk, jsonl
 
 
-class StageOutput(BaseModel):
+class StageOutput(BaseModel, frozen=True):
     """What one stage made of a version: where its artifact lies, and what is in it."""
-
-    model_config = ConfigDict(frozen=True)
 
     stage: str
     key: str
@@ -28,10 +26,8 @@ class StageOutput(BaseModel):
         return config.home() / "artifacts" / self.stage / self.key
 
 
-class Replaced(BaseModel):
+class Replaced(BaseModel, frozen=True):
     """What a line said before the same data were accepted under other settings."""
-
-    model_config = ConfigDict(frozen=True)
 
     accepted: str  # UTC
     run: str
@@ -40,10 +36,8 @@ class Replaced(BaseModel):
     splits: str = ""  # digest of the sides
 
 
-class Version(BaseModel):
+class Version(BaseModel, frozen=True):
     """One line: one accepted version of the data."""
-
-    model_config = ConfigDict(frozen=True)
 
     number: int  # within its history, from 1
     seed: int

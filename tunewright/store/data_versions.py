@@ -19,14 +19,14 @@ rows are on another side by it is said. A run with the settings as they were put
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect.runtime import flow_run
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, UniqueRows
 from tunewright.artifacts.placement import GONE, furthest
@@ -40,10 +40,8 @@ from tunewright.store.lineage import NO_SIDE
 log = logging.getLogger("tunewright")
 
 
-class Before(BaseModel):
+class Before(BaseModel, frozen=True):
     """What stands before some data in a history: all that the stages need of the version before."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     seed: int
@@ -105,7 +103,8 @@ def accept(
         entry = _entry(before, rows, checked, unique, splits, changes)
         folder, there = assignments.folder_of(before.name, entry), known.assignments if known else ""
         assigned = assignments.keep(folder, rows, checked, splits, there, NO_SIDE)
-        if known and _is_same(known, entry):
+        apart = {"accepted", "run", "replaced", "assignments"}
+        if known and known.model_dump(exclude=apart) == entry.model_dump(exclude=apart):
             entry = known
         elif known:
             entry = entry.model_copy(update={"replaced": (*known.replaced, _replaced(before.name, known, splits))})
@@ -113,7 +112,12 @@ def accept(
         if entry != known:
             lines = [entry if line is known else line for line in lines] if known else [*lines, entry]
             write(file, lines)
-            assignments.forget(before.name, _remembered(lines, keep))
+            newest: dict[tuple[int, str], list[Version]] = {}  # of each history
+            for line in lines:
+                newest[line.seed, line.by] = [*newest.get((line.seed, line.by), []), line][-keep:]
+            remembered = [version for past in newest.values() for version in past]
+            replaced = [once.splits for version in remembered for once in version.replaced]
+            assignments.forget(before.name, [*(version.splits.digest for version in remembered), *replaced])
     if known and entry.replaced != known.replaced:
         _say(before.name, entry)
     return entry
@@ -156,21 +160,6 @@ def _recalled(name: str, version: Version) -> tuple[Artifact, Artifact] | None:
     if checked and splits and (checked.digest, splits.digest) == (version.checked.digest, version.splits.digest):
         return checked, splits
     return None
-
-
-def _is_same(known: Version, entry: Version) -> bool:
-    """Whether a line says what it said before, but for when and by which run."""
-    apart = {"accepted", "run", "replaced", "assignments"}
-    return known.model_dump(exclude=apart) == entry.model_dump(exclude=apart)
-
-
-def _remembered(lines: Sequence[Version], keep: int) -> Iterator[str]:
-    """The digests of the splits of the newest `keep` versions of each history, those too that were replaced."""
-    histories = {(line.seed, line.by): [] for line in lines}
-    for line in lines:
-        histories[line.seed, line.by].append(line)
-    for version in (version for past in histories.values() for version in past[-keep:]):
-        yield from (version.splits.digest, *(once.splits for once in version.replaced))
 
 
 def _entry(

@@ -145,7 +145,7 @@ def _deduped(unique: UniqueRows, record: Found, here: ds.Expression) -> dict[str
     removed = unique.path(REMOVED)
     repeats = (ds.field("partner_file") == record["file"]) & (ds.field("partner_line") == record["line"])
     return _now(unique, "kept") | {
-        "num_duplicates": _count(removed, repeats),
+        "num_duplicates": ds.dataset(removed).count_rows(filter=repeats),
         "duplicates": select(removed, repeats, [*PLACE, "reason", "similarity"], MOST_RELATIVES),
     }
 
@@ -165,21 +165,18 @@ def _placed(splits: Splits, record: Found, here: ds.Expression) -> dict[str, Any
     for row in standing:
         file = splits.path(f"{row['side']}.parquet")
         if found := select(file, here, ["cluster"], 1):
-            return _on_side(splits, row, here, file, found[0]["cluster"])
+            number = found[0]["cluster"]
+            cluster = pq.read_table(file, columns=PLACE, filters=ds.field("cluster") == number)
+            return _now(splits, row["side"], file.name) | {
+                "because": row["because"],
+                "inherited_from": _firm(splits, cluster) if row["because"] == "inherited" else None,
+                "cluster": number,
+                "num_in_cluster": cluster.num_rows,
+                "also_in_cluster": cluster.filter(~here).slice(0, MOST_RELATIVES).to_pylist(),
+            }
     raise ValueError(
         f"{record['file']} line {record['line']} is lost: split put it in no split and did not quarantine it"
     )
-
-
-def _on_side(splits: Splits, row: Found, here: ds.Expression, file: Path, number: int) -> dict[str, Any]:
-    cluster = pq.read_table(file, columns=PLACE, filters=ds.field("cluster") == number)
-    return _now(splits, row["side"], file.name) | {
-        "because": row["because"],
-        "inherited_from": _firm(splits, cluster) if row["because"] == "inherited" else None,
-        "cluster": number,
-        "num_in_cluster": cluster.num_rows,
-        "also_in_cluster": cluster.filter(~here).slice(0, MOST_RELATIVES).to_pylist(),
-    }
 
 
 def _firm(splits: Splits, cluster: pa.Table) -> Found | None:
@@ -202,7 +199,3 @@ def _sides(file: Path, row_id: str) -> list[Found]:
     """
     table = ds.dataset(file).to_table(columns=["side", "because"], filter=ds.field("row_id") == row_id)
     return sorted(table.to_pylist(), key=lambda row: row["because"] in NO_SIDE)
-
-
-def _count(file: Path, where: ds.Expression) -> int:
-    return ds.dataset(file).count_rows(filter=where)

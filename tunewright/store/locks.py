@@ -30,7 +30,11 @@ def exclusive(path: Path, *, wait: float = math.inf) -> Iterator[None]:
         if wait == math.inf:
             fcntl.flock(file, fcntl.LOCK_EX)
         else:
-            _try_until(file, time.monotonic() + wait)
+            deadline = time.monotonic() + wait
+            while not try_lock(file):
+                if time.monotonic() >= deadline:
+                    raise BlockingIOError(f"{file.name}: another process holds the lock")
+                time.sleep(POLL_SECONDS)
         yield
 
 
@@ -49,10 +53,3 @@ def is_held(path: Path) -> bool:
             return not try_lock(file, shared=True)
     except FileNotFoundError:
         return False
-
-
-def _try_until(file: IO[bytes], deadline: float) -> None:
-    while not try_lock(file):
-        if time.monotonic() >= deadline:
-            raise BlockingIOError(f"{file.name}: another process holds the lock")
-        time.sleep(POLL_SECONDS)

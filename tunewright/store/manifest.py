@@ -10,9 +10,9 @@ import hashlib
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from tunewright import config
+from tunewright import config, serving
 from tunewright.accepted import printable
 from tunewright.artifacts import Artifact
 from tunewright.store import disk
@@ -27,19 +27,15 @@ class Damaged(Exception):
     """An artifact is not whole, or not the one that was made; the message says what is wrong."""
 
 
-class File(BaseModel):
+class File(BaseModel, frozen=True):
     """A file of an artifact as it was written."""
-
-    model_config = ConfigDict(frozen=True)
 
     sha256: str
     size: int  # bytes
 
 
-class Manifest(BaseModel):
+class Manifest(BaseModel, frozen=True):
     """What is written last beside the files of an artifact."""
-
-    model_config = ConfigDict(frozen=True)
 
     stage: str
     key: str
@@ -50,11 +46,6 @@ class Manifest(BaseModel):
     made: str  # UTC
     made_by: str  # the name of the flow run
     seconds: float  # that it took
-
-    @property
-    def folder(self) -> Path:
-        """Where the artifact lies."""
-        return folder_of(self.stage, self.key)
 
 
 class Whole(NamedTuple, Generic[A]):
@@ -71,7 +62,7 @@ def folder_of(stage: str, key: str) -> Path:
 
 def files_in(folder: Path) -> dict[str, File]:
     """Every file beneath a folder except the manifest, by its path in the folder."""
-    paths = ((name, folder / name) for name in sorted(_names(folder)))
+    paths = ((name, folder / name) for name in sorted(serving.files_in(folder) - {MANIFEST}))
     return {name: File(sha256=digest_of(path), size=path.stat().st_size) for name, path in paths}
 
 
@@ -134,7 +125,7 @@ def is_whole(record: Artifact) -> bool:
 
 
 def _check(folder: Path, manifest: Manifest) -> None:
-    names = _names(folder)
+    names = serving.files_in(folder) - {MANIFEST}
     for name, expected in manifest.files.items():
         file = folder / name
         if name not in names or not file.is_file():  # an edited manifest may name what no file system has
@@ -143,12 +134,6 @@ def _check(folder: Path, manifest: Manifest) -> None:
             raise Damaged(f"artifact {folder.name}: {name} was altered")
     if added := sorted(names - manifest.files.keys()):
         raise Damaged(f"artifact {folder.name}: {printable(added[0])} was added")
-
-
-def _names(folder: Path) -> set[str]:
-    """The files and links beneath a folder, but not the manifest."""
-    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return {str(path.relative_to(folder)) for path in found} - {MANIFEST}
 
 
 def _entry(stage: str, key: str) -> Path:

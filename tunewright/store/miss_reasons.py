@@ -101,21 +101,25 @@ def causes(
 
     `made` is what came of the earlier call.
     """
-    names = [name for name in differing(before, now) if _made_by(stage, name, before, now) not in waits]
-    said = [*_files(before, now, made), *_sections(stage, names, before, now), *_code(names)]
+    made_by = {name: MADE.fullmatch(str(now.get(name) or before.get(name))) for name in differing(before, now)}
+    names = [
+        name
+        for name, found in made_by.items()
+        if (found[1] if found else FOLLOWS.get(f"{stage}.{name}", "")) not in waits
+    ]
+    said = [*_files(before, now, made), *_sections(stage, names, before, now)]
+    if code := [name.removeprefix("code ") for name in names if name.startswith("code ")]:
+        rest = f" and {len(code) - MOST_DEFINITIONS} more" if len(code) > MOST_DEFINITIONS else ""
+        said.append(f"code {', '.join(code[:MOST_DEFINITIONS])}{rest} changed")
     return list(dict.fromkeys(said)) or ([] if waits else ["the order of its inputs changed"])
-
-
-def _made_by(stage: str, name: str, before: Ingredients, now: Ingredients) -> str:
-    """The stage that an ingredient is from, or empty."""
-    made = MADE.fullmatch(str(now.get(name) or before.get(name)))
-    return made[1] if made else FOLLOWS.get(f"{stage}.{name}", "")
 
 
 def _sections(stage: str, names: list[str], before: Ingredients, now: Ingredients) -> Iterator[str]:
     """Settings, artifacts and versions."""
     for name in names:
-        if name.startswith(("files[", "code ")) or _is_list_of_items(name, before | now):
+        if name.startswith(("files[", "code ")):
+            continue
+        if any(other.startswith(f"{name}[") for other in before | now):  # the empty list, which has items on a side
             continue
         parts = [match[0] for match in PART.finditer(name)]  # the argument and, in a record, fields in it
         wholes = [("".join(parts[:end]), "".join(parts[end:])) for end in range(len(parts), 0, -1)]
@@ -138,18 +142,6 @@ def _changed(key: str, name: str, before: Ingredients, now: Ingredients) -> str:
         if what and not any(other.startswith(f"{item[1]}.") for other in (before if there is now else now)):
             return f"{key.removesuffix(f'.{item[2]}')}: {what} is {'new' if there is now else 'gone'}"
     return f"{key}: {_shown(old)} -> {_shown(new)}"
-
-
-def _is_list_of_items(name: str, both: Ingredients) -> bool:
-    """Whether it is the empty list on one side that has items on the other."""
-    return any(other.startswith(f"{name}[") for other in both)
-
-
-def _code(names: list[str]) -> Iterator[str]:
-    code = [name.removeprefix("code ") for name in names if name.startswith("code ")]
-    rest = f" and {len(code) - MOST_DEFINITIONS} more" if len(code) > MOST_DEFINITIONS else ""
-    if code:
-        yield f"code {', '.join(code[:MOST_DEFINITIONS])}{rest} changed"
 
 
 def _files(before: Ingredients, now: Ingredients, made: Artifact | None) -> Iterator[str]:

@@ -39,7 +39,7 @@ def in_home(keep_runs: int) -> Iterator[Needless]:
     for folder in sorted((home / "artifacts").glob("*/*/")):
         if folder.name.startswith("."):
             if is_old(folder, BUSY_DAYS):
-                yield _of(folder, "unfinished work", "left by a run that was killed", _key_of(folder))
+                yield _of(folder, "unfinished work", "left by a run that was killed", folder.name.split(".")[1])
             continue
         place, when = asked.get(folder.name, (None, 0.0))
         used = max(when, folder.stat().st_mtime)
@@ -89,10 +89,6 @@ def _of(folder: Path, kind: Kind, why: str, key: str) -> Needless:
         return True
 
     return Needless(kind=kind, name=f"{stage}/{folder.name}", size=size_of(folder), why=why, remove=remove)
-
-
-def _key_of(unfinished: Path) -> str:
-    return unfinished.name.split(".")[1]
 
 
 def _days(since: float) -> int:

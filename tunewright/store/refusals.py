@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright import config
 from tunewright.errors import DataError
@@ -19,10 +19,8 @@ from tunewright.errors import DataError
 STOPPED = "stopped.json"
 
 
-class StoppedStage(BaseModel):
+class StoppedStage(BaseModel, frozen=True):
     """A stage that refused its data."""
-
-    model_config = ConfigDict(frozen=True)
 
     stage: str
     key: str

@@ -58,7 +58,9 @@ class RowQuery:
     def among(self, rows: Rows) -> list[Found]:
         """The records of it that ingest read; at least MOST_MATCHES + 1 where there are more than MOST_MATCHES."""
         if self.row is not None:
-            return by_id(rows, self.row)
+            row_id = ds.field("row_id")
+            begins_so = (row_id >= self.row) & (row_id < f"{self.row}g")  # after every hex digit
+            return select(rows.path("rows.parquet"), begins_so, [*PLACE, "messages"], MOST_MATCHES + 1)
         return by_line(rows, *self.place) if self.place else by_text(rows, self.words)
 
     def refused(self, stopped: StoppedStage) -> list[Found]:
@@ -84,13 +86,6 @@ def manifest(artifact: Artifact) -> dict[str, Any]:
     return json.loads(artifact.path(MANIFEST).read_text(encoding="utf-8"))
 
 
-def by_id(rows: Rows, beginning: str) -> list[Found]:
-    """The records whose row_id begins so, at most one more than MOST_MATCHES."""
-    row_id = ds.field("row_id")
-    where = (row_id >= beginning) & (row_id < f"{beginning}g")  # after every hex digit
-    return select(rows.path("rows.parquet"), where, [*PLACE, "messages"], MOST_MATCHES + 1)
-
-
 def by_line(rows: Rows, file: str, line: int) -> list[Found]:
     """The records on a line of a file, those too that were refused or held out.
 
@@ -99,7 +94,7 @@ def by_line(rows: Rows, file: str, line: int) -> list[Found]:
     """
     found: list[Found] = []
     for name in files_named(rows, file):
-        found += _at(rows, name, line) or (_around(rows, name, line) if _is_csv(rows, name) else [])
+        found += _at(rows, name, line) or (_around(rows, name, line) if is_csv(rows, name) else [])
     return found[: MOST_MATCHES + 1]
 
 
@@ -168,13 +163,10 @@ def _around(rows: Rows, file: str, line: int) -> list[Found]:
     found = _at(rows, file, int(before.max())) if len(before) else []
     is_sample = manifest(rows)["ingredients"].get("data.limit") is not None  # then records between two are not known
     if is_last or is_sample:
-        found = [each for each in found if line - each["line"] <= _num_breaks(each)]
+        texts = [[turn["content"] for turn in each.get("messages") or ()] or [each.get("text") or ""] for each in found]
+        breaks = [sum(text.count("\n") for text in of_record) for of_record in texts]
+        found = [each for each, most in zip(found, breaks, strict=True) if line - each["line"] <= most]
     return [each | {"asked_line": line} for each in found]
-
-
-def _num_breaks(record: Found) -> int:
-    texts = [turn["content"] for turn in record.get("messages") or ()] or [record.get("text") or ""]
-    return sum(text.count("\n") for text in texts)
 
 
 def _lines(file: Path, of: str) -> np.ndarray:
@@ -182,7 +174,8 @@ def _lines(file: Path, of: str) -> np.ndarray:
     return ds.dataset(file).to_table(columns=["line"], filter=ds.field("file") == of)["line"].to_numpy()
 
 
-def _is_csv(rows: Rows, file: str) -> bool:
+def is_csv(rows: Rows, file: str) -> bool:
+    """Whether a file was read as CSV."""
     return rows.detected.get(file, "").startswith("csv")
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from prefect.runtime import flow_run
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tunewright import config
 from tunewright.artifacts import Adapter, Answers, Verdict
@@ -31,10 +31,8 @@ SAMPLE = 1_000  # row_ids of a test set
 DIGITS = 12  # of a row_id: of a million rows, no two begin alike in all likelihood
 
 
-class TestSetUse(BaseModel):
+class TestSetUse(BaseModel, frozen=True):
     """One line: one candidate was decided on some test rows."""
-
-    model_config = ConfigDict(frozen=True)
 
     candidate: str  # digest of its weights
     test: str  # digest of all its rows
@@ -146,31 +144,25 @@ def _said(
     tests = {look.test for look in _before(looks, candidate, rows) if look.seed not in (None, seed)}
     # Of two samples of one set the share in common is known, so of all together that of their union's smallest.
     before = rows.share(tuple(sorted({row for test in tests for row in samples.get(test, ())})[:SAMPLE]))
-    said = [_seen_before(round(before * rows.number), rows.number)] if before else []
-    said += [_too_many(number, gate, rows.number)] if number > gate.looks else []
+    about = "about " if rows.number > SAMPLE else ""
+    seen = (
+        f"{about}{round(before * rows.number):,} of these {rows.number:,} test rows were used before, as test rows of "
+        "another split.seed; do not compare with earlier scores: these are of other rows"
+    )
+    said = [seen] if before else []
+    if number > gate.looks:
+        advice = (
+            "gate.rotate draws other test rows for the next candidate; if this warning returns, nearly all rows were "
+            "used: add new ones"
+            if gate.rotate
+            else "add new rows in a source with side: test, or set gate.rotate=true to draw others from the existing "
+            "rows, some of which the champion may have trained on"
+        )
+        said.append(
+            f"this is test-set use {number} of these {rows.number:,} test rows (gate.looks={gate.looks}), and one of "
+            f"so many candidates can win by chance; {advice}"
+        )
     return verdict.model_copy(update={"looks": number, "warnings": (*verdict.warnings, *said)})
-
-
-def _seen_before(seen: int, number: int) -> str:
-    about = "about " if number > SAMPLE else ""
-    return (
-        f"{about}{seen:,} of these {number:,} test rows were used before, as test rows of another split.seed; do not "
-        "compare with earlier scores: these are of other rows"
-    )
-
-
-def _too_many(number: int, gate: Gate, num_rows: int) -> str:
-    advice = (
-        "gate.rotate draws other test rows for the next candidate; if this warning returns, nearly all rows were "
-        "used: add new ones"
-        if gate.rotate
-        else "add new rows in a source with side: test, or set gate.rotate=true to draw others from the existing rows, "
-        "some of which the champion may have trained on"
-    )
-    return (
-        f"this is test-set use {number} of these {num_rows:,} test rows (gate.looks={gate.looks}), and one of so many "
-        f"candidates can win by chance; {advice}"
-    )
 
 
 def read(file: Path) -> list[TestSetUse]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from tunewright import config
+from tunewright import compat, config
 from tunewright.errors import ConfigError
 from tunewright.importing import one_line
 from tunewright.modeling.architecture.tiny import absurd, nested, tiny, windows
@@ -107,7 +107,7 @@ def _probed(fields: dict[str, Any], exceeded: tuple[str, ...]) -> Architecture:
     if found and not errors:
         return found
     try:
-        attention = checks.declared_attention(fields)
+        attention = "sdpa" if compat.supports_sdpa(fields) else "eager"  # as the class says of itself
     except Exception as error:  # a value of a wrong type under a field's second name, which only its own name checks
         return Architecture(refused=f"model_type {fields['model_type']} takes no such config.json ({one_line(error)})")
     unknown = f"no tiny model of type {fields['model_type']} could be made to check it ({errors[0]})"

@@ -7,7 +7,7 @@ gradients, or its answers, are those of the plainest one within rounding.
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -55,11 +55,20 @@ def checked(fields: dict[str, Any]) -> Architecture:
             pads_left = _pads_left(model)
         except Exception as error:  # what a class raises whose generate does not work is anything
             return Architecture(refused=f"model_type {kind} cannot generate ({one_line(error)})")
+        packing, shared_prefix = (
+            _fault(model, expected, lambda rows, share=share: packed(rows, share=share)) for share in (False, True)
+        )
+        _supports(model, attention)
+        decoding: Decoding = "library"
+        if attention == "sdpa" and _answers_rightly(model, "shared"):  # the fastest
+            decoding = "shared"
+        elif _answers_rightly(model, "copied"):
+            decoding = "copied"
         found = Architecture(
             attention=attention,
-            packing=_fault(model, expected, lambda rows: packed(rows, share=False)),
-            shared_prefix=_fault(model, expected, lambda rows: packed(rows, share=True)),
-            decoding=_decoding(model, attention),
+            packing=packing,
+            shared_prefix=shared_prefix,
+            decoding=decoding,
             pads_left=pads_left,
             unreached=unreached,
         )
@@ -68,11 +77,6 @@ def checked(fields: dict[str, Any]) -> Architecture:
                 refused=f"model_type {kind} changes its weights during generation, so another model would be saved"
             )
         return found
-
-
-def declared_attention(fields: dict[str, Any]) -> Literal["sdpa", "eager"]:
-    """What the class says of itself, without a model of it."""
-    return "sdpa" if compat.supports_sdpa(fields) else "eager"
 
 
 @contextmanager
@@ -198,14 +202,6 @@ def _sees_ahead(model: Any) -> bool:
     return not _is_close(whole, part)
 
 
-def _decoding(model: Any, attention: str) -> Decoding:
-    """The fastest way of decoding that answers rightly."""
-    _supports(model, attention)
-    if attention == "sdpa" and _answers_rightly(model, "shared"):
-        return "shared"
-    return "copied" if _answers_rightly(model, "copied") else "library"
-
-
 def _answers_rightly(model: Any, way: Decoding) -> bool:
     """Whether decoding several rows in this way, misled by each draft, gives what the plainest way says is likeliest
     after each token, as high a score for it, and the likelihood of each reference.
@@ -219,7 +215,11 @@ def _answers_rightly(model: Any, way: Decoding) -> bool:
     heights = list[float]()
     for row in asked:
         logits = _logits_after(model, row.prompt, row.tokens)
-        if not _are_likeliest(logits, row.tokens) or not _has_likelihood(model, row):
+        chosen = logits.gather(1, torch.tensor(row.tokens)[:, None]).squeeze(1)
+        expected = _logits_after(model, row.prompt, row.reference)
+        nll = functional.cross_entropy(expected, torch.tensor(row.reference), reduction="sum").item()
+        are_likeliest = (logits.amax(1) - chosen <= LOGIT * logits.std()).all()
+        if not are_likeliest or abs(nll - row.nll) > LOSS * abs(nll):
             return False
         heights += logits.amax(1).tolist()
     found = torch.cat(greedy.heights).tolist()  # of all tokens but those that the references' passes said
@@ -285,17 +285,6 @@ def _logits_after(model: Any, prompt: Sequence[int], said: Sequence[int]) -> tor
     with torch.inference_mode():
         whole = model(input_ids=torch.tensor([[*prompt, *said]]), use_cache=False).logits
     return whole[0, len(prompt) - 1 : -1]
-
-
-def _are_likeliest(logits: torch.Tensor, said: Sequence[int]) -> bool:
-    chosen = logits.gather(1, torch.tensor(said)[:, None]).squeeze(1)
-    return bool((logits.amax(1) - chosen <= LOGIT * logits.std()).all())
-
-
-def _has_likelihood(model: Any, row: Answer) -> bool:
-    logits = _logits_after(model, row.prompt, row.reference)
-    nll = functional.cross_entropy(logits, torch.tensor(row.reference), reduction="sum").item()
-    return abs(nll - row.nll) <= LOSS * abs(nll)
 
 
 def _is_close(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -48,7 +48,10 @@ def attention(
     (first, *queries), (first_key, *keys), (first_value, *values) = (
         states[0].split(lengths, dim=1) for states in (query, key, value)
     )
-    attend = _attend if _are_small(query, groups) else _fused
+    # On a CPU torch's fused attention loses where scores are few: it calls a bfloat16 product for each small block.
+    scores = query.shape[1] * sum(len(group["row_tokens"]) * group["visible"].numel() for group in groups)
+    is_small = query.device.type == "cpu" and query.dtype == torch.bfloat16 and scores <= SCORES
+    attend = _attend if is_small else _fused
     attended = []
     if lengths[0]:
         enable_gqa = len(first) > len(first_key)
@@ -81,12 +84,6 @@ def _behind(prefix: torch.Tensor, states: torch.Tensor, group: AttentionGroup) -
     """The same of keys or values, behind those of the prefix: [rows, kv heads, prefix + longest, size]."""
     rows = _side_by_side(states, group)
     return torch.cat([prefix.expand(len(rows), -1, -1, -1), rows], dim=2)
-
-
-def _are_small(query: torch.Tensor, groups: Sequence[AttentionGroup]) -> bool:
-    """Whether torch's fused attention loses: on a CPU it calls a bfloat16 product for each small block."""
-    scores = query.shape[1] * sum(len(group["row_tokens"]) * group["visible"].numel() for group in groups)
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and scores <= SCORES
 
 
 def _fused(

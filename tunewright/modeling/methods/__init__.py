@@ -46,31 +46,25 @@ def load_trainable(
         options["quantization_config"] = _quantization(weights, method, precision)
     model: Any = as_stored(AutoModelForCausalLM.from_pretrained(weights, **options))
     if method.kind != "full" and (beside := num_in_experts(model)):
-        log.warning("%s", _left_out(method, beside))
-    if method.kind == "qlora":
-        _keep_as_packed(model)
+        log.warning(
+            "the base is a mixture of experts: method.kind=%s does not train%s its %s expert weights, only the other "
+            "linear modules; method.kind=full trains all",
+            *(method.kind, " or quantize" if method.kind == "qlora" else "", f"{beside:,}"),
+        )
+    for module in model.modules() if method.kind == "qlora" else ():
+        # bitsandbytes would pack 4-bit weights anew in the first evaluation on a CPU. What they are multiplied by then
+        # has no backward: gradients would end at such a layer from there on.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if method.kind == "spectrum":
-        thaw(model, modules)
+        model.requires_grad_(False)
+        for name in modules:
+            model.get_submodule(name).float().requires_grad_(True)
     if method.kind in {"full", "spectrum"}:
         return model
     if method.kind == "lora" and torch.cuda.is_available():
         model.to("cuda")  # what an adapter starts from is decomposed there in a fraction of the time
     return add_adapter(model, method, precision, examples)
-
-
-def _left_out(method: Method, num_weights: int) -> str:
-    quantized = " or quantize" if method.kind == "qlora" else ""
-    return (
-        f"the base is a mixture of experts: method.kind={method.kind} does not train{quantized} its {num_weights:,} "
-        "expert weights, only the other linear modules; method.kind=full trains all"
-    )
-
-
-def thaw(model: Any, modules: Sequence[str]) -> None:
-    """Lets the named modules learn, in float32, and freezes the rest."""
-    model.requires_grad_(False)
-    for name in modules:
-        model.get_submodule(name).float().requires_grad_(True)
 
 
 def _quantization(weights: Path, method: Method, precision: Any) -> Any:
@@ -91,16 +85,6 @@ def _quantization(weights: Path, method: Method, precision: Any) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=precision,
     )
-
-
-def _keep_as_packed(model: Any) -> None:
-    """Keeps bitsandbytes from packing 4-bit weights anew in the first evaluation on a CPU.
-
-    What they are multiplied by then has no backward: gradients would end at such a layer from there on.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def trained_share(model: Any) -> tuple[int, int]:

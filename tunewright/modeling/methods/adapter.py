@@ -45,8 +45,10 @@ def add_adapter(model: Any, method: Method, precision: torch.dtype, examples: Se
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if precision != torch.float32:
-        _leave_inputs_alone(model)
+    # Under autocast the small adapter weights are cast to bfloat16; PEFT would cast every activation to float32.
+    for module in model.modules() if precision != torch.float32 else ():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False  # pyright: ignore[reportAttributeAccessIssue]
     return model
 
 
@@ -67,10 +69,3 @@ def _take_out(model: Any, method: Method) -> None:
             layer.olora_init("default")
     began_as = {name: tensor.to("cpu", copy=True) for name, tensor in get_peft_model_state_dict(model).items()}
     setattr(model, BEGAN_AS, began_as)
-
-
-def _leave_inputs_alone(model: Any) -> None:
-    """Under autocast the small adapter weights are cast to bfloat16; PEFT would cast every activation to float32."""
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False  # pyright: ignore[reportAttributeAccessIssue]

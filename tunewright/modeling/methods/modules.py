@@ -57,12 +57,9 @@ def num_in_experts(model: Any) -> int:
 
     inside = (module for name, module in model.named_modules() if LAYER.search(name))
     owners = (module for module in inside if not isinstance(module, _ConvNd))
-    return sum(tensor.numel() for owner in owners for tensor in owner.parameters(recurse=False) if _is_stacked(tensor))
-
-
-def _is_stacked(tensor: Any) -> bool:
-    """Whether it holds several matrices; RWKV's vectors have two more dimensions of size 1."""
-    return tensor.dim() == 3 and tensor.shape[0] > 1
+    tensors = (tensor for owner in owners for tensor in owner.parameters(recurse=False))
+    # RWKV's vectors have two more dimensions of size 1.
+    return sum(tensor.numel() for tensor in tensors if tensor.dim() == 3 and tensor.shape[0] > 1)
 
 
 def without_adapter(model_type: str, unreached: Collection[str] = ()) -> set[str]:

@@ -75,11 +75,6 @@ def windows(series: Series, most: int = WINDOWS) -> list[Window]:
     return found
 
 
-def _differs(one: Window, other: Window) -> bool:
-    """Whether the means are farther apart than chance explains."""
-    return abs(one.mean - other.mean) > ERRORS * math.hypot(one.error, other.error)
-
-
 def divergence(curves: Curves) -> TrainingWarning | None:
     """The training loss ended far above its lowest, or above where it began."""
     found = windows(curves.series("loss"))
@@ -87,7 +82,7 @@ def divergence(curves: Curves) -> TrainingWarning | None:
         return None
     lowest, last = min(found, key=lambda window: window.mean), found[-1]
     rise = last.mean - lowest.mean
-    if rise <= 0.3 * abs(lowest.mean) or not _differs(lowest, last):
+    if rise <= max(0.3 * abs(lowest.mean), ERRORS * math.hypot(lowest.error, last.error)):
         return None
     # In later epochs the loss of rows that are known by heart may be near 0, where a third more is nothing.
     if rise < 0.1 * found[0].mean:
