@@ -127,6 +127,32 @@ def test_a_nightly_backup_replaces_the_one_of_the_night_before_once_it_is_whole(
     assert [path.name for path in tmp_path.iterdir() if path != home] == ["home.tar"]
 
 
+def test_a_folder_that_may_not_be_written_is_said_in_one_line(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "looks").mkdir(parents=True)
+    (home / "looks" / "tiny.jsonl").write_text("a")
+
+    def refused(file: str) -> str:
+        done = CliRunner().invoke(app, ["home", "backup", file, "--json"])
+        said = json.loads(done.stdout)
+        assert (done.exit_code, said["exit_code"]) == (2, 2)
+        assert done.stderr == f"error: {said['error']}\n"
+        return said["error"]
+
+    assert refused("/proc/x.tar").startswith("/proc/x.tar: the folder /proc cannot be written to: ")
+    file = tmp_path / "x.tar"
+    said = f"{file}: the folder {tmp_path} cannot be written to: Permission denied; give a file in another folder"
+    denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+    with monkeypatch.context() as patched:  # root may write to any folder
+        patched.setattr("tempfile.mkdtemp", Mock(side_effect=denied))
+        assert refused(str(file)) == said
+    with monkeypatch.context() as patched:  # as in a folder with the sticky bit
+        patched.setattr(Path, "rename", Mock(side_effect=denied))
+        assert refused(str(file)) == said
+    assert not file.exists()
+
+
 def test_a_full_disk_does_not_make_a_backup_none(
     home: Path, archive: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

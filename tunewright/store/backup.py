@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tunewright import config
@@ -35,13 +36,15 @@ def backup(file: Path, *, overwrite: bool = False) -> int:
     home, names = config.home(), (config.mlflow_database().name, FILES, *HISTORIES)
     if not any((home / name).exists() for name in names):
         raise ConfigError(f"TUNEWRIGHT_HOME={home}: it has none of {', '.join(names)}, so there is nothing to back up")
-    if file.is_dir():
-        raise ConfigError(f"{file} is a folder; give the name of a file")
-    if file.exists() and not overwrite:
-        raise ConfigError(f"{file} exists; give another name or --overwrite")
-    if not file.absolute().parent.is_dir():
-        raise ConfigError(f"{file}: there is no folder {file.absolute().parent}")
-    with tempfile.TemporaryDirectory(dir=file.absolute().parent) as folder:
+    with _written(file):
+        if file.is_dir():
+            raise ConfigError(f"{file} is a folder; give the name of a file")
+        if file.exists() and not overwrite:
+            raise ConfigError(f"{file} exists; give another name or --overwrite")
+        if not file.absolute().parent.is_dir():
+            raise ConfigError(f"{file}: there is no folder {file.absolute().parent}")
+        beside = tempfile.TemporaryDirectory(dir=file.absolute().parent)
+    with beside as folder:
         unfinished = Path(folder, "home.tar")
         with tarfile.open(unfinished, "w") as archive:
             if config.mlflow_database().is_file():
@@ -60,8 +63,23 @@ def backup(file: Path, *, overwrite: bool = False) -> int:
                     _add(archive, history)
         disk.sync(unfinished)
         unfinished.chmod(0o600)  # it has answers to test rows
-        unfinished.rename(file)
+        with _written(file):
+            unfinished.rename(file)
     return file.stat().st_size
+
+
+@contextlib.contextmanager
+def _written(file: Path) -> Iterator[None]:
+    """Raises ConfigError where the block may not write the file into its folder; a full disk is for others to say."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+            raise
+        folder = file.absolute().parent
+        raise ConfigError(
+            f"{file}: the folder {folder} cannot be written to: {error.strerror}; give a file in another folder"
+        ) from error
 
 
 def restore(file: Path) -> list[str]:
