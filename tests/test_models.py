@@ -9,6 +9,7 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -101,6 +102,24 @@ def test_a_file_too_large_to_be_what_its_name_says_is_one_line_at_once(folder: P
     gigabytes(folder / name)
     with pytest.raises(ConfigError, match=rf"{name} has 1,000,000,000,000 bytes; accepted: at most 268,435,456"):
         identity(str(folder))
+
+
+def test_weights_that_may_not_be_read_are_named_with_the_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    denied = PermissionError("Permission denied (os error 13)")  # all that safetensors says of it
+    monkeypatch.setattr("safetensors.safe_open", Mock(side_effect=denied))  # root may read any file
+    said = f"model.base={folder}: {folder}/model.safetensors cannot be read: Permission denied"
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
+        identity(str(folder))
+    monkeypatch.setattr("safetensors.safe_open", Mock(side_effect=OSError("no device")))
+    with pytest.raises(ConfigError, match=rf"^model\.base={folder}: a file in it cannot be read: no device$"):
+        identity(str(folder))
+
+
+def test_a_file_in_place_of_its_folder_is_told_the_folder(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.safetensors: a file; accepted: .*such as model\.base={folder}, "):
+        identity(str(folder / "model.safetensors"))
+    with pytest.raises(ConfigError, match=r"config\.json: a file; accepted: the name of a folder with safetensors, "):
+        identity(str(folder / "config.json"))
 
 
 def test_a_link_to_a_file_is_that_file(folder: Path, tmp_path: Path) -> None:

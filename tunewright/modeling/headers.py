@@ -4,6 +4,7 @@ No weight is read. Transformers gives random weights to layers that no file has,
 sizes, so both are refused before a run.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,10 @@ MOST_IN_ONE = 2  # layers that a class of transformers keeps under one number
 
 
 def tensors_in(file: Path) -> Tensors:
-    """Return the names and shapes of a file's tensors. Raises ValueError where it is no whole safetensors file."""
+    """Return the names and shapes of a file's tensors. Raises ValueError where it is no whole safetensors file.
+
+    An OSError names the file, as safetensors' own does not: it says "Permission denied (os error 13)" alone.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -27,6 +31,11 @@ def tensors_in(file: Path) -> Tensors:
     except SafetensorError as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"{file.name} is not a complete safetensors file ({said}); copy it again") from error
+    except OSError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if error.filename or not number:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
 def check_config(fields: Mapping[str, Any], folder: Path) -> None:

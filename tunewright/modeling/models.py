@@ -135,7 +135,14 @@ def identity(reference: str) -> str:
         try:
             return folder_digest(folder)
         except OSError as error:
-            raise ConfigError(f"model.base={folder}: {error.filename} cannot be read: {error.strerror}") from error
+            file, why = error.filename or "a file in it", error.strerror or _line(error)
+            raise ConfigError(f"model.base={folder}: {file} cannot be read: {why}") from error
+    if folder.is_file():
+        its_folder = f", such as model.base={folder.parent}" if folder.suffix == ".safetensors" else ""
+        raise ConfigError(
+            f"model.base={without_secrets(reference)}: a file; accepted: the name of a folder with safetensors"
+            f"{its_folder}, a hub id such as org/name, and package:NAME/FILE.gguf"
+        )
     meant = or_meant(reference)
     if meant or reference.startswith((".", "/", "~")) or reference.count("/") != 1 or folder.parent.is_dir():
         raise ConfigError(
