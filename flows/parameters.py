@@ -153,17 +153,18 @@ def _explain(key: str, errors: list[ErrorDetails]) -> str:
     if kind == "string_pattern_mismatch" and described:
         near = [slug(error["input"])] if key == "registry.name" and slug(error["input"]) else []
         return f"{refused}; {meant(near)}accepted: {described.partition(': ')[2] or described}"
+    words = f"{_words(errors)}{' or null' if found and type(None) in get_args(found.annotation) else ''}"
     if kind == "literal_error":
         of_numbers = f" ({described})" if choices(error)[0].isdecimal() else ""  # which say nothing by themselves
         near = meant(get_close_matches(str(error["input"]), choices(error), 1))
-        return f"{refused}; {near}{_words(errors)}{of_numbers}"
+        return f"{refused}; {near}{words}{of_numbers}"
     section = section_of(found.annotation) if found else None
     short = _short(section, error["input"])
     if section and kind == "model_type":
         return f"{refused}; {meant(short)}accepted: a mapping with any of {', '.join(section.model_fields)}"
     if short and kind == "tuple_type":
         return f"{refused}; {meant(f'[{each}]' for each in short)}accepted: a list ({described})"
-    return f"{refused}; {_words(errors)} ({described})" if described else f"{refused}; {_words(errors)}"
+    return f"{refused}; {words} ({described})" if described else f"{refused}; {words}"
 
 
 def _words(errors: Sequence[ErrorDetails]) -> str:

@@ -370,6 +370,14 @@ def test_a_damaged_file_is_a_pipeline_or_one_line(write: Write, content: bytes, 
         ("evaluation.metrics=chrf, exact_match", "evaluation.metrics", "chrf, exact_match"),
         ("evaluation.metrics=[chrf, exact_match]", "evaluation.metrics", "chrf, exact_match"),
         ("checks.expectations=", "checks.expectations", ""),
+        ("lm_eval.tasks=[hellaswag]", "lm_eval.tasks", "hellaswag"),
+        ('lm_eval.tasks=["hellaswag", arc_easy]', "lm_eval.tasks", "hellaswag, arc_easy"),
+        ("lm_eval.tasks= [hellaswag]", "lm_eval.tasks", "hellaswag"),
+        ("lm_eval.tasks=hellaswag,arc_easy", "lm_eval.tasks", "hellaswag, arc_easy"),
+        ("lm_eval.tasks=[]", "lm_eval.tasks", ""),
+        ("operation.notify=[slack-webhook/ops]", "operation.notify", "slack-webhook/ops"),
+        ("method.target=[q_proj]", "method.target", "q_proj"),
+        ('method.target=["q_proj", v_proj]', "method.target", "q_proj, v_proj"),
         ("data.sources=a.jsonl", "data.sources[0].path", "a.jsonl"),
         ("data.sources=a.jsonl,*.csv", "data.sources[1].path", "*.csv"),
         ("data.sources=[{path: a, format: csv}, b]", "data.sources[0].format", "csv"),
@@ -408,7 +416,23 @@ def test_assignments_add_up_before_they_are_checked(pipeline: Pipeline) -> None:
         (["training.epochs"], '--set "training.epochs": accepted: section.field=value, such as training.epochs=2'),
         (["=1"], '--set "=1": accepted: section.field=value'),
         (["a.b.c=1"], '--set "a.b.c=1": accepted: section.field=value'),
-        (["data.sources[0].path=x"], '--set "data.sources[0].path=x": accepted: section.field=value'),
+        (
+            ["data.sources[0].path=x"],
+            '--set "data.sources[0].path=x": an entry of a list is set in the file; accepted: the whole list, such as '
+            "data.sources=[{path: ...}]",
+        ),
+        (["data.sources[0].columns.output=x"], '--set "data.sources[0].columns.output=x": an entry of a list is set'),
+        (["data.sources[0]=x"], '--set "data.sources[0]=x": accepted: section.field=value'),
+        (["method.target=[]"], '--set "method.target=[]": method.target: "" is refused; accepted: all-linear'),
+        (["method.target=[1]"], '--set "method.target=[1]": method.target: [1] is refused; accepted: text'),
+        (
+            ["gate.general_loss=none"],
+            '--set "gate.general_loss=none": gate.general_loss: "none" is refused; accepted: a number or null (',
+        ),
+        (
+            ["training.epochs=5", "training.max_steps=4"],
+            '--set "training.epochs=5", --set "training.max_steps=4": training: epochs=5 has no effect, as max_steps=4',
+        ),
         (["training.epochs=\n1"], '--set "training.epochs=\\n1": accepted: section.field=value'),
         (
             ["training.epocs=1"],
@@ -442,6 +466,25 @@ def test_assignments_add_up_before_they_are_checked(pipeline: Pipeline) -> None:
 )
 def test_a_wrong_assignment_is_said_in_one_line(pipeline: Pipeline, assignments: list[str], message: str) -> None:
     assert refusal(lambda: override(pipeline, assignments)).startswith(message)
+
+
+def test_the_advice_for_epochs_beside_max_steps_can_be_followed(write: Write) -> None:
+    pipeline = load(write(PIPELINE.replace("learning_rate: 1e-4", "max_steps: 80")))
+    said = refusal(lambda: override(pipeline, ["training.epochs=5"]))
+    assert said.endswith("accepted: max_steps=null, which uses epochs, or epochs=3, the default")
+    changed = override(pipeline, ["training.epochs=5", "training.max_steps=null"]).settings.training
+    assert (changed.epochs, changed.max_steps) == (5, None)
+    assert override(pipeline, ["training.epochs=3"]).settings.training.max_steps == 80
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.CSV", "rows.jsonl.gz", "rows.parquet"])
+def test_a_data_file_is_told_from_a_deployment_file(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text('{"prompt": "a", "completion": "b"}\n' * 2)
+    assert refusal(lambda: load(file)) == (
+        f"{file}: a data file, which data.sources of a deployment file names; accepted: a deployment file such as "
+        "deployments/demo.yaml"
+    )
 
 
 @pytest.mark.parametrize(

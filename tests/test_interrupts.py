@@ -55,7 +55,7 @@ main()
 COMMANDS = {
     "run": ("run", DEMO),
     "plan": ("plan", DEMO),
-    "compare": ("compare", DEMO, "--vary", "training.epochs=1,2"),
+    "compare": ("compare", DEMO, "--vary", "training.batch=8,16"),
     "data": ("data", DEMO),
     "history": ("release", "history", "demo"),
     "deploy": ("deploy", DEMO),

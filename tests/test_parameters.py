@@ -50,7 +50,7 @@ def test_all_sections_and_stages_are_taken() -> None:
         (
             {"training": {"epochs": "three"}},
             '<training.epochs>: training.epochs: "three" is refused; accepted: a number (Epochs,'
-            " at most 1000; used if max_steps is empty)",
+            " at most 1000; only without max_steps)",
         ),
         ({"training": {"epochs": True}}, "<training.epochs>: training.epochs: true is refused; accepted: a number ("),
         ({"training": {"epochs": "3"}}, '<training.epochs>: training.epochs: "3" is refused; accepted: a number ('),
@@ -164,7 +164,20 @@ def test_all_sections_and_stages_are_taken() -> None:
         ),
         (
             {"training": {"micro_batch": "many"}},
-            '<training.micro_batch>: training.micro_batch: "many" is refused; accepted: a whole number or auto (',
+            '<training.micro_batch>: training.micro_batch: "many" is refused; accepted: a whole number or auto or null',
+        ),
+        (
+            {"lm_eval": {"tasks": "[hellaswag]"}},
+            '<lm_eval.tasks>: lm_eval.tasks: "[hellaswag]" is refused; accepted: a list: [hellaswag], without quotes (',
+        ),
+        (
+            {"method": {"target": ["q_proj", "v_proj"]}},
+            '<method.target>: method.target: ["q_proj", "v_proj"] is refused; accepted: text: q_proj, v_proj (',
+        ),
+        (
+            {"data": {"sources": [{"path": "a", "side": "trian"}]}},
+            '<data.sources[0].side>: data.sources[0].side: "trian" is refused; did you mean train? accepted: train, '
+            "validation, test, replay or null",
         ),
         (
             {"checks": {"expectations": [{"name": "empty_answer", "arguments": None}]}},

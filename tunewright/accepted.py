@@ -28,7 +28,10 @@ def accepted(error: ErrorDetails) -> str:
     given, context = error["input"], error.get("ctx", {})
     in_quotes = ", in quotes since YAML reads on, yes, off and no as true and false"
     if error["type"] == "tuple_type" and isinstance(given, str | dict):
-        return f"a list: [{given if isinstance(given, str) else shown(given)}]"
+        items = given.strip() if isinstance(given, str) else shown(given)
+        return f"a list: {items}, without quotes" if items.startswith("[") else f"a list: [{items}]"
+    if error["type"] == "string_type" and isinstance(given, list) and all(isinstance(each, str) for each in given):
+        return f"text: {', '.join(given)}"
     if error["type"] == "string_type" and isinstance(given, bool):
         return f"text{in_quotes}"
     if error["type"] == "literal_error":

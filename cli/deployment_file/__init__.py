@@ -17,7 +17,7 @@ from prefect.types import BANNED_CHARACTERS
 from tunewright.cli.deployment_file import strict_yaml
 from tunewright.cli.deployment_file.keys import check, mappings, schedule_of
 from tunewright.cli.deployment_file.strict_yaml import Document
-from tunewright.config import LocalPath, Settings, Source, Stage, called_in, from_folder
+from tunewright.config import CommaSeparated, LocalPath, Settings, Source, Stage, called_in, from_folder
 from tunewright.config.outside import holds_secret
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows.parameters import DEPLOYMENT_NAME, Parameters, checked, field, flat, named, shown, slug
@@ -25,6 +25,8 @@ from tunewright.flows.parameters import DEPLOYMENT_NAME, Parameters, checked, fi
 ENTRYPOINT = "tunewright.flows.finetune.finetune"
 OLD_ENTRYPOINT = "flows.finetune.finetune"  # accepted for one release, as is what deployments on a server name
 MAX_BYTES = 1_000_000
+DATA = re.compile(r"\.(jsonl|ndjson|csv|tsv|parquet|arrow)(\.(gz|zst))?$|\.(gz|zst)$", re.I)
+A_DEPLOYMENT_FILE = "accepted: a deployment file such as deployments/demo.yaml"
 
 log = logging.getLogger("tunewright")
 
@@ -162,7 +164,9 @@ def _text(path: Path) -> str:
             is_url = re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.I)
             raise ConfigError(f"{path}: {'a URL; accepted: a file on this machine' if is_url else 'no such file'}")
         if not path.is_file():
-            raise ConfigError(f"{path}: not a file; accepted: a deployment file such as deployments/demo.yaml")
+            raise ConfigError(f"{path}: not a file; {A_DEPLOYMENT_FILE}")
+        if DATA.search(path.name):
+            raise ConfigError(f"{path}: a data file, which data.sources of a deployment file names; {A_DEPLOYMENT_FILE}")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -251,6 +255,11 @@ def _assign(parameters: dict[str, Any], assignment: str, option: str, folder: Pa
     key, equals, text = assignment.partition("=")
     around, _, name = key.rpartition(".")
     names = [around, name] if "." in key else [name]
+    if entry := re.match(r"(\w+\.\w+)\[\d+\]\.(\w+)", key):
+        raise ConfigError(
+            f"{option} {_said(assignment)}: an entry of a list is set in the file; accepted: the whole list, such as "
+            f"{entry[1]}=[{{{entry[2]}: ...}}]"
+        )
     if not equals or not assignment.isprintable() or not all(name.isidentifier() for name in names):
         raise ConfigError(f"{option} {_said(assignment)}: accepted: section.field=value, such as training.epochs=2")
     value = _from_folder(key, _value(key, text, f"{option} {_said(assignment)}"), folder)
@@ -279,9 +288,13 @@ def _value(key: str, text: str, place: str) -> Any:
     found = field(key)
     annotation = found.annotation if found else None
     kinds = (annotation, *get_args(annotation))
-    if get_origin(annotation) is tuple and not text.startswith("["):
+    in_brackets = text.strip().startswith("[")
+    if get_origin(annotation) is tuple and not in_brackets:
         items: Any = [part.strip() for part in text.split(",") if part.strip()]
-    elif str in kinds and text[:1] not in {"'", '"'}:
+    elif found and CommaSeparated() in found.metadata and in_brackets:
+        names = strict_yaml.parse(text, place).value
+        return ", ".join(names) if isinstance(names, list) and all(isinstance(each, str) for each in names) else names
+    elif get_origin(annotation) is not tuple and str in kinds and text[:1] not in {"'", '"'}:
         return None if type(None) in kinds and text in {"", "~", "null"} else text
     else:
         items = strict_yaml.parse(text, place).value

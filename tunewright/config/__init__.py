@@ -23,6 +23,6 @@ from tunewright.config.gate import Gate, Guardrail, Registry
 from tunewright.config.metrics import CANNOT_DECIDE, METRICS, Metric
 from tunewright.config.operation import Operation
 from tunewright.config.places import called_in, from_folder, from_here, or_meant, working_in
-from tunewright.config.section import LocalPath, Section
+from tunewright.config.section import CommaSeparated, LocalPath, Section
 from tunewright.config.settings import STAGES, Settings, Stage
 from tunewright.config.training import Compute, Method, Model, Training

@@ -18,6 +18,11 @@ class LocalPath:
         return core_schema.no_info_after_validator_function(_possible, handler(source))
 
 
+@dataclass(frozen=True)
+class CommaSeparated:
+    """Marks a text that holds several names: the command line takes them as a list in brackets as well."""
+
+
 LONGEST_NAME = 255  # bytes of a file's or folder's, on every usual disk
 
 

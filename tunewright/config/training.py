@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tunewright.config.section import LocalPath, Section
+from tunewright.config.section import CommaSeparated, LocalPath, Section
 
 
 class Model(Section):
@@ -47,7 +47,7 @@ class Method(Section):
         default=32, ge=1, description="Scaling of the adapter: alpha / rank, with rslora alpha / sqrt(rank)"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout at the adapter's input, 0 to below 1")
-    target: str = Field(
+    target: Annotated[str, CommaSeparated()] = Field(
         default="all-linear",
         pattern=r"^[A-Za-z_][\w.-]*( *, *[A-Za-z_][\w.-]*)*$",
         description="Which modules get an adapter: all-linear, attention, or names such as q_proj, v_proj",
@@ -121,8 +121,10 @@ class Training(Section):
     learning_rate: float = Field(
         default=0.0002, gt=0, le=1, description="Peak learning rate, at most 1; for example 0.0002"
     )
-    epochs: float = Field(default=3.0, gt=0, le=1_000, description="Epochs, at most 1000; used if max_steps is empty")
-    max_steps: int | None = Field(default=None, ge=1, description="Number of optimizer steps; empty uses epochs")
+    epochs: float = Field(default=3.0, gt=0, le=1_000, description="Epochs, at most 1000; only without max_steps")
+    max_steps: int | None = Field(
+        default=None, ge=1, description="Number of optimizer steps, in place of epochs; empty uses epochs"
+    )
     batch: int = Field(default=16, ge=1, description="Batch size: rows in one optimizer step")
     micro_batch: int | Literal["auto"] | None = Field(
         default=None,
@@ -164,6 +166,15 @@ class Training(Section):
         default="auto",
         description="auto uses safe accelerations and reports them; plain uses none that compute leaves open",
     )
+
+    @model_validator(mode="after")
+    def _epochs_or_max_steps(self) -> Self:
+        if self.max_steps is not None and self.epochs != (default := type(self).model_fields["epochs"].default):
+            raise ValueError(
+                f"epochs={self.epochs:g} has no effect, as max_steps={self.max_steps} alone says how long training is; "
+                f"accepted: max_steps=null, which uses epochs, or epochs={default:g}, the default"
+            )
+        return self
 
     @model_validator(mode="after")
     def _micro_batch_is_of_the_batch(self) -> Self:
