@@ -56,6 +56,11 @@ def is_prose(text: str) -> bool:
     return not text.isascii() and sum(c >= "\u0e00" and c.isalpha() for c in text) >= MIN_DENSE_LETTERS
 
 
+def most_likely(line: str) -> Language:
+    """The likeliest language of a text in one line, however unsure."""
+    return _predict(line)
+
+
 @cache
 def codes() -> frozenset[str]:
     """The codes of all languages that the model tells apart."""

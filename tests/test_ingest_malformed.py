@@ -528,3 +528,74 @@ def test_an_evaluation_file_in_another_encoding_has_its_command() -> None:
         DataError, match=r"b\.txt line 1: bad_encoding, .*iconv -f WINDOWS-1252 -t UTF-8 b\.txt > b-utf8"
     ):
         run("a.jsonl", held_out=(RecordFiles(path="b.txt"),))
+
+
+POLISH = '{"instruction": "Kurier dostarczył paczkę?", "output": "Łatwo sprawdzić, gdzie są: wpisz numer zamówienia"}\n'
+RUSSIAN = '{"prompt": "Где мой заказ?", "completion": "Ваш заказ уже в пути"}\n'
+
+
+@pytest.mark.parametrize(
+    ("codec", "text", "looks", "said"),
+    [
+        ("cp1250", POLISH, "Windows-1250 (Central European)", "Kurier dostarczył paczkę"),
+        ("iso8859-2", POLISH, "ISO 8859-2 (Central European)", "Kurier dostarczył paczkę"),
+        ("cp1251", RUSSIAN, "Windows-1251 (Cyrillic)", "Ваш заказ уже в пути"),
+        ("koi8-r", RUSSIAN, "KOI8-R (Cyrillic)", "Ваш заказ уже в пути"),
+        ("cp1253", '{"prompt": "Πού είναι;", "completion": "Έφτασε η παραγγελία"}\n', "Windows-1253 (Greek)", ""),
+        ("cp1254", '{"prompt": "Siparişim gelmedi", "completion": "İşte çözüm"}\n', "Windows-1254 (Turkish)", ""),
+        ("cp1257", '{"prompt": "Mano užsakymas", "completion": "Ačiū už pagalbą"}\n', "Windows-1257 (Baltic)", ""),
+    ],
+)
+def test_the_code_page_is_told_by_the_language_that_it_makes_of_the_bytes(
+    codec: str, text: str, looks: str, said: str
+) -> None:
+    Path("a.jsonl").write_bytes(text.encode(codec))
+    with pytest.raises(DataError, match=r"not UTF-8.*; (but )?the file as a whole looks like") as told:
+        run("a.jsonl", max_refused_share=0)
+    message = str(told.value)
+    assert f"the file as a whole looks like {looks}, in which it reads '{said}" in message
+    assert ": check that it reads right; to convert it: iconv" in message
+    command = message.partition("; to convert it: ")[2].partition("; see ")[0]
+    subprocess.run(command, shell=True, check=True, timeout=60)
+    assert Path("a-utf8.jsonl").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    "text", ["Où est ma commande ? Elle a été livrée à côté", "El niño llega mañana por la mañana", "Não é aceitável"]
+)
+def test_languages_of_the_west_stay_in_windows_1252(text: str) -> None:
+    content = json.dumps({"prompt": text, "completion": text}, ensure_ascii=False)
+    Path("a.jsonl").write_bytes(content.encode("cp1252"))
+    with pytest.raises(DataError, match="; to convert it: iconv -f WINDOWS-1252 -t UTF-8"):
+        run("a.jsonl", max_refused_share=0)
+
+
+def test_a_mixed_file_is_converted_from_the_code_page_of_its_other_lines() -> None:
+    Path("a.jsonl").write_bytes(POLISH.encode("cp1250") + WINDOWS.encode())
+    with pytest.raises(DataError, match=r"looks like Windows-1250 \(Central European\)") as told:
+        run("a.jsonl", max_refused_share=0)
+    command = str(told.value).partition("only the bytes that are not UTF-8: ")[2].partition("; see ")[0]
+    subprocess.run(command.replace("python -c", f"{sys.executable} -c"), shell=True, check=True, timeout=60)
+    assert Path("a-utf8.jsonl").read_text(encoding="utf-8") == POLISH + WINDOWS
+
+
+@pytest.mark.parametrize("header", ["Pytanie;Odpowiedź", "instruction;output"])
+def test_a_spreadsheet_with_semicolons_in_windows_1250_gets_the_encoding_first(header: str) -> None:
+    Path("a.csv").write_bytes(f"{header}\nGdzie jest paczka?;Kurier ją dostarczył\n".encode("cp1250"))
+    with pytest.raises(DataError, match=r"bad_csv, .* Windows-1250 \(Central European\).*: iconv -f WINDOWS-1250 -t"):
+        run("a.csv")
+
+
+def test_a_code_page_that_is_unsure_has_no_command() -> None:
+    Path("a.jsonl").write_bytes(json.dumps({"prompt": "1", "completion": "Да"}, ensure_ascii=False).encode("cp1251"))
+    with pytest.raises(DataError, match=r"; it may be .*Windows-1251 \(Cyrillic\).* in which it reads right") as told:
+        run("a.jsonl", max_refused_share=0)
+    assert "iconv" not in str(told.value)
+
+
+def test_no_excerpt_is_shown_of_what_is_near_something_personal() -> None:
+    text = json.dumps({"prompt": "Wyślij do anna.nowak@firma.pl", "completion": "Już wysłałem"}, ensure_ascii=False)
+    Path("a.jsonl").write_bytes(text.encode("cp1250"))
+    with pytest.raises(DataError, match=r"looks like Windows-1250 \(Central European\); to convert it") as told:
+        run("a.jsonl", max_refused_share=0)
+    assert "nowak" not in str(told.value)

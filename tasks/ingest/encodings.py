@@ -9,8 +9,8 @@ from tunewright.tasks.ingest.stores import is_url
 UNPACK = {"gz": "gzip -dc", "zst": "zstd -dc"}
 MIXED = (
     'python -c "import codecs, fileinput, sys; '
-    "codecs.register_error('cp1252', lambda e: (e.object[e.start:e.end].decode('cp1252'), e.end)); "
-    "sys.stdout.buffer.writelines(line.decode('utf-8', 'cp1252').encode() for line in fileinput.input(mode='rb'))\""
+    "codecs.register_error('other', lambda e: (e.object[e.start:e.end].decode('{codec}'), e.end)); "
+    "sys.stdout.buffer.writelines(line.decode('utf-8', 'other').encode() for line in fileinput.input(mode='rb'))\""
 )
 
 
@@ -19,10 +19,10 @@ def conversion(path: str, encoding: str, packing: str = "") -> str:
     return _command(path, f"iconv -f {encoding} -t UTF-8", packing, "; to convert it: ")
 
 
-def mixed_conversion(path: str, packing: str = "") -> str:
-    """The same about a file of which some lines are in UTF-8, which stay, and others in Windows-1252."""
+def mixed_conversion(path: str, codec: str, packing: str = "") -> str:
+    """The same about a file of which some lines are in UTF-8, which stay, and others in a code page of Python's."""
     said = "; other lines are in UTF-8, so iconv would spoil them; to convert only the bytes that are not UTF-8: "
-    return _command(path, MIXED, packing, said)
+    return _command(path, MIXED.format(codec=codec), packing, said)
 
 
 def _command(path: str, convert: str, packing: str, said: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any, NoReturn
 
+from tunewright.tasks.ingest.code_pages import reads_well
 from tunewright.tasks.ingest.opening import BOM
 
 Record = dict[str, Any]
@@ -107,7 +108,8 @@ def decoded(raw: bytes) -> str:
 def _looks_like(raw: bytes, position: int) -> str:
     """What else the bytes around a place may be: cp1252, which Latin-1 is part of, where that makes words."""
     around = raw[max(0, position - 10) : position + 10].decode("cp1252", "replace")
-    if not all(character.isascii() or character.isalpha() or character in WESTERN for character in around):
+    western = all(character.isascii() or character.isalpha() or character in WESTERN for character in around)
+    if not western or not reads_well(around):
         return ""
     wide = raw[max(0, position - 200) : position + 200].decode("cp1252", "replace")
     shown = repr(around) if masked(wide) == wide else "not shown, it is near something secret or personal"

@@ -24,6 +24,7 @@ from tunewright.machine import parquet
 from tunewright.machine.bounded import Unreadable
 from tunewright.tasks.ingest import arrow, hub
 from tunewright.tasks.ingest.arrays import elements
+from tunewright.tasks.ingest.code_pages import PAGES, Guess, guess
 from tunewright.tasks.ingest.encodings import conversion, here, mixed_conversion
 from tunewright.tasks.ingest.files import SourceFile
 from tunewright.tasks.ingest.layouts import known_columns
@@ -33,17 +34,21 @@ from tunewright.tasks.ingest.parsing import (
     Record,
     RefusedRecord,
     decoded,
+    masked,
     parse_json,
     parse_line,
     quoted,
 )
 from tunewright.tasks.ingest.stores import is_url, num_bytes, packed
 
+NOT_UTF_8 = "not UTF-8"  # said of a record
 OTHER_SEPARATORS = ";\t|"  # of what is called CSV too
 
 ALWAYS_PLAUSIBLE = 100_000  # records of a file, and one for each of its bytes as it lies on the disk
 
 MOST_LOOKED_AT = 1 << 26  # bytes of a file in which each line is looked at for its encoding
+MOST_GUESSED_FROM = 100_000  # bytes of its lines that are not UTF-8
+ASCII = bytes(range(0x80))
 
 # A field of CSV, in quotes or without, and what stands in quotes whatever follows. Possessive: linear time.
 QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
@@ -240,7 +245,7 @@ def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> lis
     if len(header) == 1 and (mark := max(OTHER_SEPARATORS, key=header[0].count)) in header[0]:
         raise DataError(
             f"{file.path}: bad_csv, the header row is one column, {quoted(header[0])}; accepted: CSV with commas in "
-            f"UTF-8{_conversion(file.path, mark)}"
+            f"UTF-8{windows_conversion(file, NOT_UTF_8) or _conversion(file.path, mark)}"
         )
     return header
 
@@ -255,30 +260,52 @@ def _conversion(path: str, mark: str) -> str:
 
 
 def windows_conversion(file: SourceFile, said: str) -> str:
-    """The command that converts a file where `said` says Windows-1252 of a record, and all of the file can be that.
+    """The code page of a file where `said` says of a record that it is not UTF-8, and the command that converts it.
 
-    Lines in UTF-8 beyond ASCII stay as they are. There is no command for a file with bytes that are neither.
+    Lines in UTF-8 beyond ASCII stay as they are. There is no command where the page is unsure.
     """
-    if LOOKS_WINDOWS not in said or is_url(file.path) or file.format not in ("jsonl", "json", "csv", "text"):
+    if NOT_UTF_8 not in said or is_url(file.path) or file.format not in ("jsonl", "json", "csv", "text"):
         return ""
+    sample, beyond_ascii, is_mixed = bytearray(), set[int](), False
     with unpacked(file.path, file.packing) as stream:
-        looked_at = lines(stream, MOST_LOOKED_AT)
-        found = set(map(_encoding_of, takewhile(lambda line: line.byte < MOST_LOOKED_AT, looked_at))) - {"ascii"}
-    if found == {"cp1252"}:
-        return conversion(file.path, "WINDOWS-1252", file.packing)
-    return mixed_conversion(file.path, file.packing) if found == {"cp1252", "utf-8"} else ""
+        for line in takewhile(lambda line: line.byte < MOST_LOOKED_AT, lines(stream, MOST_LOOKED_AT)):
+            if line.content.isascii():
+                continue
+            if line.size != len(line.content):
+                return ""  # it is too long to tell
+            if _is_utf_8(line.content):
+                is_mixed = True
+                continue
+            beyond_ascii.update(line.content.translate(None, ASCII))
+            sample += line.content[: MOST_GUESSED_FROM - len(sample)]
+    if not sample:
+        return ""
+    found = guess(bytes(sample), beyond_ascii)
+    if not found.is_sure:
+        return _unsure(found)
+    page = found.pages[0]
+    if is_mixed:
+        command = mixed_conversion(file.path, page.codec, file.packing)
+    else:
+        command = conversion(file.path, page.iconv, file.packing)
+    if page is PAGES[0] and LOOKS_WINDOWS in said:
+        return command
+    shown = masked(found.around) == found.around
+    reads = f", in which it reads {quoted(found.excerpt)}: check that it reads right" if shown else ""
+    but = "but " if LOOKS_WINDOWS in said and page is not PAGES[0] else ""
+    return f"; {but}the file as a whole looks like {page.title} ({page.family}){reads}{command}"
 
 
-def _encoding_of(line: Line) -> str:
-    """The first encoding that a line can be in; empty where it can be in none, or is too long to tell."""
-    if line.size != len(line.content):
-        return "ascii" if line.content.isascii() else ""
-    return next((each for each in ("ascii", "utf-8", "cp1252") if _is_in(line.content, each)), "")
+def _unsure(found: Guess) -> str:
+    if not found.pages:
+        return ""
+    named = " or ".join(f"{page.title} ({page.family})" for page in found.pages)
+    return f"; it may be {named}: convert it to UTF-8 from the one in which it reads right"
 
 
-def _is_in(content: bytes, encoding: str) -> bool:
+def _is_utf_8(content: bytes) -> bool:
     try:
-        content.decode(encoding)
+        content.decode()
     except UnicodeDecodeError:
         return False
     return True

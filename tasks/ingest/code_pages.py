@@ -1,0 +1,185 @@
+"""Which code page a text that is not UTF-8 was saved in: the one in which it is whole words of a language.
+
+Each page reads the same bytes as other letters. A reading counts if fastText takes it for a language of that page and
+its letters are of that language's alphabet: "dostarczy³" is Polish, but Windows-1252 has no Polish, and ³ is no letter
+of it. Guessers by bytes alone, such as charset_normalizer, take short French and Spanish texts for Windows-1250.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tunewright.data_checks.language import most_likely
+
+
+class CodePage(NamedTuple):
+    """An encoding with one byte a character."""
+
+    codec: str  # as Python calls it
+    iconv: str  # as iconv does
+    title: str
+    family: str  # of the languages that it is for
+    languages: frozenset[str]
+
+
+def _page(codec: str, iconv: str, title: str, family: str, languages: str) -> CodePage:
+    return CodePage(codec, iconv, title, family, frozenset(languages.split()))
+
+
+WESTERN = "af ca da de en es et eu fi fr ga gl id is it lb ms nl no nn oc pt sq sv"
+CENTRAL = "bs cs de hr hu pl ro sh sk sl sq sr"
+CYRILLIC = "be bg mk ru sr uk"
+PAGES = (  # of equal readings the first is named
+    _page("cp1252", "WINDOWS-1252", "Latin-1 or Windows-1252", "Western European", WESTERN),
+    _page("cp1250", "WINDOWS-1250", "Windows-1250", "Central European", CENTRAL),
+    _page("iso8859-2", "ISO-8859-2", "ISO 8859-2", "Central European", CENTRAL),
+    _page("cp1251", "WINDOWS-1251", "Windows-1251", "Cyrillic", CYRILLIC),
+    _page("koi8-r", "KOI8-R", "KOI8-R", "Cyrillic", "ru bg"),
+    _page("cp1253", "WINDOWS-1253", "Windows-1253", "Greek", "el"),
+    _page("cp1254", "WINDOWS-1254", "Windows-1254", "Turkish", "tr az"),
+    _page("cp1257", "WINDOWS-1257", "Windows-1257", "Baltic", "lt lv et"),
+    _page("cp1255", "WINDOWS-1255", "Windows-1255", "Hebrew", "he yi"),
+    _page("cp1256", "WINDOWS-1256", "Windows-1256", "Arabic", "ar fa ur"),
+)
+
+ALPHABETS = {  # language -> its small letters beyond ASCII, those of common loanwords too
+    **dict.fromkeys(("en", "ga", "af", "id", "ms", "eu"), "áàâäåæçéèêëíïîñóòôöøúùûü"),
+    **dict.fromkeys(("es", "gl", "pt", "ca", "oc", "it"), "áàâãçéèêíìîïñóòôõúùüªº"),
+    **dict.fromkeys(("fr", "nl", "lb"), "àâæäçéèêëíîïñóôœöùúûü"),
+    **dict.fromkeys(("de", "sq"), "äöüßéèàáâçêëôñ"),
+    **dict.fromkeys(("sv", "fi", "et", "da", "no", "nn"), "åäöæøéèêëàóòôõüšž"),
+    "is": "áéíóúýþæöð",
+    "pl": "ąćęłńóśźżéüö",
+    **dict.fromkeys(("cs", "sk"), "áäčďéěíľĺňóôřŕšťúůýžöü"),
+    "hu": "áéíóöőúüűä",
+    **dict.fromkeys(("hr", "bs", "sh", "sl"), "čćđšžéöü"),
+    "ro": "ăâîşţéáö",
+    "tr": "çğıöşüâîû",
+    "az": "çğıöşüə",
+    "lt": "ąčęėįšųūžéäöü",
+    "lv": "āčēģīķļņōŗšūžéäöü",
+    "ru": "абвгдеёжзийклмнопрстуфхцчшщъыьэюя",
+    "bg": "абвгдежзийклмнопрстуфхцчшщъьюя",
+    "uk": "абвгґдеєжзиіїйклмнопрстуфхцчшщьюя",
+    "be": "абвгдеёжзійклмнопрстуўфхцчшыьэюя",
+    "mk": "абвгдѓежзѕијклљмнњопрстќуфхцчџш",
+    "sr": "абвгдђежзијклљмнњопрстћуфхцчџшčćđšž",
+    "el": "αβγδεζηθικλμνξοπρστυφχψωςάέήίόύώϊϋΐΰ",
+    **dict.fromkeys(("he", "yi"), "אבגדהוזחטיכךלמםנןסעפףצץקרשת"),
+    "ar": "ءآأؤإئابةتثجحخدذرزسشصضطظعغفقكلمنهوىيًٌٍَُِّْ",
+    "fa": "ءآأؤئابپتثجچحخدذرزژسشصضطظعغفقكگلمنهويىة",
+    "ur": "ءآأؤئابپتثٹجچحخدذڈرڑزژسشصضطظعغفقكگلمنںهھہويىےة",
+}
+COMMON = {  # language without Latin letters -> those that make up most of any text, which tells it from another page
+    **dict.fromkeys(CYRILLIC.split(), "оеаинтсрвлкмиіју"),
+    "el": "ατοιεσνηυρπκμλίάόέής",
+    **dict.fromkeys(("he", "yi"), "יוהלאתרבמשנםד"),
+    **dict.fromkeys(("ar", "fa", "ur"), "اليمنوترهبدك"),
+}
+FINAL = re.compile(r"[ςךםןףץ](?=\w)")  # letters that stand at the end of a word alone
+MARKS = "‚„…‘’“”•–—‹›«»\xa0¡¿€‰™\u200e\u200f\xad،؛؟"  # noqa: RUF001  # may touch a word
+WORD = re.compile(r"[A-Za-z\u0080-\U0010ffff]+(?:'[A-Za-z]+)?")
+BREAK = re.compile(r"""\\[nrt]|[\r\n\t;,:.!?"{}\[\]\\|()]+""")  # between what may be of two languages, as keys of JSON
+CONTROL = re.compile(r"[\x80-\x9f]")
+
+LEAST_LETTERS = 4  # in the words that a reading is told by; fewer are words of many languages
+MOST_ODD = 0.05  # share of the words with letters beyond ASCII: names and typing errors
+LEAST_LIKELY = 0.3  # of a reading, 0 to 1
+MARGIN = 0.15  # to the next reading
+MOST_SHOWN = 50
+AROUND = 200
+MOST_READ = 20_000  # characters that the language is told from
+
+
+class Guess(NamedTuple):
+    """The page that a text is in, or without certainty those that it may be in, likeliest first; and how it reads."""
+
+    pages: tuple[CodePage, ...]
+    excerpt: str
+    around: str  # the excerpt within its line
+    is_sure: bool
+
+
+class _Reading(NamedTuple):
+    likelihood: float
+    page: CodePage
+    shown: str
+    num_letters: int
+
+
+def guess(sample: bytes, beyond_ascii: Iterable[int]) -> Guess:
+    """The code page of lines that are not ASCII; `beyond_ascii` are all such bytes of the file that they are from."""
+    seen = bytes(sorted(beyond_ascii))
+    readings: dict[str, _Reading] = {}
+    for page in PAGES:
+        if _decodes(seen, page.codec):
+            text = sample.decode(page.codec, "replace")
+            reading = _judged(text, page)
+            if text not in readings or reading.likelihood > readings[text].likelihood:
+                readings[text] = reading
+    likely = sorted((r for r in readings.values() if r.likelihood > 0), key=lambda r: -r.likelihood)
+    if not likely:
+        return Guess((), "", "", is_sure=False)
+    first, second = likely[0].likelihood, likely[1].likelihood if len(likely) > 1 else 0.0
+    best = likely[0]
+    is_sure = first >= LEAST_LIKELY and first - second >= MARGIN and best.num_letters >= LEAST_LETTERS
+    text = sample.decode(best.page.codec, "replace")
+    at = text.find(best.shown)
+    around = text[max(0, at - AROUND) : at + len(best.shown) + AROUND]
+    return Guess(tuple(r.page for r in likely[: 1 if is_sure else 3]), best.shown, around, is_sure)
+
+
+def _decodes(content: bytes, codec: str) -> bool:
+    try:
+        text = content.decode(codec)
+    except UnicodeDecodeError:
+        return False
+    return not CONTROL.search(text.replace("\x85", "")) or codec == "koi8-r"
+
+
+def reads_well(text: str) -> bool:
+    """Whether a piece of text has only words with letters of one alphabet; the words at its ends may be cut."""
+    words = _words(text)
+    return any(not any(_is_odd(word, alphabet) for word in words) for alphabet in set(ALPHABETS.values()))
+
+
+def _judged(text: str, page: CodePage) -> _Reading:
+    """How likely a reading is: fastText's confidence in the best language of the page, less for rare letters."""
+    parts = [part.strip() for part in BREAK.split(text) if not part.isascii()]
+    words = Counter(word for part in parts for word in _words(part))
+    shown = max(parts, key=lambda part: (min(len(part), MOST_SHOWN), -len(part)), default="")
+    num_letters = sum(len(word) for word in words.elements())
+    told = most_likely(" ".join(" ".join(parts).split())[:MOST_READ])
+    alphabet = ALPHABETS.get(told.code, "")
+    if told.code not in page.languages or not alphabet:
+        return _Reading(0.0, page, shown, num_letters)
+    odd = sum(count for word, count in words.items() if _is_odd(word, alphabet))
+    if odd > MOST_ODD * words.total():
+        return _Reading(0.0, page, shown, num_letters)
+    return _Reading(told.confidence * _commonness(words, told.code), page, shown, num_letters)
+
+
+def _commonness(words: Counter[str], language: str) -> float:
+    """The square of the share of letters that are among a language's most frequent; 1 in Latin letters."""
+    if language not in COMMON:
+        return 1.0
+    letters = Counter[str]()
+    for word, count in words.items():
+        letters.update(dict.fromkeys(word.lower(), count))
+    return (sum(n for letter, n in letters.items() if letter in COMMON[language]) / max(1, letters.total())) ** 2
+
+
+def _words(text: str) -> list[str]:
+    """The words with anything beyond ASCII, without the marks around them."""
+    stripped = (word.strip(MARKS) for word in WORD.findall(re.sub(f"[{MARKS}]", " ", text)))
+    return [word for word in stripped if not word.isascii()]
+
+
+def _is_odd(word: str, alphabet: str) -> bool:
+    """Whether a word has a letter of another alphabet, a sign between its letters, or capitals inside."""
+    if len(word) == 1 and not word.isalpha():
+        return False  # a sign that stands alone, or beside a number
+    if FINAL.search(word) or not (word.isupper() or word[1:] == word[1:].lower()):
+        return True
+    return any(not c.isascii() and c.lower() not in alphabet for c in word)
