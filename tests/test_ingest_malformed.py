@@ -599,3 +599,25 @@ def test_no_excerpt_is_shown_of_what_is_near_something_personal() -> None:
     with pytest.raises(DataError, match=r"looks like Windows-1250 \(Central European\); to convert it") as told:
         run("a.jsonl", max_refused_share=0)
     assert "nowak" not in str(told.value)
+
+
+def test_a_field_of_another_name_is_told_with_the_setting_that_maps_it() -> None:
+    row = b'{"instruction": "Say hello", "answer": "Hello", "id": 1}\n'
+    (entry,) = read(GOOD + b"\n" + row)[1]
+    assert entry["reason"] == "missing_field"
+    assert entry["detail"] == (
+        "there is no output; it has 'instruction', 'answer', 'id'; columns of the source can map them"
+    )
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_an_array_of_records_in_a_file_for_lines_is_told_how_to_be_read(end: bytes) -> None:
+    content = b"[" + GOOD + b"," + GOOD + b"]" + end
+    said = (
+        r"a record is an object, this is an array; if the whole file is one JSON array, name it \.json, or set format"
+    )
+    with pytest.raises(DataError, match=said):
+        read(content)
+    assert len(read(content, "a.json")[0]) == 2
+    (entry,) = read(b"[" + GOOD + b",[" + GOOD + b"]]", "a.json")[1]
+    assert entry["detail"] == "a record is an object, this is an array"

@@ -43,7 +43,7 @@ PAGES = (  # of equal readings the first is named
     _page("cp1256", "WINDOWS-1256", "Windows-1256", "Arabic", "ar fa ur"),
 )
 
-ALPHABETS = {  # language -> its small letters beyond ASCII, those of common loanwords too
+ALPHABETS = {  # language -> its letters beyond ASCII, small where lower() knows them, those of common loanwords too
     **dict.fromkeys(("en", "ga", "af", "id", "ms", "eu"), "áàâäåæçéèêëíïîñóòôöøúùûü"),
     **dict.fromkeys(("es", "gl", "pt", "ca", "oc", "it"), "áàâãçéèêíìîïñóòôõúùüªº"),
     **dict.fromkeys(("fr", "nl", "lb"), "àâæäçéèêëíîïñóôœöùúûü"),
@@ -55,8 +55,8 @@ ALPHABETS = {  # language -> its small letters beyond ASCII, those of common loa
     "hu": "áéíóöőúüűä",
     **dict.fromkeys(("hr", "bs", "sh", "sl"), "čćđšžéöü"),
     "ro": "ăâîşţéáö",
-    "tr": "çğıöşüâîû",
-    "az": "çğıöşüə",
+    "tr": "çğıİöşüâîû",
+    "az": "çğıİöşüə",
     "lt": "ąčęėįšųūžéäöü",
     "lv": "āčēģīķļņōŗšūžéäöü",
     "ru": "абвгдеёжзийклмнопрстуфхцчшщъыьэюя",
@@ -182,4 +182,4 @@ def _is_odd(word: str, alphabet: str) -> bool:
         return False  # a sign that stands alone, or beside a number
     if FINAL.search(word) or not (word.isupper() or word[1:] == word[1:].lower()):
         return True
-    return any(not c.isascii() and c.lower() not in alphabet for c in word)
+    return any(not c.isascii() and c not in alphabet and c.lower() not in alphabet for c in word)

@@ -23,6 +23,7 @@ REQUIRED: dict[Layout, tuple[str, ...]] = {  # in the order in which auto tries 
 }
 MAPPABLE = tuple(sorted({"input", "system", "source", "group", "time"}.union(*REQUIRED.values())))  # by source.columns
 UNSUPPORTED = ("tools", "functions")  # the template shows them to the model, so without them it learns something else
+MAPPED = "columns of the source can map them"
 FIELDS = frozenset(MAPPABLE + UNSUPPORTED)  # all that is read of a record
 
 UNSUPPORTED_OF_TURN = ("tool_calls", "function_call", "tool_call_id", "refusal", "audio", "reasoning_content")
@@ -61,8 +62,11 @@ def layout_of(record: Record) -> Layout:
         if not record.keys().isdisjoint(fields):
             return layout
     known = "; ".join(" and ".join(fields) for fields in REQUIRED.values())
-    found = ", ".join(map(quoted, list(record)[:8])) or "no field"
-    raise RefusedRecord("unknown_layout", f"it has {found}; accepted: {known}; columns of the source can map them")
+    raise RefusedRecord("unknown_layout", f"{_found(record)}; accepted: {known}; {MAPPED}")
+
+
+def _found(record: Record) -> str:
+    return f"it has {', '.join(map(quoted, list(record)[:8])) or 'no field'}"
 
 
 def refuse_another(record: Record, layout: Layout, messages: list[Message]) -> None:
@@ -166,7 +170,8 @@ def _content(turn: Record, field: str, where: str) -> str:
 
 def _value(record: Record, field: str, where: str = "") -> Any:
     if field not in record:
-        raise RefusedRecord("missing_field", f"there is no {where}{field}")
+        instead = "" if where else f"; {_found(record)}; {MAPPED}"
+        raise RefusedRecord("missing_field", f"there is no {where}{field}{instead}")
     if record[field] is None:
         raise RefusedRecord("null_field", f"{where}{field} is null")
     return record[field]
