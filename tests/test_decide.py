@@ -309,6 +309,11 @@ def test_the_smallest_detectable_gain_is_that_of_the_comparison_in_the_sentence(
         assert f"smallest detectable gain is {number(each.smallest_visible or 0)} " in each.sentence
     assert few.smallest_visible != max(each.smallest_visible for each in few.comparisons)
 
+    cut = GuardrailTest(evidence("stopped", candidate=[0.0] * 20, base=[1.0] * 20), 0.05)  # rows of its own, and fewer
+    kept = decide_scores(evidence(candidate=right(20), base=right(18)), Gate(), [cut])
+    assert kept.because == "regression"
+    assert kept.smallest_visible == only(kept).smallest_visible
+
 
 def guarded(*guardrails: GuardrailTest, **gate: Any) -> Decision:
     return decide_scores(evidence(candidate=right(80), base=right(40)), Gate(**gate), guardrails)

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import registered
 from registered import QUESTIONS, aliases, runs, versions
 
 from tunewright.artifacts import SIDES_FILE, Base, Judged, Registered
@@ -74,6 +75,16 @@ def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make
     link = f"#/experiments/{registered.experiment_id}/runs/{registered.run_id}/artifacts/{page}"
     assert f"[The verdict page]({link})" in versions()[0].description
     assert not (home.parent / "mlruns").exists()
+
+
+def test_a_run_without_warnings_says_where_too_few_evaluations_could_warn(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = registered._adapter
+    monkeypatch.setattr(registered, "_adapter", lambda *given: adapter(*given).model_copy(update={"warnings": ()}))
+    make()
+    (run,) = runs()
+    assert run.data.tags["training"].startswith("Only 1 evaluation: too few to tell whether the training had finished")
 
 
 def test_a_run_and_its_version_name_the_data_by_our_digests(make: Make, tmp_path: Path) -> None:
@@ -390,6 +401,10 @@ def test_a_version_that_is_decided_on_again_is_not_taken_for_lost(make: Make) ->
     assert (again.version, again.version_run_id) == (first.version, first.run_id)
     assert again.run_id != first.run_id
     assert lost(again) == ""
+    by_id = {run.info.run_id: run.data.tags for run in runs()}
+    assert (by_id[first.run_id]["verdict"], by_id[again.run_id]["verdict"]) == ("keep", "promote")
+    assert by_id[first.run_id]["later verdict"] == f"promote, by run {again.run_id}"
+    assert "later verdict" not in by_id[again.run_id]
 
 
 def test_a_champion_is_found_and_nothing_is_made_in_looking(tiny_base: Base, home: Path, make: Make) -> None:

@@ -11,6 +11,7 @@ from tunewright.cost_model import Estimate
 from tunewright.reports.progress import duration, share
 
 MOST_CAUSES = 6
+SHOWN_BYTES = 5_000_000  # a smaller part would read 0.00 GB
 
 
 def show_plan(console: Console, planned: Planned) -> None:
@@ -48,10 +49,13 @@ def _show_costs(console: Console, costs: Costs) -> None:
 def _facts(costs: Costs) -> list[tuple[str, str]]:
     one = costs.chosen
     trained = share(one.num_learning, one.num_parameters)
-    memory = " + ".join(f"{name} {_bytes(size)}" for name, size in one.memory.parts.items() if size)
+    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in one.memory.parts.items() if size >= SHOWN_BYTES)
     return [
         ("trainable", f"{one.num_learning:,} of {one.num_parameters:,} parameters ({trained})"),
-        ("memory", f"{_most(costs)}{_bytes(one.peak)} at peak, {_bytes(one.free)} free: {memory}"),
+        (
+            "memory",
+            f"{_most(costs)}{_bytes(one.peak)} at peak, {_bytes(one.free)} free; parts, not all at once: {parts}",
+        ),
         *_rows(costs),
         ("computed", _computed(one)),
         ("disk", f"{_bytes(one.disk)} during training"),

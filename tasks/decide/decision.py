@@ -86,10 +86,12 @@ def decide_scores(
     guarded = [_compared(each.evidence, TO_BEAT, -each.margin, gate) for each in guardrails]
     held = _adjusted([comparison for comparisons in guarded for comparison in comparisons], gate)
     decision, because, decisive = _judged(to_beat, to_reach, to_match, held)
-    closest = decisive or min((*to_beat, *to_reach, *to_match), key=_hardest)
+    compared = (*to_beat, *to_reach, *to_match)
+    hardest = min(compared, key=_hardest)
+    closest = decisive or hardest
     rows_needed = decisive.rows_needed if decisive else None  # of a prompt that is enough
     if decision == "inconclusive":  # all comparisons have to hold, so the rows that the longest takes
-        longest = needs_most((*to_beat, *to_reach, *to_match, *held))
+        longest = needs_most((*compared, *held))
         rows_needed = longest.rows_needed if longest else None
     is_poor = decision == "promote" and not (to_reach or is_prose) and is_more_wrong(to_beat[0])
     return _decision(
@@ -110,10 +112,10 @@ def decide_scores(
         closest=closest,
         gain=sentences.gain(closest),
         is_poor=is_poor,
-        comparisons=(*to_beat, *to_reach, *to_match),
+        comparisons=compared,
         guardrails=tuple(held),
         rows_needed=rows_needed,
-        smallest_visible=closest.smallest_visible,
+        smallest_visible=(hardest if closest in held else closest).smallest_visible,
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 UNDECIDED = "tunewright.undecided"  # tag of a finished run without a decision: the alias moved, or a later run decided
+LATER = "later verdict"  # tag of the run in which a version was made: what a later run found of the version
 
 __all__ = ["champion", "register", "trained_on_test"]
 
@@ -64,7 +65,7 @@ def register(folder: Path, candidate: Candidate) -> Registered:
             is_known=is_known,
         )
         registered = alias.as_it_stands(client, registry, registered)
-        _finish_source(client, version, run.info.run_id)
+        _note_in_source(client, version, run.info.run_id, candidate.run.verdict.in_words)
         if UNDECIDED in run.data.tags:
             client.delete_tag(run.info.run_id, UNDECIDED)
         client.set_terminated(run.info.run_id, "FINISHED")  # the last: by it a later run knows the decision
@@ -78,8 +79,11 @@ def _finish_undecided(client: "MlflowClient", run_id: str, why: str) -> None:
     client.set_terminated(run_id, "FINISHED")
 
 
-def _finish_source(client: "MlflowClient", version: "ModelVersion", run_id: str) -> None:
-    """Ends as finished the run in which a version was made, where that attempt failed and a later run registered it."""
+def _note_in_source(client: "MlflowClient", version: "ModelVersion", run_id: str, verdict: str) -> None:
+    """Tags the run in which a version was made with the verdict of a later run on it; a failed one ends as finished."""
     source = client.get_run(str(version.run_id))
-    if source.info.run_id != run_id and source.info.status == "FAILED" and source.info.lifecycle_stage == "active":
+    if source.info.run_id == run_id or source.info.lifecycle_stage != "active":
+        return
+    client.set_tag(source.info.run_id, LATER, f"{verdict}, by run {run_id}")
+    if source.info.status == "FAILED":
         _finish_undecided(client, source.info.run_id, f"registered by run {run_id}")

@@ -303,7 +303,9 @@ class Verdict(Artifact, frozen=True):
     guardrails: dict[str, tuple[float, float, float]] = {}  # "stopped/base" -> (low, mean, high)
     general: dict[str, dict[str, float]] = {}  # base and candidate -> what they made of general tasks and texts
     rows_needed: int | None
-    smallest_visible: float | None = None  # the closest comparison's smallest gain detectable at 80 % power
+    smallest_visible: float | None = (
+        None  # gain of the metric detectable at 80 % power, where it is the hardest to show
+    )
     looks: int = 0  # which candidate on these test rows it is; counted after the stage, as looks are no part of its key
     warnings: tuple[str, ...] = ()  # of answers that were cut off and, from the flow, of many looks
 

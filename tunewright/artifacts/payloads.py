@@ -284,7 +284,9 @@ class Decision(BaseModel, frozen=True):
     comparisons: tuple[Comparison, ...] = ()
     guardrails: tuple[Comparison, ...] = ()
     rows_needed: int | None = None  # where more rows could decide otherwise
-    smallest_visible: float | None = None  # the closest comparison's smallest gain detectable at 80 % power
+    smallest_visible: float | None = (
+        None  # gain of the metric detectable at 80 % power, where it is the hardest to show
+    )
 
 
 class Slice(BaseModel, frozen=True):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from prefect.runtime import flow_run
 
 from tunewright.machine import addresses
-from tunewright.registry.candidate import Candidate, Point, card, comparisons, curves, opinions, parameters
+from tunewright.registry.candidate import CURVES, Candidate, Point, card, comparisons, curves, opinions, parameters
+from tunewright.reports.curves import no_warnings
 from tunewright.store.caching import digest_of
 
 if TYPE_CHECKING:
@@ -43,11 +44,13 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     link = addresses.prefect_run(str(flow_run.id)) if flow_run.id else ""  # where the flow run's server outlives it
     origin = f"\n\n[The run in Prefect: {flow_run.name}]({link})" if link else ""
     stages = (candidate.run.base, candidate.run.rows, candidate.run.adapter, candidate.run.verdict)
+    points = curves(candidate.run.adapter.path("metrics.jsonl"), candidate.settings.registry.curve_points)
+    evaluations = sum(point.key == CURVES["eval_loss"] for point in points)
     tags = {
         "verdict": candidate.run.verdict.in_words,
         "looks": str(candidate.run.looks),
         "gain": candidate.run.verdict.gain,
-        "training": "; ".join(candidate.run.adapter.warnings)[:500] or "no warnings",
+        "training": "; ".join(candidate.run.adapter.warnings)[:500] or no_warnings(evaluations),
         "mlflow.note.content": f"{card(candidate, run.info.experiment_id, run.info.run_id)}{origin}",
         **candidate.data,
         **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages},
@@ -56,7 +59,6 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     }
     client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     _log_data(client, candidate, run.info.run_id)
-    points = curves(candidate.run.adapter.path("metrics.jsonl"), candidate.settings.registry.curve_points)
     points += comparisons(candidate)
     log_points(client, run, points + (opinions(candidate.run.judged) if candidate.run.judged else []))
     _log_files(client, candidate, run.info.run_id)

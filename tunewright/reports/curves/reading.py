@@ -47,10 +47,7 @@ class Curves:
     @property
     def nothing(self) -> str:
         """What is said where no rule finds anything wrong: with few evaluations that is not that the loss settled."""
-        if len(self.looks) >= ENOUGH_LOOKS:
-            return "No warnings: the losses fell and settled."
-        looks = f"{len(self.looks)} evaluation{'s'[: len(self.looks) != 1]}"
-        return f"Only {looks}: too few to tell whether the training had finished. Lower training.evaluate_every."
+        return no_warnings(len(self.looks))
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a figure, where it is a number: of the steps, or of the evaluations for eval_..."""
@@ -75,6 +72,14 @@ def read(folder: Path) -> Curves:
         stopped_early=summary.stopped_early,
         status=json.loads((folder / "status.json").read_text(encoding="utf-8")),
     )
+
+
+def no_warnings(evaluations: int) -> str:
+    """What so many evaluations, and no warning, say of a training."""
+    if evaluations >= ENOUGH_LOOKS:
+        return "No warnings: the losses fell and settled."
+    said = f"{evaluations} evaluation{'s'[: evaluations != 1]}"
+    return f"Only {said}: too few to tell whether the training had finished. Lower training.evaluate_every."
 
 
 def number(value: float) -> str:
