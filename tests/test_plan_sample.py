@@ -15,7 +15,7 @@ from tunewright.cli import deployment_file, plan
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import Planned
 from tunewright.cli.plan.sample import sampled
-from tunewright.config import Data, Gate, Guardrail, Source
+from tunewright.config import Data, Gate, Guardrail, Source, Split
 from tunewright.errors import ConfigError, DataError
 from tunewright.modeling import models
 from tunewright.tasks.base import base
@@ -97,6 +97,23 @@ def gated(base: Base, **gate: Any) -> Planned:
     """The plan of a.jsonl with such a gate."""
     made = pipeline(base)
     return plan.look_up(replace(made, settings=made.settings.model_copy(update={"gate": Gate(**gate)})), "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ({"by": "time"}, r"split\.by=time: 20 of 20 rows have no time, the first is a\.jsonl:1; name the field"),
+        ({"stratify": "label"}, r"split\.stratify=label: 20 rows have 20 different last answers"),
+    ],
+)
+def test_a_plan_refuses_rows_that_lack_what_split_needs_as_ingest_does(
+    split: dict[str, str], said: str, tiny_base: Base
+) -> None:
+    write("a.jsonl", *(record(number) | {"output": f"number {number}"} for number in range(20)))
+    asked = pipeline(tiny_base)
+    asked = replace(asked, settings=asked.settings.model_copy(update={"split": Split(**split)}))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(DataError, match=said):
+        plan.look_up(asked, "mine.yaml")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tunewright.cost_model.timing import Rate, rate_of
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows.calls import Step
 from tunewright.flows.finetune import plan
-from tunewright.flows.inputs import inputs, looked_at
+from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.outcome import too_few_test_rows
 from tunewright.reports.figures import number
 from tunewright.serving import context_length
@@ -69,7 +69,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     if first_run and first_run.stopped:  # it has refused these very data before
         raise DataError(first_run.stopped.said)
     made = {step.stage: step.record if step.state == "cached" else None for step in steps}
-    first = None if made["ingest"] else _first_rows(read.files, settings.data, what)
+    first = None if made["ingest"] else _first_rows(read, settings.data, what)
     if STAGES.index(pipeline.until) < STAGES.index("train"):
         return Planned(steps=steps, costs=None)
     notes += gate.misfits(settings, read, made, first)
@@ -116,10 +116,10 @@ def _with_packages(machine: devices.Machine, compute: Compute) -> tuple[devices.
     return machine._replace(device=device), notes
 
 
-def _first_rows(files: Sequence[SourceFile], data: Data, what: str) -> Sample | None:
+def _first_rows(read: Inputs, data: Data, what: str) -> Sample | None:
     """The first rows of the sources. Raises what first_rows raises, with the command that keeps the files it names."""
     try:
-        return first_rows(files, data)
+        return first_rows(read.files, data, read.needs)
     except DataError as error:
         if not error.see:
             raise

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from tunewright.config import Data, Side
 from tunewright.errors import DataError
-from tunewright.tasks.ingest import find_columns, judge, reasons, stop_on_empty_side
+from tunewright.tasks.ingest import Need, find_columns, judge, reasons, stop_on_empty_side, stop_on_needs
 from tunewright.tasks.ingest.files import SourceFile, is_remote
 from tunewright.tasks.ingest.layouts import Message
 from tunewright.tasks.ingest.parts import columns_of
@@ -55,7 +55,7 @@ class _Records:
         return self.num_taken
 
 
-def first_rows(files: Sequence[SourceFile], data: Data) -> Sample | None:
+def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = ()) -> Sample | None:
     """The first rows of each local file; None where there are none, as in the hub or a store, which are not asked.
 
     Deterministic, and bounded in time and memory whatever the files hold. Raises DataError and ConfigError where ingest
@@ -69,7 +69,7 @@ def first_rows(files: Sequence[SourceFile], data: Data) -> Sample | None:
     tallies: dict[str, Tally] = {}
     num_records = 0
     for file in local:
-        tally, number, kept = _of_file(file, each, MOST_BYTES // len(local), data)
+        tally, number, kept = _of_file(file, each, MOST_BYTES // len(local), data, needs if len(sources) == 1 else ())
         tallies[file.path] = tally
         num_records += number
         conversations += [] if file.side in ("validation", "test") else kept
@@ -88,14 +88,22 @@ def first_rows(files: Sequence[SourceFile], data: Data) -> Sample | None:
     return Sample(conversations, share * drawn, given, is_all) if conversations else None
 
 
-def _of_file(file: SourceFile, wanted: int, most_bytes: int, data: Data) -> tuple[Tally, int, list[list[Message]]]:
-    """The account of a file's first records, about how many it has, and the rows among the first."""
+def _of_file(
+    file: SourceFile, wanted: int, most_bytes: int, data: Data, needs: Sequence[Need]
+) -> tuple[Tally, int, list[list[Message]]]:
+    """The account of a file's first records, about how many it has, and the rows among the first.
+
+    Raises DataError where these are all, and lack what split needs.
+    """
     records = _Records(read(file, data.max_line_bytes, columns_of(file)))
     with tempfile.TemporaryDirectory() as folder:
         with Tables(Path(folder)) as tables:
             tally = tables.fill(islice(records, wanted), file, data.max_line_bytes, data.repair)
         kept = pq.read_table(Path(folder, "rows.parquet"), columns=["messages"])["messages"].to_pylist()
-    return tally, records.count(most_bytes, Path(file.path).stat().st_size), kept
+        number = records.count(most_bytes, Path(file.path).stat().st_size)
+        if kept and data.limit is None and tally.num_read == number:
+            stop_on_needs(Path(folder, "rows.parquet"), needs)
+    return tally, number, kept
 
 
 def _stop_on_refused(
