@@ -429,10 +429,6 @@ def test_assignments_add_up_before_they_are_checked(pipeline: Pipeline) -> None:
             ["gate.general_loss=none"],
             '--set "gate.general_loss=none": gate.general_loss: "none" is refused; accepted: a number or null (',
         ),
-        (
-            ["training.epochs=5", "training.max_steps=4"],
-            '--set "training.epochs=5", --set "training.max_steps=4": training: epochs=5 has no effect, as max_steps=4',
-        ),
         (["training.epochs=\n1"], '--set "training.epochs=\\n1": accepted: section.field=value'),
         (
             ["training.epocs=1"],
@@ -466,15 +462,6 @@ def test_assignments_add_up_before_they_are_checked(pipeline: Pipeline) -> None:
 )
 def test_a_wrong_assignment_is_said_in_one_line(pipeline: Pipeline, assignments: list[str], message: str) -> None:
     assert refusal(lambda: override(pipeline, assignments)).startswith(message)
-
-
-def test_the_advice_for_epochs_beside_max_steps_can_be_followed(write: Write) -> None:
-    pipeline = load(write(PIPELINE.replace("learning_rate: 1e-4", "max_steps: 80")))
-    said = refusal(lambda: override(pipeline, ["training.epochs=5"]))
-    assert said.endswith("accepted: max_steps=null, which uses epochs, or epochs=3, the default")
-    changed = override(pipeline, ["training.epochs=5", "training.max_steps=null"]).settings.training
-    assert (changed.epochs, changed.max_steps) == (5, None)
-    assert override(pipeline, ["training.epochs=3"]).settings.training.max_steps == 80
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.CSV", "rows.jsonl.gz", "rows.parquet"])

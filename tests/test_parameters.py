@@ -50,7 +50,7 @@ def test_all_sections_and_stages_are_taken() -> None:
         (
             {"training": {"epochs": "three"}},
             '<training.epochs>: training.epochs: "three" is refused; accepted: a number (Epochs,'
-            " at most 1000; only without max_steps)",
+            " at most 1000; max_steps overrides it)",
         ),
         ({"training": {"epochs": True}}, "<training.epochs>: training.epochs: true is refused; accepted: a number ("),
         ({"training": {"epochs": "3"}}, '<training.epochs>: training.epochs: "3" is refused; accepted: a number ('),

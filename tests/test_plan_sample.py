@@ -15,7 +15,7 @@ from tunewright.cli import deployment_file, plan
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import Planned
 from tunewright.cli.plan.sample import sampled
-from tunewright.config import Data, Gate, Guardrail, Source, Split
+from tunewright.config import Data, Gate, Guardrail, Source, Split, Training
 from tunewright.errors import ConfigError, DataError
 from tunewright.modeling import models
 from tunewright.tasks.base import base
@@ -97,6 +97,19 @@ def gated(base: Base, **gate: Any) -> Planned:
     """The plan of a.jsonl with such a gate."""
     made = pipeline(base)
     return plan.look_up(replace(made, settings=made.settings.model_copy(update={"gate": Gate(**gate)})), "mine.yaml")
+
+
+def test_a_plan_says_that_max_steps_override_epochs(tiny_base: Base) -> None:
+    def notes(**training: Any) -> list[str]:
+        asked = pipeline(tiny_base)
+        settings = asked.settings.model_copy(update={"training": Training(**training)})
+        costs = plan.look_up(replace(asked, settings=settings), "mine.yaml").costs
+        assert costs
+        return [note for note in costs.notes if "epochs" in note]
+
+    write("a.jsonl", *map(record, range(50)))
+    assert notes(epochs=5, max_steps=4) == ["training.epochs=5 is not used: training.max_steps=4 overrides it"]
+    assert notes(epochs=5) == notes(max_steps=4) == []
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,9 @@ def _text(path: Path) -> str:
         if not path.is_file():
             raise ConfigError(f"{path}: not a file; {A_DEPLOYMENT_FILE}")
         if DATA.search(path.name):
-            raise ConfigError(f"{path}: a data file, which data.sources of a deployment file names; {A_DEPLOYMENT_FILE}")
+            raise ConfigError(
+                f"{path}: a data file, which data.sources of a deployment file names; {A_DEPLOYMENT_FILE}"
+            )
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:

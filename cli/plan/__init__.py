@@ -10,7 +10,7 @@ from tunewright.artifacts import Artifact, Base, Splits, Tokens
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import gate
 from tunewright.cli.plan.sample import Sampled, base_here, sampled
-from tunewright.config import STAGES, Compute, Data, Method, Settings
+from tunewright.config import STAGES, Compute, Data, Method, Settings, Training
 from tunewright.cost_model import BudgetCase, Estimate, Ground, devices, estimate, remedies, shapes, shortage, work
 from tunewright.cost_model.timing import Rate, rate_of
 from tunewright.errors import ConfigError, DataError
@@ -96,6 +96,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     if calibrate:
         rates.calibrate(what)
     notes += [sample.too_long] if sample and sample.too_long else []
+    notes += _overridden(settings.training)
     notes += _few_test_rows(made, sample, read.files)
     return Planned(steps=steps, costs=_costs(case, rates, notes, sample.said if sample else ""))
 
@@ -150,6 +151,13 @@ def _ground(
     batch, longest = settings.training.batch, settings.model.max_length
     rows = [work.stand_in(longest, number) for number in range(batch)]  # what nothing is known of could be
     return Ground(shape, config, "settings", batch, 0, rows, longest), None
+
+
+def _overridden(training: Training) -> list[str]:
+    """That epochs say nothing beside max_steps, where somebody set both."""
+    if training.max_steps is None or training.epochs == Training().epochs:
+        return []
+    return [f"training.epochs={training.epochs:g} is not used: training.max_steps={training.max_steps} overrides it"]
 
 
 def _few_test_rows(made: dict[str, Artifact | None], sample: Sampled | None, files: Sequence[SourceFile]) -> list[str]:

@@ -107,9 +107,7 @@ def _job(folder: Path, base: Base, tokens: Tokens, case: BudgetCase) -> trainer.
         reference=base.reference,
         method=case.method,
         modules=modules,
-        training=case.training.model_copy(
-            update={"max_steps": STEPS, "epochs": Training().epochs, "evaluate_every": None, "best_by": "loss"}
-        ),
+        training=case.training.model_copy(update={"max_steps": STEPS, "evaluate_every": None, "best_by": "loss"}),
         compute=case.compute,
         micro_batch=case.micro_batch,
     )

@@ -121,10 +121,8 @@ class Training(Section):
     learning_rate: float = Field(
         default=0.0002, gt=0, le=1, description="Peak learning rate, at most 1; for example 0.0002"
     )
-    epochs: float = Field(default=3.0, gt=0, le=1_000, description="Epochs, at most 1000; only without max_steps")
-    max_steps: int | None = Field(
-        default=None, ge=1, description="Number of optimizer steps, in place of epochs; empty uses epochs"
-    )
+    epochs: float = Field(default=3.0, gt=0, le=1_000, description="Epochs, at most 1000; max_steps overrides it")
+    max_steps: int | None = Field(default=None, ge=1, description="Number of optimizer steps; empty uses epochs")
     batch: int = Field(default=16, ge=1, description="Batch size: rows in one optimizer step")
     micro_batch: int | Literal["auto"] | None = Field(
         default=None,
@@ -166,15 +164,6 @@ class Training(Section):
         default="auto",
         description="auto uses safe accelerations and reports them; plain uses none that compute leaves open",
     )
-
-    @model_validator(mode="after")
-    def _epochs_or_max_steps(self) -> Self:
-        if self.max_steps is not None and self.epochs != (default := type(self).model_fields["epochs"].default):
-            raise ValueError(
-                f"epochs={self.epochs:g} has no effect, as max_steps={self.max_steps} alone says how long training is; "
-                f"accepted: max_steps=null, which uses epochs, or epochs={default:g}, the default"
-            )
-        return self
 
     @model_validator(mode="after")
     def _micro_batch_is_of_the_batch(self) -> Self:
