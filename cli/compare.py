@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tunewright.cli.deployment_file import Pipeline, override
+from tunewright.cli.settings import listed
 from tunewright.cli.terminal import opened_by, show_next
 from tunewright.cli.visible import plain_table
 from tunewright.comparison import VariantComparison, notes, row
@@ -36,6 +37,11 @@ def variants(pipeline: Pipeline, varied: Sequence[str]) -> dict[str, Variant]:
     if not varied:
         raise ConfigError("--vary: missing; accepted: section.field=value,value, such as method.rank=8,16")
     keys = [each.partition("=")[0] for each in varied]
+    for key in keys:
+        try:
+            listed(key)
+        except ConfigError as error:
+            raise ConfigError(f"--vary {error}") from None
     if len({*keys}) < len(keys):
         raise ConfigError(f"--vary: a setting appears twice in {', '.join(keys)}; list its values in one")
     if "training.seed" in keys:

@@ -194,7 +194,7 @@ def data(
 
         what = command_line.repeated(file, assignments)
         with deployment_file.placed(pipeline):
-            found = data_command.look_up(pipeline.settings, version)
+            found = data_command.look_up(pipeline.settings, version, what)
         if row is None and line is None and text is None:
             shown = data_json.data_json(found)
             data_view.show_data(console, found, what)

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
 
-from tunewright.accepted import did_you_mean, meant, shown
+from tunewright.accepted import did_you_mean, initials, meant, shown
 from tunewright.cli.visible import plain_table
 from tunewright.errors import ConfigError
 from tunewright.flows.parameters import Parameters, section_of
@@ -41,10 +41,10 @@ def listed(name: str | None = None) -> list[Setting]:
 
 
 def _near(key: str, every: Sequence[Setting]) -> str:
-    """What was most likely meant: a key that is spelt alike or ends so, or what there is in the section."""
+    """What was most likely meant: a key that ends so, maybe for short, or is spelt alike, or what there is in the section."""
     keys = [each.key for each in every]
     section, _, last = key.rpartition(".")
-    near = [other for other in keys if last == other.rpartition(".")[2]]
+    near = [other for other in keys if last in {name := other.rpartition(".")[2], initials(name)}] if last else []
     if near := near or get_close_matches(key, keys, 3, 0.8):
         return meant(near).strip()
     if section in Parameters.model_fields:

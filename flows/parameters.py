@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from tunewright.accepted import accepted, choices, meant, shown
+from tunewright.accepted import accepted, choices, initials, meant, shown
 from tunewright.config import Registry, Settings, Stage
 from tunewright.data_checks.suite import SuiteError, suite
 from tunewright.errors import ConfigError
@@ -83,7 +83,8 @@ def flat(values: BaseModel | dict[str, Any]) -> dict[str, Any]:
 
 def unknown(key: str, name: str, accepted: Sequence[str], elsewhere: Sequence[str] = ()) -> str:
     """What to say of a key that is none of the accepted; `name` is its last part, `elsewhere` keys that end so."""
-    near = get_close_matches(name, accepted, 1) or elsewhere
+    short = [each for each in accepted if name and initials(each) == name]
+    near = short or get_close_matches(name, accepted, 1) or elsewhere
     return f"{key}: unknown key; {meant(near)}accepted: {', '.join(accepted)}"
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from tunewright.artifacts import (
     HELD_OUT_SCHEMA,
@@ -31,6 +32,7 @@ from tunewright.cli import data as data_command
 from tunewright.cli.data import PipelineData, find, look_up
 from tunewright.cli.data import view as data_view
 from tunewright.cli.data.as_json import data_json, row_json
+from tunewright.cli.main import app
 from tunewright.config import STAGES, Model, Registry, Settings, Source, Split
 from tunewright.config import Data as DataSection
 from tunewright.errors import ConfigError
@@ -480,14 +482,21 @@ def test_an_earlier_version_can_be_looked_at(data: PipelineData) -> None:
 def test_a_version_whose_files_are_gone_is_one_line(data: PipelineData) -> None:
     assert data.version
     (data.past[0].checked.folder / "quarantine.parquet").unlink()
-    said = refusal(lambda: look_up(SETTINGS, "1"))
+    said = refusal(lambda: look_up(SETTINGS, "1", "my.yaml"))
     assert "version 1 of triage" in said
-    assert "is missing or altered (a backup has no artifacts); run tunewright run FILE --until split first" in said
+    assert "is missing or altered (a backup has no artifacts); run tunewright run my.yaml --until split first" in said
 
 
 def test_before_the_first_run_there_is_nothing_to_show(planned: Plan, home: Path) -> None:
     planned([])
-    assert "no stage has run" in refusal(lambda: look_up(SETTINGS))
+    said = refusal(lambda: look_up(SETTINGS, what="my.yaml"))
+    assert said.endswith("no stage has run on its data; run tunewright run my.yaml --until split")
+
+
+def test_the_command_to_run_first_names_the_given_file(home: Path) -> None:
+    done = CliRunner().invoke(app, ["data", "deployments/demo.yaml", "--set", "split.seed=7"])
+    assert (done.exit_code, home.exists()) == (2, False)
+    assert "; run tunewright run deployments/demo.yaml --set split.seed=7 --until split" in done.stderr
     assert not home.exists()
 
 

@@ -196,6 +196,8 @@ def test_a_damaged_table_of_a_stop_is_one_line_and_changes_no_run(
     table.write_bytes(damage(sound))
     with pytest.raises(ConfigError, match=r"^home/stopped/ingest/\w+: the table there is damaged \("):
         look_up(refused)
+    with pytest.raises(ConfigError, match=r"run tunewright run my\.yaml --until split, which writes it again"):
+        look_up(refused, what="my.yaml")
     Path("bad.jsonl").write_text('{"broken": tru\n')  # the same data
     with pytest.raises(DataError, match="1 of 1 records quarantined"):
         ingest.fn(refused.data, source_files(refused.data))
@@ -445,5 +447,8 @@ def test_figures_under_other_settings_than_the_accepted_ones_are_told_apart(plan
     assert page.index("The versions below were made with earlier settings") > page.index(checked.digest[:12])
     replaced = Replaced(accepted="2026-01-02T03:04:05Z", run="old-fox", moved=3, known=8)
     again = PipelineData(name="triage", made=data.made, past=[first.model_copy(update={"replaced": (replaced,)})])
-    said = "version 1, accepted on 2026-01-02 03:04 by old-fox: 3 of 8 rows moved to another split"
-    assert said in shown(data_view.show_data, again, "x.yaml")
+    page = shown(data_view.show_data, again, "x.yaml")
+    now = first.accepted.replace("T", " ")[:16]  # as in the table above it
+    said = "version 1, first accepted on 2026-01-02 03:04 by old-fox: 3 of 8 rows moved to another split on"
+    assert f"{said} {now}" in page
+    assert page.count(now) > 1

@@ -153,7 +153,7 @@ def test_a_file_is_deployed_and_a_second_time_nothing_changes(
     operation = "{watch: 30, notify: [custom-webhook/pager], notify_on: [failure, rejection]}"
 
     first = as_json(deploy(write(operation), None, "local"))["deployments"][0]
-    assert (first["name"], first["state"], first["work_pool"]) == ("finetune/drops", "made", "local")
+    assert (first["name"], first["state"], first["work_pool"]) == ("finetune/drops", "created", "local")
     assert first["schedules"][0]["when"] == "every day at 03:00 UTC"
     assert len(first["automations"]["made"]) == 3
     (looks,) = client.read_deployment_by_name("watch/drops").schedules

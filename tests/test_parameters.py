@@ -41,7 +41,10 @@ def test_all_sections_and_stages_are_taken() -> None:
             f"<training.learning_rat>: training.learning_rat: unknown key; did you mean learning_rate? "
             f"accepted: {TRAINING}",
         ),
-        ({"training": {"lr": 1}}, f"<training.lr>: training.lr: unknown key; accepted: {TRAINING}"),
+        (
+            {"training": {"lr": 1}},
+            f"<training.lr>: training.lr: unknown key; did you mean learning_rate? accepted: {TRAINING}",
+        ),
         (
             {"training": {"rank": 8}},
             f"<training.rank>: training.rank: unknown key; did you mean method.rank? accepted: {TRAINING}",

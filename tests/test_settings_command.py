@@ -76,7 +76,9 @@ def test_a_dotted_key_shows_that_setting_and_what_is_below_it(name: str, keys: l
         ("x", "accepted: data, model"),
         ("training.max_step", "did you mean training.max_steps?"),
         ("learning_rate", "did you mean training.learning_rate?"),
-        ("training.lr", "accepted: learning_rate, epochs, "),
+        ("training.lr", "did you mean training.learning_rate?"),
+        ("lr", "did you mean training.learning_rate?"),
+        ("training.x", "accepted: learning_rate, epochs, "),
     ],
 )
 def test_a_name_that_is_none_is_one_line_with_what_is_near(name: str, said: str) -> None:

@@ -58,6 +58,11 @@ def meant(near: Iterable[str]) -> str:
     return f"did you mean {found}? " if found else ""
 
 
+def initials(name: str) -> str:
+    """What a name of several words may be called for short: lr for learning_rate; empty for one word."""
+    return "".join(word[:1] for word in name.split("_")) if "_" in name else ""
+
+
 def printable(name: str) -> str:
     """A file's name for a message: as it stands, unless it holds what steers a terminal or ends a line."""
     return name if name.isprintable() else shown(name)

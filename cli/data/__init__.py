@@ -76,23 +76,26 @@ class PipelineData:
         return [v for v in self.past if self.version is None or v.number < self.version.number]
 
 
-def look_up(settings: Settings, version: str | None = None) -> PipelineData:
-    """The data as the sources and settings are now, or an accepted version. Raises ConfigError where there is none."""
+def look_up(settings: Settings, version: str | None = None, what: str = "FILE") -> PipelineData:
+    """The data as the sources and settings are now, or an accepted version. Raises ConfigError where there is none.
+
+    `what` is the file and its changes, for the command to run first.
+    """
     split, rotation = settings.split, ""
     if settings.gate.rotate:
         drawn = draw(settings, inputs(settings))
         split, rotation = drawn.settings(settings).split, drawn.said
     past = history(settings.registry.name, split.seed, split.by)
-    found = _look_up(settings, past, version)
+    found = _look_up(settings, past, version, what)
     for left in filter(None, (found.stopped, found.outdated)):
-        lineage.stop_on_damage(left)
+        lineage.stop_on_damage(left, what)
     return replace(found, rotation=rotation)
 
 
-def _look_up(settings: Settings, past: Sequence[Version], version: str | None) -> PipelineData:
+def _look_up(settings: Settings, past: Sequence[Version], version: str | None, what: str) -> PipelineData:
     name = settings.registry.name
     if version is not None:
-        return _accepted(name, _chosen(version, name, past), past)
+        return _accepted(name, _chosen(version, name, past), past, what)
     steps = [step for step in plan(settings, "render", ()) if step.stage in RECORDS]
     first = next((position for position, step in enumerate(steps) if step.state != "cached"), len(steps))
     made = {step.stage: step.record for step in steps[:first]}
@@ -106,11 +109,11 @@ def _look_up(settings: Settings, past: Sequence[Version], version: str | None) -
         return replace(found, limit=settings.data.limit)
     outdated = None if stopped else _outdated(steps, settings, past)
     if past:
-        accepted = _accepted(name, past[-1], past, stopped, outdated)
+        accepted = _accepted(name, past[-1], past, what, stopped, outdated)
         return replace(accepted, changed=_changed(accepted, stopped) if stopped else steps[0].because)
     if stopped or outdated:
         return PipelineData(name=name, made=None, past=past, missing=missing, stopped=stopped, outdated=outdated)
-    raise ConfigError(f"registry.name={name}: no stage has run on its data; run tunewright run FILE --until split")
+    raise ConfigError(f"registry.name={name}: no stage has run on its data; run tunewright run {what} --until split")
 
 
 def find(data: PipelineData, row: str | None, line: str | None, text: str | None) -> list[Found]:
@@ -182,6 +185,7 @@ def _accepted(
     name: str,
     version: Version,
     past: Sequence[Version],
+    what: str,
     stopped: StoppedStage | None = None,
     outdated: StoppedStage | None = None,
 ) -> PipelineData:
@@ -192,7 +196,7 @@ def _accepted(
         folder = parts[gone[0]].folder
         raise ConfigError(
             f"version {version.number} of {name}: {folder} is missing or altered (a backup has no artifacts); run "
-            "tunewright run FILE --until split first, which rebuilds it from the current data, with the same splits"
+            f"tunewright run {what} --until split first, which rebuilds it from the current data, with the same splits"
         )
     return PipelineData(name=name, made=_made(made), past=past, stopped=stopped, outdated=outdated)
 

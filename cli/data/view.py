@@ -141,12 +141,14 @@ def _versions(data: PipelineData) -> Table:
 
 
 def _replaced(version: Version) -> Iterator[str]:
-    """What became of the sides of a version, one line a time that they were replaced."""
+    """What became of the sides of a version, one line a time that it was accepted again."""
+    then = [*(once.accepted for once in version.replaced[1:]), version.accepted]
     for position, once in enumerate(version.replaced):
         moved = "an unknown number of" if once.moved is None else f"{once.moved:,} of {once.known:,}"
-        accepted = f"accepted on {_clock(once.accepted)}{f' by {once.run}' if once.run else ''}"
+        accepted = "first accepted on" if position == 0 else "accepted again on"
+        accepted += f" {_clock(once.accepted)}{f' by {once.run}' if once.run else ''}"
         went = "moved back to their first split" if version.is_back(position) else "moved to another split"
-        yield f"version {version.number}, {accepted}: {moved} rows {went}"
+        yield f"version {version.number}, {accepted}: {moved} rows {went} on {_clock(then[position])}"
 
 
 def _refused(records: Sequence[Found], stopped: StoppedStage) -> Table:

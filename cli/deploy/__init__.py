@@ -41,9 +41,9 @@ class Deployed:
 
     @property
     def state(self) -> str:
-        """Whether it was made, updated or is unchanged."""
+        """Whether it was created, updated or is unchanged."""
         if self.is_new:
-            return "made"
+            return "created"
         return "updated" if self.changed or any(self.automations) or self.has_watch_changed else "unchanged"
 
 

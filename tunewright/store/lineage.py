@@ -90,8 +90,8 @@ def num_refused(stopped: StoppedStage) -> int:
     return table.metadata.num_rows if table else 0
 
 
-def stop_on_damage(stopped: StoppedStage) -> None:
-    """Raises ConfigError where the table that a stage left when it stopped cannot be read."""
+def stop_on_damage(stopped: StoppedStage, what: str) -> None:
+    """Raises ConfigError where the table that a stage left when it stopped cannot be read; `what` is to be run then."""
     try:
         table = _refused_table(stopped)
         for _ in table.iter_batches() if table else ():
@@ -99,7 +99,7 @@ def stop_on_damage(stopped: StoppedStage) -> None:
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(
             f"{from_here(stopped.folder)}: the table there is damaged ({str(error).splitlines()[0]}); "
-            "run tunewright run FILE --until split, which writes it again or goes on"
+            f"run tunewright run {what} --until split, which writes it again or goes on"
         ) from error
 
 
