@@ -494,17 +494,6 @@ def test_a_calibration_has_no_more_rows_on_the_device_than_memory_allows(
     assert sizes == [1, 8]
 
 
-def test_a_calibration_of_many_epochs_is_a_job_that_the_trainer_reads(
-    tiny_base: Base, tokens: Tokens, tmp_path: Path
-) -> None:
-    from tunewright.cost_model.case import ground_of
-
-    stands = ground_of(tiny_base, tokens)
-    case = cost_model.BudgetCase(stands, Method(), Training(epochs=5), Compute(), devices.machine("cpu"))
-    job = calibration._job(tmp_path, tiny_base, tokens, case)
-    assert type(job).model_validate_json(job.model_dump_json()) == job
-
-
 def test_an_earlier_run_on_the_same_rows_is_a_rate(tiny_base: Base, tokens: Tokens, home: Path) -> None:
     from tunewright.cost_model.case import ground_of
 
