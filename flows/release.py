@@ -42,7 +42,7 @@ class ApprovalForm(RunInput):
     decision: Literal["approve", "reject"] = Field(
         description="approve moves the alias to this version; reject leaves it where it is"
     )
-    reason: str = Field(pattern=r"\S", max_length=LONGEST_REASON, description="Reason; kept in the history")
+    reason: str = Field(pattern=r"\S", max_length=LONGEST_REASON, description="Kept in the history")
     by: str = Field(pattern=r"\S", max_length=100, description="Your name")
 
 

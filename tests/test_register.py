@@ -58,7 +58,7 @@ def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make
     assert versions()[0].description.splitlines()[0] == "Promoted: better than the base by 0.82."
     assert run.data.tags["training"] == "overfitting since step 1: seen; try less"
     assert "- In training: overfitting since step 1" in versions()[0].description
-    assert "; use 1 of these test rows; a warning appears after gate.looks=" in versions()[0].description
+    assert "; these test rows have decided on 1 candidate so far (gate.looks=" in versions()[0].description
     with connected(Registry(name="triage")) as client:
         assert [file.path for file in client.list_artifacts(run.info.run_id, "reports/train")] == [
             "reports/train/curves.html"

@@ -145,7 +145,7 @@ def _no_gain(comparison: Comparison, against: str) -> str:
     if bar > 0:
         return f"; the gain{against} is not above {number(bar)}: more test rows would probably not change this"
     if bar < 0:
-        return f"; the loss{against} is not below {number(-bar)}: more test rows would probably not change this"
+        return f"; it is behind{against} by {number(-bar)} or more: more test rows would probably not change this"
     if round(mean, 2) == 0:  # as number writes it
         return f"; the gain{against} is about zero: more test rows would probably not show one"
     return f"; the gain{against} is negative: more test rows would probably confirm this"
