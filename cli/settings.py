@@ -41,7 +41,7 @@ def listed(name: str | None = None) -> list[Setting]:
 
 
 def _near(key: str, every: Sequence[Setting]) -> str:
-    """What was most likely meant: a key that ends so, maybe for short, or is spelt alike, or what there is in the section."""
+    """What was most likely meant: a key that ends so, maybe for short, or is spelt alike, or what the section has."""
     keys = [each.key for each in every]
     section, _, last = key.rpartition(".")
     near = [other for other in keys if last in {name := other.rpartition(".")[2], initials(name)}] if last else []
