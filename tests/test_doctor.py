@@ -267,3 +267,17 @@ def test_the_package_that_fetches_code_is_said(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("tunewright.cli.doctor.safety.find_spec", lambda name: name == "kernels")
     doctor.config.quiet_libraries()
     assert [each.mend for each in safety.findings() if each.state == "warning"] == ["pip uninstall kernels"]
+
+
+def test_the_server_that_the_variable_names_is_asked_where_up_runs_beside_it(
+    monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    up, dead = "http://127.0.0.1:9", f"http://127.0.0.1:{free_port}/api"
+    with addresses.held() as file:
+        file.write_text(Addresses(pid=1, prefect=up, mlflow=up, pool="local").model_dump_json())
+        monkeypatch.setenv("PREFECT_API_URL", dead)
+        named = of("Prefect", list(servers.findings()))
+        monkeypatch.setenv("PREFECT_API_URL", "http://localhost:9/api")
+        own = of("Prefect", list(servers.findings()))
+    assert named.state == "failure" and named.found.startswith(f"{dead} does not answer")
+    assert own.found.startswith(f"{up} does not answer")

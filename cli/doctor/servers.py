@@ -19,14 +19,10 @@ PORTS = {"Prefect": 4200, "MLflow": 5000}
 
 def findings() -> Iterator[Finding]:
     """Prefect's and MLflow's, of `tunewright up`, of the environment, or none: then a run starts one for itself."""
-    up = addresses.running()
-    if up:
-        yield from (
-            _prefect(up.api, up.prefect, addresses.password()),
-            _mlflow(up.mlflow),
-        )
-        return
-    if api := os.environ.get("PREFECT_API_URL"):
+    up, api = addresses.running(), os.environ.get("PREFECT_API_URL")
+    if up and (not api or up.is_prefect(api)):
+        yield _prefect(up.api, up.prefect, addresses.password())
+    elif api:
         yield _prefect(api, outside.without_credentials(api), PREFECT_API_AUTH_STRING.value())
     else:
         yield Finding(
@@ -34,6 +30,9 @@ def findings() -> Iterator[Finding]:
             "Prefect",
             "no server: each run starts a temporary one, which takes 10 s; tunewright up starts one that stays",
         )
+    if up:
+        yield _mlflow(up.mlflow)
+        return
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         yield Finding(
             "warning",
