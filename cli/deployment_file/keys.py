@@ -1,9 +1,10 @@
 """The keys and schedules of a Prefect deployment file: what is wrong is said with its line, before Prefect sees it."""
 
+from datetime import timedelta
 from typing import Any
 
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
-from prefect.client.schemas.schedules import SCHEDULE_TYPES, construct_schedule
+from prefect.client.schemas.schedules import SCHEDULE_TYPES, IntervalSchedule, construct_schedule
 from pydantic import ValidationError
 
 from tunewright.cli.deployment_file.strict_yaml import Document
@@ -26,10 +27,11 @@ SCHEDULE_KEYS = (
 TIME_KEYS = ("cron", "interval", "rrule", "timezone", "anchor_date")  # what a schedule is made of
 ACCEPTED_TIMES = {
     "cron": 'minute, hour, day of month, month and day of week, such as "0 3 * * 1-5" or "@daily"',
-    "interval": "seconds above 0, such as 3600",
+    "interval": "seconds, at least 1, such as 3600",
     "rrule": "an iCalendar rule, such as FREQ=DAILY;BYHOUR=3",
     "timezone": "a name of the IANA database, such as Europe/Berlin",
 }
+SHORTEST = timedelta(seconds=1)  # interval; a shorter one is more runs than a server can start
 WORK_POOL_KEYS = ("name", "work_queue_name", "job_variables")
 CONCURRENCY_KEYS = ("limit", "collision_strategy", "grace_period_seconds")
 STRATEGIES = [each.value for each in ConcurrencyLimitStrategy]
@@ -89,16 +91,30 @@ def schedule_of(document: Document, at: str, schedule: dict[str, Any]) -> SCHEDU
     if any("{{" in str(value) for value in times.values()):
         return None
     try:
-        return construct_schedule(**times)
+        schedule = None if _is_no_interval(times.get("interval")) else construct_schedule(**times)
     except ValidationError as error:
         found = error.errors()[0]
         key = next((key for key in times if key in found["loc"]), "")
-        place = f"{at}.{key}" if key else at
-        said = f"{shown(times[key])} is refused; accepted: {ACCEPTED_TIMES[key]}" if key in ACCEPTED_TIMES else None
-        said = said or found["msg"].removeprefix("Value error, ")
+        if key in ACCEPTED_TIMES:
+            raise _refused(document, at, key, times[key]) from None
+        place, said = f"{at}.{key}" if key else at, found["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{document.place(place)}: {place}: {said}") from None
     except ValueError as error:
         raise ConfigError(f"{document.place(at)}: {at}: {error}") from None
+    if schedule is None or (isinstance(schedule, IntervalSchedule) and schedule.interval < SHORTEST):
+        raise _refused(document, at, "interval", times["interval"])
+    return schedule
+
+
+def _is_no_interval(given: Any) -> bool:
+    """Whether it is a number that Prefect takes for no interval at all, or cannot count with."""
+    is_number = isinstance(given, int | float)
+    return is_number and not SHORTEST.total_seconds() <= given < timedelta.max.total_seconds()
+
+
+def _refused(document: Document, at: str, key: str, given: Any) -> ConfigError:
+    place = f"{at}.{key}"
+    return ConfigError(f"{document.place(place)}: {place}: {shown(given)} is refused; accepted: {ACCEPTED_TIMES[key]}")
 
 
 def mappings(document: Document, at: str, items: Any) -> list[tuple[str, dict[str, Any]]]:
