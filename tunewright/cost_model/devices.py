@@ -79,8 +79,8 @@ def machine(name: str = "") -> Machine:
     wanted = name.lower().replace("_", "-").replace(" ", "-")
     if wanted not in CARDS:
         near = [card for card in CARDS if card.startswith(wanted)] or difflib.get_close_matches(wanted, CARDS, 1, 0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"--device {name}: unknown device{hint}; accepted: cpu, {', '.join(CARDS)}")
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"--device {name}: unknown device; {hint}accepted: cpu, {', '.join(CARDS)}")
     card = CARDS[wanted]
     memory = card.memory_gib * GIB
     # Not all memory of a card is a program's: with its driver's part and the desktop's, say 97% of it.
