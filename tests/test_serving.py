@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,42 @@ def test_a_prompt_is_a_conversation_of_one_turn(chat: ServedChat) -> None:
 def test_a_table_without_a_question_is_refused(chat: ServedChat) -> None:
     with pytest.raises(ValueError, match='neither a column "messages" nor "prompt"'):
         ask(chat, [{"text": "hello"}])
+
+
+USER = {"role": "user", "content": QUESTIONS[0]}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": []}, "row 2 of 2: messages is empty; accepted: one message or more, each with role and content"),
+        (
+            {"messages": [USER, {"role": "human", "content": "Hi"}]},
+            "row 2 of 2, message 2: role is 'human'; accepted: system, developer, user, assistant, tool",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "content": "Hi"}]},
+            "row 2 of 2: the last message is the assistant's; accepted: one that it can answer, as a user's",
+        ),
+        ({"messages": [USER], "prompt": "Hi"}, "row 2 of 2 has both messages and prompt; accepted: one of them"),
+        ({"text": "Hi"}, "row 2 of 2 has neither messages nor prompt; accepted: one of them"),
+        ({"prompt": ""}, "row 2 of 2: prompt is empty or not a text; accepted: a text"),
+        ({"prompt": ["Hi"]}, "row 2 of 2: prompt is empty or not a text; accepted: a text"),
+        ({"prompt": " \n"}, "row 2 of 2: prompt is empty or not a text; accepted: a text"),
+    ],
+)
+def test_a_row_that_asks_nothing_is_refused(chat: ServedChat, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        ask(chat, [{"prompt": QUESTIONS[0]}, row])
+
+
+def test_rows_may_ask_either_way_in_one_request(chat: ServedChat) -> None:
+    asked = ask(chat, [{"prompt": QUESTIONS[0]}, {"messages": [USER]}])
+    assert asked[0] == asked[1]
+
+
+def test_what_the_evaluation_asks_is_answered_as_it_stands(chat: ServedChat) -> None:
+    assert len(chat.answer_measured([[{"role": "user", "content": " "}]], 4)) == 1
 
 
 def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(chat: ServedChat) -> None:

@@ -38,6 +38,8 @@ LARGEST = 256 * 1024**2  # bytes of a file beside the weights: the largest token
 LARGEST_ID = 2**32  # of a token
 TEMPLATE_SECONDS = 10.0  # of processor time that a template may take for one request
 MOST_WRITTEN = 16_000_000  # characters of one prompt
+ASKED = ("messages", "prompt")  # a row has one of them
+ROLES = ("system", "developer", "user", "assistant", "tool")
 SERVER = "__pyfunc_model_path__"  # environment: set by MLflow where its command serves a model
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")  # the most tokens that a class reads at once
 OVERWRITTEN = ("is_local", "local_files_only", "name_or_path")  # of tokenizer_config.json, by whoever loads it
@@ -329,6 +331,28 @@ def context_length(fields: Mapping[str, Any]) -> int | None:
     return next((fields[name] for name in POSITIONS if fields.get(name)), None)
 
 
+def _conversation(row: Mapping[Any, Any], where: str) -> list[dict[str, str]]:
+    """What a row asks. Raises ValueError where that is nothing that a model can answer."""
+    there = {name: row[name] for name in ASKED if not (row.get(name) is None or isinstance(row[name], float))}  # NaN
+    if len(there) != 1:
+        found = "both messages and prompt" if there else "neither messages nor prompt"
+        raise ValueError(f"{where} has {found}; accepted: one of them")
+    if "prompt" in there:
+        prompt = there["prompt"]
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"{where}: prompt is empty or not a text; accepted: a text")
+        return [{"role": "user", "content": prompt}]
+    messages = [dict(message) for message in there["messages"]]
+    if not messages:
+        raise ValueError(f"{where}: messages is empty; accepted: one message or more, each with role and content")
+    for number, message in enumerate(messages, 1):
+        if (role := message.get("role")) not in ROLES:
+            raise ValueError(f"{where}, message {number}: role is {role!r:.60}; accepted: {', '.join(ROLES)}")
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(f"{where}: the last message is the assistant's; accepted: one that it can answer, as a user's")
+    return messages
+
+
 def _require_room(prompts: Sequence[Sequence[int]], most: int | None, max_new_tokens: int) -> None:
     """Raises ValueError for the first prompt that, with its answer, is longer than the base reads."""
     if most is None:
@@ -409,15 +433,13 @@ class ServedChat:
         """The answer to each row of a DataFrame with a column `messages` (role and content), or `prompt`.
 
         MLflow makes the DataFrame of what it is given, such as [{"messages": [...]}, ...].
-        Raises ValueError where max_new_tokens is less than 1, or a prompt cannot be written, or leaves no room for an
-        answer in what the base reads.
+        Raises ValueError where max_new_tokens is less than 1, or a row asks nothing, or a prompt cannot be written, or
+        leaves no room for an answer in what the base reads.
         """
-        if "messages" in model_input:
-            conversations = [[dict(message) for message in messages] for messages in model_input["messages"]]
-        elif "prompt" in model_input:
-            conversations = [[{"role": "user", "content": prompt}] for prompt in model_input["prompt"]]
-        else:
+        if "messages" not in model_input and "prompt" not in model_input:
             raise ValueError('neither a column "messages" nor "prompt"; accepted: [{"prompt": "..."}, ...]')
+        rows = model_input.to_dict("records")
+        conversations = [_conversation(row, f"row {number} of {len(rows)}") for number, row in enumerate(rows, 1)]
         max_new_tokens = (params or {})["max_new_tokens"]
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens}; accepted: a whole number of at least 1")
