@@ -29,6 +29,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _main(show_version: Annotated[bool, typer.Option("--version", help="Print the version")] = False) -> None:
+    config.quiet_libraries()  # before any command imports Prefect, which would begin with what it tells its maker
     if show_version:
         typer.echo(f"tunewright {version('tunewright')}")
         raise typer.Exit

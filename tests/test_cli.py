@@ -4,18 +4,21 @@ import errno
 import json
 import logging
 import os
+import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 import waiting
+from prefect._internal.analytics.ci_detection import CI_ENV_VARS
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from safetensors.torch import load_file, save_file
@@ -23,7 +26,7 @@ from typer.testing import CliRunner, Result
 
 from tunewright.artifacts import Base
 from tunewright.cli import main
-from tunewright.config import Checks
+from tunewright.config import NO_TELEMETRY, Checks
 from tunewright.reports.progress import layout
 
 SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
@@ -597,3 +600,35 @@ def test_quiet_and_verbose_together_are_refused_in_one_line(tunewright: Run, com
     name, *options = command
     code, said = refusal(tunewright(name, "tiny.yaml", *options, "--quiet", "--verbose"))
     assert (code, said) == (2, "--quiet and --verbose exclude each other; accepted: one of them, or neither")
+
+
+def in_a_terminal(code: str, arguments: Sequence[str], environment: dict[str, str]) -> str:
+    """What a Python process prints to a terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    )
+    os.close(theirs)
+    printed = b""
+    with suppress(OSError):  # the other end is closed
+        while read := os.read(ours, 4096):
+            printed += read
+    os.close(ours)
+    process.wait()
+    return printed.decode()
+
+
+@pytest.mark.parametrize("command", [("up", "--port", "9", "--mlflow-port", "9"), ("doctor",)])
+def test_a_command_in_a_terminal_does_not_begin_with_what_prefect_tells_its_maker(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Prefect says so, and makes an id of the device, when it is imported in a terminal that no CI has."""
+    told = {*NO_TELEMETRY, *CI_ENV_VARS}
+    own = {"TUNEWRIGHT_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment = {name: value for name, value in os.environ.items() if name not in told} | own
+    loud = environment | {"PREFECT_HOME": str(tmp_path / "loud")}
+    assert "anonymous usage data" in in_a_terminal("import prefect", (), loud)
+    assert "anonymous usage data" not in in_a_terminal(
+        "from tunewright.cli.main import main; main()", command, environment
+    )
+    assert not (tmp_path / "prefect" / ".sdk_telemetry").exists()

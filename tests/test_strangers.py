@@ -5,10 +5,11 @@ Each attack is made in a real browser, as docs/security.md lists them.
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from browsing import browser
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 from servers import Up, started
 
 from tunewright.artifacts import Base
@@ -127,3 +128,23 @@ def test_no_other_page_shows_those_of_prefect_in_a_frame(up: Up, page: Page) -> 
     page.set_content(f'<iframe src="{up.addresses.prefect}/v2"></iframe>')
     page.wait_for_timeout(1000)
     assert page.frames[1].url == "chrome-error://chromewebdata/"
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_the_pages_of_prefect_reach_no_other_server_and_work(name: str, up: Up, page: Page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    refused: list[str] = []  # by the policy, where the page asks for it all the same
+    page.on("console", lambda message: refused.append(message.text) if "Content Security" in message.text else None)
+    prefect = up.addresses.prefect.replace("127.0.0.1", name)
+    page.goto(up.login.replace("127.0.0.1", name))
+    page.wait_for_url("**/v2/dashboard**")
+    for path in ("v2/deployments", "v2/runs", "v2/flows", "v2/automations", "v2/settings", "dashboard", "deployments"):
+        page.goto(f"{prefect}/{path}")
+        page.wait_for_load_state("networkidle")
+        if path.endswith("deployments"):
+            expect(page.get_by_text("tiny", exact=True).first).to_be_visible()
+    hosts = {urlsplit(url).hostname for url in asked if url.startswith(("http", "ws"))}
+    assert hosts <= {"127.0.0.1", "localhost"}, hosts
+    ours = [said for said in refused if f":{up.ports[0]}" in said.partition("violates")[0]]
+    assert ours == []

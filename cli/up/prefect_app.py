@@ -1,10 +1,14 @@
 """Prefect's server as `tunewright up` starts it: it answers under its own address alone, and a link logs a browser in.
 
 Its API asks for a password (PREFECT_SERVER_API_AUTH_STRING), which no web page of another origin has. A name that an
-attacker resolves to 127.0.0.1 would still be served the pages, so that name is refused as a whole.
+attacker resolves to 127.0.0.1 would still be served the pages, so that name is refused as a whole. The pages reach no
+other server: Prefect's would load the code and the settings of a service that counts who uses them.
 """
 
+import base64
+import hashlib
 import sys
+from urllib.parse import urlsplit
 
 import uvicorn
 from prefect.server.api.server import create_app
@@ -20,24 +24,51 @@ from tunewright.cli.up.ports import LOGIN, LOOPBACK
 from tunewright.machine.addresses import HOSTS
 
 # Both of Prefect's user interfaces keep the password there. What follows # never leaves the browser.
-LOGIN_PAGE = """<!doctype html><title>Log in</title><script>
+LOGIN_SCRIPT = """
 localStorage.setItem("prefect-password", btoa(decodeURIComponent(location.hash.slice(1))));
 location.replace("/v2");
-</script>"""
+"""
+LOGIN_PAGE = f"<!doctype html><title>Log in</title><script>{LOGIN_SCRIPT}</script>"
 
 
-class NoFrames:
-    """Forbids pages of another origin to show those of this app in a frame, where clicks could be stolen."""
+def policy(port: int, api: str | None) -> str:
+    """What the pages may reach, as a Content-Security-Policy: this server under each of its names, and its API.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    Scripts and styles are those of this server and what its code makes; pages of other origins show none in a frame.
+    """
+    own = [f"{scheme}://{host}:{port}" for host in HOSTS for scheme in ("http", "ws")]
+    if api:  # of PREFECT_UI_API_URL, where the browser reaches the API under another address
+        at = urlsplit(api)
+        own += [f"{at.scheme}://{at.netloc}", f"{at.scheme.replace('http', 'ws')}://{at.netloc}"]
+    login = base64.b64encode(hashlib.sha256(LOGIN_SCRIPT.encode()).digest()).decode()
+    allowed = {
+        "default-src": "'self'",
+        "connect-src": f"'self' {' '.join(dict.fromkeys(own))}",
+        "script-src": f"'self' 'sha256-{login}' 'unsafe-eval'",  # the graph of a run compiles what draws it
+        "worker-src": "'self' blob: data:",
+        "style-src": "'self' 'unsafe-inline'",
+        "img-src": "'self' data: blob:",
+        "font-src": "'self' data:",
+        "object-src": "'none'",
+        "base-uri": "'self'",
+        "form-action": "'self'",
+        "frame-ancestors": "'self'",
+    }
+    return "; ".join(f"{name} {sources}" for name, sources in allowed.items())
+
+
+class Closed:
+    """Adds a Content-Security-Policy to each answer of an app."""
+
+    def __init__(self, app: ASGIApp, policy: str) -> None:
+        self.app, self.policy = app, policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, and adds a header to the answer."""
+        """Passes a request on, and adds the header to the answer."""
 
         async def send_with_header(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Content-Security-Policy"] = "frame-ancestors 'self'"
+                MutableHeaders(scope=message)["Content-Security-Policy"] = self.policy
             await send(message)
 
         await self.app(scope, receive, send_with_header)
@@ -54,7 +85,8 @@ def main(port: int) -> None:
     app = create_app(final=True)
     app.router.routes.insert(0, Route(LOGIN, log_in))
     # Around the app and not in it: Prefect's automations call it within this process, under a host name of their own.
-    guarded = TrustedHostMiddleware(NoFrames(app), allowed_hosts=HOSTS, www_redirect=False)
+    closed = Closed(app, policy(port, server.ui.api_url))
+    guarded = TrustedHostMiddleware(closed, allowed_hosts=HOSTS, www_redirect=False)
     uvicorn.run(
         guarded,
         host=LOOPBACK,
