@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import signal
+import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -43,6 +44,7 @@ OF_THE_DISK = {
     errno.EROFS: READ_ONLY,
     errno.ENOLCK: NO_LOCKS,
 }
+UNWRITABLE = {errno.EROFS, errno.EACCES, errno.ENOTDIR}
 
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # which typer has no public name for
@@ -171,25 +173,39 @@ def print_log(console: Console, level: int) -> None:
 
 
 @contextmanager
-def one_line_errors(as_json: bool) -> Iterator[ExitStack]:
+def one_line_errors(as_json: bool, *, uses_home: bool = True) -> Iterator[ExitStack]:
     """An error that a user can act on is one line and its exit code, as an end by a signal is; others keep a traceback.
 
     The exit code after a signal is a shell's: 128 and the signal's number. What is entered into the stack is left when
-    the command ends.
+    the command ends. A command that uses the home does not begin where something else is at its path.
     """
     try:
+        if uses_home:
+            config.require_no_other_home()
         with interrupts.raised(), _sigterm_raised(), ExitStack() as until_end:
             yield until_end
     except TunewrightError as error:
         _fail(str(error), error.exit_code, as_json)
-    except OSError as error:
-        if error.errno not in OF_THE_DISK:
+    except (OSError, sqlite3.OperationalError) as error:
+        if refused := _refused_home(error):
+            _fail(str(refused), refused.exit_code, as_json)
+        if not isinstance(error, OSError) or error.errno not in OF_THE_DISK:
             raise
         _fail(OF_THE_DISK[error.errno].format(error.filename or config.home()), 1, as_json)
     except KeyboardInterrupt:
         _fail(interrupts.said(signal.SIGINT), 128 + signal.SIGINT, as_json)
     except _Terminated:
         _fail(interrupts.said(signal.SIGTERM), 128 + signal.SIGTERM, as_json)
+
+
+def _refused_home(error: OSError | sqlite3.OperationalError) -> ConfigError | None:
+    """What a run says before it begins, where the error is that the home cannot be written."""
+    if isinstance(error, sqlite3.OperationalError):
+        return config.refused_database() if config.READ_ONLY_DATABASE in str(error) else None
+    place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | os.PathLike) else None
+    if error.errno not in UNWRITABLE or place is None or not place.is_relative_to(config.home()):
+        return None
+    return config.refused_home(error)
 
 
 class _Terminated(BaseException):

@@ -217,7 +217,7 @@ def settings(
     as_json: command_line.Json = False,
 ) -> None:
     """Show what a deployment file can set: each setting with its default and description."""
-    with command_line.one_line_errors(as_json):
+    with command_line.one_line_errors(as_json, uses_home=False):
         from tunewright.cli import settings as settings_command
 
         found = settings_command.listed(name)

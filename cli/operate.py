@@ -33,7 +33,7 @@ def doctor(as_json: Json = False) -> None:
     Exit codes: 0 nothing stops a run, 1 something does.
     """
     console = console_of(as_json)
-    with one_line_errors(as_json):
+    with one_line_errors(as_json, uses_home=False):  # what is wrong with the home is one of its findings
         from tunewright.cli import doctor
 
         found = list(doctor.findings())

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -125,6 +126,26 @@ def test_a_nightly_backup_replaces_the_one_of_the_night_before_once_it_is_whole(
     assert night("fourth", "--overwrite") == 1
     assert kept() == b"third"
     assert [path.name for path in tmp_path.iterdir() if path != home] == ["home.tar"]
+
+
+def test_a_home_on_a_read_only_disk_is_backed_up_without_locks(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("versions/.tickets.jsonl.lock", "versions/tickets.jsonl", "looks/tickets.jsonl"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(name)
+    opened = Path.open
+
+    def open_to_read(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if path.is_relative_to(home) and {*mode} & {*"wax+"}:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opened(path, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_to_read)
+    done = CliRunner().invoke(app, ["home", "backup", str(tmp_path / "home.tar")])
+    assert (done.exit_code, done.stderr) == (0, "")
+    with tarfile.open(tmp_path / "home.tar") as archive:
+        assert sorted(archive.getnames()) == ["looks/tickets.jsonl", "versions/tickets.jsonl"]
 
 
 def test_a_folder_that_may_not_be_written_is_said_in_one_line(

@@ -1,15 +1,21 @@
 """A home that was moved or copied works, and leaves the place where it was alone."""
 
+import errno
 import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from registered import aliases, versions
+from sqlalchemy.exc import SQLAlchemyError
+from typer.testing import CliRunner
 
 from tunewright import config
 from tunewright.artifacts import Base, Registered
+from tunewright.cli.main import app
 from tunewright.config import Registry
 from tunewright.registry import release
 from tunewright.registry.champion import champion
@@ -62,6 +68,50 @@ def test_a_home_on_another_path_has_its_models_and_leaves_the_old_path_alone(
     assert len(versions()) == 3
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == old
     assert home.exists() == (how == "copied")
+
+
+def test_a_home_that_cannot_be_written_is_said_in_one_line(
+    register_candidate: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_candidate()
+    withdraw = ("release", "withdraw", "triage", "--reason", "to see")
+
+    def refused(*command: str) -> str:
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 2
+        begins, ends = f"error: TUNEWRIGHT_HOME={config.home()}: ", "; accepted: a folder to write to\n"
+        assert done.stderr.startswith(begins) and done.stderr.endswith(ends)
+        return done.stderr.removeprefix(begins).removesuffix(ends)
+
+    with monkeypatch.context() as patched:  # where it was
+        failed = sqlite3.OperationalError("attempt to write a readonly database")
+        patched.setattr("mlflow.MlflowClient.set_model_version_tag", Mock(side_effect=SQLAlchemyError(failed)))
+        patched.setattr("mlflow.MlflowClient.delete_registered_model_alias", Mock(side_effect=SQLAlchemyError(failed)))
+        assert refused(*withdraw) == "attempt to write a readonly database"
+    home.rename(tmp_path / "there")
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "there"))
+    connect = sqlite3.connect
+
+    def read_only(file: Any, *args: Any, **options: Any) -> sqlite3.Connection:
+        if file != config.mlflow_database():
+            return connect(file, *args, **options)
+        return connect(f"file:{file}?mode=ro", uri=True)
+
+    monkeypatch.setattr("sqlite3.connect", read_only)
+    assert refused("clean") == "attempt to write a readonly database"
+    denied = OSError(errno.EROFS, "Read-only file system", str(config.home()))
+    monkeypatch.setattr("tempfile.TemporaryFile", Mock(side_effect=denied))
+    for command in (withdraw, ("clean",), ("release", "history", "triage")):
+        assert refused(*command) == "Read-only file system"
+
+
+def test_a_champion_whose_copy_can_only_be_read_is_taken(
+    register_candidate: Make, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_candidate()
+    fetched = champion(TRIAGE, "c", tiny_base, load_base.fn)
+    monkeypatch.setattr("os.utime", Mock(side_effect=OSError(errno.EROFS, "Read-only file system")))
+    assert champion(TRIAGE, "c", tiny_base, load_base.fn) == fetched
 
 
 def test_a_version_that_the_copy_does_not_have_is_lost_there(

@@ -7,6 +7,7 @@ the form shows beside it, so bounds are said in words there as well. A file has 
 from tunewright.config.data import Checks, Data, Dedupe, Expectation, Layout, RecordFiles, Repair, Side, Source, Split
 from tunewright.config.environment import (
     NO_TELEMETRY,
+    READ_ONLY_DATABASE,
     device_locks,
     home,
     judge_key,
@@ -17,6 +18,9 @@ from tunewright.config.environment import (
     prepare_environment,
     quiet_libraries,
     ray_address,
+    refused_database,
+    refused_home,
+    require_no_other_home,
 )
 from tunewright.config.evaluation import Evaluation, Judge, LmEval, PromptContender
 from tunewright.config.gate import Gate, Guardrail, Registry

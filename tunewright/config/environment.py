@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import stat
 import tempfile
 import warnings
 from pathlib import Path
@@ -26,6 +27,7 @@ MODEST = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads beside another busy process can be ten times slower
     "TOKENIZERS_PARALLELISM": "false",
 }
+READ_ONLY_DATABASE = "attempt to write a readonly database"  # in sqlite's words
 AMONG_LIBRARIES = r"(transformers|peft|trl|mlflow)\b"  # what they tell each other is of no use to who runs them
 
 
@@ -84,8 +86,34 @@ def make_home() -> None:
         with tempfile.TemporaryFile(dir=home()) as probe:
             try_lock(probe)
     except OSError as error:
-        accepted = "a folder on a local disk" if error.errno == errno.ENOLCK else "a folder to write to"
-        raise ConfigError(f"TUNEWRIGHT_HOME={home()}: {error.strerror}; accepted: {accepted}") from error
+        raise refused_home(error) from error
+
+
+def require_no_other_home() -> None:
+    """Raises ConfigError, as make_home does, where something is at the home's path that is no folder."""
+    try:
+        is_folder = stat.S_ISDIR(home().stat().st_mode)
+    except FileNotFoundError:  # it is yet to be made
+        return
+    except OSError as error:
+        raise refused_home(error) from error
+    if not is_folder:
+        raise refused_home(FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)))
+
+
+def refused_home(error: OSError) -> ConfigError:
+    """What to say where the home cannot be made, or nothing can be written or locked in it."""
+    accepted = "a folder on a local disk" if error.errno == errno.ENOLCK else "a folder to write to"
+    return ConfigError(f"TUNEWRIGHT_HOME={home()}: {error.strerror}; accepted: {accepted}")
+
+
+def refused_database() -> ConfigError:
+    """What to say where a database of the home cannot be written: what holds for all of the home, if that is why."""
+    try:
+        make_home()
+    except ConfigError as refused:
+        return refused
+    return refused_home(OSError(errno.EACCES, READ_ONLY_DATABASE))
 
 
 def quiet_libraries() -> None:

@@ -1,6 +1,7 @@
 """What a candidate has to beat: the version that carries the alias, looked up and never changed."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -106,7 +107,8 @@ def _verified(client: "MlflowClient", version: "ModelVersion") -> Path:
     if kept.is_dir():
         with suppress(TunewrightError):
             files.check(version, kept)
-            kept.touch()  # tunewright clean goes by when it was used last
+            with suppress(OSError):  # a home that is only read
+                os.utime(kept)  # tunewright clean goes by when it was used last
             return kept
         shutil.rmtree(kept)
     kept.parent.mkdir(parents=True, exist_ok=True)

@@ -89,6 +89,8 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
         line = str(error).splitlines()[0]
         if database.FULL in line:
             raise TunewrightError(NO_SPACE.format(uri.removeprefix(SQLITE))) from error
+        if config.READ_ONLY_DATABASE in line and uri.startswith(SQLITE) and not registry.tracking_uri:
+            raise config.refused_database() from error
         unanswered = uri.startswith("http") and not isinstance(error, RestException)
         if unanswered or "database is locked" in line:
             raise TrackingError(f"registry.tracking_uri={uri}: MLflow does not answer: {line[:200]}") from error

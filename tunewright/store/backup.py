@@ -59,13 +59,24 @@ def backup(file: Path, *, overwrite: bool = False) -> int:
             for history in HISTORIES:
                 with contextlib.ExitStack() as held:
                     for each in sorted((config.home() / history).glob("*.jsonl")):
-                        held.enter_context(lock(each))
+                        with _unless_read_only():
+                            held.enter_context(lock(each))
                     _add(archive, history)
         disk.sync(unfinished)
         unfinished.chmod(0o600)  # it has answers to test rows
         with _written(file):
             unfinished.rename(file)
     return file.stat().st_size
+
+
+@contextlib.contextmanager
+def _unless_read_only() -> Iterator[None]:
+    """Goes on where the disk is read-only: a lock cannot be made there, nor is one needed, as nobody writes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
 
 
 @contextlib.contextmanager
