@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -22,14 +23,17 @@ from unittest.mock import patch
 import psutil
 import pytest
 import waiting
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_CLIENT_RETRY_JITTER_FACTOR, Settings, temporary_settings
 from rich.console import Console
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
+from typer.testing import CliRunner
 
 from tunewright import config
 from tunewright.cli.command_line import prepare
+from tunewright.cli.main import app
 from tunewright.cli.up import cut_short, leftover, processes, show_next, up
 from tunewright.cli.up.ports import require_free
 from tunewright.cli.up.service import PASSING, Service, log_file, logs, services
@@ -201,10 +205,44 @@ def test_a_taken_port_names_what_holds_it() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(
-            ConfigError, match=rf"--port {port}: in use by .*\(process {os.getpid()}\); .*--port {port + 1}"
+            ConfigError, match=rf"--port {port}: in use by .*\(process {os.getpid()}\); .*such as --port \d+$"
         ):
             require_free(port, "--port")
     require_free(port, "--port")
+
+
+@pytest.mark.parametrize(
+    ("port", "other", "taken", "free"),
+    [
+        (23_917, 23_918, {23_917}, 23_919),
+        (23_917, 23_918, {23_917, 23_919}, 23_920),
+        (23_918, 23_917, {23_918}, 23_919),
+        (65_535, 65_534, {65_535}, 65_533),
+    ],
+)
+def test_the_port_to_take_instead_is_free_and_not_the_other_one(
+    port: int, other: int, taken: set[int], free: int, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunewright.cli.up.ports.holder", lambda each: "x" if each in taken else "")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    logger = logging.getLogger("tunewright")  # which `up` changes
+    monkeypatch.setattr(logger, "propagate", logger.propagate)
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logger.level)
+    for options in (("--port", "--mlflow-port"), ("--mlflow-port", "--port")):
+        done = CliRunner().invoke(app, ["up", options[0], str(port), options[1], str(other)])
+        assert done.exit_code == 2
+        assert done.stderr.endswith(f"choose another port, such as {options[0]} {free}\n")
+
+
+@pytest.mark.parametrize("pool", ["", " ", "''", "a/b", "a%", "Prefect-own"])
+def test_a_pool_that_prefect_refuses_is_refused_before_anything_starts(pool: str, home: Path) -> None:
+    with pytest.raises(ValueError, match=r"name|pattern") if not pool.startswith("Pre") else nullcontext():
+        WorkPoolCreate(name=pool)
+    done = CliRunner().invoke(app, ["up", "--pool", pool])
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: --pool {json.dumps(pool)}: accepted: a name without % & / < >")
+    assert not home.exists()
 
 
 def test_a_process_that_cannot_be_read_hinders_nothing(

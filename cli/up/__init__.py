@@ -32,6 +32,7 @@ from tunewright.registry.tracking import VIEW_TAG
 
 log = logging.getLogger("tunewright")
 
+NOT_IN_POOLS = {*"/%&<>"}  # as Prefect has it
 DEMO = Path("deployments/demo.yaml")
 
 
@@ -57,6 +58,11 @@ def _prepared(until_end: ExitStack, console: Console, port: int, mlflow_port: in
     """Do all that comes before a process is started; the addresses, and the locked file that they are to be in."""
     if port == mlflow_port:
         raise ConfigError(f"--port {port} and --mlflow-port {mlflow_port} are the same; accepted: two ports")
+    if not pool.strip("' \"") or {*pool} & NOT_IN_POOLS or pool.lower().startswith("prefect"):
+        raise ConfigError(
+            f"--pool {shown(pool)}: accepted: a name without {' '.join(sorted(NOT_IN_POOLS))}, which does not begin "
+            "with prefect, such as local"
+        )
     found = Addresses(
         pid=os.getpid(),
         prefect=f"http://{LOOPBACK}:{port}",
@@ -76,8 +82,8 @@ def _prepared(until_end: ExitStack, console: Console, port: int, mlflow_port: in
     if orphaned():  # what an `up` left that was killed; its sentinel is ending it
         console.print("waiting for processes of an earlier tunewright up to end", markup=False)
         wait_for_orphans()
-    require_free(port, "--port")
-    require_free(mlflow_port, "--mlflow-port")
+    require_free(port, "--port", other=mlflow_port)
+    require_free(mlflow_port, "--mlflow-port", other=port)
     import prefect.client.orchestration  # noqa: F401 what asks the servers imports it, when they have been started
     from prefect.settings import get_current_settings
 

@@ -10,15 +10,20 @@ LOOPBACK = "127.0.0.1"
 LOGIN = "/tunewright"  # the page of Prefect's server that logs a browser in
 
 
-def require_free(port: int, option: str) -> None:
-    """Raises ConfigError that names what listens on the port, where it can be told."""
+def require_free(port: int, option: str, *, other: int = 0) -> None:
+    """Raises ConfigError that names what listens on the port, where it can be told, and a port to take instead.
+
+    That one is free, and not the `other` port that the command asks for.
+    """
     try:
         who = holder(port)
     except PermissionError:
         raise ConfigError(f"{option} {port}: needs a user with more rights; accepted: a free port from 1024") from None
     if who:
+        ports = (*range(port + 1, 65_536), *range(port - 1, 1_023, -1))
+        free = next(each for each in ports if each != other and not holder(each))
         raise ConfigError(
-            f"{option} {port}: in use by {who}; stop that process, or choose another port, such as {option} {port + 1}"
+            f"{option} {port}: in use by {who}; stop that process, or choose another port, such as {option} {free}"
         )
 
 
