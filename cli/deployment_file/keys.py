@@ -91,7 +91,7 @@ def schedule_of(document: Document, at: str, schedule: dict[str, Any]) -> SCHEDU
     if any("{{" in str(value) for value in times.values()):
         return None
     try:
-        schedule = None if _is_no_interval(times.get("interval")) else construct_schedule(**times)
+        made = None if _is_no_interval(times.get("interval")) else construct_schedule(**times)
     except ValidationError as error:
         found = error.errors()[0]
         key = next((key for key in times if key in found["loc"]), "")
@@ -101,9 +101,9 @@ def schedule_of(document: Document, at: str, schedule: dict[str, Any]) -> SCHEDU
         raise ConfigError(f"{document.place(place)}: {place}: {said}") from None
     except ValueError as error:
         raise ConfigError(f"{document.place(at)}: {at}: {error}") from None
-    if schedule is None or (isinstance(schedule, IntervalSchedule) and schedule.interval < SHORTEST):
+    if made is None or (isinstance(made, IntervalSchedule) and made.interval < SHORTEST):
         raise _refused(document, at, "interval", times["interval"])
-    return schedule
+    return made
 
 
 def _is_no_interval(given: Any) -> bool:
