@@ -93,6 +93,7 @@ def register_candidate(
     challenged: str = "",
     judged: Judged | None = None,
     prompted: str = "p",
+    sentence: str = "",
     **sections: Any,
 ) -> Registered:
     """Registers a candidate; `digest` stands for its weights, `answers` are its own where these are not `said`."""
@@ -133,7 +134,7 @@ def register_candidate(
         base=base,
         adapter=_adapter(tuned, digest),
         answers=(*others, own),
-        verdict=_verdict(tmp_path, decision, challenged),
+        verdict=_verdict(tmp_path, decision, challenged, sentence),
         looks=1,
         warnings=(),
         approval=settings.gate.approval,
@@ -193,7 +194,7 @@ def _adapter(tuned: Path, digest: str) -> Adapter:
     )
 
 
-def _verdict(tmp_path: Path, decision: str, challenged: str) -> Verdict:
+def _verdict(tmp_path: Path, decision: str, challenged: str, sentence: str) -> Verdict:
     make_verdict_details(decision=decision).save(tmp_path)
     differences = {"base": (0.75, 0.82, 0.88)} | ({"champion": (-0.1, 0.0, 0.1)} if challenged else {})
     return Verdict(
@@ -202,7 +203,8 @@ def _verdict(tmp_path: Path, decision: str, challenged: str) -> Verdict:
         folder=tmp_path,
         digest=f"{decision} {challenged}",
         decision=decision,
-        sentence="Promoted: better than the base by 0.82." if decision == "promote" else "Kept: not better.",
+        sentence=sentence
+        or ("Promoted: better than the base by 0.82." if decision == "promote" else "Kept: not better."),
         gain="+.82 [.75, .88] exact match against the base",
         metric="exact_match",
         differences=differences,

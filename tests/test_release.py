@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 from uuid import UUID
 
@@ -103,6 +103,35 @@ def test_a_version_that_waits_gets_the_alias_once_a_person_says_yes(make: Make) 
         release.decide(REGISTRY, "1", "approve", by="bob", why="again")
     now = as_now(REGISTRY, registered)
     assert (now.alias, now.holder, now.approval) == ("champion", "1", "approved")
+
+
+def note(run_id: str) -> str:
+    """What MLflow shows as the description of a run."""
+    with connected(REGISTRY) as client:
+        return client.get_run(run_id).data.tags["mlflow.note.content"]
+
+
+@pytest.mark.parametrize("decision", ["approve", "reject"])
+@pytest.mark.usefixtures("rehearsed")
+def test_nothing_in_mlflow_says_that_a_version_waits_on_which_a_person_decided(
+    decision: Literal["approve", "reject"], make: Make
+) -> None:
+    make(decision="keep")
+    waiting = make(sentence="Waiting for approval: exact match .95.", **ASKS)  # by a later run, whose card it now has
+    assert waiting.version == "1" and waiting.run_id != waiting.version_run_id
+    for text in (versions()[0].description, note(waiting.run_id)):
+        assert text.startswith("Waiting for approval: exact match .95. To approve: tunewright release approve triage 1")
+        assert "\nPromotion needs approval: tunewright release history triage\n" in text
+    card = versions()[0].description.partition("[The verdict page]")[2]
+    release.decide(REGISTRY, "1", decision, by="ann", why="looked <at> it")
+    first = "Passed the gate: exact match .95. Approved by ann" if decision == "approve" else "Rejected by ann on 20"
+    for text in (versions()[0].description, note(waiting.run_id)):
+        assert text.startswith(first)
+        assert "looked &lt;at&gt; it" in text.splitlines()[0]
+        assert "aiting for approval" not in text and "needs approval" not in text
+        assert text.partition("[The verdict page]")[2].startswith(card), "the rest of the card stays"
+    assert tags(1)["sentence"] == "Passed the gate: exact match .95."
+    assert note(waiting.version_run_id).startswith("Kept: not better."), "what the first run found stays"
 
 
 def test_a_rejected_version_gets_no_alias_from_a_pipeline_again(make: Make, rehearsed: list[str]) -> None:

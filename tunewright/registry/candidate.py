@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from tunewright.artifacts import Answers, Artifact, Judged, RunArtifacts, VerdictPage
 from tunewright.config import Settings, Split
+from tunewright.registry.standing import ASKS
 from tunewright.reports.figures import counted
 
 CURVES = {
@@ -217,7 +218,7 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
     lines = [
         candidate.run.verdict.sentence,
         "",
-        *((f"Promotion needs approval: tunewright release history {candidate.name}", "") if asks else ()),
+        *((f"{ASKS}tunewright release history {candidate.name}", "") if asks else ()),
         f"[The verdict page](#/experiments/{experiment_id}/runs/{run_id}/artifacts/{PAGE}) shows the answers row by "
         "row and what to try next.",
         "",

@@ -5,6 +5,7 @@ which is what MLflow's lists show.
 """
 
 import html
+import re
 from typing import TYPE_CHECKING
 
 from tunewright.artifacts import WAITING
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 TAG = "approval"
 PASSED = "Passed the gate"  # begins the sentence of a verdict that no longer waits for approval
 SENTENCE = "sentence"  # tag: of the verdict
+ASKS = "Promotion needs approval: "  # begins a line of the model card of a version that may wait
+ASKING = re.compile(rf"^{ASKS}.*\n\n?", re.MULTILINE)
+NOTE = "mlflow.note.content"  # tag of a run: what MLflow shows as its description
+RUN_OF_PAGE = re.compile(r"^\[The verdict page\]\(#/experiments/[^/\s]+/runs/(\w+)/", re.MULTILINE)
 SAID = {"rolled back": "rolled back to"}  # of how a version got the alias; others as they are
 FINAL = ("rejected", "rolled back", "withdrawn")  # what a person decided against: no pipeline moves the alias to it
 
@@ -58,11 +63,42 @@ def clear(client: "MlflowClient", version: "ModelVersion") -> None:
 
 
 def head(client: "MlflowClient", registry: Registry, number: str) -> None:
-    """Makes the first line of a version's description what became of it."""
+    """Makes the first line of a version's description what became of it, and of the notes of its runs.
+
+    Once it no longer waits, nothing of it says so: neither they nor the tag with its verdict.
+    """
     version = client.get_model_version(registry.name, number)
-    _, _, rest = str(version.description or "").partition("\n")
+    description = str(version.description or "")
     first = html.escape(said(version, registry), quote=False)  # it is Markdown, and has what people wrote
-    client.update_model_version(registry.name, number, f"{first}\n{rest}")
+    waits = standing(version, registry) == "waiting"
+    client.update_model_version(registry.name, number, _anew(description, first, waits=waits))
+    if not waits and version.tags.get(SENTENCE, "").startswith(f"{WAITING}: "):
+        client.set_model_version_tag(registry.name, number, SENTENCE, verdict_of(version))
+    before, _, _ = description.partition("\n")
+    for run_id in {*filter(None, [version.run_id]), *RUN_OF_PAGE.findall(description)}:
+        _note_anew(client, run_id, before, first, waits=waits)
+
+
+def _note_anew(client: "MlflowClient", run_id: str, before: str, first: str, *, waits: bool) -> None:
+    """Does so with the note of a run that says of the version what its description said, or that it waits."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return
+    note = run.data.tags.get(NOTE, "")
+    is_of_it = note.startswith(f"{WAITING}: ") or note.partition("\n")[0] == before
+    if run.info.lifecycle_stage == "active" and note and is_of_it:
+        client.set_tag(run_id, NOTE, _anew(note, first, waits=waits))
+
+
+def _anew(text: str, first: str, *, waits: bool) -> str:
+    """A model card with another first line, and without the line that asks for approval unless the version waits."""
+    _, _, rest = text.partition("\n")
+    return f"{first}\n{rest if waits else ASKING.sub('', rest)}"
 
 
 def said(version: "ModelVersion", registry: Registry) -> str:
