@@ -564,7 +564,7 @@ def test_sigterm_ends_a_run_and_its_trainer_with_one_line_and_the_next_run_goes_
     shutil.copytree(first[0] / "home", home)
     longer = ("--set", "training.max_steps=4000", "--until", "train", "--quiet", "--json")
     with running("run", "tiny.yaml", *longer, folder=tmp_path) as started:
-        waiting.until(lambda: next(home.glob("work/train/*/metrics.jsonl"), None), seconds=120)
+        waiting.until(lambda: next(home.glob("work/train/*/metrics.jsonl"), None), seconds=600)
         (trainer,) = [
             each
             for each in psutil.Process(started.pid).children()

@@ -27,7 +27,7 @@ from tunewright.machine.addresses import Addresses
 from tunewright.registry.tracking import connected
 
 SERVE = "from mlflow.cli import cli; cli()"
-until = partial(waiting.until, seconds=120.0)
+until = partial(waiting.until, seconds=600.0)
 
 
 def free_port() -> int:

@@ -311,7 +311,7 @@ def _with_a_server_that_it_ends(program: str, tmp_path: Path, **more: str) -> st
     serve = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
     with subprocess.Popen(serve, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            waiting.until(lambda: _answers(api), seconds=120)
+            waiting.until(lambda: _answers(api), seconds=600)
             listening = {
                 each.pid
                 for each in psutil.net_connections()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def until(found: Callable[[], Any], seconds: float = 60.0) -> Any:
+def until(found: Callable[[], Any], seconds: float = 300.0) -> Any:
     """The first value that is true; fails when there is none in time."""
     end = time.monotonic() + seconds
     while not (value := found()):
