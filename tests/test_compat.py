@@ -38,14 +38,17 @@ def test_a_class_says_whether_it_computes_by_torchs_attention() -> None:
 
 def test_the_forward_that_accelerate_wraps_is_kept_and_gives_logits_in_half_precision() -> None:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     layer = torch.nn.Linear(2, 2)
     assert compat.forward_in_autocast(layer) is layer
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a training of another test
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     wrapped: Any = accelerator.prepare_model(layer)
     with accelerator.autocast():
         assert wrapped(torch.ones(1, 2)).dtype == torch.float32
         assert compat.forward_in_autocast(wrapped)(torch.ones(1, 2)).dtype == torch.bfloat16
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_attention_on_a_cpu_gives_the_logarithm_of_its_sums() -> None:

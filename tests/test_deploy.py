@@ -268,7 +268,7 @@ def test_no_two_deployments_get_one_model_from_their_names(
     other.write_text(
         text.replace("name: drops", "name: Drops!").replace("parameters:", "parameters:\n      registry: {name: drops}")
     )
-    assert as_json(deploy(other, None, "local"))["deployments"][0]["state"] == "made"
+    assert as_json(deploy(other, None, "local"))["deployments"][0]["state"] == "created"
     client.delete_deployment(client.read_deployment_by_name("finetune/Drops!").id)
 
 
@@ -286,7 +286,7 @@ def test_a_deployed_run_begins_in_the_folder_of_its_file_wherever_deploy_was_cal
     assert made.parameters["data"] == {"sources": [{"path": "in/*.jsonl"}]}
     monkeypatch.chdir(tmp_path)
     again = deploy(Path("elsewhere.yaml"), None, "local")
-    assert [each.state for each in (*result.deployed, *again.deployed)] == ["made", "unchanged"]
+    assert [each.state for each in (*result.deployed, *again.deployed)] == ["created", "unchanged"]
 
 
 def test_a_time_that_never_comes_and_a_pool_that_is_not_there_are_refused(

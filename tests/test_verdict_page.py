@@ -424,9 +424,9 @@ def test_the_figures_at_the_top_are_of_what_the_sentence_says_decided_or_was_the
     assert "the few-shot prompt (+.11 [.05, .17], the closest), on 80 test rows." in shown.replace(
         "\N{NO-BREAK SPACE}", " "
     )
-    assert "1.00 exact match, candidate .89 few-shot prompt, the closest +.11 gain over it" in shown
+    assert "1.00 exact match, candidate .89 few-shot prompt, the closest +.11 improvement over it" in shown
     kept = Read(page_of(make(RIGHT, RIGHT, others={"few_shot": wrong(RIGHT, range(9))}))).text
-    assert "1.00 exact match, candidate 1.00 base, decisive +.00 gain over it" in kept
+    assert "1.00 exact match, candidate 1.00 base, decisive +.00 improvement over it" in kept
 
 
 def test_the_page_links_to_the_run_where_up_serves_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

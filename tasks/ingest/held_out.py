@@ -79,9 +79,9 @@ def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dic
 def held_out(value: Any, file: SourceFile) -> HeldOut:
     """What a record of an evaluation file says. Raises Refused where it is not in the layout that the source names."""
     if file.layout != "auto":
-        return _conversation(to_messages(as_record(value, file.columns), file.layout), [], file.layout)
+        return _conversation(to_messages(as_record(value, file), file.layout), [], file.layout)
     if file.columns:
-        record = as_record(value, file.columns)
+        record = as_record(value, file)
         value = {ours: record[ours] for ours in file.columns if ours in record}
     if not isinstance(value, dict):
         return HeldOut(None, list(_texts(value)), [])

@@ -40,7 +40,7 @@ def parse_line(raw: bytes, ended: bool) -> Any:
     if not raw or raw.isspace():
         raise RefusedRecord("blank_line", "empty")
     try:
-        value = parse_json(raw)
+        return parse_json(raw)
     except RefusedRecord as refused:
         if not ended and refused.reason in ("bad_json", "bad_encoding") and _is_open(raw):
             raise RefusedRecord("truncated", "the file ends in the middle of this record") from None
@@ -48,10 +48,6 @@ def parse_line(raw: bytes, ended: bool) -> Any:
             said = f"{refused.detail}; if the file is one JSON array, set format to json"
             raise RefusedRecord("bad_json", said) from None
         raise
-    if isinstance(value, list) and any(isinstance(element, dict) for element in value):
-        said = "a record is an object, this is an array; if the whole file is one JSON array, name it .json"
-        raise RefusedRecord("not_an_object", f"{said}, or set format to json")
-    return value
 
 
 def parse_json(raw: bytes) -> Any:

@@ -30,7 +30,7 @@ def to_row(
 
     Its identity is that of its repaired texts. Raises RefusedRecord.
     """
-    record = as_record(value, file.columns)
+    record = as_record(value, file)
     layout = layout_of(record) if file.layout == "auto" else file.layout
     messages = to_messages(record, layout)
     if file.layout == "auto":
@@ -50,11 +50,14 @@ def to_row(
     return row, layout, made
 
 
-def as_record(value: Any, columns: dict[str, str]) -> Record:
-    """A record's value as an object, its fields under our names. Raises Refused where it is no object."""
-    if not isinstance(value, dict):
-        raise RefusedRecord("not_an_object", f"a record is an object, this is {kind(value)}")
-    return renamed(value, columns) if columns else value
+def as_record(value: Any, file: SourceFile) -> Record:
+    """A record's value as an object, its fields under our names. Raises RefusedRecord where it is no object."""
+    if isinstance(value, dict):
+        return renamed(value, file.columns) if file.columns else value
+    said = f"a record is an object, this is {kind(value)}"
+    if file.format == "jsonl" and isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        said += "; if the whole file is one JSON array, name it .json, or set format to json"
+    raise RefusedRecord("not_an_object", said)
 
 
 def columns_in(value: Any, columns: dict[str, str]) -> list[str]:
