@@ -40,7 +40,7 @@ log = logging.getLogger("tunewright")
 
 RESTARTS = 5  # of the temporary server; after that it is no accident
 LOOK_SECONDS = 1.0
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = (*addresses.HOSTS, "::1")
 PATIENCE_SECONDS = 25.0  # for a server on this machine that refuses connections
 RESTART_SECONDS = 60.0  # the same, where somebody starts it again
 

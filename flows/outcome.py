@@ -190,8 +190,12 @@ def too_few_test_rows(splits: artifacts.Splits, verdict: artifacts.Verdict | Non
     rows = counted(splits.num_test, "test row")
     if verdict and verdict.smallest_visible is not None:
         return f"warning: only {rows}, smallest detectable gain {number(verdict.smallest_visible)} (80 % power)"
-    least = number(LeakProof.load(splits).smallest_visible_difference)
-    return f"warning: only {rows}, smallest detectable gain in accuracy about {least} (80 % power, estimated)"
+    return few_test_rows(rows, LeakProof.load(splits).smallest_visible_difference)
+
+
+def few_test_rows(rows: str, least: float) -> str:
+    """The estimate of which gain so few test rows show at least, before a verdict has measured it."""
+    return f"warning: only {rows}, smallest detectable gain in accuracy about {number(least)} (80 % power, estimated)"
 
 
 def given_sides(checked: artifacts.CheckedRows) -> Sequence[str]:

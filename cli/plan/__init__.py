@@ -17,8 +17,8 @@ from tunewright.errors import ConfigError, DataError
 from tunewright.flows.calls import Step
 from tunewright.flows.finetune import plan
 from tunewright.flows.inputs import Inputs, inputs, looked_at
-from tunewright.flows.outcome import too_few_test_rows
-from tunewright.reports.figures import number
+from tunewright.flows.outcome import few_test_rows, too_few_test_rows
+from tunewright.reports.figures import counted
 from tunewright.serving import context_length
 from tunewright.tasks.ingest.files import SourceFile, is_remote
 from tunewright.tasks.ingest.sampling import Sample, first_rows
@@ -172,8 +172,7 @@ def _few_test_rows(made: dict[str, Artifact | None], sample: Sampled | None, fil
     least = visible_difference(max(1, sample.num_test))
     if least <= LEAST_VISIBLE:
         return []
-    rows = f"about {sample.num_test:,} test row{'s'[: sample.num_test != 1]}"
-    return [f"warning: only {rows}, smallest detectable gain in accuracy about {number(least)} (80 % power, estimated)"]
+    return [few_test_rows(f"about {counted(sample.num_test, 'test row')}", least)]
 
 
 class _Rates:

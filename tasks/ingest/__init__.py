@@ -28,7 +28,7 @@ from tunewright.tasks.ingest.files import SourceFile, source_files, unchanged
 from tunewright.tasks.ingest.held_out import write_held_out
 from tunewright.tasks.ingest.parsing import RefusedRecord
 from tunewright.tasks.ingest.parts import LIBRARIES, columns_of, parts_of
-from tunewright.tasks.ingest.readers import read, windows_conversion
+from tunewright.tasks.ingest.readers import encoding_advice, read
 from tunewright.tasks.ingest.rows import row_id_of
 from tunewright.tasks.ingest.stores import num_bytes
 from tunewright.tasks.ingest.tables import Tables, Tally
@@ -148,7 +148,7 @@ def reasons(tally: Tally, files: Iterable[SourceFile]) -> str:
     said = "; ".join(f"{n} {reason}, first {tally.firsts[reason]}" for reason, n in tally.reasons.most_common())
     first = tally.firsts.get("bad_encoding", "")
     file = next((file for file in files if first.startswith(f"{file.path} line ")), None)
-    return f"{said}{windows_conversion(file, first)}" if file else said
+    return f"{said}{encoding_advice(file, first)}" if file else said
 
 
 def detected(file: SourceFile, tally: Tally) -> str:

@@ -236,7 +236,7 @@ def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> lis
     except (csv.Error, RefusedRecord) as error:
         raise DataError(
             f"{file.path}: bad_csv, line 1 is not a header row ({error}); accepted: CSV with commas in UTF-8"
-            f"{windows_conversion(file, str(error))}"
+            f"{encoding_advice(file, str(error))}"
         ) from error
     if twice := sorted(name for name, count in Counter(header).items() if count > 1):
         more = f" and {len(twice) - 8} more" if len(twice) > 8 else ""
@@ -245,7 +245,7 @@ def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> lis
     if len(header) == 1 and (mark := max(OTHER_SEPARATORS, key=header[0].count)) in header[0]:
         raise DataError(
             f"{file.path}: bad_csv, the header row is one column, {quoted(header[0])}; accepted: CSV with commas in "
-            f"UTF-8{windows_conversion(file, NOT_UTF_8) or _conversion(file.path, mark)}"
+            f"UTF-8{encoding_advice(file, NOT_UTF_8) or _conversion(file.path, mark)}"
         )
     return header
 
@@ -259,7 +259,7 @@ def _conversion(path: str, mark: str) -> str:
     return f"; to convert it: python -c {shlex.quote(script)} < {here(path)} > {here(new)}"
 
 
-def windows_conversion(file: SourceFile, said: str) -> str:
+def encoding_advice(file: SourceFile, said: str) -> str:
     """The code page of a file where `said` says of a record that it is not UTF-8, and the command that converts it.
 
     Lines in UTF-8 beyond ASCII stay as they are. There is no command where the page is unsure.
@@ -292,7 +292,7 @@ def windows_conversion(file: SourceFile, said: str) -> str:
         return command
     shown = masked(found.around) == found.around
     reads = f", in which it reads {quoted(found.excerpt)}: check that it reads right" if shown else ""
-    but = "but " if LOOKS_WINDOWS in said and page is not PAGES[0] else ""
+    but = "but " if LOOKS_WINDOWS in said else ""
     return f"; {but}the file as a whole looks like {page.title} ({page.family}){reads}{command}"
 
 

@@ -81,8 +81,10 @@ def _finish_undecided(client: "MlflowClient", run_id: str, why: str) -> None:
 
 def _note_in_source(client: "MlflowClient", version: "ModelVersion", run_id: str, verdict: str) -> None:
     """Tags the run in which a version was made with the verdict of a later run on it; a failed one ends as finished."""
+    if version.run_id == run_id:
+        return
     source = client.get_run(str(version.run_id))
-    if source.info.run_id == run_id or source.info.lifecycle_stage != "active":
+    if source.info.lifecycle_stage != "active":
         return
     client.set_tag(source.info.run_id, LATER, f"{verdict}, by run {run_id}")
     if source.info.status == "FAILED":
