@@ -347,12 +347,22 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(write: Write, old: str, n
         ("\ndata: {}", "x.yaml line 2: data: is not indented enough; it belongs under deployments, then parameters"),
         ("a: [", "x.yaml line 1 column 5: "),
         (
-            b"a: 1\nb: \xff",
-            "x.yaml line 2: byte 0xff is not UTF-8; it may be Windows-1252; to convert it: iconv -f WINDOWS-1252 -t",
+            "a: 1\n# Grüße für später".encode("cp1252"),
+            "x.yaml line 2: byte 0xfc is not UTF-8; the file as a whole looks like Latin-1 or Windows-1252 (Western "
+            "European), in which it reads '# Grüße für später': check that it reads right; to convert it: iconv -f "
+            "WINDOWS-1252 -t UTF-8 x.yaml > x-utf8.yaml",
+        ),
+        (
+            "a: Zgłoszenia klientów, które wymagają odpowiedzi".encode("cp1250"),
+            "x.yaml line 1: byte 0xb3 is not UTF-8; the file as a whole looks like Windows-1250 (Central European), in",
+        ),
+        (
+            "a: Обращения клиентов в поддержку".encode("cp1251"),
+            "x.yaml line 1: byte 0xce is not UTF-8; the file as a whole looks like Windows-1251 (Cyrillic), in which",
         ),
         (
             "a: 1".encode("utf-16"),
-            "x.yaml line 1: byte 0xff is not UTF-8; to convert it: iconv -f UTF-16 -t UTF-8 x.yaml > x-utf8.yaml",
+            "x.yaml: utf_16, the file is UTF-16; accepted: UTF-8; to convert it: iconv -f UTF-16 -t UTF-8 x.yaml > x-",
         ),
         (b"#" * (MAX_BYTES + 1), "x.yaml: larger than 1,000,000 bytes; a deployment file is a page of text"),
     ],

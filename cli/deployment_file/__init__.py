@@ -19,7 +19,7 @@ from tunewright.cli.deployment_file.keys import check, mappings, schedule_of
 from tunewright.cli.deployment_file.strict_yaml import Document
 from tunewright.config import CommaSeparated, LocalPath, Settings, Source, Stage, called_in, from_folder
 from tunewright.config.outside import holds_secret
-from tunewright.errors import ConfigError, TunewrightError
+from tunewright.errors import ConfigError, DataError, TunewrightError
 from tunewright.flows.parameters import DEPLOYMENT_NAME, Parameters, checked, field, flat, named, shown, slug
 
 ENTRYPOINT = "tunewright.flows.finetune.finetune"
@@ -179,22 +179,21 @@ def _text(path: Path) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{path} line {line}: byte {content[error.start]:#04x} is not UTF-8{_conversion(path, content)}"
-        ) from None
+        said = f"{path} line {line}: byte {content[error.start]:#04x} is not UTF-8"
+        raise ConfigError(f"{said}{_encoding_advice(path, said)}") from None
 
 
-def _conversion(path: Path, content: bytes) -> str:
-    """The command that converts a file in UTF-16, or in what may be Windows-1252."""
-    from tunewright.tasks.ingest.encodings import conversion  # with what opens stores
+def _encoding_advice(path: Path, said: str) -> str:
+    """What is said of a data file in another encoding."""
+    from tunewright.tasks.ingest.files import SourceFile  # with what opens stores
+    from tunewright.tasks.ingest.opening import packing_of
+    from tunewright.tasks.ingest.readers import encoding_advice
 
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return conversion(str(path), "UTF-16")
     try:
-        content.decode("cp1252")
-    except UnicodeDecodeError:
-        return ""
-    return f"; it may be Windows-1252{conversion(str(path), 'WINDOWS-1252')}"
+        packing = packing_of(str(path))
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+    return encoding_advice(SourceFile(path=str(path), digest="", format="text", packing=packing), said)
 
 
 def _named(document: Document) -> list[tuple[str, dict[str, Any]]]:

@@ -90,15 +90,23 @@ MARGIN = 0.15  # to the next reading
 MOST_SHOWN = 50
 AROUND = 200
 MOST_READ = 20_000  # characters that the language is told from
+ASCII = bytes(range(0x80))
 
 
 class Guess(NamedTuple):
     """The page that a text is in, or without certainty those that it may be in, likeliest first; and how it reads."""
 
     pages: tuple[CodePage, ...]
-    excerpt: str
-    around: str  # the excerpt within its line
+    excerpt: str  # empty near something secret or personal
     is_sure: bool
+
+    def said(self, of: str = "it") -> str:
+        """The rest of a sentence about the text."""
+        named = " or ".join(f"{page.title} ({page.family})" for page in self.pages)
+        if self.is_sure:
+            reads = f", in which it reads {self.excerpt!r}: check that it reads right" if self.excerpt else ""
+            return f"; {of} looks like {named}{reads}"
+        return f"; it may be {named}: convert it to UTF-8 from the one in which it reads right" if named else ""
 
 
 class _Reading(NamedTuple):
@@ -110,6 +118,8 @@ class _Reading(NamedTuple):
 
 def guess(sample: bytes, beyond_ascii: Iterable[int]) -> Guess:
     """The code page of lines that are not ASCII; `beyond_ascii` are all such bytes of the file that they are from."""
+    from tunewright.privacy import excerpts  # with detect-secrets, which is slow to import
+
     seen = bytes(sorted(beyond_ascii))
     readings: dict[str, _Reading] = {}
     for page in PAGES:
@@ -120,14 +130,15 @@ def guess(sample: bytes, beyond_ascii: Iterable[int]) -> Guess:
                 readings[text] = reading
     likely = sorted((r for r in readings.values() if r.likelihood > 0), key=lambda r: -r.likelihood)
     if not likely:
-        return Guess((), "", "", is_sure=False)
+        return Guess((), "", is_sure=False)
     first, second = likely[0].likelihood, likely[1].likelihood if len(likely) > 1 else 0.0
     best = likely[0]
     is_sure = first >= LEAST_LIKELY and first - second >= MARGIN and best.num_letters >= LEAST_LETTERS
     text = sample.decode(best.page.codec, "replace")
     at = text.find(best.shown)
     around = text[max(0, at - AROUND) : at + len(best.shown) + AROUND]
-    return Guess(tuple(r.page for r in likely[: 1 if is_sure else 3]), best.shown, around, is_sure)
+    excerpt = excerpts.clipped(best.shown, MOST_SHOWN) if excerpts.masked(around) == around else ""
+    return Guess(tuple(r.page for r in likely[: 1 if is_sure else 3]), excerpt, is_sure)
 
 
 def _decodes(content: bytes, codec: str) -> bool:
@@ -136,12 +147,6 @@ def _decodes(content: bytes, codec: str) -> bool:
     except UnicodeDecodeError:
         return False
     return not CONTROL.search(text.replace("\x85", "")) or codec == "koi8-r"
-
-
-def reads_well(text: str) -> bool:
-    """Whether a piece of text has only words with letters of one alphabet; the words at its ends may be cut."""
-    words = _words(text)
-    return any(not any(_is_odd(word, alphabet) for word in words) for alphabet in set(ALPHABETS.values()))
 
 
 def _judged(text: str, page: CodePage) -> _Reading:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any, NoReturn
 
-from tunewright.tasks.ingest.code_pages import reads_well
+from tunewright.tasks.ingest.code_pages import AROUND, ASCII, guess
 from tunewright.tasks.ingest.opening import BOM
 
 Record = dict[str, Any]
@@ -15,14 +15,10 @@ Record = dict[str, Any]
 KINDS = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
 MAX_DEPTH = 64
 MAX_QUOTED = 60
-LOOKS_WINDOWS = "it looks like Latin-1 or Windows-1252"
 SHOWN_FROM = 2_000  # characters of what was refused that are looked at for what must not be shown
 # A JSON string (to the end if it is not closed), or a mark that opens, closes or separates. Possessive: linear time.
 TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{},]', re.DOTALL)
 TRAILING_COMMA = re.compile(r",\s*$")
-WESTERN = frozenset(  # what stands in text beside letters: quotes, dashes, currencies, a hard space
-    b"\x80\x85\x91\x92\x93\x94\x96\x97\x99\xa0\xa1\xa3\xa7\xa9\xab\xae\xb0\xb7\xbb\xbf".decode("cp1252")
-)
 
 
 class RefusedRecord(Exception):
@@ -98,22 +94,13 @@ def decoded(raw: bytes) -> str:
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
+        around = raw[max(0, error.start - AROUND) : error.start + AROUND]
+        found = guess(around, around.translate(None, ASCII))
         where = f"byte {error.start + 1} is {raw[error.start]:#04x}, not UTF-8"
-        raise RefusedRecord("bad_encoding", f"{where}{_looks_like(raw, error.start)}") from None
+        raise RefusedRecord("bad_encoding", f"{where}{found.said() if found.is_sure else ''}") from None
     if "\0" in text:
         raise RefusedRecord("nul_character", f"character {text.index(chr(0)) + 1} is NUL")
     return text
-
-
-def _looks_like(raw: bytes, position: int) -> str:
-    """What else the bytes around a place may be: cp1252, which Latin-1 is part of, where that makes words."""
-    around = raw[max(0, position - 10) : position + 10].decode("cp1252", "replace")
-    western = all(character.isascii() or character.isalpha() or character in WESTERN for character in around)
-    if not western or not reads_well(around):
-        return ""
-    wide = raw[max(0, position - 200) : position + 200].decode("cp1252", "replace")
-    shown = repr(around) if masked(wide) == wide else "not shown, it is near something secret or personal"
-    return f"; {LOOKS_WINDOWS} ({shown})"
 
 
 def _fault(text: str, error: json.JSONDecodeError) -> str:

@@ -24,17 +24,15 @@ from tunewright.machine import parquet
 from tunewright.machine.bounded import Unreadable
 from tunewright.tasks.ingest import arrow, hub
 from tunewright.tasks.ingest.arrays import elements
-from tunewright.tasks.ingest.code_pages import PAGES, Guess, guess
+from tunewright.tasks.ingest.code_pages import ASCII, guess
 from tunewright.tasks.ingest.encodings import conversion, here, mixed_conversion
 from tunewright.tasks.ingest.files import SourceFile
 from tunewright.tasks.ingest.layouts import known_columns
 from tunewright.tasks.ingest.opening import BOM, is_of_content, unpacked
 from tunewright.tasks.ingest.parsing import (
-    LOOKS_WINDOWS,
     Record,
     RefusedRecord,
     decoded,
-    masked,
     parse_json,
     parse_line,
     quoted,
@@ -48,7 +46,6 @@ ALWAYS_PLAUSIBLE = 100_000  # records of a file, and one for each of its bytes a
 
 MOST_LOOKED_AT = 1 << 26  # bytes of a file in which each line is looked at for its encoding
 MOST_GUESSED_FROM = 100_000  # bytes of its lines that are not UTF-8
-ASCII = bytes(range(0x80))
 
 # A field of CSV, in quotes or without, and what stands in quotes whatever follows. Possessive: linear time.
 QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
@@ -260,7 +257,7 @@ def _conversion(path: str, mark: str) -> str:
 
 
 def encoding_advice(file: SourceFile, said: str) -> str:
-    """The code page of a file where `said` says of a record that it is not UTF-8, and the command that converts it.
+    """The code page of a file where `said` says of its text that it is not UTF-8, and the command that converts it.
 
     Lines in UTF-8 beyond ASCII stay as they are. There is no command where the page is unsure.
     """
@@ -282,25 +279,16 @@ def encoding_advice(file: SourceFile, said: str) -> str:
         return ""
     found = guess(bytes(sample), beyond_ascii)
     if not found.is_sure:
-        return _unsure(found)
+        return found.said()
     page = found.pages[0]
     if is_mixed:
         command = mixed_conversion(file.path, page.codec, file.packing)
     else:
         command = conversion(file.path, page.iconv, file.packing)
-    if page is PAGES[0] and LOOKS_WINDOWS in said:
+    if f"looks like {page.title}" in said:
         return command
-    shown = masked(found.around) == found.around
-    reads = f", in which it reads {quoted(found.excerpt)}: check that it reads right" if shown else ""
-    but = "but " if LOOKS_WINDOWS in said else ""
-    return f"; {but}the file as a whole looks like {page.title} ({page.family}){reads}{command}"
-
-
-def _unsure(found: Guess) -> str:
-    if not found.pages:
-        return ""
-    named = " or ".join(f"{page.title} ({page.family})" for page in found.pages)
-    return f"; it may be {named}: convert it to UTF-8 from the one in which it reads right"
+    of = "but the file as a whole" if "; it looks like" in said else "the file as a whole"
+    return f"{found.said(of)}{command}"
 
 
 def _is_utf_8(content: bytes) -> bool:
