@@ -13,7 +13,7 @@ from tunewright.artifacts import Artifact, Contender, RunArtifacts
 from tunewright.config import STAGES, Checks, Data, Dedupe, Expectation, Settings, Source
 from tunewright.registry.candidate import Candidate
 from tunewright.store.cache_key import flat
-from tunewright.store.miss_reasons import FOLLOWS, SENTENCES, SETTINGS, causes
+from tunewright.store.miss_reasons import FOLLOWS, NAMED_BY, SENTENCES, SETTINGS, causes
 from tunewright.tasks.ingest import ingest, source_files
 
 LINE = json.dumps({"instruction": "Say hello", "output": "Hello"}) + "\n"
@@ -40,6 +40,14 @@ def of_checks(*names: str, **options: Any) -> dict[str, Any]:
     [
         ("split", dict(flat("settings", Dedupe())), dict(flat("settings", Dedupe(threshold=0.8))), "split.threshold"),
         ("base", {"reference": "a"}, {"reference": "b"}, 'model.base: "a" -> "b"'),
+        ("base", {"reference": "a", "identity": "1"}, {"reference": "b", "identity": "2"}, 'model.base: "a" -> "b"'),
+        ("base", {"reference": "a", "identity": "1"}, {"reference": "a", "identity": "2"}, "model.base: its files"),
+        (
+            "dedupe",
+            dict(flat("settings", Dedupe())) | {"embedding": "1"},
+            dict(flat("settings", Dedupe(semantic_model="b"))) | {"embedding": "2"},
+            'dedupe.semantic_model: "',
+        ),
         ("split", {"engine": "local"}, {"engine": "ray"}, 'dedupe.engine: "local" -> "ray"'),
         (
             "register",
@@ -151,7 +159,7 @@ def test_no_argument_of_a_stage_is_told_by_its_own_name(stage: str) -> None:
 
 def test_every_sentence_and_setting_is_of_an_argument_that_there_is() -> None:
     there = {f"{stage}.{name}" for stage in STAGES for name, _ in _flat(_arguments(stage), into=(Contender,))}
-    assert {*SETTINGS, *SENTENCES, *FOLLOWS} - there == set()
+    assert {*SETTINGS, *SENTENCES, *FOLLOWS, *NAMED_BY} - there == set()
 
 
 def _arguments(stage: str) -> dict[str, Any]:

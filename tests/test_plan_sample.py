@@ -78,6 +78,33 @@ def test_a_plan_and_a_run_say_alike_that_tokenizer_files_are_missing(tiny_base: 
     assert str(stop.value) == str(before.value)
 
 
+def test_a_plan_refuses_a_base_that_is_nowhere_in_the_words_of_the_run(tiny_base: Base) -> None:
+    write("a.jsonl", *map(record, range(50)))
+    nowhere = tiny_base.model_copy(update={"reference": "bases/none"})
+    with pytest.raises(ConfigError, match=r"^model\.base=bases/none: taken for a hub id, as there is no fo") as before:
+        planned(nowhere)
+    with pytest.raises(ConfigError) as stop:
+        models.look_up("bases/none", None)
+    assert str(stop.value) == str(before.value)
+
+
+@pytest.mark.parametrize("has_it", [False, True])
+def test_a_plan_where_the_hub_has_the_base_or_cannot_be_asked_shows_the_stages_and_says_so(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, has_it: bool
+) -> None:
+    def asked(*_: Any, **__: Any) -> None:
+        if not has_it:
+            raise TimeoutError
+
+    monkeypatch.setattr("huggingface_hub.model_info", asked)
+    write("a.jsonl", *map(record, range(50)))
+    found = planned(tiny_base.model_copy(update={"reference": "bases/none"}))
+    why = "not yet downloaded from the hub" if has_it else "taken for a hub id, as there is no folder "
+    assert found.steps
+    assert found.unknown.startswith(f"model.base=bases/none: {why}")
+    assert found.unknown.endswith(" once it is downloaded: tunewright run mine.yaml --until base")
+
+
 def test_rows_over_max_length_are_told_by_plan(tiny_base: Base) -> None:
     write("a.jsonl", *(record(n, 60 + n) for n in range(10)))
     found = planned(tiny_base, max_length=16)

@@ -18,6 +18,7 @@ from tunewright.flows.calls import Step
 from tunewright.flows.finetune import plan
 from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.outcome import few_test_rows, too_few_test_rows
+from tunewright.modeling import models
 from tunewright.reports.figures import counted
 from tunewright.serving import context_length
 from tunewright.tasks.ingest.files import SourceFile, is_remote
@@ -68,6 +69,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     first_run = next((step for step in steps if step.state == "run"), None)
     if first_run and first_run.stopped:  # it has refused these very data before
         raise DataError(first_run.stopped.said)
+    unanswered = _look_up_base(settings, steps)
     made = {step.stage: step.record if step.state == "cached" else None for step in steps}
     first = None if made["ingest"] else _first_rows(read, settings.data, what)
     if STAGES.index(pipeline.until) < STAGES.index("train"):
@@ -79,10 +81,8 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     except ValueError as error:  # files that the arithmetic does not know
         return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {error}")
     if ground is None:
-        unknown = (
-            "the base is not on this machine and was not checked; training can be estimated once it is downloaded: "
-            f"tunewright run {what} --until base"
-        )
+        said = unanswered or f"model.base={settings.model.base}: not yet downloaded from the hub"
+        unknown = f"{said}; training can be estimated once it is downloaded: tunewright run {what} --until base"
         return Planned(steps=steps, costs=None, unknown=unknown)
     if sample and sample.is_too_long:
         return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {sample.too_long}")
@@ -99,6 +99,19 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     notes += _overridden(settings.training)
     notes += _few_test_rows(made, sample, read.files)
     return Planned(steps=steps, costs=_costs(case, rates, notes, sample.said if sample else ""))
+
+
+def _look_up_base(settings: Settings, steps: Sequence[Step]) -> str:
+    """Raises ConfigError, as the run would, where the base is neither here nor on the hub.
+
+    Returns the same sentence where the hub cannot be asked, and otherwise nothing.
+    """
+    if any(step.stage == "base" and step.state == "run" for step in steps):
+        try:
+            models.look_up(settings.model.base, settings.model.revision)
+        except models.Unanswered as error:
+            return str(error)
+    return ""
 
 
 def _with_packages(machine: devices.Machine, compute: Compute) -> tuple[devices.Machine, list[str]]:

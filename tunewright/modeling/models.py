@@ -6,6 +6,7 @@ import shutil
 import string
 import tempfile
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,9 @@ def identity(reference: str) -> str:
 
 
 def look_up(reference: str, revision: str | None) -> None:
-    """Asks the hub whether it has a base, unless one is here: for whoever makes runs that start later.
+    """Asks the hub whether it has a base, unless one is here: for whoever plans runs, or makes some that start later.
 
-    Raises ConfigError where it has not.
+    Raises ConfigError where it has not, or Unanswered where it cannot be asked now.
     """
     if reference.startswith("package:") or Path(reference).expanduser().is_dir():
         return
@@ -163,18 +164,27 @@ def look_up(reference: str, revision: str | None) -> None:
     from huggingface_hub.errors import (
         HFValidationError,
         HTTPError,  # pyright: ignore[reportPrivateImportUsage] of the library it uses, another with each version
+        OfflineModeIsEnabled,
     )
 
     try:
         if not isinstance(try_to_load_from_cache(reference, "config.json", revision=revision), str):
             model_info(reference, revision=revision, timeout=HUB_SECONDS)
-    except (OSError, HTTPError, HFValidationError) as error:
+    except (OfflineModeIsEnabled, HFValidationError) as error:
         raise is_nowhere(reference, error) from error
+    except (OSError, HTTPError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", HTTPStatus.INTERNAL_SERVER_ERROR)
+        kind = Unanswered if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ConfigError
+        raise is_nowhere(reference, error, kind) from error
 
 
-def is_nowhere(reference: str, error: Exception) -> ConfigError:
+class Unanswered(ConfigError):
+    """The hub, which may have the base, cannot be reached now."""
+
+
+def is_nowhere(reference: str, error: Exception, kind: type[ConfigError] = ConfigError) -> ConfigError:
     """The error where a base is neither a folder here nor to be had from the hub."""
-    return ConfigError(
+    return kind(
         f"model.base={reference}: taken for a hub id, as there is no folder {Path(reference).parent.absolute()}; the "
         f"hub has no such model, requires a login, or cannot be reached ({type(error).__name__})"
     )

@@ -66,6 +66,11 @@ SENTENCES = {  # stage and argument, or a part of it -> what its change says
     "register.candidate.lineage": "data.sources: the content of files changed",
     "register.candidate.data_version": "the version number of the data changed",
 }
+NAMED_BY = {  # stage and argument, the content of what a setting names -> the ingredient that is this setting
+    "base.identity": "reference",
+    "dedupe.embedding": "settings.semantic_model",
+    "prompt.embedding": "embedding_model",
+}
 FOLLOWS = {  # what of these can only change where another stage runs
     "check.special_tokens": "base",
     "evaluate.contender.model_digest": "train",
@@ -106,6 +111,7 @@ def causes(
         name
         for name, found in made_by.items()
         if (found[1] if found else FOLLOWS.get(f"{stage}.{name}", "")) not in waits
+        and NAMED_BY.get(f"{stage}.{name}") not in made_by  # another name is cause enough
     ]
     said = [*_files(before, now, made), *_sections(stage, names, before, now)]
     if code := [name.removeprefix("code ") for name in names if name.startswith("code ")]:
