@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tunewright.accepted import did_you_mean, initials, meant, shown
 from tunewright.cli.visible import plain_table
+from tunewright.config.other_tools import IN_OTHER_TOOLS
 from tunewright.errors import ConfigError
 from tunewright.flows.parameters import Parameters, section_of
 
@@ -41,10 +42,17 @@ def listed(name: str | None = None) -> list[Setting]:
 
 
 def _near(key: str, every: Sequence[Setting]) -> str:
-    """What was most likely meant: a key that ends so, maybe for short, or is spelt alike, or what the section has."""
+    """What was most likely meant: what other tools call so, a key that ends so, maybe for short, or is spelt alike, or
+    what the section has.
+    """
     keys = [each.key for each in every]
     section, _, last = key.rpartition(".")
-    near = [other for other in keys if last in {name := other.rpartition(".")[2], initials(name)}] if last else []
+    others = [key for key in [IN_OTHER_TOOLS.get(last)] if key]
+    near = (
+        others or [other for other in keys if last in {name := other.rpartition(".")[2], initials(name)}]
+        if last
+        else []
+    )
     if near := near or get_close_matches(key, keys, 3, 0.8):
         return meant(near).strip()
     if section in Parameters.model_fields:

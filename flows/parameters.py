@@ -17,10 +17,12 @@ from pydantic_core import ErrorDetails
 
 from tunewright.accepted import accepted, choices, initials, meant, shown
 from tunewright.config import Registry, Settings, Stage
+from tunewright.config.other_tools import IN_OTHER_TOOLS
 from tunewright.data_checks.suite import SuiteError, suite
 from tunewright.errors import ConfigError
 
 FLOW = "finetune"  # the name of the pipeline's flow in Prefect
+CLOSE = 0.8  # of 1: how much the spelling of a key of another section has to have in common with what was given
 DEPLOYMENT_NAME = "the deployment's name"  # where a registry.name came from that nobody set
 
 
@@ -81,10 +83,15 @@ def flat(values: BaseModel | dict[str, Any]) -> dict[str, Any]:
     return dict(_flatten("", values.model_dump(mode="json") if isinstance(values, BaseModel) else values))
 
 
-def unknown(key: str, name: str, accepted: Sequence[str], elsewhere: Sequence[str] = ()) -> str:
-    """What to say of a key that is none of the accepted; `name` is its last part, `elsewhere` keys that end so."""
+def unknown(
+    key: str, name: str, accepted: Sequence[str], elsewhere: Sequence[str] = (), *, is_sure: bool = False
+) -> str:
+    """What to say of a key that is none of the accepted; `name` is its last part.
+
+    `elsewhere` are other keys that may be meant, if none of the accepted is; with `is_sure` they are meant.
+    """
     short = [each for each in accepted if name and initials(each) == name]
-    near = short or get_close_matches(name, accepted, 1) or elsewhere
+    near = elsewhere if is_sure else short or get_close_matches(name, accepted, 1) or elsewhere
     return f"{key}: unknown key; {meant(near)}accepted: {', '.join(accepted)}"
 
 
@@ -184,15 +191,23 @@ def _short(section: type[BaseModel] | None, given: Any) -> list[str]:
 
 
 def _unknown_field(location: Sequence[str | int]) -> str:
-    """Of a key that nothing has here: those that end so elsewhere, in an item of a list below or in another section."""
-    name = str(location[-1])
+    """Of a key that nothing has here: what other tools call so, or what is called so elsewhere or is near to it."""
+    name, key = str(location[-1]), _key(location)
     model = _model(location[:-1]) or Parameters
-    below = {f"{at}[0].{name}": section_of(field.annotation) for at, field in model.model_fields.items()}
-    beside = {f"{section}.{name}": _model([section]) for section in Parameters.model_fields}
-    whole = {name: Parameters} if model is not Parameters else {}
+    fields = list(model.model_fields)
+    if meant_by_others := IN_OTHER_TOOLS.get(name):
+        section, _, own = meant_by_others.partition(".")
+        return unknown(key, name, fields, [own if location[:-1] == (section,) else meant_by_others], is_sure=True)
+    below = {f"{at}[0].": section_of(field.annotation) for at, field in model.model_fields.items()}
+    beside = {f"{section}.": _model([section]) for section in Parameters.model_fields}
+    whole = {"": Parameters} if model is not Parameters else {}
     found = below if model is not Parameters else {}
-    elsewhere = [key for key, m in (found | beside | whole).items() if m and name in m.model_fields]
-    return unknown(_key(location), name, list(model.model_fields), elsewhere)
+    names = [(place, each) for place, m in (found | beside | whole).items() if m for each in m.model_fields]
+    exact = [f"{place}{each}" for place, each in names if each == name]
+    short = [f"{place}{each}" for place, each in names if initials(each) == name]
+    close = get_close_matches(name, [each for _, each in names], 1, CLOSE)
+    near = exact or short or [f"{place}{each}" for place, each in names if each in close]
+    return unknown(key, name, fields, near, is_sure=model is Parameters and bool(exact))
 
 
 def _key(location: Sequence[str | int]) -> str:

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunewright.config import STAGES, Registry, Settings, Training
+from tunewright.config.other_tools import IN_OTHER_TOOLS, OF_OTHERS
 from tunewright.errors import ConfigError
-from tunewright.flows.parameters import Parameters, checked, flat, named, shown, slug
+from tunewright.flows.parameters import Parameters, checked, field, flat, named, shown, slug
 
 VALID: dict[str, Any] = {"data": {"sources": [{"path": "a.jsonl"}]}, "model": {"base": "org/name"}}
 TRAINING = ", ".join(Training.model_fields)
@@ -20,6 +21,13 @@ def refusal(**sections: Any) -> str:
     with pytest.raises(ConfigError) as error:
         checked(VALID | sections, lambda key: f"<{key}>")
     return str(error.value)
+
+
+def test_each_name_of_another_tool_is_no_setting_here_and_stands_for_one_that_is() -> None:
+    own = {key.rpartition(".")[2] for key in flat(Settings.model_validate(VALID))}
+    assert not {*IN_OTHER_TOOLS} & own
+    assert all(field(key) for key in IN_OTHER_TOOLS.values())
+    assert len(IN_OTHER_TOOLS) == len(" ".join(OF_OTHERS.values()).split())
 
 
 def test_two_sections_are_enough() -> None:
@@ -48,6 +56,28 @@ def test_all_sections_and_stages_are_taken() -> None:
         (
             {"training": {"rank": 8}},
             f"<training.rank>: training.rank: unknown key; did you mean method.rank? accepted: {TRAINING}",
+        ),
+        (
+            {"training": {"lora_r": 8}},
+            f"<training.lora_r>: training.lora_r: unknown key; did you mean method.rank? accepted: {TRAINING}",
+        ),
+        (
+            {"training": {"num_train_epochs": 1}},
+            "<training.num_train_epochs>: training.num_train_epochs: unknown key; did you mean epochs? accepted: learn",
+        ),
+        *(
+            ({given: 1}, f"<{given}>: {given}: unknown key; did you mean {key}? accepted: {SECTIONS}")
+            for given, key in {
+                "lr": "training.learning_rate",
+                "learning_rat": "training.learning_rate",
+                "epochs": "training.epochs",
+                "batch_size": "training.batch",
+                "metric": "gate.metric",
+                "lora_r": "method.rank",
+                "model_name_or_path": "model.base",
+                "per_device_train_batch_size": "training.micro_batch",
+                "seed": "split.seed or training.seed",
+            }.items()
         ),
         ({"trainin": {}}, f"<trainin>: trainin: unknown key; did you mean training? accepted: {SECTIONS}"),
         (

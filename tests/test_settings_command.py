@@ -78,6 +78,7 @@ def test_a_dotted_key_shows_that_setting_and_what_is_below_it(name: str, keys: l
         ("learning_rate", "did you mean training.learning_rate?"),
         ("training.lr", "did you mean training.learning_rate?"),
         ("lr", "did you mean training.learning_rate?"),
+        ("num_train_epochs", "did you mean training.epochs?"),
         ("training.x", "accepted: learning_rate, epochs, "),
     ],
 )

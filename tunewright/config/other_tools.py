@@ -1,0 +1,46 @@
+"""Settings by the names that they have in other tools for fine-tuning, for whoever types one of these by habit.
+
+The tools are transformers, TRL, PEFT, Axolotl, LLaMA-Factory and Unsloth.
+"""
+
+OF_OTHERS = {  # our key -> their names
+    "data.sources": "data_path dataset dataset_name dataset_path datasets train_data train_file",
+    "data.limit": "max_samples max_train_samples",
+    "split.validation": "eval_size val_set_size val_size validation_size validation_split",
+    "split.test": "test_size test_split",
+    "model.base": "base_model model_id model_name model_name_or_path model_path pretrained_model_name_or_path",
+    "model.revision": "model_revision",
+    "model.chat_template": "prompt_template template",
+    "model.max_length": "block_size context_length cutoff_len max_seq_len max_seq_length sequence_len",
+    "method.kind": "adapter finetuning_type load_in_4bit peft_type tuner",
+    "method.rank": "lora_r lora_rank r",
+    "method.alpha": "lora_alpha",
+    "method.dropout": "lora_dropout",
+    "method.target": "lora_target lora_target_modules target_modules",
+    "method.init": "init_lora_weights",
+    "method.rslora": "use_rslora",
+    "method.dora": "use_dora",
+    "method.lora_plus": "loraplus_lr_ratio",
+    "method.bits": "load_in_8bit quantization_bit",
+    "training.learning_rate": "learning_rate_multiplier",
+    "training.epochs": "n_epochs num_epochs num_train_epochs",
+    "training.max_steps": "num_steps num_train_steps",
+    "training.batch": "batch_size global_batch_size gradient_accumulation_steps train_batch_size",
+    "training.micro_batch": "micro_batch_size per_device_batch_size per_device_train_batch_size",
+    "training.evaluate_every": "eval_every eval_steps evals_per_epoch",
+    "training.best_by": "metric_for_best_model",
+    "training.patience": "early_stopping_patience",
+    "training.schedule": "lr_scheduler lr_scheduler_type scheduler",
+    "training.warmup": "warmup_ratio warmup_steps",
+    "compute.optimizer": "optim",
+    "compute.precision": "bf16 dtype fp16 mixed_precision torch_dtype",
+    "compute.packing": "sample_packing",
+    "compute.checkpointing": "gradient_checkpointing use_gradient_checkpointing",
+    "compute.attention": "attn_implementation flash_attention flash_attn",
+    "compute.liger": "use_liger use_liger_kernel",
+    "compute.compile": "torch_compile",
+    "evaluation.batch": "eval_batch_size per_device_eval_batch_size",
+    "registry.name": "hub_model_id registered_model_name",
+    "registry.tracking_uri": "mlflow_tracking_uri",
+}
+IN_OTHER_TOOLS = {name: key for key, names in OF_OTHERS.items() for name in names.split()}
