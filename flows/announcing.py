@@ -14,7 +14,7 @@ from tunewright.artifacts.payloads import CheckResults
 from tunewright.config import Settings, Stage
 from tunewright.flows.calls import Step
 from tunewright.flows.outcome import Outcome
-from tunewright.flows.parameters import slug
+from tunewright.flows.parameters import identifier
 
 CHANGED = "tunewright.data.changed"
 DRIFTED = "tunewright.data.drifted"
@@ -28,7 +28,7 @@ def announce(event: str, name: str, payload: dict[str, Any]) -> None:
 
 def resource(name: str) -> str:
     """What the events about a deployment's data are about."""
-    return f"tunewright.data.{slug(name)}"
+    return f"tunewright.data.{identifier(name)}"
 
 
 def announce_drift(steps: Sequence[Step], settings: Settings, until: Stage) -> None:

@@ -19,7 +19,7 @@ from tunewright.flows import report
 from tunewright.flows.announcing import announce_drift
 from tunewright.flows.calls import Plan, Reached, Run, Step
 from tunewright.flows.inputs import Inputs, inputs, looked_at
-from tunewright.flows.parameters import FLOW, named, slug
+from tunewright.flows.parameters import FLOW, identifier, named
 from tunewright.flows.run_name import run_name
 from tunewright.registry.candidate import Candidate
 from tunewright.reports.stopped_log import say_stopped
@@ -197,7 +197,7 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Ste
             calls.begin_again()
             pipeline(settings, calls)
     if deployment.name:
-        watching.keep_read(slug(deployment.name), calls.files)
+        watching.keep_read(identifier(deployment.name), calls.files)
     return tuple(calls.steps)
 
 

@@ -71,6 +71,11 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", plain.lower())[:100].strip("._-")
 
 
+def identifier(deployment: str) -> str:
+    """The name of a deployment's watcher, events, automations and files: its slug, or itself where that is empty."""
+    return slug(deployment) or deployment
+
+
 def field(key: str) -> FieldInfo | None:
     """The field that a dotted key names, or None."""
     *around, name = key.split(".")

@@ -21,7 +21,7 @@ from prefect.states import Completed
 
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows import announcing
-from tunewright.flows.parameters import FLOW, checked, named, slug
+from tunewright.flows.parameters import FLOW, checked, identifier, named
 from tunewright.reports.figures import counted
 from tunewright.store import in_use
 from tunewright.tasks.ingest import watching
@@ -62,14 +62,14 @@ def watch(deployment: str) -> State[None]:
             return Completed(name="Restarted", message=restarted)
         settings = checked(watched.parameters, lambda _: deployment)
         name = named(settings.registry, watched.name).name
-        if not watching.has_finished(slug(watched.name)) and (running := _under_way(client, watched, name)):
+        if not watching.has_finished(identifier(watched.name)) and (running := _under_way(client, watched, name)):
             message = f"no run of this deployment has finished yet; {running} is under way"
             log.info("%s", message)
             return Completed(name="Unsettled", message=message)
     last = begun[0] if begun else None
     has_failed = bool(last and last.state and last.state.is_failed())
     try:
-        found = watching.look(slug(watched.name), settings.data, has_failed=has_failed)
+        found = watching.look(identifier(watched.name), settings.data, has_failed=has_failed)
     except (ConfigError, DataError) as error:  # files on their way, or none yet: a run would say the same and fail
         log.warning("%s", error)
         return Completed(name="Unreadable", message=str(error))

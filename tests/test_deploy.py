@@ -14,12 +14,14 @@ from make_payloads import SINCE, make_check_results
 from prefect import State, flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
 from prefect.testing.utilities import prefect_test_harness
+from rich.console import Console
 from test_automations import event
 from typer.testing import CliRunner
 from waiting import until
@@ -28,7 +30,7 @@ from tunewright.artifacts import Base, CheckedRows
 from tunewright.cli.deploy import deploy
 from tunewright.cli.deploy.automations import CRASHES, of_server
 from tunewright.cli.deploy.timing import in_words, next_times
-from tunewright.cli.deploy.view import as_json
+from tunewright.cli.deploy.view import as_json, show
 from tunewright.cli.main import app
 from tunewright.cli.up import leftover
 from tunewright.config import Registry
@@ -386,6 +388,26 @@ def test_a_person_is_asked_by_a_deployment_of_its_own(client: SyncPrefectClient,
     asking = client.read_deployment_by_name("approval/drops")
     assert asking.work_pool_name == "local"
     assert asking.entrypoint == "tunewright.flows.release.approval"
+
+
+def test_watcher_and_approval_of_a_deployment_have_its_name_in_one_form(
+    client: SyncPrefectClient, write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write("{watch: 30}\n      gate: {approval: true}")
+    file.write_text(file.read_text().replace("name: drops", "name: Tri Age"))
+    show(Console(width=200), deploy(file, None, "local"))
+    made = client.read_deployments(
+        deployment_filter=DeploymentFilter.model_validate({"name": {"any_": ["Tri Age", "tri-age"]}})
+    )
+    flows = {each.name: client.read_flow(each.flow_id).name for each in made if each.name == "Tri Age"}
+    assert (len(made), flows) == (3, {"Tri Age": "finetune"})
+    said = capsys.readouterr().out
+    assert "polled every 30 s by watch/tri-age;" in said
+    assert "requested by approval/tri-age" in said
+
+
+def test_a_deployment_without_latin_letters_shares_its_events_and_automations_with_no_other() -> None:
+    assert announcing.resource("分类") != announcing.resource("翻译")
 
 
 def test_an_automation_whose_content_is_another_now_is_updated_and_stays_as_paused_as_it_was(

@@ -21,7 +21,7 @@ from prefect.events.schemas.events import ResourceSpecification
 from tunewright.config import Operation
 from tunewright.flows.announcing import CHANGED, DRIFTED, resource
 from tunewright.flows.outcome import STANDS, UNCHANGED, VERDICTS
-from tunewright.flows.parameters import FLOW, slug
+from tunewright.flows.parameters import FLOW, identifier
 from tunewright.flows.watch import RESTARTS
 
 _labels: Any = ResourceSpecification.model_validate  # as a trigger takes labels, whose type says less
@@ -51,7 +51,7 @@ class Target(NamedTuple):
     @property
     def owner(self) -> str:
         """What its automations belong to."""
-        return f"tunewright.deployment.{slug(self.name)}"
+        return f"tunewright.deployment.{identifier(self.name)}"
 
 
 class Synced(NamedTuple):

@@ -29,7 +29,7 @@ from tunewright.accepted import did_you_mean, shown
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.up.service import log_file
 from tunewright.errors import ConfigError, TunewrightError
-from tunewright.flows.parameters import DEPLOYMENT_NAME, FLOW, slug
+from tunewright.flows.parameters import DEPLOYMENT_NAME, FLOW, identifier, slug
 from tunewright.flows.watch import watch
 from tunewright.machine import addresses
 
@@ -206,7 +206,7 @@ def others(client: SyncPrefectClient, pipelines: Sequence[Pipeline], names: Sequ
     for each in _deployments(client):
         if each.name not in names and here in str(each.pull_steps):
             model = _named(each) or slug(each.name)
-            serving = [("watch", each.name), *([("approval", model)] if model not in kept else [])]
+            serving = [("watch", identifier(each.name)), *([("approval", model)] if model not in kept else [])]
             found[each.name] = [f"{FLOW}/{each.name}"] + ["/".join(of) for of in serving if read(client, *of)]
     return found
 
@@ -223,7 +223,10 @@ def _named(deployment: DeploymentResponse) -> str:
 
 def keep_watch(client: SyncPrefectClient, watched: DeploymentResponse, seconds: int | None) -> bool:
     """Sees that the data are looked at every so many seconds, or not at all; returns whether anything changed."""
-    there = read(client, "watch", watched.name)
+    name = identifier(watched.name)
+    if name != watched.name and (older := read(client, "watch", watched.name)):  # named so before
+        client.delete_deployment(older.id)
+    there = read(client, "watch", name)
     if seconds is None:
         if there:
             client.delete_deployment(there.id)
@@ -240,7 +243,7 @@ def keep_watch(client: SyncPrefectClient, watched: DeploymentResponse, seconds: 
         return False
     client.create_deployment(
         client.create_flow(watch),
-        watched.name,
+        name,
         **asked,
         entrypoint="tunewright.flows.watch.watch",
         description=f"Polls the files of {FLOW}/{watched.name} every {seconds} s",

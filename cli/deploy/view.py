@@ -10,7 +10,7 @@ from rich.text import Text
 from tunewright.cli.deploy import Deployed, Result
 from tunewright.cli.deploy.automations import NOTIFIED
 from tunewright.cli.deploy.timing import in_words, next_times
-from tunewright.flows.parameters import FLOW
+from tunewright.flows.parameters import FLOW, identifier
 from tunewright.machine import addresses
 
 
@@ -79,7 +79,7 @@ def _lines(deployed: Deployed) -> list[tuple[str, str]]:
         lines.append(("", "paused: no schedule and no trigger starts a run"))
     if operation.watch:
         then = "a run starts" if operation.start_on == "changed" else "they are checked, and a full run starts on drift"
-        lines.append(("data", f"polled every {operation.watch} s by watch/{now.name}; when they change, {then}"))
+        lines.append(("data", f"polled every {operation.watch} s by watch/{identifier(now.name)}; when they change, {then}"))
     if operation.notify:
         told = ", ".join(NOTIFIED[each] for each in operation.notify_on)
         lines.append(("notifies", f"{', '.join(operation.notify)} of {told}"))
