@@ -13,6 +13,7 @@ from tunewright.cli.deployment_file import Pipeline, effective
 from tunewright.cli.visible import plain_table
 from tunewright.config import from_here
 from tunewright.flows.outcome import UNCHANGED, Outcome, given_sides, too_few_test_rows, worth_a_look
+from tunewright.flows.parameters import written
 from tunewright.flows.report import mlflow_run, training_sentence
 from tunewright.registry.tracking import AS_TRAINING, starts_with, tracking_uri
 from tunewright.reports.account import growth_sentence, leak_sentence
@@ -26,7 +27,7 @@ def show_settings(console: Console, pipeline: Pipeline, *, everything: bool) -> 
     shown = [row for row in rows if everything or row[2] != "default"]
     table = plain_table("setting", "value", "from")
     for key, value, origin in shown:
-        table.add_row(key, Text("" if value is None else "[]" if value == "" else str(value)), Text(origin, "dim"))
+        table.add_row(key, Text("" if value is None else written(value)), Text(origin, "dim"))
     console.print(table)
     if len(shown) < len(rows):
         console.print(f"{len(rows) - len(shown)} more at their defaults; -v shows them", style="dim")

@@ -88,6 +88,11 @@ def flat(values: BaseModel | dict[str, Any]) -> dict[str, Any]:
     return dict(_flatten("", values.model_dump(mode="json") if isinstance(values, BaseModel) else values))
 
 
+def written(value: Any) -> str:
+    """A value of `flat` as a deployment file has it: text as it stands, [] for an empty list, null, true."""
+    return "[]" if value == "" else value if isinstance(value, str) else json.dumps(value)
+
+
 def unknown(
     key: str, name: str, accepted: Sequence[str], elsewhere: Sequence[str] = (), *, is_sure: bool = False
 ) -> str:

@@ -16,7 +16,7 @@ from tunewright.data_checks.summary import summary
 from tunewright.flows.calls import Step
 from tunewright.flows.origins import origins_of
 from tunewright.flows.outcome import Outcome
-from tunewright.flows.parameters import flat
+from tunewright.flows.parameters import flat, written
 from tunewright.metrics import describe
 from tunewright.registry.candidate import PAGE
 from tunewright.registry.tracking import AS_TRAINING, IN_VIEW, starts_with, tracking_uri, ui
@@ -42,7 +42,7 @@ def show_settings(settings: Settings) -> None:
     """A table of every effective setting and where it came from: what this run changed first, the defaults last."""
     origins = origins_of(flat(settings))
     rows = [
-        {"setting": key, "value": "" if value is None else str(value), "from": origins.get(key, "default")}
+        {"setting": key, "value": "" if value is None else written(value), "from": origins.get(key, "default")}
         for key, value in flat(settings).items()
     ]
     rows.sort(key=lambda row: (row["from"] == "default", row["from"] == "deployment"))

@@ -11,7 +11,7 @@ from prefect.runtime import deployment
 from pydantic import TypeAdapter
 
 from tunewright.flows.origins import THIS_RUN, origins_of
-from tunewright.flows.parameters import flat
+from tunewright.flows.parameters import flat, written
 
 CHANGES, LONGEST = 3, 30  # changed settings in a name, and characters of a value
 FILLED_IN = re.compile(  # what Prefect's form fills in, with an animal or a dish: "Refined-Saola"
@@ -55,7 +55,7 @@ def _changes(parameters: Mapping[str, Any]) -> list[str]:
     settings = flat(TypeAdapter(dict[str, Any]).dump_python(dict(parameters), mode="json"))
     origins = origins_of(settings)
     changed = [key for key in settings if origins.get(key, "").startswith(OF_THIS_RUN)]
-    shown = [f"{key.rpartition('.')[2]}={str(settings[key])[:LONGEST]}" for key in changed[:CHANGES]]
+    shown = [f"{key.rpartition('.')[2]}={written(settings[key])[:LONGEST]}" for key in changed[:CHANGES]]
     return [*shown, *([f"and {len(changed) - CHANGES} more"] if len(changed) > CHANGES else [])]
 
 

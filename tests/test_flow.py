@@ -22,6 +22,7 @@ from tunewright.config import (
     Data,
     Evaluation,
     Gate,
+    LmEval,
     Method,
     Model,
     Registry,
@@ -483,24 +484,33 @@ def test_a_run_is_named_after_its_pipeline_what_it_changes_and_when_it_starts(se
     seen: list[str] = []
 
     @flow(flow_run_name=run_name)
-    def pipeline(training: Training, registry: Registry = Registry(name="triage")) -> None:  # noqa: B008
+    def pipeline(
+        training: Training,
+        lm_eval: LmEval,
+        gate: Gate,
+        registry: Registry = Registry(name="triage"),  # noqa: B008
+    ) -> None:
         from prefect.runtime import flow_run
 
         seen.append(flow_run.name or "")
 
     def run(**of: str) -> None:
         token = origins.ORIGINS.set({"training.learning_rate": "demo.yaml line 9", **of})
-        state: State[None] = pipeline(Training(learning_rate=0.0001, epochs=2), return_state=True)
+        state: State[None] = pipeline(
+            Training(learning_rate=0.0001, epochs=2), LmEval(), Gate(approval=True), return_state=True
+        )
         origins.ORIGINS.reset(token)
         assert state.is_completed()
 
     run()
     run(**{"training.learning_rate": "command line"})
     run(**dict.fromkeys([f"training.{key}" for key in Training.model_fields], "command line"))
+    run(**dict.fromkeys(["training.max_steps", "lm_eval.tasks", "gate.approval"], "command line"))
     day = r" \d{4}-\d\d-\d\d \d\d:\d\d"
     assert re.fullmatch(f"triage{day}", seen[0])
     assert re.fullmatch(f"triage learning_rate=0.0001{day}", seen[1])
     assert re.fullmatch(rf"triage learning_rate=0.0001 epochs=2\S* \S+ and \d+ more{day}", seen[2])
+    assert re.fullmatch(rf"triage max_steps=null tasks=\[\] approval=true{day}", seen[3])
 
 
 def on_splits(home: Path) -> dict[str, str]:

@@ -79,7 +79,9 @@ def _lines(deployed: Deployed) -> list[tuple[str, str]]:
         lines.append(("", "paused: no schedule and no trigger starts a run"))
     if operation.watch:
         then = "a run starts" if operation.start_on == "changed" else "they are checked, and a full run starts on drift"
-        lines.append(("data", f"polled every {operation.watch} s by watch/{identifier(now.name)}; when they change, {then}"))
+        lines.append(
+            ("data", f"polled every {operation.watch} s by watch/{identifier(now.name)}; when they change, {then}")
+        )
     if operation.notify:
         told = ", ".join(NOTIFIED[each] for each in operation.notify_on)
         lines.append(("notifies", f"{', '.join(operation.notify)} of {told}"))
