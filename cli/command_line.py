@@ -192,8 +192,9 @@ def one_line_errors(as_json: bool, *, uses_home: bool = True) -> Iterator[ExitSt
         if not isinstance(error, OSError) or error.errno not in OF_THE_DISK:
             raise
         _fail(OF_THE_DISK[error.errno].format(error.filename or config.home()), 1, as_json)
-    except KeyboardInterrupt:
-        _fail(interrupts.said(signal.SIGINT), 128 + signal.SIGINT, as_json)
+    except KeyboardInterrupt as error:
+        number = interrupts.number_of(error)
+        _fail(interrupts.said(number), 128 + number, as_json)
     except _Terminated:
         _fail(interrupts.said(signal.SIGTERM), 128 + signal.SIGTERM, as_json)
 

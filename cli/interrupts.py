@@ -16,7 +16,12 @@ from contextlib import contextmanager
 RESUMED = ("run", "compare")  # commands whose next call resumes what was interrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-_blocks: list[bool] = []  # of each `raised` block that is open: whether a signal came in it
+_blocks: list[int] = []  # of each `raised` block that is open: the last signal that came in it, or 0
+
+
+def number_of(error: KeyboardInterrupt) -> int:
+    """The signal that raised it."""
+    return next(iter(error.args), signal.SIGINT)
 
 
 def said(number: int) -> str:
@@ -71,9 +76,9 @@ class _Raise:
     def __init__(self, block: int) -> None:
         self.block = block
 
-    def __call__(self, *_: object) -> None:
-        _blocks[self.block] = True
-        raise KeyboardInterrupt
+    def __call__(self, number: int, *_: object) -> None:
+        _blocks[self.block] = number
+        raise KeyboardInterrupt(number)
 
 
 def _raises(handler: object) -> bool:
@@ -82,8 +87,8 @@ def _raises(handler: object) -> bool:
 
 def raise_if_came() -> None:
     """Raise KeyboardInterrupt where a signal came in an open `raised` block, whoever swallowed it."""
-    if any(_blocks):
-        raise KeyboardInterrupt
+    if number := max(_blocks, default=0):
+        raise KeyboardInterrupt(number)
 
 
 @contextmanager
@@ -98,7 +103,7 @@ def raised(*, by: Sequence[signal.Signals] = ()) -> Iterator[None]:
         yield
         return
     block = len(_blocks)
-    _blocks.append(False)
+    _blocks.append(0)
     unraisable = sys.unraisablehook
     for each in before:
         signal.signal(each, _Raise(block))
@@ -107,7 +112,7 @@ def raised(*, by: Sequence[signal.Signals] = ()) -> Iterator[None]:
         yield
     except BaseException as error:
         if _blocks[block] and not isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
+            raise KeyboardInterrupt(_blocks[block]) from error
         raise
     finally:
         sys.unraisablehook = unraisable

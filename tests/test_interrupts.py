@@ -167,8 +167,9 @@ def test_who_imports_the_command_line_keeps_its_own_answer() -> None:
     assert done.stdout == "True\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("seconds", [0.5, 1.5, 2.5, 4.0])
-def test_up_ends_with_its_children_and_no_traceback(seconds: float, tmp_path: Path) -> None:
+def test_up_ends_with_its_children_and_no_traceback(seconds: float, number: int, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", UP, "up", *ports()],
         env=environment(tmp_path / "home"),
@@ -180,15 +181,17 @@ def test_up_ends_with_its_children_and_no_traceback(seconds: float, tmp_path: Pa
     )
     time.sleep(seconds)
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
+        os.kill(process.pid, number) if number == signal.SIGTERM else os.killpg(process.pid, number)
     said = process.communicate(timeout=120)[0]
     assert "Traceback" not in said
+    line = "error: ended by SIGTERM\n" if number == signal.SIGTERM else INTERRUPTED
     if "Ctrl-C stops it" in said:
-        assert process.returncode == 0
-        assert said.splitlines()[-1] == "all stopped"  # there was no run
-        assert len(said.splitlines()) <= 4  # with what was ready by then
-    else:
-        assert (process.returncode, said) == (130, INTERRUPTED)
+        assert process.returncode == (143 if number == signal.SIGTERM else 0)
+        ends = ["all stopped", *([line.strip()] if number == signal.SIGTERM else [])]  # there was no run
+        assert [each for each in said.splitlines() if "stopped" in each or "error" in each] == ends
+        assert len(said.splitlines()) <= 4 + len(ends) - 1  # with what was ready by then
+    elif process.returncode != -signal.SIGTERM:  # before Python has begun with ours
+        assert (process.returncode, said) == (128 + number, line)
 
 
 def test_the_child_that_makes_mlflows_database_is_out_of_the_terminals_reach(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ prefect_app.py and tunewright/registry/mlflow_server.py close the servers to web
 
 import logging
 import os
+import signal
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,7 +38,7 @@ DEMO = Path("deployments/demo.yaml")
 
 
 def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
-    """Starts the services, and comes back when Ctrl-C or SIGTERM has ended them.
+    """Starts the services, and comes back when Ctrl-C has ended them; SIGTERM ends them with KeyboardInterrupt.
 
     Raises ConfigError where a port is taken, TunewrightError where it is up already or a service does not start.
     """
@@ -49,9 +50,11 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
         try:
             console.print(f"tunewright up, in {config.home()}: Ctrl-C stops it", markup=False)
             _serve(console, found, file, supervisor)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             resumed = "; interrupted runs resume from their last checkpoint when they run again"
             console.print(f"all stopped{resumed if supervisor.has_cut_runs else ''}")
+            if interrupts.number_of(error) != signal.SIGINT:
+                raise
 
 
 def _prepared(until_end: ExitStack, console: Console, port: int, mlflow_port: int, pool: str) -> tuple[Addresses, Path]:
