@@ -83,7 +83,9 @@ def _show_account(console: Console, outcome: Outcome) -> None:
     if outcome.rows and (repaired := outcome.rows.repaired):
         console.print("repaired: " + ", ".join(f"{name} {count:,}" for name, count in repaired.items()), style="dim")
     if findings := worth_a_look(outcome):
-        console.print(f"worth a look: {', '.join(findings)}", style="dim")
+        where = " (checks: the data report, below, has the rows)" if outcome.checked else ""
+        lines = [f"worth a look{where}:", *findings]
+        console.print(Text("\n  ".join(lines), "dim"))
     if outcome.splits and (few := too_few_test_rows(outcome.splits, outcome.verdict)):
         console.print(Text(few, "yellow"))
     for said in given_sides(outcome.checked) if outcome.checked else ():

@@ -170,17 +170,19 @@ class Outcome(BaseModel, frozen=True):
 
 
 def worth_a_look(outcome: Outcome) -> list[str]:
-    """The findings: an expectation's name with how many rows it is of, such as "refusal (3 rows)"; of splits in words.
+    """The findings, such as "refusal: an answer refuses, 3 rows".
 
     Those that have a sentence of their own (given_sides, too_few_test_rows) are not among them.
     """
     checked, splits = outcome.checked, outcome.splits
     of_check, of_split = (record.findings if record else {} for record in (checked, splits))
     expectations = CheckResults.load(checked).expectations if checked and of_check else ()
-    of_whole = {each.name for each in expectations if each.of_set}
-    said = {code: "whole data set" if code in of_whole else counted(count, "row") for code, count in of_check.items()}
-    named = [f"{code} ({of_what})" for code, of_what in said.items() if not code.startswith(GIVEN)]
-    return named + [counted_in_words(code, count) for code, count in of_split.items() if code != TOO_SMALL]
+    said = [
+        f"{each.name}: {each.fault}" + ("" if each.of_set else f", {counted(each.failed, 'row')}")
+        for each in expectations
+        if each.failed and each.name in of_check
+    ]
+    return said + [counted_in_words(code, count) for code, count in of_split.items() if code != TOO_SMALL]
 
 
 def too_few_test_rows(splits: artifacts.Splits, verdict: artifacts.Verdict | None = None) -> str:

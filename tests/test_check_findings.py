@@ -10,6 +10,7 @@ from checked import ENGLISH, FOUND, GERMAN, GOOD, KEY, LENIENT, MAIL, SPECIAL, o
 from conftest import MakeRows
 
 from tunewright.artifacts import QUARANTINE_SCHEMA
+from tunewright.artifacts.payloads import CheckResults
 from tunewright.config import Checks
 from tunewright.errors import ConfigError, DataError
 from tunewright.tasks.check import check
@@ -73,6 +74,15 @@ def test_a_row_in_another_language_than_is_accepted_fails(
     given = {"min_share": 0.3} | arguments
     checked = check.fn(rows, only("language", severity="warning", arguments=given), SPECIAL)
     assert [row["line"] for row in quarantined(checked)] == lines
+
+
+def test_a_finding_of_language_names_the_languages_that_were_found(make_rows: MakeRows) -> None:
+    rows = make_rows([*[ENGLISH] * 5, *[(ENGLISH[0], GERMAN[1])] * 2])
+    results = CheckResults.load(check.fn(rows, only("language", arguments={"languages": ["en"]}), SPECIAL))
+    assert [each.fault for each in results.expectations if each.name == "language"] == [
+        "the prompt is not in en",
+        "the answer is not in en (de 2)",
+    ]
 
 
 def test_the_most_frequent_language_is_accepted_whatever_share_of_the_texts_has_it(make_rows: MakeRows) -> None:

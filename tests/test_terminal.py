@@ -76,11 +76,17 @@ def test_a_link_that_nothing_serves_stands_behind_the_command_that_serves_it(hom
 
 def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     expectations = [
-        EXPECTATION | {"name": name, "of_set": of_set} for name, of_set in (("refusal", False), ("source_drift", True))
+        EXPECTATION | {"name": name, "fault": fault, "of_set": of_set, "failed": failed}
+        for name, fault, of_set, failed in (
+            ("language", "the prompt is not in en (de 1,150, fr 50)", False, 1_200),
+            ("language", "the answer is not in en", False, 0),
+            ("secrets", "a text holds a secret", False, 1),
+            ("source_drift", "sources are not those of the last accepted version", True, 1),
+        )
     ]
     said = {"expectations": expectations, "given_sides": ["3 of the 40 records of the user-provided test set"]}
     make_check_results(**said).save(tmp_path)
-    found = {"refusal": 1_200, "secrets": 1, "source_drift": 1, "given_test_rows_set_aside": 3}
+    found = {"language": 1_200, "secrets": 1, "source_drift": 1, "given_test_rows_set_aside": 3}
     checked = CheckedRows(folder=tmp_path, num_rows=9, num_quarantined=0, reasons={}, findings=found)
     splits = Splits(
         num_train=7,
@@ -93,10 +99,16 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     )
     steps = [Step(stage=stage, state="ran", record=made) for stage, made in (("check", checked), ("split", splits))]
     assert worth_a_look(Outcome.of(steps)) == [
-        "refusal (1,200 rows)",
-        "secrets (1 row)",
-        "source_drift (whole data set)",
+        "language: the prompt is not in en (de 1,150, fr 50), 1,200 rows",
+        "secrets: a text holds a secret, 1 row",
+        "source_drift: sources are not those of the last accepted version",
     ]
+    console = Console(file=StringIO(), width=120, highlight=False)
+    rows = Rows(num_read=9, num_rows=9, num_quarantined=0, reasons={}, detected={})
+    terminal.show_outcome(console, Outcome.of([Step(stage="ingest", state="ran", record=rows), steps[0]]), "x.yaml")
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "worth a look (checks: the data report, below, has the rows):\n  language: the prompt is not in en (de" in shown
+    assert shown.index("worth a look") < shown.index("data report  ")
     of_split = {"contaminated": 1_200, "validation_in_held_out": 1, "test_in_held_out": 2, "train_newer_than_test": 1}
     found_by_split = [Step(stage="split", state="ran", record=splits.model_copy(update={"findings": of_split}))]
     assert worth_a_look(Outcome.of(found_by_split)) == [

@@ -10,9 +10,12 @@ import pyarrow as pa
 from tunewright.artifacts import Artifact
 from tunewright.artifacts.payloads import CheckResults, DriftMeasure, ExpectationResult, FileCount, Since, SourceCount
 from tunewright.data_checks.given import Given
+from tunewright.data_checks.profile import counts
 from tunewright.data_checks.report import SOURCES
 from tunewright.data_checks.validation import ExpectationOutcome
 from tunewright.tasks.check.holding import Held, Set
+
+LANGUAGES = 5  # that are named of those that rows fail by
 
 C = TypeVar("C", bound=SourceCount)
 
@@ -49,8 +52,8 @@ def results(
         files=_files(held),
         since=_since(of_set, before),
         expectations=(
-            *(_described(outcome, None, of_set=not outcome.of_rows) for outcome in held.outcomes),
-            *(_described(outcome, values[outcome.column], of_set=True) for outcome in of_set.outcomes),
+            *(_described(outcome, None, held, of_set=not outcome.of_rows) for outcome in held.outcomes),
+            *(_described(outcome, values[outcome.column], held, of_set=True) for outcome in of_set.outcomes),
         ),
     )
 
@@ -66,9 +69,16 @@ def _findings(held: Held, of_set: Set) -> dict[str, int]:
     }
 
 
-def _described(outcome: ExpectationOutcome, value: float | None, *, of_set: bool) -> ExpectationResult:
-    """Where rows fail, the fault stands for many values: n where one would be read, nothing where it comes last."""
+def _described(outcome: ExpectationOutcome, value: float | None, held: Held, *, of_set: bool) -> ExpectationResult:
+    """Where rows fail, the fault stands for many values: n where one would be read, nothing where it comes last.
+
+    Of languages it has the most frequent ones, each with its rows.
+    """
     many = re.sub(r"\{value[^}]*\}", "n", re.sub(r": \{value\}$", "", outcome.fault))
+    if outcome.entry.name == "language" and outcome.failed:
+        found = counts(held.frame[outcome.column].iloc[outcome.rows]).items()
+        more = f" and {len(found) - LANGUAGES} more" if len(found) > LANGUAGES else ""
+        many += f" ({', '.join(f'{code} {count:,}' for code, count in [*found][:LANGUAGES])}{more})"
     return ExpectationResult(
         name=outcome.entry.name,
         severity=outcome.entry.severity,
