@@ -14,6 +14,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from mlflow.models.utils import _enforce_schema  # pyright: ignore[reportPrivateUsage]
+from mlflow.pyfunc.scoring_server import infer_and_parse_data
 
 from tunewright.artifacts import Base
 from tunewright.modeling.models import load_tokenizer
@@ -29,6 +31,7 @@ from tunewright.serving import (
     package_file,
     read_contract,
 )
+from tunewright.tasks.register.model import _signature
 
 QUESTIONS = ("Where is my order?", "I was charged twice, please send the money back to my card.", "7")
 
@@ -109,6 +112,24 @@ USER = {"role": "user", "content": QUESTIONS[0]}
 def test_a_row_that_asks_nothing_is_refused(chat: ServedChat, row: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         ask(chat, [{"prompt": QUESTIONS[0]}, row])
+
+
+@pytest.mark.parametrize("given", [None, 5, ""])
+@pytest.mark.parametrize("format_", ["inputs", "dataframe_records"])
+def test_a_prompt_that_is_no_text_is_refused_in_each_format_of_mlflows_server(
+    chat: ServedChat, given: Any, format_: str
+) -> None:
+    signature = _signature(8)
+
+    def asked(prompt: Any) -> list[str]:
+        read = infer_and_parse_data({format_: [{"prompt": prompt}]}, signature.inputs)
+        return chat.predict(None, _enforce_schema(read, signature.inputs), {"max_new_tokens": 8})
+
+    assert asked(QUESTIONS[0]) == ask(chat, [{"prompt": QUESTIONS[0]}])
+    with pytest.raises(
+        ValueError, match=r"^row 1 of 1(: prompt is empty or not a text| has neither messages nor prompt); "
+    ):
+        asked(given)
 
 
 def test_rows_may_ask_either_way_in_one_request(chat: ServedChat) -> None:

@@ -98,12 +98,13 @@ def _save(folder: Path, candidate: Candidate, model: "LoggedModel") -> None:
 def _signature(max_new_tokens: int) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array, Object, Property
+    from mlflow.types.schema import AnyType, Array, Object, Property
 
     message = Object([Property("role", DataType.string), Property("content", DataType.string)])
     messages = ColSpec(Array(message), "messages", required=False)
     return ModelSignature(
-        Schema([messages, ColSpec(DataType.string, "prompt", required=False)]),
+        # As a string, MLflow's server makes the text "None" of null and "5" of 5; serving.py refuses what is no text.
+        Schema([messages, ColSpec(AnyType(), "prompt", required=False)]),
         Schema([ColSpec(DataType.string)]),
         ParamSchema([ParamSpec("max_new_tokens", DataType.long, max_new_tokens)]),
     )
