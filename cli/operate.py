@@ -64,7 +64,7 @@ def deploy(file: File, deployment: Deployment = None, as_json: Json = False) -> 
         from tunewright.cli import deploy as deploying
         from tunewright.cli.deploy import view
 
-        result = deploying.deploy(file, deployment, up.pool if up and up.api == api else "local")
+        result = deploying.deploy(file, deployment, up.pool if up and up.is_prefect(api) else "local")
         view.show(console, result)
     if as_json:
         print(as_line(view.as_json(result)))

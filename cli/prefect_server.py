@@ -86,6 +86,8 @@ def connected() -> Iterator[SyncPrefectClient]:
                 raise _unusable(error.__cause__ or error) from error
             yield client
     except httpx.HTTPStatusError as error:
+        if addresses.advice_on_api(api):
+            raise _unusable(error) from error
         if error.response.status_code == httpx.codes.UNAUTHORIZED:
             raise ConfigError(
                 f"{api} refuses the password; {addresses.HOW_TO_LOG_IN}; for tunewright up that is the text of "
@@ -182,10 +184,13 @@ def _warn_once(server: str) -> None:
 
 
 def _unusable(error: BaseException) -> ConfigError:
+    api = PREFECT_API_URL.value()
+    if (advice := addresses.advice_on_api(api)) and isinstance(error, httpx.HTTPStatusError | ValueError):  # or a page
+        return ConfigError(f"PREFECT_API_URL={api}: {advice}")
+    advice = f"{advice}, or " if advice else ""
     return ConfigError(
-        f"PREFECT_API_URL={PREFECT_API_URL.value()}: no usable server answers there "
-        f"({error or type(error).__name__}); start one with tunewright up, set PREFECT_API_URL to another one, or "
-        "unset it"
+        f"PREFECT_API_URL={api}: no usable server answers there ({error or type(error).__name__}); {advice}start one "
+        "with tunewright up, set PREFECT_API_URL to another one, or unset it"
     )
 
 

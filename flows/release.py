@@ -25,6 +25,7 @@ from pydantic import Field
 
 from tunewright.artifacts import Registered
 from tunewright.config import Registry, outside
+from tunewright.machine import addresses
 from tunewright.registry import release
 from tunewright.registry.history import Event
 from tunewright.registry.release import LONGEST_REASON, Waiting
@@ -147,10 +148,11 @@ def end(registry: Registry, versions: tuple[str, ...], name: str, message: str) 
                 if run.parameters in given:
                     client.set_flow_run_state(run.id, Completed(name=name, message=message), force=True)
     except httpx.HTTPError as error:
+        api = PREFECT_API_URL.value()
         log.warning(
             "%s: Prefect does not answer, so its approval run stays open: %s",
-            outside.without_credentials(str(PREFECT_API_URL.value())),
-            error,
+            outside.without_credentials(str(api)),
+            addresses.advice_on_api(api) or " ".join(str(error).split()),
         )
 
 

@@ -221,6 +221,51 @@ def test_a_server_that_asks_for_another_password_is_one_line(monkeypatch: pytest
     assert found.mend.startswith("set PREFECT_API_AUTH_STRING")
 
 
+class HasNoApi(AsksForPassword):
+    """A Prefect server, asked where its pages are: it has nothing there, or a page for each address."""
+
+    def do_GET(self) -> None:
+        body = b"<html></html>" if self.server.has_pages else b'{"detail": "Not Found"}'  # pyright: ignore[reportAttributeAccessIssue]
+        self.send_response(200 if body.startswith(b"<") else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.mark.parametrize("has_pages", [False, True])
+@pytest.mark.parametrize("end", ["", "/"])
+def test_an_address_of_prefect_without_api_is_one_line_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, has_pages: bool, end: str
+) -> None:
+    with HTTPServer(("127.0.0.1", 0), HasNoApi) as server:
+        server.has_pages = has_pages  # pyright: ignore[reportAttributeAccessIssue]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        advice = f"its /api is missing: set PREFECT_API_URL={address}/api"
+        monkeypatch.setenv("PREFECT_API_URL", f"{address}{end}")
+        found = of("Prefect", list(servers.findings()))
+        with (
+            temporary_settings({PREFECT_API_URL: f"{address}{end}"}),
+            pytest.raises(ConfigError) as refused,
+            connected(),
+        ):
+            pass
+        server.shutdown()
+    assert str(refused.value) == f"PREFECT_API_URL={address}{end}: {advice}"
+    assert (found.state, found.mend) == ("failure", advice)
+
+
+def test_where_nothing_answers_at_an_address_without_api_the_advice_is_both(
+    monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    address = f"http://127.0.0.1:{free_port}"
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    advice = f"its /api is missing: set PREFECT_API_URL={address}/api, or start"
+    assert of("Prefect", list(servers.findings())).mend.startswith(advice)
+    with temporary_settings({PREFECT_API_URL: address}), pytest.raises(ConfigError, match=advice), connected():
+        pass
+
+
 def test_the_home_is_its_owners_alone_and_one_that_others_can_open_is_said(home: Path) -> None:
     before = os.umask(0o022)
     config.make_home()

@@ -302,6 +302,15 @@ def test_up_does_not_serve_beside_another_server_that_the_environment_names(monk
         up(Console(quiet=True), 4300, 5300, "local")
 
 
+def test_the_own_address_without_its_api_is_said_to_lack_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://localhost:4300")
+    said = (
+        r'^PREFECT_API_URL="http://localhost:4300": its /api is missing: set PREFECT_API_URL=http://localhost:4300/api'
+    )
+    with pytest.raises(ConfigError, match=said):
+        up(Console(), 4300, 5300, "local")
+
+
 def test_a_log_does_not_have_the_password_that_a_terminal_shows(home: Path) -> None:
     config.make_home()
     password = addresses.keep_password()

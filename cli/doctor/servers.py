@@ -52,16 +52,18 @@ def findings() -> Iterator[Finding]:
 
 def _prefect(api: str, shown: str, password: str | None) -> Finding:
     """Whether Prefect's API answers, to whoever has this password."""
+    advice = addresses.advice_on_api(api)
     try:
         with SyncPrefectClient(api, auth_string=password, api_key=PREFECT_API_KEY.value()) as server:
             server.api_version()
-    except httpx.HTTPStatusError as error:
-        code = error.response.status_code
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        code = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+        if advice and (code or isinstance(error, ValueError)):  # or a page
+            return Finding("failure", "Prefect", f"{shown} answers, but not as Prefect's API", advice)
         if code == httpx.codes.UNAUTHORIZED:
             return Finding("failure", "Prefect", f"{shown} refuses the password", addresses.HOW_TO_LOG_IN)
-        return Finding("failure", "Prefect", f"{shown} answers with {code}", START)
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        return Finding("failure", "Prefect", f"{shown} does not answer: {error}", START)
+        said = f"{shown} answers with {code}" if code else f"{shown} does not answer: {error}"
+        return Finding("failure", "Prefect", said, f"{advice}, or {START}" if advice else START)
     return Finding("ok", "Prefect", f"{shown} answers")
 
 

@@ -74,6 +74,8 @@ def _prepared(until_end: ExitStack, console: Console, port: int, mlflow_port: in
     )
     named = os.environ.get("PREFECT_API_URL")
     if named and not found.is_prefect(named):  # other commands would use that one
+        if found.is_prefect(f"{named.rstrip('/')}/api"):
+            raise ConfigError(f"PREFECT_API_URL={shown(named)}: {addresses.advice_on_api(named)}, or unset it")
         raise ConfigError(
             f"PREFECT_API_URL={shown(named)} names another Prefect server than {found.api}, which this command starts; "
             f"unset it, or start only a worker for the named server: prefect worker start --pool {found.pool}"

@@ -11,10 +11,12 @@ import secrets
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
 from tunewright import config
+from tunewright.config import outside
 from tunewright.errors import TunewrightError
 from tunewright.store import locks
 
@@ -50,6 +52,13 @@ class Addresses(BaseModel, frozen=True):
 
 def _as_started(url: str) -> str:
     return url.rstrip("/").replace("//localhost:", "//127.0.0.1:")
+
+
+def advice_on_api(url: str | None) -> str:
+    """What to change in a PREFECT_API_URL that is the address of the server's pages; empty where it has its /api."""
+    if not url or "api" in urlsplit(url).path.split("/"):
+        return ""
+    return f"its /api is missing: set PREFECT_API_URL={outside.without_credentials(url).rstrip('/')}/api"
 
 
 def running() -> Addresses | None:
