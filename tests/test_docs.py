@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,37 +64,49 @@ def server() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("page", [each for each in PAGES if Page(each).commands], ids=lambda file: file.stem)
-def test_the_commands_of_a_page_run(
-    page: Path, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging.getLogger("tunewright"), "handlers", [])
-    monkeypatch.setenv("PREFECT_API_URL", PREFECT_API_URL.value() or "")  # as after `tunewright up`
-    (tmp_path / "data").mkdir()
-    shown = Page(page)
-    for name, text in (FIRST.files | shown.files).items():
-        (tmp_path / name).write_text(small(text, tiny_base) if name.endswith(".yaml") else text)
+def follow(page: Page, base: Base, folder: Path) -> None:
+    """Makes the files of a page in a folder, and runs its commands there."""
+    (folder / "data").mkdir(parents=True)
+    for name, text in (FIRST.files | page.files).items():
+        (folder / name).write_text(small(text, base) if name.endswith(".yaml") else text)
     rows = [json.loads(line) for line in FIRST.files["data/mine.jsonl"].splitlines()]
     rows = [row | {"input": ROWS[i]["instruction"]} for i in range(len(ROWS)) for row in [rows[i % len(rows)]]]
-    (tmp_path / "data" / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    for program, *arguments in shown.commands:
-        if program == "export":
-            name, _, value = arguments[0].partition("=")
-            if name == "PREFECT_API_URL":  # that of the tests' server is set
-                continue
-            monkeypatch.setenv(name, value)
-            monkeypatch.syspath_prepend(value)
-            continue
-        if program == "prefect":
-            subprocess.run([sys.executable, "-m", program, *arguments], check=True, capture_output=True)
-            continue
-        assert program == "tunewright"
-        if arguments == ["up"]:  # until somebody ends it: tests/test_up.py
-            continue
-        with patch.dict(os.environ):  # what a command sets for its process is undone
-            result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == 0, (arguments, result.output)
+    (folder / "data" / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setattr(logging.getLogger("tunewright"), "handlers", [])
+        patched.setenv("TUNEWRIGHT_HOME", str(folder / "home"))
+        patched.setenv("PREFECT_API_URL", PREFECT_API_URL.value() or "")  # as after `tunewright up`
+        for program, *arguments in page.commands:
+            if program == "export":
+                name, _, value = arguments[0].partition("=")
+                if name != "PREFECT_API_URL":  # that of the tests' server is set
+                    patched.setenv(name, value)
+                    patched.syspath_prepend(value)
+            elif program == "prefect":
+                subprocess.run([sys.executable, "-m", program, *arguments], check=True, capture_output=True)
+            elif arguments != ["up"]:  # which runs until somebody ends it: tests/test_up.py
+                assert program == "tunewright"
+                with patch.dict(os.environ):  # what a command sets for its process is undone
+                    result = CliRunner().invoke(app, arguments)
+                assert result.exit_code == 0, (arguments, result.output)
+
+
+@pytest.fixture(scope="module")
+def followed(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifacts of whoever followed the first page, up to the evaluation: other pages train the same models."""
+    folder = tmp_path_factory.mktemp("first")
+    follow(FIRST, tiny_base, folder)
+    for stage in ("decide", "verdict_page", "register"):  # of which each page makes its own
+        shutil.rmtree(folder / "home" / "artifacts" / stage)
+    return folder / "home" / "artifacts"
+
+
+@pytest.mark.parametrize("page", [each for each in PAGES if Page(each).commands], ids=lambda file: file.stem)
+def test_the_commands_of_a_page_run(page: Path, tiny_base: Base, followed: Path, tmp_path: Path) -> None:
+    if page.stem != "first-fine-tune":
+        shutil.copytree(followed, tmp_path / "home" / "artifacts")
+        follow(Page(page), tiny_base, tmp_path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda file: file.stem)

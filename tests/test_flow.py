@@ -349,13 +349,11 @@ def test_a_lost_or_altered_file_is_made_again(settings: Settings, home: Path, ma
 def test_an_edited_stage_runs_again_and_what_it_hands_on_unchanged_runs_nothing(
     settings: Settings, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = code_hashes._source
+    def edited(name: str, file: Path, _: int) -> code_hashes._Module:
+        source = file.read_text()
+        return code_hashes._Module(name, source.replace("counts = Counter(REASONS", "counts = Counter[str](REASONS"))
 
-    def edited(name: str) -> str:
-        source = original(name)
-        return source.replace("counts = Counter(REASONS", "counts = Counter[str](REASONS")
-
-    monkeypatch.setattr(code_hashes, "_source", edited)
+    monkeypatch.setattr(code_hashes, "_parsed", edited)
     monkeypatch.setattr(code_hashes, "_known", {})
     planned = plan(settings, "register", ())
     assert names(planned, "cached") == ["ingest", "base", "check", "forgetting base"]

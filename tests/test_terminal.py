@@ -107,7 +107,9 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     rows = Rows(num_read=9, num_rows=9, num_quarantined=0, reasons={}, detected={})
     terminal.show_outcome(console, Outcome.of([Step(stage="ingest", state="ran", record=rows), steps[0]]), "x.yaml")
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert "worth a look (checks: the data report, below, has the rows):\n  language: the prompt is not in en (de" in shown
+    assert (
+        "worth a look (checks: the data report, below, has the rows):\n  language: the prompt is not in en (de" in shown
+    )
     assert shown.index("worth a look") < shown.index("data report  ")
     of_split = {"contaminated": 1_200, "validation_in_held_out": 1, "test_in_held_out": 2, "train_newer_than_test": 1}
     found_by_split = [Step(stage="split", state="ran", record=splits.model_copy(update={"findings": of_split}))]

@@ -1,6 +1,7 @@
 """What the environment decides and no deployment file does: places, keys, and what the libraries are told."""
 
 import errno
+import gc
 import logging
 import os
 import stat
@@ -28,6 +29,8 @@ MODEST = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 READ_ONLY_DATABASE = "attempt to write a readonly database"  # in sqlite's words
+# Imports make millions of objects that stay: at Python's own 700, looking through them is an eighth of a small run.
+RARE_COLLECTIONS = (20_000, 10, 10)
 AMONG_LIBRARIES = r"(transformers|peft|trl|mlflow)\b"  # what they tell each other is of no use to who runs them
 
 
@@ -124,6 +127,7 @@ def quiet_libraries() -> None:
     """
     for name, value in (NO_TELEMETRY | MODEST).items():
         os.environ.setdefault(name, value)
+    gc.set_threshold(*RARE_COLLECTIONS)
     warnings.filterwarnings("ignore", category=FutureWarning, module=AMONG_LIBRARIES)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # advises a download that is not needed
 

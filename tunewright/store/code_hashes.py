@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 FIRST_PARTY = "tunewright"
 # How an artifact is kept and what is shown or foretold of its making, not what is in it.
@@ -25,11 +26,20 @@ PLUMBING = (
 ON_IMPORT = "on import"  # stands for the statements of a module that define nothing
 
 
+class _Part(NamedTuple):
+    """A hash, and what is referred to: definitions of the same module, and the (module, definition) of others."""
+
+    digest: str
+    here: set[str]
+    there: set[tuple[str, str | None]]
+
+
 class _Module:
-    """A module's top-level definitions by name, and what each refers to."""
+    """A module's top-level definitions by name, and what each refers to; each part is read once."""
 
     def __init__(self, name: str, source: str) -> None:
         self.name = name
+        self._parts: dict[str, _Part] = {}
         tree = ast.parse(source)
         for node in ast.walk(tree):  # without the docstrings
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node):
@@ -60,8 +70,14 @@ class _Module:
                 whole = not module or _file(name)
                 self.imports[alias.asname or alias.name] = (name, None) if whole else (module, alias.name)
 
-    def references(self, statements: list[ast.stmt]) -> tuple[set[str], set[tuple[str, str | None]]]:
-        """The definitions of this module, and the (module, definition) of others, that the statements name."""
+    def part(self, definition: str) -> "_Part":
+        """A definition, or what runs on import."""
+        if definition not in self._parts:
+            statements = self.definitions.get(definition, self.loose)
+            self._parts[definition] = _Part(_digest(statements), *self._references(statements))
+        return self._parts[definition]
+
+    def _references(self, statements: list[ast.stmt]) -> tuple[set[str], set[tuple[str, str | None]]]:
         here: set[str] = set()
         there: set[tuple[str, str | None]] = set()
         qualified: set[int] = set()
@@ -102,11 +118,17 @@ def _file(name: str) -> Path | None:
     return None
 
 
-def _source(name: str) -> str:
+def _module(name: str) -> _Module:
     file = _file(name)
     if file is None:
         raise ModuleNotFoundError(f"no source for {name}")
-    return file.read_text(encoding="utf-8")
+    return _parsed(name, file, file.stat().st_mtime_ns)
+
+
+@functools.cache
+def _parsed(name: str, file: Path, written: int) -> _Module:
+    """The module as it stood when the file was `written`, in nanoseconds."""
+    return _Module(name, file.read_text(encoding="utf-8"))
 
 
 def _digest(statements: list[ast.stmt]) -> str:
@@ -150,7 +172,7 @@ def team_code(module: str) -> str:
 def _fingerprints(module: str) -> tuple[list[str], dict[str, str]]:
     """The modules that are reached, and the hash of each definition."""
     modules: dict[str, _Module] = {}
-    reached: dict[tuple[str, str], list[ast.stmt]] = {}
+    hashes: dict[str, str] = {}
     waiting: list[tuple[str, str | None]] = [(module, None)]
     seen: set[tuple[str, str | None]] = set()
     while waiting:
@@ -159,7 +181,7 @@ def _fingerprints(module: str) -> tuple[list[str], dict[str, str]]:
             continue
         seen.add((name, definition))
         if name not in modules:
-            modules[name] = _Module(name, _source(name))
+            modules[name] = _module(name)
             waiting += [(name, ON_IMPORT)] if modules[name].loose else []
         found = modules[name]
         if definition is None:
@@ -174,13 +196,12 @@ def _fingerprints(module: str) -> tuple[list[str], dict[str, str]]:
         if definition != ON_IMPORT and definition not in found.definitions:  # made in a way that names cannot follow
             waiting.append((name, None))
             continue
-        statements = reached[name, definition] = found.definitions.get(definition, found.loose)
-        here, there = found.references(statements)
-        waiting += [(name, inner) for inner in here]
-        waiting += there
-    hashes = {f"{name}:{definition}": _digest(statements) for (name, definition), statements in sorted(reached.items())}
+        part = found.part(definition)
+        hashes[f"{name}:{definition}"] = part.digest
+        waiting += [(name, inner) for inner in part.here]
+        waiting += part.there
     templates = {name: template for name in sorted(modules) if (template := _template(name))}
-    return list(modules), hashes | {
+    return list(modules), dict(sorted(hashes.items())) | {
         f"{name}:{template.name}": hashlib.sha256(template.read_bytes()).hexdigest()[:16]
         for name, template in templates.items()
     }
