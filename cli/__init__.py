@@ -1,1 +1,1 @@
-"""What a person types: each command, the deployment file, and what both look like in a terminal."""
+"""The command line: its commands, the deployment file, and how both are shown in a terminal."""

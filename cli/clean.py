@@ -18,7 +18,7 @@ SHOWN = 20  # of a kind, one by one
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What is needless, and what of it was removed: None where nothing was to be."""
+    """The items no longer needed, and those removed; `removed` is None where nothing was to be removed."""
 
     found: Sequence[Needless]
     removed: Sequence[Needless] | None
@@ -60,7 +60,7 @@ def show(console: Console, cleaned: Cleaned) -> None:
 
 
 def as_json(cleaned: Cleaned) -> dict[str, Any]:
-    """What `--json` prints of it; sizes are in bytes, and `removed` is null where nothing was to be removed."""
+    """Return the output of `--json`; sizes are in bytes, and `removed` is null where nothing was to be removed."""
 
     def plain(each: Needless) -> dict[str, Any]:
         return {"kind": each.kind, "name": each.name, "size": each.size, "why": each.why}

@@ -1,4 +1,4 @@
-"""What all commands of the command line share: their options, where they print, and how an error is said."""
+"""Options, consoles and error messages that all commands share."""
 
 import difflib
 import errno
@@ -200,7 +200,7 @@ def one_line_errors(as_json: bool, *, uses_home: bool = True) -> Iterator[ExitSt
 
 
 def _refused_home(error: OSError | sqlite3.OperationalError) -> ConfigError | None:
-    """What a run says before it begins, where the error is that the home cannot be written."""
+    """Return the error of a home that cannot be written, as a run reports it, or None if `error` has another cause."""
     if isinstance(error, sqlite3.OperationalError):
         return config.refused_database() if config.READ_ONLY_DATABASE in str(error) else None
     place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | os.PathLike) else None

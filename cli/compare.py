@@ -121,5 +121,5 @@ def show(console: Console, found: VariantComparison, asked: dict[str, Variant], 
 
 
 def as_json(found: VariantComparison) -> dict[str, Any]:
-    """What `--json` prints."""
+    """Return the output of `--json`."""
     return found.model_dump(mode="json", exclude={"key"})

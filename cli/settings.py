@@ -42,8 +42,8 @@ def listed(name: str | None = None) -> list[Setting]:
 
 
 def _near(key: str, every: Sequence[Setting]) -> str:
-    """What was most likely meant: what other tools call so, a key that ends so, maybe for short, or is spelt alike, or
-    what the section has.
+    """Suggest keys for an unknown one: those other tools call so, those with the same last part or its initials, those
+    spelt similarly, or those of its section.
     """
     keys = [each.key for each in every]
     section, _, last = key.rpartition(".")

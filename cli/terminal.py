@@ -1,4 +1,4 @@
-"""What a run and a plan look like in a terminal."""
+"""Print a run and its settings in a terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What all commands print with: text of strangers cannot steer the terminal, and tables look alike."""
+"""Printing for all commands: text from outside cannot control the terminal, and all tables have one style."""
 
 import json
 from collections.abc import Iterable

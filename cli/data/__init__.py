@@ -1,8 +1,7 @@
-"""What `tunewright data` shows: the stages and versions behind a pipeline's data, or the whole life of one row.
+"""Look up for `tunewright data` the stages and versions of a pipeline's data, or the history of one row.
 
-Nothing is run: the stages are looked up as in a plan. Where the sources have changed since the last run, what is shown
-is the version that was accepted last; where a stage refused the data, as they are or as they were before the sources
-changed, also why and what it left to look at.
+No stage is run; they are looked up as in a plan. If the sources have changed since the last run, the version accepted
+last is shown. If a stage refused the data, current or before the change, its reason and its files are shown too.
 """
 
 import re
@@ -67,7 +66,7 @@ class PipelineData:
 
     @property
     def stop_of_ingest(self) -> StoppedStage | None:
-        """What ingest left if it was ingest that refused the data as they are now."""
+        """The record that ingest left if it refused the current data, else None."""
         return self.stopped if self.stopped and self.stopped.stage == "ingest" else None
 
     @property
@@ -154,7 +153,7 @@ def _not_found(data: PipelineData, asked: RowQuery) -> str:
 
 
 def _not_refused(name: str, stop: StoppedStage, asked: RowQuery) -> str:
-    """Of what ingest did not refuse when it stopped: that it kept none of the data, and why."""
+    """Explain that a row is not among those ingest quarantined before it stopped, and that no row was kept."""
     whole = f"ingest stopped, so none of the data of {name} was kept: {stop.message}"
     read = [path for key, path in stop.ingredients.items() if FILE.fullmatch(key)]
     named = [path for path in read if asked.place and is_named(path, asked.place[0])]
@@ -202,7 +201,7 @@ def _accepted(
 
 
 def _changed(accepted: PipelineData, stopped: StoppedStage) -> list[str]:
-    """What sets the data that ingest stopped on apart from an accepted version of them."""
+    """Return the differences between the data that ingest stopped on and an accepted version."""
     assert accepted.made
     rows = accepted.made.rows
     return causes("ingest", manifest(rows)["ingredients"], stopped.ingredients, rows)

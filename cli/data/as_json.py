@@ -1,4 +1,4 @@
-"""What `tunewright data --json` prints: a pipeline's data stage by stage and version by version, or a row's life."""
+"""The output of `tunewright data --json`: a pipeline's data by stage and by version, or the history of one row."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from tunewright.store.row_search import MOST_MATCHES, Found, excerpt, manifest, 
 
 
 def row_json(data: PipelineData, found: Sequence[Found]) -> dict[str, Any]:
-    """What `--json` prints of a row: its life, or the matches where several rows are meant."""
+    """Return the output of `--json` for a row: its history, or the matches if several rows match."""
     if len({record["row_id"] or (record["file"], record["line"]) for record in found}) > 1:
         matches = [place(record) | {"text": excerpt(record)} for record in found[:MOST_MATCHES]]
         return {"matches": matches, "more": len(found) > MOST_MATCHES}
@@ -31,7 +31,7 @@ def row_json(data: PipelineData, found: Sequence[Found]) -> dict[str, Any]:
 
 
 def data_json(data: PipelineData) -> dict[str, Any]:
-    """What `--json` prints of the data: the stages, their parents, the versions, and what a stage refused."""
+    """Return the output of `--json` for the data: the stages, their parents, the versions, and what a stage refused."""
     return {
         "name": data.name,
         "version": data.version.number if data.version else None,

@@ -1,4 +1,4 @@
-"""What `tunewright data` looks like in a terminal."""
+"""Print the result of `tunewright data` in a terminal."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,7 +61,7 @@ def show_data(console: Console, data: PipelineData, what: str) -> None:
 
 
 def _show_stages(console: Console, stages: Sequence[dict[str, Any]]) -> None:
-    """What each stage made, and where its files lie."""
+    """Print the output of each stage and the paths of its files."""
     table = plain_table("stage", "digest", "rows", "inputs", "created (UTC)", "by run")
     for made in stages:
         parents = "\n".join(f"{name} {digest[:DIGITS]}" for name, digest in made["parents"].items())
@@ -141,7 +141,7 @@ def _versions(data: PipelineData) -> Table:
 
 
 def _replaced(version: Version) -> Iterator[str]:
-    """What became of the sides of a version, one line a time that it was accepted again."""
+    """Yield a line for each time a version was accepted again, with the number of rows that changed split."""
     then = [*(once.accepted for once in version.replaced[1:]), version.accepted]
     for position, once in enumerate(version.replaced):
         moved = "an unknown number of" if once.moved is None else f"{once.moved:,} of {once.known:,}"
@@ -163,12 +163,12 @@ def _refused(records: Sequence[Found], stopped: StoppedStage) -> Table:
 
 
 def _outcome(event: dict[str, Any]) -> str:
-    """What became of a row: `refused` in JSON is ingest's quarantine."""
+    """Return the outcome of a row; ingest's "refused" is shown as "quarantined"."""
     return "quarantined" if event["outcome"] == "refused" else event["outcome"]
 
 
 def _said(event: dict[str, Any]) -> str:
-    """What an event says in one line beside its outcome."""
+    """Describe an event in one line, without its outcome."""
     outcome = event["outcome"]
     if _outcome(event) == "quarantined":
         return f"{event['reason']}: {event['detail']}"

@@ -27,7 +27,7 @@ from tunewright.modeling import models
 
 @dataclass(frozen=True, kw_only=True)
 class Deployed:
-    """What became of one deployment of a file."""
+    """Result of one deployment of a file."""
 
     pipeline: Pipeline
     now: DeploymentResponse
@@ -41,7 +41,7 @@ class Deployed:
 
     @property
     def state(self) -> str:
-        """Whether it was created, updated or is unchanged."""
+        """The result in one word: "created", "updated" or "unchanged"."""
         if self.is_new:
             return "created"
         return "updated" if self.changed or any(self.automations) or self.has_watch_changed else "unchanged"

@@ -50,12 +50,12 @@ class Target(NamedTuple):
 
     @property
     def owner(self) -> str:
-        """What its automations belong to."""
+        """The resource that its automations belong to."""
         return f"tunewright.deployment.{identifier(self.name)}"
 
 
 class Synced(NamedTuple):
-    """What became of automations, by name."""
+    """Names of the automations that were created, updated and removed."""
 
     made: list[str]
     updated: list[str]
@@ -93,12 +93,12 @@ def of_server() -> AutomationCore:
 
 
 def of_deployment(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -> list[AutomationCore]:
-    """What the settings ask for; `blocks` are the ids of operation.notify."""
+    """Return the automations that the settings ask for; `blocks` are the ids of operation.notify."""
     return [*_starting(target, operation), *_telling(target, operation, blocks)]
 
 
 def after_crash(operation: Operation) -> str:
-    """What happens to a run that crashed; a run that failed finds its fault again, and nothing starts it."""
+    """Describe when a crashed run is restarted; a failed run is not, as it would fail again."""
     if operation.watch is None:
         return "Only the schedule or a person starts it again; the next run resumes from its last checkpoint."
     return (

@@ -1,4 +1,4 @@
-"""What is asked of Prefect's server and `prefect deploy`: pools, deployments, their watches, notification blocks."""
+"""Calls to Prefect's server and `prefect deploy`: pools, deployments, their watches, notification blocks."""
 
 import asyncio
 import os
@@ -183,13 +183,13 @@ def _said(output: str) -> str:
 
 
 def changed(before: DeploymentResponse, after: DeploymentResponse) -> list[str]:
-    """What differs between two readings of a deployment, in words."""
+    """Describe the differences between two readings of a deployment."""
     was, now = _compared(before), _compared(after)
     return list(dict.fromkeys(words for name, words in COMPARED.items() if was[name] != now[name]))
 
 
 def _compared(deployment: DeploymentResponse) -> dict[str, Any]:
-    """What makes it what it is; when an interval once began is not of it, as Prefect sets it anew each time."""
+    """Return the fields that define a deployment, without anchor_date, which Prefect resets on every deploy."""
     values = deployment.model_dump(mode="json", include=set(COMPARED))
     limit = values["global_concurrency_limit"]
     for each in values["schedules"]:

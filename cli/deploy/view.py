@@ -1,4 +1,4 @@
-"""What `tunewright deploy` shows: each deployment in words, or as one object for a program."""
+"""Print the result of `tunewright deploy`: each deployment in words, or one JSON object."""
 
 import shlex
 from typing import Any
@@ -15,7 +15,7 @@ from tunewright.machine import addresses
 
 
 def show(console: Console, result: Result) -> None:
-    """What was deployed, in words."""
+    """Print the deployments in words."""
     for each in result.deployed:
         said = f": {', '.join(_news(each))}" if each.state == "updated" else ""
         console.print(Text.assemble((f"{FLOW}/{each.now.name}", "bold"), f"  {each.state}{said}"), soft_wrap=True)
@@ -34,7 +34,7 @@ def show(console: Console, result: Result) -> None:
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """What `tunewright deploy --json` prints."""
+    """Return the output of `tunewright deploy --json`."""
     return {"deployments": [_as_json(each) for each in result.deployed], "others": list(result.others)}
 
 
@@ -64,7 +64,7 @@ def _as_json(deployed: Deployed) -> dict[str, Any]:
 
 
 def _news(deployed: Deployed) -> list[str]:
-    """What is other than before."""
+    """Return the changes to a deployment, its watch and its automations."""
     counted = [(len(names), what) for what, names in deployed.automations._asdict().items() if names]
     watch = ["watch"] if deployed.has_watch_changed else []
     return [*deployed.changed, *watch, *(f"{n} automation{'s'[: n != 1]} {what}" for n, what in counted)]

@@ -184,7 +184,7 @@ def _text(path: Path) -> str:
 
 
 def _encoding_advice(path: Path, said: str) -> str:
-    """What is said of a data file in another encoding."""
+    """Return the advice for a data file whose encoding is not accepted."""
     from tunewright.tasks.ingest.files import SourceFile  # with what opens stores
     from tunewright.tasks.ingest.opening import packing_of
     from tunewright.tasks.ingest.readers import encoding_advice

@@ -107,7 +107,7 @@ def schedule_of(document: Document, at: str, schedule: dict[str, Any]) -> SCHEDU
 
 
 def _is_no_interval(given: Any) -> bool:
-    """Whether it is a number that Prefect takes for no interval at all, or cannot count with."""
+    """Return whether `given` is a number that is too small or too large for an interval in Prefect."""
     is_number = isinstance(given, int | float)
     return is_number and not SHORTEST.total_seconds() <= given < timedelta.max.total_seconds()
 

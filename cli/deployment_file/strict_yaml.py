@@ -34,7 +34,7 @@ FAULTS = {  # part of what PyYAML says -> what was found; what is expected
 
 @dataclass(frozen=True)
 class Document:
-    """What a text holds, and the line of each key and item: "deployments[0].name" -> 2."""
+    """The value of a YAML text, and the line of each key and item: "deployments[0].name" -> 2."""
 
     name: str
     value: Any

@@ -41,5 +41,5 @@ def show(console: Console, found: list[Finding]) -> None:
 
 
 def as_json(found: list[Finding]) -> dict[str, Any]:
-    """What `--json` prints."""
+    """Return the output of `--json`."""
     return {"findings": [each._asdict() for each in found]}

@@ -1,4 +1,4 @@
-"""What doctor says of one thing."""
+"""The result of one of doctor's checks."""
 
 from typing import Literal, NamedTuple
 

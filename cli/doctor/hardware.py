@@ -14,7 +14,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # the later goes before the ea
 
 
 def findings() -> Iterator[Finding]:
-    """What a run can take of this machine, within the bounds of its container."""
+    """Check the memory, device and threads available to a run, within the limits of its container."""
     total, free = machine.memory_bytes() / GB, machine.available_bytes() / GB
     memory = f"{total:.1f} GB, {free:.1f} free"
     if total < ENOUGH_GB:

@@ -1,4 +1,4 @@
-"""What sends something home, runs code that was not asked for, or opens a server to others."""
+"""Checks for telemetry, for code that runs unasked, and for servers open to other machines."""
 
 import os
 from collections.abc import Iterator

@@ -39,12 +39,12 @@ def findings() -> Iterator[Finding]:
 
 
 def _holds(requirement: Requirement, extra: str = "") -> bool:
-    """Whether it is asked for here, with this extra or without any."""
+    """Return whether the requirement applies on this platform, with the given extra or with none."""
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def _wrong(requirement: Requirement) -> str:
-    """What is wrong with the package that is there, or ""; a requirement of another platform is none."""
+    """Describe the fault of the installed package, or return "" if its version satisfies the requirement."""
     try:
         has = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:

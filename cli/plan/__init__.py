@@ -1,4 +1,4 @@
-"""What `tunewright plan` tells: which stages would run, and what training would take on this machine or a named one."""
+"""Look up for `tunewright plan` the stages that would run, and estimate training on this machine or a named device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +42,7 @@ class Costs:
 
     @property
     def is_most(self) -> bool:
-        """Whether it is what the settings allow, since nothing is known of the rows yet."""
+        """Whether this is the most that the settings allow, as the rows are not known yet."""
         return self.chosen.work.source == "settings"
 
 
@@ -56,10 +56,10 @@ class Planned:
 
 
 def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool = False) -> Planned:
-    """What a run would do and take. Nothing is run but, if asked for, a few steps of training to time them.
+    """Return the stages that a run would execute and its cost; nothing runs but, with `calibrate`, a few timed steps.
 
-    `what` is the file and its changes, for a command to run first. Raises ConfigError for a device that is not known,
-    for settings that cannot be on it, and DataError as the stage that refused these very data before.
+    `what` is the file and its changes, for the commands in messages. Raises ConfigError for an unknown device or for
+    settings that it cannot run, and DataError if a stage has already refused these data.
     """
     settings = pipeline.settings
     machine, notes = _with_packages(devices.machine(device), settings.compute)

@@ -11,9 +11,9 @@ from tunewright.tasks.ingest.sampling import Sample
 
 
 def misfits(settings: Settings, read: Inputs, made: dict[str, Artifact | None], first: Sample | None) -> list[str]:
-    """What to say of a metric that does not fit some of the rows; empty where all do, or where split has told already.
+    """Return the warning for a metric that does not fit some of the rows, or [] if all fit or split has reported it.
 
-    Raises ConfigError where it fits none of them, so that no test row can be measured by it.
+    Raises ConfigError if a metric fits none of the rows, as then no test row can be scored with it.
     """
     rows = made["ingest"]
     is_drawn = all(file.side not in ("test", "replay") for file in read.files)

@@ -1,4 +1,4 @@
-"""What `tunewright plan` looks like in a terminal."""
+"""Print the result of `tunewright plan` in a terminal."""
 
 from rich.console import Console
 from rich.table import Table

@@ -1,4 +1,4 @@
-"""What `tunewright release` shows, in a terminal and to a program."""
+"""The output of `tunewright release`, in a terminal and as JSON."""
 
 import shlex
 from dataclasses import asdict
@@ -54,7 +54,7 @@ def _where(history: History) -> str:
 
 
 def history_json(history: History) -> dict[str, Any]:
-    """What `--json` prints of it."""
+    """Return the history as `--json` prints it."""
     return {
         "name": history.name,
         "alias": history.alias,
@@ -66,7 +66,7 @@ def history_json(history: History) -> dict[str, Any]:
 
 
 def show_decision(console: Console, registry: Registry, decision: ReleaseDecision) -> None:
-    """What was decided, where the alias is now, what the verdict was, and what to run next."""
+    """Print the decision, the version the alias is on now, the verdict, and the commands to run next."""
     event = decision.event
     colour = "bold green" if event.is_move else "bold yellow"
     what = _what(event)
@@ -98,7 +98,7 @@ def _of(registry: Registry) -> str:
 
 
 def _what(event: Event) -> str:
-    """What was done to the version: "rolled back" alone would be said of the other one."""
+    """Describe the action on the version; "rolled back" alone would be read as the other version's."""
     return SAID.get(event.what, event.what)
 
 

@@ -126,7 +126,7 @@ def cut_short(up: Addresses) -> list[str]:
 
 
 def show_next(console: Console, up: Addresses) -> None:
-    """What a person does next: the link that logs a browser in, a deployment, and Prefect's own commands.
+    """Print the next steps: the link that logs in a browser, a deployment, and Prefect's own commands.
 
     A terminal shows the password, as it is the user's; a log does not.
     """

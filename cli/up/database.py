@@ -39,7 +39,7 @@ def make() -> None:
 
 
 def ensure() -> None:
-    """What the process does: an error that a user can act on is the last line that it prints."""
+    """Create MLflow's database; if that fails, the last line printed is an error that the user can act on."""
     from tunewright.registry import database
 
     config.quiet_libraries()

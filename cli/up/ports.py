@@ -28,7 +28,7 @@ def require_free(port: int, option: str, *, other: int = 0) -> None:
 
 
 def holder(port: int) -> str:
-    """What holds a port of this machine, as "python -m http.server (process 4711)"; empty where it is free."""
+    """Return the process on a local port, as "python -m http.server (process 4711)", or "" if the port is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do: a closed one's rest is free
         try:

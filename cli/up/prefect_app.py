@@ -32,9 +32,9 @@ LOGIN_PAGE = f"<!doctype html><title>Log in</title><script>{LOGIN_SCRIPT}</scrip
 
 
 def policy(port: int, api: str | None) -> str:
-    """What the pages may reach, as a Content-Security-Policy: this server under each of its names, and its API.
+    """Return the Content-Security-Policy of the pages: they may reach this server under each of its names, and its API.
 
-    Scripts and styles are those of this server and what its code makes; pages of other origins show none in a frame.
+    They may use only the server's own scripts and styles and those its code creates; no other origin may frame them.
     """
     own = [f"{scheme}://{host}:{port}" for host in HOSTS for scheme in ("http", "ws")]
     if api:  # of PREFECT_UI_API_URL, where the browser reaches the API under another address

@@ -145,5 +145,5 @@ def logs() -> Path:
 
 
 def log_file(name: str) -> Path:
-    """What a service prints."""
+    """Return the file with a service's output."""
     return logs() / f"{name}.log"
