@@ -1,1 +1,1 @@
-"""What runs, in which order."""
+"""The flows, which call the stages in order."""

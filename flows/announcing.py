@@ -27,7 +27,7 @@ def announce(event: str, name: str, payload: dict[str, Any]) -> None:
 
 
 def resource(name: str) -> str:
-    """What the events about a deployment's data are about."""
+    """Return the resource id of the events about a deployment's data."""
     return f"tunewright.data.{identifier(name)}"
 
 

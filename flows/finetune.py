@@ -202,7 +202,7 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Ste
 
 
 def plan(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Step, ...]:
-    """What a run up to `until` would do, and why; nothing is run."""
+    """Return the steps of a run up to `until`, each with the reason why it would run or not; execute nothing."""
     calls = Plan(settings, until, refresh)
     with suppress(Reached):
         pipeline(settings, calls)

@@ -1,6 +1,6 @@
-"""What a run reads from outside: the content of its files, its models and the team's own code, each by what tells it.
+"""A run's inputs from outside: its files, models and the team's own code, each with the hash or revision of its content.
 
-It is looked at before the first stage, so that what is not there or cannot be used is said at once.
+They are read before the first stage, so that one that is missing or unusable is reported at once.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ OF_CANDIDATE = ("data", "checks", "dedupe", "split", "model", "method", "trainin
 
 
 class Inputs(NamedTuple):
-    """What becomes part of the stages' keys."""
+    """The outside inputs that enter the stages' cache keys."""
 
     files: tuple[SourceFile, ...]  # of ingest
     base: str
@@ -44,7 +44,7 @@ _LOOKED_AT: ContextVar[Inputs | None] = ContextVar("looked_at", default=None)
 
 
 def inputs(settings: Settings) -> Inputs:
-    """What these settings name, or what was seen of it before. Raises ConfigError and DataError."""
+    """Return the inputs that the settings name, cached within `looked_at`. Raises ConfigError and DataError."""
     if seen := _LOOKED_AT.get():
         return seen
     _stop_outside(settings)
@@ -88,14 +88,14 @@ def _stop_outside(settings: Settings) -> None:
 
 
 def needs(split: Split) -> tuple[Need, ...]:
-    """What all rows must have for these settings, so that ingest can tell at once where they have it not."""
+    """Return the fields that split needs in every row, so that ingest can refuse rows without them at once."""
     if split.by == "time":
         return ("time",)
     return ("label",) if split.stratify == "label" else ()
 
 
 def draw(settings: Settings, read: Inputs) -> Draw:
-    """What the test rows are drawn with, as the ledger says of a candidate of these settings and inputs."""
+    """Return the parameters for drawing the test rows, as the ledger reports them for these settings and inputs."""
     sections = {name: getattr(settings, name).model_dump(mode="json") for name in OF_CANDIDATE}
     files = [(file.path, file.digest) for file in read.files]
     return rotation.draw(settings, hash_of([sections, files, read.base, read.own, read.embedding]))

@@ -1,4 +1,4 @@
-"""What a run came to, from its steps: the row account, the scores, the verdict and the model, as plain data."""
+"""The outcome of a run, from its steps: row account, scores, verdict and model, as plain data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +74,7 @@ class Outcome(BaseModel, frozen=True):
         return account.reasons(self.rows, self.checked, self.unique, self.splits, self.tokens)
 
     def findings(self) -> dict[str, int]:
-        """What is worth a look without being a reason to set a row aside: code -> rows."""
+        """Return the findings worth a review that quarantine no row: code -> number of rows."""
         return {
             code: count for record in (self.checked, self.splits) if record for code, count in record.findings.items()
         }
@@ -147,7 +147,7 @@ class Outcome(BaseModel, frozen=True):
         return self.unique.path("removed.parquet") if self.unique and self.unique.num_removed else None
 
     def as_json(self) -> dict[str, Any]:
-        """What `tunewright run --json` prints: without the parts that the run did not reach or was not asked for."""
+        """Return the output of `tunewright run --json`, without the parts that the run did not reach or was not asked for."""
         account, page, asks = self.account(), self.page, self._stands
         judged = {"model", "num_rows", "preferred", "agreement", "unreadable"}
         parts = {
@@ -201,7 +201,7 @@ def few_test_rows(rows: str, least: float) -> str:
 
 
 def given_sides(checked: artifacts.CheckedRows) -> Sequence[str]:
-    """What was set aside of a validation or test side that its source gives, or stands there twice, in words."""
+    """Describe the rows of an assigned validation or test split that are quarantined or repeated."""
     is_found = any(code.startswith(GIVEN) for code in checked.findings)
     return CheckResults.load(checked).given_sides if is_found else ()
 

@@ -96,7 +96,7 @@ def written(value: Any) -> str:
 def unknown(
     key: str, name: str, accepted: Sequence[str], elsewhere: Sequence[str] = (), *, is_sure: bool = False
 ) -> str:
-    """What to say of a key that is none of the accepted; `name` is its last part.
+    """Return the error for an unknown key; `name` is its last part.
 
     `elsewhere` are other keys that may be meant, if none of the accepted is; with `is_sure` they are meant.
     """
@@ -155,7 +155,7 @@ def _places(key: str, error: ErrorDetails, values: dict[str, Any], place: Callab
 
 
 def _explain(key: str, errors: list[ErrorDetails]) -> str:
-    """What is wrong with a key, which has an error for each type that its value may have."""
+    """Describe the error of a key; pydantic reports one for each type that its value may have."""
     error = errors[0]
     location, kind = error["loc"], error["type"]
     if kind == "extra_forbidden":
@@ -190,7 +190,7 @@ def _words(errors: Sequence[ErrorDetails]) -> str:
 
 
 def _short(section: type[BaseModel] | None, given: Any) -> list[str]:
-    """What text most likely stands for where a section with one needed field should: that field."""
+    """Guess a section from a text given in its place: the text as the section's only required field."""
     needed = [name for name, field in section.model_fields.items() if field.is_required()] if section else []
     one_line = isinstance(given, str) and given.isprintable()
     if len(needed) != 1 or not one_line:
@@ -201,7 +201,7 @@ def _short(section: type[BaseModel] | None, given: Any) -> list[str]:
 
 
 def _unknown_field(location: Sequence[str | int]) -> str:
-    """Of a key that nothing has here: what other tools call so, or what is called so elsewhere or is near to it."""
+    """Return the error for an unknown key, with the keys of the same or a similar name, here, elsewhere or in other tools."""
     name, key = str(location[-1]), _key(location)
     model = _model(location[:-1]) or Parameters
     fields = list(model.model_fields)

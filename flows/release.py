@@ -38,7 +38,7 @@ DECIDED = {"approve": "Approved", "reject": "Rejected"}  # what the flow's final
 
 
 class ApprovalForm(RunInput):
-    """What a person says; the form in Prefect's UI."""
+    """The reviewer's decision, entered in a form of Prefect's UI."""
 
     decision: Literal["approve", "reject"] = Field(
         description="approve moves the alias to this version; reject leaves it where it is"
@@ -68,7 +68,7 @@ def approval(name: str, version: str, alias: str = "champion", tracking_uri: str
 
 
 def question(registry: Registry, waiting: Waiting) -> str:
-    """What a person is asked, as Markdown."""
+    """Return the approval request in Markdown."""
     now = (
         f"Version {waiting.challenged} is {registry.alias} now."
         if waiting.challenged

@@ -1,4 +1,4 @@
-"""What a person sees of a run in the Prefect UI, cached or not: settings, row account, scores, verdict and links."""
+"""A run's results in the Prefect UI, cached or not: settings, row account, scores, verdict and links."""
 
 import html
 import re
@@ -77,7 +77,7 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
 
 
 def _with_saved(sentence: str, outcome: Outcome) -> str:
-    """What a run came to, and what it did not have to do again."""
+    """Append to the result of a run the work that the cache saved."""
     return f"{sentence.removesuffix('.')}. {outcome.saved}." if outcome.saved else sentence
 
 

@@ -1,4 +1,4 @@
-"""What a run and a plan have in common: which stages there are, the steps so far, and where they end."""
+"""The base of a run and a plan: the stages to call, the steps so far, and the last stage."""
 
 import logging
 from abc import ABC, abstractmethod

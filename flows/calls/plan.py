@@ -108,9 +108,9 @@ class Plan(Calls):
 
 
 def _unmade(kind: type[A], stage: str, name: str) -> A:
-    """What stands for a record that was never made: its digest is in the ingredients of the stages that would read it.
+    """Return a placeholder for a record that does not exist yet; its digest enters the cache keys of the stages after it.
 
-    Of a base these are its special tokens too, which check reads instead of the base.
+    A base has placeholders for its special tokens too, which check reads instead of the base.
     """
     digest = f"unmade_{name.replace(' ', '_')}"
     if issubclass(kind, Base):
