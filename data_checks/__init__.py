@@ -1,4 +1,4 @@
-"""What data must satisfy: expectations, suites and their report. Knows no Prefect and no MLflow."""
+"""Data validation: expectations, suites and their report. Imports neither Prefect nor MLflow."""
 
 import os
 

@@ -34,7 +34,7 @@ _ARROW = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string
 
 
 class Looked(NamedTuple):
-    """What is kept of a batch: its small columns, and what came of the expectations that look at texts."""
+    """Result of one batch: its small columns, and the outcomes of the expectations on texts."""
 
     columns: pa.Table
     of_texts: "list[ExpectationOutcome]"
@@ -42,7 +42,7 @@ class Looked(NamedTuple):
 
 @dataclass(frozen=True)
 class Ask:
-    """What is looked for in a batch."""
+    """The columns to derive and the expectations to evaluate in each batch."""
 
     columns: frozenset[str]  # of columns.py's
     special_tokens: tuple[str, ...]

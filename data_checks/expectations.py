@@ -1,11 +1,11 @@
-"""What the names of the suite mean: each a few Great Expectations expectations on columns of a frame.
+"""Definition of each name in the suite: a few Great Expectations expectations on columns of a frame.
 
-Three frames are looked at. The rows' has the columns of the row table without `messages`, and those that columns.py
-derives from the messages. The set's has one line, a column for each measure of profile.py. A class of the team's may
-name any column of the rows' frame, and `prompt` and `answer` for the texts themselves: what stands before the last
-answer, its turns joined by line breaks, and that answer.
+There are three frames. The rows' frame has the columns of the row table without `messages`, and those that columns.py
+derives from the messages. The set's frame has one line, with a column for each measure of profile.py. A class of the
+team's may name any column of the rows' frame, and the texts themselves: `answer` is the last answer, and `prompt` the
+turns before it, joined by line breaks.
 
-To add a built-in: derive what it looks at in columns.py, name it in suite.py, say here what it means.
+To add a built-in: derive its columns in columns.py, name it in suite.py, define it here.
 """
 # pyright: reportPrivateImportUsage=false
 # Great Expectations does not mark its public names as exported.
@@ -29,7 +29,7 @@ ENDS_WITH_ANSWER = r"(?:^| )assistant$"
 
 
 def row_expectations(suite: Sequence[Entry], frame: pd.DataFrame) -> list[Expected]:
-    """What each row of `frame` must satisfy, in the suite's order; without what is looked at in texts or in the set."""
+    """Return the expectations on the rows of `frame`, in the suite's order, without those on texts or on the whole set."""
     return [
         each
         for entry in suite
@@ -40,7 +40,7 @@ def row_expectations(suite: Sequence[Entry], frame: pd.DataFrame) -> list[Expect
 
 
 def conflict_expectations(suite: Sequence[Entry]) -> list[Expected]:
-    """What the number of answers to a row's prompt must satisfy: it is known once all other rows are set aside."""
+    """Return the expectations on the number of answers to a prompt, which is known once all other rows are quarantined."""
     return [
         each
         for entry in suite
@@ -53,7 +53,7 @@ def conflict_expectations(suite: Sequence[Entry]) -> list[Expected]:
 
 
 def set_expectations(suite: Sequence[Entry], measures: Mapping[str, Measure]) -> list[Expected]:
-    """What the measures of the set must satisfy, in the suite's order."""
+    """Return the expectations on the measures of the set, in the suite's order."""
     return [
         each
         for entry in suite

@@ -10,7 +10,7 @@ def num_answers(frame: pd.DataFrame) -> pd.Series:
 
 
 def answers_by_prompt(frame: pd.DataFrame, most: int) -> list[list[int]]:
-    """Of each of the first `most` prompts in `frame` the rows' index labels, one for each different answer."""
+    """Return for each of the first `most` prompts in `frame` one row's index label per different answer."""
     firsts = frame.drop_duplicates(["prompt_hash", "answer_hash"])
     prompts = firsts["prompt_hash"].drop_duplicates().head(most)
     return [firsts.index[firsts["prompt_hash"].eq(prompt)].tolist() for prompt in prompts]

@@ -12,14 +12,14 @@ REPEATED = 5  # rows whose places are told
 
 
 class RefusedCounts(NamedTuple):
-    """What ingest refused of the files of a side."""
+    """Counts of the records that ingest refused in the files of one split."""
 
     reasons: Counter[str]
     first: str  # of the records: "golden.jsonl line 3"
 
 
 class Given(NamedTuple):
-    """What became of the records that are given to a side."""
+    """Account of the records assigned to one split."""
 
     side: str
     records: int
@@ -55,10 +55,10 @@ class Given(NamedTuple):
 def given_sides(
     frame: pd.DataFrame, failing: npt.NDArray[np.bool_], names: Sequence[str], refused: Mapping[str, RefusedCounts]
 ) -> list[Given]:
-    """Of each given side that loses records or has rows twice: how many, and by which of the expectations `names`.
+    """Return the account of each assigned split that loses records or repeats rows; reasons are from `names`.
 
-    `failing` has a line for each expectation and a column for each row of `frame`, which counts for the first that it
-    fails. `refused` is by side.
+    `failing` has a line for each expectation and a column for each row of `frame`; a row counts for the first that it
+    fails. `refused` is by split.
     """
     aside = np.flatnonzero(failing.any(axis=0))
     found = []

@@ -28,7 +28,7 @@ _STRUCTURE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """What a text is written in."""
+    """A detected language and the confidence of the detection."""
 
     code: str  # ISO 639-1, or 639-3 where that has none
     confidence: float  # MIN_CONFIDENCE to 1

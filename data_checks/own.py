@@ -48,7 +48,7 @@ def own_expectation(entry: Entry) -> Expected:
 
 
 def looks_at_texts(made: Expected) -> bool:
-    """Whether it names prompt or answer among its columns."""
+    """Return whether the expectation names the column prompt or answer."""
     return any(column in TEXTS for column in columns_of(made.expectation))
 
 
@@ -112,13 +112,13 @@ def _made(kind: type[gxe.Expectation], entry: Entry) -> gxe.Expectation:
 
 
 def _arguments(kind: type[gxe.Expectation]) -> list[str]:
-    """What can be given to a class; the fields that all have are Great Expectations' own, but for the description."""
+    """Return the arguments a class accepts: its own fields and the description, without Great Expectations' common fields."""
     of_all, fields = (vars(each)["__fields__"] for each in (gxe.Expectation, kind))
     return [name for name in fields if name == "description" or name not in (*of_all, "batch_id")]
 
 
 def _refused(errors: Sequence[Any], given: dict[str, Any]) -> str:
-    """What Great Expectations says of the first argument that it refuses: once for each type that it may have."""
+    """Return Great Expectations' message on the first argument that it refuses, which has one part for each accepted type."""
     name = errors[0]["loc"][0]
     said = dict.fromkeys(error["msg"] for error in errors if error["loc"][0] == name)
     plain = [each for each in said if each != "value is not a valid dict"] or [*said]  # a parameter's, never meant here

@@ -1,4 +1,4 @@
-"""What a set of rows looks like in a few counts, and how far it is from another: what a version is remembered by."""
+"""The profile of a set of rows in a few counts, stored with each version, and its drift from another profile."""
 
 import re
 from collections.abc import Iterator, Mapping

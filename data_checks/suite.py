@@ -40,7 +40,7 @@ class Arguments(BaseModel):
 
 
 class LengthArguments(Arguments):
-    """Of length_out_of_bounds, in characters."""
+    """Arguments of length_out_of_bounds, in characters."""
 
     max_prompt_chars: int = Field(default=20_000, ge=1, description="Characters in all turns before the last answer")
     min_answer_chars: int = Field(default=1, ge=0, description="Of each answer")
@@ -77,7 +77,7 @@ def _known_kind(name: Literal["secrets", "personal_data"]) -> AfterValidator:
 
 
 class Languages(Arguments):
-    """Of language."""
+    """Arguments of language."""
 
     # YAML has lists where we have tuples: not strict, though each item is still held to be text
     languages: tuple[Annotated[str, AfterValidator(_known_language)], ...] = Field(
@@ -92,7 +92,7 @@ class Languages(Arguments):
 
 
 class Secrets(Arguments):
-    """Of secrets."""
+    """Arguments of secrets."""
 
     kinds: tuple[Annotated[str, _known_kind("secrets")], ...] = Field(
         default=(), strict=False, description="Kinds to report; empty is all"
@@ -100,7 +100,7 @@ class Secrets(Arguments):
 
 
 class PersonalData(Arguments):
-    """Of personal_data."""
+    """Arguments of personal_data."""
 
     kinds: tuple[Annotated[str, _known_kind("personal_data")], ...] = Field(
         default=(), strict=False, description="Kinds to report; empty is all"
@@ -108,26 +108,26 @@ class PersonalData(Arguments):
 
 
 class ConflictingAnswersArguments(Arguments):
-    """Of conflicting_answers."""
+    """Arguments of conflicting_answers."""
 
     max_answers: int = Field(default=1, ge=1, description="Maximum number of different answers to one prompt")
 
 
 class SourceBalance(Arguments):
-    """Of source_balance, where there are several sources."""
+    """Arguments of source_balance, which needs several sources."""
 
     max_share: float = Field(default=0.9, ge=0, le=1, description="Largest allowed share of the rows")
 
 
 class LabelBalance(Arguments):
-    """Of label_balance, where the answers are a closed set of labels."""
+    """Arguments of label_balance, which needs answers from a closed set of labels."""
 
     max_share: float = Field(default=0.8, ge=0, le=1, description="Largest allowed share of the rows")
     min_rows: int = Field(default=10, ge=1, description="Smallest allowed number of rows")
 
 
 class Duplicates(Arguments):
-    """Of duplicate_rows."""
+    """Arguments of duplicate_rows."""
 
     max_share: float = Field(
         default=0.2, ge=0, le=1, description="Largest allowed share of rows that equal an earlier one"
@@ -135,7 +135,7 @@ class Duplicates(Arguments):
 
 
 class DriftArguments(Arguments):
-    """Of length_drift, language_drift, source_drift and label_drift."""
+    """Arguments of length_drift, language_drift, source_drift and label_drift."""
 
     max_psi: float = Field(
         default=0.25,
@@ -145,7 +145,7 @@ class DriftArguments(Arguments):
 
 
 class RowsChangedArguments(Arguments):
-    """Of rows_changed, where there is an accepted version."""
+    """Arguments of rows_changed, which needs an accepted version."""
 
     max_share: float = Field(
         default=0.5, ge=0, description="Largest allowed share of rows added and removed since that version"
@@ -199,7 +199,7 @@ class Entry:
 
     @property
     def own(self) -> bool:
-        """Whether it is a class of the team's."""
+        """Whether the expectation is a class of the team's."""
         return isinstance(self.arguments, dict)
 
     @property

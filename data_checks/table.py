@@ -1,4 +1,4 @@
-"""What a row table itself must be: all columns, of their types, and no value missing that each row must have."""
+"""The schema of a row table: its columns, their types, and which of them may not be null."""
 # pyright: reportPrivateImportUsage=false
 # Great Expectations does not mark its public names as exported.
 
@@ -28,7 +28,7 @@ def schema_expectations(schema: pa.Schema) -> list[Expected]:
 
 
 def table_expectations(schema: pa.Schema) -> list[Expected]:
-    """What the rows' frame must satisfy, else nothing can be said of its rows."""
+    """Return the expectations on the table itself, without which its rows cannot be checked."""
     required = {name: name for name in schema.names if name not in (*NULLABLE, "messages")} | {"messages": "num_turns"}
     return expected(
         TABLE,

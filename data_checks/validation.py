@@ -23,7 +23,7 @@ OBSERVED_CHARS = 300
 
 @dataclass(frozen=True)
 class ExpectationOutcome:
-    """What came of one expectation."""
+    """Result of one expectation."""
 
     entry: Entry  # the part of the suite that asked for it
     fault: str  # what is wrong where it fails; {value} stands for what the column has there
@@ -39,7 +39,7 @@ class ExpectationOutcome:
 
     @property
     def share(self) -> float:
-        """Of what was looked at, how much failed; 0 to 1."""
+        """The share of the evaluated values that failed, 0 to 1."""
         return self.failed / self.evaluated if self.evaluated else 0.0
 
     def says(self, value: Any = None) -> str:
@@ -113,7 +113,7 @@ def _outcome(asked: Expected, result: Any) -> ExpectationOutcome:
 
 
 def _shown(observed: Any) -> str:
-    """What a table as a whole has: of a column of texts it may be the texts themselves."""
+    """Return the observed value of a table, masked and clipped, as it may contain texts of the rows."""
     return clipped(" ".join(masked(str(observed)).split()), OBSERVED_CHARS)
 
 
