@@ -1,8 +1,8 @@
-"""What becomes of a tiny model of each architecture, from `plan` to answers over HTTP: a table, in Markdown.
+"""Take a tiny model of each architecture from `plan` to answers over HTTP, and print a table in Markdown.
 
-For each: `tunewright plan`, `tunewright run` up to a registered version, and its answers to the test rows beside those
-that were measured. MLflow's scoring server answers, in a process that can import nothing of the project. The commands
-run in this process, and the first of them reads and checks the data for all.
+For each: `tunewright plan`, `tunewright run` up to a registered version, and its answers to the test rows compared with
+those of the evaluation. MLflow's scoring server answers, in a process that cannot import the project. The commands run
+in this process, and the first of them reads and checks the data for all.
 
     .venv/bin/python benchmarks/architectures.py [name ...] [--method qlora ...] [--ports 43700]
 """
@@ -122,7 +122,7 @@ def _wait(answers: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
 
 
 def line(bench: Bench, name: str, method: str) -> list[str]:
-    """What became of one architecture: its cells of the table."""
+    """Plan, train and serve one architecture with one method, and return its cells of the table."""
     registered = f"{name}-{method}"
     folder = bench.folder / registered
     folder.mkdir()
@@ -168,7 +168,7 @@ def _deployment(rows: Path, folder: Path, registered: str, method: str) -> Path:
 
 
 def _tunewright(command: str, file: Path) -> dict[str, Any]:
-    """What a command prints as JSON; its error under "error"."""
+    """Run a command and return its JSON output; the error of a failed one is under "error"."""
     from typer.testing import CliRunner
 
     from tunewright.cli.main import app  # whose libraries read the environment when they are imported

@@ -45,7 +45,7 @@ SIZES = ((4, 64, 8), (8, 128, 16), (8, 256, 128))  # rows, tokens of a row, labe
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained."""
+    """The method, rows and compute settings of one training."""
 
     name: str
     method: dict[str, Any]

@@ -46,7 +46,7 @@ def run_stages(file: Path) -> None:
 
 
 def told(stage: str, call: Callable[[], Any]) -> Any:
-    """What the call returns, after a line about it was printed."""
+    """Call `call`, print the time and CPU seconds it took, and return its result."""
     begin, cpu = time.time(), sum(os.times()[:4])
     record = call()
     line = {"stage": stage, "begin": begin, "end": time.time(), "cpu": sum(os.times()[:4]) - cpu}
@@ -131,7 +131,7 @@ def plot(figures: dict[int, Figures], file: Path) -> None:
 
 
 def failures(figures: dict[int, Figures]) -> list[str]:
-    """What does not hold at LIMIT_ROWS and below, in words."""
+    """Describe each exceeded limit of time or memory, at LIMIT_ROWS and below."""
     found = []
     for size, stages in figures.items():
         if size <= LIMIT_ROWS and stages[ALL]["seconds"] > LIMIT_SECONDS:

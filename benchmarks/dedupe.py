@@ -134,7 +134,7 @@ def run_side(side: str, folder: Path, threshold: float) -> None:
 
 
 def measure(side: str, folder: Path, threshold: float) -> Result:
-    """What run_side printed, and the MB that were added at most."""
+    """Return the output of run_side with its seconds and the largest increase of memory in MB."""
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--threshold", str(threshold)]
     seen = watch(command)
     found = seen.objects[0]
@@ -180,7 +180,7 @@ def table(results: dict[str, Result], in_reach: dict[str, float]) -> str:
 
 
 def failures(results: dict[str, Result]) -> list[str]:
-    """What does not hold, in words."""
+    """Describe each failed comparison with datasketch, wrong removal and unverified removal."""
     ours, other = results["ours"], results["datasketch"]
     missed = [kind for kind in DUPLICATES if ours["shares"][kind] < other["shares"][kind]]
     wrong = [kind for kind in LOOKALIKES if ours["shares"][kind]]

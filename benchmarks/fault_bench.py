@@ -58,7 +58,7 @@ PARAMETERS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run left; two runs of the same settings differ in nothing but the number of versions."""
+    """The results of a finished run; two runs of the same settings differ only in the number of versions."""
 
     adapter: str  # sha256 of the weights
     rows: frozenset[tuple[str, str]]  # split and row_id
@@ -205,7 +205,7 @@ class Proxy:
 
 
 def result(home: Path, database: Path, name: str) -> Result | None:
-    """What a run left in a home and in MLflow's database; None where there is no whole adapter."""
+    """Read a run's results from a home and MLflow's database; None without a complete adapter."""
     adapters = list(home.glob("artifacts/train/*/model/adapter_model.safetensors"))
     if len(adapters) != 1 or not (adapters[0].parents[1] / "manifest.json").is_file():
         return None

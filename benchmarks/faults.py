@@ -64,7 +64,7 @@ class Undisturbed:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a fault."""
+    """Result of one injected fault."""
 
     fault: str
     moment: str  # when it struck; "" where the run had ended before

@@ -52,7 +52,7 @@ ROUND = 200  # inputs between two looks at the clock
 
 @dataclass
 class Account:
-    """What became of the inputs of one target."""
+    """Counts of the inputs of one target, accepted and refused, and its finds."""
 
     inputs: int = 0
     accepted: int = 0

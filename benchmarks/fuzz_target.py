@@ -1,4 +1,4 @@
-"""What a target of benchmarks/fuzz.py is, and what all of them need: a home, and what an error of ours has to be."""
+"""The definition of a target of benchmarks/fuzz.py, and its helpers: an empty home, and the check of an error."""
 
 import shutil
 import tempfile
@@ -14,7 +14,7 @@ from tunewright.store.manifest import File, Manifest
 
 
 class Target(NamedTuple):
-    """What is drawn, and what it is given to."""
+    """The strategy that draws inputs, and the function that takes them."""
 
     inputs: SearchStrategy[bytes]
     run: Callable[[bytes], str]

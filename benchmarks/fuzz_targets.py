@@ -105,7 +105,7 @@ def deployment(content: bytes) -> str:
 
 
 class Record(Artifact, frozen=True):
-    """What the artifact of the target `manifest` says."""
+    """The artifact that the target `manifest` reads."""
 
     num_rows: int
 

@@ -17,7 +17,7 @@ MB = 1_000_000
 
 @dataclass(frozen=True)
 class Watched:
-    """What a command printed, one JSON object a line, and the memory of its process tree over time."""
+    """The output of a command, one JSON object a line, and the memory of its process tree over time."""
 
     objects: list[dict[str, Any]]
     samples: list[tuple[float, float]]  # (time.time(), MB resident; memory that processes share counts in each)

@@ -46,7 +46,7 @@ LLAMA: dict[str, dict[str, Any]] = {  # from the published config.json
 
 
 class Claim(NamedTuple):
-    """What is said to fit a number of cards."""
+    """A published claim that a model fits on a number of cards."""
 
     model: str
     kind: str

@@ -48,7 +48,7 @@ RATES = dict.fromkeys(METHODS, 1e-3) | {
 
 
 class Line(NamedTuple):
-    """What one method came to."""
+    """Results of one method."""
 
     method: str
     learning_rate: float

@@ -1,9 +1,9 @@
-"""What orchestration adds to training: the train stage inside a flow, beside the same trainer process alone.
+"""Overhead of orchestration: the train stage inside a flow, compared with the same trainer process alone.
 
-The base and the rows are those of an earlier run. The stage's time is all that a person waits for between its start and
-its artifact: the flow run's task, the process, the checks of memory, the page, copying, hashing, syncing. What is
-around the process is measured within one run as well, so that a busy machine does not hide it, and its share of a job
-of five minutes is given: it does not grow with the steps. Prefect's own start and end are once a run, and given apart.
+The base and the rows are those of an earlier run. The stage's time is everything between its start and its artifact:
+the flow run's task, the process, the checks of memory, the page, copying, hashing, syncing. The time around the process
+is also measured within one run, so that a busy machine does not hide it, and reported as a share of a job of five
+minutes: it does not grow with the steps. Prefect's own start and end occur once a run and are reported apart.
 
     .venv/bin/python benchmarks/overhead.py                # needs an earlier `make demo`; a few steps, a minute or two
     .venv/bin/python benchmarks/overhead.py --steps 100    # as long a job as wanted

@@ -35,7 +35,7 @@ class Row:
     slot: str = ""  # a name in the prompt that the answer repeats
 
     def turns(self) -> list[str]:
-        """What is said, by the user and the assistant in turn."""
+        """Return the texts of the turns, from the user and the assistant alternately."""
         return [*self.earlier, "\n".join(part for part in (self.instruction, self.prompt) if part), self.answer]
 
     def messages(self) -> list[dict[str, str]]:

@@ -124,7 +124,7 @@ def run_side(options: argparse.Namespace) -> None:
 
 
 def arguments_of_all(options: argparse.Namespace) -> dict[str, Any]:
-    """What all sides are given."""
+    """Return the training arguments common to all trainers."""
     return {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": options.batch,
@@ -140,7 +140,7 @@ def arguments_of_all(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def our_trainer(rows: Sequence[Any], options: argparse.Namespace) -> Any:
-    """What the train stage makes of its defaults."""
+    """Return the trainer that the train stage creates with its defaults."""
     import datasets
     from transformers import AutoConfig, AutoTokenizer
     from trl.trainer.sft_config import SFTConfig
