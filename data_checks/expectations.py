@@ -29,7 +29,7 @@ ENDS_WITH_ANSWER = r"(?:^| )assistant$"
 
 
 def row_expectations(suite: Sequence[Entry], frame: pd.DataFrame) -> list[Expected]:
-    """Return the expectations on the rows of `frame`, in the suite's order, without those on texts or on the whole set."""
+    """Return the expectations on the rows of `frame`, in the suite's order, without those on texts or on the set."""
     return [
         each
         for entry in suite
@@ -40,7 +40,7 @@ def row_expectations(suite: Sequence[Entry], frame: pd.DataFrame) -> list[Expect
 
 
 def conflict_expectations(suite: Sequence[Entry]) -> list[Expected]:
-    """Return the expectations on the number of answers to a prompt, which is known once all other rows are quarantined."""
+    """Return the expectations on the number of answers to a prompt, known once all other rows are quarantined."""
     return [
         each
         for entry in suite

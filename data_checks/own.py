@@ -112,13 +112,13 @@ def _made(kind: type[gxe.Expectation], entry: Entry) -> gxe.Expectation:
 
 
 def _arguments(kind: type[gxe.Expectation]) -> list[str]:
-    """Return the arguments a class accepts: its own fields and the description, without Great Expectations' common fields."""
+    """Return the arguments of a class: its own fields and the description, without Great Expectations' other fields."""
     of_all, fields = (vars(each)["__fields__"] for each in (gxe.Expectation, kind))
     return [name for name in fields if name == "description" or name not in (*of_all, "batch_id")]
 
 
 def _refused(errors: Sequence[Any], given: dict[str, Any]) -> str:
-    """Return Great Expectations' message on the first argument that it refuses, which has one part for each accepted type."""
+    """Return Great Expectations' errors on the first refused argument, one for each type that it may have."""
     name = errors[0]["loc"][0]
     said = dict.fromkeys(error["msg"] for error in errors if error["loc"][0] == name)
     plain = [each for each in said if each != "value is not a valid dict"] or [*said]  # a parameter's, never meant here

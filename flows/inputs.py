@@ -1,4 +1,4 @@
-"""A run's inputs from outside: its files, models and the team's own code, each with the hash or revision of its content.
+"""A run's outside inputs: its files, models and the team's own code, each with what identifies its content.
 
 They are read before the first stage, so that one that is missing or unusable is reported at once.
 """

@@ -147,7 +147,7 @@ class Outcome(BaseModel, frozen=True):
         return self.unique.path("removed.parquet") if self.unique and self.unique.num_removed else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the output of `tunewright run --json`, without the parts that the run did not reach or was not asked for."""
+        """Return the output of `tunewright run --json`, without parts that were not reached or not asked for."""
         account, page, asks = self.account(), self.page, self._stands
         judged = {"model", "num_rows", "preferred", "agreement", "unreadable"}
         parts = {

@@ -201,7 +201,7 @@ def _short(section: type[BaseModel] | None, given: Any) -> list[str]:
 
 
 def _unknown_field(location: Sequence[str | int]) -> str:
-    """Return the error for an unknown key, with the keys of the same or a similar name, here, elsewhere or in other tools."""
+    """Return the error for an unknown key, with keys of the same or a similar name, also from other tools."""
     name, key = str(location[-1]), _key(location)
     model = _model(location[:-1]) or Parameters
     fields = list(model.model_fields)

@@ -108,7 +108,7 @@ class Plan(Calls):
 
 
 def _unmade(kind: type[A], stage: str, name: str) -> A:
-    """Return a placeholder for a record that does not exist yet; its digest enters the cache keys of the stages after it.
+    """Return a placeholder for a record that does not exist yet; its digest enters the cache keys of later stages.
 
     A base has placeholders for its special tokens too, which check reads instead of the base.
     """
