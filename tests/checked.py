@@ -1,4 +1,4 @@
-"""What tests of check share: rows with faults, settings, and looking at what came of them."""
+"""Helpers for tests of check: faulty rows, settings, and readers of its results."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""What tests share: an own home and no network for each test, a tiny real model, and rows to feed the stages."""
+"""Shared fixtures: a home of its own and no network for each test, a tiny real model, and rows for the stages."""
 
 import gc
 import hashlib
@@ -87,7 +87,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """What a test, and a command that it calls in this process, sets for its process is undone."""
+    """Restore the environment variables that a test, or a command it calls in this process, sets."""
     with patch.dict(os.environ):
         yield
 
@@ -256,7 +256,7 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tuned(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What train hands on: an adapter that changes the tiny base's answers, contract and curves."""
+    """The output of train: an adapter that changes the tiny base's answers, contract and curves."""
     from registered import tune
 
     return tune(tiny_base, tmp_path_factory.mktemp("tuned"))
@@ -264,7 +264,7 @@ def tuned(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def said(tiny_base: Base, tuned: Path) -> list[str]:
-    """What the tuned model answers to the test rows of `register_candidate`."""
+    """The tuned model's answers to the test rows of `register_candidate`."""
     from registered import ask
 
     return ask(tiny_base, tuned)

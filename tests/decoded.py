@@ -1,4 +1,4 @@
-"""What plain decoding makes of a prompt, one row at a time."""
+"""Reference implementation of decoding, one row at a time."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What tests of ingest share: reading files without the cache around it, and looking at what came of them."""
+"""Helpers for tests of ingest: read files without the cache, and read the results."""
 
 import tempfile
 from collections import Counter
@@ -44,7 +44,7 @@ def tables(rows: Rows) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def texts(row: dict[str, Any]) -> list[str]:
-    """What stands in a row's turns."""
+    """Return the contents of a row's turns."""
     return [turn["content"] for turn in row["messages"]]
 
 

@@ -80,7 +80,7 @@ def make_decontamination(**changes: Any) -> dict[str, Any]:
 
 
 def make_contract() -> Contract:
-    """Of a model that stops at token 0, and pads with it."""
+    """Return the contract of a model that stops at token 0, and pads with it."""
     return Contract(
         chat_template="",
         chat_template_sha256="",

@@ -1,4 +1,4 @@
-"""What tests of register and release share: a candidate, registered as the pipeline does it, and what is there then."""
+"""Helpers for tests of register and release: register a candidate as the pipeline does, and read MLflow's state."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ METRICS = [
 
 
 def tune(base: Base, folder: Path) -> Path:
-    """What train hands on: an adapter that changes the tiny base's answers, contract and curves."""
+    """Write the output of train to `folder`: an adapter that changes the tiny base's answers, contract and curves."""
     import torch
     from peft import LoraConfig, get_peft_model
 

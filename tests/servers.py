@@ -89,7 +89,7 @@ class Up(NamedTuple):
         return self.addresses.pid
 
     def living(self) -> dict[str, psutil.Process]:
-        """What came from it, by what it is."""
+        """Return the live processes that it started, by their part."""
         found: dict[str, psutil.Process] = {}
         for process in psutil.process_iter():
             try:
@@ -102,7 +102,7 @@ class Up(NamedTuple):
         return found
 
     def ask(self, method: str, path: str, **body: Any) -> Any:
-        """What Prefect's server answers, which may be on its way back."""
+        """Send a request to Prefect's server until it answers, and return the JSON."""
 
         def answer() -> Any:
             with suppress(httpx.TransportError):

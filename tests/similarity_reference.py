@@ -1,4 +1,4 @@
-"""What tunewright/similarity computes from bytes and by joins, by its definition: text by text, pair by pair."""
+"""Reference implementation of tunewright/similarity by definition: text by text, pair by pair."""
 
 import re
 import unicodedata

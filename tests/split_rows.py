@@ -69,7 +69,7 @@ def unique_rows(rows: Iterable[str | dict[str, Any]]) -> UniqueRows:
 
 
 def held_out_rows(records: Sequence[str | tuple[str, str]]) -> Rows:
-    """What ingest hands on of an evaluation file with these records, of which question and answer are known or not."""
+    """Return ingest's output for a held-out file of these records, each a text or a question with its answer."""
     folder = _folder()
     said = [
         {"text": each, "answered": 0}
@@ -117,7 +117,7 @@ def set_aside(splits: Splits) -> dict[str, dict[str, Any]]:
 
 
 def prompt(row: dict[str, Any]) -> str:
-    """What a row asks."""
+    """Return the prompt of a row."""
     return row["messages"][0]["content"]
 
 

@@ -1,4 +1,4 @@
-"""What the settings ask of Prefect's server, as automations: what starts a run, and who is told of it."""
+"""The automations that the settings define on Prefect's server: they start runs and notify people."""
 
 from datetime import timedelta
 from typing import Any

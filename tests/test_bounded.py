@@ -1,4 +1,4 @@
-"""What is not trusted is read in a child: it may take all memory, never end or crash, and one line comes of it."""
+"""Untrusted input is read in a child process: if that runs out of memory, hangs or crashes, the error is one line."""
 
 import os
 import re

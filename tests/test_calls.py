@@ -59,7 +59,7 @@ def settings(name: str, checks: Checks = LENIENT) -> Settings:
 
 
 def run(asked: Settings) -> None:
-    """What a run up to dedupe does, without Prefect."""
+    """Run the pipeline up to dedupe without Prefect."""
 
     def call(task: Any) -> Any:
         def made(**inputs: Any) -> Any:

@@ -35,7 +35,7 @@ def without_template(tiny_base: Base, folder: Path, *special: str) -> Base:
 
 
 def made(base: Base, template: str, folder: Path) -> Base:
-    """What the stage `base` makes of it with a template."""
+    """Return the output of stage `base` for a base with a template."""
     folder.mkdir()
     found = load_base.fn.__wrapped__(  # pyright: ignore[reportFunctionMemberAccess] without its artifact
         folder, base.reference, None, "", chat_templates.text(template)

@@ -1,4 +1,4 @@
-"""What only reports is found in the row that has it, and nothing secret or personal is shown."""
+"""Findings that only report are found in the right row, and show no secret or personal data."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""What stops a run says why in one line, and leaves every failure to be looked at."""
+"""A check that stops a run gives the reason in one line, and reports every failure."""
 
 import json
 from pathlib import Path

@@ -603,7 +603,7 @@ def test_quiet_and_verbose_together_are_refused_in_one_line(tunewright: Run, com
 
 
 def in_a_terminal(code: str, arguments: Sequence[str], environment: dict[str, str]) -> str:
-    """What a Python process prints to a terminal."""
+    """Return the output of a Python process in a terminal."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment

@@ -164,7 +164,7 @@ def test_a_variant_is_beaten_by_more_than_seeds_differ_or_not_told_apart() -> No
 
 
 def even(*variants: dict[str, Any]) -> str:
-    """What is said of variants that seeds do not tell apart, the best first."""
+    """Return the sentence on the variants, best first, that are not distinguishable across seeds."""
     values = ([0.50, 0.52, 0.48], [0.51, 0.50, 0.50], [0.50, 0.51, 0.51])
     trials = [
         trial(f"v{number}", seed, value, **more)

@@ -1,4 +1,4 @@
-"""What is chosen where, with its reason; and every choice trains to the same weights as the plain one."""
+"""Compute choices by hardware, each with its reason; every choice trains to the same weights as the plain one."""
 
 from functools import partialmethod
 from pathlib import Path

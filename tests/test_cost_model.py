@@ -1,4 +1,4 @@
-"""What training would take: counts are those of the real model, memory that of the tensors that are really kept."""
+"""Estimates of training: parameter counts match the real model, and memory the tensors that autograd keeps."""
 
 import importlib
 import json
@@ -58,7 +58,7 @@ METHODS = [
 
 
 def name_of(method: Method) -> str:
-    """What of it is not the default."""
+    """Return the fields that are not at their defaults, as JSON."""
     return method.model_dump_json(exclude_defaults=True)
 
 
@@ -117,7 +117,7 @@ def estimated(
     machine: devices.Machine,
     rate: calibration.Rate | None = None,
 ) -> cost_model.Estimate:
-    """What training on a ground takes."""
+    """Estimate the memory and time of a training."""
     return cost_model.estimate(cost_model.BudgetCase(ground, method, training, compute, machine), rate)
 
 

@@ -1,4 +1,4 @@
-"""What an answer is worth, what a suite says of its rows, and a report that loads nothing."""
+"""Placeholder answers, outcomes of a suite on its rows, and a report that loads nothing."""
 
 import re
 from typing import Any

@@ -270,7 +270,7 @@ def grow(planned: Planned, appended: str, share: float) -> PipelineData:
 
 @pytest.fixture
 def _of_ingest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an accepted version only what ingest made is looked at: accepted() enters no more."""
+    """Limit the parts of an accepted version to ingest's: accepted() stores no others."""
     monkeypatch.setattr(data_command, "_parts", lambda version: (version.rows,))
 
 

@@ -74,7 +74,7 @@ def split(folder: Path, rows: UniqueRows, settings: Split, ids: Sequence[str] = 
 
 
 def run(ids: str, settings: Split = SPLIT, name: str = "triage", keep: int = 30) -> tuple[Before, Version]:
-    """What a run on the rows with these ids, one letter each, finds before it, and its accepted version."""
+    """Run the data stages on rows with these ids, one letter each; return the state before and the accepted version."""
     rows = ingest(tuple(ids))
     found = before(name, rows, settings)
     checked = check(rows)

@@ -510,7 +510,7 @@ def test_labels_learnt_by_name_alone_are_not_enough(
 def test_answers_learnt_by_their_form_alone_are_not_enough_where_they_are_no_labels(
     splits: Splits, tmp_path: Path
 ) -> None:
-    """Of five answers one is near to all others, and as good as the candidate."""
+    """One of the five answers is similar to all others, and scores as high as the candidate."""
     said = ["card lost", "card stolen", "card broken", "card", "card expired"]
     write_train(splits.folder, said)
     references, graded = [said[row % 5] for row in range(40)], [0.6 + row % 3 / 10 for row in range(40)]

@@ -29,7 +29,7 @@ FILES = sorted((ROOT / "deployments").glob("*.yaml"))
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
-    """What Prefect makes of the flow's signature: the form, and what its server holds parameters against."""
+    """The JSON schema that Prefect derives from the flow's signature: its form, and its validation of parameters."""
     from tunewright.flows.finetune import finetune
 
     return parameter_schema(finetune).model_dump()

@@ -1,4 +1,4 @@
-"""What doctor says of a machine that is in order, and of each thing that is not."""
+"""Doctor's findings on a healthy machine, and on one with each fault."""
 
 import errno
 import json

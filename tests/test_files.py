@@ -37,7 +37,7 @@ def store(register_candidate: Make, home: Path) -> Path:
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """What was loaded; it is not loaded in fact."""
+    """The copies that a rehearsal would load; nothing is loaded."""
     found: list[Path] = []
     monkeypatch.setattr(rehearsal, "_rehearse", lambda version, copy, asked: found.append(copy))
     return found
@@ -132,7 +132,7 @@ def set_tag(name: str, value: str) -> None:
 
 
 def plant(store: Path, marker: Path) -> None:
-    """What a stranger can do at an MLflow server without credentials: other code, with digests and a tag that fit."""
+    """Attack an MLflow server without credentials: replace the code, and make digests and tag match."""
     with (store / "serving.py").open("a") as code:
         code.write(f"\nopen({str(marker)!r}, 'w').close()\n")
     (store / "digests.json").unlink()

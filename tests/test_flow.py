@@ -137,7 +137,7 @@ def causes(steps: Sequence[Step]) -> dict[str, list[str]]:
 
 
 def artifacts(state: State[Any]) -> dict[str | None, Any]:
-    """What the flow run made for a person to read, by key; the newest of each."""
+    """Return the newest of the flow run's Prefect artifacts for each key."""
     flow_run = state.state_details.flow_run_id
     assert flow_run
     with get_client(sync_client=True) as client:

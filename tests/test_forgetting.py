@@ -1,4 +1,4 @@
-"""What a candidate forgot is measured by code, of a base once, and stops it where the gate says so."""
+"""Forgetting is scored by code, once per base, and fails the candidate where the gate says so."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What reads what is not trusted refuses it in one line: some inputs of each target of benchmarks/fuzz.py."""
+"""Readers of untrusted input refuse it in one line: some inputs of each target of benchmarks/fuzz.py."""
 
 import importlib
 from collections.abc import Iterator

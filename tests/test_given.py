@@ -1,4 +1,4 @@
-"""What is set aside of a test or validation set that a team made itself is said in words, and it is never all of it."""
+"""Rows quarantined from a user-provided test or validation set are reported; a run stops if none is left."""
 
 import json
 import logging

@@ -98,7 +98,7 @@ def test_named_columns_say_what_is_asked() -> None:
 
 
 def lines(source: Source | str) -> list[tuple[int | None, int]]:
-    """Of each record the lines of its question, and those of its answer."""
+    """Return the numbers of question lines and answer lines of each record."""
     rows = run("train.jsonl", held_out=(Source(path=source) if isinstance(source, str) else source,))
     records = pq.read_table(rows.path("held_out.parquet")).to_pylist()
     return [(record["asked"], record["answered"]) for record in records]

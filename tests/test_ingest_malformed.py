@@ -356,7 +356,7 @@ quick = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCh
 
 
 def account(name: str, content: bytes, **options: Any) -> Rows | None:
-    """What became of a file, its account checked; None where all of it was refused with an error of ours."""
+    """Read a file and check its row account; return None if all of it was refused with a Tunewright error."""
     Path(name).write_bytes(content)
     try:
         rows = run(name, **options)

@@ -1,4 +1,4 @@
-"""What a split needs of rows is missed when they have been read, not when they are split."""
+"""Fields that split needs are checked as soon as the rows have been read, not when they are split."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What did not change is not parsed again, and what is put together from parts is what reading at once gives."""
+"""Unchanged parts are not parsed again, and rows assembled from parts equal those read at once."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What a source may name: files, globs, archives, objects in stores and data sets of the hub, each with an identity."""
+"""Kinds of source: files, globs, archives, objects in stores and data sets of the hub, each with an identity."""
 
 import gzip
 import os
@@ -272,7 +272,7 @@ def test_a_path_without_credentials_is_accepted(path: str) -> None:
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What `datasets` leaves in its cache of org/my_data at COMMIT, with nothing else to reach."""
+    """The cache that `datasets` leaves for org/my_data at COMMIT, with the network unreachable."""
     import datasets
     import datasets.config
     from datasets.arrow_writer import ArrowWriter

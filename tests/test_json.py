@@ -132,7 +132,7 @@ def is_of(value: Any, kind: str) -> bool:
 
 
 def faults(value: Any, place: str, keys: dict[str, str], seen: set[str]) -> Iterator[str]:
-    """What is printed below a place of the page and is not on it, or is of another type."""
+    """Yield the keys printed below a place that are missing from the page or have another type there."""
     if isinstance(value, list):
         for each in value:
             yield from faults(each, f"{place}[]", keys, seen)

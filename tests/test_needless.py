@@ -1,4 +1,4 @@
-"""What is removed is what nothing needs, and only when asked; a rollback and an unchanged run work afterwards."""
+"""Only unneeded items are removed, and only on request; a rollback and an unchanged run work afterwards."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a form names is reached only as far as the environment of the worker allows, and no setting holds a secret."""
+"""A form reaches only hosts, files and modules that the worker's environment allows; no setting holds a secret."""
 
 import json
 from pathlib import Path

@@ -39,7 +39,7 @@ def project(tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, folder: Path, file: str, *more: str) -> Any:
-    """What `plan --json` says of ingest when it is called in a folder."""
+    """Return the stages of `plan --json` up to ingest, called in a folder."""
     monkeypatch.chdir(folder)
     done = CliRunner().invoke(app, ["plan", file, "--until", "ingest", "--json", "-q", *more])
     assert done.exit_code == 0, done.output

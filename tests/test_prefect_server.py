@@ -294,7 +294,7 @@ def _answers(api: str) -> bool:
 
 
 def _with_a_server_that_it_ends(program: str, tmp_path: Path, **more: str) -> str:
-    """What a program prints that kills the server SERVER which the environment names."""
+    """Run a program that kills its Prefect server, whose process id is in SERVER, and return its output."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

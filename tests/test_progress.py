@@ -1,4 +1,4 @@
-"""What a person sees while training runs."""
+"""Progress messages while training runs."""
 
 import json
 import logging

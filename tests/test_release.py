@@ -60,7 +60,7 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def happened() -> list[tuple[str, str, str, str]]:
-    """What, which version, from and to; the oldest first."""
+    """Return each event's kind, its version, and the alias' version before and after; oldest first."""
     events = release.look_up(REGISTRY).events[::-1]
     return [(event.what, event.version, event.before, event.after) for event in events]
 
@@ -106,7 +106,7 @@ def test_a_version_that_waits_gets_the_alias_once_a_person_says_yes(make: Make) 
 
 
 def note(run_id: str) -> str:
-    """What MLflow shows as the description of a run."""
+    """Return the description of a run in MLflow."""
     with connected(REGISTRY) as client:
         return client.get_run(run_id).data.tags["mlflow.note.content"]
 
@@ -484,7 +484,7 @@ def deployed_pipeline(registered: Registered) -> State[Registered]:
 
 @pytest.fixture
 def asked(server: None, make: Make) -> Callable[[], FlowRun]:
-    """What a deployed pipeline does when its version waits: the run of approval that it starts, not begun yet."""
+    """Return a function that starts the approval flow of a deployed pipeline and returns its scheduled run."""
     with get_client(sync_client=True) as client:
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name="pool", type="process"))

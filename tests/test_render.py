@@ -1,4 +1,4 @@
-"""What is trained is the answers and the stop token that ends each, asked for exactly as a server asks."""
+"""The loss covers only the answers and their stop tokens, and the prompt is exactly what a server sends."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a run's artifacts in the Prefect UI say: where a setting came from, and how training went."""
+"""A run's artifacts in the Prefect UI: the origin of each setting, and the results of training."""
 
 import base64
 import json

@@ -16,7 +16,7 @@ LABELS = ("avería", "devolución")
 
 @pytest.fixture
 def splits(make_splits: Callable[..., Splits]) -> Splits:
-    """Of labels."""
+    """Splits whose answers are labels."""
     sides = [[(f"{side} {n}", LABELS[n % 2]) for n in range(size)] for side, size in enumerate((20, 4, 6))]
     return make_splits(*sides)
 

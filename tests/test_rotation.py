@@ -80,7 +80,7 @@ def test_a_seed_that_was_used_up_by_hand_is_passed_over() -> None:
 
 
 def test_looks_that_share_rows_count_in_part() -> None:
-    """Of the rows of seed 1 two thirds were seen by each of six candidates, so that two looks are left of six."""
+    """Each of six candidates has seen two thirds of the rows of seed 1, so that two uses of six are left."""
     shared = look("x", 1).model_copy(update={"sample": (*SAMPLES[0][:4], *SAMPLES[1][:2])})
     looks = [look(name, 0) for name in "abcdef"]
     assert seed_of(looks, 0, 6, "new") == 1

@@ -1,4 +1,4 @@
-"""What MLflow's server answers names the files of the home as they are had from elsewhere."""
+"""MLflow's server rewrites paths below the home to addresses that a remote client can read."""
 
 import json
 from pathlib import Path

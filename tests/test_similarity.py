@@ -1,4 +1,4 @@
-"""What counts as alike, and that no pair of alike texts is missed: held against the definition, text by text."""
+"""Similarity, compared with its definition text by text: no pair of near-duplicates is missed."""
 
 import random
 from itertools import combinations, pairwise

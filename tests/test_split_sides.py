@@ -74,7 +74,7 @@ class Known:
         self.size = len(place)
 
     def similarity(self, one: int, other: int) -> float | None:
-        """Of two rows; nan where only their group links them, None where nothing does."""
+        """Return the similarity of two rows; nan if only their group links them, None if nothing does."""
         first, second = sorted((self.first[one], self.first[other]))
         if first == second or (first, second) in self.alike:
             return 1.0 if first == second else self.alike[first, second]

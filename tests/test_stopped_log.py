@@ -24,7 +24,7 @@ def server() -> Iterator[None]:
 
 
 class Kept(logging.Handler):
-    """What was logged."""
+    """Handler that keeps the logged records."""
 
     def __init__(self) -> None:
         super().__init__()

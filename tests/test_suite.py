@@ -36,7 +36,7 @@ def tidy() -> str:
 
 
 class NoExpectation:
-    """Of another kind."""
+    """A class that is no expectation."""
 
 
 OWN = f"{__name__}.ExpectTicketNumber"

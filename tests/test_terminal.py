@@ -17,7 +17,7 @@ from tunewright.reports.account import leak_sentence
 
 
 def summary(**rows: Any) -> str:
-    """What a person reads after a run that ended with ingest."""
+    """Return the summary printed after a run that ended with ingest."""
     record = Rows(num_read=20, num_rows=19, num_quarantined=1, reasons={"bad_json": 1}, detected={}, **rows)
     console = Console(file=StringIO(), width=120, highlight=False)
     terminal.show_outcome(console, Outcome.of([Step(stage="ingest", state="ran", record=record)]), "x.yaml")

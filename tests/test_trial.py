@@ -1,4 +1,4 @@
-"""What of the team's expectations can never run is told before anything does, and what may run is let through."""
+"""The team's expectations that can never run are reported before anything runs; those that may run are accepted."""
 # pyright: reportPrivateImportUsage=false, reportIncompatibleVariableOverride=false
 
 from typing import Any
@@ -21,7 +21,7 @@ GX = "great_expectations.expectations"
 
 
 class ColumnValuesStrict(ColumnMapMetricProvider):
-    """Of each value what a function of the team's says, which raises on what it does not know."""
+    """Metric of the team's that raises on each unknown value."""
 
     condition_metric_name = "column_values.strict"
 

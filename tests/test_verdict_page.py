@@ -246,7 +246,7 @@ def page_of(made: VerdictPage) -> str:
 
 
 class Read(HTMLParser):
-    """What a page is made of; it raises where a tag is closed that is not the last that was opened."""
+    """Parser that keeps a page's tags and texts; raises if a closing tag does not match the last opened one."""
 
     VOID = ("meta", "input", "br", "line", "circle", "polyline", "rect")
 
