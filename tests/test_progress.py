@@ -53,8 +53,9 @@ def test_what_was_chosen_is_said_with_its_reason_before_the_first_step(
 
 
 def test_a_line_is_logged_after_the_first_step_and_after_each_evaluation(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tunewright.reports.progress, "EVALUATION_SECONDS", 0.0)
     caplog.set_level(logging.INFO, "tunewright")
     (tmp_path / "status.json").write_text(json.dumps(STATUS))
     progress = Progress(tmp_path)
@@ -68,6 +69,27 @@ def test_a_line_is_logged_after_the_first_step_and_after_each_evaluation(
         "step 22 of 45: loss 0.5000, validation loss 0.7500, validation exact match 0.2500, 1,234 tokens/s, "
         "about 76 s left",  # 23 steps, and evaluations after steps 30, 40 and 45
     ]
+
+
+def test_a_fast_training_has_few_lines_and_the_last_evaluation_is_among_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(tunewright.reports.progress.time, "monotonic", lambda: now)
+    caplog.set_level(logging.INFO, "tunewright.steps")
+    (tmp_path / "status.json").write_text(json.dumps(STATUS))
+    progress, lines = Progress(tmp_path), []
+    for number in range(1, 41):  # 20 s, with an evaluation in each half second
+        lines += [step(number), look(number)]
+        write(tmp_path, *lines)
+        progress.update()
+        now += 0.5
+    write(tmp_path, *lines, step(41))
+    progress.update(last=True)
+    progress.update(last=True)
+    said = [each.strip().partition(", 1,234 tokens/s")[0] for each in caplog.messages if " of 45" in each]
+    assert [each.partition(" of 45")[0] for each in said] == ["step 1", "step 11", "step 21", "step 31", "step 41"]
+    assert said[-1].endswith("validation loss 0.7500 at step 40, validation exact match 0.2500 at step 40")
 
 
 def test_a_server_that_does_not_answer_is_said_once_and_training_goes_on(

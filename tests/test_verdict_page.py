@@ -35,7 +35,7 @@ from tunewright.artifacts import (
 from tunewright.config import Gate, Guardrail
 from tunewright.metrics import choose
 from tunewright.metrics.rows import RAISE_LIMIT
-from tunewright.reports.figures import number
+from tunewright.reports.figures import exactly, interval, number
 from tunewright.tasks.decide import decide
 from tunewright.tasks.evaluate import ANSWER_SCHEMA, scored
 from tunewright.tasks.verdict_page import verdict_page
@@ -407,6 +407,22 @@ def test_intervals_lie_where_their_values_are() -> None:
     assert [at for at, _ in drawn.ticks] == sorted(at for at, _ in drawn.ticks)
     assert scale_of([0.0, 0.0]).at(0.0) == 50
     assert [number(value) for value in (0.84, -0.051, 1, 12.34, 4_321)] == [".84", "-.05", "1.00", "12.3", "4,321"]
+    assert [number(value) for value in (12, 100.5, 999.6, 999.97, -1_234.5)] == [
+        "12",
+        "100.5",
+        "999.6",
+        "1,000",
+        "-1,234",
+    ]
+    assert [exactly(value) for value in (0.02, 0.005, 0.5, 12.25)] == [".02", ".005", ".50", "12.25"]
+
+
+def test_no_bound_is_rounded_onto_a_threshold_or_past_it() -> None:
+    assert interval((0.0204, 0.05, 0.1), signed=True) == "+.05 [.02, .10]"
+    assert interval((0.0204, 0.05, 0.1), signed=True, threshold=0.02) == "+.0500 [.0204, .1000]"
+    assert interval((-0.004, 0.1, 0.3), signed=True) == "+.100 [-.004, .300]"
+    assert interval((100.5, 110.0, 120.0), signed=False, threshold=100) == "110 [100.5, 120]"
+    assert interval((99.96, 110.0, 120.0), signed=False, threshold=100) == "110 [99.96, 120]"
 
 
 def test_other_methods_stand_beside_what_decided(make: Make) -> None:

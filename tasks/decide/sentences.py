@@ -10,7 +10,7 @@ from tunewright.artifacts import WAITING
 from tunewright.artifacts.payloads import Comparison
 from tunewright.metrics import describe
 from tunewright.metrics.baseline import CONSTANT, baseline
-from tunewright.reports.figures import interval, number, rounded_up
+from tunewright.reports.figures import exactly, interval, number, rounded_up
 from tunewright.tasks.decide.comparison import SMALLEST_EFFECT, needs_most
 
 AT_LEAST = "gate.at_least"  # the score that is asked for
@@ -60,7 +60,7 @@ def gain(closest: Comparison) -> str:
 
 
 def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison) -> str:
-    theirs = _theirs(decisive) + (f" by more than {number(abs(decisive.bar))}" if decisive.bar else "")
+    theirs = _theirs(decisive) + (f" by more than {exactly(abs(decisive.bar))}" if decisive.bar else "")
     if because in ("worse", "too low"):
         return f"Kept: {_what(decisive)} is not {_than(decisive)} {theirs}: {_on(decisive)}."
     if because == "regression":
@@ -82,7 +82,7 @@ def _failed(decision: str, because: str, decisive: Comparison, longest: Comparis
 
 def _also(guardrail: Comparison) -> str:
     """Name a guardrail besides: as broken only where that is shown."""
-    what, theirs, most = _what(guardrail), _theirs(guardrail), number(-guardrail.bar)
+    what, theirs, most = _what(guardrail), _theirs(guardrail), exactly(-guardrail.bar)
     if guardrail.finding == "below":
         return f" Also, {what} is worse than {theirs} by more than the allowed {most}."
     return f" Also, {what} may be worse than {theirs} by more than {most} (not enough evidence)."
@@ -123,7 +123,7 @@ def _prompting(decisive: Comparison) -> str:
     needed = _needed(decisive, decisive)
     return (
         f"Kept: prompting is enough: not enough evidence that {_what(decisive)} is as good as {_theirs(decisive)} "
-        f"(tolerance {number(-decisive.bar)}): {_on(decisive)}{needed}."
+        f"(tolerance {exactly(-decisive.bar)}): {_on(decisive)}{needed}."
     )
 
 
@@ -143,9 +143,9 @@ def _no_gain(comparison: Comparison, against: str) -> str:
     """Why more rows are no help to a candidate that is not ahead."""
     mean, bar = comparison.difference[1], comparison.bar
     if bar > 0:
-        return f"; the gain{against} is not above {number(bar)}: more test rows would probably not change this"
+        return f"; the gain{against} is not above {exactly(bar)}: more test rows would probably not change this"
     if bar < 0:
-        return f"; it is behind{against} by {number(-bar)} or more: more test rows would probably not change this"
+        return f"; it is behind{against} by {exactly(-bar)} or more: more test rows would probably not change this"
     if round(mean, 2) == 0:  # as number writes it
         return f"; the gain{against} is about zero: more test rows would probably not show one"
     return f"; the gain{against} is negative: more test rows would probably confirm this"
@@ -167,7 +167,7 @@ def _than(comparison: Comparison) -> str:
 
 
 def _named(comparison: Comparison) -> str:
-    score = f"={number(comparison.opponent_mean)}" if comparison.opponent == AT_LEAST else ""
+    score = f"={exactly(comparison.opponent_mean)}" if comparison.opponent == AT_LEAST else ""
     return f"{who(comparison.opponent, comparison.metric)}{score}"
 
 
@@ -182,4 +182,4 @@ def _on(comparison: Comparison) -> str:
 
 
 def _gain(comparison: Comparison) -> str:
-    return interval(comparison.difference, signed=True)
+    return interval(comparison.difference, signed=True, threshold=comparison.bar)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from tunewright.artifacts.payloads import Comparison, Interval
 from tunewright.metrics import describe
 from tunewright.reports.curves.charts import ticks
-from tunewright.reports.figures import interval, number
+from tunewright.reports.figures import exactly, interval, number
 from tunewright.tasks.verdict_page.case import title
 
 MARGIN = 0.05  # of the scale, at both ends
@@ -72,7 +72,7 @@ def _drawn(comparison: Comparison, scale: Scale) -> DrawnInterval:
         high=scale.at(high),
         bar=scale.at(comparison.bar),
         style=comparison.finding,
-        said=interval(comparison.difference, signed=True),
+        said=interval(comparison.difference, signed=True, threshold=comparison.bar),
         finding=_finding(comparison),
     )
 
@@ -81,10 +81,10 @@ def _finding(comparison: Comparison) -> str:
     bar, found = comparison.bar, comparison.finding
     if bar < 0:
         if found == "above" and comparison.difference[2] < 0:
-            return f"worse, but by less than {number(-bar)}"
+            return f"worse, but by less than {exactly(-bar)}"
         said = {"above": "at least as good", "below": "not as good", "unclear": "not enough evidence"}
-        return f"{said[found]} (tolerance {number(-bar)})"
-    than = f" by more than {number(bar)}" if bar else ""
+        return f"{said[found]} (tolerance {exactly(-bar)})"
+    than = f" by more than {exactly(bar)}" if bar else ""
     return {"above": "better", "below": "not better", "unclear": "not enough evidence that it is better"}[found] + than
 
 

@@ -95,7 +95,7 @@ def _scores(case: Case) -> list[dict[str, Any]]:
         for each in case.answers:
             bounds = case.decided.own.get(each.contender, {}).get(metric)
             score = number(each.scores[metric], 3) if metric in each.scores else ""
-            cells.append((score, f"[{number(bounds[0])}, {number(bounds[2])}]" if bounds else ""))
+            cells.append((score, f"[{number(bounds[0], 3)}, {number(bounds[2], 3)}]" if bounds else ""))
         found.append({"name": metric, "cells": cells, "decides": metric == case.verdict.metric})
     return found
 

@@ -6,7 +6,7 @@ from tunewright.artifacts.payloads import CheckResults, Comparison
 from tunewright.metrics.baseline import CONSTANT
 from tunewright.reports import curves
 from tunewright.reports.account import reasons
-from tunewright.reports.figures import interval, number, rounded_up
+from tunewright.reports.figures import exactly, interval, number, rounded_up
 from tunewright.tasks.verdict_page.case import Case, title
 from tunewright.tasks.verdict_page.drawing import words
 from tunewright.tasks.verdict_page.findings import (
@@ -60,7 +60,7 @@ def undecided(case: Case) -> Found:
         return
     hardest = max(open_ones, key=lambda each: each.rows_to_tell)
     needed = hardest.rows_needed or needed
-    gain = interval(hardest.difference, signed=True)
+    gain = interval(hardest.difference, signed=True, threshold=hardest.bar)
     is_named = hardest == case.decided.closest  # else the page would have two smallest detectable gains
     detectable = (
         f"smallest detectable gain with {num_rows:,} test rows: {number(hardest.smallest_visible)} (80 % power); "
@@ -82,11 +82,11 @@ def broken_guardrails(case: Case) -> Found:
     ways = f", {shorter} or a lower {smaller}" if smaller else f" or {shorter}"
     for each in case.decided.guardrails:
         if each.finding == "below" and not (each.metric == "stopped" and learned_nothing(case)):
-            seen = interval(each.difference, signed=True)
+            seen = interval(each.difference, signed=True, threshold=each.bar)
             yield Suggestion(
                 f"Train more gently: a lower training.learning_rate{ways}",
                 f"{words(each.metric)} against the {_opponent(each)}: {seen}, allowed: at most "
-                f"{number(-each.bar)} worse",
+                f"{exactly(-each.bar)} worse",
                 "intervals",
             )
 
@@ -99,7 +99,7 @@ def prompting_is_enough(case: Case) -> Found:
         yield Suggestion(
             f"Serve the base with the {_opponent(best)}: it needs no training",
             f"its {words(best.metric)} is {number(best.opponent_mean)}, the candidate's "
-            f"{number(best.candidate_mean)} ({interval(best.difference, signed=True)})",
+            f"{number(best.candidate_mean)} ({interval(best.difference, signed=True, threshold=best.bar)})",
             "contenders",
         )
 

@@ -17,7 +17,8 @@ log = logging.getLogger("tunewright")
 steps_log = logging.getLogger("tunewright.steps")  # of its own, so that it can be heard alone
 
 ARTIFACT_SECONDS = 3.0  # between two updates of the artifact
-LOG_SECONDS = 30.0  # between two lines in the log, besides one after the first step and after each evaluation
+LOG_SECONDS = 30.0  # between two lines in the log, besides the first, the last and those of evaluations
+EVALUATION_SECONDS = 5.0  # between two lines of evaluations: a short training has several a second
 RECENT = 20  # steps that the time left is reckoned from
 
 Line = dict[str, Any]  # of metrics.jsonl
@@ -60,6 +61,7 @@ class Progress:
         self.looks: list[Line] = []
         self.artifact: Any = None
         self.shown = self.logged = 0.0
+        self.said = (0, 0)  # steps and evaluations that the last line in the log is of
         self.cannot_show = False
 
     def update(self, *, last: bool = False) -> None:
@@ -73,13 +75,14 @@ class Progress:
             for sentence in layout(self.facts):
                 log.info("%s", sentence)
         new = self._read()
+        now, there = time.monotonic(), (len(self.steps), len(self.looks))
+        seconds = 0.0 if last or not self.logged else LOG_SECONDS if there[1] == self.said[1] else EVALUATION_SECONDS
+        if there != self.said and now - self.logged >= seconds:
+            self.logged, self.said = now, there
+            steps_log.info("  %s", self.sentence())
         if not new:
             return
-        now = time.monotonic()
         evaluated = any("eval_loss" in line for line in new)
-        if evaluated or not self.logged or now - self.logged > LOG_SECONDS:
-            self.logged = now
-            steps_log.info("  %s", self.sentence())
         if evaluated or last or now - self.shown > ARTIFACT_SECONDS:
             self.shown = now
             self._show()
@@ -110,10 +113,10 @@ class Progress:
         """Such as "step 40 of 60: loss 0.1234, validation loss 0.2345, 512 tokens/s, about 2 min left"."""
         step, planned = self._place()
         parts = [f"loss {self.steps[-1]['loss']:.4f}"] if self.steps else []
-        look = self.looks[-1] if self.looks and self.looks[-1]["step"] == step else {}
-        for name, value in look.items():
+        for name, value in (self.looks[-1] if self.looks else {}).items():
             if name.startswith("eval_"):
-                parts.append(f"validation {name.removeprefix('eval_').replace('_', ' ')} {value:.4f}")
+                at = "" if self.looks[-1]["step"] == step else f" at step {self.looks[-1]['step']}"
+                parts.append(f"validation {name.removeprefix('eval_').replace('_', ' ')} {value:.4f}{at}")
         rates = [line["tokens_per_second"] for line in self.steps[-RECENT:]]
         parts += [f"{statistics.median(rates):,.0f} tokens/s"] if rates else []
         left = seconds_left(self.steps, self.looks, (self.facts or {}).get("evaluate_every"))
