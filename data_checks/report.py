@@ -9,6 +9,7 @@ from typing import Any
 from tunewright.artifacts.payloads import CheckResults, ExpectationResult
 from tunewright.data_checks.profile import UNKNOWN, Profile
 from tunewright.privacy.excerpts import clipped
+from tunewright.reports.figures import counted
 from tunewright.reports.pages import template
 
 Record = dict[str, Any]  # a line of a quarantine table: file, line, reason, detail, text
@@ -86,6 +87,7 @@ def render(
         found=found,
         conflicts=conflicts,
         num_examples=EXAMPLES,
+        counted=counted,
     )
 
 

@@ -1,5 +1,7 @@
 """A set is held against its own balance, and against the version before."""
 
+import re
+
 import pyarrow as pa
 import pytest
 from checked import GERMAN, SPECIAL, only, results, turns
@@ -109,7 +111,14 @@ def test_what_drifted_from_the_version_before_is_found(make_rows: MakeRows) -> N
     since = results(second)["since"]
     assert (since["before"], since["added"], since["removed"]) == (200, 200, 200)
     assert since["version"] == first.key
-    assert first.key in second.path("report.html").read_text()
+    page = second.path("report.html").read_text()
+    assert first.key in page
+    compared = page.partition("PSI by chance, up to")[2].partition("</table>")[0]
+    cells = [
+        cell for cell in re.findall(r'<td class="number">(.*?)</td>', compared) if not re.fullmatch(r"\d+\.\d\d", cell)
+    ]
+    units = ["characters"] * 4 + ["language"] * 4 + ["source"] * 2 + ["labels"] * 2
+    assert [cell.partition(" ")[2] for cell in cells] == units
 
 
 @pytest.mark.parametrize(
