@@ -6,6 +6,7 @@ import logging
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from typer.testing import CliRunner, Result
 from tunewright.artifacts import Base
 from tunewright.cli import main
 from tunewright.config import NO_TELEMETRY, Checks
+from tunewright.machine import addresses
 from tunewright.reports.progress import layout
 
 SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
@@ -632,3 +634,14 @@ def test_a_command_in_a_terminal_does_not_begin_with_what_prefect_tells_its_make
         "from tunewright.cli.main import main; main()", command, environment
     )
     assert not (tmp_path / "prefect" / ".sdk_telemetry").exists()
+
+
+def test_a_command_of_prefects_own_that_ours_show_tells_its_maker_nothing(tmp_path: Path) -> None:
+    told = {*NO_TELEMETRY, *CI_ENV_VARS}
+    environment = {name: value for name, value in os.environ.items() if name not in told}
+    environment |= {"PREFECT_HOME": str(tmp_path / "prefect")}
+    shell = "import subprocess, sys; subprocess.run(sys.argv[1], shell=True, check=True)"
+    command = f"{shlex.quote(sys.executable)} -c 'import prefect'"
+    shown = f"{addresses.for_prefect('http://127.0.0.1:9/api')} {command}"
+    assert "anonymous usage data" not in in_a_terminal(shell, [shown], environment)
+    assert "anonymous usage data" in in_a_terminal(shell, [command], environment)

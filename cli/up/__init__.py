@@ -78,7 +78,8 @@ def _prepared(until_end: ExitStack, console: Console, port: int, mlflow_port: in
             raise ConfigError(f"PREFECT_API_URL={shown(named)}: {addresses.advice_on_api(named)}, or unset it")
         raise ConfigError(
             f"PREFECT_API_URL={shown(named)} names another Prefect server than {found.api}, which this command starts; "
-            f"unset it, or start only a worker for the named server: prefect worker start --pool {found.pool}"
+            "unset it, or start only a worker for the named server: DO_NOT_TRACK=1 prefect worker start "
+            f"--pool {found.pool}"
         )
     config.quiet_libraries()
     print_log(console, logging.INFO)

@@ -99,8 +99,8 @@ def keep_password(given: str = "") -> str:
 
 
 def for_prefect(url: str | None) -> str:
-    """The variables that a command of Prefect's own needs to reach a server, as a shell takes them."""
-    up, named = running(), f"PREFECT_API_URL={shlex.quote(url or '')}"
+    """The variables with which a command of Prefect's own reaches a server and counts no use, as a shell takes them."""
+    up, named = running(), f"PREFECT_API_URL={shlex.quote(url or '')} DO_NOT_TRACK=1"
     if up is None or not up.is_prefect(url or ""):
         return named
     return f'{named} PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(password_file()))})"'
