@@ -10,9 +10,9 @@ from tunewright.store.stage import stage
 
 
 def _lost(base: Base) -> str:
-    """What is gone or changed of a base whose weights lie elsewhere, such as in the hub's cache; empty if nothing is.
+    """Describe what is missing or changed of a base whose weights are elsewhere, as in the hub's cache; "" if nothing.
 
-    It looks at all but the content of the weights, so that a run that changes nothing stays quick.
+    The content of the weights is not read, so that an unchanged run stays fast.
     """
     if not base.weights.is_dir():
         return f"{base.weights} is gone"

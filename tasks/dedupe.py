@@ -52,7 +52,7 @@ REMOVED_CHARS = 500
 
 
 class Repeats(NamedTuple):
-    """What each row repeats: the number of a kept row that stands earlier, and how alike the two are."""
+    """For each row, the number of the earlier kept row that it repeats, the reason, and the similarity of the two."""
 
     reason: np.ndarray  # (rows,) a position in REASONS
     partner: np.ndarray  # (rows,) -1 where the row stays
@@ -71,7 +71,7 @@ class Repeats(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What is compared of a batch of rows, as hashes."""
+    """The hashes of a batch of rows that are compared."""
 
     conversations: np.ndarray  # (rows, 2)
     prompts: ComparedPrompts
@@ -93,7 +93,7 @@ def first_pass(rows: Read) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def guarded_shingles(rows: Read, left_out: np.ndarray) -> Shingles:
-    """What they are compared by."""
+    """Return the shingles that near-duplicates are found by, with each row's answer."""
     return shingles(rows.prompts, left_out, rows.answers)
 
 
@@ -108,7 +108,7 @@ def first_equal(hashes: np.ndarray) -> np.ndarray:
 
 
 def find_repeats(file: Path, settings: Dedupe) -> tuple[Repeats, dict[int, int]]:
-    """What every row of rows.parquet repeats, and the boilerplate that was left out of the comparison: hash -> rows."""
+    """Find the row that each row of rows.parquet repeats, and the boilerplate ignored in comparisons: hash -> rows."""
     with engine_of(settings.engine) as engine:
         rows_read = engine.over_batches(file, ["messages"], read)
         conversations, segments, rows_of = zip(*engine.collect(engine.over(rows_read, first_pass)), strict=True)

@@ -43,7 +43,7 @@ ANSWER_SCHEMA = pa.schema(
 
 
 def answered(model: Any, tokenizer: Any, test: pa.Table, stops: Sequence[int], settings: Evaluation) -> pa.Table:
-    """What the model answers to each row of `test` (TOKEN_SCHEMA): a table of ANSWER_SCHEMA in the same order."""
+    """Generate the model's answer to each row of `test` (TOKEN_SCHEMA): a table of ANSWER_SCHEMA in the same order."""
     from tunewright.generation import Answer, Greedy
 
     greedy = Greedy(model, stops=stops, max_new_tokens=settings.max_new_tokens, batch=settings.batch)

@@ -151,7 +151,7 @@ def _metric(name: str, higher_is_better: dict[str, bool], samples: list[dict[str
 
 
 def _said(sample: dict[str, Any]) -> str:
-    """What was generated, or the likeliest of the continuations that were compared."""
+    """Return the generated text, or the most likely of the compared continuations."""
     if isinstance(said := sample["filtered_resps"][0], str):
         return said
     if not isinstance(said, tuple | list) or not isinstance(said[0], float):
@@ -169,7 +169,7 @@ def _quiet() -> Iterator[None]:
 
 @stage("{contender.name}", libraries=("lm_eval", "torch", "transformers", "peft", "tokenizers", "datasets", "pyarrow"))
 def lm_eval(folder: Path, contender: Contender, lm_eval: LmEval, identity: str) -> General:
-    """What the contender makes of lm-eval's tasks; of a base once. `identity` is what they ask, for the key alone.
+    """Evaluate the contender on lm-eval's tasks; a base once. `identity` of the tasks is only for the cache key.
 
     Raises ConfigError where a task cannot be loaded or cannot score its documents.
     """

@@ -83,11 +83,11 @@ class Held:
         return None if rows is None else self.frame.iloc[rows]
 
     def value(self, outcome: ExpectationOutcome, position: int) -> str:
-        """What a row has where an expectation looked."""
+        """Return a row's value in the column that an expectation checked, in one line."""
         return in_a_line(self.frame[outcome.column].iloc[position]) if outcome.column in self.frame else ""
 
     def said(self, outcome: ExpectationOutcome) -> str:
-        """What is wrong in how many rows, and where first; of a table as a whole only what is wrong."""
+        """Describe the fault, the number of failing rows and the first of them; for a whole table only the fault."""
         if not len(outcome.rows):
             return outcome.says()
         position = int(outcome.rows[0])

@@ -39,7 +39,7 @@ def _evidence(tables: Mapping[str, pa.Table], metric: str) -> Evidence:
 
 
 def _general(general: tuple[General, ...], gate: Gate, *, is_prose: bool) -> Iterator[GuardrailTest]:
-    """What base and candidate make of general tasks and texts, where that decides; each row stands alone."""
+    """Yield the guardrail tests on general tasks and texts that have a margin; each row is its own cluster."""
     tables = of_each(general)
     for metric, margin in gate.general_margins(is_prose=is_prose).items():
         scores = {name: general_rows(table, metric) for name, table in tables.items()}

@@ -73,7 +73,7 @@ def is_more_wrong(comparison: Comparison) -> bool:
 
 
 def needs_most(comparisons: Sequence[Comparison]) -> Comparison | None:
-    """Of those that are open the one that more rows would tell last, since all have to hold; None where none is."""
+    """Return the inconclusive comparison that needs the most rows, since all have to pass; None if there is none."""
     found = (each for each in comparisons if each.rows_to_tell)
     return max(found, key=lambda each: each.rows_to_tell, default=None)
 

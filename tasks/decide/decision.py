@@ -32,7 +32,7 @@ LARGEST = 1e100  # of a score: variances, which have squares of differences, and
 
 @dataclass(frozen=True)
 class Evidence:
-    """What each contender scored on each row, by its row_id, and which rows stand together."""
+    """The score of each contender on each row, by row_id, and the cluster of each row."""
 
     metric: str
     scores: Mapping[str, Mapping[str, float]]  # contender -> row_id -> score
@@ -60,7 +60,7 @@ class Evidence:
 
 
 class GuardrailTest(NamedTuple):
-    """What must not get worse by more than `margin`; its rows need not be those of the decision."""
+    """A metric that must not get worse by more than `margin`; its rows need not be those of the decision."""
 
     evidence: Evidence
     margin: float

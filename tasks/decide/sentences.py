@@ -1,7 +1,7 @@
-"""What is decided in one sentence, with the figures that it stands on: what a careful engineer would sign.
+"""The decision in one sentence, with the figures that support it.
 
-A mean stands before its interval, .84 is +.82 [.75, .86] above the base; each bound of an interval is one-sided at
-gate.confidence. Of what was passed the closest is marked: its mean is above what it needs by the least.
+A mean is followed by its interval: .84 is +.82 [.75, .86] above the base; each bound of an interval is one-sided at
+gate.confidence. Of the tests passed, the sentence names the closest: the one whose mean exceeds its threshold by least.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
-"""What fine-tuning cost: base and candidate do the same general tasks and read the same general texts (suite.py).
+"""Forgetting: base and candidate do the same general tasks and read the same general texts (suite.py).
 
 A model that learns one thing well can lose the rest (McCloskey & Cohen 1989, "Catastrophic interference"), which the
-test rows do not show, since they are all of that one thing. So decide holds both results against the base's as
-guardrails: the share of tasks that are done right, and the loss on texts, which sees damage long before a weak base
-has a right answer to lose.
+test rows do not show, since they are all of that one thing. So decide compares both results with the base's as
+guardrails: the share of tasks done right, and the loss on texts, which shows damage long before a weak base has a right
+answer to lose.
 """
 
 import math
@@ -52,9 +52,9 @@ def read(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
 
 @stage("{contender.name}", libraries=("torch", "transformers", "peft", "tokenizers", "jinja2", "jsonschema", "pyarrow"))
 def forgetting(folder: Path, contender: Contender) -> General:
-    """What the contender makes of the built-in suite; of a base once, whatever is trained on it.
+    """Evaluate the contender on the built-in suite; a base only once, whatever is trained on it.
 
-    Raises TunewrightError where a loss is no number.
+    Raises TunewrightError where the loss is NaN or infinite.
     """
     # In bfloat16 it takes two thirds of the time, and the loss moves by a thousandth.
     model = load_model(contender.base, contender.model, dtype=fastest_dtype())

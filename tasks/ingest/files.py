@@ -91,7 +91,7 @@ def unchanged(file: SourceFile) -> Iterator[None]:
 
 
 def stamp(path: str) -> str | None:
-    """What is certain to tell a change of a file without reading it; None where only its content does."""
+    """Return a stamp that is certain to change with the file, without reading it; None where only its content tells."""
     if stores.is_url(path):
         return stores.stamp(path)
     found = Path(path).stat()

@@ -60,7 +60,7 @@ def parse_json(raw: bytes) -> Any:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in JSON's words."""
+    """Return the JSON type of a value."""
     return "null" if value is None else KINDS.get(type(value), type(value).__name__)
 
 

@@ -40,7 +40,7 @@ def matches(url: str, setting: str) -> list[str]:
 
 
 def identity(url: str) -> str:
-    """What changes when the object's content changes: what the store says of it, or the sha256 of its content.
+    """Return an id that changes with the object's content: the store's metadata, or the sha256 of the content.
 
     Stores of objects (S3, Google, Azure) answer with an entity tag, the size and, where it is versioned, a version: one
     request, no download. A tag is no digest of the content (it also depends on how it was uploaded), so the same
@@ -57,7 +57,7 @@ def identity(url: str) -> str:
 
 
 def stamp(url: str) -> str | None:
-    """What tells a change of the object without reading it, as far as its store says that; None where it does not."""
+    """Return a stamp that changes with the object, from its store's metadata; None if the store has none."""
     if url.partition("://")[0] in TELLING_STORES:
         return identity(url)
     store, name = _store(url)

@@ -23,7 +23,7 @@ REPEATING = ["source", "file", "group", "side", "repairs", "reason", "messages.l
 
 
 class Tally(BaseModel):
-    """What became of some records: read = kept + refused."""
+    """Account of some records: read = kept + refused."""
 
     num_rows: int = 0
     reasons: Counter[str] = Counter()

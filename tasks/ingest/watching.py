@@ -35,7 +35,7 @@ class Seen(BaseModel, frozen=True):
 
 
 class WatcherState(BaseModel):
-    """What the last look saw, and which files the last announcement was about."""
+    """The files seen at the last poll, and those of the last announcement."""
 
     files: dict[str, Seen] = {}
     announced: str = ""
@@ -51,7 +51,7 @@ class WatcherState(BaseModel):
 
 
 class Poll(BaseModel, frozen=True):
-    """What a look has found."""
+    """Result of one poll."""
 
     num_files: int
     changes: tuple[str, ...]  # since the last finished run: "new: data/b.jsonl"
@@ -102,7 +102,7 @@ def look(deployment: str, data: Data, *, has_failed: bool = False) -> Poll:
 
 
 def changes(read: Mapping[str, str] | None, now: Mapping[str, str]) -> tuple[str, ...]:
-    """What differs between files that were read and those that are there; `read` is None where no run has finished."""
+    """Return the differences between the files read by the last finished run (None without one) and those there now."""
     if read is None:
         return ("no run has finished yet",)
     new = [f"new: {path}" for path in now if path not in read]

@@ -53,7 +53,7 @@ class Pair(NamedTuple):
 
 
 def score(said: Said) -> float:
-    """What two replies come to."""
+    """Return the candidate's score from two replies: 1 if both prefer it, 0 if both the opponent, else 0.5."""
     return {("A", "B"): 1.0, ("B", "A"): 0.0}.get(said, 0.5)
 
 
@@ -87,14 +87,14 @@ def pairs(answers: Sequence[Answers], test: pa.Table, num_rows: int) -> list[Pai
 
 
 def conversation(messages: Sequence[Any]) -> str:
-    """What was said before the last answer."""
+    """Return the text of the turns before the last answer."""
     from tunewright.data_checks.columns import prompt_and_answer
 
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt_and_answer(messages)[0])
 
 
 def replies(judge: JudgeClient, asked: Sequence[Pair], progress: Path) -> dict[Pair, Said]:
-    """What the judge says of each pair, in either order; `progress` has a line for each that was said before."""
+    """Prompt the judge with each pair in both orders; `progress` keeps a line per judged pair for the next attempt."""
     progress.parent.mkdir(parents=True, exist_ok=True)
     text = progress.read_text(encoding="utf-8") if progress.exists() else ""
     text = text[: text.rfind("\n") + 1]  # a process that was killed may have written half a line
@@ -127,10 +127,10 @@ def _column(answers: Answers, name: str) -> dict[str, str]:
 
 
 def opinion(judged: pa.Table, opponent: str) -> dict[str, Any]:
-    """What the replies about one opponent come to.
+    """Summarize the replies about one opponent.
 
-    preferred: low, mean and high of the share of rows in which the candidate is, ties for half. Of the pairs that were
-    asked about, agreement: the share in which both replies say the same; unreadable: with a reply that says nothing.
+    preferred: low, mean and high of the share of rows in which the candidate is preferred; ties count half. agreement,
+    unreadable: the share of the judged pairs in which both replies agree, and in which one contains no judgement.
     """
     rows = [row for row in judged.to_pylist() if row["opponent"] == opponent]
     scores, clusters = (np.array([row[name] for row in rows]) for name in ("score", "cluster"))
@@ -147,10 +147,10 @@ def opinion(judged: pa.Table, opponent: str) -> dict[str, Any]:
 
 @stage("by {model}", libraries=("pyarrow",))
 def judge(folder: Path, answers: tuple[Answers, ...], splits: Splits, url: str, model: str, rows: int) -> Judged:
-    """What the model `model` at `url` says of the candidate's answers beside those of each other contender.
+    """Let the model `model` at `url` compare the candidate's answers with those of each other contender.
 
-    Raises JudgeError where it does not answer, and the next attempt goes on from what it said; ConfigError where it
-    refuses to.
+    Raises JudgeError if it does not answer, and the next attempt resumes from its replies; ConfigError if it refuses
+    the requests.
     """
     every = pairs(answers, pq.read_table(splits.path("test.parquet")), rows)
     progress = work_folder(folder) / "said.jsonl"

@@ -64,7 +64,7 @@ class JudgeClient:
         raise JudgeError(f"judge.url={self.url}: no answer after {ATTEMPTS} attempts: {fault}")
 
     def _post(self, request: dict[str, Any]) -> tuple[str, str | None]:
-        """What is wrong for now, or the reply."""
+        """Send a request; return the temporary error and None, or "" and the reply."""
         import httpx
 
         answered = bytearray()
@@ -91,6 +91,6 @@ class JudgeClient:
 
 
 def read(reply: str) -> Reply:
-    """What a reply says: its last line counts where a model thinks aloud before."""
+    """Return the judgement in a reply: the last one, as a model may reason before it; or "unreadable"."""
     found = [first or second for first, second in REPLY.findall(reply.strip())]
     return found[-1] if found else "unreadable"

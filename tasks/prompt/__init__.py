@@ -42,7 +42,7 @@ ROWS = 1_000  # in memory at once
 
 
 class PromptScore(NamedTuple):
-    """Of a prompt, the better the larger: the share of exact answers decides, then the likelihood."""
+    """Score of a prompt, higher is better: by the share of exact answers, then by likelihood."""
 
     exact_match: float
     log_likelihood: float  # of the references, in nats per token
@@ -69,7 +69,7 @@ class Asking:
         return ask(self.chat, self.pool, rows.to_pylist(), shots, **room)
 
     def found(self, rows: pa.Table, shots: Sequence[list[int]]) -> PromptScore:
-        """What the base makes of validation rows with these shots: one pass, and nothing is generated."""
+        """Score the base on validation rows with these examples, in one forward pass without generation."""
         from tunewright.generation import Answer, Greedy
 
         if self.model is None:  # half the time in bfloat16, and nothing but a choice hangs on it

@@ -21,7 +21,7 @@ def boilerplate(pool: pa.Table) -> np.ndarray:
 
 
 def nearest(retriever: "BM25 | Embeddings", questions: pa.Table, number: int) -> list[list[int]]:
-    """Of each question the rows of the pool that are most like it, the most alike last; of equal ones the first."""
+    """Return the pool's rows most similar to each question, the most similar last; of equal ones the first."""
     found: list[list[int]] = []
     for start in range(0, len(questions), QUESTIONS):
         for scores in retriever.scores(questions.slice(start, QUESTIONS)):

@@ -111,7 +111,7 @@ def _signature(max_new_tokens: int) -> Any:
 
 
 def requirements(candidate: Candidate) -> list[str]:
-    """What serving.py needs to load this model, pinned to what is installed here."""
+    """Return the packages that serving.py needs to load this model, pinned to the installed versions."""
     names = ["mlflow", "torch", "transformers", "tokenizers", "safetensors"]
     tuned = candidate.run.adapter.path("model")
     if (tuned / "adapter_config.json").is_file():

@@ -53,7 +53,7 @@ class Bound(NamedTuple):
         return f"model.max_length={self.max_length} tokens"
 
     def cure(self, longest: int) -> str:
-        """What to do about rows of up to `longest` tokens."""
+        """Return the advice for rows of up to `longest` tokens."""
         shorten = "set model.on_long=quarantine to quarantine such rows"
         if longest > self.context:
             return f"{shorten}, shorten them, or use a base with a longer context"
@@ -61,7 +61,7 @@ class Bound(NamedTuple):
 
 
 def contract(chat: Chat, base: Base) -> Contract:
-    """What whoever serves the model must agree with, or it is asked in another way than it was trained."""
+    """Return the contract for serving the model exactly as it was trained: template, tokens, tokenizer and versions."""
     tokenizer, file = chat.tokenizer, base.weights / "tokenizer.json"
     pad = chat.stops[chat.stop_token] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return Contract(

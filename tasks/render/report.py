@@ -40,7 +40,7 @@ class Side:
 
 
 def measure(file: Path) -> Side:
-    """What a TOKEN_SCHEMA table holds, row by row."""
+    """Count the tokens of each row of a TOKEN_SCHEMA table, and those of the prefix that all rows share."""
     columns: list[list[np.ndarray]] = [[], [], [], []]
     prefix: np.ndarray | None = None
     for batch in pq.ParquetFile(file).iter_batches(columns=["input_ids", "labels", "prompt_length"]):

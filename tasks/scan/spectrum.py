@@ -42,7 +42,7 @@ class Weights(BaseModel, frozen=True):
 
 
 class Spectrum(BaseModel, frozen=True):
-    """What the singular values of one matrix say."""
+    """Summary of the singular values of one matrix."""
 
     module: str
     rows: int

@@ -63,7 +63,7 @@ OF_OTHERS = "if groups, split.threshold or data.sources[].side changed, split.st
 
 
 def _stratify(settings: Split) -> Literal["none", "source", "label"]:
-    """What the sides should have the same shares of: by time nothing, since the newest rows are tested as they are."""
+    """Return what to stratify by: nothing by time, since the newest rows are tested as they are."""
     if settings.by != "time":
         return settings.stratify
     if settings.stratify != "none" and "stratify" in settings.model_fields_set:

@@ -41,7 +41,7 @@ class RowColumns:
         return f"{self.table['file'][row].as_py()}:{self.table['line'][row].as_py()}"
 
     def identity(self, row: int) -> dict[str, Any]:
-        """What a row is known by."""
+        """Return the fields that identify a row."""
         return {name: self.table[name][row].as_py() for name in ("row_id", "file", "line")}
 
     def times(self) -> Times:

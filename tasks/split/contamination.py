@@ -40,7 +40,7 @@ HELD_OUT = "held_out.parquet"
 
 @dataclass(frozen=True)
 class Contamination:
-    """What rows have in common with evaluation texts. Texts from `num_rows` on are records of evaluation files."""
+    """Passages that rows share with evaluation texts. Texts from `num_rows` on are records of evaluation files."""
 
     num_rows: int
     held_out: pa.Table  # file and line of each record

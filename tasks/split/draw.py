@@ -31,7 +31,7 @@ LARGE_SHARE = 0.1  # of a side: a cluster that is larger is taken only where the
 
 @dataclass(frozen=True)
 class _Clusters:
-    """What a cluster's turn depends on, of all clusters by number."""
+    """Sort keys of all clusters, by number, that determine the order of the draw."""
 
     sizes: np.ndarray
     lots: np.ndarray  # uint64, of those that are drawn

@@ -127,9 +127,9 @@ def passages_of(texts: Texts, numbers: np.ndarray) -> Found:
 
 
 def whole_lines(texts: Texts, lines: Lines, numbers: np.ndarray) -> Iterator[Found]:
-    """What a whole prompt can be: the question of each text, and each run of up to MOST_LINES lines before its answer.
+    """Yield the lines that may be a whole prompt: each question, and runs of up to MOST_LINES lines outside answers.
 
-    A short prompt that somebody answers with is none that was asked.
+    Answers are left out: a short prompt that occurs in an answer is no leak of that prompt.
     """
     asked = np.flatnonzero(texts.asked)
     begins = texts.bounds[asked]
@@ -199,7 +199,7 @@ class Search:
         self.whole.append(np.stack([numbers[some[at]], prompt]))
 
     def shared(self) -> Shared:
-        """What the rows that were looked through have in common with the texts."""
+        """Return the passages that the searched rows share with the texts."""
         row, passage, asked = np.concatenate([np.empty((3, 0), np.int64), *self.found], axis=1)
         rare = self.num_seen[passage] <= COMMON
         of_passages = Shared(row, self.passages.text[passage], self.passages.hashes[passage])

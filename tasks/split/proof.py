@@ -1,6 +1,6 @@
-"""What proof.json says: that no rows of two splits are similar, what a random split would have leaked, what is small.
+"""The content of proof.json: no similar rows across splits, the leak rate of a random split, and splits that are small.
 
-And counts: where rows stand and why, what was set aside, what came from the version before.
+And counts: the rows of each split and why, those quarantined, those from the version before.
 """
 
 import math
@@ -62,7 +62,7 @@ def visible_difference(num_clusters: int) -> float:
 
 
 def in_words(code: str, count: int, proof: LeakProof) -> str:
-    """What stands out, in a sentence; of a test split that is too small it says how many clusters it has."""
+    """Describe a finding in a sentence; for a test split that is too small, with the number of its clusters."""
     clusters = proof.test_clusters
     independent = "1 independent row" if clusters == 1 else f"{clusters:,} independent rows"
     difference = number(proof.smallest_visible_difference)
@@ -70,7 +70,7 @@ def in_words(code: str, count: int, proof: LeakProof) -> str:
 
 
 def counted_in_words(code: str, count: int, **more: str) -> str:
-    """What stands out, in a sentence that needs no proof beside it."""
+    """Describe a finding in a sentence, without the proof."""
     row, what = FINDINGS[code]
     is_one = count == 1
     verb = what.format(s="s" if is_one else "", are="is" if is_one else "are", **more)
@@ -80,7 +80,7 @@ def counted_in_words(code: str, count: int, **more: str) -> str:
 def findings(
     contaminated: Decontamination, time: TimeSpans | None, num_test: int, smallest_difference: float
 ) -> dict[str, int]:
-    """What a person should look at, by code: how many rows it concerns."""
+    """Return the findings to review, by code: the number of rows concerned."""
     found = {
         "contaminated": 0 if contaminated.removed else contaminated.training_rows,
         "validation_in_held_out": contaminated.in_held_out.get("validation", 0),
@@ -119,7 +119,7 @@ def versions(
     num_gone: int,
     earlier: str | None,
 ) -> EarlierRows:
-    """What became of the rows that the version before had on a side (`before`, or NONE)."""
+    """Count the outcomes of the rows that the version before had in a split (`before`, or NONE)."""
     known = before != NONE
     return EarlierRows(
         earlier=earlier,

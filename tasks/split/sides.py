@@ -43,7 +43,7 @@ class Linked(NamedTuple):
 
 
 class Joins(Protocol):
-    """What is asked of the links of the rows of some clusters; they are numbered by their place among these."""
+    """Queries on the links between the rows of some clusters, numbered by their place among these."""
 
     def linked(self, asked: np.ndarray, others: np.ndarray) -> Linked:
         """For each row of `asked` the most alike of the others that it is linked to, of equals the first; all masks."""

@@ -1,4 +1,4 @@
-"""What each side should have the same shares of: sources, or labels; and how far the sides are from it."""
+"""Stratification by source or label, and the deviation of each split's shares from it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

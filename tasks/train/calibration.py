@@ -72,7 +72,7 @@ def _rate(kept: dict[str, Any]) -> Rate:
 
 
 def _way(training: Training, compute: Compute) -> list[Any]:
-    """What of the settings makes the same arithmetic take another time."""
+    """Return the settings that change the time of the same arithmetic."""
     return [training.speed, compute.precision, compute.threads, compute.compile, compute.attention]
 
 

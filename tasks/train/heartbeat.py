@@ -26,7 +26,7 @@ class Heartbeat:
         self.looked = time.monotonic()
 
     def hangs(self, step_seconds: float) -> bool:
-        """Whether it has shown no sign of life for too long; `step_seconds` is what a step takes, 0 where unknown."""
+        """Return whether the trainer was silent for too long; `step_seconds` is the time of a step, 0 if unknown."""
         now = time.monotonic()
         if now - self.looked < LOOK_SECONDS:
             return False

@@ -56,7 +56,7 @@ class Case(RunArtifacts, frozen=True):
 
     @cached_property
     def training_warnings(self) -> list[TrainingWarning]:
-        """What is wrong with how training went."""
+        """The warnings about the training curves."""
         return curves.warnings(self.curves)
 
     @cached_property

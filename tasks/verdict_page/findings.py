@@ -1,4 +1,4 @@
-"""What the candidate's answers say of what to try: a rule for each kind of fault.
+"""Suggestions from the candidate's answers: one rule for each kind of fault.
 
 A rule asks for a count that is no accident: of several rows, and of a share of what it is a part of.
 """
@@ -29,7 +29,7 @@ RARE_ANSWERS = "Add training rows for rare answers"
 
 
 class Suggestion(NamedTuple):
-    """What to try, the figures that it stands on, and the part of the page that has more."""
+    """A suggested action, the figures that support it, and the part of the page with more."""
 
     advice: str
     because: str
@@ -64,7 +64,7 @@ def direction(case: Case) -> Literal["longer", "gentler", ""]:
 
 
 def mistakes(case: Case, found: Mistakes) -> Found:
-    """What many wrong answers have in common."""
+    """Yield suggestions for patterns that many wrong answers share."""
     num_wrong = len(found.wrong)
     if num_wrong < FEW:
         return

@@ -1,4 +1,4 @@
-"""What wrong answers have in common: one label for another, one field of JSON, or nothing but case and signs."""
+"""Patterns in wrong answers: confused labels, a wrong field of JSON, or differences in case and punctuation only."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,7 +43,7 @@ class Mistakes:
 
     @cached_property
     def fields(self) -> list[tuple[str, int]]:
-        """Of JSON answers, the fields and in how many wrong answers each is wrong, the most frequent first."""
+        """The fields of JSON answers with the number of wrong answers in each, the most frequent first."""
         pairs = [(parsed(reference), parsed(answer)) for reference, answer in self.wrong]
         both = [(right, said) for right, said in pairs if isinstance(right, dict) and isinstance(said, dict)]
         counts = Counter[str]()

@@ -1,4 +1,4 @@
-"""What to try next: each suggestion names the figures that it stands on, and where nothing stands out there is none."""
+"""Suggestions for the next step, each with the figures that support it; none where no rule applies."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ QUARANTINED = 0.05  # of the records read, from which on it is much
 
 
 def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
-    """What to try next, what decided first; `made` are the candidate's mistakes."""
+    """Return the suggestions, the decisive first; `made` are the candidate's mistakes."""
     rules: tuple[Callable[[Case], Found], ...] = (
         too_short_a_limit,
         not_finished,
@@ -145,7 +145,7 @@ def nothing_learned(case: Case) -> Found:
 
 
 def training(case: Case) -> Found:
-    """What the curves warn of."""
+    """Yield the warnings about the training curves as suggestions."""
     for each in case.training_warnings:
         if each.kind == "still falling at the end" and learned_nothing(case):
             continue  # not_finished says it
@@ -153,7 +153,7 @@ def training(case: Case) -> Found:
 
 
 def data(case: Case) -> Found:
-    """What the checks of the data found."""
+    """Yield suggestions from the checks of the data."""
     checks, account = CheckResults.load(case.checked), case.account
     if prompts := checks.conflicting_prompts:
         rows = case.checked.findings.get("conflicting_answers", 0)

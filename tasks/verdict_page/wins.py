@@ -70,7 +70,7 @@ def picked(differences: Mapping[str, Floats], own: Floats, most: int) -> list[in
 
 
 def shared_opening(texts: Sequence[str]) -> str:
-    """What all texts begin with, up to the end of a word; empty where that is little."""
+    """Return the common prefix of all texts, up to the end of a word, or "" if it is short."""
     first, last = min(texts), max(texts)
     end = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), 0)
     whole = first[: max(first.rfind(" ", 0, end), first.rfind("\n", 0, end)) + 1]

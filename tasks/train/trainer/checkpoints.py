@@ -53,7 +53,7 @@ def replace(checkpoint: Path, name: str, new: Path, best_step: int | None = None
 
 
 def fault(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint or with that of its best step; "" where every file is as it was sealed."""
+    """Describe the fault of a checkpoint or of its best step's; "" if every file is as it was sealed."""
     if own := _fault(checkpoint):
         return own
     best = _best(checkpoint)

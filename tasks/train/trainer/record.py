@@ -1,4 +1,4 @@
-"""What the parent reads while training runs, and the callback that writes it."""
+"""The record that the parent reads while training runs, and the callback that writes it."""
 
 import json
 import math

@@ -26,7 +26,7 @@ def with_rows(collate: Callable[[Sequence[Row]], dict[str, Any]]) -> Callable[[S
 
 
 class Watch:
-    """What the trainer tells of each step: its rows and its loss."""
+    """Watcher of each step's rows and loss, for spikes and NaN."""
 
     def __init__(self, losses: Sequence[float] = ()) -> None:
         self.losses = list(losses)  # of the steps before the one that a resumed run goes on with
