@@ -1,4 +1,4 @@
-"""What is accepted, in words, where a value is refused: of a setting and of an expectation's argument alike."""
+"""Texts on the accepted values, for refused settings and arguments of expectations."""
 
 import json
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ WORDS = {
 
 
 def accepted(error: ErrorDetails) -> str:
-    """What would have been accepted where pydantic refused a value."""
+    """Describe the values that pydantic would accept in place of a refused one."""
     given, context = error["input"], error.get("ctx", {})
     in_quotes = ", in quotes since YAML reads on, yes, off and no as true and false"
     if error["type"] == "tuple_type" and isinstance(given, str | dict):
@@ -42,12 +42,12 @@ def accepted(error: ErrorDetails) -> str:
 
 
 def choices(error: ErrorDetails) -> list[str]:
-    """What a literal_error of pydantic's says is accepted."""
+    """Return the accepted values of a literal_error of pydantic's."""
     return [choice.strip("'") for choice in error.get("ctx", {})["expected"].replace(" or ", ", ").split(", ")]
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """What was meant, if that is near, and all that is accepted."""
+    """Suggest the nearest name, if one is near, and list all accepted names."""
     known = list(names)
     return f"{meant(get_close_matches(name, known, 1))}accepted: {', '.join(known)}"
 
@@ -59,7 +59,7 @@ def meant(near: Iterable[str]) -> str:
 
 
 def initials(name: str) -> str:
-    """What a name of several words may be called for short: lr for learning_rate; empty for one word."""
+    """Return the abbreviation of a name of several words, lr for learning_rate, or "" for one word."""
     return "".join(word[:1] for word in name.split("_")) if "_" in name else ""
 
 

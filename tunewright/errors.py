@@ -1,4 +1,4 @@
-"""What can go wrong, by what a caller does about it.
+"""Exceptions, by the caller's response to them.
 
 TunewrightError
 ├── AnotherChampion    the alias moved while a candidate was measured: it is compared with that one, once

@@ -332,7 +332,7 @@ def context_length(fields: Mapping[str, Any]) -> int | None:
 
 
 def _conversation(row: Mapping[Any, Any], where: str) -> list[dict[str, str]]:
-    """What a row asks. Raises ValueError where that is nothing that a model can answer."""
+    """Return the messages of a request row. Raises ValueError if a model cannot answer them."""
     there = {name: row[name] for name in ASKED if not (row.get(name) is None or isinstance(row[name], float))}  # NaN
     if len(there) != 1:
         found = "both messages and prompt" if there else "neither messages nor prompt"

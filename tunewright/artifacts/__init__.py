@@ -1,4 +1,4 @@
-"""What a stage hands to the next: small frozen records that point at a folder, with its counts and its content hash.
+"""Records that the stages pass on: small, frozen, with an artifact's folder, its counts and its content hash.
 
 Every stage's folder holds a manifest.json written last (store/caching.py); the files named here are its content.
 A row table has the columns row_id, source, file, line, group and messages; ROW_SCHEMA says their types.
@@ -276,7 +276,7 @@ class Judged(Artifact, frozen=True):
     unreadable: dict[str, float]  # opponent -> share of rows with a reply that says nothing
 
     def says(self) -> list[str]:
-        """What it prefers, one sentence an opponent."""
+        """Describe the judge's preference, one sentence per opponent."""
         return [
             f"The judge {self.model} prefers the candidate to the {name} in {mean:.0%} [{low:.0%}, {high:.0%}] of "
             f"{self.num_rows} test rows, ties count half; prompted in both orders it agrees with itself in "
@@ -316,7 +316,7 @@ class Verdict(Artifact, frozen=True):
         return f"{self.decision}: {because}" if because else self.decision
 
     def says_forgotten(self) -> list[str]:
-        """What the base and then the candidate made of general tasks and texts, in a sentence, if of any."""
+        """Describe the base's and the candidate's scores on general tasks and texts in a sentence, if there are any."""
         if not self.general:
             return []
         base, candidate = self.general["base"], self.general["candidate"]
@@ -330,7 +330,7 @@ class Verdict(Artifact, frozen=True):
 
 
 class RunArtifacts(BaseModel, frozen=True):
-    """What a run made up to its verdict: all that the verdict page and MLflow tell of."""
+    """All artifacts of a run up to its verdict, for the verdict page and MLflow."""
 
     name: str  # of the pipeline
     rows: Rows

@@ -125,7 +125,7 @@ class Decontamination(BaseModel, frozen=True):
 
 
 class EarlierRows(BaseModel, frozen=True):
-    """What became of the rows of the last version of the data."""
+    """Counts of the rows of the last version of the data, by their outcome."""
 
     earlier: str | None  # the digest of its splits
     known_rows: int
@@ -257,7 +257,7 @@ class Comparison(BaseModel, frozen=True):
 
     @property
     def is_behind(self) -> bool:
-        """Whether it is unclear and more rows would rather speak against the candidate."""
+        """Whether the finding is unclear and the mean difference is at most the threshold."""
         return self.finding == "unclear" and self.difference[1] <= self.bar
 
     @property

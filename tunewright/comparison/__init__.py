@@ -20,7 +20,7 @@ __all__ = ["Course", "Ranked", "Study", "Trial", "VariantComparison", "markdown"
 
 
 class VariantComparison(BaseModel, frozen=True):
-    """What a comparison came to, in `<home>/comparisons/<name>/<key>/`: comparison.json and report.html."""
+    """Result of a comparison, in `<home>/comparisons/<name>/<key>/`: comparison.json and report.html."""
 
     key: str  # of its variants, their seeds and what was made of them
     ranked: tuple[Ranked, ...]

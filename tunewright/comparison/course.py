@@ -1,6 +1,6 @@
-"""What ends a variant before its end: Optuna's median rule, asked at each evaluation of the validation rows.
+"""Pruning of variants by Optuna's median rule, at each evaluation of the validation rows.
 
-A training is pruned where its best figure so far is worse than the median of those that finished, at the same share of
+A training is pruned if its best score so far is worse than the median of those that finished, at the same share of
 the planned steps (Golovin et al. 2017, "Google Vizier", 3.2). Never in the first third, in which the learning rate has
 hardly begun to fall, and never before two trainings have finished.
 

@@ -37,14 +37,14 @@ def markdown(ranked: Sequence[Ranked]) -> str:
 
 
 def notes(ranked: Sequence[Ranked]) -> str:
-    """What a reader of the table has to know; empty where it says all."""
+    """Return the notes to the table, or "" if it needs none."""
     said = [LEGEND] if any(each.deviation is not None for each in ranked) else []
     said += [PRUNED] if any(each.state == "pruned" for each in ranked) else []
     return f"{'; '.join(said)}." if said else ""
 
 
 def row(ranked: Ranked) -> dict[str, str]:
-    """What a table says of a variant: figures by the head of their column."""
+    """Return the table row of a variant, by column head."""
     first, measure = ranked.trials[0], in_words(ranked.trials[0].measure)
     if ranked.state != "finished":
         last = first.looks[-1] if first.looks else None

@@ -25,7 +25,7 @@ class Ranked(BaseModel, frozen=True):
 
     @property
     def state(self) -> State:
-        """Of the worst of its trainings."""
+        """The worst state of its trainings."""
         return STATES[max(STATES.index(trial.state) for trial in self.trials)]
 
     @property
@@ -45,7 +45,7 @@ class Ranked(BaseModel, frozen=True):
 
     @property
     def seconds(self) -> float:
-        """Of a training, the mean over the seeds."""
+        """The mean time of a training over the seeds."""
         return fmean(trial.seconds or 0.0 for trial in self.trials)
 
     @property
@@ -79,7 +79,7 @@ def _beside(best: Ranked, other: Ranked, sign: int) -> Ranked:
 
 
 def sentence(ranked: Sequence[Ranked]) -> str:
-    """What came of it, for a person who has to choose."""
+    """Summarize the ranking in words, for a person who has to choose."""
     finished = [each for each in ranked if each.state == "finished"]
     if not finished:
         return "No variant finished."

@@ -1,4 +1,4 @@
-"""What is read, and what becomes of it before a model sees it."""
+"""Settings of the data: sources, checks, deduplication and split."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -67,7 +67,7 @@ class Source(RecordFiles):
 
 
 class Data(Section):
-    """What is read: files of conversations, one record each."""
+    """The files of conversations to read, one record each."""
 
     sources: tuple[Source, ...] = Field(min_length=1, description="The files to read, in this order")
     held_out: tuple[RecordFiles, ...] = Field(
@@ -117,7 +117,7 @@ class Expectation(Section):
 
 
 class Checks(Section):
-    """What rows and the data set must satisfy; a row that does not is quarantined with its reason."""
+    """The data validation; a row that fails a check is quarantined with its reason."""
 
     expectations: tuple[Expectation, ...] = Field(
         default=(),

@@ -1,4 +1,4 @@
-"""What the environment decides and no deployment file does: places, keys, and what the libraries are told."""
+"""Configuration from the environment, never from a deployment file: paths, keys, and switches of the libraries."""
 
 import errno
 import gc
@@ -105,13 +105,13 @@ def require_no_other_home() -> None:
 
 
 def refused_home(error: OSError) -> ConfigError:
-    """What to say where the home cannot be made, or nothing can be written or locked in it."""
+    """Return the error for a home that cannot be created, written to or locked."""
     accepted = "a folder on a local disk" if error.errno == errno.ENOLCK else "a folder to write to"
     return ConfigError(f"TUNEWRIGHT_HOME={home()}: {error.strerror}; accepted: {accepted}")
 
 
 def refused_database() -> ConfigError:
-    """What to say where a database of the home cannot be written: what holds for all of the home, if that is why."""
+    """Return the error for a database that cannot be written, or that of the home if it is the cause."""
     try:
         make_home()
     except ConfigError as refused:

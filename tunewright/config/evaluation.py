@@ -1,4 +1,4 @@
-"""What the contenders are asked, and who else is asked about their answers."""
+"""Settings of the evaluation: the contenders, lm-eval's tasks, and the judge."""
 
 from typing import Annotated, Literal, Self
 

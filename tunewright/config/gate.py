@@ -115,7 +115,7 @@ class Gate(Section):
         return self
 
     def general_margins(self, *, is_prose: bool) -> dict[str, float | None]:
-        """What each general metric may be worse by; None where it decides nothing."""
+        """Return the largest accepted loss in each general metric; None where the metric decides nothing."""
         of_tasks = (GENERAL_TASKS if is_prose else None) if self.general_tasks == "auto" else self.general_tasks
         return {"general_tasks": of_tasks, "general_loss": self.general_loss, "lm_eval": self.lm_eval}
 

@@ -1,4 +1,4 @@
-"""What starts runs of a deployment, and who is told of them."""
+"""Settings of the operation: events that start a deployment's runs, and notifications."""
 
 import re
 from typing import Literal, Self

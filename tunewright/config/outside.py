@@ -1,4 +1,4 @@
-"""What a run may reach: limits that the environment of a worker sets, and no form or deployment file can.
+"""Limits on what a run may access, set by a worker's environment only, not by a form or a deployment file.
 
 Without these variables everything is allowed but metadata services, whose answers are credentials of the machine:
 
@@ -104,7 +104,7 @@ def _is_metadata(text: str) -> bool:
 
 
 def _addresses(host: str) -> set[str]:
-    """What a host resolves to, also where it is an address in another notation; nothing where it is not found."""
+    """Resolve a host, also an address in another notation; empty if it is not found."""
     try:
         return {str(found[4][0]) for found in socket.getaddrinfo(host, None)} if host else set()
     except (OSError, UnicodeError):

@@ -59,7 +59,7 @@ def from_folder(path: str, folder: Path, *, or_name: bool = False) -> str:
 
 
 def or_meant(path: str) -> str:
-    """What to add where nothing is at a path: that something is at the same one from where the command was called."""
+    """Return the hint for a missing path that exists relative to the folder that the command was called in, or ""."""
     if not is_local(path) or called_in() == Path.cwd() or not any(called_in().glob(path)):
         return ""
     return f"; paths are relative to the deployment file: did you mean {from_folder(path, Path.cwd())}?"

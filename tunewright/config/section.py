@@ -1,4 +1,4 @@
-"""What all sections share."""
+"""The base class and field types of all sections."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ def _possible(path: str | None) -> str | None:
 
 
 class Section(BaseModel):
-    """What all sections share: frozen, closed to unknown keys, strict about lossy types."""
+    """Base of all sections: frozen, closed to unknown keys, strict about lossy types."""
 
     # What is wrong may be a secret, so pydantic's own message does not repeat it.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)

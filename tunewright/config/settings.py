@@ -99,10 +99,9 @@ class Settings(Section):
         return self
 
     def measured(self) -> Evaluation:
-        """What each contender is asked and measured by: with the metrics of the gate where these are automatic.
+        """Return the evaluation of each contender, with the metrics of the gate if its metrics are automatic.
 
-        Which other contenders there are, and what else base and candidate do, is left at its default: no answer hangs
-        on it.
+        Contenders, shots and forgetting stay at their defaults, since no answer depends on them.
         """
         metrics, gate = self.evaluation.metrics, self.gate
         there = {"auto", *WITH_EACH_ANSWER, *metrics}

@@ -100,7 +100,7 @@ class Method(Section):
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> Self:
-        """What PEFT refuses, breaks on, or cannot save as an adapter of the untouched base."""
+        """Refuse combinations that PEFT refuses, breaks on, or cannot save as an adapter of the untouched base."""
         takes_out = self.init in {"pissa", "olora"}
         if takes_out and self.kind == "qlora":
             raise ValueError(

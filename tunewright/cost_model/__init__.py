@@ -1,4 +1,4 @@
-"""What training would take, before it is paid for: parameters, memory, tokens, time and disk of each method.
+"""Estimates of a training's cost before it runs: parameters, memory, tokens, time and disk of each method.
 
 All of it is arithmetic on the base's headers, the settings and the rows (shapes, learning, memory, work, timing), so it
 takes milliseconds; only calibration.py runs something.

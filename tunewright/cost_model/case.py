@@ -1,4 +1,4 @@
-"""What a budget is of: a base and rows, the settings, and a machine; and how its steps lie on that."""
+"""The case of an estimate: a base and rows, the settings, and a machine; and the layout of its steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ FREE_SHARE = 0.85  # of the free memory that a prediction may fill, since it is 
 
 @dataclass(frozen=True)
 class Ground:
-    """What a budget stands on: the base, and rows as they will train."""
+    """The base and the training rows of an estimate."""
 
     shape: ModelShape
     config: Config
@@ -47,7 +47,7 @@ def ground_of(base: Base, tokens: Tokens) -> Ground:
 
 @dataclass(frozen=True)
 class BudgetCase:
-    """What is reckoned: training on a ground with these settings, on a machine."""
+    """A training to estimate: the base and rows, the settings, and the machine."""
 
     ground: Ground
     method: Method

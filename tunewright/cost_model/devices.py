@@ -1,4 +1,4 @@
-"""What training may run on: the device at hand, found without importing torch, or a card by its name."""
+"""Devices for training: the one at hand, found without importing torch, or a card by its name."""
 
 import difflib
 import shutil
@@ -89,7 +89,7 @@ def machine(name: str = "") -> Machine:
 
 
 def identity_here() -> str:
-    """What tells the device that training takes from all others: a GPU's UUID, or "cpu"."""
+    """Return the id of the training device: a GPU's UUID, or "cpu"."""
     wanted, gpus = first_gpu(), _told_by_driver()
     if wanted is None or not gpus:
         return "cpu"
@@ -123,14 +123,14 @@ def _gpu_here() -> Machine | None:
 
 
 def _told_by_driver() -> list[list[str]]:
-    """Of each GPU its index, UUID, name, total and free MiB, and compute capability; nothing where none answers."""
+    """List each GPU's index, UUID, name, total and free MiB, and compute capability; empty if no driver answers."""
     query = "--query-gpu=index,uuid,name,memory.total,memory.free,compute_cap"
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     return _lines_of(command, 6, seconds=10) if shutil.which(command[0]) else []
 
 
 def _lines_of(command: Sequence[str], num_parts: int, *, seconds: float) -> list[list[str]]:
-    """What a program tells: lines of so many parts, of which the last is a number."""
+    """Run a program and return its lines that have `num_parts` parts, the last of them a number."""
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -20,7 +20,7 @@ from tunewright.modeling.compute import Chosen
 
 
 class Estimate(BaseModel, frozen=True):
-    """What one method takes, in bytes and seconds. It is the most: an early stop takes less time."""
+    """Upper bound on the cost of one method, in bytes and seconds: early stopping takes less time."""
 
     method: Method
     chosen: Chosen
@@ -46,7 +46,7 @@ class Estimate(BaseModel, frozen=True):
 
 
 def estimate(case: BudgetCase, rate: Rate | None = None) -> Estimate:
-    """What the training takes. Raises ConfigError where the settings cannot be."""
+    """Estimate the cost of a training. Raises ConfigError for settings that are impossible."""
     ground, method, shape, chosen = case.ground, case.method, case.ground.shape, case.chosen
     size, learns = case.micro_batch, learning(shape, method)
     cut = case.cut(size)

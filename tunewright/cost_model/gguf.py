@@ -39,7 +39,7 @@ Tensors = Sequence[tuple[str, Sequence[int]]]  # names and shapes
 
 
 def read_header(file: str) -> tuple[dict[str, Any], Tensors]:
-    """What a GGUF file says of its model: by the names of config.json, and tensors by those of transformers' modules.
+    """Read a GGUF file's header: settings by the names of config.json, tensors by those of transformers' modules.
 
     Raises ValueError where it is no such file. Of a file that is not trusted it is called in a bounded child.
     """

@@ -1,4 +1,4 @@
-"""What of a model learns by a method, counted from its shape."""
+"""The trainable parameters of a model by a method, counted from its shape."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Learning(NamedTuple):
 
 
 def learning(shape: ModelShape, method: Method) -> Learning:
-    """What learns. Raises ConfigError where the base has not what the method asks for.
+    """Return the trainable parameters. Raises ConfigError if the base lacks a module that the method names.
 
     Which modules spectrum picks is known after its scan; here some from all over the layers stand for them.
     """

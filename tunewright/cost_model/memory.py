@@ -43,7 +43,7 @@ HOLES = {"cpu": (1 / 8, 1 / 2), "cuda": (0, 0)}  # shares of the activations, an
 
 
 class Load(NamedTuple):
-    """What lies on the device at once: one micro batch."""
+    """The tokens of one micro-batch on the device."""
 
     tokens: int  # that are computed: padding counts, and what rows share counts once where it is computed once
     scored: int  # labelled positions
@@ -99,7 +99,7 @@ class Memory(BaseModel, frozen=True):
 def memory(
     shape: ModelShape, method: Method, chosen: Chosen, load: Load, kind: Literal["cpu", "cuda"] = "cpu"
 ) -> Memory:
-    """What training of a model of this shape takes on a device of this kind."""
+    """Estimate the memory for training a model of this shape on a device of this kind."""
     what = learning(shape, method)
     size = _size(chosen)
     weights = _weights(shape, method, what, size)
@@ -130,7 +130,7 @@ def _moments(shape: ModelShape, method: Method, chosen: Chosen, what: Learning) 
 
 
 def evaluation_bytes(shape: ModelShape, method: Method, kind: Literal["cpu", "cuda"]) -> int:
-    """What evaluation and serving load: the base unpacked, as modeling/models.py has it, and the adapter, no row."""
+    """Return the bytes that evaluation and serving load: the base dequantized, and the adapter, without rows."""
     what = learning(shape, method)
     size = 2 if kind == "cuda" else FLOAT
     return shape.num_parameters * size + (what.num_learning * FLOAT if what.is_adapter else 0) + RUNTIME[kind]
@@ -158,7 +158,7 @@ def _weights(shape: ModelShape, method: Method, what: Learning, size: int) -> in
 def activations(
     shape: ModelShape, method: Method, chosen: Chosen, load: Load, what: Learning, kind: Literal["cpu", "cuda"] = "cpu"
 ) -> int:
-    """What the layers keep for the backward pass, in bytes.
+    """Estimate the bytes that the layers keep for the backward pass.
 
     With checkpointing that is each layer's input, and all of one layer while it is computed again. The norm after the
     last layer keeps as much as the first norm would, which keeps nothing where its input has no gradient.
@@ -236,9 +236,9 @@ def _attention(shape: ModelShape, chosen: Chosen, load: Load, kind: Literal["cpu
 
 
 def disk_bytes(shape: ModelShape, method: Method, chosen: Chosen) -> int:
-    """What training leaves on the disk at its fullest: four checkpoints while one is written, and the model twice.
+    """Return the peak disk use of training: four checkpoints while one is written, and the model twice.
 
-    A checkpoint has what learns, or all weights where that is no adapter, and the optimizer's moments.
+    A checkpoint has the trainable parameters, or all weights if it is no adapter, and the optimizer's moments.
     """
     what = learning(shape, method)
     weights = what.num_learning * FLOAT if what.is_adapter else _weights(shape, method, what, _size(chosen))

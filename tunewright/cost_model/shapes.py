@@ -61,7 +61,7 @@ class Matrix(NamedTuple):
 
 
 class ModelShape(BaseModel, frozen=True):
-    """What of an architecture decides its memory and its arithmetic."""
+    """The dimensions of an architecture that determine its memory and its FLOPs."""
 
     kind: str  # model_type: llama, qwen2
     hidden: int
@@ -104,7 +104,7 @@ class ModelShape(BaseModel, frozen=True):
 
     @property
     def config(self) -> "Config":
-        """What the choice of how to compute reads, as transformers' configurations have it."""
+        """The configuration that modeling/compute.py reads, as transformers names its fields."""
         return Config(
             {
                 "model_type": self.kind,

@@ -57,7 +57,7 @@ def seconds(work: float, num_layers: float, rate: Rate) -> tuple[float, float]:
 
 
 def rate_of(teraflops: float) -> Rate | None:
-    """What a card of this peak may reach, or None where the peak is not known."""
+    """Estimate the throughput of a card with this peak, or return None if the peak is unknown."""
     if not teraflops:
         return None
     low, high = UTILISATION

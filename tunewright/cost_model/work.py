@@ -26,7 +26,7 @@ BYTES_A_TOKEN = 4  # of text: what a vocabulary of about 50,000 takes of English
 
 
 class EpochWork(BaseModel, frozen=True):
-    """What an epoch computes. Figures a row are means."""
+    """The tokens computed in an epoch. Figures per row are means."""
 
     source: Source
     num_rows: int
@@ -74,7 +74,7 @@ def steps(rows: Sequence[Row], batch: int) -> list[list[Row]]:
 
 
 def summed(source: Source, num_rows: int, drawn: Sequence[Sequence[Row]], cut: Sequence[Sequence[Load]]) -> EpochWork:
-    """What the drawn steps, cut into micro batches, say of all rows."""
+    """Estimate the work of an epoch from a sample of steps, divided into micro-batches."""
     number = sum(map(len, drawn))
     loads = [load for step in cut for load in step]
     return EpochWork(
@@ -96,7 +96,7 @@ def loads(
 
 
 def load(rows: Sequence[Row], layout: Layout, a_group: int | None, *, is_whole_step: bool) -> Load:
-    """What one micro batch puts on the device."""
+    """Return the load of one micro-batch on the device."""
     lengths = [num_tokens(row) for row in rows]
     labelled = [{at for at, label in enumerate(row["labels"]) if label != IGNORED and at > 0} for row in rows]
     is_padded = layout == "padded"

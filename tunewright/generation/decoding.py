@@ -170,7 +170,7 @@ class Greedy:
         return [*rows]
 
     def _drafts(self, rows: Sequence[Answer]) -> list[Draft]:
-        """What may follow in each row, all cut to the width that promises most for its cost."""
+        """Return each row's draft, cut to the width with the best expected gain for its cost."""
         drafts = [self.drafts.draft(row) for row in rows]
         chances = [self.drafts.chance(draft) for draft in drafts]
         widths = range(min(self._width(len(rows)) - 1, max(len(draft.tokens) for draft in drafts)) + 1)

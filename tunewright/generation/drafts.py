@@ -1,4 +1,4 @@
-"""What an answer may go on with: what came after the same tokens before."""
+"""Drafts for an answer: the tokens that followed the same context before."""
 
 from array import array
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Drafts:
                 self.places[tuple(self.text[end - length : end])] = end
 
     def draft(self, row: Answer) -> Draft:
-        """What the row may go on with, at most LONGEST tokens and perhaps none."""
+        """Draft the row's next tokens: at most LONGEST, perhaps none."""
         for length in CONTEXTS:
             context = row.tail(length)
             if found := _after(row.reference, context):
@@ -59,13 +59,13 @@ class Drafts:
         self.seen[draft.kind] = right + num_right, wrong + (num_right < num_tried)
 
     def chance(self, draft: Draft) -> float:
-        """Of a token to be right where those before it in the draft are."""
+        """Return the probability that a token is right if those before it in the draft are."""
         right, wrong = self.seen.get(draft.kind, FIRST)
         return right / (right + wrong)
 
 
 def _after(tokens: Sequence[int], context: Sequence[int]) -> list[int]:
-    """What follows the last place where the context stands in tokens."""
+    """Return the tokens after the last occurrence of the context."""
     text, part = array("i", tokens[:-1]).tobytes(), array("i", context).tobytes()
     at = text.rfind(part)
     while at % 4 and at >= 0:

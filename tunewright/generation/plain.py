@@ -11,7 +11,7 @@ from tunewright.generation.rows import Answer, agreed
 
 
 def parameters(model: Any) -> set[str]:
-    """What the model's forward takes, under an adapter too."""
+    """Return the parameter names of the model's forward, also under an adapter."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return {*signature(inner.forward).parameters}
 

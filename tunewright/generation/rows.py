@@ -39,7 +39,7 @@ class Answer:
         return self.prompt[-missing:] + self.tokens if missing > 0 else self.tokens[-length:]
 
     def is_reference(self, stops: Collection[int]) -> bool:
-        """Whether it is its reference, token for token, and stopped there."""
+        """Return whether the answer equals its reference, token for token, and stopped there."""
         return self.stopped and self.tokens == [token for token in self.reference if token not in stops]
 
     def text(self, tokenizer: Any, reference: str, stops: Collection[int]) -> str:

@@ -90,7 +90,7 @@ class CachedBatch:
 
     @property
     def layers(self) -> Sequence[Any]:
-        """Of the cache, a Growing each."""
+        """The layers of the cache, a Growing each."""
         return self.cache.layers
 
 

@@ -1,4 +1,4 @@
-"""What of this machine is ours: its processors, its memory and its GPU, as a container's control group bounds them.
+"""The processors, memory and GPU available to this process, within the limits of its container's control group.
 
 Processors and memory that are counted past that bound are the host's: too many threads are throttled to less speed than
 few have, and what takes more memory is killed. Both versions of control groups are read (kernel documentation,
@@ -30,7 +30,7 @@ def memory_bytes() -> int:
 
 
 def available_bytes() -> int:
-    """What of it is free, or holds no more than pages of files that can be read again."""
+    """Return the memory that is free, or holds only pages of files that can be read again."""
     free = [psutil.virtual_memory().available]
     for folder, limit in _limits():
         used = int(_text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes") or "0")
@@ -53,7 +53,7 @@ def oom_kills() -> int:
 
 
 def first_gpu() -> str | None:
-    """What CUDA_VISIBLE_DEVICES shows first, an index or the beginning of a UUID; None where it hides all GPUs."""
+    """Return the first GPU of CUDA_VISIBLE_DEVICES, an index or the beginning of a UUID; None if it hides all."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     return None if first in HIDDEN else first
 
@@ -96,7 +96,7 @@ def _fields(file: Path) -> dict[str, int]:
 
 
 def _text(file: Path) -> str:
-    """What a file of the kernel's says; empty where there is none, or it is not for us to read."""
+    """Read a file of the kernel's; "" if it does not exist or is not readable for us."""
     try:
         return file.read_text(encoding="ascii").strip()
     except OSError:

@@ -29,7 +29,7 @@ PASSWORD_BYTES = 24
 
 
 class Addresses(BaseModel, frozen=True):
-    """What answers where, on loopback."""
+    """Addresses of the servers on loopback."""
 
     pid: int  # of `tunewright up`
     prefect: str  # without /api
@@ -55,7 +55,7 @@ def _as_started(url: str) -> str:
 
 
 def advice_on_api(url: str | None) -> str:
-    """What to change in a PREFECT_API_URL that is the address of the server's pages; empty where it has its /api."""
+    """Return the advice for a PREFECT_API_URL without its /api, or ""."""
     if not url or "api" in urlsplit(url).path.split("/"):
         return ""
     return f"its /api is missing: set PREFECT_API_URL={outside.without_credentials(url).rstrip('/')}/api"

@@ -162,7 +162,7 @@ def _received(pipe: IO[bytes], size_of_kind: int = 3) -> tuple[bytes, bytes]:
 
 
 def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
-    """What the child does until its parent ends: one function after the other, each within its limits."""
+    """Run the child's loop until its parent ends: one function after the other, each within its limits."""
     while True:
         try:
             request = _received(requests, 0)[1]

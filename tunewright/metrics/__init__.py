@@ -1,4 +1,4 @@
-"""What an answer is worth beside its reference: one score a row, and one over all rows.
+"""Metrics of an answer against its reference: one score per row, and one over all rows.
 
 catalogue.py says what each metric means, shape.py which of them fit the answers of a data set, own.py what a metric of
 the team's has to be. Each is an evaluate.Metric (classes.py), so that nothing is fetched from a hub.
@@ -31,7 +31,7 @@ TEXTS = ("answer", "reference")
 
 
 def describe(name: str) -> Description:
-    """What a metric is called, which direction is better, its unit and range. Raises ConfigError of an own one."""
+    """Return a metric's name in words, direction, unit and range. Raises ConfigError for an unknown team metric."""
     return described(name) if is_own(name) else (CATALOGUE | GENERAL)[name]
 
 

@@ -1,4 +1,4 @@
-"""What each metric is called, what is better, and in which unit and range: data that decisions and pages are made from.
+"""Catalogue of the metrics: name in words, direction, unit and range, for decisions and pages.
 
 A metric has one score a row, of which the paired decision is made; its score over all rows is their mean, but for
 perplexity (over all tokens) and length_ratio (over all characters). macro_f1 has none a row.

@@ -76,7 +76,7 @@ class SchemaValid(PerRow):
 
 
 class MacroF1(InMemory):
-    """Of labels: of all rows together."""
+    """Macro F1 of labels, over all rows together."""
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels

@@ -1,4 +1,4 @@
-"""What a model makes of general tasks and texts, item by item: kept alike by every stage that has it do them."""
+"""Results on general tasks and texts, item by item, in one format for every stage that evaluates them."""
 
 import json
 from collections.abc import Sequence

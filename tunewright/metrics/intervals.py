@@ -101,9 +101,9 @@ def _t(confidence: float, num_clusters: int) -> float:
 
 @dataclass(frozen=True)
 class Sight:
-    """What a comparison can see: whether the lower bound of `widened`, which is `evidence` with a pair, is over `bar`.
+    """Power analysis of the test that the lower bound of `widened`, `evidence` with pseudo-observations, exceeds `bar`.
 
-    A normal approximation with the evidence's own variance; benchmarks/decision.py holds it against simulated trials.
+    A normal approximation with the evidence's own variance; benchmarks/decision.py compares it with simulated trials.
     """
 
     evidence: Sums
@@ -124,7 +124,7 @@ class Sight:
         return (least + NormalDist().inv_cdf(POWER) * spread) / shrunk
 
     def _parts(self) -> tuple[float, float, float]:
-        """What the pair leaves of a mean, the standard deviation of that, and what it has to be over."""
+        """Return the factor by which pseudo-observations shrink a mean, its standard deviation, and its threshold."""
         num_rows, widened = self.evidence.sizes.sum(), self.widened.sizes.sum()
         spread = math.sqrt(self.evidence.row_variance() * num_rows) / widened
         least = self.bar + _t(self.confidence, len(self.widened.sums)) * self.widened.error()

@@ -61,7 +61,7 @@ def made(name: str) -> Any:
 
 
 def described(name: str) -> Description:
-    """What its class says of itself."""
+    """Return the description that the metric's class gives."""
     kind = _kind(name)
     return Description(
         name,

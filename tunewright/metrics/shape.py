@@ -1,4 +1,4 @@
-"""What the answers of a data set have in common, and which metrics fit that."""
+"""Kinds of answers in a data set, and the metrics that fit them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ ALWAYS = ("perplexity", "stopped", "length_ratio")
 
 @dataclass(frozen=True)
 class AnswerShape:
-    """What references are: several at once where they are, say, labels in JSON."""
+    """The kinds of the references: several at once, say, for labels in JSON."""
 
     references: Sequence[str]
     labels: tuple[str, ...] = ()  # the closed set that they are of, or empty
@@ -105,7 +105,7 @@ class Choice:
 
 
 def choose(asked: Sequence[str], references: Sequence[str], answers: Iterable[str] = (), schema: str = "") -> Choice:
-    """What `asked` (names, and auto for those that fit) comes to for these references of the test rows.
+    """Choose the metrics for `asked` (names, and auto for those that fit) and the references of the test rows.
 
     `answers` are those of the training rows, of which labels are known, and `schema` is the text of a JSON Schema.
     Raises ConfigError where nothing that was asked for can be measured.

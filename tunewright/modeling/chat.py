@@ -272,7 +272,7 @@ def _label(
 
 
 def _answer(chat: Chat, turn: int, rest: str, content: str) -> str | Untrainable:
-    """What the template made of an answer; `rest` is the conversation after its prompt, the answer first."""
+    """Return the answer as the template renders it; `rest` is the conversation after its prompt, the answer first."""
     stop = chat.stop.search(rest)
     said = rest[: stop.start()] if stop else rest
     for answer in (content, content.strip()):

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Device(BaseModel, frozen=True):
-    """What training runs on."""
+    """The device of a training."""
 
     kind: Literal["cpu", "cuda"] = "cpu"
     name: str = "cpu"
@@ -39,7 +39,7 @@ class Device(BaseModel, frozen=True):
 
 
 class Chosen(BaseModel, frozen=True):
-    """What was chosen; `because` has the reason of each choice that was left to us."""
+    """The chosen options; `because` has the reason of each that was left to automatic choice."""
 
     precision: Literal["bfloat16", "float32"]
     shared_prefix: bool
@@ -87,7 +87,7 @@ def cpu_has_bfloat16() -> bool:
 
 
 def choose(config: Any, method: Method, training: Training, compute: Compute, longest: int, device: Device) -> Chosen:
-    """What training is computed with. `config` is the base's transformers config, `longest` the most tokens of a row.
+    """Choose the compute options. `config` is the base's transformers config, `longest` the most tokens of a row.
 
     Raises ConfigError where something that compute asks for cannot be.
     """

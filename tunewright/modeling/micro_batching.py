@@ -87,7 +87,7 @@ def side_by_side(rows: Sequence[Row], prefix: int, a_group: int | None) -> list[
 
 
 def group_cost(device: Literal["cpu", "cuda"], *, compiled: bool) -> int | None:
-    """What `side_by_side` reckons a group at; None where layers are compiled, which is done anew for each number."""
+    """Return the cost of a group for `side_by_side`; None with compiling, which is redone for each number of groups."""
     return None if compiled else GROUP[device]
 
 

@@ -125,7 +125,7 @@ def special_tokens(tokenizer: Any) -> tuple[str, ...]:
 
 
 def identity(reference: str) -> str:
-    """What stands at the base's address, cheaply: of a package file its digest, of a folder its files' digests."""
+    """Return the identity of a base: a package file's digest, a folder's digest, or the hub id itself."""
     if reference.startswith("package:"):
         try:
             return digest_of(package_file(reference))

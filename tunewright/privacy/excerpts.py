@@ -1,4 +1,4 @@
-"""What of a text is shown to a person: a part of it, and nothing secret or personal."""
+"""Excerpts of texts for display, without secrets or personal data."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""What is said about a tuned model when it is registered: its identity, parameters, scores and card. No MLflow here."""
+"""Content of a candidate's registration: its identity, parameters, scores and card. No MLflow here."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ class Candidate(BaseModel, frozen=True):
 
     @property
     def name(self) -> str:
-        """Of the experiment and the registered model."""
+        """The name of the experiment and the registered model."""
         return self.run.name
 
     @property
@@ -87,7 +87,7 @@ class Candidate(BaseModel, frozen=True):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Of MLflow's runs table: the verdicts first."""
+        """The columns of MLflow's runs table: the verdicts first."""
         metric = self.run.verdict.metric
         return (
             *("attributes.`Created`", "tags.`verdict`", "tags.`gain`"),
@@ -97,7 +97,7 @@ class Candidate(BaseModel, frozen=True):
 
 
 def drawn(split: Split) -> str:
-    """What the sides were drawn with, as far as it begins a history of its own."""
+    """Describe the split's parameters that begin a history of their own."""
     return f"seed {split.seed}, by {split.by}"
 
 
@@ -157,9 +157,9 @@ def scores(answers: Answers) -> list[Point]:
 
 
 def opinions(judged: Judged) -> list[Point]:
-    """What the judge said beside each opponent: judge/base/preferred, the candidate's share of the rows, with bounds.
+    """Return the judgements on each opponent: judge/base/preferred, the candidate's share of the rows, with bounds.
 
-    agreement and unreadable are shares of the pairs that it was asked about.
+    agreement and unreadable are shares of the pairs that the judge was prompted with.
     """
     points = []
     for opponent, (low, mean, high) in sorted(judged.preferred.items()):
@@ -195,7 +195,7 @@ def comparisons(candidate: Candidate) -> list[Point]:
 
 
 def _rounded(points: list[Point]) -> list[Point]:
-    """To four digits after the point, which is what the UI has room for; a learning rate keeps four that matter."""
+    """Round to four digits after the point, which the UI has room for; a learning rate to four significant ones."""
     return [
         Point(key, float(f"{value:.4g}") if key.endswith("learning_rate") else round(value, 4), step)
         for key, value, step in points

@@ -1,4 +1,4 @@
-"""What a candidate has to beat: the version that carries the alias, looked up and never changed."""
+"""The champion that a candidate has to beat: the version under the alias, read and never changed."""
 
 import json
 import os
@@ -35,7 +35,7 @@ ADVICE = (
 
 @patient
 def champion(registry: Registry, candidate_digest: str, base: Base, load_base: LoadBase) -> Contender | None:
-    """What the candidate has to beat: the version under the alias, with its weights here; None where there is none.
+    """Return the contender to beat: the version under the alias, with its weights downloaded; None if there is none.
 
     If that version was made of this very candidate, it is the one that the candidate was compared with then: a run
     of unchanged settings decides as it did. `base` is this run's, and taken where the champion stands on the same, and

@@ -40,7 +40,7 @@ class RehearsalRow(BaseModel, frozen=True):
 
 
 class Rehearsal(BaseModel, frozen=True):
-    """What a version is asked, and what it has to answer."""
+    """The rows that a version must answer again, with the expected answers."""
 
     rows: tuple[RehearsalRow, ...]
     max_new_tokens: int | None = None  # None where an earlier version of Tunewright wrote it: as the model says
@@ -91,7 +91,7 @@ def _keep(client: "MlflowClient", version: "ModelVersion", rehearsal: Rehearsal)
 
 
 def _kept(client: "MlflowClient", version: "ModelVersion") -> Rehearsal:
-    """What was kept of the rehearsal of a version, verified. Raises TunewrightError."""
+    """Download the rehearsal stored with a version and verify it. Raises TunewrightError."""
     name, digest = files.uri_of(version), files.expected(version, files.REHEARSAL)
     if FILE not in [each.path for each in client.list_artifacts(str(version.run_id), str(Path(FILE).parent))]:
         raise TunewrightError(

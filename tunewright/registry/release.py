@@ -1,5 +1,4 @@
-"""What a person does with a registered model: look at its history, approve, reject, promote by hand, roll back,
-withdraw.
+"""A person's actions on a registered model: view its history, approve, reject, promote, roll back, withdraw.
 
 The alias moves to a version only after that was loaded and rehearsed once more (rehearsal.py), and each decision is
 entered into the history with who, when and why.
@@ -60,7 +59,7 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseDecision:
-    """What was decided on a version, and what the pipeline's verdict on it was."""
+    """A decision on a version, and the sentence of the pipeline's verdict on it."""
 
     event: Event
     sentence: str

@@ -1,7 +1,7 @@
-"""What became of a version beside its verdict: whether it waits for a person, and what a person decided.
+"""The state of a version beside its verdict: waiting for a person, or the person's decision.
 
-Kept in tags of the version, `approval` and those that begin with it, and said in the first line of its description,
-which is what MLflow's lists show.
+Stored in tags of the version, `approval` and those that begin with it, and in the first line of its description,
+which MLflow's lists show.
 """
 
 import html
@@ -102,7 +102,7 @@ def _anew(text: str, first: str, *, waits: bool) -> str:
 
 
 def said(version: "ModelVersion", registry: Registry) -> str:
-    """What became of it, in a sentence or two; where nobody was asked and nobody decided, the verdict's."""
+    """Describe the state in a sentence or two; the verdict's sentence if no approval was requested or made."""
     tags, sentence = version.tags, verdict_of(version)
     by, why = tags.get(f"{TAG}.by", ""), tags.get(f"{TAG}.reason", "")
     on = f"on {tags.get(f'{TAG}.when', '')[:10]}"
@@ -129,5 +129,5 @@ def verdict_of(version: "ModelVersion") -> str:
 
 
 def command(version: "ModelVersion") -> str:
-    """What a person types to say yes."""
+    """Return the command that approves the version."""
     return f'tunewright release approve {version.name} {version.version} --reason "..."'

@@ -56,7 +56,7 @@ def get_or_create(client: "MlflowClient", candidate: Candidate, model: "LoggedMo
 
 
 def lost(registered: Registered) -> str:
-    """What is gone of a version that was registered, where somebody deleted it; empty where it is there."""
+    """Describe the missing part of a registered version that somebody deleted, or return "" if it is there."""
     from mlflow.exceptions import MlflowException
 
     name, number = registered.name, registered.version

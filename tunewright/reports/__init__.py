@@ -1,1 +1,1 @@
-"""What all reports share: the frame of their pages, charts, and how figures are written."""
+"""Shared parts of all reports: the page frame, charts, and number formats."""

@@ -70,7 +70,7 @@ def reasons(*records: Counted | None) -> dict[str, int]:
 
 
 def leak_sentence(proof: LeakProof) -> str:
-    """What split's proof.json says of leaks, in words."""
+    """Describe the leaks in split's proof.json."""
     at_most, shared, of_held_out = "at most " if not proof.largest_pair else "", proof.decontamination, ""
     if shared.held_out_records:
         rows = shared.by_partner.get("held_out", 0)
@@ -85,7 +85,7 @@ def leak_sentence(proof: LeakProof) -> str:
 
 
 def growth_sentence(proof: LeakProof) -> str:
-    """What split's proof.json says of the rows of the version before, in words; empty where there was none."""
+    """Describe the rows of the previous version in split's proof.json, or return "" if there was none."""
     versions = proof.versions
     if versions.earlier is None:
         return ""

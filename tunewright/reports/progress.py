@@ -28,7 +28,7 @@ _WATCHER: ContextVar[Callable[[Line], None] | None] = ContextVar("watcher", defa
 
 @contextmanager
 def only_steps() -> Iterator[None]:
-    """Of the trainings within, logs their steps and warnings alone."""
+    """Log only the steps and warnings of the trainings within."""
     level = log.level
     if log.isEnabledFor(logging.INFO):
         steps_log.setLevel(logging.INFO)
@@ -51,7 +51,7 @@ def watched(by: Callable[[Line], None]) -> Iterator[None]:
 
 
 class Progress:
-    """What a trainer that works in a folder has done so far."""
+    """Progress of the trainer in a work folder."""
 
     def __init__(self, work: Path) -> None:
         self.metrics, self.status = work / "metrics.jsonl", work / "status.json"
@@ -93,7 +93,7 @@ class Progress:
 
     @property
     def step_seconds(self) -> float:
-        """What a step took of late; 0 before the first."""
+        """The median time of the recent steps; 0 before the first."""
         return statistics.median([line["seconds"] for line in self.steps[-RECENT:]] or [0.0])
 
     def _read(self) -> list[Line]:
@@ -145,7 +145,7 @@ class Progress:
 
 
 def layout(facts: dict[str, Any]) -> list[str]:
-    """What status.json says before the first step: what learns, what was chosen for speed and why."""
+    """Describe status.json before the first step: the trainable parameters, and the compute choices with reasons."""
     learning, total = facts["learning_parameters"], facts["parameters"]
     lines = [f"  {learning:,} of {total:,} parameters are trainable ({share(learning, total)})"]
     if facts["resumed_from"]:

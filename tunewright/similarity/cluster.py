@@ -66,7 +66,7 @@ class Ray(Engine):
         return [_run(spread.on_made, work, each) for each in made]
 
     def collect(self, made: list[Any]) -> list[Any]:
-        """What the references stand for comes here."""
+        """Fetch the results of the references to this machine."""
         return _get(made)
 
     def sets(self, shingled: list[Any]) -> SpreadSets:

@@ -61,7 +61,7 @@ class StaticModel:
 
 
 def model_identity(settings: Dedupe) -> str:
-    """What shapes the vectors: the digests of the model's two files and the tokenizers' version; "" with semantic off.
+    """Return the digests of the model's files and the tokenizers' version, which fix the vectors; "" without semantic.
 
     Raises ConfigError where the model is not there.
     """

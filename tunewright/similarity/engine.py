@@ -38,7 +38,7 @@ class Engine:
         return on_all_cores(lambda each: function(each, **arguments), made)
 
     def collect(self, made: list[Any]) -> list[Any]:
-        """What was made, on this machine."""
+        """Return the results on this machine."""
         return made
 
     def sets(self, shingled: list[Any]) -> Any:

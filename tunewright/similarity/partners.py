@@ -1,7 +1,7 @@
-"""Of each row the most alike of some others, compiled by numba: the join of join.py between two lots of rows.
+"""The most similar of some other rows for each row, compiled by numba: the join of join.py between two lots of rows.
 
 Which the others are changes from question to question, so they are in no order of size, and the memory that a question
-takes is that of its rows, however many of their pairs are alike.
+takes is that of its rows, however many of their pairs are similar.
 """
 
 import numpy as np

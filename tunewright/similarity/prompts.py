@@ -1,4 +1,4 @@
-"""What of a row is compared: its prompt without boilerplate, as words and shingles, and what must be equal besides."""
+"""Compared parts of a row: its prompt without boilerplate, as words and shingles, and the fields that must be equal."""
 
 import json
 from collections.abc import Iterable

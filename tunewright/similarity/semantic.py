@@ -38,7 +38,7 @@ ROUNDING = 2e-3  # more than what float32 makes of vectors of about LENGTH is aw
 def find_leaders(
     file: Path, rows: np.ndarray, settled: np.ndarray, left_out: np.ndarray, model: StaticModel, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each of `rows` the most alike earlier one that stays and has its kind, by its place, or -1, and their cosine.
+    """For each of `rows`, find the place of the most similar earlier row of its kind that stays, or -1, and the cosine.
 
     A row stays where there is none, and where it is `settled` (rows,). `left_out` is the boilerplate.
     """
@@ -67,7 +67,7 @@ def hash_kinds(batch: pa.Table, left_out: np.ndarray) -> np.ndarray:
 
 
 def prompt_texts(batch: pa.Table, left_out: np.ndarray) -> list[str]:
-    """What the prompts of a batch say, without boilerplate and case."""
+    """Return the prompts of a batch in lower case, without boilerplate."""
     folded = fold_messages(batch["messages"])
     found = segments(folded, folded.prompts)
     kept = kept_segments(found, left_out)
@@ -82,12 +82,12 @@ def prompt_texts(batch: pa.Table, left_out: np.ndarray) -> list[str]:
 def leaders(
     vectors: np.ndarray, kinds: np.ndarray, settled: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row the most alike earlier row of its kind that stays, or -1, and their cosine; settled rows stay.
+    """For each row, find the most similar earlier row of its kind that stays, or -1, and the cosine; settled rows stay.
 
     Exact for kinds of up to CELL_ROWS * PROBES rows. The rows of larger ones are sorted into cells by the nearest of
     some of them and compared with the rows of the nearest cells only (an inverted file: Jégou et al. 2011, "Product
     quantization for nearest neighbor search"), so that time does not grow with the square of a kind. A repeated row
-    can be missed there, but none goes that is less alike than the threshold.
+    can be missed there, but none goes that is less similar than the threshold.
     """
     leader, cosine = np.full(len(kinds), -1), np.zeros(len(kinds))
     for pack in _packs(kinds, np.flatnonzero(vectors.any(axis=1))):

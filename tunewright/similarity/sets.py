@@ -110,7 +110,7 @@ def parts_of(hashes: np.ndarray, parts: int) -> np.ndarray:
 
 
 def leaders(sets: Sets, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row the most alike earlier row that stays, or -1, and its similarity; a row stays where there is none."""
+    """For each row, find the most similar earlier row that stays, or -1, and the similarity; a row with none stays."""
     from tunewright.similarity import join
 
     entries, groups = _numbered_prefixes(sets, threshold)

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BatchWork(Generic[T]):
-    """What is done with every batch, and the code that the driver would do it with."""
+    """The function to run on every batch, its arguments, and the hashes of its code on the driver."""
 
     function: Callable[..., T]
     arguments: dict[str, Any]
@@ -43,7 +43,7 @@ class BatchWork(Generic[T]):
 
 
 class Facts(NamedTuple):
-    """What the driver knows of each row of a piece."""
+    """Size, hash and kind of each row of a piece, for the driver."""
 
     sizes: np.ndarray
     hashes: np.ndarray  # uint64, equal for equal sets
@@ -73,7 +73,7 @@ class SpreadSets:
         return replace(self, rows=self.rows[rows])
 
     def by_piece(self, chosen: np.ndarray) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-        """Of each piece that has any of the `chosen` sets (rising): its reference, their rows in it, and themselves."""
+        """Yield for each piece that has `chosen` sets (rising): its reference, their rows in it, and the sets."""
         rows = self.rows[chosen]
         bounds = np.searchsorted(rows, self.starts)
         for piece, start, begin, end in zip(self.pieces, self.starts, bounds, bounds[1:], strict=False):
@@ -82,7 +82,7 @@ class SpreadSets:
 
 
 def on_piece(work: BatchWork[T], file: Path, columns: list[str], piece: tuple[int, ...]) -> T:
-    """What the function makes of a piece of a file; ConfigError where this node does not see it, or has other code."""
+    """Apply the function to a piece of a file; ConfigError where this node does not see it, or has other code."""
     if not file.exists():
         raise ConfigError(
             f"{file}: the Ray node {platform.node()} cannot see it; TUNEWRIGHT_HOME must be a folder that all nodes "
@@ -92,7 +92,7 @@ def on_piece(work: BatchWork[T], file: Path, columns: list[str], piece: tuple[in
 
 
 def on_made(work: BatchWork[T], made: Any) -> T:
-    """What the function makes of what another one made; ConfigError where this node has other code."""
+    """Apply the function to another one's result; ConfigError where this node has other code."""
     if fingerprints(work.function.__module__) != work.code:
         raise ConfigError(
             f"the Ray node {platform.node()} has another version of tunewright than the run: install the same version"
@@ -101,7 +101,7 @@ def on_made(work: BatchWork[T], made: Any) -> T:
 
 
 def facts_of(found: Shingles) -> Facts:
-    """What the driver is told of the shingles of a piece."""
+    """Return the facts of a piece's shingles that the driver needs."""
     from tunewright.similarity.hashing import hash_sets
 
     return Facts(np.diff(found.indptr), hash_sets(found.indptr, found.items), found.kinds)

@@ -1,4 +1,4 @@
-"""What the key of a stage's call is made of, as named values, and the key.
+"""The cache key of a stage's call, and its parts as named values.
 
 training.learning_rate    a setting as it is
 tokens                    an artifact by its content hash: "render 5f0c..."

@@ -45,7 +45,7 @@ A = TypeVar("A", bound=Artifact)
 
 @dataclass(frozen=True, kw_only=True)
 class Found(Generic[A]):
-    """What there is of a call of a stage."""
+    """The state of a stage's call in the store."""
 
     key: str
     ingredients: Ingredients
@@ -78,7 +78,7 @@ class Cached(Generic[P, A]):
         self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def ingredients(self, *args: P.args, **kwargs: P.kwargs) -> Ingredients:
-        """What the key is made of, by names: "training.learning_rate", "code tunewright.tasks.split:draw"."""
+        """Return the parts of the key by name: "training.learning_rate", "code tunewright.tasks.split:draw"."""
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
         return of_call(bound.arguments, self.build.__module__, self.libraries)
@@ -88,7 +88,7 @@ class Cached(Generic[P, A]):
         return key_of(self.stage, self.ingredients(*args, **kwargs))
 
     def look_up(self, *args: P.args, **kwargs: P.kwargs) -> Found[A]:
-        """What there is of a call with these arguments; nothing is made."""
+        """Return the state of a call with these arguments in the store, without running it."""
         ingredients = self.ingredients(*args, **kwargs)
         folder = folder_of(self.stage, key_of(self.stage, ingredients))
         record, fault = None, ""
@@ -108,7 +108,7 @@ class Cached(Generic[P, A]):
         )
 
     def nearest(self, ingredients: Ingredients, keys: Iterable[str]) -> Whole[A] | None:
-        """Of the artifacts with these keys, the newest first, the one with the fewest ingredients that differ."""
+        """Return the artifact of these keys, newest first, with the fewest differing ingredients."""
         found: list[Whole[A]] = []
         for key in keys:
             with contextlib.suppress(Damaged):  # altered, or gone
@@ -117,7 +117,7 @@ class Cached(Generic[P, A]):
 
     @property
     def record_type(self) -> type[A]:
-        """What the stage returns."""
+        """The stage's return type."""
         return inspect.get_annotations(self.build, eval_str=True)["return"]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> A:
@@ -129,7 +129,7 @@ class Cached(Generic[P, A]):
         return Completed(name="Cached", message=message, data=record)  # pyright: ignore[reportReturnType] Prefect unwraps it
 
     def saved(self, key: str, seconds: float) -> float:
-        """Of the seconds that an artifact took, those that the last call did not wait for another to make it."""
+        """Return the seconds an artifact took, less those that the last call waited for another to make it."""
         return max(0.0, seconds - self.waited.get(key, 0.0))
 
     def record(self, *args: P.args, **kwargs: P.kwargs) -> A:

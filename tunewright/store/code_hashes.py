@@ -1,4 +1,4 @@
-"""What code a stage runs, as hashes: so that an edit re-runs the stages that reach it, and no others.
+"""Hashes of the code that a stage runs, so that an edit re-runs the stages that reach it, and no others.
 
 A stage's own module counts whole. Of the first-party modules it imports only the definitions count that it reaches,
 however indirectly, and what runs when such a module is imported; a module that is used in a way that names cannot

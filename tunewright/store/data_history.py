@@ -14,7 +14,7 @@ from tunewright.store import disk, jsonl
 
 
 class StageOutput(BaseModel, frozen=True):
-    """What one stage made of a version: where its artifact lies, and what is in it."""
+    """One stage's artifact of a data version: its place and its digest."""
 
     stage: str
     key: str
@@ -27,7 +27,7 @@ class StageOutput(BaseModel, frozen=True):
 
 
 class Replaced(BaseModel, frozen=True):
-    """What a line said before the same data were accepted under other settings."""
+    """An earlier acceptance of the same data under other settings, from a line of the history."""
 
     accepted: str  # UTC
     run: str

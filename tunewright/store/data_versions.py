@@ -41,7 +41,7 @@ log = logging.getLogger("tunewright")
 
 
 class Before(BaseModel, frozen=True):
-    """What stands before some data in a history: all that the stages need of the version before."""
+    """The version before some data in a history, as far as the stages need it."""
 
     name: str
     seed: int
@@ -124,7 +124,7 @@ def accept(
 
 
 def _kept(name: str, earlier: Version, newest: Version, settings: Split) -> tuple[Artifact | None, Artifact | None]:
-    """What check and what split made of the version before, as far as later data must know it.
+    """Return check's and split's artifacts of the version before, as far as later data need them.
 
     Where it is kept no longer, that of the newest version stands for it, which all rows of the history have the same
     splits in. Without stickiness it may be gone, and then nothing is compared with it.
@@ -148,7 +148,7 @@ def _kept(name: str, earlier: Version, newest: Version, settings: Split) -> tupl
 
 
 def _recalled(name: str, version: Version) -> tuple[Artifact, Artifact] | None:
-    """What is kept of a version, under the names of what check and split made; or that itself, where it is whole."""
+    """Return the stored copy of a version's check and split results, or their artifacts if intact; else None."""
     folder = assignments.folder_of(name, version)
     if assignments.kept(name, version):
         checked, splits = (
@@ -197,7 +197,7 @@ def _entry(
 
 
 def _replaced(name: str, known: Version, splits: Splits) -> Replaced:
-    """What becomes of a line whose rows have other sides now, those that are set aside the side they return to."""
+    """Count the rows that changed split in a replaced acceptance; quarantined rows have the split they return to."""
     here = splits.path(SIDES_FILE)
     there = here if known.splits.digest == splits.digest else assignments.kept(name, known)
     moved, num_known = None, 0

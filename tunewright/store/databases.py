@@ -10,7 +10,7 @@ KEPT = ("experiments", "runs", "registered_models")  # tables with what users ma
 
 
 def fault(file: Path) -> str:
-    """What sqlite finds wrong with a database; "" where it finds nothing."""
+    """Return the fault that sqlite finds in a database, or ""."""
     try:
         with opened(file) as connection:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()

@@ -32,7 +32,7 @@ MOST_RELATIVES = 5  # rows of the same cluster, or duplicates, that are named
 
 @dataclass(frozen=True)
 class Made:
-    """What the data stages made of one version of the data, as far as they ran."""
+    """The artifacts of one data version, from the data stages that ran."""
 
     rows: Rows
     checked: CheckedRows | None = None
@@ -55,7 +55,7 @@ def refused(stopped: StoppedStage, record: Found) -> list[dict[str, Any]]:
 
 
 def life(made: Made, record: Found) -> list[dict[str, Any]]:
-    """What happened to a record, one entry a stage, until it was set aside or the stages that ran end."""
+    """Return a record's history, one entry per stage, until it was quarantined or removed, or the stages end."""
     events: list[dict[str, Any]] = []
     for event in _events(made, record):
         events.append(event)
@@ -126,7 +126,7 @@ def _events(made: Made, record: Found) -> Iterator[dict[str, Any]]:
 
 
 def _now(artifact: Artifact | StoppedStage, outcome: str, name: str = "rows.parquet") -> dict[str, Any]:
-    """What became of a record, and the file in which it stands since."""
+    """Return a record's outcome, and the file that holds it since."""
     return {"outcome": outcome, "in": str(artifact.path(name))}
 
 
@@ -193,9 +193,9 @@ def _quarantined(artifact: Artifact | StoppedStage, here: ds.Expression) -> dict
 
 
 def _sides(file: Path, row_id: str) -> list[Found]:
-    """What a version remembers of the rows with these messages, those first that stand on a side.
+    """Return a version's entries for the rows with these messages, those in a split first.
 
-    There are several where dedupe keeps a row and the given test row that it repeats.
+    There are several where dedupe keeps a row and the user-provided test row that it repeats.
     """
     table = ds.dataset(file).to_table(columns=["side", "because"], filter=ds.field("row_id") == row_id)
     return sorted(table.to_pylist(), key=lambda row: row["because"] in NO_SIDE)

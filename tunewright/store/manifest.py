@@ -35,7 +35,7 @@ class File(BaseModel, frozen=True):
 
 
 class Manifest(BaseModel, frozen=True):
-    """What is written last beside the files of an artifact."""
+    """The manifest of an artifact, written after its files."""
 
     stage: str
     key: str

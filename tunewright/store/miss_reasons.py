@@ -102,9 +102,9 @@ class InputFile(NamedTuple):
 def causes(
     stage: str, before: Ingredients, now: Ingredients, made: Artifact | None = None, waits: Collection[str] = ()
 ) -> list[str]:
-    """What differs, in words, each once, but for what `waits`, stages that run first, will have made.
+    """Describe the differences between two keys, each once, except those that `waits`, stages run first, will cause.
 
-    `made` is what came of the earlier call.
+    `made` is the artifact of the earlier call.
     """
     made_by = {name: MADE.fullmatch(str(now.get(name) or before.get(name))) for name in differing(before, now)}
     names = [

@@ -1,4 +1,4 @@
-"""What in the home nothing needs any more, with its size and why: old artifacts and work that nobody went on with.
+"""Unneeded items in the home, with size and reason: old artifacts and abandoned work.
 
 Of each call of a stage ("evaluate base") the artifacts of the newest runs of each pipeline are needed, and all that was
 used within a day, since a run can be at it. Artifacts that no call asks for by name, as the parts of ingest, are needed

@@ -1,4 +1,4 @@
-"""What a stage leaves to look at when it refuses its data, in `<home>/stopped/<stage>/<key>/`; it is no artifact.
+"""The files that a stage leaves when it refuses its data, in `<home>/stopped/<stage>/<key>/`; they are no artifact.
 
 There lie the files that the error names (DataError.see) and stopped.json. They are replaced where the stage stops on
 the same inputs again, and go when it does not stop any more.
@@ -68,7 +68,7 @@ def keep(unfinished: Path, stage: str, key: str, error: DataError, run: str, ing
 
 
 def find(stage: str, key: str) -> StoppedStage | None:
-    """What a stage left when it stopped on the inputs of this key, or None."""
+    """Return the record a stage left when it stopped on the inputs of this key, or None."""
     try:
         said = json.loads((_place(stage, key) / STOPPED).read_text(encoding="utf-8"))
         return StoppedStage.model_validate(said | {"stage": stage, "key": key})
@@ -77,7 +77,7 @@ def find(stage: str, key: str) -> StoppedStage | None:
 
 
 def of_stage(stage: str) -> list[StoppedStage]:
-    """What a stage left wherever it stopped."""
+    """Return all records a stage left when it stopped."""
     left = (find(stage, folder.name) for folder in (config.home() / "stopped" / stage).glob("*/"))
     return [stopped for stopped in left if stopped]
 

@@ -15,7 +15,7 @@ from tunewright.store.test_set_uses import TestSetUse, next_number
 
 
 class Draw(NamedTuple):
-    """What the test rows of a run are drawn with."""
+    """The parameters that draw the test rows of a run."""
 
     recipe: str  # the hash of all settings and contents that a candidate is made of
     asked: int  # split.seed as it is set
@@ -24,7 +24,7 @@ class Draw(NamedTuple):
 
     @property
     def said(self) -> str:
-        """What was drawn anew and why; empty where nothing was."""
+        """The reason for a redraw of the test rows, or "" if there was none."""
         if self.seed == self.asked:
             return ""
         last = f" to {self.seed - 1}" if self.seed - 1 > self.asked else ""
@@ -40,7 +40,7 @@ class Draw(NamedTuple):
 
 
 def draw(settings: Settings, recipe: str) -> Draw:
-    """What the ledger says to draw with. Raises ConfigError where a line of it is none."""
+    """Return the parameters of the draw by the ledger. Raises ConfigError for an invalid line of it."""
     asked, gate = settings.split.seed, settings.gate
     seed = asked
     if gate.rotate:

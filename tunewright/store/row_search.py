@@ -42,7 +42,7 @@ class RowQuery:
 
     @classmethod
     def of(cls, row: str | None, line: str | None, text: str | None) -> "RowQuery":
-        """What was asked for. Raises ConfigError where it names no place, or no word."""
+        """Return the query for an option. Raises ConfigError if it names no place, or no word."""
         if row is not None:
             return cls(f"--row {row}", row=row)
         if line is not None:
@@ -82,7 +82,7 @@ def place(record: Found) -> dict[str, Any]:
 
 
 def manifest(artifact: Artifact) -> dict[str, Any]:
-    """What was written beside an artifact when it was made (caching.py)."""
+    """Read the manifest of an artifact (caching.py)."""
     return json.loads(artifact.path(MANIFEST).read_text(encoding="utf-8"))
 
 

@@ -95,7 +95,7 @@ def enter(
 
 
 def look_up(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, *, seed: int) -> Verdict:
-    """What `enter` returns, without entering anything."""
+    """Return `enter`'s result without entering a use."""
     return _said(verdict, read(file_of(name)), candidate.digest, TestRows.of(answers), gate, seed)
 
 

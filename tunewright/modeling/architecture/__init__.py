@@ -1,9 +1,8 @@
-"""What a base's architecture computes rightly, found by computing with a tiny model of its class (checks.py).
+"""Probe of a base's architecture: run a tiny model of its class to find which computations are correct (checks.py).
 
 Lists of names go stale, and a class that ignores positions or keeps a state trains silently wrong. So attention, layout
-and decoding are chosen by what the base's own configuration does in small, in a fraction of a second, and only the
-plain way is left where a faster one gives something else. The result is kept in the home by a digest of what it
-hangs on.
+and decoding are chosen by the results of the base's own configuration in small, in a fraction of a second, and only the
+plain way is left where a faster one gives something else. The result is cached in the home by a digest of its inputs.
 """
 
 import functools
@@ -29,7 +28,7 @@ OTHER_MEDIA = ("vision_config", "audio_config", "text_config", "image_token_id",
 
 
 class Architecture(BaseModel, frozen=True):
-    """What may be chosen for a base, and why the rest may not."""
+    """The correct choices for a base, and the reasons against the others."""
 
     refused: str = ""  # why it cannot be trained at all, and what is accepted; empty if it can
     attention: Literal["sdpa", "eager"] = "eager"
@@ -42,9 +41,7 @@ class Architecture(BaseModel, frozen=True):
 
 
 def of(model_config: Any, longest: int = 0) -> Architecture:
-    """What a base with this configuration, transformers' own or of cost_model, computes rightly for rows of up to
-    `longest` tokens.
-    """
+    """Probe a base with this configuration, transformers' own or of cost_model, for rows of up to `longest` tokens."""
     fields = getattr(model_config, "fields", None)
     return probe(model_config.to_dict() if fields is None else fields, longest)
 
@@ -84,7 +81,7 @@ def _kept(fields: str, exceeded: tuple[str, ...]) -> Architecture:
 
 
 def _number(read: dict[str, Any]) -> Any:
-    """What transformers writes as an object since JSON has no such number: infinity, and what is none."""
+    """Decode a number that transformers writes as an object since JSON has none such: infinity and NaN."""
     return float(read["__float__"]) if read.keys() == {"__float__"} else read
 
 

@@ -40,7 +40,7 @@ class Computed(NamedTuple):
 
 
 def checked(fields: dict[str, Any]) -> Architecture:
-    """What the class computes rightly with a tiny model of these fields. Raises whatever it raises in the plain way."""
+    """Probe a tiny model of these fields. Raises whatever error its class raises in the plain way."""
     kind = fields["model_type"]
     with _quiet_and_seeded():
         model = _build(fields)

@@ -132,8 +132,8 @@ def _reduced(name: str, value: int, heads: int, head_width: int) -> int:
 
 
 def _factors(fields: Mapping[str, Any]) -> tuple[int, int]:
-    """What numbers of heads, and widths of heads, are divided by; other widths are divided by both, so that heads still
-    fill them. Of several heads two are left at least.
+    """Return the divisors of head counts and of head widths, at least two of several heads remaining; other widths are
+    divided by both, so that heads still fill them.
     """
     counts = [value for name, value in fields.items() if HEAD_COUNT.search(name) and isinstance(value, int) and value]
     hidden = next((fields[name] for name in HIDDEN if fields.get(name)), 0)

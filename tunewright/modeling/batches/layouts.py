@@ -15,7 +15,7 @@ from tunewright.modeling.micro_batching import Row, num_tokens, shared_prefix, s
 
 
 class Batch(TypedDict):
-    """What the model is called with, and what it has to predict at each position of its logits, or IGNORED."""
+    """The model's inputs, and the target of each position of its logits, or IGNORED."""
 
     inputs: dict[str, Any]
     labels: torch.Tensor
@@ -118,5 +118,5 @@ def _sequence(row: Row) -> torch.Tensor:
 
 
 def _targets(row: Row) -> torch.Tensor:
-    """What each position has to predict: the next token where it is labelled."""
+    """Return the target of each position: the next token if it is labelled."""
     return torch.tensor(row["labels"][1 : num_tokens(row) + 1])

@@ -22,7 +22,7 @@ def names() -> list[str]:
 
 
 def text(template: str | None) -> str:
-    """What model.chat_template stands for: a name of this folder's or a file; empty for none.
+    """Return the text of model.chat_template: one of this folder's names or a file; "" for none.
 
     Raises ConfigError where it is neither.
     """

@@ -33,7 +33,7 @@ def layer_of(name: str) -> int:
 
 
 def type_of(name: str) -> str:
-    """What kind of module it is, the same in every layer: self_attn.q_proj."""
+    """Return a module's type, the same in every layer: self_attn.q_proj."""
     found = LAYER.search(name)
     assert found
     return found[2]

@@ -1,4 +1,4 @@
-"""What the curves say in plain words, with what to try: a pure function, silent where noise could have done it.
+"""Warnings on the training curves in plain words, with advice: a pure function, silent where noise is as likely.
 
 Each rule compares means of several steps and asks for a difference that is large in itself and beside their standard
 errors, since the loss of single steps jumps with their rows.
@@ -50,7 +50,7 @@ class Window(NamedTuple):
 
 
 def warnings(curves: Curves) -> list[TrainingWarning]:
-    """What is wrong, the gravest first; of the rules on how the loss went, the first that applies is all there is."""
+    """Return the warnings, gravest first; of the rules on the course of the loss only the first that applies."""
     rules: tuple[Callable[[Curves], TrainingWarning | None], ...] = (
         divergence,
         no_learning,

@@ -46,7 +46,7 @@ class Curves:
 
     @property
     def nothing(self) -> str:
-        """What is said where no rule finds anything wrong: with few evaluations that is not that the loss settled."""
+        """The sentence if there are no warnings; few evaluations do not prove that the loss settled."""
         return no_warnings(len(self.looks))
 
     def series(self, name: str) -> list[tuple[int, float]]:
@@ -75,7 +75,7 @@ def read(folder: Path) -> Curves:
 
 
 def no_warnings(evaluations: int) -> str:
-    """What so many evaluations, and no warning, say of a training."""
+    """Describe a training with this number of evaluations and no warning."""
     if evaluations >= ENOUGH_LOOKS:
         return "No warnings: the losses fell and settled."
     said = f"{evaluations} evaluation{'s'[: evaluations != 1]}"
