@@ -153,7 +153,7 @@ def _not_found(data: PipelineData, asked: RowQuery) -> str:
 
 
 def _not_refused(name: str, stop: StoppedStage, asked: RowQuery) -> str:
-    """Explain that a row is not among those ingest quarantined before it stopped, and that no row was kept."""
+    """Explain why ingest did not refuse a row: it stopped first, and kept none of the data."""
     whole = f"ingest stopped, so none of the data of {name} was kept: {stop.message}"
     read = [path for key, path in stop.ingredients.items() if FILE.fullmatch(key)]
     named = [path for path in read if asked.place and is_named(path, asked.place[0])]
