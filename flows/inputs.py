@@ -88,7 +88,7 @@ def _stop_outside(settings: Settings) -> None:
 
 
 def needs(split: Split) -> tuple[Need, ...]:
-    """Return the fields that split needs in every row, so that ingest can refuse rows without them at once."""
+    """Return the fields that split needs in every row, so that ingest stops at once where rows lack them."""
     if split.by == "time":
         return ("time",)
     return ("label",) if split.stratify == "label" else ()

@@ -190,7 +190,7 @@ def _words(errors: Sequence[ErrorDetails]) -> str:
 
 
 def _short(section: type[BaseModel] | None, given: Any) -> list[str]:
-    """Guess a section from a text given in its place: the text as the section's only required field."""
+    """Guess the section meant by a plain text: the text as the value of the section's only required field."""
     needed = [name for name, field in section.model_fields.items() if field.is_required()] if section else []
     one_line = isinstance(given, str) and given.isprintable()
     if len(needed) != 1 or not one_line:
