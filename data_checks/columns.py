@@ -95,7 +95,7 @@ def _conversation(turns: Sequence[Turn]) -> Conversation:
 
 
 def _prompt_language(row: Conversation) -> Language | None:
-    """Detect the language of the last user turn's last paragraph, or if it is unclear of its first."""
+    """Detect the language of the last user turn's last paragraph, or of its first if that is unclear."""
     text = row.asked[-1].rstrip() if row.asked else ""
     last = text.rpartition("\n\n")[2]
     return language(last) or (language(text.partition("\n\n")[0]) if len(last) < len(text) else None)

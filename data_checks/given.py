@@ -55,7 +55,7 @@ class Given(NamedTuple):
 def given_sides(
     frame: pd.DataFrame, failing: npt.NDArray[np.bool_], names: Sequence[str], refused: Mapping[str, RefusedCounts]
 ) -> list[Given]:
-    """Return the account of each assigned split that loses records or repeats rows; reasons are from `names`.
+    """Return the account of each assigned split that loses records or repeats rows; its reasons are among `names`.
 
     `failing` has a line for each expectation and a column for each row of `frame`; a row counts for the first that it
     fails. `refused` is by split.
