@@ -83,6 +83,17 @@ def test_a_class_name_is_defined_once() -> None:
     assert [name for name, times in names.items() if times > 1] == []
 
 
+def test_a_docstring_begins_with_an_imperative_or_a_noun_phrase() -> None:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    files = [
+        file for folder in ("tunewright", "tests", "benchmarks", *FOLDERS) for file in (ROOT / folder).rglob("*.py")
+    ]
+    nodes = [(file, node) for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    texts = [(file, ast.get_docstring(node) or "") for file, node in nodes if isinstance(node, kinds)]
+    assert len([text for _, text in texts if text]) > 1000  # the folders are found
+    assert [(file.name, text[:60]) for file, text in texts if re.match(r"(What|Of|To|Whether it)\b", text)] == []
+
+
 LIBRARY = {  # of each stage: the one that does its work
     "ingest": "pyarrow",
     "base": "transformers",
