@@ -91,7 +91,7 @@ def unchanged(file: SourceFile) -> Iterator[None]:
 
 
 def stamp(path: str) -> str | None:
-    """Return a stamp that is certain to change with the file, without reading it; None where only its content tells."""
+    """Return a stamp that is certain to change with the file, without reading it; None if only the content can tell."""
     if stores.is_url(path):
         return stores.stamp(path)
     found = Path(path).stat()

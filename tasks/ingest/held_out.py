@@ -29,7 +29,7 @@ ANSWERS = frozenset({"answer", "completion", "label", "output", "response", "sol
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The texts of a record by role: question, neither, answer; all in `other` if they cannot be told apart."""
+    """The texts of a record by role: question, neither, answer; all in `other` if the roles are unknown."""
 
     question: list[str] | None
     other: list[str]
@@ -77,7 +77,7 @@ def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dic
 
 
 def held_out(value: Any, file: SourceFile) -> HeldOut:
-    """Parse a record of an evaluation file. Raises Refused if it is not in the layout that the source names."""
+    """Parse a record of an evaluation file. Raises RefusedRecord if it is not in the layout that the source names."""
     if file.layout != "auto":
         return _conversation(to_messages(as_record(value, file), file.layout), [], file.layout)
     if file.columns:

@@ -42,9 +42,9 @@ def matches(url: str, setting: str) -> list[str]:
 def identity(url: str) -> str:
     """Return an id that changes with the object's content: the store's metadata, or the sha256 of the content.
 
-    Stores of objects (S3, Google, Azure) answer with an entity tag, the size and, where it is versioned, a version: one
-    request, no download. A tag is no digest of the content (it also depends on how it was uploaded), so the same
-    content uploaded in another way is read again. Of other stores the content is read.
+    Object stores (S3, Google, Azure) answer with an entity tag, the size and, if versioned, a version: one request, no
+    download. A tag is no digest of the content (it also depends on how it was uploaded), so the same content
+    uploaded in another way is read again. From other stores the content is read.
     """
     store, name = _store(url)
     protocol = url.partition("://")[0]

@@ -1,6 +1,6 @@
 """Suggestions from the candidate's answers: one rule for each kind of fault.
 
-A rule asks for a count that is no accident: of several rows, and of a share of what it is a part of.
+A rule needs a count that is unlikely to be chance: several rows, and at least a set share of their group.
 """
 
 import math

@@ -29,7 +29,7 @@ QUARANTINED = 0.05  # of the records read, from which on it is much
 
 
 def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
-    """Return the suggestions, the decisive first; `made` are the candidate's mistakes."""
+    """Return the suggestions, the most decisive first; `made` are the candidate's mistakes."""
     rules: tuple[Callable[[Case], Found], ...] = (
         too_short_a_limit,
         not_finished,

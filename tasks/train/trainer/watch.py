@@ -26,7 +26,7 @@ def with_rows(collate: Callable[[Sequence[Row]], dict[str, Any]]) -> Callable[[S
 
 
 class Watch:
-    """Watcher of each step's rows and loss, for spikes and NaN."""
+    """Monitor of each step's rows and loss: a NaN or infinite loss ends training, and a spike names its rows."""
 
     def __init__(self, losses: Sequence[float] = ()) -> None:
         self.losses = list(losses)  # of the steps before the one that a resumed run goes on with
