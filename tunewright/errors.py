@@ -1,17 +1,17 @@
 """Exceptions, by the caller's response to them.
 
 TunewrightError
-├── AnotherChampion    the alias moved while a candidate was measured: it is compared with that one, once
+├── AnotherChampion    the alias moved while a candidate was evaluated: it is compared with the new one, once
 ├── ConfigError        the settings are wrong: exit code 2, never retried
 ├── DataError          the data were refused: exit code 3, never retried
 ├── JudgeError         the judge does not answer: retried after a while
-├── Pruned             a comparison ended the training of a variant that is behind: an outcome, never retried
+├── Pruned             a comparison ended the training of a worse variant: an outcome, never retried
 ├── TrackingError      MLflow does not answer: retried after a while
 └── TrainingError      training did not reach its planned end: exit code 4
     ├── TrainerDied    the trainer process was killed, crashed or hung: retried, and the retry resumes
-    └── TrainerFailed  the trainer raised an error that nobody knows: retried once, and the retry resumes
+    └── TrainerFailed  the trainer raised an unknown error: retried once, and the retry resumes
 
-An error that is none of these is retried once, unless it says that room, rights or memory are wanting.
+Any other error is retried once, unless it reports a lack of disk space, permissions or memory.
 """
 
 import errno

@@ -130,7 +130,7 @@ def _told_by_driver() -> list[list[str]]:
 
 
 def _lines_of(command: Sequence[str], num_parts: int, *, seconds: float) -> list[list[str]]:
-    """Run a program and return its lines that have `num_parts` parts, the last of them a number."""
+    """Run a program and return its lines that have `num_parts` parts, the last of them a number; [] if it fails."""
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -30,7 +30,7 @@ class Learning(NamedTuple):
 def learning(shape: ModelShape, method: Method) -> Learning:
     """Return the trainable parameters. Raises ConfigError if the base lacks a module that the method names.
 
-    Which modules spectrum picks is known after its scan; here some from all over the layers stand for them.
+    Spectrum's modules are known only after its scan; until then a sample from all layers is used.
     """
     if method.kind == "full":
         return Learning(shape.num_parameters, frozenset(shape.matrices), is_adapter=False)

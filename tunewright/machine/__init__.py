@@ -1,8 +1,8 @@
 """The processors, memory and GPU available to this process, within the limits of its container's control group.
 
-Processors and memory that are counted past that bound are the host's: too many threads are throttled to less speed than
-few have, and what takes more memory is killed. Both versions of control groups are read (kernel documentation,
-admin-guide/cgroup-v2 and cgroup-v1/memory); the bounds of the groups above ours hold as well.
+Processors and memory beyond those limits are the host's: too many threads are throttled and run slower than few, and a
+process that takes more memory is killed. Both versions of control groups are read (kernel documentation,
+admin-guide/cgroup-v2 and cgroup-v1/memory); the limits of the groups above ours hold as well.
 """
 
 import os

@@ -27,7 +27,7 @@ ALWAYS = ("perplexity", "stopped", "length_ratio")
 
 @dataclass(frozen=True)
 class AnswerShape:
-    """The kinds of the references: several at once, say, for labels in JSON."""
+    """The references of a data set and their kinds, of which several may apply, such as labels in JSON."""
 
     references: Sequence[str]
     labels: tuple[str, ...] = ()  # the closed set that they are of, or empty
@@ -107,8 +107,8 @@ class Choice:
 def choose(asked: Sequence[str], references: Sequence[str], answers: Iterable[str] = (), schema: str = "") -> Choice:
     """Choose the metrics for `asked` (names, and auto for those that fit) and the references of the test rows.
 
-    `answers` are those of the training rows, of which labels are known, and `schema` is the text of a JSON Schema.
-    Raises ConfigError where nothing that was asked for can be measured.
+    `answers` are those of the training rows, from which labels are known, and `schema` is the text of a JSON Schema.
+    Raises ConfigError if none of the metrics can be measured.
     """
     shape = AnswerShape(references, closed_set(answers, references), schema)
     fitting = shape.fitting()

@@ -89,7 +89,7 @@ def cpu_has_bfloat16() -> bool:
 def choose(config: Any, method: Method, training: Training, compute: Compute, longest: int, device: Device) -> Chosen:
     """Choose the compute options. `config` is the base's transformers config, `longest` the most tokens of a row.
 
-    Raises ConfigError where something that compute asks for cannot be.
+    Raises ConfigError if an option that the settings name is impossible.
     """
     choice = _Choice(config.get_text_config(), method, compute, longest, device, plain=training.speed == "plain")
     precision = choice.precision()

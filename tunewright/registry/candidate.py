@@ -97,7 +97,7 @@ class Candidate(BaseModel, frozen=True):
 
 
 def drawn(split: Split) -> str:
-    """Describe the split's parameters that begin a history of their own."""
+    """Describe the split settings that start a separate history."""
     return f"seed {split.seed}, by {split.by}"
 
 

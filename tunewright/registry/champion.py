@@ -37,9 +37,9 @@ ADVICE = (
 def champion(registry: Registry, candidate_digest: str, base: Base, load_base: LoadBase) -> Contender | None:
     """Return the contender to beat: the version under the alias, with its weights downloaded; None if there is none.
 
-    If that version was made of this very candidate, it is the one that the candidate was compared with then: a run
-    of unchanged settings decides as it did. `base` is this run's, and taken where the champion stands on the same, and
-    in a plan where it is still to be made, so that nothing is; `load_base` makes another one.
+    If that version was made of this candidate, return the version that the candidate was compared with then, so that a
+    run of unchanged settings decides the same. `base` is this run's, used if the champion has the same base, and in a
+    plan if its base is still to be made, so that none is; `load_base` makes another one.
     """
     if registry.tracking_uri is None and not config.mlflow_database().exists():
         return None

@@ -1,9 +1,9 @@
-"""Unneeded items in MLflow: the weights of candidates that were rejected, and runs that a person deleted.
+"""Unneeded items in MLflow: the weights of rejected candidates, and runs that a person deleted.
 
-A version stays that carries an alias or ever did, since a rollback goes back to it; that a candidate was compared with,
-since a run of unchanged settings is compared with it again; that waits for a person, or that one approved. Of the
-others the newest of each model stay. A removed version goes with its weights: its run stays, with its scores, answers
-and verdict page, and so does each use of the test rows. Only the database of this home is read.
+These versions stay: those that have or had an alias, as a rollback returns to them; those that a candidate was compared
+with, as a run of unchanged settings compares it again; those that wait for a person or were approved; and the newest of
+each model. Another version is removed with its weights; its run stays, with its scores, answers and verdict page, and
+so does each use of the test rows. Only the database of this home is read.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""The most similar of some other rows for each row, compiled by numba: the join of join.py between two lots of rows.
+"""The most similar of some other rows for each row, compiled by numba: the join of join.py between two sets of rows.
 
-Which the others are changes from question to question, so they are in no order of size, and the memory that a question
-takes is that of its rows, however many of their pairs are similar.
+The others change from call to call, so they are not sorted by size, and a call needs memory only for its rows, however
+many of their pairs are similar.
 """
 
 import numpy as np

@@ -40,7 +40,7 @@ def find_leaders(
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each of `rows`, find the place of the most similar earlier row of its kind that stays, or -1, and the cosine.
 
-    A row stays where there is none, and where it is `settled` (rows,). `left_out` is the boilerplate.
+    A row stays if there is none, or if it is `settled` (rows,). `left_out` is the boilerplate.
     """
     kinds = np.concatenate(over_batches(file, ["messages"], hash_kinds, left_out=left_out))[rows]
     _, of, counts = np.unique(kinds, return_inverse=True, return_counts=True)
@@ -84,10 +84,10 @@ def leaders(
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each row, find the most similar earlier row of its kind that stays, or -1, and the cosine; settled rows stay.
 
-    Exact for kinds of up to CELL_ROWS * PROBES rows. The rows of larger ones are sorted into cells by the nearest of
-    some of them and compared with the rows of the nearest cells only (an inverted file: Jégou et al. 2011, "Product
-    quantization for nearest neighbor search"), so that time does not grow with the square of a kind. A repeated row
-    can be missed there, but none goes that is less similar than the threshold.
+    Exact for kinds of up to CELL_ROWS * PROBES rows. The rows of larger kinds are assigned to cells by the nearest of
+    some sampled rows and compared with the rows of the nearest cells only (inverted file: Jégou et al. 2011, "Product
+    quantization for nearest neighbor search"), so that time does not grow with the square of a kind. A near-duplicate
+    can be missed there, but no row below the threshold is removed.
     """
     leader, cosine = np.full(len(kinds), -1), np.zeros(len(kinds))
     for pack in _packs(kinds, np.flatnonzero(vectors.any(axis=1))):

@@ -1,8 +1,8 @@
 """Hashes of the code that a stage runs, so that an edit re-runs the stages that reach it, and no others.
 
-A stage's own module counts whole. Of the first-party modules it imports only the definitions count that it reaches,
-however indirectly, and what runs when such a module is imported; a module that is used in a way that names cannot
-follow counts whole. Comments, docstrings and layout do not count: the hash is of the syntax tree.
+A stage's own module is hashed whole. Of its first-party imports, only the definitions that it reaches, also indirectly,
+and the code that runs at import are hashed; a module used in a way that names cannot follow is hashed whole. Comments,
+docstrings and layout do not count: the hash is of the syntax tree.
 """
 
 import ast

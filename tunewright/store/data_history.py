@@ -14,7 +14,7 @@ from tunewright.store import disk, jsonl
 
 
 class StageOutput(BaseModel, frozen=True):
-    """One stage's artifact of a data version: its place and its digest."""
+    """One stage's artifact of a data version: its key and digest."""
 
     stage: str
     key: str

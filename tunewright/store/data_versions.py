@@ -126,8 +126,8 @@ def accept(
 def _kept(name: str, earlier: Version, newest: Version, settings: Split) -> tuple[Artifact | None, Artifact | None]:
     """Return check's and split's artifacts of the version before, as far as later data need them.
 
-    Where it is kept no longer, that of the newest version stands for it, which all rows of the history have the same
-    splits in. Without stickiness it may be gone, and then nothing is compared with it.
+    If they are gone, those of the newest version are used, in which all rows of the history have the same splits.
+    Without stickiness both may be gone, and then nothing is compared.
     """
     for version in (earlier, newest):
         if found := _recalled(name, version):

@@ -1,8 +1,8 @@
 """Unneeded items in the home, with size and reason: old artifacts and abandoned work.
 
-Of each call of a stage ("evaluate base") the artifacts of the newest runs of each pipeline are needed, and all that was
-used within a day, since a run can be at it. Artifacts that no call asks for by name, as the parts of ingest, are needed
-for a week after they were last used. Whatever is removed is made again when it is needed (docs/recovering.md).
+For each call of a stage ("evaluate base") the artifacts of the newest runs of each pipeline are needed, and all that
+were used within a day, as a run may be using them. Artifacts that no call names, such as the parts of ingest, are
+needed for a week after their last use. Removed artifacts are made again when needed (docs/recovering.md).
 """
 
 import shutil

@@ -1,7 +1,7 @@
 """The files that a stage leaves when it refuses its data, in `<home>/stopped/<stage>/<key>/`; they are no artifact.
 
-There lie the files that the error names (DataError.see) and stopped.json. They are replaced where the stage stops on
-the same inputs again, and go when it does not stop any more.
+They are the files that the error names (DataError.see) and stopped.json. They are replaced if the stage stops on the
+same inputs again, and removed once it no longer stops.
 """
 
 import contextlib

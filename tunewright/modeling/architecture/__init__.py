@@ -1,8 +1,8 @@
 """Probe of a base's architecture: run a tiny model of its class to find which computations are correct (checks.py).
 
 Lists of names go stale, and a class that ignores positions or keeps a state trains silently wrong. So attention, layout
-and decoding are chosen by the results of the base's own configuration in small, in a fraction of a second, and only the
-plain way is left where a faster one gives something else. The result is cached in the home by a digest of its inputs.
+and decoding are chosen by probing a small model of the base's own configuration, in a fraction of a second; if a faster
+way gives another result, only the plain way is left. The result is cached in the home by a digest of its inputs.
 """
 
 import functools

@@ -1,7 +1,7 @@
-"""Warnings on the training curves in plain words, with advice: a pure function, silent where noise is as likely.
+"""Warnings on the training curves in plain words, with advice: a pure function, silent if noise is as likely.
 
-Each rule compares means of several steps and asks for a difference that is large in itself and beside their standard
-errors, since the loss of single steps jumps with their rows.
+Each rule compares means of several steps and needs a difference that is large in itself and relative to their standard
+errors, since the loss of single steps varies with their rows.
 """
 
 import math
