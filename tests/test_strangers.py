@@ -3,6 +3,7 @@
 Each attack is made in a real browser, as docs/security.md lists them.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -148,3 +149,21 @@ def test_the_pages_of_prefect_reach_no_other_server_and_work(name: str, up: Up, 
     assert hosts <= {"127.0.0.1", "localhost"}, hosts
     ours = [said for said in refused if f":{up.ports[0]}" in said.partition("violates")[0]]
     assert ours == []
+
+
+def test_the_pages_of_mlflow_reach_no_other_server_and_work(up: Up, chromium: Browser) -> None:
+    credentials: Any = {"username": "tunewright", "password": up.password}
+    with chromium.new_context(http_credentials=credentials) as context:
+        page, asked = context.new_page(), list[str]()
+        page.on("request", lambda request: asked.append(request.url))
+        for path, title in (
+            ("", "Home"),
+            ("#/experiments", "Experiments"),
+            ("#/models", "Models"),
+            ("#/settings", "Sett"),
+        ):
+            page.goto(f"{up.addresses.mlflow}/{path}")
+            expect(page).to_have_title(re.compile(f"^{title}"))
+            page.wait_for_timeout(1_000)  # it asks for more once it stands
+    hosts = {urlsplit(url).netloc for url in asked if url.startswith(("http", "ws"))}
+    assert hosts == {urlsplit(up.addresses.mlflow).netloc}
