@@ -63,7 +63,10 @@ def watch(deployment: str) -> State[None]:
         settings = checked(watched.parameters, lambda _: deployment)
         name = named(settings.registry, watched.name).name
         if not watching.has_finished(identifier(watched.name)) and (running := _under_way(client, watched, name)):
-            message = f"no run of this deployment has finished yet; {running} is under way"
+            message = (
+                f"no run of this deployment has finished yet, and {running} is under way; the first poll after its end "
+                "compares the files with those that it read"
+            )
             log.info("%s", message)
             return Completed(name="Unsettled", message=message)
     last = begun[0] if begun else None
@@ -79,10 +82,11 @@ def watch(deployment: str) -> State[None]:
         log.info("%s", said)
         return Completed(name="Changed", message=said)
     if found.is_unsettled:
-        return Completed(name="Unsettled", message=f"{said}; still being written")
+        return Completed(
+            name="Unsettled", message=f"{said}; still being written; a poll that finds them at rest announces it"
+        )
     as_before = f"already announced: {said}" if said else "unchanged since the last finished run"
-    failed = f"; {last.name} {last.state.name}" if last and last.state and last.state.type in BROKEN else ""
-    return Completed(name="Unchanged", message=f"{counted(found.num_files, 'file')}, {as_before}{failed}")
+    return Completed(name="Unchanged", message=f"{counted(found.num_files, 'file')}, {as_before}{_what_next(begun)}")
 
 
 def _under_way(client: SyncPrefectClient, watched: DeploymentResponse, name: str | None) -> str:
@@ -115,8 +119,7 @@ def _begun(client: SyncPrefectClient, watched: DeploymentResponse) -> list[FlowR
 
 def _start_again(client: SyncPrefectClient, watched: DeploymentResponse, newest: Sequence[FlowRun]) -> str:
     """Starts the newest run again, as it was, if it crashed; says so, or nothing where it did not."""
-    since = datetime.now(UTC) - RESTARTED_WITHIN
-    crashes = [run for run in newest if run.state and run.state.is_crashed() and run.state.timestamp > since]
+    crashes = _crashes(newest)
     if not crashes or crashes[0] != newest[0] or len(crashes) > RESTARTS:
         return ""
     crashed, key = crashes[0], f"again after {crashes[0].id}"
@@ -125,6 +128,25 @@ def _start_again(client: SyncPrefectClient, watched: DeploymentResponse, newest:
         return ""
     again = client.create_flow_run_from_deployment(watched.id, parameters=crashed.parameters, idempotency_key=key)
     return f"{crashed.name} crashed, and {watched.name} was started again: flow run {again.id}"
+
+
+def _crashes(newest: Sequence[FlowRun]) -> list[FlowRun]:
+    since = datetime.now(UTC) - RESTARTED_WITHIN
+    return [run for run in newest if run.state and run.state.is_crashed() and run.state.timestamp > since]
+
+
+def _what_next(newest: Sequence[FlowRun]) -> str:
+    """The rest of a sentence: what follows on the last run if that failed or crashed and is not restarted now."""
+    last = newest[0] if newest else None
+    if not last or not last.state or last.state.type not in BROKEN:
+        return ""
+    if last.state.is_crashed() and last in _crashes(newest) and len(_crashes(newest)) <= RESTARTS:
+        return f"; {last.name} crashed, and its restart waits for a worker"
+    why = " again after restarts" if len(_crashes(newest)) > RESTARTS else ""
+    how = "crashed" if last.state.is_crashed() else "failed"
+    return (
+        f"; {last.name} {how}{why} and is not restarted: a change of the files, the schedule or you start the next run"
+    )
 
 
 def _forget(client: SyncPrefectClient) -> None:

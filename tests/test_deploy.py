@@ -351,12 +351,17 @@ def test_a_run_that_crashed_is_started_again_as_it_was_and_not_for_ever(
     (second,) = started()
     assert said[-1] == f"{first.name} crashed, and drops was started again: flow run {second.id}"
     assert looked() != "Restarted"  # it waits for its turn
+    assert said[-1].endswith(f"; {first.name} crashed, and its restart waits for a worker")
     assert second.parameters["until"] == "split"
     end(second, Crashed())
     assert looked() == "Restarted"
     end(started()[1], Crashed())
     assert looked() == "Unchanged"  # a third time in a row
-    assert said[-1].endswith(f"; {started()[1].name} Crashed")
+    last = f"; {started()[1].name} crashed again after restarts and is not restarted: "
+    assert said[-1].endswith(f"{last}a change of the files, the schedule or you start the next run")
+    end(started()[1], Failed())
+    assert looked() == "Unchanged"
+    assert f"; {started()[1].name} failed and is not restarted: a change of the files" in said[-1]
     end(started()[1], Completed())
     assert looked() != "Restarted"
     assert len(started()) == 2
@@ -438,8 +443,10 @@ def test_the_first_poll_waits_for_a_run_of_the_same_pipeline_that_a_terminal_sta
     with in_use.by_a_run():
         name, message = terminal(Registry(name="drops"))
         assert name == "Unsettled"
-        assert message.startswith("no run of this deployment has finished yet; ")
-        assert message.endswith(" is under way")
+        assert message.startswith("no run of this deployment has finished yet, and ")
+        assert message.endswith(
+            " is under way; the first poll after its end compares the files with those that it read"
+        )
         assert terminal(Registry(name="another"))[0] == "Changed"
 
 

@@ -61,6 +61,16 @@ async ({prefect, mlflow}) => {
   return said;
 }
 """
+EDITOR = "https://cdn.jsdelivr.net/npm/monaco-editor@0.55.1/min/vs/loader.js"  # which MLflow would load for its editor
+LOADED = """
+address => new Promise(done => {
+  document.addEventListener("securitypolicyviolation", () => done("refused"));
+  const script = document.createElement("script");
+  script.onload = script.onerror = () => setTimeout(() => done("asked for"), 500);
+  script.src = address;
+  document.head.append(script);
+})
+"""
 REFUSED = {400, 401, 403, 404, "blocked", "opaque", "closed"}
 
 
@@ -154,8 +164,9 @@ def test_the_pages_of_prefect_reach_no_other_server_and_work(name: str, up: Up, 
 def test_the_pages_of_mlflow_reach_no_other_server_and_work(up: Up, chromium: Browser) -> None:
     credentials: Any = {"username": "tunewright", "password": up.password}
     with chromium.new_context(http_credentials=credentials) as context:
-        page, asked = context.new_page(), list[str]()
+        page, asked, refused = context.new_page(), list[str](), list[str]()
         page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: refused.append(message.text) if "Content Security" in message.text else None)
         for path, title in (
             ("", "Home"),
             ("#/experiments", "Experiments"),
@@ -165,5 +176,8 @@ def test_the_pages_of_mlflow_reach_no_other_server_and_work(up: Up, chromium: Br
             page.goto(f"{up.addresses.mlflow}/{path}")
             expect(page).to_have_title(re.compile(f"^{title}"))
             page.wait_for_timeout(1_000)  # it asks for more once it stands
-    hosts = {urlsplit(url).netloc for url in asked if url.startswith(("http", "ws"))}
-    assert hosts == {urlsplit(up.addresses.mlflow).netloc}
+        hosts = {urlsplit(url).netloc for url in asked if url.startswith(("http", "ws"))}
+        assert hosts == {urlsplit(up.addresses.mlflow).netloc}
+        assert refused == []
+        assert page.evaluate(LOADED, EDITOR) == "refused"
+        assert page.evaluate(LOADED, f"{up.addresses.mlflow}/static-files/manifest.json") != "refused"
