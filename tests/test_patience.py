@@ -9,7 +9,7 @@ import pytest
 
 from tunewright.artifacts import Base
 from tunewright.config import Registry
-from tunewright.errors import TrackingError
+from tunewright.errors import ConfigError, TrackingError
 from tunewright.registry import tracking
 from tunewright.registry.champion import champion
 from tunewright.tasks.base import base as load_base
@@ -19,7 +19,7 @@ Serve = Callable[[int, str], Registry]
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """`serve(3, "dead")` is an MLflow without models whose first three answers are 503s, or a closed connection."""
+    """`serve(3, "dead")` is an MLflow without models whose first three answers are no answer; or a code, and a body."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(tracking, "WAITS", (0.01, 0.02))
     servers: list[HTTPServer] = []
@@ -34,9 +34,11 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
                     self.send_response(404)
                     self.end_headers()
                     self.wfile.write(json.dumps(answer).encode())
-                elif how == "503":
-                    self.send_response(503)
+                elif how != "dead":
+                    code, _, body = how.partition(" ")
+                    self.send_response(int(code))
                     self.end_headers()
+                    self.wfile.write(body.encode())
                 else:
                     self.connection.close()
 
@@ -67,5 +69,56 @@ def test_one_that_stays_away_is_given_up_with_one_line(
     serve: Serve, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.1)
-    with pytest.raises(TrackingError, match=r"^registry\.tracking_uri=http://127.*: MLflow does not answer: "):
+    with pytest.raises(TrackingError, match=r"^registry\.tracking_uri=http://127.*: MLflow does not answer \("):
         champion(serve(10_000, "503"), "of a candidate", tiny_base, load_base.fn)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (
+            "401 Who are you?",
+            "MLflow refuses the credentials (401); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_P",
+        ),
+        (
+            '403 {"error_code": "PERMISSION_DENIED", "message": "No."}',
+            "MLflow refuses the credentials (403); set MLFLO",
+        ),
+        (
+            "404 <html>Nothing</html>",
+            "what answers there, with 404, is not MLflow's API; set the address that its pages",
+        ),
+        (
+            "200 <html>A page</html>",
+            "what answers there, without JSON, is not MLflow's API; set the address that its pa",
+        ),
+    ],
+)
+def test_a_server_that_lets_nobody_in_or_is_another_one_is_one_line_with_advice_and_is_not_asked_again(
+    serve: Serve, tiny_base: Base, how: str, said: str
+) -> None:
+    registry = serve(1, how)
+    with pytest.raises(ConfigError) as stop:
+        champion(registry, "of a candidate", tiny_base, load_base.fn)
+    assert str(stop.value).startswith(f"registry.tracking_uri={registry.tracking_uri}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ("http://127.0.0.1:9", "(Connection refused)"),
+        ("http://mlflow.invalid:5000", "("),  # what the resolver says
+        ("503", "(too many 503 error responses)"),
+    ],
+)
+def test_a_server_that_is_not_reached_is_one_whole_sentence_with_advice(serve: Serve, where: str, why: str) -> None:
+    registry = serve(10_000, where) if where == "503" else Registry(name="tiny", tracking_uri=where)
+    with pytest.raises(TrackingError) as stop, tracking.connected(registry) as client:
+        client.search_registered_models()
+    begins, advice = (
+        f"registry.tracking_uri={registry.tracking_uri}: MLflow does not answer {why}",
+        "start its server or",
+    )
+    assert str(stop.value).startswith(begins) and advice in str(stop.value)
+    assert str(stop.value).endswith("without registry.tracking_uri, runs go to the database in the home")
+    assert "HTTPConnectionPool" not in str(stop.value)

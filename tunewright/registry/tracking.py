@@ -6,15 +6,17 @@ import itertools
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from tunewright import config
 from tunewright.artifacts import Registered
 from tunewright.config import Registry, outside
-from tunewright.errors import NO_SPACE, TrackingError, TunewrightError
+from tunewright.errors import NO_SPACE, ConfigError, TrackingError, TunewrightError
 from tunewright.machine import addresses
 from tunewright.registry import database, relocation
 
@@ -64,12 +66,13 @@ def starts_with(uri: str) -> str:
 def connected(registry: Registry) -> Iterator["MlflowClient"]:
     """MLflow's client, quiet and impatient. What MLflow raises inside becomes an error of one line.
 
-    TrackingError where it did not answer, so that trying again can help, TunewrightError for the rest.
+    TrackingError where it did not answer, so that trying again can help, ConfigError where it lets nobody in or is not
+    MLflow's, TunewrightError for the rest.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     import mlflow
-    from mlflow.exceptions import MlflowException, RestException
+    from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     database.quiet()
@@ -91,10 +94,39 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
             raise TunewrightError(NO_SPACE.format(uri.removeprefix(SQLITE))) from error
         if config.READ_ONLY_DATABASE in line and uri.startswith(SQLITE) and not registry.tracking_uri:
             raise config.refused_database() from error
-        unanswered = uri.startswith("http") and not isinstance(error, RestException)
-        if unanswered or "database is locked" in line:
+        if uri.startswith("http") and (said := _said_of_server(error)):
+            raise type(said)(f"registry.tracking_uri={outside.without_credentials(uri)}: {said}") from error
+        if "database is locked" in line:
             raise TrackingError(f"registry.tracking_uri={uri}: MLflow does not answer: {line[:200]}") from error
         raise TunewrightError(f"registry.tracking_uri={uri}: MLflow refused: {line[:500]}") from error
+
+
+def _said_of_server(error: Exception) -> TunewrightError | None:
+    """What is wrong where a server of MLflow's is not reached, or does not let us in; None for all that it says.
+
+    TrackingError where trying again can help. MLflow's own sentence is longer than a line, most of it an address.
+    """
+    from mlflow.exceptions import RestException
+
+    text = str(error)
+    is_of_mlflow, told = isinstance(error, RestException), re.search(r"error code (\d{3}) != 200", text)
+    status = int(told[1]) if told else getattr(error, "get_http_status_code", int)()
+    if (told or is_of_mlflow) and status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return ConfigError(
+            f"MLflow refuses the credentials ({status}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_TOKEN, to those of a user with access to the experiment and the model"
+        )
+    if is_of_mlflow or "API request" not in text:  # or what its client checks before it sends anything
+        return None
+    if (told and status < HTTPStatus.INTERNAL_SERVER_ERROR) or "not in a valid JSON format" in text:
+        how = f"with {status}" if told else "without JSON"
+        return ConfigError(f"what answers there, {how}, is not MLflow's API; set the address that its pages have")
+    refused = re.search(r"\[Errno -?\d+\] ([\w ]+)|(too many \d+ error responses)|(timed out)|(error code \d+)", text)
+    why = next(filter(None, refused.groups())) if refused else type(error.__cause__ or error).__name__
+    return TrackingError(
+        f"MLflow does not answer ({why}); start its server or correct the address; without registry.tracking_uri, runs "
+        "go to the database in the home"
+    )
 
 
 @contextlib.contextmanager
