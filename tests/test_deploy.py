@@ -1,6 +1,7 @@
 """A file's deployments on a server: what its settings ask for, twice the same, and data that start a run."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from make_payloads import SINCE, make_check_results
@@ -28,6 +30,7 @@ from waiting import until
 
 from tunewright.artifacts import Base, CheckedRows
 from tunewright.cli.deploy import deploy
+from tunewright.cli.deploy import server as server_calls
 from tunewright.cli.deploy.automations import CRASHES, of_server
 from tunewright.cli.deploy.timing import in_words, next_times
 from tunewright.cli.deploy.view import as_json, show
@@ -216,6 +219,30 @@ def a_run_that_is_rejected_is_told_of(client: SyncPrefectClient, came: list[str]
     assert crash["subject"] == "drops: Crashed"
     assert crash["body"].startswith("killed\nThe watcher restarts it at its next poll with the same")
     client.delete_flow_run(crashed.id)  # the watch of another test would start it again
+
+
+BEAT = "/work_pools/{work_pool_name}/workers/heartbeat"
+
+
+def test_a_worker_that_ended_is_not_said_to_wait_for_runs(
+    client: SyncPrefectClient, write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown() -> str:
+        found = deploy(write(), None, "beating")
+        counts.append(as_json(found)["deployments"][0]["workers"])
+        show(Console(width=400), found)
+        return capsys.readouterr().out
+
+    counts: list[int] = []
+    assert "no worker is running; start one: tunewright up --pool beating" in shown()
+    client.request("POST", BEAT, path_params={"work_pool_name": "beating"}, json={"name": "w"})
+    assert re.search(r"beating; 1 worker waiting for runs, by a heartbeat \d+ s ago\n", shown())
+    with patch.object(server_calls, "OVERDUE", -1):  # as if it had been silent since, and were not yet offline
+        said = shown()
+    assert re.search(
+        r"the last heartbeat of a worker was \d+ s ago, so it may have ended; start one: tunewright up", said
+    )
+    assert counts == [0, 1, 0]
 
 
 def test_runs_of_any_worker_send_the_pipelines_lines_to_prefect(

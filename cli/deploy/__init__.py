@@ -36,7 +36,7 @@ class Deployed:
     automations: Synced
     has_watch_changed: bool
     is_pool_new: bool
-    num_workers: int
+    workers: server.Workers
     link: str
 
     @property
@@ -102,6 +102,6 @@ def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deploye
         automations=sync(client, target.owner, wanted),
         has_watch_changed=server.keep_watch(client, now, operation.watch),
         is_pool_new=is_pool_new,
-        num_workers=server.num_workers(client, now.work_pool_name or pool),
+        workers=server.workers(client, now.work_pool_name or pool),
         link=f"{ui}/v2/deployments/deployment/{now.id}",
     )

@@ -7,9 +7,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import yaml
@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import ConcurrencyLimitStrategy, Concurrency
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_WORKER_HEARTBEAT_SECONDS
 from prefect.utilities.callables import parameter_schema
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
@@ -51,6 +51,7 @@ COMPARED = {  # what makes a deployment what it is -> in words
     "parameter_openapi_schema": "form",
     "enforce_parameter_schema": "form",
 }
+OVERDUE = 1.5  # intervals between heartbeats; Prefect itself has a worker as online for three
 OF_SCHEDULE = {"schedule", "active", "parameters", "slug"}
 
 
@@ -90,10 +91,23 @@ def require_own_model(client: SyncPrefectClient, pipeline: Pipeline) -> None:
             )
 
 
-def num_workers(client: SyncPrefectClient, pool: str) -> int:
-    """How many workers wait for runs of a pool."""
+class Workers(NamedTuple):
+    """Those that wait for runs of a pool, as far as their heartbeats say: one that ended takes no leave."""
+
+    waiting: int
+    seconds: float | None  # since the last heartbeat of all that the server has not yet given up
+
+
+def workers(client: SyncPrefectClient, pool: str) -> Workers:
+    """The workers of a pool, without those whose next heartbeat is overdue."""
     online = WorkerFilter.model_validate({"status": {"any_": ["ONLINE"]}})
-    return len(client.read_workers_for_work_pool(pool, worker_filter=online))
+    now, ages, waiting = datetime.now(UTC), [], 0
+    for each in client.read_workers_for_work_pool(pool, worker_filter=online):
+        if each.last_heartbeat_time:
+            age = max(0.0, (now - each.last_heartbeat_time).total_seconds())
+            waiting += age <= OVERDUE * (each.heartbeat_interval_seconds or PREFECT_WORKER_HEARTBEAT_SECONDS.value())
+            ages.append(age)
+    return Workers(waiting, min(ages, default=None))
 
 
 def block_ids(client: SyncPrefectClient, names: tuple[str, ...]) -> dict[str, UUID]:

@@ -57,7 +57,7 @@ def _as_json(deployed: Deployed) -> dict[str, Any]:
         "paused": now.paused,
         "concurrency": now.global_concurrency_limit.limit if now.global_concurrency_limit else None,
         "work_pool": now.work_pool_name,
-        "workers": deployed.num_workers,
+        "workers": deployed.workers.waiting,
         "operation": deployed.pipeline.settings.operation.model_dump(mode="json"),
         "link": deployed.link,
     }
@@ -99,11 +99,13 @@ def _due(scheduled: Any) -> str:
 
 
 def _pool(deployed: Deployed) -> str:
-    pool, count = deployed.now.work_pool_name, deployed.num_workers
-    waiting = f"{count} worker{'s'[: count != 1]} waiting for runs"
+    pool, (count, seconds) = deployed.now.work_pool_name, deployed.workers
+    said = "" if seconds is None else f"{seconds:.0f} s ago"
+    waiting = f"{count} worker{'s'[: count != 1]} waiting for runs, by a heartbeat {said}"
     if not count:
+        none = f"the last heartbeat of a worker was {said}, so it may have ended" if said else "no worker is running"
         waiting = (
-            f"no worker is running; start one: tunewright up --pool {pool}, or "
+            f"{none}; start one: tunewright up --pool {pool}, or "
             f"{addresses.for_prefect(PREFECT_API_URL.value())} prefect worker start --pool {pool}"
         )
     return f"{pool}{', just created' if deployed.is_pool_new else ''}; {waiting}"
