@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import typer
@@ -13,6 +14,7 @@ from tunewright import config
 from tunewright.cli import command_line
 from tunewright.cli.main import app
 from tunewright.errors import ConfigError
+from tunewright.modeling import architecture
 
 DEMO = str(Path(__file__).parent.parent / "deployments" / "demo.yaml")
 
@@ -60,3 +62,17 @@ def test_a_home_that_cannot_be_written_is_the_line_of_a_run(
     with pytest.raises((OSError, typer.Exit)):  # of another place
         failing(tmp_path / "elsewhere")
     assert "TUNEWRIGHT_HOME=" not in capsys.readouterr().err
+
+
+def test_a_plan_on_a_home_that_is_only_read_probes_the_base_and_keeps_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = config.refused_home(OSError(errno.EROFS, os.strerror(errno.EROFS)))
+    monkeypatch.setattr("tunewright.config.make_home", Mock(side_effect=refused))
+    architecture._kept.cache_clear()
+    result = CliRunner().invoke(app, ["plan", DEMO, "--json"])
+    architecture._kept.cache_clear()  # what was kept nowhere is probed again by the next test
+    assert result.exit_code == 0, result.stderr
+    training = json.loads(result.stdout.splitlines()[-1])["training"]
+    assert training["methods"][0]["steps"] == 80
+    assert not home.exists()

@@ -5,6 +5,7 @@ and decoding are chosen by probing a small model of the base's own configuration
 way gives another result, only the plain way is left. The result is cached in the home by a digest of its inputs.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -74,9 +75,10 @@ def _kept(fields: str, exceeded: tuple[str, ...]) -> Architecture:
         return Architecture.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):
         found = _probed(json.loads(fields, object_hook=_number), exceeded)
-    config.make_home()
-    folder.mkdir(exist_ok=True)
-    disk.replace(file, found.model_dump_json())
+    with contextlib.suppress(ConfigError, OSError):  # a home that is only read, as by a plan: probed again next time
+        config.make_home()
+        folder.mkdir(exist_ok=True)
+        disk.replace(file, found.model_dump_json())
     return found
 
 
