@@ -123,7 +123,8 @@ def test_a_prompt_that_is_no_text_is_refused_in_each_format_of_mlflows_server(
 
     def asked(prompt: Any) -> list[str]:
         read = infer_and_parse_data({format_: [{"prompt": prompt}]}, signature.inputs)
-        return chat.predict(None, _enforce_schema(read, signature.inputs), {"max_new_tokens": 8})
+        table: Any = _enforce_schema(read, signature.inputs)
+        return chat.predict(None, table, {"max_new_tokens": 8})
 
     assert asked(QUESTIONS[0]) == ask(chat, [{"prompt": QUESTIONS[0]}])
     with pytest.raises(
