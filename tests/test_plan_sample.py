@@ -16,6 +16,7 @@ from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import Planned
 from tunewright.cli.plan.sample import sampled
 from tunewright.config import Data, Gate, Guardrail, Source, Split, Training
+from tunewright.cost_model import work
 from tunewright.errors import ConfigError, DataError
 from tunewright.modeling import models
 from tunewright.tasks.base import base
@@ -349,3 +350,33 @@ def test_a_file_that_cannot_be_read_stops_a_plan_up_to_any_stage(tiny_base: Base
     data = Data(sources=(Source(path="a.json"),))
     with pytest.raises(DataError, match=r"a\.json: not_an_array"):
         first_rows(source_files(data), data)
+
+
+SHARED = (
+    "You are a support assistant of the Example Shop. Answer with the name of one intent alone, in lower case. " * 4
+)
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_exact_duplicates_and_a_shared_instruction_are_not_computed_again_and_again(
+    tiny_base: Base, is_here: bool
+) -> None:
+    once = [record(number) | {"instruction": SHARED, "input": f"{number} one two three"} for number in range(800)]
+    write("a.jsonl", *once, *once, *once)
+    asked = pipeline(tiny_base, max_length=1024).settings
+    first = first_rows(source_files(asked.data), asked.data)
+    found = sampled(asked, tiny_base if is_here else None, None, first)
+    assert found and found.num_rows == 640
+    assert "less about 1,600 exact duplicates" in found.said
+    step = work.steps(found.rows, 8)
+    (load,) = work.loads(step[0], "shared", 8, None, None)
+    alone = sum(len(row["input_ids"]) for row in step[0])
+    assert load.tokens < alone / 3
+
+
+def test_of_duplicates_a_draw_keeps_more_of_its_rows(tiny_base: Base) -> None:
+    write("a.jsonl", *[record(number) for number in range(100)] * 2)
+    data = Data(sources=(Source(path="a.jsonl"),), limit=100)
+    found = first_rows(source_files(data), data)
+    assert found and found.drawn == 100
+    assert found.repeated == pytest.approx(25)  # each of 100 is in the draw with 3 / 4

@@ -15,6 +15,7 @@ from tunewright.cost_model import work
 from tunewright.modeling import chat_templates
 from tunewright.modeling.chat import Chat, Message, Tokenized, tokenize
 from tunewright.modeling.models import load_tokenizer
+from tunewright.reports.figures import counted
 from tunewright.tasks.ingest.sampling import Sample
 from tunewright.tasks.render import bound_of, lengths_in_words
 
@@ -37,6 +38,7 @@ class Sampled(NamedTuple):
 def sampled(settings: Settings, base: Base | None, made: Artifact | None, first: Sample | None) -> Sampled | None:
     """Some of the rows that split or ingest made, or the `first` of the sources; None without any."""
     given: Mapping[str, float] = {}
+    repeated = 0.0
     if isinstance(made, Splits):
         looked_of, conversations = work.conversations_in(made.path("train.parquet"))
         train, num_validation, num_test, source = looked_of, made.num_validation, made.num_test, "split"
@@ -45,19 +47,21 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
             drawn, given, conversations = _of_ingest(made.path("rows.parquet"))
             source = "ingest"
         elif first is not None:
-            drawn, given, conversations = first.drawn, first.given, first.conversations
+            drawn, given, conversations, repeated = first.drawn, first.given, first.conversations, first.repeated
             source = "sample"
         else:
             return None
         looked_of = drawn + given.get("train", 0) + given.get("replay", 0)
-        train, num_validation, num_test = _shared(settings.split, drawn, given)
+        train, num_validation, num_test = _shared(settings.split, drawn - repeated, given)
     which = _which(source, len(conversations), looked_of, first, settings.data.limit)
     own = [f"{given[side]:,.0f} with side: {side}" for side in ("validation", "test") if given.get(side)]
     which_and_given = f"{which}, beside {' and '.join(own)}" if own else which
+    which_and_given += f", less about {counted(round(repeated), 'exact duplicate')}" if round(repeated) else ""
     rows = _rendered(conversations, base, settings.model)
     if rows is None:
-        guessed = [work.stand_in(work.guessed(messages), at) for at, messages in enumerate(conversations)]
-        return Sampled(source, max(1, train), num_validation, num_test, guessed, f"from the texts of {which_and_given}")
+        guessed = [work.guessed(messages) for messages in conversations]
+        said = f"from the texts of {which_and_given}"
+        return Sampled(source, max(1, train), num_validation, num_test, guessed, said)
     assert base
     bound = bound_of(base, settings.model)
     long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > bound.limit]

@@ -4,12 +4,14 @@ What ingest is certain to refuse is refused here too, in the same words, so that
 """
 
 import tempfile
+from array import array
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from tunewright.config import Data, Side
@@ -32,19 +34,22 @@ class Sample(NamedTuple):
     drawn: float
     given: dict[str, float]  # side -> the rows of sources that are given to it
     is_all: bool  # whether these are all rows of the sources
+    repeated: float = 0.0  # of `drawn`, about how many repeat another record to the byte
 
 
 class _Records:
-    """The records of a file, with how many were taken and their bytes."""
+    """The records of a file, with how many were taken, their bytes, and the hash of each."""
 
     def __init__(self, items: Iterator[Item]) -> None:
         self.items = items
         self.num_taken = self.num_bytes = 0
+        self.hashes = array("q")
 
     def __iter__(self) -> Iterator[Item]:
         for item in self.items:
             self.num_taken += 1
             self.num_bytes += len(item[2]) + 1
+            self.hashes.append(hash(item[2]))
             yield item
 
     def count(self, most_bytes: int, size: int) -> int:
@@ -67,9 +72,11 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
     conversations: list[list[Message]] = []
     drawn, given = 0.0, dict.fromkeys(get_args(Side), 0.0)
     tallies: dict[str, Tally] = {}
-    num_records = 0
+    num_records, of_drawn = 0, array("q")
     for file in local:
-        tally, number, kept = _of_file(file, each, MOST_BYTES // len(local), data, needs if len(sources) == 1 else ())
+        tally, number, kept, hashes = _of_file(
+            file, each, MOST_BYTES // len(local), data, needs if len(sources) == 1 else ()
+        )
         tallies[file.path] = tally
         num_records += number
         conversations += [] if file.side in ("validation", "test") else kept
@@ -78,6 +85,7 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
             given[file.side] += rows
         else:
             drawn += rows
+            of_drawn.extend(hashes)
     tally = Tally().add(*tallies.values())
     if len(local) == len(sources):
         _stop_on_refused(data, sources, tallies, tally, num_records)
@@ -85,13 +93,22 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
     share = data.limit / total if data.limit and total > data.limit else 1
     given = {side: share * number for side, number in given.items() if number}
     is_all = tally.num_read == num_records and len(local) == len(sources)
-    return Sample(conversations, share * drawn, given, is_all) if conversations else None
+    repeated = round(share * drawn * _repeated(of_drawn, share), 3)
+    return Sample(conversations, share * drawn, given, is_all, repeated) if conversations else None
+
+
+def _repeated(hashes: Sequence[int], share: float) -> float:
+    """The share of records that repeat another one, where this share of them is drawn at random."""
+    if not hashes:
+        return 0.0
+    copies = np.unique(np.asarray(hashes), return_counts=True)[1]
+    return 1 - float((1 - (1 - share) ** copies).sum()) / (share * len(hashes))
 
 
 def _of_file(
     file: SourceFile, wanted: int, most_bytes: int, data: Data, needs: Sequence[Need]
-) -> tuple[Tally, int, list[list[Message]]]:
-    """The account of a file's first records, about how many it has, and the rows among the first.
+) -> tuple[Tally, int, list[list[Message]], Sequence[int]]:
+    """The account of a file's first records, about how many it has, the rows among the first, and hashes of records.
 
     Raises DataError where these are all, and lack what split needs.
     """
@@ -103,7 +120,7 @@ def _of_file(
         number = records.count(most_bytes, Path(file.path).stat().st_size)
         if kept and data.limit is None and tally.num_read == number:
             stop_on_needs(Path(folder, "rows.parquet"), needs)
-    return tally, number, kept
+    return tally, number, kept, records.hashes
 
 
 def _stop_on_refused(

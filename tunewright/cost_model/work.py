@@ -7,6 +7,7 @@ stand for them.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
+from zlib import crc32
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ Source = Literal["render", "split", "ingest", "sample", "settings"]
 MOST_ROWS = 20_000  # that are read
 SAMPLE = 2_000  # of them, that steps are drawn from
 DRAWN = 1_000  # rows of the steps that are drawn, and at least four steps
+MARKERS = 8  # tokens of a template around a message
 BYTES_A_TOKEN = 4  # of text: what a vocabulary of about 50,000 takes of English
 
 
@@ -55,10 +57,16 @@ def conversations_in(file: Path) -> tuple[int, list[list[dict[str, str]]]]:
     return parquet.metadata.num_rows, first["messages"].to_pylist()
 
 
-def guessed(messages: Sequence[Mapping[str, str]]) -> int:
-    """About how many tokens a conversation has."""
-    texts = [message["content"] or "" for message in messages]
-    return 8 + sum(8 + len(text.encode()) // BYTES_A_TOKEN for text in texts)  # and the template's own
+def guessed(messages: Sequence[Mapping[str, str]]) -> Row:
+    """About what a conversation is as tokens: rows that begin with the same text begin with the same ids."""
+    row: Row = {"input_ids": [], "labels": []}
+    for message in messages:
+        text, role = (message["content"] or "").encode(), message["role"]
+        pieces = [text[at : at + BYTES_A_TOKEN] for at in range(0, len(text), BYTES_A_TOKEN)]
+        ids = [crc32(piece) for piece in pieces]
+        row["input_ids"] += [crc32(role.encode())] * MARKERS + ids
+        row["labels"] += [IGNORED] * MARKERS + (ids if role == "assistant" else [IGNORED] * len(ids))
+    return row
 
 
 def stand_in(length: int, number: int) -> Row:
