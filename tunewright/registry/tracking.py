@@ -102,9 +102,9 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
 
 
 def _said_of_server(error: Exception) -> TunewrightError | None:
-    """What is wrong where a server of MLflow's is not reached, or does not let us in; None for all that it says.
+    """Return the error of an MLflow server that is not reached or refuses access, or None if the error is another.
 
-    TrackingError where trying again can help. MLflow's own sentence is longer than a line, most of it an address.
+    TrackingError if a retry can help. MLflow's own sentence is longer than a line, most of it an address.
     """
     from mlflow.exceptions import RestException
 
