@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from tunewright.config import NO_TELEMETRY
-from tunewright.machine.process_group import end_with_parent
+from tunewright.machine import end_with_parent
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))

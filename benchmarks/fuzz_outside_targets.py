@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from tunewright import config, serving
 from tunewright.errors import TunewrightError
 from tunewright.metrics import schemas
-from tunewright.registry import files, served_paths
-from tunewright.store import assignments, backup, caching
+from tunewright.registry import files, mlflow_server
+from tunewright.store import backup, caching, data_history
 from tunewright.tasks.judge.asking import JudgeClient
 
 SECONDS = 1.0  # of processor time for the answers to a schema, so that one without end is soon over
@@ -164,7 +164,7 @@ ANSWER: dict[str, Any] = {
 
 def _uris(value: Any) -> list[str]:
     if isinstance(value, dict):
-        own = [each for key, each in value.items() if key in served_paths.KEYS and isinstance(each, str)]
+        own = [each for key, each in value.items() if key in mlflow_server.KEYS and isinstance(each, str)]
         return own + [uri for each in value.values() for uri in _uris(each)]
     return [uri for each in value for uri in _uris(each)] if isinstance(value, list) else []
 
@@ -184,7 +184,7 @@ def served(content: bytes) -> str:
     async def keep(message: Any) -> None:
         sent.append(message)
 
-    middleware: Any = served_paths.ServedPaths(app, Path(FOLDER))
+    middleware: Any = mlflow_server.ServedPaths(app, Path(FOLDER))
     asyncio.run(middleware({"type": "http"}, None, keep))
     start, answer = sent
     assert dict(start["headers"])[b"content-length"] == str(len(answer["body"])).encode()
@@ -248,7 +248,7 @@ def restored(content: bytes) -> str:
 def _sides() -> bytes:
     table = pa.table(
         [["r1", "r2"], ["train", "test"], [None, "set aside"], [1, 2], [True, True], [True, False]],
-        schema=assignments.SCHEMA,
+        schema=data_history.SCHEMA,
     )
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
@@ -258,11 +258,11 @@ def _sides() -> bytes:
 def sides(content: bytes) -> str:
     """The assignments of a version that were altered are refused, or give row_ids."""
     with home():
-        folder = assignments.place("demo") / "d-1"
+        folder = data_history.place("demo") / "d-1"
         folder.mkdir(parents=True)
-        (folder / assignments.SIDES_FILE).write_bytes(content)
+        (folder / data_history.SIDES_FILE).write_bytes(content)
         try:
-            trained = assignments.trained("demo", "d")
+            trained = data_history.trained("demo", "d")
         except TunewrightError as error:
             return refusal(error)
         assert trained is not None

@@ -26,7 +26,7 @@ from tunewright.cli.deployment_file import strict_yaml
 from tunewright.config import Data, Gate, Source
 from tunewright.errors import TunewrightError
 from tunewright.registry.files import Registration
-from tunewright.store import data_history, jsonl, manifest, test_set_uses
+from tunewright.store import data_history, disk, manifest, test_set_uses
 from tunewright.store.cache_key import key_of
 from tunewright.store.manifest import Damaged
 from tunewright.tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores
@@ -164,7 +164,7 @@ REGISTERED = {"model_id": "m-1", "covers": "digest.files", "sha256": "d"}
 READERS: dict[str, Callable[[Path], list[Any]]] = {
     "number": data_history.read,
     "candidate": test_set_uses.read,
-    "model_id": lambda file: jsonl.read(file, Registration, "is no digest of a version; delete the line"),
+    "model_id": lambda file: disk.read(file, Registration, "is no digest of a version; delete the line"),
 }
 
 
@@ -183,7 +183,7 @@ def histories(content: bytes) -> str:
             data_history.write(file, found)
         else:
             for record in found:
-                jsonl.append(file, record)
+                disk.append(file, record)
         assert READERS[kind](file) == found, "what was written is not what is read"
         if kind == "candidate":
             test_set_uses.next_number(found, 1)

@@ -69,7 +69,7 @@ class Judge:
         import pyarrow.parquet as pq
         from transformers import AutoTokenizer
 
-        from tunewright.tasks.train.trainer.scores import Scores
+        from tunewright.tasks.train.trainer.watch import Scores
 
         self.base, self.pad = base, contract["pad_token_id"]
         self.validation = pq.read_table(tokens / "validation.parquet").slice(0, rows).to_pylist()

@@ -1,6 +1,6 @@
 """The command line: run a deployment file here and now, or say what a run would do and why."""
 
-from tunewright.cli import interrupts
+from tunewright.cli import interrupts, operate
 
 with interrupts.at_once():
     from importlib.metadata import version
@@ -9,7 +9,7 @@ with interrupts.at_once():
     import typer
 
     from tunewright import config
-    from tunewright.cli import command_line, home, operate, release
+    from tunewright.cli import command_line, operate, release
     from tunewright.cli.visible import as_line
     from tunewright.config import STAGES
     from tunewright.errors import ConfigError
@@ -65,13 +65,13 @@ def run(
         config.make_home()
         with interrupts.at_once():
             from tunewright.cli import deployment_file, prefect_server, terminal
-            from tunewright.flows import calls, origins
+            from tunewright.flows import calls, run_name
             from tunewright.flows.finetune import finetune
             from tunewright.flows.inputs import looked_at
             from tunewright.flows.outcome import Outcome
         if not quiet:
             terminal.show_settings(console, pipeline, everything=verbose)
-        origins.ORIGINS.set(pipeline.origins)
+        run_name.ORIGINS.set(pipeline.origins)
         sections = {name: getattr(pipeline.settings, name) for name in config.Settings.model_fields}
         with deployment_file.placed(pipeline), looked_at(pipeline.settings):
             calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)  # before a server starts for the run
@@ -226,10 +226,10 @@ def settings(
         print(as_line({"settings": [each._asdict() for each in found]}))
 
 
-for command in (operate.deploy, operate.up, operate.doctor, home.clean):
+for command in (operate.deploy, operate.up, operate.doctor, operate.clean):
     app.command()(command)
 app.add_typer(release.app)
-app.add_typer(home.app)
+app.add_typer(operate.home_app)
 
 
 def main() -> None:

@@ -33,8 +33,7 @@ from prefect.settings import (
 from tunewright import compat
 from tunewright.cli import interrupts
 from tunewright.errors import ConfigError, TunewrightError
-from tunewright.machine import addresses
-from tunewright.machine.process_group import end_with_parent
+from tunewright.machine import addresses, end_with_parent
 
 log = logging.getLogger("tunewright")
 

@@ -27,7 +27,7 @@ from great_expectations.expectations.metadata_types import FailureSeverity
 from tunewright.accepted import did_you_mean, meant, shown
 from tunewright.data_checks.rules import BY_ROW, Expected, columns_of, named_columns
 from tunewright.data_checks.suite import Entry, SuiteError
-from tunewright.importing import imported, one_line
+from tunewright.errors import imported, one_line
 
 TEXTS = ("prompt", "answer")
 

@@ -1,5 +1,6 @@
-"""The report of a check as one HTML page that loads nothing: what was read, kept and set aside, and why."""
+"""The report of a check, as one HTML page that loads nothing and as a few lines of Markdown."""
 
+import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,8 +10,7 @@ from typing import Any
 from tunewright.artifacts.payloads import CheckResults, ExpectationResult
 from tunewright.data_checks.profile import UNKNOWN, Profile
 from tunewright.privacy.excerpts import clipped
-from tunewright.reports.figures import counted
-from tunewright.reports.pages import template
+from tunewright.reports.pages import counted, template
 
 Record = dict[str, Any]  # a line of a quarantine table: file, line, reason, detail, text
 Examples = Mapping[str, Sequence[Record]]
@@ -19,6 +19,7 @@ EXAMPLES = 5  # of each reason and of each finding
 SOURCES = 15
 NAMES = 12  # of languages and labels
 TEXT_CHARS = 400
+REASONS = 10
 
 
 @dataclass(frozen=True)
@@ -121,3 +122,43 @@ def _shares(profile: Profile, earlier: Profile | None) -> Iterator[Shares]:
                 for name in names[:NAMES]
             ]
             yield Shares(title, shown, len(names) - len(shown), wide=field in ("sources", "labels"))
+
+
+def summary(results: CheckResults) -> str:
+    """The account, the most frequent reasons, the findings and what changed, as Markdown without raw HTML."""
+    lines = [
+        f"{results.read:,} records read = {results.kept:,} kept + {results.refused:,} quarantined by ingest "
+        f"+ {results.quarantined:,} quarantined by check"
+    ]
+    counts = [(count, name, stage) for stage, found in results.reasons.items() for name, count in found.items()]
+    counts.sort(key=lambda each: (-each[0], each[1]))
+    if counts:
+        lines += ["", "| Reason | Stage | Records |", "|---|---|--:|"]
+        lines += [f"| {_plain(name)} | {stage} | {count:,} |" for count, name, stage in counts[:REASONS]]
+    failed = [each for each in results.expectations if each.name in results.findings and each.failed]
+    if failed:
+        lines += ["", "Findings (these rows were kept):", ""]
+        lines += [
+            f"- **{_plain(each.name)}**{'' if each.severity == 'info' else f' ({each.severity})'}: "
+            f"{_plain(each.fault)}" + ("" if each.of_set else f", {each.failed:,} row{'s'[: each.failed != 1]}")
+            for each in failed
+        ]
+    if held_out := results.held_out:
+        number = sum(records for _, _, records in held_out)
+        lines += [
+            "",
+            f"Held out: {number:,} records of {len(held_out)} files, which no training row may repeat.",
+        ]
+    for said in results.given_sides:
+        lines += ["", f"**{_plain(said)}**"]
+    if since := results.since:
+        lines += [
+            "",
+            f"Since the last accepted version of {since.before:,} rows: {since.added:,} added, "
+            f"{since.removed:,} removed.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    return html.escape(text).replace("|", "&#124;").replace("*", "&#42;").replace("`", "&#96;")

@@ -19,9 +19,9 @@ from tunewright.errors import Pruned, TrainingError
 from tunewright.flows.finetune import run
 from tunewright.flows.outcome import Outcome
 from tunewright.flows.run_name import comparison_name
-from tunewright.registry.comparison import log_comparison
+from tunewright.registry.runs import log_comparison
 from tunewright.reports.progress import only_steps, watched
-from tunewright.store import rotation
+from tunewright.store import test_set_uses
 
 log = logging.getLogger("tunewright")
 
@@ -51,7 +51,7 @@ def compare(
         prune: Whether a variant that is behind is ended before its planned end
     """
     config.prepare_environment(settings)
-    drawn = rotation.draw(settings, recipe="")  # rows that a new candidate gets, whichever were looked at before
+    drawn = test_set_uses.draw(settings, recipe="")  # rows that a new candidate gets, whichever were looked at before
     variants = {
         name: drawn.settings(each).model_copy(update={"gate": each.gate.model_copy(update={"rotate": False})})
         for name, each in variants.items()

@@ -20,9 +20,8 @@ from tunewright.flows.announcing import announce_drift
 from tunewright.flows.calls import Plan, Reached, Run, Step
 from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.parameters import FLOW, identifier, named
-from tunewright.flows.run_name import run_name
+from tunewright.flows.run_name import run_name, say_stopped
 from tunewright.registry.candidate import Candidate
-from tunewright.reports.stopped_log import say_stopped
 from tunewright.store import data_versions, in_use
 from tunewright.tasks.base import base as load_base
 from tunewright.tasks.check import check

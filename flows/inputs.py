@@ -14,9 +14,9 @@ from tunewright.config import Settings, Split, outside
 from tunewright.metrics import json_schema, own_metrics
 from tunewright.modeling import chat_templates, models
 from tunewright.similarity import embedding
-from tunewright.store import rotation
+from tunewright.store import test_set_uses
 from tunewright.store.cache_key import hash_of
-from tunewright.store.rotation import Draw
+from tunewright.store.test_set_uses import Draw
 from tunewright.tasks import lm_eval
 from tunewright.tasks.check import own_expectations
 from tunewright.tasks.ingest import Need, source_files
@@ -98,7 +98,7 @@ def draw(settings: Settings, read: Inputs) -> Draw:
     """Return the parameters for drawing the test rows, as the ledger reports them for these settings and inputs."""
     sections = {name: getattr(settings, name).model_dump(mode="json") for name in OF_CANDIDATE}
     files = [(file.path, file.digest) for file in read.files]
-    return rotation.draw(settings, hash_of([sections, files, read.base, read.own, read.embedding]))
+    return test_set_uses.draw(settings, hash_of([sections, files, read.base, read.own, read.embedding]))
 
 
 @contextmanager

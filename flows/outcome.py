@@ -13,7 +13,7 @@ from tunewright.flows.calls import Step, as_json
 from tunewright.registry.tracking import tracking_uri
 from tunewright.reports import account
 from tunewright.reports.account import Account
-from tunewright.reports.figures import counted, number
+from tunewright.reports.pages import counted, number
 from tunewright.reports.progress import duration
 from tunewright.tasks.split.proof import TOO_SMALL, counted_in_words
 
@@ -216,29 +216,11 @@ def _training(adapter: artifacts.Adapter) -> dict[str, Any]:
 
 
 def _verdict(verdict: artifacts.Verdict) -> dict[str, Any]:
-    return {
-        "decision": verdict.decision,
-        "because": verdict.because or None,
-        "reason": verdict.sentence,
-        "metric": verdict.metric,
-        "differences": verdict.differences,
-        "intervals": verdict.intervals,
-        "guardrails": verdict.guardrails,
-        "general": verdict.general,
-        "rows_needed": verdict.rows_needed,
-        "smallest_visible": verdict.smallest_visible,
-        "looks": verdict.looks,
-        "warnings": list(verdict.warnings),
-    }
+    names = ("metric", "differences", "intervals", "guardrails", "general", "rows_needed", "smallest_visible", "looks")
+    said = {"decision": verdict.decision, "because": verdict.because or None, "reason": verdict.sentence}
+    return said | {name: getattr(verdict, name) for name in names} | {"warnings": list(verdict.warnings)}
 
 
 def _model(registered: artifacts.Registered) -> dict[str, Any]:
-    return {
-        "name": registered.name,
-        "version": registered.version,
-        "alias": registered.alias or None,
-        "holder": registered.holder or None,
-        "uri": registered.uri,
-        "run_id": registered.run_id,
-        "tracking_uri": tracking_uri(registered),
-    }
+    names = ("name", "version", "alias", "holder", "uri", "run_id")
+    return {name: getattr(registered, name) or None for name in names} | {"tracking_uri": tracking_uri(registered)}

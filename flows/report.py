@@ -12,18 +12,18 @@ from prefect.states import Completed
 from tunewright.artifacts import WAITING, Adapter, Registered
 from tunewright.artifacts.payloads import CheckResults, LeakProof, Slice, VerdictDetails
 from tunewright.config import Settings
-from tunewright.data_checks.summary import summary
+from tunewright.data_checks.report import summary
 from tunewright.flows.calls import Step
-from tunewright.flows.origins import origins_of
 from tunewright.flows.outcome import Outcome
 from tunewright.flows.parameters import flat, written
+from tunewright.flows.run_name import origins_of
 from tunewright.metrics import describe
 from tunewright.registry.candidate import PAGE
 from tunewright.registry.tracking import AS_TRAINING, IN_VIEW, starts_with, tracking_uri, ui
 from tunewright.reports import curves
 from tunewright.reports.account import growth_sentence, leak_sentence
 from tunewright.reports.progress import duration
-from tunewright.tasks.scan.report import markdown as scan_table
+from tunewright.tasks.scan import markdown as scan_table
 from tunewright.tasks.verdict_page.case import title
 
 PARTS = {  # of the built-in suite of general tasks, as shares done right unless they say otherwise

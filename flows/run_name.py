@@ -1,17 +1,62 @@
-"""Names of flow runs that say what runs: the pipeline, what this run changes, and when it started."""
+"""Names of flow runs: the pipeline, what this run changes, and when it started; and fewer words in Prefect's log of it.
 
+A run that a signal stopped is a crash to Prefect, also where a person cancelled it. An error of ours says all that a
+user can act on in its line, so that its traceback is left out.
+"""
+
+import logging
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import datetime
 from functools import cache
 from typing import Any
 
+from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.runtime import deployment
 from pydantic import TypeAdapter
 
-from tunewright.flows.origins import THIS_RUN, origins_of
-from tunewright.flows.parameters import flat, written
+from tunewright.errors import TunewrightError
+from tunewright.flows.parameters import DEPLOYMENT_NAME, field, flat, shown, written
+
+ORIGINS: ContextVar[dict[str, str]] = ContextVar("origins")  # set by the command line, which read the file
+THIS_RUN = "this run"
+IN_PREFECTS_WORDS = "Crash detected! Execution was aborted by a termination signal."
+STOPPED = "Stopped by a signal: the run was cancelled, or its worker ended. What it has made is kept."
+CACHED = "Finished in state Cached("
+LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
+
+
+def origins_of(settings: dict[str, Any]) -> dict[str, str]:
+    """Return the origin of each effective setting of the run that is going on; both are flat."""
+    return ORIGINS.get({}) or _of_worker(settings)
+
+
+def _of_worker(settings: dict[str, Any]) -> dict[str, str]:
+    """Tell what the deployment says from what the form, a trigger or a call changed, in a run of a worker."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is None:
+        return {}
+    if run.deployment_id is None:
+        return dict.fromkeys(flat(run.parameters), "call")
+    with get_client(sync_client=True) as client:
+        deployed = flat(client.read_deployment(run.deployment_id).parameters)
+    origins = {key: origin(key, value, deployed) for key, value in settings.items()}
+    return origins if flat(run.parameters).get("registry.name") else origins | {"registry.name": DEPLOYMENT_NAME}
+
+
+def origin(key: str, value: Any, deployed: dict[str, Any]) -> str:
+    """Return the origin of an effective setting of a deployed run; `deployed` are the deployment's, flat."""
+    if key in deployed and deployed[key] == value:
+        return "deployment"
+    found = field(re.sub(r"\[\d+\]", "", key))
+    default = found.default if found else None
+    plain = flat({key: list(default) if isinstance(default, tuple) else default})[key]
+    place = "default" if found and not found.is_required() and value == plain else THIS_RUN
+    return f"{place}; the deployment has {shown(deployed[key])}" if key in deployed else place
+
 
 CHANGES, LONGEST = 3, 30  # changed settings in a name, and characters of a value
 FILLED_IN = re.compile(  # what Prefect's form fills in, with an animal or a dish: "Refined-Saola"
@@ -72,3 +117,18 @@ def _words() -> frozenset[str]:
     from coolname.data import config  # the lists that prefect.utilities.names.generate_slug draws from
 
     return frozenset(word for part in config.values() for word in part.get("words", ()))
+
+
+def say_stopped() -> None:
+    """Have Prefect's log of this process say that a run was stopped, where a signal did so, and errors in one line."""
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(_in_other_words)
+
+
+def _in_other_words(record: logging.LogRecord) -> bool:
+    if record.getMessage() == IN_PREFECTS_WORDS:
+        record.msg, record.args = STOPPED, None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    if record.exc_info and isinstance(record.exc_info[1], TunewrightError):
+        record.exc_info, record.exc_text = None, None
+    return not record.getMessage().startswith(CACHED)

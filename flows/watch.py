@@ -22,7 +22,7 @@ from prefect.states import Completed
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows import announcing
 from tunewright.flows.parameters import FLOW, checked, identifier, named
-from tunewright.reports.figures import counted
+from tunewright.reports.pages import counted
 from tunewright.store import in_use
 from tunewright.tasks.ingest import watching
 

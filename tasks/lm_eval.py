@@ -20,9 +20,8 @@ from typing import Any
 
 from tunewright.artifacts import Contender, General
 from tunewright.config import LmEval, or_meant
-from tunewright.errors import ConfigError
-from tunewright.importing import one_line
-from tunewright.metrics.general_tasks import item, keep
+from tunewright.errors import ConfigError, one_line
+from tunewright.metrics.catalogue import general_item, keep_general
 from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer
 from tunewright.store.stage import stage
 
@@ -135,7 +134,7 @@ def items(model: Any, tokenizer: Any, settings: LmEval) -> Iterator[dict[str, An
         for sample in of_filter:
             row_id = f"lm_eval {name} {sample['doc_id']:06}"
             asked, score = sample["arguments"][0][0], float(sample[metric])
-            yield item(row_id, "lm_eval", f"lm_eval/{name}", asked, _said(sample), score)
+            yield general_item(row_id, "lm_eval", f"lm_eval/{name}", asked, _said(sample), score)
 
 
 def _metric(name: str, higher_is_better: dict[str, bool], samples: list[dict[str, Any]]) -> str:
@@ -174,4 +173,4 @@ def lm_eval(folder: Path, contender: Contender, lm_eval: LmEval, identity: str) 
     Raises ConfigError where a task cannot be loaded or cannot score its documents.
     """
     model = load_model(contender.base, contender.model, dtype=fastest_dtype())
-    return keep(folder, contender.name, [*items(model, load_tokenizer(contender.base), lm_eval)])
+    return keep_general(folder, contender.name, [*items(model, load_tokenizer(contender.base), lm_eval)])

@@ -28,8 +28,8 @@ from tunewright.modeling.compute import Chosen, Device, choose
 from tunewright.modeling.methods import load_trainable
 from tunewright.serving import answer as served
 from tunewright.serving import load_weights
+from tunewright.tasks.train.trainer.fit import save
 from tunewright.tasks.train.trainer.preparing import prepare
-from tunewright.tasks.train.trainer.saving import save
 
 STOP = 2
 FULL = {"falcon_alibi", "mamba", "mpt"}  # that learn with all weights in this test, the others with an adapter

@@ -99,7 +99,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_library(tiny_base: Base) -> 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_a_loss_in_pieces_is_torchs_own(monkeypatch: pytest.MonkeyPatch, precision: torch.dtype) -> None:
-    monkeypatch.setattr("tunewright.modeling.batches.loss.PIECE", 4)
+    monkeypatch.setattr("tunewright.modeling.batches.PIECE", 4)
     torch.manual_seed(0)
     labels = torch.tensor([[3, IGNORED, 7, 1, 1, IGNORED, 0, 9, 4]])
     results = []

@@ -200,3 +200,19 @@ def test_how_artifacts_are_kept_is_no_part_of_a_stage(stage: str) -> None:
     reached = {name.partition(":")[0] for name in fingerprints(module)}
     assert module in reached
     assert not {"tunewright.store.caching", "tunewright.store.code_hashes"} & reached
+
+
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [
+        ("check", "data_checks.report:report.html"),
+        ("dedupe", "data_checks.duplicates:duplicates.html"),
+        ("forgetting", "tasks.forgetting:suite.jsonl"),
+        ("render", "tasks.render.report:report.html"),
+        ("scan", "tasks.scan:report.html"),
+        ("verdict_page", "tasks.verdict_page:page.html"),
+    ],
+)
+def test_templates_and_data_count_once_with_the_module_that_reads_them(stage: str, file: str) -> None:
+    reached = fingerprints(f"tunewright.tasks.{stage}")
+    assert [name for name in reached if name.endswith((".html", ".jsonl"))] == [f"tunewright.{file}"]

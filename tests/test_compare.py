@@ -18,8 +18,7 @@ from tunewright.cli.compare import Variant, show, variants
 from tunewright.cli.deployment_file import load
 from tunewright.cli.main import app
 from tunewright.comparison import Course, Study, Trial, VariantComparison, markdown, notes, of
-from tunewright.comparison.ranking import Ranked, rank, sentence
-from tunewright.comparison.trials import State, ValidationPoint
+from tunewright.comparison.ranking import Ranked, State, ValidationPoint, rank, sentence
 from tunewright.config import Compute, Data, Evaluation, Method, Model, Registry, Settings, Source, Training
 from tunewright.errors import ConfigError, Pruned, TrainingError
 from tunewright.flows.compare import compare

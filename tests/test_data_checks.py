@@ -13,11 +13,10 @@ from tunewright.artifacts.payloads import CheckResults
 from tunewright.data_checks.batches import Ask, look_at
 from tunewright.data_checks.columns import Columns, Turn, derive
 from tunewright.data_checks.expectations import row_expectations
-from tunewright.data_checks.findings import answers_by_prompt, num_answers
 from tunewright.data_checks.profile import profile
-from tunewright.data_checks.report import render
+from tunewright.data_checks.report import render, summary
+from tunewright.data_checks.rules import answers_by_prompt, num_answers
 from tunewright.data_checks.suite import Arguments, Entry, LengthArguments
-from tunewright.data_checks.summary import summary
 from tunewright.data_checks.table import table_expectations
 from tunewright.data_checks.validation import ExpectationOutcome, run
 from tunewright.privacy.excerpts import TEXT_CHARS, excerpt, in_a_line

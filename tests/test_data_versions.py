@@ -23,9 +23,8 @@ from tunewright.artifacts import SIDES_FILE, SIDES_SCHEMA, CheckedRows, Rows, Sp
 from tunewright.artifacts.placement import SIDES
 from tunewright.config import Split
 from tunewright.errors import ConfigError, TunewrightError
-from tunewright.store.assignments import SCHEMA, folder_of, place, trained
 from tunewright.store.caching import cached
-from tunewright.store.data_history import Replaced, Version, file_of, history, read
+from tunewright.store.data_history import SCHEMA, Replaced, Version, file_of, folder_of, history, place, read, trained
 from tunewright.store.data_versions import Before, accept, before
 from tunewright.store.lineage import sides as sides_of
 from tunewright.tasks.split.columns import earlier_sides

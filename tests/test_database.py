@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
-from tunewright.cli.doctor import stores
-from tunewright.cli.doctor.finding import Finding
+from tunewright.cli.doctor.environment import Finding
+from tunewright.cli.doctor.home import of_home
 from tunewright.config import Registry
 from tunewright.errors import TrackingError, TunewrightError
 from tunewright.registry import database
@@ -63,7 +63,7 @@ def half_made(file: Path) -> None:
 
 
 def of_mlflow() -> Finding:
-    (found,) = [each for each in stores.findings() if each.what == "MLflow's database"]
+    (found,) = [each for each in of_home() if each.what == "MLflow's database"]
     return found
 
 

@@ -14,7 +14,7 @@ from tunewright import config
 from tunewright.artifacts import MESSAGES, Answers, Splits, Verdict
 from tunewright.config import Gate
 from tunewright.errors import ConfigError
-from tunewright.reports.figures import number
+from tunewright.reports.pages import number
 from tunewright.tasks.decide import decide
 from tunewright.tasks.decide.comparison import Comparison
 from tunewright.tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores

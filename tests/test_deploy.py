@@ -35,7 +35,7 @@ from tunewright.cli.deploy.automations import CRASHES, of_server
 from tunewright.cli.deploy.timing import in_words, next_times
 from tunewright.cli.deploy.view import as_json, show
 from tunewright.cli.main import app
-from tunewright.cli.up import leftover
+from tunewright.cli.up import service
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import announcing
@@ -404,7 +404,7 @@ def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
         client.set_flow_run_state(run.id, Running(), force=True)
     client.set_flow_run_state(runs[1].id, Cancelling(), force=True)
     server = str(client.api_url).rstrip("/").removesuffix("/api")
-    ended = leftover.end(Addresses(pid=1, prefect=server, mlflow="http://127.0.0.1:9", pool="local"))
+    ended = service.end_leftover_runs(Addresses(pid=1, prefect=server, mlflow="http://127.0.0.1:9", pool="local"))
     assert {*ended} == {run.name for run in runs}
     states = [client.read_flow_run(run.id).state for run in runs]
     assert [state.name for state in states if state] == ["Crashed", "Cancelled"]

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 from tunewright import config, machine
 from tunewright.cli import doctor
-from tunewright.cli.doctor import hardware, safety, servers, software, stores
-from tunewright.cli.doctor.finding import Finding
+from tunewright.cli.doctor import environment
+from tunewright.cli.doctor.environment import Finding
+from tunewright.cli.doctor.home import of_home, of_servers
 from tunewright.cli.main import app
 from tunewright.cli.prefect_server import connected
 from tunewright.errors import ConfigError
@@ -72,15 +73,17 @@ def test_the_command_prints_what_mends(monkeypatch: pytest.MonkeyPatch, home: Pa
 def test_a_package_that_is_missing_or_old_stops(
     declared: list[str], said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunewright.cli.doctor.software.metadata.requires", lambda name: declared)
-    packages = of("packages", list(software.findings()))
+    monkeypatch.setattr("tunewright.cli.doctor.environment.metadata.requires", lambda name: declared)
+    packages = of("packages", list(environment.of_software()))
     assert packages.state == ("failure" if said else "ok")
     assert (said or "torch ") in packages.found
 
 
 def test_an_extra_that_is_not_there_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunewright.cli.doctor.software.metadata.requires", lambda name: ['absent>=1; extra == "s3"'])
-    extra = of("extra s3", list(software.findings()))
+    monkeypatch.setattr(
+        "tunewright.cli.doctor.environment.metadata.requires", lambda name: ['absent>=1; extra == "s3"']
+    )
+    extra = of("extra s3", list(environment.of_software()))
     assert extra == Finding("ok", "extra s3", "not installed: absent is missing")
 
 
@@ -90,18 +93,18 @@ def test_an_extra_that_is_not_there_is_no_fault(monkeypatch: pytest.MonkeyPatch)
 def test_little_memory_is_said(total: float, free: float, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "memory_bytes", lambda: total)
     monkeypatch.setattr(machine, "available_bytes", lambda: free)
-    assert of("memory", list(hardware.findings())).state == state
+    assert of("memory", list(environment.of_hardware())).state == state
 
 
 def test_more_threads_than_cores_and_hidden_gpus_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "512")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    found = list(hardware.findings())
+    found = list(environment.of_hardware())
     assert "OMP_NUM_THREADS=512" in of("threads", found).found
     assert of("device", found).mend == "unset CUDA_VISIBLE_DEVICES"
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    assert of("threads", list(hardware.findings())).mend.startswith("unset OMP_WAIT_POLICY")
+    assert of("threads", list(environment.of_hardware())).mend.startswith("unset OMP_WAIT_POLICY")
 
 
 @pytest.mark.parametrize(
@@ -122,12 +125,12 @@ def test_more_threads_than_cores_and_hidden_gpus_are_said(monkeypatch: pytest.Mo
 def test_threads_are_those_that_training_and_evaluation_compute_in(
     given: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in hardware.THREADS:
+    for name in environment.THREADS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(machine, "num_cores", lambda: 2)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    assert of("threads", list(hardware.findings())).found == said
+    assert of("threads", list(environment.of_hardware())).found == said
 
 
 def test_torch_takes_its_threads_from_the_environment_until_the_trainer_sets_them() -> None:
@@ -145,11 +148,11 @@ def test_a_broken_database_a_full_disk_and_a_networked_home(monkeypatch: pytest.
     (home / "mlflow.db").write_bytes(b"no database at all" * 100)
     sqlite3.connect(home / "prefect.db").execute("CREATE TABLE runs (id)").connection.close()
     mount = SimpleNamespace(mountpoint=str(home.parent), fstype="nfs4")
-    monkeypatch.setattr("tunewright.cli.doctor.stores.psutil.disk_partitions", lambda **_: [mount])
+    monkeypatch.setattr("tunewright.cli.doctor.home.psutil.disk_partitions", lambda **_: [mount])
     monkeypatch.setattr(
-        "tunewright.cli.doctor.stores.shutil.disk_usage", lambda path: SimpleNamespace(free=1e9, total=50e9)
+        "tunewright.cli.doctor.home.shutil.disk_usage", lambda path: SimpleNamespace(free=1e9, total=50e9)
     )
-    found = list(stores.findings())
+    found = list(of_home())
     assert (
         of("MLflow's database", found).state == "failure" and "not a database" in of("MLflow's database", found).found
     )
@@ -173,7 +176,7 @@ def test_a_home_that_cannot_be_written_or_locked_stops_doctor_and_run_alike(
         monkeypatch.setattr("tunewright.store.locks.fcntl.flock", refuse)
     else:
         monkeypatch.setenv("TUNEWRIGHT_HOME", "/sys/kernel")  # where not even root makes files
-    assert of("home", list(stores.findings())).state == "failure"
+    assert of("home", list(of_home())).state == "failure"
     with pytest.raises(ConfigError, match=r"^TUNEWRIGHT_HOME=.*; accepted: a folder (to write to|on a local disk)$"):
         config.make_home()
 
@@ -185,8 +188,8 @@ def test_servers_that_do_not_answer_and_ports_that_are_taken(monkeypatch: pytest
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        monkeypatch.setattr("tunewright.cli.doctor.servers.PORTS", {"Prefect": port})
-        found = list(servers.findings())
+        monkeypatch.setattr("tunewright.cli.doctor.home.PORTS", {"Prefect": port})
+        found = list(of_servers())
     assert of("Prefect", found).state == "failure" and "does not answer" in of("Prefect", found).found
     assert "registry.tracking_uri" in of("MLflow", found).mend
     assert f"(process {os.getpid()})" in of(f"port {port}", found).found
@@ -209,7 +212,7 @@ def test_a_server_that_asks_for_another_password_is_one_line(monkeypatch: pytest
     with HTTPServer(("127.0.0.1", 0), AsksForPassword) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
-        found = of("Prefect", list(servers.findings()))
+        found = of("Prefect", list(of_servers()))
         with (
             temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}),
             pytest.raises(ConfigError, match=r"/api refuses the password; set PREFECT_API_AUTH_STRING to .*password$"),
@@ -243,7 +246,7 @@ def test_an_address_of_prefect_without_api_is_one_line_that_says_so(
         address = f"http://127.0.0.1:{server.server_port}"
         advice = f"its /api is missing: set PREFECT_API_URL={address}/api"
         monkeypatch.setenv("PREFECT_API_URL", f"{address}{end}")
-        found = of("Prefect", list(servers.findings()))
+        found = of("Prefect", list(of_servers()))
         with (
             temporary_settings({PREFECT_API_URL: f"{address}{end}"}),
             pytest.raises(ConfigError) as refused,
@@ -261,7 +264,7 @@ def test_where_nothing_answers_at_an_address_without_api_the_advice_is_both(
     address = f"http://127.0.0.1:{free_port}"
     monkeypatch.setenv("PREFECT_API_URL", address)
     advice = f"its /api is missing: set PREFECT_API_URL={address}/api, or start"
-    assert of("Prefect", list(servers.findings())).mend.startswith(advice)
+    assert of("Prefect", list(of_servers())).mend.startswith(advice)
     with temporary_settings({PREFECT_API_URL: address}), pytest.raises(ConfigError, match=advice), connected():
         pass
 
@@ -271,9 +274,9 @@ def test_the_home_is_its_owners_alone_and_one_that_others_can_open_is_said(home:
     config.make_home()
     os.umask(before)
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
-    assert of("home", list(stores.findings())).state == "ok"
+    assert of("home", list(of_home())).state == "ok"
     home.chmod(0o755)
-    found = of("home", list(stores.findings()))
+    found = of("home", list(of_home()))
     assert found.state == "warning" and found.mend == f"chmod 700 {home}"
 
 
@@ -281,7 +284,7 @@ def test_the_servers_of_up_are_asked(free_port: int) -> None:
     address = f"http://127.0.0.1:{free_port}"
     with addresses.held() as file:
         file.write_text(Addresses(pid=1, prefect=address, mlflow=address, pool="local").model_dump_json())
-        found = list(servers.findings())
+        found = list(of_servers())
     assert [each.state for each in found] == ["failure", "failure"]
 
 
@@ -299,19 +302,19 @@ UNSAFE: list[tuple[dict[str, str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("environment", "said"), UNSAFE)
-def test_what_is_unsafe_is_said(environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in environment.items():
+@pytest.mark.parametrize(("variables", "said"), UNSAFE)
+def test_what_is_unsafe_is_said(variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     doctor.config.quiet_libraries()
-    (warning,) = [each for each in safety.findings() if each.state == "warning"]
+    (warning,) = [each for each in environment.of_safety() if each.state == "warning"]
     assert said in warning.found and "unset" in warning.mend
 
 
 def test_the_package_that_fetches_code_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunewright.cli.doctor.safety.find_spec", lambda name: name == "kernels")
+    monkeypatch.setattr("tunewright.cli.doctor.environment.find_spec", lambda name: name == "kernels")
     doctor.config.quiet_libraries()
-    assert [each.mend for each in safety.findings() if each.state == "warning"] == ["pip uninstall kernels"]
+    assert [each.mend for each in environment.of_safety() if each.state == "warning"] == ["pip uninstall kernels"]
 
 
 def test_the_server_that_the_variable_names_is_asked_where_up_runs_beside_it(
@@ -321,8 +324,8 @@ def test_the_server_that_the_variable_names_is_asked_where_up_runs_beside_it(
     with addresses.held() as file:
         file.write_text(Addresses(pid=1, prefect=up, mlflow=up, pool="local").model_dump_json())
         monkeypatch.setenv("PREFECT_API_URL", dead)
-        named = of("Prefect", list(servers.findings()))
+        named = of("Prefect", list(of_servers()))
         monkeypatch.setenv("PREFECT_API_URL", "http://localhost:9/api")
-        own = of("Prefect", list(servers.findings()))
+        own = of("Prefect", list(of_servers()))
     assert named.state == "failure" and named.found.startswith(f"{dead} does not answer")
     assert own.found.startswith(f"{up} does not answer")

@@ -16,8 +16,8 @@ from tunewright.artifacts import Base, Registered
 from tunewright.config import Registry
 from tunewright.errors import TunewrightError
 from tunewright.registry import files, rehearsal, release
-from tunewright.registry.champion import champion
 from tunewright.registry.tracking import connected
+from tunewright.registry.versions import champion
 from tunewright.store.cache_key import hash_of
 from tunewright.store.manifest import digest_of
 from tunewright.tasks.base import base as load_base

@@ -32,11 +32,10 @@ from tunewright.config import (
     Training,
 )
 from tunewright.errors import ConfigError, DataError, JudgeError
-from tunewright.flows import origins
 from tunewright.flows.calls import Step, stages
 from tunewright.flows.finetune import finetune, plan
 from tunewright.flows.outcome import Outcome
-from tunewright.flows.run_name import run_name
+from tunewright.flows.run_name import ORIGINS, run_name
 from tunewright.registry import release
 from tunewright.registry.tracking import connected
 from tunewright.store import code_hashes
@@ -493,11 +492,11 @@ def test_a_run_is_named_after_its_pipeline_what_it_changes_and_when_it_starts(se
         seen.append(flow_run.name or "")
 
     def run(**of: str) -> None:
-        token = origins.ORIGINS.set({"training.learning_rate": "demo.yaml line 9", **of})
+        token = ORIGINS.set({"training.learning_rate": "demo.yaml line 9", **of})
         state: State[None] = pipeline(
             Training(learning_rate=0.0001, epochs=2), LmEval(), Gate(approval=True), return_state=True
         )
-        origins.ORIGINS.reset(token)
+        ORIGINS.reset(token)
         assert state.is_completed()
 
     run()

@@ -18,8 +18,7 @@ from tunewright.modeling.models import load_model, load_tokenizer
 from tunewright.store import code_hashes
 from tunewright.tasks.decide import decide
 from tunewright.tasks.evaluate import ANSWER_SCHEMA
-from tunewright.tasks.forgetting import forgetting
-from tunewright.tasks.forgetting.suite import GeneralTask, tasks, texts
+from tunewright.tasks.forgetting import GeneralTask, forgetting, tasks, texts
 
 DONE_RIGHT = (  # for checks that say what an answer has to be like and not what it is, in the suite's order
     "Yes.", "no", "Blue.", "Octopus", "Germany", "RAIN FALLS ON THE ROOF.", "apples, pears, and plums",
@@ -220,7 +219,7 @@ def test_a_margin_of_tasks_is_a_share(margin: float) -> None:
 
 
 def test_another_suite_is_another_result() -> None:
-    assert "tunewright.tasks.forgetting.suite:suite.jsonl" in code_hashes.fingerprints("tunewright.tasks.forgetting")
+    assert "tunewright.tasks.forgetting:suite.jsonl" in code_hashes.fingerprints("tunewright.tasks.forgetting")
 
 
 def test_what_the_suite_measures_is_described_and_no_metric_of_the_test_rows() -> None:

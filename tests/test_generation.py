@@ -17,9 +17,10 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from tunewright.generation import Answer, Greedy, attention, decoding, prefixes, states
+from tunewright.generation import Answer, Greedy, decoding, states
+from tunewright.generation import rows as generation_rows
 from tunewright.generation.drafts import Draft, Drafts
-from tunewright.generation.prefixes import PrefixGroup, batches, grouped
+from tunewright.generation.rows import PrefixGroup, batches, grouped
 from tunewright.generation.states import CachedBatch
 from tunewright.modeling import architecture
 
@@ -75,8 +76,8 @@ def test_answers_are_those_of_plain_greedy_decoding(make: Any, seed: int, monkey
     max_new_tokens, batch = draw.choice([1, 3, 15, 40]), draw.choice([1, 3, 20])
     monkeypatch.setattr(decoding, "SCORED", draw.choice([1, 700, 2**26]))
     monkeypatch.setattr(decoding, "READ", draw.choice([1, 30, 2**13]))
-    monkeypatch.setattr(attention, "SCORES", draw.choice([1, 2**11, 2**25]))
-    monkeypatch.setattr(prefixes, "WORTH", draw.choice([3, 512]))
+    monkeypatch.setattr(states, "SCORES", draw.choice([1, 2**11, 2**25]))
+    monkeypatch.setattr(generation_rows, "WORTH", draw.choice([3, 512]))
     prefix = [draw.randrange(4, 50) for _ in range(draw.choice([0, 1, 9]))]
     inner = [[], [5] * 4, [5] * 4 + [6] * 3]  # prompts share more in groups, and in groups of these
     rows, expected = [], []
@@ -248,7 +249,7 @@ def test_prompts_are_grouped_where_it_saves_more_than_it_costs(monkeypatch: pyte
     def shape(group: PrefixGroup) -> Any:
         return group.length, sorted(row.prompt[-1] for row in group.rows), [shape(inner) for inner in group.inner]
 
-    monkeypatch.setattr(prefixes, "WORTH", 100)
+    monkeypatch.setattr(generation_rows, "WORTH", 100)
     one, two = [1] * 10, [2] * 60
     rows = [
         *(Answer([*one, *two, 3, 100 + n], []) for n in range(3)),
@@ -256,7 +257,7 @@ def test_prompts_are_grouped_where_it_saves_more_than_it_costs(monkeypatch: pyte
         Answer([*one], []),
     ]
     assert shape(grouped(rows)) == (9, [1, 200, 201, 202], [(71, [100, 101, 102], [])])
-    monkeypatch.setattr(prefixes, "WORTH", 1_000)
+    monkeypatch.setattr(generation_rows, "WORTH", 1_000)
     assert shape(grouped(rows))[2] == []
 
 
@@ -269,4 +270,4 @@ def test_prompts_that_each_begin_the_next_are_grouped_without_end() -> None:
         assert len(group.inner) <= 1
         group = group.inner[0] if group.inner else None
     assert num_rows == len(rows)
-    assert depth <= prefixes.DEEPEST + 1
+    assert depth <= generation_rows.DEEPEST + 1

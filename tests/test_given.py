@@ -12,7 +12,7 @@ from conftest import MakeRows
 
 from tunewright.artifacts import ROW_SCHEMA, CheckedRows
 from tunewright.artifacts.payloads import CheckResults
-from tunewright.data_checks.summary import summary
+from tunewright.data_checks.report import summary
 from tunewright.errors import DataError
 from tunewright.tasks.check import check
 

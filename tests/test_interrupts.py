@@ -97,7 +97,7 @@ def test_while_the_command_line_is_imported(module: str, tmp_path: Path) -> None
             ("data", "numpy"),
         ),
         *(("history", "mlflow"), ("history", "sqlalchemy"), ("deploy", "tunewright.cli.deploy"), ("doctor", "psutil")),
-        *(("doctor", "tunewright.cli.doctor.hardware"), ("settings", "tunewright.cli.settings")),
+        *(("doctor", "tunewright.cli.doctor.environment"), ("settings", "tunewright.cli.settings")),
     ],
 )
 def test_while_a_command_imports_what_it_needs(command: str, module: str, tmp_path: Path) -> None:

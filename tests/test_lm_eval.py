@@ -15,7 +15,7 @@ from tunewright.config import Data, Gate, LmEval, Model, Settings, Source
 from tunewright.errors import ConfigError
 from tunewright.flows.calls import stages
 from tunewright.flows.inputs import inputs
-from tunewright.metrics.general_tasks import item, keep
+from tunewright.metrics.catalogue import general_item, keep_general
 from tunewright.modeling.models import load_model, load_tokenizer
 from tunewright.tasks.decide import decide
 from tunewright.tasks.evaluate import ANSWER_SCHEMA
@@ -209,8 +209,10 @@ def verdict(tmp_path: Path, make_splits: MakeSplits):
     def suite(name: str, metric: str, num_right: int) -> General:
         folder = tmp_path / f"{metric} {name}"
         folder.mkdir()
-        done = [item(f"{metric} {n}", metric, f"{metric}/a", "", "", float(n < num_right)) for n in range(200)]
-        return keep(folder, name, done).model_copy(update={"stage": metric, "folder": folder, "digest": f"{num_right}"})
+        done = [general_item(f"{metric} {n}", metric, f"{metric}/a", "", "", float(n < num_right)) for n in range(200)]
+        return keep_general(folder, name, done).model_copy(
+            update={"stage": metric, "folder": folder, "digest": f"{num_right}"}
+        )
 
     def of(num_right: int, **gate: object) -> Verdict:
         both = (answers("candidate", 0.9), answers("base", 0.2))

@@ -16,13 +16,12 @@ from tunewright.artifacts import Base
 from tunewright.config import Compute, Method, Model, Training
 from tunewright.modeling import methods
 from tunewright.modeling.compute import Chosen
-from tunewright.modeling.methods import adapter, eva, modules
-from tunewright.modeling.methods.optimizer import lora_plus_optimizer
+from tunewright.modeling.methods import adapter, modules
+from tunewright.modeling.methods.adapter import lora_plus_optimizer
 from tunewright.serving import load_weights
 from tunewright.tasks.render import render
 from tunewright.tasks.train.trainer import FINISHED, Job, checkpoints
-from tunewright.tasks.train.trainer.fit import fit
-from tunewright.tasks.train.trainer.saving import save
+from tunewright.tasks.train.trainer.fit import fit, save
 
 SMALL: dict[str, Any] = {"rank": 4, "alpha": 8}
 ADAPTERS = {
@@ -305,7 +304,7 @@ def test_where_there_is_a_gpu_an_adapter_begins_on_it(tiny_base: Base, monkeypat
 
 
 def test_directions_that_do_not_settle_are_given_up(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eva, "PATIENCE", 1)
+    monkeypatch.setattr(adapter, "PATIENCE", 1)
     with pytest.raises(ValueError, match="4 directions did not converge in 1 batches of training rows"):
         load(tiny_base, ADAPTERS["eva"])
 

@@ -9,7 +9,7 @@ import ftfy
 import pytest
 from ftfy.badness import MOJIBAKE_CATEGORIES, is_bad
 
-from tunewright.data_checks.mojibake import mojibake
+from tunewright.data_checks.columns import mojibake
 
 
 @pytest.mark.parametrize("wrong", ["latin-1", "cp1252", "macroman"])

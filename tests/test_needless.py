@@ -17,9 +17,9 @@ from tunewright.artifacts import Base, Registered, Rows
 from tunewright.cli.main import app
 from tunewright.config import Gate, Registry
 from tunewright.registry import release
-from tunewright.registry.champion import champion
 from tunewright.registry.needless import in_mlflow
 from tunewright.registry.tracking import connected
+from tunewright.registry.versions import champion
 from tunewright.store import in_use, pipelines
 from tunewright.store.caching import cached, kept, lock
 from tunewright.store.needless import in_home

@@ -11,7 +11,7 @@ from tunewright.artifacts import Base
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TrackingError
 from tunewright.registry import tracking
-from tunewright.registry.champion import champion
+from tunewright.registry.versions import champion
 from tunewright.tasks.base import base as load_base
 
 Serve = Callable[[int, str], Registry]

@@ -22,8 +22,19 @@ from tunewright.modeling.models import load_tokenizer
 from tunewright.similarity import embedding
 from tunewright.tasks import prompt as prompting
 from tunewright.tasks.prompt import PromptScore, prompt
-from tunewright.tasks.prompt.retrieval import BM25, K1, B, boilerplate, nearest
-from tunewright.tasks.prompt.shots import Pool, ask, conversation, draw, opening, pool_of
+from tunewright.tasks.prompt.shots import (
+    BM25,
+    K1,
+    B,
+    Pool,
+    ask,
+    boilerplate,
+    conversation,
+    draw,
+    nearest,
+    opening,
+    pool_of,
+)
 from tunewright.tasks.render import render
 
 ORDER = "You are asked by a customer. Say what it is about, in one word.\n\n"

@@ -4,7 +4,7 @@
 
 import pytest
 
-from tunewright.data_checks.refusals import REFUSALS, refusal
+from tunewright.data_checks.answers import REFUSALS, refusal
 
 SAID = {
     "en": [

@@ -23,12 +23,11 @@ from tunewright.config import Data, Judge, Model, Registry, Settings, Source, Sp
 from tunewright.errors import AnotherChampion, TrackingError, TunewrightError
 from tunewright.registry import candidate, rehearsal
 from tunewright.registry.candidate import Point, curves, parameters, thinned
-from tunewright.registry.champion import champion, trained_on_test
 from tunewright.registry.release import promote
 from tunewright.registry.tracking import connected, tracking_uri
-from tunewright.registry.versions import lost
+from tunewright.registry.versions import champion, lost, trained_on_test
 from tunewright.serving import ServedChat
-from tunewright.store.assignments import DIGITS, SCHEMA, place
+from tunewright.store.data_history import DIGITS, SCHEMA, place
 from tunewright.tasks.base import base as load_base
 
 Make = Callable[..., Registered]

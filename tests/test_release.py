@@ -31,9 +31,8 @@ from tunewright.config import Gate, Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import release as asking
 from tunewright.registry import rehearsal, release
-from tunewright.registry.history import Event, carriers
 from tunewright.registry.release import as_now
-from tunewright.registry.standing import verdict_of
+from tunewright.registry.standing import Event, carriers, verdict_of
 from tunewright.registry.tracking import connected
 
 REGISTRY = Registry(name="triage")

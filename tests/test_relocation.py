@@ -18,10 +18,9 @@ from tunewright.artifacts import Base, Registered
 from tunewright.cli.main import app
 from tunewright.config import Registry
 from tunewright.registry import release
-from tunewright.registry.champion import champion
-from tunewright.registry.relocation import relocate
+from tunewright.registry.database import relocate
 from tunewright.registry.tracking import VIEW_TAG, connected
-from tunewright.registry.versions import lost
+from tunewright.registry.versions import champion, lost
 from tunewright.tasks.base import base as load_base
 
 Make = Callable[..., Registered]

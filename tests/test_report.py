@@ -11,9 +11,9 @@ from make_payloads import make_training_summary, make_verdict_details
 
 from tunewright.artifacts import Adapter, Rows, Verdict, VerdictPage
 from tunewright.flows.calls import Step
-from tunewright.flows.origins import origin
 from tunewright.flows.outcome import VERDICTS, Outcome
 from tunewright.flows.report import decided, training
+from tunewright.flows.run_name import origin
 from tunewright.reports import curves
 from tunewright.tasks.decide.decision import Decision
 

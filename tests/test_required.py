@@ -8,7 +8,7 @@ import pytest
 from tunewright.artifacts import Splits
 from tunewright.config import Settings
 from tunewright.errors import ConfigError
-from tunewright.metrics.required import require_metrics
+from tunewright.metrics.shape import require_metrics
 
 NEEDED: dict[str, Any] = {"data": {"sources": [{"path": "a.jsonl"}]}, "model": {"base": "org/name"}}
 LABELS = ("avería", "devolución")

@@ -15,8 +15,7 @@ from test_test_set_uses import adapter
 from tunewright.artifacts import Answers, Verdict
 from tunewright.config import Data, Gate, Model, Registry, Settings, Source, Split
 from tunewright.store import test_set_uses
-from tunewright.store.rotation import draw, seed_of
-from tunewright.store.test_set_uses import TestSetUse
+from tunewright.store.test_set_uses import TestSetUse, draw, seed_of
 
 SAMPLES = {
     seed: tuple(hashlib.sha256(f"{seed} {row}".encode()).hexdigest()[:12] for row in range(5)) for seed in range(9)

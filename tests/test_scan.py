@@ -17,8 +17,7 @@ from tunewright.errors import ConfigError
 from tunewright.flows.calls import Plan, Run, stages
 from tunewright.serving import load_weights
 from tunewright.tasks.render import render
-from tunewright.tasks.scan import scan
-from tunewright.tasks.scan.report import markdown
+from tunewright.tasks.scan import markdown, scan
 from tunewright.tasks.scan.spectrum import NO_NOISE, choose, measure, ranking, singular_values
 from tunewright.tasks.train.stage import train
 

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from tunewright.registry.served_paths import ServedPaths
+from tunewright.registry.mlflow_server import ServedPaths
 
 FOLDER = Path('/home/é "x"/mlartifacts')
 

@@ -34,9 +34,9 @@ from typer.testing import CliRunner
 from tunewright import config
 from tunewright.cli.command_line import prepare
 from tunewright.cli.main import app
-from tunewright.cli.up import cut_short, leftover, processes, show_next, up
+from tunewright.cli.up import cut_short, processes, show_next, up
 from tunewright.cli.up.ports import require_free
-from tunewright.cli.up.service import PASSING, Service, log_file, logs, services
+from tunewright.cli.up.service import PASSING, Service, end_leftover_runs, log_file, logs, services
 from tunewright.cli.up.supervisor import RESTARTS, Supervisor
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
@@ -400,7 +400,7 @@ def test_what_was_cut_short_is_marked_though_the_database_is_busy(home: Path) ->
     with HTTPServer(("127.0.0.1", 0), Busy) as server, temporary_settings({PREFECT_CLIENT_RETRY_JITTER_FACTOR: 0}):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        assert leftover.end(Addresses(pid=1, prefect=address, mlflow=address, pool="local")) == ["brave-otter"]
+        assert end_leftover_runs(Addresses(pid=1, prefect=address, mlflow=address, pool="local")) == ["brave-otter"]
         server.shutdown()
     assert Busy.seen == ["/api/flow_runs/filter"] * 2 + [f"/api/flow_runs/{RUN}/set_state"] * 2
 

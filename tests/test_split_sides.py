@@ -31,11 +31,11 @@ from tunewright.similarity.prompts import cut, shingles
 from tunewright.similarity.sets import Pairs, alike, gather
 from tunewright.store import lineage
 from tunewright.store.refusals import of_stage
+from tunewright.tasks.split.columns import strata_of
 from tunewright.tasks.split.draw import draw
 from tunewright.tasks.split.joins import Joined
 from tunewright.tasks.split.proof import versions
 from tunewright.tasks.split.sides import Linked, Links, Sides, fix, numbered, settle
-from tunewright.tasks.split.strata import strata_of
 
 EVEN = Split(test=0.25, validation=0.25)
 
@@ -486,7 +486,7 @@ def test_lineage_takes_a_reason_that_it_does_not_know(monkeypatch: pytest.Monkey
     table = pq.read_table(file)
     reasons = pa.array(["by_a_new_rule", "contaminated", *table["because"].to_pylist()[2:]])
     pq.write_table(table.set_column(2, "because", reasons), file)
-    monkeypatch.setattr("tunewright.store.assignments.kept", lambda *_: file)
+    monkeypatch.setattr("tunewright.store.data_history.kept", lambda *_: file)
     past: Any = [SimpleNamespace(number=1)]
     ids, sides = table["row_id"].to_pylist(), table["side"].to_pylist()
     assert lineage.sides(ids[0], "", past) == [{"version": 1, "side": sides[0], "because": "by_a_new_rule"}]

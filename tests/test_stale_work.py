@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tunewright.store import stale_work
+from tunewright.store import needless
 from tunewright.store.caching import lock, work_folder
 
 
@@ -38,13 +38,13 @@ def test_only_work_that_nobody_touched_for_a_week_and_no_run_holds_is_removed(
 ) -> None:
     stage = home / "artifacts" / "train"
     old, young, held = (work_on(stage / name, days) for name, days in (("old", 7.1), ("young", 5.8), ("held", 30)))
-    stale_work.remove(stage)
+    needless.remove_stale(stage)
     assert all(work.exists() for work in (old, young, held)), "until a day later it is found so again"
     clock(1.1)
     with lock(stage / "held"):
-        stale_work.remove(stage)
+        needless.remove_stale(stage)
         assert [work.exists() for work in (old, young, held)] == [False, True, True]
-    stale_work.remove(stage)
+    needless.remove_stale(stage)
     assert [work.exists() for work in (young, held)] == [True, False]
 
 
@@ -52,15 +52,15 @@ def test_a_clock_that_is_wrong_for_a_while_removes_nothing(home: Path, clock: Ca
     stage = home / "artifacts" / "train"
     work = work_on(stage / "young", 1)
     clock(400)
-    stale_work.remove(stage)
+    needless.remove_stale(stage)
     then = time.time()
-    os.utime(work / stale_work.MARK, (then, then))  # as the kernel would set it by that clock
+    os.utime(work / needless.MARK, (then, then))  # as the kernel would set it by that clock
     clock(0)
     for _ in range(2):
-        stale_work.remove(stage)
+        needless.remove_stale(stage)
     assert work.exists()
-    assert not (work / stale_work.MARK).exists()
+    assert not (work / needless.MARK).exists()
 
 
 def test_a_stage_without_work_has_nothing_to_remove(home: Path) -> None:
-    stale_work.remove(home / "artifacts" / "train")
+    needless.remove_stale(home / "artifacts" / "train")

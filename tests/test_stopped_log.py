@@ -14,7 +14,7 @@ from prefect.states import Completed, exception_to_crashed_state
 from prefect.testing.utilities import prefect_test_harness
 
 from tunewright.errors import DataError
-from tunewright.reports.stopped_log import LOGGERS, STOPPED, say_stopped
+from tunewright.flows.run_name import LOGGERS, STOPPED, say_stopped
 
 
 @pytest.fixture(scope="module", autouse=True)

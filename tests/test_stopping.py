@@ -22,8 +22,8 @@ from tunewright.store.caching import digest_of
 from tunewright.tasks.evaluate import answered, scored
 from tunewright.tasks.render import render
 from tunewright.tasks.train import trainer
-from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, checkpoints, stopping
-from tunewright.tasks.train.trainer.stopping import ValidationResult
+from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, checkpoints, record
+from tunewright.tasks.train.trainer.record import ValidationResult
 from tunewright.tasks.train.trainer.watch import Watch, is_spike
 
 STEADY = Training(
@@ -392,15 +392,15 @@ def test_the_best_evaluation_has_the_best_value_and_patience_alone_asks_for_min_
     values: tuple[float, ...], fields: dict[str, Any], step: int, exhausted: bool
 ) -> None:
     training = changed(**fields)
-    best = stopping.best(seen(*values), training)
+    best = record.best(seen(*values), training)
     assert best
     assert best.step == step
-    assert stopping.is_exhausted(seen(*values), training) == exhausted
+    assert record.is_exhausted(seen(*values), training) == exhausted
 
 
 @pytest.mark.parametrize("metric", ["exact_match", "token_f1", "chrf"])
 def test_a_metric_in_training_is_what_evaluate_measures(tokens: Tokens, tiny_base: Base, metric: Metric) -> None:
-    from tunewright.tasks.train.trainer.scores import Scores
+    from tunewright.tasks.train.trainer.watch import Scores
 
     model = load_model(tiny_base).to(torch.float32).eval()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer = load_tokenizer(tiny_base)

@@ -11,7 +11,7 @@ import pytest
 from tunewright.artifacts import Adapter, Answers, Verdict
 from tunewright.config import Gate
 from tunewright.errors import ConfigError
-from tunewright.store import jsonl, test_set_uses
+from tunewright.store import disk, test_set_uses
 from tunewright.store.caching import digest_of
 
 ROWS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(4_000)]
@@ -136,7 +136,7 @@ def test_a_damaged_line_is_one_line_of_an_error(tmp_path: Path, damage: bytes) -
 
 def test_a_name_with_a_line_separator_is_read_as_it_was_written(tmp_path: Path) -> None:
     look = test_set_uses.TestSetUse(candidate="c", test="t", decided="2026", run="a\u2028b\x85c", verdict="keep")
-    jsonl.append(tmp_path / "a.jsonl", look)
+    disk.append(tmp_path / "a.jsonl", look)
     assert test_set_uses.read(tmp_path / "a.jsonl") == [look]
 
 

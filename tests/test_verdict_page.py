@@ -34,8 +34,8 @@ from tunewright.artifacts import (
 )
 from tunewright.config import Gate, Guardrail
 from tunewright.metrics import choose
-from tunewright.metrics.rows import RAISE_LIMIT
-from tunewright.reports.figures import exactly, interval, number
+from tunewright.metrics.intervals import RAISE_LIMIT
+from tunewright.reports.pages import exactly, interval, number
 from tunewright.tasks.decide import decide
 from tunewright.tasks.evaluate import ANSWER_SCHEMA, scored
 from tunewright.tasks.verdict_page import verdict_page

@@ -15,9 +15,11 @@ Any other error is retried once, unless it reports a lack of disk space, permiss
 """
 
 import errno
+import importlib
 import logging
 import sqlite3
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 log = logging.getLogger("tunewright")
@@ -132,3 +134,21 @@ def is_retried(task: Any, task_run: Any, state: Any) -> bool:
         )
         return True
     return False
+
+
+def imported(module: str, accepted: str) -> ModuleType:
+    """The module. Raises ValueError with what to say after the setting; `accepted` is how it names something."""
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # what a module of the team's does when it is imported is its own
+        missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+        if not missing or not f"{module}.".startswith(f"{missing}."):
+            raise ValueError(f" cannot be imported: {one_line(error)}") from error
+        place = "beside the deployment file or in a folder on PYTHONPATH"
+        raise ValueError(f": there is no module {missing}; accepted: {accepted} {place}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """An error's type and message on one line of at most 200 characters."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return said if len(said) <= 200 else f"{said[:199]}…"

@@ -1,7 +1,7 @@
 """`tunewright doctor`: what of this machine, this environment and this home would hinder a run, and how to mend it.
 
-Each module here yields findings and changes nothing; none reaches the network beyond this machine and the
-servers that the settings name.
+Each of its functions yields findings and changes nothing; none reaches the network beyond this machine and the servers
+that the settings name.
 """
 
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tunewright import config
-from tunewright.cli.doctor import hardware, safety, servers, software, stores
-from tunewright.cli.doctor.finding import Finding
-from tunewright.reports.figures import counted
+from tunewright.cli.doctor.environment import Finding, of_hardware, of_safety, of_software
+from tunewright.cli.doctor.home import of_home, of_servers
+from tunewright.reports.pages import counted
 
 SIGNS = {"ok": "ok", "warning": "!", "failure": "FAIL"}
 
@@ -21,8 +21,8 @@ SIGNS = {"ok": "ok", "warning": "!", "failure": "FAIL"}
 def findings() -> Iterator[Finding]:
     """All of them, in the order in which they are read. What the libraries would be told is told first."""
     config.quiet_libraries()
-    for module in (software, hardware, stores, servers, safety):
-        yield from module.findings()
+    for found in (of_software, of_hardware, of_home, of_servers, of_safety):
+        yield from found()
 
 
 def show(console: Console, found: list[Finding]) -> None:

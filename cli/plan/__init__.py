@@ -19,7 +19,7 @@ from tunewright.flows.finetune import plan
 from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.outcome import few_test_rows, too_few_test_rows
 from tunewright.modeling import models
-from tunewright.reports.figures import counted
+from tunewright.reports.pages import counted
 from tunewright.serving import context_length
 from tunewright.tasks.ingest.files import SourceFile, is_remote
 from tunewright.tasks.ingest.sampling import Sample, first_rows

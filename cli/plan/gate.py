@@ -6,7 +6,7 @@ from tunewright.cost_model import work
 from tunewright.errors import ConfigError
 from tunewright.flows.inputs import Inputs
 from tunewright.metrics import AnswerShape
-from tunewright.metrics.required import last_answer, misfit, wanted
+from tunewright.metrics.shape import last_answer, misfit, wanted
 from tunewright.tasks.ingest.sampling import Sample
 
 

@@ -15,7 +15,7 @@ from tunewright.cost_model import work
 from tunewright.modeling import chat_templates
 from tunewright.modeling.chat import Chat, Message, Tokenized, tokenize
 from tunewright.modeling.models import load_tokenizer
-from tunewright.reports.figures import counted
+from tunewright.reports.pages import counted
 from tunewright.tasks.ingest.sampling import Sample
 from tunewright.tasks.render import bound_of, lengths_in_words
 

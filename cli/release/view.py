@@ -9,9 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tunewright.config import Registry
-from tunewright.registry.history import Event
 from tunewright.registry.release import History, ReleaseDecision
-from tunewright.registry.standing import SAID
+from tunewright.registry.standing import SAID, Event
 
 
 def show_history(console: Console, registry: Registry, history: History) -> None:

@@ -1,7 +1,7 @@
 """`tunewright up`: Prefect's server, MLflow's server and a process worker, as one command on loopback.
 
-service.py says how each is started, supervisor.py keeps them alive, processes.py finds and ends all that comes from
-them, sentinel.py does so where `up` itself is killed, and leftover.py mends the states of runs that nobody could end.
+service.py says how each is started and mends the states of runs that nobody could end, supervisor.py keeps them alive,
+processes.py finds and ends all that comes from them, and sentinel.py does so where `up` itself is killed.
 prefect_app.py and tunewright/registry/mlflow_server.py close the servers to web pages and host names of others.
 """
 
@@ -20,15 +20,15 @@ from tunewright import config
 from tunewright.accepted import shown
 from tunewright.cli import interrupts
 from tunewright.cli.command_line import print_log
-from tunewright.cli.up import database, leftover
+from tunewright.cli.up import database
 from tunewright.cli.up.ports import LOGIN, LOOPBACK, require_free
 from tunewright.cli.up.processes import orphaned, wait_for_orphans
-from tunewright.cli.up.service import Service, logs, services
+from tunewright.cli.up.service import Service, end_leftover_runs, logs, services
 from tunewright.cli.up.supervisor import Supervisor
 from tunewright.errors import ConfigError
 from tunewright.machine import addresses
 from tunewright.machine.addresses import Addresses
-from tunewright.registry.relocation import relocate
+from tunewright.registry.database import relocate
 from tunewright.registry.tracking import VIEW_TAG
 
 log = logging.getLogger("tunewright")
@@ -120,7 +120,7 @@ def _serve(console: Console, found: Addresses, file: Path, supervisor: Superviso
 def cut_short(up: Addresses) -> list[str]:
     """Marks the runs that an earlier `up` left, and returns their names; a server that cannot is no end of this one."""
     try:
-        return leftover.end(up)
+        return end_leftover_runs(up)
     except httpx.HTTPError as error:
         log.warning("runs that an earlier `up` left were not marked as crashed: %s", error)
     return []

@@ -9,7 +9,7 @@ from functools import partial
 
 from tunewright import config
 from tunewright.errors import TunewrightError
-from tunewright.machine.process_group import end_with_parent
+from tunewright.machine import end_with_parent
 from tunewright.store import databases
 
 

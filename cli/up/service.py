@@ -2,6 +2,9 @@
 
 Prefect's API starts runs, and with them any command: it asks all who call it for the password of this home, and the
 worker and its runs have it in their environment (docs/security.md).
+
+When the machine went down, or all was killed at once, Prefect's database has runs of an earlier `up` as running. The
+worker of this pool on this machine is about to start, so none of them lives, and they are marked as crashed.
 """
 
 import json
@@ -35,6 +38,8 @@ PASSING = (  # the other events stay for a week, Prefect's default; states stay 
 )
 REMOVED_EVERY_SECONDS = 600
 HEARTBEAT_SECONDS = 30  # of a flow run, the least that Prefect takes
+CRASHED = "tunewright was killed during this run; it resumes when it runs again"
+CANCELLED = "tunewright was killed before it could cancel it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,3 +152,25 @@ def logs() -> Path:
 def log_file(name: str) -> Path:
     """Return the file with a service's output."""
     return logs() / f"{name}.log"
+
+
+def end_leftover_runs(up: Addresses) -> list[str]:
+    """Marks the unfinished runs of the pool as crashed, or cancelled if that was asked, and returns their names.
+
+    Raises httpx.HTTPError where the server refuses, or stays busy for longer than Prefect's client repeats a request.
+    """
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Cancelled, Crashed
+
+    unfinished = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+    with client(up) as server:
+        found = server.read_flow_runs(
+            flow_run_filter=filters.FlowRunFilter.model_validate({"state": {"type": {"any_": unfinished}}}),
+            work_pool_filter=filters.WorkPoolFilter.model_validate({"name": {"any_": [up.pool]}}),
+        )
+        for run in found:
+            is_cancelled = run.state is not None and run.state.is_cancelling()
+            state = Cancelled(message=CANCELLED) if is_cancelled else Crashed(message=CRASHED)
+            server.set_flow_run_state(run.id, state, force=True)
+    return [run.name for run in found]

@@ -4,9 +4,107 @@ A call is `call(stage)(argument=value, ...)`, typed as the stage is. Both keep a
 reports need, and both end with Reached before the first stage after the last one asked for.
 """
 
-from tunewright.flows.calls.calls import Reached, stages
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from prefect import State, Task
+
+from tunewright.artifacts import Adapter, Answers, CheckedRows, Registered, Rows, Splits, UniqueRows, Verdict
+from tunewright.config import Gate, Registry, Settings, Stage
+from tunewright.errors import JudgeError
+from tunewright.flows import release
+from tunewright.flows.calls.calls import A, Calls, P, Reached, Step, as_json, stages
 from tunewright.flows.calls.plan import Plan
-from tunewright.flows.calls.run import Run
-from tunewright.flows.calls.step import Step, as_json
+from tunewright.registry.release import as_now
+from tunewright.store import data_versions, pipelines, test_set_uses
+from tunewright.store.caching import seconds_of
+from tunewright.store.data_versions import Before
+from tunewright.store.stage import cached_part
+from tunewright.store.test_set_uses import Draw
 
 __all__ = ["Plan", "Reached", "Run", "Step", "as_json", "stages"]
+
+log = logging.getLogger("tunewright")
+
+
+class Run(Calls):
+    """Calls each stage as a Prefect task; a stage in `refresh` is made anew."""
+
+    def __init__(self, settings: Settings, until: Stage, refresh: Sequence[Stage] = ()) -> None:
+        super().__init__(settings, until, refresh)
+        self.made: dict[str, Step] = {}  # key of a record -> the step that made it, before it all began again
+
+    def begin_again(self) -> None:
+        """Forgets the steps, so that the pipeline can go through its stages again; each still took what it took."""
+        self.made = {step.record.key: step for step in self.steps if step.record and step.state == "ran"}
+        self.steps, self.refresh = [], ()
+
+    def called(self, task: Task[..., A], of: str, inputs: Mapping[str, Any]) -> A:
+        """The stage's record. Raises what the stage raised."""
+        started = time.monotonic()
+        name = f"{task.name} {of}".strip()
+        log.info("%s", name)
+        pipelines.note(self.pipeline, name, cached_part(task).key(**inputs))
+        chosen = task.with_options(refresh_cache=True) if task.name in self.refresh else task
+        state = cast("State[A]", chosen(**inputs, return_state=True))
+        record = state.result()
+        is_cached = state.name == "Cached"
+        step = Step(
+            stage=task.name,
+            of=of,
+            state="cached" if is_cached else "ran",
+            seconds=time.monotonic() - started - (0.0 if is_cached else record.waited_seconds),
+            saved=cached_part(task).saved(record.key, seconds_of(record)) if is_cached else 0.0,
+            message=state.message or "",
+            record=record,
+        )
+        step = self.made.get(record.key, step)
+        if step.state == "cached":
+            log.info("  cached: %s", step.message)
+        self.keep(step)
+        return record
+
+    def optional(self, task: Task[P, A]) -> Callable[P, A | None]:
+        """A stage that decides nothing, to be called for its record, or None where it fails for now."""
+
+        def run(*args: P.args, **inputs: P.kwargs) -> A | None:
+            try:
+                return self(task)(*args, **inputs)
+            except JudgeError as error:
+                if self.until == task.name:
+                    raise
+                log.warning("%s; the verdict does not depend on it, and the next run tries again", error)
+                return None
+
+        return run
+
+    def accept_version(
+        self, before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits
+    ) -> None:
+        """Adds the data to the accepted versions."""
+        data_versions.accept(before, rows, checked, unique, splits, keep=self.keep_versions)
+
+    def counted(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, drawn: Draw) -> Verdict:
+        """The verdict with the number of candidates that these test rows have judged, this one counted."""
+        seed, recipe = drawn.seed, drawn.recipe
+        return test_set_uses.enter(self.pipeline, verdict, candidate, answers, gate, seed=seed, recipe=recipe)
+
+    def count_test_use(self, *given: Any) -> Verdict:
+        """As for a plan; warns, and keeps the verdict in its step."""
+        verdict = super().count_test_use(*given)
+        for warning in verdict.warnings:
+            log.warning("decide: %s", warning)
+        self.steps[-1] = replace(self.steps[-1], record=verdict)
+        return verdict
+
+    def request_approval(self, registered: Registered, registry: Registry) -> None:
+        """Asks a person where the version waits for one, and says how it stands."""
+        registered, is_new = as_now(registry, registered), self.steps[-1].state == "ran"
+        if is_new and registered.superseded:
+            message = f"version {registered.version} took its place before a person decided"
+            log.info("no longer waiting, since %s: version %s", message, ", ".join(registered.superseded))
+            release.end(registry, registered.superseded, "Superseded", message)
+        self.steps[-1] = replace(self.steps[-1], record=release.ask(registry, registered))

@@ -3,21 +3,53 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from prefect import Task
 
 from tunewright.artifacts import Adapter, Answers, Artifact, Base, Contender, Splits, Verdict
 from tunewright.config import STAGES, Gate, Registry, Settings, Stage
 from tunewright.errors import ConfigError
-from tunewright.flows.calls.step import Step
 from tunewright.flows.inputs import Inputs, draw
-from tunewright.metrics.required import require_metrics
-from tunewright.registry.champion import champion, trained_on_test
-from tunewright.store.rotation import Draw
+from tunewright.metrics.shape import require_metrics
+from tunewright.registry.versions import champion, trained_on_test
+from tunewright.store.refusals import StoppedStage
+from tunewright.store.test_set_uses import Draw
 from tunewright.tasks.base import base as load_base
 from tunewright.tasks.ingest import SourceFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One call of a stage: what came of it, or would."""
+
+    stage: str
+    of: str = ""  # what tells calls of one stage apart: the contender that is evaluated
+    state: Literal["ran", "cached", "run"]
+    seconds: float = 0.0  # that this run took for it, without those that it waited for a device
+    saved: float = 0.0  # seconds that it took when it was made, without those that this run waited for it
+    because: Sequence[str] = ()
+    message: str = ""
+    note: str = ""  # on what it was given, where that is not what the settings say
+    record: Artifact | None = None
+    stopped: StoppedStage | None = None  # what it left where it refused its inputs; behind a run, those of last time
+    last: Artifact | None = None  # what it made for this pipeline the last time, of a plan's stage that would run
+
+    @property
+    def name(self) -> str:
+        """The stage, and of what."""
+        return f"{self.stage} {self.of}".strip()
+
+
+def as_json(step: Step) -> dict[str, Any]:
+    """A step as `--json` shows it."""
+    told = {name: said for name, said in (("of", step.of), ("note", step.note)) if said}
+    shown: dict[str, Any] = {"stage": step.stage} | told | {"state": step.state}
+    if step.state == "run" or step.because:
+        return shown | {"because": list(step.because)}
+    return shown | {"seconds": round(step.seconds, 3), "artifact": str(step.record.folder) if step.record else None}
+
 
 log = logging.getLogger("tunewright")
 
@@ -75,7 +107,7 @@ class Calls(ABC):
         self.files: tuple[SourceFile, ...] = ()
 
     def draw(self, settings: Settings, read: Inputs) -> Settings:
-        """The settings with the split.seed that this run's test rows are drawn with (tunewright/store/rotation.py)."""
+        """The settings with the split.seed that this run's test rows are drawn with (store/test_set_uses.py)."""
         self.files = read.files
         self.drawn = draw(settings, read)
         if self.drawn.said:

@@ -9,15 +9,14 @@ from prefect import Task
 
 from tunewright.artifacts import Adapter, Answers, Artifact, Base, Registered, Verdict
 from tunewright.config import STAGES, Gate, Registry, Settings, Stage
-from tunewright.flows.calls.calls import A, Calls, P
-from tunewright.flows.calls.step import Step
+from tunewright.flows.calls.calls import A, Calls, P, Step
 from tunewright.store import pipelines, test_set_uses
 from tunewright.store.caching import Found
 from tunewright.store.data_versions import Before
 from tunewright.store.manifest import Whole
 from tunewright.store.miss_reasons import causes
-from tunewright.store.rotation import Draw
 from tunewright.store.stage import cached_part
+from tunewright.store.test_set_uses import Draw
 from tunewright.tasks.train.trainer.checkpoints import newest_sealed
 
 

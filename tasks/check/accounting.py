@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from tunewright.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, Rows
 from tunewright.data_checks.batches import row_batches, rows_at
 from tunewright.data_checks.columns import prompt_and_answer
-from tunewright.data_checks.findings import answers_by_prompt
 from tunewright.data_checks.given import RefusedCounts
 from tunewright.data_checks.report import EXAMPLES
+from tunewright.data_checks.rules import answers_by_prompt
 from tunewright.privacy.excerpts import excerpt, masked
 from tunewright.tasks.check.holding import Held, Set
 

@@ -18,7 +18,6 @@ from tunewright.artifacts import ROW_SCHEMA, SIDES_FILE, Artifact
 from tunewright.data_checks.batches import Ask, look, rows_at
 from tunewright.data_checks.columns import Columns, prompt_and_answer
 from tunewright.data_checks.expectations import conflict_expectations, row_expectations, set_expectations
-from tunewright.data_checks.findings import num_answers
 from tunewright.data_checks.own import looks_at_texts, own_expectation
 from tunewright.data_checks.profile import (
     Measure,
@@ -31,7 +30,7 @@ from tunewright.data_checks.profile import (
     profile,
     table_of,
 )
-from tunewright.data_checks.rules import columns_of
+from tunewright.data_checks.rules import columns_of, num_answers
 from tunewright.data_checks.suite import Entry
 from tunewright.data_checks.table import schema_expectations, table_expectations
 from tunewright.data_checks.validation import ExpectationOutcome, joined, run
@@ -201,7 +200,7 @@ def stop_if_broken(held: Held, file: Path) -> None:
 
 
 def _row_ids(before: Artifact) -> pd.Series:
-    """Those of the rows that passed: of a version only sides.parquet is kept (tunewright/store/assignments.py)."""
+    """Those of the rows that passed: of a version only sides.parquet is kept (tunewright/store/data_history.py)."""
     kept = before.path(SIDES_FILE)
     file, passed = (kept, pc.field("checked")) if kept.is_file() else (before.path("rows.parquet"), None)
     table = pq.read_table(file, columns=["row_id"], filters=passed)

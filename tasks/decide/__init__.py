@@ -19,17 +19,18 @@ import pyarrow.parquet as pq
 from tunewright.artifacts import Answers, General, Splits, Verdict
 from tunewright.artifacts.payloads import Slice, VerdictDetails
 from tunewright.config import Gate
-from tunewright.metrics.baseline import CONSTANT
-from tunewright.metrics.general_tasks import scores as means_of
-from tunewright.metrics.general_tasks import tables as of_each
-from tunewright.metrics.rows import measured, require_measured
+from tunewright.metrics.catalogue import CONSTANT
+from tunewright.metrics.catalogue import general_scores as means_of
+from tunewright.metrics.catalogue import general_tables as of_each
+from tunewright.metrics.intervals import measured, require_measured
 from tunewright.store.stage import stage
 from tunewright.tasks.decide.decision import CANDIDATE, Evidence, GuardrailTest, decide_scores
-from tunewright.tasks.decide.reading import best_constant, by_row, general_rows, own_intervals, warnings
+from tunewright.tasks.decide.reading import best_constant, by_row, general_rows, kinds, own_intervals, slices, warnings
 from tunewright.tasks.decide.sentences import TOO_LOW
-from tunewright.tasks.decide.slices import kinds, slices
 
 __all__ = ["decide"]
+
+SAID = {"decision", "because", "sentence", "gain", "rows_needed", "smallest_visible"}  # by the record as well
 
 
 def _evidence(tables: Mapping[str, pa.Table], metric: str) -> Evidence:
@@ -84,16 +85,11 @@ def decide(
         warned += (TOO_LOW,)
     VerdictDetails(**vars(decision), own=own, slices=tuple(parts), general=suite).save(folder)
     return Verdict(
-        decision=decision.decision,
-        because=decision.because,
-        sentence=decision.sentence,
-        gain=decision.gain,
+        **decision.model_dump(include=SAID),
         metric=metric,
         differences={each.opponent: each.difference for each in decision.comparisons},
         intervals={name: intervals[metric] for name, intervals in own.items() if metric in intervals},
         guardrails={f"{each.metric}/{each.opponent}": each.difference for each in decision.guardrails},
         general=suite,
-        rows_needed=decision.rows_needed,
-        smallest_visible=decision.smallest_visible,
         warnings=warned,
     )

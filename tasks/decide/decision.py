@@ -19,7 +19,7 @@ import numpy as np
 
 from tunewright.artifacts.payloads import Because, Comparison, Decision
 from tunewright.config import Gate
-from tunewright.metrics.baseline import CONSTANT
+from tunewright.metrics.catalogue import CONSTANT
 from tunewright.metrics.intervals import holm
 from tunewright.tasks.decide import sentences
 from tunewright.tasks.decide.comparison import Paired, compare, is_more_wrong, needs_most

@@ -2,6 +2,9 @@
 
 And of what always the same answer would score: a base that does not know what answers look like scores next to nothing,
 and a model that learnt that, and nothing of the questions, is above it.
+
+The difference to the base in parts of the test rows, by source, language, length and label, shows where to look, and is
+no part of the decision: of so many intervals some exclude 0 by luck.
 """
 
 import hashlib
@@ -15,18 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Splits, no_replay
+from tunewright.artifacts.payloads import Slice
 from tunewright.metrics import AnswerShape, describe, row_score
-from tunewright.metrics.baseline import baseline
-from tunewright.metrics.catalogue import PER_ROW
-from tunewright.metrics.intervals import Floats, by_cluster
-from tunewright.metrics.labels import closed_set
-from tunewright.metrics.rows import RAISE_LIMIT, cut_off, scores
+from tunewright.metrics.catalogue import PER_ROW, baseline
+from tunewright.metrics.intervals import RAISE_LIMIT, Floats, by_cluster, cut_off, scores
+from tunewright.metrics.labels import ROWS_OF_A_LABEL, closed_set
 from tunewright.tasks.decide.comparison import Interval
+from tunewright.tasks.decide.decision import TO_BEAT, Evidence
 
 OF_ALL = {"length_ratio"}  # is that of all characters
 MEANINGLESS = {"json_valid", "length_ratio"}  # of an answer that is always the same
 COMPARED = 40  # training answers, the most frequent, or a sample where none is
 FEW, SHARE = 3, 0.02  # rows, and share of them, under which cut off answers change no figure that is shown
+SMALL = 30  # rows; an interval of fewer says little
+LEAST = 5  # rows of a slice; fewer are not listed
+LISTED = 20  # of each kind, those with the most rows
 
 
 def by_row(answers: pa.Table, metric: str) -> dict[str, float]:
@@ -108,3 +114,54 @@ def best_constant(answers: pa.Table, splits: Splits, metric: str) -> dict[str, f
     compared = sorted(given, key=lambda answer: (-given[answer], hashlib.sha256(answer.encode()).digest()))[:COMPARED]
     constant = max(compared, key=lambda answer: sum(given[other] * score(answer, other) for other in compared))
     return {row: float(score(constant, reference)) for row, reference in zip(rows, references, strict=True)}
+
+
+def slices(evidence: Evidence, kinds: Mapping[str, Mapping[str, str]], confidence: float) -> list[Slice]:
+    """The slices of each kind that has more than one; `kinds` are {kind: {row_id: slice}}."""
+    found = []
+    for by, of_rows in kinds.items():
+        counts = Counter(of_rows[row] for row in evidence.clusters)
+        if len(counts) > 1:
+            listed = sorted(counts, key=lambda name: (-counts[name], name))[:LISTED]
+            for name in (name for name in listed if counts[name] >= LEAST):
+                rows = {row: cluster for row, cluster in evidence.clusters.items() if of_rows[row] == name}
+                paired = Evidence(evidence.metric, evidence.scores, rows).paired(TO_BEAT[0])
+                part = Slice(
+                    by=by,
+                    name=name,
+                    num_rows=len(rows),
+                    candidate=float(paired.candidate.mean()),
+                    base=float(paired.opponent.mean()),
+                    difference=paired.interval(evidence.metric, confidence),
+                    is_small=len(rows) < SMALL,
+                )
+                found.append(part)
+    return found
+
+
+def kinds(test: pa.Table, references: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """{kind: {row_id: slice}} of the test rows (row_id, source, messages) and their references.
+
+    What a name shows of secrets and personal data is masked, as in other reports.
+    """
+    from tunewright.data_checks.columns import derive
+    from tunewright.privacy.excerpts import in_a_line
+
+    rows = [row for row in test.to_pylist() if row["row_id"] in references]
+    said = [references[row["row_id"]] for row in rows]
+    columns = derive([row["messages"] for row in rows], (), {"prompt_language", "prompt_chars"})
+    found = {
+        "source": [in_a_line(row["source"]) for row in rows],
+        "language": [code if isinstance(code, str) else "unknown" for code in columns["prompt_language"]],
+        "length": _lengths(columns["prompt_chars"].tolist()),
+    }
+    if len({*said}) * ROWS_OF_A_LABEL <= len(said):
+        found["label"] = [in_a_line(text) for text in said]
+    return {kind: dict(zip((row["row_id"] for row in rows), names, strict=True)) for kind, names in found.items()}
+
+
+def _lengths(num_characters: Sequence[int]) -> list[str]:
+    """The third that each prompt is in, by its characters."""
+    short, middle = np.quantile(num_characters, [1 / 3, 2 / 3], method="inverted_cdf").tolist()
+    names = (f"to {short:,} characters", f"{short + 1:,} to {middle:,} characters", f"over {middle:,} characters")
+    return [names[int(length > short) + int(length > middle)] for length in num_characters]

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from tunewright.artifacts import WAITING
 from tunewright.artifacts.payloads import Comparison
 from tunewright.metrics import describe
-from tunewright.metrics.baseline import CONSTANT, baseline
-from tunewright.reports.figures import exactly, interval, number, rounded_up
+from tunewright.metrics.catalogue import CONSTANT, baseline
+from tunewright.reports.pages import exactly, interval, number, rounded_up
 from tunewright.tasks.decide.comparison import SMALLEST_EFFECT, needs_most
 
 AT_LEAST = "gate.at_least"  # the score that is asked for

@@ -20,9 +20,9 @@ from tunewright.config import Data, Layout, RecordFiles, Side, Source, or_meant,
 from tunewright.errors import ConfigError, DataError
 from tunewright.store.caching import digest_of
 from tunewright.tasks.ingest import hub, stores
+from tunewright.tasks.ingest.hub import is_saved, saved_files
 from tunewright.tasks.ingest.layouts import MAPPABLE
 from tunewright.tasks.ingest.opening import Packing, packing_of
-from tunewright.tasks.ingest.saved import is_saved, saved_files
 
 FileFormat = Literal["jsonl", "json", "csv", "parquet", "arrow", "text", "hub"]
 

@@ -25,8 +25,7 @@ from tunewright.serving import context_length
 from tunewright.similarity import embedding as embeddings
 from tunewright.similarity.embedding import StaticModel
 from tunewright.store.stage import stage
-from tunewright.tasks.prompt.retrieval import BM25, Embeddings, boilerplate, nearest
-from tunewright.tasks.prompt.shots import PromptedRow, ask, draw, pool_of
+from tunewright.tasks.prompt.shots import BM25, Embeddings, PromptedRow, ask, boilerplate, draw, nearest, pool_of
 
 __all__ = ["prompt"]
 

@@ -1,17 +1,27 @@
-"""MLflow: what was tried and what came of it, the model as a version, and the alias for the one that won."""
+"""MLflow: what was tried and what came of it, the model as a version, and the alias for the one that won.
+
+Every contender is a LoggedModel with its scores on the test rows: MLflow's page of models compares them on these. The
+candidate is its own model and the champion that of its version. The base, with a prompt or without, is an external
+model: a name for what answered, without weights. There is one of each for equal weights and prompts in an experiment.
+
+MLflow keeps the metric of a model in a run, and takes the latest for the run's own. So those of the others are of the
+time at which the run began, and the candidate's come after them.
+"""
 
 import contextlib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewright.artifacts import Registered
+from tunewright.artifacts import Answers, Registered
 from tunewright.errors import AnotherChampion
 from tunewright.registry import alias, rehearsal, runs, versions
-from tunewright.registry.candidate import Candidate
-from tunewright.registry.champion import champion, trained_on_test
+from tunewright.registry.candidate import Candidate, scores
+from tunewright.registry.runs import data
 from tunewright.registry.tracking import connected, experiment
+from tunewright.registry.versions import champion, trained_on_test
+from tunewright.store.cache_key import hash_of
 from tunewright.store.stage import stage
-from tunewright.tasks.register.contenders import compare
 from tunewright.tasks.register.model import logged_model
 
 if TYPE_CHECKING:
@@ -89,3 +99,77 @@ def _note_in_source(client: "MlflowClient", version: "ModelVersion", run_id: str
     client.set_tag(source.info.run_id, LATER, f"{verdict}, by run {run_id}")
     if source.info.status == "FAILED":
         _finish_undecided(client, source.info.run_id, f"registered by run {run_id}")
+
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+
+
+def compare(client: "MlflowClient", candidate: Candidate, run: "Run", own: "LoggedModel") -> None:
+    """Logs the scores of all contenders, each of its model and tied to the test rows; `own` is the candidate's."""
+    from mlflow.entities import LoggedModelInput, LoggedModelOutput
+
+    others = {
+        answers.contender: (answers, _model(client, candidate, run, answers.contender))
+        for answers in candidate.run.answers
+        if answers != candidate.own_answers
+    }
+    for answers, model in others.values():
+        _log(client, candidate, run, answers, model, run.info.start_time)
+    _log(client, candidate, run, candidate.own_answers, own, int(time.time() * 1000))
+    now = client.get_run(run.info.run_id)  # a run that was searched for has no model_inputs
+    inputs = {each.model_id for each in now.inputs.model_inputs} if now.inputs else set()
+    outputs = {each.model_id for each in now.outputs.model_outputs} if now.outputs else set()
+    if new := [LoggedModelInput(model.model_id) for _, model in others.values() if model.model_id not in inputs]:
+        client.log_inputs(run.info.run_id, models=new)
+    if own.model_id not in outputs:
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(own.model_id, step=0)])
+
+
+def _log(
+    client: "MlflowClient", candidate: Candidate, run: "Run", answers: Answers, model: "LoggedModel", when: int
+) -> None:
+    """Logs those scores of a model that it does not have on these rows; the candidate's in each run of it."""
+    from mlflow.entities import Metric
+
+    name, digest = data(candidate, "test")
+    is_own = answers == candidate.own_answers
+    there = {
+        (metric.key, metric.value)
+        for metric in client.get_logged_model(model.model_id).metrics or ()
+        if metric.dataset_digest == digest and (metric.run_id == run.info.run_id or not is_own)
+    }
+    missing = [
+        Metric(key, value, when, step, model_id=model.model_id, dataset_name=name, dataset_digest=digest)
+        for key, value, step in scores(answers)
+        if (key, value) not in there
+    ]
+    if missing:
+        client.log_batch(run.info.run_id, metrics=missing)
+
+
+def _model(client: "MlflowClient", candidate: Candidate, run: "Run", contender: str) -> "LoggedModel":
+    """The model of the champion; or of the base, behind the prompt of that name if it is one: an earlier one or new."""
+    import mlflow
+    from mlflow.entities import LoggedModelStatus
+
+    if contender == "champion":
+        version = client.get_model_version(candidate.name, candidate.challenged)
+        return client.get_logged_model(str(version.source).removeprefix("models:/"))
+    base, prompts = candidate.run.base, candidate.run.prompts
+    chosen = prompts.chosen.get(contender) if prompts else None
+    identity = hash_of([candidate.name, contender, base.weights_digest, prompts.digest if prompts and chosen else ""])
+    experiment = run.info.experiment_id
+    found = client.search_logged_models([experiment], f"tags.fingerprint = '{identity}'", max_results=1)
+    if found:
+        ready = found[0].status == LoggedModelStatus.READY
+        return found[0] if ready else client.finalize_logged_model(found[0].model_id, "READY")
+    return mlflow.create_external_model(
+        name=contender,
+        source_run_id=run.info.run_id,
+        tags={"fingerprint": identity},
+        params={"model.base": base.reference} | ({"prompt": chosen[:500]} if chosen else {}),
+        model_type="prompt" if chosen else "base",
+        experiment_id=experiment,
+    )

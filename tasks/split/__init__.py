@@ -32,7 +32,7 @@ from tunewright.similarity.engine import engine_of, read_pieces
 from tunewright.similarity.folding import fold, fold_messages
 from tunewright.similarity.prompts import Shingles, cut, read_boilerplate, shingles
 from tunewright.store.stage import stage
-from tunewright.tasks.split.columns import RowColumns, earlier_sides, read_columns
+from tunewright.tasks.split.columns import RowColumns, Strata, balance, earlier_sides, read_columns, strata_of
 from tunewright.tasks.split.contamination import find_contamination
 from tunewright.tasks.split.draw import apart, draw, draw_replay
 from tunewright.tasks.split.joins import Joined
@@ -49,7 +49,6 @@ from tunewright.tasks.split.proof import (
     visible_difference,
 )
 from tunewright.tasks.split.sides import Links, Sides, fix, settle
-from tunewright.tasks.split.strata import Strata, balance, strata_of
 from tunewright.tasks.split.writing import Details, write_memory, write_sides
 
 log = logging.getLogger("tunewright")

@@ -23,8 +23,8 @@ import pyarrow.compute as pc
 
 from tunewright.artifacts.placement import NONE, SIDES, TEST, TRAIN, VALIDATION, Because
 from tunewright.config import Split
+from tunewright.tasks.split.columns import Strata
 from tunewright.tasks.split.sides import Joins, Partner, Sides, numbered
-from tunewright.tasks.split.strata import Strata
 
 LARGE_SHARE = 0.1  # of a side: a cluster that is larger is taken only where the smaller ones do not fill the side
 

@@ -59,7 +59,7 @@ class _Compared:
 
     def most_alike(self, asked: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each set of `asked` the place in `others` of the most alike, or -1, and its similarity."""
-        from tunewright.similarity.partners import most_alike
+        from tunewright.similarity.postings import most_alike
 
         lengths = np.diff(self.entries)[others]
         holders = np.repeat(np.arange(len(others), dtype=np.int32), lengths)

@@ -10,7 +10,7 @@ import numpy as np
 
 from tunewright.artifacts.payloads import Decontamination, EarlierRows, LeakProof, TimeSpans
 from tunewright.artifacts.placement import NONE, SIDES, TEST, TRAIN, Because
-from tunewright.reports.figures import number
+from tunewright.reports.pages import number
 from tunewright.similarity.sets import Pairs
 from tunewright.tasks.split.columns import Times
 from tunewright.tasks.split.contamination import Contamination

@@ -28,7 +28,7 @@ from tunewright.errors import NO_SPACE, ConfigError, TrainerDied, TrainerFailed,
 from tunewright.reports import curves
 from tunewright.reports.curves.reading import SIZED_BY
 from tunewright.reports.progress import Progress, duration
-from tunewright.store import stale_work
+from tunewright.store import needless
 from tunewright.store.caching import work_folder
 from tunewright.store.stage import stage
 from tunewright.tasks.train import one_at_a_time, trainer
@@ -44,6 +44,7 @@ POLL_SECONDS = 0.5
 ROOM_BYTES = 50_000_000  # with less than this free, a checkpoint cannot have been written
 GRACE_SECONDS = 6.0  # for a checkpoint, when the run is cancelled
 OF_SETTINGS_OR_DATA = ("FloatingPointError", "ValueError")  # errors that the next attempt would end with as well
+OF_SUMMARY = {"steps", "best_step", "best_by", "best_value", "best_validation_loss", "stopped_early"}
 ATTEMPT = "--- attempt"  # begins the line before each attempt's output in trainer.log
 
 
@@ -235,7 +236,7 @@ def train(
         earlier = seconds_in(work)
         run_trainer(job, work)
         seconds = seconds_in(work)
-    stale_work.remove(folder.parent)
+    needless.remove_stale(folder.parent)
     shutil.move(work / "model", folder / "model")
     for name in ("metrics.jsonl", "status.json", TrainingSummary.FILE, "trainer.log"):
         shutil.copy(work / name, folder / name)
@@ -246,12 +247,7 @@ def train(
     summary = TrainingSummary.load_from(folder)
     return Adapter(
         method=method.kind,
-        steps=summary.steps,
-        best_step=summary.best_step,
-        best_by=summary.best_by,
-        best_value=summary.best_value,
-        best_validation_loss=summary.best_validation_loss,
-        stopped_early=summary.stopped_early,
+        **summary.model_dump(include=OF_SUMMARY),
         warnings=tuple(warning.sentence for warning in warnings),
         train_seconds=round(seconds, 1),
         waited_seconds=round(waited, 1),

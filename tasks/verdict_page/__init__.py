@@ -1,24 +1,40 @@
 """Why the candidate was promoted or not, as a page for a person: figures, answers row by row, and what to try next.
 
-case.py reads what the stages handed on, drawing.py draws the intervals, wins.py picks rows, mistakes.py and
-suggestions.py say what to try next; page.py and page.html put it together. It decides nothing.
+case.py reads what the stages handed on, drawing.py draws the intervals, wins.py picks rows and finds mistakes,
+suggestions.py says what to try next; page.html has what is put together here. It decides nothing.
 """
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from prefect.runtime import flow_run
 
-from tunewright.artifacts import RunArtifacts, VerdictPage
+from tunewright.artifacts import Adapter, Answers, Artifact, Rows, RunArtifacts, VerdictPage
+from tunewright.artifacts.payloads import LeakProof, Slice
 from tunewright.machine import addresses
+from tunewright.metrics.catalogue import CONSTANT, EXACT, baseline
+from tunewright.metrics.catalogue import general_tables as of_each
+from tunewright.privacy.excerpts import ends
+from tunewright.reports.account import leak_sentence
+from tunewright.reports.curves.charts import charts
+from tunewright.reports.pages import interval, number, template
+from tunewright.reports.progress import duration
+from tunewright.store.caching import MANIFEST
 from tunewright.store.stage import stage
-from tunewright.tasks.verdict_page.case import Case
-from tunewright.tasks.verdict_page.mistakes import Mistakes
-from tunewright.tasks.verdict_page.page import render
-from tunewright.tasks.verdict_page.suggestions import suggestions
-from tunewright.tasks.verdict_page.wins import shown
+from tunewright.tasks.verdict_page.case import BASE, CANDIDATE, Case, title
+from tunewright.tasks.verdict_page.drawing import DrawnInterval, own_panel, panels, plain, scale_of, words
+from tunewright.tasks.verdict_page.suggestions import Suggestion, suggestions
+from tunewright.tasks.verdict_page.wins import Mistakes, Shown, shown
 
 __all__ = ["verdict_page"]
+STYLES = {"promote": "good", "keep": "bad", "inconclusive": "warn", "invalid": "bad"}
+REASONS = 8  # for which most rows were set aside
+UNBROKEN = "\N{NO-BREAK SPACE}[\\1,\N{NO-BREAK SPACE}\\2]"  # an interval that stays on one line
+LOST_TASKS = 10  # that are shown
+TASK_CHARS = 300
 
 
 @stage("{run.name}", libraries=("jinja2", "numpy", "pyarrow"), volatile=("report",))
@@ -40,3 +56,136 @@ def _run() -> tuple[str, str]:
     """The name of the run that makes the page, and its address in the pages of `tunewright up`; else empty."""
     is_kept = flow_run.id and addresses.running()
     return (str(flow_run.name), addresses.prefect_run(str(flow_run.id))) if is_kept else ("", "")
+
+
+def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion], run: tuple[str, str]) -> str:
+    """The page; every text in it is escaped. `run` is the name and the address of the run that makes it, or empty."""
+    decided, verdict = case.decided, case.verdict
+    name, _, said = verdict.sentence.partition(": ")
+    drawn, took = charts(case.curves), _costs(case)
+    return template(Path(__file__).with_name("page.html")).render(
+        case=case,
+        run=run,
+        verdict=verdict,
+        decided=decided,
+        name=name,
+        style=STYLES[verdict.decision],
+        sentence=re.sub(r" ?\[(\S+), (\S+)\]", UNBROKEN, said[:1].upper() + said[1:]),
+        metric=words(verdict.metric) if verdict.metric else "",
+        comparisons=case.comparisons,
+        panels=panels(case.comparisons, "{}: the candidate's gain over")
+        + panels(decided.guardrails, "guardrail, {}: the candidate's gain over"),
+        baselines=_baselines(case),
+        notes=_notes(verdict.warnings, tried),
+        suggestions=tried,
+        own=own_panel(verdict.metric, decided.own),
+        contenders=[title(each.contender) for each in case.answers],
+        scores=_scores(case),
+        shown=shown,
+        mistakes=made,
+        forgotten=_forgotten(case),
+        slices=_slices(decided.slices),
+        chart=drawn[0] if drawn else None,
+        curves=case.curves,
+        warnings=case.training_warnings,
+        account=case.account,
+        reasons=list(case.reasons.items())[:REASONS],
+        leaks=leak_sentence(LeakProof.load(case.splits)),
+        costs=took,
+        total=duration(sum(each["seconds"] for each in took)),
+        title=title,
+        words=words,
+        number=number,
+        interval=interval,
+    )
+
+
+def _baselines(case: Case) -> list[str]:
+    """Explain the baseline that always gives the same answer, where the candidate is compared with it."""
+    metrics = dict.fromkeys(each.metric for each in case.comparisons if each.opponent == CONSTANT)
+    answer = {True: "the most frequent training answer", False: "the one training answer that scores best"}
+    return [f"The {baseline(metric)} always gives {answer[metric in EXACT]}." for metric in metrics]
+
+
+def _notes(warnings: Sequence[str], tried: Sequence[Suggestion]) -> list[str]:
+    """The warnings; without the advice that stands among the suggestions."""
+    advices = {each.advice.lower() for each in tried}
+    parts = [warning.partition("; ") for warning in warnings]
+    return [seen if advice.lower() in advices else f"{seen}{mark}{advice}" for seen, mark, advice in parts]
+
+
+def _scores(case: Case) -> list[dict[str, Any]]:
+    """One line a metric, the one that decides first; each with the score and the interval of each contender."""
+    measured = dict.fromkeys(metric for each in case.answers for metric in each.scores)
+    found = []
+    for metric in sorted(measured, key=lambda metric: metric != case.verdict.metric):
+        cells = []
+        for each in case.answers:
+            bounds = case.decided.own.get(each.contender, {}).get(metric)
+            score = number(each.scores[metric], 3) if metric in each.scores else ""
+            cells.append((score, f"[{number(bounds[0], 3)}, {number(bounds[2], 3)}]" if bounds else ""))
+        found.append({"name": metric, "cells": cells, "decides": metric == case.verdict.metric})
+    return found
+
+
+def _slices(slices: Sequence[Slice]) -> list[tuple[Slice, DrawnInterval, float]]:
+    """The parts, each with its difference on one scale and the place of 0, the worst of each kind first."""
+    if not slices:
+        return []
+    scale = scale_of(value for each in slices for value in each.difference)
+    kinds = list(dict.fromkeys(each.by for each in slices))
+    ranked = sorted(slices, key=lambda each: (kinds.index(each.by), each.difference[1]))
+    drawn = []
+    for each in ranked:
+        low, _, high = each.difference
+        style = "above" if low > 0 else "below" if high < 0 else "unclear"
+        said = interval(each.difference, signed=True) if any(each.difference) else "no difference"
+        drawn.append((each, plain(each.name, each.difference, scale, style)._replace(said=said), scale.at(0)))
+    return drawn
+
+
+def _forgotten(case: Case) -> dict[str, Any] | None:
+    """Scores of general tasks and texts, part by part, and the tasks that only the base does; None without any."""
+    tables = {name: table.to_pylist() for name, table in of_each(case.general).items()}
+    if not {BASE, CANDIDATE} <= tables.keys():
+        return None
+    parts = []
+    for metric, part in dict.fromkeys((row["metric"], row["part"]) for row in tables[CANDIDATE]):
+        of_part = [[row for row in rows if (row["metric"], row["part"]) == (metric, part)] for rows in tables.values()]
+        means = [number(sum(row["score"] for row in rows) / len(rows)) for rows in of_part]
+        parts.append({"metric": words(metric), "name": part, "num_items": len(of_part[0]), "scores": means})
+    pairs = [both for both in zip(tables[BASE], tables[CANDIDATE], strict=True) if both[0]["metric"] != "general_loss"]
+    lost = [both for both in pairs if both[0]["score"] > both[1]["score"]]
+    shown = [{"prompt": base["prompt"], "base": base["answer"], "candidate": own["answer"]} for base, own in lost]
+    return {
+        "contenders": [*tables],
+        "parts": parts,
+        "lost": [{who: ends(text, TASK_CHARS) for who, text in each.items()} for each in shown[:LOST_TASKS]],
+        "num_lost": len(lost),
+        "num_gained": sum(base["score"] < own["score"] for base, own in pairs),
+    }
+
+
+def _costs(case: Case) -> list[dict[str, Any]]:
+    """The seconds of each stage as it was made, in their order, and what is known of its work."""
+    found = []
+    for name, record in case.steps():
+        seconds = json.loads(record.path(MANIFEST).read_text(encoding="utf-8"))["seconds"]
+        time = duration(seconds) if seconds >= 1 else "under 1 s"
+        found.append({"stage": name, "seconds": seconds, "time": time, "said": _work(case, record)})
+    return found
+
+
+def _work(case: Case, record: Artifact) -> str:
+    if isinstance(record, Rows):
+        return f"{record.num_read:,} rows read"
+    if isinstance(record, Answers):
+        took = json.loads(record.path("seconds.json").read_text(encoding="utf-8"))
+        return f"{record.num_rows:,} answers, {took['tokens']:,} tokens"
+    if not isinstance(record, Adapter):
+        return ""
+    steps = case.curves.steps
+    tokens = sum(line["tokens_per_second"] * line["seconds"] for line in steps if "tokens_per_second" in line)
+    peak = max((line["memory_bytes"] for line in steps if "memory_bytes" in line), default=0)
+    computed = [f"{tokens:,.0f} tokens"] if tokens else []
+    return ", ".join([f"{len(steps):,} steps", *computed, *([f"at most {peak / 1e9:.2g} GB"] if peak else [])])

@@ -13,10 +13,9 @@ import pyarrow.parquet as pq
 from tunewright.artifacts import Artifact, RunArtifacts
 from tunewright.artifacts.payloads import Comparison, VerdictDetails
 from tunewright.metrics import describe
-from tunewright.metrics.baseline import CONSTANT, baseline
-from tunewright.metrics.intervals import Floats
+from tunewright.metrics.catalogue import CONSTANT, baseline
+from tunewright.metrics.intervals import Floats, scores
 from tunewright.metrics.labels import MAX_LABELS, closed_set, training_answers
-from tunewright.metrics.rows import scores
 from tunewright.reports import curves
 from tunewright.reports.account import Account, reasons
 from tunewright.reports.curves import TrainingWarning

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from tunewright.artifacts.payloads import Comparison, Interval
 from tunewright.metrics import describe
 from tunewright.reports.curves.charts import ticks
-from tunewright.reports.figures import exactly, interval, number
+from tunewright.reports.pages import exactly, interval, number
 from tunewright.tasks.verdict_page.case import title
 
 MARGIN = 0.05  # of the scale, at both ends

@@ -9,12 +9,12 @@ from statistics import NormalDist, fmean
 from typing import Literal, NamedTuple
 
 from tunewright.metrics import describe
-from tunewright.metrics.baseline import CONSTANT
-from tunewright.metrics.rows import RAISE_LIMIT, cut_off, scores
+from tunewright.metrics.catalogue import CONSTANT
+from tunewright.metrics.intervals import RAISE_LIMIT, cut_off, scores
 from tunewright.reports import curves
-from tunewright.reports.figures import number
+from tunewright.reports.pages import number
 from tunewright.tasks.verdict_page.case import CANDIDATE, Case
-from tunewright.tasks.verdict_page.mistakes import MISSING, NONE, Mistakes
+from tunewright.tasks.verdict_page.wins import MISSING, NONE, Mistakes
 
 FEW = 3  # rows, under which a mistake is none of a kind
 SHARE = 0.1  # of the wrong answers, from which on they are of a kind

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from tunewright.artifacts.payloads import CheckResults, Comparison
-from tunewright.metrics.baseline import CONSTANT
+from tunewright.metrics.catalogue import CONSTANT
 from tunewright.reports import curves
 from tunewright.reports.account import reasons
-from tunewright.reports.figures import exactly, interval, number, rounded_up
+from tunewright.reports.pages import exactly, interval, number, rounded_up
 from tunewright.tasks.verdict_page.case import Case, title
 from tunewright.tasks.verdict_page.drawing import words
 from tunewright.tasks.verdict_page.findings import (
@@ -22,7 +22,7 @@ from tunewright.tasks.verdict_page.findings import (
     too_short_a_limit,
     unstopped,
 )
-from tunewright.tasks.verdict_page.mistakes import Mistakes
+from tunewright.tasks.verdict_page.wins import Mistakes
 
 MOST = 8
 QUARANTINED = 0.05  # of the records read, from which on it is much

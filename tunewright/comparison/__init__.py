@@ -1,20 +1,123 @@
 """Variants of one training, compared on the validation rows; the test rows stay sealed.
 
-course.py ends those that are behind, ranking.py says which is the best and which are not told apart from it, page.py
-shows it.
+Those that are behind end early, ranking.py says which is the best and which are not told apart from it. What came
+of them is an HTML page that loads nothing, and Markdown.
+
+Optuna's median rule prunes: a training ends if its best score so far is worse than the median of those that finished,
+at the same share of the planned steps (Golovin et al. 2017, "Google Vizier", 3.2). Never in the first third, in which
+the learning rate has hardly begun to fall, and never before two trainings have finished.
+
+No study is stored. The trainings of a comparison come in a fixed order, those that finished are found in the cache and
+one that was pruned has its evaluations in its work folder, so that the same comparison prunes the same again.
 """
 
+import html
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
-from tunewright.comparison.course import Course, Study
-from tunewright.comparison.page import markdown, notes, row, write_page
-from tunewright.comparison.ranking import Ranked, rank, sentence
-from tunewright.comparison.trials import Trial
+from tunewright.artifacts import Adapter
+from tunewright.comparison.ranking import SMALLER_IS_BETTER, Ranked, Trial, ValidationPoint, in_words, rank, sentence
 from tunewright.config import home
+from tunewright.errors import Pruned
+from tunewright.reports.curves import read
+from tunewright.reports.curves.charts import WIDE, Chart, ChartScale, Polyline, number, ticks
+from tunewright.reports.pages import template
+from tunewright.reports.progress import Line, duration
 from tunewright.store.cache_key import hash_of
+
+if TYPE_CHECKING:
+    import optuna
+
+FEWEST = 2  # trainings that finished, before any is pruned
+WARM_UP = 0.34  # of the planned steps
+PARTS = 1_000  # of the planned steps: Optuna counts in whole numbers
+LEGEND = "± is the standard deviation over seeds; behind is the mean gap to the best over common seeds"
+PRUNED = "pruned variants are not ranked: they might have caught up"
+APART = 12.0  # units of the viewBox between two numbers of lines, so that both can be read
+COLUMNS = ("seeds", "best step", "trainable parameters", "time", "memory")
+
+
+class Study:
+    """The trainings that are measured against each other."""
+
+    def __init__(self, measure: str, *, prunes: bool) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.measure = measure
+        median = optuna.pruners.MedianPruner(FEWEST, math.ceil(WARM_UP * PARTS), n_min_trials=FEWEST)
+        self.study = optuna.create_study(
+            direction="minimize" if measure == SMALLER_IS_BETTER else "maximize",
+            sampler=optuna.samplers.RandomSampler(),  # asked for nothing: the variants are given
+            pruner=median if prunes else optuna.pruners.NopPruner(),
+        )
+
+    def begin(self) -> "Course":
+        """The course of the next training."""
+        return Course(self.measure, self.study, self.study.ask())
+
+
+class Course:
+    """The evaluations of one training, as they come."""
+
+    def __init__(self, measure: str, study: "optuna.Study", trial: "optuna.Trial") -> None:
+        self.measure, self.study, self.trial = measure, study, trial
+        self.looks: list[ValidationPoint] = []
+        self.reported: set[int] = set()
+
+    def __call__(self, line: Line) -> None:
+        """Takes in an evaluation, a line of metrics.jsonl. Raises Pruned where it is enough."""
+        if self.looks and line["step"] <= self.looks[-1].step:
+            return  # seen before: the training went on from a checkpoint
+        look = self._take(line)
+        if look.step < look.planned and self.trial.should_prune():
+            raise Pruned(
+                f"pruned at step {look.step} of {look.planned}: validation {in_words(self.measure)} "
+                f"{look.value:.4g} is behind the median of the finished variants"
+            )
+
+    def finished(self, variant: str, seed: int, adapter: Adapter) -> Trial:
+        """It came to its end, now or when it was cached."""
+        curves = read(adapter.folder)
+        self.looks.clear()
+        for line in curves.looks:
+            self._take(line)
+        self.study.tell(self.trial, adapter.best_value)
+        return Trial(
+            variant=variant,
+            seed=seed,
+            measure=self.measure,
+            state="finished",
+            looks=tuple(self.looks),
+            said=f"validation {in_words(self.measure)} {adapter.best_value:.4g} at step {adapter.best_step}",
+            value=adapter.best_value,
+            best_step=adapter.best_step,
+            seconds=adapter.train_seconds,
+            learning=curves.status["learning_parameters"],
+            peak_bytes=max((int(value) for _, value in curves.series("memory_bytes")), default=None),
+            folder=adapter.folder,
+        )
+
+    def ended(self, variant: str, seed: int, state: Literal["pruned", "failed"], said: str) -> Trial:
+        """It ended before."""
+        import optuna
+
+        self.study.tell(self.trial, state=optuna.trial.TrialState.FAIL)
+        return Trial(variant=variant, seed=seed, measure=self.measure, state=state, looks=tuple(self.looks), said=said)
+
+    def _take(self, line: Line) -> ValidationPoint:
+        look = ValidationPoint(step=line["step"], planned=line["planned"], value=line[f"eval_{self.measure}"])
+        self.looks.append(look)
+        at = math.ceil(look.share * PARTS)
+        if at not in self.reported:
+            self.reported.add(at)
+            self.trial.report(look.value, at)
+        return look
+
 
 __all__ = ["Course", "Ranked", "Study", "Trial", "VariantComparison", "markdown", "notes", "of", "row"]
 
@@ -40,3 +143,81 @@ def of(trials: Sequence[Trial], name: str) -> VariantComparison:
     (found.folder / "comparison.json").write_text(found.model_dump_json(indent=1, exclude={"folder"}), encoding="utf-8")
     write_page(found.folder / "report.html", ranked, found.sentence)
     return found
+
+
+def write_page(file: Path, ranked: Sequence[Ranked], sentence: str) -> None:
+    """Writes the page: the sentence, the variants in their order, and their courses on the validation rows."""
+    page = template(Path(__file__).with_name("page.html")).render(
+        sentence=sentence,
+        rows=[{"variant": each.variant, "state": each.state, **row(each)} for each in ranked],
+        notes=notes(ranked),
+        chart=_chart(ranked),
+        trials=[trial for each in ranked for trial in each.trials],
+    )
+    file.write_text(page, encoding="utf-8")
+
+
+def markdown(ranked: Sequence[Ranked]) -> str:
+    """The variants in their order as a table."""
+    names = list(row(ranked[0]))
+    lines = [f"| variant | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    lines += [f"| {html.escape(each.variant)} | {' | '.join(row(each).values())} |" for each in ranked]
+    return "\n".join([*lines, "", notes(ranked)])
+
+
+def notes(ranked: Sequence[Ranked]) -> str:
+    """Return the notes to the table, or "" if it needs none."""
+    said = [LEGEND] if any(each.deviation is not None for each in ranked) else []
+    said += [PRUNED] if any(each.state == "pruned" for each in ranked) else []
+    return f"{'; '.join(said)}." if said else ""
+
+
+def row(ranked: Ranked) -> dict[str, str]:
+    """Return the table row of a variant, by column head."""
+    first, measure = ranked.trials[0], in_words(ranked.trials[0].measure)
+    if ranked.state != "finished":
+        last = first.looks[-1] if first.looks else None
+        seen = f"{number(last.value)} at step {last.step} of {last.planned}" if last else ""
+        return {f"validation {measure}": seen, "behind": ranked.state, **dict.fromkeys(COLUMNS, "")}
+    spread = "" if ranked.deviation is None else f" ± {ranked.deviation:.2g}"
+    told = {True: "", False: ", within noise", None: ""}[ranked.beaten]
+    return {
+        f"validation {measure}": f"{number(ranked.mean)}{spread}",
+        "behind": f"{ranked.behind:.2g}{told}" if ranked.behind else "best",
+        "seeds": str(len(ranked.values)),
+        "best step": ", ".join(str(trial.best_step) for trial in ranked.trials),
+        "trainable parameters": f"{ranked.learning:,}" if ranked.learning else "",
+        "time": duration(ranked.seconds),
+        "memory": f"{first.peak_bytes / 1e9:.2f} GB" if first.peak_bytes else "",
+    }
+
+
+def _chart(ranked: Sequence[Ranked]) -> Chart | None:
+    """The courses on the validation rows, by percent of the planned steps: the best variant's above all others."""
+    courses = [(place, each, trial) for place, each in enumerate(ranked, 1) for trial in each.trials if trial.looks]
+    values = [look.value for _, _, trial in courses for look in trial.looks]
+    if not values:
+        return None
+    scale = ChartScale(WIDE, (0, 100), (min(values), max(values)))
+    lines: list[Polyline] = []
+    for place, each, trial in courses:
+        style = "best" if each is ranked[0] and each.state == "finished" else each.state
+        series = [(100 * look.share, look.value) for look in trial.looks]
+        dots = [
+            (scale.x(x), scale.y(value), f"{trial.variant}, seed {trial.seed}, step {look.step:,}: {number(value)}")
+            for (x, value), look in zip(series, trial.looks, strict=True)
+        ]
+        end_x, end_y, _ = dots[-1]
+        named = [line.dots[-1] for line in lines if line.name]
+        is_taken = any(abs(x - end_x) < APART and abs(y - end_y) < APART for x, y, _ in named)
+        lines.append(Polyline(style, scale.points(series), dots, "" if is_taken else str(place)))
+    return Chart(
+        title=f"Validation {in_words(ranked[0].trials[0].measure)}",
+        unit="",
+        width=WIDE,
+        lines=lines[::-1],
+        x_ticks=[(scale.x(tick), f"{tick}%") for tick in range(0, 101, 20)],
+        y_ticks=[(scale.y(tick), number(tick)) for tick in ticks(scale.low, scale.high, 6)],
+        hovers=[],
+        marks=[],
+    )

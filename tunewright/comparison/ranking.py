@@ -1,14 +1,54 @@
 """Which variant is the best, and which are not told apart from it: a difference within the noise of seeds is none."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean, stdev
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel
 
-from tunewright.comparison.trials import SMALLER_IS_BETTER, State, Trial, in_words
 from tunewright.metrics.intervals import Sums
 from tunewright.reports.progress import duration
+
+State = Literal["finished", "pruned", "failed"]
+SMALLER_IS_BETTER = "loss"  # the one measure of training.best_by of which less is better
+
+
+class ValidationPoint(BaseModel, frozen=True):
+    """An evaluation of the validation rows."""
+
+    step: int
+    planned: int
+    value: float  # of the measure
+
+    @property
+    def share(self) -> float:
+        """How much of the planned steps was done, 0 to 1."""
+        return self.step / self.planned
+
+
+class Trial(BaseModel, frozen=True):
+    """A variant that was trained from one seed."""
+
+    variant: str  # its changes as the command line has them, "method.rank=8 training.learning_rate=1e-4"
+    seed: int
+    measure: str  # training.best_by
+    state: State
+    looks: tuple[ValidationPoint, ...]
+    said: str  # what came of it: where it is the best, or why it was pruned or failed
+    value: float | None = None  # of the measure at the best step; None where it did not finish
+    best_step: int | None = None
+    seconds: float | None = None
+    learning: int | None = None  # parameters
+    peak_bytes: int | None = None
+    folder: Path | None = None  # train's artifact
+
+
+def in_words(measure: str) -> str:
+    """A measure as a sentence has it."""
+    return measure.replace("_", " ")
+
 
 CONFIDENCE = 0.95
 QUICKER = 0.8  # of the time of another, to be worth a word on a machine that is not always as fast

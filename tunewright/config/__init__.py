@@ -8,12 +8,16 @@ from tunewright.config.data import Checks, Data, Dedupe, Expectation, Layout, Re
 from tunewright.config.environment import (
     NO_TELEMETRY,
     READ_ONLY_DATABASE,
+    called_in,
     device_locks,
+    from_folder,
+    from_here,
     home,
     judge_key,
     make_home,
     mlflow_artifacts,
     mlflow_database,
+    or_meant,
     prefect_database,
     prepare_environment,
     quiet_libraries,
@@ -21,12 +25,10 @@ from tunewright.config.environment import (
     refused_database,
     refused_home,
     require_no_other_home,
+    working_in,
 )
-from tunewright.config.evaluation import Evaluation, Judge, LmEval, PromptContender
+from tunewright.config.evaluation import CANNOT_DECIDE, METRICS, Evaluation, Judge, LmEval, Metric, PromptContender
 from tunewright.config.gate import Gate, Guardrail, Registry
-from tunewright.config.metrics import CANNOT_DECIDE, METRICS, Metric
-from tunewright.config.operation import Operation
-from tunewright.config.places import called_in, from_folder, from_here, or_meant, working_in
 from tunewright.config.section import CommaSeparated, LocalPath, Section
-from tunewright.config.settings import STAGES, Settings, Stage
+from tunewright.config.settings import STAGES, Operation, Settings, Stage
 from tunewright.config.training import Compute, Method, Model, Training

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from tunewright.config.metrics import Metric, OwnMetric, deciding, require_in_range
+from tunewright.config.evaluation import Metric, OwnMetric, deciding, require_in_range
 from tunewright.config.outside import require_no_secret
 from tunewright.config.section import Section
 

@@ -34,7 +34,7 @@ FLOAT = 4
 NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # bytes a weight
 ADAMW = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256, "paged_adamw_8bit": 2 + 2 * 4 / 256}  # bytes a parameter
 EMBEDDING_ADAMW = 8.0  # of an embedding, whatever the others take: transformers leaves its moments in float32
-PIECE = 256  # tunewright/modeling/batches/loss.py
+PIECE = 256  # tunewright/modeling/batches/__init__.py
 SCORES = 2**23  # tunewright/modeling/batches/attention.py
 # A trainer process without its model: on a CPU what torch, transformers, TRL, PEFT and bitsandbytes have resident, and
 # on a GPU its context and the kernels that are loaded.

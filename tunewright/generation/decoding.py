@@ -9,11 +9,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tunewright import compat
 from tunewright.generation import plain
-from tunewright.generation.attention import ATTENTION
 from tunewright.generation.drafts import Draft, Drafts
-from tunewright.generation.prefixes import PrefixGroup, batches, grouped
-from tunewright.generation.rows import Answer, States, agreed
-from tunewright.generation.states import CachedBatch, behind, num_tokens
+from tunewright.generation.rows import Answer, PrefixGroup, States, agreed, batches, grouped
+from tunewright.generation.states import ATTENTION, CachedBatch, behind, num_tokens
 from tunewright.modeling import architecture
 from tunewright.modeling.architecture import Architecture, Decoding
 

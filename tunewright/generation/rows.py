@@ -1,7 +1,8 @@
-"""A question and its answer so far."""
+"""Questions and their answers so far, and which of them are read together: those whose prompts begin alike."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Self
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from tunewright.artifacts import IGNORED
 
 States = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer for one row, [heads, tokens, size]
+WORTH = 512  # tokens that a group of its own has to save: about what its smaller batches cost
+DEEPEST = 3  # groups within groups, each of which holds the states of what it shares
 
 
 @dataclass(eq=False)
@@ -61,3 +64,73 @@ def agreed(draft: Sequence[int], likeliest: Sequence[int]) -> list[int]:
     """The likeliest tokens, one for each of the draft and for what follows it, up to the first that is another."""
     differs = (at for at, (a, b) in enumerate(zip(draft, likeliest, strict=False)) if a != b)
     return list(likeliest[: next(differs, len(draft)) + 1])
+
+
+@dataclass
+class PrefixGroup:
+    """Rows whose prompts begin with the same `length` tokens, and among them those that share more."""
+
+    length: int
+    rows: list[Answer] = field(default_factory=list)  # that are in no inner group
+    inner: list["PrefixGroup"] = field(default_factory=list)
+
+
+def grouped(rows: Sequence[Answer]) -> PrefixGroup:
+    """All rows by what their prompts begin with."""
+    ordered = sorted(rows, key=lambda row: row.prompt)
+    return _group(ordered, _shared(ordered), DEEPEST)
+
+
+def _group(rows: Sequence[Answer], length: int, depth: int) -> PrefixGroup:
+    """A group of rows in the order of their prompts."""
+    group = PrefixGroup(length)
+    waiting = [(rows, length)] if depth else []
+    group.rows = [] if depth else list(rows)
+    while waiting:
+        some, shared = waiting.pop()
+        ends = [row for row in some if len(row.prompt) <= shared + 1]  # its last token predicts, so it is not shared
+        group.rows += ends
+        longer_ones = (row for row in some if len(row.prompt) > shared + 1)
+        for _, going_on in groupby(longer_ones, lambda row, at=shared: row.prompt[at]):
+            run = list(going_on)
+            longer = _shared(run)
+            if (len(run) - 1) * (longer - length) >= WORTH:
+                group.inner.append(_group(run, longer, depth - 1))
+            elif (len(run) - 1) * (max(len(row.prompt) for row in run) - length) >= WORTH:
+                waiting.append((run, longer))
+            else:
+                group.rows += run
+    return group
+
+
+def batches(
+    rows: Sequence[Answer], most: int, *, prefix: int, overhead: int, most_tokens: int | None
+) -> list[list[Answer]]:
+    """The rows by length in batches of at most `most`, for which the fewest tokens are computed, padding counted.
+
+    A batch costs `overhead` tokens. The first `prefix` tokens of a row are not read, and a batch of more than one row
+    holds no more than `most_tokens`.
+    """
+    ordered = sorted(rows, key=lambda row: -row.num_read)
+    lengths = [row.num_read - prefix for row in ordered]
+    fewest = [(0, 0)]  # for so many of the longest rows: the tokens, and where their last batch begins
+    for end in range(1, len(rows) + 1):
+        begins = [end - 1]
+        for begin in range(end - 2, max(-1, end - most - 1), -1):
+            if most_tokens and lengths[begin] * (end - begin) > most_tokens:
+                break
+            begins.append(begin)
+        fewest.append(min((fewest[at][0] + overhead + lengths[at] * (end - at), at) for at in begins))
+    cut, end = list[list[Answer]](), len(rows)
+    while end:
+        begin = fewest[end][1]
+        cut.append(ordered[begin:end])
+        end = begin
+    return cut[::-1]
+
+
+def _shared(ordered: Sequence[Answer]) -> int:
+    """The tokens that all prompts begin with; the last token of a prompt predicts, so it is not shared."""
+    first, last = ordered[0].prompt, ordered[-1].prompt
+    shortest = min(len(row.prompt) for row in ordered) - 1
+    return next((at for at in range(shortest) if first[at] != last[at]), shortest)

@@ -4,15 +4,75 @@ A metric has one score a row, of which the paired decision is made; its score ov
 perplexity (over all tokens) and length_ratio (over all characters). macro_f1 has none a row.
 """
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tunewright.artifacts import GENERAL_SCHEMA, General
 from tunewright.metrics.intervals import Floats
 from tunewright.metrics.numbers import numeric
-from tunewright.metrics.structured import json_field_f1, json_valid
-from tunewright.metrics.texts import bleu, chrf, exact_match, length_ratio, normalized_match, rouge_l, token_f1
+from tunewright.metrics.texts import (
+    bleu,
+    chrf,
+    exact_match,
+    json_field_f1,
+    json_valid,
+    length_ratio,
+    normalized_match,
+    rouge_l,
+    token_f1,
+)
+
+CONSTANT = "constant"  # the contender: always the training answer that scores best so
+EXACT = {"exact_match", "accuracy"}  # by which that is the most frequent answer
+
+
+def general_item(row_id: str, metric: str, part: str, prompt: str, answer: str, score: float) -> dict[str, Any]:
+    """A row of GENERAL_SCHEMA."""
+    return dict(zip(GENERAL_SCHEMA.names, (row_id, metric, part, prompt, answer, score), strict=True))
+
+
+def keep_general(folder: Path, contender: str, items: list[dict[str, Any]]) -> General:
+    """Writes general.parquet and general.json, the mean score of each metric and of each part."""
+    pq.write_table(pa.Table.from_pylist(items, GENERAL_SCHEMA), folder / "general.parquet")
+    general_scores = _means(items, "metric") | _means(items, "part")
+    (folder / "general.json").write_text(json.dumps(general_scores, indent=1) + "\n", encoding="utf-8")
+    return General(contender=contender, scores=general_scores)
+
+
+def general_tables(general: Sequence[General]) -> dict[str, pa.Table]:
+    """All items of each contender, in the order of the records."""
+    names = dict.fromkeys(each.contender for each in general)
+    found = [(each.contender, pq.read_table(each.path("general.parquet"))) for each in general]
+    return {name: pa.concat_tables(table for whose, table in found if whose == name) for name in names}
+
+
+def general_scores(general: Sequence[General]) -> dict[str, dict[str, float]]:
+    """The mean scores of each contender, of all records."""
+    names = dict.fromkeys(each.contender for each in general)
+    return {
+        name: {what: score for each in general if each.contender == name for what, score in each.scores.items()}
+        for name in names
+    }
+
+
+def _means(items: list[dict[str, Any]], by: str) -> dict[str, float]:
+    return {
+        value: fmean(row["score"] for row in items if row[by] == value) for value in dict.fromkeys(r[by] for r in items)
+    }
+
+
+def baseline(metric: str) -> str:
+    """Name the baseline in words, as measured by `metric`."""
+    return "majority-class baseline" if metric in EXACT else "best constant baseline"
+
 
 RowScore = Callable[[str, str], float]  # of answer and reference
 Score = TypeVar("Score", float, Floats)  # one, or those of rows [rows]

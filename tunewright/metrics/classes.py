@@ -15,8 +15,7 @@ from datasets import Features, Value
 from tunewright.metrics.catalogue import RowScore
 from tunewright.metrics.labels import Labels
 from tunewright.metrics.schemas import schema_valid
-from tunewright.metrics.structured import json_valid
-from tunewright.metrics.texts import plain
+from tunewright.metrics.texts import json_valid, plain
 
 
 class InMemory(evaluate.Metric):

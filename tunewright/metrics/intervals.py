@@ -8,18 +8,22 @@ sees fewer of the better ones.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+
+from tunewright.errors import ConfigError
 
 POWER = 0.8
 RESAMPLES = 2_000  # of a bootstrap
 DRAWN_AT_ONCE = 1_000_000  # clusters
 
 Floats = NDArray[np.float64]
+RAISE_LIMIT = "raise evaluation.max_new_tokens first: other findings may follow from it"  # where many are cut off
 
 
 @dataclass(frozen=True)
@@ -155,3 +159,40 @@ def rows_needed(effect: float, row_variance: float, confidence: float) -> int:
     """
     z = NormalDist().inv_cdf(confidence) + NormalDist().inv_cdf(POWER)
     return math.ceil(z**2 * row_variance / effect**2)
+
+
+def measured(answers: pa.Table) -> list[str]:
+    """The metrics that the answers have a score a row of."""
+    named = [field.name for field in answers.schema if pa.types.is_float64(field.type) and field.name != "nll"]
+    return sorted({*named, "perplexity", "stopped"})
+
+
+def require_measured(answers: pa.Table, metrics: Iterable[str], scored: Iterable[str]) -> None:
+    """Raises ConfigError where the answers have no score a row of a metric; `scored` are those that they have one of.
+
+    The last defence: metrics/shape.py says it before anything is trained.
+    """
+    there = measured(answers)
+    for metric in metrics:
+        if metric not in there:
+            known = ", ".join(sorted({*there, *scored}))
+            raise ConfigError(f"gate: {metric or 'auto'} was not measured on these rows, only {known}")
+
+
+def scores(answers: pa.Table, metric: str) -> Floats:
+    """The score of each row [rows], in the rows' order."""
+    if metric == "perplexity":
+        return _numbers(answers, "nll") / _numbers(answers, "num_reference_tokens")
+    return _numbers(answers, metric)
+
+
+def cut_off(answers: pa.Table) -> np.ndarray:
+    """Whether each row's answer [rows] was cut off while its reference goes on: only beginnings are compared there."""
+    stopped, lengths, wanted = (
+        answers.column(name).to_numpy() for name in ("stopped", "num_tokens", "num_reference_tokens")
+    )
+    return ~stopped & (lengths < wanted)
+
+
+def _numbers(answers: pa.Table, column: str) -> Floats:
+    return answers.column(column).to_numpy().astype(float)

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Tokens
-from tunewright.metrics.structured import canonical, parsed
-from tunewright.metrics.texts import normalized, plain
+from tunewright.metrics.texts import canonical, normalized, parsed, plain
 
 MAX_LABELS = 1_000
 ROWS_OF_A_LABEL = 5  # on average, or the answers are no closed set

@@ -19,8 +19,7 @@ from functools import cache
 from typing import Any
 
 from tunewright.accepted import meant
-from tunewright.errors import ConfigError
-from tunewright.importing import imported, one_line
+from tunewright.errors import ConfigError, imported, one_line
 from tunewright.metrics.catalogue import Description
 from tunewright.store.code_hashes import team_code
 

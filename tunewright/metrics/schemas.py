@@ -12,7 +12,7 @@ from typing import Any
 from tunewright.config import or_meant
 from tunewright.errors import ConfigError
 from tunewright.machine import bounded
-from tunewright.metrics.structured import parsed, refuse
+from tunewright.metrics.texts import parsed, refuse
 
 REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 MOST_BYTES = 16_000_000  # of a file with a schema

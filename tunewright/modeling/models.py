@@ -14,7 +14,7 @@ from tunewright.artifacts import Base
 from tunewright.config import or_meant
 from tunewright.config.outside import without_secrets
 from tunewright.errors import ConfigError
-from tunewright.modeling import architecture, chat_templates, headers, tokenizer_file
+from tunewright.modeling import architecture, chat_templates, headers
 from tunewright.modeling.compute import cpu_has_bfloat16
 from tunewright.serving import load_weights, loaded_files, package_file, weights_digest
 from tunewright.store.caching import digest_of
@@ -35,7 +35,7 @@ def load_tokenizer(base: Base) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if said := tokenizer_file.refused(base.weights / "tokenizer.json"):
+    if said := headers.refused_tokenizer(base.weights / "tokenizer.json"):
         raise ConfigError(f"model.base={base.reference}: its tokenizer cannot be loaded: {said}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.weights, local_files_only=True, trust_remote_code=False)

@@ -5,10 +5,22 @@ from typing import TYPE_CHECKING
 from tunewright.artifacts import Registered
 from tunewright.config import Registry
 from tunewright.errors import AnotherChampion
-from tunewright.registry import history
 from tunewright.registry.candidate import Candidate
-from tunewright.registry.history import PIPELINE, Event, What
-from tunewright.registry.standing import FINAL, clear, head, said, set_standing, standing, verdict_of
+from tunewright.registry.standing import (
+    FINAL,
+    PIPELINE,
+    Event,
+    What,
+    append_event,
+    clear,
+    events_of,
+    head,
+    now,
+    said,
+    set_standing,
+    standing,
+    verdict_of,
+)
 from tunewright.registry.versions import holder
 
 if TYPE_CHECKING:
@@ -44,7 +56,7 @@ def conclude(client: "MlflowClient", candidate: Candidate, number: str) -> list[
         if state in ("waiting", "superseded"):
             clear(client, version)
         head(client, registry, number)
-        moves = [event.after for event in history.read(client, registry) if event.is_move]
+        moves = [event.after for event in events_of(client, registry) if event.is_move]
         if held != number or moves[-1:] != [number]:  # an attempt that died may have moved the alias, and no more
             before = candidate.challenged if held == number else held
             move(client, registry, version, "promoted", before, PIPELINE, candidate.run.verdict.sentence)
@@ -86,7 +98,7 @@ def enter(
 ) -> Event:
     """Enters a decision on a version into the history; `before` and `after` are who carries the alias."""
     event = Event(
-        when=history.now(),
+        when=now(),
         alias=registry.alias,
         what=what,
         version=str(version.version),
@@ -97,7 +109,7 @@ def enter(
         verdict=version.tags.get("verdict", ""),
         gain=version.tags.get("gain", ""),
     )
-    return history.append(client, registry.name, event)
+    return append_event(client, registry.name, event)
 
 
 def waiting(client: "MlflowClient", registry: Registry) -> list["ModelVersion"]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from tunewright.artifacts import Answers, Artifact, Judged, RunArtifacts, VerdictPage
 from tunewright.config import Settings, Split
 from tunewright.registry.standing import ASKS
-from tunewright.reports.figures import counted
+from tunewright.reports.pages import counted
 
 CURVES = {
     "loss": "train/loss",

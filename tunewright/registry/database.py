@@ -2,10 +2,16 @@
 
 MLflow makes its tables in the place where others look for them, in some fifty steps: two processes that begin at once
 fail on each other's tables, and a kill or a full disk in between leaves a database that no later run can use.
+
+It says where files lie by absolute paths. In a home that was moved, copied or restored to another path they are
+rewritten before MLflow is asked anything, so that a run reads and writes the files of this home, neither those of the
+home that it was copied from, nor a folder that would be made again where the home was.
 """
 
+import contextlib
 import logging
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 from tunewright import compat, config
@@ -18,6 +24,13 @@ log = logging.getLogger("tunewright")
 ITS_DATABASE = "mlflow.store.db.utils"
 FULL = "disk is full"  # in sqlite's words
 ADVICE = "restore it from a backup, or move it away: the next run creates a new one, without the registered models"
+UPDATES = (  # of all places of files in MLflow's database
+    "UPDATE experiments SET artifact_location = moved(artifact_location)",
+    "UPDATE runs SET artifact_uri = moved(artifact_uri)",
+    "UPDATE logged_models SET artifact_location = moved(artifact_location)",
+    "UPDATE model_versions SET storage_location = moved(storage_location), source = moved(source)",
+)
+WAIT_SECONDS = 30  # for another process that writes to the database
 
 
 def ensure(file: Path) -> None:
@@ -79,3 +92,51 @@ def _make(file: Path) -> None:
     disk.sync(unfinished)
     unfinished.rename(file)
     disk.sync(file.parent)
+
+
+def relocate(view: str) -> None:
+    """Makes the database of this home say that its files lie in this home, wherever they lay before.
+
+    The experiments with the tag `view` are the pipeline's own: their location is where the home was. Those of a server
+    (mlflow-artifacts:/) depend on no path and stay, as does a location that leads to this home by another name.
+    """
+    if not config.mlflow_database().is_file():
+        return
+    with contextlib.closing(sqlite3.connect(config.mlflow_database(), timeout=WAIT_SECONDS)) as database:
+        for before in _elsewhere(database, view):
+            with database:
+                database.execute("BEGIN IMMEDIATE")  # of two processes the second finds nothing left to do
+                database.create_function("moved", 1, partial(_moved, before, str(config.mlflow_artifacts())))
+                for update in UPDATES:
+                    database.execute(update)
+            log.info("the home was moved or copied: MLflow's paths now point to %s", config.mlflow_artifacts())
+
+
+def _elsewhere(database: sqlite3.Connection, view: str) -> list[str]:
+    """The locations of the pipeline's experiments that are folders of another home."""
+    here = config.mlflow_artifacts()
+    try:
+        found = database.execute(
+            "SELECT DISTINCT artifact_location FROM experiments JOIN experiment_tags USING (experiment_id) "
+            "WHERE key = ?",
+            (view,),
+        ).fetchall()
+    except sqlite3.DatabaseError:  # one that MLflow has yet to make, or that is none, which is found by who opens it
+        return []
+    places = [Path(place) for (place,) in found if Path(place).is_absolute()]
+    # The folder can be a home's mlartifacts itself; a server adds the experiment's id to it.
+    roots = {root for place in places for root in (place, place.parent) if root.name == here.name}
+    return [str(root) for root in sorted(roots) if root != here and not _is_same(root, here)]
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there
+        return False
+
+
+def _moved(before: str, after: str, place: str | None) -> str | None:
+    if place is None or not f"{place}/".startswith(f"{before}/"):
+        return place
+    return f"{after}{place.removeprefix(before)}"

@@ -2,21 +2,26 @@
 
 MLflow itself lets any page of localhost in, whatever its port, and whoever reaches the port. Its assistant starts the
 command line agents of this machine for them, and cannot be turned off: its API is not served, and its panel not shown.
+
+Its database says where files lie on the machine of the home. Whoever asks the server may be on another machine, or may
+not be let into the home: what it answers names the same files as mlflow-artifacts:/, which MLflow's clients fetch from,
+and send to, the server.
 """
 
 import base64
 import binascii
+import json
+import re
 import secrets
 from pathlib import Path
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunewright import config
 from tunewright.machine import addresses
-from tunewright.registry.served_paths import ServedPaths
 
 OPEN = {"/health", "/version"}  # they tell nothing of this home
 ASSISTANT = "/mlflow/assistant"
@@ -40,6 +45,7 @@ POLICY = "; ".join(
         "frame-ancestors 'self'",
     )
 )
+KEYS = ("artifact_uri", "artifact_location", "root_uri", "storage_location", "artifactUri", "artifactLocation")
 
 
 class Guard:
@@ -93,3 +99,40 @@ def create_app() -> ASGIApp:
     app.add_middleware(Guard, password=password, page=page.read_text(encoding="utf-8"))
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=addresses.HOSTS, www_redirect=False)
     return app
+
+
+class ServedPaths:
+    """Puts mlflow-artifacts:/ in the place of `folder`, the server's artifacts destination, in all answers in JSON."""
+
+    def __init__(self, app: ASGIApp, folder: Path) -> None:
+        self.app = app
+        spelled = {json.dumps(str(folder), ensure_ascii=escaped)[1:-1] for escaped in (True, False)}
+        places = "|".join(map(re.escape, sorted(spelled)))
+        self.local = re.compile(rf'("(?:{"|".join(KEYS)})"\s*:\s*")(?:file://)?(?:{places})(?:/+|(?="))'.encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, and its answer back."""
+        held: list[Message] = []
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and _is_json(message):
+                held.append(message)
+            elif not held:
+                await send(message)
+            else:
+                held.append(message)
+                if not message.get("more_body"):
+                    await self._send(held, send)
+
+        await self.app(scope, receive, answer if scope["type"] == "http" else send)
+
+    async def _send(self, held: list[Message], send: Send) -> None:
+        start, *parts = held
+        body = self.local.sub(rb"\1mlflow-artifacts:/", b"".join(part.get("body", b"") for part in parts))
+        MutableHeaders(scope=start)["content-length"] = str(len(body))
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
+
+
+def _is_json(start: Message) -> bool:
+    return Headers(raw=start["headers"]).get("content-type", "").startswith("application/json")

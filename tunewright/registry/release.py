@@ -14,11 +14,10 @@ from tunewright.accepted import did_you_mean, shown
 from tunewright.artifacts import Registered
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
-from tunewright.registry import alias, history, rehearsal
+from tunewright.registry import alias, rehearsal
 from tunewright.registry.alias import as_it_stands, enter, held_by, move, waiting
 from tunewright.registry.candidate import PAGE
-from tunewright.registry.history import Event, What, carriers
-from tunewright.registry.standing import TAG, said, set_standing, standing, verdict_of
+from tunewright.registry.standing import TAG, Event, What, carriers, events_of, said, set_standing, standing, verdict_of
 from tunewright.registry.tracking import connected, patient, starts_with, tracking_uri, ui
 from tunewright.registry.versions import holder
 
@@ -75,7 +74,7 @@ def look_up(registry: Registry) -> History:
             alias=registry.alias,
             holder=held_by(client, registry),
             waiting=[_waiting(client, registry, version) for version in waiting(client, registry)],
-            events=history.read(client, registry)[::-1],
+            events=events_of(client, registry)[::-1],
         )
 
 
@@ -136,7 +135,7 @@ def rollback(registry: Registry, number: str | None = None, *, by: str, why: str
     by, why = _who_and_why(by, why)
     with _opened(registry) as client:
         there, held = _numbers(client, registry), held_by(client, registry)
-        events = history.read(client, registry)
+        events = events_of(client, registry)
         known = dict.fromkeys(reversed(carriers(events, held)))
         before = [each for each in known if each != held and each in there]
         if not before:

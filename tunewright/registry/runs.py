@@ -1,14 +1,23 @@
-"""The MLflow run: parameters, curves, scores, the data by our own digest, and the files to read."""
+"""The MLflow run: parameters, curves, scores, the data by our own digest, and the files to read.
+
+A comparison is a run with one below it for each training; the same comparison again is completed.
+"""
 
 import json
 import time
 from typing import TYPE_CHECKING
 
+from prefect import task
 from prefect.runtime import flow_run
 
+from tunewright.comparison import Trial, VariantComparison
+from tunewright.config import Settings
+from tunewright.errors import RETRIES, RETRY_SECONDS, is_retried
 from tunewright.machine import addresses
 from tunewright.registry.candidate import CURVES, Candidate, Point, card, comparisons, curves, opinions, parameters
+from tunewright.registry.tracking import IN_VIEW, connected, experiment, tracking_uri, ui
 from tunewright.reports.curves import no_warnings
+from tunewright.store.cache_key import hash_of
 from tunewright.store.caching import digest_of
 
 if TYPE_CHECKING:
@@ -16,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 CONTEXT = "mlflow.data.context"
+PARENT = "mlflow.parentRunId"
 
 
 def get_or_create(
@@ -106,3 +116,62 @@ def _log_files(client: "MlflowClient", candidate: Candidate, run_id: str) -> Non
         client.log_artifact(run_id, str(answers.path("answers.parquet")), f"answers/{answers.contender}")
     for artifact in (*candidate.reports, candidate.page):
         client.log_artifact(run_id, str(artifact.path("report.html")), f"reports/{artifact.stage}")
+
+
+@task(
+    name="log_comparison",
+    task_run_name="log_comparison {settings.registry.name}",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=is_retried,
+)
+def log_comparison(settings: Settings, variants: dict[str, Settings], found: VariantComparison) -> str:
+    """Logs the trainings with their curves, and what came of all; returns where that stands in MLflow's UI.
+
+    Of the parameters, a training has those in which the variants differ. Raises TrackingError where MLflow does not
+    answer.
+    """
+    measure, most = found.ranked[0].trials[0].measure, settings.registry.curve_points
+    given = {name: parameters(variant) for name, variant in variants.items()}
+    varied = {key for one in given.values() for key in one if len({other.get(key) for other in given.values()}) > 1}
+    columns = (
+        *("attributes.`Created`", "tags.`state`", f"metrics.`validation/best_{measure}`"),
+        *(f"params.`{key}`" for key in sorted({*varied, "training.seed"})),
+    )
+    from mlflow.entities import Param, RunTag
+
+    with connected(settings.registry) as client:
+        name = f"{settings.registry.name}.compare"
+        experiment_id = experiment(client, settings.registry, name, columns)
+        parent = get_or_create(client, experiment_id, found.key, f"compare {len(found.ranked)} variants", {})
+        for trial in (trial for ranked in found.ranked for trial in ranked.trials):
+            name = f"{trial.variant} seed {trial.seed}"
+            tags = {PARENT: parent.info.run_id}
+            run = get_or_create(client, experiment_id, hash_of([found.key, name]), name, tags)
+            params = {key: value for key, value in given[trial.variant].items() if key in varied}
+            params |= {"training.seed": str(trial.seed)}
+            client.log_batch(
+                run.info.run_id,
+                params=[Param(key, value) for key, value in params.items() if key not in run.data.params],
+                tags=[RunTag("state", trial.state), RunTag("mlflow.note.content", trial.said)],
+            )
+            log_points(client, run, _points(trial, most))
+            client.set_terminated(run.info.run_id, "FAILED" if trial.state == "failed" else "FINISHED")
+        client.set_tag(parent.info.run_id, "mlflow.note.content", found.sentence)
+        client.log_artifact(parent.info.run_id, str(found.folder / "report.html"))
+        client.log_artifact(parent.info.run_id, str(found.folder / "comparison.json"))
+        client.set_terminated(parent.info.run_id, "FINISHED")
+    return f"{ui(tracking_uri(settings.registry), experiment_id)}/runs?{IN_VIEW}"
+
+
+def _points(trial: Trial, most: int) -> list[Point]:
+    """All curves of a training that finished, and of the others what was seen of the validation rows."""
+    if trial.folder is None or trial.value is None:
+        return [Point(CURVES[f"eval_{trial.measure}"], look.value, look.step) for look in trial.looks]
+    figures = {
+        f"validation/best_{trial.measure}": trial.value,
+        "train/seconds": trial.seconds,
+        "train/learning_parameters": trial.learning,
+    }
+    last = [Point(name, float(value), 0) for name, value in figures.items() if value is not None]
+    return curves(trial.folder / "metrics.jsonl", most) + last

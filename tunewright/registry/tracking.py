@@ -18,7 +18,7 @@ from tunewright.artifacts import Registered
 from tunewright.config import Registry, outside
 from tunewright.errors import NO_SPACE, ConfigError, TrackingError, TunewrightError
 from tunewright.machine import addresses
-from tunewright.registry import database, relocation
+from tunewright.registry import database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,7 +82,7 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
     if uri.startswith(SQLITE):
         database.ensure(Path(uri.removeprefix(SQLITE)))
     if not registry.tracking_uri:
-        relocation.relocate(VIEW_TAG)
+        database.relocate(VIEW_TAG)
     try:
         mlflow.set_tracking_uri(uri)  # loading models:/name/version goes by it
         mlflow.set_registry_uri(uri)

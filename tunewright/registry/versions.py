@@ -1,20 +1,37 @@
-"""The registered model: one version a candidate, and which of them carries the alias."""
+"""The registered model: one version a candidate, and which of them carries the alias, which a candidate has to beat."""
 
 import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow.parquet as pq
+
 from tunewright import config
-from tunewright.artifacts import Registered
-from tunewright.config import Registry
+from tunewright.artifacts import Base, Contender, Registered, Splits
+from tunewright.config import Registry, Split, home
+from tunewright.errors import ConfigError, TunewrightError
+from tunewright.modeling import models
 from tunewright.registry import files
-from tunewright.registry.candidate import Candidate, card
+from tunewright.registry.candidate import Candidate, card, drawn
 from tunewright.registry.standing import SENTENCE
-from tunewright.registry.tracking import connected
+from tunewright.registry.tracking import connected, patient
+from tunewright.serving import find_base
+from tunewright.store import data_history
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
+
+LoadBase = Callable[[str, str | None, str], Base]  # the stage base of a reference, its revision and its identity
+ADVICE = (
+    "this favours the champion: for a fair comparison, add test rows that are new to both, in a source with side: test"
+)
 
 
 def get_or_create(client: "MlflowClient", candidate: Candidate, model: "LoggedModel", run: "Run") -> "ModelVersion":
@@ -83,3 +100,92 @@ def holder(client: "MlflowClient", registry: Registry) -> "ModelVersion | None":
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
+
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+
+@patient
+def champion(registry: Registry, candidate_digest: str, base: Base, load_base: LoadBase) -> Contender | None:
+    """Return the contender to beat: the version under the alias, with its weights downloaded; None if there is none.
+
+    If that version was made of this candidate, return the version that the candidate was compared with then, so that a
+    run of unchanged settings decides the same. `base` is this run's, used if the champion has the same base, and in a
+    plan if its base is still to be made, so that none is; `load_base` makes another one.
+    """
+    if registry.tracking_uri is None and not config.mlflow_database().exists():
+        return None
+    with connected(registry) as client:
+        version = holder(client, registry)
+        if version and version.tags.get("model_digest") == candidate_digest:
+            before = version.tags.get("challenged")
+            version = client.get_model_version(registry.name, before) if before else None
+        return None if version is None else _contender(client, version, base, load_base)
+
+
+@patient
+def trained_on_test(registry: Registry, champion: Contender, splits: Splits, settings: Split) -> str:
+    """Warns where rows that are test rows in `splits` were training rows of the champion; empty where none was.
+
+    `settings` drew the sides. Where its own are not kept any more, it may have been trained on them if those were drawn
+    otherwise.
+    """
+    with connected(registry) as client:
+        tags = client.get_model_version(registry.name, champion.version).tags
+    digest, before = tags.get("data.splits"), tags.get("data.drawn")
+    if digest == splits.digest:
+        return ""
+    which = f"the champion, version {champion.version}"
+    trained = data_history.trained(registry.name, digest) if digest else None
+    if trained is None:
+        if before == drawn(settings):  # in one history rows keep their sides
+            return ""
+        return f"{which}, may have trained on some of these test rows: its own splits are no longer known; {ADVICE}"
+    tested = pq.read_table(splits.path("test.parquet"), columns=["row_id"])["row_id"]
+    number = len(trained & {*tested.to_pylist()})
+    if not number:
+        return ""
+    return f"{number:,} of {splits.num_test:,} test rows are training rows of {which}; {ADVICE}"
+
+
+def _contender(client: "MlflowClient", version: "ModelVersion", base: Base, load_base: LoadBase) -> Contender:
+    try:
+        folder = _verified(client, version) / "artifacts"
+    except TunewrightError as error:
+        raise TunewrightError(f"{error}; or {_withdraw(version)}") from error
+    named = json.loads((folder / "base.json").read_text(encoding="utf-8"))
+    if base.weights_digest and named["digest"] != base.weights_digest:
+        try:  # wherever this machine has it
+            weights = str(find_base(named["reference"], named["revision"], named["digest"]))
+            base = load_base(weights, None, models.identity(weights))
+        except (OSError, ValueError, ConfigError) as error:
+            raise TunewrightError(f"{files.uri_of(version)}: {error}; or {_withdraw(version)}") from error
+    return Contender(
+        name="champion",
+        base=base,
+        model=folder / "model",
+        model_digest=version.tags["model_digest"],
+        version=str(version.version),
+    )
+
+
+def _withdraw(version: "ModelVersion") -> str:
+    return f'take the alias off: tunewright release withdraw {version.name} --reason "..."'
+
+
+def _verified(client: "MlflowClient", version: "ModelVersion") -> Path:
+    """A copy of the version's folder in this home, fetched once and verified each time. Raises TunewrightError."""
+    kept = home() / "champions" / f"{version.name}-{version.version}-{files.expected(version, files.FILES)[:12]}"
+    if kept.is_dir():
+        with suppress(TunewrightError):
+            files.check(version, kept)
+            with suppress(OSError):  # a home that is only read
+                os.utime(kept)  # tunewright clean goes by when it was used last
+            return kept
+        shutil.rmtree(kept)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as unfinished:  # renamed when whole
+        files.fetch(client, version, Path(unfinished, "copy")).rename(kept)
+    return kept

@@ -1,9 +1,55 @@
 """Reports as pages of HTML that load nothing, of one look: frame.html is what they extend."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+EXACT = 1e-9  # less is a rounding of the machine's
+MOST_DIGITS = 4  # of an interval; more would say nothing
+
+
+def number(value: float, digits: int = 2) -> str:
+    """.84, -.05, 1.00, 12.5, 100.5, 4,321"""
+    rounded = f"{round(value, _places(value, digits)) + 0.0:,.{_places(value, digits)}f}"
+    if abs(value) >= 10:
+        return rounded.rstrip("0").rstrip(".") if "." in rounded else rounded
+    return rounded.replace("0.", ".", 1) if abs(float(rounded)) < 1 else rounded
+
+
+def exactly(value: float) -> str:
+    """A number that a person has set, with as many digits as it has: .02, .005"""
+    kept = (digits for digits in range(2, 9) if abs(round(value, _places(value, digits)) - value) < EXACT)
+    return number(value, next(kept, 9))
+
+
+def interval(found: Sequence[float], *, signed: bool, threshold: float = 0.0) -> str:
+    """A mean between its bounds: +.02 [-.04, .08]; rounded, each is still on its side of 0 and of `threshold`."""
+    digits = next((each for each in range(2, MOST_DIGITS) if _keep_sides(found, threshold, each)), MOST_DIGITS)
+    low, mean, high = (number(value, digits) for value in found)
+    return f"{'+' if signed and found[1] >= 0 else ''}{mean} [{low}, {high}]"
+
+
+def _keep_sides(values: Sequence[float], threshold: float, digits: int) -> bool:
+    pairs = [(value - edge, round(value, _places(value, digits)) - edge) for value in values for edge in (0, threshold)]
+    return all((true > EXACT, true < -EXACT) == (said > EXACT, said < -EXACT) for true, said in pairs)
+
+
+def _places(value: float, digits: int) -> int:
+    """How many digits stand behind the point of a number that has `digits` there if it is below 10."""
+    return digits if abs(value) < 10 else digits - 1 if abs(value) < 1_000 else max(digits - 2, 0)
+
+
+def rounded_up(rows: int) -> int:
+    """A number of rows to two digits, since it is no more than an estimate."""
+    unit = 10 ** max(0, len(str(rows)) - 2)
+    return -(-rows // unit) * unit
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 row, 4,321 rows"""
+    return f"{number:,} {noun}{'s'[: number != 1]}"
 
 
 @cache

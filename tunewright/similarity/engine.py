@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tunewright.machine import on_all_cores
 from tunewright.similarity.sets import ENOUGH, Nearest, Pairs, Sets, alike, gather, leaders, nearest_across
-from tunewright.similarity.threads import on_all_cores
 
 T = TypeVar("T")
 

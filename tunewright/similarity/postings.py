@@ -1,8 +1,50 @@
-"""Which rows hold an item in their prefix, compiled by numba: the index of the joins in join.py."""
+"""The index of the joins in join.py, compiled by numba: how rare items are, and which rows hold one in their prefix.
+
+A join finds a pair by one of the rarest items of each row, so it compares the fewer rows, the rarer these are.
+"""
 
 import numpy as np
 
 from tunewright.similarity.hashing import compiled
+from tunewright.similarity.join import ROUNDING, shared_items
+
+
+@compiled
+def count_items(items, counts):
+    """Adds to counts (buckets,) uint16, a power of two, how often items of each bucket occur, up to 65,535 times."""
+    mask = np.uint64(len(counts) - 1)
+    for item in items:
+        counts[item & mask] += np.uint16(counts[item & mask] < 65_535)
+
+
+@compiled
+def rarities(counts):
+    """(buckets,) uint8: twice the binary logarithm of each count; 0 where items of the bucket occur once."""
+    classes = np.zeros(len(counts), np.uint8)
+    for bucket in range(len(counts)):
+        if counts[bucket] > 1:
+            classes[bucket] = np.int64(2 * np.log2(counts[bucket]))
+    return classes
+
+
+@compiled
+def order_items(indptr, items, classes):
+    """Leaves out items that occur once and puts the others of each row in a common order, the rarest first.
+
+    An item's upper 6 bits become the rarity of its bucket (rarities), the others stay of its hash.
+    """
+    mask = np.uint64(len(classes) - 1)
+    rows, ordered, found = np.zeros(len(indptr), np.int64), np.empty(len(items), np.uint64), 0
+    for row in range(len(indptr) - 1):
+        begin = found
+        for position in range(indptr[row], indptr[row + 1]):
+            rarity = np.uint64(classes[items[position] & mask])
+            if rarity > 0:
+                ordered[found] = (rarity << np.uint64(58)) | (items[position] >> np.uint64(6))
+                found += 1
+        ordered[begin:found].sort()
+        rows[row + 1] = found
+    return rows, ordered[:found].copy()
 
 
 @compiled
@@ -59,3 +101,33 @@ def invert(indptr, items, entries, numbers, lengths, part, parts):
         for entry in range(entries[row], entries[row + 1]):
             work[row] += counts[numbers[entry]]
     return postings, rows, positions, work
+
+
+@compiled
+def most_alike(indptr, items, sizes, entries, groups, others, postings, holders, asked, threshold):
+    """(place in `others` or -1, similarity) of the row that is most alike to each of `asked`; of equals the first.
+
+    `groups` number the items of each row's prefix, entries[row]..entries[row + 1]; an item's number leads by `postings`
+    to the places of the others that hold it in theirs.
+    """
+    partner, similarity = np.full(len(asked), -1, np.int64), np.zeros(len(asked))
+    last = np.full(len(others), -1, np.int32)  # the last of `asked` that each was compared with
+    for number in range(len(asked)):
+        row = asked[number]
+        for entry in range(entries[row], entries[row + 1]):
+            for node in range(postings[groups[entry]], postings[groups[entry] + 1]):
+                place = holders[node]
+                if last[place] == number:
+                    continue
+                last[place] = number
+                other = others[place]
+                total = sizes[row] + sizes[other]
+                floor = max(threshold, similarity[number])
+                needed = np.int64(np.ceil(floor / (1 + floor) * total - ROUNDING))
+                shared = shared_items(items, indptr[row], indptr[row + 1], indptr[other], indptr[other + 1], needed)
+                if shared < 0:
+                    continue
+                found = shared / (total - shared)
+                if found > similarity[number] or (found == similarity[number] and place < partner[number]):
+                    partner[number], similarity[number] = place, found
+    return partner, similarity

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from tunewright.machine import on_all_cores
 from tunewright.similarity.prompts import Shingles
-from tunewright.similarity.threads import on_all_cores
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Sets:
 
 def gather(shingled: Sequence[Shingles]) -> Sets:
     """The sets of the rows of all parts."""
-    from tunewright.similarity.rarity import count_items, rarities
+    from tunewright.similarity.postings import count_items, rarities
 
     counts = np.zeros(buckets_of(sum(len(part.items) for part in shingled)), np.uint16)
     for part in shingled:
@@ -46,7 +46,7 @@ def gather(shingled: Sequence[Shingles]) -> Sets:
 
 def ordered(part: Shingles, classes: np.ndarray) -> Sets:
     """The sets of a part, in the order that the rarities of all items give."""
-    from tunewright.similarity.rarity import order_items
+    from tunewright.similarity.postings import order_items
 
     indptr, items = order_items(part.indptr, part.items, classes)
     return Sets(indptr, items, np.diff(part.indptr))

@@ -115,7 +115,7 @@ def buckets_by_part(found: Shingles, buckets: int, parts: int) -> list[np.ndarra
 
 def rarities_of_part(width: int, *of_items: np.ndarray) -> np.ndarray:
     """(width,) uint8: how rare the items of each bucket of one range are, from the buckets of all items in it."""
-    from tunewright.similarity.rarity import count_items, rarities
+    from tunewright.similarity.postings import count_items, rarities
 
     counts = np.zeros(width, np.uint16)
     for items in of_items:

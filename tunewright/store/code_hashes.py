@@ -23,6 +23,7 @@ PLUMBING = (
     "tunewright.reports.curves",
     "tunewright.cost_model",
 )
+DATA = (".html", ".jsonl")  # endings of files that count with the module that they lie beside
 ON_IMPORT = "on import"  # stands for the statements of a module that define nothing
 
 
@@ -147,7 +148,7 @@ def fingerprints(module: str) -> dict[str, str]:
     written, known = _known.get(_file(module), ({}, {}))
     if not written or any(not file.exists() or file.stat().st_mtime_ns != at for file, at in written.items()):
         names, known = _fingerprints(module)
-        files = [file for name in names for file in (_file(name), _template(name)) if file]
+        files = [file for name in names for file in (_file(name), *_beside(name)) if file]
         _known[_file(module)] = {file: file.stat().st_mtime_ns for file in files}, known
     return dict(known)
 
@@ -200,15 +201,18 @@ def _fingerprints(module: str) -> tuple[list[str], dict[str, str]]:
         hashes[f"{name}:{definition}"] = part.digest
         waiting += [(name, inner) for inner in part.here]
         waiting += part.there
-    templates = {name: template for name in sorted(modules) if (template := _template(name))}
     return list(modules), dict(sorted(hashes.items())) | {
-        f"{name}:{template.name}": hashlib.sha256(template.read_bytes()).hexdigest()[:16]
-        for name, template in templates.items()
+        f"{name}:{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        for name in sorted(modules)
+        for file in _beside(name)
     }
 
 
-def _template(name: str) -> Path | None:
-    """The HTML template or the data that lie beside a module under its name count with it."""
+def _beside(name: str) -> list[Path]:
+    """The HTML templates and data that count with a module: those of its name; of a package those of no module's."""
     file = _file(name)
-    beside = [file.with_suffix(ending) for ending in (".html", ".jsonl")] if file else []
-    return next((template for template in beside if template.is_file()), None)
+    if file is None or file.stem != "__init__":
+        named = [file.with_suffix(ending) for ending in DATA] if file else []
+        return [each for each in named if each.is_file()]
+    found = (each for each in sorted(file.parent.iterdir()) if each.suffix in DATA)
+    return [each for each in found if not each.with_suffix(".py").exists()]

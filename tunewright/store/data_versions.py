@@ -10,7 +10,7 @@ stay could not get; in a history of its own it gives what it says, and going bac
 All other settings go on in the same history: rows keep their sides under another threshold or share, and what that
 changes is what becomes of new rows.
 
-What later data must know of a version lies with its line (assignments.py), so that all artifacts can be deleted.
+What later data must know of a version lies with its line (data_history.py), so that all artifacts can be deleted.
 
 The newest version of a history is replaced when its data are accepted under other settings, as by a trial with
 split.sticky=false; an older one is not, since later ones stand on it. What was replaced stays in the line, and how many
@@ -32,7 +32,7 @@ from tunewright.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits
 from tunewright.artifacts.placement import GONE, furthest
 from tunewright.config import Split
 from tunewright.errors import ConfigError, TunewrightError
-from tunewright.store import assignments
+from tunewright.store import data_history
 from tunewright.store.caching import kept, lock
 from tunewright.store.data_history import Replaced, StageOutput, Version, file_of, history, read, write
 from tunewright.store.lineage import NO_SIDE
@@ -101,8 +101,8 @@ def accept(
             return known
         changes = (known.added, known.removed) if known else _changes(before, rows, past)
         entry = _entry(before, rows, checked, unique, splits, changes)
-        folder, there = assignments.folder_of(before.name, entry), known.assignments if known else ""
-        assigned = assignments.keep(folder, rows, checked, splits, there, NO_SIDE)
+        folder, there = data_history.folder_of(before.name, entry), known.assignments if known else ""
+        assigned = data_history.keep(folder, rows, checked, splits, there, NO_SIDE)
         apart = {"accepted", "run", "replaced", "assignments"}
         if known and known.model_dump(exclude=apart) == entry.model_dump(exclude=apart):
             entry = known
@@ -117,7 +117,7 @@ def accept(
                 newest[line.seed, line.by] = [*newest.get((line.seed, line.by), []), line][-keep:]
             remembered = [version for past in newest.values() for version in past]
             replaced = [once.splits for version in remembered for once in version.replaced]
-            assignments.forget(before.name, [*(version.splits.digest for version in remembered), *replaced])
+            data_history.forget(before.name, [*(version.splits.digest for version in remembered), *replaced])
     if known and entry.replaced != known.replaced:
         _say(before.name, entry)
     return entry
@@ -135,7 +135,7 @@ def _kept(name: str, earlier: Version, newest: Version, settings: Split) -> tupl
                 log.info("rows keep the splits of version %d; those of %d are not kept", newest.number, earlier.number)
             return found
     fault = (
-        f"{assignments.folder_of(name, newest)}, which has the split of each row of version {newest.number} of the "
+        f"{data_history.folder_of(name, newest)}, which has the split of each row of version {newest.number} of the "
         f"data of {name}, is missing or was altered"
     )
     if settings.sticky:
@@ -149,8 +149,8 @@ def _kept(name: str, earlier: Version, newest: Version, settings: Split) -> tupl
 
 def _recalled(name: str, version: Version) -> tuple[Artifact, Artifact] | None:
     """Return the stored copy of a version's check and split results, or their artifacts if intact; else None."""
-    folder = assignments.folder_of(name, version)
-    if assignments.kept(name, version):
+    folder = data_history.folder_of(name, version)
+    if data_history.kept(name, version):
         checked, splits = (
             Artifact(stage=part.stage, key=part.key, digest=part.digest, folder=folder)
             for part in (version.checked, version.splits)
@@ -199,7 +199,7 @@ def _entry(
 def _replaced(name: str, known: Version, splits: Splits) -> Replaced:
     """Count the rows that changed split in a replaced acceptance; quarantined rows have the split they return to."""
     here = splits.path(SIDES_FILE)
-    there = here if known.splits.digest == splits.digest else assignments.kept(name, known)
+    there = here if known.splits.digest == splits.digest else data_history.kept(name, known)
     moved, num_known = None, 0
     if there:
         is_here = pc.field("because") != GONE
@@ -252,11 +252,11 @@ def _changes(before: Before, rows: Rows, past: Sequence[Version]) -> tuple[int |
     earlier = next((version for version in past if version.rows.digest == before.parent), None)
     if earlier is None:
         return rows.num_rows, 0
-    file = assignments.kept(before.name, earlier)
+    file = data_history.kept(before.name, earlier)
     if file is None:
         return None, None
     now = pq.read_table(rows.path("rows.parquet"), columns=["row_id"])
     new = now.group_by("row_id").aggregate([([], "count_all")]).rename_columns(["row_id", "records"])
-    both = new.join(assignments.records(file), "row_id", join_type="full outer", right_suffix="_before")
+    both = new.join(data_history.records(file), "row_id", join_type="full outer", right_suffix="_before")
     now, then = (np.asarray(both[name].fill_null(0)).astype(np.int64) for name in ("records", "records_before"))
     return int((now - then).clip(min=0).sum()), int((then - now).clip(min=0).sum())

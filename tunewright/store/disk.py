@@ -1,7 +1,15 @@
-"""Files that survive a power cut: written to the disk, and replaced in one step."""
+"""Files that survive a power cut: written to the disk, and replaced in one step or added to by a record a line."""
 
+import json
 import os
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from tunewright.errors import ConfigError
+
+R = TypeVar("R", bound=BaseModel)
 
 
 def sync(*paths: Path) -> None:
@@ -20,3 +28,33 @@ def replace(file: Path, text: str) -> None:
     unfinished.write_text(text, encoding="utf-8")
     sync(unfinished)
     unfinished.replace(file)
+
+
+def read(file: Path, kind: type[R], otherwise: str) -> list[R]:
+    """All records of a file, the oldest first; none where there is no file.
+
+    Raises ConfigError where a line is none; `otherwise` says what it is not, and what to do.
+    """
+    try:
+        lines = file.read_bytes().splitlines()  # of text it would part lines at U+2028 and others within a value
+    except FileNotFoundError:
+        return []
+    records: list[R] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(kind.model_validate_json(line))
+        except ValidationError:
+            shown = json.dumps(line[:60].decode(errors="replace"))
+            raise ConfigError(f"{file} line {number}: {shown} {otherwise}") from None
+    return records
+
+
+def append(file: Path, record: BaseModel) -> None:
+    """Adds a record in one write, so that a kill leaves a whole line or none."""
+    line = f"{record.model_dump_json(exclude_none=True)}\n".encode()
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -17,9 +17,8 @@ from tunewright.artifacts.placement import GONE
 from tunewright.artifacts.placement import SET_ASIDE as SET_ASIDE_BY_SPLIT
 from tunewright.config import from_here
 from tunewright.errors import ConfigError
-from tunewright.store import assignments
-from tunewright.store.assignments import DUPLICATE, QUARANTINED
-from tunewright.store.data_history import Version
+from tunewright.store import data_history
+from tunewright.store.data_history import DUPLICATE, QUARANTINED, Version
 from tunewright.store.refusals import StoppedStage
 from tunewright.store.row_search import HELD_OUT, MOST_MATCHES, PLACE, QUARANTINE, Found, select
 
@@ -68,7 +67,7 @@ def sides(row_id: str, name: str, past: Sequence[Version]) -> list[dict[str, Any
     """The side of a row in each version and why; without a side it is why not, or None where it was not there yet."""
     told: list[dict[str, Any]] = []
     for version in past:
-        file = assignments.kept(name, version)
+        file = data_history.kept(name, version)
         entries = _sides(file, row_id) if file else []
         row = entries[0] if entries else None
         because = row["because"] if row else None

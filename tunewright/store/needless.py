@@ -3,8 +3,14 @@
 For each call of a stage ("evaluate base") the artifacts of the newest runs of each pipeline are needed, and all that
 were used within a day, as a run may be using them. Artifacts that no call names, such as the parts of ingest, are
 needed for a week after their last use. Removed artifacts are made again when needed (docs/recovering.md).
+
+Unfinished work is kept for a while, since it is what a run resumes from. A clock that is wrong for a while, as before
+it is set after a start, must not make all work look old. So work is first marked, and removed only by a look at least a
+day after the mark that finds it untouched still. A mark from the future says that the clock was wrong, and is taken
+off.
 """
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +19,16 @@ from pathlib import Path
 from typing import Literal
 
 from tunewright import config
-from tunewright.store import pipelines, stale_work
-from tunewright.store.caching import lock
+from tunewright.store import pipelines
+from tunewright.store.caching import lock, work_folder
 from tunewright.store.manifest import folder_of, forget
-from tunewright.store.stale_work import DAY, KEPT_DAYS
 
 Kind = Literal["artifact", "copy of a champion", "unfinished work", "rejected version", "deleted in MLflow"]
 BUSY_DAYS = 1  # a run that uses an artifact holds no lock on it, and takes less
+log = logging.getLogger("tunewright")
+KEPT_DAYS = 7
+DAY = 86_400  # seconds
+MARK = "stale"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +59,7 @@ def in_home(keep_runs: int) -> Iterator[Needless]:
         if is_old(copy, KEPT_DAYS):
             yield _copy(copy)
     for work in sorted((home / "work").glob("*/*/")):
-        since = stale_work.touched(work)
+        since = last_touched(work)
         if time.time() - since > KEPT_DAYS * DAY:
             yield _of(work, "unfinished work", f"untouched for {_days(since)} days", work.name)
 
@@ -93,3 +102,36 @@ def _of(folder: Path, kind: Kind, why: str, key: str) -> Needless:
 
 def _days(since: float) -> int:
     return int((time.time() - since) / DAY)
+
+
+def remove_stale(stage: Path) -> None:
+    """Removes the work on artifacts of the folder `stage` that lay untouched for KEPT_DAYS, unless a run holds it.
+
+    Younger work stays, whatever became of other runs since: it can be that of a run that goes on tomorrow.
+    """
+    for work in work_folder(stage / "any").parent.glob("*/"):
+        try:
+            with lock(stage / work.name, wait=False):
+                if _is_stale(work):
+                    shutil.rmtree(work)
+                    log.info("  removed unfinished work untouched for %d days: %s", KEPT_DAYS, work)
+        except BlockingIOError:  # a run is at work there
+            continue
+
+
+def last_touched(work: Path) -> float:
+    """When something in the folder of work in progress was last touched, in seconds since the epoch."""
+    times = (path.stat().st_mtime for path in work.iterdir() if path.name != MARK)
+    return max(times, default=work.stat().st_mtime)
+
+
+def _is_stale(work: Path) -> bool:
+    """Whether work lay untouched for KEPT_DAYS, as was found a day ago as well; what is so found is marked."""
+    now, mark = time.time(), work / MARK
+    marked = mark.stat().st_mtime if mark.exists() else now
+    is_old = now - last_touched(work) > KEPT_DAYS * DAY and marked <= now
+    if not is_old:
+        mark.unlink(missing_ok=True)
+    elif not mark.exists():
+        mark.touch()
+    return is_old and now - marked >= DAY

@@ -8,6 +8,12 @@ sketches, Cohen & Kaplan 2007), exactly up to 1,000 rows.
 
 The number of a look never changes afterwards, so that a run of unchanged settings says the same again. It is counted
 after decide and is no part of the stage, whose verdict depends on the scores alone.
+
+With gate.rotate other test rows are drawn once these were looked at gate.looks times. The seeds follow each other from
+split.seed on, each with sides and a history of its own (data_versions.py), so that a number that was set by hand gives
+the same rows. It is known before the first stage, from the ledger and from what makes a candidate alone: what was
+looked at once keeps the seed of then. So a run of unchanged settings draws as before, and nothing runs anew, until
+there is something new to look at.
 """
 
 import hashlib
@@ -16,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 from prefect.runtime import flow_run
@@ -23,8 +30,8 @@ from pydantic import BaseModel
 
 from tunewright import config
 from tunewright.artifacts import Adapter, Answers, Verdict
-from tunewright.config import Gate
-from tunewright.store import jsonl
+from tunewright.config import Gate, Settings
+from tunewright.store import disk
 from tunewright.store.caching import lock
 
 SAMPLE = 1_000  # row_ids of a test set
@@ -40,7 +47,7 @@ class TestSetUse(BaseModel, frozen=True):
     run: str  # the name of the flow run; empty for a call outside a flow
     verdict: str
     seed: int | None = None  # split.seed that drew the rows; None in a line that was written before it was kept
-    recipe: str = ""  # the hash of what the candidate was made of (rotation.py)
+    recipe: str = ""  # the hash of what the candidate was made of
     sample: tuple[str, ...] | None = None  # of the test rows; None where an earlier line of the same rows has it
 
 
@@ -90,7 +97,7 @@ def enter(
                 recipe=recipe,
                 sample=None if is_known else rows.sample,
             )
-            jsonl.append(file, look)
+            disk.append(file, look)
     return _said(verdict, looks, candidate.digest, rows, gate, seed)
 
 
@@ -167,4 +174,49 @@ def _said(
 
 def read(file: Path) -> list[TestSetUse]:
     """All looks of a ledger, the oldest first. Raises ConfigError where a line is none."""
-    return jsonl.read(file, TestSetUse, "is no test-set use; fix the line, or delete it")
+    return disk.read(file, TestSetUse, "is no test-set use; fix the line, or delete it")
+
+
+class Draw(NamedTuple):
+    """The parameters that draw the test rows of a run."""
+
+    recipe: str  # the hash of all settings and contents that a candidate is made of
+    asked: int  # split.seed as it is set
+    seed: int  # as it is used
+    most: int  # looks at one test set
+
+    @property
+    def said(self) -> str:
+        """The reason for a redraw of the test rows, or "" if there was none."""
+        if self.seed == self.asked:
+            return ""
+        last = f" to {self.seed - 1}" if self.seed - 1 > self.asked else ""
+        return (
+            f"gate.rotate: the test rows of split.seed={self.asked}{last} were used gate.looks={self.most} times or "
+            f"more, so split.seed={self.seed} draws other test rows; do not compare with earlier scores"
+        )
+
+    def settings(self, settings: Settings) -> Settings:
+        """The settings with the seed that is used."""
+        split = settings.split.model_copy(update={"seed": self.seed})
+        return settings.model_copy(update={"split": split})
+
+
+def draw(settings: Settings, recipe: str) -> Draw:
+    """Return the parameters of the draw by the ledger. Raises ConfigError for an invalid line of it."""
+    asked, gate = settings.split.seed, settings.gate
+    seed = asked
+    if gate.rotate:
+        seed = seed_of(read(file_of(settings.registry.name)), asked, gate.looks, recipe)
+    return Draw(recipe, asked, seed, gate.looks)
+
+
+def seed_of(looks: Sequence[TestSetUse], asked: int, most: int, recipe: str) -> int:
+    """The seed that this recipe was last looked at with, or the first from `asked` on with looks left."""
+    before = next((look.seed for look in reversed(looks) if look.recipe == recipe and look.seed is not None), None)
+    if before is not None:
+        return before
+    seed = asked
+    while next_number(looks, seed) > most:
+        seed += 1
+    return seed

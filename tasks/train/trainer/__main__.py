@@ -9,8 +9,7 @@ from pathlib import Path
 
 from tunewright import config
 from tunewright.errors import ConfigError
-from tunewright.machine import num_cores
-from tunewright.machine.process_group import end_with_parent
+from tunewright.machine import end_with_parent, num_cores
 from tunewright.store import locks
 from tunewright.tasks.train.trainer import FAILED, INTERRUPTED, OUT_OF_MEMORY, Job
 

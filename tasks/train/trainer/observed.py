@@ -16,11 +16,10 @@ from trl.trainer.sft_trainer import SFTTrainer
 from tunewright import compat
 from tunewright.config import Training
 from tunewright.modeling.batches import answer_loss, num_labels
-from tunewright.modeling.methods.optimizer import lora_plus_optimizer
-from tunewright.tasks.train.trainer import checkpoints, stopping
+from tunewright.modeling.methods.adapter import lora_plus_optimizer
+from tunewright.tasks.train.trainer import checkpoints, record
 from tunewright.tasks.train.trainer.record import STATE, keep_evaluation
-from tunewright.tasks.train.trainer.scores import Scores
-from tunewright.tasks.train.trainer.watch import Row, Watch
+from tunewright.tasks.train.trainer.watch import Row, Scores, Watch
 
 
 class AnswerTrainer(SFTTrainer):
@@ -98,7 +97,7 @@ class ObservedTrainer(AnswerTrainer):
         self.training, self.watch, self.is_interrupted, self.scores = training, watch, is_interrupted, scores
         watch.alone = self._alone
 
-    def go_on(self, checkpoint: Path | None) -> stopping.ValidationResult | None:
+    def go_on(self, checkpoint: Path | None) -> record.ValidationResult | None:
         """Trains to the planned end or an early stop, and loads the best weights; the best, or None if interrupted.
 
         transformers resumes a run that had reached its end with one more step, which is why it is asked only where
@@ -110,14 +109,14 @@ class ObservedTrainer(AnswerTrainer):
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if not self._is_done():
             return None
-        best = stopping.best(self._evaluations(), self.training)
+        best = record.best(self._evaluations(), self.training)
         if best is None:
             raise ValueError("training ended without an evaluation")
         self._load_from_checkpoint(str(checkpoints.at(Path(str(self.args.output_dir)), best.step)))
         return best
 
-    def _evaluations(self) -> list[stopping.ValidationResult]:
-        return stopping.evaluations(self.state.log_history, self.training)
+    def _evaluations(self) -> list[record.ValidationResult]:
+        return record.evaluations(self.state.log_history, self.training)
 
     def _is_due(self) -> bool:
         step, seen = self.state.global_step, self._evaluations()
@@ -126,7 +125,7 @@ class ObservedTrainer(AnswerTrainer):
 
     def _is_done(self) -> bool:
         at_end = self.state.global_step >= self.state.max_steps and not self._is_due()
-        return at_end or stopping.is_exhausted(self._evaluations(), self.training)
+        return at_end or record.is_exhausted(self._evaluations(), self.training)
 
     def _catch_up(self, checkpoint: Path) -> bool:
         """Takes up the checkpoint's state, with the evaluation that an interruption left out; whether interrupted."""

@@ -1,18 +1,63 @@
-"""The record that the parent reads while training runs, and the callback that writes it."""
+"""The record that the parent reads while training runs, and the callback that writes it.
+
+Which step is the best and when training stops early is a function of the evaluations so far, and of nothing else.
+transformers' own callback moves its mark with every evaluation, so that slow but steady progress below the threshold
+stops it; it counts in a state that has to be restored; and resumed where it had stopped, it trains another step. Here
+all is derived from the log that each checkpoint carries.
+"""
 
 import json
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import TrainerCallback
 
 from tunewright.config import Training
-from tunewright.tasks.train.trainer import ALIVE, checkpoints, stopping
+from tunewright.tasks.train.trainer import ALIVE, checkpoints
 from tunewright.tasks.train.trainer.watch import Watch
+
+
+class ValidationResult(NamedTuple):
+    """An evaluation of the validation rows: after which step, and its value in the unit of training.best_by."""
+
+    step: int
+    value: float
+
+
+def evaluations(history: Sequence[Mapping[str, Any]], training: Training) -> list[ValidationResult]:
+    """The evaluations in a trainer's log, the oldest first."""
+    name = f"eval_{training.best_by}"
+    return [ValidationResult(entry["step"], entry[name]) for entry in history if name in entry]
+
+
+def best(seen: Sequence[ValidationResult], training: Training) -> ValidationResult | None:
+    """The evaluation with the best value, of equal ones the first; None of none."""
+    return _last_better(seen, training, by_more_than=0.0)
+
+
+def is_exhausted(seen: Sequence[ValidationResult], training: Training) -> bool:
+    """Whether `patience` evaluations came after the last that was better by more than min_delta.
+
+    Better than the last such one before it: progress that is slow but steady adds up.
+    """
+    found = _last_better(seen, training, by_more_than=training.min_delta)
+    return bool(training.patience and found and len(seen) - 1 - seen.index(found) >= training.patience)
+
+
+def _last_better(
+    seen: Sequence[ValidationResult], training: Training, *, by_more_than: float
+) -> ValidationResult | None:
+    sign = -1 if training.best_by == "loss" else 1
+    found: ValidationResult | None = None
+    for evaluation in seen:
+        if found is None or sign * (evaluation.value - found.value) > by_more_than:
+            found = evaluation
+    return found
+
 
 STATE = "trainer_state.json"  # in a checkpoint, by transformers
 BEAT_SECONDS = 1.0  # between two signs of life
@@ -114,7 +159,7 @@ class Recorder(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ends training where patience is exhausted; with a checkpoint, where the parent asked for it meanwhile."""
-        if stopping.is_exhausted(stopping.evaluations(state.log_history, self.training), self.training):
+        if is_exhausted(evaluations(state.log_history, self.training), self.training):
             control.should_training_stop = True
         if self.record.interrupted:
             control.should_save = control.should_training_stop = True
@@ -136,8 +181,8 @@ def keep_evaluation(folder: Path, state: Any, training: Training) -> None:
 
 
 def _best_step(state: Any, training: Training) -> int | None:
-    best = stopping.best(stopping.evaluations(state.log_history, training), training)
-    return best.step if best else None
+    found = best(evaluations(state.log_history, training), training)
+    return found.step if found else None
 
 
 def _lines(metrics: Path) -> Iterator[dict[str, Any]]:

@@ -16,8 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from tunewright import compat, config
-from tunewright.errors import ConfigError
-from tunewright.importing import one_line
+from tunewright.errors import ConfigError, one_line
 from tunewright.modeling.architecture.tiny import absurd, nested, tiny, windows
 from tunewright.store import disk
 from tunewright.store.code_hashes import fingerprints

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from tunewright import compat
 from tunewright.artifacts import IGNORED
+from tunewright.errors import one_line
 from tunewright.generation import Greedy
 from tunewright.generation.drafts import Draft, Drafts
 from tunewright.generation.rows import Answer
-from tunewright.importing import one_line
 from tunewright.modeling.architecture import Architecture, Decoding
 from tunewright.modeling.architecture.tiny import ROW, VOCABULARY
 from tunewright.modeling.batches import ATTENTION, Batch, answer_loss, packed, padded

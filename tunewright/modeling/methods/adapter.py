@@ -1,8 +1,12 @@
 """An adapter of PEFT's: where it goes, what it starts from, and what it is when it is saved.
 
 PiSSA and OLoRA move the base's main directions from its weights into the adapter. On the untouched base such an adapter
-answers wrongly, so what it began as is kept, and saving makes a plain adapter of the difference (saving.py). Here the
+answers wrongly, so what it began as is kept, and saving makes a plain adapter of the difference (trainer.fit). Here the
 adapter begins in float32 whatever the base is in; PEFT would round it to the base's type after it was taken out.
+
+EVA begins with the main directions of the activations on training rows (arXiv 2410.07170). PEFT looks at batches, again
+and again, until the directions settle; it would go on forever where they do not. Every module keeps the rank that was
+asked for (the paper's rho = 1), so that a plan's figures hold.
 """
 
 from collections.abc import Sequence
@@ -10,13 +14,66 @@ from typing import Any
 
 import torch
 from peft import EvaConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.eva import initialize_lora_eva_weights
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from tunewright.config import Method
 from tunewright.modeling import architecture
-from tunewright.modeling.methods import eva
 from tunewright.modeling.methods.modules import targets
+
+TOKENS = 8_192  # of the training rows, taken evenly: enough for the directions to settle
+PATIENCE = 400  # batches, until we say that they do not settle
+
+Batch = dict[str, torch.Tensor]
+
+
+def begin(model: Any, examples: Sequence[Sequence[int]]) -> None:
+    """Gives the model's adapter its first weights from the activations on `examples`, rows of token ids.
+
+    Raises ValueError where these are too few, or too much alike, to tell the directions.
+    """
+    config = model.peft_config["default"]
+    data = batches(examples, config.r)
+    seen = 0
+
+    def forward(model: Any, batch: Batch) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen > PATIENCE:
+            raise ValueError(
+                f"method.init=eva: {config.r} directions did not converge in {PATIENCE} batches of training rows; "
+                "lower method.rank, or set method.init=default"
+            )
+        return model(**batch, use_cache=False, logits_to_keep=1)
+
+    initialize_lora_eva_weights(model, data, forward_fn=forward, show_progress_bar=False)
+
+
+def batches(examples: Sequence[Sequence[int]], rank: int) -> list[Batch]:
+    """Padded batches, each of many times as many tokens as there are directions to find."""
+    step = max(1, sum(map(len, examples)) // TOKENS)
+    wanted, groups, group = 16 * rank, [], []
+    for row in examples[::step]:
+        group.append(row)
+        if sum(map(len, group)) >= wanted:
+            groups.append(group)
+            group = []
+    if not groups:
+        raise ValueError(
+            f"method.init=eva: the training rows have fewer than the {wanted} tokens that method.rank={rank} needs; "
+            "lower it, or set method.init=default"
+        )
+    return [_padded(group) for group in groups]
+
+
+def _padded(group: Sequence[Sequence[int]]) -> Batch:
+    width = max(map(len, group))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in group])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in group])
+    return {"input_ids": ids, "attention_mask": mask}
+
 
 PISSA = "pissa_niter_16"  # iterations of a fast decomposition: seconds instead of hours, and as good by PEFT's account
 BEGAN_AS = "adapter_began_as"  # the attribute of the model that keeps an adapter which was taken out of its weights
@@ -38,7 +95,7 @@ def add_adapter(model: Any, method: Method, precision: torch.dtype, examples: Se
     )
     model = get_peft_model(model, config)
     if from_activations:
-        eva.begin(model, examples or [])
+        begin(model, examples or [])
         config.init_lora_weights, config.eva_config = True, None  # loaded, it is an adapter like any other
     if method.init in {"pissa", "olora"}:
         _take_out(model, method)
@@ -69,3 +126,12 @@ def _take_out(model: Any, method: Method) -> None:
             layer.olora_init("default")
     began_as = {name: tensor.to("cpu", copy=True) for name, tensor in get_peft_model_state_dict(model).items()}
     setattr(model, BEGAN_AS, began_as)
+
+
+def lora_plus_optimizer(model: Any, ratio: float, optimizer: type, options: dict[str, Any]) -> Any:
+    """Return such an optimizer, with `ratio` times the learning rate for the B matrices (LoRA+, arXiv 2402.12354).
+
+    `options` are the class's own, its learning rate `lr` among them, as transformers has them for each optimizer.
+    """
+    rest = {name: value for name, value in options.items() if name != "lr"}
+    return create_loraplus_optimizer(model, optimizer, lr=options["lr"], loraplus_lr_ratio=ratio, **rest)

@@ -1,7 +1,54 @@
 """How training went: its curves as one page, and warnings in plain words."""
 
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 from tunewright.reports.curves.advice import TrainingWarning, is_falling, warnings
-from tunewright.reports.curves.page import picture, write_page
-from tunewright.reports.curves.reading import Curves, no_warnings, read
+from tunewright.reports.curves.charts import charts
+from tunewright.reports.curves.reading import Curves, no_warnings, number, read
+from tunewright.reports.pages import template
 
 __all__ = ["Curves", "TrainingWarning", "is_falling", "no_warnings", "picture", "read", "warnings", "write_page"]
+
+FOLDER = Path(__file__).parent
+WORST = 10  # rows behind spikes that are listed
+
+
+def write_page(file: Path, curves: Curves, warnings: Sequence[TrainingWarning]) -> None:
+    """Writes the page: warnings first, then the charts, the evaluations, rows behind spikes, and what was chosen."""
+    page = template(FOLDER / "page.html").render(
+        curves=curves,
+        warnings=warnings,
+        charts=charts(curves),
+        looks=_looks(curves),
+        worst=curves.worst()[:WORST],
+        status=curves.status,
+    )
+    file.write_text(page, encoding="utf-8")
+
+
+def picture(curves: Curves) -> str:
+    """The chart of the losses as a data URI."""
+    svg = template(FOLDER / "picture.svg").render(chart=charts(curves)[0])
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _looks(curves: Curves) -> list[dict[str, Any]]:
+    """The evaluations as a table's rows, with the mean training loss since the one before."""
+    found, since = [], 0
+    for look in curves.looks:
+        losses = [line["loss"] for line in curves.steps if since < line["step"] <= look["step"]]
+        since = look["step"]
+        metric = look.get(f"eval_{curves.best_by}") if curves.best_by != "loss" else None
+        found.append(
+            {
+                "step": look["step"],
+                "train": number(sum(losses) / len(losses)) if losses else "",
+                "validation": number(look["eval_loss"]),
+                "metric": "" if metric is None else number(metric),
+                "best": look["step"] == curves.best_step,
+            }
+        )
+    return found

@@ -1,0 +1,157 @@
+"""The home folder, whether it can be written, has room and whole databases; and the servers that runs would use."""
+
+import os
+import shlex
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
+
+from tunewright import config
+from tunewright.cli.doctor.environment import Finding
+from tunewright.cli.up.ports import holder
+from tunewright.config import outside
+from tunewright.errors import ConfigError
+from tunewright.machine import addresses
+from tunewright.store import databases
+
+GB = 1_000_000_000
+LITTLE_GB = 5  # a few candidates of a small model, with their checkpoints
+NETWORKED = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "ceph", "lustre")
+SECONDS = 5.0
+START = "start it, or unset the variable; tunewright up starts both servers"
+PORTS = {"Prefect": 4200, "MLflow": 5000}
+
+
+def of_home() -> Iterator[Finding]:
+    """Looks at the home; one that is not there yet is made and taken away again."""
+    home = config.home()
+    existed = home.exists()
+    try:
+        config.make_home()
+    except ConfigError as error:
+        yield Finding("failure", "home", str(error), "set TUNEWRIGHT_HOME to a folder that can be written")
+        return
+    room = shutil.disk_usage(home)
+    yield from _place(home)
+    disk = f"{room.free / GB:.1f} GB free of {room.total / GB:.0f}"
+    if room.free < LITTLE_GB * GB:
+        yield Finding("warning", "disk", disk, f"free some of {home}, or set TUNEWRIGHT_HOME to another disk")
+    else:
+        yield Finding("ok", "disk", disk)
+    for name, file in (
+        ("MLflow's database", config.mlflow_database()),
+        ("Prefect's database", config.prefect_database()),
+    ):
+        if file.exists():
+            yield _database(name, file)
+    if not existed:
+        home.rmdir()
+
+
+def _place(home: Path) -> Iterator[Finding]:
+    """A networked folder has no locks that hold, and databases in it break."""
+    mounts = [part for part in psutil.disk_partitions(all=True) if home.is_relative_to(part.mountpoint)]
+    kind = max(mounts, key=lambda part: len(part.mountpoint)).fstype if mounts else ""
+    if kind.startswith(NETWORKED):
+        yield Finding(
+            "warning",
+            "home",
+            f"{home} is on {kind}, where file locks may not hold and sqlite can break",
+            "set TUNEWRIGHT_HOME to a local disk, and registry.tracking_uri to an MLflow server",
+        )
+    elif others := stat.S_IMODE(home.stat().st_mode) & 0o077:
+        yield Finding(
+            "warning",
+            "home",
+            f"other users of this machine can open {home} (its mode ends with {others:02o}), which holds rows, "
+            "answers, models and the password of tunewright up",
+            f"chmod 700 {shlex.quote(str(home))}",
+        )
+    else:
+        yield Finding("ok", "home", str(home))
+
+
+def _database(name: str, file: Path) -> Finding:
+    """Whether sqlite finds it whole, and MLflow made its own to the end."""
+    if said := databases.fault(file):
+        return Finding(
+            "failure",
+            name,
+            f"{file}: {said}",
+            f"restore {file} from a backup, or move it away: the next run creates a new one",
+        )
+    if file == config.mlflow_database() and not databases.is_finished(file):
+        return Finding(
+            "warning",
+            name,
+            f"{file} is incomplete, since MLflow was interrupted while creating it; it has no experiments "
+            "and no models",
+            "nothing to do: the next run creates a new one and keeps this file beside it",
+        )
+    return Finding("ok", name, f"{file}, {file.stat().st_size / 1e6:.1f} MB")
+
+
+def of_servers() -> Iterator[Finding]:
+    """Prefect's and MLflow's, of `tunewright up`, of the environment, or none: then a run starts one for itself."""
+    up, api = addresses.running(), os.environ.get("PREFECT_API_URL")
+    if up and (not api or up.is_prefect(api)):
+        yield _prefect(up.api, up.prefect, addresses.password())
+    elif api:
+        yield _prefect(api, outside.without_credentials(api), PREFECT_API_AUTH_STRING.value())
+    else:
+        yield Finding(
+            "ok",
+            "Prefect",
+            "no server: each run starts a temporary one, which takes 10 s; tunewright up starts one that stays",
+        )
+    if up:
+        yield _mlflow(up.mlflow)
+        return
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        yield Finding(
+            "warning",
+            "MLflow",
+            f"MLFLOW_TRACKING_URI={outside.without_credentials(uri)} is ignored; runs go to the home's database",
+            "set registry.tracking_uri in the deployment file",
+        )
+    for name, port in PORTS.items():
+        if who := holder(port):
+            yield Finding(
+                "warning",
+                f"port {port}",
+                f"in use by {who}",
+                f"choose another port for {name} with the options of tunewright up",
+            )
+
+
+def _prefect(api: str, shown: str, password: str | None) -> Finding:
+    """Whether Prefect's API answers, to whoever has this password."""
+    advice = addresses.advice_on_api(api)
+    try:
+        with SyncPrefectClient(api, auth_string=password, api_key=PREFECT_API_KEY.value()) as server:
+            server.api_version()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        code = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+        if advice and (code or isinstance(error, ValueError)):  # or a page
+            return Finding("failure", "Prefect", f"{shown} answers, but not as Prefect's API", advice)
+        if code == httpx.codes.UNAUTHORIZED:
+            return Finding("failure", "Prefect", f"{shown} refuses the password", addresses.HOW_TO_LOG_IN)
+        said = f"{shown} answers with {code}" if code else f"{shown} does not answer: {error}"
+        return Finding("failure", "Prefect", said, f"{advice}, or {START}" if advice else START)
+    return Finding("ok", "Prefect", f"{shown} answers")
+
+
+def _mlflow(address: str) -> Finding:
+    try:
+        answer = httpx.get(f"{address}/health", timeout=SECONDS)
+    except httpx.HTTPError as error:
+        return Finding("failure", "MLflow", f"{address} does not answer: {error}", START)
+    if answer.is_success:
+        return Finding("ok", "MLflow", f"{address} answers")
+    return Finding("failure", "MLflow", f"{address} answers with {answer.status_code}", START)
