@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -23,15 +24,17 @@ from prefect.flows import load_flow_from_flow_run
 from prefect.states import Cancelled, Completed
 from prefect.testing.utilities import prefect_test_harness
 from registered import aliases, versions
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tunewright.artifacts import Base, Registered
 from tunewright.cli import main
+from tunewright.cli.release.view import show_history
 from tunewright.config import Gate, Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import release as asking
 from tunewright.registry import rehearsal, release
-from tunewright.registry.release import as_now
+from tunewright.registry.release import History, as_now
 from tunewright.registry.standing import Event, carriers, verdict_of
 from tunewright.registry.tracking import connected
 
@@ -587,3 +590,25 @@ def test_the_sentence_of_a_version_that_no_longer_waits_does_not_say_that_it_wai
     assert verdict_of(ModelVersion("triage", "1", 0, tags=[ModelVersionTag(*each) for each in tags.items()])) == (
         "Passed the gate: exact match .95."
     )
+
+
+@pytest.mark.parametrize(("width", "shown"), [(60, "version     2\nreplaced    1\n"), (140, " version  replaced  ")])
+def test_a_history_is_a_table_only_where_the_terminal_has_room_for_it(width: int, shown: str) -> None:
+    event = Event(
+        when="2026-11-27T22:10:00+00:00",
+        alias="champion",
+        what="promoted",
+        version="2",
+        before="1",
+        after="2",
+        by="ann",
+        why="good",
+        verdict="exact match .95 is above the champion's .46",
+        gain="+.49",
+    )
+    console = Console(file=StringIO(), width=width)
+    history = History(name="triage", alias="champion", holder="2", waiting=[], events=[event])
+    show_history(console, Registry(name="triage"), history)
+    said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert shown in said
+    assert "exact match .95" in said  # in no column are words folded into pieces

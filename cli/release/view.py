@@ -4,6 +4,7 @@ import shlex
 from dataclasses import asdict
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +12,10 @@ from rich.text import Text
 from tunewright.config import Registry
 from tunewright.registry.release import History, ReleaseDecision
 from tunewright.registry.standing import SAID, Event
+
+HISTORY_COLUMNS = ("when (UTC)", "what", "version", "replaced", "by", "why", "verdict", "gain")
+FREE_TEXT = ("by", "why", "verdict")  # which may be folded, to no less than so many characters a line
+LEGIBLE = 16
 
 
 def show_history(console: Console, registry: Registry, history: History) -> None:
@@ -32,16 +37,25 @@ def show_history(console: Console, registry: Registry, history: History) -> None
             console.print("who moved the alias there, and when, is unknown")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("when (UTC)", "what", "version", "replaced", "by", "why", "verdict", "gain"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("when (UTC)", "version", "replaced"))
+    for column in HISTORY_COLUMNS:
+        table.add_column(column, overflow="fold", min_width=LEGIBLE if column in FREE_TEXT else None)
     current = next((event for event in history.events if event.is_move and event.after == history.holder), None)
+    blocks: list[Text] = []  # for a terminal that is too narrow for the table
+    needed = [LEGIBLE if column in FREE_TEXT else len(column) for column in HISTORY_COLUMNS]
     for event in history.events:
-        cells = (_minute(event.when), _what(event), event.version, _replaced(event), event.by, event.why)
         gain = event.gain.partition("; ")[0]  # an earlier Tunewright entered one for each opponent
+        cells = (_minute(event.when), _what(event), event.version, _replaced(event), event.by, event.why)
+        named = dict(zip(HISTORY_COLUMNS, (*cells, event.verdict, gain), strict=True))
         style = "bold green" if event is current else "" if event.is_move else "dim"
-        table.add_row(*map(Text, (*cells, event.verdict, gain)), style=style)
+        table.add_row(*map(Text, named.values()), style=style)
+        blocks.append(Text("\n".join(f"{name:10}  {cell}" for name, cell in named.items() if cell), style))
+        needed = [
+            most if name in FREE_TEXT else max(most, cell_len(cell))
+            for most, (name, cell) in zip(needed, named.items(), strict=True)
+        ]
     console.print()
-    console.print(table)
+    fits = sum(needed) + len(needed) <= console.width
+    console.print(table if fits else Text("\n\n").join(blocks))
 
 
 def _where(history: History) -> str:
