@@ -71,7 +71,7 @@ def _show_account(console: Console, outcome: Outcome) -> None:
         return
     console.print(
         f"\n{account.read:,} rows read = {account.kept:,} kept + {account.quarantined:,} quarantined "
-        f"+ {account.duplicates:,} duplicates"
+        f"+ {account.duplicates:,} duplicate{'' if account.duplicates == 1 else 's'}"
     )
     if account.train:
         sides = f"{account.train:,} train + {account.validation:,} validation + {account.test:,} test"

@@ -141,7 +141,8 @@ def _one_line(errors: list[ErrorDetails], values: dict[str, Any], place: Callabl
     for error in sorted(leaves, key=lambda error: error["type"] != "extra_forbidden"):
         by_key.setdefault(_key(error["loc"]), []).append(error)
     (key, first), *others = by_key.items()
-    rest = f" ({len(others)} more: {', '.join(other for other, _ in others[:5])})" if others else ""
+    also = [other for other, _ in others[:5]] + ([f"{len(others) - 5} more"] if others[5:] else [])
+    rest = f" (also wrong or missing: {', '.join(also)})" if also else ""
     return f"{_places(key, first[0], values, place)}: {_explain(key, first)}{rest}"
 
 

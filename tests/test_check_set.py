@@ -43,7 +43,7 @@ def both(*tables: pa.Table) -> pa.Table:
         (
             labelled({"yes": 60, "no": 60, "so": 3}),
             "label_balance",
-            "the rarest answer has fewer rows than min_rows=10: 3",
+            "the rarest answer has 3 rows, fewer than min_rows=10",
         ),
         (
             both(labelled({"yes": 95}), labelled({"no": 5}, "b")),

@@ -279,7 +279,7 @@ def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:
     decision = against(*shares(won=10, lost=13, right=100, wrong=21))
     assert (decision.decision, decision.rows_needed) == ("inconclusive", None)
     assert decision.sentence.endswith(
-        " (80 % power); the gain is negative: more test rows would probably confirm this."
+        " (80 % power); the gain is negative: more test rows would probably not change this."
     )
     same = against(*shares(won=10, lost=10, right=103, wrong=21))
     assert same.rows_needed is None
@@ -291,7 +291,7 @@ def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:
 def test_a_loss_of_thousands_has_its_sentence() -> None:
     given = evidence("exact_match", candidate=np.zeros(2), base=np.full(2, 1001.0))
     assert decide_scores(given, Gate()).sentence.endswith(
-        "; the gain is negative: more test rows would probably confirm this."
+        "; the gain is negative: more test rows would probably not change this."
     )
 
 

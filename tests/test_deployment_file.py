@@ -338,7 +338,8 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(write: Write, old: str, n
         ("deployments: {}", "x.yaml line 1: deployments: {} is refused; accepted: a list of mappings"),
         (
             "deployments:\n- {name: a, entrypoint: tunewright.flows.finetune.finetune}",
-            "x.yaml line 2: data: missing (a pipeline needs data.sources and model.base) (1 more: model)",
+            "x.yaml line 2: data: missing (a pipeline needs data.sources and model.base) "
+            "(also wrong or missing: model)",
         ),
         (
             "deployments:\n- {name: a, entrypoint: tunewright.flows.finetune.finetune, parameters: [1]}",

@@ -114,7 +114,8 @@ def test_all_sections_and_stages_are_taken() -> None:
         ),
         (
             {"gate": {"margin": 7}},
-            "<gate.margin>: gate: margin=7 is out of range: scores of auto are from 0 to 1; accepted: below 1",
+            "<gate.margin>: gate: margin=7 is out of range: scores of the metric that auto chooses are from 0 to 1; "
+            "accepted: below 1",
         ),
         (
             {"gate": {"metric": "chrf", "tolerance": 1}},
@@ -161,7 +162,7 @@ def test_all_sections_and_stages_are_taken() -> None:
         (
             {"data": {"sources": [{"pth": "a.jsonl"}]}},
             "<data.sources[0].pth>: data.sources[0].pth: unknown key; did you mean path? accepted: path, layout, "
-            "format, columns, split, revision, side (1 more: data.sources[0].path)",
+            "format, columns, split, revision, side (also wrong or missing: data.sources[0].path)",
         ),
         (
             {"registry": {"name": "My Model"}},
@@ -248,14 +249,16 @@ def test_what_a_pipeline_needs_is_said_when_it_is_missing() -> None:
 
 
 def test_a_misspelt_section_comes_before_what_it_left_missing() -> None:
-    with pytest.raises(ConfigError, match=r"^<modle>: modle: unknown key; did you mean model\?.* \(1 more: model\)$"):
+    with pytest.raises(
+        ConfigError, match=r"^<modle>: modle: unknown key; did you mean model\?.* \(also wrong or missing: model\)$"
+    ):
         checked({"data": VALID["data"], "modle": VALID["model"]}, lambda key: f"<{key}>")
 
 
 def test_several_problems_are_one_line_that_names_them_all() -> None:
     said = refusal(training={"epochs": 0, "batch": 0}, gate={"margn": 1})
     assert said.startswith("<gate.margn>")
-    assert said.endswith("(2 more: training.epochs, training.batch)")
+    assert said.endswith("(also wrong or missing: training.epochs, training.batch)")
 
 
 def test_flat_names_every_value_once() -> None:

@@ -326,9 +326,9 @@ def test_test_rows_of_one_group_are_said_to_count_once(
     splits = split_rows([*(row_of(text) for text in prompts(60, copies=0)), *tested])
     assert splits.num_test == 28
     assert (
-        "28 test rows count as 1 independent row, since near-duplicates and rows of one group count once. Differences "
-        "in accuracy between two models below about 1.00 cannot be detected: add test rows that are not similar to "
-        "these"
+        "28 test rows count as 1 independent row, since near-duplicates and rows of one group count once. By an "
+        "estimate before training, differences in accuracy between two models below about 1.00 cannot be "
+        "detected: add test rows that are not similar to these"
     ) in caplog.text
 
 

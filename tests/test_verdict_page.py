@@ -456,7 +456,7 @@ def test_contenders_are_described_and_what_cannot_be_compared_is_left_out(make: 
     chosen = {"few_shot": "8 shots, the best of 4 draws"}
     prompted = make(RIGHT, wrong(RIGHT, range(40)), chosen=chosen, others={"few_shot": wrong(RIGHT, range(9))})
     shown = Read(page_of(prompted))
-    assert "Few-shot prompt: 8 shots, the best of 4 draws; 1 prompt had room for fewer." in shown.text
+    assert "Few-shot prompt: 8 shots, the best of 4 draws; in 1 prompt fewer examples fitted." in shown.text
     assert {"intervals", "rows"} <= {*shown.values("id")}
     invalid = make(RIGHT, RIGHT[:-1])
     shown = Read(page_of(invalid))

@@ -82,7 +82,8 @@ def _show_duplicates(console: Console, unique: UniqueRows | None, what: str) -> 
         return
     page, table = unique.path("report.html"), unique.path("removed.parquet")
     said = [f"duplicates: {from_here(page)} shows the pairs nearest to the threshold"] if page.is_file() else []
-    said.append(f"duplicates: {from_here(table)} lists all {unique.num_removed:,} rows, each with the row it repeats")
+    rows = "the one row" if unique.num_removed == 1 else f"all {unique.num_removed:,} rows, each"
+    said.append(f"duplicates: {from_here(table)} lists {rows} with the row it repeats")
     said.append(f"one of them: tunewright data {what} --line FILE:LINE")
     console.print()
     console.print(Text("\n".join(said)), soft_wrap=True)

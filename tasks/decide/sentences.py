@@ -148,7 +148,7 @@ def _no_gain(comparison: Comparison, against: str) -> str:
         return f"; it is behind{against} by {exactly(-bar)} or more: more test rows would probably not change this"
     if round(mean, 2) == 0:  # as number writes it
         return f"; the gain{against} is about zero: more test rows would probably not show one"
-    return f"; the gain{against} is negative: more test rows would probably confirm this"
+    return f"; the gain{against} is negative: more test rows would probably not change this"
 
 
 def who(opponent: str, metric: str) -> str:

@@ -28,7 +28,7 @@ FINDINGS = {  # which rows are counted under a code, and what is with them
     "train_newer_than_test": ("training row", "{are} newer than the oldest test row"),
     TOO_SMALL: (
         "test row",
-        "count{s} as {independent}, since near-duplicates and rows of one group count once. Differences in accuracy "
+        "{independent}. By an estimate before training, differences in accuracy "
         "between two models below about {difference} cannot be detected: add test rows that are not similar to these",
     ),
 }
@@ -65,6 +65,10 @@ def in_words(code: str, count: int, proof: LeakProof) -> str:
     """Describe a finding in a sentence; for a test split that is too small, with the number of its clusters."""
     clusters = proof.test_clusters
     independent = "1 independent row" if clusters == 1 else f"{clusters:,} independent rows"
+    if clusters == count:
+        independent = "are independent of each other"
+    else:
+        independent = f"count as {independent}, since near-duplicates and rows of one group count once"
     difference = number(proof.smallest_visible_difference)
     return counted_in_words(code, count, difference=difference, independent=independent)
 

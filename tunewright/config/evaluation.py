@@ -63,7 +63,8 @@ def require_in_range(metric: str, key: str, by: float) -> None:
     A score is from 0 to 1 but for perplexity, whose rows are in nats per token, and what a team's own metric says.
     """
     if by >= 1 and metric in {"auto", *METRICS} - {"perplexity"}:
-        raise ValueError(f"{key}={by:g} is out of range: scores of {metric} are from 0 to 1; accepted: below 1")
+        scores = "scores of the metric that auto chooses" if metric == "auto" else f"scores of {metric}"
+        raise ValueError(f"{key}={by:g} is out of range: {scores} are from 0 to 1; accepted: below 1")
 
 
 PromptContender = Literal["few_shot", "retrieval"]

@@ -108,10 +108,10 @@ class Chat:
         try:
             self.template: str = tokenizer.get_chat_template()
         except ValueError as error:
-            fitting = ", ".join(chat_templates.fitting(tokenizer)) or "none of those by name"
+            fitting = ", ".join(chat_templates.fitting(tokenizer))
+            built_in = f"a built-in template that fits this tokenizer ({fitting}) or to " if fitting else ""
             raise ConfigError(
-                f"model.base={weights}: it has no chat template; set "
-                f"model.chat_template to a Jinja file, or to one whose tokens it has: {fitting}"
+                f"model.base={weights}: it has no chat template; set model.chat_template to {built_in}a Jinja file"
             ) from error
         self.tokenizer = tokenizer
         self.stops = _stops(tokenizer, weights)

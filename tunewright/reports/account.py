@@ -97,5 +97,5 @@ def growth_sentence(proof: LeakProof) -> str:
     left += f", {quarantined:,} {'is' if quarantined == 1 else 'are'} quarantined" if quarantined else ""
     return (
         f"Of the previous version's rows, {stayed} that remain are on the same split{left}; {gone:,} rows are gone, "
-        f"{rows - known:,} are new or had no split."
+        f"{rows - known:,} {'is' if rows - known == 1 else 'are'} new or had no split."
     )
