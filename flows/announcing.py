@@ -1,4 +1,5 @@
-"""The events that tell of a deployment's data: that they have changed, that they have drifted.
+"""The events that tell of a deployment's data: that they have changed, that they have drifted; and of a crashed run
+that is not restarted.
 
 Automations that `tunewright deploy` makes wait for them (cli/deploy/automations.py); yours can as well.
 """
@@ -18,11 +19,12 @@ from tunewright.flows.parameters import identifier
 
 CHANGED = "tunewright.data.changed"
 DRIFTED = "tunewright.data.drifted"
+GAVE_UP = "tunewright.run.not-restarted"
 DRIFTS = ("length_drift", "language_drift", "source_drift", "label_drift")  # of data_checks/suite.py
 
 
 def announce(event: str, name: str, payload: dict[str, Any]) -> None:
-    """Emits an event about the data of the deployment `name`."""
+    """Emits an event about the data or the runs of the deployment `name`."""
     emit_event(event, {"prefect.resource.id": resource(name), "prefect.resource.name": name}, payload=payload)
 
 

@@ -32,6 +32,9 @@ KEPT_RUNS = 10  # of those that saw nothing new
 NO_NEWS = ("Unchanged", "Unreadable", "Unsettled", "Cancelled", "Crashed")  # Prefect cancels one that comes too soon
 RESTARTS = 2  # in a row: what crashes again and again may do so by itself, as where memory is short
 RESTARTED_WITHIN = timedelta(days=1)  # of the crash
+STOPPED = "Execution was aborted by a"  # so begins what Prefect says of "a termination signal", "an interrupt signal"
+READ_RUNS = 20  # the newest: crashes are counted among them, without those that were stopped
+GIVEN_UP = "Not restarted"
 BROKEN = (StateType.FAILED, StateType.CRASHED)
 
 
@@ -60,6 +63,9 @@ def watch(deployment: str) -> State[None]:
         if restarted := _start_again(client, watched, begun):
             log.warning("%s", restarted)
             return Completed(name="Restarted", message=restarted)
+        if given_up := _give_up(client, watched, begun):
+            log.warning("%s", given_up)
+            return Completed(name=GIVEN_UP, message=given_up)
         settings = checked(watched.parameters, lambda _: deployment)
         name = named(settings.registry, watched.name).name
         if not watching.has_finished(identifier(watched.name)) and (running := _under_way(client, watched, name)):
@@ -113,16 +119,15 @@ def _begun(client: SyncPrefectClient, watched: DeploymentResponse) -> list[FlowR
         deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [watched.id]}}),
         flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": begun}}}),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-        limit=RESTARTS + 1,
+        limit=READ_RUNS,
     )
 
 
 def _start_again(client: SyncPrefectClient, watched: DeploymentResponse, newest: Sequence[FlowRun]) -> str:
     """Starts the newest run again, as it was, if it crashed; says so, or nothing where it did not."""
-    crashes = _crashes(newest)
-    if not crashes or crashes[0] != newest[0] or len(crashes) > RESTARTS:
+    if not _is_restarted(newest):
         return ""
-    crashed, key = crashes[0], f"again after {crashes[0].id}"
+    crashed, key = newest[0], f"again after {newest[0].id}"
     known = FlowRunFilter.model_validate({"idempotency_key": {"any_": [key]}})
     if client.read_flow_runs(flow_run_filter=known, limit=1):  # it waits for its turn
         return ""
@@ -130,9 +135,49 @@ def _start_again(client: SyncPrefectClient, watched: DeploymentResponse, newest:
     return f"{crashed.name} crashed, and {watched.name} was started again: flow run {again.id}"
 
 
-def _crashes(newest: Sequence[FlowRun]) -> list[FlowRun]:
+def _give_up(client: SyncPrefectClient, watched: DeploymentResponse, newest: Sequence[FlowRun]) -> str:
+    """Announces once that the newest run crashed once too often, and says so; nothing where it did not."""
+    if not newest or not _has_crashed(newest[0]) or _is_restarted(newest):
+        return ""
+    crashed = newest[0]
+    said = (
+        f"{crashed.name} crashed {RESTARTS + 1} times in a row and is not restarted. Read its log, and "
+        "remove the cause. Then start a run in Prefect; it resumes from the last checkpoint. A change of "
+        f"the files or the schedule also starts one. Flow run {crashed.id}"
+    )
+    told = FlowRunFilter.model_validate({"state": {"name": {"any_": [GIVEN_UP]}}})
+    before = client.read_flow_runs(
+        flow_run_filter=told,
+        flow_filter=FlowFilter.model_validate({"name": {"any_": ["watch"]}}),
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        limit=READ_RUNS,
+    )
+    if any(run.state and run.state.message == said for run in before):
+        return ""
+    announcing.announce(announcing.GAVE_UP, watched.name, {"said": said, "run": str(crashed.id)})
+    return said
+
+
+def _is_restarted(newest: Sequence[FlowRun]) -> bool:
+    """Whether the newest run crashed and is to be started again; one that was stopped always is."""
+    if not newest or not _has_crashed(newest[0]):
+        return False
+    return _was_stopped(newest[0]) or _num_crashes(newest) <= RESTARTS
+
+
+def _num_crashes(newest: Sequence[FlowRun]) -> int:
+    """How many of the newest runs crashed; a stop of `tunewright up` ends a run with SIGTERM, and is no crash."""
+    ended = [run for run in newest if not _was_stopped(run)]
+    return sum(map(_has_crashed, ended[: RESTARTS + 1]))
+
+
+def _has_crashed(run: FlowRun) -> bool:
     since = datetime.now(UTC) - RESTARTED_WITHIN
-    return [run for run in newest if run.state and run.state.is_crashed() and run.state.timestamp > since]
+    return bool(run.state and run.state.is_crashed() and run.state.timestamp > since)
+
+
+def _was_stopped(run: FlowRun) -> bool:
+    return bool(run.state and run.state.is_crashed() and (run.state.message or "").startswith(STOPPED))
 
 
 def _what_next(newest: Sequence[FlowRun]) -> str:
@@ -140,9 +185,9 @@ def _what_next(newest: Sequence[FlowRun]) -> str:
     last = newest[0] if newest else None
     if not last or not last.state or last.state.type not in BROKEN:
         return ""
-    if last.state.is_crashed() and last in _crashes(newest) and len(_crashes(newest)) <= RESTARTS:
+    if _is_restarted(newest):
         return f"; {last.name} crashed, and its restart waits for a worker"
-    why = " again after restarts" if len(_crashes(newest)) > RESTARTS else ""
+    why = " again after restarts" if _num_crashes(newest) > RESTARTS else ""
     how = "crashed" if last.state.is_crashed() else "failed"
     return (
         f"; {last.name} {how}{why} and is not restarted: a change of the files, the schedule or you start the next run"

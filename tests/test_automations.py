@@ -166,9 +166,17 @@ def test_only_runs_of_the_deployment_itself_are_told_of() -> None:
 
 
 def test_a_crash_is_told_with_what_happens_next() -> None:
-    for watch, says in ((None, "Only the schedule or a person starts it again"), (30, "restarts it at its next poll")):
+    for watch, says in (
+        (None, "Only the schedule or a person starts it again"),
+        (30, "After the third crash it is not"),
+    ):
         operation = Operation(watch=watch, notify=TOLD.notify, notify_on=("failure",))
         *_, failure = of_deployment(TARGET, operation, BLOCKS)
+        run = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.state-type": "CRASHED"}
+        of = {"prefect.resource.id": f"prefect.deployment.{TARGET.id}", "prefect.resource.role": "deployment"}
+        stopped = {"prefect.state-message": "Execution was aborted by a termination signal."}
+        assert covers(failure, run | stopped, of) == (watch is None)  # the watcher restarts it, however often
+        assert covers(failure, run | {"prefect.state-message": "No heartbeat"}, of)
         (message,) = failure.actions
         assert isinstance(message, SendNotification)
         assert "{% if flow_run.state.type == 'CRASHED' %}" in message.body and says in message.body

@@ -5,7 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ def test_a_file_is_deployed_and_a_second_time_nothing_changes(
     first = as_json(deploy(write(operation), None, "local"))["deployments"][0]
     assert (first["name"], first["state"], first["work_pool"]) == ("finetune/drops", "created", "local")
     assert first["schedules"][0]["when"] == "every day at 03:00 UTC"
-    assert len(first["automations"]["made"]) == 3
+    assert len(first["automations"]["made"]) == 4
     (looks,) = client.read_deployment_by_name("watch/drops").schedules
     assert in_words(looks.schedule) == "every 30 s"
     again = as_json(deploy(write(operation), None, "local"))["deployments"][0]
@@ -172,7 +172,7 @@ def test_a_file_is_deployed_and_a_second_time_nothing_changes(
 
     less = as_json(deploy(write("{}", rate="0.002"), None, "local"))["deployments"][0]
     assert (less["state"], less["changed"]) == ("updated", ["parameters"])
-    assert len(less["automations"]["removed"]) == 3
+    assert len(less["automations"]["removed"]) == 4
     assert [each.name for each in client.read_automations()] == [of_server().name]
     with pytest.raises(ObjectNotFound):
         client.read_deployment_by_name("watch/drops")
@@ -217,7 +217,14 @@ def a_run_that_is_rejected_is_told_of(client: SyncPrefectClient, came: list[str]
     until(lambda: came)
     crash = json.loads(came.pop())
     assert crash["subject"] == "drops: Crashed"
-    assert crash["body"].startswith("killed\nThe watcher restarts it at its next poll with the same")
+    assert crash["body"].startswith("killed\nAfter the first and the second crash in a row the watcher restarts it at")
+    said = {"said": "the run crashed 3 times in a row and is not restarted", "run": str(crashed.id)}
+    announcing.announce(announcing.GAVE_UP, "drops", said)
+    until(lambda: came)
+    told = json.loads(came.pop())
+    assert told["subject"] == "drops: not restarted"
+    assert told["body"].startswith(f"{said['said']}\nThe last run of drops: http")
+    assert told["body"].endswith(f"/v2/runs/flow-run/{crashed.id}")
     client.delete_flow_run(crashed.id)  # the watch of another test would start it again
 
 
@@ -382,16 +389,23 @@ def test_a_run_that_crashed_is_started_again_as_it_was_and_not_for_ever(
     assert second.parameters["until"] == "split"
     end(second, Crashed())
     assert looked() == "Restarted"
-    end(started()[1], Crashed())
-    assert looked() == "Unchanged"  # a third time in a row
-    last = f"; {started()[1].name} crashed again after restarts and is not restarted: "
+    stop = Crashed(message="Execution was aborted by a termination signal.")
+    end(started()[1], stop)
+    assert looked() == "Restarted"  # a stop of `up` is no crash
+    end(started()[2], stop)
+    assert looked() == "Restarted"
+    end(started()[3], Crashed())
+    assert looked() == "Not restarted"  # a third time in a row
+    assert said[-1].startswith(f"{started()[3].name} crashed 3 times in a row and is not restarted. Read its log")
+    assert looked() == "Unchanged"  # it is told once
+    last = f"; {started()[3].name} crashed again after restarts and is not restarted: "
     assert said[-1].endswith(f"{last}a change of the files, the schedule or you start the next run")
-    end(started()[1], Failed())
+    end(started()[3], Failed())
     assert looked() == "Unchanged"
-    assert f"; {started()[1].name} failed and is not restarted: a change of the files" in said[-1]
-    end(started()[1], Completed())
+    assert f"; {started()[3].name} failed and is not restarted: a change of the files" in said[-1]
+    end(started()[3], Completed())
     assert looked() != "Restarted"
-    assert len(started()) == 2
+    assert len(started()) == 4
 
 
 def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
@@ -408,6 +422,16 @@ def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
     assert {*ended} == {run.name for run in runs}
     states = [client.read_flow_run(run.id).state for run in runs]
     assert [state.name for state in states if state] == ["Crashed", "Cancelled"]
+
+    stop = "Execution was aborted by a termination signal."
+    begun = datetime.now(UTC)
+    client.set_flow_run_state(runs[0].id, Running(), force=True)
+    client.set_flow_run_state(runs[0].id, Crashed(message=stop), force=True)
+    at = Addresses(pid=1, prefect=server, mlflow="http://127.0.0.1:9", pool="local")
+    assert service.end_leftover_runs(at) == []  # whoever stops `up` means it
+    assert service.end_leftover_runs(at, since=begun) == [runs[0].name]  # its worker died
+    state = client.read_flow_run(runs[0].id).state
+    assert state and state.message == service.CRASHED
 
 
 def test_a_deployment_that_is_gone_is_not_looked_for_again(client: SyncPrefectClient) -> None:

@@ -132,7 +132,7 @@ def test_a_service_that_is_killed_is_started_again_without_its_orphans(
 ) -> None:
     caplog.set_level(logging.INFO, "tunewright")
     marked: list[bool] = []  # whether a process of the service was alive when its runs were marked as cut short
-    with Supervisor(all_of(tmp_path), mark, lambda: marked.append(bool(processes.alive(mark, [name])))) as supervisor:
+    with Supervisor(all_of(tmp_path), mark, lambda _: marked.append(bool(processes.alive(mark, [name])))) as supervisor:
         supervisor.begin(lambda service, seconds: None)
         orphan = int((tmp_path / name).read_text())
         before = supervisor.processes[name].pid
@@ -142,7 +142,7 @@ def test_a_service_that_is_killed_is_started_again_without_its_orphans(
         supervisor.look()
         assert supervisor.processes[name].pid != before
         assert not lives(orphan)
-        assert f"{name} exited with code -9 and is restarted; its runs were interrupted" in caplog.text
+        assert f"{name} exited with code -9 and is restarted; its runs were interrupted, and a new run" in caplog.text
         assert "answers again" in caplog.text
         assert marked == ([False] if name == "worker" else [])
 

@@ -19,10 +19,10 @@ from prefect.events.schemas.automations import AutomationCore, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
 from tunewright.config import Operation
-from tunewright.flows.announcing import CHANGED, DRIFTED, resource
+from tunewright.flows.announcing import CHANGED, DRIFTED, GAVE_UP, resource
 from tunewright.flows.outcome import STANDS, UNCHANGED, VERDICTS
 from tunewright.flows.parameters import FLOW, identifier
-from tunewright.flows.watch import RESTARTS
+from tunewright.flows.watch import GIVEN_UP, STOPPED
 
 _labels: Any = ResourceSpecification.model_validate  # as a trigger takes labels, whose type says less
 
@@ -30,7 +30,7 @@ SERVER = "tunewright"  # owns what is of no deployment
 SILENT_SECONDS = 600.0  # three heartbeats of 180 s, Prefect's default, which runs of a terminal have
 CRASHES = "tunewright: a run without a heartbeat is marked crashed"
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "TimedOut", "Suspended", "Paused")
-WATCH_ENDS = ("Changed", "Unsettled", "Unreadable", "Restarted")
+WATCH_ENDS = ("Changed", "Unsettled", "Unreadable", "Restarted", GIVEN_UP)
 NOTIFIED = {  # of operation.notify_on: what stands in the automation's name
     "failure": "failures",
     "rejection": "rejections",
@@ -85,7 +85,7 @@ def of_server() -> AutomationCore:
                 state=StateType.CRASHED,
                 name="Crashed",
                 force=False,
-                message="No heartbeat: its process was killed. It resumes from its last checkpoint when it runs again",
+                message="No heartbeat: its process was killed. A new run resumes from the last checkpoint",
             )
         ],
         owner_resource=SERVER,
@@ -102,8 +102,9 @@ def after_crash(operation: Operation) -> str:
     if operation.watch is None:
         return "Only the schedule or a person starts it again; the next run resumes from its last checkpoint."
     return (
-        "The watcher restarts it at its next poll with the same settings, and it resumes from its last checkpoint; "
-        f"not after {RESTARTS + 1} crashes in a row, nor if a newer run has begun."
+        "After the first and the second crash in a row the watcher restarts it at its next poll, with the same "
+        "settings and from its last checkpoint. After the third crash it is not restarted, and another message says "
+        "so. If a newer run has begun, it is not restarted either."
     )
 
 
@@ -138,6 +139,9 @@ def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -
         related = [_labels(deployment)]
         if told == "failure":
             expect, match["prefect.state-type"] = {"prefect.flow-run.*"}, ["FAILED", "CRASHED"]
+            if operation.watch is not None:  # who stops `tunewright up` knows, and the run is restarted
+                match["prefect.state-message"] = f"!{STOPPED}*"
+                yield _giving_up(target, operation, blocks)
         if told == "approval":  # a run of its own asks for it (flows/release.py)
             expect, related = {"prefect.flow-run.Suspended"}, asking
         if told == "promotion" and target.approval:
@@ -149,6 +153,26 @@ def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -
             actions=[_message(target, blocks[block], told, operation) for block in operation.notify],
             owner_resource=target.owner,
         )
+
+
+def _giving_up(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -> AutomationCore:
+    """Tells that a run which crashed again and again is not restarted."""
+    of = _literal(target.name)
+    link = f"{target.ui}/v2/runs/flow-run/{{{{ event.payload.run }}}}"
+    return AutomationCore(
+        name=f"tunewright: {', '.join(operation.notify)} notified when {target.name} is not restarted",
+        description="Set by operation.notify and notify_on of the deployment file",
+        trigger=EventTrigger(expect={GAVE_UP}, match=_labels({"prefect.resource.id": resource(target.name)})),
+        actions=[
+            SendNotification(
+                block_document_id=blocks[block],
+                subject=f"{of}: not restarted",
+                body=f"{{{{ event.payload.said }}}}\nThe last run of {of}: {link}",
+            )
+            for block in operation.notify
+        ],
+        owner_resource=target.owner,
+    )
 
 
 def _message(target: Target, block: UUID, told: str, operation: Operation) -> SendNotification:
@@ -163,13 +187,17 @@ def _message(target: Target, block: UUID, told: str, operation: Operation) -> Se
         )
     if told == "failure":
         said += f"{{% if flow_run.state.type == 'CRASHED' %}}\n{after_crash(operation)}{{% endif %}}"
-    # A name with the braces of an expression is given as one, so that Prefect's template gives it back.
-    of = f"{{{{ {json.dumps(target.name, ensure_ascii=False)} }}}}" if "{" in target.name else target.name
+    of = _literal(target.name)
     return SendNotification(
         block_document_id=block,
         subject=f"{of}: {name}",
         body=f"{said}\nRun {{{{ flow_run.name }}}} of {of}: {target.ui}/v2/runs/flow-run/{{{{ flow_run.id }}}}",
     )
+
+
+def _literal(name: str) -> str:
+    """Return a name that Prefect's template gives back: one with the braces of an expression is given as one."""
+    return f"{{{{ {json.dumps(name, ensure_ascii=False)} }}}}" if "{" in name else name
 
 
 def sync(client: SyncPrefectClient, owner: str, wanted: Sequence[AutomationCore]) -> Synced:

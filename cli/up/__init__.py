@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -46,12 +47,12 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
         with interrupts.at_once():
             found, file = _prepared(until_end, console, port, mlflow_port, pool)
             mark = f"{os.getpid()}-{time.time_ns()}"
-            supervisor = Supervisor(services(found), mark, lambda: cut_short(found))
+            supervisor = Supervisor(services(found), mark, lambda since: cut_short(found, since))
         try:
             console.print(f"tunewright up, in {config.home()}: Ctrl-C stops it", markup=False)
             _serve(console, found, file, supervisor)
         except KeyboardInterrupt as error:
-            resumed = "; interrupted runs resume from their last checkpoint when they run again"
+            resumed = "; a new run resumes from the last checkpoint of an interrupted one"
             console.print(f"all stopped{resumed if supervisor.has_cut_runs else ''}")
             if interrupts.number_of(error) != signal.SIGINT:
                 raise
@@ -117,10 +118,10 @@ def _serve(console: Console, found: Addresses, file: Path, supervisor: Superviso
         supervisor.watch()
 
 
-def cut_short(up: Addresses) -> list[str]:
+def cut_short(up: Addresses, since: datetime | None = None) -> list[str]:
     """Marks the runs that an earlier `up` left, and returns their names; a server that cannot is no end of this one."""
     try:
-        return end_leftover_runs(up)
+        return end_leftover_runs(up, since)
     except httpx.HTTPError as error:
         log.warning("runs that an earlier `up` left were not marked as crashed: %s", error)
     return []

@@ -12,9 +12,10 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -38,7 +39,7 @@ PASSING = (  # the other events stay for a week, Prefect's default; states stay 
 )
 REMOVED_EVERY_SECONDS = 600
 HEARTBEAT_SECONDS = 30  # of a flow run, the least that Prefect takes
-CRASHED = "tunewright was killed during this run; it resumes when it runs again"
+CRASHED = "tunewright was killed during this run; a new run resumes from the last checkpoint"
 CANCELLED = "tunewright was killed before it could cancel it"
 
 
@@ -154,8 +155,11 @@ def log_file(name: str) -> Path:
     return logs() / f"{name}.log"
 
 
-def end_leftover_runs(up: Addresses) -> list[str]:
+def end_leftover_runs(up: Addresses, since: datetime | None = None) -> list[str]:
     """Marks the unfinished runs of the pool as crashed, or cancelled if that was asked, and returns their names.
+
+    Also those that crashed `since`: they were ended with SIGTERM when their worker had died, and would count as
+    stopped by a person (flows/watch.py).
 
     Raises httpx.HTTPError where the server refuses, or stays busy for longer than Prefect's client repeats a request.
     """
@@ -163,12 +167,20 @@ def end_leftover_runs(up: Addresses) -> list[str]:
     from prefect.client.schemas.objects import StateType
     from prefect.states import Cancelled, Crashed
 
-    unfinished = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+    which: list[dict[str, Any]] = [
+        {"state": {"type": {"any_": [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]}}}
+    ]
+    if since is not None:
+        which.append({"state": {"type": {"any_": [StateType.CRASHED]}}, "end_time": {"after_": since}})
     with client(up) as server:
-        found = server.read_flow_runs(
-            flow_run_filter=filters.FlowRunFilter.model_validate({"state": {"type": {"any_": unfinished}}}),
-            work_pool_filter=filters.WorkPoolFilter.model_validate({"name": {"any_": [up.pool]}}),
-        )
+        found = [
+            run
+            for each in which
+            for run in server.read_flow_runs(
+                flow_run_filter=filters.FlowRunFilter.model_validate(each),
+                work_pool_filter=filters.WorkPoolFilter.model_validate({"name": {"any_": [up.pool]}}),
+            )
+        ]
         for run in found:
             is_cancelled = run.state is not None and run.state.is_cancelling()
             state = Cancelled(message=CANCELLED) if is_cancelled else Crashed(message=CRASHED)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tunewright.cli import interrupts
@@ -25,10 +26,10 @@ SHOWN_LINES = 5
 class Supervisor:
     """Services that live as long as this object's block."""
 
-    def __init__(self, services: Sequence[Service], mark: str, cut_short: Callable[[], object] = list) -> None:
+    def __init__(self, services: Sequence[Service], mark: str, cut_short: Callable[[datetime], object] = repr) -> None:
         self.services = services
         self.mark = mark
-        self.cut_short = cut_short  # marks the runs of a worker that ended, as a killed one cannot
+        self.cut_short = cut_short  # marks the runs of a worker that ended, given when that was seen
         self.has_cut_runs = False  # whether runs were active when all was ended
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.died: dict[str, list[float]] = {service.name: [] for service in services}
@@ -85,14 +86,15 @@ class Supervisor:
         if len(self.died[service.name]) > RESTARTS:
             raise TunewrightError(f"{service.name} exited {RESTARTS + 1} times in five minutes; {_said(service.name)}")
         cut = (
-            "; its runs were interrupted, and resume when they run again"
+            "; its runs were interrupted, and a new run resumes from the last checkpoint"
             if alive(self.mark, [service.name], has=RUN)
             else ""
         )
         log.warning("%s exited with code %d and is restarted%s", service.name, code, cut)
+        seen = datetime.now(UTC)
         end(self.mark, [service.name], GRACE_SECONDS)
         if service is self.services[-1]:
-            self.cut_short()
+            self.cut_short(seen)
         self.processes[service.name] = start(service, self.mark)
         self._wait(service)
         log.info("%s answers again", service.name)
