@@ -20,6 +20,7 @@ from tunewright.flows.finetune import run
 from tunewright.flows.outcome import Outcome
 from tunewright.flows.run_name import comparison_name
 from tunewright.registry.runs import log_comparison
+from tunewright.registry.versions import require_answer
 from tunewright.reports.progress import only_steps, watched
 from tunewright.store import test_set_uses
 
@@ -51,6 +52,7 @@ def compare(
         prune: Whether a variant that is behind is ended before its planned end
     """
     config.prepare_environment(settings)
+    require_answer(settings.registry)
     drawn = test_set_uses.draw(settings, recipe="")  # rows that a new candidate gets, whichever were looked at before
     variants = {
         name: drawn.settings(each).model_copy(update={"gate": each.gate.model_copy(update={"rotate": False})})

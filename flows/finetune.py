@@ -22,6 +22,7 @@ from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.parameters import FLOW, identifier, named
 from tunewright.flows.run_name import run_name, say_stopped
 from tunewright.registry.candidate import Candidate
+from tunewright.registry.versions import require_answer
 from tunewright.store import data_versions, in_use
 from tunewright.tasks.base import base as load_base
 from tunewright.tasks.check import check
@@ -185,9 +186,12 @@ def finetune(
 def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Step, ...]:
     """Runs the pipeline up to `until`, and returns what was done.
 
-    Where the alias moves while the candidate is measured, it is compared with the new champion as well, once.
+    Where the alias moves while the candidate is measured, it is compared with the new champion as well, once. Raises
+    TrackingError before the first stage where an MLflow that a later one needs does not answer.
     """
     calls = Run(settings, until, refresh)
+    if "evaluate" in calls.stages:  # before which the champion is looked up
+        require_answer(settings.registry)
     with in_use.by_a_run(), looked_at(settings), suppress(Reached):
         try:
             pipeline(settings, calls)

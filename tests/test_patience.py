@@ -4,12 +4,16 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from tunewright.artifacts import Base
-from tunewright.config import Registry
+from tunewright.config import Data, Model, Registry, Settings, Source
 from tunewright.errors import ConfigError, TrackingError
+from tunewright.flows import finetune
+from tunewright.flows.compare import compare
 from tunewright.registry import tracking
 from tunewright.registry.versions import champion
 from tunewright.tasks.base import base as load_base
@@ -122,3 +126,44 @@ def test_a_server_that_is_not_reached_is_one_whole_sentence_with_advice(serve: S
     assert str(stop.value).startswith(begins) and advice in str(stop.value)
     assert str(stop.value).endswith("without registry.tracking_uri, runs go to the database in the home")
     assert "HTTPConnectionPool" not in str(stop.value)
+
+
+def test_a_run_and_a_comparison_ask_mlflow_before_the_first_stage_where_a_later_one_needs_it(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(finetune, "pipeline", lambda _, calls: begun.append(calls.until))
+    monkeypatch.setattr("tunewright.flows.compare._train", lambda *_: begun.append("variant"))
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.02)
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n')
+    settings = Settings(data=Data(sources=(Source(path=str(file)),)), model=Model(base="org/name"))
+
+    def of(registry: Registry) -> Settings:
+        return settings.model_copy(update={"registry": registry})
+
+    away = of(serve(10_000, "503"))
+    for run in (
+        lambda: finetune.run(away, "evaluate", ()),
+        lambda: finetune.run(away, "register", ()),
+        lambda: compare.fn(away, {"one": away}),
+    ):
+        with pytest.raises(TrackingError, match="MLflow does not answer"):
+            run()
+    assert begun == []
+    finetune.run(away, "train", ())
+    finetune.run(of(serve(1, "503")), "register", ())  # one that is on its way back
+    assert begun == ["train", "register"]
+
+
+@pytest.mark.parametrize("uri", ["nonsense", "./mlruns", "file:///srv/mlruns", "ftp://host", "http://", "sqlite:x.db"])
+def test_an_address_that_mlflow_is_not_asked_at_is_refused_by_the_settings(uri: str) -> None:
+    with pytest.raises(ValidationError, match=r"is not an address of MLflow that is read.*accepted: a server, such as"):
+        Registry(tracking_uri=uri)
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://h:5000", "https://h/mlflow", "sqlite:///m.db", "postgresql+psycopg2://u@h/m", "databricks"]
+)
+def test_an_address_that_mlflow_is_asked_at_is_accepted(uri: str) -> None:
+    assert Registry(tracking_uri=uri).tracking_uri == uri

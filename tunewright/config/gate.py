@@ -1,5 +1,6 @@
 """When a candidate replaces the champion, and where both are kept."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -120,6 +121,9 @@ class Gate(Section):
         return {"general_tasks": of_tasks, "general_loss": self.general_loss, "lm_eval": self.lm_eval}
 
 
+TRACKING = re.compile(r"https?://.|(sqlite|postgresql|mysql|mssql)(\+\w+)?://.|databricks(://|$)")  # no store of files
+
+
 class Registry(Section):
     """Where the run and the model are kept in MLflow."""
 
@@ -148,10 +152,16 @@ class Registry(Section):
 
     @field_validator("tracking_uri")
     @classmethod
-    def _uri_holds_no_secret(cls, uri: str | None) -> str | None:
+    def _uri_is_of_mlflow_and_holds_no_secret(cls, uri: str | None) -> str | None:
         said = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
         of_database = "what its driver reads, such as PGPASSWORD, in the environment"
-        return uri and require_no_secret(uri, said if uri.startswith("http") else of_database)
+        if uri and require_no_secret(uri, said if uri.startswith("http") else of_database) and not TRACKING.match(uri):
+            raise ValueError(
+                f"{uri!r:.200} is not an address of MLflow that is read here; accepted: a server, such as "
+                "http://localhost:5000, or a database, such as sqlite:////srv/mlflow.db; for the database in the home, "
+                "leave it empty"
+            )
+        return uri
 
     @model_validator(mode="after")
     def _alias_is_free(self) -> Self:

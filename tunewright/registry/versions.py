@@ -108,6 +108,17 @@ if TYPE_CHECKING:
 
 
 @patient
+def require_answer(registry: Registry) -> None:
+    """Asks the MLflow that is set what a run asks it later; not the database in the home, which a first run makes.
+
+    Raises TrackingError where it does not answer, ConfigError where it lets nobody in or is not MLflow's.
+    """
+    if registry.tracking_uri is not None:
+        with connected(registry) as client:
+            holder(client, registry)
+
+
+@patient
 def champion(registry: Registry, candidate_digest: str, base: Base, load_base: LoadBase) -> Contender | None:
     """Return the contender to beat: the version under the alias, with its weights downloaded; None if there is none.
 
