@@ -80,7 +80,7 @@ def alone(job: dict[str, Any]) -> float:
 def main() -> None:
     """Prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path, default=Path(os.environ.get("TUNEWRIGHT_HOME", ".tunewright")))
+    parser.add_argument("--home", type=Path, default=Path(os.environ.get("TUNEWRIGHT_HOME") or ".tunewright"))
     parser.add_argument("--steps", type=int, default=6)
     arguments = parser.parse_args()
 

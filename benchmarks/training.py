@@ -227,7 +227,7 @@ def validation_loss(model: Any, rows: Sequence[Any]) -> float:
 def main() -> None:
     """Prints one JSON object for each folder of rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path, default=Path(os.environ.get("TUNEWRIGHT_HOME", ".tunewright")))
+    parser.add_argument("--home", type=Path, default=Path(os.environ.get("TUNEWRIGHT_HOME") or ".tunewright"))
     parser.add_argument("--tokens", type=Path, nargs="*", help="folders of render's artifacts; the newest by default")
     parser.add_argument("--weights", type=Path, help="the base model; the newest artifact's by default")
     parser.add_argument("--batch", type=int, default=16)

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -60,12 +60,16 @@ class OneLine(TyperGroup):
             _flow_help(command)
         return command
 
-    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> Any:
+    def main(
+        self, args: Sequence[str] | None = None, *others: Any, standalone_mode: bool = True, **options: Any
+    ) -> Any:
         """Runs a command as typer does."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **options)
+            return super().main(args, *others, standalone_mode=False, **options)
+        given = [*(sys.argv[1:] if args is None else args), "--"]
+        as_json = "--json" in given[: given.index("--")]  # also where what is before it cannot be parsed
         try:
-            code = super().main(*args, standalone_mode=False, **options)
+            code = super().main(args, *others, standalone_mode=False, **options)
         except UsageError as error:
             command = error.ctx.command_path if error.ctx else "tunewright"
             if possible := getattr(error, "possibilities", None):
@@ -76,7 +80,7 @@ class OneLine(TyperGroup):
             if "\n" in said:  # the help, where nothing was asked for
                 print(said, file=sys.stderr)
             elif said:  # it was printed already where there is nothing to say
-                print(f"error: {command}: {said}; see {command} --help", file=sys.stderr)
+                _print_error(f"{command}: {said}; see {command} --help", error.exit_code, as_json)
             code = error.exit_code
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -124,7 +128,7 @@ def load(
 def note_home_beside(file: Path) -> None:
     """Print to stderr that the home is a new one, where there is one beside the deployment file already."""
     beside, here = file.resolve().parent / ".tunewright", config.home()
-    if "TUNEWRIGHT_HOME" not in os.environ and beside.is_dir() and not here.exists():
+    if not os.environ.get("TUNEWRIGHT_HOME") and beside.is_dir() and not here.exists():
         said = (
             f"note: the home here is {here}; {beside} beside the deployment file exists; set TUNEWRIGHT_HOME to use it"
         )
@@ -228,8 +232,12 @@ def _sigterm_raised() -> Iterator[None]:
 
 
 def _fail(message: str, code: int, as_json: bool) -> NoReturn:
+    _print_error(message, code, as_json)
+    raise typer.Exit(code) from None
+
+
+def _print_error(message: str, code: int, as_json: bool) -> None:
     line = outside.without_credentials(" ".join(message.split()))
     print(f"error: {visible(line)}", file=sys.stderr)
     if as_json:
         print(as_line({"error": line, "exit_code": code}))
-    raise typer.Exit(code) from None

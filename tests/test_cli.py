@@ -597,6 +597,29 @@ def test_an_error_of_usage_is_one_line(words: list[str], said: str) -> None:
     assert done.output.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["release", "promote", "mine", "--json"],
+        ["run", "mine.yaml", "--nosuch", "--json"],
+        ["clean", "--json", "--keep-runs", "0"],
+        ["plan", "--json"],
+        ["home", "backup", "--json"],
+        ["nosuch", "--json"],
+    ],
+)
+def test_an_error_of_usage_is_an_object_where_json_is_asked_for(words: list[str]) -> None:
+    done = CliRunner().invoke(main.app, words, prog_name="tunewright")
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1
+    assert json.loads(done.stdout) == {"error": done.stderr.removeprefix("error: ").rstrip("\n"), "exit_code": 2}
+
+
+def test_json_behind_the_options_is_an_argument() -> None:
+    done = CliRunner().invoke(main.app, ["plan", "--nosuch", "--", "--json"], prog_name="tunewright")
+    assert (done.exit_code, done.stdout) == (2, "")
+
+
 @pytest.mark.parametrize("command", [("run",), ("plan",), ("compare", "--vary", "training.seed=1,2")])
 def test_quiet_and_verbose_together_are_refused_in_one_line(tunewright: Run, command: tuple[str, ...]) -> None:
     name, *options = command

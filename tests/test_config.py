@@ -191,6 +191,8 @@ def test_home_is_what_the_environment_says_or_a_folder_here(tmp_path: Any, monke
     monkeypatch.delenv("TUNEWRIGHT_HOME")
     monkeypatch.chdir(tmp_path)
     assert home() == tmp_path / ".tunewright"
+    monkeypatch.setenv("TUNEWRIGHT_HOME", "")
+    assert home() == tmp_path / ".tunewright"
 
 
 def test_what_the_gate_looks_at_is_measured() -> None:

@@ -229,7 +229,7 @@ def _places(reference: str, revision: str | None, digest: str) -> Iterator[Path]
 
 def _of_pipeline(digest: str) -> Iterator[Path]:
     """Where the pipeline that has its home here keeps or found this base."""
-    home = Path(os.environ.get("TUNEWRIGHT_HOME", ".tunewright")).absolute()
+    home = Path(os.environ.get("TUNEWRIGHT_HOME") or ".tunewright").absolute()
     for manifest in home.glob("artifacts/base/*/manifest.json"):
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # altered: none of the pipeline's
             record = json.loads(manifest.read_text(encoding="utf-8"))["record"]

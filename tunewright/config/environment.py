@@ -46,7 +46,7 @@ _CALLED_IN: ContextVar[Path | None] = ContextVar("called_in", default=None)
 
 def home() -> Path:
     """The folder of artifacts, work in progress and the embedded MLflow database: TUNEWRIGHT_HOME or .tunewright."""
-    return Path(os.environ.get("TUNEWRIGHT_HOME", ".tunewright")).absolute()
+    return Path(os.environ.get("TUNEWRIGHT_HOME") or ".tunewright").absolute()
 
 
 def mlflow_database() -> Path:
