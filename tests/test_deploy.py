@@ -235,15 +235,15 @@ def test_a_worker_that_ended_is_not_said_to_wait_for_runs(
     client: SyncPrefectClient, write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def shown() -> str:
-        found = deploy(write(), None, "beating")
+        found = deploy(write(), None, "be at")
         counts.append(as_json(found)["deployments"][0]["workers"])
         show(Console(width=400), found)
         return capsys.readouterr().out
 
     counts: list[int] = []
-    assert "no worker is running; start one: tunewright up --pool beating" in shown()
-    client.request("POST", BEAT, path_params={"work_pool_name": "beating"}, json={"name": "w"})
-    assert re.search(r"beating; 1 worker waiting for runs, by a heartbeat \d+ s ago\n", shown())
+    assert "no worker is running; start one: tunewright up --pool 'be at'" in shown()
+    client.request("POST", BEAT, path_params={"work_pool_name": "be at"}, json={"name": "w"})
+    assert re.search(r"be at; 1 worker waiting for runs, by a heartbeat \d+ s ago\n", shown())
     with patch.object(server_calls, "OVERDUE", -1):  # as if it had been silent since, and were not yet offline
         said = shown()
     assert re.search(
@@ -337,9 +337,10 @@ def test_a_time_that_never_comes_and_a_pool_that_is_not_there_are_refused(
         ConfigError, match=r"drops.yaml line 5: schedules: cron 0 0 31 2 \* UTC: no such time in the future"
     ):
         deploy(file, None, "local")
-    file.write_text(text.replace("    parameters:", "    work_pool: {name: locl}\n    parameters:"))
+    file.write_text(text.replace("    parameters:", "    work_pool: {name: lo cal}\n    parameters:"))
     with pytest.raises(
-        ConfigError, match=r"drops.yaml line 7: work_pool.name=locl: .* no such pool; did you mean local\?"
+        ConfigError,
+        match=r"drops.yaml line 7: work_pool.name=lo cal: .* no such pool; did you mean local\?.*--pool 'lo cal' makes",
     ):
         deploy(file, None, "local")
     assert client.read_deployment_by_name("finetune/drops").schedules == before.schedules

@@ -465,6 +465,7 @@ def test_pages_are_where_up_has_them_and_else_where_they_can_be_started(
         assert ui(database, "7") == "http://127.0.0.1:5300/#/experiments/7"
         assert addresses.prefect_run("run") == "http://127.0.0.1:4300/v2/runs/flow-run/run"
         assert starts_with(database) == ""
+    assert starts_with("sqlite:////my runs/mlflow.db") == "mlflow ui --backend-store-uri 'sqlite:////my runs/mlflow.db'"
     assert ui(server, "7") == f"{server}/#/experiments/7"
     assert starts_with(server) == ""
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -70,11 +71,12 @@ def require_pool(client: SyncPrefectClient, pipeline: Pipeline) -> None:
     """Raises ConfigError where the server has not the pool that the file names: nothing would ever run there."""
     there = [pool.name for pool in client.read_work_pools()]
     if pipeline.work_pool and pipeline.work_pool not in there:
+        own = shlex.quote(pipeline.work_pool)
         raise ConfigError(
             f"{pipeline.place_of_pool}: work_pool.name={pipeline.work_pool}: the server has no such pool; "
             f"{did_you_mean(pipeline.work_pool, there) if there else 'it has none'}; tunewright up --pool "
-            f"{pipeline.work_pool} makes it, or {addresses.for_prefect(PREFECT_API_URL.value())} prefect work-pool "
-            f"create {pipeline.work_pool} --type process"
+            f"{own} makes it, or {addresses.for_prefect(PREFECT_API_URL.value())} prefect work-pool "
+            f"create {own} --type process"
         )
 
 

@@ -99,14 +99,14 @@ def _due(scheduled: Any) -> str:
 
 
 def _pool(deployed: Deployed) -> str:
-    pool, (count, seconds) = deployed.now.work_pool_name, deployed.workers
+    pool, (count, seconds) = deployed.now.work_pool_name or "", deployed.workers
     said = "" if seconds is None else f"{seconds:.0f} s ago"
     waiting = f"{count} worker{'s'[: count != 1]} waiting for runs, by a heartbeat {said}"
     if not count:
         none = f"the last heartbeat of a worker was {said}, so it may have ended" if said else "no worker is running"
         waiting = (
-            f"{none}; start one: tunewright up --pool {pool}, or "
-            f"{addresses.for_prefect(PREFECT_API_URL.value())} prefect worker start --pool {pool}"
+            f"{none}; start one: tunewright up --pool {shlex.quote(pool)}, or "
+            f"{addresses.for_prefect(PREFECT_API_URL.value())} prefect worker start --pool {shlex.quote(pool)}"
         )
     return f"{pool}{', just created' if deployed.is_pool_new else ''}; {waiting}"
 

@@ -1,6 +1,5 @@
 """The output of `tunewright release`, in a terminal and as JSON."""
 
-import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunewright.config import Registry
-from tunewright.registry.release import History, ReleaseDecision
+from tunewright.registry.release import History, ReleaseDecision, command, named
 from tunewright.registry.standing import SAID, Event
 
 HISTORY_COLUMNS = ("when (UTC)", "what", "version", "replaced", "by", "why", "verdict", "gain")
@@ -30,8 +29,8 @@ def show_history(console: Console, registry: Registry, history: History) -> None
         )
         console.print(Text(f"  {waiting.page}"), soft_wrap=True)
         for answer in ("", " --reject"):
-            command = f'tunewright release approve {_of(registry)} {waiting.version} --reason "..."{answer}'
-            console.print(Text(f"  {command}"), soft_wrap=True)
+            approve = command("approve", registry, waiting.version)
+            console.print(Text(f"  {approve}{answer}"), soft_wrap=True)
     if not history.events:
         if history.holder:
             console.print("who moved the alias there, and when, is unknown")
@@ -96,18 +95,11 @@ def show_decision(console: Console, registry: Registry, decision: ReleaseDecisio
     console.print(Text(f"verdict: {decision.sentence}"), soft_wrap=True)
     console.print(Text(f"by {event.by}: {event.why}"), soft_wrap=True)
     console.print(Text("next", "bold"))
-    console.print(Text(f"  tunewright release history {_of(registry)}"))
+    console.print(Text(f"  tunewright release history {named(registry)}"))
     if event.what == "withdrawn":
-        console.print(Text(f'  tunewright release promote {_of(registry)} VERSION --reason "..."'))
+        console.print(Text(f"  {command('promote', registry, 'VERSION')}"))
     elif event.is_move and event.before and event.what != "rolled back":
-        console.print(Text(f'  tunewright release rollback {_of(registry)} --reason "..."'))
-
-
-def _of(registry: Registry) -> str:
-    """The name, with what else has to be said of where it is."""
-    alias = ["--alias", registry.alias] if registry.alias != Registry().alias else []
-    where = ["--tracking-uri", registry.tracking_uri] if registry.tracking_uri else []
-    return shlex.join([registry.name, *alias, *where])
+        console.print(Text(f"  {command('rollback', registry)}"))
 
 
 def _what(event: Event) -> str:

@@ -5,6 +5,7 @@ entered into the history with who, when and why.
 """
 
 import contextlib
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -26,6 +27,18 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 LONGEST_REASON = 1_000  # characters
+
+
+def command(decision: str, registry: Registry, *version: str) -> str:
+    """Return the command of a decision, with all that it requires."""
+    return f'tunewright release {" ".join([decision, named(registry), *version])} --reason "..."'
+
+
+def named(registry: Registry) -> str:
+    """The name, with what else a command has to say of where it is."""
+    alias = ["--alias", registry.alias] if registry.alias != Registry().alias else []
+    where = ["--tracking-uri", registry.tracking_uri] if registry.tracking_uri else []
+    return shlex.join([registry.name, *alias, *where])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +125,7 @@ def decide(
                 f"version {version.version} of {registry.name} was compared with "
                 f"{f'version {challenged}' if challenged else 'no champion'}, but version {held} has become "
                 f"{registry.alias} since: run its pipeline again to compare them, or move the alias without a "
-                f"comparison: tunewright release promote {registry.name} {version.version}"
+                f"comparison: {command('promote', registry, str(version.version))}"
             )
         return _moved(client, registry, version, "approved", held, by, why)
 
@@ -139,14 +152,11 @@ def rollback(registry: Registry, number: str | None = None, *, by: str, why: str
         known = dict.fromkeys(reversed(carriers(events, held)))
         before = [each for each in known if each != held and each in there]
         if not before:
-            raise TunewrightError(
-                f"{registry.name} has nothing to roll {registry.alias} back to: "
-                f"{_none_before(registry, events, held, there)}"
-            )
+            raise TunewrightError(_none_before(registry, events, held, there))
         if number is not None and number not in before:
             raise ConfigError(
                 f"--to {shown(number)}: accepted: versions that were {registry.alias} before: {', '.join(before)}; "
-                f"tunewright release promote {registry.name} VERSION moves it to any other"
+                f"{command('promote', registry, 'VERSION')} moves it to any other"
             )
         version = client.get_model_version(registry.name, number or before[0])
         decision = _moved(client, registry, version, "rolled back", held, by, why)
@@ -180,14 +190,18 @@ def _none_before(registry: Registry, events: Sequence[Event], held: str, there: 
         became.pop(event.after, None)
     became |= {version: "deleted" for version in became if version not in there}
     was = [f"version {version} was {what}" for version, what in became.items() if version != held]
+    if held and not was:
+        return (
+            f"{registry.name}: version {held} is the first {registry.alias}; there is no earlier one; "
+            f"{command('withdraw', registry)} takes {registry.alias} off it"
+        )
+    none = f"{registry.name} has nothing to roll {registry.alias} back to"
     if not was:
-        if not held:
-            return "no version has had it"
-        return f"version {held} is the first; tunewright release withdraw {registry.name} takes {registry.alias} off it"
+        return f"{none}: no version has had it"
     now = [f"version {held} has it"] if held else []
     return (
-        f"{', '.join([*now, *was])}, and no other version was {registry.alias} before; tunewright release promote "
-        f"{registry.name} VERSION moves it to any"
+        f"{none}: {', '.join([*now, *was])}, and no other version was {registry.alias} before; "
+        f"{command('promote', registry, 'VERSION')} moves it to any"
     )
 
 
@@ -229,7 +243,7 @@ def _that_waits(client: "MlflowClient", registry: Registry, number: str | None) 
         return newest[0]
     raise TunewrightError(
         f"no version of {registry.name} waits for approval; gate.approval=true makes promoted versions wait, and "
-        f"tunewright release promote {registry.name} VERSION moves {registry.alias} to any version"
+        f"{command('promote', registry, 'VERSION')} moves {registry.alias} to any version"
     )
 
 

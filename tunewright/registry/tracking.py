@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
@@ -59,7 +60,7 @@ def ui(uri: str, experiment_id: str) -> str:
 
 def starts_with(uri: str) -> str:
     """The command that starts the pages of a database; empty where a server has them already."""
-    return "" if uri.startswith("http") or addresses.running() else f"mlflow ui --backend-store-uri {uri}"
+    return "" if uri.startswith("http") or addresses.running() else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 @contextlib.contextmanager
