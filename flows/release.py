@@ -44,7 +44,7 @@ class ApprovalForm(RunInput):
         description="approve moves the alias to this version; reject leaves it where it is"
     )
     reason: str = Field(pattern=r"\S", max_length=LONGEST_REASON, description="Kept in the history")
-    by: str = Field(pattern=r"\S", max_length=100, description="Your name")
+    by: str = Field(pattern=r"\S", max_length=100, title="Decided by", description="Your name")
 
 
 @flow(name="approval", flow_run_name="approve {name} {version}")

@@ -614,3 +614,7 @@ def test_a_history_is_a_table_only_where_the_terminal_has_room_for_it(width: int
     said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert shown in said
     assert "exact match .95" in said  # in no column are words folded into pieces
+
+
+def test_the_form_in_prefect_asks_who_decided() -> None:
+    assert asking.ApprovalForm.model_json_schema()["properties"]["by"]["title"] == "Decided by"
