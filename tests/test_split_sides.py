@@ -197,6 +197,30 @@ def test_a_quarter_more_rows_move_no_row_and_set_few_aside() -> None:
     assert any(moved[row_id] != side for row_id, side in side_of(before).items())
 
 
+def test_a_share_that_rows_of_the_version_before_make_impossible_is_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = prompts(300, copies=0)
+    before, half = split_rows(rows[:240]), Split(test=0.5)
+    caplog.clear()
+
+    def said(*given: Any) -> list[str]:
+        caplog.clear()
+        split_rows(*given)
+        return [message for message in caplog.messages if "is not reached" in message]
+
+    (line,) = said(rows, half, before)
+    assert line == (
+        "split: split.test 0.5 is not reached: 84 of 300 rows (28 %), as old rows keep their split; split.sticky=false "
+        "draws all anew"
+    )
+    (less,) = said(rows[:240], Split(test=0.02), before)  # and one that has too many of them
+    assert less.startswith("split: split.test 0.02 is not reached: 24 of 240 rows (10 %)")
+    assert said(rows, Split(test=0.5, sticky=False), before) == []
+    assert said(rows, Split(), before) == []
+    assert said(prompts(240, copies=0.9), half) == []  # clusters alone
+
+
 BASE = prompts(60, seed=9, copies=0)
 MIDDLE = "where do I find the number of my card"
 TRAINED, TESTED = f"{MIDDLE} when it is lost", f"please tell me {MIDDLE}"

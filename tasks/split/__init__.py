@@ -45,6 +45,7 @@ from tunewright.tasks.split.proof import (
     reasons_of_sides,
     rows_of_sides,
     set_aside,
+    unmet_shares,
     versions,
     visible_difference,
 )
@@ -219,6 +220,8 @@ def split(
         log.info("split: the %s split is user-provided; split.%s is not used", side, side)
     for code, count in proof.findings.items():
         log.warning("split: %s; proof.json has more", in_words(code, count, proof))
+    for said in unmet_shares(sides, columns.given == NONE, exact, settings):
+        log.warning("split: %s", said)
     proof.save(folder)
     write_memory(folder / SIDES_FILE, columns.row_ids, returns_to, sides.because, gone)
     return Splits(

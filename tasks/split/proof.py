@@ -9,7 +9,8 @@ from collections import Counter
 import numpy as np
 
 from tunewright.artifacts.payloads import Decontamination, EarlierRows, LeakProof, TimeSpans
-from tunewright.artifacts.placement import NONE, SIDES, TEST, TRAIN, Because
+from tunewright.artifacts.placement import NONE, SIDES, TEST, TRAIN, VALIDATION, Because
+from tunewright.config import Split
 from tunewright.reports.pages import number
 from tunewright.similarity.sets import Pairs
 from tunewright.tasks.split.columns import Times
@@ -20,6 +21,7 @@ RANDOM_SPLITS = 20
 LEAST_VISIBLE = 0.1  # a test side that does not show a difference of so much decides nothing
 DISCORDANT = 0.2  # of the rows of a usual comparison, answered rightly by one model alone
 CONFIDENCE, POWER = 1.645, 0.842  # normal quantiles of one-sided 95% and of 80%
+MISSED = 0.05  # of the rows: a share that is missed by less is as near as clusters allow
 TOO_SMALL = "too_small"
 FINDINGS = {  # which rows are counted under a code, and what is with them
     "contaminated": ("training row", "share{s} a passage with an evaluation row"),
@@ -93,6 +95,28 @@ def findings(
         TOO_SMALL: num_test if smallest_difference > LEAST_VISIBLE else 0,
     }
     return {code: count for code, count in found.items() if count}
+
+
+def unmet_shares(sides: Sides, free: np.ndarray, exact: frozenset[int], settings: Split) -> list[str]:
+    """Sentences on the shares that rows of the version before make impossible; `free` are the rows given to no side."""
+    free = free & (sides.side != NONE)
+    num_rows = int(free.sum())
+    fixed = free & np.isin(sides.because, [Because.KEPT, Because.INHERITED])
+    said = []
+    for side in (TEST, VALIDATION):
+        share, least = getattr(settings, SIDES[side]), int((fixed & (sides.side == side)).sum())
+        most = least + int((free & ~fixed & (sides.side <= side)).sum())  # test is drawn first
+        if (
+            side not in exact
+            and fixed.any()
+            and max(least - share * num_rows, share * num_rows - most) > MISSED * num_rows
+        ):
+            count = int((free & (sides.side == side)).sum())
+            said.append(
+                f"split.{SIDES[side]} {share:g} is not reached: {count:,} of {num_rows:,} rows "
+                f"({100 * count / num_rows:.0f} %), as old rows keep their split; split.sticky=false draws all anew"
+            )
+    return said
 
 
 def rows_of_sides(sides: np.ndarray) -> dict[str, int]:
