@@ -224,6 +224,16 @@ def test_a_rollback_to_a_version_that_waits_again_ends_its_wait(make: Make, rehe
     assert told(1) == "promote; rolled back to"
 
 
+def test_a_rollback_to_a_version_that_never_had_the_alias_is_told_what_moves_it_there(make: Make) -> None:
+    make()
+    worse = make(digest="b", challenged="1", gate=Gate(approval=True))
+    assert (worse.version, aliases()) == ("2", {"champion": "1"})
+    said = r"^--to 2: version 2 was never champion; tunewright release promote triage 2 .*moves it there all the same$"
+    with pytest.raises(ConfigError, match=said):
+        release.rollback(REGISTRY, "2", by="ann", why="complaints")
+    assert aliases() == {"champion": "1"}
+
+
 def test_one_rollback_after_another_goes_further_back(make: Make, rehearsed: list[str]) -> None:
     make()
     with pytest.raises(

@@ -151,6 +151,12 @@ def rollback(registry: Registry, number: str | None = None, *, by: str, why: str
         events = events_of(client, registry)
         known = dict.fromkeys(reversed(carriers(events, held)))
         before = [each for each in known if each != held and each in there]
+        ever = {held, *(version for event in events if event.is_move for version in (event.before, event.after))}
+        if number in there and number not in ever:
+            raise ConfigError(
+                f"--to {number}: version {number} was never {registry.alias}; "
+                f"{command('promote', registry, number)} moves it there all the same"
+            )
         if not before:
             raise TunewrightError(_none_before(registry, events, held, there))
         if number is not None and number not in before:
