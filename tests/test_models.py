@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -277,6 +278,25 @@ def test_a_base_that_left_the_hubs_cache_or_changed_there_is_fetched_again(
     (folder / "merges.txt").write_text("a b\n")
     assert base.fn("org/name", None, "org/name").digest != before.digest
     assert fetched == ["org/name"] * 3
+
+
+def test_weights_without_permission_are_not_said_to_be_missing(tiny_base: Base) -> None:
+    with tempfile.TemporaryDirectory() as outer:  # pytest's own are closed to others
+        Path(outer).chmod(0o755)
+        copy = Path(shutil.copytree(tiny_base.weights, Path(outer) / "base"))
+        copy.chmod(0o755)
+        for file in copy.iterdir():
+            file.chmod(0o644)
+        (copy / "model.safetensors").chmod(0)
+        before = os.geteuid()
+        if before == 0:
+            os.seteuid(65534)  # root may read any file
+        try:
+            with pytest.raises(ConfigError) as refused:
+                identity(str(copy))
+        finally:
+            os.seteuid(before)
+    assert str(refused.value) == f"model.base={copy}: {copy}/model.safetensors cannot be read: Permission denied"
 
 
 def test_a_base_that_cannot_be_read_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ def tensors_in(file: Path) -> Tensors:
     """
     from safetensors import SafetensorError, safe_open
 
+    with file.open("rb"):  # what may not be read is not there, as safetensors says it
+        pass
     try:
         with safe_open(file, framework="numpy") as opened:
             return [(name, opened.get_slice(name).get_shape()) for name in opened.keys()]  # noqa: SIM118 is no dict
