@@ -9,6 +9,7 @@ from pydantic_core import PydanticUndefined
 
 from tunewright.config import (
     STAGES,
+    Compute,
     Data,
     Evaluation,
     Gate,
@@ -170,6 +171,21 @@ def test_settings_that_contradict_each_other_say_so(section: type[BaseModel], va
 )
 def test_settings_that_just_agree_are_taken(section: type[BaseModel], values: Any) -> None:
     assert section.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "most"),
+    [
+        (Training, {"batch": 99_999_999_999_999_999_999}, 1_000_000),
+        (Training, {"max_steps": 99_999_999_999_999}, 100_000_000),
+        (Model, {"base": "org/name", "max_length": 99_999_999_999_999_999_999_999}, 100_000_000),
+        (Compute, {"threads": 100_000}, 4_096),
+    ],
+)
+def test_a_size_that_no_training_has_is_refused(section: type[BaseModel], values: Any, most: int) -> None:
+    with pytest.raises(ValidationError, match=f"less than or equal to {most}"):
+        section.model_validate(values)
+    assert section.model_validate(values | {[*values][-1]: most})
 
 
 @pytest.mark.parametrize("alias", ["Champion", "", "-a", "a b", "a" * 51])

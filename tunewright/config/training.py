@@ -25,7 +25,10 @@ class Model(Section):
         "llama3, gemma, mistral, phi3, alpaca, plain, or a Jinja file; empty is the base's own",
     )
     max_length: int = Field(
-        default=2_048, ge=8, description="Maximum number of tokens in a row, prompt and answers; at least 8"
+        default=2_048,
+        ge=8,
+        le=100_000_000,
+        description="Maximum number of tokens in a row, prompt and answers; 8 to 100,000,000",
     )
     on_long: Literal["error", "quarantine"] = Field(
         default="error",
@@ -122,8 +125,15 @@ class Training(Section):
         default=0.0002, gt=0, le=1, description="Peak learning rate, at most 1; for example 0.0002"
     )
     epochs: float = Field(default=3.0, gt=0, le=1_000, description="Epochs, at most 1000; max_steps overrides it")
-    max_steps: int | None = Field(default=None, ge=1, description="Number of optimizer steps; empty uses epochs")
-    batch: int = Field(default=16, ge=1, description="Batch size: rows in one optimizer step")
+    max_steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000_000,
+        description="Number of optimizer steps, at most 100,000,000; empty uses epochs",
+    )
+    batch: int = Field(
+        default=16, ge=1, le=1_000_000, description="Batch size: rows in one optimizer step, at most 1,000,000"
+    )
     micro_batch: int | Literal["auto"] | None = Field(
         default=None,
         description="Micro-batch size in rows, 1 to batch; auto is the largest that the plan estimates to fit "
@@ -211,5 +221,8 @@ class Compute(Section):
         default=False, description="Use torch.compile: one or two minutes of warm-up, then faster steps"
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of the trainer; empty uses one per physical core"
+        default=None,
+        ge=1,
+        le=4_096,
+        description="CPU threads of the trainer, at most 4096; empty uses one per physical core",
     )
