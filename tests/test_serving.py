@@ -156,6 +156,23 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(chat: ServedChat
         ask(chat, [{"prompt": "where is my order? " * 999}])
 
 
+def test_an_answer_longer_than_the_base_reads_is_refused_with_the_limit_that_the_prompts_leave(
+    chat: ServedChat,
+) -> None:
+    (prompt,) = chat._prompts([[{"role": "user", "content": QUESTIONS[0]}]])
+    said = (
+        rf"^max_new_tokens=100000; accepted: at most {2048 - len(prompt):,}, the 2,048 that the base reads less the "
+        rf"{len(prompt)} of the longest prompt$"
+    )
+    with pytest.raises(ValueError, match=said):
+        ask(chat, [{"prompt": "7"}, {"prompt": QUESTIONS[0]}], 100_000)
+    _require_room([prompt], 2048, 2048 - len(prompt))
+    with pytest.raises(
+        ValueError, match=r"^prompt 1 of 1 has 3,000 tokens; accepted: at most 1, the 2,048 that .*=2047;"
+    ):
+        _require_room([[1] * 3000], 2048, 100_000)
+
+
 @pytest.mark.parametrize("max_new_tokens", [-1, 0])
 def test_an_answer_of_no_token_is_refused(chat: ServedChat, max_new_tokens: int) -> None:
     said = rf"^max_new_tokens={max_new_tokens}; accepted: a whole number of at least 1$"

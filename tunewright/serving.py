@@ -357,11 +357,18 @@ def _require_room(prompts: Sequence[Sequence[int]], most: int | None, max_new_to
     """Raises ValueError for the first prompt that, with its answer, is longer than the base reads."""
     if most is None:
         return
+    longest = max(map(len, prompts), default=0)
+    if max_new_tokens >= most and longest < most:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens}; accepted: at most {most - longest:,}, the {most:,} that the base reads "
+            f"less the {longest:,} of the longest prompt"
+        )
+    max_new_tokens = min(max_new_tokens, most - 1)  # of what a prompt can leave room for
     for number, prompt in enumerate(prompts, 1):
         if len(prompt) + max_new_tokens > most:
             raise ValueError(
                 f"prompt {number} of {len(prompts)} has {len(prompt):,} tokens; accepted: at most "
-                f"{max(0, most - max_new_tokens):,}, the {most:,} that the base reads less "
+                f"{most - max_new_tokens:,}, the {most:,} that the base reads less "
                 f"max_new_tokens={max_new_tokens}; shorten the prompt, or send a smaller max_new_tokens"
             )
 
