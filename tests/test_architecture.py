@@ -16,6 +16,7 @@ from make_models import ARCHITECTURES, REFUSED, make_model
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tunewright import config
 from tunewright.artifacts import IGNORED
 from tunewright.config import Compute, Method, Training
 from tunewright.errors import ConfigError
@@ -237,17 +238,22 @@ def test_a_class_whose_generate_is_wrong_is_refused(monkeypatch: pytest.MonkeyPa
     assert "llama cannot generate (ZeroDivisionError: " in checks.checked(tiny(fields, ())).refused
 
 
-def test_a_base_of_pickles_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
-    folder = make_model("qwen2", tmp_path / "my base's")
+def test_a_base_of_pickles_is_refused_with_the_command_that_converts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_model("qwen2", tmp_path / "team" / "my base's")
+    monkeypatch.chdir(tmp_path)  # where the command is called, beside the folder of the deployment file
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"only pytorch_model.bin, which can run code when read; to convert it") as e:
-        models.identity(str(folder))
+    only = pytest.raises(ConfigError, match=r"only pytorch_model.bin, which can run code when read; to convert it")
+    with config.working_in(tmp_path / "team"), only as e:
+        models.identity("my base's")
     command, _, base = str(e.value).partition("running any: ")[2].rpartition(", then model.base=")
     subprocess.run(shlex.split(command.replace("python", sys.executable, 1)), check=True, capture_output=True)
-    converted: Any = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True)
-    assert models.identity(base)
+    converted: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "team" / base, use_safetensors=True)
+    with config.working_in(tmp_path / "team"):
+        assert models.identity(base)
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(converted(ids).logits, model(ids).logits)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.artifacts import Base
-from tunewright.config import or_meant
+from tunewright.config import from_here, or_meant
 from tunewright.config.outside import without_secrets
 from tunewright.errors import ConfigError
 from tunewright.modeling import architecture, chat_templates, headers
@@ -211,13 +211,14 @@ def folder_digest(folder: Path) -> str:
 
 def _conversion(folder: Path) -> str:
     """The command that writes a base of pickles anew as safetensors: it reads them as data (torch's weights_only)."""
-    new = f"{folder}-safetensors"
+    old = str(from_here(folder.absolute()))  # for a shell in the folder that the command was called in
+    new = f"{old}-safetensors"
     script = (
         "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
-        f"M.from_pretrained({str(folder)!r}).save_pretrained({new!r}); "
-        f"T.from_pretrained({str(folder)!r}).save_pretrained({new!r})"
+        f"M.from_pretrained({old!r}).save_pretrained({new!r}); "
+        f"T.from_pretrained({old!r}).save_pretrained({new!r})"
     )
-    return f"; to convert it without running any: python -c {shlex.quote(script)}, then model.base={new}"
+    return f"; to convert it without running any: python -c {shlex.quote(script)}, then model.base={folder}-safetensors"
 
 
 def _check_settings(folder: Path) -> None:
