@@ -3,6 +3,7 @@
 import errno
 import gzip
 import json
+import os
 import shutil
 import sqlite3
 import tarfile
@@ -128,8 +129,9 @@ def test_a_nightly_backup_replaces_the_one_of_the_night_before_once_it_is_whole(
     assert [path.name for path in tmp_path.iterdir() if path != home] == ["home.tar"]
 
 
-def test_a_home_on_a_read_only_disk_is_backed_up_without_locks(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_home_that_is_only_read_is_backed_up_without_locks(
+    number: int, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("versions/.tickets.jsonl.lock", "versions/tickets.jsonl", "looks/tickets.jsonl"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +140,7 @@ def test_a_home_on_a_read_only_disk_is_backed_up_without_locks(
 
     def open_to_read(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
         if path.is_relative_to(home) and {*mode} & {*"wax+"}:
-            raise OSError(errno.EROFS, "Read-only file system", str(path))
+            raise OSError(number, os.strerror(number), str(path))
         return opened(path, mode, *args, **options)
 
     monkeypatch.setattr(Path, "open", open_to_read)

@@ -1,7 +1,9 @@
 """Every file of a version is verified before it is loaded, and the code that loads it is the project's own."""
 
+import errno
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,10 +49,11 @@ def promote() -> None:
     release.promote(STAGING, "1", by="ann", why="for the pilot")
 
 
-def look_up_champion(base: Base) -> None:
+def look_up_champion(base: Base) -> Path:
     found = champion(REGISTRY, "another", base, load_base.fn)
     assert found
     assert found.model
+    return found.model
 
 
 @contextmanager
@@ -71,7 +74,7 @@ def flipped(file: Path) -> bytes:
     return bytes(content)
 
 
-def refused(what: Callable[[], None], name: str, fault: str, loaded: list[Path]) -> None:
+def refused(what: Callable[[], object], name: str, fault: str, loaded: list[Path]) -> None:
     with pytest.raises(TunewrightError) as caught:
         what()
     assert str(caught.value).startswith(f"models:/triage/1: {name} {fault}"), caught.value
@@ -124,6 +127,23 @@ def test_a_copy_of_the_champion_that_was_altered_is_fetched_anew(store: Path, ho
     look_up_champion(tiny_base)
     assert weights.read_bytes() == whole
     assert not weights.samefile(store / "artifacts" / "model" / "adapter_model.safetensors")
+
+
+def test_the_champion_of_a_home_that_is_only_read_is_copied_elsewhere(
+    store: Path, home: Path, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def refuse(path: Path, *args: Any, **options: Any) -> None:
+        if path.is_relative_to(home):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        mkdir(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    copy = look_up_champion(tiny_base)
+    assert not copy.is_relative_to(home)
+    weights = store / "artifacts" / "model" / "adapter_model.safetensors"
+    assert (copy / weights.name).read_bytes() == weights.read_bytes()
 
 
 def set_tag(name: str, value: str) -> None:

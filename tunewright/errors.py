@@ -27,6 +27,7 @@ log = logging.getLogger("tunewright")
 RETRIES = 3  # of a stage
 RETRY_SECONDS: list[float] = [2, 8, 30]  # before each
 LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.ENOLCK}
+ONLY_READ = {errno.EROFS, errno.EACCES}  # of a home that this user cannot write to
 
 
 class TunewrightError(Exception):

@@ -117,7 +117,19 @@ def require_no_other_home() -> None:
 def refused_home(error: OSError) -> ConfigError:
     """Return the error for a home that cannot be created, written to or locked."""
     accepted = "a folder on a local disk" if error.errno == errno.ENOLCK else "a folder to write to"
-    return ConfigError(f"TUNEWRIGHT_HOME={home()}: {error.strerror}; accepted: {accepted}")
+    return ConfigError(f"TUNEWRIGHT_HOME={home()}: {_why_refused(error)}; accepted: {accepted}")
+
+
+def _why_refused(error: OSError) -> str:
+    there = next(filter(os.path.lexists, (home(), *home().parents)))
+    if not os.path.isdir(there):  # noqa: PTH112 Path.is_dir raises where a folder cannot be entered
+        wrong = "is a file, not a folder" if os.path.exists(there) else "is a link to nothing"  # noqa: PTH110 as above
+        return wrong if there == home() else f"{there} {wrong}"
+    if there != home():
+        return f"cannot be created here: {error.strerror}"
+    if error.errno == errno.ENOLCK:
+        return f"cannot be locked: {error.strerror}"
+    return f"cannot be {'written' if os.access(there, os.R_OK | os.X_OK) else 'read'}: {error.strerror}"
 
 
 def refused_database() -> ConfigError:

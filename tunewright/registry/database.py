@@ -98,17 +98,23 @@ def relocate(view: str) -> None:
     """Makes the database of this home say that its files lie in this home, wherever they lay before.
 
     The experiments with the tag `view` are the pipeline's own: their location is where the home was. Those of a server
-    (mlflow-artifacts:/) depend on no path and stay, as does a location that leads to this home by another name.
+    (mlflow-artifacts:/) depend on no path and stay, as does a location that leads to this home by another name, and as
+    all do where the database can only be read.
     """
     if not config.mlflow_database().is_file():
         return
     with contextlib.closing(sqlite3.connect(config.mlflow_database(), timeout=WAIT_SECONDS)) as database:
         for before in _elsewhere(database, view):
-            with database:
-                database.execute("BEGIN IMMEDIATE")  # of two processes the second finds nothing left to do
-                database.create_function("moved", 1, partial(_moved, before, str(config.mlflow_artifacts())))
-                for update in UPDATES:
-                    database.execute(update)
+            try:
+                with database:
+                    database.execute("BEGIN IMMEDIATE")  # of two processes the second finds nothing left to do
+                    database.create_function("moved", 1, partial(_moved, before, str(config.mlflow_artifacts())))
+                    for update in UPDATES:
+                        database.execute(update)
+            except sqlite3.OperationalError as error:
+                if config.READ_ONLY_DATABASE not in str(error):
+                    raise
+                return  # whoever may write to the home rewrites them; what only reads needs few of the files
             log.info("the home was moved or copied: MLflow's paths now point to %s", config.mlflow_artifacts())
 
 

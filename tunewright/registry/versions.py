@@ -1,5 +1,6 @@
 """The registered model: one version a candidate, and which of them carries the alias, which a candidate has to beat."""
 
+import atexit
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from tunewright import config
 from tunewright.artifacts import Base, Contender, Registered, Splits
 from tunewright.config import Registry, Split, home
-from tunewright.errors import ConfigError, TunewrightError
+from tunewright.errors import ONLY_READ, ConfigError, TunewrightError
 from tunewright.modeling import models
 from tunewright.registry import files
 from tunewright.registry.candidate import Candidate, card, drawn
@@ -187,6 +188,21 @@ def _withdraw(version: "ModelVersion") -> str:
 
 
 def _verified(client: "MlflowClient", version: "ModelVersion") -> Path:
+    """A verified copy of the version's folder: in this home, or until the process ends where that can only be read.
+
+    Raises TunewrightError.
+    """
+    try:
+        return _kept(client, version)
+    except OSError as error:
+        if error.errno not in ONLY_READ:
+            raise
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return files.fetch(client, version, Path(folder.name))
+
+
+def _kept(client: "MlflowClient", version: "ModelVersion") -> Path:
     """A copy of the version's folder in this home, fetched once and verified each time. Raises TunewrightError."""
     kept = home() / "champions" / f"{version.name}-{version.version}-{files.expected(version, files.FILES)[:12]}"
     if kept.is_dir():

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunewright import config
-from tunewright.errors import ConfigError
+from tunewright.errors import ONLY_READ, ConfigError
 from tunewright.store import disk
 from tunewright.store.caching import lock
 
@@ -71,11 +71,14 @@ def backup(file: Path, *, overwrite: bool = False) -> int:
 
 @contextlib.contextmanager
 def _unless_read_only() -> Iterator[None]:
-    """Goes on where the disk is read-only: a lock cannot be made there, nor is one needed, as nobody writes."""
+    """Goes on where the home can only be read: a lock cannot be made there.
+
+    None is needed: on a read-only disk nobody writes, and a history that its owner writes to has whole lines all along.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno != errno.EROFS:
+        if error.errno not in ONLY_READ:
             raise
 
 
