@@ -1,6 +1,6 @@
 """The command line: run a deployment file here and now, or say what a run would do and why."""
 
-from tunewright.cli import interrupts, operate
+from tunewright.cli import interrupts
 
 with interrupts.at_once():
     from importlib.metadata import version
