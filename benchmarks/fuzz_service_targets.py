@@ -76,6 +76,8 @@ def notify(content: bytes) -> str:
 
 
 def _shown(automation: str) -> str:
+    if " notified when " in automation:
+        return "not restarted"
     return "approval needed" if " notified of pending approvals " in automation else "Failed"
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -60,6 +61,8 @@ def pytest_configure() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }
     gc.set_threshold(*RARE_COLLECTIONS)
+    # A shell ignores Ctrl-C in what it starts in the background, and so would all processes that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

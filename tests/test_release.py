@@ -434,7 +434,11 @@ def test_a_history_without_a_move_says_so_in_a_line(make: Make) -> None:
         (("promote", "triage", "1", "--reason", "x" * 1001), 2, "--reason: has 1,001 characters"),
         (("approve", "triage", "--reason", "x", "--by", " "), 2, "--by: missing"),
         (("approve", "triage", "--reason", "x"), 1, "no version of triage waits for approval"),
-        (("rollback", "triage", "--reason", "x"), 1, "triage has nothing to roll champion back to"),
+        (
+            ("rollback", "triage", "--reason", "x"),
+            1,
+            "triage: version 1 is the first champion; there is no earlier one",
+        ),
         (("withdraw", "triage", "--reason", " "), 2, "--reason: missing; accepted: why"),
         (("withdraw", "triaje", "--reason", "x"), 2, '"triaje": no such model in sqlite:///.*; did you mean triage'),
         (("withdraw", "triage", "--reason", "x", "--alias", "other"), 1, "no version of triage is other"),
@@ -618,7 +622,7 @@ def test_a_history_is_a_table_only_where_the_terminal_has_room_for_it(width: int
         verdict="exact match .95 is above the champion's .46",
         gain="+.49",
     )
-    console = Console(file=StringIO(), width=width)
+    console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
     history = History(name="triage", alias="champion", holder="2", waiting=[], events=[event])
     show_history(console, Registry(name="triage"), history)
     said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]

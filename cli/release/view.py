@@ -53,7 +53,7 @@ def show_history(console: Console, registry: Registry, history: History) -> None
             for most, (name, cell) in zip(needed, named.items(), strict=True)
         ]
     console.print()
-    fits = sum(needed) + len(needed) <= console.width
+    fits = not console.is_terminal or sum(needed) + len(needed) <= console.width
     console.print(table if fits else Text("\n\n").join(blocks))
 
 
