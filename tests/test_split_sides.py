@@ -34,7 +34,7 @@ from tunewright.store.refusals import of_stage
 from tunewright.tasks.split.columns import strata_of
 from tunewright.tasks.split.draw import draw
 from tunewright.tasks.split.joins import Joined
-from tunewright.tasks.split.proof import versions
+from tunewright.tasks.split.proof import in_words, versions
 from tunewright.tasks.split.sides import Linked, Links, Sides, fix, numbered, settle
 
 EVEN = Split(test=0.25, validation=0.25)
@@ -354,6 +354,15 @@ def test_test_rows_of_one_group_are_said_to_count_once(
         "estimate before training, differences in accuracy between two models below about 1.00 cannot be "
         "detected: add test rows that are not similar to these"
     ) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("count", "clusters", "said"),
+    [(1, 1, "1 test row is independent. "), (9, 9, "9 test rows are independent. "), (9, 4, "count as 4 independent")],
+)
+def test_rows_that_all_count_are_said_to_be_independent(count: int, clusters: int, said: str) -> None:
+    proof = LeakProof.model_construct(test_clusters=clusters, smallest_visible_difference=0.5)
+    assert said in in_words("too_small", count, proof)
 
 
 def test_an_earlier_version_that_is_not_whole_is_an_error_that_names_the_setting() -> None:

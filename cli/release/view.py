@@ -35,26 +35,31 @@ def show_history(console: Console, registry: Registry, history: History) -> None
         if history.holder:
             console.print("who moved the alias there, and when, is unknown")
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in HISTORY_COLUMNS:
-        table.add_column(column, overflow="fold", min_width=LEGIBLE if column in FREE_TEXT else None)
     current = next((event for event in history.events if event.is_move and event.after == history.holder), None)
-    blocks: list[Text] = []  # for a terminal that is too narrow for the table
-    needed = [LEGIBLE if column in FREE_TEXT else len(column) for column in HISTORY_COLUMNS]
+    rows: list[tuple[str, ...]] = []
+    styles: list[str] = []
     for event in history.events:
         gain = event.gain.partition("; ")[0]  # an earlier Tunewright entered one for each opponent
         cells = (_minute(event.when), _what(event), event.version, _replaced(event), event.by, event.why)
-        named = dict(zip(HISTORY_COLUMNS, (*cells, event.verdict, gain), strict=True))
-        style = "bold green" if event is current else "" if event.is_move else "dim"
-        table.add_row(*map(Text, named.values()), style=style)
-        blocks.append(Text("\n".join(f"{name:10}  {cell}" for name, cell in named.items() if cell), style))
-        needed = [
-            most if name in FREE_TEXT else max(most, cell_len(cell))
-            for most, (name, cell) in zip(needed, named.items(), strict=True)
-        ]
+        rows.append((*cells, event.verdict, gain))
+        styles.append("bold green" if event is current else "" if event.is_move else "dim")
+    widths = [
+        LEGIBLE if name in FREE_TEXT else max(map(cell_len, (name, *cells)))
+        for name, *cells in zip(HISTORY_COLUMNS, *rows, strict=True)
+    ]
+    if console.is_terminal and sum(widths) + len(widths) > console.width:
+        for row, style in zip(rows, styles, strict=True):
+            named_cells = zip(HISTORY_COLUMNS, row, strict=True)
+            console.print()
+            console.print(Text("\n".join(f"{name:10}  {cell}" for name, cell in named_cells if cell), style))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in HISTORY_COLUMNS:
+        table.add_column(column, overflow="fold", min_width=LEGIBLE if column in FREE_TEXT else None)
+    for row, style in zip(rows, styles, strict=True):
+        table.add_row(*map(Text, row), style=style)
     console.print()
-    fits = not console.is_terminal or sum(needed) + len(needed) <= console.width
-    console.print(table if fits else Text("\n\n").join(blocks))
+    console.print(table)
 
 
 def _where(history: History) -> str:

@@ -66,11 +66,11 @@ def visible_difference(num_clusters: int) -> float:
 def in_words(code: str, count: int, proof: LeakProof) -> str:
     """Describe a finding in a sentence; for a test split that is too small, with the number of its clusters."""
     clusters = proof.test_clusters
-    independent = "1 independent row" if clusters == 1 else f"{clusters:,} independent rows"
     if clusters == count:
-        independent = "are independent of each other"
+        independent = "is independent" if count == 1 else "are independent"
     else:
-        independent = f"count as {independent}, since near-duplicates and rows of one group count once"
+        rows = "1 independent row" if clusters == 1 else f"{clusters:,} independent rows"
+        independent = f"count as {rows}, since near-duplicates and rows of one group count once"
     difference = number(proof.smallest_visible_difference)
     return counted_in_words(code, count, difference=difference, independent=independent)
 
