@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import logging
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,13 @@ import httpx
 import pytest
 import torch
 from prefect.events.worker import EventsWorker
+from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import APILogWorker
+from prefect.states import exception_to_crashed_state
 
 from tunewright import compat
 from tunewright.artifacts import Base
+from tunewright.flows.watch import STOPPED
 from tunewright.modeling.models import load_model
 
 
@@ -148,3 +152,9 @@ def test_prefects_clients_send_each_request_within_a_block() -> None:
 async def _get(client: httpx.AsyncClient, address: str) -> None:
     async with client:
         await client.get(address)
+
+
+@pytest.mark.parametrize("ended_by", [TerminationSignal(signal=signal.SIGTERM), KeyboardInterrupt()])
+def test_prefect_says_of_a_run_that_was_stopped_what_the_watcher_looks_for(ended_by: BaseException) -> None:
+    state = asyncio.run(exception_to_crashed_state(ended_by))
+    assert (state.message or "").startswith(STOPPED)
