@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 SLOWEST_MS = 60_000  # for a page on a machine that is busy; its own 5 s are of an idle one
 FOUND = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -21,3 +21,14 @@ def browser(*options: str) -> Iterator[Browser]:
         expect.set_options(timeout=SLOWEST_MS)
         yield chromium
         chromium.close()
+
+
+def shows(page: Page, address: str, login: str) -> bool:
+    """Open a page of Prefect; where it asks for the password, as it does again on a slow server, use the login link."""
+    page.goto(address)
+    page.wait_for_load_state("networkidle")
+    if "/login" not in page.url:
+        return True
+    page.goto(login)
+    page.wait_for_url("**/v2/dashboard**")
+    return False

@@ -5,13 +5,14 @@ Each attack is made in a real browser, as docs/security.md lists them.
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from browsing import browser
+from browsing import browser, shows
 from playwright.sync_api import Browser, Page, expect
-from servers import Up, started
+from servers import Up, started, until
 
 from tunewright.artifacts import Base
 
@@ -147,12 +148,9 @@ def test_the_pages_of_prefect_reach_no_other_server_and_work(name: str, up: Up, 
     page.on("request", lambda request: asked.append(request.url))
     refused: list[str] = []  # by the policy, where the page asks for it all the same
     page.on("console", lambda message: refused.append(message.text) if "Content Security" in message.text else None)
-    prefect = up.addresses.prefect.replace("127.0.0.1", name)
-    page.goto(up.login.replace("127.0.0.1", name))
-    page.wait_for_url("**/v2/dashboard**")
+    prefect, login = (address.replace("127.0.0.1", name) for address in (up.addresses.prefect, up.login))
     for path in ("v2/deployments", "v2/runs", "v2/flows", "v2/automations", "v2/settings", "dashboard", "deployments"):
-        page.goto(f"{prefect}/{path}")
-        page.wait_for_load_state("networkidle")
+        until(partial(shows, page, f"{prefect}/{path}", login))
         if path.endswith("deployments"):
             expect(page.get_by_text("tiny", exact=True).first).to_be_visible()
     hosts = {urlsplit(url).hostname for url in asked if url.startswith(("http", "ws"))}

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from browsing import browser
+from browsing import browser, shows
 from playwright.sync_api import HttpCredentials, Page, expect
 from servers import ENDED, TUNEWRIGHT, Up, started, until
 
@@ -39,15 +39,6 @@ def page(up: Up) -> Iterator[Page]:
         yield page
 
 
-def shows_deployments(page: Page, up: Up) -> bool:
-    """Logs in and opens the deployments; Prefect's UI asks for the password again where its server is slow."""
-    page.goto(up.login)
-    page.wait_for_url("**/v2/dashboard**")
-    page.goto(f"{up.addresses.prefect}/v2/deployments")
-    page.wait_for_load_state("networkidle")
-    return "/login" not in page.url
-
-
 def is_submitted(page: Page) -> bool:
     """Clicks on Submit, which the form loses while it takes a value, and says whether the run is scheduled."""
     page.get_by_role("button", name="Submit").click()
@@ -63,7 +54,7 @@ def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_pa
     assert up.ended(first)["type"] == "COMPLETED", up.state(first)["message"]
 
     assert up.password == SETTINGS["PREFECT_SERVER_API_AUTH_STRING"]
-    until(lambda: shows_deployments(page, up))
+    until(lambda: shows(page, f"{up.addresses.prefect}/v2/deployments", up.login))
     page.get_by_role("link", name="tiny").first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Custom run").click()
