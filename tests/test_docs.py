@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from tunewright.artifacts import Base
 from tunewright.cli.main import app
+from tunewright.config import Settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -107,6 +108,18 @@ def test_the_commands_of_a_page_run(page: Path, tiny_base: Base, followed: Path,
     if page.stem != "first-fine-tune":
         shutil.copytree(followed, tmp_path / "home" / "artifacts")
         follow(Page(page), tiny_base, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda file: file.stem)
+def test_the_settings_of_a_page_are_accepted(page: Path) -> None:
+    needed: dict[str, Any] = {"data": {"sources": [{"path": "rows.jsonl"}]}, "model": {"base": "bases/ours"}}
+    for kind, _, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        shown = yaml.safe_load(text) if kind == "yaml" else {}
+        for deployment in shown.get("deployments", [{"parameters": shown}]):
+            parameters = deployment.get("parameters", {})
+            if parameters.keys() <= Settings.model_fields.keys():  # else it is a part of a deployment
+                sections = {name: needed.get(name, {}) | parameters.get(name, {}) for name in needed | parameters}
+                Settings.model_validate(sections)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda file: file.stem)
