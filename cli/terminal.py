@@ -15,6 +15,7 @@ from tunewright.config import from_here
 from tunewright.flows.outcome import UNCHANGED, Outcome, given_sides, too_few_test_rows, worth_a_look
 from tunewright.flows.parameters import written
 from tunewright.flows.report import mlflow_run, training_sentence
+from tunewright.metrics.catalogue import baseline
 from tunewright.registry.tracking import AS_TRAINING, starts_with, tracking_uri
 from tunewright.reports.account import growth_sentence, leak_sentence
 
@@ -106,7 +107,7 @@ def _show_scores(console: Console, outcome: Outcome) -> None:
     measured = dict.fromkeys(metric for answers in outcome.answers.values() for metric in answers.scores)
     table = Table("scores", box=None, pad_edge=False, header_style="bold")
     for name in outcome.answers:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for metric in sorted(measured, key=lambda metric: metric != decisive):
         scores = (answers.scores.get(metric) for answers in outcome.answers.values())
         table.add_row(metric, *("" if score is None else f"{score:.3f}" for score in scores))
@@ -115,6 +116,8 @@ def _show_scores(console: Console, outcome: Outcome) -> None:
             table.add_row("", *(f"[{each[0]:.3f}, {each[2]:.3f}]" if each else "" for each in bounds), style="dim")
     console.print()
     console.print(table)
+    if (constant := outcome.constant_score) is not None:
+        console.print(f"{baseline(decisive)}: {decisive} {constant:.3f}")
 
 
 def _show_links(console: Console, outcome: Outcome, what: str) -> None:

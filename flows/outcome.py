@@ -8,8 +8,9 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from tunewright import artifacts
-from tunewright.artifacts.payloads import CheckResults, LeakProof
+from tunewright.artifacts.payloads import CheckResults, LeakProof, VerdictDetails
 from tunewright.flows.calls import Step, as_json
+from tunewright.metrics.catalogue import CONSTANT
 from tunewright.registry.tracking import tracking_uri
 from tunewright.reports import account
 from tunewright.reports.account import Account
@@ -78,6 +79,17 @@ class Outcome(BaseModel, frozen=True):
         return {
             code: count for record in (self.checked, self.splits) if record for code, count in record.findings.items()
         }
+
+    @property
+    def constant_score(self) -> float | None:
+        """The score of the best constant answer in the metric that decides; None where nothing was compared with it."""
+        return VerdictDetails.score_of(CONSTANT, self.verdict) if self.verdict else None
+
+    def _scores(self) -> dict[str, dict[str, float]]:
+        found = {name: answer.scores for name, answer in self.answers.items()}
+        if self.verdict and self.constant_score is not None:
+            found[CONSTANT] = {self.verdict.metric: self.constant_score}
+        return found
 
     @property
     def rotation(self) -> str:
@@ -159,7 +171,7 @@ class Outcome(BaseModel, frozen=True):
             "findings": self.findings() if self.checked else None,
             "rotation": self.rotation or None,
             "training": _training(self.adapter) if self.adapter else None,
-            "scores": {name: answer.scores for name, answer in self.answers.items()} if self.answers else None,
+            "scores": self._scores() or None,
             "verdict": _verdict(self.verdict) if self.verdict else None,
             "judged": self.judged.model_dump(include=judged) if self.judged else None,
             "page": page and {"report": str(page.path("report.html")), "suggestions": list(page.suggestions)},

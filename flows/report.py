@@ -18,10 +18,12 @@ from tunewright.flows.outcome import Outcome
 from tunewright.flows.parameters import flat, written
 from tunewright.flows.run_name import origins_of
 from tunewright.metrics import describe
+from tunewright.metrics.catalogue import baseline
 from tunewright.registry.candidate import PAGE
 from tunewright.registry.tracking import AS_TRAINING, IN_VIEW, starts_with, tracking_uri, ui
 from tunewright.reports import curves
 from tunewright.reports.account import growth_sentence, leak_sentence
+from tunewright.reports.pages import number, signed_interval
 from tunewright.reports.progress import duration
 from tunewright.tasks.scan import markdown as scan_table
 from tunewright.tasks.verdict_page.case import title
@@ -66,7 +68,7 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
             training(outcome.adapter), key="training", description=training_sentence(outcome.adapter)
         )
     if outcome.answers:
-        create_table_artifact(_scores(outcome), key="scores", description="Scores on the sealed test rows")
+        create_table_artifact(score_rows(outcome), key="scores", description="Scores on the sealed test rows")
     if outcome.verdict is None:
         return Completed(
             message=_with_saved(f"ended after {steps[-1].stage}, as requested", outcome), data=tuple(steps)
@@ -146,19 +148,22 @@ def training(adapter: Adapter) -> str:
     return "\n".join([*lines, f"All curves: `{adapter.path('curves.html')}`"])
 
 
-def _scores(outcome: Outcome) -> list[dict[str, Any]]:
-    """One line a contender: the metric that decides with its interval, then the others."""
+def score_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return one row a contender, the baseline last: the metric that decides with its interval, then the others."""
     decisive = outcome.verdict.metric if outcome.verdict else ""
     intervals = outcome.verdict.intervals if outcome.verdict else {}
     measured = {metric for answers in outcome.answers.values() for metric in answers.scores}
     metrics = sorted(measured, key=lambda metric: (metric != decisive, metric))
     rows: list[dict[str, Any]] = []
     for name, answers in outcome.answers.items():
-        scores = {metric: f"{answers.scores[metric]:.3f}" if metric in answers.scores else "" for metric in metrics}
+        scores = {metric: number(answers.scores[metric], 3) if metric in answers.scores else "" for metric in metrics}
         if name in intervals:
             low, _, high = intervals[name]
-            scores[decisive] += f" [{low:.3f}, {high:.3f}]"
+            scores[decisive] += f" [{number(low, 3)}, {number(high, 3)}]"
         rows.append({"contender": name} | scores)
+    if (constant := outcome.constant_score) is not None:
+        scores = dict.fromkeys(metrics, "") | {decisive: number(constant, 3)}
+        rows.append({"contender": baseline(decisive)} | scores)
     return rows
 
 
@@ -176,7 +181,7 @@ def decided(outcome: Outcome) -> str:
         lines += _intervals(f"{describe(verdict.metric).in_words}: improvement over", named)
     lines += _intervals("guardrail: improvement over", verdict.guardrails)
     if verdict.smallest_visible is not None:
-        lines += [f"Smallest detectable gain: {verdict.smallest_visible:.3f} (80 % power)."]
+        lines += [f"Smallest detectable gain: {number(verdict.smallest_visible)} (80 % power)."]
     if verdict.rows_needed:
         lines += [f"A decision needs about {verdict.rows_needed:,} test rows."]
     lines += [f"Test-set use {verdict.looks} of these rows."] if verdict.looks else []
@@ -193,7 +198,7 @@ def decided(outcome: Outcome) -> str:
 
 def _intervals(title: str, differences: dict[str, tuple[float, float, float]]) -> list[str]:
     lines = [f"| {title} | low | mean | high |", "|---|---:|---:|---:|"]
-    lines += [f"| {name} | {low:+.3f} | {mean:+.3f} | {high:+.3f} |" for name, (low, mean, high) in differences.items()]
+    lines += [f"| {name} | {' | '.join(signed_interval(found))} |" for name, found in differences.items()]
     return [*lines, ""] if differences else []
 
 
@@ -201,7 +206,7 @@ def _general(general: dict[str, dict[str, float]]) -> list[str]:
     """General tasks and texts, part by part: shares done right or scores, and losses in nats per token."""
     parts = general.get("base", {})
     lines = ["| general tasks and texts | base | candidate |", "|---|---:|---:|"]
-    lines += [f"| {part} | {before:.3f} | {general['candidate'][part]:.3f} |" for part, before in parts.items()]
+    lines += [f"| {part} | {number(before)} | {number(general['candidate'][part])} |" for part, before in parts.items()]
     explained = [f"{part}: {PARTS[part]}" for part in parts if part in PARTS]
     return [*lines, "", *([f"{'; '.join(explained)}."] if explained else []), ""] if parts else []
 
@@ -217,7 +222,7 @@ def _slices(slices: Sequence[Slice]) -> list[str]:
     ]
     for part in sorted(slices, key=lambda part: part.difference[1])[:SLICES]:
         name = re.sub(r"([|\\`*_\[\]])", r"\\\1", html.escape(part.name, quote=False))
-        numbers = [f"{part.candidate:.3f}", f"{part.base:.3f}", *(f"{each:+.3f}" for each in part.difference)]
+        numbers = [number(part.candidate), number(part.base), *signed_interval(part.difference)]
         few = " (few)" if part.is_small else ""
         lines.append(f"| {part.by}: {name} | {part.num_rows:,}{few} | {' | '.join(numbers)} |")
     return lines

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from make_payloads import make_verdict_details
+from make_payloads import make_comparison, make_verdict_details
 
 from tunewright.artifacts import (
     Adapter,
@@ -195,8 +195,11 @@ def _adapter(tuned: Path, digest: str) -> Adapter:
 
 
 def _verdict(tmp_path: Path, decision: str, challenged: str, sentence: str) -> Verdict:
-    make_verdict_details(decision=decision).save(tmp_path)
-    differences = {"base": (0.75, 0.82, 0.88)} | ({"champion": (-0.1, 0.0, 0.1)} if challenged else {})
+    constant = make_comparison(opponent="constant", opponent_mean=0.25)
+    make_verdict_details(decision=decision, comparisons=[constant]).save(tmp_path)
+    differences = {"base": (0.75, 0.82, 0.88), "constant": (0.5, 0.6, 0.7)} | (
+        {"champion": (-0.1, 0.0, 0.1)} if challenged else {}
+    )
     return Verdict(
         stage="decide",
         key="d",

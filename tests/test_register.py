@@ -52,10 +52,13 @@ def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make
     assert run.data.params["data.sources.0.path"] == "data.jsonl"
     assert run.data.metrics["test/exact_match"] == 0.8765
     assert run.data.metrics["gate/base/low"] == 0.75
-    assert run.data.metrics["forgetting/base/general_loss"] == 3.573
+    assert run.data.metrics["test/constant/exact_match"] == 0.25
+    forgetting = {key: value for key, value in run.data.metrics.items() if key.startswith("forgetting/")}
+    assert forgetting == {"forgetting/general_loss": 3.92, "forgetting/base/general_loss": 3.573}
     assert "test/base/perplexity" not in run.data.metrics, "infinity cannot be drawn"
     assert versions()[0].description.splitlines()[0] == "Promoted: better than the base by 0.82."
     assert run.data.tags["training"] == "overfitting since step 1: seen; try less"
+    assert "| majority-class baseline | 0.25 |  |" in versions()[0].description
     assert "- In training: overfitting since step 1" in versions()[0].description
     assert "; these test rows have decided on 1 candidate so far (gate.looks=" in versions()[0].description
     with connected(Registry(name="triage")) as client:

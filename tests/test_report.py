@@ -2,21 +2,25 @@
 
 import base64
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
-from make_payloads import make_training_summary, make_verdict_details
+from make_payloads import make_comparison, make_training_summary, make_verdict_details
+from rich.console import Console
 
-from tunewright.artifacts import Adapter, Rows, Verdict, VerdictPage
+from tunewright.artifacts import Adapter, Answers, Rows, Verdict, VerdictPage
+from tunewright.cli import terminal
 from tunewright.flows.calls import Step
 from tunewright.flows.outcome import VERDICTS, Outcome
-from tunewright.flows.report import decided, training
+from tunewright.flows.report import decided, score_rows, training
 from tunewright.flows.run_name import origin
 from tunewright.reports import curves
 from tunewright.tasks.decide.decision import Decision
 
+CONTENDERS = ("base", "few_shot", "retrieval", "champion", "candidate")
 DEPLOYED = {"training.max_steps": 80, "data.sources[0].path": "a.jsonl", "data.max_line_bytes": 20_000}
 
 
@@ -100,16 +104,16 @@ def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped
     assert f"`{tmp_path / 'page' / 'report.html'}`" in shown
     assert Outcome.of(steps).as_json()["page"]["suggestions"] == ["Try it: .5"]
     assert shown.startswith("# Kept\n\nA regression: it stops less.\n\n**This is look 21 at &lt;these&gt; rows.**\n")
-    assert "| base | +0.100 | +0.200 | +0.300 |" in shown
-    assert "| majority-class baseline | +0.000 | +0.100 | +0.200 |" in shown
+    assert "| base | +.10 | +.20 | +.30 |" in shown
+    assert "| majority-class baseline | +.00 | +.10 | +.20 |" in shown
     assert "constant" not in shown
     assert (
         "\n\nharmful: harmful requests refused; harmless: harmless requests that sound harmful, answered and not "
         "refused.\n"
     ) in shown
-    assert "| stopped/base | -0.300 | -0.200 | -0.100 |" in shown
-    assert "Smallest detectable gain: 0.080 (80 % power)." in shown
-    assert r"| label: &lt;b&gt;\|a\| | 9 (few) | 0.500 | 0.750 | -0.500 | -0.250 | +0.100 |" in shown
+    assert "| stopped/base | -.30 | -.20 | -.10 |" in shown
+    assert "Smallest detectable gain: .08 (80 % power)." in shown
+    assert r"| label: &lt;b&gt;\|a\| | 9 (few) | .50 | .75 | -.50 | -.25 | +.10 |" in shown
 
 
 def test_of_a_loss_the_verdict_says_that_a_positive_difference_is_an_improvement(tmp_path: Path) -> None:
@@ -126,7 +130,63 @@ def test_of_a_loss_the_verdict_says_that_a_positive_difference_is_an_improvement
     )
     shown = decided(Outcome.of([Step(stage="decide", state="ran", record=verdict)]))
     assert "| loss in nats per token: improvement over | low | mean | high |" in shown
-    assert "| base | +0.100 | +0.270 | +0.300 |" in shown
+    assert "| base | +.10 | +.27 | +.30 |" in shown
+
+
+def test_bounds_near_zero_keep_their_sign_in_prefects_tables(tmp_path: Path) -> None:
+    make_verdict_details().save(tmp_path)
+    verdict = Verdict(
+        folder=tmp_path,
+        decision="promote",
+        sentence="Promoted: it is better.",
+        metric="exact_match",
+        differences={"base": (0.0004, 0.2, 0.3), "few_shot": (-0.004, 0.004, 0.3)},
+        intervals={},
+        guardrails={},
+        rows_needed=None,
+    )
+    shown = decided(Outcome.of([Step(stage="decide", state="ran", record=verdict)]))
+    assert "| base | +.0004 | +.2000 | +.3000 |" in shown
+    assert "| few-shot prompt | -.004 | +.004 | +.300 |" in shown
+
+
+def test_the_baseline_stands_beside_the_other_contenders_in_prefect_and_in_the_terminal(tmp_path: Path) -> None:
+    constant = make_comparison(opponent="constant", opponent_mean=0.048)
+    make_verdict_details(comparisons=[constant]).save(tmp_path)
+    verdict = Verdict(
+        folder=tmp_path,
+        decision="promote",
+        sentence="Promoted: it is better.",
+        metric="exact_match",
+        differences={"constant": (0.1, 0.2, 0.3)},
+        intervals=dict.fromkeys(CONTENDERS, (0.2, 0.5, 0.7)),
+        guardrails={},
+        rows_needed=None,
+    )
+    steps = [
+        Step(
+            stage="evaluate",
+            state="ran",
+            record=Answers(
+                folder=tmp_path,
+                contender=name,
+                num_rows=9,
+                scores={"exact_match": 0.5, "stopped": 1.0},
+                precision="float32",
+            ),
+        )
+        for name in CONTENDERS
+    ]
+    outcome = Outcome.of([*steps, Step(stage="decide", state="ran", record=verdict)])
+    *_, own, baseline = score_rows(outcome)
+    assert own == {"contender": "candidate", "exact_match": ".500 [.200, .700]", "stopped": "1.000"}
+    assert baseline == {"contender": "majority-class baseline", "exact_match": ".048", "stopped": ""}
+    console = Console(file=StringIO(), width=80, highlight=False)
+    terminal.show_outcome(console, outcome, "x.yaml")
+    printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "\nmajority-class baseline: exact_match 0.048\n" in printed
+    assert "…" not in printed, "an interval that does not fit is folded, not cut"
+    assert outcome.as_json()["scores"]["constant"] == {"exact_match": 0.048}
 
 
 def test_every_decision_has_a_state() -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel
 
-from tunewright.artifacts import Artifact
+from tunewright.artifacts import Artifact, Verdict
 
 Interval = tuple[float, float, float]  # low, mean, high
 Because = Literal["", "worse", "too low", "regression", "prompting is enough"]
@@ -309,3 +309,10 @@ class VerdictDetails(Payload, Decision, frozen=True):
     own: dict[str, dict[str, Interval]]  # contender -> metric -> interval of its own score
     slices: tuple[Slice, ...]
     general: dict[str, dict[str, float]]  # base and candidate -> scores on general tasks and texts
+
+    @classmethod
+    def score_of(cls, opponent: str, verdict: Verdict) -> float | None:
+        """Return an opponent's mean in the metric that decides; None where the candidate was not compared with it."""
+        if opponent not in verdict.differences:
+            return None
+        return next((each.opponent_mean for each in cls.load(verdict).comparisons if each.opponent == opponent), None)

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from tunewright.artifacts import Answers, Artifact, Judged, RunArtifacts, VerdictPage
+from tunewright.artifacts.payloads import VerdictDetails
 from tunewright.config import Settings, Split
+from tunewright.metrics.catalogue import CONSTANT, baseline
 from tunewright.registry.standing import ASKS
 from tunewright.reports.pages import counted
 
@@ -170,7 +172,10 @@ def opinions(judged: Judged) -> list[Point]:
 
 
 def comparisons(candidate: Candidate) -> list[Point]:
-    """Scores of the others and what decided: test/base/exact_match, gate/base/low, and how training ended."""
+    """Scores of the others and what decided: test/base/exact_match, gate/base/low, and how training ended.
+
+    A name without a contender, such as forgetting/general_loss, is the candidate's, as in `scores`.
+    """
     points = [
         Point(f"test/{answers.contender}/{metric}", value, 0)
         for answers in candidate.run.answers
@@ -178,11 +183,14 @@ def comparisons(candidate: Candidate) -> list[Point]:
         for metric, value in sorted(answers.scores.items())
     ]
     verdict = candidate.run.verdict
+    if (constant := VerdictDetails.score_of(CONSTANT, verdict)) is not None:
+        points.append(Point(f"test/{CONSTANT}/{verdict.metric}", constant, 0))
     for opponent, interval in sorted((verdict.differences | verdict.guardrails).items()):
         bounds = zip(("low", "mean", "high"), interval, strict=True)
         points += [Point(f"gate/{opponent}/{bound}", value, 0) for bound, value in bounds]
+    own = candidate.own_answers.contender
     points += [
-        Point(f"forgetting/{name}/{what}", value, 0)
+        Point(f"forgetting/{what}" if name == own else f"forgetting/{name}/{what}", value, 0)
         for name, scores in sorted(verdict.general.items())
         for what, value in scores.items()
     ]
@@ -211,6 +219,10 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"| {answers.contender} | {' | '.join(f'{answers.scores.get(metric, math.nan):.4g}' for metric in metrics)} |"
         for answers in candidate.run.answers
     ]
+    metric, constant = candidate.run.verdict.metric, VerdictDetails.score_of(CONSTANT, candidate.run.verdict)
+    if constant is not None:
+        cells = (f"{constant:.4g}" if name == metric else "" for name in metrics)
+        scores.append(f"| {baseline(metric)} | {' | '.join(cells)} |")
     decision = ", ".join(filter(None, (candidate.run.verdict.in_words, candidate.run.verdict.gain)))
     asks = candidate.settings.gate.approval and candidate.run.verdict.decision == "promote"
     number, limit = candidate.data_version, candidate.settings.data.limit

@@ -26,9 +26,19 @@ def exactly(value: float) -> str:
 
 def interval(found: Sequence[float], *, signed: bool, threshold: float = 0.0) -> str:
     """A mean between its bounds: +.02 [-.04, .08]; rounded, each is still on its side of 0 and of `threshold`."""
-    digits = next((each for each in range(2, MOST_DIGITS) if _keep_sides(found, threshold, each)), MOST_DIGITS)
-    low, mean, high = (number(value, digits) for value in found)
+    low, mean, high = rounded(found, threshold)
     return f"{'+' if signed and found[1] >= 0 else ''}{mean} [{low}, {high}]"
+
+
+def signed_interval(found: Sequence[float]) -> tuple[str, ...]:
+    """The bounds and the mean of a difference, each for a cell of its own: -.04, +.02, +.08"""
+    return tuple(f"{'+' if value >= 0 else ''}{said}" for value, said in zip(found, rounded(found), strict=True))
+
+
+def rounded(found: Sequence[float], threshold: float = 0.0) -> list[str]:
+    """Each number with as few digits, from two to four, as leave it on its side of 0 and of `threshold`."""
+    digits = next((each for each in range(2, MOST_DIGITS) if _keep_sides(found, threshold, each)), MOST_DIGITS)
+    return [number(value, digits) for value in found]
 
 
 def _keep_sides(values: Sequence[float], threshold: float, digits: int) -> bool:
