@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -14,8 +15,9 @@ from tunewright.config import Data, Model, Registry, Settings, Source
 from tunewright.errors import ConfigError, TrackingError
 from tunewright.flows import finetune
 from tunewright.flows.compare import compare
+from tunewright.machine.addresses import Addresses
 from tunewright.registry import tracking
-from tunewright.registry.versions import champion
+from tunewright.registry.versions import champion, require_answer
 from tunewright.tasks.base import base as load_base
 
 Serve = Callable[[int, str], Registry]
@@ -134,7 +136,7 @@ def test_a_run_and_a_comparison_ask_mlflow_before_the_first_stage_where_a_later_
     begun: list[str] = []
     monkeypatch.setattr(finetune, "pipeline", lambda _, calls: begun.append(calls.until))
     monkeypatch.setattr("tunewright.flows.compare._train", lambda *_: begun.append("variant"))
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr(tracking, "FIRST_SECONDS", 0.02)
     file = tmp_path / "a.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n')
     settings = Settings(data=Data(sources=(Source(path=str(file)),)), model=Model(base="org/name"))
@@ -154,6 +156,28 @@ def test_a_run_and_a_comparison_ask_mlflow_before_the_first_stage_where_a_later_
     finetune.run(away, "train", ())
     finetune.run(of(serve(1, "503")), "register", ())  # one that is on its way back
     assert begun == ["train", "register"]
+
+
+@pytest.mark.parametrize(("is_of_up", "least", "most"), [(False, 10, 25), (True, 60, 120)])
+def test_before_the_first_stage_a_dead_mlflow_is_waited_for_shortly_and_that_of_up_until_it_is_started_again(
+    is_of_up: bool, least: float, most: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    slept, clock = [0.0], time.monotonic
+    monkeypatch.setattr(time, "sleep", slept.append)  # our own waits and those of MLflow's client
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + sum(slept))
+    registry = Registry(name="tiny", tracking_uri="http://127.0.0.1:9")
+    up = (
+        Addresses(prefect="http://127.0.0.1:1", mlflow=str(registry.tracking_uri), pid=1, pool="p")
+        if is_of_up
+        else None
+    )
+    monkeypatch.setattr("tunewright.machine.addresses.running", lambda: up)
+    monkeypatch.setattr("tunewright.machine.addresses.password", lambda: "p")
+    with pytest.raises(TrackingError, match=r"MLflow does not answer \(Connection refused\)"):
+        require_answer(registry)
+    assert least < sum(slept) < most
+    assert any("retrying" in message for message in caplog.messages) == is_of_up
 
 
 @pytest.mark.parametrize("uri", ["nonsense", "./mlruns", "file:///srv/mlruns", "ftp://host", "http://", "sqlite:x.db"])

@@ -1,6 +1,7 @@
 """A registered model finds the very base it was tuned on, and answers as it was evaluated: greedily, up to its stop."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -14,7 +15,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.models.utils import _enforce_schema  # pyright: ignore[reportPrivateUsage]
+from mlflow.pyfunc import _validate_prediction_input  # pyright: ignore[reportPrivateUsage]
 from mlflow.pyfunc.scoring_server import infer_and_parse_data
 
 from tunewright.artifacts import Base
@@ -33,6 +36,7 @@ from tunewright.serving import (
 )
 from tunewright.tasks.register.model import _signature
 
+DOCS = Path(__file__).parents[1] / "docs" / "approval.md"
 QUESTIONS = ("Where is my order?", "I was charged twice, please send the money back to my card.", "7")
 
 
@@ -131,6 +135,26 @@ def test_a_prompt_that_is_no_text_is_refused_in_each_format_of_mlflows_server(
         ValueError, match=r"^row 1 of 1(: prompt is empty or not a text| has neither messages nor prompt); "
     ):
         asked(given)
+
+
+def test_mlflow_refuses_a_request_that_mixes_prompts_and_messages_as_the_docs_say(chat: ServedChat) -> None:
+    signature, said = _signature(8), "Expected data to be list or numpy array, got float"
+    for rows in ([{"prompt": "Hi"}, {"messages": [USER]}], [{"messages": [USER]}, {"prompt": "Hi"}]):
+        with pytest.raises(MlflowException, match=f"{said}$"):
+            _validate_prediction_input(rows, None, signature.inputs, signature.params)
+    assert said in DOCS.read_text()
+
+
+def test_mlflow_drops_params_that_a_version_does_not_have_as_the_docs_say(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signature, params = _signature(8), {"temperature": 0.5}
+    monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
+    _, left = _validate_prediction_input([{"prompt": "Hi"}], params, signature.inputs, signature.params)
+    assert left == {"max_new_tokens": 8}
+    (said,) = {message.partition(". ")[0] for message in caplog.messages}
+    assert said == "Unrecognized params ['temperature'] are ignored for inference"
+    assert said in DOCS.read_text()
 
 
 def test_rows_may_ask_either_way_in_one_request(chat: ServedChat) -> None:

@@ -30,6 +30,7 @@ T = TypeVar("T")
 log = logging.getLogger("tunewright")
 
 PATIENCE_SECONDS = 60.0  # for MLflow's answer to a read outside of a stage; `up` starts a dead server again in less
+FIRST_SECONDS = 12.0  # the same before the first stage, where an address that nothing answers at is probably wrong
 WAITS = (2, 4, 8, 16)  # seconds between the attempts
 DEFAULTS = {  # a dead server otherwise blocks for four minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -156,18 +157,41 @@ def patient(read: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(read)
     def until_answered(*args: P.args, **kwargs: P.kwargs) -> T:
-        began = time.monotonic()
-        for seconds in itertools.chain(WAITS, itertools.repeat(WAITS[-1])):
-            try:
-                return read(*args, **kwargs)
-            except TrackingError as error:
-                if time.monotonic() - began > PATIENCE_SECONDS:
-                    raise
-                log.warning("  %s; retrying in %d s", error, seconds)
-                time.sleep(seconds)
-        raise AssertionError
+        return _until_answered(functools.partial(read, *args, **kwargs), PATIENCE_SECONDS)
 
     return until_answered
+
+
+def patient_at_first(registry: Registry, read: Callable[[], T]) -> T:
+    """Reads an MLflow that was not asked before, for FIRST_SECONDS at most, and says nothing of single attempts.
+
+    The server of `tunewright up`, which starts it again if it died, is waited for as `patient` does.
+    """
+    up = addresses.running()
+    if up is not None and up.is_mlflow(tracking_uri(registry)):
+        return _until_answered(read, PATIENCE_SECONDS)
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ.get(name)
+    os.environ[name] = before or "0"  # its own retries would take half a minute where packets are dropped
+    try:
+        return _until_answered(read, FIRST_SECONDS, level=logging.DEBUG)
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _until_answered(read: Callable[[], T], patience: float, *, level: int = logging.WARNING) -> T:
+    began = time.monotonic()
+    for seconds in itertools.chain(WAITS, itertools.repeat(WAITS[-1])):
+        try:
+            return read()
+        except TrackingError as error:
+            if time.monotonic() - began > patience:
+                raise
+            log.log(level, "  %s; retrying in %d s", error, seconds)
+            time.sleep(seconds)
+    raise AssertionError
 
 
 def experiment(client: "MlflowClient", registry: Registry, name: str, columns: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from tunewright.modeling import models
 from tunewright.registry import files
 from tunewright.registry.candidate import Candidate, card, drawn
 from tunewright.registry.standing import SENTENCE
-from tunewright.registry.tracking import connected, patient
+from tunewright.registry.tracking import connected, patient, patient_at_first
 from tunewright.serving import find_base
 from tunewright.store import data_history
 
@@ -108,15 +108,18 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-@patient
 def require_answer(registry: Registry) -> None:
     """Asks the MLflow that is set what a run asks it later; not the database in the home, which a first run makes.
 
     Raises TrackingError where it does not answer, ConfigError where it lets nobody in or is not MLflow's.
     """
-    if registry.tracking_uri is not None:
+
+    def ask() -> None:
         with connected(registry) as client:
             holder(client, registry)
+
+    if registry.tracking_uri is not None:
+        patient_at_first(registry, ask)
 
 
 @patient
