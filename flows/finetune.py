@@ -54,7 +54,12 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         reference=s.model.base, revision=s.model.revision, identity=read.base, chat_template=read.chat_template
     )
     checked = call(check)(
-        rows=rows, checks=s.checks, special_tokens=base.special_tokens, own=read.own, before=before.checked
+        rows=rows,
+        checks=s.checks,
+        special_tokens=base.special_tokens,
+        own=read.own,
+        before=before.checked,
+        before_number=before.checked_number,
     )
     unique = call(dedupe)(rows=checked, settings=s.dedupe, embedding=read.embedding)
     splits = call(split)(rows=unique, held_out=rows, settings=s.split, earlier=before.splits, engine=s.dedupe.engine)

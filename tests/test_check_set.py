@@ -106,13 +106,14 @@ def test_what_drifted_from_the_version_before_is_found(make_rows: MakeRows) -> N
         }
         for n in range(200)
     ]
-    second = check.fn(make_rows(table=pa.Table.from_pylist(german, ROW_SCHEMA)), only(*DRIFT), SPECIAL, (), first)
+    second = check.fn(make_rows(table=pa.Table.from_pylist(german, ROW_SCHEMA)), only(*DRIFT), SPECIAL, (), first, 3)
     assert second.findings.keys() >= DRIFT
     since = results(second)["since"]
     assert (since["before"], since["added"], since["removed"]) == (200, 200, 200)
-    assert since["version"] == first.key
+    assert (since["version"], since["number"]) == (first.key, 3)
     page = second.path("report.html").read_text()
-    assert first.key in page
+    assert f"Compared with version 3 of the data (check artifact {first.key[:8]})." in page
+    assert first.key not in page
     compared = page.partition("PSI by chance, up to")[2].partition("</table>")[0]
     cells = [
         cell for cell in re.findall(r'<td class="number">(.*?)</td>', compared) if not re.fullmatch(r"\d+\.\d\d", cell)

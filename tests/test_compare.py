@@ -178,7 +178,7 @@ def test_of_variants_as_good_as_the_best_it_is_said_which_takes_less() -> None:
     assert even(large, small) == "v1, which trains 1,000 parameters instead of 4,000."
     assert even(large, large, small) == "v1, or v2, of which v2 trains 1,000 parameters instead of 4,000."
     assert even(small, large) == even(small, {"learning": 1000, "seconds": 41.0}) == "v1."
-    assert even({"seconds": 200.0}, {"seconds": 100.0}) == "v1, which takes 2 min instead of 3 min."
+    assert even({"seconds": 200.0}, {"seconds": 100.0}) == "v1, which takes 100 s instead of 3.3 min."
 
 
 def test_a_best_step_that_is_the_last_is_said() -> None:

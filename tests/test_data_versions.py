@@ -105,7 +105,7 @@ def test_the_first_data_have_nothing_before_them_and_the_next_have_the_first() -
     nothing, first = run("abc")
     assert (nothing.number, nothing.parent, nothing.checked, nothing.splits) == (1, "", None, None)
     found, second = run("abcd")
-    assert (found.number, found.parent) == (2, first.rows.digest)
+    assert (found.number, found.parent, found.checked_number) == (2, first.rows.digest, 1)
     assert digests(found) == (first.checked.digest, first.splits.digest)
     assert [v.number for v in history("triage", 0, "cluster")] == [1, 2]
     assert second.parent == first.rows.digest

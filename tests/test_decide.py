@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,9 @@ def test_the_rows_needed_are_those_of_the_comparison_that_takes_most_and_it_is_n
 def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:
     decision = against(*shares(won=10, lost=13, right=100, wrong=21))
     assert (decision.decision, decision.rows_needed) == ("inconclusive", None)
+    assert decision.sentence.startswith(
+        "Inconclusive: exact match .76 is not above the base's .78, but that may be chance: -.02 ["
+    )
     assert decision.sentence.endswith(
         " (80 % power); the gain is negative: more test rows would probably not change this."
     )
@@ -286,6 +290,29 @@ def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:
     assert same.sentence.endswith(" (80 % power); the gain is about zero: more test rows would probably not show one.")
     close = against(*shares(won=12, lost=10, right=100, wrong=21), margin=0.05)
     assert close.sentence.endswith("; the gain is not above .05: more test rows would probably not change this.")
+
+
+def test_two_scores_and_their_difference_never_contradict_each_other() -> None:
+    champion, candidate = right(964, 1000), right(946, 1000)  # .96, .95 and -.02 to two digits
+    sentence = decide_scores(evidence(candidate=candidate, base=right(0, 1000), champion=champion), Gate()).sentence
+    assert "exact match .946 is not above the champion's .964: -.018 [" in sentence
+    generator = np.random.default_rng(4)
+    for _ in range(60):
+        shares_of = generator.integers(0, 1001, 2).tolist()
+        said = against(right(shares_of[0], 1000), right(shares_of[1], 1000)).sentence
+        if figures := re.search(r"match (\S+) is not above the base's ([^\s,:]+).*?: (\S+) \[", said):
+            own, theirs, gain = map(float, figures.groups())
+            assert own <= theirs and round(own - theirs, 4) == gain, said
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_of_a_loss_the_sentence_and_its_figure_have_one_direction(margin: float) -> None:
+    rising = GuardrailTest(evidence("general_loss", candidate=[7.2, 7.1] * 20, base=[3.5, 3.4] * 20), margin or 0.1)
+    kept = decide_scores(evidence(candidate=right(90), base=right(5)), Gate(), [rising])
+    assert "loss on general texts 7.15 is worse than the base's 3.45 by more than" in kept.sentence
+    figure = re.search(r": (3\.70 \[3\.\d+, 3\.\d+\] more) on 40 general texts", kept.sentence)
+    assert figure, kept.sentence
+    assert kept.gain == f"{figure[1]} loss on general texts against the base"
 
 
 def test_a_loss_of_thousands_has_its_sentence() -> None:
@@ -520,7 +547,10 @@ def test_answers_learnt_by_their_form_alone_are_not_enough_where_they_are_no_lab
     base = answers(tmp_path, "base", right(0, 40), **nothing)
     verdict = verdict_of(splits, candidate, base, metric="token_f1", guardrails=())
     assert verdict.decision == "inconclusive"
-    assert "token F1 .70 is above the best constant baseline's .73: -.04 [" in verdict.sentence
+    assert (
+        "token F1 .6975 is not above the best constant baseline's .7333, but that may be chance: -.0358 ["
+        in verdict.sentence
+    )
 
 
 def test_of_long_texts_always_the_same_answer_decides_nothing_and_is_warned_of(splits: Splits, tmp_path: Path) -> None:

@@ -124,6 +124,23 @@ def test_the_time_left_counts_steps_and_evaluations() -> None:
     assert seconds_left([], [], 10) is None
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (600, "10 min"), (3 * 3600, "3.0 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (40, "40 s"),
+        (92, "92 s"),
+        (119.6, "2 min"),
+        (150, "2.5 min"),
+        (596, "10 min"),
+        (600, "10 min"),
+        (3 * 3600, "3.0 h"),
+    ],
+)
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_duration_is_never_off_by_more_than_a_twentieth() -> None:
+    for seconds in range(30, 20_000):
+        number, unit = duration(seconds).split()
+        assert float(number) * {"s": 1, "min": 60, "h": 3600}[unit] == pytest.approx(seconds, rel=0.05)

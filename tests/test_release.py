@@ -627,6 +627,7 @@ def test_a_history_is_a_table_only_where_the_terminal_has_room_for_it(width: int
     show_history(console, Registry(name="triage"), history)
     said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert shown in said
+    assert re.search(r"\bdecided by\b", said) and not re.search(r"\bgain\b", said)
     assert "exact match .95" in said  # in no column are words folded into pieces
 
 

@@ -12,7 +12,7 @@ from tunewright.config import Registry
 from tunewright.registry.release import History, ReleaseDecision, command, named
 from tunewright.registry.standing import SAID, Event
 
-HISTORY_COLUMNS = ("when (UTC)", "what", "version", "replaced", "by", "why", "verdict", "gain")
+HISTORY_COLUMNS = ("when (UTC)", "what", "version", "replaced", "by", "why", "verdict", "decided by")
 FREE_TEXT = ("by", "why", "verdict")  # which may be folded, to no less than so many characters a line
 LEGIBLE = 16
 

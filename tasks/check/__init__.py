@@ -71,17 +71,18 @@ def check(
     special_tokens: tuple[str, ...],
     own: tuple[tuple[str, str], ...] = (),
     before: Artifact | None = None,
+    before_number: int | None = None,
 ) -> CheckedRows:
     """The rows that pass; the others in quarantine.parquet. Raises DataError where the run stops.
 
     `special_tokens` are the base's, which no text may hold; `own` is own_expectations(checks), for the key alone;
-    `before` is the last accepted version.
+    `before` is the last accepted version, and `before_number` its number.
     """
     from tunewright.data_checks.given import given_sides
     from tunewright.data_checks.report import render
     from tunewright.tasks.check import accounting
     from tunewright.tasks.check.holding import hold_rows, hold_set
-    from tunewright.tasks.check.results import results
+    from tunewright.tasks.check.results import results, since_version
 
     file = rows.path("rows.parquet")
     asked = entries(checks)
@@ -97,7 +98,8 @@ def check(
     stops = accounting.stops(held, of_set, quarantined, checks.max_quarantined_share) or emptied
 
     examples = accounting.write(file, folder, held)
-    came = results(held, of_set, refused, quarantined, before, stops, given, accounting.held_out(rows))
+    since = since_version(of_set, before, before_number)
+    came = results(held, of_set, refused, quarantined, since, stops, given, accounting.held_out(rows))
     page = render(
         came,
         of_set.profile,

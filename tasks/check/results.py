@@ -25,14 +25,15 @@ def results(
     of_set: Set,
     refused: dict[str, int],
     quarantined: dict[str, int],
-    before: Artifact | None,
+    since: Since | None,
     stopped: str,
     given: Sequence[Given],
     held_out: Sequence[tuple[str, str, int]],
 ) -> CheckResults:
-    """The account, the reasons, every expectation with its outcome, the files, and what changed since `before`.
+    """The account, the reasons, every expectation with its outcome, and the files.
 
-    `held_out` has the evaluation files: how each was read, and its records.
+    `since` is what changed since the version before, and `held_out` has the evaluation files: how each was read, and
+    its records.
     """
     num_refused, num_quarantined, num_rows = sum(refused.values()), sum(quarantined.values()), len(held.frame)
     values = {name: measure.value for name, measure in of_set.measures.items()}
@@ -50,7 +51,7 @@ def results(
         held_out=tuple(held_out),
         conflicting_prompts=0 if conflicting is None else int(conflicting["prompt_hash"].nunique()),
         files=_files(held),
-        since=_since(of_set, before),
+        since=since,
         expectations=(
             *(_described(outcome, None, held, of_set=not outcome.of_rows) for outcome in held.outcomes),
             *(_described(outcome, values[outcome.column], held, of_set=True) for outcome in of_set.outcomes),
@@ -130,7 +131,8 @@ def _first(counts: list[C], kind: type[C]) -> tuple[C, ...]:
     return (*counts[:SOURCES], *more)
 
 
-def _since(of_set: Set, before: Artifact | None) -> Since | None:
+def since_version(of_set: Set, before: Artifact | None, number: int | None) -> Since | None:
+    """How the set differs from the version `before`, which has this number; None without one."""
     if before is None or of_set.changed is None:
         return None
     drift = {
@@ -138,4 +140,4 @@ def _since(of_set: Set, before: Artifact | None) -> Since | None:
         for name, measure in of_set.measures.items()
         if name.endswith("_psi") and measure.value is not None
     }
-    return Since(version=before.key, **of_set.changed._asdict(), drift=drift)
+    return Since(version=before.key, number=number, **of_set.changed._asdict(), drift=drift)

@@ -1,7 +1,10 @@
 """The decision in one sentence, with the figures that support it.
 
 A mean is followed by its interval: .84 is +.82 [.75, .86] above the base; each bound of an interval is one-sided at
-gate.confidence. Of the tests passed, the sentence names the closest: the one whose mean exceeds its threshold by least.
+gate.confidence. Where lower is better a difference has no sign, and says more or less: 3.68 [3.34, 4.02]
+more. Two scores and their difference have as many digits as they need to agree with each other.
+
+Of the tests passed, the sentence names the closest: the one whose mean exceeds its threshold by least.
 """
 
 from collections.abc import Sequence
@@ -10,7 +13,7 @@ from tunewright.artifacts import WAITING
 from tunewright.artifacts.payloads import Comparison
 from tunewright.metrics import describe
 from tunewright.metrics.catalogue import CONSTANT, baseline
-from tunewright.reports.pages import exactly, interval, number, rounded_up
+from tunewright.reports.pages import digits_of, exactly, interval, number, rounded_up
 from tunewright.tasks.decide.comparison import SMALLEST_EFFECT, needs_most
 
 AT_LEAST = "gate.at_least"  # the score that is asked for
@@ -50,13 +53,8 @@ def of(
 
 
 def gain(closest: Comparison) -> str:
-    """Such as "+.82 [.75, .88] exact match against the base"; an improvement, also where lower is better."""
-    metric = describe(closest.metric)
-    if metric.higher_is_better:
-        return f"{_gain(closest)} {metric.in_words} against {_named(closest)}"
-    low, mean, high = closest.difference
-    more, change = ("more", (-high, -mean, -low)) if mean < 0 else ("less", closest.difference)
-    return f"{interval(change, signed=False)} {more} {metric.in_words} against {_named(closest)}"
+    """Such as "+.82 [.75, .88] exact match against the base", or ".10 [.08, .12] less loss against the base"."""
+    return f"{_gain(closest)} {describe(closest.metric).in_words} against {_named(closest)}"
 
 
 def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison) -> str:
@@ -74,15 +72,18 @@ def _failed(decision: str, because: str, decisive: Comparison, longest: Comparis
             f"{_on(decisive)}{needed}."
         )
     detectable = f"the smallest detectable gain is {number(decisive.smallest_visible)} (80 % power)"
-    return (
-        f"Inconclusive: not enough evidence that {_what(decisive)} is {_than(decisive)} {theirs}: {_on(decisive)}; "
-        f"{detectable}{needed}."
-    )
+    if decisive.is_behind:
+        said = f"{_what(decisive)} is not {_than(decisive)} {theirs}, but that may be chance"
+    else:
+        said = f"not enough evidence that {_what(decisive)} is {_than(decisive)} {theirs}"
+    return f"Inconclusive: {said}: {_on(decisive)}; {detectable}{needed}."
 
 
 def _also(guardrail: Comparison) -> str:
     """Name a guardrail besides: as broken only where that is shown."""
-    what, theirs, most = _what(guardrail), _theirs(guardrail), exactly(-guardrail.bar)
+    bounds = (guardrail.difference[1],) * 3  # it is named without its interval
+    named = guardrail.model_copy(update={"difference": bounds})
+    what, theirs, most = _what(named), _theirs(named), exactly(-guardrail.bar)
     if guardrail.finding == "below":
         return f" Also, {what} is worse than {theirs} by more than the allowed {most}."
     return f" Also, {what} may be worse than {theirs} by more than {most} (not enough evidence)."
@@ -102,7 +103,7 @@ def _better(to_beat: Sequence[Comparison], to_match: Sequence[Comparison], close
     said = [each for each in to_beat if each.opponent != CONSTANT or each is closest]
     of_several = closest if len([*said, *to_match]) > 1 else None
     beaten = " and ".join(
-        f"{_gain(each)} {than} {_named(each)}{' (the closest)' if each is of_several else ''}" for each in said
+        f"{_ahead(each)} {than} {_named(each)}{' (the closest)' if each is of_several else ''}" for each in said
     )
     matched = " and ".join(
         f"{who(each.opponent, each.metric)} ({_gain(each)}{', the closest' if each is of_several else ''})"
@@ -134,8 +135,9 @@ def _needed(decisive: Comparison, longest: Comparison) -> str:
         return _no_gain(longest, against)
     if not longest.rows_needed:
         return ""
-    gain = max(longest.difference[1], longest.bar + SMALLEST_EFFECT)
-    signed = f"{'+' if gain >= 0 else ''}{number(gain)}"
+    mean = longest.difference[1]
+    gain = max(mean, longest.bar + SMALLEST_EFFECT)
+    signed = f"{'+' if gain >= 0 else ''}{number(gain, _digits(longest) if gain == mean else 2)}"
     return f"; confirming {signed}{against} needs about {rounded_up(longest.rows_needed):,} rows"
 
 
@@ -159,7 +161,7 @@ def who(opponent: str, metric: str) -> str:
 
 
 def _what(comparison: Comparison) -> str:
-    return f"{describe(comparison.metric).in_words} {number(comparison.candidate_mean)}"
+    return f"{describe(comparison.metric).in_words} {number(comparison.candidate_mean, _digits(comparison))}"
 
 
 def _than(comparison: Comparison) -> str:
@@ -174,7 +176,7 @@ def _named(comparison: Comparison) -> str:
 def _theirs(comparison: Comparison) -> str:
     if comparison.opponent == AT_LEAST:
         return _named(comparison)
-    return f"{who(comparison.opponent, comparison.metric)}'s {number(comparison.opponent_mean)}"
+    return f"{who(comparison.opponent, comparison.metric)}'s {number(comparison.opponent_mean, _digits(comparison))}"
 
 
 def _on(comparison: Comparison) -> str:
@@ -182,4 +184,21 @@ def _on(comparison: Comparison) -> str:
 
 
 def _gain(comparison: Comparison) -> str:
-    return interval(comparison.difference, signed=True, threshold=comparison.bar)
+    """The difference: +.02 [-.04, .08]; or, where lower is better, .02 [-.08, .04] more."""
+    digits = _digits(comparison)
+    if describe(comparison.metric).higher_is_better:
+        return interval(comparison.difference, signed=True, digits=digits)
+    low, mean, high = comparison.difference
+    more, change = ("more", (-high, -mean, -low)) if mean < 0 else ("less", comparison.difference)
+    return f"{interval(change, signed=False, digits=digits)} {more}"
+
+
+def _ahead(comparison: Comparison) -> str:
+    """The difference to an opponent that is beaten, before the word that says that it is."""
+    signed = describe(comparison.metric).higher_is_better
+    return interval(comparison.difference, signed=signed, digits=_digits(comparison))
+
+
+def _digits(comparison: Comparison) -> int:
+    own, theirs = comparison.candidate_mean, comparison.opponent_mean
+    return digits_of(own, theirs, comparison.difference, comparison.bar)

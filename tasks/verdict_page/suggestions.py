@@ -6,7 +6,7 @@ from tunewright.artifacts.payloads import CheckResults, Comparison
 from tunewright.metrics.catalogue import CONSTANT
 from tunewright.reports import curves
 from tunewright.reports.account import reasons
-from tunewright.reports.pages import exactly, interval, number, rounded_up
+from tunewright.reports.pages import digits_of, exactly, interval, number, rounded_up
 from tunewright.tasks.verdict_page.case import Case, title
 from tunewright.tasks.verdict_page.drawing import words
 from tunewright.tasks.verdict_page.findings import (
@@ -96,10 +96,11 @@ def prompting_is_enough(case: Case) -> Found:
     if case.verdict.because == "prompting is enough":
         failed = [each for each in case.comparisons if each.bar < 0 and each.finding != "above"]
         best = min(failed, key=lambda each: each.difference[1])
+        digits = digits_of(best.candidate_mean, best.opponent_mean, best.difference, best.bar)
         yield Suggestion(
             f"Serve the base with the {_opponent(best)}: it needs no training",
-            f"its {words(best.metric)} is {number(best.opponent_mean)}, the candidate's "
-            f"{number(best.candidate_mean)} ({interval(best.difference, signed=True, threshold=best.bar)})",
+            f"its {words(best.metric)} is {number(best.opponent_mean, digits)}, the candidate's "
+            f"{number(best.candidate_mean, digits)} ({interval(best.difference, signed=True, digits=digits)})",
             "contenders",
         )
 

@@ -64,6 +64,7 @@ class Since(BaseModel, frozen=True):
     """How the data differ from the last accepted version."""
 
     version: str  # the key of its artifact
+    number: int | None = None  # of the version; empty in what an earlier Tunewright wrote
     before: int  # rows
     added: int
     removed: int

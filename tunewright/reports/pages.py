@@ -1,6 +1,6 @@
 """Reports as pages of HTML that load nothing, of one look: frame.html is what they extend."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -24,9 +24,12 @@ def exactly(value: float) -> str:
     return number(value, next(kept, 9))
 
 
-def interval(found: Sequence[float], *, signed: bool, threshold: float = 0.0) -> str:
-    """A mean between its bounds: +.02 [-.04, .08]; rounded, each is still on its side of 0 and of `threshold`."""
-    low, mean, high = rounded(found, threshold)
+def interval(found: Sequence[float], *, signed: bool, threshold: float = 0.0, digits: int | None = None) -> str:
+    """A mean between its bounds: +.02 [-.04, .08]; rounded, each is still on its side of 0 and of `threshold`.
+
+    It has as many `digits` as that takes, unless they are given.
+    """
+    low, mean, high = [number(value, digits) for value in found] if digits else rounded(found, threshold)
     return f"{'+' if signed and found[1] >= 0 else ''}{mean} [{low}, {high}]"
 
 
@@ -37,12 +40,36 @@ def signed_interval(found: Sequence[float]) -> tuple[str, ...]:
 
 def rounded(found: Sequence[float], threshold: float = 0.0) -> list[str]:
     """Each number with as few digits, from two to four, as leave it on its side of 0 and of `threshold`."""
-    digits = next((each for each in range(2, MOST_DIGITS) if _keep_sides(found, threshold, each)), MOST_DIGITS)
+    digits = next(_that_keep_sides(found, threshold), MOST_DIGITS)
     return [number(value, digits) for value in found]
 
 
+def digits_of(own: float, theirs: float, difference: Sequence[float], threshold: float = 0.0) -> int:
+    """How many digits two scores and the interval of their difference need, so that they do not contradict each other.
+
+    Rounded, the higher score is still the higher one, the scores differ by the mean, as far as they do unrounded, and
+    the interval is as `interval` rounds it.
+    """
+    mean, fitting = abs(difference[1]), list(_that_keep_sides(difference, threshold)) or [MOST_DIGITS]
+    is_sum = abs(abs(own - theirs) - mean) < EXACT
+    apart = [each for each in fitting if abs(own - theirs) < EXACT or _rounded(own, each) != _rounded(theirs, each)]
+    for digits in apart if is_sum else ():
+        coarsest = min(_places(value, digits) for value in (own, theirs, mean))
+        if abs(round(abs(_rounded(own, digits) - _rounded(theirs, digits)) - _rounded(mean, digits), coarsest)) < EXACT:
+            return digits
+    return next(iter(apart), MOST_DIGITS)
+
+
+def _that_keep_sides(found: Sequence[float], threshold: float) -> Iterator[int]:
+    return (each for each in range(2, MOST_DIGITS + 1) if _keep_sides(found, threshold, each))
+
+
+def _rounded(value: float, digits: int) -> float:
+    return round(value, _places(value, digits))
+
+
 def _keep_sides(values: Sequence[float], threshold: float, digits: int) -> bool:
-    pairs = [(value - edge, round(value, _places(value, digits)) - edge) for value in values for edge in (0, threshold)]
+    pairs = [(value - edge, _rounded(value, digits) - edge) for value in values for edge in (0, threshold)]
     return all((true > EXACT, true < -EXACT) == (said > EXACT, said < -EXACT) for true, said in pairs)
 
 

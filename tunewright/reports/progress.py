@@ -174,7 +174,9 @@ def share(num_trained: int, num_parameters: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as 40 s, 12 min or 3.5 h."""
-    if seconds < 90:
+    """Such as 92 s, 2.5 min, 12 min or 3.5 h: never off by more than a twentieth."""
+    if round(seconds) < 120:
         return f"{seconds:.0f} s"
+    if seconds < 595:
+        return f"{seconds / 60:.1f} min".replace(".0 ", " ")
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -49,6 +49,7 @@ class Before(BaseModel, frozen=True):
     number: int | None  # that these data have, or will have once accepted; None of a sample, which is no version
     parent: str  # digest of the rows of the version before; empty for the first
     checked: Artifact | None  # with profile.json and the row_ids
+    checked_number: int | None = None  # of the version that `checked` is of
     splits: Artifact | None  # with sides.parquet; None also where split.sticky is false
     is_sample: bool = False  # of the data: held against the version before them, but no version
 
@@ -62,7 +63,7 @@ def before(name: str, rows: Rows, settings: Split, *, is_sample: bool = False) -
     known = next((version for version in past if version.rows.digest == rows.digest), None)
     parent = known.parent if known else past[-1].rows.digest if past else ""
     earlier = next((version for version in past if version.rows.digest == parent), None)
-    checked, splits = _kept(name, earlier, past[-1], settings) if earlier else (None, None)
+    checked, splits, compared = _kept(name, earlier, past[-1], settings) if earlier else (None, None, None)
     return Before(
         name=name,
         seed=settings.seed,
@@ -70,6 +71,7 @@ def before(name: str, rows: Rows, settings: Split, *, is_sample: bool = False) -
         number=known.number if known else None if is_sample else len(past) + 1,
         parent=parent,
         checked=checked,
+        checked_number=compared,
         splits=splits if settings.sticky else None,
         is_sample=is_sample,
     )
@@ -123,8 +125,10 @@ def accept(
     return entry
 
 
-def _kept(name: str, earlier: Version, newest: Version, settings: Split) -> tuple[Artifact | None, Artifact | None]:
-    """Return check's and split's artifacts of the version before, as far as later data need them.
+def _kept(
+    name: str, earlier: Version, newest: Version, settings: Split
+) -> tuple[Artifact | None, Artifact | None, int | None]:
+    """Return check's and split's artifacts of the version before, as far as later data need them, and its number.
 
     If they are gone, those of the newest version are used, in which all rows of the history have the same splits.
     Without stickiness both may be gone, and then nothing is compared.
@@ -133,7 +137,7 @@ def _kept(name: str, earlier: Version, newest: Version, settings: Split) -> tupl
         if found := _recalled(name, version):
             if version is not earlier:
                 log.info("rows keep the splits of version %d; those of %d are not kept", newest.number, earlier.number)
-            return found
+            return *found, version.number
     fault = (
         f"{data_history.folder_of(name, newest)}, which has the split of each row of version {newest.number} of the "
         f"data of {name}, is missing or was altered"
@@ -144,7 +148,7 @@ def _kept(name: str, earlier: Version, newest: Version, settings: Split) -> tupl
             f"rows test rows: split.sticky=false, or without {file_of(name)}"
         )
     log.warning("%s: the data are not compared with it", fault)
-    return None, None
+    return None, None, None
 
 
 def _recalled(name: str, version: Version) -> tuple[Artifact, Artifact] | None:

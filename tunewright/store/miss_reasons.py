@@ -47,6 +47,7 @@ SENTENCES = {  # stage and argument, or a part of it -> what its change says
     "check.own": "checks.expectations: the code of your class changed",
     "check.special_tokens": "model.base: its special tokens changed",
     "check.before": "the last accepted version, for comparison, changed",
+    "check.before_number": "the last accepted version, for comparison, changed",
     "dedupe.embedding": "dedupe.semantic_model: its files changed",
     "split.earlier": "the last accepted version, whose splits are kept, changed",
     "evaluate.contender.model_digest": "the evaluated weights changed",
