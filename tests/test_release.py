@@ -421,7 +421,26 @@ def test_a_history_without_a_move_says_so_in_a_line(make: Make) -> None:
     _, shown, _ = tunewright("history", "triage")
     assert shown.startswith("no version of triage is @champion yet\n\nversion 1 waits")
     _, shown, _ = tunewright("history", "triage", "--alias", "other")
-    assert shown == "no version of triage is @other yet\n"
+    assert shown.startswith("no version of triage is @other yet\n\nversion ")
+    assert len(shown.splitlines()) == 4
+
+
+def test_versions_are_listed_with_their_verdicts_before_there_is_a_champion(make: Make) -> None:
+    make(decision="keep")
+    make(digest="b", decision="inconclusive")
+    code, shown, said = tunewright("history", "triage")
+    assert code == 0 and said["holder"] is None
+    listed = [re.split("  +", line.strip()) for line in shown.splitlines()[2:]]
+    gain = "+.82 [.75, .88] exact match against the base"
+    assert [(line[0], *line[2:]) for line in listed] == [
+        ("version", "verdict", "gain"),
+        ("2", "inconclusive", gain),
+        ("1", "keep", gain),
+    ]
+    assert [(each["version"], each["verdict"]) for each in said["versions"]] == [("2", "inconclusive"), ("1", "keep")]
+    make(digest="c")
+    _, shown, _ = tunewright("history", "triage")
+    assert "  promote; @champion  " in shown
 
 
 @pytest.mark.parametrize(
@@ -623,7 +642,7 @@ def test_a_history_is_a_table_only_where_the_terminal_has_room_for_it(width: int
         gain="+.49",
     )
     console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
-    history = History(name="triage", alias="champion", holder="2", waiting=[], events=[event])
+    history = History(name="triage", alias="champion", holder="2", versions=[], waiting=[], events=[event])
     show_history(console, Registry(name="triage"), history)
     said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert shown in said

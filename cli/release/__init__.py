@@ -40,7 +40,7 @@ Uri = Annotated[
 
 @app.command("history")
 def show_history(name: Name, alias: Alias = "champion", tracking_uri: Uri = None, as_json: Json = False) -> None:
-    """Show every move of the alias (when, by whom, why) and the versions that wait for approval."""
+    """Show the versions with their verdicts, and every move of the alias (when, by whom, why)."""
     with one_line_errors(as_json):
         registry = _registry(name, alias, tracking_uri, as_json)
         from tunewright.cli.release import view

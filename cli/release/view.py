@@ -11,14 +11,16 @@ from rich.text import Text
 from tunewright.config import Registry
 from tunewright.registry.release import History, ReleaseDecision, command, named
 from tunewright.registry.standing import SAID, Event
+from tunewright.reports.pages import counted
 
 HISTORY_COLUMNS = ("when (UTC)", "what", "version", "replaced", "by", "why", "verdict", "decided by")
 FREE_TEXT = ("by", "why", "verdict")  # which may be folded, to no less than so many characters a line
 LEGIBLE = 16
+VERSIONS = 20  # listed at most
 
 
 def show_history(console: Console, registry: Registry, history: History) -> None:
-    """Who carries the alias, who waits for it, and each move and decision, the newest first."""
+    """Who carries the alias, who waits for it, the versions, and each move and decision, the newest first."""
     console.print(Text(_where(history), "bold"))
     if history.events and history.is_elsewhere:
         console.print(Text("The alias was moved there outside Tunewright; that move is not in this history.", "yellow"))
@@ -31,6 +33,7 @@ def show_history(console: Console, registry: Registry, history: History) -> None
         for answer in ("", " --reject"):
             approve = command("approve", registry, waiting.version)
             console.print(Text(f"  {approve}{answer}"), soft_wrap=True)
+    _show_versions(console, history)
     if not history.events:
         if history.holder:
             console.print("who moved the alias there, and when, is unknown")
@@ -62,6 +65,23 @@ def show_history(console: Console, registry: Registry, history: History) -> None
     console.print(table)
 
 
+def _show_versions(console: Console, history: History) -> None:
+    """The newest versions with their verdicts, whether or not one has the alias."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("version", "registered (UTC)", "verdict", "gain"):
+        table.add_column(column, overflow="fold")
+    for each in history.versions[:VERSIONS]:
+        is_current = each.version == history.holder
+        stands = f"@{history.alias}" if is_current else "" if each.state == "approved" else each.state
+        verdict = "; ".join(filter(None, (each.verdict, stands)))
+        cells = (each.version, _minute(each.registered), verdict, each.gain)
+        table.add_row(*map(Text, cells), style="bold green" if is_current else "")
+    console.print()
+    console.print(table)
+    if (more := len(history.versions) - VERSIONS) > 0:
+        console.print(f"{counted(more, 'earlier version')}: --json lists all", style="dim")
+
+
 def _where(history: History) -> str:
     """Which version carries the alias."""
     if history.holder:
@@ -77,6 +97,7 @@ def history_json(history: History) -> dict[str, Any]:
         "alias": history.alias,
         "holder": history.holder or None,
         "moved_elsewhere": bool(history.events) and history.is_elsewhere,
+        "versions": [asdict(version) for version in history.versions],
         "waiting": [asdict(waiting) for waiting in history.waiting],
         "events": [event.model_dump() for event in history.events],
     }

@@ -8,6 +8,7 @@ import contextlib
 import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from tunewright import config
@@ -54,12 +55,24 @@ class Waiting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VersionSummary:
+    """A registered version in a list."""
+
+    version: str
+    registered: str  # UTC, ISO 8601
+    verdict: str  # such as "keep: regression"; empty for a version that another tool registered
+    state: str  # waiting, or what became of it; empty where nobody decided or has to
+    gain: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class History:
-    """All that happened to an alias, the newest first, and where it is."""
+    """The versions of a model, all that happened to an alias, the newest first, and where it is."""
 
     name: str
     alias: str
     holder: str  # the version that carries it; empty for none
+    versions: list[VersionSummary]
     waiting: list[Waiting]
     events: list[Event]
 
@@ -86,6 +99,7 @@ def look_up(registry: Registry) -> History:
             name=registry.name,
             alias=registry.alias,
             holder=held_by(client, registry),
+            versions=_versions(client, registry),
             waiting=[_waiting(client, registry, version) for version in waiting(client, registry)],
             events=events_of(client, registry)[::-1],
         )
@@ -220,6 +234,20 @@ def _moved(
     if what != "rolled back" or standing(version, registry) not in ("", "approved"):
         set_standing(client, registry, version, "approved", by, why, what)
     return ReleaseDecision(event=event, sentence=verdict_of(version), rehearsed=asked)
+
+
+def _versions(client: "MlflowClient", registry: Registry) -> list[VersionSummary]:
+    found = client.search_model_versions(f"name = '{registry.name}'")
+    return [
+        VersionSummary(
+            version=str(each.version),
+            registered=datetime.fromtimestamp((each.creation_timestamp or 0) / 1000, UTC).isoformat(timespec="seconds"),
+            verdict=each.tags.get("verdict", ""),
+            state=standing(each, registry),
+            gain=each.tags.get("gain", ""),
+        )
+        for each in sorted(found, key=lambda each: int(each.version), reverse=True)
+    ]
 
 
 def _waiting(client: "MlflowClient", registry: Registry, version: "ModelVersion") -> Waiting:
