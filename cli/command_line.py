@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 from tunewright import config
 from tunewright.accepted import did_you_mean, shown
 from tunewright.cli import interrupts
-from tunewright.cli.visible import Visible, as_line, visible
+from tunewright.cli.visible import Visible, as_line, is_plain, visible
 from tunewright.config import STAGES, outside
 from tunewright.errors import NO_LOCKS, NO_SPACE, READ_ONLY, ConfigError, TunewrightError
 from tunewright.machine import addresses
@@ -66,6 +66,10 @@ class OneLine(TyperGroup):
         """Runs a command as typer does."""
         if not standalone_mode:
             return super().main(args, *others, standalone_mode=False, **options)
+        if is_plain():
+            from typer import rich_utils
+
+            rich_utils.COLOR_SYSTEM = None  # of the help
         given = [*(sys.argv[1:] if args is None else args), "--"]
         as_json = "--json" in given[: given.index("--")]  # also where what is before it cannot be parsed
         try:
@@ -95,8 +99,11 @@ def _flow_help(command: Any) -> None:
 
 
 def console_of(as_json: bool) -> Console:
-    """For people: stdout, or stderr where stdout is for a program; wide enough for the tables where nobody looks."""
-    width = None if sys.stdout.isatty() else 120
+    """For people: stdout, or stderr where stdout is for a program.
+
+    It is as wide as the terminal or COLUMNS, and otherwise wide enough for the tables.
+    """
+    width = None if (sys.stderr if as_json else sys.stdout).isatty() or os.environ.get("COLUMNS") else 120
     return Visible(stderr=as_json, highlight=False, width=width)
 
 
@@ -160,6 +167,8 @@ def prepare(console: Console, *, quiet: bool = True, verbose: bool = False) -> N
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tunewright")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # what a command says outside of a run
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
+    if is_plain():
+        os.environ.setdefault("PREFECT_LOGGING_COLORS", "false")
     if found := addresses.running():
         url = os.environ.setdefault("PREFECT_API_URL", found.api)
         if found.is_prefect(url):  # no other server is told the password

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from tunewright.accepted import did_you_mean, initials, meant, shown
@@ -15,6 +16,8 @@ from tunewright.cli.visible import plain_table
 from tunewright.config.other_tools import IN_OTHER_TOOLS
 from tunewright.errors import ConfigError
 from tunewright.flows.parameters import Parameters, section_of
+
+LEGIBLE = 60  # characters beside the longest key, from which on defaults and descriptions can be read in a table
 
 
 class Setting(NamedTuple):
@@ -91,13 +94,23 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 
 
 def show(console: Console, settings: list[Setting]) -> None:
-    """A table of them."""
+    """A table of them; in a terminal too narrow for one, each with what it is below it."""
+    rows = [(each.key, *_default_and_meaning(each)) for each in settings]
+    if console.width < max(len(key) for key, _, _ in rows) + LEGIBLE:
+        for key, default, meaning in rows:
+            console.print(Text.assemble((key, "bold"), f"  {default}" if default else ""))
+            console.print(Padding(Text(meaning), (0, 0, 1, 4), expand=False))
+        return
     table = plain_table("setting", "default", "what it is")
-    for each in settings:
-        is_empty = each.default in (None, "", (), [], {})
-        plain = "" if is_empty else yaml.safe_dump(each.default, default_flow_style=True)  # as a deployment file has it
-        default = "needed" if each.is_needed else plain.removesuffix("\n...\n").strip()
-        how_many = "A list of any of" if each.is_list else "One of"
-        accepted = f" {how_many} {', '.join(each.choices)}." if each.choices else ""
-        table.add_row(Text(each.key), Text(default), Text(f"{each.description}.{accepted}"))
+    for row in rows:
+        table.add_row(*map(Text, row))
     console.print(table)
+
+
+def _default_and_meaning(each: Setting) -> tuple[str, str]:
+    is_empty = each.default in (None, "", (), [], {})
+    plain = "" if is_empty else yaml.safe_dump(each.default, default_flow_style=True)  # as a deployment file has it
+    default = "needed" if each.is_needed else plain.removesuffix("\n...\n").strip()
+    how_many = "A list of any of" if each.is_list else "One of"
+    accepted = f" {how_many} {', '.join(each.choices)}." if each.choices else ""
+    return default, f"{each.description}.{accepted}"

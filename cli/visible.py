@@ -1,6 +1,7 @@
 """Printing for all commands: text from outside cannot control the terminal, and all tables have one style."""
 
 import json
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,11 @@ from rich.table import Table
 from tunewright.privacy.excerpts import STEERING, visible
 
 
+def is_plain() -> bool:
+    """Whether the environment asks for no styles (NO_COLOR, https://no-color.org): rich leaves bold and dim on."""
+    return bool(os.environ.get("NO_COLOR"))
+
+
 def as_line(value: Any) -> str:
     """A value as JSON on one line, in which such characters are escapes: the same to a program."""
     text = json.dumps(value, ensure_ascii=False)
@@ -18,7 +24,10 @@ def as_line(value: Any) -> str:
 
 
 class Visible(Console):
-    """A console that prints no control character but those of its own styles."""
+    """A console that prints no control character but those of its own styles, and under NO_COLOR none at all."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | ({"color_system": None} if is_plain() else {}))
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The segments of what is printed, each as visible text."""

@@ -87,3 +87,13 @@ def test_a_name_that_is_none_is_one_line_with_what_is_near(name: str, said: str)
     assert refused.exit_code == 2
     assert said in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["settings"], ["settings", "data"], ["doctor"]])
+def test_no_line_is_longer_than_the_terminal_is_wide(command: list[str]) -> None:
+    shown = CliRunner(env={"COLUMNS": "60"}).invoke(app, command).stdout
+    assert max(map(len, shown.splitlines())) <= 60
+    if command[0] == "settings":
+        assert all(key in shown for key in ALL if key.startswith("data.")), "no key is cut in two"
+    wide = CliRunner().invoke(app, command).stdout
+    assert 60 < max(map(len, wide.splitlines())) <= 120

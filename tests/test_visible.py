@@ -2,11 +2,16 @@
 
 import io
 import json
+import os
+import pty
+import subprocess
+from contextlib import suppress
 
 import pytest
 import typer
 from rich.table import Table
 from rich.text import Text
+from servers import TUNEWRIGHT
 
 from tunewright.cli import command_line
 from tunewright.cli.visible import Visible, as_line
@@ -43,3 +48,29 @@ def test_an_error_and_json_steer_no_terminal(capsys: pytest.CaptureFixture[str])
 def test_half_of_a_surrogate_pair_can_be_printed() -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     Visible(file=out).print(HALF, as_line({"text": HALF}), markup=False)
+
+
+@pytest.mark.parametrize("command", ["settings gate", "--help", "plan --help", "release --help", "doctor"])
+def test_no_color_is_no_style_at_all(command: str) -> None:
+    """In a terminal, where rich leaves bold and dim on."""
+
+    def printed(**environment: str) -> bytes:
+        master, slave = pty.openpty()
+        base = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+        with subprocess.Popen(
+            [*TUNEWRIGHT, *command.split()],
+            stdout=slave,
+            stderr=slave,
+            env={**base, "TERM": "xterm-256color", **environment},
+        ) as process:
+            os.close(slave)
+            shown = b""
+            with suppress(OSError):  # how the other end is closed
+                while piece := os.read(master, 65_536):
+                    shown += piece
+            os.close(master)
+        assert process.returncode == 0
+        return shown
+
+    assert b"\x1b[" in printed() or command == "doctor"
+    assert b"\x1b" not in printed(NO_COLOR="1")
