@@ -35,7 +35,7 @@ Deployment = Annotated[str | None, typer.Option(metavar="NAME", help="Name of th
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of stdout; docs/json.md lists its keys")
 ]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the summary")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the last word, such as the verdict, and errors")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print all settings and the logs of the libraries")]
 
 OF_THE_DISK = {
@@ -161,7 +161,7 @@ def prepare(console: Console, *, quiet: bool = True, verbose: bool = False) -> N
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose exclude each other; accepted: one of them, or neither")
     config.quiet_libraries()
-    print_log(console, logging.WARNING if quiet else logging.INFO)
+    print_log(console, logging.ERROR if quiet else logging.INFO)
     # Prefect's own view keeps everything; the terminal has ours, and one line for an error instead of a traceback.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tunewright")

@@ -82,7 +82,10 @@ def run(
 
             for text in preview(outcome.tokens, 3):
                 console.print(text)
-        terminal.show_outcome(console, outcome, command_line.repeated(file, assignments))
+        if quiet:
+            terminal.show_last_word(console, outcome)
+        else:
+            terminal.show_outcome(console, outcome, command_line.repeated(file, assignments))
     if as_json:
         print(as_line(outcome.as_json()))
     if require_promotion and outcome.name != "Promoted":
@@ -123,9 +126,11 @@ def plan(
             planned = plan_command.look_up(
                 pipeline, command_line.repeated(file, assignments), device, calibrate=calibrate
             )
-        if not quiet:
+        if quiet:
+            view.show_last_word(console, planned)
+        else:
             terminal.show_settings(console, pipeline, everything=verbose)
-        view.show_plan(console, planned)
+            view.show_plan(console, planned)
     if as_json:
         stages = [calls.as_json(step) for step in planned.steps]
         print(as_line({"stages": stages} | plan_command.as_json(planned)))
@@ -163,7 +168,10 @@ def compare(
         config.make_home()
         with deployment_file.placed(pipeline):
             found = prefect_server.call(compare_flow, pipeline.settings, variants, seeds, prune)
-        compare_command.show(console, found, asked, command_line.repeated(file, assignments))
+        if quiet:
+            console.print(found.sentence, markup=False)
+        else:
+            compare_command.show(console, found, asked, command_line.repeated(file, assignments))
     if as_json:
         print(as_line(compare_command.as_json(found)))
 

@@ -1,6 +1,6 @@
 """Print a run and its settings in a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tunewright.flows.parameters import written
 from tunewright.flows.report import mlflow_run, training_sentence
 from tunewright.metrics.catalogue import baseline
 from tunewright.registry.tracking import AS_TRAINING, starts_with, tracking_uri
-from tunewright.reports.account import growth_sentence, leak_sentence
+from tunewright.reports.account import Account, growth_sentence, leak_sentence
 
 COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
 
@@ -52,10 +52,8 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
     if outcome.answers:
         _show_scores(console, outcome)
     if outcome.verdict:
-        colour = "bold green" if outcome.name == "Promoted" else "bold yellow"
-        name, colon, rest = outcome.said.partition(":")
-        before = "" if outcome.is_new else f"{UNCHANGED}, as before: "
-        console.print(Text.assemble("\n", before, (name + colon, colour), rest))
+        console.print()
+        console.print(_verdict(outcome))
         for warning in outcome.verdict.warnings:
             console.print(Text(warning, "yellow"))
     for said in outcome.verdict.says_forgotten() if outcome.verdict else ():
@@ -66,17 +64,41 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
     _show_links(console, outcome, what)
 
 
-def _show_account(console: Console, outcome: Outcome) -> None:
-    account = outcome.account()
-    if account is None:
-        return
-    console.print(
-        f"\n{account.read:,} rows read = {account.kept:,} kept + {account.quarantined:,} quarantined "
+def show_last_word(console: Console, outcome: Outcome) -> None:
+    """The verdict alone; of a run that ends before, how training went or, before that, where the rows went."""
+    if outcome.verdict:
+        console.print(_verdict(outcome))
+    elif outcome.adapter:
+        console.print(training_sentence(outcome.adapter))
+    elif account := outcome.account():
+        for line in _sums(account):
+            console.print(line)
+
+
+def _verdict(outcome: Outcome) -> Text:
+    colour = "bold green" if outcome.name == "Promoted" else "bold yellow"
+    name, colon, rest = outcome.said.partition(":")
+    before = "" if outcome.is_new else f"{UNCHANGED}, as before: "
+    return Text.assemble(before, (name + colon, colour), rest)
+
+
+def _sums(account: Account) -> Iterator[str]:
+    yield (
+        f"{account.read:,} rows read = {account.kept:,} kept + {account.quarantined:,} quarantined "
         f"+ {account.duplicates:,} duplicate{'' if account.duplicates == 1 else 's'}"
     )
     if account.train:
         sides = f"{account.train:,} train + {account.validation:,} validation + {account.test:,} test"
-        console.print(f"{account.kept:,} kept = {sides}")
+        yield f"{account.kept:,} kept = {sides}"
+
+
+def _show_account(console: Console, outcome: Outcome) -> None:
+    account = outcome.account()
+    if account is None:
+        return
+    console.print()
+    for line in _sums(account):
+        console.print(line)
     if account.train and outcome.rows and "replay" in outcome.rows.given.values():
         console.print(f"{account.replay:,} of the train rows are replay rows")
     if reasons := outcome.reasons():

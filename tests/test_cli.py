@@ -473,6 +473,29 @@ def test_a_file_is_looked_at_once_before_a_run(tunewright: Run, monkeypatch: pyt
     assert len(looked) == 2
 
 
+def test_quiet_prints_the_last_word_alone(tunewright: Run) -> None:
+    until_split = ("tiny.yaml", "--until", "split")
+    assert tunewright("plan", "-q", *until_split).output == "5 of 5 tasks would run\n"
+    shown = tunewright("run", "-q", *until_split)
+    assert shown.output.splitlines() == [
+        "72 rows read = 72 kept + 0 quarantined + 0 duplicates",
+        "72 kept = 58 train + 7 validation + 7 test",
+    ]
+    assert tunewright("run", "-q", *until_split).output == shown.output
+    code, said = refusal(tunewright("run", "tiny.yaml", "-q", "--set", "split.test=2"))
+    assert (code, said.partition(":")[0]) == (2, '--set "split.test=2"')
+
+
+def test_a_warning_about_the_test_rows_is_given_by_each_run(tunewright: Run) -> None:
+    said = []
+    for state in ("ran", "cached"):
+        shown = tunewright("run", "tiny.yaml", "--until", "split")
+        assert re.search(rf"^split +{state} ", shown.stdout, re.MULTILINE)
+        words = " ".join(shown.stdout.split())
+        said.append(re.findall(r"split: \d+ test rows .*? cannot be detected: .*? proof.json has more", words))
+    assert {*said[0]} == {*said[1]} and len({*said[0]}) == 1
+
+
 def test_a_home_that_cannot_be_made_is_one_line_and_code_2(
     tunewright: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,12 +22,24 @@ def show_plan(console: Console, planned: Planned) -> None:
         said = [step.note, *step.because[:MOST_CAUSES], f"and {rest} more" if rest > 0 else ""]
         table.add_row(step.name, Text(step.state, COLOURS[step.state]), Text("\n".join(filter(None, said))))
     console.print(table)
-    runs = sum(step.state == "run" for step in planned.steps)
-    console.print(f"\n{runs} of {len(planned.steps)} tasks would run" if runs else "\nNothing would run: all is cached")
+    console.print()
+    _show_number(console, planned)
     if planned.costs:
         _show_costs(console, planned.costs)
     elif planned.unknown:
         console.print(planned.unknown, style="dim")
+
+
+def show_last_word(console: Console, planned: Planned) -> None:
+    """How many tasks would run, and what there is too little memory for."""
+    _show_number(console, planned)
+    if planned.costs and planned.costs.warning:
+        _show_shortage(console, planned.costs)
+
+
+def _show_number(console: Console, planned: Planned) -> None:
+    runs = sum(step.state == "run" for step in planned.steps)
+    console.print(f"{runs} of {len(planned.steps)} tasks would run" if runs else "Nothing would run: all is cached")
 
 
 def _show_costs(console: Console, costs: Costs) -> None:
@@ -43,7 +55,12 @@ def _show_costs(console: Console, costs: Costs) -> None:
     console.print()
     console.print(_methods(costs))
     if costs.warning:
-        console.print(f"\n{costs.warning}", style="yellow", soft_wrap=True)
+        console.print()
+        _show_shortage(console, costs)
+
+
+def _show_shortage(console: Console, costs: Costs) -> None:
+    console.print(costs.warning, style="yellow", soft_wrap=True)
 
 
 def _facts(costs: Costs) -> list[tuple[str, str]]:

@@ -12,7 +12,18 @@ from typing import Any, cast
 
 from prefect import State, Task
 
-from tunewright.artifacts import Adapter, Answers, CheckedRows, Registered, Rows, Splits, UniqueRows, Verdict
+from tunewright.artifacts import (
+    Adapter,
+    Answers,
+    Artifact,
+    CheckedRows,
+    Registered,
+    Rows,
+    Splits,
+    UniqueRows,
+    Verdict,
+)
+from tunewright.artifacts.payloads import CheckResults, LeakProof
 from tunewright.config import Gate, Registry, Settings, Stage
 from tunewright.errors import JudgeError
 from tunewright.flows import release
@@ -28,6 +39,13 @@ from tunewright.store.test_set_uses import Draw
 __all__ = ["Plan", "Reached", "Run", "Step", "as_json", "stages"]
 
 log = logging.getLogger("tunewright")
+
+
+def _warnings(record: Artifact) -> Sequence[str]:
+    """What check and split warned of when they made this: it is as true of a run that finds it in the cache."""
+    if isinstance(record, CheckedRows):
+        return CheckResults.load(record).given_sides
+    return LeakProof.load(record).warnings if isinstance(record, Splits) else ()
 
 
 class Run(Calls):
@@ -64,6 +82,8 @@ class Run(Calls):
         step = self.made.get(record.key, step)
         if step.state == "cached":
             log.info("  cached: %s", step.message)
+            for warning in _warnings(record):
+                log.warning("%s: %s", name, warning)
         self.keep(step)
         return record
 

@@ -218,10 +218,11 @@ def split(
     )
     for side in proof.given_sides:
         log.info("split: the %s split is user-provided; split.%s is not used", side, side)
-    for code, count in proof.findings.items():
-        log.warning("split: %s; proof.json has more", in_words(code, count, proof))
-    for said in unmet_shares(sides, columns.given == NONE, exact, settings):
+    warnings = [f"{in_words(code, count, proof)}; proof.json has more" for code, count in proof.findings.items()]
+    warnings += unmet_shares(sides, columns.given == NONE, exact, settings)
+    for said in warnings:
         log.warning("split: %s", said)
+    proof = proof.model_copy(update={"warnings": tuple(warnings)})
     proof.save(folder)
     write_memory(folder / SIDES_FILE, columns.row_ids, returns_to, sides.because, gone)
     return Splits(
