@@ -27,7 +27,9 @@ class Visible(Console):
     """A console that prints no control character but those of its own styles, and under NO_COLOR none at all."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options | ({"color_system": None} if is_plain() else {}))
+        if is_plain():
+            options["color_system"] = None
+        super().__init__(**options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The segments of what is printed, each as visible text."""
