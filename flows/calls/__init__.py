@@ -42,7 +42,7 @@ log = logging.getLogger("tunewright")
 
 
 def _warnings(record: Artifact) -> Sequence[str]:
-    """What check and split warned of when they made this: it is as true of a run that finds it in the cache."""
+    """Return what check or split warned of as it made the record; it holds for a cached one as well."""
     if isinstance(record, CheckedRows):
         return CheckResults.load(record).given_sides
     return LeakProof.load(record).warnings if isinstance(record, Splits) else ()
