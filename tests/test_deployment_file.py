@@ -363,7 +363,7 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(write: Write, old: str, n
         ),
         (
             "a: 1".encode("utf-16"),
-            "x.yaml: utf_16, the file is UTF-16; accepted: UTF-8; to convert it: iconv -f UTF-16 -t UTF-8 x.yaml > x-",
+            "x.yaml: the file is UTF-16; accepted: UTF-8; to convert it: iconv -f UTF-16 -t UTF-8 x.yaml > x-",
         ),
         (b"#" * (MAX_BYTES + 1), "x.yaml: larger than 1,000,000 bytes; a deployment file is a page of text"),
     ],

@@ -132,9 +132,7 @@ def test_a_given_test_side_of_which_no_row_is_left_stops_since_another_would_be_
     Path("b.jsonl").write_bytes(GOOD)
     with pytest.raises(DataError) as caught:
         run(Source(path="a.jsonl", side="test"), "b.jsonl")
-    said = (
-        "a.jsonl: no row is left in the user-provided test set; 1 of 1 records quarantined: 1 bad_json, first a.jsonl "
-    )
+    said = "data.sources[0]: a.jsonl: no row is left in the user-provided test set; 1 of 1 records quarantined: 1 bad_json, first a.jsonl "
     assert str(caught.value).startswith(f"{said}line 1, ")
     assert run("a.jsonl", Source(path="b.jsonl", side="test")).num_rows == 1
 
@@ -322,7 +320,7 @@ def test_parquet_nulls_other_types_and_bad_text_are_refused_by_row() -> None:
 )
 def test_no_record_at_all_is_an_error(name: str, content: bytes) -> None:
     what = "rows behind the header row" if name == "a.csv" else "records"
-    with pytest.raises(DataError, match=f"no record in {name}; accepted: one or more {what}"):
+    with pytest.raises(DataError, match=f"{name}: no record in it; accepted: one or more {what}"):
         read(content, name)
 
 

@@ -73,7 +73,7 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(write: Write) -> None:
     end = whole.rindex(arrow.CONTINUES + bytes(4))
     for size in range(1, end + 8, 23):
         Path("a.arrow").write_bytes(whole[:size])
-        with pytest.raises(DataError, match="bad_arrow, not a whole Arrow file"):
+        with pytest.raises(DataError, match="not a whole Arrow file"):
             list(arrow.batches("a.arrow", None))
 
 
@@ -95,7 +95,7 @@ def test_what_would_take_more_memory_than_a_batch_may_is_not_unpacked() -> None:
     content = Path("a.arrow").read_bytes()
     assert content.count(struct.pack("<q", 1_000)) >= 2
     Path("a.arrow").write_bytes(content.replace(struct.pack("<q", 1_000), struct.pack("<q", 1 << 40)))
-    with pytest.raises(DataError, match=r"too_large, the record batch at byte \d+ takes 2,199,023,255,\d+ bytes"):
+    with pytest.raises(DataError, match=r"the record batch at byte \d+ takes 2,199,023,255,\d+ bytes"):
         list(arrow.batches("a.arrow", None))
 
 
@@ -103,7 +103,7 @@ def test_an_archive_around_a_file_is_refused_as_around_parquet() -> None:
     as_stream("a.arrow", TABLE)
     with pa.output_stream("b.arrow.gz", compression="gzip") as packed:
         packed.write(Path("a.arrow").read_bytes())
-    with pytest.raises(DataError, match=r"b.arrow.gz: unknown_archive, Arrow compresses its columns itself"):
+    with pytest.raises(DataError, match=r"b.arrow.gz: the file is compressed, but Arrow compresses its columns itself"):
         run("b.arrow.gz")
 
 

@@ -338,7 +338,7 @@ def test_a_hub_data_set_that_is_not_there_is_one_clear_line(
 
 
 def test_a_hub_data_set_without_a_known_column_is_refused(hub_cache: Path) -> None:
-    with pytest.raises(DataError, match=r"hub:org/my_data: unknown_layout, no known column in \['text', 'label', "):
+    with pytest.raises(DataError, match=r"hub:org/my_data: no known column in \['text', 'label', "):
         run("hub:org/my_data")
 
 

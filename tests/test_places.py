@@ -123,3 +123,25 @@ def test_what_the_environment_names_stays_where_the_command_was_called(
         assert sys.path[-1] == str(project / "deployments")
     assert Path.cwd() == project
     assert str(project / "deployments") not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty; accepted: a file with at least one record"),
+        (b"<html></html>", "the file is an HTML page, not data: a download was answered with a web page"),
+        (b"\xef\xbb\xbf", "no record in it; accepted: one or more records"),
+    ],
+)
+def test_an_error_about_a_file_names_its_line_its_key_and_its_path_from_here(
+    project: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, said: str
+) -> None:
+    (project / "data/a.jsonl").write_bytes(content)
+    line = next(n for n, text in enumerate(FILE.splitlines(), 1) if "sources" in text)
+    path = project / "deployments/mine.yaml"
+    here, there = "data/a.jsonl", project / "data/a.jsonl"
+    for folder, file, shown in ((project, "deployments/mine.yaml", here), (path.parent, "mine.yaml", there)):
+        monkeypatch.chdir(folder)
+        done = CliRunner().invoke(app, ["plan", file, "--until", "ingest"])
+        assert done.exit_code == 3
+        assert done.stderr.splitlines() == [f"error: {file} line {line}: data.sources[0]: {shown}: {said}"]

@@ -348,7 +348,7 @@ def test_a_file_that_cannot_be_read_stops_a_plan_up_to_any_stage(tiny_base: Base
             plan.look_up(changed, "mine.yaml")
     Path("a.json").write_text("{")
     data = Data(sources=(Source(path="a.json"),))
-    with pytest.raises(DataError, match=r"a\.json: not_an_array"):
+    with pytest.raises(DataError, match=r"a\.json: it does not begin"):
         first_rows(source_files(data), data)
 
 

@@ -24,7 +24,7 @@ from tunewright.config import Data
 from tunewright.errors import ConfigError, DataError
 from tunewright.metrics import closed_set
 from tunewright.store.stage import stage
-from tunewright.tasks.ingest.files import SourceFile, source_files, unchanged
+from tunewright.tasks.ingest.files import SourceFile, named, openable, source_files, unchanged
 from tunewright.tasks.ingest.held_out import write_held_out
 from tunewright.tasks.ingest.parsing import RefusedRecord
 from tunewright.tasks.ingest.parts import LIBRARIES, columns_of, parts_of
@@ -100,9 +100,11 @@ def judge(data: Data, files: Iterable[SourceFile], tally: Tally) -> None:
     """Raises DataError where nothing was kept or too much refused: how many for which reason, and the first of each."""
     num_refused = tally.reasons.total()
     if tally.num_read == 0:
-        paths, formats = ", ".join(file.path for file in files), {file.format for file in files}
+        files = list(files)
+        formats = {file.format for file in files}
         expected = "rows behind the header row" if formats == {"csv"} else "records"
-        raise DataError(f"no record in {paths}; accepted: one or more {expected}")
+        them = "it" if len(files) == 1 else "them"
+        raise DataError(f"{_named(files)}: no record in {them}; accepted: one or more {expected}")
     over = num_refused / tally.num_read > data.max_refused_share
     if over or tally.num_rows == 0:
         why = f"over data.max_refused_share={data.max_refused_share}" if over else "so no row is left"
@@ -115,11 +117,16 @@ def stop_on_empty_side(files: Sequence[SourceFile], tallies: dict[str, Tally]) -
     for side in ("validation", "test"):
         given = [file for file in files if file.side == side]
         if given and not any(tallies[file.path].num_rows for file in given):
-            paths = ", ".join(file.path for file in given)
             tally = Tally().add(*(tallies[file.path] for file in given))
             refused = f"{tally.num_read} of {tally.num_read} records quarantined: {reasons(tally, given)}"
-            message = f"{paths}: no row is left in the user-provided {side} set; "
+            message = f"{_named(given)}: no row is left in the user-provided {side} set; "
             raise DataError(message + (refused if tally.num_read else "no record"), see=("quarantine.parquet",))
+
+
+def _named(files: Sequence[SourceFile]) -> str:
+    """The settings that name these files, and the files: data.sources[0]: a.jsonl, b.jsonl"""
+    settings = dict.fromkeys(file.setting for file in files if file.setting)
+    return ": ".join(filter(None, (", ".join(settings), ", ".join(openable(file.path) for file in files))))
 
 
 def stop_on_needs(file: Path, needs: Sequence[Need]) -> None:
@@ -145,10 +152,18 @@ def stop_on_needs(file: Path, needs: Sequence[Need]) -> None:
 
 def reasons(tally: Tally, files: Iterable[SourceFile]) -> str:
     """How many records were refused for each reason, the first of each, and the command that converts its file."""
-    said = "; ".join(f"{n} {reason}, first {tally.firsts[reason]}" for reason, n in tally.reasons.most_common())
+    files = list(files)
+    firsts = {reason: _placed(tally.firsts[reason], files) for reason in tally.reasons}
+    said = "; ".join(f"{n} {reason}, first {firsts[reason]}" for reason, n in tally.reasons.most_common())
     first = tally.firsts.get("bad_encoding", "")
     file = next((file for file in files if first.startswith(f"{file.path} line ")), None)
     return f"{said}{encoding_advice(file, first)}" if file else said
+
+
+def _placed(first: str, files: Iterable[SourceFile]) -> str:
+    """A place such as "a.jsonl line 3, why", with the path as it is opened where the command was called."""
+    path = next((file.path for file in files if first.startswith(f"{file.path} line ")), "")
+    return f"{openable(path)}{first.removeprefix(path)}" if path else first
 
 
 def detected(file: SourceFile, tally: Tally) -> str:
@@ -168,16 +183,17 @@ def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...], needs: tuple
     with Tables(folder) as tables:
         for file in sources:
             tally = tallies[file.path] = Tally()
-            if chosen is None:
-                for part in parts_of(file, data.max_line_bytes, data.repair):
-                    tables.append(part.folder)
-                    tally.add(part.tally)
-                    stop_early(data, size, Tally().add(*tallies.values()))
-            else:
-                records = read(file, data.max_line_bytes, columns_of(file))
-                with unchanged(file):
-                    items = (item for item in records if (file.path, item[0]) in chosen)
-                    tally.add(tables.fill(items, file, data.max_line_bytes, data.repair))
+            with named(file.setting, file.path):
+                if chosen is None:
+                    for part in parts_of(file, data.max_line_bytes, data.repair):
+                        tables.append(part.folder)
+                        tally.add(part.tally)
+                        stop_early(data, size, Tally().add(*tallies.values()))
+                else:
+                    records = read(file, data.max_line_bytes, columns_of(file))
+                    with unchanged(file):
+                        items = (item for item in records if (file.path, item[0]) in chosen)
+                        tally.add(tables.fill(items, file, data.max_line_bytes, data.repair))
     held_out = write_held_out(folder, [file for file in files if file.held_out], data)
     find_columns(files, tallies | held_out, data.max_line_bytes)
     tally = Tally().add(*tallies.values())

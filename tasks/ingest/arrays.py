@@ -74,11 +74,11 @@ def elements(path: str, stream: BufferedReader, max_bytes: int) -> Iterator[tupl
         byte += len(block)
         if byte - element.begin > MOST_LENGTHS * max(max_bytes, BLOCK):
             raise DataError(
-                f"{path}: too_long, record {number}, which begins at byte {element.begin}, has no end in "
+                f"{path}: record {number}, which begins at byte {element.begin}, has no end in "
                 f"{MOST_LENGTHS} times data.max_line_bytes={max_bytes}"
             )
     where = f"record {number}, which begins at byte {element.begin}"
-    raise DataError(f"{path}: truncated, {where}, has no end: the file is cut off, or a quote is missing")
+    raise DataError(f"{path}: {where}, has no end: the file is cut off, or a quote is missing")
 
 
 def _begin(path: str, stream: BufferedReader) -> int:
@@ -88,7 +88,7 @@ def _begin(path: str, stream: BufferedReader) -> int:
         byte += 1
     if first != b"[":
         raise DataError(
-            f"{path}: not_an_array, it does not begin with '['; accepted: an array of records with nothing around "
+            f"{path}: it does not begin with '['; accepted: an array of records with nothing around "
             "it; or, with format: jsonl, one object per line"
         )
     return byte + 1
@@ -98,5 +98,5 @@ def _ends(path: str, stream: BufferedReader, after: bytes, byte: int) -> None:
     """Raises DataError where more than white space follows the array."""
     while after:
         if after.strip():
-            raise DataError(f"{path}: bad_json, the array ends at byte {byte}, but more follows; accepted: one array")
+            raise DataError(f"{path}: the array ends at byte {byte}, but more follows; accepted: one array")
         after = stream.read(BLOCK)

@@ -148,7 +148,7 @@ def _measure(path: str, file: BufferedReader) -> int:
             raise _broken(path, f"the message at byte {position:,} cannot be read") from error
         if needed > MAX_MESSAGE:
             raise DataError(
-                f"{path}: too_large, the record batch at byte {position:,} takes {needed:,} bytes of memory, accepted "
+                f"{path}: the record batch at byte {position:,} takes {needed:,} bytes of memory, accepted "
                 f"are {MAX_MESSAGE:,}; write the file in smaller record batches"
             )
         position += 8 + length + body
@@ -176,4 +176,4 @@ def _sizes(file: BinaryIO | BufferedReader, metadata: bytes) -> tuple[int, int]:
 
 
 def _broken(path: str, why: str) -> DataError:
-    return DataError(f"{path}: bad_arrow, not a whole Arrow file ({why})")
+    return DataError(f"{path}: not a whole Arrow file ({why})")

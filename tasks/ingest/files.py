@@ -6,6 +6,7 @@ the key. Nothing is parsed and, where a store says enough about an object, nothi
 
 import difflib
 import glob
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from tunewright.accepted import did_you_mean
-from tunewright.config import Data, Layout, RecordFiles, Side, Source, or_meant, outside
+from tunewright.config import Data, Layout, RecordFiles, Side, Source, from_here, or_meant, outside
 from tunewright.errors import ConfigError, DataError
 from tunewright.store.caching import digest_of
 from tunewright.tasks.ingest import hub, stores
@@ -83,6 +84,34 @@ def source_files(data: Data, identify: Identify = identify) -> tuple[SourceFile,
 
 
 @contextmanager
+def named(setting: str, path: str) -> Iterator[None]:
+    """Begin a DataError about a file with the key that names it, and with its path as a person there would open it."""
+    try:
+        yield
+    except DataError as error:
+        said = str(error)
+        if not setting or not said.startswith(path):
+            raise
+        error.args = (f"{place_of(setting, path)}{said.removeprefix(path)}",)
+        raise
+
+
+def place_of(setting: str, path: str) -> str:
+    """The key that names a file, and the file: data.sources[0]: data/a.jsonl"""
+    return f"{setting}: {openable(path)}"
+
+
+def openable(path: str) -> str:
+    """A path for a message, of a local file as it is opened in the folder that the command was called in."""
+    if is_remote(path):
+        return path
+    whole = Path(path).absolute()
+    plain = Path(os.path.normpath(whole))  # without "..", unless a link makes it another file
+    is_same = plain.exists() and whole.exists() and plain.samefile(whole)
+    return str(from_here(plain if is_same else whole))
+
+
+@contextmanager
 def unchanged(file: SourceFile) -> Iterator[None]:
     """Raises DataError where a file changed while it was read: then its digest does not stand for what was read."""
     yield
@@ -146,14 +175,16 @@ def _files(source: RecordFiles, setting: str, held_out: bool, identify: Identify
         yield SourceFile(path=source.path, digest=commit, format="hub", **how)
         return
     remote = stores.is_url(source.path)
-    paths = stores.matches(source.path, where) if remote else _local(source, setting, where)
+    with named(setting, str(Path(source.path).expanduser())):
+        paths = stores.matches(source.path, where) if remote else _local(source, setting, where)
     for path in paths:
         resolved = _format(path, source, HELD_OUT_FORMATS if held_out else FORMATS, where)
-        with stores.explained(where) if remote else _readable(where):
+        with named(setting, path), stores.explained(where) if remote else _readable(where):
             packing, digest = identify(path)
         if packing and resolved in ("parquet", "arrow"):
             raise DataError(
-                f"{path}: unknown_archive, {resolved.title()} compresses its columns itself: decompress the file"
+                f"{place_of(setting, path)}: the file is compressed, but {resolved.title()} compresses its columns "
+                "itself: decompress the file"
             )
         yield SourceFile(path=path, digest=digest, format=resolved, packing=packing, **how)
 

@@ -14,7 +14,7 @@ from typing import Any
 from tunewright.artifacts import HELD_OUT_SCHEMA
 from tunewright.config import Data, Layout, Repair
 from tunewright.errors import DataError
-from tunewright.tasks.ingest.files import SourceFile, unchanged
+from tunewright.tasks.ingest.files import SourceFile, named, unchanged
 from tunewright.tasks.ingest.layouts import REQUIRED, Message, encodable, layout_of, to_messages
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord
 from tunewright.tasks.ingest.parts import columns_of
@@ -53,7 +53,7 @@ def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dic
         for file in files:
             tally = tallies[file.path] = Tally()
             columns = columns_of(file) if file.layout != "auto" else frozenset(file.columns.values()) or None
-            with unchanged(file):
+            with named(file.setting, file.path), unchanged(file):
                 for line, _, raw, parse in read(file, data.max_line_bytes, columns):
                     if not raw.strip() and file.format in ("text", "jsonl"):
                         continue  # an empty line says nothing, so nothing is lost
@@ -69,7 +69,7 @@ def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dic
                         raise DataError(f"{file.path} line {line}: {refused}{command}") from None
                     if not text.strip():
                         there = f"; it has {', '.join(list(value)[:12])}" if isinstance(value, dict) else ""
-                        raise DataError(f"{file.path} line {line}: no_text, a held-out record without text{there}")
+                        raise DataError(f"{file.path} line {line}: a held-out record without text{there}")
                     tally.num_rows += 1
                     tally.layouts.update([said.layout] if said.layout else [])
                     table.add((file.path, line, text, asked, answered), len(raw))

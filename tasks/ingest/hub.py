@@ -124,7 +124,7 @@ def saved_files(folder: Path, split: str | None, setting: str) -> list[str]:
     state = _json(folder / OF_FILES)
     if state.get("_indices_data_files"):
         raise DataError(
-            f"{folder}: bad_arrow, it is a selection of rows by their numbers, as datasets wrote before version 2; "
+            f"{folder}: it is a selection of rows by their numbers, as datasets wrote before version 2; "
             "load it and save it again"
         )
     entries = state.get("_data_files")

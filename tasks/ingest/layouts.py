@@ -37,11 +37,11 @@ SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant"}
 def known_columns(path: str, there: Sequence[str], columns: frozenset[str] | None) -> list[str]:
     """The columns of a table that are asked for, None for all. Raises DataError for none of them, or a name twice."""
     if len(set(there)) != len(there):
-        raise DataError(f"{path}: duplicate_key, a column name appears twice")
+        raise DataError(f"{path}: a column name appears twice")
     known = [name for name in there if columns is None or name in columns]
     if not known:
         accepted = ", ".join(sorted(columns or ()))
-        raise DataError(f"{path}: unknown_layout, no known column in {there[:8]}; accepted: {accepted}")
+        raise DataError(f"{path}: no known column in {there[:8]}; accepted: {accepted}")
     return known
 
 

@@ -47,17 +47,17 @@ def packing_of(path: str) -> Packing:
     with packed(path) as file:
         head = file.read(HEAD)
     if not head:
-        raise DataError(f"{path}: empty_file; accepted: a file with at least one record")
+        raise DataError(f"{path}: the file is empty; accepted: a file with at least one record")
     packings: list[Packing] = [packing for magic, packing in MAGIC if head.startswith(magic)]
     packing: Packing = packings[0] if packings else ""
     if packing:
         with unpacked(path, packing) as stream:
             head = stream.read(HEAD)
         if not head:
-            raise DataError(f"{path}: empty_file, the compressed file is empty")
+            raise DataError(f"{path}: the compressed file is empty; accepted: a file with at least one record")
     _hold_data(path, head, packing)
     if not packing and path.lower().endswith((".gz", ".zst")):
-        raise DataError(f"{path}: not_packed, it has the suffix of a compressed file but is not compressed")
+        raise DataError(f"{path}: not compressed, although its name says so; accepted: a name without .gz or .zst")
     return packing
 
 
@@ -75,7 +75,7 @@ def unpacked(path: str, packing: Packing) -> Iterator[io.BufferedReader]:
         except OSError as error:
             if not is_of_content(error):
                 raise
-            raise DataError(f"{path}: broken_archive, it is cut off or damaged ({error})") from error
+            raise DataError(f"{path}: the archive is cut off or damaged ({error}); accepted: a whole one") from error
 
 
 def is_of_content(error: OSError) -> bool:
@@ -88,8 +88,8 @@ def _hold_data(path: str, head: bytes, packing: Packing) -> None:
     for beginning, (reason, detail) in NOT_DATA:
         if start.startswith(beginning):
             command = conversion(path, ENCODINGS[reason], packing) if reason in ENCODINGS else ""
-            raise DataError(f"{path}: {reason}, the file is {detail}{command}")
+            raise DataError(f"{path}: the file is {detail}{command}")
     odd, even = (half.count(0) > 0.4 * len(half) for half in (head[1::2], head[::2]))
     if odd != even and len(head) >= 8 and not head.startswith(BINARY):
         command = conversion(path, "UTF-16LE" if odd else "UTF-16BE", packing)
-        raise DataError(f"{path}: {UTF_16[0]}, the file is {UTF_16[1]}{command}")
+        raise DataError(f"{path}: the file is {UTF_16[1]}{command}")

@@ -26,7 +26,7 @@ from tunewright.tasks.ingest import arrow, hub
 from tunewright.tasks.ingest.arrays import elements
 from tunewright.tasks.ingest.code_pages import ASCII, guess
 from tunewright.tasks.ingest.encodings import conversion, here, mixed_conversion
-from tunewright.tasks.ingest.files import SourceFile
+from tunewright.tasks.ingest.files import SourceFile, named
 from tunewright.tasks.ingest.layouts import known_columns
 from tunewright.tasks.ingest.opening import BOM, is_of_content, unpacked
 from tunewright.tasks.ingest.parsing import (
@@ -68,8 +68,13 @@ class Line(NamedTuple):
 def read(file: SourceFile, max_bytes: int, columns: Columns) -> Iterator[Item]:
     """The records of a file in their order; `columns` are those that a table is asked for, None for all.
 
-    A record longer than `max_bytes` is cut, but stays longer.
+    A record longer than `max_bytes` is cut, but stays longer. A DataError names the setting that names the file.
     """
+    with named(file.setting, file.path):
+        yield from _read(file, max_bytes, columns)
+
+
+def _read(file: SourceFile, max_bytes: int, columns: Columns) -> Iterator[Item]:
     match file.format:
         case "parquet":
             yield from plausible(file.path, _parquet(file.path, columns))
@@ -88,7 +93,7 @@ def plausible(path: str, records: Iterable[R]) -> Iterator[R]:
     for number, record in enumerate(records):
         if number >= most:
             raise DataError(
-                f"{path}: unpacks_to_too_much, over {most:,} records in {num_bytes(path):,} bytes: most are "
+                f"{path}: it unpacks to over {most:,} records in {num_bytes(path):,} bytes: most are "
                 "repeated or empty; leave them out"
             )
         yield record
@@ -148,7 +153,7 @@ class _Pulled:
         line = self.again.popleft() if self.again else next(self.lines)
         if self.taken and self.num_bytes > self.max_bytes:
             raise DataError(
-                f"{self.path}: bad_csv, the quoted field that opens in line {self.taken[0].number} does not close "
+                f"{self.path}: the quoted field that opens in line {self.taken[0].number} does not close "
                 f"within data.max_line_bytes={self.max_bytes}: a quote is missing, or the limit is too low"
             )
         self.taken.append(line)
@@ -232,16 +237,16 @@ def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> lis
         decoded(b"".join(line.content for line in pulled.taken))
     except (csv.Error, RefusedRecord) as error:
         raise DataError(
-            f"{file.path}: bad_csv, line 1 is not a header row ({error}); accepted: CSV with commas in UTF-8"
+            f"{file.path}: line 1 is not a header row ({error}); accepted: CSV with commas in UTF-8"
             f"{encoding_advice(file, str(error))}"
         ) from error
     if twice := sorted(name for name, count in Counter(header).items() if count > 1):
         more = f" and {len(twice) - 8} more" if len(twice) > 8 else ""
         named = f"{', '.join(map(quoted, twice[:8]))}{more}"
-        raise DataError(f"{file.path}: duplicate_key, the header row has {named} more than once")
+        raise DataError(f"{file.path}: the header row has {named} more than once")
     if len(header) == 1 and (mark := max(OTHER_SEPARATORS, key=header[0].count)) in header[0]:
         raise DataError(
-            f"{file.path}: bad_csv, the header row is one column, {quoted(header[0])}; accepted: CSV with commas in "
+            f"{file.path}: the header row is one column, {quoted(header[0])}; accepted: CSV with commas in "
             f"UTF-8{encoding_advice(file, NOT_UTF_8) or _conversion(file.path, mark)}"
         )
     return header
@@ -320,10 +325,10 @@ def _parquet(path: str, columns: Columns) -> Iterator[Item]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and not is_of_content(error):
             raise
-        raise DataError(f"{path}: bad_parquet, not a whole Parquet file ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
     except Unreadable as error:
         why = f"reading it {error}" if error.is_limit else f"not a whole Parquet file ({error})"
-        raise DataError(f"{path}: bad_parquet, {why}") from error
+        raise DataError(f"{path}: {why}") from error
 
 
 def _of_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Item]:
