@@ -476,14 +476,19 @@ def test_assignments_add_up_before_they_are_checked(pipeline: Pipeline) -> None:
         ),
         (["epochs=1"], '--set "epochs=1": epochs: unknown key; did you mean training.epochs? accepted: data,'),
         (["training.epochs=three"], '--set "training.epochs=three": training.epochs: "three" is refused; accepted: a '),
-        (["training.epochs="], '--set "training.epochs=": training.epochs: null is refused; accepted: a number ('),
+        (["training.epochs="], '--set "training.epochs=": training.epochs is empty; accepted: a number ('),
+        (["dedupe.near= "], '--set "dedupe.near= ": dedupe.near is empty; accepted: true or false ('),
+        (
+            ["training.epochs=null"],
+            '--set "training.epochs=null": training.epochs: null is refused; accepted: a number',
+        ),
         (["dedupe.near=1"], '--set "dedupe.near=1": dedupe.near: 1 is refused; accepted: true or false ('),
         (
             ["until=spilt"],
             '--set "until=spilt": until: "spilt" is refused; did you mean split? accepted: ' + ", ".join(STAGES),
         ),
         (["until.x=1"], '--set "until.x=1": until: {"x": 1} is refused; accepted: ' + ", ".join(STAGES)),
-        (["data.sources="], '--set "data.sources=": data.sources: [] is refused; accepted: at least one item ('),
+        (["data.sources="], '--set "data.sources=": data.sources is empty; accepted: at least one item ('),
         (
             ["training.epochs=[1"],
             '--set "training.epochs=[1" line 1 column 3: found the end of the file; expected: the bracket',

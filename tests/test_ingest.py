@@ -132,7 +132,10 @@ def test_a_given_test_side_of_which_no_row_is_left_stops_since_another_would_be_
     Path("b.jsonl").write_bytes(GOOD)
     with pytest.raises(DataError) as caught:
         run(Source(path="a.jsonl", side="test"), "b.jsonl")
-    said = "data.sources[0]: a.jsonl: no row is left in the user-provided test set; 1 of 1 records quarantined: 1 bad_json, first a.jsonl "
+    said = (
+        "data.sources[0]: a.jsonl: no row is left in the user-provided test set; 1 of 1 records quarantined: "
+        "1 bad_json, first a.jsonl "
+    )
     assert str(caught.value).startswith(f"{said}line 1, ")
     assert run("a.jsonl", Source(path="b.jsonl", side="test")).num_rows == 1
 

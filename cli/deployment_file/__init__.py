@@ -97,6 +97,7 @@ def load(file: Path | Document, deployment: str | None = None) -> Pipeline:
 
 def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--set") -> Pipeline:
     """The pipeline with `section.field=value` assignments of the command line on top. Raises ConfigError."""
+    assignments = list(assignments)
     parameters, folder = dict(pipeline.parameters), called_in() / pipeline.path.parent
     places = {_assign(parameters, each, option, folder): f"{option} {_said(each)}" for each in assignments}
 
@@ -105,7 +106,10 @@ def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--se
         origin = pipeline.origins.get(key, "default")
         return " ".join(near) or (origin if origin != "default" else " ".join(places.values()))
 
-    run = checked(parameters, place)
+    try:
+        run = checked(parameters, place)
+    except ConfigError as error:
+        raise ConfigError(_as_typed(str(error), assignments)) from None
     origins = {
         key: "command line" if any(_inside(key, name) for name in places) else pipeline.origins[key]
         for key in flat(parameters)
@@ -246,6 +250,14 @@ def _parameters(document: Document, at: str, holder: dict[str, Any]) -> dict[str
 def _said(assignment: str) -> str:
     """An assignment for a message, without its value where that holds a secret."""
     return f"{assignment.partition('=')[0]}=..." if holds_secret(assignment) else shown(assignment)
+
+
+def _as_typed(said: str, assignments: Iterable[str]) -> str:
+    """An error in which a value that was left empty is called so, and not by what an empty value is read as."""
+    for key, _, text in (each.partition("=") for each in assignments):
+        if not text.strip():
+            said = re.sub(rf'(^|: ){re.escape(key)}: (null|""|\[\]) is refused', rf"\g<1>{key} is empty", said)
+    return said
 
 
 def _assign(parameters: dict[str, Any], assignment: str, option: str, folder: Path) -> str:
