@@ -56,7 +56,14 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def deploy(file: File, deployment: Deployment = None, as_json: Json = False) -> None:
+def deploy(
+    file: File,
+    deployment: Deployment = None,
+    test_message: Annotated[
+        bool, typer.Option("--test-message", help="Also send a test message by each block of operation.notify")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Put a file's deployments on Prefect's server, with schedules, triggers and notifications.
 
     A second call updates what changed in the file. It needs a server: tunewright up.
@@ -74,7 +81,8 @@ def deploy(file: File, deployment: Deployment = None, as_json: Json = False) -> 
         from tunewright.cli import deploy as deploying
         from tunewright.cli.deploy import view
 
-        result = deploying.deploy(file, deployment, up.pool if up and up.is_prefect(api) else "local")
+        pool = up.pool if up and up.is_prefect(api) else "local"
+        result = deploying.deploy(file, deployment, pool, tests=test_message)
         view.show(console, result)
     if as_json:
         print(as_line(view.as_json(result)))

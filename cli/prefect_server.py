@@ -33,6 +33,7 @@ from prefect.settings import (
 from tunewright import compat
 from tunewright.cli import interrupts
 from tunewright.errors import ConfigError, TunewrightError
+from tunewright.flows import finished
 from tunewright.machine import addresses, end_with_parent
 
 log = logging.getLogger("tunewright")
@@ -45,12 +46,24 @@ RESTART_SECONDS = 60.0  # the same, where somebody starts it again
 
 
 def call(flow: Callable[..., Any], *args: Any, **parameters: Any) -> Any:
-    """Runs a flow on a server and returns its result. Raises what the flow raises, and as `ensure` and `needed` do."""
+    """Runs a flow on a server and returns its result. Raises what the flow raises, and as `ensure` and `needed` do.
+
+    Where the flow has kept its result (flows/finished.py), a server that is gone afterwards is only a warning.
+    """
     interrupts.raise_if_came()
     ensure()
-    with needed():
-        state = flow(*args, **parameters, return_state=True)
-    result = state.result(raise_on_failure=False)
+    with finished.kept() as made:
+        try:
+            with needed():
+                state = flow(*args, **parameters, return_state=True)
+                result = state.result(raise_on_failure=False)
+                if isinstance(result, httpx.TransportError):
+                    raise result
+        except TunewrightError as error:
+            if not made or not isinstance(error.__cause__, httpx.TransportError):
+                raise
+            log.warning("%s no longer answers, so Prefect's pages lack the end of this run", _who())
+            return made[-1]
     if isinstance(result, BaseException):
         raise result
     return result
@@ -104,11 +117,14 @@ def needed() -> Iterator[None]:
         yield
     except httpx.TransportError as error:
         _send_no_more()
-        where = PREFECT_API_URL.value() or "the temporary one of this run"
         raise TunewrightError(
-            f"Prefect's server ({where}) no longer answers: {error or type(error).__name__}; finished stages are kept, "
+            f"{_who()} no longer answers: {error or type(error).__name__}; finished stages are kept, "
             "and the next run resumes from there"
         ) from error
+
+
+def _who() -> str:
+    return f"Prefect's server ({PREFECT_API_URL.value() or 'the temporary one of this run'})"
 
 
 class ServerGone(httpx.TransportError):

@@ -16,6 +16,7 @@ from tunewright import comparison, config
 from tunewright.comparison import Course, Study, Trial, VariantComparison
 from tunewright.config import Settings
 from tunewright.errors import Pruned, TrainingError
+from tunewright.flows import finished
 from tunewright.flows.finetune import run
 from tunewright.flows.outcome import Outcome
 from tunewright.flows.run_name import comparison_name
@@ -71,8 +72,9 @@ def compare(
             log.info("  %s", trials[-1].said)
         left = [trial.variant for trial in trials if trial.state == "finished" and trial.seed == seed]
     found = comparison.of(trials, settings.registry.name)
-    create_markdown_artifact(comparison.markdown(found.ranked), key="comparison", description=found.sentence)
     found = found.model_copy(update={"link": log_comparison(settings, variants, found)})
+    finished.keep(found)
+    create_markdown_artifact(comparison.markdown(found.ranked), key="comparison", description=found.sentence)
     return Completed(message=found.sentence, data=found)
 
 

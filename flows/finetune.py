@@ -15,7 +15,7 @@ from tunewright import config
 from tunewright.artifacts import Answers, Base, Contender, Judged, Prompts, RunArtifacts, Splits, Tokens
 from tunewright.config import Settings, Stage
 from tunewright.errors import AnotherChampion
-from tunewright.flows import report
+from tunewright.flows import finished, report
 from tunewright.flows.announcing import announce_drift
 from tunewright.flows.calls import Plan, Reached, Run, Step
 from tunewright.flows.inputs import Inputs, inputs, looked_at
@@ -184,6 +184,7 @@ def finetune(
     say_stopped()
     report.show_settings(settings)
     steps = run(settings, until, refresh)
+    finished.keep(steps)
     announce_drift(steps, settings, until)
     return report.publish(steps, settings)
 

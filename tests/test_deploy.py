@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 from make_payloads import SINCE, make_check_results
 from prefect import State, flow
-from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
@@ -148,13 +148,7 @@ def test_a_file_is_deployed_and_a_second_time_nothing_changes(
 ) -> None:
     with pytest.raises(ConfigError, match=r"operation.notify: the server has no block custom-webhook/pager"):
         deploy(write("{notify: [custom-webhook/pager]}"), None, "local")
-    CustomWebhookNotificationBlock(
-        name="pager",
-        url=webhook[0],
-        json_data={"subject": "{{subject}}", "body": "{{body}}"},
-        headers=None,
-        cookies=None,
-    ).save("pager")
+    save_block("pager", webhook[0])
     operation = "{watch: 30, notify: [custom-webhook/pager], notify_on: [failure, rejection]}"
 
     first = as_json(deploy(write(operation), None, "local"))["deployments"][0]
@@ -412,7 +406,7 @@ def test_a_run_that_crashed_is_started_again_as_it_was_and_not_for_ever(
 def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
     client: SyncPrefectClient, write: Callable[..., Path]
 ) -> None:
-    deploy(write(), None, "local")
+    deploy(write("{watch: 30}"), None, "local")
     deployment = client.read_deployment_by_name("finetune/drops").id
     runs = [client.create_flow_run_from_deployment(deployment) for _ in range(2)]
     for run in runs:
@@ -433,6 +427,52 @@ def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
     assert service.end_leftover_runs(at, since=begun) == [runs[0].name]  # its worker died
     state = client.read_flow_run(runs[0].id).state
     assert state and state.message == service.CRASHED
+
+
+def test_without_a_watch_the_end_of_a_worker_sends_one_message(
+    client: SyncPrefectClient, write: Callable[..., Path], webhook: tuple[str, list[str]]
+) -> None:
+    address, came = webhook
+    save_block("lone", address)
+    deploy(write("{notify: [custom-webhook/lone], notify_on: [failure]}"), None, "local")
+    run = client.create_flow_run_from_deployment(client.read_deployment_by_name("finetune/drops").id)
+    begun = datetime.now(UTC)
+    client.set_flow_run_state(run.id, Running(), force=True)
+    # What the run reports of itself when its worker has died; then `up` looks for runs that could not report.
+    client.set_flow_run_state(run.id, Crashed(message="Execution was aborted by a termination signal."), force=True)
+    until(lambda: came)
+    server = str(client.api_url).rstrip("/").removesuffix("/api")
+    at = Addresses(pid=1, prefect=server, mlflow="http://127.0.0.1:9", pool="local")
+    assert service.end_leftover_runs(at, since=begun) == []
+    time.sleep(3)
+    assert [json.loads(each)["subject"] for each in came] == ["drops: Crashed"]
+
+
+def test_a_test_message_is_sent_by_each_block_and_one_that_cannot_is_a_line(
+    client: SyncPrefectClient, write: Callable[..., Path], webhook: tuple[str, list[str]]
+) -> None:
+    address, came = webhook
+    with pytest.raises(ConfigError, match=r"^--test-message: drops\.yaml names no notification block; set operation\."):
+        deploy(write(), None, "local", tests=True)
+    save_block("heard", address)
+    operation = "{notify: [custom-webhook/heard], notify_on: [failure]}"
+    assert not as_json(deploy(write(operation), None, "local")).get("tested") and not came
+    assert as_json(deploy(write(operation), None, "local", tests=True))["tested"] == ["custom-webhook/heard"]
+    (message,) = map(json.loads, came)
+    assert message == {"subject": "Tunewright: test message", "body": "Notifications of Tunewright arrive here."}
+    save_block("deaf", "http://127.0.0.1:9/")
+    with pytest.raises(TunewrightError, match=r"^custom-webhook/deaf did not send the test message: .*refused"):
+        deploy(write(operation.replace("heard", "deaf")), None, "local", tests=True)
+    SlackWebhook(url="http://127.0.0.1:9/services/a/b/c").save("deaf")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TunewrightError, match=r"^slack-webhook/deaf did not send the test message: "):
+        deploy(write(operation.replace("custom-webhook/heard", "slack-webhook/deaf")), None, "local", tests=True)
+
+
+def save_block(name: str, url: str) -> None:
+    """Save a webhook as a notification block of the server."""
+    CustomWebhookNotificationBlock(
+        name=name, url=url, json_data={"subject": "{{subject}}", "body": "{{body}}"}, headers=None, cookies=None
+    ).save(name)
 
 
 def test_a_deployment_that_is_gone_is_not_looked_for_again(client: SyncPrefectClient) -> None:

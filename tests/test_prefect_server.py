@@ -29,6 +29,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from tunewright.artifacts import Base
 from tunewright.cli import prefect_server
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.machine import addresses
@@ -232,6 +233,43 @@ def test_a_run_whose_server_is_gone_waits_for_it_once_and_not_for_each_of_its_la
     assert "no longer answers: " in said and "refused; finished stages are kept" in said
     ended = re.search(r"ended after (\d+) s", said)
     assert ended and int(ended[1]) < 25, "Prefect's own clients try for a minute, three times"
+
+
+DONE = """
+import os, signal, sys, time
+import tunewright.flows.finetune as flow
+from tunewright.cli import main, prefect_server
+
+prefect_server.PATIENCE_SECONDS = 4.0
+work = flow.run
+
+def run(*given):
+    steps = work(*given)
+    os.kill(int(os.environ["SERVER"]), signal.SIGKILL)
+    time.sleep(1)
+    return steps
+
+flow.run = run
+sys.argv = ["tunewright", "run", os.environ["FILE"], "--until", "ingest"]
+try:
+    main.main()
+except SystemExit as end:
+    print(f"exit code {end.code}", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_run_whose_work_is_done_when_its_server_goes_ends_with_its_summary(tmp_path: Path, tiny_base: Base) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "deployments:\n  - name: a\n    entrypoint: tunewright.flows.finetune.finetune\n    parameters:\n"
+        f"      data: {{sources: [{{path: a.jsonl}}]}}\n      model: {{base: {tiny_base.reference}}}\n"
+    )
+    said = _with_a_server_that_it_ends(DONE, tmp_path, FILE=str(file))
+    assert re.search(r"Prefect's server \(http://[^)]*\) no longer answers, so Prefect's pages lack the end of", said)
+    assert "3 rows read = 3 kept + 0 quarantined" in said
+    assert "error: " not in said and "exit code 0" in said
 
 
 GONE = """

@@ -1,5 +1,6 @@
 """A registered model finds the very base it was tuned on, and answers as it was evaluated: greedily, up to its stop."""
 
+import hashlib
 import json
 import logging
 import os
@@ -7,8 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +36,7 @@ from tunewright.serving import (
     find_base,
     package_file,
     read_contract,
+    weights_digest,
 )
 from tunewright.tasks.register.model import _signature
 
@@ -413,6 +417,74 @@ def test_a_template_of_a_contract_that_does_not_end_or_writes_too_much_is_one_li
         asked._prompts([[{"role": "user", "content": "Hello"}]])
     assert time.thread_time() - began < 5
     assert sys.gettrace() is traced
+
+
+@pytest.fixture
+def stranger() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """A block whose process is another user than who made the files, if it is root; else rights are taken off those."""
+
+    @contextmanager
+    def as_stranger() -> Iterator[None]:
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.seteuid(65_534)
+        try:
+            yield
+        finally:
+            if is_root:
+                os.seteuid(0)
+
+    yield as_stranger
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that every user can enter."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+        for path in Path(folder).rglob("*"):
+            path.chmod(0o700)
+
+
+CLOSED = 0o000  # to its owner too, where the tests do not run as root
+
+
+@pytest.mark.parametrize("shut", ["digests.json", "artifacts", "artifacts/a.txt", "artifacts/deep", "."])
+def test_a_file_of_a_version_that_this_user_may_not_read_is_named(
+    shared: Path, shut: str, stranger: Callable[[], AbstractContextManager[None]]
+) -> None:
+    model = shared / "model"
+    (model / "artifacts" / "deep").mkdir(parents=True)
+    digests = {}
+    for name in ("artifacts/a.txt", "artifacts/deep/b.txt"):
+        (model / name).write_text(name)
+        digests[name] = hashlib.sha256(name.encode()).hexdigest()
+    (model / DIGESTS).write_text(json.dumps(digests))
+    for path in (model, *model.rglob("*")):
+        path.chmod(0o755)
+    with stranger():
+        assert altered(model) == ""
+    (model / shut).chmod(CLOSED)
+    with stranger():
+        assert altered(model) == f"{model if shut == '.' else shut} cannot be read by this user"
+    model.chmod(0o755)
+
+
+def test_a_base_that_this_user_may_not_read_is_named_and_a_copy_of_it_is_found(
+    shared: Path, stranger: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TUNEWRIGHT_BASE", raising=False)
+    for owner in ("theirs", "own"):
+        (shared / owner / "base").mkdir(parents=True)
+        (shared / owner / "base" / "config.json").write_text("{}")
+    digest, theirs = weights_digest(shared / "own" / "base"), shared / "theirs" / "base"
+    (shared / "theirs").chmod(CLOSED)
+    with stranger():
+        with pytest.raises(ValueError, match=rf"and {theirs} cannot be read by this user; set TUNEWRIGHT_BASE to the"):
+            find_base(str(theirs), None, digest)
+        monkeypatch.setenv("TUNEWRIGHT_BASE", str(shared / "own" / "base"))
+        assert find_base(str(theirs), None, digest) == shared / "own" / "base"
 
 
 @pytest.mark.parametrize("digests", [[[5, "d"]], {"n" * 5_000: "d"}, {"a\n\ud800": "d"}, {"": "d"}, {"../a": "d"}, 5])

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pkgutil
+import stat
 import sys
 import tempfile
 import time
@@ -202,9 +203,13 @@ def find_base(reference: str, revision: str | None, digest: str) -> Path:
     how = f"set {BASE} to the folder that has it"
     others: list[str] = []
     for weights in _places(reference, revision, digest):
-        if (found := weights_digest(weights)) == digest:
-            return weights
-        others.append(f"{weights} holds another model (sha256 {found[:12]})")
+        try:
+            if (found := weights_digest(weights)) == digest:
+                return weights
+        except PermissionError as error:
+            others.append(f"{error.filename} cannot be read by this user")
+        else:
+            others.append(f"{weights} holds another model (sha256 {found[:12]})")
     if not others:
         raise FileNotFoundError(f"{needed}, and is not on this machine; {how}")
     raise ValueError(f"{needed}, and {', '.join(others)}; {how}, and use the library versions of requirements.txt")
@@ -214,7 +219,7 @@ def _places(reference: str, revision: str | None, digest: str) -> Iterator[Path]
     """The folders that may hold a base, each once; what takes long to get comes last."""
     named = os.environ.get(BASE, "").split(os.pathsep)
     folders = [Path(reference), *_of_pipeline(digest), *(Path(name).expanduser() for name in named if name)]
-    yield from dict.fromkeys(folder for folder in folders if folder.is_absolute() and folder.is_dir())
+    yield from dict.fromkeys(folder for folder in folders if folder.is_absolute() and _may_be_folder(folder))
     if reference.startswith("package:"):
         yield _converted(reference, digest)
     elif not Path(reference).is_absolute():
@@ -227,11 +232,26 @@ def _places(reference: str, revision: str | None, digest: str) -> Iterator[Path]
             ) from error
 
 
+def _may_be_folder(path: Path) -> bool:
+    """Whether a path is a folder, or this user may not know."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
 def _of_pipeline(digest: str) -> Iterator[Path]:
     """Where the pipeline that has its home here keeps or found this base."""
     home = Path(os.environ.get("TUNEWRIGHT_HOME") or ".tunewright").absolute()
-    for manifest in home.glob("artifacts/base/*/manifest.json"):
-        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # altered: none of the pipeline's
+    try:
+        manifests = sorted(home.glob("artifacts/base/*/manifest.json"))
+    except PermissionError:  # another user's
+        return
+    for manifest in manifests:
+        # Altered, or another user's: none of the pipeline's.
+        with contextlib.suppress(PermissionError, ValueError, KeyError, TypeError, RecursionError):
             record = json.loads(manifest.read_text(encoding="utf-8"))["record"]
             if record["weights_digest"] == digest:
                 yield manifest.parent / record["location"]
@@ -257,8 +277,29 @@ def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in found}
 
 
+def closed(model: Path, name: str) -> str:
+    """What this user may not read: the file of this name in a model's folder, or the first folder on the way there."""
+    for part in (*reversed(Path(name).parents), Path(name)):
+        path = model / part
+        try:
+            if path.is_dir():
+                os.scandir(path).close()
+            elif path.is_file():
+                path.open("rb").close()
+        except PermissionError:
+            return str(model if path == model else part)
+        except (OSError, ValueError):
+            break
+    return ""
+
+
 def altered(model: Path) -> str:
-    """The file in a registered model's folder that is missing, altered or added by its digests.json; empty if none."""
+    """The file in a registered model's folder that is missing, altered or added by its digests.json; empty if none.
+
+    Or the one that this user may not read.
+    """
+    if shut := closed(model, DIGESTS):
+        return f"{shut} cannot be read by this user"
     try:
         digests = json.loads((model / DIGESTS).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -267,6 +308,8 @@ def altered(model: Path) -> str:
         return f"{DIGESTS} is missing or was altered"
     there = files_in(model)
     for name, digest in digests.items():
+        if shut := closed(model, name):
+            return f"{shut} cannot be read by this user"
         if name not in there or not (model / name).is_file():
             return f"{name if name.isprintable() else ascii(name):.200} is missing"
         with (model / name).open("rb") as opened:
@@ -500,7 +543,12 @@ if ALONE:
             model = Path(context.artifacts["contract"]).parents[1]
             try:
                 if fault := altered(model):
-                    raise ValueError(f"{model}: {fault}; it is not loaded: fetch the version from MLflow again")
+                    how = (
+                        "change its mode or owner"
+                        if "cannot be read" in fault
+                        else "fetch the version from MLflow again"
+                    )
+                    raise ValueError(f"{model}: {fault}; it is not loaded: {how}")
                 super().load_context(context)
             except (OSError, ValueError) as error:
                 if SERVER in os.environ:

@@ -19,6 +19,7 @@ from tunewright.cli.deploy.timing import require_due
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.prefect_server import connected
 from tunewright.config import working_in
+from tunewright.errors import ConfigError
 from tunewright.flows import calls, release
 from tunewright.flows.inputs import inputs
 from tunewright.flows.parameters import FLOW
@@ -53,16 +54,25 @@ class Result:
 
     deployed: Sequence[Deployed]
     others: Mapping[str, Sequence[str]]  # the name of each -> it, its watch and what asks a person for it
+    tested: Sequence[str] = ()  # notification blocks that sent a test message
 
 
-def deploy(file: Path, deployment: str | None, pool: str) -> Result:
+def deploy(file: Path, deployment: str | None, pool: str, *, tests: bool = False) -> Result:
     """Deploys a file's deployments, or the one that is named; `pool` is the work pool where the file names none.
 
-    Raises ConfigError or DataError where one of them could not run, before any is deployed.
+    `tests` has each notification block of theirs send a test message.
+
+    Raises ConfigError or DataError where one of them could not run, before any is deployed; TunewrightError where a
+    block does not send.
     """
     document = deployment_file.read(file)
     names = deployment_file.names(document)
     pipelines = [deployment_file.load(document, name) for name in ([deployment] if deployment else names)]
+    blocks = tuple(dict.fromkeys(name for each in pipelines for name in each.settings.operation.notify))
+    if tests and not blocks:
+        raise ConfigError(
+            f"--test-message: {file} names no notification block; set operation.notify, such as [slack-webhook/ops]"
+        )
     with working_in(file.parent):  # and so do its runs
         for pipeline in pipelines:
             with deployment_file.placed(pipeline):
@@ -78,7 +88,10 @@ def deploy(file: Path, deployment: str | None, pool: str) -> Result:
                 server.require_own_model(client, pipeline)
             deployed = [_deploy(client, pipeline, pipeline.work_pool or pool) for pipeline in pipelines]
             sync(client, SERVER, [of_server()])
-            return Result(deployed=deployed, others=server.others(client, pipelines, names))
+            if tests:
+                server.send_test_message(blocks)
+            others = server.others(client, pipelines, names)
+            return Result(deployed=deployed, others=others, tested=blocks if tests else ())
 
 
 def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deployed:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import yaml
+from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import FlowFilter, WorkerFilter
@@ -125,6 +126,21 @@ def block_ids(client: SyncPrefectClient, names: tuple[str, ...]) -> dict[str, UU
                 f'SlackWebhook(url="https://hooks.slack.com/...").save("{document}") of prefect.blocks.notifications'
             ) from None
     return found
+
+
+def send_test_message(names: Sequence[str]) -> None:
+    """Sends a message by each notification block. Raises TunewrightError where one does not take it."""
+    for name in names:
+        block: Any = Block.load(name)
+        try:
+            with block.raise_on_failure():  # else some blocks report nothing
+                block.notify(body="Notifications of Tunewright arrive here.", subject="Tunewright: test message")
+        except Exception as error:  # what a block's own library raises is anything
+            why = " ".join(str(error).split())[:300] or type(error).__name__
+            raise TunewrightError(
+                f"{name} did not send the test message: {why}; correct the block in Prefect's pages under Blocks. "
+                "All is deployed"
+            ) from error
 
 
 def read(client: SyncPrefectClient, flow: str, name: str) -> DeploymentResponse | None:

@@ -21,6 +21,8 @@ def show(console: Console, result: Result) -> None:
         console.print(Text.assemble((f"{FLOW}/{each.now.name}", "bold"), f"  {each.state}{said}"), soft_wrap=True)
         for name, text in _lines(each):
             console.print(Text(f"  {name:<10} {text}"), soft_wrap=True)
+    if result.tested:
+        console.print(Text(f"test message sent by {', '.join(result.tested)}"), soft_wrap=True)
     for name, all_of_it in result.others.items():
         removes = " && ".join(f"prefect deployment delete {shlex.quote(each)}" for each in all_of_it)
         console.print(
@@ -35,7 +37,9 @@ def show(console: Console, result: Result) -> None:
 
 def as_json(result: Result) -> dict[str, Any]:
     """Return the output of `tunewright deploy --json`."""
-    return {"deployments": [_as_json(each) for each in result.deployed], "others": list(result.others)}
+    return {"deployments": [_as_json(each) for each in result.deployed], "others": list(result.others)} | (
+        {"tested": list(result.tested)} if result.tested else {}
+    )
 
 
 def _as_json(deployed: Deployed) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from tunewright.machine import addresses
 from tunewright.machine.addresses import HOSTS, Addresses
 
 if TYPE_CHECKING:  # a second of imports, which the sentinel has no use for
+    from uuid import UUID
+
     from prefect.client.orchestration import SyncPrefectClient
 
 ANSWER_SECONDS = 5.0
@@ -158,8 +160,8 @@ def log_file(name: str) -> Path:
 def end_leftover_runs(up: Addresses, since: datetime | None = None) -> list[str]:
     """Marks the unfinished runs of the pool as crashed, or cancelled if that was asked, and returns their names.
 
-    Also those that crashed `since`: they were ended with SIGTERM when their worker had died, and would count as
-    stopped by a person (flows/watch.py).
+    Also those of watched deployments that crashed `since`: they were ended with SIGTERM when their worker had died, and
+    would count as stopped by a person (flows/watch.py). Where nothing watches, that crash was notified of already.
 
     Raises httpx.HTTPError where the server refuses, or stays busy for longer than Prefect's client repeats a request.
     """
@@ -181,8 +183,23 @@ def end_leftover_runs(up: Addresses, since: datetime | None = None) -> list[str]
                 work_pool_filter=filters.WorkPoolFilter.model_validate({"name": {"any_": [up.pool]}}),
             )
         ]
+        if since is not None:
+            watched = _watched(server)
+            found = [run for run in found if not (run.state and run.state.is_crashed()) or run.deployment_id in watched]
         for run in found:
             is_cancelled = run.state is not None and run.state.is_cancelling()
             state = Cancelled(message=CANCELLED) if is_cancelled else Crashed(message=CRASHED)
             server.set_flow_run_state(run.id, state, force=True)
     return [run.name for run in found]
+
+
+def _watched(server: "SyncPrefectClient") -> "set[UUID | None]":
+    """The deployments whose data a watch polls, which restarts their crashed runs."""
+    from prefect.client.schemas import filters
+
+    there = server.read_deployments(flow_filter=filters.FlowFilter.model_validate({"name": {"any_": ["watch"]}}))
+    names = {str(each.parameters.get("deployment")).partition("/")[2] for each in there}
+    found = server.read_deployments(
+        deployment_filter=filters.DeploymentFilter.model_validate({"name": {"any_": sorted(names)}})
+    )
+    return {each.id for each in found}
