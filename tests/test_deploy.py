@@ -446,6 +446,7 @@ def test_without_a_watch_the_end_of_a_worker_sends_one_message(
     assert service.end_leftover_runs(at, since=begun) == []
     time.sleep(3)
     assert [json.loads(each)["subject"] for each in came] == ["drops: Crashed"]
+    client.delete_flow_run(run.id)  # the watch of another test would start it again
 
 
 def test_a_test_message_is_sent_by_each_block_and_one_that_cannot_is_a_line(
