@@ -62,6 +62,7 @@ SELDOM = {
         *("judged.unreadable", "judged.unreadable.<opponent>"),
     },
     "plan": {"stages[].note", "unknown"},  # the base is not here, or cannot be read
+    "deploy": {"tested"},  # with --test-message
     "data, one row": {
         "asked_line",  # of a record of several lines
         *("versions[].version", "versions[].side", "versions[].because"),  # from the second version on
