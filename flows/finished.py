@@ -1,4 +1,4 @@
-"""What a run has made, kept before it reports its end to Prefect, whose server may be gone by then."""
+"""The result of a run, kept before it reports its end to Prefect, whose server may be gone by then."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

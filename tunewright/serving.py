@@ -278,7 +278,7 @@ def files_in(folder: Path) -> set[str]:
 
 
 def closed(model: Path, name: str) -> str:
-    """What this user may not read: the file of this name in a model's folder, or the first folder on the way there."""
+    """The file of this name in a model's folder, or the first folder above it, that this user may not read; or empty."""
     for part in (*reversed(Path(name).parents), Path(name)):
         path = model / part
         try:
