@@ -278,7 +278,7 @@ def files_in(folder: Path) -> set[str]:
 
 
 def closed(model: Path, name: str) -> str:
-    """The file of this name in a model's folder, or the first folder above it, that this user may not read; or empty."""
+    """The file of this name in a model's folder, or the first folder above it, that this user may not read, or ""."""
     for part in (*reversed(Path(name).parents), Path(name)):
         path = model / part
         try:
