@@ -207,9 +207,10 @@ def too_few_test_rows(splits: artifacts.Splits, verdict: artifacts.Verdict | Non
     return few_test_rows(rows, LeakProof.load(splits).smallest_visible_difference)
 
 
-def few_test_rows(rows: str, least: float) -> str:
+def few_test_rows(rows: str, least: float, assumes: str = "") -> str:
     """The estimate of which gain so few test rows show at least, before a verdict has measured it."""
-    return f"warning: only {rows}, smallest detectable gain in accuracy about {number(least)} (80 % power, estimated)"
+    gain = f"smallest detectable gain in accuracy about {number(least)}"
+    return f"warning: only {rows}, {gain} (80 % power, estimated{assumes})"
 
 
 def given_sides(checked: artifacts.CheckedRows) -> Sequence[str]:

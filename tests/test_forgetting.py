@@ -1,8 +1,10 @@
 """Forgetting is scored by code, once per base, and fails the candidate where the gate says so."""
 
 import json
+import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -111,6 +113,8 @@ def test_base_and_candidate_do_the_same_suite_and_damage_shows(
     assert losses[0] == pytest.approx(plain_loss(tiny_base, texts()[0][1]), rel=0.01)  # it is computed in bfloat16
     assert of_candidate.scores["general_loss"] > of_base.scores["general_loss"] + 0.1
     assert {"instructions", "arithmetic", "en", "de"} < of_base.scores.keys()
+    assert of_base.uniform_loss == pytest.approx(math.log(len(load_tokenizer(tiny_base))), rel=0.05)
+    assert of_base.knows_nothing, "its weights are random"
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "again"))
     again = forgetting.fn(contender=Contender(name="base", base=tiny_base))
     assert again.folder != of_base.folder
@@ -150,9 +154,17 @@ def verdict(tmp_path: Path, make_splits: MakeSplits):
     ids = pa.array([f"row{n}" for n in range(40)])
     pq.write_table(rows.set_column(rows.schema.get_field_index("row_id"), "row_id", ids), splits.path("test.parquet"))
 
-    def of(*, num_right: int = 40, loss: float = 3.0, is_prose: bool = True, **gate: object) -> Verdict:
+    def of(
+        *,
+        num_right: int = 40,
+        loss: float = 3.0,
+        is_prose: bool = True,
+        uniform: float | None = None,
+        **gate: object,
+    ) -> Verdict:
         both = tuple(answers(tmp_path, name, s, is_prose=is_prose) for name, s in (("candidate", 0.9), ("base", 0.2)))
-        suite = general(tmp_path, "base", 40, 3.0), general(tmp_path, "candidate", num_right, loss)
+        of_base = general(tmp_path, "base", 40, 3.0).model_copy(update={"uniform_loss": uniform})
+        suite = of_base, general(tmp_path, "candidate", num_right, loss)
         return decide.fn(answers=both, splits=splits, gate=Gate.model_validate(gate), general=suite)
 
     return of
@@ -188,6 +200,21 @@ def test_what_the_suite_cannot_tell_leaves_it_open_and_asks_for_no_rows(verdict)
     assert made.in_words == "inconclusive"
     assert made.rows_needed is None
     assert made.sentence.endswith("on 120 general tasks.")
+
+
+@pytest.mark.parametrize(
+    ("uniform", "gate", "says_so"),
+    [(5.2, {}, True), (5.6, {}, False), (None, {}, False), (5.2, {"general_loss": None}, False)],
+)
+def test_a_base_that_guesses_has_nothing_to_forget_and_the_verdict_says_so(
+    verdict, uniform: float | None, gate: dict[str, Any], says_so: bool
+) -> None:
+    found = [warning for warning in verdict(loss=3.9, uniform=uniform, **gate).warnings if "general_loss" in warning]
+    assert found == says_so * [
+        "the base's loss on general texts is 5.00 nats per token, and guessing has 5.20: it knows nothing that could "
+        "be forgotten, so gate.general_loss says nothing about this candidate; set gate.general_loss to null, or take "
+        "a base that was trained on text"
+    ]
 
 
 @pytest.mark.parametrize("settings", [{"is_prose": False}, {"general_tasks": None}, {"general_tasks": 0.5}])

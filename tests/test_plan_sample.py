@@ -19,9 +19,11 @@ from tunewright.config import Data, Gate, Guardrail, Source, Split, Training
 from tunewright.cost_model import work
 from tunewright.errors import ConfigError, DataError
 from tunewright.modeling import models
+from tunewright.reports.pages import number as number_of
 from tunewright.tasks.base import base
 from tunewright.tasks.ingest import ingest, sampling, source_files
 from tunewright.tasks.ingest.sampling import first_rows
+from tunewright.tasks.split.proof import visible_difference
 
 
 def record(number: int, words: int = 3) -> dict[str, str]:
@@ -288,13 +290,27 @@ def test_a_plan_says_before_split_that_the_test_rows_will_be_few(tiny_base: Base
         assert costs
         return [note for note in costs.notes if "test row" in note]
 
-    said = "warning: only about {}, smallest detectable gain in accuracy about {} (80 % power, estimated)"
+    said = "warning: only about {}, smallest detectable gain in accuracy about {} (80 % power, estimated{})"
+    said = said.format("{}", "{}", "; near-duplicates, which count once too, are not known before split")
     assert notes() == [said.format("5 test rows", ".50")]
     assert notes("split.test=0.03") == [said.format("1 test row", "1.00")]
     many = "data.sources=[{path: a.jsonl}, {path: b.jsonl, side: test}]"
     assert notes(many) == []
     fsspec.filesystem("memory").pipe("/plan/more.jsonl", json.dumps(record(1)).encode())
     assert notes("data.sources=[{path: a.jsonl}, {path: 'memory://plan/more.jsonl'}]") == [], "how many are not known"
+
+
+@pytest.mark.parametrize("after_ingest", [False, True])
+def test_a_plan_counts_rows_of_one_group_once(tiny_base: Base, after_ingest: bool) -> None:
+    write("a.jsonl", *(record(number) | {"group": f"customer {number % 100}"} for number in range(900)))
+    data = Data(sources=(Source(path="a.jsonl"),))
+    if after_ingest:
+        ingest.fn(data=data, files=source_files(data), needs=())
+    costs = plan.look_up(pipeline(tiny_base), "mine.yaml").costs
+    assert costs
+    (note,) = (note for note in costs.notes if "test row" in note)
+    assert note.startswith("warning: only about 90 test rows in about 10 groups, which count once, smallest detectable")
+    assert f"about {number_of(visible_difference(10))} " in note
 
 
 def test_a_plan_says_of_the_split_that_its_test_rows_are_few(make_splits: Any) -> None:

@@ -219,6 +219,14 @@ def test_a_share_that_rows_of_the_version_before_make_impossible_is_one_warning(
     assert said(rows, Split(test=0.5, sticky=False), before) == []
     assert said(rows, Split(), before) == []
     assert said(prompts(240, copies=0.9), half) == []  # clusters alone
+    in_groups = [row_of(text, group=None if n < 60 else f"{n % 2}") for n, text in enumerate(rows)]
+    (half_of_it,) = said(
+        in_groups, Split(test=0.15, validation=0.1)
+    )  # the 60 rows without a group are too few for both
+    assert half_of_it == (
+        "split: split.validation 0.1 is not reached: 15 of 300 rows (5 %), as near-duplicates and rows of one group "
+        "stay in one split"
+    )
 
 
 BASE = prompts(60, seed=9, copies=0)

@@ -182,10 +182,13 @@ def _few_test_rows(made: dict[str, Artifact | None], sample: Sampled | None, fil
     has_others = any(file.format == "hub" or is_remote(file.path) for file in files if not file.held_out)
     if sample is None or (sample.source == "sample" and has_others):
         return []
-    least = visible_difference(max(1, sample.num_test))
+    groups = round(sample.independent * sample.num_test)
+    least = visible_difference(max(1, groups))
     if least <= LEAST_VISIBLE:
         return []
-    return [few_test_rows(f"about {counted(sample.num_test, 'test row')}", least)]
+    of_groups = f" in about {counted(groups, 'group')}, which count once" if groups < sample.num_test else ""
+    rows = f"about {counted(sample.num_test, 'test row')}{of_groups}"
+    return [few_test_rows(rows, least, "; near-duplicates, which count once too, are not known before split")]
 
 
 class _Rates:

@@ -16,7 +16,7 @@ from tunewright.modeling import chat_templates
 from tunewright.modeling.chat import Chat, Message, Tokenized, tokenize
 from tunewright.modeling.models import load_tokenizer
 from tunewright.reports.pages import counted
-from tunewright.tasks.ingest.sampling import Sample
+from tunewright.tasks.ingest.sampling import Sample, independent
 from tunewright.tasks.render import bound_of, lengths_in_words
 
 MOST_LOOKED_AT = 1_000  # rows that ingest made
@@ -33,21 +33,23 @@ class Sampled(NamedTuple):
     said: str
     too_long: str = ""
     is_too_long: bool = False  # all of them
+    independent: float = 1.0  # groups for each row that may test
 
 
 def sampled(settings: Settings, base: Base | None, made: Artifact | None, first: Sample | None) -> Sampled | None:
     """Some of the rows that split or ingest made, or the `first` of the sources; None without any."""
     given: Mapping[str, float] = {}
-    repeated = 0.0
+    repeated, alone = 0.0, 1.0
     if isinstance(made, Splits):
         looked_of, conversations = work.conversations_in(made.path("train.parquet"))
         train, num_validation, num_test, source = looked_of, made.num_validation, made.num_test, "split"
     else:
         if isinstance(made, Rows) and made.num_rows:
-            drawn, given, conversations = _of_ingest(made.path("rows.parquet"))
+            drawn, given, conversations, alone = _of_ingest(made.path("rows.parquet"))
             source = "ingest"
         elif first is not None:
             drawn, given, conversations, repeated = first.drawn, first.given, first.conversations, first.repeated
+            alone = first.independent
             source = "sample"
         else:
             return None
@@ -61,7 +63,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     if rows is None:
         guessed = [work.guessed(messages) for messages in conversations]
         said = f"from the texts of {which_and_given}"
-        return Sampled(source, max(1, train), num_validation, num_test, guessed, said)
+        return Sampled(source, max(1, train), num_validation, num_test, guessed, said, independent=alone)
     assert base
     bound = bound_of(base, settings.model)
     long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > bound.limit]
@@ -80,7 +82,8 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
             f"{bound.cure(max(long))}"
         )
     said = f"from {which_and_given}, rendered"
-    return Sampled(source, max(1, train), num_validation, num_test, kept or rows, said, too_long, is_too_long=not kept)
+    few = max(1, train), num_validation, num_test
+    return Sampled(source, *few, kept or rows, said, too_long, is_too_long=not kept, independent=alone)
 
 
 def _shared(split: Split, drawn: float, given: Mapping[str, float]) -> tuple[int, int, int]:
@@ -97,18 +100,26 @@ def _shared(split: Split, drawn: float, given: Mapping[str, float]) -> tuple[int
     return num_train, int(given.get("validation", 0) or validation * drawn), int(given.get("test", 0) or test * drawn)
 
 
-def _of_ingest(file: Path) -> tuple[int, dict[str, int], list[list[dict[str, str]]]]:
-    """How many rows have no side yet, how many each side is given, and messages of the first rows that may train."""
+def _of_ingest(file: Path) -> tuple[int, dict[str, int], list[list[dict[str, str]]], float]:
+    """How many rows have no side yet, how many each side is given, messages of the first rows that may train, and how
+    many groups there are for each row that may test.
+    """
     parquet, numbers = pq.ParquetFile(file), Counter[str | None]()
     conversations: list[list[dict[str, str]]] = []
-    for batch in parquet.iter_batches(columns=["side"]):
+    groups: dict[str | None, list[str | None]] = {}
+    for batch in parquet.iter_batches(columns=["side", "group"]):
         numbers.update(batch["side"].to_pylist())
+        for side in ("test", None):
+            here = pc.is_null(batch["side"]) if side is None else pc.equal(batch["side"], side)  # pyright: ignore[reportAttributeAccessIssue]
+            groups.setdefault(side, []).extend(batch["group"].filter(here).to_pylist())
     for batch in parquet.iter_batches(1_000, columns=["side", "messages"]):
         may_train = pc.field("side").is_null() | ~pc.field("side").isin(["validation", "test"])
         conversations += batch.filter(may_train)["messages"].to_pylist()
         if len(conversations) >= MOST_LOOKED_AT:
             break
-    return numbers.pop(None, 0), {side: n for side, n in numbers.items() if side}, conversations[:MOST_LOOKED_AT]
+    may_test = independent(groups.get("test") or groups.get(None) or [])
+    num_drawn, given = numbers.pop(None, 0), {side: n for side, n in numbers.items() if side}
+    return num_drawn, given, conversations[:MOST_LOOKED_AT], may_test
 
 
 def _which(source: work.Source, looked: int, number: float, first: Sample | None, limit: int | None) -> str:

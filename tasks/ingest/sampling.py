@@ -34,6 +34,7 @@ class Sample(NamedTuple):
     drawn: float
     given: dict[str, float]  # side -> the rows of sources that are given to it
     is_all: bool  # whether these are all rows of the sources
+    independent: float = 1.0  # of the rows that may test, groups for each row; a row without a group is one by itself
     repeated: float = 0.0  # of `drawn`, about how many repeat another record to the byte
 
 
@@ -73,11 +74,13 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
     drawn, given = 0.0, dict.fromkeys(get_args(Side), 0.0)
     tallies: dict[str, Tally] = {}
     num_records, of_drawn = 0, array("q")
+    groups: dict[str | None, list[str | None]] = {}  # side -> the group of each row
     for file in local:
-        tally, number, kept, hashes = _of_file(
+        tally, number, kept, of_group, hashes = _of_file(
             file, each, MOST_BYTES // len(local), data, needs if len(sources) == 1 else ()
         )
         tallies[file.path] = tally
+        groups.setdefault(file.side, []).extend(of_group)
         num_records += number
         conversations += [] if file.side in ("validation", "test") else kept
         rows = number * len(kept) / max(1, tally.num_read)
@@ -94,7 +97,14 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
     given = {side: share * number for side, number in given.items() if number}
     is_all = tally.num_read == num_records and len(local) == len(sources)
     repeated = round(share * drawn * _repeated(of_drawn, share), 3)
-    return Sample(conversations, share * drawn, given, is_all, repeated) if conversations else None
+    may_test = independent(groups.get("test") or groups.get(None) or [])
+    return Sample(conversations, share * drawn, given, is_all, may_test, repeated) if conversations else None
+
+
+def independent(groups: Sequence[str | None]) -> float:
+    """How many groups there are for each row, with a row that has none as one by itself."""
+    alone = sum(group is None for group in groups)
+    return (alone + len({*groups} - {None})) / len(groups) if groups else 1.0
 
 
 def _repeated(hashes: Sequence[int], share: float) -> float:
@@ -107,8 +117,8 @@ def _repeated(hashes: Sequence[int], share: float) -> float:
 
 def _of_file(
     file: SourceFile, wanted: int, most_bytes: int, data: Data, needs: Sequence[Need]
-) -> tuple[Tally, int, list[list[Message]], Sequence[int]]:
-    """The account of a file's first records, about how many it has, the rows among the first, and hashes of records.
+) -> tuple[Tally, int, list[list[Message]], list[str | None], Sequence[int]]:
+    """The account of a file's first records, about how many it has, the first rows, their groups, and the hashes.
 
     Raises DataError where these are all, and lack what split needs.
     """
@@ -116,11 +126,12 @@ def _of_file(
     with tempfile.TemporaryDirectory() as folder:
         with Tables(Path(folder)) as tables:
             tally = tables.fill(islice(records, wanted), file, data.max_line_bytes, data.repair)
-        kept = pq.read_table(Path(folder, "rows.parquet"), columns=["messages"])["messages"].to_pylist()
+        table = pq.read_table(Path(folder, "rows.parquet"), columns=["messages", "group"])
+        kept, groups = table["messages"].to_pylist(), table["group"].to_pylist()
         number = records.count(most_bytes, Path(file.path).stat().st_size)
         if kept and data.limit is None and tally.num_read == number:
             stop_on_needs(Path(folder, "rows.parquet"), needs)
-    return tally, number, kept, records.hashes
+    return tally, number, kept, groups, records.hashes
 
 
 def _stop_on_refused(

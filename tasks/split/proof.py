@@ -22,6 +22,8 @@ LEAST_VISIBLE = 0.1  # a test side that does not show a difference of so much de
 DISCORDANT = 0.2  # of the rows of a usual comparison, answered rightly by one model alone
 CONFIDENCE, POWER = 1.645, 0.842  # normal quantiles of one-sided 95% and of 80%
 MISSED = 0.05  # of the rows: a share that is missed by less is as near as clusters allow
+SHORT = 0.75  # of the rows that a share asks for, under which clusters alone are worth a warning
+A_FEW = 2  # rows that a share is missed by in any set
 TOO_SMALL = "too_small"
 FINDINGS = {  # which rows are counted under a code, and what is with them
     "contaminated": ("training row", "share{s} a passage with an evaluation row"),
@@ -98,7 +100,10 @@ def findings(
 
 
 def unmet_shares(sides: Sides, free: np.ndarray, exact: frozenset[int], settings: Split) -> list[str]:
-    """Sentences on the shares that rows of the version before make impossible; `free` are the rows given to no side."""
+    """Sentences on the shares that are missed, by rows of the version before or by large clusters.
+
+    `free` are the rows given to no side.
+    """
     free = free & (sides.side != NONE)
     num_rows = int(free.sum())
     fixed = free & np.isin(sides.because, [Because.KEPT, Because.INHERITED])
@@ -106,16 +111,20 @@ def unmet_shares(sides: Sides, free: np.ndarray, exact: frozenset[int], settings
     for side in (TEST, VALIDATION):
         share, least = getattr(settings, SIDES[side]), int((fixed & (sides.side == side)).sum())
         most = least + int((free & ~fixed & (sides.side <= side)).sum())  # test is drawn first
+        count = int((free & (sides.side == side)).sum())
+        missing = share * num_rows - count
+        missed = (
+            f"split.{SIDES[side]} {share:g} is not reached: {count:,} of {num_rows:,} rows "
+            f"({100 * count / max(num_rows, 1):.0f} %), as"
+        )
         if (
             side not in exact
             and fixed.any()
             and max(least - share * num_rows, share * num_rows - most) > MISSED * num_rows
         ):
-            count = int((free & (sides.side == side)).sum())
-            said.append(
-                f"split.{SIDES[side]} {share:g} is not reached: {count:,} of {num_rows:,} rows "
-                f"({100 * count / num_rows:.0f} %), as old rows keep their split; split.sticky=false draws all anew"
-            )
+            said.append(f"{missed} old rows keep their split; split.sticky=false draws all anew")
+        elif side not in exact and not fixed.any() and missing > max(A_FEW, (1 - SHORT) * share * num_rows):
+            said.append(f"{missed} near-duplicates and rows of one group stay in one split")
     return said
 
 

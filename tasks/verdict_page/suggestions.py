@@ -75,12 +75,18 @@ def undecided(case: Case) -> Found:
 
 
 def broken_guardrails(case: Case) -> Found:
-    """A gentler training, where a guardrail is broken, unless longer training is what it needs."""
+    """A gentler training, where a guardrail is broken, unless longer training is what it needs.
+
+    None for the loss on general texts of a base that knows nothing: the verdict has a warning with its own advice.
+    """
     if direction(case) == "longer":
         return
     shorter, smaller = f"fewer {case.curves.planned_by}", case.curves.sized_by
     ways = f", {shorter} or a lower {smaller}" if smaller else f" or {shorter}"
+    says_nothing = {"general_loss"} if any(each.knows_nothing for each in case.general) else set[str]()
     for each in case.decided.guardrails:
+        if each.metric in says_nothing:
+            continue
         if each.finding == "below" and not (each.metric == "stopped" and learned_nothing(case)):
             seen = interval(each.difference, signed=True, threshold=each.bar)
             yield Suggestion(

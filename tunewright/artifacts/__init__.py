@@ -105,6 +105,7 @@ GENERAL_SCHEMA = pa.schema(
 
 
 SELDOM = 0.5  # agreement of a judge with itself, under which the order of the answers says more than they do
+GUESSING = 0.9  # of the loss of guessing; a model that knows no more than how frequent tokens are is at about 0.7
 GENERAL_SAID = {
     "general_tasks": "general tasks correct {} -> {}",
     "general_loss": "loss on general texts {} -> {} nats/token",
@@ -264,6 +265,13 @@ class General(Artifact, frozen=True):
 
     contender: str
     scores: dict[str, float]  # of each metric and part; general_tasks: share done right, general_loss: nats per token
+    uniform_loss: float | None = None  # of guessing each token with equal probability; None of lm_eval
+
+    @property
+    def knows_nothing(self) -> bool:
+        """Whether the loss on general texts is near that of guessing, so that there is nothing to forget."""
+        loss = self.scores.get("general_loss")
+        return loss is not None and self.uniform_loss is not None and loss >= GUESSING * self.uniform_loss
 
 
 class Judged(Artifact, frozen=True):
