@@ -97,7 +97,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         adapter=adapter,
         answers=tuple(answers.values()),
         verdict=verdict,
-        looks=verdict.looks,
+        test_set_uses=verdict.test_set_uses,
         warnings=verdict.warnings,
         approval=s.gate.approval,
         general=general,

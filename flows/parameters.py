@@ -4,6 +4,7 @@ Types are held as strictly as Prefect's server holds them: a number in quotes, o
 """
 
 import json
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from difflib import get_close_matches
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -20,6 +21,8 @@ from tunewright.config import Registry, Settings, Stage
 from tunewright.config.other_tools import IN_OTHER_TOOLS
 from tunewright.data_checks.suite import SuiteError, suite
 from tunewright.errors import ConfigError
+
+log = logging.getLogger("tunewright")
 
 FLOW = "finetune"  # the name of the pipeline's flow in Prefect
 CLOSE = 0.8  # of 1: how much the spelling of a key of another section has to have in common with what was given
@@ -52,6 +55,28 @@ def checked(values: dict[str, Any], place: Callable[[str], str]) -> Parameters:
     except SuiteError as error:
         raise ConfigError(f"{place(error.key)}: {error}") from None
     return parameters
+
+
+def present(key: str, place: Callable[[str], str]) -> str:
+    """Return the present name of a section's key; an old name is logged, since it works for one release only."""
+    section, _, name = key.partition(".")
+    model = _model([section])
+    for field_name, each in model.model_fields.items() if model else ():
+        if isinstance(each.validation_alias, AliasChoices) and name in each.validation_alias.choices[1:]:
+            new = f"{section}.{field_name}"
+            log.warning("%s: %s: write %s; the old name works for one more release", place(key), key, new)
+            return new
+    return key
+
+
+def renamed(values: dict[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
+    """Return plain values under the present names of their keys, in the same order."""
+    return {
+        section: {present(f"{section}.{key}", place).partition(".")[2]: value for key, value in given.items()}
+        if isinstance(given, dict)
+        else given
+        for section, given in values.items()
+    }
 
 
 def named(registry: Registry, deployment: str | None) -> Registry:

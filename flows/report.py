@@ -184,7 +184,7 @@ def decided(outcome: Outcome) -> str:
         lines += [f"Smallest detectable gain: {number(verdict.smallest_visible)} (80 % power)."]
     if verdict.rows_needed:
         lines += [f"A decision needs about {verdict.rows_needed:,} test rows."]
-    lines += [f"Test-set use {verdict.looks} of these rows."] if verdict.looks else []
+    lines += [f"Test-set use {verdict.test_set_uses} of these rows."] if verdict.test_set_uses else []
     lines += [f"\nForgetting: {said}.\n" for said in verdict.says_forgotten()]
     lines += _general(verdict.general)
     lines += [f"{html.escape(said, quote=False)}.\n" for said in (outcome.judged.says() if outcome.judged else ())]

@@ -135,7 +135,7 @@ def register_candidate(
         adapter=_adapter(tuned, digest),
         answers=(*others, own),
         verdict=_verdict(tmp_path, decision, challenged, sentence),
-        looks=1,
+        test_set_uses=1,
         warnings=(),
         approval=settings.gate.approval,
         prompts=prompts,

@@ -25,6 +25,7 @@ from tunewright.config import Registry
 from tunewright.errors import ConfigError
 from tunewright.registry import release
 from tunewright.registry.versions import lost
+from tunewright.store import test_set_uses
 from tunewright.store.backup import backup, restore
 from tunewright.store.caching import lock
 
@@ -35,7 +36,7 @@ def test_a_backup_gives_the_models_and_histories_on_another_path(
     register_candidate: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = register_candidate(digest="a"), register_candidate(digest="b", challenged="1")
-    for name in ("versions/splits/tiny/x/sides.parquet", "versions/tiny.jsonl", "looks/tiny.jsonl"):
+    for name in ("versions/splits/tiny/x/sides.parquet", "versions/tiny.jsonl", "test_set_uses/tiny.jsonl"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(name)
     (home / "versions" / "splits" / "tiny" / ".unfinished").mkdir()
@@ -47,10 +48,16 @@ def test_a_backup_gives_the_models_and_histories_on_another_path(
     shutil.rmtree(home)
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(there))
     done = CliRunner().invoke(app, ["home", "restore", str(file), "--json"])
-    assert json.loads(done.stdout)["restored"] == ["looks", "mlartifacts", "mlflow.db", "registered", "versions"]
+    assert json.loads(done.stdout)["restored"] == [
+        "mlartifacts",
+        "mlflow.db",
+        "registered",
+        "test_set_uses",
+        "versions",
+    ]
     assert (there / "versions" / "splits" / "tiny" / "x" / "sides.parquet").read_text().endswith("sides.parquet")
     assert not list(there.rglob(".unfinished"))
-    assert (there / "looks" / "tiny.jsonl").read_text() == "looks/tiny.jsonl"
+    assert (there / "test_set_uses" / "tiny.jsonl").read_text() == "test_set_uses/tiny.jsonl"
     assert (lost(first), lost(second), aliases(), len(versions())) == ("", "", {"champion": "2"}, 2)
     assert release.rollback(Registry(name="triage"), by="me", why="to see").rehearsed == 3
     assert not home.exists()
@@ -105,7 +112,7 @@ def test_a_history_that_a_run_writes_is_waited_for(home: Path, tmp_path: Path) -
 def test_a_nightly_backup_replaces_the_one_of_the_night_before_once_it_is_whole(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks, file = home / "looks" / "tiny.jsonl", tmp_path / "home.tar"
+    looks, file = home / "test_set_uses" / "tiny.jsonl", tmp_path / "home.tar"
     looks.parent.mkdir(parents=True)
 
     def night(content: str, *options: str) -> int:
@@ -114,7 +121,7 @@ def test_a_nightly_backup_replaces_the_one_of_the_night_before_once_it_is_whole(
 
     def kept() -> bytes:
         with tarfile.open(file) as archive:
-            found = archive.extractfile("looks/tiny.jsonl")
+            found = archive.extractfile("test_set_uses/tiny.jsonl")
             assert found
             return found.read()
 
@@ -133,7 +140,7 @@ def test_a_nightly_backup_replaces_the_one_of_the_night_before_once_it_is_whole(
 def test_a_home_that_is_only_read_is_backed_up_without_locks(
     number: int, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("versions/.tickets.jsonl.lock", "versions/tickets.jsonl", "looks/tickets.jsonl"):
+    for name in ("versions/.tickets.jsonl.lock", "versions/tickets.jsonl", "test_set_uses/tickets.jsonl"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(name)
     opened = Path.open
@@ -147,14 +154,14 @@ def test_a_home_that_is_only_read_is_backed_up_without_locks(
     done = CliRunner().invoke(app, ["home", "backup", str(tmp_path / "home.tar")])
     assert (done.exit_code, done.stderr) == (0, "")
     with tarfile.open(tmp_path / "home.tar") as archive:
-        assert sorted(archive.getnames()) == ["looks/tickets.jsonl", "versions/tickets.jsonl"]
+        assert sorted(archive.getnames()) == ["test_set_uses/tickets.jsonl", "versions/tickets.jsonl"]
 
 
 def test_a_folder_that_may_not_be_written_is_said_in_one_line(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (home / "looks").mkdir(parents=True)
-    (home / "looks" / "tiny.jsonl").write_text("a")
+    (home / "test_set_uses").mkdir(parents=True)
+    (home / "test_set_uses" / "tiny.jsonl").write_text("a")
 
     def refused(file: str) -> str:
         done = CliRunner().invoke(app, ["home", "backup", file, "--json"])
@@ -181,7 +188,7 @@ def test_a_full_disk_does_not_make_a_backup_none(
 ) -> None:
     monkeypatch.setattr(tarfile.TarFile, "extractall", Mock(side_effect=OSError(errno.ENOSPC, "full", str(home))))
     with pytest.raises(OSError, match="full"):
-        restore(archive("looks/a"))
+        restore(archive("test_set_uses/a"))
 
 
 @pytest.fixture
@@ -206,13 +213,24 @@ def _of_a_link() -> bytes:
     return content.getvalue()
 
 
+def test_the_test_set_uses_of_an_earlier_release_are_copied_and_found(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "looks").mkdir(parents=True)
+    (home / "looks" / "tiny.jsonl").write_text("a")
+    backup(file := tmp_path / "home.tar")
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "there"))
+    restore(file)
+    assert test_set_uses.file_of("tiny").read_text() == "a"
+
+
 def test_what_cannot_be_backed_up_or_restored_is_said_in_a_line(
     home: Path, tmp_path: Path, archive: Callable[[str], Path]
 ) -> None:
-    named = "mlflow.db, mlartifacts, versions, looks, registered"
+    named = "mlflow.db, mlartifacts, versions, test_set_uses, registered"
     with pytest.raises(ConfigError, match=rf"it has none of {named}, so there is"):
         backup(tmp_path / "home.tar")
-    (home / "looks").mkdir(parents=True)
+    (home / "test_set_uses").mkdir(parents=True)
     with pytest.raises(ConfigError, match="there is no folder"):
         backup(tmp_path / "no" / "home.tar")
     (tmp_path / "there").touch()
@@ -220,18 +238,18 @@ def test_what_cannot_be_backed_up_or_restored_is_said_in_a_line(
         backup(tmp_path / "there")
     with pytest.raises(ConfigError, match="is a folder; give the name of a file"):
         backup(home, overwrite=True)
-    archive("looks/a").rename(whole := tmp_path / "whole.tar")
+    archive("test_set_uses/a").rename(whole := tmp_path / "whole.tar")
     for damaged in (b"", b"\x1f\x8bno gzip", gzip.compress(whole.read_bytes())[:-20], _of_a_link(), b"\0" * 100):
         (tmp_path / "damaged").write_bytes(damaged)
         with pytest.raises(
             ConfigError, match=r"^[^\n]*damaged: not a backup of tunewright home backup, or a damaged one$"
         ):
             restore(tmp_path / "damaged")
-    not_empty = r"^this home is not empty \([^\n]*/looks exists\); restore into a new folder$"
-    for name, said in (("looks/a", not_empty), ("bin/sh", "not a backup"), ("../out", "not a backup")):
+    not_empty = r"^this home is not empty \([^\n]*/test_set_uses exists\); restore into a new folder$"
+    for name, said in (("test_set_uses/a", not_empty), ("bin/sh", "not a backup"), ("../out", "not a backup")):
         with pytest.raises(ConfigError, match=said):
             restore(archive(name))
     with pytest.raises(ConfigError, match=r"none\.tar: No such file or directory$"):
         restore(tmp_path / "none.tar")
     assert not (tmp_path / "out").exists()
-    assert sorted(path.name for path in home.iterdir()) == ["looks"]
+    assert sorted(path.name for path in home.iterdir()) == ["test_set_uses"]

@@ -112,7 +112,7 @@ def test_a_variant_behind_the_median_ends_after_a_third_of_its_steps() -> None:
     course = study.begin()
     with pytest.raises(Pruned, match=r"pruned at step 3 of 6: validation loss 2\.8 is behind the median"):
         follow(course, [9, 2.9, 2.8, 2.7, 2.6, 2.5])
-    assert [look.step for look in course.looks] == [1, 2, 3]
+    assert [look.step for look in course.evaluations] == [1, 2, 3]
     follow(study.begin(), [9, 2, 1.4, 1.1, 0.9, 0.9])
 
 
@@ -135,12 +135,14 @@ def test_a_training_that_goes_on_is_not_counted_twice() -> None:
     course = Study("loss", prunes=True).begin()
     for step in (1, 2, 1, 2, 3):
         course({"step": step, "planned": 4, "eval_loss": 1.0})
-    assert [look.step for look in course.looks] == [1, 2, 3]
+    assert [look.step for look in course.evaluations] == [1, 2, 3]
 
 
 def trial(variant: str, seed: int, value: float | None, measure: str = "loss", **more: Any) -> Trial:
     state: State = "pruned" if value is None else "finished"
-    return Trial(variant=variant, seed=seed, measure=measure, state=state, said="so", value=value, looks=(), **more)
+    return Trial(
+        variant=variant, seed=seed, measure=measure, state=state, said="so", value=value, evaluations=(), **more
+    )
 
 
 def ranked(measure: str = "loss", **values: Sequence[float | None]) -> tuple[Ranked, ...]:
@@ -183,9 +185,9 @@ def test_of_variants_as_good_as_the_best_it_is_said_which_takes_less() -> None:
 
 def test_a_best_step_that_is_the_last_is_said() -> None:
     def ends(**steps: int) -> str:
-        looks = tuple(ValidationPoint(step=step, planned=20, value=1.0) for step in (10, 20))
+        evaluations = tuple(ValidationPoint(step=step, planned=20, value=1.0) for step in (10, 20))
         found = [
-            trial(name, 0, value, best_step=step).model_copy(update={"looks": looks})
+            trial(name, 0, value, best_step=step).model_copy(update={"evaluations": evaluations})
             for value, (name, step) in enumerate(steps.items())
         ]
         return sentence(rank(found))
@@ -195,13 +197,13 @@ def test_a_best_step_that_is_the_last_is_said() -> None:
 
 
 def test_the_table_says_what_it_means_and_lines_have_numbers_where_these_can_be_read() -> None:
-    looks = tuple(ValidationPoint(step=step, planned=2, value=1 / step) for step in (1, 2))
+    evaluations = tuple(ValidationPoint(step=step, planned=2, value=1 / step) for step in (1, 2))
     found = [trial(name, seed, 0.5 + seed) for name in ("a", "b") for seed in range(2)] + [trial("c", 0, None)]
     assert "± is the standard deviation over seeds" in notes(rank(found))
     assert "pruned variants are not ranked" in markdown(rank(found))
     assert notes(rank([trial("a", 0, 0.5)])) == ""
-    level = [each.model_copy(update={"looks": looks}) for each in found[:4]]
-    behind = found[4].model_copy(update={"looks": looks[:1]})
+    level = [each.model_copy(update={"evaluations": evaluations}) for each in found[:4]]
+    behind = found[4].model_copy(update={"evaluations": evaluations[:1]})
     page = (of([*level, behind], "mine").folder / "report.html").read_text()
     assert re.findall(r'<text class="(best|finished|pruned)"[^>]*>(\d)</text>', page) == [
         ("pruned", "3"),
@@ -272,8 +274,8 @@ def test_variants_are_trained_pruned_ranked_logged_and_found_again(
     *better, last = first.ranked
     assert (last.variant, last.state, len(last.trials)) == ("training.learning_rate=1e-06", "pruned", 1)
     assert {len(each.trials) for each in better} == {2}
-    assert all(look.planned == 6 for each in first.ranked for trial in each.trials for look in trial.looks)
-    assert not list((first.folder.parents[1] / "looks").glob("*"))  # no test row was looked at
+    assert all(look.planned == 6 for each in first.ranked for trial in each.trials for look in trial.evaluations)
+    assert not list((first.folder.parents[1] / "test_set_uses").glob("*"))  # no test row was looked at
 
     made: list[str] = []
     monkeypatch.setattr(Cached, "_make", lambda self, *_, **__: made.append(self.stage) or pytest.fail(self.stage))

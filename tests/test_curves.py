@@ -19,7 +19,7 @@ def make(
     *,
     noise: float = 0.1,
     steps: int = 300,
-    looks: int = 6,
+    evaluations: int = 6,
     seed: int = 0,
     norms: Sequence[float] = (),
     **ending: Any,
@@ -27,7 +27,7 @@ def make(
     """Curves of these shapes; the training loss has gamma noise of this relative deviation, as single rows' losses."""
     draw = random.Random(seed)
     shape = 1 / noise**2
-    every = steps // looks
+    every = steps // evaluations
     lines = [
         {
             "step": step,
@@ -42,7 +42,7 @@ def make(
         for step in range(every, steps + 1, every)
     ]
     best = min(seen, key=lambda line: line["eval_loss"])["step"]
-    return Curves(steps=lines, looks=seen, best_step=best, **ending)
+    return Curves(steps=lines, evaluations=seen, best_step=best, **ending)
 
 
 def kinds(curves: Curves) -> list[str]:
@@ -65,17 +65,19 @@ def test_a_healthy_run_has_no_warning_however_noisy_its_steps(seed: int, noise: 
 
 @pytest.mark.parametrize("noise", [0.05, 0.3, 1.0])
 def test_validation_that_rises_while_training_falls_is_overfitting_since_the_lowest(noise: float) -> None:
-    curves = make(falling, lambda done: settling(done) + 2 * max(0, done - 0.5) ** 2, noise=noise, steps=600, looks=12)
+    curves = make(
+        falling, lambda done: settling(done) + 2 * max(0, done - 0.5) ** 2, noise=noise, steps=600, evaluations=12
+    )
     (warning,) = warnings(curves)
     assert warning.short == "overfitting since step 350" or warning.short == "overfitting since step 300"
     assert "epochs" in warning.advice
-    assert f"{min(line['eval_loss'] for line in curves.looks):.4g}" in warning.seen
+    assert f"{min(line['eval_loss'] for line in curves.evaluations):.4g}" in warning.seen
 
 
 def test_a_metric_that_is_still_rising_is_no_overfitting() -> None:
-    curves = make(falling, lambda done: settling(done) + 2 * max(0, done - 0.5) ** 2, looks=12)
-    best = curves.looks[-1]["step"]
-    assert kinds(Curves(curves.steps, curves.looks, best_step=best, best_by="exact_match")) == []
+    curves = make(falling, lambda done: settling(done) + 2 * max(0, done - 0.5) ** 2, evaluations=12)
+    best = curves.evaluations[-1]["step"]
+    assert kinds(Curves(curves.steps, curves.evaluations, best_step=best, best_by="exact_match")) == []
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.3])
@@ -90,7 +92,7 @@ def test_a_training_loss_that_climbs_again_is_divergence(noise: float) -> None:
 
 
 def test_a_validation_loss_that_stays_is_a_plateau() -> None:
-    (warning,) = warnings(make(falling, lambda done: 0.6 + 1.4 * math.exp(-20 * done), looks=10))
+    (warning,) = warnings(make(falling, lambda done: 0.6 + 1.4 * math.exp(-20 * done), evaluations=10))
     assert warning.kind == "plateau"
     assert warning.step == 180
 
@@ -98,7 +100,7 @@ def test_a_validation_loss_that_stays_is_a_plateau() -> None:
 def test_a_validation_loss_that_is_still_falling_at_the_planned_end_asks_for_more() -> None:
     curves = make(lambda done: 2 - done, lambda done: 2 - done)
     assert kinds(curves) == ["still falling at the end"]
-    assert kinds(Curves(curves.steps, curves.looks, curves.best_step, stopped_early=True)) == []
+    assert kinds(Curves(curves.steps, curves.evaluations, curves.best_step, stopped_early=True)) == []
 
 
 @pytest.mark.parametrize(("max_steps", "setting"), [(300, "training.max_steps"), (None, "training.epochs")])
@@ -109,7 +111,7 @@ def test_advice_names_the_setting_that_says_how_long_to_train(max_steps: int | N
         (lambda done: 2 - done, lambda done: 2 - done, f"try more {setting} or a higher"),
     ]
     for train, validation, said in shapes:
-        (warning,) = warnings(make(train, validation, looks=12, status={"max_steps": max_steps}))
+        (warning,) = warnings(make(train, validation, evaluations=12, status={"max_steps": max_steps}))
         assert warning.advice.startswith(said), warning
 
 
@@ -124,9 +126,9 @@ def test_advice_names_the_setting_that_says_how_long_to_train(max_steps: int | N
 def test_advice_names_no_setting_that_does_not_act_with_the_method(method: str, lower: str, higher: str) -> None:
     rising = lambda done: settling(done) + 2 * max(0, done - 0.5) ** 2  # noqa: E731
     flat = lambda done: 0.6 + 1.4 * math.exp(-20 * done)  # noqa: E731
-    (over,) = warnings(make(falling, rising, looks=12, status={"method": method}))
+    (over,) = warnings(make(falling, rising, evaluations=12, status={"method": method}))
     assert over.advice == f"try fewer training.epochs, a lower training.learning_rate{lower}, or more rows"
-    (level,) = warnings(make(falling, flat, looks=12, status={"method": method}))
+    (level,) = warnings(make(falling, flat, evaluations=12, status={"method": method}))
     assert level.advice.endswith(f"for a lower loss try {higher}more rows")
 
 
@@ -144,8 +146,8 @@ def test_gradient_spikes_are_counted_with_the_largest() -> None:
 
 
 def test_of_a_few_steps_or_none_nothing_is_said_that_noise_could_have_done() -> None:
-    assert kinds(make(lambda _: 1.5, lambda _: 1.5, steps=8, looks=4, noise=0.05)) == []
-    assert kinds(Curves(steps=[], looks=[], best_step=0)) == []
+    assert kinds(make(lambda _: 1.5, lambda _: 1.5, steps=8, evaluations=4, noise=0.05)) == []
+    assert kinds(Curves(steps=[], evaluations=[], best_step=0)) == []
 
 
 def test_windows_cover_the_series_in_order() -> None:

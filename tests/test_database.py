@@ -132,7 +132,7 @@ def test_one_that_was_half_made_is_set_aside_and_made_anew_and_doctor_says_so(
     found = of_mlflow()
     assert found.state == "warning"
     assert "is incomplete" in found.found
-    assert found.mend == "nothing to do: the next run creates a new one and keeps this file beside it"
+    assert found.fix == "nothing to do: the next run creates a new one and keeps this file beside it"
     database.ensure(file)
     assert "it has no experiments and no models. A new one is created" in caplog.text
     assert (file.parent / "mlflow.unfinished").read_bytes() == before

@@ -60,6 +60,22 @@ def test_the_old_entrypoint_is_accepted_with_a_line(write: Write, caplog: pytest
     ]
 
 
+def test_the_old_name_of_a_setting_is_accepted_with_a_line(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    file = write(f"{PIPELINE}      gate: {{looks: 7}}\n")
+    pipeline = load(file)
+    new = "gate.looks: write gate.max_test_set_uses; the old name works for one more release"
+    assert caplog.messages == [f"{file} line 11: {new}"]
+    assert pipeline.settings.gate.max_test_set_uses == 7
+    assert pipeline.parameters["gate"] == {"max_test_set_uses": 7}  # as it is deployed
+    assert pipeline.origins["gate.max_test_set_uses"] == f"{file} line 11"
+    assert override(pipeline, ["gate.looks=8"]).settings.gate.max_test_set_uses == 8
+    assert caplog.messages[1:] == [f'--set "gate.looks=8": {new}']
+    with pytest.raises(ConfigError, match=r"line 11: gate.looks: 0 is refused; accepted: 1 or more"):
+        load(write(f"{PIPELINE}      gate: {{looks: 0}}\n"))
+    with pytest.raises(ConfigError, match=r"gate.looks: unknown key"):
+        load(write(f"{PIPELINE}      gate: {{looks: 3, max_test_set_uses: 4}}\n"))
+
+
 def test_ten_lines_are_a_whole_pipeline(pipeline: Pipeline) -> None:
     assert (pipeline.path, pipeline.name) == (Path("x.yaml"), "triage")
     assert pipeline.settings == Settings(

@@ -58,7 +58,7 @@ def test_the_command_prints_what_mends(monkeypatch: pytest.MonkeyPatch, home: Pa
     shown = json.loads(result.stdout.strip().splitlines()[-1])["findings"]
     (failure,) = [each for each in shown if each["state"] == "failure"]
     assert failure["what"] == "home" and str(home) in failure["found"]
-    assert failure["mend"] == "set TUNEWRIGHT_HOME to a folder that can be written"
+    assert failure["fix"] == "set TUNEWRIGHT_HOME to a folder that can be written"
     assert "1 failure," in result.stderr and "fix: set TUNEWRIGHT_HOME" in result.stderr
 
 
@@ -101,10 +101,10 @@ def test_more_threads_than_cores_and_hidden_gpus_are_said(monkeypatch: pytest.Mo
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     found = list(environment.of_hardware())
     assert "OMP_NUM_THREADS=512" in of("threads", found).found
-    assert of("device", found).mend == "unset CUDA_VISIBLE_DEVICES"
+    assert of("device", found).fix == "unset CUDA_VISIBLE_DEVICES"
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    assert of("threads", list(environment.of_hardware())).mend.startswith("unset OMP_WAIT_POLICY")
+    assert of("threads", list(environment.of_hardware())).fix.startswith("unset OMP_WAIT_POLICY")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_servers_that_do_not_answer_and_ports_that_are_taken(monkeypatch: pytest
         monkeypatch.setattr("tunewright.cli.doctor.home.PORTS", {"Prefect": port})
         found = list(of_servers())
     assert of("Prefect", found).state == "failure" and "does not answer" in of("Prefect", found).found
-    assert "registry.tracking_uri" in of("MLflow", found).mend
+    assert "registry.tracking_uri" in of("MLflow", found).fix
     assert f"(process {os.getpid()})" in of(f"port {port}", found).found
 
 
@@ -221,7 +221,7 @@ def test_a_server_that_asks_for_another_password_is_one_line(monkeypatch: pytest
             pass
         server.shutdown()
     assert found.state == "failure" and "refuses the password" in found.found
-    assert found.mend.startswith("set PREFECT_API_AUTH_STRING")
+    assert found.fix.startswith("set PREFECT_API_AUTH_STRING")
 
 
 class HasNoApi(AsksForPassword):
@@ -255,7 +255,7 @@ def test_an_address_of_prefect_without_api_is_one_line_that_says_so(
             pass
         server.shutdown()
     assert str(refused.value) == f"PREFECT_API_URL={address}{end}: {advice}"
-    assert (found.state, found.mend) == ("failure", advice)
+    assert (found.state, found.fix) == ("failure", advice)
 
 
 def test_where_nothing_answers_at_an_address_without_api_the_advice_is_both(
@@ -264,7 +264,7 @@ def test_where_nothing_answers_at_an_address_without_api_the_advice_is_both(
     address = f"http://127.0.0.1:{free_port}"
     monkeypatch.setenv("PREFECT_API_URL", address)
     advice = f"its /api is missing: set PREFECT_API_URL={address}/api, or start"
-    assert of("Prefect", list(of_servers())).mend.startswith(advice)
+    assert of("Prefect", list(of_servers())).fix.startswith(advice)
     with temporary_settings({PREFECT_API_URL: address}), pytest.raises(ConfigError, match=advice), connected():
         pass
 
@@ -277,7 +277,7 @@ def test_the_home_is_its_owners_alone_and_one_that_others_can_open_is_said(home:
     assert of("home", list(of_home())).state == "ok"
     home.chmod(0o755)
     found = of("home", list(of_home()))
-    assert found.state == "warning" and found.mend == f"chmod 700 {home}"
+    assert found.state == "warning" and found.fix == f"chmod 700 {home}"
 
 
 def test_the_servers_of_up_are_asked(free_port: int) -> None:
@@ -308,13 +308,13 @@ def test_what_is_unsafe_is_said(variables: dict[str, str], said: str, monkeypatc
         monkeypatch.setenv(name, value)
     doctor.config.quiet_libraries()
     (warning,) = [each for each in environment.of_safety() if each.state == "warning"]
-    assert said in warning.found and "unset" in warning.mend
+    assert said in warning.found and "unset" in warning.fix
 
 
 def test_the_package_that_fetches_code_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunewright.cli.doctor.environment.find_spec", lambda name: name == "kernels")
     doctor.config.quiet_libraries()
-    assert [each.mend for each in environment.of_safety() if each.state == "warning"] == ["pip uninstall kernels"]
+    assert [each.fix for each in environment.of_safety() if each.state == "warning"] == ["pip uninstall kernels"]
 
 
 def test_the_server_that_the_variable_names_is_asked_where_up_runs_beside_it(

@@ -316,7 +316,7 @@ def test_another_learning_rate_trains_again_and_nothing_before(settings: Setting
     verdict = outcome(state).verdict
     assert verdict
     assert verdict.differences.keys() == {"base", "champion", "few_shot", "retrieval"}
-    assert verdict.looks == 2
+    assert verdict.test_set_uses == 2
     assert tracked(home) == (2, 2)
 
 
@@ -523,7 +523,7 @@ def on_splits(home: Path) -> dict[str, str]:
 
 def remembered(home: Path) -> tuple[Any, ...]:
     """All that must be the same after a loss: splits, versions of the data, uses of the test set, runs and models."""
-    files = (home / "versions" / "tiny.jsonl", home / "looks" / "tiny.jsonl")
+    files = (home / "versions" / "tiny.jsonl", home / "test_set_uses" / "tiny.jsonl")
     return on_splits(home), *(file.read_text() for file in files), tracked(home)
 
 
@@ -553,7 +553,7 @@ def test_all_artifacts_can_be_deleted(settings: Settings, home: Path, made: list
     assert len(after) > len(before[0])
 
 
-DOCUMENTED = ("mlflow.db", "mlartifacts", "versions", "looks")  # docs/recovering.md
+DOCUMENTED = ("mlflow.db", "mlartifacts", "versions", "test_set_uses")  # docs/recovering.md
 
 
 @pytest.mark.parametrize("how", ["moved", "backed up", "copied"])

@@ -46,7 +46,7 @@ def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make
     assert run.info.status == "FINISHED"
     assert run.info.run_id == registered.run_id
     assert run.data.tags["verdict"] == versions()[0].tags["verdict"] == "promote"
-    assert run.data.tags["looks"] == "1"
+    assert run.data.tags["test_set_uses"] == "1"
     assert run.data.tags["gain"] == versions()[0].tags["gain"] == "+.82 [.75, .88] exact match against the base"
     assert run.data.params["training.learning_rate"] == "0.0002"
     assert run.data.params["data.sources.0.path"] == "data.jsonl"
@@ -60,7 +60,7 @@ def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make
     assert run.data.tags["training"] == "overfitting since step 1: seen; try less"
     assert "| majority-class baseline | 0.25 |  |" in versions()[0].description
     assert "- In training: overfitting since step 1" in versions()[0].description
-    assert "; these test rows have decided on 1 candidate so far (gate.looks=" in versions()[0].description
+    assert "; these test rows have decided on 1 candidate so far (gate.max_test_set_uses=" in versions()[0].description
     with connected(Registry(name="triage")) as client:
         assert [file.path for file in client.list_artifacts(run.info.run_id, "reports/train")] == [
             "reports/train/curves.html"

@@ -142,7 +142,7 @@ def test_a_rejected_version_gets_no_alias_from_a_pipeline_again(make: Make, rehe
     assert aliases() == {}
     assert headline(1).startswith("Rejected by Ann &lt;a@b&gt; on 20")  # it is Markdown
     assert told(1) == "promote; rejected"
-    again = make(gate=Gate(approval=False, looks=21))
+    again = make(gate=Gate(approval=False, max_test_set_uses=21))
     assert (again.version, again.alias, again.approval) == ("1", "", "rejected")
     assert again.stands.endswith(": rude. Verdict: Promoted: better than the base by 0.82.")
     assert happened() == [("rejected", "1", "", "")]
@@ -206,7 +206,7 @@ def test_what_a_person_rolled_back_no_pipeline_promotes_again(make: Make, rehear
     make()
     make(digest="b", challenged="1")
     release.rollback(REGISTRY, by="ann", why="complaints")
-    again = make(digest="b", challenged="1", gate=Gate(looks=21))
+    again = make(digest="b", challenged="1", gate=Gate(max_test_set_uses=21))
     assert (again.version, again.alias, again.holder, again.approval) == ("2", "", "1", "rolled back")
     assert aliases() == {"champion": "1"}
     assert headline(2).startswith("Rolled back by ann on 20")
@@ -216,7 +216,7 @@ def test_what_a_person_rolled_back_no_pipeline_promotes_again(make: Make, rehear
 def test_a_rollback_to_a_version_that_waits_again_ends_its_wait(make: Make, rehearsed: list[str]) -> None:
     make()
     make(digest="b", challenged="1")
-    assert make(gate=Gate(approval=True, looks=21), challenged="2").approval == "waiting"
+    assert make(gate=Gate(approval=True, max_test_set_uses=21), challenged="2").approval == "waiting"
     release.rollback(REGISTRY, by="ann", why="complaints")
     assert aliases() == {"champion": "1"}
     assert release.look_up(REGISTRY).waiting == []
@@ -262,7 +262,7 @@ def test_a_bad_first_version_is_withdrawn_and_no_pipeline_promotes_it_again(make
     assert not release.look_up(REGISTRY).is_elsewhere
     assert headline(1).startswith("Withdrawn by ann on 20")
     assert told(1) == "promote; withdrawn"
-    again = make(gate=Gate(looks=21))
+    again = make(gate=Gate(max_test_set_uses=21))
     assert (again.version, again.alias, again.holder, again.approval) == ("1", "", "", "withdrawn")
     with pytest.raises(TunewrightError, match="no version of triage is champion: there is nothing to withdraw"):
         release.withdraw(REGISTRY, by="ann", why="it insults people")

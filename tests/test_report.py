@@ -93,7 +93,7 @@ def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped
         general={name: {"harmful": 1.0, "harmless": 0.5, "piqa": 0.5} for name in ("base", "candidate")},
         rows_needed=None,
         smallest_visible=0.08,
-        looks=21,
+        test_set_uses=21,
         warnings=("this is look 21 at <these> rows",),
     )
     page = VerdictPage(folder=tmp_path / "page", num_rows=9, suggestions=("Try it: .5",))
@@ -229,7 +229,9 @@ def test_a_run_that_waits_says_so_in_its_state_and_in_the_artifact(tmp_path: Pat
 
 
 def test_two_evaluations_are_said_to_be_too_few_and_what_to_lower() -> None:
-    found = curves.Curves(steps=[], looks=[{"step": 1, "eval_loss": 1.0}, {"step": 2, "eval_loss": 0.9}], best_step=2)
+    found = curves.Curves(
+        steps=[], evaluations=[{"step": 1, "eval_loss": 1.0}, {"step": 2, "eval_loss": 0.9}], best_step=2
+    )
     assert found.nothing == (
         "Only 2 evaluations: too few to tell whether the training had finished. Lower training.evaluate_every."
     )

@@ -109,14 +109,18 @@ def enter(candidate: str, seed: int, tmp_path: Path) -> None:
 
 def test_with_gate_rotate_a_new_candidate_gets_other_rows_and_it_is_said(tmp_path: Path) -> None:
     enter("a", 0, tmp_path)
-    rotating = asked(Gate(looks=1, rotate=True))
+    rotating = asked(Gate(max_test_set_uses=1, rotate=True))
     drawn = draw(rotating, "new")
     assert (drawn.seed, drawn.settings(rotating).split) == (1, Split(seed=1))
     assert drawn.said == (
-        "gate.rotate: the test rows of split.seed=0 were used gate.looks=1 times or more, so split.seed=1 draws "
-        "other test rows; do not compare with earlier scores"
+        "gate.rotate: the test rows of split.seed=0 were used gate.max_test_set_uses=1 times or more, so "
+        "split.seed=1 draws other test rows; do not compare with earlier scores"
     )
-    for same in (draw(rotating, "a"), draw(asked(Gate(looks=1)), "new"), draw(asked(Gate(rotate=True)), "new")):
+    for same in (
+        draw(rotating, "a"),
+        draw(asked(Gate(max_test_set_uses=1)), "new"),
+        draw(asked(Gate(rotate=True)), "new"),
+    ):
         assert (same.seed, same.said) == (0, "")
     enter("b", 1, tmp_path)
     assert "split.seed=0 to 1 were" in draw(rotating, "new").said

@@ -54,47 +54,58 @@ def look(
     folder.mkdir(exist_ok=True)
     pq.write_table(pa.table({"row_id": rows}), folder / "answers.parquet")
     answers = Answers(folder=folder, contender="candidate", num_rows=len(rows), scores={})
-    gate = Gate(looks=most, rotate=rotate)
+    gate = Gate(max_test_set_uses=most, rotate=rotate)
     foreseen = test_set_uses.look_up(name, VERDICT, adapter(candidate), answers, gate, seed=seed)
     entered = test_set_uses.enter(name, VERDICT, adapter(candidate), answers, gate, seed=seed, recipe=candidate)
     assert entered == foreseen
     return entered
 
 
-def test_the_same_candidate_again_is_no_look_and_keeps_its_number(tmp_path: Path) -> None:
+def test_the_same_candidate_again_is_no_use_and_keeps_its_number(tmp_path: Path) -> None:
     rows = ROWS[:50]
-    assert [look(candidate, rows, tmp_path).looks for candidate in "abacb"] == [1, 2, 1, 3, 2]
+    assert [look(candidate, rows, tmp_path).test_set_uses for candidate in "abacb"] == [1, 2, 1, 3, 2]
     assert len(test_set_uses.file_of("triage").read_text().splitlines()) == 3
 
 
+def test_a_home_of_an_earlier_release_keeps_its_count(tmp_path: Path) -> None:
+    look("a", ROWS[:50], tmp_path)
+    ledger = test_set_uses.file_of("triage")
+    before = ledger.parent.with_name("looks")
+    ledger.parent.rename(before)
+    assert look("b", ROWS[:50], tmp_path).test_set_uses == 2
+    assert not before.exists() and test_set_uses.file_of("triage") == ledger
+
+
 def test_each_pipeline_and_each_test_set_has_a_count_of_its_own(tmp_path: Path) -> None:
-    assert [look(candidate, ROWS[:50], tmp_path).looks for candidate in "ab"] == [1, 2]
-    assert look("c", ROWS[:50], tmp_path, name="other").looks == 1
-    assert look("c", ROWS[50:90], tmp_path).looks == 1
-    assert look("d", ROWS[:50][::-1], tmp_path).looks == 3  # the order of the rows is none of its matter
+    assert [look(candidate, ROWS[:50], tmp_path).test_set_uses for candidate in "ab"] == [1, 2]
+    assert look("c", ROWS[:50], tmp_path, name="other").test_set_uses == 1
+    assert look("c", ROWS[50:90], tmp_path).test_set_uses == 1
+    assert look("d", ROWS[:50][::-1], tmp_path).test_set_uses == 3  # the order of the rows is none of its matter
 
 
 def test_a_test_set_that_grows_is_no_new_one(tmp_path: Path) -> None:
-    assert [look(str(number), ROWS[: 200 + number], tmp_path).looks for number in range(12)] == [*range(1, 13)]
-    assert look("new", ROWS[:50] + ROWS[300:350], tmp_path).looks == 1 + 6  # half of it was seen by each of twelve
-    assert look("0", ROWS[:200], tmp_path).looks == 1
+    assert [look(str(number), ROWS[: 200 + number], tmp_path).test_set_uses for number in range(12)] == [*range(1, 13)]
+    assert (
+        look("new", ROWS[:50] + ROWS[300:350], tmp_path).test_set_uses == 1 + 6
+    )  # half of it was seen by each of twelve
+    assert look("0", ROWS[:200], tmp_path).test_set_uses == 1
 
 
 def test_of_many_rows_a_sample_tells_what_was_seen(tmp_path: Path) -> None:
-    looks = [look(str(number), ROWS[:3_000], tmp_path).looks for number in range(20)]
+    looks = [look(str(number), ROWS[:3_000], tmp_path).test_set_uses for number in range(20)]
     assert looks == [*range(1, 21)]
-    assert look("new", ROWS[1_500:4_000], tmp_path).looks == pytest.approx(1 + 20 * 0.6, abs=2)
-    assert look("other", ROWS[3_000:], tmp_path).looks == 2  # of which the one before saw all
+    assert look("new", ROWS[1_500:4_000], tmp_path).test_set_uses == pytest.approx(1 + 20 * 0.6, abs=2)
+    assert look("other", ROWS[3_000:], tmp_path).test_set_uses == 2  # of which the one before saw all
     assert max(map(len, test_set_uses.file_of("triage").read_text().splitlines())) < 20_000
 
 
 def test_over_gate_looks_there_is_a_warning_that_says_how_to_take_other_rows(tmp_path: Path) -> None:
     assert look("a", ROWS[:50], tmp_path, most=1).warnings == ()
     (warning,) = look("b", ROWS[:50], tmp_path, most=1).warnings
-    assert warning.startswith("this is test-set use 2 of these 50 test rows (gate.looks=1), and ")
+    assert warning.startswith("this is test-set use 2 of these 50 test rows (gate.max_test_set_uses=1), and ")
     assert "add new rows in a source with side: test, or set gate.rotate=true to draw others" in warning
     (warning,) = look("b", ROWS[:50], tmp_path, most=1, rotate=True).warnings
-    assert warning.startswith("this is test-set use 2 of these 50 test rows (gate.looks=1), and ")
+    assert warning.startswith("this is test-set use 2 of these 50 test rows (gate.max_test_set_uses=1), and ")
     assert "gate.rotate draws other test rows for the next candidate" in warning
     assert "side: test" not in warning, "which gate.rotate refuses"
 
@@ -120,7 +131,7 @@ def test_of_many_rows_that_another_seed_drew_a_sample_tells(tmp_path: Path) -> N
 
 def test_a_look_leaves_the_verdict_and_what_has_read_it_unchanged(tmp_path: Path) -> None:
     seen = look("a", ROWS[:50], tmp_path)
-    assert seen.model_copy(update={"looks": 0}) == VERDICT
+    assert seen.model_copy(update={"test_set_uses": 0}) == VERDICT
     before = digest_of(test_set_uses.file_of("triage"))
     look("a", ROWS[:50], tmp_path)
     assert digest_of(test_set_uses.file_of("triage")) == before

@@ -209,7 +209,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
             ),
             answers=given,
             verdict=verdict,
-            looks=3,
+            test_set_uses=3,
             warnings=looks,
             approval=False,
             general=tuple(

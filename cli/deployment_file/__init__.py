@@ -20,7 +20,18 @@ from tunewright.cli.deployment_file.strict_yaml import Document
 from tunewright.config import CommaSeparated, LocalPath, Settings, Source, Stage, called_in, from_folder
 from tunewright.config.outside import holds_secret
 from tunewright.errors import ConfigError, DataError, TunewrightError
-from tunewright.flows.parameters import DEPLOYMENT_NAME, Parameters, checked, field, flat, named, shown, slug
+from tunewright.flows.parameters import (
+    DEPLOYMENT_NAME,
+    Parameters,
+    checked,
+    field,
+    flat,
+    named,
+    present,
+    renamed,
+    shown,
+    slug,
+)
 
 ENTRYPOINT = "tunewright.flows.finetune.finetune"
 OLD_ENTRYPOINT = "flows.finetune.finetune"  # accepted for one release, as is what deployments on a server name
@@ -72,18 +83,24 @@ def load(file: Path | Document, deployment: str | None = None) -> Pipeline:
     at, chosen = _choose(document, deployment)
     entrypoint = chosen.get("entrypoint")
     if entrypoint == OLD_ENTRYPOINT:
-        place = document.place(f"{at}.entrypoint")
-        log.warning("%s: entrypoint: write %s; the old name works for one more release", place, ENTRYPOINT)
+        old = document.place(f"{at}.entrypoint")
+        log.warning("%s: entrypoint: write %s; the old name works for one more release", old, ENTRYPOINT)
     elif entrypoint != ENTRYPOINT:
         found = "missing" if entrypoint is None else f"{shown(entrypoint)} is refused"
         raise ConfigError(f"{document.place(f'{at}.entrypoint')}: entrypoint: {found}; accepted: {ENTRYPOINT}")
 
     parameters = _parameters(document, at, chosen)
-    run = checked(parameters, lambda key: document.place(f"{at}.parameters.{key}"))
+
+    def place(key: str) -> str:
+        return document.place(f"{at}.parameters.{key}")
+
+    run = checked(parameters, place)
     for under, schedule in mappings(document, f"{at}.schedules", chosen.get("schedules")):
         scheduled = parameters | _parameters(document, under, schedule)
         checked(scheduled, lambda key, under=under: document.place(f"{under}.parameters.{key}"))
-    origins = {key: document.place(f"{at}.parameters.{key}") for key in flat(parameters)}
+    given = [place(key) for key in flat(parameters)]
+    parameters = renamed(parameters, place)
+    origins = dict(zip(flat(parameters), given, strict=True))
     pool, due = chosen.get("work_pool"), mappings(document, f"{at}.schedules", chosen.get("schedules"))
     return replace(
         _pipeline(Path(document.name), chosen["name"], parameters, run, origins),
@@ -275,6 +292,8 @@ def _assign(parameters: dict[str, Any], assignment: str, option: str, folder: Pa
         )
     if not equals or not assignment.isprintable() or not all(name.isidentifier() for name in names):
         raise ConfigError(f"{option} {_said(assignment)}: accepted: section.field=value, such as training.epochs=2")
+    key = present(key, lambda _: f"{option} {_said(assignment)}")
+    name = key.rpartition(".")[2]
     value = _from_folder(key, _value(key, text, f"{option} {_said(assignment)}"), folder)
     section = parameters.get(around)
     parameters |= {around: (section if isinstance(section, dict) else {}) | {name: value}} if around else {name: value}

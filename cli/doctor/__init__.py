@@ -1,4 +1,4 @@
-"""`tunewright doctor`: what of this machine, this environment and this home would hinder a run, and how to mend it.
+"""`tunewright doctor`: what of this machine, this environment and this home would hinder a run, and how to fix it.
 
 Each of its functions yields findings and changes nothing; none reaches the network beyond this machine and the servers
 that the settings name.
@@ -26,15 +26,15 @@ def findings() -> Iterator[Finding]:
 
 
 def show(console: Console, found: list[Finding]) -> None:
-    """A line each, with what mends it beneath."""
+    """A line each, with its fix beneath."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for each in found:
         table.add_row(SIGNS[each.state], each.what, each.found)
-        if each.mend:
-            table.add_row("", "", f"fix: {each.mend}")
+        if each.fix:
+            table.add_row("", "", f"fix: {each.fix}")
     console.print(table, markup=False)
     failures, warnings = (sum(each.state == state for each in found) for state in ("failure", "warning"))
     console.print(f"\n{counted(failures, 'failure')}, {counted(warnings, 'warning')}")

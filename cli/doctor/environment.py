@@ -31,12 +31,12 @@ OPEN = ("0.0.0.0", "::")  # noqa: S104 what is looked for
 
 
 class Finding(NamedTuple):
-    """`failure` stops a run, `warning` can make one slow, unsafe or wrong later; both say how to mend it."""
+    """`failure` stops a run, `warning` can make one slow, unsafe or wrong later; both say how to fix it."""
 
     state: Literal["ok", "warning", "failure"]
     what: str
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def of_hardware() -> Iterator[Finding]:

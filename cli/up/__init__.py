@@ -1,6 +1,6 @@
 """`tunewright up`: Prefect's server, MLflow's server and a process worker, as one command on loopback.
 
-service.py says how each is started and mends the states of runs that nobody could end, supervisor.py keeps them alive,
+service.py says how each is started and fixes the states of runs that nobody could end, supervisor.py keeps them alive,
 processes.py finds and ends all that comes from them, and sentinel.py does so where `up` itself is killed.
 prefect_app.py and tunewright/registry/mlflow_server.py close the servers to web pages and host names of others.
 """

@@ -314,8 +314,8 @@ class Verdict(Artifact, frozen=True):
     smallest_visible: float | None = (
         None  # gain of the metric detectable at 80 % power, where it is the hardest to show
     )
-    looks: int = 0  # which candidate on these test rows it is; counted after the stage, as looks are no part of its key
-    warnings: tuple[str, ...] = ()  # of answers that were cut off and, from the flow, of many looks
+    test_set_uses: int = 0  # of these rows; counted after the stage, so it is no part of its key
+    warnings: tuple[str, ...] = ()  # of answers that were cut off and, from the flow, of many test-set uses
 
     @property
     def in_words(self) -> str:
@@ -350,7 +350,7 @@ class RunArtifacts(BaseModel, frozen=True):
     adapter: Adapter
     answers: tuple[Answers, ...]
     verdict: Verdict
-    looks: int  # the verdict's, for the key, since it is counted after the stage
+    test_set_uses: int  # the verdict's, for the key, since it is counted after the stage
     warnings: tuple[str, ...]  # the same
     approval: bool  # whether a person decides on the alias of what is promoted
     general: tuple[General, ...] = ()

@@ -66,25 +66,25 @@ class Course:
 
     def __init__(self, measure: str, study: "optuna.Study", trial: "optuna.Trial") -> None:
         self.measure, self.study, self.trial = measure, study, trial
-        self.looks: list[ValidationPoint] = []
+        self.evaluations: list[ValidationPoint] = []
         self.reported: set[int] = set()
 
     def __call__(self, line: Line) -> None:
         """Takes in an evaluation, a line of metrics.jsonl. Raises Pruned where it is enough."""
-        if self.looks and line["step"] <= self.looks[-1].step:
+        if self.evaluations and line["step"] <= self.evaluations[-1].step:
             return  # seen before: the training went on from a checkpoint
-        look = self._take(line)
-        if look.step < look.planned and self.trial.should_prune():
+        evaluation = self._take(line)
+        if evaluation.step < evaluation.planned and self.trial.should_prune():
             raise Pruned(
-                f"pruned at step {look.step} of {look.planned}: validation {in_words(self.measure)} "
-                f"{look.value:.4g} is behind the median of the finished variants"
+                f"pruned at step {evaluation.step} of {evaluation.planned}: validation {in_words(self.measure)} "
+                f"{evaluation.value:.4g} is behind the median of the finished variants"
             )
 
     def finished(self, variant: str, seed: int, adapter: Adapter) -> Trial:
         """It came to its end, now or when it was cached."""
         curves = read(adapter.folder)
-        self.looks.clear()
-        for line in curves.looks:
+        self.evaluations.clear()
+        for line in curves.evaluations:
             self._take(line)
         self.study.tell(self.trial, adapter.best_value)
         return Trial(
@@ -92,7 +92,7 @@ class Course:
             seed=seed,
             measure=self.measure,
             state="finished",
-            looks=tuple(self.looks),
+            evaluations=tuple(self.evaluations),
             said=f"validation {in_words(self.measure)} {adapter.best_value:.4g} at step {adapter.best_step}",
             value=adapter.best_value,
             best_step=adapter.best_step,
@@ -107,16 +107,23 @@ class Course:
         import optuna
 
         self.study.tell(self.trial, state=optuna.trial.TrialState.FAIL)
-        return Trial(variant=variant, seed=seed, measure=self.measure, state=state, looks=tuple(self.looks), said=said)
+        return Trial(
+            variant=variant,
+            seed=seed,
+            measure=self.measure,
+            state=state,
+            evaluations=tuple(self.evaluations),
+            said=said,
+        )
 
     def _take(self, line: Line) -> ValidationPoint:
-        look = ValidationPoint(step=line["step"], planned=line["planned"], value=line[f"eval_{self.measure}"])
-        self.looks.append(look)
-        at = math.ceil(look.share * PARTS)
+        evaluation = ValidationPoint(step=line["step"], planned=line["planned"], value=line[f"eval_{self.measure}"])
+        self.evaluations.append(evaluation)
+        at = math.ceil(evaluation.share * PARTS)
         if at not in self.reported:
             self.reported.add(at)
-            self.trial.report(look.value, at)
-        return look
+            self.trial.report(evaluation.value, at)
+        return evaluation
 
 
 __all__ = ["Course", "Ranked", "Study", "Trial", "VariantComparison", "markdown", "notes", "of", "row"]
@@ -176,7 +183,7 @@ def row(ranked: Ranked) -> dict[str, str]:
     """Return the table row of a variant, by column head."""
     first, measure = ranked.trials[0], in_words(ranked.trials[0].measure)
     if ranked.state != "finished":
-        last = first.looks[-1] if first.looks else None
+        last = first.evaluations[-1] if first.evaluations else None
         seen = f"{number(last.value)} at step {last.step} of {last.planned}" if last else ""
         return {f"validation {measure}": seen, "behind": ranked.state, **dict.fromkeys(COLUMNS, "")}
     spread = "" if ranked.deviation is None else f" ± {ranked.deviation:.2g}"
@@ -194,18 +201,24 @@ def row(ranked: Ranked) -> dict[str, str]:
 
 def _chart(ranked: Sequence[Ranked]) -> Chart | None:
     """The courses on the validation rows, by percent of the planned steps: the best variant's above all others."""
-    courses = [(place, each, trial) for place, each in enumerate(ranked, 1) for trial in each.trials if trial.looks]
-    values = [look.value for _, _, trial in courses for look in trial.looks]
+    courses = [
+        (place, each, trial) for place, each in enumerate(ranked, 1) for trial in each.trials if trial.evaluations
+    ]
+    values = [evaluation.value for _, _, trial in courses for evaluation in trial.evaluations]
     if not values:
         return None
     scale = ChartScale(WIDE, (0, 100), (min(values), max(values)))
     lines: list[Polyline] = []
     for place, each, trial in courses:
         style = "best" if each is ranked[0] and each.state == "finished" else each.state
-        series = [(100 * look.share, look.value) for look in trial.looks]
+        series = [(100 * evaluation.share, evaluation.value) for evaluation in trial.evaluations]
         dots = [
-            (scale.x(x), scale.y(value), f"{trial.variant}, seed {trial.seed}, step {look.step:,}: {number(value)}")
-            for (x, value), look in zip(series, trial.looks, strict=True)
+            (
+                scale.x(x),
+                scale.y(value),
+                f"{trial.variant}, seed {trial.seed}, step {evaluation.step:,}: {number(value)}",
+            )
+            for (x, value), evaluation in zip(series, trial.evaluations, strict=True)
         ]
         end_x, end_y, _ = dots[-1]
         named = [line.dots[-1] for line in lines if line.name]

@@ -35,7 +35,7 @@ class Trial(BaseModel, frozen=True):
     seed: int
     measure: str  # training.best_by
     state: State
-    looks: tuple[ValidationPoint, ...]
+    evaluations: tuple[ValidationPoint, ...]
     said: str  # what came of it: where it is the best, or why it was pruned or failed
     value: float | None = None  # of the measure at the best step; None where it did not finish
     best_step: int | None = None
@@ -124,7 +124,7 @@ def sentence(ranked: Sequence[Ranked]) -> str:
     if not finished:
         return "No variant finished."
     best, *others = finished
-    is_at_its_end = all(trial.looks and trial.best_step == trial.looks[-1].planned for trial in best.trials)
+    is_at_its_end = all(trial.evaluations and trial.best_step == trial.evaluations[-1].planned for trial in best.trials)
     more = " It was best at its last step: more steps may improve it." if is_at_its_end else ""
     return _of_the_best(best, others) + more
 

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, field_validator, model_validator
 
 from tunewright.config.evaluation import Metric, OwnMetric, deciding, require_in_range
 from tunewright.config.outside import require_no_secret
@@ -81,16 +81,17 @@ class Gate(Section):
     confidence: float = Field(
         default=0.95, gt=0.5, lt=1, description="Confidence level of each one-sided test, above 0.5 and below 1"
     )
-    looks: int = Field(
+    max_test_set_uses: int = Field(
         default=20,
+        validation_alias=AliasChoices("max_test_set_uses", "looks"),  # its name before, accepted for one release
         ge=1,
         description="Test-set uses before a warning: after so many candidates on the same test rows, one can win by "
         "chance; at least 1",
     )
     rotate: bool = Field(
         default=False,
-        description="Draw other test rows with the next split.seed once these were used gate.looks times; not with a "
-        "user-provided test set (side: test) or split.by=time",
+        description="Draw other test rows with the next split.seed after gate.max_test_set_uses uses of these; not "
+        " user-provided test set (side: test) or split.by=time",
     )
 
     approval: bool = Field(

@@ -234,8 +234,9 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"[The verdict page](#/experiments/{experiment_id}/runs/{run_id}/artifacts/{PAGE}) shows the answers row by "
         "row and what to try next.",
         "",
-        f"- Decision: {decision}; these test rows have decided on {counted(candidate.run.looks, 'candidate')} so far "
-        f"(gate.looks={candidate.settings.gate.looks}: a warning follows beyond that)",
+        f"- Decision: {decision}; these test rows have decided on "
+        f"{counted(candidate.run.test_set_uses, 'candidate')} so far "
+        f"(gate.max_test_set_uses={candidate.settings.gate.max_test_set_uses}: a warning follows beyond that)",
         f"- Base: {code(base.reference)}, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
         f"- Method: {adapter.method}, {adapter.steps} steps, best at {adapter.best_step} "
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",

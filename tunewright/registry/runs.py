@@ -58,7 +58,7 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     evaluations = sum(point.key == CURVES["eval_loss"] for point in points)
     tags = {
         "verdict": candidate.run.verdict.in_words,
-        "looks": str(candidate.run.looks),
+        "test_set_uses": str(candidate.run.test_set_uses),
         "gain": candidate.run.verdict.gain,
         "training": "; ".join(candidate.run.adapter.warnings)[:500] or no_warnings(evaluations),
         "mlflow.note.content": f"{card(candidate, run.info.experiment_id, run.info.run_id)}{origin}",
@@ -167,7 +167,10 @@ def log_comparison(settings: Settings, variants: dict[str, Settings], found: Var
 def _points(trial: Trial, most: int) -> list[Point]:
     """All curves of a training that finished, and of the others what was seen of the validation rows."""
     if trial.folder is None or trial.value is None:
-        return [Point(CURVES[f"eval_{trial.measure}"], look.value, look.step) for look in trial.looks]
+        return [
+            Point(CURVES[f"eval_{trial.measure}"], evaluation.value, evaluation.step)
+            for evaluation in trial.evaluations
+        ]
     figures = {
         f"validation/best_{trial.measure}": trial.value,
         "train/seconds": trial.seconds,

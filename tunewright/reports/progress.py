@@ -58,7 +58,7 @@ class Progress:
         self.facts: dict[str, Any] | None = None
         self.offset = 0
         self.steps: list[Line] = []
-        self.looks: list[Line] = []
+        self.evaluations: list[Line] = []
         self.artifact: Any = None
         self.shown = self.logged = 0.0
         self.said = (0, 0)  # steps and evaluations that the last line in the log is of
@@ -75,7 +75,7 @@ class Progress:
             for sentence in layout(self.facts):
                 log.info("%s", sentence)
         new = self._read()
-        now, there = time.monotonic(), (len(self.steps), len(self.looks))
+        now, there = time.monotonic(), (len(self.steps), len(self.evaluations))
         seconds = 0.0 if last or not self.logged else LOG_SECONDS if there[1] == self.said[1] else EVALUATION_SECONDS
         if there != self.said and now - self.logged >= seconds:
             self.logged, self.said = now, there
@@ -106,25 +106,25 @@ class Progress:
         self.offset += len(whole)
         lines = [json.loads(line) for line in whole.splitlines()]
         self.steps += [line for line in lines if "loss" in line]
-        self.looks += [line for line in lines if "eval_loss" in line]
+        self.evaluations += [line for line in lines if "eval_loss" in line]
         return lines
 
     def sentence(self) -> str:
         """Such as "step 40 of 60: loss 0.1234, validation loss 0.2345, 512 tokens/s, about 2 min left"."""
         step, planned = self._place()
         parts = [f"loss {self.steps[-1]['loss']:.4f}"] if self.steps else []
-        for name, value in (self.looks[-1] if self.looks else {}).items():
+        for name, value in (self.evaluations[-1] if self.evaluations else {}).items():
             if name.startswith("eval_"):
-                at = "" if self.looks[-1]["step"] == step else f" at step {self.looks[-1]['step']}"
+                at = "" if self.evaluations[-1]["step"] == step else f" at step {self.evaluations[-1]['step']}"
                 parts.append(f"validation {name.removeprefix('eval_').replace('_', ' ')} {value:.4f}{at}")
         rates = [line["tokens_per_second"] for line in self.steps[-RECENT:]]
         parts += [f"{statistics.median(rates):,.0f} tokens/s"] if rates else []
-        left = seconds_left(self.steps, self.looks, (self.facts or {}).get("evaluate_every"))
+        left = seconds_left(self.steps, self.evaluations, (self.facts or {}).get("evaluate_every"))
         parts += [f"about {duration(left)} left"] if left else []
         return f"step {step} of {planned}: {', '.join(parts)}"
 
     def _place(self) -> tuple[int, int]:
-        newest = max((lines[-1] for lines in (self.steps, self.looks) if lines), key=lambda line: line["step"])
+        newest = max((lines[-1] for lines in (self.steps, self.evaluations) if lines), key=lambda line: line["step"])
         return newest["step"], newest["planned"]
 
     def _show(self) -> None:
@@ -157,15 +157,15 @@ def layout(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def seconds_left(steps: Sequence[Line], looks: Sequence[Line], every: int | None) -> float | None:
+def seconds_left(steps: Sequence[Line], evaluations: Sequence[Line], every: int | None) -> float | None:
     """About how long the planned steps and evaluations that are left take; None where nothing is left or known."""
     if not steps or steps[-1]["step"] >= steps[-1]["planned"]:
         return None
     step, planned = steps[-1]["step"], steps[-1]["planned"]
     a_step = statistics.fmean(line["seconds"] for line in steps[-RECENT:])
-    a_look = looks[-1].get("seconds") if looks else None
+    an_evaluation = evaluations[-1].get("seconds") if evaluations else None
     num_looks = planned // every - step // every + (planned % every > 0) if every else 0
-    return a_step * (planned - step) + (a_look or 0.0) * num_looks
+    return a_step * (planned - step) + (an_evaluation or 0.0) * num_looks
 
 
 def share(num_trained: int, num_parameters: int) -> str:

@@ -21,7 +21,8 @@ from tunewright.store import disk
 from tunewright.store.caching import lock
 
 FILES = "mlartifacts"
-HISTORIES = ("versions", "looks", "registered")
+HISTORIES = ("versions", "test_set_uses", "registered")
+OLD = "looks"  # the name of test_set_uses in homes and backups of an earlier release
 WAIT_SECONDS = 30
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # that of the home
 NO_BACKUP = "not a backup of tunewright home backup, or a damaged one"
@@ -34,7 +35,7 @@ def backup(file: Path, *, overwrite: bool = False) -> int:
     file exists and must not be overwritten.
     """
     home, names = config.home(), (config.mlflow_database().name, FILES, *HISTORIES)
-    if not any((home / name).exists() for name in names):
+    if not any((home / name).exists() for name in (*names, OLD)):
         raise ConfigError(f"TUNEWRIGHT_HOME={home}: it has none of {', '.join(names)}, so there is nothing to back up")
     with _written(file):
         if file.is_dir():
@@ -56,7 +57,7 @@ def backup(file: Path, *, overwrite: bool = False) -> int:
                     source.backup(target)
                 archive.add(copy, config.mlflow_database().name)
             _add(archive, FILES)
-            for history in HISTORIES:
+            for history in (*HISTORIES, OLD):
                 with contextlib.ExitStack() as held:
                     for each in sorted((config.home() / history).glob("*.jsonl")):
                         with _unless_read_only():
@@ -106,7 +107,7 @@ def restore(file: Path) -> list[str]:
     with tempfile.TemporaryDirectory(dir=home) as folder:
         _extract(file, Path(folder))
         found = sorted(path.name for path in Path(folder).iterdir())
-        known = (config.mlflow_database().name, FILES, *HISTORIES)
+        known = (config.mlflow_database().name, FILES, *HISTORIES, OLD)
         if not found or any(name not in known for name in found):
             raise ConfigError(f"{file}: {NO_BACKUP}")
         if there := [name for name in found if (home / name).exists()]:

@@ -1,21 +1,21 @@
-"""How often the test rows were looked at: whoever tries enough candidates on the same rows finds one that wins by luck.
+"""Count how often the test rows were used: of many candidates on the same rows, one wins by chance.
 
-Each candidate that is decided on is a look, and a line in `<home>/looks/<name>.jsonl`; the same candidate on the same
-rows again is none. A look at a test set counts for another as far as they have rows in common, so that a test set that
-grows from version to version is not taken for a new one. The rows of a test set are kept once, as the smallest of their
-row_ids: these are hashes, so that the smallest are a fair sample, and the share in common is known from them (bottom-k
-sketches, Cohen & Kaplan 2007), exactly up to 1,000 rows.
+Each candidate that is decided on is one test-set use, a line in `<home>/test_set_uses/<name>.jsonl`; the same candidate
+on the same rows counts once. A use of another test set counts by the share of rows that both have, so a test set that
+grows from version to version is not taken for a new one. Of each test set the smallest row_ids are kept: these are
+hashes, so the smallest are a fair sample, and the share in common is known from them (bottom-k sketches, Cohen & Kaplan
+2007), exactly up to 1,000 rows.
 
-The number of a look never changes afterwards, so that a run of unchanged settings says the same again. It is counted
-after decide and is no part of the stage, whose verdict depends on the scores alone.
+The number of a use never changes afterwards, so a run of unchanged settings reports the same number again. It is
+counted after decide and is no part of the stage, whose verdict depends on the scores alone.
 
-With gate.rotate other test rows are drawn once these were looked at gate.looks times. The seeds follow each other from
-split.seed on, each with sides and a history of its own (data_versions.py), so that a number that was set by hand gives
-the same rows. It is known before the first stage, from the ledger and from what makes a candidate alone: what was
-looked at once keeps the seed of then. So a run of unchanged settings draws as before, and nothing runs anew, until
-there is something new to look at.
+With gate.rotate other test rows are drawn after gate.max_test_set_uses uses. The seeds follow each other from
+split.seed on, each with splits and a history of its own (data_versions.py), so a number that was set by hand gives the
+same rows. The seed is known before the first stage, from the ledger and from the recipe of the candidate: a recipe that
+was decided on keeps its seed. So a run of unchanged settings draws as before and runs nothing anew.
 """
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
@@ -77,17 +77,17 @@ class TestRows:
 def enter(
     name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, *, seed: int, recipe: str
 ) -> Verdict:
-    """The verdict with the number of its look, which is entered unless it was before.
+    """Enter this test-set use, unless it was entered before, and return the verdict with its number.
 
-    With a warning where that is over gate.looks, and where rows that another seed drew are among these. `seed` drew
-    these, and `recipe` is what the candidate was made of.
+    The verdict gets a warning if the number is over gate.max_test_set_uses, and if another seed drew some of these rows
+    before. `seed` drew these rows, and `recipe` is the hash of what the candidate was made of.
     """
     rows, file = TestRows.of(answers), file_of(name)
     with lock(file):
-        looks = read(file)
-        if not any(_is(look, candidate.digest, rows) for look in looks):
-            is_known = any(look.test == rows.test for look in looks)
-            look = TestSetUse(
+        uses = read(file)
+        if not any(_is(use, candidate.digest, rows) for use in uses):
+            is_known = any(use.test == rows.test for use in uses)
+            use = TestSetUse(
                 candidate=candidate.digest,
                 test=rows.test,
                 decided=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -97,8 +97,8 @@ def enter(
                 recipe=recipe,
                 sample=None if is_known else rows.sample,
             )
-            disk.append(file, look)
-    return _said(verdict, looks, candidate.digest, rows, gate, seed)
+            disk.append(file, use)
+    return _said(verdict, uses, candidate.digest, rows, gate, seed)
 
 
 def look_up(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, *, seed: int) -> Verdict:
@@ -106,49 +106,54 @@ def look_up(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, g
     return _said(verdict, read(file_of(name)), candidate.digest, TestRows.of(answers), gate, seed)
 
 
-def next_number(looks: Sequence[TestSetUse], seed: int) -> int:
-    """Which look a new candidate's would be at the rows that `seed` drew last; 1 where none is known to have."""
-    last = next((look for look in reversed(looks) if look.seed == seed), None)
+def next_number(uses: Sequence[TestSetUse], seed: int) -> int:
+    """Return the number of a new candidate's use of the rows that `seed` drew last; 1 if it drew none."""
+    last = next((use for use in reversed(uses) if use.seed == seed), None)
     if last is None:
         return 1
-    sample = _samples(looks).get(last.test, ())
-    return _number(looks, "", TestRows(last.test, sample, len(sample)))
+    sample = _samples(uses).get(last.test, ())
+    return _number(uses, "", TestRows(last.test, sample, len(sample)))
 
 
 def file_of(name: str) -> Path:
-    """The ledger of a pipeline."""
-    return config.home() / "looks" / f"{name}.jsonl"
+    """The ledger of a pipeline. Moves the ledgers of a home of an earlier release to their new folder."""
+    home = config.home()
+    folder, before = home / "test_set_uses", home / "looks"
+    if before.is_dir() and not folder.exists():
+        with contextlib.suppress(OSError):  # another process was faster, or this home can only be read
+            before.rename(folder)
+    return (folder if folder.exists() or not before.is_dir() else before) / f"{name}.jsonl"
 
 
-def _is(look: TestSetUse, candidate: str, rows: TestRows) -> bool:
-    return (look.candidate, look.test) == (candidate, rows.test)
+def _is(use: TestSetUse, candidate: str, rows: TestRows) -> bool:
+    return (use.candidate, use.test) == (candidate, rows.test)
 
 
-def _samples(looks: Sequence[TestSetUse]) -> dict[str, tuple[str, ...]]:
-    return {look.test: look.sample for look in looks if look.sample is not None}
+def _samples(uses: Sequence[TestSetUse]) -> dict[str, tuple[str, ...]]:
+    return {use.test: use.sample for use in uses if use.sample is not None}
 
 
-def _number(looks: Sequence[TestSetUse], candidate: str, rows: TestRows) -> int:
-    """One more than other candidates were looked at before, each counted as far as it was on these rows."""
-    samples = _samples(looks)
+def _number(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> int:
+    """One more than the uses by other candidates before, each counted by the share of these rows that it had."""
+    samples = _samples(uses)
     seen: dict[str, float] = {}
-    for look in _before(looks, candidate, rows):
-        if look.candidate != candidate:
-            share = rows.share(samples.get(look.test, ()))
-            seen[look.candidate] = max(share, seen.get(look.candidate, 0.0))
+    for use in _before(uses, candidate, rows):
+        if use.candidate != candidate:
+            share = rows.share(samples.get(use.test, ()))
+            seen[use.candidate] = max(share, seen.get(use.candidate, 0.0))
     return 1 + round(sum(seen.values()))
 
 
-def _before(looks: Sequence[TestSetUse], candidate: str, rows: TestRows) -> Iterable[TestSetUse]:
-    """The looks before this candidate's at these rows."""
-    return takewhile(lambda look: not _is(look, candidate, rows), looks)
+def _before(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> Iterable[TestSetUse]:
+    """The uses before this candidate's at these rows."""
+    return takewhile(lambda use: not _is(use, candidate, rows), uses)
 
 
 def _said(
-    verdict: Verdict, looks: Sequence[TestSetUse], candidate: str, rows: TestRows, gate: Gate, seed: int
+    verdict: Verdict, uses: Sequence[TestSetUse], candidate: str, rows: TestRows, gate: Gate, seed: int
 ) -> Verdict:
-    number, samples = _number(looks, candidate, rows), _samples(looks)
-    tests = {look.test for look in _before(looks, candidate, rows) if look.seed not in (None, seed)}
+    number, samples = _number(uses, candidate, rows), _samples(uses)
+    tests = {use.test for use in _before(uses, candidate, rows) if use.seed not in (None, seed)}
     # Of two samples of one set the share in common is known, so of all together that of their union's smallest.
     before = rows.share(tuple(sorted({row for test in tests for row in samples.get(test, ())})[:SAMPLE]))
     about = "about " if rows.number > SAMPLE else ""
@@ -157,7 +162,7 @@ def _said(
         "another split.seed; do not compare with earlier scores: these are of other rows"
     )
     said = [seen] if before else []
-    if number > gate.looks:
+    if number > gate.max_test_set_uses:
         advice = (
             "gate.rotate draws other test rows for the next candidate; if this warning returns, nearly all rows were "
             "used: add new ones"
@@ -166,14 +171,15 @@ def _said(
             "rows, some of which the champion may have trained on"
         )
         said.append(
-            f"this is test-set use {number} of these {rows.number:,} test rows (gate.looks={gate.looks}), and one of "
+            f"this is test-set use {number} of these {rows.number:,} test rows "
+            f"(gate.max_test_set_uses={gate.max_test_set_uses}), and one of "
             f"so many candidates can win by chance; {advice}"
         )
-    return verdict.model_copy(update={"looks": number, "warnings": (*verdict.warnings, *said)})
+    return verdict.model_copy(update={"test_set_uses": number, "warnings": (*verdict.warnings, *said)})
 
 
 def read(file: Path) -> list[TestSetUse]:
-    """All looks of a ledger, the oldest first. Raises ConfigError where a line is none."""
+    """All uses of a ledger, the oldest first. Raises ConfigError where a line is none."""
     return disk.read(file, TestSetUse, "is no test-set use; fix the line, or delete it")
 
 
@@ -183,7 +189,7 @@ class Draw(NamedTuple):
     recipe: str  # the hash of all settings and contents that a candidate is made of
     asked: int  # split.seed as it is set
     seed: int  # as it is used
-    most: int  # looks at one test set
+    most: int  # uses of one test set
 
     @property
     def said(self) -> str:
@@ -192,8 +198,9 @@ class Draw(NamedTuple):
             return ""
         last = f" to {self.seed - 1}" if self.seed - 1 > self.asked else ""
         return (
-            f"gate.rotate: the test rows of split.seed={self.asked}{last} were used gate.looks={self.most} times or "
-            f"more, so split.seed={self.seed} draws other test rows; do not compare with earlier scores"
+            f"gate.rotate: the test rows of split.seed={self.asked}{last} were used "
+            f"gate.max_test_set_uses={self.most} times or more, so split.seed={self.seed} draws other test rows; do "
+            "not compare with earlier scores"
         )
 
     def settings(self, settings: Settings) -> Settings:
@@ -207,16 +214,16 @@ def draw(settings: Settings, recipe: str) -> Draw:
     asked, gate = settings.split.seed, settings.gate
     seed = asked
     if gate.rotate:
-        seed = seed_of(read(file_of(settings.registry.name)), asked, gate.looks, recipe)
-    return Draw(recipe, asked, seed, gate.looks)
+        seed = seed_of(read(file_of(settings.registry.name)), asked, gate.max_test_set_uses, recipe)
+    return Draw(recipe, asked, seed, gate.max_test_set_uses)
 
 
-def seed_of(looks: Sequence[TestSetUse], asked: int, most: int, recipe: str) -> int:
-    """The seed that this recipe was last looked at with, or the first from `asked` on with looks left."""
-    before = next((look.seed for look in reversed(looks) if look.recipe == recipe and look.seed is not None), None)
+def seed_of(uses: Sequence[TestSetUse], asked: int, most: int, recipe: str) -> int:
+    """The seed that this recipe was last decided on with, or the first from `asked` on with uses left."""
+    before = next((use.seed for use in reversed(uses) if use.recipe == recipe and use.seed is not None), None)
     if before is not None:
         return before
     seed = asked
-    while next_number(looks, seed) > most:
+    while next_number(uses, seed) > most:
         seed += 1
     return seed

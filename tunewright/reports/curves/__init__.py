@@ -22,7 +22,7 @@ def write_page(file: Path, curves: Curves, warnings: Sequence[TrainingWarning]) 
         curves=curves,
         warnings=warnings,
         charts=charts(curves),
-        looks=_looks(curves),
+        evaluations=_evaluations(curves),
         worst=curves.worst()[:WORST],
         status=curves.status,
     )
@@ -35,20 +35,20 @@ def picture(curves: Curves) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
-def _looks(curves: Curves) -> list[dict[str, Any]]:
+def _evaluations(curves: Curves) -> list[dict[str, Any]]:
     """The evaluations as a table's rows, with the mean training loss since the one before."""
     found, since = [], 0
-    for look in curves.looks:
-        losses = [line["loss"] for line in curves.steps if since < line["step"] <= look["step"]]
-        since = look["step"]
-        metric = look.get(f"eval_{curves.best_by}") if curves.best_by != "loss" else None
+    for evaluation in curves.evaluations:
+        losses = [line["loss"] for line in curves.steps if since < line["step"] <= evaluation["step"]]
+        since = evaluation["step"]
+        metric = evaluation.get(f"eval_{curves.best_by}") if curves.best_by != "loss" else None
         found.append(
             {
-                "step": look["step"],
+                "step": evaluation["step"],
                 "train": number(sum(losses) / len(losses)) if losses else "",
-                "validation": number(look["eval_loss"]),
+                "validation": number(evaluation["eval_loss"]),
                 "metric": "" if metric is None else number(metric),
-                "best": look["step"] == curves.best_step,
+                "best": evaluation["step"] == curves.best_step,
             }
         )
     return found

@@ -95,15 +95,15 @@ def divergence(curves: Curves) -> TrainingWarning | None:
 
 def no_learning(curves: Curves) -> TrainingWarning | None:
     """Neither the training loss nor the validation loss fell."""
-    losses, looks = curves.series("loss"), curves.series("eval_loss")
+    losses, evaluations = curves.series("loss"), curves.series("eval_loss")
     found = windows(losses, most=4)
     if len(losses) < FEWEST_STEPS or len(found) < 2:
         return None
     first, last = found[0], found[-1]
     unclear = math.hypot(first.error, last.error) > 0.02 * first.mean
-    if last.mean < 0.99 * first.mean or (unclear and len(looks) < 3):
+    if last.mean < 0.99 * first.mean or (unclear and len(evaluations) < 3):
         return None
-    if len(looks) > 1 and min(value for _, value in looks[1:]) < (1 - LEVEL) * looks[0][1]:
+    if len(evaluations) > 1 and min(value for _, value in evaluations[1:]) < (1 - LEVEL) * evaluations[0][1]:
         return None
     seen = f"the training loss was {number(first.mean)} at the start and {number(last.mean)} at the end"
     advice = "try 3 to 10 times training.learning_rate, or check the trained tokens with --until render"
@@ -112,15 +112,15 @@ def no_learning(curves: Curves) -> TrainingWarning | None:
 
 def overfitting(curves: Curves) -> TrainingWarning | None:
     """The validation loss rose in two evaluations after its lowest, while the training loss went on falling."""
-    looks = curves.series("eval_loss")
-    if len(looks) < 3 or _still_better(curves):
+    evaluations = curves.series("eval_loss")
+    if len(evaluations) < 3 or _still_better(curves):
         return None
-    at = min(range(len(looks)), key=lambda position: looks[position][1])
-    (step, lowest), after = looks[at], looks[at + 1 :]
+    at = min(range(len(evaluations)), key=lambda position: evaluations[position][1])
+    (step, lowest), after = evaluations[at], evaluations[at + 1 :]
     if len(after) < 2 or min(value for _, value in after[-2:]) < (1 + RISE) * lowest:
         return None
-    before = [value for place, value in curves.series("loss") if place <= step][-_between(looks) :]
-    later = [value for place, value in curves.series("loss") if place > step][-_between(looks) :]
+    before = [value for place, value in curves.series("loss") if place <= step][-_between(evaluations) :]
+    later = [value for place, value in curves.series("loss") if place > step][-_between(evaluations) :]
     if not before or not later or statistics.fmean(later) >= statistics.fmean(before):
         return None
     seen = (
@@ -134,18 +134,18 @@ def overfitting(curves: Curves) -> TrainingWarning | None:
 
 def _still_better(curves: Curves) -> bool:
     """Whether the metric that decides was best in one of the last two evaluations, whatever the loss did."""
-    return curves.best_by != "loss" and curves.best_step in [line["step"] for line in curves.looks[-2:]]
+    return curves.best_by != "loss" and curves.best_step in [line["step"] for line in curves.evaluations[-2:]]
 
 
-def _between(looks: Series) -> int:
-    return max(1, looks[1][0] - looks[0][0])
+def _between(evaluations: Series) -> int:
+    return max(1, evaluations[1][0] - evaluations[0][0])
 
 
 def plateau(curves: Curves) -> TrainingWarning | None:
     """In the later half of at least six evaluations the validation loss moved by next to nothing."""
-    looks = curves.series("eval_loss")
-    half = looks[len(looks) // 2 :]
-    if len(looks) < 6 or _still_better(curves):
+    evaluations = curves.series("eval_loss")
+    half = evaluations[len(evaluations) // 2 :]
+    if len(evaluations) < 6 or _still_better(curves):
         return None
     values = [value for _, value in half]
     if max(values) - min(values) > LEVEL * min(values):
@@ -161,18 +161,18 @@ def is_falling(curves: Curves) -> bool:
 
     The last has to be at the planned end.
     """
-    looks = curves.series("eval_loss")
-    if len(looks) < 2 or curves.stopped_early or looks[-1][0] < curves.planned:
+    evaluations = curves.series("eval_loss")
+    if len(evaluations) < 2 or curves.stopped_early or evaluations[-1][0] < curves.planned:
         return False
-    return looks[-1][1] <= (1 - FALL) * looks[-2][1]
+    return evaluations[-1][1] <= (1 - FALL) * evaluations[-2][1]
 
 
 def unfinished(curves: Curves) -> TrainingWarning | None:
     """At the planned end the validation loss was still falling, from each of the last two evaluations to the next."""
-    looks = curves.series("eval_loss")
-    if len(looks) < 3 or curves.stopped_early or not curves.steps or looks[-1][0] < curves.planned:
+    evaluations = curves.series("eval_loss")
+    if len(evaluations) < 3 or curves.stopped_early or not curves.steps or evaluations[-1][0] < curves.planned:
         return None
-    a, b, c = (value for _, value in looks[-3:])
+    a, b, c = (value for _, value in evaluations[-3:])
     if b > (1 - FALL) * a or c > (1 - FALL) * b:
         return None
     seen = f"the validation loss was {number(b)} one evaluation before the end and {number(c)} at the end"

@@ -94,14 +94,14 @@ def charts(curves: Curves) -> list[Chart]:
 
 
 def _losses(curves: Curves) -> Chart:
-    train, looks = curves.series("loss"), curves.series("eval_loss")
+    train, evaluations = curves.series("loss"), curves.series("eval_loss")
     smooth = means(train, SMOOTHED)
-    values = [value for _, value in smooth] + [value for _, value in looks]
+    values = [value for _, value in smooth] + [value for _, value in evaluations]
     scale = ChartScale(WIDE, _steps(curves), (min(values), max(values)))
     lines = [
         Polyline("raw", scale.points(thinned(train)), []),
         Polyline("train", scale.points(smooth), []),
-        Polyline("look", scale.points(looks), _dots(scale, looks, "validation loss")),
+        Polyline("look", scale.points(evaluations), _dots(scale, evaluations, "validation loss")),
     ]
     return _chart(curves, "Loss, nats per token", "", scale, lines, train, "training loss")
 

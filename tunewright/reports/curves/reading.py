@@ -18,7 +18,7 @@ class Curves:
     """The lines of metrics.jsonl, of steps and of evaluations in their order, and how training ended."""
 
     steps: list[Line]
-    looks: list[Line]
+    evaluations: list[Line]
     best_step: int
     best_by: str = "loss"
     stopped_early: bool = False
@@ -47,11 +47,11 @@ class Curves:
     @property
     def nothing(self) -> str:
         """The sentence if there are no warnings; few evaluations do not prove that the loss settled."""
-        return no_warnings(len(self.looks))
+        return no_warnings(len(self.evaluations))
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a figure, where it is a number: of the steps, or of the evaluations for eval_..."""
-        lines = self.looks if name.startswith("eval_") else self.steps
+        lines = self.evaluations if name.startswith("eval_") else self.steps
         return [(line["step"], line[name]) for line in lines if name in line and math.isfinite(line[name])]
 
     def worst(self) -> list[tuple[int, float, str]]:
@@ -66,7 +66,7 @@ def read(folder: Path) -> Curves:
     summary = TrainingSummary.load_from(folder)
     return Curves(
         steps=[line for line in lines if "loss" in line],
-        looks=[line for line in lines if "eval_loss" in line],
+        evaluations=[line for line in lines if "eval_loss" in line],
         best_step=summary.best_step,
         best_by=summary.best_by,
         stopped_early=summary.stopped_early,
