@@ -164,7 +164,7 @@ def main() -> int:
             if line.promoted > most or abs(line.seen - line.power) > 0.03:
                 failures.append(f"{kind}, {num_rows} rows")
     for missed, promoted in beside_others(given.trials, given.seed).items():
-        print(f"far above the base, but not surely above the bar beside the {missed}: {promoted:.3f} promoted")
+        print(f"far above the base, but not surely above the threshold beside the {missed}: {promoted:.3f} promoted")
         if promoted > most:
             failures.append(missed)
     if failures:

@@ -146,7 +146,11 @@ class Outcome(BaseModel, frozen=True):
             return ""
         if self.registered.alias:
             return f"@{self.registered.alias}"
-        return f"the alias points to version {self.registered.holder}" if self.registered.holder else "no alias"
+        return (
+            f"the alias points to version {self.registered.current_version}"
+            if self.registered.current_version
+            else "no alias"
+        )
 
     def quarantines(self) -> list[Path]:
         """The files with the rows that were quarantined."""
@@ -244,5 +248,5 @@ def _verdict(verdict: artifacts.Verdict) -> dict[str, Any]:
 
 
 def _model(registered: artifacts.Registered) -> dict[str, Any]:
-    names = ("name", "version", "alias", "holder", "uri", "run_id")
+    names = ("name", "version", "alias", "current_version", "uri", "run_id")
     return {name: getattr(registered, name) or None for name in names} | {"tracking_uri": tracking_uri(registered)}

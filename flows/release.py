@@ -27,8 +27,8 @@ from tunewright.artifacts import Registered
 from tunewright.config import Registry, outside
 from tunewright.machine import addresses
 from tunewright.registry import release
+from tunewright.registry.alias_state import Event
 from tunewright.registry.release import LONGEST_REASON, Waiting
-from tunewright.registry.standing import Event
 from tunewright.registry.tracking import tracking_uri
 
 log = logging.getLogger("tunewright")

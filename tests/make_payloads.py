@@ -121,7 +121,7 @@ def make_comparison(**changes: Any) -> Comparison:
     fields = {
         "metric": "exact_match",
         "opponent": "base",
-        "bar": 0.0,
+        "threshold": 0.0,
         "finding": "above",
         "difference": (0.1, 0.2, 0.3),
         "bootstrap": (0.1, 0.3),

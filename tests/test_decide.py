@@ -206,7 +206,7 @@ def test_a_model_that_is_not_surely_as_good_as_every_prompt_stays(few_shot: int,
     )
     decision = decide_scores(given, Gate())
     assert (decision.decision, decision.because) == (expected, "prompting is enough" if expected == "keep" else "")
-    assert {each.opponent: each.bar for each in decision.comparisons} == {
+    assert {each.opponent: each.threshold for each in decision.comparisons} == {
         "base": 0.0,
         "few_shot": -0.02,
         "retrieval": -0.02,

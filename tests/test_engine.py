@@ -163,8 +163,8 @@ def compare(rows: list[dict[str, Any]], threshold: float, parts: int, enough: in
         nearest = engine.nearest_across(sets, np.arange(len(chosen)) % 3, threshold / 2)
         return [
             *(column.tolist() for column in engine.leaders(guarded, threshold)),
-            *(column.tolist() for column in vars(engine.alike(sets, threshold, enough=len(rows))).values()),
-            labels(engine.alike(sets, threshold, enough)),
+            *(column.tolist() for column in vars(engine.similar_pairs(sets, threshold, enough=len(rows))).values()),
+            labels(engine.similar_pairs(sets, threshold, enough)),
             (nearest.one, nearest.other, nearest.similarity),
         ]
 

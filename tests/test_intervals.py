@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from tunewright.metrics.intervals import Sight, Sums, by_cluster, holm, mcnemar, rows_needed
+from tunewright.metrics.intervals import ClusterSums, PowerAnalysis, by_cluster, holm, mcnemar, rows_needed
 
 
 def low(wins: int, losses: int, num_rows: int, confidence: float = 0.95) -> float:
     """The lower bound of the difference of two models with so many wins and losses."""
     differences = np.array([1.0] * wins + [-1.0] * losses + [0.0] * (num_rows - wins - losses))
-    return by_cluster(differences, np.arange(num_rows)).with_pair(-1, 1).bounds(confidence)[0]
+    return by_cluster(differences, np.arange(num_rows)).with_pseudo_observations(-1, 1).bounds(confidence)[0]
 
 
 @pytest.mark.parametrize("num_rows", [30, 100, 400])
@@ -33,7 +33,9 @@ def test_a_bound_holds_as_often_as_it_says_whatever_the_scores_and_their_cluster
 
     def share_over(draw: object, clusters: np.ndarray) -> float:
         trials = [draw(generator) for _ in range(1_000)]  # pyright: ignore[reportCallIssue]
-        return float(np.mean([by_cluster(t, clusters).with_pair(-1, 1).bounds(0.95)[0] > 0 for t in trials]))
+        return float(
+            np.mean([by_cluster(t, clusters).with_pseudo_observations(-1, 1).bounds(0.95)[0] > 0 for t in trials])
+        )
 
     alone, pairs = np.arange(100), np.arange(100) // 4
     assert share_over(lambda g: g.normal(0, 0.3, 100).clip(-1, 1), alone) <= 0.064
@@ -48,9 +50,9 @@ def test_a_better_model_is_seen_as_often_as_the_power_says(num_rows: int) -> Non
     for _ in range(1_500):
         drawn = generator.random(num_rows)
         evidence = by_cluster(np.where(drawn < 0.125, 1.0, np.where(drawn < 0.2, -1.0, 0.0)), np.arange(num_rows))
-        sight = Sight(evidence, evidence.with_pair(-1, 1), 0.0, 0.95)
-        seen.append(sight.widened.bounds(0.95)[0] > 0)
-        said.append(sight.power(0.05))
+        analysis = PowerAnalysis(evidence, evidence.with_pseudo_observations(-1, 1), 0.0, 0.95)
+        seen.append(analysis.widened.bounds(0.95)[0] > 0)
+        said.append(analysis.power(0.05))
     assert np.mean(seen) == pytest.approx(np.mean(said), abs=0.03)
 
 
@@ -58,18 +60,18 @@ def test_a_better_model_is_seen_as_often_as_the_power_says(num_rows: int) -> Non
     st.lists(st.tuples(st.sampled_from([-1.0, -0.3, 0.0, 0.5, 1.0]), st.integers(0, 8)), min_size=2, max_size=30),
     st.floats(0, 0.2),
 )
-def test_the_smallest_visible_gain_has_a_power_of_four_fifths(rows: list[tuple[float, int]], bar: float) -> None:
+def test_the_smallest_visible_gain_has_a_power_of_four_fifths(rows: list[tuple[float, int]], threshold: float) -> None:
     scores, clusters = (np.array(column) for column in zip(*rows, strict=True))
     evidence = by_cluster(scores, clusters)
-    sight = Sight(evidence, evidence.with_pair(-1, 1), bar, 0.95)
-    smallest = sight.smallest()
-    assert smallest > bar
-    assert sight.power(smallest + 1e-9) == pytest.approx(0.8 if evidence.row_variance() > 1e-12 else 1.0, abs=1e-3)
+    analysis = PowerAnalysis(evidence, evidence.with_pseudo_observations(-1, 1), threshold, 0.95)
+    smallest = analysis.smallest()
+    assert smallest > threshold
+    assert analysis.power(smallest + 1e-9) == pytest.approx(0.8 if evidence.row_variance() > 1e-12 else 1.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("worse", [-0.2, 0.0, 0.3])
 def test_a_p_value_is_small_exactly_where_the_bound_is_beyond(worse: float) -> None:
-    evidence = by_cluster(np.random.default_rng(2).normal(0.1, 0.5, 60), np.arange(60)).with_pair(-1, 1)
+    evidence = by_cluster(np.random.default_rng(2).normal(0.1, 0.5, 60), np.arange(60)).with_pseudo_observations(-1, 1)
     no_more, no_less = evidence.tails(worse)
     assert no_more + no_less == pytest.approx(1)
     for p, confidence in ((no_more, 1 - no_more), (no_less, 1 - no_less)):
@@ -79,7 +81,7 @@ def test_a_p_value_is_small_exactly_where_the_bound_is_beyond(worse: float) -> N
 
 
 def test_without_any_spread_the_p_values_are_certain() -> None:
-    same = Sums(np.zeros(5), np.ones(5))
+    same = ClusterSums(np.zeros(5), np.ones(5))
     assert same.bounds(0.95) == (0, 0)
     assert same.tails(0.1) == (1, 0)
     assert same.tails(-0.1) == (0, 1)

@@ -34,8 +34,8 @@ from tunewright.config import Gate, Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import release as asking
 from tunewright.registry import rehearsal, release
+from tunewright.registry.alias_state import Event, past_champions, verdict_of
 from tunewright.registry.release import History, as_now
-from tunewright.registry.standing import Event, carriers, verdict_of
 from tunewright.registry.tracking import connected
 
 REGISTRY = Registry(name="triage")
@@ -83,7 +83,7 @@ def told(number: int) -> str:
 
 def test_a_version_that_waits_gets_the_alias_once_a_person_says_yes(make: Make) -> None:
     registered = make(**ASKS)
-    assert (registered.alias, registered.holder, registered.approval) == ("", "", "waiting")
+    assert (registered.alias, registered.current_version, registered.approval) == ("", "", "waiting")
     assert aliases() == {}
     assert tags(1)["approval"] == "waiting"
     waits = "Waiting for approval: better than the base by 0.82. To approve: tunewright release approve triage 1"
@@ -104,7 +104,7 @@ def test_a_version_that_waits_gets_the_alias_once_a_person_says_yes(make: Make) 
     with pytest.raises(TunewrightError, match=r"version 1 of triage does not wait for approval: Promoted: better"):
         release.decide(REGISTRY, "1", "approve", by="bob", why="again")
     now = as_now(REGISTRY, registered)
-    assert (now.alias, now.holder, now.approval) == ("champion", "1", "approved")
+    assert (now.alias, now.current_version, now.approval) == ("champion", "1", "approved")
 
 
 def note(run_id: str) -> str:
@@ -207,7 +207,7 @@ def test_what_a_person_rolled_back_no_pipeline_promotes_again(make: Make, rehear
     make(digest="b", challenged="1")
     release.rollback(REGISTRY, by="ann", why="complaints")
     again = make(digest="b", challenged="1", gate=Gate(max_test_set_uses=21))
-    assert (again.version, again.alias, again.holder, again.approval) == ("2", "", "1", "rolled back")
+    assert (again.version, again.alias, again.current_version, again.approval) == ("2", "", "1", "rolled back")
     assert aliases() == {"champion": "1"}
     assert headline(2).startswith("Rolled back by ann on 20")
     assert (told(1), told(2)) == ("promote", "promote; rolled back")
@@ -263,7 +263,7 @@ def test_a_bad_first_version_is_withdrawn_and_no_pipeline_promotes_it_again(make
     assert headline(1).startswith("Withdrawn by ann on 20")
     assert told(1) == "promote; withdrawn"
     again = make(gate=Gate(max_test_set_uses=21))
-    assert (again.version, again.alias, again.holder, again.approval) == ("1", "", "", "withdrawn")
+    assert (again.version, again.alias, again.current_version, again.approval) == ("1", "", "", "withdrawn")
     with pytest.raises(TunewrightError, match="no version of triage is champion: there is nothing to withdraw"):
         release.withdraw(REGISTRY, by="ann", why="it insults people")
     said = (
@@ -339,7 +339,7 @@ def moves(*each: tuple[str, str, str]) -> list[Event]:
     ],
 )
 def test_what_a_rollback_goes_back_through(events: list[tuple[str, str, str]], held: str, expected: list[str]) -> None:
-    assert carriers(moves(*events), held) == expected
+    assert past_champions(moves(*events), held) == expected
 
 
 def test_the_alias_moves_to_no_version_that_answers_otherwise_than_it_was_measured(make: Make, home: Path) -> None:
@@ -385,7 +385,7 @@ def test_what_is_decided_at_the_command_line(make: Make, rehearsed: list[str]) -
     assert code == 0
     assert "version 1 of triage is @champion" in shown
     assert "version 2 waits for approval since" in shown
-    assert said["holder"] == "1"
+    assert said["current_version"] == "1"
     assert [waiting["version"] for waiting in said["waiting"]] == ["2"]
 
     code, shown, said = tunewright("approve", "triage", "--reason", "good", "--by", "ann")
@@ -413,7 +413,7 @@ def test_what_is_decided_at_the_command_line(make: Make, rehearsed: list[str]) -
     assert (code, said["what"], said["version"], said["before"], said["after"]) == (0, "withdrawn", "1", "1", "")
     code, shown, said = tunewright("history", "triage")
     assert "no version of triage is @champion" in shown
-    assert (said["holder"], said["moved_elsewhere"], said["events"][0]["what"]) == (None, False, "withdrawn")
+    assert (said["current_version"], said["moved_elsewhere"], said["events"][0]["what"]) == (None, False, "withdrawn")
 
 
 def test_a_history_without_a_move_says_so_in_a_line(make: Make) -> None:
@@ -429,7 +429,7 @@ def test_versions_are_listed_with_their_verdicts_before_there_is_a_champion(make
     make(decision="keep")
     make(digest="b", decision="inconclusive")
     code, shown, said = tunewright("history", "triage")
-    assert code == 0 and said["holder"] is None
+    assert code == 0 and said["current_version"] is None
     listed = [re.split("  +", line.strip()) for line in shown.splitlines()[2:]]
     gain = "+.82 [.75, .88] exact match against the base"
     assert [(line[0], *line[2:]) for line in listed] == [
@@ -642,7 +642,7 @@ def test_a_history_is_a_table_only_where_the_terminal_has_room_for_it(width: int
         gain="+.49",
     )
     console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
-    history = History(name="triage", alias="champion", holder="2", versions=[], waiting=[], events=[event])
+    history = History(name="triage", alias="champion", current_version="2", versions=[], waiting=[], events=[event])
     show_history(console, Registry(name="triage"), history)
     said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert shown in said

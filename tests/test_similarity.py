@@ -29,7 +29,7 @@ from tunewright.similarity.prompts import (
     words,
     write_boilerplate,
 )
-from tunewright.similarity.sets import Sets, alike, gather, leaders, nearest_across
+from tunewright.similarity.sets import Sets, gather, leaders, nearest_across, similar_pairs
 
 NOTHING = np.empty(0, np.uint64)
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
@@ -71,8 +71,8 @@ def crowd(seed: int, num_rows: int = 60) -> list[str]:
 
 
 def found_pairs(texts: list[str], threshold: float, enough: int = 1000) -> dict[tuple[int, int], float]:
-    """All pairs of rows that `alike` implies: those it lists, for every row that has the set of a listed one."""
-    pairs = alike(sets_of(texts), threshold, enough)
+    """All pairs of rows that `similar_pairs` implies: each listed pair, for all rows with those sets."""
+    pairs = similar_pairs(sets_of(texts), threshold, enough)
     listed = dict(zip(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True), pairs.similarity, strict=True))
     first = pairs.first.tolist()
     similarity = {
@@ -184,7 +184,7 @@ def test_the_nearest_pair_of_two_sides_is_found_if_it_is_over_the_floor(floor: f
 def test_planted_edits_of_words_are_found(share: float, threshold: float) -> None:
     rng = random.Random(2)
     originals = [sentence(rng, rng.randint(20, 60)) for _ in range(300)]
-    pairs = alike(sets_of([*originals, *(edited(text, share, rng) for text in originals)]), threshold)
+    pairs = similar_pairs(sets_of([*originals, *(edited(text, share, rng) for text in originals)]), threshold)
     planted = {(i, i + 300) for i in range(300)}
     found = set(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True))
     assert len(found & planted) >= 0.95 * 300
@@ -246,10 +246,10 @@ def test_guarded_rows_are_alike_only_with_the_same_numbers_and_answer() -> None:
     messages = [[("user", prompt.format(number)), ("assistant", answer)] for number, answer in rows]
     column = pa.array([[{"role": r, "content": c} for r, c in turns] for turns in messages], MESSAGES)
     folded = fold_messages(column)
-    pairs = alike(gather([shingles(cut(folded), NOTHING, answers(folded))]), 0.5)
+    pairs = similar_pairs(gather([shingles(cut(folded), NOTHING, answers(folded))]), 0.5)
     assert pairs.first.tolist() == [0, 0, 2, 3]
     assert len(pairs.left) == 0
-    assert len(alike(gather([shingles(cut(folded), NOTHING)]), 0.5).left) == 1
+    assert len(similar_pairs(gather([shingles(cut(folded), NOTHING)]), 0.5).left) == 1
 
 
 def test_the_order_of_the_texts_changes_no_pair() -> None:
@@ -297,8 +297,8 @@ def test_what_many_rows_share_is_left_out(tmp_path: Path) -> None:
     write_boilerplate(tmp_path, counts, found)
     left_out = read_boilerplate(tmp_path)
     assert sets_of(texts, left_out).sizes.tolist() == sets_of(own).sizes.tolist()
-    assert len(alike(sets_of([*texts, *own], left_out), 1.0).left) == 0
-    assert alike(sets_of([*texts, *own], left_out), 1.0).first.tolist() == [*range(40), *range(40)]
+    assert len(similar_pairs(sets_of([*texts, *own], left_out), 1.0).left) == 0
+    assert similar_pairs(sets_of([*texts, *own], left_out), 1.0).first.tolist() == [*range(40), *range(40)]
 
 
 @pytest.mark.parametrize(("times", "share", "is_left_out"), [(9, 0.05, False), (10, 0.05, True), (10, 0.2, False)])
@@ -311,4 +311,4 @@ def test_what_few_rows_share_is_no_boilerplate(times: int, share: float, is_left
 def test_a_text_of_nothing_but_boilerplate_is_compared_whole() -> None:
     left_out = np.unique(prompt_segments(["Say it.\nNow."]).hashes)
     assert found_pairs(["Say it.\nNow.", "say it now"], 1.0) == {(0, 1): 1.0}
-    assert alike(sets_of(["Say it.\nNow.", "say it now"], left_out), 1.0).first.tolist() == [0, 0]
+    assert similar_pairs(sets_of(["Say it.\nNow.", "say it now"], left_out), 1.0).first.tolist() == [0, 0]

@@ -59,7 +59,7 @@ def test_the_proof_finds_a_leak_that_clustering_would_have_missed(
         nothing = np.empty(0, dtype=np.int64)
         return Pairs(np.arange(len(sets)), nothing, nothing, nothing.astype(float))
 
-    monkeypatch.setattr("tunewright.similarity.engine.Engine.alike", staticmethod(alone))
+    monkeypatch.setattr("tunewright.similarity.engine.Engine.similar_pairs", staticmethod(alone))
     with pytest.raises(DataError, match=r"near-duplicates across splits, over split\.threshold: "):
         split_rows(prompts(100), settings)
 

@@ -28,7 +28,7 @@ from tunewright.reports.account import growth_sentence
 from tunewright.similarity.engine import Engine
 from tunewright.similarity.folding import fold_texts
 from tunewright.similarity.prompts import cut, shingles
-from tunewright.similarity.sets import Pairs, alike, gather
+from tunewright.similarity.sets import Pairs, gather, similar_pairs
 from tunewright.store import lineage
 from tunewright.store.refusals import of_stage
 from tunewright.tasks.split.columns import strata_of
@@ -490,7 +490,7 @@ def test_rows_that_are_compared_when_asked_for_stand_where_they_do_with_all_link
     texts, group, given_sides, earlier = made
     folded = fold_texts(texts)
     sets = gather([shingles(cut(folded), np.empty(0, np.uint64))])
-    links = Links(alike(sets, 0.6, enough=len(texts)), np.array(group))
+    links = Links(similar_pairs(sets, 0.6, enough=len(texts)), np.array(group))
     fixed, because, exact = fix(np.array(given_sides), np.array(earlier))
     asked, known = (
         settle(links.clusters(), fixed, because, exact, joins_of)
@@ -507,7 +507,7 @@ def test_what_a_cluster_of_millions_of_pairs_takes_is_memory_for_its_rows() -> N
     texts = [f"{' '.join(WORDS[:14])} {' '.join(rng.choices(WORDS, k=2))}" for _ in range(4_000)]
     side = np.array([rng.choice([TRAIN, VALIDATION, TEST, NONE]) for _ in texts])
     sets = gather([shingles(cut(fold_texts(texts)), np.empty(0, np.uint64))])
-    links = Links(alike(sets, 0.6), np.full(len(texts), -1))
+    links = Links(similar_pairs(sets, 0.6), np.full(len(texts), -1))
     tracemalloc.start()
     settled = settle(
         links.clusters(), *fix(np.full(len(texts), NONE), side), partial(Joined, Engine(), sets, links, 0.6)

@@ -393,13 +393,21 @@ def test_intervals_lie_where_their_values_are() -> None:
     drawn = panel(
         "",
         [
-            make_comparison(difference=(-0.1, 0.2, 0.5), bar=0.05, finding="unclear"),
-            make_comparison(difference=(0.6, 0.7, 0.9), bar=0.05, finding="above"),
+            make_comparison(difference=(-0.1, 0.2, 0.5), threshold=0.05, finding="unclear"),
+            make_comparison(difference=(0.6, 0.7, 0.9), threshold=0.05, finding="above"),
         ],
     )
     (first, second), scale = drawn.intervals, scale_of([-0.1, 0.9])
     assert (
-        0 < first.low < (drawn.zero or 0) < (first.bar or 0) < first.mean < first.high < second.low < second.high < 100
+        0
+        < first.low
+        < (drawn.zero or 0)
+        < (first.threshold or 0)
+        < first.mean
+        < first.high
+        < second.low
+        < second.high
+        < 100
     )
     assert first.mean - first.low == pytest.approx(first.high - first.mean, abs=0.02)
     assert second.high == pytest.approx(scale.at(0.9))

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tunewright.config import Registry
+from tunewright.registry.alias_state import SAID, Event
 from tunewright.registry.release import History, ReleaseDecision, command, named
-from tunewright.registry.standing import SAID, Event
 from tunewright.reports.pages import counted
 
 HISTORY_COLUMNS = ("when (UTC)", "what", "version", "replaced", "by", "why", "verdict", "decided by")
@@ -35,10 +35,12 @@ def show_history(console: Console, registry: Registry, history: History) -> None
             console.print(Text(f"  {approve}{answer}"), soft_wrap=True)
     _show_versions(console, history)
     if not history.events:
-        if history.holder:
+        if history.current_version:
             console.print("who moved the alias there, and when, is unknown")
         return
-    current = next((event for event in history.events if event.is_move and event.after == history.holder), None)
+    current = next(
+        (event for event in history.events if event.is_move and event.after == history.current_version), None
+    )
     rows: list[tuple[str, ...]] = []
     styles: list[str] = []
     for event in history.events:
@@ -71,7 +73,7 @@ def _show_versions(console: Console, history: History) -> None:
     for column in ("version", "registered (UTC)", "verdict", "gain"):
         table.add_column(column, overflow="fold")
     for each in history.versions[:VERSIONS]:
-        is_current = each.version == history.holder
+        is_current = each.version == history.current_version
         stands = f"@{history.alias}" if is_current else "" if each.state == "approved" else each.state
         verdict = "; ".join(filter(None, (each.verdict, stands)))
         cells = (each.version, _minute(each.registered), verdict, each.gain)
@@ -84,8 +86,8 @@ def _show_versions(console: Console, history: History) -> None:
 
 def _where(history: History) -> str:
     """Which version carries the alias."""
-    if history.holder:
-        return f"version {history.holder} of {history.name} is @{history.alias}"
+    if history.current_version:
+        return f"version {history.current_version} of {history.name} is @{history.alias}"
     yet = "" if any(event.is_move for event in history.events) else " yet"
     return f"no version of {history.name} is @{history.alias}{yet}"
 
@@ -95,7 +97,7 @@ def history_json(history: History) -> dict[str, Any]:
     return {
         "name": history.name,
         "alias": history.alias,
-        "holder": history.holder or None,
+        "current_version": history.current_version or None,
         "moved_elsewhere": bool(history.events) and history.is_elsewhere,
         "versions": [asdict(version) for version in history.versions],
         "waiting": [asdict(waiting) for waiting in history.waiting],

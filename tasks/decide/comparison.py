@@ -1,4 +1,4 @@
-"""The candidate beside one opponent: the paired difference on the same rows, and whether it is above a bar."""
+"""The candidate beside one opponent: the paired difference on the same rows, and whether it is above a threshold."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ import numpy as np
 
 from tunewright.artifacts.payloads import Comparison, Interval
 from tunewright.metrics import describe
-from tunewright.metrics.intervals import Floats, Sight, by_cluster, mcnemar, rows_needed
+from tunewright.metrics.intervals import Floats, PowerAnalysis, by_cluster, mcnemar, rows_needed
 
 POOR = 0.5  # score under which more is wrong than right
 EFFECT = 0.05  # the gain that the power is said of
-SMALLEST_EFFECT = 0.01  # over the bar; nobody collects the rows that a smaller one needs
+SMALLEST_EFFECT = 0.01  # over the threshold; nobody collects the rows that a smaller one needs
 
 
 class Paired(NamedTuple):
@@ -29,39 +29,39 @@ class Paired(NamedTuple):
     def interval(self, metric: str, confidence: float) -> Interval:
         """The mean difference between its bounds, each one-sided."""
         differences = self.differences(metric)
-        return _interval(differences, _sight(differences, self.clusters, 0.0, confidence), metric)
+        return _interval(differences, _power_analysis(differences, self.clusters, 0.0, confidence), metric)
 
 
-def compare(scores: Paired, *, metric: str, opponent: str, bar: float, confidence: float) -> Comparison:
-    """Whether the difference is above the bar: its lower bound is; below: its upper bound is not; or unclear."""
+def compare(scores: Paired, *, metric: str, opponent: str, threshold: float, confidence: float) -> Comparison:
+    """Whether the difference is above the threshold: its lower bound is; below: its upper bound is not; or unclear."""
     differences = scores.differences(metric)
     # A few equal rows do not show that none is better; that a guardrail holds needs no row that differs.
     spread = describe(metric).high - describe(metric).low
-    tied = spread if bar >= 0 and math.isfinite(spread) else 0.0
-    sight = _sight(differences, scores.clusters, bar, confidence, tied)
-    low, mean, high = interval = _interval(differences, sight, metric)
-    finding = "above" if low > bar else "below" if high <= bar else "unclear"
-    effect = max(mean - bar, SMALLEST_EFFECT)
-    needed = max(rows_needed(effect, sight.widened.row_variance(), confidence), len(differences) + 1)
+    tied = spread if threshold >= 0 and math.isfinite(spread) else 0.0
+    analysis = _power_analysis(differences, scores.clusters, threshold, confidence, tied)
+    low, mean, high = interval = _interval(differences, analysis, metric)
+    finding = "above" if low > threshold else "below" if high <= threshold else "unclear"
+    effect = max(mean - threshold, SMALLEST_EFFECT)
+    needed = max(rows_needed(effect, analysis.widened.row_variance(), confidence), len(differences) + 1)
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     return Comparison(
         metric=metric,
         opponent=opponent,
-        bar=bar,
+        threshold=threshold,
         finding=finding,
         difference=interval,
-        bootstrap=sight.evidence.bootstrap(confidence),
+        bootstrap=analysis.evidence.bootstrap(confidence),
         candidate_mean=float(scores.candidate.mean()),
         opponent_mean=float(scores.opponent.mean()),
         num_rows=len(differences),
         wins=wins,
         losses=losses,
         ties=len(differences) - wins - losses,
-        p_below=sight.widened.tails(bar)[1],
+        p_below=analysis.widened.tails(threshold)[1],
         mcnemar_p=mcnemar(wins, losses) if np.isin([scores.candidate, scores.opponent], (0, 1)).all() else None,
-        rows_needed=needed if finding == "unclear" and mean > bar and describe(metric).more_help else None,
-        smallest_visible=sight.smallest(),
-        power=sight.power(EFFECT),
+        rows_needed=needed if finding == "unclear" and mean > threshold and describe(metric).more_help else None,
+        smallest_visible=analysis.smallest(),
+        power=analysis.power(EFFECT),
     )
 
 
@@ -78,7 +78,9 @@ def needs_most(comparisons: Sequence[Comparison]) -> Comparison | None:
     return max(found, key=lambda each: each.rows_to_tell, default=None)
 
 
-def _sight(differences: Floats, clusters: np.ndarray, bar: float, confidence: float, tied: float = 0.0) -> Sight:
+def _power_analysis(
+    differences: Floats, clusters: np.ndarray, threshold: float, confidence: float, tied: float = 0.0
+) -> PowerAnalysis:
     """The intervals of the differences, with an imagined pair of rows that differ by the largest difference.
 
     An outlier, more than twice the root mean square of those that are not 0, would hide what graded scores show, so
@@ -86,11 +88,11 @@ def _sight(differences: Floats, clusters: np.ndarray, bar: float, confidence: fl
     """
     evidence, sizes = by_cluster(differences, clusters), np.abs(differences[differences != 0])
     large = min(float(sizes.max()), 2 * math.sqrt(float((sizes**2).mean()))) if len(sizes) else tied
-    return Sight(evidence, evidence.with_pair(-large, large), bar, confidence)
+    return PowerAnalysis(evidence, evidence.with_pseudo_observations(-large, large), threshold, confidence)
 
 
-def _interval(differences: Floats, sight: Sight, metric: str) -> Interval:
+def _interval(differences: Floats, analysis: PowerAnalysis, metric: str) -> Interval:
     """The imagined pair draws the interval towards 0, and the mean stays what it is; no end is out of the range."""
-    mean, (low, high) = float(differences.mean()), sight.widened.bounds(sight.confidence)
+    mean, (low, high) = float(differences.mean()), analysis.widened.bounds(analysis.confidence)
     most = describe(metric).high - describe(metric).low
     return min(max(-most, low), mean), mean, max(min(most, high), mean)

@@ -133,16 +133,22 @@ def _decision(evidence: Evidence, gate: Gate, **found: object) -> Decision:
     )
 
 
-def _compared(evidence: Evidence, opponents: Sequence[str], bar: float, gate: Gate) -> list[Comparison]:
+def _compared(evidence: Evidence, opponents: Sequence[str], threshold: float, gate: Gate) -> list[Comparison]:
     return [
-        compare(evidence.paired(name), metric=evidence.metric, opponent=name, bar=bar, confidence=gate.confidence)
+        compare(
+            evidence.paired(name),
+            metric=evidence.metric,
+            opponent=name,
+            threshold=threshold,
+            confidence=gate.confidence,
+        )
         for name in opponents
         if name in evidence.scores
     ]
 
 
 def _adjusted(guardrails: Sequence[Comparison], gate: Gate) -> list[Comparison]:
-    """A guardrail is below its bar, and so broken, only by its p value among all of them."""
+    """A guardrail is below its threshold, and so broken, only by its p value among all of them."""
     found = []
     for each, p in zip(guardrails, holm([each.p_below for each in guardrails]), strict=True):
         finding = each.finding if each.finding == "above" else "below" if p <= 1 - gate.confidence else "unclear"
@@ -173,4 +179,4 @@ def _judged(
 
 
 def _hardest(comparison: Comparison) -> float:
-    return comparison.difference[1] - comparison.bar
+    return comparison.difference[1] - comparison.threshold

@@ -94,7 +94,7 @@ def _interval(answers: pa.Table, metric: str, of_rows: Floats, confidence: float
     pair = described.low, described.high
     if not np.isin(of_rows, pair).all():  # graded scores seldom come near both ends
         pair = float(of_rows.min()), float(of_rows.max())
-    mean, (low, high) = evidence.mean(), evidence.with_pair(*pair).bounds(confidence)
+    mean, (low, high) = evidence.mean(), evidence.with_pseudo_observations(*pair).bounds(confidence)
     return max(described.low, min(low, mean)), mean, min(described.high, max(high, mean))
 
 

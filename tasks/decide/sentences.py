@@ -46,7 +46,7 @@ def of(
     if decision == "promote":
         poor = "; it is wrong more often than right" if is_poor else ""
         return f"{WAITING if asks_person else 'Promoted'}: {_better(to_beat, to_match, closest)}{poor}."
-    others = [each for each in held if each.difference[1] < each.bar and each is not closest]
+    others = [each for each in held if each.difference[1] < each.threshold and each is not closest]
     longest = needs_most((*to_beat, *to_match, *held)) or closest
     failed = _failed(decision, because, closest, longest).removesuffix(".") + _better_prompt(to_match, closest)
     return f"{failed}.{''.join(map(_also, others))}"
@@ -58,7 +58,7 @@ def gain(closest: Comparison) -> str:
 
 
 def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison) -> str:
-    theirs = _theirs(decisive) + (f" by more than {exactly(abs(decisive.bar))}" if decisive.bar else "")
+    theirs = _theirs(decisive) + (f" by more than {exactly(abs(decisive.threshold))}" if decisive.threshold else "")
     if because in ("worse", "too low"):
         return f"Kept: {_what(decisive)} is not {_than(decisive)} {theirs}: {_on(decisive)}."
     if because == "regression":
@@ -66,7 +66,7 @@ def _failed(decision: str, because: str, decisive: Comparison, longest: Comparis
     if because == "prompting is enough":
         return _prompting(decisive)
     needed = _needed(decisive, longest)
-    if decisive.bar < 0:  # a guardrail
+    if decisive.threshold < 0:  # a guardrail
         return (
             f"Inconclusive: better, but a regression is not ruled out: {_what(decisive)} may be worse than {theirs}: "
             f"{_on(decisive)}{needed}."
@@ -83,7 +83,7 @@ def _also(guardrail: Comparison) -> str:
     """Name a guardrail besides: as broken only where that is shown."""
     bounds = (guardrail.difference[1],) * 3  # it is named without its interval
     named = guardrail.model_copy(update={"difference": bounds})
-    what, theirs, most = _what(named), _theirs(named), exactly(-guardrail.bar)
+    what, theirs, most = _what(named), _theirs(named), exactly(-guardrail.threshold)
     if guardrail.finding == "below":
         return f" Also, {what} is worse than {theirs} by more than the allowed {most}."
     return f" Also, {what} may be worse than {theirs} by more than {most} (not enough evidence)."
@@ -124,7 +124,7 @@ def _prompting(decisive: Comparison) -> str:
     needed = _needed(decisive, decisive)
     return (
         f"Kept: prompting is enough: not enough evidence that {_what(decisive)} is as good as {_theirs(decisive)} "
-        f"(tolerance {exactly(-decisive.bar)}): {_on(decisive)}{needed}."
+        f"(tolerance {exactly(-decisive.threshold)}): {_on(decisive)}{needed}."
     )
 
 
@@ -136,18 +136,20 @@ def _needed(decisive: Comparison, longest: Comparison) -> str:
     if not longest.rows_needed:
         return ""
     mean = longest.difference[1]
-    gain = max(mean, longest.bar + SMALLEST_EFFECT)
+    gain = max(mean, longest.threshold + SMALLEST_EFFECT)
     signed = f"{'+' if gain >= 0 else ''}{number(gain, _digits(longest) if gain == mean else 2)}"
     return f"; confirming {signed}{against} needs about {rounded_up(longest.rows_needed):,} rows"
 
 
 def _no_gain(comparison: Comparison, against: str) -> str:
     """Why more rows are no help to a candidate that is not ahead."""
-    mean, bar = comparison.difference[1], comparison.bar
-    if bar > 0:
-        return f"; the gain{against} is not above {exactly(bar)}: more test rows would probably not change this"
-    if bar < 0:
-        return f"; it is behind{against} by {exactly(-bar)} or more: more test rows would probably not change this"
+    mean, threshold = comparison.difference[1], comparison.threshold
+    if threshold > 0:
+        return f"; the gain{against} is not above {exactly(threshold)}: more test rows would probably not change this"
+    if threshold < 0:
+        return (
+            f"; it is behind{against} by {exactly(-threshold)} or more: more test rows would probably not change this"
+        )
     if round(mean, 2) == 0:  # as number writes it
         return f"; the gain{against} is about zero: more test rows would probably not show one"
     return f"; the gain{against} is negative: more test rows would probably not change this"
@@ -201,4 +203,4 @@ def _ahead(comparison: Comparison) -> str:
 
 def _digits(comparison: Comparison) -> int:
     own, theirs = comparison.candidate_mean, comparison.opponent_mean
-    return digits_of(own, theirs, comparison.difference, comparison.bar)
+    return digits_of(own, theirs, comparison.difference, comparison.threshold)

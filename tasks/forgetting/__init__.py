@@ -90,7 +90,7 @@ def _lines() -> list[dict[str, Any]]:
 
 
 def _arithmetic(random: Random) -> Iterator[GeneralTask]:
-    """Sums in turn of each kind, no two alike, from `random()` alone: it is the same in every version of Python."""
+    """Sums, each kind in turn, no two alike, from `random()` alone: it is the same in every version of Python."""
     pairs = sorted(product(range(2, 13), repeat=2), key=lambda _: random.random())
     for number, (one, other) in enumerate(pairs[:SUMS]):
         asked, result = (

@@ -152,7 +152,7 @@ def split(
 ) -> Splits:
     """The three sides, and what was set aside; rows of `earlier`, the version before, keep their side.
 
-    Raises DataError where a side is empty, most rows can stand on no side, or a row of one side is alike to a row of
+    Raises DataError where a side is empty, most rows can stand on no side, or a row of one side is similar to a row of
     another; ConfigError where the earlier version is not whole.
     """
     file, left_out = rows.path("rows.parquet"), read_boilerplate(rows.folder)
@@ -165,7 +165,7 @@ def split(
 
     with engine_of(engine) as machine:
         sets = machine.sets(machine.over_batches(file, ["messages"], _shingles, left_out=left_out))
-        links = Links(machine.alike(sets, settings.threshold), columns.group)
+        links = Links(machine.similar_pairs(sets, settings.threshold), columns.group)
 
         joins_of = partial(Joined, machine, sets, links, settings.threshold)
         clusters, repeats = apart(links.clusters(), columns.replay, joins_of)

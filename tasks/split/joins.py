@@ -28,14 +28,14 @@ class Joined:
         self.compared = _Compared(machine.here(sets[rows[first]]), threshold)
 
     def linked(self, asked: np.ndarray, others: np.ndarray) -> Linked:
-        """For each row of `asked` the most alike of the others that it is linked to, of equals the first; all masks."""
+        """For each row of `asked` the most similar other row that it is linked to, the first of equals; all masks."""
         found = Linked(np.full(len(asked), NONE), np.full(len(asked), np.nan))
         wanted, chosen = np.flatnonzero(asked), np.flatnonzero(others)
         if len(wanted) and len(chosen):
             sets, which = np.unique(self.set[wanted], return_inverse=True)  # rows of one set are compared once
             _, first = np.unique(self.set[chosen], return_index=True)
             distinct = chosen[np.sort(first)]
-            place, similarity = (column[which] for column in self.compared.most_alike(sets, self.set[distinct]))
+            place, similarity = (column[which] for column in self.compared.most_similar(sets, self.set[distinct]))
             first = np.full(int(self.group.max()) + 2, NONE)  # the first row of each group; the last is of no group
             first[self.group[chosen[::-1]]] = chosen[::-1]  # where several are written, the last stays
             first[-1] = NONE
@@ -46,20 +46,22 @@ class Joined:
 
     def clusters(self, rows: np.ndarray) -> np.ndarray:
         """(rows,) the clusters that these of the rows make with each other."""
-        return Links(self.machine.alike(self.sets[self.rows[rows]], self.threshold), self.group[rows]).clusters()
+        return Links(
+            self.machine.similar_pairs(self.sets[self.rows[rows]], self.threshold), self.group[rows]
+        ).clusters()
 
 
 class _Compared:
-    """Sets of which the most alike are looked for, some among others, again and again."""
+    """Sets of which the most similar are looked for, some among others, again and again."""
 
     def __init__(self, sets: Sets, threshold: float) -> None:
         self.sets, self.threshold = sets, threshold
         self.entries, items = prefixes(sets, threshold)
         self.numbers = np.unique(items, return_inverse=True)[1]
 
-    def most_alike(self, asked: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each set of `asked` the place in `others` of the most alike, or -1, and its similarity."""
-        from tunewright.similarity.postings import most_alike
+    def most_similar(self, asked: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each set of `asked` the place in `others` of the most similar, or -1, and its similarity."""
+        from tunewright.similarity.postings import most_similar
 
         lengths = np.diff(self.entries)[others]
         holders = np.repeat(np.arange(len(others), dtype=np.int32), lengths)
@@ -70,7 +72,7 @@ class _Compared:
 
         def look(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             sets, index = self.sets, (self.entries, self.numbers, others, postings, holders)
-            return most_alike(sets.indptr, sets.items, sets.sizes, *index, rows, self.threshold)
+            return most_similar(sets.indptr, sets.items, sets.sizes, *index, rows, self.threshold)
 
         blocks = np.array_split(asked, -(-len(asked) // ROWS_AT_ONCE))
         with ThreadPoolExecutor() as pool:

@@ -46,7 +46,7 @@ class Joins(Protocol):
     """Queries on the links between the rows of some clusters, numbered by their place among these."""
 
     def linked(self, asked: np.ndarray, others: np.ndarray) -> Linked:
-        """For each row of `asked` the most alike of the others that it is linked to, of equals the first; all masks."""
+        """For each row of `asked` the most similar other row that it is linked to, the first of equals; all masks."""
         ...
 
     def clusters(self, rows: np.ndarray) -> np.ndarray:

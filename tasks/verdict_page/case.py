@@ -81,7 +81,7 @@ class Case(RunArtifacts, frozen=True):
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """The candidate beside each opponent: what decided first, then by how far the mean is above what it needs."""
-        ranked = sorted(self.decided.comparisons, key=lambda each: each.difference[1] - each.bar)
+        ranked = sorted(self.decided.comparisons, key=lambda each: each.difference[1] - each.threshold)
         return sorted(ranked, key=lambda each: each != self.decided.closest)
 
     @cached_property

@@ -14,13 +14,13 @@ TICKS = 5
 
 
 class DrawnInterval(NamedTuple):
-    """One interval: low, mean, high and the bar in percents of the width, and how it is said."""
+    """One interval: low, mean, high and the threshold in percents of the width, and how it is said."""
 
     name: str
     low: float
     mean: float
     high: float
-    bar: float | None  # what the whole interval should be right of
+    threshold: float | None  # what the whole interval should be right of
     style: str  # above, below or unclear
     said: str  # ".84 [.78, .88]"
     finding: str  # "above the .01 that it needs"
@@ -58,8 +58,8 @@ def scale_of(values: Iterable[float]) -> Scale:
 
 
 def panel(name: str, comparisons: Sequence[Comparison]) -> Panel:
-    """Differences to opponents, with the bar of each."""
-    scale = scale_of(value for each in comparisons for value in (*each.difference, each.bar))
+    """Differences to opponents, with the threshold of each."""
+    scale = scale_of(value for each in comparisons for value in (*each.difference, each.threshold))
     return Panel(name, scale.at(0), scale.ticks(), [_drawn(each, scale) for each in comparisons])
 
 
@@ -70,21 +70,21 @@ def _drawn(comparison: Comparison, scale: Scale) -> DrawnInterval:
         low=scale.at(low),
         mean=scale.at(mean),
         high=scale.at(high),
-        bar=scale.at(comparison.bar),
+        threshold=scale.at(comparison.threshold),
         style=comparison.finding,
-        said=interval(comparison.difference, signed=True, threshold=comparison.bar),
+        said=interval(comparison.difference, signed=True, threshold=comparison.threshold),
         finding=_finding(comparison),
     )
 
 
 def _finding(comparison: Comparison) -> str:
-    bar, found = comparison.bar, comparison.finding
-    if bar < 0:
+    threshold, found = comparison.threshold, comparison.finding
+    if threshold < 0:
         if found == "above" and comparison.difference[2] < 0:
-            return f"worse, but by less than {exactly(-bar)}"
+            return f"worse, but by less than {exactly(-threshold)}"
         said = {"above": "at least as good", "below": "not as good", "unclear": "not enough evidence"}
-        return f"{said[found]} (tolerance {exactly(-bar)})"
-    than = f" by more than {exactly(bar)}" if bar else ""
+        return f"{said[found]} (tolerance {exactly(-threshold)})"
+    than = f" by more than {exactly(threshold)}" if threshold else ""
     return {"above": "better", "below": "not better", "unclear": "not enough evidence that it is better"}[found] + than
 
 

@@ -60,7 +60,7 @@ def undecided(case: Case) -> Found:
         return
     hardest = max(open_ones, key=lambda each: each.rows_to_tell)
     needed = hardest.rows_needed or needed
-    gain = interval(hardest.difference, signed=True, threshold=hardest.bar)
+    gain = interval(hardest.difference, signed=True, threshold=hardest.threshold)
     is_named = hardest == case.decided.closest  # else the page would have two smallest detectable gains
     detectable = (
         f"smallest detectable gain with {num_rows:,} test rows: {number(hardest.smallest_visible)} (80 % power); "
@@ -88,11 +88,11 @@ def broken_guardrails(case: Case) -> Found:
         if each.metric in says_nothing:
             continue
         if each.finding == "below" and not (each.metric == "stopped" and learned_nothing(case)):
-            seen = interval(each.difference, signed=True, threshold=each.bar)
+            seen = interval(each.difference, signed=True, threshold=each.threshold)
             yield Suggestion(
                 f"Train more gently: a lower training.learning_rate{ways}",
                 f"{words(each.metric)} against the {_opponent(each)}: {seen}, allowed: at most "
-                f"{exactly(-each.bar)} worse",
+                f"{exactly(-each.threshold)} worse",
                 "intervals",
             )
 
@@ -100,9 +100,9 @@ def broken_guardrails(case: Case) -> Found:
 def prompting_is_enough(case: Case) -> Found:
     """The prompt itself, where the candidate is not shown to be as good."""
     if case.verdict.because == "prompting is enough":
-        failed = [each for each in case.comparisons if each.bar < 0 and each.finding != "above"]
+        failed = [each for each in case.comparisons if each.threshold < 0 and each.finding != "above"]
         best = min(failed, key=lambda each: each.difference[1])
-        digits = digits_of(best.candidate_mean, best.opponent_mean, best.difference, best.bar)
+        digits = digits_of(best.candidate_mean, best.opponent_mean, best.difference, best.threshold)
         yield Suggestion(
             f"Serve the base with the {_opponent(best)}: it needs no training",
             f"its {words(best.metric)} is {number(best.opponent_mean, digits)}, the candidate's "

@@ -376,7 +376,7 @@ class Registered(Artifact, frozen=True):
     version_run_id: str = ""  # of the decision that made the version, which may be an earlier one on the same candidate
     experiment_id: str
     tracking_uri: str | None  # None for the database in the home folder, wherever that lies
-    holder: str = ""  # the version that carries the alias, empty for none
+    current_version: str = ""  # the version that carries the alias, empty for none
     approval: str = ""  # tunewright/registry/standing.py says what; empty where no person decides or decided
     stands: str = ""  # the verdict with that, in a sentence
     asked: str = ""  # where a person is asked in Prefect's UI

@@ -241,7 +241,7 @@ class Comparison(BaseModel, frozen=True):
 
     metric: str
     opponent: str
-    bar: float  # what the difference should be above: a margin, or less a tolerance
+    threshold: float  # what the difference should be above: a margin, or less a tolerance
     finding: Literal["above", "below", "unclear"]
     difference: Interval
     bootstrap: tuple[float, float]  # bounds of the difference by resampled clusters; not part of the decision
@@ -251,20 +251,22 @@ class Comparison(BaseModel, frozen=True):
     wins: int
     losses: int
     ties: int
-    p_below: float  # one-sided, of a difference as low if the true one were at the bar; of guardrails adjusted
+    p_below: float  # one-sided, of a difference as low if the true one were at the threshold; of guardrails adjusted
     mcnemar_p: float | None  # exact and one-sided, of the wins and losses; None unless all scores are 0 or 1
-    rows_needed: int | None  # for this gain, or .01 over the bar; None unless unclear, ahead, and there can be more
+    rows_needed: (
+        int | None
+    )  # for this gain, or .01 over the threshold; None unless unclear, ahead, and there can be more
     smallest_visible: float  # the smallest true difference detectable at 80 % power
     power: float  # to detect a true difference of 0.05
 
     @property
     def is_behind(self) -> bool:
         """Whether the finding is unclear and the mean difference is at most the threshold."""
-        return self.finding == "unclear" and self.difference[1] <= self.bar
+        return self.finding == "unclear" and self.difference[1] <= self.threshold
 
     @property
     def rows_to_tell(self) -> float:
-        """The rows that would show the candidate above the bar: inf where it is behind, 0 where it is not open."""
+        """Test rows that would show the candidate above the threshold: inf if it is behind, 0 if it is not unclear."""
         return math.inf if self.is_behind else self.rows_needed or 0
 
 

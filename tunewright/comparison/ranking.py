@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel
 
-from tunewright.metrics.intervals import Sums
+from tunewright.metrics.intervals import ClusterSums
 from tunewright.reports.progress import duration
 
 State = Literal["finished", "pruned", "failed"]
@@ -113,7 +113,7 @@ def _beside(best: Ranked, other: Ranked, sign: int) -> Ranked:
     differences = np.array([sign * (other.values[seed] - best.values[seed]) for seed in seeds])
     beaten = None
     if len(seeds) > 1:
-        lower, _ = Sums(differences, np.ones(len(seeds))).bounds(CONFIDENCE)
+        lower, _ = ClusterSums(differences, np.ones(len(seeds))).bounds(CONFIDENCE)
         beaten = lower > 0
     return other.model_copy(update={"behind": float(differences.mean()), "beaten": beaten})
 

@@ -1,7 +1,8 @@
 """How sure a mean over test rows is, where near duplicates share a cluster and count as one piece of evidence.
 
-A bound is the mean, less Student's t times its standard error over clusters, with two imagined clusters added
-(`with_pair`). For 0/1 scores of single rows this is the interval of Bonett & Price (2012, J. Educ. Behav. Stat. 37:479)
+A bound is the mean, less Student's t times its standard error over clusters, with two pseudo-observations added
+(`with_pseudo_observations`). For 0/1 scores of single rows this is the interval of Bonett & Price (2012, J. Educ.
+Behav. Stat. 37:479)
 with t for z. A bootstrap over clusters and the exact McNemar test stand beside it and decide nothing:
 benchmarks/decision.py shows that the first promotes too many equal models where clusters are few, and that the second
 sees fewer of the better ones.
@@ -27,19 +28,19 @@ RAISE_LIMIT = "raise evaluation.max_new_tokens first: other findings may follow 
 
 
 @dataclass(frozen=True)
-class Sums:
+class ClusterSums:
     """A mean as the sums and the sizes of clusters, `sum(sums) / sum(sizes)`; both [clusters]."""
 
     sums: Floats
     sizes: Floats
 
-    def with_pair(self, worst: float, best: float) -> "Sums":
+    def with_pseudo_observations(self, worst: float, best: float) -> "ClusterSums":
         """Two imagined clusters more, of average size: in one all rows score `worst`, in the other `best`.
 
         So three wins and no loss are no proof yet, and no success in 144 rows is not a share of exactly 0.
         """
         size = self.sizes.mean()
-        return Sums(np.append(self.sums, [size * worst, size * best]), np.append(self.sizes, [size, size]))
+        return ClusterSums(np.append(self.sums, [size * worst, size * best]), np.append(self.sizes, [size, size]))
 
     def mean(self) -> float:
         """The mean itself."""
@@ -91,10 +92,10 @@ class Sums:
         return 1 - below, below
 
 
-def by_cluster(scores: Floats, clusters: np.ndarray, sizes: Floats | None = None) -> Sums:
+def by_cluster(scores: Floats, clusters: np.ndarray, sizes: Floats | None = None) -> ClusterSums:
     """The mean of scores [rows] by cluster; `sizes` [rows] are the weights where the rows are not worth the same."""
     of = np.unique(clusters, return_inverse=True)[1]
-    return Sums(np.bincount(of, scores).astype(float), np.bincount(of, sizes).astype(float))
+    return ClusterSums(np.bincount(of, scores).astype(float), np.bincount(of, sizes).astype(float))
 
 
 def _t(confidence: float, num_clusters: int) -> float:
@@ -104,26 +105,28 @@ def _t(confidence: float, num_clusters: int) -> float:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """Power analysis of the test that the lower bound of `widened`, `evidence` with pseudo-observations, exceeds `bar`.
+class PowerAnalysis:
+    """Power analysis of the test that a lower bound exceeds `threshold`.
+
+    The bound is that of `widened`, which is `evidence` with pseudo-observations.
 
     A normal approximation with the evidence's own variance; benchmarks/decision.py compares it with simulated trials.
     """
 
-    evidence: Sums
-    widened: Sums
-    bar: float
+    evidence: ClusterSums
+    widened: ClusterSums
+    threshold: float
     confidence: float
 
     def power(self, effect: float) -> float:
-        """How likely a true mean of `effect` is seen to be over the bar, 0 to 1."""
+        """How likely a true mean of `effect` is seen to be over the threshold, 0 to 1."""
         shrunk, spread, least = self._parts()
         if spread == 0:
             return float(effect * shrunk > least)
         return NormalDist().cdf((effect * shrunk - least) / spread)
 
     def smallest(self) -> float:
-        """The smallest true mean that is seen to be over the bar with a power of 0.8."""
+        """The smallest true mean that is seen to be over the threshold with a power of 0.8."""
         shrunk, spread, least = self._parts()
         return (least + NormalDist().inv_cdf(POWER) * spread) / shrunk
 
@@ -131,7 +134,7 @@ class Sight:
         """Return the factor by which pseudo-observations shrink a mean, its standard deviation, and its threshold."""
         num_rows, widened = self.evidence.sizes.sum(), self.widened.sizes.sum()
         spread = math.sqrt(self.evidence.row_variance() * num_rows) / widened
-        least = self.bar + _t(self.confidence, len(self.widened.sums)) * self.widened.error()
+        least = self.threshold + _t(self.confidence, len(self.widened.sums)) * self.widened.error()
         return num_rows / widened, spread, least
 
 

@@ -5,23 +5,23 @@ from typing import TYPE_CHECKING
 from tunewright.artifacts import Registered
 from tunewright.config import Registry
 from tunewright.errors import AnotherChampion
-from tunewright.registry.candidate import Candidate
-from tunewright.registry.standing import (
+from tunewright.registry.alias_state import (
     FINAL,
     PIPELINE,
     Event,
     What,
+    alias_state,
     append_event,
     clear,
     events_of,
     head,
     now,
     said,
-    set_standing,
-    standing,
+    set_alias_state,
     verdict_of,
 )
-from tunewright.registry.versions import holder
+from tunewright.registry.candidate import Candidate
+from tunewright.registry.versions import current_version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +36,7 @@ def conclude(client: "MlflowClient", candidate: Candidate, number: str) -> list[
     """
     registry = candidate.settings.registry
     version = client.get_model_version(registry.name, number)
-    state, held = standing(version, registry), held_by(client, registry)
+    state, held = alias_state(version, registry), held_by(client, registry)
     if candidate.run.verdict.decision != "promote":
         if state == "waiting":
             clear(client, version)
@@ -51,7 +51,7 @@ def conclude(client: "MlflowClient", candidate: Candidate, number: str) -> list[
             f"with {f'version {candidate.challenged}' if candidate.challenged else 'no champion'}"
         )
     if held != number and candidate.settings.gate.approval:
-        set_standing(client, registry, version, "waiting")
+        set_alias_state(client, registry, version, "waiting")
     else:
         if state in ("waiting", "superseded"):
             clear(client, version)
@@ -63,7 +63,7 @@ def conclude(client: "MlflowClient", candidate: Candidate, number: str) -> list[
     others = [other for other in waiting(client, registry) if str(other.version) != number]
     held = held_by(client, registry)
     for other in others:  # whose wait ends so
-        set_standing(client, registry, other, "superseded", by=number)
+        set_alias_state(client, registry, other, "superseded", by=number)
         why = f"version {number} took its place before a person decided"
         enter(client, registry, other, "superseded", held, held, PIPELINE, why)
     return [str(other.version) for other in others]
@@ -115,13 +115,13 @@ def enter(
 def waiting(client: "MlflowClient", registry: Registry) -> list["ModelVersion"]:
     """The versions that wait for a person, the newest first."""
     found = client.search_model_versions(f"name = '{registry.name}' and tags.approval = 'waiting'")
-    ours = (version for version in found if standing(version, registry) == "waiting")
+    ours = (version for version in found if alias_state(version, registry) == "waiting")
     return sorted(ours, key=lambda version: int(version.version), reverse=True)
 
 
 def held_by(client: "MlflowClient", registry: Registry) -> str:
     """The number of the version that carries the alias; empty where none does."""
-    held = holder(client, registry)
+    held = current_version(client, registry)
     return str(held.version) if held else ""
 
 
@@ -131,8 +131,8 @@ def as_it_stands(client: "MlflowClient", registry: Registry, registered: Registe
     return registered.model_copy(
         update={
             "alias": registry.alias if held == registered.version else "",
-            "holder": held,
-            "approval": standing(version, registry),
+            "current_version": held,
+            "approval": alias_state(version, registry),
             "stands": said(version, registry),
         }
     )

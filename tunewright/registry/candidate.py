@@ -13,7 +13,7 @@ from tunewright.artifacts import Answers, Artifact, Judged, RunArtifacts, Verdic
 from tunewright.artifacts.payloads import VerdictDetails
 from tunewright.config import Settings, Split
 from tunewright.metrics.catalogue import CONSTANT, baseline
-from tunewright.registry.standing import ASKS
+from tunewright.registry.alias_state import ASKS
 from tunewright.reports.pages import counted
 
 CURVES = {

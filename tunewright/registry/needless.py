@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tunewright import compat, config
 from tunewright.config import Registry
 from tunewright.registry import files
-from tunewright.registry.standing import PREFIX, TAG, Event
+from tunewright.registry.alias_state import PREFIX, TAG, Event
 from tunewright.registry.tracking import connected, tracking_uri
 from tunewright.store.needless import Needless, size_of
 

@@ -18,10 +18,20 @@ from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.registry import alias, rehearsal
 from tunewright.registry.alias import as_it_stands, enter, held_by, move, waiting
+from tunewright.registry.alias_state import (
+    TAG,
+    Event,
+    What,
+    alias_state,
+    events_of,
+    past_champions,
+    said,
+    set_alias_state,
+    verdict_of,
+)
 from tunewright.registry.candidate import PAGE
-from tunewright.registry.standing import TAG, Event, What, carriers, events_of, said, set_standing, standing, verdict_of
 from tunewright.registry.tracking import connected, patient, starts_with, tracking_uri, ui
-from tunewright.registry.versions import holder
+from tunewright.registry.versions import current_version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -71,7 +81,7 @@ class History:
 
     name: str
     alias: str
-    holder: str  # the version that carries it; empty for none
+    current_version: str  # the version that carries it; empty for none
     versions: list[VersionSummary]
     waiting: list[Waiting]
     events: list[Event]
@@ -79,7 +89,7 @@ class History:
     @property
     def is_elsewhere(self) -> bool:
         """Whether somebody moved the alias by other means since the last move here."""
-        return self.holder != next((event.after for event in self.events if event.is_move), "")
+        return self.current_version != next((event.after for event in self.events if event.is_move), "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +108,7 @@ def look_up(registry: Registry) -> History:
         return History(
             name=registry.name,
             alias=registry.alias,
-            holder=held_by(client, registry),
+            current_version=held_by(client, registry),
             versions=_versions(client, registry),
             waiting=[_waiting(client, registry, version) for version in waiting(client, registry)],
             events=events_of(client, registry)[::-1],
@@ -130,7 +140,7 @@ def decide(
     with _opened(registry) as client:
         version, held = _that_waits(client, registry, number), held_by(client, registry)
         if decision == "reject":
-            set_standing(client, registry, version, "rejected", by, why)
+            set_alias_state(client, registry, version, "rejected", by, why)
             event = enter(client, registry, version, "rejected", held, held, by, why)
             return ReleaseDecision(event=event, sentence=verdict_of(version), rehearsed=0)
         challenged = version.tags.get("challenged", "")
@@ -163,7 +173,7 @@ def rollback(registry: Registry, number: str | None = None, *, by: str, why: str
     with _opened(registry) as client:
         there, held = _numbers(client, registry), held_by(client, registry)
         events = events_of(client, registry)
-        known = dict.fromkeys(reversed(carriers(events, held)))
+        known = dict.fromkeys(reversed(past_champions(events, held)))
         before = [each for each in known if each != held and each in there]
         ever = {held, *(version for event in events if event.is_move for version in (event.before, event.after))}
         if number in there and number not in ever:
@@ -181,7 +191,7 @@ def rollback(registry: Registry, number: str | None = None, *, by: str, why: str
         version = client.get_model_version(registry.name, number or before[0])
         decision = _moved(client, registry, version, "rolled back", held, by, why)
         if held:
-            set_standing(client, registry, client.get_model_version(registry.name, held), "rolled back", by, why)
+            set_alias_state(client, registry, client.get_model_version(registry.name, held), "rolled back", by, why)
         return decision
 
 
@@ -193,11 +203,11 @@ def withdraw(registry: Registry, *, by: str, why: str) -> ReleaseDecision:
     by, why = _who_and_why(by, why)
     with _opened(registry) as client:
         _numbers(client, registry)
-        version = holder(client, registry)
+        version = current_version(client, registry)
         if version is None:
             raise TunewrightError(f"no version of {registry.name} is {registry.alias}: there is nothing to withdraw")
         event = alias.withdraw(client, registry, version, by, why)
-        set_standing(client, registry, version, "withdrawn", by, why)
+        set_alias_state(client, registry, version, "withdrawn", by, why)
         return ReleaseDecision(event=event, sentence=verdict_of(version), rehearsed=0)
 
 
@@ -231,8 +241,8 @@ def _moved(
     """Moves the alias from the version that carries it, once this one was rehearsed again."""
     asked = rehearsal.again(client, version)
     event = move(client, registry, version, what, held, by, why)
-    if what != "rolled back" or standing(version, registry) not in ("", "approved"):
-        set_standing(client, registry, version, "approved", by, why, what)
+    if what != "rolled back" or alias_state(version, registry) not in ("", "approved"):
+        set_alias_state(client, registry, version, "approved", by, why, what)
     return ReleaseDecision(event=event, sentence=verdict_of(version), rehearsed=asked)
 
 
@@ -243,7 +253,7 @@ def _versions(client: "MlflowClient", registry: Registry) -> list[VersionSummary
             version=str(each.version),
             registered=datetime.fromtimestamp((each.creation_timestamp or 0) / 1000, UTC).isoformat(timespec="seconds"),
             verdict=each.tags.get("verdict", ""),
-            state=standing(each, registry),
+            state=alias_state(each, registry),
             gain=each.tags.get("gain", ""),
         )
         for each in sorted(found, key=lambda each: int(each.version), reverse=True)
@@ -267,7 +277,7 @@ def _waiting(client: "MlflowClient", registry: Registry, version: "ModelVersion"
 def _that_waits(client: "MlflowClient", registry: Registry, number: str | None) -> "ModelVersion":
     if number is not None:
         version = _version(client, registry, number)
-        if standing(version, registry) != "waiting":
+        if alias_state(version, registry) != "waiting":
             raise TunewrightError(
                 f"version {number} of {registry.name} does not wait for approval: {said(version, registry)}"
             )

@@ -18,8 +18,8 @@ from tunewright.config import Registry, Split, home
 from tunewright.errors import ONLY_READ, ConfigError, TunewrightError
 from tunewright.modeling import models
 from tunewright.registry import files
+from tunewright.registry.alias_state import SENTENCE
 from tunewright.registry.candidate import Candidate, card, drawn
-from tunewright.registry.standing import SENTENCE
 from tunewright.registry.tracking import connected, patient, patient_at_first
 from tunewright.serving import find_base
 from tunewright.store import data_history
@@ -90,7 +90,7 @@ def lost(registered: Registered) -> str:
     return "" if is_there else f"{registered.uri} is not in MLflow any more"
 
 
-def holder(client: "MlflowClient", registry: Registry) -> "ModelVersion | None":
+def current_version(client: "MlflowClient", registry: Registry) -> "ModelVersion | None":
     """The version that carries the alias."""
     from mlflow.exceptions import MlflowException
 
@@ -116,7 +116,7 @@ def require_answer(registry: Registry) -> None:
 
     def ask() -> None:
         with connected(registry) as client:
-            holder(client, registry)
+            current_version(client, registry)
 
     if registry.tracking_uri is not None:
         patient_at_first(registry, ask)
@@ -133,7 +133,7 @@ def champion(registry: Registry, candidate_digest: str, base: Base, load_base: L
     if registry.tracking_uri is None and not config.mlflow_database().exists():
         return None
     with connected(registry) as client:
-        version = holder(client, registry)
+        version = current_version(client, registry)
         if version and version.tags.get("model_digest") == candidate_digest:
             before = version.tags.get("challenged")
             version = client.get_model_version(registry.name, before) if before else None

@@ -96,7 +96,7 @@ class Ray(Engine):
             partner[rows], similarity[rows] = leading, alike
         return partner, similarity
 
-    def alike(self, sets: SpreadSets, threshold: float, enough: int = ENOUGH) -> Pairs:
+    def similar_pairs(self, sets: SpreadSets, threshold: float, enough: int = ENOUGH) -> Pairs:
         """Rows that have an item in their prefix meet."""
         numbers = np.arange(len(sets))
         first = first_of(sets.facts.hashes[sets.rows])
@@ -123,7 +123,7 @@ class Ray(Engine):
     def _meet(
         self, sets: SpreadSets, chosen: np.ndarray, numbers: np.ndarray, threshold: float
     ) -> list[tuple[ItemShare, tuple[Any, ...]]]:
-        """Each part of the items, and references to the blocks of `chosen` rows that can be alike by one of them."""
+        """Each part of the items, and references to the blocks of `chosen` rows that can be similar by one of them."""
         met = [
             _run(spread.spread_by_item, piece, rows, numbers[places], threshold, self.parts, returns=self.parts)
             for piece, rows, places in sets.by_piece(chosen)

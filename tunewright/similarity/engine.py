@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunewright.machine import on_all_cores
-from tunewright.similarity.sets import ENOUGH, Nearest, Pairs, Sets, alike, gather, leaders, nearest_across
+from tunewright.similarity.sets import ENOUGH, Nearest, Pairs, Sets, gather, leaders, nearest_across, similar_pairs
 
 T = TypeVar("T")
 
@@ -53,9 +53,9 @@ class Engine:
         """As leaders of sets.py."""
         return leaders(sets, threshold)
 
-    def alike(self, sets: Any, threshold: float, enough: int = ENOUGH) -> Pairs:
-        """As alike of sets.py; of the pairs beyond `enough`, others may be listed."""
-        return alike(sets, threshold, enough)
+    def similar_pairs(self, sets: Any, threshold: float, enough: int = ENOUGH) -> Pairs:
+        """As similar_pairs of sets.py; of the pairs beyond `enough`, others may be listed."""
+        return similar_pairs(sets, threshold, enough)
 
     def nearest_across(self, sets: Any, sides: np.ndarray, floor: float) -> Nearest:
         """As nearest_across of sets.py; another number of pairs may be compared."""

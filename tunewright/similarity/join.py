@@ -1,4 +1,4 @@
-"""The exact set similarity join, compiled by numba: which sets are alike, without comparing all with all.
+"""The exact set similarity join, compiled by numba: which sets are similar, without comparing all with all.
 
 Two sets with a Jaccard similarity of t share one of the rarest items of each (prefix filtering: Bayardo et al. 2007,
 "Scaling up all pairs similarity search"). What follows that item bounds how much more they can share (positional
@@ -36,7 +36,7 @@ def signatures(indptr, items):
 
 @compiled
 def prefix_lengths(indptr, sizes, threshold):
-    """(rows,) int64: how many of a row's first items a row alike to it must share one of, left-out items aside."""
+    """(rows,) int64: how many of a row's first items a row similar to it must share one of, left-out items aside."""
     lengths = np.empty(len(sizes), np.int64)
     for row in range(len(sizes)):
         left_out = sizes[row] - (indptr[row + 1] - indptr[row])
@@ -81,7 +81,7 @@ def _overlap(indptr, items, bits, one, other, i, j, needed):
 
 @compiled
 def leaders(indptr, items, sizes, bits, entries, groups, threshold):
-    """For each row the most alike earlier row that stays, as (row or -1, similarity): a row stays where there is none.
+    """For each row the most similar earlier row that stays, as (row or -1, similarity). A row stays if there is none.
 
     `groups` number the items of each row's prefix, which are entries[row]..entries[row + 1].
     """
@@ -189,7 +189,7 @@ def pairs(index, threshold, begin, end, enough):
 
 @compiled
 def closest(index, sides, floor, begin, end):
-    """(row, other, similarity, compared) of the most alike pair on two sides, one of it in begin..end; `sizes` rise.
+    """(row, other, similarity, compared) of the most similar pair on two sides, one of it in begin..end; `sizes` rise.
 
     Only a pair over `floor` is found, and every such pair is compared unless a closer one was found before. Of equally
     close pairs it is the first by (row, other).

@@ -104,8 +104,8 @@ def invert(indptr, items, entries, numbers, lengths, part, parts):
 
 
 @compiled
-def most_alike(indptr, items, sizes, entries, groups, others, postings, holders, asked, threshold):
-    """(place in `others` or -1, similarity) of the row that is most alike to each of `asked`; of equals the first.
+def most_similar(indptr, items, sizes, entries, groups, others, postings, holders, asked, threshold):
+    """(place in `others` or -1, similarity) of the row that is most similar to each of `asked`; of equals the first.
 
     `groups` number the items of each row's prefix, entries[row]..entries[row + 1]; an item's number leads by `postings`
     to the places of the others that hold it in theirs.

@@ -9,7 +9,7 @@ import numpy as np
 
 from tunewright.similarity.folding import Folded, character_classes
 
-FEWEST_BOILERPLATE_ROWS = 10  # in fewer rows a shared line says that the rows are alike
+FEWEST_BOILERPLATE_ROWS = 10  # in fewer rows a shared line says that the rows are similar
 FEWEST_WORDS = 12
 BOILERPLATE = "boilerplate.json"  # in the folder of the unique rows: what was left out of the comparison
 

@@ -162,7 +162,7 @@ def _cells(vectors: np.ndarray, centers: np.ndarray, shift: np.ndarray) -> tuple
 def _candidates(
     vectors: np.ndarray, kinds: np.ndarray, block: np.ndarray, asked: np.ndarray, held: list[np.ndarray], floor: float
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Each row of the block that asks any cell, with the earlier rows of its kind that are alike by about the floor."""
+    """Yield each row that asks a cell, with earlier rows of its kind whose similarity is about the floor."""
     near = vectors[block].astype(np.float32) / LENGTH
     same = np.equal.outer(kinds[block], kinds[block])
     one, other = _where(np.tril(near @ near.T >= floor, -1) & same & asked.any(axis=1, keepdims=True))

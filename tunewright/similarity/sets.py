@@ -1,4 +1,4 @@
-"""Sets of shingles, and which of them are alike by their exact Jaccard similarity: leaders, pairs, and the nearest."""
+"""Sets of shingles and their exact Jaccard similarity: leaders, similar pairs, and the nearest across splits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -66,7 +66,7 @@ def buckets_of(num_items: int) -> int:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs that are alike, as row numbers. Rows of equal sets are one: the first stands for all of them.
+    """The pairs that are similar, as row numbers. Rows of equal sets are one: the first stands for all of them.
 
     A row with `enough` partners has others only where they connect it to more: what is connected is always the same.
     """
@@ -79,7 +79,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The most alike pair of rows on two sides, -1 and 0.0 if none is over the floor; how many pairs were compared."""
+    """The most similar pair of rows of two splits, -1 and 0.0 if none is over the floor; how many were compared."""
 
     one: int  # the smaller of the two
     other: int
@@ -119,7 +119,7 @@ def leaders(sets: Sets, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def alike(sets: Sets, threshold: float, enough: int = ENOUGH) -> Pairs:
+def similar_pairs(sets: Sets, threshold: float, enough: int = ENOUGH) -> Pairs:
     """The pairs of sets with a Jaccard similarity of at least `threshold` (above 0)."""
     first = first_equal(sets)
     rows = np.flatnonzero(first == np.arange(len(sets)))
@@ -130,7 +130,7 @@ def alike(sets: Sets, threshold: float, enough: int = ENOUGH) -> Pairs:
 def pairs_of(
     sets: Sets, numbers: np.ndarray, threshold: float, enough: int, part: ItemShare = WHOLE
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(left, right, similarity) of the alike pairs of sets, as the `numbers` of their rows; sizes must rise."""
+    """(left, right, similarity) of the similar pairs of sets, as the `numbers` of their rows; sizes must rise."""
     from tunewright.similarity import join
 
     index = _index(sets, threshold, part)
@@ -151,7 +151,7 @@ def in_order(one: np.ndarray, other: np.ndarray, similarity: np.ndarray) -> tupl
 
 
 def nearest_across(sets: Sets, sides: np.ndarray, floor: float) -> Nearest:
-    """The most alike pair of rows of two different `sides` (rows,), of all pairs with a similarity over `floor`."""
+    """The most similar pair of rows of two different `sides` (rows,), of all pairs with a similarity over `floor`."""
     rows = np.argsort(sets.sizes, kind="stable")
     return closest_of(sets[rows], sides[rows], floor).named(rows)
 

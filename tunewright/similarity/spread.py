@@ -1,9 +1,9 @@
 """The sets of a table that lie in pieces on several machines: what is done with a piece, and where pieces meet.
 
-Rows that can be alike have to meet. To find leaders, which needs all the rows before, rows of one kind meet: no row is
-alike to one of another kind. To find pairs, the rows that have an item in their prefix meet, since alike rows have one
-in common there (Vernica et al. 2010, "Efficient parallel set-similarity joins using MapReduce"). Where they meet they
-are compared as all rows are on one machine (sets.py), so that what is found is the same.
+Rows that can be similar have to meet. To find leaders, which needs all earlier rows, rows of one kind meet, since no
+row is similar to one of another kind. To find pairs, the rows that share an item of their prefixes meet, since similar
+rows do (Vernica et al. 2010, "Efficient parallel set-similarity joins using MapReduce"). Where they meet, they are
+compared as on one machine (sets.py), so the result is the same.
 """
 
 import platform

@@ -68,7 +68,7 @@ def events_of(client: "MlflowClient", registry: Registry) -> list[Event]:
     return sorted((event for event in events if event.alias == registry.alias), key=lambda event: event.when)
 
 
-def carriers(events: Sequence[Event], held: str) -> list[str]:
+def past_champions(events: Sequence[Event], held: str) -> list[str]:
     """The versions that a rollback goes back through, the oldest first; the last is `held`, which carries the alias.
 
     What was rolled back or withdrawn is not among them, so that one rollback after another goes further back. A move
@@ -107,13 +107,13 @@ SAID = {"rolled back": "rolled back to"}  # of how a version got the alias; othe
 FINAL = ("rejected", "rolled back", "withdrawn")  # what a person decided against: no pipeline moves the alias to it
 
 
-def standing(version: "ModelVersion", registry: Registry) -> str:
+def alias_state(version: "ModelVersion", registry: Registry) -> str:
     """waiting, approved, rejected, superseded, rolled back or withdrawn; empty where nobody decided or has to."""
     is_of_alias = version.tags.get(f"{TAG}.alias") == registry.alias
     return version.tags.get(TAG, "") if is_of_alias else ""
 
 
-def set_standing(
+def set_alias_state(
     client: "MlflowClient",
     registry: Registry,
     version: "ModelVersion",
@@ -150,7 +150,7 @@ def head(client: "MlflowClient", registry: Registry, number: str) -> None:
     version = client.get_model_version(registry.name, number)
     description = str(version.description or "")
     first = html.escape(said(version, registry), quote=False)  # it is Markdown, and has what people wrote
-    waits = standing(version, registry) == "waiting"
+    waits = alias_state(version, registry) == "waiting"
     client.update_model_version(registry.name, number, _anew(description, first, waits=waits))
     if not waits and version.tags.get(SENTENCE, "").startswith(f"{WAITING}: "):
         client.set_model_version_tag(registry.name, number, SENTENCE, verdict_of(version))
@@ -186,7 +186,7 @@ def said(version: "ModelVersion", registry: Registry) -> str:
     tags, sentence = version.tags, verdict_of(version)
     by, why = tags.get(f"{TAG}.by", ""), tags.get(f"{TAG}.reason", "")
     on = f"on {tags.get(f'{TAG}.when', '')[:10]}"
-    match standing(version, registry):
+    match alias_state(version, registry):
         case "waiting":
             waits = sentence.partition(": ")[2].removesuffix(".")
             return f"{WAITING}: {waits}. To approve: {command(version)}"
