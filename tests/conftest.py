@@ -62,6 +62,7 @@ def pytest_configure() -> None:
     }
     gc.set_threshold(*RARE_COLLECTIONS)
     # A shell ignores Ctrl-C in what it starts in the background, and so would all processes that the tests start.
+    os.environ.pop("COLUMNS", None)  # pytest-xdist sets it in its workers
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

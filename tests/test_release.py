@@ -433,7 +433,7 @@ def test_versions_are_listed_with_their_verdicts_before_there_is_a_champion(make
     listed = [re.split("  +", line.strip()) for line in shown.splitlines()[2:]]
     gain = "+.82 [.75, .88] exact match against the base"
     assert [(line[0], *line[2:]) for line in listed] == [
-        ("version", "verdict", "gain"),
+        ("version", "verdict", "decided by"),
         ("2", "inconclusive", gain),
         ("1", "keep", gain),
     ]

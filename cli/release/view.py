@@ -69,8 +69,10 @@ def show_history(console: Console, registry: Registry, history: History) -> None
 
 def _show_versions(console: Console, history: History) -> None:
     """The newest versions with their verdicts, whether or not one has the alias."""
+    if not history.versions:
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("version", "registered (UTC)", "verdict", "gain"):
+    for column in ("version", "registered (UTC)", "verdict", "decided by"):
         table.add_column(column, overflow="fold")
     for each in history.versions[:VERSIONS]:
         is_current = each.version == history.current_version
