@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -91,9 +92,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """Restore the environment variables that a test, or a command it calls in this process, sets."""
+    """Restore the environment variables and the log that a test, or a command it calls in this process, sets."""
+    log = logging.getLogger("tunewright")
+    level, handlers, propagate = log.level, [*log.handlers], log.propagate
     with patch.dict(os.environ):
         yield
+    log.setLevel(level)
+    log.handlers[:], log.propagate = handlers, propagate
 
 
 @pytest.fixture(autouse=True)
