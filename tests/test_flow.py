@@ -287,7 +287,7 @@ def test_a_second_run_executes_nothing_and_shows_the_same(
     assert "# Promoted" in shown["verdict"]
     assert "Test-set use 1 of these rows." in shown["verdict"]
     assert "\nForgetting: general tasks correct " in shown["verdict"]
-    assert "\n| arithmetic | 0.000 | 0.000 |\n" in shown["verdict"]
+    assert "\n| arithmetic | .00 | .00 |\n" in shown["verdict"]
     assert tracked(home) == (1, 1)
 
 
