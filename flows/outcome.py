@@ -146,11 +146,8 @@ class Outcome(BaseModel, frozen=True):
             return ""
         if self.registered.alias:
             return f"@{self.registered.alias}"
-        return (
-            f"the alias points to version {self.registered.current_version}"
-            if self.registered.current_version
-            else "no alias"
-        )
+        current = self.registered.current_version
+        return f"the alias points to version {current}" if current else "no alias"
 
     def quarantines(self) -> list[Path]:
         """The files with the rows that were quarantined."""
@@ -233,16 +230,8 @@ def _training(adapter: artifacts.Adapter) -> dict[str, Any]:
 
 
 def _verdict(verdict: artifacts.Verdict) -> dict[str, Any]:
-    names = (
-        "metric",
-        "differences",
-        "intervals",
-        "guardrails",
-        "general",
-        "rows_needed",
-        "smallest_visible",
-        "test_set_uses",
-    )
+    measured = ("metric", "differences", "intervals", "guardrails", "general")
+    names = (*measured, "rows_needed", "smallest_visible", "test_set_uses")
     said = {"decision": verdict.decision, "because": verdict.because or None, "reason": verdict.sentence}
     return said | {name: getattr(verdict, name) for name in names} | {"warnings": list(verdict.warnings)}
 

@@ -114,23 +114,23 @@ def test_sources_are_expanded_in_order_and_no_file_is_read_twice() -> None:
         source_files(Data(sources=(Source(path="a.jsonl"),), held_out=(Source(path="a.jsonl"),)))
 
 
-@pytest.mark.parametrize("packing", ["gz", "zst"])
+@pytest.mark.parametrize("compression", ["gz", "zst"])
 @pytest.mark.parametrize("format", ["jsonl", "json", "csv"])
-def test_a_packed_file_is_read_as_the_plain_one(format: str, packing: str) -> None:  # noqa: A002 the settings' word
+def test_a_compressed_file_is_read_as_the_plain_one(format: str, compression: str) -> None:  # noqa: A002 the settings' word
     plain = {"jsonl": GOOD + b"\n{\n", "json": b"[" + GOOD + b",{}]", "csv": b"prompt,completion\na,b\nc\n"}[format]
-    codec = {"gz": "gzip", "zst": "zstd"}[packing]
+    codec = {"gz": "gzip", "zst": "zstd"}[compression]
     packed = b"".join(pa.compress(half, codec, asbytes=True) for half in (plain[:20], plain[20:]))  # two members
     Path(f"a.{format}").write_bytes(plain)
-    Path(f"b.{format}.{packing}").write_bytes(packed)
-    Path(f"c.{format}").write_bytes(packed)  # its ending does not say that it is packed
-    rows = run(f"a.{format}", f"b.{format}.{packing}", f"c.{format}")
+    Path(f"b.{format}.{compression}").write_bytes(packed)
+    Path(f"c.{format}").write_bytes(packed)  # its ending does not say that it is compressed
+    rows = run(f"a.{format}", f"b.{format}.{compression}", f"c.{format}")
     kept, refused = tables(rows)
     assert len(kept) == len(refused) == 3
     assert len({(row["row_id"], row["line"], row["byte"]) for row in kept}) == 1
     assert [detected.split(",")[0] for detected in rows.detected.values()] == [
         format,
-        f"{format}.{packing}",
-        f"{format}.{packing}",
+        f"{format}.{compression}",
+        f"{format}.{compression}",
     ]
 
 
@@ -219,8 +219,8 @@ def test_objects_in_s3_are_read_and_not_read_again_until_they_change(
 
     opened: list[str] = []
     monkeypatch.setattr(
-        "tunewright.tasks.ingest.opening.packed",
-        lambda path, of=files_module.stores.packed: opened.append(path) or of(path),
+        "tunewright.tasks.ingest.opening.opened",
+        lambda path, of=files_module.stores.opened: opened.append(path) or of(path),
     )
     files = source_files(data)
     opened.clear()  # looking at how each begins

@@ -207,14 +207,14 @@ def _text(path: Path) -> str:
 def _encoding_advice(path: Path, said: str) -> str:
     """Return the advice for a data file whose encoding is not accepted."""
     from tunewright.tasks.ingest.files import SourceFile  # with what opens stores
-    from tunewright.tasks.ingest.opening import packing_of
+    from tunewright.tasks.ingest.opening import compression_of
     from tunewright.tasks.ingest.readers import encoding_advice
 
     try:
-        packing = packing_of(str(path))
+        compression = compression_of(str(path))
     except DataError as error:
         raise ConfigError(str(error)) from None
-    return encoding_advice(SourceFile(path=str(path), digest="", format="text", packing=packing), said)
+    return encoding_advice(SourceFile(path=str(path), digest="", format="text", compression=compression), said)
 
 
 def _named(document: Document) -> list[tuple[str, dict[str, Any]]]:

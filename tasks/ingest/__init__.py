@@ -168,7 +168,7 @@ def _placed(first: str, files: Iterable[SourceFile]) -> str:
 
 def detected(file: SourceFile, tally: Tally) -> str:
     """How a file was read: "jsonl.gz, alpaca", or "json, held out, messages"."""
-    how = f"{file.format}.{file.packing}" if file.packing else file.format
+    how = f"{file.format}.{file.compression}" if file.compression else file.format
     layouts = " and ".join(sorted(tally.layouts))
     return ", ".join(filter(None, (how, "held out" if file.held_out else "", layouts)))
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from tunewright.errors import DataError
 from tunewright.tasks.ingest.layouts import known_columns
 from tunewright.tasks.ingest.opening import BUFFER, is_of_content
-from tunewright.tasks.ingest.stores import packed
+from tunewright.tasks.ingest.stores import opened
 
 MAGIC = b"ARROW1\0\0"  # of the file format: then the same messages as in a stream, and a footer
 CONTINUES = b"\xff\xff\xff\xff"
@@ -37,9 +37,9 @@ def batches(path: str, columns: frozenset[str] | None) -> Iterator[pa.RecordBatc
     Text may still not be UTF-8. Raises DataError where the file is not whole, or holds none of the columns.
     """
     try:
-        with packed(path) as file:
+        with opened(path) as file:
             skipped = _measure(path, BufferedReader(file, BUFFER))  # pyright: ignore[reportArgumentType] it has readinto
-        with packed(path) as file:
+        with opened(path) as file:
             file.seek(skipped)
             with pa.ipc.open_stream(pa.PythonFile(file, "r")) as reader:
                 known = known_columns(path, reader.schema.names, columns)
@@ -167,12 +167,14 @@ def _sizes(file: BinaryIO | BufferedReader, metadata: bytes) -> tuple[int, int]:
         raise struct.error("a body of less than nothing")
     if kind not in (OF_BATCH, OF_DICTIONARY) or columns is None or columns.table(3) is None:
         return body, body
-    start, unpacked = file.tell(), 0
+    start, decompressed = file.tell(), 0
     for offset, length in columns.pairs(2):
         if length >= 8:
-            file.seek(start + offset)  # what the buffer takes unpacked stands before it, or -1 if it is not compressed
-            unpacked += max(0, struct.unpack("<q", file.read(8))[0])
-    return body, max(body, unpacked)
+            file.seek(
+                start + offset
+            )  # what the buffer takes decompressed stands before it, or -1 if it is not compressed
+            decompressed += max(0, struct.unpack("<q", file.read(8))[0])
+    return body, max(body, decompressed)
 
 
 def _broken(path: str, why: str) -> DataError:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tunewright.config import from_here
 from tunewright.tasks.ingest.stores import is_url
 
-UNPACK = {"gz": "gzip -dc", "zst": "zstd -dc"}
+DECOMPRESS = {"gz": "gzip -dc", "zst": "zstd -dc"}
 MIXED = (
     'python -c "import codecs, fileinput, sys; '
     "codecs.register_error('other', lambda e: (e.object[e.start:e.end].decode('{codec}'), e.end)); "
@@ -14,25 +14,25 @@ MIXED = (
 )
 
 
-def conversion(path: str, encoding: str, packing: str = "") -> str:
+def conversion(path: str, encoding: str, compression: str = "") -> str:
     """The rest of a sentence about a file in another encoding; empty of one that is not on this disk."""
-    return _command(path, f"iconv -f {encoding} -t UTF-8", packing, "; to convert it: ")
+    return _command(path, f"iconv -f {encoding} -t UTF-8", compression, "; to convert it: ")
 
 
-def mixed_conversion(path: str, codec: str, packing: str = "") -> str:
+def mixed_conversion(path: str, codec: str, compression: str = "") -> str:
     """The same about a file of which some lines are in UTF-8, which stay, and others in a code page of Python's."""
     said = "; other lines are in UTF-8, so iconv would spoil them; to convert only the bytes that are not UTF-8: "
-    return _command(path, MIXED.format(codec=codec), packing, said)
+    return _command(path, MIXED.format(codec=codec), compression, said)
 
 
-def _command(path: str, convert: str, packing: str, said: str) -> str:
-    """`said` and the command that has `convert` write a new file beside an old one that may be packed."""
+def _command(path: str, convert: str, compression: str, said: str) -> str:
+    """`said` and the command that has `convert` write a new file beside an old one that may be compressed."""
     if is_url(path):
         return ""
     plain = Path(path)
-    plain = plain.with_suffix("") if packing and plain.suffix.lower() in (".gz", ".zst") else plain
+    plain = plain.with_suffix("") if compression and plain.suffix.lower() in (".gz", ".zst") else plain
     old, new = here(path), here(str(plain.with_name(f"{plain.stem}-utf8{plain.suffix}")))
-    read = f"{UNPACK[packing]} {old} | {convert}" if packing else f"{convert} {old}"
+    read = f"{DECOMPRESS[compression]} {old} | {convert}" if compression else f"{convert} {old}"
     return f"{said}{read} > {new}"
 
 

@@ -23,7 +23,7 @@ from tunewright.store.caching import digest_of
 from tunewright.tasks.ingest import hub, stores
 from tunewright.tasks.ingest.hub import is_saved, saved_files
 from tunewright.tasks.ingest.layouts import MAPPABLE
-from tunewright.tasks.ingest.opening import Packing, packing_of
+from tunewright.tasks.ingest.opening import Compression, compression_of
 
 FileFormat = Literal["jsonl", "json", "csv", "parquet", "arrow", "text", "hub"]
 
@@ -35,12 +35,12 @@ ALIKE = 0.75  # of two names without their endings, from where one may be a miss
 MOST_LOOKED_AT = 10_000  # files of a level of folders, for a hint
 
 
-Identify = Callable[[str], tuple[Packing, str]]
+Identify = Callable[[str], tuple[Compression, str]]
 
 
-def identify(path: str) -> tuple[Packing, str]:
-    """How a file is packed, and what changes when its content does; a local file is read for it."""
-    return packing_of(path), _digest(path)
+def identify(path: str) -> tuple[Compression, str]:
+    """How a file is compressed, and what changes when its content does; a local file is read for it."""
+    return compression_of(path), _digest(path)
 
 
 class SourceFile(BaseModel, frozen=True):
@@ -49,7 +49,7 @@ class SourceFile(BaseModel, frozen=True):
     path: str
     digest: str  # the sha256 of a file, what a store says of an object, the commit of a hub data set
     format: FileFormat
-    packing: Packing = ""
+    compression: Compression = ""
     layout: Layout = "auto"
     columns: dict[str, str] = {}
     side: Side | None = None
@@ -180,13 +180,13 @@ def _files(source: RecordFiles, setting: str, held_out: bool, identify: Identify
     for path in paths:
         resolved = _format(path, source, HELD_OUT_FORMATS if held_out else FORMATS, where)
         with named(setting, path), stores.explained(where) if remote else _readable(where):
-            packing, digest = identify(path)
-        if packing and resolved in ("parquet", "arrow"):
+            compression, digest = identify(path)
+        if compression and resolved in ("parquet", "arrow"):
             raise DataError(
                 f"{place_of(setting, path)}: the file is compressed, but {resolved.title()} compresses its columns "
                 "itself: decompress the file"
             )
-        yield SourceFile(path=path, digest=digest, format=resolved, packing=packing, **how)
+        yield SourceFile(path=path, digest=digest, format=resolved, compression=compression, **how)
 
 
 @contextmanager

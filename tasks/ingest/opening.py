@@ -1,4 +1,4 @@
-"""The bytes of a file as they are unpacked, and what the first of them give away: an archive, or no data at all."""
+"""The bytes of a file as they are decompressed, and what the first of them give away: an archive, or no data at all."""
 
 import io
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ import pyarrow as pa
 
 from tunewright.errors import DataError
 from tunewright.tasks.ingest.encodings import conversion
-from tunewright.tasks.ingest.stores import packed
+from tunewright.tasks.ingest.stores import opened
 
-Packing = Literal["", "gz", "zst"]
+Compression = Literal["", "gz", "zst"]
 
 BOM = b"\xef\xbb\xbf"
 BUFFER = 1 << 20
 HEAD = 512
 
-MAGIC: tuple[tuple[bytes, Packing], ...] = ((b"\x1f\x8b", "gz"), (b"\x28\xb5\x2f\xfd", "zst"))
+MAGIC: tuple[tuple[bytes, Compression], ...] = ((b"\x1f\x8b", "gz"), (b"\x28\xb5\x2f\xfd", "zst"))
 CODECS = {"gz": "gzip", "zst": "zstd"}
 
 BINARY = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")  # Parquet, Arrow's files and streams: no text in UTF-16
@@ -42,35 +42,35 @@ NOT_DATA: tuple[tuple[bytes, tuple[str, str]], ...] = (
 )
 
 
-def packing_of(path: str) -> Packing:
-    """How a file is packed, by its first bytes. Raises DataError where they show that it holds no data."""
-    with packed(path) as file:
+def compression_of(path: str) -> Compression:
+    """How a file is compressed, by its first bytes. Raises DataError where they show that it holds no data."""
+    with opened(path) as file:
         head = file.read(HEAD)
     if not head:
         raise DataError(f"{path}: the file is empty; accepted: a file with at least one record")
-    packings: list[Packing] = [packing for magic, packing in MAGIC if head.startswith(magic)]
-    packing: Packing = packings[0] if packings else ""
-    if packing:
-        with unpacked(path, packing) as stream:
+    found: list[Compression] = [compression for magic, compression in MAGIC if head.startswith(magic)]
+    compression: Compression = found[0] if found else ""
+    if compression:
+        with decompressed(path, compression) as stream:
             head = stream.read(HEAD)
         if not head:
             raise DataError(f"{path}: the compressed file is empty; accepted: a file with at least one record")
-    _hold_data(path, head, packing)
-    if not packing and path.lower().endswith((".gz", ".zst")):
+    _hold_data(path, head, compression)
+    if not compression and path.lower().endswith((".gz", ".zst")):
         raise DataError(f"{path}: not compressed, although its name says so; accepted: a name without .gz or .zst")
-    return packing
+    return compression
 
 
 @contextmanager
-def unpacked(path: str, packing: Packing) -> Iterator[io.BufferedReader]:
-    """A file's bytes from its beginning, unpacked as they are read. Raises DataError where an archive is not whole."""
-    with packed(path) as file:
-        if not packing:
+def decompressed(path: str, compression: Compression) -> Iterator[io.BufferedReader]:
+    """Decompress a file as it is read, from its beginning. Raises DataError for an archive that is not whole."""
+    with opened(path) as file:
+        if not compression:
             yield io.BufferedReader(file, BUFFER)  # pyright: ignore[reportArgumentType] it has readinto
             return
         try:
             # The zstandard package reads a file that was cut off as if it were whole; Arrow does not.
-            stream = pa.CompressedInputStream(pa.PythonFile(file, "rb"), CODECS[packing])
+            stream = pa.CompressedInputStream(pa.PythonFile(file, "rb"), CODECS[compression])
             yield io.BufferedReader(stream, BUFFER)  # pyright: ignore[reportArgumentType] it has readinto
         except OSError as error:
             if not is_of_content(error):
@@ -83,13 +83,13 @@ def is_of_content(error: OSError) -> bool:
     return type(error) is OSError and error.errno is None
 
 
-def _hold_data(path: str, head: bytes, packing: Packing) -> None:
+def _hold_data(path: str, head: bytes, compression: Compression) -> None:
     start = head.removeprefix(BOM).lstrip().lower()
     for beginning, (reason, detail) in NOT_DATA:
         if start.startswith(beginning):
-            command = conversion(path, ENCODINGS[reason], packing) if reason in ENCODINGS else ""
+            command = conversion(path, ENCODINGS[reason], compression) if reason in ENCODINGS else ""
             raise DataError(f"{path}: the file is {detail}{command}")
     odd, even = (half.count(0) > 0.4 * len(half) for half in (head[1::2], head[::2]))
     if odd != even and len(head) >= 8 and not head.startswith(BINARY):
-        command = conversion(path, "UTF-16LE" if odd else "UTF-16BE", packing)
+        command = conversion(path, "UTF-16LE" if odd else "UTF-16BE", compression)
         raise DataError(f"{path}: the file is {UTF_16[1]}{command}")

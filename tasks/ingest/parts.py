@@ -1,8 +1,8 @@
 """The parts that ingest is put together from, each an artifact of its own: what did not change is not parsed again.
 
-A local JSONL file, packed or not, is read in tiles: runs of whole lines, about 8 MB each, cut at places that depend on
-what stands before them alone. A file that grew has its old tiles still, and only the last of them and what follows is
-parsed, also where the last line had no end. What else there is, another format or an object in a store, is one part:
+A local JSONL file, compressed or not, is read in tiles: runs of whole lines, about 8 MB each. Where a tile ends depends
+only on the bytes before. So a file that grew keeps its old tiles, and only the last of them and what follows is parsed,
+also if the last line had no end. What else there is, another format or an object in a store, is one part:
 stores do not append. Parts lie beside the other artifacts, in <home>/artifacts/ingest_part, and are kept like those;
 one that is deleted is made again when it is needed.
 """
@@ -18,7 +18,7 @@ from tunewright.config import Repair
 from tunewright.store.caching import cached
 from tunewright.tasks.ingest.files import SourceFile, is_remote, unchanged
 from tunewright.tasks.ingest.layouts import FIELDS
-from tunewright.tasks.ingest.opening import unpacked
+from tunewright.tasks.ingest.opening import decompressed
 from tunewright.tasks.ingest.readers import Line, json_lines, lines, plausible, read
 from tunewright.tasks.ingest.tables import Tables, Tally
 
@@ -88,7 +88,7 @@ def tiles(file: SourceFile, max_bytes: int) -> Iterator[Tile]:
     """The lines of a file in tiles."""
     run: list[Line] = []
     num_bytes = 0
-    with unpacked(file.path, file.packing) as stream:
+    with decompressed(file.path, file.compression) as stream:
         for line in plausible(file.path, lines(stream, max_bytes)):
             run.append(line)
             num_bytes += len(line.content)

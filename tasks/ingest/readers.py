@@ -28,7 +28,7 @@ from tunewright.tasks.ingest.code_pages import ASCII, guess
 from tunewright.tasks.ingest.encodings import conversion, here, mixed_conversion
 from tunewright.tasks.ingest.files import SourceFile, named
 from tunewright.tasks.ingest.layouts import known_columns
-from tunewright.tasks.ingest.opening import BOM, is_of_content, unpacked
+from tunewright.tasks.ingest.opening import BOM, decompressed, is_of_content
 from tunewright.tasks.ingest.parsing import (
     Record,
     RefusedRecord,
@@ -37,7 +37,7 @@ from tunewright.tasks.ingest.parsing import (
     parse_line,
     quoted,
 )
-from tunewright.tasks.ingest.stores import is_url, num_bytes, packed
+from tunewright.tasks.ingest.stores import is_url, num_bytes, opened
 
 NOT_UTF_8 = "not UTF-8"  # said of a record
 OTHER_SEPARATORS = ";\t|"  # of what is called CSV too
@@ -83,7 +83,7 @@ def _read(file: SourceFile, max_bytes: int, columns: Columns) -> Iterator[Item]:
         case "hub":
             yield from _of_batches(hub.batches(file.path, file.digest, columns))
         case _:
-            with unpacked(file.path, file.packing) as stream:
+            with decompressed(file.path, file.compression) as stream:
                 yield from plausible(file.path, _text_reader(file, stream, max_bytes))
 
 
@@ -269,7 +269,7 @@ def encoding_advice(file: SourceFile, said: str) -> str:
     if NOT_UTF_8 not in said or is_url(file.path) or file.format not in ("jsonl", "json", "csv", "text"):
         return ""
     sample, beyond_ascii, is_mixed = bytearray(), set[int](), False
-    with unpacked(file.path, file.packing) as stream:
+    with decompressed(file.path, file.compression) as stream:
         for line in takewhile(lambda line: line.byte < MOST_LOOKED_AT, lines(stream, MOST_LOOKED_AT)):
             if line.content.isascii():
                 continue
@@ -287,9 +287,9 @@ def encoding_advice(file: SourceFile, said: str) -> str:
         return found.said()
     page = found.pages[0]
     if is_mixed:
-        command = mixed_conversion(file.path, page.codec, file.packing)
+        command = mixed_conversion(file.path, page.codec, file.compression)
     else:
-        command = conversion(file.path, page.iconv, file.packing)
+        command = conversion(file.path, page.iconv, file.compression)
     if f"looks like {page.title}" in said:
         return command
     of = "but the file as a whole" if "; it looks like" in said else "the file as a whole"
@@ -316,7 +316,7 @@ def _columns(header: list[str], fields: list[str], raw: bytes) -> Record:
 def _parquet(path: str, columns: Columns) -> Iterator[Item]:
     try:
         if is_url(path):
-            with pq.ParquetFile(packed(path)) as file:
+            with pq.ParquetFile(opened(path)) as file:
                 known = known_columns(path, file.schema_arrow.names, columns)
                 yield from _of_batches(file.iter_batches(batch_size=1_000, columns=known))
         else:

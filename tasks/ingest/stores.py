@@ -74,7 +74,7 @@ def num_bytes(path: str) -> int:
     return store.info(name).get("size") or sys.maxsize
 
 
-def packed(path: str) -> BinaryIO:
+def opened(path: str) -> BinaryIO:
     """The bytes of a local file or an object as they lie there, in a file that can seek."""
     if not is_url(path):
         return Path(path).open("rb", buffering=0)

@@ -19,7 +19,7 @@ from tunewright.store import disk
 from tunewright.store.cache_key import hash_of
 from tunewright.tasks.ingest import SourceFile, source_files
 from tunewright.tasks.ingest.files import identify, is_remote, stamp
-from tunewright.tasks.ingest.opening import Packing
+from tunewright.tasks.ingest.opening import Compression
 
 SETTLED_SECONDS = 1.0  # a local file that has not changed for so long is no more being written
 REPAIRED = "as the last finished run read them, and the run after it failed"
@@ -27,10 +27,10 @@ NAMED = 3  # changes that are named one by one
 
 
 class Seen(BaseModel, frozen=True):
-    """A file as the last look found it."""
+    """A file as the last poll found it."""
 
     stamp: str | None
-    packing: Packing
+    compression: Compression
     digest: str
 
 
@@ -40,14 +40,14 @@ class WatcherState(BaseModel):
     files: dict[str, Seen] = {}
     announced: str = ""
 
-    def identify(self, path: str) -> tuple[Packing, str]:
+    def identify(self, path: str) -> tuple[Compression, str]:
         """As tunewright.tasks.ingest.files does, from memory where the file is the same."""
         now, known = stamp(path), self.files.get(path)
         if known is None or now is None or known.stamp != now:
-            packing, digest = identify(path)
-            known = Seen(stamp=now, packing=packing, digest=digest)
+            compression, digest = identify(path)
+            known = Seen(stamp=now, compression=compression, digest=digest)
         self.files[path] = known
-        return known.packing, known.digest
+        return known.compression, known.digest
 
 
 class Poll(BaseModel, frozen=True):
@@ -56,7 +56,7 @@ class Poll(BaseModel, frozen=True):
     num_files: int
     changes: tuple[str, ...]  # since the last finished run: "new: data/b.jsonl"
     is_new: bool = False  # whether they are to be announced: not yet, and nothing is being written any more
-    is_unsettled: bool = False  # a file is still being written; the next look tells
+    is_unsettled: bool = False  # a file is still being written; the next poll tells
 
 
 def keep_read(deployment: str, files: Iterable[SourceFile]) -> None:
@@ -126,7 +126,7 @@ def _place(deployment: str) -> Path:
 
 
 def _write(file: Path, text: str) -> None:
-    """Whole or not at all: a look reads while a run writes."""
+    """Whole or not at all: a poll reads while a run writes."""
     config.make_home()
     file.parent.mkdir(parents=True, exist_ok=True)
     disk.replace(file, text)
