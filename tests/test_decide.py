@@ -548,7 +548,7 @@ def test_answers_learnt_by_their_form_alone_are_not_enough_where_they_are_no_lab
     verdict = verdict_of(splits, candidate, base, metric="token_f1", guardrails=())
     assert verdict.decision == "inconclusive"
     assert (
-        "token F1 .6975 is not above the best constant baseline's .7333, but that may be chance: -.0358 ["
+        "token F1 .698 is not above the best constant baseline's .733, but that may be chance: -.036 ["
         in verdict.sentence
     )
 

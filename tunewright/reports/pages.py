@@ -47,15 +47,16 @@ def rounded(found: Sequence[float], threshold: float = 0.0) -> list[str]:
 def digits_of(own: float, theirs: float, difference: Sequence[float], threshold: float = 0.0) -> int:
     """How many digits two scores and the interval of their difference need, so that they do not contradict each other.
 
-    Rounded, the higher score is still the higher one, the scores differ by the mean, as far as they do unrounded, and
-    the interval is as `interval` rounds it.
+    Rounded, the higher score is still the higher one, and the interval is as `interval` rounds it. The scores differ by
+    the rounded mean, where they do unrounded; with three digits or more they may miss it by one unit of the last.
     """
     mean, fitting = abs(difference[1]), list(_that_keep_sides(difference, threshold)) or [MOST_DIGITS]
     is_sum = abs(abs(own - theirs) - mean) < EXACT
     apart = [each for each in fitting if abs(own - theirs) < EXACT or _rounded(own, each) != _rounded(theirs, each)]
     for digits in apart if is_sum else ():
         coarsest = min(_places(value, digits) for value in (own, theirs, mean))
-        if abs(round(abs(_rounded(own, digits) - _rounded(theirs, digits)) - _rounded(mean, digits), coarsest)) < EXACT:
+        missed = abs(abs(_rounded(own, digits) - _rounded(theirs, digits)) - _rounded(mean, digits))
+        if missed < EXACT + (10**-coarsest if digits > 2 else 0):
             return digits
     return next(iter(apart), MOST_DIGITS)
 
