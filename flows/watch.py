@@ -19,6 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment as own
 from prefect.states import Completed
 
+from tunewright import config
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows import announcing
 from tunewright.flows.parameters import FLOW, checked, identifier, named
@@ -47,6 +48,7 @@ def watch(deployment: str) -> State[None]:
     Args:
         deployment: Whose files, such as finetune/demo
     """
+    config.quiet_libraries()  # its process ends sooner
     if log.level == logging.NOTSET:
         log.setLevel(logging.INFO)
     with get_client(sync_client=True) as client:

@@ -1,5 +1,9 @@
 """Every knob is described, bounded in words, closed to what it does not know, and held against the others."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +28,9 @@ from tunewright.config import (
     Split,
     Training,
     home,
+    quietly,
 )
+from tunewright.config.environment import RARE_COLLECTIONS
 from tunewright.errors import ConfigError, DataError
 from tunewright.modeling import chat_templates
 
@@ -234,3 +240,27 @@ def test_a_path_that_no_file_can_have_is_one_line(path: str) -> None:
 
 def test_an_error_is_one_line_of_text_whatever_it_names() -> None:
     assert str(DataError("a\rb\n\ud800c")) == "a b \\ud800c"
+
+
+LIBRARY = """
+import atexit, gc, os, sys
+atexit.register(lambda: print("frozen" if gc.get_freeze_count() else "collected"))
+print(__name__, sys.argv[1:], gc.get_threshold(), os.environ["DO_NOT_TRACK"])
+"""
+
+
+def test_a_program_of_a_library_is_quiet_collects_rarely_and_ends_without_a_last_collection(tmp_path: Path) -> None:
+    (tmp_path / "library.py").write_text(LIBRARY)
+    environment = {name: value for name, value in os.environ.items() if name != "DO_NOT_TRACK"}
+    code = "import atexit, gc; from tunewright import config; config.quiet_libraries()"
+
+    def said(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    known = f"__main__ ['a', 'b'] {RARE_COLLECTIONS} 1\n"
+    assert said("-m", quietly.__name__, "library", "a", "b").startswith(known)
+    looks = "atexit.register(lambda: print(gc.get_freeze_count()))"
+    assert int(said("-c", f"import atexit, gc; {looks}; {code}")) > 10_000

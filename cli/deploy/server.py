@@ -30,6 +30,7 @@ from tunewright import config
 from tunewright.accepted import did_you_mean, shown
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.up.service import log_file
+from tunewright.config import quietly
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows.parameters import DEPLOYMENT_NAME, FLOW, identifier, slug
 from tunewright.flows.watch import watch
@@ -173,7 +174,7 @@ def deploy(pipeline: Pipeline, pool: str) -> None:
 
 def _prefect_deploy(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *arguments],
+        [sys.executable, "-m", quietly.__name__, "prefect", "--no-prompt", "deploy", *arguments],
         env=os.environ
         | {
             "PREFECT_API_URL": str(PREFECT_API_URL.value()),
