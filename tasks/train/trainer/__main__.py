@@ -40,8 +40,16 @@ def main(job_file: Path, parent: int | None = None) -> int:
         return OUT_OF_MEMORY if says_so or isinstance(error, MemoryError) else FAILED
 
 
+def needs_packing(job: Job) -> bool:
+    """Whether weights, or what the optimizer keeps, are packed into fewer bits, which bitsandbytes does."""
+    is_packed = '"quantization_config"' in (job.weights / "config.json").read_text(encoding="utf-8")
+    return is_packed or job.method.kind == "qlora" or "8bit" in job.compute.optimizer
+
+
 def _fit(job: Job, folder: Path) -> int:
     config.quiet_libraries()
+    if not needs_packing(job):
+        sys.modules["bitsandbytes"] = None  # pyright: ignore[reportArgumentType] PEFT would import it, for 0.7 s
     import torch
 
     from tunewright.tasks.train.trainer.fit import fit
