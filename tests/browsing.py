@@ -23,12 +23,24 @@ def browser(*options: str) -> Iterator[Browser]:
         chromium.close()
 
 
-def shows(page: Page, address: str, login: str) -> bool:
-    """Open a page of Prefect; where it asks for the password, as it does again on a slow server, use the login link."""
+def shows(page: Page, address: str, login: str, text: str = "") -> bool:
+    """Open a page of Prefect, and say whether it shows the text.
+
+    Where it asks for the password, as it does again on a slow server, use the login link.
+    """
     page.goto(address)
     page.wait_for_load_state("networkidle")
-    if "/login" not in page.url:
+    if "/login" not in page.url and (not text or appears(page, text)):
         return True
     page.goto(login)
     page.wait_for_url("**/v2/dashboard**")
     return False
+
+
+def appears(page: Page, text: str) -> bool:
+    """Whether the text is there before long, on a page that may go to its login instead."""
+    try:
+        expect(page.get_by_text(text, exact=True).first).to_be_visible(timeout=SLOWEST_MS // 4)
+    except AssertionError:
+        return False
+    return True

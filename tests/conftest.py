@@ -1,5 +1,6 @@
 """Shared fixtures: a home of its own and no network for each test, a tiny real model, and rows for the stages."""
 
+import atexit
 import gc
 import hashlib
 import json
@@ -7,8 +8,14 @@ import logging
 import os
 import shutil
 import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +27,15 @@ import pytest
 
 from tunewright.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, SPLIT_SCHEMA, Base, Registered, Rows, Splits
 from tunewright.config.environment import RARE_COLLECTIONS
+from tunewright.store import locks
 
 Message = dict[str, str]
 Conversation = Sequence[str] | Sequence[Message]  # plain texts are turns of user, assistant, user, ...
 WriteRows = Callable[..., pa.Table]
 MakeRows = Callable[..., Rows]
 MakeSplits = Callable[..., Splits]
+Once = Callable[[str, Callable[[Path], object]], Path]
+Harness = Callable[..., AbstractContextManager[None]]
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -46,6 +56,11 @@ FIRST = (
     *("up", "triggers", "docs", "ui", "train", "flow", "distribution", "stopping", "deploy", "prefect_server", "cli"),
     *("compare", "engine", "elsewhere", "strangers", "register", "json", "release", "files", "needless", "interrupts"),
 )
+MAKE_PREFECT_DATABASE = """
+import asyncio
+from prefect.server.database import provide_database_interface
+asyncio.run(provide_database_interface().create_db())
+"""
 SLOW_FILES = 15  # that the run lists at its end
 SLOW_SECONDS = 5.0  # a file that takes less is not listed
 
@@ -62,6 +77,7 @@ def pytest_configure() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }
     gc.set_threshold(*RARE_COLLECTIONS)
+    atexit.register(gc.freeze)  # as quiet_libraries() does
     # A shell ignores Ctrl-C in what it starts in the background, and so would all processes that the tests start.
     os.environ.pop("COLUMNS", None)  # pytest-xdist sets it in its workers
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -111,14 +127,47 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once(name, make)` is a file or a folder that the first worker makes, by `make(path)`, and all workers read."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        file, unfinished = folder / name, folder / f"unfinished_{name}"
+        with locks.exclusive(folder / f"{name}.lock"):
+            if not file.exists():
+                make(unfinished)
+                unfinished.rename(file)
+        return file
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def tiny_base(once: Once) -> Base:
     """A llama of two layers with random weights and a ChatML tokenizer of about 500 tokens, on disk."""
+    from tunewright.modeling.models import identity
+
+    folder = once("tiny_base", make_tiny_base)
+    digest = identity(str(folder))
+    return Base(
+        stage="base",
+        key="tiny",
+        folder=folder,
+        digest=digest,
+        reference=str(folder),
+        revision=None,
+        location=Path(),
+        weights_digest=digest,
+    )
+
+
+def make_tiny_base(folder: Path) -> None:
+    """Writes weights and tokenizer of the tiny base into a new folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tunewright.modeling.models import identity
-
-    folder = tmp_path_factory.mktemp("tiny_base")
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
@@ -137,17 +186,6 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
-    digest = identity(str(folder))
-    return Base(
-        stage="base",
-        key="tiny",
-        folder=folder,
-        digest=digest,
-        reference=str(folder),
-        revision=None,
-        location=Path(),
-        weights_digest=digest,
-    )
 
 
 def tiny_tokenizer(
@@ -254,13 +292,63 @@ def make_splits(tmp_path: Path) -> MakeSplits:
 
 
 @pytest.fixture(scope="session")
-def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mlflow_database(once: Once) -> Path:
     """An empty MLflow database: to make one takes MLflow six seconds."""
-    from mlflow import MlflowClient
 
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}")
-    return file
+    def make(file: Path) -> None:
+        from mlflow import MlflowClient
+
+        MlflowClient(f"sqlite:///{file}")
+
+    return once("mlflow.db", make)
+
+
+@pytest.fixture(scope="session")
+def prefect_database(once: Once) -> Path:
+    """An empty database of Prefect's server: to make one takes it three seconds of processor time."""
+
+    def make(file: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / "prefect.db"
+            own = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{made}"}
+            subprocess.run([sys.executable, "-c", MAKE_PREFECT_DATABASE], env=os.environ | own, check=True)
+            with closing(sqlite3.connect(made)) as connection:
+                connection.execute("VACUUM INTO ?", (str(file),))  # with what is still in its log
+
+    return once("prefect.db", make)
+
+
+@pytest.fixture(scope="session")
+def prefect_harness(prefect_database: Path) -> Iterator[Harness]:
+    """`with prefect_harness():` has a Prefect server for flows, which all tests of this process share.
+
+    `with prefect_harness(own=True):` has one that is new, and ends with the block.
+    """
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.testing import utilities
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = SubprocessASGIServer(port)
+
+    def folder() -> str:
+        made = tempfile.mkdtemp()
+        shutil.copy(prefect_database, Path(made) / "prefect-test.db")
+        return made
+
+    @contextmanager
+    def harness(*, own: bool = False) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(patch.object(utilities, "mkdtemp", folder))
+            if not own:
+                stack.enter_context(patch.object(utilities, "_find_available_port", lambda: port))
+                stack.enter_context(patch.object(shared, "stop", lambda: None))
+            with utilities.prefect_test_harness(server_startup_timeout=120):
+                yield
+
+    yield harness
+    shared.stop()
 
 
 @pytest.fixture(scope="session")

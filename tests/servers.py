@@ -3,11 +3,12 @@
 import base64
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from tunewright.cli.up import processes
 from tunewright.machine.addresses import Addresses
 
 SECONDS = 900.0  # a bound on what hangs: a busy machine may take minutes
-until = partial(waiting.until, seconds=SECONDS)
+until = partial(waiting.until, seconds=SECONDS, every=0.5)  # to ask the server more often slows it down
 TUNEWRIGHT = (sys.executable, "-c", "from tunewright.cli.main import main; main()")
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 PARTS = {
@@ -138,6 +139,12 @@ class Up(NamedTuple):
     def state(self, run: str) -> dict[str, Any]:
         return self.ask("GET", f"/flow_runs/{run}")["state"]
 
+    def said(self, runs: Sequence[str], words: str) -> bool:
+        """Whether the log of one of the runs has these words."""
+        newest = {"sort": "TIMESTAMP_DESC", "limit": 200}
+        found = self.ask("POST", "/logs/filter", json={"logs": {"flow_run_id": {"any_": list(runs)}}} | newest)
+        return any(words in line["message"] for line in found)
+
     def stages(self, run: str) -> dict[str, str]:
         """Stage -> the name of its state."""
         tasks = self.ask("POST", "/task_runs/filter", json={"flow_runs": {"id": {"any_": [run]}}, "limit": 200})
@@ -176,12 +183,20 @@ def make_team_packages(folder: Path) -> None:
 
 
 @contextmanager
-def started(folder: Path, tiny_base: Base, settings: Mapping[str, str] = {}) -> Iterator[Up]:
-    """One at work in this folder, with the deployment finetune/tiny; nothing of it is left afterwards."""
+def started(
+    folder: Path, tiny_base: Base, settings: Mapping[str, str] = {}, databases: Iterable[Path] = ()
+) -> Iterator[Up]:
+    """One at work in this folder, with the deployment finetune/tiny; nothing of it is left afterwards.
+
+    Its home has copies of these databases, where it is not to make its own.
+    """
     with socket.socket() as one, socket.socket() as other:
         for each in (one, other):
             each.bind(("127.0.0.1", 0))
         up = Up(folder, (one.getsockname()[1], other.getsockname()[1]), settings)
+    up.home.mkdir(mode=0o700)
+    for database in databases:
+        shutil.copy(database, up.home)
     (folder / DATA).write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
     make_team_packages(folder)  # in which a worker runs
     parameters = {

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Harness
 from prefect import flow, task
-from prefect.testing.utilities import prefect_test_harness
 
 from tunewright.artifacts import UniqueRows
 from tunewright.config import Dedupe
@@ -234,9 +234,9 @@ def test_two_identical_calls_at_once_do_the_work_once(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[None]:
+def server(prefect_harness: Harness) -> Iterator[None]:
     """One of Prefect's for flows, which ends with the test."""
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_harness():
         yield
 
 

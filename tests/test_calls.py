@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
+from conftest import Harness
 
 from tunewright.artifacts import CheckedRows, Rows, UniqueRows
 from tunewright.config import Checks, Data, Expectation, Model, Registry, Settings, Source, Stage
@@ -162,7 +162,7 @@ def test_a_stage_to_refresh_after_the_last_one_is_refused() -> None:
     assert stages(settings("a"), "check", ("check",)) == ("ingest", "base", "check")
 
 
-def test_the_seconds_of_a_stage_are_without_those_that_it_waited_for_the_device() -> None:
+def test_the_seconds_of_a_stage_are_without_those_that_it_waited_for_the_device(prefect_harness: Harness) -> None:
     entered, free = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -174,7 +174,7 @@ def test_the_seconds_of_a_stage_are_without_those_that_it_waited_for_the_device(
     thread.start()
     assert entered.wait(10)
     calls = Run(settings("a"), "train")
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_harness():
         threading.Timer(2.0, free.set).start()
         started = time.monotonic()
         record = calls.called(on_device, "", {"name": "a"})

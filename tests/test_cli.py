@@ -19,9 +19,9 @@ import psutil
 import pytest
 import torch
 import waiting
+from conftest import Harness
 from prefect._internal.analytics.ci_detection import CI_ENV_VARS
 from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
@@ -55,8 +55,8 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+def server(prefect_harness: Harness) -> Iterator[None]:
+    with prefect_harness():
         yield
 
 

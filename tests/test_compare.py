@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import mlflow
 import pytest
-from prefect.testing.utilities import prefect_test_harness
+from conftest import Harness, Once
 from rich.console import Console
+from trained import done_once
 from typer.testing import CliRunner
 
 from tunewright.artifacts import Base
@@ -24,6 +26,7 @@ from tunewright.errors import ConfigError, Pruned, TrainingError
 from tunewright.flows.compare import compare
 from tunewright.registry.tracking import tracking_uri
 from tunewright.store.caching import Cached
+from tunewright.tasks.train import stage as train_stage
 
 FILE = """\
 deployments:
@@ -227,13 +230,18 @@ def test_the_page_loads_nothing_and_shows_text_as_text() -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+def server(prefect_harness: Harness) -> Iterator[None]:
+    with prefect_harness():
         yield
 
 
 @pytest.fixture
-def settings(tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(
+    tiny_base: Base, home: Path, once: Once, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    home.mkdir()
+    shutil.copy(mlflow_database, home)
+    done_once(once, monkeypatch, train_stage._attempt)  # in processes, since one that is pruned is ended
     monkeypatch.chdir(home.parent)
     rows = [
         {"instruction": f"{what} {i} {'abcdefgh'[i % 8]} {'stuvwxyz'[i // 8]}", "output": ("refund", "repair")[i % 2]}

@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from conftest import Harness
 from make_payloads import SINCE, make_check_results
 from prefect import State, flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
@@ -22,7 +23,6 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
-from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
 from test_automations import event
 from typer.testing import CliRunner
@@ -98,8 +98,8 @@ deployments:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+def server(prefect_harness: Harness) -> Iterator[None]:
+    with prefect_harness(own=True):
         yield
 
 

@@ -74,8 +74,11 @@ def test_the_old_entrypoints_are_the_same_flows(site: Path, tmp_path: Path) -> N
 
 
 def test_what_is_installed_runs_beside_folders_of_a_team_with_our_names(
-    site: Path, tmp_path: Path, tiny_base: Base
+    site: Path, tmp_path: Path, tiny_base: Base, mlflow_database: Path, prefect_database: Path
 ) -> None:
+    (tmp_path / "home").mkdir()
+    for database in (mlflow_database, prefect_database):
+        shutil.copy(database, tmp_path / "home")
     write_files(tiny_base, tmp_path)
     make_team_packages(tmp_path)
     code = "import tunewright.cli.main as cli, sys; print(cli.__file__, file=sys.stderr); cli.main()"

@@ -15,9 +15,10 @@ from unittest.mock import patch
 
 import pytest
 import yaml
+from conftest import Harness, Once
 from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
 from test_cli import ROWS
+from trained import done_once
 from typer.testing import CliRunner
 
 from tunewright.artifacts import Base
@@ -60,12 +61,12 @@ def small(text: str, base: Base) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+def server(prefect_harness: Harness) -> Iterator[None]:
+    with prefect_harness():
         yield
 
 
-def follow(page: Page, base: Base, folder: Path) -> None:
+def follow(page: Page, base: Base, folder: Path, once: Once, mlflow_database: Path) -> None:
     """Makes the files of a page in a folder, and runs its commands there."""
     (folder / "data").mkdir(parents=True)
     for name, text in (FIRST.files | page.files).items():
@@ -73,7 +74,10 @@ def follow(page: Page, base: Base, folder: Path) -> None:
     rows = [json.loads(line) for line in FIRST.files["data/mine.jsonl"].splitlines()]
     rows = [row | {"input": ROWS[i]["instruction"]} for i in range(len(ROWS)) for row in [rows[i % len(rows)]]]
     (folder / "data" / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / "home").mkdir(exist_ok=True)
+    shutil.copy(mlflow_database, folder / "home")
     with pytest.MonkeyPatch.context() as patched:
+        done_once(once, patched)
         patched.chdir(folder)
         patched.setattr(logging.getLogger("tunewright"), "handlers", [])
         patched.setenv("TUNEWRIGHT_HOME", str(folder / "home"))
@@ -94,20 +98,22 @@ def follow(page: Page, base: Base, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def followed(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def followed(tiny_base: Base, once: Once, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The artifacts of whoever followed the first page, up to the evaluation: other pages train the same models."""
     folder = tmp_path_factory.mktemp("first")
-    follow(FIRST, tiny_base, folder)
+    follow(FIRST, tiny_base, folder, once, mlflow_database)
     for stage in ("decide", "verdict_page", "register"):  # of which each page makes its own
         shutil.rmtree(folder / "home" / "artifacts" / stage)
     return folder / "home" / "artifacts"
 
 
 @pytest.mark.parametrize("page", [each for each in PAGES if Page(each).commands], ids=lambda file: file.stem)
-def test_the_commands_of_a_page_run(page: Path, tiny_base: Base, followed: Path, tmp_path: Path) -> None:
+def test_the_commands_of_a_page_run(
+    page: Path, tiny_base: Base, followed: Path, once: Once, mlflow_database: Path, tmp_path: Path
+) -> None:
     if page.stem != "first-fine-tune":
         shutil.copytree(followed, tmp_path / "home" / "artifacts")
-        follow(Page(page), tiny_base, tmp_path)
+        follow(Page(page), tiny_base, tmp_path, once, mlflow_database)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda file: file.stem)

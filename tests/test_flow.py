@@ -9,10 +9,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import Harness, Once
 from prefect import State, flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect.testing.utilities import prefect_test_harness
+from trained import done_once
 
 import tunewright.tasks.dedupe
 import tunewright.tasks.evaluate
@@ -61,8 +62,8 @@ def write(rows: Sequence[dict[str, str]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+def server(prefect_harness: Harness) -> Iterator[None]:
+    with prefect_harness():
         yield
 
 
@@ -81,10 +82,15 @@ def settings(tiny_base: Base) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def done(server: None, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State[Any]]:
+def done(
+    server: None, settings: Settings, once: Once, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, State[Any]]:
     """The folder of a first run and its final state: the one that all tests here start from."""
     folder = tmp_path_factory.mktemp("done")
+    (folder / "home").mkdir()
+    shutil.copy(mlflow_database, folder / "home")
     with pytest.MonkeyPatch.context() as patch:
+        done_once(once, patch)
         patch.chdir(folder)
         patch.setenv("TUNEWRIGHT_HOME", str(folder / "home"))
         write(ROWS)
@@ -92,8 +98,9 @@ def done(server: None, settings: Settings, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(autouse=True)
-def _copy(done: tuple[Path, State[Any]], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _copy(done: tuple[Path, State[Any]], home: Path, once: Once, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test goes on from the first run, in a copy of its own."""
+    done_once(once, monkeypatch)
     shutil.copytree(done[0], home.parent, dirs_exist_ok=True)
     monkeypatch.chdir(home.parent)
 

@@ -4,15 +4,17 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+from conftest import Harness, Once
 from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
 from test_cli import ROWS, write_files
+from trained import done_once
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -78,7 +80,13 @@ ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+?) \| ([^|]*?) ?\| ([^|]+?) \|$", re.M
 
 
 @pytest.fixture(scope="module")
-def printed(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[Any]]]:
+def printed(
+    tiny_base: Base,
+    prefect_harness: Harness,
+    once: Once,
+    mlflow_database: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, list[Any]]]:
     """Heading of the page -> what calls of the command print."""
     folder = tmp_path_factory.mktemp("json")
     write_files(tiny_base, folder)
@@ -90,9 +98,11 @@ def printed(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     old = folder / "home" / "work" / "prompt" / "old"  # for clean, since nobody touched it for a week
     old.mkdir(parents=True)
     (old / "left").touch()
+    shutil.copy(mlflow_database, folder / "home")
     os.utime(old / "left", (0, 0))
     found: dict[str, list[Any]] = {}
-    with pytest.MonkeyPatch.context() as patched, prefect_test_harness(server_startup_timeout=120):
+    with pytest.MonkeyPatch.context() as patched, prefect_harness():
+        done_once(once, patched)
         patched.chdir(folder)
         patched.setattr(logging.getLogger("tunewright"), "handlers", [])
         patched.setenv("TUNEWRIGHT_HOME", str(folder / "home"))

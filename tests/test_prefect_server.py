@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -48,6 +49,13 @@ def settings_as_before() -> Iterator[None]:
     refresh_global_settings_context()
 
 
+@pytest.fixture
+def prefect_home(tmp_path: Path, prefect_database: Path) -> Path:
+    """A folder for a server of a test's own, with a database that it finds made."""
+    shutil.copy(prefect_database, tmp_path)
+    return tmp_path
+
+
 RUN = """
 import time
 from prefect import flow
@@ -68,10 +76,10 @@ run()
 
 
 def test_the_server_of_a_run_is_closed_to_others_out_of_the_terminals_reach_and_ends_with_the_run(
-    tmp_path: Path,
+    prefect_home: Path,
 ) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | {
-        "PREFECT_HOME": str(tmp_path),
+        "PREFECT_HOME": str(prefect_home),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     }
     with subprocess.Popen(
@@ -120,10 +128,10 @@ print(run())
 
 
 def test_the_server_of_a_run_is_started_again_where_it_dies_as_it_starts_or_later_and_the_run_goes_on(
-    tmp_path: Path,
+    prefect_home: Path,
 ) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | {
-        "PREFECT_HOME": str(tmp_path),
+        "PREFECT_HOME": str(prefect_home),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     }
     ended = subprocess.run(
@@ -228,8 +236,10 @@ os._exit(0)
 """
 
 
-def test_a_run_whose_server_is_gone_waits_for_it_once_and_not_for_each_of_its_last_requests(tmp_path: Path) -> None:
-    said = _with_a_server_that_it_ends(ENDS, tmp_path)
+def test_a_run_whose_server_is_gone_waits_for_it_once_and_not_for_each_of_its_last_requests(
+    prefect_home: Path,
+) -> None:
+    said = _with_a_server_that_it_ends(ENDS, prefect_home)
     assert "no longer answers: " in said and "refused; finished stages are kept" in said
     ended = re.search(r"ended after (\d+) s", said)
     assert ended and int(ended[1]) < 25, "Prefect's own clients try for a minute, three times"
@@ -314,8 +324,8 @@ run()
 """
 
 
-def test_a_server_that_ends_during_a_run_is_one_line_in_place_of_an_error_for_each_event(tmp_path: Path) -> None:
-    said = _with_a_server_that_it_ends(GONE, tmp_path, PREFECT_CLIENT_MAX_RETRIES="0")
+def test_a_server_that_ends_during_a_run_is_one_line_in_place_of_an_error_for_each_event(prefect_home: Path) -> None:
+    said = _with_a_server_that_it_ends(GONE, prefect_home, PREFECT_CLIENT_MAX_RETRIES="0")
     assert "the run went on" in said
     assert "no longer answers: refused; finished stages are kept" in said
     ended = re.search(r"ended after (\d+) s", said)
@@ -331,7 +341,7 @@ def _answers(api: str) -> bool:
         return False
 
 
-def _with_a_server_that_it_ends(program: str, tmp_path: Path, **more: str) -> str:
+def _with_a_server_that_it_ends(program: str, prefect_home: Path, **more: str) -> str:
     """Run a program that kills its Prefect server, whose process id is in SERVER, and return its output."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -339,10 +349,10 @@ def _with_a_server_that_it_ends(program: str, tmp_path: Path, **more: str) -> st
     api = f"http://127.0.0.1:{port}/api"
     environment = {
         **os.environ,
-        "PREFECT_HOME": str(tmp_path),
+        "PREFECT_HOME": str(prefect_home),
         "PREFECT_API_URL": api,
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{tmp_path}/prefect.db",
-        "TUNEWRIGHT_HOME": str(tmp_path / "home"),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{prefect_home}/prefect.db",
+        "TUNEWRIGHT_HOME": str(prefect_home / "home"),
         "PYTHONPATH": str(Path(__file__).parents[1]),
         **more,
     }

@@ -13,6 +13,7 @@ from unittest.mock import patch
 from uuid import UUID
 
 import pytest
+from conftest import Harness
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 from prefect import State, flow
 from prefect.client.orchestration import get_client
@@ -22,7 +23,6 @@ from prefect.exceptions import ObjectAlreadyExists, Pause
 from prefect.flow_engine import run_flow
 from prefect.flows import load_flow_from_flow_run
 from prefect.states import Cancelled, Completed
-from prefect.testing.utilities import prefect_test_harness
 from registered import aliases, versions
 from rich.console import Console
 from typer.testing import CliRunner
@@ -509,8 +509,8 @@ def test_a_home_with_a_database_but_no_model_is_backed_up_and_restored_into_a_ne
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+def server(prefect_harness: Harness) -> Iterator[None]:
+    with prefect_harness():
         yield
 
 

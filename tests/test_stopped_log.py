@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from conftest import Harness
 from prefect import flow, task
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
 from prefect.states import Completed, exception_to_crashed_state
-from prefect.testing.utilities import prefect_test_harness
 
 from tunewright.errors import DataError
 from tunewright.flows.run_name import LOGGERS, STOPPED, say_stopped
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+def server(prefect_harness: Harness) -> Iterator[None]:
+    with prefect_harness():
         yield
 
 

@@ -1,6 +1,7 @@
 """Training reaches its planned end or says that it did not, and a killed run comes to the same weights."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeSplits
+from conftest import MakeSplits, Once
 from safetensors.torch import load_file
+from trained import done_once, in_this_process
 
 from tunewright.artifacts import Adapter, Base, Tokens
 from tunewright.config import Compute, Method, Model, Training
@@ -23,11 +25,13 @@ from tunewright.errors import ConfigError, TrainerDied, TrainingError, is_transi
 from tunewright.store.caching import digest_of, seconds_of
 from tunewright.tasks.render import render
 from tunewright.tasks.train import heartbeat, trainer
+from tunewright.tasks.train import stage as train_stage
 from tunewright.tasks.train.heartbeat import Heartbeat
 from tunewright.tasks.train.stage import train
 from tunewright.tasks.train.trainer import checkpoints
 
 QUICK = Training(learning_rate=0.01, max_steps=6, batch=4, evaluate_every=2, patience=None)
+LONG = QUICK.model_copy(update={"max_steps": 24})
 SMALL = Method(rank=2, alpha=4)
 ONE_THREAD = Compute(threads=1)
 
@@ -37,6 +41,15 @@ def tokens(tiny_base: Base, make_splits: MakeSplits) -> Tokens:
     questions = [[f"the question number {i}", f"the answer {i % 3}"] for i in range(18)]
     splits = make_splits(train=questions[:12], validation=questions[12:15], test=questions[15:])
     return render.fn(splits, tiny_base, Model(base="tiny", max_length=256))
+
+
+@pytest.fixture
+def undisturbed(tokens: Tokens, tiny_base: Base, home: Path, once: Once, monkeypatch: pytest.MonkeyPatch) -> Adapter:
+    """A training of LONG that nothing has cut short."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TUNEWRIGHT_HOME", str(home / "undisturbed"))
+        done_once(once, patch, train_stage._attempt)
+        return train.fn(tokens, tiny_base, SMALL, LONG, ONE_THREAD)
 
 
 def weights(adapter: Adapter) -> str:
@@ -97,20 +110,16 @@ def test_a_run_ends_at_its_planned_step_with_the_best_weights_and_its_curves(tok
 
 
 def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
-    tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
+    tokens: Tokens, tiny_base: Base, home: Path, undisturbed: Adapter
 ) -> None:
-    long = QUICK.model_copy(update={"max_steps": 24})
-    monkeypatch.setenv("TUNEWRIGHT_HOME", str(home / "undisturbed"))
-    undisturbed = train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
-    monkeypatch.setenv("TUNEWRIGHT_HOME", str(home))
     killer = kill_trainer_after(home, '"step": 7', signal.SIGKILL)
     with pytest.raises(TrainerDied, match="SIGKILL") as died:
-        train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
+        train.fn(tokens, tiny_base, SMALL, LONG, ONE_THREAD)
     assert is_transient(died.value)
     killer.join()
     (kept,) = home.glob("work/train/*/seconds.json")
     earlier = float(kept.read_text())
-    resumed = train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
+    resumed = train.fn(tokens, tiny_base, SMALL, LONG, ONE_THREAD)
     status = json.loads((resumed.path("status.json")).read_text())
     assert 6 <= status["resumed_from"] < 24
     assert resumed.earlier_seconds == round(earlier, 1) > 0
@@ -123,19 +132,15 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
 
 
 def test_a_trainer_that_hangs_is_ended_and_resumes_to_the_same_bytes(
-    tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
+    tokens: Tokens, tiny_base: Base, home: Path, undisturbed: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = QUICK.model_copy(update={"max_steps": 24})
-    monkeypatch.setenv("TUNEWRIGHT_HOME", str(home / "undisturbed"))
-    undisturbed = train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
-    monkeypatch.setenv("TUNEWRIGHT_HOME", str(home))
     monkeypatch.setattr(heartbeat, "IDLE_SECONDS", 3.0)
     stopper = kill_trainer_after(home, '"step": 7', signal.SIGSTOP)
     with pytest.raises(TrainerDied, match=r"the trainer hung: no file written for \d s; it was killed") as hung:
-        train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
+        train.fn(tokens, tiny_base, SMALL, LONG, ONE_THREAD)
     stopper.join()
     assert is_transient(hung.value)
-    resumed = train.fn(tokens, tiny_base, SMALL, long, ONE_THREAD)
+    resumed = train.fn(tokens, tiny_base, SMALL, LONG, ONE_THREAD)
     assert json.loads((resumed.path("status.json")).read_text())["resumed_from"] >= 6
     assert resumed.digest == undisturbed.digest
 
@@ -185,6 +190,13 @@ def test_asked_to_stop_it_saves_a_checkpoint_and_says_that_it_is_not_done(
     assert not list(home.glob("artifacts/train/*/manifest.json"))
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training without a process of its own."""
+    monkeypatch.setattr(train_stage, "_attempt", in_this_process)
+
+
+@pytest.mark.usefixtures("here")
 def test_it_stops_early_and_keeps_the_best_step(tokens: Tokens, tiny_base: Base) -> None:
     hot = Training(learning_rate=1.0, max_steps=40, batch=4, evaluate_every=1, patience=2)
     adapter = train.fn(tokens, tiny_base, SMALL, hot, ONE_THREAD)
@@ -323,6 +335,44 @@ def process(job: trainer.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return process
 
 
+@pytest.mark.parametrize(
+    ("method", "compute", "packed", "needed"),
+    [
+        (SMALL, ONE_THREAD, False, False),
+        (Method(kind="full"), ONE_THREAD, False, False),
+        (SMALL, ONE_THREAD, True, True),
+        (Method(kind="qlora"), ONE_THREAD, False, True),
+        (SMALL, ONE_THREAD.model_copy(update={"optimizer": "adamw_8bit"}), False, True),
+    ],
+)
+def test_only_a_trainer_that_packs_weights_or_moments_imports_bitsandbytes(
+    job: trainer.Job,
+    tiny_base: Base,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: Method,
+    compute: Compute,
+    packed: bool,
+    needed: bool,
+) -> None:
+    from tunewright.tasks.train.trainer import __main__ as program
+
+    config = json.loads((tiny_base.weights / "config.json").read_text()) | (
+        {"quantization_config": {}} if packed else {}
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found: list[bool] = []
+
+    def fit(*_: Any) -> int:
+        found.append(importlib.util.find_spec("bitsandbytes") is not None)
+        return trainer.FINISHED
+
+    monkeypatch.setattr("tunewright.tasks.train.trainer.fit.fit", fit)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", importlib.import_module("bitsandbytes"))
+    assert program._fit(job.model_copy(update={"method": method, "compute": compute}), tmp_path) == trainer.FINISHED
+    assert found == [needed]
+
+
 def test_two_trainers_do_not_work_in_one_folder(process: Callable[..., int], tmp_path: Path) -> None:
     codes: list[int] = []
 
@@ -388,6 +438,7 @@ def test_a_failed_trainer_is_reported_with_its_error_and_not_retried(
     assert not is_transient(failed.value)
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("method", [Method(kind="full"), Method(kind="qlora", rank=2, alpha=4, target="attention")])
 def test_full_and_qlora_train_too(tokens: Tokens, tiny_base: Base, method: Method) -> None:
     adapter = train.fn(tokens, tiny_base, method, QUICK, ONE_THREAD)
@@ -399,6 +450,7 @@ def test_full_and_qlora_train_too(tokens: Tokens, tiny_base: Base, method: Metho
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.usefixtures("here")
 def test_shared_and_plain_batches_train_alike(tokens: Tokens, tiny_base: Base) -> None:
     exact = ONE_THREAD.model_copy(update={"precision": "float32"})
     shared, plain = (

@@ -25,8 +25,11 @@ SETTINGS = {"PREFECT_SERVER_API_AUTH_STRING": "user:of my own & %", "PREFECT_SER
 
 
 @pytest.fixture(scope="module")
-def up(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    with started(tmp_path_factory.mktemp("ui"), tiny_base, SETTINGS) as up:
+def up(
+    tiny_base: Base, mlflow_database: Path, prefect_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Up]:
+    databases = (mlflow_database, prefect_database)
+    with started(tmp_path_factory.mktemp("ui"), tiny_base, SETTINGS, databases=databases) as up:
         yield up
 
 
@@ -54,7 +57,7 @@ def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_pa
     assert up.ended(first)["type"] == "COMPLETED", up.state(first)["message"]
 
     assert up.password == SETTINGS["PREFECT_SERVER_API_AUTH_STRING"]
-    until(lambda: shows(page, f"{up.addresses.prefect}/v2/deployments", up.login))
+    until(lambda: shows(page, f"{up.addresses.prefect}/v2/deployments", up.login, "tiny"))
     page.get_by_role("link", name="tiny").first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Custom run").click()
