@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
@@ -194,6 +193,8 @@ def _kinds(file: Path, repeats: Repeats, settings: Dedupe) -> list[duplicates.Re
 
 
 def _shown(file: Path, rows: np.ndarray) -> list[duplicates.RowShown]:
+    import pyarrow.dataset as ds  # with pandas
+
     found = ds.dataset(file).take(pa.array(rows), columns=["file", "line", "messages"]).to_pylist()
     return [duplicates.RowShown(visible(row["file"]), row["line"], visible(excerpt(row["messages"]))) for row in found]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
@@ -48,7 +48,7 @@ class Made:
 
 def refused(stopped: StoppedStage, record: Found) -> list[dict[str, Any]]:
     """The life of a record that ingest refused when it stopped; of any other none."""
-    here = (ds.field("file") == record["file"]) & (ds.field("line") == record["line"])
+    here = (pc.field("file") == record["file"]) & (pc.field("line") == record["line"])
     gone = _quarantined(stopped, here) if stopped.stage == "ingest" and not record["row_id"] else None
     return [{"stage": "ingest"} | gone | {"outcome": "refused"}] if gone else []
 
@@ -108,7 +108,7 @@ def _refused_table(stopped: StoppedStage) -> pq.ParquetFile | None:
 
 
 def _events(made: Made, record: Found) -> Iterator[dict[str, Any]]:
-    here = (ds.field("file") == record["file"]) & (ds.field("line") == record["line"])
+    here = (pc.field("file") == record["file"]) & (pc.field("line") == record["line"])
     yield {"stage": "ingest"} | _ingested(made.rows, here)
     if made.checked:
         yield {"stage": "check"} | (_quarantined(made.checked, here) or _now(made.checked, "passed"))
@@ -129,7 +129,7 @@ def _now(artifact: Artifact | StoppedStage, outcome: str, name: str = "rows.parq
     return {"outcome": outcome, "in": str(artifact.path(name))}
 
 
-def _ingested(rows: Rows, here: ds.Expression) -> dict[str, Any]:
+def _ingested(rows: Rows, here: pc.Expression) -> dict[str, Any]:
     if refused := _quarantined(rows, here):
         return refused | {"outcome": "refused"}
     if select(rows.path(HELD_OUT), here, ["line"], 1):
@@ -138,18 +138,20 @@ def _ingested(rows: Rows, here: ds.Expression) -> dict[str, Any]:
     return _now(rows, "read") | select(rows.path("rows.parquet"), here, columns, 1)[0]
 
 
-def _deduped(unique: UniqueRows, record: Found, here: ds.Expression) -> dict[str, Any]:
+def _deduped(unique: UniqueRows, record: Found, here: pc.Expression) -> dict[str, Any]:
     if gone := _removed(unique, here):
         return gone
+    import pyarrow.dataset as ds  # with pandas, which most commands have no use for
+
     removed = unique.path(REMOVED)
-    repeats = (ds.field("partner_file") == record["file"]) & (ds.field("partner_line") == record["line"])
+    repeats = (pc.field("partner_file") == record["file"]) & (pc.field("partner_line") == record["line"])
     return _now(unique, "kept") | {
         "num_duplicates": ds.dataset(removed).count_rows(filter=repeats),
         "duplicates": select(removed, repeats, [*PLACE, "reason", "similarity"], MOST_RELATIVES),
     }
 
 
-def _removed(left: UniqueRows | StoppedStage, here: ds.Expression) -> dict[str, Any] | None:
+def _removed(left: UniqueRows | StoppedStage, here: pc.Expression) -> dict[str, Any] | None:
     file = left.path(REMOVED)
     partner = ["partner_file", "partner_line", "partner_row_id"]
     gone = select(file, here, ["reason", "similarity", *partner], 1) if file.is_file() else []
@@ -159,13 +161,13 @@ def _removed(left: UniqueRows | StoppedStage, here: ds.Expression) -> dict[str, 
     return _now(left, "removed", REMOVED) | gone[0] | {"partner": named}
 
 
-def _placed(splits: Splits, record: Found, here: ds.Expression) -> dict[str, Any]:
+def _placed(splits: Splits, record: Found, here: pc.Expression) -> dict[str, Any]:
     standing = (row for row in _sides(splits.path(SIDES_FILE), record["row_id"]) if row["because"] not in NO_SIDE)
     for row in standing:
         file = splits.path(f"{row['side']}.parquet")
         if found := select(file, here, ["cluster"], 1):
             number = found[0]["cluster"]
-            cluster = pq.read_table(file, columns=PLACE, filters=ds.field("cluster") == number)
+            cluster = pq.read_table(file, columns=PLACE, filters=pc.field("cluster") == number)
             return _now(splits, row["side"], file.name) | {
                 "because": row["because"],
                 "inherited_from": _firm(splits, cluster) if row["because"] == "inherited" else None,
@@ -180,12 +182,12 @@ def _placed(splits: Splits, record: Found, here: ds.Expression) -> dict[str, Any
 
 def _firm(splits: Splits, cluster: pa.Table) -> Found | None:
     """A row of a cluster that was on its side before this version, or is by its source: what an heir inherits from."""
-    firm = ds.field("because").isin(["kept", "given"]) & ds.field("row_id").isin(cluster["row_id"].unique())
+    firm = pc.field("because").isin(["kept", "given"]) & pc.field("row_id").isin(cluster["row_id"].unique())
     ids = select(splits.path(SIDES_FILE), firm, ["row_id"], 1)
-    return cluster.filter(ds.field("row_id") == ids[0]["row_id"]).slice(0, 1).to_pylist()[0] if ids else None
+    return cluster.filter(pc.field("row_id") == ids[0]["row_id"]).slice(0, 1).to_pylist()[0] if ids else None
 
 
-def _quarantined(artifact: Artifact | StoppedStage, here: ds.Expression) -> dict[str, Any] | None:
+def _quarantined(artifact: Artifact | StoppedStage, here: pc.Expression) -> dict[str, Any] | None:
     file = artifact.path(QUARANTINE)
     aside = select(file, here, ["reason", "detail"], 1) if file.is_file() else []
     return _now(artifact, "quarantined", file.name) | aside[0] if aside else None
@@ -196,5 +198,7 @@ def _sides(file: Path, row_id: str) -> list[Found]:
 
     There are several where dedupe keeps a row and the user-provided test row that it repeats.
     """
-    table = ds.dataset(file).to_table(columns=["side", "because"], filter=ds.field("row_id") == row_id)
+    import pyarrow.dataset as ds  # with pandas, which most commands have no use for
+
+    table = ds.dataset(file).to_table(columns=["side", "because"], filter=pc.field("row_id") == row_id)
     return sorted(table.to_pylist(), key=lambda row: row["because"] in NO_SIDE)

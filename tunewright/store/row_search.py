@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Artifact, Rows
@@ -58,7 +57,7 @@ class RowQuery:
     def among(self, rows: Rows) -> list[Found]:
         """The records of it that ingest read; at least MOST_MATCHES + 1 where there are more than MOST_MATCHES."""
         if self.row is not None:
-            row_id = ds.field("row_id")
+            row_id = pc.field("row_id")
             begins_so = (row_id >= self.row) & (row_id < f"{self.row}g")  # after every hex digit
             return select(rows.path("rows.parquet"), begins_so, [*PLACE, "messages"], MOST_MATCHES + 1)
         return by_line(rows, *self.place) if self.place else by_text(rows, self.words)
@@ -71,9 +70,9 @@ class RowQuery:
         if self.words:
             return _with_words(table, OF_TEXT[QUARANTINE], self.words)
         file, line = self.place or ("", 0)
-        below = pc.ends_with(ds.field("file"), f"/{file}")  # pyright: ignore[reportAttributeAccessIssue]
-        named = (ds.field("file") == file) | below
-        return select(table, named & (ds.field("line") == line), OF_TEXT[QUARANTINE], MOST_MATCHES + 1)
+        below = pc.ends_with(pc.field("file"), f"/{file}")  # pyright: ignore[reportAttributeAccessIssue]
+        named = (pc.field("file") == file) | below
+        return select(table, named & (pc.field("line") == line), OF_TEXT[QUARANTINE], MOST_MATCHES + 1)
 
 
 def place(record: Found) -> dict[str, Any]:
@@ -135,8 +134,10 @@ def excerpt(record: Found) -> str:
     return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 1]}…"
 
 
-def select(file: Path, where: ds.Expression, columns: list[str], most: int) -> list[Found]:
+def select(file: Path, where: pc.Expression, columns: list[str], most: int) -> list[Found]:
     """The first rows of a Parquet file that satisfy a condition; other columns are read only where a row does."""
+    import pyarrow.dataset as ds  # with pandas, which most commands have no use for
+
     found: list[Found] = []
     for fragment in ds.dataset(file).get_fragments():
         for group in fragment.split_by_row_group(where):
@@ -147,7 +148,7 @@ def select(file: Path, where: ds.Expression, columns: list[str], most: int) -> l
 
 def _at(rows: Rows, file: str, line: int) -> list[Found]:
     """The record that begins in a line."""
-    here = (ds.field("file") == file) & (ds.field("line") == line)
+    here = (pc.field("file") == file) & (pc.field("line") == line)
     kept = select(rows.path("rows.parquet"), here, [*PLACE, "messages"], 1)
     others = (found for name, columns in OF_TEXT.items() for found in select(rows.path(name), here, columns, 1))
     return kept or [NO_ROW | found for found in others]
@@ -171,7 +172,9 @@ def _around(rows: Rows, file: str, line: int) -> list[Found]:
 
 def _lines(file: Path, of: str) -> np.ndarray:
     """The lines in which the records of a file begin."""
-    return ds.dataset(file).to_table(columns=["line"], filter=ds.field("file") == of)["line"].to_numpy()
+    import pyarrow.dataset as ds  # with pandas, which most commands have no use for
+
+    return ds.dataset(file).to_table(columns=["line"], filter=pc.field("file") == of)["line"].to_numpy()
 
 
 def is_csv(rows: Rows, file: str) -> bool:
