@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+
+if TYPE_CHECKING:  # a command that plans or deploys has no use for pandas
+    import pandas as pd
 
 Profile = dict[str, Any]
 Counts = Mapping[str, int]
@@ -34,7 +36,7 @@ class RowChanges(NamedTuple):
     removed: int
 
 
-def profile(frame: pd.DataFrame, labels: Counts | None, listed: pd.Series) -> Profile:
+def profile(frame: "pd.DataFrame", labels: Counts | None, listed: "pd.Series") -> Profile:
     """Counts of `frame`: rows, duplicates, lengths (by doubling lengths), languages, sources and labels.
 
     `listed` are the sources as the settings list them, of which a new file of a glob is none.
@@ -52,7 +54,7 @@ def profile(frame: pd.DataFrame, labels: Counts | None, listed: pd.Series) -> Pr
     }
 
 
-def lengths(characters: pd.Series) -> dict[str, Any]:
+def lengths(characters: "pd.Series") -> dict[str, Any]:
     """Median, 95th percentile, longest, and the number of lengths from each of 0, 1, 2, 4, 8, ... up to the next."""
     known = characters.dropna().to_numpy(dtype=np.int64)
     if not len(known):
@@ -69,7 +71,7 @@ def lengths(characters: pd.Series) -> dict[str, Any]:
     }
 
 
-def counts(names: pd.Series) -> dict[str, int]:
+def counts(names: "pd.Series") -> dict[str, int]:
     """The rows of each name, the most frequent first and then by name; what is beyond NAMES in one sum."""
     found = names.astype(object).fillna(UNKNOWN).value_counts()
     ordered = sorted(((str(name), int(number)) for name, number in found.items()), key=lambda item: (-item[1], item[0]))
@@ -138,12 +140,14 @@ def stability(before: Counts, now: Counts) -> Measure:
     return Measure(psi, noise)
 
 
-def table_of(found: Mapping[str, Measure]) -> pd.DataFrame:
+def table_of(found: Mapping[str, Measure]) -> "pd.DataFrame":
     """The measures as a frame of one line."""
+    import pandas as pd
+
     return pd.DataFrame({name: pd.array([measure.value], dtype="Float64") for name, measure in found.items()})
 
 
-def changed_rows(before: pd.Series, now: pd.Series) -> RowChanges:
+def changed_rows(before: "pd.Series", now: "pd.Series") -> RowChanges:
     """How many different row_ids of `now` are not in `before`, and how many are gone."""
     old, new = before.drop_duplicates(), now.drop_duplicates()
     return RowChanges(before=len(old), added=int((~new.isin(old)).sum()), removed=int((~old.isin(new)).sum()))
