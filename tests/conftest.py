@@ -53,8 +53,9 @@ SENTENCES = (
 
 # Started first, the longest before the others, so that no worker has one left at the end: see the list of slow files.
 FIRST = (
-    *("up", "triggers", "docs", "ui", "train", "flow", "distribution", "stopping", "deploy", "prefect_server", "cli"),
-    *("compare", "engine", "elsewhere", "strangers", "register", "json", "release", "files", "needless", "interrupts"),
+    *("up", "triggers", "ui", "strangers", "deploy", "cli", "prefect_server", "flow", "train", "docs", "engine"),
+    *("distribution", "release", "register", "compare", "stopping", "elsewhere", "architecture", "json", "services"),
+    *("files", "needless", "interrupts"),
 )
 MAKE_PREFECT_DATABASE = """
 import asyncio

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -175,6 +176,16 @@ class Up(NamedTuple):
         return until(lambda: len(self.progress()) > before + 5 and self.living().get("trainer"))
 
 
+def free_port() -> int:
+    """A port that no other worker of these tests takes, and the kernel gives nobody, before a server listens there."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = 10_000 + 16 * random.randrange(1_400) + worker % 16
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+
+
 def make_team_packages(folder: Path) -> None:
     """Packages of a team's with the names of folders of ours; whoever imports one fails."""
     for name in ("cli", "flows", "tasks", "data_checks"):
@@ -190,10 +201,7 @@ def started(
 
     Its home has copies of these databases, where it is not to make its own.
     """
-    with socket.socket() as one, socket.socket() as other:
-        for each in (one, other):
-            each.bind(("127.0.0.1", 0))
-        up = Up(folder, (one.getsockname()[1], other.getsockname()[1]), settings)
+    up = Up(folder, (free_port(), free_port()), settings)
     up.home.mkdir(mode=0o700)
     for database in databases:
         shutil.copy(database, up.home)

@@ -283,7 +283,7 @@ def test_a_run_whose_work_is_done_when_its_server_goes_ends_with_its_summary(tmp
 
 
 GONE = """
-import os, signal, time
+import logging, os, signal, threading, time
 import httpx
 from prefect import flow, task
 from prefect.events import emit_event
@@ -296,6 +296,14 @@ prepare(console_of(False))
 from tunewright.cli import prefect_server
 from tunewright.errors import TunewrightError
 
+heard = threading.Event()
+
+class Hearing(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if "no longer takes what the run reports" in record.getMessage():
+            heard.set()
+
+logging.getLogger("tunewright").addHandler(Hearing())
 prefect_server.ensure()
 
 @flow
@@ -307,7 +315,7 @@ def run() -> None:
     for number in range(30):
         emit_event(event="a", resource={"prefect.resource.id": str(number)})
     get_run_logger().warning("to nobody")
-    time.sleep(20)  # until the first event could not be sent
+    heard.wait(400)  # until the first event could not be sent
     print("the run went on", flush=True)
     started = time.monotonic()
     try:
@@ -370,7 +378,7 @@ def _with_a_server_that_it_ends(program: str, prefect_home: Path, **more: str) -
                 env=environment | {"SERVER": str(listening.pop())},
                 capture_output=True,
                 text=True,
-                timeout=240,
+                timeout=600,
             )
         finally:
             server.terminate()
