@@ -62,6 +62,7 @@ import asyncio
 from prefect.server.database import provide_database_interface
 asyncio.run(provide_database_interface().create_db())
 """
+COMPILED = Path(__file__).parents[1] / "tunewright" / "similarity" / "__pycache__"  # where numba keeps it
 SLOW_FILES = 15  # that the run lists at its end
 SLOW_SECONDS = 5.0  # a file that takes less is not listed
 
@@ -82,6 +83,14 @@ def pytest_configure() -> None:
     # A shell ignores Ctrl-C in what it starts in the background, and so would all processes that the tests start.
     os.environ.pop("COLUMNS", None)  # pytest-xdist sets it in its workers
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Begins to compile, while the workers collect, what each process of a new checkout would compile by itself."""
+    is_first = bool(getattr(session.config.option, "numprocesses", 0)) and not hasattr(session.config, "workerinput")
+    if is_first and not any(COMPILED.glob("*.nbi")):
+        compiling = subprocess.Popen([sys.executable, str(Path(__file__).with_name("compiling.py"))])
+        session.config.add_cleanup(lambda: compiling.__exit__(None, None, None))  # which waits for it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

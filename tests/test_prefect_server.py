@@ -315,7 +315,7 @@ def run() -> None:
     for number in range(30):
         emit_event(event="a", resource={"prefect.resource.id": str(number)})
     get_run_logger().warning("to nobody")
-    heard.wait(400)  # until the first event could not be sent
+    heard.wait(120)  # until the first event could not be sent
     print("the run went on", flush=True)
     started = time.monotonic()
     try:
