@@ -153,15 +153,15 @@ def repeated(file: Path, assignments: list[str] | None) -> str:
     return shlex.join([str(file), *(text for change in assignments or [] for text in ("--set", change))])
 
 
-def prepare(console: Console, *, quiet: bool = True, verbose: bool = False) -> None:
+def prepare(console: Console, *, quiet: bool | None = None, verbose: bool = False) -> None:
     """Environment and logs, before Prefect is imported and reads its server, its database and how much it says.
 
-    Raises ConfigError for --quiet with --verbose.
+    A command without --quiet, where `quiet` is None, shows warnings. Raises ConfigError for --quiet with --verbose.
     """
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose exclude each other; accepted: one of them, or neither")
     config.quiet_libraries()
-    print_log(console, logging.ERROR if quiet else logging.INFO)
+    print_log(console, logging.WARNING if quiet is None else logging.ERROR if quiet else logging.INFO)
     # Prefect's own view keeps everything; the terminal has ours, and one line for an error instead of a traceback.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tunewright")

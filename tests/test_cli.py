@@ -231,7 +231,7 @@ def test_a_run_for_a_program_writes_one_json_object_and_nothing_else(
         assert Path(stage["artifact"], "manifest.json").is_file()
     assert said["rows"].keys() == {"read", "kept", "quarantined", "duplicates", "train", "validation", "test", "replay"}
     assert said["rows"]["read"] == len(ROWS)
-    assert said["scores"].keys() == {"base", "few_shot", "retrieval", "candidate"}
+    assert said["scores"].keys() == {"base", "few_shot", "retrieval", "candidate", "constant"}
     assert "exact_match" in said["scores"]["candidate"]
     assert {"decision", "reason"} <= said["verdict"].keys()
     assert said["model"].items() >= {"name": "tiny", "version": "1", "alias": None}.items()

@@ -173,7 +173,9 @@ def _by_path(ingredients: Ingredients) -> dict[str, InputFile]:
         if name.startswith("files[") and (item := ITEM.fullmatch(name)):
             files.setdefault(item[1], {})[item[2]] = value
     return {
-        file["path"]: InputFile(file["setting"], file["digest"], file["format"] == "jsonl" and not file.get("compression"))
+        file["path"]: InputFile(
+            file["setting"], file["digest"], file["format"] == "jsonl" and not file.get("compression")
+        )
         for file in files.values()
     }
 
