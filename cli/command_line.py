@@ -126,7 +126,7 @@ def load(
     given = list(assignments or [])
     given += [] if until is None else [f"until={_stage('--until', until)}"]
     given += [f"refresh=[{', '.join(_stage('--refresh', stage) for stage in refresh)}]"] if refresh else []
-    pipeline = deployment_file.override(deployment_file.load(file, deployment), given)
+    pipeline = deployment_file.load(file, deployment, given)
     until_end.enter_context(config.working_in(file.parent))
     config.prepare_environment(pipeline.settings)
     return pipeline

@@ -30,7 +30,7 @@ def up(
 
     Their databases are in the home folder. While they are up, `tunewright run` uses them.
 
-    Exit codes: 0 stopped by Ctrl-C, 143 by SIGTERM, 2 a port is taken, 1 anything else.
+    Exit codes: 0 stopped by Ctrl-C, 143 by SIGTERM, 2 wrong options or a port that is taken, 1 anything else.
     """
     console = console_of(as_json=False)
     with one_line_errors(as_json=False):

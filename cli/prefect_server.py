@@ -204,8 +204,8 @@ def _unusable(error: BaseException) -> ConfigError:
         return ConfigError(f"PREFECT_API_URL={api}: {advice}")
     advice = f"{advice}, or " if advice else ""
     return ConfigError(
-        f"PREFECT_API_URL={api}: no usable server answers there ({error or type(error).__name__}); {advice}start one "
-        "with tunewright up, set PREFECT_API_URL to another one, or unset it"
+        f"PREFECT_API_URL={api}: no usable server answers there ({error or type(error).__name__}); {advice}set "
+        "PREFECT_API_URL to a server that answers, or unset it and start one with tunewright up"
     )
 
 

@@ -17,6 +17,7 @@ from tunewright.flows.parameters import written
 from tunewright.flows.report import mlflow_run, training_sentence
 from tunewright.metrics.catalogue import baseline
 from tunewright.registry.tracking import AS_TRAINING, starts_with, tracking_uri
+from tunewright.reports import curves
 from tunewright.reports.account import Account, growth_sentence, leak_sentence
 
 COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
@@ -47,6 +48,8 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
     _show_account(console, outcome)
     if outcome.adapter:
         console.print(f"\n{training_sentence(outcome.adapter)}")
+        if not outcome.adapter.warnings and (few := curves.read(outcome.adapter.folder).too_few):
+            console.print(few)
         for warning in outcome.adapter.warnings:
             console.print(Text(warning, "yellow"))
     if outcome.answers:

@@ -197,7 +197,7 @@ def _explain(key: str, errors: list[ErrorDetails]) -> str:
     if kind == "string_pattern_mismatch" and described:
         near = [slug(error["input"])] if key == "registry.name" and slug(error["input"]) else []
         return f"{refused}; {meant(near)}accepted: {described.partition(': ')[2] or described}"
-    words = f"{_words(errors)}{' or null' if found and type(None) in get_args(found.annotation) else ''}"
+    words = f"{_words(errors)}{', or null' if found and type(None) in get_args(found.annotation) else ''}"
     if kind == "literal_error":
         of_numbers = f" ({described})" if choices(error)[0].isdecimal() else ""  # which say nothing by themselves
         near = meant(get_close_matches(str(error["input"]), choices(error), 1))

@@ -93,9 +93,9 @@ def _find(settings: LmEval) -> dict[str, Any]:
         manager = TaskManager(include_path=own)
     if unknown := [name for name in settings.tasks if name not in manager.all_tasks]:
         close = get_close_matches(unknown[0], manager.all_tasks, n=1)
-        meant = f"; did you mean {close[0]}?" if close else ""
+        meant = f"did you mean {close[0]}? " if close else ""
         raise ConfigError(
-            f"lm_eval.tasks: there is no task {unknown[0]}{meant} accepted: names that lm-eval ls tasks lists, and "
+            f"lm_eval.tasks: there is no task {unknown[0]}; {meant}accepted: names that lm-eval ls tasks lists, and "
             "those in lm_eval.include_path"
         )
     found = manager.load([*settings.tasks])["tasks"]

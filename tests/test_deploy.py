@@ -20,6 +20,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events.actions import RunDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
@@ -521,6 +522,20 @@ def test_an_automation_whose_content_is_another_now_is_updated_and_stays_as_paus
     assert not after.enabled
     deploy(write(), None, "local")
     assert [each.id for each in client.read_automations_by_name(CRASHES)] == [before.id]
+
+
+def test_a_deployment_that_was_deleted_in_prefect_is_deployed_again_with_its_automations(
+    client: SyncPrefectClient, write: Callable[..., Path]
+) -> None:
+    file = write("{watch: 30}")
+    deploy(file, None, "local")
+    for name in ("finetune/drops", "watch/drops"):
+        client.delete_deployment(client.read_deployment_by_name(name).id)
+    deploy(file, None, "local")
+    (automation,) = client.read_automations_by_name("tunewright: drops runs when its data change")
+    (action,) = automation.actions
+    assert isinstance(action, RunDeployment)
+    assert action.deployment_id == client.read_deployment_by_name("finetune/drops").id
 
 
 def test_the_first_poll_waits_for_a_run_of_the_same_pipeline_that_a_terminal_started(

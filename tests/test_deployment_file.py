@@ -76,6 +76,15 @@ def test_the_old_name_of_a_setting_is_accepted_with_a_line(write: Write, caplog:
         load(write(f"{PIPELINE}      gate: {{looks: 3, max_test_set_uses: 4}}\n"))
 
 
+def test_an_assignment_replaces_a_wrong_value_of_the_file(write: Write) -> None:
+    file = write(PIPELINE.replace("1e-4", "two"))
+    pipeline = load(file, assignments=["training.learning_rate=0.001"])
+    assert pipeline.settings.training.learning_rate == 0.001
+    assert pipeline.origins["training.learning_rate"] == "command line"
+    with pytest.raises(ConfigError, match=r'x.yaml line 10: training.learning_rate: "two" is refused'):
+        load(file, assignments=["training.epochs=2"])
+
+
 def test_ten_lines_are_a_whole_pipeline(pipeline: Pipeline) -> None:
     assert (pipeline.path, pipeline.name) == (Path("x.yaml"), "triage")
     assert pipeline.settings == Settings(
@@ -473,13 +482,14 @@ def test_assignments_add_up_before_they_are_checked(pipeline: Pipeline) -> None:
             '--set "data.sources[0].path=x": an entry of a list is set in the file; accepted: the whole list, such as '
             "data.sources=[{path: ...}]",
         ),
+        (["data.sources.0.path=x"], '--set "data.sources.0.path=x": an entry of a list is set in the file; accepted: '),
         (["data.sources[0].columns.output=x"], '--set "data.sources[0].columns.output=x": an entry of a list is set'),
         (["data.sources[0]=x"], '--set "data.sources[0]=x": accepted: section.field=value'),
         (["method.target=[]"], '--set "method.target=[]": method.target: "" is refused; accepted: all-linear'),
         (["method.target=[1]"], '--set "method.target=[1]": method.target: [1] is refused; accepted: text'),
         (
             ["gate.general_loss=none"],
-            '--set "gate.general_loss=none": gate.general_loss: "none" is refused; accepted: a number or null (',
+            '--set "gate.general_loss=none": gate.general_loss: "none" is refused; accepted: a number, or null (',
         ),
         (["training.epochs=\n1"], '--set "training.epochs=\\n1": accepted: section.field=value'),
         (

@@ -95,7 +95,7 @@ FILES = {
     "damaged.jsonl.gz": "the archive is cut off or damaged .* accepted: a whole one",
     "empty.jsonl": "the file is empty; accepted: a file with at least one record",
     "git_lfs_pointer.jsonl": "the file is a Git LFS pointer, .* download the data with git lfs pull",
-    "header_latin_1.csv": "line 1 is not a header row .* looks like Latin-1",
+    "header_latin_1.csv": "line 1, the header row, cannot be read .* looks like Latin-1",
     "header_twice.csv": "the header row has 'prompt' more than once",
     "html_page.csv": "the file is an HTML page",
     "no_parquet.parquet": "not a whole Parquet file",
@@ -622,3 +622,10 @@ def test_an_array_of_records_in_a_file_for_lines_is_told_how_to_be_read(end: byt
     assert len(read(content, "a.json")[0]) == 2
     (entry,) = read(b"[" + GOOD + b",[" + GOOD + b"]]", "a.json")[1]
     assert entry["detail"] == "a record is an object, this is an array"
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", "soru,yanit\n{},x\n"), ("a.jsonl", '{{"soru": "{}"}}\n')])
+def test_an_encoding_that_no_record_can_be_read_in_is_told_before_a_column_is_missed(name: str, content: str) -> None:
+    Path(name).write_bytes(content.format("Поповнення рахунку").encode("cp1251"))
+    with pytest.raises(DataError, match=r"1 of 1 records quarantined, .* 1 bad_encoding"):
+        run(Source(path=name, columns={"instruction": "soru", "output": "yanit"}))

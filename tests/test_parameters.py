@@ -198,7 +198,8 @@ def test_all_sections_and_stages_are_taken() -> None:
         ),
         (
             {"training": {"micro_batch": "many"}},
-            '<training.micro_batch>: training.micro_batch: "many" is refused; accepted: a whole number or auto or null',
+            '<training.micro_batch>: training.micro_batch: "many" is refused; accepted: a whole number or auto, '
+            "or null",
         ),
         (
             {"lm_eval": {"tasks": "[hellaswag]"}},
@@ -206,12 +207,13 @@ def test_all_sections_and_stages_are_taken() -> None:
         ),
         (
             {"method": {"target": ["q_proj", "v_proj"]}},
-            '<method.target>: method.target: ["q_proj", "v_proj"] is refused; accepted: text: q_proj, v_proj (',
+            '<method.target>: method.target: ["q_proj", "v_proj"] is refused; accepted: text, without brackets: '
+            "q_proj, v_proj (",
         ),
         (
             {"data": {"sources": [{"path": "a", "side": "trian"}]}},
             '<data.sources[0].side>: data.sources[0].side: "trian" is refused; did you mean train? accepted: train, '
-            "validation, test, replay or null",
+            "validation, test, replay, or null",
         ),
         (
             {"checks": {"expectations": [{"name": "empty_answer", "arguments": None}]}},

@@ -148,7 +148,8 @@ def test_a_named_server_that_does_not_answer_is_one_line_and_no_other_starts() -
         temporary_settings({PREFECT_API_URL: DEAD}),
         patch.object(prefect_server, "_start") as start,
         pytest.raises(
-            ConfigError, match=f"PREFECT_API_URL={DEAD}: no usable server .*refused.* start one .*, or unset it"
+            ConfigError,
+            match=f"PREFECT_API_URL={DEAD}: no usable server .*refused.* unset it and start one with",
         ),
     ):
         prefect_server.ensure()

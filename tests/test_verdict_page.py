@@ -553,7 +553,8 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "base": ["login"] * 80,
                 "taught": ["refund", "login"],
             },
-            r"that the answers match their prompts: exact match is \.25, that of the majority-class baseline \.25",
+            r"that your reference answers match their prompts: exact match is \.25, that of the majority-class "
+            r"baseline \.25",
         ),
         (
             {
@@ -656,7 +657,7 @@ def test_a_model_that_had_not_finished_learning_is_trained_longer_and_not_more_g
 ) -> None:
     advice = [each.partition(": ")[0] for each in make(**UNLEARNED, losses=[2.0, 1.5]).suggestions]
     assert advice[0].startswith("Train longer")
-    assert "Then check that the answers match their prompts" in advice
+    assert "Then check that your reference answers match their prompts" in advice
     assert not [each for each in advice if "gently" in each or each.startswith("First check")]
 
 

@@ -31,7 +31,7 @@ def accepted(error: ErrorDetails) -> str:
         items = given.strip() if isinstance(given, str) else shown(given)
         return f"a list: {items}, without quotes" if items.startswith("[") else f"a list: [{items}]"
     if error["type"] == "string_type" and isinstance(given, list) and all(isinstance(each, str) for each in given):
-        return f"text: {', '.join(given)}"
+        return f"text, without brackets: {', '.join(given)}"
     if error["type"] == "string_type" and isinstance(given, bool):
         return f"text{in_quotes}"
     if error["type"] == "literal_error":

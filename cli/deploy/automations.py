@@ -210,10 +210,9 @@ def sync(client: SyncPrefectClient, owner: str, wanted: Sequence[AutomationCore]
             client.create_automation(automation)
             synced.made.append(automation.name)
         elif _content(known) != _content(automation):
-            given: dict[str, Any] = {name: getattr(automation, name) for name in automation.model_fields_set}
-            del given["owner_resource"]  # Prefect refuses one here, even None
-            given["enabled"] = known.enabled
-            client.update_automation(known.id, AutomationCore(**given))
+            # Prefect sends only what was set, and refuses an owner; of a dictionary all is set, defaults as well.
+            given = automation.model_dump(exclude={"owner_resource"}) | {"enabled": known.enabled}
+            client.update_automation(known.id, AutomationCore.model_validate(given))
             synced.updated.append(automation.name)
     for name, known in there.items():
         client.delete_automation(known.id)

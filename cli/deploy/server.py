@@ -123,8 +123,9 @@ def block_ids(client: SyncPrefectClient, names: tuple[str, ...]) -> dict[str, UU
             found[name] = client.read_block_document_by_name(document, kind, include_secrets=False).id
         except ObjectNotFound:
             raise ConfigError(
-                f"operation.notify: the server has no block {name}; make one in its UI under Blocks, or in Python: "
-                f'SlackWebhook(url="https://hooks.slack.com/...").save("{document}") of prefect.blocks.notifications'
+                f"operation.notify: the server has no block {name}; make one named {document} in its UI under Blocks, "
+                f"of the type {kind}, or write the type and the name of one that is there; usual types: "
+                "slack-webhook, ms-teams-webhook, custom-webhook, sendgrid-email"
             ) from None
     return found
 

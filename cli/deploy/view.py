@@ -28,7 +28,8 @@ def show(console: Console, result: Result) -> None:
         console.print(
             Text(
                 f"{FLOW}/{name} also starts in this folder but is not in {result.deployed[0].pipeline.path}; it was "
-                f"not changed. With {addresses.for_prefect(PREFECT_API_URL.value())} set, this removes it: {removes}",
+                f"not changed. With {addresses.for_prefect(PREFECT_API_URL.value())} set, this removes it: {removes}; "
+                "its automations stay until they are deleted in Prefect, under Automations",
                 "yellow",
             ),
             soft_wrap=True,

@@ -5,7 +5,7 @@ Each effective value remembers where it came from: a line of the file, the comma
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,8 +77,11 @@ def names(document: Document) -> list[str]:
     return [deployment["name"] for _, deployment in _named(document)]
 
 
-def load(file: Path | Document, deployment: str | None = None) -> Pipeline:
-    """The pipeline in a deployment file; of several, the one named `deployment`. Raises ConfigError."""
+def load(file: Path | Document, deployment: str | None = None, assignments: Sequence[str] = ()) -> Pipeline:
+    """The pipeline in a deployment file; of several, the one named `deployment`.
+
+    `assignments` are those of --set, which can replace a wrong value of the file. Raises ConfigError.
+    """
     document = read(file) if isinstance(file, Path) else file
     at, chosen = _choose(document, deployment)
     entrypoint = chosen.get("entrypoint")
@@ -94,13 +97,15 @@ def load(file: Path | Document, deployment: str | None = None) -> Pipeline:
     def place(key: str) -> str:
         return document.place(f"{at}.parameters.{key}")
 
-    run = checked(parameters, place)
-    for under, schedule in mappings(document, f"{at}.schedules", chosen.get("schedules")):
-        scheduled = parameters | _parameters(document, under, schedule)
-        checked(scheduled, lambda key, under=under: document.place(f"{under}.parameters.{key}"))
+    run = None if assignments else checked(parameters, place)
     given = [place(key) for key in flat(parameters)]
     parameters = renamed(parameters, place)
     origins = dict(zip(flat(parameters), given, strict=True))
+    if run is None:
+        parameters, run, origins = _override(parameters, origins, Path(document.name), assignments, "--set")
+    for under, schedule in mappings(document, f"{at}.schedules", chosen.get("schedules")):
+        scheduled = parameters | _parameters(document, under, schedule)
+        checked(scheduled, lambda key, under=under: document.place(f"{under}.parameters.{key}"))
     pool, due = chosen.get("work_pool"), mappings(document, f"{at}.schedules", chosen.get("schedules"))
     return replace(
         _pipeline(Path(document.name), chosen["name"], parameters, run, origins),
@@ -114,26 +119,32 @@ def load(file: Path | Document, deployment: str | None = None) -> Pipeline:
 
 def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--set") -> Pipeline:
     """The pipeline with `section.field=value` assignments of the command line on top. Raises ConfigError."""
-    assignments = list(assignments)
-    parameters, folder = dict(pipeline.parameters), called_in() / pipeline.path.parent
+    changes = _override(pipeline.parameters, pipeline.origins, pipeline.path, list(assignments), option)
+    changed = _pipeline(pipeline.path, pipeline.name, *changes)
+    kept = ("work_pool", "place_of_pool", "schedules", "places", "document")  # which no --set changes
+    return replace(changed, **{name: getattr(pipeline, name) for name in kept})
+
+
+def _override(
+    parameters: dict[str, Any], origins: Mapping[str, str], path: Path, assignments: Sequence[str], option: str
+) -> tuple[dict[str, Any], Parameters, dict[str, str]]:
+    """Return the parameters with the assignments on top, as they are given and checked, and where each came from."""
+    parameters, folder = dict(parameters), called_in() / path.parent
     places = {_assign(parameters, each, option, folder): f"{option} {_said(each)}" for each in assignments}
 
     def place(key: str) -> str:
         near = [text for name, text in places.items() if _inside(key, name) or _inside(name, key)]
-        origin = pipeline.origins.get(key, "default")
+        origin = origins.get(key, "default")
         return " ".join(near) or (origin if origin != "default" else " ".join(places.values()))
 
     try:
         run = checked(parameters, place)
     except ConfigError as error:
         raise ConfigError(_as_typed(str(error), assignments)) from None
-    origins = {
-        key: "command line" if any(_inside(key, name) for name in places) else pipeline.origins[key]
-        for key in flat(parameters)
+    changed = {
+        key: "command line" if any(_inside(key, name) for name in places) else origins[key] for key in flat(parameters)
     }
-    changed = _pipeline(pipeline.path, pipeline.name, parameters, run, origins)
-    kept = ("work_pool", "place_of_pool", "schedules", "places", "document")  # which no --set changes
-    return replace(changed, **{name: getattr(pipeline, name) for name in kept})
+    return parameters, run, changed
 
 
 @contextmanager
@@ -285,7 +296,7 @@ def _assign(parameters: dict[str, Any], assignment: str, option: str, folder: Pa
     key, equals, text = assignment.partition("=")
     around, _, name = key.rpartition(".")
     names = [around, name] if "." in key else [name]
-    if entry := re.match(r"(\w+\.\w+)\[\d+\]\.(\w+)", key):
+    if entry := re.match(r"(\w+\.\w+)(?:\[\d+\]|\.\d+)\.(\w+)", key):
         raise ConfigError(
             f"{option} {_said(assignment)}: an entry of a list is set in the file; accepted: the whole list, such as "
             f"{entry[1]}=[{{{entry[2]}: ...}}]"

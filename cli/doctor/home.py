@@ -24,7 +24,7 @@ GB = 1_000_000_000
 LITTLE_GB = 5  # a few candidates of a small model, with their checkpoints
 NETWORKED = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "ceph", "lustre")
 SECONDS = 5.0
-START = "start it, or unset the variable; tunewright up starts both servers"
+START = "start it, or unset the variable and run tunewright up, which starts both servers"
 PORTS = {"Prefect": 4200, "MLflow": 5000}
 
 

@@ -182,6 +182,8 @@ def _few_test_rows(made: dict[str, Artifact | None], sample: Sampled | None, fil
     has_others = any(file.format == "hub" or is_remote(file.path) for file in files if not file.held_out)
     if sample is None or (sample.source == "sample" and has_others):
         return []
+    if not sample.num_test:
+        return ["warning: so few rows leave no test row: the run will stop at split; add rows"]
     groups = round(sample.independent * sample.num_test)
     least = visible_difference(max(1, groups))
     if least <= LEAST_VISIBLE:

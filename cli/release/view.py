@@ -1,5 +1,6 @@
 """The output of `tunewright release`, in a terminal and as JSON."""
 
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -52,7 +53,10 @@ def show_history(console: Console, registry: Registry, history: History) -> None
         LEGIBLE if name in FREE_TEXT else max(map(cell_len, (name, *cells)))
         for name, *cells in zip(HISTORY_COLUMNS, *rows, strict=True)
     ]
-    if console.is_terminal and sum(widths) + len(widths) > console.width:
+    needed = sum(widths) + 2 * len(widths)
+    if not (console.is_terminal or os.environ.get("COLUMNS")):
+        console.width = max(console.width, needed)  # of a file
+    if needed > console.width:
         for row, style in zip(rows, styles, strict=True):
             named_cells = zip(HISTORY_COLUMNS, row, strict=True)
             console.print()

@@ -76,7 +76,7 @@ def find_columns(files: Sequence[SourceFile], tallies: dict[str, Tally], max_byt
         for ours, theirs in of_source[0].columns.items():
             if ours not in mapped and any(tallies[file.path].num_read for file in of_source):
                 there = sorted({name for file in of_source for name in _fields(file, max_bytes)})
-                if theirs in there:  # only the sample of data.limit has none
+                if theirs in there or not there:  # only the sample of data.limit has none, or no record can be read
                     continue
                 close = difflib.get_close_matches(theirs, there, n=1)
                 meant = f"did you mean {close[0]}? " if close else ""

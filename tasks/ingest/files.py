@@ -250,7 +250,7 @@ def _looked(path: Path) -> str:
         if path.name in (inside := {Path(name).name: name for name in reversed(names)}):
             return f" in {folder}; did you mean {path.parent / inside[path.name]}?"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f" in {folder}; there is {', '.join(names[:3]) or 'no data file'}{more}"
+    return f" in {folder}, which has {', '.join(names[:3]) or 'no data file at all'}{more}"
 
 
 def _below(folder: Path) -> list[str]:

@@ -237,7 +237,7 @@ def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> lis
         decoded(b"".join(line.content for line in pulled.taken))
     except (csv.Error, RefusedRecord) as error:
         raise DataError(
-            f"{file.path}: line 1 is not a header row ({error}); accepted: CSV with commas in UTF-8"
+            f"{file.path}: line 1, the header row, cannot be read ({error}); accepted: CSV with commas in UTF-8"
             f"{encoding_advice(file, str(error))}"
         ) from error
     if twice := sorted(name for name, count in Counter(header).items() if count > 1):

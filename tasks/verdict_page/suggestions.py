@@ -131,11 +131,11 @@ def nothing_learned(case: Case) -> Found:
         if each.opponent == CONSTANT and each.finding != "above":
             is_ahead = each.difference[1] > 0
             if wants == "longer" and is_falling:
-                advice = "Then check that the answers match their prompts"
+                advice = "Then check that your reference answers match their prompts"
             elif wants != "gentler" and is_ahead:
-                advice = "Train longer, and check that the answers match their prompts"
+                advice = "Train longer, and check that your reference answers match their prompts"
             else:
-                advice = "First check that the answers match their prompts"
+                advice = "First check that your reference answers match their prompts"
             yield Suggestion(
                 advice,
                 f"{words(each.metric)} is {number(each.candidate_mean)}, that of the {_opponent(each)} "

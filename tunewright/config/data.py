@@ -174,10 +174,16 @@ class Split(Section):
     """Train, validation and test splits; near-duplicates and rows of one group stay in one split."""
 
     validation: float = Field(
-        default=0.1, gt=0, lt=1, description="Share of the rows in the validation split, for early stopping, 0 to 1"
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="Share of the rows in the validation split, for early stopping, above 0 and below 1",
     )
     test: float = Field(
-        default=0.1, gt=0, lt=1, description="Share of the rows in the test split, for the decision only, 0 to 1"
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="Share of the rows in the test split, for the decision only, above 0 and below 1",
     )
     threshold: float = Field(
         default=0.6, ge=0.3, le=1, description="Similarity from which two rows must be in the same split, 0.3 to 1"

@@ -153,6 +153,7 @@ def quiet_libraries() -> None:
     gc.set_threshold(*RARE_COLLECTIONS)
     atexit.register(gc.freeze)  # else Python looks through all that was imported once more as it ends: up to 1.4 s
     warnings.filterwarnings("ignore", category=FutureWarning, module=AMONG_LIBRARIES)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # says each retry; our error says that none answers
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # advises a download that is not needed
 
 

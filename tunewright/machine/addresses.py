@@ -55,9 +55,11 @@ def _as_started(url: str) -> str:
 
 
 def advice_on_api(url: str | None) -> str:
-    """Return the advice for a PREFECT_API_URL without its /api, or ""."""
+    """Return the advice for a PREFECT_API_URL without its http:// or its /api, or ""."""
     if not url or "api" in urlsplit(url).path.split("/"):
         return ""
+    if urlsplit(url).scheme not in ("http", "https"):
+        return "accepted: an address such as http://127.0.0.1:4200/api"
     return f"its /api is missing: set PREFECT_API_URL={outside.without_credentials(url).rstrip('/')}/api"
 
 

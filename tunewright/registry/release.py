@@ -182,6 +182,8 @@ def rollback(registry: Registry, number: str | None = None, *, by: str, why: str
                 f"{command('promote', registry, number)} moves it there all the same"
             )
         if not before:
+            if number is not None and number not in there:
+                raise ConfigError(f"--to {shown(number)}: {registry.name} has no such version")
             raise TunewrightError(_none_before(registry, events, held, there))
         if number is not None and number not in before:
             raise ConfigError(
@@ -286,8 +288,8 @@ def _that_waits(client: "MlflowClient", registry: Registry, number: str | None) 
     if newest := waiting(client, registry):
         return newest[0]
     raise TunewrightError(
-        f"no version of {registry.name} waits for approval; gate.approval=true makes promoted versions wait, and "
-        f"{command('promote', registry, 'VERSION')} moves {registry.alias} to any version"
+        f"no version of {registry.name} waits for approval; with gate.approval=true one that passes the gate "
+        f"waits, and {command('promote', registry, 'VERSION')} moves {registry.alias} to any version"
     )
 
 

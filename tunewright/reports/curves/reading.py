@@ -10,7 +10,7 @@ from tunewright.artifacts.payloads import TrainingSummary
 
 Line = dict[str, Any]  # of metrics.jsonl
 SIZED_BY = {"lora": "method.rank", "qlora": "method.rank", "spectrum": "method.share"}  # by method.kind
-ENOUGH_LOOKS = 3  # evaluations, from which on it can be told how the loss went
+ENOUGH_EVALUATIONS = 3  # evaluations, from which on it can be told how the loss went
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Curves:
         """The sentence if there are no warnings; few evaluations do not prove that the loss settled."""
         return no_warnings(len(self.evaluations))
 
+    @property
+    def too_few(self) -> str:
+        """The sentence that evaluations were too few to see how the loss went, or empty."""
+        return _too_few(len(self.evaluations))
+
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a figure, where it is a number: of the steps, or of the evaluations for eval_..."""
         lines = self.evaluations if name.startswith("eval_") else self.steps
@@ -76,10 +81,16 @@ def read(folder: Path) -> Curves:
 
 def no_warnings(evaluations: int) -> str:
     """Describe a training with this number of evaluations and no warning."""
-    if evaluations >= ENOUGH_LOOKS:
-        return "No warnings: the losses fell and settled."
+    return _too_few(evaluations) or "No warnings: the losses fell and settled."
+
+
+def _too_few(evaluations: int) -> str:
+    if evaluations >= ENOUGH_EVALUATIONS:
+        return ""
     said = f"{evaluations} evaluation{'s'[: evaluations != 1]}"
-    return f"Only {said}: too few to tell whether the training had finished. Lower training.evaluate_every."
+    return (
+        f"Only {said}: too few to tell whether the training had finished. Set training.evaluate_every to fewer steps."
+    )
 
 
 def number(value: float) -> str:
