@@ -202,10 +202,9 @@ def _unusable(error: BaseException) -> ConfigError:
     api = PREFECT_API_URL.value()
     if (advice := addresses.advice_on_api(api)) and isinstance(error, httpx.HTTPStatusError | ValueError):  # or a page
         return ConfigError(f"PREFECT_API_URL={api}: {advice}")
-    advice = f"{advice}, or " if advice else ""
     return ConfigError(
-        f"PREFECT_API_URL={api}: no usable server answers there ({error or type(error).__name__}); {advice}set "
-        "PREFECT_API_URL to a server that answers, or unset it and start one with tunewright up"
+        f"PREFECT_API_URL={api}: no usable server answers there ({error or type(error).__name__}); "
+        f"{advice or 'set it to a server that answers'}, or unset it and start one with tunewright up"
     )
 
 

@@ -263,9 +263,13 @@ def test_where_nothing_answers_at_an_address_without_api_the_advice_is_both(
 ) -> None:
     address = f"http://127.0.0.1:{free_port}"
     monkeypatch.setenv("PREFECT_API_URL", address)
-    advice = f"its /api is missing: set PREFECT_API_URL={address}/api, or set"
-    assert of("Prefect", list(of_servers())).fix.startswith(advice)
-    with temporary_settings({PREFECT_API_URL: address}), pytest.raises(ConfigError, match=advice), connected():
+    advice = f"its /api is missing: set PREFECT_API_URL={address}/api, or "
+    assert of("Prefect", list(of_servers())).fix.startswith(f"{advice}start it")
+    with (
+        temporary_settings({PREFECT_API_URL: address}),
+        pytest.raises(ConfigError, match=f"{advice}unset it"),
+        connected(),
+    ):
         pass
 
 
