@@ -40,10 +40,10 @@ def dedupe(folder: Path, rows: CheckedRows) -> UniqueRows:
 
 
 @stage("as train does")
-def on_device(folder: Path, name: str) -> CheckedRows:
+def on_device(folder: Path, name: str) -> UniqueRows:
     with one_at_a_time.held("cpu", "run late-lynx") as waited:
         (folder / "rows.txt").write_text(name)
-        return CheckedRows(num_rows=1, num_quarantined=0, reasons={}, findings={}, waited_seconds=waited)
+        return UniqueRows(num_rows=1, num_removed=0, reasons={}, boilerplate=(), waited_seconds=waited)
 
 
 @pytest.fixture(autouse=True)
