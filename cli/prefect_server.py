@@ -185,15 +185,14 @@ def _unsent(record: logging.LogRecord) -> bool:
     """Replaces the errors of Prefect's EventsWorker by one warning."""
     is_of_events = "EventsWorker" in record.getMessage() and record.levelno >= logging.ERROR
     if is_of_events:
-        _warn_once(PREFECT_API_URL.value() or "the temporary one of this run")
+        _warn_once(_who())
     return not is_of_events
 
 
 @cache
 def _warn_once(server: str) -> None:
     log.warning(
-        "  Prefect's server (%s) no longer takes what the run reports; the run goes on, and Prefect's pages "
-        "lack the rest of it",
+        "  %s no longer takes what the run reports; the run goes on, and Prefect's pages lack the rest of it",
         server,
     )
 

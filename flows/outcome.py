@@ -87,8 +87,8 @@ class Outcome(BaseModel, frozen=True):
 
     def _scores(self) -> dict[str, dict[str, float]]:
         found = {name: answer.scores for name, answer in self.answers.items()}
-        if self.verdict and self.constant_score is not None:
-            found[CONSTANT] = {self.verdict.metric: self.constant_score}
+        if self.verdict and (constant := self.constant_score) is not None:
+            found[CONSTANT] = {self.verdict.metric: constant}
         return found
 
     @property

@@ -24,6 +24,12 @@ CONTENDERS = ("base", "few_shot", "retrieval", "champion", "candidate")
 DEPLOYED = {"training.max_steps": 80, "data.sources[0].path": "a.jsonl", "data.max_line_bytes": 20_000}
 
 
+def promoted(folder: Path, **different: Any) -> Verdict:
+    said: dict[str, Any] = {"decision": "promote", "sentence": "Promoted: it is better.", "metric": "exact_match"}
+    said |= {"differences": {}, "intervals": {}, "guardrails": {}, "rows_needed": None}
+    return Verdict(folder=folder, **said | different)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
@@ -118,15 +124,8 @@ def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped
 
 def test_of_a_loss_the_verdict_says_that_a_positive_difference_is_an_improvement(tmp_path: Path) -> None:
     make_verdict_details().save(tmp_path)
-    verdict = Verdict(
-        folder=tmp_path,
-        decision="promote",
-        sentence="Promoted: loss is lower.",
-        metric="perplexity",
-        differences={"base": (0.1, 0.27, 0.3)},
-        intervals={},
-        guardrails={},
-        rows_needed=None,
+    verdict = promoted(
+        tmp_path, sentence="Promoted: loss is lower.", metric="perplexity", differences={"base": (0.1, 0.27, 0.3)}
     )
     shown = decided(Outcome.of([Step(stage="decide", state="ran", record=verdict)]))
     assert "| loss in nats per token: improvement over | low | mean | high |" in shown
@@ -135,16 +134,7 @@ def test_of_a_loss_the_verdict_says_that_a_positive_difference_is_an_improvement
 
 def test_bounds_near_zero_keep_their_sign_in_prefects_tables(tmp_path: Path) -> None:
     make_verdict_details().save(tmp_path)
-    verdict = Verdict(
-        folder=tmp_path,
-        decision="promote",
-        sentence="Promoted: it is better.",
-        metric="exact_match",
-        differences={"base": (0.0004, 0.2, 0.3), "few_shot": (-0.004, 0.004, 0.3)},
-        intervals={},
-        guardrails={},
-        rows_needed=None,
-    )
+    verdict = promoted(tmp_path, differences={"base": (0.0004, 0.2, 0.3), "few_shot": (-0.004, 0.004, 0.3)})
     shown = decided(Outcome.of([Step(stage="decide", state="ran", record=verdict)]))
     assert "| base | +.0004 | +.2000 | +.3000 |" in shown
     assert "| few-shot prompt | -.004 | +.004 | +.300 |" in shown
@@ -153,15 +143,8 @@ def test_bounds_near_zero_keep_their_sign_in_prefects_tables(tmp_path: Path) -> 
 def test_the_baseline_stands_beside_the_other_contenders_in_prefect_and_in_the_terminal(tmp_path: Path) -> None:
     constant = make_comparison(opponent="constant", opponent_mean=0.048)
     make_verdict_details(comparisons=[constant]).save(tmp_path)
-    verdict = Verdict(
-        folder=tmp_path,
-        decision="promote",
-        sentence="Promoted: it is better.",
-        metric="exact_match",
-        differences={"constant": (0.1, 0.2, 0.3)},
-        intervals=dict.fromkeys(CONTENDERS, (0.2, 0.5, 0.7)),
-        guardrails={},
-        rows_needed=None,
+    verdict = promoted(
+        tmp_path, differences={"constant": (0.1, 0.2, 0.3)}, intervals=dict.fromkeys(CONTENDERS, (0.2, 0.5, 0.7))
     )
     steps = [
         Step(
@@ -213,16 +196,7 @@ def test_tasks_are_counted_as_they_are_listed() -> None:
 def test_a_run_that_waits_says_so_in_its_state_and_in_the_artifact(tmp_path: Path) -> None:
     make_verdict_details().save(tmp_path)
     said = "Waiting for approval: exact match .95 is +.95 [.84, .98] above the base on 40 test rows."
-    verdict = Verdict(
-        folder=tmp_path,
-        decision="promote",
-        sentence=said,
-        metric="exact_match",
-        differences={},
-        intervals={},
-        guardrails={},
-        rows_needed=None,
-    )
+    verdict = promoted(tmp_path, sentence=said)
     outcome = Outcome.of([Step(stage="decide", state="ran", record=verdict)])
     assert outcome.said == said
     assert decided(outcome).startswith("# Waiting for approval\n\nExact match .95 is ")

@@ -44,6 +44,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 SERVER = "__pyfunc_model_path__"  # environment: set by MLflow where its command serves a model
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")  # the most tokens that a class reads at once
 OVERWRITTEN = ("is_local", "local_files_only", "name_or_path")  # of tokenizer_config.json, by whoever loads it
+UNREADABLE = "cannot be read by this user"
 DIGESTS = "digests.json"  # in the folder of a registered model: the sha256 of every other file, by its path
 BESIDE = ("registered_model_meta", "model-settings.json", "__pycache__/", "reports/")  # added later; nothing loads it
 
@@ -207,7 +208,7 @@ def find_base(reference: str, revision: str | None, digest: str) -> Path:
             if (found := weights_digest(weights)) == digest:
                 return weights
         except PermissionError as error:
-            others.append(f"{error.filename} cannot be read by this user")
+            others.append(f"{error.filename} {UNREADABLE}")
         else:
             others.append(f"{weights} holds another model (sha256 {found[:12]})")
     if not others:
@@ -299,7 +300,7 @@ def altered(model: Path) -> str:
     Or the one that this user may not read.
     """
     if shut := closed(model, DIGESTS):
-        return f"{shut} cannot be read by this user"
+        return f"{shut} {UNREADABLE}"
     try:
         digests = json.loads((model / DIGESTS).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -309,7 +310,7 @@ def altered(model: Path) -> str:
     there = files_in(model)
     for name, digest in digests.items():
         if shut := closed(model, name):
-            return f"{shut} cannot be read by this user"
+            return f"{shut} {UNREADABLE}"
         if name not in there or not (model / name).is_file():
             return f"{name if name.isprintable() else ascii(name):.200} is missing"
         with (model / name).open("rb") as opened:
@@ -543,11 +544,8 @@ if ALONE:
             model = Path(context.artifacts["contract"]).parents[1]
             try:
                 if fault := altered(model):
-                    how = (
-                        "change its mode or owner"
-                        if "cannot be read" in fault
-                        else "fetch the version from MLflow again"
-                    )
+                    is_closed = fault.endswith(UNREADABLE)
+                    how = "change its mode or owner" if is_closed else "fetch the version from MLflow again"
                     raise ValueError(f"{model}: {fault}; it is not loaded: {how}")
                 super().load_context(context)
             except (OSError, ValueError) as error:

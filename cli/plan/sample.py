@@ -59,11 +59,11 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     own = [f"{given[side]:,.0f} with side: {side}" for side in ("validation", "test") if given.get(side)]
     which_and_given = f"{which}, beside {' and '.join(own)}" if own else which
     which_and_given += f", less about {counted(round(repeated), 'exact duplicate')}" if round(repeated) else ""
-    rows = _rendered(conversations, base, settings.model)
+    rows, numbers = _rendered(conversations, base, settings.model), (max(1, train), num_validation, num_test)
     if rows is None:
         guessed = [work.guessed(messages) for messages in conversations]
         said = f"from the texts of {which_and_given}"
-        return Sampled(source, max(1, train), num_validation, num_test, guessed, said, independent=alone)
+        return Sampled(source, *numbers, guessed, said, independent=alone)
     assert base
     bound = bound_of(base, settings.model)
     long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > bound.limit]
@@ -82,8 +82,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
             f"{bound.cure(max(long))}"
         )
     said = f"from {which_and_given}, rendered"
-    few = max(1, train), num_validation, num_test
-    return Sampled(source, *few, kept or rows, said, too_long, is_too_long=not kept, independent=alone)
+    return Sampled(source, *numbers, kept or rows, said, too_long, is_too_long=not kept, independent=alone)
 
 
 def _shared(split: Split, drawn: float, given: Mapping[str, float]) -> tuple[int, int, int]:

@@ -39,6 +39,11 @@ def show_history(console: Console, registry: Registry, history: History) -> None
         if history.current_version:
             console.print("who moved the alias there, and when, is unknown")
         return
+    _show_events(console, history)
+
+
+def _show_events(console: Console, history: History) -> None:
+    """Each move and decision as a row of a table, or line by line where a terminal has no room for one."""
     current = next(
         (event for event in history.events if event.is_move and event.after == history.current_version), None
     )

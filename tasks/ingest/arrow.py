@@ -170,9 +170,7 @@ def _sizes(file: BinaryIO | BufferedReader, metadata: bytes) -> tuple[int, int]:
     start, decompressed = file.tell(), 0
     for offset, length in columns.pairs(2):
         if length >= 8:
-            file.seek(
-                start + offset
-            )  # what the buffer takes decompressed stands before it, or -1 if it is not compressed
+            file.seek(start + offset)  # its decompressed size comes first, or -1 if it is not compressed
             decompressed += max(0, struct.unpack("<q", file.read(8))[0])
     return body, max(body, decompressed)
 

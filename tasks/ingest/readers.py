@@ -242,8 +242,7 @@ def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> lis
         ) from error
     if twice := sorted(name for name, count in Counter(header).items() if count > 1):
         more = f" and {len(twice) - 8} more" if len(twice) > 8 else ""
-        named = f"{', '.join(map(quoted, twice[:8]))}{more}"
-        raise DataError(f"{file.path}: the header row has {named} more than once")
+        raise DataError(f"{file.path}: the header row has {', '.join(map(quoted, twice[:8]))}{more} more than once")
     if len(header) == 1 and (mark := max(OTHER_SEPARATORS, key=header[0].count)) in header[0]:
         raise DataError(
             f"{file.path}: the header row is one column, {quoted(header[0])}; accepted: CSV with commas in "

@@ -377,7 +377,7 @@ class Registered(Artifact, frozen=True):
     experiment_id: str
     tracking_uri: str | None  # None for the database in the home folder, wherever that lies
     current_version: str = ""  # the version that carries the alias, empty for none
-    approval: str = ""  # tunewright/registry/standing.py says what; empty where no person decides or decided
+    approval: str = ""  # tunewright/registry/alias_state.py says what; empty where no person decides or decided
     stands: str = ""  # the verdict with that, in a sentence
     asked: str = ""  # where a person is asked in Prefect's UI
     superseded: tuple[str, ...] = ()  # versions that had waited for a person until this one was promoted

@@ -2,10 +2,9 @@
 
 A bound is the mean, less Student's t times its standard error over clusters, with two pseudo-observations added
 (`with_pseudo_observations`). For 0/1 scores of single rows this is the interval of Bonett & Price (2012, J. Educ.
-Behav. Stat. 37:479)
-with t for z. A bootstrap over clusters and the exact McNemar test stand beside it and decide nothing:
-benchmarks/decision.py shows that the first promotes too many equal models where clusters are few, and that the second
-sees fewer of the better ones.
+Behav. Stat. 37:479) with t for z. A bootstrap over clusters and the exact McNemar test stand beside it and decide
+nothing: benchmarks/decision.py shows that the first promotes too many equal models where clusters are few, and that
+the second sees fewer of the better ones.
 """
 
 import math

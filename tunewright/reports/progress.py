@@ -164,8 +164,8 @@ def seconds_left(steps: Sequence[Line], evaluations: Sequence[Line], every: int 
     step, planned = steps[-1]["step"], steps[-1]["planned"]
     a_step = statistics.fmean(line["seconds"] for line in steps[-RECENT:])
     an_evaluation = evaluations[-1].get("seconds") if evaluations else None
-    num_looks = planned // every - step // every + (planned % every > 0) if every else 0
-    return a_step * (planned - step) + (an_evaluation or 0.0) * num_looks
+    num_evaluations = planned // every - step // every + (planned % every > 0) if every else 0
+    return a_step * (planned - step) + (an_evaluation or 0.0) * num_evaluations
 
 
 def share(num_trained: int, num_parameters: int) -> str:
