@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tunewright import config
-from tunewright.cli.command_line import Deployment, File, Json, console_of, note_home_beside, one_line_errors, prepare
+from tunewright.cli.command_line import Deployment, Json, console_of, note_home_beside, one_line_errors, prepare
 from tunewright.cli.visible import as_line
 from tunewright.errors import ConfigError
 from tunewright.machine import addresses
@@ -57,8 +57,12 @@ def doctor(as_json: Json = False) -> None:
 
 
 def deploy(
-    file: File,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A deployment file", show_default=False)] = None,
     deployment: Deployment = None,
+    remove: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Remove a deployment, its watcher, its approval and its automations"),
+    ] = None,
     test_message: Annotated[
         bool, typer.Option("--test-message", help="Also send a test message by each block of operation.notify")
     ] = False,
@@ -66,12 +70,18 @@ def deploy(
 ) -> None:
     """Put a file's deployments on Prefect's server, with schedules, triggers and notifications.
 
-    A second call updates what changed in the file. It needs a server: tunewright up.
+    A second call updates what changed in the file; --remove takes a deployment off the server. It needs a server:
+    tunewright up.
     """
     console = console_of(as_json)
     with one_line_errors(as_json):
+        if (file is None) == (remove is None) or (remove is not None and (deployment or test_message)):
+            raise ConfigError("tunewright deploy: accepted: a FILE to deploy, or --remove NAME without other options")
         prepare(console)
-        note_home_beside(file)
+        if file:
+            note_home_beside(file)
+        if starting := addresses.still_starting():
+            raise ConfigError(starting)
         up, api = addresses.running(), os.environ.get("PREFECT_API_URL")
         if not api:
             raise ConfigError(
@@ -79,13 +89,19 @@ def deploy(
                 "TUNEWRIGHT_HOME if one is up in another home"
             )
         from tunewright.cli import deploy as deploying
-        from tunewright.cli.deploy import view
+        from tunewright.cli.deploy import removal, view
 
-        pool = up.pool if up and up.is_prefect(api) else "local"
-        result = deploying.deploy(file, deployment, pool, tests=test_message)
-        view.show(console, result)
+        if file:
+            pool = up.pool if up and up.is_prefect(api) else "local"
+            result = deploying.deploy(file, deployment, pool, tests=test_message)
+            view.show(console, result)
+            shown = view.as_json(result)
+        else:
+            removed = removal.remove(remove or "")
+            view.show_removed(console, removed)
+            shown = removal.as_json(removed)
     if as_json:
-        print(as_line(view.as_json(result)))
+        print(as_line(shown))
 
 
 def clean(

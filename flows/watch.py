@@ -20,6 +20,7 @@ from prefect.runtime import deployment as own
 from prefect.states import Completed
 
 from tunewright import config
+from tunewright.compat import STOPPED
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows import announcing
 from tunewright.flows.parameters import FLOW, checked, identifier, named
@@ -33,7 +34,6 @@ KEPT_RUNS = 10  # of those that saw nothing new
 NO_NEWS = ("Unchanged", "Unreadable", "Unsettled", "Cancelled", "Crashed")  # Prefect cancels one that comes too soon
 RESTARTS = 2  # in a row: what crashes again and again may do so by itself, as where memory is short
 RESTARTED_WITHIN = timedelta(days=1)  # of the crash
-STOPPED = "Execution was aborted by a"  # so begins what Prefect says of "a termination signal", "an interrupt signal"
 READ_RUNS = 20  # the newest: crashes are counted among them, without those that were stopped
 GIVEN_UP = "Not restarted"
 BROKEN = (StateType.FAILED, StateType.CRASHED)

@@ -8,6 +8,7 @@ import pytest
 from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.events.schemas.events import RelatedResource, Resource
+from prefect.server.events.ordering import PRECEDING_EVENT_LOOKBACK
 from prefect.server.utilities.user_templates import render_user_template_sync
 from prefect.settings.models.flows import FlowsSettings
 
@@ -109,7 +110,7 @@ def test_a_verdict_is_told_once_and_not_each_night_on_unchanged_data() -> None:
 
 
 def test_no_end_of_a_run_is_taken_for_a_crash() -> None:
-    made = of_server()
+    made, polls = of_server()
     (action,) = made.actions
     assert isinstance(action, ChangeFlowRunState)
     expected = event(made).expect
@@ -128,6 +129,14 @@ def test_no_end_of_a_run_is_taken_for_a_crash() -> None:
     assert "prefect.flow-run.Running" not in expected
     default = FlowsSettings.model_fields["heartbeat_frequency"].default  # of a run in a terminal, or another worker's
     assert event(made).within >= timedelta(seconds=3 * default)
+    # The states of a scheduled poll reach the trigger so much later than its heartbeat, and an old poll is deleted.
+    assert event(polls).within > PRECEDING_EVENT_LOOKBACK
+    assert event(polls).expect == expected
+
+
+def test_a_crashed_poll_is_not_said_to_resume_from_a_checkpoint() -> None:
+    actions = [action for made in of_server() for action in made.actions if isinstance(action, ChangeFlowRunState)]
+    assert ["checkpoint" in (each.message or "") for each in actions] == [True, False]
 
 
 def covers(automation: AutomationCore, resource: dict[str, str], *related: dict[str, str]) -> bool:

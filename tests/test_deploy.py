@@ -32,7 +32,7 @@ from waiting import until
 from tunewright.artifacts import Base, CheckedRows
 from tunewright.cli.deploy import deploy
 from tunewright.cli.deploy import server as server_calls
-from tunewright.cli.deploy.automations import CRASHES, of_server
+from tunewright.cli.deploy.automations import CRASHED_POLLS, CRASHES
 from tunewright.cli.deploy.timing import in_words, next_times
 from tunewright.cli.deploy.view import as_json, show
 from tunewright.cli.main import app
@@ -41,6 +41,7 @@ from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import announcing
 from tunewright.flows.watch import watch
+from tunewright.machine import addresses
 from tunewright.machine.addresses import Addresses
 from tunewright.store import in_use
 
@@ -80,6 +81,15 @@ def test_without_a_server_it_says_what_to_start(monkeypatch: pytest.MonkeyPatch)
     assert done.exit_code == 2
     assert "no Prefect server: start one with tunewright up, or set PREFECT_API_URL" in done.stderr
     assert done.stderr.endswith(", or set TUNEWRIGHT_HOME if one is up in another home\n")
+
+
+@pytest.mark.parametrize("api", ["", "http://127.0.0.1:9/api"])
+def test_while_up_starts_it_says_to_wait(api: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", api)
+    with addresses.held():
+        done = CliRunner().invoke(app, ["deploy", "deployments/demo.yaml"])
+    said = f"error: tunewright up is still starting in {home}: wait until it has printed its addresses\n"
+    assert (done.exit_code, done.stderr) == (2, said)
 
 
 # From here on there is a server.
@@ -168,7 +178,7 @@ def test_a_file_is_deployed_and_a_second_time_nothing_changes(
     less = as_json(deploy(write("{}", rate="0.002"), None, "local"))["deployments"][0]
     assert (less["state"], less["changed"]) == ("updated", ["parameters"])
     assert len(less["automations"]["removed"]) == 4
-    assert [each.name for each in client.read_automations()] == [of_server().name]
+    assert {each.name for each in client.read_automations()} == {CRASHES, CRASHED_POLLS}
     with pytest.raises(ObjectNotFound):
         client.read_deployment_by_name("watch/drops")
 
@@ -429,6 +439,28 @@ def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
     state = client.read_flow_run(runs[0].id).state
     assert state and state.message == service.CRASHED
 
+    # One that reported its crash itself, while the runs were read, was notified of.
+    own = Crashed(message="Execution was cancelled by the runtime environment.")
+    read_flow_runs = SyncPrefectClient.read_flow_runs
+
+    def read_and_ended(server: SyncPrefectClient, **filters: Any) -> Any:
+        found = read_flow_runs(server, **filters)
+        if [each.id for each in found] == [runs[0].id]:
+            client.set_flow_run_state(runs[0].id, own, force=True)
+        return found
+
+    client.set_flow_run_state(runs[0].id, Running(), force=True)
+    with patch.object(SyncPrefectClient, "read_flow_runs", read_and_ended):
+        assert service.end_leftover_runs(at, since=begun) == []
+    state = client.read_flow_run(runs[0].id).state
+    assert state and state.message == own.message
+
+    poll = client.create_flow_run_from_deployment(client.read_deployment_by_name("watch/drops").id)
+    client.set_flow_run_state(poll.id, Running(), force=True)
+    assert service.end_leftover_runs(at) == [poll.name]
+    state = client.read_flow_run(poll.id).state
+    assert state and state.message == "tunewright was killed during this poll; the next one looks at the files again"
+
 
 def test_without_a_watch_the_end_of_a_worker_sends_one_message(
     client: SyncPrefectClient, write: Callable[..., Path], webhook: tuple[str, list[str]]
@@ -475,6 +507,48 @@ def save_block(name: str, url: str) -> None:
     CustomWebhookNotificationBlock(
         name=name, url=url, json_data={"subject": "{{subject}}", "body": "{{body}}"}, headers=None, cookies=None
     ).save(name)
+
+
+def test_a_deployment_is_removed_with_all_that_was_made_for_it(
+    client: SyncPrefectClient, write: Callable[..., Path], webhook: tuple[str, list[str]]
+) -> None:
+    def removed(name: str) -> list[str]:
+        done = CliRunner().invoke(app, ["deploy", "--remove", name])
+        assert done.exit_code == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if line.startswith("removed: ")]
+
+    for each in client.read_deployments():
+        client.delete_deployment(each.id)
+    before = {each.name for each in client.read_automations()} - {CRASHES, CRASHED_POLLS}
+    save_block("ear", webhook[0])
+    file = write("{watch: 30, notify: [custom-webhook/ear], notify_on: [failure]}\n      gate: {approval: true}")
+    deploy(file, None, "local")
+    file.write_text(file.read_text().replace("name: drops", "name: beside"))
+    shown = Console(width=400, record=True)
+    show(shown, deploy(file, None, "local"))
+    assert "removes it and its automations: tunewright deploy --remove drops\n" in shown.export_text()
+    wrong = CliRunner().invoke(app, ["deploy", "--remove", "dorps"])
+    assert wrong.exit_code == 2
+    assert (
+        '--remove "dorps": no such deployment on the server; did you mean drops? accepted: beside, drops'
+        in wrong.stderr
+    )
+
+    client.delete_deployment(client.read_deployment_by_name("finetune/beside").id)  # in Prefect, and the rest is left
+    assert removed("beside")[-2:] == ["removed: watcher watch/beside", "removed: approval deployment approval/beside"]
+    assert client.read_automations_by_name(CRASHES)
+    assert removed("finetune/drops") == [
+        "removed: automation tunewright: drops runs when its data change",
+        "removed: automation tunewright: custom-webhook/ear notified when drops is not restarted",
+        "removed: automation tunewright: custom-webhook/ear notified of failures of drops",
+        "removed: watcher watch/drops",
+        "removed: deployment finetune/drops",
+        "removed: approval deployment approval/drops",
+        f"removed: automation {CRASHES}",
+        f"removed: automation {CRASHED_POLLS}",
+    ]
+    assert client.read_deployments() == []
+    assert {each.name for each in client.read_automations()} == before
 
 
 def test_a_deployment_that_is_gone_is_not_looked_for_again(client: SyncPrefectClient) -> None:

@@ -41,6 +41,7 @@ COMMANDS = [  # heading of the page -> a call
     ("data, several rows", "data tiny.yaml --text parcel", *TRAINED),
     ("settings", "settings"),
     ("deploy", "deploy tiny.yaml"),
+    ("deploy --remove", "deploy --remove tiny"),
     ("doctor", "doctor"),
     ("release history", "release history tiny"),
     ("release", "release approve tiny --reason good"),

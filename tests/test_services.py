@@ -402,7 +402,8 @@ def test_what_was_cut_short_is_marked_though_the_database_is_busy(home: Path) ->
         address = f"http://127.0.0.1:{server.server_port}"
         assert end_leftover_runs(Addresses(pid=1, prefect=address, mlflow=address, pool="local")) == ["brave-otter"]
         server.shutdown()
-    assert Busy.seen == ["/api/flow_runs/filter"] * 2 + [f"/api/flow_runs/{RUN}/set_state"] * 2
+    asked = ["/api/flow_runs/filter"] * 3 + ["/api/flows/filter"] * 2
+    assert Busy.seen == asked + [f"/api/flow_runs/{RUN}/set_state"] * 2
 
 
 def test_a_database_that_stays_busy_does_not_end_up(home: Path, caplog: pytest.LogCaptureFixture) -> None:

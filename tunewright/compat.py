@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+STOPPED = "Execution was aborted by a"  # so begins what Prefect says of "a termination signal", "an interrupt signal"
+
 
 def attention_of(model: Any) -> str:
     """The name of the attention that a model of transformers computes by now."""

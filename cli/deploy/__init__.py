@@ -1,10 +1,11 @@
 """`tunewright deploy`: the deployments of a file on Prefect's server, with what starts them and who is told.
 
 Prefect's own `prefect deploy` does the deploying (server.py). Before it all inputs are looked at as `plan` does; after
-it come the watch on the data and the automations (automations.py). view.py says in words what is now due when.
+it come the watch on the data and the automations (automations.py). view.py says in words what is now due when,
+and removal.py takes a deployment off the server again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class Result:
     """The deployments of a file, and others that start in this folder and are none of it."""
 
     deployed: Sequence[Deployed]
-    others: Mapping[str, Sequence[str]]  # the name of each -> it, its watch and what asks a person for it
+    others: Sequence[str]
     tested: Sequence[str] = ()  # notification blocks that sent a test message
 
 
@@ -87,10 +88,10 @@ def deploy(file: Path, deployment: str | None, pool: str, *, tests: bool = False
                 server.require_pool(client, pipeline)
                 server.require_own_model(client, pipeline)
             deployed = [_deploy(client, pipeline, pipeline.work_pool or pool) for pipeline in pipelines]
-            sync(client, SERVER, [of_server()])
+            sync(client, SERVER, of_server())
             if tests:
                 server.send_test_message(blocks)
-            others = server.others(client, pipelines, names)
+            others = server.others(client, names)
             return Result(deployed=deployed, others=others, tested=blocks if tests else ())
 
 

@@ -1,7 +1,7 @@
 """The automations of a deployment: what its settings ask of Prefect's server, made or brought up to date by name.
 
 Each deployment's own belong to a resource of ours on the server, so that those no longer asked for are found and
-removed, and no other is touched. One of them belongs to the server as a whole: it marks runs as crashed whose process
+removed, and no other is touched. Two of them belong to the server as a whole: they mark runs as crashed whose process
 was killed, which nothing else would.
 """
 
@@ -18,17 +18,21 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotifi
 from prefect.events.schemas.automations import AutomationCore, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
+from tunewright.compat import STOPPED
 from tunewright.config import Operation
 from tunewright.flows.announcing import CHANGED, DRIFTED, GAVE_UP, resource
 from tunewright.flows.outcome import STANDS, UNCHANGED, VERDICTS
 from tunewright.flows.parameters import FLOW, identifier
-from tunewright.flows.watch import GIVEN_UP, STOPPED
+from tunewright.flows.watch import GIVEN_UP
 
 _labels: Any = ResourceSpecification.model_validate  # as a trigger takes labels, whose type says less
 
 SERVER = "tunewright"  # owns what is of no deployment
 SILENT_SECONDS = 600.0  # three heartbeats of 180 s, Prefect's default, which runs of a terminal have
+# Prefect learns of the states of a scheduled poll 15 minutes late, as they follow its first state, which has no event.
+SILENT_POLL_SECONDS = 1_200.0
 CRASHES = "tunewright: a run without a heartbeat is marked crashed"
+CRASHED_POLLS = "tunewright: a poll without a heartbeat is marked crashed"
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "TimedOut", "Suspended", "Paused")
 WATCH_ENDS = ("Changed", "Unsettled", "Unreadable", "Restarted", GIVEN_UP)
 NOTIFIED = {  # of operation.notify_on: what stands in the automation's name
@@ -51,7 +55,12 @@ class Target(NamedTuple):
     @property
     def owner(self) -> str:
         """The resource that its automations belong to."""
-        return f"tunewright.deployment.{identifier(self.name)}"
+        return owner(self.name)
+
+
+def owner(deployment: str) -> str:
+    """Return the resource that the automations of a deployment belong to."""
+    return f"tunewright.deployment.{identifier(deployment)}"
 
 
 class Synced(NamedTuple):
@@ -62,30 +71,39 @@ class Synced(NamedTuple):
     removed: list[str]
 
 
-def of_server() -> AutomationCore:
-    """Marks runs whose heartbeat stops as crashed.
+def of_server() -> list[AutomationCore]:
+    """Mark runs and polls whose heartbeat stops as crashed."""
+    resumes = "A new run resumes from the last checkpoint"
+    return [
+        _crashes(CRASHES, FLOW, SILENT_SECONDS, resumes),
+        _crashes(CRASHED_POLLS, "watch", SILENT_POLL_SECONDS, "The next poll looks at the files again"),
+    ]
+
+
+def _crashes(name: str, flow: str, silent_seconds: float, next_step: str) -> AutomationCore:
+    """Marks runs of a flow whose heartbeat stops as crashed.
 
     States that a run ends in have names of their own, so each is named: of one that is not, the end would be missed.
     """
     ends = {*ENDS, *WATCH_ENDS, UNCHANGED, *VERDICTS.values(), *STANDS.values()}
     return AutomationCore(
-        name=CRASHES,
+        name=name,
         description="A killed run cannot report its end; without this automation it would stay Running",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in ends)},
             match=_labels({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=_labels(_role("flow", name=[FLOW, "watch"])),
+            match_related=_labels(_role("flow", name=flow)),
             for_each={"prefect.resource.id"},
-            within=timedelta(seconds=SILENT_SECONDS),
+            within=timedelta(seconds=silent_seconds),
         ),
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
                 name="Crashed",
                 force=False,
-                message="No heartbeat: its process was killed. A new run resumes from the last checkpoint",
+                message=f"No heartbeat: its process was killed. {next_step}",
             )
         ],
         owner_resource=SERVER,

@@ -87,7 +87,7 @@ def require_own_model(client: SyncPrefectClient, pipeline: Pipeline) -> None:
     model = pipeline.settings.registry.name
     if pipeline.origins["registry.name"] != DEPLOYMENT_NAME:
         return
-    for each in _deployments(client):
+    for each in deployments(client):
         if each.name != pipeline.name and slug(each.name) == model and not _named(each):
             raise ConfigError(
                 f"{pipeline.path}: {shown(pipeline.name)} and {shown(each.name)}, which is on the server, would share "
@@ -232,22 +232,20 @@ def _compared(deployment: DeploymentResponse) -> dict[str, Any]:
     return values | {"schedules": schedules, "global_concurrency_limit": limit["limit"] if limit else None}
 
 
-def others(client: SyncPrefectClient, pipelines: Sequence[Pipeline], names: Sequence[str]) -> dict[str, list[str]]:
-    """Deployments of the pipeline that start in this folder and are none of `names`, each with those that serve it."""
+def others(client: SyncPrefectClient, names: Sequence[str]) -> list[str]:
+    """Deployments of the pipeline that start in this folder and are none of `names`."""
     here = str(Path.cwd())
-    kept = {pipeline.settings.registry.name for pipeline in pipelines}
-    found: dict[str, list[str]] = {}
-    for each in _deployments(client):
-        if each.name not in names and here in str(each.pull_steps):
-            model = _named(each) or slug(each.name)
-            serving = [("watch", identifier(each.name)), *([("approval", model)] if model not in kept else [])]
-            found[each.name] = [f"{FLOW}/{each.name}"] + ["/".join(of) for of in serving if read(client, *of)]
-    return found
+    return [each.name for each in deployments(client) if each.name not in names and here in str(each.pull_steps)]
 
 
-def _deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
+def deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
     """All of the pipeline."""
     return client.read_deployments(flow_filter=FlowFilter.model_validate({"name": {"any_": [FLOW]}}))
+
+
+def model_of(deployment: DeploymentResponse) -> str:
+    """The registered model of a deployment."""
+    return _named(deployment) or slug(deployment.name)
 
 
 def _named(deployment: DeploymentResponse) -> str:

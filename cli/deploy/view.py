@@ -9,6 +9,7 @@ from rich.text import Text
 
 from tunewright.cli.deploy import Deployed, Result
 from tunewright.cli.deploy.automations import NOTIFIED
+from tunewright.cli.deploy.removal import Removed
 from tunewright.cli.deploy.timing import in_words, next_times
 from tunewright.flows.parameters import FLOW, identifier
 from tunewright.machine import addresses
@@ -23,17 +24,22 @@ def show(console: Console, result: Result) -> None:
             console.print(Text(f"  {name:<10} {text}"), soft_wrap=True)
     if result.tested:
         console.print(Text(f"test message sent by {', '.join(result.tested)}"), soft_wrap=True)
-    for name, all_of_it in result.others.items():
-        removes = " && ".join(f"prefect deployment delete {shlex.quote(each)}" for each in all_of_it)
+    for name in result.others:
         console.print(
             Text(
                 f"{FLOW}/{name} also starts in this folder but is not in {result.deployed[0].pipeline.path}; it was "
-                f"not changed. With {addresses.for_prefect(PREFECT_API_URL.value())} set, this removes it: {removes}; "
-                "its automations stay until they are deleted in Prefect, under Automations",
+                f"not changed. This removes it and its automations: tunewright deploy --remove {shlex.quote(name)}",
                 "yellow",
             ),
             soft_wrap=True,
         )
+
+
+def show_removed(console: Console, removed: list[Removed]) -> None:
+    """Print what was removed, line by line."""
+    for each in removed:
+        console.print(Text(f"removed: {each.kind} {each.name}"), soft_wrap=True)
+    console.print("its runs stay in Prefect, and its models and artifacts in the home")
 
 
 def as_json(result: Result) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from tunewright import config
+from tunewright.compat import STOPPED
 from tunewright.config import quietly
 from tunewright.machine import addresses
 from tunewright.machine.addresses import HOSTS, Addresses
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # a second of imports, which the sentinel has no use for
     from uuid import UUID
 
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
 
 ANSWER_SECONDS = 5.0
 POLL_SECONDS = 2  # of the worker for runs that are due; Prefect's default is 10
@@ -43,6 +45,7 @@ PASSING = (  # the other events stay for a week, Prefect's default; states stay 
 REMOVED_EVERY_SECONDS = 600
 HEARTBEAT_SECONDS = 30  # of a flow run, the least that Prefect takes
 CRASHED = "tunewright was killed during this run; a new run resumes from the last checkpoint"
+CRASHED_POLL = "tunewright was killed during this poll; the next one looks at the files again"
 CANCELLED = "tunewright was killed before it could cancel it"
 
 
@@ -161,8 +164,8 @@ def log_file(name: str) -> Path:
 def end_leftover_runs(up: Addresses, since: datetime | None = None) -> list[str]:
     """Marks the unfinished runs of the pool as crashed, or cancelled if that was asked, and returns their names.
 
-    Also those of watched deployments that crashed `since`: they were ended with SIGTERM when their worker had died, and
-    would count as stopped by a person (flows/watch.py). Where nothing watches, that crash was notified of already.
+    Also those of watched deployments that a signal ended `since`: they got SIGTERM when their worker died, and would
+    count as stopped by a person (flows/watch.py). Any other crash was notified of already.
 
     Raises httpx.HTTPError where the server refuses, or stays busy for longer than Prefect's client repeats a request.
     """
@@ -176,22 +179,36 @@ def end_leftover_runs(up: Addresses, since: datetime | None = None) -> list[str]
     if since is not None:
         which.append({"state": {"type": {"any_": [StateType.CRASHED]}}, "end_time": {"after_": since}})
     with client(up) as server:
-        found = [
-            run
+        read = {
+            run.id
             for each in which
             for run in server.read_flow_runs(
                 flow_run_filter=filters.FlowRunFilter.model_validate(each),
                 work_pool_filter=filters.WorkPoolFilter.model_validate({"name": {"any_": [up.pool]}}),
             )
-        ]
-        if since is not None:
-            watched = _watched(server)
-            found = [run for run in found if not (run.state and run.state.is_crashed()) or run.deployment_id in watched]
+        }
+        if not read:
+            return []
+        watched = _watched(server) if since is not None else set()
+        # Once more: one may have reported its end meanwhile, and each crash is notified of.
+        again = filters.FlowRunFilter.model_validate({"id": {"any_": [*read]}})
+        found = [run for run in server.read_flow_runs(flow_run_filter=again) if _is_cut_short(run, watched)]
+        polling = filters.FlowFilter.model_validate({"name": {"any_": ["watch"]}})
+        polls = {flow.id for flow in server.read_flows(flow_filter=polling)}
         for run in found:
             is_cancelled = run.state is not None and run.state.is_cancelling()
-            state = Cancelled(message=CANCELLED) if is_cancelled else Crashed(message=CRASHED)
+            crashed = Crashed(message=CRASHED_POLL if run.flow_id in polls else CRASHED)
+            state = Cancelled(message=CANCELLED) if is_cancelled else crashed
             server.set_flow_run_state(run.id, state, force=True)
     return [run.name for run in found]
+
+
+def _is_cut_short(run: "FlowRun", watched: "set[UUID | None]") -> bool:
+    """Whether a run has not ended, or its crash counts as a stop, which a watch does not notify of."""
+    if run.state is None or not run.state.is_final():
+        return True
+    is_stop = run.state.is_crashed() and (run.state.message or "").startswith(STOPPED)
+    return is_stop and run.deployment_id in watched
 
 
 def _watched(server: "SyncPrefectClient") -> "set[UUID | None]":

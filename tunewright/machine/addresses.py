@@ -78,6 +78,13 @@ def is_up() -> bool:
     return False
 
 
+def still_starting() -> str:
+    """Return what to do where `up` runs in this home and its servers do not answer yet; empty otherwise."""
+    if running() or not is_up():
+        return ""
+    return f"tunewright up is still starting in {config.home()}: wait until it has printed its addresses"
+
+
 def password_file() -> Path:
     """The file of the password, which its owner alone can read."""
     return config.home() / PASSWORD
