@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunewright import config
+from tunewright.errors import ConfigError
 from tunewright.registry.needless import in_mlflow
 from tunewright.store import in_use
 from tunewright.store.needless import Needless, in_home
@@ -25,10 +26,18 @@ class Cleaned:
 
 
 def clean(keep_runs: int, keep_rejected: int, *, remove: bool) -> Cleaned:
-    """Looks for what is needless, and removes it where asked to; artifacts and work only while no run is on."""
+    """Looks for what is needless, and removes it where asked to; artifacts and work only while no run is on.
+
+    Raises ConfigError where there is no home.
+    """
+    if not config.home().is_dir():
+        raise ConfigError(
+            f"TUNEWRIGHT_HOME={config.home()}: this folder does not exist; accepted: a home, which a run makes as "
+            ".tunewright in the folder that it is called in"
+        )
     of_home, of_mlflow = list(in_home(keep_runs)), list(in_mlflow(keep_rejected))
-    if not remove or not config.home().is_dir():
-        return Cleaned([*of_home, *of_mlflow], [] if remove else None)
+    if not remove:
+        return Cleaned([*of_home, *of_mlflow], None)
     with in_use.by_none() as is_free:
         removable = [*(of_home if is_free else ()), *of_mlflow]
         return Cleaned([*of_home, *of_mlflow], [each for each in removable if each.remove()])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 from typer.core import TyperGroup
@@ -23,7 +24,7 @@ from tunewright import config
 from tunewright.accepted import did_you_mean, shown
 from tunewright.cli import interrupts
 from tunewright.cli.visible import Visible, as_line, is_plain, visible
-from tunewright.config import STAGES, outside
+from tunewright.config import STAGES, Registry, outside
 from tunewright.errors import NO_LOCKS, NO_SPACE, READ_ONLY, ConfigError, TunewrightError
 from tunewright.machine import addresses
 
@@ -80,13 +81,29 @@ class OneLine(TyperGroup):
                 bare = {each.lstrip("-"): each for each in possible}  # the dashes, which all have, do not count
                 close = difflib.get_close_matches(error.option_name.lstrip("-"), bare, cutoff=0.7)
                 error.possibilities = [bare[each] for each in close]
-            said = error.format_message().strip().rstrip(".")
+            said = _refused_value(error) or error.format_message().strip().rstrip(".")
             if "\n" in said:  # the help, where nothing was asked for
                 print(said, file=sys.stderr)
             elif said:  # it was printed already where there is nothing to say
                 _print_error(f"{command}: {said}; see {command} --help", error.exit_code, as_json)
             code = error.exit_code
-        sys.exit(code if isinstance(code, int) else 0)
+        code = code if isinstance(code, int) else 0
+        interrupts.leave(code)
+        sys.exit(code)
+
+
+def _refused_value(error: Any) -> str:
+    """Return an option, the value given to it and what is accepted, or "" where `error` is about no number."""
+    if not isinstance(error.__cause__, ValidationError):
+        return ""
+    (first, *_) = error.__cause__.errors(include_url=False)
+    limits = error.param.type_descriptor.parameter_info
+    if not first["type"].startswith("int") and first["type"] not in ("greater_than_equal", "less_than_equal"):
+        return ""
+    bounds = "" if limits.min is None else f", {limits.min} or more"
+    if limits.max is not None:
+        bounds = f" from {limits.min} to {limits.max}"
+    return f"{max(error.param.opts, key=len)} {shown(first['input'])}: accepted: a whole number{bounds}"
 
 
 def _flow_help(command: Any) -> None:
@@ -129,7 +146,18 @@ def load(
     pipeline = deployment_file.load(file, deployment, given)
     until_end.enter_context(config.working_in(file.parent))
     config.prepare_environment(pipeline.settings)
+    note_ignored_address(pipeline.settings.registry, "registry.tracking_uri")
     return pipeline
+
+
+def note_ignored_address(registry: Registry, option: str) -> None:
+    """Print to stderr that MLFLOW_TRACKING_URI is ignored where it names another MLflow, and `option` none."""
+    ignored, up = os.environ.get("MLFLOW_TRACKING_URI"), addresses.running()
+    if not ignored or registry.tracking_uri or ignored == f"sqlite:///{config.mlflow_database()}":
+        return
+    if not (up and up.is_mlflow(ignored)):
+        said = f"MLFLOW_TRACKING_URI={outside.without_credentials(ignored)} is ignored and the home's database is used"
+        print(visible(f"note: {said}; {option} names another MLflow"), file=sys.stderr)
 
 
 def note_home_beside(file: Path) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 RESUMED = ("run", "compare")  # commands whose next call resumes what was interrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_done: list[int] = []  # once a command has all that it was called for: its exit code, when all of that is printed
 _blocks: list[int] = []  # of each `raised` block that is open: the last signal that came in it, or 0
 
 
@@ -62,7 +63,15 @@ def at_once() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+def leave(code: int) -> None:
+    """Has Ctrl-C end the process with this exit code from now on, as all is done and only libraries are left to end."""
+    _done[:] = [code]
+
+
 def _end(number: int, *_: object) -> None:
+    if _done:
+        sys.stdout.flush()
+        os._exit(_done[0])
     line, code = said(number), 128 + number
     os.write(2, f"error: {line}\n".encode())
     if "--json" in sys.argv:

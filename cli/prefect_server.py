@@ -30,7 +30,7 @@ from prefect.settings import (
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
 )
 
-from tunewright import compat
+from tunewright import compat, config
 from tunewright.cli import interrupts
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import finished
@@ -72,7 +72,8 @@ def call(flow: Callable[..., Any], *args: Any, **parameters: Any) -> Any:
 def ensure() -> None:
     """Makes sure of a server for a run: the one that is named answers, or a temporary one starts and ends with the run.
 
-    Raises ConfigError where the named one cannot be used, TunewrightError where the temporary one is not there in time.
+    Raises ConfigError where the named one cannot be used, TunewrightError where the temporary one has no room
+    on the disk, or is not there in time.
     """
     # One line of ours in place of what Prefect prints for each event and log that it cannot send; logs it writes to
     # stderr by itself, unless logging raises no exceptions.
@@ -101,10 +102,10 @@ def connected() -> Iterator[SyncPrefectClient]:
         if addresses.advice_on_api(api):
             raise _unusable(error) from error
         if error.response.status_code == httpx.codes.UNAUTHORIZED:
-            raise ConfigError(
-                f"{api} refuses the password; {addresses.HOW_TO_LOG_IN}; for tunewright up that is the text of "
-                f"{addresses.password_file()}"
-            ) from error
+            said = f"{api} refuses the password; {addresses.HOW_TO_LOG_IN}"
+            if addresses.password():
+                said += f"; for tunewright up that is the text of {addresses.password_file()}"
+            raise ConfigError(said) from error
         raise TunewrightError(f"{api}: {error.response.status_code} {error.response.text[:300]}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _unusable(error) from error
@@ -209,6 +210,7 @@ def _unusable(error: BaseException) -> ConfigError:
 
 def _start() -> None:
     """Starts the temporary server in a session of its own, to end with this process."""
+    config.require_room()
     from prefect.server.api import server
 
     # The server asks for a password, one that is set or a random one, and this process and its children know it.

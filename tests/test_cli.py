@@ -610,6 +610,11 @@ def test_sigterm_ends_a_run_and_its_trainer_with_one_line_and_the_next_run_goes_
     [
         (["release", "rollback", "demo"], "error: tunewright release rollback: Missing option '--reason'; "),
         (["plan"], "error: tunewright plan: Missing argument 'FILE'; "),
+        (["up", "--port", "abc"], 'error: tunewright up: --port "abc": accepted: a whole number from 1 to 65535; see '),
+        (
+            ["clean", "--keep-runs", "0"],
+            'error: tunewright clean: --keep-runs "0": accepted: a whole number, 1 or more; ',
+        ),
         (["plna"], "error: tunewright: No such command 'plna'. Did you mean 'plan'?; "),
     ],
 )

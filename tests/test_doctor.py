@@ -215,7 +215,15 @@ def test_a_server_that_asks_for_another_password_is_one_line(monkeypatch: pytest
         found = of("Prefect", list(of_servers()))
         with (
             temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}),
-            pytest.raises(ConfigError, match=r"/api refuses the password; set PREFECT_API_AUTH_STRING to .*password$"),
+            pytest.raises(ConfigError, match=r"/api refuses the password; set PREFECT_API_AUTH_STRING to .*_STRING$"),
+            connected(),
+        ):
+            pass  # no `up` ever ran in this home
+        config.make_home()
+        addresses.keep_password("secret")
+        with (
+            temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}),
+            pytest.raises(ConfigError, match=rf"; for tunewright up that is the text of {addresses.password_file()}$"),
             connected(),
         ):
             pass

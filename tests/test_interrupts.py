@@ -112,7 +112,11 @@ def test_while_a_command_imports_what_it_needs(command: str, module: str, tmp_pa
 
 def test_once_it_is_done_and_python_ends(tmp_path: Path) -> None:
     done = called(AT_THE_END, "settings", home=tmp_path)
-    assert (done.returncode, done.stderr) == (130, INTERRUPTED)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "training.epochs" in done.stdout
+    failed = called(AT_THE_END, "settings", "nosuch", home=tmp_path)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
 
 
 def ports() -> tuple[str, str, str, str]:

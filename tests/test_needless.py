@@ -162,6 +162,13 @@ def test_a_run_that_a_person_deleted_goes_unless_a_version_stands_on_it(register
         client.restore_run(first.run_id)
 
 
+def test_clean_says_that_there_is_no_home(home: Path) -> None:
+    done = CliRunner().invoke(app, ["clean"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: TUNEWRIGHT_HOME={home}: this folder does not exist; accepted: a home,")
+    assert not home.exists()
+
+
 def test_clean_shows_and_removes_only_when_asked(eight: Make, home: Path) -> None:
     asked("a", 9)
     asked("b", 8)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -167,6 +168,18 @@ def test_one_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
         pytest.raises(TunewrightError, match=r"did not answer within 1 s: check what .*DATABASE_CONNECTION_URL can be"),
     ):
         prefect_server.ensure()
+
+
+def test_a_full_disk_is_one_line_before_the_server_starts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunewright.config.environment.shutil.disk_usage", lambda path: SimpleNamespace(free=12_288))
+    said = rf"^TUNEWRIGHT_HOME={home}: 12,288 bytes are free on its disk; needed: 20,000,000 for Prefect's server"
+    with (
+        temporary_settings(restore_defaults=(PREFECT_API_URL,)),
+        patch.object(subprocess, "Popen") as started,
+        pytest.raises(TunewrightError, match=said),
+    ):
+        prefect_server.ensure()
+    started.assert_not_called()
 
 
 def test_one_that_dies_while_a_run_goes_on_is_one_line() -> None:

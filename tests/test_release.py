@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import StringIO
@@ -416,6 +417,44 @@ def test_what_is_decided_at_the_command_line(make: Make, rehearsed: list[str]) -
     assert (said["current_version"], said["moved_elsewhere"], said["events"][0]["what"]) == (None, False, "withdrawn")
 
 
+def test_a_new_alias_is_said_to_be_new(make: Make, rehearsed: list[str]) -> None:
+    make()
+    promote = ("promote", "triage", "1", "--reason", "x", "--alias", "champoin")
+    _, shown, _ = tunewright(*promote)
+    assert "@champoin is a new alias: no version had it before; triage has: champion. To remove it: tun" in shown
+    tunewright("withdraw", "triage", "--reason", "typo", "--alias", "champoin")
+    _, shown, _ = tunewright(*promote)
+    assert "new alias" not in shown
+    assert aliases() == {"champion": "1", "champoin": "1"}
+
+
+def test_an_event_keeps_the_verdict_of_its_time_beside_the_latest(make: Make) -> None:
+    make()
+    make(decision="keep", sentence="Kept: it is no better.")
+    shown = [line for line in tunewright("history", "triage")[1].splitlines() if line]
+    _, said_of_version, _, event = [re.split("  +", line) for line in shown[1:5]]
+    assert shown[1].split("  ")[0] == "version" and "latest verdict" in shown[1]
+    assert (said_of_version[2], event[6]) == ("keep; @champion", "promote")
+
+
+def test_a_driver_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "MySQLdb", None)
+    code, shown, _ = tunewright("history", "triage", "--tracking-uri", "mysql://h/d")
+    assert (code, shown.count("\n")) == (2, 1)
+    assert shown.startswith("error: --tracking-uri mysql://h/d: its driver MySQLdb is not installed; install it, or")
+
+
+def test_an_address_in_the_environment_is_said_to_be_ignored(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@mlflow.example")
+    _, shown, _ = tunewright("history", "triage")
+    note, error = shown.splitlines()
+    assert note.startswith("note: MLFLOW_TRACKING_URI=http://")
+    assert note.endswith(" is ignored and the home's database is used; --tracking-uri names another MLflow")
+    assert "secret" not in note and error.startswith("error: no model is registered")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+    assert "note: " not in tunewright("history", "triage")[1]
+
+
 def test_a_history_without_a_move_says_so_in_a_line(make: Make) -> None:
     make(**ASKS)
     _, shown, _ = tunewright("history", "triage")
@@ -433,7 +472,7 @@ def test_versions_are_listed_with_their_verdicts_before_there_is_a_champion(make
     listed = [re.split("  +", line.strip()) for line in shown.splitlines()[2:]]
     gain = "+.82 [.75, .88] exact match against the base"
     assert [(line[0], *line[2:]) for line in listed] == [
-        ("version", "verdict", "decided by"),
+        ("version", "latest verdict", "decided by"),
         ("2", "inconclusive", gain),
         ("1", "keep", gain),
     ]
@@ -463,6 +502,17 @@ def test_versions_are_listed_with_their_verdicts_before_there_is_a_champion(make
         (("withdraw", "triage", "--reason", "x", "--alias", "other"), 1, "no version of triage is other"),
         (("history", "triage", "--alias", "v1"), 2, "--alias v1: refused; accepted: lower-case letters"),
         (("history", "triage", "--tracking-uri", "http://127.0.0.1:9"), 1, "MLflow does not answer"),
+        (
+            ("history", "triage", "--tracking-uri", "http://127.0.0.1:9"),
+            1,
+            "^error: --tracking-uri http://127.0.0.1:9: ",
+        ),
+        (
+            ("history", "triage", "--tracking-uri", "foo://x"),
+            2,
+            "^error: --tracking-uri: 'foo://x' is not .*postgresql",
+        ),
+        (("history", "triage", "--tracking-uri", "mssql+none://h/d"), 1, "^error: --tracking-uri mssql.none://h/d: "),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(make: Make, arguments: tuple[str, ...], code: int, message: str) -> None:

@@ -5,16 +5,17 @@ All of it is done in MLflow, so that a rollback needs no other server.
 
 import getpass
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
-from tunewright.cli.command_line import Json, console_of, one_line_errors, prepare
+from tunewright.cli.command_line import Json, console_of, note_ignored_address, one_line_errors, prepare
 from tunewright.cli.visible import as_line
 from tunewright.config import Registry
-from tunewright.errors import ConfigError
+from tunewright.errors import ConfigError, TunewrightError
 
 if TYPE_CHECKING:  # what it imports takes seconds
     from tunewright.registry.release import ReleaseDecision
@@ -41,7 +42,7 @@ Uri = Annotated[
 @app.command("history")
 def show_history(name: Name, alias: Alias = "champion", tracking_uri: Uri = None, as_json: Json = False) -> None:
     """Show the versions with their verdicts, and every move of the alias (when, by whom, why)."""
-    with one_line_errors(as_json):
+    with one_line_errors(as_json), _named_as_typed():
         registry = _registry(name, alias, tracking_uri, as_json)
         from tunewright.cli.release import view
         from tunewright.registry import release
@@ -50,6 +51,17 @@ def show_history(name: Name, alias: Alias = "champion", tracking_uri: Uri = None
         view.show_history(console_of(as_json), registry, found)
     if as_json:
         print(as_line(view.history_json(found)))
+
+
+@contextmanager
+def _named_as_typed() -> Iterator[None]:
+    """Names in errors the option that was typed in place of the setting."""
+    try:
+        yield
+    except TunewrightError as error:
+        said = str(error).replace("registry.tracking_uri=", "--tracking-uri ")
+        said = said.replace("registry.tracking_uri, runs go to the database", "--tracking-uri, it is the database")
+        raise type(error)(said) from error
 
 
 def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
@@ -67,7 +79,7 @@ def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
         as_json: Json = False,
         **own: Any,
     ) -> None:
-        with one_line_errors(as_json):
+        with one_line_errors(as_json), _named_as_typed():
             registry = _registry(name, alias, tracking_uri, as_json)
             from tunewright.cli.release import view
             from tunewright.flows import release as requests
@@ -152,6 +164,7 @@ def _registry(name: str, alias: str, tracking_uri: str | None, as_json: bool) ->
         raise ConfigError(
             f"--alias {alias}: refused; accepted: {(field.description or '').partition(': ')[2]}"
         ) from None
+    note_ignored_address(registry, "--tracking-uri")
     return registry.model_copy(update={"name": name})  # one that no pipeline can have is no model that there is
 
 

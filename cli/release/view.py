@@ -81,7 +81,7 @@ def _show_versions(console: Console, history: History) -> None:
     if not history.versions:
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("version", "registered (UTC)", "verdict", "decided by"):
+    for column in ("version", "registered (UTC)", "latest verdict", "decided by"):
         table.add_column(column, overflow="fold")
     for each in history.versions[:VERSIONS]:
         is_current = each.version == history.current_version
@@ -131,6 +131,8 @@ def show_decision(console: Console, registry: Registry, decision: ReleaseDecisio
         console.print(f"@{event.alias}: {before} -> {after}")
     else:
         console.print(f"@{event.alias} stays on {before}")
+    if decision.note:
+        console.print(Text(decision.note, "yellow"), soft_wrap=True)
     console.print(Text(f"verdict: {decision.sentence}"), soft_wrap=True)
     console.print(Text(f"by {event.by}: {event.why}"), soft_wrap=True)
     console.print(Text("next", "bold"))

@@ -86,6 +86,7 @@ def _prepared(until_end: ExitStack, console: Console, port: int, mlflow_port: in
     print_log(console, logging.INFO)
     log.propagate = False  # else Prefect's handler of the root prints each line again
     file = until_end.enter_context(addresses.held())
+    config.require_room()
     if orphaned():  # what an `up` left that was killed; its sentinel is ending it
         console.print("waiting for processes of an earlier tunewright up to end", markup=False)
         wait_for_orphans()

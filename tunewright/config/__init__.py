@@ -25,6 +25,7 @@ from tunewright.config.environment import (
     refused_database,
     refused_home,
     require_no_other_home,
+    require_room,
     working_in,
 )
 from tunewright.config.evaluation import CANNOT_DECIDE, METRICS, Evaluation, Judge, LmEval, Metric, PromptContender

@@ -10,6 +10,7 @@ import errno
 import gc
 import logging
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from tunewright.config import outside
 from tunewright.config.settings import Settings
-from tunewright.errors import ConfigError
+from tunewright.errors import ConfigError, TunewrightError
 from tunewright.store.locks import try_lock
 
 NO_TELEMETRY = {
@@ -38,6 +39,7 @@ MODEST = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads beside another busy process can be ten times slower
     "TOKENIZERS_PARALLELISM": "false",
 }
+SERVER_NEEDS = 20_000_000  # bytes: its database takes 2 MB at first, and its log of what is written 4 MB
 READ_ONLY_DATABASE = "attempt to write a readonly database"  # in sqlite's words
 # Imports make millions of objects that stay: at Python's own 700, looking through them is an eighth of a small run.
 RARE_COLLECTIONS = (20_000, 10, 10)
@@ -101,6 +103,17 @@ def make_home() -> None:
             try_lock(probe)
     except OSError as error:
         raise refused_home(error) from error
+
+
+def require_room() -> None:
+    """Raises TunewrightError where the home's disk has no room for the database of Prefect's server."""
+    there = next(filter(os.path.exists, (home(), *home().parents)))
+    free = shutil.disk_usage(there).free
+    if free < SERVER_NEEDS:
+        raise TunewrightError(
+            f"TUNEWRIGHT_HOME={home()}: {free:,} bytes are free on its disk; needed: {SERVER_NEEDS:,} for Prefect's "
+            "server alone; free some, or set TUNEWRIGHT_HOME to another disk"
+        )
 
 
 def require_no_other_home() -> None:

@@ -159,8 +159,8 @@ class Registry(Section):
         if uri and require_no_secret(uri, said if uri.startswith("http") else of_database) and not TRACKING.match(uri):
             raise ValueError(
                 f"{uri!r:.200} is not an address of MLflow that is read here; accepted: a server, such as "
-                "http://localhost:5000, or a database, such as sqlite:////srv/mlflow.db; for the database in the home, "
-                "leave it empty"
+                "http://localhost:5000 (or https, databricks), or a database, such as sqlite:////srv/mlflow.db (or "
+                "postgresql, mysql, mssql); for the database in the home, leave it empty"
             )
         return uri
 

@@ -7,7 +7,7 @@ entered into the history with who, when and why.
 import contextlib
 import shlex
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -99,6 +99,7 @@ class ReleaseDecision:
     event: Event
     sentence: str
     rehearsed: int  # rows that it was asked once more
+    note: str = ""  # that the alias is new, since any name makes one
 
 
 def look_up(registry: Registry) -> History:
@@ -161,7 +162,20 @@ def promote(registry: Registry, number: str, *, by: str, why: str) -> ReleaseDec
         version, held = _version(client, registry, number), held_by(client, registry)
         if held == str(version.version):
             raise TunewrightError(f"version {held} of {registry.name} is {registry.alias} already")
-        return _moved(client, registry, version, "promoted by hand", held, by, why)
+        note = _said_of_new(client, registry)
+        return replace(_moved(client, registry, version, "promoted by hand", held, by, why), note=note)
+
+
+def _said_of_new(client: "MlflowClient", registry: Registry) -> str:
+    """Return that the alias is new where no version has or had it and others exist, or it is not the usual one."""
+    aliases = sorted(client.get_registered_model(registry.name).aliases)
+    if registry.alias in aliases or events_of(client, registry) or registry.alias == Registry().alias:
+        return ""
+    others = f"; {registry.name} has: {', '.join(aliases)}" if aliases else ""
+    return (
+        f"@{registry.alias} is a new alias: no version had it before{others}. To remove it: "
+        f"{command('withdraw', registry)}"
+    )
 
 
 def rollback(registry: Registry, number: str | None = None, *, by: str, why: str) -> ReleaseDecision:

@@ -89,7 +89,7 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
         mlflow.set_tracking_uri(uri)  # loading models:/name/version goes by it
         mlflow.set_registry_uri(uri)
         with _password_for(uri):
-            yield mlflow.MlflowClient(uri, uri)
+            yield _client(uri)
     except (MlflowException, SQLAlchemyError) as error:
         line = str(error).splitlines()[0]
         if database.FULL in line:
@@ -101,6 +101,19 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
         if "database is locked" in line:
             raise TrackingError(f"registry.tracking_uri={uri}: MLflow does not answer: {line[:200]}") from error
         raise TunewrightError(f"registry.tracking_uri={uri}: MLflow refused: {line[:500]}") from error
+
+
+def _client(uri: str) -> "MlflowClient":
+    """MLflow's client. Raises ConfigError where the driver of a database is not installed."""
+    import mlflow
+
+    try:
+        return mlflow.MlflowClient(uri, uri)
+    except ImportError as error:
+        raise ConfigError(
+            f"registry.tracking_uri={uri}: its driver {error.name} is not installed; install it, or set the address "
+            "of a server, such as http://localhost:5000, or of a database such as sqlite:////srv/mlflow.db"
+        ) from error
 
 
 def _said_of_server(error: Exception) -> TunewrightError | None:
