@@ -120,7 +120,7 @@ def test_commands_that_only_read_work_without_the_permission_to_write(
         place.chmod(place.stat().st_mode & ~0o222)
     done = subprocess.run(
         [sys.executable, "-c", ALL_OF_THEM, json.dumps(commands)],
-        env=os.environ | {"TUNEWRIGHT_HOME": str(moved), "MLFLOW_TRACKING_URI": ""},  # which MLflow sets in this process
+        env=os.environ | {"TUNEWRIGHT_HOME": str(moved), "MLFLOW_TRACKING_URI": ""},  # MLflow sets it in this process
         preexec_fn=drop_privileges,
         capture_output=True,
         text=True,
