@@ -22,6 +22,7 @@ from tunewright.config import Evaluation
 from tunewright.errors import TunewrightError
 from tunewright.metrics.labels import training_answers
 from tunewright.modeling.models import load_model, load_tokenizer
+from tunewright.reports.progress import Countdown
 from tunewright.store.stage import stage
 
 log = logging.getLogger("tunewright")
@@ -42,16 +43,19 @@ ANSWER_SCHEMA = pa.schema(
 )
 
 
-def answered(model: Any, tokenizer: Any, test: pa.Table, stops: Sequence[int], settings: Evaluation) -> pa.Table:
+def answered(
+    model: Any, tokenizer: Any, test: pa.Table, stops: Sequence[int], settings: Evaluation, contender: str = ""
+) -> pa.Table:
     """Generate the model's answer to each row of `test` (TOKEN_SCHEMA): a table of ANSWER_SCHEMA in the same order."""
     from tunewright.generation import Answer, Greedy
 
     greedy = Greedy(model, stops=stops, max_new_tokens=settings.max_new_tokens, batch=settings.batch)
+    countdown = Countdown(len(test), "answers", "evaluation-progress", contender)
     written: list[dict[str, Any]] = []
     for start in range(0, len(test), ROWS):
         rows = test.slice(start, ROWS).to_pylist()
         answers = [Answer.of(row["input_ids"], row["labels"], row["prompt_length"]) for row in rows]
-        greedy.answer(answers)
+        greedy.answer(answers, told=lambda number, before=start: countdown.tell(before + number))
         written += [
             {
                 **{name: row[name] for name in ("row_id", "cluster", "reference")},
@@ -118,7 +122,7 @@ def evaluate(
     model = load_model(contender.base, contender.model)
     if model.dtype == torch.float32 and hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()  # the same answers a third faster
-    answers = answered(model, load_tokenizer(contender.base), test, stops, evaluation)
+    answers = answered(model, load_tokenizer(contender.base), test, stops, evaluation, contender.name)
     failed = answers["row_id"].to_numpy()[~np.isfinite(answers["nll"].to_numpy())]
     if len(failed):
         raise TunewrightError(

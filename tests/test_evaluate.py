@@ -1,6 +1,7 @@
 """Every contender is asked the same, and answers as plain greedy decoding would."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tunewright.artifacts import TOKEN_SCHEMA, Base, Contender, Tokens
 from tunewright.config import Evaluation, Model
 from tunewright.errors import TunewrightError
 from tunewright.modeling.models import load_model, load_tokenizer
+from tunewright.reports import progress
 from tunewright.tasks import evaluate as evaluation
 from tunewright.tasks.evaluate import evaluate
 from tunewright.tasks.render import render
@@ -124,6 +126,20 @@ def test_many_rows_are_answered_in_parts(tokens: Tokens, candidate: Contender, m
     one, other = (pq.read_table(answers.path("answers.parquet")) for answers in (whole, parts))
     assert one.column("answer").to_pylist() == other.column("answer").to_pylist()
     assert one.column("row_id").to_pylist() == other.column("row_id").to_pylist()
+
+
+def test_progress_is_logged_as_rows_are_answered(
+    tokens: Tokens, candidate: Contender, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tunewright")
+    monkeypatch.setattr(evaluation, "ROWS", 6)
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=40, batch=2))
+    told = [int(found[1]) for text in caplog.messages if (found := re.match(r" *(\d+) of 14 answers", text))]
+    assert told == sorted(told)
+    assert len({*told}) > 5
+    assert told[-1] == 14
 
 
 def test_references_that_have_no_room_are_told_of_before_anything_is_answered(

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 import tunewright.reports.progress
-from tunewright.reports.progress import Progress, duration, seconds_left
+from tunewright.reports.progress import Countdown, Progress, duration, seconds_left
 
 STATUS = {
     "resumed_from": 20,
@@ -107,7 +107,7 @@ def test_a_server_that_does_not_answer_is_said_once_and_training_goes_on(
         write(tmp_path, *lines)
         progress.update()
     said = [record.getMessage().strip() for record in caplog.records if record.levelno == logging.WARNING]
-    assert said[1:] == ["the Prefect UI cannot show the progress; training continues: connection refused"]
+    assert said[1:] == ["the Prefect UI cannot show the progress; the work continues: connection refused"]
     shown: list[float] = []
     monkeypatch.setattr(
         tunewright.reports.progress, "create_progress_artifact", lambda progress, **_: shown.append(progress)
@@ -144,3 +144,30 @@ def test_a_duration_is_never_off_by_more_than_a_twentieth() -> None:
     for seconds in range(30, 20_000):
         number, unit = duration(seconds).split()
         assert float(number) * {"s": 1, "min": 60, "h": 3600}[unit] == pytest.approx(seconds, rel=0.05)
+
+
+def test_counted_work_tells_how_much_is_done_and_how_long_the_rest_takes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(tunewright.reports.progress.time, "monotonic", lambda: now)
+    caplog.set_level(logging.INFO, "tunewright")
+    countdown = Countdown(120, "answers", "evaluation-progress", "base")
+    for done in (0, 0, 0, *range(1, 121)):  # one a second
+        now += 1
+        countdown.tell(done)
+    assert [message.strip() for message in caplog.messages] == [
+        "2 of 120 answers, about 4.9 min left",
+        "32 of 120 answers, about 96 s left",
+        "62 of 120 answers, about 61 s left",
+        "92 of 120 answers, about 29 s left",
+        "120 of 120 answers in 2 min",
+    ]
+    caplog.clear()
+    countdown = Countdown(1, "answers", "evaluation-progress")
+    now += 600
+    countdown.tell(0)
+    assert [message.strip() for message in caplog.messages] == ["0 of 1 answers"]
+    caplog.clear()
+    Countdown(1, "answers", "evaluation-progress").tell(1)
+    assert caplog.messages == []  # it took no time

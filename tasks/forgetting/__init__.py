@@ -28,6 +28,7 @@ from tunewright.metrics.catalogue import general_item, keep_general
 from tunewright.metrics.schemas import Schema
 from tunewright.modeling.chat import Chat
 from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer
+from tunewright.reports.progress import Countdown
 from tunewright.store.stage import stage
 
 TEXT = "text"  # begins the part of a line that is no task but a text to be read; its language follows
@@ -112,7 +113,8 @@ def done(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
     every, stops = tasks(), sorted(chat.stops.values())
     prompts = chat.ids(chat.texts([[{"role": "user", "content": each.prompt}] for each in every], ask=True))
     answers = [Answer(prompt=prompt, reference=stops[:1]) for prompt in prompts]
-    Greedy(model, stops=stops, max_new_tokens=MAX_NEW_TOKENS, batch=BATCH).answer(answers)
+    countdown = Countdown(len(answers), "general tasks", "forgetting-progress")
+    Greedy(model, stops=stops, max_new_tokens=MAX_NEW_TOKENS, batch=BATCH).answer(answers, told=countdown.tell)
     for number, (each, answer) in enumerate(zip(every, answers, strict=True)):
         said = chat.tokenizer.decode(answer.tokens, skip_special_tokens=True)
         right = float(each.is_right(said))

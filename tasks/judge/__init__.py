@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from tunewright import config
 from tunewright.artifacts import Answers, Judged, Splits
 from tunewright.metrics.intervals import by_cluster
+from tunewright.reports.progress import Countdown
 from tunewright.store.caching import work_folder
 from tunewright.store.stage import stage
 from tunewright.tasks.judge.asking import JudgeClient, Reply
@@ -111,11 +112,13 @@ def replies(judge: JudgeClient, asked: Sequence[Pair], progress: Path) -> dict[P
         )
 
     with progress.open("a", buffering=1, encoding="utf-8") as file, ThreadPoolExecutor(AT_ONCE) as threads:
+        countdown = Countdown(len(asked), "judged pairs", "judge-progress")
         waiting = {threads.submit(ask, pair): pair for pair in asked if pair not in said}
         try:
-            for future in as_completed(waiting):
+            for number, future in enumerate(as_completed(waiting), 1):
                 pair, said[waiting[future]] = waiting[future], future.result()
                 file.write(json.dumps([pair.row_id, pair.opponent, *said[pair]]) + "\n")
+                countdown.tell(len(said), number / len(waiting))
         finally:
             threads.shutdown(cancel_futures=True)
     return said

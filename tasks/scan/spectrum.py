@@ -12,10 +12,8 @@ others, over the largest value. All in float64 and kept to six digits, so that n
 decides what is chosen.
 """
 
-import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +23,11 @@ from pydantic import BaseModel
 from tunewright.artifacts import Artifact
 from tunewright.errors import ConfigError
 from tunewright.modeling.methods.modules import type_of
+from tunewright.reports.progress import Countdown
 from tunewright.store.caching import cached, work_folder
-
-log = logging.getLogger("tunewright")
 
 DIGITS = 6
 NO_NOISE = 1e300  # where no value is noise: JSON has no infinity
-LOG_SECONDS = 10.0
 
 
 class Weights(BaseModel, frozen=True):
@@ -148,33 +144,16 @@ def spectra(folder: Path, weights: Weights) -> Spectra:
     done = [line for line in lines if line.endswith("\n")]  # the last may be cut off
     shapes = linear_shapes(weights.folder)
     left = dict(list(shapes.items())[len(done) :])
-    tell = _progress(shapes, left)
+    countdown = Countdown(len(shapes), "modules", "scan-progress")
+    work = {module: rows * columns * min(rows, columns) for module, (rows, columns) in left.items()}
+    measured = 0
     with kept.open("w", encoding="utf-8") as file:
         file.writelines(done)
         file.flush()
-        for spectrum in _measured(weights.folder, left):
+        for number, spectrum in enumerate(_measured(weights.folder, left), len(done) + 1):
             file.write(spectrum.model_dump_json() + "\n")
             file.flush()
-            tell(spectrum.module)
+            measured += work[spectrum.module]
+            countdown.tell(number, measured / sum(work.values()))
     kept.rename(folder / "spectra.jsonl")
     return Spectra(num_modules=len(shapes))
-
-
-def _progress(shapes: dict[str, tuple[int, int]], left: dict[str, tuple[int, int]]) -> Callable[[str], None]:
-    """A function that is told each module that is done, and logs now and then how long the rest will take."""
-    work = {module: rows * columns * min(rows, columns) for module, (rows, columns) in left.items()}
-    started = shown = time.monotonic()
-    done: list[str] = []
-
-    def tell(module: str) -> None:
-        nonlocal shown
-        done.append(module)
-        now = time.monotonic()
-        if now - shown < LOG_SECONDS:
-            return
-        shown = now
-        rest = sum(work.values()) / sum(work[one] for one in done) - 1
-        at = len(shapes) - len(left) + len(done)
-        log.info("scan: %d of %d modules, about %.0f s left", at, len(shapes), (now - started) * rest)
-
-    return tell

@@ -1,7 +1,7 @@
 """The passes through the model: of what is shared, of prompts with their references, and of what follows."""
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class Greedy:
         # Which of the ways is right for the model; None finds out (tunewright/modeling/architecture).
         self.known = Architecture(decoding=way, pads_left=True) if way else None
         self.shares = False
+        self.num_whole = 0  # answers of the rows at hand
+        self.told: Callable[[int], None] = lambda _: None
         self.stops = frozenset(stops)
         self.max_new_tokens = max_new_tokens
         self.batch = batch
@@ -43,13 +45,17 @@ class Greedy:
         self.overhead = 64 if model.device.type == "cpu" else 256
 
     @torch.inference_mode()
-    def answer(self, rows: Sequence[Answer], *, generate: bool = True) -> None:
+    def answer(
+        self, rows: Sequence[Answer], *, generate: bool = True, told: Callable[[int], None] = lambda _: None
+    ) -> None:
         """Fills in tokens, stopped and nll; nll is not finite where the model's likelihoods are not.
 
+        After each pass through the model, `told` is called with the number of answers that are whole.
         Without `generate`, an answer that differs from its reference ends there. Where the device's memory does not
         suffice, half as many rows are answered at once.
         """
         asked = self.batch
+        self.told = told
         while True:
             try:
                 return self._answer(rows, generate=generate)
@@ -60,6 +66,7 @@ class Greedy:
                 log.warning("out of memory: retrying with %d rows at a time instead of %d", self.batch, asked)
 
     def _answer(self, rows: Sequence[Answer], *, generate: bool) -> None:
+        self.num_whole = 0
         longest = max(len(row.prompt) + max(len(row.reference), self.max_new_tokens) for row in rows)
         found = self.known or architecture.of(self.model.config, longest)
         self.shares = found.decoding == "shared" and compat.attention_of(self.model) == "sdpa"
@@ -68,8 +75,16 @@ class Greedy:
                 with compat.attending_by(self.model, ATTENTION if self.shares else ""):
                     self._answer_drafted(rows, generate=generate)
             else:
-                options = {"stops": self.stops, "max_new_tokens": self.max_new_tokens, "batch": self.batch}
-                plain.answer(self.model, rows, generate=generate, pads=found.pads_left, **options)
+                plain.answer(
+                    self.model,
+                    rows,
+                    stops=self.stops,
+                    max_new_tokens=self.max_new_tokens,
+                    batch=self.batch,
+                    generate=generate,
+                    pads=found.pads_left,
+                    told=self.told,
+                )
 
     def _answer_drafted(self, rows: Sequence[Answer], *, generate: bool) -> None:
         for row in rows:
@@ -141,6 +156,7 @@ class Greedy:
                 read = batch.of(at, len(row.prompt) + len(row.tokens) - 1 - num_tokens(batch.shared))
                 row.states = behind(batch.shared, read, skip=num_tokens(self.common))
                 going.append(row)
+        self.told(self.num_whole)
         return going
 
     def _generate(self, rows: Sequence[Answer], fewest: int) -> list[Answer]:
@@ -163,6 +179,7 @@ class Greedy:
             if going and (len(going) < len(rows) or batch.is_sparse()):
                 batch.keep(going)
             rows = [rows[at] for at in going]
+            self.told(self.num_whole)
         for at, row in enumerate(rows):
             row.states = batch.of(at, batch.mask.shape[1])
         return [*rows]
@@ -185,6 +202,7 @@ class Greedy:
         """Adds what was said up to where the answer has to end; whether it goes on."""
         if row.add(said, self.stops, self.max_new_tokens):
             return True
+        self.num_whole += 1
         self.drafts.remember(row, row.tokens + [token for token in said[-1:] if row.stopped])
         return False
 

@@ -1,6 +1,6 @@
 """Decoding by the library itself, of models whose states are not one key and value for each token."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from inspect import signature
 from typing import Any
 
@@ -25,16 +25,22 @@ def answer(
     batch: int,
     generate: bool,
     pads: bool,
+    told: Callable[[int], None],
 ) -> None:
     """Fills in tokens, stopped and nll; without `generate`, an answer that differs from its reference ends there.
 
-    Without `pads` rows are answered one by one.
+    Without `pads` rows are answered one by one. `told` is called with the number of answers that are whole.
     """
-    going = [row for row in rows if row.add(_verify(model, row), stops, max_new_tokens)]
+    going: list[Answer] = []
+    for number, row in enumerate(rows, 1):
+        going += [row] if row.add(_verify(model, row), stops, max_new_tokens) else []
+        told(number - len(going))
     longest_first = sorted(going, key=lambda row: -len(row.prompt)) if generate else []
     at_once = batch if pads else 1
     for start in range(0, len(longest_first), at_once):
-        _generate(model, longest_first[start : start + at_once], sorted(stops), max_new_tokens)
+        some = longest_first[start : start + at_once]
+        _generate(model, some, sorted(stops), max_new_tokens)
+        told(len(rows) - len(longest_first) + start + len(some))
 
 
 def _verify(model: Any, row: Answer) -> list[int]:

@@ -1,4 +1,4 @@
-"""The trainer's files, read as they grow, as log lines and as a progress artifact in the Prefect UI."""
+"""Progress of training (from the trainer's files) and of work that is counted: log lines and a Prefect artifact."""
 
 import json
 import logging
@@ -18,6 +18,7 @@ steps_log = logging.getLogger("tunewright.steps")  # of its own, so that it can 
 
 ARTIFACT_SECONDS = 3.0  # between two updates of the artifact
 LOG_SECONDS = 30.0  # between two lines in the log, besides the first, the last and those of evaluations
+FIRST_SECONDS = 5.0  # before the first line of work that is counted: shorter work has none
 EVALUATION_SECONDS = 5.0  # between two lines of evaluations: a short training has several a second
 RECENT = 20  # steps that the time left is reckoned from
 
@@ -50,6 +51,55 @@ def watched(by: Callable[[Line], None]) -> Iterator[None]:
         _WATCHER.reset(token)
 
 
+class ProgressArtifact:
+    """A progress artifact of the current task run, updated every few seconds at most."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.artifact: Any = None
+        self.shown = 0.0
+        self.cannot_show = False
+
+    def show(self, percent: float, sentence: str, *, at_once: bool = False) -> None:
+        """Update it; outside a task run, and soon after the last update unless `at_once`, do nothing."""
+        now = time.monotonic()
+        if TaskRunContext.get() is None or not (at_once or now - self.shown > ARTIFACT_SECONDS):
+            return
+        self.shown = now
+        try:
+            if self.artifact is None:
+                self.artifact = create_progress_artifact(progress=percent, key=self.key, description=sentence)
+            else:
+                update_progress_artifact(artifact_id=self.artifact, progress=percent, description=sentence)
+        except Exception as error:  # the network's or the server's, of many types: no work ends with a picture of it
+            if not self.cannot_show:
+                log.warning("  the Prefect UI cannot show the progress; the work continues: %s", error)
+            self.cannot_show = True
+
+
+class Countdown:
+    """Progress of work that is counted, such as "40 of 120 answers, about 2 min left"."""
+
+    def __init__(self, total: int, units: str, key: str, of: str = "") -> None:
+        self.total, self.units = total, units
+        self.artifact, self.of = ProgressArtifact(key), of
+        self.started = self.logged = time.monotonic()
+
+    def tell(self, done: int, share: float | None = None) -> None:
+        """Show that so many are done, now and then; `share` is that of all the work, where they are not alike."""
+        now, share = time.monotonic(), done / self.total if share is None else share
+        sentence = f"{done:,} of {self.total:,} {self.units}"
+        if done >= self.total:
+            sentence += f" in {duration(now - self.started)}"
+        elif share:
+            sentence += f", about {duration((now - self.started) * (1 / share - 1))} left"
+        is_first = self.logged == self.started
+        if now - self.logged >= (FIRST_SECONDS if is_first else LOG_SECONDS) or (done >= self.total and not is_first):
+            self.logged = now
+            log.info("  %s", sentence)
+        self.artifact.show(100 * share, f"{self.of}: {sentence}" if self.of else sentence, at_once=done >= self.total)
+
+
 class Progress:
     """Progress of the trainer in a work folder."""
 
@@ -59,10 +109,9 @@ class Progress:
         self.offset = 0
         self.steps: list[Line] = []
         self.evaluations: list[Line] = []
-        self.artifact: Any = None
-        self.shown = self.logged = 0.0
+        self.artifact = ProgressArtifact("training-progress")
+        self.logged = 0.0
         self.said = (0, 0)  # steps and evaluations that the last line in the log is of
-        self.cannot_show = False
 
     def update(self, *, last: bool = False) -> None:
         """Reads and shows what is new; a line counts once it is whole."""
@@ -82,10 +131,10 @@ class Progress:
             steps_log.info("  %s", self.sentence())
         if not new:
             return
-        evaluated = any("eval_loss" in line for line in new)
-        if evaluated or last or now - self.shown > ARTIFACT_SECONDS:
-            self.shown = now
-            self._show()
+        if TaskRunContext.get() is not None:
+            step, planned = self._place()
+            evaluated = any("eval_loss" in line for line in new)
+            self.artifact.show(100 * step / planned, self.sentence(), at_once=evaluated or last)
         if watcher := _WATCHER.get():
             for line in new:
                 if "eval_loss" in line:
@@ -126,22 +175,6 @@ class Progress:
     def _place(self) -> tuple[int, int]:
         newest = max((lines[-1] for lines in (self.steps, self.evaluations) if lines), key=lambda line: line["step"])
         return newest["step"], newest["planned"]
-
-    def _show(self) -> None:
-        if TaskRunContext.get() is None:
-            return
-        step, planned = self._place()
-        percent, sentence = 100 * step / planned, self.sentence()
-        try:
-            if self.artifact is None:
-                made = create_progress_artifact(progress=percent, key="training-progress", description=sentence)
-                self.artifact = made
-            else:
-                update_progress_artifact(artifact_id=self.artifact, progress=percent, description=sentence)
-        except Exception as error:  # the network's or the server's, of many types: training does not end with a picture
-            if not self.cannot_show:
-                log.warning("  the Prefect UI cannot show the progress; training continues: %s", error)
-            self.cannot_show = True
 
 
 def layout(facts: dict[str, Any]) -> list[str]:
