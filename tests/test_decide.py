@@ -499,6 +499,7 @@ def answers(tmp_path: Path, name: str, scores: list[float], nll: float = 1.0, **
         "row_id": [f"row{row}" for row in range(40)],
         "cluster": [*range(40)],
         "reference": [LABELS[row >= 20] for row in range(40)],
+        "answer": [f"answer {row}" for row in range(40)],
         "stopped": [True] * 40,
         "num_tokens": [3] * 40,
         "exact_match": scores,
@@ -608,6 +609,21 @@ def test_what_a_person_has_to_approve_has_passed_and_is_not_promoted(splits: Spl
     verdict = verdict_of(splits, *given, approval=True)
     assert verdict.decision == "promote"
     assert verdict.sentence.startswith("Waiting for approval: exact match .95 is +.95 [")
+
+
+@pytest.mark.parametrize(
+    ("num_same", "num_of_label", "is_warned"), [(40, 20, True), (36, 20, True), (35, 20, False), (40, 37, False)]
+)
+def test_a_contender_that_says_the_same_to_nearly_all_rows_is_warned_of(
+    num_same: int, num_of_label: int, is_warned: bool, splits: Splits, tmp_path: Path
+) -> None:
+    said = ["refund"] * num_same + [f"answer {row}" for row in range(40 - num_same)]
+    references = [LABELS[row >= num_of_label] for row in range(40)]
+    columns: dict[str, Any] = {"answer": said, "reference": references}
+    candidate, base = (answers(tmp_path, name, right(20, 40), **columns) for name in ("candidate", "base"))
+    found = [each.partition("; ")[0] for each in verdict_of(splits, candidate, base).warnings if "same" in each]
+    same = f"gives the same answer to {num_same} of 40 rows, “refund”, while at most {num_of_label} have the same refer"
+    assert found == ([f"the candidate {same}ence", f"the base {same}ence"] if is_warned else [])
 
 
 def test_answers_cut_off_where_their_references_go_on_are_a_warning(splits: Splits, tmp_path: Path) -> None:

@@ -25,8 +25,17 @@ from tunewright.metrics.catalogue import general_tables as of_each
 from tunewright.metrics.intervals import measured, require_measured
 from tunewright.reports.pages import number
 from tunewright.store.stage import stage
-from tunewright.tasks.decide.decision import CANDIDATE, Evidence, GuardrailTest, decide_scores
-from tunewright.tasks.decide.reading import best_constant, by_row, general_rows, kinds, own_intervals, slices, warnings
+from tunewright.tasks.decide.decision import BASE, CANDIDATE, Evidence, GuardrailTest, decide_scores
+from tunewright.tasks.decide.reading import (
+    best_constant,
+    by_row,
+    collapsed,
+    general_rows,
+    kinds,
+    own_intervals,
+    slices,
+    warnings,
+)
 from tunewright.tasks.decide.sentences import TOO_LOW
 
 __all__ = ["decide"]
@@ -94,6 +103,8 @@ def decide(
         parts = slices(evidence, kinds(test, references), gate.confidence)
     suite = means_of(general)
     warned = tuple(warnings(tables[CANDIDATE], metric, constant if is_prose else {})) if CANDIDATE in tables else ()
+    if BASE in tables:
+        warned += tuple(f"the base {said}; a gain over it says little" for said in collapsed(tables[BASE]))
     if decision.is_poor:
         warned += (TOO_LOW,)
     warned += tuple(_knows_nothing(general, gate))

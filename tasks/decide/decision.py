@@ -25,8 +25,8 @@ from tunewright.tasks.decide import sentences
 from tunewright.tasks.decide.comparison import Paired, compare, is_more_wrong, needs_most
 from tunewright.tasks.decide.sentences import AT_LEAST
 
-CANDIDATE = "candidate"
-TO_BEAT = ("base", "champion", CONSTANT)  # all others are only prompted
+CANDIDATE, BASE = "candidate", "base"
+TO_BEAT = (BASE, "champion", CONSTANT)  # all others are only prompted
 LARGEST = 1e100  # of a score: variances, which have squares of differences, and the rows needed are numbers up to there
 
 

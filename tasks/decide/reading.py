@@ -23,6 +23,7 @@ from tunewright.metrics import AnswerShape, describe, row_score
 from tunewright.metrics.catalogue import PER_ROW, baseline
 from tunewright.metrics.intervals import RAISE_LIMIT, Floats, by_cluster, cut_off, scores
 from tunewright.metrics.labels import ROWS_OF_A_LABEL, closed_set
+from tunewright.privacy.excerpts import in_a_line
 from tunewright.tasks.decide.comparison import Interval
 from tunewright.tasks.decide.decision import TO_BEAT, Evidence
 
@@ -30,6 +31,7 @@ OF_ALL = {"length_ratio"}  # is that of all characters
 MEANINGLESS = {"json_valid", "length_ratio"}  # of an answer that is always the same
 COMPARED = 40  # training answers, the most frequent, or a sample where none is
 FEW, SHARE = 3, 0.02  # rows, and share of them, under which cut off answers change no figure that is shown
+FEWEST, ONE_ANSWER, RARER = 10, 0.9, 0.1  # rows; the share with one answer, and how much less often it may be right
 SMALL = 30  # rows; an interval of fewer says little
 LEAST = 5  # rows of a slice; fewer are not listed
 LISTED = 20  # of each kind, those with the most rows
@@ -49,9 +51,11 @@ def general_rows(general: pa.Table, metric: str) -> dict[str, float]:
 def warnings(answers: pa.Table, metric: str, constant: Mapping[str, float]) -> Iterator[str]:
     """Warn of candidate's answers that make the comparison doubtful.
 
-    Many were cut off before their references end; or `constant`, by row_id the score of always the same answer, is no
-    worse.
+    Nearly all are one and the same; many were cut off before their references end; or `constant`, by row_id the score
+    of always the same answer, is no worse.
     """
+    for said in collapsed(answers):
+        yield f"the candidate {said}; read its answers, and see its training curves for a divergence"
     number = int(cut_off(answers).sum())
     if number >= max(FEW, SHARE * len(answers)):
         longest = max(answers.column("num_tokens").to_pylist())
@@ -66,6 +70,19 @@ def warnings(answers: pa.Table, metric: str, constant: Mapping[str, float]) -> I
         yield (
             f"the candidate does not beat the {baseline(metric)}: {describe(metric).in_words} {own:.2f}, baseline "
             f"{theirs:.2f}; read its answers, or choose another gate.metric"
+        )
+
+
+def collapsed(answers: pa.Table) -> Iterator[str]:
+    """Yield the answer that nearly all rows have, in words, where far fewer references are one and the same."""
+    (answer, number), (_, most) = (
+        Counter(answers.column(name).to_pylist()).most_common(1)[0] for name in ("answer", "reference")
+    )
+    if len(answers) >= FEWEST and number >= ONE_ANSWER * len(answers) > 0 and number - most >= RARER * len(answers):
+        shown = f"“{in_a_line(answer)}”" if answer.strip() else "an empty one"
+        yield (
+            f"gives the same answer to {number:,} of {len(answers):,} rows, {shown}, while at most {most:,} have "
+            "the same reference"
         )
 
 
@@ -145,7 +162,6 @@ def kinds(test: pa.Table, references: Mapping[str, str]) -> dict[str, dict[str, 
     What a name shows of secrets and personal data is masked, as in other reports.
     """
     from tunewright.data_checks.columns import derive
-    from tunewright.privacy.excerpts import in_a_line
 
     rows = [row for row in test.to_pylist() if row["row_id"] in references]
     said = [references[row["row_id"]] for row in rows]
