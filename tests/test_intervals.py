@@ -69,6 +69,11 @@ def test_the_smallest_visible_gain_has_a_power_of_four_fifths(rows: list[tuple[f
     assert analysis.power(smallest + 1e-9) == pytest.approx(0.8 if evidence.row_variance() > 1e-12 else 1.0, abs=1e-3)
 
 
+def test_no_smallest_visible_gain_is_below_the_threshold_where_all_rows_tie() -> None:
+    tie = by_cluster(np.zeros(40), np.arange(40))
+    assert PowerAnalysis(tie, tie.with_pseudo_observations(0, 0), -0.02, 0.95).smallest() == -0.02
+
+
 @pytest.mark.parametrize("worse", [-0.2, 0.0, 0.3])
 def test_a_p_value_is_small_exactly_where_the_bound_is_beyond(worse: float) -> None:
     evidence = by_cluster(np.random.default_rng(2).normal(0.1, 0.5, 60), np.arange(60)).with_pseudo_observations(-1, 1)

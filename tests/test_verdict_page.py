@@ -453,6 +453,15 @@ def test_the_figures_at_the_top_are_of_what_the_sentence_says_decided_or_was_the
     assert "1.00 exact match, candidate 1.00 base, decisive +.00 improvement over it" in kept
 
 
+def test_two_intervals_of_a_tie_are_explained_where_they_differ(make: Make) -> None:
+    tied = Read(page_of(make(RIGHT, RIGHT, others={"few_shot": RIGHT}))).text
+    said = "Two intervals of a tie differ here"
+    assert "base +.00 [-.0" in tied
+    assert "few-shot prompt +.00 [.00, .00]" in tied
+    assert said in tied
+    assert said not in Read(page_of(make(RIGHT, wrong(RIGHT, range(40))))).text
+
+
 def test_the_page_links_to_the_run_where_up_serves_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = "http://127.0.0.1:4200/v2/runs/flow-run/1"
     assert "; run <a" not in page_of(make(RIGHT, wrong(RIGHT, range(40))))  # its server ends with it
@@ -465,6 +474,7 @@ def test_contenders_are_described_and_what_cannot_be_compared_is_left_out(make: 
     prompted = make(RIGHT, wrong(RIGHT, range(40)), chosen=chosen, others={"few_shot": wrong(RIGHT, range(9))})
     shown = Read(page_of(prompted))
     assert "Few-shot prompt: 8 shots, the best of 4 draws; in 1 prompt fewer examples fitted." in shown.text
+    assert "length_ratio is the length of all answers over that of all references." in shown.text
     assert {"intervals", "rows"} <= {*shown.values("id")}
     invalid = make(RIGHT, RIGHT[:-1])
     shown = Read(page_of(invalid))

@@ -13,7 +13,7 @@ from typing import Any
 from prefect.runtime import flow_run
 
 from tunewright.artifacts import Adapter, Answers, Artifact, Rows, RunArtifacts, VerdictPage
-from tunewright.artifacts.payloads import LeakProof, Slice
+from tunewright.artifacts.payloads import Comparison, LeakProof, Slice
 from tunewright.machine import addresses
 from tunewright.metrics.catalogue import CONSTANT, EXACT, baseline
 from tunewright.metrics.catalogue import general_tables as of_each
@@ -76,6 +76,7 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         panels=panels(case.comparisons, "{}: the candidate's gain over")
         + panels(decided.guardrails, "guardrail, {}: the candidate's gain over"),
         baselines=_baselines(case),
+        ties_differ=len({any(each.difference) for each in _compared(case) if each.ties == each.num_rows}) > 1,
         notes=_notes(verdict.warnings, tried),
         suggestions=tried,
         own=own_panel(verdict.metric, decided.own),
@@ -98,6 +99,10 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         number=number,
         interval=interval,
     )
+
+
+def _compared(case: Case) -> tuple[Comparison, ...]:
+    return (*case.comparisons, *case.decided.guardrails)
 
 
 def _baselines(case: Case) -> list[str]:

@@ -125,9 +125,9 @@ class PowerAnalysis:
         return NormalDist().cdf((effect * shrunk - least) / spread)
 
     def smallest(self) -> float:
-        """The smallest true mean that is seen to be over the threshold with a power of 0.8."""
+        """The smallest true mean that is seen to be over the threshold with a power of 0.8; none is below it."""
         shrunk, spread, least = self._parts()
-        return (least + NormalDist().inv_cdf(POWER) * spread) / shrunk
+        return max(self.threshold, (least + NormalDist().inv_cdf(POWER) * spread) / shrunk)
 
     def _parts(self) -> tuple[float, float, float]:
         """Return the factor by which pseudo-observations shrink a mean, its standard deviation, and its threshold."""
