@@ -54,6 +54,8 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
             console.print(Text(warning, "yellow"))
     if outcome.answers:
         _show_scores(console, outcome)
+    for warning in outcome.prompts.warned if outcome.prompts else ():
+        console.print(Text(warning, "yellow"))
     if outcome.verdict:
         console.print()
         console.print(_verdict(outcome))

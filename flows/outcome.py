@@ -43,6 +43,7 @@ class Outcome(BaseModel, frozen=True):
     tokens: artifacts.Tokens | None
     scan: artifacts.Scan | None = None
     adapter: artifacts.Adapter | None
+    prompts: artifacts.Prompts | None = None
     answers: dict[str, artifacts.Answers]
     verdict: artifacts.Verdict | None
     judged: artifacts.Judged | None = None

@@ -211,6 +211,9 @@ def test_rows_that_had_to_leave_out_shots_are_counted(make_splits: MakeSplits, a
     long = [(f"one two three {n} " * 120, "four") for n in range(8)]
     made = asked(make_splits(long, ROWS[:2], ROWS[2:5]), shots=8)
     assert made.num_shortened == {"few_shot": 3, "retrieval": 3}
+    assert [said.partition(", since")[0] for said in made.warned] == [
+        f"{name}: 3 of 3 test prompts have fewer examples than chosen" for name in ("few_shot", "retrieval")
+    ]
     rows = pq.read_table(made.path("few_shot.parquet")).to_pylist()
     assert all(row["prompt_length"] + 16 <= 2048 for row in rows)
     assert all(0 < len(shots) < 8 for shots in told(made)["few_shot"]["shots"].values())

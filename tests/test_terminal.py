@@ -7,7 +7,7 @@ from typing import Any
 from make_payloads import EXPECTATION, make_check_results, make_decontamination, make_proof
 from rich.console import Console
 
-from tunewright.artifacts import CheckedRows, Registered, Rows, Splits, UniqueRows, Verdict, VerdictPage
+from tunewright.artifacts import CheckedRows, Prompts, Registered, Rows, Splits, UniqueRows, Verdict, VerdictPage
 from tunewright.cli import terminal
 from tunewright.flows.calls import Step
 from tunewright.flows.outcome import Outcome, too_few_test_rows, worth_a_look
@@ -72,6 +72,14 @@ def test_a_link_that_nothing_serves_stands_behind_the_command_that_serves_it(hom
     with addresses.held() as file:
         file.write_text(up.model_dump_json())
         assert f"\nMLflow              http://127.0.0.1:5300/{link}\n" in shown()
+
+
+def test_prompts_with_fewer_examples_than_chosen_are_warned_of_in_the_summary() -> None:
+    said = "few_shot: 3 of 9 test prompts have fewer examples than chosen"
+    prompts = Prompts(chosen={"few_shot": "8 examples"}, num_shortened={"few_shot": 3}, warned=(said,))
+    console = Console(file=StringIO(), width=120, highlight=False)
+    terminal.show_outcome(console, Outcome.of([Step(stage="prompt", state="ran", record=prompts)]), "x.yaml")
+    assert f"\n{said}\n" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:

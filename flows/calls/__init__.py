@@ -15,7 +15,6 @@ from prefect import State, Task
 from tunewright.artifacts import (
     Adapter,
     Answers,
-    Artifact,
     CheckedRows,
     Registered,
     Rows,
@@ -23,7 +22,6 @@ from tunewright.artifacts import (
     UniqueRows,
     Verdict,
 )
-from tunewright.artifacts.payloads import CheckResults, LeakProof
 from tunewright.config import Gate, Registry, Settings, Stage
 from tunewright.errors import JudgeError
 from tunewright.flows import release
@@ -39,13 +37,6 @@ from tunewright.store.test_set_uses import Draw
 __all__ = ["Plan", "Reached", "Run", "Step", "as_json", "stages"]
 
 log = logging.getLogger("tunewright")
-
-
-def _warnings(record: Artifact) -> Sequence[str]:
-    """Return what check or split warned of as it made the record; it holds for a cached one as well."""
-    if isinstance(record, CheckedRows):
-        return CheckResults.load(record).given_sides
-    return LeakProof.load(record).warnings if isinstance(record, Splits) else ()
 
 
 class Run(Calls):
@@ -82,7 +73,7 @@ class Run(Calls):
         step = self.made.get(record.key, step)
         if step.state == "cached":
             log.info("  cached: %s", step.message)
-            for warning in _warnings(record):
+            for warning in record.warned:
                 log.warning("%s: %s", name, warning)
         self.keep(step)
         return record

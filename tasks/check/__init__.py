@@ -117,5 +117,9 @@ def check(
     for said in came.given_sides:
         log.warning("check: %s", said)
     return CheckedRows(
-        num_rows=came.kept, num_quarantined=came.quarantined, reasons=quarantined, findings=came.findings
+        num_rows=came.kept,
+        num_quarantined=came.quarantined,
+        reasons=quarantined,
+        findings=came.findings,
+        warned=came.given_sides,
     )

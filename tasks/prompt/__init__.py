@@ -169,12 +169,19 @@ def prompt(
     """
     asking = Asking(base, splits, tokens, max_new_tokens)
     made: dict[str, dict[str, Any]] = {}
+    warned: list[str] = []
     try:
         for name in contenders:
             model = embeddings.load_model(embedding_model) if embedding and name == "retrieval" else None
             chosen, told = few_shot(asking, shots) if name == "few_shot" else retrieval(asking, shots, model)
             made[name] = told | write(folder / f"{name}.parquet", asking, chosen)
             log.info("%s: %s", name, told["chosen"])
+            if shortened := made[name]["num_shortened"]:
+                warned.append(
+                    f"{name}: {shortened:,} of {len(asking.test):,} test prompts have fewer examples than chosen, "
+                    "since the base's context has no room for more; lower evaluation.shots"
+                )
+                log.warning("prompt: %s", warned[-1])
     except DataError as error:
         raise ConfigError(
             f"evaluation.contenders: the base cannot be evaluated few-shot: {error}; accepted: contenders=[]"
@@ -185,4 +192,5 @@ def prompt(
     return Prompts(
         chosen={name: told["chosen"] for name, told in made.items()},
         num_shortened={name: told["num_shortened"] for name, told in made.items()},
+        warned=tuple(warned),
     )

@@ -222,7 +222,6 @@ def split(
     warnings += unmet_shares(sides, columns.given == NONE, exact, settings)
     for said in warnings:
         log.warning("split: %s", said)
-    proof = proof.model_copy(update={"warnings": tuple(warnings)})
     proof.save(folder)
     write_memory(folder / SIDES_FILE, columns.row_ids, returns_to, sides.because, gone)
     return Splits(
@@ -236,4 +235,5 @@ def split(
         largest_similarity=proof.largest_similarity,
         random_leak_share=proof.random_leak_share,
         num_replay=int((sides.because == Because.REPLAY).sum()),
+        warned=tuple(warnings),
     )

@@ -122,6 +122,7 @@ class Artifact(BaseModel, frozen=True):
     digest: str = ""
     waited_seconds: float = 0.0  # for a device that another had, while it was made
     earlier_seconds: float = 0.0  # of attempts before the one that made it, whose work it resumed
+    warned: tuple[str, ...] = ()  # that the stage logged, and that each run which finds it in the cache repeats
 
     def path(self, name: str) -> Path:
         """The file or folder `name` of this artifact."""

@@ -195,7 +195,6 @@ class LeakProof(Payload, frozen=True):
     decontamination: Decontamination
     settings: dict[str, Any]
     findings: dict[str, int] = {}
-    warnings: tuple[str, ...] = ()  # that the stage logged, and that each run which finds it in the cache repeats
 
 
 class Contract(Payload, frozen=True):
