@@ -108,13 +108,17 @@ def test_a_plan_where_the_hub_has_the_base_or_cannot_be_asked_shows_the_stages_a
     assert found.unknown.endswith(" once it is downloaded: tunewright run mine.yaml --until base")
 
 
-def test_rows_over_max_length_are_told_by_plan(tiny_base: Base) -> None:
+def test_rows_over_max_length_are_told_by_plan(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     write("a.jsonl", *(record(n, 60 + n) for n in range(10)))
-    found = planned(tiny_base, max_length=16)
+    with pytest.raises(
+        DataError, match=r"the 10 rows of the sources are longer than model\.max_length=16 tokens, so rend"
+    ):
+        planned(tiny_base, max_length=16)
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "ROWS", 5)
+        found = planned(tiny_base, max_length=16)
     assert found.costs is None
-    assert (
-        "10 of the 10 rows of the sources are longer than model.max_length=16 tokens, so render will" in found.unknown
-    )
+    assert "5 of the first 5 rows of the sources are longer than model.max_length=16 tokens, so rend" in found.unknown
     assert "raise model.max_length to" in found.unknown
     write("a.jsonl", *map(record, range(10)), record(10, 200))
     some = planned(tiny_base)
@@ -293,7 +297,7 @@ def test_a_plan_says_before_split_that_the_test_rows_will_be_few(tiny_base: Base
     said = "warning: only about {}, smallest detectable gain in accuracy about {} (80 % power, estimated{})"
     said = said.format("{}", "{}", "; near-duplicates, which count once too, are not known before split")
     assert notes() == [said.format("5 test rows", ".50")]
-    assert notes("split.test=0.03") == [said.format("1 test row", "1.00")]
+    assert notes("split.test=0.03") == [said.format("2 test rows", ".79")], "as split rounds 1.5"
     many = "data.sources=[{path: a.jsonl}, {path: b.jsonl, side: test}]"
     assert notes(many) == []
     fsspec.filesystem("memory").pipe("/plan/more.jsonl", json.dumps(record(1)).encode())
@@ -313,12 +317,34 @@ def test_a_plan_counts_rows_of_one_group_once(tiny_base: Base, after_ingest: boo
     assert f"about {number_of(visible_difference(10))} " in note
 
 
-def test_a_plan_says_of_the_split_that_its_test_rows_are_few(make_splits: Any) -> None:
+@pytest.mark.parametrize("after_ingest", [False, True])
+def test_a_plan_of_too_few_rows_for_a_split_ends_as_the_run_would(tiny_base: Base, after_ingest: bool) -> None:
+    write("a.jsonl", *map(record, range(5)), record(1))  # which repeats another
+    asked = deployment_file.override(pipeline(tiny_base), ["split.validation=0.2"])
+    if after_ingest:
+        ingest.fn(data=asked.settings.data, files=source_files(asked.settings.data), needs=())
+        write("a.jsonl", *map(record, range(4)))
+        ingest.fn(data=asked.settings.data, files=source_files(asked.settings.data), needs=())
+    else:
+        assert plan.look_up(asked, "mine.yaml").costs, "of five rows split draws one"
+        write("a.jsonl", *map(record, range(4)), record(1))
+    with pytest.raises(
+        DataError, match="so few rows leave no test row: the run will stop at split; add rows, or raise"
+    ):
+        plan.look_up(asked, "mine.yaml")
+    costs = plan.look_up(deployment_file.override(asked, ["data.limit=4"]), "mine.yaml").costs
+    assert costs
+    assert any(note.startswith("warning: so few rows leave no test row") for note in costs.notes)
+
+
+def test_a_plan_says_of_the_split_that_its_test_rows_are_few(make_splits: Any, tiny_base: Base) -> None:
     made = make_splits([("a", "b")], [("c", "d")], [("e", "f")]).model_copy(update={"findings": {"too_small": 1}})
     make_proof(smallest_visible_difference=0.9).save(made.folder)
-    (note,) = plan._few_test_rows({"split": made}, None, [])
+    write("a.jsonl", record(1))
+    settings = pipeline(tiny_base).settings
+    (note,) = plan._few_test_rows(settings, {"split": made}, None, [])
     assert note == "warning: only 1 test row, smallest detectable gain in accuracy about .90 (80 % power, estimated)"
-    assert plan._few_test_rows({"split": made.model_copy(update={"findings": {}})}, None, []) == []
+    assert plan._few_test_rows(settings, {"split": made.model_copy(update={"findings": {}})}, None, []) == []
 
 
 def test_an_evaluation_that_comes_after_the_last_step_is_said_to_be_the_end(tiny_base: Base) -> None:

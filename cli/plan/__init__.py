@@ -21,6 +21,7 @@ from tunewright.flows.outcome import few_test_rows, too_few_test_rows
 from tunewright.modeling import models
 from tunewright.reports.pages import counted
 from tunewright.serving import context_length
+from tunewright.store import data_versions
 from tunewright.tasks.ingest.files import SourceFile, is_remote
 from tunewright.tasks.ingest.sampling import Sample, first_rows
 from tunewright.tasks.split.proof import LEAST_VISIBLE, visible_difference
@@ -84,6 +85,8 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         said = unanswered or f"model.base={settings.model.base}: not yet downloaded from the hub"
         unknown = f"{said}; training can be estimated once it is downloaded: tunewright run {what} --until base"
         return Planned(steps=steps, costs=None, unknown=unknown)
+    if sample and sample.is_refused:
+        raise DataError(sample.too_long)
     if sample and sample.is_too_long:
         return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {sample.too_long}")
     case = BudgetCase(ground, settings.method, settings.training, settings.compute, machine)
@@ -97,7 +100,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         rates.calibrate(what)
     notes += [sample.too_long] if sample and sample.too_long else []
     notes += _overridden(settings.training)
-    notes += _few_test_rows(made, sample, read.files)
+    notes += _few_test_rows(settings, made, sample, read.files)
     return Planned(steps=steps, costs=_costs(case, rates, notes, sample.said if sample else ""))
 
 
@@ -173,8 +176,13 @@ def _overridden(training: Training) -> list[str]:
     return [f"training.epochs={training.epochs:g} is not used: training.max_steps={training.max_steps} overrides it"]
 
 
-def _few_test_rows(made: dict[str, Artifact | None], sample: Sampled | None, files: Sequence[SourceFile]) -> list[str]:
-    """That the test rows are few, as the run says it: of those that split drew, or of about as many as it will draw."""
+def _few_test_rows(
+    settings: Settings, made: dict[str, Artifact | None], sample: Sampled | None, files: Sequence[SourceFile]
+) -> list[str]:
+    """That the test rows are few, as the run says it: of those that split drew, or of about as many as it will draw.
+
+    Raises DataError where split is certain to stop, as no row is left for validation or test.
+    """
     splits = made.get("split")
     if isinstance(splits, Splits):
         said = too_few_test_rows(splits)
@@ -182,8 +190,13 @@ def _few_test_rows(made: dict[str, Artifact | None], sample: Sampled | None, fil
     has_others = any(file.format == "hub" or is_remote(file.path) for file in files if not file.held_out)
     if sample is None or (sample.source == "sample" and has_others):
         return []
-    if not sample.num_test:
-        return ["warning: so few rows leave no test row: the run will stop at split; add rows"]
+    if empty := next((side for side in ("validation", "test") if not getattr(sample, f"num_{side}")), ""):
+        said = f"so few rows leave no {empty} row: the run will stop at split; add rows, or raise split.{empty}"
+        split, name = settings.split, settings.registry.name
+        keeps_sides = split.sticky and data_versions.history(name, split.seed, split.by)
+        if sample.is_all and not settings.data.limit and not keeps_sides:
+            raise DataError(said)
+        return [f"warning: {said}"]
     groups = round(sample.independent * sample.num_test)
     least = visible_difference(max(1, groups))
     if least <= LEAST_VISIBLE:

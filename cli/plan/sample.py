@@ -1,6 +1,5 @@
 """Rows as a plan takes them before render has made any: some conversations, rendered where the base is here."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
@@ -16,7 +15,7 @@ from tunewright.modeling import chat_templates
 from tunewright.modeling.chat import Chat, Message, Tokenized, tokenize
 from tunewright.modeling.models import load_tokenizer
 from tunewright.reports.pages import counted
-from tunewright.tasks.ingest.sampling import Sample, independent
+from tunewright.tasks.ingest.sampling import Sample
 from tunewright.tasks.render import bound_of, lengths_in_words
 
 MOST_LOOKED_AT = 1_000  # rows that ingest made
@@ -33,6 +32,8 @@ class Sampled(NamedTuple):
     said: str
     too_long: str = ""
     is_too_long: bool = False  # all of them
+    is_all: bool = False  # whether all rows were looked at, and not the first of them
+    is_refused: bool = False  # by render, for certain: it stops at rows that are too long
     independent: float = 1.0  # groups for each row that may test
 
 
@@ -55,7 +56,8 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
             return None
         looked_of = drawn + given.get("train", 0) + given.get("replay", 0)
         train, num_validation, num_test = _shared(settings.split, drawn - repeated, given)
-    which = _which(source, len(conversations), looked_of, first, settings.data.limit)
+    is_all = first.is_all if source == "sample" and first else len(conversations) >= looked_of
+    which = _which(source, len(conversations), looked_of, settings.data.limit, is_all=is_all)
     own = [f"{given[side]:,.0f} with side: {side}" for side in ("validation", "test") if given.get(side)]
     which_and_given = f"{which}, beside {' and '.join(own)}" if own else which
     which_and_given += f", less about {counted(round(repeated), 'exact duplicate')}" if round(repeated) else ""
@@ -63,7 +65,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     if rows is None:
         guessed = [work.guessed(messages) for messages in conversations]
         said = f"from the texts of {which_and_given}"
-        return Sampled(source, *numbers, guessed, said, independent=alone)
+        return Sampled(source, *numbers, guessed, said, independent=alone, is_all=is_all)
     assert base
     bound = bound_of(base, settings.model)
     long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > bound.limit]
@@ -82,12 +84,24 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
             f"{bound.cure(max(long))}"
         )
     said = f"from {which_and_given}, rendered"
-    return Sampled(source, *numbers, kept or rows, said, too_long, is_too_long=not kept, independent=alone)
+    stops_for_some = source == "split" and settings.model.on_long == "error"  # what check or dedupe removes is no row
+    return Sampled(
+        source,
+        *numbers,
+        kept or rows,
+        said,
+        too_long,
+        is_too_long=not kept,
+        independent=alone,
+        is_all=is_all,
+        is_refused=bool(long) and (stops_for_some or (is_all and not kept)),
+    )
 
 
 def _shared(split: Split, drawn: float, given: Mapping[str, float]) -> tuple[int, int, int]:
     """How many rows train, validate and test: a side that is given has its rows, and a share of `drawn` otherwise.
 
+    A share is rounded, as split fills its sides where each row is a cluster of its own.
     Replay rows come on top of those that train, as many as split.replay allows.
     """
     validation, test = (
@@ -96,35 +110,35 @@ def _shared(split: Split, drawn: float, given: Mapping[str, float]) -> tuple[int
     train = (1 - validation - test) * drawn + given.get("train", 0)
     most = split.replay * train / (1 - split.replay) if split.replay < 1 else inf
     num_train = int(train + min(given.get("replay", 0), most))
-    return num_train, int(given.get("validation", 0) or validation * drawn), int(given.get("test", 0) or test * drawn)
+    num_validation, num_test = (
+        int(given.get(side, 0) or share * drawn + 0.5) for side, share in (("validation", validation), ("test", test))
+    )
+    return num_train, num_validation, num_test
 
 
 def _of_ingest(file: Path) -> tuple[int, dict[str, int], list[list[dict[str, str]]], float]:
     """How many rows have no side yet, how many each side is given, messages of the first rows that may train, and how
     many groups there are for each row that may test.
     """
-    parquet, numbers = pq.ParquetFile(file), Counter[str | None]()
-    conversations: list[list[dict[str, str]]] = []
-    groups: dict[str | None, list[str | None]] = {}
-    for batch in parquet.iter_batches(columns=["side", "group"]):
-        numbers.update(batch["side"].to_pylist())
-        for side in ("test", None):
-            here = pc.is_null(batch["side"]) if side is None else pc.equal(batch["side"], side)  # pyright: ignore[reportAttributeAccessIssue]
-            groups.setdefault(side, []).extend(batch["group"].filter(here).to_pylist())
+    parquet, conversations = pq.ParquetFile(file), list[list[dict[str, str]]]()
+    columns = parquet.read(columns=["side", "group"])
+    numbers = {each["values"]: each["counts"] for each in columns["side"].value_counts().to_pylist()}
+    may_test = pc.field("side") == "test" if "test" in numbers else pc.field("side").is_null()
+    groups = columns.filter(may_test)["group"]
+    num_independent = groups.null_count + len(groups.drop_null().unique())
     for batch in parquet.iter_batches(1_000, columns=["side", "messages"]):
         may_train = pc.field("side").is_null() | ~pc.field("side").isin(["validation", "test"])
         conversations += batch.filter(may_train)["messages"].to_pylist()
         if len(conversations) >= MOST_LOOKED_AT:
             break
-    may_test = independent(groups.get("test") or groups.get(None) or [])
+    alone = num_independent / len(groups) if len(groups) else 1.0
     num_drawn, given = numbers.pop(None, 0), {side: n for side, n in numbers.items() if side}
-    return num_drawn, given, conversations[:MOST_LOOKED_AT], may_test
+    return num_drawn, given, conversations[:MOST_LOOKED_AT], alone
 
 
-def _which(source: work.Source, looked: int, number: float, first: Sample | None, limit: int | None) -> str:
+def _which(source: work.Source, looked: int, number: float, limit: int | None, *, is_all: bool) -> str:
     """Which rows were looked at, and of how many."""
     of = "the sources" if source == "sample" else source
-    is_all = first.is_all if source == "sample" and first else looked >= number
     which = f"{'the' if is_all else 'the first'} {looked:,} rows of {of}"
     is_drawn = source == "sample" and limit is not None and looked > number
     return f"{which}, of which data.limit draws {number:,.0f}" if is_drawn else which
