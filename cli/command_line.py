@@ -28,7 +28,7 @@ from tunewright.config import STAGES, Registry, outside
 from tunewright.errors import NO_LOCKS, NO_SPACE, READ_ONLY, ConfigError, TunewrightError
 from tunewright.machine import addresses
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A deployment file, such as deployments/demo.yaml")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A deployment file, such as mine.yaml")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one setting")]
 Until = Annotated[str | None, typer.Option(metavar="STAGE", help=f"The last stage: {', '.join(STAGES)}")]
 Refresh = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a stage again although nothing changed")]

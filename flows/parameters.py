@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from difflib import get_close_matches
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -40,8 +40,11 @@ class Parameters(Settings):
         return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
 
 
-def checked(values: dict[str, Any], place: Callable[[str], str]) -> Parameters:
-    """The parameters that plain values make; `place` says where a key stands. Raises ConfigError."""
+def checked(values: dict[str, Any], place: Callable[[str], str], left_empty: Collection[str] = ()) -> Parameters:
+    """The parameters that plain values make; `place` says where a key stands. Raises ConfigError.
+
+    Of keys in `left_empty` an error says that the value is empty, and not what an empty value is read as.
+    """
     for key, value in flat(values).items():
         if isinstance(value, str) and "{{" in value:
             raise ConfigError(
@@ -51,7 +54,7 @@ def checked(values: dict[str, Any], place: Callable[[str], str]) -> Parameters:
         parameters = Parameters.model_validate_json(json.dumps(values), strict=True)
         suite(parameters.checks.expectations)
     except ValidationError as error:
-        raise ConfigError(_one_line(error.errors(include_url=False), values, place)) from None
+        raise ConfigError(_one_line(error.errors(include_url=False), values, place, left_empty)) from None
     except SuiteError as error:
         raise ConfigError(f"{place(error.key)}: {error}") from None
     return parameters
@@ -158,7 +161,9 @@ def _model(location: Sequence[str | int]) -> type[BaseModel] | None:
     return model
 
 
-def _one_line(errors: list[ErrorDetails], values: dict[str, Any], place: Callable[[str], str]) -> str:
+def _one_line(
+    errors: list[ErrorDetails], values: dict[str, Any], place: Callable[[str], str], left_empty: Collection[str]
+) -> str:
     """The first error in full, a misspelt key before what it left missing; of the others their keys."""
     inner = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
     leaves = [error for error in errors if error["loc"] not in inner]  # a list is too short when its items are wrong
@@ -168,7 +173,7 @@ def _one_line(errors: list[ErrorDetails], values: dict[str, Any], place: Callabl
     (key, first), *others = by_key.items()
     also = [other for other, _ in others[:5]] + ([f"{len(others) - 5} more"] if others[5:] else [])
     rest = f" (also wrong or missing: {', '.join(also)})" if also else ""
-    return f"{_places(key, first[0], values, place)}: {_explain(key, first)}{rest}"
+    return f"{_places(key, first[0], values, place)}: {_explain(key, first, is_empty=key in left_empty)}{rest}"
 
 
 def _places(key: str, error: ErrorDetails, values: dict[str, Any], place: Callable[[str], str]) -> str:
@@ -180,7 +185,7 @@ def _places(key: str, error: ErrorDetails, values: dict[str, Any], place: Callab
     return ", ".join(dict.fromkeys(place(name) for name in given or [key]))
 
 
-def _explain(key: str, errors: list[ErrorDetails]) -> str:
+def _explain(key: str, errors: list[ErrorDetails], *, is_empty: bool) -> str:
     """Describe the error of a key; pydantic reports one for each type that its value may have."""
     error = errors[0]
     location, kind = error["loc"], error["type"]
@@ -193,7 +198,7 @@ def _explain(key: str, errors: list[ErrorDetails]) -> str:
     described = found.description if found else None
     if kind == "missing":
         return f"{key}: missing ({described or 'a pipeline needs data.sources and model.base'})"
-    refused = f"{key}: {shown(error['input'])} is refused"
+    refused = f"{key} is empty" if is_empty else f"{key}: {shown(error['input'])} is refused"
     if kind == "string_pattern_mismatch" and described:
         near = [slug(error["input"])] if key == "registry.name" and slug(error["input"]) else []
         return f"{refused}; {meant(near)}accepted: {described.partition(': ')[2] or described}"

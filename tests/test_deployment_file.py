@@ -70,6 +70,13 @@ def test_the_old_name_of_a_setting_is_accepted_with_a_line(write: Write, caplog:
     assert pipeline.origins["gate.max_test_set_uses"] == f"{file} line 11"
     assert override(pipeline, ["gate.looks=8"]).settings.gate.max_test_set_uses == 8
     assert caplog.messages[1:] == [f'--set "gate.looks=8": {new}']
+    scheduled = PIPELINE.replace("Berlin}", "Berlin, parameters: {gate: {looks: 3}}}")
+    document = load(write(f"{scheduled}      gate: {{looks: 7}}\n")).document
+    assert document
+    (deployment,) = document.value["deployments"]  # as Prefect is given it
+    assert deployment["parameters"]["gate"] == {"max_test_set_uses": 7}
+    assert deployment["schedules"][0]["parameters"] == {"gate": {"max_test_set_uses": 3}}
+    assert caplog.messages[-1] == f"{file} line 4: {new}"
     with pytest.raises(ConfigError, match=r"line 11: gate.looks: 0 is refused; accepted: 1 or more"):
         load(write(f"{PIPELINE}      gate: {{looks: 0}}\n"))
     with pytest.raises(ConfigError, match=r"gate.looks: unknown key"):
@@ -124,7 +131,7 @@ def test_two_pipelines_of_a_file_never_share_a_name_by_accident(write: Write) ->
     second = PIPELINE.partition("\n")[2].replace("triage", "Triage")
     said = refusal(lambda: load(write(PIPELINE + second), "triage"))
     assert said.startswith(
-        'x.yaml line 11: deployments[1].name: "Triage" and "triage" would share registry.name=triage'
+        'x.yaml line 11: deployments[1].name: "Triage" and "triage" on line 2 would share registry.name=triage'
     )
     assert "registry.name: missing" in refusal(lambda: load(write(PIPELINE.replace("triage", "日本"))))
 
@@ -165,7 +172,10 @@ def test_of_several_deployments_one_is_named(write: Write) -> None:
     )
     assert refusal(lambda: load(file, "weekly")) == 'x.yaml: no deployment is named "weekly"; accepted: triage, nightly'
     twins = write(PIPELINE + second.replace("nightly", "triage"))
-    assert refusal(lambda: load(twins)) == 'x.yaml line 11: deployments[1].name: "triage" is the name of another one'
+    assert (
+        refusal(lambda: load(twins))
+        == 'x.yaml line 11: deployments[1].name: "triage" is the name of the one on line 2 too; rename one'
+    )
 
 
 @pytest.mark.parametrize(
@@ -537,7 +547,7 @@ def test_a_data_file_is_told_from_a_deployment_file(tmp_path: Path, name: str) -
     file.write_text('{"prompt": "a", "completion": "b"}\n' * 2)
     assert refusal(lambda: load(file)) == (
         f"{file}: a data file, which data.sources of a deployment file names; accepted: a deployment file such as "
-        "deployments/demo.yaml"
+        "mine.yaml"
     )
 
 

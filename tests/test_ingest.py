@@ -222,6 +222,26 @@ def test_a_column_that_no_record_has_is_a_config_error_with_the_nearest() -> Non
             run(Source(path=name, columns=columns | {"output": "anser"}))
 
 
+@pytest.mark.parametrize(
+    "columns", [{"prompt": "q", "completion": "q"}, {"instruction": "a", "input": "q", "output": "q"}]
+)
+def test_a_column_that_is_prompt_and_answer_at_once_is_refused(columns: dict[str, str]) -> None:
+    Path("a.jsonl").write_text('{"q": "a", "a": "b"}\n')
+    asked, answer = list(columns)[-2:]
+    with pytest.raises(
+        ConfigError, match=rf"data.sources\[0\].columns: {asked} and {answer} are both q, so each answer would stand in"
+    ):
+        run(Source(path="a.jsonl", columns=columns))
+    both_in_one = {"instruction": "a", "output": "q", "group": "a"}
+    assert run(Source(path="a.jsonl", columns=both_in_one)).num_rows == 1
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused() -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 3, ["prompt", "completion", "prompt"]), "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: there are two columns 'prompt'; accepted: each name once"):
+        run(Source(path="a.parquet"))
+
+
 def test_a_sample_need_not_have_every_column() -> None:
     records = [{"q": str(n), "a": "b"} for n in range(50)] + [{"q": "", "a": "", "g": ""}]
     Path("a.jsonl").write_text("\n".join(map(json.dumps, records)))

@@ -96,9 +96,9 @@ FILES = {
     "empty.jsonl": "the file is empty; accepted: a file with at least one record",
     "git_lfs_pointer.jsonl": "the file is a Git LFS pointer, .* download the data with git lfs pull",
     "header_latin_1.csv": "line 1, the header row, cannot be read .* looks like Latin-1",
-    "header_twice.csv": "the header row has 'prompt' more than once",
+    "header_twice.csv": "the header row has 'prompt' more than once; accepted: each name once",
     "html_page.csv": "the file is an HTML page",
-    "no_parquet.parquet": "not a whole Parquet file",
+    "no_parquet.parquet": r"not a whole Parquet file .*; accepted: a whole one; data.sources\[\].format says",
     "not_packed.jsonl.gz": "not compressed, although its name says so",
     "object.json": "it does not begin with .* with nothing around it; .* format: jsonl",
     "open_string.json": "record 2, .* a quote is missing",
@@ -426,7 +426,11 @@ def test_a_quote_that_does_not_close_takes_no_line_with_it_but_its_own() -> None
     ]
     assert [(entry["line"], entry["reason"], entry["detail"]) for entry in refused] == [
         (4, "bad_csv", "a quote opened here is not closed before line 7"),
-        (6, "bad_csv", "4 columns, the header row has 3"),
+        (
+            6,
+            "bad_csv",
+            "4 columns, the header row has 3; accepted: as many, with text that has commas in double quotes",
+        ),
         (10, "bad_csv", "a quote opened in line 11 is not closed before the end of the file"),
         (11, "bad_csv", "a quote opened here is not closed before the end of the file"),
     ]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -37,7 +38,7 @@ ENTRYPOINT = "tunewright.flows.finetune.finetune"
 OLD_ENTRYPOINT = "flows.finetune.finetune"  # accepted for one release, as is what deployments on a server name
 MAX_BYTES = 1_000_000
 DATA = re.compile(r"\.(jsonl|ndjson|csv|tsv|parquet|arrow)(\.(gz|zst))?$|\.(gz|zst)$", re.I)
-A_DEPLOYMENT_FILE = "accepted: a deployment file such as deployments/demo.yaml"
+A_DEPLOYMENT_FILE = "accepted: a deployment file such as mine.yaml"
 
 log = logging.getLogger("tunewright")
 
@@ -94,18 +95,19 @@ def load(file: Path | Document, deployment: str | None = None, assignments: Sequ
 
     parameters = _parameters(document, at, chosen)
 
-    def place(key: str) -> str:
-        return document.place(f"{at}.parameters.{key}")
-
+    place = partial(_place, document, at)
     run = None if assignments else checked(parameters, place)
     given = [place(key) for key in flat(parameters)]
-    parameters = renamed(parameters, place)
+    parameters = chosen["parameters"] = renamed(parameters, place)  # what Prefect is given
     origins = dict(zip(flat(parameters), given, strict=True))
     if run is None:
         parameters, run, origins = _override(parameters, origins, Path(document.name), assignments, "--set")
     for under, schedule in mappings(document, f"{at}.schedules", chosen.get("schedules")):
-        scheduled = parameters | _parameters(document, under, schedule)
-        checked(scheduled, lambda key, under=under: document.place(f"{under}.parameters.{key}"))
+        own = _parameters(document, under, schedule)
+        place_of = partial(_place, document, under)
+        checked(parameters | own, place_of)
+        if own:
+            schedule["parameters"] = renamed(own, place_of)
     pool, due = chosen.get("work_pool"), mappings(document, f"{at}.schedules", chosen.get("schedules"))
     return replace(
         _pipeline(Path(document.name), chosen["name"], parameters, run, origins),
@@ -130,17 +132,17 @@ def _override(
 ) -> tuple[dict[str, Any], Parameters, dict[str, str]]:
     """Return the parameters with the assignments on top, as they are given and checked, and where each came from."""
     parameters, folder = dict(parameters), called_in() / path.parent
-    places = {_assign(parameters, each, option, folder): f"{option} {_said(each)}" for each in assignments}
+    typed = {_assign(parameters, each, option, folder): each for each in assignments}
+    places = {key: f"{option} {_said(each)}" for key, each in typed.items()}
 
     def place(key: str) -> str:
         near = [text for name, text in places.items() if _inside(key, name) or _inside(name, key)]
         origin = origins.get(key, "default")
         return " ".join(near) or (origin if origin != "default" else " ".join(places.values()))
 
-    try:
-        run = checked(parameters, place)
-    except ConfigError as error:
-        raise ConfigError(_as_typed(str(error), assignments)) from None
+    run = checked(
+        parameters, place, left_empty=[key for key, each in typed.items() if not each.partition("=")[2].strip()]
+    )
     changed = {
         key: "command line" if any(_inside(key, name) for name in places) else origins[key] for key in flat(parameters)
     }
@@ -217,15 +219,14 @@ def _text(path: Path) -> str:
 
 def _encoding_advice(path: Path, said: str) -> str:
     """Return the advice for a data file whose encoding is not accepted."""
-    from tunewright.tasks.ingest.files import SourceFile  # with what opens stores
-    from tunewright.tasks.ingest.opening import compression_of
+    from tunewright.tasks.ingest.opening import compression_of  # with what opens stores
     from tunewright.tasks.ingest.readers import encoding_advice
 
     try:
         compression = compression_of(str(path))
     except DataError as error:
         raise ConfigError(str(error)) from None
-    return encoding_advice(SourceFile(path=str(path), digest="", format="text", compression=compression), said)
+    return encoding_advice(str(path), "text", compression, said)
 
 
 def _named(document: Document) -> list[tuple[str, dict[str, Any]]]:
@@ -233,7 +234,7 @@ def _named(document: Document) -> list[tuple[str, dict[str, Any]]]:
     deployments = mappings(document, "deployments", document.value.get("deployments"))
     if not deployments:
         raise ConfigError(f"{document.place('deployments')}: deployments: missing; accepted: a list of one or more")
-    names: list[str] = []
+    names: dict[str, str] = {}  # of the earlier ones, each with its line
     for at, deployment in deployments:
         found = deployment.get("name")
         if not isinstance(found, str) or not found:
@@ -245,13 +246,16 @@ def _named(document: Document) -> list[tuple[str, dict[str, Any]]]:
                 "accepted: text, such as triage"
             )
         if found in names:
-            raise ConfigError(f"{document.place(f'{at}.name')}: {at}.name: {shown(found)} is the name of another one")
+            raise ConfigError(
+                f"{document.place(f'{at}.name')}: {at}.name: {shown(found)} is the name of the one on "
+                f"{names[found]} too; rename one"
+            )
         if alike := [other for other in names if slug(found) and slug(other) == slug(found)]:
             raise ConfigError(
-                f"{document.place(f'{at}.name')}: {at}.name: {shown(found)} and {shown(alike[0])} would share "
-                f"registry.name={slug(found)}, and so a champion; rename one"
+                f"{document.place(f'{at}.name')}: {at}.name: {shown(found)} and {shown(alike[0])} on "
+                f"{names[alike[0]]} would share registry.name={slug(found)}, and so a champion; rename one"
             )
-        names.append(found)
+        names[found] = document.place(f"{at}.name").removeprefix(f"{document.name} ")
     return deployments
 
 
@@ -275,17 +279,13 @@ def _parameters(document: Document, at: str, holder: dict[str, Any]) -> dict[str
     return parameters
 
 
+def _place(document: Document, at: str, key: str) -> str:
+    return document.place(f"{at}.parameters.{key}")
+
+
 def _said(assignment: str) -> str:
     """An assignment for a message, without its value where that holds a secret."""
     return f"{assignment.partition('=')[0]}=..." if holds_secret(assignment) else shown(assignment)
-
-
-def _as_typed(said: str, assignments: Iterable[str]) -> str:
-    """An error in which a value that was left empty is called so, and not by what an empty value is read as."""
-    for key, _, text in (each.partition("=") for each in assignments):
-        if not text.strip():
-            said = re.sub(rf'(^|: ){re.escape(key)}: (null|""|\[\]) is refused', rf"\g<1>{key} is empty", said)
-    return said
 
 
 def _assign(parameters: dict[str, Any], assignment: str, option: str, folder: Path) -> str:

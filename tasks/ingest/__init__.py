@@ -157,7 +157,7 @@ def reasons(tally: Tally, files: Iterable[SourceFile]) -> str:
     said = "; ".join(f"{n} {reason}, first {firsts[reason]}" for reason, n in tally.reasons.most_common())
     first = tally.firsts.get("bad_encoding", "")
     file = next((file for file in files if first.startswith(f"{file.path} line ")), None)
-    return f"{said}{encoding_advice(file, first)}" if file else said
+    return f"{said}{encoding_advice(file.path, file.format, file.compression, first)}" if file else said
 
 
 def _placed(first: str, files: Iterable[SourceFile]) -> str:

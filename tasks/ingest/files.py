@@ -9,7 +9,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
@@ -30,6 +30,7 @@ FileFormat = Literal["jsonl", "json", "csv", "parquet", "arrow", "text", "hub"]
 NAMED: tuple[FileFormat, ...] = ("json", "csv", "parquet", "arrow")  # by the ending of the same name
 FORMATS: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", **{f".{name}": name for name in NAMED}}
 HELD_OUT_FORMATS: dict[str, FileFormat] = {**FORMATS, ".txt": "text"}
+ASKED, ANSWERED = ("instruction", "prompt", "input"), ("output", "completion")  # fields of ours
 ALIKE = 0.75  # of two names without their endings, from where one may be a misspelling of the other
 
 MOST_LOOKED_AT = 10_000  # files of a level of folders, for a hint
@@ -148,6 +149,12 @@ def _fits(source: RecordFiles, setting: str, held_out: bool) -> None:
             if theirs in MAPPABLE:  # the wrong way round
                 meant = f"did you mean {{{theirs}: {ours}}}? {meant}"
             raise ConfigError(f"{setting}.columns: {ours} is not a known field; {meant}")
+    for asked, answer in product(ASKED, ANSWERED):
+        if source.columns.get(asked, 1) == source.columns.get(answer, 2):
+            raise ConfigError(
+                f"{setting}.columns: {asked} and {answer} are both {source.columns[asked]}, so each answer would "
+                "stand in its prompt; accepted: a field for each"
+            )
     if source.revision and not hub.is_hub(source.path):
         raise ConfigError(f"{setting}.revision={source.revision}: only a hub data set (hub:org/name) has revisions")
     saved = is_saved(Path(source.path).expanduser())

@@ -65,7 +65,7 @@ def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dic
                         said = held_out(value, file)
                         text, asked, answered = said.columns(data.repair)
                     except RefusedRecord as refused:
-                        command = encoding_advice(file, refused.detail)
+                        command = encoding_advice(file.path, file.format, file.compression, refused.detail)
                         raise DataError(f"{file.path} line {line}: {refused}{command}") from None
                     if not text.strip():
                         there = f"; it has {', '.join(list(value)[:12])}" if isinstance(value, dict) else ""

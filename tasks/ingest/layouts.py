@@ -36,8 +36,8 @@ SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant"}
 
 def known_columns(path: str, there: Sequence[str], columns: frozenset[str] | None) -> list[str]:
     """The columns of a table that are asked for, None for all. Raises DataError for none of them, or a name twice."""
-    if len(set(there)) != len(there):
-        raise DataError(f"{path}: a column name appears twice")
+    if twice := [name for at, name in enumerate(there) if name in there[:at]]:
+        raise DataError(f"{path}: there are two columns {quoted(twice[0])}; accepted: each name once")
     known = [name for name in there if columns is None or name in columns]
     if not known:
         accepted = ", ".join(sorted(columns or ()))

@@ -26,9 +26,9 @@ from tunewright.tasks.ingest import arrow, hub
 from tunewright.tasks.ingest.arrays import elements
 from tunewright.tasks.ingest.code_pages import ASCII, guess
 from tunewright.tasks.ingest.encodings import conversion, here, mixed_conversion
-from tunewright.tasks.ingest.files import SourceFile, named
+from tunewright.tasks.ingest.files import FileFormat, SourceFile, named
 from tunewright.tasks.ingest.layouts import known_columns
-from tunewright.tasks.ingest.opening import BOM, decompressed, is_of_content
+from tunewright.tasks.ingest.opening import BOM, Compression, decompressed, is_of_content
 from tunewright.tasks.ingest.parsing import (
     Record,
     RefusedRecord,
@@ -40,6 +40,7 @@ from tunewright.tasks.ingest.parsing import (
 from tunewright.tasks.ingest.stores import is_url, num_bytes, opened
 
 NOT_UTF_8 = "not UTF-8"  # said of a record
+NO_PARQUET = "accepted: a whole one; data.sources[].format says what a file of another format is"
 OTHER_SEPARATORS = ";\t|"  # of what is called CSV too
 
 ALWAYS_PLAUSIBLE = 100_000  # records of a file, and one for each of its bytes as it lies on the disk
@@ -238,15 +239,19 @@ def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> lis
     except (csv.Error, RefusedRecord) as error:
         raise DataError(
             f"{file.path}: line 1, the header row, cannot be read ({error}); accepted: CSV with commas in UTF-8"
-            f"{encoding_advice(file, str(error))}"
+            f"{encoding_advice(file.path, file.format, file.compression, str(error))}"
         ) from error
     if twice := sorted(name for name, count in Counter(header).items() if count > 1):
         more = f" and {len(twice) - 8} more" if len(twice) > 8 else ""
-        raise DataError(f"{file.path}: the header row has {', '.join(map(quoted, twice[:8]))}{more} more than once")
+        raise DataError(
+            f"{file.path}: the header row has {', '.join(map(quoted, twice[:8]))}{more} more than once; "
+            "accepted: each name once"
+        )
     if len(header) == 1 and (mark := max(OTHER_SEPARATORS, key=header[0].count)) in header[0]:
+        advice = encoding_advice(file.path, file.format, file.compression, NOT_UTF_8) or _conversion(file.path, mark)
         raise DataError(
             f"{file.path}: the header row is one column, {quoted(header[0])}; accepted: CSV with commas in "
-            f"UTF-8{encoding_advice(file, NOT_UTF_8) or _conversion(file.path, mark)}"
+            f"UTF-8{advice}"
         )
     return header
 
@@ -260,15 +265,15 @@ def _conversion(path: str, mark: str) -> str:
     return f"; to convert it: python -c {shlex.quote(script)} < {here(path)} > {here(new)}"
 
 
-def encoding_advice(file: SourceFile, said: str) -> str:
+def encoding_advice(path: str, file_format: FileFormat, compression: Compression, said: str) -> str:
     """The code page of a file where `said` says of its text that it is not UTF-8, and the command that converts it.
 
     Lines in UTF-8 beyond ASCII stay as they are. There is no command where the page is unsure.
     """
-    if NOT_UTF_8 not in said or is_url(file.path) or file.format not in ("jsonl", "json", "csv", "text"):
+    if NOT_UTF_8 not in said or is_url(path) or file_format not in ("jsonl", "json", "csv", "text"):
         return ""
     sample, beyond_ascii, is_mixed = bytearray(), set[int](), False
-    with decompressed(file.path, file.compression) as stream:
+    with decompressed(path, compression) as stream:
         for line in takewhile(lambda line: line.byte < MOST_LOOKED_AT, lines(stream, MOST_LOOKED_AT)):
             if line.content.isascii():
                 continue
@@ -285,10 +290,7 @@ def encoding_advice(file: SourceFile, said: str) -> str:
     if not found.is_sure:
         return found.said()
     page = found.pages[0]
-    if is_mixed:
-        command = mixed_conversion(file.path, page.codec, file.compression)
-    else:
-        command = conversion(file.path, page.iconv, file.compression)
+    command = mixed_conversion(path, page.codec, compression) if is_mixed else conversion(path, page.iconv, compression)
     if f"looks like {page.title}" in said:
         return command
     of = "but the file as a whole" if "; it looks like" in said else "the file as a whole"
@@ -308,7 +310,11 @@ def _columns(header: list[str], fields: list[str], raw: bytes) -> Record:
         raise RefusedRecord("blank_line", "empty")
     decoded(raw)
     if len(fields) != len(header):
-        raise RefusedRecord("bad_csv", f"{len(fields)} columns, the header row has {len(header)}")
+        raise RefusedRecord(
+            "bad_csv",
+            f"{len(fields)} columns, the header row has {len(header)}; accepted: as many, with text that has "
+            "commas in double quotes",
+        )
     return dict(zip(header, fields, strict=True))
 
 
@@ -324,9 +330,9 @@ def _parquet(path: str, columns: Columns) -> Iterator[Item]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and not is_of_content(error):
             raise
-        raise DataError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]}); {NO_PARQUET}") from error
     except Unreadable as error:
-        why = f"reading it {error}" if error.is_limit else f"not a whole Parquet file ({error})"
+        why = f"reading it {error}" if error.is_limit else f"not a whole Parquet file ({error}); {NO_PARQUET}"
         raise DataError(f"{path}: {why}") from error
 
 
