@@ -260,7 +260,7 @@ def sides(content: bytes) -> str:
     with home():
         folder = data_history.place("demo") / "d-1"
         folder.mkdir(parents=True)
-        (folder / data_history.SIDES_FILE).write_bytes(content)
+        (folder / data_history.ASSIGNMENTS_FILE).write_bytes(content)
         try:
             trained = data_history.trained("demo", "d")
         except TunewrightError as error:

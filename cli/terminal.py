@@ -12,7 +12,7 @@ from tunewright.artifacts.payloads import LeakProof
 from tunewright.cli.deployment_file import Pipeline, effective
 from tunewright.cli.visible import plain_table
 from tunewright.config import from_here
-from tunewright.flows.outcome import UNCHANGED, Outcome, given_sides, too_few_test_rows, worth_a_look
+from tunewright.flows.outcome import UNCHANGED, Outcome, too_few_test_rows, user_provided_splits, worth_a_look
 from tunewright.flows.parameters import written
 from tunewright.flows.report import mlflow_run, training_sentence
 from tunewright.metrics.catalogue import baseline
@@ -93,8 +93,8 @@ def _sums(account: Account) -> Iterator[str]:
         f"+ {account.duplicates:,} duplicate{'' if account.duplicates == 1 else 's'}"
     )
     if account.train:
-        sides = f"{account.train:,} train + {account.validation:,} validation + {account.test:,} test"
-        yield f"{account.kept:,} kept = {sides}"
+        splits = f"{account.train:,} train + {account.validation:,} validation + {account.test:,} test"
+        yield f"{account.kept:,} kept = {splits}"
 
 
 def _show_account(console: Console, outcome: Outcome) -> None:
@@ -116,7 +116,7 @@ def _show_account(console: Console, outcome: Outcome) -> None:
         console.print(Text("\n  ".join(lines), "dim"))
     if outcome.splits and (few := too_few_test_rows(outcome.splits, outcome.verdict)):
         console.print(Text(few, "yellow"))
-    for said in given_sides(outcome.checked) if outcome.checked else ():
+    for said in user_provided_splits(outcome.checked) if outcome.checked else ():
         console.print(said, style="yellow")
     if outcome.rotation:
         console.print(Text(outcome.rotation, "yellow"))

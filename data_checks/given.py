@@ -1,4 +1,4 @@
-"""Rows of a validation or a test side that their source gives: what is set aside of them makes that side smaller."""
+"""Counts of quarantined and repeated rows of user-provided splits, which make those splits smaller."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,38 +21,38 @@ class RefusedCounts(NamedTuple):
 class Given(NamedTuple):
     """Account of the records assigned to one split."""
 
-    side: str
+    split: str
     records: int
-    reasons: dict[str, int]  # why records are refused or set aside -> how many, the most frequent first
+    reasons: dict[str, int]  # why records are refused or quarantined -> how many, the most frequent first
     first: str  # of them
     again: list[str]  # the rows that say the same as an earlier one: "golden.jsonl line 7 (as line 3)"
 
     @property
-    def set_aside(self) -> int:
+    def quarantined(self) -> int:
         """How many of the records are."""
         return sum(self.reasons.values())
 
     @property
     def findings(self) -> dict[str, int]:
         """Rows by what the finding is called."""
-        found = {"set_aside": self.set_aside, "repeated": len(self.again)}
-        return {f"given_{self.side}_rows_{what}": count for what, count in found.items() if count}
+        found = {"quarantined": self.quarantined, "repeated": len(self.again)}
+        return {f"given_{self.split}_rows_{what}": count for what, count in found.items() if count}
 
     def says(self) -> Iterator[str]:
         """The findings in words."""
-        whole = f"of the {self.records:,} records of the user-provided {self.side} set"
-        if self.set_aside:
+        whole = f"of the {self.records:,} records of the user-provided {self.split} set"
+        if self.quarantined:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.items())
-            left = self.records - self.set_aside
+            left = self.records - self.quarantined
             said = f"{left:,} left" if left else "none left"
-            yield f"{self.set_aside:,} {whole} were quarantined, {said}: {reasons}; first: {self.first}"
+            yield f"{self.quarantined:,} {whole} were quarantined, {said}: {reasons}; first: {self.first}"
         if self.again:
-            once = " (the decision counts each once)" if self.side == "test" else ""
+            once = " (the decision counts each once)" if self.split == "test" else ""
             more = f" and {len(self.again) - REPEATED:,} more" if len(self.again) > REPEATED else ""
             yield f"{len(self.again):,} {whole} repeat an earlier one{once}: {', '.join(self.again[:REPEATED])}{more}"
 
 
-def given_sides(
+def user_provided_splits(
     frame: pd.DataFrame, failing: npt.NDArray[np.bool_], names: Sequence[str], refused: Mapping[str, RefusedCounts]
 ) -> list[Given]:
     """Return the account of each assigned split that loses records or repeats rows; its reasons are among `names`.
@@ -62,18 +62,18 @@ def given_sides(
     """
     aside = np.flatnonzero(failing.any(axis=0))
     found = []
-    for side in ("validation", "test"):
-        rows = np.flatnonzero(frame["side"].eq(side).fillna(False).to_numpy(dtype=np.bool_))
-        if not len(rows):  # of a limited run: another side is drawn
+    for split in ("validation", "test"):
+        rows = np.flatnonzero(frame["use_as"].eq(split).fillna(False).to_numpy(dtype=np.bool_))
+        if not len(rows):  # of a limited run: another split is drawn
             continue
-        of_ingest = refused.get(side, RefusedCounts(Counter(), ""))
+        of_ingest = refused.get(split, RefusedCounts(Counter(), ""))
         lost = np.intersect1d(rows, aside)
         by = failing[:, lost].argmax(axis=0) if len(lost) else lost
         reasons = of_ingest.reasons + Counter(names[int(number)] for number in by)
         first = of_ingest.first or (_place(frame, int(lost[0])) if len(lost) else "")
         num_records = len(rows) + of_ingest.reasons.total()
         given = Given(
-            side, num_records, dict(reasons.most_common()), first, list(_again(frame, np.setdiff1d(rows, aside)))
+            split, num_records, dict(reasons.most_common()), first, list(_again(frame, np.setdiff1d(rows, aside)))
         )
         found += [given] if given.findings else []
     return found

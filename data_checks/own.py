@@ -6,9 +6,9 @@ It may name any column of the rows' frame (expectations.py), and `prompt` and `a
         column: str = "prompt"
         regex: str = "TCK-[0-9]{6}"
 
-Its docstring, or its `description`, is what the report says of a row that fails. Texts are held against it a batch at
-a time, so that they never lie in memory together: there it must look row by row, and `mostly` is 1. Each is held
-against a few made-up rows before anything runs (trial.py).
+Its docstring, or its `description`, is what the report says of a row that fails. It validates texts a batch at
+a time, so that they are never in memory together: there it must look row by row, and `mostly` is 1. Each is tried on
+a few made-up rows before anything runs (trial.py).
 """
 # pyright: reportPrivateImportUsage=false
 # Great Expectations does not mark its public names as exported.

@@ -61,15 +61,15 @@ def render(
     profile: Profile,
     earlier: Profile | None,
     *,
-    set_aside: Examples,
+    examples: Examples,
     found: Examples,
     conflicts: Sequence[Any],
 ) -> str:
     """The page of results.json and profile.json. `earlier` is the last accepted version's profile.
 
-    `set_aside` are the first records of each reason, `found` those of each finding by its name and column, and
-    `conflicts` prompts with several answers. Their texts are masked already (excerpts.py); here they are escaped and
-    clipped.
+    `examples` are the first quarantined records of each reason, `found` those of each finding by its name and
+    column, and `conflicts` prompts with several answers. Their texts are masked already (excerpts.py); here they are
+    escaped and clipped.
     """
     expectations = results.expectations
     return template(Path(__file__).with_name("report.html")).render(
@@ -84,7 +84,7 @@ def render(
         earlier=earlier,
         lengths=list(_lengths(profile, expectations)),
         shares=list(_shares(profile, earlier)),
-        set_aside=set_aside,
+        examples=examples,
         found=found,
         conflicts=conflicts,
         num_examples=EXAMPLES,
@@ -149,7 +149,7 @@ def summary(results: CheckResults) -> str:
             "",
             f"Held out: {number:,} records of {len(held_out)} files, which no training row may repeat.",
         ]
-    for said in results.given_sides:
+    for said in results.user_provided_splits:
         lines += ["", f"**{_plain(said)}**"]
     if since := results.since:
         lines += [

@@ -1,4 +1,4 @@
-"""The suite that rows and the whole set are held against: what is built in, and what a deployment file changes in it.
+"""The suite that validates rows and the whole set: the built-in one, with the changes of the deployment file.
 
 A deployment file names an expectation to give it another severity or other arguments, or names a Great Expectations
 class of its own; everything it does not name stays as BUILT_IN has it:
@@ -158,7 +158,7 @@ class BuiltIn:
 
     severity: Severity
     arguments: type[Arguments] = Arguments
-    of_set: bool = False  # held against the set as a whole, which has no rows to quarantine
+    of_set: bool = False  # validates the set as a whole, which has no rows to quarantine
 
 
 BUILT_IN: dict[str, BuiltIn] = {

@@ -57,7 +57,7 @@ def _outcomes(entries: Sequence[Entry], made: Sequence[Expected], schema: pa.Sch
 
 def _rows(schema: pa.Schema) -> pa.RecordBatch:
     """Rows with a value in every column."""
-    texts = {"source": "orders", "file": "orders.jsonl", "side": "train", "repairs": "nfc"}
+    texts = {"source": "orders", "file": "orders.jsonl", "use_as": "train", "repairs": "nfc"}
     rows = [
         {"row_id": f"{number:064x}", "group": f"customer {number}", "time": f"2026-01-0{number}T00:00:00Z"}
         | {"line": number, "byte": 100 * number, **texts}

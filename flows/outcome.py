@@ -29,7 +29,7 @@ STANDS = {  # of a candidate that was promoted, where a person decides or decide
 }
 
 UNCHANGED = "Unchanged"  # the state of a run that decided nothing new, so that automations on a verdict fire once
-GIVEN = "given_"  # begins the codes of findings on sides that their sources give (data_checks/given.py)
+GIVEN = "given_"  # begins the codes of findings on user-provided splits (data_checks/given.py)
 
 
 class Outcome(BaseModel, frozen=True):
@@ -186,7 +186,7 @@ class Outcome(BaseModel, frozen=True):
 def worth_a_look(outcome: Outcome) -> list[str]:
     """The findings, such as "refusal: an answer refuses, 3 rows".
 
-    Those that have a sentence of their own (given_sides, too_few_test_rows) are not among them.
+    Those that have a sentence of their own (user_provided_splits, too_few_test_rows) are not among them.
     """
     checked, splits = outcome.checked, outcome.splits
     of_check, of_split = (record.findings if record else {} for record in (checked, splits))
@@ -215,10 +215,10 @@ def few_test_rows(rows: str, least: float, assumes: str = "") -> str:
     return f"warning: only {rows}, {gain} (80 % power, estimated{assumes})"
 
 
-def given_sides(checked: artifacts.CheckedRows) -> Sequence[str]:
+def user_provided_splits(checked: artifacts.CheckedRows) -> Sequence[str]:
     """Describe the rows of an assigned validation or test split that are quarantined or repeated."""
     is_found = any(code.startswith(GIVEN) for code in checked.findings)
-    return CheckResults.load(checked).given_sides if is_found else ()
+    return CheckResults.load(checked).user_provided_splits if is_found else ()
 
 
 def _training(adapter: artifacts.Adapter) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The parameters of a run as plain values: held against the sections of the settings, with one line for what is wrong.
+"""Validate the parameters of a run, given as plain values, with one line for what is wrong.
 
-Types are held as strictly as Prefect's server holds them: a number in quotes, or `true` for a number, is refused.
+Types are as strict as in Prefect's server: a number in quotes, or `true` for a number, is refused.
 """
 
 import json
@@ -61,25 +61,29 @@ def checked(values: dict[str, Any], place: Callable[[str], str], left_empty: Col
 
 
 def present(key: str, place: Callable[[str], str]) -> str:
-    """Return the present name of a section's key; an old name is logged, since it works for one release only."""
-    section, _, name = key.partition(".")
-    model = _model([section])
+    """Return the present name of a dotted key; an old name is logged, since it works for one release only."""
+    around, _, name = key.rpartition(".")
+    model = _model(re.sub(r"\[\d+\]", "", around).split("."))
     for field_name, each in model.model_fields.items() if model else ():
         if isinstance(each.validation_alias, AliasChoices) and name in each.validation_alias.choices[1:]:
-            new = f"{section}.{field_name}"
+            new = f"{around}.{field_name}"
             log.warning("%s: %s: write %s; the old name works for one more release", place(key), key, new)
             return new
     return key
 
 
-def renamed(values: dict[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
-    """Return plain values under the present names of their keys, in the same order."""
-    return {
-        section: {present(f"{section}.{key}", place).partition(".")[2]: value for key, value in given.items()}
-        if isinstance(given, dict)
-        else given
-        for section, given in values.items()
-    }
+def renamed(values: dict[str, Any], place: Callable[[str], str], around: str = "") -> dict[str, Any]:
+    """Return plain values, those of the key `around`, under the present names of their keys, in the same order."""
+    found = {}
+    for name, value in values.items():
+        key = f"{around}.{name}" if around else name
+        if isinstance(value, dict):
+            value = renamed(value, place, key)
+        elif isinstance(value, list):
+            pairs = enumerate(value)
+            value = [renamed(each, place, f"{key}[{i}]") if isinstance(each, dict) else each for i, each in pairs]
+        found[present(key, place).rpartition(".")[2]] = value
+    return found
 
 
 def named(registry: Registry, deployment: str | None) -> Registry:

@@ -103,12 +103,12 @@ def _account(outcome: Outcome) -> str:
 
 
 def _proof(proof: LeakProof, rotation: str) -> str:
-    """The sides, why rows are on them, how balanced they are, and what was set aside."""
+    """The splits, why rows are in them, how balanced they are, and what was quarantined."""
     lines = [leak_sentence(proof), growth_sentence(proof), "", "| split | rows | why |", "|---|---:|---|"]
-    for side, count in proof.rows.items():
-        why = ", ".join(f"{number:,} {because}" for because, number in proof.because[side].items())
-        lines.append(f"| {side} | {count:,} | {why} |")
-    lines += [f"| {html.escape(reason)} | {count:,} | quarantined |" for reason, count in proof.set_aside.items()]
+    for split, count in proof.rows.items():
+        why = ", ".join(f"{number:,} {because}" for because, number in proof.because[split].items())
+        lines.append(f"| {split} | {count:,} | {why} |")
+    lines += [f"| {html.escape(reason)} | {count:,} | quarantined |" for reason, count in proof.quarantined.items()]
     balance = proof.balance
     if balance.num_strata > 1:
         lines += [

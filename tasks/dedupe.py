@@ -4,7 +4,7 @@ Near duplicates have similar prompts, the same numbers in them and the same answ
 their answer say different things, however alike they look. Answers are the same if they are equal but for case and
 white space; similar ones are not, since in slots and labels one word of the answer is all that differs. In a prompt of
 under twelve words one word can be all that differs too, so all of them must be equal. A row that its source puts on the
-test or validation side always stays: split sets the training row aside that repeats it.
+test or validation split always stays: split quarantines the training row that repeats it.
 
 Semantic duplicates, on request, say the same in other words (tunewright/similarity/semantic.py).
 """
@@ -134,7 +134,7 @@ def find_repeats(file: Path, settings: Dedupe) -> tuple[Repeats, dict[int, int]]
         model = load_model(settings.semantic_model)
         settled = np.isin(rows, repeats.partner)
         repeats.add(SEMANTIC, rows, *find_leaders(file, rows, settled, left_out, model, settings.semantic))
-    given = np.isin(pq.read_table(file, columns=["side"])["side"].to_numpy(), ("validation", "test"))
+    given = np.isin(pq.read_table(file, columns=["use_as"])["use_as"].to_numpy(), ("validation", "test"))
     repeats.reason[given], repeats.partner[given], repeats.similarity[given] = STAYS, -1, 0.0
     return repeats, boilerplate
 

@@ -275,16 +275,16 @@ def make_splits(tmp_path: Path) -> MakeSplits:
 
     def make(train: Sequence[Conversation], validation: Sequence[Conversation], test: Sequence[Conversation]) -> Splits:
         line = 0
-        sides = {"train": train, "validation": validation, "test": test}
-        digest = hashlib.sha256(json.dumps(sides).encode()).hexdigest()
+        splits = {"train": train, "validation": validation, "test": test}
+        digest = hashlib.sha256(json.dumps(splits).encode()).hexdigest()
         folder = tmp_path / "splits" / digest[:8]
         folder.mkdir(parents=True, exist_ok=True)
-        for side, conversations in sides.items():
+        for split, conversations in splits.items():
             rows = []
             for given in conversations:
                 line += 1
                 rows.append(_row(messages(given), "data.jsonl", line) | {"cluster": line})
-            pq.write_table(pa.Table.from_pylist(rows, SPLIT_SCHEMA), folder / f"{side}.parquet")
+            pq.write_table(pa.Table.from_pylist(rows, SPLIT_SCHEMA), folder / f"{split}.parquet")
         return Splits(
             stage="split",
             key=digest[:20],

@@ -32,7 +32,7 @@ def make_check_results(**changes: Any) -> CheckResults:
         "quarantined": 1,
         "reasons": {"ingest": {"bad_json": 1}, "check": {}},
         "findings": {"secrets": 1},
-        "given_sides": [],
+        "user_provided_splits": [],
         "held_out": [],
         "conflicting_prompts": 1,
         "files": [{"name": "a.jsonl", "kept": 1, "quarantined": 1}],
@@ -53,12 +53,12 @@ def make_proof(**changes: Any) -> LeakProof:
         "random_leak_share": 0.1,
         "rows": {"train": 60, "validation": 10, "test": 20},
         "because": {"train": {}, "validation": {}, "test": {}},
-        "set_aside": {},
+        "quarantined": {},
         "cluster_sizes": {"1": 90},
         "test_clusters": 20,
         "smallest_visible_difference": 0.2486,
         "balance": {"by": "none", "num_strata": 1, "largest_deviation": 0.0, "deviates_most": None, "strata": []},
-        "given_sides": [],
+        "user_provided_splits": [],
         "versions": make_earlier_rows(),
         "time": None,
         "decontamination": make_decontamination(),
@@ -69,7 +69,7 @@ def make_proof(**changes: Any) -> LeakProof:
 
 def make_earlier_rows(**changes: Any) -> dict[str, Any]:
     """No version before."""
-    counts = ("known_rows", "stayed", "given_elsewhere", "freed_by_a_given_side", "gone", "quarantined")
+    counts = ("known_rows", "stayed", "given_elsewhere", "freed_by_a_given_split", "gone", "quarantined")
     return {"earlier": None, **dict.fromkeys(counts, 0)} | changes
 
 

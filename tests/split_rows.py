@@ -1,4 +1,4 @@
-"""Rows for tests of the split: what dedupe hands on, and what the sides say; alike as written down by hand."""
+"""Rows for tests of the split: what dedupe hands on, and what the splits say; alike as written down by hand."""
 
 import hashlib
 import random
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from conftest import messages
 
 from tunewright.artifacts import HELD_OUT_SCHEMA, ROW_SCHEMA, Rows, Splits, UniqueRows
-from tunewright.artifacts.placement import SIDES
+from tunewright.artifacts.placement import SPLITS
 from tunewright.config import Split
 from tunewright.similarity.folding import fold_texts
 from tunewright.similarity.prompts import segments, write_boilerplate
@@ -101,17 +101,17 @@ def split_rows(
     return split.fn(unique_rows(rows), held_out_rows(held_out), settings, earlier)
 
 
-def on_sides(splits: Splits) -> dict[str, list[dict[str, Any]]]:
+def in_splits(splits: Splits) -> dict[str, list[dict[str, Any]]]:
     """Side -> its rows."""
-    return {side: pq.read_table(splits.path(f"{side}.parquet")).to_pylist() for side in SIDES}
+    return {split: pq.read_table(splits.path(f"{split}.parquet")).to_pylist() for split in SPLITS}
 
 
-def side_of(splits: Splits) -> dict[str, str]:
-    """Row_id -> side, of the rows that stand on one."""
-    return {row["row_id"]: side for side, rows in on_sides(splits).items() for row in rows}
+def split_of(splits: Splits) -> dict[str, str]:
+    """Row_id -> split, of the rows that stand on one."""
+    return {row["row_id"]: split for split, rows in in_splits(splits).items() for row in rows}
 
 
-def set_aside(splits: Splits) -> dict[str, dict[str, Any]]:
+def quarantined(splits: Splits) -> dict[str, dict[str, Any]]:
     """Row_id -> its line in quarantine.parquet."""
     return {row["row_id"]: row for row in pq.read_table(splits.path("quarantine.parquet")).to_pylist()}
 
@@ -122,8 +122,8 @@ def prompt(row: dict[str, Any]) -> str:
 
 
 def largest_across(splits: Splits) -> float:
-    """The largest similarity of two rows on two sides, found by comparing all."""
-    texts = [(side, prompt(row)) for side, rows in on_sides(splits).items() for row in rows]
+    """The largest similarity of two rows across splits, found by comparing all."""
+    texts = [(split, prompt(row)) for split, rows in in_splits(splits).items() for row in rows]
     return max(jaccard(x, y) for i, (a, x) in enumerate(texts) for b, y in texts[:i] if a != b)
 
 

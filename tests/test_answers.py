@@ -16,7 +16,7 @@ PROSE = "The first step is to unplug the device and to wait for a minute. After 
         ('{"city": "Bern", "peo', "its JSON is left open"),
         ('{"slots": [{"city": "Bern"}]', "its JSON is left open"),
         ('["a", "b",', "its JSON is left open"),
-        (PROSE + "on the side,", "it ends with a comma"),
+        (PROSE + "on the split,", "it ends with a comma"),
         (PROSE + "and hold it because", "it ends with because"),
         (PROSE + "on the", "it ends with the"),
         (
@@ -48,13 +48,13 @@ def test_an_answer_that_stops_in_the_middle_says_why(answer: str, why: str) -> N
         ],
         *["[Scene: a bar] Good evening", "{name} is missing", '{"a": 1} is the answer'],
         *[
-            PROSE + "on the side",
+            PROSE + "on the split",
             PROSE.strip() + ".",
             PROSE + "three times:",
             PROSE + "called Option A",
             PROSE + "#### 72",
         ],
-        PROSE + "on the side.\n\nKind regards,\nthe team at the desk",
+        PROSE + "on the split.\n\nKind regards,\nthe team at the desk",
         "Roses are red. Violets are blue, and so on it goes for quite some time.\nSugar is sweet,\nand so,",
     ],
 )

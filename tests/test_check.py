@@ -1,4 +1,4 @@
-"""Every row is kept, or set aside once with the first thing that is wrong with it."""
+"""Every row is kept, or quarantined once with the first thing that is wrong with it."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -80,7 +80,7 @@ def test_rows_that_name_no_source_are_counted_by_their_file_alone(make_rows: Mak
     assert file == {"name": "data.jsonl", "kept": len(GOOD), "quarantined": 1, "sources": []}
 
 
-def test_a_row_with_several_faults_is_set_aside_once_with_the_first_configured(make_rows: MakeRows) -> None:
+def test_a_row_with_several_faults_is_quarantined_once_with_the_first_configured(make_rows: MakeRows) -> None:
     rows = make_rows([*GOOD, turns("user", " ", "assistant", "TODO", "user", "<|im_end|>")])
     (found,) = quarantined(check.fn(rows, LENIENT, SPECIAL))
     assert found["reason"] == "last_not_assistant"
@@ -93,7 +93,7 @@ def test_an_expectation_that_is_off_lets_its_rows_through(make_rows: MakeRows) -
     assert check.fn(rows, only(), SPECIAL).num_rows == len(GOOD) + len(BAD)
 
 
-def test_rows_kept_and_rows_set_aside_are_all_rows(make_rows: MakeRows) -> None:
+def test_rows_kept_and_rows_quarantined_are_all_rows(make_rows: MakeRows) -> None:
     bad = [(f"question {n}", " ") for n in range(60)]
     good = [(f"question {n}", f"answer {n}") for n in range(60, 100)]
     rows = make_rows([row for pair in zip(bad[:40], good, strict=True) for row in pair] + bad[40:], refused=3)
@@ -122,7 +122,9 @@ def test_prompts_answered_in_two_ways_are_counted_and_kept(make_rows: MakeRows) 
     assert "Go away." in checked.path("report.html").read_text()
 
 
-def test_prompts_answered_in_more_ways_than_allowed_are_set_aside_where_that_is_a_warning(make_rows: MakeRows) -> None:
+def test_prompts_answered_in_more_ways_than_allowed_are_quarantined_where_that_is_a_warning(
+    make_rows: MakeRows,
+) -> None:
     rows = make_rows([*GOOD, ("a", "1"), ("a", "2"), ("b", "1"), ("b", "2"), ("b", "3")])
     checks = only("conflicting_answers", severity="warning", arguments={"max_answers": 2})
     checked = check.fn(rows, checks, SPECIAL)

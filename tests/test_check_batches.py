@@ -13,7 +13,7 @@ from conftest import MakeRows
 
 from tunewright.data_checks.batches import Ask, look, row_batches
 from tunewright.data_checks.columns import Columns
-from tunewright.tasks.check.holding import hold_rows
+from tunewright.tasks.check.validate import validate_rows
 
 
 def test_the_number_of_processes_and_batches_changes_nothing(
@@ -69,11 +69,11 @@ def test_costly_columns_are_derived_only_where_something_looks_at_them(make_rows
     from tunewright.data_checks.suite import suite
 
     file = make_rows(GOOD).path("rows.parquet")
-    assert "secret" in hold_rows(file, suite(()), SPECIAL).frame
+    assert "secret" in validate_rows(file, suite(()), SPECIAL).frame
     off = changed({"name": "secrets", "severity": "skip"})
-    assert "secret" not in hold_rows(file, suite(off.expectations), SPECIAL).frame
+    assert "secret" not in validate_rows(file, suite(off.expectations), SPECIAL).frame
     named = changed(
         {"name": "secrets", "severity": "skip"},
         {"name": "great_expectations.expectations.ExpectColumnValuesToBeNull", "arguments": {"column": "secret"}},
     )
-    assert "secret" in hold_rows(file, suite(named.expectations), SPECIAL).frame
+    assert "secret" in validate_rows(file, suite(named.expectations), SPECIAL).frame

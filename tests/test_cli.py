@@ -324,7 +324,7 @@ def test_a_machine_that_is_not_here_has_the_packages_that_are_asked_for(after_fi
     assert refusal(after_first("plan", "tiny.yaml", *asked))[0] == 2
 
 
-def test_sides_that_are_known_are_reckoned_with_before_render_has_read_them(
+def test_splits_that_are_known_are_reckoned_with_before_render_has_read_them(
     first: tuple[Path, subprocess.CompletedProcess[str]], tunewright: Run, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(first[0] / "home", home, ignore=shutil.ignore_patterns("render"))
@@ -354,7 +354,7 @@ def test_the_data_of_a_run_are_told_stage_by_stage(after_first: Run) -> None:
     assert "data of tiny: version 1 of 1" in after_first("data", "tiny.yaml").stdout
 
 
-def test_a_row_is_told_from_its_line_to_its_side(after_first: Run) -> None:
+def test_a_row_is_told_from_its_line_to_its_split(after_first: Run) -> None:
     result = after_first("data", "tiny.yaml", "--line", "rows.jsonl:3", "--json")
     assert result.exit_code == 0
     told = json.loads(result.stdout)
@@ -542,7 +542,7 @@ def test_a_deployment_file_that_is_not_there_is_code_2(tunewright: Run) -> None:
             ["split is empty", "split.test"],
         ),
     ],
-    ids=["empty", "malformed", "all quarantined", "empty side"],
+    ids=["empty", "malformed", "all quarantined", "empty split"],
 )
 def test_refused_data_are_one_line_and_code_3(
     tunewright: Run, content: str, arguments: list[str], said: list[str]

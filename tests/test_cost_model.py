@@ -438,8 +438,8 @@ def tokens(tmp_path: Path) -> Tokens:
     folder.mkdir()
     rest = {"cluster": 0, "prompt_length": LENGTH - LABELLED, "reference": ""}
     rows = [rest | row | {"row_id": str(at)} for at, row in enumerate(token_rows(24))]
-    for side in ("train", "validation"):
-        pq.write_table(pa.Table.from_pylist(rows, TOKEN_SCHEMA), folder / f"{side}.parquet")
+    for split in ("train", "validation"):
+        pq.write_table(pa.Table.from_pylist(rows, TOKEN_SCHEMA), folder / f"{split}.parquet")
     make_contract().save(folder)
     counts = {"num_train": 24, "num_validation": 24, "num_test": 0, "num_quarantined": 0, "num_trained_tokens": 192}
     made = {"stage": "render", "digest": "abc", "folder": folder, "reasons": {}, "longest": LENGTH}

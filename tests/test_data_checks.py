@@ -170,7 +170,7 @@ def page(conversations: list[Any], labels: dict[str, int] | None = None, **given
     results = make_check_results(**{name: given.pop(name) for name in list(given) if name in CheckResults.model_fields})
     described = batch_of(conversations)
     counted = profile(described, labels, described["source"])
-    return render(results, counted, None, **{"set_aside": {}, "found": {}, "conflicts": []} | given)
+    return render(results, counted, None, **{"examples": {}, "found": {}, "conflicts": []} | given)
 
 
 def test_what_stands_in_the_data_is_escaped_in_the_report() -> None:
@@ -185,7 +185,7 @@ def test_what_stands_in_the_data_is_escaped_in_the_report() -> None:
         reasons={"ingest": {attack: 1}, "check": {}},
         files=[attacked | {"sources": [attacked]}],
         expectations=[EXPECTATION, fact],
-        set_aside={attack: [record]},
+        examples={attack: [record]},
         found={"secrets secret": [record]},
         conflicts=[conflict],
     )
@@ -200,7 +200,7 @@ def test_the_report_loads_nothing_and_forbids_it() -> None:
 
 
 def test_the_report_clips_what_it_shows() -> None:
-    html = page([said("a", "b")], set_aside={"bad_json": [EXAMPLE | {"text": "t" * 5_000}]})
+    html = page([said("a", "b")], examples={"bad_json": [EXAMPLE | {"text": "t" * 5_000}]})
     assert "t" * 399 in html
     assert "t" * 401 not in html
 
@@ -209,7 +209,7 @@ def test_the_report_of_rows_without_an_answer_has_no_answer_lengths() -> None:
     assert page([said("a", "b")[:1]]).count("<svg") == 1
 
 
-def test_the_report_says_that_nothing_was_found_and_nothing_set_aside() -> None:
+def test_the_report_says_that_nothing_was_found_and_nothing_quarantined() -> None:
     html = page([said("a", "b")], expectations=[EXPECTATION | {"failed": 0}], reasons={"ingest": {}, "check": {}})
     assert "None was." in html
     assert "No findings.</div>" in html

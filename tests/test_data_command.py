@@ -15,11 +15,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tunewright.artifacts import (
+    ASSIGNMENTS_SCHEMA,
     HELD_OUT_SCHEMA,
     QUARANTINE_SCHEMA,
     REMOVED_SCHEMA,
     ROW_SCHEMA,
-    SIDES_SCHEMA,
     SPLIT_SCHEMA,
     Artifact,
     CheckedRows,
@@ -85,22 +85,22 @@ def dedupe(folder: Path, rows: CheckedRows, removed: list[Record]) -> UniqueRows
 def split(
     folder: Path,
     rows: UniqueRows,
-    sides: dict[str, list[Record]],
+    splits: dict[str, list[Record]],
     because: dict[str, str],
     quarantined: list[Record],
     earlier: Splits | None,
     twice: tuple[Record, ...] = (),
 ) -> Splits:
-    for side in ("train", "validation", "test"):
-        write(folder / f"{side}.parquet", sides.get(side, []), SPLIT_SCHEMA)
+    for split in ("train", "validation", "test"):
+        write(folder / f"{split}.parquet", splits.get(split, []), SPLIT_SCHEMA)
     write(folder / "quarantine.parquet", quarantined, QUARANTINE_SCHEMA)
-    side_of = {record["row_id"]: side for side, records in sides.items() for record in records}
-    known = [{"row_id": key, "side": side_of.get(key, "train"), "because": why} for key, why in because.items()]
-    write(folder / "sides.parquet", [*twice, *known], SIDES_SCHEMA)
+    split_of = {record["row_id"]: split for split, records in splits.items() for record in records}
+    known = [{"row_id": key, "side": split_of.get(key, "train"), "because": why} for key, why in because.items()]
+    write(folder / "sides.parquet", [*twice, *known], ASSIGNMENTS_SCHEMA)
     return Splits(
-        num_train=len(sides.get("train", [])),
-        num_validation=len(sides.get("validation", [])),
-        num_test=len(sides.get("test", [])),
+        num_train=len(splits.get("train", [])),
+        num_validation=len(splits.get("validation", [])),
+        num_test=len(splits.get("test", [])),
         num_clusters=1,
         largest_similarity=0.0,
         random_leak_share=0.0,
@@ -166,7 +166,7 @@ FIRST = [row(1), row(2)]
 ROWS = [
     *FIRST,
     row(3, "A question about\nRED shoes", repairs="mojibake"),
-    *(row(4), row(5), row(6), row(7), row(8, side="test"), row(9), row(10), row(11)),
+    *(row(4), row(5), row(6), row(7), row(8, use_as="test"), row(9), row(10), row(11)),
 ]
 
 
@@ -175,9 +175,9 @@ def first() -> Splits:
     rows = ingest(FIRST, [])
     checked = check(rows, [])
     unique = dedupe(checked, [])
-    sides = {"train": [row(2, cluster=0)], "test": [row(1, cluster=1)]}
+    splits = {"train": [row(2, cluster=0)], "test": [row(1, cluster=1)]}
     found = before("triage", rows, Split())
-    splits = split(unique, sides, {row_id(1): "drawn", row_id(2): "drawn"}, [], None)
+    splits = split(unique, splits, {row_id(1): "drawn", row_id(2): "drawn"}, [], None)
     accept(found, rows, checked, unique, splits)
     return splits
 
@@ -187,24 +187,24 @@ def second(earlier: Splits, *, accepted: bool = True) -> list[Artifact]:
     rows = ingest(ROWS, REFUSED)
     checked = check(rows, [aside(4, "empty_answer", row_id=row_id(4))])
     unique = dedupe(checked, [repeat(5, 2, 0.91), repeat(6, 2, 0.82)])
-    sides = {
+    splits = {
         "train": [row(2, cluster=0), row(9, cluster=0), row(10, cluster=3), row(11, cluster=4)],
         "validation": [row(3, cluster=2)],
-        "test": [row(1, cluster=1), row(8, cluster=5, side="test")],
+        "test": [row(1, cluster=1), row(8, cluster=5, use_as="test")],
     }
-    bridging = [aside(7, "bridges_sides", row_id=row_id(7))]
+    bridging = [aside(7, "bridges_splits", row_id=row_id(7))]
     because = {
         1: "kept",
         2: "kept",
         3: "by_time",
-        7: "bridges_sides",
+        7: "bridges_splits",
         8: "given",
         9: "inherited",
         10: "drawn",
         11: "drawn",
     }
     because |= {12: "gone"}
-    splits = split(unique, sides, {row_id(line): why for line, why in because.items()}, bridging, earlier)
+    splits = split(unique, splits, {row_id(line): why for line, why in because.items()}, bridging, earlier)
     tokens = render(splits, [aside(11, "answer_truncated", row_id=row_id(11))])
     if accepted:
         accept(before("triage", rows, SETTINGS.split), rows, checked, unique, splits)
@@ -274,7 +274,7 @@ def refusal(act: Callable[[], object]) -> str:
     return str(error.value)
 
 
-def test_a_life_ends_where_the_row_was_set_aside(data: PipelineData) -> None:
+def test_a_life_ends_where_the_row_was_quarantined(data: PipelineData) -> None:
     read, passed, kept = {"ingest": "read"}, {"check": "passed"}, {"dedupe": "kept"}
     assert outcomes(data, 90) == {"ingest": "refused"}
     assert outcomes(data, 4) == read | {"check": "quarantined"}
@@ -289,7 +289,7 @@ def test_every_record_has_one_life(data: PipelineData) -> None:
     assert {end: ends.count(end) for end in ends} == {"rendered": 6, "quarantined": 3, "removed": 2, "refused": 1}
 
 
-def test_a_row_that_was_set_aside_has_its_reason(data: PipelineData) -> None:
+def test_a_row_that_was_quarantined_has_its_reason(data: PipelineData) -> None:
     (refused,) = life(data, 90)["life"]
     assert refused["in"] == str(next(iter(data.made or ())).path("quarantine.parquet"))
     assert {name: refused[name] for name in ("stage", "outcome", "reason", "detail")} == {
@@ -299,7 +299,7 @@ def test_a_row_that_was_set_aside_has_its_reason(data: PipelineData) -> None:
         "detail": "why bad_json",
     }
     assert event(data, 4, "check")["detail"] == "why empty_answer"
-    assert event(data, 7, "split")["reason"] == "bridges_sides"
+    assert event(data, 7, "split")["reason"] == "bridges_splits"
     removed = event(data, 5, "dedupe")
     assert (removed["reason"], removed["similarity"]) == ("near_duplicate", 0.91)
     assert removed["partner"] == {"file": FILE, "line": 2, "row_id": row_id(2)}
@@ -313,7 +313,7 @@ def test_a_row_knows_where_it_came_from_and_what_repeats_it(data: PipelineData) 
     assert [(row["line"], row["similarity"]) for row in kept["duplicates"]] == [(5, 0.91), (6, 0.82)]
 
 
-def test_a_row_knows_why_it_is_on_its_side(data: PipelineData) -> None:
+def test_a_row_knows_why_it_is_on_its_split(data: PipelineData) -> None:
     because = {line: event(data, line, "split")["because"] for line in (1, 3, 8, 9, 10)}
     assert because == {1: "kept", 3: "by_time", 8: "given", 9: "inherited", 10: "drawn"}
     assert event(data, 9, "split")["inherited_from"] == {"file": FILE, "line": 2, "row_id": row_id(2)}
@@ -326,16 +326,16 @@ def test_a_row_that_is_nowhere_is_not_explained_away(data: PipelineData) -> None
         row_json(data, [record])
 
 
-def test_a_row_knows_its_cluster_and_its_side_in_each_earlier_version(data: PipelineData) -> None:
+def test_a_row_knows_its_cluster_and_its_split_in_each_earlier_version(data: PipelineData) -> None:
     placed = event(data, 9, "split")
     assert (placed["outcome"], placed["cluster"], placed["num_in_cluster"]) == ("train", 0, 2)
     assert [other["line"] for other in placed["also_in_cluster"]] == [2]
-    assert life(data, 1)["versions"] == [{"version": 1, "side": "test", "because": "drawn"}]
-    assert life(data, 9)["versions"] == [{"version": 1, "side": None, "because": None}]
+    assert life(data, 1)["versions"] == [{"version": 1, "split": "test", "because": "drawn"}]
+    assert life(data, 9)["versions"] == [{"version": 1, "split": None, "because": None}]
     assert life(data, 90)["versions"] == []
-    told = {line: lineage.sides(row_id(line), data.name, data.past)[1] for line in (7, 12)}
-    assert told[7] == {"version": 2, "side": None, "because": "bridges_sides"}
-    assert told[12] == {"version": 2, "side": None, "because": "gone"}
+    told = {line: lineage.splits(row_id(line), data.name, data.past)[1] for line in (7, 12)}
+    assert told[7] == {"version": 2, "split": None, "because": "bridges_splits"}
+    assert told[12] == {"version": 2, "split": None, "because": "gone"}
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_the_stages_name_what_they_were_made_from(data: PipelineData) -> None:
     assert list(stages) == ["ingest", "check", "dedupe", "split", "render"]
     assert stages["check"]["parents"] == {"ingest": stages["ingest"]["digest"]}
     assert stages["split"]["parents"]["dedupe"] == stages["dedupe"]["digest"]
-    assert stages["split"]["parents"]["split"] == told["versions"][0]["splits"]["digest"], "the sides it went on from"
+    assert stages["split"]["parents"]["split"] == told["versions"][0]["splits"]["digest"], "the splits it went on from"
     assert stages["ingest"]["rows"] == {"read": 12, "rows": 11, "quarantined": 1, "held_out": 0}
     assert Path(stages["split"]["artifact"], "manifest.json").is_file()
     assert (told["name"], told["version"], told["missing"]) == ("triage", 2, "")
@@ -443,24 +443,24 @@ def test_where_the_sources_changed_the_version_accepted_last_is_shown(data: Pipe
     assert "tunewright run x.yaml --until split" in page
 
 
-def test_a_given_test_row_stands_on_its_side_although_a_row_that_says_the_same_was_set_aside(
+def test_a_given_test_row_stands_on_its_split_although_a_row_that_says_the_same_was_quarantined(
     home: Path, planned: Plan
 ) -> None:
     del home
-    same = row(12, side="test") | {"row_id": row_id(1)}
+    same = row(12, use_as="test") | {"row_id": row_id(1)}
     rows = ingest([row(1), row(2), same], [])
     checked = check(rows, [])
     unique = dedupe(checked, [])
-    sides = {"train": [row(2, cluster=0)], "test": [same | {"cluster": 1}]}
+    splits = {"train": [row(2, cluster=0)], "test": [same | {"cluster": 1}]}
     splits = split(
-        unique, sides, {row_id(2): "drawn"}, [aside(1, "repeats_test_row", row_id=row_id(1))], None, AS_GIVEN
+        unique, splits, {row_id(2): "drawn"}, [aside(1, "repeats_test_row", row_id=row_id(1))], None, AS_GIVEN
     )
     accept(before("triage", rows, SETTINGS.split), rows, checked, unique, splits)
     planned([rows, checked, unique, splits])
     data = look_up(SETTINGS)
     assert (event(data, 12, "split")["outcome"], event(data, 12, "split")["because"]) == ("test", "given")
     assert event(data, 1, "split")["reason"] == "repeats_test_row"
-    assert lineage.sides(row_id(1), data.name, data.past) == [{"version": 1, "side": "test", "because": "given"}]
+    assert lineage.splits(row_id(1), data.name, data.past) == [{"version": 1, "split": "test", "because": "given"}]
 
 
 def test_a_row_that_another_version_has_is_said_to_be_there(data: PipelineData) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from tunewright.artifacts import SIDES_FILE, SIDES_SCHEMA, Artifact, CheckedRows, Rows, Splits, UniqueRows
+from tunewright.artifacts import ASSIGNMENTS_FILE, ASSIGNMENTS_SCHEMA, Artifact, CheckedRows, Rows, Splits, UniqueRows
 from tunewright.cli import data as data_command
 from tunewright.cli.data import PipelineData, find, look_up
 from tunewright.cli.data import view as data_view
@@ -56,7 +56,7 @@ def settings(*sources: Source, **options: Any) -> Settings:
 
 
 FAQ = Source(path="faq.csv", columns={"instruction": "question", "output": "reply"})
-GOLDEN = Source(path="golden.jsonl", side="test")
+GOLDEN = Source(path="golden.jsonl", use_as="test")
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_held_out_record_is_found_and_is_no_row(look: Callable[..., PipelineDa
     assert "held_out.parquet" in page
 
 
-def test_a_row_says_the_side_that_its_source_gives_and_where_it_stands(look: Callable[..., PipelineData]) -> None:
+def test_a_row_says_the_split_that_its_source_gives_and_where_it_stands(look: Callable[..., PipelineData]) -> None:
     data = look(settings(GOLDEN))
     page = shown(data_view.show_row, data, ask(data, line="golden.jsonl:1"), "x.yaml")
     assert "assigned to test" in page
@@ -406,7 +406,7 @@ def accepted(rows: Rows) -> Version:
         random_leak_share=0,
         folder=others,
     )
-    pq.write_table(SIDES_SCHEMA.empty_table(), others / SIDES_FILE)
+    pq.write_table(ASSIGNMENTS_SCHEMA.empty_table(), others / ASSIGNMENTS_FILE)
     (others / "profile.json").write_text("{}")
     found = before("triage", rows, Split(sticky=False))
     version = accept(found, rows, checked, unique, splits)
@@ -427,8 +427,8 @@ def test_every_figure_of_the_versions_adds_up_also_where_rows_are_equal() -> Non
         rows = past[number - 1]["rows"] if number else 0
         assert count["read"] == count["refused"] + count["rows"]
         assert count["rows"] == (rows or 0) + count["new"] - count["gone"]
-        sides = count["train"] + count["validation"] + count["test"]
-        assert count["rows"] == count["quarantined"] + count["removed"] + sides
+        splits = count["train"] + count["validation"] + count["test"]
+        assert count["rows"] == count["quarantined"] + count["removed"] + splits
         assert (count["quarantined"], count["removed"]) == (2, 1)
 
 

@@ -19,15 +19,15 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from tunewright.artifacts import SIDES_FILE, SIDES_SCHEMA, CheckedRows, Rows, Splits, UniqueRows
-from tunewright.artifacts.placement import SIDES
+from tunewright.artifacts import ASSIGNMENTS_FILE, ASSIGNMENTS_SCHEMA, CheckedRows, Rows, Splits, UniqueRows
+from tunewright.artifacts.placement import SPLITS
 from tunewright.config import Split
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.store.caching import cached
 from tunewright.store.data_history import SCHEMA, Replaced, Version, file_of, folder_of, history, place, read, trained
 from tunewright.store.data_versions import Before, accept, before
-from tunewright.store.lineage import sides as sides_of
-from tunewright.tasks.split.columns import earlier_sides
+from tunewright.store.lineage import splits as numbers_of
+from tunewright.tasks.split.columns import earlier_splits
 
 SPLIT = Split()
 
@@ -53,15 +53,15 @@ def dedupe(folder: Path, rows: CheckedRows) -> UniqueRows:
 
 @cached()
 def split(folder: Path, rows: UniqueRows, settings: Split, ids: Sequence[str] = "") -> Splits:
-    """With a higher threshold more of a, b, c test, each repeated by a row set aside; x is gone, and y is set aside."""
+    """More of a, b, c are test rows by a higher threshold, with a quarantined duplicate; x is gone, y quarantined."""
     (folder / "train.parquet").write_text(f"{rows.digest} {settings.threshold}")
     tested = "abc"[: round(10 * settings.threshold) - 6]
-    sides = {row_id: "test" if row_id in tested else "train" for row_id in ids}
-    memory = [{"row_id": row_id, "side": side, "because": "drawn"} for row_id, side in sides.items()]
+    splits = {row_id: "test" if row_id in tested else "train" for row_id in ids}
+    memory = [{"row_id": row_id, "side": split, "because": "drawn"} for row_id, split in splits.items()]
     memory += [{"row_id": row_id, "side": "train", "because": "repeats_test_row"} for row_id in ids if row_id in tested]
     gone = {"row_id": "x", "side": "train", "because": "gone"}
-    aside = {"row_id": "y", "side": None, "because": "bridges_sides"}
-    pq.write_table(pa.Table.from_pylist([*memory, gone, aside], SIDES_SCHEMA), folder / SIDES_FILE)
+    aside = {"row_id": "y", "side": None, "because": "bridges_splits"}
+    pq.write_table(pa.Table.from_pylist([*memory, gone, aside], ASSIGNMENTS_SCHEMA), folder / ASSIGNMENTS_FILE)
     return Splits(
         num_train=rows.num_rows,
         num_validation=0,
@@ -125,11 +125,11 @@ def test_the_newest_version_is_what_its_data_came_to_last_and_an_older_one_stays
     assert again.splits != new.splits
     assert (again.number, again.parent, again.added) == (new.number, new.parent, new.added)
     assert history("triage", 0, "cluster") == [old, again]
-    assert run("ab", Split(threshold=0.9))[1] == old, "the sides of the newest version stand on it"
+    assert run("ab", Split(threshold=0.9))[1] == old, "the splits of the newest version stand on it"
     assert history("triage", 0, "cluster") == [old, again]
 
 
-def test_sides_that_a_trial_gives_the_newest_version_are_counted_and_said_and_can_be_put_back(
+def test_splits_that_a_trial_gives_the_newest_version_are_counted_and_said_and_can_be_put_back(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("tunewright"), "propagate", True)
@@ -161,7 +161,7 @@ def test_sides_that_a_trial_gives_the_newest_version_are_counted_and_said_and_ca
     assert [(once.moved, again.is_back(at)) for at, once in enumerate(again.replaced)] == [(2, False), (2, True)]
 
 
-def test_sides_that_stay_are_nothing_to_say_of_and_sides_that_are_gone_are(
+def test_splits_that_stay_are_nothing_to_say_of_and_splits_that_are_gone_are(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("tunewright"), "propagate", True)
@@ -177,13 +177,13 @@ def test_sides_that_stay_are_nothing_to_say_of_and_sides_that_are_gone_are(
     assert "are gone, so the number of moved rows is unknown" in caplog.messages[-1]
 
 
-def test_sides_that_were_altered_are_as_gone_and_are_never_read(
+def test_splits_that_were_altered_are_as_gone_and_are_never_read(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pyarrow's reader with filters waits without end at some altered bytes of a Parquet file's metadata."""
     monkeypatch.setattr(logging.getLogger("tunewright"), "propagate", True)
     _, first = run("cd")
-    file = folder_of("triage", first) / SIDES_FILE
+    file = folder_of("triage", first) / ASSIGNMENTS_FILE
     whole = file.read_bytes()
     file.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
     table = pq.read_table
@@ -197,13 +197,13 @@ def test_sides_that_were_altered_are_as_gone_and_are_never_read(
     _, other = run("cd", Split(threshold=0.7))
     assert [replaced.moved for replaced in other.replaced] == [None]
     assert "are gone, so the number of moved rows is unknown" in caplog.messages[-1]
-    assert sides_of("id", "triage", [first]) == [{"version": 1, "side": None, "because": None}]
+    assert numbers_of("id", "triage", [first]) == [{"version": 1, "split": None, "because": None}]
 
 
-def test_records_of_a_version_whose_sides_were_altered_are_not_counted() -> None:
+def test_records_of_a_version_whose_splits_were_altered_are_not_counted() -> None:
     _, first = run("abc")
     found = before("triage", rows := ingest(tuple("abcd")), SPLIT)
-    file = folder_of("triage", first) / SIDES_FILE
+    file = folder_of("triage", first) / ASSIGNMENTS_FILE
     file.write_bytes(file.read_bytes()[:-50])
     checked = check(rows)
     unique = dedupe(checked)
@@ -252,7 +252,7 @@ def test_a_version_whose_splits_are_not_known_stops_the_next_run_unless_it_split
     if how == "gone":
         shutil.rmtree(folder)
     elif how == "altered":
-        (folder / SIDES_FILE).write_bytes((folder / SIDES_FILE).read_bytes()[::-1])
+        (folder / ASSIGNMENTS_FILE).write_bytes((folder / ASSIGNMENTS_FILE).read_bytes()[::-1])
     else:
         line = file_of("triage").read_text()
         file_of("triage").write_text(line.replace(first.assignments, "0" * 64))
@@ -273,8 +273,8 @@ def test_all_artifacts_can_be_deleted(home: Path) -> None:
     assert run("abcd") == (found, second)
     shutil.rmtree(home / "artifacts")
     assert found.splits
-    table = earlier_sides(pa.array(["b"]), found.splits)
-    assert SIDES[table[0][0]] == "train"
+    table = earlier_splits(pa.array(["b"]), found.splits)
+    assert SPLITS[table[0][0]] == "train"
     assert sorted(table[1]["row_id"].to_pylist()) == ["a", "c", "x"]
     _, third = run("bcde")
     assert (third.added, third.removed, third.parent) == (1, 1, second.rows.digest)
@@ -289,7 +289,7 @@ def test_what_is_kept_of_a_version_is_small_and_has_no_texts(home: Path) -> None
     unique = dedupe(checked)
     accepted = accept(before("triage", rows, SPLIT), rows, checked, unique, split(unique, SPLIT, ids))
     assert accepted
-    file = folder_of("triage", accepted) / SIDES_FILE
+    file = folder_of("triage", accepted) / ASSIGNMENTS_FILE
     assert file.stat().st_size / len(ids) < 36
     assert {*pq.read_schema(file).names} == {"row_id", "side", "because", "records", "checked", "placed"}
 
@@ -385,26 +385,26 @@ def test_a_killed_run_leaves_every_accepted_version_readable(accepting: subproce
 
 
 @pytest.fixture
-def sides() -> Path:
+def splits() -> Path:
     """The file with the assignments of a version of two rows, of which one trains."""
-    file = place("tiny") / "d-1" / SIDES_FILE
+    file = place("tiny") / "d-1" / ASSIGNMENTS_FILE
     file.parent.mkdir(parents=True)
-    columns = [["r1", "r2"], ["train", "test"], [None, "set aside"], [1, 2], [True, True], [True, False]]
+    columns = [["r1", "r2"], ["train", "test"], [None, "quarantined"], [1, 2], [True, True], [True, False]]
     pq.write_table(pa.table(columns, schema=SCHEMA), file, compression="zstd")
     return file
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(100) + b"PAR1"])
-def test_assignments_that_cannot_be_read_are_one_line(sides: Path, content: bytes) -> None:
+def test_assignments_that_cannot_be_read_are_one_line(splits: Path, content: bytes) -> None:
     assert trained("tiny", "d") == {"r1"}
-    sides.write_bytes(content)
-    with pytest.raises(ConfigError, match=rf"^{sides}: was altered and cannot be read \([^\n]*; restore versions/"):
+    splits.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^{splits}: was altered and cannot be read \([^\n]*; restore versions/"):
         trained("tiny", "d")
 
 
-def test_a_byte_changed_in_assignments_never_keeps_a_run_waiting(sides: Path) -> None:
-    whole = sides.read_bytes()  # pyarrow's reader with filters waits without end where byte 583 is another
+def test_a_byte_changed_in_assignments_never_keeps_a_run_waiting(splits: Path) -> None:
+    whole = splits.read_bytes()  # pyarrow's reader with filters waits without end where byte 583 is another
     for at in range(0, len(whole), 11):
-        sides.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        splits.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with suppress(ConfigError):
             trained("tiny", "d")

@@ -123,7 +123,7 @@ def test_of_two_that_begin_at_once_one_makes_it_and_the_other_waits(file: Path, 
     assert databases.is_finished(file)
 
 
-def test_one_that_was_half_made_is_set_aside_and_made_anew_and_doctor_says_so(
+def test_one_that_was_half_made_is_moved_away_and_made_anew_and_doctor_says_so(
     file: Path, quick: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "tunewright")
@@ -140,7 +140,7 @@ def test_one_that_was_half_made_is_set_aside_and_made_anew_and_doctor_says_so(
 
 
 @pytest.mark.parametrize("table", ["experiments", "runs", "registered_models"])
-def test_one_that_holds_anything_is_never_set_aside(file: Path, quick: list[Path], table: str) -> None:
+def test_one_that_holds_anything_is_never_moved_away(file: Path, quick: list[Path], table: str) -> None:
     half_made(file)
     with closing(sqlite3.connect(file)) as connection:
         connection.execute(f"CREATE TABLE IF NOT EXISTS {table} (id INTEGER)")

@@ -286,9 +286,11 @@ def test_what_is_written_about_rows_holds_no_secret(checked: Any) -> None:
     )
 
 
-def test_a_row_that_is_given_to_an_evaluation_side_stays_wherever_its_source_stands(tmp_path: Path) -> None:
+def test_a_row_that_is_given_to_an_evaluation_split_stays_wherever_its_source_stands(tmp_path: Path) -> None:
     near = LONG.replace("house", "flat")
-    rows = [{"messages": chat(text), "side": side} for text, side in ((LONG, None), (LONG, "test"), (near, "test"))]
+    rows = [
+        {"messages": chat(text), "use_as": use_as} for text, use_as in ((LONG, None), (LONG, "test"), (near, "test"))
+    ]
     pq.write_table(pa.Table.from_pylist([*rows, {"messages": chat(near)}], ROW_SCHEMA), tmp_path / "rows.parquet")
     found, _ = find_repeats(tmp_path / "rows.parquet", KEEP_ALL)
     assert found.stays.tolist() == [True, True, True, False]

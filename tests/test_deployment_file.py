@@ -83,6 +83,19 @@ def test_the_old_name_of_a_setting_is_accepted_with_a_line(write: Write, caplog:
         load(write(f"{PIPELINE}      gate: {{looks: 3, max_test_set_uses: 4}}\n"))
 
 
+def test_the_old_name_of_a_key_in_a_list_works_and_is_said(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    sources = "[{path: a.jsonl}, {path: golden.jsonl, side: test}]"
+    file = write(PIPELINE.replace("[{path: messages.jsonl}]", sources))
+    pipeline = load(file)
+    (said,) = caplog.messages
+    assert said.endswith("data.sources[1].side: write data.sources[1].use_as; the old name works for one more release")
+    assert pipeline.settings.data.sources[1].use_as == "test"
+    assert pipeline.parameters["data"]["sources"][1] == {"path": "golden.jsonl", "use_as": "test"}  # as it is deployed
+    changed = override(pipeline, [f"data.sources={sources}"])
+    assert "write data.sources[1].use_as" in caplog.messages[1]
+    assert changed.parameters["data"]["sources"][1]["use_as"] == "test"
+
+
 def test_an_assignment_replaces_a_wrong_value_of_the_file(write: Write) -> None:
     file = write(PIPELINE.replace("1e-4", "two"))
     pipeline = load(file, assignments=["training.learning_rate=0.001"])

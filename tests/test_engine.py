@@ -201,15 +201,15 @@ def test_of_equally_near_pairs_the_one_with_the_smallest_sets_is_named_then_the_
     made = [" ".join(rng.choice("abcd") for _ in range(rng.randint(2, 6))) for _ in range(100)]
     texts = [*{frozenset(shingles_of(text)): text for text in made}.values()]
     rank = {row: (len(shingles_of(text)), row) for row, text in enumerate(texts)}
-    sides = np.arange(len(texts)) % 2
-    across = [(i, j) for i in rank for j in rank if rank[j] < rank[i] and sides[i] != sides[j]]
+    splits = np.arange(len(texts)) % 2
+    across = [(i, j) for i in rank for j in rank if rank[j] < rank[i] and splits[i] != splits[j]]
     later, earlier = min(across, key=lambda pair: (-jaccard(texts[pair[0]], texts[pair[1]]), *map(rank.get, pair)))
     rows = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]} for text in texts]
     with tempfile.TemporaryDirectory() as folder, in_this_process(parts) as pieces:
         file = write(Path(folder) / "rows.parquet", rows, 7)
         for engine in (pieces, Engine()):
             sets = engine.sets(engine.over_batches(file, ["messages"], shingled, guarded=False))
-            nearest = engine.nearest_across(sets, sides, 0.2)
+            nearest = engine.nearest_across(sets, splits, 0.2)
             assert (nearest.one, nearest.other) == (min(later, earlier), max(later, earlier))
 
 
@@ -220,11 +220,11 @@ def test_a_cluster_removes_the_same_rows_for_the_same_reasons(two_nodes: None, c
     assert there.digest == here.digest
 
 
-def test_a_cluster_puts_the_same_rows_on_the_same_sides(two_nodes: None, checked: CheckedRows) -> None:
+def test_a_cluster_puts_the_same_rows_on_the_same_splits(two_nodes: None, checked: CheckedRows) -> None:
     unique = dedupe.fn(checked, Dedupe(max_removed_share=1))
-    table = pq.read_table(unique.path("rows.parquet")).drop_columns("side")
-    given_sides = pa.array(["test" if row % 20 == 0 else None for row in range(len(table))], pa.string())
-    table = table.append_column("side", given_sides).select(ROW_SCHEMA.names)
+    table = pq.read_table(unique.path("rows.parquet")).drop_columns("use_as")
+    user_provided_splits = pa.array(["test" if row % 20 == 0 else None for row in range(len(table))], pa.string())
+    table = table.append_column("use_as", user_provided_splits).select(ROW_SCHEMA.names)
     pq.write_table(table, unique.path("rows.parquet"), row_group_size=300)
     here, there = (
         split.fn(unique, held_out_rows([]), Split(threshold=0.5), None, engine=name) for name in ("local", "ray")

@@ -522,9 +522,9 @@ def on_splits(home: Path) -> dict[str, str]:
     newest = history("tiny", 0, "cluster")[-1]
     folder = home / "artifacts" / "split" / newest.splits.key
     return {
-        row_id: side
-        for side in ("train", "validation", "test")
-        for row_id in pq.read_table(folder / f"{side}.parquet")["row_id"].to_pylist()
+        row_id: split
+        for split in ("train", "validation", "test")
+        for row_id in pq.read_table(folder / f"{split}.parquet")["row_id"].to_pylist()
     }
 
 

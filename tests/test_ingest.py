@@ -120,24 +120,24 @@ def test_a_record_may_name_its_source_group_and_time() -> None:
     ]
 
 
-def test_all_rows_of_a_source_are_on_its_side() -> None:
+def test_all_rows_of_a_source_are_on_its_split() -> None:
     Path("a.jsonl").write_bytes(GOOD)
     Path("b.jsonl").write_bytes(GOOD)
-    kept, _ = tables(run(Source(path="a.jsonl", side="test"), "b.jsonl"))
-    assert [row["side"] for row in kept] == ["test", None]
+    kept, _ = tables(run(Source(path="a.jsonl", use_as="test"), "b.jsonl"))
+    assert [row["use_as"] for row in kept] == ["test", None]
 
 
-def test_a_given_test_side_of_which_no_row_is_left_stops_since_another_would_be_drawn() -> None:
+def test_a_given_test_split_of_which_no_row_is_left_stops_since_another_would_be_drawn() -> None:
     Path("a.jsonl").write_bytes(b"not json\n")
     Path("b.jsonl").write_bytes(GOOD)
     with pytest.raises(DataError) as caught:
-        run(Source(path="a.jsonl", side="test"), "b.jsonl")
+        run(Source(path="a.jsonl", use_as="test"), "b.jsonl")
     said = (
         "data.sources[0]: a.jsonl: no row is left in the user-provided test set; 1 of 1 records quarantined: "
         "1 bad_json, first a.jsonl "
     )
     assert str(caught.value).startswith(f"{said}line 1, ")
-    assert run("a.jsonl", Source(path="b.jsonl", side="test")).num_rows == 1
+    assert run("a.jsonl", Source(path="b.jsonl", use_as="test")).num_rows == 1
 
 
 @pytest.mark.parametrize(

@@ -152,8 +152,8 @@ def test_a_record_that_cannot_be_read_stops_the_run(name: str, content: bytes, m
 
 def test_settings_that_fit_no_evaluation_file_are_config_errors() -> None:
     Path("a.jsonl").write_text('{"question": "a", "id": "b"}\n')
-    with pytest.raises(ConfigError, match=r"held_out\[0\].side=test: a held-out file is in no split"):
-        held_out(Source(path="a.jsonl", side="test"))
+    with pytest.raises(ConfigError, match=r"held_out\[0\].use_as=test: a held-out file is in no split"):
+        held_out(Source(path="a.jsonl", use_as="test"))
     with pytest.raises(
         ConfigError, match=r"held_out\[0\].columns.output: no record has qestion; did you mean question\?"
     ):

@@ -24,7 +24,7 @@ def read(records: list[dict[str, Any]], settings: Split, *golden: dict[str, Any]
     sources = [Source(path="a.jsonl", columns={"time": "created"} if "created" in records[0] else {})]
     if golden:
         Path("b.jsonl").write_text("\n".join(map(json.dumps, golden)))
-        sources.append(Source(path="b.jsonl", side="test"))
+        sources.append(Source(path="b.jsonl", use_as="test"))
     data, folder = Data(sources=tuple(sources)), Path("rows")
     folder.mkdir(exist_ok=True)
     return cached.build(folder, data, source_files(data), needs(settings)).num_rows
@@ -39,7 +39,7 @@ def test_by_time_a_row_without_time_stops_with_its_place_and_how_to_name_the_fie
     said = r"split.by=time: 1 of 21 rows have no time, the first is a.jsonl:21; .*time: created_at"
     with pytest.raises(DataError, match=said):
         read([*timed, record(20, "yes")], Split(by="time"))
-    assert read(timed, Split(by="time"), record(99, "given")) == 21  # a given side needs none
+    assert read(timed, Split(by="time"), record(99, "given")) == 21  # a given split needs none
     assert read([*timed, record(20, "yes")], Split()) == 21
 
 

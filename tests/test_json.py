@@ -68,7 +68,7 @@ SELDOM = {
     "deploy": {"tested"},  # with --test-message
     "data, one row": {
         "asked_line",  # of a record of several lines
-        *("versions[].version", "versions[].side", "versions[].because"),  # from the second version on
+        *("versions[].version", "versions[].split", "versions[].because"),  # from the second version on
     },
 }
 WHOLE = {  # objects and items whose keys stand in the meaning, or in the settings

@@ -162,7 +162,7 @@ def test_all_sections_and_stages_are_taken() -> None:
         (
             {"data": {"sources": [{"pth": "a.jsonl"}]}},
             "<data.sources[0].pth>: data.sources[0].pth: unknown key; did you mean path? accepted: path, layout, "
-            "format, columns, split, revision, side (also wrong or missing: data.sources[0].path)",
+            "format, columns, split, revision, use_as (also wrong or missing: data.sources[0].path)",
         ),
         (
             {"registry": {"name": "My Model"}},
@@ -211,9 +211,9 @@ def test_all_sections_and_stages_are_taken() -> None:
             "q_proj, v_proj (",
         ),
         (
-            {"data": {"sources": [{"path": "a", "side": "trian"}]}},
-            '<data.sources[0].side>: data.sources[0].side: "trian" is refused; did you mean train? accepted: train, '
-            "validation, test, replay, or null",
+            {"data": {"sources": [{"path": "a", "use_as": "trian"}]}},
+            '<data.sources[0].use_as>: data.sources[0].use_as: "trian" is refused; did you mean train? accepted: '
+            "train, validation, test, replay, or null",
         ),
         (
             {"checks": {"expectations": [{"name": "empty_answer", "arguments": None}]}},

@@ -254,15 +254,15 @@ def test_what_data_limit_draws_is_told_from_what_was_looked_at(tiny_base: Base) 
 
 @pytest.mark.parametrize("after_ingest", [False, True])
 @pytest.mark.parametrize(
-    ("side", "train", "validation", "train_of_half"),
+    ("split", "train", "validation", "train_of_half"),
     [("test", 45, 5, 45), ("validation", 45, 30, 25), ("train", 70, 5, 50), ("replay", 44, 5, 22)],
 )
-def test_a_side_that_is_given_takes_no_share_of_the_other_rows(
-    tiny_base: Base, side: str, train: int, validation: int, train_of_half: int, after_ingest: bool
+def test_a_split_that_is_given_takes_no_share_of_the_other_rows(
+    tiny_base: Base, split: str, train: int, validation: int, train_of_half: int, after_ingest: bool
 ) -> None:
     write("a.jsonl", *map(record, range(50)))
     write("b.jsonl", *(record(number, 40) for number in range(30)))
-    sources = f"[{{path: a.jsonl}}, {{path: b.jsonl, side: {side}}}]"
+    sources = f"[{{path: a.jsonl}}, {{path: b.jsonl, use_as: {split}}}]"
     asked = deployment_file.override(pipeline(tiny_base), [f"data.sources={sources}"])
     data = asked.settings.data
     made = ingest.fn(data=data, files=source_files(data), needs=()) if after_ingest else None
@@ -273,8 +273,8 @@ def test_a_side_that_is_given_takes_no_share_of_the_other_rows(
     assert costs
     assert (costs.chosen.work.source, costs.chosen.work.num_rows) == ("ingest" if after_ingest else "sample", train)
     of = "ingest" if after_ingest else "the sources"
-    is_of_own = side in ("validation", "test")
-    said = f"the 50 rows of {of}, beside 30 with side: {side}" if is_of_own else f"the 80 rows of {of}"
+    is_of_own = split in ("validation", "test")
+    said = f"the 50 rows of {of}, beside 30 with use_as: {split}" if is_of_own else f"the 80 rows of {of}"
     assert costs.rows_from == f"from {said}, rendered"
     half = plan.look_up(deployment_file.override(asked, ["split.test=0.5"]), "mine.yaml").costs
     assert half
@@ -298,7 +298,7 @@ def test_a_plan_says_before_split_that_the_test_rows_will_be_few(tiny_base: Base
     said = said.format("{}", "{}", "; near-duplicates, which count once too, are not known before split")
     assert notes() == [said.format("5 test rows", ".50")]
     assert notes("split.test=0.03") == [said.format("2 test rows", ".79")], "as split rounds 1.5"
-    many = "data.sources=[{path: a.jsonl}, {path: b.jsonl, side: test}]"
+    many = "data.sources=[{path: a.jsonl}, {path: b.jsonl, use_as: test}]"
     assert notes(many) == []
     fsspec.filesystem("memory").pipe("/plan/more.jsonl", json.dumps(record(1)).encode())
     assert notes("data.sources=[{path: a.jsonl}, {path: 'memory://plan/more.jsonl'}]") == [], "how many are not known"
@@ -361,8 +361,8 @@ def test_the_first_rows_are_of_all_files_and_the_rest_is_only_counted(monkeypatc
     write("b.jsonl", *map(record, range(3)), {"nothing": 1}, *map(record, range(6)))
     write("test.jsonl", *map(record, range(7)))
     write("train.jsonl", *map(record, range(10)))
-    sources = [Source(path="a.jsonl"), Source(path="b.jsonl"), Source(path="test.jsonl", side="test")]
-    data = Data(sources=(*sources, Source(path="train.jsonl", side="train")))
+    sources = [Source(path="a.jsonl"), Source(path="b.jsonl"), Source(path="test.jsonl", use_as="test")]
+    data = Data(sources=(*sources, Source(path="train.jsonl", use_as="train")))
     found = first_rows(source_files(data), data)
     assert found
     assert [len(found.conversations), found.given] == [5 + 4 + 5, {"test": 7, "train": 10}]

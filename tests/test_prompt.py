@@ -67,8 +67,8 @@ def asked(tiny_base: Base) -> Ask:
     return make
 
 
-def table(splits: Splits, side: str) -> pa.Table:
-    return pq.read_table(splits.path(f"{side}.parquet"))
+def table(splits: Splits, split: str) -> pa.Table:
+    return pq.read_table(splits.path(f"{split}.parquet"))
 
 
 def texts(base: Base, made: Prompts, contender: str) -> list[str]:

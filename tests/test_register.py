@@ -18,7 +18,7 @@ import pytest
 import registered
 from registered import QUESTIONS, aliases, runs, versions
 
-from tunewright.artifacts import SIDES_FILE, Base, Judged, Registered
+from tunewright.artifacts import ASSIGNMENTS_FILE, Base, Judged, Registered
 from tunewright.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
 from tunewright.errors import AnotherChampion, TrackingError, TunewrightError
 from tunewright.registry import candidate, rehearsal
@@ -99,15 +99,15 @@ def test_a_run_and_its_version_name_the_data_by_our_digests(make: Make, tmp_path
     assert data.items() <= version.tags.items()
     assert "version 3 of the data" in version.description
     inputs = {item.tags[0].value: item.dataset for item in run.inputs.dataset_inputs}
-    assert {side: dataset.name for side, dataset in inputs.items()} == {
-        side: f"triage {side}" for side in ("train", "validation", "test")
+    assert {split: dataset.name for split, dataset in inputs.items()} == {
+        split: f"triage {split}" for split in ("train", "validation", "test")
     }
-    for side, dataset in inputs.items():
+    for split, dataset in inputs.items():
         assert splits.startswith(dataset.digest)
         assert len(dataset.digest) == 36
         source = json.loads(dataset.source)
         assert source == {"files": {"data.jsonl": "0" * 64}, "rows": "r" * 64, "splits": splits}
-        (file,) = tmp_path.glob(f"splits/*/{side}.parquet")
+        (file,) = tmp_path.glob(f"splits/*/{split}.parquet")
         rows = pq.read_table(file).num_rows
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         assert json.loads(dataset.profile) == {"num_rows": rows, "sha256": sha256}
@@ -451,17 +451,17 @@ def test_test_rows_that_trained_the_champion_are_counted(make: Make, make_splits
     held = champion(registry, "b", tiny_base, load_base.fn)
     assert held
     other = make_splits([("r", "b")], [("s", "c")], [("q", "a"), ("t", "d")]).model_copy(update={"digest": "other"})
-    assert trained_on_test(registry, held, other, Split()) == "", "of one history, where rows keep their sides"
+    assert trained_on_test(registry, held, other, Split()) == "", "of one history, where rows keep their splits"
     unknown = trained_on_test(registry, held, other, Split(seed=1))
     assert unknown.startswith("the champion, version 1, may have trained on some of these test rows")
     apart = make_splits([("r", "b")], [("s", "c")], [("t", "d")]).model_copy(update={"digest": "other"})
     theirs = make_splits([("q", "a")], [("r", "b")], [(question, "yes") for question in QUESTIONS])
     theirs = theirs.model_copy(update={"digest": version.tags["data.splits"]})
-    assert trained_on_test(registry, held, theirs, Split(seed=1)) == "", "the same sides"
+    assert trained_on_test(registry, held, theirs, Split(seed=1)) == "", "the same splits"
     (trained,) = pq.read_table(theirs.path("train.parquet"))["row_id"].to_pylist()
     (tested,) = pq.read_table(apart.path("test.parquet"))["row_id"].to_pylist()
     lines = [(trained, "train", "kept", 1, True, True), (tested, "train", "contaminated", 1, True, False)]
-    kept = place("triage") / f"{theirs.digest[:DIGITS]}-0" / SIDES_FILE
+    kept = place("triage") / f"{theirs.digest[:DIGITS]}-0" / ASSIGNMENTS_FILE
     kept.parent.mkdir(parents=True)
     pq.write_table(pa.table(list(zip(*lines, strict=True)), schema=SCHEMA), kept)
     known = trained_on_test(registry, held, other, Split(seed=1))

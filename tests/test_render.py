@@ -38,7 +38,7 @@ THINKING = (  # as Qwen3's: only the last answer is written with its (empty) tho
 LOOPS = "".join(f"{{% for {i} in range(99999) %}}" for i in "abc") + "{% endfor %}" * 3  # 10^15 turns
 HEADERS = ("<|start_header_id|>", "<|end_header_id|>")
 TWO_TURNS = ("one two", "three", "Where is my order?", "It left — 注文 👩‍🚀 héllo")
-SIDES = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 MODEL = Model(base="tiny")
 
 MakeBase = Callable[..., Base]
@@ -88,12 +88,12 @@ def joining(text: str) -> Any:
 
 
 def rendered(make_splits: MakeSplits, base: Base, conversation: Any, model: Model = MODEL) -> Tokens:
-    """The conversation on all three sides."""
+    """The conversation on all three splits."""
     return render.fn(make_splits([conversation], [conversation], [conversation]), base, model)
 
 
-def rows(tokens: Tokens, side: str = "train") -> list[dict[str, Any]]:
-    return pq.read_table(tokens.path(f"{side}.parquet")).to_pylist()
+def rows(tokens: Tokens, split: str = "train") -> list[dict[str, Any]]:
+    return pq.read_table(tokens.path(f"{split}.parquet")).to_pylist()
 
 
 def trained(base: Base, row: dict[str, Any]) -> str:
@@ -122,8 +122,8 @@ def test_the_prompt_is_what_a_server_would_send(
     base = make_base(tokenizer())
     tokens = rendered(make_splits, base, TWO_TURNS)
     sent = load_tokenizer(base).apply_chat_template(messages(TWO_TURNS)[:-1], add_generation_prompt=True)["input_ids"]
-    for side in SIDES:
-        row = rows(tokens, side)[0]
+    for split in SPLITS:
+        row = rows(tokens, split)[0]
         assert row["input_ids"][: row["prompt_length"]] == sent
         assert row["reference"] == TWO_TURNS[-1]
 
@@ -189,7 +189,7 @@ def test_quarantine_keeps_the_account_and_truncates_nothing(tiny_base: Base, mak
     ]
     assert tokens.reasons == {"answer_truncated": 2, "nothing_trained": 1}
     assert (tokens.num_train, tokens.num_validation, tokens.num_test, tokens.num_quarantined) == (1, 1, 1, 3)
-    assert tokens.longest == max(len(row["input_ids"]) for side in SIDES for row in rows(tokens, side))
+    assert tokens.longest == max(len(row["input_ids"]) for split in SPLITS for row in rows(tokens, split))
     assert tokens.num_trained_tokens == sum(label != -100 for label in rows(tokens)[0]["labels"])
 
 
@@ -265,7 +265,7 @@ def test_what_a_template_raises_on_one_row_quarantines_that_row(
     assert (tokens.num_train, tokens.reasons) == (4, {"refused_by_template": 1})
 
 
-def test_a_side_that_becomes_empty_is_an_error(tiny_base: Base, make_splits: MakeSplits) -> None:
+def test_a_split_that_becomes_empty_is_an_error(tiny_base: Base, make_splits: MakeSplits) -> None:
     splits = make_splits([("one", "two")], [("three " * 40, "four")], [("five", "six")])
     with pytest.raises(DataError, match="no row in validation"):
         render.fn(splits, tiny_base, Model(base="tiny", max_length=50, on_long="quarantine"))
@@ -413,15 +413,15 @@ def test_the_contract_says_how_a_server_asks(tiny_base: Base, make_splits: MakeS
 def test_the_report_counts_what_the_tables_hold(tiny_base: Base, make_splits: MakeSplits) -> None:
     train = [("one two", "three"), ("one four", "five"), TWO_TURNS]
     tokens = render.fn(make_splits(train, [("a", "b")], [("c", "d")]), tiny_base, MODEL)
-    side = measure(tokens.path("train.parquet"))
+    split = measure(tokens.path("train.parquet"))
     ids = [row["input_ids"] for row in rows(tokens)]
-    assert side.whole.tolist() == [len(row) for row in ids]
-    assert side.trained.tolist() == [sum(label != -100 for label in row["labels"]) for row in rows(tokens)]
-    assert side.num_answers.tolist() == [1, 1, 2]
-    shared = side.shared_prefix
+    assert split.whole.tolist() == [len(row) for row in ids]
+    assert split.trained.tolist() == [sum(label != -100 for label in row["labels"]) for row in rows(tokens)]
+    assert split.num_answers.tolist() == [1, 1, 2]
+    shared = split.shared_prefix
     assert len({tuple(row[:shared]) for row in ids}) == 1 < len({tuple(row[: shared + 1]) for row in ids})
     report = json.loads(tokens.path("report.json").read_text())
-    assert report["sides"]["train"]["tokens"] == sum(map(len, ids))
+    assert report["splits"]["train"]["tokens"] == sum(map(len, ids))
     assert sum(count for _, _, count in report["histograms"]["whole"]) == 3
 
 

@@ -17,8 +17,8 @@ LABELS = ("avería", "devolución")
 @pytest.fixture
 def splits(make_splits: Callable[..., Splits]) -> Splits:
     """Splits whose answers are labels."""
-    sides = [[(f"{side} {n}", LABELS[n % 2]) for n in range(size)] for side, size in enumerate((20, 4, 6))]
-    return make_splits(*sides)
+    splits = [[(f"{split} {n}", LABELS[n % 2]) for n in range(size)] for split, size in enumerate((20, 4, 6))]
+    return make_splits(*splits)
 
 
 def require(splits: Splits, **sections: Any) -> None:

@@ -130,9 +130,9 @@ def test_with_gate_rotate_a_new_candidate_gets_other_rows_and_it_is_said(tmp_pat
     ("sources", "split", "said"),
     [
         (
-            (Source(path="a.jsonl"), Source(path="gold.jsonl", side="test")),
+            (Source(path="a.jsonl"), Source(path="gold.jsonl", use_as="test")),
             Split(),
-            "gold.jsonl in data.sources has side: test",
+            "gold.jsonl in data.sources has use_as: test",
         ),
         ((Source(path="a.jsonl"),), Split(by="time"), "with split.by=time the newest rows are the test split"),
     ],

@@ -25,7 +25,7 @@ def test_each_value_of_a_pipeline_is_listed_with_its_default() -> None:
 
 def test_names_are_listed_where_nothing_else_is_accepted() -> None:
     assert ALL["data.repair"].choices == ("mojibake", "nfc")
-    assert ALL["data.sources[].side"].choices == ("train", "validation", "test", "replay")
+    assert ALL["data.sources[].use_as"].choices == ("train", "validation", "test", "replay")
     assert ALL["gate.general_tasks"].choices == ALL["gate.metric"].choices == ()  # numbers, metrics of one's own
 
 
@@ -35,15 +35,17 @@ def test_of_a_list_any_names_are_accepted_and_of_a_value_one() -> None:
     assert lists == {"data.repair", "evaluation.contenders", "operation.notify_on", "refresh"}
     assert "(Unicode NFC). A list of any of mojibake, nfc." in said
     assert "A list of any of ingest, base, check, " in said
-    assert "split decide. One of train, validation, test, replay." in said
+    assert "the split stage decides. One of train, validation, test, replay." in said
 
 
 def test_what_is_refused_of_held_out_files_is_not_listed_of_them() -> None:
     of_files = [key.rpartition(".")[2] for key in ALL if key.startswith("data.held_out[].")]
     of_sources = [key.rpartition(".")[2] for key in ALL if key.startswith("data.sources[].")]
-    assert [*of_files, "side"] == of_sources
-    values = {"data": {"sources": [{"path": "b.jsonl"}], "held_out": [{"path": "a.jsonl", "side": "test"}]}}
-    with pytest.raises(ConfigError, match=r"^mine\.yaml: data\.held_out\[0\]\.side: .*accepted: path, layout, format"):
+    assert [*of_files, "use_as"] == of_sources
+    values = {"data": {"sources": [{"path": "b.jsonl"}], "held_out": [{"path": "a.jsonl", "use_as": "test"}]}}
+    with pytest.raises(
+        ConfigError, match=r"^mine\.yaml: data\.held_out\[0\]\.use_as: .*accepted: path, layout, format"
+    ):
         checked(values | {"model": {"base": "a/b"}}, lambda _: "mine.yaml")
 
 

@@ -170,13 +170,13 @@ def test_rows_of_a_template_have_the_leaders_of_the_definition(threshold: float)
 
 
 @pytest.mark.parametrize("floor", [0.2, 0.5])
-def test_the_nearest_pair_of_two_sides_is_found_if_it_is_over_the_floor(floor: float) -> None:
+def test_the_nearest_pair_of_two_splits_is_found_if_it_is_over_the_floor(floor: float) -> None:
     texts = crowd(2)
-    sides = np.random.default_rng(5).integers(0, 3, len(texts))
-    across = {pair: value for pair, value in expected_pairs(texts, floor).items() if sides[pair[0]] != sides[pair[1]]}
-    nearest = nearest_across(sets_of(texts), sides, floor)
+    splits = np.random.default_rng(5).integers(0, 3, len(texts))
+    across = {pair: value for pair, value in expected_pairs(texts, floor).items() if splits[pair[0]] != splits[pair[1]]}
+    nearest = nearest_across(sets_of(texts), splits, floor)
     assert nearest.similarity == max(across.values()) == across[nearest.one, nearest.other]
-    apart = nearest_across(sets_of(texts[:60]), sides[:60], 0.9)
+    apart = nearest_across(sets_of(texts[:60]), splits[:60], 0.9)
     assert (apart.one, apart.other, apart.similarity) == (-1, -1, 0.0)
 
 

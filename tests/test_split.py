@@ -1,4 +1,4 @@
-"""No row of one side is alike to a row of another, and the proof says so independently of how they were split."""
+"""No row of one split is alike to a row of another, and the proof says so independently of how they were split."""
 
 import json
 import logging
@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from make_payloads import make_proof
-from split_rows import jaccard, largest_across, on_sides, prompt, prompts, row_of, side_of, split_rows
+from split_rows import in_splits, jaccard, largest_across, prompt, prompts, row_of, split_of, split_rows
 
-from tunewright.artifacts import QUARANTINE_SCHEMA, SIDES_SCHEMA, SPLIT_SCHEMA, Splits
+from tunewright.artifacts import ASSIGNMENTS_SCHEMA, QUARANTINE_SCHEMA, SPLIT_SCHEMA, Splits
 from tunewright.artifacts.payloads import LeakProof
-from tunewright.artifacts.placement import SIDES
+from tunewright.artifacts.placement import SPLITS
 from tunewright.config import Split
 from tunewright.errors import DataError
 from tunewright.similarity.sets import Pairs
@@ -26,17 +26,17 @@ def proof(splits: Splits) -> dict[str, Any]:
     return json.loads(splits.path("proof.json").read_text())
 
 
-def test_no_pair_of_two_sides_reaches_the_threshold_and_the_proof_names_the_closest() -> None:
+def test_no_pair_of_two_splits_reaches_the_threshold_and_the_proof_names_the_closest() -> None:
     splits = split_rows(prompts(300, edits=4), Split(test=0.2, validation=0.2))
     largest = largest_across(splits)
     assert 0.45 < largest < 0.6
     said = proof(splits)
     assert splits.largest_similarity == said["largest_similarity"] == largest
-    text_of = {row["row_id"]: prompt(row) for rows in on_sides(splits).values() for row in rows}
+    text_of = {row["row_id"]: prompt(row) for rows in in_splits(splits).values() for row in rows}
     one, other = said["largest_pair"]
     assert jaccard(text_of[one["row_id"]], text_of[other["row_id"]]) == largest
-    assert {end["side"] for end in (one, other)} == {side_of(splits)[end["row_id"]] for end in (one, other)}
-    assert one["side"] != other["side"]
+    assert {end["split"] for end in (one, other)} == {split_of(splits)[end["row_id"]] for end in (one, other)}
+    assert one["split"] != other["split"]
 
 
 def test_a_proof_of_an_earlier_version_which_has_a_field_more_is_read(tmp_path: Path) -> None:
@@ -64,29 +64,29 @@ def test_the_proof_finds_a_leak_that_clustering_would_have_missed(
         split_rows(prompts(100), settings)
 
 
-def test_sides_add_up_have_their_schema_and_keep_the_order() -> None:
+def test_splits_add_up_have_their_schema_and_keep_the_order() -> None:
     splits = split_rows(prompts(200))
     assert splits.num_train + splits.num_validation + splits.num_test + splits.num_quarantined == 200
     lines: list[int] = []
-    for side in SIDES:
-        table = pq.read_table(splits.path(f"{side}.parquet"))
+    for split in SPLITS:
+        table = pq.read_table(splits.path(f"{split}.parquet"))
         assert table.schema == SPLIT_SCHEMA
-        assert table.num_rows == getattr(splits, f"num_{side}")
+        assert table.num_rows == getattr(splits, f"num_{split}")
         assert table["line"].to_pylist() == sorted(table["line"].to_pylist())
         lines += table["line"].to_pylist()
     assert sorted(lines) == list(range(1, 201))
-    clusters = {row["line"]: row["cluster"] for rows in on_sides(splits).values() for row in rows}
+    clusters = {row["line"]: row["cluster"] for rows in in_splits(splits).values() for row in rows}
     assert list(dict.fromkeys(clusters[line] for line in range(1, 201))) == list(range(splits.num_clusters))
     assert pq.read_schema(splits.path("quarantine.parquet")) == QUARANTINE_SCHEMA
     memory = pq.read_table(splits.path("sides.parquet"))
-    assert memory.schema == SIDES_SCHEMA
-    assert {row["row_id"]: row["side"] for row in memory.to_pylist()} == side_of(splits)
+    assert memory.schema == ASSIGNMENTS_SCHEMA
+    assert {row["row_id"]: row["side"] for row in memory.to_pylist()} == split_of(splits)
 
 
-def test_a_cluster_is_on_one_side_and_holds_exactly_what_is_connected() -> None:
+def test_a_cluster_is_on_one_split_and_holds_exactly_what_is_connected() -> None:
     texts = prompts(120)
-    by_side = on_sides(split_rows(texts))
-    cluster = {row["line"] - 1: row["cluster"] for rows in by_side.values() for row in rows}
+    by_split = in_splits(split_rows(texts))
+    cluster = {row["line"] - 1: row["cluster"] for rows in by_split.values() for row in rows}
     sizes = Counter(cluster.values())
     close = [(i, j) for i in range(120) for j in range(i) if jaccard(texts[i], texts[j]) >= Split().threshold]
     assert all(cluster[i] == cluster[j] for i, j in close)
@@ -97,8 +97,8 @@ def test_a_cluster_is_on_one_side_and_holds_exactly_what_is_connected() -> None:
 
 def test_a_group_stays_together_whatever_its_rows_say() -> None:
     rows = [row_of(text, group=f"customer {i % 20}" if i < 100 else None) for i, text in enumerate(prompts(150))]
-    by_side = on_sides(split_rows(rows, Split(test=0.2, validation=0.2)))
-    found = {side: {row["group"] for row in rows if row["group"]} for side, rows in by_side.items()}
+    by_split = in_splits(split_rows(rows, Split(test=0.2, validation=0.2)))
+    found = {split: {row["group"] for row in rows if row["group"]} for split, rows in by_split.items()}
     assert sum(len(names) for names in found.values()) == 20
 
 
@@ -109,16 +109,16 @@ def test_the_order_of_the_rows_moves_no_row(settings: Split) -> None:
         row_of(text, group=groups.get(i), source=f"file {i % 3}", time=f"2026-01-{i % 28 + 1:02}")
         for i, text in enumerate(prompts(200))
     ]
-    assert side_of(split_rows(rows, settings)) == side_of(split_rows(random.Random(5).sample(rows, 200), settings))
+    assert split_of(split_rows(rows, settings)) == split_of(split_rows(random.Random(5).sample(rows, 200), settings))
 
 
 def test_another_seed_is_another_split() -> None:
-    assert side_of(split_rows(prompts(200), Split(seed=0))) != side_of(split_rows(prompts(200), Split(seed=1)))
+    assert split_of(split_rows(prompts(200), Split(seed=0))) != split_of(split_rows(prompts(200), Split(seed=1)))
 
 
 @pytest.mark.parametrize("stratify", ["none", "source"])
 @pytest.mark.parametrize("seed", range(4))
-def test_sides_of_a_small_set_have_the_sizes_asked_for(seed: int, stratify: Any) -> None:
+def test_splits_of_a_small_set_have_the_sizes_asked_for(seed: int, stratify: Any) -> None:
     rows = [row_of(text, source=f"file {i % 7}") for i, text in enumerate(prompts(800))]
     splits = split_rows(rows, Split(test=0.17, validation=0.1, seed=seed, stratify=stratify))
     assert abs(splits.num_test - 136) <= 2
@@ -129,10 +129,10 @@ def test_a_large_cluster_trains() -> None:
     rows = [row_of(text, group="large" if i < 60 else None) for i, text in enumerate(prompts(200, copies=0))]
     for seed in range(5):
         splits = split_rows(rows, Split(test=0.2, validation=0.2, seed=seed))
-        assert sum(row["group"] == "large" for row in on_sides(splits)["train"]) == 60
+        assert sum(row["group"] == "large" for row in in_splits(splits)["train"]) == 60
 
 
-def test_clusters_that_are_all_large_still_fill_every_side() -> None:
+def test_clusters_that_are_all_large_still_fill_every_split() -> None:
     rows = [row_of(text, group=f"group {i // 20}") for i, text in enumerate(prompts(200, copies=0))]
     splits = split_rows(rows, Split(test=0.2, validation=0.2))
     assert (splits.num_train, splits.num_validation, splits.num_test) == (120, 40, 40)
@@ -146,12 +146,12 @@ def test_clusters_that_are_all_large_still_fill_every_side() -> None:
         ([], "the train split is empty"),
     ],
 )
-def test_an_empty_side_stops_with_the_counts_and_the_settings(texts: list[str], message: str) -> None:
+def test_an_empty_split_stops_with_the_counts_and_the_settings(texts: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message) as stopped:
         split_rows(texts)
     assert "split.test=0.1, split.validation=0.1, split.threshold=0.6" in str(stopped.value)
     assert "\n" not in str(stopped.value)
-    assert not stopped.value.see  # nothing was set aside
+    assert not stopped.value.see  # nothing was quarantined
 
 
 def test_boilerplate_makes_no_cluster() -> None:
@@ -185,12 +185,12 @@ def test_where_all_rows_are_equal_every_random_split_leaks() -> None:
     )
 
 
-def test_each_source_has_about_its_share_of_each_side() -> None:
+def test_each_source_has_about_its_share_of_each_split() -> None:
     names = ["common"] * 400 + ["rare"] * 60 + [f"single {i}" for i in range(40)]
     rows = [row_of(text, source=name) for text, name in zip(prompts(500, copies=0.1), names, strict=True)]
     splits = split_rows(rows, Split(test=0.2, validation=0.2))
-    for side, share in (("test", 0.2), ("validation", 0.2)):
-        found = Counter(row["source"] for row in on_sides(splits)[side])
+    for split, share in (("test", 0.2), ("validation", 0.2)):
+        found = Counter(row["source"] for row in in_splits(splits)[split])
         assert abs(found["common"] - share * 400) <= 3
         assert abs(found["rare"] - share * 60) <= 3
         assert sum(found.values()) - found["common"] - found["rare"] > 0
@@ -203,7 +203,7 @@ def test_each_source_has_about_its_share_of_each_side() -> None:
 def test_labels_are_balanced_where_answers_are_labels() -> None:
     rows = [row_of(text, answer=("Refund", "refund ", "loan")[i % 3]) for i, text in enumerate(prompts(300, copies=0))]
     splits = split_rows(rows, Split(stratify="label"))
-    found = Counter(row["messages"][1]["content"].strip().lower() for row in on_sides(splits)["test"])
+    found = Counter(row["messages"][1]["content"].strip().lower() for row in in_splits(splits)["test"])
     assert found == {"refund": 20, "loan": 10}
     assert [stratum["name"] for stratum in proof(splits)["balance"]["strata"]] == ["Refund", "loan"]
 
@@ -230,17 +230,17 @@ def timed(texts: list[str]) -> list[dict[str, Any]]:
 
 def test_by_time_the_newest_rows_test_and_nothing_that_trains_began_later() -> None:
     splits = split_rows(timed(prompts(200)), Split(by="time", test=0.2, validation=0.2))
-    by_side = on_sides(splits)
+    by_split = in_splits(splits)
     begins: dict[int, str] = {}
-    for row in (row for rows in by_side.values() for row in rows):
+    for row in (row for rows in by_split.values() for row in rows):
         begins[row["cluster"]] = min(row["time"], begins.get(row["cluster"], "9"))
-    began = {side: [begins[row["cluster"]] for row in rows] for side, rows in by_side.items()}
+    began = {split: [begins[row["cluster"]] for row in rows] for split, rows in by_split.items()}
     assert max(began["train"]) <= min(began["validation"]) <= max(began["validation"]) <= min(began["test"])
-    assert min(row["time"] for row in by_side["test"]) == min(began["test"])
+    assert min(row["time"] for row in by_split["test"]) == min(began["test"])
     assert abs(splits.num_test - 40) <= 5
-    newer = sum(row["time"] > min(began["test"]) for row in by_side["train"])
+    newer = sum(row["time"] > min(began["test"]) for row in by_split["train"])
     assert splits.findings["train_newer_than_test"] == newer > 0
-    assert proof(splits)["time"]["spans"]["test"] == [min(began["test"]), max(row["time"] for row in by_side["test"])]
+    assert proof(splits)["time"]["spans"]["test"] == [min(began["test"]), max(row["time"] for row in by_split["test"])]
 
 
 def test_by_time_open_answers_are_no_error_and_the_log_says_that_strata_are_not_used(
@@ -257,7 +257,7 @@ def test_by_time_open_answers_are_no_error_and_the_log_says_that_strata_are_not_
     assert proof(splits)["balance"]["by"] == "none"
 
 
-def test_a_test_side_that_is_too_small_to_decide_is_a_finding() -> None:
+def test_a_test_split_that_is_too_small_to_decide_is_a_finding() -> None:
     assert split_rows(prompts(200, copies=0)).findings == {"too_small": 20}
     assert proof(split_rows(prompts(200, copies=0)))["smallest_visible_difference"] == pytest.approx(0.249, abs=0.001)
     assert "too_small" not in split_rows(prompts(400, copies=0), Split(test=0.4)).findings

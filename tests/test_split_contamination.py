@@ -12,7 +12,7 @@ from conftest import messages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ingested import run
-from split_rows import BOILERPLATE, WORDS, on_sides, prompts, row_of, set_aside, side_of, split_rows, unique_rows
+from split_rows import BOILERPLATE, WORDS, in_splits, prompts, quarantined, row_of, split_of, split_rows, unique_rows
 
 from tunewright.artifacts import MESSAGES, Splits
 from tunewright.config import Source, Split
@@ -30,8 +30,8 @@ def around(passage: str, num_words: int = 20) -> str:
 
 
 def fixed_rows(*more: dict[str, Any]) -> list[dict[str, Any]]:
-    sides = ["train"] * 100 + ["validation"] * 20 + ["test"] * 30
-    return [*(row_of(text, side=side) for text, side in zip(BASE, sides, strict=True)), *more]
+    splits = ["train"] * 100 + ["validation"] * 20 + ["test"] * 30
+    return [*(row_of(text, use_as=split) for text, split in zip(BASE, splits, strict=True)), *more]
 
 
 def conversation(prompt: str) -> Texts:
@@ -39,25 +39,25 @@ def conversation(prompt: str) -> Texts:
 
 
 def contaminated(splits: Splits) -> set[str]:
-    aside = set_aside(splits)
+    aside = quarantined(splits)
     assert {row["reason"] for row in aside.values()} <= {"contaminated"}
     return set(aside)
 
 
-@pytest.mark.parametrize("side", ["test", "validation"])
-def test_a_training_row_with_thirteen_words_of_an_evaluation_row_goes_and_says_which(side: str) -> None:
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_training_row_with_thirteen_words_of_an_evaluation_row_goes_and_says_which(split: str) -> None:
     text = around(f"{PASSAGE.title()}!")
-    train, other = row_of(text, side="train"), row_of(around(PASSAGE), side=side)
+    train, other = row_of(text, use_as="train"), row_of(around(PASSAGE), use_as=split)
     splits = split_rows(fixed_rows(train, other))
     assert splits.reasons == {"contaminated": 1}
-    aside = set_aside(splits)[train["row_id"]]
+    aside = quarantined(splits)[train["row_id"]]
     begins = text.split().index(PASSAGE.split()[0].title()) + 1
-    assert aside["detail"] == f"It shares a passage with {side} row data.jsonl:152, from its word {begins} on"
-    assert side_of(splits)[other["row_id"]] == side
+    assert aside["detail"] == f"It shares a passage with {split} row data.jsonl:152, from its word {begins} on"
+    assert split_of(splits)[other["row_id"]] == split
     assert json.loads(splits.path("proof.json").read_text())["decontamination"] == {
         "training_rows": 1,
         "removed": True,
-        "by_partner": {side: 1},
+        "by_partner": {split: 1},
         "held_out_records": 0,
         "in_held_out": {},
     }
@@ -65,25 +65,25 @@ def test_a_training_row_with_thirteen_words_of_an_evaluation_row_goes_and_says_w
 
 def test_twelve_words_in_a_row_are_not_enough() -> None:
     twelve = " ".join(PASSAGE.split()[:12])
-    rows = fixed_rows(row_of(around(twelve), side="train"), row_of(around(twelve), side="test"))
+    rows = fixed_rows(row_of(around(twelve), use_as="train"), row_of(around(twelve), use_as="test"))
     assert not contaminated(split_rows(rows))
 
 
-def test_a_question_of_the_test_side_in_an_answer_that_trains_is_found() -> None:
-    train = row_of("please make up a question", side="train", answer=around(PASSAGE))
-    assert contaminated(split_rows(fixed_rows(train, row_of(around(PASSAGE), side="test")))) == {train["row_id"]}
+def test_a_question_of_the_test_split_in_an_answer_that_trains_is_found() -> None:
+    train = row_of("please make up a question", use_as="train", answer=around(PASSAGE))
+    assert contaminated(split_rows(fixed_rows(train, row_of(around(PASSAGE), use_as="test")))) == {train["row_id"]}
 
 
 def test_what_only_the_answers_have_in_common_is_their_form() -> None:
     form = {"answer": f"{PASSAGE} a"}
-    rows = fixed_rows(row_of(around("one"), side="train", **form), row_of(around("two"), side="test", **form))
+    rows = fixed_rows(row_of(around("one"), use_as="train", **form), row_of(around("two"), use_as="test", **form))
     assert not contaminated(split_rows(rows))
 
 
 @pytest.mark.parametrize(("num_rows", "found"), [(10, 10), (11, 0)])
 def test_a_passage_that_more_than_ten_training_rows_have_is_a_template(num_rows: int, found: int) -> None:
-    rows = [row_of(around(PASSAGE), side="train") for _ in range(num_rows)]
-    splits = split_rows(fixed_rows(*rows, row_of(around(PASSAGE), side="test")))
+    rows = [row_of(around(PASSAGE), use_as="train") for _ in range(num_rows)]
+    splits = split_rows(fixed_rows(*rows, row_of(around(PASSAGE), use_as="test")))
     assert len(contaminated(splits)) == found
 
 
@@ -95,14 +95,14 @@ def test_a_template_is_one_too_where_its_rows_come_in_several_batches(num_rows: 
     assert len(search.shared().rows) == found
 
 
-@pytest.mark.parametrize("side", [None, "test"])
-def test_a_passage_of_one_prompt_is_no_template_however_many_answers_it_has(side: str | None) -> None:
+@pytest.mark.parametrize("split", [None, "test"])
+def test_a_passage_of_one_prompt_is_no_template_however_many_answers_it_has(split: str | None) -> None:
     said = around(PASSAGE)
-    rows = [row_of(said, side="train", answer=f"answer {i}") for i in range(30)]
-    other = [row_of(around(PASSAGE), side=side)] if side else []
-    splits = split_rows(fixed_rows(*rows, *other), held_out=[] if side else [f"{around(PASSAGE)}\nyes"])
+    rows = [row_of(said, use_as="train", answer=f"answer {i}") for i in range(30)]
+    other = [row_of(around(PASSAGE), use_as=split)] if split else []
+    splits = split_rows(fixed_rows(*rows, *other), held_out=[] if split else [f"{around(PASSAGE)}\nyes"])
     assert contaminated(splits) == {row["row_id"] for row in rows}
-    assert len({row["detail"] for row in set_aside(splits).values()}) == 1
+    assert len({row["detail"] for row in quarantined(splits).values()}) == 1
 
 
 def test_a_prompt_is_known_again_where_its_rows_come_in_several_batches() -> None:
@@ -119,27 +119,27 @@ def test_a_prompt_is_known_again_where_its_rows_come_in_several_batches() -> Non
 
 @pytest.mark.parametrize(("num_rows", "found"), [(10, 10), (11, 0)])
 def test_what_more_than_ten_answers_to_one_prompt_have_is_a_form(num_rows: int, found: int) -> None:
-    rows = [row_of("please make up a question", side="train", answer=around(PASSAGE)) for _ in range(num_rows)]
-    splits = split_rows(fixed_rows(*rows, row_of(around(PASSAGE), side="test")))
+    rows = [row_of("please make up a question", use_as="train", answer=around(PASSAGE)) for _ in range(num_rows)]
+    splits = split_rows(fixed_rows(*rows, row_of(around(PASSAGE), use_as="test")))
     assert len(contaminated(splits)) == found
 
 
 def test_a_test_row_is_counted_in_held_out_with_each_of_its_answers() -> None:
-    rows = [row_of(PASSAGE, side="test", answer=f"answer {i}") for i in range(12)]
+    rows = [row_of(PASSAGE, use_as="test", answer=f"answer {i}") for i in range(12)]
     splits = split_rows(fixed_rows(*rows), held_out=[around(PASSAGE)])
     assert splits.findings["test_in_held_out"] == 12
 
 
 def test_boilerplate_is_no_passage() -> None:
     rows = fixed_rows(
-        row_of(f"{around('one')}\nAnswer this:\n{around('two')}", side="train"),
-        row_of(f"Answer this: {around('three')}", side="test"),
+        row_of(f"{around('one')}\nAnswer this:\n{around('two')}", use_as="train"),
+        row_of(f"Answer this: {around('three')}", use_as="test"),
     )
     assert not contaminated(split_rows(rows))
 
 
 def test_reported_contamination_stays_and_is_a_finding() -> None:
-    rows = fixed_rows(row_of(around(PASSAGE), side="train"), row_of(around(PASSAGE), side="test"))
+    rows = fixed_rows(row_of(around(PASSAGE), use_as="train"), row_of(around(PASSAGE), use_as="test"))
     splits = split_rows(rows, Split(decontaminate="report"))
     assert splits.num_quarantined == 0
     assert splits.findings["contaminated"] == 1
@@ -152,7 +152,7 @@ def test_a_training_row_in_an_evaluation_file_goes_and_a_test_row_in_it_is_a_fin
     held_out = [around("one"), f"{train}\nthe answer", f"{around('two')} {test}", validation]
     splits = split_rows(rows, held_out=held_out)
     assert contaminated(splits) == {rows[17]["row_id"]}
-    assert "held-out eval.jsonl:2" in set_aside(splits)[rows[17]["row_id"]]["detail"]
+    assert "held-out eval.jsonl:2" in quarantined(splits)[rows[17]["row_id"]]["detail"]
     assert splits.findings == {"validation_in_held_out": 1, "test_in_held_out": 1, "too_small": 30}
 
 
@@ -169,42 +169,42 @@ def test_a_training_row_in_an_evaluation_file_goes_and_a_test_row_in_it_is_a_fin
     ],
 )
 def test_a_short_prompt_is_found_where_it_is_whole_lines_of_a_record(record: str, is_found: bool) -> None:
-    train = row_of("Is my card here yet?", side="train")
+    train = row_of("Is my card here yet?", use_as="train")
     splits = split_rows(fixed_rows(train), held_out=["", record])
     assert contaminated(splits) == ({train["row_id"]} if is_found else set())
     if is_found:
-        assert set_aside(splits)[train["row_id"]]["detail"] == "Its whole prompt occurs in held-out eval.jsonl:2"
+        assert quarantined(splits)[train["row_id"]]["detail"] == "Its whole prompt occurs in held-out eval.jsonl:2"
 
 
 def test_a_short_prompt_that_many_rows_have_is_no_template() -> None:
-    rows = [row_of("is my card here yet", side="train", answer=f"answer {i}") for i in range(20)]
+    rows = [row_of("is my card here yet", use_as="train", answer=f"answer {i}") for i in range(20)]
     splits = split_rows(fixed_rows(*rows), held_out=["is my card here yet"])
     assert contaminated(splits) == {row["row_id"] for row in rows}
 
 
 def test_a_long_prompt_of_an_evaluation_file_that_many_rows_have_is_no_template_but_their_template_is() -> None:
     question, template = " ".join(RNG.sample(WORDS, 30)), " ".join(RNG.sample(WORDS, 20))
-    same = [row_of(question, side="train", answer=f"answer {i}") for i in range(12)]
+    same = [row_of(question, use_as="train", answer=f"answer {i}") for i in range(12)]
     lines = question.replace(" ", "\n", 2)
-    two_lines = [row_of(lines, side="train", answer=f"other {i}") for i in range(12)]
-    others = [row_of(f"{template} {around('of')}", side="train") for _ in range(12)]
+    two_lines = [row_of(lines, use_as="train", answer=f"other {i}") for i in range(12)]
+    others = [row_of(f"{template} {around('of')}", use_as="train") for _ in range(12)]
     splits = split_rows(
         fixed_rows(*same, *two_lines, *others), held_out=[f"{question}\nyes", f"{template} me\n{lines}"]
     )
     assert contaminated(splits) == {row["row_id"] for row in [*same, *two_lines]}
 
 
-def test_what_is_set_aside_shows_nothing_personal() -> None:
+def test_what_is_quarantined_shows_nothing_personal() -> None:
     address = "jane.miller@acme-bank.de"
     passage = f"write to {address} {PASSAGE}"
-    train = row_of(around(passage), side="train", answer=f"\n{address}")
-    aside = set_aside(split_rows(fixed_rows(train, row_of(around(passage), side="test"))))[train["row_id"]]
+    train = row_of(around(passage), use_as="train", answer=f"\n{address}")
+    aside = quarantined(split_rows(fixed_rows(train, row_of(around(passage), use_as="test"))))[train["row_id"]]
     assert "(not shown, it holds: " in aside["text"]
     assert address not in aside["text"] + aside["detail"]
 
 
 def test_answers_of_an_evaluation_file_are_a_form_too() -> None:
-    rows = fixed_rows(row_of(around("one"), side="train", answer=PASSAGE))
+    rows = fixed_rows(row_of(around("one"), use_as="train", answer=PASSAGE))
     assert not contaminated(split_rows(rows, held_out=[f"{around('two')}\n{PASSAGE} and more"]))
     assert contaminated(split_rows(rows, held_out=[f"{around(PASSAGE)}\nand more"])) == {rows[-1]["row_id"]}
 
@@ -214,17 +214,17 @@ FORM = "\n".join(f'"{word}": {{"slot": "{word}", "value": ""}},' for word in PAS
 
 def test_a_known_answer_of_many_lines_is_a_form_and_a_known_question_is_found_in_prompts_and_answers() -> None:
     question = f"what is\n{PASSAGE.replace(' ', chr(10))}\nto you"
-    form = row_of(around("one"), side="train", answer=FORM)
-    asked = row_of(around(PASSAGE), side="train", answer=FORM)
-    answered = row_of(around("two"), side="train", answer=around(PASSAGE))
+    form = row_of(around("one"), use_as="train", answer=FORM)
+    asked = row_of(around(PASSAGE), use_as="train", answer=FORM)
+    answered = row_of(around("two"), use_as="train", answer=around(PASSAGE))
     splits = split_rows(fixed_rows(form, asked, answered), held_out=[(around("three"), FORM), (question, "no")])
     assert contaminated(splits) == {asked["row_id"], answered["row_id"]}
-    assert all("held-out eval.jsonl:2, from its word" in row["detail"] for row in set_aside(splits).values())
+    assert all("held-out eval.jsonl:2, from its word" in row["detail"] for row in quarantined(splits).values())
     assert contaminated(split_rows(fixed_rows(form), held_out=[f"{around('three')}\n{FORM}"]))  # were it not known
 
 
 def test_a_training_prompt_in_a_known_answer_is_found_if_it_is_long_and_no_leak_if_it_is_short() -> None:
-    short, long = row_of("card arrival", side="train"), row_of(around(PASSAGE), side="train")
+    short, long = row_of("card arrival", use_as="train"), row_of(around(PASSAGE), use_as="train")
     records = [(around("one"), f"it is\ncard arrival\n{PASSAGE}")]
     assert contaminated(split_rows(fixed_rows(short, long), held_out=records)) == {long["row_id"]}
     asked = [("is it\ncard arrival", "card arrival")]
@@ -244,14 +244,14 @@ def test_of_an_evaluation_file_like_the_training_file_only_what_both_ask_leaks(
     Path("train.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}))
     ingested = run("train.jsonl", held_out=(Source(path="eval.jsonl"),))
     answer = records[0]["output"]
-    trained = [row_of(f"{BOILERPLATE}\n\n{text}", side="train", answer=answer) for text in (said, again, long)]
+    trained = [row_of(f"{BOILERPLATE}\n\n{text}", use_as="train", answer=answer) for text in (said, again, long)]
     rows = fixed_rows(*trained)
     assert contaminated(split.fn(unique_rows(rows), ingested, Split(), None)) == {row["row_id"] for row in trained[1:]}
 
 
 def test_the_whole_of_an_evaluation_set_is_found_whatever_the_length_of_its_prompts() -> None:
     texts = [" ".join(RNG.sample(WORDS, num_words)) for num_words in range(1, 40)]
-    rows = fixed_rows(*(row_of(text, side="train") for text in texts))
+    rows = fixed_rows(*(row_of(text, use_as="train") for text in texts))
     splits = split_rows(rows, held_out=[f"{text.upper()}.\nsome answer" for text in texts])
     assert contaminated(splits) == {row["row_id"] for row in rows[150:]}
 
@@ -261,7 +261,7 @@ SPACELESS = "我的银行卡还没有收到请问什么时候可以寄到我家�
 
 @pytest.mark.parametrize(("num_characters", "is_found"), [(26, True), (25, False)])
 def test_a_character_of_a_script_without_spaces_is_half_a_word(num_characters: int, is_found: bool) -> None:
-    train = row_of(f"你好。{SPACELESS[:num_characters]}谢谢", side="train")
+    train = row_of(f"你好。{SPACELESS[:num_characters]}谢谢", use_as="train")
     splits = split_rows(fixed_rows(train), held_out=[f"问题{SPACELESS[:num_characters]}吗"])
     assert contaminated(splits) == ({train["row_id"]} if is_found else set())
 
@@ -283,7 +283,7 @@ def test_what_is_found_is_what_comparing_all_prompts_finds(seed: int) -> None:
     ]
     splits = split_rows([row_of(text) for text in texts], Split(test=0.2, validation=0.2))
     ids = {row_of(text)["row_id"]: text for text in texts}
-    tested = [ids[row["row_id"]] for side in ("test", "validation") for row in on_sides(splits)[side]]
+    tested = [ids[row["row_id"]] for split in ("test", "validation") for row in in_splits(splits)[split]]
     expected = {i for i, text in ids.items() if text not in tested and any(brute(text, other) for other in tested)}
     assert contaminated(splits) == expected
     assert expected

@@ -239,7 +239,7 @@ def test_braces_in_what_a_class_says_are_braces() -> None:
     assert (outcome.rows.tolist(), outcome.says(4)) == ([1], "fails: No {braces} in a fault: 4")
 
 
-def test_a_share_that_a_class_lets_fail_is_not_set_aside() -> None:
+def test_a_share_that_a_class_lets_fail_is_not_quarantined() -> None:
     frame = pd.DataFrame({"num_turns": [2, 2, 2, 4]})
     given = {"name": tidy(), "arguments": {"mostly": 0.7}}
     (outcome,) = run(frame, row_expectations(own_suite(given), frame))

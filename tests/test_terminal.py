@@ -92,9 +92,9 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
             ("source_drift", "sources are not those of the last accepted version", True, 1),
         )
     ]
-    said = {"expectations": expectations, "given_sides": ["3 of the 40 records of the user-provided test set"]}
+    said = {"expectations": expectations, "user_provided_splits": ["3 of the 40 records of the user-provided test set"]}
     make_check_results(**said).save(tmp_path)
-    found = {"language": 1_200, "secrets": 1, "source_drift": 1, "given_test_rows_set_aside": 3}
+    found = {"language": 1_200, "secrets": 1, "source_drift": 1, "given_test_rows_quarantined": 3}
     checked = CheckedRows(folder=tmp_path, num_rows=9, num_quarantined=0, reasons={}, findings=found)
     splits = Splits(
         num_train=7,

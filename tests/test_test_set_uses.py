@@ -103,11 +103,11 @@ def test_over_gate_looks_there_is_a_warning_that_says_how_to_take_other_rows(tmp
     assert look("a", ROWS[:50], tmp_path, most=1).warnings == ()
     (warning,) = look("b", ROWS[:50], tmp_path, most=1).warnings
     assert warning.startswith("this is test-set use 2 of these 50 test rows (gate.max_test_set_uses=1), and ")
-    assert "add new rows in a source with side: test, or set gate.rotate=true to draw others" in warning
+    assert "add new rows in a source with use_as: test, or set gate.rotate=true to draw others" in warning
     (warning,) = look("b", ROWS[:50], tmp_path, most=1, rotate=True).warnings
     assert warning.startswith("this is test-set use 2 of these 50 test rows (gate.max_test_set_uses=1), and ")
     assert "gate.rotate draws other test rows for the next candidate" in warning
-    assert "side: test" not in warning, "which gate.rotate refuses"
+    assert "use_as: test" not in warning, "which gate.rotate refuses"
 
 
 def test_rows_that_another_seed_drew_are_counted(tmp_path: Path) -> None:

@@ -89,5 +89,5 @@ def test_a_training_that_is_cut_short_in_every_way_goes_on_and_is_registered_onc
     assert [json.loads(each.read_text())["steps"] for each in made] == [20, steps]
     log = (made[-1].parent / "trainer.log").read_text()
     assert log.count("attempt") >= 5, log
-    sides = [json.loads(each.read_text())["rows"] for each in up.home.glob("artifacts/split/*/proof.json")]
-    assert [sum(side.values()) for side in sides] == [len(ROWS)]
+    splits = [json.loads(each.read_text())["rows"] for each in up.home.glob("artifacts/split/*/proof.json")]
+    assert [sum(split.values()) for split in splits] == [len(ROWS)]

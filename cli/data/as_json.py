@@ -18,12 +18,12 @@ def row_json(data: PipelineData, found: Sequence[Found]) -> dict[str, Any]:
         matches = [place(record) | {"text": excerpt(record)} for record in found[:MOST_MATCHES]]
         return {"matches": matches, "more": len(found) > MOST_MATCHES}
     record = found[0]
-    before = lineage.sides(record["row_id"], data.name, data.earlier) if record["row_id"] else []
+    before = lineage.splits(record["row_id"], data.name, data.earlier) if record["row_id"] else []
     events = lineage.refused(data.stop_of_ingest, record) if data.stop_of_ingest else []
     if not events:
         assert data.made  # find() has no record otherwise
         events = lineage.life(data.made, record)
-    ended = events[-1]["outcome"] in lineage.SET_ASIDE
+    ended = events[-1]["outcome"] in lineage.OUT_OF_DATA
     asked = {name: record[name] for name in ("asked_line",) if name in record}
     found_at = place(record) | asked | {"text": excerpt(record)}
     missing = "" if ended else data.missing
@@ -52,10 +52,10 @@ def figures(version: Version) -> dict[str, int | None]:
     """Where the records of a version went; None where it cannot be known any more.
 
     read = refused (quarantined by ingest) + rows; rows = those of the version before + new - gone = quarantined (later)
-    + removed + the three sides.
+    + removed + the three splits.
     """
     count = version.counts
-    sides = {name: count[name] for name in ("train", "validation", "test")}
+    splits = {name: count[name] for name in ("train", "validation", "test")}
     removed = count["checked"] - count["unique"]
     return {
         "read": count["read"],
@@ -63,9 +63,9 @@ def figures(version: Version) -> dict[str, int | None]:
         "rows": count["rows"],
         "new": version.added,
         "gone": version.removed,
-        "quarantined": count["rows"] - removed - sum(sides.values()),
+        "quarantined": count["rows"] - removed - sum(splits.values()),
         "removed": removed,
-        **sides,
+        **splits,
     }
 
 

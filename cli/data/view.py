@@ -13,9 +13,9 @@ from tunewright.cli.data import PipelineData
 from tunewright.cli.data.as_json import counts, figures, stage
 from tunewright.cli.visible import plain_table
 from tunewright.config import from_here
-from tunewright.flows.outcome import given_sides
+from tunewright.flows.outcome import user_provided_splits
 from tunewright.store.data_history import Version
-from tunewright.store.lineage import SET_ASIDE, first_refused, num_refused
+from tunewright.store.lineage import OUT_OF_DATA, first_refused, num_refused
 from tunewright.store.refusals import StoppedStage
 from tunewright.store.row_search import MOST_MATCHES, Found
 
@@ -40,7 +40,7 @@ def show_data(console: Console, data: PipelineData, what: str) -> None:
         console.print()
         _show_stages(console, [stage(artifact) | {"said": _rows(artifact)} for artifact in data.made])
         _show_duplicates(console, data.made.unique, what)
-        for said in given_sides(data.made.checked) if data.made.checked else ():
+        for said in user_provided_splits(data.made.checked) if data.made.checked else ():
             console.print(said, style="yellow")
     if data.past:
         console.print()
@@ -111,15 +111,15 @@ def show_row(console: Console, data: PipelineData, row: dict[str, Any], what: st
     console.print()
     table = plain_table("stage", "", "")
     for event in row["life"]:
-        colour = "yellow" if event["outcome"] in SET_ASIDE else "green"
+        colour = "yellow" if event["outcome"] in OUT_OF_DATA else "green"
         table.add_row(event["stage"], Text(_outcome(event), colour), Text(_said(event)))
     console.print(table)
     console.print(Text.assemble(("stored in  ", "dim"), str(from_here(Path(row["life"][-1]["in"])))), soft_wrap=True)
     if row["versions"]:
         console.print()
         for past in row["versions"]:
-            number, because, side = past["version"], past["because"], past["side"] or "no split"
-            there = f"version {number}: {side} ({because})"
+            number, because, split = past["version"], past["because"], past["split"] or "no split"
+            there = f"version {number}: {split} ({because})"
             console.print(there if because else f"not in version {number}", style="dim")
     if row["missing"] or data.changed or data.stopped:
         _show_missing(console, data, what)
@@ -179,9 +179,9 @@ def _said(event: dict[str, Any]) -> str:
         return f"{event['reason']} of {_line(partner)} (row {row}), similarity {event['similarity']:.2f}"
     if outcome == "read":
         said = {name: event[name] for name in ("source", "byte", "group", "time", "repairs")}
-        is_replay = event["side"] == "replay"
-        side = ["a replay row" if is_replay else f"assigned to {event['side']}"] if event["side"] else []
-        return ", ".join([f"{name} {value}" for name, value in said.items() if value is not None] + side)
+        is_replay = event["use_as"] == "replay"
+        split = ["a replay row" if is_replay else f"assigned to {event['use_as']}"] if event["use_as"] else []
+        return ", ".join([f"{name} {value}" for name, value in said.items() if value is not None] + split)
     if outcome == "held out":
         return "never trained on; split quarantines training rows that share a passage with it"
     if outcome == "kept":

@@ -306,6 +306,7 @@ def _assign(parameters: dict[str, Any], assignment: str, option: str, folder: Pa
     key = present(key, lambda _: f"{option} {_said(assignment)}")
     name = key.rpartition(".")[2]
     value = _from_folder(key, _value(key, text, f"{option} {_said(assignment)}"), folder)
+    value = renamed({name: value}, lambda _: f"{option} {_said(assignment)}", around)[name]
     section = parameters.get(around)
     parameters |= {around: (section if isinstance(section, dict) else {}) | {name: value}} if around else {name: value}
     return key

@@ -190,11 +190,11 @@ def _few_test_rows(
     has_others = any(file.format == "hub" or is_remote(file.path) for file in files if not file.held_out)
     if sample is None or (sample.source == "sample" and has_others):
         return []
-    if empty := next((side for side in ("validation", "test") if not getattr(sample, f"num_{side}")), ""):
+    if empty := next((name for name in ("validation", "test") if not getattr(sample, f"num_{name}")), ""):
         said = f"so few rows leave no {empty} row: the run will stop at split; add rows, or raise split.{empty}"
         split, name = settings.split, settings.registry.name
-        keeps_sides = split.sticky and data_versions.history(name, split.seed, split.by)
-        if sample.is_all and not settings.data.limit and not keeps_sides:
+        keeps_splits = split.sticky and data_versions.history(name, split.seed, split.by)
+        if sample.is_all and not settings.data.limit and not keeps_splits:
             raise DataError(said)
         return [f"warning: {said}"]
     groups = round(sample.independent * sample.num_test)

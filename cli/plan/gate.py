@@ -16,7 +16,7 @@ def misfits(settings: Settings, read: Inputs, made: dict[str, Artifact | None], 
     Raises ConfigError if a metric fits none of the rows, as then no test row can be scored with it.
     """
     rows = made["ingest"]
-    is_drawn = all(file.side not in ("test", "replay") for file in read.files)
+    is_drawn = all(file.use_as not in ("test", "replay") for file in read.files)
     if isinstance(made.get("split"), Splits) or not is_drawn:
         return []
     conversations = first.conversations if first else []

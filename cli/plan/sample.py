@@ -58,7 +58,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         train, num_validation, num_test = _shared(settings.split, drawn - repeated, given)
     is_all = first.is_all if source == "sample" and first else len(conversations) >= looked_of
     which = _which(source, len(conversations), looked_of, settings.data.limit, is_all=is_all)
-    own = [f"{given[side]:,.0f} with side: {side}" for side in ("validation", "test") if given.get(side)]
+    own = [f"{given[split]:,.0f} with use_as: {split}" for split in ("validation", "test") if given.get(split)]
     which_and_given = f"{which}, beside {' and '.join(own)}" if own else which
     which_and_given += f", less about {counted(round(repeated), 'exact duplicate')}" if round(repeated) else ""
     rows, numbers = _rendered(conversations, base, settings.model), (max(1, train), num_validation, num_test)
@@ -99,40 +99,40 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
 
 
 def _shared(split: Split, drawn: float, given: Mapping[str, float]) -> tuple[int, int, int]:
-    """How many rows train, validate and test: a side that is given has its rows, and a share of `drawn` otherwise.
+    """Return the numbers of training, validation and test rows; a user-provided split has its own rows.
 
-    A share is rounded, as split fills its sides where each row is a cluster of its own.
+    A share is rounded, as split fills its splits where each row is a cluster of its own.
     Replay rows come on top of those that train, as many as split.replay allows.
     """
     validation, test = (
-        0.0 if given.get(side) else share for side, share in (("validation", split.validation), ("test", split.test))
+        0.0 if given.get(name) else share for name, share in (("validation", split.validation), ("test", split.test))
     )
     train = (1 - validation - test) * drawn + given.get("train", 0)
     most = split.replay * train / (1 - split.replay) if split.replay < 1 else inf
     num_train = int(train + min(given.get("replay", 0), most))
     num_validation, num_test = (
-        int(given.get(side, 0) or share * drawn + 0.5) for side, share in (("validation", validation), ("test", test))
+        int(given.get(name, 0) or share * drawn + 0.5) for name, share in (("validation", validation), ("test", test))
     )
     return num_train, num_validation, num_test
 
 
 def _of_ingest(file: Path) -> tuple[int, dict[str, int], list[list[dict[str, str]]], float]:
-    """How many rows have no side yet, how many each side is given, messages of the first rows that may train, and how
+    """How many rows have no split yet, how many each split is given, messages of the first rows that may train, and how
     many groups there are for each row that may test.
     """
     parquet, conversations = pq.ParquetFile(file), list[list[dict[str, str]]]()
-    columns = parquet.read(columns=["side", "group"])
-    numbers = {each["values"]: each["counts"] for each in columns["side"].value_counts().to_pylist()}
-    may_test = pc.field("side") == "test" if "test" in numbers else pc.field("side").is_null()
+    columns = parquet.read(columns=["use_as", "group"])
+    numbers = {each["values"]: each["counts"] for each in columns["use_as"].value_counts().to_pylist()}
+    may_test = pc.field("use_as") == "test" if "test" in numbers else pc.field("use_as").is_null()
     groups = columns.filter(may_test)["group"]
     num_independent = groups.null_count + len(groups.drop_null().unique())
-    for batch in parquet.iter_batches(1_000, columns=["side", "messages"]):
-        may_train = pc.field("side").is_null() | ~pc.field("side").isin(["validation", "test"])
+    for batch in parquet.iter_batches(1_000, columns=["use_as", "messages"]):
+        may_train = pc.field("use_as").is_null() | ~pc.field("use_as").isin(["validation", "test"])
         conversations += batch.filter(may_train)["messages"].to_pylist()
         if len(conversations) >= MOST_LOOKED_AT:
             break
     alone = num_independent / len(groups) if len(groups) else 1.0
-    num_drawn, given = numbers.pop(None, 0), {side: n for side, n in numbers.items() if side}
+    num_drawn, given = numbers.pop(None, 0), {use: n for use, n in numbers.items() if use}
     return num_drawn, given, conversations[:MOST_LOOKED_AT], alone
 
 

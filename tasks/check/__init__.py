@@ -1,10 +1,10 @@
-"""Holds rows against one Great Expectations suite: keeps each, or quarantines it with its reason, file and line.
+"""Validate rows and the data set with one Great Expectations suite, and check drift from the last accepted version.
 
-The suite (data_checks/suite.py) is the built-in one with what checks.expectations changes and adds. A warning sets the
-rows that fail aside, each once, with the first expectation that it fails in the suite's order; of the set as a whole,
-and for info, it is a finding. A critical failure stops, once all is evaluated and written down: the report and the
-quarantine of a run that stopped have every failure. So does a validation or test side that is given by its source and
-of which no row is left: another one would be drawn. A set is also held against the last accepted version.
+The suite (data_checks/suite.py) is the built-in one with the changes of checks.expectations. A failed warning
+quarantines the row, once, with the first expectation that it fails in the suite's order; on the whole set, and for
+info, it is a finding. A critical failure stops the run after everything is evaluated and written, so the report and
+the quarantine of a stopped run have every failure. A user-provided split without a remaining row stops the run too,
+since another one would be drawn in its place.
 """
 
 import json
@@ -78,35 +78,37 @@ def check(
     `special_tokens` are the base's, which no text may hold; `own` is own_expectations(checks), for the key alone;
     `before` is the last accepted version, and `before_number` its number.
     """
-    from tunewright.data_checks.given import given_sides
+    from tunewright.data_checks.given import user_provided_splits
     from tunewright.data_checks.report import render
     from tunewright.tasks.check import accounting
-    from tunewright.tasks.check.holding import hold_rows, hold_set
     from tunewright.tasks.check.results import results, since_version
+    from tunewright.tasks.check.validate import validate_rows, validate_set
 
     file = rows.path("rows.parquet")
     asked = entries(checks)
     try:
-        held = hold_rows(file, asked, special_tokens)
+        validated = validate_rows(file, asked, special_tokens)
     except SuiteError as error:  # one of the team's classes
         raise ConfigError(str(error)) from error
-    quarantined = accounting.reasons(held)
-    of_set = hold_set(file, held, asked, before, rows.globs)
-    refused, of_ingest, of_sides = accounting.refused(rows.path("quarantine.parquet"), rows.given)
-    given = given_sides(held.frame, held.failing(), [outcome.entry.name for outcome in held.set_aside], of_sides)
-    emptied = next((said for each in given if each.set_aside == each.records for said in each.says()), "")
-    stops = accounting.stops(held, of_set, quarantined, checks.max_quarantined_share) or emptied
+    quarantined = accounting.reasons(validated)
+    of_set = validate_set(file, validated, asked, before, rows.globs)
+    refused, of_ingest, of_splits = accounting.refused(rows.path("quarantine.parquet"), rows.given)
+    given = user_provided_splits(
+        validated.frame, validated.failing(), [outcome.entry.name for outcome in validated.quarantined], of_splits
+    )
+    emptied = next((said for each in given if each.quarantined == each.records for said in each.says()), "")
+    stops = accounting.stops(validated, of_set, quarantined, checks.max_quarantined_share) or emptied
 
-    examples = accounting.write(file, folder, held)
+    examples = accounting.write(file, folder, validated)
     since = since_version(of_set, before, before_number)
-    came = results(held, of_set, refused, quarantined, since, stops, given, accounting.held_out(rows))
+    came = results(validated, of_set, refused, quarantined, since, stops, given, accounting.held_out(rows))
     page = render(
         came,
         of_set.profile,
         of_set.earlier,
-        set_aside=of_ingest | examples,
-        found=accounting.findings(file, held),
-        conflicts=accounting.conflicts(file, held),
+        examples=of_ingest | examples,
+        found=accounting.findings(file, validated),
+        conflicts=accounting.conflicts(file, validated),
     )
     profile = json.dumps(of_set.profile, indent=1, ensure_ascii=False)
     (folder / "profile.json").write_text(profile + "\n", encoding="utf-8")
@@ -114,12 +116,12 @@ def check(
     (folder / "report.html").write_text(page, encoding="utf-8")
     if stops:
         raise DataError(stops, see=("report.html", "quarantine.parquet", came.FILE))
-    for said in came.given_sides:
+    for said in came.user_provided_splits:
         log.warning("check: %s", said)
     return CheckedRows(
         num_rows=came.kept,
         num_quarantined=came.quarantined,
         reasons=quarantined,
         findings=came.findings,
-        warned=came.given_sides,
+        warned=came.user_provided_splits,
     )

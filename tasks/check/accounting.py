@@ -16,56 +16,56 @@ from tunewright.data_checks.given import RefusedCounts
 from tunewright.data_checks.report import EXAMPLES
 from tunewright.data_checks.rules import answers_by_prompt
 from tunewright.privacy.excerpts import excerpt, masked
-from tunewright.tasks.check.holding import Held, Set
+from tunewright.tasks.check.validate import ValidatedRows, ValidatedSet
 
 Record = dict[str, Any]  # of QUARANTINE_SCHEMA
 Examples = dict[str, list[Record]]
 
 
-def reasons(held: Held) -> dict[str, int]:
+def reasons(validated: ValidatedRows) -> dict[str, int]:
     """Reason -> rows that are quarantined for it, the most frequent first."""
     counts: Counter[str] = Counter()
-    blamed = np.zeros(len(held.frame), dtype=np.bool_)
-    for outcome, fails in zip(held.set_aside, held.failing(), strict=True):
+    blamed = np.zeros(len(validated.frame), dtype=np.bool_)
+    for outcome, fails in zip(validated.quarantined, validated.failing(), strict=True):
         counts[outcome.entry.name] += int((fails & ~blamed).sum())
         blamed |= fails
     return {reason: count for reason, count in counts.most_common() if count}
 
 
-def stops(held: Held, of_set: Set, counts: dict[str, int], limit: float) -> str:
+def stops(validated: ValidatedRows, of_set: ValidatedSet, counts: dict[str, int], limit: float) -> str:
     """Why the run stops, in one line: what is critical, or that too few rows are left. Empty where it goes on."""
     of_rows, of_all = (
         [outcome for outcome in outcomes if outcome.failed and outcome.entry.severity == "critical"]
-        for outcomes in (held.outcomes, of_set.outcomes)
+        for outcomes in (validated.outcomes, of_set.outcomes)
     )
     also = list(dict.fromkeys(outcome.entry.name for outcome in (*of_rows, *of_all)))
-    said = "" if of_rows else _too_many(held, counts, limit)
+    said = "" if of_rows else _too_many(validated, counts, limit)
     if not said and also:
         first = [*of_rows, *of_all][0]
-        what = held.said(first) if of_rows else first.says(of_set.measures[first.column].value)
+        what = validated.said(first) if of_rows else first.says(of_set.measures[first.column].value)
         said = f"{also.pop(0)}: {what}"
     return f"{said}; also critical: {', '.join(also)}" if also else said
 
 
-def _too_many(held: Held, counts: dict[str, int], limit: float) -> str:
-    num_rows, quarantined = len(held.frame), sum(counts.values())
+def _too_many(validated: ValidatedRows, counts: dict[str, int], limit: float) -> str:
+    num_rows, quarantined = len(validated.frame), sum(counts.values())
     share = quarantined / num_rows
     if share <= limit and share < 1:
         return ""
-    first = held.frame.iloc[int(np.flatnonzero(~held.kept())[0])]
+    first = validated.frame.iloc[int(np.flatnonzero(~validated.kept())[0])]
     over = f"over checks.max_quarantined_share={limit:g}" if share > limit else "none is left"
     listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
     place = f"{first['file']} line {first['line']}"
     return f"{quarantined} of {num_rows} rows quarantined ({share:.1%}), {over}: {listed}; first: {place}"
 
 
-def write(file: Path, folder: Path, held: Held) -> Examples:
+def write(file: Path, folder: Path, validated: ValidatedRows) -> Examples:
     """Writes rows.parquet and quarantine.parquet into `folder`, in the order of the row table `file`.
 
     Returns the first few records of each reason.
     """
-    kept, examples, start = held.kept(), Examples(), 0
-    blamed = _blame(held)
+    kept, examples, start = validated.kept(), Examples(), 0
+    blamed = _blame(validated)
     with (
         pq.ParquetWriter(folder / "rows.parquet", ROW_SCHEMA) as passed,
         pq.ParquetWriter(folder / "quarantine.parquet", QUARANTINE_SCHEMA) as aside,
@@ -83,13 +83,13 @@ def write(file: Path, folder: Path, held: Held) -> Examples:
     return examples
 
 
-def findings(file: Path, held: Held) -> Examples:
+def findings(file: Path, validated: ValidatedRows) -> Examples:
     """The first few rows of each expectation that only reports, with what it says of them, by its name and column."""
     wanted: dict[int, list[tuple[str, str]]] = {}
-    for outcome in held.outcomes:
+    for outcome in validated.outcomes:
         if outcome.entry.severity == "info" and outcome.entry.name != "conflicting_answers":
             for position in outcome.rows[:EXAMPLES].tolist():
-                said = outcome.says(held.value(outcome, position))
+                said = outcome.says(validated.value(outcome, position))
                 wanted.setdefault(position, []).append((f"{outcome.entry.name} {outcome.column}", said))
     examples = Examples()
     for position, row in rows_at(file, wanted):
@@ -97,9 +97,9 @@ def findings(file: Path, held: Held) -> Examples:
     return examples
 
 
-def conflicts(file: Path, held: Held) -> list[dict[str, Any]]:
+def conflicts(file: Path, validated: ValidatedRows) -> list[dict[str, Any]]:
     """The first few prompts with several answers that were kept: each with their number, and the first few of them."""
-    conflicting = held.conflicting()
+    conflicting = validated.conflicting()
     prompts = [] if conflicting is None else answers_by_prompt(conflicting, EXAMPLES)
     rows = dict(rows_at(file, (row for answers in prompts for row in answers[:EXAMPLES])))
     found = []
@@ -119,24 +119,24 @@ def record(row: dict[str, Any], reason: str, detail: str) -> Record:
     return place | {"reason": reason, "detail": detail, "text": excerpt(row["messages"])}
 
 
-def refused(file: Path, sides: Mapping[str, str]) -> tuple[dict[str, int], Examples, dict[str, RefusedCounts]]:
-    """The reasons for which ingest refused records, with their numbers; the first few of each; and those of each side.
+def refused(file: Path, splits: Mapping[str, str]) -> tuple[dict[str, int], Examples, dict[str, RefusedCounts]]:
+    """The reasons for which ingest refused records, with their numbers; the first few of each; and those of each split.
 
-    `sides` has that of each file which is given to one.
+    `splits` has that of each file which is given to one.
     """
     counts: Counter[str] = Counter()
-    examples, of_sides = Examples(), dict[str, RefusedCounts]()
+    examples, of_splits = Examples(), dict[str, RefusedCounts]()
     for batch in row_batches(file):
         records = batch.to_pylist()
         counts.update(each["reason"] for each in records)
         _keep_examples(examples, records)
-        for each in records if sides else ():
-            if side := sides.get(each["file"]):
+        for each in records if splits else ():
+            if split := splits.get(each["file"]):
                 first = f"{each['file']} line {each['line']}"
-                of_sides.setdefault(side, RefusedCounts(Counter(), first)).reasons[each["reason"]] += 1
+                of_splits.setdefault(split, RefusedCounts(Counter(), first)).reasons[each["reason"]] += 1
     for each in (each for found in examples.values() for each in found):  # ingest's details quote what it refused
         each.update({name: masked(each[name] or "") for name in ("detail", "text")})
-    return dict(counts.most_common()), examples, of_sides
+    return dict(counts.most_common()), examples, of_splits
 
 
 def held_out(rows: Rows) -> list[tuple[str, str, int]]:
@@ -155,11 +155,11 @@ def _keep_examples(examples: Examples, records: list[Record]) -> None:
             found.append(each)
 
 
-def _blame(held: Held) -> Iterator[tuple[str, str]]:
+def _blame(validated: ValidatedRows) -> Iterator[tuple[str, str]]:
     """For each row that is quarantined, in order, its reason and a sentence that names the others."""
-    failing, outcomes = held.failing(), held.set_aside
+    failing, outcomes = validated.failing(), validated.quarantined
     for position in np.flatnonzero(failing.any(axis=0)).tolist():
         first, *others = (outcomes[line] for line in np.flatnonzero(failing[:, position]).tolist())
         also = dict.fromkeys(o.entry.name for o in others if o.entry.name != first.entry.name)
-        said = first.says(held.value(first, position))
+        said = first.says(validated.value(first, position))
         yield first.entry.name, f"{said}; also {', '.join(also)}" if also else said

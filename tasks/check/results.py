@@ -13,7 +13,7 @@ from tunewright.data_checks.given import Given
 from tunewright.data_checks.profile import counts
 from tunewright.data_checks.report import SOURCES
 from tunewright.data_checks.validation import ExpectationOutcome
-from tunewright.tasks.check.holding import Held, Set
+from tunewright.tasks.check.validate import ValidatedRows, ValidatedSet
 
 LANGUAGES = 5  # that are named of those that rows fail by
 
@@ -21,8 +21,8 @@ C = TypeVar("C", bound=SourceCount)
 
 
 def results(
-    held: Held,
-    of_set: Set,
+    validated: ValidatedRows,
+    of_set: ValidatedSet,
     refused: dict[str, int],
     quarantined: dict[str, int],
     since: Since | None,
@@ -35,9 +35,9 @@ def results(
     `since` is what changed since the version before, and `held_out` has the evaluation files: how each was read, and
     its records.
     """
-    num_refused, num_quarantined, num_rows = sum(refused.values()), sum(quarantined.values()), len(held.frame)
+    num_refused, num_quarantined, num_rows = sum(refused.values()), sum(quarantined.values()), len(validated.frame)
     values = {name: measure.value for name, measure in of_set.measures.items()}
-    conflicting = held.conflicting()
+    conflicting = validated.conflicting()
     return CheckResults(
         stopped=stopped,  # why the run does; empty where it goes on
         read=num_rows + num_refused,
@@ -46,23 +46,23 @@ def results(
         kept=num_rows - num_quarantined,
         quarantined=num_quarantined,
         reasons={"ingest": refused, "check": quarantined},
-        findings=_findings(held, of_set) | {name: n for each in given for name, n in each.findings.items()},
-        given_sides=tuple(said for each in given for said in each.says()),
+        findings=_findings(validated, of_set) | {name: n for each in given for name, n in each.findings.items()},
+        user_provided_splits=tuple(said for each in given for said in each.says()),
         held_out=tuple(held_out),
         conflicting_prompts=0 if conflicting is None else int(conflicting["prompt_hash"].nunique()),
-        files=_files(held),
+        files=_files(validated),
         since=since,
         expectations=(
-            *(_described(outcome, None, held, of_set=not outcome.of_rows) for outcome in held.outcomes),
-            *(_described(outcome, values[outcome.column], held, of_set=True) for outcome in of_set.outcomes),
+            *(_described(outcome, None, validated, of_set=not outcome.of_rows) for outcome in validated.outcomes),
+            *(_described(outcome, values[outcome.column], validated, of_set=True) for outcome in of_set.outcomes),
         ),
     )
 
 
-def _findings(held: Held, of_set: Set) -> dict[str, int]:
+def _findings(validated: ValidatedRows, of_set: ValidatedSet) -> dict[str, int]:
     """Expectation that failed and sets nothing aside -> rows that fail it, or 1 for one of the table as a whole."""
     failed: dict[str, set[int]] = {}
-    for outcome in held.outcomes:
+    for outcome in validated.outcomes:
         if outcome.failed and (outcome.entry.severity == "info" or not outcome.of_rows):
             failed.setdefault(outcome.entry.name, set()).update(outcome.rows.tolist())
     return {name: len(rows) or 1 for name, rows in failed.items()} | {
@@ -70,14 +70,16 @@ def _findings(held: Held, of_set: Set) -> dict[str, int]:
     }
 
 
-def _described(outcome: ExpectationOutcome, value: float | None, held: Held, *, of_set: bool) -> ExpectationResult:
+def _described(
+    outcome: ExpectationOutcome, value: float | None, validated: ValidatedRows, *, of_set: bool
+) -> ExpectationResult:
     """Where rows fail, the fault stands for many values: n where one would be read, nothing where it comes last.
 
     Of languages it has the most frequent ones, each with its rows.
     """
     many = re.sub(r"\{value[^}]*\}", "n", re.sub(r": \{value\}$", "", outcome.fault))
     if outcome.entry.name == "language" and outcome.failed:
-        found = counts(held.frame[outcome.column].iloc[outcome.rows]).items()
+        found = counts(validated.frame[outcome.column].iloc[outcome.rows]).items()
         more = f" and {len(found) - LANGUAGES} more" if len(found) > LANGUAGES else ""
         many += f" ({', '.join(f'{code} {count:,}' for code, count in [*found][:LANGUAGES])}{more})"
     return ExpectationResult(
@@ -95,15 +97,17 @@ def _described(outcome: ExpectationOutcome, value: float | None, held: Held, *, 
     )
 
 
-def _files(held: Held) -> tuple[FileCount, ...]:
+def _files(validated: ValidatedRows) -> tuple[FileCount, ...]:
     """Each file with its kept and quarantined rows, and those of each source that its rows name themselves.
 
     The largest first; files, and sources of a file, beyond SOURCES are in one line. Of a file whose rows name no source
     there are none; otherwise "" has those of its rows that name none.
     """
-    columns = {name: pa.array(held.frame[name], pa.string()) for name in ("file", "source")}
+    columns = {name: pa.array(validated.frame[name], pa.string()) for name in ("file", "source")}
     counts = (
-        pa.table(columns | {"kept": held.kept()}).group_by(["file", "source", "kept"]).aggregate([([], "count_all")])
+        pa.table(columns | {"kept": validated.kept()})
+        .group_by(["file", "source", "kept"])
+        .aggregate([([], "count_all")])
     )
     of_files: dict[str, dict[str, Counter[str]]] = {}
     for each in counts.to_pylist():
@@ -131,7 +135,7 @@ def _first(counts: list[C], kind: type[C]) -> tuple[C, ...]:
     return (*counts[:SOURCES], *more)
 
 
-def since_version(of_set: Set, before: Artifact | None, number: int | None) -> Since | None:
+def since_version(of_set: ValidatedSet, before: Artifact | None, number: int | None) -> Since | None:
     """How the set differs from the version `before`, which has this number; None without one."""
     if before is None or of_set.changed is None:
         return None

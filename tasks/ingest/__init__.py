@@ -112,14 +112,14 @@ def judge(data: Data, files: Iterable[SourceFile], tally: Tally) -> None:
         raise DataError(message, see=("quarantine.parquet",))
 
 
-def stop_on_empty_side(files: Sequence[SourceFile], tallies: dict[str, Tally]) -> None:
-    """Raises DataError where a validation or test side is given, but no row of it is left: another would be drawn."""
-    for side in ("validation", "test"):
-        given = [file for file in files if file.side == side]
+def stop_on_empty_split(files: Sequence[SourceFile], tallies: dict[str, Tally]) -> None:
+    """Raise DataError where no row is left of a user-provided split; another would be drawn in its place."""
+    for split in ("validation", "test"):
+        given = [file for file in files if file.use_as == split]
         if given and not any(tallies[file.path].num_rows for file in given):
             tally = Tally().add(*(tallies[file.path] for file in given))
             refused = f"{tally.num_read} of {tally.num_read} records quarantined: {reasons(tally, given)}"
-            message = f"{_named(given)}: no row is left in the user-provided {side} set; "
+            message = f"{_named(given)}: no row is left in the user-provided {split} set; "
             raise DataError(message + (refused if tally.num_read else "no record"), see=("quarantine.parquet",))
 
 
@@ -136,9 +136,9 @@ def stop_on_needs(file: Path, needs: Sequence[Need]) -> None:
     if "time" not in needs:
         return
     num_rows, num_undated, first = 0, 0, ""
-    for batch in pq.ParquetFile(file).iter_batches(columns=["time", "side", "file", "line"]):
-        # A row that its source puts on a side needs no time.
-        undated = np.flatnonzero(pc.and_(pc.is_null(batch["time"]), pc.is_null(batch["side"])))  # pyright: ignore[reportAttributeAccessIssue]
+    for batch in pq.ParquetFile(file).iter_batches(columns=["time", "use_as", "file", "line"]):
+        # A row of a source with use_as needs no time.
+        undated = np.flatnonzero(pc.and_(pc.is_null(batch["time"]), pc.is_null(batch["use_as"])))  # pyright: ignore[reportAttributeAccessIssue]
         if len(undated) and not first:
             place = batch.slice(int(undated[0]), 1).to_pylist()[0]
             first = f"{place['file']}:{place['line']}"
@@ -199,7 +199,7 @@ def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...], needs: tuple
     tally = Tally().add(*tallies.values())
     judge(data, sources, tally)
     if chosen is None:
-        stop_on_empty_side(sources, tallies)
+        stop_on_empty_split(sources, tallies)
     stop_on_needs(folder / "rows.parquet", needs)
     return Rows(
         num_read=tally.num_read,
@@ -209,6 +209,6 @@ def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...], needs: tuple
         detected={file.path: detected(file, (tallies | held_out)[file.path]) for file in files},
         repaired=dict(sorted(tally.repaired.items())),
         num_held_out=sum(of_file.num_rows for of_file in held_out.values()),
-        given={file.path: file.side for file in sources if file.side},
+        given={file.path: file.use_as for file in sources if file.use_as},
         globs={file.path: file.glob for file in sources if file.glob},
     )

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice, product
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
 from tunewright.accepted import did_you_mean
-from tunewright.config import Data, Layout, RecordFiles, Side, Source, from_here, or_meant, outside
+from tunewright.config import Data, Layout, RecordFiles, Source, Use, from_here, or_meant, outside
 from tunewright.errors import ConfigError, DataError
 from tunewright.store.caching import digest_of
 from tunewright.tasks.ingest import hub, stores
@@ -31,7 +31,7 @@ NAMED: tuple[FileFormat, ...] = ("json", "csv", "parquet", "arrow")  # by the en
 FORMATS: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", **{f".{name}": name for name in NAMED}}
 HELD_OUT_FORMATS: dict[str, FileFormat] = {**FORMATS, ".txt": "text"}
 ASKED, ANSWERED = ("instruction", "prompt", "input"), ("output", "completion")  # fields of ours
-ALIKE = 0.75  # of two names without their endings, from where one may be a misspelling of the other
+SIMILAR = 0.75  # of two names without their endings, from where one may be a misspelling of the other
 
 MOST_LOOKED_AT = 10_000  # files of a level of folders, for a hint
 
@@ -53,7 +53,7 @@ class SourceFile(BaseModel, frozen=True):
     compression: Compression = ""
     layout: Layout = "auto"
     columns: dict[str, str] = {}
-    side: Side | None = None
+    use_as: Use | None = None
     setting: str = ""  # the source that names it, such as data.sources[0]
     glob: str = ""  # of that source, where it names several
     held_out: bool = False
@@ -70,7 +70,7 @@ def source_files(data: Data, identify: Identify = identify) -> tuple[SourceFile,
     """
     found: dict[str, SourceFile] = {}
     for held_out, sources in ((False, data.sources), (True, data.held_out)):
-        for position, source in sorted(enumerate(sources), key=lambda each: _side(each[1]) == "replay"):
+        for position, source in sorted(enumerate(sources), key=lambda each: _use_as(each[1]) == "replay"):
             setting = f"data.{'held_out' if held_out else 'sources'}[{position}]"
             _fits(source, setting, held_out)
             for file in _files(source, setting, held_out, identify):
@@ -137,8 +137,8 @@ def _digest(path: str) -> str:
     return stores.identity(path) if stores.is_url(path) else digest_of(Path(path))
 
 
-def _side(source: RecordFiles) -> Side | None:
-    return source.side if isinstance(source, Source) else None
+def _use_as(source: RecordFiles) -> Use | None:
+    return source.use_as if isinstance(source, Source) else None
 
 
 def _fits(source: RecordFiles, setting: str, held_out: bool) -> None:
@@ -161,18 +161,20 @@ def _fits(source: RecordFiles, setting: str, held_out: bool) -> None:
     if saved and source.format not in ("auto", "arrow"):
         raise ConfigError(f"{setting}.format={source.format}: a saved datasets folder is read as arrow; leave it out")
     if source.split and not saved:
-        meant = "; write hub:org/name:split" if hub.is_hub(source.path) else ""
+        is_use = isinstance(source, Source) and source.split in get_args(Use)
+        meant = f"; did you mean use_as: {source.split}?" if is_use else ""
+        meant = "; write hub:org/name:split" if hub.is_hub(source.path) else meant
         raise ConfigError(
             f"{setting}.split={source.split}: only a folder that save_to_disk of datasets wrote has splits{meant}"
         )
-    if held_out and (side := _side(source)):
-        raise ConfigError(f"{setting}.side={side}: a held-out file is in no split; leave it out")
+    if held_out and (use_as := _use_as(source)):
+        raise ConfigError(f"{setting}.use_as={use_as}: a held-out file is in no split; leave it out")
 
 
 def _files(source: RecordFiles, setting: str, held_out: bool, identify: Identify) -> Iterator[SourceFile]:
     where = f"{setting}.path={source.path}"
     outside.check_path(f"{setting}.path", source.path)
-    how = {"layout": source.layout, "columns": source.columns, "side": _side(source)}
+    how = {"layout": source.layout, "columns": source.columns, "use_as": _use_as(source)}
     names_several = glob.has_magic(source.path) or is_saved(Path(source.path).expanduser())
     how |= {"setting": setting, "held_out": held_out, "glob": source.path if names_several else ""}
     if hub.is_hub(source.path):
@@ -242,15 +244,17 @@ def _local(source: RecordFiles, setting: str, where: str) -> list[str]:
 
 
 def _looked(path: Path) -> str:
-    """Where was looked, and what was most likely meant: a file whose name is alike, or one of those that are there."""
+    """Return where was looked, and what was most likely meant: a file of a similar name, or one of those there."""
     folder = next(parent for parent in path.parents if not glob.has_magic(str(parent))).absolute()
     if not folder.is_dir():
         return f": there is no folder {folder}"
     with _readable(str(folder)):
         names = sorted(other.name for other in folder.iterdir() if other.is_file() and _is_data(other))
-    alike = [name for name in names if difflib.SequenceMatcher(None, _stem(name), _stem(path.name)).ratio() >= ALIKE]
-    if alike and not glob.has_magic(str(path)):
-        close = difflib.get_close_matches(path.name, alike, n=1, cutoff=0)
+    similar = [
+        name for name in names if difflib.SequenceMatcher(None, _stem(name), _stem(path.name)).ratio() >= SIMILAR
+    ]
+    if similar and not glob.has_magic(str(path)):
+        close = difflib.get_close_matches(path.name, similar, n=1, cutoff=0)
         return f" in {folder}; did you mean {path.with_name(close[0])}?"
     if not names:
         names = _below(folder)

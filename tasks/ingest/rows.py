@@ -43,7 +43,7 @@ def to_row(
         row_id_of(messages),
         optional_text(record, "source") or file.path.rpartition("/")[2],
         *(file.path, line, byte),
-        *(_group(record), _time(record), file.side),
+        *(_group(record), _time(record), file.use_as),
         ", ".join(sorted(made)) or None,
         messages,
     )

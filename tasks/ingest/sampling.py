@@ -14,9 +14,9 @@ from typing import NamedTuple, get_args
 import numpy as np
 import pyarrow.parquet as pq
 
-from tunewright.config import Data, Side
+from tunewright.config import Data, Use
 from tunewright.errors import DataError
-from tunewright.tasks.ingest import Need, find_columns, judge, reasons, stop_on_empty_side, stop_on_needs
+from tunewright.tasks.ingest import Need, find_columns, judge, reasons, stop_on_empty_split, stop_on_needs
 from tunewright.tasks.ingest.files import SourceFile, is_remote
 from tunewright.tasks.ingest.layouts import Message
 from tunewright.tasks.ingest.parts import columns_of
@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
     conversations: list[list[Message]]
     drawn: float
-    given: dict[str, float]  # side -> the rows of sources that are given to it
+    given: dict[str, float]  # use_as -> rows of the sources that have it
     is_all: bool  # whether these are all rows of the sources
     independent: float = 1.0  # of the rows that may test, groups for each row; a row without a group is one by itself
     repeated: float = 0.0  # of `drawn`, about how many repeat another record to the byte
@@ -71,21 +71,21 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
     local = [file for file in sources if not is_remote(file.path)]
     each = max(1, ROWS // max(1, len(local)))
     conversations: list[list[Message]] = []
-    drawn, given = 0.0, dict.fromkeys(get_args(Side), 0.0)
+    drawn, given = 0.0, dict.fromkeys(get_args(Use), 0.0)
     tallies: dict[str, Tally] = {}
     num_records, of_drawn = 0, array("q")
-    groups: dict[str | None, list[str | None]] = {}  # side -> the group of each row
+    groups: dict[str | None, list[str | None]] = {}  # use_as -> the group of each row
     for file in local:
         tally, number, kept, of_group, hashes = _of_file(
             file, each, MOST_BYTES // len(local), data, needs if len(sources) == 1 else ()
         )
         tallies[file.path] = tally
-        groups.setdefault(file.side, []).extend(of_group)
+        groups.setdefault(file.use_as, []).extend(of_group)
         num_records += number
-        conversations += [] if file.side in ("validation", "test") else kept
+        conversations += [] if file.use_as in ("validation", "test") else kept
         rows = number * len(kept) / max(1, tally.num_read)
-        if file.side:
-            given[file.side] += rows
+        if file.use_as:
+            given[file.use_as] += rows
         else:
             drawn += rows
             of_drawn.extend(hashes)
@@ -94,7 +94,7 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
         _stop_on_refused(data, sources, tallies, tally, num_records)
     total = drawn + sum(given.values())
     share = data.limit / total if data.limit and total > data.limit else 1
-    given = {side: share * number for side, number in given.items() if number}
+    given = {use: share * number for use, number in given.items() if number}
     is_all = tally.num_read == num_records and len(local) == len(sources)
     repeated = round(share * drawn * _repeated(of_drawn, share), 3)
     may_test = independent(groups.get("test") or groups.get(None) or [])
@@ -143,7 +143,7 @@ def _stop_on_refused(
     if tally.num_read == num_records and not (is_drawn and tally.num_rows):
         find_columns(sources, tallies, data.max_line_bytes)
         judge(data, sources, tally)
-        stop_on_empty_side(sources, tallies)
+        stop_on_empty_split(sources, tallies)
     elif num_refused > data.max_refused_share * num_records and not is_drawn:
         raise DataError(
             f"{num_refused} of the first {tally.num_read} of {num_records} records quarantined, over "

@@ -19,7 +19,7 @@ from tunewright.tasks.ingest.rows import columns_in, to_row
 
 BATCH_ROWS = 5_000
 BATCH_BYTES = 32_000_000
-REPEATING = ["source", "file", "group", "side", "repairs", "reason", "messages.list.element.role"]
+REPEATING = ["source", "file", "group", "use_as", "repairs", "reason", "messages.list.element.role"]
 
 
 class Tally(BaseModel):

@@ -130,10 +130,10 @@ def write(file: Path, asking: Asking, shots: Sequence[list[int]]) -> dict[str, A
     return {"num_shortened": num_shortened, "shots": ids}
 
 
-def _asked(splits: Splits, tokens: Tokens, side: str) -> pa.Table:
-    """The rows of a side that render kept, in their order."""
-    kept = pq.read_table(tokens.path(f"{side}.parquet"), columns=["row_id"])["row_id"]
-    rows = pq.read_table(splits.path(f"{side}.parquet"), columns=COLUMNS)
+def _asked(splits: Splits, tokens: Tokens, split: str) -> pa.Table:
+    """The rows of a split that render kept, in their order."""
+    kept = pq.read_table(tokens.path(f"{split}.parquet"), columns=["row_id"])["row_id"]
+    rows = pq.read_table(splits.path(f"{split}.parquet"), columns=COLUMNS)
     is_kept = pc.is_in(rows["row_id"], value_set=kept.combine_chunks())  # pyright: ignore[reportAttributeAccessIssue]
     return rows.filter(is_kept)
 

@@ -31,7 +31,7 @@ from tunewright.tasks.render.report import measure, preview, write_report
 
 __all__ = ["Bound", "bound_of", "lengths_in_words", "preview", "render"]
 
-SIDES = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 BATCH = 1_000  # rows in memory at once
 TOO_LONG = "answer_truncated"
 
@@ -81,8 +81,8 @@ def contract(chat: Chat, base: Base) -> Contract:
     )
 
 
-def render_side(chat: Chat, rows: Path, target: Path, *, limit: int, last_only: bool) -> list[dict[str, Any]]:
-    """Writes a side's rows as TOKEN_SCHEMA and returns those it leaves out, as QUARANTINE_SCHEMA plus `length`."""
+def render_split(chat: Chat, rows: Path, target: Path, *, limit: int, last_only: bool) -> list[dict[str, Any]]:
+    """Writes a split's rows as TOKEN_SCHEMA and returns those it leaves out, as QUARANTINE_SCHEMA plus `length`."""
     refused: list[dict[str, Any]] = []
     with pq.ParquetWriter(target, TOKEN_SCHEMA) as writer:
         for batch in pq.ParquetFile(rows).iter_batches(BATCH):
@@ -96,7 +96,7 @@ def render_side(chat: Chat, rows: Path, target: Path, *, limit: int, last_only: 
                     length = None if isinstance(tokens, Untrainable) else len(tokens.input_ids)
                     refused.append(entry | {"reason": fit.reason, "detail": fit.detail, "length": length})
                 else:
-                    named = {"row_id": row["row_id"], "cluster": row["cluster"], "replay": row["side"] == "replay"}
+                    named = {"row_id": row["row_id"], "cluster": row["cluster"], "replay": row["use_as"] == "replay"}
                     kept.append(named | vars(fit))
             writer.write_table(pa.Table.from_pylist(kept, TOKEN_SCHEMA))
     return refused
@@ -136,11 +136,11 @@ def _reasons(rows: list[dict[str, Any]]) -> str:
     return "; ".join(f"{n} {said[reason]}" for reason, n in Counter(row["reason"] for row in rows).most_common())
 
 
-def _emptied(side: str, refused: list[dict[str, Any]], bound: Bound) -> str:
+def _emptied(split: str, refused: list[dict[str, Any]], bound: Bound) -> str:
     long = [row["length"] for row in refused if row["reason"] == TOO_LONG]
     why = f"{len(long)} of its {len(refused)} rows are longer than {bound}, they have "
     why = f"{why}{lengths_in_words(long)}: {bound.cure(max(long))}" if long else _reasons(refused)
-    return f"render leaves no row in {side}: {why}"
+    return f"render leaves no row in {split}: {why}"
 
 
 def lengths_in_words(lengths: Sequence[int]) -> str:
@@ -171,19 +171,19 @@ def render(
     model: Model,
     max_quarantined_share: float = Checks().max_quarantined_share,
 ) -> Tokens:
-    """Token ids and labels of all sides; of a test row the last answer alone is trained, as evaluation asks for that.
+    """Write the token ids and labels of all splits; of a test row only the last answer has labels, as in evaluation.
 
-    Raises DataError where rows are too long, too many cannot be trained or a side is left empty, ConfigError for a base
-    that cannot be trained to stop, or whose tokenizer would be another one in a registered version.
+    Raises DataError where rows are too long, too many cannot be trained or a split is left empty; ConfigError for a
+    base that cannot be trained to stop, or whose tokenizer would be another one in a registered version.
     """
     chat = Chat(load_tokenizer(base), base.weights)
     check_served(base, chat.tokenizer, _texts(splits))
     bound = bound_of(base, model)
     refused: dict[str, list[dict[str, Any]]] = {}
-    for side in SIDES:
-        rows, target = splits.path(f"{side}.parquet"), folder / f"{side}.parquet"
-        refused[side] = render_side(chat, rows, target, limit=bound.limit, last_only=side == "test")
-    quarantine = [row for side in SIDES for row in refused[side]]
+    for name in SPLITS:
+        rows, target = splits.path(f"{name}.parquet"), folder / f"{name}.parquet"
+        refused[name] = render_split(chat, rows, target, limit=bound.limit, last_only=name == "test")
+    quarantine = [row for name in SPLITS for row in refused[name]]
     pq.write_table(pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA), folder / "quarantine.parquet")
     num_rows = splits.num_train + splits.num_validation + splits.num_test
     if model.on_long == "error":
@@ -195,21 +195,21 @@ def render(
             f"over checks.max_quarantined_share={max_quarantined_share:g}: {_reasons(others)}",
             see=("quarantine.parquet",),
         )
-    sides = {side: measure(folder / f"{side}.parquet") for side in SIDES}
-    for side, measured in sides.items():
+    counts = {name: measure(folder / f"{name}.parquet") for name in SPLITS}
+    for name, measured in counts.items():
         if not measured.num_rows:
-            raise DataError(_emptied(side, refused[side], bound), see=("quarantine.parquet",))
+            raise DataError(_emptied(name, refused[name], bound), see=("quarantine.parquet",))
     reasons = dict(sorted(Counter(row["reason"] for row in quarantine).items()))
     terms = contract(chat, base)
     terms.save(folder)
-    write_report(folder, chat.tokenizer, sides, terms, reasons, bound.limit, splits.path("train.parquet"))
+    write_report(folder, chat.tokenizer, counts, terms, reasons, bound.limit, splits.path("train.parquet"))
     return Tokens(
-        num_train=sides["train"].num_rows,
-        num_validation=sides["validation"].num_rows,
-        num_test=sides["test"].num_rows,
+        num_train=counts["train"].num_rows,
+        num_validation=counts["validation"].num_rows,
+        num_test=counts["test"].num_rows,
         num_quarantined=len(quarantine),
         reasons=reasons,
-        num_trained_tokens=int(sides["train"].trained.sum()),
-        longest=int(max(measured.whole.max() for measured in sides.values())),
+        num_trained_tokens=int(counts["train"].trained.sum()),
+        longest=int(max(measured.whole.max() for measured in counts.values())),
         num_replay=pq.read_table(folder / "train.parquet", columns=["replay"])["replay"].to_pylist().count(True),
     )

@@ -24,8 +24,8 @@ Segment = tuple[str, bool, bool]  # text, whether it is trained, whether it is a
 
 
 @dataclass(frozen=True)
-class Side:
-    """The tokens of each row of a side: before its last answer, trained, in all; and in how many answers."""
+class TokenCounts:
+    """The tokens of each row of a split: before its last answer, trained, in all; and its number of answers."""
 
     prompt: np.ndarray
     trained: np.ndarray
@@ -35,11 +35,11 @@ class Side:
 
     @property
     def num_rows(self) -> int:
-        """The rows of this side."""
+        """The rows of this split."""
         return len(self.whole)
 
 
-def measure(file: Path) -> Side:
+def measure(file: Path) -> TokenCounts:
     """Count the tokens of each row of a TOKEN_SCHEMA table, and those of the prefix that all rows share."""
     columns: list[list[np.ndarray]] = [[], [], [], []]
     prefix: np.ndarray | None = None
@@ -59,7 +59,7 @@ def measure(file: Path) -> Side:
             differs = np.flatnonzero(prefix != row[: len(prefix)])
             prefix = prefix[: differs[0]] if len(differs) else prefix
     joined = [np.concatenate(column) if column else np.zeros(0, int) for column in columns]
-    return Side(*joined, shared_prefix=0 if prefix is None else len(prefix))
+    return TokenCounts(*joined, shared_prefix=0 if prefix is None else len(prefix))
 
 
 def _sums(flags: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -84,23 +84,23 @@ def _printable(text: str) -> str:
     return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def choose_examples(side: Side) -> dict[int, str]:
+def choose_examples(counts: TokenCounts) -> dict[int, str]:
     """Rows worth a look, by position, and why: the first, the longest, one with several answers; others without why."""
     chosen = {0: "the first row"}
-    chosen.setdefault(int(side.whole.argmax()), "the longest row")
-    if (side.num_answers > 1).any():
-        chosen.setdefault(int((side.num_answers > 1).argmax()), "the first row with several answers")
-    for position in np.linspace(0, side.num_rows - 1, NUM_EXAMPLES, dtype=int).tolist():
+    chosen.setdefault(int(counts.whole.argmax()), "the longest row")
+    if (counts.num_answers > 1).any():
+        chosen.setdefault(int((counts.num_answers > 1).argmax()), "the first row with several answers")
+    for position in np.linspace(0, counts.num_rows - 1, NUM_EXAMPLES, dtype=int).tolist():
         if len(chosen) < NUM_EXAMPLES:
             chosen.setdefault(position, "")
     return chosen
 
 
-def _examples(file: Path, tokenizer: Any, side: Side, split: Path) -> list[dict[str, Any]]:
+def _examples(file: Path, tokenizer: Any, counts: TokenCounts, split: Path) -> list[dict[str, Any]]:
     """The chosen rows of a rendered file; `split` is the table that it was rendered from, which says their places."""
     import pyarrow.dataset as ds  # with pandas
 
-    chosen = choose_examples(side)
+    chosen = choose_examples(counts)
     rows = ds.dataset(file).take(list(chosen), columns=["row_id", "input_ids", "labels"]).to_pylist()
     named = ds.field("row_id").isin([row["row_id"] for row in rows])
     found = ds.dataset(split).to_table(columns=["row_id", "file", "line"], filter=named).to_pylist()
@@ -111,7 +111,7 @@ def _examples(file: Path, tokenizer: Any, side: Side, split: Path) -> list[dict[
             "why": why,
             "row_id": row["row_id"],
             "num_tokens": len(row["input_ids"]),
-            "num_trained": int(side.trained[position]),
+            "num_trained": int(counts.trained[position]),
             "segments": segments(tokenizer, row["input_ids"], row["labels"]),
         }
         for (position, why), row in zip(chosen.items(), rows, strict=True)
@@ -135,28 +135,28 @@ def _histogram(values: np.ndarray) -> list[tuple[int, int, int]]:
 def write_report(
     folder: Path,
     tokenizer: Any,
-    sides: dict[str, Side],
+    splits: dict[str, TokenCounts],
     contract: Contract,
     reasons: dict[str, int],
     limit: int,
     split: Path,
 ) -> None:
     """Writes report.json and report.html on the tables in `folder`; `split` is the train split that was rendered."""
-    train = sides["train"]
+    train = splits["train"]
     kinds = ("prompt", "trained", "whole")
     report = {
         "limit": limit,
         "quarantined": reasons,
         "shared_prefix": train.shared_prefix,
-        "sides": {
+        "splits": {
             name: {
-                "rows": side.num_rows,
-                "tokens": int(side.whole.sum()),
-                "trained_tokens": int(side.trained.sum()),
-                "trained_share": round(float(side.trained.sum() / side.whole.sum()), 4),
-                "lengths": {kind: _percentiles(getattr(side, kind)) for kind in kinds},
+                "rows": counts.num_rows,
+                "tokens": int(counts.whole.sum()),
+                "trained_tokens": int(counts.trained.sum()),
+                "trained_share": round(float(counts.trained.sum() / counts.whole.sum()), 4),
+                "lengths": {kind: _percentiles(getattr(counts, kind)) for kind in kinds},
             }
-            for name, side in sides.items()
+            for name, counts in splits.items()
         },
         "histograms": {kind: _histogram(getattr(train, kind)) for kind in kinds},
         "examples": _examples(folder / "train.parquet", tokenizer, train, split),

@@ -7,7 +7,7 @@ no rank among its like stays as it is.
 
 As the authors' own script computes it: the scale of the noise is the singular values' interquartile range / 1.349, the
 edge of what noise alone would give is scale * (1 + sqrt(beta)), by Marchenko and Pastur without the factor 1/sqrt(n),
-with beta the smaller side over the larger; the ratio is the sum of the values above the edge over the sum of the
+with beta the smaller split over the larger; the ratio is the sum of the values above the edge over the sum of the
 others, over the largest value. All in float64 and kept to six digits, so that neither the machine nor a last digit
 decides what is chosen.
 """

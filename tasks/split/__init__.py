@@ -1,10 +1,11 @@
 """Train, validation and test splits that share no near-duplicates and do not move as data grow, and the proof of it.
 
 A cluster is what must stay together: rows with similar prompts, directly or through others, and rows of one group. Rows
-of the previous version keep their split (split.sticky), rows of a source with a side get that one, and what repeats
-them joins them (sides.py); the other clusters are drawn (draw.py). Then training rows go that have a passage of an
-evaluation row (contamination.py), and replay rows beyond their share. A row that fits in no split is quarantined, with
-its reason and the row it conflicts with. By time, rows that keep their split do not follow the newest rows.
+of the previous version keep their split (split.sticky), rows of a source with use_as go where it says, and rows similar
+to either join them (assignment.py); the other clusters are drawn (draw.py). Training rows that share a passage with an
+evaluation row (contamination.py) and replay rows beyond their share are quarantined, and so is a row that fits in no
+split, with its reason and the row it conflicts with. By time, rows that keep their split do not follow the newest
+rows.
 
 Of a row that is gone only its row_id and split are kept, since it may be gone for privacy: it comes back to its split,
 but a near copy of it that comes later can be drawn into another.
@@ -22,9 +23,9 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from tunewright.artifacts import SIDES_FILE, Artifact, Rows, Splits, UniqueRows
+from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, Rows, Splits, UniqueRows
 from tunewright.artifacts.payloads import LeakProof, PairedRow
-from tunewright.artifacts.placement import NONE, SIDES, TEST, Because
+from tunewright.artifacts.placement import NONE, SPLITS, TEST, Because
 from tunewright.config import Split
 from tunewright.errors import DataError
 from tunewright.metrics.closed_set import stop_if_open
@@ -32,7 +33,8 @@ from tunewright.similarity.engine import engine_of, read_pieces
 from tunewright.similarity.folding import fold, fold_messages
 from tunewright.similarity.prompts import Shingles, cut, read_boilerplate, shingles
 from tunewright.store.stage import stage
-from tunewright.tasks.split.columns import RowColumns, Strata, balance, earlier_sides, read_columns, strata_of
+from tunewright.tasks.split.assignment import Assignment, Links, fix, settle
+from tunewright.tasks.split.columns import RowColumns, Strata, balance, earlier_splits, read_columns, strata_of
 from tunewright.tasks.split.contamination import find_contamination
 from tunewright.tasks.split.draw import apart, draw, draw_replay
 from tunewright.tasks.split.joins import Joined
@@ -41,25 +43,24 @@ from tunewright.tasks.split.proof import (
     findings,
     in_time,
     in_words,
+    quarantine_reasons,
     random_leak_share,
-    reasons_of_sides,
-    rows_of_sides,
-    set_aside,
+    reasons_by_split,
+    rows_by_split,
     unmet_shares,
     versions,
     visible_difference,
 )
-from tunewright.tasks.split.sides import Links, Sides, fix, settle
-from tunewright.tasks.split.writing import Details, write_memory, write_sides
+from tunewright.tasks.split.writing import Details, write_memory, write_splits
 
 log = logging.getLogger("tunewright")
 
 MANY_ROWS = 200_000  # beyond which looking for pairs far under the threshold would take longer than the split
-MOST_SET_ASIDE = 0.5  # of the rows: if more cannot stand on any side, the sides are wrong, not the rows
+MAX_QUARANTINED_SHARE = 0.5  # of the rows: if more fit in no split, the splits are wrong, not the rows
 OF_CONTAMINATED = (
     "contaminated: only an instruction that ten rows share is ignored; add rows or set split.decontaminate=report"
 )
-OF_OTHERS = "if groups, split.threshold or data.sources[].side changed, split.sticky=false splits anew"
+OF_OTHERS = "if groups, split.threshold or data.sources[].use_as changed, split.sticky=false splits anew"
 
 
 def _stratify(settings: Split) -> Literal["none", "source", "label"]:
@@ -97,12 +98,12 @@ def _shingles(batch: pa.Table, left_out: np.ndarray) -> Shingles:
     return shingles(cut(fold_messages(batch["messages"])), left_out)
 
 
-def _stop_if_unusable(sides: Sides, columns: RowColumns, settings: Split, gone: pa.Table) -> None:
+def _stop_if_unusable(assignment: Assignment, columns: RowColumns, settings: Split, gone: pa.Table) -> None:
     own = ~columns.replay
-    aside, num_rows = np.flatnonzero((sides.side == NONE) & own), int(own.sum())
+    aside, num_rows = np.flatnonzero((assignment.split == NONE) & own), int(own.sum())
     see = ("quarantine.parquet",) if len(aside) else ()
-    if len(aside) > MOST_SET_ASIDE * num_rows:
-        found = set_aside(sides.because[aside])
+    if len(aside) > MAX_QUARANTINED_SHARE * num_rows:
+        found = quarantine_reasons(assignment.because[aside])
         advice = [OF_CONTAMINATED] if "contaminated" in found else []
         advice += [OF_OTHERS] if found.keys() - {"contaminated"} else []
         raise DataError(
@@ -110,9 +111,9 @@ def _stop_if_unusable(sides: Sides, columns: RowColumns, settings: Split, gone: 
             f"{columns.place(int(aside[0]))}; {'; '.join(advice)}",
             see=see,
         )
-    counts = rows_of_sides(sides.side[own])
-    if empty := [side for side, count in counts.items() if not count]:
-        why = _why_empty(empty[0], sides, own, settings, gone)
+    counts = rows_by_split(assignment.split[own])
+    if empty := [name for name, count in counts.items() if not count]:
+        why = _why_empty(empty[0], assignment, own, settings, gone)
         raise DataError(f"the {empty[0]} split is empty ({_listed(counts)}): {why}", see=see)
 
 
@@ -120,16 +121,16 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def _why_empty(side: str, sides: Sides, own: np.ndarray, settings: Split, gone: pa.Table) -> str:
-    """That the rows of the version before keep their split, and none of this one is left; or that the rows are few."""
-    stay, left = int((own & (sides.because == Because.KEPT)).sum()), gone["side"].to_pylist().count(side)
+def _why_empty(name: str, assignment: Assignment, own: np.ndarray, settings: Split, gone: pa.Table) -> str:
+    """Explain an empty split: its rows of the version before are gone, or there are too few clusters."""
+    stay, left = int((own & (assignment.because == Because.KEPT)).sum()), gone["side"].to_pylist().count(name)
     if left:
         return (
-            f"{stay} rows keep the split that they had in the version before (split.sticky=true), whose {left} {side} "
-            f"rows are gone; put them back, add others in a source with side: {side}, or draw all splits anew with "
+            f"{stay} rows keep the split that they had in the version before (split.sticky=true), whose {left} {name} "
+            f"rows are gone; put them back, add others in a source with use_as: {name}, or draw all splits anew with "
             "another split.seed or registry.name"
         )
-    sizes = np.bincount(sides.cluster[sides.cluster != NONE], minlength=1)
+    sizes = np.bincount(assignment.cluster[assignment.cluster != NONE], minlength=1)
     return (
         f"{own.sum()} rows make {np.count_nonzero(sizes)} clusters, the largest of {sizes.max()} rows, with "
         f"split.test={settings.test:g}, split.validation={settings.validation:g}, "
@@ -150,17 +151,17 @@ def split(
     earlier: Artifact | None,
     engine: Literal["local", "ray"] = "local",
 ) -> Splits:
-    """The three sides, and what was set aside; rows of `earlier`, the version before, keep their side.
+    """Write the three splits and the quarantined rows; rows of `earlier`, the version before, keep their split.
 
-    Raises DataError where a side is empty, most rows can stand on no side, or a row of one side is similar to a row of
-    another; ConfigError where the earlier version is not whole.
+    Raises DataError where a split is empty, most rows fit in no split, or rows of two splits are similar;
+    ConfigError where the earlier version is not whole.
     """
     file, left_out = rows.path("rows.parquet"), read_boilerplate(rows.folder)
     columns = read_columns(file)
     stratify = _stratify(settings)
     strata = _strata(file, columns, stratify)
     times = columns.times() if settings.by == "time" else None
-    before, gone = earlier_sides(columns.row_ids, earlier if settings.sticky else None)
+    before, gone = earlier_splits(columns.row_ids, earlier if settings.sticky else None)
     fixed, because, exact = fix(columns.given, before)
 
     with engine_of(engine) as machine:
@@ -169,32 +170,34 @@ def split(
 
         joins_of = partial(Joined, machine, sets, links, settings.threshold)
         clusters, repeats = apart(links.clusters(), columns.replay, joins_of)
-        sides = settle(clusters, fixed, because, exact, joins_of)
-        sides.partners |= repeats
-        sides.set_aside(np.array(sorted(repeats), np.int64), Because.REPEATS_OWN_ROW)
-        draw(sides, columns.row_ids, strata, times.ranks if times else None, columns.given == NONE, exact, settings)
-        returns_to = np.where(sides.side == NONE, fixed, sides.side)
-        found = find_contamination(file, sides.side, held_out, left_out)
-        contaminated = decontamination(sides.side, found, removed=settings.decontaminate == "remove")
+        assignment = settle(clusters, fixed, because, exact, joins_of)
+        assignment.partners |= repeats
+        assignment.quarantine(np.array(sorted(repeats), np.int64), Because.REPEATS_OWN_ROW)
+        draw(
+            assignment, columns.row_ids, strata, times.ranks if times else None, columns.given == NONE, exact, settings
+        )
+        returns_to = np.where(assignment.split == NONE, fixed, assignment.split)
+        found = find_contamination(file, assignment.split, held_out, left_out)
+        contaminated = decontamination(assignment.split, found, removed=settings.decontaminate == "remove")
         if contaminated.removed:
-            sides.set_aside(np.array(sorted(found.training_rows()), np.int64), Because.CONTAMINATED)
-        draw_replay(sides, columns.row_ids, columns.replay, settings.replay)
-        write_sides(folder, file, Details(columns, sides, found))
-        _stop_if_unusable(sides, columns, settings, gone)
-        standing = np.flatnonzero(sides.side != NONE)
+            assignment.quarantine(np.array(sorted(found.training_rows()), np.int64), Because.CONTAMINATED)
+        draw_replay(assignment, columns.row_ids, columns.replay, settings.replay)
+        write_splits(folder, file, Details(columns, assignment, found))
+        _stop_if_unusable(assignment, columns, settings, gone)
+        assigned = np.flatnonzero(assignment.split != NONE)
         floor = (0.9 if len(columns) > MANY_ROWS else 0.5) * settings.threshold  # a pair below it is far from a leak
-        sets = sets[standing]
-        nearest = machine.nearest_across(sets, sides.side[standing], floor).named(standing)
+        sets = sets[assigned]
+        nearest = machine.nearest_across(sets, assignment.split[assigned], floor).named(assigned)
 
     most_similar = (nearest.one, nearest.other) if nearest.one >= 0 else ()
-    pair = tuple(PairedRow(side=SIDES[int(sides.side[row])], **columns.identity(row)) for row in most_similar)
+    pair = tuple(PairedRow(split=SPLITS[int(assignment.split[row])], **columns.identity(row)) for row in most_similar)
     if nearest.similarity >= settings.threshold:
-        named = " and ".join(f"{row.file} line {row.line} ({row.side})" for row in pair)
+        named = " and ".join(f"{row.file} line {row.line} ({row.split})" for row in pair)
         raise DataError(f"near-duplicates across splits, over split.threshold: {named}")
-    counts, in_test = rows_of_sides(sides.side), np.unique(sides.cluster[sides.side == TEST])
-    sizes = Counter(np.bincount(sides.cluster[standing]).tolist())  # size -> clusters
-    own_side = np.where(columns.replay, NONE, sides.side)
-    time, smallest = in_time(own_side, times) if times else None, visible_difference(len(in_test))
+    counts, in_test = rows_by_split(assignment.split), np.unique(assignment.cluster[assignment.split == TEST])
+    sizes = Counter(np.bincount(assignment.cluster[assigned]).tolist())  # size -> clusters
+    own_split = np.where(columns.replay, NONE, assignment.split)
+    time, smallest = in_time(own_split, times) if times else None, visible_difference(len(in_test))
     proof = LeakProof(
         threshold=settings.threshold,
         pairs_compared=nearest.num_compared,
@@ -203,37 +206,39 @@ def split(
         floor=floor,
         random_leak_share=random_leak_share(links.pairs, np.flatnonzero(~columns.replay), counts["test"]),
         rows=counts,
-        because=reasons_of_sides(sides),
-        set_aside=set_aside(sides.because[sides.side == NONE]),
+        because=reasons_by_split(assignment),
+        quarantined=quarantine_reasons(assignment.because[assignment.split == NONE]),
         cluster_sizes={str(size): count for size, count in sorted(sizes.items())},
         test_clusters=len(in_test),
         smallest_visible_difference=smallest,
-        balance=balance(strata, own_side, stratify),
-        given_sides=tuple(SIDES[side] for side in sorted(exact)),
-        versions=versions(sides.side, columns.given, before, exact, gone.num_rows, earlier.digest if earlier else None),
+        balance=balance(strata, own_split, stratify),
+        user_provided_splits=tuple(SPLITS[number] for number in sorted(exact)),
+        versions=versions(
+            assignment.split, columns.given, before, exact, gone.num_rows, earlier.digest if earlier else None
+        ),
         time=time,
         decontamination=contaminated,
         settings=settings.model_dump(),
         findings=findings(contaminated, time, counts["test"], smallest),
     )
-    for side in proof.given_sides:
-        log.info("split: the %s split is user-provided; split.%s is not used", side, side)
+    for name in proof.user_provided_splits:
+        log.info("split: the %s split is user-provided; split.%s is not used", name, name)
     warnings = [f"{in_words(code, count, proof)}; proof.json has more" for code, count in proof.findings.items()]
-    warnings += unmet_shares(sides, columns.given == NONE, exact, settings)
+    warnings += unmet_shares(assignment, columns.given == NONE, exact, settings)
     for said in warnings:
         log.warning("split: %s", said)
     proof.save(folder)
-    write_memory(folder / SIDES_FILE, columns.row_ids, returns_to, sides.because, gone)
+    write_memory(folder / ASSIGNMENTS_FILE, columns.row_ids, returns_to, assignment.because, gone)
     return Splits(
         num_train=counts["train"],
         num_validation=counts["validation"],
         num_test=counts["test"],
-        num_clusters=int(sides.cluster.max()) + 1,
-        num_quarantined=sum(proof.set_aside.values()),
-        reasons=proof.set_aside,
+        num_clusters=int(assignment.cluster.max()) + 1,
+        num_quarantined=sum(proof.quarantined.values()),
+        reasons=proof.quarantined,
         findings=proof.findings,
         largest_similarity=proof.largest_similarity,
         random_leak_share=proof.random_leak_share,
-        num_replay=int((sides.because == Because.REPLAY).sum()),
+        num_replay=int((assignment.because == Because.REPLAY).sum()),
         warned=tuple(warnings),
     )

@@ -1,4 +1,4 @@
-"""The columns of rows.parquet that fit in memory, the last version's sides, and the strata that sides share."""
+"""The columns of rows.parquet that fit in memory, the last version's splits, and the strata that splits share."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tunewright.artifacts import ROW_SCHEMA, SIDES_FILE, SIDES_SCHEMA, Artifact
+from tunewright.artifacts import ASSIGNMENTS_FILE, ASSIGNMENTS_SCHEMA, ROW_SCHEMA, Artifact
 from tunewright.artifacts.payloads import Balance, Deviation, Stratum
-from tunewright.artifacts.placement import NONE, SIDES, TRAIN, furthest, index_in, sides_of
+from tunewright.artifacts.placement import NONE, SPLITS, TRAIN, furthest, index_in, numbers_of
 from tunewright.errors import ConfigError
 
-READ = ["row_id", "file", "line", "source", "group", "time", "side"]
+READ = ["row_id", "file", "line", "source", "group", "time", "use_as"]
 REPORTED = 50
 
 
@@ -33,7 +33,7 @@ class RowColumns:
     table: pa.Table  # READ
     row_ids: pa.Array
     group: np.ndarray  # (rows,) the number of the row's group, -1 for none
-    given: np.ndarray  # (rows,) the side that its source is given to, or NONE
+    given: np.ndarray  # (rows,) the split that its source is given to, or NONE
     replay: np.ndarray  # (rows,) whether it is a replay row, which is given to train
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class RowColumns:
         return {name: self.table[name][row].as_py() for name in ("row_id", "file", "line")}
 
     def times(self) -> Times:
-        """The times of all rows; only those that are given to a side may have none (tasks/ingest)."""
+        """The times of all rows; only those that are given to a split may have none (tasks/ingest)."""
         encoded = self.table["time"].combine_chunks().dictionary_encode()
         order = pc.sort_indices(encoded.dictionary)  # pyright: ignore[reportAttributeAccessIssue]
         rank = np.empty(len(order), np.int64)
@@ -61,29 +61,29 @@ def read_columns(file: Path) -> RowColumns:
     """The columns of rows.parquet."""
     table = pq.read_table(file, columns=READ, schema=ROW_SCHEMA, read_dictionary=["file", "source"])
     group = table["group"].combine_chunks().dictionary_encode().indices.fill_null(-1)
-    replay = index_in(table["side"].combine_chunks(), pa.array(["replay"])) == 0
-    given = np.where(replay, TRAIN, sides_of(table["side"]))
+    replay = index_in(table["use_as"].combine_chunks(), pa.array(["replay"])) == 0
+    given = np.where(replay, TRAIN, numbers_of(table["use_as"]))
     return RowColumns(table, table["row_id"].combine_chunks(), np.asarray(group).astype(np.int64), given, replay)
 
 
-def earlier_sides(row_ids: pa.Array, earlier: Artifact | None) -> tuple[np.ndarray, pa.Table]:
-    """(rows,) the side that each row had before, or NONE; and what is remembered of rows that are no longer there.
+def earlier_splits(row_ids: pa.Array, earlier: Artifact | None) -> tuple[np.ndarray, pa.Table]:
+    """(rows,) the split that each row had before, or NONE; and what is remembered of rows that are no longer there.
 
     Raises ConfigError where the earlier version is not whole.
     """
     if earlier is None:
-        return np.full(len(row_ids), NONE), SIDES_SCHEMA.empty_table()
-    file = earlier.path(SIDES_FILE)
+        return np.full(len(row_ids), NONE), ASSIGNMENTS_SCHEMA.empty_table()
+    file = earlier.path(ASSIGNMENTS_FILE)
     if not file.is_file():
         raise ConfigError(
             f"split.sticky=true: {file} is missing, which has the splits of the previous version; restore it, or set "
             "split.sticky=false to split anew"
         )
-    table = furthest(pq.read_table(file, schema=SIDES_SCHEMA))
+    table = furthest(pq.read_table(file, schema=ASSIGNMENTS_SCHEMA))
     place, found = index_in(row_ids, table["row_id"].combine_chunks()), np.full(len(row_ids), NONE)
-    found[place >= 0] = sides_of(table["side"])[place[place >= 0]]
+    found[place >= 0] = numbers_of(table["side"])[place[place >= 0]]
     gone = index_in(table["row_id"].combine_chunks(), row_ids) < 0
-    return found, table.filter(pa.array(gone & (sides_of(table["side"]) != NONE)))
+    return found, table.filter(pa.array(gone & (numbers_of(table["side"]) != NONE)))
 
 
 @dataclass(frozen=True)
@@ -105,22 +105,22 @@ def strata_of(said: Iterable[str], named: Callable[[str], str] = str) -> Strata:
     return Strata(rank[of], order, [first[name][1] for name in order])
 
 
-def balance(strata: Strata, side: np.ndarray, by: str | None) -> Balance:
-    """The share of each stratum in all rows that are on a side and in each side, the largest first; and what differs.
+def balance(strata: Strata, split: np.ndarray, by: str | None) -> Balance:
+    """Return the share of each stratum in all splits and in each, the largest first, and the largest deviation.
 
-    The largest deviation is that of a stratum's share in one side from its share in all, 0 to 1. A name is masked where
-    it holds something secret or personal.
+    The largest deviation is that of a stratum's share in one split from its share in all, 0 to 1. A name is masked
+    where it holds something secret or personal.
     """
     from tunewright.privacy.excerpts import in_a_line
 
-    on_side, num_strata = side != NONE, len(strata.names)
-    counts = np.bincount(side[on_side] * num_strata + strata.of[on_side], minlength=len(SIDES) * num_strata)
-    counts = counts.reshape(len(SIDES), num_strata)
+    in_split, num_strata = split != NONE, len(strata.names)
+    counts = np.bincount(split[in_split] * num_strata + strata.of[in_split], minlength=len(SPLITS) * num_strata)
+    counts = counts.reshape(len(SPLITS), num_strata)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     overall = counts.sum(axis=0) / max(int(counts.sum()), 1)
     deviation = np.abs(shares - overall)
     largest = np.unravel_index(int(deviation.argmax()), deviation.shape) if deviation.size else None
-    most = Deviation(side=SIDES[largest[0]], stratum=in_a_line(strata.said[largest[1]])) if largest else None
+    most = Deviation(split=SPLITS[largest[0]], stratum=in_a_line(strata.said[largest[1]])) if largest else None
     listed = np.lexsort((np.arange(num_strata), -overall))[:REPORTED].tolist()
     return Balance(
         by=by,
@@ -131,7 +131,7 @@ def balance(strata: Strata, side: np.ndarray, by: str | None) -> Balance:
             Stratum(
                 name=in_a_line(strata.said[s]),
                 all=round(float(overall[s]), 6),
-                **{name: round(float(shares[position, s]), 6) for position, name in enumerate(SIDES)},
+                **{name: round(float(shares[position, s]), 6) for position, name in enumerate(SPLITS)},
             )
             for s in listed
         ),

@@ -44,37 +44,37 @@ class Contamination:
 
     num_rows: int
     held_out: pa.Table  # file and line of each record
-    of_sides: Shared  # training rows, with rows of the other sides
+    of_splits: Shared  # training rows, with rows of the other splits
     of_held_out: Shared  # training rows, with records of evaluation files
     evaluation: Shared  # validation and test rows, with records of evaluation files
 
     def training_rows(self) -> dict[int, tuple[int, int]]:
-        """Training row -> (text, passage) of what it has in common; with another side's row rather than a record's."""
+        """Training row -> (text, passage) of what it has in common; with another split's row rather than a record's."""
         found: dict[int, tuple[int, int]] = {}
-        for shared in (self.of_held_out, self.of_sides):
+        for shared in (self.of_held_out, self.of_splits):
             passages = zip(shared.texts.tolist(), shared.hashes.tolist(), strict=True)
             found |= dict(zip(shared.rows.tolist(), passages, strict=True))
         return found
 
 
-def find_contamination(file: Path, side: np.ndarray, held_out: Rows, left_out: np.ndarray) -> Contamination:
-    """Compares the rows of rows.parquet by their `side`; the segments `left_out` (hashes) count for nothing."""
-    is_tested = np.isin(side, [VALIDATION, TEST])
+def find_contamination(file: Path, split: np.ndarray, held_out: Rows, left_out: np.ndarray) -> Contamination:
+    """Compares the rows of rows.parquet by their `split`; the segments `left_out` (hashes) count for nothing."""
+    is_tested = np.isin(split, [VALIDATION, TEST])
     tested_rows = ((conversations(messages, left_out), numbers) for numbers, messages in _rows(file, is_tested))
-    of_sides = Search(gather(passages_of(*each) for each in tested_rows), gather(()))
-    records = _passages_of_records(held_out, len(side), left_out)
+    of_splits = Search(gather(passages_of(*each) for each in tested_rows), gather(()))
+    records = _passages_of_records(held_out, len(split), left_out)
     with_records, evaluation = Search(*records), Search(*records)
     trained, tested = dict[int, int](), dict[int, int]()
-    for numbers, messages in _rows(file, side == TRAIN):
+    for numbers, messages in _rows(file, split == TRAIN):
         texts = conversations(messages, left_out)
         first = first_asked(trained, texts, numbers)
-        of_sides.look(texts, numbers, first)
+        of_splits.look(texts, numbers, first)
         with_records.look(texts, numbers, first)
     for numbers, messages in _rows(file, is_tested) if held_out.num_held_out else ():
         texts = conversations(messages, left_out)
         evaluation.look(texts, numbers, first_asked(tested, texts, numbers))
     places = pq.read_table(held_out.path(HELD_OUT), columns=["file", "line"]) if held_out.num_held_out else pa.table({})
-    return Contamination(len(side), places, of_sides.shared(), with_records.shared(), evaluation.shared())
+    return Contamination(len(split), places, of_splits.shared(), with_records.shared(), evaluation.shared())
 
 
 def _rows(file: Path, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, pa.ChunkedArray]]:

@@ -21,12 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tunewright.artifacts.placement import NONE, SIDES, TEST, TRAIN, VALIDATION, Because
+from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, VALIDATION, Because
 from tunewright.config import Split
+from tunewright.tasks.split.assignment import Assignment, Joins, Partner, numbered
 from tunewright.tasks.split.columns import Strata
-from tunewright.tasks.split.sides import Joins, Partner, Sides, numbered
 
-LARGE_SHARE = 0.1  # of a side: a cluster that is larger is taken only where the smaller ones do not fill the side
+LARGE_SHARE = 0.1  # of a split: larger clusters are taken only where the smaller ones do not fill it
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Clusters:
 
 
 def draw(
-    sides: Sides,
+    assignment: Assignment,
     row_ids: pa.Array,
     strata: Strata,
     times: np.ndarray | None,
@@ -48,41 +48,41 @@ def draw(
     exact: Iterable[int],
     settings: Split,
 ) -> None:
-    """Draws a side for each cluster that has none, by `times` (rows,) if given; `exact` sides get no more rows.
+    """Draw a split for each cluster that has none, by `times` (rows,) if given; `exact` splits get no more rows.
 
-    The shares are of the rows that `shared` (a mask) says: rows that are given to a side do not count.
+    The shares are of the `shared` rows (a mask), which excludes rows that their source assigns to a split.
     """
-    standing = np.flatnonzero(sides.cluster != NONE)
-    cluster = sides.cluster[standing]
-    side_of = np.full(cluster.max(initial=-1) + 1, NONE)
-    side_of[cluster] = sides.side[standing]
-    drawn = standing[side_of[cluster] == NONE]
-    oldest = None if times is None else np.full(len(side_of), np.iinfo(np.int64).max)
+    assigned = np.flatnonzero(assignment.cluster != NONE)
+    cluster = assignment.cluster[assigned]
+    split_of = np.full(cluster.max(initial=-1) + 1, NONE)
+    split_of[cluster] = assignment.split[assigned]
+    drawn = assigned[split_of[cluster] == NONE]
+    oldest = None if times is None else np.full(len(split_of), np.iinfo(np.int64).max)
     if oldest is not None and times is not None:
-        np.minimum.at(oldest, cluster, times[standing])
+        np.minimum.at(oldest, cluster, times[assigned])
     clusters = _Clusters(
         sizes=np.bincount(cluster),
-        lots=_lots(sides.cluster[drawn], len(side_of), row_ids.take(pa.array(drawn)), settings.seed),
-        stratum=_main_stratum(cluster, strata.of[standing]),
+        lots=_lots(assignment.cluster[drawn], len(split_of), row_ids.take(pa.array(drawn)), settings.seed),
+        stratum=_main_stratum(cluster, strata.of[assigned]),
         oldest=oldest,
     )
-    shared = shared & (sides.cluster != NONE)
-    for side in (TEST, VALIDATION):
-        if side in exact:
+    shared = shared & (assignment.cluster != NONE)
+    for number in (TEST, VALIDATION):
+        if number in exact:
             continue
-        here = shared & (sides.side == side)
-        wanted = getattr(settings, SIDES[side]) * shared.sum() - here.sum()
-        free = np.flatnonzero(side_of == NONE)
+        here = shared & (assignment.split == number)
+        wanted = getattr(settings, SPLITS[number]) * shared.sum() - here.sum()
+        free = np.flatnonzero(split_of == NONE)
         if clusters.oldest is None:
             have, want = (np.bincount(strata.of[rows], minlength=len(strata.names)) for rows in (here, shared))
-            starts = np.array([_lot(f"{settings.seed} {SIDES[side]} {name}") for name in strata.names]) / 2.0**64
+            starts = np.array([_lot(f"{settings.seed} {SPLITS[number]} {name}") for name in strata.names]) / 2.0**64
             order = _in_turn(free, clusters, wanted, have, want, starts)
         else:
             order = free[np.lexsort((clusters.lots[free], -clusters.oldest[free]))]
-        side_of[_fill(order, clusters.sizes, wanted, passes_over=times is None)] = side
-    side_of[side_of == NONE] = TRAIN
-    sides.side[drawn] = side_of[sides.cluster[drawn]]
-    sides.because[drawn] = Because.DRAWN if times is None else Because.BY_TIME
+        split_of[_fill(order, clusters.sizes, wanted, passes_over=times is None)] = number
+    split_of[split_of == NONE] = TRAIN
+    assignment.split[drawn] = split_of[assignment.cluster[drawn]]
+    assignment.because[drawn] = Because.DRAWN if times is None else Because.BY_TIME
 
 
 def apart(
@@ -107,21 +107,21 @@ def apart(
     return numbered(apart), {row: [Partner(other, NONE, similarity)] for row, other, similarity in linked}
 
 
-def draw_replay(sides: Sides, row_ids: pa.Array, replay: np.ndarray, share: float) -> None:
-    """Sets those `replay` rows (a mask) aside that would be more than this share of all training rows."""
+def draw_replay(assignment: Assignment, row_ids: pa.Array, replay: np.ndarray, share: float) -> None:
+    """Quarantine the `replay` rows (a mask) beyond this share of all training rows."""
     if not replay.any():
         return
-    trains = sides.side == TRAIN
+    trains = assignment.split == TRAIN
     num_others = int((trains & ~replay).sum())
     rows = np.flatnonzero(trains & replay)
     rows = rows[np.asarray(pc.sort_indices(row_ids.take(pa.array(rows))))]  # pyright: ignore[reportAttributeAccessIssue]
     most = len(rows) if share == 1 else int(share * num_others / (1 - share) + 1e-9)
-    sides.because[rows[:most]] = Because.REPLAY
-    sides.set_aside(rows[most:], Because.NOT_DRAWN)
+    assignment.because[rows[:most]] = Because.REPLAY
+    assignment.quarantine(rows[most:], Because.NOT_DRAWN)
 
 
 def _fill(order: np.ndarray, sizes: np.ndarray, wanted: float, *, passes_over: bool) -> list[int]:
-    """The first clusters in `order` that bring a side of `wanted` rows nearer to them."""
+    """Return the first clusters in `order` that bring a split nearer to `wanted` rows."""
     taken: list[int] = []
     for cluster, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
         if size <= 2 * wanted:
@@ -135,7 +135,7 @@ def _fill(order: np.ndarray, sizes: np.ndarray, wanted: float, *, passes_over: b
 def _in_turn(
     free: np.ndarray, clusters: _Clusters, wanted: float, have: np.ndarray, want: np.ndarray, starts: np.ndarray
 ) -> np.ndarray:
-    """The free clusters by where they stand in their stratum, of which `have` rows are on the side already."""
+    """Order the free clusters by their place in their stratum, of which `have` rows are in the split already."""
     sizes, stratum, lots = clusters.sizes[free], clusters.stratum[free], clusters.lots[free]
     large = sizes > max(1, LARGE_SHARE * wanted)
     order = np.lexsort((lots, large, stratum))

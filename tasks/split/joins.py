@@ -1,4 +1,4 @@
-"""Answers what sides.py asks of the links of some rows, by comparing again those rows that a question is about.
+"""Answers what splits.py asks of the links of some rows, by comparing again those rows that a question is about.
 
 The rows of a template are all similar: 20,000 of them are 200 million pairs. So only the most similar row of each split
 is kept for a row, and memory is that of the sets. 21,000 rows of one template, three splits and 1,000 new rows among
@@ -13,13 +13,13 @@ import numpy as np
 from tunewright.artifacts.placement import NONE
 from tunewright.similarity.engine import Engine
 from tunewright.similarity.sets import Sets, prefixes
-from tunewright.tasks.split.sides import Linked, Links
+from tunewright.tasks.split.assignment import Linked, Links
 
 ROWS_AT_ONCE = 1_000  # that a thread looks up
 
 
 class Joined:
-    """The Joins of sides.py for `rows`, by the engine that made the sets of all."""
+    """The Joins of splits.py for `rows`, by the engine that made the sets of all."""
 
     def __init__(self, machine: Engine, sets: Any, links: Links, threshold: float, rows: np.ndarray) -> None:
         self.machine, self.sets, self.threshold, self.rows = machine, sets, threshold, rows

@@ -9,16 +9,16 @@ from collections import Counter
 import numpy as np
 
 from tunewright.artifacts.payloads import Decontamination, EarlierRows, LeakProof, TimeSpans
-from tunewright.artifacts.placement import NONE, SIDES, TEST, TRAIN, VALIDATION, Because
+from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, VALIDATION, Because
 from tunewright.config import Split
 from tunewright.reports.pages import number
 from tunewright.similarity.sets import Pairs
+from tunewright.tasks.split.assignment import Assignment
 from tunewright.tasks.split.columns import Times
 from tunewright.tasks.split.contamination import Contamination
-from tunewright.tasks.split.sides import Sides
 
 RANDOM_SPLITS = 20
-LEAST_VISIBLE = 0.1  # a test side that does not show a difference of so much decides nothing
+LEAST_VISIBLE = 0.1  # a test split that cannot detect this difference decides nothing
 DISCORDANT = 0.2  # of the rows of a usual comparison, answered rightly by one model alone
 CONFIDENCE, POWER = 1.645, 0.842  # normal quantiles of one-sided 95% and of 80%
 MISSED = 0.05  # of the rows: a share that is missed by less is as near as clusters allow
@@ -99,57 +99,57 @@ def findings(
     return {code: count for code, count in found.items() if count}
 
 
-def unmet_shares(sides: Sides, free: np.ndarray, exact: frozenset[int], settings: Split) -> list[str]:
-    """Sentences on the shares that are missed, by rows of the version before or by large clusters.
+def unmet_shares(assignment: Assignment, free: np.ndarray, exact: frozenset[int], settings: Split) -> list[str]:
+    """Explain the shares that are missed, because of rows of the version before or of large clusters.
 
-    `free` are the rows given to no side.
+    `free` are the rows that no source assigns to a split.
     """
-    free = free & (sides.side != NONE)
+    free = free & (assignment.split != NONE)
     num_rows = int(free.sum())
-    fixed = free & np.isin(sides.because, [Because.KEPT, Because.INHERITED])
+    fixed = free & np.isin(assignment.because, [Because.KEPT, Because.INHERITED])
     said = []
-    for side in (TEST, VALIDATION):
-        share, least = getattr(settings, SIDES[side]), int((fixed & (sides.side == side)).sum())
-        most = least + int((free & ~fixed & (sides.side <= side)).sum())  # test is drawn first
-        count = int((free & (sides.side == side)).sum())
+    for at in (TEST, VALIDATION):
+        share, least = getattr(settings, SPLITS[at]), int((fixed & (assignment.split == at)).sum())
+        most = least + int((free & ~fixed & (assignment.split <= at)).sum())  # test is drawn first
+        count = int((free & (assignment.split == at)).sum())
         missing = share * num_rows - count
         missed = (
-            f"split.{SIDES[side]} {share:g} is not reached: {count:,} of {num_rows:,} rows "
+            f"split.{SPLITS[at]} {share:g} is not reached: {count:,} of {num_rows:,} rows "
             f"({100 * count / max(num_rows, 1):.0f} %), as"
         )
         if (
-            side not in exact
+            at not in exact
             and fixed.any()
             and max(least - share * num_rows, share * num_rows - most) > MISSED * num_rows
         ):
             said.append(f"{missed} old rows keep their split; split.sticky=false draws all anew")
-        elif side not in exact and not fixed.any() and missing > max(A_FEW, (1 - SHORT) * share * num_rows):
+        elif at not in exact and not fixed.any() and missing > max(A_FEW, (1 - SHORT) * share * num_rows):
             said.append(f"{missed} near-duplicates and rows of one group stay in one split")
     return said
 
 
-def rows_of_sides(sides: np.ndarray) -> dict[str, int]:
-    """Side -> rows."""
-    return {name: int((sides == side).sum()) for side, name in enumerate(SIDES)}
+def rows_by_split(splits: np.ndarray) -> dict[str, int]:
+    """Return the number of rows by split."""
+    return {name: int((splits == number).sum()) for number, name in enumerate(SPLITS)}
 
 
-def reasons_of_sides(sides: Sides) -> dict[str, dict[str, int]]:
-    """Side -> why rows are on it -> rows."""
-    counts = Counter(zip(sides.side.tolist(), sides.because.tolist(), strict=True))
+def reasons_by_split(assignment: Assignment) -> dict[str, dict[str, int]]:
+    """Return the number of rows by split and by why they are in it."""
+    counts = Counter(zip(assignment.split.tolist(), assignment.because.tolist(), strict=True))
     return {
-        name: {reason.name.lower(): counts[side, reason] for reason in Because if (side, reason) in counts}
-        for side, name in enumerate(SIDES)
+        name: {reason.name.lower(): counts[number, reason] for reason in Because if (number, reason) in counts}
+        for number, name in enumerate(SPLITS)
     }
 
 
-def set_aside(because: np.ndarray) -> dict[str, int]:
-    """Reason -> rows that were set aside for it."""
+def quarantine_reasons(because: np.ndarray) -> dict[str, int]:
+    """Return the number of quarantined rows by reason."""
     counts = Counter(Because(reason).name.lower() for reason in because.tolist())
     return dict(sorted(counts.items()))
 
 
 def versions(
-    side: np.ndarray,
+    split: np.ndarray,
     given: np.ndarray,
     before: np.ndarray,
     exact: frozenset[int],
@@ -161,31 +161,31 @@ def versions(
     return EarlierRows(
         earlier=earlier,
         known_rows=int(known.sum()),
-        stayed=int((known & (side == before)).sum()),
+        stayed=int((known & (split == before)).sum()),
         given_elsewhere=int((known & (given != NONE) & (given != before)).sum()),
-        freed_by_a_given_side=int((known & (given == NONE) & np.isin(before, list(exact))).sum()),
+        freed_by_a_given_split=int((known & (given == NONE) & np.isin(before, list(exact))).sum()),
         gone=num_gone,
-        quarantined=int((known & (side == NONE)).sum()),
+        quarantined=int((known & (split == NONE)).sum()),
     )
 
 
-def in_time(side: np.ndarray, times: Times) -> TimeSpans:
-    """When each side begins and ends, and how many training rows are newer than the oldest test row."""
+def in_time(split: np.ndarray, times: Times) -> TimeSpans:
+    """Return the time span of each split, and how many training rows are newer than the oldest test row."""
     ranks, values = times
     spans: dict[str, tuple[str, ...]] = {}
-    for position, name in enumerate(SIDES):
-        known = ranks[(side == position) & (ranks >= 0)]
+    for position, name in enumerate(SPLITS):
+        known = ranks[(split == position) & (ranks >= 0)]
         spans[name] = tuple(values[int(end)].as_py() for end in (known.min(), known.max())) if len(known) else ()
-    tested = ranks[(side == TEST) & (ranks >= 0)]
-    newer = int(((side == TRAIN) & (ranks > tested.min())).sum()) if len(tested) else 0
+    tested = ranks[(split == TEST) & (ranks >= 0)]
+    newer = int(((split == TRAIN) & (ranks > tested.min())).sum()) if len(tested) else 0
     return TimeSpans(spans=spans, train_rows_newer_than_a_test_row=newer)
 
 
-def decontamination(side: np.ndarray, found: Contamination, *, removed: bool) -> Decontamination:
+def decontamination(split: np.ndarray, found: Contamination, *, removed: bool) -> Decontamination:
     """How many training rows have a passage of which evaluation texts, and which evaluation rows are in records."""
     texts = [text for text, _ in found.training_rows().values()]
-    partners = Counter(SIDES[side[text]] if text < found.num_rows else "held_out" for text in texts)
-    in_records = Counter(SIDES[row] for row in side[found.evaluation.rows].tolist())
+    partners = Counter(SPLITS[split[text]] if text < found.num_rows else "held_out" for text in texts)
+    in_records = Counter(SPLITS[row] for row in split[found.evaluation.rows].tolist())
     return Decontamination(
         training_rows=len(texts),
         removed=removed,

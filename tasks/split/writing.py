@@ -1,4 +1,4 @@
-"""The sides as files, row group by row group: each row goes to its side, or is set aside with its reason."""
+"""Write the splits as files, one row group at a time, and the quarantined rows with their reasons."""
 
 import json
 import math
@@ -10,44 +10,44 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tunewright.artifacts import QUARANTINE_SCHEMA, SIDES_SCHEMA, SPLIT_SCHEMA
-from tunewright.artifacts.placement import GONE, NONE, SIDES, Because
+from tunewright.artifacts import ASSIGNMENTS_SCHEMA, QUARANTINE_SCHEMA, SPLIT_SCHEMA
+from tunewright.artifacts.placement import GONE, NONE, SPLITS, Because
 from tunewright.similarity.engine import read_pieces
+from tunewright.tasks.split.assignment import Assignment, Partner
 from tunewright.tasks.split.columns import RowColumns
 from tunewright.tasks.split.contamination import Contamination
 from tunewright.tasks.split.passages import first_word
-from tunewright.tasks.split.sides import Partner, Sides
 
 TEXT_CHARS = 500
 MASKED_CHARS = 2_000  # of a row that are looked through for what must not be shown, before it is cut
 
 
 class Details:
-    """Says in a sentence why a row was set aside: the row that it is in conflict with, and where.
+    """Explain in a sentence why a row was quarantined, with the place of the row it conflicts with.
 
-    What it has in common with an evaluation row is not quoted: the sentence is read while the test set is sealed.
+    A passage shared with an evaluation row is not quoted, since people read the sentence while the test set is sealed.
     """
 
-    def __init__(self, columns: RowColumns, sides: Sides, found: Contamination) -> None:
-        self.columns, self.sides, self.found = columns, sides, found
+    def __init__(self, columns: RowColumns, assignment: Assignment, found: Contamination) -> None:
+        self.columns, self.assignment, self.found = columns, assignment, found
         self.passages = found.training_rows()
 
     def __call__(self, row: int, text: str) -> str:
         """The sentence on a row with this text."""
-        if self.sides.because[row] == Because.CONTAMINATED:
+        if self.assignment.because[row] == Because.CONTAMINATED:
             other, passage = self.passages[row]
             if not passage:
                 return f"Its whole prompt occurs in {self.place(other)}"
             word = first_word(text, passage)
             return f"It shares a passage with {self.place(other)}" + (f", from its word {word} on" if word else "")
-        if self.sides.because[row] == Because.NOT_DRAWN:
+        if self.assignment.because[row] == Because.NOT_DRAWN:
             return "split.replay allows no more replay rows"
-        partners = " and ".join(self._of_partner(partner) for partner in self.sides.partners[row])
-        is_replay = self.sides.because[row] == Because.REPEATS_OWN_ROW
+        partners = " and ".join(self._of_partner(partner) for partner in self.assignment.partners[row])
+        is_replay = self.assignment.because[row] == Because.REPEATS_OWN_ROW
         return f"It {partners}, {'which takes precedence' if is_replay else 'so no split can take it'}"
 
     def _of_partner(self, partner: Partner) -> str:
-        kind = "row" if partner.side == NONE else f"{SIDES[partner.side]} row"
+        kind = "row" if partner.split == NONE else f"{SPLITS[partner.split]} row"
         other = f"{kind} {self.columns.place(partner.row)}"
         if math.isnan(partner.similarity):
             return f"has the same group as {other}"
@@ -56,45 +56,45 @@ class Details:
     def place(self, text: int) -> str:
         """Where an evaluation text stands."""
         if text < self.found.num_rows:
-            return f"{SIDES[int(self.sides.side[text])]} row {self.columns.place(text)}"
+            return f"{SPLITS[int(self.assignment.split[text])]} row {self.columns.place(text)}"
         record = text - self.found.num_rows
         file, line = (self.found.held_out[name][record].as_py() for name in ("file", "line"))
         return f"held-out {file}:{line}"
 
 
-def write_sides(folder: Path, file: Path, detail: Details) -> None:
+def write_splits(folder: Path, file: Path, detail: Details) -> None:
     """train, validation and test.parquet with their rows in order, and quarantine.parquet with the others."""
-    start, sides = 0, detail.sides
+    start, assignment = 0, detail.assignment
     with ExitStack() as open_files:
         writers = [
             open_files.enter_context(pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="zstd"))
-            for name, schema in (*((name, SPLIT_SCHEMA) for name in SIDES), ("quarantine", QUARANTINE_SCHEMA))
+            for name, schema in (*((name, SPLIT_SCHEMA) for name in SPLITS), ("quarantine", QUARANTINE_SCHEMA))
         ]
         for batch in read_pieces(file):
             rows = slice(start, start + batch.num_rows)
-            cluster = pa.array(sides.cluster[rows], pa.int64())
+            cluster = pa.array(assignment.cluster[rows], pa.int64())
             batch = batch.append_column(SPLIT_SCHEMA.field("cluster"), cluster).cast(SPLIT_SCHEMA)
-            for side in range(len(SIDES)):
-                writers[side].write_table(batch.filter(pa.array(sides.side[rows] == side)))
-            aside = start + np.flatnonzero(sides.side[rows] == NONE)
-            writers[-1].write_table(_set_aside(batch.take(pa.array(aside - start)), aside, detail))
+            for number in range(len(SPLITS)):
+                writers[number].write_table(batch.filter(pa.array(assignment.split[rows] == number)))
+            aside = start + np.flatnonzero(assignment.split[rows] == NONE)
+            writers[-1].write_table(_quarantine(batch.take(pa.array(aside - start)), aside, detail))
             start += batch.num_rows
 
 
-def write_memory(folder_file: Path, row_ids: pa.Array, side: np.ndarray, because: np.ndarray, gone: pa.Table) -> None:
-    """sides.parquet: what the next version must know, of every row of this one and of those that are `gone`, no texts.
+def write_memory(folder_file: Path, row_ids: pa.Array, split: np.ndarray, because: np.ndarray, gone: pa.Table) -> None:
+    """Write sides.parquet: the split of every row, and of rows that are `gone`, for the next version; no texts.
 
-    A row that was set aside has the side that it would return to, if any.
+    A quarantined row has the split that it would return to, if any.
     """
-    names = pa.array([*SIDES, None], pa.string())
+    names = pa.array([*SPLITS, None], pa.string())
     reasons = pa.array([reason.name.lower() for reason in Because])
-    here = [row_ids, names.take(pa.array(np.where(side == NONE, len(SIDES), side))), reasons.take(pa.array(because))]
+    here = [row_ids, names.take(pa.array(np.where(split == NONE, len(SPLITS), split))), reasons.take(pa.array(because))]
     there = [gone["row_id"], gone["side"], pa.array([GONE] * len(gone), pa.string())]
-    tables = [pa.table(columns, schema=SIDES_SCHEMA) for columns in (here, there)]
+    tables = [pa.table(columns, schema=ASSIGNMENTS_SCHEMA) for columns in (here, there)]
     pq.write_table(pa.concat_tables(tables), folder_file, compression="zstd")
 
 
-def _set_aside(batch: pa.Table, rows: np.ndarray, detail: Details) -> pa.Table:
+def _quarantine(batch: pa.Table, rows: np.ndarray, detail: Details) -> pa.Table:
     conversations: list[list[dict[str, Any]]] = batch["messages"].to_pylist()
     texts = ["\n".join(turn["content"] for turn in turns) for turns in conversations]
     columns = {
@@ -102,7 +102,7 @@ def _set_aside(batch: pa.Table, rows: np.ndarray, detail: Details) -> pa.Table:
         "line": batch["line"],
         "byte": batch["byte"],
         "row_id": batch["row_id"],
-        "reason": [Because(because).name.lower() for because in detail.sides.because[rows].tolist()],
+        "reason": [Because(because).name.lower() for because in detail.assignment.because[rows].tolist()],
         "detail": [detail(row, text) for row, text in zip(rows.tolist(), texts, strict=True)],
         "text": [_shown(turns, text)[:TEXT_CHARS] for turns, text in zip(conversations, texts, strict=True)],
     }

@@ -31,7 +31,7 @@ from tunewright.tasks.verdict_page.wins import Mistakes, Shown, shown
 
 __all__ = ["verdict_page"]
 STYLES = {"promote": "good", "keep": "bad", "inconclusive": "warn", "invalid": "bad"}
-REASONS = 8  # for which most rows were set aside
+REASONS = 8  # for which most rows were quarantined
 UNBROKEN = "\N{NO-BREAK SPACE}[\\1,\N{NO-BREAK SPACE}\\2]"  # an interval that stays on one line
 LOST_TASKS = 10  # that are shown
 TASK_CHARS = 300

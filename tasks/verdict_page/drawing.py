@@ -105,7 +105,7 @@ def own_panel(metric: str, own: Mapping[str, Mapping[str, Interval]]) -> Panel |
 
 
 def plain(name: str, found: Sequence[float], scale: Scale, style: str = "unclear") -> DrawnInterval:
-    """An interval that is held against nothing."""
+    """An interval that is compared with no threshold."""
     low, mean, high = found
     said = interval(found, signed=False)
     return DrawnInterval(name, scale.at(low), scale.at(mean), scale.at(high), None, style, said, "")

@@ -71,7 +71,7 @@ def undecided(case: Case) -> Found:
     if needed > 5 * num_rows:
         yield Suggestion("Aim for a larger gain rather than more test rows", because, "intervals")
     else:
-        yield Suggestion("Add test rows: split.test, or a source with side: test", because, "intervals")
+        yield Suggestion("Add test rows: split.test, or a source with use_as: test", because, "intervals")
 
 
 def broken_guardrails(case: Case) -> Found:

@@ -40,7 +40,7 @@ class Shown(NamedTuple):
 
     beside: list[dict[str, Any]]  # opponent, and counts: how many rows the candidate won, lost and tied
     rows: list[dict[str, Any]]
-    num_rows: int  # of the test side
+    num_rows: int  # of the test split
     opening: str  # what the questions begin with
 
 

@@ -19,9 +19,9 @@ ROW_SCHEMA = pa.schema(
         ("file", pa.string()),
         ("line", pa.int64()),  # counted from 1; for an array or Parquet the number of the record
         ("byte", pa.int64()),  # where the record begins in the file, unpacked; null where a file has no such place
-        ("group", pa.string()),  # rows of one group stay on one side of the split; null where there is none
+        ("group", pa.string()),  # rows of one group stay in one split; null where there is none
         ("time", pa.string()),  # ISO 8601 in UTC, so that text order is time order; null where there is none
-        ("side", pa.string()),  # what the source's settings say, also replay; null where split decides
+        ("use_as", pa.string()),  # of the source's settings, also replay; null where split decides
         ("repairs", pa.string()),  # what was repaired in its texts, such as "mojibake, nfc"; null for nothing
         ("messages", MESSAGES),
     ]
@@ -33,7 +33,7 @@ def no_replay() -> pc.Expression:
 
     Made where it is needed: its list makes Arrow import pandas, which the start of a run need not wait for.
     """
-    return ~pc.field("side").isin(["replay"])
+    return ~pc.field("use_as").isin(["replay"])
 
 
 QUARANTINE_SCHEMA = pa.schema(
@@ -74,9 +74,9 @@ REMOVED_SCHEMA = pa.schema(
 
 SPLIT_SCHEMA = ROW_SCHEMA.append(pa.field("cluster", pa.int64()))  # near duplicates and groups share one
 
-# What the next version of the data must know of a row: its side, or the one that it would return to if it is set aside.
-SIDES_FILE = "sides.parquet"
-SIDES_SCHEMA = pa.schema([("row_id", pa.string()), ("side", pa.string()), ("because", pa.string())])
+# For the next version of the data: each row's split, or the one that it returns to where it is quarantined.
+ASSIGNMENTS_FILE = "sides.parquet"  # homes and backups have it and its column `side` by these names
+ASSIGNMENTS_SCHEMA = pa.schema([("row_id", pa.string()), ("side", pa.string()), ("because", pa.string())])
 
 IGNORED = -100  # the label of a token that is not trained, to every loss of PyTorch's
 
@@ -156,7 +156,7 @@ class Rows(Artifact, frozen=True):
     detected: dict[str, str]  # file -> "jsonl, alpaca"
     repaired: dict[str, int] = {}  # repair -> rows in which it changed something
     num_held_out: int = 0
-    given: dict[str, str] = {}  # file -> the side that its source puts all of it on, or replay
+    given: dict[str, str] = {}  # file -> use_as of its source
     globs: dict[str, str] = {}  # file -> the glob that names it, of those that one does
 
 
@@ -179,7 +179,7 @@ class UniqueRows(Artifact, frozen=True):
 
 
 class Splits(Artifact, frozen=True):
-    """split: train, validation, test.parquet (SPLIT_SCHEMA), quarantine, sides.parquet (SIDES_SCHEMA), proof.json."""
+    """split: train, validation, test.parquet (SPLIT_SCHEMA), quarantine, sides.parquet, proof.json."""
 
     num_train: int
     num_validation: int
@@ -188,7 +188,7 @@ class Splits(Artifact, frozen=True):
     num_quarantined: int = 0
     reasons: dict[str, int] = {}
     findings: dict[str, int] = {}
-    largest_similarity: float  # of any pair of rows on two sides, or the floor under which none was looked at
+    largest_similarity: float  # between rows of two splits, or the floor below which no pair was compared
     random_leak_share: float  # of test rows that a random split of the same sizes would have leaked
     num_replay: int = 0  # of the training rows
 

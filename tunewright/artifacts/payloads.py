@@ -98,7 +98,7 @@ class CheckResults(Payload, frozen=True):
     quarantined: int  # by check
     reasons: dict[str, dict[str, int]]  # ingest and check -> reason -> rows
     findings: dict[str, int]  # expectation that failed and quarantines nothing -> rows
-    given_sides: tuple[str, ...]  # what was quarantined of splits that a source provides, in words
+    user_provided_splits: tuple[str, ...]  # what was quarantined of splits that a source provides, in words
     held_out: tuple[tuple[str, str, int], ...]  # of each evaluation file: path, how it was read, records
     conflicting_prompts: int  # prompts with several answers
     files: tuple[FileCount, ...]  # the largest first
@@ -109,7 +109,7 @@ class CheckResults(Payload, frozen=True):
 class PairedRow(BaseModel, frozen=True):
     """One row of the most similar pair across splits."""
 
-    side: str
+    split: str
     row_id: str
     file: str
     line: int
@@ -132,7 +132,7 @@ class EarlierRows(BaseModel, frozen=True):
     known_rows: int
     stayed: int
     given_elsewhere: int
-    freed_by_a_given_side: int
+    freed_by_a_given_split: int
     gone: int
     quarantined: int = 0
 
@@ -150,7 +150,7 @@ class Stratum(BaseModel, frozen=True):
 class Deviation(BaseModel, frozen=True):
     """Which share of which split differs most from the share in all rows."""
 
-    side: str
+    split: str
     stratum: str
 
 
@@ -184,12 +184,12 @@ class LeakProof(Payload, frozen=True):
     random_leak_share: float
     rows: dict[str, int]
     because: dict[str, dict[str, int]]  # split -> why rows are in it -> rows
-    set_aside: dict[str, int]  # reason -> quarantined rows
+    quarantined: dict[str, int]  # reason -> quarantined rows
     cluster_sizes: dict[str, int]
     test_clusters: int
     smallest_visible_difference: float
     balance: Balance
-    given_sides: tuple[str, ...]
+    user_provided_splits: tuple[str, ...]
     versions: EarlierRows
     time: TimeSpans | None
     decontamination: Decontamination

@@ -1,4 +1,4 @@
-"""On which split a row is, and why: the values of sides.parquet."""
+"""The split of a row and why it is there: the values of sides.parquet."""
 
 from enum import IntEnum
 
@@ -6,21 +6,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-SIDES = ("train", "validation", "test")  # a row of an earlier one gives way to a row of a later one
+SPLITS = ("train", "validation", "test")  # a row of an earlier one gives way to a row of a later one
 TRAIN, VALIDATION, TEST = range(3)
 NONE = -1
 
 
 class Because(IntEnum):
-    """Why a row is on its side, or why it is set aside."""
+    """Why a row is in its split, or why it is quarantined."""
 
     DRAWN = 0
     BY_TIME = 1
-    KEPT = 2  # it was on this side in the earlier version
-    INHERITED = 3  # it repeats a row that is fixed to this side
-    GIVEN = 4  # its source is this side's
+    KEPT = 2  # it was in this split in the earlier version
+    INHERITED = 3  # it is similar to a row that is assigned to this split
+    GIVEN = 4  # its source has use_as
     REPLAY = 5  # it is a replay row, of those that were drawn
-    BRIDGES_SIDES = 6
+    BRIDGES_SPLITS = 6
     REPEATS_TEST_ROW = 7
     REPEATS_VALIDATION_ROW = 8
     CONTAMINATED = 9
@@ -30,23 +30,23 @@ class Because(IntEnum):
 
 REPEATS = {TEST: Because.REPEATS_TEST_ROW, VALIDATION: Because.REPEATS_VALIDATION_ROW}
 GONE = "gone"  # of rows that the version before has and this one does not
-SET_ASIDE = tuple(because for because in Because if because >= Because.BRIDGES_SIDES)
+QUARANTINES = tuple(because for because in Because if because >= Because.BRIDGES_SPLITS)
 
 
 def furthest(memory: pa.Table) -> pa.Table:
-    """Each row_id of a sides.parquet once, on the side of those it has that is the nearest to test.
+    """Return each row_id of a sides.parquet once, with the one of its splits that is nearest to test.
 
-    It is there more than once where a row was set aside for a given one that says the same.
+    It has several where a row was quarantined because of a user-provided row with the same messages.
     """
-    order = np.argsort(-sides_of(memory["side"]), kind="stable")
+    order = np.argsort(-numbers_of(memory["side"]), kind="stable")
     ids = np.asarray(memory["row_id"].combine_chunks().dictionary_encode().indices)
     _, first = np.unique(ids[order], return_index=True)
     return memory.take(pa.array(np.sort(order[first])))
 
 
-def sides_of(column: pa.ChunkedArray) -> np.ndarray:
+def numbers_of(column: pa.ChunkedArray) -> np.ndarray:
     """(rows,) the number of each row's split, or NONE, from its name."""
-    return index_in(column.combine_chunks(), pa.array(SIDES))
+    return index_in(column.combine_chunks(), pa.array(SPLITS))
 
 
 def index_in(values: pa.Array, those: pa.Array) -> np.ndarray:

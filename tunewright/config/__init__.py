@@ -4,7 +4,7 @@ Sections are flat with plain literal defaults, since that is what Prefect's form
 the form shows beside it, so bounds are said in words there as well. A file has the sections of a part of the pipeline.
 """
 
-from tunewright.config.data import Checks, Data, Dedupe, Expectation, Layout, RecordFiles, Repair, Side, Source, Split
+from tunewright.config.data import Checks, Data, Dedupe, Expectation, Layout, RecordFiles, Repair, Source, Split, Use
 from tunewright.config.environment import (
     NO_TELEMETRY,
     READ_ONLY_DATABASE,

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from tunewright.config.section import LocalPath, Section
 
@@ -11,7 +11,7 @@ Layout = Literal["auto", "alpaca", "prompt_completion", "sharegpt", "messages"]
 Format = Literal["auto", "jsonl", "json", "csv", "parquet", "arrow"]
 Repair = Literal["mojibake", "nfc"]
 Severity = Literal["critical", "warning", "info", "skip"]
-Side = Literal["train", "validation", "test", "replay"]
+Use = Literal["train", "validation", "test", "replay"]
 
 
 class RecordFiles(Section):
@@ -59,10 +59,11 @@ class RecordFiles(Section):
 class Source(RecordFiles):
     """Files whose records become rows."""
 
-    side: Side | None = Field(
+    use_as: Use | None = Field(
         default=None,
+        validation_alias=AliasChoices("use_as", "side"),  # its name before, accepted for one release
         description="The split of all rows of this source; replay: general rows mixed into training against "
-        "forgetting, as many as split.replay allows; empty lets split decide",
+        "forgetting, as many as split.replay allows; empty: the split stage decides",
     )
 
 
@@ -92,9 +93,9 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _not_all_is_replay(self) -> Self:
-        if all(source.side == "replay" for source in self.sources):
+        if all(source.use_as == "replay" for source in self.sources):
             raise ValueError(
-                "sources: all have side: replay, which needs other rows to be mixed into; "
+                "sources: all have use_as: replay, which needs other rows to be mixed into; "
                 "accepted: at least one without it"
             )
         return self
@@ -203,7 +204,7 @@ class Split(Section):
         default=0.1,
         gt=0,
         le=1,
-        description="Largest share of replay rows (sources with side: replay) among the training rows, 0 to "
+        description="Largest share of replay rows (sources with use_as: replay) among the training rows, 0 to "
         "1; 1 takes all",
     )
     decontaminate: Literal["remove", "report"] = Field(

@@ -91,7 +91,7 @@ class Gate(Section):
     rotate: bool = Field(
         default=False,
         description="Draw other test rows with the next split.seed after gate.max_test_set_uses uses of these; not "
-        "with a user-provided test set (side: test) or split.by=time",
+        "with a user-provided test set (use_as: test) or split.by=time",
     )
 
     approval: bool = Field(

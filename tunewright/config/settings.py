@@ -110,8 +110,8 @@ class Settings(Section):
     @model_validator(mode="after")
     def _replay_is_there_and_gate_is_measured(self) -> Self:
         share = self.split.replay
-        if share != Split().replay and all(source.side != "replay" for source in self.data.sources):
-            raise ValueError(f"split.replay={share:g} has no effect: no source in data.sources has side: replay")
+        if share != Split().replay and all(source.use_as != "replay" for source in self.data.sources):
+            raise ValueError(f"split.replay={share:g} has no effect: no source in data.sources has use_as: replay")
         measured, metric = self.evaluation.metrics, self.gate.metric
         if "auto" not in measured and metric not in (*measured, "auto"):
             has = ", ".join(measured)
@@ -127,9 +127,9 @@ class Settings(Section):
     def _rotation_can_draw(self) -> Self:
         if not self.gate.rotate:
             return self
-        if given := [source.path for source in self.data.sources if source.side == "test"]:
+        if given := [source.path for source in self.data.sources if source.use_as == "test"]:
             raise ValueError(
-                f"gate.rotate=true cannot draw other test rows: {given[0]} in data.sources has side: test; "
+                f"gate.rotate=true cannot draw other test rows: {given[0]} in data.sources has use_as: test; "
                 "accepted: only without a user-provided test set"
             )
         if self.split.by == "time":

@@ -18,7 +18,7 @@ def count_answers(file: Path) -> tuple[int, int]:
     Replay rows do not count.
     """
     found, num_rows = np.empty(0, np.uint64), 0
-    for batch in read_pieces(file, ["messages", "side"]):
+    for batch in read_pieces(file, ["messages", "use_as"]):
         rows = batch.filter(no_replay())
         found = np.union1d(found, answers(fold_messages(rows["messages"])))
         num_rows += len(rows)

@@ -9,7 +9,7 @@
             return {"rows": [float("please" in answer.lower()) for answer in predictions]}
 
 compute gives "rows", a finite number for each row in order, since the decision is a paired one; their mean is the
-metric's score. It is held against a few made-up answers before anything runs.
+metric's score. It is tried on a few made-up answers before anything runs.
 """
 
 import math

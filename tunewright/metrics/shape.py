@@ -136,7 +136,7 @@ def require_metrics(settings: Settings, splits: Splits, schema: str) -> None:
     `schema` is what evaluation.json_schema holds.
     """
     references = [last_answer(row["messages"]) for row in _rows(splits, "test", "messages")]
-    trained = (last_answer(row["messages"]) for row in _rows(splits, "train", "messages", "side"))
+    trained = (last_answer(row["messages"]) for row in _rows(splits, "train", "messages", "use_as"))
     if said := misfit(settings, references, trained, schema, "the test rows"):
         raise ConfigError(said)
 
@@ -168,7 +168,7 @@ def wanted(settings: Settings) -> Iterator[tuple[str, str]]:
         yield f"gate.guardrails[{at}].metric", each.metric
 
 
-def _rows(splits: Splits, side: str, *columns: str) -> Iterator[dict[str, Any]]:
+def _rows(splits: Splits, split: str, *columns: str) -> Iterator[dict[str, Any]]:
     """The rows of a split, but no replay row: its answer says nothing of the task."""
-    for batch in pq.ParquetFile(splits.path(f"{side}.parquet")).iter_batches(columns=list(columns)):
-        yield from (row for row in batch.to_pylist() if row.get("side") != "replay")
+    for batch in pq.ParquetFile(splits.path(f"{split}.parquet")).iter_batches(columns=list(columns)):
+        yield from (row for row in batch.to_pylist() if row.get("use_as") != "replay")

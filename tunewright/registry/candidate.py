@@ -29,7 +29,7 @@ CURVES = {
     "eval_chrf": "validation/chrf",
 }
 GIGABYTE = 1e9
-SPLIT = "tunewright.split"  # tag: the key of the artifact with the sides
+SPLIT = "tunewright.split"  # tag: the key of the artifact with the splits
 PAGE = "reports/verdict_page/report.html"  # among the artifacts of the run
 
 
@@ -73,7 +73,7 @@ class Candidate(BaseModel, frozen=True):
 
     @property
     def data(self) -> dict[str, str]:
-        """Tags that say which data it was made of, by our own digests: of all rows read, and of the sides."""
+        """Tags that say which data it was made of, by our own digests: of all rows read, and of the splits."""
         return {
             "data.version": str(self.data_version or "none: a sample by data.limit"),
             "data.rows": self.run.rows.digest,

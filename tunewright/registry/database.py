@@ -36,7 +36,7 @@ WAIT_SECONDS = 30  # for another process that writes to the database
 def ensure(file: Path) -> None:
     """Makes the database unless it is there, under a lock, beside its place, and renamed when it is whole.
 
-    One that was never finished is set aside: it holds nothing. Raises TunewrightError where the file cannot be read as
+    One that was never finished is moved away: it holds nothing. Raises TunewrightError where the file cannot be read as
     a database, or the disk is full.
     """
     if _is_finished(file):

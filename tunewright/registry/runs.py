@@ -86,9 +86,9 @@ def log_points(client: "MlflowClient", run: "Run", points: list[Point]) -> None:
         client.log_batch(run.info.run_id, metrics=missing[start : start + 1000])
 
 
-def data(candidate: Candidate, side: str) -> tuple[str, str]:
-    """The name and the digest of a side, as MLflow has them."""
-    return f"{candidate.name} {side}", candidate.run.splits.digest[:36]  # the longest that MLflow stores
+def data(candidate: Candidate, split: str) -> tuple[str, str]:
+    """The name and the digest of a split, as MLflow has them."""
+    return f"{candidate.name} {split}", candidate.run.splits.digest[:36]  # the longest that MLflow stores
 
 
 def _log_data(client: "MlflowClient", candidate: Candidate, run_id: str) -> None:
@@ -101,11 +101,11 @@ def _log_data(client: "MlflowClient", candidate: Candidate, run_id: str) -> None
     if len(source) > 60_000:  # of 65,535; the digest of the rows stands for all files
         source = json.dumps({"files": len(candidate.lineage)} | digests)
     inputs = []
-    for side, size in sizes.items():
+    for split, size in sizes.items():
         # The sha256 is equal for candidates that were measured on equal rows.
-        profile = json.dumps({"num_rows": size, "sha256": digest_of(splits.path(f"{side}.parquet"))})
-        dataset = Dataset(*data(candidate, side), "files", source, profile=profile)
-        inputs.append(DatasetInput(dataset, [InputTag(CONTEXT, side)]))
+        profile = json.dumps({"num_rows": size, "sha256": digest_of(splits.path(f"{split}.parquet"))})
+        dataset = Dataset(*data(candidate, split), "files", source, profile=profile)
+        inputs.append(DatasetInput(dataset, [InputTag(CONTEXT, split)]))
     client.log_inputs(run_id, inputs)
 
 

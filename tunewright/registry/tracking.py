@@ -124,17 +124,17 @@ def _said_of_server(error: Exception) -> TunewrightError | None:
     from mlflow.exceptions import RestException
 
     text = str(error)
-    is_of_mlflow, told = isinstance(error, RestException), re.search(r"error code (\d{3}) != 200", text)
-    status = int(told[1]) if told else getattr(error, "get_http_status_code", int)()
-    if (told or is_of_mlflow) and status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+    is_of_mlflow, code = isinstance(error, RestException), re.search(r"error code (\d{3}) != 200", text)
+    status = int(code[1]) if code else getattr(error, "get_http_status_code", int)()
+    if (code or is_of_mlflow) and status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return ConfigError(
             f"MLflow refuses the credentials ({status}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
             "MLFLOW_TRACKING_TOKEN, to those of a user with access to the experiment and the model"
         )
     if is_of_mlflow or "API request" not in text:  # or what its client checks before it sends anything
         return None
-    if (told and status < HTTPStatus.INTERNAL_SERVER_ERROR) or "not in a valid JSON format" in text:
-        how = f"with {status}" if told else "without JSON"
+    if (code and status < HTTPStatus.INTERNAL_SERVER_ERROR) or "not in a valid JSON format" in text:
+        how = f"with {status}" if code else "without JSON"
         return ConfigError(f"what answers there, {how}, is not MLflow's API; set the address that its pages have")
     refused = re.search(r"\[Errno -?\d+\] ([\w ]+)|(too many \d+ error responses)|(timed out)|(error code \d+)", text)
     why = next(filter(None, refused.groups())) if refused else type(error.__cause__ or error).__name__

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 LoadBase = Callable[[str, str | None, str], Base]  # the stage base of a reference, its revision and its identity
 ADVICE = (
-    "this favours the champion: for a fair comparison, add test rows that are new to both, in a source with side: test"
+    "this favours the champion: for a fair comparison, add test rows that are new to both, in a source with "
+    "use_as: test"
 )
 
 
@@ -144,8 +145,8 @@ def champion(registry: Registry, candidate_digest: str, base: Base, load_base: L
 def trained_on_test(registry: Registry, champion: Contender, splits: Splits, settings: Split) -> str:
     """Warns where rows that are test rows in `splits` were training rows of the champion; empty where none was.
 
-    `settings` drew the sides. Where its own are not kept any more, it may have been trained on them if those were drawn
-    otherwise.
+    `settings` drew the splits. Where the champion's are not kept any more, it may have been trained on these rows if
+    its splits were drawn otherwise.
     """
     with connected(registry) as client:
         tags = client.get_model_version(registry.name, champion.version).tags
@@ -155,7 +156,7 @@ def trained_on_test(registry: Registry, champion: Contender, splits: Splits, set
     which = f"the champion, version {champion.version}"
     trained = data_history.trained(registry.name, digest) if digest else None
     if trained is None:
-        if before == drawn(settings):  # in one history rows keep their sides
+        if before == drawn(settings):  # in one history rows keep their splits
             return ""
         return f"{which}, may have trained on some of these test rows: its own splits are no longer known; {ADVICE}"
     tested = pq.read_table(splits.path("test.parquet"), columns=["row_id"])["row_id"]

@@ -13,7 +13,7 @@ Counted = Rows | CheckedRows | UniqueRows | Splits | Tokens
 class Account(BaseModel, frozen=True):
     """Where every record went: read = kept + quarantined + duplicates, and kept = train + validation + test.
 
-    Of train `replay` are replay rows. A run that ended before the split has no sides yet, and they are 0.
+    Of train `replay` are replay rows. A run that ended before the split has no splits yet, and they are 0.
     """
 
     read: int
@@ -36,15 +36,16 @@ class Account(BaseModel, frozen=True):
     ) -> "Account":
         """The account of what stages handed on, as far as there are any."""
         last = next(each for each in (tokens, splits, unique, checked, rows) if each)
-        sides = (last.num_train, last.num_validation, last.num_test) if isinstance(last, Tokens | Splits) else (0, 0, 0)
+        is_split = isinstance(last, Tokens | Splits)
+        sizes = (last.num_train, last.num_validation, last.num_test) if is_split else (0, 0, 0)
         return cls(
             read=rows.num_read,
-            kept=sum(sides) if isinstance(last, Tokens | Splits) else last.num_rows,
+            kept=sum(sizes) if is_split else last.num_rows,
             quarantined=sum(each.num_quarantined for each in (rows, checked, splits, tokens) if each),
             duplicates=unique.num_removed if unique else 0,
-            train=sides[0],
-            validation=sides[1],
-            test=sides[2],
+            train=sizes[0],
+            validation=sizes[1],
+            test=sizes[2],
             replay=last.num_replay if isinstance(last, Tokens | Splits) else 0,
         )
 
@@ -56,8 +57,8 @@ class Account(BaseModel, frozen=True):
         """Raises AssertionError where a row is lost: that would be a bug, and must never be shown as a result."""
         if self.read != self.kept + self.quarantined + self.duplicates:
             raise AssertionError(f"rows do not add up: {self}")
-        sides = self.train + self.validation + self.test
-        if sides and self.kept != sides:
+        splits = self.train + self.validation + self.test
+        if splits and self.kept != splits:
             raise AssertionError(f"splits do not add up: {self}")
 
 
@@ -90,7 +91,7 @@ def growth_sentence(proof: LeakProof) -> str:
     if versions.earlier is None:
         return ""
     known, gone = versions.known_rows, versions.gone
-    rows = sum(proof.rows.values()) + sum(proof.set_aside.values())
+    rows = sum(proof.rows.values()) + sum(proof.quarantined.values())
     stayed = f"all {known:,}" if versions.stayed == known else f"{versions.stayed:,} of {known:,}"
     quarantined, moved = versions.quarantined, known - versions.stayed - versions.quarantined
     left = f", {moved:,} moved to another" if moved else ""

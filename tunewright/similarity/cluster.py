@@ -92,8 +92,8 @@ class Ray(Engine):
         ]
         found = _get([_run(spread.leaders_of_part, threshold, *blocks) for blocks in zip(*met, strict=True)])
         partner, similarity = np.full(len(sets), -1, np.int64), np.zeros(len(sets))
-        for rows, leading, alike in found:
-            partner[rows], similarity[rows] = leading, alike
+        for rows, leading, similar in found:
+            partner[rows], similarity[rows] = leading, similar
         return partner, similarity
 
     def similar_pairs(self, sets: SpreadSets, threshold: float, enough: int = ENOUGH) -> Pairs:
@@ -105,12 +105,12 @@ class Ray(Engine):
         none = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
         return Pairs(first, *in_order(*(np.concatenate(column) for column in zip(*none, *found, strict=True))))
 
-    def nearest_across(self, sets: SpreadSets, sides: np.ndarray, floor: float) -> Nearest:
+    def nearest_across(self, sets: SpreadSets, splits: np.ndarray, floor: float) -> Nearest:
         """Rows that have an item in their prefix meet, numbered by size, as they are where ties are broken."""
         by_size = np.argsort(sets.facts.sizes[sets.rows], kind="stable")
         rank = np.empty(len(sets), np.int64)
         rank[by_size] = np.arange(len(sets))
-        of_ranks = _put(sides[by_size])
+        of_ranks = _put(splits[by_size])
         met = self._meet(sets, np.arange(len(sets)), rank, floor)
         found = _get([_run(spread.closest_of_part, part, floor, of_ranks, *blocks) for part, blocks in met])
         return nearest_of([Nearest(-1, -1, 0.0, 0), *found]).named(by_size)

@@ -57,9 +57,9 @@ class Engine:
         """As similar_pairs of sets.py; of the pairs beyond `enough`, others may be listed."""
         return similar_pairs(sets, threshold, enough)
 
-    def nearest_across(self, sets: Any, sides: np.ndarray, floor: float) -> Nearest:
+    def nearest_across(self, sets: Any, splits: np.ndarray, floor: float) -> Nearest:
         """As nearest_across of sets.py; another number of pairs may be compared."""
-        return nearest_across(sets, sides, floor)
+        return nearest_across(sets, splits, floor)
 
 
 def engine_of(name: Literal["local", "ray"]) -> AbstractContextManager[Engine]:

@@ -188,8 +188,8 @@ def pairs(index, threshold, begin, end, enough):
 
 
 @compiled
-def closest(index, sides, floor, begin, end):
-    """(row, other, similarity, compared) of the most similar pair on two sides, one of it in begin..end; `sizes` rise.
+def closest(index, splits, floor, begin, end):
+    """(row, other, similarity, compared) of the most similar pair across splits, one of it in begin..end; `sizes` rise.
 
     Only a pair over `floor` is found, and every such pair is compared unless a closer one was found before. Of equally
     close pairs it is the first by (row, other).
@@ -208,7 +208,7 @@ def closest(index, sides, floor, begin, end):
                 other = holders[node]
                 if other >= row:
                     break
-                if sides[other] == sides[row] or last[other] == row:
+                if splits[other] == splits[row] or last[other] == row:
                     continue
                 last[other] = row
                 compared += 1

@@ -181,9 +181,9 @@ def _candidates(
         yield int(block[one[begin]]), other[begin:end]
 
 
-def _where(alike: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _where(similar: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As np.nonzero (rows, columns) of mostly False, and faster."""
-    row, column = np.divmod(np.flatnonzero(alike), alike.shape[1])
+    row, column = np.divmod(np.flatnonzero(similar), similar.shape[1])
     return row, column
 
 

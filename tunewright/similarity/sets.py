@@ -150,20 +150,20 @@ def in_order(one: np.ndarray, other: np.ndarray, similarity: np.ndarray) -> tupl
     return left[order], right[order], similarity[order]
 
 
-def nearest_across(sets: Sets, sides: np.ndarray, floor: float) -> Nearest:
-    """The most similar pair of rows of two different `sides` (rows,), of all pairs with a similarity over `floor`."""
+def nearest_across(sets: Sets, splits: np.ndarray, floor: float) -> Nearest:
+    """The most similar pair of rows of two different `splits` (rows,), of all pairs with a similarity over `floor`."""
     rows = np.argsort(sets.sizes, kind="stable")
-    return closest_of(sets[rows], sides[rows], floor).named(rows)
+    return closest_of(sets[rows], splits[rows], floor).named(rows)
 
 
-def closest_of(sets: Sets, sides: np.ndarray, floor: float, part: ItemShare = WHOLE) -> Nearest:
+def closest_of(sets: Sets, splits: np.ndarray, floor: float, part: ItemShare = WHOLE) -> Nearest:
     """The pair that nearest_across finds; sizes must rise. Of equally close pairs it is the first by (other, one)."""
     from tunewright.similarity import join
 
     index = _index(sets, floor, part)
 
     def compare(begin: int, end: int) -> Nearest:
-        other, one, similarity, compared = join.closest(index.arrays, sides, floor, begin, end)
+        other, one, similarity, compared = join.closest(index.arrays, splits, floor, begin, end)
         return Nearest(one, other, similarity if one >= 0 else 0.0, compared)
 
     return nearest_of(_in_blocks(index, compare))

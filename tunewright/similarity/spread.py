@@ -159,10 +159,10 @@ def pairs_of_part(
     return pairs_of(met.sets, met.numbers, threshold, enough, part)
 
 
-def closest_of_part(part: ItemShare, floor: float, sides: np.ndarray, *blocks: Block) -> Nearest:
-    """The nearest pair of two of the `sides` (by number) in this part. Numbers must rise with the sizes."""
+def closest_of_part(part: ItemShare, floor: float, splits: np.ndarray, *blocks: Block) -> Nearest:
+    """The nearest pair of two of the `splits` (by number) in this part. Numbers must rise with the sizes."""
     met = _by_size(_met(blocks))
-    return closest_of(met.sets, sides[met.numbers], floor, part).named(met.numbers)
+    return closest_of(met.sets, splits[met.numbers], floor, part).named(met.numbers)
 
 
 def _met(blocks: Sequence[Block]) -> Block:

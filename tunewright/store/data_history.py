@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from tunewright import config
-from tunewright.artifacts import SIDES_FILE, SIDES_SCHEMA, CheckedRows, Rows, Splits
+from tunewright.artifacts import ASSIGNMENTS_FILE, ASSIGNMENTS_SCHEMA, CheckedRows, Rows, Splits
 from tunewright.errors import ConfigError
 from tunewright.machine import parquet
 from tunewright.machine.bounded import Unreadable
@@ -33,10 +33,10 @@ PROFILE = "profile.json"
 DIGITS = 20  # of the digest of the splits, with which the name of a folder begins
 SCHEMA = pa.schema(
     [
-        *SIDES_SCHEMA,
+        *ASSIGNMENTS_SCHEMA,
         ("records", pa.int32()),  # that ingest read
         ("checked", pa.bool_()),  # whether they passed check
-        ("placed", pa.bool_()),  # whether the row is on its side, and not set aside or gone
+        ("placed", pa.bool_()),  # whether the row is in its split, and not quarantined or gone
     ]
 )
 
@@ -59,9 +59,9 @@ class Replaced(BaseModel, frozen=True):
 
     accepted: str  # UTC
     run: str
-    moved: int | None  # rows that were on another side than those that replaced it have; None where it was gone
-    known: int  # rows with a side in both, of which `moved` are some
-    splits: str = ""  # digest of the sides
+    moved: int | None  # rows that were in another split than those that replaced it have; None where it was gone
+    known: int  # rows with a split in both, of which `moved` are some
+    splits: str = ""  # digest of the splits
 
 
 class Version(BaseModel, frozen=True):
@@ -84,9 +84,9 @@ class Version(BaseModel, frozen=True):
     assignments: str = ""  # their digest; empty in a line that was written before they were kept
 
     def is_back(self, position: int) -> bool:
-        """Whether what replaced `replaced[position]` are the sides that it was first accepted with."""
-        sides = [*(once.splits for once in self.replaced), self.splits.digest]
-        return position > 0 and sides[position + 1] == sides[0]
+        """Whether what replaced `replaced[position]` are the splits that it was first accepted with."""
+        splits = [*(once.splits for once in self.replaced), self.splits.digest]
+        return position > 0 and splits[position + 1] == splits[0]
 
 
 def history(name: str, seed: int, by: str) -> list[Version]:
@@ -122,18 +122,18 @@ def place(name: str) -> Path:
     return config.home() / "versions" / "splits" / name
 
 
-def keep(folder: Path, rows: Rows, checked: CheckedRows, splits: Splits, there: str, set_aside: Collection[str]) -> str:
+def keep(folder: Path, rows: Rows, checked: CheckedRows, splits: Splits, there: str, no_split: Collection[str]) -> str:
     """Writes the assignments of a version to `folder` in one step, unless those with the digest `there` are there.
 
-    `set_aside` are the reasons of rows that are on no split. Returns the digest of the assignments.
+    `no_split` are the reasons of rows that are in no split. Returns the digest of the assignments.
     """
     if there and digest(folder) == there:
         return there
     unfinished = folder.with_name(f".{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a killed run, since the history is locked
     unfinished.mkdir(parents=True)
-    table = _table(rows, checked, splits, set_aside)
-    pq.write_table(table, unfinished / SIDES_FILE, compression="zstd")
+    table = _table(rows, checked, splits, no_split)
+    pq.write_table(table, unfinished / ASSIGNMENTS_FILE, compression="zstd")
     shutil.copyfile(checked.path(PROFILE), unfinished / PROFILE)
     disk.sync(*unfinished.iterdir(), unfinished)
     shutil.rmtree(folder, ignore_errors=True)  # others than `there`
@@ -145,7 +145,7 @@ def keep(folder: Path, rows: Rows, checked: CheckedRows, splits: Splits, there: 
 def digest(folder: Path) -> str:
     """The digest of the assignments in `folder`; empty where they are not whole."""
     try:
-        return hash_of([digest_of(folder / name) for name in (SIDES_FILE, PROFILE)])
+        return hash_of([digest_of(folder / name) for name in (ASSIGNMENTS_FILE, PROFILE)])
     except FileNotFoundError:
         return ""
 
@@ -153,7 +153,7 @@ def digest(folder: Path) -> str:
 def kept(name: str, version: Version) -> Path | None:
     """The sides.parquet of a version; None where it is gone or was altered, on which pyarrow can wait for ever."""
     folder = folder_of(name, version)
-    return folder / SIDES_FILE if version.assignments and digest(folder) == version.assignments else None
+    return folder / ASSIGNMENTS_FILE if version.assignments and digest(folder) == version.assignments else None
 
 
 def records(file: Path) -> pa.Table:
@@ -166,7 +166,7 @@ def trained(name: str, splits: str) -> set[str] | None:
 
     Raises ConfigError where they cannot be read. Nothing holds them against a digest here, so a bounded child reads.
     """
-    file = next(place(name).glob(f"{splits[:DIGITS]}-*/{SIDES_FILE}"), None)
+    file = next(place(name).glob(f"{splits[:DIGITS]}-*/{ASSIGNMENTS_FILE}"), None)
     if file is None:
         return None
     names = ["row_id", "side", "placed"]
@@ -188,15 +188,15 @@ def forget(name: str, kept: Iterable[str]) -> None:
             shutil.rmtree(folder)
 
 
-def _table(rows: Rows, checked: CheckedRows, splits: Splits, set_aside: Collection[str]) -> pa.Table:
+def _table(rows: Rows, checked: CheckedRows, splits: Splits, no_split: Collection[str]) -> pa.Table:
     """SCHEMA: the lines of the split stage in their order, then the row_ids that it was not given."""
-    of_split = pq.read_table(splits.path(SIDES_FILE), schema=SIDES_SCHEMA)
+    of_split = pq.read_table(splits.path(ASSIGNMENTS_FILE), schema=ASSIGNMENTS_SCHEMA)
     read = pq.read_table(rows.path("rows.parquet"), columns=["row_id"])["row_id"].value_counts()
     row_ids, counts = read.field("values"), read.field("counts").to_numpy()
     passed = pq.read_table(checked.path("rows.parquet"), columns=["row_id"])["row_id"]
     others = row_ids.filter(pa.array(~_among(row_ids, of_split["row_id"])))
     because = pa.array(np.where(_among(others, passed), DUPLICATE, QUARANTINED), pa.string())
-    rest = pa.table([others, pa.nulls(len(others), pa.string()), because], schema=SIDES_SCHEMA)
+    rest = pa.table([others, pa.nulls(len(others), pa.string()), because], schema=ASSIGNMENTS_SCHEMA)
     table = pa.concat_tables([of_split, rest])
     ids = table["row_id"].combine_chunks()
     place = pc.index_in(ids, value_set=row_ids)  # pyright: ignore[reportAttributeAccessIssue]
@@ -204,7 +204,7 @@ def _table(rows: Rows, checked: CheckedRows, splits: Splits, set_aside: Collecti
     _, first = np.unique(ids.dictionary_encode().indices.to_numpy(), return_index=True)
     number = np.zeros(len(ids), np.int32)
     number[first] = np.append(counts, 0)[found[first]]  # once, where a row_id has several lines
-    placed = ~_among(table["because"].combine_chunks(), pa.chunked_array([[*set_aside]], pa.string()))
+    placed = ~_among(table["because"].combine_chunks(), pa.chunked_array([[*no_split]], pa.string()))
     return pa.table([*table.columns, number, _among(ids, passed), placed], schema=SCHEMA)
 
 

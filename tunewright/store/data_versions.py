@@ -1,20 +1,20 @@
 """The accepted versions of a pipeline's data, in the order in which they were accepted.
 
 A version is what ingest made of the sources, known by its content digest. Once its rows have passed every data stage it
-is accepted: it gets a line in `<home>/versions/<name>.jsonl`. The next data are held against it (check), and its rows
-keep their sides (split). A line names its parent, so that data that were accepted before find the same version before
+is accepted: it gets a line in `<home>/versions/<name>.jsonl`. The next data are compared with it (check), and its rows
+keep their splits (split). A line names its parent, so that data that were accepted before find the same version before
 them as the first time, and nothing runs anew.
 
-Another split.seed or split.by begins another history. To set one of them is to ask for other sides, which rows that
+Another split.seed or split.by begins another history. To set one of them is to ask for other splits, which rows that
 stay could not get; in a history of its own it gives what it says, and going back finds the old history where it was.
-All other settings go on in the same history: rows keep their sides under another threshold or share, and what that
+All other settings go on in the same history: rows keep their splits under another threshold or share, and what that
 changes is what becomes of new rows.
 
 What later data must know of a version lies with its line (data_history.py), so that all artifacts can be deleted.
 
 The newest version of a history is replaced when its data are accepted under other settings, as by a trial with
 split.sticky=false; an older one is not, since later ones stand on it. What was replaced stays in the line, and how many
-rows are on another side by it is said. A run with the settings as they were puts the old sides back.
+rows are in another split by it is said. A run with the settings as they were puts the old splits back.
 """
 
 import logging
@@ -28,14 +28,14 @@ import pyarrow.parquet as pq
 from prefect.runtime import flow_run
 from pydantic import BaseModel
 
-from tunewright.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, UniqueRows
+from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, CheckedRows, Rows, Splits, UniqueRows
 from tunewright.artifacts.placement import GONE, furthest
 from tunewright.config import Split
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.store import data_history
 from tunewright.store.caching import kept, lock
 from tunewright.store.data_history import Replaced, StageOutput, Version, file_of, history, read, write
-from tunewright.store.lineage import NO_SIDE
+from tunewright.store.lineage import NO_SPLIT
 
 log = logging.getLogger("tunewright")
 
@@ -51,13 +51,13 @@ class Before(BaseModel, frozen=True):
     checked: Artifact | None  # with profile.json and the row_ids
     checked_number: int | None = None  # of the version that `checked` is of
     splits: Artifact | None  # with sides.parquet; None also where split.sticky is false
-    is_sample: bool = False  # of the data: held against the version before them, but no version
+    is_sample: bool = False  # of the data: compared with the version before them, but no version
 
 
 def before(name: str, rows: Rows, settings: Split, *, is_sample: bool = False) -> Before:
     """The version before `rows` in the history that split.seed and split.by name; `is_sample` is so with data.limit.
 
-    Raises ConfigError where it is not kept which row of it is on which split, unless split.sticky is false.
+    Raises ConfigError where it is not kept which row of it is in which split, unless split.sticky is false.
     """
     past = history(name, settings.seed, settings.by)
     known = next((version for version in past if version.rows.digest == rows.digest), None)
@@ -83,8 +83,8 @@ def accept(
     """Enters the version into the ledger, or what it has come to now if it is the newest; returns its line.
 
     `before` is what the stages were given; a sample is no version, and None. Of the newest `keep` versions of a history
-    it stays known which row is on which split. Raises TunewrightError where another version was accepted in the
-    meantime: rows of that one could have changed sides.
+    it stays known which row is in which split. Raises TunewrightError where another version was accepted in the
+    meantime: rows of that one could have changed splits.
     """
     if before.is_sample:
         return None
@@ -104,7 +104,7 @@ def accept(
         changes = (known.added, known.removed) if known else _changes(before, rows, past)
         entry = _entry(before, rows, checked, unique, splits, changes)
         folder, there = data_history.folder_of(before.name, entry), known.assignments if known else ""
-        assigned = data_history.keep(folder, rows, checked, splits, there, NO_SIDE)
+        assigned = data_history.keep(folder, rows, checked, splits, there, NO_SPLIT)
         apart = {"accepted", "run", "replaced", "assignments"}
         if known and known.model_dump(exclude=apart) == entry.model_dump(exclude=apart):
             entry = known
@@ -202,7 +202,7 @@ def _entry(
 
 def _replaced(name: str, known: Version, splits: Splits) -> Replaced:
     """Count the rows that changed split in a replaced acceptance; quarantined rows have the split they return to."""
-    here = splits.path(SIDES_FILE)
+    here = splits.path(ASSIGNMENTS_FILE)
     there = here if known.splits.digest == splits.digest else data_history.kept(name, known)
     moved, num_known = None, 0
     if there:
@@ -216,7 +216,7 @@ def _replaced(name: str, known: Version, splits: Splits) -> Replaced:
 
 
 def _say(name: str, version: Version) -> None:
-    """Warns where the sides of a version are others now than those that it was accepted with before."""
+    """Warns where the splits of a version are others now than those that it was accepted with before."""
     last = len(version.replaced) - 1
     once = version.replaced[last]
     if once.moved == 0:

@@ -1,4 +1,4 @@
-"""A row's whole life, from the artifacts that are there: where it came from, what was done to it, which side it is on.
+"""A row's whole life, from the artifacts that are there: where it came from, what was done to it, which split it is on.
 
 A record is known by its file and line, since equal records share a row_id (row_search.py finds it).
 """
@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tunewright.artifacts import SIDES_FILE, Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
-from tunewright.artifacts.placement import GONE
-from tunewright.artifacts.placement import SET_ASIDE as SET_ASIDE_BY_SPLIT
+from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
+from tunewright.artifacts.placement import GONE, QUARANTINES
 from tunewright.config import from_here
 from tunewright.errors import ConfigError
 from tunewright.store import data_history
@@ -22,9 +21,9 @@ from tunewright.store.data_history import DUPLICATE, QUARANTINED, Version
 from tunewright.store.refusals import StoppedStage
 from tunewright.store.row_search import HELD_OUT, MOST_MATCHES, PLACE, QUARANTINE, Found, select
 
-SET_ASIDE = ("refused", "held out", "quarantined", "removed")
-# Why a row is on no split in the assignments of a version; for any other reason it is on one.
-NO_SIDE = (*(because.name.lower() for because in SET_ASIDE_BY_SPLIT), GONE, DUPLICATE, QUARANTINED)
+OUT_OF_DATA = ("refused", "held out", "quarantined", "removed")
+# Why a row is in no split in a version's assignments; for any other reason it is in one. The last is of old homes.
+NO_SPLIT = (*(because.name.lower() for because in QUARANTINES), GONE, DUPLICATE, QUARANTINED, "bridges_sides")
 REMOVED = "removed.parquet"
 MOST_RELATIVES = 5  # rows of the same cluster, or duplicates, that are named
 
@@ -58,22 +57,22 @@ def life(made: Made, record: Found) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     for event in _events(made, record):
         events.append(event)
-        if event["outcome"] in SET_ASIDE:
+        if event["outcome"] in OUT_OF_DATA:
             break
     return events
 
 
-def sides(row_id: str, name: str, past: Sequence[Version]) -> list[dict[str, Any]]:
-    """The side of a row in each version and why; without a side it is why not, or None where it was not there yet."""
-    told: list[dict[str, Any]] = []
+def splits(row_id: str, name: str, past: Sequence[Version]) -> list[dict[str, Any]]:
+    """Return the split of a row in each version and why; both are None where it was not there yet."""
+    history: list[dict[str, Any]] = []
     for version in past:
         file = data_history.kept(name, version)
-        entries = _sides(file, row_id) if file else []
+        entries = _splits(file, row_id) if file else []
         row = entries[0] if entries else None
         because = row["because"] if row else None
-        side = row["side"] if row and because not in NO_SIDE else None
-        told.append({"version": version.number, "side": side, "because": because})
-    return told
+        split = row["side"] if row and because not in NO_SPLIT else None
+        history.append({"version": version.number, "split": split, "because": because})
+    return history
 
 
 def first_refused(stopped: StoppedStage) -> list[Found]:
@@ -118,8 +117,8 @@ def _events(made: Made, record: Found) -> Iterator[dict[str, Any]]:
         placed = _quarantined(made.splits, here) or _placed(made.splits, record, here)
         yield {"stage": "split"} | placed
         if made.tokens:
-            side = Path(placed["in"]).name
-            yield {"stage": "render"} | (_quarantined(made.tokens, here) or _now(made.tokens, "rendered", side))
+            split = Path(placed["in"]).name
+            yield {"stage": "render"} | (_quarantined(made.tokens, here) or _now(made.tokens, "rendered", split))
     if made.stopped and (gone := _quarantined(made.stopped, here) or _removed(made.stopped, here)):
         yield {"stage": made.stopped.stage} | gone
 
@@ -134,7 +133,7 @@ def _ingested(rows: Rows, here: pc.Expression) -> dict[str, Any]:
         return refused | {"outcome": "refused"}
     if select(rows.path(HELD_OUT), here, ["line"], 1):
         return _now(rows, "held out", HELD_OUT)
-    columns = ["source", "byte", "group", "time", "side", "repairs"]
+    columns = ["source", "byte", "group", "time", "use_as", "repairs"]
     return _now(rows, "read") | select(rows.path("rows.parquet"), here, columns, 1)[0]
 
 
@@ -162,7 +161,9 @@ def _removed(left: UniqueRows | StoppedStage, here: pc.Expression) -> dict[str, 
 
 
 def _placed(splits: Splits, record: Found, here: pc.Expression) -> dict[str, Any]:
-    standing = (row for row in _sides(splits.path(SIDES_FILE), record["row_id"]) if row["because"] not in NO_SIDE)
+    standing = (
+        row for row in _splits(splits.path(ASSIGNMENTS_FILE), record["row_id"]) if row["because"] not in NO_SPLIT
+    )
     for row in standing:
         file = splits.path(f"{row['side']}.parquet")
         if found := select(file, here, ["cluster"], 1):
@@ -181,9 +182,9 @@ def _placed(splits: Splits, record: Found, here: pc.Expression) -> dict[str, Any
 
 
 def _firm(splits: Splits, cluster: pa.Table) -> Found | None:
-    """A row of a cluster that was on its side before this version, or is by its source: what an heir inherits from."""
+    """Return a row of the cluster that was in its split before or by its source, and that others followed into it."""
     firm = pc.field("because").isin(["kept", "given"]) & pc.field("row_id").isin(cluster["row_id"].unique())
-    ids = select(splits.path(SIDES_FILE), firm, ["row_id"], 1)
+    ids = select(splits.path(ASSIGNMENTS_FILE), firm, ["row_id"], 1)
     return cluster.filter(pc.field("row_id") == ids[0]["row_id"]).slice(0, 1).to_pylist()[0] if ids else None
 
 
@@ -193,7 +194,7 @@ def _quarantined(artifact: Artifact | StoppedStage, here: pc.Expression) -> dict
     return _now(artifact, "quarantined", file.name) | aside[0] if aside else None
 
 
-def _sides(file: Path, row_id: str) -> list[Found]:
+def _splits(file: Path, row_id: str) -> list[Found]:
     """Return a version's entries for the rows with these messages, those in a split first.
 
     There are several where dedupe keeps a row and the user-provided test row that it repeats.
@@ -201,4 +202,4 @@ def _sides(file: Path, row_id: str) -> list[Found]:
     import pyarrow.dataset as ds  # with pandas, which most commands have no use for
 
     table = ds.dataset(file).to_table(columns=["side", "because"], filter=pc.field("row_id") == row_id)
-    return sorted(table.to_pylist(), key=lambda row: row["because"] in NO_SIDE)
+    return sorted(table.to_pylist(), key=lambda row: row["because"] in NO_SPLIT)

@@ -167,7 +167,7 @@ def _said(
             "gate.rotate draws other test rows for the next candidate; if this warning returns, nearly all rows were "
             "used: add new ones"
             if gate.rotate
-            else "add new rows in a source with side: test, or set gate.rotate=true to draw others from the existing "
+            else "add new rows in a source with use_as: test, or set gate.rotate=true to draw others from the existing "
             "rows, some of which the champion may have trained on"
         )
         said.append(

@@ -38,9 +38,9 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "paged_a
 def fit(job: Job, folder: Path) -> int:
     """Trains to the planned end, or to an early stop, and writes model/ and summary.json into `folder`."""
     training = job.training
-    sides = [pq.read_table(file, columns=["row_id", "input_ids", "labels"]) for file in (job.train, job.validation)]
-    longest = max(pc.max(pc.list_value_length(side["input_ids"])).as_py() for side in sides)  # pyright: ignore
-    rows, validation = map(datasets.Dataset, sides)
+    splits = [pq.read_table(file, columns=["row_id", "input_ids", "labels"]) for file in (job.train, job.validation)]
+    longest = max(pc.max(pc.list_value_length(split["input_ids"])).as_py() for split in splits)  # pyright: ignore
+    rows, validation = map(datasets.Dataset, splits)
     set_seed(training.seed)
     config = AutoConfig.from_pretrained(job.weights, local_files_only=True)
     device = compute.device_here()

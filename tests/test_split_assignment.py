@@ -1,4 +1,4 @@
-"""Rows of an earlier version and rows that are given to a side stay there; what cannot stand anywhere is set aside."""
+"""Rows of an earlier version and user-provided rows stay in their split; what fits in none is quarantined."""
 
 import json
 import logging
@@ -17,11 +17,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_payloads import make_earlier_rows, make_proof
-from split_rows import WORDS, jaccard, largest_across, on_sides, prompt, prompts, row_of, set_aside, side_of, split_rows
+from split_rows import (
+    WORDS,
+    in_splits,
+    jaccard,
+    largest_across,
+    prompt,
+    prompts,
+    quarantined,
+    row_of,
+    split_of,
+    split_rows,
+)
 
 from tunewright.artifacts import Splits
 from tunewright.artifacts.payloads import LeakProof
-from tunewright.artifacts.placement import NONE, SIDES, TEST, TRAIN, VALIDATION, Because
+from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, VALIDATION, Because
 from tunewright.config import Split, from_here
 from tunewright.errors import ConfigError, DataError
 from tunewright.reports.account import growth_sentence
@@ -31,28 +42,28 @@ from tunewright.similarity.prompts import cut, shingles
 from tunewright.similarity.sets import Pairs, gather, similar_pairs
 from tunewright.store import lineage
 from tunewright.store.refusals import of_stage
+from tunewright.tasks.split.assignment import Assignment, Linked, Links, fix, numbered, settle
 from tunewright.tasks.split.columns import strata_of
 from tunewright.tasks.split.draw import draw
 from tunewright.tasks.split.joins import Joined
 from tunewright.tasks.split.proof import in_words, versions
-from tunewright.tasks.split.sides import Linked, Links, Sides, fix, numbered, settle
 
 EVEN = Split(test=0.25, validation=0.25)
 
 
 @st.composite
 def linked_rows(drawn: st.DrawFn) -> tuple[set[tuple[int, int]], list[int], list[int], list[int], list[int]]:
-    """(pairs, the first row of each row's set, groups, given sides, earlier sides) of up to 12 rows."""
+    """(pairs, the first row of each row's set, groups, given splits, earlier splits) of up to 12 rows."""
     num_rows = drawn(st.integers(4, 12))
     numbers = st.integers(0, num_rows - 1)
     first = [drawn(st.sampled_from([i, i, i, *range(i)])) for i in range(num_rows)]
     first = [first[i] if first[first[i]] == first[i] else i for i in range(num_rows)]
     ends = drawn(st.sets(st.tuples(numbers, numbers), max_size=16))
     pairs = {(min(first[a], first[b]), max(first[a], first[b])) for a, b in ends if first[a] != first[b]}
-    side = st.sampled_from([NONE, NONE, NONE, TRAIN, VALIDATION, TEST])
+    split = st.sampled_from([NONE, NONE, NONE, TRAIN, VALIDATION, TEST])
     few = st.sampled_from([NONE] * 5 + [TRAIN, VALIDATION, TEST])
     group = [drawn(st.sampled_from([-1, -1, -1, 0, 1])) for _ in range(num_rows)]
-    earlier = [drawn(side) for _ in range(num_rows)]
+    earlier = [drawn(split) for _ in range(num_rows)]
     are_given = drawn(st.booleans())
     given = [drawn(few) if are_given else NONE for _ in range(num_rows)]
     return pairs, first, group, given, earlier
@@ -98,13 +109,13 @@ class Known:
         return numbered(np.array(cluster, np.int64))
 
 
-def stand(links: Links, given: list[int], earlier: list[int], row_ids: list[str]) -> tuple[Sides, np.ndarray]:
+def stand(links: Links, given: list[int], earlier: list[int], row_ids: list[str]) -> tuple[Assignment, np.ndarray]:
     """Where all rows come to stand, and where they were fixed to."""
     fixed, because, exact = fix(np.array(given), np.array(earlier))
-    sides = settle(links.clusters(), fixed, because, exact, partial(Known, links))
+    splits = settle(links.clusters(), fixed, because, exact, partial(Known, links))
     strata = strata_of(["all"] * len(given))
-    draw(sides, pa.array(row_ids), strata, None, np.array(given) == NONE, exact, EVEN)
-    return sides, fixed
+    draw(splits, pa.array(row_ids), strata, None, np.array(given) == NONE, exact, EVEN)
+    return splits, fixed
 
 
 def are_linked(pairs: set[tuple[int, int]], first: list[int], group: list[int], one: int, other: int) -> bool:
@@ -114,37 +125,37 @@ def are_linked(pairs: set[tuple[int, int]], first: list[int], group: list[int], 
 
 @given(linked_rows())
 @settings(max_examples=200, deadline=None)
-def test_no_two_linked_rows_stand_on_two_sides_and_no_fixed_row_moves(made: Any) -> None:
-    pairs, first, group, given_sides, earlier = made
+def test_no_two_linked_rows_stand_on_two_splits_and_no_fixed_row_moves(made: Any) -> None:
+    pairs, first, group, user_provided_splits, earlier = made
     rows = range(len(first))
-    sides, fixed = stand(links_of(pairs, first, group), given_sides, earlier, [f"{i:02}" for i in rows])
-    side = sides.side.tolist()
+    splits, fixed = stand(links_of(pairs, first, group), user_provided_splits, earlier, [f"{i:02}" for i in rows])
+    split = splits.split.tolist()
     for one in rows:
         for other in range(one):
-            if side[one] != side[other] and NONE not in (side[one], side[other]):
+            if split[one] != split[other] and NONE not in (split[one], split[other]):
                 assert not are_linked(pairs, first, group, one, other)
-        assert side[one] in (fixed[one], NONE) or fixed[one] == NONE
+        assert split[one] in (fixed[one], NONE) or fixed[one] == NONE
         if fixed[one] == TEST:
-            assert side[one] == TEST
-        if side[one] == NONE:
-            partners = sides.partners[one]
+            assert split[one] == TEST
+        if split[one] == NONE:
+            partners = splits.partners[one]
             assert partners
             assert all(are_linked(pairs, first, group, one, partner.row) for partner in partners)
-            assert all(side[partner.row] == partner.side for partner in partners)
-            if sides.because[one] == Because.BRIDGES_SIDES:
-                assert len({partner.side for partner in partners}) > 1
+            assert all(split[partner.row] == partner.split for partner in partners)
+            if splits.because[one] == Because.BRIDGES_SPLITS:
+                assert len({partner.split for partner in partners}) > 1
         else:
-            same = [other for other in rows if sides.cluster[other] == sides.cluster[one]]
-            assert {side[other] for other in same} == {side[one]}
+            same = [other for other in rows if splits.cluster[other] == splits.cluster[one]]
+            assert {split[other] for other in same} == {split[one]}
     for exact in (VALIDATION, TEST):
-        if exact in given_sides:
-            assert all(given_sides[row] == exact for row in rows if side[row] == exact)
+        if exact in user_provided_splits:
+            assert all(user_provided_splits[row] == exact for row in rows if split[row] == exact)
 
 
 @given(linked_rows(), st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
 def test_where_rows_come_to_stand_does_not_depend_on_their_order(made: Any, shuffle: random.Random) -> None:
-    pairs, first, group, given_sides, earlier = made
+    pairs, first, group, user_provided_splits, earlier = made
     order = list(range(len(first)))
     shuffle.shuffle(order)
     place = {row: position for position, row in enumerate(order)}
@@ -153,9 +164,13 @@ def test_where_rows_come_to_stand_does_not_depend_on_their_order(made: Any, shuf
         firsts.setdefault(first[row], position)
     moved = {tuple(sorted((firsts[a], firsts[b]))) for a, b in pairs}
     shuffled = links_of(moved, [firsts[first[row]] for row in order], [group[row] for row in order])  # pyright: ignore[reportArgumentType]
-    straight, _ = stand(links_of(pairs, first, group), given_sides, earlier, [f"{i:02}" for i in range(len(first))])
-    other, _ = stand(shuffled, [given_sides[r] for r in order], [earlier[r] for r in order], [f"{r:02}" for r in order])
-    assert straight.side.tolist() == [other.side[place[row]] for row in range(len(first))]
+    straight, _ = stand(
+        links_of(pairs, first, group), user_provided_splits, earlier, [f"{i:02}" for i in range(len(first))]
+    )
+    other, _ = stand(
+        shuffled, [user_provided_splits[r] for r in order], [earlier[r] for r in order], [f"{r:02}" for r in order]
+    )
+    assert straight.split.tolist() == [other.split[place[row]] for row in range(len(first))]
     assert straight.because.tolist() == [other.because[place[row]] for row in range(len(first))]
 
 
@@ -170,31 +185,31 @@ def grown(seed: int, num_rows: int) -> list[dict[str, Any]]:
 
 @given(st.integers(0, 2**32), st.lists(st.sampled_from([0.5, 0.6, 0.8]), min_size=4, max_size=4))
 @settings(max_examples=5, deadline=None)
-def test_as_rows_arrive_and_go_no_row_ever_changes_sides(seed: int, thresholds: list[float]) -> None:
+def test_as_rows_arrive_and_go_no_row_ever_changes_splits(seed: int, thresholds: list[float]) -> None:
     rng, rows = random.Random(seed), grown(seed, 240)
     seen: dict[str, str] = {}
     splits: Splits | None = None
     for version, threshold in enumerate(thresholds):
         here = [row for row in rows[: 120 + 40 * version] if rng.random() < 0.9]  # another tenth is away each time
         splits = split_rows(rng.sample(here, len(here)), Split(threshold=threshold, test=0.2, validation=0.2), splits)
-        now = side_of(splits)
-        assert all(seen.get(row_id, side) == side for row_id, side in now.items())
+        now = split_of(splits)
+        assert all(seen.get(row_id, split) == split for row_id, split in now.items())
         assert len(now) + splits.num_quarantined == len(here)
         assert largest_across(splits) < threshold
         seen |= now
-    assert set(seen.values()) == set(SIDES)
+    assert set(seen.values()) == set(SPLITS)
 
 
 def test_a_quarter_more_rows_move_no_row_and_set_few_aside() -> None:
     rows = prompts(500, copies=0.1)
     before = split_rows(rows[:400])
     after = split_rows(rows, earlier=before)
-    assert side_of(before).items() <= side_of(after).items()
+    assert split_of(before).items() <= split_of(after).items()
     assert after.num_quarantined <= 3
     assert abs(after.num_test - 50) <= 3
     assert abs(after.num_validation - 50) <= 3
-    moved = side_of(split_rows(rows, Split(sticky=False), before))
-    assert any(moved[row_id] != side for row_id, side in side_of(before).items())
+    moved = split_of(split_rows(rows, Split(sticky=False), before))
+    assert any(moved[row_id] != split for row_id, split in split_of(before).items())
 
 
 def test_a_share_that_rows_of_the_version_before_make_impossible_is_one_warning(
@@ -234,15 +249,15 @@ MIDDLE = "where do I find the number of my card"
 TRAINED, TESTED = f"{MIDDLE} when it is lost", f"please tell me {MIDDLE}"
 
 
-def fixed_rows(**sides: list[str]) -> list[dict[str, Any]]:
-    """Forty training, ten validation and ten test rows, and more texts for each side."""
-    side_of_base = ["train"] * 40 + ["validation"] * 10 + ["test"] * 10
-    rows = [row_of(text, side=side) for text, side in zip(BASE, side_of_base, strict=True)]
-    return rows + [row_of(text, side=side) for side, texts in sides.items() for text in texts]
+def fixed_rows(**splits: list[str]) -> list[dict[str, Any]]:
+    """Forty training, ten validation and ten test rows, and more texts for each split."""
+    split_of_base = ["train"] * 40 + ["validation"] * 10 + ["test"] * 10
+    rows = [row_of(text, use_as=split) for text, split in zip(BASE, split_of_base, strict=True)]
+    return rows + [row_of(text, use_as=split) for split, texts in splits.items() for text in texts]
 
 
 def free(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row | {"side": None} for row in rows]
+    return [row | {"use_as": None} for row in rows]
 
 
 def test_the_texts_below_are_alike_as_they_say() -> None:
@@ -251,28 +266,28 @@ def test_the_texts_below_are_alike_as_they_say() -> None:
     assert jaccard(TESTED, MIDDLE) == pytest.approx(8 / 11)
 
 
-def test_a_row_that_is_alike_to_rows_of_two_sides_is_set_aside_and_names_both() -> None:
+def test_a_row_that_is_alike_to_rows_of_two_splits_is_quarantined_and_names_both() -> None:
     rows = fixed_rows(train=[TRAINED], test=[TESTED])
     splits = split_rows([*free(rows), row_of(MIDDLE)], earlier=split_rows(rows))
-    (aside,) = set_aside(splits).values()
+    (aside,) = quarantined(splits).values()
     assert (aside["row_id"], aside["line"]) == (row_of(MIDDLE)["row_id"], 63)
-    assert (aside["reason"], splits.reasons) == ("bridges_sides", {"bridges_sides": 1})
+    assert (aside["reason"], splits.reasons) == ("bridges_splits", {"bridges_splits": 1})
     assert aside["detail"] == (
         "It is similar to train row data.jsonl:61 (similarity 0.67) and is similar to test row data.jsonl:62 "
         "(similarity 0.73), so no split can take it"
     )
     assert MIDDLE in aside["text"]
-    assert set(side_of(splits)) == {row["row_id"] for row in rows}
+    assert set(split_of(splits)) == {row["row_id"] for row in rows}
 
 
-def test_of_a_chain_between_two_sides_one_link_is_set_aside_and_the_other_joins_its_side() -> None:
+def test_of_a_chain_between_two_splits_one_link_is_quarantined_and_the_other_joins_its_split() -> None:
     links = links_of({(0, 1), (1, 2), (2, 3)}, [0, 1, 2, 3], [-1] * 4)
-    sides, _ = stand(links, [NONE] * 4, [TRAIN, NONE, NONE, TEST], list("abcd"))
-    assert sides.side.tolist() == [TRAIN, NONE, TEST, TEST]
-    assert [(p.row, p.side) for p in sides.partners[1]] == [(0, TRAIN), (2, TEST)]
+    splits, _ = stand(links, [NONE] * 4, [TRAIN, NONE, NONE, TEST], list("abcd"))
+    assert splits.split.tolist() == [TRAIN, NONE, TEST, TEST]
+    assert [(p.row, p.split) for p in splits.partners[1]] == [(0, TRAIN), (2, TEST)]
 
 
-def test_a_new_row_joins_the_side_of_the_old_row_that_it_repeats_also_through_another_new_row() -> None:
+def test_a_new_row_joins_the_split_of_the_old_row_that_it_repeats_also_through_another_new_row() -> None:
     rows = fixed_rows(train=[f"so {MIDDLE}"], validation=["which of my payments are on hold since the end of May"])
     new = [
         "which of my payments are on hold since the end of June",
@@ -280,28 +295,32 @@ def test_a_new_row_joins_the_side_of_the_old_row_that_it_repeats_also_through_an
     ]
     splits = split_rows([*free(rows), row_of(MIDDLE), *(row_of(text) for text in new)], earlier=split_rows(rows))
     assert jaccard(new[1], prompt(rows[-1])) < 0.6 <= jaccard(new[1], new[0])
-    assert [side_of(splits)[row_of(text)["row_id"]] for text in (MIDDLE, *new)] == ["train", "validation", "validation"]
+    assert [split_of(splits)[row_of(text)["row_id"]] for text in (MIDDLE, *new)] == [
+        "train",
+        "validation",
+        "validation",
+    ]
     because = json.loads(splits.path("proof.json").read_text())["because"]
     assert because["train"] == {"kept": 41, "inherited": 1}
     assert because["validation"] == {"kept": 11, "inherited": 2}
 
 
-def test_a_new_row_joins_the_side_of_its_group() -> None:
+def test_a_new_row_joins_the_split_of_its_group() -> None:
     rows = [row | {"group": "me" if i == 45 else None} for i, row in enumerate(fixed_rows())]
     new = row_of("nothing like what anybody else has ever asked here", group="me")
-    assert side_of(split_rows([*free(rows), new], earlier=split_rows(rows)))[new["row_id"]] == "validation"
+    assert split_of(split_rows([*free(rows), new], earlier=split_rows(rows)))[new["row_id"]] == "validation"
 
 
 def test_old_rows_that_a_lower_threshold_finds_alike_keep_the_test_row_and_come_back_with_a_higher_one() -> None:
     rows = fixed_rows(train=[TRAINED], test=[TESTED])
     first = split_rows(rows)
     lower = split_rows(free(rows), Split(threshold=0.5), first)
-    assert {i: row["reason"] for i, row in set_aside(lower).items()} == {rows[-2]["row_id"]: "repeats_test_row"}
-    assert side_of(lower) == {i: side for i, side in side_of(first).items() if i != rows[-2]["row_id"]}
-    assert side_of(split_rows(free(rows), earlier=lower)) == side_of(first)
+    assert {i: row["reason"] for i, row in quarantined(lower).items()} == {rows[-2]["row_id"]: "repeats_test_row"}
+    assert split_of(lower) == {i: split for i, split in split_of(first).items() if i != rows[-2]["row_id"]}
+    assert split_of(split_rows(free(rows), earlier=lower)) == split_of(first)
 
 
-def test_a_row_that_was_away_comes_back_to_its_side() -> None:
+def test_a_row_that_was_away_comes_back_to_its_split() -> None:
     rows = fixed_rows(test=[TESTED])
     away = split_rows(free(rows[:-1]), earlier=split_rows(rows))
     assert pq.read_table(away.path("sides.parquet")).to_pylist()[-1] == {
@@ -309,18 +328,18 @@ def test_a_row_that_was_away_comes_back_to_its_side() -> None:
         "side": "test",
         "because": "gone",
     }
-    assert side_of(split_rows(free(rows), earlier=away))[rows[-1]["row_id"]] == "test"
+    assert split_of(split_rows(free(rows), earlier=away))[rows[-1]["row_id"]] == "test"
 
 
-def test_a_row_that_a_given_test_row_repeated_tests_when_that_side_is_not_given_any_more() -> None:
-    rows = [row_of(text, side="test") for text in [TESTED, *BASE[:5]]] + [row_of(text) for text in BASE[5:]]
+def test_a_row_that_a_given_test_row_repeated_tests_when_that_split_is_not_given_any_more() -> None:
+    rows = [row_of(text, use_as="test") for text in [TESTED, *BASE[:5]]] + [row_of(text) for text in BASE[5:]]
     trained = split_rows([row_of(TESTED), *BASE], Split(test=0.05, validation=0.05))
-    assert side_of(trained)[rows[0]["row_id"]] == "train"
+    assert split_of(trained)[rows[0]["row_id"]] == "train"
     for earlier in (None, trained):
         copied = split_rows([row_of(TESTED), *rows], EVEN, earlier)
         remembered = pq.read_table(copied.path("sides.parquet")).to_pylist()
         assert [row["row_id"] for row in remembered].count(rows[0]["row_id"]) == 2
-        assert side_of(split_rows(free([row_of(TESTED), *rows[1:]]), EVEN, copied))[rows[0]["row_id"]] == "test"
+        assert split_of(split_rows(free([row_of(TESTED), *rows[1:]]), EVEN, copied))[rows[0]["row_id"]] == "test"
         away = split_rows(free(rows[1:]), EVEN, copied)
         gone = [
             row["side"] for row in pq.read_table(away.path("sides.parquet")).to_pylist() if row["because"] == "gone"
@@ -333,27 +352,27 @@ def test_a_test_split_whose_rows_are_gone_is_empty_by_the_history_which_is_said_
     by_source: bool,
 ) -> None:
     rows = [row_of(text) for text in prompts(80, copies=0)]
-    first = split_rows([*rows[:60], *(row | {"side": "test"} for row in rows[60:])] if by_source else rows)
-    tested = {row_id for row_id, side in side_of(first).items() if side == "test"}
+    first = split_rows([*rows[:60], *(row | {"use_as": "test"} for row in rows[60:])] if by_source else rows)
+    tested = {row_id for row_id, split in split_of(first).items() if split == "test"}
     with pytest.raises(DataError) as error:
         split_rows([row for row in rows if row["row_id"] not in tested], earlier=first)
     assert re.match(
         rf"the test split is empty \(train \d+, validation \d+, test 0\): {80 - len(tested)} rows keep the split "
         rf"that they had in the version before \(split.sticky=true\), whose {len(tested)} test rows are gone; "
-        "put them back, add others in a source with side: test, or draw all splits anew with another split.seed or "
+        "put them back, add others in a source with use_as: test, or draw all splits anew with another split.seed or "
         "registry.name",
         str(error.value),
     )
     kept = [row for row in rows if row["row_id"] not in tested]
     assert split_rows(kept, Split(seed=1)).num_test > 0, "what is advised helps"
-    other = [row_of(text, side="test") for text in prompts(5, seed=9, copies=0)]
+    other = [row_of(text, use_as="test") for text in prompts(5, seed=9, copies=0)]
     assert split_rows([*kept, *other], earlier=first).num_test == 5
 
 
 def test_test_rows_of_one_group_are_said_to_count_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tested = [row_of(text, side="test", group="a") for text in prompts(28, seed=1, copies=0)]
+    tested = [row_of(text, use_as="test", group="a") for text in prompts(28, seed=1, copies=0)]
     monkeypatch.setattr(logging.getLogger("tunewright"), "propagate", True)
     splits = split_rows([*(row_of(text) for text in prompts(60, copies=0)), *tested])
     assert splits.num_test == 28
@@ -381,62 +400,62 @@ def test_an_earlier_version_that_is_not_whole_is_an_error_that_names_the_setting
     assert split_rows(BASE, Split(sticky=False), earlier).num_quarantined == 0
 
 
-@pytest.mark.parametrize("side", ["test", "validation"])
-def test_a_given_side_has_exactly_its_rows_and_what_repeats_one_is_set_aside(side: str) -> None:
-    given_rows = [row_of(text, side=side) for text in [*BASE[:7], TESTED]]
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_given_split_has_exactly_its_rows_and_what_repeats_one_is_quarantined(split: str) -> None:
+    given_rows = [row_of(text, use_as=split) for text in [*BASE[:7], TESTED]]
     others = [row_of(text) for text in [*BASE[7:], MIDDLE]]
     splits = split_rows([*given_rows, *others], Split(test=0.2, validation=0.2))
-    assert {row["row_id"] for row in on_sides(splits)[side]} == {row["row_id"] for row in given_rows}
-    (aside,) = set_aside(splits).values()
-    assert (aside["row_id"], aside["reason"]) == (others[-1]["row_id"], f"repeats_{side}_row")
-    assert aside["detail"] == f"It is similar to {side} row data.jsonl:8 (similarity 0.73), so no split can take it"
+    assert {row["row_id"] for row in in_splits(splits)[split]} == {row["row_id"] for row in given_rows}
+    (aside,) = quarantined(splits).values()
+    assert (aside["row_id"], aside["reason"]) == (others[-1]["row_id"], f"repeats_{split}_row")
+    assert aside["detail"] == f"It is similar to {split} row data.jsonl:8 (similarity 0.73), so no split can take it"
     proof = json.loads(splits.path("proof.json").read_text())
-    assert proof["given_sides"] == [side]
-    other = "validation" if side == "test" else "test"
+    assert proof["user_provided_splits"] == [split]
+    other = "validation" if split == "test" else "test"
     assert proof["because"][other] == {"drawn": round(0.2 * 53)}
 
 
-def test_a_row_of_a_test_rows_group_is_set_aside_and_says_so() -> None:
-    given_rows = [row_of(text, side="test", group="me") for text in BASE[:7]]
+def test_a_row_of_a_test_rows_group_is_quarantined_and_says_so() -> None:
+    given_rows = [row_of(text, use_as="test", group="me") for text in BASE[:7]]
     others = [row_of(text, group="me" if i == 0 else None) for i, text in enumerate(BASE[7:])]
-    (aside,) = set_aside(split_rows([*given_rows, *others])).values()
+    (aside,) = quarantined(split_rows([*given_rows, *others])).values()
     assert aside["detail"] == "It has the same group as test row data.jsonl:1, so no split can take it"
 
 
 def test_what_repeats_a_row_that_is_given_to_train_trains_and_others_are_drawn() -> None:
-    rows = [row_of(text, side="train") for text in [*BASE[:20], TRAINED]] + [row_of(t) for t in [*BASE[20:], MIDDLE]]
+    rows = [row_of(text, use_as="train") for text in [*BASE[:20], TRAINED]] + [row_of(t) for t in [*BASE[20:], MIDDLE]]
     splits = split_rows(rows, EVEN)
-    assert {row["row_id"] for row in rows[:21]} < {row["row_id"] for row in on_sides(splits)["train"]}
-    assert side_of(splits)[rows[-1]["row_id"]] == "train"
+    assert {row["row_id"] for row in rows[:21]} < {row["row_id"] for row in in_splits(splits)["train"]}
+    assert split_of(splits)[rows[-1]["row_id"]] == "train"
     assert splits.num_quarantined == 0
     assert splits.num_test == splits.num_validation == 10  # a quarter of the 41 that are not given
 
 
-def test_a_given_side_takes_its_rows_from_where_they_were_and_frees_the_others() -> None:
+def test_a_given_split_takes_its_rows_from_where_they_were_and_frees_the_others() -> None:
     before = split_rows(BASE, EVEN)
-    tested = {row["row_id"] for row in on_sides(before)["test"]}
-    trained = on_sides(before)["train"][:5]
+    tested = {row["row_id"] for row in in_splits(before)["test"]}
+    trained = in_splits(before)["train"][:5]
     given_ids = {row["row_id"] for row in trained}
-    rows = [row_of(t) | {"side": "test" if row_of(t)["row_id"] in given_ids else None} for t in BASE]
+    rows = [row_of(t) | {"use_as": "test" if row_of(t)["row_id"] in given_ids else None} for t in BASE]
     after = split_rows(rows, EVEN, before)
-    assert {row["row_id"] for row in on_sides(after)["test"]} == given_ids
-    sides = side_of(after)
-    stayed = sum(sides.get(row_id) == side for row_id, side in side_of(before).items())
+    assert {row["row_id"] for row in in_splits(after)["test"]} == given_ids
+    splits = split_of(after)
+    stayed = sum(splits.get(row_id) == split for row_id, split in split_of(before).items())
     versions = json.loads(after.path("proof.json").read_text())["versions"]
     assert versions == {
         "earlier": before.digest,
         "known_rows": 60,
         "stayed": stayed,
         "given_elsewhere": 5,
-        "freed_by_a_given_side": len(tested),
+        "freed_by_a_given_split": len(tested),
         "quarantined": 0,
         "gone": 0,
     }
 
 
-def test_sides_on_which_most_rows_cannot_stand_stop_the_run() -> None:
+def test_splits_on_which_most_rows_cannot_stand_stop_the_run() -> None:
     rows = fixed_rows()
-    regrouped = [row | {"side": None, "group": f"group {i % 5}"} for i, row in enumerate(rows)]
+    regrouped = [row | {"use_as": None, "group": f"group {i % 5}"} for i, row in enumerate(rows)]
     with pytest.raises(
         DataError, match=r"50 of 60 rows fit in no split \(repeats_test_row 50\).*split.sticky=false"
     ) as stopped:
@@ -451,7 +470,7 @@ def test_sides_on_which_most_rows_cannot_stand_stop_the_run() -> None:
 def test_what_became_of_the_version_before_is_said_in_words() -> None:
     def proof(earlier: str | None, stayed: int, quarantined: int = 0) -> LeakProof:
         versions = make_earlier_rows(earlier=earlier, known_rows=80, stayed=stayed, gone=3, quarantined=quarantined)
-        return make_proof(versions=versions, set_aside={"bridges_sides": 2})
+        return make_proof(versions=versions, quarantined={"bridges_splits": 2})
 
     assert growth_sentence(proof(None, 0)) == ""
     assert growth_sentence(proof("digest", 80)) == (
@@ -465,14 +484,14 @@ def test_what_became_of_the_version_before_is_said_in_words() -> None:
 
 
 def test_a_row_of_the_version_before_that_is_quarantined_now_has_not_moved() -> None:
-    side, before = np.array([0, 1, NONE, 2]), np.array([0, 0, 1, NONE])
-    found = versions(side, np.full(4, NONE), before, frozenset(), 0, "digest")
+    split, before = np.array([0, 1, NONE, 2]), np.array([0, 0, 1, NONE])
+    found = versions(split, np.full(4, NONE), before, frozenset(), 0, "digest")
     assert (found.known_rows, found.stayed, found.quarantined) == (3, 1, 1)
 
 
 @st.composite
 def templated(drawn: st.DrawFn) -> tuple[list[str], list[int], list[int], list[int]]:
-    """(texts, groups, given sides, earlier sides): texts of two templates that grow into one another."""
+    """(texts, groups, given splits, earlier splits): texts of two templates that grow into one another."""
     slots = st.lists(st.sampled_from(WORDS[30:33]), min_size=1, max_size=2).map(" ".join)
     num_rows = drawn(st.integers(10, 40))
     begins = [drawn(st.integers(0, 4)) for _ in range(num_rows)]
@@ -487,16 +506,16 @@ def templated(drawn: st.DrawFn) -> tuple[list[str], list[int], list[int], list[i
 @given(templated())
 @settings(max_examples=150, deadline=None)
 def test_rows_that_are_compared_when_asked_for_stand_where_they_do_with_all_links_known(made: Any) -> None:
-    texts, group, given_sides, earlier = made
+    texts, group, user_provided_splits, earlier = made
     folded = fold_texts(texts)
     sets = gather([shingles(cut(folded), np.empty(0, np.uint64))])
     links = Links(similar_pairs(sets, 0.6, enough=len(texts)), np.array(group))
-    fixed, because, exact = fix(np.array(given_sides), np.array(earlier))
+    fixed, because, exact = fix(np.array(user_provided_splits), np.array(earlier))
     asked, known = (
         settle(links.clusters(), fixed, because, exact, joins_of)
         for joins_of in (partial(Joined, Engine(), sets, links, 0.6), partial(Known, links))
     )
-    assert asked.side.tolist() == known.side.tolist()
+    assert asked.split.tolist() == known.split.tolist()
     assert asked.because.tolist() == known.because.tolist()
     assert asked.cluster.tolist() == known.cluster.tolist()
     assert str(asked.partners) == str(known.partners), "nan is not nan"
@@ -505,20 +524,20 @@ def test_rows_that_are_compared_when_asked_for_stand_where_they_do_with_all_link
 def test_what_a_cluster_of_millions_of_pairs_takes_is_memory_for_its_rows() -> None:
     rng = random.Random(9)
     texts = [f"{' '.join(WORDS[:14])} {' '.join(rng.choices(WORDS, k=2))}" for _ in range(4_000)]
-    side = np.array([rng.choice([TRAIN, VALIDATION, TEST, NONE]) for _ in texts])
+    split = np.array([rng.choice([TRAIN, VALIDATION, TEST, NONE]) for _ in texts])
     sets = gather([shingles(cut(fold_texts(texts)), np.empty(0, np.uint64))])
     links = Links(similar_pairs(sets, 0.6), np.full(len(texts), -1))
     tracemalloc.start()
     settled = settle(
-        links.clusters(), *fix(np.full(len(texts), NONE), side), partial(Joined, Engine(), sets, links, 0.6)
+        links.clusters(), *fix(np.full(len(texts), NONE), split), partial(Joined, Engine(), sets, links, 0.6)
     )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 10_000 * len(texts), "8 million pairs take 200 million bytes"
-    assert (settled.side == np.where((side == TEST) | (side == NONE), TEST, NONE)).all()
+    assert (settled.split == np.where((split == TEST) | (split == NONE), TEST, NONE)).all()
     first_test = {row: partners[0].row for row, partners in settled.partners.items()}
-    assert {side[row] for row in first_test} == {TRAIN, VALIDATION}
-    assert {side[row] for row in first_test.values()} == {TEST}
+    assert {split[row] for row in first_test} == {TRAIN, VALIDATION}
+    assert {split[row] for row in first_test.values()} == {TEST}
 
 
 def test_lineage_takes_a_reason_that_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,6 +548,6 @@ def test_lineage_takes_a_reason_that_it_does_not_know(monkeypatch: pytest.Monkey
     pq.write_table(table.set_column(2, "because", reasons), file)
     monkeypatch.setattr("tunewright.store.data_history.kept", lambda *_: file)
     past: Any = [SimpleNamespace(number=1)]
-    ids, sides = table["row_id"].to_pylist(), table["side"].to_pylist()
-    assert lineage.sides(ids[0], "", past) == [{"version": 1, "side": sides[0], "because": "by_a_new_rule"}]
-    assert lineage.sides(ids[1], "", past) == [{"version": 1, "side": None, "because": "contaminated"}]
+    ids, splits = table["row_id"].to_pylist(), table["side"].to_pylist()
+    assert lineage.splits(ids[0], "", past) == [{"version": 1, "split": splits[0], "because": "by_a_new_rule"}]
+    assert lineage.splits(ids[1], "", past) == [{"version": 1, "split": None, "because": "contaminated"}]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tunewright.artifacts import ROW_SCHEMA, SIDES_FILE, Artifact
+from tunewright.artifacts import ASSIGNMENTS_FILE, ROW_SCHEMA, Artifact
 from tunewright.data_checks.batches import Ask, look, rows_at
 from tunewright.data_checks.columns import Columns, prompt_and_answer
 from tunewright.data_checks.expectations import conflict_expectations, row_expectations, set_expectations
@@ -51,21 +51,21 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Held:
-    """The rows' frame, and what came of each expectation that looks at rows."""
+class ValidatedRows:
+    """The rows' frame, and the outcome of each expectation on rows."""
 
     frame: pd.DataFrame
     outcomes: list[ExpectationOutcome]
 
     @property
-    def set_aside(self) -> list[ExpectationOutcome]:
+    def quarantined(self) -> list[ExpectationOutcome]:
         """The outcomes whose rows do not pass, critical ones first: a row is blamed for what stops the run."""
         found = [o for o in self.outcomes if len(o.rows) and o.entry.severity in ("critical", "warning")]
         return sorted(found, key=lambda outcome: outcome.entry.severity != "critical")
 
     def failing(self) -> Mask:
-        """A line for each outcome of `set_aside`, in order, and a column for each row: whether it fails."""
-        outcomes = self.set_aside
+        """A line for each outcome of `quarantined`, in order, and a column for each row: whether it fails."""
+        outcomes = self.quarantined
         lines = np.zeros((len(outcomes), len(self.frame)), dtype=np.bool_)
         for line, outcome in zip(lines, outcomes, strict=True):
             line[outcome.rows] = True
@@ -95,25 +95,25 @@ class Held:
         return f"{what} in {outcome.failed} of {len(self.frame)} rows; first: {place}"
 
 
-def hold_rows(file: Path, suite: Sequence[Entry], special_tokens: Sequence[str]) -> Held:
+def validate_rows(file: Path, suite: Sequence[Entry], special_tokens: Sequence[str]) -> ValidatedRows:
     """Every row against what it must satisfy by itself, then the rows that pass against each other.
 
     Raises DataError where the table itself is broken, ConfigError where one of the team's could not be evaluated.
     """
     schema = pq.read_schema(file)
     empty = schema.empty_table().to_pandas(types_mapper=pd.ArrowDtype)
-    stop_if_broken(Held(empty, run(empty, schema_expectations(ROW_SCHEMA))), file)
+    stop_if_broken(ValidatedRows(empty, run(empty, schema_expectations(ROW_SCHEMA))), file)
     frame, of_texts = _look(file, suite, special_tokens)
     of_table, of_rows = table_expectations(ROW_SCHEMA), row_expectations(suite, frame)
-    held = Held(frame, [*run(frame, of_table), *(run(frame, of_rows) if of_rows else []), *of_texts])
-    stop_if_broken(held, file)
+    validated = ValidatedRows(frame, [*run(frame, of_table), *(run(frame, of_rows) if of_rows else []), *of_texts])
+    stop_if_broken(validated, file)
 
-    passing = frame[held.kept()]
+    passing = frame[validated.kept()]
     frame = frame.assign(num_answers=num_answers(passing).reindex(frame.index))
     conflicts = conflict_expectations(suite)
-    held = Held(frame, [*held.outcomes, *(run(frame, conflicts) if conflicts else [])])
-    stop_if_broken(held, file)
-    return held
+    validated = ValidatedRows(frame, [*validated.outcomes, *(run(frame, conflicts) if conflicts else [])])
+    stop_if_broken(validated, file)
+    return validated
 
 
 def _look(
@@ -138,7 +138,7 @@ def _columns(suite: Sequence[Entry]) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Set:
+class ValidatedSet:
     """The rows that pass as a whole: what they look like, how far that is from before, and what came of that."""
 
     profile: Profile
@@ -148,20 +148,22 @@ class Set:
     outcomes: list[ExpectationOutcome]
 
 
-def hold_set(file: Path, held: Held, suite: Sequence[Entry], before: Artifact | None, globs: Mapping[str, str]) -> Set:
-    """The rows of `held` that pass, against what a set must satisfy; the profile leaves replay rows out.
+def validate_set(
+    file: Path, validated: ValidatedRows, suite: Sequence[Entry], before: Artifact | None, globs: Mapping[str, str]
+) -> ValidatedSet:
+    """Validate the rows that pass as a set; the profile leaves replay rows out.
 
     `globs` are those that name files; for drift all files of one are a source.
     """
-    frame = held.frame[held.kept()]
-    described = frame[frame["side"].ne("replay").fillna(value=True)]
+    frame = validated.frame[validated.kept()]
+    described = frame[frame["use_as"].ne("replay").fillna(value=True)]
     found = profile(described, labels(file, described), _listed(described, globs))
     earlier = json.loads(before.path("profile.json").read_text(encoding="utf-8")) if before else None
     changed = changed_rows(_row_ids(before), frame["row_id"]) if before else None
     measured = measures(found, earlier, changed)
     asked = set_expectations(suite, measured)
     outcomes = run(table_of(measured), asked) if asked else []
-    return Set(found, earlier, changed, measured, outcomes)
+    return ValidatedSet(found, earlier, changed, measured, outcomes)
 
 
 def _listed(frame: pd.DataFrame, globs: Mapping[str, str]) -> pd.Series:
@@ -187,21 +189,21 @@ def labels(file: Path, frame: pd.DataFrame) -> dict[str, int] | None:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def stop_if_broken(held: Held, file: Path) -> None:
+def stop_if_broken(validated: ValidatedRows, file: Path) -> None:
     """Raises DataError where the table is not what it must be, another error where something was not evaluated."""
-    for outcome in held.outcomes:
+    for outcome in validated.outcomes:
         if outcome.error and outcome.entry.own:
             raise ConfigError(f"{outcome.entry.key} ({outcome.entry.name}) did not run: {in_a_line(outcome.error)}")
         if outcome.error:
             what = f"{outcome.expectation} of {outcome.column}"
             raise RuntimeError(f"{file}: {what} did not run: {in_a_line(outcome.error)}")
         if outcome.entry.name == "table" and outcome.failed:
-            raise DataError(f"{file}: {held.said(outcome)}")
+            raise DataError(f"{file}: {validated.said(outcome)}")
 
 
 def _row_ids(before: Artifact) -> pd.Series:
     """Those of the rows that passed: of a version only sides.parquet is kept (tunewright/store/data_history.py)."""
-    kept = before.path(SIDES_FILE)
+    kept = before.path(ASSIGNMENTS_FILE)
     file, passed = (kept, pc.field("checked")) if kept.is_file() else (before.path("rows.parquet"), None)
     table = pq.read_table(file, columns=["row_id"], filters=passed)
     return table.to_pandas(types_mapper=pd.ArrowDtype)["row_id"]
