@@ -78,6 +78,9 @@ def pytest_configure() -> None:
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    # What a test imports, and each process that it starts, is compiled once, also where a shell says otherwise.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     gc.set_threshold(*RARE_COLLECTIONS)
     atexit.register(gc.freeze)  # as quiet_libraries() does
     # A shell ignores Ctrl-C in what it starts in the background, and so would all processes that the tests start.
@@ -311,6 +314,23 @@ def mlflow_database(once: Once) -> Path:
         MlflowClient(f"sqlite:///{file}")
 
     return once("mlflow.db", make)
+
+
+@pytest.fixture(scope="session")
+def architectures(once: Once, tiny_base: Base) -> Path:
+    """What a home knows of the tiny base once it was probed, for which a process imports three seconds of libraries."""
+
+    def make(folder: Path) -> None:
+        from tunewright.modeling import architecture
+
+        fields = json.loads((tiny_base.weights / "config.json").read_text())
+        with pytest.MonkeyPatch.context() as patched, tempfile.TemporaryDirectory() as home:
+            patched.setenv("TUNEWRIGHT_HOME", home)
+            architecture._kept.cache_clear()
+            architecture.probe(fields)
+            shutil.copytree(Path(home) / "architectures", folder)
+
+    return once("architectures", make)
 
 
 @pytest.fixture(scope="session")

@@ -194,17 +194,18 @@ def make_team_packages(folder: Path) -> None:
 
 
 @contextmanager
-def started(
-    folder: Path, tiny_base: Base, settings: Mapping[str, str] = {}, databases: Iterable[Path] = ()
-) -> Iterator[Up]:
+def started(folder: Path, tiny_base: Base, settings: Mapping[str, str] = {}, made: Iterable[Path] = ()) -> Iterator[Up]:
     """One at work in this folder, with the deployment finetune/tiny; nothing of it is left afterwards.
 
-    Its home has copies of these databases, where it is not to make its own.
+    Its home has copies of these databases and folders, where it is not to make its own.
     """
     up = Up(folder, (free_port(), free_port()), settings)
     up.home.mkdir(mode=0o700)
-    for database in databases:
-        shutil.copy(database, up.home)
+    for each in made:
+        if each.is_dir():
+            shutil.copytree(each, up.home / each.name)
+        else:
+            shutil.copy(each, up.home)
     (folder / DATA).write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
     make_team_packages(folder)  # in which a worker runs
     parameters = {

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +23,9 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRu
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.actions import RunDeployment
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY, temporary_settings
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
+from prefect.testing.cli import CycloptsCliRunner
 from rich.console import Console
 from test_automations import event
 from typer.testing import CliRunner
@@ -106,6 +108,19 @@ deployments:
       training: {{learning_rate: {rate}}}
       operation: {operation}
 """
+
+
+def deployed_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What `prefect deploy` does, without the seconds that a process takes to import it."""
+    with temporary_settings({PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY: True}):
+        done = CycloptsCliRunner().invoke(["--no-prompt", "deploy", *arguments])
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.output)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that asks for more than how Prefect itself is called deploys in this process."""
+    monkeypatch.setattr(server_calls, "_prefect_deploy", deployed_here)
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +251,7 @@ def a_run_that_is_rejected_is_told_of(client: SyncPrefectClient, came: list[str]
 BEAT = "/work_pools/{work_pool_name}/workers/heartbeat"
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_worker_that_ended_is_not_said_to_wait_for_runs(
     client: SyncPrefectClient, write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +273,7 @@ def test_a_worker_that_ended_is_not_said_to_wait_for_runs(
     assert counts == [0, 1, 0]
 
 
+@pytest.mark.usefixtures("quick")
 def test_runs_of_any_worker_send_the_pipelines_lines_to_prefect(
     client: SyncPrefectClient, write: Callable[..., Path]
 ) -> None:
@@ -274,6 +291,7 @@ def test_runs_of_any_worker_send_the_pipelines_lines_to_prefect(
     assert as_json(deploy(file, None, "local"))["deployments"][0]["state"] == "unchanged"
 
 
+@pytest.mark.usefixtures("quick")
 def test_what_cannot_run_is_said_before_anything_is_deployed(
     client: SyncPrefectClient, write: Callable[..., Path]
 ) -> None:
@@ -283,6 +301,7 @@ def test_what_cannot_run_is_said_before_anything_is_deployed(
         deploy(file, None, "local")
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_base_that_the_hub_has_not_is_refused_and_what_was_deployed_stays(
     client: SyncPrefectClient, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +314,7 @@ def test_a_base_that_the_hub_has_not_is_refused_and_what_was_deployed_stays(
     assert client.read_deployment_by_name("finetune/drops").parameters == before
 
 
+@pytest.mark.usefixtures("quick")
 def test_no_two_deployments_get_one_model_from_their_names(
     client: SyncPrefectClient, write: Callable[..., Path]
 ) -> None:
@@ -330,6 +350,7 @@ def test_a_deployed_run_begins_in_the_folder_of_its_file_wherever_deploy_was_cal
     assert [each.state for each in (*result.deployed, *again.deployed)] == ["created", "unchanged"]
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_time_that_never_comes_and_a_pool_that_is_not_there_are_refused(
     client: SyncPrefectClient, write: Callable[..., Path]
 ) -> None:
@@ -362,6 +383,7 @@ def test_a_failure_of_prefects_own_deploy_is_one_line(
     assert (home / "logs" / "deploy.log").exists()
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_run_that_crashed_is_started_again_as_it_was_and_not_for_ever(
     client: SyncPrefectClient, write: Callable[..., Path]
 ) -> None:
@@ -414,6 +436,7 @@ def test_a_run_that_crashed_is_started_again_as_it_was_and_not_for_ever(
     assert len(started()) == 4
 
 
+@pytest.mark.usefixtures("quick")
 def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
     client: SyncPrefectClient, write: Callable[..., Path]
 ) -> None:
@@ -462,6 +485,7 @@ def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
     assert state and state.message == "tunewright was killed during this poll; the next one looks at the files again"
 
 
+@pytest.mark.usefixtures("quick")
 def test_without_a_watch_the_end_of_a_worker_sends_one_message(
     client: SyncPrefectClient, write: Callable[..., Path], webhook: tuple[str, list[str]]
 ) -> None:
@@ -482,6 +506,7 @@ def test_without_a_watch_the_end_of_a_worker_sends_one_message(
     client.delete_flow_run(run.id)  # the watch of another test would start it again
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_test_message_is_sent_by_each_block_and_one_that_cannot_is_a_line(
     client: SyncPrefectClient, write: Callable[..., Path], webhook: tuple[str, list[str]]
 ) -> None:
@@ -555,6 +580,7 @@ def test_a_deployment_that_is_gone_is_not_looked_for_again(client: SyncPrefectCl
         watch("finetune/gone")
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_person_is_asked_by_a_deployment_of_its_own(client: SyncPrefectClient, write: Callable[..., Path]) -> None:
     deploy(write("{}\n      gate: {approval: true}"), None, "local")
     asking = client.read_deployment_by_name("approval/drops")
@@ -562,6 +588,7 @@ def test_a_person_is_asked_by_a_deployment_of_its_own(client: SyncPrefectClient,
     assert asking.entrypoint == "tunewright.flows.release.approval"
 
 
+@pytest.mark.usefixtures("quick")
 def test_watcher_and_approval_of_a_deployment_have_its_name_in_one_form(
     client: SyncPrefectClient, write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -582,6 +609,7 @@ def test_a_deployment_without_latin_letters_shares_its_events_and_automations_wi
     assert announcing.resource("分类") != announcing.resource("翻译")
 
 
+@pytest.mark.usefixtures("quick")
 def test_an_automation_whose_content_is_another_now_is_updated_and_stays_as_paused_as_it_was(
     client: SyncPrefectClient, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -597,6 +625,7 @@ def test_an_automation_whose_content_is_another_now_is_updated_and_stays_as_paus
     assert [each.id for each in client.read_automations_by_name(CRASHES)] == [before.id]
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_deployment_that_was_deleted_in_prefect_is_deployed_again_with_its_automations(
     client: SyncPrefectClient, write: Callable[..., Path]
 ) -> None:
@@ -611,6 +640,7 @@ def test_a_deployment_that_was_deleted_in_prefect_is_deployed_again_with_its_aut
     assert action.deployment_id == client.read_deployment_by_name("finetune/drops").id
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_first_poll_waits_for_a_run_of_the_same_pipeline_that_a_terminal_started(
     client: SyncPrefectClient, write: Callable[..., Path]
 ) -> None:
@@ -631,6 +661,7 @@ def test_the_first_poll_waits_for_a_run_of_the_same_pipeline_that_a_terminal_sta
         assert terminal(Registry(name="another"))[0] == "Changed"
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_rate_in_scientific_notation_is_deployed_as_a_run_takes_it(
     write: Callable[..., Path], client: SyncPrefectClient
 ) -> None:

@@ -78,10 +78,14 @@ REFUSED = {400, 401, 403, 404, "blocked", "opaque", "closed"}
 
 @pytest.fixture(scope="module")
 def up(
-    tiny_base: Base, mlflow_database: Path, prefect_database: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_base: Base,
+    mlflow_database: Path,
+    prefect_database: Path,
+    architectures: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Up]:
-    databases = (mlflow_database, prefect_database)
-    with started(tmp_path_factory.mktemp("strangers"), tiny_base, databases=databases) as up:
+    made = (mlflow_database, prefect_database, architectures)
+    with started(tmp_path_factory.mktemp("strangers"), tiny_base, made=made) as up:
         yield up
 
 

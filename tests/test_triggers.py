@@ -24,10 +24,14 @@ RARE = {  # of a change and of a deploy, and not of each look
 
 @pytest.fixture(scope="module")
 def up(
-    tiny_base: Base, mlflow_database: Path, prefect_database: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_base: Base,
+    mlflow_database: Path,
+    prefect_database: Path,
+    architectures: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Up]:
-    databases = (mlflow_database, prefect_database)
-    with started(tmp_path_factory.mktemp("up"), tiny_base, databases=databases) as up:
+    made = (mlflow_database, prefect_database, architectures)
+    with started(tmp_path_factory.mktemp("up"), tiny_base, made=made) as up:
         yield up
 
 

@@ -26,11 +26,23 @@ SETTINGS = {"PREFECT_SERVER_API_AUTH_STRING": "user:of my own & %", "PREFECT_SER
 
 @pytest.fixture(scope="module")
 def up(
-    tiny_base: Base, mlflow_database: Path, prefect_database: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_base: Base,
+    mlflow_database: Path,
+    prefect_database: Path,
+    architectures: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Up]:
-    databases = (mlflow_database, prefect_database)
-    with started(tmp_path_factory.mktemp("ui"), tiny_base, SETTINGS, databases=databases) as up:
+    made = (mlflow_database, prefect_database, architectures)
+    with started(tmp_path_factory.mktemp("ui"), tiny_base, SETTINGS, made=made) as up:
         yield up
+
+
+@pytest.fixture(scope="module")
+def first(up: Up) -> str:
+    """A run of the deployment that has ended, with a first version."""
+    run = up.run()
+    assert up.ended(run)["type"] == "COMPLETED", up.state(run)["message"]
+    return run
 
 
 @pytest.fixture
@@ -52,10 +64,7 @@ def is_submitted(page: Page) -> bool:
     return True
 
 
-def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_path: Path) -> None:
-    first = up.run()
-    assert up.ended(first)["type"] == "COMPLETED", up.state(first)["message"]
-
+def test_a_run_with_one_changed_setting_from_the_form(up: Up, first: str, page: Page, tmp_path: Path) -> None:
     assert up.password == SETTINGS["PREFECT_SERVER_API_AUTH_STRING"]
     until(lambda: shows(page, f"{up.addresses.prefect}/v2/deployments", up.login, "tiny"))
     page.get_by_role("link", name="tiny").first.click()
@@ -99,10 +108,8 @@ def test_a_run_with_one_changed_setting_from_the_form(up: Up, page: Page, tmp_pa
     page.screenshot(path=tmp_path / "mlflow.png")
 
 
-def test_code_that_replaces_that_of_a_version_over_http_is_never_loaded(up: Up) -> None:
+def test_code_that_replaces_that_of_a_version_over_http_is_never_loaded(up: Up, first: str) -> None:
     """Whoever has the password can write artifacts; what was altered so is refused."""
-    run = up.run()
-    assert up.ended(run)["type"] == "COMPLETED", up.state(run)["message"]
     folder, marker = up.home / "mlartifacts", up.folder / "it_ran"
     version = min(folder.rglob("serving.py"), key=lambda file: file.stat().st_mtime)
     whole = version.read_bytes()
