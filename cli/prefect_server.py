@@ -14,7 +14,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from types import SimpleNamespace
@@ -32,6 +32,7 @@ from prefect.settings import (
 
 from tunewright import compat, config
 from tunewright.cli import interrupts
+from tunewright.config import quietly
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import finished
 from tunewright.machine import addresses, end_with_parent
@@ -219,7 +220,12 @@ def _start() -> None:
     os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = "http://127.0.0.1"  # no page is served there
     refresh_global_settings_context()
     end_with_run = partial(end_with_parent, signal.SIGTERM)
-    popen = partial(subprocess.Popen, start_new_session=True, preexec_fn=end_with_run)
+
+    def popen(args: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        python, _, *program = args
+        command = (python, "-m", quietly.__name__, *program)
+        return subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_run, **options)
+
     module: Any = server
     module.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": popen})
     temporary = server.SubprocessASGIServer()  # the one that Prefect takes for all that follows

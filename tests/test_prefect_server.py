@@ -32,6 +32,7 @@ from prefect.settings import (
 )
 
 from tunewright.artifacts import Base
+from tunewright.config import quietly
 from tunewright.cli import prefect_server
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.machine import addresses
@@ -378,7 +379,8 @@ def _with_a_server_that_it_ends(program: str, prefect_home: Path, **more: str) -
         "PYTHONPATH": str(Path(__file__).parents[1]),
         **more,
     }
-    serve = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    application = ("--factory", "prefect.server.api.server:create_app")
+    serve = [sys.executable, "-m", quietly.__name__, "uvicorn", *application, "--port", str(port)]
     with subprocess.Popen(serve, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             waiting.until(lambda: _answers(api), seconds=600)

@@ -531,7 +531,11 @@ def test_a_home_without_models_is_said_and_left_as_it_is(home: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["history", "approve", "promote", "rollback", "withdraw"])
-def test_a_database_without_models_is_said_as_a_home_without_one(home: Path, command: str) -> None:
+def test_a_database_without_models_is_said_as_a_home_without_one(
+    home: Path, mlflow_database: Path, command: str
+) -> None:
+    home.mkdir()
+    shutil.copy(mlflow_database, home)
     with connected(Registry(name="triage")) as client:
         assert not client.search_registered_models()
     more = {"history": [], "promote": ["1", "--reason", "x"]}.get(command, ["--reason", "x"])
