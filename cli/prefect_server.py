@@ -221,7 +221,7 @@ def _start() -> None:
     refresh_global_settings_context()
     end_with_run = partial(end_with_parent, signal.SIGTERM)
 
-    def popen(args: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    def popen(args: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         python, _, *program = args
         command = (python, "-m", quietly.__name__, *program)
         return subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_run, **options)

@@ -202,7 +202,9 @@ def test_code_in_the_store_is_never_run_here_even_where_nothing_tells_that_it_wa
 def test_a_template_without_end_in_a_version_of_a_stranger_is_one_line(
     store: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, limit: str
 ) -> None:
-    monkeypatch.setitem(bounded.call.__kwdefaults__, "seconds", 2.0)  # in place of ten
+    defaults = bounded.call.__kwdefaults__
+    assert defaults
+    monkeypatch.setitem(defaults, "seconds", 2.0)  # in place of ten
     file = store / "artifacts" / "contract.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
     plant(store, tmp_path / "it_ran")

@@ -32,8 +32,8 @@ from prefect.settings import (
 )
 
 from tunewright.artifacts import Base
-from tunewright.config import quietly
 from tunewright.cli import prefect_server
+from tunewright.config import quietly
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.machine import addresses
 
