@@ -318,7 +318,7 @@ def mlflow_database(once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def architectures(once: Once, tiny_base: Base) -> Path:
-    """What a home knows of the tiny base once it was probed, for which a process imports three seconds of libraries."""
+    """The folder in which a home keeps the probe of the tiny base: a process imports libraries for 3 s for it."""
 
     def make(folder: Path) -> None:
         from tunewright.modeling import architecture

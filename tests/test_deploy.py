@@ -111,7 +111,7 @@ deployments:
 
 
 def deployed_here(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """What `prefect deploy` does, without the seconds that a process takes to import it."""
+    """Does what `prefect deploy` does, without the seconds that a process takes to import it."""
     with temporary_settings({PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY: True}):
         done = CycloptsCliRunner().invoke(["--no-prompt", "deploy", *arguments])
     return subprocess.CompletedProcess(arguments, done.exit_code, done.output)
