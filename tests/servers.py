@@ -130,11 +130,10 @@ class Up(NamedTuple):
         file.write_text(yaml.safe_dump({"deployments": [deployment | {"parameters": parameters}]}))
         subprocess.run([*TUNEWRIGHT, "deploy", file.name], cwd=self.folder, env=self.environment, check=True)
 
-    def run(self, *, until: str = "register", **training: Any) -> str:
+    def run(self, **training: Any) -> str:
         """Starts a run of the deployment with other settings of training, and returns its id."""
         deployed = self.ask("GET", "/deployments/name/finetune/tiny")
         parameters = deployed["parameters"] | {"training": deployed["parameters"]["training"] | training}
-        parameters |= {"until": until}
         made = self.ask("POST", f"/deployments/{deployed['id']}/create_flow_run", json={"parameters": parameters})
         return made["id"]
 
