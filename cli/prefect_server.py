@@ -134,7 +134,7 @@ class ServerGone(httpx.TransportError):
 
 
 class _Refusals:
-    """How long connections to a server on this machine have been refused without a break, by all clients together.
+    """Return the seconds since when a server on this machine has refused the connections of all clients.
 
     By itself each request of Prefect's tries for a minute, and a run that ends sends three.
     """

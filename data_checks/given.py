@@ -29,7 +29,7 @@ class Given(NamedTuple):
 
     @property
     def quarantined(self) -> int:
-        """How many of the records are."""
+        """The number of quarantined records."""
         return sum(self.reasons.values())
 
     @property

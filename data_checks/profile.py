@@ -29,7 +29,7 @@ class Measure(NamedTuple):
 
 
 class RowChanges(NamedTuple):
-    """How the rows differ from those of an earlier version, by their row_id."""
+    """The rows compared with those of an earlier version, by their row_id."""
 
     before: int
     added: int
@@ -80,7 +80,7 @@ def counts(names: "pd.Series") -> dict[str, int]:
 
 
 def labels_at(answers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
-    """Where each different answer stands first, and how often it is given: None where the answers are no labels.
+    """Return the first place and the count of each different answer; None where the answers are no labels.
 
     `answers` are hashes. Answers are labels where at least two are given, again and again: a closed set.
     """
@@ -148,6 +148,6 @@ def table_of(found: Mapping[str, Measure]) -> "pd.DataFrame":
 
 
 def changed_rows(before: "pd.Series", now: "pd.Series") -> RowChanges:
-    """How many different row_ids of `now` are not in `before`, and how many are gone."""
+    """Count the different row_ids of `now` that are not in `before`, and those that are gone."""
     old, new = before.drop_duplicates(), now.drop_duplicates()
     return RowChanges(before=len(old), added=int((~new.isin(old)).sum()), removed=int((~old.isin(new)).sum()))

@@ -24,7 +24,7 @@ REASONS = 10
 
 @dataclass(frozen=True)
 class LengthHistogram:
-    """How long the texts of one kind are: bars on a scale of doubling lengths, and three quantiles."""
+    """The lengths of one kind of texts: bars on a scale of doubling lengths, and three quantiles."""
 
     title: str
     bars: list[tuple[int, int]]  # (shortest length, rows)
@@ -48,7 +48,7 @@ class LengthHistogram:
 
 @dataclass(frozen=True)
 class Shares:
-    """How the rows divide into names, beside how those of the last accepted version did."""
+    """The shares of rows by name, beside those of the last accepted version."""
 
     title: str
     names: list[tuple[str, int, float, float | None]]  # (name, rows, share, share before)

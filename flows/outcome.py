@@ -66,7 +66,7 @@ class Outcome(BaseModel, frozen=True):
         return outcome
 
     def account(self) -> Account | None:
-        """Where the rows went, as far as the run came."""
+        """The account of the rows, as far as the run came."""
         if self.rows is None:
             return None
         return Account.of(self.rows, self.checked, self.unique, self.splits, self.tokens)
@@ -99,7 +99,7 @@ class Outcome(BaseModel, frozen=True):
 
     @property
     def saved(self) -> str:
-        """How many tasks were cached, and the time that this saved; empty where none was."""
+        """Count the cached tasks and the time that they saved; empty where none was."""
         cached = [step for step in self.steps if step.state == "cached"]
         if not cached:
             return ""
@@ -142,7 +142,7 @@ class Outcome(BaseModel, frozen=True):
 
     @property
     def alias(self) -> str:
-        """Where the alias is now: "@champion" on this version, or on which other; empty where there is no version."""
+        """Return where the alias is now: "@champion" on this or another version; empty where there is none."""
         if self.registered is None:
             return ""
         if self.registered.alias:

@@ -181,7 +181,7 @@ def _one_line(
 
 
 def _places(key: str, error: ErrorDetails, values: dict[str, Any], place: Callable[[str], str]) -> str:
-    """Where the value stands; or, of several that contradict each other, those that are given."""
+    """Return the place of the value; or, of several that contradict each other, of those that are given."""
     if error["type"] != "value_error":
         return place(key)
     named = [name if "." in name else f"{key}.{name}" for name in re.findall(r"\w+\.\w+|\w+(?==)", error["msg"])]

@@ -84,7 +84,7 @@ def _with_saved(sentence: str, outcome: Outcome) -> str:
 
 
 def mlflow_run(registered: Registered) -> str:
-    """Where the run stands in MLflow's UI, under the address of its server, but for how it is shown."""
+    """Return the path of the run in MLflow's UI, below the address of its server."""
     return f"{ui(tracking_uri(registered), registered.experiment_id)}/runs/{registered.run_id}"
 
 
@@ -125,7 +125,7 @@ def _proof(proof: LeakProof, rotation: str) -> str:
 
 
 def training_sentence(adapter: Adapter) -> str:
-    """Where training ended and which step is the best, in words."""
+    """Describe at which step training ended and which step is the best."""
     metric = "" if adapter.best_by == "loss" else f", {adapter.best_by} {adapter.best_value:.4g}"
     end = "stopped early after" if adapter.stopped_early else "trained"
     return (
@@ -135,7 +135,7 @@ def training_sentence(adapter: Adapter) -> str:
 
 
 def training(adapter: Adapter) -> str:
-    """How training went, as Markdown: warnings first, then the losses as a picture and where to see all curves."""
+    """Report training as Markdown: warnings first, then a picture of the losses and the place of all curves."""
     found = curves.read(adapter.folder)
     lines = [training_sentence(adapter), ""]
     lines += [f"- **Warning.** {html.escape(warning, quote=False)}" for warning in adapter.warnings]

@@ -168,7 +168,7 @@ def _is_restarted(newest: Sequence[FlowRun]) -> bool:
 
 
 def _num_crashes(newest: Sequence[FlowRun]) -> int:
-    """How many of the newest runs crashed; a stop of `tunewright up` ends a run with SIGTERM, and is no crash."""
+    """Count the newest runs that crashed; a stop of `tunewright up` ends a run with SIGTERM, and is no crash."""
     ended = [run for run in newest if not _was_stopped(run)]
     return sum(map(_has_crashed, ended[: RESTARTS + 1]))
 

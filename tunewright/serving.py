@@ -244,7 +244,7 @@ def _may_be_folder(path: Path) -> bool:
 
 
 def _of_pipeline(digest: str) -> Iterator[Path]:
-    """Where the pipeline that has its home here keeps or found this base."""
+    """Return the folder in which the pipeline of this home keeps or found the base."""
     home = Path(os.environ.get("TUNEWRIGHT_HOME") or ".tunewright").absolute()
     try:
         manifests = sorted(home.glob("artifacts/base/*/manifest.json"))
@@ -438,7 +438,7 @@ def _time_bound(seconds: float) -> Iterator[None]:
 
 
 def read_contract(file: Path) -> dict[str, Any]:
-    """How a model is asked. Raises ValueError where the file does not say it."""
+    """Return how to prompt the model. Raises ValueError where the file does not say it."""
     try:
         contract = json.loads(file.read_bytes())
     except (ValueError, RecursionError):

@@ -127,7 +127,7 @@ def find(data: PipelineData, row: str | None, line: str | None, text: str | None
 
 
 def _not_found(data: PipelineData, asked: RowQuery) -> str:
-    """Where a record was looked for, and where it is instead or what else is to be looked at."""
+    """Explain where a record was looked for, and where it is instead or what else to look at."""
     stop = data.stop_of_ingest
     look = f"; see {from_here(stop.paths[0])}" if stop and stop.files else ""
     if data.made is None:

@@ -49,7 +49,7 @@ def data_json(data: PipelineData) -> dict[str, Any]:
 
 
 def figures(version: Version) -> dict[str, int | None]:
-    """Where the records of a version went; None where it cannot be known any more.
+    """Count the records of a version by outcome; None where it cannot be known any more.
 
     read = refused (quarantined by ingest) + rows; rows = those of the version before + new - gone = quarantined (later)
     + removed + the three splits.
@@ -87,6 +87,6 @@ def stage(artifact: Artifact) -> dict[str, Any]:
 
 
 def counts(artifact: Artifact) -> dict[str, int]:
-    """How many rows its stage counted, by what became of them."""
+    """Return the stage's counts of rows by outcome."""
     fields = artifact.model_dump()
     return {name.removeprefix("num_"): fields[name] for name in fields if name.startswith("num_")}

@@ -77,7 +77,7 @@ def _show_stages(console: Console, stages: Sequence[dict[str, Any]]) -> None:
 
 
 def _show_duplicates(console: Console, unique: UniqueRows | None, what: str) -> None:
-    """Where the removed rows are listed, and a sample of them beside the rows that they repeat."""
+    """Print where the removed rows are listed, and a sample of them with the rows that they repeat."""
     if unique is None or not unique.num_removed:
         return
     page, table = unique.path("report.html"), unique.path("removed.parquet")
@@ -132,7 +132,7 @@ def _rows(artifact: Artifact) -> str:
 
 
 def _versions(data: PipelineData) -> Table:
-    """Where the records of each version went, with the counts of `figures`."""
+    """Print the records of each version by outcome, with the counts of `figures`."""
     table = plain_table("version", *(COLUMNS.get(name, name) for name in figures(data.past[0])), "accepted (UTC)")
     for version in data.past:
         here = " *" if version == data.version else ""

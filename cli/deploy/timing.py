@@ -32,7 +32,7 @@ def in_words(schedule: SCHEDULE_TYPES) -> str:
 
 
 def next_times(schedule: SCHEDULE_TYPES, count: int = 2) -> Sequence[datetime]:
-    """When it is due next, as Prefect's own scheduler reckons."""
+    """Return when it is due next, by Prefect's own scheduler."""
     if isinstance(schedule, NoSchedule):
         return []
     from prefect.server.schemas.schedules import SCHEDULE_TYPES

@@ -151,7 +151,7 @@ def _override(
 
 @contextmanager
 def placed(pipeline: Pipeline) -> Iterator[None]:
-    """Where an error begins with the key of a setting, puts before it where that was given."""
+    """Put the place of a setting before an error that begins with its key."""
     try:
         yield
     except TunewrightError as error:
@@ -161,7 +161,7 @@ def placed(pipeline: Pipeline) -> Iterator[None]:
 
 
 def _given_at(pipeline: Pipeline, key: str) -> str:
-    """Where a setting, or the one around it that something is known of, was given; a section as a whole is none."""
+    """Return where a setting was given, or the nearest one around it; a whole section has no place."""
     while "." in key:
         if origins := [origin for name, origin in pipeline.origins.items() if _inside(name, key)]:
             return next((f"{origin}: " for origin in origins if origin != "default"), "")

@@ -170,7 +170,7 @@ def _ground(
 
 
 def _overridden(training: Training) -> list[str]:
-    """That epochs say nothing beside max_steps, where somebody set both."""
+    """Return a note that max_steps overrides epochs, where somebody set both."""
     if training.max_steps is None or training.epochs == Training().epochs:
         return []
     return [f"training.epochs={training.epochs:g} is not used: training.max_steps={training.max_steps} overrides it"]
@@ -179,7 +179,7 @@ def _overridden(training: Training) -> list[str]:
 def _few_test_rows(
     settings: Settings, made: dict[str, Artifact | None], sample: Sampled | None, files: Sequence[SourceFile]
 ) -> list[str]:
-    """That the test rows are few, as the run says it: of those that split drew, or of about as many as it will draw.
+    """Return the run's warning about few test rows, for those that split drew or for the number that it will draw.
 
     Raises DataError where split is certain to stop, as no row is left for validation or test.
     """
@@ -207,7 +207,7 @@ def _few_test_rows(
 
 
 class _Rates:
-    """How fast each method is on the machine, by what is best known."""
+    """Return the speed of each method on the machine, from the best source known."""
 
     def __init__(self, case: BudgetCase, made: dict[str, Artifact | None]) -> None:
         self.case = case

@@ -117,8 +117,9 @@ def _shared(split: Split, drawn: float, given: Mapping[str, float]) -> tuple[int
 
 
 def _of_ingest(file: Path) -> tuple[int, dict[str, int], list[list[dict[str, str]]], float]:
-    """How many rows have no split yet, how many each split is given, messages of the first rows that may train, and how
-    many groups there are for each row that may test.
+    """Return the number of rows to draw, of rows by use_as, some that may train, and the independent share.
+
+    The independent share is the number of groups per row that may test, 0 to 1.
     """
     parquet, conversations = pq.ParquetFile(file), list[list[dict[str, str]]]()
     columns = parquet.read(columns=["use_as", "group"])

@@ -31,7 +31,7 @@ def show_plan(console: Console, planned: Planned) -> None:
 
 
 def show_last_word(console: Console, planned: Planned) -> None:
-    """How many tasks would run, and what there is too little memory for."""
+    """Sum up how many tasks would run, and what there is too little memory for."""
     _show_number(console, planned)
     if planned.costs and planned.costs.warning:
         _show_shortage(console, planned.costs)

@@ -152,7 +152,7 @@ def withdraw(release: Any, registry: Registry, by: str, why: str) -> "ReleaseDec
 
 
 def _registry(name: str, alias: str, tracking_uri: str | None, as_json: bool) -> Registry:
-    """Where to look. Raises ConfigError."""
+    """Return the registry to look at. Raises ConfigError."""
     prepare(console_of(as_json))
     try:
         registry = Registry(alias=alias, tracking_uri=tracking_uri)

@@ -1,4 +1,4 @@
-"""How the pipeline's stages are called: for real by Run, or looked up by Plan, in the order that flows/finetune.py has.
+"""Call the pipeline's stages with Run, or look them up with Plan, in the order of flows/finetune.py.
 
 A call is `call(stage)(argument=value, ...)`, typed as the stage is. Both keep a Step for each, which is all that
 reports need, and both end with Reached before the first stage after the last one asked for.

@@ -114,7 +114,7 @@ def conflicts(file: Path, validated: ValidatedRows) -> list[dict[str, Any]]:
 
 
 def record(row: dict[str, Any], reason: str, detail: str) -> Record:
-    """Where a row came from, what is wrong with it and the beginning of what stands there."""
+    """Record a row's place, its fault and the beginning of its text."""
     place = {name: row[name] for name in ("file", "line", "byte", "row_id")}
     return place | {"reason": reason, "detail": detail, "text": excerpt(row["messages"])}
 

@@ -73,7 +73,7 @@ def _findings(validated: ValidatedRows, of_set: ValidatedSet) -> dict[str, int]:
 def _described(
     outcome: ExpectationOutcome, value: float | None, validated: ValidatedRows, *, of_set: bool
 ) -> ExpectationResult:
-    """Where rows fail, the fault stands for many values: n where one would be read, nothing where it comes last.
+    """Describe an outcome; of several rows, n stands for the value in the sentence, or nothing where it comes last.
 
     Of languages it has the most frequent ones, each with its rows.
     """
@@ -136,7 +136,7 @@ def _first(counts: list[C], kind: type[C]) -> tuple[C, ...]:
 
 
 def since_version(of_set: ValidatedSet, before: Artifact | None, number: int | None) -> Since | None:
-    """How the set differs from the version `before`, which has this number; None without one."""
+    """Compare the set with the version `before`, which has this number; None without one."""
     if before is None or of_set.changed is None:
         return None
     drift = {

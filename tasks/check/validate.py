@@ -176,7 +176,7 @@ def _listed(frame: pd.DataFrame, globs: Mapping[str, str]) -> pd.Series:
 
 
 def labels(file: Path, frame: pd.DataFrame) -> dict[str, int] | None:
-    """How often each answer of the rows of `frame` is given, where the answers are a closed set of labels."""
+    """Count each answer of the rows of `frame`, where the answers are a closed set of labels."""
     known = frame["answer_hash"].dropna()
     found = labels_at(known.to_numpy(dtype=np.int64))
     if found is None:

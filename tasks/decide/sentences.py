@@ -129,7 +129,7 @@ def _prompting(decisive: Comparison) -> str:
 
 
 def _needed(decisive: Comparison, longest: Comparison) -> str:
-    """How many rows would do for which gain; none would where the candidate is behind."""
+    """State how many rows would show which gain; none would where the candidate is behind."""
     against = "" if longest is decisive else f" against {who(longest.opponent, longest.metric)}"
     if longest.is_behind and describe(longest.metric).more_help:
         return _no_gain(longest, against)

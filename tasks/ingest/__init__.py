@@ -151,7 +151,7 @@ def stop_on_needs(file: Path, needs: Sequence[Need]) -> None:
 
 
 def reasons(tally: Tally, files: Iterable[SourceFile]) -> str:
-    """How many records were refused for each reason, the first of each, and the command that converts its file."""
+    """List the refused records by reason, with the first of each and the command that converts its file."""
     files = list(files)
     firsts = {reason: _placed(tally.firsts[reason], files) for reason in tally.reasons}
     said = "; ".join(f"{n} {reason}, first {firsts[reason]}" for reason, n in tally.reasons.most_common())
@@ -167,7 +167,7 @@ def _placed(first: str, files: Iterable[SourceFile]) -> str:
 
 
 def detected(file: SourceFile, tally: Tally) -> str:
-    """How a file was read: "jsonl.gz, alpaca", or "json, held out, messages"."""
+    """Describe how a file was read: "jsonl.gz, alpaca", or "json, held out, messages"."""
     how = f"{file.format}.{file.compression}" if file.compression else file.format
     layouts = " and ".join(sorted(tally.layouts))
     return ", ".join(filter(None, (how, "held out" if file.held_out else "", layouts)))

@@ -98,7 +98,7 @@ class FlatbufferTable(NamedTuple):
         return cls(buffer, _number("<I", buffer, 0))
 
     def at(self, field: int) -> int | None:
-        """Where a field stands; None where it is left out."""
+        """Return the position of a field; None where it is left out."""
         layout = self.position - _number("<i", self.buffer, self.position)
         entry = 4 + 2 * field
         offset = _number("<H", self.buffer, layout + entry) if entry < _number("<H", self.buffer, layout) else 0
@@ -130,7 +130,7 @@ def _number(form: str, buffer: bytes, position: int) -> int:
 
 
 def _measure(path: str, file: BufferedReader) -> int:
-    """Where the messages of a file begin. Raises DataError where they do not reach its end or are too large to hold."""
+    """Return where the messages of a file begin. Raises DataError where they do not reach its end or are too large."""
     size = file.seek(0, 2)
     file.seek(0)
     start = position = len(MAGIC) if file.read(len(MAGIC)) == MAGIC else 0

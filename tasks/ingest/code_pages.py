@@ -150,7 +150,7 @@ def _decodes(content: bytes, codec: str) -> bool:
 
 
 def _judged(text: str, page: CodePage) -> _Reading:
-    """How likely a reading is: fastText's confidence in the best language of the page, less for rare letters."""
+    """Score a reading: fastText's confidence in the best language of the page, less for rare letters."""
     parts = [part.strip() for part in BREAK.split(text) if not part.isascii()]
     words = Counter(word for part in parts for word in _words(part))
     shown = max(parts, key=lambda part: (min(len(part), MOST_SHOWN), -len(part)), default="")

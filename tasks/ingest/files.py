@@ -40,7 +40,7 @@ Identify = Callable[[str], tuple[Compression, str]]
 
 
 def identify(path: str) -> tuple[Compression, str]:
-    """How a file is compressed, and what changes when its content does; a local file is read for it."""
+    """Return a file's compression and its identity, which changes with its content; a local file is read for it."""
     return compression_of(path), _digest(path)
 
 

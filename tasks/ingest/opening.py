@@ -43,7 +43,7 @@ NOT_DATA: tuple[tuple[bytes, tuple[str, str]], ...] = (
 
 
 def compression_of(path: str) -> Compression:
-    """How a file is compressed, by its first bytes. Raises DataError where they show that it holds no data."""
+    """Return a file's compression, by its first bytes. Raises DataError where they show that it holds no data."""
     with opened(path) as file:
         head = file.read(HEAD)
     if not head:

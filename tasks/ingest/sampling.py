@@ -102,7 +102,7 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
 
 
 def independent(groups: Sequence[str | None]) -> float:
-    """How many groups there are for each row, with a row that has none as one by itself."""
+    """Return the number of groups per row, 0 to 1; a row without a group counts as one."""
     alone = sum(group is None for group in groups)
     return (alone + len({*groups} - {None})) / len(groups) if groups else 1.0
 

@@ -1,4 +1,4 @@
-"""How long the rows are and what of them is trained: report.json, report.html, and the preview for the terminal."""
+"""Report the rows' lengths and trained tokens: report.json, report.html, and the preview for the terminal."""
 
 import json
 import re

@@ -20,7 +20,7 @@ REPORTED = 50
 
 
 class Times(NamedTuple):
-    """When rows were said."""
+    """The times of rows."""
 
     ranks: np.ndarray  # (rows,) the place of a row's time in `values`, -1 for none
     values: pa.Array  # rising
@@ -40,7 +40,7 @@ class RowColumns:
         return len(self.row_ids)
 
     def place(self, row: int) -> str:
-        """Where a row came from, as file:line."""
+        """Return the place of a row, as file:line."""
         return f"{self.table['file'][row].as_py()}:{self.table['line'][row].as_py()}"
 
     def identity(self, row: int) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Texts(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """Where in the words of evaluation texts lines begin, those without words aside, and where each text's answer."""
+    """Return where lines and answers begin in the words of evaluation texts, without lines that have no words."""
 
     starts: np.ndarray
     answers: np.ndarray  # (texts,) the end of the text where no answer is known

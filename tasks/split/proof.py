@@ -182,7 +182,7 @@ def in_time(split: np.ndarray, times: Times) -> TimeSpans:
 
 
 def decontamination(split: np.ndarray, found: Contamination, *, removed: bool) -> Decontamination:
-    """How many training rows have a passage of which evaluation texts, and which evaluation rows are in records."""
+    """Count training rows by the evaluation texts that they share a passage with, and evaluation rows in records."""
     texts = [text for text, _ in found.training_rows().values()]
     partners = Counter(SPLITS[split[text]] if text < found.num_rows else "held_out" for text in texts)
     in_records = Counter(SPLITS[row] for row in split[found.evaluation.rows].tolist())

@@ -54,7 +54,7 @@ class Details:
         return f"is similar to {other} (similarity {partner.similarity:.2f})"
 
     def place(self, text: int) -> str:
-        """Where an evaluation text stands."""
+        """Return the place of an evaluation text."""
         if text < self.found.num_rows:
             return f"{SPLITS[int(self.assignment.split[text])]} row {self.columns.place(text)}"
         record = text - self.found.num_rows

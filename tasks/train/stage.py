@@ -64,7 +64,7 @@ def _keep_seconds(work: Path, seconds: float) -> None:
 
 
 def run_trainer(job: trainer.Job, work: Path) -> None:
-    """Runs the trainer to its planned end in `work`, halving the micro batch while memory runs out.
+    """Runs the trainer to its planned end in `work`, halving the micro-batch while memory runs out.
 
     Raises TrainerDied if it was killed, ConfigError where the settings cannot be, and TrainingError if it ended
     otherwise before its planned end.

@@ -50,7 +50,7 @@ class Case(RunArtifacts, frozen=True):
 
     @cached_property
     def curves(self) -> curves.Curves:
-        """How training went."""
+        """The warnings of training."""
         return curves.read(self.adapter.folder)
 
     @cached_property
@@ -60,7 +60,7 @@ class Case(RunArtifacts, frozen=True):
 
     @cached_property
     def account(self) -> Account:
-        """Where the rows went."""
+        """The account of the rows."""
         return Account.of(self.rows, self.checked, self.unique, self.splits, self.tokens)
 
     @cached_property
@@ -117,7 +117,7 @@ class Case(RunArtifacts, frozen=True):
 
     @cached_property
     def trained(self) -> Counter[str]:
-        """How often each answer stands in the training rows; empty where there are too many different ones."""
+        """Count each answer in the training rows; empty where there are too many different ones."""
         counts: Counter[str] = Counter()
         for answer in training_answers(self.tokens):
             counts[answer] += 1

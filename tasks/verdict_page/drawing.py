@@ -33,7 +33,7 @@ class Scale(NamedTuple):
     high: float
 
     def at(self, value: float) -> float:
-        """Where a value lies; beyond the ends it lies on them."""
+        """Return the position of a value; beyond the ends it is at the end."""
         return round(100 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low), 2)
 
     def ticks(self) -> list[tuple[float, str]]:

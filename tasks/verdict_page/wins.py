@@ -167,7 +167,7 @@ class Mistakes:
 
     @cached_property
     def near(self) -> int:
-        """How many differ in case, spaces and signs alone."""
+        """Count those that differ in case, spaces and signs alone."""
         normalized = row_score("normalized_match")
         return sum(normalized(answer, reference) == 1 for reference, answer in self.wrong)
 

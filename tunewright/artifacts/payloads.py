@@ -61,7 +61,7 @@ class DriftMeasure(BaseModel, frozen=True):
 
 
 class Since(BaseModel, frozen=True):
-    """How the data differ from the last accepted version."""
+    """The data compared with the last accepted version."""
 
     version: str  # the key of its artifact
     number: int | None = None  # of the version; empty in what an earlier Tunewright wrote
@@ -155,7 +155,7 @@ class Deviation(BaseModel, frozen=True):
 
 
 class Balance(BaseModel, frozen=True):
-    """How equally the strata are distributed over the splits."""
+    """The distribution of the strata over the splits."""
 
     by: str | None
     num_strata: int
@@ -165,7 +165,7 @@ class Balance(BaseModel, frozen=True):
 
 
 class TimeSpans(BaseModel, frozen=True):
-    """When each split begins and ends."""
+    """The time span of each split."""
 
     spans: dict[str, tuple[str, ...]]  # first and last time; empty where no row has one
     train_rows_newer_than_a_test_row: int

@@ -50,6 +50,6 @@ def numbers_of(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def index_in(values: pa.Array, those: pa.Array) -> np.ndarray:
-    """Where each value is among `those`, or -1, which is NONE."""
+    """Return the position of each value among `those`, or -1, which is NONE."""
     place = pc.index_in(values, value_set=those)  # pyright: ignore[reportAttributeAccessIssue]
     return np.asarray(place.fill_null(-1)).astype(np.int64)

@@ -24,7 +24,7 @@ class ValidationPoint(BaseModel, frozen=True):
 
     @property
     def share(self) -> float:
-        """How much of the planned steps was done, 0 to 1."""
+        """Return the share of the planned steps that was done, 0 to 1."""
         return self.step / self.planned
 
 
@@ -80,7 +80,7 @@ class Ranked(BaseModel, frozen=True):
 
     @property
     def learning(self) -> int:
-        """How many parameters learn; 0 where that is not known."""
+        """Return the number of trainable parameters; 0 where that is not known."""
         return self.trials[0].learning or 0
 
     @property

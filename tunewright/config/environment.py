@@ -53,12 +53,12 @@ def home() -> Path:
 
 
 def mlflow_database() -> Path:
-    """Where MLflow keeps runs and models, unless registry.tracking_uri names a server."""
+    """Return where MLflow keeps runs and models, unless registry.tracking_uri names a server."""
     return home() / "mlflow.db"
 
 
 def prefect_database() -> Path:
-    """Where Prefect keeps the runs, unless PREFECT_API_URL names a server."""
+    """Return where Prefect keeps the runs, unless PREFECT_API_URL names a server."""
     return home() / "prefect.db"
 
 

@@ -71,7 +71,7 @@ PromptContender = Literal["few_shot", "retrieval"]
 
 
 class Evaluation(Section):
-    """How the test rows are answered and scored; every contender answers the same rows greedily."""
+    """Settings of the answers and their scores; every contender answers the same rows greedily."""
 
     metrics: tuple[Literal["auto", Metric] | OwnMetric, ...] = Field(
         default=("auto",),

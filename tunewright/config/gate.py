@@ -1,4 +1,4 @@
-"""When a candidate replaces the champion, and where both are kept."""
+"""Settings of the decision and of the registry."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -31,7 +31,7 @@ class Guardrail(Section):
 
 
 class Gate(Section):
-    """When a candidate replaces the champion."""
+    """Conditions under which a candidate replaces the champion."""
 
     metric: Annotated[Literal["auto", Metric] | OwnMetric, AfterValidator(deciding)] = Field(
         default="auto",
@@ -126,7 +126,7 @@ TRACKING = re.compile(r"https?://.|(sqlite|postgresql|mysql|mssql)(\+\w+)?://.|d
 
 
 class Registry(Section):
-    """Where the run and the model are kept in MLflow."""
+    """Place of the run and the model in MLflow."""
 
     name: str = Field(
         default="",

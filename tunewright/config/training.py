@@ -119,7 +119,7 @@ class Method(Section):
 
 
 class Training(Section):
-    """How long, how fast and how large the steps are, and when to stop."""
+    """Number, learning rate and size of the steps, and when to stop."""
 
     learning_rate: float = Field(
         default=0.0002, gt=0, le=1, description="Peak learning rate, at most 1; for example 0.0002"
@@ -183,7 +183,7 @@ class Training(Section):
 
 
 class Compute(Section):
-    """How training is computed: changes speed and memory, not the result (within rounding)."""
+    """Settings of the computation: they change speed and memory, not the result (within rounding)."""
 
     optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         default="auto", description="auto is paged_adamw_8bit for qlora on a GPU and adamw otherwise"

@@ -57,7 +57,7 @@ class BudgetCase:
 
     @cached_property
     def chosen(self) -> Chosen:
-        """How it is computed. Raises ConfigError where the settings cannot be."""
+        """Return how it is computed. Raises ConfigError where the settings cannot be."""
         device, longest = self.machine.device, self.ground.longest
         return compute.choose(self.ground.config, self.method, self.training, self.compute, longest, device)
 
@@ -72,13 +72,13 @@ class BudgetCase:
         return work.steps(self.ground.rows, self.batch)
 
     def cut(self, micro_batch: int) -> list[list[Load]]:
-        """These steps in micro batches of at most so many rows."""
+        """These steps in micro-batches of at most so many rows."""
         layout, device = self.chosen.layout, self.machine.device.kind
         a_group = micro_batching.group_cost(device, compiled=self.chosen.compile)
         return [work.loads(step, layout, micro_batch, self.compute.max_tokens, a_group) for step in self.drawn]
 
     def most(self, cut: Sequence[Sequence[Load]]) -> Memory:
-        """The memory of the micro batch that takes most: one with the most tokens, labels or attention."""
+        """The memory of the micro-batch that takes most: one with the most tokens, labels or attention."""
         loads = [load for step in cut for load in step]
         sizes = (lambda load: load.tokens, lambda load: load.scored, lambda load: load.seen)
         largest = {max(loads, key=size) for size in sizes}

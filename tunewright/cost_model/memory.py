@@ -7,7 +7,7 @@ tensors that autograd really saves. N is a number of parameters, and a size is 2
   or a byte, and in the main memory the file as well that they were packed from, which stays mapped. What learns is
   float32, beside a bfloat16 copy that autocast keeps for the backward pass.
 - gradients: 4 bytes, of what learns. They come as the activations go, so that on a GPU the peak has the larger of the
-  two, unless a step has several micro batches.
+  two, unless a step has several micro-batches.
 - optimizer: AdamW's two moments, 4 bytes each, or a byte each and a constant for every 256; an embedding's always 4.
 - activations: what the backward pass reads, per token and layer; the gradients that it passes down through one layer's
   MLP; with qlora, a matrix that is unpacked to multiply.
@@ -50,7 +50,7 @@ class Load(NamedTuple):
     groups: tuple[tuple[int, int], ...]  # of rows that attend side by side: how many, and the tokens of the longest
     prefix: int = 0  # tokens that all rows begin with and that are computed once
     is_masked: bool = False  # rows that are padded in the batch itself
-    is_whole_step: bool = True  # otherwise gradients of the step's other micro batches are there as well
+    is_whole_step: bool = True  # otherwise gradients of the step's other micro-batches are there as well
 
     @property
     def apart(self) -> int:

@@ -1,4 +1,4 @@
-"""How long training takes: its arithmetic, divided by a rate that was measured, or by a card's peak."""
+"""Estimate the time of training: its arithmetic, divided by a measured rate or by a card's peak."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class Rate(NamedTuple):
 
 
 def flops(shape: ModelShape, method: Method, chosen: Chosen, loads: Sequence[Load]) -> float:
-    """Multiplications and additions of training on these micro batches.
+    """Multiplications and additions of training on these micro-batches.
 
     Forward takes two a weight and token. Backward takes as many for the activations' gradients, and as many again for
     those of the weights that learn; checkpointing goes forward twice. Attention takes four a number of the queries and

@@ -1,4 +1,4 @@
-"""How many tokens are computed: the rows of optimizer steps as they will lie in micro batches, drawn at random.
+"""Estimate the computed tokens, from rows of optimizer steps in their micro-batches, drawn at random.
 
 Render's rows are counted exactly, a sample of steps for the whole; before render has run, rows of a guessed length
 stand for them.
@@ -39,7 +39,7 @@ class EpochWork(BaseModel, frozen=True):
 
 
 def rows_of_render(file: Path) -> tuple[int, list[Row]]:
-    """How many rows render made, and some of them, drawn from all over the file: input_ids and labels."""
+    """Return the number of rows of render, and some drawn from all over the file: input_ids and labels."""
     parquet = pq.ParquetFile(file)
     num_groups = parquet.num_row_groups
     few = min(num_groups, max(1, MOST_ROWS * num_groups // max(1, parquet.metadata.num_rows)))
@@ -51,7 +51,7 @@ def rows_of_render(file: Path) -> tuple[int, list[Row]]:
 
 
 def conversations_in(file: Path) -> tuple[int, list[list[dict[str, str]]]]:
-    """How many rows a row table has, and the messages of the first of them."""
+    """Return the number of rows of a row table, and the messages of the first."""
     parquet = pq.ParquetFile(file)
     first = next(parquet.iter_batches(1_000, columns=["messages"]))
     return parquet.metadata.num_rows, first["messages"].to_pylist()
@@ -98,7 +98,7 @@ def summed(source: Source, num_rows: int, drawn: Sequence[Sequence[Row]], cut: S
 def loads(
     step: Sequence[Row], layout: Layout, micro_batch: int, max_tokens: int | None, a_group: int | None
 ) -> list[Load]:
-    """The micro batches of a step's rows."""
+    """The micro-batches of a step's rows."""
     groups = cut(step, layout, micro_batch, max_tokens)
     return [load(group, layout, a_group, is_whole_step=len(groups) == 1) for group in groups]
 

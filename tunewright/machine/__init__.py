@@ -48,7 +48,7 @@ def available_bytes() -> int:
 
 
 def oom_kills() -> int:
-    """How many processes of ours the kernel has ended for want of memory; of the whole machine where no group counts.
+    """Count our processes that the kernel killed for lack of memory; of the whole machine where no group counts.
 
     A larger number than before says why a process died by SIGKILL.
     """

@@ -1,4 +1,4 @@
-"""Where the servers of `tunewright up` answer, as long as it runs in this home, and the password that they ask for.
+"""Addresses of the servers of `tunewright up` while it runs in this home, and the password that they ask for.
 
 It holds a lock for as long as it lives, which the kernel frees however it dies, so that a file that it left behind is
 never believed. The password stays from one `up` to the next, so that a browser logs in once.
@@ -116,7 +116,7 @@ def for_prefect(url: str | None) -> str:
 
 
 def prefect_run(run_id: str) -> str:
-    """Where a flow run stands in Prefect's pages; empty where its server is one that ends with it."""
+    """Return the page of a flow run in Prefect; empty where its server ends with the run."""
     up = running()
     server = up.prefect if up else os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
     server = re.sub(r"(?<=://)[^/]*@", "", server)  # the link is kept, and what is before @ may be a password

@@ -92,7 +92,7 @@ class Description:
     more_help: bool = True  # whether there can be more of them
 
     def gain(self, ours: Score, theirs: Score) -> Score:
-        """How much better ours are: positive where they are, whichever direction is better."""
+        """Return the improvement of ours: positive where they are better, whichever direction is better."""
         return ours - theirs if self.higher_is_better else theirs - ours
 
 

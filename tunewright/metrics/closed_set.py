@@ -13,7 +13,7 @@ from tunewright.similarity.prompts import answers
 
 
 def count_answers(file: Path) -> tuple[int, int]:
-    """How many different last answers the rows of rows.parquet have, but for case and white space; and how many rows.
+    """Count the different last answers of rows.parquet, regardless of case and white space, and its rows.
 
     Replay rows do not count.
     """

@@ -1,4 +1,4 @@
-"""How sure a mean over test rows is, where near duplicates share a cluster and count as one piece of evidence.
+"""Confidence intervals of means over test rows, where near-duplicates share a cluster and count once.
 
 A bound is the mean, less Student's t times its standard error over clusters, with two pseudo-observations added
 (`with_pseudo_observations`). For 0/1 scores of single rows this is the interval of Bonett & Price (2012, J. Educ.
@@ -118,7 +118,7 @@ class PowerAnalysis:
     confidence: float
 
     def power(self, effect: float) -> float:
-        """How likely a true mean of `effect` is seen to be over the threshold, 0 to 1."""
+        """Return the power to detect a true mean of `effect` over the threshold, 0 to 1."""
         shrunk, spread, least = self._parts()
         if spread == 0:
             return float(effect * shrunk > least)

@@ -1,4 +1,4 @@
-"""How near an answer is to its reference, as text or as JSON: a score in 0..1 for each row, 1 where both are alike."""
+"""Similarity of an answer to its reference, as text or as JSON: a score per row, 0 to 1 (equal)."""
 
 import json
 import unicodedata

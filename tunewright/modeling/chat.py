@@ -297,7 +297,7 @@ def _wrong_bos(chat: Chat, whole: str, ids: list[int]) -> Untrainable | None:
 
 
 def _other_prompt(turn: Turn, whole: str) -> str:
-    """Where the template writes what stands before an answer in another way once the answer is there."""
+    """Find where the template writes the text before an answer in another way once the answer is there."""
     pairs = enumerate(zip(turn.prompt + "\0", whole + "\1", strict=False))
     same = next(at for at, (a, b) in pairs if a != b)
     return (
@@ -308,7 +308,7 @@ def _other_prompt(turn: Turn, whole: str) -> str:
 
 
 def _joined(turn: Turn, answer: str) -> str:
-    """That no prompt of a server ends where this answer begins: one token would be of both."""
+    """Explain that no server's prompt ends where this answer begins, since one token would belong to both."""
     blank = answer[: len(answer) - len(answer.lstrip())]
     begins = f"begins with the blanks {_short(blank)}" if blank else f"begins with {_short(answer[:20])}"
     return (

@@ -1,4 +1,4 @@
-"""How training is computed on a device: one pure choice, each part of it with its reason in words.
+"""Choose how to train on a device: one pure choice, each part with its reason in words.
 
 What compute leaves open is decided here, what it asks for is granted or refused with one line; nothing of it changes
 what is learned but for rounding. `training.speed: plain` decides against everything that is left open.
@@ -54,7 +54,7 @@ class Chosen(BaseModel, frozen=True):
 
     @property
     def layout(self) -> Layout:
-        """How the rows of a micro batch lie: see tunewright/modeling/batches."""
+        """Return the layout of the rows of a micro-batch: see tunewright/modeling/batches."""
         if self.packing and self.attention == "flash_attention_2":
             return "flash"
         if self.shared_prefix:

@@ -100,7 +100,7 @@ def read_tokenizer(file: str) -> str:
 
 
 def growth(part: dict[str, Any]) -> float:
-    """How many times as long the replacements of a normalizer or decoder, one after another, can make a text."""
+    """Return the factor by which the replacements of a normalizer or decoder can lengthen a text."""
     found = 1.0
     for replacement in _replacements(part):
         pattern, content = replacement["pattern"], replacement["content"]

@@ -1,4 +1,4 @@
-"""How the rows of an optimizer step are cut: into micro batches, and these into groups of like length.
+"""Divide the rows of an optimizer step into micro-batches, and these into groups of similar length.
 
 It is arithmetic on lengths alone and imports no library of training, so that a plan cuts as training does.
 """
@@ -17,7 +17,7 @@ GROUP = {"cpu": 2**14, "cuda": 2**20}
 
 
 def cut(rows: Sequence[Row], layout: Layout, micro_batch: int, max_tokens: int | None) -> list[list[Row]]:
-    """The rows in micro batches: those that begin alike, or are of like length, are together; equals stay in order."""
+    """The rows in micro-batches: those that begin alike, or are of like length, are together; equals stay in order."""
     if len(rows) <= micro_batch and max_tokens is None:
         return [list(rows)]
     key: Callable[[Row], Any] = (lambda row: row["input_ids"]) if layout == "shared" else num_tokens
@@ -63,7 +63,7 @@ class _MicroBatch:
 
 
 def side_by_side(rows: Sequence[Row], prefix: int, a_group: int | None) -> list[list[Row]]:
-    """The rows of a packed micro batch, shortest first, in the groups that attend side by side.
+    """The rows of a packed micro-batch, shortest first, in the groups that attend side by side.
 
     A group's rows are padded to its longest one while they attend. The groups are those for which the numbers of the
     attention matrices and `a_group` for each group are the fewest; None makes one group of all.
@@ -92,13 +92,13 @@ def group_cost(device: Literal["cpu", "cuda"], *, compiled: bool) -> int | None:
 
 
 def shared_prefix(rows: Sequence[Row]) -> int:
-    """How many tokens all rows begin with, such that none of them has to predict a label of its own there."""
+    """Return the length of the prefix that all rows share, in tokens, before the first label of any."""
     first, last = min(row["input_ids"] for row in rows), max(row["input_ids"] for row in rows)
     return min(common(first, last), *(own_from(row) for row in rows))
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """Return the length of the common prefix, in tokens."""
     unlike = (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return next(unlike, min(len(first), len(second)))
 
@@ -110,6 +110,6 @@ def own_from(row: Row) -> int:
 
 
 def num_tokens(row: Row) -> int:
-    """How many tokens of a row are computed: those up to the one that predicts its last label."""
+    """Count the computed tokens of a row: those up to the one that predicts its last label."""
     labels = row["labels"]
     return max(1, next((at for at in range(len(labels) - 1, 0, -1) if labels[at] != IGNORED), 1))

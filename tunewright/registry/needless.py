@@ -102,7 +102,7 @@ def _of_run(run: "Run") -> Needless:
 
 
 def _folder(place: str) -> Path:
-    """Where files lie that a database says are in this home or, of a server with a proxy, below its root.
+    """Return the folders that a database has in this home or, of a server with a proxy, below its root.
 
     What lies elsewhere is none of this home: a folder that is not there stands for it.
     """

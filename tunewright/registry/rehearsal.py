@@ -149,7 +149,7 @@ def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None
 
 
 def tolerated(loaded: ServedChat, num_rows: int) -> int:
-    """How many rows may be answered otherwise: none, or a quarter where bfloat16 is in play, measured or loaded.
+    """Return how many rows may have another answer: none, or a quarter where either was computed in bfloat16.
 
     In bfloat16 a near tie falls one way or the other with what else is in the batch, on any device.
     """

@@ -53,7 +53,7 @@ def tracking_uri(registry: Registry | Registered) -> str:
 
 
 def ui(uri: str, experiment_id: str) -> str:
-    """Where an experiment stands in MLflow's pages: its server's, those of `tunewright up`, or of `mlflow ui` here."""
+    """Return an experiment's page in MLflow: of its server, of `tunewright up`, or of `mlflow ui` here."""
     up = addresses.running()
     address = uri.rstrip("/") if uri.startswith("http") else up.mlflow if up else "http://127.0.0.1:5000"
     return f"{address}/#/experiments/{experiment_id}"

@@ -1,4 +1,4 @@
-"""Where every record went, as pages and summaries say it: read = kept + quarantined + duplicates."""
+"""The account of all records for pages and summaries: read = kept + quarantined + duplicates."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ Counted = Rows | CheckedRows | UniqueRows | Splits | Tokens
 
 
 class Account(BaseModel, frozen=True):
-    """Where every record went: read = kept + quarantined + duplicates, and kept = train + validation + test.
+    """The account of all records: read = kept + quarantined + duplicates, and kept = train + validation + test.
 
     Of train `replay` are replay rows. A run that ended before the split has no splits yet, and they are 0.
     """

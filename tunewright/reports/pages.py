@@ -45,7 +45,7 @@ def rounded(found: Sequence[float], threshold: float = 0.0) -> list[str]:
 
 
 def digits_of(own: float, theirs: float, difference: Sequence[float], threshold: float = 0.0) -> int:
-    """How many digits two scores and the interval of their difference need, so that they do not contradict each other.
+    """Return the digits that two scores and the interval of their difference need to agree.
 
     Rounded, the higher score is still the higher one, and the interval is as `interval` rounds it. The scores differ by
     the rounded mean, where they do unrounded; with three digits or more they may miss it by one unit of the last.
@@ -75,7 +75,7 @@ def _keep_sides(values: Sequence[float], threshold: float, digits: int) -> bool:
 
 
 def _places(value: float, digits: int) -> int:
-    """How many digits stand behind the point of a number that has `digits` there if it is below 10."""
+    """Return the digits behind the point of a number that has `digits` there if it is below 10."""
     return digits if abs(value) < 10 else digits - 1 if abs(value) < 1_000 else max(digits - 2, 0)
 
 

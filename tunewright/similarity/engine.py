@@ -1,4 +1,4 @@
-"""Where rows are compared: on the threads of this machine, or on a Ray cluster; what is found is the same."""
+"""Compare rows on the threads of this machine or on a Ray cluster, with the same result."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext

@@ -47,13 +47,13 @@ def prefix_lengths(indptr, sizes, threshold):
 
 @compiled
 def _needed(total, threshold):
-    """How many items two sets share at least that have so many in total and are as similar as the threshold."""
+    """Return the fewest items that two sets of this total size share if their similarity reaches the threshold."""
     return np.int64(np.ceil(threshold / (1 + threshold) * total - ROUNDING))
 
 
 @compiled
 def shared_items(items, one, one_end, other, other_end, needed):
-    """How many items two sorted runs share; -1 as soon as it is under `needed`."""
+    """Count the items that two sorted runs share; -1 as soon as it is under `needed`."""
     shared = 0
     while one < one_end and other < other_end:
         if shared + min(one_end - one, other_end - other) < needed:
@@ -69,7 +69,7 @@ def shared_items(items, one, one_end, other, other_end, needed):
 
 @compiled
 def _overlap(indptr, items, bits, one, other, i, j, needed):
-    """How many items two rows share, whose first common one is at i and j of the whole; -1 where under `needed`."""
+    """Count the items that two rows share, the first common one at i and j of the whole; -1 if under `needed`."""
     if 1 + min(indptr[one + 1] - i - 1, indptr[other + 1] - j - 1) < needed:
         return -1
     if indptr[one + 1] - indptr[one] - _bits(bits[one] & ~bits[other]) < needed:

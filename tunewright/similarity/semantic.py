@@ -140,7 +140,7 @@ def _centers(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _seen_from(mean: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the points are from the mean, as directions of length CENTER_LENGTH; the product of each with the mean."""
+    """Return the points' directions from the mean, of length CENTER_LENGTH, and the product of each with the mean."""
     away = points - mean
     lengths = np.linalg.norm(away, axis=1, keepdims=True)
     centers = np.rint(CENTER_LENGTH * away[lengths[:, 0] > 0] / lengths[lengths[:, 0] > 0])

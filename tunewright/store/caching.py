@@ -238,7 +238,7 @@ def kept(kind: type[A], stage: str, key: str) -> A | None:
 
 
 def seconds_of(record: Artifact) -> float:
-    """How long it took to make a whole artifact."""
+    """Return the seconds that a whole artifact took."""
     return manifest.read(type(record), record.stage, record.key, with_files=False).manifest.seconds
 
 

@@ -140,7 +140,7 @@ def _defined(statement: ast.stmt) -> list[str]:
 
 @functools.cache
 def _file(name: str) -> Path | None:
-    """Where a module's source lies, found without importing it (torch alone takes seconds), or None."""
+    """Find a module's source without importing it (torch alone takes seconds); None where there is none."""
     package, *inner = name.split(".")
     spec = importlib.util.find_spec(package)
     if spec is None or not inner:

@@ -1,4 +1,4 @@
-"""Where the accepted versions of a pipeline's data are kept: a line each in `<home>/versions/<name>.jsonl`.
+"""The accepted versions of a pipeline's data: a line each in `<home>/versions/<name>.jsonl`.
 
 What makes a version, and what follows from it, is said in data_versions.py.
 
@@ -112,7 +112,7 @@ def write(file: Path, versions: Sequence[Version]) -> None:
 
 
 def folder_of(name: str, version: Version) -> Path:
-    """Where the assignments of a version of a pipeline's data lie."""
+    """Return the folder with the assignments of a version of a pipeline's data."""
     led_there = hash_of([part.digest for part in (version.rows, version.checked, version.unique)])
     return place(name) / f"{version.splits.digest[:DIGITS]}-{led_there[:12]}"
 
@@ -157,7 +157,7 @@ def kept(name: str, version: Version) -> Path | None:
 
 
 def records(file: Path) -> pa.Table:
-    """How many records of each row_id ingest read (row_id, records), from the sides.parquet of a version."""
+    """Count the records of each row_id that ingest read (row_id, records), from the sides.parquet of a version."""
     return pq.read_table(file, columns=["row_id", "records"], filters=pc.field("records") > 0)
 
 

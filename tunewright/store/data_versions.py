@@ -248,7 +248,7 @@ def _part(artifact: Artifact) -> StageOutput:
 
 
 def _changes(before: Before, rows: Rows, past: Sequence[Version]) -> tuple[int | None, int | None]:
-    """How many records came and went since the version before: what it had, and these, are the records of this one.
+    """Count the records that came and went since the version before.
 
     Records are told apart by their row_id; of equal ones it counts how many there are. None where it is not kept which
     records that version had.

@@ -83,7 +83,7 @@ def first_refused(stopped: StoppedStage) -> list[Found]:
 
 
 def num_refused(stopped: StoppedStage) -> int:
-    """How many records are in that table."""
+    """Count the records of that table."""
     table = _refused_table(stopped)
     return table.metadata.num_rows if table else 0
 

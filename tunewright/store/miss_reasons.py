@@ -152,7 +152,7 @@ def _changed(key: str, name: str, before: Ingredients, now: Ingredients) -> str:
 
 
 def _files(before: Ingredients, now: Ingredients, made: Artifact | None) -> Iterator[str]:
-    """Files of ingest that changed, came or went; those of another path are told by their setting."""
+    """List the files of ingest that changed, came or went; those of another path by their setting."""
     old, new = _by_path(before), _by_path(now)
     changed = [path for path in sorted(old.keys() & new.keys()) if old[path].digest != new[path].digest]
     whole = made if changed and isinstance(made, Rows) and is_whole(made) else None  # others can keep pyarrow waiting
@@ -181,7 +181,7 @@ def _by_path(ingredients: Ingredients) -> dict[str, InputFile]:
 
 
 def _num_appended(path: str, earlier: InputFile, made: Rows) -> int | None:
-    """How many lines follow in a local file what it was, which is known by where its last record began; or None."""
+    """Count the lines appended to a local file, known by where its last record began; or None."""
     if not earlier.grows or not Path(path).is_file():
         return None
     begins = []
@@ -192,7 +192,7 @@ def _num_appended(path: str, earlier: InputFile, made: Rows) -> int | None:
 
 
 def num_lines_after(file: Path, last: int, sha256: str) -> int | None:
-    """How many lines stand behind the line that begins at byte `last`, if all up to there has this hash; or None.
+    """Count the lines after the one that begins at byte `last`, if all up to there has this hash; or None.
 
     That line may have had no end before.
     """

@@ -120,7 +120,7 @@ def remove_stale(stage: Path) -> None:
 
 
 def last_touched(work: Path) -> float:
-    """When something in the folder of work in progress was last touched, in seconds since the epoch."""
+    """Return when something in the folder of work in progress was last touched, in seconds since the epoch."""
     times = (path.stat().st_mtime for path in work.iterdir() if path.name != MARK)
     return max(times, default=work.stat().st_mtime)
 

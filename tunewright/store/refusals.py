@@ -32,7 +32,7 @@ class StoppedStage(BaseModel, frozen=True):
 
     @property
     def folder(self) -> Path:
-        """Where the files lie."""
+        """The paths of the files."""
         return _place(self.stage, self.key)
 
     def path(self, name: str) -> Path:

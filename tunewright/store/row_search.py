@@ -76,7 +76,7 @@ class RowQuery:
 
 
 def place(record: Found) -> dict[str, Any]:
-    """Where a record stands, and its row_id."""
+    """The place of a record, and its row_id."""
     return {name: record[name] for name in PLACE}
 
 

@@ -25,7 +25,7 @@ class Seal(BaseModel, frozen=True):
 
 
 def at(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies in the folder of all."""
+    """Return the folder of the checkpoint after `step` steps, in the folder of all."""
     return folder / f"{PREFIX}{step}"
 
 

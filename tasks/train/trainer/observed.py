@@ -45,7 +45,7 @@ class AnswerTrainer(SFTTrainer):
         return super().create_optimizer(model)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of each micro batch; the mean loss over all labels of the step."""
+        """Forward and backward of each micro-batch; the mean loss over all labels of the step."""
         model.train()
         num_items = sum(map(num_labels, inputs["micro_batches"]))
         total = torch.zeros((), device=self.args.device)
@@ -58,7 +58,7 @@ class AnswerTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean loss over all labels of the micro batches."""
+        """The mean loss over all labels of the micro-batches."""
         num_items = sum(map(num_labels, inputs["micro_batches"]))
         return sum(self._loss(model, batch, num_items) for batch in inputs["micro_batches"])
 

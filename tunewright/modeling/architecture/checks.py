@@ -184,7 +184,7 @@ def _unreached(model: Any) -> tuple[str, ...]:
 
 
 def _difference(found: Computed, expected: Computed) -> str:
-    """How a way differs from the plainest one, in words; empty where it does not."""
+    """Describe how a way differs from the plainest one; empty where it does not."""
     loss = abs(found.loss - expected.loss) / abs(expected.loss)
     gradient = (found.gradient - expected.gradient).norm().item() / (expected.gradient.norm().item() or 1.0)
     if loss <= LOSS and gradient <= GRADIENT:

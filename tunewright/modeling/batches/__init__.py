@@ -4,7 +4,7 @@ padded: rows padded on the right to the longest. packed: rows one after another 
 alone; those of like length attend side by side. shared: packed, and what all of them begin with is there once. flash:
 packed, for FlashAttention.
 
-The rows of an optimizer step are cut into micro batches; however they are cut and laid out, the update is the same.
+The rows of an optimizer step are cut into micro-batches; however they are cut and laid out, the update is the same.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Collator:
         return {"micro_batches": [self.lay(micro_batch) for micro_batch in cuts]}
 
     def lay(self, rows: Sequence[Row]) -> Batch:
-        """One micro batch of the rows."""
+        """One micro-batch of the rows."""
         if self.layout == "padded":
             return padded(rows, self.pad_token_id)
         if self.layout == "flash":
@@ -55,7 +55,7 @@ class Collator:
 
 
 def num_labels(batch: Batch) -> int:
-    """How many labels a batch scores."""
+    """Count the labels of a batch."""
     return int(batch["labels"].ne(IGNORED).sum())
 
 

@@ -1,4 +1,4 @@
-"""How the rows of a micro batch lie in tensors.
+"""Layouts of the rows of a micro-batch in tensors.
 
 Only labelled positions are scored: the head over the vocabulary is a large part of a small model's step. Labels are
 those of the next token, so that a batch needs no shift. What stands behind a row's last prediction is left out.

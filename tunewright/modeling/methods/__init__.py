@@ -68,8 +68,8 @@ def load_trainable(
 
 
 def _quantization(weights: Path, method: Method, precision: Any) -> Any:
-    """How the base's layers are packed; its head, embeddings and norms stay as they are, and so do weights that its
-    class reads by itself.
+    """Return how the base's layers are quantized; its head, embeddings and norms are not, nor weights
+    that its class reads by itself.
     """
     from transformers import AutoConfig, BitsAndBytesConfig
 

@@ -50,7 +50,7 @@ def linear_modules(model: Any) -> dict[str, Any]:
 
 
 def num_in_experts(model: Any) -> int:
-    """How many weights are stacked experts, [experts, out, in], in the model's layers: no linear modules, so that
+    """Count the weights that are stacked experts, [experts, out, in], in the model's layers: no linear modules, so that
     neither an adapter nor packing nor Spectrum's ranking reaches them.
     """
     from torch.nn.modules.conv import _ConvNd

@@ -1,4 +1,4 @@
-"""How training went: its curves as one page, and warnings in plain words."""
+"""The curves of training as one page, and warnings in plain words."""
 
 import base64
 from collections.abc import Sequence

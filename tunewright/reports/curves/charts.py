@@ -68,12 +68,12 @@ class ChartScale:
         self.high = high + margin
 
     def x(self, step: float) -> float:
-        """Where a step lies."""
+        """Return the position of a step."""
         first, last = self.steps
         return round(LEFT + (step - first) / max(1, last - first) * (self.width - LEFT - RIGHT), 1)
 
     def y(self, value: float) -> float:
-        """Where a value lies."""
+        """Return the position of a value."""
         inside = min(max(value, self.low), self.high)
         return round(TOP + (self.high - inside) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM), 1)
 
