@@ -18,7 +18,7 @@ from tunewright.reports.pages import counted, number
 from tunewright.reports.progress import duration
 from tunewright.tasks.split.proof import TOO_SMALL, counted_in_words
 
-VERDICTS = {"promote": "Promoted", "keep": "Kept", "inconclusive": "Inconclusive", "invalid": "Invalid"}
+VERDICTS = {"promote": "Promoted", "keep": "Not promoted", "inconclusive": "Inconclusive", "invalid": "Invalid"}
 STANDS = {  # of a candidate that was promoted, where a person decides or decided
     "waiting": "Waiting",
     "approved": "Promoted",

@@ -207,7 +207,7 @@ def _verdict(tmp_path: Path, decision: str, challenged: str, sentence: str) -> V
         digest=f"{decision} {challenged}",
         decision=decision,
         sentence=sentence
-        or ("Promoted: better than the base by 0.82." if decision == "promote" else "Kept: not better."),
+        or ("Promoted: better than the base by 0.82." if decision == "promote" else "Not promoted: not better."),
         gain="+.82 [.75, .88] exact match against the base",
         metric="exact_match",
         differences=differences,

@@ -63,7 +63,7 @@ def test_a_clearly_better_model_is_promoted_in_plain_words() -> None:
 def test_a_model_that_is_not_better_is_kept_back() -> None:
     decision = against(*shares(won=2, lost=30, right=68))
     assert (decision.decision, decision.because) == ("keep", "worse")
-    assert decision.sentence.startswith("Kept: exact match .70 is not above the base's .98: -.28 [-.")
+    assert decision.sentence.startswith("Not promoted: exact match .70 is not above the base's .98: -.28 [-.")
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 37, 400])
@@ -91,7 +91,9 @@ def test_a_better_model_that_does_not_reach_the_score_asked_for_is_kept_back() -
     wins = shares(won=30, right=5, wrong=109)
     low = against(*wins, at_least=0.5)
     assert (low.decision, low.because) == ("keep", "too low")
-    assert low.sentence == "Kept: exact match .24 is not above gate.at_least=.50: -.26 [-.31, -.19] on 144 test rows."
+    assert low.sentence == (
+        "Not promoted: exact match .24 is not above gate.at_least=.50: -.26 [-.31, -.19] on 144 test rows."
+    )
     near = against(*wins, at_least=0.23)
     assert near.decision == "inconclusive"
     assert near.sentence.startswith(
@@ -219,12 +221,13 @@ def test_the_prompt_that_is_enough_is_named_and_by_how_much() -> None:
         return decide_scores(given, Gate()).sentence
 
     assert sentence(right(95)) == (
-        "Kept: prompting is enough: exact match .80 is worse than the few-shot prompt's .95: -.15 [-.21, -.08] on 100 "
-        "test rows."
+        "Not promoted: prompting is enough: exact match .80 is worse than the few-shot prompt's .95: -.15 [-.21, -.08] "
+        "on 100 test rows."
     )
     assert sentence(right(78)[::-1]) == (
-        "Kept: prompting is enough: not enough evidence that exact match .80 is as good as the few-shot prompt's .78 "
-        "(tolerance .02): +.02 [-.09, .13] on 100 test rows; confirming +.02 needs about 1,700 rows."
+        "Not promoted: prompting is enough: not enough evidence that exact match .80 is as good as the "
+        "few-shot prompt's .78 (tolerance .02): +.02 [-.09, .13] on 100 test rows; confirming +.02 needs about "
+        "1,700 rows."
     )
     assert sentence(right(20)).endswith(
         ", and at least as good as the few-shot prompt (+.60 [.50, .67]) and the retrieval prompt (+.50 [.40, .58], "
@@ -351,8 +354,8 @@ def test_a_guardrail_that_is_broken_keeps_a_better_model_back() -> None:
     decision = guarded(stopped)
     assert (decision.decision, decision.because) == ("keep", "regression")
     assert decision.sentence == (
-        "Kept: a regression: share that stops at the stop token .80 is worse than the base's 1.00 by more than .05: "
-        "-.20 [-.27, -.13] on 100 test rows."
+        "Not promoted: a regression: share that stops at the stop token .80 is worse than the base's 1.00 by more than "
+        ".05: -.20 [-.27, -.13] on 100 test rows."
     )
 
 
@@ -582,7 +585,8 @@ def test_a_winner_that_is_more_wrong_than_right_is_warned_of_unless_a_score_was_
     ]
     asked = verdict_of(splits, *given, at_least=0.2)
     assert (asked.warnings, "wrong" in asked.sentence) == ((), False)
-    assert verdict_of(splits, *given, at_least=0.8).sentence.startswith("Kept: exact match .45 is not above gate.at_")
+    low = verdict_of(splits, *given, at_least=0.8).sentence
+    assert low.startswith("Not promoted: exact match .45 is not above gate.at_")
     better = answers(tmp_path, "better", right(25, 40)).model_copy(update={"contender": "candidate"})
     assert verdict_of(splits, better, given[1]).warnings == ()
 

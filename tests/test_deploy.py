@@ -221,11 +221,12 @@ def data_start_a_run(client: SyncPrefectClient) -> None:
 def a_run_that_is_rejected_is_told_of(client: SyncPrefectClient, came: list[str], link: str) -> None:
     deployment = client.read_deployment_by_name("finetune/drops")
     run = client.create_flow_run_from_deployment(deployment.id)
-    client.set_flow_run_state(run.id, Completed(name="Kept", message="Kept: it is no better"), force=True)
+    ended = Completed(name="Not promoted", message="Not promoted: it is no better")
+    client.set_flow_run_state(run.id, ended, force=True)
     until(lambda: came)
     message = json.loads(came.pop())
-    assert message["subject"] == "drops: Kept"
-    assert message["body"].startswith("Kept: it is no better\n")
+    assert message["subject"] == "drops: Not promoted"
+    assert message["body"].startswith("Not promoted: it is no better\n")
     assert message["body"].endswith(f"{link.partition('/v2/')[0]}/v2/runs/flow-run/{run.id}")
     failed = client.create_flow_run_from_deployment(deployment.id)
     client.set_flow_run_state(failed.id, Failed(message="no rows"), force=True)

@@ -181,7 +181,7 @@ def test_each_verdict_has_its_state(settings: Settings, done: tuple[Path, State[
     verdict = outcome(done[1]).verdict
     assert verdict
     mean = verdict.differences["base"][1]
-    for margin, name in ((mean, "Inconclusive"), (mean + 10, "Kept")):
+    for margin, name in ((mean, "Inconclusive"), (mean + 10, "Not promoted")):
         state = run(changed(settings, "gate", margin=margin), until="decide")
         verdict = outcome(state).verdict
         assert verdict
@@ -253,7 +253,7 @@ def test_a_candidate_is_compared_with_a_champion_that_came_up_meanwhile(
     state = run(changed(settings, "registry", name="raced"), refresh=("render",))
     assert "version 1 of raced became champion while this run compared its candidate with no champion" in caplog.text
     assert names(state.result(), "ran") == ["render", "evaluate champion", "decide", "verdict_page", "register"]
-    assert (state.name, state.is_completed()) == ("Kept", True)  # it is no better than a copy of itself
+    assert (state.name, state.is_completed()) == ("Not promoted", True)  # it is no better than a copy of itself
     assert outcome(state).alias == "the alias points to version 1"
 
 

@@ -184,7 +184,8 @@ def test_a_chat_model_that_forgot_its_tasks_is_kept_back(verdict) -> None:
     made = verdict(num_right=12)
     assert made.in_words == "keep: regression"
     assert made.sentence.startswith(
-        "Kept: a regression: share of general tasks correct .10 is worse than the base's .33 by more than .10: -.23"
+        "Not promoted: a regression: share of general tasks correct .10 is worse than the base's .33 by more than .10:"
+        " -.23"
     )
     assert made.sentence.endswith("on 120 general tasks.")
 

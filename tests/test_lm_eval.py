@@ -236,7 +236,7 @@ def test_a_candidate_that_does_fewer_is_kept_back(verdict) -> None:
     made = verdict(70)
     assert made.in_words == "keep: regression"
     assert made.sentence.startswith(
-        "Kept: a regression: lm-eval score .35 is worse than the base's .60 by more than .10: -.25"
+        "Not promoted: a regression: lm-eval score .35 is worse than the base's .60 by more than .10: -.25"
     )
     assert made.sentence.endswith("on 200 lm-eval documents.")
 

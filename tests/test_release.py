@@ -134,7 +134,7 @@ def test_nothing_in_mlflow_says_that_a_version_waits_on_which_a_person_decided(
         assert "aiting for approval" not in text and "needs approval" not in text
         assert text.partition("[The verdict page]")[2].startswith(card), "the rest of the card stays"
     assert tags(1)["sentence"] == "Passed the gate: exact match .95."
-    assert note(waiting.version_run_id).startswith("Kept: not better."), "what the first run found stays"
+    assert note(waiting.version_run_id).startswith("Not promoted: not better."), "what the first run found stays"
 
 
 def test_a_rejected_version_gets_no_alias_from_a_pipeline_again(make: Make, rehearsed: list[str]) -> None:
@@ -173,7 +173,7 @@ def test_a_candidate_that_is_kept_supersedes_nobody_and_no_longer_waits_itself(m
     assert [waiting.version for waiting in release.look_up(REGISTRY).waiting] == ["1"]
     make(decision="keep", gate=Gate(approval=True, margin=0.9))
     assert release.look_up(REGISTRY).waiting == []
-    assert release.look_up(REGISTRY).events[0].why == "Kept: not better."
+    assert release.look_up(REGISTRY).events[0].why == "Not promoted: not better."
 
 
 def test_a_version_that_was_not_compared_with_the_champion_is_not_approved(make: Make, rehearsed: list[str]) -> None:
@@ -430,11 +430,22 @@ def test_a_new_alias_is_said_to_be_new(make: Make, rehearsed: list[str]) -> None
 
 def test_an_event_keeps_the_verdict_of_its_time_beside_the_latest(make: Make) -> None:
     make()
-    make(decision="keep", sentence="Kept: it is no better.")
+    make(decision="keep", sentence="Not promoted: it is no better.")
     shown = [line for line in tunewright("history", "triage")[1].splitlines() if line]
     _, said_of_version, _, event = [re.split("  +", line) for line in shown[1:5]]
     assert shown[1].split("  ")[0] == "version" and "latest verdict" in shown[1]
-    assert (said_of_version[2], event[6]) == ("keep; @champion", "promote")
+    assert (said_of_version[2], event[6]) == ("not promoted; @champion", "promote")
+
+
+def test_a_history_names_verdicts_of_an_earlier_tunewright_as_of_today(make: Make) -> None:
+    make(sentence="Waiting for approval: it is better.", **ASKS)
+    make(decision="keep", sentence="Kept: a regression: it stops less.", gate=Gate(approval=True, margin=0.9))
+    with connected(REGISTRY) as client:
+        client.set_model_version_tag("triage", "1", "verdict", "keep: regression")
+    _, shown, said = tunewright("history", "triage")
+    assert said["versions"][0]["verdict"] == "keep: regression"
+    assert "not promoted: regression" in shown and "Not promoted: a" in shown, "folded"
+    assert "Kept" not in shown and "keep" not in shown
 
 
 def test_a_driver_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,7 +485,7 @@ def test_versions_are_listed_with_their_verdicts_before_there_is_a_champion(make
     assert [(line[0], *line[2:]) for line in listed] == [
         ("version", "latest verdict", "decided by"),
         ("2", "inconclusive", gain),
-        ("1", "keep", gain),
+        ("1", "not promoted", gain),
     ]
     assert [(each["version"], each["verdict"]) for each in said["versions"]] == [("2", "inconclusive"), ("1", "keep")]
     make(digest="c")

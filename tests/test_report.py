@@ -91,7 +91,7 @@ def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped
         folder=tmp_path,
         decision="keep",
         because="regression",
-        sentence="Kept: a regression: it stops less.",
+        sentence="Not promoted: a regression: it stops less.",
         metric="exact_match",
         differences={"base": (0.1, 0.2, 0.3), "constant": (0.0, 0.1, 0.2)},
         intervals={},
@@ -109,7 +109,9 @@ def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped
     shown = decided(Outcome.of(steps))
     assert f"`{tmp_path / 'page' / 'report.html'}`" in shown
     assert Outcome.of(steps).as_json()["page"]["suggestions"] == ["Try it: .5"]
-    assert shown.startswith("# Kept\n\nA regression: it stops less.\n\n**This is look 21 at &lt;these&gt; rows.**\n")
+    assert shown.startswith(
+        "# Not promoted\n\nA regression: it stops less.\n\n**This is look 21 at &lt;these&gt; rows.**"
+    )
     assert "| base | +.10 | +.20 | +.30 |" in shown
     assert "| majority-class baseline | +.00 | +.10 | +.20 |" in shown
     assert "constant" not in shown

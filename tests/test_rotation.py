@@ -100,7 +100,7 @@ def asked(gate: Gate, sources: tuple[Source, ...] = (Source(path="a.jsonl"),), s
 
 def enter(candidate: str, seed: int, tmp_path: Path) -> None:
     verdict = Verdict(
-        decision="keep", sentence="Kept.", metric="exact_match", differences={}, intervals={}, rows_needed=None
+        decision="keep", sentence="Not promoted.", metric="exact_match", differences={}, intervals={}, rows_needed=None
     )
     pq.write_table(pa.table({"row_id": [f"{seed} {row}" for row in range(50)]}), tmp_path / "answers.parquet")
     answers = Answers(folder=tmp_path, contender="candidate", num_rows=50, scores={})

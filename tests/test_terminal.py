@@ -131,8 +131,10 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     few = splits.model_copy(update={"folder": tmp_path, "num_test": 50})
     said = "warning: only 50 test rows, smallest detectable gain in accuracy about .16 (80 % power, estimated)"
     assert too_few_test_rows(few) == said
-    said = {"decision": "keep", "because": "worse", "sentence": "Kept.", "metric": "exact_match", "rows_needed": None}
-    verdict = Verdict.model_validate({**said, "differences": {}, "intervals": {}, "smallest_visible": 0.304})
+    said = {"decision": "keep", "because": "worse", "sentence": "Not promoted.", "metric": "exact_match"}
+    verdict = Verdict.model_validate(
+        {**said, "rows_needed": None, "differences": {}, "intervals": {}, "smallest_visible": 0.304}
+    )
     assert too_few_test_rows(few, verdict) == "warning: only 50 test rows, smallest detectable gain .30 (80 % power)"
     console = Console(file=StringIO(), width=120, highlight=False)
     terminal.show_outcome(console, Outcome.of([Step(stage="split", state="ran", record=few)]), "x.yaml")

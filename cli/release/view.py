@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tunewright.artifacts import shown
 from tunewright.config import Registry
-from tunewright.registry.alias_state import SAID, Event
+from tunewright.registry.alias_state import SAID, Event, named_anew
 from tunewright.registry.release import History, ReleaseDecision, command, named
 from tunewright.reports.pages import counted
 
@@ -51,8 +52,8 @@ def _show_events(console: Console, history: History) -> None:
     styles: list[str] = []
     for event in history.events:
         gain = event.gain.partition("; ")[0]  # an earlier Tunewright entered one for each opponent
-        cells = (_minute(event.when), _what(event), event.version, _replaced(event), event.by, event.why)
-        rows.append((*cells, event.verdict, gain))
+        cells = (_minute(event.when), _what(event), event.version, _replaced(event), event.by, named_anew(event.why))
+        rows.append((*cells, shown(event.verdict), gain))
         styles.append("bold green" if event is current else "" if event.is_move else "dim")
     widths = [
         LEGIBLE if name in FREE_TEXT else max(map(cell_len, (name, *cells)))
@@ -86,7 +87,7 @@ def _show_versions(console: Console, history: History) -> None:
     for each in history.versions[:VERSIONS]:
         is_current = each.version == history.current_version
         stands = f"@{history.alias}" if is_current else "" if each.state == "approved" else each.state
-        verdict = "; ".join(filter(None, (each.verdict, stands)))
+        verdict = "; ".join(filter(None, (shown(each.verdict), stands)))
         cells = (each.version, _minute(each.registered), verdict, each.gain)
         table.add_row(*map(Text, cells), style="bold green" if is_current else "")
     console.print()
@@ -134,7 +135,7 @@ def show_decision(console: Console, registry: Registry, decision: ReleaseDecisio
     if decision.note:
         console.print(Text(decision.note, "yellow"), soft_wrap=True)
     console.print(Text(f"verdict: {decision.sentence}"), soft_wrap=True)
-    console.print(Text(f"by {event.by}: {event.why}"), soft_wrap=True)
+    console.print(Text(f"by {event.by}: {named_anew(event.why)}"), soft_wrap=True)
     console.print(Text("next", "bold"))
     console.print(Text(f"  tunewright release history {named(registry)}"))
     if event.what == "withdrawn":

@@ -60,9 +60,9 @@ def gain(closest: Comparison) -> str:
 def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison) -> str:
     theirs = _theirs(decisive) + (f" by more than {exactly(abs(decisive.threshold))}" if decisive.threshold else "")
     if because in ("worse", "too low"):
-        return f"Kept: {_what(decisive)} is not {_than(decisive)} {theirs}: {_on(decisive)}."
+        return f"Not promoted: {_what(decisive)} is not {_than(decisive)} {theirs}: {_on(decisive)}."
     if because == "regression":
-        return f"Kept: a regression: {_what(decisive)} is worse than {theirs}: {_on(decisive)}."
+        return f"Not promoted: a regression: {_what(decisive)} is worse than {theirs}: {_on(decisive)}."
     if because == "prompting is enough":
         return _prompting(decisive)
     needed = _needed(decisive, longest)
@@ -120,11 +120,12 @@ def _rows(number: int) -> str:
 
 def _prompting(decisive: Comparison) -> str:
     if decisive.difference[2] < 0:
-        return f"Kept: prompting is enough: {_what(decisive)} is worse than {_theirs(decisive)}: {_on(decisive)}."
+        worse = f"{_what(decisive)} is worse than {_theirs(decisive)}"
+        return f"Not promoted: prompting is enough: {worse}: {_on(decisive)}."
     needed = _needed(decisive, decisive)
     return (
-        f"Kept: prompting is enough: not enough evidence that {_what(decisive)} is as good as {_theirs(decisive)} "
-        f"(tolerance {exactly(-decisive.threshold)}): {_on(decisive)}{needed}."
+        f"Not promoted: prompting is enough: not enough evidence that {_what(decisive)} is as good as "
+        f"{_theirs(decisive)} (tolerance {exactly(-decisive.threshold)}): {_on(decisive)}{needed}."
     )
 
 

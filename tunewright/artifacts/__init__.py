@@ -4,6 +4,7 @@ Every stage's folder holds a manifest.json written last (store/caching.py); the 
 A row table has the columns row_id, source, file, line, group and messages; ROW_SCHEMA says their types.
 """
 
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -336,6 +337,11 @@ class Verdict(Artifact, frozen=True):
             if name in base
         ]
         return [", ".join(changes)]
+
+
+def shown(verdict: str) -> str:
+    """Return a verdict in the words of people: "not promoted: regression" for "keep: regression"."""
+    return re.sub(r"^keep\b", "not promoted", verdict)
 
 
 class RunArtifacts(BaseModel, frozen=True):

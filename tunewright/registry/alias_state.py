@@ -99,6 +99,7 @@ if TYPE_CHECKING:
 TAG = "approval"
 PASSED = "Passed the gate"  # begins the sentence of a verdict that no longer waits for approval
 SENTENCE = "sentence"  # tag: of the verdict
+KEPT = "Kept: "  # began the sentence of a candidate that is not promoted
 ASKS = "Promotion needs approval: "  # begins a line of the model card of a version that may wait
 ASKING = re.compile(rf"^{ASKS}.*\n\n?", re.MULTILINE)
 NOTE = "mlflow.note.content"  # tag of a run: what MLflow shows as its description
@@ -205,7 +206,12 @@ def said(version: "ModelVersion", registry: Registry) -> str:
 def verdict_of(version: "ModelVersion") -> str:
     """The sentence of its verdict, which does not say that it waits: what became of it is said besides."""
     sentence = version.tags.get(SENTENCE) or str(version.description or "").partition("\n")[0]
-    return f"{PASSED}{sentence.removeprefix(WAITING)}" if sentence.startswith(f"{WAITING}: ") else sentence
+    return f"{PASSED}{sentence.removeprefix(WAITING)}" if sentence.startswith(f"{WAITING}: ") else named_anew(sentence)
+
+
+def named_anew(sentence: str) -> str:
+    """Return the sentence of a verdict with its present name: an earlier Tunewright wrote "Kept: ..."."""
+    return f"Not promoted: {sentence.removeprefix(KEPT)}" if sentence.startswith(KEPT) else sentence
 
 
 def command(version: "ModelVersion") -> str:

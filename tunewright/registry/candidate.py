@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from tunewright.artifacts import Answers, Artifact, Judged, RunArtifacts, VerdictPage
+from tunewright.artifacts import Answers, Artifact, Judged, RunArtifacts, VerdictPage, shown
 from tunewright.artifacts.payloads import VerdictDetails
 from tunewright.config import Settings, Split
 from tunewright.metrics.catalogue import CONSTANT, baseline
@@ -223,7 +223,7 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
     if constant is not None:
         cells = (f"{constant:.4g}" if name == metric else "" for name in metrics)
         scores.append(f"| {baseline(metric)} | {' | '.join(cells)} |")
-    decision = ", ".join(filter(None, (candidate.run.verdict.in_words, candidate.run.verdict.gain)))
+    decision = ", ".join(filter(None, (shown(candidate.run.verdict.in_words), candidate.run.verdict.gain)))
     asks = candidate.settings.gate.approval and candidate.run.verdict.decision == "promote"
     number, limit = candidate.data_version, candidate.settings.data.limit
     data = f"version {number} of the data" if number else f"a sample of the data by data.limit={limit}, no version"
