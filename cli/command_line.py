@@ -29,14 +29,16 @@ from tunewright.errors import NO_LOCKS, NO_SPACE, READ_ONLY, ConfigError, Tunewr
 from tunewright.machine import addresses
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A deployment file, such as mine.yaml")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one setting")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one setting; repeatable")
+]
 Until = Annotated[str | None, typer.Option(metavar="STAGE", help=f"The last stage: {', '.join(STAGES)}")]
-Refresh = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a stage again although nothing changed")]
+Refresh = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a stage again even if nothing changed")]
 Deployment = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the deployment, if the file has several")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of stdout; docs/json.md lists its keys")
 ]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the last word, such as the verdict, and errors")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the result line and errors")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print all settings and the logs of the libraries")]
 
 OF_THE_DISK = {
@@ -59,7 +61,12 @@ class OneLine(TyperGroup):
         command = super().get_command(ctx, cmd_name)
         if command is not None:
             _flow_help(command)
+            _hide_types_of_flags(command, ctx)
         return command
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Returns the options of the group itself; the help shows no type for its flags."""
+        return _without_types_of_flags(super().get_params(ctx))
 
     def main(
         self, args: Sequence[str] | None = None, *others: Any, standalone_mode: bool = True, **options: Any
@@ -113,6 +120,20 @@ def _flow_help(command: Any) -> None:
         command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     for each in getattr(command, "commands", {}).values():
         _flow_help(each)
+
+
+def _hide_types_of_flags(command: Any, ctx: Any) -> None:
+    """Hide `<bool>`, which typer shows for flags, in the help of a command and of those in it."""
+    _without_types_of_flags(command.get_params(ctx))
+    for each in getattr(command, "commands", {}).values():
+        _hide_types_of_flags(each, ctx)
+
+
+def _without_types_of_flags(parameters: list[Any]) -> list[Any]:
+    for each in parameters:
+        if getattr(each, "is_flag", False):
+            each.metavar = ""
+    return parameters
 
 
 def console_of(as_json: bool) -> Console:

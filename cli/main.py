@@ -19,7 +19,7 @@ NOT_PROMOTED = 5
 app = typer.Typer(
     name="tunewright",
     cls=command_line.OneLine,
-    help="Instruction data in, a registered and defensible fine-tuned LLM out.",
+    help="From instruction data to a registered fine-tuned LLM and a decision you can defend.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -140,7 +140,7 @@ def plan(
 def compare(
     file: command_line.File,
     vary: Annotated[
-        list[str] | None, typer.Option(metavar="SECTION.FIELD=VALUE,VALUE", help="Values of one setting to compare")
+        list[str] | None, typer.Option(metavar="KEY=VALUE,VALUE", help="Values of one setting to compare; repeatable")
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, max=20, help="Train each variant with N seeds")] = 1,
     prune: Annotated[bool, typer.Option(help="Stop variants early that fall behind")] = True,
@@ -152,7 +152,7 @@ def compare(
 ) -> None:
     """Train variants and rank them on the validation rows; the test rows are not used.
 
-    Every combination of the values is a variant. Trained variants come from the cache.
+    Every combination of the values is a variant. Variants already trained come from the cache.
     """
     console = command_line.console_of(as_json)
     with command_line.one_line_errors(as_json) as until_end:

@@ -14,7 +14,7 @@ from tunewright.machine import addresses
 
 home_app = typer.Typer(
     name="home",
-    help="Back up the home folder, models and histories, and restore it on any path.",
+    help="Back up the home folder (models, histories) and restore it anywhere.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -117,7 +117,8 @@ def clean(
     """List what is no longer needed in the home folder, with sizes, and remove it with --yes.
 
     These are old artifacts, unfinished work untouched for a week, rejected versions with their weights, and runs
-    deleted in MLflow. Never files in use by a run, nor a version that has or had an alias, waits, or was approved.
+    deleted in MLflow. Never files in use by a run, nor a version that has or had an alias, is waiting for approval, or
+    was approved.
     """
     console = console_of(as_json)
     with one_line_errors(as_json):

@@ -24,7 +24,7 @@ class Setting(NamedTuple):
     """One setting, or one key of the items of a list."""
 
     key: str  # "training.epochs", "data.sources[].path"
-    default: Any  # None where it is empty, or where the setting is needed
+    default: Any  # None where it is empty, or where the setting is required
     is_needed: bool
     choices: tuple[str, ...]  # empty where its description says what is accepted
     description: str
@@ -110,7 +110,7 @@ def show(console: Console, settings: list[Setting]) -> None:
 def _default_and_meaning(each: Setting) -> tuple[str, str]:
     is_empty = each.default in (None, "", (), [], {})
     plain = "" if is_empty else yaml.safe_dump(each.default, default_flow_style=True)  # as a deployment file has it
-    default = "needed" if each.is_needed else plain.removesuffix("\n...\n").strip()
+    default = "required" if each.is_needed else plain.removesuffix("\n...\n").strip()
     how_many = "A list of any of" if each.is_list else "One of"
     accepted = f" {how_many} {', '.join(each.choices)}." if each.choices else ""
     return default, f"{each.description}.{accepted}"

@@ -166,14 +166,14 @@ def finetune(
     refresh: tuple[Stage, ...] = (),
     operation: config.Operation = config.Operation(),
 ) -> State[tuple[Step, ...]]:
-    """Turns instruction data into a registered, defensible fine-tuned model.
+    """Turns instruction data into a registered fine-tuned model and a decision you can defend.
 
     Returns the steps, as a state that is named after the verdict. Stages that have run on the same inputs are not run
     again.
 
     Args:
         until: The last stage to run
-        refresh: Stages to run again although nothing changed
+        refresh: Stages to run again even if nothing changed
     """
     given: dict[str, Any] = {**locals(), "registry": named(registry, deployment.name)}
     settings = Settings(**{section: given[section] for section in Settings.model_fields})

@@ -33,7 +33,7 @@ class Parameters(Settings):
     """Everything that a run can be given: all sections, and which stages to run."""
 
     until: Stage = Field("register", description="The last stage to run")
-    refresh: tuple[Stage, ...] = Field((), description="Stages to run again although nothing changed")
+    refresh: tuple[Stage, ...] = Field((), description="Stages to run again even if nothing changed")
 
     def settings(self) -> Settings:
         """The sections alone."""

@@ -215,7 +215,7 @@ def _slices(slices: Sequence[Slice]) -> list[str]:
     """Parts of the test rows, the worst first, within what the page has room for; they decide nothing."""
     if not slices:
         return []
-    lines = ["", "Slices of the test rows (informational):", ""]
+    lines = ["", "Slices of the test rows (not used in the decision):", ""]
     lines += [
         "| slice | rows | candidate | base | improvement: low | mean | high |",
         "|---|---:|---:|---:|---:|---:|---:|",

@@ -193,6 +193,29 @@ def test_help_does_not_break_a_line_where_the_docstring_does() -> None:
     assert "No pipeline promotes" in shown
 
 
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        ([], "--version"),
+        (["run"], "--quiet"),
+        (["compare"], "--no-prune"),
+        (["clean"], "--yes"),
+        (["release", "history"], "--json"),
+    ],
+)
+def test_help_shows_no_type_for_a_flag_and_the_metavar_of_an_option(arguments: list[str], flag: str) -> None:
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(main.app, [*arguments, "--help"]).stdout
+    assert flag in shown
+    assert "--help" in shown
+    assert "bool" not in shown
+
+
+def test_help_breaks_no_metavar_in_a_terminal_of_80_columns() -> None:
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(main.app, ["compare", "--help"]).stdout
+    assert " KEY=VALUE,VALUE " in shown
+    assert " SECTION.FIELD=VALUE " in shown
+
+
 IMPORTED = """
 import sys
 from tunewright.cli import command_line, main, operate, release

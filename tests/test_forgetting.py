@@ -222,7 +222,7 @@ def test_a_base_that_guesses_has_nothing_to_forget_and_the_verdict_says_so(
 def test_a_model_for_one_thing_may_forget_the_rest_or_where_the_gate_says_so(verdict, settings) -> None:
     made = verdict(num_right=2, **settings)
     assert made.in_words == "promote"
-    only = " -> 0.02 (informational), loss" in made.says_forgotten()[0]
+    only = " -> 0.02 (not used in the decision), loss" in made.says_forgotten()[0]
     assert only == ("general_tasks/base" not in made.guardrails)
 
 

@@ -244,4 +244,4 @@ def test_a_candidate_that_does_fewer_is_kept_back(verdict) -> None:
 def test_it_decides_nothing_where_the_gate_says_so(verdict) -> None:
     made = verdict(0, lm_eval=None)
     assert made.in_words == "promote"
-    assert made.says_forgotten()[0].endswith("lm-eval score 0.60 -> 0.00 (informational)")
+    assert made.says_forgotten()[0].endswith("lm-eval score 0.60 -> 0.00 (not used in the decision)")

@@ -433,7 +433,7 @@ def test_the_preview_shows_the_whole_row_with_its_answers_in_marks_and_in_green(
     green = "".join(text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style))
     assert green == f"three<|im_end|>{TWO_TURNS[-1]}<|im_end|>"
     head, _, row = text.plain.partition("\n")
-    assert head.endswith(" tokens are trained, between ⟦ and ⟧")
+    assert head.endswith(" tokens, between ⟦ and ⟧")
     assert row.translate({ord("⟦"): None, ord("⟧"): None}) == load_tokenizer(tiny_base).decode(
         rows(tokens)[0]["input_ids"]
     )

@@ -35,7 +35,12 @@ def test_of_a_list_any_names_are_accepted_and_of_a_value_one() -> None:
     assert lists == {"data.repair", "evaluation.contenders", "operation.notify_on", "refresh"}
     assert "(Unicode NFC). A list of any of mojibake, nfc." in said
     assert "A list of any of ingest, base, check, " in said
-    assert "the split stage decides. One of train, validation, test, replay." in said
+    assert "as many as split.replay allows. One of train, validation, test, replay." in said
+
+
+def test_what_a_file_has_to_set_is_shown_as_required() -> None:
+    shown = CliRunner().invoke(app, ["settings", "model.base"]).stdout
+    assert re.search(r"model\.base +required", shown)
 
 
 def test_what_is_refused_of_held_out_files_is_not_listed_of_them() -> None:

@@ -173,7 +173,7 @@ def preview(tokens: Tokens, num_rows: int = 3) -> list[Text]:
 
 
 def _coloured(example: dict[str, Any]) -> Text:
-    trained = f"{example['num_trained']} of {example['num_tokens']} tokens are trained"
+    trained = f"the loss covers {example['num_trained']} of {example['num_tokens']} tokens"
     why = f" ({example['why']})" if example["why"] else ""
     head = f"{example['place']}{why}: {trained}, between {' and '.join(MARKS)}"
     text = Text(head + "\n", style="bold", end="\n")

@@ -15,12 +15,13 @@ Use = Literal["train", "validation", "test", "replay"]
 
 
 class RecordFiles(Section):
-    """One file, several by a glob or under a URL, a folder that datasets saved, or a data set of the hub."""
+    """One file, several by a glob or under a URL, a folder of save_to_disk, or a data set of the Hugging Face Hub."""
 
     path: Annotated[str, LocalPath()] = Field(
         min_length=1,
-        description="A file, a glob (data/*.csv.gz) or a folder that datasets saved, relative to the deployment file; "
-        "or a URL (s3://bucket/train.jsonl), or hub:org/name, hub:org/name/config:split",
+        description="A file, a glob (data/*.csv.gz) or a folder written by datasets.save_to_disk; a relative path "
+        "starts at the folder of the deployment file. Or a URL (s3://bucket/train.jsonl), or a data set of the Hugging "
+        "Face Hub (hub:org/name, hub:org/name/config:split)",
     )
     layout: Layout = Field(
         default="auto", description="How a record holds its conversation; auto looks at each record's keys"
@@ -35,7 +36,7 @@ class RecordFiles(Section):
     )
     split: str | None = Field(
         default=None,
-        description="The split to read from a folder saved by datasets.save_to_disk; empty takes the only one",
+        description="The split to read from a folder saved by datasets.save_to_disk; empty: the only split",
     )
     revision: str | None = Field(
         default=None, description="Branch, tag or commit of a hub data set; empty takes its main branch"
@@ -62,8 +63,8 @@ class Source(RecordFiles):
     use_as: Use | None = Field(
         default=None,
         validation_alias=AliasChoices("use_as", "side"),  # its name before, accepted for one release
-        description="The split of all rows of this source; replay: general rows mixed into training against "
-        "forgetting, as many as split.replay allows; empty: the split stage decides",
+        description="The split that all rows of this source go to; if empty, the split stage decides. Replay rows are "
+        "general rows that are mixed into training against forgetting, as many as split.replay allows",
     )
 
 
@@ -72,14 +73,14 @@ class Data(Section):
 
     sources: tuple[Source, ...] = Field(min_length=1, description="The files to read, in this order")
     held_out: tuple[RecordFiles, ...] = Field(
-        default=(), description="Evaluation files that no training row may repeat; never trained on"
+        default=(), description="Evaluation files; training rows that repeat them are removed (see split.decontaminate)"
     )
     limit: int | None = Field(
         default=None, ge=1, description="Read at most this many records, a deterministic sample; empty reads all"
     )
     repair: tuple[Repair, ...] = Field(
         default=(),
-        description="Repairs of texts, each counted: mojibake (wrongly decoded text), nfc (Unicode NFC)",
+        description="Text repairs to apply; each is counted: mojibake (wrongly decoded text), nfc (Unicode NFC)",
     )
     max_refused_share: float = Field(
         default=0.1,
@@ -194,7 +195,9 @@ class Split(Section):
         description="How rows are split: cluster draws clusters of near-duplicates, time tests on the newest rows",
     )
     stratify: Literal["none", "source", "label"] = Field(
-        default="source", description="What each split has in the same shares, as far as clusters allow"
+        default="source",
+        description="Keep the shares of sources or of labels equal in all splits, as far as clusters of "
+        "near-duplicates allow",
     )
     sticky: bool = Field(
         default=True,

@@ -140,7 +140,7 @@ class LmEval(Section):
 
 
 class Judge(Section):
-    """LLM as a judge: compares each pair of answers in both orders; informational, never part of the decision."""
+    """LLM as a judge: compares each pair of answers in both orders; it is never part of the decision."""
 
     url: str | None = Field(
         default=None,

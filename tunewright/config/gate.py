@@ -63,20 +63,20 @@ class Gate(Section):
         default="auto",
         description="With evaluation.forgetting: largest allowed drop in the share of general tasks correct "
         "against the base, above 0; auto is 0.1 if the reference answers are long texts, else "
-        "empty; empty is informational",
+        "empty; empty: not used in the decision",
     )
     general_loss: float | None = Field(
         default=0.5,
         gt=0,
         description="With evaluation.forgetting: largest allowed rise of the loss on general texts against "
-        "the base, in nats per token; empty is informational",
+        "the base, in nats per token; empty: not used in the decision",
     )
     lm_eval: float | None = Field(
         default=0.1,
         gt=0,
         le=1,
         description="With lm_eval.tasks: largest allowed drop of the mean score over all documents against "
-        "the base, above 0 to 1; empty is informational",
+        "the base, above 0 to 1; empty: not used in the decision",
     )
     confidence: float = Field(
         default=0.95, gt=0.5, lt=1, description="Confidence level of each one-sided test, above 0.5 and below 1"
@@ -90,8 +90,8 @@ class Gate(Section):
     )
     rotate: bool = Field(
         default=False,
-        description="Draw other test rows with the next split.seed after gate.max_test_set_uses uses of these; not "
-        "with a user-provided test set (use_as: test) or split.by=time",
+        description="After gate.max_test_set_uses uses of the same test rows, draw new test rows from the data, with "
+        "another split.seed; refused with a test set of your own (use_as: test) and with split.by=time",
     )
 
     approval: bool = Field(

