@@ -91,6 +91,18 @@ def test_a_training_loss_that_climbs_again_is_divergence(noise: float) -> None:
     assert kinds(curves) == ["divergence"]
 
 
+def test_a_training_that_blew_up_is_divergence_although_its_loss_falls_again() -> None:
+    blown_up = [6.3, 40.0, 90.0, *(max(5.0, 133 - 8 * step) for step in range(1, 73))]
+    steps = [{"step": step, "planned": 75, "loss": loss} for step, loss in enumerate(blown_up, 1)]
+    evaluations = [{"step": step, "eval_loss": loss} for step, loss in ((25, 47.3), (50, 17.9), (75, 4.97))]
+    (warning,) = warnings(Curves(steps, evaluations, best_step=75))
+    assert warning.short == "divergence since step 1"
+    assert warning.seen.startswith("the training loss rose from 6.3 at step 1 to ")
+    assert "third of training.learning_rate" in warning.advice
+    calm = [{**line, "loss": 0.001 + line["step"] / 1_000} for line in steps]
+    assert "divergence" not in kinds(Curves(calm[:10], [], best_step=10)), "a first loss of 0 is no measure"
+
+
 def test_a_validation_loss_that_stays_is_a_plateau() -> None:
     (warning,) = warnings(make(falling, lambda done: 0.6 + 1.4 * math.exp(-20 * done), evaluations=10))
     assert warning.kind == "plateau"

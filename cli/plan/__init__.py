@@ -191,12 +191,12 @@ def _few_test_rows(
     if sample is None or (sample.source == "sample" and has_others):
         return []
     if empty := next((name for name in ("validation", "test") if not getattr(sample, f"num_{name}")), ""):
-        said = f"so few rows leave no {empty} row: the run will stop at split; add rows, or raise split.{empty}"
+        said = "so few rows leave no {0} row: the run {1} stop at split; add rows, or raise split.{0}"
         split, name = settings.split, settings.registry.name
         keeps_splits = split.sticky and data_versions.history(name, split.seed, split.by)
         if sample.is_all and not settings.data.limit and not keeps_splits:
-            raise DataError(said)
-        return [f"warning: {said}"]
+            raise DataError(said.format(empty, "will"))
+        return [f"warning: {said.format(empty, 'may')}"]
     groups = round(sample.independent * sample.num_test)
     least = visible_difference(max(1, groups))
     if least <= LEAST_VISIBLE:

@@ -81,8 +81,8 @@ def collapsed(answers: pa.Table) -> Iterator[str]:
     if len(answers) >= FEWEST and number >= ONE_ANSWER * len(answers) > 0 and number - most >= RARER * len(answers):
         shown = f"“{in_a_line(answer)}”" if answer.strip() else "an empty one"
         yield (
-            f"gives the same answer to {number:,} of {len(answers):,} rows, {shown}, while at most {most:,} have "
-            "the same reference"
+            f"gives the same answer to {number:,} of {len(answers):,} rows, {shown}, "
+            f"and the most frequent reference is that of {most:,}"
         )
 
 

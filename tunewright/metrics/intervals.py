@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tunewright.errors import ConfigError
 
 POWER = 0.8
+ROUNDS = 50
 RESAMPLES = 2_000  # of a bootstrap
 DRAWN_AT_ONCE = 1_000_000  # clusters
 
@@ -109,7 +110,9 @@ class PowerAnalysis:
 
     The bound is that of `widened`, which is `evidence` with pseudo-observations.
 
-    A normal approximation with the evidence's own variance; benchmarks/decision.py compares it with simulated trials.
+    A normal approximation with the evidence's own variance, or that of gains of the largest size on single rows where
+    it is more: rows that all tie show no variance, and a gain has some. benchmarks/decision.py compares it with
+    simulated trials.
     """
 
     evidence: ClusterSums
@@ -119,22 +122,29 @@ class PowerAnalysis:
 
     def power(self, effect: float) -> float:
         """Return the power to detect a true mean of `effect` over the threshold, 0 to 1."""
-        shrunk, spread, least = self._parts()
+        shrunk, spread, least = self._parts(effect)
         if spread == 0:
             return float(effect * shrunk > least)
         return NormalDist().cdf((effect * shrunk - least) / spread)
 
     def smallest(self) -> float:
         """The smallest true mean that is seen to be over the threshold with a power of 0.8; none is below it."""
-        shrunk, spread, least = self._parts()
-        return max(self.threshold, (least + NormalDist().inv_cdf(POWER) * spread) / shrunk)
+        effect = 0.0
+        for _ in range(ROUNDS):  # it rises with the variance that it brings itself, and settles
+            shrunk, spread, least = self._parts(effect)
+            effect = (least + NormalDist().inv_cdf(POWER) * spread) / shrunk
+        return max(self.threshold, effect)
 
-    def _parts(self) -> tuple[float, float, float]:
+    def _parts(self, effect: float) -> tuple[float, float, float]:
         """Return the factor by which pseudo-observations shrink a mean, its standard deviation, and its threshold."""
-        num_rows, widened = self.evidence.sizes.sum(), self.widened.sizes.sum()
-        spread = math.sqrt(self.evidence.row_variance() * num_rows) / widened
-        least = self.threshold + _t(self.confidence, len(self.widened.sums)) * self.widened.error()
-        return num_rows / widened, spread, least
+        own, num_rows, num_clusters = self.evidence.row_variance(), self.evidence.sizes.sum(), len(self.widened.sums)
+        widened = self.widened.sizes.sum()
+        largest = self.widened.sums[-1] / self.widened.sizes[-1]  # difference: that of the pseudo-observations
+        variance = max(own, abs(effect) * (largest - abs(effect)))
+        row_variance = self.widened.row_variance() + (variance - own) * num_rows / widened
+        error = math.sqrt(row_variance / widened * num_clusters / (num_clusters - 1))
+        least = self.threshold + _t(self.confidence, num_clusters) * error
+        return num_rows / widened, math.sqrt(variance * num_rows) / widened, least
 
 
 def mcnemar(wins: int, losses: int) -> float:

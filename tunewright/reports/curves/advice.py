@@ -18,6 +18,9 @@ WINDOWS = 12
 ERRORS = 4  # standard errors, beyond which a difference is none of chance
 RISE = 0.03  # of the validation loss, relative, that is a rise
 FALL = 0.05  # of the validation loss from one evaluation to the next, relative, that is worth going on for
+BLOWN_UP = 3  # times the loss of the first step: by chance only where steps vary by more than CALM
+CALM = 0.35  # relative standard deviation of the loss of single steps
+IMPOSSIBLE = 15  # nats per token: one token in 3 million, a guess in any vocabulary
 LEVEL = 0.005  # change of the validation loss, relative, that is none
 
 
@@ -76,8 +79,20 @@ def windows(series: Series, most: int = WINDOWS) -> list[Window]:
 
 
 def divergence(curves: Curves) -> TrainingWarning | None:
-    """The training loss ended far above its lowest, or above where it began."""
-    found = windows(curves.series("loss"))
+    """Return a warning where the training loss ended far above its lowest, or was far above its first at any time."""
+    losses = curves.series("loss")
+    found, later = windows(losses), windows(losses[1:])
+    advice = "try a third of training.learning_rate, or more training.warmup"
+    if not later:
+        return None
+    (begun, first), highest = losses[0], max(later, key=lambda window: window.mean)
+    at_end = [value for step, value in losses if step >= later[-1].first]
+    is_calm = statistics.stdev(at_end) < CALM * statistics.fmean(at_end)
+    has_risen = is_calm and highest.mean > max(BLOWN_UP * first, first + 1)  # 1 nat, where the first is near 0
+    if has_risen or highest.mean > IMPOSSIBLE:
+        means = f"{number(highest.mean)}, the mean of steps {highest.first} to {highest.last}"
+        seen = f"the training loss rose from {number(first)} at step {begun} to {means}"
+        return TrainingWarning("divergence", begun, seen, advice)
     if len(found) < 3:
         return None
     lowest, last = min(found, key=lambda window: window.mean), found[-1]
@@ -88,9 +103,7 @@ def divergence(curves: Curves) -> TrainingWarning | None:
     if rise < 0.1 * found[0].mean:
         return None
     seen = f"the training loss rose from {number(lowest.mean)} to {number(last.mean)}"
-    return TrainingWarning(
-        "divergence", lowest.last, seen, "try a third of training.learning_rate, or more training.warmup"
-    )
+    return TrainingWarning("divergence", lowest.last, seen, advice)
 
 
 def no_learning(curves: Curves) -> TrainingWarning | None:
