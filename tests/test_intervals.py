@@ -66,7 +66,7 @@ def test_the_smallest_visible_gain_has_a_power_of_four_fifths(rows: list[tuple[f
     analysis = PowerAnalysis(evidence, evidence.with_pseudo_observations(-1, 1), threshold, 0.95)
     smallest = analysis.smallest()
     assert smallest > threshold
-    assert analysis.power(smallest + 1e-9) == pytest.approx(0.8 if evidence.row_variance() > 1e-12 else 1.0, abs=1e-3)
+    assert analysis.power(smallest + 1e-9) == pytest.approx(0.8, abs=1e-3)
 
 
 def test_no_smallest_visible_gain_is_below_the_threshold_where_all_rows_tie() -> None:

@@ -140,7 +140,8 @@ class PowerAnalysis:
         own, num_rows, num_clusters = self.evidence.row_variance(), self.evidence.sizes.sum(), len(self.widened.sums)
         widened = self.widened.sizes.sum()
         largest = self.widened.sums[-1] / self.widened.sizes[-1]  # difference: that of the pseudo-observations
-        variance = max(own, abs(effect) * (largest - abs(effect)))
+        gain = min(abs(effect), largest / 2)  # of which a larger one has no more variance
+        variance = max(own, gain * (largest - gain))
         row_variance = self.widened.row_variance() + (variance - own) * num_rows / widened
         error = math.sqrt(row_variance / widened * num_clusters / (num_clusters - 1))
         least = self.threshold + _t(self.confidence, num_clusters) * error
