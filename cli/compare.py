@@ -113,7 +113,7 @@ def show(console: Console, found: VariantComparison, asked: dict[str, Variant], 
     best = found.ranked[0]
     variant = asked[best.variant]
     link = opened_by(found.link, tracking_uri(variant.settings.registry))
-    for name, place in (("comparison", from_here(found.folder / "report.html")), ("MLflow", link)):
+    for name, place in (("comparison", from_here(found.folder / "report.html")), ("in MLflow", link)):
         console.print(Text.assemble((f"{name:<20}", "bold"), str(place)), soft_wrap=True)
     changes = shlex.join(text for each in variant.assignments for text in ("--set", each))
     following = [f"tunewright run {what} {changes}"] if best.state == "finished" else []

@@ -83,7 +83,7 @@ def show_last_word(console: Console, outcome: Outcome) -> None:
 def _verdict(outcome: Outcome) -> Text:
     colour = "bold green" if outcome.name == "Promoted" else "bold yellow"
     name, colon, rest = outcome.said.partition(":")
-    before = "" if outcome.is_new else f"{UNCHANGED}, as before: "
+    before = "" if outcome.is_new else f"{UNCHANGED} since the last run: "
     return Text.assemble(before, (name + colon, colour), rest)
 
 
@@ -111,10 +111,11 @@ def _show_account(console: Console, outcome: Outcome) -> None:
     if outcome.rows and (repaired := outcome.rows.repaired):
         console.print("repaired: " + ", ".join(f"{name} {count:,}" for name, count in repaired.items()), style="dim")
     if findings := worth_a_look(outcome):
-        where = " (checks: the data report, below, has the rows)" if outcome.checked else ""
-        lines = [f"worth a look{where}:", *findings]
+        where = " (rows in the data report, below)" if outcome.checked else ""
+        lines = [f"findings{where}:", *findings]
         console.print(Text("\n  ".join(lines), "dim"))
-    if outcome.splits and (few := too_few_test_rows(outcome.splits, outcome.verdict)):
+    # Before a verdict has measured it, the warning of split has said it.
+    if outcome.splits and outcome.verdict and (few := too_few_test_rows(outcome.splits, outcome.verdict)):
         console.print(Text(few, "yellow"))
     for said in user_provided_splits(outcome.checked) if outcome.checked else ():
         console.print(said, style="yellow")
@@ -160,13 +161,13 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     if outcome.adapter:
         looks.append(("curves", outcome.adapter.path("curves.html")))
     looks += [(f"answers, {name}", answers.path("answers.parquet")) for name, answers in outcome.answers.items()]
-    nexts = [f"tunewright plan {what}", *([f"tunewright data {what}"] if outcome.splits else [])]
+    nexts = [_next_run(outcome, what), *([f"tunewright data {what}"] if outcome.splits else [])]
     if outcome.registered:
         registered = outcome.registered
         looks.append(("model", f"{registered.uri}{' ' if registered.alias else ', '}{outcome.alias}"))
         looks += [("approve in Prefect", registered.asked)] if registered.asked else []
         link = f"{mlflow_run(registered)}?{AS_TRAINING}"
-        looks.append(("MLflow", opened_by(link, tracking_uri(registered))))
+        looks.append(("in MLflow", opened_by(link, tracking_uri(registered))))
         if outcome.name == "Waiting":
             nexts.insert(0, f'tunewright release approve {registered.name} {registered.version} --reason "..."')
     elif outcome.splits and not outcome.tokens:
@@ -181,10 +182,18 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     show_next(console, nexts)
 
 
+def _next_run(outcome: Outcome, what: str) -> str:
+    """What to do next: after a verdict that promotes nothing a change comes first, since nothing else would run."""
+    if outcome.verdict and outcome.verdict.decision in ("keep", "inconclusive"):
+        where = "that the verdict page advises (What to try next)" if outcome.page else "to the settings or the data"
+        return f"make a change {where}, then  tunewright run {what}"
+    return f"tunewright plan {what}"
+
+
 def opened_by(link: str, uri: str) -> str:
     """A link to MLflow's pages, after the command that serves them where no server has them already."""
     command = starts_with(uri)
-    return f"run {command}, then open {link}" if command else link
+    return f"start {command}, then open {link}" if command else link
 
 
 def show_next(console: Console, commands: Sequence[str]) -> None:

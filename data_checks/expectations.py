@@ -96,7 +96,11 @@ def _cut_off_answer(_: Entry, frame: pd.DataFrame) -> list[Rule]:
     cap = length_cap(dict(zip(lengths.tolist(), numbers.tolist(), strict=True)))
     if cap is not None and cap >= MIN_PROSE:  # below, many answers may be the same label
         rules.append(
-            between("an answer has {value} characters, where many are cut off", "max_answer_chars", most=cap - 1)
+            between(
+                "an answer has {value} characters, the length at which many are cut off",
+                "max_answer_chars",
+                most=cap - 1,
+            )
         )
     return rules
 
@@ -152,7 +156,7 @@ ROW_RULES: dict[str, Callable[[Entry, pd.DataFrame], list[Rule]]] = {
     "language": _language,
     "secrets": lambda entry, _: _of_kinds("a text holds a secret: {value}", "secret", entry),
     "personal_data": lambda entry, _: _of_kinds("a text holds personal data: {value}", "personal", entry),
-    "refusal": lambda *_: [nothing("an answer refuses: {value}", "refusal")],
+    "refusal": lambda *_: [nothing("an answer is a refusal: {value}", "refusal")],
     "cut_off_answer": _cut_off_answer,
 }
 

@@ -127,7 +127,7 @@ def _shares(profile: Profile, earlier: Profile | None) -> Iterator[Shares]:
 def summary(results: CheckResults) -> str:
     """The account, the most frequent reasons, the findings and what changed, as Markdown without raw HTML."""
     lines = [
-        f"{results.read:,} records read = {results.kept:,} kept + {results.refused:,} quarantined by ingest "
+        f"{results.read:,} records read = {results.kept:,} passed + {results.refused:,} quarantined by ingest "
         f"+ {results.quarantined:,} quarantined by check"
     ]
     counts = [(count, name, stage) for stage, found in results.reasons.items() for name, count in found.items()]

@@ -17,6 +17,7 @@ from great_expectations.data_context.types.base import (
 from tunewright.data_checks.rules import BY_ROW, Expected, columns_of
 from tunewright.data_checks.suite import Entry
 from tunewright.privacy.excerpts import clipped, masked
+from tunewright.reports.pages import percent
 
 OBSERVED_CHARS = 300
 
@@ -44,6 +45,8 @@ class ExpectationOutcome:
 
     def says(self, value: Any = None) -> str:
         """The fault, with the value that a failing row has; without one, what a table as a whole has."""
+        if isinstance(value, float):
+            return self.fault.replace("{value:.1%}", percent(value, 1)).format(value=value)
         return self.fault.format(value=_shown(self.observed) if value is None else value)
 
 

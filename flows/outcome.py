@@ -184,7 +184,7 @@ class Outcome(BaseModel, frozen=True):
 
 
 def worth_a_look(outcome: Outcome) -> list[str]:
-    """The findings, such as "refusal: an answer refuses, 3 rows".
+    """The findings, such as "refusal: an answer is a refusal, 3 rows".
 
     Those that have a sentence of their own (user_provided_splits, too_few_test_rows) are not among them.
     """
@@ -205,7 +205,8 @@ def too_few_test_rows(splits: artifacts.Splits, verdict: artifacts.Verdict | Non
         return ""
     rows = counted(splits.num_test, "test row")
     if verdict and verdict.smallest_visible is not None:
-        return f"warning: only {rows}, smallest detectable gain {number(verdict.smallest_visible)} (80 % power)"
+        gain = f"smallest detectable gain in {verdict.metric}: {number(verdict.smallest_visible)}"
+        return f"warning: only {rows}, {gain} (80 % power)"
     return few_test_rows(rows, LeakProof.load(splits).smallest_visible_difference)
 
 

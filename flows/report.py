@@ -23,7 +23,7 @@ from tunewright.registry.candidate import PAGE
 from tunewright.registry.tracking import AS_TRAINING, IN_VIEW, starts_with, tracking_uri, ui
 from tunewright.reports import curves
 from tunewright.reports.account import growth_sentence, leak_sentence
-from tunewright.reports.pages import number, signed_interval
+from tunewright.reports.pages import counted, number, percent, signed_interval
 from tunewright.reports.progress import duration
 from tunewright.tasks.scan import markdown as scan_table
 from tunewright.tasks.verdict_page.case import title
@@ -113,13 +113,13 @@ def _proof(proof: LeakProof, rotation: str) -> str:
     if balance.num_strata > 1:
         lines += [
             "",
-            f"Largest deviation of a split by {balance.by}: {balance.largest_deviation:.1%}.",
+            f"Largest deviation of a split by {balance.by}: {percent(balance.largest_deviation, 1)}.",
         ]
     test, clusters, visible = proof.rows["test"], proof.test_clusters, proof.smallest_visible_difference
     lines += [
         "",
-        f"With {test:,} test rows in {clusters:,} independent clusters, differences in exact match below about "
-        f"{visible:.1%} are not detectable.",
+        f"With {test:,} test rows in {clusters:,} independent clusters, differences in exact match smaller than "
+        f"about {percent(visible, 1)} between two models cannot be detected.",
     ]
     return "\n".join([*lines, *(["", f"{rotation}."] if rotation else [])])
 
@@ -184,7 +184,11 @@ def decided(outcome: Outcome) -> str:
         lines += [f"Smallest detectable gain: {number(verdict.smallest_visible)} (80 % power)."]
     if verdict.rows_needed:
         lines += [f"A decision needs about {verdict.rows_needed:,} test rows."]
-    lines += [f"Test-set use {verdict.test_set_uses} of these rows."] if verdict.test_set_uses else []
+    lines += (
+        [f"These test rows were used for {counted(verdict.test_set_uses, 'decision')} so far."]
+        if verdict.test_set_uses
+        else []
+    )
     lines += [f"\nForgetting: {said}.\n" for said in verdict.says_forgotten()]
     lines += _general(verdict.general)
     lines += [f"{html.escape(said, quote=False)}.\n" for said in (outcome.judged.says() if outcome.judged else ())]

@@ -92,7 +92,7 @@ def test_a_pipeline_that_never_ran_is_compared_with_no_other() -> None:
     run(settings("a"))
     assert causes(plan(settings("a"))) == {}
     steps = plan(settings("b"))
-    assert causes(steps) == {"ingest": ["not run yet"], "check": ["waits for ingest"], "dedupe": ["waits for check"]}
+    assert causes(steps) == {"ingest": ["not run yet"], "check": ["runs after ingest"], "dedupe": ["runs after check"]}
     assert all(step.last is None for step in steps.values())
 
 
@@ -109,7 +109,7 @@ def test_a_stage_is_held_against_the_most_alike_of_its_own_and_not_the_last() ->
     run(settings("a"))
     run(settings("a", Checks(max_quarantined_share=0.5, expectations=(Expectation(name="refusal", severity="skip"),))))
     planned = plan(settings("a", Checks(max_quarantined_share=0.4)))
-    assert causes(planned) == {"check": ["checks.max_quarantined_share: 0.2 -> 0.4"], "dedupe": ["waits for check"]}
+    assert causes(planned) == {"check": ["checks.max_quarantined_share: 0.2 -> 0.4"], "dedupe": ["runs after check"]}
 
 
 def test_an_artifact_that_was_deleted_is_said_to_be_gone(home: Path) -> None:
@@ -151,9 +151,9 @@ def test_a_stop_is_told_only_where_what_the_stage_reads_is_the_same() -> None:
     assert said.startswith("it stopped on the same data, ")
     Path("a.jsonl").write_text(Path("b.jsonl").read_text())
     planned = plan(asked)
-    assert causes(planned)["check"] == ["waits for ingest"]
+    assert causes(planned)["check"] == ["runs after ingest"]
     assert planned["check"].stopped, "what it left is still to be looked at"
-    assert causes(plan(asked, refresh=("ingest",)))["check"] == ["waits for ingest"]
+    assert causes(plan(asked, refresh=("ingest",)))["check"] == ["runs after ingest"]
 
 
 def test_a_stage_to_refresh_after_the_last_one_is_refused() -> None:

@@ -158,7 +158,7 @@ def test_the_report_accounts_for_what_ingest_refused_too(make_rows: MakeRows) ->
     html = (
         check.fn(make_rows([*GOOD, BAD["empty_answer"]], refused=2), Checks(), SPECIAL).path("report.html").read_text()
     )
-    assert "4 of 7 rows kept" in html
+    assert "4 of 7 rows passed" in html
     assert "1 quarantined by check, 2 quarantined by ingest" in html
     assert "bad_json" in html
     assert "empty_answer" in html

@@ -38,7 +38,7 @@ def both(*tables: pa.Table) -> pa.Table:
         (
             labelled({"yes": 90, "no": 10}),
             "label_balance",
-            "one of the answers has 90.0% of the rows, over max_share=0.8",
+            "one of the answers has 90.0 % of the rows, over max_share=0.8",
         ),
         (
             labelled({"yes": 60, "no": 60, "so": 3}),
@@ -48,12 +48,12 @@ def both(*tables: pa.Table) -> pa.Table:
         (
             both(labelled({"yes": 95}), labelled({"no": 5}, "b")),
             "source_balance",
-            "one of several sources has 95.0% of the rows, over max_share=0.9",
+            "one of several sources has 95.0 % of the rows, over max_share=0.9",
         ),
         (
             both(labelled({"yes": 30}), labelled({"yes": 10})),
             "duplicate_rows",
-            "25.0% of the rows equal an earlier one, over max_share=0.2",
+            "25.0 % of the rows equal an earlier one, over max_share=0.2",
         ),
     ],
 )

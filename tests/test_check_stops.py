@@ -64,7 +64,7 @@ def test_too_large_a_share_in_quarantine_stops_and_names_counts_and_the_first_ro
     with pytest.raises(DataError) as caught:
         check.fn(rows, only(*two, share=0.2), SPECIAL)
     assert str(caught.value).startswith(
-        "3 of 7 rows quarantined (42.9%), over checks.max_quarantined_share=0.2: "
+        "3 of 7 rows quarantined (42.9 %), over checks.max_quarantined_share=0.2: "
         "2 empty_answer, 1 placeholder_answer; first: data.jsonl line 5; see "
     )
     assert check.fn(rows, only(*two, share=0.43), SPECIAL).num_rows == 4
@@ -123,4 +123,4 @@ def test_a_table_of_which_no_row_is_left_leaves_its_report(make_rows: MakeRows, 
     first = check.fn(make_rows(GOOD), Checks(), SPECIAL)
     with pytest.raises(DataError, match="none is left: 2 empty_answer"):
         check.fn(make_rows([("Hi", " "), ("Ho", " ")]), LENIENT, SPECIAL, (), first)
-    assert "0 of 2 rows kept" in (left(home) / "report.html").read_text()
+    assert "0 of 2 rows passed" in (left(home) / "report.html").read_text()

@@ -276,7 +276,7 @@ def test_a_plan_for_a_program_writes_one_json_object_and_nothing_else(
         "state": "run",
         "because": ["training.learning_rate: 0.01 -> 0.02"],
     }
-    assert stages["evaluate", "candidate"]["because"] == ["waits for train"]
+    assert stages["evaluate", "candidate"]["because"] == ["runs after train"]
 
 
 def test_a_plan_says_what_training_would_take(after_first: Run) -> None:
@@ -293,7 +293,7 @@ def test_a_plan_says_what_training_would_take(after_first: Run) -> None:
     assert chosen["memory_bytes"]["peak"] < sum(chosen["memory_bytes"].values())
     assert 0 < chosen["seconds"][0] <= chosen["seconds"][1]
     memory = next(line for line in after_first("plan", "tiny.yaml").stdout.splitlines() if " at peak, " in line)
-    assert "; parts, not all at once: " in memory and "0.00 GB" not in memory
+    assert "; parts, not all at once: weights " in memory and "0.00 GB" not in memory
     here = json.loads(after_first("plan", "tiny.yaml", "--json").stdout)["training"]
     assert here["methods"][0]["seconds_from"].startswith("an earlier run of 2 steps")
 
@@ -309,8 +309,8 @@ def test_a_plan_says_the_trained_share_of_the_run_and_what_its_time_is_of(
     share = said.partition("(")[2].rstrip(")")
     assert re.search(rf"lora [\d,]+ {re.escape(share)}", page)
     assert re.search(
-        r"for steps and evaluations, based on an earlier run of 2 steps on this machine \(train stage: \d+ s\); "
-        r"loading and saving not included",
+        r"steps and evaluations: about .*, based on an earlier run of 2 steps on this machine "
+        r"\(the whole stage with loading: \d+ s\) ",
         page,
     )
 

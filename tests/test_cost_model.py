@@ -21,6 +21,7 @@ from make_payloads import make_contract
 
 from tunewright import cost_model
 from tunewright.artifacts import IGNORED, TOKEN_SCHEMA, Base, Tokens
+from tunewright.cli import plan
 from tunewright.config import Compute, Method, Training
 from tunewright.cost_model import devices, shapes, work
 from tunewright.cost_model.learning import learning
@@ -353,6 +354,18 @@ def test_checkpointing_takes_less_and_longer_rows_more(wide_base: Path, kind: An
     assert memory(shape, method, off, short).peak < memory(shape, method, off, long).peak
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_parts_of_memory_that_plan_shows_add_up_to_the_peak_at_least(
+    wide_base: Path, kind: Any, device: Any
+) -> None:
+    shape, method = shapes.shape_in(wide_base), Method(kind=kind)
+    load = Load(tokens=4 * 256, scored=32, groups=((4, 256),))
+    needed = memory(shape, method, chosen(wide_base, method), load, device)
+    assert sum(needed.parts.values()) + needed.holes >= needed.peak - len(needed.parts)
+    assert (needed.holes > 0) == (device == "cpu")
+
+
 def test_automatic_micro_batches_are_as_large_as_memory_allows(tiny_base: Base) -> None:
     stands, compute = ground(tiny_base, token_rows(40, 400)), Compute(shared_prefix=False, precision="float32")
     of_eight = Training(batch=32, micro_batch=8)
@@ -509,7 +522,15 @@ def test_an_earlier_run_on_the_same_rows_is_a_rate(tiny_base: Base, tokens: Toke
         tiny_base, tokens, cost_model.BudgetCase(stands, Method(), Training(), Compute(), machine)
     )
     expected = 8 * cost_model.BudgetCase(stands, Method(rank=4), Training(batch=4), Compute(), machine).flops_a_row
-    assert rate == calibration.Rate(expected, expected, "an earlier run of 3 steps on this machine (train stage: 47 s)")
+    assert rate == calibration.Rate(
+        expected, expected, "an earlier run of 3 steps on this machine (the whole stage with loading: 47 s)"
+    )
+    rates = plan._Rates(
+        cost_model.BudgetCase(stands, Method(), Training(), Compute(), machine), {"base": tiny_base, "render": tokens}
+    )
+    (note,) = rates.calibrate("x.yaml")
+    assert note.startswith("--calibrate is not needed: an earlier run")
+    assert not (home / "calibrations").exists()
     other_rows = tokens.model_copy(update={"digest": "def"})
     assert (
         calibration.measured(

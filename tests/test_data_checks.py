@@ -219,7 +219,7 @@ def test_the_summary_accounts_for_all_records_and_escapes_what_it_names() -> Non
     fact = EXPECTATION | {"fault": "<b>|*x*"}
     since = {"version": "k", "before": 9, "added": 2, "removed": 1, "drift": {}}
     text = summary(make_check_results(expectations=[fact], since=since))
-    assert text.startswith("3 records read = 1 kept + 1 quarantined by ingest + 1 quarantined by check\n")
+    assert text.startswith("3 records read = 1 passed + 1 quarantined by ingest + 1 quarantined by check\n")
     assert "| bad_json | ingest | 1 |" in text
     assert "- **secrets**: &lt;b&gt;&#124;&#42;x&#42;, 1 row\n" in text
     assert "Since the last accepted version of 9 rows: 2 added, 1 removed." in text

@@ -433,6 +433,17 @@ def test_what_has_not_run_is_named_with_the_command_that_runs_it(planned: Plan) 
     assert "--until render" in shown(data_view.show_data, look_up(SETTINGS), "x.yaml")
 
 
+def test_the_page_of_duplicates_is_said_to_show_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("")
+    said = {}
+    for reason in ("exact_duplicate", "near_duplicate"):
+        unique = UniqueRows(folder=tmp_path, num_rows=6, num_removed=2, reasons={reason: 2}, boilerplate=())
+        said[reason] = shown(data_view._show_duplicates, unique, "x.yaml")
+    assert "report.html counts them by reason" in said["exact_duplicate"]
+    assert "nearest" not in said["exact_duplicate"]
+    assert "report.html shows the pairs nearest to the threshold" in said["near_duplicate"]
+
+
 def test_where_the_sources_changed_the_version_accepted_last_is_shown(data: PipelineData, planned: Plan) -> None:
     planned([])
     last = look_up(SETTINGS)

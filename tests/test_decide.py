@@ -63,7 +63,7 @@ def test_a_clearly_better_model_is_promoted_in_plain_words() -> None:
 def test_a_model_that_is_not_better_is_kept_back() -> None:
     decision = against(*shares(won=2, lost=30, right=68))
     assert (decision.decision, decision.because) == ("keep", "worse")
-    assert decision.sentence.startswith("Not promoted: exact match .70 is not above the base's .98: -.28 [-.")
+    assert decision.sentence.startswith("Not promoted: exact match .70 is worse than the base's .98: -.28 [-.")
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 37, 400])
@@ -244,7 +244,9 @@ def test_what_decided_or_was_the_closest_is_one_comparison_with_its_name() -> No
     assert gain(right(30), right(100)) == "+.50 [.40, .58] exact match against the few-shot prompt"
     assert gain(right(30), right(100), at_least=0.5) == "+.30 [.23, .36] exact match against gate.at_least=.50"
     assert gain(right(95), right(100)) == "-.15 [-.21, -.08] exact match against the few-shot prompt"
-    assert gain(right(30), right(60)) == "-.40 [-.48, -.31] share that stops at the stop token against the base"
+    assert (
+        gain(right(30), right(60)) == "-.40 [-.48, -.31] share of answers that end with the stop token against the base"
+    )
     losses = against([0.4] * 30, [0.5] * 30, metric="perplexity")
     assert losses.gain == ".10 [.08, .10] less loss in nats per token against the base"
     losses = against([6.0, 5.5] * 15, [0.5] * 30, metric="perplexity")
@@ -354,8 +356,8 @@ def test_a_guardrail_that_is_broken_keeps_a_better_model_back() -> None:
     decision = guarded(stopped)
     assert (decision.decision, decision.because) == ("keep", "regression")
     assert decision.sentence == (
-        "Not promoted: a regression: share that stops at the stop token .80 is worse than the base's 1.00 by more than "
-        ".05: -.20 [-.27, -.13] on 100 test rows."
+        "Not promoted: a regression: share of answers that end with the stop token .80 is worse than the base's 1.00 "
+        "by more than .05: -.20 [-.27, -.13] on 100 test rows."
     )
 
 
@@ -377,8 +379,8 @@ def test_a_guardrail_that_may_fail_besides_is_not_said_to_be_broken() -> None:
     )
     assert decision.guardrails[0].finding == "unclear"
     assert decision.sentence.endswith(
-        " Also, share that stops at the stop token .92 may be worse than the base's 1.00 by more than .05 (not enough "
-        "evidence)."
+        " Also, share of answers that end with the stop token .92 may be worse than the base's 1.00 by more than "
+        ".05 (not enough evidence)."
     )
 
 
@@ -397,7 +399,10 @@ def test_a_guardrail_has_to_be_shown_to_hold() -> None:
     )
     unsure = guarded(GuardrailTest(evidence("stopped", candidate=right(97), base=right(100)), 0.05))
     assert unsure.decision == "inconclusive"
-    assert "a regression is not ruled out: share that stops at the stop token .97 may be worse" in unsure.sentence
+    assert (
+        "a regression is not ruled out: share of answers that end with the stop token .97 may be worse"
+        in unsure.sentence
+    )
     assert unsure.rows_needed == unsure.guardrails[0].rows_needed
 
 

@@ -265,8 +265,8 @@ def test_a_plan_with_another_base_does_not_reckon_with_the_one_before(
     assert (base.state, base.last) == ("run", None)
     assert any("org/seventy-billion" in cause for cause in base.because)
     assert names(steps, "cached") == ["ingest"]
-    assert causes(steps)["check"] == ["waits for base"], "its special tokens are not known"
-    assert causes(steps)["dedupe"] == ["waits for check"]
+    assert causes(steps)["check"] == ["runs after base"], "its special tokens are not known"
+    assert causes(steps)["dedupe"] == ["runs after check"]
     assert "evaluate few_shot" in names(steps, "run")
 
 
@@ -307,7 +307,7 @@ def test_a_plan_says_where_a_training_goes_on(settings: Settings, monkeypatch: p
     assert found["train"] == ["training.learning_rate: 0.01 -> 0.02", "it resumes from its checkpoint at step 12"]
     assert [stage for stage, because in found.items() if any("checkpoint" in each for each in because)] == ["train"]
     write(ROWS[2:])  # whose tokens are unknown as yet: the checkpoint is of others
-    assert causes(plan(settings, "register", ()))["train"] == ["waits for render"]
+    assert causes(plan(settings, "register", ()))["train"] == ["runs after render"]
 
 
 def test_another_learning_rate_trains_again_and_nothing_before(settings: Settings, home: Path, made: list[str]) -> None:
@@ -345,7 +345,7 @@ def test_a_lost_or_altered_file_is_made_again(settings: Settings, home: Path, ma
     planned = plan(settings, "register", ())
     said = "rows.parquet is missing" if deleted else "rows.parquet was altered"
     assert causes(planned)["dedupe"] == [f"artifact {file.parent.name}: {said}"]
-    assert causes(planned)["split"] == ["waits for dedupe"]
+    assert causes(planned)["split"] == ["runs after dedupe"]
     state = run(settings, until="render")
     assert made == ["dedupe"]
     assert names(state.result(), "ran") == ["dedupe"]
@@ -364,7 +364,7 @@ def test_an_edited_stage_runs_again_and_what_it_hands_on_unchanged_runs_nothing(
     planned = plan(settings, "register", ())
     assert names(planned, "cached") == ["ingest", "base", "check", "forgetting base"]
     assert causes(planned)["dedupe"] == ["code tunewright.tasks.dedupe:dedupe changed"]
-    assert causes(planned)["split"] == ["waits for dedupe"]
+    assert causes(planned)["split"] == ["runs after dedupe"]
     state = run(settings)
     assert made == ["dedupe"]
     assert names(state.result(), "ran") == ["dedupe"]
@@ -398,8 +398,8 @@ def test_a_plan_before_the_first_run_has_the_tasks_that_the_run_has(
     first = names(done[1].result(), "ran")
     assert names(steps, "run") == first[: first.index("decide") + 1]
     assert causes(steps)["ingest"] == ["not run yet"]
-    assert causes(steps)["check"] == ["waits for ingest and base"]
-    assert causes(steps)["dedupe"] == ["waits for check"]
+    assert causes(steps)["check"] == ["runs after ingest and base"]
+    assert causes(steps)["dedupe"] == ["runs after check"]
     assert not (tmp_path / "empty").exists()
 
 

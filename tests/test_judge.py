@@ -114,7 +114,7 @@ def test_a_judge_that_sees_the_better_answer_prefers_it_in_either_order(
     assert endpoint.requests[0]["model"] == "wise"
     written = found.path("judged.parquet").read_bytes() + found.path("judged.json").read_bytes()
     assert b"secret" not in written
-    assert found.says()[0].startswith("The judge wise prefers the candidate to the base in 92% [")
+    assert found.says()[0].startswith("The judge wise prefers the candidate to the base in 92 % [")
     assert ask() == found
     assert len(endpoint.requests) == 2 * 5
 
@@ -124,7 +124,7 @@ def test_a_judge_that_prefers_what_stands_first_comes_to_nothing(ask: Ask, endpo
     found = ask()
     assert found.preferred["base"][1] == 0.5
     assert found.agreement["base"] == 0.0
-    assert "agrees with itself in 0%, too rarely to rely on" in found.says()[0]
+    assert "agrees with itself in 0 %, too rarely to rely on" in found.says()[0]
     rows = pq.read_table(found.path("judged.parquet")).to_pylist()
     assert [row["first"] for row in rows if row["opponent"] == "base"].count("A") == 5
     assert [row["first"] for row in rows if row["opponent"] == "champion"] == [None] * 6

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -24,7 +25,7 @@ from pathlib import Path
 from tunewright import config
 from tunewright.tasks.train import one_at_a_time
 config.device_locks = lambda: Path(sys.argv[1])
-with one_at_a_time.held("cpu", "run brave-otter"):
+with one_at_a_time.held("cpu", '"brave-otter"'):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -46,8 +47,10 @@ def test_the_second_waits_and_says_for_whom(caplog: pytest.LogCaptureFixture) ->
         assert 0.5 < waited < 10
         assert process.wait(10) == 0
     first, last = caplog.messages
-    assert first.startswith("  waiting for the device (cpu): in use by run brave-otter since 20")
-    assert f"process {process.pid}" in first
+    assert first.startswith(
+        f'  waiting for the CPU: in use by another run ("brave-otter", process {process.pid}) since '
+    )
+    assert re.fullmatch(r"\d\d:\d\d:\d\d \S+", first.rpartition("since ")[2]), "of today, so without the date"
     assert last == "  the device is free"
 
 

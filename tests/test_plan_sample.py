@@ -13,7 +13,7 @@ from make_payloads import make_proof
 from tunewright.artifacts import Base
 from tunewright.cli import deployment_file, plan
 from tunewright.cli.deployment_file import Pipeline
-from tunewright.cli.plan import Planned
+from tunewright.cli.plan import CLUSTERS, Planned
 from tunewright.cli.plan.sample import sampled
 from tunewright.config import Data, Gate, Guardrail, Source, Split, Training
 from tunewright.cost_model import work
@@ -295,7 +295,7 @@ def test_a_plan_says_before_split_that_the_test_rows_will_be_few(tiny_base: Base
         return [note for note in costs.notes if "test row" in note]
 
     said = "warning: only about {}, smallest detectable gain in accuracy about {} (80 % power, estimated{})"
-    said = said.format("{}", "{}", "; near-duplicates, which count once too, are not known before split")
+    said = said.format("{}", "{}", f"; {CLUSTERS}")
     assert notes() == [said.format("5 test rows", ".50")]
     assert notes("split.test=0.03") == [said.format("2 test rows", ".79")], "as split rounds 1.5"
     many = "data.sources=[{path: a.jsonl}, {path: b.jsonl, use_as: test}]"

@@ -45,7 +45,7 @@ def test_what_was_chosen_is_said_with_its_reason_before_the_first_step(
     progress.update()
     assert [message.strip() for message in caplog.messages] == [
         "checkpoint-25 is skipped: optimizer.pt was altered",
-        "1,000 of 100,000 parameters are trainable (1.00%)",
+        "1,000 of 100,000 parameters are trainable (1.00 %)",
         "resuming from step 20",
         "precision bfloat16: cpu has it",
         "packing on: shared",
@@ -90,6 +90,25 @@ def test_a_fast_training_has_few_lines_and_the_last_evaluation_is_among_them(
     said = [each.strip().partition(", 1,234 tokens/s")[0] for each in caplog.messages if " of 45" in each]
     assert [each.partition(" of 45")[0] for each in said] == ["step 1", "step 11", "step 21", "step 31", "step 41"]
     assert said[-1].endswith("validation loss 0.7500 at step 40, validation exact match 0.2500 at step 40")
+
+
+def test_the_last_step_is_said_once_with_its_evaluation_and_no_time_left_before_a_tenth(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunewright.reports.progress, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(tunewright.reports.progress, "EVALUATION_SECONDS", 0.0)
+    caplog.set_level(logging.INFO, "tunewright.steps")
+    (tmp_path / "status.json").write_text(json.dumps(STATUS))
+    progress = Progress(tmp_path)
+    for lines in ([step(4)], [step(4), step(5)], [step(44), step(45)], [step(44), step(45), look(45)]):
+        write(tmp_path, *lines)
+        progress.offset, progress.steps, progress.evaluations = 0, [], []
+        progress.update()
+    progress.update(last=True)
+    said = [message.strip() for message in caplog.messages]
+    assert [each.partition(":")[0] for each in said] == ["step 4 of 45", "step 5 of 45", "step 45 of 45"]
+    assert ["left" in each for each in said] == [False, True, False]
+    assert "validation loss 0.7500" in said[-1]
 
 
 def test_a_server_that_does_not_answer_is_said_once_and_training_goes_on(
@@ -157,7 +176,7 @@ def test_counted_work_tells_how_much_is_done_and_how_long_the_rest_takes(
         now += 1
         countdown.tell(done)
     assert [message.strip() for message in caplog.messages] == [
-        "2 of 120 answers, about 4.9 min left",
+        "2 of 120 answers",
         "32 of 120 answers, about 96 s left",
         "62 of 120 answers, about 61 s left",
         "92 of 120 answers, about 29 s left",
@@ -167,7 +186,7 @@ def test_counted_work_tells_how_much_is_done_and_how_long_the_rest_takes(
     countdown = Countdown(1, "answers", "evaluation-progress")
     now += 600
     countdown.tell(0)
-    assert [message.strip() for message in caplog.messages] == ["0 of 1 answers"]
+    assert caplog.messages == [], "nothing is done yet"
     caplog.clear()
     Countdown(1, "answers", "evaluation-progress").tell(1)
     assert caplog.messages == []  # it took no time

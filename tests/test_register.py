@@ -86,7 +86,7 @@ def test_a_run_without_warnings_says_where_too_few_evaluations_could_warn(
     monkeypatch.setattr(registered, "_adapter", lambda *given: adapter(*given).model_copy(update={"warnings": ()}))
     make()
     (run,) = runs()
-    assert run.data.tags["training"].startswith("Only 1 evaluation: too few to tell whether the training had finished")
+    assert run.data.tags["training"].startswith("Only 1 evaluation: too few to tell whether the loss had converged")
 
 
 def test_a_run_and_its_version_name_the_data_by_our_digests(make: Make, tmp_path: Path) -> None:

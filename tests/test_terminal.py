@@ -4,6 +4,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pytest
 from make_payloads import EXPECTATION, make_check_results, make_decontamination, make_proof
 from rich.console import Console
 
@@ -67,11 +68,11 @@ def test_a_link_that_nothing_serves_stands_behind_the_command_that_serves_it(hom
         return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
     serves = f"mlflow ui --backend-store-uri sqlite:///{home / 'mlflow.db'}"
-    assert f"\nMLflow              run {serves}, then open http://127.0.0.1:5000/{link}\n" in shown()
+    assert f"\nin MLflow           start {serves}, then open http://127.0.0.1:5000/{link}\n" in shown()
     up = Addresses(pid=1, prefect="http://127.0.0.1:4300", mlflow="http://127.0.0.1:5300", pool="local")
     with addresses.held() as file:
         file.write_text(up.model_dump_json())
-        assert f"\nMLflow              http://127.0.0.1:5300/{link}\n" in shown()
+        assert f"\nin MLflow           http://127.0.0.1:5300/{link}\n" in shown()
 
 
 def test_prompts_with_fewer_examples_than_chosen_are_warned_of_in_the_summary() -> None:
@@ -115,10 +116,8 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     rows = Rows(num_read=9, num_rows=9, num_quarantined=0, reasons={}, detected={})
     terminal.show_outcome(console, Outcome.of([Step(stage="ingest", state="ran", record=rows), steps[0]]), "x.yaml")
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert (
-        "worth a look (checks: the data report, below, has the rows):\n  language: the prompt is not in en (de" in shown
-    )
-    assert shown.index("worth a look") < shown.index("data report  ")
+    assert "findings (rows in the data report, below):\n  language: the prompt is not in en (de" in shown
+    assert shown.index("findings (rows") < shown.index("data report  ")
     of_split = {"contaminated": 1_200, "validation_in_held_out": 1, "test_in_held_out": 2, "train_newer_than_test": 1}
     found_by_split = [Step(stage="split", state="ran", record=splits.model_copy(update={"findings": of_split}))]
     assert worth_a_look(Outcome.of(found_by_split)) == [
@@ -135,12 +134,41 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     verdict = Verdict.model_validate(
         {**said, "rows_needed": None, "differences": {}, "intervals": {}, "smallest_visible": 0.304}
     )
-    assert too_few_test_rows(few, verdict) == "warning: only 50 test rows, smallest detectable gain .30 (80 % power)"
+    measured = "warning: only 50 test rows, smallest detectable gain in exact_match: .30 (80 % power)"
+    assert too_few_test_rows(few, verdict) == measured
     console = Console(file=StringIO(), width=120, highlight=False)
     terminal.show_outcome(console, Outcome.of([Step(stage="split", state="ran", record=few)]), "x.yaml")
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "too_small" not in shown
+    assert "warning: only" not in shown, "the log of split has warned of it, and nothing has measured it since"
     assert too_few_test_rows(few.model_copy(update={"findings": {}})) == ""
+
+
+@pytest.mark.parametrize(
+    ("decision", "next_line"),
+    [
+        ("keep", "  make a change that the verdict page advises (What to try next), then  tunewright run x.yaml"),
+        ("promote", "  tunewright plan x.yaml"),
+    ],
+)
+def test_after_a_verdict_that_promotes_nothing_a_change_comes_before_the_next_run(
+    tmp_path: Path, decision: str, next_line: str
+) -> None:
+    said = {
+        "decision": decision,
+        "sentence": "Not promoted: it is worse.",
+        "metric": "exact_match",
+        "rows_needed": None,
+    }
+    verdict = Verdict.model_validate(said | {"differences": {}, "intervals": {}})
+    page = VerdictPage(folder=tmp_path, num_rows=9, suggestions=("Train longer: 10 steps",))
+    steps = [
+        Step(stage=stage, state="ran", record=made) for stage, made in (("decide", verdict), ("verdict_page", page))
+    ]
+    console = Console(file=StringIO(), width=120, highlight=False)
+    terminal.show_outcome(console, Outcome.of(steps), "x.yaml")
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert shown.partition("\nnext\n")[2].splitlines()[0] == next_line
 
 
 def test_the_leak_sentence_counts_held_out_records_where_there_are_some() -> None:

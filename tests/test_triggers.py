@@ -44,7 +44,7 @@ def at_once(up: Up) -> list[str]:
     runs = [up.run(learning_rate=rate) for rate in (0.002, 0.002, 0.003)]
     trainer = until(lambda: up.living().get("trainer"))
     trainer.suspend()
-    until(lambda: up.said(runs, "  waiting for the device ("))
+    until(lambda: up.said(runs, "  waiting for the CPU: "))
     trainer.resume()
     for run in runs:
         assert up.ended(run)["type"] == "COMPLETED", up.state(run)["message"]

@@ -288,7 +288,7 @@ def test_the_page_says_the_verdict_and_loads_nothing(make: Make) -> None:
     assert not re.search(r"https?:|url\(|@import|\bon\w+=", page)
     assert "82 rows read = 82 kept + 0 quarantined + 0 duplicates." in read.text
     assert "60 steps, 6,000 tokens, at most 3 GB" in read.text
-    assert "3 test-set uses" in read.text
+    assert "3 decisions that used these test rows so far" in read.text
 
 
 def test_every_link_of_the_page_leads_somewhere_on_it(make: Make) -> None:
@@ -450,7 +450,7 @@ def test_the_figures_at_the_top_are_of_what_the_sentence_says_decided_or_was_the
     )
     assert "1.00 exact match, candidate .89 few-shot prompt, the closest +.11 improvement over it" in shown
     kept = Read(page_of(make(RIGHT, RIGHT, others={"few_shot": wrong(RIGHT, range(9))}))).text
-    assert "1.00 exact match, candidate 1.00 base, decisive +.00 improvement over it" in kept
+    assert "1.00 exact match, candidate 1.00 base, the deciding comparison +.00 improvement over it" in kept
 
 
 def test_two_intervals_of_a_tie_are_explained_where_they_differ(make: Make) -> None:
@@ -537,7 +537,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
         ),
         (
             {"candidate": wrong(RIGHT, range(9)), "base": wrong(RIGHT, range(70)), "cut": range(5)},
-            "learns to stop: 5 of 80 answers ran past their references to the token limit",
+            "learns to stop: 5 of 80 answers did not stop and hit the token limit",
         ),
         (
             {
@@ -555,7 +555,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "base": wrong(RIGHT, range(70)),
                 "trained": [*(each for each in LABELS for _ in range(40)), *["rare"] * 4],
             },
-            "in 4 of 4 wrong answers the reference has fewer than 10 training rows, as do 5% of the test rows",
+            "in 4 of 4 wrong answers the reference has fewer than 10 training rows, as do 5 % of the test rows",
         ),
         (
             {
@@ -576,11 +576,11 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
         ),
         (
             {"candidate": wrong(RIGHT, range(60)), "base": wrong(RIGHT, range(1, 61))},
-            "more training.epochs: 98% of the candidate's answers are identical to the base's",
+            "more training.epochs: 98 % of the candidate's answers are identical to the base's",
         ),
         (
             {"candidate": wrong(RIGHT, range(60)), "base": wrong(RIGHT, range(1, 61)), "max_steps": 60},
-            "more training.max_steps: 98% of the candidate's answers are identical to the base's",
+            "more training.max_steps: 98 % of the candidate's answers are identical to the base's",
         ),
         (
             {
@@ -669,6 +669,28 @@ def test_a_model_that_had_not_finished_learning_is_trained_longer_and_not_more_g
     assert advice[0].startswith("Train longer")
     assert "Then check that your reference answers match their prompts" in advice
     assert not [each for each in advice if "gently" in each or each.startswith("First check")]
+
+
+def test_a_training_of_few_steps_or_answers_that_do_not_stop_are_the_first_advice(make: Make) -> None:
+    ahead = make(**UNLEARNED, losses=[2.0]).suggestions
+    assert ahead[0] == "Train longer: more training.max_steps: training had only 10 steps", ahead
+    longer = make(**UNLEARNED, losses=LOSSES).suggestions
+    assert longer[0].startswith("Train longer so that the model learns to stop: 16 of 80 answers did not stop"), longer
+    for each in (ahead, longer):
+        assert any(one.startswith("Then check that your reference answers") for one in each), each
+
+
+def test_the_page_names_what_is_counted_and_which_way_is_better(make: Make) -> None:
+    forgotten = {"base": [1.0] * 30, "candidate": [1.0] * 30}
+    gate = Gate(guardrails=(Guardrail(metric="unparseable", margin=0.5), Guardrail(metric="stopped", margin=0.5)))
+    text = Read(page_of(make(wrong(RIGHT, range(8)), wrong(RIGHT, range(60)), gate=gate, general=forgotten))).text
+    assert "Guardrail: share of invalid labels; the candidate's decrease from" in text
+    assert "Guardrail: share of answers that end with the stop token; the candidate's gain over" in text
+    assert "LoRA on" in text and "95 % confidence" in text
+    references = ['{"intent": "a"}'] * 40
+    answers = ['{"intent": "b"}'] * 8 + ["nothing"] * 32
+    text = Read(page_of(make(answers, references, references=references))).text
+    assert "Wrong fields of the 8 wrong answers that are JSON objects: intent in 8." in text
 
 
 def opposite(suggestions: Sequence[str]) -> bool:

@@ -19,12 +19,14 @@ from tunewright.store.lineage import OUT_OF_DATA, first_refused, num_refused
 from tunewright.store.refusals import StoppedStage
 from tunewright.store.row_search import MOST_MATCHES, Found
 
+EXACT = "exact_duplicate"  # the reason of dedupe
 DIGITS = 12  # of a digest, where a person reads it
 COLUMNS = {"refused": "quarantined by ingest", "quarantined": "quarantined later"}  # of figures, in the table
 RULES = {
     "given": "assigned by its source",
     "kept": "kept from the previous version",
     "by_time": "assigned by time",
+    "drawn": "randomly assigned",
     "replay": "drawn as replay row",
 }
 
@@ -81,7 +83,9 @@ def _show_duplicates(console: Console, unique: UniqueRows | None, what: str) -> 
     if unique is None or not unique.num_removed:
         return
     page, table = unique.path("report.html"), unique.path("removed.parquet")
-    said = [f"duplicates: {from_here(page)} shows the pairs nearest to the threshold"] if page.is_file() else []
+    nearest = any(reason != EXACT for reason in unique.reasons)  # exact duplicates have no similarity to look at
+    shows = "shows the pairs nearest to the threshold" if nearest else "counts them by reason"
+    said = [f"duplicates: {from_here(page)} {shows}"] if page.is_file() else []
     rows = "the one row" if unique.num_removed == 1 else f"all {unique.num_removed:,} rows, each"
     said.append(f"duplicates: {from_here(table)} lists {rows} with the row it repeats")
     said.append(f"one of them: tunewright data {what} --line FILE:LINE")

@@ -27,6 +27,7 @@ from tunewright.tasks.ingest.sampling import Sample, first_rows
 from tunewright.tasks.split.proof import LEAST_VISIBLE, visible_difference
 from tunewright.tasks.train import calibration
 
+CLUSTERS = "a cluster of near-duplicates counts as one row, and clusters are known only after split"
 KINDS = ("lora", "qlora", "full", "spectrum")
 
 
@@ -97,7 +98,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         )
     rates = _Rates(case, made)
     if calibrate:
-        rates.calibrate(what)
+        notes += rates.calibrate(what)
     notes += [sample.too_long] if sample and sample.too_long else []
     notes += _overridden(settings.training)
     notes += _few_test_rows(settings, made, sample, read.files)
@@ -203,7 +204,7 @@ def _few_test_rows(
         return []
     of_groups = f" in about {counted(groups, 'group')}, which count once" if groups < sample.num_test else ""
     rows = f"about {counted(sample.num_test, 'test row')}{of_groups}"
-    return [few_test_rows(rows, least, "; near-duplicates, which count once too, are not known before split")]
+    return [few_test_rows(rows, least, f"; {CLUSTERS}")]
 
 
 class _Rates:
@@ -215,8 +216,8 @@ class _Rates:
         self.base = base if isinstance(base, Base) else None
         self.tokens = tokens if isinstance(tokens, Tokens) else None
 
-    def calibrate(self, what: str) -> None:
-        """Times a few steps of what is planned."""
+    def calibrate(self, what: str) -> list[str]:
+        """Times a few steps of what is planned; returns a note where an earlier run has measured more than these."""
         machine = self.case.machine
         if not machine.is_here:
             raise ConfigError(f"--calibrate: {machine.device.name} is not in this machine; leave --device out")
@@ -225,7 +226,10 @@ class _Rates:
             raise ConfigError(
                 f"--calibrate: needs the base and the rendered rows, which do not exist yet; run: {first}"
             )
+        if calibration.rate_of_runs(self.base, self.tokens, self.case):
+            return ["--calibrate is not needed: an earlier run of this method on these rows has measured the speed"]
         calibration.calibrate(self.base, self.tokens, self.case)
+        return []
 
     def of(self, method: Method) -> Rate | None:
         """A measured rate, or an estimate from the card's peak; None without either, or without rows to time."""

@@ -9,6 +9,7 @@ from tunewright.cli.terminal import COLOURS
 from tunewright.cli.visible import plain_table
 from tunewright.cost_model import Estimate
 from tunewright.reports.progress import duration, share
+from tunewright.tasks.train.calibration import WHOLE_STAGE
 
 MOST_CAUSES = 6
 SHOWN_BYTES = 5_000_000  # a smaller part would read 0.00 GB
@@ -66,7 +67,8 @@ def _show_shortage(console: Console, costs: Costs) -> None:
 def _facts(costs: Costs) -> list[tuple[str, str]]:
     one = costs.chosen
     trained = share(one.num_learning, one.num_parameters)
-    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in one.memory.parts.items() if size >= SHOWN_BYTES)
+    sizes = one.memory.parts | {"freed blocks that the allocator keeps": one.memory.holes}
+    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items() if size >= SHOWN_BYTES)
     return [
         ("trainable", f"{one.num_learning:,} of {one.num_parameters:,} parameters ({trained})"),
         (
@@ -74,7 +76,7 @@ def _facts(costs: Costs) -> list[tuple[str, str]]:
             f"{_most(costs)}{_bytes(one.peak)} at peak, {_bytes(one.free)} free; parts, not all at once: {parts}",
         ),
         *_rows(costs),
-        ("computed", _computed(one)),
+        ("compute", _compute(one)),
         ("disk", f"{_bytes(one.disk)} during training"),
         *(("note", note) for note in (*costs.notes, *one.notes)),
     ]
@@ -92,14 +94,19 @@ def _rows(costs: Costs) -> list[tuple[str, str]]:
         return [("rows", said)]
     tokens, computed = work.row_tokens * work.num_rows, work.computed_tokens * work.num_rows
     said = f"{work.num_rows:,} with about {tokens:,.0f} tokens"
-    said += f", of which {computed:,.0f} are computed" if computed < 0.99 * tokens else ""
-    said += f", estimated {costs.rows_from}" if costs.rows_from else ""
+    said += f", {computed:,.0f} after sharing the common prefix" if computed < 0.99 * tokens else ""
+    said += f"; estimated {costs.rows_from}" if costs.rows_from else ""
     return [("rows", said), ("steps", f"{one.num_steps:,}, {at_once}"), ("time", _time(one))]
 
 
-def _computed(one: Estimate) -> str:
+def _compute(one: Estimate) -> str:
     chosen = one.chosen
-    parts = [chosen.precision, f"{chosen.layout} rows", chosen.attention, chosen.optimizer]
+    parts = [
+        chosen.precision,
+        "shared prefix" if chosen.layout == "shared" else f"{chosen.layout} rows",
+        chosen.attention,
+        chosen.optimizer,
+    ]
     switches = ("checkpointing", "liger", "compile")
     return ", ".join([*parts, *(name for name in switches if getattr(chosen, name))])
 
@@ -127,8 +134,8 @@ def _methods(costs: Costs) -> Table:
 def _time(one: Estimate) -> str:
     if one.seconds is None:
         return "unknown: --calibrate times a few steps on this machine"
-    took = f"at most {_duration(one.seconds)} for steps and evaluations"
-    return f"{took}, based on {one.rate_source}; loading and saving not included"
+    took = f"steps and evaluations: about {_duration(one.seconds)}, based on {one.rate_source}"
+    return took if WHOLE_STAGE in one.rate_source else f"{took}; loading and saving not included"
 
 
 def _duration(seconds: tuple[float, float]) -> str:

@@ -72,7 +72,7 @@ class Plan(Calls):
         """Why it would run, if it would; of what an earlier stage has said nothing again."""
         if waits:
             *others, last = sorted(waits, key=STAGES.index)
-            yield f"waits for {', '.join(others)} and {last}" if others else f"waits for {last}"
+            yield f"runs after {', '.join(others)} and {last}" if others else f"runs after {last}"
         if stage in self.refresh:
             yield "requested by refresh"
         elif found.record:

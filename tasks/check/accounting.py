@@ -16,6 +16,7 @@ from tunewright.data_checks.given import RefusedCounts
 from tunewright.data_checks.report import EXAMPLES
 from tunewright.data_checks.rules import answers_by_prompt
 from tunewright.privacy.excerpts import excerpt, masked
+from tunewright.reports.pages import percent
 from tunewright.tasks.check.validate import ValidatedRows, ValidatedSet
 
 Record = dict[str, Any]  # of QUARANTINE_SCHEMA
@@ -56,7 +57,7 @@ def _too_many(validated: ValidatedRows, counts: dict[str, int], limit: float) ->
     over = f"over checks.max_quarantined_share={limit:g}" if share > limit else "none is left"
     listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
     place = f"{first['file']} line {first['line']}"
-    return f"{quarantined} of {num_rows} rows quarantined ({share:.1%}), {over}: {listed}; first: {place}"
+    return f"{quarantined} of {num_rows} rows quarantined ({percent(share, 1)}), {over}: {listed}; first: {place}"
 
 
 def write(file: Path, folder: Path, validated: ValidatedRows) -> Examples:

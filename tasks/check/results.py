@@ -15,6 +15,16 @@ from tunewright.data_checks.report import SOURCES
 from tunewright.data_checks.validation import ExpectationOutcome
 from tunewright.tasks.check.validate import ValidatedRows, ValidatedSet
 
+VALUES = (  # how a fault is said without the value of one row or of the data
+    (r": \{value\}$", ""),
+    (r"\{value:\.1%\}", "too large a share"),
+    (r"(only )?\{value:\.0f\} rows, fewer", "fewer rows"),
+    (r" \{value:\.2f\}, over", " over"),
+    (r"of \{value\} characters, (over|under)", r"with a length \1"),
+    (r"^\{value\} characters before the last answer, over", "characters before the last answer over"),
+    (r"\{value\} characters, the length", "the length"),
+    (r"\{value[^}]*\}", "…"),
+)
 LANGUAGES = 5  # that are named of those that rows fail by
 
 C = TypeVar("C", bound=SourceCount)
@@ -73,11 +83,11 @@ def _findings(validated: ValidatedRows, of_set: ValidatedSet) -> dict[str, int]:
 def _described(
     outcome: ExpectationOutcome, value: float | None, validated: ValidatedRows, *, of_set: bool
 ) -> ExpectationResult:
-    """Describe an outcome; of several rows, n stands for the value in the sentence, or nothing where it comes last.
+    """Describe an outcome; of several rows, and of what did not fail, without a value.
 
     Of languages it has the most frequent ones, each with its rows.
     """
-    many = re.sub(r"\{value[^}]*\}", "n", re.sub(r": \{value\}$", "", outcome.fault))
+    many = _without_value(outcome.fault)
     if outcome.entry.name == "language" and outcome.failed:
         found = counts(validated.frame[outcome.column].iloc[outcome.rows]).items()
         more = f" and {len(found) - LANGUAGES} more" if len(found) > LANGUAGES else ""
@@ -95,6 +105,13 @@ def _described(
         share=round(outcome.share, 6),
         value=None if value is None else round(value, 6),
     )
+
+
+def _without_value(fault: str) -> str:
+    """Return a fault without the value of one row or of the data: "too large a share" for "{value:.1%}"."""
+    for value, said in VALUES:
+        fault = re.sub(value, said, fault)
+    return fault
 
 
 def _files(validated: ValidatedRows) -> tuple[FileCount, ...]:

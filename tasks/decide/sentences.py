@@ -58,6 +58,8 @@ def gain(closest: Comparison) -> str:
 
 
 def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison) -> str:
+    if because in ("worse", "too low") and decisive.difference[2] < 0 and decisive.opponent != AT_LEAST:
+        return f"Not promoted: {_what(decisive)} is worse than {_theirs(decisive)}: {_on(decisive)}."
     theirs = _theirs(decisive) + (f" by more than {exactly(abs(decisive.threshold))}" if decisive.threshold else "")
     if because in ("worse", "too low"):
         return f"Not promoted: {_what(decisive)} is not {_than(decisive)} {theirs}: {_on(decisive)}."

@@ -34,7 +34,7 @@ log = logging.getLogger("tunewright")
 POOL = 50_000  # training rows that shots are taken from, the first by their id where there are more
 TRIED = {"few_shot": 32, "retrieval": 16}  # validation rows that each prompt is tried on
 DRAWS = 3  # of the shots of few_shot
-WORDS = {"bm25": "their words (BM25)", "embedding": "their embeddings"}
+WORDS = {"bm25": "BM25", "embedding": "embeddings"}
 BATCH = 16
 COLUMNS = ["row_id", "file", "line", "cluster", "messages"]
 ROWS = 1_000  # in memory at once
@@ -107,7 +107,7 @@ def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[l
     nearest_rows = f"{number} nearest rows" if number > 1 else "the nearest row"
     says = f"{nearest_rows} of {len(asking.pool.rows)} by {WORDS[best]}"
     if others := [WORDS[name] for name in tried if name != best]:
-        says += f", preferred to {' and '.join(others)} on {len(rows)} validation rows"
+        says += f" (chosen over {' and '.join(others)} on {len(rows)} validation rows)"
     shown = [{"by": name} | _rounded(found) for name, found in tried.items()]
     return nearest(retrievers[best], asking.test, number), {"chosen": says, "tried": shown}
 

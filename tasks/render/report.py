@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tunewright.artifacts import IGNORED, Tokens
 from tunewright.artifacts.payloads import Contract
-from tunewright.reports.pages import template
+from tunewright.reports.pages import percent, template
 
 NUM_EXAMPLES = 6
 MOST_UNTRAINED = 400  # characters of a piece that the terminal shows
@@ -162,7 +162,7 @@ def write_report(
         "examples": _examples(folder / "train.parquet", tokenizer, train, split),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    page = template(Path(__file__).with_name("report.html")).render(report=report, contract=contract)
+    page = template(Path(__file__).with_name("report.html")).render(report=report, contract=contract, percent=percent)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 

@@ -28,6 +28,7 @@ from tunewright.store.caching import MANIFEST
 from tunewright.tasks.train import trainer
 from tunewright.tasks.train.stage import started
 
+WHOLE_STAGE = "the whole stage with loading"  # of whose time a rate of an earlier run tells
 STEPS = 5  # of which the first warms up
 MOST_SECONDS = 30.0  # after the model is loaded
 LOADING_SECONDS = 300.0
@@ -58,7 +59,7 @@ def measured(base: Base, tokens: Tokens | None, case: BudgetCase) -> Rate | None
     others = [Method(kind=kind) for kind in ("lora", "qlora", "full", "spectrum") if kind != case.method.kind]
     for tried in (case.method, *others):
         other = replace(case, method=tried)
-        run = _rate_of_runs(base, tokens, other) if tokens else None
+        run = rate_of_runs(base, tokens, other) if tokens else None
         file = _file(base, other)
         found = run or (_rate(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None)
         if found:
@@ -143,7 +144,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def _rate_of_runs(base: Base, tokens: Tokens, case: BudgetCase) -> Rate | None:
+def rate_of_runs(base: Base, tokens: Tokens, case: BudgetCase) -> Rate | None:
     """The rate of the newest run of this method on these rows on this device."""
     files = (config.home() / "artifacts" / "train").glob(f"*/{MANIFEST}")
     for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
@@ -165,7 +166,7 @@ def _rate_of_runs(base: Base, tokens: Tokens, case: BudgetCase) -> Rate | None:
         rows = statistics.median(line["rows_per_second"] for line in steps)
         ran = replace(case, method=_section(Method, read), training=training, compute=compute)
         speed = rows * ran.flops_a_row
-        took = f" (train stage: {duration(made['seconds'])})" if "seconds" in made else ""
+        took = f" ({WHOLE_STAGE}: {duration(made['seconds'])})" if "seconds" in made else ""
         return Rate(speed, speed, f"an earlier run of {len(steps) + 1} steps on this machine{took}")
     return None
 

@@ -37,7 +37,8 @@ def held(device: str, holder: str) -> Iterator[float]:
         _wait(lock, file)
         waited = time.monotonic() - started
         lock.truncate(0)
-        lock.write(f"{holder} since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}, process {os.getpid()}")
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        lock.write(f"another run ({holder}, process {os.getpid()}) since {since}")
         lock.flush()
         try:
             yield waited
@@ -66,7 +67,8 @@ def _wait(lock: IO[str], file: Path) -> None:
         held_by = "".join(filter(str.isprintable, file.read_text(encoding="utf-8", errors="replace")))[:MAX_SHOWN]
         if held_by and held_by != said:
             said = held_by
-            log.info("  waiting for the device (%s): in use by %s", file.stem, held_by)
+            today = held_by.replace(time.strftime(") since %Y-%m-%d "), ") since ")
+            log.info("  waiting for the %s: in use by %s", "CPU" if file.stem == "cpu" else f"GPU {file.stem}", today)
         time.sleep(LOOK_SECONDS)
     if said:
         log.info("  the device is free")

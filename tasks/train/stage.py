@@ -211,9 +211,7 @@ def train(
     """The tuned weights of the best step by training.best_by, with the curves, warnings and the contract."""
     work = work_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time.held(
-        cost_model.identity_here(), f"run {flow_run.name}" if flow_run.name else "a call"
-    ) as waited:
+    with one_at_a_time.held(cost_model.identity_here(), f'"{flow_run.name}"' if flow_run.name else "a call") as waited:
         micro_batch, shortage = cost_model.before_training(base, tokens, method, training, compute)
         if shortage:
             log.warning("  %s", shortage)

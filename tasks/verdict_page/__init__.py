@@ -31,6 +31,11 @@ from tunewright.tasks.verdict_page.wins import Mistakes, Shown, shown
 
 __all__ = ["verdict_page"]
 STYLES = {"promote": "good", "keep": "bad", "inconclusive": "warn", "invalid": "bad"}
+METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "Full fine-tuning", "spectrum": "Spectrum"}
+PARTS = {  # general tasks whose share is not of right answers
+    "harmful": "harmful requests refused",
+    "harmless": "harmless requests answered",
+}
 REASONS = 8  # for which most rows were quarantined
 UNBROKEN = "\N{NO-BREAK SPACE}[\\1,\N{NO-BREAK SPACE}\\2]"  # an interval that stays on one line
 LOST_TASKS = 10  # that are shown
@@ -73,8 +78,7 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         sentence=re.sub(r" ?\[(\S+), (\S+)\]", UNBROKEN, said[:1].upper() + said[1:]),
         metric=words(verdict.metric) if verdict.metric else "",
         comparisons=case.comparisons,
-        panels=panels(case.comparisons, "{}: the candidate's gain over")
-        + panels(decided.guardrails, "guardrail, {}: the candidate's gain over"),
+        panels=panels(case.comparisons) + panels(decided.guardrails, "guardrail: "),
         baselines=_baselines(case),
         ties_differ=len({any(each.difference) for each in _compared(case) if each.ties == each.num_rows}) > 1,
         notes=_notes(verdict.warnings, tried),
@@ -93,6 +97,7 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         reasons=list(case.reasons.items())[:REASONS],
         leaks=leak_sentence(LeakProof.load(case.splits)),
         costs=took,
+        method=METHODS[case.adapter.method],
         total=duration(sum(each["seconds"] for each in took)),
         title=title,
         words=words,
@@ -158,7 +163,9 @@ def _forgotten(case: Case) -> dict[str, Any] | None:
     for metric, part in dict.fromkeys((row["metric"], row["part"]) for row in tables[CANDIDATE]):
         of_part = [[row for row in rows if (row["metric"], row["part"]) == (metric, part)] for rows in tables.values()]
         means = [number(sum(row["score"] for row in rows) / len(rows)) for rows in of_part]
-        parts.append({"metric": words(metric), "name": part, "num_items": len(of_part[0]), "scores": means})
+        parts.append(
+            {"metric": words(metric), "name": PARTS.get(part, part), "num_items": len(of_part[0]), "scores": means}
+        )
     pairs = [both for both in zip(tables[BASE], tables[CANDIDATE], strict=True) if both[0]["metric"] != "general_loss"]
     lost = [both for both in pairs if both[0]["score"] > both[1]["score"]]
     shown = [{"prompt": base["prompt"], "base": base["answer"], "candidate": own["answer"]} for base, own in lost]

@@ -9,6 +9,7 @@ from tunewright.reports.curves.charts import ticks
 from tunewright.reports.pages import exactly, interval, number
 from tunewright.tasks.verdict_page.case import title
 
+AT_LEAST = "gate.at_least"  # the opponent of a score that is asked for
 MARGIN = 0.05  # of the scale, at both ends
 TICKS = 5
 
@@ -84,14 +85,23 @@ def _finding(comparison: Comparison) -> str:
             return f"worse, but by less than {exactly(-threshold)}"
         said = {"above": "at least as good", "below": "not as good", "unclear": "not enough evidence"}
         return f"{said[found]} (tolerance {exactly(-threshold)})"
+    if found == "below" and comparison.difference[2] < 0 and comparison.opponent != AT_LEAST:
+        return "worse"
     than = f" by more than {exactly(threshold)}" if threshold else ""
     return {"above": "better", "below": "not better", "unclear": "not enough evidence that it is better"}[found] + than
 
 
-def panels(comparisons: Sequence[Comparison], of: str) -> list[Panel]:
-    """A panel for each metric that is compared."""
+def panels(comparisons: Sequence[Comparison], of: str = "") -> list[Panel]:
+    """A panel for each metric that is compared; `of` is what comes before the metric in its title."""
     names = dict.fromkeys(each.metric for each in comparisons)
-    return [panel(of.format(words(name)), [each for each in comparisons if each.metric == name]) for name in names]
+    return [panel(f"{of}{_change(name)}", [each for each in comparisons if each.metric == name]) for name in names]
+
+
+def _change(metric: str) -> str:
+    """A metric in words, and what right means in its panel: a gain, or a decrease where lower is better."""
+    if describe(metric).higher_is_better:
+        return f"{words(metric)}; the candidate's gain over"
+    return f"{words(metric)}; the candidate's decrease from"
 
 
 def own_panel(metric: str, own: Mapping[str, Mapping[str, Interval]]) -> Panel | None:

@@ -12,10 +12,11 @@ from tunewright.metrics import describe
 from tunewright.metrics.catalogue import CONSTANT
 from tunewright.metrics.intervals import RAISE_LIMIT, cut_off, scores
 from tunewright.reports import curves
-from tunewright.reports.pages import number
+from tunewright.reports.pages import number, percent
 from tunewright.tasks.verdict_page.case import CANDIDATE, Case
 from tunewright.tasks.verdict_page.wins import MISSING, NONE, Mistakes
 
+FEW_STEPS = 30  # of a training, under which it is obviously short where nothing was learned
 FEW = 3  # rows, under which a mistake is none of a kind
 SHARE = 0.1  # of the wrong answers, from which on they are of a kind
 FEWEST = 10  # test rows of a part that anything is said of
@@ -61,6 +62,13 @@ def direction(case: Case) -> Literal["longer", "gentler", ""]:
     if learned_nothing(case):
         return "gentler" if broken - {"stopped"} else "longer"
     return "gentler" if broken else ""
+
+
+def is_too_short(case: Case) -> bool:
+    """Whether training was obviously too short: its loss still fell, it had few steps, or many answers do not stop."""
+    if direction(case) == "gentler":
+        return False
+    return curves.is_falling(case.curves) or len(case.curves.steps) < FEW_STEPS or _is_unstopped(case)
 
 
 def mistakes(case: Case, found: Mistakes) -> Found:
@@ -124,7 +132,7 @@ def _rare(case: Case, num_wrong: int) -> Found:
         yield Suggestion(
             RARE_ANSWERS,
             f"in {wrong:,} of {num_wrong:,} wrong answers the reference has fewer than {RARE} training rows, as do "
-            f"{fmean(rare):.0%} of the test rows",
+            f"{percent(fmean(rare))} of the test rows",
             "mistakes",
         )
 
@@ -145,13 +153,20 @@ def unstopped(case: Case) -> Found:
     """Answers that went on beyond their references until they were cut off."""
     if direction(case) == "gentler":
         return
-    cut, num_rows = int((~case.column(CANDIDATE, "stopped")).sum()) - _num_cut(case), len(case.said)
-    if _is_much(cut, num_rows, UNSTOPPED):
+    if _is_unstopped(case):
         yield Suggestion(
             "Train longer so that the model learns to stop",
-            f"{cut:,} of {num_rows:,} answers ran past their references to the token limit",
+            f"{_num_unstopped(case):,} of {len(case.said):,} answers did not stop and hit the token limit",
             "contenders",
         )
+
+
+def _is_unstopped(case: Case) -> bool:
+    return _is_much(_num_unstopped(case), len(case.said), UNSTOPPED)
+
+
+def _num_unstopped(case: Case) -> int:
+    return int((~case.column(CANDIDATE, "stopped")).sum()) - _num_cut(case)
 
 
 def _num_cut(case: Case) -> int:

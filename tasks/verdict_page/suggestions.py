@@ -6,15 +6,17 @@ from tunewright.artifacts.payloads import CheckResults, Comparison
 from tunewright.metrics.catalogue import CONSTANT
 from tunewright.reports import curves
 from tunewright.reports.account import reasons
-from tunewright.reports.pages import digits_of, exactly, interval, number, rounded_up
+from tunewright.reports.pages import counted, digits_of, exactly, interval, number, percent, rounded_up
 from tunewright.tasks.verdict_page.case import Case, title
 from tunewright.tasks.verdict_page.drawing import words
 from tunewright.tasks.verdict_page.findings import (
+    FEW_STEPS,
     RARE_ANSWERS,
     SAME,
     Found,
     Suggestion,
     direction,
+    is_too_short,
     learned_nothing,
     lengths,
     mistakes,
@@ -33,6 +35,7 @@ def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
     rules: tuple[Callable[[Case], Found], ...] = (
         too_short_a_limit,
         not_finished,
+        lambda case: unstopped(case) if learned_nothing(case) else iter(()),
         nothing_learned,
         undecided,
         broken_guardrails,
@@ -112,25 +115,30 @@ def prompting_is_enough(case: Case) -> Found:
 
 
 def not_finished(case: Case) -> Found:
-    """A longer training first, where the candidate learned nothing and the validation loss was still falling."""
-    if learned_nothing(case) and direction(case) == "longer" and curves.is_falling(case.curves):
+    """A longer training first, where the candidate learned nothing in few steps, or while the validation loss fell."""
+    if not learned_nothing(case) or direction(case) != "longer":
+        return
+    if curves.is_falling(case.curves):
         (_, before), (_, last) = case.curves.series("eval_loss")[-2:]
         yield Suggestion(
             f"Train longer: more {case.curves.ended_by}",
             f"the validation loss was {number(before)} one evaluation before the end and {number(last)} at the end",
             "training",
         )
+    elif len(case.curves.steps) < FEW_STEPS:
+        seen = f"training had only {counted(len(case.curves.steps), 'step')}"
+        yield Suggestion(f"Train longer: more {case.curves.ended_by}", seen, "training")
 
 
 def nothing_learned(case: Case) -> Found:
     """Answers that no model can learn, or a training that changed nothing; only where the candidate did not win."""
     if not learned_nothing(case):
         return
-    wants, is_falling = direction(case), curves.is_falling(case.curves)
+    wants = direction(case)
     for each in case.comparisons:
         if each.opponent == CONSTANT and each.finding != "above":
             is_ahead = each.difference[1] > 0
-            if wants == "longer" and is_falling:
+            if is_too_short(case):
                 advice = "Then check that your reference answers match their prompts"
             elif wants != "gentler" and is_ahead:
                 advice = "Train longer, and check that your reference answers match their prompts"
@@ -146,7 +154,7 @@ def nothing_learned(case: Case) -> Found:
     if same >= SAME and wants != "gentler":
         yield Suggestion(
             f"Train more: a higher training.learning_rate or more {case.curves.ended_by}",
-            f"{same:.0%} of the candidate's answers are identical to the base's",
+            f"{percent(same)} of the candidate's answers are identical to the base's",
             "training",
         )
 

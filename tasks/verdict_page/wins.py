@@ -158,12 +158,20 @@ class Mistakes:
     @cached_property
     def fields(self) -> list[tuple[str, int]]:
         """The fields of JSON answers with the number of wrong answers in each, the most frequent first."""
-        pairs = [(parsed(reference), parsed(answer)) for reference, answer in self.wrong]
-        both = [(right, said) for right, said in pairs if isinstance(right, dict) and isinstance(said, dict)]
         counts = Counter[str]()
-        for right, said in both:
+        for right, said in self._objects:
             counts.update({name: int(said.get(name) != right[name]) for name in right})
         return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+    @property
+    def num_json(self) -> int:
+        """Count those that are JSON objects, as their references are: only these have fields."""
+        return len(self._objects)
+
+    @cached_property
+    def _objects(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        pairs = [(parsed(reference), parsed(answer)) for reference, answer in self.wrong]
+        return [(right, said) for right, said in pairs if isinstance(right, dict) and isinstance(said, dict)]
 
     @cached_property
     def near(self) -> int:

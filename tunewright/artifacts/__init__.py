@@ -288,13 +288,22 @@ class Judged(Artifact, frozen=True):
     def says(self) -> list[str]:
         """Describe the judge's preference, one sentence per opponent."""
         return [
-            f"The judge {self.model} prefers the candidate to the {name} in {mean:.0%} [{low:.0%}, {high:.0%}] of "
-            f"{self.num_rows} test rows, ties count half; prompted in both orders it agrees with itself in "
-            f"{self.agreement[name]:.0%}"
+            f"The judge {self.model} prefers the candidate to the {name} in {_percent(mean)} "
+            f"[{_percent(low)}, {_percent(high)}] of {self.num_rows} test rows, ties count half; "
+            "prompted in both orders it agrees with itself in "
+            f"{_percent(self.agreement[name])}"
             + (", too rarely to rely on" if self.agreement[name] < SELDOM else "")
-            + (f", and {self.unreadable[name]:.0%} of its replies are unreadable" if self.unreadable[name] else "")
+            + (
+                f", and {_percent(self.unreadable[name])} of its replies are unreadable"
+                if self.unreadable[name]
+                else ""
+            )
             for name, (low, mean, high) in self.preferred.items()
         ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 WAITING = "Waiting for approval"  # begins the sentence of a verdict that a person has to approve

@@ -89,11 +89,20 @@ class Memory(BaseModel, frozen=True):
     @property
     def peak(self) -> int:
         """The most bytes at once."""
-        heap, apart = HOLES[self.kind]
-        kept = self.activations * (1 + heap) + self.logits
-        both = kept, self.gradients
-        moving = max(both) + apart * min(both) if self.is_whole_step else sum(both)
+        both = self.activations + self.activations * HOLES[self.kind][0] + self.logits, self.gradients
+        moving = max(both) + self._apart if self.is_whole_step else sum(both)
         return self.weights + self.adapter + self.optimizer + self.runtime + int(moving)
+
+    @property
+    def holes(self) -> int:
+        """Freed blocks that the allocator keeps, in the peak besides the parts."""
+        return int(self.activations * HOLES[self.kind][0] + self._apart)
+
+    @property
+    def _apart(self) -> float:
+        """What of activations or gradients finds no place in what the larger of them leaves."""
+        heap, apart = HOLES[self.kind]
+        return apart * min(self.activations * (1 + heap) + self.logits, self.gradients) if self.is_whole_step else 0.0
 
 
 def memory(

@@ -8,6 +8,7 @@ from tunewright.cost_model.learning import learning
 from tunewright.cost_model.memory import Load
 from tunewright.cost_model.shapes import ModelShape
 from tunewright.modeling.compute import Chosen
+from tunewright.reports.pages import percent
 
 # Of a card's peak that training reaches, from what is published of single-GPU fine-tuning: low where a model is small
 # or its rows are short, high where both are large.
@@ -64,6 +65,6 @@ def rate_of(teraflops: float) -> Rate | None:
     return Rate(
         low * teraflops * 1e12,
         high * teraflops * 1e12,
-        f"an estimated {low:.0%} to {high:.0%} of the card's peak of {teraflops:g} TFLOP/s",
+        f"an estimated {percent(low)} to {percent(high)} of the card's peak of {teraflops:g} TFLOP/s",
         LAUNCHING,
     )

@@ -114,7 +114,7 @@ CATALOGUE: dict[str, Description] = {
         Description("numeric", "correct final number"),
         # A row's score is its mean negative log-likelihood; the score over all rows is the exponential of that.
         Description("perplexity", "loss in nats per token", False, "nats per token", 0.0, math.inf),
-        Description("stopped", "share that stops at the stop token"),
+        Description("stopped", "share of answers that end with the stop token"),
         Description("length_ratio", "length relative to the reference", unit="of the reference's", high=math.inf),
     )
 }

@@ -151,7 +151,11 @@ class _Choice:
             return self._because("attention", "flash_attention_2", why)
         if self.found.attention == "eager":
             return self._because("attention", "eager", f"models of type {kind} have no other exact one")
-        why = "training.speed=plain" if self.plain else "exact in every layout, and as fast at this row length"
+        why = (
+            "training.speed=plain"
+            if self.plain
+            else "exact in every layout, and as fast as the alternatives at this row length"
+        )
         return self._because("attention", "sdpa", why)
 
     def _flash_pays(self, precision: str) -> bool:

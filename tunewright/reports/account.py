@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from tunewright.artifacts import CheckedRows, Rows, Splits, Tokens, UniqueRows
 from tunewright.artifacts.payloads import LeakProof
+from tunewright.reports.pages import percent
 
 Counted = Rows | CheckedRows | UniqueRows | Splits | Tokens
 
@@ -80,7 +81,7 @@ def leak_sentence(proof: LeakProof) -> str:
     return (
         f"No near-duplicates across splits: highest similarity {at_most}{proof.largest_similarity:.2f} "
         f"(threshold {proof.threshold:.2f}). "
-        f"A random split would have leaked {proof.random_leak_share:.1%} of the test rows."
+        f"A random split would have leaked {percent(proof.random_leak_share, 1)} of the test rows."
         f"{of_held_out}"
     )
 

@@ -24,6 +24,11 @@ def exactly(value: float) -> str:
     return number(value, next(kept, 9))
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """A share as a percentage: 80 %, 12.5 %"""
+    return f"{100 * share:.{digits}f} %"
+
+
 def interval(found: Sequence[float], *, signed: bool, threshold: float = 0.0, digits: int | None = None) -> str:
     """A mean between its bounds: +.02 [-.04, .08]; rounded, each is still on its side of 0 and of `threshold`.
 

@@ -13,6 +13,8 @@ from typing import Any
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
+from tunewright.reports.pages import percent
+
 log = logging.getLogger("tunewright")
 steps_log = logging.getLogger("tunewright.steps")  # of its own, so that it can be heard alone
 
@@ -21,6 +23,7 @@ LOG_SECONDS = 30.0  # between two lines in the log, besides the first, the last 
 FIRST_SECONDS = 5.0  # before the first line of work that is counted: shorter work has none
 EVALUATION_SECONDS = 5.0  # between two lines of evaluations: a short training has several a second
 RECENT = 20  # steps that the time left is reckoned from
+ENOUGH = 0.1  # share of the work that is done before a time left is told: a few steps or rows tell little
 
 Line = dict[str, Any]  # of metrics.jsonl
 
@@ -84,6 +87,7 @@ class Countdown:
         self.total, self.units = total, units
         self.artifact, self.of = ProgressArtifact(key), of
         self.started = self.logged = time.monotonic()
+        self.said = 0  # done, as the last line in the log said
 
     def tell(self, done: int, share: float | None = None) -> None:
         """Show that so many are done, now and then; `share` is that of all the work, where they are not alike."""
@@ -91,11 +95,13 @@ class Countdown:
         sentence = f"{done:,} of {self.total:,} {self.units}"
         if done >= self.total:
             sentence += f" in {duration(now - self.started)}"
-        elif share:
+        elif share >= ENOUGH:
             sentence += f", about {duration((now - self.started) * (1 / share - 1))} left"
-        is_first = self.logged == self.started
-        if now - self.logged >= (FIRST_SECONDS if is_first else LOG_SECONDS) or (done >= self.total and not is_first):
-            self.logged = now
+        is_first, is_new = self.logged == self.started, done > self.said
+        if is_new and (
+            now - self.logged >= (FIRST_SECONDS if is_first else LOG_SECONDS) or (done >= self.total and not is_first)
+        ):
+            self.logged, self.said = now, done
             log.info("  %s", sentence)
         self.artifact.show(100 * share, f"{self.of}: {sentence}" if self.of else sentence, at_once=done >= self.total)
 
@@ -126,7 +132,7 @@ class Progress:
         new = self._read()
         now, there = time.monotonic(), (len(self.steps), len(self.evaluations))
         seconds = 0.0 if last or not self.logged else LOG_SECONDS if there[1] == self.said[1] else EVALUATION_SECONDS
-        if there != self.said and now - self.logged >= seconds:
+        if there != self.said and now - self.logged >= seconds and (last or not self._awaits_evaluation()):
             self.logged, self.said = now, there
             steps_log.info("  %s", self.sentence())
         if not new:
@@ -168,9 +174,15 @@ class Progress:
                 parts.append(f"validation {name.removeprefix('eval_').replace('_', ' ')} {value:.4f}{at}")
         rates = [line["tokens_per_second"] for line in self.steps[-RECENT:]]
         parts += [f"{statistics.median(rates):,.0f} tokens/s"] if rates else []
-        left = seconds_left(self.steps, self.evaluations, (self.facts or {}).get("evaluate_every"))
+        enough = step >= min(ENOUGH * planned, RECENT)
+        left = seconds_left(self.steps, self.evaluations, (self.facts or {}).get("evaluate_every")) if enough else None
         parts += [f"about {duration(left)} left"] if left else []
         return f"step {step} of {planned}: {', '.join(parts)}"
+
+    def _awaits_evaluation(self) -> bool:
+        """Whether the last step is done and its evaluation is not: the line of both is still to come."""
+        step, planned = self._place()
+        return step >= planned and (not self.evaluations or self.evaluations[-1]["step"] < step)
 
     def _place(self) -> tuple[int, int]:
         newest = max((lines[-1] for lines in (self.steps, self.evaluations) if lines), key=lambda line: line["step"])
@@ -203,7 +215,7 @@ def seconds_left(steps: Sequence[Line], evaluations: Sequence[Line], every: int 
 
 def share(num_trained: int, num_parameters: int) -> str:
     """The trained share of all parameters, an adapter's included, as a percentage."""
-    return f"{num_trained / num_parameters:.2%}"
+    return percent(num_trained / num_parameters, 2)
 
 
 def duration(seconds: float) -> str:

@@ -125,7 +125,7 @@ class Cached(Generic[P, A]):
         record, found = self._obtain(*args, **kwargs)
         if found is None or TaskRunContext.get() is None:
             return record
-        message = f"{record.key} of {found.made_by}, {self.saved(record.key, found.seconds):.1f} s saved"
+        message = f'{record.key} from run "{found.made_by}", {self.saved(record.key, found.seconds):.1f} s saved'
         return Completed(name="Cached", message=message, data=record)  # pyright: ignore[reportReturnType] Prefect unwraps it
 
     def saved(self, key: str, seconds: float) -> float:

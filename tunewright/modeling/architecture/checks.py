@@ -189,7 +189,9 @@ def _difference(found: Computed, expected: Computed) -> str:
     gradient = (found.gradient - expected.gradient).norm().item() / (expected.gradient.norm().item() or 1.0)
     if loss <= LOSS and gradient <= GRADIENT:
         return ""
-    return f"a tiny model of this type gets other gradients this way, by {max(gradient, loss):.2%} of their size"
+    return (
+        f"a tiny model of this type gets other gradients this way, by {100 * max(gradient, loss):.2f} % of their size"
+    )
 
 
 def _sees_ahead(model: Any) -> bool:

@@ -88,9 +88,7 @@ def _too_few(evaluations: int) -> str:
     if evaluations >= ENOUGH_EVALUATIONS:
         return ""
     said = f"{evaluations} evaluation{'s'[: evaluations != 1]}"
-    return (
-        f"Only {said}: too few to tell whether the training had finished. Set training.evaluate_every to fewer steps."
-    )
+    return f"Only {said}: too few to tell whether the loss had converged. Set training.evaluate_every to fewer steps."
 
 
 def number(value: float) -> str:
