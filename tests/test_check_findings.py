@@ -44,7 +44,7 @@ def test_answers_of_the_length_at_which_many_stop_are_cut_off(make_rows: MakeRow
     rows = make_rows([(f"question {n}", answer) for n, answer in enumerate(answers)])
     checked = check.fn(rows, only("cut_off_answer", severity="warning"), SPECIAL)
     assert [row["line"] for row in quarantined(checked)] == list(range(21, 33))
-    assert quarantined(checked)[0]["detail"] == "an answer has 300 characters, where many are cut off"
+    assert quarantined(checked)[0]["detail"] == "an answer has 300 characters, the length at which many are cut off"
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,7 @@ def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:
 def test_two_scores_and_their_difference_never_contradict_each_other() -> None:
     champion, candidate = right(964, 1000), right(946, 1000)  # .96, .95 and -.02 to two digits
     sentence = decide_scores(evidence(candidate=candidate, base=right(0, 1000), champion=champion), Gate()).sentence
-    assert "exact match .946 is not above the champion's .964: -.018 [" in sentence
+    assert "exact match .946 is worse than the champion's .964: -.018 [" in sentence
     generator = np.random.default_rng(4)
     for _ in range(60):
         shares_of = generator.integers(0, 1001, 2).tolist()
@@ -389,7 +389,7 @@ def test_a_prompt_that_is_clearly_better_is_named_whatever_else_keeps_the_candid
     cut = GuardrailTest(evidence("stopped", candidate=right(20, 50), base=right(50, 50)), 0.05)
     decision = decide_scores(given, Gate(metric="exact_match"), [cut])
     assert decision.because == "worse"
-    assert " on 50 test rows; the retrieval prompt is better by .98. Also, share that " in decision.sentence
+    assert " on 50 test rows; the retrieval prompt is better by .98. Also, share of " in decision.sentence
     assert "few-shot" not in decision.sentence
 
 
@@ -540,7 +540,7 @@ def test_labels_learnt_by_name_alone_are_not_enough(
     assert verdict.decision == expected
     assert verdict.differences["constant"][1] == pytest.approx((num_right - 20) / 40)
     if expected == "keep":
-        assert "is not above the majority-class baseline's .50" in verdict.sentence
+        assert "is worse than the majority-class baseline's .50" in verdict.sentence
 
 
 def test_answers_learnt_by_their_form_alone_are_not_enough_where_they_are_no_labels(

@@ -100,12 +100,14 @@ def test_the_last_step_is_said_once_with_its_evaluation_and_no_time_left_before_
     caplog.set_level(logging.INFO, "tunewright.steps")
     (tmp_path / "status.json").write_text(json.dumps(STATUS))
     progress = Progress(tmp_path)
+    progress.update()
+    caplog.clear()
     for lines in ([step(4)], [step(4), step(5)], [step(44), step(45)], [step(44), step(45), look(45)]):
         write(tmp_path, *lines)
         progress.offset, progress.steps, progress.evaluations = 0, [], []
         progress.update()
     progress.update(last=True)
-    said = [message.strip() for message in caplog.messages]
+    said = [message.strip() for message in caplog.messages if " of 45" in message]
     assert [each.partition(":")[0] for each in said] == ["step 4 of 45", "step 5 of 45", "step 45 of 45"]
     assert ["left" in each for each in said] == [False, True, False]
     assert "validation loss 0.7500" in said[-1]

@@ -482,7 +482,7 @@ def test_the_report_takes_nothing_from_the_data_or_the_net(tiny_base: Base, make
     ("tokenizer", "said"),
     [
         (without_bos, "the tokenizer has none"),
-        (llama_2, "token 1; the template writes it, so a server must not add special tokens to the prompt"),
+        (llama_2, "token id 1; the template writes it, so a server must not add special tokens to the prompt"),
     ],
 )
 def test_the_report_says_of_the_beginning_of_a_sequence_who_writes_it(

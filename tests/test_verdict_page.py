@@ -671,13 +671,22 @@ def test_a_model_that_had_not_finished_learning_is_trained_longer_and_not_more_g
     assert not [each for each in advice if "gently" in each or each.startswith("First check")]
 
 
-def test_a_training_of_few_steps_or_answers_that_do_not_stop_are_the_first_advice(make: Make) -> None:
-    ahead = make(**UNLEARNED, losses=[2.0]).suggestions
-    assert ahead[0] == "Train longer: more training.max_steps: training had only 10 steps", ahead
-    longer = make(**UNLEARNED, losses=LOSSES).suggestions
-    assert longer[0].startswith("Train longer so that the model learns to stop: 16 of 80 answers did not stop"), longer
-    for each in (ahead, longer):
-        assert any(one.startswith("Then check that your reference answers") for one in each), each
+@pytest.mark.parametrize(
+    ("losses", "first"),
+    [
+        ([2.0], "Train longer: more training.max_steps: training had only 10 steps"),
+        (
+            LOSSES,
+            "Train longer so that the model learns to stop: 16 of 80 answers did not stop and hit the token limit",
+        ),
+    ],
+)
+def test_a_training_that_was_obviously_too_short_is_the_first_advice(
+    make: Make, losses: list[float], first: str
+) -> None:
+    advice = make(**UNLEARNED, losses=losses).suggestions
+    assert advice[0] == first
+    assert any(each.startswith("Then check that your reference answers") for each in advice), advice
 
 
 def test_the_page_names_what_is_counted_and_which_way_is_better(make: Make) -> None:
