@@ -11,6 +11,7 @@ from tunewright.artifacts import ROW_SCHEMA
 from tunewright.config import Checks
 from tunewright.errors import DataError
 from tunewright.tasks.check import check
+from tunewright.tasks.check.results import _without_value
 
 
 def labelled(shares: dict[str, int], source: str = "a") -> pa.Table:
@@ -151,3 +152,26 @@ def test_drift_stops_where_it_is_critical(make_rows: MakeRows) -> None:
     ):
         check.fn(rows, only("label_drift", severity="critical"), SPECIAL, (), first)
     check.fn(rows, only("label_drift", severity="critical", arguments={"max_psi": 9}), SPECIAL, (), first)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (
+            "one of several sources has {value:.1%} of the rows, over max_share=0.9",
+            "one of several sources has too large a share of the rows, over max_share=0.9",
+        ),
+        (
+            "the rarest answer has {value:.0f} rows, fewer than min_rows=10",
+            "the rarest answer has fewer rows than min_rows=10",
+        ),
+        ("an answer of {value} characters, over max_answer_chars=9", "an answer with a length over max_answer_chars=9"),
+        (
+            "sources changed: population stability index {value:.2f}, over 0.25",
+            "sources changed: population stability index over 0.25",
+        ),
+        ("an answer is a refusal: {value}", "an answer is a refusal"),
+    ],
+)
+def test_a_fault_that_no_value_belongs_to_is_a_sentence_without_one(fault: str, said: str) -> None:
+    assert _without_value(fault) == said

@@ -474,6 +474,11 @@ def test_the_report_takes_nothing_from_the_data_or_the_net(tiny_base: Base, make
     page = rendered(make_splits, tiny_base, ("<script>alert(1)</script>", "two")).path("report.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_one_row_is_not_said_to_be_several(tiny_base: Base, make_splits: MakeSplits) -> None:
+    page = rendered(make_splits, tiny_base, ("one", "two")).path("report.html").read_text()
+    assert ">training row</span>" in page and "largest bin: 1 row<" in page and "1 rows" not in page
     assert "default-src 'none'" in page and "http:" not in page and "https:" not in page
     assert "<mark>two</mark><mark><i>&lt;|im_end|&gt;</i></mark>" in page
 

@@ -66,9 +66,9 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
             (folder / f"{name}.json").write_text(json.dumps(content))
         return folder
 
-    def suite(name: str, scores: Sequence[float]) -> Path:
+    def suite(name: str, scores: Sequence[float], part: str) -> Path:
         folder = manifest(tmp_path / "forgetting" / name)
-        of_task = {"metric": "general_tasks", "part": "arithmetic", "prompt": "2 + 2?", "answer": f"{name} says"}
+        of_task = {"metric": "general_tasks", "part": part, "prompt": "2 + 2?", "answer": f"{name} says"}
         rows = [of_task | {"row_id": str(at), "score": score} for at, score in enumerate(scores)]
         text = {"row_id": "t", "metric": "general_loss", "part": "German", "prompt": "Text", "answer": "", "score": 2.5}
         pq.write_table(pa.Table.from_pylist([*rows, text], GENERAL_SCHEMA), folder / "general.parquet")
@@ -94,6 +94,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
         looks: tuple[str, ...] = (),
         others: dict[str, Said] | None = None,
         general: dict[str, Sequence[float]] | None = None,
+        part: str = "arithmetic",
         max_steps: int | None = None,
     ) -> VerdictPage:
         asked = questions or [f"question number {at}" for at in range(len(references))]
@@ -213,7 +214,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
             warnings=looks,
             approval=False,
             general=tuple(
-                General(stage="forgetting", folder=suite(name, scores), contender=name, scores={})
+                General(stage="forgetting", folder=suite(name, scores, part), contender=name, scores={})
                 for name, scores in (general or {}).items()
             ),
             prompts=Prompts(
@@ -692,9 +693,12 @@ def test_a_training_that_was_obviously_too_short_is_the_first_advice(
 def test_the_page_names_what_is_counted_and_which_way_is_better(make: Make) -> None:
     forgotten = {"base": [1.0] * 30, "candidate": [1.0] * 30}
     gate = Gate(guardrails=(Guardrail(metric="unparseable", margin=0.5), Guardrail(metric="stopped", margin=0.5)))
-    text = Read(page_of(make(wrong(RIGHT, range(8)), wrong(RIGHT, range(60)), gate=gate, general=forgotten))).text
+    text = Read(
+        page_of(make(wrong(RIGHT, range(8)), wrong(RIGHT, range(60)), gate=gate, general=forgotten, part="harmful"))
+    ).text
     assert "Guardrail: share of invalid labels; the candidate's decrease from" in text
     assert "Guardrail: share of answers that end with the stop token; the candidate's gain over" in text
+    assert "harmful requests refused 30 1.00 1.00" in text
     assert "LoRA on" in text and "95 % confidence" in text
     references = ['{"intent": "a"}'] * 40
     answers = ['{"intent": "b"}'] * 8 + ["nothing"] * 32
