@@ -183,7 +183,7 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
 
 
 def _next_run(outcome: Outcome, what: str) -> str:
-    """What to do next: after a verdict that promotes nothing a change comes first, since nothing else would run."""
+    """The first line of what comes next: after a verdict that promotes nothing a change, as nothing else would run."""
     if outcome.verdict and outcome.verdict.decision in ("keep", "inconclusive"):
         where = "that the verdict page advises (What to try next)" if outcome.page else "to the settings or the data"
         return f"make a change {where}, then  tunewright run {what}"

@@ -100,7 +100,7 @@ class Memory(BaseModel, frozen=True):
 
     @property
     def _apart(self) -> float:
-        """What of activations or gradients finds no place in what the larger of them leaves."""
+        """The bytes of activations or gradients that find no place in what the larger of them leaves."""
         heap, apart = HOLES[self.kind]
         return apart * min(self.activations * (1 + heap) + self.logits, self.gradients) if self.is_whole_step else 0.0
 
