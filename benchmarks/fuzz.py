@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = (
     *("jsonl", "json", "csv", "parquet", "arrow", "archives", "saved", "yaml", "deployment", "manifest", "histories"),
     *("checkpoint", "decision", "held-out", "template", "safetensors", "gguf", "base", "schema", "judge", "digests"),
-    *("served", "backup", "sides", "notify", "answers", "contract"),
+    *("served", "backup", "assignments", "notify", "answers", "contract"),
 )
 MEGABYTES = 1_000  # that a process may take
 PATIENCE = 120.0  # seconds of processor time over its share, after which a child hangs

@@ -245,7 +245,7 @@ def restored(content: bytes) -> str:
     return ""
 
 
-def _sides() -> bytes:
+def _assignments() -> bytes:
     table = pa.table(
         [["r1", "r2"], ["train", "test"], [None, "set aside"], [1, 2], [True, True], [True, False]],
         schema=data_history.SCHEMA,
@@ -255,7 +255,7 @@ def _sides() -> bytes:
     return sink.getvalue()
 
 
-def sides(content: bytes) -> str:
+def assignments(content: bytes) -> str:
     """The assignments of a version that were altered are refused, or give row_ids."""
     with home():
         folder = data_history.place("demo") / "d-1"
@@ -275,5 +275,5 @@ OUTSIDE_TARGETS: dict[str, Target] = {
     "digests": Target(_altered_digests(), digests),
     "served": Target(inputs.json_files(ANSWER), served),
     "backup": Target(BACKUPS, restored),
-    "sides": Target(inputs.faulty(st.just(_sides())), sides),
+    "assignments": Target(inputs.faulty(st.just(_assignments())), assignments),
 }

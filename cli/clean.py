@@ -60,7 +60,7 @@ def show(console: Console, cleaned: Cleaned) -> None:
     console.print()
     if cleaned.removed is None:
         total = _megabytes(sum(each.size for each in cleaned.found))
-        console.print(f"{total} can be freed; nothing was removed. To remove it: tunewright clean --yes")
+        console.print(f"{total} can be freed; nothing was removed. To remove it: the same command with --yes")
         return
     kept = len(cleaned.found) - len(cleaned.removed)
     console.print(f"removed {len(cleaned.removed):,}, {_megabytes(sum(each.size for each in cleaned.removed))}")

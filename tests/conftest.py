@@ -125,6 +125,7 @@ def environment() -> Iterator[None]:
     log = logging.getLogger("tunewright")
     level, handlers, propagate = log.level, [*log.handlers], log.propagate
     with patch.dict(os.environ):
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it in a process that registers, such as a fixture's
         yield
     log.setLevel(level)
     log.handlers[:], log.propagate = handlers, propagate

@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
@@ -117,6 +118,20 @@ def test_prefect_sends_events_and_logs_by_the_methods_that_are_replaced() -> Non
     finally:
         for (worker, method), sent in zip(workers, before, strict=True):
             setattr(worker, method, sent)
+
+
+def test_the_event_after_a_scheduled_state_waits_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.server.models import events
+    from prefect.server.schemas.states import State, StateType
+
+    source = inspect.getsource(events.flow_run_state_change_event)
+    assert "follows=initial_state_id if _timing_is_tight(occurred, initial_state) else None" in source
+    monkeypatch.setattr(events, "_timing_is_tight", events._timing_is_tight)
+    now = datetime.now(UTC)
+    scheduled, pending = (State(type=kind, timestamp=now) for kind in (StateType.SCHEDULED, StateType.PENDING))
+    assert events._timing_is_tight(now, scheduled)
+    compat.tell_first_states_at_once()
+    assert [events._timing_is_tight(now, each) for each in (scheduled, pending, None)] == [False, True, False]
 
 
 def test_a_model_with_a_state_says_so_as_serving_reads_it() -> None:

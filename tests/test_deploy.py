@@ -35,6 +35,7 @@ from tunewright.artifacts import Base, CheckedRows
 from tunewright.cli.deploy import deploy
 from tunewright.cli.deploy import server as server_calls
 from tunewright.cli.deploy.automations import CRASHED_POLLS, CRASHES
+from tunewright.cli.deploy.removal import remove
 from tunewright.cli.deploy.timing import in_words, next_times
 from tunewright.cli.deploy.view import as_json, show
 from tunewright.cli.main import app
@@ -323,15 +324,15 @@ def test_no_two_deployments_get_one_model_from_their_names(
     text = write().read_text()
     other = Path("other.yaml")
     other.write_text(text.replace("name: drops", "name: Drops!"))
-    with pytest.raises(
-        ConfigError, match=r'"Drops!" and "drops", which is on the server, would share registry.name=drops'
-    ):
+    with pytest.raises(ConfigError, match=r'"Drops!" and "drops", which is on the server, would share automations'):
         deploy(other, None, "local")
     other.write_text(
-        text.replace("name: drops", "name: Drops!").replace("parameters:", "parameters:\n      registry: {name: drops}")
+        text.replace("name: drops", "name: Drops!").replace("parameters:", "parameters:\n      registry: {name: other}")
     )
-    assert as_json(deploy(other, None, "local"))["deployments"][0]["state"] == "created"
-    client.delete_deployment(client.read_deployment_by_name("finetune/Drops!").id)
+    with pytest.raises(ConfigError, match=r"would share automations and registry.name=drops; rename one, or remove "):
+        deploy(other, None, "local")
+    with pytest.raises(ConfigError, match=r"--remove \"Drops!\": no such deployment on the server; did you mean drops"):
+        remove("Drops!")
 
 
 def test_a_deployed_run_begins_in_the_folder_of_its_file_wherever_deploy_was_called(

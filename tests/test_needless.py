@@ -176,7 +176,7 @@ def test_clean_shows_and_removes_only_when_asked(eight: Make, home: Path) -> Non
     shown = CliRunner().invoke(app, few)
     assert "artifact: 1, " in shown.stdout
     assert "rejected version: 1, " in shown.stdout
-    assert "nothing was removed. To remove it: tunewright clean --yes" in shown.stdout
+    assert "nothing was removed. To remove it: the same command with --yes" in shown.stdout
     dry = json.loads(CliRunner().invoke(app, [*few, "--json"]).stdout)
     assert [each["kind"] for each in dry["found"]] == ["artifact", "rejected version"]
     assert dry["removed"] is None

@@ -154,7 +154,7 @@ def test_the_best_on_validation_rows_is_taken(splits: Splits, asked: Ask, monkey
     assert all(shots == ids for shots in few_shot["shots"].values())
     assert {*ids} <= {*train["row_id"].to_pylist()}
     assert [tried["by"] for tried in retrieval["tried"]] == ["bm25", "embedding"]
-    assert "by their embeddings" in made.chosen["retrieval"]
+    assert "by embeddings" in made.chosen["retrieval"]
     assert made.chosen["few_shot"] == "4 examples, the best of 4 sets on 9 validation rows"
 
 

@@ -378,7 +378,7 @@ def test_test_rows_of_one_group_are_said_to_count_once(
     assert splits.num_test == 28
     assert (
         "28 test rows count as 1 independent row, since near-duplicates and rows of one group count once. By an "
-        "estimate before training, differences in accuracy between two models below about 1.00 cannot be "
+        "estimate before training, accuracy differences smaller than about 1.00 between two models cannot be "
         "detected: add test rows that are not similar to these"
     ) in caplog.text
 

@@ -86,7 +86,7 @@ def deploy(file: Path, deployment: str | None, pool: str, *, tests: bool = False
                 with deployment_file.placed(pipeline):
                     server.block_ids(client, pipeline.settings.operation.notify)
                 server.require_pool(client, pipeline)
-                server.require_own_model(client, pipeline)
+                server.require_own_name(client, pipeline)
             deployed = [_deploy(client, pipeline, pipeline.work_pool or pool) for pipeline in pipelines]
             sync(client, SERVER, of_server())
             if tests:

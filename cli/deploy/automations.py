@@ -29,7 +29,7 @@ _labels: Any = ResourceSpecification.model_validate  # as a trigger takes labels
 
 SERVER = "tunewright"  # owns what is of no deployment
 SILENT_SECONDS = 600.0  # three heartbeats of 180 s, Prefect's default, which runs of a terminal have
-# Prefect learns of the states of a scheduled poll 15 minutes late, as they follow its first state, which has no event.
+# A server that `up` did not start learns of a poll 15 minutes late (compat.tell_first_states_at_once).
 SILENT_POLL_SECONDS = 1_200.0
 CRASHES = "tunewright: a run without a heartbeat is marked crashed"
 CRASHED_POLLS = "tunewright: a poll without a heartbeat is marked crashed"

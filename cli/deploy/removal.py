@@ -14,7 +14,7 @@ from tunewright.cli.deploy import server
 from tunewright.cli.deploy.automations import SERVER, owner, sync
 from tunewright.cli.prefect_server import connected
 from tunewright.errors import ConfigError
-from tunewright.flows.parameters import FLOW, slug
+from tunewright.flows.parameters import FLOW, identifier, slug
 
 
 class Removed(NamedTuple):
@@ -39,7 +39,8 @@ def _remove(client: SyncPrefectClient, name: str) -> Iterator[Removed]:
     watchers = client.read_deployments(flow_filter=FlowFilter.model_validate({"name": {"any_": ["watch"]}}))
     own = [each for each in watchers if each.parameters.get("deployment") == f"{FLOW}/{name}"]
     automations = client.read_resource_related_automations(owner(name))
-    if name not in there and not own and not automations:
+    is_of_another = any(identifier(each) == identifier(name) for each in there)
+    if name not in there and not own and (is_of_another or not automations):
         left = {str(each.parameters.get("deployment")).removeprefix(f"{FLOW}/") for each in watchers}
         known = sorted({*there, *left})
         raise ConfigError(

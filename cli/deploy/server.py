@@ -32,7 +32,7 @@ from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.up.service import log_file
 from tunewright.config import quietly
 from tunewright.errors import ConfigError, TunewrightError
-from tunewright.flows.parameters import DEPLOYMENT_NAME, FLOW, identifier, slug
+from tunewright.flows.parameters import FLOW, identifier, slug
 from tunewright.flows.watch import watch
 from tunewright.machine import addresses
 
@@ -82,16 +82,14 @@ def require_pool(client: SyncPrefectClient, pipeline: Pipeline) -> None:
         )
 
 
-def require_own_model(client: SyncPrefectClient, pipeline: Pipeline) -> None:
-    """Raises ConfigError where a model that takes its name from the deployment is that of another one as well."""
-    model = pipeline.settings.registry.name
-    if pipeline.origins["registry.name"] != DEPLOYMENT_NAME:
-        return
+def require_own_name(client: SyncPrefectClient, pipeline: Pipeline) -> None:
+    """Raise ConfigError where another deployment on the server has a name with the same letters and digits."""
     for each in deployments(client):
-        if each.name != pipeline.name and slug(each.name) == model and not _named(each):
+        if each.name != pipeline.name and identifier(each.name) == identifier(pipeline.name):
             raise ConfigError(
                 f"{pipeline.path}: {shown(pipeline.name)} and {shown(each.name)}, which is on the server, would share "
-                f"registry.name={model}, and so a champion; rename one, or set its registry.name"
+                f"automations and registry.name={identifier(each.name)}; rename one, or remove the other with "
+                f"tunewright deploy --remove {shlex.quote(each.name)}"
             )
 
 
@@ -245,12 +243,7 @@ def deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
 
 def model_of(deployment: DeploymentResponse) -> str:
     """The registered model of a deployment."""
-    return _named(deployment) or slug(deployment.name)
-
-
-def _named(deployment: DeploymentResponse) -> str:
-    """The registry.name that it sets; empty where it takes its own."""
-    return deployment.parameters.get("registry", {}).get("name") or ""
+    return deployment.parameters.get("registry", {}).get("name") or slug(deployment.name)
 
 
 def keep_watch(client: SyncPrefectClient, watched: DeploymentResponse, seconds: int | None) -> bool:

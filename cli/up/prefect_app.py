@@ -21,6 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunewright.cli.up.ports import LOGIN, LOOPBACK
+from tunewright.compat import tell_first_states_at_once
 from tunewright.machine.addresses import HOSTS
 
 # Both of Prefect's user interfaces keep the password there. What follows # never leaves the browser.
@@ -81,6 +82,7 @@ async def log_in(_: Request) -> HTMLResponse:
 
 def main(port: int) -> None:
     """Serves until a signal ends it, with the settings of Prefect's own `prefect server start`."""
+    tell_first_states_at_once()
     server = get_current_settings().server
     app = create_app(final=True)
     app.router.routes.insert(0, Route(LOGIN, log_in))

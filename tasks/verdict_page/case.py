@@ -50,7 +50,7 @@ class Case(RunArtifacts, frozen=True):
 
     @cached_property
     def curves(self) -> curves.Curves:
-        """The warnings of training."""
+        """The curves of training."""
         return curves.read(self.adapter.folder)
 
     @cached_property
