@@ -128,7 +128,7 @@ def test_the_event_after_a_scheduled_state_waits_for_no_other(monkeypatch: pytes
     assert "follows=initial_state_id if _timing_is_tight(occurred, initial_state) else None" in source
     monkeypatch.setattr(events, "_timing_is_tight", events._timing_is_tight)
     now = datetime.now(UTC)
-    scheduled, pending = (State(type=kind, timestamp=now) for kind in (StateType.SCHEDULED, StateType.PENDING))
+    scheduled, pending = (State(type=kind, timestamp=now) for kind in (StateType.SCHEDULED, StateType.PENDING))  # pyright: ignore[reportArgumentType]
     assert events._timing_is_tight(now, scheduled)
     compat.tell_first_states_at_once()
     assert [events._timing_is_tight(now, each) for each in (scheduled, pending, None)] == [False, True, False]
