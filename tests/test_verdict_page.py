@@ -35,10 +35,12 @@ from tunewright.artifacts import (
 from tunewright.config import Gate, Guardrail
 from tunewright.metrics import choose
 from tunewright.metrics.intervals import RAISE_LIMIT
+from tunewright.reports.curves import TrainingWarning
 from tunewright.reports.pages import exactly, interval, number
 from tunewright.tasks.decide import decide
 from tunewright.tasks.evaluate import ANSWER_SCHEMA, scored
 from tunewright.tasks.verdict_page import verdict_page
+from tunewright.tasks.verdict_page.case import Case
 from tunewright.tasks.verdict_page.drawing import panel, scale_of
 from tunewright.tasks.verdict_page.wins import picked, shared_opening
 
@@ -688,6 +690,14 @@ def test_a_training_that_was_obviously_too_short_is_the_first_advice(
     advice = make(**UNLEARNED, losses=losses).suggestions
     assert advice[0].startswith(first)
     assert any(each.startswith("Then check that your reference answers") for each in advice), advice
+
+
+@pytest.mark.parametrize("kind", ["divergence", "no learning"])
+def test_a_training_that_failed_is_the_first_advice(make: Make, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    warning = TrainingWarning(kind, 1, "the loss says so", "try another training.learning_rate")
+    monkeypatch.setattr(Case, "training_warnings", [warning])
+    advice = make(**UNLEARNED, losses=[2.0, 1.5]).suggestions
+    assert advice[0] == f"Try another training.learning_rate: {warning.short}: the loss says so"
 
 
 def test_the_page_names_what_is_counted_and_which_way_is_better(make: Make) -> None:

@@ -34,6 +34,7 @@ def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
     """Return the suggestions, the most decisive first; `made` are the candidate's mistakes."""
     rules: tuple[Callable[[Case], Found], ...] = (
         too_short_a_limit,
+        failed_training,
         not_finished,
         lambda case: unstopped(case) if learned_nothing(case) else iter(()),
         nothing_learned,
@@ -157,6 +158,13 @@ def nothing_learned(case: Case) -> Found:
             f"{percent(same)} of the candidate's answers are identical to the base's",
             "training",
         )
+
+
+def failed_training(case: Case) -> Found:
+    """Yield the warning that the training diverged or learned nothing, from which all else that is wrong may follow."""
+    for each in case.training_warnings:
+        if each.kind in ("divergence", "no learning"):
+            yield Suggestion(_upper(each.advice), f"{each.short}: {each.seen}", "training")
 
 
 def training(case: Case) -> Found:
