@@ -63,7 +63,7 @@ class ProgressArtifact:
         self.shown = 0.0
         self.cannot_show = False
 
-    def show(self, percent: float, sentence: str, *, at_once: bool = False) -> None:
+    def show(self, progress: float, sentence: str, *, at_once: bool = False) -> None:
         """Update it; outside a task run, and soon after the last update unless `at_once`, do nothing."""
         now = time.monotonic()
         if TaskRunContext.get() is None or not (at_once or now - self.shown > ARTIFACT_SECONDS):
@@ -71,9 +71,9 @@ class ProgressArtifact:
         self.shown = now
         try:
             if self.artifact is None:
-                self.artifact = create_progress_artifact(progress=percent, key=self.key, description=sentence)
+                self.artifact = create_progress_artifact(progress=progress, key=self.key, description=sentence)
             else:
-                update_progress_artifact(artifact_id=self.artifact, progress=percent, description=sentence)
+                update_progress_artifact(artifact_id=self.artifact, progress=progress, description=sentence)
         except Exception as error:  # the network's or the server's, of many types: no work ends with a picture of it
             if not self.cannot_show:
                 log.warning("  the Prefect UI cannot show the progress; the work continues: %s", error)
