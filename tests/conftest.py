@@ -350,6 +350,12 @@ def prefect_database(once: Once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def ready(mlflow_database: Path, prefect_database: Path, architectures: Path) -> tuple[Path, Path, Path]:
+    """The databases and probes that the home of a `tunewright up` can begin with, where it is not to make its own."""
+    return mlflow_database, prefect_database, architectures
+
+
+@pytest.fixture(scope="session")
 def prefect_harness(prefect_database: Path) -> Iterator[Harness]:
     """`with prefect_harness():` has a Prefect server for flows, which all tests of this process share.
 

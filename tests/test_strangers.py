@@ -77,15 +77,8 @@ REFUSED = {400, 401, 403, 404, "blocked", "opaque", "closed"}
 
 
 @pytest.fixture(scope="module")
-def up(
-    tiny_base: Base,
-    mlflow_database: Path,
-    prefect_database: Path,
-    architectures: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Up]:
-    made = (mlflow_database, prefect_database, architectures)
-    with started(tmp_path_factory.mktemp("strangers"), tiny_base, made=made) as up:
+def up(tiny_base: Base, ready: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with started(tmp_path_factory.mktemp("strangers"), tiny_base, made=ready) as up:
         yield up
 
 

@@ -23,15 +23,8 @@ RARE = {  # of a change and of a deploy, and not of each look
 
 
 @pytest.fixture(scope="module")
-def up(
-    tiny_base: Base,
-    mlflow_database: Path,
-    prefect_database: Path,
-    architectures: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Up]:
-    made = (mlflow_database, prefect_database, architectures)
-    with started(tmp_path_factory.mktemp("up"), tiny_base, made=made) as up:
+def up(tiny_base: Base, ready: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with started(tmp_path_factory.mktemp("up"), tiny_base, made=ready) as up:
         yield up
 
 

@@ -25,15 +25,8 @@ SETTINGS = {"PREFECT_SERVER_API_AUTH_STRING": "user:of my own & %", "PREFECT_SER
 
 
 @pytest.fixture(scope="module")
-def up(
-    tiny_base: Base,
-    mlflow_database: Path,
-    prefect_database: Path,
-    architectures: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Up]:
-    made = (mlflow_database, prefect_database, architectures)
-    with started(tmp_path_factory.mktemp("ui"), tiny_base, SETTINGS, made=made) as up:
+def up(tiny_base: Base, ready: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with started(tmp_path_factory.mktemp("ui"), tiny_base, SETTINGS, made=ready) as up:
         yield up
 
 

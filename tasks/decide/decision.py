@@ -19,11 +19,10 @@ import numpy as np
 
 from tunewright.artifacts.payloads import Because, Comparison, Decision
 from tunewright.config import Gate
-from tunewright.metrics.catalogue import CONSTANT
+from tunewright.metrics.catalogue import AT_LEAST, CONSTANT
 from tunewright.metrics.intervals import holm
 from tunewright.tasks.decide import sentences
 from tunewright.tasks.decide.comparison import Paired, compare, is_more_wrong, needs_most
-from tunewright.tasks.decide.sentences import AT_LEAST
 
 CANDIDATE, BASE = "candidate", "base"
 TO_BEAT = (BASE, "champion", CONSTANT)  # all others are only prompted

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from tunewright.artifacts import WAITING
 from tunewright.artifacts.payloads import Comparison
 from tunewright.metrics import describe
-from tunewright.metrics.catalogue import CONSTANT, baseline
+from tunewright.metrics.catalogue import AT_LEAST, CONSTANT, baseline
 from tunewright.reports.pages import digits_of, exactly, interval, number, rounded_up
 from tunewright.tasks.decide.comparison import SMALLEST_EFFECT, needs_most
 
-AT_LEAST = "gate.at_least"  # the score that is asked for
 TOO_LOW = (
     "the candidate is wrong more often than right, and gate.at_least is not set; set gate.at_least to the lowest "
     "acceptable score, train longer, or add training rows"

@@ -145,15 +145,15 @@ def spectra(folder: Path, weights: Weights) -> Spectra:
     shapes = linear_shapes(weights.folder)
     left = dict(list(shapes.items())[len(done) :])
     countdown = Countdown(len(shapes), "modules", "scan-progress")
-    work = {module: rows * columns * min(rows, columns) for module, (rows, columns) in left.items()}
-    measured = 0
+    costs = {module: rows * columns * min(rows, columns) for module, (rows, columns) in left.items()}
+    all_costs, measured = sum(costs.values()), 0
     with kept.open("w", encoding="utf-8") as file:
         file.writelines(done)
         file.flush()
         for number, spectrum in enumerate(_measured(weights.folder, left), len(done) + 1):
             file.write(spectrum.model_dump_json() + "\n")
             file.flush()
-            measured += work[spectrum.module]
-            countdown.tell(number, measured / sum(work.values()))
+            measured += costs[spectrum.module]
+            countdown.tell(number, measured / all_costs)
     kept.rename(folder / "spectra.jsonl")
     return Spectra(num_modules=len(shapes))

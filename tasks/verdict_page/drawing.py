@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 from tunewright.artifacts.payloads import Comparison, Interval
 from tunewright.metrics import describe
+from tunewright.metrics.catalogue import AT_LEAST
 from tunewright.reports.curves.charts import ticks
 from tunewright.reports.pages import exactly, interval, number
 from tunewright.tasks.verdict_page.case import title
 
-AT_LEAST = "gate.at_least"  # the opponent of a score that is asked for
 MARGIN = 0.05  # of the scale, at both ends
 TICKS = 5
 

@@ -164,7 +164,7 @@ def failed_training(case: Case) -> Found:
     """Yield the warning that the training diverged or learned nothing, from which all else that is wrong may follow."""
     for each in case.training_warnings:
         if each.kind in ("divergence", "no learning"):
-            yield Suggestion(_upper(each.advice), f"{each.short}: {each.seen}", "training")
+            yield _of_curves(each)
 
 
 def training(case: Case) -> Found:
@@ -172,7 +172,11 @@ def training(case: Case) -> Found:
     for each in case.training_warnings:
         if each.kind == "still falling at the end" and learned_nothing(case):
             continue  # not_finished says it
-        yield Suggestion(_upper(each.advice), f"{each.short}: {each.seen}", "training")
+        yield _of_curves(each)
+
+
+def _of_curves(warning: curves.TrainingWarning) -> Suggestion:
+    return Suggestion(_upper(warning.advice), f"{warning.short}: {warning.seen}", "training")
 
 
 def data(case: Case) -> Found:

@@ -287,23 +287,17 @@ class Judged(Artifact, frozen=True):
 
     def says(self) -> list[str]:
         """Describe the judge's preference, one sentence per opponent."""
+        from tunewright.reports.pages import percent  # with jinja2, which most commands have no use for
+
         return [
-            f"The judge {self.model} prefers the candidate to the {name} in {_percent(mean)} "
-            f"[{_percent(low)}, {_percent(high)}] of {self.num_rows} test rows, ties count half; "
+            f"The judge {self.model} prefers the candidate to the {name} in {percent(mean)} "
+            f"[{percent(low)}, {percent(high)}] of {self.num_rows} test rows, ties count half; "
             "prompted in both orders it agrees with itself in "
-            f"{_percent(self.agreement[name])}"
+            f"{percent(self.agreement[name])}"
             + (", too rarely to rely on" if self.agreement[name] < SELDOM else "")
-            + (
-                f", and {_percent(self.unreadable[name])} of its replies are unreadable"
-                if self.unreadable[name]
-                else ""
-            )
+            + (f", and {percent(self.unreadable[name])} of its replies are unreadable" if self.unreadable[name] else "")
             for name, (low, mean, high) in self.preferred.items()
         ]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 WAITING = "Waiting for approval"  # begins the sentence of a verdict that a person has to approve

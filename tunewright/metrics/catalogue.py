@@ -30,6 +30,7 @@ from tunewright.metrics.texts import (
     token_f1,
 )
 
+AT_LEAST = "gate.at_least"  # the opponent: the score that is asked for
 CONSTANT = "constant"  # the contender: always the training answer that scores best so
 EXACT = {"exact_match", "accuracy"}  # by which that is the most frequent answer
 

@@ -51,10 +51,13 @@ class ClusterSums:
         residuals = self.sums - self.sizes * self.mean()
         return float((residuals**2).sum() / self.sizes.sum())
 
-    def error(self) -> float:
-        """The standard error of the mean, as of a ratio of sums over clusters (Cochran 1977, 6.4)."""
+    def error(self, more: float = 0.0) -> float:
+        """The standard error of the mean, as of a ratio of sums over clusters (Cochran 1977, 6.4).
+
+        `more` is a variance that each row has on top of its own.
+        """
         num_clusters = len(self.sums)
-        return math.sqrt(self.row_variance() / self.sizes.sum() * num_clusters / (num_clusters - 1))
+        return math.sqrt((self.row_variance() + more) / self.sizes.sum() * num_clusters / (num_clusters - 1))
 
     def bounds(self, confidence: float) -> tuple[float, float]:
         """The lower and the upper bound of the mean, each one-sided at `confidence`."""
@@ -137,14 +140,12 @@ class PowerAnalysis:
 
     def _parts(self, effect: float) -> tuple[float, float, float]:
         """Return the factor by which pseudo-observations shrink a mean, its standard deviation, and its threshold."""
-        own, num_rows, num_clusters = self.evidence.row_variance(), self.evidence.sizes.sum(), len(self.widened.sums)
-        widened = self.widened.sizes.sum()
+        own, num_rows, widened = self.evidence.row_variance(), self.evidence.sizes.sum(), self.widened.sizes.sum()
         largest = self.widened.sums[-1] / self.widened.sizes[-1]  # difference: that of the pseudo-observations
         gain = min(abs(effect), largest / 2)  # of which a larger one has no more variance
         variance = max(own, gain * (largest - gain))
-        row_variance = self.widened.row_variance() + (variance - own) * num_rows / widened
-        error = math.sqrt(row_variance / widened * num_clusters / (num_clusters - 1))
-        least = self.threshold + _t(self.confidence, num_clusters) * error
+        error = self.widened.error(more=(variance - own) * num_rows / widened)
+        least = self.threshold + _t(self.confidence, len(self.widened.sums)) * error
         return num_rows / widened, math.sqrt(variance * num_rows) / widened, least
 
 
