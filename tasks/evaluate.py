@@ -33,6 +33,7 @@ ANSWER_SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
         ("cluster", pa.int64()),
+        ("prompt", pa.string()),  # all that the model was asked, with the template's text and any examples
         ("reference", pa.string()),
         ("answer", pa.string()),
         ("stopped", pa.bool_()),  # by a stop token of the model's own, not by max_new_tokens
@@ -59,6 +60,7 @@ def answered(
         written += [
             {
                 **{name: row[name] for name in ("row_id", "cluster", "reference")},
+                "prompt": tokenizer.decode(answer.prompt, clean_up_tokenization_spaces=False),
                 "answer": answer.text(tokenizer, row["reference"], stops),
                 "stopped": answer.stopped,
                 "num_tokens": len(answer.tokens),

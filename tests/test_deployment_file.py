@@ -571,6 +571,7 @@ def test_a_data_file_is_told_from_a_deployment_file(tmp_path: Path, name: str) -
         ("data.sources[0].columns.output: no record has x", "x.yaml line 7: "),
         ("data.sources[0].path: none", "x.yaml line 7: "),
         ("model.base=a: no such folder", "command line: "),
+        ("registry.name=triage: is another's", "taken from the deployment's name: "),
         ("training.epochs=3: too many", ""),
         ("training did not finish", ""),
         ("data.jsonl line 3: no JSON", ""),

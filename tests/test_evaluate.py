@@ -79,6 +79,7 @@ def test_each_row_has_the_answer_of_the_contender_and_its_scores(
         for row, question in zip(rows, asked, strict=True):
             said = generated(model, question["input_ids"][: question["prompt_length"]], stops, 40)
             text = [token for token in said if token not in stops]
+            assert tokenizer.encode(row["prompt"]) == question["input_ids"][: question["prompt_length"]]
             assert row["answer"] == tokenizer.decode(text, skip_special_tokens=True)
             assert (row["num_tokens"], row["stopped"]) == (len(text), len(text) < len(said))
             assert row["exact_match"] == (row["answer"].strip() == question["reference"])

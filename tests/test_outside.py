@@ -23,6 +23,7 @@ from tunewright.registry.tracking import connected
         "https://host/v1?api_key=hunter2",
         "https://host/v1?x=1&access_token=hunter2",
         "https://host/v1#token=hunter2",
+        "https://host/v1#passwd=hunter2",
     ],
 )
 def test_credentials_in_an_address_are_refused_without_repeating_them(url: str) -> None:

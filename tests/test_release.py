@@ -483,7 +483,7 @@ def test_versions_are_listed_with_their_verdicts_before_there_is_a_champion(make
     listed = [re.split("  +", line.strip()) for line in shown.splitlines()[2:]]
     gain = "+.82 [.75, .88] exact match against the base"
     assert [(line[0], *line[2:]) for line in listed] == [
-        ("version", "latest verdict", "decided by"),
+        ("version", "latest verdict", "comparison"),
         ("2", "inconclusive", gain),
         ("1", "not promoted", gain),
     ]
@@ -711,7 +711,7 @@ def test_a_history_is_a_table_only_where_the_terminal_has_room_for_it(width: int
     show_history(console, Registry(name="triage"), history)
     said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert shown in said
-    assert re.search(r"\bdecided by\b", said) and not re.search(r"\bgain\b", said)
+    assert re.search(r"\bcomparison\b", said) and not re.search(r"\bgain\b", said)
     assert "exact match .95" in said  # in no column are words folded into pieces
 
 

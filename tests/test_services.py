@@ -142,7 +142,7 @@ def test_a_service_that_is_killed_is_started_again_without_its_orphans(
         supervisor.look()
         assert supervisor.processes[name].pid != before
         assert not lives(orphan)
-        assert f"{name} exited with code -9 and is restarted; its runs were interrupted, and a new run" in caplog.text
+        assert f"{name} exited with code -9 and is restarted; its runs were interrupted: a new run" in caplog.text
         assert "answers again" in caplog.text
         assert marked == ([False] if name == "worker" else [])
 
@@ -370,6 +370,7 @@ class Busy(BaseHTTPRequestHandler):
         self.seen.append(self.path)
         state = {"type": "RUNNING", "name": "Running", "id": RUN, "timestamp": "2026-01-01T00:00:00Z"}
         run = {"id": RUN, "flow_id": RUN, "name": "brave-otter", "state": state}
+        run |= {"parameters": {"deployment": "finetune/demo"}}
         answer = [run] if self.path.endswith("filter") else {"status": "ACCEPT", "details": {}, "state": state}
         assert "CRASHED" in body.decode() or self.path.endswith("filter")
         content = json.dumps(answer).encode()
@@ -400,7 +401,8 @@ def test_what_was_cut_short_is_marked_though_the_database_is_busy(home: Path) ->
     with HTTPServer(("127.0.0.1", 0), Busy) as server, temporary_settings({PREFECT_CLIENT_RETRY_JITTER_FACTOR: 0}):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        assert end_leftover_runs(Addresses(pid=1, prefect=address, mlflow=address, pool="local")) == ["brave-otter"]
+        ended = end_leftover_runs(Addresses(pid=1, prefect=address, mlflow=address, pool="local"))
+        assert ended == ["brave-otter, a poll of finetune/demo"]
         server.shutdown()
     asked = ["/api/flow_runs/filter"] * 3 + ["/api/flows/filter"] * 2
     assert Busy.seen == asked + [f"/api/flow_runs/{RUN}/set_state"] * 2

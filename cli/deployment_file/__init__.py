@@ -164,7 +164,8 @@ def _given_at(pipeline: Pipeline, key: str) -> str:
     """Return where a setting was given, or the nearest one around it; a whole section has no place."""
     while "." in key:
         if origins := [origin for name, origin in pipeline.origins.items() if _inside(name, key)]:
-            return next((f"{origin}: " for origin in origins if origin != "default"), "")
+            given = next((origin for origin in origins if origin != "default"), "")
+            return f"{'taken from ' if given == DEPLOYMENT_NAME else ''}{given}: " if given else ""
         key = key[: max(key.rfind("."), key.rfind("["))]
     return ""
 

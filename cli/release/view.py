@@ -15,7 +15,7 @@ from tunewright.registry.alias_state import SAID, Event, named_anew
 from tunewright.registry.release import History, ReleaseDecision, command, named
 from tunewright.reports.pages import counted
 
-HISTORY_COLUMNS = ("when (UTC)", "what", "version", "replaced", "by", "why", "verdict", "decided by")
+HISTORY_COLUMNS = ("when (UTC)", "what", "version", "replaced", "by", "why", "verdict", "comparison")
 FREE_TEXT = ("by", "why", "verdict")  # which may be folded, to no less than so many characters a line
 LEGIBLE = 16
 VERSIONS = 20  # listed at most
@@ -82,7 +82,7 @@ def _show_versions(console: Console, history: History) -> None:
     if not history.versions:
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("version", "registered (UTC)", "latest verdict", "decided by"):
+    for column in ("version", "registered (UTC)", "latest verdict", "comparison"):
         table.add_column(column, overflow="fold")
     for each in history.versions[:VERSIONS]:
         is_current = each.version == history.current_version

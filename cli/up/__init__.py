@@ -108,7 +108,7 @@ def _serve(console: Console, found: Addresses, file: Path, supervisor: Superviso
     def ready(service: Service, seconds: float) -> None:
         console.print(f"  {service.name:<10}{service.shows:<32}ready after {seconds:.0f} s", markup=False)
         if service.name == "prefect" and (cut := cut_short(found)):
-            console.print(f"    marked as crashed, since they were killed: {', '.join(cut)}", markup=False)
+            console.print(f"    marked as crashed, since they were killed: {'; '.join(cut)}", markup=False)
 
     interrupts.raise_if_came()
     with supervisor:

@@ -200,7 +200,8 @@ def end_leftover_runs(up: Addresses, since: datetime | None = None) -> list[str]
             crashed = Crashed(message=CRASHED_POLL if run.flow_id in polls else CRASHED)
             state = Cancelled(message=CANCELLED) if is_cancelled else crashed
             server.set_flow_run_state(run.id, state, force=True)
-    return [run.name for run in found]
+    polled = {run.id: f", a poll of {run.parameters.get('deployment')}" for run in found if run.flow_id in polls}
+    return [f"{run.name}{polled.get(run.id, '')}" for run in found]
 
 
 def _is_cut_short(run: "FlowRun", watched: "set[UUID | None]") -> bool:

@@ -86,7 +86,7 @@ class Supervisor:
         if len(self.died[service.name]) > RESTARTS:
             raise TunewrightError(f"{service.name} exited {RESTARTS + 1} times in five minutes; {_said(service.name)}")
         cut = (
-            "; its runs were interrupted, and a new run resumes from the last checkpoint"
+            "; its runs were interrupted: a new run resumes from the last checkpoint, a new poll reads the files again"
             if alive(self.mark, [service.name], has=RUN)
             else ""
         )

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
+from tunewright.config import outside
 from tunewright.config.section import LocalPath, Section
 
 Layout = Literal["auto", "alpaca", "prompt_completion", "sharegpt", "messages"]
@@ -46,13 +47,11 @@ class RecordFiles(Section):
     @classmethod
     def _holds_no_secret(cls, path: str) -> str:
         """Settings are shown, logged and kept, so what opens a store must not be among them."""
-        credentials = r"://[^/]*@|[?&#][\w-]*(?:key|sig|signature|token|password|secret|credential)="
         query = r"https?://[^?]*\?."  # any, since what a key is called there is for each server to say
-        if re.search(f"{credentials}|{query}", path, re.I | re.S):
-            kept_out = re.sub(r"(?<=//)[^/]*@|[?#].*", "", path, flags=re.S)
+        if outside.holds_secret(path) or re.search(query, path, re.I):
             raise ValueError(
-                f"{kept_out}: a URL with credentials or a query; leave them out and set the credentials in the "
-                "environment"
+                f"{outside.without_secrets(path)}: a URL with credentials or a query; leave them out and set the "
+                "credentials in the environment"
             )
         return path
 
