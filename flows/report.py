@@ -74,8 +74,8 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
             message=_with_saved(f"ended after {steps[-1].stage}, as requested", outcome), data=tuple(steps)
         )
     create_markdown_artifact(decided(outcome), key="verdict", description=outcome.said)
-    told = outcome.said if outcome.is_new else f"As before: {outcome.said}"
-    return Completed(name=outcome.state, message=_with_saved(told, outcome), data=tuple(steps))
+    message = outcome.said if outcome.is_new else f"As before: {outcome.said}"
+    return Completed(name=outcome.state, message=_with_saved(message, outcome), data=tuple(steps))
 
 
 def _with_saved(sentence: str, outcome: Outcome) -> str:

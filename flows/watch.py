@@ -147,9 +147,9 @@ def _give_up(client: SyncPrefectClient, watched: DeploymentResponse, newest: Seq
         "remove the cause. Then start a run in Prefect; it resumes from the last checkpoint. A change of "
         f"the files or the schedule also starts one. Flow run {crashed.id}"
     )
-    told = FlowRunFilter.model_validate({"state": {"name": {"any_": [GIVEN_UP]}}})
+    announced = FlowRunFilter.model_validate({"state": {"name": {"any_": [GIVEN_UP]}}})
     before = client.read_flow_runs(
-        flow_run_filter=told,
+        flow_run_filter=announced,
         flow_filter=FlowFilter.model_validate({"name": {"any_": ["watch"]}}),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         limit=READ_RUNS,

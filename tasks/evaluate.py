@@ -56,7 +56,7 @@ def answered(
     for start in range(0, len(test), ROWS):
         rows = test.slice(start, ROWS).to_pylist()
         answers = [Answer.of(row["input_ids"], row["labels"], row["prompt_length"]) for row in rows]
-        greedy.answer(answers, told=lambda number, before=start: countdown.tell(before + number))
+        greedy.answer(answers, on_progress=lambda number, before=start: countdown.tell(before + number))
         written += [
             {
                 **{name: row[name] for name in ("row_id", "cluster", "reference")},

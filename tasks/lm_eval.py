@@ -42,16 +42,16 @@ def identity(settings: LmEval) -> str:
             f"lm_eval.tasks={', '.join(settings.tasks)}: lm-eval is not installed: pip install 'tunewright[lm-eval]'; "
             "accepted without it is lm_eval.tasks=[]"
         )
-    told: list[Any] = []
+    described: list[Any] = []
     for name, each in sorted(_loaded(settings).items()):
         config = {
             what: value for what, value in each.dump_config().items() if what not in ("metadata", "dataset_kwargs")
         }
         shots = list(each.fewshot_docs()) if each.get_config("num_fewshot") else []
-        told.append([name, config, [*islice(each.eval_docs, settings.limit)], shots])
+        described.append([name, config, [*islice(each.eval_docs, settings.limit)], shots])
     code = sorted(Path(settings.include_path).expanduser().rglob("*.py")) if settings.include_path else []
-    told.append([file.read_text(encoding="utf-8") for file in code])
-    said = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(told, sort_keys=True, default=repr))
+    described.append([file.read_text(encoding="utf-8") for file in code])
+    said = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(described, sort_keys=True, default=repr))
     return hashlib.sha256(said.encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from conftest import Harness
@@ -162,20 +162,29 @@ def test_a_stage_to_refresh_after_the_last_one_is_refused() -> None:
     assert stages(settings("a"), "check", ("check",)) == ("ingest", "base", "check")
 
 
-def test_the_seconds_of_a_stage_are_without_those_that_it_waited_for_the_device(prefect_harness: Harness) -> None:
-    entered, free = threading.Event(), threading.Event()
+def test_the_seconds_of_a_stage_are_without_those_that_it_waited_for_the_device(
+    prefect_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, refused, free = threading.Event(), threading.Event(), threading.Event()
+    try_lock = one_at_a_time.try_lock
 
     def hold() -> None:
         with one_at_a_time.held("cpu", "run early-bird"):
             entered.set()
             free.wait(150)
 
+    def try_lock_and_free_a_second_later(lock: IO[str]) -> bool:
+        if (is_held := not try_lock(lock)) and not refused.is_set():
+            refused.set()
+            threading.Timer(1.0, free.set).start()
+        return not is_held
+
     thread = threading.Thread(target=hold)
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(150)
+    monkeypatch.setattr(one_at_a_time, "try_lock", try_lock_and_free_a_second_later)
     calls = Run(settings("a"), "train")
     with prefect_harness():
-        threading.Timer(2.0, free.set).start()
         started = time.monotonic()
         record = calls.called(on_device, "", {"name": "a"})
         whole = time.monotonic() - started

@@ -309,8 +309,8 @@ def test_a_plan_says_the_trained_share_of_the_run_and_what_its_time_is_of(
     share = said.partition("(")[2].rstrip(")")
     assert re.search(rf"lora [\d,]+ {re.escape(share)}", page)
     assert re.search(
-        r"steps and evaluations: about .*, based on an earlier run of 2 steps on this machine "
-        r"\(the whole stage with loading: \d+ s\) ",
+        r"steps and evaluations, without loading and saving: about .*, based on an earlier run of 2 steps on this "
+        r"machine \(the whole stage with loading: \d+ s\) ",
         page,
     )
 

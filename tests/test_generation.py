@@ -90,10 +90,10 @@ def test_answers_are_those_of_plain_greedy_decoding(make: Any, seed: int, monkey
         rest = text[agreed + 1 :] if draw.random() < 0.5 else []  # the reference realigns
         rows.append(Answer(prompt, [*text[:agreed], *other, *rest, said[-1] if said[-1] in STOPS else 2]))
         expected.append((text, said[-1] in STOPS))
-    told: list[int] = []
-    Greedy(model, stops=STOPS, max_new_tokens=max_new_tokens, batch=batch).answer(rows, told=told.append)
-    assert told == sorted(told)
-    assert told[-1] == len(rows)
+    seen: list[int] = []
+    Greedy(model, stops=STOPS, max_new_tokens=max_new_tokens, batch=batch).answer(rows, on_progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == len(rows)
     assert [(row.tokens, row.stopped) for row in rows] == expected
     assert [row.nll for row in rows] == pytest.approx(
         [likelihood(model, r.prompt, r.reference) for r in rows], abs=1e-3

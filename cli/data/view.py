@@ -233,8 +233,8 @@ def _show_missing(console: Console, data: PipelineData, what: str) -> None:
 
 def _show_stop(console: Console, stopped: StoppedStage, since: str) -> None:
     """Which stage stopped, when, why, and where to look."""
-    told = f"{since}{stopped.stage} stopped on {_clock(stopped.when)} in {stopped.run}: {stopped.message}"
-    console.print(Text(told, "yellow"), soft_wrap=True)
+    text = f"{since}{stopped.stage} stopped on {_clock(stopped.when)} in {stopped.run}: {stopped.message}"
+    console.print(Text(text, "yellow"), soft_wrap=True)
     for path in stopped.paths:
         console.print(Text(f"see   {from_here(path)}"), soft_wrap=True)
     if not stopped.files:

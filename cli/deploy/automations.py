@@ -151,24 +151,24 @@ def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -
     deployment = _role("deployment", id=f"prefect.deployment.{target.id}")
     named = {"rejection": ("keep", "inconclusive", "invalid"), "promotion": ("promote",)}
     asking = [_labels(_role("flow", name="approval")), _labels(_role("deployment", name=target.model))]
-    for told in operation.notify_on if operation.notify else ():
-        expect = {f"prefect.flow-run.{VERDICTS[decision]}" for decision in named.get(told, ())}
+    for occasion in operation.notify_on if operation.notify else ():
+        expect = {f"prefect.flow-run.{VERDICTS[decision]}" for decision in named.get(occasion, ())}
         match: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
         related = [_labels(deployment)]
-        if told == "failure":
+        if occasion == "failure":
             expect, match["prefect.state-type"] = {"prefect.flow-run.*"}, ["FAILED", "CRASHED"]
             if operation.watch is not None:  # who stops `tunewright up` knows, and the run is restarted
                 match["prefect.state-message"] = f"!{STOPPED}*"
                 yield _giving_up(target, operation, blocks)
-        if told == "approval":  # a run of its own asks for it (flows/release.py)
+        if occasion == "approval":  # a run of its own asks for it (flows/release.py)
             expect, related = {"prefect.flow-run.Suspended"}, asking
-        if told == "promotion" and target.approval:
+        if occasion == "promotion" and target.approval:
             expect, related = {"prefect.flow-run.Approved"}, asking
         yield AutomationCore(
-            name=f"tunewright: {', '.join(operation.notify)} notified of {NOTIFIED[told]} of {target.name}",
+            name=f"tunewright: {', '.join(operation.notify)} notified of {NOTIFIED[occasion]} of {target.name}",
             description="Set by operation.notify and notify_on of the deployment file",
             trigger=EventTrigger(expect=expect, match=_labels(match), match_related=related),
-            actions=[_message(target, blocks[block], told, operation) for block in operation.notify],
+            actions=[_message(target, blocks[block], occasion, operation) for block in operation.notify],
             owner_resource=target.owner,
         )
 
@@ -193,17 +193,17 @@ def _giving_up(target: Target, operation: Operation, blocks: Mapping[str, UUID])
     )
 
 
-def _message(target: Target, block: UUID, told: str, operation: Operation) -> SendNotification:
+def _message(target: Target, block: UUID, occasion: str, operation: Operation) -> SendNotification:
     """State and sentence of a run, of a crash what happens next, with the link to it; the server fills them in."""
     said, name = "{{ flow_run.state.message }}", "{{ flow_run.state.name }}"
-    if told == "approval":
+    if occasion == "approval":
         name = "approval needed"
         said = (
             f"A version of {target.model} is better and waits for approval: choose Resume in the menu at the top right "
             f"of the run's page, or run tunewright release approve {target.model} "
             '{{ flow_run.parameters.version }} --reason "..."'
         )
-    if told == "failure":
+    if occasion == "failure":
         said += f"{{% if flow_run.state.type == 'CRASHED' %}}\n{after_crash(operation)}{{% endif %}}"
     of = _literal(target.name)
     return SendNotification(

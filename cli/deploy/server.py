@@ -210,8 +210,8 @@ def _said(output: str) -> str:
     """The last line of words in what Prefect printed, without its frames and what pydantic adds."""
     added = r"\[type=.*|^For further information .*"
     lines = (re.sub(added, "", line.strip(" │╭╮╰╯─\t")).strip() for line in output.splitlines())
-    told = [line for line in lines if re.search(r"\w", line)]
-    return told[-1][:500] if told else "no output"
+    worded = [line for line in lines if re.search(r"\w", line)]
+    return worded[-1][:500] if worded else "no output"
 
 
 def changed(before: DeploymentResponse, after: DeploymentResponse) -> list[str]:

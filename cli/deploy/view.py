@@ -94,8 +94,8 @@ def _lines(deployed: Deployed) -> list[tuple[str, str]]:
             ("data", f"polled every {operation.watch} s by watch/{identifier(now.name)}; when they change, {then}")
         )
     if operation.notify:
-        told = ", ".join(NOTIFIED[each] for each in operation.notify_on)
-        lines.append(("notifies", f"{', '.join(operation.notify)} of {told}"))
+        occasions = ", ".join(NOTIFIED[each] for each in operation.notify_on)
+        lines.append(("notifies", f"{', '.join(operation.notify)} of {occasions}"))
     if deployed.pipeline.settings.gate.approval:
         lines.append(("approval", f"requested by approval/{deployed.pipeline.settings.registry.name}"))
     lines += [("work pool", _pool(deployed)), ("limit", _limit(now)), ("link", deployed.link)]

@@ -274,14 +274,14 @@ def as_json(planned: Planned) -> dict[str, Any]:
     costs = planned.costs
     device = costs.machine.device.model_dump() | {"free_bytes": costs.machine.free_bytes}
     methods = [one_as_json(one) for one in (costs.chosen, *costs.others)]
-    told = {
+    estimated = {
         "device": device,
         "rows": costs.chosen.work.source,
         "rows_from": costs.rows_from,
         "at_most": costs.is_most,
         "methods": methods,
     }
-    return {"training": told | {"warning": costs.warning, "notes": list(costs.notes)}}
+    return {"training": estimated | {"warning": costs.warning, "notes": list(costs.notes)}}
 
 
 def one_as_json(one: Estimate) -> dict[str, Any]:

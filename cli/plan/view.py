@@ -9,7 +9,6 @@ from tunewright.cli.terminal import COLOURS
 from tunewright.cli.visible import plain_table
 from tunewright.cost_model import Estimate
 from tunewright.reports.progress import duration, share
-from tunewright.tasks.train.calibration import WHOLE_STAGE
 
 MOST_CAUSES = 6
 SHOWN_BYTES = 5_000_000  # a smaller part would read 0.00 GB
@@ -134,8 +133,9 @@ def _methods(costs: Costs) -> Table:
 def _time(one: Estimate) -> str:
     if one.seconds is None:
         return "unknown: --calibrate times a few steps on this machine"
-    took = f"steps and evaluations: about {_duration(one.seconds)}, based on {one.rate_source}"
-    return took if WHOLE_STAGE in one.rate_source else f"{took}; loading and saving not included"
+    return (
+        f"steps and evaluations, without loading and saving: about {_duration(one.seconds)}, based on {one.rate_source}"
+    )
 
 
 def _duration(seconds: tuple[float, float]) -> str:

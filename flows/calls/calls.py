@@ -44,8 +44,8 @@ class Step:
 
 def as_json(step: Step) -> dict[str, Any]:
     """A step as `--json` shows it."""
-    told = {name: said for name, said in (("of", step.of), ("note", step.note)) if said}
-    shown: dict[str, Any] = {"stage": step.stage} | told | {"state": step.state}
+    optional = {name: text for name, text in (("of", step.of), ("note", step.note)) if text}
+    shown: dict[str, Any] = {"stage": step.stage} | optional | {"state": step.state}
     if step.state == "run" or step.because:
         return shown | {"because": list(step.because)}
     return shown | {"seconds": round(step.seconds, 3), "artifact": str(step.record.folder) if step.record else None}

@@ -114,7 +114,7 @@ def done(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
     prompts = chat.ids(chat.texts([[{"role": "user", "content": each.prompt}] for each in every], ask=True))
     answers = [Answer(prompt=prompt, reference=stops[:1]) for prompt in prompts]
     countdown = Countdown(len(answers), "general tasks", "forgetting-progress")
-    Greedy(model, stops=stops, max_new_tokens=MAX_NEW_TOKENS, batch=BATCH).answer(answers, told=countdown.tell)
+    Greedy(model, stops=stops, max_new_tokens=MAX_NEW_TOKENS, batch=BATCH).answer(answers, on_progress=countdown.tell)
     for number, (each, answer) in enumerate(zip(every, answers, strict=True)):
         said = chat.tokenizer.decode(answer.tokens, skip_special_tokens=True)
         right = float(each.is_right(said))

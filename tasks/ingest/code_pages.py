@@ -155,14 +155,14 @@ def _judged(text: str, page: CodePage) -> _Reading:
     words = Counter(word for part in parts for word in _words(part))
     shown = max(parts, key=lambda part: (min(len(part), MOST_SHOWN), -len(part)), default="")
     num_letters = sum(len(word) for word in words.elements())
-    told = most_likely(" ".join(" ".join(parts).split())[:MOST_READ])
-    alphabet = ALPHABETS.get(told.code, "")
-    if told.code not in page.languages or not alphabet:
+    detected = most_likely(" ".join(" ".join(parts).split())[:MOST_READ])
+    alphabet = ALPHABETS.get(detected.code, "")
+    if detected.code not in page.languages or not alphabet:
         return _Reading(0.0, page, shown, num_letters)
     odd = sum(count for word, count in words.items() if _is_odd(word, alphabet))
     if odd > MOST_ODD * words.total():
         return _Reading(0.0, page, shown, num_letters)
-    return _Reading(told.confidence * _commonness(words, told.code), page, shown, num_letters)
+    return _Reading(detected.confidence * _commonness(words, detected.code), page, shown, num_letters)
 
 
 def _commonness(words: Counter[str], language: str) -> float:

@@ -102,8 +102,8 @@ def _in_layout(record: Record) -> HeldOut | None:
         messages = to_messages({required[-1]: ""} | there if len(required) > 1 else there, layout)
     except RefusedRecord:
         return None
-    told = {*required, "system", *(["input"] if layout == "alpaca" else [])}
-    other = {field: value for field, value in there.items() if field not in told}
+    of_layout = {*required, "system", *(["input"] if layout == "alpaca" else [])}
+    other = {field: value for field, value in there.items() if field not in of_layout}
     return _conversation(messages, list(_texts(other)), layout)
 
 

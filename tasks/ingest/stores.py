@@ -49,9 +49,9 @@ def identity(url: str) -> str:
     store, name = _store(url)
     protocol = url.partition("://")[0]
     said = store.info(name) if protocol in TELLING_STORES else {}
-    told = {key: str(said[key]).strip('"') for key in TELLING if said.get(key)}
-    if told:
-        return ", ".join([protocol, *(f"{key} {value}" for key, value in told.items()), f"{said['size']} bytes"])
+    tags = {key: str(said[key]).strip('"') for key in TELLING if said.get(key)}
+    if tags:
+        return ", ".join([protocol, *(f"{key} {value}" for key, value in tags.items()), f"{said['size']} bytes"])
     with store.open(name, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()  # pyright: ignore[reportArgumentType] it has readinto
 
@@ -62,8 +62,8 @@ def stamp(url: str) -> str | None:
         return identity(url)
     store, name = _store(url)
     said = store.info(name)
-    told = {key: said[key] for key in (*TELLING, *TIMES) if said.get(key)}
-    return f"{said.get('size')} bytes, {told}" if told else None
+    tags = {key: said[key] for key in (*TELLING, *TIMES) if said.get(key)}
+    return f"{said.get('size')} bytes, {tags}" if tags else None
 
 
 def num_bytes(path: str) -> int:

@@ -173,9 +173,9 @@ def prompt(
     try:
         for name in contenders:
             model = embeddings.load_model(embedding_model) if embedding and name == "retrieval" else None
-            chosen, told = few_shot(asking, shots) if name == "few_shot" else retrieval(asking, shots, model)
-            made[name] = told | write(folder / f"{name}.parquet", asking, chosen)
-            log.info("%s: %s", name, told["chosen"])
+            chosen, search = few_shot(asking, shots) if name == "few_shot" else retrieval(asking, shots, model)
+            made[name] = search | write(folder / f"{name}.parquet", asking, chosen)
+            log.info("%s: %s", name, search["chosen"])
             if shortened := made[name]["num_shortened"]:
                 warned.append(
                     f"{name}: {shortened:,} of {len(asking.test):,} test prompts have fewer examples than chosen, "

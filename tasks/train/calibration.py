@@ -28,7 +28,6 @@ from tunewright.store.caching import MANIFEST
 from tunewright.tasks.train import trainer
 from tunewright.tasks.train.stage import started
 
-WHOLE_STAGE = "the whole stage with loading"  # of whose time a rate of an earlier run tells
 STEPS = 5  # of which the first warms up
 MOST_SECONDS = 30.0  # after the model is loaded
 LOADING_SECONDS = 300.0
@@ -166,7 +165,7 @@ def rate_of_runs(base: Base, tokens: Tokens, case: BudgetCase) -> Rate | None:
         rows = statistics.median(line["rows_per_second"] for line in steps)
         ran = replace(case, method=_section(Method, read), training=training, compute=compute)
         speed = rows * ran.flops_a_row
-        took = f" ({WHOLE_STAGE}: {duration(made['seconds'])})" if "seconds" in made else ""
+        took = f" (the whole stage with loading: {duration(made['seconds'])})" if "seconds" in made else ""
         return Rate(speed, speed, f"an earlier run of {len(steps) + 1} steps on this machine{took}")
     return None
 

@@ -33,7 +33,7 @@ class Greedy:
         self.known = Architecture(decoding=way, pads_left=True) if way else None
         self.shares = False
         self.num_whole = 0  # answers of the rows at hand
-        self.told: Callable[[int], None] = lambda _: None
+        self.on_progress: Callable[[int], None] = lambda _: None
         self.stops = frozenset(stops)
         self.max_new_tokens = max_new_tokens
         self.batch = batch
@@ -46,16 +46,16 @@ class Greedy:
 
     @torch.inference_mode()
     def answer(
-        self, rows: Sequence[Answer], *, generate: bool = True, told: Callable[[int], None] = lambda _: None
+        self, rows: Sequence[Answer], *, generate: bool = True, on_progress: Callable[[int], None] = lambda _: None
     ) -> None:
         """Fills in tokens, stopped and nll; nll is not finite where the model's likelihoods are not.
 
-        After each pass through the model, `told` is called with the number of answers that are whole.
+        After each pass through the model, `on_progress` is called with the number of answers that are whole.
         Without `generate`, an answer that differs from its reference ends there. Where the device's memory does not
         suffice, half as many rows are answered at once.
         """
         asked = self.batch
-        self.told = told
+        self.on_progress = on_progress
         while True:
             try:
                 return self._answer(rows, generate=generate)
@@ -83,7 +83,7 @@ class Greedy:
                     batch=self.batch,
                     generate=generate,
                     pads=found.pads_left,
-                    told=self.told,
+                    on_progress=self.on_progress,
                 )
 
     def _answer_drafted(self, rows: Sequence[Answer], *, generate: bool) -> None:
@@ -156,7 +156,7 @@ class Greedy:
                 read = batch.of(at, len(row.prompt) + len(row.tokens) - 1 - num_tokens(batch.shared))
                 row.states = behind(batch.shared, read, skip=num_tokens(self.common))
                 going.append(row)
-        self.told(self.num_whole)
+        self.on_progress(self.num_whole)
         return going
 
     def _generate(self, rows: Sequence[Answer], fewest: int) -> list[Answer]:
@@ -179,7 +179,7 @@ class Greedy:
             if going and (len(going) < len(rows) or batch.is_sparse()):
                 batch.keep(going)
             rows = [rows[at] for at in going]
-            self.told(self.num_whole)
+            self.on_progress(self.num_whole)
         for at, row in enumerate(rows):
             row.states = batch.of(at, batch.mask.shape[1])
         return [*rows]

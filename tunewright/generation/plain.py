@@ -25,22 +25,22 @@ def answer(
     batch: int,
     generate: bool,
     pads: bool,
-    told: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> None:
     """Fills in tokens, stopped and nll; without `generate`, an answer that differs from its reference ends there.
 
-    Without `pads` rows are answered one by one. `told` is called with the number of answers that are whole.
+    Without `pads` rows are answered one by one. `on_progress` is called with the number of answers that are whole.
     """
     going: list[Answer] = []
     for number, row in enumerate(rows, 1):
         going += [row] if row.add(_verify(model, row), stops, max_new_tokens) else []
-        told(number - len(going))
+        on_progress(number - len(going))
     longest_first = sorted(going, key=lambda row: -len(row.prompt)) if generate else []
     at_once = batch if pads else 1
     for start in range(0, len(longest_first), at_once):
         some = longest_first[start : start + at_once]
         _generate(model, some, sorted(stops), max_new_tokens)
-        told(len(rows) - len(longest_first) + start + len(some))
+        on_progress(len(rows) - len(longest_first) + start + len(some))
 
 
 def _verify(model: Any, row: Answer) -> list[int]:
