@@ -48,7 +48,7 @@ class RecordFiles(Section):
     def _holds_no_secret(cls, path: str) -> str:
         """Settings are shown, logged and kept, so what opens a store must not be among them."""
         query = r"https?://[^?]*\?."  # any, since what a key is called there is for each server to say
-        if outside.holds_secret(path) or re.search(query, path, re.I):
+        if outside.holds_secret(path) or re.search(query, path, re.I | re.S):
             raise ValueError(
                 f"{outside.without_secrets(path)}: a URL with credentials or a query; leave them out and set the "
                 "credentials in the environment"
