@@ -482,7 +482,7 @@ def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
 
     poll = client.create_flow_run_from_deployment(client.read_deployment_by_name("watch/drops").id)
     client.set_flow_run_state(poll.id, Running(), force=True)
-    assert service.end_leftover_runs(at) == [f"{poll.name}, a poll of finetune/support"]
+    assert service.end_leftover_runs(at) == [f"{poll.name}, a poll of finetune/drops"]
     state = client.read_flow_run(poll.id).state
     assert state and state.message == "tunewright was killed during this poll; the next one looks at the files again"
 
