@@ -82,10 +82,10 @@ def counts(names: "pd.Series") -> dict[str, int]:
 def labels_at(answers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
     """Return the first place and the count of each different answer; None where the answers are no labels.
 
-    `answers` are hashes. Answers are labels where at least two are given, again and again: a closed set.
+    `answers` are hashes. Answers are labels where few are given, again and again: a closed set, if only of one.
     """
     _, first, number = np.unique(answers, return_index=True, return_counts=True)
-    if not 2 <= len(number) <= min(MAX_LABELS, MAX_LABEL_SHARE * len(answers)):
+    if not 1 <= len(number) <= min(MAX_LABELS, MAX_LABEL_SHARE * len(answers)):
         return None
     return first, number
 

@@ -73,7 +73,10 @@ def test_rows_in_which_nothing_differs_do_not_show_that_nothing_is_better(num_ro
     assert (same.decision, mean, only(same).rows_needed) == ("inconclusive", 0, None)
     assert low < 0 < high <= 1
     assert (high < 0.02) == (num_rows == 400)
-    assert only(same).smallest_visible > high
+    visible = only(same).smallest_visible
+    assert (visible is None) == (num_rows < 4) == ("so few rows can show no gain, however large" in same.sentence)
+    assert visible is None or visible > high
+    assert same.sentence.endswith("; add test rows." if visible is None else "would probably not show one.")
     assert only(same).power < 1 or num_rows == 400
     assert only(same).mcnemar_p == 1.0
 
@@ -322,9 +325,7 @@ def test_of_a_loss_the_sentence_and_its_figure_have_one_direction(margin: float)
 
 def test_a_loss_of_thousands_has_its_sentence() -> None:
     given = evidence("exact_match", candidate=np.zeros(2), base=np.full(2, 1001.0))
-    assert decide_scores(given, Gate()).sentence.endswith(
-        "; the gain is negative: more test rows would probably not change this."
-    )
+    assert decide_scores(given, Gate()).sentence.endswith("however large; add test rows.")
 
 
 def test_the_smallest_detectable_gain_is_that_of_the_comparison_in_the_sentence() -> None:
@@ -339,7 +340,7 @@ def test_the_smallest_detectable_gain_is_that_of_the_comparison_in_the_sentence(
     few = decide_scores(evidence(candidate=right(20), base=right(18), champion=right(1)), Gate())
     for each in (first, few):
         assert f"smallest detectable gain is {number(each.smallest_visible or 0)} " in each.sentence
-    assert few.smallest_visible != max(each.smallest_visible for each in few.comparisons)
+    assert few.smallest_visible != max(each.smallest_visible or 0 for each in few.comparisons)
 
     cut = GuardrailTest(evidence("stopped", candidate=[0.0] * 20, base=[1.0] * 20), 0.05)  # rows of its own, and fewer
     kept = decide_scores(evidence(candidate=right(20), base=right(18)), Gate(), [cut])
@@ -541,6 +542,29 @@ def test_labels_learnt_by_name_alone_are_not_enough(
     assert verdict.differences["constant"][1] == pytest.approx((num_right - 20) / 40)
     if expected == "keep":
         assert "is worse than the majority-class baseline's .50" in verdict.sentence
+
+
+def test_a_candidate_that_always_gives_one_label_is_not_promoted_where_another_is_the_most_frequent_in_training(
+    splits: Splits, tmp_path: Path
+) -> None:
+    write_train(splits.folder, [LABELS[0]] * 51 + [LABELS[1]] * 49)
+    base = answers(tmp_path, "base", right(0, 40))
+
+    def verdict(name: str, num_right: int, said: list[str]) -> Verdict:
+        """The verdict on a candidate with these answers; 30 of the 40 references are the rarer label."""
+        found = answers(
+            tmp_path, name, right(num_right, 40), answer=said, reference=[LABELS[1]] * 30 + [LABELS[0]] * 10
+        )
+        return verdict_of(splits, base, found.model_copy(update={"contender": "candidate"}))
+
+    constant = verdict("constant", 30, [LABELS[1]] * 40)
+    assert constant.decision != "promote"
+    assert constant.differences["constant"][1] == 0
+    assert "majority-class baseline's .75" in constant.sentence
+    mixed = verdict("mixed", 40, [LABELS[1]] * 30 + [LABELS[0]] * 10)
+    assert mixed.differences["constant"][1] == pytest.approx(0.25)
+    seldom = verdict("seldom", 40, [LABELS[0]] * 20 + [f"answer {row}" for row in range(20)])
+    assert seldom.differences["constant"][1] == pytest.approx(0.75), "an answer to half of the rows is none of its own"
 
 
 def test_answers_learnt_by_their_form_alone_are_not_enough_where_they_are_no_labels(

@@ -34,7 +34,14 @@ def test_names_are_in_the_order_of_their_rows_and_what_is_beyond_is_one_sum() ->
 
 @pytest.mark.parametrize(
     ("answers", "are_labels"),
-    [([1, 2] * 10, True), ([1] * 20, False), ([1, 2] * 5 + [3] * 9, False), ([*range(101)] * 20, False), ([], False)],
+    [
+        ([1, 2] * 10, True),
+        ([1] * 20, True),
+        ([1] * 9, False),
+        ([1, 2] * 5 + [3] * 9, False),
+        ([*range(101)] * 20, False),
+        ([], False),
+    ],
 )
 def test_answers_are_labels_where_few_are_given_again_and_again(answers: list[int], are_labels: bool) -> None:
     assert (labels_at(np.array(answers, dtype=np.int64)) is not None) == are_labels

@@ -650,9 +650,14 @@ def test_answers_that_were_all_cut_off_are_not_called_unreadable(make: Make) -> 
     assert page.count("aise evaluation.max_new_tokens") == 1, "the same advice stands once"
 
 
+def test_of_rows_that_all_have_one_answer_the_advice_is_to_add_others(make: Make) -> None:
+    found = make(["refund"] * 80, ["login"] * 80, references=["refund"] * 80, taught=["refund"])
+    assert found.suggestions[0] == "Add rows with other answers: one answer is right for every test row"
+
+
 def test_the_baseline_of_always_the_same_answer_is_explained(make: Make) -> None:
     page = Read(page_of(make(["refund"] * 80, ["login"] * 80, taught=["refund", "login"]))).text
-    assert page.count("The majority-class baseline always gives the most frequent training answer.") == 1
+    assert page.count("The majority-class baseline always gives the most frequent training answer, or the") == 1
 
 
 UNLEARNED = {

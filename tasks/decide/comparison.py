@@ -41,7 +41,7 @@ def compare(scores: Paired, *, metric: str, opponent: str, threshold: float, con
     analysis = _power_analysis(differences, scores.clusters, threshold, confidence, tied)
     low, mean, high = interval = _interval(differences, analysis, metric)
     finding = "above" if low > threshold else "below" if high <= threshold else "unclear"
-    effect = max(mean - threshold, SMALLEST_EFFECT)
+    effect, smallest = max(mean - threshold, SMALLEST_EFFECT), analysis.smallest()
     needed = max(rows_needed(effect, analysis.widened.row_variance(), confidence), len(differences) + 1)
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     return Comparison(
@@ -60,7 +60,7 @@ def compare(scores: Paired, *, metric: str, opponent: str, threshold: float, con
         p_below=analysis.widened.tails(threshold)[1],
         mcnemar_p=mcnemar(wins, losses) if np.isin([scores.candidate, scores.opponent], (0, 1)).all() else None,
         rows_needed=needed if finding == "unclear" and mean > threshold and describe(metric).more_help else None,
-        smallest_visible=analysis.smallest(),
+        smallest_visible=smallest if smallest <= spread else None,
         power=analysis.power(EFFECT),
     )
 

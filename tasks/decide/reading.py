@@ -116,9 +116,12 @@ def _interval(answers: pa.Table, metric: str, of_rows: Floats, confidence: float
 
 
 def best_constant(answers: pa.Table, splits: Splits, metric: str) -> dict[str, float]:
-    """By row_id of the answers, the score of the training answer that scores best for other training answers.
+    """By row_id of the candidate's `answers`, the score of always the same answer.
 
-    Where answers are labels it is the most frequent. Empty where there is none, or the metric is not of a text alone.
+    It is the training answer that scores best for other training answers, of labels the most frequent one; or the
+    answer that the candidate gives to more than half of the rows, where that scores higher: what it gains by answering
+    nearly always the same, it did not learn from the questions. Empty where there is no training answer, or the metric
+    is not of a text alone.
     """
     if metric not in {*PER_ROW, "accuracy"} - MEANINGLESS:
         return {}
@@ -129,8 +132,11 @@ def best_constant(answers: pa.Table, splits: Splits, metric: str) -> dict[str, f
     rows, references = (answers.column(name).to_pylist() for name in ("row_id", "reference"))
     score = row_score(metric, AnswerShape(references, closed_set(given.elements(), references)))
     compared = sorted(given, key=lambda answer: (-given[answer], hashlib.sha256(answer.encode()).digest()))[:COMPARED]
-    constant = max(compared, key=lambda answer: sum(given[other] * score(answer, other) for other in compared))
-    return {row: float(score(constant, reference)) for row, reference in zip(rows, references, strict=True)}
+    learnt = max(compared, key=lambda answer: sum(given[other] * score(answer, other) for other in compared))
+    own, number = Counter(answers.column("answer").to_pylist()).most_common(1)[0]
+    always = [learnt, own] if number > len(rows) / 2 else [learnt]
+    of_rows = max(([float(score(answer, reference)) for reference in references] for answer in always), key=sum)
+    return dict(zip(rows, of_rows, strict=True))
 
 
 def slices(evidence: Evidence, kinds: Mapping[str, Mapping[str, str]], confidence: float) -> list[Slice]:

@@ -20,6 +20,7 @@ TOO_LOW = (
     "the candidate is wrong more often than right, and gate.at_least is not set; set gate.at_least to the lowest "
     "acceptable score, train longer, or add training rows"
 )
+SHOW_NONE = "so few rows can show no gain, however large"
 FEW = 10  # test rows, under which the sentence of a promotion warns
 WHO = {"few_shot": "the few-shot prompt", "retrieval": "the retrieval prompt", AT_LEAST: AT_LEAST}
 
@@ -72,7 +73,8 @@ def _failed(decision: str, because: str, decisive: Comparison, longest: Comparis
             f"Inconclusive: better, but a regression is not ruled out: {_what(decisive)} may be worse than {theirs}: "
             f"{_on(decisive)}{needed}."
         )
-    detectable = f"the smallest detectable gain is {number(decisive.smallest_visible)} (80 % power)"
+    visible = decisive.smallest_visible
+    detectable = f"the smallest detectable gain is {number(visible)} (80 % power)" if visible is not None else SHOW_NONE
     if decisive.is_behind:
         said = f"{_what(decisive)} is not {_than(decisive)} {theirs}, but that may be chance"
     else:
@@ -146,6 +148,8 @@ def _needed(decisive: Comparison, longest: Comparison) -> str:
 def _no_gain(comparison: Comparison, against: str) -> str:
     """Why more rows are no help to a candidate that is not ahead."""
     mean, threshold = comparison.difference[1], comparison.threshold
+    if comparison.smallest_visible is None:
+        return "; add test rows"
     if threshold > 0:
         return f"; the gain{against} is not above {exactly(threshold)}: more test rows would probably not change this"
     if threshold < 0:

@@ -114,7 +114,8 @@ def _baselines(case: Case) -> list[str]:
     """Explain the baseline that always gives the same answer, where the candidate is compared with it."""
     metrics = dict.fromkeys(each.metric for each in case.comparisons if each.opponent == CONSTANT)
     answer = {True: "the most frequent training answer", False: "the one training answer that scores best"}
-    return [f"The {baseline(metric)} always gives {answer[metric in EXACT]}." for metric in metrics]
+    own = "the candidate's own most frequent answer, where that is over half of them and scores higher"
+    return [f"The {baseline(metric)} always gives {answer[metric in EXACT]}, or {own}." for metric in metrics]
 
 
 def _notes(warnings: Sequence[str], tried: Sequence[Suggestion]) -> list[str]:

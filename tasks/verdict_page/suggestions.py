@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 from tunewright.artifacts.payloads import CheckResults, Comparison
+from tunewright.metrics import describe
 from tunewright.metrics.catalogue import CONSTANT
 from tunewright.reports import curves
 from tunewright.reports.account import reasons
 from tunewright.reports.pages import counted, digits_of, exactly, interval, number, percent, rounded_up
+from tunewright.tasks.decide.sentences import SHOW_NONE
 from tunewright.tasks.verdict_page.case import Case, title
 from tunewright.tasks.verdict_page.drawing import words
 from tunewright.tasks.verdict_page.findings import (
@@ -60,6 +62,10 @@ def undecided(case: Case) -> Found:
     """More rows, or a larger gain, where the test rows do not tell."""
     needed, num_rows = case.verdict.rows_needed, case.decided.num_rows
     open_ones = [each for each in case.comparisons if each.rows_needed]
+    if case.verdict.decision == "inconclusive" and any(each.smallest_visible is None for each in case.comparisons):
+        because = f"with {counted(num_rows, 'test row')}, {SHOW_NONE}"
+        yield Suggestion("Add test rows: split.test, or a source with use_as: test", because, "intervals")
+        return
     if case.verdict.decision != "inconclusive" or not needed or not open_ones:
         return
     hardest = max(open_ones, key=lambda each: each.rows_to_tell)
@@ -68,7 +74,7 @@ def undecided(case: Case) -> Found:
     is_named = hardest == case.decided.closest  # else the page would have two smallest detectable gains
     detectable = (
         f"smallest detectable gain with {num_rows:,} test rows: {number(hardest.smallest_visible)} (80 % power); "
-        if is_named
+        if is_named and hardest.smallest_visible is not None
         else ""
     )
     because = f"against the {_opponent(hardest)}: {gain}; {detectable}test rows needed: about {rounded_up(needed):,}"
@@ -138,6 +144,9 @@ def nothing_learned(case: Case) -> Found:
     wants = direction(case)
     for each in case.comparisons:
         if each.opponent == CONSTANT and each.finding != "above":
+            if each.opponent_mean == describe(each.metric).high:
+                yield Suggestion("Add rows with other answers", "one answer is right for every test row", "rows")
+                return
             is_ahead = each.difference[1] > 0
             if is_too_short(case):
                 advice = "Then check that your reference answers match their prompts"

@@ -253,7 +253,7 @@ class Comparison(BaseModel, frozen=True):
     p_below: float  # one-sided, of a difference as low if the true one were at the threshold; of guardrails adjusted
     mcnemar_p: float | None  # exact and one-sided, of the wins and losses; None unless all scores are 0 or 1
     rows_needed: int | None  # for this gain, or .01 over the threshold; None unless more rows can show it
-    smallest_visible: float  # the smallest true difference detectable at 80 % power
+    smallest_visible: float | None  # true difference detectable at 80 % power; None where it is more than there can be
     power: float  # to detect a true difference of 0.05
 
     @property
