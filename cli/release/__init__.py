@@ -5,17 +5,16 @@ All of it is done in MLflow, so that a rollback needs no other server.
 
 import getpass
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from tunewright.cli.command_line import Json, console_of, note_ignored_address, one_line_errors, prepare
+from tunewright.cli.command_line import Json, console_of, one_line_errors
+from tunewright.cli.registered_model import Alias, Name, Uri, named_as_typed, registry_of
 from tunewright.cli.visible import as_line
 from tunewright.config import Registry
-from tunewright.errors import ConfigError, TunewrightError
+from tunewright.errors import ConfigError
 
 if TYPE_CHECKING:  # what it imports takes seconds
     from tunewright.registry.release import ReleaseDecision
@@ -27,23 +26,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="Registered model: registry.name, by default the deployment's")
-]
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="Version number")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Reason; kept in the history")]
 By = Annotated[str | None, typer.Option(metavar="NAME", help="Your name; default: the system user")]
-Alias = Annotated[str, typer.Option(metavar="NAME", help="Alias, as in registry.alias")]
-Uri = Annotated[
-    str | None, typer.Option(metavar="URI", help="MLflow's address; default: the database in the home folder")
-]
 
 
 @app.command("history")
 def show_history(name: Name, alias: Alias = "champion", tracking_uri: Uri = None, as_json: Json = False) -> None:
     """Show the versions with their verdicts, and every move of the alias (when, by whom, why)."""
-    with one_line_errors(as_json), _named_as_typed():
-        registry = _registry(name, alias, tracking_uri, as_json)
+    with one_line_errors(as_json), named_as_typed():
+        registry = registry_of(name, alias, tracking_uri, as_json)
         from tunewright.cli.release import view
         from tunewright.registry import release
 
@@ -51,17 +43,6 @@ def show_history(name: Name, alias: Alias = "champion", tracking_uri: Uri = None
         view.show_history(console_of(as_json), registry, found)
     if as_json:
         print(as_line(view.history_json(found)))
-
-
-@contextmanager
-def _named_as_typed() -> Iterator[None]:
-    """Names in errors the option that was typed in place of the setting."""
-    try:
-        yield
-    except TunewrightError as error:
-        said = str(error).replace("registry.tracking_uri=", "--tracking-uri ")
-        said = said.replace("registry.tracking_uri, runs go to the database", "--tracking-uri, it is the database")
-        raise type(error)(said) from error
 
 
 def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
@@ -79,8 +60,8 @@ def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
         as_json: Json = False,
         **own: Any,
     ) -> None:
-        with one_line_errors(as_json), _named_as_typed():
-            registry = _registry(name, alias, tracking_uri, as_json)
+        with one_line_errors(as_json), named_as_typed():
+            registry = registry_of(name, alias, tracking_uri, as_json)
             from tunewright.cli.release import view
             from tunewright.flows import release as requests
             from tunewright.registry import release
@@ -149,23 +130,6 @@ def withdraw(release: Any, registry: Registry, by: str, why: str) -> "ReleaseDec
     No pipeline promotes the withdrawn version again; release promote does.
     """
     return release.withdraw(registry, by=by, why=why)
-
-
-def _registry(name: str, alias: str, tracking_uri: str | None, as_json: bool) -> Registry:
-    """Return the registry to look at. Raises ConfigError."""
-    prepare(console_of(as_json))
-    try:
-        registry = Registry(alias=alias, tracking_uri=tracking_uri)
-    except ValidationError as error:
-        (first, *_) = error.errors(include_url=False)
-        if "tracking_uri" in first["loc"]:
-            raise ConfigError(f"--tracking-uri: {first['msg'].removeprefix('Value error, ')}") from None
-        field = Registry.model_fields["alias"]
-        raise ConfigError(
-            f"--alias {alias}: refused; accepted: {(field.description or '').partition(': ')[2]}"
-        ) from None
-    note_ignored_address(registry, "--tracking-uri")
-    return registry.model_copy(update={"name": name})  # one that no pipeline can have is no model that there is
 
 
 def _who(by: str | None) -> str:

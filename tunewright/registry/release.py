@@ -104,7 +104,7 @@ class ReleaseDecision:
 
 def look_up(registry: Registry) -> History:
     """The history of an alias. Raises ConfigError where there is no such model."""
-    with _opened(registry) as client:
+    with opened(registry) as client:
         _numbers(client, registry)
         return History(
             name=registry.name,
@@ -126,7 +126,7 @@ def as_now(registry: Registry, registered: Registered) -> Registered:
 @patient
 def waits(registry: Registry, number: str | None = None) -> Waiting:
     """The version with this number, or the newest, that waits for a person. Raises TunewrightError if it does not."""
-    with _opened(registry) as client:
+    with opened(registry) as client:
         return _waiting(client, registry, _that_waits(client, registry, number))
 
 
@@ -138,7 +138,7 @@ def decide(
     Raises ConfigError for what is not there, TunewrightError where it does not wait, or has to be compared anew.
     """
     by, why = _who_and_why(by, why)
-    with _opened(registry) as client:
+    with opened(registry) as client:
         version, held = _that_waits(client, registry, number), held_by(client, registry)
         if decision == "reject":
             set_alias_state(client, registry, version, "rejected", by, why)
@@ -158,8 +158,8 @@ def decide(
 def promote(registry: Registry, number: str, *, by: str, why: str) -> ReleaseDecision:
     """Moves the alias to a version, whatever its verdict was. Raises ConfigError, or TunewrightError if it is there."""
     by, why = _who_and_why(by, why)
-    with _opened(registry) as client:
-        version, held = _version(client, registry, number), held_by(client, registry)
+    with opened(registry) as client:
+        version, held = version_of(client, registry, number), held_by(client, registry)
         if held == str(version.version):
             raise TunewrightError(f"version {held} of {registry.name} is {registry.alias} already")
         note = _said_of_new(client, registry)
@@ -184,7 +184,7 @@ def rollback(registry: Registry, number: str | None = None, *, by: str, why: str
     Raises ConfigError where that is none of those that carried it, TunewrightError where there is none.
     """
     by, why = _who_and_why(by, why)
-    with _opened(registry) as client:
+    with opened(registry) as client:
         there, held = _numbers(client, registry), held_by(client, registry)
         events = events_of(client, registry)
         known = dict.fromkeys(reversed(past_champions(events, held)))
@@ -217,7 +217,7 @@ def withdraw(registry: Registry, *, by: str, why: str) -> ReleaseDecision:
     Raises ConfigError where there is no such model, TunewrightError where no version carries the alias.
     """
     by, why = _who_and_why(by, why)
-    with _opened(registry) as client:
+    with opened(registry) as client:
         _numbers(client, registry)
         version = current_version(client, registry)
         if version is None:
@@ -292,7 +292,7 @@ def _waiting(client: "MlflowClient", registry: Registry, version: "ModelVersion"
 
 def _that_waits(client: "MlflowClient", registry: Registry, number: str | None) -> "ModelVersion":
     if number is not None:
-        version = _version(client, registry, number)
+        version = version_of(client, registry, number)
         if alias_state(version, registry) != "waiting":
             raise TunewrightError(
                 f"version {number} of {registry.name} does not wait for approval: {said(version, registry)}"
@@ -307,11 +307,23 @@ def _that_waits(client: "MlflowClient", registry: Registry, number: str | None) 
     )
 
 
-def _version(client: "MlflowClient", registry: Registry, number: str) -> "ModelVersion":
+def version_of(client: "MlflowClient", registry: Registry, number: str) -> "ModelVersion":
+    """The version with this number. Raises ConfigError where there is none."""
     there = _numbers(client, registry)
     if number not in there:
         raise ConfigError(f"version {shown(number)} of {registry.name}: no such version; {did_you_mean(number, there)}")
     return client.get_model_version(registry.name, number)
+
+
+def chosen(client: "MlflowClient", registry: Registry, number: str | None) -> "ModelVersion":
+    """The version with this number, or without one that under the alias. Raises ConfigError where there is none."""
+    if number is not None:
+        return version_of(client, registry, number)
+    numbers = _numbers(client, registry)
+    if (version := current_version(client, registry)) is None:
+        there = f"give --version, one of {', '.join(numbers)}" if numbers else "it has no version at all"
+        raise ConfigError(f"no version of {registry.name} is @{registry.alias}: {there}")
+    return version
 
 
 def _numbers(client: "MlflowClient", registry: Registry) -> list[str]:
@@ -327,7 +339,7 @@ def _numbers(client: "MlflowClient", registry: Registry) -> list[str]:
 
 
 @contextlib.contextmanager
-def _opened(registry: Registry) -> Iterator["MlflowClient"]:
+def opened(registry: Registry) -> Iterator["MlflowClient"]:
     """MLflow's client. Raises ConfigError where there is no database, which MLflow would make."""
     if registry.tracking_uri is None and not config.mlflow_database().is_file():
         raise _none_registered()

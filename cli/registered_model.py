@@ -1,0 +1,48 @@
+"""The arguments and options of commands that name a registered model, and the registry that they give."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from tunewright.cli.command_line import console_of, note_ignored_address, prepare
+from tunewright.config import Registry
+from tunewright.errors import ConfigError, TunewrightError
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Registered model: registry.name, by default the deployment's")
+]
+Alias = Annotated[str, typer.Option(metavar="NAME", help="Alias, as in registry.alias")]
+Uri = Annotated[
+    str | None, typer.Option(metavar="URI", help="MLflow's address; default: the database in the home folder")
+]
+
+
+@contextmanager
+def named_as_typed() -> Iterator[None]:
+    """Names in errors the option that was typed in place of the setting."""
+    try:
+        yield
+    except TunewrightError as error:
+        said = str(error).replace("registry.tracking_uri=", "--tracking-uri ")
+        said = said.replace("registry.tracking_uri, runs go to the database", "--tracking-uri, it is the database")
+        raise type(error)(said) from error
+
+
+def registry_of(name: str, alias: str, tracking_uri: str | None, as_json: bool) -> Registry:
+    """Return the registry to look at. Raises ConfigError."""
+    prepare(console_of(as_json))
+    try:
+        registry = Registry(alias=alias, tracking_uri=tracking_uri)
+    except ValidationError as error:
+        (first, *_) = error.errors(include_url=False)
+        if "tracking_uri" in first["loc"]:
+            raise ConfigError(f"--tracking-uri: {first['msg'].removeprefix('Value error, ')}") from None
+        field = Registry.model_fields["alias"]
+        raise ConfigError(
+            f"--alias {alias}: refused; accepted: {(field.description or '').partition(': ')[2]}"
+        ) from None
+    note_ignored_address(registry, "--tracking-uri")
+    return registry.model_copy(update={"name": name})  # one that no pipeline can have is no model that there is
