@@ -21,6 +21,7 @@ FALL = 0.05  # of the validation loss from one evaluation to the next, relative,
 BLOWN_UP = 3  # times the loss of the first step: by chance only where steps vary by more than CALM
 CALM = 0.35  # relative standard deviation of the loss of single steps
 IMPOSSIBLE = 15  # nats per token: one token in 3 million, a guess in any vocabulary
+AROUND = 15  # steps before and after one, which its gradient norm is compared with
 LEVEL = 0.005  # change of the validation loss, relative, that is none
 
 
@@ -194,20 +195,23 @@ def unfinished(curves: Curves) -> TrainingWarning | None:
 
 
 def gradient_spikes(curves: Curves) -> TrainingWarning | None:
-    """Gradient norms far outside of what the logarithms of all of them spread over."""
+    """Gradient norms far above the steps around them, measured in logarithms by how all steps spread about theirs.
+
+    A norm that falls by orders of magnitude as the loss does is no spike.
+    """
     norms = [(step, value) for step, value in curves.series("grad_norm") if value > 0]
     later = norms[max(FEWEST_STEPS, len(norms) // 10) :]  # the first ones are large by nature
     if len(later) < 20:
         return None
     logs = [math.log(value) for _, value in later]
-    median = statistics.median(logs)
-    deviation = max(1.4826 * statistics.median(abs(value - median) for value in logs), 0.1)
-    limit = math.exp(median + max(6 * deviation, math.log(5)))
-    spikes = [(step, value) for step, value in later if value > limit]
+    above = [value - statistics.median(logs[max(at - AROUND, 0) : at + AROUND + 1]) for at, value in enumerate(logs)]
+    deviation = max(1.4826 * statistics.median(map(abs, above)), 0.1)
+    limit = max(6 * deviation, math.log(5))
+    spikes = [(step, norm, norm / math.exp(by)) for (step, norm), by in zip(later, above, strict=True) if by > limit]
     if not spikes:
         return None
-    step, largest = max(spikes, key=lambda item: item[1])
+    step, largest, usual = max(spikes, key=lambda spike: spike[1])
     times = "once" if len(spikes) == 1 else f"{len(spikes)} times"
-    seen = f"{times}, up to {number(largest)} at step {step} (median {number(math.exp(median))})"
+    seen = f"{times}, up to {number(largest)} at step {step} (median of the steps around it: {number(usual)})"
     advice = "check the rows of these steps, or try a lower training.learning_rate or more training.warmup"
     return TrainingWarning("gradient spikes", spikes[0][0], seen, advice)
