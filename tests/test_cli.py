@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 import waiting
@@ -365,6 +366,18 @@ def after_first(
     monkeypatch.chdir(first[0])
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(first[0] / "home"))
     return tunewright
+
+
+def test_a_plan_after_render_counts_the_tokens_that_train(
+    first: tuple[Path, subprocess.CompletedProcess[str]], after_first: Run
+) -> None:
+    (train,) = (first[0] / "home" / "artifacts" / "render").glob("*/train.parquet")
+    lengths = [len(ids) for ids in pq.read_table(train, columns=["input_ids"])["input_ids"].to_pylist()]
+    assert len(set(lengths)) > 1
+    told = json.loads(after_first("plan", "tiny.yaml", "--json").stdout)["training"]
+    assert (told["rows"], told["methods"][0]["tokens_an_epoch"]) == ("render", sum(lengths))
+    page = " ".join(after_first("plan", "tiny.yaml").stdout.split())
+    assert f" {len(lengths)} with {sum(lengths):,} tokens" in page
 
 
 def test_the_data_of_a_run_are_told_stage_by_stage(after_first: Run) -> None:

@@ -623,6 +623,7 @@ def test_few_of_many_rows_are_made_lists_of_python(tmp_path: Path) -> None:
     assert (counted, len(drawn)) == (number, work.SAMPLE)
     assert len({row["input_ids"][0] for row in drawn}) == work.SAMPLE
     assert drawn[-1]["input_ids"][0] > 0.99 * number
+    assert work.tokens_of_render(tmp_path / "rows.parquet") == length * number
 
 
 GPUS = """0, GPU-aaa1, NVIDIA A100-SXM4-80GB, 81920, 80000, 8.0

@@ -11,7 +11,18 @@ from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import gate
 from tunewright.cli.plan.sample import Sampled, base_here, sampled
 from tunewright.config import STAGES, Compute, Data, Method, Settings, Training
-from tunewright.cost_model import BudgetCase, Estimate, Ground, devices, estimate, remedies, shapes, shortage, work
+from tunewright.cost_model import (
+    BudgetCase,
+    Estimate,
+    Ground,
+    devices,
+    estimate,
+    ground_of_render,
+    remedies,
+    shapes,
+    shortage,
+    work,
+)
 from tunewright.cost_model.timing import Rate, rate_of
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows.calls import Step
@@ -158,8 +169,7 @@ def _ground(
             return None, None
         config = shapes.config_at(settings.model.base, settings.model.revision)
     if isinstance(tokens, Tokens):
-        number, some = work.rows_of_render(tokens.path("train.parquet"))
-        return Ground(shape, config, "render", number, tokens.num_validation, some, tokens.longest), None
+        return ground_of_render(shape, config, tokens), None
     of = made.get("split") or made["ingest"]
     if found := sampled(settings, base_here(settings, base), of, first):
         longest = max(len(row["input_ids"]) for row in found.rows)

@@ -92,8 +92,8 @@ def _rows(costs: Costs) -> list[tuple[str, str]]:
         said = f"not read yet: at most model.max_length={work.longest} tokens each; {at_once}"
         return [("rows", said)]
     tokens, computed = work.row_tokens * work.num_rows, work.computed_tokens * work.num_rows
-    said = f"{work.num_rows:,} with about {tokens:,.0f} tokens"
-    said += f", {computed:,.0f} after sharing the common prefix" if computed < 0.99 * tokens else ""
+    said = f"{work.num_rows:,} with {'' if work.source == 'render' else 'about '}{tokens:,.0f} tokens"
+    said += f", about {computed:,.0f} after sharing the common prefix" if computed < 0.99 * tokens else ""
     said += f"; estimated {costs.rows_from}" if costs.rows_from else ""
     return [("rows", said), ("steps", f"{one.num_steps:,}, {at_once}"), ("time", _time(one))]
 

@@ -4,8 +4,18 @@ All of it is arithmetic on the base's headers, the settings and the rows (shapes
 takes milliseconds; only calibration.py runs something.
 """
 
-from tunewright.cost_model.case import BudgetCase, Ground
+from tunewright.cost_model.case import BudgetCase, Ground, ground_of_render
 from tunewright.cost_model.devices import identity_here
 from tunewright.cost_model.estimate import Estimate, before_training, estimate, remedies, shortage
 
-__all__ = ["BudgetCase", "Estimate", "Ground", "before_training", "estimate", "identity_here", "remedies", "shortage"]
+__all__ = [
+    "BudgetCase",
+    "Estimate",
+    "Ground",
+    "before_training",
+    "estimate",
+    "ground_of_render",
+    "identity_here",
+    "remedies",
+    "shortage",
+]

@@ -29,19 +29,34 @@ class Ground:
     num_validation: int
     rows: Sequence[Row]  # some of those that train
     longest: int  # tokens of the longest row of all
+    num_tokens: int | None = None  # of all rows that train, where they were counted
+
+    @property
+    def row_tokens(self) -> float:
+        """Tokens of a training row, in the mean: of all of them, or of those that are known."""
+        if self.num_tokens is not None:
+            return self.num_tokens / self.num_rows
+        return sum(len(row["input_ids"]) for row in self.rows) / len(self.rows)
 
 
 def ground_of(base: Base, tokens: Tokens) -> Ground:
-    """A base and render's rows, to reckon with."""
-    number, rows = work.rows_of_render(tokens.path("train.parquet"))
+    """A base and render's rows, to estimate from."""
+    return ground_of_render(shape_in(base.weights), config_in(base.weights), tokens)
+
+
+def ground_of_render(shape: ModelShape, config: Config, tokens: Tokens) -> Ground:
+    """A base's shape and render's rows, to estimate from."""
+    file = tokens.path("train.parquet")
+    number, rows = work.rows_of_render(file)
     return Ground(
-        shape=shape_in(base.weights),
-        config=config_in(base.weights),
+        shape=shape,
+        config=config,
         source="render",
         num_rows=number,
         num_validation=tokens.num_validation,
         rows=rows,
         longest=tokens.longest,
+        num_tokens=work.tokens_of_render(file),
     )
 
 

@@ -32,10 +32,18 @@ class EpochWork(BaseModel, frozen=True):
 
     source: Source
     num_rows: int
-    row_tokens: float  # that a row has
+    row_tokens: float  # that a row has, exactly where render's rows were counted
     computed_tokens: float  # that are computed for a row
     scored: float  # labelled positions of a row
     longest: int
+
+
+def tokens_of_render(file: Path) -> int:
+    """Return the number of tokens of render's rows, without reading them: none of its rows is empty."""
+    metadata = pq.ParquetFile(file).metadata
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    columns = [group.column(at) for group in groups for at in range(group.num_columns)]
+    return sum(column.num_values for column in columns if column.path_in_schema.startswith("input_ids."))
 
 
 def rows_of_render(file: Path) -> tuple[int, list[Row]]:
@@ -81,17 +89,25 @@ def steps(rows: Sequence[Row], batch: int) -> list[list[Row]]:
     return [[rows[at] for at in step] for step in drawn]
 
 
-def summed(source: Source, num_rows: int, drawn: Sequence[Sequence[Row]], cut: Sequence[Sequence[Load]]) -> EpochWork:
-    """Estimate the work of an epoch from a sample of steps, divided into micro-batches."""
-    number = sum(map(len, drawn))
+def summed(
+    drawn: Sequence[Sequence[Row]],
+    cut: Sequence[Sequence[Load]],
+    *,
+    source: Source,
+    num_rows: int,
+    row_tokens: float,
+    longest: int,
+) -> EpochWork:
+    """Estimate the work of an epoch; how much of the rows' tokens is computed, from a sample of steps, `cut` up."""
     loads = [load for step in cut for load in step]
+    drawn_tokens = sum(len(row["input_ids"]) for step in drawn for row in step)
     return EpochWork(
         source=source,
         num_rows=num_rows,
-        row_tokens=sum(len(row["input_ids"]) for step in drawn for row in step) / number,
-        computed_tokens=sum(load.tokens for load in loads) / number,
-        scored=sum(load.scored for load in loads) / number,
-        longest=max(len(row["input_ids"]) for step in drawn for row in step),
+        row_tokens=row_tokens,
+        computed_tokens=sum(load.tokens for load in loads) * row_tokens / drawn_tokens,
+        scored=sum(load.scored for load in loads) / sum(map(len, drawn)),
+        longest=longest,
     )
 
 
