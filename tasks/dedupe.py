@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
@@ -29,11 +28,10 @@ from tunewright.similarity.folding import fold_messages
 from tunewright.similarity.prompts import (
     ComparedPrompts,
     Shingles,
-    conversation_hashes,
     cut,
     distinct_segments,
     find_boilerplate,
-    message_hashes,
+    hashed_conversations,
     segment_texts,
     segments,
     shingles,
@@ -42,7 +40,6 @@ from tunewright.similarity.prompts import (
 from tunewright.similarity.semantic import find_leaders
 from tunewright.store.stage import stage
 
-ROLES = ("system", "user", "assistant")
 REASONS = ("", "exact_duplicate", "near_duplicate", "semantic_duplicate")
 STAYS, EXACT, NEAR, SEMANTIC = range(4)
 REPORTED_BOILERPLATE = 20
@@ -79,10 +76,7 @@ class Read(NamedTuple):
 
 def read(batch: pa.Table) -> Read:
     """The rows of a batch."""
-    folded = fold_messages(batch["messages"])
-    roles = pc.index_in(batch["messages"].combine_chunks().flatten().field("role"), pa.array(ROLES))  # pyright: ignore[reportAttributeAccessIssue]
-    messages = message_hashes(folded)
-    conversations = conversation_hashes(folded.rows, np.asarray(roles).astype(np.uint64), messages)
+    folded, messages, conversations = hashed_conversations(batch["messages"])
     return Read(conversations, cut(folded), messages[0, folded.answers])
 
 

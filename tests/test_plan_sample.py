@@ -416,6 +416,23 @@ def test_exact_duplicates_and_a_shared_instruction_are_not_computed_again_and_ag
     assert load.tokens < alone / 3
 
 
+@pytest.mark.parametrize("after_ingest", [False, True])
+@pytest.mark.parametrize("rows", [1_000, 60])
+def test_rows_that_differ_in_no_text_that_dedupe_compares_count_once(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, after_ingest: bool, rows: int
+) -> None:
+    monkeypatch.setattr(sampling, "ROWS", rows)
+    once = [record(number) | {"customer": "a"} for number in range(100)]
+    again = [each | {"customer": "b", "instruction": f" {each['instruction']} ".upper()} for each in once]
+    write("a.jsonl", *once, *again, *(record(number) for number in range(100, 200)))
+    asked = pipeline(tiny_base).settings
+    made = ingest.fn(data=asked.data, files=source_files(asked.data), needs=()) if after_ingest else None
+    found = sampled(asked, tiny_base, made, first_rows(source_files(asked.data), asked.data))
+    assert found
+    assert found.num_rows == 160  # of 200, 20 are validation and 20 test rows
+    assert "less about 100 exact duplicates" in found.said
+
+
 def test_of_duplicates_a_draw_keeps_more_of_its_rows(tiny_base: Base) -> None:
     write("a.jsonl", *[record(number) for number in range(100)] * 2)
     data = Data(sources=(Source(path="a.jsonl"),), limit=100)

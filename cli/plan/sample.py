@@ -5,6 +5,7 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -15,7 +16,8 @@ from tunewright.modeling import chat_templates
 from tunewright.modeling.chat import Chat, Message, Tokenized, tokenize
 from tunewright.modeling.models import load_tokenizer
 from tunewright.reports.pages import counted
-from tunewright.tasks.ingest.sampling import Sample
+from tunewright.similarity.prompts import hashed_conversations
+from tunewright.tasks.ingest.sampling import MOST_BYTES, Sample, repeated_share
 from tunewright.tasks.render import bound_of, lengths_in_words
 
 MOST_LOOKED_AT = 1_000  # rows that ingest made
@@ -47,6 +49,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     else:
         if isinstance(made, Rows) and made.num_rows:
             drawn, given, conversations, alone = _of_ingest(made.path("rows.parquet"))
+            repeated = round(drawn * _repeated_of_ingest(made.path("rows.parquet")), 3)
             source = "ingest"
         elif first is not None:
             drawn, given, conversations, repeated = first.drawn, first.given, first.conversations, first.repeated
@@ -135,6 +138,18 @@ def _of_ingest(file: Path) -> tuple[int, dict[str, int], list[list[dict[str, str
     alone = num_independent / len(groups) if len(groups) else 1.0
     num_drawn, given = numbers.pop(None, 0), {use: n for use, n in numbers.items() if use}
     return num_drawn, given, conversations[:MOST_LOOKED_AT], alone
+
+
+def _repeated_of_ingest(file: Path) -> float:
+    """Return the share of exact duplicates among the rows to draw, told from the first where the file is large."""
+    hashes, num_bytes = [np.empty(0, np.uint64)], 0
+    for batch in pq.ParquetFile(file).iter_batches(10_000, columns=["use_as", "messages"]):
+        messages = batch.filter(pc.field("use_as").is_null())["messages"]
+        hashes += [hashed_conversations(messages)[2][:, 0]] if len(messages) else []
+        num_bytes += batch.nbytes
+        if num_bytes > MOST_BYTES:
+            break
+    return repeated_share(np.concatenate(hashes))
 
 
 def _which(source: work.Source, looked: int, number: float, limit: int | None, *, is_all: bool) -> str:

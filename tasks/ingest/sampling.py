@@ -4,7 +4,6 @@ What ingest is certain to refuse is refused here too, in the same words, so that
 """
 
 import tempfile
-from array import array
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import ceil
@@ -12,15 +11,20 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tunewright.artifacts import MESSAGES
 from tunewright.config import Data, Use
 from tunewright.errors import DataError
+from tunewright.similarity.prompts import hashed_conversations
 from tunewright.tasks.ingest import Need, find_columns, judge, reasons, stop_on_empty_split, stop_on_needs
 from tunewright.tasks.ingest.files import SourceFile, is_remote
 from tunewright.tasks.ingest.layouts import Message
+from tunewright.tasks.ingest.parsing import RefusedRecord
 from tunewright.tasks.ingest.parts import columns_of
 from tunewright.tasks.ingest.readers import Item, read
+from tunewright.tasks.ingest.rows import to_row
 from tunewright.tasks.ingest.tables import Tables, Tally
 
 ROWS = 1_000  # that are parsed, of all files together
@@ -35,30 +39,34 @@ class Sample(NamedTuple):
     given: dict[str, float]  # use_as -> rows of the sources that have it
     is_all: bool  # whether these are all rows of the sources
     independent: float = 1.0  # of the rows that may test, groups for each row; a row without a group is one by itself
-    repeated: float = 0.0  # of `drawn`, about how many repeat another record to the byte
+    repeated: float = 0.0  # of `drawn`, about how many are exact duplicates, as dedupe compares conversations
 
 
 class _Records:
-    """The records of a file, with how many were taken, their bytes, and the hash of each."""
+    """The records of a file, with how many were taken, and their bytes."""
 
     def __init__(self, items: Iterator[Item]) -> None:
         self.items = items
         self.num_taken = self.num_bytes = 0
-        self.hashes = array("q")
+        self.is_whole = True  # unless `rest` left some
 
     def __iter__(self) -> Iterator[Item]:
         for item in self.items:
             self.num_taken += 1
             self.num_bytes += len(item[2]) + 1
-            self.hashes.append(hash(item[2]))
             yield item
 
-    def count(self, most_bytes: int, size: int) -> int:
-        """The number of all records; estimated from the file's size in bytes, where they are more than `most_bytes`."""
-        for _ in self:
+    def rest(self, most_bytes: int) -> Iterator[Item]:
+        """The records that follow, up to the one with which all have more than `most_bytes`."""
+        for item in self:
+            yield item
             if self.num_bytes > most_bytes:
-                return max(self.num_taken, ceil(self.num_taken * size / self.num_bytes))
-        return self.num_taken
+                self.is_whole = False
+                return
+
+    def number(self, size: int) -> int:
+        """The number of all records; estimated from the file's size in bytes where some were left."""
+        return self.num_taken if self.is_whole else max(self.num_taken, ceil(self.num_taken * size / self.num_bytes))
 
 
 def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = ()) -> Sample | None:
@@ -73,7 +81,7 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
     conversations: list[list[Message]] = []
     drawn, given = 0.0, dict.fromkeys(get_args(Use), 0.0)
     tallies: dict[str, Tally] = {}
-    num_records, of_drawn = 0, array("q")
+    num_records, of_drawn = 0, list[np.ndarray]()
     groups: dict[str | None, list[str | None]] = {}  # use_as -> the group of each row
     for file in local:
         tally, number, kept, of_group, hashes = _of_file(
@@ -88,7 +96,7 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
             given[file.use_as] += rows
         else:
             drawn += rows
-            of_drawn.extend(hashes)
+            of_drawn += hashes
     tally = Tally().add(*tallies.values())
     if len(local) == len(sources):
         _stop_on_refused(data, sources, tallies, tally, num_records)
@@ -96,7 +104,7 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
     share = data.limit / total if data.limit and total > data.limit else 1
     given = {use: share * number for use, number in given.items() if number}
     is_all = tally.num_read == num_records and len(local) == len(sources)
-    repeated = round(share * drawn * _repeated(of_drawn, share), 3)
+    repeated = round(share * drawn * repeated_share(np.concatenate(of_drawn), share), 3) if of_drawn else 0.0
     may_test = independent(groups.get("test") or groups.get(None) or [])
     return Sample(conversations, share * drawn, given, is_all, may_test, repeated) if conversations else None
 
@@ -107,17 +115,17 @@ def independent(groups: Sequence[str | None]) -> float:
     return (alone + len({*groups} - {None})) / len(groups) if groups else 1.0
 
 
-def _repeated(hashes: Sequence[int], share: float) -> float:
-    """The share of records that repeat another one, where this share of them is drawn at random."""
-    if not hashes:
+def repeated_share(hashes: np.ndarray, share: float = 1.0) -> float:
+    """Return the share of conversations that repeat another one, where this share of them is drawn at random."""
+    if not len(hashes):
         return 0.0
-    copies = np.unique(np.asarray(hashes), return_counts=True)[1]
+    copies = np.unique(hashes, return_counts=True)[1]
     return 1 - float((1 - (1 - share) ** copies).sum()) / (share * len(hashes))
 
 
 def _of_file(
     file: SourceFile, wanted: int, most_bytes: int, data: Data, needs: Sequence[Need]
-) -> tuple[Tally, int, list[list[Message]], list[str | None], Sequence[int]]:
+) -> tuple[Tally, int, list[list[Message]], list[str | None], list[np.ndarray]]:
     """The account of a file's first records, about how many it has, the first rows, their groups, and the hashes.
 
     Raises DataError where these are all, and lack what split needs.
@@ -128,10 +136,31 @@ def _of_file(
             tally = tables.fill(islice(records, wanted), file, data.max_line_bytes, data.repair)
         table = pq.read_table(Path(folder, "rows.parquet"), columns=["messages", "group"])
         kept, groups = table["messages"].to_pylist(), table["group"].to_pylist()
-        number = records.count(most_bytes, Path(file.path).stat().st_size)
+        hashes = [hashed_conversations(table["messages"])[2][:, 0]] if kept else []
+        hashes += _hashes(records.rest(most_bytes), file, data.max_line_bytes)
+        number = records.number(Path(file.path).stat().st_size)
         if kept and data.limit is None and tally.num_read == number:
             stop_on_needs(Path(folder, "rows.parquet"), needs)
-    return tally, number, kept, groups, records.hashes
+    return tally, number, kept, groups, hashes
+
+
+def _hashes(items: Iterator[Item], file: SourceFile, max_bytes: int) -> Iterator[np.ndarray]:
+    """The hashes of the conversations of records; none where `file` has a use, as no row of it is drawn."""
+    while batch := list(islice(items, ROWS)):
+        conversations = (
+            [] if file.use_as else [said for item in batch if (said := _conversation(item, file, max_bytes))]
+        )
+        if conversations:
+            yield hashed_conversations(pa.array(conversations, MESSAGES))[2][:, 0]
+
+
+def _conversation(item: Item, file: SourceFile, max_bytes: int) -> list[Message]:
+    """The messages of a record as they stand, without repairs, which take long; empty where ingest would refuse it."""
+    line, byte, raw, parse = item
+    try:
+        return to_row(file, line, byte, parse(), ())[0][-1] if len(raw) <= max_bytes else []
+    except RefusedRecord:
+        return []
 
 
 def _stop_on_refused(

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from tunewright.similarity.folding import Folded, character_classes
+from tunewright.similarity.folding import Folded, character_classes, fold_messages
 
+ROLES = ("system", "user", "assistant")
 FEWEST_BOILERPLATE_ROWS = 10  # in fewer rows a shared line says that the rows are similar
 FEWEST_WORDS = 12
 BOILERPLATE = "boilerplate.json"  # in the folder of the unique rows: what was left out of the comparison
@@ -129,6 +132,18 @@ def conversation_hashes(rows: np.ndarray, roles: np.ndarray, messages: np.ndarra
     from tunewright.similarity.hashing import hash_sequences
 
     return np.stack([hash_sequences(2 * rows, np.stack([roles, of], axis=1).ravel()) for of in messages], axis=1)
+
+
+def hashed_conversations(messages: pa.ChunkedArray | pa.Array) -> tuple[Folded, np.ndarray, np.ndarray]:
+    """The folded conversations of a messages column; the hashes of its messages; (rows, 2) those of the conversations.
+
+    The hashes of two conversations are equal where one is an exact duplicate of the other.
+    """
+    folded = fold_messages(messages)
+    lists = messages.combine_chunks() if isinstance(messages, pa.ChunkedArray) else messages
+    roles = pc.index_in(lists.flatten().field("role"), pa.array(ROLES))  # pyright: ignore[reportAttributeAccessIssue]
+    of_messages = message_hashes(folded)
+    return folded, of_messages, conversation_hashes(folded.rows, np.asarray(roles).astype(np.uint64), of_messages)
 
 
 def distinct_segments(found: Runs | Segments) -> tuple[np.ndarray, np.ndarray]:
