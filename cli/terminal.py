@@ -20,7 +20,7 @@ from tunewright.registry.tracking import AS_TRAINING, starts_with, tracking_uri
 from tunewright.reports import curves
 from tunewright.reports.account import Account, growth_sentence, leak_sentence
 
-COLOURS = {"ran": "green", "cached": "dim", "run": "yellow"}
+COLOURS = {"ran": "green", "cached": "dim", "run": "yellow", "failed": "red"}
 
 
 def show_settings(console: Console, pipeline: Pipeline, *, everything: bool) -> None:
@@ -65,6 +65,8 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
         console.print(Text(f"Forgetting: {said}."))
     for said in outcome.judged.says() if outcome.judged else ():
         console.print(Text(f"{said}."))
+    for said in outcome.failed:
+        console.print(Text(said, "yellow"))
     console.print()
     _show_links(console, outcome, what)
 

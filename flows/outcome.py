@@ -65,6 +65,11 @@ class Outcome(BaseModel, frozen=True):
             account.add_up()
         return outcome
 
+    @property
+    def failed(self) -> list[str]:
+        """Say which stages failed that the verdict does not depend on, and why."""
+        return [f"{step.name}: {step.note}" for step in self.steps if step.state == "failed"]
+
     def account(self) -> Account | None:
         """The account of the rows, as far as the run came."""
         if self.rows is None:

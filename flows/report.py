@@ -192,6 +192,7 @@ def decided(outcome: Outcome) -> str:
     lines += [f"\nForgetting: {said}.\n" for said in verdict.says_forgotten()]
     lines += _general(verdict.general)
     lines += [f"{html.escape(said, quote=False)}.\n" for said in (outcome.judged.says() if outcome.judged else ())]
+    lines += [f"{html.escape(said, quote=False)}.\n" for said in outcome.failed]
     lines += _slices(VerdictDetails.load(verdict).slices)
     if outcome.page:
         lines += ["", f"The verdict page, with the answers row by row: `{outcome.page.path('report.html')}`"]

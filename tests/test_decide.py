@@ -76,7 +76,7 @@ def test_rows_in_which_nothing_differs_do_not_show_that_nothing_is_better(num_ro
     visible = only(same).smallest_visible
     assert (visible is None) == (num_rows < 4) == ("so few rows can show no gain, however large" in same.sentence)
     assert visible is None or visible > high
-    assert same.sentence.endswith("; add test rows." if visible is None else "would probably not show one.")
+    assert same.sentence.endswith("; add test rows." if visible is None else "would probably not help.")
     assert only(same).power < 1 or num_rows == 400
     assert only(same).mcnemar_p == 1.0
 
@@ -228,8 +228,8 @@ def test_the_prompt_that_is_enough_is_named_and_by_how_much() -> None:
         "on 100 test rows."
     )
     assert sentence(right(78)[::-1]) == (
-        "Not promoted: prompting is enough: not enough evidence that exact match .80 is as good as the "
-        "few-shot prompt's .78 (tolerance .02): +.02 [-.09, .13] on 100 test rows; confirming +.02 needs about "
+        "Not promoted: prompting is enough: not enough evidence that exact match .80 is at most .02 "
+        "worse than the few-shot prompt's .78: +.02 [-.09, .13] on 100 test rows; confirming +.02 needs about "
         "1,700 rows."
     )
     assert sentence(right(20)).endswith(
@@ -290,14 +290,12 @@ def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:
     assert decision.sentence.startswith(
         "Inconclusive: exact match .76 is not above the base's .78, but that may be chance: -.02 ["
     )
-    assert decision.sentence.endswith(
-        " (80 % power); the gain is negative: more test rows would probably not change this."
-    )
+    assert decision.sentence.endswith(" (80 % power); the gain is negative, so more test rows would probably not help.")
     same = against(*shares(won=10, lost=10, right=103, wrong=21))
     assert same.rows_needed is None
-    assert same.sentence.endswith(" (80 % power); the gain is about zero: more test rows would probably not show one.")
+    assert same.sentence.endswith(" (80 % power); the gain is about zero, so more test rows would probably not help.")
     close = against(*shares(won=12, lost=10, right=100, wrong=21), margin=0.05)
-    assert close.sentence.endswith("; the gain is not above .05: more test rows would probably not change this.")
+    assert close.sentence.endswith("; the gain is not above .05, so more test rows would probably not help.")
 
 
 def test_two_scores_and_their_difference_never_contradict_each_other() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from conftest import Harness, Once
 from prefect import State, flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from rich.console import Console
 from trained import done_once
 
 import tunewright.tasks.dedupe
 import tunewright.tasks.evaluate
 from tunewright.artifacts import Base
+from tunewright.cli.terminal import show_outcome
 from tunewright.config import (
     Compute,
     Data,
@@ -200,6 +203,11 @@ def test_a_judge_that_does_not_answer_costs_no_verdict(settings: Settings, monke
     assert outcome(state).verdict
     assert outcome(state).page
     assert outcome(state).judged is None
+    (said,) = outcome(state).failed
+    assert said.startswith("judge: no answer after 5 attempts; the verdict does not depend on it")
+    console = Console(file=StringIO(), width=200)
+    show_outcome(console, outcome(state), "x.yaml")
+    assert said in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(JudgeError, match="no answer after 5 attempts"):
         run(asked, until="judge").result()
 

@@ -451,9 +451,9 @@ def test_the_figures_at_the_top_are_of_what_the_sentence_says_decided_or_was_the
     assert "the few-shot prompt (+.11 [.05, .17], the closest), on 80 test rows." in shown.replace(
         "\N{NO-BREAK SPACE}", " "
     )
-    assert "1.00 exact match, candidate .89 few-shot prompt, the closest +.11 improvement over it" in shown
+    assert "1.00 exact match, candidate .89 few-shot prompt, the closest +.11 difference to it" in shown
     kept = Read(page_of(make(RIGHT, RIGHT, others={"few_shot": wrong(RIGHT, range(9))}))).text
-    assert "1.00 exact match, candidate 1.00 base, the deciding comparison +.00 improvement over it" in kept
+    assert "1.00 exact match, candidate 1.00 base, the deciding comparison +.00 difference to it" in kept
 
 
 def test_two_intervals_of_a_tie_are_explained_where_they_differ(make: Make) -> None:

@@ -82,12 +82,15 @@ class Run(Calls):
         """A stage that decides nothing, to be called for its record, or None where it fails for now."""
 
         def run(*args: P.args, **inputs: P.kwargs) -> A | None:
+            started = time.monotonic()
             try:
                 return self(task)(*args, **inputs)
             except JudgeError as error:
                 if self.until == task.name:
                     raise
-                log.warning("%s; the verdict does not depend on it, and the next run tries again", error)
+                said = f"{error}; the verdict does not depend on it, and the next run tries again"
+                log.warning("%s", said)
+                self.keep(Step(stage=task.name, state="failed", seconds=time.monotonic() - started, note=said))
                 return None
 
         return run

@@ -26,12 +26,12 @@ class Step:
 
     stage: str
     of: str = ""  # what tells calls of one stage apart: the contender that is evaluated
-    state: Literal["ran", "cached", "run"]
+    state: Literal["ran", "cached", "run", "failed"]
     seconds: float = 0.0  # that this run took for it, without those that it waited for a device
     saved: float = 0.0  # seconds that it took when it was made, without those that this run waited for it
     because: Sequence[str] = ()
     message: str = ""
-    note: str = ""  # on what it was given, where that is not what the settings say
+    note: str = ""  # on what it was given, where that is not what the settings say; or why it failed
     record: Artifact | None = None
     stopped: StoppedStage | None = None  # what it left where it refused its inputs; behind a run, those of last time
     last: Artifact | None = None  # what it made for this pipeline the last time, of a plan's stage that would run
@@ -135,7 +135,7 @@ class Calls(ABC):
 
     def keep(self, step: Step) -> None:
         """Adds a step."""
-        note = self.drawn.said if self.drawn and step.stage == "split" else ""
+        note = self.drawn.said if self.drawn and step.stage == "split" else step.note
         self.steps.append(replace(step, note=note))
 
     def champion(self, registry: Registry, adapter: Adapter, base: Base) -> Contender | None:

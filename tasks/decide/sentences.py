@@ -127,8 +127,8 @@ def _prompting(decisive: Comparison) -> str:
         return f"Not promoted: prompting is enough: {worse}: {_on(decisive)}."
     needed = _needed(decisive, decisive)
     return (
-        f"Not promoted: prompting is enough: not enough evidence that {_what(decisive)} is as good as "
-        f"{_theirs(decisive)} (tolerance {exactly(-decisive.threshold)}): {_on(decisive)}{needed}."
+        f"Not promoted: prompting is enough: not enough evidence that {_what(decisive)} is at most "
+        f"{exactly(-decisive.threshold)} worse than {_theirs(decisive)}: {_on(decisive)}{needed}."
     )
 
 
@@ -151,14 +151,12 @@ def _no_gain(comparison: Comparison, against: str) -> str:
     if comparison.smallest_visible is None:
         return "; add test rows"
     if threshold > 0:
-        return f"; the gain{against} is not above {exactly(threshold)}: more test rows would probably not change this"
+        return f"; the gain{against} is not above {exactly(threshold)}, so more test rows would probably not help"
     if threshold < 0:
-        return (
-            f"; it is behind{against} by {exactly(-threshold)} or more: more test rows would probably not change this"
-        )
+        return f"; it is at least {exactly(-threshold)} behind{against}, so more test rows would probably not help"
     if round(mean, 2) == 0:  # as number writes it
-        return f"; the gain{against} is about zero: more test rows would probably not show one"
-    return f"; the gain{against} is negative: more test rows would probably not change this"
+        return f"; the gain{against} is about zero, so more test rows would probably not help"
+    return f"; the gain{against} is negative, so more test rows would probably not help"
 
 
 def who(opponent: str, metric: str) -> str:
