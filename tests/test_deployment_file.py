@@ -1,6 +1,7 @@
 """One standard Prefect deployment file is one pipeline, and whatever is wrong with it is one clear line."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunewright.cli.deployment_file import MAX_BYTES, Pipeline, effective, load, override, placed
-from tunewright.config import STAGES, Data, Model, Registry, Settings, Source, Training
+from tunewright.cli.deployment_file import ENTRYPOINT, MAX_BYTES, Pipeline, effective, load, override, placed
+from tunewright.config import STAGES, Data, Model, Registry, Settings, Source, Training, working_in
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows.parameters import flat
+from tunewright.modeling import models
+from tunewright.tasks.ingest import source_files
 
 PIPELINE = """\
 deployments:
@@ -426,6 +429,45 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     assert refusal(lambda: load(tmp_path)).startswith(f"{tmp_path}: not a file; accepted: a deployment file such as")
     assert refusal(lambda: load(Path("/dev/zero"))).startswith("/dev/zero: not a file")
     assert "cannot be read: File name too long" in refusal(lambda: load(Path("x" * 5_000)))
+
+
+def test_an_error_names_a_path_of_the_command_line_as_it_is_called_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pickles, data = tmp_path / "mine" / "pick", tmp_path / "mine" / "rows.jsonl"
+    pickles.mkdir(parents=True)
+    for file in (pickles / "config.json", pickles / "pytorch_model.bin", data):
+        file.write_text("{}")
+    file = Path("team/a.yaml")
+    monkeypatch.chdir(tmp_path)
+    file.parent.mkdir()
+    parameters = {"data": {"sources": [{"path": "../mine/row.jsonl"}]}, "model": {"base": "../mine/pick"}}
+    deployment = {"name": "a", "entrypoint": ENTRYPOINT, "parameters": parameters}
+    file.write_text(json.dumps({"deployments": [deployment]}))
+
+    def refused(*changes: str) -> list[str]:
+        pipeline, said = load(file, None, changes), []
+        for look in (
+            lambda: models.identity(pipeline.settings.model.base),
+            lambda: source_files(pipeline.settings.data),
+        ):
+            with working_in(file.parent), pytest.raises(ConfigError) as stop, placed(pipeline):
+                look()
+            said.append(str(stop.value))
+        return said
+
+    base, rows = refused()
+    assert base.startswith("team/a.yaml line 1: model.base=../mine/pick: weights")
+    assert base.endswith(", then model.base=../mine/pick-safetensors")
+    assert rows.startswith("team/a.yaml line 1: data.sources[0].path=../mine/row.jsonl: no such file in ")
+    assert rows.endswith("; did you mean ../mine/rows.jsonl?")
+    base, rows = refused("model.base=mine/pick", "data.sources=mine/row.jsonl")
+    assert base.startswith("command line: model.base=mine/pick: weights")
+    assert base.endswith(", then model.base=mine/pick-safetensors")
+    assert rows.startswith("command line: data.sources[0].path=mine/row.jsonl: no such file in ")
+    assert rows.endswith("; did you mean mine/rows.jsonl?")
+    data.rename("team/rows.jsonl")
+    assert refused("data.sources=team/row.jsonl")[1].endswith("; did you mean team/rows.jsonl?")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -211,8 +211,8 @@ EMPTY = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 
 
 @pytest.mark.parametrize(
-    "kind", ["qwen2", "gpt2", "gemma", "gpt_neox", "mamba", "t5", "cohere", "xglm"]
-)  # of which transformers makes a tokenizer without any file
+    "kind", ["qwen2", "gpt2", "gemma", "gpt_neox", "mamba", "t5", "cohere", "xglm", "llama", "mistral", "phi3", "olmo2"]
+)  # of some of which transformers makes a tokenizer without any file
 def test_a_base_without_tokenizer_files_is_one_line_that_names_them(tiny_base: Base, folder: Path, kind: str) -> None:
     for name in EMPTY:
         (folder / name).unlink()

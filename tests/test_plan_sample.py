@@ -127,6 +127,21 @@ def test_rows_over_max_length_are_told_by_plan(tiny_base: Base, monkeypatch: pyt
     assert some.costs.chosen.work.longest <= 128
 
 
+@pytest.mark.parametrize("context", [None, 100])
+def test_a_plan_does_not_advise_the_quarantine_that_is_set(tiny_base: Base, context: int | None) -> None:
+    write("a.jsonl", *map(record, range(10)), record(10, 200))
+    folder = Path(shutil.copytree(tiny_base.weights, "short"))
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | ({"max_position_embeddings": context} if context else {})))
+    base = tiny_base.model_copy(update={"reference": "short"})
+    costs = planned(base, on_long="quarantine").costs
+    assert costs
+    (note,) = (note for note in costs.notes if "longer than" in note)
+    assert ", so render will quarantine it: it has " in note
+    assert "on_long" not in note
+    assert note.endswith("; shorten them, or use a base with a longer context" if context else " to train on them")
+
+
 def gated(base: Base, **gate: Any) -> Planned:
     """The plan of a.jsonl with such a gate."""
     made = pipeline(base)

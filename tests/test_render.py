@@ -172,6 +172,9 @@ def test_a_row_over_max_length_stops_the_run_and_says_where_it_is(tiny_base: Bas
         render.fn(splits, tiny_base, MODEL.model_copy(update={"max_length": 50}))
     (refused,) = pq.read_table(str(caught.value).rpartition("; see ")[2]).to_pylist()
     assert (refused["line"], refused["reason"]) == (2, "answer_truncated")
+    with pytest.raises(DataError, match=r"leaves no row in train: 1 of .*: raise model.max_length to \d+ to train on"):
+        emptied = make_splits([("three " * 40, "four")], [("five", "six")], [("seven", "eight")])
+        render.fn(emptied, tiny_base, MODEL.model_copy(update={"max_length": 50, "on_long": "quarantine"}))
     twice = make_splits([("one", "two"), *[("three " * 40, "four")] * 2], [("five", "six")], [("seven", "eight")])
     with pytest.raises(DataError, match=r"^2 of 5 rows are longer than model.max_length=50 .*: they have "):
         render.fn(twice, tiny_base, MODEL.model_copy(update={"max_length": 50}))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from dataclasses import field as field_
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -40,6 +41,8 @@ MAX_BYTES = 1_000_000
 DATA = re.compile(r"\.(jsonl|ndjson|csv|tsv|parquet|arrow)(\.(gz|zst))?$|\.(gz|zst)$", re.I)
 A_DEPLOYMENT_FILE = "accepted: a deployment file such as mine.yaml"
 
+TYPED = "command line: "  # before an error about what was given there
+
 log = logging.getLogger("tunewright")
 
 
@@ -64,6 +67,7 @@ class Pipeline:
     places: tuple[str, ...] = ()  # where each schedule stands
     place_of_pool: str = ""
     document: Document | None = None  # the whole file
+    typed: Mapping[str, str] = field_(default_factory=dict)  # a path as the file would name it -> as it was typed
 
 
 def read(path: Path) -> Document:
@@ -96,12 +100,12 @@ def load(file: Path | Document, deployment: str | None = None, assignments: Sequ
     parameters = _parameters(document, at, chosen)
 
     place = partial(_place, document, at)
-    run = None if assignments else checked(parameters, place)
+    run, typed = None if assignments else checked(parameters, place), dict[str, str]()
     given = [place(key) for key in flat(parameters)]
     parameters = chosen["parameters"] = renamed(parameters, place)  # what Prefect is given
     origins = dict(zip(flat(parameters), given, strict=True))
     if run is None:
-        parameters, run, origins = _override(parameters, origins, Path(document.name), assignments, "--set")
+        parameters, run, origins, typed = _override(parameters, origins, Path(document.name), assignments, "--set")
     for under, schedule in mappings(document, f"{at}.schedules", chosen.get("schedules")):
         own = _parameters(document, under, schedule)
         place_of = partial(_place, document, under)
@@ -112,6 +116,7 @@ def load(file: Path | Document, deployment: str | None = None, assignments: Sequ
     return replace(
         _pipeline(Path(document.name), chosen["name"], parameters, run, origins),
         document=document,
+        typed=typed,
         work_pool=(pool.get("name") if isinstance(pool, dict) else None) or "",
         place_of_pool=document.place(f"{at}.work_pool.name"),
         schedules=None if chosen.get("schedules") is None else tuple(schedule_of(document, *each) for each in due),
@@ -121,18 +126,23 @@ def load(file: Path | Document, deployment: str | None = None, assignments: Sequ
 
 def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--set") -> Pipeline:
     """The pipeline with `section.field=value` assignments of the command line on top. Raises ConfigError."""
-    changes = _override(pipeline.parameters, pipeline.origins, pipeline.path, list(assignments), option)
-    changed = _pipeline(pipeline.path, pipeline.name, *changes)
+    given, origins = pipeline.parameters, pipeline.origins
+    parameters, run, origins, typed = _override(given, origins, pipeline.path, list(assignments), option)
+    changed = _pipeline(pipeline.path, pipeline.name, parameters, run, origins)
+    changed = replace(changed, typed={**pipeline.typed, **typed})
     kept = ("work_pool", "place_of_pool", "schedules", "places", "document")  # which no --set changes
     return replace(changed, **{name: getattr(pipeline, name) for name in kept})
 
 
 def _override(
     parameters: dict[str, Any], origins: Mapping[str, str], path: Path, assignments: Sequence[str], option: str
-) -> tuple[dict[str, Any], Parameters, dict[str, str]]:
-    """Return the parameters with the assignments on top, as they are given and checked, and where each came from."""
-    parameters, folder = dict(parameters), called_in() / path.parent
-    typed = {_assign(parameters, each, option, folder): each for each in assignments}
+) -> tuple[dict[str, Any], Parameters, dict[str, str], dict[str, str]]:
+    """Return the parameters with the assignments on top, as they are given and checked, and where each came from.
+
+    The last are the paths that were typed, each by what the file would call it.
+    """
+    parameters, paths = dict(parameters), TypedPaths(called_in() / path.parent)
+    typed = {_assign(parameters, each, option, paths): each for each in assignments}
     places = {key: f"{option} {_said(each)}" for key, each in typed.items()}
 
     def place(key: str) -> str:
@@ -146,7 +156,7 @@ def _override(
     changed = {
         key: "command line" if any(_inside(key, name) for name in places) else origins[key] for key in flat(parameters)
     }
-    return parameters, run, changed
+    return parameters, run, changed, paths.typed
 
 
 @contextmanager
@@ -155,9 +165,21 @@ def placed(pipeline: Pipeline) -> Iterator[None]:
     try:
         yield
     except TunewrightError as error:
-        place = _given_at(pipeline, re.split(r"[^\w.\[\]]", str(error))[0])
-        error.args = (f"{place}{error}",)
+        key = re.split(r"[^\w.\[\]]", str(error))[0]
+        place = _given_at(pipeline, key)
+        error.args = (f"{place}{_as_typed(pipeline, key, str(error)) if place == TYPED else error}",)
         raise
+
+
+def _as_typed(pipeline: Pipeline, key: str, said: str) -> str:
+    """A sentence on a setting of the command line, with its path, and others beside it, as they are called there."""
+    for path, typed in pipeline.typed.items():
+        if f"{key}={path}" in said:
+            name = typed.rpartition("/")[2]
+            there, here = path.removesuffix(name), typed.removesuffix(name)
+            said = said.replace(f"did you mean {there}", f"did you mean {here}")
+            return said.replace(f"{key}={path}", f"{key}={typed}")
+    return said
 
 
 def _given_at(pipeline: Pipeline, key: str) -> str:
@@ -289,10 +311,10 @@ def _said(assignment: str) -> str:
     return f"{assignment.partition('=')[0]}=..." if holds_secret(assignment) else shown(assignment)
 
 
-def _assign(parameters: dict[str, Any], assignment: str, option: str, folder: Path) -> str:
+def _assign(parameters: dict[str, Any], assignment: str, option: str, paths: "TypedPaths") -> str:
     """Sets what an assignment says and returns its key; whether key and value are accepted is for `checked` to say.
 
-    A path in it is relative to where the command was called, and becomes one relative to the file's `folder`.
+    A path in it is relative to where the command was called, and becomes one relative to the file's folder.
     """
     key, equals, text = assignment.partition("=")
     around, _, name = key.rpartition(".")
@@ -306,22 +328,34 @@ def _assign(parameters: dict[str, Any], assignment: str, option: str, folder: Pa
         raise ConfigError(f"{option} {_said(assignment)}: accepted: section.field=value, such as training.epochs=2")
     key = present(key, lambda _: f"{option} {_said(assignment)}")
     name = key.rpartition(".")[2]
-    value = _from_folder(key, _value(key, text, f"{option} {_said(assignment)}"), folder)
+    value = paths.from_folder(key, _value(key, text, f"{option} {_said(assignment)}"))
     value = renamed({name: value}, lambda _: f"{option} {_said(assignment)}", around)[name]
     section = parameters.get(around)
     parameters |= {around: (section if isinstance(section, dict) else {}) | {name: value}} if around else {name: value}
     return key
 
 
-def _from_folder(key: str, value: Any, folder: Path) -> Any:
-    """A value with the paths in it as the file would name them."""
-    if isinstance(value, list):
-        return [_from_folder(key, item, folder) for item in value]
-    if isinstance(value, dict):
-        return {name: _from_folder(f"{key}.{name}", inner, folder) for name, inner in value.items()}
-    found = field(key)
-    local = next((mark for mark in found.metadata if isinstance(mark, LocalPath)), None) if found else None
-    return from_folder(value, folder, or_name=local.or_name) if local and isinstance(value, str) else value
+class TypedPaths:
+    """The paths of the command line, which become relative to the `folder` of the deployment file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.typed: dict[str, str] = {}  # a path as the file would name it -> as it was typed
+
+    def from_folder(self, key: str, value: Any) -> Any:
+        """A value with the paths in it as the file would name them."""
+        if isinstance(value, list):
+            return [self.from_folder(key, item) for item in value]
+        if isinstance(value, dict):
+            return {name: self.from_folder(f"{key}.{name}", inner) for name, inner in value.items()}
+        found = field(key)
+        local = next((mark for mark in found.metadata if isinstance(mark, LocalPath)), None) if found else None
+        if not local or not isinstance(value, str):
+            return value
+        named_so = from_folder(value, self.folder, or_name=local.or_name)
+        if named_so != value:
+            self.typed[named_so] = value
+        return named_so
 
 
 def _inside(key: str, name: str) -> bool:

@@ -77,14 +77,14 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     if long:
         is_one = len(long) == 1
         ends = (
-            f"render will drop {'it' if is_one else 'them'}"
+            f"render will quarantine {'it' if is_one else 'them'}"
             if settings.model.on_long != "error"
             else "render will stop"
         )
         too_long = (
             f"{len(long):,} of {which} {'is' if is_one else 'are'} longer than {bound}, so {ends}: "
             f"{'it has' if is_one else 'they have'} {lengths_in_words(long)}; "
-            f"{bound.cure(max(long))}"
+            f"{bound.cure(max(long), settings.model.on_long)}"
         )
     said = f"from {which_and_given}, rendered"
     stops_for_some = source == "split" and settings.model.on_long == "error"  # what check or dedupe removes is no row

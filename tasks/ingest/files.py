@@ -6,7 +6,6 @@ the key. Nothing is parsed and, where a store says enough about an object, nothi
 
 import difflib
 import glob
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice, product
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from tunewright.accepted import did_you_mean
-from tunewright.config import Data, Layout, RecordFiles, Source, Use, from_here, or_meant, outside
+from tunewright.config import Data, Layout, RecordFiles, Source, Use, as_called, or_meant, outside
 from tunewright.errors import ConfigError, DataError
 from tunewright.store.caching import digest_of
 from tunewright.tasks.ingest import hub, stores
@@ -104,12 +103,7 @@ def place_of(setting: str, path: str) -> str:
 
 def openable(path: str) -> str:
     """A path for a message, of a local file as it is opened in the folder that the command was called in."""
-    if is_remote(path):
-        return path
-    whole = Path(path).absolute()
-    plain = Path(os.path.normpath(whole))  # without "..", unless a link makes it another file
-    is_same = plain.exists() and whole.exists() and plain.samefile(whole)
-    return str(from_here(plain if is_same else whole))
+    return path if is_remote(path) else str(as_called(path))
 
 
 @contextmanager

@@ -52,12 +52,14 @@ class Bound(NamedTuple):
             return f"the {self.context} tokens of the context of model.base (model.max_length={self.max_length})"
         return f"model.max_length={self.max_length} tokens"
 
-    def cure(self, longest: int) -> str:
-        """Return the advice for rows of up to `longest` tokens."""
-        shorten = "set model.on_long=quarantine to quarantine such rows"
+    def cure(self, longest: int, on_long: str) -> str:
+        """Return the advice for rows of up to `longest` tokens, where model.on_long is set to `on_long`."""
+        is_set = on_long == "quarantine"
+        quarantine = "" if is_set else "set model.on_long=quarantine to quarantine such rows"
         if longest > self.context:
-            return f"{shorten}, shorten them, or use a base with a longer context"
-        return f"raise model.max_length to {longest}, or {shorten}"
+            lengthen = "use a base with a longer context"
+            return f"shorten them, or {lengthen}" if is_set else f"{quarantine}, shorten them, or {lengthen}"
+        return f"raise model.max_length to {longest}{' to train on them' if is_set else f', or {quarantine}'}"
 
 
 def contract(chat: Chat, base: Base) -> Contract:
@@ -124,7 +126,8 @@ def _stop_for_long(quarantine: list[dict[str, Any]], num_rows: int, bound: Bound
         verb, have = ("is", "it has") if len(long) == 1 else ("are", "they have")
         raise DataError(
             f"{len(long)} of {num_rows} rows {verb} longer than {bound} and truncation would remove answer tokens: "
-            f"{have} {found}; the longest is {_where(longest)}: {bound.cure(longest['length'])}",
+            f"{have} {found}; the longest is {_where(longest)}: "
+            f"{bound.cure(longest['length'], 'error')}",
             see=("quarantine.parquet",),
         )
 
@@ -136,10 +139,10 @@ def _reasons(rows: list[dict[str, Any]]) -> str:
     return "; ".join(f"{n} {said[reason]}" for reason, n in Counter(row["reason"] for row in rows).most_common())
 
 
-def _emptied(split: str, refused: list[dict[str, Any]], bound: Bound) -> str:
+def _emptied(split: str, refused: list[dict[str, Any]], bound: Bound, on_long: str) -> str:
     long = [row["length"] for row in refused if row["reason"] == TOO_LONG]
     why = f"{len(long)} of its {len(refused)} rows are longer than {bound}, they have "
-    why = f"{why}{lengths_in_words(long)}: {bound.cure(max(long))}" if long else _reasons(refused)
+    why = f"{why}{lengths_in_words(long)}: {bound.cure(max(long), on_long)}" if long else _reasons(refused)
     return f"render leaves no row in {split}: {why}"
 
 
@@ -198,7 +201,7 @@ def render(
     counts = {name: measure(folder / f"{name}.parquet") for name in SPLITS}
     for name, measured in counts.items():
         if not measured.num_rows:
-            raise DataError(_emptied(name, refused[name], bound), see=("quarantine.parquet",))
+            raise DataError(_emptied(name, refused[name], bound, model.on_long), see=("quarantine.parquet",))
     reasons = dict(sorted(Counter(row["reason"] for row in quarantine).items()))
     terms = contract(chat, base)
     terms.save(folder)

@@ -205,6 +205,14 @@ def from_here(path: Path) -> Path:
     return path.relative_to(called_in()) if path.is_relative_to(called_in()) else path
 
 
+def as_called(path: str | Path) -> Path:
+    """A path from the folder of the deployment file as a person calls it: without "..", unless it means another one."""
+    whole = Path(path).absolute()
+    plain = Path(os.path.normpath(whole))
+    is_same = plain.exists() and whole.exists() and plain.samefile(whole)
+    return from_here(plain if is_same else whole)
+
+
 def is_local(path: str) -> bool:
     """Whether a path is relative, and no URL, hub id (hub:) or file of a package (package:)."""
     return not (":" in path.partition("/")[0] or path.startswith(("/", "~")))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.artifacts import Base
-from tunewright.config import from_here, or_meant
+from tunewright.config import as_called, or_meant
 from tunewright.config.outside import without_secrets
 from tunewright.errors import ConfigError
 from tunewright.modeling import architecture, chat_templates, headers
@@ -25,6 +25,7 @@ WEIGHTS = (".safetensors", ".safetensors.index.json", "adapter_config.json")
 SPELLINGS = ("\n\n", " a  b\t", "\r\n", "7 + 12345 = 12352", "don't", "naïve Ærø", "東京 😀", "def f(x):\n    return x")
 PLAIN = f"Hello world, 12 Fragen? {' '.join(string.ascii_letters)}"  # of which any tokenizer of texts knows something
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
+WANTED = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
 HUB_SECONDS = 10.0
 
 
@@ -43,15 +44,15 @@ def load_tokenizer(base: Base) -> Any:
     except Exception as error:  # what tokenizers raises has no type of its own
         if getattr(error, "errno", None):  # such as a disk that does not answer
             raise
-        raise ConfigError(
-            f"model.base={base.reference}: its tokenizer cannot be loaded from {base.weights}: {_line(error)}"
-        ) from error
+        said = f"its tokenizer cannot be loaded from {base.weights}: {_line(error)}"
+        if not _has_tokenizer_files(base.weights):
+            said = _no_tokenizer_files(base.weights)
+        raise ConfigError(f"model.base={base.reference}: {said}") from error
     known = [id_ for id_ in _ids(tokenizer, PLAIN) if id_ != tokenizer.unk_token_id]
     if not any(tokenizer.decode([id_]).strip() for id_ in known):  # where files are missing, transformers makes such
-        wanted = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
-        said = f"{base.weights} has no tokenizer files; copy them from the original model: {wanted}"
-        if any((base.weights / name).is_file() for name in TOKENIZER_FILES):
-            again = f"copy its files ({wanted}) again from the original model"
+        said = _no_tokenizer_files(base.weights)
+        if _has_tokenizer_files(base.weights):
+            again = f"copy its files ({WANTED}) again from the original model"
             said = f"the tokenizer in {base.weights} knows no text; {again}"
         raise ConfigError(f"model.base={base.reference}: {said}")
     if base.chat_template:
@@ -64,6 +65,14 @@ def load_tokenizer(base: Base) -> Any:
         tokenizer.chat_template = base.chat_template
         tokenizer.eos_token = chat_templates.stop_and_needs(base.chat_template)[0] or tokenizer.eos_token
     return tokenizer
+
+
+def _has_tokenizer_files(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def _no_tokenizer_files(folder: Path) -> str:
+    return f"{as_called(folder)} has no tokenizer files; copy them from the original model: {WANTED}"
 
 
 def copy_tokenizer(weights: Path, folder: Path) -> None:
@@ -211,7 +220,7 @@ def folder_digest(folder: Path) -> str:
 
 def _conversion(folder: Path) -> str:
     """The command that writes a base of pickles anew as safetensors: it reads them as data (torch's weights_only)."""
-    old = str(from_here(folder.absolute()))  # for a shell in the folder that the command was called in
+    old = str(as_called(folder))  # for a shell in the folder that the command was called in
     new = f"{old}-safetensors"
     script = (
         "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
