@@ -197,9 +197,10 @@ def _stage(option: str, name: str) -> str:
     return name
 
 
-def repeated(file: Path, assignments: list[str] | None) -> str:
-    """The file and its changes, for the commands to run next."""
-    return shlex.join([str(file), *(text for change in assignments or [] for text in ("--set", change))])
+def repeated(file: Path, deployment: str | None, assignments: list[str] | None) -> str:
+    """The file, which of its deployments, and its changes, for the commands to run next."""
+    chosen = ["--deployment", deployment] if deployment else []
+    return shlex.join([str(file), *chosen, *(text for change in assignments or [] for text in ("--set", change))])
 
 
 def prepare(console: Console, *, quiet: bool | None = None, verbose: bool = False) -> None:

@@ -85,7 +85,7 @@ def run(
         if quiet:
             terminal.show_last_word(console, outcome)
         else:
-            terminal.show_outcome(console, outcome, command_line.repeated(file, assignments))
+            terminal.show_outcome(console, outcome, command_line.repeated(file, deployment, assignments))
     if as_json:
         print(as_line(outcome.as_json()))
     if require_promotion and outcome.name != "Promoted":
@@ -124,7 +124,7 @@ def plan(
 
         with deployment_file.placed(pipeline):
             planned = plan_command.look_up(
-                pipeline, command_line.repeated(file, assignments), device, calibrate=calibrate
+                pipeline, command_line.repeated(file, deployment, assignments), device, calibrate=calibrate
             )
         if quiet:
             view.show_last_word(console, planned)
@@ -171,7 +171,7 @@ def compare(
         if quiet:
             console.print(found.sentence, markup=False)
         else:
-            compare_command.show(console, found, asked, command_line.repeated(file, assignments))
+            compare_command.show(console, found, asked, command_line.repeated(file, deployment, assignments))
     if as_json:
         print(as_line(compare_command.as_json(found)))
 
@@ -201,7 +201,7 @@ def data(
         from tunewright.cli.data import as_json as data_json
         from tunewright.cli.data import view as data_view
 
-        what = command_line.repeated(file, assignments)
+        what = command_line.repeated(file, deployment, assignments)
         with deployment_file.placed(pipeline):
             found = data_command.look_up(pipeline.settings, version, what)
         if row is None and line is None and text is None:

@@ -590,12 +590,23 @@ def test_refused_data_are_one_line_and_code_3(
         assert part in line
 
 
-def test_an_error_is_all_that_a_person_sees_of_it(tmp_path: Path) -> None:
+def test_an_error_is_all_that_a_person_sees_of_it_and_what_prefect_keeps_of_it_is_in_the_home(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("rows.jsonl").write_text("not json\n")
+    monkeypatch.delenv("PREFECT_LOCAL_STORAGE_PATH", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     failed = process("run", "tiny.yaml", "-q", folder=tmp_path)
+    assert [*(home / "errors").iterdir()] and not [*tmp_path.glob("prefect/storage/*")]
     assert (failed.returncode, failed.stdout) == (3, "")
     (line,) = failed.stderr.splitlines()
     assert line.startswith("error: 1 of 1 records quarantined")
+
+
+def test_the_next_commands_name_the_deployment_that_was_chosen(tunewright: Run) -> None:
+    said = tunewright("run", "tiny.yaml", "--deployment", "tiny", "--until", "split", "--set", "split.seed=1").stdout
+    for command in ("data tiny.yaml", "run tiny.yaml", "plan tiny.yaml"):
+        assert f"tunewright {command} --deployment tiny --set split.seed=1" in said
 
 
 def test_training_that_does_not_finish_is_one_line_and_code_4(tunewright: Run, tiny_base: Base, tmp_path: Path) -> None:

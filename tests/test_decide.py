@@ -288,7 +288,7 @@ def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:
     decision = against(*shares(won=10, lost=13, right=100, wrong=21))
     assert (decision.decision, decision.rows_needed) == ("inconclusive", None)
     assert decision.sentence.startswith(
-        "Inconclusive: exact match .76 is not above the base's .78, but that may be chance: -.02 ["
+        "Inconclusive: exact match .76 is not above the base's .78, and not shown to be worse: -.02 ["
     )
     assert decision.sentence.endswith(" (80 % power); the gain is negative, so more test rows would probably not help.")
     same = against(*shares(won=10, lost=10, right=103, wrong=21))
@@ -579,7 +579,7 @@ def test_answers_learnt_by_their_form_alone_are_not_enough_where_they_are_no_lab
     verdict = verdict_of(splits, candidate, base, metric="token_f1", guardrails=())
     assert verdict.decision == "inconclusive"
     assert (
-        "token F1 .698 is not above the best constant baseline's .733, but that may be chance: -.036 ["
+        "token F1 .698 is not above the best constant baseline's .733, and not shown to be worse: -.036 ["
         in verdict.sentence
     )
 

@@ -76,7 +76,7 @@ def _failed(decision: str, because: str, decisive: Comparison, longest: Comparis
     visible = decisive.smallest_visible
     detectable = f"the smallest detectable gain is {number(visible)} (80 % power)" if visible is not None else SHOW_NONE
     if decisive.is_behind:
-        said = f"{_what(decisive)} is not {_than(decisive)} {theirs}, but that may be chance"
+        said = f"{_what(decisive)} is not {_than(decisive)} {theirs}, and not shown to be worse"
     else:
         said = f"not enough evidence that {_what(decisive)} is {_than(decisive)} {theirs}"
     return f"Inconclusive: {said}: {_on(decisive)}; {detectable}{needed}."

@@ -156,12 +156,13 @@ def refused_database() -> ConfigError:
 
 
 def quiet_libraries() -> None:
-    """Tells the libraries, before they are imported, to send nothing home, to take no more than they need, and to say
-    no more than who runs them can use.
+    """Tells the libraries, before they are imported, to send nothing home, to take no more than they need, to say no
+    more than who runs them can use, and to keep what they keep of a run in the home: Prefect has its errors, which
+    name rows.
 
     What the environment has already stays.
     """
-    for name, value in (NO_TELEMETRY | MODEST).items():
+    for name, value in (NO_TELEMETRY | MODEST | {"PREFECT_LOCAL_STORAGE_PATH": str(home() / "errors")}).items():
         os.environ.setdefault(name, value)
     gc.set_threshold(*RARE_COLLECTIONS)
     atexit.register(gc.freeze)  # else Python looks through all that was imported once more as it ends: up to 1.4 s
