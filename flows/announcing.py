@@ -4,9 +4,12 @@ that is not restarted.
 Automations that `tunewright deploy` makes wait for them (cli/deploy/automations.py); yours can as well.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
+from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 from prefect.runtime import deployment
 
@@ -16,6 +19,8 @@ from tunewright.config import Settings, Stage
 from tunewright.flows.calls import Step
 from tunewright.flows.outcome import Outcome
 from tunewright.flows.parameters import identifier
+
+log = logging.getLogger("tunewright")
 
 CHANGED = "tunewright.data.changed"
 DRIFTED = "tunewright.data.drifted"
@@ -39,7 +44,15 @@ def announce_drift(steps: Sequence[Step], settings: Settings, until: Stage) -> N
         return
     checked = Outcome.of(steps).checked
     if checked and (found := drifts(checked)):
+        if _is_paused():
+            log.warning("%s is paused, so the drift starts no run; start one in Prefect", deployment.name)
+            return
         announce(DRIFTED, deployment.name, {"found": found})
+
+
+def _is_paused() -> bool:
+    with get_client(sync_client=True) as client:
+        return bool(deployment.id) and client.read_deployment(UUID(str(deployment.id))).paused
 
 
 def drifts(checked: CheckedRows) -> list[str]:

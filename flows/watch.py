@@ -31,7 +31,9 @@ from tunewright.tasks.ingest import watching
 log = logging.getLogger("tunewright")
 
 KEPT_RUNS = 10  # of those that saw nothing new
-NO_NEWS = ("Unchanged", "Unreadable", "Unsettled", "Cancelled", "Crashed")  # Prefect cancels one that comes too soon
+PAUSED = "Deployment paused"
+# Prefect cancels a poll that comes too soon.
+NO_NEWS = (PAUSED, "Unchanged", "Unreadable", "Unsettled", "Cancelled", "Crashed")
 RESTARTS = 2  # in a row: what crashes again and again may do so by itself, as where memory is short
 RESTARTED_WITHIN = timedelta(days=1)  # of the crash
 READ_RUNS = 20  # the newest: crashes are counted among them, without those that were stopped
@@ -61,6 +63,10 @@ def watch(deployment: str) -> State[None]:
                 f"deployment={deployment}: this deployment no longer exists; the watcher was paused"
             ) from None
         _forget(client)
+        if watched.paused:
+            message = f"{deployment} is paused, so this poll starts nothing; the first poll after it is resumed does"
+            log.info("%s", message)
+            return Completed(name=PAUSED, message=message)
         begun = _begun(client, watched)
         if restarted := _start_again(client, watched, begun):
             log.warning("%s", restarted)

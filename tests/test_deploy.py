@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from uuid import UUID
 
 import pytest
 from conftest import Harness
@@ -24,7 +25,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.actions import RunDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY, temporary_settings
-from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running
 from prefect.testing.cli import CycloptsCliRunner
 from rich.console import Console
 from test_automations import event
@@ -43,6 +44,7 @@ from tunewright.cli.up import service
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import announcing
+from tunewright.flows.calls import Step
 from tunewright.flows.watch import watch
 from tunewright.machine import addresses
 from tunewright.machine.addresses import Addresses
@@ -575,6 +577,115 @@ def test_a_deployment_is_removed_with_all_that_was_made_for_it(
     ]
     assert client.read_deployments() == []
     assert client.read_automations() == []
+
+
+def begun(client: SyncPrefectClient, deployment: str) -> Any:
+    """Start a run as a worker does, with a slot of the deployment's concurrency limit."""
+    run = client.create_flow_run_from_deployment(client.read_deployment_by_name(deployment).id)
+    for state in (Pending(), Running()):
+        client.set_flow_run_state(run.id, state)
+    assert client.read_flow_run(run.id).state_name == "Running"
+    return run
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_deployment_with_an_active_run_is_not_removed_and_the_run_can_report_its_end(
+    client: SyncPrefectClient, write: Callable[..., Path]
+) -> None:
+    deploy(write("{watch: 30}"), None, "local")
+    run = begun(client, "finetune/drops")
+    client.create_flow_run_from_deployment(client.read_deployment_by_name("finetune/drops").id)  # queued
+    done = CliRunner().invoke(app, ["deploy", "--remove", "drops"])
+    said = (
+        f'error: --remove "drops": not removed, as a run of it is active: {run.name} (Running, {run.id}); wait for its '
+        f"end, or cancel it in Prefect (prefect flow-run cancel {run.id}), then remove it again\n"
+    )
+    assert (done.exit_code, done.stderr) == (1, said)
+    assert not client.read_deployment_by_name("watch/drops").paused
+    assert client.set_flow_run_state(run.id, Completed()).state
+    assert CliRunner().invoke(app, ["deploy", "--remove", "drops"]).exit_code == 0
+    with pytest.raises(ObjectNotFound):
+        client.read_deployment_by_name("finetune/drops")
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("how", ["remove", "no watch"])
+def test_a_watcher_is_removed_when_its_active_poll_has_ended(
+    how: str, client: SyncPrefectClient, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def removed() -> None:
+        if how == "remove":
+            remove("drops")
+        else:
+            deploy(write("{}"), None, "local")
+
+    deploy(write("{watch: 30}"), None, "local")
+    poll = begun(client, "watch/drops")
+    monkeypatch.setattr(server_calls, "POLL_SECONDS", 1.0)
+    with pytest.raises(TunewrightError, match=f"^watch/drops: the poll {poll.name} has not ended within 1 s; cancel"):
+        removed()
+    assert not client.read_deployment_by_name("watch/drops").paused
+    monkeypatch.setattr(server_calls, "POLL_SECONDS", 60.0)
+    ends: list[Any] = []
+    ended = threading.Timer(2, lambda: ends.append(client.set_flow_run_state(poll.id, Completed()).status.value))
+    ended.start()
+    removed()
+    ended.join()
+    assert ends == ["ACCEPT"]
+    with pytest.raises(ObjectNotFound):
+        client.read_deployment_by_name("watch/drops")
+
+
+@pytest.mark.usefixtures("quick")
+def test_polls_of_a_paused_deployment_start_nothing_and_say_so(
+    client: SyncPrefectClient, write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    deploy(write("{watch: 30}"), None, "local")
+    deployment = client.read_deployment_by_name("finetune/drops").id
+    crashed = client.create_flow_run_from_deployment(deployment)
+    client.set_flow_run_state(crashed.id, Crashed(), force=True)
+    client.pause_deployment(deployment)
+    Path("in/paused.jsonl").write_text('{"instruction": "c", "output": "d"}\n')
+    state: Any = watch("finetune/drops", return_state=True)
+    assert (state.name, state.message) == (
+        "Deployment paused",
+        "finetune/drops is paused, so this poll starts nothing; the first poll after it is resumed does",
+    )
+    file = write("{watch: 30}")
+    file.write_text(file.read_text().replace("    parameters:", "    paused: true\n    parameters:"))
+    show(Console(width=400), deploy(file, None, "local"))
+    said = capsys.readouterr().out
+    assert "paused: no schedule and no poll starts a run\n" in said
+    assert "polled every 30 s by watch/drops; once it is resumed, the next poll looks for changes\n" in said
+    client.resume_deployment(deployment)
+    state = watch("finetune/drops", return_state=True)
+    assert state.name == "Restarted"
+    for run in (str(crashed.id), state.message.rpartition(" ")[2]):
+        client.delete_flow_run(UUID(run))
+
+
+@pytest.mark.usefixtures("quick")
+def test_drift_of_a_deployment_that_was_paused_during_its_check_starts_nothing(
+    client: SyncPrefectClient,
+    write: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = deploy(write("{watch: 30, start_on: drift}"), None, "local").deployed[0].pipeline.settings
+    deployment = client.read_deployment_by_name("finetune/drops").id
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__NAME", "drops")
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", str(deployment))
+    make_check_results(since=None).save(tmp_path)
+    rows = CheckedRows(folder=tmp_path, num_rows=1, num_quarantined=0, reasons={}, findings={})
+    with patch.object(announcing, "emit_event") as emitted:
+        announcing.announce_drift([Step(stage="check", state="ran", record=rows)], settings, "check")
+        assert emitted.call_count == 1
+        client.pause_deployment(deployment)
+        announcing.announce_drift([Step(stage="check", state="ran", record=rows)], settings, "check")
+        assert emitted.call_count == 1
+    assert "drops is paused, so the drift starts no run; start one in Prefect" in caplog.text
+    client.resume_deployment(deployment)
 
 
 def test_a_deployment_that_is_gone_is_not_looked_for_again(client: SyncPrefectClient) -> None:

@@ -23,7 +23,7 @@ from tunewright.config import Operation
 from tunewright.flows.announcing import CHANGED, DRIFTED, GAVE_UP, resource
 from tunewright.flows.outcome import STANDS, UNCHANGED, VERDICTS
 from tunewright.flows.parameters import FLOW, identifier
-from tunewright.flows.watch import GIVEN_UP
+from tunewright.flows.watch import GIVEN_UP, PAUSED
 
 _labels: Any = ResourceSpecification.model_validate  # as a trigger takes labels, whose type says less
 
@@ -34,7 +34,7 @@ SILENT_POLL_SECONDS = 1_200.0
 CRASHES = "tunewright: a run without a heartbeat is marked crashed"
 CRASHED_POLLS = "tunewright: a poll without a heartbeat is marked crashed"
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "TimedOut", "Suspended", "Paused")
-WATCH_ENDS = ("Changed", "Unsettled", "Unreadable", "Restarted", GIVEN_UP)
+WATCH_ENDS = ("Changed", "Unsettled", "Unreadable", "Restarted", GIVEN_UP, PAUSED)
 NOTIFIED = {  # of operation.notify_on: what stands in the automation's name
     "failure": "failures",
     "rejection": "rejections",

@@ -1,6 +1,7 @@
 """`tunewright deploy --remove`: takes a deployment off Prefect's server, with all that `deploy` made for it there.
 
-Its flow runs stay in Prefect, and so do its artifacts, models and history in the home.
+Its flow runs stay in Prefect, and so do its artifacts, models and history in the home. While a run of it is active it
+stays: Prefect refuses the end of a run whose deployment, and with it the concurrency limit, is gone.
 """
 
 from collections.abc import Iterator
@@ -8,12 +9,13 @@ from typing import Any, NamedTuple
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter
+from prefect.client.schemas.responses import DeploymentResponse
 
 from tunewright.accepted import did_you_mean, shown
 from tunewright.cli.deploy import server
 from tunewright.cli.deploy.automations import SERVER, owner, sync
 from tunewright.cli.prefect_server import connected
-from tunewright.errors import ConfigError
+from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows.parameters import FLOW, identifier, slug
 
 
@@ -27,7 +29,7 @@ class Removed(NamedTuple):
 def remove(name: str) -> list[Removed]:
     """Remove the deployment `name` and what belongs to it, also where only that is left, and return what was removed.
 
-    Raises ConfigError where the server has nothing of that name.
+    Raises ConfigError where the server has nothing of that name, TunewrightError where a run of it is active.
     """
     name = name.removeprefix(f"{FLOW}/")
     with connected() as client:
@@ -49,6 +51,18 @@ def _remove(client: SyncPrefectClient, name: str) -> Iterator[Removed]:
         )
     deployment = there.pop(name, None)
     model = server.model_of(deployment) if deployment else slug(name)
+    if deployment:
+        _require_idle(client, deployment)
+    try:
+        for each in own:
+            server.pause_idle(client, each)
+        if deployment:  # a poll may have started one
+            _require_idle(client, deployment)
+    except TunewrightError:
+        for each in own:
+            if not each.paused:
+                client.resume_deployment(each.id)
+        raise
     yield from (Removed("automation", each) for each in sync(client, owner(name), []).removed)  # they start runs
     for each in own:
         client.delete_deployment(each.id)
@@ -62,6 +76,18 @@ def _remove(client: SyncPrefectClient, name: str) -> Iterator[Removed]:
         yield Removed("approval deployment", f"approval/{model}")
     if not there:  # what all deployments share
         yield from (Removed("automation", each) for each in sync(client, SERVER, []).removed)
+
+
+def _require_idle(client: SyncPrefectClient, deployment: DeploymentResponse) -> None:
+    """Raise TunewrightError where a run of the deployment has begun and not ended."""
+    if active := server.active_runs(client, deployment.id):
+        names = ", ".join(f"{run.name} ({run.state_name}, {run.id})" for run in active)
+        is_one = len(active) == 1
+        raise TunewrightError(
+            f"--remove {shown(deployment.name)}: not removed, as {'a run' if is_one else 'runs'} of it "
+            f"{'is' if is_one else 'are'} active: {names}; wait for {'its' if is_one else 'their'} end, or cancel "
+            f"{'it' if is_one else 'them'} in Prefect (prefect flow-run cancel {active[0].id}), then remove it again"
+        )
 
 
 def as_json(removed: list[Removed]) -> dict[str, Any]:

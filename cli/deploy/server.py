@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,8 +18,8 @@ import yaml
 from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
-from prefect.client.schemas.filters import FlowFilter, WorkerFilter
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.client.schemas.filters import DeploymentFilter, FlowFilter, FlowRunFilter, WorkerFilter
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import ObjectNotFound
@@ -54,6 +55,9 @@ COMPARED = {  # what makes a deployment what it is -> in words
     "parameter_openapi_schema": "form",
     "enforce_parameter_schema": "form",
 }
+ACTIVE = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+POLL_SECONDS = 60.0  # for a poll to end; it takes a second or two, and more on a busy machine
+LOOK_SECONDS = 0.5
 OVERDUE = 1.5  # intervals between heartbeats; Prefect itself has a worker as online for three
 OF_SCHEDULE = {"schedule", "active", "parameters", "slug"}
 
@@ -246,15 +250,49 @@ def model_of(deployment: DeploymentResponse) -> str:
     return deployment.parameters.get("registry", {}).get("name") or slug(deployment.name)
 
 
+def active_runs(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
+    """The runs of a deployment that a worker has begun and that have not ended."""
+    return client.read_flow_runs(
+        deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment]}}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ACTIVE}}}),
+    )
+
+
+def pause_idle(client: SyncPrefectClient, watcher: DeploymentResponse) -> None:
+    """Pause a watcher and wait for its active poll to end: once it is deleted, Prefect refuses the end of a poll.
+
+    Raises TunewrightError where the poll does not end.
+    """
+    client.pause_deployment(watcher.id)
+    until = time.monotonic() + POLL_SECONDS
+    while active := active_runs(client, watcher.id):
+        if time.monotonic() > until:
+            raise TunewrightError(
+                f"watch/{watcher.name}: the poll {active[0].name} has not ended within {POLL_SECONDS:.0f} s; cancel it "
+                f"in Prefect (prefect flow-run cancel {active[0].id}), then call this command again"
+            )
+        time.sleep(LOOK_SECONDS)
+
+
+def _delete_watcher(client: SyncPrefectClient, watcher: DeploymentResponse) -> None:
+    try:
+        pause_idle(client, watcher)
+    except TunewrightError:
+        if not watcher.paused:
+            client.resume_deployment(watcher.id)
+        raise
+    client.delete_deployment(watcher.id)
+
+
 def keep_watch(client: SyncPrefectClient, watched: DeploymentResponse, seconds: int | None) -> bool:
     """Sees that the data are looked at every so many seconds, or not at all; returns whether anything changed."""
     name = identifier(watched.name)
     if name != watched.name and (older := read(client, "watch", watched.name)):  # named so before
-        client.delete_deployment(older.id)
+        _delete_watcher(client, older)
     there = read(client, "watch", name)
     if seconds is None:
         if there:
-            client.delete_deployment(there.id)
+            _delete_watcher(client, there)
         return there is not None
     asked: dict[str, Any] = {
         "parameters": {"deployment": f"{FLOW}/{watched.name}"},

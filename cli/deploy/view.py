@@ -87,12 +87,11 @@ def _lines(deployed: Deployed) -> list[tuple[str, str]]:
     if now.schedules and deployed.pipeline.schedules is None:
         lines.append(("", "set on the server, not in the file; schedules: [] in the file removes it"))
     if now.paused:
-        lines.append(("", "paused: no schedule and no trigger starts a run"))
+        lines.append(("", f"paused: no schedule {'and no poll ' if operation.watch else ''}starts a run"))
     if operation.watch:
         then = "a run starts" if operation.start_on == "changed" else "they are checked, and a full run starts on drift"
-        lines.append(
-            ("data", f"polled every {operation.watch} s by watch/{identifier(now.name)}; when they change, {then}")
-        )
+        then = "once it is resumed, the next poll looks for changes" if now.paused else f"when they change, {then}"
+        lines.append(("data", f"polled every {operation.watch} s by watch/{identifier(now.name)}; {then}"))
     if operation.notify:
         occasions = ", ".join(NOTIFIED[each] for each in operation.notify_on)
         lines.append(("notifies", f"{', '.join(operation.notify)} of {occasions}"))

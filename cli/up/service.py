@@ -38,6 +38,7 @@ PASSING_SECONDS = 3_600  # that events are kept of which each look at the data m
 PASSING = (  # the other events stay for a week, Prefect's default; states stay with their runs
     *(f"prefect.flow-run.{state}" for state in ("Scheduled", "Late", "Pending", "Submitting", "Running", "heartbeat")),
     *(f"prefect.flow-run.{state}" for state in ("Unchanged", "Unsettled", "Unreadable", "Cancelled")),
+    "prefect.flow-run.Deployment paused",
     "prefect.flow-run.pull-step.executed",
     "prefect.worker.submitted-flow-run",
     "prefect.worker.executed-flow-run",
