@@ -45,7 +45,10 @@ def variants(pipeline: Pipeline, varied: Sequence[str]) -> dict[str, Variant]:
     if len({*keys}) < len(keys):
         raise ConfigError(f"--vary: a setting appears twice in {', '.join(keys)}; list its values in one")
     if "training.seed" in keys:
-        raise ConfigError("--vary training.seed: --seeds 3 trains each variant from three, from training.seed on")
+        raise ConfigError(
+            f"--vary {varied[keys.index('training.seed')]}: a seed makes no variant; leave it out: --seeds N trains "
+            "each variant with N seeds, the first of which is training.seed"
+        )
     values = [_values(pipeline, key, each) for key, each in zip(keys, varied, strict=True)]
     if (number := prod(map(len, values))) > MOST_VARIANTS:
         raise ConfigError(f"--vary: {number} variants; accepted: at most {MOST_VARIANTS}")

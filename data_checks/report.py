@@ -147,7 +147,8 @@ def summary(results: CheckResults) -> str:
         number = sum(records for _, _, records in held_out)
         lines += [
             "",
-            f"Held out: {number:,} records of {len(held_out)} files, which no training row may repeat.",
+            f"Held out: {counted(number, 'record')} of {counted(len(held_out), 'file')}, which no training row may "
+            "repeat.",
         ]
     for said in results.user_provided_splits:
         lines += ["", f"**{_plain(said)}**"]

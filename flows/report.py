@@ -118,8 +118,8 @@ def _proof(proof: LeakProof, rotation: str) -> str:
     test, clusters, visible = proof.rows["test"], proof.test_clusters, proof.smallest_visible_difference
     lines += [
         "",
-        f"With {test:,} test rows in {clusters:,} independent clusters, differences in exact match smaller than "
-        f"about {percent(visible, 1)} between two models cannot be detected.",
+        f"With {counted(test, 'test row')} in {counted(clusters, 'independent cluster')}, differences in exact match "
+        f"smaller than about {percent(visible, 1)} between two models cannot be detected.",
     ]
     return "\n".join([*lines, *(["", f"{rotation}."] if rotation else [])])
 
@@ -129,8 +129,8 @@ def training_sentence(adapter: Adapter) -> str:
     metric = "" if adapter.best_by == "loss" else f", {adapter.best_by} {adapter.best_value:.4g}"
     end = "stopped early after" if adapter.stopped_early else "trained"
     return (
-        f"{end[:1].upper()}{end[1:]} {adapter.steps:,} steps in {duration(adapter.train_seconds)}; the best step is "
-        f"{adapter.best_step:,} (validation loss {adapter.best_validation_loss:.4g}{metric})."
+        f"{end[:1].upper()}{end[1:]} {counted(adapter.steps, 'step')} in {duration(adapter.train_seconds)}; the best "
+        f"step is {adapter.best_step:,} (validation loss {adapter.best_validation_loss:.4g}{metric})."
     )
 
 

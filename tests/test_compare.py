@@ -82,7 +82,10 @@ def test_a_whole_section_can_be_varied(tmp_path: Path) -> None:
         (["split.seed=1,2"], "--vary split.seed: variants are compared on the same validation rows; accepted:"),
         (["training.best_by=loss,chrf"], "it is what the variants are ranked by"),
         (["model.base=a/b,c/d"], "their losses do not compare"),
-        (["training.seed=1,2"], "--seeds 3 trains each variant from three"),
+        (
+            ["training.seed=1,2"],
+            r"^--vary training.seed=1,2: a seed makes no variant; .* --seeds N trains each variant",
+        ),
         (["method.rank=1,2,3,4,5,6,7,8,9", "method.alpha=1,2,3,4,5,6,7,8"], "72 variants; accepted: at most 64"),
     ],
 )

@@ -128,11 +128,19 @@ def test_defaults_hold_their_own_bounds_and_agree_with_each_other() -> None:
         (
             Method,
             {"kind": "full", "rank": 8},
-            "kind=full: rank would have no effect; kind=full has no other settings of method",
+            "rank=8 has no effect with kind=full, which uses no other setting; leave it out, or set kind to lora or",
         ),
-        (Method, {"kind": "full", "alpha": 8, "dropout": 0.1}, "kind=full: alpha, dropout would have no effect"),
-        (Method, {"kind": "lora", "bits": 8}, "kind=lora: bits would have no effect; it uses alpha, "),
-        (Method, {"kind": "spectrum", "rank": 8}, "kind=spectrum: rank would have no effect; it uses share"),
+        (
+            Method,
+            {"kind": "full", "alpha": 8, "dropout": 0.1},
+            "alpha=8 and dropout=0.1 have no effect with kind=full, ",
+        ),
+        (Method, {"kind": "lora", "bits": 8}, "bits=8 has no effect with kind=lora, which uses alpha, "),
+        (
+            Method,
+            {"kind": "spectrum", "rank": 8},
+            "rank=8 has no effect with kind=spectrum, which uses share; leave it out, or set kind to lora",
+        ),
         (Training, {"batch": 16, "micro_batch": 17}, "micro_batch=17 is not between 1 and batch=16"),
         (Training, {"batch": 16, "micro_batch": 0}, "micro_batch=0 is not between 1 and batch=16"),
         (Registry, {"alias": "latest"}, "alias=latest is reserved by MLflow; accepted: any other, such as champion"),

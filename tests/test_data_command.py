@@ -33,7 +33,7 @@ from tunewright.cli.data import PipelineData, find, look_up
 from tunewright.cli.data import view as data_view
 from tunewright.cli.data.as_json import data_json, row_json
 from tunewright.cli.main import app
-from tunewright.config import STAGES, Model, Registry, Settings, Source, Split
+from tunewright.config import STAGES, Model, Registry, Settings, Source, Split, working_in
 from tunewright.config import Data as DataSection
 from tunewright.errors import ConfigError
 from tunewright.flows.calls import Step
@@ -356,6 +356,18 @@ def test_a_row_is_found_by_its_id_its_place_or_its_words(
 ) -> None:
     found = find(data, given.get("row"), given.get("line"), given.get("text"))
     assert [record["line"] for record in found] == lines
+
+
+def test_a_place_may_begin_in_the_folder_that_the_command_was_called_in(
+    data: PipelineData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "team").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with working_in(Path("team")):
+        for line, number in (("team/data/a.jsonl:3", 3), ("./team/data/a.jsonl:90", 90), ("data/a.jsonl:3", 3)):
+            assert [record["line"] for record in find(data, None, line, None)] == [number]
+        with pytest.raises(ConfigError, match=r"no such file was read; files read: data/a\.jsonl"):
+            find(data, None, "other/data/a.jsonl:3", None)
 
 
 def test_of_several_rows_ten_are_listed_and_equal_ones_are_one_row(data: PipelineData) -> None:

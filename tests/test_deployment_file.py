@@ -470,6 +470,14 @@ def test_an_error_names_a_path_of_the_command_line_as_it_is_called_there(
     assert refused("data.sources=team/row.jsonl")[1].endswith("; did you mean team/rows.jsonl?")
 
 
+def test_settings_that_do_not_go_together_are_each_named_with_their_place(write: Write) -> None:
+    file = write(f"{PIPELINE}      method: {{kind: full}}\n")
+    assert refusal(lambda: load(file, None, ["method.rank=8"])) == (
+        '--set "method.rank=8", x.yaml line 11: method: rank=8 has no effect with kind=full, which uses no other '
+        "setting; leave it out, or set kind to lora or qlora"
+    )
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(content=st.binary(max_size=80), at=st.integers(0, len(PIPELINE)), length=st.integers(0, 20))
 def test_a_damaged_file_is_a_pipeline_or_one_line(write: Write, content: bytes, at: int, length: int) -> None:

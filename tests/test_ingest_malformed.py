@@ -565,6 +565,24 @@ def test_the_code_page_is_told_by_the_language_that_it_makes_of_the_bytes(
     assert Path("a-utf8.jsonl").read_text(encoding="utf-8") == text
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "b.txt"])
+def test_where_a_line_looks_like_another_code_page_the_whole_file_s_is_named_alone(name: str) -> None:
+    like_both, of_one = "Kurier dostarczył paczkę", "Łatwo sprawdzić, gdzie są: wpisz numer zamówienia"
+    texts = {
+        "a.jsonl": "".join(f'{{"prompt": "{each}", "completion": "tak"}}\n' for each in (like_both, of_one)),
+        "a.csv": f'prompt,completion,{like_both}\ntak,nie,"{of_one}"\n',
+        "b.txt": f"{like_both}\n{of_one}\n",
+    }
+    Path("good.jsonl").write_bytes(GOOD + b"\n")
+    Path(name).write_bytes(texts[name].encode("iso8859-2"))
+    with pytest.raises(DataError, match=r"not UTF-8.*; the file as a whole looks like ISO 8859-2 ") as told:
+        held_out = (RecordFiles(path=name),) if name == "b.txt" else ()
+        run("good.jsonl" if held_out else name, held_out=held_out, max_refused_share=0)
+    message = str(told.value)
+    assert "Windows-1250" not in message
+    assert message.count("looks like") == message.count("in which it reads") == 1
+
+
 @pytest.mark.parametrize(
     "text", ["Où est ma commande ? Elle a été livrée à côté", "El niño llega mañana por la mañana", "Não é aceitável"]
 )

@@ -316,7 +316,7 @@ def test_directions_that_do_not_settle_are_given_up(tiny_base: Base, monkeypatch
         ({"kind": "qlora", "init": "olora"}, "init=olora changes the base's weights"),
         ({"init": "olora", "dora": True}, "init=olora with dora gives no adapter of the original base"),
         ({"kind": "qlora", "bits": 8, "dora": True}, "accepted: dora with bits=4"),
-        ({"kind": "spectrum", "rank": 8}, "kind=spectrum: rank would have no effect; it uses share"),
+        ({"kind": "spectrum", "rank": 8}, "rank=8 has no effect with kind=spectrum, which uses share"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -340,8 +340,9 @@ OPEN = [f"answer {i}" for i in range(50)]
         (['{"a": 1}', "{}"], ['{"a": 1}', "{}"] * 9, "2 labels, all JSON", "exact_match"),
         (['{"a": 1}', "[2]"], OPEN, "JSON", "json_field_f1"),
         (["5 + 5\n#### 10", "#### -1.5"], OPEN, "numbers", "numeric"),
-        (["Paris", "on Monday morning"], OPEN, "short texts (3 tokens in the middle)", "token_f1"),
-        (["犬が走る" * 9, "a b"] * 3 + ["c " * 30] * 9, OPEN, "long texts (30 tokens in the middle)", "chrf"),
+        (["Paris", "Rome"], OPEN, "short texts (median 1 token)", "token_f1"),
+        (["Paris", "on Monday morning"], OPEN, "short texts (median 3 tokens)", "token_f1"),
+        (["犬が走る" * 9, "a b"] * 3 + ["c " * 30] * 9, OPEN, "long texts (median 30 tokens)", "chrf"),
     ],
 )
 def test_the_metrics_that_fit_go_by_what_the_references_are(

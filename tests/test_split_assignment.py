@@ -273,8 +273,8 @@ def test_a_row_that_is_alike_to_rows_of_two_splits_is_quarantined_and_names_both
     assert (aside["row_id"], aside["line"]) == (row_of(MIDDLE)["row_id"], 63)
     assert (aside["reason"], splits.reasons) == ("bridges_splits", {"bridges_splits": 1})
     assert aside["detail"] == (
-        "It is similar to train row data.jsonl:61 (similarity 0.67) and is similar to test row data.jsonl:62 "
-        "(similarity 0.73), so no split can take it"
+        "It is similar to train row data.jsonl:61 (similarity 0.67) and to test row data.jsonl:62 (similarity 0.73); "
+        "on either split it would repeat a row of the other"
     )
     assert MIDDLE in aside["text"]
     assert set(split_of(splits)) == {row["row_id"] for row in rows}
@@ -474,12 +474,12 @@ def test_what_became_of_the_version_before_is_said_in_words() -> None:
 
     assert growth_sentence(proof(None, 0)) == ""
     assert growth_sentence(proof("digest", 80)) == (
-        "Of the previous version's rows, all 80 that remain are on the same split; 3 rows are gone, 12 are new or had "
-        "no split."
+        "Since the previous version: 80 rows kept their split, 3 are gone, 12 are new or had no split."
     )
-    assert "79 of 80 that remain are on the same split, 1 moved to another; 3" in growth_sentence(proof("digest", 79))
-    assert "79 of 80 that remain are on the same split, 1 is quarantined; 3" in growth_sentence(proof("digest", 79, 1))
-    both = "77 of 80 that remain are on the same split, 1 moved to another, 2 are quarantined; 3 rows"
+    moved = "79 rows kept their split, 1 moved to another split, 3 are gone"
+    assert moved in growth_sentence(proof("digest", 79))
+    assert "79 rows kept their split, 1 is quarantined now, 3 are gone" in growth_sentence(proof("digest", 79, 1))
+    both = ": 77 rows kept their split, 1 moved to another split, 2 are quarantined now, 3 are gone, 12"
     assert both in growth_sentence(proof("digest", 77, 2))
 
 

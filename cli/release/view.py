@@ -125,7 +125,7 @@ def show_decision(console: Console, registry: Registry, decision: ReleaseDecisio
     of = f"{'' if what.endswith(' to') else ':'} version {event.version} of {registry.name}"
     console.print(Text.assemble((f"{what[:1].upper()}{what[1:]}", colour), of))
     if decision.rehearsed:
-        console.print(f"reloaded, it answers {decision.rehearsed} test rows as it did when measured")
+        console.print(f"reloaded, it answers {counted(decision.rehearsed, 'test row')} as it did when measured")
     before = f"version {event.before}" if event.before else "no version"
     if event.is_move:
         after = f"version {event.after}" if event.after else "no version; the next run has no champion to beat"

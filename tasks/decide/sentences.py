@@ -13,7 +13,7 @@ from tunewright.artifacts import WAITING
 from tunewright.artifacts.payloads import Comparison
 from tunewright.metrics import describe
 from tunewright.metrics.catalogue import AT_LEAST, CONSTANT, baseline
-from tunewright.reports.pages import digits_of, exactly, interval, number, rounded_up
+from tunewright.reports.pages import counted, digits_of, exactly, interval, number, rounded_up
 from tunewright.tasks.decide.comparison import SMALLEST_EFFECT, needs_most
 
 TOO_LOW = (
@@ -118,7 +118,8 @@ def _better(to_beat: Sequence[Comparison], to_match: Sequence[Comparison], close
 
 def _rows(number: int) -> str:
     """The test rows of a promotion, which five can bring about where the candidate wins each by far."""
-    return f"{number:,} test rows" if number >= FEW else f"only {number} test rows, too few to stand for other prompts"
+    rows = counted(number, "test row")
+    return rows if number >= FEW else f"only {rows}, too few to stand for other prompts"
 
 
 def _prompting(decisive: Comparison) -> str:

@@ -28,7 +28,7 @@ from tunewright.tasks.ingest.files import SourceFile, named, openable, source_fi
 from tunewright.tasks.ingest.held_out import write_held_out
 from tunewright.tasks.ingest.parsing import RefusedRecord
 from tunewright.tasks.ingest.parts import LIBRARIES, columns_of, parts_of
-from tunewright.tasks.ingest.readers import encoding_advice, read
+from tunewright.tasks.ingest.readers import encoding_advice, read, without_guess
 from tunewright.tasks.ingest.rows import row_id_of
 from tunewright.tasks.ingest.stores import num_bytes
 from tunewright.tasks.ingest.tables import Tables, Tally
@@ -154,10 +154,12 @@ def reasons(tally: Tally, files: Iterable[SourceFile]) -> str:
     """List the refused records by reason, with the first of each and the command that converts its file."""
     files = list(files)
     firsts = {reason: _placed(tally.firsts[reason], files) for reason in tally.reasons}
+    first, advice = tally.firsts.get("bad_encoding", ""), ""
+    if file := next((file for file in files if first.startswith(f"{file.path} line ")), None):
+        advice = encoding_advice(file.path, file.format, file.compression, first)
+        firsts["bad_encoding"] = without_guess(firsts["bad_encoding"], advice)
     said = "; ".join(f"{n} {reason}, first {firsts[reason]}" for reason, n in tally.reasons.most_common())
-    first = tally.firsts.get("bad_encoding", "")
-    file = next((file for file in files if first.startswith(f"{file.path} line ")), None)
-    return f"{said}{encoding_advice(file.path, file.format, file.compression, first)}" if file else said
+    return f"{said}{advice}"
 
 
 def _placed(first: str, files: Iterable[SourceFile]) -> str:

@@ -18,7 +18,7 @@ from tunewright.tasks.ingest.files import SourceFile, named, unchanged
 from tunewright.tasks.ingest.layouts import REQUIRED, Message, encodable, layout_of, to_messages
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord
 from tunewright.tasks.ingest.parts import columns_of
-from tunewright.tasks.ingest.readers import encoding_advice, read
+from tunewright.tasks.ingest.readers import encoding_advice, read, without_guess
 from tunewright.tasks.ingest.rows import as_record, columns_in, repaired
 from tunewright.tasks.ingest.tables import TableWriter, Tally
 
@@ -65,8 +65,9 @@ def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dic
                         said = held_out(value, file)
                         text, asked, answered = said.columns(data.repair)
                     except RefusedRecord as refused:
-                        command = encoding_advice(file.path, file.format, file.compression, refused.detail)
-                        raise DataError(f"{file.path} line {line}: {refused}{command}") from None
+                        advice = encoding_advice(file.path, file.format, file.compression, refused.detail)
+                        said = without_guess(str(refused), advice)
+                        raise DataError(f"{file.path} line {line}: {said}{advice}") from None
                     if not text.strip():
                         there = f"; it has {', '.join(list(value)[:12])}" if isinstance(value, dict) else ""
                         raise DataError(f"{file.path} line {line}: a held-out record without text{there}")

@@ -40,6 +40,7 @@ from tunewright.tasks.ingest.parsing import (
 from tunewright.tasks.ingest.stores import is_url, num_bytes, opened
 
 NOT_UTF_8 = "not UTF-8"  # said of a record
+WHOLE_FILE = "the file as a whole"
 NO_PARQUET = "accepted: a whole one; data.sources[].format says what a file of another format is"
 OTHER_SEPARATORS = ";\t|"  # of what is called CSV too
 
@@ -237,9 +238,10 @@ def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> lis
         header = next(rows, [])
         decoded(b"".join(line.content for line in pulled.taken))
     except (csv.Error, RefusedRecord) as error:
+        advice = encoding_advice(file.path, file.format, file.compression, str(error))
         raise DataError(
-            f"{file.path}: line 1, the header row, cannot be read ({error}); accepted: CSV with commas in UTF-8"
-            f"{encoding_advice(file.path, file.format, file.compression, str(error))}"
+            f"{file.path}: line 1, the header row, cannot be read ({without_guess(str(error), advice)}); accepted: CSV "
+            f"with commas in UTF-8{advice}"
         ) from error
     if twice := sorted(name for name, count in Counter(header).items() if count > 1):
         more = f" and {len(twice) - 8} more" if len(twice) > 8 else ""
@@ -293,8 +295,12 @@ def encoding_advice(path: str, file_format: FileFormat, compression: Compression
     command = mixed_conversion(path, page.codec, compression) if is_mixed else conversion(path, page.iconv, compression)
     if f"looks like {page.title}" in said:
         return command
-    of = "but the file as a whole" if "; it looks like" in said else "the file as a whole"
-    return f"{found.said(of)}{command}"
+    return f"{found.said(WHOLE_FILE)}{command}"
+
+
+def without_guess(said: str, advice: str) -> str:
+    """Return the sentence on a record without its own likely code page, where `advice` names that of the whole file."""
+    return said.partition("; it looks like ")[0] if advice.startswith(f"; {WHOLE_FILE} ") else said
 
 
 def _is_utf_8(content: bytes) -> bool:

@@ -21,6 +21,7 @@ from tunewright.config import PromptContender
 from tunewright.errors import ConfigError, DataError
 from tunewright.modeling.chat import Chat
 from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer
+from tunewright.reports.pages import counted
 from tunewright.serving import context_length
 from tunewright.similarity import embedding as embeddings
 from tunewright.similarity.embedding import StaticModel
@@ -91,7 +92,8 @@ def few_shot(asking: Asking, number: int) -> tuple[list[list[int]], dict[str, An
         tried[half] = asking.found(rows, [[*half]] * len(rows))
         best = max(tried, key=lambda each: tried[each])
     shown = [{"shots": asking.pool.ids(shots)} | _rounded(found) for shots, found in tried.items()]
-    says = f"{len(best)} example{'s'[: len(best) != 1]}, the best of {len(tried)} sets on {len(rows)} validation rows"
+    of = f"the best of {counted(len(tried), 'set')} on {counted(len(rows), 'validation row')}"
+    says = f"{counted(len(best), 'example')}, {of}"
     return [[*best]] * len(asking.test), {"chosen": says, "tried": shown}
 
 
@@ -107,7 +109,7 @@ def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[l
     nearest_rows = f"{number} nearest rows" if number > 1 else "the nearest row"
     says = f"{nearest_rows} of {len(asking.pool.rows)} by {WORDS[best]}"
     if others := [WORDS[name] for name in tried if name != best]:
-        says += f" (chosen over {' and '.join(others)} on {len(rows)} validation rows)"
+        says += f" (chosen over {' and '.join(others)} on {counted(len(rows), 'validation row')})"
     shown = [{"by": name} | _rounded(found) for name, found in tried.items()]
     return nearest(retrievers[best], asking.test, number), {"chosen": says, "tried": shown}
 

@@ -22,6 +22,9 @@ TEXT_CHARS = 500
 MASKED_CHARS = 2_000  # of a row that are looked through for what must not be shown, before it is cut
 
 
+SIMILAR = "is similar"
+
+
 class Details:
     """Explain in a sentence why a row was quarantined, with the place of the row it conflicts with.
 
@@ -42,16 +45,21 @@ class Details:
             return f"It shares a passage with {self.place(other)}" + (f", from its word {word} on" if word else "")
         if self.assignment.because[row] == Because.NOT_DRAWN:
             return "split.replay allows no more replay rows"
-        partners = " and ".join(self._of_partner(partner) for partner in self.assignment.partners[row])
-        is_replay = self.assignment.because[row] == Because.REPEATS_OWN_ROW
-        return f"It {partners}, {'which takes precedence' if is_replay else 'so no split can take it'}"
+        partners = self.assignment.partners[row]
+        said = " and ".join(map(self._of_partner, partners)).replace(f" and {SIMILAR} ", " and ")
+        if self.assignment.because[row] == Because.REPEATS_OWN_ROW:
+            return f"It {said}, which takes precedence"
+        splits = {partner.split for partner in partners if not math.isnan(partner.similarity)} - {NONE}
+        if len(splits) == len(partners) > 1:
+            return f"It {said}; on either split it would repeat a row of the other"
+        return f"It {said}, so no split can take it"
 
     def _of_partner(self, partner: Partner) -> str:
         kind = "row" if partner.split == NONE else f"{SPLITS[partner.split]} row"
         other = f"{kind} {self.columns.place(partner.row)}"
         if math.isnan(partner.similarity):
             return f"has the same group as {other}"
-        return f"is similar to {other} (similarity {partner.similarity:.2f})"
+        return f"{SIMILAR} to {other} (similarity {partner.similarity:.2f})"
 
     def place(self, text: int) -> str:
         """Return the place of an evaluation text."""

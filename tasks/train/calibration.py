@@ -23,6 +23,7 @@ from tunewright.cost_model.case import BudgetCase
 from tunewright.cost_model.learning import learning
 from tunewright.cost_model.timing import Rate
 from tunewright.errors import TrainingError
+from tunewright.reports.pages import counted
 from tunewright.reports.progress import duration
 from tunewright.store.caching import MANIFEST
 from tunewright.tasks.train import trainer
@@ -68,7 +69,7 @@ def measured(base: Base, tokens: Tokens | None, case: BudgetCase) -> Rate | None
 
 def _rate(kept: dict[str, Any]) -> Rate:
     speed = kept["flops_per_second"]
-    return Rate(speed, speed, f"a calibration of {kept['steps']} steps on this machine on {kept['made']}")
+    return Rate(speed, speed, f"a calibration of {counted(kept['steps'], 'step')} on this machine on {kept['made']}")
 
 
 def _way(training: Training, compute: Compute) -> list[Any]:
@@ -166,7 +167,7 @@ def rate_of_runs(base: Base, tokens: Tokens, case: BudgetCase) -> Rate | None:
         ran = replace(case, method=_section(Method, read), training=training, compute=compute)
         speed = rows * ran.flops_a_row
         took = f" (the whole stage with loading: {duration(made['seconds'])})" if "seconds" in made else ""
-        return Rate(speed, speed, f"an earlier run of {len(steps) + 1} steps on this machine{took}")
+        return Rate(speed, speed, f"an earlier run of {counted(len(steps) + 1, 'step')} on this machine{took}")
     return None
 
 

@@ -27,6 +27,7 @@ from tunewright.config import Compute, Method, Training
 from tunewright.errors import NO_SPACE, ConfigError, TrainerDied, TrainerFailed, TrainingError, TunewrightError
 from tunewright.reports import curves
 from tunewright.reports.curves.reading import SIZED_BY
+from tunewright.reports.pages import counted
 from tunewright.reports.progress import Progress, duration
 from tunewright.store import needless
 from tunewright.store.caching import work_folder
@@ -226,10 +227,10 @@ def train(
             micro_batch=micro_batch,
         )
         log.info(
-            "  loading %s; %d training rows, %d validation rows",
+            "  loading %s; %s, %s",
             base.reference,
-            tokens.num_train,
-            tokens.num_validation,
+            counted(tokens.num_train, "training row"),
+            counted(tokens.num_validation, "validation row"),
         )
         earlier = seconds_in(work)
         run_trainer(job, work)

@@ -20,7 +20,7 @@ from tunewright.metrics.catalogue import general_tables as of_each
 from tunewright.privacy.excerpts import ends
 from tunewright.reports.account import leak_sentence
 from tunewright.reports.curves.charts import charts
-from tunewright.reports.pages import interval, number, template
+from tunewright.reports.pages import counted, interval, number, template
 from tunewright.reports.progress import duration
 from tunewright.store.caching import MANIFEST
 from tunewright.store.stage import stage
@@ -191,14 +191,14 @@ def _costs(case: Case) -> list[dict[str, Any]]:
 
 def _work(case: Case, record: Artifact) -> str:
     if isinstance(record, Rows):
-        return f"{record.num_read:,} rows read"
+        return f"{counted(record.num_read, 'row')} read"
     if isinstance(record, Answers):
         took = json.loads(record.path("seconds.json").read_text(encoding="utf-8"))
-        return f"{record.num_rows:,} answers, {took['tokens']:,} tokens"
+        return f"{counted(record.num_rows, 'answer')}, {counted(took['tokens'], 'token')}"
     if not isinstance(record, Adapter):
         return ""
     steps = case.curves.steps
     tokens = sum(line["tokens_per_second"] * line["seconds"] for line in steps if "tokens_per_second" in line)
     peak = max((line["memory_bytes"] for line in steps if "memory_bytes" in line), default=0)
     computed = [f"{tokens:,.0f} tokens"] if tokens else []
-    return ", ".join([f"{len(steps):,} steps", *computed, *([f"at most {peak / 1e9:.2g} GB"] if peak else [])])
+    return ", ".join([counted(len(steps), "step"), *computed, *([f"at most {peak / 1e9:.2g} GB"] if peak else [])])

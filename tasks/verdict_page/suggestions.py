@@ -73,7 +73,8 @@ def undecided(case: Case) -> Found:
     gain = interval(hardest.difference, signed=True, threshold=hardest.threshold)
     is_named = hardest == case.decided.closest  # else the page would have two smallest detectable gains
     detectable = (
-        f"smallest detectable gain with {num_rows:,} test rows: {number(hardest.smallest_visible)} (80 % power); "
+        f"smallest detectable gain with {counted(num_rows, 'test row')}: "
+        f"{number(hardest.smallest_visible)} (80 % power); "
         if is_named and hardest.smallest_visible is not None
         else ""
     )

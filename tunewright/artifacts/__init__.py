@@ -287,11 +287,11 @@ class Judged(Artifact, frozen=True):
 
     def says(self) -> list[str]:
         """Describe the judge's preference, one sentence per opponent."""
-        from tunewright.reports.pages import percent  # with jinja2, which most commands have no use for
+        from tunewright.reports.pages import counted, percent  # with jinja2, which most commands have no use for
 
         return [
             f"The judge {self.model} prefers the candidate to the {name} in {percent(mean)} "
-            f"[{percent(low)}, {percent(high)}] of {self.num_rows} test rows, ties count half; "
+            f"[{percent(low)}, {percent(high)}] of {counted(self.num_rows, 'test row')}, ties count half; "
             "prompted in both orders it agrees with itself in "
             f"{percent(self.agreement[name])}"
             + (", too rarely to rely on" if self.agreement[name] < SELDOM else "")

@@ -95,10 +95,14 @@ class Method(Section):
         fields = type(self).model_fields
         idle = sorted(f for f in fields if f not in used | {"kind"} and getattr(self, f) != fields[f].default)
         if idle:
-            has = f"it uses {', '.join(sorted(used))}" if used else f"kind={self.kind} has no other settings of method"
-            of = [f"kind={kind}" for kind, names in used_by.items() if names.issuperset(idle)]
-            where = f"; accepted with {' or '.join(of)}" if of else ""
-            raise ValueError(f"kind={self.kind}: {', '.join(idle)} would have no effect; {has}{where}")
+            set_to = " and ".join(f"{name}={getattr(self, name)}" for name in idle)
+            uses = f"which uses {', '.join(sorted(used))}" if used else "which uses no other setting"
+            of = [kind for kind, names in used_by.items() if names.issuperset(idle)]
+            other = f", or set kind to {' or '.join(of)}" if of else ""
+            raise ValueError(
+                f"{set_to} {'has' if len(idle) == 1 else 'have'} no effect with kind={self.kind}, {uses}; leave "
+                f"{'it' if len(idle) == 1 else 'them'} out{other}"
+            )
         return self
 
     @model_validator(mode="after")

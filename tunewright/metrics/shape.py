@@ -14,8 +14,9 @@ from tunewright.metrics.labels import closed_set
 from tunewright.metrics.numbers import is_number, last_number
 from tunewright.metrics.schemas import schema_valid
 from tunewright.metrics.texts import json_valid, tokens
+from tunewright.reports.pages import counted
 
-SHORT = 12  # tokens of the reference in the middle, at most: names, dates, phrases
+SHORT = 12  # median tokens of the references, at most: names, dates, phrases
 
 # What is measured of each shape, the first one that can decide being what decides.
 FITTING = {
@@ -46,7 +47,7 @@ class AnswerShape:
             return found
         if all(map(is_number, self.references)):
             return ["numbers"]
-        return ["short texts" if self._middle <= SHORT else "long texts"]
+        return ["short texts" if self._median <= SHORT else "long texts"]
 
     def says(self) -> str:
         """The kinds in words, with what tells them."""
@@ -54,8 +55,8 @@ class AnswerShape:
             "labels": f"{len(self.labels)} labels",
             "JSON": "JSON",
             "numbers": "numbers",
-            "short texts": f"short texts ({self._middle} tokens in the middle)",
-            "long texts": f"long texts ({self._middle} tokens in the middle)",
+            "short texts": f"short texts (median {counted(self._median, 'token')})",
+            "long texts": f"long texts (median {counted(self._median, 'token')})",
         }
         return ", all ".join(said[kind] for kind in self.kinds)
 
@@ -87,7 +88,7 @@ class AnswerShape:
         return f"{sum(faults)} of {len(faults)} references {said}, such as {first!r}"
 
     @cached_property
-    def _middle(self) -> int:
+    def _median(self) -> int:
         lengths = sorted(len(tokens(reference)) for reference in self.references)
         return lengths[len(lengths) // 2]
 

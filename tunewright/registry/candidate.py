@@ -238,7 +238,7 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"{counted(candidate.run.test_set_uses, 'candidate')} so far "
         f"(gate.max_test_set_uses={candidate.settings.gate.max_test_set_uses}: a warning follows beyond that)",
         f"- Base: {code(base.reference)}, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
-        f"- Method: {adapter.method}, {adapter.steps} steps, best at {adapter.best_step} "
+        f"- Method: {adapter.method}, {counted(adapter.steps, 'step')}, best at {adapter.best_step} "
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",
         *(f"- In training: {warning}" for warning in adapter.warnings),
         f"- Rows: {splits.num_train} train, {splits.num_validation} validation, {splits.num_test} sealed test; "
@@ -246,7 +246,7 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"{', '.join(code(name) for name in sorted(candidate.lineage))}",
         f"- Highest similarity of a test row to another row: {splits.largest_similarity:.2f}",
         "",
-        f"| {candidate.own_answers.num_rows} test rows | {' | '.join(metrics)} |",
+        f"| {counted(candidate.own_answers.num_rows, 'test row')} | {' | '.join(metrics)} |",
         f"|---|{'---|' * len(metrics)}",
         *scores,
     ]

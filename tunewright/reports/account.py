@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from tunewright.artifacts import CheckedRows, Rows, Splits, Tokens, UniqueRows
 from tunewright.artifacts.payloads import LeakProof
-from tunewright.reports.pages import percent
+from tunewright.reports.pages import counted, percent
 
 Counted = Rows | CheckedRows | UniqueRows | Splits | Tokens
 
@@ -91,13 +91,16 @@ def growth_sentence(proof: LeakProof) -> str:
     versions = proof.versions
     if versions.earlier is None:
         return ""
-    known, gone = versions.known_rows, versions.gone
+    known = versions.known_rows
     rows = sum(proof.rows.values()) + sum(proof.quarantined.values())
-    stayed = f"all {known:,}" if versions.stayed == known else f"{versions.stayed:,} of {known:,}"
-    quarantined, moved = versions.quarantined, known - versions.stayed - versions.quarantined
-    left = f", {moved:,} moved to another" if moved else ""
-    left += f", {quarantined:,} {'is' if quarantined == 1 else 'are'} quarantined" if quarantined else ""
-    return (
-        f"Of the previous version's rows, {stayed} that remain are on the same split{left}; {gone:,} rows are gone, "
-        f"{rows - known:,} {'is' if rows - known == 1 else 'are'} new or had no split."
-    )
+    moved = known - versions.stayed - versions.quarantined
+    told = {
+        "kept their split": versions.stayed,
+        "moved to another split": moved,
+        f"{'is' if versions.quarantined == 1 else 'are'} quarantined now": versions.quarantined,
+        f"{'is' if versions.gone == 1 else 'are'} gone": versions.gone,
+        f"{'is' if rows - known == 1 else 'are'} new or had no split": rows - known,
+    }
+    first, *others = [(number, said) for said, number in told.items() if number] or [(0, "are left")]
+    parts = [f"{counted(first[0], 'row')} {first[1]}", *(f"{number:,} {said}" for number, said in others)]
+    return f"Since the previous version: {', '.join(parts)}."

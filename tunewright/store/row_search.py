@@ -5,6 +5,7 @@ is found in a second.
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Artifact, Rows
+from tunewright.config import called_in
 from tunewright.errors import ConfigError
 from tunewright.store.caching import MANIFEST
 from tunewright.store.refusals import StoppedStage
@@ -70,8 +72,8 @@ class RowQuery:
         if self.words:
             return _with_words(table, OF_TEXT[QUARANTINE], self.words)
         file, line = self.place or ("", 0)
-        below = pc.ends_with(pc.field("file"), f"/{file}")  # pyright: ignore[reportAttributeAccessIssue]
-        named = (pc.field("file") == file) | below
+        names = pq.read_table(table, columns=["file"])["file"].unique().to_pylist()
+        named = pc.field("file").isin(pa.array([name for name in names if is_named(name, file)], pa.string()))
         return select(table, named & (pc.field("line") == line), OF_TEXT[QUARANTINE], MOST_MATCHES + 1)
 
 
@@ -103,8 +105,12 @@ def files_named(rows: Rows, file: str) -> list[str]:
 
 
 def is_named(path: str, file: str) -> bool:
-    """Whether a path is meant by a file's name, which may leave out the folders around it."""
-    return path == file or path.endswith(f"/{file}")
+    """Whether a path is meant by a file's name, which may leave out the folders around it.
+
+    It may also be the path from the folder that the command was called in.
+    """
+    is_same = os.path.normpath(called_in() / file) == os.path.normpath(Path(path).absolute())
+    return path == file or path.endswith(f"/{file}") or is_same
 
 
 def by_text(rows: Rows, words: Sequence[str]) -> list[Found]:
