@@ -16,6 +16,7 @@ from contextlib import contextmanager
 RESUMED = ("run", "compare")  # commands whose next call resumes what was interrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_kept: list[str] = []  # what an interrupted command has, and how to go on
 _done: list[int] = []  # once a command has all that it was called for: its exit code, when all of that is printed
 _blocks: list[int] = []  # of each `raised` block that is open: the last signal that came in it, or 0
 
@@ -26,11 +27,17 @@ def number_of(error: KeyboardInterrupt) -> int:
 
 
 def said(number: int) -> str:
-    """The line for a command that Ctrl-C or SIGTERM ended; only a run or a comparison is resumed."""
+    """The line for a command that Ctrl-C or SIGTERM ended, with how to go on where its next call resumes."""
     is_resumed = next((each for each in sys.argv[1:] if not each.startswith("-")), "") in RESUMED
+    following = "".join(f"; {each}" for each in (*(["the next run resumes from here"] if is_resumed else []), *_kept))
     if number == signal.SIGTERM:
-        return "ended by SIGTERM" + ", not finished; the next run resumes from here" * is_resumed
-    return "interrupted" + "; the next run resumes from here" * is_resumed
+        return "ended by SIGTERM" + ", not finished" * bool(following) + following
+    return f"interrupted{following}"
+
+
+def keep(sentence: str) -> None:
+    """Have the line for a command that is ended say this too: what it has done, and how to go on."""
+    _kept[:] = [sentence]
 
 
 def end_at_once() -> None:

@@ -20,20 +20,34 @@ Uri = Annotated[
 ]
 
 
+TYPED = (
+    ("registry.tracking_uri=", "--tracking-uri "),
+    ("registry.tracking_uri, runs go to the database", "--tracking-uri, it is the database"),
+)
+
+
 @contextmanager
-def named_as_typed() -> Iterator[None]:
-    """Names in errors the option that was typed in place of the setting."""
+def named_as_typed(*typed: tuple[str, str]) -> Iterator[None]:
+    """Names in errors the option that was typed in place of the setting; `typed` are further pairs of both."""
     try:
         yield
     except TunewrightError as error:
-        said = str(error).replace("registry.tracking_uri=", "--tracking-uri ")
-        said = said.replace("registry.tracking_uri, runs go to the database", "--tracking-uri, it is the database")
+        said = str(error)
+        for setting, option in (*TYPED, *typed):
+            said = said.replace(setting, option)
         raise type(error)(said) from error
 
 
-def registry_of(name: str, alias: str, tracking_uri: str | None, as_json: bool) -> Registry:
-    """Return the registry to look at. Raises ConfigError."""
-    prepare(console_of(as_json))
+def registry_of(
+    name: str,
+    alias: str,
+    tracking_uri: str | None,
+    as_json: bool,
+    *,
+    quiet: bool | None = None,
+) -> Registry:
+    """Prepare the command as `prepare` does, and return the registry to look at. Raises ConfigError."""
+    prepare(console_of(as_json), quiet=quiet)
     try:
         registry = Registry(alias=alias, tracking_uri=tracking_uri)
     except ValidationError as error:

@@ -48,6 +48,8 @@ COMMANDS = [  # heading of the page -> a call
     ("release history", "release history tiny"),
     ("release", "release withdraw tiny --reason bad"),
     ("release", "release promote tiny 1 --reason good"),
+    ("predict", "predict tiny rows.jsonl"),
+    ("predict", "predict tiny rows.jsonl --version 1 --overwrite"),
     ("clean", "clean --keep-runs 1"),
     ("clean", "clean --keep-runs 1 --yes"),
     ("home backup", "home backup backup.tar"),

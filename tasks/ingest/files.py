@@ -83,6 +83,15 @@ def source_files(data: Data, identify: Identify = identify) -> tuple[SourceFile,
     return tuple(found.values())
 
 
+def files_of(source: RecordFiles, setting: str, identify: Identify = identify) -> tuple[SourceFile, ...]:
+    """The files that one source names, also texts of one question a line; `setting` is what errors call it.
+
+    Raises as source_files does.
+    """
+    _fits(source, setting, held_out=True)
+    return tuple(_files(source, setting, True, identify))
+
+
 @contextmanager
 def named(setting: str, path: str) -> Iterator[None]:
     """Begin a DataError about a file with the key that names it, and with its path as a person there would open it."""

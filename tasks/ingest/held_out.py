@@ -15,7 +15,7 @@ from tunewright.artifacts import HELD_OUT_SCHEMA
 from tunewright.config import Data, Layout, Repair
 from tunewright.errors import DataError
 from tunewright.tasks.ingest.files import SourceFile, named, unchanged
-from tunewright.tasks.ingest.layouts import REQUIRED, Message, encodable, layout_of, to_messages
+from tunewright.tasks.ingest.layouts import REQUIRED, Message, encodable, layout_of, to_messages, to_question
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord
 from tunewright.tasks.ingest.parts import columns_of
 from tunewright.tasks.ingest.readers import encoding_advice, read, without_guess
@@ -99,11 +99,10 @@ def _in_layout(record: Record) -> HeldOut | None:
     there = {field: value for field, value in record.items() if value is not None}
     try:
         layout = layout_of(there)
-        required = REQUIRED[layout]
-        messages = to_messages({required[-1]: ""} | there if len(required) > 1 else there, layout)
+        messages = to_question(there, layout)
     except RefusedRecord:
         return None
-    of_layout = {*required, "system", *(["input"] if layout == "alpaca" else [])}
+    of_layout = {*REQUIRED[layout], "system", *(["input"] if layout == "alpaca" else [])}
     other = {field: value for field, value in there.items() if field not in of_layout}
     return _conversation(messages, list(_texts(other)), layout)
 

@@ -62,10 +62,11 @@ def layout_of(record: Record) -> Layout:
         if not record.keys().isdisjoint(fields):
             return layout
     known = "; ".join(" and ".join(fields) for fields in REQUIRED.values())
-    raise RefusedRecord("unknown_layout", f"{_found(record)}; accepted: {known}; {MAPPED}")
+    raise RefusedRecord("unknown_layout", f"{found_fields(record)}; accepted: {known}; {MAPPED}")
 
 
-def _found(record: Record) -> str:
+def found_fields(record: Record) -> str:
+    """Say which fields a record has."""
     return f"it has {', '.join(map(quoted, list(record)[:8])) or 'no field'}"
 
 
@@ -87,6 +88,13 @@ def to_messages(record: Record, layout: Layout) -> list[Message]:
     system = optional_text(record, "system")
     opening = [{"role": "system", "content": system}] if system else []
     return _with_one_system(opening + _CONVERSATIONS[layout](record))
+
+
+def to_question(record: Record, layout: Layout) -> list[Message]:
+    """The conversation of a record whose answer may be missing or null: then it is empty."""
+    there = {field: value for field, value in record.items() if value is not None}
+    required = REQUIRED[layout]
+    return to_messages({required[-1]: ""} | there if len(required) > 1 else there, layout)
 
 
 def _with_one_system(messages: list[Message]) -> list[Message]:
@@ -170,7 +178,7 @@ def _content(turn: Record, field: str, where: str) -> str:
 
 def _value(record: Record, field: str, where: str = "") -> Any:
     if field not in record:
-        instead = "" if where else f"; {_found(record)}; {MAPPED}"
+        instead = "" if where else f"; {found_fields(record)}; {MAPPED}"
         raise RefusedRecord("missing_field", f"there is no {where}{field}{instead}")
     if record[field] is None:
         raise RefusedRecord("null_field", f"{where}{field} is null")

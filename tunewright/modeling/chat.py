@@ -98,7 +98,43 @@ def _batches(conversations: Sequence[Sequence[Message]]) -> Iterator[Sequence[Se
         yield conversations[start:]
 
 
-class Chat:
+class ChatFormat:
+    """A tokenizer, a chat template that knows one day alone, and the tokens at which an answer ends."""
+
+    def __init__(self, tokenizer: Any, dated_template: str, stops: Mapping[str, int]) -> None:
+        self.tokenizer = tokenizer
+        self.dated_template = dated_template
+        self.stops = dict(stops)
+        self.stop = _any_of(set(self.stops))
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self.control_tokens = added | set(tokenizer.all_special_tokens) | set(self.stops)
+        self.control = _any_of(self.control_tokens)
+
+    def texts(self, conversations: Sequence[Sequence[Message]], *, ask: bool = False) -> list[str]:
+        """The conversations as the template writes them; `ask` adds what makes the model answer.
+
+        Raises Unreadable where the template refuses one, or takes too much time or memory.
+        """
+        written = self.written(conversations, ask=ask)
+        if refused := next((error for _, error in written if error is not None), None):
+            raise Unreadable(refused)
+        return [text for text, _ in written]
+
+    def written(self, conversations: Sequence[Sequence[Message]], *, ask: bool = False) -> list[Written]:
+        """The text of each conversation, or why the template refuses it. Raises Unreadable where it met a limit."""
+        special = self.tokenizer.special_tokens_map
+        written: list[Written] = []
+        for batch in _batches(conversations):
+            seconds = bounded.SECONDS + len(batch) * SECONDS_EACH
+            written += bounded.call(write_conversations, self.dated_template, batch, special, ask, seconds=seconds)
+        return written
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """The tokens of texts, to which the tokenizer must not add any: the template wrote the special ones."""
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+
+class Chat(ChatFormat):
     """A base's tokenizer and chat template, found fit for training: after an answer the template says stop.
 
     Raises ConfigError where it is not.
@@ -113,37 +149,9 @@ class Chat:
             raise ConfigError(
                 f"model.base={weights}: it has no chat template; set model.chat_template to {built_in}a Jinja file"
             ) from error
-        self.tokenizer = tokenizer
-        self.stops = _stops(tokenizer, weights)
-        self.stop = _any_of(set(self.stops))
-        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self.control_tokens = added | set(tokenizer.all_special_tokens) | set(self.stops)
-        self.control = _any_of(self.control_tokens)
-        self.stop_token, self.generation_prompt = self._probe(weights)
-
-    def texts(self, conversations: Sequence[Sequence[Message]], *, ask: bool = False) -> list[str]:
-        """The conversations as the template writes them; `ask` adds what makes the model answer.
-
-        Raises Unreadable where the template refuses one, or takes too much time or memory.
-        """
-        written = self.written(conversations, ask=ask)
-        if refused := next((error for _, error in written if error is not None), None):
-            raise Unreadable(refused)
-        return [text for text, _ in written]
-
-    def written(self, conversations: Sequence[Sequence[Message]], *, ask: bool = False) -> list[Written]:
-        """The text of each conversation, or why the template refuses it. Raises Unreadable where it met a limit."""
         dated = FIXED_DATE + self.template if "strftime_now" in self.template else self.template
-        special = self.tokenizer.special_tokens_map
-        written: list[Written] = []
-        for batch in _batches(conversations):
-            seconds = bounded.SECONDS + len(batch) * SECONDS_EACH
-            written += bounded.call(write_conversations, dated, batch, special, ask, seconds=seconds)
-        return written
-
-    def ids(self, texts: list[str]) -> list[list[int]]:
-        """The tokens of texts, to which the tokenizer must not add any: the template wrote the special ones."""
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        super().__init__(tokenizer, dated, _stops(tokenizer, weights))
+        self.stop_token, self.generation_prompt = self._probe(weights)
 
     def _probe(self, weights: Path) -> tuple[str, str]:
         """The stop token that the template puts after an answer, and what it adds to a prompt to get one."""
@@ -188,7 +196,7 @@ def _any_of(texts: set[str]) -> re.Pattern[str]:
 
 
 def tokenize(
-    chat: Chat, conversations: Sequence[Sequence[Message]], *, last_only: bool
+    chat: ChatFormat, conversations: Sequence[Sequence[Message]], *, last_only: bool
 ) -> list[Tokenized | Untrainable]:
     """Return each conversation as tokens, or why it cannot be trained; the others do not suffer from one that cannot.
 
@@ -219,7 +227,20 @@ def tokenize(
     return [made[row] for row in range(len(conversations))]
 
 
-def _control_token(chat: Chat, messages: Sequence[Message]) -> Untrainable | None:
+def ask(chat: ChatFormat, conversations: Sequence[Sequence[Message]]) -> list[list[int] | Untrainable]:
+    """Return each conversation's prompt as the tokens that a server sends, or why the model cannot be asked it."""
+    made: dict[int, list[int] | Untrainable] = {
+        row: found for row, messages in enumerate(conversations) if (found := _control_token(chat, messages))
+    }
+    asked = {row: messages for row, messages in enumerate(conversations) if row not in made}
+    prompts = _texts(chat, asked, ask=True)
+    made |= {row: text for row, text in prompts.items() if isinstance(text, Untrainable)}
+    texts = {row: text for row, text in prompts.items() if isinstance(text, str)}
+    made |= dict(zip(texts, chat.ids([*texts.values()]), strict=True))
+    return [made[row] for row in range(len(conversations))]
+
+
+def _control_token(chat: ChatFormat, messages: Sequence[Message]) -> Untrainable | None:
     for message in messages:
         if found := chat.control.search(message["content"]):
             return Untrainable(
@@ -231,7 +252,7 @@ def _control_token(chat: Chat, messages: Sequence[Message]) -> Untrainable | Non
 
 
 def _texts(
-    chat: Chat, conversations: Mapping[At, Sequence[Message]], *, ask: bool = False
+    chat: ChatFormat, conversations: Mapping[At, Sequence[Message]], *, ask: bool = False
 ) -> dict[At, str | Untrainable]:
     """Each conversation as the template writes it, or why the template refuses it."""
     try:
@@ -246,7 +267,7 @@ def _texts(
 
 
 def _label(
-    chat: Chat, messages: Sequence[Message], turns: Sequence[Turn], whole: str, ids: list[int]
+    chat: ChatFormat, messages: Sequence[Message], turns: Sequence[Turn], whole: str, ids: list[int]
 ) -> Tokenized | Untrainable:
     """The labels of one conversation, whose answers are asked for by `turns`."""
     if wrong := _wrong_bos(chat, whole, ids):
@@ -271,7 +292,7 @@ def _label(
     return Tokenized(ids, labels, start, reference)
 
 
-def _answer(chat: Chat, turn: int, rest: str, content: str) -> str | Untrainable:
+def _answer(chat: ChatFormat, turn: int, rest: str, content: str) -> str | Untrainable:
     """Return the answer as the template renders it; `rest` is the conversation after its prompt, the answer first."""
     stop = chat.stop.search(rest)
     said = rest[: stop.start()] if stop else rest
@@ -285,7 +306,7 @@ def _answer(chat: Chat, turn: int, rest: str, content: str) -> str | Untrainable
     )
 
 
-def _wrong_bos(chat: Chat, whole: str, ids: list[int]) -> Untrainable | None:
+def _wrong_bos(chat: ChatFormat, whole: str, ids: list[int]) -> Untrainable | None:
     bos, bos_id = chat.tokenizer.bos_token, chat.tokenizer.bos_token_id
     if bos_id is None or ids.count(bos_id) == whole.count(bos):
         return None

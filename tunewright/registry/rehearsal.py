@@ -117,14 +117,17 @@ def load(copy: Path) -> ServedChat:
     return chat
 
 
+def measured_max_new_tokens(copy: Path) -> int:
+    """The most tokens of an answer when the version was measured, as the signature of its model has it."""
+    from mlflow.models import Model
+
+    (parameter,) = Model.load(str(copy)).signature.params.params
+    return int(parameter.default)
+
+
 def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None:
     loaded, asked = load(copy), rehearsal.rows
-    most = rehearsal.max_new_tokens
-    if most is None:  # as the model says by its signature
-        from mlflow.models import Model
-
-        (parameter,) = Model.load(str(copy)).signature.params.params
-        most = parameter.default
+    most = measured_max_new_tokens(copy) if rehearsal.max_new_tokens is None else rehearsal.max_new_tokens
     conversations, special = [row.messages for row in asked], loaded.tokenizer.special_tokens_map
     try:  # whether the template meets a limit, before this process renders it
         bounded.call(write_conversations, loaded.template, conversations, special, True)

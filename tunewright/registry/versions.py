@@ -168,7 +168,7 @@ def trained_on_test(registry: Registry, champion: Contender, splits: Splits, set
 
 def _contender(client: "MlflowClient", version: "ModelVersion", base: Base, load_base: LoadBase) -> Contender:
     try:
-        folder = _verified(client, version) / "artifacts"
+        folder = verified(client, version) / "artifacts"
     except TunewrightError as error:
         raise TunewrightError(f"{error}; or {_withdraw(version)}") from error
     named = json.loads((folder / "base.json").read_text(encoding="utf-8"))
@@ -191,7 +191,7 @@ def _withdraw(version: "ModelVersion") -> str:
     return f'take the alias off: tunewright release withdraw {version.name} --reason "..."'
 
 
-def _verified(client: "MlflowClient", version: "ModelVersion") -> Path:
+def verified(client: "MlflowClient", version: "ModelVersion") -> Path:
     """A verified copy of the version's folder: in this home, or until the process ends where that can only be read.
 
     Raises TunewrightError.

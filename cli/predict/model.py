@@ -1,0 +1,151 @@
+"""A registered version as the model that answers: fetched, verified, loaded by this project's own code, and asked."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tunewright import config, serving
+from tunewright.cli.predict import as_typed
+from tunewright.cli.predict.unfinished import ANSWER_SCHEMA
+from tunewright.config import Registry
+from tunewright.errors import ConfigError, TunewrightError
+from tunewright.generation import Answer, Greedy
+from tunewright.modeling.chat import ChatFormat, Tokenized, Untrainable, ask, tokenize
+from tunewright.modeling.models import merged
+from tunewright.registry import files, rehearsal, release
+from tunewright.registry.versions import verified
+from tunewright.store.caching import digest_of
+from tunewright.tasks.ingest.questions import Question, RefusedQuestion
+
+log = logging.getLogger("tunewright")
+
+Record = Question | RefusedQuestion
+
+
+@dataclass(frozen=True)
+class FetchedVersion:
+    """A version whose files are here and were verified."""
+
+    number: str
+    uri: str
+    copy: Path
+    digest: str  # of all its files
+
+
+def fetch(registry: Registry, number: str | None) -> FetchedVersion:
+    """Fetch and verify the version with this number, or the one with the alias.
+
+    Raises ConfigError where there is none, TunewrightError where a file is missing, was altered or was added.
+    """
+    with release.opened(registry) as client:
+        version = release.chosen(client, registry, number)
+        if not config.home().exists():
+            config.make_home()
+        copy = verified(client, version)
+        listed = copy / serving.DIGESTS
+        digest = digest_of(listed) if listed.is_file() else str(version.tags[files.WEIGHTS])
+        return FetchedVersion(str(version.version), files.uri_of(version), copy, digest)
+
+
+class Answerer:
+    """A loaded version, asked as it was measured and is served."""
+
+    def __init__(self, version: FetchedVersion, max_new_tokens: int, batch: int) -> None:
+        """Load the version. Raises TunewrightError where its base is not here, ConfigError for too many tokens."""
+        try:
+            loaded = rehearsal.load(version.copy)
+        except (OSError, ValueError) as error:  # such as a base that is not on this machine, or is another one
+            raise TunewrightError(f"{version.uri} cannot be loaded here: {error}") from error
+        self.uri, self.tokenizer, self.stops = version.uri, loaded.tokenizer, loaded.contract["stop_token_ids"]
+        self.model = merged(loaded.model)
+        self.max_new_tokens, self.batch = max_new_tokens, batch
+        stops = {self.tokenizer.convert_ids_to_tokens(each): each for each in self.stops}
+        self.format = ChatFormat(self.tokenizer, loaded.template, stops)
+        self.context = serving.context_length(self.model.config.get_text_config().to_dict())
+        if self.context and max_new_tokens >= self.context:
+            raise ConfigError(
+                f"--max-new-tokens {max_new_tokens}: accepted: less than the {self.context:,} tokens that the model "
+                "reads at once, its prompt among them"
+            )
+
+    @property
+    def precision(self) -> str:
+        """The precision that it computes in."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    def answer(self, records: Sequence[Record], on_progress: Callable[[int], None]) -> pa.Table:
+        """The records with their answers, or why they have none, in their order: a table of the output.
+
+        `on_progress` is called with the number of records that are done. Raises TunewrightError where the model's
+        likelihoods are not finite.
+        """
+        questions = [record for record in records if isinstance(record, Question)]
+        asked = dict(zip(map(id, questions), self._prepared(questions), strict=True))
+        answers = [each for each in asked.values() if isinstance(each, Answer)]
+        num_refused = len(records) - len(answers)
+        on_progress(num_refused)
+        if answers:
+            greedy = Greedy(self.model, stops=self.stops, max_new_tokens=self.max_new_tokens, batch=self.batch)
+            greedy.answer(answers, on_progress=lambda done: on_progress(num_refused + done))
+        rows = [self._row(record, asked.get(id(record))) for record in records]
+        return pa.Table.from_pylist(rows, ANSWER_SCHEMA)
+
+    def _prepared(self, questions: Sequence[Question]) -> list[Answer | Untrainable]:
+        """Each question as the tokens of its prompt and a draft of its answer, or why it cannot be asked.
+
+        The draft is the reference, or that the answer ends at once. A token of it counts only where the model says it.
+        """
+        with_reference = {
+            at: [*question.messages, {"role": "assistant", "content": question.reference}]
+            for at, question in enumerate(questions)
+            if question.reference is not None
+        }
+        tokens = tokenize(self.format, [*with_reference.values()], last_only=True)
+        known = {at: each for at, each in zip(with_reference, tokens, strict=True) if isinstance(each, Tokenized)}
+        others = [at for at in range(len(questions)) if at not in known]
+        prompts = dict(zip(others, ask(self.format, [questions[at].messages for at in others]), strict=True))
+        made: list[Answer | Untrainable] = []
+        for at in range(len(questions)):
+            if each := known.get(at):
+                answer = Answer.of(each.input_ids, each.labels, each.prompt_length)
+                answer.reference = answer.reference[: self.max_new_tokens + 1]
+            elif isinstance(prompt := prompts[at], Untrainable):
+                made.append(prompt)
+                continue
+            else:
+                answer = Answer(prompt, [self.stops[0]])
+            made.append(self._too_long(len(answer.prompt)) or answer)
+        return made
+
+    def _too_long(self, length: int) -> Untrainable | None:
+        most = (self.context or np.inf) - self.max_new_tokens
+        if length <= most:
+            return None
+        said = (
+            f"the prompt has {length:,} tokens; accepted: at most {most:,}, the {self.context:,} that the model reads "
+            f"at once less --max-new-tokens {self.max_new_tokens}"
+        )
+        return Untrainable("prompt_too_long", said)
+
+    def _row(self, record: Record, asked: Answer | Untrainable | None) -> dict[str, Any]:
+        row: dict[str, Any] = {"file": record.file, "line": record.line}
+        if isinstance(record, RefusedQuestion):
+            return row | {"reason": record.reason, "detail": as_typed(record.detail)}
+        row |= {"row_id": record.row_id, "reference": record.reference}
+        if not isinstance(asked, Answer):
+            assert asked
+            return row | {"reason": asked.reason, "detail": as_typed(asked.detail)}
+        if not np.isfinite(asked.nll):
+            raise TunewrightError(
+                f"{self.uri}: {record.file} line {record.line} gets NaN or infinite likelihoods: its weights are broken"
+            )
+        return row | {
+            "answer": asked.text(self.tokenizer, record.reference or "", self.stops),
+            "stopped": asked.stopped,
+            "num_tokens": len(asked.tokens),
+        }
