@@ -165,6 +165,18 @@ def test_the_reference_is_not_shown_to_the_model(said: list[str], monkeypatch: p
 
 
 @pytest.mark.usefixtures("registered")
+def test_an_empty_answer_is_not_taken_for_a_reference_that_cannot_be_a_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends_at_once(self: Greedy, rows: Any, **options: Any) -> None:
+        for row in rows:
+            row.stopped = True
+
+    monkeypatch.setattr(Greedy, "answer", ends_at_once)
+    references = [None, "<|im_end|>", "yes"]
+    predict(written([{"instruction": "Where is it?", "output": reference} for reference in references]))
+    assert [(row["answer"], row.get("reference")) for row in answers()] == [("", each) for each in references]
+
+
+@pytest.mark.usefixtures("registered")
 def test_a_record_that_cannot_be_answered_has_the_reason_in_its_place(said: list[str]) -> None:
     lines = [
         json.dumps({"prompt": QUESTIONS[0]}),

@@ -1,10 +1,9 @@
 """A registered version as the model that answers: fetched, verified, loaded by this project's own code, and asked."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +20,6 @@ from tunewright.registry import files, rehearsal, release
 from tunewright.registry.versions import verified
 from tunewright.store.caching import digest_of
 from tunewright.tasks.ingest.questions import Question, RefusedQuestion
-
-log = logging.getLogger("tunewright")
 
 Record = Question | RefusedQuestion
 
@@ -50,6 +47,13 @@ def fetch(registry: Registry, number: str | None) -> FetchedVersion:
         listed = copy / serving.DIGESTS
         digest = digest_of(listed) if listed.is_file() else str(version.tags[files.WEIGHTS])
         return FetchedVersion(str(version.version), files.uri_of(version), copy, digest)
+
+
+class Drafted(NamedTuple):
+    """A prompt with a draft of its answer, and the text that the draft stands for."""
+
+    answer: Answer
+    reference: str
 
 
 class Answerer:
@@ -84,18 +88,21 @@ class Answerer:
         `on_progress` is called with the number of records that are done. Raises TunewrightError where the model's
         likelihoods are not finite.
         """
-        questions = [record for record in records if isinstance(record, Question)]
-        asked = dict(zip(map(id, questions), self._prepared(questions), strict=True))
-        answers = [each for each in asked.values() if isinstance(each, Answer)]
+        asked = self._prepared([record for record in records if isinstance(record, Question)])
+        answers = [each.answer for each in asked if isinstance(each, Drafted)]
         num_refused = len(records) - len(answers)
         on_progress(num_refused)
         if answers:
             greedy = Greedy(self.model, stops=self.stops, max_new_tokens=self.max_new_tokens, batch=self.batch)
             greedy.answer(answers, on_progress=lambda done: on_progress(num_refused + done))
-        rows = [self._row(record, asked.get(id(record))) for record in records]
+        following = iter(asked)
+        rows = [
+            self._row(record, next(following)) if isinstance(record, Question) else _refused(record)
+            for record in records
+        ]
         return pa.Table.from_pylist(rows, ANSWER_SCHEMA)
 
-    def _prepared(self, questions: Sequence[Question]) -> list[Answer | Untrainable]:
+    def _prepared(self, questions: Sequence[Question]) -> list[Drafted | Untrainable]:
         """Each question as the tokens of its prompt and a draft of its answer, or why it cannot be asked.
 
         The draft is the reference, or that the answer ends at once. A token of it counts only where the model says it.
@@ -109,17 +116,18 @@ class Answerer:
         known = {at: each for at, each in zip(with_reference, tokens, strict=True) if isinstance(each, Tokenized)}
         others = [at for at in range(len(questions)) if at not in known]
         prompts = dict(zip(others, ask(self.format, [questions[at].messages for at in others]), strict=True))
-        made: list[Answer | Untrainable] = []
+        made: list[Drafted | Untrainable] = []
         for at in range(len(questions)):
             if each := known.get(at):
                 answer = Answer.of(each.input_ids, each.labels, each.prompt_length)
                 answer.reference = answer.reference[: self.max_new_tokens + 1]
+                drafted = Drafted(answer, each.reference)
             elif isinstance(prompt := prompts[at], Untrainable):
                 made.append(prompt)
                 continue
             else:
-                answer = Answer(prompt, [self.stops[0]])
-            made.append(self._too_long(len(answer.prompt)) or answer)
+                drafted = Drafted(Answer(prompt, [self.stops[0]]), "")
+            made.append(self._too_long(len(drafted.answer.prompt)) or drafted)
         return made
 
     def _too_long(self, length: int) -> Untrainable | None:
@@ -132,20 +140,21 @@ class Answerer:
         )
         return Untrainable("prompt_too_long", said)
 
-    def _row(self, record: Record, asked: Answer | Untrainable | None) -> dict[str, Any]:
-        row: dict[str, Any] = {"file": record.file, "line": record.line}
-        if isinstance(record, RefusedQuestion):
-            return row | {"reason": record.reason, "detail": as_typed(record.detail)}
-        row |= {"row_id": record.row_id, "reference": record.reference}
-        if not isinstance(asked, Answer):
-            assert asked
+    def _row(self, record: Question, asked: Drafted | Untrainable) -> dict[str, Any]:
+        row = {name: getattr(record, name) for name in ("row_id", "file", "line", "reference")}
+        if isinstance(asked, Untrainable):
             return row | {"reason": asked.reason, "detail": as_typed(asked.detail)}
-        if not np.isfinite(asked.nll):
+        answer = asked.answer
+        if not np.isfinite(answer.nll):
             raise TunewrightError(
                 f"{self.uri}: {record.file} line {record.line} gets NaN or infinite likelihoods: its weights are broken"
             )
         return row | {
-            "answer": asked.text(self.tokenizer, record.reference or "", self.stops),
-            "stopped": asked.stopped,
-            "num_tokens": len(asked.tokens),
+            "answer": answer.text(self.tokenizer, asked.reference, self.stops),
+            "stopped": answer.stopped,
+            "num_tokens": len(answer.tokens),
         }
+
+
+def _refused(record: RefusedQuestion) -> dict[str, Any]:
+    return record._asdict() | {"detail": as_typed(record.detail)}
