@@ -50,7 +50,7 @@ class Request:
 
 @dataclass(kw_only=True)
 class Predicted:
-    """What came of it."""
+    """The outcome of a call."""
 
     name: str
     version: str
