@@ -13,14 +13,13 @@ from tunewright.artifacts import WAITING
 from tunewright.artifacts.payloads import Comparison
 from tunewright.metrics import describe
 from tunewright.metrics.catalogue import AT_LEAST, CONSTANT, baseline
-from tunewright.reports.pages import counted, digits_of, exactly, interval, number, rounded_up
+from tunewright.reports.pages import SHOW_NONE, counted, digits_of, exactly, interval, number, rounded_up
 from tunewright.tasks.decide.comparison import SMALLEST_EFFECT, needs_most
 
 TOO_LOW = (
     "the candidate is wrong more often than right, and gate.at_least is not set; set gate.at_least to the lowest "
     "acceptable score, train longer, or add training rows"
 )
-SHOW_NONE = "so few rows can show no gain, however large"
 FEW = 10  # test rows, under which the sentence of a promotion warns
 WHO = {"few_shot": "the few-shot prompt", "retrieval": "the retrieval prompt", AT_LEAST: AT_LEAST}
 

@@ -7,8 +7,7 @@ from tunewright.metrics import describe
 from tunewright.metrics.catalogue import CONSTANT
 from tunewright.reports import curves
 from tunewright.reports.account import reasons
-from tunewright.reports.pages import counted, digits_of, exactly, interval, number, percent, rounded_up
-from tunewright.tasks.decide.sentences import SHOW_NONE
+from tunewright.reports.pages import SHOW_NONE, counted, digits_of, exactly, interval, number, percent, rounded_up
 from tunewright.tasks.verdict_page.case import Case, title
 from tunewright.tasks.verdict_page.drawing import words
 from tunewright.tasks.verdict_page.findings import (

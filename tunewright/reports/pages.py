@@ -7,6 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 EXACT = 1e-9  # less is a rounding of the machine's
+SHOW_NONE = "so few rows can show no gain, however large"  # in place of a smallest detectable gain
 MOST_DIGITS = 4  # of an interval; more would say nothing
 
 
