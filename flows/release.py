@@ -4,15 +4,17 @@ The work is in tunewright/registry/release.py, which `tunewright release` calls 
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
 import httpx
 from prefect import State, flow
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import suspend_flow_run
@@ -29,7 +31,7 @@ from tunewright.machine import addresses
 from tunewright.registry import release
 from tunewright.registry.alias_state import Event
 from tunewright.registry.release import LONGEST_REASON, Waiting
-from tunewright.registry.tracking import tracking_uri
+from tunewright.registry.tracking import patient, tracking_uri
 
 log = logging.getLogger("tunewright")
 
@@ -134,23 +136,55 @@ def end_for(registry: Registry, event: Event) -> None:
     end(registry, (event.version,), name, f"by {event.by}, at the command line: {event.why}")
 
 
+def end_decided(registry: Registry) -> None:
+    """Ends the flow runs that ask for versions on which somebody decided while Prefect did not answer."""
+    asked: set[str] = set()
+    with _prefect() as client:
+        asked = {run.parameters["version"] for run in _asking(client, registry)} if client else asked
+    if not asked:
+        return
+    history = patient(release.look_up)(registry)
+    decided = {event.version: event for event in reversed(history.events)}  # the newest of each
+    for version in sorted(asked & decided.keys() - {each.version for each in history.waiting}):
+        event = decided[version]
+        if event.what == "superseded":
+            end(registry, (version,), "Superseded", event.why)
+        else:
+            end_for(registry, event)
+
+
 def end(registry: Registry, versions: tuple[str, ...], name: str, message: str) -> None:
     """Ends the flow runs that ask for versions on which was decided elsewhere, where Prefect's server is known."""
-    if not versions or not PREFECT_API_URL.value():
+    if not versions:
         return
-    given = [_parameters(registry, version) for version in versions]
+    with _prefect() as client:
+        for run in _asking(client, registry) if client else ():
+            if client and run.parameters["version"] in versions:
+                client.set_flow_run_state(run.id, Completed(name=name, message=message), force=True)
+
+
+def _asking(client: SyncPrefectClient, registry: Registry) -> list[FlowRun]:
+    """The flow runs that wait for an answer on a version of this model and alias."""
+    suspended = client.read_flow_runs(
+        flow_filter=FlowFilter.model_validate({"name": {"any_": ["approval"]}}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.PAUSED]}}}),
+    )
+    return [run for run in suspended if run.parameters == _parameters(registry, run.parameters.get("version", ""))]
+
+
+@contextmanager
+def _prefect() -> Iterator[SyncPrefectClient | None]:
+    """A client of Prefect's server; None where none is known. One that does not answer is a warning."""
+    if not PREFECT_API_URL.value():
+        yield None
+        return
     try:
         with get_client(sync_client=True) as client:
-            for run in client.read_flow_runs(
-                flow_filter=FlowFilter.model_validate({"name": {"any_": ["approval"]}}),
-                flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.PAUSED]}}}),
-            ):
-                if run.parameters in given:
-                    client.set_flow_run_state(run.id, Completed(name=name, message=message), force=True)
+            yield client
     except httpx.HTTPError as error:
         api = PREFECT_API_URL.value()
         log.warning(
-            "%s: Prefect does not answer, so its approval run stays open: %s",
+            "%s: Prefect does not answer, so its approval run stays open until the next run of the pipeline: %s",
             outside.without_credentials(str(api)),
             addresses.advice_on_api(api) or " ".join(str(error).split()),
         )

@@ -23,6 +23,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectAlreadyExists, Pause
 from prefect.flow_engine import run_flow
 from prefect.flows import load_flow_from_flow_run
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed
 from registered import aliases, versions
 from rich.console import Console
@@ -31,9 +32,10 @@ from typer.testing import CliRunner
 from tunewright.artifacts import Base, Registered
 from tunewright.cli import main
 from tunewright.cli.release.view import show_history
-from tunewright.config import Gate, Registry
+from tunewright.config import Data, Gate, Model, Registry, Settings, Source
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import release as asking
+from tunewright.flows.calls import Run, Step
 from tunewright.registry import rehearsal, release
 from tunewright.registry.alias_state import Event, past_champions, verdict_of
 from tunewright.registry.release import History, as_now
@@ -674,6 +676,33 @@ def test_what_is_decided_at_the_command_line_ends_the_run_that_asks(
     assert code == 0
     state = state_of(run)
     assert (state.name, state.message) == ("Approved", "by ann, at the command line: good")
+
+
+@pytest.mark.parametrize(
+    ("command", "state"),
+    [(("approve",), "Approved"), (("approve", "--reject"), "Rejected"), (("promote",), "Approved")],
+)
+def test_what_is_decided_while_prefect_is_down_ends_the_run_that_asks_at_the_next_run(
+    asked: Callable[[], FlowRun], make: Make, rehearsed: list[str], command: tuple[str, ...], state: str
+) -> None:
+    run = asked()
+    as_a_worker(run)
+    asking.end_decided(REGISTRY)
+    assert state_of(run).is_paused(), "nobody has decided"
+    with temporary_settings(restore_defaults=(PREFECT_API_URL,)):
+        number = ("1",) if command == ("promote",) else ()
+        code, *_ = tunewright(command[0], "triage", *number, *command[1:], "--reason", "good", "--by", "ann")
+    assert code == 0
+    assert state_of(run).is_paused()
+    with temporary_settings(restore_defaults=(PREFECT_API_URL,)):
+        asking.end_decided(REGISTRY)
+    assert state_of(run).is_paused()
+    registered = make(**ASKS)
+    call = Run(Settings(data=Data(sources=(Source(path="a"),)), model=Model(base="b")), "register")
+    call.steps = [Step(stage="register", state="cached", record=registered)]
+    call.request_approval(registered, REGISTRY)
+    ended = state_of(run)
+    assert (ended.name, ended.message) == (state, "by ann, at the command line: good")
 
 
 def test_a_run_that_ended_without_an_answer_is_followed_by_another(asked: Callable[[], FlowRun]) -> None:

@@ -121,4 +121,5 @@ class Run(Calls):
             message = f"version {registered.version} took its place before a person decided"
             log.info("no longer waiting, since %s: version %s", message, ", ".join(registered.superseded))
             release.end(registry, registered.superseded, "Superseded", message)
+        release.end_decided(registry)
         self.steps[-1] = replace(self.steps[-1], record=release.ask(registry, registered))
