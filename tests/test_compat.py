@@ -120,7 +120,9 @@ def test_prefect_sends_events_and_logs_by_the_methods_that_are_replaced() -> Non
             setattr(worker, method, sent)
 
 
-def test_the_event_after_a_scheduled_state_waits_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_event_after_a_state_without_an_event_or_of_an_earlier_server_waits_for_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from prefect.server.models import events
     from prefect.server.schemas.states import State, StateType
 
@@ -129,9 +131,13 @@ def test_the_event_after_a_scheduled_state_waits_for_no_other(monkeypatch: pytes
     monkeypatch.setattr(events, "_timing_is_tight", events._timing_is_tight)
     now = datetime.now(UTC)
     scheduled, pending = (State(type=kind, timestamp=now) for kind in (StateType.SCHEDULED, StateType.PENDING))  # pyright: ignore[reportArgumentType]
-    assert events._timing_is_tight(now, scheduled)
+    assert [events._timing_is_tight(now, each) for each in (scheduled, pending)] == [True, True]
     compat.tell_first_states_at_once()
-    assert [events._timing_is_tight(now, each) for each in (scheduled, pending, None)] == [False, True, False]
+    # Pending's event came to the server before this one: a restarted server would wait for it.
+    assert [events._timing_is_tight(now, each) for each in (scheduled, pending, None)] == [False, False, False]
+    now = datetime.now(UTC)
+    since = [State(type=kind, timestamp=now) for kind in (StateType.SCHEDULED, StateType.PENDING)]  # pyright: ignore[reportArgumentType]
+    assert [events._timing_is_tight(now, each) for each in since] == [False, True]
 
 
 def test_a_model_with_a_state_says_so_as_serving_reads_it() -> None:

@@ -15,17 +15,21 @@ STOPPED = "Execution was aborted by a"  # so begins what Prefect says of "a term
 
 
 def tell_first_states_at_once() -> None:
-    """Let this process's Prefect server act on a scheduled run's next state without a delay.
+    """Let this process's Prefect server act on a run's next state without a delay where no event came of the last one.
 
-    The scheduler enters the state Scheduled without an event, and the event of the next state waits 15 minutes for it.
+    The event of a state waits up to 15 minutes for that of the state before. The scheduler enters the state Scheduled
+    without an event, and the events of states from before this process began came to the server that ran then.
     """
+    from datetime import UTC, datetime
+
     from prefect.client.schemas.objects import StateType
     from prefect.server.models import events
 
-    is_tight = events._timing_is_tight
+    is_tight, began = events._timing_is_tight, datetime.now(UTC)
 
     def follows(occurred: Any, initial_state: Any) -> bool:
-        return is_tight(occurred, initial_state) and initial_state.type != StateType.SCHEDULED
+        has_event = initial_state and initial_state.type != StateType.SCHEDULED and initial_state.timestamp > began
+        return bool(has_event) and is_tight(occurred, initial_state)
 
     events._timing_is_tight = follows
 
