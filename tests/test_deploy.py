@@ -28,6 +28,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_DEPLOYMENTS_CLEAR_SCHEDULE
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running
 from prefect.testing.cli import CycloptsCliRunner
 from rich.console import Console
+from servers import free_port
 from test_automations import event
 from typer.testing import CliRunner
 from waiting import until
@@ -175,8 +176,6 @@ def webhook() -> Iterator[tuple[str, list[str]]]:
 def test_a_file_is_deployed_and_a_second_time_nothing_changes(
     client: SyncPrefectClient, write: Callable[..., Path], webhook: tuple[str, list[str]]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"operation.notify: the server has no block custom-webhook/pager"):
-        deploy(write("{notify: [custom-webhook/pager]}"), None, "local")
     save_block("pager", webhook[0])
     operation = "{watch: 30, notify: [custom-webhook/pager], notify_on: [failure, rejection]}"
 
@@ -266,13 +265,15 @@ def test_a_worker_that_ended_is_not_said_to_wait_for_runs(
         return capsys.readouterr().out
 
     counts: list[int] = []
-    assert "no worker is running; start one: tunewright up --pool 'be at'" in shown()
+    api = PREFECT_API_URL.value()
+    command = f"PREFECT_API_URL={api} DO_NOT_TRACK=1 prefect worker start --pool 'be at'"
+    assert f"no worker is running; start one: {command}\n" in shown()
     client.request("POST", BEAT, path_params={"work_pool_name": "be at"}, json={"name": "w"})
     assert re.search(r"be at; 1 worker waiting for runs, by a heartbeat \d+ s ago\n", shown())
     with patch.object(server_calls, "OVERDUE", -1):  # as if it had been silent since, and were not yet offline
         said = shown()
     assert re.search(
-        r"the last heartbeat of a worker was \d+ s ago, so it may have ended; start one: tunewright up", said
+        r"the last heartbeat of a worker was \d+ s ago, so it may have ended; start one: PREFECT_API_URL", said
     )
     assert counts == [0, 1, 0]
 
@@ -370,7 +371,8 @@ def test_a_time_that_never_comes_and_a_pool_that_is_not_there_are_refused(
     file.write_text(text.replace("    parameters:", "    work_pool: {name: lo cal}\n    parameters:"))
     with pytest.raises(
         ConfigError,
-        match=r"drops.yaml line 7: work_pool.name=lo cal: .* no such pool; did you mean local\?.*--pool 'lo cal' makes",
+        match=r"drops.yaml line 7: work_pool.name=lo cal: .* no such pool; did you mean local\?.* makes it: "
+        r"PREFECT_API_URL=\S+ DO_NOT_TRACK=1 prefect work-pool create 'lo cal' --type process$",
     ):
         deploy(file, None, "local")
     assert client.read_deployment_by_name("finetune/drops").schedules == before.schedules
@@ -531,11 +533,76 @@ def test_a_test_message_is_sent_by_each_block_and_one_that_cannot_is_a_line(
         deploy(write(operation.replace("custom-webhook/heard", "slack-webhook/deaf")), None, "local", tests=True)
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "custom-webook/horn",
+            r"custom-webook/horn; did you mean custom-webhook/horn\? accepted: .*custom-webhook/horn",
+        ),
+        ("custom-webhook/horm", r"custom-webhook/horm; did you mean custom-webhook/horn\? "),
+        (
+            "slack-webhok/room",
+            r"room, and no type slack-webhok of .*; did you mean slack-webhook\? accepted: .*email",
+        ),
+        ("pigeon/loft", r"pigeon/loft, and no type pigeon of notification blocks; accepted: .*slack-webhook.*"),
+        (
+            "slack-webhook/chat",
+            r"make one named chat in its UI under Blocks, of the type slack-webhook; or write one .*",
+        ),
+        ("secret/chat", r"secret/chat, and no type secret of notification blocks; accepted: "),
+    ],
+)
+def test_a_notification_block_that_is_not_there_is_named_with_the_nearest(
+    client: SyncPrefectClient, write: Callable[..., Path], webhook: tuple[str, list[str]], name: str, message: str
+) -> None:
+    save_block("horn", webhook[0])
+    with pytest.raises(ConfigError, match=f"operation.notify: the server has no block .*{message}"):
+        deploy(write(f"{{notify: [{name}]}}"), None, "local")
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_interval_keeps_its_anchor_until_it_is_another(
+    client: SyncPrefectClient, write: Callable[..., Path]
+) -> None:
+    def deployed(schedules: str) -> tuple[str, list[str], list[Any]]:
+        file = write()
+        file.write_text(re.sub(r"schedules: .*", f"schedules: {schedules}", file.read_text()))
+        made = as_json(deploy(file, None, "local"))["deployments"][0]
+        due: Any = [each.schedule for each in client.read_deployment(made["id"]).schedules]
+        times = [each.anchor_date for each in due]
+        return made["state"], made["changed"], times
+
+    hourly = "[{interval: 3600}, {interval: 7200, timezone: Europe/Berlin, slug: two}]"
+    *_, first = deployed(hourly)
+    time.sleep(1.1)
+    assert deployed(hourly) == ("unchanged", [], first)
+    state, changed, moved = deployed(hourly.replace("3600", "1800"))
+    assert (state, changed) == ("updated", ["schedule"])
+    assert {*moved} & {*first} == {next(each for each in first if each in moved)}
+    state, changed, (anchor,) = deployed("[{interval: 1800, anchor_date: 2026-01-01T00:00:00+00:00}]")
+    assert (state, changed, anchor) == ("updated", ["schedule"], datetime(2026, 1, 1, tzinfo=UTC))
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_mlflow_that_does_not_answer_is_a_warning_of_deploy(
+    client: SyncPrefectClient, write: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    begun = time.monotonic()
+    assert deploy(write(f"{{}}\n      registry: {{tracking_uri: {uri}}}"), None, "local").deployed
+    assert time.monotonic() - begun < 60
+    (said,) = [record.getMessage() for record in caplog.records if "tracking_uri" in record.getMessage()]
+    assert said.startswith(f"drops.yaml line 12: registry.tracking_uri={uri}: MLflow does not answer (")
+    assert said.endswith("refused); runs fail before their first stage until it does")
+
+
 def save_block(name: str, url: str) -> None:
     """Save a webhook as a notification block of the server."""
     CustomWebhookNotificationBlock(
         name=name, url=url, json_data={"subject": "{{subject}}", "body": "{{body}}"}, headers=None, cookies=None
-    ).save(name)
+    ).save(name, overwrite=True)
 
 
 def test_a_deployment_is_removed_with_all_that_was_made_for_it(

@@ -307,6 +307,26 @@ def test_of_several_deployments_one_is_named(write: Write) -> None:
             "concurrency_limit: {limit: 1, collision_strategy: WAIT}",
             'x.yaml line 5: deployments[0].concurrency_limit.collision_strategy: "WAIT" is refused; accepted: ENQUEUE,',
         ),
+        (
+            "work_pool: {name: local}",
+            "work_pool: nope",
+            'x.yaml line 5: deployments[0].work_pool: "nope" is refused; accepted: {name: nope}',
+        ),
+        (
+            "work_pool: {name: local}",
+            "work_pool: [local]",
+            'x.yaml line 5: deployments[0].work_pool: ["local"] is refused; accepted: {name: local}',
+        ),
+        (
+            "work_pool: {name: local}",
+            "work_pool: {name: 5}",
+            "x.yaml line 5: deployments[0].work_pool.name: 5 is refused; accepted: text, such as local",
+        ),
+        (
+            "work_pool: {name: local}",
+            "work_pool: {name: local, job_variables: 5}",
+            "x.yaml line 5: deployments[0].work_pool.job_variables: 5 is refused; accepted: a mapping, such as {env:",
+        ),
         ("name: triage", "version: a", "x.yaml line 2: deployments[0].name: missing; accepted: text, such as triage"),
         ("name: triage", "name: 7", "x.yaml line 2: deployments[0].name: 7 is refused; accepted: text, such as triage"),
         (

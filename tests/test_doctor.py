@@ -266,6 +266,30 @@ def test_an_address_of_prefect_without_api_is_one_line_that_says_so(
     assert (found.state, found.fix) == ("failure", advice)
 
 
+@pytest.mark.parametrize("end", ["", "/api", "/api/"])
+def test_the_address_of_ups_mlflow_is_told_from_prefects(monkeypatch: pytest.MonkeyPatch, home: Path, end: str) -> None:
+    class AsksForPassword(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), AsksForPassword) as server, addresses.held() as file:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        mlflow = f"http://127.0.0.1:{server.server_port}"
+        up = addresses.Addresses(pid=1, prefect="http://127.0.0.1:9", mlflow=mlflow, pool="local")
+        file.write_text(up.model_dump_json())
+        address = f"http://localhost:{server.server_port}{end}"
+        monkeypatch.setenv("PREFECT_API_URL", address)
+        found = of("Prefect", list(of_servers()))
+        with temporary_settings({PREFECT_API_URL: address}), pytest.raises(ConfigError) as refused, connected():
+            pass
+        server.shutdown()
+    advice = "this is the port of MLflow of tunewright up: unset it, or set PREFECT_API_URL=http://127.0.0.1:9/api"
+    assert str(refused.value) == f"PREFECT_API_URL={address}: {advice}"
+    assert (found.state, found.fix) == ("failure", advice)
+
+
 def test_where_nothing_answers_at_an_address_without_api_the_advice_is_both(
     monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:

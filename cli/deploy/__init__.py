@@ -5,10 +5,12 @@ it come the watch on the data and the automations (automations.py). view.py says
 and removal.py takes a deployment off the server again.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import get_current_settings
@@ -19,12 +21,16 @@ from tunewright.cli.deploy.automations import SERVER, Synced, Target, of_deploym
 from tunewright.cli.deploy.timing import require_due
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.prefect_server import connected
-from tunewright.config import working_in
+from tunewright.config import outside, working_in
 from tunewright.errors import ConfigError
 from tunewright.flows import calls, release
 from tunewright.flows.inputs import inputs
 from tunewright.flows.parameters import FLOW
 from tunewright.modeling import models
+
+log = logging.getLogger("tunewright")
+
+ANSWER_SECONDS = 3.0  # of an MLflow server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +85,7 @@ def deploy(file: Path, deployment: str | None, pool: str, *, tests: bool = False
             with deployment_file.placed(pipeline):
                 calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)
                 inputs(pipeline.settings)
+                _warn_of_mlflow(pipeline)
                 models.look_up(pipeline.settings.model.base, pipeline.settings.model.revision)
             require_due(pipeline.schedules or (), pipeline.places)
         with connected() as client:
@@ -95,10 +102,28 @@ def deploy(file: Path, deployment: str | None, pool: str, *, tests: bool = False
             return Result(deployed=deployed, others=others, tested=blocks if tests else ())
 
 
+def _warn_of_mlflow(pipeline: Pipeline) -> None:
+    """Warn where no server answers at registry.tracking_uri. Raises ConfigError for a metadata service."""
+    uri = pipeline.settings.registry.tracking_uri or ""
+    if not uri.startswith("http"):
+        return
+    outside.check_address("registry.tracking_uri", uri)
+    try:
+        httpx.get(uri, timeout=ANSWER_SECONDS)
+    except httpx.HTTPError as error:
+        log.warning(
+            "%s: registry.tracking_uri=%s: MLflow does not answer (%s); "
+            "runs fail before their first stage until it does",
+            pipeline.origins["registry.tracking_uri"],
+            outside.without_credentials(uri),
+            " ".join(str(error).split()) or type(error).__name__,
+        )
+
+
 def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deployed:
     is_pool_new = not pipeline.work_pool and server.make_pool(client, pool)
     before = server.read(client, FLOW, pipeline.name)
-    server.deploy(pipeline, pool)
+    server.deploy(pipeline, pool, before)
     now = server.read(client, FLOW, pipeline.name)
     assert now
     now = server.with_log(client, now)

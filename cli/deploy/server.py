@@ -1,6 +1,7 @@
 """Calls to Prefect's server and `prefect deploy`: pools, deployments, their watches, notification blocks."""
 
 import asyncio
+import copy
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -28,7 +30,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from tunewright import config
-from tunewright.accepted import did_you_mean, shown
+from tunewright.accepted import did_you_mean, meant, shown
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.up.service import log_file
 from tunewright.config import quietly
@@ -80,9 +82,8 @@ def require_pool(client: SyncPrefectClient, pipeline: Pipeline) -> None:
         own = shlex.quote(pipeline.work_pool)
         raise ConfigError(
             f"{pipeline.place_of_pool}: work_pool.name={pipeline.work_pool}: the server has no such pool; "
-            f"{did_you_mean(pipeline.work_pool, there) if there else 'it has none'}; tunewright up --pool "
-            f"{own} makes it, or {addresses.for_prefect(PREFECT_API_URL.value())} prefect work-pool "
-            f"create {own} --type process"
+            f"{did_you_mean(pipeline.work_pool, there) if there else 'it has none'}; this makes it: "
+            f"{addresses.for_prefect(PREFECT_API_URL.value())} prefect work-pool create {own} --type process"
         )
 
 
@@ -116,6 +117,28 @@ def workers(client: SyncPrefectClient, pool: str) -> Workers:
     return Workers(waiting, min(ages, default=None))
 
 
+def _no_block(client: SyncPrefectClient, name: str) -> str:
+    """Describe which notification blocks, or which types of them, there are in place of `name`."""
+    kind, _, document = name.partition("/")
+    schemas = {each.block_type_id: each for each in client.read_block_schemas() if "notify" in each.capabilities}
+    kinds = {each.id: each.slug for each in client.read_block_types() if each.id in schemas}
+    saved = [
+        f"{kinds[each.block_type_id]}/{each.name}"
+        for each in client.read_block_documents(limit=None, include_secrets=False)
+        if each.block_type_id in kinds and each.name
+    ]
+    said = f"operation.notify: the server has no block {name}"
+    if near := get_close_matches(name, saved, 1):
+        return f"{said}; {meant(near)}accepted: {', '.join(sorted(saved))}"
+    if kind not in kinds.values():
+        return (
+            f"{said}, and no type {kind} of notification blocks; "
+            f"{did_you_mean(kind, sorted(kinds.values()))}; make one named {document} in its UI under Blocks"
+        )
+    there = f"; or write one that is there: {', '.join(sorted(saved))}" if saved else ""
+    return f"{said}; make one named {document} in its UI under Blocks, of the type {kind}{there}"
+
+
 def block_ids(client: SyncPrefectClient, names: tuple[str, ...]) -> dict[str, UUID]:
     """The ids of notification blocks. Raises ConfigError where one is not there."""
     found: dict[str, UUID] = {}
@@ -124,11 +147,7 @@ def block_ids(client: SyncPrefectClient, names: tuple[str, ...]) -> dict[str, UU
         try:
             found[name] = client.read_block_document_by_name(document, kind, include_secrets=False).id
         except ObjectNotFound:
-            raise ConfigError(
-                f"operation.notify: the server has no block {name}; make one named {document} in its UI under Blocks, "
-                f"of the type {kind}, or write the type and the name of one that is there; usual types: "
-                "slack-webhook, ms-teams-webhook, custom-webhook, sendgrid-email"
-            ) from None
+            raise ConfigError(_no_block(client, name)) from None
     return found
 
 
@@ -155,8 +174,10 @@ def read(client: SyncPrefectClient, flow: str, name: str) -> DeploymentResponse 
         return None
 
 
-def deploy(pipeline: Pipeline, pool: str) -> None:
+def deploy(pipeline: Pipeline, pool: str, before: DeploymentResponse | None) -> None:
     """Calls `prefect deploy` on one deployment of a file, whose runs begin in the folder that this is called in.
+
+    `before` is the deployment on the server, whose interval schedules keep their anchors.
 
     Raises TunewrightError with what it said, in one line.
     """
@@ -164,7 +185,7 @@ def deploy(pipeline: Pipeline, pool: str) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         assert pipeline.document
         # YAML 1.1, by which Prefect reads it, takes 1e-4 for text: here it is the number.
-        yaml.safe_dump(pipeline.document.value, file)
+        yaml.safe_dump(_anchored(pipeline, before), file)
         file.flush()
         done = _prefect_deploy("--prefect-file", file.name, "--name", pipeline.name, *given)
     if done.returncode:
@@ -173,6 +194,27 @@ def deploy(pipeline: Pipeline, pool: str) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(done.stdout, encoding="utf-8")
         raise TunewrightError(f"{pipeline.path}: prefect deploy of {pipeline.name}: {_said(done.stdout)}; see {log}")
+
+
+def _anchored(pipeline: Pipeline, before: DeploymentResponse | None) -> dict[str, Any]:
+    """The content of the file, whose intervals without an anchor have that of the same schedule on the server.
+
+    Prefect anchors such a schedule at the time of each deploy, which moves its runs.
+    """
+    assert pipeline.document
+    content = copy.deepcopy(pipeline.document.value)
+    there = [each.schedule for each in before.schedules] if before else []
+    left = [each for each in there if isinstance(each, IntervalSchedule)]
+    given = next(each for each in content["deployments"] if each["name"] == pipeline.name).get("schedules") or ()
+    for each, due in zip(given, pipeline.schedules or (), strict=True):
+        if not isinstance(due, IntervalSchedule) or each.get("anchor_date"):
+            continue
+        for known in left:
+            if (known.interval, known.timezone or "UTC") == (due.interval, due.timezone or "UTC"):
+                each["anchor_date"] = known.anchor_date.isoformat()
+                left.remove(known)
+                break
+    return content
 
 
 def _prefect_deploy(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -225,11 +267,9 @@ def changed(before: DeploymentResponse, after: DeploymentResponse) -> list[str]:
 
 
 def _compared(deployment: DeploymentResponse) -> dict[str, Any]:
-    """Return the fields that define a deployment, without anchor_date, which Prefect resets on every deploy."""
+    """Return the fields that define a deployment."""
     values = deployment.model_dump(mode="json", include=set(COMPARED))
     limit = values["global_concurrency_limit"]
-    for each in values["schedules"]:
-        each["schedule"].pop("anchor_date", None)
     schedules = [{name: each[name] for name in OF_SCHEDULE if name in each} for each in values["schedules"]]
     return values | {"schedules": schedules, "global_concurrency_limit": limit["limit"] if limit else None}
 

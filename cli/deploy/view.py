@@ -114,10 +114,8 @@ def _pool(deployed: Deployed) -> str:
     waiting = f"{count} worker{'s'[: count != 1]} waiting for runs, by a heartbeat {said}"
     if not count:
         none = f"the last heartbeat of a worker was {said}, so it may have ended" if said else "no worker is running"
-        waiting = (
-            f"{none}; start one: tunewright up --pool {shlex.quote(pool)}, or "
-            f"{addresses.for_prefect(PREFECT_API_URL.value())} prefect worker start --pool {shlex.quote(pool)}"
-        )
+        command = f"{addresses.for_prefect(PREFECT_API_URL.value())} prefect worker start --pool {shlex.quote(pool)}"
+        waiting = f"{none}; start one: {command}"
     return f"{pool}{', just created' if deployed.is_pool_new else ''}; {waiting}"
 
 

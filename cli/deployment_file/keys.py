@@ -56,10 +56,26 @@ def check(document: Document) -> None:
         for name, accepted in (("work_pool", WORK_POOL_KEYS), ("concurrency_limit", CONCURRENCY_KEYS)):
             if isinstance(deployment.get(name), dict):
                 _known(document, f"{at}.{name}", deployment[name], accepted)
+        _pooled(document, f"{at}.work_pool", deployment.get("work_pool"))
         _limited(document, f"{at}.concurrency_limit", deployment.get("concurrency_limit"))
         for under, schedule in mappings(document, f"{at}.schedules", deployment.get("schedules")):
             _known(document, under, schedule, SCHEDULE_KEYS)
             schedule_of(document, under, schedule)
+
+
+def _pooled(document: Document, at: str, given: Any) -> None:
+    """Raises ConfigError where a work pool has no form that Prefect takes."""
+    if given is None:
+        return
+    if not isinstance(given, dict):
+        example = given if isinstance(given, str) and given.isprintable() else "local"
+        raise ConfigError(f"{document.place(at)}: {at}: {shown(given)} is refused; accepted: {{name: {example}}}")
+    accepted = {"name": (str, "text, such as local"), "work_queue_name": (str, "text, such as default")}
+    for key, (kind, words) in (accepted | {"job_variables": (dict, "a mapping, such as {env: {NAME: text}}")}).items():
+        value = given.get(key)
+        if value is not None and not isinstance(value, kind) and "{{" not in str(value):
+            place = f"{at}.{key}"
+            raise ConfigError(f"{document.place(place)}: {place}: {shown(value)} is refused; accepted: {words}")
 
 
 def _limited(document: Document, at: str, given: Any) -> None:

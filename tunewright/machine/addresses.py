@@ -55,8 +55,13 @@ def _as_started(url: str) -> str:
 
 
 def advice_on_api(url: str | None) -> str:
-    """Return the advice for a PREFECT_API_URL without its http:// or its /api, or ""."""
-    if not url or "api" in urlsplit(url).path.split("/"):
+    """Return the advice for a PREFECT_API_URL without its http:// or its /api, or of up's MLflow; empty otherwise."""
+    if not url:
+        return ""
+    up = running()
+    if up and up.is_mlflow(url.rstrip("/").removesuffix("/api")):
+        return f"this is the port of MLflow of tunewright up: unset it, or set PREFECT_API_URL={up.api}"
+    if "api" in urlsplit(url).path.split("/"):
         return ""
     if urlsplit(url).scheme not in ("http", "https"):
         return "accepted: an address such as http://127.0.0.1:4200/api"
