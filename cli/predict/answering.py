@@ -131,7 +131,7 @@ def _take_over(parts: Parts, found: Predicted, key: Ingredients, num_records: in
     if parts.files:
         done = min(len(parts.files) * ROWS, num_records)
         _tell_of(done, num_records)
-        log.info("goes on after %d of %s, which an earlier call did", done, counted(num_records, "record"))
+        log.info("goes on after %s of %s, which an earlier call did", f"{done:,}", counted(num_records, "record"))
 
 
 def _in_words(ingredient: str) -> str:
