@@ -218,6 +218,7 @@ def test_a_file_without_a_record_that_can_be_answered_is_an_error() -> None:
     assert line.startswith(
         "asked.jsonl: 2 records and no question: 2 unknown_layout, first asked.jsonl line 1, it has "
     )
+    assert refused(written([{"text": "a"}]))[1].startswith("asked.jsonl: 1 record and no question: 1 unknown_layout, ")
     code, line = refused(written([{"prompt": "word " * 3000}]))
     assert (code, line.partition(" the prompt has")[0]) == (
         3,
@@ -306,6 +307,9 @@ def test_an_output_is_replaced_only_where_that_is_wanted(said: list[str]) -> Non
 def test_what_is_refused_names_what_was_typed() -> None:
     file = written([{"question": "Where is it?"}])
     Path("two.csv").write_text("question,answer\na,b\n")
+    for split in ("train", "test"):
+        Path("saved", split).mkdir(parents=True)
+    Path("saved", "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     for arguments, said in {
         ("gone.jsonl",): "FILE gone.jsonl: no such file in ",
         ("two.csv", "--columns", "instruction"): '--columns "instruction": accepted: OURS=THEIRS, such as instruct',
@@ -313,6 +317,7 @@ def test_what_is_refused_names_what_was_typed() -> None:
         ("two.csv", "--columns", "prompt=text"): "--columns prompt: no record has text; there are answer, question",
         ("two.csv", "--layout", "alpaka"): '--layout "alpaka": did you mean alpaca? accepted: auto, alpaca, ',
         ("two.csv", "--format", "xls"): '--format "xls": accepted: auto, jsonl, json, csv, parquet, arrow',
+        ("saved",): "--split: saved has the splits train, test; choose one",
         ("two.csv", "--split", "test"): "--split test: only a folder that save_to_disk of datasets wrote has splits",
         ("*.jsonl",): "--output: missing; FILE *.jsonl may name several files; accepted: a .jsonl or .parquet file",
         (file, "--output", "out.csv"): '--output out.csv: ends in ".csv"; accepted: .jsonl or .parquet',

@@ -34,6 +34,7 @@ TYPED = (  # settings in errors about files -> what is typed here
     (f"{FILE}.columns:", "--columns:"),
     (f"{FILE}.format=", "--format "),
     (f"{FILE}.split=", "--split "),
+    (f"{FILE}.split:", "--split:"),
     (f"{FILE}: ", ""),
 )
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from tunewright.config import Data
 from tunewright.errors import DataError
+from tunewright.reports.pages import counted
 from tunewright.tasks.ingest import find_columns, reasons
 from tunewright.tasks.ingest.files import SourceFile, named, unchanged
 from tunewright.tasks.ingest.layouts import (
@@ -87,7 +88,8 @@ def count(files: Sequence[SourceFile]) -> Tally:
     tally = Tally().add(*tallies.values())
     if not tally.num_rows:
         named_files = ", ".join(file.path for file in files)
-        why = f"{tally.num_read:,} records and no question: {reasons(tally, files)}" if tally.num_read else "no record"
+        number = counted(tally.num_read, "record")
+        why = f"{number} and no question: {reasons(tally, files)}" if tally.num_read else "no record"
         raise DataError(f"{named_files}: {why}")
     return tally
 
