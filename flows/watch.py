@@ -99,8 +99,10 @@ def watch(deployment: str) -> State[None]:
         return Completed(
             name="Unsettled", message=f"{said}; still being written; a poll that finds them at rest announces it"
         )
-    as_before = f"already announced: {said}" if said else "unchanged since the last finished run"
-    return Completed(name="Unchanged", message=f"{counted(found.num_files, 'file')}, {as_before}{_what_next(begun)}")
+    as_before = (
+        f"a run for this change was started already ({said})" if said else "unchanged since the last finished run"
+    )
+    return Completed(name="Unchanged", message=f"{counted(found.num_files, 'file')}; {as_before}{_what_next(begun)}")
 
 
 def _under_way(client: SyncPrefectClient, watched: DeploymentResponse, name: str | None) -> str:

@@ -216,6 +216,7 @@ def data_start_a_run(client: SyncPrefectClient) -> None:
         until(lambda before=before: len(runs()) == before + 1)
     state = watch("finetune/drops", return_state=True)
     assert state.name == "Unchanged"
+    assert state.message == "3 files; a run for this change was started already (no run has finished yet)"
     time.sleep(2)
     assert len(runs()) == 2
 
@@ -457,6 +458,8 @@ def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
     assert {*ended} == {run.name for run in runs}
     states = [client.read_flow_run(run.id).state for run in runs]
     assert [state.name for state in states if state] == ["Crashed", "Cancelled"]
+    said = "tunewright up was killed during this run; started again, it resumes from the last checkpoint"
+    assert states[0] and states[0].message == said
 
     stop = "Execution was aborted by a termination signal."
     begun = datetime.now(UTC)
@@ -466,7 +469,8 @@ def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
     assert service.end_leftover_runs(at) == []  # whoever stops `up` means it
     assert service.end_leftover_runs(at, since=begun) == [runs[0].name]  # its worker died
     state = client.read_flow_run(runs[0].id).state
-    assert state and state.message == service.CRASHED
+    said = "its worker was killed during this run; started again, it resumes from the last checkpoint"
+    assert state and state.message == said
 
     # One that reported its crash itself, while the runs were read, was notified of.
     own = Crashed(message="Execution was cancelled by the runtime environment.")
@@ -488,7 +492,7 @@ def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
     client.set_flow_run_state(poll.id, Running(), force=True)
     assert service.end_leftover_runs(at) == [f"{poll.name}, a poll of finetune/drops"]
     state = client.read_flow_run(poll.id).state
-    assert state and state.message == "tunewright was killed during this poll; the next one looks at the files again"
+    assert state and state.message == "tunewright up was killed during this poll; the next one looks at the files again"
 
 
 @pytest.mark.usefixtures("quick")

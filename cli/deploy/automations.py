@@ -73,7 +73,7 @@ class Synced(NamedTuple):
 
 def of_server() -> list[AutomationCore]:
     """Mark runs and polls whose heartbeat stops as crashed."""
-    resumes = "A new run resumes from the last checkpoint"
+    resumes = "Started again, it resumes from the last checkpoint"
     return [
         _crashes(CRASHES, FLOW, SILENT_SECONDS, resumes),
         _crashes(CRASHED_POLLS, "watch", SILENT_POLL_SECONDS, "The next poll looks at the files again"),

@@ -45,8 +45,8 @@ PASSING = (  # the other events stay for a week, Prefect's default; states stay 
 )
 REMOVED_EVERY_SECONDS = 600
 HEARTBEAT_SECONDS = 30  # of a flow run, the least that Prefect takes
-CRASHED = "tunewright was killed during this run; a new run resumes from the last checkpoint"
-CRASHED_POLL = "tunewright was killed during this poll; the next one looks at the files again"
+CRASHED = "{} was killed during this run; started again, it resumes from the last checkpoint"
+CRASHED_POLL = "{} was killed during this poll; the next one looks at the files again"
 CANCELLED = "tunewright was killed before it could cancel it"
 
 
@@ -198,7 +198,8 @@ def end_leftover_runs(up: Addresses, since: datetime | None = None) -> list[str]
         polls = {flow.id for flow in server.read_flows(flow_filter=polling)}
         for run in found:
             is_cancelled = run.state is not None and run.state.is_cancelling()
-            crashed = Crashed(message=CRASHED_POLL if run.flow_id in polls else CRASHED)
+            said = CRASHED_POLL if run.flow_id in polls else CRASHED
+            crashed = Crashed(message=said.format("tunewright up" if since is None else "its worker"))
             state = Cancelled(message=CANCELLED) if is_cancelled else crashed
             server.set_flow_run_state(run.id, state, force=True)
     polled = {run.id: f", a poll of {run.parameters.get('deployment')}" for run in found if run.flow_id in polls}

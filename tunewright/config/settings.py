@@ -35,8 +35,8 @@ class Operation(Section):
     )
     notify_on: tuple[Told, ...] = Field(
         default=("failure", "rejection", "approval"),
-        description="Events to notify of: failure (failed, crashed), rejection (kept, inconclusive, invalid), approval "
-        "(a person must approve), promotion",
+        description="Events to notify of: failure (failed, crashed), rejection (not promoted, inconclusive, invalid), "
+        "approval (a person must approve), promotion",
     )
     keep_versions: int = Field(
         default=30,
