@@ -553,7 +553,7 @@ def test_a_test_message_is_sent_by_each_block_and_one_that_cannot_is_a_line(
         ("pigeon/loft", r"pigeon/loft, and no type pigeon of notification blocks; accepted: .*slack-webhook.*"),
         (
             "slack-webhook/chat",
-            r"make one named chat in its UI under Blocks, of the type slack-webhook; or write one .*",
+            r"make one named chat in its UI under Blocks, of the type slack-webhook; or write one that .*/horn",
         ),
         ("secret/chat", r"secret/chat, and no type secret of notification blocks; accepted: "),
     ],

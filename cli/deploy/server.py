@@ -128,7 +128,8 @@ def _no_block(client: SyncPrefectClient, name: str) -> str:
         if each.block_type_id in kinds and each.name
     ]
     said = f"operation.notify: the server has no block {name}"
-    if near := get_close_matches(name, saved, 1):
+    alike = [each for each in saved if all(map(_is_near, each.split("/", 1), (kind, document)))]  # in both parts
+    if near := get_close_matches(name, alike, 1):
         return f"{said}; {meant(near)}accepted: {', '.join(sorted(saved))}"
     if kind not in kinds.values():
         return (
@@ -137,6 +138,10 @@ def _no_block(client: SyncPrefectClient, name: str) -> str:
         )
     there = f"; or write one that is there: {', '.join(sorted(saved))}" if saved else ""
     return f"{said}; make one named {document} in its UI under Blocks, of the type {kind}{there}"
+
+
+def _is_near(one: str, other: str) -> bool:
+    return bool(get_close_matches(one, [other]))
 
 
 def block_ids(client: SyncPrefectClient, names: tuple[str, ...]) -> dict[str, UUID]:
