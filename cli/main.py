@@ -10,6 +10,7 @@ with interrupts.at_once():
 
     from tunewright import config
     from tunewright.cli import command_line, operate, release
+    from tunewright.cli.export import export
     from tunewright.cli.predict import predict
     from tunewright.cli.visible import as_line
     from tunewright.config import STAGES
@@ -235,7 +236,7 @@ def settings(
         print(as_line({"settings": [each._asdict() for each in found]}))
 
 
-for command in (predict, operate.deploy, operate.up, operate.doctor, operate.clean):
+for command in (predict, export, operate.deploy, operate.up, operate.doctor, operate.clean):
     app.command()(command)
 app.add_typer(release.app)
 app.add_typer(operate.home_app)

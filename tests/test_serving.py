@@ -171,7 +171,7 @@ def test_what_the_evaluation_asks_is_answered_as_it_stands(chat: ServedChat) -> 
 
 
 def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(chat: ServedChat) -> None:
-    (prompt,) = chat._prompts([[{"role": "user", "content": QUESTIONS[0]}]])
+    (prompt,) = chat.prompts([[{"role": "user", "content": QUESTIONS[0]}]])
     most, rows = 2048 - len(prompt), [{"prompt": "7"}, {"prompt": QUESTIONS[0]}]
     _require_room([prompt], 2048, most)
     with pytest.raises(
@@ -187,7 +187,7 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(chat: ServedChat
 def test_an_answer_longer_than_the_base_reads_is_refused_with_the_limit_that_the_prompts_leave(
     chat: ServedChat,
 ) -> None:
-    (prompt,) = chat._prompts([[{"role": "user", "content": QUESTIONS[0]}]])
+    (prompt,) = chat.prompts([[{"role": "user", "content": QUESTIONS[0]}]])
     said = (
         rf"^max_new_tokens=100000; accepted: at most {2048 - len(prompt):,}, the 2,048 that the base reads less the "
         rf"{len(prompt)} of the longest prompt$"
@@ -219,7 +219,7 @@ def test_the_room_is_what_a_class_reads_under_whatever_name_its_config_has_it(na
 
 
 def test_an_answer_ends_before_its_stop_token(chat: ServedChat) -> None:
-    prompts = chat._prompts([[{"role": "user", "content": QUESTIONS[0]}]])
+    prompts = chat.prompts([[{"role": "user", "content": QUESTIONS[0]}]])
     (whole,) = answer(chat.model, chat.tokenizer, prompts, [chat.tokenizer.eos_token_id], 8)
     ids = chat.tokenizer(whole, add_special_tokens=False)["input_ids"]
     stop = next(token for token in ids if token != ids[0])
@@ -242,7 +242,7 @@ def test_the_date_in_a_template_is_the_one_it_was_trained_with(tiny_base: Base) 
     chat = ServedChat()
     chat.tokenizer = load_tokenizer(tiny_base)
     chat.contract = {"chat_template": "{{ strftime_now('%d') }} {{ messages[0].content }}", "date_in_template": "1 May"}
-    (ids,) = chat._prompts([[{"role": "user", "content": "ten"}]])
+    (ids,) = chat.prompts([[{"role": "user", "content": "ten"}]])
     assert chat.tokenizer.decode(ids) == "1 May ten"
 
 

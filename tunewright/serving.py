@@ -471,12 +471,12 @@ class ServedChat:
         self.contract = read_contract(files["contract"])
         named, tuned = json.loads(files["base"].read_text(encoding="utf-8")), files["model"]
         asked = (named["reference"], named["revision"], named["digest"])
-        base = find_base(*asked) if needs_base(tuned) else tuned
+        self.base = find_base(*asked) if needs_base(tuned) else tuned
         self.tokenizer = AutoTokenizer.from_pretrained(
             files["tokenizer"], local_files_only=True, trust_remote_code=False
         )
         self.precision: str | None = named.get("precision")  # that it was measured in
-        model = load_weights(base, tuned, dtype=_dtype(self.precision))
+        model = load_weights(self.base, tuned, dtype=_dtype(self.precision))
         self.batch: int = named.get("batch") or (1 if getattr(model, "_is_stateful", False) else 8)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -494,13 +494,13 @@ class ServedChat:
         max_new_tokens = (params or {})["max_new_tokens"]
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens}; accepted: a whole number of at least 1")
-        prompts = self._prompts(conversations)
+        prompts = self.prompts(conversations)
         _require_room(prompts, context_length(self.model.config.get_text_config().to_dict()), max_new_tokens)
         return self._answer(prompts, max_new_tokens)
 
     def answer_measured(self, conversations: list[list[dict[str, str]]], max_new_tokens: int) -> list[str]:
         """The answers as the evaluation has them, which measures a row also where its answer may have no room."""
-        return self._answer(self._prompts(conversations), max_new_tokens)
+        return self._answer(self.prompts(conversations), max_new_tokens)
 
     def _answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
         stop_ids = self.contract["stop_token_ids"]
@@ -512,7 +512,7 @@ class ServedChat:
         template, date = self.contract["chat_template"], self.contract["date_in_template"]
         return f"{{% macro strftime_now(format) %}}{date}{{% endmacro +%}}{template}" if date else template
 
-    def _prompts(self, conversations: list[list[dict[str, str]]]) -> list[list[int]]:
+    def prompts(self, conversations: list[list[dict[str, str]]]) -> list[list[int]]:
         """Each conversation as the contract's template writes it. Raises ValueError where it cannot."""
         try:
             with _time_bound(TEMPLATE_SECONDS):

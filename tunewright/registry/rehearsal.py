@@ -6,6 +6,7 @@ has its base, whenever the alias is to move to it.
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+TIES = 4  # in bfloat16 one row of so many may have another answer
 REHEARSED = 8  # rows that a version has to answer as the candidate did
 FILE = "answers/rehearsal.json"  # among the artifacts of the version's run
 IN_MODEL = {"contract": "contract.json", "base": "base.json", "tokenizer": "tokenizer", "model": "model"}
@@ -68,7 +70,7 @@ def again(client: "MlflowClient", version: "ModelVersion") -> int:
     Raises TunewrightError where a file of it was altered, where it cannot be loaded here, or, with the row and both
     answers, where it says something else.
     """
-    rehearsal = _kept(client, version)
+    rehearsal = kept(client, version)
     with files.copied(client, version) as copy:
         try:
             _rehearse(version, copy, rehearsal)
@@ -90,7 +92,7 @@ def _keep(client: "MlflowClient", version: "ModelVersion", rehearsal: Rehearsal)
     client.set_model_version_tag(version.name, version.version, files.REHEARSAL, digest)
 
 
-def _kept(client: "MlflowClient", version: "ModelVersion") -> Rehearsal:
+def kept(client: "MlflowClient", version: "ModelVersion") -> Rehearsal:
     """Download the rehearsal stored with a version and verify it. Raises TunewrightError."""
     name, digest = files.uri_of(version), files.expected(version, files.REHEARSAL)
     if FILE not in [each.path for each in client.list_artifacts(str(version.run_id), str(Path(FILE).parent))]:
@@ -126,17 +128,34 @@ def measured_max_new_tokens(copy: Path) -> int:
 
 
 def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None:
-    loaded, asked = load(copy), rehearsal.rows
+    loaded, consequence = load(copy), "the alias did not move"
     most = measured_max_new_tokens(copy) if rehearsal.max_new_tokens is None else rehearsal.max_new_tokens
-    conversations, special = [row.messages for row in asked], loaded.tokenizer.special_tokens_map
-    try:  # whether the template meets a limit, before this process renders it
+    conversations = questions(version, loaded, rehearsal, consequence)
+    require_measured(version, loaded, rehearsal, loaded.answer_measured(conversations, most), consequence)
+
+
+def questions(
+    version: "ModelVersion", loaded: ServedChat, rehearsal: Rehearsal, consequence: str
+) -> list[list[dict[str, str]]]:
+    """The conversations of a rehearsal, of which the template is known to meet no limit before this process renders it.
+
+    Raises TunewrightError, which ends with the consequence, where it meets one.
+    """
+    conversations, special = [row.messages for row in rehearsal.rows], loaded.tokenizer.special_tokens_map
+    try:
         bounded.call(write_conversations, loaded.template, conversations, special, True)
     except Unreadable as error:
         raise TunewrightError(
-            f"{files.uri_of(version)}: its chat template for {len(conversations)} conversations {error}; the alias did "
-            "not move"
+            f"{files.uri_of(version)}: its chat template for {len(conversations)} conversations {error}; {consequence}"
         ) from error
-    said = loaded.answer_measured(conversations, most)
+    return conversations
+
+
+def require_measured(
+    version: "ModelVersion", loaded: ServedChat, rehearsal: Rehearsal, said: Sequence[str], consequence: str
+) -> None:
+    """Raises TunewrightError, which ends with the consequence, where too many answers are not those measured."""
+    asked = rehearsal.rows
     others = [
         (row, answer)
         for row, answer in zip(asked, said, strict=True)
@@ -146,8 +165,8 @@ def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None
         row, after = others[0]
         raise TunewrightError(
             f"{files.uri_of(version)} is not the model that was measured: {len(others)} of {len(asked)} test rows "
-            f"get another answer; row {row.row_id[:12]}: measured {row.answer[:200]!r}, reloaded {after[:200]!r}; the "
-            "alias did not move"
+            f"get another answer; row {row.row_id[:12]}: measured {row.answer[:200]!r}, reloaded {after[:200]!r}; "
+            f"{consequence}"
         )
 
 
@@ -157,7 +176,7 @@ def tolerated(loaded: ServedChat, num_rows: int) -> int:
     In bfloat16 a near tie falls one way or the other with what else is in the batch, on any device.
     """
     precisions = (loaded.precision, str(loaded.model.dtype).removeprefix("torch."))
-    return num_rows // 4 if "bfloat16" in precisions else 0
+    return num_rows // TIES if "bfloat16" in precisions else 0
 
 
 def _spelled(tokenizer: Any, text: str) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONTEXT = "mlflow.data.context"
 PARENT = "mlflow.parentRunId"
+WARNINGS = "warnings"  # tag: of the verdict, one a line
 
 
 def get_or_create(
@@ -62,6 +63,7 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
         "gain": candidate.run.verdict.gain,
         "training": "; ".join(candidate.run.adapter.warnings)[:500] or no_warnings(evaluations),
         "mlflow.note.content": f"{card(candidate, run.info.experiment_id, run.info.run_id)}{origin}",
+        **({WARNINGS: "\n".join(candidate.run.warnings)[:5_000]} if candidate.run.warnings else {}),
         **candidate.data,
         **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages},
         **({"judge": candidate.run.judged.model} if candidate.run.judged else {}),

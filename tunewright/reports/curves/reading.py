@@ -79,9 +79,12 @@ def read(folder: Path) -> Curves:
     )
 
 
+NO_WARNINGS = "No warnings: the losses fell and settled."
+
+
 def no_warnings(evaluations: int) -> str:
     """Describe a training with this number of evaluations and no warning."""
-    return _too_few(evaluations) or "No warnings: the losses fell and settled."
+    return _too_few(evaluations) or NO_WARNINGS
 
 
 def _too_few(evaluations: int) -> str:

@@ -1,0 +1,119 @@
+"""`tunewright export`: a registered version as a folder for transformers, PEFT and vLLM."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from tunewright.accepted import did_you_mean, shown
+from tunewright.cli.command_line import Json, console_of, one_line_errors
+from tunewright.cli.registered_model import Alias, Name, Uri, named_as_typed, registry_of
+from tunewright.cli.visible import as_line
+from tunewright.errors import ConfigError
+
+if TYPE_CHECKING:  # what it imports takes seconds
+    from tunewright.export import Exported
+
+FORMS = ("merged", "adapter")
+DTYPES = ("float32", "bfloat16", "float16")
+MEGABYTE = 1e6
+
+
+def export(
+    name: Name,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write; not there yet, or empty")],
+    to: Annotated[
+        str, typer.Option(metavar="FORM", help="merged: a whole model; adapter: the PEFT adapter, for its base")
+    ],
+    version: Annotated[
+        str | None, typer.Option(metavar="N", help="Version; default: the one with the alias", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            help=f"Precision: {', '.join(DTYPES)}; default: the one it was measured in",
+            show_default=False,
+        ),
+    ] = None,
+    license_id: Annotated[
+        str | None, typer.Option("--license", metavar="ID", help="Licence for the model card, such as apache-2.0")
+    ] = None,
+    alias: Alias = "champion",
+    tracking_uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Write a registered version as a folder that transformers, PEFT and vLLM load, with a model card.
+
+    Before the folder appears, it is loaded again without Tunewright and has to give the answers of the registered
+    version; otherwise nothing is written.
+
+    Exit codes: 0 exported, 2 wrong options, or nothing there to export, 1 a check that failed, or anything else.
+    """
+    console = console_of(as_json)
+    with one_line_errors(as_json), named_as_typed():
+        _require("--to", to, FORMS)
+        if dtype is not None:
+            _require("--dtype", dtype, DTYPES)
+        registry = registry_of(name, alias, tracking_uri, as_json)
+        from tunewright import export as exporting
+
+        form: Any = to
+        found = exporting.export(
+            registry, version, folder, form, dtype, license_id, lambda step: console.print(Text(step, "dim"))
+        )
+        _show(console, found)
+    if as_json:
+        print(as_line(_as_json(found)))
+
+
+def _require(option: str, given: str, accepted: tuple[str, ...]) -> None:
+    if given not in accepted:
+        raise ConfigError(f"{option} {shown(given)}: {did_you_mean(given, accepted)}")
+
+
+def _next(found: "Exported") -> list[str]:
+    """Commands to run next; vLLM is none of the project's requirements, so it was not run."""
+    folder, name = shlex.quote(str(found.folder)), shlex.quote(found.name)
+    if found.form == "merged":
+        return [f"vllm serve {folder} --served-model-name {name}"]
+    base = shlex.quote(str(found.folder / found.base) if found.base == "base" else str(found.base))
+    return [f"vllm serve {base} --enable-lora --lora-modules {name}={folder}"]
+
+
+def _show(console: Console, found: "Exported") -> None:
+    size = sum(found.files.values())
+    said = f": version {found.version} of {found.name}, {found.form} in {found.dtype}, {size / MEGABYTE:,.1f} MB, "
+    console.print(Text.assemble(("Exported", "bold green"), f"{said}{found.seconds:,.0f} s"))
+    for path, each in found.files.items():
+        console.print(Text(f"  {each / MEGABYTE:10,.2f} MB  {path}"))
+    parity = found.parity
+    enough = f" (accepted: {parity.rows - parity.may_differ} or more)" if parity.may_differ else ""
+    said = (
+        f"parity: {parity.same} of {parity.rows} test rows get the same tokens{enough}; the mean log-probability of "
+        f"the answer differs by at most {parity.largest_difference:.1g} nats/token (accepted: {parity.bound:g})"
+    )
+    console.print(Text(said), soft_wrap=True)
+    console.print(Text("next", "bold"))
+    console.print(Text(f"  read {found.folder / 'README.md'}: how to load it, its scores and limits"), soft_wrap=True)
+    for command in _next(found):
+        console.print(Text(f"  {command}    # vLLM itself was not run here"), soft_wrap=True)
+
+
+def _as_json(found: "Exported") -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "version": found.version,
+        "form": found.form,
+        "folder": str(found.folder),
+        "dtype": found.dtype,
+        "base": found.base,
+        "files": [{"path": path, "bytes": size} for path, size in found.files.items()],
+        "bytes": sum(found.files.values()),
+        "parity": found.parity.model_dump(),
+        "seconds": found.seconds,
+        "next": _next(found),
+    }

@@ -1,0 +1,335 @@
+"""What an export writes answers as the registered version does, without the project; or nothing is written."""
+
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import registered
+import torch
+import without_project
+from huggingface_hub import ModelCard
+from registered import QUESTIONS
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from tunewright.artifacts import Base, Registered
+from tunewright.cli.main import app
+from tunewright.errors import TunewrightError
+from tunewright.export import _unfinished, parity, weights
+from tunewright.export.parity import Expected
+from tunewright.modeling.models import load_model
+from tunewright.registry.rehearsal import RehearsalRow
+from tunewright.serving import TRAINED
+
+Make = Callable[..., Registered]
+Export = Callable[..., Any]
+CODE = re.compile(r"```python\n(.*?)```", re.S)
+
+
+@pytest.fixture
+def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
+    """`export("--to", "merged")` exports version 1 of triage to the folder `out`; the result of the command."""
+    monkeypatch.setattr(logging.getLogger("tunewright"), "handlers", [])
+
+    def call(*options: str, folder: Path = tmp_path / "out") -> Any:
+        return CliRunner().invoke(app, ["export", "triage", str(folder), *options])
+
+    return call
+
+
+def refused(result: Any, folder: Path, code: int = 1) -> str:
+    """The error of a command that left nothing."""
+    assert result.exit_code == code, result.output
+    assert not folder.exists() or not any(folder.iterdir())
+    assert not list(folder.parent.glob(f".{folder.name}.*"))
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def ask_as_the_card_says(folder: Path, elsewhere: Path) -> list[str]:
+    """The answers that the code of README.md prints, in a process that has neither the project nor a network."""
+    (code,) = CODE.findall((folder / "README.md").read_text(encoding="utf-8"))
+    loading, asking = code.split("messages = ")
+    looped = "".join(f"    {line}\n" for line in f"messages = {asking}".splitlines())
+    script = f"{loading}\nfor question in {QUESTIONS!r}:\n{looped}".replace('"..."', "question")
+    assert script.count("question") > 1, code
+    environment = without_project.environment(elsewhere) | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_merged_export_answers_as_the_version_without_the_project(
+    register_candidate: Make, export: Export, said: list[str], tuned: Path, tmp_path: Path
+) -> None:
+    register_candidate()
+    (tmp_path / "out").mkdir()  # empty
+    result = export("--to", "merged", "--license", "apache-2.0", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert (found["name"], found["version"], found["form"], found["dtype"]) == ("triage", "1", "merged", "float32")
+    assert found["parity"]["rows"] == found["parity"]["same"] == len(QUESTIONS)
+    assert found["parity"]["largest_difference"] < 1e-4
+    assert found["next"] == [f"vllm serve {tmp_path / 'out'} --served-model-name triage"]
+    files = {each["path"]: each["bytes"] for each in found["files"]}
+    needed = {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    assert needed < files.keys()
+    assert "adapter_config.json" not in files
+    assert found["bytes"] == sum(files.values()) == sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
+    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    contract = json.loads((tuned / "contract.json").read_text())
+    assert settings["eos_token_id"] == contract["stop_token_ids"]
+    assert (settings["do_sample"], settings["max_new_tokens"]) == (False, 6)
+    assert [line.strip() for line in ask_as_the_card_says(tmp_path / "out", tmp_path / "elsewhere")] == [
+        line.strip() for line in said
+    ]
+    assert no_paths(tmp_path / "out", tmp_path)
+
+
+def no_paths(folder: Path, machine: Path) -> bool:
+    """Whether no file of a folder names a path of the machine."""
+    return not any(str(machine).encode() in file.read_bytes() for file in folder.rglob("*") if file.is_file())
+
+
+def test_an_adapter_is_exported_with_a_base_that_no_stranger_can_name(
+    register_candidate: Make, export: Export, said: list[str], tiny_base: Base, tmp_path: Path
+) -> None:
+    register_candidate()
+    result = export("--to", "adapter")
+    assert result.exit_code == 0, result.output
+    assert "3 of 3 test rows get the same tokens" in result.output
+    folder = tmp_path / "out"
+    adapter = json.loads((folder / "adapter_config.json").read_text())
+    assert (adapter["base_model_name_or_path"], adapter.get("revision")) == ("base", None)
+    assert load_file(folder / "base" / "model.safetensors").keys() == (
+        load_file(tiny_base.weights / "model.safetensors").keys()
+    )
+    assert [line.strip() for line in ask_as_the_card_says(folder, tmp_path / "elsewhere")] == [
+        line.strip() for line in said
+    ]
+    assert no_paths(folder, tiny_base.weights)
+
+
+def test_an_adapter_names_a_base_on_the_hub_by_its_commit(
+    register_candidate: Make, export: Export, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = shutil.copytree(tiny_base.weights, tmp_path / "snapshots" / "abc123")
+    monkeypatch.setattr("tunewright.serving.download", lambda *_: snapshot)
+    register_candidate(base=tiny_base.model_copy(update={"reference": "org/tiny"}))
+    result = export("--to", "adapter")
+    assert result.exit_code == 0, result.output
+    adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("org/tiny", "abc123")
+    assert not (tmp_path / "out" / "base").exists()
+    card: Any = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model == "org/tiny"
+    assert 'from_pretrained("org/tiny", revision="abc123", dtype="float32")' in card.text
+
+
+def trained(tuned: Path, base: Base, folder: Path, kind: str) -> Path:
+    """The output of train where one tensor of the base, or all of it, was trained; or nothing was."""
+    made = shutil.copytree(tuned, folder)
+    shutil.rmtree(made / "model")
+    (made / "model").mkdir()
+    name = "model.layers.1.mlp.down_proj.weight"
+    model = load_model(base)
+    generator = torch.Generator().manual_seed(3)
+    weight = model.get_parameter(name).data
+    weight.add_(torch.randn(weight.shape, generator=generator) * (kind != "nothing"))
+    if kind == "full":
+        model.save_pretrained(made / "model")
+    else:
+        save_file({name: weight}, made / "model" / TRAINED, metadata={"format": "pt"})
+    return made
+
+
+def register_trained(register_candidate: Any, base: Base, made: Path, said: list[str] | None = None) -> None:
+    """Registers it in place of the adapter of the fixture."""
+    tmp_path, _, _, splits = register_candidate.args
+    registered.register_candidate(tmp_path, made, said or registered.ask(base, made), splits, base=base)
+
+
+@pytest.mark.parametrize("kind", ["tensors", "full"])
+def test_weights_that_were_trained_without_an_adapter_are_exported_merged_alone(
+    kind: str, register_candidate: Make, export: Export, tuned: Path, tiny_base: Base, tmp_path: Path
+) -> None:
+    register_trained(register_candidate, tiny_base, trained(tuned, tiny_base, tmp_path / "trained", kind))
+    error = refused(export("--to", "adapter"), tmp_path / "out", code=2)
+    assert error == (
+        "error: --to adapter: models:/triage/1 has no adapter, as weights of the base itself were trained; use --to "
+        "merged"
+    )
+    result = export("--to", "merged", "--dtype", "bfloat16")
+    assert result.exit_code == 0, result.output
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_what_was_trained_but_changes_nothing_is_refused(
+    register_candidate: Make,
+    export: Export,
+    tuned: Path,
+    said: list[str],
+    tiny_base: Base,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = shutil.copytree(tuned, tmp_path / "zeros")
+    file = made / "model" / "adapter_model.safetensors"
+    zeros = {name: tensor * ("lora_B" not in name) for name, tensor in load_file(file).items()}
+    save_file(zeros, file, metadata={"format": "pt"})
+    monkeypatch.setattr("tunewright.registry.rehearsal._rehearse", lambda *_: None)
+    register_trained(register_candidate, tiny_base, made, said)
+    assert refused(export("--to", "merged"), tmp_path / "out") == (
+        "error: models:/triage/1: its adapter changes nothing: every logit of 3 prompts equals the base's; nothing was "
+        "exported"
+    )
+
+
+def test_single_tensors_that_equal_the_base_are_refused(tuned: Path, tiny_base: Base, tmp_path: Path) -> None:
+    made = trained(tuned, tiny_base, tmp_path / "trained", "nothing") / "model"
+    loaded: Any = SimpleNamespace(model=load_model(tiny_base, made), base=tiny_base.weights)
+    with pytest.raises(TunewrightError, match=r"trained\.safetensors changes nothing: every tensor in it equals"):
+        parity.require_effect("models:/triage/1", loaded, made, [[1]])
+
+
+def test_weights_that_differ_from_the_version_block_the_export(
+    register_candidate: Make, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_candidate()
+    write = weights.write_settings
+
+    def damage(folder: Path, *given: Any) -> None:
+        write(folder, *given)
+        tensors = load_file(folder / "model.safetensors")
+        name = "model.layers.1.mlp.down_proj.weight"
+        save_file(tensors | {name: -5 * tensors[name]}, folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(weights, "write_settings", damage)
+    error = refused(export("--to", "merged"), tmp_path / "out")
+    assert re.fullmatch(
+        r"error: the exported model is not the registered version: \d of 3 test rows get another answer; row \w{12}: "
+        r"first difference at token \d: expected .+, got .+; nothing was exported",
+        error,
+    )
+
+
+def test_a_version_that_was_altered_is_refused_before_it_is_loaded(
+    register_candidate: Make, export: Export, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_candidate()
+    (weights_file,) = (home / "mlartifacts").rglob("adapter_model.safetensors")
+    weights_file.write_bytes(weights_file.read_bytes()[:-1] + b"\x01")
+    monkeypatch.setattr("tunewright.registry.rehearsal.load", lambda *_: pytest.fail("it was loaded"))
+    error = refused(export("--to", "merged"), tmp_path / "out")
+    assert "artifacts/model/adapter_model.safetensors was altered since the version was registered" in error
+
+
+def test_a_disk_without_room_is_refused_with_the_bytes(
+    register_candidate: Make, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_candidate()
+    monkeypatch.setattr("tunewright.export.weights.shutil.disk_usage", lambda _: SimpleNamespace(free=999))
+    error = refused(export("--to", "adapter"), tmp_path / "out")
+    assert re.search(r": 999 bytes are free on its disk; needed: 64,\d{3},\d{3}; free some", error)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (("--to", "merge"), '--to "merge": did you mean merged? Accepted: merged, adapter'),
+        (("--to", "merged", "--dtype", "int8"), '--dtype "int8": accepted: float32, bfloat16, float16'),
+        (("--to", "merged", "--version", "7"), 'version "7" of triage: no such version; accepted: 1'),
+        (("--to", "merged", "--alias", "pilot"), "no version of triage is @pilot: give --version, one of 1"),
+    ],
+)
+def test_options_are_refused_in_a_line(
+    options: tuple[str, ...], error: str, request: pytest.FixtureRequest, export: Export, tmp_path: Path
+) -> None:
+    if "triage" in error:
+        request.getfixturevalue("register_candidate")()
+    assert refused(export(*options), tmp_path / "out", code=2).lower() == f"error: {error}".lower()
+
+
+def test_a_folder_with_files_is_left_as_it_is(export: Export, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    result = export("--to", "merged", folder=tmp_path / "notes")
+    assert (result.exit_code, (tmp_path / "notes" / "mine.txt").read_text()) == (2, "mine")
+    assert "notes: is not empty; accepted: a folder that is not there yet, or is empty" in result.stderr
+    result = export("--to", "merged", folder=tmp_path / "notes" / "mine.txt")
+    assert "mine.txt: is not a folder; accepted:" in result.stderr
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    killed = tmp_path / ".out.1.unfinished"
+    killed.mkdir()
+    with _unfinished(tmp_path / "out") as other:
+        assert not killed.exists()
+        with pytest.raises(KeyboardInterrupt), _unfinished(tmp_path / "out") as made:
+            (made / "file").write_text("half")
+            raise KeyboardInterrupt
+        assert [*tmp_path.iterdir()] == [other]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+class Letters:
+    """A tokenizer whose token 1 is "b"."""
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join("abcdefgh"[id_] for id_ in ids)
+
+
+def compared(monkeypatch: pytest.MonkeyPatch, precision: str, *changed: dict[str, Any]) -> parity.Parity:
+    """Four rows with the prompt [0] and the answer [1, 2, 3]; the exported folder has `changed` of the first ones."""
+    row = RehearsalRow(row_id="0123456789abcdef", messages=[], answer="bcd")
+    version = [Expected(row, [0], [1, 2, 3], -0.5)] * 4
+    same = {"prompt": [0], "answer": [1, 2, 3], "log_probability": -0.5}
+    replies = [same | change for change in changed] + [same] * (4 - len(changed))
+    monkeypatch.setattr(parity, "_answers", lambda *_: replies)
+    loaded: Any = SimpleNamespace(precision="float32", tokenizer=Letters())
+    return parity.check(Path(), None, precision, version, loaded)
+
+
+@pytest.mark.parametrize(
+    ("precision", "changed", "error"),
+    [
+        (
+            "float32",
+            [{"answer": [1, 4, 3]}],
+            "1 of 4 test rows get another answer; row 0123456789ab: first difference at token 2: expected 'c', got 'e'",
+        ),
+        ("float32", [{"answer": [1, 2]}], "first difference at token 3: expected 'd', got the end;"),
+        (
+            "bfloat16",
+            [{"answer": [1]}, {"answer": [1]}],
+            "2 of 4 test rows get another answer; accepted in bfloat16: 1;",
+        ),
+        (
+            "float32",
+            [{"prompt": [7]}],
+            "the prompt has other tokens: first difference at token 1: expected 'a', got 'h'",
+        ),
+        ("float32", [{"log_probability": -0.502}], "differs by 0.002 nats/token; accepted in float32: 0.001;"),
+        ("bfloat16", [{"log_probability": float("nan")}], "differs by inf nats/token; accepted in bfloat16: 0.1;"),
+        ("float16", [{"log_probability": -0.6}, {}], "differs by 0.1 nats/token; accepted in float16: 0.02;"),
+    ],
+)
+def test_the_first_difference_to_the_version_is_named(
+    precision: str, changed: list[dict[str, Any]], error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TunewrightError) as caught:
+        compared(monkeypatch, precision, *changed)
+    assert error in str(caught.value)
+
+
+def test_a_near_tie_in_a_lower_precision_is_counted_and_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compared(monkeypatch, "bfloat16", {"answer": [1, 2, 5], "log_probability": -0.52})
+    assert (found.rows, found.same, found.may_differ, round(found.largest_difference, 2)) == (4, 3, 1, 0.02)

@@ -1,0 +1,229 @@
+"""A registered version as a folder that transformers, PEFT and vLLM load, with a model card and the proof of parity."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel
+
+from tunewright.config import Registry
+from tunewright.errors import ConfigError, TunewrightError
+from tunewright.export import card, evidence, parity, weights
+from tunewright.export.parity import Parity
+from tunewright.registry import files, rehearsal
+from tunewright.registry.release import chosen, opened
+from tunewright.serving import ServedChat, context_length
+from tunewright.store import disk
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+Form = Literal["merged", "adapter"]
+FORMS: tuple[Form, ...] = ("merged", "adapter")
+NOTHING = "nothing was exported"
+SUFFIX = ".unfinished"  # of the folder beside the exported one, until that is whole and checked
+
+
+class Exported(BaseModel, frozen=True):
+    """What an export wrote."""
+
+    name: str
+    version: str
+    form: Form
+    folder: Path
+    dtype: str
+    base: str | None  # id on the hub, or the folder of the base in the exported one; None where it needs none
+    files: dict[str, int]  # path in the folder -> bytes
+    parity: Parity
+    seconds: float
+
+
+def export(
+    registry: Registry,
+    number: str | None,
+    folder: Path,
+    form: Form,
+    dtype: str | None,
+    license_id: str | None,
+    tell: Callable[[str], None],
+) -> Exported:
+    """Writes a version to `folder`: whole, checked and described, or not at all. `tell` gets each step in words.
+
+    Raises ConfigError for what cannot be exported so, TunewrightError where a check fails.
+    """
+    started = time.monotonic()
+    target = _free(folder)
+    with opened(registry) as client, tempfile.TemporaryDirectory() as place:
+        version = chosen(client, registry, number)
+        uri = files.uri_of(version)
+        kept = rehearsal.kept(client, version)
+        found = evidence.of_version(client, version, Path(place))
+        tell(f"fetching {uri} and verifying its files")
+        with files.copied(client, version) as copy:
+            tuned = copy / "artifacts" / rehearsal.IN_MODEL["model"]
+            if form == "adapter":
+                weights.require_adapter(uri, tuned)
+            tell("loading it as it was measured")
+            loaded = _loaded(version, copy)
+            precision = dtype or str(loaded.model.dtype).removeprefix("torch.")
+            measured = loaded.precision or precision
+            hub = _on_hub(copy, loaded.base)
+            beside = form == "adapter" and hub is None
+            most = kept.max_new_tokens or rehearsal.measured_max_new_tokens(copy)
+            with _unfinished(target) as made:
+                weights.require_room(made, loaded, tuned, precision, form, beside=beside)
+                tell(f"asking it {len(kept.rows)} test rows")
+                expected = _expected(version, loaded, kept, tuned, most)
+                tell(f"writing {form} in {precision}")
+                context = context_length(loaded.model.config.get_text_config().to_dict())
+                if form == "merged":
+                    weights.write_merged(made, loaded, tuned, precision)
+                else:
+                    weights.write_adapter(made, loaded, tuned, hub)
+                loaded.model = None  # the memory is that of the process that checks
+                weights.write_settings(made, loaded, most)
+                tell("loading it again without Tunewright and comparing the answers")
+                base = None if form == "merged" else made / weights.BASE if beside else loaded.base
+                same = parity.check(made, base, precision, expected, loaded)
+                described = card.Made(
+                    form=form,
+                    dtype=precision,
+                    measured=measured,
+                    base=_in_words(copy),
+                    hub=hub,
+                    license=license_id,
+                    most=most,
+                    context=context,
+                    rows=same.rows,
+                    same=same.same,
+                )
+                (made / card.FILE).write_text(card.written(found, described), encoding="utf-8")
+                written = {
+                    path.relative_to(made).as_posix(): path.stat().st_size
+                    for path in sorted(made.rglob("*"))
+                    if path.is_file()
+                }
+    return Exported(
+        name=registry.name,
+        version=str(version.version),
+        form=form,
+        folder=target,
+        dtype=precision,
+        base=None if form == "merged" else hub[0] if hub else weights.BASE,
+        files=written,
+        parity=same,
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def _loaded(version: "ModelVersion", copy: Path) -> ServedChat:
+    """The registered version. Raises TunewrightError where it, or its base, cannot be loaded here."""
+    try:
+        return rehearsal.load(copy)
+    except (OSError, ValueError) as error:  # such as a base that is not on this machine, or is another one
+        raise TunewrightError(f"{files.uri_of(version)} cannot be loaded here, so {NOTHING}: {error}") from error
+
+
+def _expected(
+    version: "ModelVersion", loaded: ServedChat, kept: rehearsal.Rehearsal, tuned: Path, most: int
+) -> list[parity.Expected]:
+    """What the version answers, after a proof that it is what was measured, and that it is not the base."""
+    prompts = loaded.prompts(rehearsal.questions(version, loaded, kept, NOTHING))
+    parity.require_effect(files.uri_of(version), loaded, tuned, prompts)
+    expected = parity.expected(loaded, kept.rows, prompts, most)
+    stops = loaded.contract["stop_token_ids"]
+    said = [
+        loaded.tokenizer.decode([token for token in each.answer if token not in stops], skip_special_tokens=True)
+        for each in expected
+    ]
+    rehearsal.require_measured(version, loaded, kept, said, NOTHING)
+    return expected
+
+
+def _named(copy: Path) -> dict[str, Any]:
+    return json.loads((copy / "artifacts" / rehearsal.IN_MODEL["base"]).read_text(encoding="utf-8"))
+
+
+def _on_hub(copy: Path, base: Path) -> tuple[str, str | None] | None:
+    """The id and the commit of a base that the hub has; None where it was a folder, or comes from a package."""
+    named = _named(copy)
+    if named["reference"].startswith("package:") or Path(named["reference"]).is_absolute():
+        return None
+    commit = base.name if base.parent.name == "snapshots" else named["revision"]
+    return named["reference"], commit
+
+
+def _in_words(copy: Path) -> str:
+    """What a stranger calls the base: its id, or the name of the folder or the file that it was."""
+    reference = _named(copy)["reference"]
+    if reference.startswith("package:"):
+        package, _, file = reference.removeprefix("package:").partition("/")
+        return f"`{file}` of the Python package `{package}`"
+    return f"`{Path(reference).name if Path(reference).is_absolute() else reference}`"
+
+
+def _free(folder: Path) -> Path:
+    """The folder to write, which is not there yet or empty. Raises ConfigError."""
+    target = folder.expanduser().resolve()
+    if target.is_dir() and not any(target.iterdir()):
+        return target
+    if target.exists() or target.is_symlink():
+        what = "is not empty" if target.is_dir() else "is not a folder"
+        raise ConfigError(f"{folder}: {what}; accepted: a folder that is not there yet, or is empty")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: {target.parent} cannot be made: {error.strerror}") from error
+    return target
+
+
+@contextlib.contextmanager
+def _unfinished(target: Path) -> Iterator[Path]:
+    """A folder beside `target`, which becomes it when the block ends, and goes where it raises.
+
+    One that a killed process left is removed: its lock is free.
+    """
+    for left in target.parent.glob(f".{target.name}.*{SUFFIX}"):
+        with contextlib.suppress(OSError), _locked(left):
+            shutil.rmtree(left)
+    try:
+        made = Path(tempfile.mkdtemp(SUFFIX, f".{target.name}.", target.parent))
+    except OSError as error:
+        raise ConfigError(f"{target.parent}: cannot be written: {error.strerror}") from error
+    try:
+        with _locked(made):
+            yield made
+            _as_any_new(made)
+            disk.sync(*made.rglob("*"), made)
+            try:
+                made.rename(target)
+            except OSError as error:
+                raise TunewrightError(f"{target} was made by another process meanwhile; {NOTHING}") from error
+            disk.sync(target.parent)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _as_any_new(folder: Path) -> None:
+    """Gives files and folders the modes of any new ones: some libraries write for their user alone."""
+    os.umask(mask := os.umask(0o077))
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a lock on a folder. Raises BlockingIOError where another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

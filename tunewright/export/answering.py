@@ -1,0 +1,70 @@
+"""The answers of an exported folder by transformers and PEFT alone, as a stranger loads it; and their probabilities.
+
+The parity check runs this file in a process of its own, which imports nothing of the project: it reads a request as
+JSON from stdin and writes its reply to a file. So this file imports nothing of the project either.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def answered(model: Any, prompt: list[int]) -> list[int]:
+    """The tokens that a model answers to a prompt of token ids, by its own generation settings; a stop token is one."""
+    import torch
+
+    ids = torch.tensor([prompt], device=model.device)
+    with torch.inference_mode():
+        return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))[0, len(prompt) :].tolist()
+
+
+def log_probability(model: Any, prompt: list[int], answer: list[int]) -> float:
+    """The mean log-probability of an answer's tokens, in nats per token."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([prompt + answer], device=model.device), use_cache=False).logits[0]
+        of_answer = logits[len(prompt) - 1 : -1].float().log_softmax(-1)
+        return float(of_answer.gather(1, torch.tensor(answer, device=model.device)[:, None]).mean())
+
+
+def load(folder: Path, base: Path | None, dtype: str) -> Any:
+    """The model in an exported folder; of an adapter on its base."""
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    options: dict[str, Any] = {"local_files_only": True, "dtype": getattr(torch, dtype)}
+    if base is None:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+    else:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **options), str(folder))
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def main() -> None:
+    """Answers the conversations of a request, and gives the log-probability of each answer that is expected."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    request = json.load(sys.stdin)
+    folder, base = Path(request["folder"]), request["base"]
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = load(folder, Path(base) if base else None, request["dtype"])
+    rows: list[dict[str, Any]] = []
+    for row in request["rows"]:
+        prompt = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=True)
+        ids = list(prompt["input_ids"])
+        probability = log_probability(model, ids, row["answer"])
+        rows.append({"prompt": ids, "answer": answered(model, ids), "log_probability": probability})
+    project = sorted(name for name in sys.modules if name.partition(".")[0] == "tunewright")
+    Path(request["reply"]).write_text(json.dumps({"rows": rows, "project": project}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The model card: README.md with the front matter of the Hugging Face Hub, made of the evidence in MLflow."""
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tunewright.artifacts import shown
+from tunewright.artifacts.payloads import Comparison, Interval, VerdictDetails
+from tunewright.export.evidence import Evidence
+from tunewright.metrics.catalogue import AT_LEAST, CONSTANT, baseline
+from tunewright.registry.candidate import code
+from tunewright.reports.pages import counted, interval, number, percent
+
+FILE = "README.md"
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
+OWN = "candidate"
+UNKNOWN = "unknown"  # the language of rows that are too short to tell
+NAMES = {
+    OWN: "this model",
+    "base": "base",
+    "few_shot": "base, few-shot prompt",
+    "retrieval": "base, retrieval prompt",
+    "champion": "champion before",
+}
+EXPLAINED = {  # what a stranger cannot know by the name
+    "stopped": "the share of answers that end with a stop token",
+    "unparseable": "the share of answers that are no valid label",
+    "length_ratio": "the length of the answers by that of the references",
+    "perplexity": "of the references, the lower the better",
+}
+METHOD = {  # method.kind -> the settings that say how
+    "lora": ("rank", "alpha", "dropout", "target", "layers", "init", "rslora", "dora"),
+    "qlora": ("rank", "alpha", "dropout", "target", "layers", "bits", "rslora", "dora"),
+    "full": (),
+    "spectrum": ("share",),
+}
+TRAINING = ("learning_rate", "epochs", "max_steps", "batch", "schedule", "warmup", "seed")
+
+
+class Made(NamedTuple):
+    """What an export wrote, as far as the card says it."""
+
+    form: str
+    dtype: str
+    measured: str  # the precision that the version was measured in
+    base: str  # in words of a stranger: a hub id, or what the base is called
+    hub: tuple[str, str | None] | None  # id and revision of a base on the hub
+    license: str | None
+    most: int  # tokens of an answer
+    context: int | None  # tokens that the base reads at once
+    rows: int  # of the parity check
+    same: int
+
+
+def written(evidence: Evidence, made: Made) -> str:
+    """The card as text."""
+    import yaml
+
+    verdict, params = evidence.verdict, evidence.params
+    front = yaml.safe_dump(_front(evidence, made), sort_keys=False, allow_unicode=True, width=120)
+    kind = params.get("method.kind", UNKNOWN)
+    level = percent(2 * verdict.confidence - 1)
+    return _template().render(
+        front=front,
+        evidence=evidence,
+        made=made,
+        verdict=verdict,
+        params=params,
+        kind=kind,
+        sources=", ".join(map(code, evidence.sources)),
+        method=_settings("method", METHOD.get(kind, ()), params),
+        training=_settings("training", TRAINING, params),
+        languages=_languages(verdict),
+        scores=list(_scores(verdict)),
+        metrics=_metrics(verdict),
+        explained=_explained(verdict),
+        comparisons=[_compared(each) for each in (*verdict.comparisons, *verdict.guardrails)],
+        decision=shown(evidence.tags.get("verdict", verdict.decision)),
+        level=level,
+        limits=list(_limits(evidence, made)),
+        versions={name: version(name) for name in ("transformers", "peft")},
+        counted=counted,
+    )
+
+
+def _template() -> Any:
+    """The template of the card, which is Markdown: nothing of it is escaped as in a page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    return Environment(
+        loader=FileSystemLoader(TEMPLATE.parent),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template(TEMPLATE.name)
+
+
+def _front(evidence: Evidence, made: Made) -> dict[str, Any]:
+    """The front matter; what is not known is left out."""
+    verdict = evidence.verdict
+    is_adapter = made.form == "adapter"
+    kind = evidence.params.get("method.kind", UNKNOWN)
+    language = [each for each, _ in _languages(verdict)]
+    fields = {
+        "base_model": made.hub[0] if made.hub else None,
+        "base_model_relation": ("adapter" if is_adapter else "finetune") if made.hub else None,
+        "language": language,
+        "license": made.license,
+        "library_name": "peft" if is_adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["tunewright", *([kind] if kind != UNKNOWN else [])],
+        "model-index": [{"name": evidence.name, "results": [_result(evidence)]}],
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+def _result(evidence: Evidence) -> dict[str, Any]:
+    own = evidence.verdict.own.get(OWN, {})
+    return {
+        "task": {"type": "text-generation", "name": "Text Generation"},
+        "dataset": {"type": "custom", "name": f"{evidence.name} test rows", "split": "test"},
+        "metrics": [{"type": name, "name": name, "value": round(mean, 4)} for name, (_, mean, _) in own.items()],
+    }
+
+
+def _settings(section: str, names: tuple[str, ...], params: Mapping[str, str]) -> str:
+    given = ((name, params.get(f"{section}.{name}", "none")) for name in names)
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given if value not in ("none", "False"))
+
+
+def _languages(verdict: VerdictDetails) -> list[tuple[str, int]]:
+    """The languages of the test rows' prompts with their rows, as far as they were told apart."""
+    return [(each.name, each.num_rows) for each in verdict.slices if each.by == "language" and each.name != UNKNOWN]
+
+
+def _metrics(verdict: VerdictDetails) -> list[str]:
+    """All that was measured, the metric that decides first."""
+    found = dict.fromkeys(name for scores in verdict.own.values() for name in scores)
+    return sorted(found, key=lambda name: name != verdict.metric)
+
+
+def _scores(verdict: VerdictDetails) -> Iterator[tuple[str, list[str]]]:
+    """One line for each contender, this model first."""
+    for contender in sorted(verdict.own, key=lambda name: name != OWN):
+        scores = verdict.own[contender]
+        cells = [_cell(scores[name]) if name in scores else "" for name in _metrics(verdict)]
+        yield NAMES.get(contender, contender), cells
+    for each in verdict.comparisons:
+        if each.opponent == CONSTANT:
+            yield baseline(each.metric), [number(each.opponent_mean, 3), *[""] * (len(_metrics(verdict)) - 1)]
+
+
+def _explained(verdict: VerdictDetails) -> list[str]:
+    found = [f"`{name}`: {EXPLAINED[name]}" for name in _metrics(verdict) if name in EXPLAINED]
+    constant = next((baseline(each.metric) for each in verdict.comparisons if each.opponent == CONSTANT), "")
+    return [*found, *([f"{constant}: one training answer for all, the one that scores best"] if constant else [])]
+
+
+def _cell(bounds: Interval) -> str:
+    low, mean, high = bounds
+    return f"{number(mean, 3)} [{number(low, 3)}, {number(high, 3)}]"
+
+
+def _compared(each: Comparison) -> tuple[str, str, str, str, str]:
+    opponent = baseline(each.metric) if each.opponent == CONSTANT else NAMES.get(each.opponent, each.opponent)
+    opponent = "the required score" if each.opponent == AT_LEAST else opponent
+    difference = interval(each.difference, signed=True, threshold=each.threshold)
+    return each.metric, opponent, difference, number(each.threshold), each.finding
+
+
+def _limits(evidence: Evidence, made: Made) -> Iterator[str]:
+    """What a reader should not take for granted."""
+    verdict, params, tags = evidence.verdict, evidence.params, evidence.tags
+    if verdict.decision != "promote":
+        yield f"It did not pass its gate: {shown(verdict.decision)}."
+    if verdict.is_poor:
+        yield "It is wrong more often than right on the test rows."
+    uses, most = int(tags.get("test_set_uses", "1")), params.get("gate.max_test_set_uses", "")
+    yield (
+        f"The test rows have decided on {counted(uses, 'candidate')} so far"
+        + (f"; from {most} on, scores on them are likely to be too good." if most else ".")
+    )
+    if verdict.smallest_visible is not None:
+        yield (
+            f"On these test rows a gain of less than {number(verdict.smallest_visible)} in {verdict.metric} is likely "
+            "to be missed (80 % power)."
+        )
+    for warning in evidence.warnings:
+        yield f"{warning[0].upper()}{warning[1:].rstrip('.')}."
+    changes = [
+        f"{name.replace('_', ' ')} {number(verdict.general['base'][name])} -> {number(score)}"
+        for name, score in verdict.general.get(OWN, {}).items()
+        if name in ("general_tasks", "general_loss", "lm_eval") and name in verdict.general.get("base", {})
+    ]
+    if changes:
+        yield f"Abilities outside of the task, base -> this model: {', '.join(changes)}."
+    languages = _languages(verdict)
+    if languages:
+        measured = ", ".join(f"{name} ({counted(rows, 'test row')})" for name, rows in languages)
+        yield f"It was measured in these languages only: {measured}."
+    else:
+        yield "The languages of the test rows were not told apart."
+    longest = params.get("model.max_length")
+    if longest:
+        yield f"It was trained on conversations of up to {int(longest):,} tokens; longer ones were not measured."
+    if made.context:
+        yield f"It reads at most {made.context:,} tokens at once, prompt and answer together."
+    yield f"Answers were measured up to {made.most:,} tokens, by greedy decoding; sampling was not measured."

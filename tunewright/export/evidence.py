@@ -1,0 +1,82 @@
+"""What MLflow keeps of how a version was made and measured: all that its model card says."""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import ValidationError
+
+from tunewright.artifacts.payloads import VerdictDetails
+from tunewright.errors import TunewrightError
+from tunewright.registry import files
+from tunewright.registry.alias_state import verdict_of
+from tunewright.registry.runs import CONTEXT, WARNINGS
+from tunewright.reports.curves import NO_WARNINGS
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+
+class Evidence(NamedTuple):
+    """How a version was made and measured."""
+
+    name: str
+    version: str
+    params: dict[str, str]  # the settings, flat
+    tags: dict[str, str]  # of the run
+    verdict: VerdictDetails
+    latest: str  # sentence of the verdict on the version; a later run may have found another one
+    rows: dict[str, int]  # split -> rows
+
+    @property
+    def sources(self) -> list[str]:
+        """The names of the sources: of a file its name alone, as its folder is that of a machine."""
+        paths = (value for key, value in self.params.items() if _is_source(key))
+        return list(dict.fromkeys(path if path.startswith("hf://") else _name(path) for path in paths))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the verdict and the training curves warn of, without advice for whoever trains."""
+        curves = self.tags.get("training", "").removeprefix(NO_WARNINGS)
+        said = (*self.tags.get(WARNINGS, "").splitlines(), curves)
+        return [each.partition("; ")[0].partition(". Set ")[0] for each in said if each]
+
+
+def of_version(client: "MlflowClient", version: "ModelVersion", folder: Path) -> Evidence:
+    """Reads what the run of a version has. Raises TunewrightError where its verdict is not there."""
+    run_id = str(version.run_id)
+    run = client.get_run(run_id)
+    uri, file = files.uri_of(version), VerdictDetails.FILE
+    if file not in [each.path for each in client.list_artifacts(run_id)]:
+        raise TunewrightError(
+            f"{uri}: run {run_id} in MLflow has no {file}, of which the model card is made; {files.CURE}"
+        )
+    try:
+        verdict = VerdictDetails.load_from(files.download(f"runs:/{run_id}/{file}", folder).parent)
+    except ValidationError:
+        raise TunewrightError(f"{uri}: {file} of run {run_id} was altered; {files.CURE}") from None
+    return Evidence(
+        name=version.name,
+        version=str(version.version),
+        params=run.data.params,
+        tags=run.data.tags,
+        verdict=verdict,
+        latest=verdict_of(version),
+        rows=dict(_rows(run.inputs.dataset_inputs if run.inputs else ())),
+    )
+
+
+def _rows(inputs: Any) -> Any:
+    for each in inputs:
+        split = next((tag.value for tag in each.tags if tag.key == CONTEXT), None)
+        if split and each.dataset.profile:
+            yield split, int(json.loads(each.dataset.profile)["num_rows"])
+
+
+def _is_source(key: str) -> bool:
+    return key.startswith("data.sources.") and key.endswith(".path")
+
+
+def _name(path: str) -> str:
+    return PurePosixPath(path.rstrip("/")).name or path

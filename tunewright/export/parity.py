@@ -1,0 +1,155 @@
+"""The proof that an exported folder is the registered version: both answer the rows of the rehearsal.
+
+The folder is loaded by transformers and PEFT in a process of its own (answering.py), the version by this project. The
+greedy tokens must be the same, and the mean log-probability of the version's answer may differ by a bound. Where a
+lower precision is in play, a near tie can fall the other way, so one row in four may have other tokens; the bound
+holds for every row all the same.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from tunewright.errors import TunewrightError
+from tunewright.export import answering, weights
+from tunewright.registry.rehearsal import TIES, RehearsalRow
+from tunewright.serving import TRAINED, ServedChat, load_weights
+
+BOUNDS = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}  # nats per token, of the lower of both precisions
+
+
+class Expected(NamedTuple):
+    """What the registered version answers to a row."""
+
+    row: RehearsalRow
+    prompt: list[int]
+    answer: list[int]
+    log_probability: float
+
+
+class Parity(BaseModel, frozen=True):
+    """How an exported folder answered beside the registered version."""
+
+    rows: int
+    same: int  # rows with the same tokens
+    may_differ: int  # rows that could have had others
+    largest_difference: float  # of the mean log-probability of an answer, in nats per token
+    bound: float  # on it
+
+
+def expected(loaded: ServedChat, rows: Sequence[RehearsalRow], prompts: list[list[int]], most: int) -> list[Expected]:
+    """What the registered version answers to each row, one by one."""
+    loaded.model.generation_config = weights.generation_settings(loaded, most)
+    found: list[Expected] = []
+    for row, prompt in zip(rows, prompts, strict=True):
+        answer = answering.answered(loaded.model, prompt)
+        probability = answering.log_probability(loaded.model, prompt, answer)
+        found.append(Expected(row, prompt, answer, probability))
+    return found
+
+
+def require_effect(name: str, loaded: ServedChat, tuned: Path, prompts: list[list[int]]) -> None:
+    """Raises TunewrightError where what was trained leaves the base as it is."""
+    import torch
+
+    model, fault = loaded.model, ""
+    if weights.is_adapter(model):
+        with torch.inference_mode(), model.disable_adapter():
+            base = [_logits(model, prompt) for prompt in prompts]
+        with torch.inference_mode():
+            tuned_logits = (_logits(model, prompt) for prompt in prompts)
+            if all(map(torch.equal, base, tuned_logits)):
+                fault = f"its adapter changes nothing: every logit of {len(prompts)} prompts equals the base's"
+    elif (tuned / TRAINED).is_file():
+        from safetensors.torch import load_file
+
+        base = load_weights(loaded.base, None, dtype=torch.float32).state_dict()
+        if all(torch.equal(base[key], value.float()) for key, value in load_file(tuned / TRAINED).items()):
+            fault = f"{TRAINED} changes nothing: every tensor in it equals the base's"
+    if fault:
+        raise TunewrightError(f"{name}: {fault}; nothing was exported")
+
+
+def _logits(model: Any, prompt: list[int]) -> Any:
+    import torch
+
+    return model(input_ids=torch.tensor([prompt], device=model.device), use_cache=False).logits
+
+
+def check(folder: Path, base: Path | None, dtype: str, version: Sequence[Expected], loaded: ServedChat) -> Parity:
+    """Compares the answers of an exported folder with those of the registered version.
+
+    Raises TunewrightError, with the row and the first difference, where they are not the same.
+    """
+    precision = max((dtype, loaded.precision or dtype), key=lambda each: BOUNDS[each])
+    bound, may_differ = BOUNDS[precision], 0 if precision == "float32" else len(version) // TIES
+    others: list[str] = []
+    largest, farthest = 0.0, ""
+    for each, got in zip(version, _answers(folder, base, dtype, version), strict=True):
+        row = f"row {each.row.row_id[:12]}"
+        if got["prompt"] != each.prompt:
+            raise TunewrightError(
+                f"{row}: the prompt has other tokens: {_first_difference(loaded, each.prompt, got['prompt'])}; "
+                "nothing was exported"
+            )
+        if got["answer"] != each.answer:
+            others.append(f"{row}: {_first_difference(loaded, each.answer, got['answer'])}")
+        difference = abs(got["log_probability"] - each.log_probability)
+        difference = math.inf if math.isnan(difference) else difference
+        if difference > largest:
+            largest, farthest = difference, row
+    if len(others) > may_differ:
+        allowed = f"; accepted in {precision}: {may_differ}" if may_differ else ""
+        raise TunewrightError(
+            f"the exported model is not the registered version: {len(others)} of {len(version)} test rows get another "
+            f"answer{allowed}; {others[0]}; nothing was exported"
+        )
+    if largest > bound:
+        raise TunewrightError(
+            f"the exported model is not the registered version: {farthest}: the mean log-probability of the expected "
+            f"answer differs by {largest:.2g} nats/token; accepted in {precision}: {bound:g}; nothing was exported"
+        )
+    same = len(version) - len(others)
+    return Parity(rows=len(version), same=same, may_differ=may_differ, largest_difference=largest, bound=bound)
+
+
+def _first_difference(loaded: ServedChat, expected: list[int], got: list[int]) -> str:
+    """Where two lists of tokens differ first, with both tokens."""
+    at = next(
+        (at for at, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), min(map(len, (expected, got)))
+    )
+    said = (repr(loaded.tokenizer.decode([ids[at]])) if at < len(ids) else "the end" for ids in (expected, got))
+    return "first difference at token {}: expected {}, got {}".format(at + 1, *said)
+
+
+def _answers(folder: Path, base: Path | None, dtype: str, version: Sequence[Expected]) -> list[dict[str, Any]]:
+    """The replies of a process without the project. Raises TunewrightError where it cannot load the folder."""
+    rows = [{"messages": each.row.messages, "answer": each.answer} for each in version]
+    with tempfile.TemporaryDirectory() as place:
+        reply = Path(place, "reply.json")
+        request = {"folder": str(folder), "base": base and str(base), "dtype": dtype, "reply": str(reply), "rows": rows}
+        done = subprocess.run(
+            [sys.executable, "-P", answering.__file__],
+            input=json.dumps(request),
+            text=True,
+            capture_output=True,
+            cwd=place,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        )
+        if done.returncode or not reply.is_file():
+            last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+            raise TunewrightError(
+                f"transformers cannot load or ask what was exported: {last[0][:500]}; nothing was exported"
+            )
+        replied = json.loads(reply.read_bytes())
+    if replied["project"]:
+        raise TunewrightError(f"the parity check imported {replied['project'][0]}, which a stranger does not have")
+    return replied["rows"]
