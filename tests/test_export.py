@@ -16,17 +16,21 @@ import registered
 import torch
 import without_project
 from huggingface_hub import ModelCard
+from make_payloads import make_comparison, make_verdict_details
 from registered import QUESTIONS
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from tunewright.artifacts import Base, Registered
+from tunewright.artifacts import Base, Registered, RunArtifacts
 from tunewright.cli.main import app
+from tunewright.config import Registry
 from tunewright.errors import TunewrightError
-from tunewright.export import _unfinished, parity, weights
+from tunewright.export import _unfinished, card, evidence, parity, weights
+from tunewright.export.evidence import Evidence
 from tunewright.export.parity import Expected
 from tunewright.modeling.models import load_model
 from tunewright.registry.rehearsal import RehearsalRow
+from tunewright.registry.tracking import connected
 from tunewright.serving import TRAINED
 
 Make = Callable[..., Registered]
@@ -278,6 +282,125 @@ def test_what_a_killed_export_left_is_removed_by_the_next_and_what_another_write
             raise KeyboardInterrupt
         assert [*tmp_path.iterdir()] == [other]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def written(**changes: Any) -> str:
+    """The card of a merged version whose run and verdict have what is usual, with `changes` of the evidence."""
+    verdict = make_verdict_details(
+        decision="inconclusive",
+        sentence="Inconclusive: not enough evidence.",
+        smallest_visible=0.09,
+        own={
+            "base": {"exact_match": (0.1, 0.2, 0.3), "stopped": (0.4, 0.5, 0.6)},
+            "candidate": {"exact_match": (0.55, 0.61234, 0.7), "stopped": (0.9, 0.95, 1.0)},
+            "champion": {"exact_match": (0.5, 0.6, 0.65)},
+        },
+        comparisons=[make_comparison(), make_comparison(opponent="constant", opponent_mean=0.25)],
+        slices=[
+            {"by": "language", "name": name, "num_rows": rows, "candidate": 0, "base": 0, "difference": (0, 0, 0)}
+            | {"is_small": False}
+            for name, rows in (("en", 70), ("de", 20), ("unknown", 10))
+        ],
+        general={"base": {"general_loss": 3.5}, "candidate": {"general_loss": 3.75}},
+    )
+    given: dict[str, Any] = {
+        "name": "triage",
+        "version": "3",
+        "params": {
+            "data.sources.0.path": "/srv/secret/rows.jsonl",
+            "data.sources.1.path": "hf://datasets/org/rows",
+            "method.kind": "lora",
+            "method.rank": "16",
+            "method.dora": "False",
+            "training.learning_rate": "0.0002",
+            "training.max_steps": "none",
+            "model.max_length": "512",
+            "gate.max_test_set_uses": "20",
+        },
+        "tags": {
+            "verdict": "inconclusive",
+            "test_set_uses": "21",
+            "training": "overfitting since step 1; try less",
+            "warnings": "6 answers were cut off; raise evaluation.max_new_tokens\nmany test-set uses",
+            "data.version": "2",
+            "data.splits": "5" * 64,
+            "data.drawn": "seed 0, by cluster",
+        },
+        "verdict": verdict,
+        "latest": verdict.sentence,
+        "rows": {"train": 1200, "test": 100},
+    }
+    made = card.Made(
+        form="merged",
+        dtype="bfloat16",
+        measured="float32",
+        base="`org/base`",
+        hub=("org/base", "abc"),
+        license="apache-2.0",
+        most=64,
+        context=8192,
+        rows=8,
+        same=7,
+    )
+    return card.written(Evidence(**given | changes), made)
+
+
+def test_the_hub_reads_the_front_matter_of_the_card() -> None:
+    read: Any = ModelCard(written())
+    assert (read.data.base_model, read.data.license, read.data.language) == ("org/base", "apache-2.0", ["en", "de"])
+    assert (read.data.library_name, read.data.pipeline_tag) == ("transformers", "text-generation")
+    assert [(each.metric_type, each.metric_value) for each in read.data.eval_results] == [
+        ("exact_match", 0.6123),
+        ("stopped", 0.95),
+    ]
+
+
+def test_the_card_says_what_a_stranger_has_to_know_and_no_path() -> None:
+    text = written()
+    assert "secret" not in text
+    for said in (
+        "Inconclusive: not enough evidence.",
+        "Sources: `rows.jsonl`, `hf://datasets/org/rows`",
+        "| train | 1,200 |",
+        "| this model | .612 [.550, .700] | .950 [.900, 1.000] |",
+        "| base | .200 [.100, .300] | .500 [.400, .600] |",
+        "| champion before | .600 [.500, .650] |  |",
+        "| majority-class baseline | .250 |  |",
+        "| exact_match | base | +.20 [.10, .30] | .00 | above |",
+        "Method: lora: rank 16\n",
+        "Training: learning rate 0.0002\n",
+        "Languages of the test prompts: en (70 rows), de (20 rows)",
+        "It did not pass its gate: inconclusive.",
+        "The test rows have decided on 21 candidates so far; from 20 on,",
+        "- 6 answers were cut off.\n- Many test-set uses.\n- Overfitting since step 1.\n",
+        "general loss 3.50 -> 3.75",
+        "measured in float32; these files are for bfloat16",
+        "8 test rows: 7 with",
+        "of up to 512 tokens",
+        "vllm serve FOLDER --served-model-name triage",
+    ):
+        assert said in text, said
+
+
+def test_a_later_verdict_on_the_version_comes_first() -> None:
+    text = written(latest="Promoted: it is better.").partition("## Use it")[0]
+    assert text.index("Promoted: it is better.") < text.index("The verdict when the version was made: Inconclusive")
+
+
+def test_the_evidence_is_what_mlflow_keeps_with_the_warnings_of_the_verdict(
+    register_candidate: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: dict[str, Any] = {"warnings": ("6 answers were cut off; raise it",)}
+    monkeypatch.setattr(registered, "RunArtifacts", lambda **given: RunArtifacts(**given | warnings))
+    register_candidate()
+    shutil.rmtree(home / "artifacts")
+    (tmp_path / "place").mkdir()
+    with connected(Registry(name="triage")) as client:
+        found = evidence.of_version(client, client.get_model_version("triage", "1"), tmp_path / "place")
+    assert found.rows == {"train": 1, "validation": 1, "test": 3}
+    assert found.sources == ["data.jsonl"]
+    assert found.warnings == ["6 answers were cut off", "overfitting since step 1: seen"]
+    assert found.latest == "Promoted: better than the base by 0.82."
 
 
 class Letters:

@@ -50,6 +50,7 @@ COMMANDS = [  # heading of the page -> a call
     ("release", "release promote tiny 1 --reason good"),
     ("predict", "predict tiny rows.jsonl"),
     ("predict", "predict tiny rows.jsonl --version 1 --overwrite"),
+    ("export", "export tiny exported --to adapter"),
     ("clean", "clean --keep-runs 1"),
     ("clean", "clean --keep-runs 1 --yes"),
     ("home backup", "home backup backup.tar"),

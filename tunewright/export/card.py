@@ -111,7 +111,7 @@ def _front(evidence: Evidence, made: Made) -> dict[str, Any]:
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["tunewright", *([kind] if kind != UNKNOWN else [])],
-        "model-index": [{"name": evidence.name, "results": [_result(evidence)]}],
+        "model-index": [{"name": evidence.name, "results": [_result(evidence)]}] if verdict.own else None,
     }
     return {name: value for name, value in fields.items() if value}
 
@@ -149,7 +149,8 @@ def _scores(verdict: VerdictDetails) -> Iterator[tuple[str, list[str]]]:
         yield NAMES.get(contender, contender), cells
     for each in verdict.comparisons:
         if each.opponent == CONSTANT:
-            yield baseline(each.metric), [number(each.opponent_mean, 3), *[""] * (len(_metrics(verdict)) - 1)]
+            cells = [number(each.opponent_mean, 3) if name == each.metric else "" for name in _metrics(verdict)]
+            yield baseline(each.metric), cells
 
 
 def _explained(verdict: VerdictDetails) -> list[str]:
