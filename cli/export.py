@@ -91,9 +91,9 @@ def _show(console: Console, found: "Exported") -> None:
     for path, each in found.files.items():
         console.print(Text(f"  {each / MEGABYTE:10,.2f} MB  {path}"))
     parity = found.parity
-    enough = f" (accepted: {parity.rows - parity.may_differ} or more)" if parity.may_differ else ""
+    ties = f", {parity.near_ties} others from a near tie on" if parity.near_ties else ""
     said = (
-        f"parity: {parity.same} of {parity.rows} test rows get the same tokens{enough}; the mean log-probability of "
+        f"parity: {parity.same} of {parity.rows} test rows get the same tokens{ties}; the mean log-probability of "
         f"the answer differs by at most {parity.largest_difference:.1g} nats/token (accepted: {parity.bound:g})"
     )
     console.print(Text(said), soft_wrap=True)

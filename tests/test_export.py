@@ -414,7 +414,7 @@ def compared(monkeypatch: pytest.MonkeyPatch, precision: str, *changed: dict[str
     """Four rows with the prompt [0] and the answer [1, 2, 3]; the exported folder has `changed` of the first ones."""
     row = RehearsalRow(row_id="0123456789abcdef", messages=[], answer="bcd")
     version = [Expected(row, [0], [1, 2, 3], -0.5)] * 4
-    same = {"prompt": [0], "answer": [1, 2, 3], "log_probability": -0.5}
+    same = {"prompt": [0], "answer": [1, 2, 3], "log_probability": -0.5, "gap": 0.0}
     replies = [same | change for change in changed] + [same] * (4 - len(changed))
     monkeypatch.setattr(parity, "_answers", lambda *_: replies)
     loaded: Any = SimpleNamespace(precision="float32", tokenizer=Letters())
@@ -432,8 +432,8 @@ def compared(monkeypatch: pytest.MonkeyPatch, precision: str, *changed: dict[str
         ("float32", [{"answer": [1, 2]}], "first difference at token 3: expected 'd', got the end;"),
         (
             "bfloat16",
-            [{"answer": [1]}, {"answer": [1]}],
-            "2 of 4 test rows get another answer; accepted in bfloat16: 1;",
+            [{"answer": [1], "gap": 0.05}, {"answer": [1], "gap": 0.11}],
+            "1 of 4 test rows get another answer;",
         ),
         (
             "float32",
@@ -454,5 +454,6 @@ def test_the_first_difference_to_the_version_is_named(
 
 
 def test_a_near_tie_in_a_lower_precision_is_counted_and_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = compared(monkeypatch, "bfloat16", {"answer": [1, 2, 5], "log_probability": -0.52})
-    assert (found.rows, found.same, found.may_differ, round(found.largest_difference, 2)) == (4, 3, 1, 0.02)
+    tie = {"answer": [1, 2, 5], "log_probability": -0.52, "gap": 0.09}
+    found = compared(monkeypatch, "bfloat16", tie, tie)
+    assert (found.rows, found.same, found.near_ties, round(found.largest_difference, 2)) == (4, 2, 2, 0.02)

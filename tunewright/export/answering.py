@@ -19,14 +19,21 @@ def answered(model: Any, prompt: list[int]) -> list[int]:
         return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))[0, len(prompt) :].tolist()
 
 
-def log_probability(model: Any, prompt: list[int], answer: list[int]) -> float:
-    """The mean log-probability of an answer's tokens, in nats per token."""
+def log_probabilities(model: Any, prompt: list[int], answer: list[int]) -> list[tuple[float, float]]:
+    """The log-probability of each token of an answer, and that of the likeliest token there, in nats."""
     import torch
 
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([prompt + answer], device=model.device), use_cache=False).logits[0]
         of_answer = logits[len(prompt) - 1 : -1].float().log_softmax(-1)
-        return float(of_answer.gather(1, torch.tensor(answer, device=model.device)[:, None]).mean())
+        own = of_answer.gather(1, torch.tensor(answer, device=model.device)[:, None])[:, 0]
+        return list(zip(own.tolist(), of_answer.max(-1).values.tolist(), strict=True))
+
+
+def first_difference(expected: list[int], got: list[int]) -> int:
+    """The position at which two answers differ first; the end of the shorter one where that begins the longer."""
+    pairs = enumerate(zip(expected, got, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(expected), len(got)))
 
 
 def load(folder: Path, base: Path | None, dtype: str) -> Any:
@@ -46,7 +53,10 @@ def load(folder: Path, base: Path | None, dtype: str) -> Any:
 
 
 def main() -> None:
-    """Answers the conversations of a request, and gives the log-probability of each answer that is expected."""
+    """Answers the conversations of a request, and gives the mean log-probability of each answer that is expected.
+
+    `gap` is by how much the first token that differs is likelier than the expected one, in nats.
+    """
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -60,8 +70,12 @@ def main() -> None:
     for row in request["rows"]:
         prompt = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=True)
         ids = list(prompt["input_ids"])
-        probability = log_probability(model, ids, row["answer"])
-        rows.append({"prompt": ids, "answer": answered(model, ids), "log_probability": probability})
+        expected, answer = row["answer"], answered(model, ids)
+        probabilities = log_probabilities(model, ids, expected)
+        at = first_difference(expected, answer)
+        own, likeliest = probabilities[at] if at < len(expected) else (0.0, 0.0)
+        mean = sum(own for own, _ in probabilities) / len(expected)
+        rows.append({"prompt": ids, "answer": answer, "log_probability": mean, "gap": likeliest - own})
     project = sorted(name for name in sys.modules if name.partition(".")[0] == "tunewright")
     Path(request["reply"]).write_text(json.dumps({"rows": rows, "project": project}), encoding="utf-8")
 

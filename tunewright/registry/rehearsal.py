@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-TIES = 4  # in bfloat16 one row of so many may have another answer
 REHEARSED = 8  # rows that a version has to answer as the candidate did
 FILE = "answers/rehearsal.json"  # among the artifacts of the version's run
 IN_MODEL = {"contract": "contract.json", "base": "base.json", "tokenizer": "tokenizer", "model": "model"}
@@ -176,7 +175,7 @@ def tolerated(loaded: ServedChat, num_rows: int) -> int:
     In bfloat16 a near tie falls one way or the other with what else is in the batch, on any device.
     """
     precisions = (loaded.precision, str(loaded.model.dtype).removeprefix("torch."))
-    return num_rows // TIES if "bfloat16" in precisions else 0
+    return num_rows // 4 if "bfloat16" in precisions else 0
 
 
 def _spelled(tokenizer: Any, text: str) -> str:
