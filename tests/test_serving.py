@@ -393,7 +393,7 @@ def test_a_template_of_a_contract_that_writes_nothing_is_one_line(chat: ServedCh
     asked = ServedChat()
     asked.tokenizer, asked.contract = chat.tokenizer, {**CONTRACT, "chat_template": template}
     with pytest.raises(ValueError, match=r"^the contract's chat_template does not write these messages: [^\n]+$"):
-        asked._prompts([[{"role": "user", "content": "Hello"}]])
+        asked.prompts([[{"role": "user", "content": "Hello"}]])
 
 
 LOOPS = "{% for a in range(9999) %}{% for b in range(9999) %}{% set c = a * b %}{% endfor %}{% endfor %}"
@@ -414,7 +414,7 @@ def test_a_template_of_a_contract_that_does_not_end_or_writes_too_much_is_one_li
     asked.tokenizer, asked.contract = chat.tokenizer, {**CONTRACT, "chat_template": template}
     began = time.thread_time()
     with pytest.raises(ValueError, match=rf"^the contract's chat_template does not write these messages: {said}$"):
-        asked._prompts([[{"role": "user", "content": "Hello"}]])
+        asked.prompts([[{"role": "user", "content": "Hello"}]])
     assert time.thread_time() - began < 5
     assert sys.gettrace() is traced
 
