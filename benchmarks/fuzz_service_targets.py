@@ -148,7 +148,7 @@ def contract(content: bytes) -> str:
         (folder / "contract.json").write_bytes(content)
         try:
             chat.contract = serving.read_contract(folder / "contract.json")
-            (prompt,) = chat._prompts([[{"role": "user", "content": "Hello"}]])
+            (prompt,) = chat.prompts([[{"role": "user", "content": "Hello"}]])
         except ValueError as error:
             return refusal(error)
         assert all(type(each) is int for each in prompt)

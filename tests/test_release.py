@@ -350,7 +350,7 @@ def test_the_alias_moves_to_no_version_that_answers_otherwise_than_it_was_measur
     make(digest="b", challenged="1")
     with connected(REGISTRY) as client:
         version = client.get_model_version("triage", "1")
-        kept = rehearsal._kept(client, version)
+        kept = rehearsal.kept(client, version)
         others = [row.model_copy(update={"answer": f"not {row.answer}"}) for row in kept.rows]
         rehearsal._keep(client, version, kept.model_copy(update={"rows": tuple(others)}))
     with pytest.raises(TunewrightError, match=r"models:/triage/1 is not the model that was measured"):
