@@ -1,4 +1,4 @@
-"""What an export writes answers as the registered version does, without the project; or nothing is written."""
+"""An exported folder answers as the registered version does, without the project; or nothing is written."""
 
 import json
 import logging
@@ -26,8 +26,8 @@ from tunewright.cli.main import app
 from tunewright.config import Registry
 from tunewright.errors import TunewrightError
 from tunewright.export import _unfinished, card, evidence, parity, weights
-from tunewright.export.evidence import Evidence
-from tunewright.export.parity import Expected
+from tunewright.export.evidence import CardEvidence
+from tunewright.export.parity import ExpectedAnswer
 from tunewright.modeling.models import load_model
 from tunewright.registry.rehearsal import RehearsalRow
 from tunewright.registry.tracking import connected
@@ -330,7 +330,7 @@ def written(**changes: Any) -> str:
         "latest": verdict.sentence,
         "rows": {"train": 1200, "test": 100},
     }
-    made = card.Made(
+    made = card.ExportedForm(
         form="merged",
         dtype="bfloat16",
         measured="float32",
@@ -342,7 +342,7 @@ def written(**changes: Any) -> str:
         rows=8,
         same=7,
     )
-    return card.written(Evidence(**given | changes), made)
+    return card.written(CardEvidence(**given | changes), made)
 
 
 def test_the_hub_reads_the_front_matter_of_the_card() -> None:
@@ -413,7 +413,7 @@ class Letters:
 def compared(monkeypatch: pytest.MonkeyPatch, precision: str, *changed: dict[str, Any]) -> parity.Parity:
     """Four rows with the prompt [0] and the answer [1, 2, 3]; the exported folder has `changed` of the first ones."""
     row = RehearsalRow(row_id="0123456789abcdef", messages=[], answer="bcd")
-    version = [Expected(row, [0], [1, 2, 3], -0.5)] * 4
+    version = [ExpectedAnswer(row, [0], [1, 2, 3], -0.5)] * 4
     same = {"prompt": [0], "answer": [1, 2, 3], "log_probability": -0.5, "gap": 0.0}
     replies = [same | change for change in changed] + [same] * (4 - len(changed))
     monkeypatch.setattr(parity, "_answers", lambda *_: replies)

@@ -32,7 +32,7 @@ SUFFIX = ".unfinished"  # of the folder beside the exported one, until that is w
 
 
 class Exported(BaseModel, frozen=True):
-    """What an export wrote."""
+    """Result of an export."""
 
     name: str
     version: str
@@ -92,7 +92,7 @@ def export(
                 tell("loading it again without Tunewright and comparing the answers")
                 base = None if form == "merged" else made / weights.BASE if beside else loaded.base
                 same = parity.check(made, base, precision, expected, loaded)
-                described = card.Made(
+                described = card.ExportedForm(
                     form=form,
                     dtype=precision,
                     measured=measured,
@@ -133,8 +133,8 @@ def _loaded(version: "ModelVersion", copy: Path) -> ServedChat:
 
 def _expected(
     version: "ModelVersion", loaded: ServedChat, kept: rehearsal.Rehearsal, tuned: Path, most: int
-) -> list[parity.Expected]:
-    """What the version answers, after a proof that it is what was measured, and that it is not the base."""
+) -> list[parity.ExpectedAnswer]:
+    """Answers of the version, which is checked to be the measured one and to differ from the base."""
     prompts = loaded.prompts(rehearsal.questions(version, loaded, kept, NOTHING))
     parity.require_effect(files.uri_of(version), loaded, tuned, prompts)
     expected = parity.expected(loaded, kept.rows, prompts, most)
@@ -161,7 +161,7 @@ def _on_hub(copy: Path, base: Path) -> tuple[str, str | None] | None:
 
 
 def _in_words(copy: Path) -> str:
-    """What a stranger calls the base: its id, or the name of the folder or the file that it was."""
+    """Name of the base for a reader elsewhere: its id, or the name of its folder or file."""
     reference = _named(copy)["reference"]
     if reference.startswith("package:"):
         package, _, file = reference.removeprefix("package:").partition("/")

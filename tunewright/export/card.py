@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tunewright.artifacts import shown
 from tunewright.artifacts.payloads import Comparison, Interval, VerdictDetails
-from tunewright.export.evidence import Evidence
+from tunewright.export.evidence import CardEvidence
 from tunewright.metrics.catalogue import AT_LEAST, CONSTANT, baseline
 from tunewright.registry.candidate import code
 from tunewright.reports.pages import counted, interval, number, percent
@@ -38,8 +38,8 @@ METHOD = {  # method.kind -> the settings that say how
 TRAINING = ("learning_rate", "epochs", "max_steps", "batch", "schedule", "warmup", "seed")
 
 
-class Made(NamedTuple):
-    """What an export wrote, as far as the card says it."""
+class ExportedForm(NamedTuple):
+    """Facts of an export for the card."""
 
     form: str
     dtype: str
@@ -53,7 +53,7 @@ class Made(NamedTuple):
     same: int
 
 
-def written(evidence: Evidence, made: Made) -> str:
+def written(evidence: CardEvidence, made: ExportedForm) -> str:
     """The card as text."""
     import yaml
 
@@ -97,7 +97,7 @@ def _template() -> Any:
     ).get_template(TEMPLATE.name)
 
 
-def _front(evidence: Evidence, made: Made) -> dict[str, Any]:
+def _front(evidence: CardEvidence, made: ExportedForm) -> dict[str, Any]:
     """The front matter; what is not known is left out."""
     verdict = evidence.verdict
     is_adapter = made.form == "adapter"
@@ -116,7 +116,7 @@ def _front(evidence: Evidence, made: Made) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value}
 
 
-def _result(evidence: Evidence) -> dict[str, Any]:
+def _result(evidence: CardEvidence) -> dict[str, Any]:
     own = evidence.verdict.own.get(OWN, {})
     return {
         "task": {"type": "text-generation", "name": "Text Generation"},
@@ -171,8 +171,8 @@ def _compared(each: Comparison) -> tuple[str, str, str, str, str]:
     return each.metric, opponent, difference, number(each.threshold), each.finding
 
 
-def _limits(evidence: Evidence, made: Made) -> Iterator[str]:
-    """What a reader should not take for granted."""
+def _limits(evidence: CardEvidence, made: ExportedForm) -> Iterator[str]:
+    """Yield the limits: one sentence each."""
     verdict, params, tags = evidence.verdict, evidence.params, evidence.tags
     if verdict.decision != "promote":
         yield f"It did not pass its gate: {shown(verdict.decision)}."

@@ -1,4 +1,4 @@
-"""What MLflow keeps of how a version was made and measured: all that its model card says."""
+"""The record in MLflow of how a version was made and measured, from which its model card is made."""
 
 import json
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-class Evidence(NamedTuple):
+class CardEvidence(NamedTuple):
     """How a version was made and measured."""
 
     name: str
@@ -37,13 +37,13 @@ class Evidence(NamedTuple):
 
     @property
     def warnings(self) -> list[str]:
-        """What the verdict and the training curves warn of, without advice for whoever trains."""
+        """Warnings of the verdict and the training curves, without advice for whoever trains."""
         curves = self.tags.get("training", "").removeprefix(NO_WARNINGS)
         said = (*self.tags.get(WARNINGS, "").splitlines(), curves)
         return [each.partition("; ")[0].partition(". Set ")[0] for each in said if each]
 
 
-def of_version(client: "MlflowClient", version: "ModelVersion", folder: Path) -> Evidence:
+def of_version(client: "MlflowClient", version: "ModelVersion", folder: Path) -> CardEvidence:
     """Reads what the run of a version has. Raises TunewrightError where its verdict is not there."""
     run_id = str(version.run_id)
     run = client.get_run(run_id)
@@ -56,7 +56,7 @@ def of_version(client: "MlflowClient", version: "ModelVersion", folder: Path) ->
         verdict = VerdictDetails.load_from(files.download(f"runs:/{run_id}/{file}", folder).parent)
     except ValidationError:
         raise TunewrightError(f"{uri}: {file} of run {run_id} was altered; {files.CURE}") from None
-    return Evidence(
+    return CardEvidence(
         name=version.name,
         version=str(version.version),
         params=run.data.params,

@@ -26,8 +26,8 @@ from tunewright.serving import TRAINED, ServedChat, load_weights
 BOUNDS = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}  # nats per token, of the lower of both precisions
 
 
-class Expected(NamedTuple):
-    """What the registered version answers to a row."""
+class ExpectedAnswer(NamedTuple):
+    """Answer of the registered version to a row."""
 
     row: RehearsalRow
     prompt: list[int]
@@ -45,14 +45,16 @@ class Parity(BaseModel, frozen=True):
     bound: float  # on it
 
 
-def expected(loaded: ServedChat, rows: Sequence[RehearsalRow], prompts: list[list[int]], most: int) -> list[Expected]:
-    """What the registered version answers to each row, one by one."""
+def expected(
+    loaded: ServedChat, rows: Sequence[RehearsalRow], prompts: list[list[int]], most: int
+) -> list[ExpectedAnswer]:
+    """Answer each row with the registered version, one at a time."""
     loaded.model.generation_config = weights.generation_settings(loaded, most)
-    found: list[Expected] = []
+    found: list[ExpectedAnswer] = []
     for row, prompt in zip(rows, prompts, strict=True):
         answer = answering.answered(loaded.model, prompt)
         probabilities = [own for own, _ in answering.log_probabilities(loaded.model, prompt, answer)]
-        found.append(Expected(row, prompt, answer, sum(probabilities) / len(probabilities)))
+        found.append(ExpectedAnswer(row, prompt, answer, sum(probabilities) / len(probabilities)))
     return found
 
 
@@ -84,7 +86,7 @@ def _logits(model: Any, prompt: list[int]) -> Any:
     return model(input_ids=torch.tensor([prompt], device=model.device), use_cache=False).logits
 
 
-def check(folder: Path, base: Path | None, dtype: str, version: Sequence[Expected], loaded: ServedChat) -> Parity:
+def check(folder: Path, base: Path | None, dtype: str, version: Sequence[ExpectedAnswer], loaded: ServedChat) -> Parity:
     """Compares the answers of an exported folder with those of the registered version.
 
     Raises TunewrightError, with the row and the first difference, where they are not the same.
@@ -130,7 +132,7 @@ def _first_difference(loaded: ServedChat, expected: list[int], got: list[int]) -
     return "first difference at token {}: expected {}, got {}".format(at + 1, *said)
 
 
-def _answers(folder: Path, base: Path | None, dtype: str, version: Sequence[Expected]) -> list[dict[str, Any]]:
+def _answers(folder: Path, base: Path | None, dtype: str, version: Sequence[ExpectedAnswer]) -> list[dict[str, Any]]:
     """The replies of a process without the project. Raises TunewrightError where it cannot load the folder."""
     rows = [{"messages": each.row.messages, "answer": each.answer} for each in version]
     with tempfile.TemporaryDirectory() as place:

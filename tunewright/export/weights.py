@@ -1,4 +1,4 @@
-"""What an export writes: merged weights, or an adapter and its base; tokenizer, template and generation settings.
+"""Files of an export: merged weights, or an adapter and its base; tokenizer, template and generation settings.
 
 Nothing of it names a path of this machine.
 """
