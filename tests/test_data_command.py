@@ -425,7 +425,7 @@ def test_the_stages_name_what_they_were_made_from(data: PipelineData) -> None:
 def test_a_sample_is_called_so_and_where_a_record_is_missing_too(planned: Plan) -> None:
     planned(second(first(), accepted=False))
     data = look_up(SETTINGS.model_copy(update={"data": SETTINGS.data.model_copy(update={"limit": 12})}))
-    assert data.title == "data of triage: a sample (data.limit=12), never accepted as a version"
+    assert data.title == "data of triage: a sample (data.limit=12), which is not recorded as a version"
     with pytest.raises(ConfigError, match=r"no such record among the 12 records drawn by data\.limit=12"):
         find(data, None, "a.jsonl:99", None)
 
@@ -434,7 +434,7 @@ def test_what_has_not_run_is_named_with_the_command_that_runs_it(planned: Plan) 
     made = second(first(), accepted=False)
     planned(made[:2])
     data = look_up(SETTINGS)
-    assert data.title == "data of triage: not accepted as a version yet"
+    assert data.title == "data of triage: not recorded as a version yet"
     assert (data.missing, list(data.because)) == ("dedupe", ["dedupe changed"])
     assert life(data, 1)["missing"] == "dedupe"
     assert life(data, 4)["missing"] == "", "its life has ended"
@@ -513,13 +513,13 @@ def test_a_version_whose_files_are_gone_is_one_line(data: PipelineData) -> None:
 def test_before_the_first_run_there_is_nothing_to_show(planned: Plan, home: Path) -> None:
     planned([])
     said = refusal(lambda: look_up(SETTINGS, what="my.yaml"))
-    assert said.endswith("no stage has run on its data; run tunewright run my.yaml --until split")
+    assert "no stage has run on the data of" in said and "next: tunewright run my.yaml --until split" in said
 
 
 def test_the_command_to_run_first_names_the_given_file(home: Path) -> None:
     done = CliRunner().invoke(app, ["data", "deployments/demo.yaml", "--set", "split.seed=7"])
     assert (done.exit_code, home.exists()) == (2, False)
-    assert "; run tunewright run deployments/demo.yaml --set split.seed=7 --until split" in done.stderr
+    assert "next: tunewright run deployments/demo.yaml --set split.seed=7 --until split" in done.stderr
     assert not home.exists()
 
 

@@ -224,11 +224,11 @@ def test_the_prompt_that_is_enough_is_named_and_by_how_much() -> None:
         return decide_scores(given, Gate()).sentence
 
     assert sentence(right(95)) == (
-        "Not promoted: prompting is enough: exact match .80 is worse than the few-shot prompt's .95: -.15 [-.21, -.08] "
-        "on 100 test rows."
+        "Not promoted: prompting the base does better: exact match .80 is worse than the "
+        "few-shot prompt's .95: -.15 [-.21, -.08] on 100 test rows."
     )
     assert sentence(right(78)[::-1]) == (
-        "Not promoted: prompting is enough: not enough evidence that exact match .80 is at most .02 "
+        "Not promoted: prompting the base may do as well: not enough evidence that exact match .80 is at most .02 "
         "worse than the few-shot prompt's .78: +.02 [-.09, .13] on 100 test rows; confirming +.02 needs about "
         "1,700 rows."
     )

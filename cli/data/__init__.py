@@ -58,9 +58,9 @@ class PipelineData:
     def title(self) -> str:
         """Its title: "data of triage: version 2 of 3"."""
         if self.version is None and self.limit is not None:
-            return f"data of {self.name}: a sample (data.limit={self.limit}), never accepted as a version"
+            return f"data of {self.name}: a sample (data.limit={self.limit}), which is not recorded as a version"
         if self.version is None:
-            return f"data of {self.name}: not accepted as a version yet"
+            return f"data of {self.name}: not recorded as a version yet"
         title = f"data of {self.name}: version {self.version.number} of {len(self.past)}"
         return title if self.is_as_accepted else f"{title}, with other settings than when it was accepted"
 
@@ -112,7 +112,10 @@ def _look_up(settings: Settings, past: Sequence[Version], version: str | None, w
         return replace(accepted, changed=_changed(accepted, stopped) if stopped else steps[0].because)
     if stopped or outdated:
         return PipelineData(name=name, made=None, past=past, missing=missing, stopped=stopped, outdated=outdated)
-    raise ConfigError(f"registry.name={name}: no stage has run on its data; run tunewright run {what} --until split")
+    raise ConfigError(
+        f"no stage has run on the data of {name} with these settings; next: tunewright run {what} --until split, or "
+        "give the --set of an earlier run, such as --set data.limit=300"
+    )
 
 
 def find(data: PipelineData, row: str | None, line: str | None, text: str | None) -> list[Found]:

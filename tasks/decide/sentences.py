@@ -124,10 +124,10 @@ def _rows(number: int) -> str:
 def _prompting(decisive: Comparison) -> str:
     if decisive.difference[2] < 0:
         worse = f"{_what(decisive)} is worse than {_theirs(decisive)}"
-        return f"Not promoted: prompting is enough: {worse}: {_on(decisive)}."
+        return f"Not promoted: prompting the base does better: {worse}: {_on(decisive)}."
     needed = _needed(decisive, decisive)
     return (
-        f"Not promoted: prompting is enough: not enough evidence that {_what(decisive)} is at most "
+        f"Not promoted: prompting the base may do as well: not enough evidence that {_what(decisive)} is at most "
         f"{exactly(-decisive.threshold)} worse than {_theirs(decisive)}: {_on(decisive)}{needed}."
     )
 

@@ -58,7 +58,8 @@ log = logging.getLogger("tunewright")
 MANY_ROWS = 200_000  # beyond which looking for pairs far under the threshold would take longer than the split
 MAX_QUARANTINED_SHARE = 0.5  # of the rows: if more fit in no split, the splits are wrong, not the rows
 OF_CONTAMINATED = (
-    "contaminated: only an instruction that ten rows share is ignored; add rows or set split.decontaminate=report"
+    "contaminated rows share a passage with a row of another split, such as the instruction of all rows, which is "
+    "ignored only where ten rows have it; add rows, or set split.decontaminate=report"
 )
 OF_OTHERS = "if groups, split.threshold or data.sources[].use_as changed, split.sticky=false splits anew"
 

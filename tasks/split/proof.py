@@ -32,8 +32,8 @@ FINDINGS = {  # which rows are counted under a code, and what is with them
     "train_newer_than_test": ("training row", "{are} newer than the oldest test row"),
     TOO_SMALL: (
         "test row",
-        "{independent}. By an estimate before training, accuracy differences smaller than "
-        "about {difference} between two models cannot be detected: add test rows that are not similar to these",
+        "{independent}, too few to detect an accuracy difference below about {difference} between two models "
+        "(estimated before training): for a verdict that tells, use more data or a larger split.test",
     ),
 }
 

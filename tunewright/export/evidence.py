@@ -11,7 +11,6 @@ from tunewright.errors import TunewrightError
 from tunewright.registry import files
 from tunewright.registry.alias_state import verdict_of
 from tunewright.registry.runs import CONTEXT, WARNINGS
-from tunewright.reports.curves import NO_WARNINGS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,9 +37,9 @@ class CardEvidence(NamedTuple):
     @property
     def warnings(self) -> list[str]:
         """Warnings of the verdict and the training curves, without advice for whoever trains."""
-        curves = self.tags.get("training", "").removeprefix(NO_WARNINGS)
-        said = (*self.tags.get(WARNINGS, "").splitlines(), curves)
-        return [each.partition("; ")[0].partition(". Set ")[0] for each in said if each]
+        said = (*self.tags.get(WARNINGS, "").splitlines(), self.tags.get("training", ""))
+        shown = (each.partition("; ")[0].partition(". ")[0] for each in said if each)
+        return [each for each in shown if not each.startswith("No warnings")]
 
 
 def of_version(client: "MlflowClient", version: "ModelVersion", folder: Path) -> CardEvidence:

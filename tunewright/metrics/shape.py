@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from tunewright.artifacts import Splits
 from tunewright.config import CANNOT_DECIDE, Settings
 from tunewright.errors import ConfigError
-from tunewright.metrics.labels import closed_set
+from tunewright.metrics.labels import LABELS_ARE, closed_set
 from tunewright.metrics.numbers import is_number, last_number
 from tunewright.metrics.schemas import schema_valid
 from tunewright.metrics.texts import json_valid, tokens
@@ -69,7 +69,7 @@ class AnswerShape:
     def misfit(self, name: str) -> str:
         """Why a metric would mean nothing here; empty where it means something."""
         if name in ("accuracy", "macro_f1", "unparseable"):
-            return "" if self.labels else "the answers are not a closed set of labels"
+            return "" if self.labels else f"the answers are not a closed set of labels, {LABELS_ARE}"
         if name in ("json_valid", "json_field_f1"):
             return self._counted([not json_valid(reference) for reference in self.references], "are not JSON")
         if name == "numeric":

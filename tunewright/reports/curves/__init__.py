@@ -7,11 +7,10 @@ from typing import Any
 
 from tunewright.reports.curves.advice import TrainingWarning, is_falling, warnings
 from tunewright.reports.curves.charts import charts
-from tunewright.reports.curves.reading import NO_WARNINGS, Curves, no_warnings, number, read
+from tunewright.reports.curves.reading import Curves, no_warnings, number, read
 from tunewright.reports.pages import template
 
 __all__ = [
-    "NO_WARNINGS",
     "Curves",
     "TrainingWarning",
     "is_falling",

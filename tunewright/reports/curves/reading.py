@@ -79,7 +79,7 @@ def read(folder: Path) -> Curves:
     )
 
 
-NO_WARNINGS = "No warnings: the losses fell and settled."
+NO_WARNINGS = "No warnings about the training curves."
 
 
 def no_warnings(evaluations: int) -> str:
