@@ -170,6 +170,8 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
         looks += [("approve in Prefect", registered.asked)] if registered.asked else []
         link = f"{mlflow_run(registered)}?{AS_TRAINING}"
         looks.append(("in MLflow", opened_by(link, tracking_uri(registered))))
+        which = "" if registered.alias else f" --version {registered.version}"
+        nexts.append(f"tunewright predict {registered.name} FILE{which}          # answers the records of FILE")
         if outcome.name == "Waiting":
             nexts.insert(0, f'tunewright release approve {registered.name} {registered.version} --reason "..."')
     elif outcome.splits and not outcome.tokens:

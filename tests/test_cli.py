@@ -219,13 +219,13 @@ def test_help_breaks_no_metavar_in_a_terminal_of_80_columns() -> None:
 
 IMPORTED = """
 import sys
-from tunewright.cli import command_line, main, operate, release
+from tunewright.cli import command_line, main, operate, registered_model
 
 def prepare(*_, **__):
     print("prefect" in sys.modules)
     raise SystemExit
 
-for module in (command_line, operate, release):
+for module in (command_line, operate, registered_model):
     module.prepare = prepare
 main.main()
 """
@@ -528,7 +528,7 @@ def test_a_warning_about_the_test_rows_is_given_by_each_run(tunewright: Run) -> 
         shown = tunewright("run", "tiny.yaml", "--until", "split")
         assert re.search(rf"^split +{state} ", shown.stdout, re.MULTILINE)
         words = " ".join(shown.stdout.split())
-        said.append(re.findall(r"split: \d+ test rows .*? cannot be detected: .*? proof.json has more", words))
+        said.append(re.findall(r"split: \d+ test rows .*?, too few to detect .*? proof.json has more", words))
     assert {*said[0]} == {*said[1]} and len({*said[0]}) == 1
 
 
