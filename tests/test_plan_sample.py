@@ -263,7 +263,7 @@ def test_what_data_limit_draws_is_told_from_what_was_looked_at(tiny_base: Base) 
     limited = deployment_file.override(pipeline(tiny_base), ["data.limit=30"])
     costs = plan.look_up(limited, "mine.yaml").costs
     assert costs
-    assert costs.rows_from == "from the 50 rows of the sources, of which data.limit draws 30, rendered"
+    assert costs.rows_from == "from the 50 rows of the sources, rendered; data.limit draws 30 from all rows"
     assert costs.chosen.work.num_rows == 24
 
 
@@ -289,8 +289,8 @@ def test_a_split_that_is_given_takes_no_share_of_the_other_rows(
     assert (costs.chosen.work.source, costs.chosen.work.num_rows) == ("ingest" if after_ingest else "sample", train)
     of = "ingest" if after_ingest else "the sources"
     is_of_own = split in ("validation", "test")
-    said = f"the 50 rows of {of}, beside 30 with use_as: {split}" if is_of_own else f"the 80 rows of {of}"
-    assert costs.rows_from == f"from {said}, rendered"
+    said = f"50 rows of {of}, rendered; besides these, 30 with use_as: {split}"
+    assert costs.rows_from == "from the " + (said if is_of_own else f"80 rows of {of}, rendered")
     half = plan.look_up(deployment_file.override(asked, ["split.test=0.5"]), "mine.yaml").costs
     assert half
     assert half.chosen.work.num_rows == train_of_half
@@ -424,7 +424,8 @@ def test_exact_duplicates_and_a_shared_instruction_are_not_computed_again_and_ag
     first = first_rows(source_files(asked.data), asked.data)
     found = sampled(asked, tiny_base if is_here else None, None, first)
     assert found and found.num_rows == 640
-    assert "less about 1,600 exact duplicates" in found.said
+    how = "rendered" if is_here else "by the length of their texts"
+    assert found.said == f"from the first 1,000 rows of the sources, {how}; about 1,600 exact duplicates are left out"
     step = work.steps(found.rows, 8)
     (load,) = work.loads(step[0], "shared", 8, None, None)
     alone = sum(len(row["input_ids"]) for row in step[0])
@@ -445,7 +446,7 @@ def test_rows_that_differ_in_no_text_that_dedupe_compares_count_once(
     found = sampled(asked, tiny_base, made, first_rows(source_files(asked.data), asked.data))
     assert found
     assert found.num_rows == 160  # of 200, 20 are validation and 20 test rows
-    assert "less about 100 exact duplicates" in found.said
+    assert "; about 100 exact duplicates are left out" in found.said
 
 
 def test_of_duplicates_a_draw_keeps_more_of_its_rows(tiny_base: Base) -> None:

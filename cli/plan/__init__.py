@@ -38,7 +38,7 @@ from tunewright.tasks.ingest.sampling import Sample, first_rows
 from tunewright.tasks.split.proof import LEAST_VISIBLE, visible_difference
 from tunewright.tasks.train import calibration
 
-CLUSTERS = "a cluster of near-duplicates counts as one row, and clusters are known only after split"
+CLUSTERS = "near-duplicates count as one row, so this gain may be larger after split"
 KINDS = ("lora", "qlora", "full", "spectrum")
 
 

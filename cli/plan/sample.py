@@ -60,14 +60,18 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         looked_of = drawn + given.get("train", 0) + given.get("replay", 0)
         train, num_validation, num_test = _shared(settings.split, drawn - repeated, given)
     is_all = first.is_all if source == "sample" and first else len(conversations) >= looked_of
-    which = _which(source, len(conversations), looked_of, settings.data.limit, is_all=is_all)
+    which = f"{'the' if is_all else 'the first'} {len(conversations):,} rows of "
+    which += "the sources" if source == "sample" else source
+    limit = settings.data.limit
+    is_drawn = source == "sample" and limit is not None and len(conversations) > looked_of
+    draws = f"data.limit draws {looked_of:,.0f} from all rows" if is_drawn else ""
     own = [f"{given[split]:,.0f} with use_as: {split}" for split in ("validation", "test") if given.get(split)]
-    which_and_given = f"{which}, beside {' and '.join(own)}" if own else which
-    which_and_given += f", less about {counted(round(repeated), 'exact duplicate')}" if round(repeated) else ""
+    notes = [draws, f"besides these, {' and '.join(own)}" if own else "", _left_out(round(repeated))]
+    rest = "".join(f"; {note}" for note in notes if note)
     rows, numbers = _rendered(conversations, base, settings.model), (max(1, train), num_validation, num_test)
     if rows is None:
         guessed = [work.guessed(messages) for messages in conversations]
-        said = f"from the texts of {which_and_given}"
+        said = f"from {which}, by the length of their texts{rest}"
         return Sampled(source, *numbers, guessed, said, independent=alone, is_all=is_all)
     assert base
     bound = bound_of(base, settings.model)
@@ -82,11 +86,12 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
             else "render will stop"
         )
         too_long = (
-            f"{len(long):,} of {which} {'is' if is_one else 'are'} longer than {bound}, so {ends}: "
+            f"{len(long):,} of {which}{f' ({draws})' if draws else ''} {'is' if is_one else 'are'} longer than "
+            f"{bound}, so {ends}: "
             f"{'it has' if is_one else 'they have'} {lengths_in_words(long)}; "
             f"{bound.cure(max(long), settings.model.on_long)}"
         )
-    said = f"from {which_and_given}, rendered"
+    said = f"from {which}, rendered{rest}"
     stops_for_some = source == "split" and settings.model.on_long == "error"  # what check or dedupe removes is no row
     return Sampled(
         source,
@@ -152,12 +157,10 @@ def _repeated_of_ingest(file: Path) -> float:
     return repeated_share(np.concatenate(hashes))
 
 
-def _which(source: work.Source, looked: int, number: float, limit: int | None, *, is_all: bool) -> str:
-    """Which rows were looked at, and of how many."""
-    of = "the sources" if source == "sample" else source
-    which = f"{'the' if is_all else 'the first'} {looked:,} rows of {of}"
-    is_drawn = source == "sample" and limit is not None and looked > number
-    return f"{which}, of which data.limit draws {number:,.0f}" if is_drawn else which
+def _left_out(repeated: int) -> str:
+    """Say how many exact duplicates are not counted; "" where there are none."""
+    is_one = repeated == 1
+    return f"about {counted(repeated, 'exact duplicate')} {'is' if is_one else 'are'} left out" if repeated else ""
 
 
 def base_here(settings: Settings, made: Artifact | None) -> Base | None:

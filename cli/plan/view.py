@@ -66,13 +66,15 @@ def _show_shortage(console: Console, costs: Costs) -> None:
 def _facts(costs: Costs) -> list[tuple[str, str]]:
     one = costs.chosen
     trained = share(one.num_learning, one.num_parameters)
-    sizes = one.memory.parts | {"freed blocks that the allocator keeps": one.memory.holes}
+    sizes = one.memory.parts | {"allocator cache": one.memory.holes}
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items() if size >= SHOWN_BYTES)
+    is_more = sum(sizes.values()) > one.peak + SHOWN_BYTES
+    of = "parts, which add up to more, since not all are needed at the same time" if is_more else "parts"
     return [
         ("trainable", f"{one.num_learning:,} of {one.num_parameters:,} parameters ({trained})"),
         (
             "memory",
-            f"{_most(costs)}{_bytes(one.peak)} at peak, {_bytes(one.free)} free; parts, not all at once: {parts}",
+            f"{_most(costs)}{_bytes(one.peak)} at peak, {_bytes(one.free)} free; {of}: {parts}",
         ),
         *_rows(costs),
         ("compute", _compute(one)),
@@ -134,7 +136,8 @@ def _time(one: Estimate) -> str:
     if one.seconds is None:
         return "unknown: --calibrate times a few steps on this machine"
     return (
-        f"steps and evaluations, without loading and saving: about {_duration(one.seconds)}, based on {one.rate_source}"
+        f"training steps and evaluations, without loading, saving and answering the test rows: "
+        f"about {_duration(one.seconds)}, based on {one.rate_source}"
     )
 
 
