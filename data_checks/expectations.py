@@ -45,11 +45,13 @@ def conflict_expectations(suite: Sequence[Entry]) -> list[Expected]:
         each
         for entry in suite
         if isinstance(entry.arguments, ConflictingAnswersArguments)
-        for each in expected(
-            entry,
-            [between("the prompt has {value} different answers", "num_answers", most=entry.arguments.max_answers)],
-        )
+        for each in expected(entry, [_too_many_answers(entry.arguments.max_answers)])
     ]
+
+
+def _too_many_answers(most: int) -> Rule:
+    fault = f"the prompt has {{value}} different answers, more than max_answers={most}"
+    return between(fault, "num_answers", most=most)
 
 
 def set_expectations(suite: Sequence[Entry], measures: Mapping[str, Measure]) -> list[Expected]:
@@ -65,12 +67,12 @@ def set_expectations(suite: Sequence[Entry], measures: Mapping[str, Measure]) ->
 def _length_out_of_bounds(entry: Entry, _: pd.DataFrame) -> list[Rule]:
     a: Any = entry.arguments
     prompt, least, most = a.max_prompt_chars, a.min_answer_chars, a.max_answer_chars
-    answer = "an answer of {value} characters"
-    over = f"{{value}} characters before the last answer, over max_prompt_chars={prompt}"
+    answer = "an answer has {value} characters"
+    over = f"the prompt has {{value}} characters, more than max_prompt_chars={prompt}"
     return [
         between(over, "prompt_chars", most=prompt),
-        between(f"{answer}, under min_answer_chars={least}", "min_answer_chars", least=least),
-        between(f"{answer}, over max_answer_chars={most}", "max_answer_chars", most=most),
+        between(f"{answer}, fewer than min_answer_chars={least}", "min_answer_chars", least=least),
+        between(f"{answer}, more than max_answer_chars={most}", "max_answer_chars", most=most),
     ]
 
 
@@ -147,7 +149,7 @@ ROW_RULES: dict[str, Callable[[Entry, pd.DataFrame], list[Rule]]] = {
     "special_token": lambda *_: [nothing("a text holds a special token of the model: {value}", "special_token")],
     "replacement_character": lambda *_: [
         between(
-            "replacement characters (U+FFFD) in a text, left by a wrong decoding: {value}",
+            "a text has replacement characters (U+FFFD), left by wrong decoding: {value}",
             "num_replacement_characters",
             most=0,
         )

@@ -70,7 +70,7 @@ def test_the_report_counts_rows_by_their_file_and_within_it_by_the_sources_that_
         "": (1, 1),
     }
     page = checked.path("report.html").read_text(encoding="utf-8")
-    assert "rows that name none" in page
+    assert "rows without a source" in page
     assert "in/mail.jsonl" in page
 
 
@@ -129,7 +129,8 @@ def test_prompts_answered_in_more_ways_than_allowed_are_quarantined_where_that_i
     checks = only("conflicting_answers", severity="warning", arguments={"max_answers": 2})
     checked = check.fn(rows, checks, SPECIAL)
     assert [(row["reason"], row["line"], row["detail"]) for row in quarantined(checked)] == [
-        ("conflicting_answers", line, "the prompt has 3 different answers") for line in (7, 8, 9)
+        ("conflicting_answers", line, "the prompt has 3 different answers, more than max_answers=2")
+        for line in (7, 8, 9)
     ]
 
 

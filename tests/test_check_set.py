@@ -165,7 +165,14 @@ def test_drift_stops_where_it_is_critical(make_rows: MakeRows) -> None:
             "the rarest answer has {value:.0f} rows, fewer than min_rows=10",
             "the rarest answer has fewer rows than min_rows=10",
         ),
-        ("an answer of {value} characters, over max_answer_chars=9", "an answer with a length over max_answer_chars=9"),
+        (
+            "an answer has {value} characters, more than max_answer_chars=9",
+            "an answer has more than max_answer_chars=9 characters",
+        ),
+        (
+            "the prompt has {value} different answers, more than max_answers=1",
+            "the prompt has more than max_answers=1 different answers",
+        ),
         (
             "sources changed: population stability index {value:.2f}, over 0.25",
             "sources changed: population stability index over 0.25",

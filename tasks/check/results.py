@@ -20,8 +20,7 @@ VALUES = (  # how a fault is said without the value of one row or of the data
     (r"\{value:\.1%\}", "too large a share"),
     (r"(only )?\{value:\.0f\} rows, fewer", "fewer rows"),
     (r" \{value:\.2f\}, over", " over"),
-    (r"of \{value\} characters, (over|under)", r"with a length \1"),
-    (r"^\{value\} characters before the last answer, over", "characters before the last answer over"),
+    (r"\{value\} (characters|different answers), (more|fewer) than (\w+=\d+)", r"\2 than \3 \1"),
     (r"\{value\} characters, the length", "the length"),
     (r"\{value[^}]*\}", "…"),
 )
