@@ -150,7 +150,12 @@ class Judge(Section):
         "TUNEWRIGHT_JUDGE_HOSTS",
     )
     model: str | None = Field(default=None, min_length=1, description="Name of the judge model at that URL")
-    rows: int = Field(default=100, ge=1, description="Number of test rows to judge, each twice for base and champion")
+    rows: int = Field(
+        default=100,
+        ge=1,
+        description="Number of test rows to judge; each row takes two requests against the base, and two against the "
+        "champion if there is one",
+    )
 
     @field_validator("url")
     @classmethod

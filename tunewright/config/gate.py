@@ -47,8 +47,8 @@ class Gate(Section):
     at_least: float | None = Field(
         default=None,
         ge=0,
-        description="Minimum score of the candidate, at gate.confidence, in the metric's unit, such as 0.8; "
-        "the maximum if lower is better; empty requires none",
+        description="Score that the candidate has to beat at confidence gate.confidence, in the metric's unit, such as "
+        "0.8; if lower is better, it has to stay below; empty: no such requirement",
     )
     tolerance: float = Field(
         default=0.02,
@@ -61,22 +61,22 @@ class Gate(Section):
     )
     general_tasks: float | Literal["auto"] | None = Field(
         default="auto",
-        description="With evaluation.forgetting: largest allowed drop in the share of general tasks correct "
-        "against the base, above 0; auto is 0.1 if the reference answers are long texts, else "
-        "empty; empty: not used in the decision",
+        description="With evaluation.forgetting: largest allowed drop in accuracy on general tasks, from the base to "
+        "the candidate, above 0 to 1; auto: 0.1 if the reference answers are long texts, otherwise no limit; empty: "
+        "no limit",
     )
     general_loss: float | None = Field(
         default=0.5,
         gt=0,
-        description="With evaluation.forgetting: largest allowed rise of the loss on general texts against "
-        "the base, in nats per token; empty: not used in the decision",
+        description="With evaluation.forgetting: largest allowed rise in loss on general texts, from the base to the "
+        "candidate, in nats per token; empty: no limit",
     )
     lm_eval: float | None = Field(
         default=0.1,
         gt=0,
         le=1,
-        description="With lm_eval.tasks: largest allowed drop of the mean score over all documents against "
-        "the base, above 0 to 1; empty: not used in the decision",
+        description="With lm_eval.tasks: largest allowed drop in the mean score over all documents, from the base to "
+        "the candidate, above 0 to 1; empty: no limit",
     )
     confidence: float = Field(
         default=0.95, gt=0.5, lt=1, description="Confidence level of each one-sided test, above 0.5 and below 1"
@@ -85,8 +85,8 @@ class Gate(Section):
         default=20,
         validation_alias=AliasChoices("max_test_set_uses", "looks"),  # its name before, accepted for one release
         ge=1,
-        description="Test-set uses before a warning: after so many candidates on the same test rows, one can win by "
-        "chance; at least 1",
+        description="Warn when more than this many candidates were tested on the same test rows, since one of so many "
+        "may win by chance; at least 1",
     )
     rotate: bool = Field(
         default=False,

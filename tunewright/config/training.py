@@ -74,7 +74,7 @@ class Method(Section):
         gt=1,
         le=100,
         description="Ratio of the learning rates of the B and A matrices (LoRA+), above 1 up to 100; 16 is "
-        "usual, empty is 1",
+        "usual; empty: LoRA+ is off",
     )
     bits: Literal[4, 8] = Field(
         default=4, description="Quantization of qlora's base: 4 is NF4 with double quantization, 8 is int8"
@@ -198,12 +198,13 @@ class Compute(Section):
     )
     shared_prefix: bool | None = Field(
         default=None,
-        description="Compute the shared prefix of a batch once: exact; empty does so where possible",
+        description="Compute the shared prefix of a batch once; the result is the same as without it; "
+        "empty: where possible",
     )
     packing: bool | None = Field(
         default=None,
-        description="Sequence packing without padding, each row attends only to itself: exact; empty does so where "
-        "possible",
+        description="Pack rows into one sequence without padding; each row attends only to itself, so the result is "
+        "the same as without packing; empty: where possible",
     )
     max_tokens: int | None = Field(
         default=None,
