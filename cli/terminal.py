@@ -109,7 +109,8 @@ def _show_account(console: Console, outcome: Outcome) -> None:
     if account.train and outcome.rows and "replay" in outcome.rows.given.values():
         console.print(f"{account.replay:,} of the train rows are replay rows")
     if reasons := outcome.reasons():
-        console.print(", ".join(f"{reason} {count:,}" for reason, count in reasons.items()), style="dim")
+        counts = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+        console.print(f"quarantined or removed: {counts}", style="dim")
     if outcome.rows and (repaired := outcome.rows.repaired):
         console.print("repaired: " + ", ".join(f"{name} {count:,}" for name, count in repaired.items()), style="dim")
     if findings := worth_a_look(outcome):

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from tunewright import artifacts
-from tunewright.artifacts.payloads import CheckResults, LeakProof, VerdictDetails
+from tunewright.artifacts.payloads import CheckResults, ExpectationResult, LeakProof, VerdictDetails
 from tunewright.flows.calls import Step, as_json
 from tunewright.metrics.catalogue import CONSTANT
 from tunewright.registry.tracking import tracking_uri
@@ -195,13 +195,22 @@ def worth_a_look(outcome: Outcome) -> list[str]:
     """
     checked, splits = outcome.checked, outcome.splits
     of_check, of_split = (record.findings if record else {} for record in (checked, splits))
-    expectations = CheckResults.load(checked).expectations if checked and of_check else ()
+    results = CheckResults.load(checked) if checked and of_check else None
     said = [
-        f"{each.name}: {each.fault}" + ("" if each.of_set else f", {counted(each.failed, 'row')}")
-        for each in expectations
-        if each.failed and each.name in of_check
+        f"{each.name}: {_found(each, results)}"
+        for each in (results.expectations if results else ())
+        if results and each.failed and each.name in of_check
     ]
     return said + [counted_in_words(code, count) for code, count in of_split.items() if code != TOO_SMALL]
+
+
+def _found(failed: ExpectationResult, results: CheckResults) -> str:
+    """Say what failed and in how many rows, as the data report does."""
+    rows = counted(failed.failed, "row")
+    if failed.name == "conflicting_answers":
+        prompts = results.conflicting_prompts
+        return f"{counted(prompts, 'prompt')} {'has' if prompts == 1 else 'have'} more than one answer, in {rows}"
+    return failed.fault if failed.of_set else f"{failed.fault}, {rows}"
 
 
 def too_few_test_rows(splits: artifacts.Splits, verdict: artifacts.Verdict | None = None) -> str:

@@ -68,7 +68,7 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
             training(outcome.adapter), key="training", description=training_sentence(outcome.adapter)
         )
     if outcome.answers:
-        create_table_artifact(score_rows(outcome), key="scores", description="Scores on the sealed test rows")
+        create_table_artifact(score_rows(outcome), key="scores", description="Scores on the test rows")
     if outcome.verdict is None:
         return Completed(
             message=_with_saved(f"ended after {steps[-1].stage}, as requested", outcome), data=tuple(steps)

@@ -1,4 +1,4 @@
-"""Every contender answers the same sealed test rows greedily; every answer is kept and scored.
+"""Every contender answers the same test rows greedily; every answer is kept and scored.
 
 Sampling settings that a base carries along (generation_config.json) do not matter here: an answer is the likeliest
 token, one after the other, up to a stop token of the contract or evaluation.max_new_tokens.

@@ -629,7 +629,7 @@ def test_a_field_of_another_name_is_told_with_the_setting_that_maps_it() -> None
     (entry,) = read(GOOD + b"\n" + row)[1]
     assert entry["reason"] == "missing_field"
     assert entry["detail"] == (
-        "there is no output; it has 'instruction', 'answer', 'id'; columns of the source can map them"
+        "there is no output; the fields are 'instruction', 'answer', 'id'; columns of the source can map them"
     )
 
 

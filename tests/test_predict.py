@@ -216,9 +216,10 @@ def test_a_file_without_a_record_that_can_be_answered_is_an_error() -> None:
     code, line = refused(written([{"text": "a"}, {"text": "b"}]))
     assert code == 3
     assert line.startswith(
-        "asked.jsonl: 2 records and no question: 2 unknown_layout, first asked.jsonl line 1, it has "
+        "asked.jsonl: no question in 2 records: 2 unknown_layout, first asked.jsonl line 1, the fields are 'text'; "
+        "accepted: one of "
     )
-    assert refused(written([{"text": "a"}]))[1].startswith("asked.jsonl: 1 record and no question: 1 unknown_layout, ")
+    assert refused(written([{"text": "a"}]))[1].startswith("asked.jsonl: no question in 1 record: 1 unknown_layout, ")
     code, line = refused(written([{"prompt": "word " * 3000}]))
     assert (code, line.partition(" the prompt has")[0]) == (
         3,

@@ -158,6 +158,16 @@ def test_the_best_on_validation_rows_is_taken(splits: Splits, asked: Ask, monkey
     assert made.chosen["few_shot"] == "4 examples, the best of 4 sets on 9 validation rows"
 
 
+def test_a_choice_on_fewer_rows_than_validation_has_says_that_these_are_the_first(
+    splits: Splits, asked: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompting, "TRIED", {"few_shot": 9, "retrieval": 4})
+    monkeypatch.setattr(prompting.Asking, "found", lambda *_: PromptScore(0.5, -1.0))
+    chosen = asked(splits, model=WORDLLAMA, shots=4).chosen
+    assert chosen["few_shot"].endswith(" on 9 validation rows")
+    assert chosen["retrieval"].endswith(" on the first 4 validation rows)")
+
+
 def test_shots_have_different_answers_where_there_are_some() -> None:
     some = pool(*ROWS[:12])
     for seed in range(5):

@@ -30,6 +30,10 @@ def test_repairs_are_counted_where_some_were_made() -> None:
     assert "repaired" not in summary()
 
 
+def test_the_reasons_of_rows_that_did_not_stay_are_said_to_be_that() -> None:
+    assert "\nquarantined or removed: bad_json 1\n" in summary()
+
+
 def test_the_file_of_duplicates_is_not_called_quarantined(tmp_path: Path) -> None:
     console = Console(file=StringIO(), width=120, highlight=False)
     rows = Rows(folder=tmp_path, num_read=9, num_rows=8, num_quarantined=1, reasons={}, detected={})
@@ -90,12 +94,19 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
             ("language", "the prompt is not in en (de 1,150, fr 50)", False, 1_200),
             ("language", "the answer is not in en", False, 0),
             ("secrets", "a text holds a secret", False, 1),
+            ("conflicting_answers", "the prompt has more than max_answers=1 different answers", False, 10),
             ("source_drift", "sources are not those of the last accepted version", True, 1),
         )
     ]
     said = {"expectations": expectations, "user_provided_splits": ["3 of the 40 records of the user-provided test set"]}
     make_check_results(**said).save(tmp_path)
-    found = {"language": 1_200, "secrets": 1, "source_drift": 1, "given_test_rows_quarantined": 3}
+    found = {
+        "language": 1_200,
+        "secrets": 1,
+        "conflicting_answers": 10,
+        "source_drift": 1,
+        "given_test_rows_quarantined": 3,
+    }
     checked = CheckedRows(folder=tmp_path, num_rows=9, num_quarantined=0, reasons={}, findings=found)
     splits = Splits(
         num_train=7,
@@ -110,6 +121,7 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     assert worth_a_look(Outcome.of(steps)) == [
         "language: the prompt is not in en (de 1,150, fr 50), 1,200 rows",
         "secrets: a text holds a secret, 1 row",
+        "conflicting_answers: 1 prompt has more than one answer, in 10 rows",
         "source_drift: sources are not those of the last accepted version",
     ]
     console = Console(file=StringIO(), width=120, highlight=False)

@@ -458,7 +458,7 @@ def test_the_figures_at_the_top_are_of_what_the_sentence_says_decided_or_was_the
 
 def test_two_intervals_of_a_tie_are_explained_where_they_differ(make: Make) -> None:
     tied = Read(page_of(make(RIGHT, RIGHT, others={"few_shot": RIGHT}))).text
-    said = "Two intervals of a tie differ here"
+    said = "All rows tie in several comparisons, and their intervals differ"
     assert "base +.00 [-.0" in tied
     assert "few-shot prompt +.00 [.00, .00]" in tied
     assert said in tied

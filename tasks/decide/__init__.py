@@ -1,4 +1,4 @@
-"""Whether the candidate replaces the champion: a paired decision on the sealed test rows that holds up.
+"""Whether the candidate replaces the champion: a paired decision on the test rows that holds up.
 
 decision.py has the rules, a pure function of the scores of each row. promote: better than the base, the champion and
 always the same answer; no guardrail broken; at least as good as a prompt; above gate.at_least. keep: worse (it is not

@@ -67,7 +67,7 @@ def layout_of(record: Record) -> Layout:
 
 def found_fields(record: Record) -> str:
     """Say which fields a record has."""
-    return f"it has {', '.join(map(quoted, list(record)[:8])) or 'no field'}"
+    return f"the fields are {', '.join(map(quoted, list(record)[:8]))}" if record else "it has no field"
 
 
 def refuse_another(record: Record, layout: Layout, messages: list[Message]) -> None:

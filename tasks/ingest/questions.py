@@ -89,7 +89,7 @@ def count(files: Sequence[SourceFile]) -> Tally:
     if not tally.num_rows:
         named_files = ", ".join(file.path for file in files)
         number = counted(tally.num_read, "record")
-        why = f"{number} and no question: {reasons(tally, files)}" if tally.num_read else "no record"
+        why = f"no question in {number}: {reasons(tally, files)}" if tally.num_read else "no record"
         raise DataError(f"{named_files}: {why}")
     return tally
 

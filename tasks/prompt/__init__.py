@@ -92,7 +92,7 @@ def few_shot(asking: Asking, number: int) -> tuple[list[list[int]], dict[str, An
         tried[half] = asking.found(rows, [[*half]] * len(rows))
         best = max(tried, key=lambda each: tried[each])
     shown = [{"shots": asking.pool.ids(shots)} | _rounded(found) for shots, found in tried.items()]
-    of = f"the best of {counted(len(tried), 'set')} on {counted(len(rows), 'validation row')}"
+    of = f"the best of {counted(len(tried), 'set')} on {_in_words(rows, asking.validation)}"
     says = f"{counted(len(best), 'example')}, {of}"
     return [[*best]] * len(asking.test), {"chosen": says, "tried": shown}
 
@@ -109,9 +109,15 @@ def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[l
     nearest_rows = f"{number} nearest rows" if number > 1 else "the nearest row"
     says = f"{nearest_rows} of {len(asking.pool.rows)} by {WORDS[best]}"
     if others := [WORDS[name] for name in tried if name != best]:
-        says += f" (chosen over {' and '.join(others)} on {counted(len(rows), 'validation row')})"
+        says += f" (chosen over {' and '.join(others)} on {_in_words(rows, asking.validation)})"
     shown = [{"by": name} | _rounded(found) for name, found in tried.items()]
     return nearest(retrievers[best], asking.test, number), {"chosen": says, "tried": shown}
+
+
+def _in_words(rows: pa.Table, validation: pa.Table) -> str:
+    """Count the validation rows that prompts were tried on, and say where these are only the first."""
+    first = "the first " if len(rows) < len(validation) else ""
+    return f"{first}{counted(len(rows), 'validation row')}"
 
 
 def write(file: Path, asking: Asking, shots: Sequence[list[int]]) -> dict[str, Any]:

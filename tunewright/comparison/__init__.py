@@ -1,4 +1,4 @@
-"""Variants of one training, compared on the validation rows; the test rows stay sealed.
+"""Variants of one training, compared on the validation rows; the test rows are not used.
 
 Those that are behind end early, ranking.py says which is the best and which are not told apart from it. What came
 of them is an HTML page that loads nothing, and Markdown.

@@ -154,7 +154,7 @@ class _Choice:
         why = (
             "training.speed=plain"
             if self.plain
-            else "exact in every layout, and as fast as the alternatives at this row length"
+            else "works with shared prefixes and packing, and is as fast as the alternatives at this row length"
         )
         return self._because("attention", "sdpa", why)
 
@@ -222,7 +222,7 @@ class _Choice:
         if self.plain:
             return self._because("fused", False, "training.speed=plain")
         useful = self.device.kind == "cpu" and precision == "bfloat16" and not self.compute.compile
-        why = "adapters and norms take fewer passes over memory" if useful else "it is faster only on a CPU in bfloat16"
+        why = "fused kernels for adapters and norms" if useful else "it is faster only on a CPU in bfloat16"
         return self._because("fused", useful, why)
 
     def optimizer(self) -> Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]:

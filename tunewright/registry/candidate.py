@@ -241,7 +241,8 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"- Method: {adapter.method}, {counted(adapter.steps, 'step')}, best at {adapter.best_step} "
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",
         *(f"- In training: {warning}" for warning in adapter.warnings),
-        f"- Rows: {splits.num_train} train, {splits.num_validation} validation, {splits.num_test} sealed test; "
+        f"- Rows: {splits.num_train} train, {splits.num_validation} validation, "
+        f"{splits.num_test} test (used only for the decision); "
         f"{data} ({splits.digest[:12]}), from "
         f"{', '.join(code(name) for name in sorted(candidate.lineage))}",
         f"- Highest similarity of a test row to another row: {splits.largest_similarity:.2f}",

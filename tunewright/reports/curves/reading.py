@@ -91,7 +91,8 @@ def _too_few(evaluations: int) -> str:
     if evaluations >= ENOUGH_EVALUATIONS:
         return ""
     said = f"{evaluations} evaluation{'s'[: evaluations != 1]}"
-    return f"Only {said}: too few to tell whether the loss had converged. Set training.evaluate_every to fewer steps."
+    too_few = f"Only {said}: too few to tell whether the loss had converged."
+    return f"{too_few} Evaluate more often: lower training.evaluate_every."
 
 
 def number(value: float) -> str:
