@@ -377,15 +377,14 @@ def test_test_rows_of_one_group_are_said_to_count_once(
     splits = split_rows([*(row_of(text) for text in prompts(60, copies=0)), *tested])
     assert splits.num_test == 28
     assert (
-        "28 test rows count as 1 independent row, since near-duplicates and rows of one group count once. By an "
-        "estimate before training, accuracy differences smaller than about 1.00 between two models cannot be "
-        "detected: add test rows that are not similar to these"
+        "28 test rows count as 1 independent row, since near-duplicates and rows of one group count once, too few to "
+        "detect an accuracy difference below about 1.00 between two models (estimated before training): "
     ) in caplog.text
 
 
 @pytest.mark.parametrize(
     ("count", "clusters", "said"),
-    [(1, 1, "1 test row is independent. "), (9, 9, "9 test rows are independent. "), (9, 4, "count as 4 independent")],
+    [(1, 1, "1 test row is independent, "), (9, 9, "9 test rows are independent, "), (9, 4, "count as 4 independent")],
 )
 def test_rows_that_all_count_are_said_to_be_independent(count: int, clusters: int, said: str) -> None:
     proof = LeakProof.model_construct(test_clusters=clusters, smallest_visible_difference=0.5)
