@@ -53,16 +53,9 @@ def _remove(client: SyncPrefectClient, name: str) -> Iterator[Removed]:
     model = server.model_of(deployment) if deployment else slug(name)
     if deployment:
         _require_idle(client, deployment)
-    try:
-        for each in own:
-            server.pause_idle(client, each)
+    with server.paused_idle(client, own):
         if deployment:  # a poll may have started one
             _require_idle(client, deployment)
-    except TunewrightError:
-        for each in own:
-            if not each.paused:
-                client.resume_deployment(each.id)
-        raise
     yield from (Removed("automation", each) for each in sync(client, owner(name), []).removed)  # they start runs
     for each in own:
         client.delete_deployment(each.id)

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from pathlib import Path
@@ -303,12 +304,25 @@ def active_runs(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
     )
 
 
-def pause_idle(client: SyncPrefectClient, watcher: DeploymentResponse) -> None:
-    """Pause a watcher and wait for its active poll to end: once it is deleted, Prefect refuses the end of a poll.
+@contextmanager
+def paused_idle(client: SyncPrefectClient, watchers: Sequence[DeploymentResponse]) -> Iterator[None]:
+    """Pause watchers and wait for their active polls to end: once deleted, Prefect refuses the end of a poll.
 
-    Raises TunewrightError where the poll does not end.
+    They stay paused. Where a poll does not end, or the block raises TunewrightError, they are resumed.
     """
-    client.pause_deployment(watcher.id)
+    try:
+        for watcher in watchers:
+            client.pause_deployment(watcher.id)
+            _await_poll(client, watcher)
+        yield
+    except TunewrightError:
+        for watcher in watchers:
+            if not watcher.paused:
+                client.resume_deployment(watcher.id)
+        raise
+
+
+def _await_poll(client: SyncPrefectClient, watcher: DeploymentResponse) -> None:
     until = time.monotonic() + POLL_SECONDS
     while active := active_runs(client, watcher.id):
         if time.monotonic() > until:
@@ -320,13 +334,8 @@ def pause_idle(client: SyncPrefectClient, watcher: DeploymentResponse) -> None:
 
 
 def _delete_watcher(client: SyncPrefectClient, watcher: DeploymentResponse) -> None:
-    try:
-        pause_idle(client, watcher)
-    except TunewrightError:
-        if not watcher.paused:
-            client.resume_deployment(watcher.id)
-        raise
-    client.delete_deployment(watcher.id)
+    with paused_idle(client, [watcher]):
+        client.delete_deployment(watcher.id)
 
 
 def keep_watch(client: SyncPrefectClient, watched: DeploymentResponse, seconds: int | None) -> bool:

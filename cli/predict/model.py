@@ -61,10 +61,7 @@ class Answerer:
 
     def __init__(self, version: FetchedVersion, max_new_tokens: int, batch: int) -> None:
         """Load the version. Raises TunewrightError where its base is not here, ConfigError for too many tokens."""
-        try:
-            loaded = rehearsal.load(version.copy)
-        except (OSError, ValueError) as error:  # such as a base that is not on this machine, or is another one
-            raise TunewrightError(f"{version.uri} cannot be loaded here: {error}") from error
+        loaded = rehearsal.load_here(version.uri, version.copy)
         self.uri, self.tokenizer, self.stops = version.uri, loaded.tokenizer, loaded.contract["stop_token_ids"]
         self.model = merged(loaded.model)
         self.max_new_tokens, self.batch = max_new_tokens, batch

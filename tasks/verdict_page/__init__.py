@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from tunewright.artifacts import Adapter, Answers, Artifact, Rows, RunArtifacts, VerdictPage
 from tunewright.artifacts.payloads import Comparison, LeakProof, Slice
 from tunewright.machine import addresses
-from tunewright.metrics.catalogue import CONSTANT, EXACT, baseline
+from tunewright.metrics.catalogue import CONSTANT, baseline, constant_answer
 from tunewright.metrics.catalogue import general_tables as of_each
 from tunewright.privacy.excerpts import ends
 from tunewright.reports.account import leak_sentence
@@ -113,9 +113,7 @@ def _compared(case: Case) -> tuple[Comparison, ...]:
 def _baselines(case: Case) -> list[str]:
     """Explain the baseline that always gives the same answer, where the candidate is compared with it."""
     metrics = dict.fromkeys(each.metric for each in case.comparisons if each.opponent == CONSTANT)
-    answer = {True: "the most frequent training answer", False: "the one training answer that scores best"}
-    own = "the candidate's own most frequent answer, where that is over half of them and scores higher"
-    return [f"The {baseline(metric)} always gives {answer[metric in EXACT]}, or {own}." for metric in metrics]
+    return [f"The {baseline(metric)} always gives {constant_answer(metric)}." for metric in metrics]
 
 
 def _notes(warnings: Sequence[str], tried: Sequence[Suggestion]) -> list[str]:

@@ -1,7 +1,6 @@
 """A registered version as a folder that transformers, PEFT and vLLM load, with a model card and the proof of parity."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -16,18 +15,17 @@ from pydantic import BaseModel
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.export import card, evidence, parity, weights
-from tunewright.export.parity import Parity
+from tunewright.export.parity import NOTHING, Parity
 from tunewright.registry import files, rehearsal
 from tunewright.registry.release import chosen, opened
 from tunewright.serving import ServedChat, context_length
 from tunewright.store import disk
+from tunewright.store.locks import try_lock
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 Form = Literal["merged", "adapter"]
-FORMS: tuple[Form, ...] = ("merged", "adapter")
-NOTHING = "nothing was exported"
 SUFFIX = ".unfinished"  # of the folder beside the exported one, until that is whole and checked
 
 
@@ -71,7 +69,7 @@ def export(
             if form == "adapter":
                 weights.require_adapter(uri, tuned)
             tell("loading it as it was measured")
-            loaded = _loaded(version, copy)
+            loaded = rehearsal.load_here(uri, copy, f", so {NOTHING}")
             precision = dtype or str(loaded.model.dtype).removeprefix("torch.")
             measured = loaded.precision or precision
             hub = _on_hub(copy, loaded.base)
@@ -121,14 +119,6 @@ def export(
         parity=same,
         seconds=round(time.monotonic() - started, 1),
     )
-
-
-def _loaded(version: "ModelVersion", copy: Path) -> ServedChat:
-    """The registered version. Raises TunewrightError where it, or its base, cannot be loaded here."""
-    try:
-        return rehearsal.load(copy)
-    except (OSError, ValueError) as error:  # such as a base that is not on this machine, or is another one
-        raise TunewrightError(f"{files.uri_of(version)} cannot be loaded here, so {NOTHING}: {error}") from error
 
 
 def _expected(
@@ -223,7 +213,8 @@ def _locked(folder: Path) -> Iterator[None]:
     """Holds a lock on a folder. Raises BlockingIOError where another process has it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(descriptor):
+            raise BlockingIOError(f"{folder}: another process holds the lock")
         yield
     finally:
         os.close(descriptor)

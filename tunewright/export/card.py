@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tunewright.artifacts import shown
 from tunewright.artifacts.payloads import Comparison, Interval, VerdictDetails
 from tunewright.export.evidence import CardEvidence
-from tunewright.metrics.catalogue import AT_LEAST, CONSTANT, baseline
+from tunewright.metrics.catalogue import AT_LEAST, CONSTANT, baseline, constant_answer
 from tunewright.registry.candidate import code
 from tunewright.reports.pages import counted, interval, number, percent
 
@@ -155,8 +155,8 @@ def _scores(verdict: VerdictDetails) -> Iterator[tuple[str, list[str]]]:
 
 def _explained(verdict: VerdictDetails) -> list[str]:
     found = [f"`{name}`: {EXPLAINED[name]}" for name in _metrics(verdict) if name in EXPLAINED]
-    constant = next((baseline(each.metric) for each in verdict.comparisons if each.opponent == CONSTANT), "")
-    return [*found, *([f"{constant}: one training answer for all, the one that scores best"] if constant else [])]
+    metrics = dict.fromkeys(each.metric for each in verdict.comparisons if each.opponent == CONSTANT)
+    return [*found, *(f"{baseline(metric)}: always gives {constant_answer(metric)}" for metric in metrics)]
 
 
 def _cell(bounds: Interval) -> str:

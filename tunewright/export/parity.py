@@ -23,6 +23,7 @@ from tunewright.export import answering, weights
 from tunewright.registry.rehearsal import RehearsalRow
 from tunewright.serving import TRAINED, ServedChat, load_weights
 
+NOTHING = "nothing was exported"
 BOUNDS = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}  # nats per token, of the lower of both precisions
 
 
@@ -77,7 +78,7 @@ def require_effect(name: str, loaded: ServedChat, tuned: Path, prompts: list[lis
         if all(torch.equal(base[key], value.float()) for key, value in load_file(tuned / TRAINED).items()):
             fault = f"{TRAINED} changes nothing: every tensor in it equals the base's"
     if fault:
-        raise TunewrightError(f"{name}: {fault}; nothing was exported")
+        raise TunewrightError(f"{name}: {fault}; {NOTHING}")
 
 
 def _logits(model: Any, prompt: list[int]) -> Any:
@@ -101,7 +102,7 @@ def check(folder: Path, base: Path | None, dtype: str, version: Sequence[Expecte
         if got["prompt"] != each.prompt:
             raise TunewrightError(
                 f"{row}: the prompt has other tokens: {_first_difference(loaded, each.prompt, got['prompt'])}; "
-                "nothing was exported"
+                f"{NOTHING}"
             )
         if got["answer"] != each.answer and precision != "float32" and got["gap"] <= bound:
             near_ties += 1
@@ -114,12 +115,12 @@ def check(folder: Path, base: Path | None, dtype: str, version: Sequence[Expecte
     if others:
         raise TunewrightError(
             f"the exported model is not the registered version: {len(others)} of {len(version)} test rows get another "
-            f"answer; {others[0]}; nothing was exported"
+            f"answer; {others[0]}; {NOTHING}"
         )
     if largest > bound:
         raise TunewrightError(
             f"the exported model is not the registered version: {farthest}: the mean log-probability of the expected "
-            f"answer differs by {largest:.2g} nats/token; accepted in {precision}: {bound:g}; nothing was exported"
+            f"answer differs by {largest:.2g} nats/token; accepted in {precision}: {bound:g}; {NOTHING}"
         )
     same = len(version) - near_ties
     return Parity(rows=len(version), same=same, near_ties=near_ties, largest_difference=largest, bound=bound)
@@ -148,9 +149,7 @@ def _answers(folder: Path, base: Path | None, dtype: str, version: Sequence[Expe
         )
         if done.returncode or not reply.is_file():
             last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            raise TunewrightError(
-                f"transformers cannot load or ask what was exported: {last[0][:500]}; nothing was exported"
-            )
+            raise TunewrightError(f"transformers cannot load or ask what was exported: {last[0][:500]}; {NOTHING}")
         replied = json.loads(reply.read_bytes())
     if replied["project"]:
         raise TunewrightError(f"the parity check imported {replied['project'][0]}, which a stranger does not have")

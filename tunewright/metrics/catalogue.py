@@ -75,6 +75,12 @@ def baseline(metric: str) -> str:
     return "majority-class baseline" if metric in EXACT else "best constant baseline"
 
 
+def constant_answer(metric: str) -> str:
+    """Describe the answer that the baseline always gives, as measured by `metric`."""
+    learnt = "the most frequent training answer" if metric in EXACT else "the one training answer that scores best"
+    return f"{learnt}, or the candidate's own most frequent answer, where that is over half of them and scores higher"
+
+
 RowScore = Callable[[str, str], float]  # of answer and reference
 Score = TypeVar("Score", float, Floats)  # one, or those of rows [rows]
 

@@ -118,6 +118,14 @@ def load(copy: Path) -> ServedChat:
     return chat
 
 
+def load_here(uri: str, copy: Path, consequence: str = "") -> ServedChat:
+    """Loads as `load` does. Raises TunewrightError, with the consequence, where the version or its base cannot be."""
+    try:
+        return load(copy)
+    except (OSError, ValueError) as error:  # such as a base that is not on this machine, or is another one
+        raise TunewrightError(f"{uri} cannot be loaded here{consequence}: {error}") from error
+
+
 def measured_max_new_tokens(copy: Path) -> int:
     """The most tokens of an answer when the version was measured, as the signature of its model has it."""
     from mlflow.models import Model

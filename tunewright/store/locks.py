@@ -11,8 +11,11 @@ from typing import IO
 POLL_SECONDS = 0.1
 
 
-def try_lock(file: IO[bytes] | IO[str], *, shared: bool = False) -> bool:
-    """Whether an open file could be locked at once. Raises OSError where its file system has no locks."""
+def try_lock(file: IO[bytes] | IO[str] | int, *, shared: bool = False) -> bool:
+    """Whether an open file, or the descriptor of a folder, could be locked at once.
+
+    Raises OSError where its file system has no locks.
+    """
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
