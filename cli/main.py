@@ -12,6 +12,7 @@ with interrupts.at_once():
     from tunewright.cli import command_line, operate, release
     from tunewright.cli.export import export
     from tunewright.cli.predict import predict
+    from tunewright.cli.serve import serve
     from tunewright.cli.visible import as_line
     from tunewright.config import STAGES
     from tunewright.errors import ConfigError
@@ -236,7 +237,7 @@ def settings(
         print(as_line({"settings": [each._asdict() for each in found]}))
 
 
-for command in (predict, export, operate.deploy, operate.up, operate.doctor, operate.clean):
+for command in (predict, serve, export, operate.deploy, operate.up, operate.doctor, operate.clean):
     app.command()(command)
 app.add_typer(release.app)
 app.add_typer(operate.home_app)

@@ -276,33 +276,7 @@ def make_rows(tmp_path: Path, write_rows: Callable[..., pa.Table]) -> MakeRows:
 @pytest.fixture
 def make_splits(tmp_path: Path) -> MakeSplits:
     """`make_splits(train, validation, test)` is a Splits artifact of these conversations, each row its own cluster."""
-
-    def make(train: Sequence[Conversation], validation: Sequence[Conversation], test: Sequence[Conversation]) -> Splits:
-        line = 0
-        splits = {"train": train, "validation": validation, "test": test}
-        digest = hashlib.sha256(json.dumps(splits).encode()).hexdigest()
-        folder = tmp_path / "splits" / digest[:8]
-        folder.mkdir(parents=True, exist_ok=True)
-        for split, conversations in splits.items():
-            rows = []
-            for given in conversations:
-                line += 1
-                rows.append(_row(messages(given), "data.jsonl", line) | {"cluster": line})
-            pq.write_table(pa.Table.from_pylist(rows, SPLIT_SCHEMA), folder / f"{split}.parquet")
-        return Splits(
-            stage="split",
-            key=digest[:20],
-            folder=folder,
-            digest=digest,
-            num_train=len(train),
-            num_validation=len(validation),
-            num_test=len(test),
-            num_clusters=line,
-            largest_similarity=0.0,
-            random_leak_share=0.0,
-        )
-
-    return make
+    return partial(write_splits, tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -415,6 +389,35 @@ def register_candidate(
     shutil.copy(mlflow_database, home)
     splits = make_splits([("q", "a")], [("r", "b")], [(question, "yes") for question in QUESTIONS])
     return partial(register_candidate, tmp_path, tuned, said, splits, base=tiny_base)
+
+
+def write_splits(
+    place: Path, train: Sequence[Conversation], validation: Sequence[Conversation], test: Sequence[Conversation]
+) -> Splits:
+    """The artifact of `make_splits`, in a folder of any scope."""
+    line = 0
+    splits = {"train": train, "validation": validation, "test": test}
+    digest = hashlib.sha256(json.dumps(splits).encode()).hexdigest()
+    folder = place / "splits" / digest[:8]
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, conversations in splits.items():
+        rows = []
+        for given in conversations:
+            line += 1
+            rows.append(_row(messages(given), "data.jsonl", line) | {"cluster": line})
+        pq.write_table(pa.Table.from_pylist(rows, SPLIT_SCHEMA), folder / f"{split}.parquet")
+    return Splits(
+        stage="split",
+        key=digest[:20],
+        folder=folder,
+        digest=digest,
+        num_train=len(train),
+        num_validation=len(validation),
+        num_test=len(test),
+        num_clusters=line,
+        largest_similarity=0.0,
+        random_leak_share=0.0,
+    )
 
 
 def messages(conversation: Conversation) -> list[Message]:

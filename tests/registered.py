@@ -38,12 +38,12 @@ METRICS = [
 ]
 
 
-def tune(base: Base, folder: Path) -> Path:
+def tune(base: Base, folder: Path, seed: int = 1) -> Path:
     """Write the output of train to `folder`: an adapter that changes the tiny base's answers, contract and curves."""
     import torch
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(load_model(base), config).save_pretrained(str(folder / "model"))
     tokenizer = load_tokenizer(base)

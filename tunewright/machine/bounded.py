@@ -59,7 +59,10 @@ def stream(
     function: Callable[..., Iterator[bytes]], *arguments: Any, seconds: float = SECONDS, megabytes: int = MEGABYTES
 ) -> Iterator[bytes]:
     """Yield the parts that a generator function yields, each within the limits. Raises Unreadable, as `call` does."""
-    child = _idle.pop() if _idle else _Child()
+    try:
+        child = _idle.pop()
+    except IndexError:
+        child = _Child()
     try:
         yield from child.replies(function, arguments, seconds, megabytes)
     except Unreadable as error:

@@ -1,0 +1,290 @@
+"""The HTTP side: the paths of the OpenAI API, for whoever has the key and for no web page of others."""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tunewright.cli.serve.answering import ServedVersion
+from tunewright.cli.serve.asking import RequestError, read
+from tunewright.cli.serve.endpoint import Endpoint, Finished, JobCancelled, QueuedRequest
+from tunewright.cli.serve.metrics import Metrics
+from tunewright.cli.up.ports import LOOPBACK
+from tunewright.errors import TunewrightError, one_line
+from tunewright.machine.addresses import HOSTS
+
+LARGEST = 10_000_000  # bytes of a request
+OPEN = {"/health"}  # it tells nothing of the model
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CLIENT_CLOSED = 499  # as nginx counts it
+
+
+class AsJson(Response):
+    """JSON in ASCII, which takes any text."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content).encode()
+
+
+class KeyGuard:
+    """Refuses what comes from a page of another origin, or without the key."""
+
+    def __init__(self, app: ASGIApp, api_key: str) -> None:
+        self.app, self.api_key = app, api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers why not."""
+        if scope["type"] != "http" or not (refusal := self._refusal(scope["path"], Headers(scope=scope))):
+            return await self.app(scope, receive, send)
+        return await AsJson(refusal.body, refusal.status)(scope, receive, send)
+
+    def _refusal(self, path: str, headers: Headers) -> RequestError | None:
+        if headers.get("origin", own := f"http://{headers.get('host')}") != own:
+            return RequestError("a page of another origin", HTTPStatus.FORBIDDEN, code="other_origin")
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = key.strip().encode() if scheme.lower() == "bearer" else b""
+        if path in OPEN or not self.api_key or secrets.compare_digest(given, self.api_key):
+            return None
+        message = "wrong or no API key; send Authorization: Bearer KEY, with the key that tunewright serve names"
+        return RequestError(message, HTTPStatus.UNAUTHORIZED, code="invalid_api_key")
+
+
+class Api:
+    """The paths."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint, self.metrics = endpoint, Metrics(endpoint)
+        self.created = int(time.time())
+
+    async def health(self, _: Request) -> Response:
+        """The state of the endpoint, for whoever watches it."""
+        is_well = not self.endpoint.is_withdrawn
+        return AsJson({"status": "ok" if is_well else "no version"}, 200 if is_well else 503)
+
+    async def figures(self, _: Request) -> Response:
+        """The metrics."""
+        return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
+
+    async def models(self, request: Request) -> Response:
+        """The list of models, or one of them."""
+        if (name := request.path_params.get("name")) is not None:
+            self.endpoint.require_model(name)
+            return AsJson(self._model(name))
+        return AsJson({"object": "list", "data": [self._model(each) for each in self.endpoint.models]})
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self.created, "owned_by": "tunewright"}
+
+    async def chat(self, request: Request) -> Response:
+        """The answer to a conversation."""
+        return await self._ask(request, is_chat=True)
+
+    async def completions(self, request: Request) -> Response:
+        """The continuation of a text."""
+        return await self._ask(request, is_chat=False)
+
+    async def _ask(self, request: Request, *, is_chat: bool) -> Response:
+        asked = read(await _body(request), is_chat=is_chat)
+        self.endpoint.require_model(asked.model)
+        events: asyncio.Queue[Any] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def put(event: Any) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        job = QueuedRequest(asked, lambda served, prompt: put((served, prompt)), put)
+
+        def end(ended: Finished | Exception) -> None:
+            loop.call_soon_threadsafe(self.endpoint.leave)
+            put(ended)
+
+        self.endpoint.submit(job, end)
+        answer = _Answering(self.metrics, job, events, is_chat=is_chat)
+        with _ended_with(request, job):
+            await answer.start()
+            if not asked.is_streamed:
+                return AsJson(await answer.whole())
+        return StreamingResponse(answer.stream(request), media_type="text/event-stream")
+
+
+class _Answering:
+    """The events of a job as the parts of a response."""
+
+    def __init__(self, metrics: Metrics, job: QueuedRequest, events: asyncio.Queue[Any], *, is_chat: bool) -> None:
+        self.metrics, self.job, self.events, self.is_chat = metrics, job, events, is_chat
+        self.id = f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}"
+        self.created = int(time.time())
+        self.served: ServedVersion
+        self.prompt: list[int] = []
+        self.has_text = False
+
+    async def start(self) -> None:
+        """Wait until the model begins. Raises RequestError where it refuses."""
+        started = await self._next()
+        self.served, self.prompt = started
+
+    async def _next(self) -> Any:
+        event = await self.events.get()
+        if isinstance(event, JobCancelled):
+            raise RequestError("the server is stopping", HTTPStatus.SERVICE_UNAVAILABLE)
+        if isinstance(event, RequestError):
+            raise event
+        if isinstance(event, Exception):
+            said = str(event) if isinstance(event, TunewrightError) else one_line(event)
+            raise RequestError(said, HTTPStatus.INTERNAL_SERVER_ERROR)
+        if isinstance(event, str) and not self.has_text:
+            self.has_text = True
+            self.metrics.first_token.observe(time.monotonic() - self.job.began)
+        if isinstance(event, Finished):
+            self.metrics.whole.observe(time.monotonic() - self.job.began)
+            self.metrics.prompt_tokens.inc(len(self.prompt))
+            self.metrics.answer_tokens.inc(len(event.tokens))
+        return event
+
+    async def whole(self) -> dict[str, Any]:
+        """The response in one piece."""
+        while not isinstance(event := await self._next(), Finished):
+            pass
+        text = event.text
+        said = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
+        choice = self._choice(said, event.reason)
+        if self.job.asked.with_tokens:
+            choice["token_ids"] = event.tokens
+        return self._response([choice], chunk=False) | {"usage": self._usage(event)}
+
+    async def stream(self, request: Request) -> AsyncIterator[bytes]:
+        """The response part by part, as server-sent events."""
+        with _ended_with(request, self.job):
+            try:
+                if self.is_chat:
+                    yield self._part({"role": "assistant", "content": ""})
+                while not isinstance(event := await self._next(), Finished):
+                    yield self._part({"content": event} if self.is_chat else {"text": event})
+                yield self._part({} if self.is_chat else {"text": ""}, event.reason)
+                if self.job.asked.with_usage:
+                    yield _event(self._response([], chunk=True) | {"usage": self._usage(event)})
+                yield b"data: [DONE]\n\n"
+            except RequestError as error:
+                yield _event(error.body)
+
+    def _part(self, said: dict[str, str], reason: str | None = None) -> bytes:
+        choice = self._choice({"delta": said} if self.is_chat else said, reason)
+        usage: dict[str, Any] = {"usage": None} if self.job.asked.with_usage else {}
+        return _event(self._response([choice], chunk=True) | usage)
+
+    def _choice(self, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
+        return {"index": 0, **said, "logprobs": None, "finish_reason": reason}
+
+    def _response(self, choices: list[dict[str, Any]], *, chunk: bool) -> dict[str, Any]:
+        kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.is_chat else "text_completion"
+        name = self.job.asked.model.partition("@")[0]
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": f"{name}@{self.served.number}",
+            "system_fingerprint": f"fp_{self.served.digest[:12]}",
+            "choices": choices,
+        }
+
+    def _usage(self, ended: Finished) -> dict[str, int]:
+        read, said = len(self.prompt), len(ended.tokens)
+        return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
+
+
+def _event(content: Any) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
+async def _body(request: Request) -> bytes:
+    parts: list[bytes] = []
+    async for part in request.stream():
+        parts.append(part)
+        if sum(map(len, parts)) > LARGEST:
+            message = f"the request is longer than {LARGEST:,} bytes"
+            raise RequestError(message, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    return b"".join(parts)
+
+
+@contextmanager
+def _ended_with(request: Request, job: QueuedRequest) -> Iterator[None]:
+    """Ends the job where the client goes away in the block, or the block fails."""
+
+    async def wait() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        job.cancel()
+
+    gone = asyncio.ensure_future(wait())
+    try:
+        yield
+    except BaseException:
+        job.cancel()
+        raise
+    finally:
+        gone.cancel()
+
+
+class Counted:
+    """Counts requests by path and status, and answers errors in OpenAI's shape."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: set[str]) -> None:
+        self.app, self.metrics, self.paths = app, metrics, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, and counts its answer."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+
+        async def send_counted(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                path = scope["path"] if scope["path"] in self.paths else "other"
+                self.metrics.requests.labels(path, message["status"]).inc()
+            await send(message)
+
+        return await self.app(scope, receive, send_counted)
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return AsJson({}, CLIENT_CLOSED)
+    if isinstance(error, HTTPException):
+        error = RequestError(str(error.detail), HTTPStatus(error.status_code))
+    assert isinstance(error, RequestError)
+    wait = {"Retry-After": "1"} if error.status == HTTPStatus.TOO_MANY_REQUESTS else None
+    return AsJson(error.body, error.status, wait)
+
+
+def create_app(endpoint: Endpoint, host: str, api_key: str) -> ASGIApp:
+    """The app; on this machine's own address it answers under that and localhost alone, as `tunewright up` does."""
+    api = Api(endpoint)
+    get, post = ["GET"], ["POST"]
+    paths: dict[str, tuple[Callable[..., Any], list[str]]] = {
+        CHAT: (api.chat, post),
+        COMPLETIONS: (api.completions, post),
+        "/v1/models": (api.models, get),
+        "/health": (api.health, get),
+        "/metrics": (api.figures, get),
+    }
+    routes = [Route(path, function, methods=methods) for path, (function, methods) in paths.items()]
+    routes.append(Route("/v1/models/{name}", api.models, methods=get))
+    handlers: Any = {RequestError: _refused, HTTPException: _refused, ClientDisconnect: _refused}
+    app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    app = Counted(KeyGuard(app, api_key), api.metrics, {*paths})
+    return TrustedHostMiddleware(app, allowed_hosts=HOSTS if host == LOOPBACK else ["*"], www_redirect=False)
