@@ -173,6 +173,8 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
         looks.append(("in MLflow", opened_by(link, tracking_uri(registered))))
         which = "" if registered.alias else f" --version {registered.version}"
         nexts.append(f"tunewright predict {registered.name} FILE{which}          # answers the records of FILE")
+        if registered.alias:
+            nexts.append(f"tunewright serve {registered.name}          # serves it under the OpenAI API")
         if outcome.name == "Waiting":
             nexts.insert(0, f'tunewright release approve {registered.name} {registered.version} --reason "..."')
     elif outcome.splits and not outcome.tokens:
