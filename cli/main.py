@@ -11,6 +11,7 @@ with interrupts.at_once():
     from tunewright import config
     from tunewright.cli import command_line, operate, release
     from tunewright.cli.export import export
+    from tunewright.cli.imports import import_
     from tunewright.cli.predict import predict
     from tunewright.cli.serve import serve
     from tunewright.cli.visible import as_line
@@ -237,6 +238,7 @@ def settings(
         print(as_line({"settings": [each._asdict() for each in found]}))
 
 
+app.command("import")(import_)
 for command in (predict, serve, export, operate.deploy, operate.up, operate.doctor, operate.clean):
     app.command()(command)
 app.add_typer(release.app)

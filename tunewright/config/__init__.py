@@ -33,4 +33,4 @@ from tunewright.config.evaluation import CANNOT_DECIDE, METRICS, Evaluation, Jud
 from tunewright.config.gate import Gate, Guardrail, Registry
 from tunewright.config.section import CommaSeparated, LocalPath, Section
 from tunewright.config.settings import STAGES, Operation, Settings, Stage
-from tunewright.config.training import Compute, Method, Model, Training
+from tunewright.config.training import USED_BY, Compute, Method, Model, Training

@@ -37,6 +37,15 @@ class Model(Section):
     )
 
 
+ADAPTER = frozenset({"rank", "alpha", "dropout", "target", "layers", "init", "rslora", "dora", "lora_plus"})
+USED_BY: dict[str, frozenset[str]] = {  # kind of method -> the settings of the section that do something
+    "lora": ADAPTER,
+    "qlora": ADAPTER | {"bits"},
+    "full": frozenset(),
+    "spectrum": frozenset({"share"}),
+}
+
+
 class Method(Section):
     """Which weights are trained."""
 
@@ -89,15 +98,13 @@ class Method(Section):
 
     @model_validator(mode="after")
     def _each_setting_does_something(self) -> Self:
-        adapter = {"rank", "alpha", "dropout", "target", "layers", "init", "rslora", "dora", "lora_plus"}
-        used_by = {"lora": adapter, "qlora": adapter | {"bits"}, "full": set[str](), "spectrum": {"share"}}
-        used = used_by[self.kind]
+        used = USED_BY[self.kind]
         fields = type(self).model_fields
         idle = sorted(f for f in fields if f not in used | {"kind"} and getattr(self, f) != fields[f].default)
         if idle:
             set_to = " and ".join(f"{name}={getattr(self, name)}" for name in idle)
             uses = f"which uses {', '.join(sorted(used))}" if used else "which uses no other setting"
-            of = [kind for kind, names in used_by.items() if names.issuperset(idle)]
+            of = [kind for kind, names in USED_BY.items() if names.issuperset(idle)]
             other = f", or set kind to {' or '.join(of)}" if of else ""
             raise ValueError(
                 f"{set_to} {'has' if len(idle) == 1 else 'have'} no effect with kind={self.kind}, {uses}; leave "

@@ -1,0 +1,105 @@
+"""A fine-tuning job of OpenAI: the job object, or the body of the request that creates it (JSON)."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tunewright.accepted import shown
+from tunewright.cli.imports.rules import (
+    Entry,
+    Original,
+    Table,
+    Tool,
+    Treatment,
+    by,
+    carried,
+    each,
+    lost,
+    missing,
+    needless,
+    not_needed,
+    to,
+)
+
+MARKS = ("training_file", "hyperparameters", "method", "fine_tuned_model")
+GROUPS = ("hyperparameters",)
+RECORD = "a record of the job there"
+OURS = "MLflow records every run"
+
+
+def refused(original: Original) -> Iterator[tuple[str, str]]:
+    """Keys that make it no supervised fine-tuning, with what it is."""
+    method = original.get("method")
+    kind = method.get("type") if isinstance(method, dict) else None
+    if kind not in {None, "supervised"}:
+        yield "method.type", f"{shown(kind)} is training on preferences or rewards"
+    if original.get("object") not in {None, "fine_tuning.job"}:
+        yield "object", f"{shown(original.get('object'))} is no fine-tuning job"
+
+
+def chosen(target: str) -> Any:
+    """A hyperparameter, which `auto` leaves to them."""
+
+    def decide(value: Any, _: Original) -> Treatment:
+        return (
+            not_needed(f"chosen there; {target} stays at its default") if value == "auto" else carried({target: value})
+        )
+
+    return by(decide, target)
+
+
+def base(value: Any, original: Original) -> Treatment:
+    """A model that cannot be had."""
+    return lost("its weights are not to be had: --base names the base in its place")
+
+
+def multiplier(value: Any, _: Original) -> Treatment:
+    """A factor of a learning rate that is not published."""
+    if value == "auto":
+        return not_needed("chosen there; training.learning_rate stays at its default")
+    return lost("a factor of a learning rate that is not published: training.learning_rate stays at its default")
+
+
+TABLE: Table = {
+    "model": by(base),
+    "n_epochs": chosen("training.epochs"),
+    "batch_size": chosen("training.batch"),
+    "learning_rate_multiplier": by(multiplier),
+    "seed": to("training.seed"),
+    **each("training_file validation_file", by(lambda _value, _original: carried({}), "data.sources")),
+    **each("suffix user_provided_suffix", needless("the name of the deployment")),
+    "method": needless("supervised, as here"),
+    "hyperparameters": needless("method.supervised.hyperparameters decides"),
+    "integrations": needless(OURS),
+    "metadata": missing("tags of a deployment are those of Prefect"),
+    **each(
+        "object id created_at finished_at fine_tuned_model organization_id result_files status trained_tokens error "
+        "estimated_finish usage_metrics shared_with_openai eval_id checkpoints",
+        needless(RECORD),
+    ),
+}
+
+
+def file(value: Any, item: Original) -> Treatment:
+    """A file by its id, which is fetched first, or a file here."""
+    name = str(value)
+    if re.fullmatch(r"file-\w+", name):
+        fetch = f'curl https://api.openai.com/v1/files/{name}/content -H "Authorization: Bearer $OPENAI_API_KEY"'
+        path, _ = item.places.named(f"{name}.jsonl")
+        said = "" if item.places.found(f"{name}.jsonl") else f"fetch it first: {fetch} -o {name}.jsonl"
+        return carried({"data.sources[].path": path, "data.sources[].layout": "messages"}, said)
+    path, said = item.places.named(name)
+    return carried({"data.sources[].path": path, "data.sources[].layout": "messages"}, said)
+
+
+FILE: Table = {"id": by(file, "data.sources[].path", "data.sources[].layout")}
+
+
+def entries(original: Original) -> Iterator[Entry]:
+    """The two files."""
+    for key, use in (("training_file", ""), ("validation_file", "validation")):
+        if original.get(key):
+            yield Entry(key, FILE, original.of({"id": original.get(key)}), use, is_made=True)
+
+
+TOOL = Tool("openai", "an OpenAI fine-tuning job", TABLE, MARKS, refused, entries, GROUPS)

@@ -1,0 +1,68 @@
+"""Paths and data sets of another tool, as a deployment file names them."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+HUB = re.compile(r"[\w.-]+/[\w.-]+")
+A_FILE = re.compile(r"^[./~]|[*?]|\.(jsonl?|ndjson|csv|tsv|parquet|arrow|txt)(\.(gz|zst))?$", re.I)
+OF_SAVE_TO_DISK = ("dataset_dict.json", "state.json")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where relative paths of a configuration start, and where those of the deployment file do.
+
+    The tools start them in the folder that they are called in, which nobody has written down: a path is looked for in
+    the current folder first, and then beside the configuration.
+    """
+
+    here: Path
+    configuration: Path
+    output: Path
+
+    def found(self, path: str, within: Path = Path()) -> Path | None:
+        """What is at a path, or None."""
+        try:
+            starts = (self.here, self.configuration)
+            there = [start / within / Path(path).expanduser() for start in starts]
+            return next((each for each in there if each.exists() or _is_glob_of_some(each)), None)
+        except (OSError, RuntimeError, ValueError):  # no file can have that path
+            return None
+
+    def named(self, path: str, within: Path = Path()) -> tuple[str, str]:
+        """A path as the deployment file has it, and what to say where nothing is there."""
+        if "://" in path:
+            return path, ""
+        found = self.found(path, within)
+        if found and found.is_dir() and not any((found / name).exists() for name in OF_SAVE_TO_DISK):
+            found /= "*"
+        said = "" if found else "not found here: check the path"
+        if Path(path).is_absolute() or path.startswith("~"):
+            return (f"{path.rstrip('/')}/*" if found and found.name == "*" and "*" not in path else path), said
+        return os.path.relpath(found or self.here / within / path, self.output), said
+
+    def base(self, name: str) -> str:
+        """A base model as the deployment file has it: a hub id stays one unless a folder of that name is there."""
+        if "://" in name or name.startswith(("package:", "~")) or Path(name).is_absolute():
+            return name
+        found = self.found(name)
+        if found is None and not name.startswith("."):
+            return name
+        path = os.path.relpath(found or self.here / name, self.output)
+        return path if "/" in path or path.startswith(".") else f"./{path}"
+
+    def source(self, path: str, config: str = "", split: str = "") -> tuple[str, str]:
+        """A data set as data.sources has it, and what to say of it; the first is empty where it cannot be read."""
+        if "://" in path or self.found(path) or A_FILE.search(path):
+            return self.named(path)
+        if not HUB.fullmatch(path):
+            return "", "neither a file here nor a data set of the hub, whose name is owner/name"
+        whole, _, part = split.partition("[")
+        said = f"split {split} takes a part, here all of it is read; data.limit reads a sample" if part else ""
+        return f"hub:{path}{f'/{config}' if config else ''}{f':{whole}' if whole else ''}", said
+
+
+def _is_glob_of_some(path: Path) -> bool:
+    return "*" in path.name and any(path.parent.glob(path.name))

@@ -1,0 +1,288 @@
+"""The arguments of a script of TRL: those of SFTConfig, ModelConfig, ScriptArguments and PEFT's LoraConfig.
+
+All in one mapping, as `trl sft --config` reads them, or each class under its name.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tunewright.accepted import shown
+from tunewright.cli.imports.axolotl import PATHS, dataset_path, jinja
+from tunewright.cli.imports.rules import (
+    Entry,
+    Original,
+    Table,
+    Tool,
+    Treatment,
+    by,
+    carried,
+    each,
+    is_number,
+    is_off,
+    lost,
+    missing,
+    needless,
+    not_needed,
+    same_as,
+    to,
+    words,
+)
+from tunewright.cli.imports.trainer import (
+    ANSWERS,
+    FLASH,
+    LOADED,
+    NO_CODE,
+    NO_TOKENS,
+    ONE_DEVICE,
+    PACKED,
+    TRAINER,
+    adapter_init,
+    bits,
+    dtype,
+    only_off,
+    target_modules,
+)
+
+MARKS = (
+    "dataset_name",
+    "use_peft",
+    "assistant_only_loss",
+    "completion_only_loss",
+    "max_seq_length",
+    "dataset_mixture",
+    "dataset_mixer",
+    "peft_type",
+)
+GROUPS = (
+    *("SFTConfig", "ModelConfig", "ScriptArguments", "LoraConfig", "TrainingArguments", "DatasetMixtureConfig"),
+    *("sft_config", "model_args", "script_args", "training_args", "lora_config", "peft_config"),
+)
+DEFAULTS = {
+    "per_device_train_batch_size": 8,
+    "learning_rate": 2e-5,
+    "num_train_epochs": 3.0,
+    "lr_scheduler_type": "linear",
+    "warmup_ratio": 0.0,
+    "max_length": 1024,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
+    "use_peft": False,
+    "early_stopping_patience": None,
+}
+PREFERENCES = {  # arguments of other trainers
+    "beta": "training on preferences or rewards (DPO, KTO, GRPO)",
+    "loss_type of preferences": "training on preferences",
+    "num_generations": "GRPO",
+    "reward_funcs": "GRPO",
+    "reward_model_path": "training on rewards",
+    "max_prompt_length": "training on preferences or rewards",
+    "desirable_weight": "KTO",
+    "num_mini_batches": "PPO",
+}
+SFT_LOSSES = (None, "nll", "chunked_nll")
+
+
+def refused(original: Original) -> Iterator[tuple[str, str]]:
+    """Keys that make it no supervised fine-tuning of text, with what it is."""
+    for key, what in PREFERENCES.items():
+        if original.get(key) is not None:
+            yield key, what
+    kind = original.get("peft_type")
+    if kind not in {None, "LORA"}:
+        yield "peft_type", f"{shown(kind)} is a method that is not offered"
+
+
+def has_adapter(original: Original) -> bool:
+    """Whether there is one: as use_peft says, or where LoraConfig is given."""
+    return not is_off(original.get("use_peft")) or any(
+        original.values.get(key) is not None for key in ("r", "peft_type")
+    )
+
+
+def method(_: Any, original: Original) -> Treatment:
+    """Which weights are trained."""
+    quantized = bits(original)
+    if not has_adapter(original):
+        if quantized:
+            return lost("full trains no quantized weights; method.kind: qlora does", {"method.kind": "full"})
+        return carried({"method.kind": "full"})
+    if quantized:
+        return carried({"method.kind": "qlora", "method.bits": quantized})
+    return carried({"method.kind": "lora"})
+
+
+def template(value: Any, _: Original) -> Treatment:
+    """A chat template as text."""
+    return lost("save the template as a file and name that in model.chat_template: the base's own is used")
+
+
+def template_path(value: Any, original: Original) -> Treatment:
+    """A Jinja file, or a tokenizer that has one."""
+    if str(value).endswith((".jinja", ".jinja2", ".j2")):
+        return jinja(value, original)
+    return lost("save that tokenizer's template as a file and name it in model.chat_template: the base's own is used")
+
+
+def longest(value: Any, _: Original) -> Treatment:
+    """The most tokens of a row."""
+    return carried({"model.max_length": value}, "longer rows are cut there; here model.on_long decides")
+
+
+def test_share(value: Any, _: Original) -> Treatment:
+    """Rows to evaluate on while training: the validation split here."""
+    if is_number(value) and value >= 1:
+        return lost("split.validation is a share of the rows, not their number: 0.1 is used")
+    return carried({"split.validation": value})
+
+
+def layers(_: Any, __: Original) -> Treatment:
+    """Layers that get an adapter."""
+    return lost("method.layers is the number of last layers; the adapter is on all of them")
+
+
+def answers_only(value: Any, _: Original) -> Treatment:
+    """Which tokens are trained."""
+    return lost(ANSWERS) if is_off(value) else not_needed(ANSWERS)
+
+
+def loss(value: Any, _: Original) -> Treatment:
+    """The loss."""
+    return (
+        not_needed("the same cross-entropy here")
+        if value in SFT_LOSSES
+        else lost("the loss is the plain cross-entropy")
+    )
+
+
+IN_SOURCES = by(lambda _value, _original: carried({}), "data.sources")
+TABLE: Table = {
+    **TRAINER,
+    "model_name_or_path": by(lambda value, o: carried({"model.base": o.places.base(str(value))}), "model.base"),
+    "base_model_name_or_path": by(lambda value, o: carried({"model.base": o.places.base(str(value))}), "model.base"),
+    **each("model_revision base_model_revision", to("model.revision")),
+    **each("dtype torch_dtype", by(dtype, "compute.precision")),
+    **each("attn_implementation use_flash_attention_2", needless(FLASH)),
+    **each("use_peft load_in_4bit load_in_8bit", by(method, "method.kind", "method.bits")),
+    **each("peft_type task_type lora_task_type", needless("LoRA on a causal model")),
+    **each("r lora_r", to("method.rank")),
+    "lora_alpha": to("method.alpha"),
+    "lora_dropout": to("method.dropout"),
+    **each("target_modules lora_target_modules", by(target_modules, "method.target")),
+    "use_rslora": to("method.rslora"),
+    "use_dora": to("method.dora"),
+    "init_lora_weights": by(adapter_init, "method.init"),
+    "loraplus_lr_ratio": to("method.lora_plus"),
+    "layers_to_transform": by(layers),
+    "bnb_4bit_quant_type": same_as("nf4", "so here", "4 bits are NF4"),
+    "use_bnb_nested_quant": same_as(True, "so here", "4 bits are NF4 with double quantization"),
+    **each("bnb_4bit_quant_storage bnb_4bit_compute_dtype", needless("chosen with compute.precision")),
+    "bias": same_as("none", "so here", "an adapter has no biases"),
+    **each(
+        "modules_to_save lora_modules_to_save trainable_token_indices lora_bias",
+        missing("embeddings and biases are not trained beside an adapter"),
+    ),
+    **each(
+        "exclude_modules layers_pattern rank_pattern alpha_pattern layer_replication target_parameters "
+        "lora_target_parameters megatron_config megatron_core loftq_config eva_config corda_config lora_ga_config "
+        "velora_config alora_invocation_tokens use_qalora qalora_group_size monteclora_config use_bdlora arrow_config "
+        "kasa_config",
+        missing("an adapter is put on modules, all of one rank"),
+    ),
+    **each(
+        "fan_in_fan_out auto_mapping peft_version revision inference_mode runtime_config ensure_weight_tying",
+        needless("chosen with the adapter"),
+    ),
+    **each("max_length max_seq_length", by(longest, "model.max_length")),
+    "truncation_mode": needless("rows are never truncated; model.on_long decides"),
+    "chat_template_path": by(template_path, "model.chat_template"),
+    "chat_template": by(template),
+    "chat_template_kwargs": missing("the chat template is used as it is"),
+    **each("completion_only_loss assistant_only_loss train_on_responses_only", by(answers_only)),
+    "loss_type": by(loss),
+    **each(
+        "dataset_name dataset_config dataset_configs dataset_train_split dataset_test_split dataset_splits", IN_SOURCES
+    ),
+    **each("datasets dataset_mixture dataset_mixer train_file validation_file", IN_SOURCES),
+    "test_split_size": by(test_share, "split.validation"),
+    "dataset_text_field": by(
+        lambda value, _: (
+            not_needed("rows are conversations")
+            if value in {"text", "messages", ""}
+            else lost("a column of whole texts has no answers; data.sources[].columns names fields")
+        )
+    ),
+    "dataset_streaming": missing("data are read whole"),
+    "streaming": missing("data are read whole"),
+    **each(
+        "dataset_num_proc dataset_batch_size dataset_kwargs shuffle_dataset preprocessing_num_workers", needless(LOADED)
+    ),
+    **each("packing padding_free", only_off("compute.packing", PACKED)),
+    **each("packing_strategy eval_packing pad_to_multiple_of num_of_sequences chars_per_token", needless(PACKED)),
+    **each("eos_token pad_token", missing(f"{NO_TOKENS}; an answer ends with the stop token of the template")),
+    **each(
+        "model_init_kwargs router_aux_loss_coef model_code_revision",
+        missing("the base's configuration is used as it is"),
+    ),
+    "trust_remote_code": missing(NO_CODE),
+    "activation_offloading": missing("activations are not offloaded"),
+    "use_liger": TRAINER["use_liger_kernel"],
+    "tokenizer_name_or_path": missing("the base's own tokenizer is used"),
+    "ignore_bias_buffers": missing(ONE_DEVICE),
+    "system_prompt": missing("no system message is added: put it into the records"),
+    **each("env config accelerate_config", missing("set variables of the environment where you start tunewright")),
+    **each("callbacks benchmarks wandb_entity wandb_project wandb_run_group", needless("MLflow records every run")),
+}
+
+
+def whole(value: Any, _: Original) -> Treatment:
+    """A share of a data set."""
+    return not_needed("all rows are read") if value == 1 else lost("all rows are read; data.limit reads a sample")
+
+
+def data_path(_: Any, item: Original) -> Treatment:
+    """Files here, or a data set of the hub."""
+    name = item.get("path") or item.get("id")
+    return dataset_path(name, item.of({**item.values, "name": item.get("name") or item.get("config")}))
+
+
+PATH = by(data_path, *PATHS)
+DATASET: Table = {
+    **each("path id name config split data_files", PATH),
+    "data_dir": missing("all files of the split are read"),
+    **each("weight fraction", by(whole)),
+    "columns": needless("known fields are read"),
+}
+
+
+def entries(original: Original) -> Iterator[Entry]:
+    """Each data set: of a list of them, or the one that is named."""
+    mixture = original.get("dataset_mixture")
+    listed = original.of(mixture) if isinstance(mixture, Mapping) else original
+    if found := listed.entries("datasets"):
+        key = "dataset_mixture.datasets" if listed is not original else "datasets"
+        for i, item in enumerate(found):
+            yield Entry(f"{key}[{i}]", DATASET, original.of(item))
+        return
+    mixer = original.get("dataset_mixer")
+    if isinstance(mixer, Mapping):
+        split = words(original.get("dataset_splits") or "train")[0]
+        for name, share in mixer.items():
+            item = {"path": name, "split": split, "fraction": share}
+            yield Entry("dataset_mixer", DATASET, original.of(item), is_made=True)
+        return
+    for key, use in (("train_file", ""), ("validation_file", "validation")):
+        if original.get(key):
+            yield Entry(key, DATASET, original.of({"path": original.get(key)}), use, is_made=True)
+    if not original.get("dataset_name"):
+        return
+    config = original.get("dataset_config") or next(iter(original.get("dataset_configs") or ()), None)
+    item = {"path": original.get("dataset_name"), "name": config}
+    splits = [("dataset_train_split", ""), ("dataset_test_split", "validation")]
+    if is_off(original.get("eval_strategy")) or not original.get("dataset_test_split"):
+        splits.pop()  # which nothing would be evaluated on
+    for key, use in splits:
+        yield Entry("dataset_name", DATASET, original.of(item | {"split": original.get(key)}), use, is_made=True)
+
+
+TOOL = Tool("trl", "TRL", TABLE, MARKS, refused, entries, GROUPS, DEFAULTS)

@@ -1,0 +1,490 @@
+"""A configuration of another tool becomes a deployment file, and each of its keys is set, needless, lost or not known."""
+
+import ast
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Base
+from typer.testing import CliRunner, Result
+
+from tunewright.cli import deployment_file
+from tunewright.cli.imports import TOOLS as NAMES
+from tunewright.cli.imports import axolotl, importing, llama_factory, openai, reading, trl, writing
+from tunewright.cli.imports.importing import TOOLS, Imported
+from tunewright.cli.imports.rules import Treatment
+from tunewright.cli.main import app
+from tunewright.cli.settings import listed
+from tunewright.errors import ConfigError
+
+FOLDER = Path(__file__).parent / "imported"  # configurations in the shapes of public ones, by tool
+FILES = sorted(each for each in FOLDER.glob("*/*.*") if each.is_file())
+ENTRIES = {
+    "axolotl": axolotl.DATASET,
+    "llama-factory": llama_factory.DATASET,
+    "trl": trl.DATASET,
+    "openai": openai.FILE,
+}
+AXOLOTL = """\
+base_model: acme/base
+datasets: [{path: data/rows.jsonl, type: chat_template}]
+sequence_len: 1024
+micro_batch_size: 2
+learning_rate: 0.0001
+"""
+Import = Callable[..., Imported]
+
+
+@pytest.fixture
+def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Import:
+    """`imported(text)` imports a file of this text, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(text: str | dict[str, Any], name: str = "theirs.yml", **options: Any) -> Imported:
+        Path(name).write_text(text if isinstance(text, str) else json.dumps(text))
+        found = importing.import_file(Path(name), tmp_path, **options)
+        writing.check(found, writing.text_of(found), Path("ours.yaml"))
+        return found
+
+    return call
+
+
+def end(found: Imported, key: str) -> Treatment | None:
+    """What became of a key."""
+    (each,) = [each for each in found.ends if each.key == key]
+    return each.treatment
+
+
+def settings_of(text: str, folder: Path) -> Any:
+    """The settings of a written deployment file."""
+    (folder / "written.yaml").write_text(text)
+    return deployment_file.load(folder / "written.yaml").settings
+
+
+def leaves(value: Any, key: str = "") -> set[str]:
+    """The keys of a configuration as the list names them: those at the top, and those of each data set."""
+    found = set()
+    for name, inner in value.items():
+        found.add(f"{key}{name}")
+        if name in {"datasets", "test_datasets"} and isinstance(inner, list):
+            for i, item in enumerate(inner):
+                found |= {f"{key}{name}[{i}].{each}" for each in item}
+    return found
+
+
+def test_there_are_a_dozen_configurations_of_each_of_two_tools_and_fewer_of_the_others() -> None:
+    counts = {name: len([file for file in FILES if file.parent.name == name.replace("-", "_")]) for name in NAMES}
+    assert counts == {"axolotl": 13, "llama-factory": 14, "trl": 9, "openai": 5}
+    assert tuple(TOOLS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_target_of_a_table_is_a_setting(name: str) -> None:
+    ours = {each.key for each in listed()}
+    rules = [*TOOLS[name].table.values(), *ENTRIES[name].values()]
+    assert {target for rule in rules for target in rule.targets} <= ours
+    assert TOOLS[name].defaults.keys() <= TOOLS[name].table.keys()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_every_key_of_a_configuration_ends_somewhere_and_the_file_is_accepted(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = importing.import_file(file, tmp_path, base="acme/open" if file.parent.name == "openai" else None)
+    assert found.tool.name.replace("-", "_") == file.parent.name
+    ends = {each.key for each in found.ends}
+    given = leaves(yaml.safe_load(file.read_text()))
+    flat = {key.rpartition(".")[2] for key in ends} | {*found.empty}
+    lacking = {key for key in given - ends - {*found.empty} if key not in found.tool.groups}
+    assert lacking <= flat | {"hyperparameters"}
+    assert [each.key for each in found.ends if each.treatment is None] == []
+    assert [each for each in found.ends if "understood" in (each.treatment.why if each.treatment else "")] == []
+    assert all(each.treatment.why for each in found.ends if each.treatment and each.treatment.kind != "set"), (
+        "what is not set says why"
+    )
+    for each in found.ends:  # a rule sets only what it says it can
+        rule = {**ENTRIES[found.tool.name], **found.tool.table}.get(each.key.rpartition(".")[2])
+        if rule and each.treatment and "[" not in each.key and " " not in each.key:
+            assert {*each.treatment.values} <= {*rule.targets, *openai.FILE["id"].targets, *trl.PATH.targets}
+    text = writing.text_of(found)
+    assert settings_of(text, tmp_path).model.base == found.values["model.base"]
+    assert all(line.isprintable() for line in text.splitlines())
+    assert "s3cret" not in text + json.dumps(writing.as_json(found, text, None))
+
+
+def fields(package: str, file: str, *classes: str) -> set[str]:
+    """The fields of dataclasses of an installed package, read without importing it."""
+    spec = importlib.util.find_spec(package)
+    assert spec
+    assert spec.origin
+    tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
+    found = [each for each in ast.walk(tree) if isinstance(each, ast.ClassDef) and each.name in classes]
+    assert len(found) == len(classes)
+    annotated = [each for kind in found for each in kind.body if isinstance(each, ast.AnnAssign)]
+    names = {each.target.id for each in annotated if isinstance(each.target, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_every_argument_of_the_installed_trl_peft_and_transformers_is_known() -> None:
+    trainer = fields("transformers", "training_args.py", "TrainingArguments")
+    assert trainer - trl.TABLE.keys() - {"framework"} == set()
+    assert trainer - llama_factory.TABLE.keys() - {"framework"} == set()
+    assert fields("transformers", "training_args_seq2seq.py", "Seq2SeqTrainingArguments") <= llama_factory.TABLE.keys()
+    of_trl = (("trainer/sft_config.py", "SFTConfig"), ("trainer/model_config.py", "ModelConfig"))
+    for file, kind in (*of_trl, ("trainer/base_config.py", "_BaseConfig")):
+        assert fields("trl", file, kind) - trl.TABLE.keys() == set()
+    assert fields("trl", "scripts/utils.py", "ScriptArguments", "DatasetMixtureConfig") - trl.TABLE.keys() == set()
+    assert fields("trl", "scripts/utils.py", "DatasetConfig") - trl.DATASET.keys() == set()
+    assert fields("peft", "tuners/lora/config.py", "LoraConfig") - trl.TABLE.keys() == set()
+
+
+def test_an_axolotl_configuration_is_the_same_training(imported: Import, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "support.jsonl").touch()
+    found = imported((FOLDER / "axolotl" / "alpaca_lora.yml").read_text(), devices=2)
+    settings = settings_of(writing.text_of(found), tmp_path)
+    assert settings.data.sources[0].model_dump(exclude_defaults=True) == {
+        "path": "data/support.jsonl",
+        "layout": "alpaca",
+    }
+    assert (settings.model.base, settings.model.chat_template) == ("acme/tiny-llama", "alpaca")
+    assert (settings.model.max_length, settings.model.on_long) == (4096, "quarantine")
+    method = settings.method
+    assert (method.kind, method.bits, method.rank, method.alpha) == ("qlora", 8, 32, 16)
+    assert (method.dropout, method.target) == (0.05, "all-linear")
+    training = settings.training
+    assert (training.batch, training.micro_batch, training.epochs) == (2 * 4 * 2, 2, 4)
+    assert (training.schedule, training.warmup, training.patience) == ("cosine", 0.1, None)
+    assert (settings.compute.optimizer, settings.compute.checkpointing) == ("adamw_8bit", True)
+    assert settings.split.validation == 0.05
+
+
+def test_a_llama_factory_configuration_takes_its_data_from_dataset_info(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(FOLDER / "llama_factory", tmp_path / "theirs")
+    (tmp_path / "theirs" / "data" / "support.jsonl").touch()
+    (tmp_path / "theirs" / "data" / "chats").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = importing.import_file(Path("theirs/masks.yaml"), tmp_path)
+    assert found.sources == [
+        {"path": "hub:acme/talks:train_sft", "layout": "messages"},
+        {"path": "hub:acme/odd"},
+        {
+            "path": "hub:acme/orca/en",
+            "layout": "alpaca",
+            "columns": {"instruction": "question", "output": "response", "system": "system_prompt"},
+            "use_as": "validation",
+        },
+    ]
+    lora = importing.import_file(Path("theirs/lora.yaml"), tmp_path / "theirs")
+    assert lora.sources[1] == {
+        "path": "data/support.jsonl",
+        "layout": "alpaca",
+        "columns": {"instruction": "question", "input": "details", "output": "reply", "system": "rules"},
+    }
+    assert (lora.values["method.rank"], lora.values["method.alpha"]) == (8, 16), "twice the rank, as there"
+    assert importing.import_file(Path("theirs/padding.yaml"), tmp_path).sources[0]["path"] == "theirs/data/chats/*"
+
+
+def test_a_script_of_trl_is_the_same_training(imported: Import, tmp_path: Path) -> None:
+    found = imported((FOLDER / "trl" / "by_class.json").read_text(), "theirs.json")
+    settings = settings_of(writing.text_of(found), tmp_path)
+    assert (settings.method.kind, settings.method.bits, settings.method.dropout) == ("qlora", 8, 0.05)
+    assert (settings.method.target, settings.method.rslora) == ("all-linear", True)
+    training = settings.training
+    assert (training.batch, training.micro_batch, training.epochs) == (8, 2, 2)
+    assert (training.schedule, training.warmup, settings.model.max_length) == ("linear", 0, 512), "defaults of TRL"
+    assert settings.compute.precision == "float32"
+    assert end(found, "SFTConfig.completion_only_loss") == Treatment(
+        "not needed", "the loss covers answer tokens only, always"
+    )
+
+
+def test_a_job_of_openai_says_how_its_files_are_fetched(imported: Import) -> None:
+    job = json.loads((FOLDER / "openai" / "succeeded.json").read_text())
+    found = imported(job, "theirs.json", base="acme/open")
+    assert found.name == "support-bot"
+    assert found.sources == [
+        {"path": "file-a1b2.jsonl", "layout": "messages"},
+        {"path": "file-v1.jsonl", "layout": "messages", "use_as": "validation"},
+    ]
+    assert found.values == {
+        "training.epochs": 3,
+        "training.batch": 3,
+        "training.seed": 42,
+        "model.base": "acme/open",
+    }
+    assert "curl https://api.openai.com/v1/files/file-a1b2/content" in writing.text_of(found)
+    assert [each.key for each in found.ends if each.treatment and each.treatment.kind == "no counterpart"] == [
+        "model",
+        "method.supervised.hyperparameters.learning_rate_multiplier",
+        "metadata",
+    ]
+    with pytest.raises(ConfigError, match=r'^theirs\.json line 1: model: "gpt-4o-mini-2024-07-18" is .* --base'):
+        imported(job, "theirs.json")
+    hostile = imported(job | {"training_file": "file-a; rm -rf ~"}, "theirs.json", base="acme/open")
+    assert "curl https://api.openai.com/v1/files/file-v1" in writing.text_of(hostile)
+    assert "files/file-a;" not in writing.text_of(hostile), "no command holds what is no file id"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"adapter": "lora"}, {"kind": "lora"}),
+        ({"adapter": "qlora", "load_in_4bit": True}, {"kind": "qlora", "bits": 4}),
+        ({"adapter": "lora", "load_in_8bit": True}, {"kind": "qlora", "bits": 8}),
+        ({"adapter": "lora", "peft": {"backend": "torchao", "weight_dtype": "nf4"}}, {"kind": "qlora", "bits": 4}),
+        ({"lora_r": 8, "lora_target_linear": True}, {"kind": "full"}),
+        ({"plugins": ["a.spectrum.SpectrumPlugin"], "spectrum_top_fraction": 0.3}, {"kind": "spectrum", "share": 0.3}),
+        ({"adapter": "qlora", "load_in_4bit": True, "peft_init_lora_weights": "pissa"}, {"kind": "qlora", "bits": 4}),
+    ],
+)
+def test_the_method_comes_from_several_keys(imported: Import, more: dict[str, Any], expected: dict[str, Any]) -> None:
+    found = imported(yaml.safe_load(AXOLOTL) | more)
+    assert found.parameters()["method"] == expected
+    assert {each.key for each in found.ends} >= more.keys()
+
+
+@pytest.mark.parametrize(
+    ("more", "ours", "value"),
+    [
+        ({"warmup_steps": 10, "max_steps": 200}, "training.warmup", 0.05),
+        ({"warmup_steps": 0.2}, "training.warmup", 0.2),
+        ({"warmup_steps": 10}, "training.warmup", None),
+        ({"lr_scheduler": "constant"}, "training.warmup", 0.0),
+        ({"lr_scheduler": "rex"}, "training.schedule", None),
+        ({"eval_steps": 0.25, "max_steps": 200}, "training.evaluate_every", 50),
+        ({"eval_steps": 0.25}, "training.evaluate_every", None),
+        ({"val_set_size": 0}, "split.validation", None),
+        ({"val_set_size": 200}, "split.validation", None),
+        ({"optimizer": "paged_adamw_32bit"}, "compute.optimizer", "adamw"),
+        ({"optimizer": "lion_8bit"}, "compute.optimizer", None),
+        ({"bf16": False}, "compute.precision", "float32"),
+        ({"bf16": False, "fp16": True}, "compute.precision", None),
+        ({"gradient_checkpointing": "offload"}, "compute.checkpointing", True),
+        ({"sample_packing": False}, "compute.packing", False),
+        ({"sample_packing": True}, "compute.packing", None),
+        ({"batch_size": 64}, "training.batch", 64),
+        ({"max_steps": -1}, "training.max_steps", None),
+        ({"sequence_len": 100}, "evaluation.max_new_tokens", 100),
+        ({"chat_template": "phi_35"}, "model.chat_template", "phi3"),
+        ({"mlflow_experiment_name": "Our Bot"}, "registry.name", "our-bot"),
+    ],
+)
+def test_units_and_meanings_are_converted(imported: Import, more: dict[str, Any], ours: str, value: Any) -> None:
+    found = imported(yaml.safe_load(AXOLOTL) | more)
+    assert found.values.get(ours) == value
+    if value is None:
+        assert any(each.treatment and each.treatment.why for each in found.ends if each.key in more)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("lora_r", 4096, "method.rank: 4096 is refused; accepted: 1024 or less"),
+        ("learning_rate", 3, "training.learning_rate: 3 is refused; accepted: 1 or less"),
+        ("num_epochs", 5000, "training.epochs: 5000 is refused; accepted: 1000 or less"),
+        ("lora_target_modules", "layers.[0-9]+.(q|k)_proj", "method.target: "),
+        ("mlflow_tracking_uri", "http://me:pw@host:5000", "registry.tracking_uri: "),
+        ("learning_rate", "fast", 'training.learning_rate: "fast" is refused; accepted: a number'),
+    ],
+)
+def test_a_value_out_of_our_bounds_is_said_and_left_out(imported: Import, key: str, value: Any, said: str) -> None:
+    found = imported(yaml.safe_load(AXOLOTL) | {"adapter": "lora", key: value})
+    treatment = end(found, key)
+    assert treatment
+    assert (treatment.kind, treatment.values) == ("no counterpart", {})
+    assert treatment.why.startswith(said)
+    assert "me:pw" not in writing.text_of(found)
+
+
+def test_of_two_keys_for_one_setting_the_list_says_which_decides(imported: Import) -> None:
+    found = imported({"model_name_or_path": "a/b", "dataset_name": "a/c", "use_peft": True, "r": 8, "lora_r": 16})
+    assert found.values["method.rank"] == 8
+    assert end(found, "lora_r") == Treatment("not needed", "r: 8 decides")
+
+
+def test_empty_and_unknown_keys_are_listed(imported: Import) -> None:
+    found = imported(AXOLOTL + "wandb_project:\nlora_rnak: 8\n")
+    assert found.empty == ["wandb_project"]
+    assert end(found, "lora_rnak") is None
+    assert "# not known: lora_rnak\n" in writing.text_of(found)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"base_model": "a/b", "rl": "dpo"}, 'rl: "dpo" is training on preferences or rewards'),
+        ({"base_model": "a/b", "rl": "grpo"}, 'rl: "grpo" is training on preferences or rewards'),
+        ({"base_model": "a/b", "reward_model": True}, "reward_model: a reward model"),
+        ({"base_model": "a/b", "pretraining_dataset": [{"path": "a/c"}]}, "pretraining_dataset: pretraining"),
+        ({"base_model": "a/b", "datasets": [{"path": "x", "type": "completion"}]}, 'type: "completion" is pretraining'),
+        ({"base_model": "a/b", "processor_type": "AutoProcessor"}, "processor_type: multimodal training"),
+        ({"base_model": "a/b", "adapter": "ia3"}, 'adapter: "ia3" is a method that is not offered'),
+        ({"model_name_or_path": "a/b", "stage": "kto"}, 'stage: "kto" is KTO'),
+        ({"model_name_or_path": "a/b", "stage": "pt"}, 'stage: "pt" is pretraining'),
+        ({"model_name_or_path": "a/b", "stage": "sft", "finetuning_type": "freeze"}, 'finetuning_type: "freeze" is'),
+        ({"model_name_or_path": "a/b", "dataset_name": "a/c", "beta": 0.1}, "beta: training on preferences"),
+        ({"model_name_or_path": "a/b", "dataset_name": "a/c", "num_generations": 8}, "num_generations: GRPO"),
+        ({"model": "m", "training_file": "file-a", "method": {"type": "dpo"}}, 'method.type: "dpo" is training on'),
+    ],
+)
+def test_what_is_no_supervised_fine_tuning_is_refused_by_name(
+    imported: Import, values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        imported(values)
+    assert str(error.value).startswith("theirs.yml line ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_data_sets_of_preferences_and_pictures_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(FOLDER / "llama_factory", tmp_path, dirs_exist_ok=True)
+    for name, what in (("pairs", "ranking: training on preferences"), ("pictures", "images: multimodal training")):
+        Path("x.yaml").write_text(f"model_name_or_path: a/b\nstage: sft\ndataset: {name}\n")
+        with pytest.raises(ConfigError, match=what):
+            importing.import_file(Path("x.yaml"), tmp_path)
+    Path("x.yaml").write_text("model_name_or_path: a/b\nstage: sft\ndataset: suport\n")
+    with pytest.raises(ConfigError, match=r'^x\.yaml line 3: dataset: "suport" is not in .* did you mean support\?'):
+        importing.import_file(Path("x.yaml"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "null is refused; accepted: a mapping of arguments"),
+        (b"[1, 2]", "[1, 2] is refused; accepted: a mapping of arguments"),
+        (b"a: b: c\n", "line 1 column 5: found ':' where no key can stand"),
+        (b"base_model: a\nbase_model: b\n", "line 2 column 1: duplicate key base_model, first on line 1"),
+        (b"a: !!python/object:os.system x\n", "line 1 column 4: the tag"),
+        (b"x: &a [*a]\n", "nested more than 50 levels deep"),
+        (b"x: \xff\n", "line 1: byte 0xff is not UTF-8"),
+        (b"x: " + b"1" * 1_000_001, "larger than 1,000,000 bytes"),
+        (b"deployments: []\n", "line 1: deployments: this is a deployment file already"),
+        (b"model: x\n", "the keys do not tell which tool it is for; say it with --from: axolotl, "),
+        (b"base_model: a/b\ndatasets: x\n", 'line 2: datasets: "x" is refused; accepted: a list of mappings'),
+        (b"base_model: a/b\nlearning_rate: 1\n", "no data set is named; accepted: at least one data set to train on"),
+        (b"base_model: a/b\nadapter: [x]\ndatasets: [{path: a/b}]\n", "a value is of another type than Axolotl takes"),
+        (b"datasets: [{path: a/b}]\nsequence_len: 8\n", "base_model: missing; name a base with --base"),
+        (
+            b"model_name_or_path: a/b\ndataset_name: imdb\n",
+            "dataset_name: neither a file here nor a data set of the hub",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(content: bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "theirs.yml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        importing.import_file(file, tmp_path)
+    assert str(error.value).startswith(str(file))
+    assert said in str(error.value)
+
+
+def test_json_with_tabs_and_escaped_pairs_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    file.write_text('{\n\t"suffix": "\\ud83d\\ude00 bot",\n\t"model": "m"\n}')
+    document = reading.parse(file)
+    assert document.value == {"suffix": "😀 bot", "model": "m"}
+    assert document.place("model") == f"{file} line 3"
+
+
+def test_paths_start_at_the_folder_of_the_written_file(imported: Import, tmp_path: Path) -> None:
+    for folder in ("data", "bases", "out"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data" / "rows.jsonl").touch()
+    (tmp_path / "theirs.yml").write_text(AXOLOTL.replace("acme/base", "bases"))
+    found = importing.import_file(Path("theirs.yml"), Path("out"))
+    assert (found.sources[0]["path"], found.values["model.base"]) == ("../data/rows.jsonl", "../bases")
+    here = imported(AXOLOTL.replace("acme/base", "./bases").replace("data/rows.jsonl", "data/others.jsonl"))
+    assert (here.sources[0]["path"], here.values["model.base"]) == ("data/others.jsonl", "./bases")
+    assert end(here, "datasets[0].path") == Treatment(
+        "set", "not found here: check the path", {"data.sources[].path": "data/others.jsonl"}
+    )
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["import", *arguments])
+
+
+def test_the_file_goes_to_stdout_and_the_list_beside_it(imported: Import) -> None:
+    imported(AXOLOTL + "weight_decay: 0.1\nwandb_project: ours\n")
+    result = call("theirs.yml")
+    assert result.exit_code == 0
+    assert yaml.safe_load(result.stdout)["deployments"][0]["parameters"]["model"]["base"] == "acme/base"
+    assert "weight_decay=0.1: weight decay is 0 here" in result.stderr
+    assert "wandb_project: MLflow records every run" in result.stderr
+    said = json.loads(call("theirs.yml", "--json").stdout)
+    assert said["text"] == result.stdout
+    assert {
+        "key": "weight_decay",
+        "becomes": "no counterpart",
+        "settings": {},
+        "why": "weight decay is 0 here",
+    } in said["keys"]
+
+
+def test_a_file_is_overwritten_only_with_force(imported: Import) -> None:
+    imported(AXOLOTL)
+    assert call("theirs.yml", "--output", "ours.yaml").exit_code == 0
+    Path("ours.yaml").write_text("mine")
+    refused = call("theirs.yml", "--output", "ours.yaml")
+    assert (refused.exit_code, Path("ours.yaml").read_text()) == (2, "mine")
+    assert refused.stderr == "error: ours.yaml: exists; accepted: another --output, or --force to overwrite it\n"
+    assert call("theirs.yml", "--output", "ours.yaml", "--force").exit_code == 0
+    assert deployment_file.load(Path("ours.yaml")).settings.model.base == "acme/base"
+    assert sorted(each.name for each in Path().iterdir()) == ["ours.yaml", "theirs.yml"]
+    assert "there is no folder gone" in call("theirs.yml", "--output", "gone/ours.yaml").stderr
+    assert 'error: --from "axolot": did you mean axolotl? accepted: ' in call("theirs.yml", "--from", "axolot").stderr
+
+
+def test_a_tool_that_was_named_is_taken(imported: Import) -> None:
+    text = "model_name_or_path: a/b\ndataset_name: a/c\n"
+    assert imported(text).tool.name == "trl"
+    with pytest.raises(ConfigError, match="no data set is named"):
+        imported(text, asked="llama-factory")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plan_accepts_what_was_imported(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: Base
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"messages": [{"role": "user", "content": f"Where is {i}?"}, {"role": "assistant", "content": "Here."}]}
+        for i in range(30)
+    ]
+    Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    info: dict[str, Any] = {
+        "rows": {"file_name": "rows.jsonl", "formatting": "sharegpt", "columns": {"messages": "messages"}}
+    }
+    info["rows"]["tags"] = {
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+    }
+    Path("dataset_info.json").write_text(json.dumps(info))
+    base = str(tiny_base.folder)
+    theirs = {
+        "axolotl": {"base_model": base, "datasets": [{"path": "rows.jsonl", "type": "chat_template"}]},
+        "llama-factory": {"model_name_or_path": base, "stage": "sft", "dataset": "rows", "dataset_dir": "."},
+        "trl": {"model_name_or_path": base, "dataset_name": "rows.jsonl", "use_peft": True},
+        "openai": {"model": "gpt-4o", "training_file": "rows.jsonl", "hyperparameters": {"n_epochs": 1}},
+    }[name]
+    Path("theirs.json").write_text(json.dumps(theirs))
+    given = ["--base", base] if name == "openai" else []
+    assert call("theirs.json", "--output", "ours.yaml", *given).exit_code == 0
+    result = CliRunner().invoke(app, ["plan", "ours.yaml", "--until", "split"])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"split +run", result.stdout)
