@@ -1,4 +1,4 @@
-"""A configuration of another tool becomes a deployment file, and each of its keys is set, needless, lost or not known."""
+"""A configuration of another tool becomes a deployment file, and none of its keys is dropped in silence."""
 
 import ast
 import importlib.util
@@ -56,7 +56,7 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Import:
 
 
 def end(found: Imported, key: str) -> Treatment | None:
-    """What became of a key."""
+    """The end of a key."""
     (each,) = [each for each in found.ends if each.key == key]
     return each.treatment
 

@@ -40,6 +40,7 @@ COMMANDS = [  # heading of the page -> a call
     ("data, one row", "data tiny.yaml --line bad.jsonl:1", *STOPPED),
     ("data, several rows", "data tiny.yaml --text parcel", *TRAINED),
     ("settings", "settings"),
+    ("import", "import theirs.json --base acme/open"),
     ("deploy", "deploy tiny.yaml"),
     ("deploy --remove", "deploy --remove tiny"),
     ("doctor", "doctor"),
@@ -97,6 +98,7 @@ def printed(
     with (folder / "rows.jsonl").open("a") as rows:
         rows.write(f"{json.dumps(ROWS[0])}\n{{\n")
     (folder / "bad.jsonl").write_text("{\n")
+    (folder / "theirs.json").write_text('{"model": "m", "training_file": "rows.jsonl", "seed": 1, "metadata": null}')
     file = folder / "tiny.yaml"
     file.write_text(f"{file.read_text().replace('1e-2', '0.01')}    schedules: [{{cron: 0 3 * * *}}]\n")
     old = folder / "home" / "work" / "prompt" / "old"  # for clean, since nobody touched it for a week

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunewright.accepted import shown
 from tunewright.cli.imports.rules import (
-    Entry,
+    DataSetEntry,
     KeyRule,
     Original,
     Table,
@@ -505,15 +505,15 @@ DATASET: Table = {
 }
 
 
-def entries(original: Original) -> Iterator[Entry]:
+def entries(original: Original) -> Iterator[DataSetEntry]:
     """Each data set."""
     for key, use in (("datasets", ""), ("test_datasets", "validation")):
         for i, item in enumerate(original.entries(key)):
-            yield Entry(f"{key}[{i}]", DATASET, original.of(item), use)
+            yield DataSetEntry(f"{key}[{i}]", DATASET, original.of(item), use)
 
 
 def completed(original: Original, values: Mapping[str, Any]) -> Iterator[tuple[str, Treatment]]:
-    """What follows from several keys at once."""
+    """Treatments that follow from several keys at once."""
     kinds = {str(item.get("type")) for item in original.entries("datasets")}
     if kinds == {"alpaca"} and "model.chat_template" not in values:
         yield "datasets", carried({"model.chat_template": "alpaca"}, "type: alpaca words prompts by this template")

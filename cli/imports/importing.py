@@ -11,7 +11,7 @@ from tunewright.accepted import accepted, shown
 from tunewright.cli.deployment_file.strict_yaml import Document
 from tunewright.cli.imports import axolotl, llama_factory, openai, reading, trl
 from tunewright.cli.imports.places import Places
-from tunewright.cli.imports.rules import Entry, Original, Table, Tool, Treatment, lost, not_needed
+from tunewright.cli.imports.rules import DataSetEntry, Original, Table, Tool, Treatment, lost, not_needed
 from tunewright.config import USED_BY, Evaluation, Method, Settings, Source
 from tunewright.errors import ConfigError
 from tunewright.flows.parameters import section_of, slug, written
@@ -165,7 +165,7 @@ def _bounded(key: str, value: Any) -> tuple[Any, str]:
     return value, ""
 
 
-def _apply_entry(found: Imported, entry: Entry) -> None:
+def _apply_entry(found: Imported, entry: DataSetEntry) -> None:
     """A data set: one source, or one for each of its files."""
     inner = Imported(found.tool, found.name, found.file)
     _apply(inner, entry.table, entry.values, {key: f"{entry.key}.{key}" for key in entry.values.values})

@@ -8,7 +8,7 @@ from typing import Any
 from tunewright.accepted import did_you_mean, shown
 from tunewright.cli.imports import reading
 from tunewright.cli.imports.rules import (
-    Entry,
+    DataSetEntry,
     Original,
     Table,
     Tool,
@@ -327,7 +327,7 @@ DATASET: Table = {
 }
 
 
-def entries(original: Original) -> Iterator[Entry]:
+def entries(original: Original) -> Iterator[DataSetEntry]:
     """Each data set, as dataset_info.json describes it. Raises ValueError where it does not."""
     wanted = [
         (name, use) for key, use in (("dataset", ""), ("eval_dataset", "validation")) for name in _names(original, key)
@@ -335,7 +335,7 @@ def entries(original: Original) -> Iterator[Entry]:
     folder = str(original.get("dataset_dir") or "data")
     if folder == "ONLINE":
         for name, use in wanted:
-            yield Entry(f"dataset {name}", DATASET, original.of({"hf_hub_url": name}), use)
+            yield DataSetEntry(f"dataset {name}", DATASET, original.of({"hf_hub_url": name}), use)
         return
     if not wanted:
         return
@@ -345,7 +345,7 @@ def entries(original: Original) -> Iterator[Entry]:
         if not isinstance(described, dict):
             raise ValueError(f"dataset: {shown(name)} is not in {INFO}; {did_you_mean(name, info)}")
         item = {key: None if value in ("", None) else value for key, value in described.items()}
-        yield Entry(f"{INFO} {name}", DATASET, original.of(item, {FOLDER: str(within)}), use)
+        yield DataSetEntry(f"{INFO} {name}", DATASET, original.of(item, {FOLDER: str(within)}), use)
 
 
 def _names(original: Original, key: str) -> list[str]:

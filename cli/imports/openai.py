@@ -6,7 +6,7 @@ from typing import Any
 
 from tunewright.accepted import shown
 from tunewright.cli.imports.rules import (
-    Entry,
+    DataSetEntry,
     Original,
     Table,
     Tool,
@@ -95,11 +95,11 @@ def file(value: Any, item: Original) -> Treatment:
 FILE: Table = {"id": by(file, "data.sources[].path", "data.sources[].layout")}
 
 
-def entries(original: Original) -> Iterator[Entry]:
+def entries(original: Original) -> Iterator[DataSetEntry]:
     """The two files."""
     for key, use in (("training_file", ""), ("validation_file", "validation")):
         if original.get(key):
-            yield Entry(key, FILE, original.of({"id": original.get(key)}), use, is_made=True)
+            yield DataSetEntry(key, FILE, original.of({"id": original.get(key)}), use, is_made=True)
 
 
 TOOL = Tool("openai", "an OpenAI fine-tuning job", TABLE, MARKS, refused, entries, GROUPS)

@@ -23,7 +23,7 @@ class Places:
     output: Path
 
     def found(self, path: str, within: Path = Path()) -> Path | None:
-        """What is at a path, or None."""
+        """The path of a file or folder that is there, or None."""
         try:
             starts = (self.here, self.configuration)
             there = [start / within / Path(path).expanduser() for start in starts]

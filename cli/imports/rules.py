@@ -1,4 +1,4 @@
-"""What becomes of a key of another tool: each tool has a table of these rules, and every key has one of three ends.
+"""Rules for the keys of another tool: each tool has a table of them, and every key has one of three ends.
 
 It is set (ours has a counterpart), not needed (the pipeline does or decides it itself), or it has no counterpart, and
 then the rule says what is lost. A key without a rule is not known.
@@ -61,7 +61,7 @@ Table = Mapping[str, KeyRule]
 
 
 @dataclass(frozen=True)
-class Entry:
+class DataSetEntry:
     """A data set of a configuration: where it stands, the rules of its keys, and the split that it is for."""
 
     key: str
@@ -73,14 +73,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Tool:
-    """What is known of another tool's configurations."""
+    """The configurations of another tool: their keys, and how to tell them from those of others."""
 
     name: str  # as --from takes it
     title: str
     table: Table
     marks: tuple[str, ...]  # keys that tell its configurations from those of the others
     refused: Callable[[Original], Iterable[tuple[str, str]]]  # keys that make it no supervised fine-tuning, and why
-    entries: Callable[[Original], Iterable[Entry]]
+    entries: Callable[[Original], Iterable[DataSetEntry]]
     groups: tuple[str, ...] = ()  # mappings whose keys count as those beside them
     defaults: Mapping[str, Any] = field(default_factory=dict)  # its own, where they differ from ours
     completed: Callable[[Original, Mapping[str, Any]], Iterable[tuple[str, Treatment]]] = lambda _original, _ours: ()

@@ -9,7 +9,7 @@ from typing import Any
 from tunewright.accepted import shown
 from tunewright.cli.imports.axolotl import PATHS, dataset_path, jinja
 from tunewright.cli.imports.rules import (
-    Entry,
+    DataSetEntry,
     Original,
     Table,
     Tool,
@@ -255,25 +255,25 @@ DATASET: Table = {
 }
 
 
-def entries(original: Original) -> Iterator[Entry]:
+def entries(original: Original) -> Iterator[DataSetEntry]:
     """Each data set: of a list of them, or the one that is named."""
     mixture = original.get("dataset_mixture")
     listed = original.of(mixture) if isinstance(mixture, Mapping) else original
     if found := listed.entries("datasets"):
         key = "dataset_mixture.datasets" if listed is not original else "datasets"
         for i, item in enumerate(found):
-            yield Entry(f"{key}[{i}]", DATASET, original.of(item))
+            yield DataSetEntry(f"{key}[{i}]", DATASET, original.of(item))
         return
     mixer = original.get("dataset_mixer")
     if isinstance(mixer, Mapping):
         split = words(original.get("dataset_splits") or "train")[0]
         for name, share in mixer.items():
             item = {"path": name, "split": split, "fraction": share}
-            yield Entry("dataset_mixer", DATASET, original.of(item), is_made=True)
+            yield DataSetEntry("dataset_mixer", DATASET, original.of(item), is_made=True)
         return
     for key, use in (("train_file", ""), ("validation_file", "validation")):
         if original.get(key):
-            yield Entry(key, DATASET, original.of({"path": original.get(key)}), use, is_made=True)
+            yield DataSetEntry(key, DATASET, original.of({"path": original.get(key)}), use, is_made=True)
     if not original.get("dataset_name"):
         return
     config = original.get("dataset_config") or next(iter(original.get("dataset_configs") or ()), None)
@@ -282,7 +282,7 @@ def entries(original: Original) -> Iterator[Entry]:
     if is_off(original.get("eval_strategy")) or not original.get("dataset_test_split"):
         splits.pop()  # which nothing would be evaluated on
     for key, use in splits:
-        yield Entry("dataset_name", DATASET, original.of(item | {"split": original.get(key)}), use, is_made=True)
+        yield DataSetEntry("dataset_name", DATASET, original.of(item | {"split": original.get(key)}), use, is_made=True)
 
 
 TOOL = Tool("trl", "TRL", TABLE, MARKS, refused, entries, GROUPS, DEFAULTS)

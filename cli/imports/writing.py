@@ -110,7 +110,7 @@ def _plain(end: KeyEnd) -> Iterator[tuple[str, Any]]:
 
 
 def _remarks(found: Imported, kind: str) -> Iterator[str]:
-    """What is said of the keys of a kind, those with the same reason together."""
+    """Lines on the keys of a kind, those with the same reason together."""
     by_reason: dict[str, list[str]] = {}
     for end in _of(found, kind):
         if end.treatment and end.treatment.why:
