@@ -312,6 +312,21 @@ def test_of_two_keys_for_one_setting_the_list_says_which_decides(imported: Impor
     assert end(found, "lora_r") == Treatment("not needed", "r: 8 decides")
 
 
+def test_a_default_there_without_a_counterpart_is_listed(imported: Import) -> None:
+    script = {"model_name_or_path": "a/b", "dataset_name": "a/c", "use_peft": True}
+    found = imported(script)
+    lost = {each.key for each in found.ends if each.treatment and each.treatment.kind == "no counterpart"}
+    assert lost == {"lora_target_modules (not given)", "assistant_only_loss (not given)"}
+    assert "# no counterpart: lora_target_modules (not given): PEFT chooses" in writing.text_of(found)
+    whole = imported(script | {"lora_target_modules": "all-linear", "assistant_only_loss": True})
+    assert not any("(not given)" in each.key for each in whole.ends)
+    mixed = imported(AXOLOTL.replace("}]", "}, {path: a/b, type: alpaca}]"))
+    assert "model.chat_template" not in mixed.values
+    said = end(mixed, "datasets")
+    assert said
+    assert "one is for all rows" in said.why
+
+
 def test_empty_and_unknown_keys_are_listed(imported: Import) -> None:
     found = imported(AXOLOTL + "wandb_project:\nlora_rnak: 8\n")
     assert found.empty == ["wandb_project"]

@@ -90,5 +90,7 @@ def _write(output: Path, text: str, force: bool) -> None:
         unfinished = output.with_name(f".{output.name}.{os.getpid()}")
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(output)
+    except FileExistsError:
+        raise ConfigError(f"{output}: exists; accepted: another --output, or --force to overwrite it") from None
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written: {error.strerror}") from None

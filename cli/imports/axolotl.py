@@ -282,7 +282,7 @@ TABLE: Table = {
         needless("memory is planned by tunewright plan"),
     ),
     "train_on_inputs": by(lambda value, _: not_needed(ANSWERS) if is_off(value) else lost(ANSWERS)),
-    "datasets": by(lambda _value, _original: carried({}), "data.sources"),
+    "datasets": by(lambda _value, _original: carried({}), "data.sources", "model.chat_template"),
     "test_datasets": by(lambda _value, _original: carried({}), "data.sources"),
     **each(
         "dataset_prepared_path push_dataset_to_hub dataset_processes dataset_keep_in_memory shuffle_merged_datasets "
@@ -517,6 +517,8 @@ def completed(original: Original, values: Mapping[str, Any]) -> Iterator[tuple[s
     kinds = {str(item.get("type")) for item in original.entries("datasets")}
     if kinds == {"alpaca"} and "model.chat_template" not in values:
         yield "datasets", carried({"model.chat_template": "alpaca"}, "type: alpaca words prompts by this template")
+    elif "alpaca" in kinds:
+        yield "datasets", carried({}, "type: alpaca words prompts by a template of its own; here one is for all rows")
 
 
 TOOL = Tool("axolotl", "Axolotl", TABLE, MARKS, refused, entries, defaults=DEFAULTS, completed=completed)

@@ -187,6 +187,7 @@ def _complete(found: Imported, original: Original) -> None:
     """Add what follows from several keys, and the tool's own defaults; drop what does nothing or is refused."""
     for key, treatment in found.tool.completed(original, found.values):
         _set(found, treatment, f"{key}: {treatment.why}")
+        _add_end(found, key, treatment)
     table, whose = found.tool.table, f"default of {found.tool.title}"
     gone = {  # what a key of theirs decides on without a counterpart: ours stays at its default, as the list says
         table[key].targets[:1]
@@ -212,6 +213,16 @@ def _complete(found: Imported, original: Original) -> None:
         _drop(found, "training.micro_batch", not_needed("training.batch is no larger"))
     if any(source.get("use_as") == "validation" for source in found.sources) and "split.validation" in found.values:
         _drop(found, "split.validation", not_needed("the validation split is given"))
+
+
+def _add_end(found: Imported, key: str, treatment: Treatment) -> None:
+    """Add what is said of a key, which may not be given."""
+    for i, end in enumerate(found.ends):
+        if end.treatment and end.key.rpartition(".")[2] == key:
+            values = {**end.treatment.values, **treatment.values}
+            found.ends[i] = end._replace(treatment=Treatment(treatment.kind, treatment.why, values))
+            return
+    found.ends.append(KeyEnd(f"{key} (not given)", None, treatment))
 
 
 def _complete_method(found: Imported) -> None:

@@ -285,4 +285,12 @@ def entries(original: Original) -> Iterator[DataSetEntry]:
         yield DataSetEntry("dataset_name", DATASET, original.of(item | {"split": original.get(key)}), use, is_made=True)
 
 
-TOOL = Tool("trl", "TRL", TABLE, MARKS, refused, entries, GROUPS, DEFAULTS)
+def completed(original: Original, _: Mapping[str, Any]) -> Iterator[tuple[str, Treatment]]:
+    """Treatments of keys that are not given, where their defaults there have no counterpart."""
+    if has_adapter(original) and not any(original.get(key) for key in ("lora_target_modules", "target_modules")):
+        yield "lora_target_modules", lost("PEFT chooses modules by the architecture there; here all linear ones")
+    if all(original.get(key) is None for key in ("assistant_only_loss", "completion_only_loss")):
+        yield "assistant_only_loss", lost(f"conversations are trained whole there; here {ANSWERS}")
+
+
+TOOL = Tool("trl", "TRL", TABLE, MARKS, refused, entries, GROUPS, DEFAULTS, completed)

@@ -121,7 +121,7 @@ def _remarks(found: Imported, kind: str) -> Iterator[str]:
 
 def _named(end: KeyEnd) -> str:
     """A key with its value, unless that is long or may be a secret."""
-    if SECRET.search(end.key) or isinstance(end.value, dict | list) or len(str(end.value)) > 60:
+    if SECRET.search(end.key) or end.value is None or isinstance(end.value, dict | list) or len(str(end.value)) > 60:
         return end.key
     return outside.without_credentials(f"{end.key}={written(end.value)}")
 
