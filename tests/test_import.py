@@ -292,7 +292,7 @@ def test_units_and_meanings_are_converted(imported: Import, more: dict[str, Any]
         ("lora_r", 4096, "method.rank: 4096 is refused; accepted: 1024 or less"),
         ("learning_rate", 3, "training.learning_rate: 3 is refused; accepted: 1 or less"),
         ("num_epochs", 5000, "training.epochs: 5000 is refused; accepted: 1000 or less"),
-        ("lora_target_modules", "layers.[0-9]+.(q|k)_proj", "method.target: "),
+        ("lora_target_modules", "[0-9]+.(q|k)_proj", 'method.target: "[0-9]+.(q|k)_proj" is refused; accepted: all-'),
         ("mlflow_tracking_uri", "http://me:pw@host:5000", "registry.tracking_uri: "),
         ("learning_rate", "fast", 'training.learning_rate: "fast" is refused; accepted: a number'),
     ],
@@ -389,6 +389,7 @@ def test_data_sets_of_preferences_and_pictures_are_refused(tmp_path: Path, monke
         (b"model: x\n", "the keys do not tell which tool it is for; say it with --from: axolotl, "),
         (b"base_model: a/b\ndatasets: x\n", 'line 2: datasets: "x" is refused; accepted: a list of mappings'),
         (b"base_model: a/b\nlearning_rate: 1\n", "no data set is named; accepted: at least one data set to train on"),
+        (b"base_model: a/b\ndatasets: [{path: ''}]\n", "datasets[0]: the path is empty; accepted: at least one"),
         (b"base_model: a/b\nadapter: [x]\ndatasets: [{path: a/b}]\n", "a value is of another type than Axolotl takes"),
         (b"datasets: [{path: a/b}]\nsequence_len: 8\n", "base_model: missing; name a base with --base"),
         (

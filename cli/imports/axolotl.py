@@ -446,7 +446,11 @@ def messages(item: Original) -> Treatment:
 
 def part_of_messages(_: Any, item: Original) -> Treatment:
     """A key that the layout is read from."""
-    return messages(item) if str(item.get("type")).startswith(("chat_template", "sharegpt")) else lost("not read")
+    return (
+        messages(item)
+        if str(item.get("type")).startswith(("chat_template", "sharegpt"))
+        else lost("read with type: chat_template alone")
+    )
 
 
 def roles(value: Any, _: Original) -> Treatment:

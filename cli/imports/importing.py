@@ -160,7 +160,8 @@ def _bounded(key: str, value: Any) -> tuple[Any, str]:
             return value, ""
         if first["type"] == "value_error":
             return None, f"{key}: {first.get('ctx', {}).get('error', '')}"
-        said = found.description if first["type"] == "string_pattern_mismatch" else accepted(first)
+        named = (found.description or "").partition(": ")[2]
+        said = named if first["type"] == "string_pattern_mismatch" and named else accepted(first)
         return None, f"{key}: {shown(value)} is refused; accepted: {said}"
     return value, ""
 

@@ -55,6 +55,8 @@ class Places:
 
     def source(self, path: str, config: str = "", split: str = "") -> tuple[str, str]:
         """A data set as data.sources has it, and what to say of it; the first is empty where it cannot be read."""
+        if not path.strip():
+            return "", "the path is empty"
         if "://" in path or self.found(path) or A_FILE.search(path):
             return self.named(path)
         if not HUB.fullmatch(path):
