@@ -272,7 +272,8 @@ TABLE: Table = {
         "chunked_cross_entropy_num_chunks unsloth_cross_entropy_loss unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o "
         "unsloth_rms_norm unsloth_rope use_kernels tiled_mlp liger_rope liger_rms_norm liger_layer_norm liger_swiglu "
         "liger_glu_activation liger_cross_entropy liger_fused_linear_cross_entropy flex_attn_compile_kwargs "
-        "gemma4_hybrid_attn_impl",
+        "gemma4_hybrid_attn_impl liger_rms_norm_gated fused_attn_kernel use_scattermoe experts_implementation "
+        "moe_bnb_fast moe_dequant_chunk_size",
         needless("kernels are chosen by themselves, and the result stays the same"),
     ),
     **each("activation_offloading lora_on_cpu", missing("activations and adapters are not offloaded")),
@@ -319,6 +320,7 @@ TABLE: Table = {
         missing("the base's configuration is used as it is"),
     ),
     **each("gptq gptq_groupsize gptq_model_v1 gptq_disable_exllama", missing("a base quantized by GPTQ is not read")),
+    "quantize_moe_experts": missing("experts are trained with method.kind: full alone"),
     **each("bnb_config_kwargs model_quantization_config", missing("4 bits are NF4 with double quantization")),
     **each("lora_model_dir peft_model_dir", missing("an adapter is not trained further: it begins anew")),
     **each(
@@ -343,7 +345,7 @@ TABLE: Table = {
         missing("the schedule has no arguments here"),
     ),
     **each("use_dft use_eaft eaft_alpha eaft_k noisy_embedding_alpha", missing("the loss is the plain cross-entropy")),
-    **each("qat quantization", missing("weights are not quantized in or after training")),
+    **each("qat quantization llmcompressor", missing("weights are not quantized in or after training")),
     **each(
         "use_pose pose_split_on_token_ids pose_max_context_len pose_num_chunks s2_attention",
         missing("contexts are not extended"),
@@ -352,6 +354,7 @@ TABLE: Table = {
         "deepspeed fsdp fsdp_config fsdp_version fsdp_final_state_dict_type ddp ddp_timeout ddp_bucket_cap_mb "
         "ddp_broadcast_buffers ddp_find_unused_parameters local_rank world_size sequence_parallel_degree "
         "context_parallel_size tensor_parallel_size dp_shard_size dp_replicate_size expert_parallel_size "
+        "expert_parallel_enabled "
         "heads_k_stride ring_attn_func accelerator_config use_ray ray_run_name ray_num_workers resources_per_worker "
         "n_gpu",
         missing(f"{ONE_DEVICE}; --devices N multiplies the batch"),

@@ -267,8 +267,9 @@ def entries(original: Original) -> Iterator[DataSetEntry]:
     mixer = original.get("dataset_mixer")
     if isinstance(mixer, Mapping):
         split = words(original.get("dataset_splits") or "train")[0]
-        for name, share in mixer.items():
-            item = {"path": name, "split": split, "fraction": share}
+        configs = [*(original.get("dataset_configs") or ()), *[None] * len(mixer)]
+        for (name, share), config in zip(mixer.items(), configs, strict=False):
+            item = {"path": name, "name": config, "split": split, "fraction": share}
             yield DataSetEntry("dataset_mixer", DATASET, original.of(item), is_made=True)
         return
     for key, use in (("train_file", ""), ("validation_file", "validation")):
