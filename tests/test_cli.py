@@ -233,7 +233,15 @@ main.main()
 
 @pytest.mark.parametrize(
     "arguments",
-    [("run", "a"), ("plan", "a"), ("compare", "a"), ("data", "a"), ("deploy", "a"), ("release", "history", "a")],
+    [
+        ("run", "a"),
+        ("plan", "a"),
+        ("compare", "a"),
+        ("data", "a"),
+        ("deploy", "a"),
+        ("release", "history", "a"),
+        ("serve", "a"),
+    ],
 )
 def test_prefect_is_imported_when_its_environment_is_there(arguments: tuple[str, ...]) -> None:
     """It reads its server and its database once."""

@@ -35,13 +35,13 @@ from tunewright import config
 from tunewright.cli.command_line import prepare
 from tunewright.cli.main import app
 from tunewright.cli.up import cut_short, processes, show_next, up
-from tunewright.cli.up.ports import require_free
 from tunewright.cli.up.service import PASSING, Service, end_leftover_runs, log_file, logs, services
 from tunewright.cli.up.supervisor import RESTARTS, Supervisor
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.machine import addresses
 from tunewright.machine.addresses import Addresses
+from tunewright.machine.ports import require_free
 from tunewright.registry.mlflow_server import Guard
 from tunewright.registry.tracking import connected, starts_with, ui
 
@@ -223,7 +223,7 @@ def test_a_taken_port_names_what_holds_it() -> None:
 def test_the_port_to_take_instead_is_free_and_not_the_other_one(
     port: int, other: int, taken: set[int], free: int, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunewright.cli.up.ports.holder", lambda each: "x" if each in taken else "")
+    monkeypatch.setattr("tunewright.machine.ports.holder", lambda each: "x" if each in taken else "")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     logger = logging.getLogger("tunewright")  # which `up` changes
     monkeypatch.setattr(logger, "propagate", logger.propagate)

@@ -14,10 +14,10 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 
 from tunewright import config
 from tunewright.cli.doctor.environment import Finding
-from tunewright.cli.up.ports import holder
 from tunewright.config import outside
 from tunewright.errors import ConfigError
 from tunewright.machine import addresses
+from tunewright.machine.ports import holder
 from tunewright.store import databases
 
 GB = 1_000_000_000

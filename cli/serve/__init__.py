@@ -13,8 +13,8 @@ from tunewright.accepted import did_you_mean, shown
 from tunewright.cli import interrupts
 from tunewright.cli.command_line import console_of, one_line_errors
 from tunewright.cli.registered_model import Alias, Name, Uri, named_as_typed, registry_of
-from tunewright.cli.up.ports import LOOPBACK
 from tunewright.errors import ConfigError
+from tunewright.machine.addresses import LOOPBACK
 
 ENGINES = ("tunewright", "vllm")
 TYPED = (("model.base", "the version"),)

@@ -22,9 +22,8 @@ from tunewright.cli.serve.answering import ServedVersion
 from tunewright.cli.serve.asking import RequestError, read
 from tunewright.cli.serve.endpoint import Endpoint, Finished, JobCancelled, QueuedRequest
 from tunewright.cli.serve.metrics import Metrics
-from tunewright.cli.up.ports import LOOPBACK
 from tunewright.errors import TunewrightError, one_line
-from tunewright.machine.addresses import HOSTS
+from tunewright.machine.addresses import HOSTS, LOOPBACK
 
 LARGEST = 10_000_000  # bytes of a request
 OPEN = {"/health"}  # it tells nothing of the model

@@ -14,9 +14,10 @@ from tunewright.cli import interrupts
 from tunewright.cli.serve import endpoint, key
 from tunewright.cli.serve.app import create_app
 from tunewright.cli.serve.endpoint import Endpoint, Tell
-from tunewright.cli.up.ports import LOOPBACK, require_free
 from tunewright.config import Registry
 from tunewright.errors import ConfigError
+from tunewright.machine.addresses import LOOPBACK
+from tunewright.machine.ports import require_free
 
 GRACE_SECONDS = 3  # for responses when it stops
 

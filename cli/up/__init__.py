@@ -22,13 +22,13 @@ from tunewright.accepted import shown
 from tunewright.cli import interrupts
 from tunewright.cli.command_line import print_log
 from tunewright.cli.up import database
-from tunewright.cli.up.ports import LOGIN, LOOPBACK, require_free
 from tunewright.cli.up.processes import orphaned, wait_for_orphans
 from tunewright.cli.up.service import Service, end_leftover_runs, logs, services
 from tunewright.cli.up.supervisor import Supervisor
 from tunewright.errors import ConfigError
 from tunewright.machine import addresses
-from tunewright.machine.addresses import Addresses
+from tunewright.machine.addresses import LOGIN, LOOPBACK, Addresses
+from tunewright.machine.ports import require_free
 from tunewright.registry.database import relocate
 from tunewright.registry.tracking import VIEW_TAG
 

@@ -20,9 +20,8 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tunewright.cli.up.ports import LOGIN, LOOPBACK
 from tunewright.compat import tell_first_states_at_once
-from tunewright.machine.addresses import HOSTS
+from tunewright.machine.addresses import HOSTS, LOGIN, LOOPBACK
 
 # Both of Prefect's user interfaces keep the password there. What follows # never leaves the browser.
 LOGIN_SCRIPT = """

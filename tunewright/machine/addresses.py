@@ -22,7 +22,9 @@ from tunewright.store import locks
 
 FILE = "services.json"
 LOCK = "services.lock"
-HOSTS = ("127.0.0.1", "localhost")  # names under which the servers answer
+LOOPBACK = "127.0.0.1"
+HOSTS = (LOOPBACK, "localhost")  # names under which the servers answer
+LOGIN = "/tunewright"  # the page of Prefect's server that logs a browser in
 HOW_TO_LOG_IN = "set PREFECT_API_AUTH_STRING to what the server has as PREFECT_SERVER_API_AUTH_STRING"
 PASSWORD = "password"  # noqa: S105 the name of its file
 PASSWORD_BYTES = 24

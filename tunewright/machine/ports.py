@@ -5,9 +5,7 @@ import socket
 import psutil
 
 from tunewright.errors import ConfigError
-
-LOOPBACK = "127.0.0.1"
-LOGIN = "/tunewright"  # the page of Prefect's server that logs a browser in
+from tunewright.machine.addresses import LOOPBACK
 
 
 def require_free(port: int, option: str, *, other: int = 0) -> None:
