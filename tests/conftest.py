@@ -55,7 +55,7 @@ SENTENCES = (
 FIRST = (
     *("up", "triggers", "ui", "strangers", "deploy", "cli", "prefect_server", "flow", "train", "docs", "engine"),
     *("distribution", "release", "register", "compare", "stopping", "elsewhere", "architecture", "json", "services"),
-    *("files", "needless", "interrupts", "predict"),
+    *("files", "needless", "interrupts", "predict", "serve"),
 )
 MAKE_PREFECT_DATABASE = """
 import asyncio

@@ -25,13 +25,13 @@ import waiting
 import yaml
 from conftest import MakeSplits, write_splits
 from registered import QUESTIONS, ask, register_candidate, tune
-from servers import TUNEWRIGHT
 from typer.testing import CliRunner
 
 from tunewright.artifacts import Base, Contender
 from tunewright.cli.main import app
+from tunewright.cli.predict.model import FetchedVersion
 from tunewright.cli.serve import key, vllm
-from tunewright.cli.serve.answering import AnswerText, StopReached
+from tunewright.cli.serve.answering import AnswerText, StopReached, loads_apart
 from tunewright.cli.serve.asking import Asked, read
 from tunewright.config import Evaluation, Model, Registry
 from tunewright.modeling.models import load_model, load_tokenizer
@@ -89,9 +89,9 @@ class Served:
         assert len(error["message"].splitlines()) == 1
         return answer.status_code, error["message"]
 
-    def metric(self, name: str) -> float:
+    def metric(self, name: str, labels: str = "") -> float:
         page = httpx.get(f"{self.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
-        return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page, re.M))
+        return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*{labels}.*}})? (\S+)$", page, re.M))
 
 
 @contextmanager
@@ -356,6 +356,7 @@ def test_requests_wait_for_one_another_and_too_many_are_refused(served: Served) 
     began = time.monotonic()
     assert served.ask(QUESTIONS[0]).choices[0].message.content == served.said[0][0]
     assert time.monotonic() - began < 20
+    assert served.metric("tunewright_requests_total", 'status="499"') == 1
 
 
 def test_the_metrics_count_requests_and_tokens(served: Served) -> None:
@@ -516,21 +517,16 @@ def test_vllm_gets_an_exported_adapter_its_configuration_and_the_key(
     assert (folder / "chat_template.jinja").read_text() == load_tokenizer(tiny_base).chat_template
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
 
-    program = tmp_path / "bin" / "vllm"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" "$VLLM_API_KEY" > {tmp_path}/called\nexit 7\n')
-    program.chmod(0o755)
+    program = tmp_path / "vllm"
+    program.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    became: list[Any] = []
+    monkeypatch.setattr(os, "execve", lambda *call: became.extend(call))
     written = [each.stat().st_mtime_ns for each in folder.iterdir()]
-    variables = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
-    done = subprocess.run([*TUNEWRIGHT, *command], env=variables, capture_output=True)
-    assert done.returncode == 7, done.stderr  # it became vLLM
-    assert (tmp_path / "called").read_text().split() == [
-        "serve",
-        f"{folder}/base",
-        "--config",
-        str(file),
-        (served.home / "api_key").read_text().strip(),
-    ]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    path, arguments, environment = became
+    assert (path, arguments) == (str(program), ["vllm", "serve", f"{folder}/base", "--config", str(file)])
+    assert environment["VLLM_API_KEY"] == (served.home / "api_key").read_text().strip()
     assert [each.stat().st_mtime_ns for each in folder.iterdir()] == written, "an exported version is used again"
 
 
@@ -542,3 +538,13 @@ def test_vllm_loads_a_whole_model_or_a_base_on_the_hub_by_its_commit(tmp_path: P
     (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
     found = vllm.configuration("triage", tmp_path, "bfloat16", "127.0.0.1", 8000)
     assert (found["model"], found["revision"], found["max-lora-rank"]) == ("org/tiny", "abc", 32)
+
+
+@pytest.mark.parametrize(("precision", "apart"), [("float32", True), ("bfloat16", False), (None, False)])
+def test_a_version_is_loaded_beside_another_only_where_that_cannot_change_its_answers(
+    tmp_path: Path, precision: str | None, apart: bool
+) -> None:
+    version = FetchedVersion("1", "models:/triage/1", tmp_path, "")
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "base.json").write_text(json.dumps({"precision": precision}))
+    assert loads_apart(version) is apart

@@ -141,6 +141,8 @@ class _Answering:
     async def _next(self) -> Any:
         event = await self.events.get()
         if isinstance(event, JobCancelled):
+            if self.job.is_cancelled:
+                raise ClientDisconnect
             raise RequestError("the server is stopping", HTTPStatus.SERVICE_UNAVAILABLE)
         if isinstance(event, RequestError):
             raise event
@@ -179,6 +181,8 @@ class _Answering:
                 if self.job.asked.with_usage:
                     yield _event(self._response([], chunk=True) | {"usage": self._usage(event)})
                 yield b"data: [DONE]\n\n"
+            except ClientDisconnect:
+                return
             except RequestError as error:
                 yield _event(error.body)
 

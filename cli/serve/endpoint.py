@@ -166,6 +166,8 @@ class Endpoint:
             try:
                 self._look()
             except Exception as error:  # what loading a model can raise is anything; the old one goes on
+                if self._stopping.is_set():
+                    return
                 said = str(error) if isinstance(error, TunewrightError) else one_line(error)
                 self._say(f"{self.model} goes on: {said}")
 
