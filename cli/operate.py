@@ -72,6 +72,8 @@ def deploy(
 
     A second call updates what changed in the file; --remove takes a deployment off the server. It needs a server:
     tunewright up.
+
+    Exit codes: 0 deployed or removed, 1 also where a block did not send its test message, 2 wrong configuration.
     """
     console = console_of(as_json)
     with one_line_errors(as_json):
@@ -95,13 +97,15 @@ def deploy(
             pool = up.pool if up and up.is_prefect(api) else "local"
             result = deploying.deploy(file, deployment, pool, tests=test_message)
             view.show(console, result)
-            shown = view.as_json(result)
+            shown, has_failed = view.as_json(result), any(result.tested.values())
         else:
             removed = removal.remove(remove or "")
             view.show_removed(console, removed)
-            shown = removal.as_json(removed)
+            shown, has_failed = removal.as_json(removed), False
     if as_json:
         print(as_line(shown))
+    if has_failed:
+        raise typer.Exit(1)
 
 
 def clean(

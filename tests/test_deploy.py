@@ -525,16 +525,26 @@ def test_a_test_message_is_sent_by_each_block_and_one_that_cannot_is_a_line(
         deploy(write(), None, "local", tests=True)
     save_block("heard", address)
     operation = "{notify: [custom-webhook/heard], notify_on: [failure]}"
-    assert not as_json(deploy(write(operation), None, "local")).get("tested") and not came
+    assert "tested" not in as_json(deploy(write(operation), None, "local")) and not came
     assert as_json(deploy(write(operation), None, "local", tests=True))["tested"] == ["custom-webhook/heard"]
     (message,) = map(json.loads, came)
     assert message == {"subject": "Tunewright: test message", "body": "Notifications of Tunewright arrive here."}
     save_block("deaf", "http://127.0.0.1:9/")
-    with pytest.raises(TunewrightError, match=r"^custom-webhook/deaf did not send the test message: .*refused"):
-        deploy(write(operation.replace("heard", "deaf")), None, "local", tests=True)
     SlackWebhook(url="http://127.0.0.1:9/services/a/b/c").save("deaf")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TunewrightError, match=r"^slack-webhook/deaf did not send the test message: "):
-        deploy(write(operation.replace("custom-webhook/heard", "slack-webhook/deaf")), None, "local", tests=True)
+    came.clear()
+    names = ("custom-webhook/deaf", "slack-webhook/deaf", "custom-webhook/heard")
+    file = write(operation.replace("custom-webhook/heard", ", ".join(names)))
+    done = CliRunner().invoke(app, ["deploy", str(file), "--test-message", "--json"])
+    assert done.exit_code == 1 and len(came) == 1
+    summary, *sent = done.stderr.partition("custom-webhook/deaf: ")
+    assert "  link       http" in summary
+    first, second, third = "".join(sent).splitlines()
+    advice = "; correct the block in Prefect's pages under Blocks"
+    assert first.startswith("custom-webhook/deaf: test message not sent: ") and first.endswith(f"refused{advice}")
+    assert second.startswith("slack-webhook/deaf: test message not sent: ") and second.endswith(advice)
+    assert third == "custom-webhook/heard: test message sent"
+    told = json.loads(done.stdout)
+    assert (told["tested"], [*told["not_sent"]]) == (["custom-webhook/heard"], [*names[:2]])
 
 
 @pytest.mark.usefixtures("quick")

@@ -69,7 +69,7 @@ SELDOM = {
         *("judged.unreadable", "judged.unreadable.<opponent>"),
     },
     "plan": {"stages[].note", "unknown"},  # the base is not here, or cannot be read
-    "deploy": {"tested"},  # with --test-message
+    "deploy": {"tested", "not_sent"},  # with --test-message
     "data, one row": {
         "asked_line",  # of a record of several lines
         *("versions[].version", "versions[].split", "versions[].because"),  # from the second version on

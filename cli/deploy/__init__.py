@@ -6,7 +6,7 @@ and removal.py takes a deployment off the server again.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,7 @@ class Result:
 
     deployed: Sequence[Deployed]
     others: Sequence[str]
-    tested: Sequence[str] = ()  # notification blocks that sent a test message
+    tested: Mapping[str, str]  # notification block -> why it did not send a test message; empty where it did
 
 
 def deploy(file: Path, deployment: str | None, pool: str, *, tests: bool = False) -> Result:
@@ -69,8 +69,7 @@ def deploy(file: Path, deployment: str | None, pool: str, *, tests: bool = False
 
     `tests` has each notification block of theirs send a test message.
 
-    Raises ConfigError or DataError where one of them could not run, before any is deployed; TunewrightError where a
-    block does not send.
+    Raises ConfigError or DataError where one of them could not run, before any is deployed.
     """
     document = deployment_file.read(file)
     names = deployment_file.names(document)
@@ -96,10 +95,8 @@ def deploy(file: Path, deployment: str | None, pool: str, *, tests: bool = False
                 server.require_own_name(client, pipeline)
             deployed = [_deploy(client, pipeline, pipeline.work_pool or pool) for pipeline in pipelines]
             sync(client, SERVER, of_server())
-            if tests:
-                server.send_test_message(blocks)
-            others = server.others(client, names)
-            return Result(deployed=deployed, others=others, tested=blocks if tests else ())
+            tested = server.send_test_messages(blocks if tests else ())
+            return Result(deployed=deployed, others=server.others(client, names), tested=tested)
 
 
 def _warn_of_mlflow(pipeline: Pipeline) -> None:

@@ -22,8 +22,8 @@ def show(console: Console, result: Result) -> None:
         console.print(Text.assemble((f"{FLOW}/{each.now.name}", "bold"), f"  {each.state}{said}"), soft_wrap=True)
         for name, text in _lines(each):
             console.print(Text(f"  {name:<10} {text}"), soft_wrap=True)
-    if result.tested:
-        console.print(Text(f"test message sent by {', '.join(result.tested)}"), soft_wrap=True)
+    for block, error in result.tested.items():
+        console.print(_tested(block, error), soft_wrap=True)
     for name in result.others:
         console.print(
             Text(
@@ -44,9 +44,21 @@ def show_removed(console: Console, removed: list[Removed]) -> None:
 
 def as_json(result: Result) -> dict[str, Any]:
     """Return the output of `tunewright deploy --json`."""
-    return {"deployments": [_as_json(each) for each in result.deployed], "others": list(result.others)} | (
-        {"tested": list(result.tested)} if result.tested else {}
-    )
+    shown: dict[str, Any] = {
+        "deployments": [_as_json(each) for each in result.deployed],
+        "others": list(result.others),
+    }
+    if result.tested:
+        shown["tested"] = [block for block, error in result.tested.items() if not error]
+        shown["not_sent"] = {block: error for block, error in result.tested.items() if error}
+    return shown
+
+
+def _tested(block: str, error: str) -> Text:
+    if not error:
+        return Text(f"{block}: test message sent")
+    advice = "correct the block in Prefect's pages under Blocks"
+    return Text(f"{block}: test message not sent: {error.rstrip('.')}; {advice}", "yellow")
 
 
 def _as_json(deployed: Deployed) -> dict[str, Any]:
