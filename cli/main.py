@@ -13,7 +13,9 @@ with interrupts.at_once():
     from tunewright.cli.export import export
     from tunewright.cli.imports import import_
     from tunewright.cli.predict import predict
+    from tunewright.cli.reproduce import reproduce
     from tunewright.cli.serve import serve
+    from tunewright.cli.verify import verify
     from tunewright.cli.visible import as_line
     from tunewright.config import STAGES
     from tunewright.errors import ConfigError
@@ -239,7 +241,7 @@ def settings(
 
 
 app.command("import")(import_)
-for command in (predict, serve, export, operate.deploy, operate.up, operate.doctor, operate.clean):
+for command in (predict, serve, export, verify, reproduce, operate.deploy, operate.up, operate.doctor, operate.clean):
     app.command()(command)
 app.add_typer(release.app)
 app.add_typer(operate.home_app)

@@ -49,6 +49,7 @@ def test_a_backup_gives_the_models_and_histories_on_another_path(
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(there))
     done = CliRunner().invoke(app, ["home", "restore", str(file), "--json"])
     assert json.loads(done.stdout)["restored"] == [
+        "alias_history",
         "mlartifacts",
         "mlflow.db",
         "registered",

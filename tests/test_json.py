@@ -14,7 +14,7 @@ import pytest
 from conftest import Harness, Once
 from prefect.settings import PREFECT_API_URL
 from test_cli import ROWS, write_files
-from trained import done_once
+from trained import done_once, reproduce_here
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -52,6 +52,8 @@ COMMANDS = [  # heading of the page -> a call
     ("predict", "predict tiny rows.jsonl"),
     ("predict", "predict tiny rows.jsonl --version 1 --overwrite"),
     ("export", "export tiny exported --to adapter"),
+    ("verify", "verify tiny"),
+    ("reproduce", "reproduce tiny"),
     ("clean", "clean --keep-runs 1"),
     ("clean", "clean --keep-runs 1 --yes"),
     ("home backup", "home backup backup.tar"),
@@ -109,6 +111,7 @@ def printed(
     found: dict[str, list[Any]] = {}
     with pytest.MonkeyPatch.context() as patched, prefect_harness():
         done_once(once, patched)
+        reproduce_here(patched)
         patched.chdir(folder)
         patched.setattr(logging.getLogger("tunewright"), "handlers", [])
         patched.setenv("TUNEWRIGHT_HOME", str(folder / "home"))

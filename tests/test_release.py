@@ -37,7 +37,8 @@ from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import release as asking
 from tunewright.flows.calls import Run, Step
 from tunewright.registry import rehearsal, release
-from tunewright.registry.alias_state import Event, past_champions, verdict_of
+from tunewright.registry.alias_history import Event, past_champions
+from tunewright.registry.alias_state import verdict_of
 from tunewright.registry.release import History, as_now
 from tunewright.registry.tracking import connected
 

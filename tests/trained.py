@@ -6,9 +6,11 @@ A training is deterministic, so that the first of those with the same settings, 
 import hashlib
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,3 +78,16 @@ def digest_of(job: trainer.Job) -> str:
     for file in (job.train, job.validation, *sorted(job.weights.iterdir())):
         hashed.update(file.read_bytes())
     return hashed.hexdigest()
+
+
+def reproduce_here(patch: pytest.MonkeyPatch) -> None:
+    """Has `tunewright reproduce` run the stages in this process."""
+    from tunewright.cli.reproduce import __main__ as reproducing
+
+    def process(command: list[str], *, env: dict[str, str], **_: object) -> SimpleNamespace:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("TUNEWRIGHT_HOME", env["TUNEWRIGHT_HOME"])
+            reproducing.main(Path(command[-1]))
+        return SimpleNamespace(returncode=0)
+
+    patch.setattr("tunewright.cli.reproduce.subprocess", SimpleNamespace(run=process, DEVNULL=subprocess.DEVNULL))

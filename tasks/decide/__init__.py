@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Answers, General, Splits, Verdict
-from tunewright.artifacts.payloads import Slice, VerdictDetails
+from tunewright.artifacts.payloads import Decision, Slice, VerdictDetails
 from tunewright.config import Gate
 from tunewright.metrics.catalogue import CONSTANT
 from tunewright.metrics.catalogue import general_scores as means_of
@@ -40,6 +40,8 @@ from tunewright.tasks.decide.sentences import TOO_LOW
 
 __all__ = ["decide"]
 
+BASELINE = "constant.parquet"  # the scores of always the same answer, of each test row; empty where it has none
+CONSTANT_SCHEMA = pa.schema([("row_id", pa.string()), ("score", pa.float64())])
 SAID = {"decision", "because", "sentence", "gain", "rows_needed", "smallest_visible"}  # by the record as well
 
 
@@ -49,9 +51,30 @@ def _evidence(tables: Mapping[str, pa.Table], metric: str) -> Evidence:
     return Evidence(metric, scores, dict(zip(*columns, strict=True)))
 
 
-def _general(general: tuple[General, ...], gate: Gate, *, is_prose: bool) -> Iterator[GuardrailTest]:
+def decided(
+    tables: Mapping[str, pa.Table],
+    general: Mapping[str, pa.Table],
+    constant: Mapping[str, float],
+    gate: Gate,
+    metric: str,
+    *,
+    is_prose: bool,
+) -> tuple[Evidence, Decision]:
+    """The decision, and the scores that it rests on.
+
+    `tables` and `general` are answers.parquet and general.parquet of each contender; `constant` is the score of always
+    the same answer by row_id, empty where there is none.
+    """
+    evidence = _evidence(tables, metric)
+    if constant and not is_prose:
+        evidence = replace(evidence, scores={**evidence.scores, CONSTANT: constant})
+    guardrails = [GuardrailTest(_evidence(tables, each.metric), each.margin) for each in gate.guardrails]
+    guardrails += _general(general, gate, is_prose=is_prose)
+    return evidence, decide_scores(evidence, gate, guardrails, is_prose=is_prose)
+
+
+def _general(tables: Mapping[str, pa.Table], gate: Gate, *, is_prose: bool) -> Iterator[GuardrailTest]:
     """Yield the guardrail tests on general tasks and texts that have a margin; each row is its own cluster."""
-    tables = of_each(general)
     for metric, margin in gate.general_margins(is_prose=is_prose).items():
         scores = {name: general_rows(table, metric) for name, table in tables.items()}
         if margin is not None and any(scores.values()):
@@ -77,6 +100,8 @@ def decide(
 ) -> Verdict:
     """The verdict on the candidate among the contenders that gave `answers`; verdict.json has all that led to it.
 
+    constant.parquet has the scores of always the same answer.
+
     `general` is what base and candidate made of the built-in suite and of lm-eval's tasks, as far as they did them.
 
     Raises ConfigError if gate.metric or the metric of a guardrail was not measured on these rows.
@@ -86,14 +111,10 @@ def decide(
     for each in answers:
         wanted = (metric, *(guardrail.metric for guardrail in gate.guardrails))
         require_measured(tables[each.contender], wanted, each.scores)
-    evidence = _evidence(tables, metric)
     constant = best_constant(tables[CANDIDATE], splits, metric) if CANDIDATE in tables else {}
     is_prose = answers[0].is_prose
-    if constant and not is_prose:
-        evidence = replace(evidence, scores={**evidence.scores, CONSTANT: constant})
-    guardrails = [GuardrailTest(_evidence(tables, each.metric), each.margin) for each in gate.guardrails]
-    guardrails += _general(general, gate, is_prose=is_prose)
-    decision = decide_scores(evidence, gate, guardrails, is_prose=is_prose)
+    pq.write_table(pa.table({"row_id": [*constant], "score": [*constant.values()]}, CONSTANT_SCHEMA), folder / BASELINE)
+    evidence, decision = decided(tables, of_each(general), constant, gate, metric, is_prose=is_prose)
     own = {name: own_intervals(table, measured(table), gate.confidence) for name, table in tables.items()}
     parts: list[Slice] = []
     if decision.decision != "invalid":

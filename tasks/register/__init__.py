@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tunewright.artifacts import Answers, Registered
 from tunewright.errors import AnotherChampion
+from tunewright.evidence import bundle
 from tunewright.registry import alias, rehearsal, runs, versions
 from tunewright.registry.candidate import Candidate, scores
 from tunewright.registry.runs import data
@@ -52,6 +53,7 @@ def register(folder: Path, candidate: Candidate) -> Registered:
             model = logged_model(client, candidate, run)
             compare(client, candidate, run, model)
             version = versions.get_or_create(client, candidate, model, run)
+            bundle.keep(client, candidate, version, run.info.run_id)
             rehearsal.rehearse(client, candidate, version)
             superseded = alias.conclude(client, candidate, str(version.version))
         except AnotherChampion as error:  # the version stays, and the same run must not look like a failed one

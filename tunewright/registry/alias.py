@@ -5,21 +5,8 @@ from typing import TYPE_CHECKING
 from tunewright.artifacts import Registered
 from tunewright.config import Registry
 from tunewright.errors import AnotherChampion
-from tunewright.registry.alias_state import (
-    FINAL,
-    PIPELINE,
-    Event,
-    What,
-    alias_state,
-    append_event,
-    clear,
-    events_of,
-    head,
-    now,
-    said,
-    set_alias_state,
-    verdict_of,
-)
+from tunewright.registry.alias_history import PIPELINE, Event, What, append_event, events_of, now
+from tunewright.registry.alias_state import FINAL, alias_state, clear, head, said, set_alias_state, verdict_of
 from tunewright.registry.candidate import Candidate
 from tunewright.registry.versions import current_version
 

@@ -1,9 +1,10 @@
 """The files of a version: copied from MLflow's artifact store, which is not trusted, and verified before they are used.
 
-digests.json among them has the sha256 of every other one. Its own sha256 is a tag of the version, `digest.files`, as is
-that of what the rehearsal asks, `digest.rehearsal`. The machine that registered the version keeps both in its home too,
-in `registered/<name>.jsonl`, so that a changed tag is found there. A version that was registered before there were such
-tags has `model_digest` alone, which covers its weights and its contract.
+digests.json among them has the sha256 of every other one. Its own sha256 is a tag of the version, `digest.files`. So
+are that of what the rehearsal asks, `digest.rehearsal`, and that of the evidence, `digest.evidence`. The machine that
+registered the version keeps them in its home too, in `registered/<name>.jsonl`, so that a changed tag is found there. A
+version that was registered before there were such tags has `model_digest` alone, which covers its weights and its
+contract.
 """
 
 import contextlib
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tunewright")
 
-Covered = Literal["digest.files", "digest.rehearsal"]
+Covered = Literal["digest.files", "digest.rehearsal", "digest.evidence"]
 FILES: Covered = "digest.files"  # tag: the sha256 of digests.json
 REHEARSAL: Covered = "digest.rehearsal"  # tag: that of what the rehearsal asks
+EVIDENCE: Covered = "digest.evidence"  # tag: that of evidence.json
 WEIGHTS = "model_digest"  # tag: the content digest of train's artifact
 CURE = (
     "restore it from a backup of MLflow's artifacts, or run the pipeline that made it with --refresh register, which "

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from tunewright import compat, config
 from tunewright.config import Registry
 from tunewright.registry import files
-from tunewright.registry.alias_state import PREFIX, TAG, Event
+from tunewright.registry.alias_history import PREFIX, Event
+from tunewright.registry.alias_state import TAG
 from tunewright.registry.tracking import connected, tracking_uri
 from tunewright.store.needless import Needless, size_of
 

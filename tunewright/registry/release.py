@@ -18,17 +18,8 @@ from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.registry import alias, rehearsal
 from tunewright.registry.alias import as_it_stands, enter, held_by, move, waiting
-from tunewright.registry.alias_state import (
-    TAG,
-    Event,
-    What,
-    alias_state,
-    events_of,
-    past_champions,
-    said,
-    set_alias_state,
-    verdict_of,
-)
+from tunewright.registry.alias_history import Event, What, events_of, past_champions
+from tunewright.registry.alias_state import TAG, alias_state, said, set_alias_state, verdict_of
 from tunewright.registry.candidate import PAGE
 from tunewright.registry.tracking import connected, patient, starts_with, tracking_uri, ui
 from tunewright.registry.versions import current_version

@@ -21,7 +21,7 @@ from tunewright.store import disk
 from tunewright.store.caching import lock
 
 FILES = "mlartifacts"
-HISTORIES = ("versions", "test_set_uses", "registered")
+HISTORIES = ("versions", "test_set_uses", "registered", "alias_history")
 OLD = "looks"  # the name of test_set_uses in homes and backups of an earlier release
 WAIT_SECONDS = 30
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # that of the home

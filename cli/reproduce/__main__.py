@@ -1,0 +1,33 @@
+"""`python -m tunewright.cli.reproduce FOLDER`: run the stages of a version again, and leave the digest of each."""
+
+import json
+import sys
+from pathlib import Path
+
+from tunewright import config
+from tunewright.cli import interrupts
+from tunewright.cli.command_line import console_of, one_line_errors, prepare
+from tunewright.cli.reproduce import DIGESTS, SETTINGS
+from tunewright.config import Settings
+
+
+def main(folder: Path) -> None:
+    """Runs what settings.json in the folder says, up to the answers, and writes digests.json there."""
+    job = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    with one_line_errors(as_json=False):
+        prepare(console_of(as_json=False))
+        config.make_home()
+        settings = Settings.model_validate(job["settings"])
+        with interrupts.at_once():
+            from tunewright.cli import prefect_server
+            from tunewright.flows.finetune import finetune
+            from tunewright.flows.inputs import looked_at
+        sections = {name: getattr(settings, name) for name in Settings.model_fields}
+        with config.working_in(Path(job["folder"])), looked_at(settings):
+            steps = prefect_server.call(finetune, **sections, until="evaluate")
+        digests = {step.name: step.record.digest for step in steps if step.record}
+        (folder / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

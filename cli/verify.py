@@ -1,0 +1,78 @@
+"""`tunewright verify`: check a registered version against the evidence of how it was made."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from tunewright.cli.command_line import Json, console_of, one_line_errors
+from tunewright.cli.registered_model import Alias, Name, Uri, named_as_typed, registry_of
+from tunewright.cli.visible import as_line
+
+if TYPE_CHECKING:  # what it imports takes seconds
+    from tunewright.evidence.verify import Verification
+
+SHOWN = {  # state -> how it is shown
+    "ok": ("ok", "green"),
+    "altered": ("ALTERED", "bold red"),
+    "changed": ("changed", "yellow"),
+    "unknown": ("not checked", "dim"),
+}
+CODES = {"ok": 0, "altered": 1, "unknown": 1, "changed": 3}
+
+
+def verify(
+    name: Name,
+    version: Annotated[
+        str | None, typer.Option(metavar="N", help="Version number; default: the version with the alias")
+    ] = None,
+    alias: Alias = "champion",
+    tracking_uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Check that a version is what was registered, and make its verdict again from the kept answers.
+
+    Checks the model's files, the evidence of its run, the scores and the verdict, the splits, the artifacts and source
+    files that are on this machine, and the alias' history. No model is loaded.
+
+    Exit codes: 0 all as registered, 1 something was altered or there is no evidence, 3 only source files have changed
+    since, 2 wrong options, or no such version.
+    """
+    console = console_of(as_json)
+    with one_line_errors(as_json), named_as_typed():
+        registry = registry_of(name, alias, tracking_uri, as_json)
+        from tunewright.evidence import verify as evidence
+        from tunewright.tasks.decide import decided
+
+        found = evidence.verify(registry, version, decided)
+        _show(console, found)
+    if as_json:
+        print(as_line(_as_json(found)))
+    raise typer.Exit(CODES[found.state])
+
+
+def _show(console: Console, found: "Verification") -> None:
+    for check in found.checks:
+        word, style = SHOWN[check.state]
+        console.print(Text.assemble(f"  {check.what:20} ", (f"{word:12}", style), check.said), soft_wrap=True)
+    which = f"version {found.version} of {found.name}"
+    said = {
+        "ok": (("Verified", "bold green"), f": {which} is what was registered"),
+        "altered": (("Altered", "bold red"), f": {which} is not what was registered"),
+        "unknown": (("Not verified", "bold yellow"), f": {which} has no evidence"),
+        "changed": (
+            ("Verified", "bold green"),
+            f": {which} is what was registered; its source files have changed since",
+        ),
+    }
+    console.print(Text.assemble(*said[found.state]), soft_wrap=True)
+
+
+def _as_json(found: "Verification") -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "version": found.version,
+        "state": found.state,
+        "checks": [check._asdict() for check in found.checks],
+    }

@@ -1,0 +1,158 @@
+"""The evidence that a decision leaves in its MLflow run: `evidence/evidence.json` and the files that it lists.
+
+evidence.json has the digests of every source file, of every stage's artifact and of every file that the verdict was
+decided on, the settings, the commit of the code and the versions of all packages. Its own sha256 is the tag
+`digest.evidence` of the version, and the machine that registered the version keeps it in `registered/` of its home.
+Texts of training rows are not in it: a row is named by its row_id, which is the sha256 of its text.
+"""
+
+import importlib.metadata
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from platform import python_version
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, RunArtifacts
+from tunewright.artifacts.payloads import Payload
+from tunewright.registry import files
+from tunewright.registry.candidate import Candidate
+from tunewright.store.manifest import MANIFEST, digest_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+FOLDER = "evidence"  # among the artifacts of the run
+RUN = "evidence.run"  # tag of the version: the run of the decision
+FILES = {  # stage -> what the verdict rests on of it; what it made of texts stays on its machine
+    "check": ("results.json",),
+    "split": ("proof.json", ASSIGNMENTS_FILE),
+    "render": ("contract.json",),
+    "train": ("metrics.jsonl", "summary.json"),
+    "evaluate": ("scores.json",),
+    "forgetting": ("general.parquet",),
+    "lm_eval": ("general.parquet",),
+    "judge": ("judged.json",),
+    "decide": ("constant.parquet",),
+}
+# Those that the run has in another place, where people look for them.
+LOGGED = {"evaluate": ("answers.parquet", "answers/{of}/answers.parquet"), "decide": ("verdict.json", "verdict.json")}
+
+
+class StageEvidence(BaseModel, frozen=True):
+    """The artifact of one stage."""
+
+    stage: str
+    of: str  # the contender, where there is one artifact for each
+    key: str
+    digest: str
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The stage, and of what."""
+        return f"{self.stage} {self.of}".strip()
+
+    def place(self, file: str) -> str:
+        """The path of one of its files among the run's artifacts."""
+        name, elsewhere = LOGGED.get(self.stage, ("", ""))
+        return elsewhere.format(of=self.of) if file == name else str(Path(FOLDER, self.stage, self.of, file))
+
+
+class Evidence(Payload, frozen=True):
+    """evidence.json: what a version was made of and decided on."""
+
+    FILE = "evidence.json"
+
+    name: str
+    identity: str  # of the candidate: of one identity there is one version
+    folder: str  # that relative paths of source files start in
+    sources: dict[str, str]  # path of a source file -> its sha256
+    data_version: int | None
+    stages: tuple[StageEvidence, ...]
+    settings: dict[str, Any]
+    tunewright: str  # version
+    commit: str  # of the checkout that the code ran from, "+changes" where it differs; empty where it was installed
+    python: str
+    packages: dict[str, str]  # distribution -> version
+    files: dict[str, str]  # path among the run's artifacts -> sha256
+
+
+def keep(client: "MlflowClient", candidate: Candidate, version: "ModelVersion", run_id: str) -> None:
+    """Uploads the evidence of a decision to its run, and keeps its digest in a tag of the version and in the home."""
+    with tempfile.TemporaryDirectory() as folder:
+        digest = write(Path(folder), candidate)
+        client.log_artifacts(run_id, folder)
+    files.remember(version.name, files.model_id(version), files.EVIDENCE, digest)
+    client.set_model_version_tag(version.name, version.version, RUN, run_id)
+    client.set_model_version_tag(version.name, version.version, files.EVIDENCE, digest)
+
+
+def write(folder: Path, candidate: Candidate) -> str:
+    """Write the evidence of a candidate to a folder, as its run has it, and return the sha256 of evidence.json."""
+    artifacts = tuple(artifacts_of(candidate.run))
+    stages, digests = tuple(map(_stage, artifacts)), {}
+    for stage, artifact in zip(stages, artifacts, strict=True):
+        logged = LOGGED.get(stage.stage, ())[:1]
+        for source in filter(Path.is_file, map(artifact.path, (MANIFEST, *FILES.get(stage.stage, ()), *logged))):
+            place = stage.place(source.name)
+            digests[place] = digest_of(source)
+            if source.name not in logged:
+                (folder / place).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, folder / place)
+    evidence = Evidence(
+        name=candidate.name,
+        identity=candidate.identity,
+        folder=str(Path.cwd()),
+        sources=candidate.lineage,
+        data_version=candidate.data_version,
+        stages=stages,
+        settings=candidate.settings.model_dump(mode="json"),
+        tunewright=importlib.metadata.version("tunewright"),
+        commit=commit(),
+        python=python_version(),
+        packages=packages(),
+        files=digests,
+    )
+    evidence.save(folder / FOLDER)
+    return digest_of(folder / FOLDER / Evidence.FILE)
+
+
+def artifacts_of(run: RunArtifacts) -> Iterator[Artifact]:
+    """All artifacts of a run, in the order of the stages."""
+    yield from (run.base, run.rows, run.checked, run.unique, run.splits, run.tokens, run.adapter)
+    yield from filter(None, (run.prompts, *run.answers, *run.general, run.verdict, run.judged))
+
+
+def _stage(artifact: Artifact) -> StageEvidence:
+    return StageEvidence(
+        stage=artifact.stage,
+        of=getattr(artifact, "contender", ""),
+        key=artifact.key,
+        digest=artifact.digest,
+        record=artifact.model_dump(mode="json", exclude={"folder"}),
+    )
+
+
+def packages() -> dict[str, str]:
+    """The versions of all distributions that are installed here."""
+    found = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
+    return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
+
+
+def commit() -> str:
+    """The commit of the checkout that this code runs from, with "+changes" where a file differs; empty elsewhere."""
+    from git import GitCommandNotFound, InvalidGitRepositoryError, NoSuchPathError, Repo
+
+    import tunewright
+
+    try:
+        repository = Repo(Path(tunewright.__file__).parent, search_parent_directories=True)
+        ours = Path(repository.working_dir, "tunewright", "__init__.py").samefile(tunewright.__file__)
+        return repository.head.commit.hexsha + ("+changes" if repository.is_dirty() else "") if ours else ""
+    except (InvalidGitRepositoryError, NoSuchPathError, GitCommandNotFound, ValueError, OSError):
+        return ""
