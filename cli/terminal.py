@@ -126,7 +126,7 @@ def _show_account(console: Console, outcome: Outcome) -> None:
         console.print(Text(outcome.rotation, "yellow"))
     if outcome.splits:
         proof = LeakProof.load(outcome.splits)
-        console.print(leak_sentence(proof))
+        console.print(leak_sentence(proof, outcome.unique))
         if grown := growth_sentence(proof):
             console.print(grown)
 

@@ -9,7 +9,7 @@ from prefect import State
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.states import Completed
 
-from tunewright.artifacts import WAITING, Adapter, Registered
+from tunewright.artifacts import WAITING, Adapter, Registered, UniqueRows
 from tunewright.artifacts.payloads import CheckResults, LeakProof, Slice, VerdictDetails
 from tunewright.config import Settings
 from tunewright.data_checks.report import summary
@@ -59,7 +59,7 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
         results = CheckResults.load(outcome.checked)
         create_markdown_artifact(summary(results), key="data", description="Results of the data checks")
     if outcome.splits:
-        shown = _proof(LeakProof.load(outcome.splits), outcome.rotation)
+        shown = _proof(LeakProof.load(outcome.splits), outcome.unique, outcome.rotation)
         create_markdown_artifact(shown, key="split", description="The splits, with the leakage check")
     if outcome.scan:
         create_markdown_artifact(scan_table(outcome.scan), key="scan", description="Trained modules (Spectrum)")
@@ -102,9 +102,9 @@ def _account(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _proof(proof: LeakProof, rotation: str) -> str:
+def _proof(proof: LeakProof, unique: UniqueRows | None, rotation: str) -> str:
     """The splits, why rows are in them, how balanced they are, and what was quarantined."""
-    lines = [leak_sentence(proof), growth_sentence(proof), "", "| split | rows | why |", "|---|---:|---|"]
+    lines = [leak_sentence(proof, unique), growth_sentence(proof), "", "| split | rows | why |", "|---|---:|---|"]
     for split, count in proof.rows.items():
         why = ", ".join(f"{number:,} {because}" for because, number in proof.because[split].items())
         lines.append(f"| {split} | {count:,} | {why} |")

@@ -22,6 +22,7 @@ from tunewright.config import Dedupe
 from tunewright.data_checks import duplicates
 from tunewright.errors import DataError
 from tunewright.privacy.excerpts import excerpt, masked, visible
+from tunewright.reports.account import MOST_BOILERPLATE
 from tunewright.similarity.embedding import load_model
 from tunewright.similarity.engine import engine_of, read_pieces
 from tunewright.similarity.folding import fold_messages
@@ -42,7 +43,6 @@ from tunewright.store.stage import stage
 
 REASONS = ("", "exact_duplicate", "near_duplicate", "semantic_duplicate")
 STAYS, EXACT, NEAR, SEMANTIC = range(4)
-REPORTED_BOILERPLATE = 20
 REPORTED_CHARS = 200
 REMOVED_CHARS = 500
 
@@ -222,7 +222,7 @@ def dedupe(folder: Path, rows: CheckedRows, settings: Dedupe, embedding: str = "
     page = duplicates.render(len(repeats.stays), dict(sorted(counts.items())), _kinds(file, repeats, settings))
     (folder / "report.html").write_text(page, encoding="utf-8")
     _stop_if_too_many(repeats, file, settings)
-    reported = [texts[value][:REPORTED_CHARS] for value in boilerplate][:REPORTED_BOILERPLATE]
+    reported = [texts[value][:REPORTED_CHARS] for value in boilerplate][:MOST_BOILERPLATE]
     return UniqueRows(
         num_rows=int(repeats.stays.sum()),
         num_removed=int((~repeats.stays).sum()),

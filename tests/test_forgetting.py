@@ -210,11 +210,12 @@ def test_what_the_suite_cannot_tell_leaves_it_open_and_asks_for_no_rows(verdict)
 def test_a_base_that_guesses_has_nothing_to_forget_and_the_verdict_says_so(
     verdict, uniform: float | None, gate: dict[str, Any], says_so: bool
 ) -> None:
-    found = [warning for warning in verdict(loss=3.9, uniform=uniform, **gate).warnings if "general_loss" in warning]
+    made = verdict(loss=3.9, uniform=uniform, **gate)
+    found = [warning for warning in made.warnings if "general_loss" in warning]
+    assert ("general_loss/base" in made.guardrails) == (not gate and not says_so)
     assert found == says_so * [
         "the base's loss on general texts is 5.00 nats per token, and guessing has 5.20: it knows nothing that could "
-        "be forgotten, so gate.general_loss says nothing about this candidate; set gate.general_loss to null, or take "
-        "a base that was trained on text"
+        "be forgotten, so gate.general_loss was not applied"
     ]
 
 

@@ -14,7 +14,7 @@ from tunewright.flows.calls import Step
 from tunewright.flows.outcome import Outcome, too_few_test_rows, worth_a_look
 from tunewright.machine import addresses
 from tunewright.machine.addresses import Addresses
-from tunewright.reports.account import leak_sentence
+from tunewright.reports.account import MOST_BOILERPLATE, leak_sentence
 
 
 def summary(**rows: Any) -> str:
@@ -181,6 +181,15 @@ def test_after_a_verdict_that_promotes_nothing_a_change_comes_before_the_next_ru
     terminal.show_outcome(console, Outcome.of(steps), "x.yaml")
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert shown.partition("\nnext\n")[2].splitlines()[0] == next_line
+
+
+def test_the_leak_sentence_counts_the_sentences_that_were_not_compared() -> None:
+    some = UniqueRows(num_rows=9, num_removed=0, reasons={}, boilerplate=("please", "thank you"))
+    assert "(threshold 0.60)." in leak_sentence(make_proof(), some.model_copy(update={"boilerplate": ()}))
+    said = "(threshold 0.60; 2 shared sentences not compared: dedupe.boilerplate_share)."
+    assert said in leak_sentence(make_proof(), some)
+    most = some.model_copy(update={"boilerplate": ("please",) * MOST_BOILERPLATE})
+    assert "; 20 shared sentences or more not compared" in leak_sentence(make_proof(), most)
 
 
 def test_the_leak_sentence_counts_held_out_records_where_there_are_some() -> None:

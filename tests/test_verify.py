@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from tunewright.artifacts import ASSIGNMENTS_SCHEMA, Base
 from tunewright.cli.main import app
 from tunewright.config import Registry
-from tunewright.evidence.bundle import RUN, Evidence
+from tunewright.evidence.bundle import RUN, EvidenceBundle
 from tunewright.registry import alias_history, files
 from tunewright.registry.tracking import connected
 from tunewright.store.manifest import digest_of
@@ -97,7 +97,7 @@ def edit(file: Path, column: str, change: Callable[[Any], Any]) -> None:
 def forge(home: Path, **values: Any) -> None:
     """Makes the evidence agree with its files again, in evidence.json, the tag and what this home keeps."""
     file = of_run(home, "evidence/evidence.json")
-    evidence = Evidence.load_from(file.parent)
+    evidence = EvidenceBundle.load_from(file.parent)
     root = file.parents[1]
     digests = {name: digest_of(root / name) for name in evidence.files}
     evidence.model_copy(update={"files": digests, **values}).save(file.parent)
@@ -238,7 +238,7 @@ def test_a_version_is_made_again_with_the_same_bytes(reproduce: Callable[[], Any
 
 
 def test_the_first_stage_with_other_bytes_is_named(reproduce: Callable[[], Any], home: Path) -> None:
-    evidence = Evidence.load_from(of_run(home, "evidence/evidence.json").parent)
+    evidence = EvidenceBundle.load_from(of_run(home, "evidence/evidence.json").parent)
     stages = [
         each.model_copy(update={"digest": "0" * 64}) if each.stage in ("train", "evaluate") else each
         for each in evidence.stages

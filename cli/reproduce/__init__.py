@@ -25,7 +25,7 @@ from tunewright.cli.visible import as_line
 from tunewright.errors import DataError, TunewrightError
 
 if TYPE_CHECKING:  # what it imports takes seconds
-    from tunewright.evidence.bundle import Evidence, StageEvidence
+    from tunewright.evidence.bundle import EvidenceBundle, StageEvidence
 
 SETTINGS, DIGESTS = "settings.json", "digests.json"  # in the folder of a reproduction: what to run, what came of it
 LEFT_OUT = (
@@ -94,7 +94,7 @@ def reproduce(
     raise typer.Exit(0 if is_same else 1)
 
 
-def _require_sources(evidence: "Evidence") -> None:
+def _require_sources(evidence: "EvidenceBundle") -> None:
     """Raises DataError where a source file is not here, or is not what it was."""
     from tunewright.store.manifest import digest_of
 
@@ -117,7 +117,7 @@ def _new(folder: Path | None) -> Path:
     return folder.absolute()
 
 
-def _history_until(evidence: "Evidence", made: Path) -> None:
+def _history_until(evidence: "EvidenceBundle", made: Path) -> None:
     """Copies the versions of the data before the one of this version, whose rows keep their splits.
 
     Raises DataError where they are not in this home any more.
@@ -145,7 +145,7 @@ def _history_until(evidence: "Evidence", made: Path) -> None:
         data_history.write(there / f"{evidence.name}.jsonl", earlier)
 
 
-def _run(evidence: "Evidence", made: Path) -> dict[str, str]:
+def _run(evidence: "EvidenceBundle", made: Path) -> dict[str, str]:
     """The digest of each stage that ran again. Raises TunewrightError where the run did not finish."""
     gate = {**evidence.settings["gate"], "rotate": False}  # split.seed is the one that was drawn
     settings = {**evidence.settings, "gate": gate, "registry": {"name": evidence.name}}
@@ -162,7 +162,7 @@ def _run(evidence: "Evidence", made: Path) -> dict[str, str]:
     return json.loads((made / DIGESTS).read_text(encoding="utf-8"))
 
 
-def _compared(evidence: "Evidence", again: dict[str, str]) -> list[Stage]:
+def _compared(evidence: "EvidenceBundle", again: dict[str, str]) -> list[Stage]:
     return [Stage(each.name, each.digest, again.get(each.name, "")) for each in evidence.stages if _is_made(each)]
 
 
@@ -170,7 +170,7 @@ def _is_made(stage: "StageEvidence") -> bool:
     return not {stage.stage, stage.of} & {*NOT_MADE, "forgetting", "lm_eval"}
 
 
-def _differing_packages(evidence: "Evidence") -> list[str]:
+def _differing_packages(evidence: "EvidenceBundle") -> list[str]:
     """Such as "torch 2.10.0, here 2.11.0"."""
     from tunewright.evidence import bundle
 

@@ -53,7 +53,7 @@ def _evidence(tables: Mapping[str, pa.Table], metric: str) -> Evidence:
 
 def decided(
     tables: Mapping[str, pa.Table],
-    general: Mapping[str, pa.Table],
+    general: tuple[General, ...],
     constant: Mapping[str, float],
     gate: Gate,
     metric: str,
@@ -62,35 +62,42 @@ def decided(
 ) -> tuple[Evidence, Decision]:
     """The decision, and the scores that it rests on.
 
-    `tables` and `general` are answers.parquet and general.parquet of each contender; `constant` is the score of always
-    the same answer by row_id, empty where there is none.
+    `tables` are answers.parquet of each contender; `constant` is the score of always the same answer by row_id, empty
+    where there is none.
     """
     evidence = _evidence(tables, metric)
-    if constant and not is_prose:
+    if constant:
         evidence = replace(evidence, scores={**evidence.scores, CONSTANT: constant})
     guardrails = [GuardrailTest(_evidence(tables, each.metric), each.margin) for each in gate.guardrails]
     guardrails += _general(general, gate, is_prose=is_prose)
     return evidence, decide_scores(evidence, gate, guardrails, is_prose=is_prose)
 
 
-def _general(tables: Mapping[str, pa.Table], gate: Gate, *, is_prose: bool) -> Iterator[GuardrailTest]:
-    """Yield the guardrail tests on general tasks and texts that have a margin; each row is its own cluster."""
+def _general(general: tuple[General, ...], gate: Gate, *, is_prose: bool) -> Iterator[GuardrailTest]:
+    """Yield the guardrail tests on general tasks and texts that have a margin; each row is its own cluster.
+
+    A base that knows nothing of general texts has nothing to forget, so its loss on them is no test.
+    """
+    tables, is_empty = of_each(general), any(map(_knows_nothing, general))
     for metric, margin in gate.general_margins(is_prose=is_prose).items():
         scores = {name: general_rows(table, metric) for name, table in tables.items()}
-        if margin is not None and any(scores.values()):
+        if margin is not None and any(scores.values()) and not (is_empty and metric == "general_loss"):
             alone = {row: number for number, row in enumerate(scores[CANDIDATE])}
             yield GuardrailTest(Evidence(metric, scores, alone), margin)
 
 
-def _knows_nothing(general: tuple[General, ...], gate: Gate) -> Iterator[str]:
-    """Warn that the guardrail of the loss on general texts says little, where the base does no better than guessing."""
-    for each in general:
-        if each.contender == "base" and each.knows_nothing and gate.general_loss is not None:
+def _knows_nothing(general: General) -> bool:
+    return general.contender == BASE and general.knows_nothing
+
+
+def _left_out(general: tuple[General, ...], gate: Gate) -> Iterator[str]:
+    """Say that the loss on general texts is no guardrail, where the base does no better than guessing."""
+    for each in filter(_knows_nothing, general):
+        if gate.general_loss is not None:
             yield (
                 f"the base's loss on general texts is {number(each.scores['general_loss'])} nats per token, and "
                 f"guessing has {number(each.uniform_loss or 0)}: it knows nothing that could be forgotten, so "
-                "gate.general_loss says nothing about this candidate; set gate.general_loss to null, or take a base "
-                "that was trained on text"
+                "gate.general_loss was not applied"
             )
 
 
@@ -114,7 +121,7 @@ def decide(
     constant = best_constant(tables[CANDIDATE], splits, metric) if CANDIDATE in tables else {}
     is_prose = answers[0].is_prose
     pq.write_table(pa.table({"row_id": [*constant], "score": [*constant.values()]}, CONSTANT_SCHEMA), folder / BASELINE)
-    evidence, decision = decided(tables, of_each(general), constant, gate, metric, is_prose=is_prose)
+    evidence, decision = decided(tables, general, constant, gate, metric, is_prose=is_prose)
     own = {name: own_intervals(table, measured(table), gate.confidence) for name, table in tables.items()}
     parts: list[Slice] = []
     if decision.decision != "invalid":
@@ -128,7 +135,7 @@ def decide(
         warned += tuple(f"the base {said}; a gain over it says little" for said in collapsed(tables[BASE]))
     if decision.is_poor:
         warned += (TOO_LOW,)
-    warned += tuple(_knows_nothing(general, gate))
+    warned += tuple(_left_out(general, gate))
     VerdictDetails(**vars(decision), own=own, slices=tuple(parts), general=suite).save(folder)
     return Verdict(
         **decision.model_dump(include=SAID),

@@ -70,13 +70,16 @@ def decide_scores(
 ) -> Decision:
     """The decision on the candidate. Scores that cannot be compared are the decision invalid, with the reason.
 
-    `is_prose` says that answers are long texts, of which no score says that they are more often wrong than right.
+    `is_prose` says that answers are long texts, of which no score says that they are more often wrong than right, and
+    of which always the same answer need not be beaten: it must not be clearly better.
     """
     faults = [each.fault() for each in (evidence, *(guardrail.evidence for guardrail in guardrails))]
     if fault := next(filter(None, faults), ""):
         said = f"Invalid: {fault}; nothing was decided."
         return _decision(evidence, gate, decision="invalid", because="", sentence=said)
-    to_beat, to_reach = _compared(evidence, TO_BEAT, gate.margin, gate), []
+    to_beat, to_reach = _compared(evidence, TO_BEAT[:2] if is_prose else TO_BEAT, gate.margin, gate), []
+    if is_prose:
+        to_beat += [each for each in _compared(evidence, [CONSTANT], 0.0, gate) if each.finding == "below"]
     if gate.at_least is not None:  # as if an opponent scored just that on each row
         scores = {**evidence.scores, AT_LEAST: dict.fromkeys(evidence.clusters, gate.at_least)}
         to_reach = _compared(replace(evidence, scores=scores), [AT_LEAST], 0.0, gate)
@@ -87,7 +90,7 @@ def decide_scores(
     decision, because, decisive = _judged(to_beat, to_reach, to_match, held)
     compared = (*to_beat, *to_reach, *to_match)
     hardest = min(compared, key=_hardest)
-    closest = decisive or hardest
+    closest, gains = decisive or hardest, (*to_beat, *to_reach)
     rows_needed = decisive.rows_needed if decisive else None  # of a prompt that is enough
     if decision == "inconclusive":  # all comparisons have to hold, so the rows that the longest takes
         longest = needs_most((*compared, *held))
@@ -102,7 +105,7 @@ def decide_scores(
             decision,
             because,
             closest,
-            (*to_beat, *to_reach),
+            gains,
             to_match,
             held,
             asks_person=gate.approval,
@@ -114,7 +117,7 @@ def decide_scores(
         comparisons=compared,
         guardrails=tuple(held),
         rows_needed=rows_needed,
-        smallest_visible=(hardest if closest in held else closest).smallest_visible,
+        smallest_visible=(closest if closest in gains else min(gains, key=_hardest)).smallest_visible,
     )
 
 

@@ -95,7 +95,7 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         warnings=case.training_warnings,
         account=case.account,
         reasons=list(case.reasons.items())[:REASONS],
-        leaks=leak_sentence(LeakProof.load(case.splits)),
+        leaks=leak_sentence(LeakProof.load(case.splits), case.unique),
         costs=took,
         method=METHODS[case.adapter.method],
         total=duration(sum(each["seconds"] for each in took)),

@@ -63,7 +63,7 @@ class StageEvidence(BaseModel, frozen=True):
         return elsewhere.format(of=self.of) if file == name else str(Path(FOLDER, self.stage, self.of, file))
 
 
-class Evidence(Payload, frozen=True):
+class EvidenceBundle(Payload, frozen=True):
     """evidence.json: what a version was made of and decided on."""
 
     FILE = "evidence.json"
@@ -104,7 +104,7 @@ def write(folder: Path, candidate: Candidate) -> str:
             if source.name not in logged:
                 (folder / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, folder / place)
-    evidence = Evidence(
+    evidence = EvidenceBundle(
         name=candidate.name,
         identity=candidate.identity,
         folder=str(Path.cwd()),
@@ -119,7 +119,7 @@ def write(folder: Path, candidate: Candidate) -> str:
         files=digests,
     )
     evidence.save(folder / FOLDER)
-    return digest_of(folder / FOLDER / Evidence.FILE)
+    return digest_of(folder / FOLDER / EvidenceBundle.FILE)
 
 
 def artifacts_of(run: RunArtifacts) -> Iterator[Artifact]:

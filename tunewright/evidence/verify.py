@@ -19,8 +19,8 @@ from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, General
 from tunewright.artifacts.payloads import Comparison, Decision, VerdictDetails
 from tunewright.config import Gate, Registry
 from tunewright.errors import TunewrightError
-from tunewright.evidence.bundle import FOLDER, RUN, Evidence, StageEvidence
-from tunewright.metrics.catalogue import PER_ROW, general_tables
+from tunewright.evidence.bundle import FOLDER, RUN, EvidenceBundle, StageEvidence
+from tunewright.metrics.catalogue import PER_ROW
 from tunewright.registry import alias_history, files, release
 from tunewright.registry.alias_state import SENTENCE
 from tunewright.reports.pages import counted
@@ -75,7 +75,7 @@ def verify(registry: Registry, number: str | None, decide: Decide) -> Verificati
         return Verification(registry.name, str(version.version), checks)
 
 
-def evidence_of(registry: Registry, number: str | None, local: Path) -> tuple[str, Evidence]:
+def evidence_of(registry: Registry, number: str | None, local: Path) -> tuple[str, EvidenceBundle]:
     """The version with this number, or that under the alias, and its evidence, whose files are in `local` then.
 
     Raises ConfigError where there is no such version, TunewrightError where its evidence is missing or was altered.
@@ -126,18 +126,18 @@ def _evidence(client: "MlflowClient", version: "ModelVersion", decide: Decide) -
         yield _sources(evidence)
 
 
-def fetched(client: "MlflowClient", run_id: str, digest: str, local: Path) -> tuple[Evidence | None, list[str]]:
+def fetched(client: "MlflowClient", run_id: str, digest: str, local: Path) -> tuple[EvidenceBundle | None, list[str]]:
     """The evidence, with its files in `local`, and what is wrong with them."""
-    file = f"{FOLDER}/{Evidence.FILE}"
+    file = f"{FOLDER}/{EvidenceBundle.FILE}"
     there = {*_paths(client, run_id)}
     if file not in there:
         return None, [f"{file} of run {run_id} is missing"]
     files.download(f"runs:/{run_id}/{file}", local / FOLDER)
-    found = next(local.rglob(Evidence.FILE))
+    found = next(local.rglob(EvidenceBundle.FILE))
     if files.digest_of(found) != digest:
         return None, [f"{file} of run {run_id} was altered"]
     try:
-        evidence = Evidence.load_from(found.parent)
+        evidence = EvidenceBundle.load_from(found.parent)
     except ValidationError:
         return None, [f"{file} of run {run_id} was written by another version of Tunewright, and cannot be read"]
     faults = []
@@ -159,7 +159,7 @@ def _paths(client: "MlflowClient", run_id: str, folder: str = "") -> Iterator[st
             yield each.path
 
 
-def _tables(evidence: Evidence, local: Path) -> dict[str, pa.Table]:
+def _tables(evidence: EvidenceBundle, local: Path) -> dict[str, pa.Table]:
     """The answers of each contender."""
     return {
         stage.of: pq.read_table(local / stage.place("answers.parquet"))
@@ -168,7 +168,7 @@ def _tables(evidence: Evidence, local: Path) -> dict[str, pa.Table]:
     }
 
 
-def _answers(evidence: Evidence, local: Path) -> Check:
+def _answers(evidence: EvidenceBundle, local: Path) -> Check:
     """The scores in the kept answers are those of their texts."""
     faults, number = [], 0
     for name, table in _tables(evidence, local).items():
@@ -185,20 +185,20 @@ def _answers(evidence: Evidence, local: Path) -> Check:
     return Check("answers", "altered" if faults else "ok", _listed(faults) or said)
 
 
-def _verdict(evidence: Evidence, local: Path, version: "ModelVersion", decide: Decide) -> Check:
+def _verdict(evidence: EvidenceBundle, local: Path, version: "ModelVersion", decide: Decide) -> Check:
     """The verdict is what the kept answers lead to, and the version says what it says."""
     stage = next(each for each in evidence.stages if each.stage == "decide")
     details = VerdictDetails.load_from((local / stage.place(VerdictDetails.FILE)).parent)
     records = [each.record for each in evidence.stages if each.stage == "evaluate"]
     constant = pq.read_table(local / stage.place("constant.parquet"))
-    general = [
+    general = tuple(
         General.model_validate(each.record | {"folder": (local / each.place("general.parquet")).parent})
         for each in evidence.stages
         if each.stage in ("forgetting", "lm_eval")
-    ]
+    )
     _, again = decide(
         _tables(evidence, local),
-        general_tables(general),
+        general,
         dict(zip(constant["row_id"].to_pylist(), constant["score"].to_pylist(), strict=True)),
         Gate.model_validate(evidence.settings["gate"]),
         details.metric,
@@ -212,7 +212,7 @@ def _verdict(evidence: Evidence, local: Path, version: "ModelVersion", decide: D
 
 
 def _differing(kept: Decision, again: Decision) -> str:
-    """What differs between two decisions, but for the words; empty where nothing does."""
+    """Return the first figure in which two decisions differ, whatever their words; empty where there is none."""
     for name in ("decision", "because", "metric", "num_rows", "num_clusters"):
         if getattr(kept, name) != getattr(again, name):
             return f"{name} is {getattr(again, name)}, and verdict.json has {getattr(kept, name)}"
@@ -233,7 +233,7 @@ def _figures(comparison: Comparison) -> tuple[Any, ...]:
     return (*texts, *counts, *(round(value, 6) for value in means))
 
 
-def _splits(evidence: Evidence, local: Path) -> Check:
+def _splits(evidence: EvidenceBundle, local: Path) -> Check:
     """The answered rows are test rows, and none of them is a training row."""
     stage = next((each for each in evidence.stages if each.stage == "split"), None)
     file = local / stage.place(ASSIGNMENTS_FILE) if stage else None
@@ -253,7 +253,7 @@ def _splits(evidence: Evidence, local: Path) -> Check:
     return Check("splits", "ok", said)
 
 
-def _artifacts(evidence: Evidence) -> Check:
+def _artifacts(evidence: EvidenceBundle) -> Check:
     """The stages' artifacts that this home still has are those that the version was made of."""
     here, faults = 0, []
     for stage in evidence.stages:
@@ -276,7 +276,7 @@ def _fault(stage: StageEvidence) -> str:
     return ""
 
 
-def _sources(evidence: Evidence) -> Check:
+def _sources(evidence: EvidenceBundle) -> Check:
     """The source files that are on this machine are those that were read."""
     paths = {name: Path(evidence.folder, name) for name in evidence.sources}
     here = {name: path for name, path in paths.items() if path.is_file()}

@@ -8,6 +8,7 @@ from tunewright.artifacts import CheckedRows, Rows, Splits, Tokens, UniqueRows
 from tunewright.artifacts.payloads import LeakProof
 from tunewright.reports.pages import counted, percent
 
+MOST_BOILERPLATE = 20  # sentences that the record of the unique rows has
 Counted = Rows | CheckedRows | UniqueRows | Splits | Tokens
 
 
@@ -71,8 +72,8 @@ def reasons(*records: Counted | None) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def leak_sentence(proof: LeakProof) -> str:
-    """Describe the leaks in split's proof.json."""
+def leak_sentence(proof: LeakProof, unique: UniqueRows | None = None) -> str:
+    """Describe the leaks in split's proof.json, and which sentences of the `unique` rows were not compared."""
     at_most, shared, of_held_out = "at most " if not proof.largest_pair else "", proof.decontamination, ""
     if shared.held_out_records:
         rows = shared.by_partner.get("held_out", 0)
@@ -80,10 +81,18 @@ def leak_sentence(proof: LeakProof) -> str:
         of_held_out = f" {who}{rows:,}{', removed' if rows and shared.removed else ''}."
     return (
         f"No near-duplicates across splits: highest similarity {at_most}{proof.largest_similarity:.2f} "
-        f"(threshold {proof.threshold:.2f}). "
+        f"(threshold {proof.threshold:.2f}{_not_compared(unique)}). "
         f"A random split would have leaked {percent(proof.random_leak_share, 1)} of the test rows."
         f"{of_held_out}"
     )
+
+
+def _not_compared(unique: UniqueRows | None) -> str:
+    if unique is None or not unique.boilerplate:
+        return ""
+    number = counted(len(unique.boilerplate), "shared sentence")
+    some = f"{number} or more" if len(unique.boilerplate) == MOST_BOILERPLATE else number
+    return f"; {some} not compared: dedupe.boilerplate_share"
 
 
 def growth_sentence(proof: LeakProof) -> str:
