@@ -201,7 +201,7 @@ def _next_run(outcome: Outcome, what: str) -> str:
 def opened_by(link: str, uri: str) -> str:
     """A link to MLflow's pages, after the command that serves them where no server has them already."""
     command = starts_with(uri)
-    return f"start {command}, then open {link}" if command else link
+    return f"{link} (first run: {command})" if command else link
 
 
 def show_next(console: Console, commands: Sequence[str]) -> None:

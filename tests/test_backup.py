@@ -228,7 +228,7 @@ def test_the_test_set_uses_of_an_earlier_release_are_copied_and_found(
 def test_what_cannot_be_backed_up_or_restored_is_said_in_a_line(
     home: Path, tmp_path: Path, archive: Callable[[str], Path]
 ) -> None:
-    named = "mlflow.db, mlartifacts, versions, test_set_uses, registered"
+    named = "mlflow.db, mlartifacts, versions, test_set_uses, registered, alias_history"
     with pytest.raises(ConfigError, match=rf"it has none of {named}, so there is"):
         backup(tmp_path / "home.tar")
     (home / "test_set_uses").mkdir(parents=True)

@@ -161,7 +161,9 @@ def test_defaults_hold_their_own_bounds_and_agree_with_each_other() -> None:
         (
             Settings,
             NEEDED | {"model": Model(base="org/name", max_length=128)},
-            "evaluation.max_new_tokens=256 is more than model.max_length=128, the longest row there can be",
+            "evaluation.max_new_tokens=256 (the default) is more than model.max_length=128, the longest row there can "
+            "be; "
+            "set evaluation.max_new_tokens to at most 128",
         ),
     ],
 )

@@ -120,7 +120,7 @@ def test_a_validation_loss_that_is_still_falling_at_the_planned_end_asks_for_mor
 def test_advice_names_the_setting_that_says_how_long_to_train(max_steps: int | None, setting: str) -> None:
     shapes: list[tuple[Shape, Shape, str]] = [
         (falling, lambda done: settling(done) + 2 * max(0, done - 0.5) ** 2, f"try fewer {setting}, a lower"),
-        (falling, lambda done: 0.6 + 1.4 * math.exp(-20 * done), f"fewer {setting} give the same result"),
+        (falling, lambda done: 0.6 + 1.4 * math.exp(-20 * done), f"fewer {setting} give nearly the same loss"),
         (lambda done: 2 - done, lambda done: 2 - done, f"try more {setting} or a higher"),
     ]
     for train, validation, said in shapes:
@@ -142,7 +142,7 @@ def test_advice_names_no_setting_that_does_not_act_with_the_method(method: str, 
     (over,) = warnings(make(falling, rising, evaluations=12, status={"method": method}))
     assert over.advice == f"try fewer training.epochs, a lower training.learning_rate{lower}, or more rows"
     (level,) = warnings(make(falling, flat, evaluations=12, status={"method": method}))
-    assert level.advice.endswith(f"for a lower loss try {higher}more rows")
+    assert level.advice.endswith(f"for a lower one try {higher}more rows")
 
 
 def test_what_stopped_early_would_have_gone_on_with_more_patience() -> None:

@@ -98,7 +98,7 @@ FILES = {
     "header_latin_1.csv": "line 1, the header row, cannot be read .* looks like Latin-1",
     "header_twice.csv": "the header row has 'prompt' more than once; accepted: each name once",
     "html_page.csv": "the file is an HTML page",
-    "no_parquet.parquet": r"not a whole Parquet file .*; accepted: a whole one; data.sources\[\].format says",
+    "no_parquet.parquet": r"not a whole Parquet file .*; accepted: an undamaged Parquet file; for a file of another",
     "not_packed.jsonl.gz": "not compressed, although its name says so",
     "object.json": "it does not begin with .* with nothing around it; .* format: jsonl",
     "open_string.json": "record 2, .* a quote is missing",

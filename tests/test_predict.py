@@ -315,7 +315,11 @@ def test_what_is_refused_names_what_was_typed() -> None:
         ("gone.jsonl",): "FILE gone.jsonl: no such file in ",
         ("two.csv", "--columns", "instruction"): '--columns "instruction": accepted: OURS=THEIRS, such as instruct',
         ("two.csv", "--columns", "ask=question"): "--columns: ask is not a known field; accepted: completion, ",
-        ("two.csv", "--columns", "prompt=text"): "--columns prompt: no record has text; there are answer, question",
+        (
+            "two.csv",
+            "--columns",
+            "prompt=text",
+        ): '--columns prompt: no record has text; there are "answer", "question" (the first',
         ("two.csv", "--layout", "alpaka"): '--layout "alpaka": did you mean alpaca? accepted: auto, alpaca, ',
         ("two.csv", "--format", "xls"): '--format "xls": accepted: auto, jsonl, json, csv, parquet, arrow',
         ("saved",): "--split: saved has the splits train, test; choose one",

@@ -455,7 +455,7 @@ def test_rows_that_are_shown_are_named_by_their_file_and_line(tiny_base: Base, m
         assert example["place"] == places[example["row_id"]]
         assert example["place"] in tokens.path("report.html").read_text()
     heads = [text.plain.partition("\n")[0] for text in preview(tokens, 3)]
-    assert heads[0].startswith(f"{places[table[0]['row_id']]} (the first row): ")
+    assert heads[0].startswith(f"{places[table[0]['row_id']]} (the first training row): ")
     assert heads[1].startswith(f"{places[table[5]['row_id']]} (the longest row): ")
     assert heads[2].startswith(f"{examples[2]['place']}: ")
 

@@ -138,6 +138,17 @@ def test_boilerplate_is_no_passage() -> None:
     assert not contaminated(split_rows(rows))
 
 
+@pytest.mark.parametrize(("number", "is_warned"), [(30, True), (10, False)])
+def test_many_training_rows_that_go_are_warned_of(
+    number: int, is_warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    passages = [" ".join(RNG.sample(WORDS, 13)) for _ in range(number)]
+    rows = [row_of(around(passage), use_as=split) for passage in passages for split in ("train", "test")]
+    splits = split_rows(fixed_rows(*rows))
+    assert splits.reasons == {"contaminated": number}
+    assert ("30 of 130 training rows (23 %) share a passage with a row of another split" in caplog.text) == is_warned
+
+
 def test_reported_contamination_stays_and_is_a_finding() -> None:
     rows = fixed_rows(row_of(around(PASSAGE), use_as="train"), row_of(around(PASSAGE), use_as="test"))
     splits = split_rows(rows, Split(decontaminate="report"))

@@ -72,7 +72,7 @@ def test_a_link_that_nothing_serves_stands_behind_the_command_that_serves_it(hom
         return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
     serves = f"mlflow ui --backend-store-uri sqlite:///{home / 'mlflow.db'}"
-    assert f"\nin MLflow           start {serves}, then open http://127.0.0.1:5000/{link}\n" in shown()
+    assert f"\nin MLflow           http://127.0.0.1:5000/{link} (first run: {serves})\n" in shown()
     up = Addresses(pid=1, prefect="http://127.0.0.1:4300", mlflow="http://127.0.0.1:5300", pool="local")
     with addresses.held() as file:
         file.write_text(up.model_dump_json())

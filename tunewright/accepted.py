@@ -72,4 +72,4 @@ def shown(value: Any) -> str:
     """A value for a message: one printable line of at most 60 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     text = text if text.isprintable() else json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 60 else f'{text[:56]}..."' if isinstance(value, str) else f"{text[:57]}..."

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tunewright.accepted import shown
 from tunewright.artifacts import Rows
 from tunewright.config import Data
 from tunewright.errors import ConfigError, DataError
@@ -80,9 +81,9 @@ def find_columns(files: Sequence[SourceFile], tallies: dict[str, Tally], max_byt
                     continue
                 close = difflib.get_close_matches(theirs, there, n=1)
                 meant = f"did you mean {close[0]}? " if close else ""
-                raise ConfigError(
-                    f"{setting}.columns.{ours}: no record has {theirs}; {meant}there are {', '.join(there[:12])}"
-                )
+                named = ", ".join(map(shown, there[:12]))
+                header = " (the first line of a CSV file has the names)" if of_source[0].format == "csv" else ""
+                raise ConfigError(f"{setting}.columns.{ours}: no record has {theirs}; {meant}there are {named}{header}")
 
 
 def _fields(file: SourceFile, max_bytes: int) -> set[str]:

@@ -41,7 +41,7 @@ from tunewright.tasks.ingest.stores import is_url, num_bytes, opened
 
 NOT_UTF_8 = "not UTF-8"  # said of a record
 WHOLE_FILE = "the file as a whole"
-NO_PARQUET = "accepted: a whole one; data.sources[].format says what a file of another format is"
+NO_PARQUET = "accepted: an undamaged Parquet file; for a file of another format, set data.sources[].format"
 OTHER_SEPARATORS = ";\t|"  # of what is called CSV too
 
 ALWAYS_PLAUSIBLE = 100_000  # records of a file, and one for each of its bytes as it lies on the disk

@@ -24,11 +24,12 @@ import numpy as np
 import pyarrow as pa
 
 from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, Rows, Splits, UniqueRows
-from tunewright.artifacts.payloads import LeakProof, PairedRow
-from tunewright.artifacts.placement import NONE, SPLITS, TEST, Because
+from tunewright.artifacts.payloads import Decontamination, LeakProof, PairedRow
+from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, Because
 from tunewright.config import Split
 from tunewright.errors import DataError
 from tunewright.metrics.closed_set import stop_if_open
+from tunewright.reports.pages import percent
 from tunewright.similarity.engine import engine_of, read_pieces
 from tunewright.similarity.folding import fold, fold_messages
 from tunewright.similarity.prompts import Shingles, cut, read_boilerplate, shingles
@@ -56,6 +57,7 @@ from tunewright.tasks.split.writing import Details, write_memory, write_splits
 log = logging.getLogger("tunewright")
 
 MANY_ROWS = 200_000  # beyond which looking for pairs far under the threshold would take longer than the split
+MANY_CONTAMINATED = 0.2  # of the training rows, from which the removal of those is warned of
 MAX_QUARANTINED_SHARE = 0.5  # of the rows: if more fit in no split, the splits are wrong, not the rows
 OF_CONTAMINATED = (
     "contaminated rows share a passage with a row of another split, such as the instruction of all rows, which is "
@@ -97,6 +99,17 @@ def _answers(file: Path) -> Iterator[str]:
 
 def _shingles(batch: pa.Table, left_out: np.ndarray) -> Shingles:
     return shingles(cut(fold_messages(batch["messages"])), left_out)
+
+
+def _many_contaminated(found: Decontamination, num_training: int) -> list[str]:
+    """Warn where so many training rows are removed that the rest may be too few."""
+    share = found.training_rows / max(1, num_training)
+    if not found.removed or share < MANY_CONTAMINATED:
+        return []
+    return [
+        f"{found.training_rows:,} of {num_training:,} training rows ({percent(share)}) share a passage with a row of "
+        "another split and are quarantined (contaminated); split.decontaminate=report keeps them"
+    ]
 
 
 def _stop_if_unusable(assignment: Assignment, columns: RowColumns, settings: Split, gone: pa.Table) -> None:
@@ -179,6 +192,7 @@ def split(
         )
         returns_to = np.where(assignment.split == NONE, fixed, assignment.split)
         found = find_contamination(file, assignment.split, held_out, left_out)
+        num_given = int((assignment.split == TRAIN).sum())
         contaminated = decontamination(assignment.split, found, removed=settings.decontaminate == "remove")
         if contaminated.removed:
             assignment.quarantine(np.array(sorted(found.training_rows()), np.int64), Because.CONTAMINATED)
@@ -225,6 +239,7 @@ def split(
     for name in proof.user_provided_splits:
         log.info("split: the %s split is user-provided; split.%s is not used", name, name)
     warnings = [f"{in_words(code, count, proof)}; proof.json has more" for code, count in proof.findings.items()]
+    warnings += _many_contaminated(contaminated, num_given)
     warnings += unmet_shares(assignment, columns.given == NONE, exact, settings)
     for said in warnings:
         log.warning("split: %s", said)

@@ -148,9 +148,11 @@ class Settings(Section):
                 f"gate.guardrails: {lacking[0]} is not in evaluation.metrics, which has {has}; add it there"
             )
         if self.evaluation.max_new_tokens > self.model.max_length:
+            default = "" if "max_new_tokens" in self.evaluation.model_fields_set else " (the default)"
             raise ValueError(
-                f"evaluation.max_new_tokens={self.evaluation.max_new_tokens} is more than "
-                f"model.max_length={self.model.max_length}, the longest row there can be"
+                f"evaluation.max_new_tokens={self.evaluation.max_new_tokens}{default} is more than "
+                f"model.max_length={self.model.max_length}, the longest row there can be; set "
+                f"evaluation.max_new_tokens to at most {self.model.max_length}"
             )
         return self
 

@@ -16,7 +16,7 @@ UTILISATION = (0.15, 0.5)
 FORWARD_SHARE = {"full": 1 / 3, "spectrum": 0.4, "lora": 0.5, "qlora": 0.5}  # of a step, for an evaluation
 
 
-LAUNCHING = 0.002  # seconds a layer: some 250 kernels of forward and backward at 8 microseconds, whatever their size
+LAUNCHING = (0.001, 0.004)  # seconds a layer: some 250 kernels of forward and backward at 4 to 16 microseconds each
 
 
 class Rate(NamedTuple):
@@ -25,7 +25,7 @@ class Rate(NamedTuple):
     low: float
     high: float
     source: str
-    launching: float = 0.0
+    launching: tuple[float, float] = (0.0, 0.0)
 
 
 def flops(shape: ModelShape, method: Method, chosen: Chosen, loads: Sequence[Load]) -> float:
@@ -53,8 +53,8 @@ def flops(shape: ModelShape, method: Method, chosen: Chosen, loads: Sequence[Loa
 
 def seconds(work: float, num_layers: float, rate: Rate) -> tuple[float, float]:
     """The fewest and the most seconds for so many operations in so many passes through a layer."""
-    launching = num_layers * rate.launching
-    return work / rate.high + launching, work / rate.low + launching
+    fewest, most = rate.launching
+    return work / rate.high + num_layers * fewest, work / rate.low + num_layers * most
 
 
 def rate_of(teraflops: float) -> Rate | None:
@@ -65,6 +65,7 @@ def rate_of(teraflops: float) -> Rate | None:
     return Rate(
         low * teraflops * 1e12,
         high * teraflops * 1e12,
-        f"an estimated {percent(low)} to {percent(high)} of the card's peak of {teraflops:g} TFLOP/s",
+        f"an estimated {percent(low)} to {percent(high)} of the card's peak of {teraflops:g} TFLOP/s and "
+        f"{1e3 * LAUNCHING[0]:g} to {1e3 * LAUNCHING[1]:g} ms per layer and step",
         LAUNCHING,
     )

@@ -126,7 +126,9 @@ def _result(evidence: CardEvidence) -> dict[str, Any]:
 
 
 def _settings(section: str, names: tuple[str, ...], params: Mapping[str, str]) -> str:
-    given = ((name, params.get(f"{section}.{name}", "none")) for name in names)
+    given = [(name, params.get(f"{section}.{name}", "none")) for name in names]
+    if dict(given).get("max_steps", "none") != "none":  # which overrides epochs
+        given = [(name, value) for name, value in given if name != "epochs"]
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given if value not in ("none", "False"))
 
 

@@ -164,9 +164,11 @@ def plateau(curves: Curves) -> TrainingWarning | None:
     values = [value for _, value in half]
     if max(values) - min(values) > LEVEL * min(values):
         return None
-    seen = f"the validation loss stayed at {number(values[-1])} up to step {half[-1][0]}"
+    low, high = number(min(values)), number(max(values))
+    level = f"at {low}" if low == high else f"between {low} and {high}"
+    seen = f"the validation loss stayed {level} up to step {half[-1][0]}"
     size = f"a higher {curves.sized_by} or " if curves.sized_by else ""
-    advice = f"fewer {curves.planned_by} give the same result; for a lower loss try {size}more rows"
+    advice = f"fewer {curves.planned_by} give nearly the same loss; for a lower one try {size}more rows"
     return TrainingWarning("plateau", half[0][0], seen, advice)
 
 
