@@ -19,7 +19,7 @@ from tunewright.errors import Pruned, TrainingError
 from tunewright.flows import finished
 from tunewright.flows.finetune import run
 from tunewright.flows.outcome import Outcome
-from tunewright.flows.run_name import comparison_name
+from tunewright.flows.run_name import comparison_name, variant_name
 from tunewright.registry.runs import log_comparison
 from tunewright.registry.versions import require_answer
 from tunewright.reports.progress import only_steps, watched
@@ -28,11 +28,11 @@ from tunewright.store import test_set_uses
 log = logging.getLogger("tunewright")
 
 
-@flow(name="variant", flow_run_name="{name}")
+@flow(name="variant", flow_run_name=variant_name)
 def variant(name: str, settings: Settings) -> State[Any]:
     """Trains one variant. Its final state is named after what came of it."""
     try:
-        steps = run(settings, "train", ())
+        steps = run(settings, "train", (), is_variant=True)
     except Pruned as error:
         return Completed(name="Pruned", message=str(error))
     except TrainingError as error:

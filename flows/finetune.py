@@ -5,7 +5,7 @@ The flow's signature is the form in the Prefect UI: one parameter a section, des
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from prefect import State, flow
@@ -19,6 +19,7 @@ from tunewright.flows import finished, report
 from tunewright.flows.announcing import announce_drift
 from tunewright.flows.calls import Plan, Reached, Run, Step
 from tunewright.flows.inputs import Inputs, inputs, looked_at
+from tunewright.flows.live import seen_in_mlflow
 from tunewright.flows.parameters import FLOW, identifier, named
 from tunewright.flows.run_name import run_name, say_stopped
 from tunewright.registry.candidate import Candidate
@@ -189,8 +190,8 @@ def finetune(
     return report.publish(steps, settings)
 
 
-def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Step, ...]:
-    """Runs the pipeline up to `until`, and returns what was done.
+def run(settings: Settings, until: Stage, refresh: Sequence[Stage], *, is_variant: bool = False) -> tuple[Step, ...]:
+    """Runs the pipeline up to `until`, and returns what was done; its comparison logs a variant to MLflow.
 
     Where the alias moves while the candidate is measured, it is compared with the new champion as well, once. Raises
     TrackingError before the first stage where an MLflow that a later one needs does not answer.
@@ -198,7 +199,8 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage]) -> tuple[Ste
     calls = Run(settings, until, refresh)
     if "evaluate" in calls.stages:  # before which the champion is looked up
         require_answer(settings.registry)
-    with in_use.by_a_run(), looked_at(settings), suppress(Reached):
+    shown = nullcontext() if is_variant else seen_in_mlflow(calls)
+    with in_use.by_a_run(), looked_at(settings), shown, suppress(Reached):
         try:
             pipeline(settings, calls)
         except AnotherChampion as error:

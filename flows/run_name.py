@@ -80,6 +80,13 @@ def comparison_name() -> str:
     )
 
 
+def variant_name() -> str:
+    """Return a name such as "demo rank=8 seed 0 2026-11-27 14:05"."""
+    parameters = _context().parameters or {}
+    settings = parameters["settings"]
+    return _dated(settings.registry.name, parameters["name"], f"seed {settings.training.seed}")
+
+
 def _context() -> FlowRunContext:
     context = FlowRunContext.get()
     assert context

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from conftest import Harness, Once
+from mlflow import MlflowClient
 from prefect import State, flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
@@ -35,7 +36,7 @@ from tunewright.config import (
     Stage,
     Training,
 )
-from tunewright.errors import ConfigError, DataError, JudgeError
+from tunewright.errors import ConfigError, DataError, JudgeError, TrainingError
 from tunewright.flows.calls import Step, stages
 from tunewright.flows.finetune import finetune, plan
 from tunewright.flows.outcome import Outcome
@@ -178,6 +179,74 @@ def test_a_run_ends_in_a_state_that_is_named_after_its_verdict(done: tuple[Path,
         *("prompt", "evaluate base", "evaluate few_shot", "evaluate retrieval", "evaluate candidate"),
         *("forgetting base", "forgetting candidate", "decide", "verdict_page", "register"),
     ]
+
+
+def runs_of(home: Path, number: int) -> list[Any]:
+    """The runs in MLflow, the newest first, which are so many."""
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    client = MlflowClient(uri, uri)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment
+    found = client.search_runs([experiment.experiment_id])
+    assert len(found) == number
+    return [*found]
+
+
+def test_a_run_that_fails_is_in_mlflow_with_its_stage_and_error_and_goes_on_there(
+    settings: Settings, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise TrainingError("the disk is on fire")
+
+    changing = changed(settings, "training", learning_rate=0.02)
+    with monkeypatch.context() as patch:
+        patch.setattr("tunewright.tasks.train.stage.run_trainer", broken)
+        assert run(changing).is_failed()
+    failed, before = runs_of(home, 2)
+    assert failed.info.status == "FAILED"
+    assert failed.info.run_name.startswith("tiny ")
+    tags = failed.data.tags
+    assert (tags["failed_stage"], tags["error"]) == ("train", "the disk is on fire")
+    assert tags["cached_stages"] == "ingest, base, check, dedupe, split, render"
+    assert failed.data.params["training.learning_rate"] == "0.02"
+    assert before.info.status == "FINISHED"
+
+    assert run(changing).is_completed()
+    again, _ = runs_of(home, 2)
+    assert (again.info.run_id, again.info.status) == (failed.info.run_id, "FINISHED")
+    assert again.data.tags["verdict"]
+    assert not {"failed_stage", "error", "progress"} & again.data.tags.keys()
+
+
+def test_a_run_whose_training_is_cached_says_so_and_has_its_curves(settings: Settings, home: Path) -> None:
+    state = run(changed(settings, "gate", margin=0.5), until="register")
+    assert state.is_completed()
+    newest, first = runs_of(home, 2)
+    assert "train" in newest.data.tags["cached_stages"].split(", ")
+    assert newest.data.metrics["train/loss"] == first.data.metrics["train/loss"]
+
+
+def test_a_run_that_comes_to_nothing_new_leaves_nothing_in_mlflow(settings: Settings, home: Path) -> None:
+    (first,) = runs_of(home, 1)
+    assert run(settings).is_completed()  # nothing is made
+    assert run(settings, refresh=("ingest",)).is_completed()  # and here nothing that is new
+    shutil.rmtree(home / "artifacts" / "decide")
+    shutil.rmtree(home / "artifacts" / "register")
+    assert run(settings).name == "Unchanged"
+    (now,) = runs_of(home, 1)
+    assert (now.info.run_id, now.info.status) == (first.info.run_id, "FINISHED")
+    assert now.data.metrics == first.data.metrics
+    assert not (home / "live_runs").exists() or not [*(home / "live_runs").iterdir()]
+
+
+def test_a_run_of_the_first_stages_is_none_in_mlflow(settings: Settings, home: Path) -> None:
+    assert run(changed(settings, "dedupe", threshold=0.9), until="render").is_completed()
+    runs_of(home, 1)
+    assert run(changed(settings, "training", learning_rate=0.03), until="train").is_completed()
+    trained, _ = runs_of(home, 2)
+    assert trained.info.status == "FINISHED"
+    assert "train/loss" in trained.data.metrics
+    assert "verdict" not in trained.data.tags
 
 
 def test_each_verdict_has_its_state(settings: Settings, done: tuple[Path, State[Any]]) -> None:

@@ -22,7 +22,7 @@ from tunewright.artifacts import ASSIGNMENTS_FILE, Base, Judged, Registered
 from tunewright.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
 from tunewright.errors import AnotherChampion, TrackingError, TunewrightError
 from tunewright.registry import candidate, rehearsal
-from tunewright.registry.candidate import Point, curves, parameters, thinned
+from tunewright.registry.candidate import CurveThinning, curves, parameters
 from tunewright.registry.release import promote
 from tunewright.registry.tracking import connected, tracking_uri
 from tunewright.registry.versions import champion, lost, trained_on_test
@@ -477,7 +477,7 @@ def test_a_dead_server_is_an_error_within_seconds(make: Make) -> None:
 
 
 def test_curves_are_rounded_and_what_is_no_number_is_left_out(tuned: Path) -> None:
-    assert curves(tuned / "metrics.jsonl", 1000) == [
+    assert [point[:3] for point in curves(tuned / "metrics.jsonl", 1000)] == [
         ("train/loss", 2.1235, 1),
         ("train/learning_rate", 0.0001235, 1),
         ("train/loss", 1.0, 2),
@@ -489,17 +489,24 @@ def test_curves_are_rounded_and_what_is_no_number_is_left_out(tuned: Path) -> No
     ]
 
 
-def test_a_long_curve_is_thinned_to_its_ends_its_extremes_and_points_between_them() -> None:
-    loss = [Point("train/loss", {2_345: 9.0, 6_789: -1.0}.get(step, 2.0), step) for step in range(10_000)]
-    short = [Point("validation/loss", 1.0, step) for step in (5, 10)]
-    found = thinned([*loss, *short], 100)
-    steps = [point.step for point in found if point.key == "train/loss"]
-    assert 98 <= len(steps) <= 100
-    assert {0, 2_345, 6_789, 9_999} <= {*steps}
-    assert max(after - before for before, after in pairwise(steps)) <= 105
-    assert [point for point in found if point.key == "validation/loss"] == short
-    assert thinned(found, 100) == found
-    assert thinned(loss[:100], 100) == loss[:100]
+def test_a_long_curve_is_thinned_to_its_ends_its_extremes_and_points_between_them(tmp_path: Path) -> None:
+    steps = [{"step": n, "planned": 10_000, "loss": {2_345: 9.0, 6_789: -1.0}.get(n, 2.0)} for n in range(1, 10_001)]
+    evaluations = [{"step": step, "planned": 10_000, "eval_loss": 1.0} for step in (5_000, 10_000)]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in [*steps, *evaluations]))
+    found = curves(file, 100)
+    kept = [point.step for point in found if point.key == "train/loss"]
+    assert 90 <= len(kept) <= 100
+    assert {1, 2_345, 6_789, 10_000} <= {*kept}
+    assert max(after - before for before, after in pairwise(kept)) <= 110
+    assert [point.step for point in found if point.key == "validation/loss"] == [5_000, 10_000]
+
+    growing = CurveThinning(100)  # what is sent while it trains is what is sent at its end, but for the extremes
+    live = [line["step"] for line in steps if growing.keeps(line)]
+    assert set(kept) - set(live) <= {2_345, 6_789, 10_000}
+    assert set(live) <= set(kept)
+    file.write_text("".join(f"{json.dumps(line | {'planned': 100})}\n" for line in steps[:100]))
+    assert len(curves(file, 100)) == 100
 
 
 def test_parameters_are_flat_and_dotted() -> None:

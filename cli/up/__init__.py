@@ -8,6 +8,7 @@ prefect_app.py and tunewright/registry/mlflow_server.py close the servers to web
 import logging
 import os
 import signal
+import threading
 import time
 from contextlib import ExitStack
 from datetime import datetime
@@ -29,6 +30,7 @@ from tunewright.errors import ConfigError
 from tunewright.machine import addresses
 from tunewright.machine.addresses import LOGIN, LOOPBACK, Addresses
 from tunewright.machine.ports import require_free
+from tunewright.registry import live_run
 from tunewright.registry.database import relocate
 from tunewright.registry.tracking import VIEW_TAG
 
@@ -120,7 +122,11 @@ def _serve(console: Console, found: Addresses, file: Path, supervisor: Superviso
 
 
 def cut_short(up: Addresses, since: datetime | None = None) -> list[str]:
-    """Marks the runs that an earlier `up` left, and returns their names; a server that cannot is no end of this one."""
+    """Marks the runs that an earlier `up` left, and returns their names; a server that cannot is no end of this one.
+
+    Their runs in MLflow are ended meanwhile.
+    """
+    threading.Thread(target=live_run.finish_left, daemon=True).start()
     try:
         return end_leftover_runs(up, since)
     except httpx.HTTPError as error:

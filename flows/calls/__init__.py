@@ -27,6 +27,9 @@ from tunewright.errors import JudgeError
 from tunewright.flows import release
 from tunewright.flows.calls.calls import A, Calls, P, Reached, Step, as_json, stages
 from tunewright.flows.calls.plan import Plan
+from tunewright.flows.inputs import Inputs
+from tunewright.flows.live import describe
+from tunewright.registry.live_run import LiveRun
 from tunewright.registry.release import as_now
 from tunewright.store import data_versions, pipelines, test_set_uses
 from tunewright.store.caching import seconds_of
@@ -44,6 +47,7 @@ class Run(Calls):
 
     def __init__(self, settings: Settings, until: Stage, refresh: Sequence[Stage] = ()) -> None:
         super().__init__(settings, until, refresh)
+        self.live: LiveRun | None = None  # the run in MLflow
         self.made: dict[str, Step] = {}  # key of a record -> the step that made it, before it all began again
 
     def begin_again(self) -> None:
@@ -51,15 +55,26 @@ class Run(Calls):
         self.made = {step.record.key: step for step in self.steps if step.record and step.state == "ran"}
         self.steps, self.refresh = [], ()
 
+    def draw(self, settings: Settings, read: Inputs) -> Settings:
+        """As for a plan; the run in MLflow is of these settings."""
+        drawn = super().draw(settings, read)
+        if self.live:
+            describe(self.live, drawn, {file.path: file.digest for file in read.files}, read.base)
+        return drawn
+
     def called(self, task: Task[..., A], of: str, inputs: Mapping[str, Any]) -> A:
         """The stage's record. Raises what the stage raised."""
         started = time.monotonic()
         name = f"{task.name} {of}".strip()
         log.info("%s", name)
+        if self.live:
+            self.live.enters(name)
         pipelines.note(self.pipeline, name, cached_part(task).key(**inputs))
         chosen = task.with_options(refresh_cache=True) if task.name in self.refresh else task
         state = cast("State[A]", chosen(**inputs, return_state=True))
         record = state.result()
+        if self.live and isinstance(record, Adapter):
+            self.live.trains(record.path("metrics.jsonl"))
         is_cached = state.name == "Cached"
         step = Step(
             stage=task.name,

@@ -19,7 +19,7 @@ from tunewright.evidence import bundle
 from tunewright.registry import alias, rehearsal, runs, versions
 from tunewright.registry.candidate import Candidate, scores
 from tunewright.registry.runs import data
-from tunewright.registry.tracking import connected, experiment
+from tunewright.registry.tracking import connected
 from tunewright.registry.versions import champion, trained_on_test
 from tunewright.store.cache_key import hash_of
 from tunewright.store.stage import stage
@@ -46,7 +46,7 @@ def register(folder: Path, candidate: Candidate) -> Registered:
 
     registry = candidate.settings.registry
     with connected(registry) as client:
-        run = runs.of_candidate(client, candidate, experiment(client, registry, registry.name, candidate.columns))
+        run = runs.of_candidate(client, candidate)
         is_known = run.info.status == "FINISHED" and UNDECIDED not in run.data.tags
         try:
             runs.describe(client, candidate, run)
@@ -143,9 +143,11 @@ def _log(
         if metric.dataset_digest == digest and (metric.run_id == run.info.run_id or not is_own)
     }
     missing = [
-        Metric(key, value, when, step, model_id=model.model_id, dataset_name=name, dataset_digest=digest)
-        for key, value, step in scores(answers)
-        if (key, value) not in there
+        Metric(
+            point.key, point.value, when, point.step, model_id=model.model_id, dataset_name=name, dataset_digest=digest
+        )
+        for point in scores(answers)
+        if (point.key, point.value) not in there
     ]
     if missing:
         client.log_batch(run.info.run_id, metrics=missing)

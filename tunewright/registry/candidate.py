@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ CURVES = {
 }
 GIGABYTE = 1e9
 SPLIT = "tunewright.split"  # tag: the key of the artifact with the splits
+PROGRESS = "progress"  # tag, while a run goes on: its stage, and how far that is
 PAGE = "reports/verdict_page/report.html"  # among the artifacts of the run
 
 
@@ -39,6 +40,7 @@ class Point(NamedTuple):
     key: str
     value: float
     step: int
+    time: float = 0.0  # when it was measured, in seconds since 1970; 0 where that is not known
 
 
 class Candidate(BaseModel, frozen=True):
@@ -89,13 +91,17 @@ class Candidate(BaseModel, frozen=True):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of MLflow's runs table: the verdicts first."""
-        metric = self.run.verdict.metric
-        return (
-            *("attributes.`Created`", "tags.`verdict`", "tags.`gain`"),
-            *(f"metrics.`test/{metric}`", f"metrics.`test/base/{metric}`", "metrics.`validation/best_loss`"),
-            *("params.`method.kind`", "params.`training.learning_rate`", "attributes.`Models`"),
-        )
+        """The columns of MLflow's runs table."""
+        return columns(self.run.verdict.metric)
+
+
+def columns(metric: str) -> tuple[str, ...]:
+    """The columns of MLflow's runs table where this metric decides: the verdicts first."""
+    return (
+        *("attributes.`Created`", "tags.`verdict`", "tags.`gain`", f"tags.`{PROGRESS}`"),
+        *(f"metrics.`test/{metric}`", f"metrics.`test/base/{metric}`", "metrics.`validation/best_loss`"),
+        *("params.`method.kind`", "params.`training.learning_rate`", "attributes.`Models`"),
+    )
 
 
 def drawn(split: Split) -> str:
@@ -122,35 +128,58 @@ def _clipped(text: str, most: int = 500) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def curves(metrics: Path, most: int) -> list[Point]:
-    """The points of the trainer's metrics.jsonl, at most so many of each curve (`thinned`).
+class CurveThinning:
+    """Chooses the lines of a metrics.jsonl that MLflow gets, one after the other, also while the file grows.
 
-    A value that is not finite is left out, as MLflow cannot draw it.
+    They are evenly spaced, so many that each curve has at most `most` points with its last, lowest and highest one.
     """
-    points = []
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.seen = {"loss": 0, "eval_loss": 0}  # lines of steps, and of evaluations
+        self.every = {"loss": 1, "eval_loss": 1}
+
+    def keeps(self, line: Mapping[str, Any]) -> bool:
+        """Whether MLflow gets the file's next line."""
+        kind = "eval_loss" if "eval_loss" in line else "loss"
+        if not self.seen[kind]:  # where the first is of step n, one comes every n steps
+            expected = math.ceil(line.get("planned", 0) / max(1, line["step"]))
+            self.every[kind] = 1 if expected <= self.most else math.ceil(expected / (self.most - 3))
+        self.seen[kind] += 1
+        return (self.seen[kind] - 1) % self.every[kind] == 0
+
+
+def points_of(line: Mapping[str, Any]) -> list[Point]:
+    """The points of a line of metrics.jsonl, without what is not finite, as MLflow cannot draw it."""
+    return _rounded(
+        [
+            Point(
+                key, line[name] / GIGABYTE if name == "memory_bytes" else line[name], line["step"], line.get("time", 0)
+            )
+            for name, key in CURVES.items()
+            if name in line
+        ]
+    )
+
+
+def curves(metrics: Path, most: int) -> list[Point]:
+    """The points of the trainer's metrics.jsonl, at most so many of each curve (`CurveThinning`)."""
+    thinning = CurveThinning(most)
+    points: list[Point] = []
+    kept: list[bool] = []
+    places: dict[str, list[int]] = {}
     with metrics.open(encoding="utf-8") as lines:
         for line in map(json.loads, lines):
-            for name, key in CURVES.items():
-                if name in line:
-                    value = line[name] / GIGABYTE if name == "memory_bytes" else line[name]
-                    points.append(Point(key, value, line["step"]))
-    return thinned(_rounded(points), most)
-
-
-def thinned(points: Sequence[Point], most: int) -> list[Point]:
-    """At most `most` points of each curve, in order: the first, last, lowest and highest one, and others evenly."""
-    places: dict[str, list[int]] = {}
-    for place, point in enumerate(points):
-        places.setdefault(point.key, []).append(place)
-    kept: set[int] = set()
+            is_kept = thinning.keeps(line)
+            for point in points_of(line):
+                places.setdefault(point.key, []).append(len(points))
+                points.append(point)
+                kept.append(is_kept)
     for of_curve in places.values():
-        if len(of_curve) > most:
-            low, high = (best(of_curve, key=lambda place: points[place].value) for best in (min, max))
-            ends, num_even = {of_curve[0], of_curve[-1], low, high}, most - 4
-            even = (of_curve[(n + 1) * (len(of_curve) - 1) // (num_even + 1)] for n in range(num_even))
-            of_curve = ends.union(even)
-        kept.update(of_curve)
-    return [points[place] for place in sorted(kept)]
+        low, high = (best(of_curve, key=lambda place: points[place].value) for best in (min, max))
+        for place in (low, high, of_curve[-1]):
+            kept[place] = True
+    return [point for point, is_kept in zip(points, kept, strict=True) if is_kept]
 
 
 def scores(answers: Answers) -> list[Point]:
@@ -205,9 +234,11 @@ def comparisons(candidate: Candidate) -> list[Point]:
 def _rounded(points: list[Point]) -> list[Point]:
     """Round to four digits after the point, which the UI has room for; a learning rate to four significant ones."""
     return [
-        Point(key, float(f"{value:.4g}") if key.endswith("learning_rate") else round(value, 4), step)
-        for key, value, step in points
-        if math.isfinite(value)
+        point._replace(
+            value=float(f"{point.value:.4g}") if point.key.endswith("learning_rate") else round(point.value, 4)
+        )
+        for point in points
+        if math.isfinite(point.value)
     ]
 
 

@@ -4,7 +4,9 @@ A comparison is a run with one below it for each training; the same comparison a
 """
 
 import json
+import logging
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from prefect import task
@@ -14,7 +16,9 @@ from tunewright.comparison import Trial, VariantComparison
 from tunewright.config import Settings
 from tunewright.errors import RETRIES, RETRY_SECONDS, is_retried
 from tunewright.machine import addresses
+from tunewright.registry import live_run
 from tunewright.registry.candidate import CURVES, Candidate, Point, card, comparisons, curves, opinions, parameters
+from tunewright.registry.run_writer import FINGERPRINT, FLOW_RUN, HOME, KEY
 from tunewright.registry.tracking import IN_VIEW, connected, experiment, tracking_uri, ui
 from tunewright.reports.curves import no_warnings
 from tunewright.store.cache_key import hash_of
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+log = logging.getLogger("tunewright")
+
+OF_LIVE_RUN = (KEY, HOME, FLOW_RUN, "prefect.flow_run", "prefect.deployment")  # tags of a run for its second decision
 CONTEXT = "mlflow.data.context"
 PARENT = "mlflow.parentRunId"
 WARNINGS = "warnings"  # tag: of the verdict, one a line
@@ -33,16 +40,38 @@ def get_or_create(
     client: "MlflowClient", experiment_id: str, fingerprint: str, name: str | None, tags: dict[str, str]
 ) -> "Run":
     """The run with this fingerprint: a new one with a name and tags, or that which an attempt began or finished."""
-    found = client.search_runs([experiment_id], f"tags.fingerprint = '{fingerprint}'", max_results=1)
-    if found:
-        return found[0]
-    return client.create_run(experiment_id, tags={"fingerprint": fingerprint, **tags}, run_name=name)
+    found = _with(client, experiment_id, fingerprint)
+    return found or client.create_run(experiment_id, tags={FINGERPRINT: fingerprint, **tags}, run_name=name)
 
 
-def of_candidate(client: "MlflowClient", candidate: Candidate, experiment_id: str) -> "Run":
-    """The run of this candidate's decision."""
-    tags = {"prefect.flow_run": str(flow_run.name), "prefect.flow_run_id": str(flow_run.id)} if flow_run.id else {}
-    return get_or_create(client, experiment_id, candidate.occasion, flow_run.name or None, tags)
+def _with(client: "MlflowClient", experiment_id: str, fingerprint: str) -> "Run | None":
+    found = client.search_runs([experiment_id], f"tags.{FINGERPRINT} = '{fingerprint}'", max_results=1)
+    return found[0] if found else None
+
+
+def of_candidate(client: "MlflowClient", candidate: Candidate) -> "Run":
+    """The run of this candidate's decision: the live one, unless that has another, or another has this one."""
+    live = live_run.current()
+    run_id = live.hand_over(client) if live else None
+    experiment_id = experiment(client, candidate.settings.registry, candidate.name, candidate.columns)
+    if live is None or run_id is None:
+        tags = {"prefect.flow_run": str(flow_run.name), FLOW_RUN: str(flow_run.id)} if flow_run.id else {}
+        return get_or_create(client, experiment_id, candidate.occasion, flow_run.name or None, tags)
+    run = client.get_run(run_id)
+    its = run.data.tags.get(FINGERPRINT)
+    if its == candidate.occasion:
+        return run
+    if found := _with(client, experiment_id, candidate.occasion):
+        log.info("  the same decision stands in an earlier run in MLflow: %s", found.info.run_name)
+    elif its is None:
+        client.set_tag(run_id, FINGERPRINT, candidate.occasion)
+        return client.get_run(run_id)
+    else:
+        lasting = {key: value for key, value in run.data.tags.items() if key in OF_LIVE_RUN}
+        tags = {FINGERPRINT: candidate.occasion, **lasting}
+        found = client.create_run(experiment_id, tags=tags, run_name=run.info.run_name)
+    live.go_on_as(client, found)
+    return found
 
 
 def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
@@ -82,8 +111,12 @@ def log_points(client: "MlflowClient", run: "Run", points: list[Point]) -> None:
 
     begun = {point.key for point in points} & run.data.metrics.keys()
     there = {(key, past.step) for key in begun for past in client.get_metric_history(run.info.run_id, key)}
-    now = int(time.time() * 1000)
-    missing = [Metric(key, value, now, step) for key, value, step in points if (key, step) not in there]
+    now = time.time()
+    missing = [
+        Metric(point.key, point.value, int(1000 * (point.time or now)), point.step)
+        for point in points
+        if (point.key, point.step) not in there
+    ]
     for start in range(0, len(missing), 1000):
         client.log_batch(run.info.run_id, metrics=missing[start : start + 1000])
 
@@ -145,11 +178,13 @@ def log_comparison(settings: Settings, variants: dict[str, Settings], found: Var
     with connected(settings.registry) as client:
         name = f"{settings.registry.name}.compare"
         experiment_id = experiment(client, settings.registry, name, columns)
-        parent = get_or_create(client, experiment_id, found.key, f"compare {len(found.ranked)} variants", {})
+        named = flow_run.name or f"compare {settings.registry.name} {len(found.ranked)} variants"
+        parent = get_or_create(client, experiment_id, found.key, named, {})
         for trial in (trial for ranked in found.ranked for trial in ranked.trials):
             name = f"{trial.variant} seed {trial.seed}"
             tags = {PARENT: parent.info.run_id}
-            run = get_or_create(client, experiment_id, hash_of([found.key, name]), name, tags)
+            dated = f"{settings.registry.name} {name} {datetime.now():%Y-%m-%d %H:%M}"
+            run = get_or_create(client, experiment_id, hash_of([found.key, name]), dated, tags)
             params = {key: value for key, value in given[trial.variant].items() if key in varied}
             params |= {"training.seed": str(trial.seed)}
             client.log_batch(

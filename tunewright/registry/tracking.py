@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shlex
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
@@ -41,6 +42,10 @@ DEFAULTS = {  # a dead server otherwise blocks for four minutes
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
 SQLITE = "sqlite:///"
+CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+_PASSWORD = threading.Lock()
+_inside: list[str] = []  # addresses, of each thread that needs the password now
+_before: dict[str, str | None] = {}  # the credentials in the environment outside of all that
 VIEW = "tunewright"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 AS_TRAINING = "workflowType=machine_learning"  # and not as traces of an agent
@@ -146,20 +151,28 @@ def _said_of_server(error: Exception) -> TunewrightError | None:
 
 @contextlib.contextmanager
 def _password_for(uri: str) -> Iterator[None]:
-    """Lets MLflow's client know the password of `tunewright up` for the block, if that is its server, and no other."""
+    """Lets MLflow's client know the password of `tunewright up` for the block, if that is its server, and no other.
+
+    Threads may be in such a block at the same time: the environment is all theirs.
+    """
     up = addresses.running()
     if up is None or not up.is_mlflow(uri):
         yield
         return
-    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")}
-    os.environ.update(zip(before, ("tunewright", addresses.password()), strict=True))
+    with _PASSWORD:
+        if not _inside:
+            _before.update({name: os.environ.get(name) for name in CREDENTIALS})
+            os.environ.update(zip(CREDENTIALS, ("tunewright", addresses.password()), strict=True))
+        _inside.append(uri)
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        with _PASSWORD:
+            _inside.pop()
+            for name, value in _before.items() if not _inside else ():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def patient(read: Callable[P, T]) -> Callable[P, T]:
@@ -207,18 +220,22 @@ def _until_answered(read: Callable[[], T], patience: float, *, level: int = logg
     raise AssertionError
 
 
-def experiment(client: "MlflowClient", registry: Registry, name: str, columns: Sequence[str]) -> str:
-    """The id of the experiment of this name, made with a view of its runs that has these columns."""
+def experiment(
+    client: "MlflowClient", registry: Registry, name: str, columns: Sequence[str], *, is_guess: bool = False
+) -> str:
+    """The id of the experiment of this name; its view of runs gets these columns, by a guess only where it is new."""
     found = client.get_experiment_by_name(name)
+    # The state of MLflow's runs table: undocumented, read by its UI from an experiment tag.
+    order = {"orderByKey": "attributes.start_time", "orderByAsc": False}
+    view = json.dumps({"selectedColumns": [*columns], "columnOrder": [*columns], **order})
     if found is None:
         location = None if registry.tracking_uri else str(config.mlflow_artifacts())
-        # The state of MLflow's runs table: undocumented, read by its UI from an experiment tag.
-        order = {"orderByKey": "attributes.start_time", "orderByAsc": False}
-        view = {"selectedColumns": [*columns], "columnOrder": [*columns], **order}
-        return client.create_experiment(name, location, {VIEW_TAG: json.dumps(view)})
+        return client.create_experiment(name, location, {VIEW_TAG: view})
     if found.lifecycle_stage != "active":
         raise TunewrightError(
             f"registry.name={registry.name}: the experiment {name} was deleted in MLflow; restore it with "
             f"mlflow experiments restore --experiment-id {found.experiment_id}, or take another name"
         )
+    if not is_guess and found.tags.get(VIEW_TAG) != view:
+        client.set_experiment_tag(found.experiment_id, VIEW_TAG, view)
     return found.experiment_id

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
@@ -27,6 +27,18 @@ ENOUGH = 0.1  # share of the work that is done before a time left is told: a few
 
 Line = dict[str, Any]  # of metrics.jsonl
 
+
+class Follower(Protocol):
+    """An observer of the work within `followed`; it returns at once."""
+
+    def trains(self, metrics: Path) -> None:
+        """A trainer writes to this metrics.jsonl."""
+
+    def comes_to(self, sentence: str) -> None:
+        """How far the work of the stage is."""
+
+
+_FOLLOWER: ContextVar[Follower | None] = ContextVar("follower", default=None)
 _WATCHER: ContextVar[Callable[[Line], None] | None] = ContextVar("watcher", default=None)
 
 
@@ -52,6 +64,16 @@ def watched(by: Callable[[Line], None]) -> Iterator[None]:
         yield
     finally:
         _WATCHER.reset(token)
+
+
+@contextmanager
+def followed(by: Follower) -> Iterator[None]:
+    """Tells `by` how far the work within is."""
+    token = _FOLLOWER.set(by)
+    try:
+        yield
+    finally:
+        _FOLLOWER.reset(token)
 
 
 class ProgressArtifact:
@@ -104,6 +126,8 @@ class Countdown:
             self.logged, self.said = now, done
             log.info("  %s", sentence)
         self.artifact.show(100 * share, f"{self.of}: {sentence}" if self.of else sentence, at_once=done >= self.total)
+        if follower := _FOLLOWER.get():
+            follower.comes_to(sentence)
 
 
 class Progress:
@@ -137,6 +161,9 @@ class Progress:
             steps_log.info("  %s", self.sentence())
         if not new:
             return
+        if follower := _FOLLOWER.get():
+            follower.trains(self.metrics)
+            follower.comes_to(self.sentence())
         if TaskRunContext.get() is not None:
             step, planned = self._place()
             evaluated = any("eval_loss" in line for line in new)

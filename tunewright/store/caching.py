@@ -19,6 +19,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import update_wrapper
 from pathlib import Path
@@ -35,12 +36,24 @@ from tunewright.store.cache_key import Ingredients, differing, hash_of, key_of, 
 from tunewright.store.manifest import MANIFEST, Damaged, Manifest, Whole, digest_of, folder_of
 from tunewright.store.refusals import StoppedStage
 
-__all__ = ["MANIFEST", "Cached", "Found", "cached", "digest_of", "kept", "lock", "seconds_of", "work_folder"]
+__all__ = ["MANIFEST", "Cached", "Found", "cached", "digest_of", "kept", "lock", "making", "seconds_of", "work_folder"]
 
 log = logging.getLogger("tunewright")
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
+
+_MAKING: ContextVar[Callable[[], None] | None] = ContextVar("making", default=None)
+
+
+@contextlib.contextmanager
+def making(begins: Callable[[], None]) -> Iterator[None]:
+    """Calls `begins` before each artifact that is made in the block, and not found."""
+    token = _MAKING.set(begins)
+    try:
+        yield
+    finally:
+        _MAKING.reset(token)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +177,8 @@ class Cached(Generic[P, A]):
             yield
 
     def _make(self, folder: Path, ingredients: Ingredients, *args: P.args, **kwargs: P.kwargs) -> A:
+        if begins := _MAKING.get():
+            begins()
         started = time.monotonic()
         for leftover in folder.parent.glob(f".{folder.name}.*/"):  # of a killed holder, since the lock is ours
             shutil.rmtree(leftover)
