@@ -64,7 +64,10 @@ def watch(deployment: str) -> State[None]:
             ) from None
         _forget(client)
         if watched.paused:
-            message = f"{deployment} is paused, so this poll starts nothing; the first poll after it is resumed does"
+            message = (
+                f"{deployment} is paused, so this poll starts nothing; the first poll after it is resumed looks for "
+                "changes again"
+            )
             log.info("%s", message)
             return Completed(name=PAUSED, message=message)
         begun = _begun(client, watched)

@@ -24,7 +24,12 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRu
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.actions import RunDeployment
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY,
+    temporary_settings,
+)
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running
 from prefect.testing.cli import CycloptsCliRunner
 from rich.console import Console
@@ -33,6 +38,7 @@ from test_automations import event
 from typer.testing import CliRunner
 from waiting import until
 
+from tunewright import config
 from tunewright.artifacts import Base, CheckedRows
 from tunewright.cli.deploy import deploy
 from tunewright.cli.deploy import server as server_calls
@@ -267,16 +273,21 @@ def test_a_worker_that_ended_is_not_said_to_wait_for_runs(
 
     counts: list[int] = []
     api = PREFECT_API_URL.value()
-    command = f"PREFECT_API_URL={api} DO_NOT_TRACK=1 prefect worker start --pool 'be at'"
-    assert f"no worker is running; start one: {command}\n" in shown()
+    home = config.home()
+    command = f"TUNEWRIGHT_HOME={home} PREFECT_API_URL={api} DO_NOT_TRACK=1 prefect worker start --pool 'be at'\n"
+    assert f"no worker is running; start one: {command}" in shown()
+    with temporary_settings({PREFECT_API_AUTH_STRING: "admin:secret"}):
+        said = shown()
+    needs = "with PREFECT_API_AUTH_STRING set as for this command"
+    assert f"start one, {needs}: {command}" in said and "secret" not in said
     client.request("POST", BEAT, path_params={"work_pool_name": "be at"}, json={"name": "w"})
     assert re.search(r"be at; 1 worker waiting for runs, by a heartbeat \d+ s ago\n", shown())
     with patch.object(server_calls, "OVERDUE", -1):  # as if it had been silent since, and were not yet offline
         said = shown()
     assert re.search(
-        r"the last heartbeat of a worker was \d+ s ago, so it may have ended; start one: PREFECT_API_URL", said
+        r"the last heartbeat of a worker was \d+ s ago, so it may have ended; start one: TUNEWRIGHT_HOME=", said
     )
-    assert counts == [0, 1, 0]
+    assert counts == [0, 0, 1, 0]
 
 
 @pytest.mark.usefixtures("quick")
@@ -335,7 +346,9 @@ def test_no_two_deployments_get_one_model_from_their_names(
     )
     with pytest.raises(ConfigError, match=r"would share automations and registry.name=drops; rename one, or remove "):
         deploy(other, None, "local")
-    with pytest.raises(ConfigError, match=r"--remove \"Drops!\": no such deployment on the server; did you mean drops"):
+    with pytest.raises(
+        ConfigError, match=r"--remove \"Drops!\": the server has no such deployment; did you mean drops"
+    ):
         remove("Drops!")
 
 
@@ -354,6 +367,26 @@ def test_a_deployed_run_begins_in_the_folder_of_its_file_wherever_deploy_was_cal
     monkeypatch.chdir(tmp_path)
     again = deploy(Path("elsewhere.yaml"), None, "local")
     assert [each.state for each in (*result.deployed, *again.deployed)] == ["created", "unchanged"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_file_of_another_folder_that_takes_over_a_deployment_is_told_of(
+    client: SyncPrefectClient, write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(file: Path) -> str:
+        show(Console(width=400), deploy(file, None, "local"))
+        return capsys.readouterr().out
+
+    file = write()
+    file.write_text(file.read_text().replace("name: drops", "name: taken"))
+    Path("other/in").mkdir(parents=True)
+    Path("other/in/a.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    Path("other/drops.yaml").write_text(file.read_text())
+    assert "its folder was" not in shown(file)
+    said = f"\n  its folder was {tmp_path}, now {tmp_path / 'other'}: it replaced the deployment of that folder; if"
+    assert said in shown(Path("other/drops.yaml"))
+    assert "its folder was" not in shown(Path("other/drops.yaml"))
+    remove("taken")
 
 
 @pytest.mark.usefixtures("quick")
@@ -639,7 +672,7 @@ def test_a_deployment_is_removed_with_all_that_was_made_for_it(
     wrong = CliRunner().invoke(app, ["deploy", "--remove", "dorps"])
     assert wrong.exit_code == 2
     assert (
-        '--remove "dorps": no such deployment on the server; did you mean drops? accepted: beside, drops'
+        '--remove "dorps": the server has no such deployment; did you mean drops? accepted: beside, drops'
         in wrong.stderr
     )
 
@@ -658,6 +691,9 @@ def test_a_deployment_is_removed_with_all_that_was_made_for_it(
     ]
     assert client.read_deployments() == []
     assert client.read_automations() == []
+    none = CliRunner().invoke(app, ["deploy", "--remove", "nobody"])
+    said = 'error: --remove "nobody": the server has no such deployment; it has no deployment of Tunewright\n'
+    assert (none.exit_code, none.stderr) == (2, said)
 
 
 def begun(client: SyncPrefectClient, deployment: str) -> Any:
@@ -675,16 +711,28 @@ def test_a_deployment_with_an_active_run_is_not_removed_and_the_run_can_report_i
 ) -> None:
     deploy(write("{watch: 30}"), None, "local")
     run = begun(client, "finetune/drops")
-    client.create_flow_run_from_deployment(client.read_deployment_by_name("finetune/drops").id)  # queued
+    deployment = client.read_deployment_by_name("finetune/drops").id
+    queued = client.create_flow_run_from_deployment(deployment)
+    client.set_flow_run_state(queued.id, Pending())  # as a worker does, and the server has it wait for its turn
+    assert client.read_flow_run(queued.id).state_name == "AwaitingConcurrencySlot"
     done = CliRunner().invoke(app, ["deploy", "--remove", "drops"])
     said = (
         f'error: --remove "drops": not removed, as a run of it is active: {run.name} (Running, {run.id}); wait for its '
-        f"end, or cancel it in Prefect (prefect flow-run cancel {run.id}), then remove it again\n"
+        f"end, or cancel it in Prefect (prefect flow-run cancel {run.id}), then remove it again; "
+        f"its queued run {queued.name} was removed\n"
     )
     assert (done.exit_code, done.stderr) == (1, said)
     assert not client.read_deployment_by_name("watch/drops").paused
+    assert not client.read_deployment_by_name("finetune/drops").paused
+    with pytest.raises(ObjectNotFound):  # else it would begin when the active one ends
+        client.read_flow_run(queued.id)
+    queued = client.create_flow_run_from_deployment(deployment)
+    client.set_flow_run_state(queued.id, Pending())
     assert client.set_flow_run_state(run.id, Completed()).state
-    assert CliRunner().invoke(app, ["deploy", "--remove", "drops"]).exit_code == 0
+    done = CliRunner().invoke(app, ["deploy", "--remove", "drops"])
+    assert done.exit_code == 0 and f"removed: queued run {queued.name}\n" in done.stdout
+    with pytest.raises(ObjectNotFound):
+        client.read_flow_run(queued.id)
     with pytest.raises(ObjectNotFound):
         client.read_deployment_by_name("finetune/drops")
 
@@ -730,7 +778,8 @@ def test_polls_of_a_paused_deployment_start_nothing_and_say_so(
     state: Any = watch("finetune/drops", return_state=True)
     assert (state.name, state.message) == (
         "Deployment paused",
-        "finetune/drops is paused, so this poll starts nothing; the first poll after it is resumed does",
+        "finetune/drops is paused, so this poll starts nothing; the first poll after it is resumed looks for "
+        "changes again",
     )
     file = write("{watch: 30}")
     file.write_text(file.read_text().replace("    parameters:", "    paused: true\n    parameters:"))

@@ -298,7 +298,9 @@ def test_commands_have_the_password_of_up_and_tell_it_to_no_other_server(
 
 def test_up_does_not_serve_beside_another_server_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://team.example/api")
-    with pytest.raises(ConfigError, match=r"PREFECT_API_URL=\"http://team.example/api\" names another .*:4300/api"):
+    with pytest.raises(
+        ConfigError, match=r"PREFECT_API_URL=\"http://team.example/api\" names another .*:4300/api.*: TUNEWRIGHT_HOME=/"
+    ):
         up(Console(quiet=True), 4300, 5300, "local")
 
 

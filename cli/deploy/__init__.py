@@ -41,6 +41,7 @@ class Deployed:
     now: DeploymentResponse
     is_new: bool
     changed: Sequence[str]  # of what was there, in words
+    moved_from: str  # the folder that its runs began in, where this is another one now; empty otherwise
     automations: Synced
     has_watch_changed: bool
     is_pool_new: bool
@@ -130,11 +131,13 @@ def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deploye
     ui = (get_current_settings().ui_url or "").rstrip("/")
     target = Target(now.id, now.name, registry.name, ui, approval=pipeline.settings.gate.approval)
     wanted = of_deployment(target, operation, server.block_ids(client, operation.notify))
+    was_in = server.folder(before) if before else ""
     return Deployed(
         pipeline=pipeline,
         now=now,
         is_new=before is None,
         changed=server.changed(before, now) if before else (),
+        moved_from=was_in if was_in != server.folder(now) else "",
         automations=sync(client, target.owner, wanted),
         has_watch_changed=server.keep_watch(client, now, operation.watch),
         is_pool_new=is_pool_new,

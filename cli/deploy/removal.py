@@ -1,15 +1,19 @@
 """`tunewright deploy --remove`: takes a deployment off Prefect's server, with all that `deploy` made for it there.
 
 Its flow runs stay in Prefect, and so do its artifacts, models and history in the home. While a run of it is active it
-stays: Prefect refuses the end of a run whose deployment, and with it the concurrency limit, is gone.
+stays, without its queued runs: Prefect refuses the end of a run whose deployment, and with it the concurrency limit, is
+gone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectNotFound
 
 from tunewright.accepted import did_you_mean, shown
 from tunewright.cli.deploy import server
@@ -22,7 +26,7 @@ from tunewright.flows.parameters import FLOW, identifier, slug
 class Removed(NamedTuple):
     """Something that was removed from the server."""
 
-    kind: str  # deployment, watcher, approval deployment or automation
+    kind: str  # queued run, deployment, watcher, approval deployment or automation
     name: str
 
 
@@ -46,16 +50,16 @@ def _remove(client: SyncPrefectClient, name: str) -> Iterator[Removed]:
         left = {str(each.parameters.get("deployment")).removeprefix(f"{FLOW}/") for each in watchers}
         known = sorted({*there, *left})
         raise ConfigError(
-            f"--remove {shown(name)}: no such deployment on the server; "
-            f"{did_you_mean(name, known) if known else 'it has none of this pipeline'}"
+            f"--remove {shown(name)}: the server has no such deployment; "
+            f"{did_you_mean(name, known) if known else 'it has no deployment of Tunewright'}"
         )
     deployment = there.pop(name, None)
     model = server.model_of(deployment) if deployment else slug(name)
     if deployment:
-        _require_idle(client, deployment)
-    with server.paused_idle(client, own):
-        if deployment:  # a poll may have started one
-            _require_idle(client, deployment)
+        yield from (Removed("queued run", each) for each in _idle(client, deployment, own))
+    else:
+        with server.paused_idle(client, own):
+            pass
     yield from (Removed("automation", each) for each in sync(client, owner(name), []).removed)  # they start runs
     for each in own:
         client.delete_deployment(each.id)
@@ -71,15 +75,52 @@ def _remove(client: SyncPrefectClient, name: str) -> Iterator[Removed]:
         yield from (Removed("automation", each) for each in sync(client, SERVER, []).removed)
 
 
-def _require_idle(client: SyncPrefectClient, deployment: DeploymentResponse) -> None:
-    """Raise TunewrightError where a run of the deployment has begun and not ended."""
+def _idle(
+    client: SyncPrefectClient, deployment: DeploymentResponse, watchers: Sequence[DeploymentResponse]
+) -> list[str]:
+    """Pause the deployment and its watchers, delete its queued runs and return their names.
+
+    Prefect keeps a run that waits for a concurrency slot when its deployment is deleted, and no worker can start it.
+    Queued runs are deleted before active ones are looked at: the end of an active run would let the next one begin.
+
+    Raises TunewrightError where a run is active; then what was paused here is resumed.
+    """
+    deleted = _delete_queued(client, deployment)
+    with server.paused(client, [deployment]):
+        deleted += _delete_queued(client, deployment)
+        _require_idle(client, deployment, deleted)
+        with server.paused_idle(client, watchers):
+            deleted += _delete_queued(client, deployment)  # a poll may have started one
+            _require_idle(client, deployment, deleted)
+    return deleted
+
+
+def _delete_queued(client: SyncPrefectClient, deployment: DeploymentResponse) -> list[str]:
+    """Delete the runs that wait for a worker or a concurrency slot, and return their names."""
+    deleted = []
+    for run in server.scheduled_runs(client, deployment.id):
+        due = run.next_scheduled_start_time
+        if run.state_name == "Scheduled" and due and due > datetime.now(UTC):
+            continue  # Prefect deletes it with the deployment
+        with suppress(ObjectNotFound):
+            client.delete_flow_run(run.id)
+            deleted.append(run.name)
+    return deleted
+
+
+def _require_idle(client: SyncPrefectClient, deployment: DeploymentResponse, deleted: Sequence[str]) -> None:
+    """Raise TunewrightError where a run of the deployment has begun and not ended; `deleted` are its queued runs."""
     if active := server.active_runs(client, deployment.id):
+        is_one_queued = len(deleted) == 1
+        queue = f"; its queued run{'s'[: not is_one_queued]} {', '.join(deleted)} "
+        queue += "was removed" if is_one_queued else "were removed"
         names = ", ".join(f"{run.name} ({run.state_name}, {run.id})" for run in active)
         is_one = len(active) == 1
         raise TunewrightError(
             f"--remove {shown(deployment.name)}: not removed, as {'a run' if is_one else 'runs'} of it "
             f"{'is' if is_one else 'are'} active: {names}; wait for {'its' if is_one else 'their'} end, or cancel "
             f"{'it' if is_one else 'them'} in Prefect (prefect flow-run cancel {active[0].id}), then remove it again"
+            f"{queue if deleted else ''}"
         )
 
 

@@ -286,6 +286,12 @@ def others(client: SyncPrefectClient, names: Sequence[str]) -> list[str]:
     return [each.name for each in deployments(client) if each.name not in names and here in str(each.pull_steps)]
 
 
+def folder(deployment: DeploymentResponse) -> str:
+    """Return the folder that runs of a deployment begin in; empty where its steps name none."""
+    steps = [step for each in deployment.pull_steps or () for step in each.values() if isinstance(step, dict)]
+    return str(next((step["directory"] for step in steps if "directory" in step), ""))
+
+
 def deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
     """All of the pipeline."""
     return client.read_deployments(flow_filter=FlowFilter.model_validate({"name": {"any_": [FLOW]}}))
@@ -298,10 +304,33 @@ def model_of(deployment: DeploymentResponse) -> str:
 
 def active_runs(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
     """The runs of a deployment that a worker has begun and that have not ended."""
+    return _runs(client, deployment, ACTIVE)
+
+
+def scheduled_runs(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
+    """The runs of a deployment that wait for their time, a worker or a concurrency slot."""
+    return _runs(client, deployment, [StateType.SCHEDULED])
+
+
+def _runs(client: SyncPrefectClient, deployment: UUID, types: Sequence[StateType]) -> list[FlowRun]:
     return client.read_flow_runs(
         deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment]}}),
-        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ACTIVE}}}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": types}}}),
     )
+
+
+@contextmanager
+def paused(client: SyncPrefectClient, them: Sequence[DeploymentResponse]) -> Iterator[None]:
+    """Pause deployments. They stay paused, but where the block raises TunewrightError they are resumed."""
+    try:
+        for each in them:
+            client.pause_deployment(each.id)
+        yield
+    except TunewrightError:
+        for each in them:
+            if not each.paused:
+                client.resume_deployment(each.id)
+        raise
 
 
 @contextmanager
@@ -310,16 +339,10 @@ def paused_idle(client: SyncPrefectClient, watchers: Sequence[DeploymentResponse
 
     They stay paused. Where a poll does not end, or the block raises TunewrightError, they are resumed.
     """
-    try:
+    with paused(client, watchers):
         for watcher in watchers:
-            client.pause_deployment(watcher.id)
             _await_poll(client, watcher)
         yield
-    except TunewrightError:
-        for watcher in watchers:
-            if not watcher.paused:
-                client.resume_deployment(watcher.id)
-        raise
 
 
 def _await_poll(client: SyncPrefectClient, watcher: DeploymentResponse) -> None:

@@ -3,13 +3,15 @@
 import shlex
 from typing import Any
 
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
 from rich.console import Console
 from rich.text import Text
 
+from tunewright import config
 from tunewright.cli.deploy import Deployed, Result
 from tunewright.cli.deploy.automations import NOTIFIED
 from tunewright.cli.deploy.removal import Removed
+from tunewright.cli.deploy.server import folder
 from tunewright.cli.deploy.timing import in_words, next_times
 from tunewright.flows.parameters import FLOW, identifier
 from tunewright.machine import addresses
@@ -20,6 +22,8 @@ def show(console: Console, result: Result) -> None:
     for each in result.deployed:
         said = f": {', '.join(_news(each))}" if each.state == "updated" else ""
         console.print(Text.assemble((f"{FLOW}/{each.now.name}", "bold"), f"  {each.state}{said}"), soft_wrap=True)
+        if each.moved_from:
+            console.print(Text(f"  {_moved(each)}", "yellow"), soft_wrap=True)
         for name, text in _lines(each):
             console.print(Text(f"  {name:<10} {text}"), soft_wrap=True)
     for block, error in result.tested.items():
@@ -93,6 +97,13 @@ def _news(deployed: Deployed) -> list[str]:
     return [*deployed.changed, *watch, *(f"{n} automation{'s'[: n != 1]} {what}" for n, what in counted)]
 
 
+def _moved(deployed: Deployed) -> str:
+    return (
+        f"its folder was {deployed.moved_from}, now {folder(deployed.now)}: it replaced the deployment of that folder; "
+        "if both shall run, give one another name"
+    )
+
+
 def _lines(deployed: Deployed) -> list[tuple[str, str]]:
     now, operation = deployed.now, deployed.pipeline.settings.operation
     lines = [("schedule", _due(each)) for each in now.schedules] or [("schedule", "none")]
@@ -126,9 +137,18 @@ def _pool(deployed: Deployed) -> str:
     waiting = f"{count} worker{'s'[: count != 1]} waiting for runs, by a heartbeat {said}"
     if not count:
         none = f"the last heartbeat of a worker was {said}, so it may have ended" if said else "no worker is running"
-        command = f"{addresses.for_prefect(PREFECT_API_URL.value())} prefect worker start --pool {shlex.quote(pool)}"
-        waiting = f"{none}; start one: {command}"
+        waiting = f"{none}; start one{_start_of_worker(pool)}"
     return f"{pool}{', just created' if deployed.is_pool_new else ''}; {waiting}"
+
+
+def _start_of_worker(pool: str) -> str:
+    """Return the command that starts a worker of the pool for this home, and which secrets it needs."""
+    server = addresses.for_prefect(PREFECT_API_URL.value())
+    secrets = {"PREFECT_API_AUTH_STRING": PREFECT_API_AUTH_STRING, "PREFECT_API_KEY": PREFECT_API_KEY}
+    needed = [name for name, setting in secrets.items() if setting.value() and f"{name}=" not in server]
+    needs = f", with {' and '.join(needed)} set as for this command" if needed else ""
+    home = shlex.quote(str(config.home()))
+    return f"{needs}: TUNEWRIGHT_HOME={home} {server} prefect worker start --pool {shlex.quote(pool)}"
 
 
 def _limit(deployment: Any) -> str:

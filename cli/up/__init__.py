@@ -7,6 +7,7 @@ prefect_app.py and tunewright/registry/mlflow_server.py close the servers to web
 
 import logging
 import os
+import shlex
 import signal
 import threading
 import time
@@ -81,8 +82,8 @@ def _prepared(until_end: ExitStack, console: Console, port: int, mlflow_port: in
             raise ConfigError(f"PREFECT_API_URL={shown(named)}: {addresses.advice_on_api(named)}, or unset it")
         raise ConfigError(
             f"PREFECT_API_URL={shown(named)} names another Prefect server than {found.api}, which this command starts; "
-            "unset it, or start only a worker for the named server: DO_NOT_TRACK=1 prefect worker start "
-            f"--pool {found.pool}"
+            f"unset it, or start only a worker for the named server: TUNEWRIGHT_HOME={shlex.quote(str(config.home()))} "
+            f"DO_NOT_TRACK=1 prefect worker start --pool {found.pool}"
         )
     config.quiet_libraries()
     print_log(console, logging.INFO)
