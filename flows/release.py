@@ -184,7 +184,8 @@ def _prefect() -> Iterator[SyncPrefectClient | None]:
     except httpx.HTTPError as error:
         api = PREFECT_API_URL.value()
         log.warning(
-            "%s: Prefect does not answer, so its approval run stays open until the next run of the pipeline: %s",
+            "%s: Prefect does not answer; if an approval run is open, it stays open until the next run of the pipeline "
+            "(%s)",
             outside.without_credentials(str(api)),
             addresses.advice_on_api(api) or " ".join(str(error).split()),
         )

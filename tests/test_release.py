@@ -23,10 +23,11 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectAlreadyExists, Pause
 from prefect.flow_engine import run_flow
 from prefect.flows import load_flow_from_flow_run
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Completed
 from registered import aliases, versions
 from rich.console import Console
+from servers import free_port
 from typer.testing import CliRunner
 
 from tunewright.artifacts import Base, Registered
@@ -704,6 +705,26 @@ def test_what_is_decided_while_prefect_is_down_ends_the_run_that_asks_at_the_nex
     call.request_approval(registered, REGISTRY)
     ended = state_of(run)
     assert (ended.name, ended.message) == (state, "by ann, at the command line: good")
+
+
+def test_a_printed_command_has_the_version_behind_the_name() -> None:
+    registry = Registry(name="own-bot", alias="staging", tracking_uri="http://a:5000")
+    said = 'tunewright release approve own-bot 1 --alias staging --tracking-uri http://a:5000 --reason "..."'
+    assert release.command("approve", registry, "1") == said
+
+
+def test_of_a_prefect_that_is_down_nothing_is_said_that_may_not_be(
+    make: Make, rehearsed: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    make()
+    with (
+        temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES: 0}),
+        caplog.at_level("WARNING"),
+    ):
+        code, *_ = tunewright("withdraw", "triage", "--reason", "bad", "--by", "ann")  # and no version waited
+    assert code == 0
+    said = "Prefect does not answer; if an approval run is open, it stays open until the next run of the pipeline ("
+    assert said in caplog.text
 
 
 def test_a_run_that_ended_without_an_answer_is_followed_by_another(asked: Callable[[], FlowRun]) -> None:

@@ -33,14 +33,14 @@ LONGEST_REASON = 1_000  # characters
 
 def command(decision: str, registry: Registry, *version: str) -> str:
     """Return the command of a decision, with all that it requires."""
-    return f'tunewright release {" ".join([decision, named(registry), *version])} --reason "..."'
+    return f'tunewright release {decision} {named(registry, *version)} --reason "..."'
 
 
-def named(registry: Registry) -> str:
-    """The name, with what else a command has to say of where it is."""
+def named(registry: Registry, *version: str) -> str:
+    """The name and the version, with what else a command has to say of where they are."""
     alias = ["--alias", registry.alias] if registry.alias != Registry().alias else []
     where = ["--tracking-uri", registry.tracking_uri] if registry.tracking_uri else []
-    return shlex.join([registry.name, *alias, *where])
+    return shlex.join([registry.name, *version, *alias, *where])
 
 
 @dataclass(frozen=True, kw_only=True)
