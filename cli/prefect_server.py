@@ -73,8 +73,8 @@ def call(flow: Callable[..., Any], *args: Any, **parameters: Any) -> Any:
 def ensure() -> None:
     """Makes sure of a server for a run: the one that is named answers, or a temporary one starts and ends with the run.
 
-    Raises ConfigError where the named one cannot be used, TunewrightError where the temporary one has no room
-    on the disk, or is not there in time.
+    Raises ConfigError where the named one cannot be used, TunewrightError where it does not answer, or the temporary
+    one has no room on the disk or is not there in time.
     """
     # One line of ours in place of what Prefect prints for each event and log that it cannot send; logs it writes to
     # stderr by itself, unless logging raises no exceptions.
@@ -90,7 +90,7 @@ def ensure() -> None:
 
 @contextmanager
 def connected() -> Iterator[SyncPrefectClient]:
-    """The server of PREFECT_API_URL. Raises ConfigError where none answers, TunewrightError where it refuses."""
+    """The server of PREFECT_API_URL. Raises TunewrightError where none answers, ConfigError for a wrong address."""
     api = PREFECT_API_URL.value()
     try:
         with get_client(sync_client=True) as client:
@@ -199,11 +199,13 @@ def _warn_once(server: str) -> None:
     )
 
 
-def _unusable(error: BaseException) -> ConfigError:
+def _unusable(error: BaseException) -> TunewrightError:
+    """Return the error of a server that cannot be used: ConfigError unless the address may be right."""
     api = PREFECT_API_URL.value()
     if (advice := addresses.advice_on_api(api)) and isinstance(error, httpx.HTTPStatusError | ValueError):  # or a page
         return ConfigError(f"PREFECT_API_URL={api}: {advice}")
-    return ConfigError(
+    is_away = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
+    return (TunewrightError if is_away and not advice else ConfigError)(
         f"PREFECT_API_URL={api}: no usable server answers there ({error or type(error).__name__}); "
         f"{advice or 'set it to a server that answers'}, or unset it and start one with tunewright up"
     )

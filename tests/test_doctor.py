@@ -290,6 +290,32 @@ def test_the_address_of_ups_mlflow_is_told_from_prefects(monkeypatch: pytest.Mon
     assert (found.state, found.fix) == ("failure", advice)
 
 
+@pytest.mark.parametrize("end", ["", "/ap", "/api/v2"])
+def test_a_wrong_path_of_ups_server_is_told_with_its_address(
+    monkeypatch: pytest.MonkeyPatch, home: Path, end: str
+) -> None:
+    class KnowsNoSuchPath(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), KnowsNoSuchPath) as server, addresses.held() as file:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        prefect = f"http://127.0.0.1:{server.server_port}"
+        up = addresses.Addresses(pid=1, prefect=prefect, mlflow="http://127.0.0.1:9", pool="local")
+        file.write_text(up.model_dump_json())
+        address = f"http://localhost:{server.server_port}{end}"
+        monkeypatch.setenv("PREFECT_API_URL", address)
+        found = of("Prefect", list(of_servers()))
+        with temporary_settings({PREFECT_API_URL: address}), pytest.raises(ConfigError) as refused, connected():
+            pass
+        server.shutdown()
+    advice = f"this is tunewright up with a wrong path: unset it, or set PREFECT_API_URL={prefect}/api"
+    assert str(refused.value) == f"PREFECT_API_URL={address}: {advice}"
+    assert (found.state, found.fix) == ("failure", advice)
+
+
 def test_where_nothing_answers_at_an_address_without_api_the_advice_is_both(
     monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:

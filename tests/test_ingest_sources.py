@@ -54,8 +54,9 @@ def test_a_file_that_lies_in_a_folder_below_is_named() -> None:
         ("folder", r"is a folder; accepted: a file or a glob such as folder/\*.jsonl"),
         (
             "notes.txt",
-            r"ends in '.txt'; accepted: .jsonl, .ndjson, .json, .csv, .parquet, .arrow, also with .gz or .zst",
+            r"path=notes.txt: ends in '.txt'; accepted: .jsonl, .ndjson, .json, .csv, .parquet, .arrow, also with .gz",
         ),
+        ("*.txt", r"path=\*.txt: notes.txt ends in '.txt'; accepted: .jsonl"),
         ("hub:name", r"path=hub:name: accepted: hub:org/name or hub:org/name/config:split"),
         ("nosuch://a/b.jsonl", "cannot be downloaded .*Protocol not known: nosuch"),
         ("memory://none.jsonl", "no such object$"),

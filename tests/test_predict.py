@@ -308,10 +308,12 @@ def test_an_output_is_replaced_only_where_that_is_wanted(said: list[str]) -> Non
 def test_what_is_refused_names_what_was_typed() -> None:
     file = written([{"question": "Where is it?"}])
     Path("two.csv").write_text("question,answer\na,b\n")
+    Path("own.yaml").write_text("a: b\n")
     for split in ("train", "test"):
         Path("saved", split).mkdir(parents=True)
     Path("saved", "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     for arguments, said in {
+        ("own.yaml",): "FILE own.yaml: ends in '.yaml'; accepted: .jsonl, ",
         ("gone.jsonl",): "FILE gone.jsonl: no such file in ",
         ("two.csv", "--columns", "instruction"): '--columns "instruction": accepted: OURS=THEIRS, such as instruct',
         ("two.csv", "--columns", "ask=question"): "--columns: ask is not a known field; accepted: completion, ",

@@ -150,12 +150,19 @@ def test_a_named_server_that_does_not_answer_is_one_line_and_no_other_starts() -
         temporary_settings({PREFECT_API_URL: DEAD}),
         patch.object(prefect_server, "_start") as start,
         pytest.raises(
-            ConfigError,
+            TunewrightError,
             match=f"PREFECT_API_URL={DEAD}: no usable server .*refused.* unset it and start one with",
-        ),
+        ) as raised,
     ):
         prefect_server.ensure()
     start.assert_not_called()
+    assert raised.value.exit_code == 1  # a server that does not answer, as of MLflow's
+
+
+@pytest.mark.parametrize("api", [DEAD.removesuffix("/api"), "127.0.0.1:9/api"])
+def test_a_wrong_address_is_wrong_configuration(api: str) -> None:
+    with temporary_settings({PREFECT_API_URL: api}), pytest.raises(ConfigError, match=r"^PREFECT_API_URL="):
+        prefect_server.ensure()
 
 
 def test_one_that_does_not_answer_is_one_line(tmp_path: Path) -> None:

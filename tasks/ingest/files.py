@@ -215,9 +215,9 @@ def _format(path: str, source: RecordFiles, formats: dict[str, FileFormat], wher
     name = PurePosixPath(urlsplit(path).path if stores.is_url(path) else path)
     suffix = name.with_suffix("").suffix if name.suffix.lower() in (".gz", ".zst") else name.suffix
     if suffix.lower() not in formats:
-        accepted = ", ".join(formats)
+        accepted, which = ", ".join(formats), "" if path == source.path else f"{path} "  # one of a glob
         raise ConfigError(
-            f"{where}: {path} ends in {suffix!r}; accepted: {accepted}, also with .gz or .zst, or set format"
+            f"{where}: {which}ends in {suffix!r}; accepted: {accepted}, also with .gz or .zst, or set format"
         )
     return formats[suffix.lower()]
 

@@ -47,6 +47,11 @@ class Addresses(BaseModel, frozen=True):
         """Whether a PREFECT_API_URL names this Prefect server, by its address or as localhost."""
         return _as_started(url) == self.api
 
+    def is_same_server(self, url: str) -> bool:
+        """Whether an address is that of this Prefect server, whatever its path."""
+        parts = urlsplit(_as_started(url))
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" == self.prefect
+
     def is_mlflow(self, url: str) -> bool:
         """Whether an address is that of this MLflow server."""
         return _as_started(url) == self.mlflow
@@ -57,12 +62,17 @@ def _as_started(url: str) -> str:
 
 
 def advice_on_api(url: str | None) -> str:
-    """Return the advice for a PREFECT_API_URL without its http:// or its /api, or of up's MLflow; empty otherwise."""
+    """Return the advice for a PREFECT_API_URL without its http:// or its /api, or of up's MLflow; empty otherwise.
+
+    Where `up` runs in this home, a wrong path of its server is among them.
+    """
     if not url:
         return ""
     up = running()
     if up and up.is_mlflow(url.rstrip("/").removesuffix("/api")):
         return f"this is the port of MLflow of tunewright up: unset it, or set PREFECT_API_URL={up.api}"
+    if up and up.is_same_server(url) and not up.is_prefect(url):
+        return f"this is tunewright up with a wrong path: unset it, or set PREFECT_API_URL={up.api}"
     if "api" in urlsplit(url).path.split("/"):
         return ""
     if urlsplit(url).scheme not in ("http", "https"):
