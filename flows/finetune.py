@@ -21,7 +21,7 @@ from tunewright.flows.calls import Plan, Reached, Run, Step
 from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.live import seen_in_mlflow
 from tunewright.flows.parameters import FLOW, identifier, named
-from tunewright.flows.run_name import run_name, say_stopped
+from tunewright.flows.run_name import outlive_worker, run_name, say_stopped
 from tunewright.registry.candidate import Candidate
 from tunewright.registry.versions import require_answer
 from tunewright.store import data_versions, in_use
@@ -183,6 +183,8 @@ def finetune(
     if log.level == logging.NOTSET:  # a worker's run: Prefect adds its handler, but leaves the level at root's WARNING
         log.setLevel(logging.INFO)
     say_stopped()
+    if deployment.id:
+        outlive_worker()
     report.show_settings(settings)
     steps = run(settings, until, refresh)
     finished.keep(steps)

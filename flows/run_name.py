@@ -5,6 +5,7 @@ user can act on in its line, so that its traceback is left out.
 """
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -16,6 +17,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.runtime import deployment
 from pydantic import TypeAdapter
+from rich.console import Console
 
 from tunewright.errors import TunewrightError
 from tunewright.flows.parameters import DEPLOYMENT_NAME, field, flat, shown, written
@@ -130,6 +132,22 @@ def say_stopped() -> None:
     """Have Prefect's log of this process say that a run was stopped, where a signal did so, and errors in one line."""
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_in_other_words)
+
+
+def outlive_worker() -> None:
+    """Have what this process prints go nowhere once its worker is killed, which reads it.
+
+    By itself rich then ends the process at its next line, and the run crashes by "Python system exit call".
+    """
+    Console.on_broken_pipe = _print_nowhere
+
+
+def _print_nowhere(console: Console) -> None:
+    console.quiet = True
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # its output and its errors
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def _in_other_words(record: logging.LogRecord) -> bool:

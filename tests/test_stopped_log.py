@@ -3,7 +3,10 @@
 import asyncio
 import logging
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +76,34 @@ def test_an_error_of_ours_is_one_line_and_another_keeps_its_traceback() -> None:
     assert len(ours) >= 2
     assert not any(record.exc_info or record.exc_text for record in ours)
     assert [record for record in handler.records if record.exc_info and isinstance(record.exc_info[1], KeyError)]
+
+
+OUTLIVING = """
+import sys, time
+from pathlib import Path
+from rich.console import Console
+from tunewright.flows.run_name import outlive_worker
+outlive_worker()
+print("begun", flush=True)
+while not Path(sys.argv[1]).exists():
+    time.sleep(0.05)
+for _ in range(3):
+    Console().print("a line of the run")
+    Console(stderr=True).print("a line of the run")
+    print("a line of the run", flush=True)
+Path(sys.argv[2]).touch()
+"""
+
+
+def test_a_run_goes_on_when_nobody_reads_its_output_any_more(tmp_path: Path) -> None:
+    killed, ended = tmp_path / "killed", tmp_path / "ended"
+    command = [sys.executable, "-c", OUTLIVING, str(killed), str(ended)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
+        assert run.stdout and run.stdout.readline() == b"begun\n"
+        run.stdout.close()  # as the kernel closes that of a worker which is killed
+        killed.touch()
+        assert run.wait(timeout=30) == 0
+    assert ended.exists()
 
 
 def test_a_cached_stage_is_logged_once() -> None:

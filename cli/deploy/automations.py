@@ -204,6 +204,9 @@ def _message(target: Target, block: UUID, occasion: str, operation: Operation) -
             '{{ flow_run.parameters.version }} --reason "..."'
         )
     if occasion == "failure":
+        if operation.watch is None:  # else no message comes of these
+            why = "A run ends so when tunewright up is stopped, or when its worker is stopped or killed."
+            said += f"{{% if '{STOPPED}' in (flow_run.state.message or '') %}}\n{why}{{% endif %}}"
         said += f"{{% if flow_run.state.type == 'CRASHED' %}}\n{after_crash(operation)}{{% endif %}}"
     of = _literal(target.name)
     return SendNotification(
