@@ -1,18 +1,14 @@
 """The pipeline's run in MLflow while it goes on: what it is opened with, and how it ends."""
 
 import importlib.metadata
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect.runtime import deployment, flow_run
 
-import tunewright
 from tunewright.config import Settings
 from tunewright.registry import live_run
 from tunewright.registry.candidate import columns, parameters
@@ -21,14 +17,13 @@ from tunewright.registry.run_writer import FLOW_RUN, HOME, RunEnding, RunFacts, 
 from tunewright.reports.progress import followed
 from tunewright.store.cache_key import hash_of
 from tunewright.store.caching import making
-from tunewright.store.code_hashes import fingerprints
+from tunewright.store.code_hashes import PIPELINE, commit, pipeline_hash
 from tunewright.store.stage import cached_part
 from tunewright.tasks.train.stage import train
 
 if TYPE_CHECKING:
     from tunewright.flows.calls import Run
 
-PIPELINE = "tunewright.flows.finetune"
 PATIENCE: dict[Status, float] = {"FINISHED": 10.0, "FAILED": 5.0, "KILLED": 3.0}  # seconds for MLflow to take an end
 OF_WORKER = 30.0  # the same of a failed run that nobody waits for
 
@@ -77,10 +72,9 @@ def describe(live: LiveRun, settings: Settings, lineage: dict[str, str], base: s
 
 
 def _facts(settings: Settings, lineage: dict[str, str], base: str, tags: dict[str, str], name: str | None) -> RunFacts:
-    code = hash_of(fingerprints(PIPELINE))
+    code = pipeline_hash()
     libraries = {library: importlib.metadata.version(library) for library in cached_part(train).libraries}
     shaping = settings.model_copy(update={"operation": type(settings.operation)()})
-    commit = _commit()
     return RunFacts(
         key=hash_of([shaping.model_dump(mode="json"), lineage, base, code, libraries]),
         name=name,
@@ -88,21 +82,7 @@ def _facts(settings: Settings, lineage: dict[str, str], base: str, tags: dict[st
         params=parameters(settings),
         tags=tags
         | {"tunewright.code": code[:12], "tunewright.version": importlib.metadata.version("tunewright")}
-        | ({"mlflow.source.git.commit": commit} if commit else {}),
+        | ({"mlflow.source.git.commit": commit()} if commit() else {}),
         files=lineage,
         columns=columns("exact_match" if settings.gate.metric == "auto" else settings.gate.metric),
     )
-
-
-def _commit() -> str:
-    """The commit that the code was checked out at; empty where it was installed."""
-    root, git = Path(tunewright.__file__).parents[1], shutil.which("git")
-    if git is None or not (root / ".git").exists():
-        return ""
-    try:
-        found = subprocess.run(
-            [git, "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return found.stdout.strip()

@@ -173,11 +173,12 @@ def _is_made(stage: "StageEvidence") -> bool:
 def _differing_packages(evidence: "EvidenceBundle") -> list[str]:
     """Such as "torch 2.10.0, here 2.11.0"."""
     from tunewright.evidence import bundle
+    from tunewright.store.code_hashes import pipeline_hash
 
     here = bundle.packages() | {"Python": bundle.python_version()}
     kept = evidence.packages | {"Python": evidence.python}
     said = [f"{name} {kept[name]}, here {here.get(name, 'none')}" for name in kept if here.get(name) != kept[name]]
-    if evidence.commit != bundle.commit():
+    if evidence.code != pipeline_hash():
         said.append("the code of Tunewright")
     return said
 

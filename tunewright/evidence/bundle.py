@@ -20,6 +20,7 @@ from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, RunArtifacts
 from tunewright.artifacts.payloads import Payload
 from tunewright.registry import files
 from tunewright.registry.candidate import Candidate
+from tunewright.store.code_hashes import commit, pipeline_hash
 from tunewright.store.manifest import MANIFEST, digest_of
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class EvidenceBundle(Payload, frozen=True):
     stages: tuple[StageEvidence, ...]
     settings: dict[str, Any]
     tunewright: str  # version
-    commit: str  # of the checkout that the code ran from, "+changes" where it differs; empty where it was installed
+    commit: str  # of the checkout that the code ran from; empty where it was installed
+    code: str  # the hash of all that the pipeline runs
     python: str
     packages: dict[str, str]  # distribution -> version
     files: dict[str, str]  # path among the run's artifacts -> sha256
@@ -114,6 +116,7 @@ def write(folder: Path, candidate: Candidate) -> str:
         settings=candidate.settings.model_dump(mode="json"),
         tunewright=importlib.metadata.version("tunewright"),
         commit=commit(),
+        code=pipeline_hash(),
         python=python_version(),
         packages=packages(),
         files=digests,
@@ -142,17 +145,3 @@ def packages() -> dict[str, str]:
     """The versions of all distributions that are installed here."""
     found = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
     return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
-
-
-def commit() -> str:
-    """The commit of the checkout that this code runs from, with "+changes" where a file differs; empty elsewhere."""
-    from git import GitCommandNotFound, InvalidGitRepositoryError, NoSuchPathError, Repo
-
-    import tunewright
-
-    try:
-        repository = Repo(Path(tunewright.__file__).parent, search_parent_directories=True)
-        ours = Path(repository.working_dir, "tunewright", "__init__.py").samefile(tunewright.__file__)
-        return repository.head.commit.hexsha + ("+changes" if repository.is_dirty() else "") if ours else ""
-    except (InvalidGitRepositoryError, NoSuchPathError, GitCommandNotFound, ValueError, OSError):
-        return ""

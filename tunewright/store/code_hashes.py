@@ -10,11 +10,14 @@ import functools
 import hashlib
 import importlib.util
 import json
+import shutil
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 FIRST_PARTY = "tunewright"
+PIPELINE = "tunewright.flows.finetune"
 # How an artifact is kept and what is shown or foretold of its making, not what is in it.
 PLUMBING = (
     "tunewright.store.caching",
@@ -249,3 +252,22 @@ def _beside(name: str) -> list[Path]:
         return [each for each in named if each.is_file()]
     found = (each for each in sorted(file.parent.iterdir()) if each.suffix in DATA)
     return [each for each in found if not each.with_suffix(".py").exists()]
+
+
+@functools.cache
+def commit() -> str:
+    """The commit that this code was checked out at; empty where it was installed, or where git is not."""
+    root, git = Path(__file__).parents[2], shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return ""
+    command = [git, "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+@functools.cache
+def pipeline_hash() -> str:
+    """The hash of all code that the pipeline runs."""
+    return hashlib.sha256(json.dumps(fingerprints(PIPELINE), sort_keys=True).encode()).hexdigest()
