@@ -53,9 +53,9 @@ SENTENCES = (
 
 # Started first, the longest before the others, so that no worker has one left at the end: see the list of slow files.
 FIRST = (
-    *("up", "triggers", "ui", "strangers", "deploy", "cli", "prefect_server", "flow", "train", "docs", "engine"),
-    *("distribution", "release", "register", "compare", "stopping", "elsewhere", "architecture", "json", "services"),
-    *("files", "needless", "interrupts", "predict", "serve"),
+    *("live_run", "up", "triggers", "ui", "strangers", "deploy", "cli", "prefect_server", "flow", "train", "docs"),
+    *("engine", "distribution", "release", "register", "compare", "stopping", "elsewhere", "architecture", "json"),
+    *("services", "files", "needless", "interrupts", "predict", "serve", "verify"),
 )
 MAKE_PREFECT_DATABASE = """
 import asyncio
