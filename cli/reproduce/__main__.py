@@ -15,7 +15,7 @@ def main(folder: Path) -> None:
     """Runs what settings.json in the folder says, up to the answers, and writes digests.json there."""
     job = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     with one_line_errors(as_json=False):
-        prepare(console_of(as_json=False))
+        prepare(console_of(as_json=False), quiet=False)  # with the progress of the stages
         config.make_home()
         settings = Settings.model_validate(job["settings"])
         with interrupts.at_once():
