@@ -169,14 +169,14 @@ def test_a_run_is_watched_while_it_trains_and_neither_an_outage_nor_a_kill_costs
     pipeline = Pipeline(tmp_path, tiny_base, registry={"tracking_uri": server.uri})
     client = MlflowClient(server.uri)
     with ended_at_last(pipeline.start("--set", "training.learning_rate=0.002")) as process:
-        run = until(lambda: (run := the_run(client)) and "validation/loss" in run.data.metrics and run)
+        until(lambda: (run := the_run(client)) and "validation/loss" in run.data.metrics)
+        run = until(lambda: (run := the_run(client)).data.tags["progress"].startswith("train: step ") and run)
         assert run.info.status == "RUNNING"
         trainer = until(lambda: trainer_of(process))
         trainer.suspend()  # so that it is seen as it trains, however slow the page is
         assert pipeline.steps < STEPS
         assert run.info.run_name.startswith("tiny learning_rate=0.002 20")
         assert run.data.params["training.learning_rate"] == "0.002"
-        assert run.data.tags["progress"].startswith("train: step ")
         assert {"tunewright.code", "tunewright.version", "prefect.flow_run_id"} <= run.data.tags.keys()
         (files,) = run.inputs.dataset_inputs
         assert [*json.loads(files.dataset.source)["files"]] == [DATA]
