@@ -73,10 +73,10 @@ def reproduce(
     console, started = console_of(as_json), time.monotonic()
     with one_line_errors(as_json), named_as_typed():
         registry = registry_of(name, alias, tracking_uri, as_json)
-        from tunewright.evidence import verify
+        from tunewright.evidence import bundle
 
         with tempfile.TemporaryDirectory() as local:
-            number, evidence = verify.evidence_of(registry, version, Path(local))
+            number, evidence = bundle.evidence_of(registry, version, Path(local))
         _require_sources(evidence)
         made = _new(folder)
         try:

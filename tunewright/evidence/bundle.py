@@ -14,11 +14,13 @@ from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, RunArtifacts
 from tunewright.artifacts.payloads import Payload
-from tunewright.registry import files
+from tunewright.config import Registry
+from tunewright.errors import TunewrightError
+from tunewright.registry import files, release
 from tunewright.registry.candidate import Candidate
 from tunewright.store.code_hashes import commit, pipeline_hash
 from tunewright.store.manifest import MANIFEST, digest_of
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 FOLDER = "evidence"  # among the artifacts of the run
+SHOWN = 3  # faults in one line
+AGAIN = "run its pipeline again with --refresh register, which keeps it"
 RUN = "evidence.run"  # tag of the version: the run of the decision
 FILES = {  # stage -> what the verdict rests on of it; what it made of texts stays on its machine
     "check": ("results.json",),
@@ -145,3 +149,58 @@ def packages() -> dict[str, str]:
     """The versions of all distributions that are installed here."""
     found = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
     return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
+
+
+def evidence_of(registry: Registry, number: str | None, local: Path) -> tuple[str, EvidenceBundle]:
+    """The version with this number, or that under the alias, and its evidence, whose files are in `local` then.
+
+    Raises ConfigError where there is no such version, TunewrightError where its evidence is missing or was altered.
+    """
+    with release.opened(registry) as client:
+        version = release.chosen(client, registry, number)
+        digest, run_id = files.expected(version, files.EVIDENCE), version.tags.get(RUN, "")
+        if not digest:
+            raise TunewrightError(f"{files.uri_of(version)} has no evidence of how it was made: {AGAIN}")
+        evidence, faults = fetched(client, run_id, digest, local)
+        if evidence is None or faults:
+            raise TunewrightError(f"{files.uri_of(version)}: {listed(faults)}; {files.CURE}")
+        return str(version.version), evidence
+
+
+def fetched(client: "MlflowClient", run_id: str, digest: str, local: Path) -> tuple[EvidenceBundle | None, list[str]]:
+    """The evidence, with its files in `local`, and what is wrong with them."""
+    file = f"{FOLDER}/{EvidenceBundle.FILE}"
+    there = {*_paths(client, run_id)}
+    if file not in there:
+        return None, [f"{file} of run {run_id} is missing"]
+    files.download(f"runs:/{run_id}/{file}", local / FOLDER)
+    found = next(local.rglob(EvidenceBundle.FILE))
+    if files.digest_of(found) != digest:
+        return None, [f"{file} of run {run_id} was altered"]
+    try:
+        evidence = EvidenceBundle.load_from(found.parent)
+    except ValidationError:
+        return None, [f"{file} of run {run_id} was written by another version of Tunewright, and cannot be read"]
+    faults = []
+    for name, expected in evidence.files.items():
+        if name not in there or ".." in Path(name).parts or Path(name).is_absolute():
+            faults.append(f"{name} is missing")
+            continue
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+        if files.digest_of(files.download(f"runs:/{run_id}/{name}", (local / name).parent)) != expected:
+            faults.append(f"{name} was altered")
+    return evidence, faults
+
+
+def _paths(client: "MlflowClient", run_id: str, folder: str = "") -> Iterator[str]:
+    for each in client.list_artifacts(run_id, folder):
+        if each.is_dir:
+            yield from _paths(client, run_id, each.path)
+        else:
+            yield each.path
+
+
+def listed(faults: list[str]) -> str:
+    """The first faults in one line, and how many more there are."""
+    more = f"; and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
+    return "; ".join(faults[:SHOWN]) + more

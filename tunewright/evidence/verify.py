@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, General
 from tunewright.artifacts.payloads import Comparison, Decision, VerdictDetails
 from tunewright.config import Gate, Registry
 from tunewright.errors import TunewrightError
-from tunewright.evidence.bundle import FOLDER, RUN, EvidenceBundle, StageEvidence
+from tunewright.evidence.bundle import AGAIN, RUN, EvidenceBundle, StageEvidence, fetched, listed
 from tunewright.metrics.catalogue import PER_ROW
 from tunewright.registry import alias_history, files, release
 from tunewright.registry.alias_state import SENTENCE
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 Decide = Callable[..., tuple[Any, Decision]]  # tasks/decide: decided
 State = Literal["ok", "altered", "changed", "unknown"]
 CLOSE = 1e-9  # of figures that are computed again
-SHOWN = 3  # names in one line
 
 
 class Check(NamedTuple):
@@ -75,22 +73,6 @@ def verify(registry: Registry, number: str | None, decide: Decide) -> Verificati
         return Verification(registry.name, str(version.version), checks)
 
 
-def evidence_of(registry: Registry, number: str | None, local: Path) -> tuple[str, EvidenceBundle]:
-    """The version with this number, or that under the alias, and its evidence, whose files are in `local` then.
-
-    Raises ConfigError where there is no such version, TunewrightError where its evidence is missing or was altered.
-    """
-    with release.opened(registry) as client:
-        version = release.chosen(client, registry, number)
-        digest, run_id = files.expected(version, files.EVIDENCE), version.tags.get(RUN, "")
-        if not digest:
-            raise TunewrightError(f"{files.uri_of(version)} has no evidence of how it was made: {_AGAIN}")
-        evidence, faults = fetched(client, run_id, digest, local)
-        if evidence is None or faults:
-            raise TunewrightError(f"{files.uri_of(version)}: {_listed(faults)}; {files.CURE}")
-        return str(version.version), evidence
-
-
 def _model_files(client: "MlflowClient", version: "ModelVersion") -> Check:
     try:
         with files.copied(client, version) as copy:
@@ -107,7 +89,7 @@ def _evidence(client: "MlflowClient", version: "ModelVersion", decide: Decide) -
         yield Check("evidence", "altered", str(error))
         return
     if not digest:
-        said = f"none: an earlier Tunewright registered it, or the tag {files.EVIDENCE} was removed; {_AGAIN}"
+        said = f"none: an earlier Tunewright registered it, or the tag {files.EVIDENCE} was removed; {AGAIN}"
         yield Check("evidence", "unknown", said)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -117,46 +99,13 @@ def _evidence(client: "MlflowClient", version: "ModelVersion", decide: Decide) -
             yield Check("evidence", "altered", faults[0])
             return
         said = f"{counted(len(evidence.files), 'file')} of run {run_id}"
-        yield Check("evidence", "altered" if faults else "ok", _listed(faults) or f"{said} as they were kept")
+        yield Check("evidence", "altered" if faults else "ok", listed(faults) or f"{said} as they were kept")
         if not any(fault.endswith("missing") for fault in faults):
             yield _answers(evidence, local)
             yield _verdict(evidence, local, version, decide)
             yield _splits(evidence, local)
         yield _artifacts(evidence)
         yield _sources(evidence)
-
-
-def fetched(client: "MlflowClient", run_id: str, digest: str, local: Path) -> tuple[EvidenceBundle | None, list[str]]:
-    """The evidence, with its files in `local`, and what is wrong with them."""
-    file = f"{FOLDER}/{EvidenceBundle.FILE}"
-    there = {*_paths(client, run_id)}
-    if file not in there:
-        return None, [f"{file} of run {run_id} is missing"]
-    files.download(f"runs:/{run_id}/{file}", local / FOLDER)
-    found = next(local.rglob(EvidenceBundle.FILE))
-    if files.digest_of(found) != digest:
-        return None, [f"{file} of run {run_id} was altered"]
-    try:
-        evidence = EvidenceBundle.load_from(found.parent)
-    except ValidationError:
-        return None, [f"{file} of run {run_id} was written by another version of Tunewright, and cannot be read"]
-    faults = []
-    for name, expected in evidence.files.items():
-        if name not in there:
-            faults.append(f"{name} is missing")
-            continue
-        (local / name).parent.mkdir(parents=True, exist_ok=True)
-        if files.digest_of(files.download(f"runs:/{run_id}/{name}", (local / name).parent)) != expected:
-            faults.append(f"{name} was altered")
-    return evidence, faults
-
-
-def _paths(client: "MlflowClient", run_id: str, folder: str = "") -> Iterator[str]:
-    for each in client.list_artifacts(run_id, folder):
-        if each.is_dir:
-            yield from _paths(client, run_id, each.path)
-        else:
-            yield each.path
 
 
 def _tables(evidence: EvidenceBundle, local: Path) -> dict[str, pa.Table]:
@@ -182,7 +131,7 @@ def _answers(evidence: EvidenceBundle, local: Path) -> Check:
                 row = table.column("row_id")[wrong[0]].as_py()[:12]
                 faults.append(f"{metric} of the {name} is not that of its answer in row {row}")
     said = f"{counted(number, 'score')} of the kept answers computed again, and equal"
-    return Check("answers", "altered" if faults else "ok", _listed(faults) or said)
+    return Check("answers", "altered" if faults else "ok", listed(faults) or said)
 
 
 def _verdict(evidence: EvidenceBundle, local: Path, version: "ModelVersion", decide: Decide) -> Check:
@@ -263,7 +212,7 @@ def _artifacts(evidence: EvidenceBundle) -> Check:
     if not here:
         return Check("artifacts", "unknown", "this home has none of its stages: it was made elsewhere, or cleaned up")
     said = f"{here} of {counted(len(evidence.stages), 'stage')} in this home, each file as it was made"
-    return Check("artifacts", "altered" if faults else "ok", _listed(faults) or said)
+    return Check("artifacts", "altered" if faults else "ok", listed(faults) or said)
 
 
 def _fault(stage: StageEvidence) -> str:
@@ -282,7 +231,7 @@ def _sources(evidence: EvidenceBundle) -> Check:
     here = {name: path for name, path in paths.items() if path.is_file()}
     changed = [f"{name} was changed since" for name, path in here.items() if _digest(path) != evidence.sources[name]]
     if changed:
-        return Check("source files", "changed", f"{_listed(changed)}: the version was made of what it was then")
+        return Check("source files", "changed", f"{listed(changed)}: the version was made of what it was then")
     if not here:
         return Check("source files", "unknown", f"none of {counted(len(evidence.sources), 'file')} is on this machine")
     number = counted(len(evidence.sources), "file")
@@ -299,17 +248,9 @@ def _digest(path: Path) -> str:
 def _history(client: "MlflowClient", registry: Registry) -> Check:
     what = f"history of @{registry.alias}"
     if faults := alias_history.faults(client, registry):
-        return Check(what, "altered", _listed(faults))
+        return Check(what, "altered", listed(faults))
     return Check(what, "ok", f"entries as written: {len(alias_history.events_of(client, registry))}")
 
 
 def _is_close(kept: Any, again: float) -> bool:
     return kept is not None and math.isclose(kept, again, rel_tol=CLOSE, abs_tol=CLOSE)
-
-
-def _listed(faults: list[str]) -> str:
-    more = f"; and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
-    return "; ".join(faults[:SHOWN]) + more
-
-
-_AGAIN = "run its pipeline again with --refresh register, which keeps it"
