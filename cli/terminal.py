@@ -11,11 +11,12 @@ from rich.text import Text
 from tunewright.artifacts.payloads import LeakProof
 from tunewright.cli.deployment_file import Pipeline, effective
 from tunewright.cli.visible import plain_table
-from tunewright.config import from_here
+from tunewright.config import Registry, from_here
 from tunewright.flows.outcome import UNCHANGED, Outcome, too_few_test_rows, user_provided_splits, worth_a_look
 from tunewright.flows.parameters import written
 from tunewright.flows.report import mlflow_run, training_sentence
 from tunewright.metrics.catalogue import baseline
+from tunewright.registry.alias_state import TO_APPROVE, named
 from tunewright.registry.tracking import AS_TRAINING, starts_with, tracking_uri
 from tunewright.reports import curves
 from tunewright.reports.account import Account, growth_sentence, leak_sentence
@@ -171,12 +172,14 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
         looks += [("approve in Prefect", registered.asked)] if registered.asked else []
         link = f"{mlflow_run(registered)}?{AS_TRAINING}"
         looks.append(("in MLflow", opened_by(link, tracking_uri(registered))))
-        which = "" if registered.alias else f" --version {registered.version}"
-        nexts.append(f"tunewright predict {registered.name} FILE{which}          # answers the records of FILE")
+        alias = registered.alias or Registry().alias
+        there = Registry(name=registered.name, alias=alias, tracking_uri=registered.tracking_uri)
+        which = [] if registered.alias else ["--version", registered.version]
+        nexts.append(f"tunewright predict {named(there, 'FILE', *which)}          # answers the records of FILE")
         if registered.alias:
-            nexts.append(f"tunewright serve {registered.name}          # serves it under the OpenAI API")
+            nexts.append(f"tunewright serve {named(there)}          # serves it under the OpenAI API")
         if outcome.name == "Waiting":
-            nexts.insert(0, f'tunewright release approve {registered.name} {registered.version} --reason "..."')
+            nexts.insert(0, registered.stands.rpartition(TO_APPROVE)[2])
     elif outcome.splits and not outcome.tokens:
         nexts.append(f"tunewright run {what} --until render          # shows the trained tokens")
     else:

@@ -79,6 +79,24 @@ def test_a_link_that_nothing_serves_stands_behind_the_command_that_serves_it(hom
         assert f"\nin MLflow           http://127.0.0.1:5300/{link}\n" in shown()
 
 
+def test_the_next_commands_say_where_the_model_is() -> None:
+    registered = Registered(
+        name="triage",
+        version="1",
+        alias="pilot",
+        uri="models:/triage/1",
+        run_id="r",
+        experiment_id="7",
+        tracking_uri="http://mlflow:5000",
+    )
+    console = Console(file=StringIO(), width=120, highlight=False)
+    terminal.show_outcome(console, Outcome.of([Step(stage="register", state="ran", record=registered)]), "x.yaml")
+    where = "--alias pilot --tracking-uri http://mlflow:5000 "
+    said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert f"\n  tunewright predict triage FILE {where}" in said
+    assert f"\n  tunewright serve triage {where}" in said
+
+
 def test_prompts_with_fewer_examples_than_chosen_are_warned_of_in_the_summary() -> None:
     said = "few_shot: 3 of 9 test prompts have fewer examples than chosen"
     prompts = Prompts(chosen={"few_shot": "8 examples"}, num_shortened={"few_shot": 3}, warned=(said,))

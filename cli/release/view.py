@@ -12,8 +12,8 @@ from rich.text import Text
 from tunewright.artifacts import shown
 from tunewright.config import Registry
 from tunewright.registry.alias_history import Event
-from tunewright.registry.alias_state import SAID, named_anew
-from tunewright.registry.release import History, ReleaseDecision, command, named
+from tunewright.registry.alias_state import SAID, command, named, named_anew
+from tunewright.registry.release import History, ReleaseDecision
 from tunewright.reports.pages import counted
 
 HISTORY_COLUMNS = ("when (UTC)", "what", "version", "replaced", "by", "why", "verdict", "comparison")

@@ -6,6 +6,7 @@ which MLflow's lists show.
 
 import html
 import re
+import shlex
 from typing import TYPE_CHECKING
 
 from tunewright.artifacts import WAITING
@@ -20,6 +21,7 @@ TAG = "approval"
 PASSED = "Passed the gate"  # begins the sentence of a verdict that no longer waits for approval
 SENTENCE = "sentence"  # tag: of the verdict
 KEPT = "Kept: "  # began the sentence of a candidate that is not promoted
+TO_APPROVE = " To approve: "  # before the command, at the end of a sentence
 ASKS = "Promotion needs approval: "  # begins a line of the model card of a version that may wait
 ASKING = re.compile(rf"^{ASKS}.*\n\n?", re.MULTILINE)
 NOTE = "mlflow.note.content"  # tag of a run: what MLflow shows as its description
@@ -110,7 +112,7 @@ def said(version: "ModelVersion", registry: Registry) -> str:
     match alias_state(version, registry):
         case "waiting":
             waits = sentence.partition(": ")[2].removesuffix(".")
-            return f"{WAITING}: {waits}. To approve: {command(version)}"
+            return f"{WAITING}: {waits}.{TO_APPROVE}{command('approve', registry, str(version.version))}"
         case "approved":
             what = tags.get(f"{TAG}.what") or "approved"
             how = SAID.get(what, what)
@@ -134,6 +136,13 @@ def named_anew(sentence: str) -> str:
     return f"Not promoted: {sentence.removeprefix(KEPT)}" if sentence.startswith(KEPT) else sentence
 
 
-def command(version: "ModelVersion") -> str:
-    """Return the command that approves the version."""
-    return f'tunewright release approve {version.name} {version.version} --reason "..."'
+def command(decision: str, registry: Registry, *version: str) -> str:
+    """Return the command of a decision, with all that it requires."""
+    return f'tunewright release {decision} {named(registry, *version)} --reason "..."'
+
+
+def named(registry: Registry, *words: str) -> str:
+    """The name and further words of a command, with what else it has to say of where the model is."""
+    alias = ["--alias", registry.alias] if registry.alias != Registry().alias else []
+    where = ["--tracking-uri", registry.tracking_uri] if registry.tracking_uri else []
+    return shlex.join([registry.name, *words, *alias, *where])

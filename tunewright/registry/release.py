@@ -5,7 +5,6 @@ entered into the history with who, when and why.
 """
 
 import contextlib
-import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from tunewright.errors import ConfigError, TunewrightError
 from tunewright.registry import alias, rehearsal
 from tunewright.registry.alias import as_it_stands, enter, held_by, move, waiting
 from tunewright.registry.alias_history import Event, What, events_of, past_champions
-from tunewright.registry.alias_state import TAG, alias_state, said, set_alias_state, verdict_of
+from tunewright.registry.alias_state import TAG, TO_APPROVE, alias_state, command, said, set_alias_state, verdict_of
 from tunewright.registry.candidate import PAGE
 from tunewright.registry.tracking import connected, patient, starts_with, tracking_uri, ui
 from tunewright.registry.versions import current_version
@@ -29,18 +28,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 LONGEST_REASON = 1_000  # characters
-
-
-def command(decision: str, registry: Registry, *version: str) -> str:
-    """Return the command of a decision, with all that it requires."""
-    return f'tunewright release {decision} {named(registry, *version)} --reason "..."'
-
-
-def named(registry: Registry, *version: str) -> str:
-    """The name and the version, with what else a command has to say of where they are."""
-    alias = ["--alias", registry.alias] if registry.alias != Registry().alias else []
-    where = ["--tracking-uri", registry.tracking_uri] if registry.tracking_uri else []
-    return shlex.join([registry.name, *version, *alias, *where])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +261,7 @@ def _waiting(client: "MlflowClient", registry: Registry, version: "ModelVersion"
     return Waiting(
         version=str(version.version),
         since=version.tags[f"{TAG}.when"],
-        sentence=said(version, registry).partition(" To approve: ")[0],
+        sentence=said(version, registry).partition(TO_APPROVE)[0],
         gain=version.tags.get("gain", ""),
         challenged=version.tags.get("challenged", ""),
         page=f"{run.artifact_uri}/{PAGE}" if starts_with(uri) else served,
