@@ -142,8 +142,8 @@ def outlive_worker() -> None:
     Console.on_broken_pipe = _print_nowhere
 
 
-def _print_nowhere(console: Console) -> None:
-    console.quiet = True
+def _print_nowhere(self: Console) -> None:  # a method of Console
+    self.quiet = True
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # its output and its errors
         os.dup2(nowhere, stream)
