@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tunewright.accepted import did_you_mean, shown
 from tunewright.cli.command_line import Json, console_of, one_line_errors
-from tunewright.cli.registered_model import Alias, Name, Uri, named_as_typed, registry_of
+from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_typed, registry_of
 from tunewright.cli.visible import as_line
 from tunewright.errors import ConfigError
 
@@ -28,9 +28,7 @@ def export(
     to: Annotated[
         str, typer.Option(metavar="FORM", help="merged: a whole model; adapter: the PEFT adapter, for its base")
     ],
-    version: Annotated[
-        str | None, typer.Option(metavar="N", help="Version; default: the one with the alias", show_default=False)
-    ] = None,
+    version: Version = None,
     dtype: Annotated[
         str | None,
         typer.Option(

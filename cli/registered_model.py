@@ -14,6 +14,10 @@ from tunewright.errors import ConfigError, TunewrightError
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Registered model: registry.name, by default the deployment's")
 ]
+Version = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Version number; default: the version with the alias", show_default=False),
+]
 Alias = Annotated[str, typer.Option(metavar="NAME", help="Alias, as in registry.alias")]
 Uri = Annotated[
     str | None, typer.Option(metavar="URI", help="MLflow's address; default: the database in the home folder")

@@ -1,13 +1,13 @@
 """`tunewright verify`: check a registered version against the evidence of how it was made."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from tunewright.cli.command_line import Json, console_of, one_line_errors
-from tunewright.cli.registered_model import Alias, Name, Uri, named_as_typed, registry_of
+from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_typed, registry_of
 from tunewright.cli.visible import as_line
 
 if TYPE_CHECKING:  # what it imports takes seconds
@@ -24,9 +24,7 @@ CODES = {"ok": 0, "altered": 1, "unknown": 1, "changed": 3}
 
 def verify(
     name: Name,
-    version: Annotated[
-        str | None, typer.Option(metavar="N", help="Version number; default: the version with the alias")
-    ] = None,
+    version: Version = None,
     alias: Alias = "champion",
     tracking_uri: Uri = None,
     as_json: Json = False,

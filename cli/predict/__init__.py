@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from tunewright.accepted import did_you_mean, shown
 from tunewright.cli import interrupts
 from tunewright.cli.command_line import Json, Quiet, console_of, one_line_errors
-from tunewright.cli.registered_model import Alias, Name, Uri, named_as_typed, registry_of
+from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_typed, registry_of
 from tunewright.cli.visible import as_line
 from tunewright.config import Evaluation, RecordFiles
 from tunewright.config.data import Format, Layout
@@ -49,9 +49,7 @@ def predict(
             "question a line; a URL and a hub data set too",
         ),
     ],
-    version: Annotated[
-        str | None, typer.Option(metavar="N", help="Version number; default: the version with the alias")
-    ] = None,
+    version: Version = None,
     alias: Alias = "champion",
     output: Annotated[
         Path | None,

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from tunewright import config
 from tunewright.cli.command_line import Json, console_of, one_line_errors
-from tunewright.cli.registered_model import Alias, Name, Uri, named_as_typed, registry_of
+from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_typed, registry_of
 from tunewright.cli.visible import as_line
 from tunewright.errors import DataError, TunewrightError
 
@@ -51,9 +51,7 @@ class Stage(NamedTuple):
 
 def reproduce(
     name: Name,
-    version: Annotated[
-        str | None, typer.Option(metavar="N", help="Version number; default: the version with the alias")
-    ] = None,
+    version: Version = None,
     folder: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Keep what is made in this new folder; default: it is removed"),

@@ -12,7 +12,7 @@ from rich.text import Text
 from tunewright.accepted import did_you_mean, shown
 from tunewright.cli import interrupts
 from tunewright.cli.command_line import console_of, one_line_errors
-from tunewright.cli.registered_model import Alias, Name, Uri, named_as_typed, registry_of
+from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_typed, registry_of
 from tunewright.errors import ConfigError
 from tunewright.machine.addresses import LOOPBACK
 
@@ -22,9 +22,7 @@ TYPED = (("model.base", "the version"),)
 
 def serve(
     name: Name,
-    version: Annotated[
-        str | None, typer.Option(metavar="N", help="Version number; default: the version with the alias")
-    ] = None,
+    version: Version = None,
     alias: Alias = "champion",
     engine: Annotated[
         str,
